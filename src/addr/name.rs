@@ -1,0 +1,188 @@
+//! Names of overlays and of network devices.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Prefix of the bridge for the MesosContainerizer.
+pub const MESOS_BRIDGE_PREFIX: &str = "m-";
+/// Prefix of the bridge for the DockerContainerizer.
+pub const DOCKER_BRIDGE_PREFIX: &str = "d-";
+
+/// Longest name of a network device in bytes: IFNAMSIZ of `linux/if.h` is 16 with the closing zero.
+const DEVICE_NAME_MAX: usize = 15;
+/// What remains for the overlay beside the prefix of its bridges.
+const OVERLAY_NAME_MAX: usize = DEVICE_NAME_MAX - MESOS_BRIDGE_PREFIX.len();
+/// Names of networks that every Docker engine or Mesos has of its own.
+const RESERVED: [&str; 4] = ["host", "bridge", "default", "none"];
+
+/// Name of an overlay network. It is also the name of the Docker network, of the CNI network and file,
+/// and, with a prefix, of two bridges: so it is valid as each of them.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OverlayName(String);
+
+impl OverlayName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The bridge for the MesosContainerizer, `m-NAME`.
+    #[must_use]
+    pub fn mesos_bridge(&self) -> DeviceName {
+        DeviceName(format!("{MESOS_BRIDGE_PREFIX}{}", self.0))
+    }
+
+    /// The bridge for the DockerContainerizer, `d-NAME`.
+    #[must_use]
+    pub fn docker_bridge(&self) -> DeviceName {
+        DeviceName(format!("{DOCKER_BRIDGE_PREFIX}{}", self.0))
+    }
+}
+
+impl fmt::Display for OverlayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for OverlayName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Why a text cannot name an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OverlayNameError {
+    /// The empty text.
+    #[error("is empty: write 1 to {OVERLAY_NAME_MAX} characters")]
+    Empty,
+    /// Its bridges would have names longer than a device may have.
+    #[error(
+        "'{0}' is {len} bytes long: write at most {OVERLAY_NAME_MAX}, since the bridge m-NAME is a \
+         network device",
+        len = .0.len()
+    )]
+    TooLong(String),
+    /// A network that Docker or Mesos has of its own.
+    #[error("'{0}' is reserved by Docker and Mesos: write another name than {list}", list = RESERVED.join(", "))]
+    Reserved(String),
+    /// A character that Docker, the kernel or a file name does not take.
+    #[error(
+        "'{name}' contains {character:?}: write letters, digits, '_', '.' and '-', the first a letter \
+         or a digit",
+        name = .0.escape_debug(), character = .1
+    )]
+    Character(String, char),
+}
+
+impl FromStr for OverlayName {
+    type Err = OverlayNameError;
+
+    fn from_str(text: &str) -> Result<Self, OverlayNameError> {
+        let Some(first) = text.chars().next() else {
+            return Err(OverlayNameError::Empty);
+        };
+        // Docker's own rule for names (moby, RestrictedNameChars); stricter than the kernel's.
+        let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
+        let bad = if first.is_ascii_alphanumeric() {
+            text.chars().find(|&letter| !is_allowed(letter))
+        } else {
+            Some(first)
+        };
+        if let Some(character) = bad {
+            return Err(OverlayNameError::Character(text.to_owned(), character));
+        }
+        if RESERVED.contains(&text) {
+            return Err(OverlayNameError::Reserved(text.to_owned()));
+        }
+        if text.len() > OVERLAY_NAME_MAX {
+            return Err(OverlayNameError::TooLong(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Name of a network device that the kernel takes (`dev_valid_name`), and in characters that are safe in
+/// a path and on a command line.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceName(String);
+
+impl DeviceName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Why a text cannot name a network device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{name}' cannot name a network device: write 1 to {DEVICE_NAME_MAX} letters, digits, '_', '.' and \
+     '-', the first a letter or a digit",
+    name = .0.escape_debug()
+)]
+pub struct DeviceNameError(String);
+
+impl FromStr for DeviceName {
+    type Err = DeviceNameError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceNameError> {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+        if starts_well && text.len() <= DEVICE_NAME_MAX && text.bytes().all(is_allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(DeviceNameError(text.to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirteen_characters_make_a_bridge_of_fifteen() {
+        let name: OverlayName = "vxlan-1234567".parse().unwrap();
+        assert_eq!(name.mesos_bridge().as_str(), "m-vxlan-1234567");
+        assert_eq!(name.mesos_bridge().as_str().parse(), Ok(name.mesos_bridge()));
+        assert_eq!(
+            "vxlan-12345678".parse::<OverlayName>().unwrap_err().to_string(),
+            "'vxlan-12345678' is 14 bytes long: write at most 13, since the bridge m-NAME is a \
+             network device"
+        );
+    }
+
+    #[test]
+    fn what_docker_a_file_or_the_kernel_refuses_is_no_overlay_name() {
+        for text in ["a b", "a/b", "..", ".a", "-a", "a:b", "a\nb", "über", "a;rm", "a$b"] {
+            assert!(
+                matches!(text.parse::<OverlayName>(), Err(OverlayNameError::Character(..))),
+                "{text:?} was accepted"
+            );
+            assert!(text.parse::<DeviceName>().is_err(), "{text:?} was accepted as a device");
+        }
+        for text in RESERVED {
+            assert_eq!(
+                text.parse::<OverlayName>(),
+                Err(OverlayNameError::Reserved(text.to_owned()))
+            );
+        }
+        assert_eq!("".parse::<OverlayName>(), Err(OverlayNameError::Empty));
+    }
+}

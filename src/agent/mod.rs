@@ -1,0 +1,5 @@
+//! The agent.
+
+mod network;
+
+pub use network::{CniNetwork, DockerNetwork};

@@ -1,0 +1,7 @@
+//! Overlay networks for Apache Mesos.
+
+pub mod addr;
+pub mod agent;
+pub mod protocol;
+pub mod store;
+pub mod wire;

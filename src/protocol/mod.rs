@@ -1,0 +1,12 @@
+//! The words that master and agent share: the network of a cluster, an agent's share of it, what is kept of
+//! it, and the four messages between them. [`crate::wire`] turns them into bytes and back.
+
+mod assignment;
+mod message;
+mod network;
+mod record;
+
+pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
+pub use message::{AgentOptions, Message};
+pub use network::{AddressRange, Network, Overlay};
+pub use record::{AgentRecord, OverlayRecord};

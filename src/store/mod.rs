@@ -1,0 +1,100 @@
+//! Where the master keeps what it promised.
+//!
+//! A store maps keys to bytes and knows an epoch. [`Store::load`] begins a new epoch: from then on a
+//! [`Store::commit`] of any earlier one is refused, so that a master that was deposed cannot write. One
+//! commit is one durable write, however many changes it carries: the master puts all that waits into the
+//! next one (group commit).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+/// Counts the leaders of a state. A later leader has a greater epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+/// Counts the commits of a state, over all epochs. The state that was never written has version 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+impl Version {
+    /// The version after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// What a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// The agent with this address.
+    Agent(Ipv4Addr),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(ip) => write!(f, "agent {ip}"),
+        }
+    }
+}
+
+/// One change of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Keep these bytes under this key, instead of what was there.
+    Put(Key, Vec<u8>),
+    /// Forget the key. Nothing happens if it is not there.
+    Delete(Key),
+}
+
+/// Everything that a store holds at the start of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The epoch that has begun.
+    pub epoch: Epoch,
+    /// Version of the last commit.
+    pub version: Version,
+    /// All records in the order of their keys. A key that the store cannot read is kept, and is not here.
+    pub records: Vec<(Key, Vec<u8>)>,
+}
+
+/// A durable state with one writer at a time. Calls block; they are made on a thread of their own.
+pub trait Store: Send {
+    /// Reads everything and begins a new epoch, which ends all earlier ones.
+    ///
+    /// # Errors
+    /// When the state cannot be read or the epoch cannot be written.
+    fn load(&mut self) -> Result<Loaded, StoreError>;
+
+    /// Applies all of `changes` or none, and returns when they are durable, with the version that they
+    /// made: one more than the last.
+    ///
+    /// # Errors
+    /// [`StoreError::Deposed`] if `epoch` is not the latest; nothing was written then. After any other
+    /// error the changes may or may not be durable: only a new [`Store::load`] tells.
+    fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError>;
+}
+
+/// Why a store did not do as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another master has begun a later epoch.
+    #[error("{store}: another master has taken over: epoch {epoch} has ended")]
+    Deposed {
+        /// Which store, as the operator named it.
+        store: String,
+        /// The epoch of the write.
+        epoch: u64,
+    },
+    /// The state cannot be read or written.
+    #[error("{store}: {action}: {reason}")]
+    Failed {
+        /// Which store, as the operator named it.
+        store: String,
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed and what to do.
+        reason: String,
+    },
+}

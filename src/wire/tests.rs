@@ -1,0 +1,155 @@
+//! The wire against what the C++ modules sent and printed (`tests/golden/README` of the recording).
+
+use super::mesos::modules::overlay as pb;
+use super::*;
+use crate::protocol::{Message as Word, Status};
+
+/// The body of a recorded request: the one chunk after the blank line.
+fn body(request: &[u8]) -> &[u8] {
+    let start = request.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let rest = &request[start..];
+    let Some(line) = rest.windows(2).position(|two| two == b"\r\n") else {
+        return &[];
+    };
+    let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+    &rest[line + 2..][..length]
+}
+
+fn round_trip(name: &str, request: &[u8]) -> Word {
+    let name = format!("mesos.modules.overlay.internal.{name}");
+    let message = decode_message(&name, body(request)).unwrap();
+    assert_eq!(encode_message(&message), (name.as_str(), body(request).to_vec()), "bytes differ");
+    message
+}
+
+macro_rules! golden {
+    ($file:literal) => {
+        include_bytes!(concat!("../../tests/golden/", $file)).as_slice()
+    };
+}
+
+#[test]
+fn the_recorded_messages_decode_and_encode_to_the_same_bytes() {
+    let register = round_trip("RegisterAgentMessage", golden!("RegisterAgentMessage.http"));
+    let Word::RegisterAgent(options) = register else { panic!("not a registration") };
+    assert!(options.allocate_subnet && options.mesos_bridge && options.docker_bridge);
+    assert_eq!(options.overlay_mtu.bytes(), 1420);
+
+    let update = golden!("UpdateAgentOverlaysMessage.http");
+    let Word::UpdateAgentOverlays(overlays) = round_trip("UpdateAgentOverlaysMessage", update)
+    else {
+        panic!("not an update")
+    };
+    assert_eq!(overlays.len(), 2);
+    assert_eq!(overlays[1].subnet6.unwrap().to_string(), "fd01:b::/80");
+    assert_eq!(overlays[0].vtep.mac.to_string(), "70:b3:d5:80:00:01");
+    assert_eq!(overlays[0].status, None);
+
+    let registered = golden!("AgentRegisteredMessage.http");
+    let Word::AgentRegistered(overlays) = round_trip("AgentRegisteredMessage", registered) else {
+        panic!("not a report")
+    };
+    assert!(overlays.iter().all(|overlay| overlay.status == Some(Status::Ok)));
+
+    let acknowledgement = golden!("AgentRegisteredAcknowledgement.http");
+    round_trip("AgentRegisteredAcknowledgement", acknowledgement);
+}
+
+#[test]
+fn the_recorded_json_parses_and_prints_to_the_same_bytes() {
+    let text = golden!("overlay-master-state.json").trim_ascii_end();
+    let state: pb::State = parse_json(text).unwrap();
+    assert_eq!(print_json(&state).as_bytes(), text);
+
+    let text = golden!("overlay-agent-overlay.json").trim_ascii_end();
+    let agent: pb::AgentInfo = parse_json(text).unwrap();
+    assert_eq!(print_json(&agent).as_bytes(), text);
+}
+
+#[test]
+fn the_recorded_endpoints_survive_the_checked_types() {
+    let text = golden!("overlay-master-state.json").trim_ascii_end();
+    let state = decode_state(&parse_json(text).unwrap()).unwrap();
+    assert_eq!(print_json(&encode_state(&state)).as_bytes(), text);
+
+    let bytes = golden!("overlay-agent-overlay.pb");
+    let agent = decode_agent(&decode(bytes).unwrap()).unwrap();
+    assert_eq!(prost::Message::encode_to_vec(&encode_agent(&agent)), bytes);
+    let text = golden!("overlay-agent-overlay.json").trim_ascii_end();
+    assert_eq!(print_json(&encode_agent(&agent)).as_bytes(), text);
+}
+
+#[test]
+fn missing_required_fields_are_named_with_their_path() {
+    let error = |name: &str, bytes: &[u8]| {
+        decode_message(&format!("mesos.modules.overlay.internal.{name}"), bytes)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        error("RegisterAgentMessage", b""),
+        "malformed mesos.modules.overlay.internal.RegisterAgentMessage: missing required \
+         network_config"
+    );
+    // Field 1, two overlays: one empty, one with an info that has no name.
+    assert_eq!(
+        error("AgentRegisteredMessage", &[0x0a, 0, 0x0a, 2, 0x0a, 0]),
+        "malformed mesos.modules.overlay.internal.AgentRegisteredMessage: missing required \
+         overlays[0].backend, overlays[0].info, overlays[1].backend, overlays[1].info.name"
+    );
+}
+
+#[test]
+fn an_unusable_field_is_refused_with_its_path() {
+    let update = golden!("UpdateAgentOverlaysMessage.http");
+    let name = "mesos.modules.overlay.internal.UpdateAgentOverlaysMessage";
+    let mut bytes = body(update).to_vec();
+    let at = bytes.windows(7).position(|part| part == b"vxlan-1").unwrap();
+    bytes[at..at + 7].copy_from_slice(b"../../x");
+    assert_eq!(
+        decode_message(name, &bytes).unwrap_err().to_string(),
+        "overlays[0].info.name: '../../x' contains '.': write letters, digits, '_', '.' and '-', \
+         the first a letter or a digit"
+    );
+    assert!(decode_message(name, &[0xff, 0xff]).is_err());
+    assert_eq!(
+        decode_message("mesos.internal.PingSlaveMessage", b"").unwrap_err().to_string(),
+        "unknown message 'mesos.internal.PingSlaveMessage'"
+    );
+}
+
+#[test]
+fn strings_are_escaped_as_rapidjson_does() {
+    let agent = pb::AgentInfo { ip: Some("\"\\/\n\u{1f}é".to_owned()), ..Default::default() };
+    assert_eq!(print_json(&agent), r#"{"ip":"\"\\/\n\u001Fé"}"#);
+    assert_eq!(parse_json::<pb::AgentInfo>(print_json(&agent).as_bytes()).unwrap(), agent);
+}
+
+#[test]
+fn json_of_the_wrong_shape_is_refused() {
+    let error = |text: &str| parse_json::<pb::State>(text.as_bytes()).unwrap_err().to_string();
+    assert_eq!(error("[]"), "expected an object");
+    assert_eq!(error(r#"{"agents":{}}"#), "field 'agents': expected a list");
+    assert_eq!(error(r#"{"agents":[{"ip":1}]}"#), "field 'ip': expected a string");
+    assert!(error(r#"{"agents":[{}]}"#).ends_with("missing required agents[0].ip"));
+    assert!(parse_json::<pb::State>(br#"{"agents":null,"new":1}"#).is_ok());
+}
+
+#[test]
+fn a_record_reads_what_it_writes() {
+    let record = crate::protocol::AgentRecord {
+        vtep_ip: "44.128.0.1".parse().unwrap(),
+        vtep_ip6: Some("fd01:a::1".parse().unwrap()),
+        overlays: vec![crate::protocol::OverlayRecord {
+            name: "vxlan-1".parse().unwrap(),
+            subnet: Some("192.168.0.0/24".parse().unwrap()),
+            subnet6: Some("fd01:b::/80".parse().unwrap()),
+        }],
+        allocate_subnet: true,
+        mesos_bridge: false,
+        docker_bridge: true,
+        released_at: Some(1_700_000_000),
+    };
+    assert_eq!(decode_record(&encode_record(&record)).unwrap(), record);
+    assert!(decode_record(b"\x0a\x01x").is_err());
+}
