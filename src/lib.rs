@@ -2,6 +2,7 @@
 
 pub mod addr;
 pub mod agent;
+pub mod clock;
 pub mod protocol;
 pub mod store;
 pub mod wire;

@@ -1,5 +1,266 @@
-//! The agent.
+//! The agent: registers with the master, makes the container networks of its share of the overlays, and
+//! reports what became of them.
+//!
+//! A pure machine: no IO, no clock, no randomness of its own. See [`Agent`] for how to run it.
 
+mod command;
+mod event;
 mod network;
+mod overlays;
+mod registration;
+#[cfg(test)]
+mod tests;
+mod view;
 
-pub use network::{CniNetwork, DockerNetwork};
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+pub use command::{Command, Reply};
+pub use event::{Event, Request};
+pub use network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
+pub use view::{Condition, Counters, Health, NetworkHealth};
+
+use crate::addr::{OverlayName, Upid};
+use crate::clock::Now;
+use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message};
+use overlays::Overlays;
+use registration::{Phase, Registration};
+
+/// How an agent behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// What it wants of the overlays.
+    pub options: AgentOptions,
+    /// How many attempts at a network follow each other quickly; later ones come once in
+    /// `verify_interval`.
+    pub max_configuration_attempts: u32,
+    /// How often a network that was found ready is verified.
+    pub verify_interval: Duration,
+}
+
+/// The agent.
+///
+/// Whoever runs it calls [`Self::handle`] for every event, [`Self::poll_command`] until there is none,
+/// and sends [`Event::Timeout`] at [`Self::next_timeout`]; all from one thread at a time. It never fails:
+/// what cannot be done is a status, a counter or a line in the log.
+#[derive(Debug)]
+pub struct Agent {
+    ip: Ipv4Addr,
+    settings: Settings,
+    random: fastrand::Rng,
+    registration: Registration,
+    overlays: Overlays,
+    /// Whether the master has assigned anything since this agent was started.
+    has_assignments: bool,
+    /// Whether the master lacks the latest statuses.
+    has_news: bool,
+    counters: Counters,
+    commands: VecDeque<Command>,
+}
+
+impl Agent {
+    /// An agent with the address `ip`, which knows no master yet. `seed` is what its waits are drawn
+    /// from: it must differ between agents.
+    #[must_use]
+    pub fn new(ip: Ipv4Addr, settings: Settings, seed: u64) -> Self {
+        Self {
+            ip,
+            settings,
+            random: fastrand::Rng::with_seed(seed),
+            registration: Registration::new(),
+            overlays: Overlays::default(),
+            has_assignments: false,
+            has_news: false,
+            counters: Counters::default(),
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// Takes note of what happened.
+    pub fn handle(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Timeout => {}
+            Event::Detected(address) => self.detected(now, address),
+            Event::Exited(address) => self.exited(now, address),
+            Event::Message { from, message } => self.message(now, &from, message),
+            Event::Malformed { from, name, reason } => {
+                self.counters.malformed_messages += 1;
+                log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+            }
+            Event::Applied { attempt, overlay, kind, result } => {
+                self.applied(now, attempt, (&overlay, kind), result);
+            }
+            Event::Request(id, request) => {
+                let reply = match request {
+                    Request::Overlay => Reply::Overlay(self.info()),
+                    Request::Health => Reply::Health(Box::new(self.health(now))),
+                };
+                self.commands.push_back(Command::Reply { id, reply });
+            }
+        }
+        self.do_what_is_due(now);
+    }
+
+    /// What is to be done next, in order.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// When to send [`Event::Timeout`], since `Now::elapsed` 0.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Duration> {
+        [self.registration.due(), self.overlays.next_due()].into_iter().flatten().min()
+    }
+
+    fn detected(&mut self, now: Now, address: Option<SocketAddrV4>) {
+        if !self.registration.detected(now, address, &mut self.random) {
+            return;
+        }
+        self.overlays.reset_attempts();
+        match address {
+            Some(address) => log::info!("detected master {address}"),
+            None => log::warn!("no master is known: waiting until one is detected"),
+        }
+    }
+
+    fn exited(&mut self, now: Now, address: SocketAddrV4) {
+        if self.registration.exited(now, address, &mut self.random) {
+            self.counters.connections_lost += 1;
+            log::warn!("connection to master {address} ended or was refused: registering again");
+            self.commands.push_back(Command::Detect);
+        }
+    }
+
+    fn message(&mut self, now: Now, from: &Upid, message: Message) {
+        // Whoever can make this agent believe it can redirect the traffic of all its containers.
+        if !self.registration.is_master(from) {
+            self.counters.unexpected_messages += 1;
+            log::warn!("ignored {message} from {from}, which is not the master of this agent");
+            return;
+        }
+        match message {
+            Message::UpdateAgentOverlays(assignments) => self.update(now, from, assignments),
+            Message::AgentRegisteredAcknowledgement => self.acknowledged(now),
+            Message::RegisterAgent(_) | Message::AgentRegistered(_) => {
+                self.counters.unexpected_messages += 1;
+                log::warn!("ignored {message} from {from}: it is meant for a master");
+            }
+        }
+    }
+
+    fn update(&mut self, now: Now, from: &Upid, assignments: Vec<Assignment>) {
+        self.counters.update_agent_overlays_messages_received += 1;
+        let mut names: BTreeSet<&OverlayName> = BTreeSet::new();
+        if let Some(twice) = assignments.iter().find(|one| !names.insert(one.name())) {
+            self.counters.update_agent_overlays_messages_dropped += 1;
+            log::warn!("ignored an update from {from}: overlay {} is in it twice", twice.name());
+            return;
+        }
+        let count = assignments.len();
+        let is_first = !std::mem::replace(&mut self.has_assignments, true);
+        if self.overlays.update(now, assignments, &self.settings.options) || is_first {
+            log::info!("the master assigned {count} overlays");
+            self.commands.push_back(Command::RetainCni(self.overlays.cni_names()));
+        }
+        // A master that assigns wants a report, even if nothing has changed: it may have been restarted.
+        self.has_news = true;
+        self.registration.assigned();
+        self.report(now);
+    }
+
+    fn acknowledged(&mut self, now: Now) {
+        self.counters.agent_registered_acknowledgements_received += 1;
+        if self.registration.phase() != Phase::Reporting {
+            self.counters.agent_registered_acknowledgements_dropped += 1;
+        } else if self.has_news {
+            // Something changed while the report was under way.
+            self.report(now);
+        } else {
+            log::info!("registered with the master");
+            self.registration.registered();
+        }
+    }
+
+    fn applied(
+        &mut self,
+        now: Now,
+        attempt: u64,
+        network: (&OverlayName, NetworkKind),
+        result: Result<(), String>,
+    ) {
+        if let Err(reason) = &result {
+            self.counters.overlay_config_failures += 1;
+            if network.1 == NetworkKind::Docker {
+                self.counters.docker_cmd_failures += 1;
+            }
+            log::error!("overlay {}: {}: {reason}", network.0, network.1);
+        }
+        let tools = (&self.settings, &mut self.random);
+        let Some(has_changed) = self.overlays.applied(now, attempt, network, result, tools) else {
+            return;
+        };
+        self.has_news |= has_changed;
+        // While registering the master has to assign first, and while reporting to acknowledge.
+        let may_report =
+            matches!(self.registration.phase(), Phase::Configuring | Phase::Registered);
+        if self.has_news && may_report {
+            self.report(now);
+        }
+    }
+
+    /// Tells the master, unless some network is still being tried for the first time.
+    fn report(&mut self, now: Now) {
+        if !self.overlays.are_settled() {
+            return;
+        }
+        let Some(master) = self.registration.reporting(now, &mut self.random) else {
+            return;
+        };
+        self.has_news = false;
+        self.counters.agent_registered_messages_sent += 1;
+        let message = Message::AgentRegistered(self.overlays.assignments());
+        self.commands.push_back(Command::Send { to: master, message });
+    }
+
+    fn do_what_is_due(&mut self, now: Now) {
+        if let Some(master) = self.registration.take_due(now, &mut self.random) {
+            self.counters.register_agent_messages_sent += 1;
+            let message = Message::RegisterAgent(self.settings.options);
+            self.commands.push_back(Command::Link(master.clone()));
+            self.commands.push_back(Command::Send { to: master, message });
+        }
+        for (attempt, network) in self.overlays.take_due(now) {
+            self.commands.push_back(Command::Apply { attempt, network });
+        }
+    }
+
+    fn info(&self) -> AgentInfo {
+        AgentInfo {
+            ip: self.ip,
+            overlays: self.overlays.assignments(),
+            configuration_attempts: Some(self.overlays.attempts()),
+        }
+    }
+
+    fn health(&self, now: Now) -> Health {
+        let mut problems: Vec<String> =
+            self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        let status = match self.registration.phase() {
+            Phase::Detached => {
+                problems.push("no master is known".to_owned());
+                Condition::Detached
+            }
+            Phase::Registered if problems.is_empty() => Condition::Ok,
+            Phase::Registered => Condition::Degraded,
+            Phase::Registering | Phase::Configuring | Phase::Reporting => Condition::Registering,
+        };
+        Health {
+            status,
+            problems,
+            master: self.registration.master().map(ToString::to_string),
+            networks: self.overlays.health(now),
+            counters: self.counters.clone(),
+        }
+    }
+}

@@ -5,8 +5,10 @@ mod assignment;
 mod message;
 mod network;
 mod record;
+mod request;
 
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
 pub use record::{AgentRecord, OverlayRecord};
+pub use request::RequestId;

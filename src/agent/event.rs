@@ -1,0 +1,77 @@
+//! What happens to the agent.
+
+use std::fmt;
+use std::net::SocketAddrV4;
+
+use super::NetworkKind;
+use crate::addr::{OverlayName, Upid};
+use crate::protocol::{Message, RequestId};
+
+/// Something that happened. The runtime makes them out of what its adapters report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The moment of [`super::Agent::next_timeout`] has come.
+    Timeout,
+    /// The detector found the leading master, or that there is none.
+    Detected(Option<SocketAddrV4>),
+    /// The linked connection to this address has ended or could not be made.
+    Exited(SocketAddrV4),
+    /// A message that is well-formed; nothing else is known about it.
+    Message {
+        /// Who says to have sent it.
+        from: Upid,
+        /// What it says.
+        message: Message,
+    },
+    /// A message that could not be understood.
+    Malformed {
+        /// Who says to have sent it.
+        from: Upid,
+        /// Its name, as it came.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The answer to [`super::Command::Apply`].
+    Applied {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// The overlay, from the command.
+        overlay: OverlayName,
+        /// Which of its networks.
+        kind: NetworkKind,
+        /// Nothing if the network is now as wanted, or why it is not.
+        result: Result<(), String>,
+    },
+    /// Somebody asks over HTTP and waits for the [`super::Command::Reply`] of the same id.
+    Request(RequestId, Request),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("timeout"),
+            Self::Detected(Some(address)) => write!(f, "detected master {address}"),
+            Self::Detected(None) => f.write_str("detected no master"),
+            Self::Exited(address) => write!(f, "connection to {address} ended"),
+            Self::Message { from, message } => write!(f, "{message} from {from}"),
+            Self::Malformed { from, name, reason } => {
+                write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
+            }
+            Self::Applied { attempt, overlay, kind, result } => {
+                let result = result.as_ref().map_or_else(String::as_str, |()| "done");
+                write!(f, "attempt {attempt}, {kind} of {overlay}: {result}")
+            }
+            Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
+        }
+    }
+}
+
+/// What is asked over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// The agent's share of every overlay.
+    Overlay,
+    /// How the agent is.
+    Health,
+}

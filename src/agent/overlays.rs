@@ -1,0 +1,261 @@
+//! The agent's share of every overlay and what became of its container networks: which attempt is under
+//! way, what the last one came to, and when the next one is due.
+//!
+//! Every network lives on its own: a Docker engine that is down delays no CNI configuration, and what
+//! works is not touched because something else is tried again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::view::NetworkHealth;
+use super::{ContainerNetwork, NetworkKind, Settings};
+use crate::addr::OverlayName;
+use crate::clock::{Backoff, Now};
+use crate::protocol::{AgentOptions, Assignment, Status};
+
+/// First bound of the wait before a failed network is tried again.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Last bound of the wait while the quick attempts last.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// All overlays of the agent, in the order of the master.
+#[derive(Debug, Default)]
+pub(super) struct Overlays {
+    list: Vec<Overlay>,
+    last_attempt: u64,
+}
+
+impl Overlays {
+    /// Takes over what the master assigned. What it asks for already stays as it is; says whether
+    /// anything is new or gone.
+    pub(super) fn update(
+        &mut self,
+        now: Now,
+        assignments: Vec<Assignment>,
+        options: &AgentOptions,
+    ) -> bool {
+        let mut before = std::mem::take(&mut self.list);
+        let mut is_news = assignments.len() != before.len();
+        for assignment in assignments {
+            let position = before.iter().position(|old| old.assignment.name() == assignment.name());
+            let old = position.map(|position| before.swap_remove(position));
+            let (overlay, changed) = Overlay::new(now, assignment, options, old);
+            is_news |= changed;
+            self.list.push(overlay);
+        }
+        is_news
+    }
+
+    /// The networks whose moment has come, each with the number of its attempt.
+    pub(super) fn take_due(&mut self, now: Now) -> Vec<(u64, ContainerNetwork)> {
+        let mut due = Vec::new();
+        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+            if task.due.is_some_and(|due| due <= now.elapsed) {
+                self.last_attempt += 1;
+                task.due = None;
+                task.running = Some(Running { attempt: self.last_attempt, is_outdated: false });
+                due.push((self.last_attempt, task.network.clone()));
+            }
+        }
+        due
+    }
+
+    /// An attempt has ended. Says whether the status of the overlay changed; `None` if nobody waits for
+    /// this attempt any more.
+    pub(super) fn applied(
+        &mut self,
+        now: Now,
+        attempt: u64,
+        (name, kind): (&OverlayName, NetworkKind),
+        result: Result<(), String>,
+        (settings, random): (&Settings, &mut fastrand::Rng),
+    ) -> Option<bool> {
+        let overlay = self.list.iter_mut().find(|overlay| overlay.assignment.name() == name)?;
+        let before = overlay.status();
+        let task = overlay.tasks.iter_mut().find(|task| {
+            task.network.kind() == kind
+                && task.running.as_ref().is_some_and(|running| running.attempt == attempt)
+        })?;
+        task.ended(now, result, settings, random);
+        Some(overlay.status() != before)
+    }
+
+    /// Whether every network has been tried at least once.
+    pub(super) fn are_settled(&self) -> bool {
+        self.list.iter().all(|overlay| overlay.status() != Status::Configuring)
+    }
+
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        self.list.iter().flat_map(|overlay| &overlay.tasks).filter_map(|task| task.due).min()
+    }
+
+    /// The share of every overlay, with its status.
+    pub(super) fn assignments(&self) -> Vec<Assignment> {
+        let with_status = |overlay: &Overlay| Assignment {
+            status: Some(overlay.status()),
+            ..overlay.assignment.clone()
+        };
+        self.list.iter().map(with_status).collect()
+    }
+
+    /// The overlays that have a CNI network.
+    pub(super) fn cni_names(&self) -> BTreeSet<OverlayName> {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        tasks
+            .filter(|task| task.network.kind() == NetworkKind::Cni)
+            .map(|task| task.network.name().clone())
+            .collect()
+    }
+
+    /// Attempts of the network that took most.
+    pub(super) fn attempts(&self) -> u32 {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        tasks.map(|task| task.attempts).max().unwrap_or(0)
+    }
+
+    /// A new master counts attempts anew, and failed networks get their quick attempts again.
+    pub(super) fn reset_attempts(&mut self) {
+        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+            task.attempts = 0;
+            task.backoff.reset();
+        }
+    }
+
+    pub(super) fn failures(&self) -> impl Iterator<Item = (&OverlayName, String)> {
+        self.list.iter().filter_map(|overlay| match overlay.status() {
+            Status::Failed(reason) => Some((overlay.assignment.name(), reason)),
+            Status::Ok | Status::Configuring => None,
+        })
+    }
+
+    pub(super) fn health(&self, now: Now) -> Vec<NetworkHealth> {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        let health = |task: &Task| NetworkHealth {
+            overlay: task.network.name().to_string(),
+            network: task.network.kind().to_string(),
+            status: match &task.outcome {
+                None => Status::Configuring.to_string(),
+                Some(Ok(())) => Status::Ok.to_string(),
+                Some(Err(reason)) => Status::Failed(reason.clone()).to_string(),
+            },
+            attempts: task.attempts,
+            next_attempt_seconds: task.due.map(|due| due.saturating_sub(now.elapsed).as_secs()),
+        };
+        tasks.map(health).collect()
+    }
+}
+
+/// One overlay on this agent.
+#[derive(Debug)]
+struct Overlay {
+    assignment: Assignment,
+    /// Why the assignment itself cannot be used.
+    refusal: Option<String>,
+    tasks: Vec<Task>,
+}
+
+impl Overlay {
+    /// The overlay as assigned, with what `old` has of it already; and whether its networks differ from
+    /// those of `old`.
+    fn new(
+        now: Now,
+        assignment: Assignment,
+        options: &AgentOptions,
+        old: Option<Self>,
+    ) -> (Self, bool) {
+        let assignment = Assignment { status: None, ..assignment };
+        let (networks, refusal) = match ContainerNetwork::all_of(&assignment, options) {
+            Ok(networks) => (networks, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+        let mut changed = old
+            .as_ref()
+            .is_none_or(|old| old.assignment != assignment || old.tasks.len() != networks.len());
+        let mut old_tasks = old.map_or_else(Vec::new, |old| old.tasks);
+        let tasks = networks.into_iter().map(|network| {
+            let same_kind = old_tasks.iter().position(|old| old.network.kind() == network.kind());
+            match same_kind.map(|position| old_tasks.swap_remove(position)) {
+                Some(old) if old.network == network => old,
+                old => {
+                    changed = true;
+                    Task::new(now, network, old.and_then(|old| old.running))
+                }
+            }
+        });
+        let tasks = tasks.collect();
+        (Self { assignment, refusal, tasks }, changed)
+    }
+
+    fn status(&self) -> Status {
+        if self.tasks.iter().any(|task| task.outcome.is_none()) {
+            return Status::Configuring;
+        }
+        let mut reasons: Vec<&str> = self.refusal.as_deref().into_iter().collect();
+        let failures = self.tasks.iter().filter_map(|task| task.outcome.as_ref()?.as_ref().err());
+        reasons.extend(failures.map(String::as_str));
+        if reasons.is_empty() { Status::Ok } else { Status::Failed(reasons.join("; ")) }
+    }
+}
+
+/// One container network that is to be made and kept.
+#[derive(Debug)]
+struct Task {
+    network: ContainerNetwork,
+    running: Option<Running>,
+    /// What the last attempt came to; `None` before the first has ended.
+    outcome: Option<Result<(), String>>,
+    attempts: u32,
+    backoff: Backoff,
+    /// When it is to be tried or verified, since `Now::elapsed` 0; `None` while it is being tried.
+    due: Option<Duration>,
+}
+
+/// An attempt that is under way.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    attempt: u64,
+    /// It makes a network that is no longer wanted. The wanted one is made when it has ended: two
+    /// attempts at the same network never run beside each other.
+    is_outdated: bool,
+}
+
+impl Task {
+    fn new(now: Now, network: ContainerNetwork, running: Option<Running>) -> Self {
+        let due = running.is_none().then_some(now.elapsed);
+        let running = running.map(|running| Running { is_outdated: true, ..running });
+        let backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        Self { network, running, outcome: None, attempts: 0, backoff, due }
+    }
+
+    fn ended(
+        &mut self,
+        now: Now,
+        result: Result<(), String>,
+        settings: &Settings,
+        random: &mut fastrand::Rng,
+    ) {
+        let was_outdated = self.running.take().is_some_and(|running| running.is_outdated);
+        if was_outdated {
+            self.due = Some(now.elapsed);
+            return;
+        }
+        let was_ok = matches!(self.outcome, Some(Ok(())));
+        let wait = if result.is_ok() {
+            // The verification of a success is no attempt: attempts tell how long it took to succeed.
+            if !was_ok {
+                self.attempts = self.attempts.saturating_add(1);
+            }
+            self.backoff.reset();
+            settings.verify_interval
+        } else {
+            self.attempts = if was_ok { 1 } else { self.attempts.saturating_add(1) };
+            if self.attempts < settings.max_configuration_attempts {
+                self.backoff.next_wait(random)
+            } else {
+                settings.verify_interval
+            }
+        };
+        self.outcome = Some(result);
+        self.due = Some(now.elapsed + wait);
+    }
+}

@@ -1,0 +1,426 @@
+//! The agent as a whole: what happens, and exactly what it wants done.
+
+use super::*;
+use crate::addr::Mtu;
+use crate::protocol::{AddressRange, Bridge, Overlay, RequestId, Status, Vtep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct World {
+    agent: Agent,
+    now: Now,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(AgentOptions { docker_bridge: false, ..AgentOptions::default() })
+    }
+
+    fn with(options: AgentOptions) -> Self {
+        let settings = Settings {
+            options,
+            max_configuration_attempts: 4,
+            verify_interval: Duration::from_secs(60),
+        };
+        let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
+        Self { agent, now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 } }
+    }
+
+    /// Lets `event` happen and tells what is to be done, a line each.
+    fn after(&mut self, event: Event) -> Vec<String> {
+        self.agent.handle(self.now, event);
+        std::iter::from_fn(|| self.agent.poll_command()).map(|it| it.to_string()).collect()
+    }
+
+    /// Lets time pass until the next timeout.
+    fn sleep(&mut self) -> Vec<String> {
+        self.now.elapsed = self.agent.next_timeout().expect("something is due some time");
+        self.after(Event::Timeout)
+    }
+
+    fn message(&mut self, from: &str, message: Message) -> Vec<String> {
+        self.after(Event::Message { from: from.parse().unwrap(), message })
+    }
+
+    fn update(&mut self, assignments: Vec<Assignment>) -> Vec<String> {
+        self.message(MASTER, Message::UpdateAgentOverlays(assignments))
+    }
+
+    fn acknowledge(&mut self) -> Vec<String> {
+        self.message(MASTER, Message::AgentRegisteredAcknowledgement)
+    }
+
+    fn applied(
+        &mut self,
+        attempt: u64,
+        kind: NetworkKind,
+        result: Result<(), &str>,
+    ) -> Vec<String> {
+        self.applied_to("vxlan-1", attempt, kind, result)
+    }
+
+    fn applied_to(
+        &mut self,
+        overlay: &str,
+        attempt: u64,
+        kind: NetworkKind,
+        result: Result<(), &str>,
+    ) -> Vec<String> {
+        let result = result.map_err(str::to_owned);
+        self.after(Event::Applied { attempt, overlay: overlay.parse().unwrap(), kind, result })
+    }
+
+    fn detect(&mut self) {
+        let address = MASTER.parse::<Upid>().unwrap().address;
+        assert_eq!(self.after(Event::Detected(Some(address))), NOTHING);
+        assert_eq!(
+            self.sleep(),
+            [format!("link {MASTER}"), format!("send RegisterAgentMessage to {MASTER}")]
+        );
+    }
+
+    /// Registered, with one overlay that has a CNI network.
+    fn registered(&mut self) {
+        self.detect();
+        assert_eq!(
+            self.update(vec![assignment("vxlan-1", 1)]),
+            ["retain 1 cni configurations", "attempt 1: cni network of vxlan-1"]
+        );
+        assert_eq!(self.applied(1, NetworkKind::Cni, Ok(())), [REPORT]);
+        assert_eq!(self.acknowledge(), NOTHING);
+        assert_eq!(self.health().status, Condition::Ok);
+    }
+
+    fn health(&mut self) -> Health {
+        self.agent.handle(self.now, Event::Request(RequestId(1), Request::Health));
+        match self.agent.poll_command() {
+            Some(Command::Reply { reply: Reply::Health(health), .. }) => *health,
+            other => panic!("no health but {other:?}"),
+        }
+    }
+
+    fn info(&mut self) -> AgentInfo {
+        self.agent.handle(self.now, Event::Request(RequestId(1), Request::Overlay));
+        match self.agent.poll_command() {
+            Some(Command::Reply { reply: Reply::Overlay(info), .. }) => info,
+            other => panic!("no info but {other:?}"),
+        }
+    }
+}
+
+const MASTER: &str = "overlay-master@10.0.0.1:5050";
+const REPORT: &str = "send AgentRegisteredMessage of 1 overlays to overlay-master@10.0.0.1:5050";
+const NOTHING: [&str; 0] = [];
+
+/// The overlay's subnet is the /24 of `third` in its /16.
+fn assignment(name: &str, third: u8) -> Assignment {
+    let name: OverlayName = name.parse().unwrap();
+    let subnet = |text: String| Some(text.parse().unwrap());
+    let bridge = |name, half: u8| Bridge {
+        name,
+        subnet: subnet(format!("192.168.{third}.{half}/25")),
+        subnet6: None,
+    };
+    Assignment {
+        mesos_bridge: Some(bridge(name.mesos_bridge(), 0)),
+        docker_bridge: Some(bridge(name.docker_bridge(), 128)),
+        subnet: subnet(format!("192.168.{third}.0/24")),
+        subnet6: None,
+        overlay: Overlay {
+            name,
+            range: Some(AddressRange { subnet: "192.168.0.0/16".parse().unwrap(), prefix: 24 }),
+            range6: None,
+            enabled: true,
+        },
+        vtep: Vtep {
+            vni: crate::addr::Vni::DEFAULT,
+            device: "vtep1024".parse().unwrap(),
+            ip: "44.128.0.1/16".parse().unwrap(),
+            ip6: None,
+            mac: "70:b3:d5:80:00:01".parse().unwrap(),
+            mtu: None,
+        },
+        status: None,
+    }
+}
+
+#[test]
+fn an_agent_registers_applies_reports_and_is_acknowledged() {
+    let mut world = World::new();
+    assert_eq!(world.health().status, Condition::Detached);
+    world.registered();
+    assert_eq!(world.info().overlays[0].status, Some(Status::Ok));
+    assert_eq!(world.info().configuration_attempts, Some(1));
+}
+
+#[test]
+fn registration_is_repeated_with_growing_waits_until_the_master_answers() {
+    let mut world = World::new();
+    world.detect();
+    let mut last = world.now.elapsed;
+    for bound in [2, 4, 8, 16, 32, 60, 60] {
+        let commands = world.sleep();
+        assert_eq!(commands.len(), 2, "{commands:?}");
+        let wait = world.now.elapsed - last;
+        let bound = Duration::from_secs(bound);
+        assert!(wait >= bound / 2 && wait <= bound, "waited {wait:?} instead of up to {bound:?}");
+        last = world.now.elapsed;
+    }
+}
+
+#[test]
+fn a_connection_that_is_refused_at_once_does_not_hurry_the_agent() {
+    let mut world = World::new();
+    world.detect();
+    let due = world.agent.next_timeout();
+    for _ in 0..100 {
+        assert_eq!(
+            world.after(Event::Exited("10.0.0.1:5050".parse().unwrap())),
+            ["detect the master"]
+        );
+    }
+    assert_eq!(world.agent.next_timeout(), due);
+}
+
+#[test]
+fn the_end_of_the_connection_makes_it_register_again_and_touches_no_network() {
+    let mut world = World::new();
+    world.registered();
+    world.after(Event::Exited("10.0.0.1:5050".parse().unwrap()));
+    assert_eq!(world.health().status, Condition::Registering);
+    assert_eq!(world.sleep().len(), 2, "it links and registers");
+    assert!(world.now.elapsed < SECOND, "it came back within a second");
+    // The same assignment again: nothing is applied, the report goes out at once.
+    assert_eq!(world.update(vec![assignment("vxlan-1", 1)]), [REPORT]);
+    world.acknowledge();
+    assert_eq!(world.health().status, Condition::Ok);
+}
+
+#[test]
+fn a_foreign_connection_that_ends_means_nothing() {
+    let mut world = World::new();
+    world.registered();
+    assert_eq!(world.after(Event::Exited("10.0.0.9:5050".parse().unwrap())), NOTHING);
+    assert_eq!(world.health().status, Condition::Ok);
+}
+
+#[test]
+fn only_the_master_is_believed() {
+    let mut world = World::new();
+    world.registered();
+    for from in ["overlay-master@10.0.0.9:5050", "overlay-master@10.0.0.1:5051", "x@10.0.0.1:5050"]
+    {
+        let update = Message::UpdateAgentOverlays(vec![assignment("evil", 9)]);
+        assert_eq!(world.message(from, update), NOTHING);
+        assert_eq!(world.message(from, Message::AgentRegisteredAcknowledgement), NOTHING);
+    }
+    assert_eq!(world.health().counters.unexpected_messages, 6);
+    assert_eq!(world.info().overlays.len(), 1);
+}
+
+#[test]
+fn a_failure_is_reported_and_tried_again_without_bothering_what_works() {
+    let mut world = World::with(AgentOptions::default());
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(world.applied(1, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(world.applied(2, NetworkKind::Docker, Err("docker is down")), [REPORT]);
+    world.acknowledge();
+    let failed = Some(Status::Failed("docker is down".to_owned()));
+    assert_eq!(world.info().overlays[0].status, failed);
+    assert_eq!(world.health().status, Condition::Degraded);
+    assert_eq!(world.health().problems, ["vxlan-1: docker is down"]);
+
+    let mut waits = Vec::new();
+    for attempt in 3..=5 {
+        let before = world.now.elapsed;
+        assert_eq!(world.sleep(), [format!("attempt {attempt}: docker network of vxlan-1")]);
+        waits.push((world.now.elapsed - before).as_secs_f64());
+        assert_eq!(world.applied(attempt, NetworkKind::Docker, Err("docker is down")), NOTHING);
+    }
+    assert!(waits[0] <= 1.0 && waits[1] <= 2.0 && waits[2] <= 4.0, "{waits:?}");
+    assert_eq!(
+        world.health().networks[1].next_attempt_seconds,
+        Some(60),
+        "after four attempts it hurries no more"
+    );
+}
+
+#[test]
+fn a_network_that_recovers_is_reported() {
+    let mut world = World::with(AgentOptions::default());
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    world.applied(1, NetworkKind::Cni, Ok(()));
+    world.applied(2, NetworkKind::Docker, Err("docker is down"));
+    world.acknowledge();
+    world.sleep();
+    assert_eq!(world.applied(3, NetworkKind::Docker, Ok(())), [REPORT]);
+    world.acknowledge();
+    assert_eq!(world.health().status, Condition::Ok);
+    assert_eq!(world.info().configuration_attempts, Some(2));
+}
+
+#[test]
+fn a_success_is_verified_and_its_loss_reported() {
+    let mut world = World::new();
+    world.registered();
+    let registered_at = world.now.elapsed;
+    assert_eq!(world.sleep(), ["attempt 2: cni network of vxlan-1"]);
+    assert_eq!(world.now.elapsed - registered_at, Duration::from_secs(60));
+    assert_eq!(world.applied(2, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(world.info().configuration_attempts, Some(1), "a verification is no attempt");
+    world.sleep();
+    assert_eq!(world.applied(3, NetworkKind::Cni, Err("disk full")), [REPORT]);
+}
+
+#[test]
+fn a_status_that_changes_during_a_report_is_reported_after_it() {
+    let mut world = World::with(AgentOptions::default());
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    world.applied(1, NetworkKind::Cni, Ok(()));
+    assert_eq!(world.applied(2, NetworkKind::Docker, Err("docker is down")), [REPORT]);
+    // The retry succeeds before the master has acknowledged the failure.
+    assert_eq!(world.sleep(), ["attempt 3: docker network of vxlan-1"]);
+    assert_eq!(world.applied(3, NetworkKind::Docker, Ok(())), NOTHING);
+    assert_eq!(world.acknowledge(), [REPORT]);
+    assert_eq!(world.acknowledge(), NOTHING);
+    assert_eq!(world.health().status, Condition::Ok);
+}
+
+#[test]
+fn an_unanswered_report_makes_it_register_again() {
+    let mut world = World::new();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    world.applied(1, NetworkKind::Cni, Ok(()));
+    assert_eq!(world.sleep()[1], format!("send RegisterAgentMessage to {MASTER}"));
+}
+
+#[test]
+fn another_assignment_waits_for_the_attempt_that_is_under_way() {
+    let mut world = World::new();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    // The agent was deleted at the master and got another subnet while the file was being written.
+    assert_eq!(world.update(vec![assignment("vxlan-1", 2)]), ["retain 1 cni configurations"]);
+    assert_eq!(
+        world.applied(1, NetworkKind::Cni, Ok(())),
+        ["attempt 2: cni network of vxlan-1"],
+        "nothing is reported of the subnet that is gone"
+    );
+    assert_eq!(world.applied(1, NetworkKind::Cni, Ok(())), NOTHING, "that attempt has ended");
+    assert_eq!(world.applied(2, NetworkKind::Cni, Ok(())), [REPORT]);
+    assert_eq!(world.info().overlays[0].subnet.unwrap().to_string(), "192.168.2.0/24");
+}
+
+#[test]
+fn an_overlay_that_is_no_longer_assigned_is_dropped() {
+    let mut world = World::new();
+    world.registered();
+    let none = world.update(Vec::new());
+    assert_eq!(none[0], "retain 0 cni configurations");
+    assert!(none[1].starts_with("send AgentRegisteredMessage of 0 overlays"), "{none:?}");
+    assert_eq!(world.info().overlays, []);
+}
+
+#[test]
+fn a_new_overlay_is_added_beside_the_others() {
+    let mut world = World::new();
+    world.registered();
+    assert_eq!(
+        world.update(vec![assignment("vxlan-1", 1), assignment("vxlan-2", 7)]),
+        ["retain 2 cni configurations", "attempt 2: cni network of vxlan-2"]
+    );
+    let report = world.applied_to("vxlan-2", 2, NetworkKind::Cni, Ok(()));
+    assert!(report[0].starts_with("send AgentRegisteredMessage of 2 overlays"), "{report:?}");
+}
+
+#[test]
+fn an_update_that_names_an_overlay_twice_is_dropped() {
+    let mut world = World::new();
+    world.registered();
+    let twice = vec![assignment("vxlan-1", 1), assignment("vxlan-1", 2)];
+    assert_eq!(world.update(twice), NOTHING);
+    assert_eq!(world.health().counters.update_agent_overlays_messages_dropped, 1);
+    assert_eq!(world.info().overlays[0].subnet.unwrap().to_string(), "192.168.1.0/24");
+}
+
+#[test]
+fn an_assignment_that_contradicts_the_options_or_itself_fails_with_the_reason() {
+    let mut world = World::with(AgentOptions::default());
+    world.detect();
+    let without = Assignment { docker_bridge: None, ..assignment("vxlan-1", 1) };
+    let mut outside = assignment("vxlan-2", 2);
+    outside.subnet = Some("192.168.3.0/24".parse().unwrap());
+    world.update(vec![without, outside]);
+    let status = |info: &AgentInfo, index: usize| info.overlays[index].status.clone().unwrap();
+    let info = world.info();
+    assert_eq!(
+        status(&info, 0).to_string(),
+        "failed: the master assigned no docker_bridge, which this agent's configuration asks for: \
+         set network_config.docker_bridge to false, or delete this agent at the master so that it \
+         registers anew"
+    );
+    assert_eq!(
+        status(&info, 1).to_string(),
+        "failed: the master assigned a mesos_bridge outside the subnet of this agent"
+    );
+}
+
+#[test]
+fn what_the_operator_switched_off_is_not_made() {
+    let gateway = AgentOptions { mesos_bridge: false, docker_bridge: false, ..Default::default() };
+    let mut world = World::with(gateway);
+    world.detect();
+    assert_eq!(
+        world.update(vec![assignment("vxlan-1", 1)]),
+        ["retain 0 cni configurations", REPORT]
+    );
+    world.acknowledge();
+    assert_eq!(world.health().status, Condition::Ok);
+}
+
+#[test]
+fn ipv6_reaches_docker_only_where_it_is_enabled() {
+    let mut dual = assignment("vxlan-1", 1);
+    dual.subnet6 = Some("fd01:b::/80".parse().unwrap());
+    dual.docker_bridge.as_mut().unwrap().subnet6 = Some("fd01:b::8000:0:0/81".parse().unwrap());
+    let docker = |options: &AgentOptions| match &ContainerNetwork::all_of(&dual, options).unwrap()[..]
+    {
+        [ContainerNetwork::Cni(cni), ContainerNetwork::Docker(docker)] => {
+            assert_eq!(cni.subnet.to_string(), "192.168.1.0/25");
+            assert_eq!(cni.mtu, Mtu::OVERLAY_DEFAULT);
+            docker.clone()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(docker(&AgentOptions::default()).subnet6.is_some());
+    assert!(docker(&AgentOptions { enable_ipv6: false, ..Default::default() }).subnet6.is_none());
+}
+
+#[test]
+fn another_master_is_registered_with_and_the_old_one_forgotten() {
+    let mut world = World::new();
+    world.registered();
+    assert_eq!(world.after(Event::Detected(Some("10.0.0.2:5050".parse().unwrap()))), NOTHING);
+    assert_eq!(world.sleep()[0], "link overlay-master@10.0.0.2:5050");
+    assert_eq!(world.update(vec![assignment("vxlan-1", 9)]), NOTHING, "from the old master");
+    assert_eq!(world.after(Event::Detected(None)), NOTHING);
+    assert_eq!(world.health().status, Condition::Detached);
+    assert_eq!(world.info().overlays.len(), 1, "what runs stays");
+}
+
+#[test]
+fn malformed_and_misdirected_messages_are_counted() {
+    let mut world = World::new();
+    world.registered();
+    let from: Upid = MASTER.parse().unwrap();
+    let malformed =
+        Event::Malformed { from, name: "x\ny".to_owned(), reason: "unknown".to_owned() };
+    assert_eq!(world.after(malformed), NOTHING);
+    assert_eq!(world.message(MASTER, Message::AgentRegistered(Vec::new())), NOTHING);
+    let counters = world.health().counters;
+    assert_eq!((counters.malformed_messages, counters.unexpected_messages), (1, 1));
+}

@@ -1,0 +1,66 @@
+//! What the agent shows of itself: its counters and its health.
+
+use serde::Serialize;
+
+/// How often things happened since the start. The names are those of the C++ module's metrics, without
+/// their prefix `overlay/slave/`; those below the line are ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it, and are the ones that operators see")]
+pub struct Counters {
+    pub register_agent_messages_sent: u64,
+    pub update_agent_overlays_messages_received: u64,
+    pub update_agent_overlays_messages_dropped: u64,
+    pub agent_registered_messages_sent: u64,
+    pub agent_registered_acknowledgements_received: u64,
+    pub agent_registered_acknowledgements_dropped: u64,
+    pub overlay_config_failures: u64,
+    pub docker_cmd_failures: u64,
+    // ----
+    pub malformed_messages: u64,
+    pub unexpected_messages: u64,
+    pub connections_lost: u64,
+}
+
+/// What state the agent is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// Registered, and every overlay is ready.
+    Ok,
+    /// Registered, but some overlay is not ready.
+    Degraded,
+    /// It knows a master that has not acknowledged it yet.
+    Registering,
+    /// It knows no master.
+    Detached,
+}
+
+/// How the agent is: `/overlay-agent/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// In one word.
+    pub status: Condition,
+    /// What needs an operator, one sentence each.
+    pub problems: Vec<String>,
+    /// The process that it registers with.
+    pub master: Option<String>,
+    /// Its container networks.
+    pub networks: Vec<NetworkHealth>,
+    /// What happened since the start.
+    pub counters: Counters,
+}
+
+/// How one container network is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkHealth {
+    /// The overlay.
+    pub overlay: String,
+    /// `cni network` or `docker network`.
+    pub network: String,
+    /// `configuring`, `ok`, or `failed: ` and the reason.
+    pub status: String,
+    /// Attempts since it was last found ready.
+    pub attempts: u32,
+    /// Seconds until it is tried or verified again.
+    pub next_attempt_seconds: Option<u64>,
+}

@@ -1,0 +1,70 @@
+//! What the master wants done.
+
+use std::fmt;
+
+use super::view::Health;
+use crate::addr::Upid;
+use crate::protocol::{Message, RequestId, State};
+use crate::store::{Change, Epoch, Version};
+
+/// Something to do. The runtime does it with its adapters and takes no decision of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Read the store and begin an epoch. There is one at a time, and no commit beside it. What is held
+    /// back for a version that never came is abandoned: messages are dropped, since agents ask again,
+    /// and requests are answered with [`Reply::Unavailable`].
+    Load,
+    /// Write these changes. There is one at a time.
+    Commit {
+        /// The epoch that the load began.
+        epoch: Epoch,
+        /// All changes that waited: one durable write for all of them.
+        changes: Vec<Change>,
+    },
+    /// Send a message once `when` is durable, so that nothing is promised before it is stored.
+    Send {
+        /// To whom.
+        to: Upid,
+        /// What.
+        message: Message,
+        /// The version that must be durable first.
+        when: Version,
+    },
+    /// Answer a request once `when` is durable.
+    Reply {
+        /// Which request.
+        id: RequestId,
+        /// The answer.
+        reply: Reply,
+        /// The version that must be durable first.
+        when: Version,
+    },
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load => f.write_str("load"),
+            Self::Commit { epoch, changes } => {
+                write!(f, "commit {} changes in epoch {}", changes.len(), epoch.0)
+            }
+            Self::Send { to, message, when } => {
+                write!(f, "send {message} to {to} when version {} is durable", when.0)
+            }
+            Self::Reply { id, when, .. } => {
+                write!(f, "reply to request {} when version {} is durable", id.0, when.0)
+            }
+        }
+    }
+}
+
+/// The answer to a [`super::Request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The whole cluster: to [`super::Request::State`] and, when done, to [`super::Request::DeleteAgents`].
+    State(State),
+    /// To [`super::Request::Health`].
+    Health(Box<Health>),
+    /// Not now, and why: the state is not there, or was lost while the request waited.
+    Unavailable(String),
+}

@@ -1,0 +1,67 @@
+//! What happens to the master.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use crate::addr::Upid;
+use crate::protocol::{Message, RequestId};
+use crate::store::{Loaded, StoreError, Version};
+
+/// Something that happened. The runtime makes them out of what its adapters report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The moment of [`super::Master::next_timeout`] has come.
+    Timeout,
+    /// The answer to [`super::Command::Load`].
+    Loaded(Result<Loaded, StoreError>),
+    /// The answer to [`super::Command::Commit`].
+    Committed(Result<Version, StoreError>),
+    /// A message that is well-formed; nothing else is known about it.
+    Message {
+        /// Who says to have sent it.
+        from: Upid,
+        /// What it says.
+        message: Message,
+    },
+    /// A message that could not be understood.
+    Malformed {
+        /// Who says to have sent it.
+        from: Upid,
+        /// Its name, as it came.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Somebody asks over HTTP and waits for the [`super::Command::Reply`] of the same id.
+    Request(RequestId, Request),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("timeout"),
+            Self::Loaded(Ok(loaded)) => {
+                write!(f, "loaded {} records of version {}", loaded.records.len(), loaded.version.0)
+            }
+            Self::Loaded(Err(error)) => write!(f, "not loaded: {error}"),
+            Self::Committed(Ok(version)) => write!(f, "committed version {}", version.0),
+            Self::Committed(Err(error)) => write!(f, "not committed: {error}"),
+            Self::Message { from, message } => write!(f, "{message} from {from}"),
+            Self::Malformed { from, name, reason } => {
+                write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
+            }
+            Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
+        }
+    }
+}
+
+/// What is asked over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// The whole cluster.
+    State,
+    /// How the master is.
+    Health,
+    /// Free the addresses of these agents.
+    DeleteAgents(Vec<Ipv4Addr>),
+}

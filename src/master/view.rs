@@ -1,0 +1,87 @@
+//! What the master shows of itself: its counters and its health.
+
+use serde::Serialize;
+
+/// How often things happened since the start. The names are those of the C++ module's metrics, without
+/// their prefix `overlay/master/`; those below the line are ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it, and are the ones that operators see")]
+pub struct Counters {
+    pub register_agent_messages_received: u64,
+    pub register_agent_messages_dropped: u64,
+    pub update_agent_overlays_messages_sent: u64,
+    pub agent_registered_messages_received: u64,
+    pub agent_registered_messages_dropped: u64,
+    pub agent_registered_acknowledgements_sent: u64,
+    pub ip_allocation_failures: u64,
+    pub ip6_allocation_failures: u64,
+    pub subnet_allocation_failures: u64,
+    pub subnet6_allocation_failures: u64,
+    // ----
+    pub malformed_messages: u64,
+    pub unexpected_messages: u64,
+    pub unknown_overlays_reported: u64,
+    pub outdated_overlays_reported: u64,
+    pub early_reuses: u64,
+    pub commits: u64,
+    pub store_failures: u64,
+}
+
+/// What state the master is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// All is well.
+    Ok,
+    /// It serves, but something needs an operator: see the problems.
+    Degraded,
+    /// It is reading its state and serves nothing yet.
+    Recovering,
+    /// It cannot read or write its state; it tries again by itself.
+    Failed,
+}
+
+/// How the master is: `/overlay-master/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// In one word.
+    pub status: Condition,
+    /// What needs an operator, one sentence each.
+    pub problems: Vec<String>,
+    /// Leaders of this state so far; 0 before the state was read.
+    pub epoch: u64,
+    /// Version of the state that is durable.
+    pub version: u64,
+    /// The agents by what they said last.
+    pub agents: AgentTally,
+    /// How full every address space is.
+    pub pools: Vec<PoolUsage>,
+    /// What happened since the start.
+    pub counters: Counters,
+}
+
+/// Agents by what they said last. An agent with one failed overlay counts as failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct AgentTally {
+    /// All agents that have addresses.
+    pub total: usize,
+    /// All their overlays are ready.
+    pub ok: usize,
+    /// Some overlay failed.
+    pub failed: usize,
+    /// Have not said anything of some overlay since the master started.
+    pub unreported: usize,
+}
+
+/// How full an address space is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PoolUsage {
+    /// `vtep` or the name of the overlay.
+    pub name: String,
+    /// The space.
+    pub subnet: String,
+    /// How many agents have something of it.
+    pub in_use: u128,
+    /// How many agents it is enough for.
+    pub capacity: u128,
+}
