@@ -1,0 +1,251 @@
+//! Which of the slots 0, 1, 2 … of a pool are free.
+//!
+//! A slot was never used, or is in use, or was freed. The never used ones are kept as ranges, since a pool
+//! may have 2^128 slots; the freed ones one by one, ordered by time. What is in use is the rest, and is kept
+//! nowhere. A bitmap would be simpler and does not fit IPv6; a set of what is in use would have to be
+//! searched for its first gap.
+
+use std::collections::BTreeMap;
+
+use rangemap::RangeInclusiveSet;
+
+/// A free slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Vacancy {
+    /// Its index.
+    pub(super) slot: u128,
+    /// When it was freed; `None` if it was never used.
+    pub(super) freed_at: Option<u64>,
+}
+
+/// Why a slot cannot be reserved or freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SlotError {
+    /// There is no slot with this index.
+    Missing,
+    /// The slot is in use, and was to be reserved.
+    InUse,
+    /// The slot is free, and was to be freed.
+    Free,
+}
+
+/// The order in which freed slots are used again: by the time at which they were freed, and those of the same
+/// second in the order in which they came. Unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    freed_at: u64,
+    sequence: u64,
+}
+
+/// The free slots of a pool. All operations are O(log n) in the number of never used ranges and freed slots.
+#[derive(Debug, Clone)]
+pub(super) struct FreeSet {
+    capacity: u128,
+    in_use: u128,
+    never_used: RangeInclusiveSet<u128>,
+    freed: BTreeMap<Turn, u128>,
+    /// The inverse of `freed`.
+    turns: BTreeMap<u128, Turn>,
+    next_sequence: u64,
+}
+
+impl FreeSet {
+    /// The slots 0..`capacity`, never used.
+    pub(super) fn new(capacity: u128) -> Self {
+        let mut never_used = RangeInclusiveSet::new();
+        if let Some(last) = capacity.checked_sub(1) {
+            never_used.insert(0..=last);
+        }
+        Self {
+            capacity,
+            in_use: 0,
+            never_used,
+            freed: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            next_sequence: 0,
+        }
+    }
+
+    /// Takes what [`Self::peek`] shows.
+    pub(super) fn allocate(&mut self) -> Option<Vacancy> {
+        let vacancy = self.peek()?;
+        self.take(vacancy.slot);
+        Some(vacancy)
+    }
+
+    /// Takes `slot`, be it never used or freed.
+    pub(super) fn reserve(&mut self, slot: u128) -> Result<(), SlotError> {
+        if !self.is_free(slot)? {
+            return Err(SlotError::InUse);
+        }
+        self.take(slot);
+        Ok(())
+    }
+
+    /// Gives `slot` back at `freed_at`.
+    pub(super) fn free(&mut self, slot: u128, freed_at: u64) -> Result<(), SlotError> {
+        if self.is_free(slot)? {
+            return Err(SlotError::Free);
+        }
+        let turn = Turn { freed_at, sequence: self.next_sequence };
+        self.next_sequence += 1;
+        self.freed.insert(turn, slot);
+        self.turns.insert(slot, turn);
+        self.in_use -= 1;
+        Ok(())
+    }
+
+    /// The free slot whose turn it is: the lowest never used one, and when there is none, the one freed
+    /// longest ago.
+    pub(super) fn peek(&self) -> Option<Vacancy> {
+        if let Some(range) = self.never_used.first() {
+            return Some(Vacancy { slot: *range.start(), freed_at: None });
+        }
+        let (turn, slot) = self.freed.first_key_value()?;
+        Some(Vacancy { slot: *slot, freed_at: Some(turn.freed_at) })
+    }
+
+    /// How many slots there are.
+    pub(super) const fn capacity(&self) -> u128 {
+        self.capacity
+    }
+
+    /// How many slots are taken.
+    pub(super) const fn in_use(&self) -> u128 {
+        self.in_use
+    }
+
+    /// Removes a free slot from the free ones.
+    fn take(&mut self, slot: u128) {
+        match self.turns.remove(&slot) {
+            Some(turn) => {
+                self.freed.remove(&turn);
+            }
+            None => self.never_used.remove(slot..=slot),
+        }
+        self.in_use += 1;
+    }
+
+    fn is_free(&self, slot: u128) -> Result<bool, SlotError> {
+        if slot >= self.capacity {
+            return Err(SlotError::Missing);
+        }
+        Ok(self.never_used.contains(&slot) || self.turns.contains_key(&slot))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots_until_exhausted(set: &mut FreeSet) -> Vec<u128> {
+        std::iter::from_fn(|| set.allocate()).map(|vacancy| vacancy.slot).collect()
+    }
+
+    #[test]
+    fn never_used_slots_come_first_and_then_the_one_freed_longest_ago() {
+        let mut set = FreeSet::new(5);
+        for slot in [0, 1, 3] {
+            set.reserve(slot).unwrap();
+        }
+        set.free(3, 100).unwrap();
+        set.free(0, 50).unwrap();
+        set.free(1, 100).unwrap();
+        assert_eq!(set.allocate(), Some(Vacancy { slot: 2, freed_at: None }));
+        assert_eq!(set.allocate(), Some(Vacancy { slot: 4, freed_at: None }));
+        assert_eq!(set.allocate(), Some(Vacancy { slot: 0, freed_at: Some(50) }));
+        assert_eq!(set.allocate(), Some(Vacancy { slot: 3, freed_at: Some(100) }));
+        assert_eq!(set.allocate(), Some(Vacancy { slot: 1, freed_at: Some(100) }));
+        assert_eq!(set.allocate(), None);
+    }
+
+    #[test]
+    fn a_freed_slot_can_be_reserved_before_its_turn() {
+        let mut set = FreeSet::new(2);
+        assert_eq!(slots_until_exhausted(&mut set), [0, 1]);
+        set.free(0, 1).unwrap();
+        set.free(1, 2).unwrap();
+        assert_eq!(set.reserve(0), Ok(()));
+        assert_eq!(set.reserve(0), Err(SlotError::InUse));
+        assert_eq!(slots_until_exhausted(&mut set), [1]);
+    }
+
+    #[test]
+    fn what_is_free_or_missing_cannot_be_freed_and_nothing_changes() {
+        let mut set = FreeSet::new(3);
+        set.reserve(1).unwrap();
+        assert_eq!(set.free(0, 9), Err(SlotError::Free));
+        assert_eq!(set.free(3, 9), Err(SlotError::Missing));
+        assert_eq!(set.reserve(u128::MAX), Err(SlotError::Missing));
+        set.free(1, 9).unwrap();
+        assert_eq!(set.free(1, 10), Err(SlotError::Free));
+        assert_eq!(set.in_use(), 0);
+        assert_eq!(slots_until_exhausted(&mut set), [0, 2, 1]);
+    }
+
+    #[test]
+    fn peek_shows_what_allocate_takes_and_changes_nothing() {
+        let mut set = FreeSet::new(2);
+        assert_eq!(set.peek(), set.peek());
+        assert_eq!(set.peek(), set.clone().allocate());
+        assert_eq!(set.in_use(), 0);
+        slots_until_exhausted(&mut set);
+        set.free(1, 7).unwrap();
+        assert_eq!(set.peek(), Some(Vacancy { slot: 1, freed_at: Some(7) }));
+        assert_eq!(set.peek(), set.allocate());
+        assert_eq!(set.peek(), None);
+    }
+
+    #[test]
+    fn a_set_without_slots_is_exhausted() {
+        let mut set = FreeSet::new(0);
+        assert_eq!(set.allocate(), None);
+        assert_eq!(set.reserve(0), Err(SlotError::Missing));
+    }
+
+    #[test]
+    fn the_largest_set_is_usable_to_its_last_slot() {
+        let mut set = FreeSet::new(u128::MAX);
+        set.reserve(u128::MAX - 1).unwrap();
+        assert_eq!(set.reserve(u128::MAX), Err(SlotError::Missing));
+        assert_eq!(set.allocate(), Some(Vacancy { slot: 0, freed_at: None }));
+        set.free(u128::MAX - 1, 1).unwrap();
+        assert_eq!(set.in_use(), 1);
+    }
+
+    /// With the even slots reserved there are as many ranges. Whatever scanned them, or the pool, would not
+    /// come to an end here.
+    #[test]
+    fn slots_between_a_hundred_thousand_ranges_are_allocated_freed_and_taken_again() {
+        const SLOTS: u128 = 200_000;
+        let mut set = FreeSet::new(u128::MAX);
+        for slot in (0..SLOTS).step_by(2) {
+            set.reserve(slot).unwrap();
+        }
+        for slot in (1..SLOTS).step_by(2) {
+            assert_eq!(set.allocate().unwrap().slot, slot);
+        }
+        assert_eq!(set.in_use(), SLOTS);
+        assert_eq!(set.never_used.len(), 1, "what was never used is one range again");
+        for slot in 0..SLOTS {
+            set.free(slot, 7).unwrap();
+        }
+        for slot in (0..SLOTS).rev() {
+            set.reserve(slot).unwrap();
+        }
+        assert_eq!(set.in_use(), SLOTS);
+        assert!(set.freed.is_empty() && set.turns.is_empty());
+    }
+
+    #[test]
+    fn a_million_freed_slots_are_used_again_in_the_order_of_their_release() {
+        const SLOTS: u128 = 1_000_000;
+        let mut set = FreeSet::new(SLOTS);
+        assert_eq!(slots_until_exhausted(&mut set).len(), 1_000_000);
+        for slot in 0..SLOTS {
+            let position = u64::try_from(slot).unwrap();
+            set.free(slot, 1_000_000 - position).unwrap();
+        }
+        assert!(slots_until_exhausted(&mut set).into_iter().eq((0..SLOTS).rev()));
+    }
+}

@@ -1,0 +1,175 @@
+//! The VTEP addresses of one family of a cluster, one for each agent.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Allocated;
+use super::free_set::{FreeSet, SlotError, Vacancy};
+use crate::addr::{Family, Subnet};
+
+/// Slot 0 is this far from the first address of the subnet. That one is no host: it names the network in
+/// IPv4, and any router of the subnet in IPv6 (RFC 4291, 2.6.1).
+const FIRST_HOST: u128 = 1;
+
+/// An address of one family, so that a pool of IPv4 gives IPv4 addresses and nobody has to unpack them.
+pub trait VtepAddress: Copy + Eq + fmt::Debug + fmt::Display + Into<IpAddr> {
+    /// The family.
+    const FAMILY: Family;
+
+    /// `ip` as an address of this family; `None` if it is of the other.
+    fn of(ip: IpAddr) -> Option<Self>;
+}
+
+impl VtepAddress for Ipv4Addr {
+    const FAMILY: Family = Family::V4;
+
+    fn of(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+impl VtepAddress for Ipv6Addr {
+    const FAMILY: Family = Family::V6;
+
+    fn of(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => Some(ip),
+        }
+    }
+}
+
+/// The host addresses of the VTEP subnet: for IPv4 all but the network's and the broadcast address, for IPv6
+/// all but the subnet-router anycast address.
+#[derive(Debug, Clone)]
+pub struct VtepPool<A> {
+    subnet: Subnet,
+    slots: FreeSet,
+    family: std::marker::PhantomData<A>,
+}
+
+/// Why an address cannot be reserved or freed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VtepPoolError {
+    /// It is no host address of the VTEP subnet.
+    #[error("{address} is no host address of the VTEP subnet {subnet}")]
+    Foreign {
+        /// The address.
+        address: IpAddr,
+        /// The VTEP subnet.
+        subnet: Subnet,
+    },
+    /// It was to be reserved, and somebody has it.
+    #[error("{address} of the VTEP subnet {subnet} is already in use")]
+    InUse {
+        /// The address.
+        address: IpAddr,
+        /// The VTEP subnet.
+        subnet: Subnet,
+    },
+    /// It was to be freed, and nobody has it.
+    #[error("{address} of the VTEP subnet {subnet} is not in use")]
+    NotInUse {
+        /// The address.
+        address: IpAddr,
+        /// The VTEP subnet.
+        subnet: Subnet,
+    },
+}
+
+impl<A: VtepAddress> VtepPool<A> {
+    /// All host addresses of `subnet`, never used. None, if `subnet` is of another family or too small to
+    /// have any; at most `u128::MAX`.
+    #[must_use]
+    pub fn new(subnet: Subnet) -> Self {
+        let no_hosts = match A::FAMILY {
+            Family::V4 => 2,
+            Family::V6 => 1,
+        };
+        let capacity = if subnet.family() == A::FAMILY {
+            subnet.count(A::FAMILY.bits()).saturating_sub(no_hosts)
+        } else {
+            0
+        };
+        Self { subnet, slots: FreeSet::new(capacity), family: std::marker::PhantomData }
+    }
+
+    /// Takes what [`Self::peek`] shows; `None` if the pool is exhausted.
+    pub fn allocate(&mut self) -> Option<Allocated<A>> {
+        let vacancy = self.slots.allocate()?;
+        self.allocated(vacancy)
+    }
+
+    /// Takes `address`, be it never used or freed.
+    ///
+    /// # Errors
+    /// When `address` is none of this pool's, or in use. The pool is as it was then.
+    pub fn reserve(&mut self, address: A) -> Result<(), VtepPoolError> {
+        let slot = self.slot_of(address)?;
+        self.slots.reserve(slot).map_err(|error| self.error(error, address))
+    }
+
+    /// Gives `address` back at `now`, in seconds since 1970.
+    ///
+    /// # Errors
+    /// When `address` is none of this pool's, or not in use. The pool is as it was then.
+    pub fn free(&mut self, address: A, now: u64) -> Result<(), VtepPoolError> {
+        let slot = self.slot_of(address)?;
+        self.slots.free(slot, now).map_err(|error| self.error(error, address))
+    }
+
+    /// The address whose turn it is: the lowest never used one, and when there is none, the one freed longest
+    /// ago. `None` if the pool is exhausted.
+    #[must_use]
+    pub fn peek(&self) -> Option<Allocated<A>> {
+        self.allocated(self.slots.peek()?)
+    }
+
+    /// The VTEP subnet.
+    #[must_use]
+    pub const fn subnet(&self) -> Subnet {
+        self.subnet
+    }
+
+    /// How many agents fit: the number of host addresses.
+    #[must_use]
+    pub const fn capacity(&self) -> u128 {
+        self.slots.capacity()
+    }
+
+    /// How many addresses are in use.
+    #[must_use]
+    pub const fn in_use(&self) -> u128 {
+        self.slots.in_use()
+    }
+
+    /// How many addresses are free.
+    #[must_use]
+    pub const fn available(&self) -> u128 {
+        self.capacity() - self.in_use()
+    }
+
+    fn allocated(&self, vacancy: Vacancy) -> Option<Allocated<A>> {
+        let item = A::of(self.subnet.address_at(vacancy.slot + FIRST_HOST)?)?;
+        Some(Allocated { item, freed_at: vacancy.freed_at })
+    }
+
+    fn slot_of(&self, address: A) -> Result<u128, VtepPoolError> {
+        self.subnet
+            .offset_of(address.into())
+            .and_then(|offset| offset.checked_sub(FIRST_HOST))
+            .ok_or_else(|| self.error(SlotError::Missing, address))
+    }
+
+    fn error(&self, error: SlotError, address: A) -> VtepPoolError {
+        let (subnet, address) = (self.subnet, address.into());
+        match error {
+            SlotError::Missing => VtepPoolError::Foreign { address, subnet },
+            SlotError::InUse => VtepPoolError::InUse { address, subnet },
+            SlotError::Free => VtepPoolError::NotInUse { address, subnet },
+        }
+    }
+}
