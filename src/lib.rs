@@ -4,6 +4,7 @@ pub mod addr;
 pub mod agent;
 pub mod clock;
 pub mod ipam;
+pub mod master;
 pub mod protocol;
 pub mod store;
 pub mod wire;

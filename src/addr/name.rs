@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::Vni;
+
 /// Prefix of the bridge for the MesosContainerizer.
 pub const MESOS_BRIDGE_PREFIX: &str = "m-";
 /// Prefix of the bridge for the DockerContainerizer.
@@ -110,6 +112,12 @@ impl FromStr for OverlayName {
 pub struct DeviceName(String);
 
 impl DeviceName {
+    /// The VXLAN device of a network identifier: `vtep1024`, as the C++ modules and dcos-net call it.
+    #[must_use]
+    pub fn vtep(vni: Vni) -> Self {
+        Self(format!("vtep{vni}"))
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

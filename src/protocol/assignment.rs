@@ -81,6 +81,24 @@ pub enum Status {
     Failed(String),
 }
 
+impl Status {
+    /// Longest reason that is kept, in characters: enough for every sentence of ours.
+    const REASON_MAX: usize = 1000;
+
+    /// The same status with a reason that can be shown: one line, not endless. Whoever sends a status may
+    /// be broken or hostile.
+    #[must_use]
+    pub fn sanitized(self) -> Self {
+        match self {
+            Self::Failed(reason) => {
+                let printable = |letter: char| if letter.is_control() { ' ' } else { letter };
+                Self::Failed(reason.chars().take(Self::REASON_MAX).map(printable).collect())
+            }
+            other => other,
+        }
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -10,5 +10,5 @@ mod request;
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
-pub use record::{AgentRecord, OverlayRecord};
+pub use record::{AgentRecord, OverlayRecord, Record, ReleasedRecord};
 pub use request::RequestId;

@@ -4,6 +4,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::addr::{OverlayName, Subnet};
 
+/// What is kept under the address of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// The agent has these addresses.
+    Agent(AgentRecord),
+    /// The agent was deleted.
+    Released(ReleasedRecord),
+}
+
 /// Everything that was promised to one agent. What the agent reports is not in it: after a restart of
 /// the master only the agent knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +29,21 @@ pub struct AgentRecord {
     pub mesos_bridge: bool,
     /// What it asked for last: whether its DockerContainerizer gets half of each subnet.
     pub docker_bridge: bool,
-    /// When it was deleted, in seconds since 1970. Its addresses are free then, and given to others only
-    /// when nothing else is left; until then it gets them back if it returns.
-    pub released_at: Option<u64>,
+}
+
+/// What a deleted agent had and nobody has been given since. These addresses are given to others only
+/// when no others are left, those freed longest ago first, and the agent gets them back if it returns
+/// before: so its containers, should it have been deleted by mistake, keep theirs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleasedRecord {
+    /// When it was deleted, in seconds since 1970.
+    pub at: u64,
+    /// Address of its VTEP.
+    pub vtep_ip: Option<Ipv4Addr>,
+    /// IPv6 address of its VTEP.
+    pub vtep_ip6: Option<Ipv6Addr>,
+    /// Its subnets.
+    pub overlays: Vec<OverlayRecord>,
 }
 
 /// What was promised to an agent of one overlay.

@@ -2,7 +2,9 @@
 
 use super::mesos::modules::overlay as pb;
 use super::*;
-use crate::protocol::{Message as Word, Status};
+use crate::protocol::{
+    AgentRecord, Message as Word, OverlayRecord, Record, ReleasedRecord, Status,
+};
 
 /// The body of a recorded request: the one chunk after the blank line.
 fn body(request: &[u8]) -> &[u8] {
@@ -137,19 +139,23 @@ fn json_of_the_wrong_shape_is_refused() {
 
 #[test]
 fn a_record_reads_what_it_writes() {
-    let record = crate::protocol::AgentRecord {
+    let overlays = vec![OverlayRecord {
+        name: "vxlan-1".parse().unwrap(),
+        subnet: Some("192.168.0.0/24".parse().unwrap()),
+        subnet6: Some("fd01:b::/80".parse().unwrap()),
+    }];
+    let agent = Record::Agent(AgentRecord {
         vtep_ip: "44.128.0.1".parse().unwrap(),
         vtep_ip6: Some("fd01:a::1".parse().unwrap()),
-        overlays: vec![crate::protocol::OverlayRecord {
-            name: "vxlan-1".parse().unwrap(),
-            subnet: Some("192.168.0.0/24".parse().unwrap()),
-            subnet6: Some("fd01:b::/80".parse().unwrap()),
-        }],
+        overlays: overlays.clone(),
         allocate_subnet: true,
         mesos_bridge: false,
         docker_bridge: true,
-        released_at: Some(1_700_000_000),
-    };
-    assert_eq!(decode_record(&encode_record(&record)).unwrap(), record);
+    });
+    let released = ReleasedRecord { at: 1_700_000_000, vtep_ip: None, vtep_ip6: None, overlays };
+    for record in [agent, Record::Released(released)] {
+        assert_eq!(decode_record(&encode_record(&record)).unwrap(), record);
+    }
+    assert_eq!(decode_record(b"").unwrap_err().to_string(), "vtep_ip: is missing");
     assert!(decode_record(b"\x0a\x01x").is_err());
 }

@@ -1,0 +1,417 @@
+//! The master: owns the address plan, gives every agent that registers its share of the overlays, and
+//! keeps what agents report of it.
+//!
+//! A pure machine: no IO, no clock. See [`Master`] for how to run it.
+
+mod command;
+mod event;
+mod recovery;
+mod registry;
+mod space;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use command::{Command, Reply};
+pub use event::{Event, Request};
+pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
+
+use crate::addr::{Family, Upid};
+use crate::clock::{Backoff, Now};
+use crate::protocol::{AgentOptions, Assignment, Message, Network, RequestId};
+use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
+use registry::{Moment, Notice, Refusal, Registry};
+
+/// How many agents may wait for the state to be read. More are told nothing and ask again.
+const WAITING_MAX: usize = 100_000;
+/// Bounds of the wait before the store is tried again.
+const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How a master behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The overlays and the address space.
+    pub network: Arc<Network>,
+    /// How long a freed address rests before another agent gets it without a warning.
+    pub reuse_after: Duration,
+}
+
+/// The master.
+///
+/// Whoever runs it calls [`Self::handle`] for every event, [`Self::poll_command`] until there is none,
+/// and sends [`Event::Timeout`] at [`Self::next_timeout`]; all from one thread at a time. It never fails:
+/// what cannot be done is a counter, a problem of its health or a line in the log.
+///
+/// Allocation happens in memory at once, and what it changes is put into the next commit; until that is
+/// durable the runtime holds back what was promised. So the order of messages is the order of
+/// allocations, and one commit carries all that came while the one before was being written.
+#[derive(Debug)]
+pub struct Master {
+    settings: Settings,
+    phase: Phase,
+    store_backoff: Backoff,
+    random: fastrand::Rng,
+    counters: Counters,
+    commands: VecDeque<Command>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Recovering(Recovering),
+    Leading(Box<Leading>),
+}
+
+/// The state is not there.
+#[derive(Debug, Default)]
+struct Recovering {
+    /// The latest registration of each agent, to be served when the state is there.
+    waiting: BTreeMap<Ipv4Addr, (Upid, AgentOptions)>,
+    /// Why it is not there, and when to try again; `None` while it is being read.
+    failure: Option<(StoreError, Duration)>,
+}
+
+/// The state is there.
+#[derive(Debug)]
+struct Leading {
+    registry: Registry,
+    epoch: Epoch,
+    durable: Version,
+    /// Whether the version after `durable` is being written.
+    is_writing: bool,
+    /// What goes into the next commit: the last change of each key.
+    pending: BTreeMap<Key, Change>,
+}
+
+impl Leading {
+    /// The version that the next commit will have.
+    const fn next_version(&self) -> Version {
+        if self.is_writing { self.durable.next().next() } else { self.durable.next() }
+    }
+
+    /// The version that holds everything that was changed until now.
+    fn latest_version(&self) -> Version {
+        if !self.pending.is_empty() {
+            self.next_version()
+        } else if self.is_writing {
+            self.durable.next()
+        } else {
+            self.durable
+        }
+    }
+
+    fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            let (Change::Put(key, _) | Change::Delete(key)) = &change;
+            self.pending.insert(*key, change);
+        }
+    }
+}
+
+impl Master {
+    /// A master that begins with reading its state. `seed` is what its waits are drawn from.
+    #[must_use]
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        Self {
+            settings,
+            phase: Phase::Recovering(Recovering::default()),
+            store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
+            random: fastrand::Rng::with_seed(seed),
+            counters: Counters::default(),
+            commands: VecDeque::from([Command::Load]),
+        }
+    }
+
+    /// Takes note of what happened.
+    pub fn handle(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Timeout => self.retry_store(now),
+            Event::Loaded(Ok(loaded)) => self.loaded(now, loaded),
+            Event::Loaded(Err(error)) | Event::Committed(Err(error)) => {
+                self.store_failed(now, error);
+            }
+            Event::Committed(Ok(version)) => self.committed(version),
+            Event::Message { from, message } => self.message(now, from, message),
+            Event::Malformed { from, name, reason } => {
+                self.counters.malformed_messages += 1;
+                log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+            }
+            Event::Request(id, request) => self.request(now, id, request),
+        }
+        self.commit_what_waits();
+    }
+
+    /// What is to be done next, in order.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// When to send [`Event::Timeout`], since `Now::elapsed` 0.
+    #[must_use]
+    pub const fn next_timeout(&self) -> Option<Duration> {
+        match &self.phase {
+            Phase::Recovering(Recovering { failure: Some((_, due)), .. }) => Some(*due),
+            Phase::Recovering(_) | Phase::Leading(_) => None,
+        }
+    }
+
+    fn loaded(&mut self, now: Now, loaded: Loaded) {
+        let Phase::Recovering(recovering) = &mut self.phase else {
+            log::error!("ignored a state that nobody asked for");
+            return;
+        };
+        let waiting = std::mem::take(&mut recovering.waiting);
+        let Loaded { epoch, version, records } = loaded;
+        let registry = Registry::recover(Arc::clone(&self.settings.network), version, records);
+        log::info!(
+            "recovered {} agents from version {} of the state; epoch {} begins",
+            registry.tally().total,
+            version.0,
+            epoch.0
+        );
+        self.store_backoff.reset();
+        self.phase = Phase::Leading(Box::new(Leading {
+            registry,
+            epoch,
+            durable: version,
+            is_writing: false,
+            pending: BTreeMap::new(),
+        }));
+        for (from, options) in waiting.into_values() {
+            self.register(now, from, &options);
+        }
+    }
+
+    /// Nothing of what was allocated since can be relied on: the state is read again.
+    fn store_failed(&mut self, now: Now, error: StoreError) {
+        self.counters.store_failures += 1;
+        let wait = self.store_backoff.next_wait(&mut self.random);
+        log::error!(
+            "{error}; reading the state again in {wait:.1?}, nothing is promised meanwhile"
+        );
+        let failure = Some((error, now.elapsed + wait));
+        match &mut self.phase {
+            Phase::Recovering(recovering) => recovering.failure = failure,
+            Phase::Leading(_) => {
+                self.phase = Phase::Recovering(Recovering { failure, ..Recovering::default() });
+            }
+        }
+    }
+
+    fn retry_store(&mut self, now: Now) {
+        if let Phase::Recovering(recovering) = &mut self.phase
+            && recovering.failure.as_ref().is_some_and(|(_, due)| *due <= now.elapsed)
+        {
+            recovering.failure = None;
+            self.commands.push_back(Command::Load);
+        }
+    }
+
+    fn committed(&mut self, version: Version) {
+        if let Phase::Leading(leading) = &mut self.phase {
+            self.counters.commits += 1;
+            leading.durable = version;
+            leading.is_writing = false;
+        }
+    }
+
+    fn commit_what_waits(&mut self) {
+        if let Phase::Leading(leading) = &mut self.phase
+            && !leading.is_writing
+            && !leading.pending.is_empty()
+        {
+            leading.is_writing = true;
+            let changes = std::mem::take(&mut leading.pending).into_values().collect();
+            self.commands.push_back(Command::Commit { epoch: leading.epoch, changes });
+        }
+    }
+
+    fn message(&mut self, now: Now, from: Upid, message: Message) {
+        match message {
+            Message::RegisterAgent(options) => {
+                self.counters.register_agent_messages_received += 1;
+                self.register(now, from, &options);
+            }
+            Message::AgentRegistered(overlays) => {
+                self.counters.agent_registered_messages_received += 1;
+                self.reported(from, overlays);
+            }
+            Message::UpdateAgentOverlays(_) | Message::AgentRegisteredAcknowledgement => {
+                self.counters.unexpected_messages += 1;
+                log::warn!("ignored {message} from {from}: it is meant for an agent");
+            }
+        }
+    }
+
+    fn register(&mut self, now: Now, from: Upid, options: &AgentOptions) {
+        let ip = *from.address.ip();
+        let leading = match &mut self.phase {
+            Phase::Leading(leading) => leading,
+            Phase::Recovering(recovering) => {
+                let waiting = &mut recovering.waiting;
+                if waiting.len() < WAITING_MAX || waiting.contains_key(&ip) {
+                    waiting.insert(ip, (from, *options));
+                } else {
+                    self.counters.register_agent_messages_dropped += 1;
+                }
+                return;
+            }
+        };
+        let moment = Moment {
+            unix: now.unix,
+            version: leading.next_version(),
+            reuse_after: self.settings.reuse_after,
+        };
+        match leading.registry.register(ip, options, moment) {
+            Ok(outcome) => {
+                leading.change(outcome.changes);
+                outcome.notices.iter().for_each(|notice| self.notice(ip, notice));
+                self.update(from);
+            }
+            Err(refusal) => {
+                self.counters.register_agent_messages_dropped += 1;
+                self.refuse(&from, refusal);
+            }
+        }
+    }
+
+    fn notice(&mut self, ip: Ipv4Addr, notice: &Notice) {
+        match notice {
+            Notice::NoVtep6 => {
+                self.counters.ip6_allocation_failures += 1;
+                log::warn!("agent {ip} gets no IPv6 VTEP address: vtep_subnet6 is exhausted");
+            }
+            Notice::NoSubnet(overlay, family) => {
+                match family {
+                    Family::V4 => self.counters.subnet_allocation_failures += 1,
+                    Family::V6 => self.counters.subnet6_allocation_failures += 1,
+                }
+                log::warn!(
+                    "agent {ip} gets no subnet of overlay {overlay}: its {family} space is \
+                     exhausted: widen it or delete dead agents"
+                );
+            }
+            Notice::EarlyReuse(what) => {
+                self.counters.early_reuses += 1;
+                log::warn!(
+                    "agent {ip} gets {what}, which another agent had less than {} ago: nothing else \
+                     is left",
+                    humantime::format_duration(self.settings.reuse_after)
+                );
+            }
+        }
+    }
+
+    fn refuse(&mut self, from: &Upid, refusal: Refusal) {
+        match refusal {
+            Refusal::NoVtep(subnet) => {
+                self.counters.ip_allocation_failures += 1;
+                log::warn!(
+                    "cannot register {from}: no VTEP address is left in {subnet}: widen vtep_subnet \
+                     or delete dead agents"
+                );
+            }
+            Refusal::SetAside(reason) => {
+                log::warn!("cannot register {from}: {reason}: mend the configuration or delete it");
+            }
+        }
+    }
+
+    /// Tells the agent its share.
+    fn update(&mut self, to: Upid) {
+        let Phase::Leading(leading) = &self.phase else {
+            return;
+        };
+        let Some((overlays, when)) = leading.registry.assignments(*to.address.ip()) else {
+            return;
+        };
+        self.counters.update_agent_overlays_messages_sent += 1;
+        log::debug!("{to} registers and is assigned {} overlays", overlays.len());
+        let message = Message::UpdateAgentOverlays(overlays);
+        self.commands.push_back(Command::Send { to, message, when });
+    }
+
+    fn reported(&mut self, from: Upid, overlays: Vec<Assignment>) {
+        let report = match &mut self.phase {
+            Phase::Leading(leading) => leading.registry.report(*from.address.ip(), overlays),
+            // It will not be acknowledged, and so registers again.
+            Phase::Recovering(_) => None,
+        };
+        let Some(report) = report else {
+            self.counters.agent_registered_messages_dropped += 1;
+            log::warn!("ignored a report from {from}, which is not registered: it will register");
+            return;
+        };
+        self.counters.unknown_overlays_reported += report.unknown;
+        self.counters.outdated_overlays_reported += report.outdated;
+        if report.unknown > 0 {
+            log::warn!("{from} reports {} overlays that it was not assigned", report.unknown);
+        }
+        if report.outdated > 0 {
+            log::warn!("{from} reports {} overlays with addresses it had before", report.outdated);
+        }
+        self.counters.agent_registered_acknowledgements_sent += 1;
+        let message = Message::AgentRegisteredAcknowledgement;
+        self.commands.push_back(Command::Send { to: from, message, when: report.version });
+    }
+
+    fn request(&mut self, now: Now, id: RequestId, request: Request) {
+        let (reply, when) = match (&mut self.phase, request) {
+            (_, Request::Health) => (Reply::Health(Box::new(self.health())), Version(0)),
+            (Phase::Recovering(recovering), _) => {
+                let reason = match &recovering.failure {
+                    Some((error, _)) => error.to_string(),
+                    None => "the state is being read".to_owned(),
+                };
+                (Reply::Unavailable(reason), Version(0))
+            }
+            (Phase::Leading(leading), Request::State) => {
+                (Reply::State(leading.registry.state()), leading.latest_version())
+            }
+            (Phase::Leading(leading), Request::DeleteAgents(ips)) => {
+                for ip in ips {
+                    match leading.registry.release(ip, now.unix) {
+                        Some(change) => {
+                            log::info!("deleted agent {ip}: its addresses are free");
+                            leading.change([change]);
+                        }
+                        None => log::info!("agent {ip} is not known: nothing to delete"),
+                    }
+                }
+                (Reply::State(leading.registry.state()), leading.latest_version())
+            }
+        };
+        self.commands.push_back(Command::Reply { id, reply, when });
+    }
+
+    fn health(&self) -> Health {
+        let counters = self.counters.clone();
+        match &self.phase {
+            Phase::Recovering(Recovering { failure, .. }) => Health {
+                status: if failure.is_some() { Condition::Failed } else { Condition::Recovering },
+                problems: failure.iter().map(|(error, _)| error.to_string()).collect(),
+                epoch: 0,
+                version: 0,
+                agents: AgentTally::default(),
+                pools: Vec::new(),
+                counters,
+            },
+            Phase::Leading(leading) => {
+                let problems = leading.registry.problems();
+                Health {
+                    status: if problems.is_empty() { Condition::Ok } else { Condition::Degraded },
+                    problems,
+                    epoch: leading.epoch.0,
+                    version: leading.durable.0,
+                    agents: leading.registry.tally(),
+                    pools: leading.registry.usage(),
+                    counters,
+                }
+            }
+        }
+    }
+}

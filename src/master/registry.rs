@@ -1,0 +1,569 @@
+//! Who has what: the agents, the deleted agents whose addresses are free, and the records that were set
+//! aside. Every change of it comes with the changes of the store that make it last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::space::{Piece, Space, Subnets};
+use super::view::{AgentTally, PoolUsage};
+use crate::addr::{DeviceName, Family, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
+use crate::ipam::Allocated;
+use crate::protocol::{
+    AgentInfo, AgentOptions, AgentRecord, Assignment, Bridge, Network, Overlay, OverlayRecord,
+    Record, ReleasedRecord, State, Status, Vtep,
+};
+use crate::store::{Change, Key, Version};
+use crate::wire::encode_record;
+
+/// What operators call the pool of VTEP addresses.
+const VTEP_POOL: &str = "the VTEP subnet";
+
+/// All agents of a network.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) network: Arc<Network>,
+    pub(super) space: Space,
+    pub(super) agents: BTreeMap<Ipv4Addr, Agent>,
+    pub(super) released: BTreeMap<Ipv4Addr, ReleasedRecord>,
+    /// Records that contradict the configuration or each other, and how. They stay in the store as they
+    /// are, and nobody gets their addresses, until the operator deletes the agent or mends the
+    /// configuration.
+    pub(super) aside: BTreeMap<Ipv4Addr, String>,
+    /// The shares of served agents that contradict the configuration or each other, and how. They stay in
+    /// the record, and nobody gets their addresses.
+    pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), String>,
+    /// The agents that did not get all they should, by the pool that is exhausted.
+    lacking: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    tally: AgentTally,
+    device: DeviceName,
+}
+
+/// One agent.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) record: AgentRecord,
+    /// The version that makes `record` durable.
+    pub(super) version: Version,
+    /// What it is told, and what it reported.
+    pub(super) info: Arc<AgentInfo>,
+}
+
+/// The moment of a change.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    /// Seconds since 1970.
+    pub(super) unix: u64,
+    /// The version that the change will have.
+    pub(super) version: Version,
+    /// How long a freed address should rest.
+    pub(super) reuse_after: Duration,
+}
+
+/// What is worth counting and telling about a registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// No IPv6 address for its VTEP is left.
+    NoVtep6,
+    /// No subnet of this family is left in the overlay.
+    NoSubnet(OverlayName, Family),
+    /// An address was given that another agent had not long ago, since nothing else was left.
+    EarlyReuse(String),
+}
+
+/// Why an agent gets nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// No VTEP address is left.
+    NoVtep(Subnet),
+    /// Its record was set aside.
+    SetAside(String),
+}
+
+/// What an agent's report contained that was not expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Report {
+    /// The version that its record needs to be durable.
+    pub(super) version: Version,
+    /// Overlays that it was not assigned.
+    pub(super) unknown: u64,
+    /// Overlays whose addresses are not those that it was assigned.
+    pub(super) outdated: u64,
+}
+
+/// Changes of the store and notices, in the making.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) changes: Vec<Change>,
+    pub(super) notices: Vec<Notice>,
+}
+
+impl Registry {
+    pub(super) fn new(network: Arc<Network>) -> Self {
+        Self {
+            space: Space::new(&network),
+            network,
+            agents: BTreeMap::new(),
+            released: BTreeMap::new(),
+            aside: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            tally: AgentTally::default(),
+            device: DeviceName::vtep(Vni::DEFAULT),
+        }
+    }
+
+    /// Gives the agent at `ip` whatever it lacks of what it should have. Who has something keeps it.
+    ///
+    /// # Errors
+    /// When it can be given nothing at all. Nothing has changed then.
+    pub(super) fn register(
+        &mut self,
+        ip: Ipv4Addr,
+        options: &AgentOptions,
+        moment: Moment,
+    ) -> Result<Outcome, Refusal> {
+        if let Some(reason) = self.aside.get(&ip) {
+            return Err(Refusal::SetAside(reason.clone()));
+        }
+        let mut outcome = Outcome::default();
+        let (before, mut record) = match self.agents.get(&ip) {
+            Some(agent) => (Some(agent.version), agent.record.clone()),
+            None => (None, self.admit(ip, options, moment, &mut outcome)?),
+        };
+        self.complete(ip, &mut record, options, moment, &mut outcome);
+        let is_changed =
+            before.is_none() || self.agents.get(&ip).is_some_and(|agent| agent.record != record);
+        if is_changed {
+            let bytes = encode_record(&Record::Agent(record.clone()));
+            outcome.changes.push(Change::Put(Key::Agent(ip), bytes));
+        }
+        let version = before.filter(|_| !is_changed).unwrap_or(moment.version);
+        self.insert(ip, record, version);
+        Ok(outcome)
+    }
+
+    /// The assignments of the agent at `ip`, without status, and the version that makes them durable.
+    pub(super) fn assignments(&self, ip: Ipv4Addr) -> Option<(Vec<Assignment>, Version)> {
+        let agent = self.agents.get(&ip)?;
+        let plain = |one: &Assignment| Assignment { status: None, ..one.clone() };
+        Some((agent.info.overlays.iter().map(plain).collect(), agent.version))
+    }
+
+    /// Notes what the agent at `ip` says of its overlays. `None` if there is no such agent.
+    pub(super) fn report(&mut self, ip: Ipv4Addr, reported: Vec<Assignment>) -> Option<Report> {
+        let agent = self.agents.get_mut(&ip)?;
+        self.tally.remove(&agent.info);
+        let info = Arc::make_mut(&mut agent.info);
+        let mut report = Report { version: agent.version, unknown: 0, outdated: 0 };
+        for theirs in reported {
+            let ours = info.overlays.iter_mut().find(|ours| ours.name() == theirs.name());
+            let Some(ours) = ours else {
+                report.unknown += 1;
+                continue;
+            };
+            ours.status = if theirs.has_addresses_of(ours) {
+                theirs.status.map(Status::sanitized)
+            } else {
+                report.outdated += 1;
+                // An unchanged C++ agent keeps what it configured once until it is restarted.
+                Some(Status::Failed(format!(
+                    "the agent still uses {}, and was assigned {}: restart it",
+                    addresses(&theirs),
+                    addresses(ours)
+                )))
+            };
+        }
+        self.tally.add(&agent.info);
+        Some(report)
+    }
+
+    /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are left.
+    /// Returns the change of the store; `None` if there is no such agent.
+    pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<Change> {
+        if self.aside.remove(&ip).is_some() {
+            return Some(Change::Delete(Key::Agent(ip)));
+        }
+        let agent = self.agents.remove(&ip)?;
+        self.tally.remove(&agent.info);
+        self.lacking.retain(|_, agents| {
+            agents.remove(&ip);
+            !agents.is_empty()
+        });
+        let AgentRecord { vtep_ip, vtep_ip6, mut overlays, .. } = agent.record;
+        overlays.retain(|overlay| self.unserved.remove(&(ip, overlay.name.clone())).is_none());
+        let released = ReleasedRecord { at: unix, vtep_ip: Some(vtep_ip), vtep_ip6, overlays };
+        self.free(ip, &released);
+        let bytes = encode_record(&Record::Released(released.clone()));
+        self.released.insert(ip, released);
+        Some(Change::Put(Key::Agent(ip), bytes))
+    }
+
+    /// The whole cluster.
+    pub(super) fn state(&self) -> State {
+        let agents = self.agents.values().map(|agent| Arc::clone(&agent.info)).collect();
+        State { network: Arc::clone(&self.network), agents }
+    }
+
+    pub(super) const fn tally(&self) -> AgentTally {
+        self.tally
+    }
+
+    pub(super) fn usage(&self) -> Vec<PoolUsage> {
+        self.space.usage(&self.network)
+    }
+
+    /// What needs an operator, one sentence each.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (ip, reason) in &self.aside {
+            problems.push(format!(
+                "agent {ip} is not served: {reason}: mend the configuration or delete the agent"
+            ));
+        }
+        for (pool, agents) in &self.lacking {
+            problems.push(format!(
+                "{pool} is exhausted: {} did not get any: widen it or delete dead agents",
+                count(agents.len(), "agent")
+            ));
+        }
+        for ((ip, _), reason) in &self.unserved {
+            problems.push(format!(
+                "agent {ip} is not served its share: {reason}: mend the configuration or delete it"
+            ));
+        }
+        if self.tally.failed > 0 {
+            problems.push(format!(
+                "{} with a failed overlay: see the state for the reasons",
+                count(self.tally.failed, "agent")
+            ));
+        }
+        problems
+    }
+
+    /// Puts an agent in, or in the place of what was there, keeping what it reported as long as its
+    /// addresses are the same.
+    pub(super) fn insert(&mut self, ip: Ipv4Addr, record: AgentRecord, version: Version) {
+        let mut overlays = self.serve(ip, &record);
+        if let Some(before) = self.agents.get(&ip) {
+            self.tally.remove(&before.info);
+            for overlay in &mut overlays {
+                let same = before.info.overlays.iter().find(|old| old.name() == overlay.name());
+                overlay.status = same
+                    .filter(|same| same.has_addresses_of(overlay))
+                    .and_then(|same| same.status.clone());
+            }
+        }
+        let info = Arc::new(AgentInfo { ip, overlays, configuration_attempts: None });
+        self.tally.add(&info);
+        self.agents.insert(ip, Agent { record, version, info });
+    }
+
+    /// Frees in the pools what `released` lists.
+    pub(super) fn free(&mut self, ip: Ipv4Addr, released: &ReleasedRecord) {
+        if let Some(vtep) = released.vtep_ip {
+            self.space.free_vtep(vtep.into(), ip, released.at);
+        }
+        if let Some(vtep6) = released.vtep_ip6 {
+            self.space.free_vtep(vtep6.into(), ip, released.at);
+        }
+        for overlay in &released.overlays {
+            for subnet in overlay.subnet.into_iter().chain(overlay.subnet6) {
+                self.space.free(&overlay.name, subnet, ip, released.at);
+            }
+        }
+    }
+
+    /// The record of an agent that is not there: with what it had when it was deleted, as far as nobody
+    /// else has it now, and with a VTEP address in any case.
+    fn admit(
+        &mut self,
+        ip: Ipv4Addr,
+        options: &AgentOptions,
+        moment: Moment,
+        outcome: &mut Outcome,
+    ) -> Result<AgentRecord, Refusal> {
+        let old = self.released.get(&ip).cloned();
+        let old_vtep = old.as_ref().and_then(|old| old.vtep_ip);
+        let vtep_ip = match old_vtep.filter(|&vtep| self.reclaim_vtep(vtep.into(), ip)) {
+            Some(vtep) => vtep,
+            None => {
+                let allocated = self.space.allocate_vtep();
+                let Some(vtep) = allocated else {
+                    self.lacks(VTEP_POOL, ip);
+                    return Err(Refusal::NoVtep(self.network.vtep_subnet));
+                };
+                self.taken(vtep, Piece::Vtep(vtep.item.into()), moment, outcome);
+                vtep.item
+            }
+        };
+        self.lacks_no_more(VTEP_POOL, ip);
+        let mut record = AgentRecord {
+            vtep_ip,
+            vtep_ip6: None,
+            overlays: Vec::new(),
+            allocate_subnet: options.allocate_subnet,
+            mesos_bridge: options.mesos_bridge,
+            docker_bridge: options.docker_bridge,
+        };
+        if let Some(old) = old {
+            self.released.remove(&ip);
+            record.vtep_ip6 = old.vtep_ip6.filter(|&vtep6| self.reclaim_vtep(vtep6.into(), ip));
+            for overlay in old.overlays {
+                let OverlayRecord { name, subnet, subnet6 } = overlay;
+                let subnet = subnet.filter(|&subnet| self.reclaim(&name, subnet, ip));
+                let subnet6 = subnet6.filter(|&subnet6| self.reclaim(&name, subnet6, ip));
+                if subnet.is_some() || subnet6.is_some() {
+                    record.overlays.push(OverlayRecord { name, subnet, subnet6 });
+                }
+            }
+        }
+        Ok(record)
+    }
+
+    fn reclaim_vtep(&mut self, vtep: IpAddr, ip: Ipv4Addr) -> bool {
+        let piece = Piece::Vtep(vtep);
+        let is_ours = self.space.was_had_by(piece, ip) && self.space.reserve_vtep(vtep).is_ok();
+        if is_ours {
+            self.space.forget_former(piece);
+        }
+        is_ours
+    }
+
+    fn reclaim(&mut self, overlay: &OverlayName, subnet: Subnet, ip: Ipv4Addr) -> bool {
+        let piece = Piece::Subnet(subnet);
+        let is_ours =
+            self.space.was_had_by(piece, ip) && self.space.reserve(overlay, subnet).is_ok();
+        if is_ours {
+            self.space.forget_former(piece);
+        }
+        is_ours
+    }
+
+    /// Takes note of what the agent wants and allocates what it lacks of it.
+    fn complete(
+        &mut self,
+        ip: Ipv4Addr,
+        record: &mut AgentRecord,
+        options: &AgentOptions,
+        moment: Moment,
+        outcome: &mut Outcome,
+    ) {
+        record.allocate_subnet = options.allocate_subnet;
+        record.mesos_bridge = options.mesos_bridge;
+        record.docker_bridge = options.docker_bridge;
+        if record.vtep_ip6.is_none() && self.space.has_vteps6() {
+            match self.space.allocate_vtep6() {
+                Some(vtep6) => {
+                    self.taken(vtep6, Piece::Vtep(vtep6.item.into()), moment, outcome);
+                    record.vtep_ip6 = Some(vtep6.item);
+                }
+                None => outcome.notices.push(Notice::NoVtep6),
+            }
+        }
+        if !options.allocate_subnet {
+            return;
+        }
+        let network = Arc::clone(&self.network);
+        for overlay in network.overlays.iter().filter(|overlay| overlay.enabled) {
+            if !self.unserved.contains_key(&(ip, overlay.name.clone())) {
+                self.complete_overlay(ip, record, overlay, moment, outcome);
+            }
+        }
+    }
+
+    fn complete_overlay(
+        &mut self,
+        ip: Ipv4Addr,
+        record: &mut AgentRecord,
+        overlay: &Overlay,
+        moment: Moment,
+        outcome: &mut Outcome,
+    ) {
+        let name = &overlay.name;
+        let position = record.overlays.iter().position(|had| had.name == *name);
+        let had = position.map(|position| &record.overlays[position]);
+        let lacks_v4 = overlay.range.is_some() && had.is_none_or(|had| had.subnet.is_none());
+        let lacks_v6 = overlay.range6.is_some() && had.is_none_or(|had| had.subnet6.is_none());
+        if !lacks_v4 && !lacks_v6 {
+            return;
+        }
+        let pool = |family| format!("overlay {name} ({family})");
+        let Subnets { v4, v6 } = match self.space.allocate_subnets(name, lacks_v4, lacks_v6) {
+            Ok(subnets) => subnets,
+            Err(family) => {
+                self.lacks(&pool(family), ip);
+                outcome.notices.push(Notice::NoSubnet(name.clone(), family));
+                return;
+            }
+        };
+        for subnet in v4.into_iter().chain(v6) {
+            self.taken(subnet, Piece::Subnet(subnet.item), moment, outcome);
+        }
+        for family in [Family::V4, Family::V6] {
+            self.lacks_no_more(&pool(family), ip);
+        }
+        let position = position.unwrap_or_else(|| {
+            let name = name.clone();
+            record.overlays.push(OverlayRecord { name, subnet: None, subnet6: None });
+            record.overlays.len() - 1
+        });
+        let had = &mut record.overlays[position];
+        had.subnet = had.subnet.or_else(|| v4.map(|subnet| subnet.item));
+        had.subnet6 = had.subnet6.or_else(|| v6.map(|subnet| subnet.item));
+    }
+
+    fn lacks(&mut self, pool: &str, ip: Ipv4Addr) {
+        self.lacking.entry(pool.to_owned()).or_default().insert(ip);
+    }
+
+    fn lacks_no_more(&mut self, pool: &str, ip: Ipv4Addr) {
+        let is_empty = self.lacking.get_mut(pool).is_some_and(|agents| {
+            agents.remove(&ip);
+            agents.is_empty()
+        });
+        if is_empty {
+            self.lacking.remove(pool);
+        }
+    }
+
+    /// A piece was allocated: whoever had it before will not get it back.
+    fn taken<T>(
+        &mut self,
+        allocated: Allocated<T>,
+        piece: Piece,
+        moment: Moment,
+        outcome: &mut Outcome,
+    ) {
+        if allocated.is_reused_early(moment.unix, moment.reuse_after) {
+            outcome.notices.push(Notice::EarlyReuse(match piece {
+                Piece::Vtep(ip) => format!("VTEP address {ip}"),
+                Piece::Subnet(subnet) => format!("subnet {subnet}"),
+            }));
+        }
+        let Some(former) = self.space.forget_former(piece) else {
+            return;
+        };
+        let Some(released) = self.released.get_mut(&former) else {
+            return;
+        };
+        match piece {
+            Piece::Vtep(ip) => {
+                released.vtep_ip = released.vtep_ip.filter(|vtep| ip != *vtep);
+                released.vtep_ip6 = released.vtep_ip6.filter(|vtep| ip != *vtep);
+            }
+            Piece::Subnet(subnet) => {
+                for overlay in &mut released.overlays {
+                    overlay.subnet = overlay.subnet.filter(|had| *had != subnet);
+                    overlay.subnet6 = overlay.subnet6.filter(|had| *had != subnet);
+                }
+                released.overlays.retain(|had| had.subnet.is_some() || had.subnet6.is_some());
+            }
+        }
+        let is_empty = released.vtep_ip.is_none()
+            && released.vtep_ip6.is_none()
+            && released.overlays.is_empty();
+        let key = Key::Agent(former);
+        outcome.changes.push(if is_empty {
+            self.released.remove(&former);
+            Change::Delete(key)
+        } else {
+            Change::Put(key, encode_record(&Record::Released(released.clone())))
+        });
+    }
+
+    /// What the agent with this record is told, in the order of the configuration.
+    fn serve(&self, ip: Ipv4Addr, record: &AgentRecord) -> Vec<Assignment> {
+        let Some(vtep) = self.vtep(record) else {
+            return Vec::new();
+        };
+        let overlays = self.network.overlays.iter();
+        let served = overlays
+            .filter(|overlay| overlay.enabled)
+            .filter(|overlay| !self.unserved.contains_key(&(ip, overlay.name.clone())))
+            .filter_map(|overlay| assignment(overlay, record, &vtep));
+        served.collect()
+    }
+
+    fn vtep(&self, record: &AgentRecord) -> Option<Vtep> {
+        let network = &self.network;
+        let ip6 = record.vtep_ip6.zip(network.vtep_subnet6);
+        Some(Vtep {
+            vni: Vni::DEFAULT,
+            device: self.device.clone(),
+            ip: InterfaceAddress::within(&network.vtep_subnet, record.vtep_ip.into())?,
+            ip6: ip6.and_then(|(ip6, subnet)| InterfaceAddress::within(&subnet, ip6.into())),
+            mac: Mac::of_vtep(network.vtep_mac_oui, record.vtep_ip),
+            mtu: network.vtep_mtu,
+        })
+    }
+}
+
+/// The share of `overlay` of the agent with this record; `None` if it wants a subnet and has none.
+fn assignment(overlay: &Overlay, record: &AgentRecord, vtep: &Vtep) -> Option<Assignment> {
+    let had = record.overlays.iter().find(|had| had.name == overlay.name);
+    let subnet = had.and_then(|had| had.subnet).filter(|_| overlay.range.is_some());
+    let subnet6 = had.and_then(|had| had.subnet6).filter(|_| overlay.range6.is_some());
+    if record.allocate_subnet && subnet.is_none() && subnet6.is_none() {
+        return None;
+    }
+    let halves = subnet.and_then(|subnet| subnet.halves());
+    let halves6 = subnet6.and_then(|subnet6| subnet6.halves());
+    let mesos_bridge = Bridge {
+        name: overlay.name.mesos_bridge(),
+        subnet: halves.map(|(lower, _)| lower),
+        subnet6: halves6.map(|(lower, _)| lower),
+    };
+    let docker_bridge = Bridge {
+        name: overlay.name.docker_bridge(),
+        subnet: halves.map(|(_, upper)| upper),
+        subnet6: halves6.map(|(_, upper)| upper),
+    };
+    Some(Assignment {
+        overlay: overlay.clone(),
+        subnet,
+        subnet6,
+        mesos_bridge: (record.allocate_subnet && record.mesos_bridge).then_some(mesos_bridge),
+        docker_bridge: (record.allocate_subnet && record.docker_bridge).then_some(docker_bridge),
+        vtep: vtep.clone(),
+        status: None,
+    })
+}
+
+/// The addresses of an assignment, for a sentence.
+fn addresses(assignment: &Assignment) -> String {
+    let subnets = assignment.subnet.into_iter().chain(assignment.subnet6);
+    let mut text: Vec<String> = subnets.map(|subnet| subnet.to_string()).collect();
+    text.push(format!("VTEP {}", assignment.vtep.ip.address()));
+    text.join(", ")
+}
+
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+impl AgentTally {
+    fn add(&mut self, info: &AgentInfo) {
+        self.total += 1;
+        *self.slot(info) += 1;
+    }
+
+    fn remove(&mut self, info: &AgentInfo) {
+        self.total -= 1;
+        *self.slot(info) -= 1;
+    }
+
+    fn slot(&mut self, info: &AgentInfo) -> &mut usize {
+        let has = |wanted: fn(&Option<Status>) -> bool| {
+            info.overlays.iter().any(|overlay| wanted(&overlay.status))
+        };
+        if has(|status| matches!(status, Some(Status::Failed(_)))) {
+            &mut self.failed
+        } else if has(|status| !matches!(status, Some(Status::Ok))) {
+            &mut self.unreported
+        } else {
+            &mut self.ok
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The address space of a network: every pool, and whose a freed address was.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::view::PoolUsage;
+use crate::addr::{Family, OverlayName, Subnet};
+use crate::ipam::{Allocated, SubnetPool, VtepPool};
+use crate::protocol::Network;
+
+/// Something that one agent can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Piece {
+    /// The address of its VTEP.
+    Vtep(IpAddr),
+    /// A subnet of an overlay; overlays do not overlap, so that it says of which.
+    Subnet(Subnet),
+}
+
+/// All pools of a network.
+#[derive(Debug)]
+pub(super) struct Space {
+    vteps: VtepPool<Ipv4Addr>,
+    vteps6: Option<VtepPool<Ipv6Addr>>,
+    overlays: HashMap<OverlayName, OverlayPools>,
+    /// The deleted agent that had a free piece last, as far as it is known.
+    former: HashMap<Piece, Ipv4Addr>,
+}
+
+#[derive(Debug)]
+struct OverlayPools {
+    v4: Option<SubnetPool>,
+    v6: Option<SubnetPool>,
+}
+
+impl OverlayPools {
+    const fn of(&mut self, family: Family) -> Option<&mut SubnetPool> {
+        match family {
+            Family::V4 => self.v4.as_mut(),
+            Family::V6 => self.v6.as_mut(),
+        }
+    }
+}
+
+/// The subnets of an overlay that an agent gets: those of the families that it lacked.
+#[derive(Debug, Default)]
+pub(super) struct Subnets {
+    pub(super) v4: Option<Allocated<Subnet>>,
+    pub(super) v6: Option<Allocated<Subnet>>,
+}
+
+impl Space {
+    pub(super) fn new(network: &Network) -> Self {
+        let overlays = network.overlays.iter().map(|overlay| {
+            let v4 = overlay.range.map(SubnetPool::new);
+            let v6 = overlay.range6.map(SubnetPool::new);
+            (overlay.name.clone(), OverlayPools { v4, v6 })
+        });
+        Self {
+            vteps: VtepPool::new(network.vtep_subnet),
+            vteps6: network.vtep_subnet6.map(VtepPool::new),
+            overlays: overlays.collect(),
+            former: HashMap::new(),
+        }
+    }
+
+    /// Whether the network has VTEP addresses of IPv6.
+    pub(super) const fn has_vteps6(&self) -> bool {
+        self.vteps6.is_some()
+    }
+
+    pub(super) fn allocate_vtep(&mut self) -> Option<Allocated<Ipv4Addr>> {
+        self.vteps.allocate()
+    }
+
+    pub(super) fn allocate_vtep6(&mut self) -> Option<Allocated<Ipv6Addr>> {
+        self.vteps6.as_mut()?.allocate()
+    }
+
+    /// One subnet of each of the families that are asked for and that the overlay has: all or none, so
+    /// that the want of one family costs nothing of the other.
+    ///
+    /// # Errors
+    /// The family that is exhausted.
+    pub(super) fn allocate_subnets(
+        &mut self,
+        overlay: &OverlayName,
+        wants_v4: bool,
+        wants_v6: bool,
+    ) -> Result<Subnets, Family> {
+        let Some(pools) = self.overlays.get_mut(overlay) else {
+            return Ok(Subnets::default());
+        };
+        let v4 = pools.v4.as_mut().filter(|_| wants_v4);
+        let v6 = pools.v6.as_mut().filter(|_| wants_v6);
+        if v4.as_ref().is_some_and(|pool| pool.peek().is_none()) {
+            return Err(Family::V4);
+        }
+        if v6.as_ref().is_some_and(|pool| pool.peek().is_none()) {
+            return Err(Family::V6);
+        }
+        Ok(Subnets { v4: v4.and_then(SubnetPool::allocate), v6: v6.and_then(SubnetPool::allocate) })
+    }
+
+    /// Takes a piece that the store says somebody has.
+    ///
+    /// # Errors
+    /// When the configuration does not cover it or somebody else has it: a sentence for the operator.
+    pub(super) fn reserve(&mut self, overlay: &OverlayName, subnet: Subnet) -> Result<(), String> {
+        let family = subnet.family();
+        let pool = self.overlays.get_mut(overlay).and_then(|pools| pools.of(family));
+        let pool = pool.ok_or_else(|| format!("overlay {overlay} has no {family}"))?;
+        pool.reserve(subnet).map_err(|error| format!("overlay {overlay}: {error}"))
+    }
+
+    /// The same for the address of a VTEP.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub(super) fn reserve_vtep(&mut self, ip: IpAddr) -> Result<(), String> {
+        match (ip, &mut self.vteps6) {
+            (IpAddr::V4(ip), _) => self.vteps.reserve(ip).map_err(|error| error.to_string()),
+            (IpAddr::V6(ip), Some(vteps6)) => vteps6.reserve(ip).map_err(|error| error.to_string()),
+            (IpAddr::V6(ip), None) => Err(format!("{ip}: the network has no vtep_subnet6")),
+        }
+    }
+
+    /// Gives a subnet back, which `agent` had until `at`.
+    pub(super) fn free(&mut self, overlay: &OverlayName, subnet: Subnet, agent: Ipv4Addr, at: u64) {
+        let pool = self.overlays.get_mut(overlay).and_then(|pools| pools.of(subnet.family()));
+        if pool.is_some_and(|pool| pool.free(subnet, at).is_ok()) {
+            self.former.insert(Piece::Subnet(subnet), agent);
+        }
+    }
+
+    /// The same for the address of a VTEP.
+    pub(super) fn free_vtep(&mut self, ip: IpAddr, agent: Ipv4Addr, at: u64) {
+        let is_freed = match (ip, &mut self.vteps6) {
+            (IpAddr::V4(ip), _) => self.vteps.free(ip, at).is_ok(),
+            (IpAddr::V6(ip), Some(vteps6)) => vteps6.free(ip, at).is_ok(),
+            (IpAddr::V6(_), None) => false,
+        };
+        if is_freed {
+            self.former.insert(Piece::Vtep(ip), agent);
+        }
+    }
+
+    /// Whether `piece` is free and `agent` had it last.
+    pub(super) fn was_had_by(&self, piece: Piece, agent: Ipv4Addr) -> bool {
+        self.former.get(&piece) == Some(&agent)
+    }
+
+    /// Forgets who had `piece` before, since somebody has it now.
+    pub(super) fn forget_former(&mut self, piece: Piece) -> Option<Ipv4Addr> {
+        self.former.remove(&piece)
+    }
+
+    /// How full every pool is, the VTEPs first, then the overlays in the order of `network`.
+    pub(super) fn usage(&self, network: &Network) -> Vec<PoolUsage> {
+        let usage = |name: &str, subnet: Subnet, in_use, capacity| PoolUsage {
+            name: name.to_owned(),
+            subnet: subnet.to_string(),
+            in_use,
+            capacity,
+        };
+        let mut all = Vec::new();
+        all.push(usage("vtep", self.vteps.subnet(), self.vteps.in_use(), self.vteps.capacity()));
+        if let Some(pool) = &self.vteps6 {
+            all.push(usage("vtep", pool.subnet(), pool.in_use(), pool.capacity()));
+        }
+        for overlay in &network.overlays {
+            let pools = self.overlays.get(&overlay.name);
+            let both = pools.into_iter().flat_map(|pools| [&pools.v4, &pools.v6]);
+            for pool in both.flatten() {
+                let subnet = pool.range().subnet;
+                all.push(usage(overlay.name.as_str(), subnet, pool.in_use(), pool.capacity()));
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,650 @@
+//! The master as a whole: what happens, and exactly what it wants done. The store here is a map that the
+//! tests can make fail.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::addr::{OverlayName, Subnet};
+use crate::protocol::{AddressRange, Overlay, State, Status};
+use crate::wire;
+
+/// A master and its store. Commits stay under way until a test lets them end.
+struct World {
+    master: Master,
+    now: Now,
+    records: BTreeMap<Key, Vec<u8>>,
+    version: Version,
+    /// The commit that is under way.
+    writing: Option<Vec<Change>>,
+    /// Sent or held back messages, with the version that they wait for.
+    sent: Vec<(Upid, Message, Version)>,
+    replies: Vec<(Reply, Version)>,
+    loads: usize,
+}
+
+impl World {
+    fn new(network: Network) -> Self {
+        let mut world = Self::restored(network, BTreeMap::new(), Version(0));
+        world.load();
+        world
+    }
+
+    fn restored(network: Network, records: BTreeMap<Key, Vec<u8>>, version: Version) -> Self {
+        let settings =
+            Settings { network: Arc::new(network), reuse_after: Duration::from_secs(3600) };
+        let mut world = Self {
+            master: Master::new(settings, 1),
+            now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 },
+            records,
+            version,
+            writing: None,
+            sent: Vec::new(),
+            replies: Vec::new(),
+            loads: 0,
+        };
+        world.run_commands();
+        world
+    }
+
+    /// A master with another configuration takes over what the store holds.
+    fn restart(self, network: Network) -> Self {
+        let mut world = Self::restored(network, self.records, self.version);
+        world.load();
+        world
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.master.handle(self.now, event);
+        self.run_commands();
+    }
+
+    fn run_commands(&mut self) {
+        while let Some(command) = self.master.poll_command() {
+            match command {
+                Command::Load => self.loads += 1,
+                Command::Commit { changes, .. } => {
+                    assert!(self.writing.is_none(), "two commits at one time");
+                    assert!(!changes.is_empty(), "a commit of nothing");
+                    self.writing = Some(changes);
+                }
+                Command::Send { to, message, when } => self.sent.push((to, message, when)),
+                Command::Reply { reply, when, .. } => self.replies.push((reply, when)),
+            }
+        }
+    }
+
+    fn load(&mut self) {
+        let records = self.records.clone().into_iter().collect();
+        let loaded = Loaded { epoch: Epoch(1), version: self.version, records };
+        self.handle(Event::Loaded(Ok(loaded)));
+    }
+
+    /// Lets the commit that is under way end well, and all that follow it.
+    fn store(&mut self) {
+        while let Some(changes) = self.writing.take() {
+            for change in changes {
+                match change {
+                    Change::Put(key, bytes) => drop(self.records.insert(key, bytes)),
+                    Change::Delete(key) => drop(self.records.remove(&key)),
+                }
+            }
+            self.version = self.version.next();
+            self.handle(Event::Committed(Ok(self.version)));
+        }
+    }
+
+    fn register(&mut self, agent: u8) -> Option<Vec<Assignment>> {
+        self.register_with(agent, AgentOptions::default())
+    }
+
+    /// What the agent 10.0.0.`agent` is assigned, whether or not it is durable yet.
+    fn register_with(&mut self, agent: u8, options: AgentOptions) -> Option<Vec<Assignment>> {
+        let before = self.sent.len();
+        self.message(agent, Message::RegisterAgent(options));
+        let (to, message, _) = self.sent.get(before)?;
+        assert_eq!(*to, upid(agent));
+        match message {
+            Message::UpdateAgentOverlays(overlays) => Some(overlays.clone()),
+            other => panic!("{other} instead of an update"),
+        }
+    }
+
+    fn message(&mut self, agent: u8, message: Message) {
+        self.handle(Event::Message { from: upid(agent), message });
+    }
+
+    fn request(&mut self, request: Request) -> (Reply, Version) {
+        self.handle(Event::Request(RequestId(1), request));
+        self.replies
+            .pop()
+            .expect("a request is answered at once, if only when something is durable")
+    }
+
+    fn state(&mut self) -> State {
+        match self.request(Request::State).0 {
+            Reply::State(state) => state,
+            other => panic!("{other:?} instead of the state"),
+        }
+    }
+
+    fn delete(&mut self, agent: u8) {
+        let reply = self.request(Request::DeleteAgents(vec![ip(agent)])).0;
+        assert!(matches!(reply, Reply::State(_)), "{reply:?}");
+    }
+
+    fn health(&mut self) -> Health {
+        match self.request(Request::Health).0 {
+            Reply::Health(health) => *health,
+            other => panic!("{other:?} instead of the health"),
+        }
+    }
+
+    /// The statuses that the state shows of an agent.
+    fn statuses(&mut self, agent: u8) -> Vec<Option<Status>> {
+        let state = self.state();
+        let agent = state.agents.iter().find(|known| known.ip == ip(agent)).unwrap();
+        agent.overlays.iter().map(|overlay| overlay.status.clone()).collect()
+    }
+}
+
+fn ip(agent: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, agent)
+}
+
+fn upid(agent: u8) -> Upid {
+    Upid::agent(std::net::SocketAddrV4::new(ip(agent), 5051))
+}
+
+fn range(subnet: &str, prefix: u8) -> Option<AddressRange> {
+    Some(AddressRange { subnet: subnet.parse().unwrap(), prefix })
+}
+
+fn overlay(name: &str, subnet: &str) -> Overlay {
+    Overlay { name: name.parse().unwrap(), range: range(subnet, 24), range6: None, enabled: true }
+}
+
+/// The network of the recorded traffic.
+fn network() -> Network {
+    let dual =
+        Overlay { range6: range("fd01:b::/64", 80), ..overlay("vxlan-2", "192.168.128.0/17") };
+    Network {
+        vtep_subnet: "44.128.0.0/16".parse().unwrap(),
+        vtep_subnet6: Some("fd01:a::/64".parse().unwrap()),
+        vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
+        vtep_mtu: Some(crate::addr::Mtu::new(1450).unwrap()),
+        overlays: vec![overlay("vxlan-1", "192.168.0.0/17"), dual],
+    }
+}
+
+/// A network with one small overlay.
+fn small(vteps: &str, subnet: &str) -> Network {
+    Network {
+        vtep_subnet: vteps.parse().unwrap(),
+        vtep_subnet6: None,
+        vtep_mtu: None,
+        overlays: vec![overlay("net", subnet)],
+        ..network()
+    }
+}
+
+fn subnets(assignments: &[Assignment]) -> Vec<String> {
+    assignments.iter().filter_map(|one| one.subnet).map(|subnet| subnet.to_string()).collect()
+}
+
+fn report(assignments: &[Assignment], status: &Status) -> Message {
+    let with = |one: &Assignment| Assignment { status: Some(status.clone()), ..one.clone() };
+    Message::AgentRegistered(assignments.iter().map(with).collect())
+}
+
+#[test]
+fn the_first_agent_gets_what_the_recorded_master_gave_it() {
+    let mut world = World::new(network());
+    let overlays = world.register(1).unwrap();
+    let (_, bytes) = wire::encode_message(&Message::UpdateAgentOverlays(overlays));
+    let golden = include_bytes!("../../tests/golden/UpdateAgentOverlaysMessage.http");
+    let is_there = golden.windows(bytes.len()).any(|window| window == bytes);
+    assert!(is_there, "the update differs from the recorded one");
+}
+
+#[test]
+fn nothing_is_promised_before_it_is_stored() {
+    let mut world = World::new(network());
+    world.register(1);
+    assert_eq!(world.sent[0].2, Version(1), "the update waits for the first commit");
+    let (_, when) = world.request(Request::State);
+    assert_eq!(when, Version(1), "so does whoever asks for the state");
+    world.store();
+    assert_eq!(world.version, Version(1));
+    assert_eq!(world.request(Request::State).1, Version(1));
+    // Registering again changes nothing, and need not be stored.
+    world.register(1);
+    assert_eq!(world.sent[1].2, Version(1));
+    assert_eq!(world.writing, None);
+}
+
+#[test]
+fn all_that_registers_during_a_write_goes_into_the_next_one() {
+    let mut world = World::new(network());
+    for agent in 1..=50 {
+        world.register(agent);
+    }
+    assert_eq!(world.writing.as_ref().unwrap().len(), 1);
+    let waits: BTreeSet<Version> = world.sent[1..].iter().map(|(_, _, when)| *when).collect();
+    assert_eq!(waits, BTreeSet::from([Version(2)]));
+    world.store();
+    assert_eq!(world.health().counters.commits, 2);
+    assert_eq!(world.records.len(), 50);
+}
+
+#[test]
+fn an_agent_keeps_its_addresses_across_registrations_and_restarts() {
+    let mut world = World::new(network());
+    let first: Vec<_> = (1..=5).map(|agent| world.register(agent).unwrap()).collect();
+    world.store();
+    let mut world = world.restart(network());
+    for agent in (1..=5).rev() {
+        assert_eq!(world.register(agent).unwrap(), first[usize::from(agent) - 1]);
+    }
+    assert_eq!(world.writing, None, "nothing has changed, nothing is written");
+}
+
+#[test]
+fn what_agents_report_is_shown_with_its_reason_and_acknowledged() {
+    let mut world = World::new(network());
+    let overlays = world.register(1).unwrap();
+    world.store();
+    assert_eq!(world.statuses(1), [None, None]);
+    let failed = Status::Failed("docker: not\nrunning".to_owned());
+    world.message(1, report(&overlays, &failed));
+    let shown = Some(Status::Failed("docker: not running".to_owned()));
+    assert_eq!(world.statuses(1), [shown.clone(), shown]);
+    assert_eq!(world.health().agents, AgentTally { total: 1, ok: 0, failed: 1, unreported: 0 });
+    assert_eq!(
+        world.health().problems,
+        ["1 agent with a failed overlay: see the state for the reasons"]
+    );
+    assert_eq!(world.sent[1].1, Message::AgentRegisteredAcknowledgement);
+
+    world.message(1, report(&overlays, &Status::Ok));
+    world.message(1, report(&overlays, &Status::Ok));
+    assert_eq!(world.sent.len(), 4, "a duplicate is acknowledged like the first");
+    assert_eq!(world.health().status, Condition::Ok);
+    // A registration does not wipe what is known.
+    world.register(1);
+    assert_eq!(world.statuses(1), [Some(Status::Ok), Some(Status::Ok)]);
+}
+
+#[test]
+fn an_acknowledgement_waits_for_the_record_too() {
+    let mut world = World::new(network());
+    let overlays = world.register(1).unwrap();
+    world.message(1, report(&overlays, &Status::Ok));
+    assert_eq!(world.sent[1].2, Version(1));
+}
+
+#[test]
+fn reports_that_make_no_sense_are_counted_and_never_fatal() {
+    let mut world = World::new(network());
+    // From an agent that is not registered.
+    let mut others = World::new(small("44.128.0.0/16", "10.0.0.0/8"));
+    let foreign = others.register(7).unwrap();
+    world.message(7, report(&foreign, &Status::Ok));
+    assert_eq!(world.sent, []);
+    assert_eq!(world.health().counters.agent_registered_messages_dropped, 1);
+
+    // Of an overlay that does not exist: the rest counts.
+    let mut overlays = world.register(1).unwrap();
+    world.store();
+    overlays.extend(foreign);
+    world.message(1, report(&overlays, &Status::Ok));
+    assert_eq!(world.health().counters.unknown_overlays_reported, 1);
+    assert_eq!(world.statuses(1), [Some(Status::Ok), Some(Status::Ok)]);
+
+    // With addresses that it does not have: an outdated report must not look like a success.
+    let mut outdated = overlays[0].clone();
+    outdated.subnet = Some("192.168.99.0/24".parse().unwrap());
+    world.message(1, report(&[outdated], &Status::Ok));
+    assert_eq!(world.health().counters.outdated_overlays_reported, 1);
+    assert_eq!(
+        world.statuses(1)[0].as_ref().unwrap().to_string(),
+        "failed: the agent still uses 192.168.99.0/24, VTEP 44.128.0.1, and was assigned \
+         192.168.0.0/24, VTEP 44.128.0.1: restart it"
+    );
+
+    // Messages that a master sends, and messages that nobody understands.
+    world.message(1, Message::AgentRegisteredAcknowledgement);
+    world.message(1, Message::UpdateAgentOverlays(Vec::new()));
+    let malformed =
+        Event::Malformed { from: upid(1), name: "x".to_owned(), reason: "y".to_owned() };
+    world.handle(malformed);
+    let counters = world.health().counters;
+    assert_eq!((counters.unexpected_messages, counters.malformed_messages), (2, 1));
+}
+
+#[test]
+fn options_decide_what_an_agent_gets_and_may_change() {
+    let mut world = World::new(network());
+    let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
+    let overlays = world.register_with(1, gateway).unwrap();
+    assert_eq!(overlays.len(), 2);
+    assert!(overlays.iter().all(|one| one.subnet.is_none() && one.subnet6.is_none()));
+    assert!(overlays.iter().all(|one| one.mesos_bridge.is_none() && one.docker_bridge.is_none()));
+
+    let mesos_only = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+    let overlays = world.register_with(1, mesos_only).unwrap();
+    assert_eq!(subnets(&overlays), ["192.168.0.0/24", "192.168.128.0/24"]);
+    assert!(overlays.iter().all(|one| one.mesos_bridge.is_some() && one.docker_bridge.is_none()));
+
+    let both = world.register(1).unwrap();
+    assert_eq!(subnets(&both), subnets(&overlays));
+    let docker = both[1].docker_bridge.as_ref().unwrap();
+    assert_eq!(docker.subnet.unwrap().to_string(), "192.168.128.128/25");
+    assert_eq!(docker.subnet6.unwrap().to_string(), "fd01:b::8000:0:0/81");
+    assert_eq!(docker.name.as_str(), "d-vxlan-2");
+}
+
+#[test]
+fn an_overlay_that_is_added_later_reaches_agents_when_they_register_again() {
+    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/8"));
+    world.register(1);
+    world.store();
+    let mut wider = small("44.128.0.0/16", "10.0.0.0/8");
+    wider.overlays.insert(0, overlay("new", "11.0.0.0/8"));
+    let mut world = world.restart(wider);
+    assert_eq!(subnets(&world.register(1).unwrap()), ["11.0.0.0/24", "10.0.0.0/24"]);
+}
+
+#[test]
+fn a_disabled_overlay_is_not_told_of_and_kept() {
+    let mut world = World::new(network());
+    world.register(1);
+    let second = world.register(2).unwrap();
+    world.store();
+    let mut disabled = network();
+    disabled.overlays[0].enabled = false;
+    let mut world = world.restart(disabled);
+    assert_eq!(subnets(&world.register(2).unwrap()), ["192.168.128.0/24".replace("128", "129")]);
+    world.register(3);
+    world.store();
+    let mut world = world.restart(network());
+    assert_eq!(world.register(2).unwrap(), second);
+    assert_eq!(subnets(&world.register(3).unwrap())[0], "192.168.2.0/24");
+}
+
+#[test]
+fn exhausted_vteps_refuse_the_agent_and_say_so() {
+    // Two hosts in a /30.
+    let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/8"));
+    assert!(world.register(1).is_some() && world.register(2).is_some());
+    assert_eq!(world.register(3), None);
+    let health = world.health();
+    assert_eq!(health.counters.ip_allocation_failures, 1);
+    assert_eq!(
+        health.problems,
+        ["the VTEP subnet is exhausted: 1 agent did not get any: widen it or delete dead agents"]
+    );
+    world.delete(1);
+    assert!(world.register(3).is_some(), "a deleted agent makes room");
+    assert_eq!(world.health().problems, [""; 0]);
+}
+
+#[test]
+fn an_exhausted_family_costs_nothing_of_the_other() {
+    let mut two = network();
+    // IPv6 is enough for two agents, IPv4 for 128.
+    two.overlays[1].range6 = range("fd01:b::/79", 80);
+    let mut world = World::new(two);
+    for agent in 1..=3 {
+        world.register(agent);
+    }
+    let third = world.register(3).unwrap();
+    assert_eq!(subnets(&third), ["192.168.2.0/24"], "it gets the other overlay");
+    let usage = world.health().pools;
+    let vxlan2: Vec<u128> =
+        usage.iter().filter(|pool| pool.name == "vxlan-2").map(|pool| pool.in_use).collect();
+    assert_eq!(vxlan2, [2, 2], "no IPv4 subnet is lost");
+    assert_eq!(world.health().counters.subnet6_allocation_failures, 2);
+    assert_eq!(
+        world.health().problems,
+        ["overlay vxlan-2 (IPv6) is exhausted: 1 agent did not get any: widen it or delete dead \
+          agents"]
+    );
+}
+
+#[test]
+fn a_deleted_agent_that_returns_gets_its_addresses_back() {
+    let mut world = World::new(network());
+    world.register(1);
+    let second = world.register(2).unwrap();
+    world.store();
+    world.delete(2);
+    world.store();
+    assert_eq!(world.state().agents.len(), 1);
+    // Somebody new gets what was never used, before and after a restart of the master.
+    assert_eq!(subnets(&world.register(3).unwrap())[0], "192.168.2.0/24");
+    world.store();
+    let mut world = world.restart(network());
+    assert_eq!(subnets(&world.register(4).unwrap())[0], "192.168.3.0/24");
+    assert_eq!(world.register(2).unwrap(), second);
+}
+
+#[test]
+fn freed_addresses_are_used_again_last_and_the_oldest_first() {
+    // Four subnets.
+    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/22"));
+    for agent in 1..=3 {
+        world.register(agent);
+    }
+    for agent in [2, 1] {
+        world.now.unix += 10;
+        world.delete(agent);
+    }
+    world.store();
+    assert_eq!(subnets(&world.register(4).unwrap()), ["10.0.3.0/24"], "the one never used");
+    world.store();
+    let mut world = world.restart(small("44.128.0.0/16", "10.0.0.0/22"));
+    world.now.unix += 3600;
+    assert_eq!(subnets(&world.register(5).unwrap()), ["10.0.1.0/24"], "freed first");
+    assert_eq!(world.health().counters.early_reuses, 1, "3590 seconds are not an hour");
+    assert_eq!(subnets(&world.register(6).unwrap()), ["10.0.0.0/24"]);
+    assert_eq!(subnets(&world.register(7).unwrap()), [""; 0], "none is left");
+    // Whoever returns too late gets what is left of his own, his VTEP, and no subnet of another.
+    let late = world.register(2).unwrap();
+    assert_eq!(late, []);
+}
+
+#[test]
+fn what_was_given_to_another_is_no_longer_kept_for_the_deleted_agent() {
+    let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/23"));
+    world.register(1);
+    world.register(2);
+    world.delete(1);
+    world.store();
+    world.register(3);
+    world.store();
+    assert_eq!(world.records.keys().collect::<Vec<_>>(), [&Key::Agent(ip(2)), &Key::Agent(ip(3))]);
+    assert_eq!(world.register(1), None);
+}
+
+#[test]
+fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    world.register(2);
+    world.writing = None;
+    let failed = StoreError::Failed {
+        store: "file:/var/lib/x".to_owned(),
+        action: "commit",
+        reason: "no space left on device".to_owned(),
+    };
+    world.handle(Event::Committed(Err(failed)));
+    let health = world.health();
+    assert_eq!(health.status, Condition::Failed);
+    assert_eq!(health.problems, ["file:/var/lib/x: commit: no space left on device"]);
+    let unavailable = Reply::Unavailable(health.problems[0].clone());
+    assert_eq!(world.request(Request::State).0, unavailable);
+    assert_eq!(world.request(Request::DeleteAgents(vec![ip(1)])).0, unavailable);
+
+    // Registrations that come meanwhile are answered when the state is there again.
+    assert_eq!(world.register(3), None);
+    assert_eq!(world.register(3), None);
+    let loads = world.loads;
+    world.now.elapsed = world.master.next_timeout().unwrap();
+    world.handle(Event::Timeout);
+    assert_eq!((world.loads, world.master.next_timeout()), (loads + 1, None));
+    let before = world.sent.len();
+    world.load();
+    assert_eq!(world.sent.len(), before + 1, "one answer, however often it asked");
+    world.store();
+    assert_eq!(world.records.len(), 2);
+    assert_eq!(subnets(&world.register(2).unwrap())[0], "192.168.2.0/24");
+}
+
+#[test]
+fn contradictory_records_are_set_aside_and_the_rest_is_served() {
+    let mut world = World::new(network());
+    for agent in 1..=3 {
+        world.register(agent);
+    }
+    world.store();
+    let first = world.records[&Key::Agent(ip(1))].clone();
+    world.records.insert(Key::Agent(ip(2)), first);
+    world.records.insert(Key::Agent(ip(4)), b"garbage".to_vec());
+    let mut world = world.restart(network());
+    assert_eq!(world.state().agents.len(), 2);
+    assert_eq!(world.register(2), None);
+    assert_eq!(world.register(4), None);
+    assert!(world.register(1).is_some() && world.register(3).is_some());
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    assert_eq!(health.problems.len(), 2, "{:?}", health.problems);
+    assert!(
+        health.problems[0].starts_with("agent 10.0.0.2 is not served: "),
+        "{:?}",
+        health.problems
+    );
+    assert!(health.problems[1].contains("its record is unreadable: "), "{:?}", health.problems);
+    assert_eq!(world.writing, None, "they stay in the store as they are");
+    // The operator's remedy.
+    world.delete(2);
+    assert!(world.register(2).is_some());
+    assert_eq!(world.health().problems.len(), 1);
+}
+
+#[test]
+fn a_share_that_the_configuration_no_longer_covers_is_kept_and_reported() {
+    let mut world = World::new(network());
+    let before = world.register(1).unwrap();
+    world.register(2);
+    world.store();
+    let mut moved = network();
+    moved.overlays[0] = overlay("vxlan-1", "10.0.0.0/8");
+    moved.overlays.remove(1);
+    let mut world = world.restart(moved);
+    assert_eq!(subnets(&world.register(1).unwrap()), [""; 0]);
+    assert_eq!(subnets(&world.register(3).unwrap()), ["10.0.0.0/24"]);
+    assert_eq!(world.health().problems.len(), 2, "{:?}", world.health().problems);
+    world.store();
+    let mut world = world.restart(network());
+    assert_eq!(world.register(1).unwrap(), before, "it is served again when it is covered again");
+}
+
+/// What a random cluster does.
+#[derive(Debug, Clone)]
+enum Step {
+    Register(u8, bool),
+    Delete(u8),
+    Store,
+    Fail,
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1_u8..12, any::<bool>()).prop_map(|(agent, subnet)| Step::Register(agent, subnet)),
+        2 => (1_u8..12).prop_map(Step::Delete),
+        3 => Just(Step::Store),
+        1 => Just(Step::Fail),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: what was promised is stored, no two agents have the same, and
+    /// no agent's addresses change unless it was deleted.
+    #[test]
+    fn promises_are_kept(steps in prop::collection::vec(step(), 1..60)) {
+        // Eight subnets and six VTEPs for eleven agents.
+        let tight = || small("44.128.0.0/29", "10.0.0.0/21");
+        let mut world = World::new(tight());
+        let mut promised: BTreeMap<Ipv4Addr, (String, BTreeMap<OverlayName, Subnet>)> = BTreeMap::new();
+        for step in steps {
+            world.now.unix += 1;
+            match step {
+                Step::Register(agent, allocate_subnet) => {
+                    let options = AgentOptions { allocate_subnet, ..AgentOptions::default() };
+                    world.register_with(agent, options);
+                }
+                Step::Delete(agent) => {
+                    promised.remove(&ip(agent));
+                    world.sent.retain(|(to, ..)| *to != upid(agent));
+                    world.handle(Event::Request(RequestId(1), Request::DeleteAgents(vec![ip(agent)])));
+                    // A deletion that fails later leaves the agent as it was.
+                    world.store();
+                }
+                Step::Store => world.store(),
+                Step::Fail => {
+                    if world.writing.take().is_some() {
+                        let deposed = StoreError::Deposed { store: "test".to_owned(), epoch: 1 };
+                        world.handle(Event::Committed(Err(deposed)));
+                    }
+                    world.sent.retain(|(_, _, when)| *when <= world.version);
+                    world.now.elapsed += Duration::from_secs(60);
+                    world.handle(Event::Timeout);
+                    world.load();
+                }
+                Step::Restart => {
+                    let sent = std::mem::take(&mut world.sent);
+                    let durable = sent.into_iter().filter(|(_, _, when)| *when <= world.version);
+                    let sent: Vec<_> = durable.collect();
+                    world = world.restart(tight());
+                    world.sent = sent;
+                }
+            }
+            // The messages that leave now.
+            let version = world.version;
+            for (to, message, _) in world.sent.extract_if(.., |(_, _, when)| *when <= version) {
+                let Message::UpdateAgentOverlays(overlays) = message else { continue };
+                let told = promised.entry(*to.address.ip()).or_default();
+                for one in overlays {
+                    let vtep = one.vtep.ip.to_string();
+                    prop_assert!(told.0.is_empty() || told.0 == vtep, "{to}: {} became {vtep}", told.0);
+                    told.0 = vtep;
+                    if let Some(subnet) = one.subnet {
+                        let before = told.1.insert(one.name().clone(), subnet);
+                        prop_assert!(before.is_none_or(|before| before == subnet));
+                    }
+                }
+            }
+            let vteps: Vec<&String> =
+                promised.values().map(|told| &told.0).filter(|vtep| !vtep.is_empty()).collect();
+            prop_assert_eq!(vteps.iter().collect::<BTreeSet<_>>().len(), vteps.len());
+            let subnets: Vec<&Subnet> = promised.values().flat_map(|told| told.1.values()).collect();
+            prop_assert_eq!(subnets.iter().collect::<BTreeSet<_>>().len(), subnets.len());
+        }
+        // What is in the store is what was promised.
+        let mut world = world.restart(tight());
+        let state = world.state();
+        for (ip, told) in promised.iter().filter(|(_, told)| !told.0.is_empty()) {
+            let agent = state.agents.iter().find(|agent| agent.ip == *ip).unwrap();
+            for (name, subnet) in &told.1 {
+                let one = agent.overlays.iter().find(|one| one.name() == name).unwrap();
+                prop_assert_eq!(one.subnet, Some(*subnet));
+                prop_assert_eq!(one.vtep.ip.to_string(), told.0.clone());
+            }
+        }
+    }
+}
