@@ -1,0 +1,167 @@
+//! The endpoints as a client sees them, with the recorded bodies as the measure.
+
+use super::*;
+use crate::agent::{Reply as AgentReply, Request as AgentQuestion};
+use crate::master::{Reply as MasterReply, Request as MasterQuestion};
+
+const STATE_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-master-state.json");
+const OVERLAY_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-agent-overlay.json");
+const OVERLAY_PB: &[u8] = include_bytes!("../../tests/golden/overlay-agent-overlay.pb");
+
+fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Request {
+    let mut builder = http::Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(Bytes::copy_from_slice(body.as_bytes())).unwrap()
+}
+
+fn get(path: &str, headers: &[(&str, &str)]) -> Request {
+    request("GET", path, headers, "")
+}
+
+/// The recorded state as the answer to `request`, or the refusal of it.
+fn state(request: &Request) -> Response {
+    let recorded = wire::decode_state(&wire::parse_json(STATE_JSON).unwrap()).unwrap();
+    match route_master(request) {
+        Ok((_, format)) => render_master(&MasterReply::State(recorded), &format),
+        Err(response) => *response,
+    }
+}
+
+fn overlay(request: &Request) -> Response {
+    let recorded = wire::decode_agent(&wire::decode(OVERLAY_PB).unwrap()).unwrap();
+    match route_agent(request) {
+        Ok((_, format)) => render_agent(&AgentReply::Overlay(recorded), &format),
+        Err(response) => *response,
+    }
+}
+
+fn content_type(response: &Response) -> &str {
+    response.headers()[CONTENT_TYPE].to_str().unwrap()
+}
+
+fn text(response: &Response) -> &str {
+    std::str::from_utf8(response.body()).unwrap()
+}
+
+#[test]
+fn the_recorded_bodies_come_out_byte_for_byte() {
+    let json = [
+        (state(&get("/overlay-master/state", &[])), STATE_JSON),
+        (overlay(&get("/overlay-agent/overlay", &[])), OVERLAY_JSON),
+        // dcos-net's request.
+        (overlay(&get("/overlay-agent/overlay", &[("accept", "application/json")])), OVERLAY_JSON),
+    ];
+    for (response, recorded) in json {
+        assert_eq!(response.status(), 200);
+        assert_eq!(content_type(&response), "application/json");
+        assert_eq!(response.body(), recorded.trim_ascii_end());
+    }
+    let accept = [("Accept", "application/x-protobuf")];
+    let response = overlay(&get("/overlay-agent/overlay", &accept));
+    assert_eq!(content_type(&response), "application/x-protobuf");
+    assert_eq!(response.body(), OVERLAY_PB);
+}
+
+#[test]
+fn jsonp_wraps_the_answer_in_a_plain_function() {
+    let response = state(&get("/overlay-master/state/?jsonp=app.on%5FState", &[]));
+    assert_eq!(content_type(&response), "text/javascript");
+    let text = text(&response);
+    assert!(text.starts_with("app.on_State({\"agents\":") && text.ends_with("});"), "{text}");
+    for name in ["", "alert(1)//", "a%0Ab", "%3Cscript%3E"] {
+        let response = state(&get(&format!("/overlay-master/state?jsonp={name}"), &[]));
+        assert_eq!(response.status(), 400, "{name} was accepted");
+    }
+}
+
+#[test]
+fn the_form_follows_accept() {
+    let form = |accept: &str| {
+        let response = overlay(&get("/overlay-agent/overlay", &[("accept", accept)]));
+        (response.status().as_u16(), content_type(&response).to_owned())
+    };
+    let json = (200, "application/json".to_owned());
+    let protobuf = (200, "application/x-protobuf".to_owned());
+    assert_eq!(form("*/*"), json);
+    assert_eq!(form("text/html, application/*;q=0.8"), json);
+    assert_eq!(form("application/x-protobuf, application/json"), json);
+    assert_eq!(form("application/json;q=0, application/x-protobuf"), protobuf);
+    assert_eq!(form("text/html").0, 415);
+}
+
+#[test]
+fn long_answers_are_compressed_for_those_who_take_it() {
+    let response = state(&get("/overlay-master/state", &[("accept-encoding", "deflate, gzip")]));
+    assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&response.body()[..]), &mut plain)
+        .unwrap();
+    assert_eq!(plain, STATE_JSON.trim_ascii_end());
+    let response = state(&get("/overlay-master/state", &[("accept-encoding", "gzip;q=0")]));
+    assert!(!response.headers().contains_key(CONTENT_ENCODING));
+}
+
+#[test]
+fn deleting_takes_a_list_of_addresses_and_nothing_else() {
+    let delete = |headers: &[(&str, &str)], body: &str| {
+        route_master(&request("POST", "/overlay-master/agents/delete", headers, body))
+            .map(|(question, _)| question)
+            .map_err(|response| (response.status().as_u16(), text(&response).to_owned()))
+    };
+    assert_eq!(
+        delete(&[], r#"{"agents":["10.0.0.1","10.0.0.2"]}"#),
+        Ok(MasterQuestion::DeleteAgents(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]))
+    );
+    assert_eq!(
+        delete(&[], r#"{"agents":["10.0.0.300"]}"#),
+        Err((
+            400,
+            "invalid IPv4 address syntax at line 1 column 23: write {\"agents\":[\"10.0.0.1\"]}\n"
+                .to_owned()
+        ))
+    );
+    for body in ["", "[]", "{}", r#"{"agents":"10.0.0.1"}"#, r#"{"agents":[1]}"#] {
+        assert_eq!(delete(&[], body).unwrap_err().0, 400, "{body} was accepted");
+    }
+    let body = r#"{"agents":[]}"#;
+    let evil = [("host", "10.0.0.1:5050"), ("origin", "http://evil.example")];
+    assert_eq!(delete(&evil, body).unwrap_err().0, 403);
+    let own = [("host", "10.0.0.1:5050"), ("origin", "http://10.0.0.1:5050")];
+    assert!(delete(&own, body).is_ok());
+}
+
+#[test]
+fn everything_else_is_refused_with_the_right_status() {
+    let status = |request: Request| match route_master(&request) {
+        Ok((question, _)) => panic!("{request:?} became {question:?}"),
+        Err(response) => response.status().as_u16(),
+    };
+    assert_eq!(status(get("/", &[])), 404);
+    assert_eq!(status(get("/overlay-master", &[])), 404);
+    assert_eq!(status(get("/overlay-master/stat", &[])), 404);
+    assert_eq!(status(get("/overlay-agent/overlay", &[])), 404);
+    assert_eq!(status(request("POST", "/overlay-master/state", &[], "")), 405);
+    assert_eq!(status(request("DELETE", "/overlay-master/health", &[], "")), 405);
+    let response = route_master(&get("/overlay-master/agents/delete", &[])).unwrap_err();
+    assert_eq!(response.headers()[ALLOW], "POST");
+    assert_eq!(text(&response), "GET is not allowed here: use POST\n");
+    assert_eq!(route_agent(&get("/x", &[])).unwrap_err().status(), 404);
+    let post = request("POST", "/overlay-agent/overlay", &[], "");
+    assert_eq!(route_agent(&post).unwrap_err().status(), 405);
+}
+
+#[test]
+fn what_is_not_there_yet_is_unavailable() {
+    let (_, format) = route_master(&get("/overlay-master/state", &[])).unwrap();
+    let reply = MasterReply::Unavailable("the state is being read".to_owned());
+    let response = render_master(&reply, &format);
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()[RETRY_AFTER], "2");
+    assert_eq!(text(&response), "the state is being read\n");
+    assert!(matches!(
+        route_agent(&get("/overlay-agent/health", &[])),
+        Ok((AgentQuestion::Health, _))
+    ));
+}
