@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod agent;
 pub mod clock;
+pub mod cni;
 pub mod http;
 pub mod ipam;
 pub mod master;
