@@ -1,0 +1,276 @@
+//! The network of the DockerContainerizer: one Docker network per overlay, made and compared through the
+//! `docker` program.
+//!
+//! The program and not the Engine API, because it follows contexts, `DOCKER_HOST` and TLS as the operator
+//! set them up for Mesos, which runs the same program. It is run with an argument vector, never by a
+//! shell, and never longer than a deadline.
+//!
+//! A network that has the right name is not thereby right: the C++ modules took any, and containers then
+//! got addresses of another subnet. What exists is compared, and what differs is told, not repaired: the
+//! options of a network cannot be changed, and to make it anew would cut off containers.
+
+mod command;
+mod engine;
+mod error;
+mod network;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::command::{Failure, Finished};
+use self::engine::Engine;
+use self::error::Complaint;
+use self::network::{Found, Verdict};
+use crate::addr::OverlayName;
+use crate::agent::DockerNetwork;
+
+pub use self::error::{DockerError, Overlap, Reason};
+pub use self::network::Difference;
+
+/// What [`Docker::ensure`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was no network of this name.
+    Created,
+    /// The network was made for an older engine and had no containers: it was made anew.
+    Recreated,
+    /// The network was right already.
+    Unchanged,
+}
+
+/// The Docker engine of this host.
+#[derive(Debug, Clone)]
+pub struct Docker {
+    program: PathBuf,
+    /// Arguments in front of every command.
+    leading: Vec<OsString>,
+    timeout: Duration,
+}
+
+impl Docker {
+    /// `program` is found through `PATH` unless it is a path. `timeout` bounds each call as a whole.
+    #[must_use]
+    pub fn new(program: impl Into<PathBuf>, timeout: Duration) -> Self {
+        Self { program: program.into(), leading: Vec::new(), timeout }
+    }
+
+    /// The engine at `host`, as in `unix:///run/docker.sock`, instead of the program's own choice.
+    #[must_use]
+    pub fn with_host(mut self, host: &str) -> Self {
+        self.leading.push(format!("--host={host}").into());
+        self
+    }
+
+    /// Sees to it that `network` exists as it should be.
+    ///
+    /// # Errors
+    /// When it does not. Each reason is of its own kind; any of them may be gone at the next attempt.
+    pub async fn ensure(&self, network: &DockerNetwork) -> Result<Outcome, DockerError> {
+        let call = self.call(&network.name);
+        // Asked each time and kept nowhere: an upgrade restarts the daemon under us, and one command
+        // of some 30 ms is all it costs.
+        let engine = call.engine().await?;
+        let Some(found) = call.inspect().await? else {
+            return call.create(network, &engine).await;
+        };
+        match found.compare(network, &engine) {
+            Verdict::Equal => Ok(Outcome::Unchanged),
+            Verdict::Differs(differences) => Err(call.differs(differences)),
+            Verdict::UnfitGatewayMode if found.attached().is_empty() => {
+                log::info!(
+                    "docker network {}: made for an older engine, without containers: making it anew \
+                     for Docker {engine}",
+                    network.name
+                );
+                call.remove(&found).await?;
+                match call.create(network, &engine).await? {
+                    Outcome::Created => Ok(Outcome::Recreated),
+                    outcome => Ok(outcome),
+                }
+            }
+            Verdict::UnfitGatewayMode => Err(call.failed(Reason::UnfitGatewayMode {
+                engine: engine.to_string(),
+                containers: found.attached(),
+            })),
+        }
+    }
+
+    /// Removes the network of the overlay `name` and says whether there was one.
+    ///
+    /// # Errors
+    /// When it is still there, or the network of this name is not ours: then it was left alone.
+    pub async fn remove(&self, name: &OverlayName) -> Result<bool, DockerError> {
+        let call = self.call(name);
+        let Some(found) = call.inspect().await? else {
+            return Ok(false);
+        };
+        if !found.is_ours(name) {
+            return Err(call.failed(Reason::Foreign));
+        }
+        call.remove(&found).await?;
+        Ok(true)
+    }
+
+    fn call<'a>(&'a self, name: &'a OverlayName) -> Call<'a> {
+        Call { docker: self, name, deadline: Instant::now() + self.timeout }
+    }
+}
+
+/// One call about one network, with the deadline that all its commands share.
+struct Call<'a> {
+    docker: &'a Docker,
+    name: &'a OverlayName,
+    deadline: Instant,
+}
+
+impl Call<'_> {
+    async fn engine(&self) -> Result<Engine, DockerError> {
+        let arguments = ["version", "--format={{json .Server}}"];
+        let finished = self.run(&arguments).await?;
+        if !finished.success {
+            return Err(self.refused(&arguments, &finished));
+        }
+        Engine::parse(&finished.stdout).map_err(|reason| self.unreadable(&arguments, reason))
+    }
+
+    async fn inspect(&self) -> Result<Option<Found>, DockerError> {
+        let arguments = ["network", "inspect", self.name.as_str()];
+        let finished = self.run(&arguments).await?;
+        if !finished.success {
+            return match Complaint::of(&finished) {
+                Complaint::NotFound => Ok(None),
+                _ => Err(self.refused(&arguments, &finished)),
+            };
+        }
+        let networks = Found::parse_all(&finished.stdout)
+            .map_err(|error| self.unreadable(&arguments, error.to_string()))?;
+        // Docker (20.10 to 29) takes the beginning of an ID for a name as well, so that 'a' may answer
+        // with a network that has another name.
+        Ok(networks.into_iter().find(|network| network.name == self.name.as_str()))
+    }
+
+    async fn create(
+        &self,
+        network: &DockerNetwork,
+        engine: &Engine,
+    ) -> Result<Outcome, DockerError> {
+        let arguments = network::create_arguments(network, engine);
+        let finished = self.run(&arguments).await?;
+        let mut outcome = Outcome::Created;
+        if !finished.success {
+            match Complaint::of(&finished) {
+                // Somebody was faster. Whether it is the right one shows below.
+                Complaint::NameExists => outcome = Outcome::Unchanged,
+                Complaint::PoolOverlaps => {
+                    let other = self.overlapping(network).await;
+                    return Err(self.failed(Reason::PoolOverlaps {
+                        subnets: network::subnets(network),
+                        other,
+                    }));
+                }
+                Complaint::BridgeInUse { id } => {
+                    let other = self.name_of(&id).await.unwrap_or(id);
+                    let bridge = network.bridge.clone();
+                    return Err(self.failed(Reason::BridgeInUse { bridge, other }));
+                }
+                _ => return Err(self.refused(&["network", "create"], &finished)),
+            }
+        }
+        let Some(found) = self.inspect().await? else {
+            return Err(self.failed(Reason::Vanished));
+        };
+        match found.compare(network, engine) {
+            Verdict::Equal => Ok(outcome),
+            Verdict::Differs(differences) => Err(self.differs(differences)),
+            Verdict::UnfitGatewayMode => Err(self.failed(Reason::UnfitGatewayMode {
+                engine: engine.to_string(),
+                containers: found.attached(),
+            })),
+        }
+    }
+
+    async fn remove(&self, found: &Found) -> Result<(), DockerError> {
+        // By ID: by now the name could belong to another network.
+        let finished = self.run(&["network", "rm", &found.id]).await?;
+        if finished.success {
+            return Ok(());
+        }
+        match Complaint::of(&finished) {
+            Complaint::NotFound => Ok(()),
+            Complaint::StillAttached => {
+                Err(self.failed(Reason::StillAttached { containers: found.attached() }))
+            }
+            _ => Err(self.refused(&["network", "rm"], &finished)),
+        }
+    }
+
+    /// The network that has addresses of `network`: Docker does not name it. `None` if it cannot be told.
+    async fn overlapping(&self, network: &DockerNetwork) -> Option<Overlap> {
+        let listed = self.run(&["network", "ls", "--no-trunc", "--quiet"]).await.ok()?;
+        let listed = String::from_utf8(listed.stdout).ok()?;
+        let arguments = ["network", "inspect"].into_iter().chain(listed.split_whitespace());
+        // Networks that are gone by now make the command fail, the others are printed all the same.
+        let inspected = self.run(&arguments.collect::<Vec<_>>()).await.ok()?;
+        let found = Found::parse_all(&inspected.stdout).ok()?;
+        found.iter().find_map(|other| other.overlap(network))
+    }
+
+    async fn name_of(&self, id: &str) -> Option<String> {
+        let inspected = self.run(&["network", "inspect", id]).await.ok()?;
+        let found = Found::parse_all(&inspected.stdout).ok()?;
+        found.into_iter().next().map(|network| network.name.escape_debug().to_string())
+    }
+
+    async fn run(&self, arguments: &[impl AsRef<str>]) -> Result<Finished, DockerError> {
+        let program = &self.docker.program;
+        let all = self.docker.leading.iter().map(OsString::as_os_str);
+        let all = all.chain(arguments.iter().map(|argument| argument.as_ref().as_ref()));
+        command::run(program, all, self.deadline).await.map_err(|failure| {
+            let command = shown(arguments);
+            self.failed(match failure {
+                Failure::NotFound => Reason::ProgramNotFound { program: program.clone() },
+                Failure::Start(error) => {
+                    Reason::Start { program: program.clone(), reason: error.to_string() }
+                }
+                Failure::Lost(error) => Reason::Lost { command, reason: error.to_string() },
+                Failure::TimedOut => Reason::TimedOut { command, timeout: self.docker.timeout },
+                Failure::TooMuchOutput => Reason::TooMuchOutput { command },
+            })
+        })
+    }
+
+    fn refused(&self, arguments: &[&str], finished: &Finished) -> DockerError {
+        let said = error::first_line(finished);
+        self.failed(match Complaint::of(finished) {
+            Complaint::NotRunning => Reason::NotRunning { said },
+            Complaint::PermissionDenied => Reason::PermissionDenied { said },
+            Complaint::AmbiguousName => Reason::AmbiguousName,
+            _ => Reason::Refused { command: shown(arguments), said },
+        })
+    }
+
+    fn unreadable(&self, arguments: &[&str], reason: String) -> DockerError {
+        self.failed(Reason::Unreadable { command: shown(arguments), reason })
+    }
+
+    fn differs(&self, differences: Vec<Difference>) -> DockerError {
+        self.failed(Reason::Differs { network: self.name.clone(), differences })
+    }
+
+    fn failed(&self, reason: Reason) -> DockerError {
+        DockerError { network: self.name.clone(), reason }
+    }
+}
+
+/// A command as an operator would type it, without the arguments that only fill the line.
+fn shown(arguments: &[impl AsRef<str>]) -> String {
+    let words = arguments.iter().map(AsRef::as_ref).take(2);
+    let words = words.filter(|word| !word.starts_with('-'));
+    ["docker"].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;
