@@ -4,6 +4,7 @@ pub mod addr;
 pub mod agent;
 pub mod clock;
 pub mod cni;
+pub mod config;
 pub mod docker;
 pub mod http;
 pub mod ipam;

@@ -1,0 +1,167 @@
+//! The network of a cluster: the VTEPs, the overlays, and what must not overlap.
+
+use super::advice;
+use super::document::{Document, Node, Object};
+use super::overlay::{self, Draft, refuse_unusable};
+use super::space::vteps_in;
+use crate::addr::{Family, Oui, OverlayName, Subnet};
+use crate::protocol::Network;
+
+/// Most overlays of a cluster. Each is two bridges and a Docker network on every agent and a route to
+/// every other agent: 128 of them among 8,000 agents are a million routes in each kernel.
+const OVERLAYS_MAX: usize = 128;
+/// Widest VTEP subnet in IPv4: the MAC of a VTEP ends in the low 24 bits of its address.
+const VTEP_PREFIX_MIN: u8 = 8;
+/// Smallest VTEP subnet in IPv4: one of two agents.
+const VTEP_PREFIX_MAX: u8 = 30;
+/// Smallest VTEP subnet in IPv6: the first address is the routers' anycast address, so a /127 has one.
+const VTEP_PREFIX6_MAX: u8 = 126;
+
+/// The VTEP subnets and where they were written.
+pub(super) type Vteps<'a> = Vec<(Node<'a>, Subnet)>;
+
+/// Reads the network in `object`.
+pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Option<Network> {
+    let vteps = read_vteps(document, object);
+    let oui: Option<Oui> = document
+        .required(
+            object,
+            "vtep_mac_oui",
+            "write the upper half of MACs, such as \"70:B3:D5:00:00:00\"",
+        )
+        .and_then(|node| document.parsed(&node, "70:B3:D5:00:00:00"));
+    let vtep_mtu = object.value("vtep_mtu");
+    let vtep_mtu = vtep_mtu.and_then(|node| document.mtu(&node).map(|mtu| (node, mtu)));
+    let drafts = read_overlays(document, object);
+    if drafts.len() <= OVERLAYS_MAX {
+        refuse_same_names(document, &drafts);
+        refuse_overlaps(document, &drafts, &vteps);
+    }
+    advice::on_vteps(document, &vteps, &drafts);
+    advice::on_vtep_mtu(document, vtep_mtu.as_ref(), &vteps, &drafts);
+    advice::on_overlays(document, &vteps, &drafts);
+    let vteps_of =
+        |family| vteps.iter().map(|(_, subnet)| *subnet).find(|subnet| subnet.family() == family);
+    Some(Network {
+        vtep_subnet: vteps_of(Family::V4)?,
+        vtep_subnet6: vteps_of(Family::V6),
+        vtep_mac_oui: oui?,
+        vtep_mtu: vtep_mtu.map(|(_, mtu)| mtu),
+        overlays: drafts.iter().map(Draft::overlay).collect::<Option<_>>()?,
+    })
+}
+
+fn read_vteps<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Vteps<'a> {
+    let remedy = "write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"";
+    let mut vteps = Vec::new();
+    if let Some(node) = document.required(object, "vtep_subnet", remedy) {
+        let subnet = read_vtep_subnet(document, &node, Family::V4, "44.128.0.0/16");
+        vteps.extend(subnet.map(|subnet| (node, subnet)));
+    }
+    if let Some(node) = object.value("vtep_subnet6") {
+        let subnet = read_vtep_subnet(document, &node, Family::V6, "fd01:a::/64");
+        vteps.extend(subnet.map(|subnet| (node, subnet)));
+    }
+    vteps
+}
+
+fn read_vtep_subnet<'a>(
+    document: &mut Document<'a>,
+    node: &Node<'a>,
+    family: Family,
+    example: &str,
+) -> Option<Subnet> {
+    let subnet = document.subnet(node, family, example)?;
+    if !refuse_unusable(document, node, &subnet, example) {
+        return None;
+    }
+    if family == Family::V4 && subnet.prefix() < VTEP_PREFIX_MIN {
+        document.refuse(
+            node,
+            format_args!(
+                "'{subnet}' is too wide: MACs follow from the low 24 bits of VTEP addresses; write \
+                 a length of {VTEP_PREFIX_MIN} to {VTEP_PREFIX_MAX}"
+            ),
+        );
+    }
+    if vteps_in(&subnet) < 2 {
+        let expected = match family {
+            Family::V4 => format!("{VTEP_PREFIX_MIN} to {VTEP_PREFIX_MAX}"),
+            Family::V6 => format!("at most {VTEP_PREFIX6_MAX}"),
+        };
+        document.refuse(
+            node,
+            format_args!("'{subnet}' has no room for two VTEPs: write a length of {expected}"),
+        );
+    }
+    Some(subnet)
+}
+
+fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Vec<Draft<'a>> {
+    let remedy = "write the list of overlay networks, each with name, subnet and prefix";
+    let Some(node) = document.required(object, "overlays", remedy) else {
+        return Vec::new();
+    };
+    let Some(list) = document.list(&node) else {
+        return Vec::new();
+    };
+    if list.is_empty() {
+        document
+            .refuse(&node, "is empty: write at least one overlay, with name, subnet and prefix");
+    }
+    if list.len() > OVERLAYS_MAX {
+        let message = format!("has {} overlays: write at most {OVERLAYS_MAX}", list.len());
+        document.refuse(&node, message);
+    }
+    list.iter().filter_map(|node| overlay::read(document, node)).collect()
+}
+
+/// Names that differ only in case are the same to the port mapper, whose iptables chain has the name of
+/// the bridge in upper case.
+fn refuse_same_names(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
+    let named: Vec<(&Node<'_>, &OverlayName, &str)> = drafts
+        .iter()
+        .filter_map(|draft| {
+            draft.name.as_ref().map(|(node, name)| (node, name, draft.node.path.as_str()))
+        })
+        .collect();
+    for (index, &(node, name, _)) in named.iter().enumerate() {
+        let is_same = |other: &OverlayName| other.as_str().eq_ignore_ascii_case(name.as_str());
+        let Some(&(_, other, path)) = named[..index].iter().find(|(_, other, _)| is_same(other))
+        else {
+            continue;
+        };
+        let message = if other == name {
+            format!("'{name}' is the name of {path} already: write another")
+        } else {
+            format!(
+                "'{name}' differs from '{other}' of {path} in case only, and iptables chains are \
+                 named in upper case: write another"
+            )
+        };
+        document.refuse(node, message);
+    }
+}
+
+fn refuse_overlaps(document: &mut Document<'_>, drafts: &[Draft<'_>], vteps: &Vteps<'_>) {
+    for (index, draft) in drafts.iter().enumerate() {
+        for space in &draft.spaces {
+            let subnet = space.subnet;
+            let message = |other: &Subnet, whose: &str| {
+                let label = draft.label();
+                format!(
+                    "'{subnet}' of {label} overlaps '{other}' of {whose}: write space of its own"
+                )
+            };
+            for (node, vteps) in vteps.iter().filter(|(_, vteps)| vteps.overlaps(&subnet)) {
+                let key = node.path.rsplit('.').next().unwrap_or(&node.path);
+                document.refuse(&space.node, message(vteps, key));
+            }
+            for other in &drafts[..index] {
+                for theirs in other.spaces.iter().filter(|other| other.subnet.overlaps(&subnet)) {
+                    document.refuse(&space.node, message(&theirs.subnet, &other.label()));
+                }
+            }
+        }
+    }
+}

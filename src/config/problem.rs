@@ -1,0 +1,76 @@
+//! What is wrong with a configuration file, and where. Warnings are of the same type: only the list that
+//! they stand in tells them apart.
+
+use std::fmt;
+
+/// One problem of a file, with the place of it and the remedy.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    /// The file, as its reader named it.
+    pub file: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// In characters, counted from 1.
+    pub column: usize,
+    /// Dotted path of the key, such as `overlays[1].prefix`; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong and what would be right, on one line.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Every reason why a file is refused: at least one, in the order of their places. Prints one per line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    pub(super) const fn new(problems: Vec<Problem>) -> Self {
+        Self(problems)
+    }
+
+    /// The problems in the order of their places.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Problem] {
+        &self.0
+    }
+}
+
+impl IntoIterator for Problems {
+    type Item = Problem;
+    type IntoIter = std::vec::IntoIter<Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// `text` on one line and harmless to a terminal: a file may hold line breaks, escape sequences and
+/// marks of direction in its keys and values.
+pub(super) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\'' | '"' | '\\' => line.push(letter),
+            other => line.extend(other.escape_debug()),
+        }
+    }
+    line
+}
+
+/// The beginning of `text`, at most `length` characters of it.
+pub(super) fn abbreviate(text: &str, length: usize) -> String {
+    match text.char_indices().nth(length) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,388 @@
+//! Configurations that are good, and that no text makes the parser stop.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::document::FILE_MAX;
+use super::*;
+use crate::addr::{Family, Mtu};
+
+const VTEPS: &str = r#""vtep_subnet":"44.128.0.0/16","vtep_mac_oui":"70:B3:D5:00:00:00""#;
+const OVERLAY_A: &str = r#"{"name":"a","subnet":"10.0.0.0/16","prefix":24}"#;
+
+const README: &str = r#"{
+  "vtep_subnet": "44.128.0.0/16",
+  "vtep_mac_oui": "70:B3:D5:00:00:00",
+  "overlays": [
+    {
+      "name" : "vxlan-1",
+      "subnet" : "192.168.0.0/17",
+      "prefix" : 24
+    },
+    {
+      "name" : "vxlan-2",
+      "subnet" : "192.168.128.0/17",
+      "prefix" : 24
+    }
+  ]
+}
+"#;
+
+const DCOS_MASTER: &str = r#"{
+  "replicated_log_dir": "/var/lib/dcos/mesos/master",
+  "replicated_log_timeout": "5mins",
+  "zk": { "session_timeout": 20 },
+  "network": {
+    "vtep_subnet": "44.128.0.0/20",
+    "vtep_subnet6": "fd01:a::/64",
+    "vtep_mac_oui": "70:B3:D5:00:00:00",
+    "overlays": [
+      { "name": "dcos", "subnet": "9.0.0.0/8", "prefix": 24 },
+      { "name": "dcos6", "subnet6": "fd01:b::/64", "prefix6": 80, "enabled": false }
+    ]
+  }
+}"#;
+
+const DCOS_AGENT: &str = r#"{
+  "master": "zk://operator:secret@zk-1.zk:2181,zk-2.zk:2181/mesos",
+  "cni_dir": "/opt/mesosphere/etc/dcos/network/cni",
+  "cni_data_dir": "/var/run/dcos/cni/networks",
+  "network_config": {
+    "allocate_subnet": true,
+    "mesos_bridge": true,
+    "docker_bridge": true,
+    "overlay_mtu": 1420,
+    "enable_ipv6": true
+  },
+  "max_configuration_attempts": 4
+}"#;
+
+#[test]
+fn the_documented_network_file_is_taken_without_a_warning() {
+    let (config, warnings) = parse_master("overlays.json", README).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(config.network.vtep_subnet.to_string(), "44.128.0.0/16");
+    assert_eq!(config.network.vtep_mac_oui.to_string(), "70:B3:D5:00:00:00");
+    assert_eq!((config.network.vtep_subnet6, config.network.vtep_mtu), (None, None));
+    assert_eq!(config.network.overlays.len(), 2);
+    let overlay = &config.network.overlays[1];
+    assert_eq!(overlay.name.as_str(), "vxlan-2");
+    assert_eq!(overlay.range.unwrap().subnet.to_string(), "192.168.128.0/17");
+    assert_eq!(overlay.range.unwrap().prefix, 24);
+    assert_eq!(overlay.range6, None);
+    assert!(overlay.enabled);
+    assert_eq!(config.reuse_after, Duration::from_secs(3600));
+    assert_eq!(config.zk, None);
+    assert_eq!(parse("overlays.json", README).unwrap().0, Config::Master(config));
+}
+
+#[test]
+fn the_configuration_of_dcos_is_taken() {
+    let (config, warnings) = parse_master("master_config", DCOS_MASTER).unwrap();
+    let zk = config.zk.unwrap();
+    assert_eq!((zk.url, zk.quorum, zk.session_timeout), (None, None, Duration::from_secs(20)));
+    assert_eq!(config.replicated_log_dir, Some(PathBuf::from("/var/lib/dcos/mesos/master")));
+    assert_eq!(config.replicated_log_timeout, Some(Duration::from_secs(300)));
+    let overlay = &config.network.overlays[1];
+    assert_eq!(overlay.range_of(Family::V6).unwrap().prefix, 80);
+    assert_eq!(overlay.range_of(Family::V4), None);
+    assert!(!overlay.enabled);
+    let keys: Vec<_> = warnings.iter().map(|warning| warning.key.as_str()).collect();
+    let unused = ["replicated_log_dir", "replicated_log_timeout", "zk"];
+    assert_eq!(keys[..3], unused);
+    assert_eq!(keys[3..], ["network.vtep_subnet", "network.overlays[0].subnet"]);
+
+    let (config, warnings) = parse_agent("agent_config", DCOS_AGENT).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(config.options, crate::protocol::AgentOptions::default());
+    assert_eq!(config.cni_data_dir, Some(PathBuf::from("/var/run/dcos/cni/networks")));
+    assert_eq!(parse("agent_config", DCOS_AGENT).unwrap().0, Config::Agent(config));
+}
+
+#[test]
+fn overlays_of_ipv6_alone_are_taken_up_to_a_prefix_of_127() {
+    let text = r#"{$V,"vtep_subnet6":"fd01:a::/64","vtep_mtu":1450,"overlays":[
+        {"name":"a","subnet6":"fd01:b::/64","prefix6":80,"prefix":null},
+        {"name":"b","subnet6":"fd01:c::/64","prefix6":127}]}"#;
+    let (config, warnings) = parse_master("f", &filled(text)).unwrap();
+    assert_eq!(config.network.vtep_mtu, Some(Mtu::new(1450).unwrap()));
+    assert!(config.network.overlays.iter().all(|overlay| overlay.range.is_none()));
+    assert_eq!(config.network.overlays[1].range6.unwrap().prefix, 127);
+    assert_eq!(
+        lines(&warnings),
+        ["3:55: overlays[1].prefix6: 127 leaves no address for a container in half of an agent's \
+          subnet: write at most 125"]
+    );
+}
+
+#[test]
+fn the_space_of_an_overlay_in_one_family_does_not_overlap_that_in_the_other() {
+    let both = r#"{$V,"overlays":[{"name":"a","subnet":"10.0.0.0/29","prefix":29,"subnet6":"fd01:b::/64","prefix6":80}]}"#;
+    let (config, warnings) = parse_master("f", &filled(both)).unwrap();
+    assert!(config.network.overlays[0].range.is_some());
+    assert!(config.network.overlays[0].range6.is_some());
+    assert_eq!(warnings, []);
+}
+
+#[test]
+fn an_agent_has_the_defaults_of_the_cpp_modules_and_ours() {
+    let (config, warnings) = parse_agent("f", r#"{"cni_dir":"/c"}"#).unwrap();
+    assert_eq!(warnings, []);
+    let expected = AgentConfig {
+        master: None,
+        cni_dir: "/c".into(),
+        cni_data_dir: None,
+        cni_plugins_dir: Vec::new(),
+        port_mapper: true,
+        docker: "docker".into(),
+        options: crate::protocol::AgentOptions::default(),
+        max_configuration_attempts: 4,
+        verify_interval: Duration::from_secs(60),
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn an_agent_takes_every_key() {
+    let text = r#"{"master":"10.0.0.1:5050","cni_dir":"/c","cni_data_dir":"/d",
+        "cni_plugins_dir":"/usr/lib/cni:/opt/cni/bin","port_mapper":false,"docker":"/usr/bin/docker",
+        "network_config":{"allocate_subnet":false,"mesos_bridge":false,"docker_bridge":false,
+        "overlay_mtu":1400,"command_timeout":30000,"enable_ipv6":false},
+        "max_configuration_attempts":1,"verify_interval":"5mins"}"#;
+    let (config, _) = parse_agent("f", text).unwrap();
+    assert_eq!(config.master.as_deref(), Some("10.0.0.1:5050"));
+    assert_eq!(config.cni_plugins_dir, ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from));
+    assert!(!config.port_mapper);
+    assert_eq!(config.docker, PathBuf::from("/usr/bin/docker"));
+    let options = config.options;
+    assert!(!options.allocate_subnet && !options.mesos_bridge && !options.docker_bridge);
+    assert!(!options.enable_ipv6);
+    assert_eq!(options.overlay_mtu.bytes(), 1400);
+    assert_eq!(options.command_timeout, Duration::from_secs(30));
+    assert_eq!(config.max_configuration_attempts, 1);
+    assert_eq!(config.verify_interval, Duration::from_secs(300));
+}
+
+#[test]
+fn every_form_of_a_master_is_taken() {
+    for master in [
+        "10.0.0.1:5050",
+        "localhost:5050",
+        "[::1]:5050",
+        "master@10.0.0.1:5050",
+        "zk://a:2181,b:2181/mesos",
+        "zk://user:password@a:2181/mesos",
+        "file:///etc/mesos/zk",
+    ] {
+        let text = format!(r#"{{"cni_dir":"/c","master":"{master}"}}"#);
+        assert_eq!(parse_agent("f", &text).unwrap().0.master.as_deref(), Some(master));
+    }
+}
+
+#[test]
+fn durations_are_taken_in_the_spellings_of_mesos_and_of_everybody_else() {
+    for (text, seconds) in [
+        ("5mins", 300),
+        ("10secs", 10),
+        ("1.5hrs", 5400),
+        ("2days", 172_800),
+        ("1weeks", 604_800),
+        ("1h 30m", 5400),
+        ("90s", 90),
+    ] {
+        let text =
+            filled(&format!(r#"{{"network":{{$V,"overlays":[$A]}},"reuse_after":"{text}"}}"#));
+        let (config, _) = parse_master("f", &text).unwrap();
+        assert_eq!(config.reuse_after, Duration::from_secs(seconds), "{text}");
+    }
+}
+
+#[test]
+fn a_password_is_not_printed() {
+    let (config, _) = parse_agent("f", DCOS_AGENT).unwrap();
+    let printed = format!("{config:?}");
+    assert!(printed.contains("zk://…@zk-1.zk:2181,zk-2.zk:2181/mesos"), "{printed}");
+    assert!(!printed.contains("secret"), "{printed}");
+    let text = r#"{"network":{$V,"overlays":[$A]},"zk":{"url":"zk://u:secret@a:2181/mesos"}}"#;
+    let (config, _) = parse_master("f", &filled(text)).unwrap();
+    assert!(!format!("{config:?}").contains("secret"));
+    let refused = parse_agent("f", r#"{"cni_dir":"/c","master":"zk://u:secret@a:2181"}"#);
+    assert!(!refused.unwrap_err().to_string().contains("secret"));
+}
+
+#[test]
+fn a_problem_names_file_line_and_column_in_characters() {
+    let text = "{\n  \"vtep_subnet\": \"é\", \"é\": 1,\r\n\t\"overlays\": [ 1\n]}";
+    let problems = parse_master("net\nwork.json", text).unwrap_err();
+    assert_eq!(
+        problems.to_string().lines().collect::<Vec<_>>(),
+        [
+            "net\\nwork.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \
+             \"70:B3:D5:00:00:00\"",
+            "net\\nwork.json:2:18: vtep_subnet: 'é' is no subnet: write address/length, as in \
+             192.168.0.0/17 or fd01:b::/64",
+            "net\\nwork.json:2:23: é: is no key: the keys here are vtep_subnet, vtep_subnet6, \
+             vtep_mac_oui, vtep_mtu, overlays",
+            "net\\nwork.json:3:16: overlays[0]: is a number: write an object in { }",
+        ]
+    );
+    let problems = parse_master("f", "{\n\"é\": é}").unwrap_err();
+    let syntax = problems.as_slice().first().unwrap();
+    assert_eq!((syntax.line, syntax.column), (2, 6));
+}
+
+#[test]
+fn more_overlays_than_allowed_are_refused() {
+    let overlays = |count: usize| {
+        let overlays: Vec<_> = (0..count)
+            .map(|n| format!(r#"{{"name":"o{n}","subnet":"10.{n}.0.0/16","prefix":24}}"#))
+            .collect();
+        format!("{{{VTEPS},\"overlays\":[{}]}}", overlays.join(","))
+    };
+    assert_eq!(parse_master("f", &overlays(128)).unwrap().0.network.overlays.len(), 128);
+    assert_eq!(
+        parse_master("f", &overlays(129)).unwrap_err().to_string(),
+        "f:1:78: overlays: has 129 overlays: write at most 128"
+    );
+}
+
+#[test]
+fn what_is_too_long_is_refused() {
+    let text = " ".repeat(FILE_MAX + 1);
+    let message = "is 262145 bytes long: write at most 262144";
+    assert_eq!(parse_master("f", &text).unwrap_err().to_string(), format!("f:1:1: {message}"));
+    assert_eq!(parse_agent("f", &text).unwrap_err().to_string(), format!("f:1:1: {message}"));
+
+    let name = "n".repeat(101);
+    let text = format!(r#"{{{VTEPS},"overlays":[$A],"vtep_subnet6":"{name}","{name}":1}}"#);
+    let problems = parse_master("f", &filled(&text)).unwrap_err();
+    let key = format!("{}…", "n".repeat(64));
+    assert_eq!(
+        lines(problems.as_slice()),
+        [
+            "1:143: vtep_subnet6: is 101 characters long: write a string such as \"fd01:a::/64\"",
+            &format!(
+                "1:247: {key}: is no key: the keys here are vtep_subnet, vtep_subnet6, \
+                 vtep_mac_oui, vtep_mtu, overlays"
+            ),
+        ]
+    );
+
+    let path = format!("/{}", "é".repeat(3000));
+    let text = format!(r#"{{"cni_dir":"{path}"}}"#);
+    assert_eq!(
+        parse_agent("f", &text).unwrap_err().to_string(),
+        "f:1:12: cni_dir: is 6001 bytes long: write at most 4096"
+    );
+}
+
+#[test]
+fn nesting_does_not_overflow_the_stack() {
+    for open in ["[", "{\"a\":", "{\"overlays\":[", "{\"network\":{\"overlays\":[{\"name\":["] {
+        let deep = open.repeat(FILE_MAX / open.len());
+        assert!(parse("f", &deep).is_err());
+        assert!(parse_agent("f", &deep).is_err());
+    }
+    let half = FILE_MAX / 2 - 100;
+    let closed = format!("{{\"overlays\":{}{}}}", "[".repeat(half), "]".repeat(half));
+    assert!(parse_master("f", &closed).is_err());
+}
+
+/// A good configuration with a few pieces cut out, doubled, or replaced by what is apt to hurt.
+fn mutated() -> impl Strategy<Value = String> {
+    let pieces = prop::sample::select(vec![
+        "",
+        "\"",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "null",
+        "true",
+        "-1",
+        "0",
+        "1e9",
+        "128",
+        "33",
+        "\\",
+        "\\ud800",
+        "é",
+        "\n",
+        "\u{0}",
+        "/",
+        "::",
+        "0.0.0.0/0",
+        "ff00::/8",
+        "network",
+        "prefix",
+        "18446744073709551616",
+        "18446744073709551615s1000000000ns",
+        "99999999999999999y",
+    ]);
+    let edit = (any::<prop::sample::Index>(), 0..12_usize, pieces, any::<bool>());
+    let good = prop::sample::select(vec![README, DCOS_MASTER, DCOS_AGENT]);
+    (good, prop::collection::vec(edit, 1..6)).prop_map(|(good, edits)| {
+        let mut text = good.to_owned();
+        for (index, length, piece, is_doubled) in edits {
+            let start = text.floor_char_boundary(index.index(text.len() + 1));
+            let end = text.ceil_char_boundary((start + length).min(text.len()));
+            let cut = text[start..end].to_owned();
+            let piece = if is_doubled { format!("{cut}{piece}{cut}") } else { piece.to_owned() };
+            text.replace_range(start..end, &piece);
+        }
+        text
+    })
+}
+
+/// Whatever is said about `text` is one line each, at a place of it, in order.
+fn insist_on_order(text: &str) {
+    let places: Vec<usize> = text.split('\n').map(|line| line.chars().count()).collect();
+    for result in [parse_master("f", text).map(|x| x.1), parse_agent("f", text).map(|x| x.1)] {
+        let problems = match &result {
+            Ok(warnings) => warnings.as_slice(),
+            Err(problems) => {
+                assert!(!problems.as_slice().is_empty(), "refused without a reason");
+                problems.as_slice()
+            }
+        };
+        assert!(problems.is_sorted_by_key(|problem| (problem.line, problem.column)));
+        for problem in problems {
+            assert!(problem.column >= 1 && problem.column <= places[problem.line - 1] + 1);
+            assert!(!problem.to_string().contains(char::is_control), "{problem:?}");
+        }
+    }
+    let _ = parse("f", text);
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_taken_or_refused(text in any::<String>()) {
+        insist_on_order(&text);
+    }
+
+    #[test]
+    fn any_json_of_known_keys_is_taken_or_refused(
+        text in r#"\{("(vtep_subnet6?|overlays|network|cni_dir|master|name)":(-?[0-9e.]{1,20}|"[0-9a-f./: ]{0,12}"|\[\]|\[\{\}\]|null|\{"name":1\}),){0,4}"reuse_after":"[0-9]{1,20}(s|y|ns|hrs)?"\}"#
+    ) {
+        insist_on_order(&text);
+    }
+
+    #[test]
+    fn a_good_text_with_faults_is_taken_or_refused(text in mutated()) {
+        insist_on_order(&text);
+    }
+}
+
+/// `text` with good VTEPs for `$V` and a good overlay for `$A`.
+pub(super) fn filled(text: &str) -> String {
+    text.replace("$V", VTEPS).replace("$A", OVERLAY_A)
+}
+
+/// The problems of the file `f` without its name.
+pub(super) fn lines(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|problem| problem.to_string()[2..].to_owned()).collect()
+}

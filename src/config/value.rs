@@ -1,0 +1,208 @@
+//! Single values: text, numbers, durations, paths and addresses out of JSON.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::document::{Document, Node};
+use super::problem::abbreviate;
+use crate::addr::{Family, Mtu, Subnet};
+
+/// Longest text of a name, an address or a duration in characters; all that are valid have fewer.
+const WORD_MAX: usize = 100;
+/// Longest path or URL in bytes: PATH_MAX of `linux/limits.h`.
+const PATH_MAX: usize = 4096;
+/// Longest number within a duration: more digits are no sensible time, and so the sum of all the parts
+/// stays far from the end of `Duration`, where humantime panics.
+const DURATION_DIGITS_MAX: usize = 9;
+/// How much of a number is shown.
+const NUMBER_SHOWN: usize = 24;
+
+impl<'a> Document<'a> {
+    /// A string of at most `max` characters; `expected` says what to write.
+    pub(super) fn text(
+        &mut self,
+        node: &Node<'a>,
+        max: usize,
+        expected: impl Display,
+    ) -> Option<String> {
+        if !node.raw.starts_with('"') {
+            self.refuse(node, format_args!("is {}: write {expected}", node.shape()));
+            return None;
+        }
+        let text: String = self.deserialize(node)?;
+        let length = text.chars().count();
+        if length > max {
+            let message = format!("is {length} characters long: write {expected}");
+            self.refuse(node, message);
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A string that is a `T`; `example` is one.
+    pub(super) fn parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        node: &Node<'a>,
+        example: &str,
+    ) -> Option<T> {
+        let expected = format!("a string such as \"{example}\"");
+        let text = self.text(node, WORD_MAX, expected)?;
+        text.parse().map_err(|error: T::Err| self.refuse(node, error)).ok()
+    }
+
+    /// True or false.
+    pub(super) fn boolean(&mut self, node: &Node<'a>) -> Option<bool> {
+        match node.raw {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => {
+                let message = format!("is {}: write true or false without quotes", node.shape());
+                self.refuse(node, message);
+                None
+            }
+        }
+    }
+
+    /// A whole number; `range` is what to write, and the caller checks it where the reason of a limit
+    /// needs to be told.
+    pub(super) fn whole(&mut self, node: &Node<'a>, range: impl Display) -> Option<u64> {
+        let first = node.raw.as_bytes().first().copied().unwrap_or_default();
+        if first != b'-' && !first.is_ascii_digit() {
+            let shape = node.shape();
+            self.refuse(node, format_args!("is {shape}: write a number without quotes, {range}"));
+            return None;
+        }
+        if let Ok(number) = node.raw.parse() {
+            return Some(number);
+        }
+        let given = abbreviate(node.raw, NUMBER_SHOWN);
+        let problem = if first == b'-' {
+            "is negative"
+        } else if node.raw.contains(['.', 'e', 'E']) {
+            "is no whole number"
+        } else {
+            "is out of range"
+        };
+        self.refuse(node, format_args!("{given} {problem}: write {range}"));
+        None
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn number(&mut self, node: &Node<'a>, range: RangeInclusive<u32>) -> Option<u32> {
+        let expected = format!("{} to {}", range.start(), range.end());
+        let number = self.whole(node, &expected)?;
+        let valid = u32::try_from(number).ok().filter(|number| range.contains(number));
+        if valid.is_none() {
+            self.refuse(node, format_args!("{number} is out of range: write {expected}"));
+        }
+        valid
+    }
+
+    /// The MTU of a device.
+    pub(super) fn mtu(&mut self, node: &Node<'a>) -> Option<Mtu> {
+        let expected = format!("{} to {}", Mtu::MIN, Mtu::MAX);
+        let number = self.whole(node, &expected)?;
+        match u32::try_from(number).map(Mtu::new) {
+            Ok(Ok(mtu)) => return Some(mtu),
+            Ok(Err(error)) => self.refuse(node, error),
+            Err(_) => self.refuse(node, format_args!("{number} is out of range: write {expected}")),
+        }
+        None
+    }
+
+    /// A subnet of `family`. The key of the other family's has a '6' more or less.
+    pub(super) fn subnet(
+        &mut self,
+        node: &Node<'a>,
+        family: Family,
+        example: &str,
+    ) -> Option<Subnet> {
+        let subnet: Subnet = self.parsed(node, example)?;
+        if subnet.family() == family {
+            return Some(subnet);
+        }
+        let key = node.path.rsplit('.').next().unwrap_or(&node.path);
+        let other = match family {
+            Family::V4 => format!("{key}6"),
+            Family::V6 => key.trim_end_matches('6').to_owned(),
+        };
+        let found = subnet.family();
+        self.refuse(
+            node,
+            format_args!(
+                "'{subnet}' is an {found} subnet: write it as '{other}', or an {family} subnet here"
+            ),
+        );
+        None
+    }
+
+    /// A duration in the spelling of Mesos ("5mins", "10secs") or of everybody else ("1h 30m").
+    pub(super) fn duration(
+        &mut self,
+        node: &Node<'a>,
+        range: RangeInclusive<Duration>,
+        example: &str,
+    ) -> Option<Duration> {
+        let expected = format!("a string with number and unit, such as \"{example}\"");
+        let text = self.text(node, WORD_MAX, &expected)?;
+        let is_sane =
+            text.split(|c: char| !c.is_ascii_digit()).all(|run| run.len() <= DURATION_DIGITS_MAX);
+        let parsed = if is_sane { humantime::parse_duration(&text).ok() } else { None };
+        let Some(duration) = parsed else {
+            self.refuse(node, format_args!("'{text}' is no duration: write {expected}"));
+            return None;
+        };
+        if range.contains(&duration) {
+            return Some(duration);
+        }
+        let least = humantime::format_duration(*range.start());
+        let most = humantime::format_duration(*range.end());
+        self.refuse(node, format_args!("'{text}' is out of range: write {least} to {most}"));
+        None
+    }
+
+    /// The path of a file or directory.
+    pub(super) fn path(&mut self, node: &Node<'a>, example: &str) -> Option<PathBuf> {
+        let text = self.text(node, PATH_MAX, format_args!("a path such as \"{example}\""))?;
+        if text.is_empty() {
+            self.refuse(node, format_args!("is empty: write a path such as \"{example}\""));
+        } else if text.len() > PATH_MAX {
+            let message = format!("is {} bytes long: write at most {PATH_MAX}", text.len());
+            self.refuse(node, message);
+        } else if text.chars().any(char::is_control) {
+            self.refuse(node, format_args!("'{text}' contains a control character: remove it"));
+        } else {
+            return Some(text.into());
+        }
+        None
+    }
+
+    /// A path that does not depend on the working directory.
+    pub(super) fn absolute_path(&mut self, node: &Node<'a>, example: &str) -> Option<PathBuf> {
+        let path = self.path(node, example)?;
+        if path.has_root() {
+            return Some(path);
+        }
+        let given = path.display();
+        let message = format!("'{given}' is relative: write a path from /, such as \"{example}\"");
+        self.refuse(node, message);
+        None
+    }
+
+    /// A URL or an address, not looked at any further than that it is one word. Not shown in the
+    /// refusal, since it may hold a password.
+    pub(super) fn word(&mut self, node: &Node<'a>, expected: &str) -> Option<String> {
+        let text = self.text(node, PATH_MAX, expected)?;
+        if text.is_empty() {
+            self.refuse(node, format_args!("is empty: write {expected}"));
+        } else if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            self.refuse(node, format_args!("contains white space: write {expected}"));
+        } else {
+            return Some(text);
+        }
+        None
+    }
+}
