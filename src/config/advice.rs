@@ -92,21 +92,30 @@ pub(super) fn on_overlays(document: &mut Document<'_>, vteps: &Vteps<'_>, drafts
         for space in &draft.spaces {
             warn_of_public(document, &space.node, &space.subnet);
             warn_of_docker(document, &space.node, &space.subnet);
-            if let Some((node, prefix)) = &space.prefix
-                && space.subnet.family() == Family::V6
-                && *prefix > PREFIX6_USEFUL
-            {
-                document.warn(
-                    node,
-                    format_args!(
-                        "{prefix} leaves no address for a container in half of an agent's subnet: \
-                         write at most {PREFIX6_USEFUL}"
-                    ),
-                );
-            }
+            warn_of_prefix(document, space);
         }
     }
     warn_of_small_overlays(document, vteps, drafts);
+}
+
+fn warn_of_prefix(document: &mut Document<'_>, space: &Space<'_>) {
+    let Some((node, prefix)) = &space.prefix else {
+        return;
+    };
+    let subnet = space.subnet;
+    if *prefix == subnet.prefix() {
+        let message = format!("{prefix} gives all of '{subnet}' to the first agent: write more");
+        document.warn(node, message);
+    }
+    if subnet.family() == Family::V6 && *prefix > PREFIX6_USEFUL {
+        document.warn(
+            node,
+            format_args!(
+                "{prefix} leaves no address for a container in half of an agent's subnet: write \
+                 at most {PREFIX6_USEFUL}"
+            ),
+        );
+    }
 }
 
 /// The size of a cluster is that of its largest IPv4 overlay, as far as there are VTEPs: in IPv6 there is

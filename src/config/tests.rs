@@ -119,7 +119,7 @@ fn overlays_of_ipv6_alone_are_taken_up_to_a_prefix_of_127() {
 
 #[test]
 fn the_space_of_an_overlay_in_one_family_does_not_overlap_that_in_the_other() {
-    let both = r#"{$V,"overlays":[{"name":"a","subnet":"10.0.0.0/29","prefix":29,"subnet6":"fd01:b::/64","prefix6":80}]}"#;
+    let both = r#"{$V,"overlays":[{"name":"a","subnet":"10.0.0.0/28","prefix":29,"subnet6":"fd01:b::/64","prefix6":80}]}"#;
     let (config, warnings) = parse_master("f", &filled(both)).unwrap();
     assert!(config.network.overlays[0].range.is_some());
     assert!(config.network.overlays[0].range6.is_some());
@@ -231,6 +231,23 @@ fn a_problem_names_file_line_and_column_in_characters() {
     let problems = parse_master("f", "{\n\"é\": é}").unwrap_err();
     let syntax = problems.as_slice().first().unwrap();
     assert_eq!((syntax.line, syntax.column), (2, 6));
+}
+
+#[test]
+fn the_documented_message_is_the_real_one() {
+    let page = include_str!("../../docs/configuration.md");
+    let shown = |start: &str| {
+        let block = page.split("\n\n").find(|block| block.starts_with(start)).unwrap();
+        block.lines().map(|line| &line[4..]).collect::<Vec<_>>().join("\n")
+    };
+    let text = shown("    { \"vtep_subnet\"");
+    assert_eq!(parse_master("f", &text).unwrap(), parse_master("f", README).unwrap());
+    let problems = parse_master("overlays.json", &text.replacen("24", "30", 1)).unwrap_err();
+    assert_eq!(problems.to_string(), shown("    overlays.json:"));
+    for start in ["    { \"network\"", "    { \"master\""] {
+        let text = shown(start).replace("{ …the network file… }", &text);
+        assert_eq!(parse("f", &text).unwrap().1, []);
+    }
 }
 
 #[test]

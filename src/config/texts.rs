@@ -567,6 +567,12 @@ const MASTER_WARNINGS: &[Row] = &[
             r#"1:197: overlays[2].subnet6: 'fd01:b::/78' has room for 4 agents, 'a' for 256: later agents get no subnet of it"#,
         ],
     ),
+    (
+        r#"{$V,"overlays":[{"name":"a","subnet":"10.0.0.0/24","prefix":24}]}"#,
+        &[
+            r#"1:123: overlays[0].prefix: 24 gives all of '10.0.0.0/24' to the first agent: write more"#,
+        ],
+    ),
 ];
 
 /// What the agent refuses.
