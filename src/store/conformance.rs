@@ -1,0 +1,275 @@
+//! What every store must do, as a suite that each of them runs in its tests.
+//!
+//! It is compiled always, and not for tests only, because a store that needs a server is tested from outside
+//! of this crate. So it has its own seeded random sequences instead of a test library, and panics with what
+//! went wrong.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+
+/// A state that was never written.
+#[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
+pub struct Subject {
+    /// Makes a handle on the state. Unless it is shared, the last one was dropped before.
+    pub open: Box<dyn FnMut() -> Box<dyn Store>>,
+    /// Whether there can be several handles at a time.
+    pub is_shared: bool,
+}
+
+impl Subject {
+    fn open(&mut self) -> Box<dyn Store> {
+        (self.open)()
+    }
+}
+
+struct Rule {
+    name: &'static str,
+    check: fn(Subject),
+}
+
+const RULES: [Rule; 10] = [
+    Rule { name: "a new state is empty", check: a_new_state_is_empty },
+    Rule { name: "what was committed is loaded", check: what_was_committed_is_loaded },
+    Rule { name: "changes apply in their order", check: changes_apply_in_their_order },
+    Rule { name: "each commit counts", check: each_commit_counts },
+    Rule {
+        name: "records come in the order of their keys",
+        check: records_come_in_the_order_of_their_keys,
+    },
+    Rule { name: "a new epoch ends the older ones", check: a_new_epoch_ends_the_older_ones },
+    Rule {
+        name: "an epoch that has not begun is refused",
+        check: an_epoch_that_has_not_begun_is_refused,
+    },
+    Rule { name: "several handles contend", check: several_handles_contend },
+    Rule { name: "a large batch is one commit", check: a_large_batch_is_one_commit },
+    Rule { name: "any sequence does what a map does", check: any_sequence_does_what_a_map_does },
+];
+
+/// Checks every rule, each on a subject of its own.
+///
+/// # Panics
+/// When a rule is broken.
+pub fn check(fresh: &dyn Fn() -> Subject) {
+    for rule in RULES {
+        // The test runner shows it if the rule fails.
+        println!("rule: {}", rule.name);
+        (rule.check)(fresh());
+    }
+}
+
+fn a_new_state_is_empty(mut subject: Subject) {
+    let loaded = load(&mut *subject.open());
+    assert_eq!((loaded.version, loaded.records), (Version(0), Vec::new()));
+    let again = load(&mut *subject.open());
+    assert_eq!((again.version, again.records), (Version(0), Vec::new()));
+    assert!(again.epoch > loaded.epoch);
+}
+
+fn what_was_committed_is_loaded(mut subject: Subject) {
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    let odd_bytes = [Vec::new(), vec![0], vec![0xff; 3], (0..=255).cycle().take(70_000).collect()];
+    let records: Vec<(Key, Vec<u8>)> = (0..).map(key).zip(odd_bytes).collect();
+    commit(&mut *store, epoch, &puts(&records));
+    assert_eq!(load(&mut *store).records, records, "on the same handle");
+    drop(store);
+    let loaded = load(&mut *subject.open());
+    assert_eq!((loaded.version, loaded.records), (Version(1), records), "on another handle");
+}
+
+fn changes_apply_in_their_order(mut subject: Subject) {
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    commit(&mut *store, epoch, &[put(1, "one"), put(2, "two"), put(3, "three")]);
+    let changes = [
+        put(1, "overwritten"),
+        Change::Delete(key(2)),
+        Change::Delete(key(9)),
+        put(4, "first"),
+        put(4, "last"),
+        put(5, "gone"),
+        Change::Delete(key(5)),
+        Change::Delete(key(3)),
+        put(3, "back"),
+    ];
+    commit(&mut *store, epoch, &changes);
+    let expected = [(1, "overwritten"), (3, "back"), (4, "last")];
+    assert_eq!(load(&mut *store).records, expected.map(|(n, text)| (key(n), text.into())));
+}
+
+fn each_commit_counts(mut subject: Subject) {
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    assert_eq!(commit(&mut *store, epoch, &[put(1, "one")]), Version(1));
+    assert_eq!(commit(&mut *store, epoch, &[]), Version(2), "an empty batch counts");
+    assert_eq!(commit(&mut *store, epoch, &[Change::Delete(key(9))]), Version(3));
+    drop(store);
+    let mut store = subject.open();
+    let loaded = load(&mut *store);
+    assert_eq!(loaded.version, Version(3), "over all epochs");
+    assert_eq!(commit(&mut *store, loaded.epoch, &[put(1, "two")]), Version(4));
+}
+
+fn records_come_in_the_order_of_their_keys(mut subject: Subject) {
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    let mut numbers = [0, 1, 255, 256, 0x00ff_ffff, 0x0100_0000, 0x7fff_ffff, 0x8000_0000, !0];
+    let ordered: Vec<(Key, Vec<u8>)> = numbers.map(|number| (key(number), Vec::new())).to_vec();
+    numbers.reverse();
+    for number in numbers {
+        commit(&mut *store, epoch, &[put(number, "")]);
+    }
+    assert_eq!(load(&mut *store).records, ordered);
+}
+
+fn a_new_epoch_ends_the_older_ones(mut subject: Subject) {
+    let mut store = subject.open();
+    let first = load(&mut *store).epoch;
+    commit(&mut *store, first, &[put(1, "one")]);
+    let second = load(&mut *store).epoch;
+    assert!(second > first);
+    assert_deposed(&mut *store, first, &[put(1, "stolen"), put(2, "two")]);
+    assert_deposed(&mut *store, first, &[]);
+    assert_eq!(commit(&mut *store, second, &[put(3, "three")]), Version(2), "it goes on");
+    drop(store);
+    let mut store = subject.open();
+    let loaded = load(&mut *store);
+    assert_eq!(loaded.records, [(key(1), b"one".to_vec()), (key(3), b"three".to_vec())]);
+    assert_deposed(&mut *store, second, &[Change::Delete(key(1))]);
+    assert_eq!(load(&mut *store).records, loaded.records);
+}
+
+fn an_epoch_that_has_not_begun_is_refused(mut subject: Subject) {
+    let mut store = subject.open();
+    let Epoch(epoch) = load(&mut *store).epoch;
+    assert_deposed(&mut *store, Epoch(epoch + 1), &[put(1, "one")]);
+    assert_eq!(load(&mut *store).records, []);
+}
+
+fn several_handles_contend(mut subject: Subject) {
+    if !subject.is_shared {
+        return;
+    }
+    let (mut left, mut right) = (subject.open(), subject.open());
+    let left_epoch = load(&mut *left).epoch;
+    assert_eq!(commit(&mut *left, left_epoch, &[put(1, "left")]), Version(1));
+    let loaded = load(&mut *right);
+    assert_eq!((loaded.version, &*loaded.records), (Version(1), &[(key(1), b"left".to_vec())][..]));
+    assert_deposed(&mut *left, left_epoch, &[put(1, "stolen")]);
+    assert_eq!(commit(&mut *right, loaded.epoch, &[put(2, "right")]), Version(2));
+    let regained = load(&mut *left);
+    assert!(regained.epoch > loaded.epoch);
+    assert_eq!(regained.records, [(key(1), b"left".to_vec()), (key(2), b"right".to_vec())]);
+    assert_deposed(&mut *right, loaded.epoch, &[Change::Delete(key(1))]);
+    assert_eq!(commit(&mut *left, regained.epoch, &[]), Version(3));
+}
+
+fn a_large_batch_is_one_commit(mut subject: Subject) {
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    let records: Vec<(Key, Vec<u8>)> =
+        (0..10_000_u32).map(|number| (key(number), number.to_string().repeat(40).into())).collect();
+    assert_eq!(commit(&mut *store, epoch, &puts(&records)), Version(1));
+    assert_eq!(load(&mut *store).records, records);
+    let epoch = load(&mut *store).epoch;
+    let deletes: Vec<Change> = records.iter().map(|(key, _)| Change::Delete(*key)).collect();
+    assert_eq!(commit(&mut *store, epoch, &deletes), Version(2));
+    assert_eq!(load(&mut *store).records, []);
+}
+
+fn any_sequence_does_what_a_map_does(mut subject: Subject) {
+    let seed = fastrand::u64(..);
+    println!("seed: {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut model: BTreeMap<Key, Vec<u8>> = BTreeMap::new();
+    let mut version = Version(0);
+    let mut store = subject.open();
+    let mut epoch = load(&mut *store).epoch;
+    for _ in 0..200 {
+        match random.u8(0..10) {
+            0 => {
+                drop(store);
+                store = subject.open();
+                epoch = load_and_compare(&mut *store, version, &model);
+            }
+            1 => {
+                let old = epoch;
+                epoch = load_and_compare(&mut *store, version, &model);
+                assert_deposed(&mut *store, old, &changes(&mut random));
+            }
+            _ => {
+                let changes = changes(&mut random);
+                for change in &changes {
+                    match change.clone() {
+                        Change::Put(key, bytes) => model.insert(key, bytes),
+                        Change::Delete(key) => model.remove(&key),
+                    };
+                }
+                version = version.next();
+                assert_eq!(commit(&mut *store, epoch, &changes), version);
+            }
+        }
+    }
+    load_and_compare(&mut *store, version, &model);
+}
+
+/// Few keys, so that most changes meet another.
+fn changes(random: &mut fastrand::Rng) -> Vec<Change> {
+    let change = |random: &mut fastrand::Rng| {
+        let key = key(random.u32(0..40));
+        if random.bool() {
+            let length = random.usize(0..600);
+            let bytes = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
+            Change::Put(key, bytes)
+        } else {
+            Change::Delete(key)
+        }
+    };
+    let count = random.usize(0..12);
+    std::iter::repeat_with(|| change(random)).take(count).collect()
+}
+
+fn load_and_compare(
+    store: &mut dyn Store,
+    version: Version,
+    model: &BTreeMap<Key, Vec<u8>>,
+) -> Epoch {
+    let loaded = load(store);
+    assert_eq!(loaded.version, version);
+    assert!(
+        loaded.records.iter().map(|(key, bytes)| (key, bytes)).eq(model),
+        "the store has {:?}, the model {model:?}",
+        loaded.records
+    );
+    loaded.epoch
+}
+
+fn key(number: u32) -> Key {
+    Key::Agent(Ipv4Addr::from(number))
+}
+
+fn put(number: u32, text: &str) -> Change {
+    Change::Put(key(number), text.into())
+}
+
+fn puts(records: &[(Key, Vec<u8>)]) -> Vec<Change> {
+    records.iter().map(|(key, bytes)| Change::Put(*key, bytes.clone())).collect()
+}
+
+fn load(store: &mut dyn Store) -> Loaded {
+    store.load().expect("load")
+}
+
+fn commit(store: &mut dyn Store, epoch: Epoch, changes: &[Change]) -> Version {
+    store.commit(epoch, changes).expect("commit")
+}
+
+fn assert_deposed(store: &mut dyn Store, old: Epoch, changes: &[Change]) {
+    match store.commit(old, changes) {
+        Err(StoreError::Deposed { epoch, .. }) => assert_eq!(epoch, old.0),
+        other => panic!("a commit of {old:?}, which is not the latest, gave {other:?}"),
+    }
+}
