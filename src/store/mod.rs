@@ -9,8 +9,10 @@
 
 #[doc(hidden)]
 pub mod conformance;
+mod file;
 mod memory;
 
+pub use file::FileStore;
 pub use memory::MemoryStore;
 
 use std::fmt;
