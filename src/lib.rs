@@ -11,4 +11,5 @@ pub mod ipam;
 pub mod master;
 pub mod protocol;
 pub mod store;
+pub mod transport;
 pub mod wire;

@@ -1,0 +1,270 @@
+//! What we send: a bounded queue and at most one connection for each address that we send to.
+//!
+//! [`Client::send`] encodes the message straight into the queue of its peer and returns. The queue is one
+//! buffer of bytes, so however many messages wait, they go out in one write. A peer that is slow, dead or
+//! hostile fills its own queue only, and then loses its newest messages: who sends messages like these
+//! has to repeat them anyway.
+
+use std::collections::HashMap;
+use std::collections::hash_map;
+use std::fmt;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+use super::{encode, peer};
+use crate::addr::Upid;
+use crate::transport::{Handler, Incoming, Refusal};
+
+/// Messages that wait for one peer. A peer is sent a handful in its life; this many means that it hangs.
+const QUEUE_MESSAGES: usize = 1024;
+
+/// Bytes that wait for one peer; one message may be longer.
+const QUEUE_BYTES: usize = 1024 * 1024;
+
+/// Addresses that we send to at a time. More than the agents of the largest cluster; it bounds what
+/// a liar can make us hold by claiming to be many.
+const PEERS_LIMIT: usize = 32 * 1024;
+
+/// Messages to processes of this program that wait.
+const OWN_QUEUE: usize = 1024;
+
+/// Connections that are being made at a time. Enough that the dead hosts of a large cluster, each of which
+/// takes the whole time allowed, leave places for the others.
+const CONNECTS: usize = 1024;
+
+/// Sends messages and keeps links. Dropped, it closes all its connections.
+pub struct Client<H> {
+    shared: Arc<Shared<H>>,
+    own: mpsc::Sender<Incoming>,
+}
+
+impl<H> fmt::Debug for Client<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("own", &self.shared.own).finish_non_exhaustive()
+    }
+}
+
+impl<H: Handler> Client<H> {
+    /// A client of the program that others know as `own`. Its connections come from that address, which
+    /// peers may demand, if the host has it. To be called within a tokio runtime.
+    #[must_use]
+    pub fn new(own: SocketAddrV4, handler: Arc<H>) -> Self {
+        let (sender, messages) = mpsc::channel(OWN_QUEUE);
+        tokio::spawn(deliver_own(own, Arc::clone(&handler), messages));
+        let shared = Shared {
+            own,
+            handler,
+            runtime: Handle::current(),
+            peers: Mutex::default(),
+            connects: Semaphore::new(CONNECTS),
+            open: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+            is_source_foreign: AtomicBool::new(false),
+        };
+        Self { shared: Arc::new(shared), own: sender }
+    }
+
+    /// Sends a message, if it can be: nothing tells whether it arrived. Messages to one address arrive in
+    /// order. One to a process of this program does not leave it, as in libprocess, so that it arrives
+    /// even where our advertised address cannot be reached from here.
+    pub fn send(&self, from: &Upid, to: &Upid, name: &str, body: &Bytes) {
+        if to.address == self.shared.own {
+            let message = Incoming {
+                from: from.clone(),
+                to: to.id.clone(),
+                name: name.to_owned(),
+                body: body.clone(),
+            };
+            if self.own.try_send(message).is_err() {
+                self.shared.count_lost(1);
+                log::warn!("send {name} to {to}: its queue is full: the message is lost");
+            }
+            return;
+        }
+        let is_queued = self.shared.with_peer(to.address, |queue| {
+            let has_room = queue.messages < QUEUE_MESSAGES
+                && (queue.messages == 0 || queue.bytes.len() + body.len() <= QUEUE_BYTES);
+            if !has_room {
+                queue.refused += 1;
+                // Said at the 1st, 2nd, 4th, 8th... so that a hanging peer does not fill the log too.
+                if queue.refused.is_power_of_two() {
+                    log::warn!(
+                        "send {name} to {to}: {} messages wait for it: {} lost since it reads nothing: \
+                         see whether it hangs",
+                        queue.messages,
+                        queue.refused
+                    );
+                }
+                return false;
+            }
+            if !encode::message(&mut queue.bytes, from, to, name, body) {
+                log::warn!("send {name} to {to}: a name in it is not printable: the message is lost");
+                return false;
+            }
+            queue.messages += 1;
+            true
+        });
+        if !is_queued {
+            self.shared.count_lost(1);
+        }
+    }
+
+    /// Keeps a connection to a peer until it ends, and then tells [`Handler::exited`] once. Nothing is
+    /// sent by it. Linking twice is linking once; linking to ourselves does nothing.
+    pub fn link(&self, to: SocketAddrV4) {
+        if to == self.shared.own {
+            return;
+        }
+        let is_linked = self.shared.with_peer(to, |queue| {
+            queue.is_linked = true;
+            true
+        });
+        if !is_linked {
+            let handler = Arc::clone(&self.shared.handler);
+            self.shared.runtime.spawn(async move { handler.exited(to).await });
+        }
+    }
+
+    /// How many messages were dropped so far: their queue was full, or their peer could not be reached.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl<H> Drop for Client<H> {
+    fn drop(&mut self) {
+        for (_, entry) in self.shared.peers.lock().drain() {
+            entry.task.abort();
+        }
+    }
+}
+
+/// Delivers messages within the program, in order.
+async fn deliver_own<H: Handler>(
+    own: SocketAddrV4,
+    handler: Arc<H>,
+    mut messages: mpsc::Receiver<Incoming>,
+) {
+    while let Some(message) = messages.recv().await {
+        if handler.has_process(&message.to) {
+            handler.deliver(message).await;
+        } else {
+            handler.refused(SocketAddr::V4(own), &Refusal::UnknownProcess(message.to));
+        }
+    }
+}
+
+/// What the peers of a client share.
+pub(super) struct Shared<H> {
+    pub(super) own: SocketAddrV4,
+    pub(super) handler: Arc<H>,
+    pub(super) connects: Semaphore,
+    /// Connections now.
+    pub(super) open: AtomicUsize,
+    /// Whether our advertised address turned out not to be one of this host.
+    pub(super) is_source_foreign: AtomicBool,
+    runtime: Handle,
+    peers: Mutex<HashMap<SocketAddrV4, Entry>>,
+    lost: AtomicU64,
+}
+
+struct Entry {
+    peer: Arc<Peer>,
+    task: AbortHandle,
+}
+
+/// One address that we send to.
+pub(super) struct Peer {
+    pub(super) address: SocketAddrV4,
+    pub(super) queue: Mutex<Queue>,
+    /// Tells the peer's task that its queue has changed.
+    pub(super) changed: Notify,
+}
+
+/// What waits for a peer.
+#[derive(Default)]
+pub(super) struct Queue {
+    /// Whole messages, encoded.
+    pub(super) bytes: Vec<u8>,
+    pub(super) messages: usize,
+    pub(super) is_linked: bool,
+    /// Messages that found no room.
+    refused: u64,
+}
+
+impl Queue {
+    /// Whether the peer is of no use now.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.messages == 0 && !self.is_linked
+    }
+}
+
+impl<H: Handler> Shared<H> {
+    /// Changes the queue of a peer, which gets its task if it has none. False if there are too many peers,
+    /// or `change` says so.
+    fn with_peer(
+        self: &Arc<Self>,
+        address: SocketAddrV4,
+        change: impl FnOnce(&mut Queue) -> bool,
+    ) -> bool {
+        let mut peers = self.peers.lock();
+        let is_full = peers.len() >= PEERS_LIMIT;
+        match peers.entry(address) {
+            hash_map::Entry::Occupied(entry) => {
+                let peer = &entry.get().peer;
+                let is_changed = change(&mut peer.queue.lock());
+                peer.changed.notify_one();
+                is_changed
+            }
+            hash_map::Entry::Vacant(_) if is_full => {
+                log::warn!("send to {address}: already sending to {PEERS_LIMIT} others");
+                false
+            }
+            hash_map::Entry::Vacant(entry) => {
+                let mut queue = Queue::default();
+                let is_changed = change(&mut queue);
+                if queue.is_idle() {
+                    return is_changed;
+                }
+                let peer =
+                    Arc::new(Peer { address, queue: Mutex::new(queue), changed: Notify::new() });
+                let task = peer::run(Arc::clone(self), Arc::clone(&peer));
+                let task = self.runtime.spawn(task).abort_handle();
+                entry.insert(Entry { peer, task });
+                is_changed
+            }
+        }
+    }
+
+    /// Ends a peer unless something is left to do for it. Nobody can queue anything meanwhile.
+    pub(super) fn remove_if_idle(&self, peer: &Peer) -> bool {
+        let mut peers = self.peers.lock();
+        let is_idle = peer.queue.lock().is_idle();
+        if is_idle {
+            peers.remove(&peer.address);
+        }
+        is_idle
+    }
+
+    /// Ends a peer and gives what was still to be done for it.
+    pub(super) fn remove(&self, peer: &Peer) -> Queue {
+        let mut peers = self.peers.lock();
+        peers.remove(&peer.address);
+        let queue = std::mem::take(&mut *peer.queue.lock());
+        drop(peers);
+        self.count_lost(queue.messages);
+        queue
+    }
+
+    pub(super) fn count_lost(&self, messages: usize) {
+        self.lost.fetch_add(messages as u64, Ordering::Relaxed);
+    }
+}
