@@ -1,8 +1,8 @@
 //! The text of a CNI configuration, and how a text of ours is recognised.
 //!
-//! There is no `cniVersion` in it: Mesos reads CNI results of the 0.1 and 0.2 shape only, which is what
-//! the plugins answer when they are not asked for another. With 0.3 or later the container has an address
-//! that Mesos does not see.
+//! There is no `cniVersion` in it: Mesos reads CNI results of the 0.1 and 0.2 shape only, which is
+//! what the plugins answer when they are not asked for another. With 0.3 or later the container has
+//! an address that Mesos does not see.
 
 use std::path::Path;
 
@@ -27,8 +27,8 @@ pub(super) enum Form {
     Plain,
 }
 
-/// The file's content for `network`, byte for byte what the C++ modules write in the port mapper's form.
-/// The one thing that can fail is a `data_dir` that is no UTF-8 text.
+/// The file's content for `network`, byte for byte what the C++ modules write in the port mapper's
+/// form. The one thing that can fail is a `data_dir` that is no UTF-8 text.
 pub(super) fn render(
     network: &CniNetwork,
     form: Form,
@@ -61,8 +61,9 @@ pub(super) fn render(
     }
 }
 
-/// Whether `content` is a configuration that this module or the C++ ones wrote for `overlay`. There is no
-/// mark in it, since the C++ modules set none; what tells is the name together with the bridge.
+/// Whether `content` is a configuration that this module or the C++ ones wrote for `overlay`. There
+/// is no mark in it, since the C++ modules set none; what tells is the name together with the
+/// bridge.
 pub(super) fn is_ours(content: &[u8], overlay: &OverlayName) -> bool {
     let Ok(found) = serde_json::from_slice::<Found>(content) else {
         return false;

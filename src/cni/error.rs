@@ -1,5 +1,5 @@
-//! Why a CNI configuration is not as it should be. The texts reach the operator through the master's
-//! state: each says what to do.
+//! Why a CNI configuration is not as it should be. The texts reach the operator through the
+//! master's state: each says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub enum CniError {
     },
     /// A file of somebody else has the name of ours.
     #[error(
-        "{path} is no CNI configuration of overlay {overlay}, so it is left alone: move it out of the \
-         directory",
+        "{path} is no CNI configuration of overlay {overlay}, so it is left alone: move it out of \
+         the directory",
         path = shown(path)
     )]
     Foreign {
@@ -33,8 +33,8 @@ pub enum CniError {
     },
     /// What has the name of our file is no regular file.
     #[error(
-        "{path} is a {kind} where the CNI configuration of overlay {overlay} belongs, so it is left \
-         alone: move it out of the directory",
+        "{path} is a {kind} where the CNI configuration of overlay {overlay} belongs, so it is \
+         left alone: move it out of the directory",
         path = shown(path)
     )]
     NotAFile {
@@ -47,8 +47,8 @@ pub enum CniError {
     },
     /// Two files declare one network, and nobody knows which of them Mesos sees first.
     #[error(
-        "{other} declares the network {overlay} too, and Mesos takes whichever it sees first of it and \
-         {path}: move {other} out of the directory, or change its name",
+        "{other} declares the network {overlay} too, and Mesos takes whichever it sees first of it \
+         and {path}: move {other} out of the directory, or change its name",
         other = shown(other), path = shown(path)
     )]
     DeclaredTwice {
@@ -61,8 +61,8 @@ pub enum CniError {
     },
     /// A plugin without which no container can join.
     #[error(
-        "CNI plugin '{plugin}' is not an executable file in {searched}: install the CNI plugins there, or \
-         correct cni_plugins_dir",
+        "CNI plugin '{plugin}' is not an executable file in {searched}: install the CNI plugins \
+         there, or correct cni_plugins_dir",
         searched = .searched.iter().map(|path| shown(path)).collect::<Vec<_>>().join(":")
     )]
     PluginMissing {
@@ -71,11 +71,11 @@ pub enum CniError {
         /// Where it was looked for.
         searched: Vec<PathBuf>,
     },
-    /// A subnet in which the bridge and one container have no room. The host-local plugin (1.1.1) says
-    /// so to each container that is launched; it is said here once instead.
+    /// A subnet in which the bridge and one container have no room. The host-local plugin (1.1.1)
+    /// says so to each container that is launched; it is said here once instead.
     #[error(
-        "subnet {subnet} of overlay {overlay} has no room for a bridge and a container: give the overlay \
-         a prefix of at most 29"
+        "subnet {subnet} of overlay {overlay} has no room for a bridge and a container: give the \
+         overlay a prefix of at most 29"
     )]
     SubnetTooSmall {
         /// The overlay.
@@ -84,7 +84,10 @@ pub enum CniError {
         subnet: Subnet,
     },
     /// JSON is UTF-8, a path need not be.
-    #[error("cni_data_dir {path} is no UTF-8 text, so no CNI configuration can hold it", path = shown(.0))]
+    #[error(
+        "cni_data_dir {path} is no UTF-8 text, so no CNI configuration can hold it",
+        path = shown(.0)
+    )]
     DataDirNotText(PathBuf),
 }
 

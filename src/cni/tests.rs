@@ -172,8 +172,8 @@ fn what_is_not_ours_is_left_alone_and_named() {
         let error = directory.write(&network("vxlan-1")).unwrap_err();
         assert_eq!(
             place.text(&error),
-            "/cni/vxlan-1.conf is no CNI configuration of overlay vxlan-1, so it is left alone: move it \
-             out of the directory"
+            "/cni/vxlan-1.conf is no CNI configuration of overlay vxlan-1, so it is left alone: \
+             move it out of the directory"
         );
         assert_eq!(directory.remove_unwanted(&wanted(&[])), Removal::default());
         assert_eq!(fs::read_to_string(place.path("vxlan-1.conf")).unwrap(), content);
@@ -192,13 +192,13 @@ fn a_link_or_a_directory_in_the_place_of_a_file_is_named() {
     assert_eq!(directory.remove_unwanted(&wanted(&[])), Removal::default());
     assert_eq!(
         place.text(&directory.write(&network("vxlan-1")).unwrap_err()),
-        "/cni/vxlan-1.conf is a symbolic link where the CNI configuration of overlay vxlan-1 belongs, so \
-         it is left alone: move it out of the directory"
+        "/cni/vxlan-1.conf is a symbolic link where the CNI configuration of overlay vxlan-1 \
+         belongs, so it is left alone: move it out of the directory"
     );
     assert_eq!(
         place.text(&directory.write(&network("vxlan-2")).unwrap_err()),
-        "/cni/vxlan-2.conf is a directory where the CNI configuration of overlay vxlan-2 belongs, so it \
-         is left alone: move it out of the directory"
+        "/cni/vxlan-2.conf is a directory where the CNI configuration of overlay vxlan-2 belongs, \
+         so it is left alone: move it out of the directory"
     );
     assert_eq!(fs::read(&target).unwrap(), GOLDEN);
 }
@@ -213,9 +213,9 @@ fn a_second_file_with_the_network_is_named() {
     fs::write(place.path("broken"), "{\"name\":\"vxlan-1\"").unwrap();
     assert_eq!(
         place.text(&directory.write(&network("vxlan-1")).unwrap_err()),
-        "/cni/.vxlan-1.conf.swp declares the network vxlan-1 too, and Mesos takes whichever it sees \
-         first of it and /cni/vxlan-1.conf: move /cni/.vxlan-1.conf.swp out of the directory, or change \
-         its name"
+        "/cni/.vxlan-1.conf.swp declares the network vxlan-1 too, and Mesos takes whichever it \
+         sees first of it and /cni/vxlan-1.conf: move /cni/.vxlan-1.conf.swp out of the directory, \
+         or change its name"
     );
     assert_eq!(directory.write(&network("vxlan-2")), Ok(Outcome::Created));
 }
@@ -247,8 +247,8 @@ fn a_missing_plugin_is_named() {
     fs::write(place.root.path().join("second/host-local"), "not executable").unwrap();
     assert_eq!(
         place.text(&directory.write(&network("vxlan-1")).unwrap_err()),
-        "CNI plugin 'host-local' is not an executable file in /first:/second: install the CNI plugins \
-         there, or correct cni_plugins_dir"
+        "CNI plugin 'host-local' is not an executable file in /first:/second: install the CNI \
+         plugins there, or correct cni_plugins_dir"
     );
 }
 

@@ -1,7 +1,7 @@
 //! Running a program that may hang, flood us, or leave children behind.
 //!
-//! The program gets a process group of its own, which is killed as a whole: a `docker` that hangs may
-//! itself wait for a helper, which would otherwise live on and hold our pipes open.
+//! The program gets a process group of its own, which is killed as a whole: a `docker` that hangs
+//! may itself wait for a helper, which would otherwise live on and hold our pipes open.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,8 +18,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const STDOUT_MAX: u64 = 8 * 1024 * 1024;
 /// Longest complaint that is read; one line of it is shown.
 const STDERR_MAX: u64 = 64 * 1024;
-/// How long a killed program is waited for. It dies at once unless the kernel holds it in a system call;
-/// then the runtime reaps it later.
+/// How long a killed program is waited for. It dies at once unless the kernel holds it in a system
+/// call; then the runtime reaps it later.
 const REAP_MAX: Duration = Duration::from_secs(1);
 
 /// A program that has ended.
@@ -46,8 +46,8 @@ pub(super) enum Failure {
     TooMuchOutput,
 }
 
-/// Runs `program` to its end, or kills it with all its children at the `deadline`, or when the caller
-/// loses interest and drops the future.
+/// Runs `program` to its end, or kills it with all its children at the `deadline`, or when the
+/// caller loses interest and drops the future.
 pub(super) async fn run(
     program: &Path,
     arguments: impl Iterator<Item = &OsStr>,
@@ -81,8 +81,8 @@ pub(super) async fn run(
 struct Group(Child);
 
 impl Group {
-    /// Reads first and waits for the end afterwards: as long as the child is not reaped, no other group
-    /// can have its number, and [`Group::kill`] cannot hit a stranger.
+    /// Reads first and waits for the end afterwards: as long as the child is not reaped, no other
+    /// group can have its number, and [`Group::kill`] cannot hit a stranger.
     async fn finish(&mut self) -> Result<Finished, Failure> {
         let stdout = read(self.0.stdout.take(), STDOUT_MAX);
         let stderr = read(self.0.stderr.take(), STDERR_MAX);

@@ -11,8 +11,8 @@ const API_OF_28: (u32, u32) = (1, 48);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Engine {
     version: String,
-    /// The newest API that it speaks, whatever the `docker` program speaks. Distributions put what they
-    /// like into the version ("20.10.24+dfsg1"), but not into this.
+    /// The newest API that it speaks, whatever the `docker` program speaks. Distributions put what
+    /// they like into the version ("20.10.24+dfsg1"), but not into this.
     api: (u32, u32),
 }
 
@@ -28,9 +28,9 @@ impl Engine {
         Ok(Self { version: server.version.escape_debug().to_string(), api })
     }
 
-    /// Whether a bridge network needs the gateway mode `nat-unprotected`: from 28.0 on, the default mode
-    /// drops packets from other hosts to ports that are not published, which is what an overlay is for.
-    /// 27 knows the option and refuses the value; older engines ignore it.
+    /// Whether a bridge network needs the gateway mode `nat-unprotected`: from 28.0 on, the default
+    /// mode drops packets from other hosts to ports that are not published, which is what an
+    /// overlay is for. 27 knows the option and refuses the value; older engines ignore it.
     pub(super) fn has_unprotected_gateway_mode(&self) -> bool {
         self.api >= API_OF_28
     }

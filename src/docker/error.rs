@@ -1,5 +1,5 @@
-//! Why a Docker network is not as it should be, and what Docker's complaints mean. The texts reach the
-//! operator through the master's state: each says what to do, on one line.
+//! Why a Docker network is not as it should be, and what Docker's complaints mean. The texts reach
+//! the operator through the master's state: each says what to do, on one line.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,8 +28,8 @@ pub struct DockerError {
 pub enum Reason {
     /// There is no such program.
     #[error(
-        "program '{program}' not found: install Docker on this agent, or set docker_bridge to false \
-         for it",
+        "program '{program}' not found: install Docker on this agent, or set docker_bridge to \
+         false for it",
         program = .program.display()
     )]
     ProgramNotFound {
@@ -69,8 +69,8 @@ pub enum Reason {
     },
     /// The program was killed at the deadline.
     #[error(
-        "docker did not answer within {timeout}, '{command}' was killed: look into the Docker daemon's \
-         log, restart it if it hangs",
+        "docker did not answer within {timeout}, '{command}' was killed: look into the Docker \
+         daemon's log, restart it if it hangs",
         timeout = humantime::format_duration(*timeout)
     )]
     TimedOut {
@@ -95,8 +95,8 @@ pub enum Reason {
     },
     /// A network of this name is not as it should be.
     #[error(
-        "exists, but {differences}: end its containers and run 'docker network rm {network}', then the \
-         agent makes it anew",
+        "exists, but {differences}: end its containers and run 'docker network rm {network}', then \
+         the agent makes it anew",
         differences = .differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     Differs {
@@ -107,8 +107,8 @@ pub enum Reason {
     },
     /// The network was made for an older engine and has containers.
     #[error(
-        "was made for an older engine: Docker {engine} drops what other agents send to its containers: \
-         end them{named}, then the agent makes it anew",
+        "was made for an older engine: Docker {engine} drops what other agents send to its \
+         containers: end them{named}, then the agent makes it anew",
         named = named(containers)
     )]
     UnfitGatewayMode {
@@ -143,8 +143,8 @@ pub enum Reason {
     },
     /// Some other Docker network has our bridge.
     #[error(
-        "bridge {bridge} belongs to the Docker network {other}: run 'docker network rm {other}' if it \
-         is not in use, or rename the overlay"
+        "bridge {bridge} belongs to the Docker network {other}: run 'docker network rm {other}' if \
+         it is not in use, or rename the overlay"
     )]
     BridgeInUse {
         /// The bridge.
@@ -178,12 +178,12 @@ fn overlapped(other: Option<&Overlap>) -> String {
     match other {
         // Docker's default network, which it does not let go.
         Some(Overlap { network, subnet }) if network == "bridge" => format!(
-            "{subnet} of Docker's default network: set another 'bip' in Docker's daemon.json, or give \
-             the overlay another subnet"
+            "{subnet} of Docker's default network: set another 'bip' in Docker's daemon.json, or \
+             give the overlay another subnet"
         ),
         Some(Overlap { network, subnet }) => format!(
-            "{subnet} of the Docker network {network}: run 'docker network rm {network}' if it is not \
-             in use, or give the overlay another subnet"
+            "{subnet} of the Docker network {network}: run 'docker network rm {network}' if it is \
+             not in use, or give the overlay another subnet"
         ),
         None => {
             "another Docker network: find it with 'docker network inspect' and remove it, or give \
@@ -204,8 +204,8 @@ fn named(containers: &[String]) -> String {
     }
 }
 
-/// What Docker complains about. There are no codes, only texts; those of 20.10 and 28.2 were observed,
-/// the others are known from reports.
+/// What Docker complains about. There are no codes, only texts; those of 20.10 and 28.2 were
+/// observed, the others are known from reports.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Complaint {
     NotFound,

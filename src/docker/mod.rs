@@ -1,13 +1,14 @@
-//! The network of the DockerContainerizer: one Docker network per overlay, made and compared through the
-//! `docker` program.
+//! The network of the DockerContainerizer: one Docker network per overlay, made and compared
+//! through the `docker` program.
 //!
-//! The program and not the Engine API, because it follows contexts, `DOCKER_HOST` and TLS as the operator
-//! set them up for Mesos, which runs the same program. It is run with an argument vector, never by a
-//! shell, and never longer than a deadline.
+//! The program and not the Engine API, because it follows contexts, `DOCKER_HOST` and TLS as the
+//! operator set them up for Mesos, which runs the same program. It is run with an argument vector,
+//! never by a shell, and never longer than a deadline.
 //!
-//! A network that has the right name is not thereby right: the C++ modules took any, and containers then
-//! got addresses of another subnet. What exists is compared, and what differs is told, not repaired: the
-//! options of a network cannot be changed, and to make it anew would cut off containers.
+//! A network that has the right name is not thereby right: the C++ modules took any, and containers
+//! then got addresses of another subnet. What exists is compared, and what differs is told, not
+//! repaired: the options of a network cannot be changed, and to make it anew would cut off
+//! containers.
 
 mod command;
 mod engine;
@@ -51,7 +52,8 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// `program` is found through `PATH` unless it is a path. `timeout` bounds each call as a whole.
+    /// `program` is found through `PATH` unless it is a path. `timeout` bounds each call as a
+    /// whole.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>, timeout: Duration) -> Self {
         Self { program: program.into(), leading: Vec::new(), timeout }
@@ -67,11 +69,12 @@ impl Docker {
     /// Sees to it that `network` exists as it should be.
     ///
     /// # Errors
-    /// When it does not. Each reason is of its own kind; any of them may be gone at the next attempt.
+    /// When it does not. Each reason is of its own kind; any of them may be gone at the next
+    /// attempt.
     pub async fn ensure(&self, network: &DockerNetwork) -> Result<Outcome, DockerError> {
         let call = self.call(&network.name);
-        // Asked each time and kept nowhere: an upgrade restarts the daemon under us, and one command
-        // of some 30 ms is all it costs.
+        // Asked each time and kept nowhere: an upgrade restarts the daemon under us, and one
+        // command of some 30 ms is all it costs.
         let engine = call.engine().await?;
         let Some(found) = call.inspect().await? else {
             return call.create(network, &engine).await;
@@ -81,8 +84,8 @@ impl Docker {
             Verdict::Differs(differences) => Err(call.differs(differences)),
             Verdict::UnfitGatewayMode if found.attached().is_empty() => {
                 log::info!(
-                    "docker network {}: made for an older engine, without containers: making it anew \
-                     for Docker {engine}",
+                    "docker network {}: made for an older engine, without containers: making it \
+                     anew for Docker {engine}",
                     network.name
                 );
                 call.remove(&found).await?;
@@ -147,8 +150,8 @@ impl Call<'_> {
         }
         let networks = Found::parse_all(&finished.stdout)
             .map_err(|error| self.unreadable(&arguments, error.to_string()))?;
-        // Docker (20.10 to 29) takes the beginning of an ID for a name as well, so that 'a' may answer
-        // with a network that has another name.
+        // Docker (20.10 to 29) takes the beginning of an ID for a name as well, so that 'a' may
+        // answer with a network that has another name.
         Ok(networks.into_iter().find(|network| network.name == self.name.as_str()))
     }
 
@@ -207,7 +210,8 @@ impl Call<'_> {
         }
     }
 
-    /// The network that has addresses of `network`: Docker does not name it. `None` if it cannot be told.
+    /// The network that has addresses of `network`: Docker does not name it. `None` if it cannot be
+    /// told.
     async fn overlapping(&self, network: &DockerNetwork) -> Option<Overlap> {
         let listed = self.run(&["network", "ls", "--no-trunc", "--quiet"]).await.ok()?;
         let listed = String::from_utf8(listed.stdout).ok()?;

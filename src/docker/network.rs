@@ -20,8 +20,9 @@ const GATEWAY_MODE: [(Family, &str); 2] = [
     (Family::V6, "com.docker.network.bridge.gateway_mode_ipv6"),
 ];
 const UNPROTECTED: &str = "nat-unprotected";
-/// By which an operator finds our networks: `docker network ls --filter label=org.apache.mesos.overlay`.
-/// Those of the C++ modules have no label, so nothing depends on it.
+/// By which an operator finds our networks: `docker network ls --filter
+/// label=org.apache.mesos.overlay`. Those of the C++ modules have no label, so nothing depends on
+/// it.
 const LABEL: &str = "org.apache.mesos.overlay=1";
 /// What containers of a network without the MTU option have.
 const MTU_DEFAULT: u32 = 1500;
@@ -87,12 +88,13 @@ impl fmt::Display for Difference {
 pub(super) enum Verdict {
     Equal,
     Differs(Vec<Difference>),
-    /// Everything is right, but the engine drops the overlay's packets: it was made for an older one.
+    /// Everything is right, but the engine drops the overlay's packets: it was made for an older
+    /// one.
     UnfitGatewayMode,
 }
 
-/// A network as `docker network inspect` shows it. What is not compared is not read: labels, and the
-/// gateway, which 20.10 leaves out where 28 shows it.
+/// A network as `docker network inspect` shows it. What is not compared is not read: labels, and
+/// the gateway, which 20.10 leaves out where 28 shows it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Found {

@@ -1,6 +1,6 @@
-//! Every branch, driven by a program that stands in for `docker`: a shell script that gives recorded
-//! answers in turn and notes how it was called. The answers of 20.10 and of the 28.2 client are those of
-//! real ones; the others differ in what is known to differ.
+//! Every branch, driven by a program that stands in for `docker`: a shell script that gives
+//! recorded answers in turn and notes how it was called. The answers of 20.10 and of the 28.2
+//! client are those of real ones; the others differ in what is known to differ.
 
 use std::fs;
 use std::path::PathBuf;
@@ -44,8 +44,8 @@ impl Fake {
         self.directory.path().join(name)
     }
 
-    /// The shell runs the script, instead of the kernel: a file that another thread's child has still
-    /// open for writing cannot be executed.
+    /// The shell runs the script, instead of the kernel: a file that another thread's child has
+    /// still open for writing cannot be executed.
     fn docker(&self, timeout: Duration) -> Docker {
         let mut docker = Docker::new("/bin/sh", timeout);
         docker.leading.push(self.path("docker").into());
@@ -120,7 +120,8 @@ const UNPROTECTED: &str = r#","com.docker.network.bridge.gateway_mode_ipv4":"nat
     "com.docker.network.bridge.gateway_mode_ipv6":"nat-unprotected""#;
 const CREATE: &str = "network create --driver=bridge --label=org.apache.mesos.overlay=1 \
     --opt=com.docker.network.bridge.name=d-vxlan-1 \
-    --opt=com.docker.network.bridge.enable_ip_masquerade=false --opt=com.docker.network.driver.mtu=1420";
+    --opt=com.docker.network.bridge.enable_ip_masquerade=false \
+    --opt=com.docker.network.driver.mtu=1420";
 
 #[tokio::test]
 async fn a_network_is_made_as_the_engine_needs_it() {
@@ -186,9 +187,9 @@ async fn a_network_of_an_older_engine_is_made_anew_while_it_is_empty() {
         assert_eq!(
             fake.error().await,
             format!(
-                "docker network vxlan-1: was made for an older engine: Docker {version} drops what other \
-                 agents send to its containers: end them (web-1, web-2, web-3 and 2 more), then the agent \
-                 makes it anew"
+                "docker network vxlan-1: was made for an older engine: Docker {version} drops what \
+                 other agents send to its containers: end them (web-1, web-2, web-3 and 2 more), \
+                 then the agent makes it anew"
             )
         );
         assert_eq!(fake.calls().len(), 2);
@@ -201,8 +202,8 @@ async fn a_container_that_joins_meanwhile_keeps_its_network() {
         Answer(&engine("28.2.2", "1.50")),
         Answer(&inspected(&DUAL, "", "")),
         Answer(
-            "echo 'Error response from daemon: error while removing network: network vxlan-1 id 0ee \
-             has active endpoints' >&2; exit 1",
+            "echo 'Error response from daemon: error while removing network: network vxlan-1 id \
+             0ee has active endpoints' >&2; exit 1",
         ),
     ]);
     assert_eq!(
@@ -220,10 +221,11 @@ EOF"#;
     let fake = Fake::new(&[Answer(&engine("20.10.24", "1.41")), Answer(other)]);
     assert_eq!(
         fake.error().await,
-        "docker network vxlan-1: exists, but bridge is one that Docker named instead of d-vxlan-1, subnet \
-         is 172.18.0.0/16 instead of 192.168.0.128/25 and fd01:b::8000:0:0/81, mtu is 1500 instead of \
-         1420, masquerade is on instead of off, ipv6 is off instead of on, internal is on instead of \
-         off: end its containers and run 'docker network rm vxlan-1', then the agent makes it anew"
+        "docker network vxlan-1: exists, but bridge is one that Docker named instead of d-vxlan-1, \
+         subnet is 172.18.0.0/16 instead of 192.168.0.128/25 and fd01:b::8000:0:0/81, mtu is 1500 \
+         instead of 1420, masquerade is on instead of off, ipv6 is off instead of on, internal is \
+         on instead of off: end its containers and run 'docker network rm vxlan-1', then the agent \
+         makes it anew"
     );
 
     let overlay =
@@ -252,8 +254,8 @@ async fn a_subnet_is_compared_by_value_and_an_ipv4_subnet_of_dockers_own_choice_
 #[tokio::test]
 async fn the_beginning_of_an_id_is_not_taken_for_a_name() {
     let wrong = inspected(&DUAL, "", "").replace("\"vxlan-1\"", "\"other\"");
-    let ambiguous = "echo '[]'; echo 'Error response from daemon: 3 matches found based on ID prefix: \
-                     network vxlan-1 is ambiguous' >&2; exit 1";
+    let ambiguous = "echo '[]'; echo 'Error response from daemon: 3 matches found based on ID \
+                     prefix: network vxlan-1 is ambiguous' >&2; exit 1";
     for answer in [&wrong, ambiguous] {
         let fake = Fake::new(&[
             Answer(&engine("20.10.24", "1.41")),
@@ -263,13 +265,13 @@ async fn the_beginning_of_an_id_is_not_taken_for_a_name() {
         ]);
         assert_eq!(fake.ensure(&dual()).await, Ok(Outcome::Created));
     }
-    let twice = "echo '[]'; echo 'Error response from daemon: 2 matches found based on name: network \
-                 vxlan-1 is ambiguous' >&2; exit 1";
+    let twice = "echo '[]'; echo 'Error response from daemon: 2 matches found based on name: \
+                 network vxlan-1 is ambiguous' >&2; exit 1";
     let fake = Fake::new(&[Answer(&engine("20.10.24", "1.41")), Answer(twice)]);
     assert_eq!(
         fake.error().await,
-        "docker network vxlan-1: several networks have this name: remove all of them by ID with 'docker \
-         network rm'"
+        "docker network vxlan-1: several networks have this name: remove all of them by ID with \
+         'docker network rm'"
     );
 }
 
@@ -293,8 +295,8 @@ async fn a_network_that_somebody_else_makes_meanwhile_is_compared() {
         Fake::new(&[Answer(&engine("20.10.24", "1.41")), MISSING, Answer("echo 1"), MISSING]);
     assert_eq!(
         fake.error().await,
-        "docker network vxlan-1: was made and is gone again: see who else removes Docker networks on \
-         this agent"
+        "docker network vxlan-1: was made and is gone again: see who else removes Docker networks \
+         on this agent"
     );
 }
 
@@ -302,8 +304,8 @@ async fn a_network_that_somebody_else_makes_meanwhile_is_compared() {
 async fn what_overlaps_is_found_and_named() {
     let overlaps = [
         "Error response from daemon: Pool overlaps with other one on this address space",
-        "Error response from daemon: invalid pool request: Pool overlaps with other one on this address \
-         space",
+        "Error response from daemon: invalid pool request: Pool overlaps with other one on this \
+         address space",
     ];
     let others = r#"cat <<'EOF'
 [{"Name":"host","Id":"1","Driver":"host","IPAM":{"Config":[]}},
@@ -329,8 +331,8 @@ exit 1"#;
         assert_eq!(
             text,
             format!(
-                "{own}192.168.0.0/24 of the Docker network lab: run 'docker network rm lab' if it is not \
-                 in use, or give the overlay another subnet"
+                "{own}192.168.0.0/24 of the Docker network lab: run 'docker network rm lab' if it \
+                 is not in use, or give the overlay another subnet"
             )
         );
         assert_eq!(calls[3..], ["network ls --no-trunc --quiet", "network inspect 1 2"]);
@@ -346,8 +348,8 @@ exit 1"#;
         assert_eq!(
             text,
             format!(
-                "{own}another Docker network: find it with 'docker network inspect' and remove it, or \
-                 give the overlay another subnet"
+                "{own}another Docker network: find it with 'docker network inspect' and remove it, \
+                 or give the overlay another subnet"
             )
         );
     }
@@ -371,8 +373,8 @@ async fn the_owner_of_the_bridge_is_named() {
         assert_eq!(
             fake.error().await,
             format!(
-                "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network {shown}: run \
-                 'docker network rm {shown}' if it is not in use, or rename the overlay"
+                "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network {shown}: \
+                 run 'docker network rm {shown}' if it is not in use, or rename the overlay"
             )
         );
         assert_eq!(fake.calls()[3], format!("network inspect {id}"));
@@ -383,28 +385,30 @@ async fn the_owner_of_the_bridge_is_named() {
 async fn a_daemon_that_is_not_there_or_not_ours_is_an_error_of_its_own() {
     let cases = [
         (
-            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon \
-             running?",
-            "docker network vxlan-1: the Docker daemon is not running: start it, or set docker_bridge to \
-             false: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker \
+            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker \
              daemon running?",
+            "docker network vxlan-1: the Docker daemon is not running: start it, or set \
+             docker_bridge to false: Cannot connect to the Docker daemon at \
+             unix:///var/run/docker.sock. Is the docker daemon running?",
         ),
         (
-            "failed to connect to the docker API at unix:///run/docker.sock; check if the path is correct \
-             and if the daemon is running: dial unix /run/docker.sock: connect: no such file or directory",
-            "docker network vxlan-1: the Docker daemon is not running: start it, or set docker_bridge to \
-             false: failed to connect to the docker API at unix:///run/docker.sock; check if the path is \
-             correct and if the daemon is running: dial unix /run/docker.sock: connect: no such file or \
-             directory",
+            "failed to connect to the docker API at unix:///run/docker.sock; check if the path is \
+             correct and if the daemon is running: dial unix /run/docker.sock: connect: no such \
+             file or directory",
+            "docker network vxlan-1: the Docker daemon is not running: start it, or set \
+             docker_bridge to false: failed to connect to the docker API at \
+             unix:///run/docker.sock; check if the path is correct and if the daemon is running: \
+             dial unix /run/docker.sock: connect: no such file or directory",
         ),
         (
             "WARNING: Error loading config file: open /root/.docker/config.json: permission denied\n\
-             permission denied while trying to connect to the Docker daemon socket at unix:///x.sock: Get \
+             permission denied while trying to connect to the Docker daemon socket at \
+             unix:///x.sock: Get \"http://%2Fx.sock/v1.24/networks/a\": dial unix /x.sock: \
+             connect: permission denied",
+            "docker network vxlan-1: no permission to talk to the Docker daemon: run the agent as \
+             root or in the group of the daemon's socket: permission denied while trying to \
+             connect to the Docker daemon socket at unix:///x.sock: Get \
              \"http://%2Fx.sock/v1.24/networks/a\": dial unix /x.sock: connect: permission denied",
-            "docker network vxlan-1: no permission to talk to the Docker daemon: run the agent as root or \
-             in the group of the daemon's socket: permission denied while trying to connect to the Docker \
-             daemon socket at unix:///x.sock: Get \"http://%2Fx.sock/v1.24/networks/a\": dial unix \
-             /x.sock: connect: permission denied",
         ),
     ];
     for (said, expected) in cases {
@@ -489,8 +493,8 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     assert!(begin.elapsed() < Duration::from_secs(30));
     assert_eq!(
         error.to_string(),
-        "docker network vxlan-1: docker did not answer within 2s 500ms, 'docker version' was killed: \
-         look into the Docker daemon's log, restart it if it hangs"
+        "docker network vxlan-1: docker did not answer within 2s 500ms, 'docker version' was \
+         killed: look into the Docker daemon's log, restart it if it hangs"
     );
     assert_ended(&fake).await;
 }
@@ -528,8 +532,8 @@ async fn a_program_that_floods_us_is_killed() {
         let fake = Fake::new(&[Answer(answer)]);
         assert_eq!(
             fake.error().await,
-            "docker network vxlan-1: 'docker version' wrote more than an answer can be long and was \
-             killed: run it by hand"
+            "docker network vxlan-1: 'docker version' wrote more than an answer can be long and \
+             was killed: run it by hand"
         );
     }
 }
@@ -556,8 +560,8 @@ async fn only_a_network_of_ours_is_removed() {
     );
     assert_eq!(calls.len(), 1);
     let busy = inspected(&DUAL, "", r#""1":{"Name":"web"}"#);
-    let refusal = "echo 'Error response from daemon: error while removing network: network vxlan-1 id 0 \
-                   has active endpoints' >&2; exit 1";
+    let refusal = "echo 'Error response from daemon: error while removing network: network vxlan-1 \
+                   id 0 has active endpoints' >&2; exit 1";
     assert_eq!(
         remove(&[Answer(&busy), Answer(refusal)]).await.0,
         Err("docker network vxlan-1: has containers and cannot be removed: end them (web)"

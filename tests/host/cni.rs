@@ -42,7 +42,8 @@ impl Host {
         serde_json::from_slice(&content).expect("it is JSON")
     }
 
-    /// Runs the plugin that `configuration` names, with the environment and the input that Mesos gives it.
+    /// Runs the plugin that `configuration` names, with the environment and the input that Mesos
+    /// gives it.
     fn plugin(&self, command: &str, configuration: &Value, container: &Namespace) -> Value {
         let mut input = configuration.clone();
         input["args"] = json!({"org.apache.mesos": {"network_info": {"name": "vxlan-1"}}});

@@ -39,8 +39,8 @@ impl Engine {
         // Of its own, so that the machine's /etc/docker/daemon.json does not matter.
         fs::write(path("daemon.json"), "{}").expect("a configuration");
         command.arg("--config-file").arg(path("daemon.json"));
-        // Control groups of its own, which can be removed afterwards, and by dockerd itself: systemd
-        // need not be there.
+        // Control groups of its own, which can be removed afterwards, and by dockerd itself:
+        // systemd need not be there.
         command.args(["--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent"]);
         command.arg(namespace.path().file_name().expect("it has a name"));
         // vfs, since the others ask for something of the file system below.
@@ -222,8 +222,8 @@ async fn a_container_has_an_address_of_the_subnet_and_reaches_the_gateway() {
     engine.import_image();
     engine.docker().ensure(&vxlan_2()).await.unwrap();
     let script = "busybox ip -o addr show dev eth0; busybox cat /sys/class/net/eth0/mtu; \
-                  busybox ping -c 1 -W 5 192.168.128.129 && busybox ping -6 -c 3 -W 5 fd01:b::8000:0:1 \
-                  && busybox echo reached both";
+                  busybox ping -c 1 -W 5 192.168.128.129 && busybox ping -6 -c 3 -W 5 \
+                  fd01:b::8000:0:1 && busybox echo reached both";
     let said = engine.succeed(&[
         "run",
         "--rm",
@@ -276,9 +276,9 @@ async fn a_network_that_differs_is_let_be_and_the_difference_named() {
     let id = engine.succeed(&arguments);
     assert_eq!(
         engine.docker().ensure(&vxlan_1()).await.unwrap_err().to_string(),
-        "docker network vxlan-1: exists, but bridge is one that Docker named instead of d-vxlan-1, subnet \
-         is 192.168.0.0/24 instead of 192.168.0.128/25, mtu is 1500 instead of 1420: end its containers \
-         and run 'docker network rm vxlan-1', then the agent makes it anew"
+        "docker network vxlan-1: exists, but bridge is one that Docker named instead of d-vxlan-1, \
+         subnet is 192.168.0.0/24 instead of 192.168.0.128/25, mtu is 1500 instead of 1420: end \
+         its containers and run 'docker network rm vxlan-1', then the agent makes it anew"
     );
     assert_eq!(
         engine.docker().remove(&vxlan_1().name).await.unwrap_err().to_string(),
@@ -296,16 +296,17 @@ async fn another_network_with_our_subnet_or_our_bridge_is_named() {
     engine.succeed(&["network", "create", "--subnet=192.168.0.0/24", "lab"]);
     assert_eq!(
         engine.docker().ensure(&vxlan_1()).await.unwrap_err().to_string(),
-        "docker network vxlan-1: subnet 192.168.0.128/25 overlaps 192.168.0.0/24 of the Docker network \
-         lab: run 'docker network rm lab' if it is not in use, or give the overlay another subnet"
+        "docker network vxlan-1: subnet 192.168.0.128/25 overlaps 192.168.0.0/24 of the Docker \
+         network lab: run 'docker network rm lab' if it is not in use, or give the overlay another \
+         subnet"
     );
     engine.succeed(&["network", "rm", "lab"]);
 
     engine.succeed(&["network", "create", "--opt=com.docker.network.bridge.name=d-vxlan-1", "lab"]);
     assert_eq!(
         engine.docker().ensure(&vxlan_1()).await.unwrap_err().to_string(),
-        "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network lab: run 'docker network \
-         rm lab' if it is not in use, or rename the overlay"
+        "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network lab: run 'docker \
+         network rm lab' if it is not in use, or rename the overlay"
     );
     let default = network("vxlan-3", &["172.17.128.0/24"]);
     assert_eq!(
@@ -337,8 +338,8 @@ async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
     assert!(begin.elapsed() < 2 * timeout);
     assert_eq!(
         error.to_string(),
-        "docker network vxlan-1: docker did not answer within 3s, 'docker version' was killed: look into \
-         the Docker daemon's log, restart it if it hangs"
+        "docker network vxlan-1: docker did not answer within 3s, 'docker version' was killed: \
+         look into the Docker daemon's log, restart it if it hangs"
     );
     assert_eq!(clients(&Engine::socket(&engine.directory)), [""; 0]);
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The busybox of the package busybox-static, which has ping and runs in a container without libraries.
+/// The busybox of the package busybox-static, which has ping and runs in a container without
+/// libraries.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
 /// Fails unless we are root and `files` exist.
@@ -42,8 +43,8 @@ impl Namespace {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// A command in this namespace. By nsenter, since `ip netns exec` gives the program a view of /sys of
-    /// its own, in which dockerd finds no control groups.
+    /// A command in this namespace. By nsenter, since `ip netns exec` gives the program a view of
+    /// /sys of its own, in which dockerd finds no control groups.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
