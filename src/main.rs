@@ -1,3 +1,7 @@
-//! skeleton
+//! The program `mesos-overlay`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mesos_network_overlay::cli::run(std::env::args_os())
+}

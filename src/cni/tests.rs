@@ -29,8 +29,12 @@ impl Place {
     }
 
     fn directory(&self) -> CniDirectory {
-        let directory =
-            CniDirectory::new(self.root.path().join("cni"), Some(DATA_DIR.into()), None, true);
+        let directory = CniDirectory::new(
+            self.root.path().join("cni"),
+            Some(DATA_DIR.into()),
+            Vec::new(),
+            true,
+        );
         directory.prepare().unwrap();
         directory
     }
@@ -43,8 +47,8 @@ impl Place {
             fs::write(second.join(plugin), "").unwrap();
             fs::set_permissions(second.join(plugin), PermissionsExt::from_mode(0o755)).unwrap();
         }
-        let search = format!("{0}/first:{0}/second", self.root.path().display());
-        CniDirectory::new(self.root.path().join("cni"), None, Some(&search), true)
+        let search = vec![self.root.path().join("first"), second];
+        CniDirectory::new(self.root.path().join("cni"), None, search, true)
     }
 
     /// Names of all that is in the directory and beside it.
@@ -95,7 +99,7 @@ fn the_port_mapper_form_is_that_of_the_cpp_modules_byte_for_byte() {
 #[test]
 fn without_a_port_mapper_the_bridge_plugin_is_configured_itself() {
     let place = Place::new();
-    let directory = CniDirectory::new(place.root.path().join("cni"), None, None, false);
+    let directory = CniDirectory::new(place.root.path().join("cni"), None, Vec::new(), false);
     assert_eq!(directory.write(&network("vxlan-1")), Ok(Outcome::Created));
     assert_eq!(fs::read_to_string(place.path("vxlan-1.conf")).unwrap(), PLAIN);
 
@@ -236,7 +240,7 @@ fn only_what_is_ours_and_not_wanted_is_removed() {
     assert_eq!(removal.failed, []);
     assert_eq!(place.names(), ["cni", "lan.conf", "vxlan-1.conf", "vxlan-2.bak"]);
 
-    let nowhere = CniDirectory::new(place.path("none"), None, None, true);
+    let nowhere = CniDirectory::new(place.path("none"), None, Vec::new(), true);
     assert_eq!(nowhere.remove_unwanted(&wanted(&[])), Removal::default());
 }
 
@@ -263,7 +267,7 @@ fn a_subnet_without_room_and_a_data_dir_that_is_no_text_are_refused() {
          overlay a prefix of at most 29"
     );
     let data_dir = std::ffi::OsStr::from_bytes(b"/a\xff\n");
-    let directory = CniDirectory::new(place.path(""), Some(data_dir.into()), None, true);
+    let directory = CniDirectory::new(place.path(""), Some(data_dir.into()), Vec::new(), true);
     assert_eq!(
         directory.write(&network("vxlan-1")).unwrap_err().to_string(),
         "cni_data_dir /a\u{fffd}\\n is no UTF-8 text, so no CNI configuration can hold it"
@@ -274,7 +278,7 @@ fn a_subnet_without_room_and_a_data_dir_that_is_no_text_are_refused() {
 fn a_directory_that_cannot_be_made_is_named() {
     let place = Place::new();
     fs::write(place.root.path().join("file"), "").unwrap();
-    let directory = CniDirectory::new(place.root.path().join("file/cni"), None, None, true);
+    let directory = CniDirectory::new(place.root.path().join("file/cni"), None, Vec::new(), true);
     let text = "create directory /file/cni: Not a directory (os error 20)";
     assert_eq!(place.text(&directory.prepare().unwrap_err()), text);
     assert_eq!(place.text(&directory.write(&network("vxlan-1")).unwrap_err()), text);

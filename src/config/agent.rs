@@ -29,7 +29,7 @@ pub struct AgentConfig {
     pub docker: PathBuf,
     /// What the agent asks of the master.
     pub options: AgentOptions,
-    /// How often the agent tries to configure its overlays before it reports what failed.
+    /// How many attempts at a network follow each other quickly; later ones come every `verify_interval`.
     pub max_configuration_attempts: u32,
     /// How often a success is verified.
     pub verify_interval: Duration,
@@ -38,7 +38,7 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// Default of `max_configuration_attempts`, that of the C++ modules.
     pub const CONFIGURATION_ATTEMPTS_DEFAULT: u32 = 4;
-    /// Largest `max_configuration_attempts`: beyond it, a failure is not reported within a day.
+    /// Largest `max_configuration_attempts`: that many quick attempts take hours.
     pub const CONFIGURATION_ATTEMPTS_MAX: u32 = 1000;
     /// Default of `docker`.
     pub const DOCKER_DEFAULT: &'static str = "docker";
@@ -52,6 +52,22 @@ impl AgentConfig {
     pub const COMMAND_TIMEOUT_MIN: u32 = 100;
     /// Longest `command_timeout` in milliseconds: a docker that takes an hour hangs.
     pub const COMMAND_TIMEOUT_MAX: u32 = 3_600_000;
+
+    /// The defaults of everything but `cni_dir`.
+    #[must_use]
+    pub fn new(cni_dir: PathBuf) -> Self {
+        Self {
+            master: None,
+            cni_dir,
+            cni_data_dir: None,
+            cni_plugins_dir: Vec::new(),
+            port_mapper: true,
+            docker: Self::DOCKER_DEFAULT.into(),
+            options: AgentOptions::default(),
+            max_configuration_attempts: Self::CONFIGURATION_ATTEMPTS_DEFAULT,
+            verify_interval: Self::VERIFY_INTERVAL_DEFAULT,
+        }
+    }
 }
 
 impl fmt::Debug for AgentConfig {
@@ -92,9 +108,6 @@ fn read<'a>(document: &mut Document<'a>, root: &Node<'a>) -> Option<AgentConfig>
     let port_mapper = object.value("port_mapper").and_then(|node| document.boolean(&node));
     let port_mapper = port_mapper.unwrap_or(true);
     let plugins = object.value("cni_plugins_dir");
-    if let Some(node) = plugins.as_ref().filter(|_| !port_mapper) {
-        document.warn(node, "has no effect: the port mapper to be looked for is switched off");
-    }
     let cni_plugins_dir = plugins.and_then(|node| read_search_path(document, &node));
     let docker = object.value("docker").and_then(|node| read_program(document, &node));
     let options = object.value("network_config").and_then(|node| read_options(document, &node));

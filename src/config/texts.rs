@@ -718,7 +718,6 @@ const AGENT_WARNINGS: &[Row] = &[
         r#"{"cni_dir":"/c","cni_data_dir":"/c","port_mapper":false,"cni_plugins_dir":"/usr/lib/cni"}"#,
         &[
             r#"1:32: cni_data_dir: is the same as cni_dir: Mesos would take leases for networks; write another directory"#,
-            r#"1:75: cni_plugins_dir: has no effect: the port mapper to be looked for is switched off"#,
         ],
     ),
     (

@@ -18,7 +18,7 @@ pub fn print<M: Message>(message: &M) -> String {
     text
 }
 
-/// Parses what [`print`] or Mesos printed. Unknown keys are ignored and `null` is an unset field, as in
+/// Parses what [`print()`] or Mesos printed. Unknown keys are ignored and `null` is an unset field, as in
 /// Mesos.
 ///
 /// # Errors

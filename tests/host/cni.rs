@@ -33,8 +33,9 @@ impl Host {
     }
 
     /// The file of the overlay, written in the form that `plugins` leads to.
-    fn configuration(&self, plugins: Option<&str>) -> Value {
+    fn configuration(&self, plugins: &[&str]) -> Value {
         let data_dir = Some(self.path("data"));
+        let plugins = plugins.iter().map(PathBuf::from).collect();
         let directory = CniDirectory::new(self.path("cni"), data_dir, plugins, true);
         directory.prepare().expect("the directory is made");
         assert_eq!(directory.write(&network()), Ok(Outcome::Created));
@@ -115,7 +116,7 @@ fn network() -> CniNetwork {
 #[ignore = "needs root and packages: tests/run host"]
 fn containers_join_through_the_plain_file() {
     let host = Host::new();
-    let configuration = host.configuration(Some(PLUGINS));
+    let configuration = host.configuration(&[PLUGINS]);
     assert_eq!(configuration["type"], "bridge", "the packages have no port mapper");
     host.join_and_leave(&configuration);
 }
@@ -124,7 +125,7 @@ fn containers_join_through_the_plain_file() {
 #[ignore = "needs root and packages: tests/run host"]
 fn containers_join_through_what_the_port_mapper_delegates() {
     let host = Host::new();
-    let configuration = host.configuration(None);
+    let configuration = host.configuration(&[]);
     assert_eq!(configuration["type"], "mesos-cni-port-mapper");
     // The port mapper itself comes with Mesos. It gives its delegate its own name.
     let mut delegate = configuration["delegate"].clone();
@@ -151,7 +152,7 @@ fn a_directory_that_is_a_mount_of_its_own_gets_its_files_all_the_same() {
     succeed(Command::new("mount").args(["-t", "tmpfs", "mesos-overlay-test"]).arg(&path));
     let mount = Mount(&path);
 
-    let directory = CniDirectory::new(path.clone(), None, None, true);
+    let directory = CniDirectory::new(path.clone(), None, Vec::new(), true);
     directory.prepare().expect("the directory is there");
     assert_eq!(directory.write(&network()), Ok(Outcome::Created));
     assert_eq!(directory.write(&network()), Ok(Outcome::Unchanged));

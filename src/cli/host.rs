@@ -1,0 +1,149 @@
+//! What the two long-running subcommands share: the configuration file, addresses, signals, limits.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::Path;
+
+use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Failure;
+use crate::config::{Problem, Problems};
+use crate::transport::libprocess::{Server, ServerOptions};
+
+/// More than any configuration; the parser has its own, stricter limit and words for it.
+const FILE_MAX: u64 = 16 * 1024 * 1024;
+
+/// Where a machine is reached.
+#[derive(Debug, Args)]
+pub(super) struct Addresses {
+    /// The address that peers are told, where it is not the one listened on
+    #[arg(long, env = "MESOS_OVERLAY_ADVERTISE", value_name = "IP:PORT")]
+    advertise: Option<SocketAddrV4>,
+    /// Refuse messages whose sender's address is not the one that they come from. Switch it off for
+    /// peers behind NAT, or with several addresses
+    #[arg(
+        long,
+        env = "MESOS_OVERLAY_REQUIRE_PEER_ADDRESS_IP_MATCH",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    require_peer_address_ip_match: bool,
+}
+
+impl Addresses {
+    /// Listens on `listen`, and says under which address peers reach that. `towards` is where the peers
+    /// are, if that is known.
+    pub(super) fn bind(
+        &self,
+        listen: SocketAddrV4,
+        towards: Option<SocketAddrV4>,
+    ) -> Result<(Server, SocketAddrV4), Failure> {
+        let server = Server::bind(listen).map_err(|error| {
+            let hint = "is another one running? --listen chooses another address";
+            Failure::new(format!("listen on {listen}: {error}: {hint}"))
+        })?;
+        let local = server.local_addr();
+        let advertise = match self.advertise {
+            Some(advertise) => advertise,
+            None if local.ip().is_unspecified() => {
+                SocketAddrV4::new(own_address(towards)?, local.port())
+            }
+            None => local,
+        };
+        Ok((server, advertise))
+    }
+
+    pub(super) fn server_options(&self) -> ServerOptions {
+        ServerOptions {
+            require_peer_address_match: self.require_peer_address_ip_match,
+            ..ServerOptions::default()
+        }
+    }
+}
+
+/// The address of this host from which `towards` is reached, or else anybody: the kernel's choice of a
+/// source address. Nothing is sent.
+fn own_address(towards: Option<SocketAddrV4>) -> Result<Ipv4Addr, Failure> {
+    // 192.0.2.1 is nobody (RFC 5737): the way there is the default route.
+    let towards = towards.unwrap_or(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
+    let found = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(towards)?;
+        socket.local_addr()
+    });
+    match found {
+        Ok(SocketAddr::V4(local)) if !local.ip().is_unspecified() => Ok(*local.ip()),
+        Ok(_) => Err(no_address("the kernel names none")),
+        Err(error) => Err(no_address(&error.to_string())),
+    }
+}
+
+fn no_address(reason: &str) -> Failure {
+    Failure::new(format!("find this host's address: {reason}: give it as --advertise IP:PORT"))
+}
+
+/// Reads and checks a configuration file. Its problems go to stderr, a line each; its warnings to the
+/// log.
+pub(super) fn read_config<T>(
+    path: &Path,
+    parse: impl Fn(&str, &str) -> Result<(T, Vec<Problem>), Problems>,
+) -> Result<T, Failure> {
+    let file = path.display().to_string();
+    let text = read_text(path)?;
+    match parse(&file, &text) {
+        Ok((config, warnings)) => {
+            for warning in warnings {
+                log::warn!("{warning}");
+            }
+            Ok(config)
+        }
+        Err(problems) => {
+            let count = problems.as_slice().len();
+            let _ = writeln!(io::stderr(), "{problems}");
+            let noun = if count == 1 { "problem" } else { "problems" };
+            Err(Failure::new(format!("{file}: {count} {noun}: mend them and try again")))
+        }
+    }
+}
+
+/// Reads a text file of limited size.
+pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
+    let failure = |error: &io::Error| Failure::new(format!("read {}: {error}", path.display()));
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| failure(&error))?;
+    file.take(FILE_MAX).read_to_string(&mut text).map_err(|error| failure(&error))?;
+    Ok(text)
+}
+
+/// Lets the program have as many descriptors as it may: one for each agent and some more.
+pub(super) fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) =
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        log::warn!("raise the limit of open files to {:?}: {error}", limit.maximum);
+    }
+}
+
+/// The tokio runtime of the program.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("start the runtime: {error}")))
+}
+
+/// Waits until somebody wants the program to end, by SIGTERM or SIGINT.
+pub(super) async fn asked_to_end() -> Result<(), Failure> {
+    let failure = |error: io::Error| Failure::new(format!("listen for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failure)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failure)?;
+    tokio::select! {
+        _ = terminate.recv() => log::info!("ending: SIGTERM"),
+        _ = interrupt.recv() => log::info!("ending: SIGINT"),
+    }
+    Ok(())
+}

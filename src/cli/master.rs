@@ -1,0 +1,103 @@
+//! `mesos-overlay master`.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+
+use super::Failure;
+use super::host::{Addresses, asked_to_end, raise_descriptor_limit, read_config, runtime};
+use crate::config::{MasterConfig, parse_master};
+use crate::master::Settings;
+use crate::runtime::{MasterHost, MasterOptions};
+use crate::store::{FileStore, MemoryStore, Store};
+
+/// Run a master.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesos-overlay master --config network.json
+  mesos-overlay master --config master.json --listen 10.0.0.1:5050 --work-dir /var/lib/mesos-overlay
+
+It ends cleanly at SIGTERM. What it promised to agents is in the work directory; a master that is
+started there again promises the same.")]
+pub(super) struct MasterCommand {
+    /// The network file or master_config
+    #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
+    config: PathBuf,
+    /// Where to accept agents and HTTP requests
+    #[arg(
+        long,
+        env = "MESOS_OVERLAY_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:5050"
+    )]
+    listen: SocketAddrV4,
+    /// Where the state is kept, with --store file
+    #[arg(
+        long,
+        env = "MESOS_OVERLAY_WORK_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/mesos-overlay"
+    )]
+    work_dir: PathBuf,
+    /// How the state is kept
+    #[arg(long, env = "MESOS_OVERLAY_STORE", value_enum, default_value_t = StoreKind::File)]
+    store: StoreKind,
+    #[command(flatten)]
+    addresses: Addresses,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StoreKind {
+    /// In one file of the work directory, durable
+    File,
+    /// Nowhere: a restart forgets everything. For trials
+    Memory,
+}
+
+impl MasterCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        raise_descriptor_limit();
+        let config = read_config(&self.config, parse_master)?;
+        let store = self.open_store()?;
+        runtime()?.block_on(self.serve(config, store))
+    }
+
+    fn open_store(&self) -> Result<Box<dyn Store>, Failure> {
+        match self.store {
+            StoreKind::File => {
+                let store = FileStore::open(&self.work_dir)
+                    .map_err(|error| Failure::new(error.to_string()))?;
+                Ok(Box::new(store))
+            }
+            StoreKind::Memory => {
+                log::warn!("the state is kept in memory only: a restart forgets all allocations");
+                Ok(Box::new(MemoryStore::new()))
+            }
+        }
+    }
+
+    async fn serve(self, config: MasterConfig, store: Box<dyn Store>) -> Result<(), Failure> {
+        let (server, advertise) = self.addresses.bind(self.listen, None)?;
+        let network = Arc::new(config.network);
+        let mut host = MasterHost::start(MasterOptions {
+            settings: Settings { network, reuse_after: config.reuse_after },
+            store,
+            server,
+            server_options: self.addresses.server_options(),
+            advertise,
+            seed: fastrand::u64(..),
+        })
+        .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
+        log::info!("overlay master at {advertise}: see http://{advertise}/overlay-master/state");
+        tokio::select! {
+            result = asked_to_end() => {
+                host.stop().await;
+                result
+            }
+            () = host.stopped() => Err(Failure::new("the master stopped by itself: this is a bug")),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The program's face: one file for each subcommand, and what they share.
+//!
+//! Exit codes: 0 done, 1 failed with one line on stderr, 2 a usage that the help explains. Every flag has
+//! an environment variable beside it. Results go to stdout, the log and errors to stderr.
+
+mod agent;
+mod host;
+mod master;
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  mesos-overlay demo                                   see it work, on this machine, in seconds
+  mesos-overlay check network.json                     every problem of a configuration
+  mesos-overlay plan network.json --agents 1000        who would get what, and what runs out first
+  mesos-overlay master --config network.json
+  mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
+  mesos-overlay state --master 10.0.0.1:5050
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+/// Overlay networks for Apache Mesos.
+#[derive(Debug, Parser)]
+#[command(name = "mesos-overlay", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    /// What to write to stderr: error, warn, info, debug or trace
+    #[arg(
+        long,
+        global = true,
+        env = "MESOS_OVERLAY_LOG",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
+    log: log::LevelFilter,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a master: it gives every agent its share of the overlays
+    Master(master::MasterCommand),
+    /// Run an agent: it makes the container networks of its share
+    Agent(agent::AgentCommand),
+}
+
+/// Runs the program with these arguments, the first being its name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that go to stdout. Printing fails only if nobody reads.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    env_logger::Builder::new().filter_level(cli.log).format_target(false).init();
+    let result = match cli.command {
+        Command::Master(command) => command.run(),
+        Command::Agent(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "mesos-overlay: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a subcommand failed, in one line: what, on which object, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Failure(String);
+
+impl Failure {
+    fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}

@@ -1,0 +1,271 @@
+//! Runs the agent.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::inbox::{Inbox, Inputs, Stopped};
+use super::{Executor, Machine, drive};
+use crate::addr::Upid;
+use crate::agent::{
+    Agent, CniNetwork, Command, ContainerNetwork, DockerNetwork, Event, Reply, Request, Settings,
+};
+use crate::clock::Now;
+use crate::cni::{self, CniDirectory};
+use crate::detector::FixedMaster;
+use crate::docker::{self, Docker};
+use crate::http::{Format, Request as HttpRequest, Response, render_agent, route_agent};
+use crate::protocol::{Message, RequestId};
+use crate::transport::libprocess::{Client, Server, ServerOptions};
+use crate::wire;
+
+/// How long to wait before a name that could not be resolved is tried again.
+const RESOLVE_RETRY: Duration = Duration::from_secs(5);
+/// Least time between two looks at the master's name: a master that refuses connections would otherwise
+/// have the resolver asked at every attempt.
+const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
+
+impl Machine for Agent {
+    type Event = Event;
+    type Command = Command;
+    type Question = Request;
+    type Reply = Reply;
+
+    const PROCESS: &'static str = Upid::AGENT;
+
+    fn handle(&mut self, now: Now, event: Event) {
+        self.handle(now, event);
+    }
+
+    fn poll_command(&mut self) -> Option<Command> {
+        self.poll_command()
+    }
+
+    fn next_timeout(&self) -> Option<Duration> {
+        self.next_timeout()
+    }
+
+    fn timeout() -> Event {
+        Event::Timeout
+    }
+
+    fn message(from: Upid, message: Message) -> Event {
+        Event::Message { from, message }
+    }
+
+    fn malformed(from: Upid, name: String, reason: String) -> Event {
+        Event::Malformed { from, name, reason }
+    }
+
+    fn exited(address: SocketAddrV4) -> Option<Event> {
+        Some(Event::Exited(address))
+    }
+
+    fn request(id: RequestId, question: Request) -> Event {
+        Event::Request(id, question)
+    }
+
+    fn route(request: &HttpRequest) -> Result<(Request, Format), Box<Response>> {
+        route_agent(request)
+    }
+
+    fn render(reply: &Reply, format: &Format) -> Response {
+        render_agent(reply, format)
+    }
+}
+
+/// What an agent needs to run.
+#[derive(Debug)]
+pub struct AgentOptions {
+    /// How it behaves.
+    pub settings: Settings,
+    /// Whom it registers with.
+    pub master: FixedMaster,
+    /// Where it writes CNI configurations.
+    pub cni: CniDirectory,
+    /// The Docker engine of its host.
+    pub docker: Docker,
+    /// What it listens on, already bound.
+    pub server: Server,
+    /// How it treats connections.
+    pub server_options: ServerOptions,
+    /// The address that the master is told, and which is the identity of the agent.
+    pub advertise: SocketAddrV4,
+    /// What its waits are drawn from: must differ between agents.
+    pub seed: u64,
+}
+
+/// A running agent. Dropped, it stops; the container networks stay.
+pub struct AgentHost {
+    inbox: Inbox<Agent>,
+    machine: JoinHandle<()>,
+    server: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for AgentHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentHost").finish_non_exhaustive()
+    }
+}
+
+impl AgentHost {
+    /// Starts an agent. To be called within a tokio runtime.
+    #[must_use]
+    pub fn start(options: AgentOptions) -> Self {
+        let AgentOptions { settings, master, cni, docker, server, server_options, advertise, seed } =
+            options;
+        let (inbox, receiver) = Inbox::new();
+        let handler = Arc::new(inbox.clone());
+        let detect = Arc::new(Notify::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        let executor = AgentExecutor {
+            own: Upid::agent(advertise),
+            client: Client::new(advertise, Arc::clone(&handler)),
+            inbox: inbox.clone(),
+            cni: Arc::new(cni),
+            docker: Arc::new(docker),
+            detect,
+            tasks,
+        };
+        let machine = Agent::new(*advertise.ip(), settings, seed);
+        Self {
+            inbox,
+            machine: tokio::spawn(drive(machine, executor, receiver)),
+            server: tokio::spawn(server.run(handler, server_options, std::future::pending())),
+        }
+    }
+
+    /// Asks the agent, as a request over HTTP would.
+    ///
+    /// # Errors
+    /// When it has stopped.
+    pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
+        self.inbox.ask(question).await
+    }
+
+    /// Waits until the agent has stopped by itself, which it never should.
+    pub async fn stopped(&mut self) {
+        tokio::select! {
+            _ = &mut self.machine => {}
+            _ = &mut self.server => {}
+        }
+    }
+
+    /// Stops it, and returns when it has. A `docker` that is running is killed.
+    pub async fn stop(mut self) {
+        self.server.abort();
+        self.machine.abort();
+        let _ = (&mut self.server).await;
+        let _ = (&mut self.machine).await;
+    }
+}
+
+impl Drop for AgentHost {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.machine.abort();
+    }
+}
+
+/// Tells the agent where its master is, at the start and whenever it wants to know again.
+async fn detect_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Notify>) {
+    loop {
+        match master.resolve().await {
+            Ok(address) => {
+                inbox.tell(Event::Detected(Some(address))).await;
+                tokio::time::sleep(RESOLVE_PAUSE).await;
+                detect.notified().await;
+            }
+            Err(reason) => {
+                log::error!("{reason}; trying again in {RESOLVE_RETRY:?}");
+                inbox.tell(Event::Detected(None)).await;
+                tokio::time::sleep(RESOLVE_RETRY).await;
+            }
+        }
+    }
+}
+
+struct AgentExecutor {
+    own: Upid,
+    client: Client<Inbox<Agent>>,
+    inbox: Inbox<Agent>,
+    cni: Arc<CniDirectory>,
+    docker: Arc<Docker>,
+    detect: Arc<Notify>,
+    /// Whatever is under way; ends with the agent.
+    tasks: JoinSet<()>,
+}
+
+impl Executor<Agent> for AgentExecutor {
+    fn before(&mut self, _: &Event) {
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    fn run(&mut self, command: Command, inputs: &mut Inputs<Agent>) {
+        match command {
+            Command::Detect => self.detect.notify_one(),
+            Command::Link(to) => self.client.link(to.address),
+            Command::Send { to, message } => {
+                let (name, body) = wire::encode_message(&message);
+                self.client.send(&self.own, &to, name, &Bytes::from(body));
+            }
+            Command::Apply { attempt, network } => self.apply(attempt, network),
+            Command::RetainCni(wanted) => {
+                let cni = Arc::clone(&self.cni);
+                self.tasks.spawn_blocking(move || {
+                    let removal = cni.remove_unwanted(&wanted);
+                    for name in removal.removed {
+                        log::info!("removed the cni configuration of {name}: no longer assigned");
+                    }
+                    for error in removal.failed {
+                        log::warn!("{error}");
+                    }
+                });
+            }
+            Command::Reply { id, reply } => inputs.reply(id, reply),
+        }
+    }
+
+    fn settled(&mut self, _: &mut Inputs<Agent>) {}
+}
+
+impl AgentExecutor {
+    fn apply(&mut self, attempt: u64, network: ContainerNetwork) {
+        let inbox = self.inbox.clone();
+        let cni = Arc::clone(&self.cni);
+        let docker = Arc::clone(&self.docker);
+        self.tasks.spawn(async move {
+            let overlay = network.name().clone();
+            let kind = network.kind();
+            let result = match network {
+                ContainerNetwork::Cni(network) => apply_cni(cni, network).await,
+                ContainerNetwork::Docker(network) => apply_docker(&docker, &network).await,
+            };
+            inbox.tell(Event::Applied { attempt, overlay, kind, result }).await;
+        });
+    }
+}
+
+async fn apply_cni(cni: Arc<CniDirectory>, network: CniNetwork) -> Result<(), String> {
+    let written = tokio::task::spawn_blocking(move || {
+        let outcome = cni.write(&network).map_err(|error| error.to_string())?;
+        if outcome != cni::Outcome::Unchanged {
+            log::info!("overlay {}: wrote the cni configuration", network.name);
+        }
+        Ok(())
+    });
+    written.await.unwrap_or_else(|error| Err(format!("write the cni configuration: {error}")))
+}
+
+async fn apply_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), String> {
+    let outcome = docker.ensure(network).await.map_err(|error| error.to_string())?;
+    if outcome != docker::Outcome::Unchanged {
+        log::info!("overlay {}: made the docker network", network.name);
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Runs the master.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::held::Held;
+use super::inbox::{Inbox, Inputs, Stopped};
+use super::store_thread::{Job, StoreThread};
+use super::{Executor, Machine, drive};
+use crate::addr::Upid;
+use crate::clock::Now;
+use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
+use crate::master::{Command, Event, Master, Reply, Request, Settings};
+use crate::protocol::{Message, RequestId};
+use crate::store::Store;
+use crate::transport::libprocess::{Client, Server, ServerOptions};
+use crate::wire;
+
+impl Machine for Master {
+    type Event = Event;
+    type Command = Command;
+    type Question = Request;
+    type Reply = Reply;
+
+    const PROCESS: &'static str = Upid::MASTER;
+
+    fn handle(&mut self, now: Now, event: Event) {
+        self.handle(now, event);
+    }
+
+    fn poll_command(&mut self) -> Option<Command> {
+        self.poll_command()
+    }
+
+    fn next_timeout(&self) -> Option<Duration> {
+        self.next_timeout()
+    }
+
+    fn timeout() -> Event {
+        Event::Timeout
+    }
+
+    fn message(from: Upid, message: Message) -> Event {
+        Event::Message { from, message }
+    }
+
+    fn malformed(from: Upid, name: String, reason: String) -> Event {
+        Event::Malformed { from, name, reason }
+    }
+
+    fn exited(_: SocketAddrV4) -> Option<Event> {
+        None
+    }
+
+    fn request(id: RequestId, question: Request) -> Event {
+        Event::Request(id, question)
+    }
+
+    fn route(request: &HttpRequest) -> Result<(Request, Format), Box<Response>> {
+        route_master(request)
+    }
+
+    fn render(reply: &Reply, format: &Format) -> Response {
+        render_master(reply, format)
+    }
+}
+
+/// What a master needs to run.
+pub struct MasterOptions {
+    /// How it behaves.
+    pub settings: Settings,
+    /// Where its state is.
+    pub store: Box<dyn Store>,
+    /// What it listens on, already bound.
+    pub server: Server,
+    /// How it treats connections.
+    pub server_options: ServerOptions,
+    /// The address that agents are told. They must reach the server under it.
+    pub advertise: SocketAddrV4,
+    /// What its waits are drawn from.
+    pub seed: u64,
+}
+
+impl std::fmt::Debug for MasterOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MasterOptions").field("advertise", &self.advertise).finish_non_exhaustive()
+    }
+}
+
+/// A running master. Dropped, it stops; what it was writing is finished.
+#[derive(Debug)]
+pub struct MasterHost {
+    inbox: MasterInbox,
+    machine: JoinHandle<()>,
+    server: JoinHandle<()>,
+}
+
+/// The way into a running master.
+#[derive(Clone)]
+struct MasterInbox(Inbox<Master>);
+
+impl std::fmt::Debug for MasterInbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MasterInbox")
+    }
+}
+
+impl MasterHost {
+    /// Starts a master. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(options: MasterOptions) -> io::Result<Self> {
+        let MasterOptions { settings, store, server, server_options, advertise, seed } = options;
+        let (inbox, receiver) = Inbox::new();
+        let handler = Arc::new(inbox.clone());
+        let results = inbox.clone();
+        let store = StoreThread::start(store, move |store, job| {
+            results.tell_blocking(match job {
+                Job::Load => Event::Loaded(store.load()),
+                Job::Commit { epoch, changes } => Event::Committed(store.commit(epoch, &changes)),
+            });
+        })?;
+        let executor = MasterExecutor {
+            own: Upid::master(advertise),
+            client: Client::new(advertise, Arc::clone(&handler)),
+            store,
+            held: Held::new(),
+        };
+        let machine = Master::new(settings, seed);
+        Ok(Self {
+            inbox: MasterInbox(inbox),
+            machine: tokio::spawn(drive(machine, executor, receiver)),
+            server: tokio::spawn(server.run(handler, server_options, std::future::pending())),
+        })
+    }
+
+    /// Asks the master, as a request over HTTP would.
+    ///
+    /// # Errors
+    /// When it has stopped.
+    pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
+        self.inbox.0.ask(question).await
+    }
+
+    /// Waits until the master has stopped by itself, which it never should.
+    pub async fn stopped(&mut self) {
+        tokio::select! {
+            _ = &mut self.machine => {}
+            _ = &mut self.server => {}
+        }
+    }
+
+    /// Stops it, and returns when its store is closed.
+    pub async fn stop(mut self) {
+        self.server.abort();
+        self.machine.abort();
+        let _ = (&mut self.server).await;
+        let _ = (&mut self.machine).await;
+    }
+}
+
+impl Drop for MasterHost {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.machine.abort();
+    }
+}
+
+/// What waits for a version.
+enum Promise {
+    Message(Upid, Message),
+    Reply(RequestId, Reply),
+}
+
+struct MasterExecutor {
+    own: Upid,
+    client: Client<Inbox<Master>>,
+    store: StoreThread,
+    held: Held<Promise>,
+}
+
+impl Executor<Master> for MasterExecutor {
+    fn before(&mut self, event: &Event) {
+        match event {
+            Event::Loaded(Ok(loaded)) => self.held.is_durable(loaded.version),
+            Event::Committed(Ok(version)) => self.held.is_durable(*version),
+            _ => {}
+        }
+    }
+
+    fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
+        match command {
+            Command::Load => {
+                for promise in self.held.abandon() {
+                    if let Promise::Reply(id, _) = promise {
+                        let reason = "the state could not be written: ask again".to_owned();
+                        inputs.reply(id, Reply::Unavailable(reason));
+                    }
+                }
+                self.store.queue(Job::Load);
+            }
+            Command::Commit { epoch, changes } => {
+                self.store.queue(Job::Commit { epoch, changes });
+            }
+            Command::Send { to, message, when } => {
+                self.held.hold(when, Promise::Message(to, message));
+            }
+            Command::Reply { id, reply, when } => {
+                self.held.hold(when, Promise::Reply(id, reply));
+            }
+        }
+    }
+
+    fn settled(&mut self, inputs: &mut Inputs<Master>) {
+        for promise in self.held.release() {
+            match promise {
+                Promise::Message(to, message) => {
+                    let (name, body) = wire::encode_message(&message);
+                    self.client.send(&self.own, &to, name, &Bytes::from(body));
+                }
+                Promise::Reply(id, reply) => inputs.reply(id, reply),
+            }
+        }
+    }
+}

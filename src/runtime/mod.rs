@@ -1,0 +1,135 @@
+//! Runs the machines: feeds them what happens, does what they want done, and decides nothing.
+//!
+//! ```text
+//!   transport ─┐                                     ┌─▶ client: messages, links
+//!   http      ─┼─▶ Inbox ─▶ drive: handle, poll ─────┼─▶ store thread (master)
+//!   adapters  ─┘    ▲                                ├─▶ cni, docker, detector (agent)
+//!                   └────────── results ◀────────────┘
+//! ```
+//! Each machine lives in one task, which nothing blocks: what takes long happens elsewhere and comes back
+//! as an event.
+
+mod agent;
+mod held;
+mod inbox;
+mod master;
+mod store_thread;
+
+use std::fmt::Display;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+pub use agent::{AgentHost, AgentOptions};
+pub use inbox::Stopped;
+pub use master::{MasterHost, MasterOptions};
+
+use crate::addr::Upid;
+use crate::clock::Now;
+use crate::http::{Format, Request, Response};
+use crate::protocol::{Message, RequestId};
+use inbox::{Input, Inputs};
+use std::net::SocketAddrV4;
+
+/// Events that wait for a machine. When there are more, the connections that bring them wait.
+const INBOX_SIZE: usize = 4096;
+/// Events that are taken at a time.
+const BATCH_SIZE: usize = 128;
+
+/// What the two machines have in common, as far as running them goes.
+trait Machine: Send + 'static {
+    type Event: Display + Send;
+    type Command: Display + Send;
+    type Question: Send;
+    type Reply: Send + 'static;
+
+    /// The id of its libprocess process.
+    const PROCESS: &'static str;
+
+    fn handle(&mut self, now: Now, event: Self::Event);
+    fn poll_command(&mut self) -> Option<Self::Command>;
+    fn next_timeout(&self) -> Option<Duration>;
+
+    fn timeout() -> Self::Event;
+    fn message(from: Upid, message: Message) -> Self::Event;
+    fn malformed(from: Upid, name: String, reason: String) -> Self::Event;
+    fn exited(address: SocketAddrV4) -> Option<Self::Event>;
+    fn request(id: RequestId, question: Self::Question) -> Self::Event;
+
+    fn route(request: &Request) -> Result<(Self::Question, Format), Box<Response>>;
+    fn render(reply: &Self::Reply, format: &Format) -> Response;
+}
+
+/// Does what a machine wants done.
+trait Executor<M: Machine>: Send {
+    /// Sees an event before the machine does.
+    fn before(&mut self, event: &M::Event);
+
+    /// Does it, or starts it. It never waits.
+    fn run(&mut self, command: M::Command, inputs: &mut Inputs<M>);
+
+    /// Called when the machine wants nothing more for the moment.
+    fn settled(&mut self, inputs: &mut Inputs<M>);
+}
+
+/// The loop: until nobody can send an event any more, or the task is aborted.
+async fn drive<M: Machine>(
+    mut machine: M,
+    mut executor: impl Executor<M>,
+    mut receiver: mpsc::Receiver<Input<M>>,
+) {
+    let clock = Clock::start();
+    let mut inputs = Inputs::new();
+    let mut batch = Vec::with_capacity(BATCH_SIZE);
+    loop {
+        while let Some(command) = machine.poll_command() {
+            log::trace!("{}: {command}", M::PROCESS);
+            executor.run(command, &mut inputs);
+        }
+        executor.settled(&mut inputs);
+        tokio::select! {
+            biased;
+            () = clock.sleep_until(machine.next_timeout()) => {
+                machine.handle(clock.now(), M::timeout());
+            }
+            count = receiver.recv_many(&mut batch, BATCH_SIZE) => {
+                if count == 0 {
+                    return;
+                }
+                for input in batch.drain(..) {
+                    let event = inputs.event(input);
+                    log::trace!("{}: {event}", M::PROCESS);
+                    executor.before(&event);
+                    machine.handle(clock.now(), event);
+                }
+            }
+        }
+    }
+}
+
+/// The two clocks of [`Now`].
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the runtime is where the wall clock is read")]
+    fn now(&self) -> Now {
+        // A clock before 1970 is a broken one; the machines cope with any number.
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Now { elapsed: self.start.elapsed(), unix }
+    }
+
+    /// Never, if there is no such moment.
+    async fn sleep_until(&self, elapsed: Option<Duration>) {
+        match elapsed {
+            Some(elapsed) => tokio::time::sleep_until(self.start + elapsed).await,
+            None => std::future::pending().await,
+        }
+    }
+}
