@@ -4,6 +4,7 @@
 //! an environment variable beside it. Results go to stdout, the log and errors to stderr.
 
 mod agent;
+mod demo;
 mod host;
 mod master;
 
@@ -28,15 +29,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 #[derive(Debug, Parser)]
 #[command(name = "mesos-overlay", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
-    /// What to write to stderr: error, warn, info, debug or trace
-    #[arg(
-        long,
-        global = true,
-        env = "MESOS_OVERLAY_LOG",
-        default_value = "info",
-        value_name = "LEVEL"
-    )]
-    log: log::LevelFilter,
+    /// What to log to stderr: off, error, warn, info, debug or trace [default: info for master and
+    /// agent, off for the others, whose errors are their result]
+    #[arg(long, global = true, env = "MESOS_OVERLAY_LOG", value_name = "LEVEL")]
+    log: Option<log::LevelFilter>,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,6 +43,8 @@ enum Command {
     Master(master::MasterCommand),
     /// Run an agent: it makes the container networks of its share
     Agent(agent::AgentCommand),
+    /// See it work: a master and some agents on this machine, and nothing left of them
+    Demo(demo::DemoCommand),
 }
 
 /// Runs the program with these arguments, the first being its name.
@@ -59,10 +57,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    env_logger::Builder::new().filter_level(cli.log).format_target(false).init();
+    let default = match cli.command {
+        Command::Master(_) | Command::Agent(_) => log::LevelFilter::Info,
+        Command::Demo(_) => log::LevelFilter::Off,
+    };
+    let level = cli.log.unwrap_or(default);
+    env_logger::Builder::new().filter_level(level).format_target(false).init();
     let result = match cli.command {
         Command::Master(command) => command.run(),
         Command::Agent(command) => command.run(),
+        Command::Demo(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

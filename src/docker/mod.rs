@@ -101,6 +101,14 @@ impl Docker {
         }
     }
 
+    /// Whether there is a network of this name, ours or not.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub async fn exists(&self, name: &OverlayName) -> Result<bool, DockerError> {
+        Ok(self.call(name).inspect().await?.is_some())
+    }
+
     /// Removes the network of the overlay `name` and says whether there was one.
     ///
     /// # Errors
