@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Failure;
-use super::host::{Addresses, asked_to_end, raise_descriptor_limit, read_config, runtime};
+use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, runtime};
 use crate::agent::Settings;
 use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, parse_agent};
@@ -98,6 +98,7 @@ async fn serve(
     cni: CniDirectory,
     docker: Docker,
 ) -> Result<(), Failure> {
+    let mut signals = EndSignals::watch()?;
     // Of several addresses the one from which the master is reached; it need not be there yet.
     let towards = master.resolve().await.ok();
     let (server, advertise) = addresses.bind(listen, towards)?;
@@ -115,9 +116,9 @@ async fn serve(
         seed: fastrand::u64(..),
     });
     tokio::select! {
-        result = asked_to_end() => {
+        () = signals.received() => {
             host.stop().await;
-            result
+            Ok(())
         }
         () = host.stopped() => Err(Failure::new("the agent stopped by itself: this is a bug")),
     }

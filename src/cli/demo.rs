@@ -16,7 +16,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
-use super::host::{asked_to_end, raise_descriptor_limit, runtime};
+use super::host::{EndSignals, raise_descriptor_limit, runtime};
 use crate::addr::OverlayName;
 use crate::agent;
 use crate::cni::CniDirectory;
@@ -77,6 +77,7 @@ impl DemoCommand {
     }
 
     async fn show(&self, config: MasterConfig, directory: &Path) -> Result<(), Failure> {
+        let mut signals = EndSignals::watch()?;
         let progress = Progress::start();
         let overlays: Vec<OverlayName> =
             config.network.overlays.iter().map(|overlay| overlay.name.clone()).collect();
@@ -86,10 +87,7 @@ impl DemoCommand {
         let mut cluster = Cluster::start(config, directory)?;
         let result = tokio::select! {
             result = cluster.run(self.agents, docker, &progress) => result,
-            ended = asked_to_end() => match ended {
-                Ok(()) => Err(Failure::new("ended before it was done")),
-                Err(failure) => Err(failure),
-            },
+            () = signals.received() => Err(Failure::new("ended before it was done")),
         };
         progress.end();
         let cni = cluster.cni_files();

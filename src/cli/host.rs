@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use crate::config::{Problem, Problems};
@@ -136,14 +136,30 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::new(format!("start the runtime: {error}")))
 }
 
-/// Waits until somebody wants the program to end, by SIGTERM or SIGINT.
-pub(super) async fn asked_to_end() -> Result<(), Failure> {
-    let failure = |error: io::Error| Failure::new(format!("listen for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failure)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failure)?;
-    tokio::select! {
-        _ = terminate.recv() => log::info!("ending: SIGTERM"),
-        _ = interrupt.recv() => log::info!("ending: SIGINT"),
+/// Somebody's wish that the program ends: SIGTERM or SIGINT. From [`Self::watch`] on they no longer kill
+/// it.
+pub(super) struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    /// To be called within a tokio runtime.
+    pub(super) fn watch() -> Result<Self, Failure> {
+        let watch = |kind| {
+            signal(kind).map_err(|error| Failure::new(format!("listen for signals: {error}")))
+        };
+        Ok(Self {
+            terminate: watch(SignalKind::terminate())?,
+            interrupt: watch(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    /// Waits for it.
+    pub(super) async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => log::info!("ending: SIGTERM"),
+            _ = self.interrupt.recv() => log::info!("ending: SIGINT"),
+        }
+    }
 }

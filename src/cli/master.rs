@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
-use super::host::{Addresses, asked_to_end, raise_descriptor_limit, read_config, runtime};
+use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, runtime};
 use crate::config::{MasterConfig, parse_master};
 use crate::master::Settings;
 use crate::runtime::{MasterHost, MasterOptions};
@@ -80,6 +80,7 @@ impl MasterCommand {
     }
 
     async fn serve(self, config: MasterConfig, store: Box<dyn Store>) -> Result<(), Failure> {
+        let mut signals = EndSignals::watch()?;
         let (server, advertise) = self.addresses.bind(self.listen, None)?;
         let network = Arc::new(config.network);
         let mut host = MasterHost::start(MasterOptions {
@@ -93,9 +94,9 @@ impl MasterCommand {
         .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
         log::info!("overlay master at {advertise}: see http://{advertise}/overlay-master/state");
         tokio::select! {
-            result = asked_to_end() => {
+            () = signals.received() => {
                 host.stop().await;
-                result
+                Ok(())
             }
             () = host.stopped() => Err(Failure::new("the master stopped by itself: this is a bug")),
         }
