@@ -1,168 +1,17 @@
-//! Docker networks on a real daemon, which each test starts in a network namespace of its own.
+//! Docker networks on a real daemon.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use mesos_network_overlay::addr::{Mtu, OverlayName};
 use mesos_network_overlay::agent::DockerNetwork;
 use mesos_network_overlay::docker::{Docker, Outcome, Reason};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::namespace::{BUSYBOX, Namespace, demand, run, succeed};
+use crate::engine::{DOCKER, Engine, IMAGE};
 
-const DOCKERD: &str = "/usr/sbin/dockerd";
-/// That of the package docker.io: another `docker` may come first in `PATH`.
-const DOCKER: &str = "/usr/bin/docker";
 const GOLDEN: &str = include_str!("../golden/docker-network-inspect.json");
-const IMAGE: &str = "mesos-overlay-test";
-/// How long the daemon may take to start or to stop, on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A Docker daemon of the test's own.
-struct Engine {
-    daemon: Child,
-    directory: tempfile::TempDir,
-    namespace: Namespace,
-}
-
-impl Engine {
-    fn start() -> Self {
-        demand(&[DOCKERD, DOCKER, BUSYBOX, "/usr/sbin/iptables"]);
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let namespace = Namespace::new();
-        let path = |name: &str| directory.path().join(name);
-        let log = fs::File::create(path("log")).expect("a log");
-        let mut command = namespace.command(DOCKERD);
-        // Of its own, so that the machine's /etc/docker/daemon.json does not matter.
-        fs::write(path("daemon.json"), "{}").expect("a configuration");
-        command.arg("--config-file").arg(path("daemon.json"));
-        // Control groups of its own, which can be removed afterwards, and by dockerd itself:
-        // systemd need not be there.
-        command.args(["--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent"]);
-        command.arg(namespace.path().file_name().expect("it has a name"));
-        // vfs, since the others ask for something of the file system below.
-        command.args(["--storage-driver=vfs", "--data-root"]);
-        command.arg(path("data")).arg("--exec-root").arg(path("exec"));
-        command.arg("--pidfile").arg(path("pid")).arg("--host").arg(Self::socket(&directory));
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        let daemon = command.spawn().expect("dockerd starts");
-        let mut engine = Self { daemon, directory, namespace };
-
-        let mut waited = Duration::ZERO;
-        while !engine.answers() {
-            let ended = engine.daemon.try_wait().expect("its state is known");
-            assert!(ended.is_none() && waited < PATIENCE, "dockerd: {}", engine.log());
-            waited += pause();
-        }
-        engine
-    }
-
-    fn socket(directory: &tempfile::TempDir) -> String {
-        format!("unix://{}", directory.path().join("docker.sock").display())
-    }
-
-    /// Stops the daemon and says whether it stopped by itself.
-    fn stop(&mut self) -> bool {
-        self.signal(Signal::CONT);
-        self.signal(Signal::TERM);
-        let mut waited = Duration::ZERO;
-        while waited < PATIENCE {
-            if matches!(self.daemon.try_wait(), Ok(Some(_))) {
-                return true;
-            }
-            waited += pause();
-        }
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-        false
-    }
-
-    fn signal(&mut self, signal: Signal) {
-        // Once it was waited for, its number may be somebody else's.
-        let is_ours = matches!(self.daemon.try_wait(), Ok(None));
-        let pid = i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| is_ours) {
-            let _ = kill_process(pid, signal);
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    /// What is tested.
-    fn docker(&self) -> Docker {
-        Docker::new(DOCKER, PATIENCE).with_host(&Self::socket(&self.directory))
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(DOCKER);
-        command.arg("--host").arg(Self::socket(&self.directory)).args(arguments);
-        command
-    }
-
-    fn succeed(&self, arguments: &[&str]) -> String {
-        succeed(&mut self.command(arguments))
-    }
-
-    fn answers(&self) -> bool {
-        run(&mut self.command(&["version"]), "").status.success()
-    }
-
-    fn inspect(&self, name: &str) -> Value {
-        let networks = self.succeed(&["network", "inspect", name]);
-        let mut networks: Value = serde_json::from_str(&networks).expect("docker prints JSON");
-        networks[0].take()
-    }
-
-    /// An image with nothing but busybox.
-    fn import_image(&self) {
-        fs::create_dir_all(self.path("image/bin")).expect("a directory");
-        fs::copy(BUSYBOX, self.path("image/bin/busybox")).expect("busybox is copied");
-        let tar = self.path("image.tar");
-        succeed(
-            Command::new("tar").arg("-C").arg(self.path("image")).arg("-cf").arg(&tar).arg("."),
-        );
-        self.succeed(&["import", tar.to_str().expect("it is text"), IMAGE]);
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let has_ended = matches!(self.daemon.try_wait(), Ok(Some(_)));
-        if !has_ended && !self.stop() {
-            // A daemon that had to be killed leaves its containerd and its mounts.
-            let pid = fs::read_to_string(self.path("exec/containerd/containerd.pid"));
-            let pid = pid.ok().and_then(|pid| pid.trim().parse().ok()).and_then(Pid::from_raw);
-            let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
-            for name in ["exec", "data"] {
-                let _ = Command::new("umount").args(["-R", "-l"]).arg(self.path(name)).output();
-            }
-        }
-        // One in each hierarchy of version 1, or one in all of version 2. Removed only if empty.
-        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        let hierarchies = hierarchies.map(|entry| entry.path());
-        for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
-            if let Some(name) = self.namespace.path().file_name() {
-                let _ = fs::remove_dir(hierarchy.join(name));
-            }
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the test waits for a daemon on a thread of its own")]
-fn pause() -> Duration {
-    let pause = Duration::from_millis(50);
-    std::thread::sleep(pause);
-    pause
-}
 
 fn network(name: &str, subnets: &[&str]) -> DockerNetwork {
     let name: OverlayName = name.parse().expect("it is a name");
@@ -332,7 +181,7 @@ async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
     let mut engine = Engine::start();
     engine.signal(Signal::STOP);
     let timeout = Duration::from_secs(3);
-    let docker = Docker::new(DOCKER, timeout).with_host(&Engine::socket(&engine.directory));
+    let docker = Docker::new(DOCKER, timeout).with_host(&engine.socket());
     let begin = tokio::time::Instant::now();
     let error = docker.ensure(&vxlan_1()).await.unwrap_err();
     assert!(begin.elapsed() < 2 * timeout);
@@ -341,7 +190,7 @@ async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
         "docker network vxlan-1: docker did not answer within 3s, 'docker version' was killed: \
          look into the Docker daemon's log, restart it if it hangs"
     );
-    assert_eq!(clients(&Engine::socket(&engine.directory)), [""; 0]);
+    assert_eq!(clients(&engine.socket()), [""; 0]);
 
     engine.signal(Signal::CONT);
     assert_eq!(engine.docker().ensure(&vxlan_1()).await, Ok(Outcome::Created));

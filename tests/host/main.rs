@@ -6,6 +6,8 @@
 //! Everything happens in network namespaces of their own; the machine's own is not touched. What a
 //! test makes is gone when it ends, also when it fails.
 
+mod agent;
 mod cni;
 mod docker;
+mod engine;
 mod namespace;
