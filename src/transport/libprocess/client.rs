@@ -132,7 +132,8 @@ impl<H: Handler> Client<H> {
         }
     }
 
-    /// How many messages were dropped so far: their queue was full, or their peer could not be reached.
+    /// How many messages were lost so far, as far as we know: there was no room for them, or their peer
+    /// could not be reached or left without a receipt.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
@@ -258,10 +259,7 @@ impl<H: Handler> Shared<H> {
     pub(super) fn remove(&self, peer: &Peer) -> Queue {
         let mut peers = self.peers.lock();
         peers.remove(&peer.address);
-        let queue = std::mem::take(&mut *peer.queue.lock());
-        drop(peers);
-        self.count_lost(queue.messages);
-        queue
+        std::mem::take(&mut *peer.queue.lock())
     }
 
     pub(super) fn count_lost(&self, messages: usize) {

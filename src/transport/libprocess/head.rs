@@ -102,11 +102,12 @@ pub(super) fn parse(head: &[u8]) -> Result<Head, Refusal> {
         return Ok(Head::Http);
     }
     let framing = fields.framing()?;
-    let is_kept_alive = match fields.connection {
-        Some(value) if value.eq_ignore_ascii_case(b"close") => false,
-        Some(value) if value.eq_ignore_ascii_case(b"keep-alive") => true,
-        _ => request.version == Some(1),
+    let has_option = |option: &str| {
+        let mut options = fields.connection.unwrap_or_default().split(|&byte| byte == b',');
+        options.any(|text| text.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
     };
+    let is_kept_alive =
+        !has_option("close") && (request.version == Some(1) || has_option("keep-alive"));
     let path = request.path.unwrap_or_default();
     Ok(Head::Message(MessageHead {
         envelope: envelope(path, fields.libprocess_from, fields.user_agent),

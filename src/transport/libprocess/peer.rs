@@ -29,9 +29,13 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// follow each other within this, and a connection costs more than all of them.
 const IDLE_TIME: Duration = Duration::from_secs(2);
 
-/// Open connections from which on an unlinked one is closed as soon as its receipts have come. A failover
-/// of 10,000 agents must not need 10,000 descriptors here, beside those for the agents' own links.
+/// Open connections from which on an unlinked one stays only for [`CROWDED_IDLE_TIME`], and twice that
+/// many from which on it goes as soon as its receipts have come. A failover of 10,000 agents must not need
+/// 10,000 descriptors here, beside those for the agents' own links.
 const CROWD: usize = 2000;
+
+/// Still longer than a healthy agent takes to answer, so that a failover needs one connection for each.
+const CROWDED_IDLE_TIME: Duration = Duration::from_millis(200);
 
 /// How long a peer may take nothing of what is written to it.
 const STALL_TIME: Duration = Duration::from_secs(60);
@@ -52,15 +56,17 @@ enum End {
 /// Serves a peer until there is nothing to do for it, or it cannot be reached.
 pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
     loop {
-        let end = match connect(&shared, peer.address).await {
+        let (end, unconfirmed) = match connect(&shared, peer.address).await {
             Ok(stream) => {
                 shared.open.fetch_add(1, Ordering::Relaxed);
                 let open = Open(&shared);
-                let end = Connection::new(stream, &shared, &peer).serve().await;
-                drop(open);
-                end
+                let mut connection = Connection::new(stream, &shared, &peer);
+                let end = connection.serve().await;
+                let unconfirmed = connection.awaited;
+                drop((connection, open));
+                (end, unconfirmed)
             }
-            Err(error) => End::Failed("connect to", error),
+            Err(error) => (End::Failed("connect to", error), 0),
         };
         if matches!(end, End::Idle) {
             return;
@@ -75,11 +81,16 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
         }
         // Whoever queues or links from here on gets a new task, and with it a new connection.
         let queue = shared.remove(&peer);
+        let lost = queue.messages + unconfirmed;
+        shared.count_lost(lost);
         match end {
             End::Failed(what, error) => log::warn!(
-                "{what} {}: {error}: {} messages are lost: see whether it runs and can be reached",
-                peer.address,
-                queue.messages
+                "{what} {}: {error}: {lost} messages are lost: see whether it runs and can be reached",
+                peer.address
+            ),
+            _ if lost > 0 => log::warn!(
+                "send to {}: it closed the connection: {lost} messages may be lost",
+                peer.address
             ),
             _ => log::debug!("the connection to {} was closed by it", peer.address),
         }
@@ -165,7 +176,7 @@ impl<'a, H: Handler> Connection<'a, H> {
         }
     }
 
-    async fn serve(mut self) -> End {
+    async fn serve(&mut self) -> End {
         loop {
             self.take_queue();
             if let Err(error) = self.write() {
@@ -179,6 +190,9 @@ impl<'a, H: Handler> Connection<'a, H> {
             };
             let deadline = self.deadline();
             let ready = tokio::select! {
+                // The end of the connection counts before what has just been queued, which then is not
+                // written to a peer that has gone.
+                biased;
                 ready = self.stream.ready(interest) => ready,
                 () = self.peer.changed.notified() => continue,
                 () = sleep_until(deadline.unwrap_or(self.used)), if deadline.is_some() => {
@@ -273,7 +287,14 @@ impl<'a, H: Handler> Connection<'a, H> {
         if self.is_linked {
             return None;
         }
-        let is_crowded = self.shared.open.load(Ordering::Relaxed) > CROWD;
-        Some(if is_crowded && self.awaited == 0 { self.used } else { self.used + IDLE_TIME })
+        let open = self.shared.open.load(Ordering::Relaxed);
+        let idle_time = match open / CROWD {
+            0 => IDLE_TIME,
+            1 => CROWDED_IDLE_TIME,
+            // A peer that sends no receipts gets no longer than any other.
+            _ if self.awaited > 0 => CROWDED_IDLE_TIME,
+            _ => Duration::ZERO,
+        };
+        Some(self.used + idle_time)
     }
 }

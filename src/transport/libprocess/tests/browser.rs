@@ -82,3 +82,18 @@ async fn an_idle_browser_is_closed_unless_it_sent_a_message() {
     peer.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
     assert_eq!(statuses(&mut peer, 1).await, [202]);
 }
+
+#[tokio::test]
+async fn browsers_beyond_the_limit_are_told_so_and_messages_still_come_in() {
+    let mut server = Running::start(ServerOptions::default());
+    let get = "GET /x HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut browsers = Vec::new();
+    for _ in 0..512 {
+        let mut browser = server.connect().await;
+        browser.write_all(get.as_bytes()).await.unwrap();
+        server.told().await;
+        browsers.push(browser);
+    }
+    assert_eq!(statuses_in(&server.ask(get).await), [503]);
+    assert_eq!(statuses_in(&server.ask(message("overlay-master", "N")).await), [202]);
+}

@@ -109,23 +109,34 @@ async fn a_connection_without_a_link_is_closed_soon_and_made_again() {
 }
 
 #[tokio::test]
-async fn a_message_is_sent_although_its_peer_has_just_closed() {
+async fn after_an_unlinked_peer_has_closed_the_next_message_gets_a_new_connection() {
     let mut pair = Pair::new().await;
-    pair.send("1", &Bytes::new());
-    let mut stream = pair.accept().await;
-    pair.expect(&mut stream, "1", b"").await;
-    reply(&mut stream).await;
-    drop(stream);
-    // Both come before the client has a turn: it finds the end, and something to send.
-    pair.send("2", &Bytes::new());
-    let again = async {
+    for name in ["1", "2", "3"] {
+        pair.send(name, &Bytes::new());
         let mut stream = pair.accept().await;
-        pair.expect(&mut stream, "2", b"").await;
-    };
-    // On the old connection it may have gone out just before the end was seen; then it is lost.
-    let _ = timeout(Duration::from_millis(300), again).await;
-    pair.send("3", &Bytes::new());
-    assert!(pair.told.try_recv().is_err(), "an unlinked peer exited");
+        pair.expect(&mut stream, name, b"").await;
+        reply(&mut stream).await;
+        stream.shutdown().await.unwrap();
+        assert_eq!(rest(&mut stream).await, "");
+        assert!(pair.told.try_recv().is_err(), "an unlinked peer exited");
+    }
+    assert_eq!(pair.client.lost(), 0);
+}
+
+#[tokio::test]
+async fn a_message_without_a_receipt_counts_as_lost() {
+    let pair = Pair::new().await;
+    pair.send("N", &Bytes::new());
+    let mut stream = pair.accept().await;
+    pair.expect(&mut stream, "N", b"").await;
+    drop(stream);
+    timeout(PATIENCE, async {
+        while pair.client.lost() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::super::{BODY_LIMIT, HEAD_LIMIT, ServerOptions};
+use super::super::{BODY_LIMIT, HEAD_LIMIT, Server, ServerOptions};
 use super::{
-    GOLDEN, PATIENCE, Running, Told, golden, golden_body, message, rest, rest_at_last, statuses,
-    statuses_in,
+    GOLDEN, Host, PATIENCE, Running, Told, golden, golden_body, message, rest, rest_at_last,
+    statuses, statuses_in,
 };
 use crate::transport::Refusal;
 
@@ -358,7 +359,7 @@ async fn the_end_of_the_server_is_the_end_of_its_connections() {
     server.task.abort();
     assert_eq!(rest(&mut stream).await, "");
     // And its port can be taken again at once.
-    let again = super::super::Server::bind(server.address);
+    let again = Server::bind(server.address);
     assert!(again.is_ok(), "{again:?}");
 }
 
@@ -384,4 +385,46 @@ async fn half_a_message_before_the_end_is_counted() {
     stream.shutdown().await.unwrap();
     assert_eq!(rest(&mut stream).await, "");
     assert_eq!(server.host.refused.lock()[..], [Refusal::Truncated]);
+}
+
+#[tokio::test]
+async fn all_unfinished_bodies_together_are_bounded() {
+    let server = Running::start(ServerOptions::default());
+    let head = format!(
+        "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\nContent-Length: {BODY_LIMIT}\r\n\r\n"
+    );
+    let most = vec![b'x'; BODY_LIMIT - 1];
+    let mut unfinished = Vec::new();
+    while server.host.refused.lock().is_empty() {
+        assert!(unfinished.len() < 20);
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Whoever is refused in the middle of it cannot write all.
+        let _ = stream.write_all(&most).await;
+        unfinished.push(stream);
+    }
+    assert_eq!(server.host.refused.lock()[..], [Refusal::Busy]);
+    drop(unfinished);
+    let whole = [head.as_bytes(), &most, b"x"].concat();
+    timeout(PATIENCE, async {
+        while statuses_in(&server.ask(&whole).await) != [202] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn the_server_ends_when_it_is_told_to() {
+    let server = Server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let options = ServerOptions::default();
+    let run = tokio::spawn(server.run(Host::new().0, options, async { drop(stopped.await) }));
+    stream.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
+    assert_eq!(statuses(&mut stream, 1).await, [202]);
+    drop(stop);
+    assert_eq!(rest(&mut stream).await, "");
+    run.await.unwrap();
 }
