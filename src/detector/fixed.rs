@@ -42,9 +42,9 @@ impl fmt::Display for FixedMaster {
 /// Why a text names no master.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FixedMasterError {
-    /// A way of finding masters that there is not yet.
-    #[error("'{0}' is not supported yet: write the master's address as IP:PORT")]
-    Unsupported(String),
+    /// A way of finding masters that there is not yet. The rest is not repeated: it may hold a password.
+    #[error("{0} is not supported yet: write the master's address as IP:PORT")]
+    Unsupported(&'static str),
     /// No host and port.
     #[error("'{0}' is no master: write IP:PORT or NAME:PORT, as in 10.0.0.1:5050")]
     Malformed(String),
@@ -54,8 +54,10 @@ impl FromStr for FixedMaster {
     type Err = FixedMasterError;
 
     fn from_str(text: &str) -> Result<Self, FixedMasterError> {
-        if text.starts_with("zk://") || text.starts_with("file://") {
-            return Err(FixedMasterError::Unsupported(text.to_owned()));
+        for scheme in ["zk://", "file://"] {
+            if text.starts_with(scheme) {
+                return Err(FixedMasterError::Unsupported(scheme));
+            }
         }
         let malformed = || FixedMasterError::Malformed(text.to_owned());
         // Mesos also takes a whole process address.
@@ -87,8 +89,8 @@ mod tests {
             assert_eq!(error, FixedMasterError::Malformed(text.to_owned()));
         }
         assert_eq!(
-            "zk://a:2181/mesos".parse::<FixedMaster>().unwrap_err().to_string(),
-            "'zk://a:2181/mesos' is not supported yet: write the master's address as IP:PORT"
+            "zk://user:secret@a:2181/mesos".parse::<FixedMaster>().unwrap_err().to_string(),
+            "zk:// is not supported yet: write the master's address as IP:PORT"
         );
     }
 
