@@ -268,6 +268,9 @@ impl Master {
         };
         match leading.registry.register(ip, options, moment) {
             Ok(outcome) => {
+                if !outcome.changes.is_empty() {
+                    log::info!("{from} is given what it lacked of its share");
+                }
                 leading.change(outcome.changes);
                 outcome.notices.iter().for_each(|notice| self.notice(ip, notice));
                 self.update(from);

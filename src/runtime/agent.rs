@@ -1,15 +1,17 @@
 //! Runs the agent.
 
+use std::fmt;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use super::inbox::{Inbox, Inputs, Stopped};
-use super::{Executor, Machine, drive};
+use super::running::Running;
+use super::{Executor, Machine};
 use crate::addr::Upid;
 use crate::agent::{
     Agent, CniNetwork, Command, ContainerNetwork, DockerNetwork, Event, Reply, Request, Settings,
@@ -100,15 +102,11 @@ pub struct AgentOptions {
 }
 
 /// A running agent. Dropped, it stops; the container networks stay.
-pub struct AgentHost {
-    inbox: Inbox<Agent>,
-    machine: JoinHandle<()>,
-    server: JoinHandle<()>,
-}
+pub struct AgentHost(Running<Agent>);
 
-impl std::fmt::Debug for AgentHost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AgentHost").finish_non_exhaustive()
+impl fmt::Debug for AgentHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AgentHost")
     }
 }
 
@@ -116,16 +114,14 @@ impl AgentHost {
     /// Starts an agent. To be called within a tokio runtime.
     #[must_use]
     pub fn start(options: AgentOptions) -> Self {
-        let AgentOptions { settings, master, cni, docker, server, server_options, advertise, seed } =
-            options;
+        let AgentOptions { settings, master, cni, docker, advertise, seed, .. } = options;
         let (inbox, receiver) = Inbox::new();
-        let handler = Arc::new(inbox.clone());
         let detect = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
         let executor = AgentExecutor {
             own: Upid::agent(advertise),
-            client: Client::new(advertise, Arc::clone(&handler)),
+            client: Client::new(advertise, Arc::new(inbox.clone())),
             inbox: inbox.clone(),
             cni: Arc::new(cni),
             docker: Arc::new(docker),
@@ -133,11 +129,8 @@ impl AgentHost {
             tasks,
         };
         let machine = Agent::new(*advertise.ip(), settings, seed);
-        Self {
-            inbox,
-            machine: tokio::spawn(drive(machine, executor, receiver)),
-            server: tokio::spawn(server.run(handler, server_options, std::future::pending())),
-        }
+        let inbox = (inbox, receiver);
+        Self(Running::start(machine, executor, inbox, options.server, options.server_options))
     }
 
     /// Asks the agent, as a request over HTTP would.
@@ -145,30 +138,17 @@ impl AgentHost {
     /// # Errors
     /// When it has stopped.
     pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
-        self.inbox.ask(question).await
+        self.0.ask(question).await
     }
 
     /// Waits until the agent has stopped by itself, which it never should.
     pub async fn stopped(&mut self) {
-        tokio::select! {
-            _ = &mut self.machine => {}
-            _ = &mut self.server => {}
-        }
+        self.0.stopped().await;
     }
 
     /// Stops it, and returns when it has. A `docker` that is running is killed.
-    pub async fn stop(mut self) {
-        self.server.abort();
-        self.machine.abort();
-        let _ = (&mut self.server).await;
-        let _ = (&mut self.machine).await;
-    }
-}
-
-impl Drop for AgentHost {
-    fn drop(&mut self) {
-        self.server.abort();
-        self.machine.abort();
+    pub async fn stop(self) {
+        self.0.stop().await;
     }
 }
 

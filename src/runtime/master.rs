@@ -1,17 +1,16 @@
 //! Runs the master.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::task::JoinHandle;
-
 use super::held::Held;
 use super::inbox::{Inbox, Inputs, Stopped};
+use super::running::Running;
 use super::store_thread::{Job, StoreThread};
-use super::{Executor, Machine, drive};
+use super::{Executor, Machine};
 use crate::addr::Upid;
 use crate::clock::Now;
 use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
@@ -20,6 +19,7 @@ use crate::protocol::{Message, RequestId};
 use crate::store::Store;
 use crate::transport::libprocess::{Client, Server, ServerOptions};
 use crate::wire;
+use bytes::Bytes;
 
 impl Machine for Master {
     type Event = Event;
@@ -86,27 +86,18 @@ pub struct MasterOptions {
     pub seed: u64,
 }
 
-impl std::fmt::Debug for MasterOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for MasterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MasterOptions").field("advertise", &self.advertise).finish_non_exhaustive()
     }
 }
 
 /// A running master. Dropped, it stops; what it was writing is finished.
-#[derive(Debug)]
-pub struct MasterHost {
-    inbox: MasterInbox,
-    machine: JoinHandle<()>,
-    server: JoinHandle<()>,
-}
+pub struct MasterHost(Running<Master>);
 
-/// The way into a running master.
-#[derive(Clone)]
-struct MasterInbox(Inbox<Master>);
-
-impl std::fmt::Debug for MasterInbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("MasterInbox")
+impl fmt::Debug for MasterHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterHost")
     }
 }
 
@@ -118,7 +109,6 @@ impl MasterHost {
     pub fn start(options: MasterOptions) -> io::Result<Self> {
         let MasterOptions { settings, store, server, server_options, advertise, seed } = options;
         let (inbox, receiver) = Inbox::new();
-        let handler = Arc::new(inbox.clone());
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
             results.tell_blocking(match job {
@@ -128,16 +118,13 @@ impl MasterHost {
         })?;
         let executor = MasterExecutor {
             own: Upid::master(advertise),
-            client: Client::new(advertise, Arc::clone(&handler)),
+            client: Client::new(advertise, Arc::new(inbox.clone())),
             store,
             held: Held::new(),
         };
         let machine = Master::new(settings, seed);
-        Ok(Self {
-            inbox: MasterInbox(inbox),
-            machine: tokio::spawn(drive(machine, executor, receiver)),
-            server: tokio::spawn(server.run(handler, server_options, std::future::pending())),
-        })
+        let inbox = (inbox, receiver);
+        Ok(Self(Running::start(machine, executor, inbox, server, server_options)))
     }
 
     /// Asks the master, as a request over HTTP would.
@@ -145,30 +132,17 @@ impl MasterHost {
     /// # Errors
     /// When it has stopped.
     pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
-        self.inbox.0.ask(question).await
+        self.0.ask(question).await
     }
 
     /// Waits until the master has stopped by itself, which it never should.
     pub async fn stopped(&mut self) {
-        tokio::select! {
-            _ = &mut self.machine => {}
-            _ = &mut self.server => {}
-        }
+        self.0.stopped().await;
     }
 
     /// Stops it, and returns when its store is closed.
-    pub async fn stop(mut self) {
-        self.server.abort();
-        self.machine.abort();
-        let _ = (&mut self.server).await;
-        let _ = (&mut self.machine).await;
-    }
-}
-
-impl Drop for MasterHost {
-    fn drop(&mut self) {
-        self.server.abort();
-        self.machine.abort();
+    pub async fn stop(self) {
+        self.0.stop().await;
     }
 }
 
