@@ -10,6 +10,7 @@ pub mod detector;
 pub mod docker;
 pub mod http;
 pub mod ipam;
+pub mod machine;
 pub mod master;
 pub mod protocol;
 pub mod runtime;

@@ -10,7 +10,7 @@ use crate::protocol::{Message, RequestId};
 /// Something that happened. The runtime makes them out of what its adapters report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The moment of [`super::Agent::next_timeout`] has come.
+    /// The moment of [`next_timeout`](crate::machine::Machine::next_timeout) has come.
     Timeout,
     /// The detector found the leading master, or that there is none.
     Detected(Option<SocketAddrV4>),

@@ -1,7 +1,7 @@
 //! The agent: registers with the master, makes the container networks of its share of the overlays, and
 //! reports what became of them.
 //!
-//! A pure machine: no IO, no clock, no randomness of its own. See [`Agent`] for how to run it.
+//! A pure machine: no IO, no clock, no randomness of its own.
 
 mod command;
 mod event;
@@ -23,6 +23,7 @@ pub use view::{Condition, Counters, Health, NetworkHealth};
 
 use crate::addr::{OverlayName, Upid};
 use crate::clock::Now;
+use crate::machine::Machine;
 use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message};
 use overlays::Overlays;
 use registration::{Phase, Registration};
@@ -39,11 +40,7 @@ pub struct Settings {
     pub verify_interval: Duration,
 }
 
-/// The agent.
-///
-/// Whoever runs it calls [`Self::handle`] for every event, [`Self::poll_command`] until there is none,
-/// and sends [`Event::Timeout`] at [`Self::next_timeout`]; all from one thread at a time. It never fails:
-/// what cannot be done is a status, a counter or a line in the log.
+/// The agent. See [`Machine`] for how to run it.
 #[derive(Debug)]
 pub struct Agent {
     ip: Ipv4Addr,
@@ -76,9 +73,15 @@ impl Agent {
             commands: VecDeque::new(),
         }
     }
+}
 
-    /// Takes note of what happened.
-    pub fn handle(&mut self, now: Now, event: Event) {
+impl Machine for Agent {
+    type Event = Event;
+    type Command = Command;
+
+    const TIMEOUT: Event = Event::Timeout;
+
+    fn handle(&mut self, now: Now, event: Event) {
         match event {
             Event::Timeout => {}
             Event::Detected(address) => self.detected(now, address),
@@ -102,17 +105,16 @@ impl Agent {
         self.do_what_is_due(now);
     }
 
-    /// What is to be done next, in order.
-    pub fn poll_command(&mut self) -> Option<Command> {
+    fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
     }
 
-    /// When to send [`Event::Timeout`], since `Now::elapsed` 0.
-    #[must_use]
-    pub fn next_timeout(&self) -> Option<Duration> {
+    fn next_timeout(&self) -> Option<Duration> {
         [self.registration.due(), self.overlays.next_due()].into_iter().flatten().min()
     }
+}
 
+impl Agent {
     fn detected(&mut self, now: Now, address: Option<SocketAddrV4>) {
         if !self.registration.detected(now, address, &mut self.random) {
             return;

@@ -10,7 +10,7 @@ use crate::store::{Loaded, StoreError, Version};
 /// Something that happened. The runtime makes them out of what its adapters report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The moment of [`super::Master::next_timeout`] has come.
+    /// The moment of [`next_timeout`](crate::machine::Machine::next_timeout) has come.
     Timeout,
     /// The answer to [`super::Command::Load`].
     Loaded(Result<Loaded, StoreError>),

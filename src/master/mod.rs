@@ -1,7 +1,7 @@
 //! The master: owns the address plan, gives every agent that registers its share of the overlays, and
 //! keeps what agents report of it.
 //!
-//! A pure machine: no IO, no clock. See [`Master`] for how to run it.
+//! A pure machine: no IO, no clock.
 
 mod command;
 mod event;
@@ -23,6 +23,7 @@ pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
 
 use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
+use crate::machine::Machine;
 use crate::protocol::{AgentOptions, Assignment, Message, Network, RequestId};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use registry::{Moment, Notice, Refusal, Registry};
@@ -41,11 +42,7 @@ pub struct Settings {
     pub reuse_after: Duration,
 }
 
-/// The master.
-///
-/// Whoever runs it calls [`Self::handle`] for every event, [`Self::poll_command`] until there is none,
-/// and sends [`Event::Timeout`] at [`Self::next_timeout`]; all from one thread at a time. It never fails:
-/// what cannot be done is a counter, a problem of its health or a line in the log.
+/// The master. See [`Machine`] for how to run it.
 ///
 /// Allocation happens in memory at once, and what it changes is put into the next commit; until that is
 /// durable the runtime holds back what was promised. So the order of messages is the order of
@@ -125,9 +122,15 @@ impl Master {
             commands: VecDeque::from([Command::Load]),
         }
     }
+}
 
-    /// Takes note of what happened.
-    pub fn handle(&mut self, now: Now, event: Event) {
+impl Machine for Master {
+    type Event = Event;
+    type Command = Command;
+
+    const TIMEOUT: Event = Event::Timeout;
+
+    fn handle(&mut self, now: Now, event: Event) {
         match event {
             Event::Timeout => self.retry_store(now),
             Event::Loaded(Ok(loaded)) => self.loaded(now, loaded),
@@ -145,20 +148,19 @@ impl Master {
         self.commit_what_waits();
     }
 
-    /// What is to be done next, in order.
-    pub fn poll_command(&mut self) -> Option<Command> {
+    fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
     }
 
-    /// When to send [`Event::Timeout`], since `Now::elapsed` 0.
-    #[must_use]
-    pub const fn next_timeout(&self) -> Option<Duration> {
+    fn next_timeout(&self) -> Option<Duration> {
         match &self.phase {
             Phase::Recovering(Recovering { failure: Some((_, due)), .. }) => Some(*due),
             Phase::Recovering(_) | Phase::Leading(_) => None,
         }
     }
+}
 
+impl Master {
     fn loaded(&mut self, now: Now, loaded: Loaded) {
         let Phase::Recovering(recovering) = &mut self.phase else {
             log::error!("ignored a state that nobody asked for");

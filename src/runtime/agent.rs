@@ -11,12 +11,11 @@ use tokio::task::JoinSet;
 
 use super::inbox::{Inbox, Inputs, Stopped};
 use super::running::Running;
-use super::{Executor, Machine};
+use super::{Executor, Hosted};
 use crate::addr::Upid;
 use crate::agent::{
     Agent, CniNetwork, Command, ContainerNetwork, DockerNetwork, Event, Reply, Request, Settings,
 };
-use crate::clock::Now;
 use crate::cni::{self, CniDirectory};
 use crate::detector::FixedMaster;
 use crate::docker::{self, Docker};
@@ -31,29 +30,11 @@ const RESOLVE_RETRY: Duration = Duration::from_secs(5);
 /// have the resolver asked at every attempt.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
-impl Machine for Agent {
-    type Event = Event;
-    type Command = Command;
+impl Hosted for Agent {
     type Question = Request;
     type Reply = Reply;
 
     const PROCESS: &'static str = Upid::AGENT;
-
-    fn handle(&mut self, now: Now, event: Event) {
-        self.handle(now, event);
-    }
-
-    fn poll_command(&mut self) -> Option<Command> {
-        self.poll_command()
-    }
-
-    fn next_timeout(&self) -> Option<Duration> {
-        self.next_timeout()
-    }
-
-    fn timeout() -> Event {
-        Event::Timeout
-    }
 
     fn message(from: Upid, message: Message) -> Event {
         Event::Message { from, message }

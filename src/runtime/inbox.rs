@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{INBOX_SIZE, Machine};
+use super::{Hosted, INBOX_SIZE};
 use crate::http::{Request, Response, error};
 use crate::protocol::RequestId;
 use crate::transport::{Handler, Incoming, Refusal};
 use crate::wire;
 
 /// What comes into a machine.
-pub(super) enum Input<M: Machine> {
+pub(super) enum Input<M: Hosted> {
     /// Something happened.
     Event(M::Event),
     /// Somebody asks, and waits for the reply.
@@ -27,18 +27,18 @@ pub(super) enum Input<M: Machine> {
 pub struct Stopped;
 
 /// The sending end. Clones lead to the same machine.
-pub(super) struct Inbox<M: Machine> {
+pub(super) struct Inbox<M: Hosted> {
     sender: mpsc::Sender<Input<M>>,
     refused: Arc<AtomicU64>,
 }
 
-impl<M: Machine> Clone for Inbox<M> {
+impl<M: Hosted> Clone for Inbox<M> {
     fn clone(&self) -> Self {
         Self { sender: self.sender.clone(), refused: Arc::clone(&self.refused) }
     }
 }
 
-impl<M: Machine> Inbox<M> {
+impl<M: Hosted> Inbox<M> {
     pub(super) fn new() -> (Self, mpsc::Receiver<Input<M>>) {
         let (sender, receiver) = mpsc::channel(INBOX_SIZE);
         (Self { sender, refused: Arc::default() }, receiver)
@@ -61,7 +61,7 @@ impl<M: Machine> Inbox<M> {
     }
 }
 
-impl<M: Machine> Handler for Inbox<M> {
+impl<M: Hosted> Handler for Inbox<M> {
     fn has_process(&self, id: &str) -> bool {
         id == M::PROCESS
     }
@@ -109,12 +109,12 @@ impl<M: Machine> Handler for Inbox<M> {
 }
 
 /// The receiving end's book of who waits for a reply.
-pub(super) struct Inputs<M: Machine> {
+pub(super) struct Inputs<M: Hosted> {
     waiting: HashMap<RequestId, oneshot::Sender<M::Reply>>,
     last_id: u64,
 }
 
-impl<M: Machine> Inputs<M> {
+impl<M: Hosted> Inputs<M> {
     pub(super) fn new() -> Self {
         Self { waiting: HashMap::new(), last_id: 0 }
     }

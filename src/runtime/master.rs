@@ -4,15 +4,13 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::held::Held;
 use super::inbox::{Inbox, Inputs, Stopped};
 use super::running::Running;
 use super::store_thread::{Job, StoreThread};
-use super::{Executor, Machine};
+use super::{Executor, Hosted};
 use crate::addr::Upid;
-use crate::clock::Now;
 use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
 use crate::master::{Command, Event, Master, Reply, Request, Settings};
 use crate::protocol::{Message, RequestId};
@@ -21,29 +19,11 @@ use crate::transport::libprocess::{Client, Server, ServerOptions};
 use crate::wire;
 use bytes::Bytes;
 
-impl Machine for Master {
-    type Event = Event;
-    type Command = Command;
+impl Hosted for Master {
     type Question = Request;
     type Reply = Reply;
 
     const PROCESS: &'static str = Upid::MASTER;
-
-    fn handle(&mut self, now: Now, event: Event) {
-        self.handle(now, event);
-    }
-
-    fn poll_command(&mut self) -> Option<Command> {
-        self.poll_command()
-    }
-
-    fn next_timeout(&self) -> Option<Duration> {
-        self.next_timeout()
-    }
-
-    fn timeout() -> Event {
-        Event::Timeout
-    }
 
     fn message(from: Upid, message: Message) -> Event {
         Event::Message { from, message }

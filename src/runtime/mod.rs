@@ -16,7 +16,7 @@ mod master;
 mod running;
 mod store_thread;
 
-use std::fmt::Display;
+use std::net::SocketAddrV4;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
@@ -29,30 +29,23 @@ pub use master::{MasterHost, MasterOptions};
 use crate::addr::Upid;
 use crate::clock::Now;
 use crate::http::{Format, Request, Response};
+use crate::machine::Machine;
 use crate::protocol::{Message, RequestId};
 use inbox::{Input, Inputs};
-use std::net::SocketAddrV4;
 
 /// Events that wait for a machine. When there are more, the connections that bring them wait.
 const INBOX_SIZE: usize = 4096;
 /// Events that are taken at a time.
 const BATCH_SIZE: usize = 128;
 
-/// What the two machines have in common, as far as running them goes.
-trait Machine: Send + 'static {
-    type Event: Display + Send;
-    type Command: Display + Send;
+/// What a machine needs to be reached from outside.
+trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
     type Question: Send;
     type Reply: Send + 'static;
 
     /// The id of its libprocess process.
     const PROCESS: &'static str;
 
-    fn handle(&mut self, now: Now, event: Self::Event);
-    fn poll_command(&mut self) -> Option<Self::Command>;
-    fn next_timeout(&self) -> Option<Duration>;
-
-    fn timeout() -> Self::Event;
     fn message(from: Upid, message: Message) -> Self::Event;
     fn malformed(from: Upid, name: String, reason: String) -> Self::Event;
     fn exited(address: SocketAddrV4) -> Option<Self::Event>;
@@ -63,7 +56,7 @@ trait Machine: Send + 'static {
 }
 
 /// Does what a machine wants done.
-trait Executor<M: Machine>: Send {
+trait Executor<M: Hosted>: Send {
     /// Sees an event before the machine does.
     fn before(&mut self, event: &M::Event);
 
@@ -75,7 +68,7 @@ trait Executor<M: Machine>: Send {
 }
 
 /// The loop: until nobody can send an event any more, or the task is aborted.
-async fn drive<M: Machine>(
+async fn drive<M: Hosted>(
     mut machine: M,
     mut executor: impl Executor<M>,
     mut receiver: mpsc::Receiver<Input<M>>,
@@ -92,7 +85,7 @@ async fn drive<M: Machine>(
         tokio::select! {
             biased;
             () = clock.sleep_until(machine.next_timeout()) => {
-                machine.handle(clock.now(), M::timeout());
+                machine.handle(clock.now(), M::TIMEOUT);
             }
             count = receiver.recv_many(&mut batch, BATCH_SIZE) => {
                 if count == 0 {

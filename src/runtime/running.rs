@@ -6,17 +6,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::inbox::{Inbox, Input, Stopped};
-use super::{Executor, Machine, drive};
+use super::{Executor, Hosted, drive};
 use crate::transport::libprocess::{Server, ServerOptions};
 
 /// The two tasks of a machine. Dropped, they end.
-pub(super) struct Running<M: Machine> {
+pub(super) struct Running<M: Hosted> {
     inbox: Inbox<M>,
     machine: JoinHandle<()>,
     server: JoinHandle<()>,
 }
 
-impl<M: Machine> Running<M> {
+impl<M: Hosted> Running<M> {
     pub(super) fn start(
         machine: M,
         executor: impl Executor<M> + 'static,
@@ -58,7 +58,7 @@ impl<M: Machine> Running<M> {
     }
 }
 
-impl<M: Machine> Drop for Running<M> {
+impl<M: Hosted> Drop for Running<M> {
     fn drop(&mut self) {
         self.abort();
     }
