@@ -27,7 +27,8 @@ pub(super) struct AgentCommand {
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The master to register with
-    #[arg(long, env = "MESOS_OVERLAY_MASTER", value_name = "IP:PORT")]
+    // It may hold a password, which the help is not to show.
+    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
     master: Option<String>,
     /// Where to write CNI configurations: the Mesos agent's --network_cni_config_dir
     #[arg(

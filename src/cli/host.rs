@@ -1,7 +1,8 @@
-//! What the two long-running subcommands share: the configuration file, addresses, signals, limits.
+//! What subcommands share: the configuration file, and for the two long-running ones addresses, signals
+//! and limits.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 
@@ -91,7 +92,7 @@ pub(super) fn read_config<T>(
     path: &Path,
     parse: impl Fn(&str, &str) -> Result<(T, Vec<Problem>), Problems>,
 ) -> Result<T, Failure> {
-    let file = path.display().to_string();
+    let file = name_of(path);
     let text = read_text(path)?;
     match parse(&file, &text) {
         Ok((config, warnings)) => {
@@ -101,21 +102,54 @@ pub(super) fn read_config<T>(
             Ok(config)
         }
         Err(problems) => {
-            let count = problems.as_slice().len();
             let _ = writeln!(io::stderr(), "{problems}");
-            let noun = if count == 1 { "problem" } else { "problems" };
-            Err(Failure::new(format!("{file}: {count} {noun}: mend them and try again")))
+            Err(refused(&file, &problems))
         }
     }
 }
 
-/// Reads a text file of limited size.
+/// Why a configuration with these problems is not used.
+pub(super) fn refused(file: &str, problems: &Problems) -> Failure {
+    let count = counted(problems.as_slice().len() as u128, "problem");
+    let them = if problems.as_slice().len() == 1 { "it" } else { "them" };
+    Failure::new(format!("{file}: {count}: mend {them} and try again"))
+}
+
+/// What the file at `path` is called in messages.
+pub(super) fn name_of(path: &Path) -> String {
+    if is_stdin(path) { "stdin".to_owned() } else { path.display().to_string() }
+}
+
+/// Reads a text file of limited size; `-` is stdin.
 pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
-    let failure = |error: &io::Error| Failure::new(format!("read {}: {error}", path.display()));
-    let mut text = String::new();
-    let file = File::open(path).map_err(|error| failure(&error))?;
-    file.take(FILE_MAX).read_to_string(&mut text).map_err(|error| failure(&error))?;
-    Ok(text)
+    let read = |source: &mut dyn Read| {
+        let mut text = String::new();
+        source.take(FILE_MAX).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = if is_stdin(path) {
+        read(&mut io::stdin().lock())
+    } else {
+        File::open(path).and_then(|mut file| read(&mut file))
+    };
+    text.map_err(|error: io::Error| {
+        let reason = match error.kind() {
+            ErrorKind::InvalidData => "it is no text in UTF-8: save it as such".to_owned(),
+            ErrorKind::NotFound => format!("{error}: check the path"),
+            _ => error.to_string(),
+        };
+        Failure::new(format!("read {}: {reason}", name_of(path)))
+    })
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// `1 agent`, `2 agents`.
+pub(super) fn counted(count: impl Into<u128>, noun: &str) -> String {
+    let count = count.into();
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Lets the program have as many descriptors as it may: one for each agent and some more.

@@ -4,9 +4,16 @@
 //! an environment variable beside it. Results go to stdout, the log and errors to stderr.
 
 mod agent;
+mod check;
 mod demo;
+mod forget;
 mod host;
+mod http_client;
 mod master;
+mod output;
+mod plan;
+mod room;
+mod state;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -45,6 +52,14 @@ enum Command {
     Agent(agent::AgentCommand),
     /// See it work: a master and some agents on this machine, and nothing left of them
     Demo(demo::DemoCommand),
+    /// Show every problem of a configuration file
+    Check(check::CheckCommand),
+    /// Show who would get what, and what runs out first
+    Plan(plan::PlanCommand),
+    /// Show what the agents of a running master have, and how they are
+    State(state::StateCommand),
+    /// Free the addresses of agents that are gone
+    Forget(forget::ForgetCommand),
 }
 
 /// Runs the program with these arguments, the first being its name.
@@ -59,7 +74,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let default = match cli.command {
         Command::Master(_) | Command::Agent(_) => log::LevelFilter::Info,
-        Command::Demo(_) => log::LevelFilter::Off,
+        _ => log::LevelFilter::Off,
     };
     let level = cli.log.unwrap_or(default);
     env_logger::Builder::new().filter_level(level).format_target(false).init();
@@ -67,23 +82,35 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Master(command) => command.run(),
         Command::Agent(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Check(command) => command.run(),
+        Command::Plan(command) => command.run(),
+        Command::State(command) => command.run(),
+        Command::Forget(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "mesos-overlay: {failure}");
-            ExitCode::FAILURE
+            ExitCode::from(if failure.is_usage { 2 } else { 1 })
         }
     }
 }
 
 /// Why a subcommand failed, in one line: what, on which object, why, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Failure(String);
+#[error("{message}")]
+struct Failure {
+    message: String,
+    is_usage: bool,
+}
 
 impl Failure {
     fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { message: message.into(), is_usage: false }
+    }
+
+    /// Arguments that contradict each other in a way that clap cannot tell.
+    fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_usage: true }
     }
 }

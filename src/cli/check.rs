@@ -1,0 +1,185 @@
+//! `mesos-overlay check`.
+//!
+//! Problems go to stdout, since they are what was asked for; that there were any is the failure, on stderr.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Failure;
+use super::host::{counted, name_of, read_text, refused};
+use super::output::{Form, Output};
+use super::room::describe;
+use crate::config::{Config, Problem, parse};
+
+/// How much of a line is shown around a problem, in characters: a file may be one endless line.
+const EXCERPT: usize = 100;
+/// Most of it that stands before the problem.
+const EXCERPT_BEFORE: usize = 90;
+
+/// Show every problem of a configuration file.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mesos-overlay check network.json
+  mesos-overlay check agent.json --json
+  ssh master cat /etc/mesos/network.json | mesos-overlay check -
+
+Takes a network file, a master_config or an agent_config, whichever its keys make it. A warning is about
+what is legal but unwise. Exit code 0 without problems, 1 with problems.")]
+pub(super) struct CheckCommand {
+    /// The file, or - for stdin
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// With `--json`.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    file: &'a str,
+    ok: bool,
+    /// What the file configures, if it is ok.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<String>,
+    problems: &'a [Problem],
+    warnings: &'a [Problem],
+}
+
+impl CheckCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let name = name_of(&self.file);
+        let text = read_text(&self.file)?;
+        let parsed = parse(&name, &text);
+        let mut output = Output::new();
+        let (summary, problems, warnings) = match &parsed {
+            Ok((config, warnings)) => (Some(summary(config)), [].as_slice(), warnings.as_slice()),
+            Err(problems) => (None, problems.as_slice(), [].as_slice()),
+        };
+        if self.form.json {
+            let ok = summary.is_some();
+            output.json(&Report { file: &name, ok, summary, problems, warnings })?;
+        } else {
+            show(&mut output, &text, "", problems)?;
+            show(&mut output, &text, "warning: ", warnings)?;
+            if let Some(summary) = summary {
+                let count = match warnings.len() {
+                    0 => String::new(),
+                    number => format!("; {}", counted(number as u128, "warning")),
+                };
+                output.line(format_args!("{name}: ok: {summary}{count}"))?;
+            }
+        }
+        output.finish()?;
+        match &parsed {
+            Ok(_) => Ok(()),
+            Err(problems) => Err(refused(&name, problems)),
+        }
+    }
+}
+
+fn summary(config: &Config) -> String {
+    match config {
+        Config::Master(config) => describe(&config.network),
+        Config::Agent(config) => {
+            let options = &config.options;
+            let networks = match (options.mesos_bridge, options.docker_bridge) {
+                _ if !options.allocate_subnet => "no container networks",
+                (true, true) => "container networks for Mesos and Docker",
+                (true, false) => "container networks for Mesos",
+                (false, true) => "container networks for Docker",
+                (false, false) => "no container networks",
+            };
+            format!("an agent with {networks}")
+        }
+    }
+}
+
+/// Writes the problems, and under those of one place the line that they are about.
+fn show(output: &mut Output, text: &str, mark: &str, problems: &[Problem]) -> Result<(), Failure> {
+    let mut lines = text.lines().enumerate();
+    let mut current = None;
+    let mut problems = problems.iter().peekable();
+    while let Some(problem) = problems.next() {
+        output.line(Marked { mark, problem })?;
+        let place = (problem.line, problem.column);
+        if problems.peek().is_some_and(|next| (next.line, next.column) == place) {
+            continue;
+        }
+        // Problems come in the order of their lines, so one walk finds them all.
+        while current.is_none_or(|(index, _)| index + 1 < problem.line) {
+            let Some(line) = lines.next() else { break };
+            current = Some(line);
+        }
+        let line = current.filter(|(index, _)| index + 1 == problem.line);
+        if let Some((_, line)) = line.filter(|(_, line)| !line.trim().is_empty()) {
+            output.line(excerpt(line, place))?;
+        }
+    }
+    Ok(())
+}
+
+/// A problem with the mark of a warning where compilers have it: behind the place.
+struct Marked<'a> {
+    mark: &'a str,
+    problem: &'a Problem,
+}
+
+impl std::fmt::Display for Marked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Problem { file, line, column, key, message } = self.problem;
+        write!(f, "{file}:{line}:{column}: {}", self.mark)?;
+        if !key.is_empty() {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(message)
+    }
+}
+
+/// The line around the column, harmless to a terminal, with a caret under the column.
+fn excerpt(line: &str, (number, column): (usize, usize)) -> String {
+    let caret = column.saturating_sub(1);
+    let start = (caret + 1).saturating_sub(EXCERPT_BEFORE);
+    // One for one, so that the caret stays under its character.
+    let plain = |letter: char| match letter {
+        '"' | '\'' | '\\' => letter,
+        _ if letter.escape_debug().len() > 1 => ' ',
+        _ => letter,
+    };
+    let mut excerpt: String = line.chars().skip(start).take(EXCERPT).map(plain).collect();
+    if start > 0 {
+        excerpt.insert(0, '…');
+    }
+    if line.chars().nth(start + EXCERPT).is_some() {
+        excerpt.push('…');
+    }
+    let indent = caret - start + usize::from(start > 0);
+    let margin = number.to_string();
+    let mut shown = format!("  {margin} | {}\n", excerpt.trim_end());
+    write!(shown, "  {:width$} | {:indent$}^", "", "", width = margin.len())
+        .expect("a String takes all text");
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caret_stands_under_the_problem() {
+        assert_eq!(excerpt("{ \"a\":\t1 }", (12, 8)), "  12 | { \"a\": 1 }\n     |        ^");
+    }
+
+    #[test]
+    fn of_an_endless_line_the_part_around_the_problem_is_shown() {
+        let line = format!("{}X{}", "a".repeat(1000), "b".repeat(1000));
+        let shown = excerpt(&line, (1, 1001));
+        let (text, caret) = shown.split_once('\n').unwrap();
+        let column = caret.chars().position(|letter| letter == '^').unwrap();
+        assert_eq!(text.chars().nth(column), Some('X'));
+        assert_eq!(text.chars().count(), "  1 | ".len() + EXCERPT + 2);
+    }
+}

@@ -1,0 +1,246 @@
+//! Questions to a running master over HTTP: ours, or one with the C++ modules.
+
+use std::fmt;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Failure;
+use super::output::harmless;
+use crate::detector::FixedMaster;
+use crate::protocol::State;
+use crate::wire;
+
+const STATE: &str = "/overlay-master/state";
+const HEALTH: &str = "/overlay-master/health";
+const DELETE: &str = "/overlay-master/agents/delete";
+
+/// A master in reach answers at once; what takes longer is a firewall.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A master with its state on a slow disk takes a second; what takes this long hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The state of a hundred thousand agents. More is no answer but an attack.
+const BODY_MAX: usize = 256 * 1024 * 1024;
+/// How much of an error's text is repeated: a proxy may answer with a page.
+const REASON_MAX: usize = 200;
+
+/// Which master.
+#[derive(Debug, Args)]
+pub(super) struct MasterAddress {
+    /// The running master
+    // Agents have the same variable, and there it may hold a password: nothing repeats it, clap neither.
+    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
+    master: String,
+}
+
+impl MasterAddress {
+    pub(super) fn client(&self) -> Result<MasterClient, Failure> {
+        let master = self.master.parse();
+        master.map(MasterClient).map_err(|error| Failure::usage(format!("--master: {error}")))
+    }
+}
+
+/// Asks one master.
+#[derive(Debug)]
+pub(super) struct MasterClient(FixedMaster);
+
+impl fmt::Display for MasterClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a master says of itself, as far as it is shown.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Health {
+    pub(super) status: String,
+    pub(super) problems: Vec<String>,
+    pub(super) epoch: u64,
+    pub(super) version: u64,
+}
+
+impl Health {
+    /// Why the agent is not served although the master has a record of it: it is not in the state then.
+    pub(super) fn set_aside(&self, ip: Ipv4Addr) -> Option<&str> {
+        let beginning = format!("agent {ip} is not served: ");
+        self.problems.iter().find_map(|problem| problem.strip_prefix(&beginning))
+    }
+}
+
+/// Runs the questions of a subcommand; one thread is enough for them.
+pub(super) fn block_on<T>(
+    questions: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("start the runtime: {error}")))?
+        .block_on(questions)
+}
+
+impl MasterClient {
+    /// The state, as the master wrote it.
+    pub(super) async fn state(&self) -> Result<Bytes, Failure> {
+        let (status, body) = self.ask(Method::GET, STATE, Bytes::new()).await?;
+        self.insist_on_success(STATE, status, &body)?;
+        Ok(body)
+    }
+
+    /// The health; `None` if the master has none to show, as those with the C++ modules.
+    pub(super) async fn health(&self) -> Result<Option<Health>, Failure> {
+        let (status, body) = self.ask(Method::GET, HEALTH, Bytes::new()).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        // One that is not well says so with 503, in the same form.
+        let health = serde_json::from_slice(&body);
+        if health.is_err() {
+            self.insist_on_success(HEALTH, status, &body)?;
+        }
+        health.map(Some).map_err(|error| self.unexpected(HEALTH, &error))
+    }
+
+    /// Deletes agents; the state without them, as the master wrote it.
+    pub(super) async fn delete(&self, agents: &[Ipv4Addr]) -> Result<Bytes, Failure> {
+        let body = serde_json::json!({ "agents": agents }).to_string();
+        let (status, body) = self.ask(Method::POST, DELETE, body.into()).await?;
+        self.insist_on_success(DELETE, status, &body)?;
+        Ok(body)
+    }
+
+    /// What is in a state that this master wrote.
+    pub(super) fn read_state(&self, body: &[u8]) -> Result<State, Failure> {
+        let parsed = wire::parse_json(body).map_err(|error| self.unexpected(STATE, &error))?;
+        wire::decode_state(&parsed).map_err(|error| self.unexpected(STATE, &error))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let address = self.0.resolve().await.map_err(Failure::new)?;
+        let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let stream = match connecting {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                let remedy = "is the master running there? --master names its address";
+                return Err(self.failure(format_args!("connect: {error}: {remedy}")));
+            }
+            Err(_) => {
+                let seconds = CONNECT_TIMEOUT.as_secs();
+                let remedy = "check the address and the firewalls in between";
+                return Err(
+                    self.failure(format_args!("connect: no answer in {seconds} s: {remedy}"))
+                );
+            }
+        };
+        match timeout(ANSWER_TIMEOUT, exchange(stream, address, method, path, body)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(reason)) => Err(self.failure(format_args!(
+                "{path}: no whole answer in HTTP: {reason}: is this the address of a master?"
+            ))),
+            Err(_) => {
+                let seconds = ANSWER_TIMEOUT.as_secs();
+                Err(self.failure(format_args!("{path}: no whole answer in {seconds} s: ask again")))
+            }
+        }
+    }
+
+    fn insist_on_success(
+        &self,
+        path: &str,
+        status: StatusCode,
+        body: &[u8],
+    ) -> Result<(), Failure> {
+        let text = String::from_utf8_lossy(body);
+        let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let reason: String = harmless(line).chars().take(REASON_MAX).collect();
+        let separator = if reason.is_empty() { "" } else { ": " };
+        let said = format!("{path}: {status}{separator}{reason}");
+        let remedy = match status {
+            StatusCode::OK => return Ok(()),
+            StatusCode::NOT_FOUND => "this is no overlay master: --master names its address",
+            StatusCode::SERVICE_UNAVAILABLE => {
+                "it is not ready: ask again, and see its log if that lasts"
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                "it wants to know who asks: ask with curl and its credentials"
+            }
+            _ => "see its log",
+        };
+        Err(self.failure(format_args!("{said}: {remedy}")))
+    }
+
+    fn unexpected(&self, path: &str, error: &dyn fmt::Display) -> Failure {
+        let error = harmless(&error.to_string());
+        self.failure(format_args!(
+            "{path}: not what a master answers: {error}: is this the address of a master?"
+        ))
+    }
+
+    fn failure(&self, reason: fmt::Arguments<'_>) -> Failure {
+        Failure::new(format!("master {self}: {reason}"))
+    }
+}
+
+/// One request and its answer over a fresh connection.
+async fn exchange(
+    stream: TcpStream,
+    address: SocketAddrV4,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), String> {
+    let sentence = |error: hyper::Error| with_sources(&error);
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(sentence)?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, address.to_string())
+        .header(ACCEPT, "application/json")
+        .header(CONTENT_TYPE, "application/json")
+        .header(CONNECTION, "close")
+        .body(Full::new(body))
+        .map_err(|error| error.to_string())?;
+    let answering = async {
+        let response = sender.send_request(request).await.map_err(sentence)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+        Ok((status, body.map_err(|error| with_sources(error.as_ref()))?.to_bytes()))
+    };
+    // The connection is what moves the bytes; that it ended is told by the answer.
+    let moving = async {
+        let _ = connection.await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        answer = answering => answer,
+        never = moving => never,
+    }
+}
+
+/// The error and what caused it: hyper says in the first only what it did.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
