@@ -1,0 +1,180 @@
+//! `check`: its output, its exit codes, and what it cannot read.
+
+use crate::support::Place;
+
+#[test]
+fn a_good_file_is_one_line() {
+    let place = Place::with_network();
+    assert_eq!(
+        place.run("check network.json").success(),
+        "network.json: ok: a network of 2 overlays, room for 128 agents\n"
+    );
+}
+
+#[test]
+fn every_problem_is_shown_with_its_line() {
+    let place = Place::new();
+    place.write(
+        "network.json",
+        r#"{ "vtep_subnet": "44.128.0.1/16",
+  "vtep_mac_oui": "71:B3:D5:00:00:00",
+  "overlays": [ { "nam": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 } ] }
+"#,
+    );
+    assert_eq!(
+        place.run("check network.json").transcript(),
+        r#"network.json:1:18: vtep_subnet: '44.128.0.1/16' has host bits set: write 44.128.0.0/16
+  1 | { "vtep_subnet": "44.128.0.1/16",
+    |                  ^
+network.json:2:19: vtep_mac_oui: '71:B3:D5:00:00:00' is a multicast address: the first byte must be even, as in 70:B3:D5:00:00:00
+  2 |   "vtep_mac_oui": "71:B3:D5:00:00:00",
+    |                   ^
+network.json:3:17: overlays[0].name: is missing: write the name of the network, such as "vxlan-1"
+  3 |   "overlays": [ { "nam": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 } ] }
+    |                 ^
+network.json:3:19: overlays[0].nam: is no key: did you mean 'name'?
+  3 |   "overlays": [ { "nam": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 } ] }
+    |                   ^
+mesos-overlay: network.json: 4 problems: mend them and try again
+exit code 1
+"#
+    );
+}
+
+#[test]
+fn a_line_with_several_problems_in_one_place_is_shown_once() {
+    let place = Place::new();
+    place.write("network.json", "{}\n");
+    assert_eq!(
+        place.run("check network.json").transcript(),
+        r#"network.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16"
+network.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00"
+network.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
+  1 | {}
+    | ^
+mesos-overlay: network.json: 3 problems: mend them and try again
+exit code 1
+"#
+    );
+}
+
+#[test]
+fn a_warning_is_marked_and_no_failure() {
+    let place = Place::new();
+    place.write(
+        "network.json",
+        r#"{ "vtep_subnet": "45.128.0.0/16",
+  "vtep_mac_oui": "70:B3:D5:00:00:00",
+  "overlays": [ { "name": "a", "subnet": "10.0.0.0/16", "prefix": 24 },
+                { "name": "b", "subnet": "10.1.0.0/16", "prefix": 24, "enabled": false } ] }
+"#,
+    );
+    assert_eq!(
+        place.run("check network.json").success(),
+        r#"network.json:1:18: warning: vtep_subnet: '45.128.0.0/16' is public space: hosts of its owner cannot be reached from here; write private space, as in 10.0.0.0/8
+  1 | { "vtep_subnet": "45.128.0.0/16",
+    |                  ^
+network.json: ok: a network of 2 overlays (1 disabled), room for 256 agents; 1 warning
+"#
+    );
+}
+
+#[test]
+fn an_agent_config_and_a_master_config_are_recognised() {
+    let place = Place::new();
+    let check = |text: &str| {
+        place.write("f", text);
+        place.run("check f").success()
+    };
+    let master = format!(r#"{{"network":{},"reuse_after":"5mins"}}"#, crate::support::NETWORK);
+    assert_eq!(check(&master), "f: ok: a network of 2 overlays, room for 128 agents\n");
+    assert_eq!(
+        check(r#"{"cni_dir":"/var/lib/mesos/cni","master":"10.0.0.1:5050"}"#),
+        "f: ok: an agent with container networks for Mesos and Docker\n"
+    );
+    let agent = r#"{"cni_dir":"/cni","network_config":{"docker_bridge":false}}"#;
+    assert_eq!(check(agent), "f: ok: an agent with container networks for Mesos\n");
+}
+
+#[test]
+fn json_has_the_documented_keys() {
+    let place = Place::with_network();
+    assert_eq!(
+        place.run("check network.json --json").json(),
+        serde_json::json!({
+            "file": "network.json",
+            "ok": true,
+            "summary": "a network of 2 overlays, room for 128 agents",
+            "problems": [],
+            "warnings": []
+        })
+    );
+    place.write("bad.json", "[]");
+    let outcome = place.run("check bad.json --json");
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&outcome.stdout).unwrap(),
+        serde_json::json!({
+            "file": "bad.json",
+            "ok": false,
+            "problems": [{
+                "file": "bad.json",
+                "line": 1,
+                "column": 1,
+                "key": "",
+                "message": "is a list: write an object in { }"
+            }],
+            "warnings": []
+        })
+    );
+    assert_eq!(outcome.failure(), "mesos-overlay: bad.json: 1 problem: mend it and try again\n");
+}
+
+#[test]
+fn the_environment_can_ask_for_json() {
+    let place = Place::with_network();
+    let with =
+        |value: &str| place.run_with("check network.json", &[("MESOS_OVERLAY_JSON", value)], "");
+    for value in ["1", "true", "yes"] {
+        assert_eq!(with(value).json()["ok"], true);
+    }
+    assert!(with("0").success().starts_with("network.json: ok"));
+    assert!(with("maybe").usage().starts_with("error: invalid value 'maybe' for '--json'"));
+}
+
+#[test]
+fn a_dash_is_stdin() {
+    let place = Place::new();
+    let checked = place.run_with("check -", &[], crate::support::NETWORK);
+    assert_eq!(checked.success(), "stdin: ok: a network of 2 overlays, room for 128 agents\n");
+    let checked = place.run_with("check -", &[], "[]");
+    assert!(checked.stdout.starts_with("stdin:1:1: is a list"), "{checked:?}");
+}
+
+#[test]
+fn what_cannot_be_read_is_told_in_one_line() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("directory")).unwrap();
+    place.write("latin-1.json", b"{ \"name\": \"\xe4\" }");
+    let read = |file: &str| place.run(&format!("check {file}")).failure();
+    assert_eq!(
+        read("none.json"),
+        "mesos-overlay: read none.json: No such file or directory (os error 2): check the path\n"
+    );
+    assert_eq!(read("directory"), "mesos-overlay: read directory: Is a directory (os error 21)\n");
+    assert_eq!(
+        read("latin-1.json"),
+        "mesos-overlay: read latin-1.json: it is no text in UTF-8: save it as such\n"
+    );
+}
+
+#[test]
+fn a_closed_pipe_changes_nothing_but_the_output() {
+    let place = Place::with_network();
+    let outcome = place.run_into_closed_pipe("check network.json");
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    place.write("bad.json", "[]");
+    assert_eq!(
+        place.run_into_closed_pipe("check bad.json").failure(),
+        "mesos-overlay: bad.json: 1 problem: mend it and try again\n"
+    );
+}

@@ -1,0 +1,80 @@
+//! What `--help` says, and what is said to a wrong usage.
+
+use crate::support::{Place, program};
+
+#[test]
+fn the_help_of_every_subcommand_is_as_agreed() {
+    for subcommand in ["master", "agent", "check", "plan", "state", "forget"] {
+        let help = Place::new().run(&format!("{subcommand} --help")).success();
+        insta::assert_snapshot!(format!("help_{subcommand}"), help);
+    }
+}
+
+#[test]
+fn the_help_names_every_subcommand() {
+    let help = Place::new().run("--help").success();
+    for subcommand in ["master", "agent", "check", "plan", "state", "forget"] {
+        assert!(help.contains(&format!("\n  {subcommand} ")), "{help}");
+    }
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage."), "{help}");
+}
+
+#[test]
+fn the_version_is_that_of_the_package() {
+    let version = Place::new().run("--version").success();
+    assert_eq!(version, format!("mesos-overlay {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(program().ends_with("mesos-overlay"));
+}
+
+#[test]
+fn a_wrong_usage_is_told_with_exit_code_2() {
+    let usage = |arguments: &str| {
+        let said = Place::new().run(arguments).usage();
+        said.lines().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(
+        usage("plan network.json"),
+        "error: the following required arguments were not provided:"
+    );
+    assert_eq!(
+        usage("plan network.json --agents 0"),
+        "error: invalid value '0' for '--agents <N>': 0 is not in 1..=16777216"
+    );
+    assert_eq!(usage("chekc network.json"), "error: unrecognized subcommand 'chekc'");
+    assert_eq!(
+        usage("state --master http://10.0.0.1"),
+        "mesos-overlay: --master: 'http://10.0.0.1' is no master: write IP:PORT or NAME:PORT, as in \
+         10.0.0.1:5050"
+    );
+    assert_eq!(
+        usage("forget 10.0.0.7 --master zk://user:password@10.0.0.1/mesos"),
+        "mesos-overlay: --master: zk:// is not supported yet: write the master's address as IP:PORT"
+    );
+    assert_eq!(
+        usage("forget --master 10.0.0.1 10.0.0"),
+        "error: invalid value '10.0.0' for '<IP>...': invalid IPv4 address syntax"
+    );
+    assert_eq!(
+        usage("forget --master 10.0.0.1 10.0.0.7 10.0.0.8 10.0.0.7"),
+        "mesos-overlay: forget: 10.0.0.7 is given twice: give it once"
+    );
+}
+
+#[test]
+fn there_is_no_colour_without_a_terminal() {
+    let place = Place::with_network();
+    for arguments in ["--help", "check network.json", "plan network.json --agents 1", "check none"]
+    {
+        let outcome = place.run(arguments);
+        assert!(!outcome.transcript().contains('\u{1b}'), "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_help_shows_no_password() {
+    let environment = [("MESOS_OVERLAY_MASTER", "zk://user:password@10.0.0.1/mesos")];
+    for subcommand in ["agent", "state", "forget"] {
+        let help = Place::new().run_with(&format!("{subcommand} --help"), &environment, "");
+        assert!(!help.success().contains("password"), "{subcommand}");
+    }
+}

@@ -1,0 +1,120 @@
+//! `master` and `agent` where they cannot start, or start with something to say.
+
+use std::net::TcpListener;
+
+use crate::support::{Master, Place, Running};
+
+#[test]
+fn a_second_master_on_the_same_state_is_refused() {
+    let place = Place::with_network();
+    let _master = Master::start(&place);
+    let arguments = "master --config network.json --listen 127.0.0.1:0 --work-dir work";
+    assert_eq!(
+        place.run(arguments).failure(),
+        "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, perhaps a \
+         second `mesos-overlay master` or a mesos-master with this module (`fuser \
+         work/overlay-master.redb` shows which): stop that one, or use another work directory\n"
+    );
+}
+
+#[test]
+fn an_address_that_is_taken_or_not_ours_is_refused() {
+    let place = Place::with_network();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = |address: &str| {
+        let arguments = "master --config network.json --store memory --log error --listen";
+        place.run(&format!("{arguments} {address}")).failure()
+    };
+    let address = taken.local_addr().unwrap().to_string();
+    assert_eq!(
+        listen(&address),
+        format!(
+            "mesos-overlay: listen on {address}: Address already in use (os error 98): is another \
+             one running? --listen chooses another address\n"
+        )
+    );
+    assert_eq!(
+        listen("192.0.2.1:0"),
+        "mesos-overlay: listen on 192.0.2.1:0: Cannot assign requested address (os error 99): is \
+         another one running? --listen chooses another address\n"
+    );
+}
+
+#[test]
+fn a_refused_configuration_is_told_with_every_problem() {
+    let place = Place::new();
+    place.write("bad.json", "{ \"cni_dir\": \"cni\",\n  \"portmapper\": 1 }");
+    assert_eq!(
+        place.run("agent --config bad.json --master 127.0.0.1:5050").transcript(),
+        "\
+bad.json:1:14: cni_dir: 'cni' is relative: write a path from /, such as \"/var/lib/mesos/cni\"
+bad.json:2:3: portmapper: is no key: did you mean 'port_mapper'?
+mesos-overlay: bad.json: 2 problems: mend them and try again
+exit code 1
+"
+    );
+    assert_eq!(place.run("master --config bad.json").transcript(), "\
+bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"
+bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"
+bad.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
+bad.json:1:3: cni_dir: is no key here: it belongs in agent_config, beside 'cni_dir'
+bad.json:2:3: portmapper: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, overlays
+mesos-overlay: bad.json: 5 problems: mend them and try again
+exit code 1
+");
+    assert_eq!(
+        place.run("master --config none.json").failure(),
+        "mesos-overlay: read none.json: No such file or directory (os error 2): check the path\n"
+    );
+}
+
+#[test]
+fn an_agent_without_a_master_is_refused() {
+    let place = Place::new();
+    assert_eq!(
+        place.run("agent --cni-dir cni").failure(),
+        "mesos-overlay: no master: give --master IP:PORT or the key 'master'\n"
+    );
+    assert_eq!(
+        place.run("agent --cni-dir cni --master zk://10.0.0.1:2181/mesos").failure(),
+        "mesos-overlay: master: zk:// is not supported yet: write the master's address \
+         as IP:PORT\n"
+    );
+}
+
+#[test]
+fn warnings_of_the_configuration_go_to_the_log() {
+    let place = Place::new();
+    place.write("network.json", crate::support::NETWORK.replace("44.128", "45.128"));
+    let arguments = "master --config network.json --store memory --listen 127.0.0.1:0";
+    let mut master = Running::start(&place, arguments);
+    assert_eq!(
+        master.expect("WARN ] "),
+        "network.json:1:18: vtep_subnet: '45.128.0.0/16' is public space: hosts of its owner cannot be \
+         reached from here; write private space, as in 10.0.0.0/8"
+    );
+    assert_eq!(
+        master.expect("WARN ] "),
+        "the state is kept in memory only: a restart forgets all allocations"
+    );
+}
+
+#[test]
+fn flags_of_the_long_running_have_twins_in_the_environment() {
+    let place = Place::with_network();
+    let environment = [
+        ("MESOS_OVERLAY_CONFIG", "network.json"),
+        ("MESOS_OVERLAY_LISTEN", "192.0.2.1:0"),
+        ("MESOS_OVERLAY_STORE", "memory"),
+        ("MESOS_OVERLAY_LOG", "off"),
+    ];
+    let said = place.run_with("master", &environment, "").failure();
+    assert!(said.starts_with("mesos-overlay: listen on 192.0.2.1:0: "), "{said}");
+    let environment = [
+        ("MESOS_OVERLAY_CNI_DIR", "cni"),
+        ("MESOS_OVERLAY_MASTER", "10.0.0.1:5050"),
+        ("MESOS_OVERLAY_LISTEN", "192.0.2.1:0"),
+    ];
+    let said = place.run_with("agent", &environment, "").failure();
+    assert!(said.starts_with("mesos-overlay: listen on 192.0.2.1:0: "), "{said}");
+}

@@ -1,0 +1,142 @@
+//! `state`: of a master with the C++ modules, as recorded, and of what is no master at all. A master of ours
+//! is asked in `cluster`.
+
+use crate::support::{FakeMaster, Place, http};
+
+const RECORDED: &str = include_str!("../golden/overlay-master-state.json");
+
+fn recorded() -> FakeMaster {
+    FakeMaster::with_state(http("200 OK", RECORDED))
+}
+
+#[test]
+fn a_master_with_the_cpp_modules_is_shown_as_far_as_it_tells() {
+    let master = recorded();
+    let shown = Place::new().run(&format!("state --master {}", master.address)).success();
+    assert_eq!(
+        shown.replace(&master.address, "MASTER"),
+        "\
+AGENT      VTEP IP        VTEP MAC           OVERLAY  SUBNET            MESOS HALF        DOCKER HALF          STATUS
+127.0.0.1  44.128.0.1/16  70:b3:d5:80:00:01  vxlan-1  192.168.0.0/24    192.168.0.0/25    192.168.0.128/25     ok
+           fd01:a::1/64
+127.0.0.1  44.128.0.1/16  70:b3:d5:80:00:01  vxlan-2  192.168.128.0/24  192.168.128.0/25  192.168.128.128/25   ok
+           fd01:a::1/64                               fd01:b::/80       fd01:b::/81       fd01:b::8000:0:0/81
+
+master MASTER: 1 agent: 1 ok, 0 failed, 0 unreported (it shows no health)
+"
+    );
+}
+
+#[test]
+fn overlays_without_an_order_are_sorted_by_name() {
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+    state["agents"][0]["overlays"].as_array_mut().unwrap().reverse();
+    let reversed = FakeMaster::with_state(http("200 OK", &state.to_string()));
+    let shown = |master: &FakeMaster| {
+        let shown = Place::new().run(&format!("state --master {}", master.address)).success();
+        shown.replace(&master.address, "MASTER")
+    };
+    assert_eq!(shown(&reversed), shown(&recorded()));
+}
+
+#[test]
+fn json_is_what_the_master_wrote() {
+    let place = Place::new();
+    let master = recorded();
+    let shown = place.run(&format!("state --master {} --json", master.address)).success();
+    assert_eq!(shown.trim_end(), RECORDED.trim_end());
+    let environment = [
+        ("MESOS_OVERLAY_MASTER", master.address.as_str()),
+        ("MESOS_OVERLAY_AGENT", "127.0.0.1"),
+        ("MESOS_OVERLAY_JSON", "true"),
+    ];
+    let agent = place.run_with("state", &environment, "").success();
+    assert!(RECORDED.contains(&format!("\"agents\":[{}]", agent.trim_end())), "{agent}");
+}
+
+#[test]
+fn an_unknown_agent_is_a_failure() {
+    let master = recorded();
+    for form in ["", "--json"] {
+        let arguments = format!("state --master {} --agent 10.0.0.9 {form}", master.address);
+        assert_eq!(
+            Place::new().run(&arguments).failure(),
+            format!(
+                "mesos-overlay: agent 10.0.0.9: master {} knows no such agent: without --agent it \
+                 shows those that it knows\n",
+                master.address
+            )
+        );
+    }
+}
+
+#[test]
+fn what_is_no_master_or_not_ready_is_told_in_one_line() {
+    let failure = |answer: String| {
+        let master = FakeMaster::with_state(answer);
+        let said = Place::new().run(&format!("state --master {}", master.address)).failure();
+        said.replace(&master.address, "MASTER")
+    };
+    assert_eq!(
+        failure(http("404 Not Found", "")),
+        "mesos-overlay: master MASTER: /overlay-master/state: 404 Not Found: this is no overlay \
+         master: --master names its address\n"
+    );
+    assert_eq!(
+        failure(http("503 Service Unavailable", "the state is being read\n")),
+        "mesos-overlay: master MASTER: /overlay-master/state: 503 Service Unavailable: the state is \
+         being read: it is not ready: ask again, and see its log if that lasts\n"
+    );
+    assert_eq!(
+        failure(http("401 Unauthorized", "")),
+        "mesos-overlay: master MASTER: /overlay-master/state: 401 Unauthorized: it wants to know who \
+         asks: ask with curl and its credentials\n"
+    );
+    assert_eq!(
+        failure(http("500 Internal Server Error", "\r\n\u{1b}[31mbroken\r\nmore")),
+        "mesos-overlay: master MASTER: /overlay-master/state: 500 Internal Server Error:  [31mbroken: \
+         see its log\n"
+    );
+    assert_eq!(
+        failure(http("200 OK", "<html>")),
+        "mesos-overlay: master MASTER: /overlay-master/state: not what a master answers: expected \
+         value at line 1 column 1: is this the address of a master?\n"
+    );
+    assert_eq!(
+        failure(http("200 OK", r#"{"agents":[]}"#)),
+        "mesos-overlay: master MASTER: /overlay-master/state: not what a master answers: network: is \
+         missing: is this the address of a master?\n"
+    );
+    assert_eq!(
+        failure("220 smtp.example ready\r\n".to_owned()),
+        "mesos-overlay: master MASTER: /overlay-master/state: no whole answer in HTTP: invalid HTTP \
+         version parsed: is this the address of a master?\n"
+    );
+    assert_eq!(
+        failure("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{".to_owned()),
+        "mesos-overlay: master MASTER: /overlay-master/state: no whole answer in HTTP: error reading a body from connection: end of file before \
+         message length reached: is this the address of a master?\n"
+    );
+}
+
+#[test]
+fn a_port_where_nobody_listens_is_told_in_one_line() {
+    // Bound and not listened on: refused, and nobody else gets it meanwhile.
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    drop(socket);
+    assert_eq!(
+        Place::new().run(&format!("state --master {address}")).failure(),
+        format!(
+            "mesos-overlay: master {address}: connect: Connection refused (os error 111): is the \
+             master running there? --master names its address\n"
+        )
+    );
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_told_in_one_line() {
+    let said = Place::new().run("state --master no-such-host.invalid:5050").failure();
+    let beginning = "mesos-overlay: resolve master 'no-such-host.invalid': ";
+    assert!(said.starts_with(beginning) && said.ends_with(": check the name and the resolver\n"));
+}
