@@ -5,7 +5,6 @@
 //! `docker`. Only the first agent uses Docker, since one engine is one host.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -14,16 +13,20 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::Failure;
 use super::host::{EndSignals, raise_descriptor_limit, runtime};
+use super::output::{Form, Output};
+use super::state::print_agents;
 use crate::addr::OverlayName;
 use crate::agent;
 use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, MasterConfig, parse_master};
 use crate::docker::Docker;
 use crate::master::{Reply, Request, Settings};
-use crate::protocol::{AgentOptions, Bridge, State, Status};
+use crate::protocol::{AgentOptions, State, Status};
 use crate::runtime::{AgentHost, MasterHost, MasterOptions};
 use crate::store::FileStore;
 use crate::transport::libprocess::{Server, ServerOptions};
@@ -55,9 +58,17 @@ pub(super) struct DemoCommand {
         value_parser = clap::value_parser!(u16).range(1..=250)
     )]
     agents: u16,
-    /// Print the result as JSON
-    #[arg(long, env = "MESOS_OVERLAY_JSON")]
-    json: bool,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// What the demo came to, for programs.
+#[derive(Serialize)]
+struct Shown<'a> {
+    /// As the master shows it.
+    state: Box<RawValue>,
+    /// The CNI configurations of each agent, by the names of their files.
+    cni: &'a CniFiles,
 }
 
 impl DemoCommand {
@@ -94,10 +105,16 @@ impl DemoCommand {
         cluster.stop().await;
         networks.remove_ours().await;
         let state = result?;
-        let text = if self.json { json(&state, &cni)? } else { report(&state, &cni) };
-        // Whoever closed the pipe has seen enough.
-        let _ = io::stdout().lock().write_all(text.as_bytes());
-        Ok(())
+        let mut output = Output::new();
+        if self.form.json {
+            let state = wire::print_json(&wire::encode_state(&state));
+            let state = RawValue::from_string(state)
+                .map_err(|error| Failure::new(format!("print the state: {error}")))?;
+            output.json(&Shown { state, cni: &cni })?;
+        } else {
+            report(&mut output, &state, &cni)?;
+        }
+        output.finish()
     }
 }
 
@@ -319,60 +336,18 @@ impl Progress {
 
 type CniFiles = BTreeMap<Ipv4Addr, BTreeMap<String, String>>;
 
-fn report(state: &State, cni: &CniFiles) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header([
-        "AGENT",
-        "VTEP IP",
-        "VTEP MAC",
-        "OVERLAY",
-        "SUBNET",
-        "MESOS HALF",
-        "DOCKER HALF",
-        "CNI FILE",
-        "STATUS",
-    ]);
-    let mut failures = String::new();
-    for agent in &state.agents {
-        for (index, overlay) in agent.overlays.iter().enumerate() {
-            let once = |text: String| if index == 0 { text } else { String::new() };
-            let half = |bridge: Option<&Bridge>| {
-                let subnet = bridge.and_then(|bridge| bridge.subnet);
-                subnet.map_or_else(|| "-".to_owned(), |subnet| subnet.to_string())
-            };
-            let file = format!("{}.conf", overlay.name());
-            let is_written = cni.get(&agent.ip).is_some_and(|files| files.contains_key(&file));
-            let status = match &overlay.status {
-                Some(Status::Failed(reason)) => {
-                    let _ = writeln!(failures, "{}, {}: {reason}", agent.ip, overlay.name());
-                    "failed".to_owned()
-                }
-                Some(status) => status.to_string(),
-                None => "unreported".to_owned(),
-            };
-            table.add_row([
-                once(agent.ip.to_string()),
-                once(overlay.vtep.ip.to_string()),
-                once(overlay.vtep.mac.to_string()),
-                overlay.name().to_string(),
-                overlay.subnet.map_or_else(|| "-".to_owned(), |subnet| subnet.to_string()),
-                half(overlay.mesos_bridge.as_ref()),
-                half(overlay.docker_bridge.as_ref()),
-                if is_written { file } else { "-".to_owned() },
-                status,
-            ]);
-        }
-    }
-    let mut text = format!("{}\n", table.trim_fmt());
-    if !failures.is_empty() {
-        let _ = write!(text, "\nWhat failed, as the agents reported it to the master:\n{failures}");
+fn report(output: &mut Output, state: &State, cni: &CniFiles) -> Result<(), Failure> {
+    print_agents(output, state, false)?;
+    output.line("")?;
+    for (ip, files) in cni {
+        let names: Vec<&str> = files.keys().map(String::as_str).collect();
+        output
+            .line(format_args!("agent {ip} wrote the CNI configurations {}", names.join(", ")))?;
     }
     if let Some((name, content)) = cni.values().flatten().next() {
-        let _ = write!(text, "\nThe CNI configuration {name} of the first agent:\n{content}\n");
+        output.line(format_args!("\n{name} of the first agent:\n{content}"))?;
     }
-    text.push_str(FOR_REAL);
-    text
+    output.line(FOR_REAL)
 }
 
 const FOR_REAL: &str = "
@@ -380,13 +355,4 @@ All of it is gone again. To run it for real:
   mesos-overlay master --config docs/network.json              on a master
   mesos-overlay agent --master 10.0.0.1:5050 \\
                       --cni-dir /var/lib/mesos/cni             on every agent
-  mesos-overlay state --master 10.0.0.1:5050                   to see who has what
-";
-
-fn json(state: &State, cni: &CniFiles) -> Result<String, Failure> {
-    let failure = |error: serde_json::Error| Failure::new(format!("print the result: {error}"));
-    let state: serde_json::Value =
-        serde_json::from_str(&wire::print_json(&wire::encode_state(state))).map_err(failure)?;
-    let result = serde_json::json!({ "state": state, "cni": cni });
-    Ok(format!("{result}\n"))
-}
+  mesos-overlay state --master 10.0.0.1:5050                   to see who has what";

@@ -95,26 +95,8 @@ impl StateCommand {
         }
         let mut output = Output::new();
         if !state.agents.is_empty() {
-            let header = [
-                "AGENT",
-                "VTEP IP",
-                "VTEP MAC",
-                "OVERLAY",
-                "SUBNET",
-                "MESOS HALF",
-                "DOCKER HALF",
-                "STATUS",
-            ];
-            let mut table = Table::with_sentences(&header);
-            for agent in &state.agents {
-                // The C++ modules have no order among overlays, ours has that of the configuration.
-                let mut overlays: Vec<&Assignment> = agent.overlays.iter().collect();
-                if health.is_none() {
-                    overlays.sort_by_key(|overlay| overlay.name());
-                }
-                add_agent(&mut table, &mut output, agent, &overlays)?;
-            }
-            table.finish(&mut output)?;
+            // The C++ modules have no order among overlays, ours has that of the configuration.
+            print_agents(&mut output, &state, health.is_none())?;
             output.line("")?;
         }
         output.line(summary)?;
@@ -174,6 +156,32 @@ impl Standing {
             Self::Ok
         }
     }
+}
+
+/// A table of who has what, and what became of it.
+pub(super) fn print_agents(
+    output: &mut Output,
+    state: &State,
+    is_sorted_by_name: bool,
+) -> Result<(), Failure> {
+    let mut table = Table::with_sentences(&[
+        "AGENT",
+        "VTEP IP",
+        "VTEP MAC",
+        "OVERLAY",
+        "SUBNET",
+        "MESOS HALF",
+        "DOCKER HALF",
+        "STATUS",
+    ]);
+    for agent in &state.agents {
+        let mut overlays: Vec<&Assignment> = agent.overlays.iter().collect();
+        if is_sorted_by_name {
+            overlays.sort_by_key(|overlay| overlay.name());
+        }
+        add_agent(&mut table, output, agent, &overlays)?;
+    }
+    table.finish(output)
 }
 
 fn add_agent(
