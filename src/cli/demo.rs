@@ -89,7 +89,7 @@ impl DemoCommand {
 
     async fn show(&self, config: MasterConfig, directory: &Path) -> Result<(), Failure> {
         let mut signals = EndSignals::watch()?;
-        let progress = Progress::start();
+        let progress = Progress::start(&self.form);
         let overlays: Vec<OverlayName> =
             config.network.overlays.iter().map(|overlay| overlay.name.clone()).collect();
         let docker =
@@ -303,13 +303,20 @@ impl DockerNetworks {
     }
 }
 
-/// What is going on, on stderr: a spinner on a terminal, plain lines elsewhere.
-struct Progress(Option<ProgressBar>);
+/// What is going on, on stderr: a spinner on a terminal, plain lines elsewhere, nothing for programs.
+enum Progress {
+    Spinner(ProgressBar),
+    Lines,
+    Silent,
+}
 
 impl Progress {
-    fn start() -> Self {
+    fn start(form: &Form) -> Self {
+        if form.json {
+            return Self::Silent;
+        }
         if !io::stderr().is_terminal() {
-            return Self(None);
+            return Self::Lines;
         }
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
@@ -317,18 +324,19 @@ impl Progress {
         }
         bar.enable_steady_tick(Duration::from_millis(100));
         bar.set_message("starting a master and its agents");
-        Self(Some(bar))
+        Self::Spinner(bar)
     }
 
     fn step(&self, line: &str) {
-        match &self.0 {
-            Some(bar) => bar.println(format!("  {line}")),
-            None => drop(writeln!(io::stderr(), "  {line}")),
+        match self {
+            Self::Spinner(bar) => bar.println(format!("  {line}")),
+            Self::Lines => drop(writeln!(io::stderr(), "  {line}")),
+            Self::Silent => {}
         }
     }
 
     fn end(&self) {
-        if let Some(bar) = &self.0 {
+        if let Self::Spinner(bar) = self {
             bar.finish_and_clear();
         }
     }

@@ -7,6 +7,7 @@
 
 mod check;
 mod cluster;
+mod demo;
 //mod documentation;
 mod forget;
 mod help;

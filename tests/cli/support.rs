@@ -143,7 +143,18 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(place: &Place, arguments: &str) -> Self {
-        let mut child = place.command(arguments).stdout(Stdio::null()).spawn().unwrap();
+        Self::start_with(place, arguments, &[])
+    }
+
+    /// The same with an environment.
+    pub(crate) fn start_with(
+        place: &Place,
+        arguments: &str,
+        environment: &[(&str, String)],
+    ) -> Self {
+        let mut command = place.command(arguments);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
         let read = move || stderr.lines().map_while(Result::ok).try_for_each(|it| sender.send(it));
