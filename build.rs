@@ -1,8 +1,9 @@
-//! Generates the Rust types of `src/wire/*.proto` and, from the same descriptors, what prost does not
-//! have: the check for missing required fields and the JSON that Mesos prints and parses.
+//! Generates the Rust types of `src/wire/*.proto` and, from the same descriptors, what prost does
+//! not have: the check for missing required fields and the JSON that Mesos prints and parses.
 //!
-//! prost decodes a missing `required` field silently as its default. So every field is made `optional`
-//! before prost sees it (the bytes on the wire are the same) and `missing_required` names what is absent.
+//! prost decodes a missing `required` field silently as its default. So every field is made
+//! `optional` before prost sees it (the bytes on the wire are the same) and `missing_required`
+//! names what is absent.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -13,8 +13,8 @@ pub struct Now {
 
 /// The rounds of an exponential backoff with jitter.
 ///
-/// Each wait is drawn from the upper half of the current bound, so that many who failed at one moment
-/// come back spread out, and none at once.
+/// Each wait is drawn from the upper half of the current bound, so that many who failed at one
+/// moment come back spread out, and none at once.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,

@@ -1,8 +1,10 @@
-//! The file store keeps what it promised: a master is killed while it commits, and runs out of disk.
+//! The file store keeps what it promised: a master is killed while it commits, and runs out of
+//! disk.
 //!
-//! The master is this test program itself, run again as a child that commits one batch after the other and
-//! prints the version of each as soon as the store has returned it. Batches show themselves if they are
-//! halved: the batch of version `n` writes `n` under every shared key, and one key of its own.
+//! The master is this test program itself, run again as a child that commits one batch after the
+//! other and prints the version of each as soon as the store has returned it. Batches show
+//! themselves if they are halved: the batch of version `n` writes `n` under every shared key, and
+//! one key of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
 
@@ -28,7 +30,8 @@ fn own_key(version: u64) -> Key {
     Key::Agent(Ipv4Addr::from(0x0a00_0000 + number))
 }
 
-/// The batch that makes `version`. Its length differs from the last one's, so that pages are split and merged.
+/// The batch that makes `version`. Its length differs from the last one's, so that pages are split
+/// and merged.
 fn batch(version: Version) -> Vec<Change> {
     let number = version.0.to_string();
     let bytes = number.repeat(1 + usize::try_from(version.0 % 50).unwrap()).into_bytes();
@@ -80,14 +83,15 @@ fn child() {
     }
 }
 
-/// Sends a line to the parent in one write, so that a kill leaves all of it or nothing; println! would be held
-/// back by the test runner.
+/// Sends a line to the parent in one write, so that a kill leaves all of it or nothing; println!
+/// would be held back by the test runner.
 fn tell(line: &str) {
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
-/// Runs the child in `dir`. With a limit, no file may grow beyond so many blocks of 512 bytes, and a write
-/// beyond it fails as on a full disk instead of killing the child, which is what the shell is for.
+/// Runs the child in `dir`. With a limit, no file may grow beyond so many blocks of 512 bytes, and
+/// a write beyond it fails as on a full disk instead of killing the child, which is what the shell
+/// is for.
 fn spawn(dir: &Path, limit: Option<u32>) -> Child {
     let program = std::env::current_exe().unwrap();
     let mut command = match limit {

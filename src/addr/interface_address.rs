@@ -1,4 +1,5 @@
-//! An address with the length of the subnet that it lives in, as an interface has it: `44.128.0.1/16`.
+//! An address with the length of the subnet that it lives in, as an interface has it:
+//! `44.128.0.1/16`.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! MAC addresses of VTEPs: the upper half is configured, the lower half follows from the VTEP's IPv4
-//! address, so that there is one thing less to store and an operator can compute it.
+//! MAC addresses of VTEPs: the upper half is configured, the lower half follows from the VTEP's
+//! IPv4 address, so that there is one thing less to store and an operator can compute it.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -10,8 +10,8 @@ use std::str::FromStr;
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// The MAC of the VTEP with address `ip`: the OUI, then the low 24 bits of `ip`. Unique as long as
-    /// all VTEPs lie in one /8.
+    /// The MAC of the VTEP with address `ip`: the OUI, then the low 24 bits of `ip`. Unique as long
+    /// as all VTEPs lie in one /8.
     #[must_use]
     pub const fn of_vtep(oui: Oui, ip: Ipv4Addr) -> Self {
         let [first, second, third] = oui.0;
@@ -64,8 +64,8 @@ impl FromStr for Mac {
     }
 }
 
-/// The upper 24 bits of the MAC of every VTEP, unicast. Configured as a whole MAC address whose lower
-/// half is zero.
+/// The upper 24 bits of the MAC of every VTEP, unicast. Configured as a whole MAC address whose
+/// lower half is zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Oui([u8; 3]);
 

@@ -1,5 +1,5 @@
-//! Values that cannot be invalid: whoever holds one need not check it again. Their `FromStr` errors are
-//! sentences for operators and carry the remedy.
+//! Values that cannot be invalid: whoever holds one need not check it again. Their `FromStr` errors
+//! are sentences for operators and carry the remedy.
 
 mod interface_address;
 mod mac;

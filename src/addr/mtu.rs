@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// An MTU in bytes, 68 to 65535: RFC 791 demands 68 of every link and the kernel's bridges and VXLAN
-/// devices take no more than 65535.
+/// An MTU in bytes, 68 to 65535: RFC 791 demands 68 of every link and the kernel's bridges and
+/// VXLAN devices take no more than 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mtu(u32);
 
@@ -12,7 +12,8 @@ impl Mtu {
     pub const OVERLAY_DEFAULT: Self = Self(1420);
     /// The least that carries IPv4 (RFC 791).
     pub const MIN: u32 = 68;
-    /// The least that carries IPv6 (RFC 8200, section 5); below it the kernel drops IPv6 from a device.
+    /// The least that carries IPv6 (RFC 8200, section 5); below it the kernel drops IPv6 from a
+    /// device.
     pub const MIN_IPV6: u32 = 1280;
     /// The most that the kernel takes for a bridge or a VXLAN device.
     pub const MAX: u32 = 65535;
@@ -40,5 +41,9 @@ impl fmt::Display for Mtu {
 
 /// An MTU that the kernel would refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is outside what the kernel takes: write {min} to {max}", min = Mtu::MIN, max = Mtu::MAX)]
+#[error(
+    "{0} is outside what the kernel takes: write {min} to {max}",
+    min = Mtu::MIN,
+    max = Mtu::MAX
+)]
 pub struct MtuError(u32);

@@ -17,8 +17,8 @@ const OVERLAY_NAME_MAX: usize = DEVICE_NAME_MAX - MESOS_BRIDGE_PREFIX.len();
 /// Names of networks that every Docker engine or Mesos has of its own.
 const RESERVED: [&str; 4] = ["host", "bridge", "default", "none"];
 
-/// Name of an overlay network. It is also the name of the Docker network, of the CNI network and file,
-/// and, with a prefix, of two bridges: so it is valid as each of them.
+/// Name of an overlay network. It is also the name of the Docker network, of the CNI network and
+/// file, and, with a prefix, of two bridges: so it is valid as each of them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OverlayName(String);
 
@@ -68,7 +68,10 @@ pub enum OverlayNameError {
     )]
     TooLong(String),
     /// A network that Docker or Mesos has of its own.
-    #[error("'{0}' is reserved by Docker and Mesos: write another name than {list}", list = RESERVED.join(", "))]
+    #[error(
+        "'{0}' is reserved by Docker and Mesos: write another name than {list}",
+        list = RESERVED.join(", ")
+    )]
     Reserved(String),
     /// A character that Docker, the kernel or a file name does not take.
     #[error(
@@ -106,13 +109,14 @@ impl FromStr for OverlayName {
     }
 }
 
-/// Name of a network device that the kernel takes (`dev_valid_name`), and in characters that are safe in
-/// a path and on a command line.
+/// Name of a network device that the kernel takes (`dev_valid_name`), and in characters that are
+/// safe in a path and on a command line.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceName(String);
 
 impl DeviceName {
-    /// The VXLAN device of a network identifier: `vtep1024`, as the C++ modules and dcos-net call it.
+    /// The VXLAN device of a network identifier: `vtep1024`, as the C++ modules and dcos-net call
+    /// it.
     #[must_use]
     pub fn vtep(vni: Vni) -> Self {
         Self(format!("vtep{vni}"))

@@ -1,7 +1,7 @@
 //! An IPv4 or IPv6 subnet with no host bits set, and the arithmetic that the address plan needs.
 //!
-//! One type for both families: all arithmetic is on `u128`, so that nothing is written twice and a carry
-//! across a byte border cannot go wrong (the C++ modules lost it for IPv6).
+//! One type for both families: all arithmetic is on `u128`, so that nothing is written twice and a
+//! carry across a byte border cannot go wrong (the C++ modules lost it for IPv6).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -43,8 +43,8 @@ impl fmt::Display for Family {
 pub struct Subnet(IpNet);
 
 impl Subnet {
-    /// The subnet of length `prefix` that contains `address`; host bits are cleared. `None` if `prefix`
-    /// is longer than an address of this family.
+    /// The subnet of length `prefix` that contains `address`; host bits are cleared. `None` if
+    /// `prefix` is longer than an address of this family.
     #[must_use]
     pub fn containing(address: IpAddr, prefix: u8) -> Option<Self> {
         IpNet::new(address, prefix).ok().map(|net| Self(net.trunc()))
@@ -115,8 +115,8 @@ impl Subnet {
         self.contains(address).then_some(address)
     }
 
-    /// How many subnets of length `prefix` there are in this one. 0 if `prefix` is shorter than this
-    /// subnet's or longer than an address; capped at `u128::MAX` where there are 2^128.
+    /// How many subnets of length `prefix` there are in this one. 0 if `prefix` is shorter than
+    /// this subnet's or longer than an address; capped at `u128::MAX` where there are 2^128.
     #[must_use]
     pub const fn count(&self, prefix: u8) -> u128 {
         if prefix < self.prefix() || prefix > self.family().bits() {
@@ -135,7 +135,8 @@ impl Subnet {
             return None;
         }
         let shift = u32::from(self.family().bits() - prefix);
-        // Index 0 of a /0 would shift by all the bits; any other index fits, or count() were smaller.
+        // Index 0 of a /0 would shift by all the bits; any other index fits, or count() were
+        // smaller.
         let offset = index.checked_shl(shift).unwrap_or(0);
         let address = address(self.family(), number(self.first()) + offset)?;
         Self::containing(address, prefix)

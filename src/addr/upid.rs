@@ -52,8 +52,8 @@ pub struct UpidError(String);
 impl FromStr for Upid {
     type Err = UpidError;
 
-    /// Names of hosts are not taken: libprocess itself always writes the numeric address, and resolving
-    /// a stranger's name would let it hold up the receiver.
+    /// Names of hosts are not taken: libprocess itself always writes the numeric address, and
+    /// resolving a stranger's name would let it hold up the receiver.
     fn from_str(text: &str) -> Result<Self, UpidError> {
         let error = || UpidError(text.chars().take(80).collect());
         let (id, address) = text.split_once('@').ok_or_else(error)?;

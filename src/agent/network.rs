@@ -12,8 +12,8 @@ pub struct CniNetwork {
     pub name: OverlayName,
     /// The bridge that the CNI plugin makes.
     pub bridge: DeviceName,
-    /// Where containers get their addresses from. IPv4: Mesos reads CNI results of version 0.2 only, and
-    /// the C++ modules give its containers no IPv6 either.
+    /// Where containers get their addresses from. IPv4: Mesos reads CNI results of version 0.2
+    /// only, and the C++ modules give its containers no IPv6 either.
     pub subnet: Subnet,
     /// MTU of the containers.
     pub mtu: Mtu,

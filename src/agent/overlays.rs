@@ -1,8 +1,8 @@
-//! The agent's share of every overlay and what became of its container networks: which attempt is under
-//! way, what the last one came to, and when the next one is due.
+//! The agent's share of every overlay and what became of its container networks: which attempt is
+//! under way, what the last one came to, and when the next one is due.
 //!
-//! Every network lives on its own: a Docker engine that is down delays no CNI configuration, and what
-//! works is not touched because something else is tried again.
+//! Every network lives on its own: a Docker engine that is down delays no CNI configuration, and
+//! what works is not touched because something else is tried again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -60,8 +60,8 @@ impl Overlays {
         due
     }
 
-    /// An attempt has ended. Says whether the status of the overlay changed; `None` if nobody waits for
-    /// this attempt any more.
+    /// An attempt has ended. Says whether the status of the overlay changed; `None` if nobody waits
+    /// for this attempt any more.
     pub(super) fn applied(
         &mut self,
         now: Now,
@@ -155,8 +155,8 @@ struct Overlay {
 }
 
 impl Overlay {
-    /// The overlay as assigned, with what `old` has of it already; and whether its networks differ from
-    /// those of `old`.
+    /// The overlay as assigned, with what `old` has of it already; and whether its networks differ
+    /// from those of `old`.
     fn new(
         now: Now,
         assignment: Assignment,
@@ -241,7 +241,8 @@ impl Task {
         }
         let was_ok = matches!(self.outcome, Some(Ok(())));
         let wait = if result.is_ok() {
-            // The verification of a success is no attempt: attempts tell how long it took to succeed.
+            // The verification of a success is no attempt: attempts tell how long it took to
+            // succeed.
             if !was_ok {
                 self.attempts = self.attempts.saturating_add(1);
             }

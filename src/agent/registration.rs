@@ -3,9 +3,9 @@
 //! ```text
 //!   detached -> registering -> configuring -> reporting -> registered
 //! ```
-//! A master is detected; it assigns; every network has been tried; the master acknowledges. A status that
-//! changes later leads back to reporting; no answer, the end of the connection or another master to
-//! registering.
+//! A master is detected; it assigns; every network has been tried; the master acknowledges. A
+//! status that changes later leads back to reporting; no answer, the end of the connection or
+//! another master to registering.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use std::time::Duration;
 use crate::addr::Upid;
 use crate::clock::{Backoff, Now};
 
-/// Longest wait before the first message to a master that was just found, and before coming back after
-/// its connection ended: at a failover all agents find the new one in the same moment.
+/// Longest wait before the first message to a master that was just found, and before coming back
+/// after its connection ended: at a failover all agents find the new one in the same moment.
 const SPREAD: Duration = Duration::from_millis(500);
-/// First bound of the wait for an answer. A busy master needs longer than an idle one, and asking again
-/// costs it as much as the first time.
+/// First bound of the wait for an answer. A busy master needs longer than an idle one, and asking
+/// again costs it as much as the first time.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// Last bound of the wait for an answer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -90,8 +90,8 @@ impl Registration {
         if self.master.as_ref().is_none_or(|master| master.address != address) {
             return false;
         }
-        // While the master does not answer, the wait that is under way goes on: a connection that is
-        // refused at once must not lead to registering at once.
+        // While the master does not answer, the wait that is under way goes on: a connection that
+        // is refused at once must not lead to registering at once.
         if self.phase == Phase::Registered {
             self.backoff.reset();
             self.due = Some(now.elapsed + SPREAD.mul_f64(random.f64()));

@@ -387,8 +387,8 @@ fn ipv6_reaches_docker_only_where_it_is_enabled() {
     let mut dual = assignment("vxlan-1", 1);
     dual.subnet6 = Some("fd01:b::/80".parse().unwrap());
     dual.docker_bridge.as_mut().unwrap().subnet6 = Some("fd01:b::8000:0:0/81".parse().unwrap());
-    let docker = |options: &AgentOptions| match &ContainerNetwork::all_of(&dual, options).unwrap()[..]
-    {
+    let networks = |options: &AgentOptions| ContainerNetwork::all_of(&dual, options).unwrap();
+    let docker = |options: &AgentOptions| match &networks(options)[..] {
         [ContainerNetwork::Cni(cni), ContainerNetwork::Docker(docker)] => {
             assert_eq!(cni.subnet.to_string(), "192.168.1.0/25");
             assert_eq!(cni.mtu, Mtu::OVERLAY_DEFAULT);

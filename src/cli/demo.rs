@@ -1,8 +1,8 @@
-//! `mesos-overlay demo`: a whole cluster in one process, over real connections, and nothing of it left
-//! afterwards.
+//! `mesos-overlay demo`: a whole cluster in one process, over real connections, and nothing of it
+//! left afterwards.
 //!
-//! It runs what the other subcommands run: the file store, the libprocess transport, the CNI writer and
-//! `docker`. Only the first agent uses Docker, since one engine is one host.
+//! It runs what the other subcommands run: the file store, the libprocess transport, the CNI writer
+//! and `docker`. Only the first agent uses Docker, since one engine is one host.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write as _};

@@ -36,8 +36,8 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// Listens on `listen`, and says under which address peers reach that. `towards` is where the peers
-    /// are, if that is known.
+    /// Listens on `listen`, and says under which address peers reach that. `towards` is where the
+    /// peers are, if that is known.
     pub(super) fn bind(
         &self,
         listen: SocketAddrV4,
@@ -66,8 +66,8 @@ impl Addresses {
     }
 }
 
-/// The address of this host from which `towards` is reached, or else anybody: the kernel's choice of a
-/// source address. Nothing is sent.
+/// The address of this host from which `towards` is reached, or else anybody: the kernel's choice
+/// of a source address. Nothing is sent.
 fn own_address(towards: Option<SocketAddrV4>) -> Result<Ipv4Addr, Failure> {
     // 192.0.2.1 is nobody (RFC 5737): the way there is the default route.
     let towards = towards.unwrap_or(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
@@ -86,8 +86,8 @@ fn no_address(reason: &str) -> Failure {
     Failure::new(format!("find this host's address: {reason}: give it as --advertise IP:PORT"))
 }
 
-/// Reads and checks a configuration file. Its problems go to stderr, a line each; its warnings to the
-/// log.
+/// Reads and checks a configuration file. Its problems go to stderr, a line each; its warnings to
+/// the log.
 pub(super) fn read_config<T>(
     path: &Path,
     parse: impl Fn(&str, &str) -> Result<(T, Vec<Problem>), Problems>,
@@ -170,8 +170,8 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::new(format!("start the runtime: {error}")))
 }
 
-/// Somebody's wish that the program ends: SIGTERM or SIGINT. From [`Self::watch`] on they no longer kill
-/// it.
+/// Somebody's wish that the program ends: SIGTERM or SIGINT. From [`Self::watch`] on they no longer
+/// kill it.
 pub(super) struct EndSignals {
     terminate: Signal,
     interrupt: Signal,

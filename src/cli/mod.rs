@@ -1,7 +1,7 @@
 //! The program's face: one file for each subcommand, and what they share.
 //!
-//! Exit codes: 0 done, 1 failed with one line on stderr, 2 a usage that the help explains. Every flag has
-//! an environment variable beside it. Results go to stdout, the log and errors to stderr.
+//! Exit codes: 0 done, 1 failed with one line on stderr, 2 a usage that the help explains. Every
+//! flag has an environment variable beside it. Results go to stdout, the log and errors to stderr.
 
 mod agent;
 mod check;

@@ -1,5 +1,5 @@
-//! The directory of CNI configurations: written so that Mesos never sees half a file, and kept free of
-//! what is ours and no longer wanted.
+//! The directory of CNI configurations: written so that Mesos never sees half a file, and kept free
+//! of what is ours and no longer wanted.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,15 +17,16 @@ use super::error::CniError;
 use crate::addr::OverlayName;
 use crate::agent::CniNetwork;
 
-/// Larger files are not read: a network configuration has some hundred bytes, and what else lies in the
-/// directory shall not fill our memory.
+/// Larger files are not read: a network configuration has some hundred bytes, and what else lies in
+/// the directory shall not fill our memory.
 const FILE_MAX: u64 = 1024 * 1024;
-/// Longest prefix of a subnet that host-local allocates from: network, bridge, one container, broadcast.
+/// Longest prefix of a subnet that host-local allocates from: network, bridge, one container,
+/// broadcast.
 const PREFIX_MAX: u8 = 30;
 /// What is appended to the name of files.
 const EXTENSION: &str = ".conf";
-/// The directory in which files are made, when it is inside the directory that Mesos reads. Mesos skips
-/// directories.
+/// The directory in which files are made, when it is inside the directory that Mesos reads. Mesos
+/// skips directories.
 const STAGING_INSIDE: &str = ".mesos-overlay";
 
 /// What a write did.
@@ -49,22 +50,24 @@ pub struct Removal {
     pub failed: Vec<CniError>,
 }
 
-/// The directory from which the Mesos agent reads CNI configurations (its `--network_cni_config_dir`).
+/// The directory from which the Mesos agent reads CNI configurations (its
+/// `--network_cni_config_dir`).
 #[derive(Debug)]
 pub struct CniDirectory {
     directory: PathBuf,
     data_dir: Option<PathBuf>,
     plugins: Vec<PathBuf>,
     port_mapper: bool,
-    /// Held by every call: overlays are written by several threads, which share the staging directory.
+    /// Held by every call: overlays are written by several threads, which share the staging
+    /// directory.
     lock: Mutex<()>,
 }
 
 impl CniDirectory {
-    /// `data_dir` is where host-local keeps its addresses, its own default if not given. `plugins` is
-    /// where plugins are looked for, as the Mesos agent's `--network_cni_plugins_dir`; if it is empty,
-    /// plugins are not checked. `port_mapper` asks for the port mapper of Mesos, which is left
-    /// out all the same if `plugins` is known and does not have it.
+    /// `data_dir` is where host-local keeps its addresses, its own default if not given. `plugins`
+    /// is where plugins are looked for, as the Mesos agent's `--network_cni_plugins_dir`; if it is
+    /// empty, plugins are not checked. `port_mapper` asks for the port mapper of Mesos, which is
+    /// left out all the same if `plugins` is known and does not have it.
     #[must_use]
     pub fn new(
         directory: PathBuf,
@@ -75,8 +78,8 @@ impl CniDirectory {
         Self { directory, data_dir, plugins, port_mapper, lock: Mutex::new(()) }
     }
 
-    /// Creates the directory, since a Mesos agent exits when it does not exist, and removes what a crash
-    /// left of a write.
+    /// Creates the directory, since a Mesos agent exits when it does not exist, and removes what a
+    /// crash left of a write.
     ///
     /// # Errors
     /// When the directory cannot be created or read.
@@ -93,8 +96,8 @@ impl CniDirectory {
     /// Makes the file of `network` as it should be.
     ///
     /// # Errors
-    /// When the file system refuses, somebody else's file is in the way, another file declares the same
-    /// network, or a plugin is missing. The file was not touched then.
+    /// When the file system refuses, somebody else's file is in the way, another file declares the
+    /// same network, or a plugin is missing. The file was not touched then.
     pub fn write(&self, network: &CniNetwork) -> Result<Outcome, CniError> {
         let _guard = self.lock.lock();
         if network.subnet.prefix() > PREFIX_MAX {
@@ -119,8 +122,8 @@ impl CniDirectory {
         Ok(outcome)
     }
 
-    /// Removes the files of overlays that are not `wanted`. Running containers do not notice: Mesos keeps
-    /// a copy of the configuration that a container was started with.
+    /// Removes the files of overlays that are not `wanted`. Running containers do not notice: Mesos
+    /// keeps a copy of the configuration that a container was started with.
     pub fn remove_unwanted(&self, wanted: &BTreeSet<OverlayName>) -> Removal {
         let _guard = self.lock.lock();
         let mut removal = Removal::default();
@@ -151,8 +154,8 @@ impl CniDirectory {
         removal
     }
 
-    /// Makes the directory and tells where it really is, since it may be a symbolic link to another file
-    /// system.
+    /// Makes the directory and tells where it really is, since it may be a symbolic link to another
+    /// file system.
     fn make(&self) -> Result<PathBuf, CniError> {
         fs::create_dir_all(&self.directory)
             .and_then(|()| fs::canonicalize(&self.directory))
@@ -243,7 +246,8 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Where files for `directory` are made, in the order of preference: beside it; and inside it, in a
-/// directory which Mesos skips, when `directory` is a mount of its own or what holds it is read-only.
+/// directory which Mesos skips, when `directory` is a mount of its own or what holds it is
+/// read-only.
 fn stagings(directory: &Path) -> Vec<PathBuf> {
     let beside = directory.file_name().map(|name| {
         let mut hidden = std::ffi::OsString::from(".");
@@ -277,7 +281,8 @@ fn place_through(staging: &Path, path: &Path, content: &[u8]) -> io::Result<()> 
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    // Where everybody may write, as in /tmp, somebody else could have put it there to slip us a file.
+    // Where everybody may write, as in /tmp, somebody else could have put it there to slip us a
+    // file.
     let found = fs::symlink_metadata(staging)?;
     if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
         let reason = format!("{} is not a directory of ours", staging.display());

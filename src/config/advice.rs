@@ -118,8 +118,8 @@ fn warn_of_prefix(document: &mut Document<'_>, space: &Space<'_>) {
     }
 }
 
-/// The size of a cluster is that of its largest IPv4 overlay, as far as there are VTEPs: in IPv6 there is
-/// always plenty, so it counts only where there is no IPv4.
+/// The size of a cluster is that of its largest IPv4 overlay, as far as there are VTEPs: in IPv6
+/// there is always plenty, so it counts only where there is no IPv4.
 fn warn_of_small_overlays(document: &mut Document<'_>, vteps: &Vteps<'_>, drafts: &[Draft<'_>]) {
     let largest = |family| {
         let of_family = enabled(drafts).filter(|(_, space)| space.subnet.family() == family);

@@ -29,7 +29,8 @@ pub struct AgentConfig {
     pub docker: PathBuf,
     /// What the agent asks of the master.
     pub options: AgentOptions,
-    /// How many attempts at a network follow each other quickly; later ones come every `verify_interval`.
+    /// How many attempts at a network follow each other quickly; later ones come every
+    /// `verify_interval`.
     pub max_configuration_attempts: u32,
     /// How often a success is verified.
     pub verify_interval: Duration,
@@ -48,7 +49,8 @@ impl AgentConfig {
     pub const VERIFY_INTERVAL_MIN: Duration = Duration::from_secs(1);
     /// Longest `verify_interval`: drift that stays for longer is not repaired in any useful sense.
     pub const VERIFY_INTERVAL_MAX: Duration = Duration::from_hours(24);
-    /// Shortest `command_timeout` in milliseconds: no docker answers faster, so less was meant in seconds.
+    /// Shortest `command_timeout` in milliseconds: no docker answers faster, so less was meant in
+    /// seconds.
     pub const COMMAND_TIMEOUT_MIN: u32 = 100;
     /// Longest `command_timeout` in milliseconds: a docker that takes an hour hangs.
     pub const COMMAND_TIMEOUT_MAX: u32 = 3_600_000;
@@ -131,7 +133,8 @@ fn read<'a>(document: &mut Document<'a>, root: &Node<'a>) -> Option<AgentConfig>
     })
 }
 
-/// Only the form is checked: who finds the master reads it in full. Mesos itself takes `NAME@HOST:PORT`.
+/// Only the form is checked: who finds the master reads it in full. Mesos itself takes
+/// `NAME@HOST:PORT`.
 fn read_master<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<String> {
     let expected = "HOST:PORT, zk://HOST:PORT/PATH or file:///PATH";
     let text = document.word(node, expected)?;

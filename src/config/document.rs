@@ -1,8 +1,8 @@
 //! JSON whose every key and value knows its place, and the list of what is wrong with it.
 //!
-//! A value is the slice of the text that it was written as, so its address tells line and column. Objects
-//! are read one level at a time and only as deep as the configuration goes: serde_json checks the rest
-//! without recursion, so no nesting overflows the stack.
+//! A value is the slice of the text that it was written as, so its address tells line and column.
+//! Objects are read one level at a time and only as deep as the configuration goes: serde_json
+//! checks the rest without recursion, so no nesting overflows the stack.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -15,8 +15,8 @@ use serde_json::value::RawValue;
 use super::keys::{Schema, join};
 use super::problem::{Problem, Problems, one_line};
 
-/// Longest text that is read. The largest sensible file, with all the overlays that are allowed, has a
-/// tenth of it; a wrong file, such as a log, is not worth a hundred thousand complaints.
+/// Longest text that is read. The largest sensible file, with all the overlays that are allowed,
+/// has a tenth of it; a wrong file, such as a log, is not worth a hundred thousand complaints.
 pub(super) const FILE_MAX: usize = 256 * 1024;
 
 /// The text, and what was found wrong with it so far.
@@ -117,8 +117,8 @@ impl<'a> Document<'a> {
         Some(members)
     }
 
-    /// The object `node` with these `members`; those that `schema` does not know and those given twice
-    /// are refused.
+    /// The object `node` with these `members`; those that `schema` does not know and those given
+    /// twice are refused.
     pub(super) fn object(
         &mut self,
         node: &Node<'a>,
@@ -181,8 +181,8 @@ impl<'a> Document<'a> {
         self.refuse(&missing, format_args!("is missing: {remedy}"));
     }
 
-    /// Reads what has been checked to be JSON already; only an escape such as half a surrogate pair was
-    /// not looked at before.
+    /// Reads what has been checked to be JSON already; only an escape such as half a surrogate pair
+    /// was not looked at before.
     pub(super) fn deserialize<T: Deserialize<'a>>(&mut self, node: &Node<'a>) -> Option<T> {
         serde_json::from_str(node.raw)
             .map_err(|error| self.refuse(node, format_args!("bad JSON: {}", syntax(&error))))
@@ -272,7 +272,8 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
     }
 }
 
-/// The findings with their lines and columns, in the order of their places: one walk through the text.
+/// The findings with their lines and columns, in the order of their places: one walk through the
+/// text.
 fn located(text: &str, file: &str, mut findings: Vec<Finding>) -> Vec<Problem> {
     findings.sort_by_key(|finding| finding.offset);
     let (mut offset, mut line, mut column) = (0, 1, 1);
@@ -287,8 +288,8 @@ fn located(text: &str, file: &str, mut findings: Vec<Finding>) -> Vec<Problem> {
     problems
 }
 
-/// The offset of what serde_json calls `line` and `column`: it counts columns in bytes, and calls a place
-/// right after a line break column 0.
+/// The offset of what serde_json calls `line` and `column`: it counts columns in bytes, and calls a
+/// place right after a line break column 0.
 fn offset_of(text: &str, line: usize, column: usize) -> usize {
     let lines = text.split_inclusive('\n');
     let start: usize = lines.take(line.saturating_sub(1)).map(str::len).sum();

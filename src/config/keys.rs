@@ -59,7 +59,8 @@ pub(super) const AGENT_NETWORK: Schema = Schema {
 /// All of them: a key of one object is easily written into another, or into the other file.
 const ALL: [&Schema; 6] = [&NETWORK, &OVERLAY, &MASTER, &ZOOKEEPER, &AGENT, &AGENT_NETWORK];
 
-/// A name longer than this resembles no key; comparing it would cost its length times that of each key.
+/// A name longer than this resembles no key; comparing it would cost its length times that of each
+/// key.
 const COMPARED_MAX: usize = 64;
 
 impl Schema {

@@ -35,8 +35,8 @@ impl MasterConfig {
     pub const REPLICATED_LOG_TIMEOUT_MAX: Duration = Duration::from_hours(24);
 }
 
-/// The ZooKeeper of `master_config`. What is not given here Mesos has in its own flags, from where the
-/// C++ modules took it too.
+/// The ZooKeeper of `master_config`. What is not given here Mesos has in its own flags, from where
+/// the C++ modules took it too.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ZooKeeper {
     /// Hosts and path, `zk://host:port,…/path`, or `file:///path` of a file with that.

@@ -1,11 +1,12 @@
-//! JSON text to checked configuration: whoever holds a [`MasterConfig`] or an [`AgentConfig`] need not
-//! check it again, and whoever wrote a bad file is told all of its problems at once, each with file,
-//! line, column, key and remedy.
+//! JSON text to checked configuration: whoever holds a [`MasterConfig`] or an [`AgentConfig`] need
+//! not check it again, and whoever wrote a bad file is told all of its problems at once, each with
+//! file, line, column, key and remedy.
 //!
-//! Why no derived `Deserialize`: it stops at the first problem and does not know where that is. Here the
-//! text is first located JSON (`document`), of which the readers of single values (`value`) and of the
-//! objects (`overlay`, `network`, `master`, `agent`) take what they know (`keys`), noting every problem on
-//! the way. Legal but unwise is `advice`. The page for operators is `docs/configuration.md`.
+//! Why no derived `Deserialize`: it stops at the first problem and does not know where that is.
+//! Here the text is first located JSON (`document`), of which the readers of single values
+//! (`value`) and of the objects (`overlay`, `network`, `master`, `agent`) take what they know
+//! (`keys`), noting every problem on the way. Legal but unwise is `advice`. The page for operators
+//! is `docs/configuration.md`.
 //!
 //! Never reads a file and never stops: every text gives a configuration or problems.
 
@@ -35,8 +36,8 @@ pub enum Config {
     Agent(AgentConfig),
 }
 
-/// Reads the content of `file`, whichever configuration it is: the one that more of its keys belong to,
-/// else the master's.
+/// Reads the content of `file`, whichever configuration it is: the one that more of its keys belong
+/// to, else the master's.
 ///
 /// # Errors
 /// With every problem of the file.

@@ -7,14 +7,15 @@ use super::space::vteps_in;
 use crate::addr::{Family, Oui, OverlayName, Subnet};
 use crate::protocol::Network;
 
-/// Most overlays of a cluster. Each is two bridges and a Docker network on every agent and a route to
-/// every other agent: 128 of them among 8,000 agents are a million routes in each kernel.
+/// Most overlays of a cluster. Each is two bridges and a Docker network on every agent and a route
+/// to every other agent: 128 of them among 8,000 agents are a million routes in each kernel.
 const OVERLAYS_MAX: usize = 128;
 /// Widest VTEP subnet in IPv4: the MAC of a VTEP ends in the low 24 bits of its address.
 const VTEP_PREFIX_MIN: u8 = 8;
 /// Smallest VTEP subnet in IPv4: one of two agents.
 const VTEP_PREFIX_MAX: u8 = 30;
-/// Smallest VTEP subnet in IPv6: the first address is the routers' anycast address, so a /127 has one.
+/// Smallest VTEP subnet in IPv6: the first address is the routers' anycast address, so a /127 has
+/// one.
 const VTEP_PREFIX6_MAX: u8 = 126;
 
 /// The VTEP subnets and where they were written.
@@ -116,8 +117,8 @@ fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Vec<Dr
     list.iter().filter_map(|node| overlay::read(document, node)).collect()
 }
 
-/// Names that differ only in case are the same to the port mapper, whose iptables chain has the name of
-/// the bridge in upper case.
+/// Names that differ only in case are the same to the port mapper, whose iptables chain has the
+/// name of the bridge in upper case.
 fn refuse_same_names(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
     let named: Vec<(&Node<'_>, &OverlayName, &str)> = drafts
         .iter()

@@ -6,14 +6,15 @@ use super::space::unusable;
 use crate::addr::{Family, OverlayName, Subnet};
 use crate::protocol::{AddressRange, Overlay};
 
-/// Longest subnet of an agent in IPv4. Each half of it is a bridge's subnet, and the least that holds a
-/// container is a /30: network, gateway, container, broadcast; CNI's host-local and Docker refuse less.
+/// Longest subnet of an agent in IPv4. Each half of it is a bridge's subnet, and the least that
+/// holds a container is a /30: network, gateway, container, broadcast; CNI's host-local and Docker
+/// refuse less.
 pub(super) const PREFIX_MAX: u8 = 29;
 /// Longest subnet of an agent in IPv6: the longest that has halves. The address plan is exact up to
 /// there, so it is not refused; [`PREFIX6_USEFUL`] says from where on it is of little use.
 pub(super) const PREFIX6_MAX: u8 = 127;
-/// Longest subnet of an agent in IPv6 whose halves hold a container: of a /126 the first address is the
-/// routers' anycast address, the second the gateway's.
+/// Longest subnet of an agent in IPv6 whose halves hold a container: of a /126 the first address is
+/// the routers' anycast address, the second the gateway's.
 pub(super) const PREFIX6_USEFUL: u8 = 125;
 
 /// What could be read of an overlay.

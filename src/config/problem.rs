@@ -1,5 +1,5 @@
-//! What is wrong with a configuration file, and where. Warnings are of the same type: only the list that
-//! they stand in tells them apart.
+//! What is wrong with a configuration file, and where. Warnings are of the same type: only the list
+//! that they stand in tells them apart.
 
 use std::fmt;
 
@@ -28,7 +28,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every reason why a file is refused: at least one, in the order of their places. Prints one per line.
+/// Every reason why a file is refused: at least one, in the order of their places. Prints one per
+/// line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Problems(Vec<Problem>);

@@ -15,8 +15,8 @@ const UNUSABLE: [(&str, &str); 9] = [
     ("ff00::/8", "multicast"),
 ];
 
-/// Ranges that are not routed in the Internet (the registries of RFC 6890), so that nobody's hosts are
-/// hidden by an overlay there.
+/// Ranges that are not routed in the Internet (the registries of RFC 6890), so that nobody's hosts
+/// are hidden by an overlay there.
 const PRIVATE: [&str; 6] =
     ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15", "fc00::/7"];
 
@@ -50,8 +50,8 @@ pub(super) fn docker_default(subnet: &Subnet) -> Option<Subnet> {
     DOCKER_DEFAULT.parse().ok().filter(|range: &Subnet| range.overlaps(subnet))
 }
 
-/// How many VTEPs find room in `subnet`: its first address is the network's, in IPv4 the last one is the
-/// broadcast address.
+/// How many VTEPs find room in `subnet`: its first address is the network's, in IPv4 the last one
+/// is the broadcast address.
 pub(super) fn vteps_in(subnet: &Subnet) -> u128 {
     let addresses = subnet.count(subnet.family().bits());
     addresses.saturating_sub(if subnet.family() == Family::V4 { 2 } else { 1 })

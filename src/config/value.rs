@@ -14,8 +14,8 @@ use crate::addr::{Family, Mtu, Subnet};
 const WORD_MAX: usize = 100;
 /// Longest path or URL in bytes: PATH_MAX of `linux/limits.h`.
 const PATH_MAX: usize = 4096;
-/// Longest number within a duration: more digits are no sensible time, and so the sum of all the parts
-/// stays far from the end of `Duration`, where humantime panics.
+/// Longest number within a duration: more digits are no sensible time, and so the sum of all the
+/// parts stays far from the end of `Duration`, where humantime panics.
 const DURATION_DIGITS_MAX: usize = 9;
 /// How much of a number is shown.
 const NUMBER_SHOWN: usize = 24;
@@ -66,8 +66,8 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// A whole number; `range` is what to write, and the caller checks it where the reason of a limit
-    /// needs to be told.
+    /// A whole number; `range` is what to write, and the caller checks it where the reason of a
+    /// limit needs to be told.
     pub(super) fn whole(&mut self, node: &Node<'a>, range: impl Display) -> Option<u64> {
         let first = node.raw.as_bytes().first().copied().unwrap_or_default();
         if first != b'-' && !first.is_ascii_digit() {

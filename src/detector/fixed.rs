@@ -1,5 +1,5 @@
-//! A master that the configuration names: `10.0.0.1:5050` or `master.example:5050`. A name is resolved
-//! anew each time, since it may have moved to another address.
+//! A master that the configuration names: `10.0.0.1:5050` or `master.example:5050`. A name is
+//! resolved anew each time, since it may have moved to another address.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -42,7 +42,8 @@ impl fmt::Display for FixedMaster {
 /// Why a text names no master.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FixedMasterError {
-    /// A way of finding masters that there is not yet. The rest is not repeated: it may hold a password.
+    /// A way of finding masters that there is not yet. The rest is not repeated: it may hold a
+    /// password.
     #[error("{0} is not supported yet: write the master's address as IP:PORT")]
     Unsupported(&'static str),
     /// No host and port.

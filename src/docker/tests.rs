@@ -401,7 +401,7 @@ async fn a_daemon_that_is_not_there_or_not_ours_is_an_error_of_its_own() {
              dial unix /run/docker.sock: connect: no such file or directory",
         ),
         (
-            "WARNING: Error loading config file: open /root/.docker/config.json: permission denied\n\
+            "WARNING: Error loading config file: open /var/empty/.docker/config.json: permission denied\n\
              permission denied while trying to connect to the Docker daemon socket at \
              unix:///x.sock: Get \"http://%2Fx.sock/v1.24/networks/a\": dial unix /x.sock: \
              connect: permission denied",

@@ -1,9 +1,9 @@
 //! Which of the slots 0, 1, 2 … of a pool are free.
 //!
-//! A slot was never used, or is in use, or was freed. The never used ones are kept as ranges, since a pool
-//! may have 2^128 slots; the freed ones one by one, ordered by time. What is in use is the rest, and is kept
-//! nowhere. A bitmap would be simpler and does not fit IPv6; a set of what is in use would have to be
-//! searched for its first gap.
+//! A slot was never used, or is in use, or was freed. The never used ones are kept as ranges, since
+//! a pool may have 2^128 slots; the freed ones one by one, ordered by time. What is in use is the
+//! rest, and is kept nowhere. A bitmap would be simpler and does not fit IPv6; a set of what is in
+//! use would have to be searched for its first gap.
 
 use std::collections::BTreeMap;
 
@@ -29,15 +29,16 @@ pub(super) enum SlotError {
     Free,
 }
 
-/// The order in which freed slots are used again: by the time at which they were freed, and those of the same
-/// second in the order in which they came. Unique.
+/// The order in which freed slots are used again: by the time at which they were freed, and those
+/// of the same second in the order in which they came. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     freed_at: u64,
     sequence: u64,
 }
 
-/// The free slots of a pool. All operations are O(log n) in the number of never used ranges and freed slots.
+/// The free slots of a pool. All operations are O(log n) in the number of never used ranges and
+/// freed slots.
 #[derive(Debug, Clone)]
 pub(super) struct FreeSet {
     capacity: u128,
@@ -95,8 +96,8 @@ impl FreeSet {
         Ok(())
     }
 
-    /// The free slot whose turn it is: the lowest never used one, and when there is none, the one freed
-    /// longest ago.
+    /// The free slot whose turn it is: the lowest never used one, and when there is none, the one
+    /// freed longest ago.
     pub(super) fn peek(&self) -> Option<Vacancy> {
         if let Some(range) = self.never_used.first() {
             return Some(Vacancy { slot: *range.start(), freed_at: None });
@@ -213,8 +214,8 @@ mod tests {
         assert_eq!(set.in_use(), 1);
     }
 
-    /// With the even slots reserved there are as many ranges. Whatever scanned them, or the pool, would not
-    /// come to an end here.
+    /// With the even slots reserved there are as many ranges. Whatever scanned them, or the pool,
+    /// would not come to an end here.
     #[test]
     fn slots_between_a_hundred_thousand_ranges_are_allocated_freed_and_taken_again() {
         const SLOTS: u128 = 200_000;

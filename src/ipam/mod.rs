@@ -1,12 +1,15 @@
-//! Who has which subnet and which VTEP address: the arithmetic of the address plan, and nothing else.
+//! Who has which subnet and which VTEP address: the arithmetic of the address plan, and nothing
+//! else.
 //!
-//! A pool hands out what was never used first, lowest first, and then what was freed longest ago, so that an
-//! address comes back as late as possible: other agents may still have routes to its former holder. Every
-//! operation costs O(log n) in what was taken or freed, never in the size of the pool.
+//! A pool hands out what was never used first, lowest first, and then what was freed longest ago,
+//! so that an address comes back as late as possible: other agents may still have routes to its
+//! former holder. Every operation costs O(log n) in what was taken or freed, never in the size of
+//! the pool.
 //!
-//! Nothing here is undone. An agent needs several things at once (a VTEP address of each family, a subnet of
-//! each family and overlay), and one of the pools may be exhausted: whoever allocates asks all of them with
-//! `peek`, which changes nothing, and calls `allocate` only if all have said yes. It gives what `peek` gave.
+//! Nothing here is undone. An agent needs several things at once (a VTEP address of each family, a
+//! subnet of each family and overlay), and one of the pools may be exhausted: whoever allocates
+//! asks all of them with `peek`, which changes nothing, and calls `allocate` only if all have said
+//! yes. It gives what `peek` gave.
 
 mod free_set;
 mod subnet_pool;
@@ -30,8 +33,9 @@ pub struct Allocated<T> {
 }
 
 impl<T> Allocated<T> {
-    /// Whether at `now`, in seconds since 1970, its former holder gave it back less than `reuse_after` ago:
-    /// the pool had nothing better. A clock that was set back counts as no time having passed.
+    /// Whether at `now`, in seconds since 1970, its former holder gave it back less than
+    /// `reuse_after` ago: the pool had nothing better. A clock that was set back counts as no time
+    /// having passed.
     #[must_use]
     pub const fn is_reused_early(&self, now: u64, reuse_after: Duration) -> bool {
         match self.freed_at {

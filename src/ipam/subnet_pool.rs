@@ -5,8 +5,8 @@ use super::free_set::{FreeSet, SlotError, Vacancy};
 use crate::addr::Subnet;
 use crate::protocol::AddressRange;
 
-/// The subnets of equal length that a range is cut into. The first and the last are as good as the others:
-/// the host addresses of a subnet are used inside of it only.
+/// The subnets of equal length that a range is cut into. The first and the last are as good as the
+/// others: the host addresses of a subnet are used inside of it only.
 #[derive(Debug, Clone)]
 pub struct SubnetPool {
     range: AddressRange,
@@ -43,8 +43,8 @@ pub enum SubnetPoolError {
 }
 
 impl SubnetPool {
-    /// All subnets of `range`, never used. None, if its prefix is shorter than its subnet's or longer than an
-    /// address; at most `u128::MAX`.
+    /// All subnets of `range`, never used. None, if its prefix is shorter than its subnet's or
+    /// longer than an address; at most `u128::MAX`.
     #[must_use]
     pub fn new(range: AddressRange) -> Self {
         Self { range, slots: FreeSet::new(range.subnet.count(range.prefix)) }
@@ -74,8 +74,8 @@ impl SubnetPool {
         self.slots.free(slot, now).map_err(|error| self.error(error, subnet))
     }
 
-    /// The subnet whose turn it is: the lowest never used one, and when there is none, the one freed longest
-    /// ago. `None` if the pool is exhausted.
+    /// The subnet whose turn it is: the lowest never used one, and when there is none, the one
+    /// freed longest ago. `None` if the pool is exhausted.
     #[must_use]
     pub fn peek(&self) -> Option<Allocated<Subnet>> {
         self.allocated(self.slots.peek()?)

@@ -1,5 +1,5 @@
-//! Both pools, in both families, against a naive model: a list of everything they can give, scanned from the
-//! start for each operation.
+//! Both pools, in both families, against a naive model: a list of everything they can give, scanned
+//! from the start for each operation.
 
 use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

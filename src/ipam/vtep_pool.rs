@@ -7,11 +7,12 @@ use super::Allocated;
 use super::free_set::{FreeSet, SlotError, Vacancy};
 use crate::addr::{Family, Subnet};
 
-/// Slot 0 is this far from the first address of the subnet. That one is no host: it names the network in
-/// IPv4, and any router of the subnet in IPv6 (RFC 4291, 2.6.1).
+/// Slot 0 is this far from the first address of the subnet. That one is no host: it names the
+/// network in IPv4, and any router of the subnet in IPv6 (RFC 4291, 2.6.1).
 const FIRST_HOST: u128 = 1;
 
-/// An address of one family, so that a pool of IPv4 gives IPv4 addresses and nobody has to unpack them.
+/// An address of one family, so that a pool of IPv4 gives IPv4 addresses and nobody has to unpack
+/// them.
 pub trait VtepAddress: Copy + Eq + fmt::Debug + fmt::Display + Into<IpAddr> {
     /// The family.
     const FAMILY: Family;
@@ -42,8 +43,8 @@ impl VtepAddress for Ipv6Addr {
     }
 }
 
-/// The host addresses of the VTEP subnet: for IPv4 all but the network's and the broadcast address, for IPv6
-/// all but the subnet-router anycast address.
+/// The host addresses of the VTEP subnet: for IPv4 all but the network's and the broadcast address,
+/// for IPv6 all but the subnet-router anycast address.
 #[derive(Debug, Clone)]
 pub struct VtepPool<A> {
     subnet: Subnet,
@@ -81,8 +82,8 @@ pub enum VtepPoolError {
 }
 
 impl<A: VtepAddress> VtepPool<A> {
-    /// All host addresses of `subnet`, never used. None, if `subnet` is of another family or too small to
-    /// have any; at most `u128::MAX`.
+    /// All host addresses of `subnet`, never used. None, if `subnet` is of another family or too
+    /// small to have any; at most `u128::MAX`.
     #[must_use]
     pub fn new(subnet: Subnet) -> Self {
         let no_hosts = match A::FAMILY {
@@ -121,8 +122,8 @@ impl<A: VtepAddress> VtepPool<A> {
         self.slots.free(slot, now).map_err(|error| self.error(error, address))
     }
 
-    /// The address whose turn it is: the lowest never used one, and when there is none, the one freed longest
-    /// ago. `None` if the pool is exhausted.
+    /// The address whose turn it is: the lowest never used one, and when there is none, the one
+    /// freed longest ago. `None` if the pool is exhausted.
     #[must_use]
     pub fn peek(&self) -> Option<Allocated<A>> {
         self.allocated(self.slots.peek()?)

@@ -10,9 +10,9 @@ use crate::store::{Change, Epoch, Version};
 /// Something to do. The runtime does it with its adapters and takes no decision of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Read the store and begin an epoch. There is one at a time, and no commit beside it. What is held
-    /// back for a version that never came is abandoned: messages are dropped, since agents ask again,
-    /// and requests are answered with [`Reply::Unavailable`].
+    /// Read the store and begin an epoch. There is one at a time, and no commit beside it. What is
+    /// held back for a version that never came is abandoned: messages are dropped, since agents ask
+    /// again, and requests are answered with [`Reply::Unavailable`].
     Load,
     /// Write these changes. There is one at a time.
     Commit {
@@ -61,7 +61,8 @@ impl fmt::Display for Command {
 /// The answer to a [`super::Request`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// The whole cluster: to [`super::Request::State`] and, when done, to [`super::Request::DeleteAgents`].
+    /// The whole cluster: to [`super::Request::State`] and, when done, to
+    /// [`super::Request::DeleteAgents`].
     State(State),
     /// To [`super::Request::Health`].
     Health(Box<Health>),

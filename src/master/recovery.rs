@@ -1,5 +1,6 @@
-//! From what the store held to a registry. Nothing in the store can stop the master: what is unreadable or
-//! contradicts the configuration or another record is set aside and reported, and the rest is served.
+//! From what the store held to a registry. Nothing in the store can stop the master: what is
+//! unreadable or contradicts the configuration or another record is set aside and reported, and the
+//! rest is served.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -53,8 +54,8 @@ impl Registry {
         self.insert(ip, record, version);
     }
 
-    /// Reserves what an agent has of an overlay. An overlay or a family that is not configured is no
-    /// contradiction: the record waits until it is configured again.
+    /// Reserves what an agent has of an overlay. An overlay or a family that is not configured is
+    /// no contradiction: the record waits until it is configured again.
     fn restore_overlay(&mut self, record: &OverlayRecord) -> Result<(), String> {
         let network = Arc::clone(&self.network);
         let Some(overlay) = network.overlays.iter().find(|overlay| overlay.name == record.name)

@@ -1,5 +1,5 @@
-//! Who has what: the agents, the deleted agents whose addresses are free, and the records that were set
-//! aside. Every change of it comes with the changes of the store that make it last.
+//! Who has what: the agents, the deleted agents whose addresses are free, and the records that were
+//! set aside. Every change of it comes with the changes of the store that make it last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,12 +27,12 @@ pub(super) struct Registry {
     pub(super) space: Space,
     pub(super) agents: BTreeMap<Ipv4Addr, Agent>,
     pub(super) released: BTreeMap<Ipv4Addr, ReleasedRecord>,
-    /// Records that contradict the configuration or each other, and how. They stay in the store as they
-    /// are, and nobody gets their addresses, until the operator deletes the agent or mends the
+    /// Records that contradict the configuration or each other, and how. They stay in the store as
+    /// they are, and nobody gets their addresses, until the operator deletes the agent or mends the
     /// configuration.
     pub(super) aside: BTreeMap<Ipv4Addr, String>,
-    /// The shares of served agents that contradict the configuration or each other, and how. They stay in
-    /// the record, and nobody gets their addresses.
+    /// The shares of served agents that contradict the configuration or each other, and how. They
+    /// stay in the record, and nobody gets their addresses.
     pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), String>,
     /// The agents that did not get all they should, by the pool that is exhausted.
     lacking: BTreeMap<String, BTreeSet<Ipv4Addr>>,
@@ -114,7 +114,8 @@ impl Registry {
         }
     }
 
-    /// Gives the agent at `ip` whatever it lacks of what it should have. Who has something keeps it.
+    /// Gives the agent at `ip` whatever it lacks of what it should have. Who has something keeps
+    /// it.
     ///
     /// # Errors
     /// When it can be given nothing at all. Nothing has changed then.
@@ -144,7 +145,8 @@ impl Registry {
         Ok(outcome)
     }
 
-    /// The assignments of the agent at `ip`, without status, and the version that makes them durable.
+    /// The assignments of the agent at `ip`, without status, and the version that makes them
+    /// durable.
     pub(super) fn assignments(&self, ip: Ipv4Addr) -> Option<(Vec<Assignment>, Version)> {
         let agent = self.agents.get(&ip)?;
         let plain = |one: &Assignment| Assignment { status: None, ..one.clone() };
@@ -179,8 +181,8 @@ impl Registry {
         Some(report)
     }
 
-    /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are left.
-    /// Returns the change of the store; `None` if there is no such agent.
+    /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are
+    /// left. Returns the change of the store; `None` if there is no such agent.
     pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<Change> {
         if self.aside.remove(&ip).is_some() {
             return Some(Change::Delete(Key::Agent(ip)));
@@ -275,8 +277,8 @@ impl Registry {
         }
     }
 
-    /// The record of an agent that is not there: with what it had when it was deleted, as far as nobody
-    /// else has it now, and with a VTEP address in any case.
+    /// The record of an agent that is not there: with what it had when it was deleted, as far as
+    /// nobody else has it now, and with a VTEP address in any case.
     fn admit(
         &mut self,
         ip: Ipv4Addr,

@@ -77,8 +77,8 @@ impl Space {
         self.vteps6.as_mut()?.allocate()
     }
 
-    /// One subnet of each of the families that are asked for and that the overlay has: all or none, so
-    /// that the want of one family costs nothing of the other.
+    /// One subnet of each of the families that are asked for and that the overlay has: all or none,
+    /// so that the want of one family costs nothing of the other.
     ///
     /// # Errors
     /// The family that is exhausted.
@@ -105,7 +105,8 @@ impl Space {
     /// Takes a piece that the store says somebody has.
     ///
     /// # Errors
-    /// When the configuration does not cover it or somebody else has it: a sentence for the operator.
+    /// When the configuration does not cover it or somebody else has it: a sentence for the
+    /// operator.
     pub(super) fn reserve(&mut self, overlay: &OverlayName, subnet: Subnet) -> Result<(), String> {
         let family = subnet.family();
         let pool = self.overlays.get_mut(overlay).and_then(|pools| pools.of(family));

@@ -1,5 +1,5 @@
-//! The master as a whole: what happens, and exactly what it wants done. The store here is a map that the
-//! tests can make fail.
+//! The master as a whole: what happens, and exactly what it wants done. The store here is a map
+//! that the tests can make fail.
 
 use std::collections::BTreeSet;
 
@@ -562,6 +562,9 @@ enum Step {
     Restart,
 }
 
+/// What an agent was told: its VTEP, and its subnet of each overlay.
+type Told = (String, BTreeMap<OverlayName, Subnet>);
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1_u8..12, any::<bool>()).prop_map(|(agent, subnet)| Step::Register(agent, subnet)),
@@ -573,14 +576,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: what was promised is stored, no two agents have the same, and
-    /// no agent's addresses change unless it was deleted.
+    /// Whatever happens in whatever order: what was promised is stored, no two agents have the
+    /// same, and no agent's addresses change unless it was deleted.
     #[test]
     fn promises_are_kept(steps in prop::collection::vec(step(), 1..60)) {
         // Eight subnets and six VTEPs for eleven agents.
         let tight = || small("44.128.0.0/29", "10.0.0.0/21");
         let mut world = World::new(tight());
-        let mut promised: BTreeMap<Ipv4Addr, (String, BTreeMap<OverlayName, Subnet>)> = BTreeMap::new();
+        let mut promised: BTreeMap<Ipv4Addr, Told> = BTreeMap::new();
         for step in steps {
             world.now.unix += 1;
             match step {
@@ -591,7 +594,8 @@ proptest! {
                 Step::Delete(agent) => {
                     promised.remove(&ip(agent));
                     world.sent.retain(|(to, ..)| *to != upid(agent));
-                    world.handle(Event::Request(RequestId(1), Request::DeleteAgents(vec![ip(agent)])));
+                    let request = Request::DeleteAgents(vec![ip(agent)]);
+                    world.handle(Event::Request(RequestId(1), request));
                     // A deletion that fails later leaves the agent as it was.
                     world.store();
                 }
@@ -621,7 +625,8 @@ proptest! {
                 let told = promised.entry(*to.address.ip()).or_default();
                 for one in overlays {
                     let vtep = one.vtep.ip.to_string();
-                    prop_assert!(told.0.is_empty() || told.0 == vtep, "{to}: {} became {vtep}", told.0);
+                    let is_kept = told.0.is_empty() || told.0 == vtep;
+                    prop_assert!(is_kept, "{to}: {} became {vtep}", told.0);
                     told.0 = vtep;
                     if let Some(subnet) = one.subnet {
                         let before = told.1.insert(one.name().clone(), subnet);
@@ -632,7 +637,8 @@ proptest! {
             let vteps: Vec<&String> =
                 promised.values().map(|told| &told.0).filter(|vtep| !vtep.is_empty()).collect();
             prop_assert_eq!(vteps.iter().collect::<BTreeSet<_>>().len(), vteps.len());
-            let subnets: Vec<&Subnet> = promised.values().flat_map(|told| told.1.values()).collect();
+            let subnets: Vec<&Subnet> =
+                promised.values().flat_map(|told| told.1.values()).collect();
             prop_assert_eq!(subnets.iter().collect::<BTreeSet<_>>().len(), subnets.len());
         }
         // What is in the store is what was promised.

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-/// How often things happened since the start. The names are those of the C++ module's metrics, without
-/// their prefix `overlay/master/`; those below the line are ours.
+/// How often things happened since the start. The names are those of the C++ module's metrics,
+/// without their prefix `overlay/master/`; those below the line are ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "the names say it, and are the ones that operators see")]
 pub struct Counters {

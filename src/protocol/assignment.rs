@@ -85,8 +85,8 @@ impl Status {
     /// Longest reason that is kept, in characters: enough for every sentence of ours.
     const REASON_MAX: usize = 1000;
 
-    /// The same status with a reason that can be shown: one line, not endless. Whoever sends a status may
-    /// be broken or hostile.
+    /// The same status with a reason that can be shown: one line, not endless. Whoever sends a
+    /// status may be broken or hostile.
     #[must_use]
     pub fn sanitized(self) -> Self {
         match self {

@@ -1,5 +1,5 @@
-//! The words that master and agent share: the network of a cluster, an agent's share of it, what is kept of
-//! it, and the four messages between them. [`crate::wire`] turns them into bytes and back.
+//! The words that master and agent share: the network of a cluster, an agent's share of it, what is
+//! kept of it, and the four messages between them. [`crate::wire`] turns them into bytes and back.
 
 mod assignment;
 mod message;

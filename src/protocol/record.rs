@@ -13,8 +13,8 @@ pub enum Record {
     Released(ReleasedRecord),
 }
 
-/// Everything that was promised to one agent. What the agent reports is not in it: after a restart of
-/// the master only the agent knows.
+/// Everything that was promised to one agent. What the agent reports is not in it: after a restart
+/// of the master only the agent knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentRecord {
     /// Address of its VTEP.
@@ -31,9 +31,9 @@ pub struct AgentRecord {
     pub docker_bridge: bool,
 }
 
-/// What a deleted agent had and nobody has been given since. These addresses are given to others only
-/// when no others are left, those freed longest ago first, and the agent gets them back if it returns
-/// before: so its containers, should it have been deleted by mistake, keep theirs.
+/// What a deleted agent had and nobody has been given since. These addresses are given to others
+/// only when no others are left, those freed longest ago first, and the agent gets them back if it
+/// returns before: so its containers, should it have been deleted by mistake, keep theirs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReleasedRecord {
     /// When it was deleted, in seconds since 1970.

@@ -26,8 +26,8 @@ use crate::wire;
 
 /// How long to wait before a name that could not be resolved is tried again.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
-/// Least time between two looks at the master's name: a master that refuses connections would otherwise
-/// have the resolver asked at every attempt.
+/// Least time between two looks at the master's name: a master that refuses connections would
+/// otherwise have the resolver asked at every attempt.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Hosted for Agent {

@@ -1,4 +1,5 @@
-//! The way into a machine: messages, HTTP requests and the results of what it wanted done become events.
+//! The way into a machine: messages, HTTP requests and the results of what it wanted done become
+//! events.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -44,7 +45,8 @@ impl<M: Hosted> Inbox<M> {
         (Self { sender, refused: Arc::default() }, receiver)
     }
 
-    /// Tells the machine. An event for a machine that has stopped is lost, as it would be a moment later.
+    /// Tells the machine. An event for a machine that has stopped is lost, as it would be a moment
+    /// later.
     pub(super) async fn tell(&self, event: M::Event) {
         let _ = self.sender.send(Input::Event(event)).await;
     }

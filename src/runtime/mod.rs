@@ -6,8 +6,8 @@
 //!   adapters  ─┘    ▲                                ├─▶ cni, docker, detector (agent)
 //!                   └────────── results ◀────────────┘
 //! ```
-//! Each machine lives in one task, which nothing blocks: what takes long happens elsewhere and comes back
-//! as an event.
+//! Each machine lives in one task, which nothing blocks: what takes long happens elsewhere and
+//! comes back as an event.
 
 mod agent;
 mod held;

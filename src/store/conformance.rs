@@ -1,8 +1,8 @@
 //! What every store must do, as a suite that each of them runs in its tests.
 //!
-//! It is compiled always, and not for tests only, because a store that needs a server is tested from outside
-//! of this crate. So it has its own seeded random sequences instead of a test library, and panics with what
-//! went wrong.
+//! It is compiled always, and not for tests only, because a store that needs a server is tested
+//! from outside of this crate. So it has its own seeded random sequences instead of a test library,
+//! and panics with what went wrong.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
 
-/// A state in memory. Clones are handles on the same state, so that masters can contend for it in a test as
-/// they do for a shared store.
+/// A state in memory. Clones are handles on the same state, so that masters can contend for it in a
+/// test as they do for a shared store.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,

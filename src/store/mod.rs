@@ -1,9 +1,9 @@
 //! Where the master keeps what it promised.
 //!
-//! A store maps keys to bytes and knows an epoch. [`Store::load`] begins a new epoch: from then on a
-//! [`Store::commit`] of any earlier one is refused, so that a master that was deposed cannot write. One
-//! commit is one durable write, however many changes it carries: the master puts all that waits into the
-//! next one (group commit).
+//! A store maps keys to bytes and knows an epoch. [`Store::load`] begins a new epoch: from then on
+//! a [`Store::commit`] of any earlier one is refused, so that a master that was deposed cannot
+//! write. One commit is one durable write, however many changes it carries: the master puts all
+//! that waits into the next one (group commit).
 //!
 //! What a store must do beyond its types is [`conformance`], which every one of them passes.
 
@@ -65,28 +65,28 @@ pub struct Loaded {
     pub epoch: Epoch,
     /// Version of the last commit.
     pub version: Version,
-    /// All records in the order of their keys. A record whose key the store cannot read, as one of a later
-    /// version of this program, is kept in the store, and is not here.
+    /// All records in the order of their keys. A record whose key the store cannot read, as one of
+    /// a later version of this program, is kept in the store, and is not here.
     pub records: Vec<(Key, Vec<u8>)>,
 }
 
 /// A durable state with one writer at a time. Calls block; they are made on a thread of their own.
 pub trait Store: Send {
-    /// Reads everything and begins a new epoch, which ends all earlier ones. The epoch is durable when this
-    /// returns; the version is that of the last commit, since nothing was changed.
+    /// Reads everything and begins a new epoch, which ends all earlier ones. The epoch is durable
+    /// when this returns; the version is that of the last commit, since nothing was changed.
     ///
     /// # Errors
-    /// When the state cannot be read or the epoch cannot be written. It may be tried again, on this handle
-    /// or another.
+    /// When the state cannot be read or the epoch cannot be written. It may be tried again, on this
+    /// handle or another.
     fn load(&mut self) -> Result<Loaded, StoreError>;
 
-    /// Applies all of `changes` or none, in their order, and returns when they are durable, with the version
-    /// that they made: one more than the last, even if there was nothing to change.
+    /// Applies all of `changes` or none, in their order, and returns when they are durable, with
+    /// the version that they made: one more than the last, even if there was nothing to change.
     ///
     /// # Errors
-    /// [`StoreError::Deposed`] if `epoch` is not the latest; nothing was written then. After any other
-    /// error the changes may or may not be durable: only a new [`Store::load`] tells, and this handle may
-    /// refuse every commit until then.
+    /// [`StoreError::Deposed`] if `epoch` is not the latest; nothing was written then. After any
+    /// other error the changes may or may not be durable: only a new [`Store::load`] tells, and
+    /// this handle may refuse every commit until then.
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError>;
 }
 

@@ -1,8 +1,8 @@
-//! How messages and HTTP requests come in and messages go out. A transport moves bytes between addresses
-//! and knows no message type: what a message means is decided behind [`Handler`].
+//! How messages and HTTP requests come in and messages go out. A transport moves bytes between
+//! addresses and knows no message type: what a message means is decided behind [`Handler`].
 //!
-//! Nothing here answers a message by itself beyond the protocol's receipt. A message that cannot reach a
-//! process is a [`Refusal`]: told to the sender in words, and to the host for counting.
+//! Nothing here answers a message by itself beyond the protocol's receipt. A message that cannot
+//! reach a process is a [`Refusal`]: told to the sender in words, and to the host for counting.
 
 pub mod libprocess;
 
@@ -41,8 +41,8 @@ pub trait Handler: Send + Sync + 'static {
         request: http::Request<Bytes>,
     ) -> impl Future<Output = http::Response<Bytes>> + Send;
 
-    /// The connection to a linked peer has ended or could not be made. The link is gone: whoever still
-    /// wants it links again.
+    /// The connection to a linked peer has ended or could not be made. The link is gone: whoever
+    /// still wants it links again.
     fn exited(&self, peer: SocketAddrV4) -> impl Future<Output = ()> + Send;
 
     /// Something from `peer` was refused before it reached a process.

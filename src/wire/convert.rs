@@ -1,5 +1,6 @@
-//! Between the protobuf types and the words of [`crate::protocol`]. Whatever comes in is checked here
-//! once: a name, subnet or address that could not be used is refused with the path of its field.
+//! Between the protobuf types and the words of [`crate::protocol`]. Whatever comes in is checked
+//! here once: a name, subnet or address that could not be used is refused with the path of its
+//! field.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -77,7 +78,8 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
 /// The message called `name` with body `bytes`.
 ///
 /// # Errors
-/// When the name is unknown, the bytes are malformed, a required field is missing or a field is unusable.
+/// When the name is unknown, the bytes are malformed, a required field is missing or a field is
+/// unusable.
 pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError> {
     if name == internal::RegisterAgentMessage::NAME {
         let message: internal::RegisterAgentMessage = decode(bytes)?;

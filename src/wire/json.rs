@@ -1,9 +1,10 @@
-//! The JSON that Mesos prints and parses for a protobuf message (stout, `json.hpp` and `protobuf.hpp`,
-//! 1.7 and later): keys sorted, no white space, field names as in the .proto, enums by name, 64-bit
-//! integers as numbers, empty lists left out, unset fields left out unless they declare a default.
+//! The JSON that Mesos prints and parses for a protobuf message (stout, `json.hpp` and
+//! `protobuf.hpp`, 1.7 and later): keys sorted, no white space, field names as in the .proto, enums
+//! by name, 64-bit integers as numbers, empty lists left out, unset fields left out unless they
+//! declare a default.
 //!
-//! serde_json's own objects are not used for printing: their order depends on a feature that any crate
-//! of the build may switch on.
+//! serde_json's own objects are not used for printing: their order depends on a feature that any
+//! crate of the build may switch on.
 
 use std::fmt::{Display, Write as _};
 
@@ -18,8 +19,8 @@ pub fn print<M: Message>(message: &M) -> String {
     text
 }
 
-/// Parses what [`print()`] or Mesos printed. Unknown keys are ignored and `null` is an unset field, as in
-/// Mesos.
+/// Parses what [`print()`] or Mesos printed. Unknown keys are ignored and `null` is an unset field,
+/// as in Mesos.
 ///
 /// # Errors
 /// When the text is no JSON object, a value has the wrong type, or a required field is missing.
@@ -98,7 +99,8 @@ impl ObjectWriter<'_> {
     }
 }
 
-/// RapidJSON escapes the quote, the backslash and control characters (upper-case hex), nothing else.
+/// RapidJSON escapes the quote, the backslash and control characters (upper-case hex), nothing
+/// else.
 fn write_string(text: &mut String, value: &str) {
     text.push('"');
     for letter in value.chars() {

@@ -1,5 +1,5 @@
-//! The program as operators run it: a master and an agent, a Docker daemon that comes late, containers on
-//! both halves, and restarts of everything under them.
+//! The program as operators run it: a master and an agent, a Docker daemon that comes late,
+//! containers on both halves, and restarts of everything under them.
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -1,13 +1,14 @@
-//! A state in one file, for a single master: the redb database `overlay-master.redb` in its work directory.
+//! A state in one file, for a single master: the redb database `overlay-master.redb` in its work
+//! directory.
 //!
-//! redb because one commit is one `fsync` and because a file that a kill or a power cut left behind opens
-//! with the last commit and nothing of an unfinished one. What is in it are plain bytes under plain bytes, so
-//! that a later redb reads them. There are two tables, one of records and one of three counters; the lock
-//! that redb holds on the file is why one process at a time has it, and the epoch fences what is left of an
-//! earlier master within that process.
+//! redb because one commit is one `fsync` and because a file that a kill or a power cut left behind
+//! opens with the last commit and nothing of an unfinished one. What is in it are plain bytes under
+//! plain bytes, so that a later redb reads them. There are two tables, one of records and one of
+//! three counters; the lock that redb holds on the file is why one process at a time has it, and
+//! the epoch fences what is left of an earlier master within that process.
 //!
-//! The database is closed after any error, since what it has in memory may then differ from the file. The
-//! next load opens it again and finds out.
+//! The database is closed after any error, since what it has in memory may then differ from the
+//! file. The next load opens it again and finds out.
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -36,8 +37,8 @@ const FORMAT_COUNTER: &[u8] = b"format";
 const EPOCH_COUNTER: &[u8] = b"epoch";
 const VERSION_COUNTER: &[u8] = b"version";
 
-/// First byte of the key of an agent; the four bytes of its address follow, so that the order of the bytes
-/// is that of the keys.
+/// First byte of the key of an agent; the four bytes of its address follow, so that the order of
+/// the bytes is that of the keys.
 const AGENT_KEY: u8 = 1;
 
 /// A state in a file.
@@ -49,12 +50,13 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Opens the state in the directory `dir`. What is missing is made: the directory with its parents, for
-    /// the owner only, and an empty state. The file is locked as long as the store lives.
+    /// Opens the state in the directory `dir`. What is missing is made: the directory with its
+    /// parents, for the owner only, and an empty state. The file is locked as long as the store
+    /// lives.
     ///
     /// # Errors
-    /// When the directory or the file cannot be made, read or written, another process has the file, or it
-    /// is no state of this program, is damaged, or was written by a later version.
+    /// When the directory or the file cannot be made, read or written, another process has the
+    /// file, or it is no state of this program, is damaged, or was written by a later version.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let mut store = Self { path: dir.join(FILE_NAME), database: None };
         store.create(dir).map_err(|error| store.failed("open", &error))?;
@@ -209,15 +211,17 @@ fn open_and_verify(path: &Path) -> Result<Database, redb::Error> {
     // Without the check redb trusts the pages of a file that was closed, and panics over a bad one.
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     forget_cached_pages(&file)?;
-    // An empty file is not accepted: where a state was, it is a loss, and `create_with_backend` would not say.
+    // An empty file is not accepted: where a state was, it is a loss, and `create_with_backend`
+    // would not say.
     if file.metadata()?.len() == 0 {
         return Err(redb::Error::Corrupted("the file is empty".to_owned()));
     }
     Ok(builder.create_with_backend(FileBackend::new(file)?)?)
 }
 
-/// After an `fsync` that failed, Linux shows the pages that it could not write as if it had, to us and to
-/// the next process too. What is not on the disk must not be loaded as durable, so the pages are read again.
+/// After an `fsync` that failed, Linux shows the pages that it could not write as if it had, to us
+/// and to the next process too. What is not on the disk must not be loaded as durable, so the pages
+/// are read again.
 fn forget_cached_pages(file: &File) -> io::Result<()> {
     file.sync_data()?;
     match rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {

@@ -1,3 +1,6 @@
+//! The file store beyond the suite of all stores: who may open it, what it refuses and in which
+//! words, what a damaged file does to it.
+
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -123,29 +126,29 @@ fn a_work_directory_that_is_a_file_is_refused() {
 
 #[test]
 fn an_error_of_the_file_system_comes_with_its_remedy() {
-    let store = FileStore { path: "/work/overlay-master.redb".into(), database: None };
+    let store = FileStore { path: "/state/overlay-master.redb".into(), database: None };
     let message = |errno: i32| {
         let error = io::Error::from_raw_os_error(errno);
         store.failed("commit", &redb::Error::Io(error)).to_string()
     };
     assert_eq!(
         message(28),
-        "file:/work/overlay-master.redb: commit: No space left on device (os error 28): make room \
+        "file:/state/overlay-master.redb: commit: No space left on device (os error 28): make room \
          for it, the state needs a few MB"
     );
     assert_eq!(
         message(30),
-        "file:/work/overlay-master.redb: commit: Read-only file system (os error 30): mount the file \
+        "file:/state/overlay-master.redb: commit: Read-only file system (os error 30): mount the file \
          system for writing, or use another work directory"
     );
     assert_eq!(
         message(13),
-        "file:/work/overlay-master.redb: commit: Permission denied (os error 13): run as the owner of \
+        "file:/state/overlay-master.redb: commit: Permission denied (os error 13): run as the owner of \
          the work directory, or use another one"
     );
     assert_eq!(
         message(5),
-        "file:/work/overlay-master.redb: commit: Input/output error (os error 5)"
+        "file:/state/overlay-master.redb: commit: Input/output error (os error 5)"
     );
 }
 
@@ -191,8 +194,8 @@ fn a_handle_that_failed_refuses_to_commit_until_it_has_loaded() {
     assert_eq!(store.commit(epoch, &[]), Ok(Version(1)));
 }
 
-/// Every byte that is not the committed state's may change unnoticed; every other must be found, as an error
-/// and not as a panic, or have no effect.
+/// Every byte that is not the committed state's may change unnoticed; every other must be found, as
+/// an error and not as a panic, or have no effect.
 #[test]
 fn a_damaged_file_is_refused_or_read_as_it_was() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
 //! What we send: a bounded queue and at most one connection for each address that we send to.
 //!
-//! [`Client::send`] encodes the message straight into the queue of its peer and returns. The queue is one
-//! buffer of bytes, so however many messages wait, they go out in one write. A peer that is slow, dead or
-//! hostile fills its own queue only, and then loses its newest messages: who sends messages like these
-//! has to repeat them anyway.
+//! [`Client::send`] encodes the message straight into the queue of its peer and returns. The queue
+//! is one buffer of bytes, so however many messages wait, they go out in one write. A peer that is
+//! slow, dead or hostile fills its own queue only, and then loses its newest messages: who sends
+//! messages like these has to repeat them anyway.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -22,7 +22,8 @@ use super::{encode, peer};
 use crate::addr::Upid;
 use crate::transport::{Handler, Incoming, Refusal};
 
-/// Messages that wait for one peer. A peer is sent a handful in its life; this many means that it hangs.
+/// Messages that wait for one peer. A peer is sent a handful in its life; this many means that it
+/// hangs.
 const QUEUE_MESSAGES: usize = 1024;
 
 /// Bytes that wait for one peer; one message may be longer.
@@ -35,8 +36,8 @@ const PEERS_LIMIT: usize = 32 * 1024;
 /// Messages to processes of this program that wait.
 const OWN_QUEUE: usize = 1024;
 
-/// Connections that are being made at a time. Enough that the dead hosts of a large cluster, each of which
-/// takes the whole time allowed, leave places for the others.
+/// Connections that are being made at a time. Enough that the dead hosts of a large cluster, each
+/// of which takes the whole time allowed, leave places for the others.
 const CONNECTS: usize = 1024;
 
 /// Sends messages and keeps links. Dropped, it closes all its connections.
@@ -52,8 +53,8 @@ impl<H> fmt::Debug for Client<H> {
 }
 
 impl<H: Handler> Client<H> {
-    /// A client of the program that others know as `own`. Its connections come from that address, which
-    /// peers may demand, if the host has it. To be called within a tokio runtime.
+    /// A client of the program that others know as `own`. Its connections come from that address,
+    /// which peers may demand, if the host has it. To be called within a tokio runtime.
     #[must_use]
     pub fn new(own: SocketAddrV4, handler: Arc<H>) -> Self {
         let (sender, messages) = mpsc::channel(OWN_QUEUE);
@@ -71,9 +72,9 @@ impl<H: Handler> Client<H> {
         Self { shared: Arc::new(shared), own: sender }
     }
 
-    /// Sends a message, if it can be: nothing tells whether it arrived. Messages to one address arrive in
-    /// order. One to a process of this program does not leave it, as in libprocess, so that it arrives
-    /// even where our advertised address cannot be reached from here.
+    /// Sends a message, if it can be: nothing tells whether it arrived. Messages to one address
+    /// arrive in order. One to a process of this program does not leave it, as in libprocess, so
+    /// that it arrives even where our advertised address cannot be reached from here.
     pub fn send(&self, from: &Upid, to: &Upid, name: &str, body: &Bytes) {
         if to.address == self.shared.own {
             let message = Incoming {
@@ -93,7 +94,8 @@ impl<H: Handler> Client<H> {
                 && (queue.messages == 0 || queue.bytes.len() + body.len() <= QUEUE_BYTES);
             if !has_room {
                 queue.refused += 1;
-                // Said at the 1st, 2nd, 4th, 8th... so that a hanging peer does not fill the log too.
+                // Said at the 1st, 2nd, 4th, 8th... so that a hanging peer does not fill the log
+                // too.
                 if queue.refused.is_power_of_two() {
                     log::warn!(
                         "send {name} to {to}: {} messages wait for it: {} lost since it reads nothing: \
@@ -116,8 +118,8 @@ impl<H: Handler> Client<H> {
         }
     }
 
-    /// Keeps a connection to a peer until it ends, and then tells [`Handler::exited`] once. Nothing is
-    /// sent by it. Linking twice is linking once; linking to ourselves does nothing.
+    /// Keeps a connection to a peer until it ends, and then tells [`Handler::exited`] once. Nothing
+    /// is sent by it. Linking twice is linking once; linking to ourselves does nothing.
     pub fn link(&self, to: SocketAddrV4) {
         if to == self.shared.own {
             return;
@@ -132,8 +134,8 @@ impl<H: Handler> Client<H> {
         }
     }
 
-    /// How many messages were lost so far, as far as we know: there was no room for them, or their peer
-    /// could not be reached or left without a receipt.
+    /// How many messages were lost so far, as far as we know: there was no room for them, or their
+    /// peer could not be reached or left without a receipt.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
@@ -209,8 +211,8 @@ impl Queue {
 }
 
 impl<H: Handler> Shared<H> {
-    /// Changes the queue of a peer, which gets its task if it has none. False if there are too many peers,
-    /// or `change` says so.
+    /// Changes the queue of a peer, which gets its task if it has none. False if there are too many
+    /// peers, or `change` says so.
     fn with_peer(
         self: &Arc<Self>,
         address: SocketAddrV4,

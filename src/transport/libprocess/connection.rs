@@ -1,9 +1,10 @@
-//! One accepted connection: reads messages off it in order, hands each to the host, writes the receipts.
+//! One accepted connection: reads messages off it in order, hands each to the host, writes the
+//! receipts.
 //!
-//! An idle connection holds its socket and this small struct: buffers exist only while there is something
-//! in them, and a timer only while a request is unfinished. It may then stay idle for ever, since closing
-//! it would mean to the peer that we have ended. The first request that is no message hands the
-//! connection to the HTTP server ([`super::http`]).
+//! An idle connection holds its socket and this small struct: buffers exist only while there is
+//! something in them, and a timer only while a request is unfinished. It may then stay idle for
+//! ever, since closing it would mean to the peer that we have ended. The first request that is no
+//! message hands the connection to the HTTP server ([`super::http`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,9 +22,9 @@ use super::server::{Host, Unfinished};
 use super::{encode, http, socket};
 use crate::transport::{Handler, Refusal};
 
-/// From the first byte of a request to the end of its head. Also how long a peer may say nothing at all
-/// after it has connected, if there are so many that its place is needed: else it may wait as long as it
-/// likes, since libprocess links first and may have nothing to say for minutes.
+/// From the first byte of a request to the end of its head. Also how long a peer may say nothing at
+/// all after it has connected, if there are so many that its place is needed: else it may wait as
+/// long as it likes, since libprocess links first and may have nothing to say for minutes.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// From the end of a request's head to the end of its body.
@@ -38,8 +39,8 @@ const READ_SIZE: usize = 8 * 1024;
 /// Receipts that wait to be written together, in bytes.
 const OUTPUT_LIMIT: usize = 32 * 1024;
 
-/// How long an answer before closing may take to be read, and how much of what comes meanwhile is read
-/// over. Closing at once would make the kernel take the answer back.
+/// How long an answer before closing may take to be read, and how much of what comes meanwhile is
+/// read over. Closing at once would make the kernel take the answer back.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 const CLOSE_READS: usize = 64;
 
@@ -147,7 +148,8 @@ impl<H: Handler> Connection<H> {
         }
     }
 
-    /// Hands a message to its process and notes the receipt. Returns whether the connection goes on.
+    /// Hands a message to its process and notes the receipt. Returns whether the connection goes
+    /// on.
     async fn receive(&mut self, head: MessageHead, body: Bytes) -> bool {
         self.release();
         let MessageHead { envelope, encoding, is_kept_alive, .. } = head;
@@ -232,7 +234,8 @@ impl<H: Handler> Connection<H> {
         }
     }
 
-    /// Writes the receipts. If the peer does not take them it gets none from now on, but is listened to.
+    /// Writes the receipts. If the peer does not take them it gets none from now on, but is
+    /// listened to.
     async fn flush(&mut self) {
         let mut written = 0;
         while written < self.output.len() && !self.is_deaf {

@@ -9,8 +9,8 @@ use http::StatusCode;
 use crate::addr::Upid;
 use crate::transport::Refusal;
 
-/// Appends a message to `output`. Returns false, and appends nothing, if a name in it would break the
-/// request line or a header: libprocess writes names raw, so we cannot escape them.
+/// Appends a message to `output`. Returns false, and appends nothing, if a name in it would break
+/// the request line or a header: libprocess writes names raw, so we cannot escape them.
 pub(super) fn message(
     output: &mut Vec<u8>,
     from: &Upid,
@@ -73,7 +73,8 @@ fn reason(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or_default()
 }
 
-/// The time of day as a header has it. Formatted once a second for each thread, since every receipt has it.
+/// The time of day as a header has it. Formatted once a second for each thread, since every receipt
+/// has it.
 fn date() -> [u8; DATE_LENGTH] {
     thread_local! {
         static LAST: Cell<(u64, [u8; DATE_LENGTH])> = const { Cell::new((0, [b' '; DATE_LENGTH])) };

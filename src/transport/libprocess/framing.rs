@@ -1,8 +1,8 @@
 //! The body of a request: collects its bytes, chunked or not, as they come in.
 //!
-//! What was decoded is taken out of the input at once, so the input never holds more than one read, and
-//! nothing is looked at twice however small the pieces are. Memory grows with what came, never with what
-//! a peer says will come.
+//! What was decoded is taken out of the input at once, so the input never holds more than one read,
+//! and nothing is looked at twice however small the pieces are. Memory grows with what came, never
+//! with what a peer says will come.
 
 use std::io::Read as _;
 
@@ -50,8 +50,8 @@ impl Body {
         Self { bytes: Vec::new(), state }
     }
 
-    /// Takes what belongs to the body out of `input`, and gives the body once it is complete. Not a byte
-    /// behind the body's end is taken.
+    /// Takes what belongs to the body out of `input`, and gives the body once it is complete. Not a
+    /// byte behind the body's end is taken.
     pub(super) fn read(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, Refusal> {
         loop {
             match self.state {
@@ -120,7 +120,8 @@ fn take_line(input: &mut BytesMut, limit: usize) -> Result<Option<BytesMut>, Ref
             Ok(None)
         };
     };
-    // A lone line feed is no line end here: readers that differ on it disagree on where the body ends.
+    // A lone line feed is no line end here: readers that differ on it disagree on where the body
+    // ends.
     if end == 0 || window[end - 1] != b'\r' {
         return Err(Refusal::Malformed("a line of a chunked body ends without a carriage return"));
     }

@@ -1,7 +1,7 @@
 //! The head of a request: is it a message, from whom to whom, and how long is its body.
 //!
-//! Stricter than libprocess where its leniency would let two readers of the same bytes disagree on where a
-//! request ends (two lengths, a length beside chunks), and as lenient everywhere else.
+//! Stricter than libprocess where its leniency would let two readers of the same bytes disagree on
+//! where a request ends (two lengths, a length beside chunks), and as lenient everywhere else.
 
 use std::mem::MaybeUninit;
 
@@ -32,7 +32,8 @@ pub(super) enum Head {
 /// What the head of a message says.
 #[derive(Debug)]
 pub(super) struct MessageHead {
-    /// From whom to whom. A refusal is kept until the body has been read, so that the connection can go on.
+    /// From whom to whom. A refusal is kept until the body has been read, so that the connection
+    /// can go on.
     pub(super) envelope: Result<Envelope, Refusal>,
     pub(super) framing: Framing,
     pub(super) encoding: Encoding,
@@ -69,8 +70,8 @@ impl Encoding {
     }
 }
 
-/// The length of the head at the start of `input`, if all of it is there. The first `scanned` bytes are known
-/// not to hold its end, so that a head that trickles in is not searched again and again.
+/// The length of the head at the start of `input`, if all of it is there. The first `scanned` bytes
+/// are known not to hold its end, so that a head that trickles in is not searched again and again.
 pub(super) fn head_length(input: &[u8], scanned: usize) -> Result<Option<usize>, Refusal> {
     // The end may begin in what was scanned: "\n\r" before, "\n" now.
     let start = scanned.saturating_sub(2);

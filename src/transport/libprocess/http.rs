@@ -1,8 +1,8 @@
-//! Plain HTTP on an accepted connection, by hyper. People and scripts ask here, few at a time, so its memory
-//! and its rules for idle connections may be the usual ones; agents never come here.
+//! Plain HTTP on an accepted connection, by hyper. People and scripts ask here, few at a time, so
+//! its memory and its rules for idle connections may be the usual ones; agents never come here.
 //!
-//! hyper gets no timer: its header timeout also runs while a connection is idle, and a peer that sends
-//! messages on the connection must never see it closed for that.
+//! hyper gets no timer: its header timeout also runs while a connection is idle, and a peer that
+//! sends messages on the connection must never see it closed for that.
 
 use std::convert::Infallible;
 use std::io::Cursor;
@@ -31,12 +31,12 @@ use super::server::Host;
 use super::{BODY_LIMIT, HEAD_LIMIT, HEADERS_LIMIT, encode};
 use crate::transport::{Handler, Refusal};
 
-/// Connections with the HTTP server at a time. Each holds at least 16 KiB, and every page and script
-/// needs only one.
+/// Connections with the HTTP server at a time. Each holds at least 16 KiB, and every page and
+/// script needs only one.
 const CONNECTIONS_LIMIT: usize = 512;
 
-/// A connection on which no request came and none was being answered for this long, at most twice this
-/// long, is closed, unless a message ever came on it.
+/// A connection on which no request came and none was being answered for this long, at most twice
+/// this long, is closed, unless a message ever came on it.
 const IDLE_TIME: Duration = Duration::from_secs(120);
 
 const LIBPROCESS_FROM: HeaderName = HeaderName::from_static("libprocess-from");
@@ -152,8 +152,8 @@ async fn answer<H: Handler>(
         }
     };
     activity.answering.fetch_add(1, Ordering::Relaxed);
-    // In a task of its own, because hyper drops this future when the peer's connection breaks, and what
-    // has begun must be done.
+    // In a task of its own, because hyper drops this future when the peer's connection breaks, and
+    // what has begun must be done.
     let answered = tokio::spawn(async move {
         if is_message {
             let envelope = head::envelope(

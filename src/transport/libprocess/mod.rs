@@ -1,8 +1,10 @@
-//! The message protocol of libprocess, spoken without libprocess: one-way messages as HTTP/1.1 requests.
+//! The message protocol of libprocess, spoken without libprocess: one-way messages as HTTP/1.1
+//! requests.
 //!
-//! Each direction has its own connections: [`Server`] accepts what others send, [`Client`] opens what we
-//! send on, and an answer never goes back on the connection that the question came on. The receipts that
-//! come back on a connection mean only "such a process lives here", and no sender waits for them.
+//! Each direction has its own connections: [`Server`] accepts what others send, [`Client`] opens
+//! what we send on, and an answer never goes back on the connection that the question came on. The
+//! receipts that come back on a connection mean only "such a process lives here", and no sender
+//! waits for them.
 //!
 //! ```text
 //!   server ── connection ─┬─ head, framing ── Handler::deliver        (messages)
@@ -10,9 +12,9 @@
 //!   client ── peer (one task and one queue per address) ── encode, replies
 //! ```
 //!
-//! A general HTTP server or client is the wrong tool here: the client would wait for each reply, and the
-//! server holds some 16 KiB per idle connection where ours holds under 1 KiB. With two connections for
-//! each of 10,000 agents this decides how much memory a master needs.
+//! A general HTTP server or client is the wrong tool here: the client would wait for each reply,
+//! and the server holds some 16 KiB per idle connection where ours holds under 1 KiB. With two
+//! connections for each of 10,000 agents this decides how much memory a master needs.
 
 mod client;
 mod connection;

@@ -1,7 +1,9 @@
-//! The receipts that come back on an outgoing connection: counted, and thrown away unless they complain.
+//! The receipts that come back on an outgoing connection: counted, and thrown away unless they
+//! complain.
 //!
-//! libprocess never looks at them. We do, because a refusal ("UPID IP address validation failed", no such
-//! process) is otherwise invisible: the message is simply lost, on either side without a trace.
+//! libprocess never looks at them. We do, because a refusal ("UPID IP address validation failed",
+//! no such process) is otherwise invisible: the message is simply lost, on either side without a
+//! trace.
 
 use std::mem::MaybeUninit;
 
@@ -29,7 +31,8 @@ pub(super) struct Replies {
     rest: usize,
     /// The complaint whose text is coming.
     complaint: Option<(u16, Vec<u8>)>,
-    /// Whether the peer said something that we do not understand; then nothing after it is looked at.
+    /// Whether the peer said something that we do not understand; then nothing after it is looked
+    /// at.
     is_lost: bool,
 }
 
@@ -63,7 +66,8 @@ impl Replies {
         count
     }
 
-    /// Takes a head out of `input`. Returns whether it is a receipt, or nothing if it is not complete.
+    /// Takes a head out of `input`. Returns whether it is a receipt, or nothing if it is not
+    /// complete.
     fn read_head(&mut self, input: &mut &[u8]) -> Option<bool> {
         let before = self.head.len();
         let joined;

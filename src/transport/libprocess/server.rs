@@ -1,7 +1,7 @@
 //! Accepts connections, each served by a task of its own, and holds what they share.
 //!
-//! The tasks belong to [`Server::run`]: when it ends they end. A panic in one of them is logged and ends
-//! that connection alone.
+//! The tasks belong to [`Server::run`]: when it ends they end. A panic in one of them is logged and
+//! ends that connection alone.
 
 use std::fmt;
 use std::io;
@@ -20,8 +20,8 @@ use super::head::{Encoding, Envelope};
 use super::{connection, encode, framing, socket};
 use crate::transport::{Handler, Incoming, Refusal};
 
-/// How long no connection is accepted after the system had no descriptor or memory for one. Trying at
-/// once would fail again, and spin.
+/// How long no connection is accepted after the system had no descriptor or memory for one. Trying
+/// at once would fail again, and spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections beyond the limit that are being told so at a time. More are closed without a word.
@@ -41,8 +41,9 @@ pub struct ServerOptions {
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        // The links of 10,000 agents, as many that come and go in a failover, and some left for people;
-        // and with the usual limit of 20,000 descriptors or more there are some left for everything else.
+        // The links of 10,000 agents, as many that come and go in a failover, and some left for
+        // people; and with the usual limit of 20,000 descriptors or more there are some left for
+        // everything else.
         Self { require_peer_address_match: false, connections: 14_000 }
     }
 }
@@ -55,8 +56,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the address. Nothing is accepted before [`run`](Self::run), but whoever connects from now on
-    /// is not turned away. To be called within a tokio runtime.
+    /// Takes the address. Nothing is accepted before [`run`](Self::run), but whoever connects from
+    /// now on is not turned away. To be called within a tokio runtime.
     ///
     /// # Errors
     /// When the address is not ours or is in use.
@@ -125,8 +126,8 @@ impl Server {
     }
 }
 
-/// Waits if trying again at once cannot succeed. Other errors are about the one connection, which was
-/// aborted before we saw it.
+/// Waits if trying again at once cannot succeed. Other errors are about the one connection, which
+/// was aborted before we saw it.
 async fn pause_if_exhausted(local: SocketAddrV4, error: &io::Error, is_exhausted: &mut bool) {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     if !error.raw_os_error().is_some_and(|code| exhausted.iter().any(|e| e.raw_os_error() == code))

@@ -19,16 +19,18 @@ use tokio::task::coop::consume_budget;
 /// `net.core.somaxconn` is less. A whole cluster comes at once after a failover.
 const BACKLOG: u32 = 65_535;
 
-/// Silence after which the kernel asks a peer whether it still lives, the time between two questions, and
-/// how many unanswered ones end the connection: two minutes for a host that lost its power. libprocess
-/// never asks, so there a dead host stays "connected" until something is sent, which an idle link never
-/// does: a master would hold the descriptor, and an agent wait for its dead master, for ever.
+/// Silence after which the kernel asks a peer whether it still lives, the time between two
+/// questions, and how many unanswered ones end the connection: two minutes for a host that lost its
+/// power. libprocess never asks, so there a dead host stays "connected" until something is sent,
+/// which an idle link never does: a master would hold the descriptor, and an agent wait for its
+/// dead master, for ever.
 const ALIVE_AFTER: Duration = Duration::from_secs(60);
 const ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const ALIVE_QUESTIONS: u32 = 4;
 
 /// What was sent and is not acknowledged for so long ends a linked connection. While something is
-/// unacknowledged the kernel asks no such questions, and would itself give up only after 15 minutes.
+/// unacknowledged the kernel asks no such questions, and would itself give up only after 15
+/// minutes.
 const UNACKNOWLEDGED_MILLISECONDS: u32 = 120_000;
 
 /// The socket that others connect to.
@@ -36,8 +38,8 @@ pub(super) fn listening(address: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     // A restarted program takes its port back at once, although old connections are not quite gone.
     socket.set_reuseaddr(true)?;
-    // Accepted sockets inherit these two, which saves two calls for each of them. Receipts are small and
-    // must not wait for one another; and a dead host must not hold a descriptor for ever.
+    // Accepted sockets inherit these two, which saves two calls for each of them. Receipts are
+    // small and must not wait for one another; and a dead host must not hold a descriptor for ever.
     socket.set_nodelay(true)?;
     keep_alive(&socket)?;
     socket.bind(SocketAddr::V4(address))?;
@@ -51,9 +53,10 @@ pub(super) fn outgoing() -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Gives an outgoing socket its source address, and leaves the port to `connect`. A port that `bind`
-/// chooses is taken for all destinations, and stays so a minute after the end: 28,000 ports would be
-/// gone with that many messages a minute. One that `connect` chooses is taken for its destination only.
+/// Gives an outgoing socket its source address, and leaves the port to `connect`. A port that
+/// `bind` chooses is taken for all destinations, and stays so a minute after the end: 28,000 ports
+/// would be gone with that many messages a minute. One that `connect` chooses is taken for its
+/// destination only.
 pub(super) fn bind_source(socket: &TcpSocket, source: Ipv4Addr) -> io::Result<()> {
     nix::sys::socket::setsockopt(socket, IpBindAddressNoPort, &true)?;
     socket.bind(SocketAddr::V4(SocketAddrV4::new(source, 0)))
@@ -66,8 +69,9 @@ pub(super) fn watch(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads what is there, or nothing if nothing is. Unlike `try_read` this lets tokio see that a read did not
-/// fill the buffer, which means that there is no more, and so saves a second call for each message.
+/// Reads what is there, or nothing if nothing is. Unlike `try_read` this lets tokio see that a read
+/// did not fill the buffer, which means that there is no more, and so saves a second call for each
+/// message.
 pub(super) async fn read_now<B: BufMut>(
     stream: &mut TcpStream,
     buffer: &mut B,
@@ -76,8 +80,8 @@ pub(super) async fn read_now<B: BufMut>(
     match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
         Poll::Ready(count) => Some(count),
         Poll::Pending => {
-            // Either nothing is there after all, or the task has had its turn and must let others run:
-            // readiness alone would not say so, and the caller would come back for ever.
+            // Either nothing is there after all, or the task has had its turn and must let others
+            // run: readiness alone would not say so, and the caller would come back for ever.
             consume_budget().await;
             None
         }

@@ -144,7 +144,8 @@ async fn receipts_come_in_the_order_of_the_messages() {
 #[tokio::test]
 async fn a_message_counts_although_its_sender_is_gone() {
     let mut server = Running::start(ServerOptions::default());
-    // Enough for several reads, so that there is something to read after the first receipt has failed.
+    // Enough for several reads, so that there is something to read after the first receipt has
+    // failed.
     let mut all = Vec::new();
     for _ in 0..100 {
         all.extend(golden("AgentRegisteredMessage.http"));

@@ -108,7 +108,8 @@ impl Running {
         }
     }
 
-    /// Sends `request` on a connection of its own, ends the sending side, and gives all that comes back.
+    /// Sends `request` on a connection of its own, ends the sending side, and gives all that comes
+    /// back.
     pub(super) async fn ask(&self, request: impl AsRef<[u8]>) -> String {
         let mut stream = self.connect().await;
         stream.write_all(request.as_ref()).await.unwrap();
