@@ -1,4 +1,59 @@
-//! Overlay networks for Apache Mesos.
+//! Overlay networks for Apache Mesos: a master that owns the address plan, an agent that makes the
+//! container networks, and everything around them. This page is the map.
+//!
+//! ```text
+//!                    cli: one file for each subcommand
+//!                                   │ starts
+//!                                   ▼
+//!            runtime: feeds the machines, does what they want done
+//!            │ events                                   │ commands
+//!            ▼                                          ▼
+//!   ┌──────────────────────────────┐    ┌──────────────────────────────┐
+//!   │ pure: no IO, no clock        │    │ adapters: one for each thing │
+//!   │                              │    │ that we own or talk to       │
+//!   │ master            agent      │    │                              │
+//!   │ http, config      ipam       │    │ store         transport      │
+//!   │ wire                         │    │ detector      cni, docker    │
+//!   │ protocol, addr, clock        │    │                              │
+//!   └──────────────────────────────┘    └──────────────────────────────┘
+//! ```
+//!
+//! Pure rooms use pure rooms only, so that all that is decided is decided by functions of their
+//! arguments: a test, a simulator, this program or a Mesos process can run the same machines.
+//! Adapters use pure rooms and never each other; `runtime` uses all of them; nobody uses `cli`.
+//! `tests/tidy.rs` checks it. One thing crosses the line: the master speaks of its state in the
+//! words of the store, which are plain data.
+//!
+//! # Reading order
+//!
+//! Where to start: [`master::Event`] and [`master::Command`], which say all that a master can hear
+//! and do; then [`master::Master`]; then what runs it, [`runtime`]. The agent has the same shape.
+//! `docs/architecture.md` follows one registration from end to end.
+//!
+//! What is said, and of what:
+//!
+//! - [`addr`]: subnets, names, MACs, MTUs: values that cannot be invalid
+//! - [`clock`]: time as an argument, and waits that grow
+//! - [`protocol`]: the network, an agent's share of it, its record, the four messages
+//! - [`config`]: JSON text to checked configuration, or every problem with its place and remedy
+//!
+//! What is decided:
+//!
+//! - [`ipam`]: pools of subnets and VTEP addresses: which one is next
+//! - [`master`]: who gets what, what has to be stored first, what the agents report
+//! - [`agent`]: when to register, which networks to make and to try again, what to report
+//! - [`wire`]: protobuf bytes and the JSON of Mesos; no other room knows a protobuf type
+//! - [`http`]: from a request to a question for a machine, from its reply to a response
+//!
+//! What is done:
+//!
+//! - [`store`]: keeps the master's state: in a file, or in memory
+//! - [`transport`]: messages and HTTP over TCP, as libprocess speaks them
+//! - [`detector`]: where the master is
+//! - [`cni`]: the network of the MesosContainerizer: configuration files that Mesos reads
+//! - [`docker`]: the network of the DockerContainerizer, made and compared through `docker`
+//! - [`runtime`]: the loop, the queue of events, and what is held back until it is stored
+//! - [`cli`]: the program's face
 
 pub mod addr;
 pub mod agent;
