@@ -19,6 +19,8 @@ use crate::wire::encode_record;
 
 /// What operators call the pool of VTEP addresses.
 const VTEP_POOL: &str = "the VTEP subnet";
+/// The same for IPv6.
+const VTEP6_POOL: &str = "the IPv6 VTEP subnet";
 
 /// All agents of a network.
 #[derive(Debug)]
@@ -128,6 +130,7 @@ impl Registry {
         if let Some(reason) = self.aside.get(&ip) {
             return Err(Refusal::SetAside(reason.clone()));
         }
+        self.lacks_nothing(ip);
         let mut outcome = Outcome::default();
         let (before, mut record) = match self.agents.get(&ip) {
             Some(agent) => (Some(agent.version), agent.record.clone()),
@@ -187,12 +190,10 @@ impl Registry {
         if self.aside.remove(&ip).is_some() {
             return Some(Change::Delete(Key::Agent(ip)));
         }
+        // Also of an agent that is not there because there was nothing for it.
+        self.lacks_nothing(ip);
         let agent = self.agents.remove(&ip)?;
         self.tally.remove(&agent.info);
-        self.lacking.retain(|_, agents| {
-            agents.remove(&ip);
-            !agents.is_empty()
-        });
         let AgentRecord { vtep_ip, vtep_ip6, mut overlays, .. } = agent.record;
         overlays.retain(|overlay| self.unserved.remove(&(ip, overlay.name.clone())).is_none());
         let released = ReleasedRecord { at: unix, vtep_ip: Some(vtep_ip), vtep_ip6, overlays };
@@ -300,7 +301,6 @@ impl Registry {
                 vtep.item
             }
         };
-        self.lacks_no_more(VTEP_POOL, ip);
         let mut record = AgentRecord {
             vtep_ip,
             vtep_ip6: None,
@@ -361,7 +361,10 @@ impl Registry {
                     self.taken(vtep6, Piece::Vtep(vtep6.item.into()), moment, outcome);
                     record.vtep_ip6 = Some(vtep6.item);
                 }
-                None => outcome.notices.push(Notice::NoVtep6),
+                None => {
+                    self.lacks(VTEP6_POOL, ip);
+                    outcome.notices.push(Notice::NoVtep6);
+                }
             }
         }
         if !options.allocate_subnet {
@@ -391,20 +394,16 @@ impl Registry {
         if !lacks_v4 && !lacks_v6 {
             return;
         }
-        let pool = |family| format!("overlay {name} ({family})");
         let Subnets { v4, v6 } = match self.space.allocate_subnets(name, lacks_v4, lacks_v6) {
             Ok(subnets) => subnets,
             Err(family) => {
-                self.lacks(&pool(family), ip);
+                self.lacks(&format!("overlay {name} ({family})"), ip);
                 outcome.notices.push(Notice::NoSubnet(name.clone(), family));
                 return;
             }
         };
         for subnet in v4.into_iter().chain(v6) {
             self.taken(subnet, Piece::Subnet(subnet.item), moment, outcome);
-        }
-        for family in [Family::V4, Family::V6] {
-            self.lacks_no_more(&pool(family), ip);
         }
         let position = position.unwrap_or_else(|| {
             let name = name.clone();
@@ -420,14 +419,11 @@ impl Registry {
         self.lacking.entry(pool.to_owned()).or_default().insert(ip);
     }
 
-    fn lacks_no_more(&mut self, pool: &str, ip: Ipv4Addr) {
-        let is_empty = self.lacking.get_mut(pool).is_some_and(|agents| {
+    fn lacks_nothing(&mut self, ip: Ipv4Addr) {
+        self.lacking.retain(|_, agents| {
             agents.remove(&ip);
-            agents.is_empty()
+            !agents.is_empty()
         });
-        if is_empty {
-            self.lacking.remove(pool);
-        }
     }
 
     /// A piece was allocated: whoever had it before will not get it back.

@@ -391,6 +391,27 @@ fn exhausted_vteps_refuse_the_agent_and_say_so() {
 }
 
 #[test]
+fn what_an_agent_lacks_is_a_problem_until_it_wants_it_no_more_or_is_deleted() {
+    let mut tight = small("44.128.0.0/30", "10.0.0.0/24");
+    tight.vtep_subnet6 = Some("fd01:a::/127".parse().unwrap());
+    let mut world = World::new(tight);
+    for agent in 1..=3 {
+        world.register(agent);
+    }
+    let lacks = |pool: &str| {
+        format!("{pool} is exhausted: 1 agent did not get any: widen it or delete dead agents")
+    };
+    assert_eq!(
+        world.health().problems,
+        ["overlay net (IPv4)", "the IPv6 VTEP subnet", "the VTEP subnet"].map(lacks)
+    );
+    let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
+    world.register_with(2, gateway);
+    world.delete(3);
+    assert_eq!(world.health().problems, ["the IPv6 VTEP subnet"].map(lacks));
+}
+
+#[test]
 fn an_exhausted_family_costs_nothing_of_the_other() {
     let mut two = network();
     // IPv6 is enough for two agents, IPv4 for 128.
