@@ -29,13 +29,12 @@ pub(super) struct Registry {
     pub(super) space: Space,
     pub(super) agents: BTreeMap<Ipv4Addr, Agent>,
     pub(super) released: BTreeMap<Ipv4Addr, ReleasedRecord>,
-    /// Records that contradict the configuration or each other, and how. They stay in the store as
-    /// they are, and nobody gets their addresses, until the operator deletes the agent or mends the
-    /// configuration.
-    pub(super) aside: BTreeMap<Ipv4Addr, String>,
-    /// The shares of served agents that contradict the configuration or each other, and how. They
-    /// stay in the record, and nobody gets their addresses.
-    pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), String>,
+    /// Records that contradict the configuration or each other. They stay in the store as they are
+    /// until the operator deletes the agent or mends the configuration.
+    pub(super) aside: BTreeMap<Ipv4Addr, Aside>,
+    /// The shares of served agents that contradict the configuration or each other. They stay in the
+    /// record.
+    pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), Unserved>,
     /// The agents that did not get all they should, by the pool that is exhausted.
     lacking: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     tally: AgentTally,
@@ -50,6 +49,24 @@ pub(super) struct Agent {
     pub(super) version: Version,
     /// What it is told, and what it reported.
     pub(super) info: Arc<AgentInfo>,
+}
+
+/// An agent whose record was set aside.
+#[derive(Debug)]
+pub(super) struct Aside {
+    /// How the record contradicts the configuration or others.
+    pub(super) reason: String,
+    /// What of it contradicts nothing: nobody else gets that.
+    pub(super) held: ReleasedRecord,
+}
+
+/// An agent's share of an overlay that it is not served.
+#[derive(Debug)]
+pub(super) struct Unserved {
+    /// How it contradicts the configuration or others.
+    pub(super) reason: String,
+    /// What of it contradicts nothing: nobody else gets that.
+    pub(super) held: OverlayRecord,
 }
 
 /// The moment of a change.
@@ -127,8 +144,8 @@ impl Registry {
         options: &AgentOptions,
         moment: Moment,
     ) -> Result<Outcome, Refusal> {
-        if let Some(reason) = self.aside.get(&ip) {
-            return Err(Refusal::SetAside(reason.clone()));
+        if let Some(aside) = self.aside.get(&ip) {
+            return Err(Refusal::SetAside(aside.reason.clone()));
         }
         self.lacks_nothing(ip);
         let mut outcome = Outcome::default();
@@ -187,20 +204,22 @@ impl Registry {
     /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are
     /// left. Returns the change of the store; `None` if there is no such agent.
     pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<Change> {
-        if self.aside.remove(&ip).is_some() {
-            return Some(Change::Delete(Key::Agent(ip)));
+        if let Some(Aside { held, .. }) = self.aside.remove(&ip) {
+            return Some(self.set_free(ip, ReleasedRecord { at: unix, ..held }));
         }
         // Also of an agent that is not there because there was nothing for it.
         self.lacks_nothing(ip);
         let agent = self.agents.remove(&ip)?;
         self.tally.remove(&agent.info);
         let AgentRecord { vtep_ip, vtep_ip6, mut overlays, .. } = agent.record;
-        overlays.retain(|overlay| self.unserved.remove(&(ip, overlay.name.clone())).is_none());
+        for overlay in &mut overlays {
+            if let Some(unserved) = self.unserved.remove(&(ip, overlay.name.clone())) {
+                *overlay = unserved.held;
+            }
+        }
+        overlays.retain(|overlay| !overlay.is_empty());
         let released = ReleasedRecord { at: unix, vtep_ip: Some(vtep_ip), vtep_ip6, overlays };
-        self.free(ip, &released);
-        let bytes = encode_record(&Record::Released(released.clone()));
-        self.released.insert(ip, released);
-        Some(Change::Put(Key::Agent(ip), bytes))
+        Some(self.set_free(ip, released))
     }
 
     /// The whole cluster.
@@ -220,7 +239,7 @@ impl Registry {
     /// What needs an operator, one sentence each.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (ip, reason) in &self.aside {
+        for (ip, Aside { reason, .. }) in &self.aside {
             problems.push(format!(
                 "agent {ip} is not served: {reason}: mend the configuration or delete the agent"
             ));
@@ -231,7 +250,7 @@ impl Registry {
                 count(agents.len(), "agent")
             ));
         }
-        for ((ip, _), reason) in &self.unserved {
+        for ((ip, _), Unserved { reason, .. }) in &self.unserved {
             problems.push(format!(
                 "agent {ip} is not served its share: {reason}: mend the configuration or delete it"
             ));
@@ -276,6 +295,18 @@ impl Registry {
                 self.space.free(&overlay.name, subnet, ip, released.at);
             }
         }
+    }
+
+    /// Frees what `released` lists and keeps it for `ip`.
+    fn set_free(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> Change {
+        let key = Key::Agent(ip);
+        if released.is_empty() {
+            return Change::Delete(key);
+        }
+        self.free(ip, &released);
+        let bytes = encode_record(&Record::Released(released.clone()));
+        self.released.insert(ip, released);
+        Change::Put(key, bytes)
     }
 
     /// The record of an agent that is not there: with what it had when it was deleted, as far as
@@ -456,14 +487,11 @@ impl Registry {
                     overlay.subnet = overlay.subnet.filter(|had| *had != subnet);
                     overlay.subnet6 = overlay.subnet6.filter(|had| *had != subnet);
                 }
-                released.overlays.retain(|had| had.subnet.is_some() || had.subnet6.is_some());
+                released.overlays.retain(|had| !had.is_empty());
             }
         }
-        let is_empty = released.vtep_ip.is_none()
-            && released.vtep_ip6.is_none()
-            && released.overlays.is_empty();
         let key = Key::Agent(former);
-        outcome.changes.push(if is_empty {
+        outcome.changes.push(if released.is_empty() {
             self.released.remove(&former);
             Change::Delete(key)
         } else {

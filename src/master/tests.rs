@@ -573,6 +573,43 @@ fn a_share_that_the_configuration_no_longer_covers_is_kept_and_reported() {
     assert_eq!(world.register(1).unwrap(), before, "it is served again when it is covered again");
 }
 
+#[test]
+fn what_a_record_holds_that_was_set_aside_is_kept_for_its_agent() {
+    let mut world = World::new(network());
+    let before = world.register(1).unwrap();
+    world.store();
+    // The operator moves the VTEPs: no agent can be served. Its containers go on all the same.
+    let moved = || Network { vtep_subnet: "44.129.0.0/16".parse().unwrap(), ..network() };
+    let mut world = world.restart(moved());
+    assert_eq!(world.register(1), None);
+    let other = world.register(2).unwrap();
+    assert_eq!(subnets(&other), ["192.168.1.0/24", "192.168.129.0/24"]);
+    world.store();
+    let mut mended = World::restored(network(), world.records.clone(), world.version);
+    mended.load();
+    assert_eq!(mended.register(1).unwrap(), before);
+
+    // Or the operator gives it up.
+    world.delete(1);
+    let in_use: Vec<u128> = world.health().pools.iter().map(|pool| pool.in_use).collect();
+    assert_eq!(in_use, [1; 5], "what the other agent has");
+    assert_eq!(subnets(&world.register(1).unwrap()), subnets(&before), "free, and kept for it");
+}
+
+#[test]
+fn a_share_of_which_one_family_is_not_covered_leaks_nothing_when_it_is_freed() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    let mut moved = network();
+    moved.overlays[1].range6 = range("fd01:c::/64", 80);
+    let mut world = world.restart(moved);
+    assert_eq!(world.health().problems.len(), 1);
+    world.delete(1);
+    let in_use: Vec<u128> = world.health().pools.iter().map(|pool| pool.in_use).collect();
+    assert_eq!(in_use, [0; 5]);
+}
+
 /// What a random cluster does.
 #[derive(Debug, Clone)]
 enum Step {

@@ -46,6 +46,14 @@ pub struct ReleasedRecord {
     pub overlays: Vec<OverlayRecord>,
 }
 
+impl ReleasedRecord {
+    /// Whether nothing is left that could be given back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.vtep_ip.is_none() && self.vtep_ip6.is_none() && self.overlays.is_empty()
+    }
+}
+
 /// What was promised to an agent of one overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayRecord {
@@ -55,4 +63,12 @@ pub struct OverlayRecord {
     pub subnet: Option<Subnet>,
     /// IPv6 subnet.
     pub subnet6: Option<Subnet>,
+}
+
+impl OverlayRecord {
+    /// Whether there is no subnet in it.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.subnet.is_none() && self.subnet6.is_none()
+    }
 }
