@@ -14,7 +14,8 @@
 //!   │ master            agent      │    │                              │
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
-//!   │ protocol, addr, clock        │    │                              │
+//!   │ protocol, addr, clock,       │    │                              │
+//!   │ machine                      │    │                              │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -27,13 +28,15 @@
 //! # Reading order
 //!
 //! Where to start: [`master::Event`] and [`master::Command`], which say all that a master can hear
-//! and do; then [`master::Master`]; then what runs it, [`runtime`]. The agent has the same shape.
+//! and do; then [`master::Master`]; then what runs it, [`runtime`]. The agent has the same shape,
+//! [`machine::Machine`].
 //! `docs/architecture.md` follows one registration from end to end.
 //!
 //! What is said, and of what:
 //!
 //! - [`addr`]: subnets, names, MACs, MTUs: values that cannot be invalid
 //! - [`clock`]: time as an argument, and waits that grow
+//! - [`machine`]: the shape that master and agent have in common
 //! - [`protocol`]: the network, an agent's share of it, its record, the four messages
 //! - [`config`]: JSON text to checked configuration, or every problem with its place and remedy
 //!

@@ -7,10 +7,10 @@ use crate::clock::Now;
 
 /// A state machine without IO, clock or randomness of its own.
 ///
-/// Whoever runs it calls [`Self::handle`] for every event and then [`Self::poll_command`] until there is
-/// none, and sends [`Self::TIMEOUT`] at [`Self::next_timeout`]; all from one thread at a time. A machine
-/// never fails: what cannot be done is a status, a counter or a line in the log. The same events at the
-/// same times lead to the same commands.
+/// Whoever runs it calls [`Self::handle`] for every event and then [`Self::poll_command`] until
+/// there is none, and sends [`Self::TIMEOUT`] at [`Self::next_timeout`]; all from one thread at a
+/// time. A machine never fails: what cannot be done is a status, a counter or a line in the log.
+/// The same events at the same times lead to the same commands.
 pub trait Machine {
     /// Something that happened. Prints in one line.
     type Event: Display;

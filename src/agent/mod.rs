@@ -1,5 +1,5 @@
-//! The agent: registers with the master, makes the container networks of its share of the overlays, and
-//! reports what became of them.
+//! The agent: registers with the master, makes the container networks of its share of the overlays,
+//! and reports what became of them.
 //!
 //! A pure machine: no IO, no clock, no randomness of its own.
 
@@ -57,8 +57,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent with the address `ip`, which knows no master yet. `seed` is what its waits are drawn
-    /// from: it must differ between agents.
+    /// An agent with the address `ip`, which knows no master yet. `seed` is what its waits are
+    /// drawn from: it must differ between agents.
     #[must_use]
     pub fn new(ip: Ipv4Addr, settings: Settings, seed: u64) -> Self {
         Self {
@@ -165,7 +165,8 @@ impl Agent {
             log::info!("the master assigned {count} overlays");
             self.commands.push_back(Command::RetainCni(self.overlays.cni_names()));
         }
-        // A master that assigns wants a report, even if nothing has changed: it may have been restarted.
+        // A master that assigns wants a report, even if nothing has changed: it may have been
+        // restarted.
         self.has_news = true;
         self.registration.assigned();
         self.report(now);

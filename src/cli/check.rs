@@ -1,6 +1,7 @@
 //! `mesos-overlay check`.
 //!
-//! Problems go to stdout, since they are what was asked for; that there were any is the failure, on stderr.
+//! Problems go to stdout, since they are what was asked for; that there were any is the failure, on
+//! stderr.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

@@ -303,7 +303,8 @@ impl DockerNetworks {
     }
 }
 
-/// What is going on, on stderr: a spinner on a terminal, plain lines elsewhere, nothing for programs.
+/// What is going on, on stderr: a spinner on a terminal, plain lines elsewhere, nothing for
+/// programs.
 enum Progress {
     Spinner(ProgressBar),
     Lines,

@@ -1,8 +1,9 @@
 //! `mesos-overlay forget`.
 //!
-//! An address that the master does not know is a mistake of the operator, perhaps in an address that stands
-//! for another agent: so it is a failure. The others are deleted nevertheless, since deleting is what was
-//! asked for them, and a second try with all of them would fail because of them.
+//! An address that the master does not know is a mistake of the operator, perhaps in an address
+//! that stands for another agent: so it is a failure. The others are deleted nevertheless, since
+//! deleting is what was asked for them, and a second try with all of them would fail because of
+//! them.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
-//! What subcommands share: the configuration file, and for the two long-running ones addresses, signals
-//! and limits.
+//! What subcommands share: the configuration file, and for the two long-running ones addresses,
+//! signals and limits.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write as _};

@@ -39,7 +39,8 @@ const REASON_MAX: usize = 200;
 #[derive(Debug, Args)]
 pub(super) struct MasterAddress {
     /// The running master
-    // Agents have the same variable, and there it may hold a password: nothing repeats it, clap neither.
+    // Agents have the same variable, and there it may hold a password: nothing repeats it, clap
+    // neither.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
     master: String,
 }
@@ -71,7 +72,8 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Why the agent is not served although the master has a record of it: it is not in the state then.
+    /// Why the agent is not served although the master has a record of it: it is not in the state
+    /// then.
     pub(super) fn set_aside(&self, ip: Ipv4Addr) -> Option<&str> {
         let beginning = format!("agent {ip} is not served: ");
         self.problems.iter().find_map(|problem| problem.strip_prefix(&beginning))

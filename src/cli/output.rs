@@ -1,7 +1,8 @@
 //! Results on stdout: lines, JSON and tables.
 //!
-//! Whoever reads may stop reading, as `head` does: then the rest is dropped silently, and the exit code is
-//! what it would have been. There is no colour, so that nothing depends on whether a terminal reads.
+//! Whoever reads may stop reading, as `head` does: then the rest is dropped silently, and the exit
+//! code is what it would have been. There is no colour, so that nothing depends on whether a
+//! terminal reads.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal as _, StdoutLock, Write};
@@ -13,8 +14,8 @@ use serde::Serialize;
 
 use super::Failure;
 
-/// Rows that are laid out together: enough to see the widths of the columns, and no burden if there are
-/// millions.
+/// Rows that are laid out together: enough to see the widths of the columns, and no burden if there
+/// are millions.
 const ROWS_MAX: usize = 1000;
 /// Spaces between columns.
 const GAP: u16 = 2;
@@ -100,8 +101,8 @@ impl Write for Pipe {
     }
 }
 
-/// Rows of cells in columns that two spaces keep apart. Every cell is in every row, so that a line found
-/// by grep says everything.
+/// Rows of cells in columns that two spaces keep apart. Every cell is in every row, so that a line
+/// found by grep says everything.
 pub(super) struct Table {
     header: Option<Vec<String>>,
     rows: Vec<Vec<String>>,

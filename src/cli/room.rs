@@ -95,16 +95,18 @@ pub(super) fn describe(network: &Network) -> String {
     format!("a network of {overlays}{disabled}, room for {agents}")
 }
 
-/// How many containers of the MesosContainerizer an agent can have in `overlay`. Their addresses come from
-/// the CNI plugin host-local, which keeps three of the agent's lower half: the network's own, the first,
-/// which is the gateway on the bridge, and the last, which is for broadcasts. It is given no IPv6.
+/// How many containers of the MesosContainerizer an agent can have in `overlay`. Their addresses
+/// come from the CNI plugin host-local, which keeps three of the agent's lower half: the network's
+/// own, the first, which is the gateway on the bridge, and the last, which is for broadcasts. It is
+/// given no IPv6.
 pub(super) fn mesos_containers(overlay: &Overlay) -> u128 {
     half(overlay.range.as_ref()).map_or(0, |addresses| addresses.saturating_sub(3))
 }
 
-/// How many containers of the DockerContainerizer an agent can have in `overlay`. Docker keeps the same three
-/// of the upper half in IPv4. In IPv6 there are no broadcasts, so it keeps two: the network's own, which means
-/// any router, and the first, which is the gateway. A container in both families needs an address of each.
+/// How many containers of the DockerContainerizer an agent can have in `overlay`. Docker keeps the
+/// same three of the upper half in IPv4. In IPv6 there are no broadcasts, so it keeps two: the
+/// network's own, which means any router, and the first, which is the gateway. A container in both
+/// families needs an address of each.
 pub(super) fn docker_containers(overlay: &Overlay) -> u128 {
     let v4 = half(overlay.range.as_ref()).map(|addresses| addresses.saturating_sub(3));
     let v6 = half(overlay.range6.as_ref()).map(|addresses| addresses.saturating_sub(2));

@@ -1,5 +1,5 @@
-//! The master: owns the address plan, gives every agent that registers its share of the overlays, and
-//! keeps what agents report of it.
+//! The master: owns the address plan, gives every agent that registers its share of the overlays,
+//! and keeps what agents report of it.
 //!
 //! A pure machine: no IO, no clock.
 
@@ -44,9 +44,9 @@ pub struct Settings {
 
 /// The master. See [`Machine`] for how to run it.
 ///
-/// Allocation happens in memory at once, and what it changes is put into the next commit; until that is
-/// durable the runtime holds back what was promised. So the order of messages is the order of
-/// allocations, and one commit carries all that came while the one before was being written.
+/// Allocation happens in memory at once, and what it changes is put into the next commit; until
+/// that is durable the runtime holds back what was promised. So the order of messages is the order
+/// of allocations, and one commit carries all that came while the one before was being written.
 #[derive(Debug)]
 pub struct Master {
     settings: Settings,

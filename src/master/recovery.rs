@@ -34,8 +34,8 @@ impl Registry {
                 }
             }
         }
-        // After those who are served: an agent that is not keeps what does not contradict them, since
-        // its containers may be running.
+        // After those who are served: an agent that is not keeps what does not contradict them,
+        // since its containers may be running.
         for (ip, reason, AgentRecord { vtep_ip, vtep_ip6, overlays, .. }) in refused {
             let had = ReleasedRecord { vtep_ip: Some(vtep_ip), vtep_ip6, overlays, ..nothing() };
             let held = registry.reserve_what_is_free(had);
@@ -48,8 +48,8 @@ impl Registry {
         registry
     }
 
-    /// Puts an agent in, and says why if its VTEP address cannot be its own: without one it cannot be
-    /// served. Nothing has changed then.
+    /// Puts an agent in, and says why if its VTEP address cannot be its own: without one it cannot
+    /// be served. Nothing has changed then.
     fn restore(
         &mut self,
         ip: Ipv4Addr,

@@ -32,8 +32,8 @@ pub(super) struct Registry {
     /// Records that contradict the configuration or each other. They stay in the store as they are
     /// until the operator deletes the agent or mends the configuration.
     pub(super) aside: BTreeMap<Ipv4Addr, Aside>,
-    /// The shares of served agents that contradict the configuration or each other. They stay in the
-    /// record.
+    /// The shares of served agents that contradict the configuration or each other. They stay in
+    /// the record.
     pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), Unserved>,
     /// The agents that did not get all they should, by the pool that is exhausted.
     lacking: BTreeMap<String, BTreeSet<Ipv4Addr>>,

@@ -2,7 +2,8 @@
 
 use crate::support::{Place, Running};
 
-/// An environment in which no Docker engine answers and whose temporary directory can be looked into.
+/// An environment in which no Docker engine answers and whose temporary directory can be looked
+/// into.
 fn environment(place: &Place) -> [(&'static str, String); 2] {
     std::fs::create_dir_all(place.path("tmp")).unwrap();
     [

@@ -1,4 +1,5 @@
-//! `forget`: what it frees, and what it says where it cannot. A master of ours is asked in `cluster`.
+//! `forget`: what it frees, and what it says where it cannot. A master of ours is asked in
+//! `cluster`.
 
 use crate::support::{FakeMaster, Place, http};
 

@@ -1,7 +1,8 @@
 //! The program as its users have it: the built binary, its whole output, its exit codes.
 //!
-//! Nothing is shared between tests: every master and agent has an address of its own and a port that the
-//! kernel chose, every file is in a temporary directory, and every process ends with its test.
+//! Nothing is shared between tests: every master and agent has an address of its own and a port
+//! that the kernel chose, every file is in a temporary directory, and every process ends with its
+//! test.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
 

@@ -1,5 +1,5 @@
-//! `state`: of a master with the C++ modules, as recorded, and of what is no master at all. A master of ours
-//! is asked in `cluster`.
+//! `state`: of a master with the C++ modules, as recorded, and of what is no master at all. A
+//! master of ours is asked in `cluster`.
 
 use crate::support::{FakeMaster, Place, http};
 

@@ -1,8 +1,9 @@
 //! `mesos-overlay plan`.
 //!
-//! The plan is a rule: of every space the first agent gets the first item, the second the second. So it costs
-//! no memory, however many agents there are, where a master keeps kilobytes for each of them. That the rule
-//! is the master's is not believed: a real master is run for the first agents and has to agree.
+//! The plan is a rule: of every space the first agent gets the first item, the second the second.
+//! So it costs no memory, however many agents there are, where a master keeps kilobytes for each of
+//! them. That the rule is the master's is not believed: a real master is run for the first agents
+//! and has to agree.
 
 mod rehearsal;
 mod share;

@@ -1,4 +1,5 @@
-//! A real master with nothing around it: what it commits is durable at once, and nobody hears what it sends.
+//! A real master with nothing around it: what it commits is durable at once, and nobody hears what
+//! it sends.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -14,11 +15,12 @@ use crate::master::{Command, Event, Master, Settings};
 use crate::protocol::{AgentOptions, Assignment, Message, Network};
 use crate::store::{Epoch, Loaded, Version};
 
-/// How many shares of overlays are rehearsed: a master needs half a kilobyte for each, and a plan of a
-/// million agents should not need gigabytes.
+/// How many shares of overlays are rehearsed: a master needs half a kilobyte for each, and a plan
+/// of a million agents should not need gigabytes.
 const REHEARSED_MAX: usize = 20_000;
 
-/// Lets the first of `agents` register with a real master, and compares what it gives them with the plan.
+/// Lets the first of `agents` register with a real master, and compares what it gives them with the
+/// plan.
 ///
 /// # Errors
 /// When they differ.
