@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use super::held::Held;
@@ -14,7 +15,7 @@ use crate::addr::Upid;
 use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
 use crate::master::{Command, Event, Master, Reply, Request, Settings};
 use crate::protocol::{Message, RequestId};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::transport::libprocess::{Client, Server, ServerOptions};
 use crate::wire;
 use bytes::Bytes;
@@ -91,10 +92,7 @@ impl MasterHost {
         let (inbox, receiver) = Inbox::new();
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
-            results.tell_blocking(match job {
-                Job::Load => Event::Loaded(store.load()),
-                Job::Commit { epoch, changes } => Event::Committed(store.commit(epoch, &changes)),
-            });
+            results.tell_blocking(do_job(store, job));
         })?;
         let executor = MasterExecutor {
             own: Upid::master(advertise),
@@ -124,6 +122,27 @@ impl MasterHost {
     pub async fn stop(self) {
         self.0.stop().await;
     }
+}
+
+fn do_job(store: &mut dyn Store, job: Job) -> Event {
+    match job {
+        Job::Load => Event::Loaded(guard("load", || store.load())),
+        Job::Commit { epoch, changes } => {
+            Event::Committed(guard("commit", || store.commit(epoch, &changes)))
+        }
+    }
+}
+
+/// Makes an error of a panic: the master waits for the end of a job, and without one it would promise
+/// nothing any more and look well. The state is then read again, as after any error of a commit.
+fn guard<T>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let reason = "it panicked, which is a defect: see what was written to stderr".to_owned();
+        Err(StoreError::Failed { store: "store".to_owned(), action, reason })
+    })
 }
 
 /// What waits for a version.
@@ -181,5 +200,37 @@ impl Executor<Master> for MasterExecutor {
                 Promise::Reply(id, reply) => inputs.reply(id, reply),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Change, Epoch, Loaded, Version};
+
+    struct Broken;
+
+    impl Store for Broken {
+        fn load(&mut self) -> Result<Loaded, StoreError> {
+            panic!("a page is damaged")
+        }
+
+        fn commit(&mut self, _: Epoch, _: &[Change]) -> Result<Version, StoreError> {
+            panic!("a page is damaged")
+        }
+    }
+
+    #[test]
+    fn a_store_that_panics_has_failed() {
+        let words = "it panicked, which is a defect: see what was written to stderr";
+        assert_eq!(
+            do_job(&mut Broken, Job::Load).to_string(),
+            format!("not loaded: store: load: {words}")
+        );
+        let commit = Job::Commit { epoch: Epoch(1), changes: Vec::new() };
+        assert_eq!(
+            do_job(&mut Broken, commit).to_string(),
+            format!("not committed: store: commit: {words}")
+        );
     }
 }
