@@ -12,7 +12,7 @@ mod space;
 mod tests;
 mod view;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +82,9 @@ struct Leading {
     is_writing: bool,
     /// What goes into the next commit: the last change of each key.
     pending: BTreeMap<Key, Change>,
+    /// Whose update waits for a version that is not durable. Agents ask again and again while a disk
+    /// hangs, and one answer is enough.
+    told: HashMap<Upid, Version>,
 }
 
 impl Leading {
@@ -182,6 +185,7 @@ impl Master {
             durable: version,
             is_writing: false,
             pending: BTreeMap::new(),
+            told: HashMap::new(),
         }));
         for (from, options) in waiting.into_values() {
             self.register(now, from, &options);
@@ -218,6 +222,7 @@ impl Master {
             self.counters.commits += 1;
             leading.durable = version;
             leading.is_writing = false;
+            leading.told.retain(|_, when| *when > version);
         }
     }
 
@@ -270,12 +275,13 @@ impl Master {
         };
         match leading.registry.register(ip, options, moment) {
             Ok(outcome) => {
-                if !outcome.changes.is_empty() {
+                let is_changed = !outcome.changes.is_empty();
+                if is_changed {
                     log::info!("{from} is given what it lacked of its share");
                 }
                 leading.change(outcome.changes);
                 outcome.notices.iter().for_each(|notice| self.notice(ip, notice));
-                self.update(from);
+                self.update(from, is_changed);
             }
             Err(refusal) => {
                 self.counters.register_agent_messages_dropped += 1;
@@ -326,14 +332,20 @@ impl Master {
         }
     }
 
-    /// Tells the agent its share.
-    fn update(&mut self, to: Upid) {
-        let Phase::Leading(leading) = &self.phase else {
+    /// Tells the agent its share, unless just that is waiting for the store already.
+    fn update(&mut self, to: Upid, is_changed: bool) {
+        let Phase::Leading(leading) = &mut self.phase else {
             return;
         };
         let Some((overlays, when)) = leading.registry.assignments(*to.address.ip()) else {
             return;
         };
+        if when > leading.durable {
+            let is_told = leading.told.insert(to.clone(), when) == Some(when);
+            if is_told && !is_changed {
+                return;
+            }
+        }
         self.counters.update_agent_overlays_messages_sent += 1;
         log::debug!("{to} registers and is assigned {} overlays", overlays.len());
         let message = Message::UpdateAgentOverlays(overlays);

@@ -239,6 +239,22 @@ fn all_that_registers_during_a_write_goes_into_the_next_one() {
 }
 
 #[test]
+fn who_asks_again_while_the_store_hangs_is_answered_once() {
+    let mut world = World::new(network());
+    world.register(1);
+    for _ in 0..100 {
+        world.register(1);
+        world.register(2);
+    }
+    assert_eq!(world.sent.len(), 2, "what is held back does not grow with the time");
+    // What it is told is another thing now.
+    let mesos_only = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+    assert!(world.register_with(2, mesos_only).is_some());
+    world.store();
+    assert!(world.register(1).is_some(), "a message may get lost");
+}
+
+#[test]
 fn an_agent_keeps_its_addresses_across_registrations_and_restarts() {
     let mut world = World::new(network());
     let first: Vec<_> = (1..=5).map(|agent| world.register(agent).unwrap()).collect();
@@ -420,6 +436,7 @@ fn an_exhausted_family_costs_nothing_of_the_other() {
     for agent in 1..=3 {
         world.register(agent);
     }
+    world.store();
     let third = world.register(3).unwrap();
     assert_eq!(subnets(&third), ["192.168.2.0/24"], "it gets the other overlay");
     let usage = world.health().pools;
