@@ -123,8 +123,8 @@ fn bridge_of<'a>(
     let Some(bridge) = bridge else {
         return Err(format!(
             "the master assigned no {key}, which this agent's configuration asks for: set \
-             network_config.{key} to false, or delete this agent at the master so that it \
-             registers anew"
+             network_config.{key} to false, or delete this agent at the master and restart it, \
+             so that it registers anew"
         ));
     };
     let lies_within = |half: Option<Subnet>, whole: Option<Subnet>| {

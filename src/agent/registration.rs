@@ -111,9 +111,10 @@ impl Registration {
         Some(master)
     }
 
-    /// The master has assigned.
+    /// The master has assigned. A report that is under way is then of an older share: its
+    /// acknowledgement says nothing, and the next report does not wait for it.
     pub(super) const fn assigned(&mut self) {
-        if matches!(self.phase, Phase::Registering) {
+        if matches!(self.phase, Phase::Registering | Phase::Reporting) {
             self.phase = Phase::Configuring;
         }
     }

@@ -290,6 +290,21 @@ fn a_status_that_changes_during_a_report_is_reported_after_it() {
 }
 
 #[test]
+fn an_assignment_that_comes_during_a_report_is_reported_when_it_is_made() {
+    let mut world = World::new();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(world.applied(1, NetworkKind::Cni, Ok(())), [REPORT]);
+    // Before the acknowledgement: the master has an overlay more now.
+    world.update(vec![assignment("vxlan-1", 1), assignment("vxlan-2", 7)]);
+    assert_eq!(world.acknowledge(), NOTHING, "that was for the first report");
+    let report = world.applied_to("vxlan-2", 2, NetworkKind::Cni, Ok(()));
+    assert!(report[0].starts_with("send AgentRegisteredMessage of 2 overlays"), "{report:?}");
+    world.acknowledge();
+    assert_eq!(world.health().status, Condition::Ok);
+}
+
+#[test]
 fn an_unanswered_report_makes_it_register_again() {
     let mut world = World::new();
     world.detect();
@@ -360,8 +375,8 @@ fn an_assignment_that_contradicts_the_options_or_itself_fails_with_the_reason() 
     assert_eq!(
         status(&info, 0).to_string(),
         "failed: the master assigned no docker_bridge, which this agent's configuration asks for: \
-         set network_config.docker_bridge to false, or delete this agent at the master so that it \
-         registers anew"
+         set network_config.docker_bridge to false, or delete this agent at the master and restart \
+         it, so that it registers anew"
     );
     assert_eq!(
         status(&info, 1).to_string(),
