@@ -1,0 +1,92 @@
+//! As much of libprocess as a simulated agent speaks. Not the transport of the program, on purpose:
+//! that one is what is measured and tested here, and an error that both ends share would cancel
+//! out.
+
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::protocol::Message;
+use mesos_network_overlay::wire;
+
+/// What answers a message: it has been understood.
+pub(crate) const RECEIPT: &[u8] =
+    b"HTTP/1.1 202 Accepted\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
+
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// The bytes of a message, as Mesos 1.4 to 1.11 write it, with the empty Host.
+pub(crate) fn request(from: &Upid, to: &Upid, message: &Message) -> Vec<u8> {
+    let (name, body) = wire::encode_message(message);
+    let mut request = format!(
+        "POST /{}/{name} HTTP/1.1\r\nUser-Agent: libprocess/{from}\r\nLibprocess-From: {from}\r\n\
+         Connection: Keep-Alive\r\nHost: \r\n",
+        to.id
+    )
+    .into_bytes();
+    if body.is_empty() {
+        request.extend_from_slice(b"\r\n");
+    } else {
+        let size = format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+        request.extend_from_slice(size.as_bytes());
+        request.extend_from_slice(&body);
+        request.extend_from_slice(b"\r\n0\r\n\r\n");
+    }
+    request
+}
+
+/// Takes a whole message for the overlay agent off `input`; `None` if there is none yet.
+pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<Message>, String> {
+    let Some(head_length) = position(input, HEAD_END) else { return Ok(None) };
+    let head = std::str::from_utf8(&input[..head_length]).map_err(|error| error.to_string())?;
+    let name = head
+        .strip_prefix("POST /overlay-agent/")
+        .and_then(|rest| rest.split_once(" HTTP/1.1\r\n"))
+        .map(|(name, _)| name.to_owned())
+        .ok_or_else(|| format!("no message for an agent: {head:?}"))?;
+    let is_chunked = head.contains("\r\nTransfer-Encoding: chunked");
+    let rest = &input[head_length + HEAD_END.len()..];
+    let (body, length) = if is_chunked {
+        match chunk(rest)? {
+            Some(chunk) => chunk,
+            None => return Ok(None),
+        }
+    } else {
+        (&rest[..0], 0)
+    };
+    let message = wire::decode_message(&name, body).map_err(|error| error.to_string())?;
+    input.drain(..head_length + HEAD_END.len() + length);
+    Ok(Some(message))
+}
+
+/// Takes the receipts off `input`.
+pub(crate) fn take_receipts(input: &mut Vec<u8>) -> Result<(), String> {
+    while let Some(length) = position(input, HEAD_END) {
+        let head = String::from_utf8_lossy(&input[..length]);
+        if !head.starts_with("HTTP/1.1 202 ") || !head.ends_with("\r\nContent-Length: 0") {
+            return Err(format!("no receipt: {}", String::from_utf8_lossy(input)));
+        }
+        input.drain(..length + HEAD_END.len());
+    }
+    Ok(())
+}
+
+/// The only chunk of a body, and the length of all of it; `None` if it is not all there.
+fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
+    let Some(line) = position(input, b"\r\n") else { return Ok(None) };
+    let size = std::str::from_utf8(&input[..line])
+        .ok()
+        .and_then(|size| usize::from_str_radix(size, 16).ok())
+        .ok_or_else(|| format!("no size of a chunk: {:?}", input[..line].escape_ascii()))?;
+    const END: &[u8] = b"\r\n0\r\n\r\n";
+    let start = line + 2;
+    let end = start + size + END.len();
+    if input.len() < end {
+        return Ok(None);
+    }
+    if !input[..end].ends_with(END) {
+        return Err("the chunk is not the only one".to_owned());
+    }
+    Ok(Some((&input[start..start + size], end)))
+}
+
+fn position(input: &[u8], wanted: &[u8]) -> Option<usize> {
+    input.windows(wanted.len()).position(|window| window == wanted)
+}

@@ -1,0 +1,146 @@
+//! The built program as a master, in a process of its own, with its state on a real disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use mesos_network_overlay::protocol::State;
+use mesos_network_overlay::wire;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+/// Room for 32,768 agents.
+const NETWORK: &str = r#"{
+    "vtep_subnet": "44.128.0.0/16",
+    "vtep_mac_oui": "70:B3:D5:00:00:00",
+    "overlays": [
+        { "name": "vxlan-1", "subnet": "10.0.0.0/9", "prefix": 24 },
+        { "name": "vxlan-2", "subnet": "10.128.0.0/9", "prefix": 24 }
+    ]
+}"#;
+
+/// Ports that the system gives to nobody by itself: between a kill and a restart the port must stay
+/// free.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A master that runs. Dropped, it is killed.
+pub(crate) struct Program {
+    child: Child,
+    address: SocketAddrV4,
+    log: PathBuf,
+}
+
+impl Program {
+    /// Starts a master with its state in `dir`, and waits until it has read that.
+    pub(crate) async fn start(dir: &Path, address: SocketAddrV4) -> Result<Self, String> {
+        let failure = |error: io::Error| format!("start a master in {}: {error}", dir.display());
+        let config = dir.join("network.json");
+        let log = dir.join("master.log");
+        fs::write(&config, NETWORK).map_err(failure)?;
+        let output = File::options().create(true).append(true).open(&log).map_err(failure)?;
+        let child = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"))
+            .args(["master", "--log", "warn", "--store", "file"])
+            .args(["--listen".to_owned(), address.to_string()])
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--work-dir".as_ref(), dir.join("state").as_os_str()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(output)
+            .spawn()
+            .map_err(failure)?;
+        let mut program = Self { child, address, log };
+        program.ready().await?;
+        Ok(program)
+    }
+
+    /// What `/overlay-master/health` says.
+    pub(crate) async fn health(&self) -> Result<Value, String> {
+        let body = self.get("/overlay-master/health", "application/json").await?;
+        serde_json::from_slice(&body).map_err(|error| error.to_string())
+    }
+
+    /// What `/overlay-master/state` says.
+    pub(crate) async fn state(&self) -> Result<State, String> {
+        let body = self.get("/overlay-master/state", "application/x-protobuf").await?;
+        let state = wire::decode(&body).map_err(|error| error.to_string())?;
+        wire::decode_state(&state).map_err(|error| error.to_string())
+    }
+
+    /// What it wrote to its log.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Kills it at once, and waits until the system has closed its connections.
+    pub(crate) fn kill(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    async fn ready(&mut self) -> Result<(), String> {
+        let wait = async {
+            while self.health().await.is_err() {
+                if let Ok(Some(status)) = self.child.try_wait() {
+                    return Err(format!("the master ended: {status}: {}", self.log()));
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+            Ok(())
+        };
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| Err("the master is not ready".to_owned()))
+    }
+
+    /// The body of the answer to a GET, which must be a 200.
+    async fn get(&self, path: &str, accept: &str) -> Result<Vec<u8>, String> {
+        let ask = async {
+            let mut stream = TcpStream::connect(SocketAddr::V4(self.address)).await?;
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nHost: {}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n",
+                self.address
+            );
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            io::Result::Ok(answer)
+        };
+        let answer = timeout(PATIENCE, ask)
+            .await
+            .map_err(|_| format!("{path}: no answer within {PATIENCE:?}"))?
+            .map_err(|error| format!("{path}: {error}"))?;
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+        let (head, body) = answer.split_at(end.ok_or("no answer")? + 4);
+        if !head.starts_with(b"HTTP/1.1 200 ") {
+            return Err(format!("{path}: {}", String::from_utf8_lossy(&answer)));
+        }
+        Ok(body.to_vec())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// An address that nobody listens on.
+pub(crate) fn free_address() -> SocketAddrV4 {
+    loop {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, fastrand::u16(PORTS));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
