@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::collections::hash_map;
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
-use super::{encode, peer};
+use super::{encode, peer, socket};
 use crate::addr::Upid;
 use crate::transport::{Handler, Incoming, Refusal};
 
@@ -65,7 +66,7 @@ impl<H: Handler> Client<H> {
             runtime: Handle::current(),
             peers: Mutex::default(),
             connects: Semaphore::new(CONNECTS),
-            open: AtomicUsize::new(0),
+            descriptors: socket::descriptor_limit(),
             lost: AtomicU64::new(0),
             is_source_foreign: AtomicBool::new(false),
         };
@@ -170,8 +171,8 @@ pub(super) struct Shared<H> {
     pub(super) own: SocketAddrV4,
     pub(super) handler: Arc<H>,
     pub(super) connects: Semaphore,
-    /// Connections now.
-    pub(super) open: AtomicUsize,
+    /// How many descriptors this process may have.
+    descriptors: usize,
     /// Whether our advertised address turned out not to be one of this host.
     pub(super) is_source_foreign: AtomicBool,
     runtime: Handle,
@@ -262,6 +263,14 @@ impl<H: Handler> Shared<H> {
         let mut peers = self.peers.lock();
         peers.remove(&peer.address);
         std::mem::take(&mut *peer.queue.lock())
+    }
+
+    /// How many eighths of all descriptors of this process are in use, now that `newest` was made.
+    /// The system gives the lowest free number: so the newest one tells without counting, and
+    /// includes the connections that we accepted and everything else.
+    pub(super) fn crowd(&self, newest: impl AsFd) -> usize {
+        let number = usize::try_from(newest.as_fd().as_raw_fd()).unwrap_or_default();
+        number / (self.descriptors / 8).max(1)
     }
 
     pub(super) fn count_lost(&self, messages: usize) {

@@ -1,11 +1,11 @@
-//! One address that we send to: connects, writes what is queued, reads over the receipts, and
-//! closes when there is nothing more to do.
+//! One address that we send to: connects, writes what is queued, reads over the receipts, and closes when
+//! there is nothing more to do.
 //!
-//! Reading goes on while writing waits. Otherwise two programs that both wait for the other to take
-//! their bytes would wait for ever.
+//! Reading goes on while writing waits. Otherwise two programs that both wait for the other to take their
+//! bytes would wait for ever.
 //!
-//! What was written when a connection breaks is not written again: nobody knows whether it arrived,
-//! and in libprocess a message arrives at most once.
+//! What was written when a connection breaks is not written again: nobody knows whether it arrived, and
+//! in libprocess a message arrives at most once.
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -25,17 +25,15 @@ use crate::transport::Handler;
 /// How long making a connection may take.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection that is not linked stays after its last use. An agent's messages and their
-/// answers follow each other within this, and a connection costs more than all of them.
+/// How long a connection that is not linked stays after its last use. An agent's messages and their answers
+/// follow each other within this, and a connection costs more than all of them.
 const IDLE_TIME: Duration = Duration::from_secs(2);
 
-/// Open connections from which on an unlinked one stays only for [`CROWDED_IDLE_TIME`], and twice
-/// that many from which on it goes as soon as its receipts have come. A failover of 10,000 agents
-/// must not need 10,000 descriptors here, beside those for the agents' own links.
-const CROWD: usize = 2000;
-
-/// Still longer than a healthy agent takes to answer, so that a failover needs one connection for
-/// each.
+/// The same where three quarters of all descriptors are in use; from seven eighths on, a connection
+/// goes as soon as its receipts have come. A failover of 10,000 agents must not need 10,000
+/// descriptors here beside those for the agents' own links. But as long as there are enough none is
+/// saved: a connection that is closed between the two messages to an agent, and made again, is half
+/// of the work for that agent once more.
 const CROWDED_IDLE_TIME: Duration = Duration::from_millis(200);
 
 /// How long a peer may take nothing of what is written to it.
@@ -59,12 +57,10 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
     loop {
         let (end, unconfirmed) = match connect(&shared, peer.address).await {
             Ok(stream) => {
-                shared.open.fetch_add(1, Ordering::Relaxed);
-                let open = Open(&shared);
                 let mut connection = Connection::new(stream, &shared, &peer);
                 let end = connection.serve().await;
                 let unconfirmed = connection.awaited;
-                drop((connection, open));
+                drop(connection);
                 (end, unconfirmed)
             }
             Err(error) => (End::Failed("connect to", error), 0),
@@ -73,8 +69,7 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
             return;
         }
         let is_again = matches!(end, End::Closed) && {
-            // The peer closed an idle connection just when something was queued: that is not its
-            // fault.
+            // The peer closed an idle connection just when something was queued: that is not its fault.
             let queue = peer.queue.lock();
             queue.messages > 0 && !queue.is_linked
         };
@@ -103,15 +98,6 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
     }
 }
 
-/// Counts an open connection, however its task ends.
-struct Open<'a, H>(&'a Shared<H>);
-
-impl<H> Drop for Open<'_, H> {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 async fn connect<H: Handler>(shared: &Shared<H>, address: SocketAddrV4) -> io::Result<TcpStream> {
     // The semaphore is never closed.
     let _permit = shared.connects.acquire().await.map_err(io::Error::other)?;
@@ -119,16 +105,15 @@ async fn connect<H: Handler>(shared: &Shared<H>, address: SocketAddrV4) -> io::R
     let stream = timeout(CONNECT_TIME, socket.connect(SocketAddr::V4(address)))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s"))??;
-    // A port that nobody listens on may become our own source port, and TCP then connects to
-    // itself.
+    // A port that nobody listens on may become our own source port, and TCP then connects to itself.
     if address.ip() == shared.own.ip() && stream.local_addr()? == SocketAddr::V4(address) {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(stream)
 }
 
-/// A socket that sends from our advertised address. Where that is not an address of this host, as
-/// behind a NAT, the system chooses.
+/// A socket that sends from our advertised address. Where that is not an address of this host, as behind
+/// a NAT, the system chooses.
 fn socket_from<H: Handler>(shared: &Shared<H>) -> io::Result<TcpSocket> {
     let socket = socket::outgoing()?;
     if shared.is_source_foreign.load(Ordering::Relaxed) || shared.own.ip().is_unspecified() {
@@ -161,11 +146,14 @@ struct Connection<'a, H> {
     replies: Replies,
     /// When something was last written or received.
     used: Instant,
+    /// How many eighths of all descriptors were in use when it was made.
+    crowd: usize,
     is_linked: bool,
 }
 
 impl<'a, H: Handler> Connection<'a, H> {
     fn new(stream: TcpStream, shared: &'a Shared<H>, peer: &'a Peer) -> Self {
+        let crowd = shared.crowd(&stream);
         Self {
             stream,
             shared,
@@ -175,6 +163,7 @@ impl<'a, H: Handler> Connection<'a, H> {
             awaited: 0,
             replies: Replies::default(),
             used: Instant::now(),
+            crowd,
             is_linked: false,
         }
     }
@@ -193,8 +182,8 @@ impl<'a, H: Handler> Connection<'a, H> {
             };
             let deadline = self.deadline();
             let ready = tokio::select! {
-                // The end of the connection counts before what has just been queued, which then is
-                // not written to a peer that has gone.
+                // The end of the connection counts before what has just been queued, which then is not
+                // written to a peer that has gone.
                 biased;
                 ready = self.stream.ready(interest) => ready,
                 () = self.peer.changed.notified() => continue,
@@ -290,10 +279,9 @@ impl<'a, H: Handler> Connection<'a, H> {
         if self.is_linked {
             return None;
         }
-        let open = self.shared.open.load(Ordering::Relaxed);
-        let idle_time = match open / CROWD {
-            0 => IDLE_TIME,
-            1 => CROWDED_IDLE_TIME,
+        let idle_time = match self.crowd {
+            ..6 => IDLE_TIME,
+            6 => CROWDED_IDLE_TIME,
             // A peer that sends no receipts gets no longer than any other.
             _ if self.awaited > 0 => CROWDED_IDLE_TIME,
             _ => Duration::ZERO,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::BufMut;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use rustix::net::sockopt;
+use rustix::process::{Resource, getrlimit};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::coop::consume_budget;
@@ -86,6 +87,12 @@ pub(super) async fn read_now<B: BufMut>(
             None
         }
     }
+}
+
+/// How many descriptors this process may have.
+pub(super) fn descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 fn keep_alive(socket: impl AsFd) -> io::Result<()> {
