@@ -1,0 +1,174 @@
+//! `docs/program.md` is compared with the program: the flags, the transcripts, the texts of the log.
+
+use std::collections::BTreeSet;
+
+use crate::support::{FakeMaster, Place, http, program};
+
+const PAGE: &str = include_str!("../../docs/program.md");
+/// The master of the examples.
+const MASTER: &str = "10.0.0.1:5050";
+
+#[test]
+fn every_flag_is_there_with_its_environment_twin_and_default() {
+    let place = Place::new();
+    for subcommand in ["master", "agent", "demo", "check", "plan", "state", "forget"] {
+        let help = place.run(&format!("{subcommand} --help")).success();
+        let heading = format!("\n## {subcommand}\n");
+        let (_, section) = PAGE.split_once(&heading).expect(subcommand);
+        let section = section.split("\n#").next().unwrap();
+        for (flag, about) in flags(&help) {
+            let text = if flag == "--log" { PAGE } else { section };
+            let beginning = format!("| `{flag}");
+            let row = text.lines().find(|line| {
+                let rest = line.strip_prefix(&beginning);
+                rest.is_some_and(|rest| rest.starts_with([' ', '`']))
+            });
+            let row = row.unwrap_or_else(|| panic!("{subcommand} {flag} is not in the page"));
+            let variable = bracketed(&about, "env: ").expect("every flag has a variable");
+            let variable = variable.split('=').next().unwrap();
+            assert!(row.contains(&format!("| `{variable}` |")), "{variable} is not in: {row}");
+            // That of --log is a sentence.
+            if let Some(default) = bracketed(&about, "default: ").filter(|_| flag != "--log") {
+                assert!(row.contains(&format!("| `{default}` |")), "{default} is not in: {row}");
+            }
+        }
+    }
+}
+
+/// The flags of a help, each with all that is said about it.
+fn flags(help: &str) -> Vec<(String, String)> {
+    let (_, options) = help.split_once("\nOptions:\n").unwrap();
+    let mut flags: Vec<(String, String)> = Vec::new();
+    for line in options.lines().take_while(|line| !line.starts_with("Examples:")) {
+        let text = line.trim_start();
+        if let Some(name) = text.strip_prefix("--") {
+            let name = name.split_whitespace().next().unwrap();
+            flags.push((format!("--{name}"), String::new()));
+        } else if text.starts_with("-h,") {
+            break;
+        }
+        if let Some((_, about)) = flags.last_mut() {
+            *about += text;
+            about.push('\n');
+        }
+    }
+    assert!(flags.len() > 1, "{help}");
+    flags
+}
+
+fn bracketed<'a>(text: &'a str, kind: &str) -> Option<&'a str> {
+    let (_, rest) = text.rsplit_once(&format!("[{kind}"))?;
+    rest.split(']').next()
+}
+
+#[test]
+fn every_transcript_is_what_the_program_prints() {
+    let place = Place::with_network();
+    let master = fake_master();
+    let mut seen = BTreeSet::new();
+    for (command, expected) in transcripts() {
+        if let Some(file) = command.strip_prefix("cat ") {
+            place.write(file, expected);
+        } else if let Some(arguments) = command.strip_prefix("mesos-overlay ") {
+            let outcome = place.run(&arguments.replace(MASTER, &master.address));
+            let printed = format!("{}{}", outcome.stdout, outcome.stderr);
+            let printed = printed.replace(&master.address, MASTER);
+            assert_eq!(printed, expected, "$ {command}\n{printed}");
+            seen.extend(arguments.split(' ').next().map(str::to_owned));
+        }
+    }
+    let all = ["check", "plan", "state", "forget"].map(str::to_owned);
+    assert_eq!(seen, BTreeSet::from(all));
+}
+
+/// The commands of the page and what they print.
+fn transcripts() -> Vec<(&'static str, String)> {
+    let mut transcripts: Vec<(&str, String)> = Vec::new();
+    let mut is_inside = false;
+    for line in PAGE.lines() {
+        if let Some(command) = line.strip_prefix("    $ ") {
+            transcripts.push((command, String::new()));
+            is_inside = true;
+        } else if is_inside && (line.is_empty() || line.starts_with("    ")) {
+            let (_, text) = transcripts.last_mut().unwrap();
+            *text += line.strip_prefix("    ").unwrap_or(line);
+            text.push('\n');
+        } else {
+            is_inside = false;
+        }
+    }
+    // The blank lines that end a block.
+    for (_, text) in &mut transcripts {
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    transcripts
+}
+
+/// A master with the agents of the examples, one of which has no Docker.
+fn fake_master() -> FakeMaster {
+    let reason = "docker network vxlan-1: program 'docker' not found: install Docker on this agent, or \
+                  set docker_bridge to false for it";
+    let ok = serde_json::json!({ "status": "STATUS_OK" });
+    let failed = serde_json::json!({ "status": "STATUS_FAILED", "error": reason });
+    let agents = [agent("10.0.0.7", 1, &ok), agent("10.0.0.8", 2, &failed)];
+    let network: serde_json::Value = serde_json::from_str(crate::support::NETWORK).unwrap();
+    let state = |agents: &[serde_json::Value]| {
+        let state = serde_json::json!({ "network": network, "agents": agents });
+        http("200 OK", &state.to_string())
+    };
+    let health = serde_json::json!({
+        "status": "degraded",
+        "problems": ["1 agent with a failed overlay: see the state for the reasons"],
+        "epoch": 1,
+        "version": 2
+    });
+    FakeMaster::start(vec![
+        ("/overlay-master/state", state(&agents)),
+        ("/overlay-master/health", http("200 OK", &health.to_string())),
+        ("/overlay-master/agents/delete", state(&agents[1..])),
+    ])
+}
+
+fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {
+    let ok = serde_json::json!({ "status": "STATUS_OK" });
+    let overlay = |name: &str, base: u8, state: &serde_json::Value| {
+        let third = base + number - 1;
+        serde_json::json!({
+            "info": { "name": name, "subnet": format!("192.168.{base}.0/17"), "prefix": 24 },
+            "subnet": format!("192.168.{third}.0/24"),
+            "mesos_bridge": { "name": format!("m-{name}"), "ip": format!("192.168.{third}.0/25") },
+            "docker_bridge": {
+                "name": format!("d-{name}"),
+                "ip": format!("192.168.{third}.128/25")
+            },
+            "backend": { "vxlan": {
+                "vni": 1024,
+                "vtep_name": "vtep1024",
+                "vtep_ip": format!("44.128.0.{number}/16"),
+                "vtep_mac": format!("70:b3:d5:80:00:0{number}")
+            } },
+            "state": state
+        })
+    };
+    let overlays = [overlay("vxlan-1", 0, first), overlay("vxlan-2", 128, &ok)];
+    serde_json::json!({ "ip": ip, "overlays": overlays })
+}
+
+#[test]
+fn every_text_that_is_explained_is_one_of_the_program() {
+    let program = std::fs::read(program()).unwrap();
+    let is_there = |text: &str| program.windows(text.len()).any(|window| window == text.as_bytes());
+    let (_, tables) = PAGE.split_once("\n## When something is wrong\n").unwrap();
+    let rows = tables.lines().filter_map(|line| line.strip_prefix("| `"));
+    let texts: Vec<&str> = rows
+        .filter_map(|row| row.split_once("` | ").map(|(text, _)| text))
+        .filter(|text| text.contains(' ') && !text.contains('`'))
+        .collect();
+    assert!(texts.len() > 20, "{texts:?}");
+    for text in texts {
+        for part in text.split('…').filter(|part| part.len() > 4) {
+            assert!(is_there(part), "{part:?} is nowhere in the program");
+        }
+    }
+}

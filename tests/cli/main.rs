@@ -10,6 +10,7 @@ mod check;
 mod cluster;
 mod demo;
 //mod documentation;
+mod documentation;
 mod forget;
 mod help;
 mod hosts;
