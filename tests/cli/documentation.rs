@@ -1,4 +1,5 @@
-//! `docs/program.md` is compared with the program: the flags, the transcripts, the texts of the log.
+//! `docs/program.md` is compared with the program: the flags, the transcripts, the texts of the
+//! log.
 
 use std::collections::BTreeSet;
 
