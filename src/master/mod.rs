@@ -82,8 +82,8 @@ struct Leading {
     is_writing: bool,
     /// What goes into the next commit: the last change of each key.
     pending: BTreeMap<Key, Change>,
-    /// Whose update waits for a version that is not durable. Agents ask again and again while a
-    /// disk hangs, and one answer is enough.
+    /// Whose update waits for a version that is not durable. Agents ask again and again while a disk
+    /// hangs, and one answer is enough.
     told: HashMap<Upid, Version>,
 }
 

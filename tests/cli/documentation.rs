@@ -160,7 +160,7 @@ fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {
 fn every_text_that_is_explained_is_one_of_the_program() {
     let program = std::fs::read(program()).unwrap();
     let is_there = |text: &str| program.windows(text.len()).any(|window| window == text.as_bytes());
-    let (_, tables) = PAGE.split_once("\n## When something is wrong\n").unwrap();
+    let (_, tables) = PAGE.split_once("\n### When something is wrong\n").unwrap();
     let rows = tables.lines().filter_map(|line| line.strip_prefix("| `"));
     let texts: Vec<&str> = rows
         .filter_map(|row| row.split_once("` | ").map(|(text, _)| text))

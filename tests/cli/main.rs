@@ -9,7 +9,6 @@
 mod check;
 mod cluster;
 mod demo;
-//mod documentation;
 mod documentation;
 mod forget;
 mod help;
