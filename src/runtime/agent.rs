@@ -10,15 +10,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::inbox::{Inbox, Inputs, Stopped};
+use super::networks::Networks;
 use super::running::Running;
 use super::{Executor, Hosted};
 use crate::addr::Upid;
-use crate::agent::{
-    Agent, CniNetwork, Command, ContainerNetwork, DockerNetwork, Event, Reply, Request, Settings,
-};
-use crate::cni::{self, CniDirectory};
+use crate::agent::{Agent, Command, Event, Reply, Request, Settings};
+use crate::cni::CniDirectory;
 use crate::detector::FixedMaster;
-use crate::docker::{self, Docker};
+use crate::docker::Docker;
 use crate::http::{Format, Request as HttpRequest, Response, render_agent, route_agent};
 use crate::protocol::{Message, RequestId};
 use crate::transport::libprocess::{Client, Server, ServerOptions};
@@ -98,16 +97,14 @@ impl AgentHost {
         let AgentOptions { settings, master, cni, docker, advertise, seed, .. } = options;
         let (inbox, receiver) = Inbox::new();
         let detect = Arc::new(Notify::new());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        let mut detector = JoinSet::new();
+        detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
         let executor = AgentExecutor {
             own: Upid::agent(advertise),
             client: Client::new(advertise, Arc::new(inbox.clone())),
-            inbox: inbox.clone(),
-            cni: Arc::new(cni),
-            docker: Arc::new(docker),
+            networks: Networks::new(cni, docker, inbox.clone()),
             detect,
-            tasks,
+            _detector: detector,
         };
         let machine = Agent::new(*advertise.ip(), settings, seed);
         let inbox = (inbox, receiver);
@@ -154,17 +151,15 @@ async fn detect_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Not
 struct AgentExecutor {
     own: Upid,
     client: Client<Inbox<Agent>>,
-    inbox: Inbox<Agent>,
-    cni: Arc<CniDirectory>,
-    docker: Arc<Docker>,
+    networks: Networks,
     detect: Arc<Notify>,
-    /// Whatever is under way; ends with the agent.
-    tasks: JoinSet<()>,
+    /// The task that looks for the master; ends with the agent.
+    _detector: JoinSet<()>,
 }
 
 impl Executor<Agent> for AgentExecutor {
     fn before(&mut self, _: &Event) {
-        while self.tasks.try_join_next().is_some() {}
+        self.networks.reap();
     }
 
     fn run(&mut self, command: Command, inputs: &mut Inputs<Agent>) {
@@ -175,58 +170,11 @@ impl Executor<Agent> for AgentExecutor {
                 let (name, body) = wire::encode_message(&message);
                 self.client.send(&self.own, &to, name, &Bytes::from(body));
             }
-            Command::Apply { attempt, network } => self.apply(attempt, network),
-            Command::RetainCni(wanted) => {
-                let cni = Arc::clone(&self.cni);
-                self.tasks.spawn_blocking(move || {
-                    let removal = cni.remove_unwanted(&wanted);
-                    for name in removal.removed {
-                        log::info!("removed the cni configuration of {name}: no longer assigned");
-                    }
-                    for error in removal.failed {
-                        log::warn!("{error}");
-                    }
-                });
-            }
+            Command::Apply { attempt, network } => self.networks.apply(attempt, network),
+            Command::RetainCni(wanted) => self.networks.retain_cni(wanted),
             Command::Reply { id, reply } => inputs.reply(id, reply),
         }
     }
 
     fn settled(&mut self, _: &mut Inputs<Agent>) {}
-}
-
-impl AgentExecutor {
-    fn apply(&mut self, attempt: u64, network: ContainerNetwork) {
-        let inbox = self.inbox.clone();
-        let cni = Arc::clone(&self.cni);
-        let docker = Arc::clone(&self.docker);
-        self.tasks.spawn(async move {
-            let overlay = network.name().clone();
-            let kind = network.kind();
-            let result = match network {
-                ContainerNetwork::Cni(network) => apply_cni(cni, network).await,
-                ContainerNetwork::Docker(network) => apply_docker(&docker, &network).await,
-            };
-            inbox.tell(Event::Applied { attempt, overlay, kind, result }).await;
-        });
-    }
-}
-
-async fn apply_cni(cni: Arc<CniDirectory>, network: CniNetwork) -> Result<(), String> {
-    let written = tokio::task::spawn_blocking(move || {
-        let outcome = cni.write(&network).map_err(|error| error.to_string())?;
-        if outcome != cni::Outcome::Unchanged {
-            log::info!("overlay {}: wrote the cni configuration", network.name);
-        }
-        Ok(())
-    });
-    written.await.unwrap_or_else(|error| Err(format!("write the cni configuration: {error}")))
-}
-
-async fn apply_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), String> {
-    let outcome = docker.ensure(network).await.map_err(|error| error.to_string())?;
-    if outcome != docker::Outcome::Unchanged {
-        log::info!("overlay {}: made the docker network", network.name);
-    }
-    Ok(())
 }

@@ -13,6 +13,7 @@ mod agent;
 mod held;
 mod inbox;
 mod master;
+mod networks;
 mod running;
 mod store_thread;
 
