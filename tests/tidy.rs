@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 /// Longest file, without its tests.
 const LINES_MAX: usize = 600;
@@ -97,9 +97,28 @@ struct File {
     is_executable: bool,
     /// Whether it is nothing but tests.
     is_test: bool,
+    code: OnceLock<String>,
+    own_code: OnceLock<String>,
 }
 
 impl File {
+    fn new(path: String, text: String, is_executable: bool) -> Self {
+        let (code, own_code) = (OnceLock::new(), OnceLock::new());
+        Self { path, text, is_executable, is_test: false, code, own_code }
+    }
+
+    /// See [`code`].
+    fn code(&self) -> &str {
+        self.code.get_or_init(|| code(&self.text))
+    }
+
+    /// The code without the modules that are compiled for tests only.
+    fn own_code(&self) -> &str {
+        let is_test = self.is_test;
+        let own = || if is_test { String::new() } else { without_tests(self.code()) };
+        self.own_code.get_or_init(own)
+    }
+
     fn is(&self, extension: &str) -> bool {
         self.path.rsplit_once('.').is_some_and(|(_, own)| own == extension)
     }
@@ -132,7 +151,7 @@ static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
         // What is no text, or was deleted a moment ago, has no lines to look at.
         let text = fs::read_to_string(&place).ok()?;
         let is_executable = fs::metadata(&place).ok()?.permissions().mode() & 0o111 != 0;
-        Some(File { path, text, is_executable, is_test: false })
+        Some(File::new(path, text, is_executable))
     };
     let mut files: Vec<File> = paths.into_iter().filter_map(read).collect();
     mark_tests(&mut files);
@@ -145,7 +164,7 @@ fn mark_tests(files: &mut [File]) {
     for file in rust(files) {
         let folder = file.path.trim_end_matches("mod.rs").trim_end_matches(".rs");
         let folder = folder.trim_end_matches('/');
-        for rest in code(&file.text).split("#[cfg(test)]\nmod ").skip(1) {
+        for rest in file.code().split("#[cfg(test)]\nmod ").skip(1) {
             let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
             if let Some((name, ";")) = end.and_then(|end| rest.get(..=end)?.split_at_checked(end)) {
                 modules.push(format!("{folder}/{name}"));
@@ -278,13 +297,10 @@ fn end_of_string(letters: &[char], at: usize) -> usize {
     (end + 1).min(letters.len())
 }
 
-/// The code without the modules that are compiled for tests only.
-fn code_without_tests(file: &File) -> String {
+/// `code` without the modules that are compiled for tests only.
+fn without_tests(code: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
-    if file.is_test {
-        return String::new();
-    }
-    let mut code = code(&file.text);
+    let mut code = code.to_owned();
     let mut from = 0;
     while let Some(mark) = code[from..].find(MARK).map(|found| from + found) {
         let rest = &code[mark + MARK.len()..];
@@ -409,7 +425,7 @@ fn resolved_paths(file: &File) -> Vec<(usize, String)> {
         let base = own[..own.len() - above].join("::");
         format!("crate::{base}{}{rest}", if base.is_empty() { "" } else { "::" })
     };
-    paths(&code_without_tests(file)).into_iter().map(|(line, path)| (line, resolve(path))).collect()
+    paths(file.own_code()).into_iter().map(|(line, path)| (line, resolve(path))).collect()
 }
 
 fn is_at_or_in(path: &str, place: &str) -> bool {
@@ -437,8 +453,11 @@ fn every_file_says_what_it_is() {
 
 fn too_long(files: &[File]) -> Vec<String> {
     let length = |file: &File| {
-        let code = code_without_tests(file);
-        if code.is_empty() { 0 } else { file.text.lines().count() - lines_of_tests(file) }
+        if file.own_code().is_empty() {
+            0
+        } else {
+            file.text.lines().count() - lines_of_tests(file)
+        }
     };
     rust(files)
         .filter(|file| LONG_FILES.iter().all(|(path, _)| *path != file.path))
@@ -452,10 +471,8 @@ fn too_long(files: &[File]) -> Vec<String> {
 
 /// Lines in the modules that are compiled for tests only.
 fn lines_of_tests(file: &File) -> usize {
-    let with = code(&file.text);
-    let without = code_without_tests(file);
     let is_gone = |(with, without): &(&str, &str)| with != without;
-    with.lines().zip(without.lines()).filter(is_gone).count()
+    file.code().lines().zip(file.own_code().lines()).filter(is_gone).count()
 }
 
 #[test]
@@ -759,7 +776,7 @@ fn unfinished(files: &[File]) -> Vec<String> {
         }));
     }
     for file in sources(files) {
-        findings.extend(in_lines(file, &code_without_tests(file), |line| {
+        findings.extend(in_lines(file, file.own_code(), |line| {
             let found = MACROS.iter().find(|name| {
                 let before = line.find(**name).map(|at| line[..at].chars().next_back());
                 before.is_some_and(|before| !before.is_some_and(char::is_alphanumeric))
@@ -788,7 +805,7 @@ fn nothing_is_left_unfinished() {
 fn allowances(files: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
     for file in rust(files) {
-        let code = code(&file.text);
+        let code = file.code();
         for (at, mark) in code.match_indices("#[allow(").chain(code.match_indices("#![allow(")) {
             let is_inner = mark.starts_with("#!");
             let item = code[at..].split_once("]\n").map_or("", |(_, item)| item.trim_start());
@@ -1133,7 +1150,7 @@ fn idle_dependencies(files: &[File]) -> Vec<String> {
     };
     let used: BTreeSet<String> = rust(files)
         .filter(|file| file.path != "tests/tidy.rs")
-        .flat_map(|file| paths(&code(&file.text)))
+        .flat_map(|file| paths(file.code()))
         .filter_map(|(_, path)| path.split("::").next().map(str::to_owned))
         .collect();
     entries(&manifest.text, |section| section.ends_with("dependencies"))
@@ -1216,7 +1233,7 @@ fn every_recording_is_compared_with() {
 
 /// A file that nobody has, for the tests of the rules.
 fn file(path: &str, text: &str) -> File {
-    File { path: path.to_owned(), text: text.to_owned(), is_executable: false, is_test: false }
+    File::new(path.to_owned(), text.to_owned(), false)
 }
 
 #[test]
