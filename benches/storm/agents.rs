@@ -17,6 +17,7 @@ use mesos_network_overlay::addr::Upid;
 use mesos_network_overlay::protocol::{AgentOptions, Assignment, Message, Status};
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -37,6 +38,9 @@ const JITTER_MILLISECONDS: u64 = 1000;
 /// How long an agent waits before it connects again to a master that is away.
 const RECONNECT: Duration = Duration::from_millis(50);
 
+/// Descriptors for everything but the two connections of each agent.
+const SPARE_DESCRIPTORS: usize = 200;
+
 /// What all agents were told.
 pub(crate) type Told = BTreeMap<Ipv4Addr, Vec<Assignment>>;
 
@@ -44,10 +48,12 @@ pub(crate) type Told = BTreeMap<Ipv4Addr, Vec<Assignment>>;
 pub(crate) struct Agents {
     master: Upid,
     agents: Vec<Agent>,
-    /// Linked to the master and acknowledged by it.
+    /// How many are linked to the master and acknowledged by it.
     acknowledged: AtomicUsize,
-    /// Connections, in both directions.
-    connections: AtomicUsize,
+    /// How often an agent was told its addresses.
+    pub(crate) updates: AtomicUsize,
+    /// Open connections, in both directions.
+    pub(crate) connections: AtomicUsize,
     /// Registrations that got no answer in time.
     repeated: AtomicUsize,
     /// What no master may do.
@@ -70,6 +76,7 @@ struct AgentState {
 impl Agents {
     /// Starts `count` agents of the master at `master`, on the current runtime.
     pub(crate) fn start(master: SocketAddrV4, count: usize) -> io::Result<Arc<Self>> {
+        allow_descriptors(2 * count + SPARE_DESCRIPTORS)?;
         let listener = TcpSocket::new_v4()?;
         listener.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
         let listener = listener.listen(BACKLOG)?;
@@ -82,6 +89,7 @@ impl Agents {
             master: Upid::master(master),
             agents: (FIRST_ADDRESS.to_bits()..).take(count).map(agent).collect(),
             acknowledged: AtomicUsize::new(0),
+            updates: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             repeated: AtomicUsize::new(0),
             faults: Mutex::default(),
@@ -97,12 +105,11 @@ impl Agents {
     /// Waits until the master has acknowledged all agents.
     pub(crate) async fn all_acknowledged(&self, patience: Duration) -> Result<(), String> {
         let all = self.agents.len();
-        self.until(patience, || self.acknowledged.load(Ordering::Relaxed) == all).await.map_err(
-            |()| {
-                let done = self.acknowledged.load(Ordering::Relaxed);
-                format!("after {patience:?} only {done} of {all} agents are acknowledged")
-            },
-        )
+        let is_so = || self.acknowledged.load(Ordering::Relaxed) == all;
+        self.until(patience, is_so).await.map_err(|()| {
+            let done = self.acknowledged.load(Ordering::Relaxed);
+            format!("after {patience:?} only {done} of {all} agents are acknowledged")
+        })
     }
 
     /// How many registrations got no answer in time and were repeated.
@@ -121,7 +128,12 @@ impl Agents {
         Ok(self.agents.iter().filter_map(told).collect())
     }
 
-    async fn until(&self, patience: Duration, is_so: impl Fn() -> bool) -> Result<(), ()> {
+    /// Waits until something is so of which the agents take note.
+    pub(crate) async fn until(
+        &self,
+        patience: Duration,
+        is_so: impl Fn() -> bool,
+    ) -> Result<(), ()> {
         let wait = async {
             loop {
                 let changed = self.changed.notified();
@@ -239,6 +251,8 @@ impl Agents {
                     self.fault(index, &format!("was told {told:?} and then {overlays:?}"));
                 }
                 state.told = Some(overlays.clone());
+                self.updates.fetch_add(1, Ordering::Relaxed);
+                self.changed.notify_waiters();
                 let is_ready = |overlay| Assignment { status: Some(Status::Ok), ..overlay };
                 let report = overlays.into_iter().map(is_ready).collect();
                 let report = request(&agent.upid, &self.master, &Message::AgentRegistered(report));
@@ -282,6 +296,20 @@ impl Drop for Counted<'_> {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
         self.0.changed.notify_waiters();
     }
+}
+
+/// Raises the limit of open files, which is lower by custom than it need be.
+fn allow_descriptors(wanted: usize) -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
+        let words = format!("this needs {wanted} open files: raise the hard limit (ulimit -Hn)");
+        return Err(io::Error::other(words));
+    }
+    if limit.current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    }
+    Ok(())
 }
 
 /// Reads what is there; 0 at the end.

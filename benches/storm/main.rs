@@ -177,17 +177,18 @@ fn storm(count: usize) -> Result<Storm, String> {
             .map_err(|error| format!("make a directory: {error}"))?;
         let address = free_address();
         let master = Program::start(dir.path(), address).await?;
-        let cpu_before = cpu_time(master.pid())?;
+        let pid = master.child.id();
+        let cpu_before = cpu_time(pid)?;
         let start = now();
         let agents = Agents::start(address, count).map_err(|error| error.to_string())?;
         agents.all_acknowledged(PATIENCE).await.map_err(|fault| fault + &master.log())?;
         let wall = start.elapsed();
-        let cpu_after = cpu_time(master.pid())?;
-        let usage = Usage::of(master.pid())?;
+        let cpu_after = cpu_time(pid)?;
+        let usage = Usage::of(pid)?;
         let health = master.health().await?;
         let commits = health["counters"]["commits"].as_u64().ok_or("health shows no commits")?;
         tokio::time::sleep(AFTERMATH).await;
-        let cpu_end = cpu_time(master.pid())?;
+        let cpu_end = cpu_time(pid)?;
         let told = agents.told()?;
         promises::check_distinct(&told)?;
         promises::check_state(&master.state().await?, &told)?;
@@ -203,7 +204,7 @@ fn storm(count: usize) -> Result<Storm, String> {
             repeated: agents.repeated(),
             usage,
             log: master.log(),
-            peak_with_state: Usage::of(master.pid())?.peak,
+            peak_with_state: Usage::of(pid)?.peak,
         })
     })
 }

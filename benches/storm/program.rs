@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A master that runs. Dropped, it is killed.
 pub(crate) struct Program {
-    child: Child,
+    pub(crate) child: Child,
     address: SocketAddrV4,
     log: PathBuf,
 }
@@ -84,10 +84,6 @@ impl Program {
         // Both fail only if it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     async fn ready(&mut self) -> Result<(), String> {

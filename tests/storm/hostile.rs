@@ -1,0 +1,184 @@
+//! Thousands of connections of peers that send nonsense, lie, stall or never read must not keep
+//! honest agents from their addresses, nor an operator from the health.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::protocol::{AgentOptions, Message};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep};
+
+use crate::agents::Agents;
+use crate::libprocess::request;
+use crate::program::{Program, free_address};
+use crate::promises::{check_distinct, check_state};
+
+const HONEST: usize = 200;
+const GARBAGE: u16 = 1000;
+const SLOW: u16 = 700;
+const LIARS: u16 = 200;
+const OVERSIZED: u16 = 50;
+const DEAF: u16 = 50;
+
+/// How long the honest agents may wait, and a request for the health; on a machine that is busy.
+const AGENTS_PATIENCE: Duration = Duration::from_secs(20);
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+
+static REFUSED_LIES: AtomicUsize = AtomicUsize::new(0);
+
+/// Agents of ours that never read what they are sent.
+const DEAF_AGENT: [u8; 2] = [127, 8];
+/// Whoever else is hostile.
+const STRANGER: [u8; 2] = [127, 9];
+
+#[tokio::test]
+async fn honest_agents_are_served_while_thousands_of_others_misbehave() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let address = free_address();
+    let master = Program::start(dir.path(), address).await.unwrap();
+    for index in 0..GARBAGE {
+        tokio::spawn(forever(address, STRANGER, index, send_garbage));
+    }
+    for index in 0..SLOW {
+        tokio::spawn(forever(address, STRANGER, index, send_slowly));
+    }
+    for index in 0..LIARS {
+        tokio::spawn(forever(address, STRANGER, index, lie));
+    }
+    for index in 0..OVERSIZED {
+        tokio::spawn(forever(address, STRANGER, index, send_too_much));
+    }
+    let mut listeners = Vec::new();
+    for index in 0..DEAF {
+        let own = SocketAddr::from((numbered(DEAF_AGENT, index), address.port()));
+        listeners.push(TcpListener::bind(own).await.unwrap());
+        tokio::spawn(forever(address, DEAF_AGENT, index, never_read));
+    }
+    // The flood has begun, and what it opened is still open.
+    sleep(Duration::from_secs(1)).await;
+
+    let begin = Instant::now();
+    let agents = Agents::start(address, HONEST).unwrap();
+    let mut slowest = Duration::ZERO;
+    let health = async {
+        loop {
+            let begin = Instant::now();
+            master.health().await.unwrap();
+            slowest = slowest.max(begin.elapsed());
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        served = agents.all_acknowledged(AGENTS_PATIENCE) => served.unwrap(),
+        () = health => unreachable!("the loop has no end"),
+    }
+    let begin_health = Instant::now();
+    let health = master.health().await.unwrap();
+    slowest = slowest.max(begin_health.elapsed());
+    println!(
+        "{HONEST} agents served in {:.2?}, {} repeated; the health in {slowest:.2?} at most: {health}",
+        begin.elapsed(),
+        agents.repeated()
+    );
+    assert!(slowest < HEALTH_PATIENCE, "the health took {slowest:.2?}");
+
+    let told = agents.told().unwrap();
+    check_distinct(&told).unwrap();
+    let mut state = master.state().await.unwrap();
+    let is_deaf = |ip: Ipv4Addr| ip.octets().starts_with(&DEAF_AGENT);
+    state.agents.retain(|agent| !is_deaf(agent.ip));
+    assert!(REFUSED_LIES.load(Ordering::Relaxed) > usize::from(LIARS));
+    // Nobody else, so no liar got anything.
+    check_state(&state, &told).unwrap();
+}
+
+/// Connects from an address of its own and does `what`, again and again.
+async fn forever<F: Future<Output = io::Result<()>>>(
+    master: SocketAddrV4,
+    network: [u8; 2],
+    index: u16,
+    what: impl Fn(TcpStream, SocketAddrV4) -> F,
+) {
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((numbered(network, index), 0))).unwrap();
+        if let Ok(stream) = socket.connect(master.into()).await {
+            // All of them are refused sooner or later, and come again.
+            let _ = what(stream, master).await;
+        }
+        sleep(Duration::from_millis(fastrand::u64(50..500))).await;
+    }
+}
+
+fn numbered([a, b]: [u8; 2], index: u16) -> Ipv4Addr {
+    let [c, d] = (index + 1).to_be_bytes();
+    Ipv4Addr::new(a, b, c, d)
+}
+
+/// Bytes of any value, at times with the end of a head.
+async fn send_garbage(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
+    let mut bytes: Vec<u8> = (0..fastrand::usize(1..4000)).map(|_| fastrand::u8(..)).collect();
+    if fastrand::bool() {
+        bytes.extend_from_slice(b"\r\n\r\n");
+    }
+    stream.write_all(&bytes).await?;
+    stream.read_to_end(&mut Vec::new()).await.map(drop)
+}
+
+/// A head that is never complete.
+async fn send_slowly(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
+    stream.write_all(b"POST /overlay-master/slow HTTP/1.1\r\nUser-Agent: libprocess/").await?;
+    loop {
+        stream.write_all(b"x").await?;
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A registration in the name of an agent that lives elsewhere.
+async fn lie(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
+    let victim = SocketAddrV4::new(Ipv4Addr::new(127, 3, 0, fastrand::u8(1..)), 5051);
+    let message = Message::RegisterAgent(AgentOptions::default());
+    let message = request(&Upid::agent(victim), &Upid::master(master), &message);
+    loop {
+        stream.write_all(&message).await?;
+        let mut answer = [0; 4096];
+        let length = stream.read(&mut answer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        if answer.starts_with(b"HTTP/1.1 400 ") {
+            REFUSED_LIES.fetch_add(1, Ordering::Relaxed);
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A head or a body beyond all limits.
+async fn send_too_much(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
+    stream
+        .write_all(b"POST /overlay-master/big HTTP/1.1\r\nLibprocess-From: a@127.9.0.1:1\r\n")
+        .await?;
+    if fastrand::bool() {
+        stream.write_all(b"Transfer-Encoding: chunked\r\n\r\n5000000\r\n").await?;
+    }
+    let filling = b"X-Filling: ".repeat(1000);
+    loop {
+        stream.write_all(&filling).await?;
+    }
+}
+
+/// An agent that registers as fast as it can, and reads neither receipts nor what it is told.
+async fn never_read(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
+    let SocketAddr::V4(own) = stream.local_addr()? else { return Ok(()) };
+    let own = Upid::agent(SocketAddrV4::new(*own.ip(), master.port()));
+    let message = Message::RegisterAgent(AgentOptions::default());
+    let messages = request(&own, &Upid::master(master), &message).repeat(20);
+    loop {
+        stream.write_all(&messages).await?;
+        sleep(Duration::from_millis(100)).await;
+    }
+}
