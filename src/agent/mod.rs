@@ -198,18 +198,10 @@ impl Agent {
                 self.counters.docker_cmd_failures += 1;
             }
         }
-        let failure = result.as_ref().err().cloned();
         let tools = (&self.settings, &mut self.random);
         let Some(has_changed) = self.overlays.applied(now, attempt, network, result, tools) else {
             return;
         };
-        // What fails for the same reason again is not told again.
-        match failure {
-            Some(reason) if has_changed => log::error!("overlay {}: {reason}", network.0),
-            Some(reason) => log::debug!("overlay {}: {reason}", network.0),
-            None if has_changed => log::info!("overlay {}: {} is ready", network.0, network.1),
-            None => {}
-        }
         self.has_news |= has_changed;
         // While registering the master has to assign first, and while reporting to acknowledge.
         let may_report =

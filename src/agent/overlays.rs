@@ -227,6 +227,18 @@ impl Task {
         Self { network, running, outcome: None, attempts: 0, backoff, due }
     }
 
+    /// Logs what an attempt came to, unless it is what the last one came to.
+    fn tell(&self, result: &Result<(), String>) {
+        let name = self.network.name();
+        let is_news = self.outcome.as_ref() != Some(result);
+        match result {
+            Ok(()) if is_news => log::info!("overlay {name}: its {} is ready", self.network.kind()),
+            Err(reason) if is_news => log::error!("overlay {name}: {reason}"),
+            Ok(()) => {}
+            Err(reason) => log::debug!("overlay {name}: {reason}"),
+        }
+    }
+
     fn ended(
         &mut self,
         now: Now,
@@ -239,6 +251,7 @@ impl Task {
             self.due = Some(now.elapsed);
             return;
         }
+        self.tell(&result);
         let was_ok = matches!(self.outcome, Some(Ok(())));
         let wait = if result.is_ok() {
             // The verification of a success is no attempt: attempts tell how long it took to

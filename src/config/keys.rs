@@ -12,7 +12,7 @@ pub(super) struct Schema {
 
 /// The network file, and `network` of `master_config`.
 pub(super) const NETWORK: Schema = Schema {
-    place: "the network, beside 'vtep_subnet'",
+    place: "the network",
     keys: &["vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "overlays"],
 };
 /// One of `overlays`.
@@ -22,7 +22,7 @@ pub(super) const OVERLAY: Schema = Schema {
 };
 /// `master_config`.
 pub(super) const MASTER: Schema = Schema {
-    place: "master_config, beside 'network'",
+    place: "master_config",
     keys: &["network", "zk", "replicated_log_dir", "replicated_log_timeout", "reuse_after"],
 };
 /// `zk` of `master_config`.
@@ -30,7 +30,7 @@ pub(super) const ZOOKEEPER: Schema =
     Schema { place: "'zk' of master_config", keys: &["url", "quorum", "session_timeout"] };
 /// `agent_config`.
 pub(super) const AGENT: Schema = Schema {
-    place: "agent_config, beside 'cni_dir'",
+    place: "agent_config",
     keys: &[
         "master",
         "cni_dir",

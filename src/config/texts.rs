@@ -151,11 +151,11 @@ const MASTER_REFUSALS: &[Row] = &[
     (r#"{"network":[]}"#, &[r#"1:12: network: is a list: write an object in { }"#]),
     (
         r#"{$V,"overlays":[$A],"reuse_after":"1h"}"#,
-        &[r#"1:128: reuse_after: is no key here: it belongs in master_config, beside 'network'"#],
+        &[r#"1:128: reuse_after: is no key here: it belongs in master_config"#],
     ),
     (
         r#"{"network":{$V,"overlays":[$A]},"vtep_mtu":1450}"#,
-        &[r#"1:140: vtep_mtu: is no key here: it belongs in the network, beside 'vtep_subnet'"#],
+        &[r#"1:140: vtep_mtu: is no key here: it belongs in the network"#],
     ),
     (
         r#"{"network":{$V,"overlays":[$A],"overlay_mtu":1400}}"#,
@@ -670,7 +670,7 @@ const AGENT_REFUSALS: &[Row] = &[
         r#"{"cni_dir":"/c","overlay_mtu":1400,"vtep_subnet":"44.128.0.0/16","cni-dir":"/d","colour":"red"}"#,
         &[
             r#"1:17: overlay_mtu: is no key here: it belongs in 'network_config' of agent_config"#,
-            r#"1:36: vtep_subnet: is no key here: it belongs in the network, beside 'vtep_subnet'"#,
+            r#"1:36: vtep_subnet: is no key here: it belongs in the network"#,
             r#"1:66: cni-dir: is no key: did you mean 'cni_dir'?"#,
             r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval"#,
         ],

@@ -509,7 +509,10 @@ impl Registry {
             .filter(|overlay| overlay.enabled)
             .filter(|overlay| !self.unserved.contains_key(&(ip, overlay.name.clone())))
             .filter_map(|overlay| assignment(overlay, record, &vtep));
-        served.collect()
+        let mut served: Vec<Assignment> = served.collect();
+        // They are kept for as long as the agent is, and there are thousands of agents.
+        served.shrink_to_fit();
+        served
     }
 
     fn vtep(&self, record: &AgentRecord) -> Option<Vtep> {
