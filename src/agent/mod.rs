@@ -138,7 +138,13 @@ impl Agent {
         // Whoever can make this agent believe it can redirect the traffic of all its containers.
         if !self.registration.is_master(from) {
             self.counters.unexpected_messages += 1;
-            log::warn!("ignored {message} from {from}, which is not the master of this agent");
+            let known = self.registration.master().map_or_else(
+                || "none is known".to_owned(),
+                |master| format!("that is {master}: name it by the address that it advertises"),
+            );
+            log::warn!(
+                "ignored {message} from {from}, which is not the master of this agent: {known}"
+            );
             return;
         }
         match message {
