@@ -23,7 +23,7 @@ pub use view::{Condition, Counters, Health, NetworkHealth};
 
 use crate::addr::{OverlayName, Upid};
 use crate::clock::Now;
-use crate::machine::Machine;
+use crate::machine::{Machine, is_worth_a_line};
 use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message};
 use overlays::Overlays;
 use registration::{Phase, Registration};
@@ -89,7 +89,9 @@ impl Machine for Agent {
             Event::Message { from, message } => self.message(now, &from, message),
             Event::Malformed { from, name, reason } => {
                 self.counters.malformed_messages += 1;
-                log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+                if is_worth_a_line(self.counters.malformed_messages) {
+                    log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+                }
             }
             Event::Applied { attempt, overlay, kind, result } => {
                 self.applied(now, attempt, (&overlay, kind), result);
@@ -138,13 +140,9 @@ impl Agent {
         // Whoever can make this agent believe it can redirect the traffic of all its containers.
         if !self.registration.is_master(from) {
             self.counters.unexpected_messages += 1;
-            let known = self.registration.master().map_or_else(
-                || "none is known".to_owned(),
-                |master| format!("that is {master}: name it by the address that it advertises"),
-            );
-            log::warn!(
-                "ignored {message} from {from}, which is not the master of this agent: {known}"
-            );
+            if is_worth_a_line(self.counters.unexpected_messages) {
+                self.warn_of_stranger(from, &message);
+            }
             return;
         }
         match message {
@@ -152,9 +150,19 @@ impl Agent {
             Message::AgentRegisteredAcknowledgement => self.acknowledged(now),
             Message::RegisterAgent(_) | Message::AgentRegistered(_) => {
                 self.counters.unexpected_messages += 1;
-                log::warn!("ignored {message} from {from}: it is meant for a master");
+                if is_worth_a_line(self.counters.unexpected_messages) {
+                    log::warn!("ignored {message} from {from}: it is meant for a master");
+                }
             }
         }
+    }
+
+    fn warn_of_stranger(&self, from: &Upid, message: &Message) {
+        let known = self.registration.master().map_or_else(
+            || "none is known".to_owned(),
+            |master| format!("that is {master}: name it by the address that it advertises"),
+        );
+        log::warn!("ignored {message} from {from}, which is not the master of this agent: {known}");
     }
 
     fn update(&mut self, now: Now, from: &Upid, assignments: Vec<Assignment>) {
@@ -187,7 +195,7 @@ impl Agent {
             self.report(now);
         } else {
             log::info!("registered with the master");
-            self.registration.registered();
+            self.registration.registered(now, &mut self.random);
         }
     }
 
@@ -254,14 +262,15 @@ impl Agent {
     fn health(&self, now: Now) -> Health {
         let mut problems: Vec<String> =
             self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
-        let status = match self.registration.phase() {
-            Phase::Detached => {
-                problems.push("no master is known".to_owned());
-                Condition::Detached
-            }
-            Phase::Registered if problems.is_empty() => Condition::Ok,
-            Phase::Registered => Condition::Degraded,
-            Phase::Registering | Phase::Configuring | Phase::Reporting => Condition::Registering,
+        let status = if self.registration.master().is_none() {
+            problems.push("no master is known".to_owned());
+            Condition::Detached
+        } else if !self.registration.is_acknowledged() {
+            Condition::Registering
+        } else if problems.is_empty() {
+            Condition::Ok
+        } else {
+            Condition::Degraded
         };
         Health {
             status,

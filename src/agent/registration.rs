@@ -22,6 +22,12 @@ const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// Last bound of the wait for an answer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// After how long a registered agent registers again at the latest, and at the earliest after half of
+/// it. It changes nothing where all is well; but an agent that was deleted by mistake is back then, one
+/// that got nothing of an exhausted overlay gets it when there is room, and a master that hangs with
+/// its connection open is noticed.
+const REFRESH: Duration = Duration::from_secs(15 * 60);
+
 /// What the agent waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -42,6 +48,8 @@ pub(super) enum Phase {
 pub(super) struct Registration {
     master: Option<Upid>,
     phase: Phase,
+    /// Whether the master has acknowledged a report since it was found, and answers.
+    is_acknowledged: bool,
     backoff: Backoff,
     /// When to send the registration (again), since `Now::elapsed` 0.
     due: Option<Duration>,
@@ -52,6 +60,7 @@ impl Registration {
         Self {
             master: None,
             phase: Phase::Detached,
+            is_acknowledged: false,
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             due: None,
         }
@@ -69,6 +78,7 @@ impl Registration {
             return false;
         }
         self.master = master;
+        self.is_acknowledged = false;
         self.backoff.reset();
         if self.master.is_some() {
             self.phase = Phase::Registering;
@@ -97,6 +107,7 @@ impl Registration {
             self.due = Some(now.elapsed + SPREAD.mul_f64(random.f64()));
         }
         self.phase = Phase::Registering;
+        self.is_acknowledged = false;
         true
     }
 
@@ -106,6 +117,8 @@ impl Registration {
             return None;
         }
         let master = self.master.clone()?;
+        // What is done again before it was answered was not answered in time.
+        self.is_acknowledged &= self.phase == Phase::Registered;
         self.phase = Phase::Registering;
         self.due = Some(now.elapsed + self.backoff.next_wait(random));
         Some(master)
@@ -128,10 +141,17 @@ impl Registration {
     }
 
     /// The master has acknowledged the report.
-    pub(super) const fn registered(&mut self) {
+    pub(super) fn registered(&mut self, now: Now, random: &mut fastrand::Rng) {
         self.phase = Phase::Registered;
+        self.is_acknowledged = true;
         self.backoff.reset();
-        self.due = None;
+        let half = REFRESH / 2;
+        self.due = Some(now.elapsed + half + half.mul_f64(random.f64()));
+    }
+
+    /// Whether the master knows this agent, as far as can be told.
+    pub(super) const fn is_acknowledged(&self) -> bool {
+        self.is_acknowledged
     }
 
     pub(super) fn is_master(&self, from: &Upid) -> bool {

@@ -305,6 +305,41 @@ fn an_assignment_that_comes_during_a_report_is_reported_when_it_is_made() {
 }
 
 #[test]
+fn a_registered_agent_registers_again_from_time_to_time() {
+    let mut world = World::new();
+    world.registered();
+    let registered_at = world.now.elapsed;
+    let mut attempt = 1;
+    let commands = loop {
+        let commands = world.sleep();
+        if commands[0].starts_with("link") {
+            break commands;
+        }
+        attempt += 1;
+        world.applied(attempt, NetworkKind::Cni, Ok(()));
+    };
+    assert_eq!(commands[1], format!("send RegisterAgentMessage to {MASTER}"));
+    let waited = world.now.elapsed - registered_at;
+    assert!(waited > Duration::from_secs(450) && waited <= Duration::from_secs(900), "{waited:?}");
+    assert_eq!(world.health().status, Condition::Ok, "it is registered all the while");
+    assert_eq!(world.update(vec![assignment("vxlan-1", 1)]), [REPORT]);
+    assert_eq!(world.acknowledge(), NOTHING);
+
+    // A master that hangs with its connection open answers neither this time nor the next.
+    let mut unanswered = 0;
+    while unanswered < 2 {
+        let commands = world.sleep();
+        if commands[0].starts_with("link") {
+            unanswered += 1;
+        } else {
+            attempt += 1;
+            world.applied(attempt, NetworkKind::Cni, Ok(()));
+        }
+    }
+    assert_eq!(world.health().status, Condition::Registering);
+}
+
+#[test]
 fn an_unanswered_report_makes_it_register_again() {
     let mut world = World::new();
     world.detect();

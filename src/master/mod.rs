@@ -23,7 +23,7 @@ pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
 
 use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
-use crate::machine::Machine;
+use crate::machine::{Machine, is_worth_a_line};
 use crate::protocol::{AgentOptions, Assignment, Message, Network, RequestId};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use registry::{Moment, Notice, Refusal, Registry};
@@ -82,8 +82,8 @@ struct Leading {
     is_writing: bool,
     /// What goes into the next commit: the last change of each key.
     pending: BTreeMap<Key, Change>,
-    /// Whose update waits for a version that is not durable. Agents ask again and again while a disk
-    /// hangs, and one answer is enough.
+    /// Whose update waits for a version that is not durable. Agents ask again and again while a
+    /// disk hangs, and one answer is enough.
     told: HashMap<Upid, Version>,
 }
 
@@ -144,7 +144,9 @@ impl Machine for Master {
             Event::Message { from, message } => self.message(now, from, message),
             Event::Malformed { from, name, reason } => {
                 self.counters.malformed_messages += 1;
-                log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+                if is_worth_a_line(self.counters.malformed_messages) {
+                    log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+                }
             }
             Event::Request(id, request) => self.request(now, id, request),
         }
@@ -249,7 +251,9 @@ impl Master {
             }
             Message::UpdateAgentOverlays(_) | Message::AgentRegisteredAcknowledgement => {
                 self.counters.unexpected_messages += 1;
-                log::warn!("ignored {message} from {from}: it is meant for an agent");
+                if is_worth_a_line(self.counters.unexpected_messages) {
+                    log::warn!("ignored {message} from {from}: it is meant for an agent");
+                }
             }
         }
     }

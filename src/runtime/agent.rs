@@ -132,16 +132,21 @@ impl AgentHost {
 
 /// Tells the agent where its master is, at the start and whenever it wants to know again.
 async fn detect_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Notify>) {
+    let mut was_resolved = false;
     loop {
         match master.resolve().await {
             Ok(address) => {
+                was_resolved = true;
                 inbox.tell(Event::Detected(Some(address))).await;
                 tokio::time::sleep(RESOLVE_PAUSE).await;
                 detect.notified().await;
             }
             Err(reason) => {
                 log::error!("{reason}; trying again in {RESOLVE_RETRY:?}");
-                inbox.tell(Event::Detected(None)).await;
+                // A resolver that fails says nothing about the master that was found before.
+                if !was_resolved {
+                    inbox.tell(Event::Detected(None)).await;
+                }
                 tokio::time::sleep(RESOLVE_RETRY).await;
             }
         }

@@ -133,8 +133,9 @@ fn do_job(store: &mut dyn Store, job: Job) -> Event {
     }
 }
 
-/// Makes an error of a panic: the master waits for the end of a job, and without one it would promise
-/// nothing any more and look well. The state is then read again, as after any error of a commit.
+/// Makes an error of a panic: the master waits for the end of a job, and without one it would
+/// promise nothing any more and look well. The state is then read again, as after any error of a
+/// commit.
 fn guard<T>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, StoreError>,

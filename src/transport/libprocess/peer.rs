@@ -1,11 +1,11 @@
-//! One address that we send to: connects, writes what is queued, reads over the receipts, and closes when
-//! there is nothing more to do.
+//! One address that we send to: connects, writes what is queued, reads over the receipts, and
+//! closes when there is nothing more to do.
 //!
-//! Reading goes on while writing waits. Otherwise two programs that both wait for the other to take their
-//! bytes would wait for ever.
+//! Reading goes on while writing waits. Otherwise two programs that both wait for the other to take
+//! their bytes would wait for ever.
 //!
-//! What was written when a connection breaks is not written again: nobody knows whether it arrived, and
-//! in libprocess a message arrives at most once.
+//! What was written when a connection breaks is not written again: nobody knows whether it arrived,
+//! and in libprocess a message arrives at most once.
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -25,8 +25,8 @@ use crate::transport::Handler;
 /// How long making a connection may take.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection that is not linked stays after its last use. An agent's messages and their answers
-/// follow each other within this, and a connection costs more than all of them.
+/// How long a connection that is not linked stays after its last use. An agent's messages and their
+/// answers follow each other within this, and a connection costs more than all of them.
 const IDLE_TIME: Duration = Duration::from_secs(2);
 
 /// The same where three quarters of all descriptors are in use; from seven eighths on, a connection
@@ -69,7 +69,8 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
             return;
         }
         let is_again = matches!(end, End::Closed) && {
-            // The peer closed an idle connection just when something was queued: that is not its fault.
+            // The peer closed an idle connection just when something was queued: that is not its
+            // fault.
             let queue = peer.queue.lock();
             queue.messages > 0 && !queue.is_linked
         };
@@ -105,15 +106,16 @@ async fn connect<H: Handler>(shared: &Shared<H>, address: SocketAddrV4) -> io::R
     let stream = timeout(CONNECT_TIME, socket.connect(SocketAddr::V4(address)))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s"))??;
-    // A port that nobody listens on may become our own source port, and TCP then connects to itself.
+    // A port that nobody listens on may become our own source port, and TCP then connects to
+    // itself.
     if address.ip() == shared.own.ip() && stream.local_addr()? == SocketAddr::V4(address) {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(stream)
 }
 
-/// A socket that sends from our advertised address. Where that is not an address of this host, as behind
-/// a NAT, the system chooses.
+/// A socket that sends from our advertised address. Where that is not an address of this host, as
+/// behind a NAT, the system chooses.
 fn socket_from<H: Handler>(shared: &Shared<H>) -> io::Result<TcpSocket> {
     let socket = socket::outgoing()?;
     if shared.is_source_foreign.load(Ordering::Relaxed) || shared.own.ip().is_unspecified() {
@@ -182,8 +184,8 @@ impl<'a, H: Handler> Connection<'a, H> {
             };
             let deadline = self.deadline();
             let ready = tokio::select! {
-                // The end of the connection counts before what has just been queued, which then is not
-                // written to a peer that has gone.
+                // The end of the connection counts before what has just been queued, which then is
+                // not written to a peer that has gone.
                 biased;
                 ready = self.stream.ready(interest) => ready,
                 () = self.peer.changed.notified() => continue,
