@@ -30,8 +30,8 @@ pub trait Machine {
     fn next_timeout(&self) -> Option<Duration>;
 }
 
-/// Whether the `count`th message of a kind that anybody can send is worth a line in the log: the 1st,
-/// 2nd, 4th, 8th... Whoever sends nonsense must not be able to fill the disk.
+/// Whether the `count`th message of a kind that anybody can send is worth a line in the log: the
+/// 1st, 2nd, 4th, 8th... Whoever sends nonsense must not be able to fill the disk.
 pub(crate) const fn is_worth_a_line(count: u64) -> bool {
     count.is_power_of_two()
 }

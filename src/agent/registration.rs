@@ -22,10 +22,10 @@ const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// Last bound of the wait for an answer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// After how long a registered agent registers again at the latest, and at the earliest after half of
-/// it. It changes nothing where all is well; but an agent that was deleted by mistake is back then, one
-/// that got nothing of an exhausted overlay gets it when there is room, and a master that hangs with
-/// its connection open is noticed.
+/// After how long a registered agent registers again at the latest, and at the earliest after half
+/// of it. It changes nothing where all is well; but an agent that was deleted by mistake is back
+/// then, one that got nothing of an exhausted overlay gets it when there is room, and a master that
+/// hangs with its connection open is noticed.
 const REFRESH: Duration = Duration::from_secs(15 * 60);
 
 /// What the agent waits for.
