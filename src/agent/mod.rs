@@ -24,7 +24,7 @@ pub use view::{Condition, Counters, Health, NetworkHealth};
 use crate::addr::{OverlayName, Upid};
 use crate::clock::Now;
 use crate::machine::{Machine, is_worth_a_line};
-use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message};
+use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, Refused};
 use overlays::Overlays;
 use registration::{Phase, Registration};
 
@@ -278,6 +278,7 @@ impl Agent {
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
             counters: self.counters.clone(),
+            refused: Refused::default(),
         }
     }
 }

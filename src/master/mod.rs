@@ -24,7 +24,7 @@ pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
 use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
 use crate::machine::{Machine, is_worth_a_line};
-use crate::protocol::{AgentOptions, Assignment, Message, Network, RequestId};
+use crate::protocol::{AgentOptions, Assignment, Message, Network, Refused, RequestId};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use registry::{Moment, Notice, Refusal, Registry};
 
@@ -420,6 +420,7 @@ impl Master {
                 agents: AgentTally::default(),
                 pools: Vec::new(),
                 counters,
+                refused: Refused::default(),
             },
             Phase::Leading(leading) => {
                 let problems = leading.registry.problems();
@@ -431,6 +432,7 @@ impl Master {
                     agents: leading.registry.tally(),
                     pools: leading.registry.usage(),
                     counters,
+                    refused: Refused::default(),
                 }
             }
         }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::protocol::Refused;
+
 /// How often things happened since the start. The names are those of the C++ module's metrics,
 /// without their prefix `overlay/master/`; those below the line are ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -58,6 +60,8 @@ pub struct Health {
     pub pools: Vec<PoolUsage>,
     /// What happened since the start.
     pub counters: Counters,
+    /// What did not reach the machine. Whoever runs it fills it in.
+    pub refused: Refused,
 }
 
 /// Agents by what they said last. An agent with one failed overlay counts as failed.

@@ -11,4 +11,4 @@ pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
 pub use record::{AgentRecord, OverlayRecord, Record, ReleasedRecord};
-pub use request::RequestId;
+pub use request::{Refused, RequestId};

@@ -19,7 +19,7 @@ use crate::cni::CniDirectory;
 use crate::detector::FixedMaster;
 use crate::docker::Docker;
 use crate::http::{Format, Request as HttpRequest, Response, render_agent, route_agent};
-use crate::protocol::{Message, RequestId};
+use crate::protocol::{Message, Refused, RequestId};
 use crate::transport::libprocess::{Client, Server, ServerOptions};
 use crate::wire;
 
@@ -49,6 +49,12 @@ impl Hosted for Agent {
 
     fn request(id: RequestId, question: Request) -> Event {
         Event::Request(id, question)
+    }
+
+    fn complete(reply: &mut Reply, refused: Refused) {
+        if let Reply::Health(health) = reply {
+            health.refused = refused;
+        }
     }
 
     fn route(request: &HttpRequest) -> Result<(Request, Format), Box<Response>> {

@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Hosted, INBOX_SIZE};
 use crate::http::{Request, Response, error};
-use crate::protocol::RequestId;
+use crate::machine::is_worth_a_line;
+use crate::protocol::{Refused, RequestId};
 use crate::transport::{Handler, Incoming, Refusal};
 use crate::wire;
 
@@ -30,7 +31,7 @@ pub struct Stopped;
 /// The sending end. Clones lead to the same machine.
 pub(super) struct Inbox<M: Hosted> {
     sender: mpsc::Sender<Input<M>>,
-    refused: Arc<AtomicU64>,
+    refused: Arc<Mutex<Refused>>,
 }
 
 impl<M: Hosted> Clone for Inbox<M> {
@@ -59,7 +60,9 @@ impl<M: Hosted> Inbox<M> {
     pub(super) async fn ask(&self, question: M::Question) -> Result<M::Reply, Stopped> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send(Input::Question(question, sender)).await.map_err(|_| Stopped)?;
-        receiver.await.map_err(|_| Stopped)
+        let mut reply = receiver.await.map_err(|_| Stopped)?;
+        M::complete(&mut reply, self.refused.lock().clone());
+        Ok(reply)
     }
 }
 
@@ -102,9 +105,11 @@ impl<M: Hosted> Handler for Inbox<M> {
     }
 
     fn refused(&self, peer: SocketAddr, refusal: &Refusal) {
-        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        // The 1st, 2nd, 4th, 8th...: whoever sends nonsense must not be able to fill the log.
-        if count.is_power_of_two() {
+        let mut refused = self.refused.lock();
+        refused.count += 1;
+        refused.last = Some(format!("from {peer}: {refusal}"));
+        if is_worth_a_line(refused.count) {
+            let count = refused.count;
             log::warn!("refused what {peer} sent: {refusal} ({count} refused since the start)");
         }
     }

@@ -14,7 +14,7 @@ use super::{Executor, Hosted};
 use crate::addr::Upid;
 use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
 use crate::master::{Command, Event, Master, Reply, Request, Settings};
-use crate::protocol::{Message, RequestId};
+use crate::protocol::{Message, Refused, RequestId};
 use crate::store::{Store, StoreError};
 use crate::transport::libprocess::{Client, Server, ServerOptions};
 use crate::wire;
@@ -40,6 +40,12 @@ impl Hosted for Master {
 
     fn request(id: RequestId, question: Request) -> Event {
         Event::Request(id, question)
+    }
+
+    fn complete(reply: &mut Reply, refused: Refused) {
+        if let Reply::Health(health) = reply {
+            health.refused = refused;
+        }
     }
 
     fn route(request: &HttpRequest) -> Result<(Request, Format), Box<Response>> {

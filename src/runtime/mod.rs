@@ -31,7 +31,7 @@ use crate::addr::Upid;
 use crate::clock::Now;
 use crate::http::{Format, Request, Response};
 use crate::machine::Machine;
-use crate::protocol::{Message, RequestId};
+use crate::protocol::{Message, Refused, RequestId};
 use inbox::{Input, Inputs};
 
 /// Events that wait for a machine. When there are more, the connections that bring them wait.
@@ -51,6 +51,9 @@ trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
     fn malformed(from: Upid, name: String, reason: String) -> Self::Event;
     fn exited(address: SocketAddrV4) -> Option<Self::Event>;
     fn request(id: RequestId, question: Self::Question) -> Self::Event;
+
+    /// Fills in what the machine cannot know.
+    fn complete(reply: &mut Self::Reply, refused: Refused);
 
     fn route(request: &Request) -> Result<(Self::Question, Format), Box<Response>>;
     fn render(reply: &Self::Reply, format: &Format) -> Response;

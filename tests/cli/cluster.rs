@@ -1,6 +1,8 @@
 //! A master and agents as processes, and the operator's commands against them.
 
 use crate::support::{Master, NETWORK, Place, start_agent};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 /// Two agents, the first of which registered first.
 fn two_agents() -> (Place, Master, [crate::support::Running; 2]) {
@@ -144,4 +146,31 @@ fn a_record_that_the_configuration_no_longer_covers_can_be_forgotten() {
         "AGENT      VTEP IP  SUBNETS  RESULT\n127.0.0.2  -        -        deleted\n"
     );
     assert!(forget("").failure().contains("knows no such agent"));
+}
+
+#[test]
+fn a_sender_that_names_another_address_is_refused_and_seen_in_the_health() {
+    let place = Place::with_network();
+    let master = Master::start(&place);
+    let exchange = |request: String| {
+        let mut stream = TcpStream::connect(master.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let answer = exchange(
+        "POST /overlay-master/mesos.modules.overlay.internal.RegisterAgentMessage HTTP/1.1\r\n\
+         Libprocess-From: overlay-agent@10.0.0.9:5051\r\nConnection: close\r\n\r\n"
+            .to_owned(),
+    );
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let health = exchange(
+        "GET /overlay-master/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
+    );
+    let (_, health) = health.split_once("\r\n\r\n").unwrap();
+    let health: serde_json::Value = serde_json::from_str(health).unwrap();
+    assert_eq!(health["refused"]["count"], 1);
+    let last = health["refused"]["last"].as_str().unwrap();
+    assert!(last.contains("UPID IP address validation failed"), "{last}");
 }
