@@ -6,8 +6,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Messages that were refused before they reached a machine: from a sender at another address than it
-/// says, malformed, too large.
+/// Messages that were refused before they reached a machine: from a sender at another address than
+/// it says, malformed, too large.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Refused {
     /// How many since the start.
