@@ -17,7 +17,7 @@ use http::header::{
     ACCEPT, ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, ORIGIN,
     RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
 pub use agent::{render_agent, route_agent};
@@ -58,7 +58,7 @@ impl Format {
     /// # Errors
     /// The response that says why it cannot be given.
     fn of(request: &Request) -> Result<Self, Box<Response>> {
-        let accepts = |wanted: &str| accepts(request.headers(), ACCEPT, wanted);
+        let accepts = |wanted| accepts(request.headers(), "application/*", wanted);
         let body = if accepts("application/json") {
             match callback(request)? {
                 Some(name) => BodyFormat::Jsonp(name),
@@ -73,10 +73,8 @@ impl Format {
                 "this is available as application/json and application/x-protobuf",
             )));
         };
-        let is_gzip_welcome = request.headers().contains_key(ACCEPT_ENCODING)
-            && accepts_token(request.headers(), ACCEPT_ENCODING, |token| {
-                token == "gzip" || token == "*"
-            });
+        // A client that does not say so does not expect it, as in libprocess.
+        let is_gzip_welcome = is_welcome(request.headers(), &ACCEPT_ENCODING, &["gzip", "*"]);
         Ok(Self { body, is_gzip_welcome })
     }
 
@@ -151,26 +149,26 @@ fn callback(request: &Request) -> Result<Option<String>, Box<Response>> {
 }
 
 /// Whether the client takes this media type. A client that says nothing takes everything.
-fn accepts(headers: &HeaderMap, name: http::HeaderName, wanted: &str) -> bool {
-    let kind = wanted.split('/').next().unwrap_or_default();
-    accepts_token(headers, name, |token| {
-        token == wanted || token == "*/*" || token.strip_suffix("/*") == Some(kind)
-    })
+fn accepts(headers: &HeaderMap, kind: &str, wanted: &str) -> bool {
+    let entries = [wanted, kind, "*/*"];
+    !headers.contains_key(ACCEPT) || is_welcome(headers, &ACCEPT, &entries)
 }
 
-/// Whether a list of the kind of RFC 9110, section 12.5, has a fitting entry whose weight is not 0.
-fn accepts_token(headers: &HeaderMap, name: http::HeaderName, fits: impl Fn(&str) -> bool) -> bool {
-    let mut values =
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).peekable();
-    if values.peek().is_none() {
-        return true;
-    }
-    values.flat_map(|value| value.split(',')).any(|entry| {
-        let mut parts = entry.split(';').map(str::trim);
-        let token = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
-        weight != Some(0.0) && fits(&token)
-    })
+/// Whether a list of the kind of RFC 9110, section 12.5, gives weight to something that `entries`
+/// names, the most specific first: that one decides.
+fn is_welcome(headers: &HeaderMap, name: &HeaderName, entries: &[&str]) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let listed: Vec<(String, f32)> = values
+        .flat_map(|value| value.split(','))
+        .map(|entry| {
+            let mut parts = entry.split(';').map(str::trim);
+            let token = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok());
+            (token, weight.unwrap_or(1.0))
+        })
+        .collect();
+    let deciding = entries.iter().find_map(|entry| listed.iter().find(|(token, _)| token == entry));
+    deciding.is_some_and(|(_, weight)| *weight > 0.0)
 }
 
 /// Refuses a method that is not in `allowed`.

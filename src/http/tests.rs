@@ -88,6 +88,7 @@ fn the_form_follows_accept() {
     assert_eq!(form("text/html, application/*;q=0.8"), json);
     assert_eq!(form("application/x-protobuf, application/json"), json);
     assert_eq!(form("application/json;q=0, application/x-protobuf"), protobuf);
+    assert_eq!(form("application/json;q=0, */*"), protobuf, "the more specific entry decides");
     assert_eq!(form("text/html").0, 415);
 }
 
@@ -99,8 +100,10 @@ fn long_answers_are_compressed_for_those_who_take_it() {
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&response.body()[..]), &mut plain)
         .unwrap();
     assert_eq!(plain, STATE_JSON.trim_ascii_end());
-    let response = state(&get("/overlay-master/state", &[("accept-encoding", "gzip;q=0")]));
-    assert!(!response.headers().contains_key(CONTENT_ENCODING));
+    for refusal in ["gzip;q=0", "gzip;q=0, *", "br"] {
+        let response = state(&get("/overlay-master/state", &[("accept-encoding", refusal)]));
+        assert!(!response.headers().contains_key(CONTENT_ENCODING), "{refusal}");
+    }
 }
 
 #[test]

@@ -281,7 +281,7 @@ impl Master {
             Ok(outcome) => {
                 let is_changed = !outcome.changes.is_empty();
                 if is_changed {
-                    log::info!("{from} is given what it lacked of its share");
+                    log::info!("{from} registers: what it is given or asked for has changed");
                 }
                 leading.change(outcome.changes);
                 outcome.notices.iter().for_each(|notice| self.notice(ip, notice));
