@@ -7,6 +7,7 @@ mod command;
 mod event;
 mod recovery;
 mod registry;
+mod share;
 mod space;
 #[cfg(test)]
 mod tests;

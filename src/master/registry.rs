@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::share;
 use super::space::{Piece, Space, Subnets};
 use super::view::{AgentTally, PoolUsage};
-use crate::addr::{DeviceName, Family, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
+use crate::addr::{Family, OverlayName, Subnet};
 use crate::ipam::Allocated;
 use crate::protocol::{
-    AgentInfo, AgentOptions, AgentRecord, Assignment, Bridge, Network, Overlay, OverlayRecord,
-    Record, ReleasedRecord, State, Status, Vtep,
+    AgentInfo, AgentOptions, AgentRecord, Assignment, Network, Overlay, OverlayRecord, Record,
+    ReleasedRecord, State, Status,
 };
 use crate::store::{Change, Key, Version};
 use crate::wire::encode_record;
@@ -38,7 +39,6 @@ pub(super) struct Registry {
     /// The agents that did not get all they should, by the pool that is exhausted.
     lacking: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     tally: AgentTally,
-    device: DeviceName,
 }
 
 /// One agent.
@@ -129,7 +129,6 @@ impl Registry {
             unserved: BTreeMap::new(),
             lacking: BTreeMap::new(),
             tally: AgentTally::default(),
-            device: DeviceName::vtep(Vni::DEFAULT),
         }
     }
 
@@ -501,63 +500,19 @@ impl Registry {
 
     /// What the agent with this record is told, in the order of the configuration.
     fn serve(&self, ip: Ipv4Addr, record: &AgentRecord) -> Vec<Assignment> {
-        let Some(vtep) = self.vtep(record) else {
+        let Some(vtep) = share::vtep(&self.network, record) else {
             return Vec::new();
         };
         let overlays = self.network.overlays.iter();
         let served = overlays
             .filter(|overlay| overlay.enabled)
             .filter(|overlay| !self.unserved.contains_key(&(ip, overlay.name.clone())))
-            .filter_map(|overlay| assignment(overlay, record, &vtep));
+            .filter_map(|overlay| share::assignment(overlay, record, &vtep));
         let mut served: Vec<Assignment> = served.collect();
         // They are kept for as long as the agent is, and there are thousands of agents.
         served.shrink_to_fit();
         served
     }
-
-    fn vtep(&self, record: &AgentRecord) -> Option<Vtep> {
-        let network = &self.network;
-        let ip6 = record.vtep_ip6.zip(network.vtep_subnet6);
-        Some(Vtep {
-            vni: Vni::DEFAULT,
-            device: self.device.clone(),
-            ip: InterfaceAddress::within(&network.vtep_subnet, record.vtep_ip.into())?,
-            ip6: ip6.and_then(|(ip6, subnet)| InterfaceAddress::within(&subnet, ip6.into())),
-            mac: Mac::of_vtep(network.vtep_mac_oui, record.vtep_ip),
-            mtu: network.vtep_mtu,
-        })
-    }
-}
-
-/// The share of `overlay` of the agent with this record; `None` if it wants a subnet and has none.
-fn assignment(overlay: &Overlay, record: &AgentRecord, vtep: &Vtep) -> Option<Assignment> {
-    let had = record.overlays.iter().find(|had| had.name == overlay.name);
-    let subnet = had.and_then(|had| had.subnet).filter(|_| overlay.range.is_some());
-    let subnet6 = had.and_then(|had| had.subnet6).filter(|_| overlay.range6.is_some());
-    if record.allocate_subnet && subnet.is_none() && subnet6.is_none() {
-        return None;
-    }
-    let halves = subnet.and_then(|subnet| subnet.halves());
-    let halves6 = subnet6.and_then(|subnet6| subnet6.halves());
-    let mesos_bridge = Bridge {
-        name: overlay.name.mesos_bridge(),
-        subnet: halves.map(|(lower, _)| lower),
-        subnet6: halves6.map(|(lower, _)| lower),
-    };
-    let docker_bridge = Bridge {
-        name: overlay.name.docker_bridge(),
-        subnet: halves.map(|(_, upper)| upper),
-        subnet6: halves6.map(|(_, upper)| upper),
-    };
-    Some(Assignment {
-        overlay: overlay.clone(),
-        subnet,
-        subnet6,
-        mesos_bridge: (record.allocate_subnet && record.mesos_bridge).then_some(mesos_bridge),
-        docker_bridge: (record.allocate_subnet && record.docker_bridge).then_some(docker_bridge),
-        vtep: vtep.clone(),
-        status: None,
-    })
 }
 
 /// The addresses of an assignment, for a sentence.
@@ -570,29 +525,4 @@ fn addresses(assignment: &Assignment) -> String {
 
 fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-impl AgentTally {
-    fn add(&mut self, info: &AgentInfo) {
-        self.total += 1;
-        *self.slot(info) += 1;
-    }
-
-    fn remove(&mut self, info: &AgentInfo) {
-        self.total -= 1;
-        *self.slot(info) -= 1;
-    }
-
-    fn slot(&mut self, info: &AgentInfo) -> &mut usize {
-        let has = |wanted: fn(&Option<Status>) -> bool| {
-            info.overlays.iter().any(|overlay| wanted(&overlay.status))
-        };
-        if has(|status| matches!(status, Some(Status::Failed(_)))) {
-            &mut self.failed
-        } else if has(|status| !matches!(status, Some(Status::Ok))) {
-            &mut self.unreported
-        } else {
-            &mut self.ok
-        }
-    }
 }

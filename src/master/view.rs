@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::protocol::Refused;
+use crate::protocol::{AgentInfo, Refused, Status};
 
 /// How often things happened since the start. The names are those of the C++ module's metrics,
 /// without their prefix `overlay/master/`; those below the line are ours.
@@ -75,6 +75,31 @@ pub struct AgentTally {
     pub failed: usize,
     /// Have not said anything of some overlay since the master started.
     pub unreported: usize,
+}
+
+impl AgentTally {
+    pub(super) fn add(&mut self, info: &AgentInfo) {
+        self.total += 1;
+        *self.slot(info) += 1;
+    }
+
+    pub(super) fn remove(&mut self, info: &AgentInfo) {
+        self.total -= 1;
+        *self.slot(info) -= 1;
+    }
+
+    fn slot(&mut self, info: &AgentInfo) -> &mut usize {
+        let has = |wanted: fn(&Option<Status>) -> bool| {
+            info.overlays.iter().any(|overlay| wanted(&overlay.status))
+        };
+        if has(|status| matches!(status, Some(Status::Failed(_)))) {
+            &mut self.failed
+        } else if has(|status| !matches!(status, Some(Status::Ok))) {
+            &mut self.unreported
+        } else {
+            &mut self.ok
+        }
+    }
 }
 
 /// How full an address space is.
