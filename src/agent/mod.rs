@@ -28,6 +28,18 @@ use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, Refused};
 use overlays::Overlays;
 use registration::{Phase, Registration};
 
+/// Registrations without an answer from which on somebody should look after it.
+const SILENCE: u32 = 3;
+
+/// What is wrong when the master does not answer. Messages have no refusals: only the master knows.
+fn silence(master: &Upid) -> String {
+    format!(
+        "master {master} has not answered {SILENCE} registrations: see whether it runs, and the \
+         problems that http://{}/overlay-master/health names",
+        master.address
+    )
+}
+
 /// How an agent behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -242,6 +254,9 @@ impl Agent {
     fn do_what_is_due(&mut self, now: Now) {
         if let Some(master) = self.registration.take_due(now, &mut self.random) {
             self.counters.register_agent_messages_sent += 1;
+            if self.registration.unanswered() == SILENCE + 1 {
+                log::warn!("{}", silence(&master));
+            }
             let message = Message::RegisterAgent(self.settings.options);
             self.commands.push_back(Command::Link(master.clone()));
             self.commands.push_back(Command::Send { to: master, message });
@@ -266,6 +281,9 @@ impl Agent {
             problems.push("no master is known".to_owned());
             Condition::Detached
         } else if !self.registration.is_acknowledged() {
+            if self.registration.unanswered() > SILENCE {
+                problems.extend(self.registration.master().map(silence));
+            }
             Condition::Registering
         } else if problems.is_empty() {
             Condition::Ok

@@ -50,6 +50,8 @@ pub(super) struct Registration {
     phase: Phase,
     /// Whether the master has acknowledged a report since it was found, and answers.
     is_acknowledged: bool,
+    /// Registrations in a row that the master did not answer with an assignment.
+    unanswered: u32,
     backoff: Backoff,
     /// When to send the registration (again), since `Now::elapsed` 0.
     due: Option<Duration>,
@@ -61,6 +63,7 @@ impl Registration {
             master: None,
             phase: Phase::Detached,
             is_acknowledged: false,
+            unanswered: 0,
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             due: None,
         }
@@ -79,6 +82,7 @@ impl Registration {
         }
         self.master = master;
         self.is_acknowledged = false;
+        self.unanswered = 0;
         self.backoff.reset();
         if self.master.is_some() {
             self.phase = Phase::Registering;
@@ -120,6 +124,7 @@ impl Registration {
         // What is done again before it was answered was not answered in time.
         self.is_acknowledged &= self.phase == Phase::Registered;
         self.phase = Phase::Registering;
+        self.unanswered = self.unanswered.saturating_add(1);
         self.due = Some(now.elapsed + self.backoff.next_wait(random));
         Some(master)
     }
@@ -127,6 +132,7 @@ impl Registration {
     /// The master has assigned. A report that is under way is then of an older share: its
     /// acknowledgement says nothing, and the next report does not wait for it.
     pub(super) const fn assigned(&mut self) {
+        self.unanswered = 0;
         if matches!(self.phase, Phase::Registering | Phase::Reporting) {
             self.phase = Phase::Configuring;
         }
@@ -147,6 +153,11 @@ impl Registration {
         self.backoff.reset();
         let half = REFRESH / 2;
         self.due = Some(now.elapsed + half + half.mul_f64(random.f64()));
+    }
+
+    /// How many registrations in a row were not answered, the last of which may still be.
+    pub(super) const fn unanswered(&self) -> u32 {
+        self.unanswered
     }
 
     /// Whether the master knows this agent, as far as can be told.

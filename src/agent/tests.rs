@@ -166,6 +166,13 @@ fn registration_is_repeated_with_growing_waits_until_the_master_answers() {
         assert!(wait >= bound / 2 && wait <= bound, "waited {wait:?} instead of up to {bound:?}");
         last = world.now.elapsed;
     }
+    assert_eq!(
+        world.health().problems,
+        ["master overlay-master@10.0.0.1:5050 has not answered 3 registrations: see whether it \
+          runs, and the problems that http://10.0.0.1:5050/overlay-master/health names"]
+    );
+    world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(world.health().problems, [""; 0]);
 }
 
 #[test]

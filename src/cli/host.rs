@@ -44,8 +44,14 @@ impl Addresses {
         towards: Option<SocketAddrV4>,
     ) -> Result<(Server, SocketAddrV4), Failure> {
         let server = Server::bind(listen).map_err(|error| {
-            let hint = "is another one running? --listen chooses another address";
-            Failure::new(format!("listen on {listen}: {error}: {hint}"))
+            let why = match error.kind() {
+                ErrorKind::AddrInUse => "is another one running? Mesos itself has 5050 and 5051",
+                ErrorKind::AddrNotAvailable => "this host has no such address",
+                ErrorKind::PermissionDenied => "ports below 1024 need root",
+                _ => "it cannot be used",
+            };
+            let remedy = "--listen chooses another address";
+            Failure::new(format!("listen on {listen}: {error}: {why}: {remedy}"))
         })?;
         let local = server.local_addr();
         let advertise = match self.advertise {

@@ -282,7 +282,7 @@ impl Master {
             Ok(outcome) => {
                 let is_changed = !outcome.changes.is_empty();
                 if is_changed {
-                    log::info!("{from} registers: what it is given or asked for has changed");
+                    log::info!("{from} registers with a new share or new options");
                 }
                 leading.change(outcome.changes);
                 outcome.notices.iter().for_each(|notice| self.notice(ip, notice));

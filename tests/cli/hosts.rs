@@ -30,13 +30,13 @@ fn an_address_that_is_taken_or_not_ours_is_refused() {
         listen(&address),
         format!(
             "mesos-overlay: listen on {address}: Address already in use (os error 98): is another \
-             one running? --listen chooses another address\n"
+             one running? Mesos itself has 5050 and 5051: --listen chooses another address\n"
         )
     );
     assert_eq!(
         listen("192.0.2.1:0"),
-        "mesos-overlay: listen on 192.0.2.1:0: Cannot assign requested address (os error 99): is \
-         another one running? --listen chooses another address\n"
+        "mesos-overlay: listen on 192.0.2.1:0: Cannot assign requested address (os error 99): this \
+         host has no such address: --listen chooses another address\n"
     );
 }
 
