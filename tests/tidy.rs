@@ -978,22 +978,22 @@ fn there_is_no_stray_space() {
 /// What is true of one machine only: its folders, and the registry that it gets packages from.
 /// Cargo itself writes a registry into Cargo.lock.
 fn places(files: &[File]) -> Vec<String> {
-    const FOLDERS: [&str; 4] = ["/work", "/root", "/home", "/Users"];
+    // In two pieces each, so that this page keeps its own rule.
+    const FOLDERS: [&str; 4] =
+        [concat!("/", "work"), concat!("/", "root"), concat!("/", "home"), concat!("/", "Users")];
     const HOSTS: [&str; 10] = [
-        "crates.io",
-        "pypi.org",
-        "pythonhosted.org",
-        "npmjs.org",
-        "npmjs.com",
-        "ghcr.io",
-        "quay.io",
-        "registry-1.docker.io",
-        "hub.docker.com",
-        "deb.debian.org",
+        concat!("crates", ".io"),
+        concat!("pypi", ".org"),
+        concat!("pythonhosted", ".org"),
+        concat!("npmjs", ".org"),
+        concat!("npmjs", ".com"),
+        concat!("ghcr", ".io"),
+        concat!("quay", ".io"),
+        concat!("registry-1.docker", ".io"),
+        concat!("hub.docker", ".com"),
+        concat!("deb.debian", ".org"),
     ];
-    let is_looked_at = |file: &&File| {
-        !file.is_recorded() && file.path != "Cargo.lock" && file.path != "tests/tidy.rs"
-    };
+    let is_looked_at = |file: &&File| !file.is_recorded() && file.path != "Cargo.lock";
     let mut findings = Vec::new();
     for file in files.iter().filter(is_looked_at) {
         findings.extend(in_lines(file, &file.text, |line| {
@@ -1017,11 +1017,12 @@ fn places(files: &[File]) -> Vec<String> {
 #[test]
 fn nothing_is_of_one_machine_only() {
     demand(&places(&FILES));
-    let text = "cd /work/tree\nDIR/work\n/workspace\nhttps://crates.io/x\n";
+    let (folder, host) = (concat!("/", "work"), concat!("crates", ".io"));
+    let text = format!("cd {folder}/tree\nDIR{folder}\n{folder}space\nhttps://{host}/x\n");
     let advice = "is of one machine: write a path or place that every reader has";
     assert_eq!(
-        places(&[file("README.md", text)]),
-        [format!("README.md:1: /work: {advice}"), format!("README.md:4: crates.io: {advice}")]
+        places(&[file("README.md", &text)]),
+        [format!("README.md:1: {folder}: {advice}"), format!("README.md:4: {host}: {advice}")]
     );
 }
 
