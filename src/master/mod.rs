@@ -365,17 +365,17 @@ impl Master {
         };
         let Some(report) = report else {
             self.counters.agent_registered_messages_dropped += 1;
-            log::warn!("ignored a report from {from}, which is not registered: it will register");
+            if is_worth_a_line(self.counters.agent_registered_messages_dropped) {
+                log::warn!(
+                    "ignored a report from {from}, which is not registered: it will register"
+                );
+            }
             return;
         };
         self.counters.unknown_overlays_reported += report.unknown;
         self.counters.outdated_overlays_reported += report.outdated;
-        if report.unknown > 0 {
-            log::warn!("{from} reports {} overlays that it was not assigned", report.unknown);
-        }
-        if report.outdated > 0 {
-            log::warn!("{from} reports {} overlays with addresses it had before", report.outdated);
-        }
+        // What is outdated is shown in the state, with the reason; the rest is at most a nuisance.
+        log::debug!("{from} reports {} unknown, {} outdated", report.unknown, report.outdated);
         self.counters.agent_registered_acknowledgements_sent += 1;
         let message = Message::AgentRegisteredAcknowledgement;
         self.commands.push_back(Command::Send { to: from, message, when: report.version });
