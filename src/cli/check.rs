@@ -58,7 +58,7 @@ impl CheckCommand {
         let mut output = Output::new();
         let (summary, problems, warnings) = match &parsed {
             Ok((config, warnings)) => (Some(summary(config)), [].as_slice(), warnings.as_slice()),
-            Err(problems) => (None, problems.as_slice(), [].as_slice()),
+            Err(problems) => (None, problems.as_slice(), problems.warnings()),
         };
         if self.form.json {
             let ok = summary.is_some();

@@ -81,7 +81,8 @@ impl<'a> Document<'a> {
                     let message = "cannot be used: compare it with the documentation".to_owned();
                     self.refusals.push(Finding { offset: 0, key: String::new(), message });
                 }
-                Err(Problems::new(located(self.text, file, self.refusals)))
+                let refusals = located(self.text, file, self.refusals);
+                Err(Problems::new(refusals, located(self.text, file, self.warnings)))
             }
         }
     }

@@ -31,18 +31,27 @@ impl fmt::Display for Problem {
 /// Every reason why a file is refused: at least one, in the order of their places. Prints one per
 /// line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct Problems(Vec<Problem>);
+#[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Problems {
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
 
 impl Problems {
-    pub(super) const fn new(problems: Vec<Problem>) -> Self {
-        Self(problems)
+    pub(super) const fn new(problems: Vec<Problem>, warnings: Vec<Problem>) -> Self {
+        Self { problems, warnings }
     }
 
     /// The problems in the order of their places.
     #[must_use]
     pub fn as_slice(&self) -> &[Problem] {
-        &self.0
+        &self.problems
+    }
+
+    /// What is unwise in the file besides, in the order of their places. Not printed.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 }
 
@@ -51,7 +60,7 @@ impl IntoIterator for Problems {
     type IntoIter = std::vec::IntoIter<Problem>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.problems.into_iter()
     }
 }
 

@@ -178,3 +178,16 @@ fn a_closed_pipe_changes_nothing_but_the_output() {
         "mesos-overlay: bad.json: 1 problem: mend it and try again\n"
     );
 }
+
+#[test]
+fn a_warning_stands_beside_the_problems() {
+    let place = Place::new();
+    let unwise = r#"{"cni_dir":"/c","verify_interval":1,"network_config":{"overlay_mtu":9000}}"#;
+    place.write("agent.json", unwise);
+    let outcome = place.run("check agent.json");
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stdout.contains(": verify_interval: "), "{}", outcome.stdout);
+    let warning = outcome.stdout.lines().find(|line| line.contains(" warning: "));
+    assert!(warning.is_some_and(|line| line.contains("overlay_mtu")), "{}", outcome.stdout);
+    assert!(outcome.stderr.ends_with(": 1 problem: mend it and try again\n"), "{}", outcome.stderr);
+}
