@@ -10,7 +10,7 @@ use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, ru
 use crate::agent::Settings;
 use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, parse_agent};
-use crate::detector::FixedMaster;
+use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
 use crate::runtime::{AgentHost, AgentOptions};
 
@@ -102,20 +102,14 @@ async fn serve(
     let mut signals = EndSignals::watch()?;
     // Of several addresses the one from which the master is reached; it need not be there yet.
     let towards = master.resolve().await.ok();
-    let (server, advertise) = addresses.bind(listen, towards)?;
+    let transport = addresses.bind(listen, towards)?;
+    let advertise = transport.advertise;
     log::info!(
         "overlay agent at {advertise}, master {master}: see http://{advertise}/overlay-agent/overlay"
     );
-    let mut host = AgentHost::start(AgentOptions {
-        settings,
-        master,
-        cni,
-        docker,
-        server,
-        server_options: addresses.server_options(),
-        advertise,
-        seed: fastrand::u64(..),
-    });
+    let master = Detector::Fixed(master);
+    let options = AgentOptions { settings, master, cni, docker, seed: fastrand::u64(..) };
+    let mut host = AgentHost::start(options, transport);
     tokio::select! {
         () = signals.received() => {
             host.stop().await;

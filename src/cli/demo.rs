@@ -24,12 +24,13 @@ use crate::addr::OverlayName;
 use crate::agent;
 use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, MasterConfig, parse_master};
+use crate::detector::Detector;
 use crate::docker::Docker;
 use crate::master::{Reply, Request, Settings};
 use crate::protocol::{AgentOptions, State, Status};
 use crate::runtime::{AgentHost, MasterHost, MasterOptions};
 use crate::store::FileStore;
-use crate::transport::libprocess::{Server, ServerOptions};
+use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
 use crate::{runtime as hosts, wire};
 
 /// The documented example.
@@ -128,22 +129,20 @@ struct Cluster {
 
 impl Cluster {
     fn start(config: MasterConfig, directory: &Path) -> Result<Self, Failure> {
-        let server = bind(Ipv4Addr::LOCALHOST)?;
-        let address = server.local_addr();
+        let transport = listen(Ipv4Addr::LOCALHOST)?;
+        let address = transport.advertise;
         let store = FileStore::open(&directory.join("master"))
             .map_err(|error| Failure::new(error.to_string()))?;
-        let master = MasterHost::start(MasterOptions {
+        let options = MasterOptions {
             settings: Settings {
                 network: Arc::new(config.network),
                 reuse_after: config.reuse_after,
             },
             store: Box::new(store),
-            server,
-            server_options: strict(),
-            advertise: address,
             seed: fastrand::u64(..),
-        })
-        .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
+        };
+        let master = MasterHost::start(options, transport)
+            .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
         Ok(Self { master, address, agents: Vec::new(), directory: directory.to_owned() })
     }
 
@@ -163,7 +162,7 @@ impl Cluster {
     }
 
     fn add_agent(&mut self, ip: Ipv4Addr, has_docker: bool, docker: Docker) -> Result<(), Failure> {
-        let server = bind(ip)?;
+        let transport = listen(ip)?;
         let cni_dir = self.directory.join(format!("agent-{ip}")).join("cni");
         let config = AgentConfig::new(cni_dir.clone());
         let cni = CniDirectory::new(cni_dir.clone(), None, Vec::new(), config.port_mapper);
@@ -173,21 +172,18 @@ impl Cluster {
             .to_string()
             .parse()
             .map_err(|error| Failure::new(format!("master: {error}")))?;
-        let host = AgentHost::start(hosts::AgentOptions {
+        let options = hosts::AgentOptions {
             settings: agent::Settings {
                 options: AgentOptions { docker_bridge: has_docker, ..config.options },
                 max_configuration_attempts: config.max_configuration_attempts,
                 verify_interval: config.verify_interval,
             },
-            master,
+            master: Detector::Fixed(master),
             cni,
             docker,
-            advertise: server.local_addr(),
-            server,
-            server_options: strict(),
             seed: fastrand::u64(..),
-        });
-        self.agents.push((ip, cni_dir, host));
+        };
+        self.agents.push((ip, cni_dir, AgentHost::start(options, transport)));
         Ok(())
     }
 
@@ -246,13 +242,12 @@ impl Cluster {
     }
 }
 
-fn bind(ip: Ipv4Addr) -> Result<Server, Failure> {
+fn listen(ip: Ipv4Addr) -> Result<Libprocess, Failure> {
     let any_port = SocketAddrV4::new(ip, 0);
-    Server::bind(any_port).map_err(|error| Failure::new(format!("listen on {ip}: {error}")))
-}
-
-fn strict() -> ServerOptions {
-    ServerOptions { require_peer_address_match: true, ..ServerOptions::default() }
+    let server =
+        Server::bind(any_port).map_err(|error| Failure::new(format!("listen on {ip}: {error}")))?;
+    let options = ServerOptions { require_peer_address_match: true, ..ServerOptions::default() };
+    Ok(Libprocess { advertise: server.local_addr(), server, options })
 }
 
 /// Tells what changed since the last look, a line for each agent.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use crate::config::{Problem, Problems};
-use crate::transport::libprocess::{Server, ServerOptions};
+use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
 
 /// More than any configuration; the parser has its own, stricter limit and words for it.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -42,7 +42,7 @@ impl Addresses {
         &self,
         listen: SocketAddrV4,
         towards: Option<SocketAddrV4>,
-    ) -> Result<(Server, SocketAddrV4), Failure> {
+    ) -> Result<Libprocess, Failure> {
         let server = Server::bind(listen).map_err(|error| {
             let why = match error.kind() {
                 ErrorKind::AddrInUse => "is another one running? Mesos itself has 5050 and 5051",
@@ -61,14 +61,11 @@ impl Addresses {
             }
             None => local,
         };
-        Ok((server, advertise))
-    }
-
-    pub(super) fn server_options(&self) -> ServerOptions {
-        ServerOptions {
+        let options = ServerOptions {
             require_peer_address_match: self.require_peer_address_ip_match,
             ..ServerOptions::default()
-        }
+        };
+        Ok(Libprocess { server, options, advertise })
     }
 }
 

@@ -81,16 +81,15 @@ impl MasterCommand {
 
     async fn serve(self, config: MasterConfig, store: Box<dyn Store>) -> Result<(), Failure> {
         let mut signals = EndSignals::watch()?;
-        let (server, advertise) = self.addresses.bind(self.listen, None)?;
+        let transport = self.addresses.bind(self.listen, None)?;
+        let advertise = transport.advertise;
         let network = Arc::new(config.network);
-        let mut host = MasterHost::start(MasterOptions {
+        let options = MasterOptions {
             settings: Settings { network, reuse_after: config.reuse_after },
             store,
-            server,
-            server_options: self.addresses.server_options(),
-            advertise,
             seed: fastrand::u64(..),
-        })
+        };
+        let mut host = MasterHost::start(options, transport)
         .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
         log::info!("overlay master at {advertise}: see http://{advertise}/overlay-master/state");
         tokio::select! {

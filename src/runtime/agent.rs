@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::inbox::{Inbox, Inputs, Stopped};
@@ -16,11 +16,11 @@ use super::{Executor, Hosted};
 use crate::addr::Upid;
 use crate::agent::{Agent, Command, Event, Reply, Request, Settings};
 use crate::cni::CniDirectory;
-use crate::detector::FixedMaster;
+use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
 use crate::http::{Format, Request as HttpRequest, Response, render_agent, route_agent};
 use crate::protocol::{Message, Refused, RequestId};
-use crate::transport::libprocess::{Client, Server, ServerOptions};
+use crate::transport::{Sender, Transport};
 use crate::wire;
 
 /// How long to wait before a name that could not be resolved is tried again.
@@ -72,17 +72,11 @@ pub struct AgentOptions {
     /// How it behaves.
     pub settings: Settings,
     /// Whom it registers with.
-    pub master: FixedMaster,
+    pub master: Detector,
     /// Where it writes CNI configurations.
     pub cni: CniDirectory,
     /// The Docker engine of its host.
     pub docker: Docker,
-    /// What it listens on, already bound.
-    pub server: Server,
-    /// How it treats connections.
-    pub server_options: ServerOptions,
-    /// The address that the master is told, and which is the identity of the agent.
-    pub advertise: SocketAddrV4,
     /// What its waits are drawn from: must differ between agents.
     pub seed: u64,
 }
@@ -97,24 +91,26 @@ impl fmt::Debug for AgentHost {
 }
 
 impl AgentHost {
-    /// Starts an agent. To be called within a tokio runtime.
+    /// Starts an agent that is reached over `transport`, whose address is the agent's identity. To
+    /// be called within a tokio runtime.
     #[must_use]
-    pub fn start(options: AgentOptions) -> Self {
-        let AgentOptions { settings, master, cni, docker, advertise, seed, .. } = options;
+    pub fn start(options: AgentOptions, transport: impl Transport) -> Self {
+        let AgentOptions { settings, master, cni, docker, seed } = options;
+        let own = Upid::agent(transport.address());
         let (inbox, receiver) = Inbox::new();
         let detect = Arc::new(Notify::new());
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        let machine = Agent::new(*own.address.ip(), settings, seed);
+        let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let executor = AgentExecutor {
-            own: Upid::agent(advertise),
-            client: Client::new(advertise, Arc::new(inbox.clone())),
+            own,
+            sender,
             networks: Networks::new(cni, docker, inbox.clone()),
             detect,
             _detector: detector,
         };
-        let machine = Agent::new(*advertise.ip(), settings, seed);
-        let inbox = (inbox, receiver);
-        Self(Running::start(machine, executor, inbox, options.server, options.server_options))
+        Self(Running::start(machine, executor, (inbox, receiver), transport))
     }
 
     /// Asks the agent, as a request over HTTP would.
@@ -137,7 +133,35 @@ impl AgentHost {
 }
 
 /// Tells the agent where its master is, at the start and whenever it wants to know again.
-async fn detect_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Notify>) {
+async fn detect_master(master: Detector, inbox: Inbox<Agent>, detect: Arc<Notify>) {
+    match master {
+        Detector::Fixed(master) => resolve_master(master, inbox, detect).await,
+        Detector::Watched(leader) => follow_leader(leader, inbox, detect).await,
+    }
+}
+
+/// Tells of every new leader at once, and of the present one when the agent asks.
+async fn follow_leader(
+    mut leader: watch::Receiver<Option<SocketAddrV4>>,
+    inbox: Inbox<Agent>,
+    detect: Arc<Notify>,
+) {
+    loop {
+        let address = *leader.borrow_and_update();
+        inbox.tell(Event::Detected(address)).await;
+        tokio::select! {
+            changed = leader.changed() => {
+                if changed.is_err() {
+                    // Whoever watched has stopped: the leader it named last is as good as any.
+                    detect.notified().await;
+                }
+            }
+            () = detect.notified() => {}
+        }
+    }
+}
+
+async fn resolve_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Notify>) {
     let mut was_resolved = false;
     loop {
         match master.resolve().await {
@@ -161,7 +185,7 @@ async fn detect_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Not
 
 struct AgentExecutor {
     own: Upid,
-    client: Client<Inbox<Agent>>,
+    sender: Box<dyn Sender>,
     networks: Networks,
     detect: Arc<Notify>,
     /// The task that looks for the master; ends with the agent.
@@ -176,10 +200,10 @@ impl Executor<Agent> for AgentExecutor {
     fn run(&mut self, command: Command, inputs: &mut Inputs<Agent>) {
         match command {
             Command::Detect => self.detect.notify_one(),
-            Command::Link(to) => self.client.link(to.address),
+            Command::Link(to) => self.sender.link(&to),
             Command::Send { to, message } => {
                 let (name, body) = wire::encode_message(&message);
-                self.client.send(&self.own, &to, name, &Bytes::from(body));
+                self.sender.send(&self.own, &to, name, &Bytes::from(body));
             }
             Command::Apply { attempt, network } => self.networks.apply(attempt, network),
             Command::RetainCni(wanted) => self.networks.retain_cni(wanted),

@@ -16,7 +16,7 @@ use crate::http::{Format, Request as HttpRequest, Response, render_master, route
 use crate::master::{Command, Event, Master, Reply, Request, Settings};
 use crate::protocol::{Message, Refused, RequestId};
 use crate::store::{Store, StoreError};
-use crate::transport::libprocess::{Client, Server, ServerOptions};
+use crate::transport::{Sender, Transport};
 use crate::wire;
 use bytes::Bytes;
 
@@ -63,19 +63,13 @@ pub struct MasterOptions {
     pub settings: Settings,
     /// Where its state is.
     pub store: Box<dyn Store>,
-    /// What it listens on, already bound.
-    pub server: Server,
-    /// How it treats connections.
-    pub server_options: ServerOptions,
-    /// The address that agents are told. They must reach the server under it.
-    pub advertise: SocketAddrV4,
     /// What its waits are drawn from.
     pub seed: u64,
 }
 
 impl fmt::Debug for MasterOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MasterOptions").field("advertise", &self.advertise).finish_non_exhaustive()
+        f.debug_struct("MasterOptions").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
@@ -89,26 +83,22 @@ impl fmt::Debug for MasterHost {
 }
 
 impl MasterHost {
-    /// Starts a master. To be called within a tokio runtime.
+    /// Starts a master that is reached over `transport`. To be called within a tokio runtime.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(options: MasterOptions) -> io::Result<Self> {
-        let MasterOptions { settings, store, server, server_options, advertise, seed } = options;
+    pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
+        let MasterOptions { settings, store, seed } = options;
+        let own = Upid::master(transport.address());
         let (inbox, receiver) = Inbox::new();
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
             results.tell_blocking(do_job(store, job));
         })?;
-        let executor = MasterExecutor {
-            own: Upid::master(advertise),
-            client: Client::new(advertise, Arc::new(inbox.clone())),
-            store,
-            held: Held::new(),
-        };
+        let (sender, transport) = transport.open(Arc::new(inbox.clone()));
+        let executor = MasterExecutor { own, sender, store, held: Held::new() };
         let machine = Master::new(settings, seed);
-        let inbox = (inbox, receiver);
-        Ok(Self(Running::start(machine, executor, inbox, server, server_options)))
+        Ok(Self(Running::start(machine, executor, (inbox, receiver), transport)))
     }
 
     /// Asks the master, as a request over HTTP would.
@@ -160,7 +150,7 @@ enum Promise {
 
 struct MasterExecutor {
     own: Upid,
-    client: Client<Inbox<Master>>,
+    sender: Box<dyn Sender>,
     store: StoreThread,
     held: Held<Promise>,
 }
@@ -202,7 +192,7 @@ impl Executor<Master> for MasterExecutor {
             match promise {
                 Promise::Message(to, message) => {
                     let (name, body) = wire::encode_message(&message);
-                    self.client.send(&self.own, &to, name, &Bytes::from(body));
+                    self.sender.send(&self.own, &to, name, &Bytes::from(body));
                 }
                 Promise::Reply(id, reply) => inputs.reply(id, reply),
             }

@@ -1,19 +1,16 @@
-//! A machine that runs, and its server.
-
-use std::sync::Arc;
+//! A machine that runs, and the transport that serves it.
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::inbox::{Inbox, Input, Stopped};
 use super::{Executor, Hosted, drive};
-use crate::transport::libprocess::{Server, ServerOptions};
 
 /// The two tasks of a machine. Dropped, they end.
 pub(super) struct Running<M: Hosted> {
     inbox: Inbox<M>,
     machine: JoinHandle<()>,
-    server: JoinHandle<()>,
+    transport: JoinHandle<()>,
 }
 
 impl<M: Hosted> Running<M> {
@@ -21,14 +18,12 @@ impl<M: Hosted> Running<M> {
         machine: M,
         executor: impl Executor<M> + 'static,
         (inbox, receiver): (Inbox<M>, mpsc::Receiver<Input<M>>),
-        server: Server,
-        options: ServerOptions,
+        transport: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        let handler = Arc::new(inbox.clone());
         Self {
             inbox,
             machine: tokio::spawn(drive(machine, executor, receiver)),
-            server: tokio::spawn(server.run(handler, options, std::future::pending())),
+            transport: tokio::spawn(transport),
         }
     }
 
@@ -41,19 +36,19 @@ impl<M: Hosted> Running<M> {
     pub(super) async fn stopped(&mut self) {
         tokio::select! {
             _ = &mut self.machine => {}
-            _ = &mut self.server => {}
+            _ = &mut self.transport => {}
         }
     }
 
     /// Ends both tasks, and returns when they have ended.
     pub(super) async fn stop(mut self) {
         self.abort();
-        let _ = (&mut self.server).await;
+        let _ = (&mut self.transport).await;
         let _ = (&mut self.machine).await;
     }
 
     fn abort(&self) {
-        self.server.abort();
+        self.transport.abort();
         self.machine.abort();
     }
 }

@@ -5,8 +5,10 @@
 //! reach a process is a [`Refusal`]: told to the sender in words, and to the host for counting.
 
 pub mod libprocess;
+pub mod mesos;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -24,6 +26,28 @@ pub struct Incoming {
     pub name: String,
     /// The message, serialized.
     pub body: Bytes,
+}
+
+/// A way to exchange messages and to be asked over HTTP, ready to be opened.
+pub trait Transport: Send + 'static {
+    /// The address that peers are told.
+    fn address(&self) -> SocketAddrV4;
+
+    /// Opens it: from now on it is possible to send, and while the future is polled, what comes in
+    /// reaches `handler`. To be called within a tokio runtime.
+    fn open<H: Handler>(
+        self,
+        handler: Arc<H>,
+    ) -> (Box<dyn Sender>, impl Future<Output = ()> + Send + 'static);
+}
+
+/// The way out. Nothing here waits, and nothing tells whether a message arrived.
+pub trait Sender: Send + Sync + 'static {
+    /// Sends a message, if it can be.
+    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &Bytes);
+
+    /// Wants to know when the connection to the program of `to` ends: [`Handler::exited`] tells.
+    fn link(&self, to: &Upid);
 }
 
 /// What a transport hands to its host.

@@ -30,8 +30,16 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
 pub use client::Client;
 pub use server::{Server, ServerOptions};
+
+use super::{Handler, Sender, Transport};
+use crate::addr::Upid;
 
 /// Longest request line with all headers, in bytes: the same as libprocess.
 const HEAD_LIMIT: usize = 80 * 1024;
@@ -42,3 +50,38 @@ const BODY_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Most headers of a request or a reply.
 const HEADERS_LIMIT: usize = 128;
+
+/// The program's transport: a socket that listens, and connections of its own.
+#[derive(Debug)]
+pub struct Libprocess {
+    /// What it listens on, already bound.
+    pub server: Server,
+    /// How it treats connections.
+    pub options: ServerOptions,
+    /// The address that peers are told. They must reach the server under it.
+    pub advertise: SocketAddrV4,
+}
+
+impl Transport for Libprocess {
+    fn address(&self) -> SocketAddrV4 {
+        self.advertise
+    }
+
+    fn open<H: Handler>(
+        self,
+        handler: Arc<H>,
+    ) -> (Box<dyn Sender>, impl Future<Output = ()> + Send + 'static) {
+        let client = Client::new(self.advertise, Arc::clone(&handler));
+        (Box::new(client), self.server.run(handler, self.options, std::future::pending()))
+    }
+}
+
+impl<H: Handler> Sender for Client<H> {
+    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &Bytes) {
+        Self::send(self, from, to, name, body);
+    }
+
+    fn link(&self, to: &Upid) {
+        Self::link(self, to.address);
+    }
+}
