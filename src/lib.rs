@@ -38,7 +38,8 @@
 //! - [`clock`]: time as an argument, and waits that grow
 //! - [`machine`]: the shape that master and agent have in common
 //! - [`protocol`]: the network, an agent's share of it, its record, the four messages
-//! - [`config`]: JSON text to checked configuration, or every problem with its place and remedy
+//! - [`config`]: JSON text or module parameters to checked configuration, or every problem with its
+//!   place and remedy
 //!
 //! What is decided:
 //!

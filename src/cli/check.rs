@@ -106,16 +106,16 @@ fn show(output: &mut Output, text: &str, mark: &str, problems: &[Problem]) -> Re
     let mut problems = problems.iter().peekable();
     while let Some(problem) = problems.next() {
         output.line(Marked { mark, problem })?;
-        let place = (problem.line, problem.column);
-        if problems.peek().is_some_and(|next| (next.line, next.column) == place) {
+        let Some(place) = problem.place.position() else { continue };
+        if problems.peek().is_some_and(|next| next.place == problem.place) {
             continue;
         }
         // Problems come in the order of their lines, so one walk finds them all.
-        while current.is_none_or(|(index, _)| index + 1 < problem.line) {
+        while current.is_none_or(|(index, _)| index + 1 < place.0) {
             let Some(line) = lines.next() else { break };
             current = Some(line);
         }
-        let line = current.filter(|(index, _)| index + 1 == problem.line);
+        let line = current.filter(|(index, _)| index + 1 == place.0);
         if let Some((_, line)) = line.filter(|(_, line)| !line.trim().is_empty()) {
             output.line(excerpt(line, place))?;
         }
@@ -131,8 +131,8 @@ struct Marked<'a> {
 
 impl std::fmt::Display for Marked<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Problem { file, line, column, key, message } = self.problem;
-        write!(f, "{file}:{line}:{column}: {}", self.mark)?;
+        let Problem { place, key, message } = self.problem;
+        write!(f, "{place}: {}", self.mark)?;
         if !key.is_empty() {
             write!(f, "{key}: ")?;
         }

@@ -4,11 +4,12 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, runtime};
-use crate::config::{MasterConfig, parse_master};
+use crate::config::{MasterConfig, StoreKind, parse_master};
 use crate::master::Settings;
 use crate::runtime::{MasterHost, MasterOptions};
 use crate::store::{FileStore, MemoryStore, Store};
@@ -20,8 +21,8 @@ Examples:
   mesos-overlay master --config network.json
   mesos-overlay master --config master.json --listen 10.0.0.1:5050 --work-dir /var/lib/mesos-overlay
 
-It ends cleanly at SIGTERM. What it promised to agents is in the work directory; a master that is
-started there again promises the same.")]
+Flags win over the configuration file. It ends cleanly at SIGTERM. What it promised to agents is in
+the work directory; a master that is started there again promises the same.")]
 pub(super) struct MasterCommand {
     /// The network file or master_config
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
@@ -34,41 +35,43 @@ pub(super) struct MasterCommand {
         default_value = "0.0.0.0:5050"
     )]
     listen: SocketAddrV4,
-    /// Where the state is kept, with --store file
-    #[arg(
-        long,
-        env = "MESOS_OVERLAY_WORK_DIR",
-        value_name = "DIR",
-        default_value = "/var/lib/mesos-overlay"
-    )]
-    work_dir: PathBuf,
-    /// How the state is kept
-    #[arg(long, env = "MESOS_OVERLAY_STORE", value_enum, default_value_t = StoreKind::File)]
-    store: StoreKind,
+    /// Where the state is kept, with --store file. Without this flag: the key 'work_dir', else
+    /// /var/lib/mesos-overlay
+    #[arg(long, env = "MESOS_OVERLAY_WORK_DIR", value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// How the state is kept. Without this flag: the key 'store', else file
+    #[arg(long, env = "MESOS_OVERLAY_STORE", value_enum)]
+    store: Option<StoreKind>,
     #[command(flatten)]
     addresses: Addresses,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StoreKind {
-    /// In one file of the work directory, durable
-    File,
-    /// Nowhere: a restart forgets everything. For trials
-    Memory,
+impl ValueEnum for StoreKind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::File => "In one file of the work directory, durable",
+            Self::Memory => "Nowhere: a restart forgets everything. For trials",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }
 
 impl MasterCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         raise_descriptor_limit();
         let config = read_config(&self.config, parse_master)?;
-        let store = self.open_store()?;
+        let store = self.open_store(&config)?;
         runtime()?.block_on(self.serve(config, store))
     }
 
-    fn open_store(&self) -> Result<Box<dyn Store>, Failure> {
-        match self.store {
+    fn open_store(&self, config: &MasterConfig) -> Result<Box<dyn Store>, Failure> {
+        match self.store.unwrap_or(config.store) {
             StoreKind::File => {
-                let store = FileStore::open(&self.work_dir)
+                let store = FileStore::open(self.work_dir.as_ref().unwrap_or(&config.work_dir))
                     .map_err(|error| Failure::new(error.to_string()))?;
                 Ok(Box::new(store))
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::advice::{ETHERNET_MTU, VXLAN_OVERHEAD};
 use super::document::{Document, Node, Object};
 use super::keys::{AGENT, AGENT_NETWORK};
+use super::parameters::Host;
 use super::problem::{Problem, Problems};
 use super::redacted;
 use crate::addr::Mtu;
@@ -34,6 +35,8 @@ pub struct AgentConfig {
     pub max_configuration_attempts: u32,
     /// How often a success is verified.
     pub verify_interval: Duration,
+    /// Variables of the environment of the Mesos module that gave `master`.
+    pub from_environment: Vec<&'static str>,
 }
 
 impl AgentConfig {
@@ -68,6 +71,7 @@ impl AgentConfig {
             options: AgentOptions::default(),
             max_configuration_attempts: Self::CONFIGURATION_ATTEMPTS_DEFAULT,
             verify_interval: Self::VERIFY_INTERVAL_DEFAULT,
+            from_environment: Vec::new(),
         }
     }
 }
@@ -84,6 +88,7 @@ impl fmt::Debug for AgentConfig {
             .field("options", &self.options)
             .field("max_configuration_attempts", &self.max_configuration_attempts)
             .field("verify_interval", &self.verify_interval)
+            .field("from_environment", &self.from_environment)
             .finish()
     }
 }
@@ -93,14 +98,22 @@ impl fmt::Debug for AgentConfig {
 /// # Errors
 /// With every problem of the file.
 pub fn parse_agent(file: &str, text: &str) -> Result<(AgentConfig, Vec<Problem>), Problems> {
-    let (mut document, root) = Document::open(text);
-    let config = root.and_then(|root| read(&mut document, &root));
-    document.close(file, config)
+    let (mut document, root) = Document::open(file, text);
+    let config = root.and_then(|root| read(&mut document, &root, Host::Program));
+    document.close(config)
 }
 
-fn read<'a>(document: &mut Document<'a>, root: &Node<'a>) -> Option<AgentConfig> {
+pub(super) fn read<'a>(
+    document: &mut Document<'a>,
+    root: &Node<'a>,
+    host: Host<'a>,
+) -> Option<AgentConfig> {
+    if let Host::Module(environment) = host {
+        document.fall_back("master", "MESOS_MASTER", environment.mesos_master.as_deref());
+        document.fall_back("master", "MESOS_ZK", environment.mesos_zk.as_deref());
+    }
     let object = document.read_object(root, &AGENT)?;
-    let master = object.value("master").and_then(|node| read_master(document, &node));
+    let master = find_master(document, &object, host);
     let remedy =
         "write the directory where Mesos reads CNI networks, such as \"/var/lib/mesos/cni\"";
     let cni_dir = document
@@ -112,7 +125,9 @@ fn read<'a>(document: &mut Document<'a>, root: &Node<'a>) -> Option<AgentConfig>
     let plugins = object.value("cni_plugins_dir");
     let cni_plugins_dir = plugins.and_then(|node| read_search_path(document, &node));
     let docker = object.value("docker").and_then(|node| read_program(document, &node));
-    let options = object.value("network_config").and_then(|node| read_options(document, &node));
+    let options = document
+        .inner(&object, "network_config", &AGENT_NETWORK)
+        .map(|object| read_options(document, &object));
     let attempts = object
         .value("max_configuration_attempts")
         .and_then(|node| document.number(&node, 1..=AgentConfig::CONFIGURATION_ATTEMPTS_MAX));
@@ -130,7 +145,27 @@ fn read<'a>(document: &mut Document<'a>, root: &Node<'a>) -> Option<AgentConfig>
         options: options.unwrap_or_default(),
         max_configuration_attempts: attempts.unwrap_or(AgentConfig::CONFIGURATION_ATTEMPTS_DEFAULT),
         verify_interval: verify_interval.unwrap_or(AgentConfig::VERIFY_INTERVAL_DEFAULT),
+        from_environment: document.variables_in(&object),
     })
+}
+
+/// The program may have a flag instead.
+fn find_master<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    host: Host<'_>,
+) -> Option<String> {
+    let node = match host {
+        Host::Program => object.value("master"),
+        Host::Module(_) => document.required(
+            object,
+            "master",
+            "write the address of the master as the parameter 'master', as the key 'master' of \
+             agent_config or in the environment variable MESOS_MASTER, such as \
+             \"zk://10.0.0.1:2181/mesos\"",
+        ),
+    };
+    read_master(document, &node?)
 }
 
 /// Only the form is checked: who finds the master reads it in full. Mesos itself takes
@@ -198,8 +233,7 @@ fn read_program<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Path
     None
 }
 
-fn read_options<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<AgentOptions> {
-    let object = document.read_object(node, &AGENT_NETWORK)?;
+fn read_options<'a>(document: &mut Document<'a>, object: &Object<'a>) -> AgentOptions {
     let defaults = AgentOptions::default();
     let mut boolean = |key: &str, default: bool| {
         object.value(key).and_then(|node| document.boolean(&node)).unwrap_or(default)
@@ -219,8 +253,8 @@ fn read_options<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Agen
         let timeout = read_command_timeout(document, &node);
         options.command_timeout = timeout.unwrap_or(options.command_timeout);
     }
-    warn_of_bridges(document, &object, &options);
-    Some(options)
+    warn_of_bridges(document, object, &options);
+    options
 }
 
 fn read_command_timeout<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Duration> {

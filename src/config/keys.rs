@@ -1,37 +1,48 @@
-//! The keys of the configuration files, and what is said to someone who writes another one.
+//! The keys of the configuration files, the parameters of the Mesos modules, and what is said to
+//! someone who writes another one.
 
 use super::problem::{abbreviate, one_line};
 
-/// The keys of one object.
+/// The keys of one object, or all the parameters of one module.
 #[derive(Debug)]
 pub(super) struct Schema {
     /// Where such an object stands, as said to someone who wrote one of its keys elsewhere.
     place: &'static str,
+    /// What its keys are called.
+    noun: &'static str,
     keys: &'static [&'static str],
+    /// Objects whose keys are taken as well.
+    others: &'static [&'static Self],
 }
 
 /// The network file, and `network` of `master_config`.
-pub(super) const NETWORK: Schema = Schema {
-    place: "the network",
-    keys: &["vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "overlays"],
-};
+pub(super) const NETWORK: Schema =
+    object("the network", &["vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "overlays"]);
 /// One of `overlays`.
-pub(super) const OVERLAY: Schema = Schema {
-    place: "an overlay of 'overlays'",
-    keys: &["name", "subnet", "prefix", "subnet6", "prefix6", "enabled"],
-};
+pub(super) const OVERLAY: Schema = object(
+    "an overlay of 'overlays'",
+    &["name", "subnet", "prefix", "subnet6", "prefix6", "enabled"],
+);
 /// `master_config`.
-pub(super) const MASTER: Schema = Schema {
-    place: "master_config",
-    keys: &["network", "zk", "replicated_log_dir", "replicated_log_timeout", "reuse_after"],
-};
+pub(super) const MASTER: Schema = object(
+    "master_config",
+    &[
+        "network",
+        "zk",
+        "replicated_log_dir",
+        "replicated_log_timeout",
+        "reuse_after",
+        "store",
+        "work_dir",
+    ],
+);
 /// `zk` of `master_config`.
 pub(super) const ZOOKEEPER: Schema =
-    Schema { place: "'zk' of master_config", keys: &["url", "quorum", "session_timeout"] };
+    object("'zk' of master_config", &["url", "quorum", "session_timeout"]);
 /// `agent_config`.
-pub(super) const AGENT: Schema = Schema {
-    place: "agent_config",
-    keys: &[
+pub(super) const AGENT: Schema = object(
+    "agent_config",
+    &[
         "master",
         "cni_dir",
         "cni_data_dir",
@@ -42,11 +53,11 @@ pub(super) const AGENT: Schema = Schema {
         "max_configuration_attempts",
         "verify_interval",
     ],
-};
+);
 /// `network_config` of `agent_config`.
-pub(super) const AGENT_NETWORK: Schema = Schema {
-    place: "'network_config' of agent_config",
-    keys: &[
+pub(super) const AGENT_NETWORK: Schema = object(
+    "'network_config' of agent_config",
+    &[
         "allocate_subnet",
         "mesos_bridge",
         "docker_bridge",
@@ -54,10 +65,33 @@ pub(super) const AGENT_NETWORK: Schema = Schema {
         "command_timeout",
         "enable_ipv6",
     ],
+);
+/// The parameters of the master module. `overlays` is in the network.
+pub(super) const MASTER_MODULE: Schema = Schema {
+    place: "the parameters of the master module",
+    noun: "parameter",
+    keys: &["master_config"],
+    others: &[&NETWORK, &MASTER, &ZOOKEEPER],
+};
+/// The parameters of the agent module.
+pub(super) const AGENT_MODULE: Schema = Schema {
+    place: "the parameters of the agent module",
+    noun: "parameter",
+    keys: &["agent_config"],
+    others: &[&AGENT, &AGENT_NETWORK],
 };
 
 /// All of them: a key of one object is easily written into another, or into the other file.
-const ALL: [&Schema; 6] = [&NETWORK, &OVERLAY, &MASTER, &ZOOKEEPER, &AGENT, &AGENT_NETWORK];
+const ALL: [&Schema; 8] = [
+    &NETWORK,
+    &OVERLAY,
+    &MASTER,
+    &ZOOKEEPER,
+    &AGENT,
+    &AGENT_NETWORK,
+    &MASTER_MODULE,
+    &AGENT_MODULE,
+];
 
 /// A name longer than this resembles no key; comparing it would cost its length times that of each
 /// key.
@@ -65,7 +99,11 @@ const COMPARED_MAX: usize = 64;
 
 impl Schema {
     pub(super) fn has(&self, name: &str) -> bool {
-        self.keys.contains(&name)
+        self.names().any(|key| key == name)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.keys.iter().chain(self.others.iter().flat_map(|other| other.keys)).copied()
     }
 
     /// The key that `name` was probably meant to be: a third of its letters may be wrong.
@@ -74,8 +112,7 @@ impl Schema {
             return None;
         }
         let lower = name.to_lowercase().replace('-', "_");
-        let distances =
-            self.keys.iter().map(|&key| (strsim::damerau_levenshtein(&lower, key), key));
+        let distances = self.names().map(|key| (strsim::damerau_levenshtein(&lower, key), key));
         distances
             .filter(|(distance, key)| *distance <= key.len() / 3)
             .min_by_key(|(distance, _)| *distance)
@@ -84,14 +121,20 @@ impl Schema {
 
     /// What to say about the key `name`, which is none of these.
     pub(super) fn unknown(&self, name: &str) -> String {
-        if let Some(other) = ALL.iter().find(|schema| schema.has(name)) {
-            format!("is no key here: it belongs in {}", other.place)
+        let noun = self.noun;
+        if let Some(other) = ALL.iter().find(|schema| schema.keys.contains(&name)) {
+            format!("is no {noun} here: it belongs in {}", other.place)
         } else if let Some(key) = self.nearest(name) {
-            format!("is no key: did you mean '{key}'?")
+            format!("is no {noun}: did you mean '{key}'?")
         } else {
-            format!("is no key: the keys here are {}", self.keys.join(", "))
+            let names: Vec<_> = self.names().collect();
+            format!("is no {noun}: the {noun}s here are {}", names.join(", "))
         }
     }
+}
+
+const fn object(place: &'static str, keys: &'static [&'static str]) -> Schema {
+    Schema { place, noun: "key", keys, others: &[] }
 }
 
 /// The path of the key `name` in the object at `path`.

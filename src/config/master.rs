@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::{Document, Member, Node};
+use super::document::{Document, Member, Node, Object};
 use super::keys::{MASTER, NETWORK, ZOOKEEPER};
 use super::network;
+use super::parameters::Host;
 use super::problem::{Problem, Problems};
 use super::redacted;
 use crate::protocol::Network;
@@ -24,6 +25,12 @@ pub struct MasterConfig {
     pub replicated_log_timeout: Option<Duration>,
     /// How long a freed address rests before another agent may get it.
     pub reuse_after: Duration,
+    /// How the state is kept.
+    pub store: StoreKind,
+    /// Where it is kept, with the store [`StoreKind::File`].
+    pub work_dir: PathBuf,
+    /// Variables of the environment of the Mesos module that `zk` was completed from.
+    pub from_environment: Vec<&'static str>,
 }
 
 impl MasterConfig {
@@ -33,10 +40,36 @@ impl MasterConfig {
     pub const REUSE_AFTER_MAX: Duration = Duration::from_hours(8766);
     /// Longest `replicated_log_timeout`.
     pub const REPLICATED_LOG_TIMEOUT_MAX: Duration = Duration::from_hours(24);
+    /// Default of `work_dir`.
+    pub const WORK_DIR_DEFAULT: &'static str = "/var/lib/mesos-overlay";
 }
 
-/// The ZooKeeper of `master_config`. What is not given here Mesos has in its own flags, from where
-/// the C++ modules took it too.
+/// How the master keeps its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StoreKind {
+    /// In one file, durable.
+    #[default]
+    File,
+    /// Not at all: a restart forgets everything.
+    Memory,
+}
+
+impl StoreKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::File, Self::Memory];
+
+    /// What it is called in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// The ZooKeeper of `master_config`. What is not given there Mesos has in its own flags; the module
+/// completes it from their variables.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ZooKeeper {
     /// Hosts and path, `zk://host:port,…/path`, or `file:///path` of a file with that.
@@ -71,60 +104,105 @@ impl fmt::Debug for ZooKeeper {
 /// # Errors
 /// With every problem of the file.
 pub fn parse_master(file: &str, text: &str) -> Result<(MasterConfig, Vec<Problem>), Problems> {
-    let (mut document, root) = Document::open(text);
-    let config = root.and_then(|root| read(&mut document, &root));
-    document.close(file, config)
+    let (mut document, root) = Document::open(file, text);
+    let config = root.and_then(|root| read(&mut document, &root, Host::Program));
+    document.close(config)
 }
 
-fn read<'a>(document: &mut Document<'a>, root: &Node<'a>) -> Option<MasterConfig> {
-    let members = document.members(root)?;
-    if !is_master_config(&members) {
-        let network = document.object(root, members, &NETWORK);
-        return network::read(document, &network).map(|network| MasterConfig {
-            network,
-            zk: None,
-            replicated_log_dir: None,
-            replicated_log_timeout: None,
-            reuse_after: MasterConfig::REUSE_AFTER_DEFAULT,
-        });
+pub(super) fn read<'a>(
+    document: &mut Document<'a>,
+    root: &Node<'a>,
+    host: Host<'a>,
+) -> Option<MasterConfig> {
+    let (object, network) = read_objects(document, root)?;
+    let network = network.and_then(|network| network::read(document, &network));
+    let replicated_log_dir = object.value("replicated_log_dir");
+    match host {
+        Host::Program => warn_of_unused(document, &object),
+        // The log is all that needs ZooKeeper.
+        Host::Module(environment) if replicated_log_dir.is_some() => {
+            document.fall_back("url", "MESOS_ZK", environment.mesos_zk.as_deref());
+            document.fall_back("quorum", "MESOS_QUORUM", environment.mesos_quorum.as_deref());
+        }
+        Host::Module(_) => {}
     }
-    let object = document.object(root, members, &MASTER);
-    let network = document
-        .required(&object, "network", "write the network in it, with vtep_subnet and overlays")
-        .and_then(|node| document.read_object(&node, &NETWORK))
-        .and_then(|network| network::read(document, &network));
-    let zk = object.value("zk").and_then(|node| read_zookeeper(document, &node));
-    let replicated_log_dir = object
-        .value("replicated_log_dir")
+    let zk = document.inner(&object, "zk", &ZOOKEEPER);
+    let from_environment = zk.as_ref().map(|zk| document.variables_in(zk)).unwrap_or_default();
+    let zk = zk.map(|zk| read_zookeeper(document, &zk));
+    let replicated_log_dir = replicated_log_dir
         .and_then(|node| document.path(&node, "/var/lib/mesos/overlay_replicated_log"));
     let replicated_log_timeout = object.value("replicated_log_timeout").and_then(|node| {
         let range = Duration::from_nanos(1)..=MasterConfig::REPLICATED_LOG_TIMEOUT_MAX;
         document.duration(&node, range, "5mins")
     });
-    let reuse_after = object.value("reuse_after").and_then(|node| {
-        let range = Duration::ZERO..=MasterConfig::REUSE_AFTER_MAX;
-        let duration = document.duration(&node, range, "1h")?;
-        if duration.is_zero() {
-            document.warn(
-                &node,
-                "0 lets a freed address go to another agent at once, while others still send to \
-                 the one that had it",
-            );
-        }
-        Some(duration)
-    });
-    for key in ["zk", "replicated_log_dir", "replicated_log_timeout"] {
-        if let Some(node) = object.value(key) {
-            document.warn(&node, "is used by the Mesos module only: the program has --store");
-        }
-    }
+    let reuse_after = object.value("reuse_after");
+    let reuse_after = reuse_after.and_then(|node| read_reuse_after(document, &node));
+    let store = object
+        .value("store")
+        .and_then(|node| document.choice(&node, &StoreKind::ALL.map(|kind| (kind.name(), kind))));
+    let work_dir = object
+        .value("work_dir")
+        .and_then(|node| document.absolute_path(&node, MasterConfig::WORK_DIR_DEFAULT));
     Some(MasterConfig {
         network: network?,
         zk,
         replicated_log_dir,
         replicated_log_timeout,
         reuse_after: reuse_after.unwrap_or(MasterConfig::REUSE_AFTER_DEFAULT),
+        store: store.unwrap_or_default(),
+        work_dir: work_dir.unwrap_or_else(|| MasterConfig::WORK_DIR_DEFAULT.into()),
+        from_environment,
     })
+}
+
+/// The `master_config` and the network in it. Beside a bare network, in a file or of parameters
+/// alone, there may still be parameters that are keys of `master_config`.
+fn read_objects<'a>(
+    document: &mut Document<'a>,
+    root: &Node<'a>,
+) -> Option<(Object<'a>, Option<Object<'a>>)> {
+    let members = document.members(root)?;
+    let (object, bare) = if document.has_no_file() || !is_master_config(&members) {
+        let bare = document.object(root, members, &NETWORK);
+        (document.object(root, Vec::new(), &MASTER), Some(bare))
+    } else {
+        (document.object(root, members, &MASTER), None)
+    };
+    if let Some(bare) = bare.filter(|_| object.value("network").is_none()) {
+        if document.has_no_file() && bare.is_empty() {
+            let remedy = "write the path of the network file, such as \"/etc/mesos/overlays.json\"";
+            document.refuse_missing(&object, "overlays", remedy);
+            return Some((object, None));
+        }
+        return Some((object, Some(bare)));
+    }
+    let network = document.inner(&object, "network", &NETWORK);
+    if network.is_none() && object.value("network").is_none() {
+        let remedy = "write the network in it, with vtep_subnet and overlays";
+        document.refuse_missing(&object, "network", remedy);
+    }
+    Some((object, network))
+}
+
+fn warn_of_unused(document: &mut Document<'_>, object: &Object<'_>) {
+    for key in ["zk", "replicated_log_dir", "replicated_log_timeout"] {
+        if let Some(node) = object.value(key) {
+            document.warn(&node, "is used by the Mesos module only: the program has --store");
+        }
+    }
+}
+
+fn read_reuse_after<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Duration> {
+    let range = Duration::ZERO..=MasterConfig::REUSE_AFTER_MAX;
+    let duration = document.duration(node, range, "1h")?;
+    if duration.is_zero() {
+        document.warn(
+            node,
+            "0 lets a freed address go to another agent at once, while others still send to the \
+             one that had it",
+        );
+    }
+    Some(duration)
 }
 
 /// Whether these are the keys of `master_config` rather than of a network file. A lone misspelt
@@ -138,8 +216,7 @@ fn is_master_config(members: &[Member<'_>]) -> bool {
         && names().any(|name| MASTER.has(name) || MASTER.nearest(name).is_some())
 }
 
-fn read_zookeeper<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<ZooKeeper> {
-    let object = document.read_object(node, &ZOOKEEPER)?;
+fn read_zookeeper<'a>(document: &mut Document<'a>, object: &Object<'a>) -> ZooKeeper {
     let expected = "the address of ZooKeeper, such as \"zk://10.0.0.1:2181/mesos\"";
     let url = object.value("url").and_then(|node| {
         let url = document.word(&node, expected)?;
@@ -155,9 +232,9 @@ fn read_zookeeper<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Zo
         .value("session_timeout")
         .and_then(|node| document.number(&node, 1..=ZooKeeper::SESSION_TIMEOUT_MAX))
         .map(|seconds| Duration::from_secs(seconds.into()));
-    Some(ZooKeeper {
+    ZooKeeper {
         url,
         quorum,
         session_timeout: session_timeout.unwrap_or(ZooKeeper::SESSION_TIMEOUT_DEFAULT),
-    })
+    }
 }

@@ -1,14 +1,17 @@
-//! JSON text to checked configuration: whoever holds a [`MasterConfig`] or an [`AgentConfig`] need
-//! not check it again, and whoever wrote a bad file is told all of its problems at once, each with
-//! file, line, column, key and remedy.
+//! JSON text, or the parameters of a Mesos module, to checked configuration: whoever holds a
+//! [`MasterConfig`] or an [`AgentConfig`] need not check it again, and whoever wrote a bad one is
+//! told all of its problems at once, each with file, line, column, key and remedy.
 //!
 //! Why no derived `Deserialize`: it stops at the first problem and does not know where that is.
 //! Here the text is first located JSON (`document`), of which the readers of single values
 //! (`value`) and of the objects (`overlay`, `network`, `master`, `agent`) take what they know
-//! (`keys`), noting every problem on the way. Legal but unwise is `advice`. The page for operators
-//! is `docs/configuration.md`.
+//! (`keys`), noting every problem on the way. Legal but unwise is `advice`. Parameters and the
+//! environment (`parameters`) are further members of the same objects, so that nothing is read
+//! twice; `source` tells them apart in messages. The page for operators is
+//! `docs/configuration.md`.
 //!
-//! Never reads a file and never stops: every text gives a configuration or problems.
+//! Never reads a file or the environment and never stops: every text gives a configuration or
+//! problems.
 
 mod advice;
 mod agent;
@@ -17,13 +20,18 @@ mod keys;
 mod master;
 mod network;
 mod overlay;
+mod parameters;
 mod problem;
+mod source;
 mod space;
 mod value;
 
 pub use agent::{AgentConfig, parse_agent};
-pub use master::{MasterConfig, ZooKeeper, parse_master};
-pub use problem::{Problem, Problems};
+pub use master::{MasterConfig, StoreKind, ZooKeeper, parse_master};
+pub use parameters::{
+    Environment, agent_file, agent_from_parameters, master_file, master_from_parameters,
+};
+pub use problem::{Place, Problem, Problems};
 
 use document::Document;
 
@@ -42,7 +50,7 @@ pub enum Config {
 /// # Errors
 /// With every problem of the file.
 pub fn parse(file: &str, text: &str) -> Result<(Config, Vec<Problem>), Problems> {
-    let (mut document, root) = Document::open(text);
+    let (mut document, root) = Document::open(file, text);
     let members = root.and_then(|root| document.members(&root)).unwrap_or_default();
     let count = |schemas: &[&keys::Schema]| {
         let is_known = |name: &str| schemas.iter().any(|schema| schema.has(name));
@@ -63,6 +71,8 @@ fn redacted(url: &str) -> String {
     }
 }
 
+#[cfg(test)]
+mod parameter_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -1,26 +1,69 @@
-//! What is wrong with a configuration file, and where. Warnings are of the same type: only the list
-//! that they stand in tells them apart.
+//! What is wrong with a configuration, and where. Warnings are of the same type: only the list that
+//! they stand in tells them apart.
 
 use std::fmt;
 
-/// One problem of a file, with the place of it and the remedy.
+/// One problem of a configuration, with the place of it and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
-    /// The file, as its reader named it.
-    pub file: String,
-    /// Counted from 1.
-    pub line: usize,
-    /// In characters, counted from 1.
-    pub column: usize,
-    /// Dotted path of the key, such as `overlays[1].prefix`; empty for the file as a whole.
+    /// Where to look.
+    #[serde(flatten)]
+    pub place: Place,
+    /// Dotted path of the key, such as `overlays[1].prefix`; empty for the place as a whole.
     pub key: String,
     /// What is wrong and what would be right, on one line.
     pub message: String,
 }
 
+/// Where a configuration has a problem.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub enum Place {
+    /// In a file.
+    File {
+        /// The file, as its reader named it.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// In characters, counted from 1.
+        column: usize,
+    },
+    /// In a parameter of a Mesos module.
+    Parameter {
+        /// Its name, as the beginning of it that fits into a line.
+        parameter: String,
+    },
+    /// In the environment.
+    Variable {
+        /// The name of the variable.
+        variable: &'static str,
+    },
+}
+
+impl Place {
+    /// Line and column, where it is in a file.
+    #[must_use]
+    pub const fn position(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::File { line, column, .. } => Some((*line, *column)),
+            Self::Parameter { .. } | Self::Variable { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
+            Self::Parameter { parameter } => write!(f, "parameter '{parameter}'"),
+            Self::Variable { variable } => write!(f, "environment variable {variable}"),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        write!(f, "{}: ", self.place)?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
@@ -28,8 +71,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every reason why a file is refused: at least one, in the order of their places. Prints one per
-/// line.
+/// Every reason why a configuration is refused: at least one, in the order of their places. Prints
+/// one per line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Problems {
@@ -48,7 +91,7 @@ impl Problems {
         &self.problems
     }
 
-    /// What is unwise in the file besides, in the order of their places. Not printed.
+    /// What is unwise besides, in the order of their places. Not printed.
     #[must_use]
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings

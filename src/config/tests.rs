@@ -75,6 +75,8 @@ fn the_documented_network_file_is_taken_without_a_warning() {
     assert!(overlay.enabled);
     assert_eq!(config.reuse_after, Duration::from_secs(3600));
     assert_eq!(config.zk, None);
+    assert_eq!(config.store, StoreKind::File);
+    assert_eq!(config.work_dir, PathBuf::from("/var/lib/mesos-overlay"));
     assert_eq!(parse("overlays.json", README).unwrap().0, Config::Master(config));
 }
 
@@ -99,6 +101,14 @@ fn the_configuration_of_dcos_is_taken() {
     assert_eq!(config.options, crate::protocol::AgentOptions::default());
     assert_eq!(config.cni_data_dir, Some(PathBuf::from("/var/run/dcos/cni/networks")));
     assert_eq!(parse("agent_config", DCOS_AGENT).unwrap().0, Config::Agent(config));
+}
+
+#[test]
+fn a_master_keeps_its_state_where_its_keys_say() {
+    let text = r#"{"network":{$V,"overlays":[$A]},"store":"memory","work_dir":"/w"}"#;
+    let (config, warnings) = parse_master("f", &filled(text)).unwrap();
+    assert_eq!((config.store, config.work_dir), (StoreKind::Memory, PathBuf::from("/w")));
+    assert_eq!(warnings, []);
 }
 
 #[test]
@@ -140,6 +150,7 @@ fn an_agent_has_the_defaults_of_the_cpp_modules_and_ours() {
         options: crate::protocol::AgentOptions::default(),
         max_configuration_attempts: 4,
         verify_interval: Duration::from_secs(60),
+        from_environment: Vec::new(),
     };
     assert_eq!(config, expected);
 }
@@ -230,7 +241,7 @@ fn a_problem_names_file_line_and_column_in_characters() {
     );
     let problems = parse_master("f", "{\n\"é\": é}").unwrap_err();
     let syntax = problems.as_slice().first().unwrap();
-    assert_eq!((syntax.line, syntax.column), (2, 6));
+    assert_eq!(syntax.place.position(), Some((2, 6)));
 }
 
 #[test]
@@ -366,9 +377,10 @@ fn insist_on_order(text: &str) {
                 problems.as_slice()
             }
         };
-        assert!(problems.is_sorted_by_key(|problem| (problem.line, problem.column)));
+        assert!(problems.is_sorted_by_key(|problem| problem.place.position()));
         for problem in problems {
-            assert!(problem.column >= 1 && problem.column <= places[problem.line - 1] + 1);
+            let (line, column) = problem.place.position().unwrap();
+            assert!(column >= 1 && column <= places[line - 1] + 1);
             assert!(!problem.to_string().contains(char::is_control), "{problem:?}");
         }
     }

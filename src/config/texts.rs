@@ -61,7 +61,7 @@ const MASTER_REFUSALS: &[Row] = &[
             r#"1:8: bad JSON: no key here: write one in double quotes, and no comma after the last member"#,
         ],
     ),
-    (r#"{"a":1} x"#, &[r#"1:9: bad JSON: text after the end of the object: remove it"#]),
+    (r#"{"a":1} x"#, &[r#"1:9: bad JSON: text after the last bracket: remove it"#]),
     (
         r#"{a:1}"#,
         &[
@@ -493,6 +493,27 @@ const MASTER_REFUSALS: &[Row] = &[
         r#"{"network":{$V,"overlays":[$A]},"reuse_after":"18446744073709551615s 1000ms"}"#,
         &[
             r#"1:154: reuse_after: '18446744073709551615s 1000ms' is no duration: write a string with number and unit, such as "1h""#,
+        ],
+    ),
+    (
+        r#"{"network":{$V,"overlays":[$A]},"store":"tape","work_dir":"w"}"#,
+        &[
+            r#"1:148: store: 'tape' is none of the choices: write "file" or "memory""#,
+            r#"1:166: work_dir: 'w' is relative: write a path from /, such as "/var/lib/mesos-overlay""#,
+        ],
+    ),
+    (
+        r#"{"network":{$V,"overlays":[$A]},"store":true,"work_dir":""}"#,
+        &[
+            r#"1:148: store: is a boolean: write "file" or "memory""#,
+            r#"1:164: work_dir: is empty: write a path such as "/var/lib/mesos-overlay""#,
+        ],
+    ),
+    (
+        r#"{$V,"overlays":[$A],"store":"file","agent_config":"/a"}"#,
+        &[
+            r#"1:128: store: is no key here: it belongs in master_config"#,
+            r#"1:143: agent_config: is no key here: it belongs in the parameters of the agent module"#,
         ],
     ),
 ];

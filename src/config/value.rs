@@ -1,5 +1,7 @@
-//! Single values: text, numbers, durations, paths and addresses out of JSON.
+//! Single values: text, numbers, durations, paths and addresses, out of JSON or of the plain text
+//! that parameters are.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -17,8 +19,8 @@ const PATH_MAX: usize = 4096;
 /// Longest number within a duration: more digits are no sensible time, and so the sum of all the
 /// parts stays far from the end of `Duration`, where humantime panics.
 const DURATION_DIGITS_MAX: usize = 9;
-/// How much of a number is shown.
-const NUMBER_SHOWN: usize = 24;
+/// How much is shown of what should be a number or a boolean.
+const GIVEN_SHOWN: usize = 24;
 
 impl<'a> Document<'a> {
     /// A string of at most `max` characters; `expected` says what to write.
@@ -28,18 +30,37 @@ impl<'a> Document<'a> {
         max: usize,
         expected: impl Display,
     ) -> Option<String> {
-        if !node.raw.starts_with('"') {
+        let text: Cow<'a, str> = if let Some(plain) = node.plain() {
+            plain.into()
+        } else if node.raw.starts_with('"') {
+            self.deserialize(node)?
+        } else {
             self.refuse(node, format_args!("is {}: write {expected}", node.shape()));
             return None;
-        }
-        let text: String = self.deserialize(node)?;
+        };
         let length = text.chars().count();
         if length > max {
             let message = format!("is {length} characters long: write {expected}");
             self.refuse(node, message);
             return None;
         }
-        Some(text)
+        Some(text.into_owned())
+    }
+
+    /// One of these strings, and what it stands for.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        node: &Node<'a>,
+        choices: &[(&'static str, T)],
+    ) -> Option<T> {
+        let quoted: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        let expected = quoted.join(" or ");
+        let text = self.text(node, WORD_MAX, &expected)?;
+        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+        if chosen.is_none() {
+            self.refuse(node, format_args!("'{text}' is none of the choices: write {expected}"));
+        }
+        chosen
     }
 
     /// A string that is a `T`; `example` is one.
@@ -58,9 +79,15 @@ impl<'a> Document<'a> {
         match node.raw {
             "true" => Some(true),
             "false" => Some(false),
-            _ => {
-                let message = format!("is {}: write true or false without quotes", node.shape());
-                self.refuse(node, message);
+            other => {
+                let problem = match node.plain() {
+                    Some(_) => {
+                        let given = abbreviate(other, GIVEN_SHOWN);
+                        format!("'{given}' is no boolean: write true or false")
+                    }
+                    None => format!("is {}: write true or false without quotes", node.shape()),
+                };
+                self.refuse(node, problem);
                 None
             }
         }
@@ -69,22 +96,28 @@ impl<'a> Document<'a> {
     /// A whole number; `range` is what to write, and the caller checks it where the reason of a
     /// limit needs to be told.
     pub(super) fn whole(&mut self, node: &Node<'a>, range: impl Display) -> Option<u64> {
-        let first = node.raw.as_bytes().first().copied().unwrap_or_default();
-        if first != b'-' && !first.is_ascii_digit() {
-            let shape = node.shape();
-            self.refuse(node, format_args!("is {shape}: write a number without quotes, {range}"));
+        let (is_negative, digits) = match node.raw.strip_prefix('-') {
+            Some(digits) => (true, digits),
+            None => (false, node.raw),
+        };
+        let given = abbreviate(node.raw, GIVEN_SHOWN);
+        if !digits.starts_with(|letter: char| letter.is_ascii_digit()) {
+            let problem = match node.plain() {
+                Some(_) => format!("'{given}' is no number: write {range}"),
+                None => format!("is {}: write a number without quotes, {range}", node.shape()),
+            };
+            self.refuse(node, problem);
             return None;
         }
         if let Ok(number) = node.raw.parse() {
             return Some(number);
         }
-        let given = abbreviate(node.raw, NUMBER_SHOWN);
-        let problem = if first == b'-' {
+        let problem = if is_negative {
             "is negative"
-        } else if node.raw.contains(['.', 'e', 'E']) {
-            "is no whole number"
-        } else {
+        } else if digits.bytes().all(|letter| letter.is_ascii_digit()) {
             "is out of range"
+        } else {
+            "is no whole number"
         };
         self.refuse(node, format_args!("{given} {problem}: write {range}"));
         None

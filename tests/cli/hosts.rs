@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::support::{Master, Place, Running};
+use crate::support::{Master, NETWORK, Place, Running};
 
 #[test]
 fn a_second_master_on_the_same_state_is_refused() {
@@ -85,7 +85,7 @@ fn an_agent_without_a_master_is_refused() {
 #[test]
 fn warnings_of_the_configuration_go_to_the_log() {
     let place = Place::new();
-    place.write("network.json", crate::support::NETWORK.replace("44.128", "45.128"));
+    place.write("network.json", NETWORK.replace("44.128", "45.128"));
     let arguments = "master --config network.json --store memory --listen 127.0.0.1:0";
     let mut master = Running::start(&place, arguments);
     assert_eq!(
@@ -97,6 +97,24 @@ fn warnings_of_the_configuration_go_to_the_log() {
         master.expect("WARN ] "),
         "the state is kept in memory only: a restart forgets all allocations"
     );
+}
+
+#[test]
+fn a_master_keeps_its_state_where_its_keys_say_and_flags_win() {
+    let place = Place::new();
+    let kept = place.path("kept");
+    let config = format!(r#"{{"network":{NETWORK},"store":"memory","work_dir":{kept:?}}}"#);
+    place.write("master.json", config);
+    let start = |flags: &str| {
+        let arguments = format!("master --config master.json --listen 127.0.0.1:0 {flags}");
+        Running::start(&place, &arguments)
+    };
+    start("").expect("the state is kept in memory only");
+    assert!(!kept.exists());
+    start("--store file").expect("overlay master at ");
+    assert!(kept.join("overlay-master.redb").exists());
+    start("--store file --work-dir other").expect("overlay master at ");
+    assert!(place.path("other").join("overlay-master.redb").exists());
 }
 
 #[test]
