@@ -89,6 +89,25 @@ const IMPURE: [&str; 23] = [
     "tokio",
 ];
 
+/// What belongs to the process, and so to Mesos where we are its guest: signals, and with them the
+/// handler that tokio installs to watch over children; the environment, limits, the umask, the
+/// directory, and the end. Only the command line, whose process it is, may name it.
+const OF_THE_PROCESS: [&str; 13] = [
+    "nix::sys::signal",
+    "rustix::process::chdir",
+    "rustix::process::fchdir",
+    "rustix::process::setrlimit",
+    "rustix::process::umask",
+    "std::env::remove_var",
+    "std::env::set_current_dir",
+    "std::env::set_var",
+    "std::panic::set_hook",
+    "std::process::abort",
+    "std::process::exit",
+    "tokio::process",
+    "tokio::signal",
+];
+
 /// A file of the repository.
 #[derive(Debug)]
 struct File {
@@ -618,6 +637,42 @@ fn pure_rooms_are_pure() {
                 "src/master/mod.rs:3: std::thread::sleep: a pure room has no std::thread: {advice}"
             ),
             format!("src/master/mod.rs:9: tokio::net: a pure room has no tokio: {advice}"),
+        ]
+    );
+}
+
+fn rudeness(files: &[File]) -> Vec<String> {
+    let mut findings = Vec::new();
+    for file in sources(files) {
+        if file.room().is_none_or(|room| kind_of(room) == Some(Kind::Face)) {
+            continue;
+        }
+        for (line, path) in resolved_paths(file) {
+            if let Some(place) = OF_THE_PROCESS.iter().find(|place| is_at_or_in(&path, place)) {
+                findings.push(format!(
+                    "{}:{line}: {path}: {place} belongs to the process, which may be Mesos: do \
+                     without it, or move it into cli",
+                    file.path
+                ));
+            }
+        }
+    }
+    findings
+}
+
+#[test]
+fn a_guest_leaves_the_process_as_it_is() {
+    demand(&rudeness(&FILES));
+    let text = "use std::process::Command;\nuse tokio::{process::Child, time::sleep};\n\
+        fn f() { tokio::signal::ctrl_c(); }\n\
+        #[cfg(test)]\nmod tests {\n    use tokio::signal;\n}\n";
+    let files = [file("src/docker/command.rs", text), file("src/cli/host.rs", text)];
+    let belongs = "belongs to the process, which may be Mesos: do without it, or move it into cli";
+    assert_eq!(
+        rudeness(&files),
+        [
+            format!("src/docker/command.rs:2: tokio::process::Child: tokio::process {belongs}"),
+            format!("src/docker/command.rs:3: tokio::signal::ctrl_c: tokio::signal {belongs}"),
         ]
     );
 }

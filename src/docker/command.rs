@@ -2,25 +2,36 @@
 //!
 //! The program gets a process group of its own, which is killed as a whole: a `docker` that hangs
 //! may itself wait for a helper, which would otherwise live on and hold our pipes open.
+//!
+//! It is not started by tokio, which installs a handler of SIGCHLD where the kernel has no pidfd
+//! (before 5.3): in a Mesos process the signals belong to Mesos. So nobody tells us when the
+//! program ends, and we look, most often once or twice. What Mesos makes of SIGPIPE, to ignore it,
+//! does not reach the program either: the standard library gives it the default back.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Longest answer that is read. 1,000 networks with some containers each are about 2 MiB.
 const STDOUT_MAX: u64 = 8 * 1024 * 1024;
 /// Longest complaint that is read; one line of it is shown.
 const STDERR_MAX: u64 = 64 * 1024;
 /// How long a killed program is waited for. It dies at once unless the kernel holds it in a system
-/// call; then the runtime reaps it later.
+/// call; then it is reaped later.
 const REAP_MAX: Duration = Duration::from_secs(1);
+/// First and longest pause between two looks whether a program has ended. One that has closed its
+/// output ends within a moment, or means to stay.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// A program that has ended.
 #[derive(Debug)]
@@ -53,46 +64,77 @@ pub(super) async fn run(
     arguments: impl Iterator<Item = &OsStr>,
     deadline: Instant,
 ) -> Result<Finished, Failure> {
-    let child = Command::new(program)
+    let leader = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
         .spawn()
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Failure::NotFound,
             _ => Failure::Start(error),
         })?;
-    let mut group = Group(child);
+    let mut group = Group { leader: Some(leader) };
     let result = match timeout_at(deadline, group.finish()).await {
         Ok(result) => result,
         Err(_) => Err(Failure::TimedOut),
     };
     if result.is_err() {
         group.kill();
-        let _ = timeout(REAP_MAX, group.0.wait()).await;
+        let _ = timeout(REAP_MAX, group.end()).await;
     }
     result
 }
 
-/// A child that leads a process group.
-struct Group(Child);
+/// A process group and the child that leads it. Dropped, it is killed and reaped.
+struct Group {
+    /// `None` once it was reaped. As long as it was not, no other group can have its number, and
+    /// [`Group::kill`] cannot hit a stranger.
+    leader: Option<Child>,
+}
 
 impl Group {
-    /// Reads first and waits for the end afterwards: as long as the child is not reaped, no other
-    /// group can have its number, and [`Group::kill`] cannot hit a stranger.
+    /// Reads to the end of the output, and looks for the end of the program afterwards.
     async fn finish(&mut self) -> Result<Finished, Failure> {
-        let stdout = read(self.0.stdout.take(), STDOUT_MAX);
-        let stderr = read(self.0.stderr.take(), STDERR_MAX);
+        let leader = self.leader.as_mut();
+        let (stdout, stderr) =
+            leader.map_or((None, None), |leader| (leader.stdout.take(), leader.stderr.take()));
+        let stdout = read(stdout.map(OwnedFd::from), STDOUT_MAX);
+        let stderr = read(stderr.map(OwnedFd::from), STDERR_MAX);
         let (stdout, stderr) = tokio::try_join!(stdout, stderr)?;
-        let status = self.0.wait().await.map_err(Failure::Lost)?;
+        let status = self.end().await.map_err(Failure::Lost)?;
         Ok(Finished { success: status.success(), status, stdout, stderr })
     }
 
+    /// Waits until the leader has ended, and reaps it.
+    async fn end(&mut self) -> io::Result<ExitStatus> {
+        let (mut pause, longest) = PAUSE;
+        loop {
+            if let Some(status) = self.try_reap()? {
+                return Ok(status);
+            }
+            sleep(pause).await;
+            pause = longest.min(2 * pause);
+        }
+    }
+
+    /// Reaps the leader if it has ended.
+    fn try_reap(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(leader) = &mut self.leader else {
+            return Err(io::Error::other("it was waited for before"));
+        };
+        let result = leader.try_wait();
+        // After an error as well: somebody else has reaped it, and its number may be anybody's.
+        if !matches!(result, Ok(None)) {
+            self.leader = None;
+        }
+        result
+    }
+
     fn kill(&self) {
-        let pid = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let id = self.leader.as_ref().map(Child::id);
+        let pid = id.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid {
             // It fails only if all of them have ended.
             let _ = kill_process_group(pid, Signal::KILL);
@@ -103,12 +145,27 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
+        if let Ok(None) = self.try_reap()
+            && let Some(leader) = self.leader.take()
+        {
+            reap_apart(leader);
+        }
     }
 }
 
-async fn read(source: Option<impl AsyncRead + Unpin>, limit: u64) -> Result<Vec<u8>, Failure> {
+/// Reaps a killed program on a thread of its own, which ends with it. Not in a task: this may be
+/// the shutdown of the runtime, while the process that we are part of lives on.
+fn reap_apart(mut killed: Child) {
+    let thread = thread::Builder::new().name("docker-reaper".to_owned());
+    if let Err(error) = thread.spawn(move || killed.wait()) {
+        log::warn!("start a thread that reaps a killed docker: {error}: it stays as a zombie");
+    }
+}
+
+async fn read(source: Option<OwnedFd>, limit: u64) -> Result<Vec<u8>, Failure> {
     let mut content = Vec::new();
     if let Some(source) = source {
+        let source = pipe::Receiver::from_owned_fd(source).map_err(Failure::Lost)?;
         let mut source = source.take(limit + 1);
         let read = source.read_to_end(&mut content).await.map_err(Failure::Lost)?;
         if u64::try_from(read).is_ok_and(|read| read > limit) {
@@ -116,4 +173,156 @@ async fn read(source: Option<impl AsyncRead + Unpin>, limit: u64) -> Result<Vec<
         }
     }
     Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A shell script, and a directory for what it writes.
+    struct Script(tempfile::TempDir);
+
+    impl Script {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        /// Runs `script`, to which `$0` is the directory.
+        async fn run(&self, script: &str, timeout: Duration) -> Result<Finished, Failure> {
+            let arguments = ["-c".as_ref(), script.as_ref(), self.0.path().as_os_str()];
+            run(Path::new("/bin/sh"), arguments.into_iter(), Instant::now() + timeout).await
+        }
+
+        /// What it wrote into the file `name`, when it has.
+        async fn written(&self, name: &str) -> String {
+            loop {
+                let text = fs::read_to_string(self.0.path().join(name)).unwrap_or_default();
+                if text.ends_with('\n') {
+                    return text.trim().to_owned();
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn process(pid: &str) -> PathBuf {
+        Path::new("/proc").join(pid).join("stat")
+    }
+
+    /// A child of ours is gone without a trace: it is no zombie either.
+    #[expect(clippy::disallowed_methods, reason = "it waits where there may be no runtime")]
+    fn assert_reaped(pid: &str) {
+        for _ in 0..1000 {
+            if !process(pid).exists() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it is still there: {}", fs::read_to_string(process(pid)).unwrap_or_default());
+    }
+
+    /// A child of a child has ended; who reaps it is not our business.
+    async fn assert_ended(pid: &str) {
+        for _ in 0..1000 {
+            let stat = fs::read_to_string(process(pid)).unwrap_or_default();
+            if stat.is_empty() || stat.contains(") Z ") {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it lives on: {pid}");
+    }
+
+    #[tokio::test]
+    async fn what_a_program_writes_and_how_it_ends_is_told() {
+        let finished = Script::new().run("echo out; echo err >&2; exit 7", LONG).await.unwrap();
+        assert_eq!(
+            (finished.stdout.as_slice(), finished.stderr.as_slice()),
+            (&b"out\n"[..], &b"err\n"[..])
+        );
+        assert_eq!((finished.success, finished.status.code()), (false, Some(7)));
+        let finished = Script::new().run("cat; kill -9 $$", LONG).await.unwrap();
+        assert_eq!((finished.stdout.len(), finished.status.code()), (0, None));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_closes_its_output_is_waited_for_until_the_deadline() {
+        let script = Script::new();
+        let ends = "exec >&- 2>&-; sleep 0.2; exit 7";
+        assert_eq!(script.run(ends, LONG).await.unwrap().status.code(), Some(7));
+        let stays = r#"exec >&- 2>&-; echo $$ >"$0/pid"; sleep 1000"#;
+        let result = script.run(stays, Duration::from_millis(500)).await;
+        assert!(matches!(result, Err(Failure::TimedOut)), "{result:?}");
+        assert_reaped(&script.written("pid").await);
+    }
+
+    #[tokio::test]
+    async fn a_child_that_outlives_the_program_and_holds_its_output_is_killed() {
+        let script = Script::new();
+        let leaves = r#"echo $$ >"$0/pid"; (sleep 1000 & echo $! >"$0/grandchild")"#;
+        let result = script.run(leaves, Duration::from_millis(500)).await;
+        assert!(matches!(result, Err(Failure::TimedOut)), "{result:?}");
+        assert_reaped(&script.written("pid").await);
+        assert_ended(&script.written("grandchild").await).await;
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_killed_and_reaped() {
+        for flood in [r#"echo $$ >"$0/pid"; exec yes"#, r#"echo $$ >"$0/pid"; exec yes >&2"#] {
+            let script = Script::new();
+            let result = script.run(flood, LONG).await;
+            assert!(matches!(result, Err(Failure::TooMuchOutput)), "{result:?}");
+            assert_reaped(&script.written("pid").await);
+        }
+    }
+
+    const HANG: &str = r#"sleep 1000 & echo $! >"$0/grandchild"; echo $$ >"$0/pid"; wait"#;
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_call_that_is_given_up() {
+        let script = Script::new();
+        tokio::select! {
+            result = script.run(HANG, LONG) => panic!("{result:?}"),
+            _ = script.written("pid") => {}
+        }
+        assert_reaped(&script.written("pid").await);
+        assert_ended(&script.written("grandchild").await).await;
+    }
+
+    #[test]
+    fn nothing_is_left_when_the_runtime_ends() {
+        let script = std::sync::Arc::new(Script::new());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let call = std::sync::Arc::clone(&script);
+        runtime.spawn(async move { call.run(HANG, LONG).await });
+        let pid = runtime.block_on(script.written("pid"));
+        drop(runtime);
+        assert_reaped(&pid);
+    }
+
+    /// What this process makes of signals: blocked, ignored, caught.
+    fn signals() -> Vec<String> {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let lines =
+            status.lines().filter(|line| line.starts_with("Sig") && !line.starts_with("SigQ"));
+        lines.filter(|line| !line.starts_with("SigPnd")).map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn our_signals_are_as_before_and_the_program_has_its_own() {
+        let before = signals();
+        // The test program ignores SIGPIPE, as a Mesos process does.
+        let ignored = before.iter().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        assert_eq!(u64::from_str_radix(ignored.trim(), 16).unwrap() & (1 << 12), 1 << 12);
+        let finished = Script::new().run("kill -PIPE $$; echo survived", LONG).await.unwrap();
+        assert_eq!(finished.stdout, b"");
+        let hang = Script::new().run("sleep 1000", Duration::from_millis(50)).await;
+        assert!(matches!(hang, Err(Failure::TimedOut)), "{hang:?}");
+        assert_eq!(signals(), before);
+    }
 }
