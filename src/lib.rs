@@ -15,7 +15,7 @@
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
 //!   │ protocol, addr, clock,       │    │                              │
-//!   │ machine                      │    │                              │
+//!   │ machine, metrics             │    │                              │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -37,6 +37,7 @@
 //! - [`addr`]: subnets, names, MACs, MTUs: values that cannot be invalid
 //! - [`clock`]: time as an argument, and waits that grow
 //! - [`machine`]: the shape that master and agent have in common
+//! - [`metrics`]: the numbers by which operators watch a machine, for Mesos and Prometheus
 //! - [`protocol`]: the network, an agent's share of it, its record, the four messages
 //! - [`config`]: JSON text or module parameters to checked configuration, or every problem with its
 //!   place and remedy
@@ -71,6 +72,7 @@ pub mod http;
 pub mod ipam;
 pub mod machine;
 pub mod master;
+pub mod metrics;
 pub mod protocol;
 pub mod runtime;
 pub mod store;

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use crate::clock::Now;
+use crate::metrics::Catalogue;
 
 /// A state machine without IO, clock or randomness of its own.
 ///
@@ -16,9 +17,13 @@ pub trait Machine {
     type Event: Display;
     /// Something to do. Prints in one line.
     type Command: Display;
+    /// What the numbers of the catalogue are read from: plain values, which cost little to take.
+    type Metrics: 'static;
 
     /// The event that the moment of [`Self::next_timeout`] has come.
     const TIMEOUT: Self::Event;
+    /// The numbers by which operators watch it.
+    const CATALOGUE: &'static Catalogue<Self::Metrics>;
 
     /// Takes note of what happened.
     fn handle(&mut self, now: Now, event: Self::Event);
@@ -28,6 +33,9 @@ pub trait Machine {
 
     /// When something is due even if nothing happens, since `Now::elapsed` 0.
     fn next_timeout(&self) -> Option<Duration>;
+
+    /// How it is.
+    fn metrics(&self) -> Self::Metrics;
 }
 
 /// Whether the `count`th message of a kind that anybody can send is worth a line in the log: the

@@ -37,10 +37,11 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 17] = [
+const ROOMS: [(&str, Kind); 18] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
+    ("metrics", Kind::Pure),
     ("protocol", Kind::Pure),
     ("config", Kind::Pure),
     ("ipam", Kind::Pure),

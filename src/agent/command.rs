@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{ContainerNetwork, Health};
+use super::{ContainerNetwork, Health, Metrics};
 use crate::addr::{OverlayName, Upid};
+use crate::metrics::Snapshot;
 use crate::protocol::{AgentInfo, Message, RequestId};
 
 /// Something to do. The runtime does it with its adapters and takes no decision of its own.
@@ -61,4 +62,6 @@ pub enum Reply {
     Overlay(AgentInfo),
     /// To [`super::Request::Health`].
     Health(Box<Health>),
+    /// To [`super::Request::Metrics`].
+    Metrics(Box<Snapshot<Metrics>>),
 }

@@ -74,4 +74,6 @@ pub enum Request {
     Overlay,
     /// How the agent is.
     Health,
+    /// The numbers by which it is watched.
+    Metrics,
 }

@@ -5,6 +5,7 @@
 
 mod command;
 mod event;
+mod metrics;
 mod network;
 mod overlays;
 mod registration;
@@ -18,12 +19,14 @@ use std::time::Duration;
 
 pub use command::{Command, Reply};
 pub use event::{Event, Request};
+pub use metrics::Metrics;
 pub use network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
-pub use view::{Condition, Counters, Health, NetworkHealth};
+pub use view::{Condition, Counters, Health, NetworkHealth, OverlayTally};
 
 use crate::addr::{OverlayName, Upid};
 use crate::clock::Now;
 use crate::machine::{Machine, is_worth_a_line};
+use crate::metrics::{Catalogue, HostCounters, Snapshot};
 use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, Refused};
 use overlays::Overlays;
 use registration::{Phase, Registration};
@@ -90,8 +93,10 @@ impl Agent {
 impl Machine for Agent {
     type Event = Event;
     type Command = Command;
+    type Metrics = Metrics;
 
     const TIMEOUT: Event = Event::Timeout;
+    const CATALOGUE: &'static Catalogue<Metrics> = &metrics::CATALOGUE;
 
     fn handle(&mut self, now: Now, event: Event) {
         match event {
@@ -112,6 +117,7 @@ impl Machine for Agent {
                 let reply = match request {
                     Request::Overlay => Reply::Overlay(self.info()),
                     Request::Health => Reply::Health(Box::new(self.health(now))),
+                    Request::Metrics => Reply::Metrics(Box::new(self.snapshot())),
                 };
                 self.commands.push_back(Command::Reply { id, reply });
             }
@@ -125,6 +131,20 @@ impl Machine for Agent {
 
     fn next_timeout(&self) -> Option<Duration> {
         [self.registration.due(), self.overlays.next_due()].into_iter().flatten().min()
+    }
+
+    fn metrics(&self) -> Metrics {
+        let overlays = self.overlays.tally(&self.settings);
+        let status = if self.registration.master().is_none() {
+            Condition::Detached
+        } else if !self.registration.is_acknowledged() {
+            Condition::Registering
+        } else if overlays.failed > 0 {
+            Condition::Degraded
+        } else {
+            Condition::Ok
+        };
+        Metrics { status, overlays, counters: self.counters.clone() }
     }
 }
 
@@ -229,11 +249,15 @@ impl Agent {
             return;
         };
         self.has_news |= has_changed;
-        // While registering the master has to assign first, and while reporting to acknowledge.
-        let may_report =
-            matches!(self.registration.phase(), Phase::Configuring | Phase::Registered);
-        if self.has_news && may_report {
-            self.report(now);
+        match self.registration.phase() {
+            Phase::Configuring | Phase::Registered if self.has_news => self.report(now),
+            // The master has to acknowledge first.
+            Phase::Configuring | Phase::Registered | Phase::Reporting => {}
+            // The master has to assign first.
+            Phase::Detached | Phase::Registering => {
+                let is_dropped = has_changed && self.overlays.are_settled();
+                self.counters.agent_registered_messages_dropped += u64::from(is_dropped);
+            }
         }
     }
 
@@ -274,28 +298,28 @@ impl Agent {
         }
     }
 
+    fn snapshot(&self) -> Snapshot<Metrics> {
+        let host = HostCounters::default();
+        Snapshot { machine: self.metrics(), host, configured: Vec::new() }
+    }
+
     fn health(&self, now: Now) -> Health {
+        let Metrics { status, counters, .. } = self.metrics();
         let mut problems: Vec<String> =
             self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
-        let status = if self.registration.master().is_none() {
-            problems.push("no master is known".to_owned());
-            Condition::Detached
-        } else if !self.registration.is_acknowledged() {
-            if self.registration.unanswered() > SILENCE {
+        match status {
+            Condition::Detached => problems.push("no master is known".to_owned()),
+            Condition::Registering if self.registration.unanswered() > SILENCE => {
                 problems.extend(self.registration.master().map(silence));
             }
-            Condition::Registering
-        } else if problems.is_empty() {
-            Condition::Ok
-        } else {
-            Condition::Degraded
-        };
+            Condition::Registering | Condition::Degraded | Condition::Ok => {}
+        }
         Health {
             status,
             problems,
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
-            counters: self.counters.clone(),
+            counters,
             refused: Refused::default(),
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::view::NetworkHealth;
+use super::view::{NetworkHealth, OverlayTally};
 use super::{ContainerNetwork, NetworkKind, Settings};
 use crate::addr::OverlayName;
 use crate::clock::{Backoff, Now};
@@ -128,6 +128,21 @@ impl Overlays {
         })
     }
 
+    pub(super) fn tally(&self, settings: &Settings) -> OverlayTally {
+        let mut tally = OverlayTally::default();
+        for overlay in &self.list {
+            *match overlay.status() {
+                Status::Ok => &mut tally.ok,
+                Status::Failed(_) => &mut tally.failed,
+                Status::Configuring => &mut tally.configuring,
+            } += 1;
+            tally.without_subnet += u64::from(overlay.assignment.overlay.range.is_none());
+            tally.has_given_up |= overlay.refusal.is_some()
+                || overlay.tasks.iter().any(|task| task.has_given_up(settings));
+        }
+        tally
+    }
+
     pub(super) fn health(&self, now: Now) -> Vec<NetworkHealth> {
         let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
         let health = |task: &Task| NetworkHealth {
@@ -225,6 +240,11 @@ impl Task {
         let running = running.map(|running| Running { is_outdated: true, ..running });
         let backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         Self { network, running, outcome: None, attempts: 0, backoff, due }
+    }
+
+    /// Whether it has failed, and is no longer tried quickly.
+    const fn has_given_up(&self, settings: &Settings) -> bool {
+        matches!(self.outcome, Some(Err(_))) && self.attempts >= settings.max_configuration_attempts
     }
 
     /// Logs what an attempt came to, unless it is what the last one came to.

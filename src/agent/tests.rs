@@ -99,6 +99,14 @@ impl World {
         }
     }
 
+    /// The numbers of these names.
+    fn metrics<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
+        let (metrics, host) = (self.agent.metrics(), HostCounters::default());
+        let all = Agent::CATALOGUE.metrics;
+        let find = |name: &str| all.iter().find(|metric| metric.name == name).unwrap();
+        names.map(|name| find(name).read(&metrics, &host))
+    }
+
     fn info(&mut self) -> AgentInfo {
         self.agent.handle(self.now, Event::Request(RequestId(1), Request::Overlay));
         match self.agent.poll_command() {
@@ -480,4 +488,72 @@ fn malformed_and_misdirected_messages_are_counted() {
     assert_eq!(world.message(MASTER, Message::AgentRegistered(Vec::new())), NOTHING);
     let counters = world.health().counters;
     assert_eq!((counters.malformed_messages, counters.unexpected_messages), (1, 1));
+}
+
+#[test]
+fn the_numbers_follow_the_registration() {
+    const STATE: [&str; 4] = ["registering", "status/detached", "status/registering", "status/ok"];
+    let mut world = World::new();
+    assert_eq!(world.metrics(STATE), [1, 1, 0, 0]);
+    world.detect();
+    assert_eq!(world.metrics(STATE), [1, 0, 1, 0]);
+    world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(world.metrics(["overlays/configuring", "overlays/ok"]), [1, 0]);
+    world.applied(1, NetworkKind::Cni, Ok(()));
+    assert_eq!(world.metrics(STATE), [1, 0, 1, 0], "it has reported, and hopes for an answer");
+    world.acknowledge();
+    assert_eq!(world.metrics(STATE), [0, 0, 0, 1]);
+    assert_eq!(world.metrics(["overlays/configuring", "overlays/ok"]), [0, 1]);
+    world.after(Event::Exited(MASTER.parse::<Upid>().unwrap().address));
+    assert_eq!(world.metrics(STATE), [1, 0, 1, 0]);
+    let reply = Event::Request(RequestId(1), Request::Metrics);
+    world.agent.handle(world.now, reply);
+    let reply = std::iter::from_fn(|| world.agent.poll_command()).find_map(|command| {
+        let Command::Reply { reply: Reply::Metrics(snapshot), .. } = command else { return None };
+        Some(snapshot.machine)
+    });
+    assert_eq!(reply, Some(world.agent.metrics()));
+}
+
+#[test]
+fn an_overlay_has_failed_for_the_numbers_when_its_quick_attempts_are_used_up() {
+    const FAILED: [&str; 3] =
+        ["overlay_config_failed", "overlay_config_failures", "overlays/failed"];
+    let mut world = World::new();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    for attempt in 1..4 {
+        world.applied(attempt, NetworkKind::Cni, Err("read-only"));
+        world.acknowledge();
+        assert_eq!(world.metrics(FAILED), [0, attempt, 1]);
+        world.sleep();
+    }
+    world.applied(4, NetworkKind::Cni, Err("read-only"));
+    assert_eq!(world.metrics(FAILED), [1, 4, 1]);
+    world.sleep();
+    world.applied(5, NetworkKind::Cni, Ok(()));
+    assert_eq!(world.metrics(FAILED), [0, 4, 0], "it is mended");
+
+    // What cannot be tried at all has failed at once.
+    let unfit = Assignment { mesos_bridge: None, ..assignment("vxlan-2", 2) };
+    let ipv6 = Overlay { range: None, ..assignment("vxlan-3", 3).overlay };
+    let ipv6 = Assignment { overlay: ipv6, subnet: None, ..assignment("vxlan-3", 3) };
+    assert_eq!(world.metrics(["overlays_without_subnets"]), [0]);
+    world.update(vec![unfit, ipv6]);
+    assert_eq!(world.metrics(FAILED), [1, 4, 1]);
+    assert_eq!(world.metrics(["overlays_without_subnets"]), [1]);
+}
+
+#[test]
+fn a_report_that_nobody_waits_for_is_counted_as_dropped() {
+    const DROPPED: [&str; 1] = ["internal/agent_registered_messages_dropped"];
+    let mut world = World::new();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    world.after(Event::Detected(None));
+    assert_eq!(world.applied(1, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(world.metrics(DROPPED), [1]);
+    world.detect();
+    assert_eq!(world.update(vec![assignment("vxlan-1", 1)]), [REPORT]);
+    assert_eq!(world.metrics(DROPPED), [1]);
 }

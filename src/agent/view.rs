@@ -13,6 +13,7 @@ pub struct Counters {
     pub update_agent_overlays_messages_received: u64,
     pub update_agent_overlays_messages_dropped: u64,
     pub agent_registered_messages_sent: u64,
+    pub agent_registered_messages_dropped: u64,
     pub agent_registered_acknowledgements_received: u64,
     pub agent_registered_acknowledgements_dropped: u64,
     pub overlay_config_failures: u64,
@@ -52,6 +53,21 @@ pub struct Health {
     pub counters: Counters,
     /// What did not reach the machine. Whoever runs it fills it in.
     pub refused: Refused,
+}
+
+/// How the overlays are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OverlayTally {
+    /// Ready for containers.
+    pub ok: u64,
+    /// Not usable.
+    pub failed: u64,
+    /// Some network of it is being tried for the first time.
+    pub configuring: u64,
+    /// Without IPv4, whatever became of them.
+    pub without_subnet: u64,
+    /// Whether one has failed for as long as it is tried quickly, or cannot be tried at all.
+    pub has_given_up: bool,
 }
 
 /// How one container network is.

@@ -12,7 +12,7 @@ use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, parse_agent};
 use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
-use crate::runtime::{AgentHost, AgentOptions};
+use crate::runtime::{AgentHost, AgentOptions, Metrics};
 
 /// Run an agent.
 #[derive(Debug, Args)]
@@ -108,7 +108,8 @@ async fn serve(
         "overlay agent at {advertise}, master {master}: see http://{advertise}/overlay-agent/overlay"
     );
     let master = Detector::Fixed(master);
-    let options = AgentOptions { settings, master, cni, docker, seed: fastrand::u64(..) };
+    let (seed, metrics) = (fastrand::u64(..), Metrics::new());
+    let options = AgentOptions { settings, master, cni, docker, seed, metrics };
     let mut host = AgentHost::start(options, transport);
     tokio::select! {
         () = signals.received() => {

@@ -28,7 +28,7 @@ use crate::detector::Detector;
 use crate::docker::Docker;
 use crate::master::{Reply, Request, Settings};
 use crate::protocol::{AgentOptions, State, Status};
-use crate::runtime::{AgentHost, MasterHost, MasterOptions};
+use crate::runtime::{AgentHost, MasterHost, MasterOptions, Metrics};
 use crate::store::FileStore;
 use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
 use crate::{runtime as hosts, wire};
@@ -140,6 +140,7 @@ impl Cluster {
             },
             store: Box::new(store),
             seed: fastrand::u64(..),
+            metrics: Metrics::new(),
         };
         let master = MasterHost::start(options, transport)
             .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
@@ -182,6 +183,7 @@ impl Cluster {
             cni,
             docker,
             seed: fastrand::u64(..),
+            metrics: Metrics::new(),
         };
         self.agents.push((ip, cni_dir, AgentHost::start(options, transport)));
         Ok(())

@@ -11,7 +11,7 @@ use super::Failure;
 use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, runtime};
 use crate::config::{MasterConfig, StoreKind, parse_master};
 use crate::master::Settings;
-use crate::runtime::{MasterHost, MasterOptions};
+use crate::runtime::{MasterHost, MasterOptions, Metrics};
 use crate::store::{FileStore, MemoryStore, Store};
 
 /// Run a master.
@@ -91,9 +91,10 @@ impl MasterCommand {
             settings: Settings { network, reuse_after: config.reuse_after },
             store,
             seed: fastrand::u64(..),
+            metrics: Metrics::new(),
         };
         let mut host = MasterHost::start(options, transport)
-        .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
+            .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
         log::info!("overlay master at {advertise}: see http://{advertise}/overlay-master/state");
         tokio::select! {
             () = signals.received() => {

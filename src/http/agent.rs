@@ -2,12 +2,14 @@
 
 use http::{Method, StatusCode};
 
-use super::{Format, Request, Response, insist_on_method, not_found, path};
-use crate::agent::{Condition, Reply, Request as Question};
+use super::{Format, Request, Response, insist_on_method, metrics, not_found, path};
+use crate::agent::{Agent, Condition, Reply, Request as Question};
+use crate::machine::Machine as _;
 use crate::wire;
 
 const OVERLAY: &str = "/overlay-agent/overlay";
 const HEALTH: &str = "/overlay-agent/health";
+const METRICS: &str = "/overlay-agent/metrics";
 
 /// What `request` asks of the agent, and in which form it wants the answer.
 ///
@@ -17,10 +19,15 @@ pub fn route_agent(request: &Request) -> Result<(Question, Format), Box<Response
     let question = match path(request) {
         OVERLAY => Question::Overlay,
         HEALTH => Question::Health,
-        _ => return Err(not_found(request, &[OVERLAY, HEALTH])),
+        METRICS => Question::Metrics,
+        _ => return Err(not_found(request, &[OVERLAY, HEALTH, METRICS])),
     };
     insist_on_method(request, &[Method::GET, Method::HEAD])?;
-    Ok((question, Format::of(request)?))
+    let format = match question {
+        Question::Metrics => Format::of_one_form(request),
+        Question::Overlay | Question::Health => Format::of(request)?,
+    };
+    Ok((question, format))
 }
 
 /// The response with the agent's reply.
@@ -35,5 +42,6 @@ pub fn render_agent(reply: &Reply, format: &Format) -> Response {
             };
             format.value(status, health)
         }
+        Reply::Metrics(snapshot) => metrics::render(Agent::CATALOGUE, snapshot, format),
     }
 }

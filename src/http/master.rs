@@ -5,15 +5,17 @@ use std::net::Ipv4Addr;
 use http::{Method, StatusCode};
 
 use super::{
-    Format, Request, Response, error, insist_on_method, insist_on_same_origin, not_found, path,
-    unavailable,
+    Format, Request, Response, error, insist_on_method, insist_on_same_origin, metrics, not_found,
+    path, unavailable,
 };
-use crate::master::{Condition, Reply, Request as Question};
+use crate::machine::Machine as _;
+use crate::master::{Condition, Master, Reply, Request as Question};
 use crate::wire;
 
 const STATE: &str = "/overlay-master/state";
 const DELETE: &str = "/overlay-master/agents/delete";
 const HEALTH: &str = "/overlay-master/health";
+const METRICS: &str = "/overlay-master/metrics";
 
 /// Most agents that one request can delete: more than any cluster has.
 const DELETE_MAX: usize = 100_000;
@@ -32,12 +34,16 @@ pub fn route_master(request: &Request) -> Result<(Question, Format), Box<Respons
             insist_on_method(request, &[Method::GET, Method::HEAD])?;
             Question::Health
         }
+        METRICS => {
+            insist_on_method(request, &[Method::GET, Method::HEAD])?;
+            return Ok((Question::Metrics, Format::of_one_form(request)));
+        }
         DELETE => {
             insist_on_method(request, &[Method::POST])?;
             insist_on_same_origin(request)?;
             Question::DeleteAgents(agents_to_delete(request)?)
         }
-        _ => return Err(not_found(request, &[STATE, DELETE, HEALTH])),
+        _ => return Err(not_found(request, &[STATE, DELETE, HEALTH, METRICS])),
     };
     Ok((question, Format::of(request)?))
 }
@@ -72,6 +78,7 @@ pub fn render_master(reply: &Reply, format: &Format) -> Response {
             };
             format.value(status, health)
         }
+        Reply::Metrics(snapshot) => metrics::render(Master::CATALOGUE, snapshot, format),
         Reply::Unavailable(reason) => unavailable(reason),
     }
 }

@@ -1,12 +1,13 @@
 //! The HTTP endpoints: from a request to a question for a machine, and from its reply to a
 //! response. `/overlay-master/state`, `/overlay-master/agents/delete` and `/overlay-agent/overlay`
-//! are those of the C++ modules, byte for byte; `health` is ours.
+//! are those of the C++ modules, byte for byte; `health` and `metrics` are ours.
 //!
 //! Everything here is a function of its arguments. Large replies take milliseconds to render: the
 //! runtime renders them on a thread that nothing else waits for.
 
 mod agent;
 mod master;
+mod metrics;
 
 use std::io::Write as _;
 
@@ -73,9 +74,14 @@ impl Format {
                 "this is available as application/json and application/x-protobuf",
             )));
         };
+        Ok(Self { body, ..Self::of_one_form(request) })
+    }
+
+    /// For an answer that has one form, whatever `request` asks for.
+    fn of_one_form(request: &Request) -> Self {
         // A client that does not say so does not expect it, as in libprocess.
         let is_gzip_welcome = is_welcome(request.headers(), &ACCEPT_ENCODING, &["gzip", "*"]);
-        Ok(Self { body, is_gzip_welcome })
+        Self { body: BodyFormat::Json, is_gzip_welcome }
     }
 
     /// The response with a protobuf message.

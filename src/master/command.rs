@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use super::metrics::Metrics;
 use super::view::Health;
 use crate::addr::Upid;
+use crate::metrics::Snapshot;
 use crate::protocol::{Message, RequestId, State};
 use crate::store::{Change, Epoch, Version};
 
@@ -66,6 +68,8 @@ pub enum Reply {
     State(State),
     /// To [`super::Request::Health`].
     Health(Box<Health>),
+    /// To [`super::Request::Metrics`].
+    Metrics(Box<Snapshot<Metrics>>),
     /// Not now, and why: the state is not there, or was lost while the request waited.
     Unavailable(String),
 }

@@ -62,6 +62,8 @@ pub enum Request {
     State,
     /// How the master is.
     Health,
+    /// The numbers by which it is watched.
+    Metrics,
     /// Free the addresses of these agents.
     DeleteAgents(Vec<Ipv4Addr>),
 }

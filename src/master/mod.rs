@@ -5,6 +5,7 @@
 
 mod command;
 mod event;
+mod metrics;
 mod recovery;
 mod registry;
 mod share;
@@ -20,11 +21,13 @@ use std::time::Duration;
 
 pub use command::{Command, Reply};
 pub use event::{Event, Request};
+pub use metrics::Metrics;
 pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
 
 use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
 use crate::machine::{Machine, is_worth_a_line};
+use crate::metrics::{Catalogue, HostCounters, Snapshot};
 use crate::protocol::{AgentOptions, Assignment, Message, Network, Refused, RequestId};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use registry::{Moment, Notice, Refusal, Registry};
@@ -131,8 +134,10 @@ impl Master {
 impl Machine for Master {
     type Event = Event;
     type Command = Command;
+    type Metrics = Metrics;
 
     const TIMEOUT: Event = Event::Timeout;
+    const CATALOGUE: &'static Catalogue<Metrics> = &metrics::CATALOGUE;
 
     fn handle(&mut self, now: Now, event: Event) {
         match event {
@@ -162,6 +167,22 @@ impl Machine for Master {
         match &self.phase {
             Phase::Recovering(Recovering { failure: Some((_, due)), .. }) => Some(*due),
             Phase::Recovering(_) | Phase::Leading(_) => None,
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        let (epoch, version, agents) = match &self.phase {
+            Phase::Recovering(_) => (0, 0, AgentTally::default()),
+            Phase::Leading(leading) => {
+                (leading.epoch.0, leading.durable.0, leading.registry.tally())
+            }
+        };
+        Metrics {
+            status: self.condition(),
+            epoch,
+            version,
+            agents,
+            counters: self.counters.clone(),
         }
     }
 }
@@ -205,7 +226,9 @@ impl Master {
         let failure = Some((error, now.elapsed + wait));
         match &mut self.phase {
             Phase::Recovering(recovering) => recovering.failure = failure,
-            Phase::Leading(_) => {
+            Phase::Leading(leading) => {
+                let unanswered = u64::try_from(leading.told.len()).unwrap_or(u64::MAX);
+                self.counters.register_agent_messages_dropped += unanswered;
                 self.phase = Phase::Recovering(Recovering { failure, ..Recovering::default() });
             }
         }
@@ -384,6 +407,7 @@ impl Master {
     fn request(&mut self, now: Now, id: RequestId, request: Request) {
         let (reply, when) = match (&mut self.phase, request) {
             (_, Request::Health) => (Reply::Health(Box::new(self.health())), Version(0)),
+            (_, Request::Metrics) => (Reply::Metrics(Box::new(self.snapshot())), Version(0)),
             (Phase::Recovering(recovering), _) => {
                 let reason = match &recovering.failure {
                     Some((error, _)) => error.to_string(),
@@ -410,32 +434,32 @@ impl Master {
         self.commands.push_back(Command::Reply { id, reply, when });
     }
 
-    fn health(&self) -> Health {
-        let counters = self.counters.clone();
+    fn condition(&self) -> Condition {
         match &self.phase {
-            Phase::Recovering(Recovering { failure, .. }) => Health {
-                status: if failure.is_some() { Condition::Failed } else { Condition::Recovering },
-                problems: failure.iter().map(|(error, _)| error.to_string()).collect(),
-                epoch: 0,
-                version: 0,
-                agents: AgentTally::default(),
-                pools: Vec::new(),
-                counters,
-                refused: Refused::default(),
-            },
-            Phase::Leading(leading) => {
-                let problems = leading.registry.problems();
-                Health {
-                    status: if problems.is_empty() { Condition::Ok } else { Condition::Degraded },
-                    problems,
-                    epoch: leading.epoch.0,
-                    version: leading.durable.0,
-                    agents: leading.registry.tally(),
-                    pools: leading.registry.usage(),
-                    counters,
-                    refused: Refused::default(),
-                }
-            }
+            Phase::Recovering(Recovering { failure: Some(_), .. }) => Condition::Failed,
+            Phase::Recovering(_) => Condition::Recovering,
+            Phase::Leading(leading) if leading.registry.has_problems() => Condition::Degraded,
+            Phase::Leading(_) => Condition::Ok,
         }
+    }
+
+    fn snapshot(&self) -> Snapshot<Metrics> {
+        let configured = match &self.phase {
+            Phase::Recovering(_) => Vec::new(),
+            Phase::Leading(leading) => metrics::pools(&leading.registry.usage()),
+        };
+        Snapshot { machine: self.metrics(), host: HostCounters::default(), configured }
+    }
+
+    fn health(&self) -> Health {
+        let Metrics { status, epoch, version, agents, counters } = self.metrics();
+        let (problems, pools) = match &self.phase {
+            Phase::Recovering(Recovering { failure, .. }) => {
+                (failure.iter().map(|(error, _)| error.to_string()).collect(), Vec::new())
+            }
+            Phase::Leading(leading) => (leading.registry.problems(), leading.registry.usage()),
+        };
+        let refused = Refused::default();
+        Health { status, problems, epoch, version, agents, pools, counters, refused }
     }
 }

@@ -235,6 +235,14 @@ impl Registry {
         self.space.usage(&self.network)
     }
 
+    /// Whether anything needs an operator.
+    pub(super) fn has_problems(&self) -> bool {
+        !self.aside.is_empty()
+            || !self.lacking.is_empty()
+            || !self.unserved.is_empty()
+            || self.tally.failed > 0
+    }
+
     /// What needs an operator, one sentence each.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

@@ -136,9 +136,22 @@ impl World {
 
     fn health(&mut self) -> Health {
         match self.request(Request::Health).0 {
-            Reply::Health(health) => *health,
+            Reply::Health(health) => {
+                if matches!(health.status, Condition::Ok | Condition::Degraded) {
+                    assert_eq!(health.status == Condition::Ok, health.problems.is_empty());
+                }
+                *health
+            }
             other => panic!("{other:?} instead of the health"),
         }
+    }
+
+    /// The numbers of these names.
+    fn metrics<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
+        let (metrics, host) = (self.master.metrics(), HostCounters::default());
+        let all = Master::CATALOGUE.metrics;
+        let find = |name: &str| all.iter().find(|metric| metric.name == name).unwrap();
+        names.map(|name| find(name).read(&metrics, &host))
     }
 
     /// The statuses that the state shows of an agent.
@@ -518,7 +531,10 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
         action: "commit",
         reason: "no space left on device".to_owned(),
     };
+    let dropped = ["internal/register_agent_messages_dropped"];
+    assert_eq!(world.metrics(dropped), [0]);
     world.handle(Event::Committed(Err(failed)));
+    assert_eq!(world.metrics(dropped), [1], "agent 2 is not answered, agent 1 was");
     let health = world.health();
     assert_eq!(health.status, Condition::Failed);
     assert_eq!(health.problems, ["file:/var/lib/x: commit: no space left on device"]);
@@ -728,4 +744,46 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_numbers_follow_the_state() {
+    const STATE: [&str; 6] =
+        ["recovering", "status/ok", "status/degraded", "agents/ok", "agents/unreported", "version"];
+    let small = small("44.128.0.0/29", "192.168.0.0/23");
+    let mut world = World::restored(small.clone(), BTreeMap::new(), Version(0));
+    assert_eq!(world.metrics(STATE), [1, 0, 0, 0, 0, 0]);
+    world.load();
+    assert_eq!(world.metrics(STATE), [0, 1, 0, 0, 0, 0]);
+    let mut reported = world.register(1).unwrap();
+    world.store();
+    assert_eq!(world.metrics(STATE), [0, 1, 0, 0, 1, 1]);
+    reported[0].status = Some(Status::Ok);
+    world.message(1, Message::AgentRegistered(reported));
+    world.register(2);
+    assert_eq!(world.metrics(STATE), [0, 1, 0, 1, 1, 1]);
+    world.register(3);
+    assert_eq!(world.metrics(["status/degraded", "subnet_allocation_failures"]), [1, 1]);
+
+    let Reply::Metrics(snapshot) = world.request(Request::Metrics).0 else {
+        panic!("no numbers");
+    };
+    assert_eq!(snapshot.machine, world.master.metrics());
+    let pools: Vec<String> = snapshot
+        .configured
+        .iter()
+        .flat_map(|family| family.series.iter().map(|series| (family.name, series)))
+        .map(|(name, series)| {
+            format!("{name} {} {} {}", series.labels[0].1, series.labels[1].1, series.value)
+        })
+        .collect();
+    assert_eq!(
+        pools,
+        [
+            "pool_in_use vtep 44.128.0.0/29 3",
+            "pool_in_use net 192.168.0.0/23 2",
+            "pool_capacity vtep 44.128.0.0/29 6",
+            "pool_capacity net 192.168.0.0/23 2",
+        ]
+    );
 }

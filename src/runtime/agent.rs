@@ -12,13 +12,14 @@ use tokio::task::JoinSet;
 use super::inbox::{Inbox, Inputs, Stopped};
 use super::networks::Networks;
 use super::running::Running;
-use super::{Executor, Hosted};
+use super::{Executor, Hosted, Metrics};
 use crate::addr::Upid;
 use crate::agent::{Agent, Command, Event, Reply, Request, Settings};
 use crate::cni::CniDirectory;
 use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
 use crate::http::{Format, Request as HttpRequest, Response, render_agent, route_agent};
+use crate::metrics::HostCounters;
 use crate::protocol::{Message, Refused, RequestId};
 use crate::transport::{Sender, Transport};
 use crate::wire;
@@ -51,9 +52,11 @@ impl Hosted for Agent {
         Event::Request(id, question)
     }
 
-    fn complete(reply: &mut Reply, refused: Refused) {
-        if let Reply::Health(health) = reply {
-            health.refused = refused;
+    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters) {
+        match reply {
+            Reply::Health(health) => health.refused = refused,
+            Reply::Metrics(snapshot) => snapshot.host = host,
+            Reply::Overlay(_) => {}
         }
     }
 
@@ -79,6 +82,8 @@ pub struct AgentOptions {
     pub docker: Docker,
     /// What its waits are drawn from: must differ between agents.
     pub seed: u64,
+    /// Where its numbers are shown.
+    pub metrics: Metrics<Agent>,
 }
 
 /// A running agent. Dropped, it stops; the container networks stay.
@@ -95,9 +100,9 @@ impl AgentHost {
     /// be called within a tokio runtime.
     #[must_use]
     pub fn start(options: AgentOptions, transport: impl Transport) -> Self {
-        let AgentOptions { settings, master, cni, docker, seed } = options;
+        let AgentOptions { settings, master, cni, docker, seed, metrics } = options;
         let own = Upid::agent(transport.address());
-        let (inbox, receiver) = Inbox::new();
+        let (inbox, receiver) = Inbox::new(metrics);
         let detect = Arc::new(Notify::new());
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
@@ -119,6 +124,12 @@ impl AgentHost {
     /// When it has stopped.
     pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
         self.0.ask(question).await
+    }
+
+    /// Its numbers, which outlive it.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics<Agent> {
+        self.0.metrics()
     }
 
     /// Waits until the agent has stopped by itself, which it never should.

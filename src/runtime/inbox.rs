@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Hosted, INBOX_SIZE};
+use super::{Hosted, INBOX_SIZE, Metrics};
 use crate::http::{Request, Response, error};
 use crate::machine::is_worth_a_line;
 use crate::protocol::{Refused, RequestId};
@@ -32,18 +32,27 @@ pub struct Stopped;
 pub(super) struct Inbox<M: Hosted> {
     sender: mpsc::Sender<Input<M>>,
     refused: Arc<Mutex<Refused>>,
+    metrics: Metrics<M>,
 }
 
 impl<M: Hosted> Clone for Inbox<M> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), refused: Arc::clone(&self.refused) }
+        Self {
+            sender: self.sender.clone(),
+            refused: Arc::clone(&self.refused),
+            metrics: self.metrics.clone(),
+        }
     }
 }
 
 impl<M: Hosted> Inbox<M> {
-    pub(super) fn new() -> (Self, mpsc::Receiver<Input<M>>) {
+    pub(super) fn new(metrics: Metrics<M>) -> (Self, mpsc::Receiver<Input<M>>) {
         let (sender, receiver) = mpsc::channel(INBOX_SIZE);
-        (Self { sender, refused: Arc::default() }, receiver)
+        (Self { sender, refused: Arc::default(), metrics }, receiver)
+    }
+
+    pub(super) const fn metrics(&self) -> &Metrics<M> {
+        &self.metrics
     }
 
     /// Tells the machine. An event for a machine that has stopped is lost, as it would be a moment
@@ -61,7 +70,7 @@ impl<M: Hosted> Inbox<M> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send(Input::Question(question, sender)).await.map_err(|_| Stopped)?;
         let mut reply = receiver.await.map_err(|_| Stopped)?;
-        M::complete(&mut reply, self.refused.lock().clone());
+        M::complete(&mut reply, self.refused.lock().clone(), self.metrics.host());
         Ok(reply)
     }
 }
@@ -107,6 +116,7 @@ impl<M: Hosted> Handler for Inbox<M> {
     fn refused(&self, peer: SocketAddr, refusal: &Refusal) {
         let mut refused = self.refused.lock();
         refused.count += 1;
+        self.metrics.count_refused();
         refused.last = Some(format!("from {peer}: {refusal}"));
         if is_worth_a_line(refused.count) {
             let count = refused.count;

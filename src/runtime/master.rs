@@ -10,10 +10,11 @@ use super::held::Held;
 use super::inbox::{Inbox, Inputs, Stopped};
 use super::running::Running;
 use super::store_thread::{Job, StoreThread};
-use super::{Executor, Hosted};
+use super::{Executor, Hosted, Metrics};
 use crate::addr::Upid;
 use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
 use crate::master::{Command, Event, Master, Reply, Request, Settings};
+use crate::metrics::HostCounters;
 use crate::protocol::{Message, Refused, RequestId};
 use crate::store::{Store, StoreError};
 use crate::transport::{Sender, Transport};
@@ -42,9 +43,11 @@ impl Hosted for Master {
         Event::Request(id, question)
     }
 
-    fn complete(reply: &mut Reply, refused: Refused) {
-        if let Reply::Health(health) = reply {
-            health.refused = refused;
+    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters) {
+        match reply {
+            Reply::Health(health) => health.refused = refused,
+            Reply::Metrics(snapshot) => snapshot.host = host,
+            Reply::State(_) | Reply::Unavailable(_) => {}
         }
     }
 
@@ -65,6 +68,8 @@ pub struct MasterOptions {
     pub store: Box<dyn Store>,
     /// What its waits are drawn from.
     pub seed: u64,
+    /// Where its numbers are shown.
+    pub metrics: Metrics<Master>,
 }
 
 impl fmt::Debug for MasterOptions {
@@ -88,9 +93,9 @@ impl MasterHost {
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
-        let MasterOptions { settings, store, seed } = options;
+        let MasterOptions { settings, store, seed, metrics } = options;
         let own = Upid::master(transport.address());
-        let (inbox, receiver) = Inbox::new();
+        let (inbox, receiver) = Inbox::new(metrics);
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
             results.tell_blocking(do_job(store, job));
@@ -107,6 +112,12 @@ impl MasterHost {
     /// When it has stopped.
     pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
         self.0.ask(question).await
+    }
+
+    /// Its numbers, which outlive it.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics<Master> {
+        self.0.metrics()
     }
 
     /// Waits until the master has stopped by itself, which it never should.

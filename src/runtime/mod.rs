@@ -13,6 +13,7 @@ mod agent;
 mod held;
 mod inbox;
 mod master;
+mod metrics;
 mod networks;
 mod running;
 mod store_thread;
@@ -26,13 +27,16 @@ use tokio::time::Instant;
 pub use agent::{AgentHost, AgentOptions};
 pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions};
+pub use metrics::Metrics;
 
 use crate::addr::Upid;
 use crate::clock::Now;
 use crate::http::{Format, Request, Response};
 use crate::machine::Machine;
+use crate::metrics::HostCounters;
 use crate::protocol::{Message, Refused, RequestId};
 use inbox::{Input, Inputs};
+use metrics::Publisher;
 
 /// Events that wait for a machine. When there are more, the connections that bring them wait.
 const INBOX_SIZE: usize = 4096;
@@ -53,7 +57,7 @@ trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
     fn request(id: RequestId, question: Self::Question) -> Self::Event;
 
     /// Fills in what the machine cannot know.
-    fn complete(reply: &mut Self::Reply, refused: Refused);
+    fn complete(reply: &mut Self::Reply, refused: Refused, host: HostCounters);
 
     fn route(request: &Request) -> Result<(Self::Question, Format), Box<Response>>;
     fn render(reply: &Self::Reply, format: &Format) -> Response;
@@ -76,7 +80,9 @@ async fn drive<M: Hosted>(
     mut machine: M,
     mut executor: impl Executor<M>,
     mut receiver: mpsc::Receiver<Input<M>>,
+    metrics: Metrics<M>,
 ) {
+    let publisher = Publisher(metrics);
     let clock = Clock::start();
     let mut inputs = Inputs::new();
     let mut batch = Vec::with_capacity(BATCH_SIZE);
@@ -86,6 +92,7 @@ async fn drive<M: Hosted>(
             executor.run(command, &mut inputs);
         }
         executor.settled(&mut inputs);
+        publisher.0.publish(&machine);
         tokio::select! {
             biased;
             () = clock.sleep_until(machine.next_timeout()) => {

@@ -161,6 +161,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use super::super::Metrics;
     use super::super::inbox::Input;
     use super::*;
     use crate::addr::{DeviceName, Mtu};
@@ -172,7 +173,7 @@ mod tests {
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let cni = CniDirectory::new(directory.join("cni"), None, Vec::new(), true);
-        let (inbox, receiver) = Inbox::new();
+        let (inbox, receiver) = Inbox::new(Metrics::new());
         let docker = Docker::new(program, Duration::from_secs(20));
         (Networks::new(cni, docker, inbox), receiver)
     }

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::inbox::{Inbox, Input, Stopped};
-use super::{Executor, Hosted, drive};
+use super::{Executor, Hosted, Metrics, drive};
 
 /// The two tasks of a machine. Dropped, they end.
 pub(super) struct Running<M: Hosted> {
@@ -20,9 +20,10 @@ impl<M: Hosted> Running<M> {
         (inbox, receiver): (Inbox<M>, mpsc::Receiver<Input<M>>),
         transport: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
+        let metrics = inbox.metrics().clone();
         Self {
             inbox,
-            machine: tokio::spawn(drive(machine, executor, receiver)),
+            machine: tokio::spawn(drive(machine, executor, receiver, metrics)),
             transport: tokio::spawn(transport),
         }
     }
@@ -30,6 +31,10 @@ impl<M: Hosted> Running<M> {
     /// Asks the machine, as a request over HTTP would.
     pub(super) async fn ask(&self, question: M::Question) -> Result<M::Reply, Stopped> {
         self.inbox.ask(question).await
+    }
+
+    pub(super) fn metrics(&self) -> Metrics<M> {
+        self.inbox.metrics().clone()
     }
 
     /// Waits until a task has ended by itself, which it never should.

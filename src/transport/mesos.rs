@@ -218,10 +218,8 @@ impl Transport for Mesos {
     ) -> (Box<dyn Sender>, impl Future<Output = ()> + Send + 'static) {
         let (queue, items) = mpsc::channel(QUEUE_ITEMS);
         let refusing = Arc::clone(&handler);
-        let route = Route {
-            queue,
-            refuse: Arc::new(move |peer, refusal| refusing.refused(peer, refusal)),
-        };
+        let route =
+            Route { queue, refuse: Arc::new(move |peer, refusal| refusing.refused(peer, refusal)) };
         *self.gateway.route.lock() = Some(route);
         (Box::new(Outgoing(Arc::clone(&self.gateway))), feed(handler, items))
     }

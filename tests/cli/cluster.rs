@@ -173,4 +173,8 @@ fn a_sender_that_names_another_address_is_refused_and_seen_in_the_health() {
     assert_eq!(health["refused"]["count"], 1);
     let last = health["refused"]["last"].as_str().unwrap();
     assert!(last.contains("UPID IP address validation failed"), "{last}");
+    let metrics = exchange(
+        "GET /overlay-master/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
+    );
+    assert!(metrics.contains("\nmesos_overlay_master_refused_total 1\n"), "{metrics}");
 }

@@ -2,8 +2,10 @@
 //! log.
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
-use crate::support::{FakeMaster, Place, http, program};
+use crate::support::{FakeMaster, Master, Place, http, program, start_agent};
 
 const PAGE: &str = include_str!("../../docs/program.md");
 /// The master of the examples.
@@ -154,6 +156,41 @@ fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {
     };
     let overlays = [overlay("vxlan-1", 0, first), overlay("vxlan-2", 128, &ok)];
     serde_json::json!({ "ip": ip, "overlays": overlays })
+}
+
+#[test]
+fn every_metric_of_the_page_is_one_of_the_program() {
+    let place = Place::with_network();
+    let master = Master::start(&place);
+    let mut agent = start_agent(&place, master.address, "127.0.0.2");
+    let address = agent.expect("overlay agent at ");
+    let address = address.split(',').next().unwrap();
+    agent.expect("registered with the master");
+    let shown = get(&master.address.to_string(), "/overlay-master/metrics")
+        + &get(address, "/overlay-agent/metrics");
+    let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let names = |text| -> BTreeSet<&str> {
+        let words = str::split(text, |letter| !is_name(letter));
+        let is_metric = |word: &&str| {
+            ["mesos_overlay_master_", "mesos_overlay_agent_"]
+                .iter()
+                .any(|own| word.starts_with(own))
+        };
+        words.filter(is_metric).collect()
+    };
+    let (of_page, ours) = (names(PAGE), names(&shown));
+    assert!(of_page.len() > 5, "{of_page:?}");
+    let unknown: Vec<_> = of_page.difference(&ours).collect();
+    assert!(unknown.is_empty(), "{unknown:?} are not in\n{shown}");
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer
 }
 
 #[test]

@@ -1,0 +1,129 @@
+//! The numbers by which operators watch an agent.
+
+use super::view::{Condition, Counters, OverlayTally};
+use crate::metrics::{Catalogue, Metric};
+
+/// What the numbers of an agent are read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// What state it is in.
+    pub status: Condition,
+    /// Its overlays.
+    pub overlays: OverlayTally,
+    /// What happened since the start.
+    pub counters: Counters,
+}
+
+impl Metrics {
+    fn is(&self, status: Condition) -> u64 {
+        u64::from(self.status == status)
+    }
+}
+
+const STATUS: &str = "1 for the state that the agent is in.";
+const OVERLAYS: &str = "Overlays that the agent was assigned, by what became of them.";
+
+/// The first part has the names and the meaning of the C++ module.
+pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
+    mesos_prefix: "overlay/slave/",
+    prometheus_prefix: "mesos_overlay_agent",
+    metrics: &[
+        Metric::gauge(
+            "registering",
+            "1 while the master has not acknowledged what the agent reported.",
+            |metrics| metrics.is(Condition::Registering) | metrics.is(Condition::Detached),
+        ),
+        Metric::gauge(
+            "overlay_config_failed",
+            "1 while an overlay has failed and its quick attempts are used up.",
+            |metrics| u64::from(metrics.overlays.has_given_up),
+        ),
+        Metric::gauge("overlays_without_subnets", "Overlays that have no IPv4.", |metrics| {
+            metrics.overlays.without_subnet
+        }),
+        Metric::counter(
+            "overlay_config_failures",
+            "Attempts at a container network that failed.",
+            |metrics| metrics.counters.overlay_config_failures,
+        ),
+        Metric::counter(
+            "docker_cmd_failures",
+            "Attempts at a Docker network that failed.",
+            |metrics| metrics.counters.docker_cmd_failures,
+        ),
+        Metric::counter(
+            "internal/register_agent_messages_sent",
+            "RegisterAgentMessages sent.",
+            |metrics| metrics.counters.register_agent_messages_sent,
+        ),
+        Metric::counter(
+            "internal/update_agent_overlays_messages_received",
+            "UpdateAgentOverlaysMessages received.",
+            |metrics| metrics.counters.update_agent_overlays_messages_received,
+        ),
+        Metric::counter(
+            "internal/update_agent_overlays_messages_dropped",
+            "UpdateAgentOverlaysMessages that contradict themselves.",
+            |metrics| metrics.counters.update_agent_overlays_messages_dropped,
+        ),
+        Metric::counter(
+            "internal/agent_registered_messages_sent",
+            "AgentRegisteredMessages sent.",
+            |metrics| metrics.counters.agent_registered_messages_sent,
+        ),
+        Metric::counter(
+            "internal/agent_registered_messages_dropped",
+            "AgentRegisteredMessages not sent, since the agent had to register first.",
+            |metrics| metrics.counters.agent_registered_messages_dropped,
+        ),
+        Metric::counter(
+            "internal/agent_registered_acknowledgements_received",
+            "AgentRegisteredAcknowledgements received.",
+            |metrics| metrics.counters.agent_registered_acknowledgements_received,
+        ),
+        Metric::counter(
+            "internal/agent_registered_acknowledgements_dropped",
+            "AgentRegisteredAcknowledgements that nothing waited for.",
+            |metrics| metrics.counters.agent_registered_acknowledgements_dropped,
+        ),
+        // ---- ours
+        Metric::gauge_of("status/ok", "status", STATUS, |metrics| metrics.is(Condition::Ok)),
+        Metric::gauge_of("status/degraded", "status", STATUS, |metrics| {
+            metrics.is(Condition::Degraded)
+        }),
+        Metric::gauge_of("status/registering", "status", STATUS, |metrics| {
+            metrics.is(Condition::Registering)
+        }),
+        Metric::gauge_of("status/detached", "status", STATUS, |metrics| {
+            metrics.is(Condition::Detached)
+        }),
+        Metric::gauge_of("overlays/ok", "state", OVERLAYS, |metrics| metrics.overlays.ok),
+        Metric::gauge_of("overlays/failed", "state", OVERLAYS, |metrics| metrics.overlays.failed),
+        Metric::gauge_of("overlays/configuring", "state", OVERLAYS, |metrics| {
+            metrics.overlays.configuring
+        }),
+        Metric::host_counter(
+            "process_restarts",
+            "How often the agent was started again because it had stopped by itself.",
+            |host| host.process_restarts,
+        ),
+        Metric::counter(
+            "connections_lost",
+            "Connections to the master that ended or were refused.",
+            |metrics| metrics.counters.connections_lost,
+        ),
+        Metric::counter(
+            "malformed_messages",
+            "Messages that could not be understood.",
+            |metrics| metrics.counters.malformed_messages,
+        ),
+        Metric::counter(
+            "unexpected_messages",
+            "Messages of others than the master, or meant for one.",
+            |metrics| metrics.counters.unexpected_messages,
+        ),
+        Metric::host_counter("refused", "What was refused before it became a message.", |host| {
+            host.refused
+        }),
+    ],
+};

@@ -1,0 +1,233 @@
+//! The metrics as Prometheus sees them, and their names as Mesos shows them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{render_agent, render_master, route_agent, route_master};
+use super::*;
+use crate::agent::{self, Agent};
+use crate::machine::Machine;
+use crate::master::{self, Master};
+use crate::metrics::{HostCounters, Metric};
+
+const GOLDEN_MASTER: &str = include_str!("../../../tests/golden/metrics-master.json");
+const GOLDEN_AGENT: &str = include_str!("../../../tests/golden/metrics-agent.json");
+
+fn request(method: &str, path: &str) -> super::super::Request {
+    // There is one form, whatever a reader says to accept.
+    let builder = http::Request::builder().method(method).uri(path);
+    builder.header("accept", "text/plain;version=0.0.4").body(bytes::Bytes::new()).unwrap()
+}
+
+fn text(response: &Response) -> &str {
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()[http::header::CONTENT_TYPE], OPEN_METRICS);
+    std::str::from_utf8(response.body()).unwrap()
+}
+
+fn samples(text: &str) -> String {
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .fold(String::new(), |all, line| all + line + "\n")
+}
+
+fn of_master(snapshot: Snapshot<master::Metrics>) -> String {
+    let (question, format) = route_master(&request("GET", "/overlay-master/metrics")).unwrap();
+    assert_eq!(question, master::Request::Metrics);
+    let reply = master::Reply::Metrics(Box::new(snapshot));
+    text(&render_master(&reply, &format)).to_owned()
+}
+
+fn of_agent(snapshot: Snapshot<agent::Metrics>) -> String {
+    let (question, format) = route_agent(&request("GET", "/overlay-agent/metrics")).unwrap();
+    assert_eq!(question, agent::Request::Metrics);
+    let reply = agent::Reply::Metrics(Box::new(snapshot));
+    text(&render_agent(&reply, &format)).to_owned()
+}
+
+fn a_master() -> Snapshot<master::Metrics> {
+    Snapshot {
+        machine: master::Metrics {
+            status: master::Condition::Degraded,
+            epoch: 3,
+            version: 41,
+            agents: master::AgentTally { total: 6, ok: 3, failed: 2, unreported: 1 },
+            counters: master::Counters { early_reuses: 7, ..Default::default() },
+        },
+        host: HostCounters { process_restarts: 1, refused: 5 },
+        configured: Vec::new(),
+    }
+}
+
+fn an_agent() -> Snapshot<agent::Metrics> {
+    Snapshot {
+        machine: agent::Metrics {
+            status: agent::Condition::Registering,
+            overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
+            counters: agent::Counters { docker_cmd_failures: 2, ..Default::default() },
+        },
+        host: HostCounters::default(),
+        configured: Vec::new(),
+    }
+}
+
+#[test]
+fn a_small_catalogue_comes_out_as_prometheus_wants_it() {
+    const CATALOGUE: Catalogue<u64> = Catalogue {
+        mesos_prefix: "box/",
+        prometheus_prefix: "box",
+        metrics: &[
+            Metric::counter("internal/opened", "How often it was opened.", |seen| *seen),
+            Metric::gauge_of("lids/open", "state", "Its lids.", |seen| seen % 2),
+            Metric::gauge_of("lids/shut", "state", "Its lids.", |seen| 1 - seen % 2),
+            Metric::host_counter("refused", "What did not fit.", |host| host.refused),
+        ],
+    };
+    let odd = Family {
+        name: "content",
+        kind: Kind::Gauge,
+        help: "What is in it.",
+        series: vec![Series { labels: vec![("what", "a \"b\\\n".to_owned())], value: 4 }],
+    };
+    let host = HostCounters { refused: 2, ..HostCounters::default() };
+    let snapshot = Snapshot { machine: 5, host, configured: vec![odd] };
+    let format = Format::of_one_form(&request("GET", "/"));
+    assert_eq!(
+        text(&render(&CATALOGUE, &snapshot, &format)),
+        "\
+# HELP box_opened How often it was opened.
+# TYPE box_opened counter
+box_opened_total 5
+# HELP box_lids Its lids.
+# TYPE box_lids gauge
+box_lids{state=\"open\"} 1
+box_lids{state=\"shut\"} 0
+# HELP box_refused What did not fit.
+# TYPE box_refused counter
+box_refused_total 2
+# HELP box_content What is in it.
+# TYPE box_content gauge
+box_content{what=\"a \\\"b\\\\\\n\"} 4
+# EOF
+"
+    );
+}
+
+#[test]
+fn the_numbers_of_a_master_come_out() {
+    let samples = samples(&of_master(a_master()));
+    for line in [
+        "mesos_overlay_master_recovering 0",
+        "mesos_overlay_master_process_restarts_total 1",
+        "mesos_overlay_master_register_agent_messages_received_total 0",
+        "mesos_overlay_master_status{status=\"ok\"} 0",
+        "mesos_overlay_master_status{status=\"degraded\"} 1",
+        "mesos_overlay_master_agents{state=\"ok\"} 3",
+        "mesos_overlay_master_agents{state=\"failed\"} 2",
+        "mesos_overlay_master_agents{state=\"unreported\"} 1",
+        "mesos_overlay_master_epoch 3",
+        "mesos_overlay_master_version 41",
+        "mesos_overlay_master_early_reuses_total 7",
+        "mesos_overlay_master_refused_total 5",
+    ] {
+        assert!(samples.contains(&format!("{line}\n")), "{line} is not in\n{samples}");
+    }
+    let mut recovering = a_master();
+    recovering.machine.status = master::Condition::Failed;
+    assert!(of_master(recovering).contains("\nmesos_overlay_master_recovering 1\n"));
+}
+
+#[test]
+fn the_numbers_of_an_agent_come_out() {
+    assert_eq!(
+        samples(&of_agent(an_agent())),
+        "\
+mesos_overlay_agent_registering 1
+mesos_overlay_agent_overlay_config_failed 0
+mesos_overlay_agent_overlays_without_subnets 0
+mesos_overlay_agent_overlay_config_failures_total 0
+mesos_overlay_agent_docker_cmd_failures_total 2
+mesos_overlay_agent_register_agent_messages_sent_total 0
+mesos_overlay_agent_update_agent_overlays_messages_received_total 0
+mesos_overlay_agent_update_agent_overlays_messages_dropped_total 0
+mesos_overlay_agent_agent_registered_messages_sent_total 0
+mesos_overlay_agent_agent_registered_messages_dropped_total 0
+mesos_overlay_agent_agent_registered_acknowledgements_received_total 0
+mesos_overlay_agent_agent_registered_acknowledgements_dropped_total 0
+mesos_overlay_agent_status{status=\"ok\"} 0
+mesos_overlay_agent_status{status=\"degraded\"} 0
+mesos_overlay_agent_status{status=\"registering\"} 1
+mesos_overlay_agent_status{status=\"detached\"} 0
+mesos_overlay_agent_overlays{state=\"ok\"} 1
+mesos_overlay_agent_overlays{state=\"failed\"} 1
+mesos_overlay_agent_overlays{state=\"configuring\"} 0
+mesos_overlay_agent_process_restarts_total 0
+mesos_overlay_agent_connections_lost_total 0
+mesos_overlay_agent_malformed_messages_total 0
+mesos_overlay_agent_unexpected_messages_total 0
+mesos_overlay_agent_refused_total 0
+"
+    );
+}
+
+/// The names as Mesos shows them.
+fn mesos_names<M: Machine>() -> BTreeSet<String> {
+    let names = M::CATALOGUE.metrics.iter().map(|metric| metric.name);
+    names.map(|name| format!("{}{name}", M::CATALOGUE.mesos_prefix)).collect()
+}
+
+#[test]
+fn every_name_that_the_cpp_modules_showed_is_there() {
+    let missing = |golden: &str, ours: &BTreeSet<String>| -> Vec<String> {
+        let recorded: BTreeMap<String, f64> = serde_json::from_str(golden).unwrap();
+        // Those of the log are shown by the log itself.
+        let theirs = recorded.into_keys().filter(|name| !name.contains("/log/"));
+        theirs.filter(|name| !ours.contains(name)).collect()
+    };
+    assert_eq!(missing(GOLDEN_MASTER, &mesos_names::<Master>()), [""; 0]);
+    assert_eq!(missing(GOLDEN_AGENT, &mesos_names::<Agent>()), [""; 0]);
+}
+
+/// Each family is announced once, all of its numbers follow, and nothing else.
+fn assert_valid(text: &str) {
+    let mut seen = BTreeSet::new();
+    let body = text.strip_suffix("# EOF\n").unwrap();
+    for block in body.split("# HELP ").skip(1) {
+        let (help, rest) = block.split_once('\n').unwrap();
+        let (family, help) = help.split_once(' ').unwrap();
+        assert!(help.ends_with('.') && !help.contains(['\\', '"']), "{family}: {help}");
+        let is_plain = |letter: char| letter.is_ascii_lowercase() || "_0123456789".contains(letter);
+        assert!(family.chars().all(is_plain), "{family}");
+        assert!(seen.insert(family), "{family} is there twice");
+        let mut lines = rest.lines();
+        let suffix = match lines.next().unwrap().strip_prefix(&format!("# TYPE {family} ")) {
+            Some("counter") => "_total",
+            Some("gauge") => "",
+            other => panic!("{family}: {other:?}"),
+        };
+        let mut series = BTreeSet::new();
+        for line in lines {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<u64>().is_ok(), "{line}");
+            assert_eq!(name.split('{').next(), Some(&*format!("{family}{suffix}")), "{line}");
+            assert!(series.insert(name), "{line} is there twice");
+        }
+        assert!(!series.is_empty(), "{family} has no number");
+    }
+}
+
+#[test]
+fn families_are_announced_once_and_named_as_they_should() {
+    assert_valid(&of_master(a_master()));
+    assert_valid(&of_agent(an_agent()));
+    assert_eq!(mesos_names::<Master>().len(), Master::CATALOGUE.metrics.len());
+    assert_eq!(mesos_names::<Agent>().len(), Agent::CATALOGUE.metrics.len());
+}
+
+#[test]
+fn only_reading_is_allowed() {
+    assert!(route_master(&request("HEAD", "/overlay-master/metrics/")).is_ok());
+    let refused = route_master(&request("POST", "/overlay-master/metrics")).unwrap_err();
+    assert_eq!(refused.status(), 405);
+    let refused = route_agent(&request("POST", "/overlay-agent/metrics")).unwrap_err();
+    assert_eq!(refused.status(), 405);
+}
