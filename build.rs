@@ -13,6 +13,10 @@ use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
+#[cfg(feature = "mesos")]
+#[path = "cpp-shim/build.rs"]
+mod shim;
+
 const PROTOS: [&str; 3] = ["overlay.proto", "messages.proto", "record.proto"];
 
 type Error = Box<dyn std::error::Error>;
@@ -28,6 +32,8 @@ fn main() -> Result<(), Error> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     prost_build::Config::new().include_file("protobuf.rs").compile_fds(descriptors)?;
     fs::write(out.join("messages.rs"), code)?;
+    #[cfg(feature = "mesos")]
+    shim::build(&out)?;
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 //! container networks, and everything around them. This page is the map.
 //!
 //! ```text
-//!                    cli: one file for each subcommand
-//!                                   │ starts
+//!      cli: one file for each subcommand      module: the guest of a Mesos process
+//!                                   │ start
 //!                                   ▼
 //!            runtime: feeds the machines, does what they want done
 //!            │ events                                   │ commands
@@ -21,7 +21,8 @@
 //!
 //! Pure rooms use pure rooms only, so that all that is decided is decided by functions of their
 //! arguments: a test, a simulator, this program or a Mesos process can run the same machines.
-//! Adapters use pure rooms and never each other; `runtime` uses all of them; nobody uses `cli`.
+//! Adapters use pure rooms and never each other; `runtime` uses all of them; nobody uses `cli`
+//! or `module`.
 //! `tests/tidy.rs` checks it. One thing crosses the line: the master speaks of its state in the
 //! words of the store, which are plain data.
 //!
@@ -59,6 +60,7 @@
 //! - [`docker`]: the network of the DockerContainerizer, made and compared through `docker`
 //! - [`runtime`]: the loop, the queue of events, and what is held back until it is stored
 //! - [`cli`]: the program's face
+//! - [`module`]: the two Mesos modules; their C++ half is `cpp-shim/`
 
 pub mod addr;
 pub mod agent;
@@ -73,6 +75,7 @@ pub mod ipam;
 pub mod machine;
 pub mod master;
 pub mod metrics;
+pub mod module;
 pub mod protocol;
 pub mod runtime;
 pub mod store;

@@ -17,6 +17,7 @@ mod metrics;
 mod networks;
 mod running;
 mod store_thread;
+mod supervisor;
 
 use std::net::SocketAddrV4;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,6 +29,7 @@ pub use agent::{AgentHost, AgentOptions};
 pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions};
 pub use metrics::Metrics;
+pub use supervisor::{Host, supervise};
 
 use crate::addr::Upid;
 use crate::clock::Now;
@@ -105,6 +107,8 @@ async fn drive<M: Hosted>(
                 for input in batch.drain(..) {
                     let event = inputs.event(input);
                     log::trace!("{}: {event}", M::PROCESS);
+                    #[cfg(feature = "faults")]
+                    assert!(!event.to_string().contains("overlay-test-panic-in-machine"), "asked to");
                     executor.before(&event);
                     machine.handle(clock.now(), event);
                 }

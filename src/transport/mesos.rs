@@ -4,13 +4,15 @@
 //! libprocess calls from its own few threads, which all of Mesos shares. So [`Gateway`] never
 //! waits: what comes in goes into one bounded queue, in order, from which a task of ours feeds the
 //! host. When the queue is full, messages are lost, as libprocess allows, and requests are told to
-//! come again. The gateway outlives its host: a host that is started again opens a new queue.
+//! come again. The gateway outlives its host: what waits while a host is started again is for the
+//! new one.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -27,6 +29,9 @@ const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 const BODY_LIMIT: usize = 4 * 1024 * 1024;
 /// Requests that are being answered at a time.
 const REQUESTS: usize = 1024;
+
+/// Who sent what has no usable sender.
+const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
 
 /// What the Mesos process does for a part of us that lives in it. Nothing here may wait.
 pub trait Process: Send + Sync + 'static {
@@ -46,17 +51,17 @@ pub trait Responder: Send + 'static {
 /// Where the Mesos process brings what comes in.
 pub struct Gateway {
     process: RwLock<Option<Arc<dyn Process>>>,
-    route: Mutex<Option<Route>>,
+    queue: mpsc::Sender<Item>,
+    /// The other end of the queue, while no host reads it.
+    parked: Mutex<Option<mpsc::Receiver<Item>>>,
+    /// Counts what was refused, once there was a host.
+    refuse: Mutex<Option<Refuse>>,
+    is_closed: AtomicBool,
     room: Arc<Semaphore>,
     requests: Arc<Semaphore>,
 }
 
-/// The way to the host that is running now.
-#[derive(Clone)]
-struct Route {
-    queue: mpsc::Sender<Item>,
-    refuse: Arc<dyn Fn(SocketAddr, &Refusal) + Send + Sync>,
-}
+type Refuse = Arc<dyn Fn(SocketAddr, &Refusal) + Send + Sync>;
 
 enum Item {
     /// The permit gives the room of the body back.
@@ -67,20 +72,21 @@ enum Item {
 
 impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway")
-            .field("is_attached", &self.process.read().is_some())
-            .field("is_open", &self.route.lock().is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("Gateway").field("is_closed", &self.is_closed).finish_non_exhaustive()
     }
 }
 
 impl Gateway {
-    /// A gateway without process and host: what comes in is lost, and nothing can go out.
+    /// A gateway without process and host: what comes in waits for a host, nothing goes out.
     #[must_use]
     pub fn new() -> Arc<Self> {
+        let (queue, items) = mpsc::channel(QUEUE_ITEMS);
         Arc::new(Self {
             process: RwLock::new(None),
-            route: Mutex::new(None),
+            queue,
+            parked: Mutex::new(Some(items)),
+            refuse: Mutex::new(None),
+            is_closed: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             requests: Arc::new(Semaphore::new(REQUESTS)),
         })
@@ -91,17 +97,16 @@ impl Gateway {
         *self.process.write() = Some(process);
     }
 
-    /// When this returns, no call into the Mesos process is under way any more, and none will come.
-    pub fn detach(&self) {
-        *self.route.lock() = None;
-        *self.process.write() = None;
+    /// Takes nothing any more, and lets whoever waits for an answer go without. To be called when
+    /// there is no host any more.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        *self.parked.lock() = None;
     }
 
-    /// Calls the Mesos process, unless it is gone.
-    pub fn with_process(&self, call: impl FnOnce(&dyn Process)) {
-        if let Some(process) = self.process.read().as_deref() {
-            call(process);
-        }
+    /// When this returns, no call into the Mesos process is under way any more, and none will come.
+    pub fn detach(&self) {
+        *self.process.write() = None;
     }
 
     /// The transport of one host, of which this process is told to others as `address`.
@@ -112,72 +117,60 @@ impl Gateway {
 
     /// Takes a message of `from`, as libprocess writes a sender, to the process `to`.
     pub fn deliver(&self, from: &str, to: &str, name: &str, body: &[u8]) {
-        let Some(route) = self.route() else { return };
-        let peer = from.parse().map(|from: Upid| from.address);
-        let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let peer_address = peer.as_ref().map_or(nobody, |&address| address.into());
-        let refuse = |refusal| (route.refuse)(peer_address, &refusal);
-        let from = match from.parse() {
-            Ok(from) => from,
-            Err(error) => return refuse(Refusal::Sender(error)),
+        let (peer, message) = match from.parse::<Upid>() {
+            Ok(from) => (from.address.into(), self.message(from, to, name, body)),
+            Err(error) => (NOBODY, Err(Refusal::Sender(error))),
         };
-        let room = match self.room_for(body) {
-            Ok(room) => room,
-            Err(refusal) => return refuse(refusal),
-        };
-        let message = Incoming {
-            from,
-            to: to.to_owned(),
-            name: name.to_owned(),
-            body: Bytes::copy_from_slice(body),
-        };
-        if route.queue.try_send(Item::Message(message, room)).is_err() {
-            refuse(Refusal::Busy);
+        if let Err(refusal) = message.and_then(|message| self.put(message)) {
+            self.refused(peer, &refusal);
         }
     }
 
-    /// Takes a request. `peer` is whom to name if it is refused.
-    pub fn request(
-        &self,
-        request: Request<Bytes>,
-        peer: SocketAddr,
-        responder: Box<dyn Responder>,
-    ) {
-        let Some(route) = self.route() else {
-            return responder.respond(refusal_response(&Refusal::Busy));
-        };
+    fn message(&self, from: Upid, to: &str, name: &str, body: &[u8]) -> Result<Item, Refusal> {
+        let room = self.room_for(body)?;
+        let (to, name) = (to.to_owned(), name.to_owned());
+        Ok(Item::Message(Incoming { from, to, name, body: Bytes::copy_from_slice(body) }, room))
+    }
+
+    /// Takes a request of the client `peer`.
+    pub fn request(&self, request: Request<Bytes>, peer: &str, responder: Box<dyn Responder>) {
         let permits = self.room_for(request.body()).and_then(|room| {
             let slot = Arc::clone(&self.requests).try_acquire_owned();
             slot.map(|slot| [room, slot]).map_err(|_| Refusal::Busy)
         });
         let refusal = match permits {
-            Ok(permits) => {
-                let sent = route.queue.try_send(Item::Request(request, responder, permits));
-                // The responder is within the error, and answers for itself.
-                if sent.is_ok() {
-                    return;
-                }
-                Refusal::Busy
-            }
+            Ok(permits) => match self.put(Item::Request(request, responder, permits)) {
+                Ok(()) => return,
+                // The responder is gone with the item, and has answered for itself.
+                Err(refusal) => refusal,
+            },
             Err(refusal) => {
                 responder.respond(refusal_response(&refusal));
                 refusal
             }
         };
-        (route.refuse)(peer, &refusal);
+        self.refused(peer.parse().unwrap_or(NOBODY), &refusal);
     }
 
     /// The program at `peer` is gone, or its connection is.
     pub fn exited(&self, peer: SocketAddrV4) {
-        if let Some(route) = self.route()
-            && route.queue.try_send(Item::Exited(peer)).is_err()
-        {
-            (route.refuse)(peer.into(), &Refusal::Busy);
+        if let Err(refusal) = self.put(Item::Exited(peer)) {
+            self.refused(peer.into(), &refusal);
         }
     }
 
-    fn route(&self) -> Option<Route> {
-        self.route.lock().clone()
+    fn put(&self, item: Item) -> Result<(), Refusal> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Refusal::Busy);
+        }
+        self.queue.try_send(item).map_err(|_| Refusal::Busy)
+    }
+
+    fn refused(&self, peer: SocketAddr, refusal: &Refusal) {
+        let refuse = self.refuse.lock().clone();
+        if let Some(refuse) = refuse {
+            refuse(peer, refusal);
+        }
     }
 
     fn room_for(&self, body: &[u8]) -> Result<OwnedSemaphorePermit, Refusal> {
@@ -191,12 +184,8 @@ impl Gateway {
 }
 
 fn refusal_response(refusal: &Refusal) -> Response<Bytes> {
-    let status = match refusal {
-        Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
-        other => other.status(),
-    };
     let mut response = Response::new(Bytes::from(format!("{refusal}\n")));
-    *response.status_mut() = status;
+    *response.status_mut() = refusal.status();
     response
 }
 
@@ -216,45 +205,214 @@ impl Transport for Mesos {
         self,
         handler: Arc<H>,
     ) -> (Box<dyn Sender>, impl Future<Output = ()> + Send + 'static) {
-        let (queue, items) = mpsc::channel(QUEUE_ITEMS);
         let refusing = Arc::clone(&handler);
-        let route =
-            Route { queue, refuse: Arc::new(move |peer, refusal| refusing.refused(peer, refusal)) };
-        *self.gateway.route.lock() = Some(route);
-        (Box::new(Outgoing(Arc::clone(&self.gateway))), feed(handler, items))
+        *self.gateway.refuse.lock() =
+            Some(Arc::new(move |peer, refusal| refusing.refused(peer, refusal)));
+        let items = self.gateway.parked.lock().take();
+        let feed = Feed { items, gateway: self.gateway };
+        (Box::new(Outgoing(Arc::clone(&feed.gateway))), feed.run(handler))
     }
 }
 
-/// Brings what waits to the host, in order. An answer may take longer than what comes after it.
-async fn feed<H: Handler>(handler: Arc<H>, mut items: mpsc::Receiver<Item>) {
-    let mut answers = JoinSet::new();
-    while let Some(item) = items.recv().await {
-        while answers.try_join_next().is_some() {}
-        match item {
-            Item::Message(message, room) => {
-                handler.deliver(message).await;
-                drop(room);
+/// Brings what waits to a host. When it ends, what still waits is for the next host.
+struct Feed {
+    gateway: Arc<Gateway>,
+    items: Option<mpsc::Receiver<Item>>,
+}
+
+impl Feed {
+    /// In order; but an answer may take longer than what comes after it.
+    async fn run<H: Handler>(mut self, handler: Arc<H>) {
+        let mut answers = JoinSet::new();
+        let Some(items) = &mut self.items else { return };
+        while let Some(item) = items.recv().await {
+            while answers.try_join_next().is_some() {}
+            match item {
+                Item::Message(message, room) => {
+                    handler.deliver(message).await;
+                    drop(room);
+                }
+                Item::Exited(peer) => handler.exited(peer).await,
+                Item::Request(request, responder, permits) => {
+                    let handler = Arc::clone(&handler);
+                    answers.spawn(async move {
+                        responder.respond(handler.respond(request).await);
+                        drop(permits);
+                    });
+                }
             }
-            Item::Exited(peer) => handler.exited(peer).await,
-            Item::Request(request, responder, permits) => {
-                let handler = Arc::clone(&handler);
-                answers.spawn(async move {
-                    responder.respond(handler.respond(request).await);
-                    drop(permits);
-                });
-            }
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if !self.gateway.is_closed.load(Ordering::Acquire) {
+            *self.gateway.parked.lock() = self.items.take();
         }
     }
 }
 
 struct Outgoing(Arc<Gateway>);
 
+impl Outgoing {
+    fn with_process(&self, call: impl FnOnce(&dyn Process)) {
+        if let Some(process) = self.0.process.read().as_deref() {
+            call(process);
+        }
+    }
+}
+
 impl Sender for Outgoing {
     fn send(&self, _: &Upid, to: &Upid, name: &'static str, body: &Bytes) {
-        self.0.with_process(|process| process.send(to, name, body));
+        self.with_process(|process| process.send(to, name, body));
     }
 
     fn link(&self, to: &Upid) {
-        self.0.with_process(|process| process.link(to));
+        self.with_process(|process| process.link(to));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::transport::tests::{Host, Told};
+
+    const FROM: &str = "overlay-agent@10.0.0.7:5051";
+
+    fn own() -> SocketAddrV4 {
+        "10.0.0.1:5050".parse().unwrap()
+    }
+
+    /// Notes what it is asked to do.
+    #[derive(Default)]
+    struct Sent(Mutex<Vec<String>>);
+
+    impl Process for Sent {
+        fn send(&self, to: &Upid, name: &'static str, body: &[u8]) {
+            self.0.lock().push(format!("{name} to {to}: {body:?}"));
+        }
+
+        fn link(&self, to: &Upid) {
+            self.0.lock().push(format!("link to {to}"));
+        }
+    }
+
+    /// Notes the answer.
+    struct Waiting(std::sync::mpsc::Sender<(StatusCode, Bytes)>);
+
+    impl Responder for Waiting {
+        fn respond(self: Box<Self>, response: Response<Bytes>) {
+            self.0.send((response.status(), response.into_body())).unwrap();
+        }
+    }
+
+    fn ask(
+        gateway: &Gateway,
+        body: &'static [u8],
+    ) -> std::sync::mpsc::Receiver<(StatusCode, Bytes)> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut request = Request::new(Bytes::from_static(body));
+        *request.uri_mut() = "/overlay-master/state".parse().unwrap();
+        gateway.request(request, "10.0.0.2:40000", Box::new(Waiting(sender)));
+        receiver
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_reaches_the_host_in_order() {
+        let gateway = Gateway::new();
+        let (host, mut told) = Host::new();
+        let (_sender, feed) = gateway.transport(own()).open(host);
+        let feed = tokio::spawn(feed);
+        gateway.deliver(FROM, "overlay-master", "First", b"1");
+        gateway.exited("10.0.0.9:5051".parse().unwrap());
+        gateway.deliver(FROM, "overlay-master", "Second", b"");
+        let message = |name: &str, body: &'static [u8]| {
+            Told::Message(Incoming {
+                from: FROM.parse().unwrap(),
+                to: "overlay-master".to_owned(),
+                name: name.to_owned(),
+                body: Bytes::from_static(body),
+            })
+        };
+        assert_eq!(told.recv().await, Some(message("First", b"1")));
+        assert_eq!(told.recv().await, Some(Told::Exited("10.0.0.9:5051".parse().unwrap())));
+        assert_eq!(told.recv().await, Some(message("Second", b"")));
+        let answer = ask(&gateway, b"");
+        assert!(matches!(told.recv().await, Some(Told::Request(..))));
+        let answer = tokio::task::spawn_blocking(move || answer.recv().unwrap()).await.unwrap();
+        assert_eq!(answer, (StatusCode::OK, Bytes::from_static(b"GET /overlay-master/state")));
+        feed.abort();
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_loses_messages_and_refuses_requests_at_once() {
+        let gateway = Gateway::new();
+        let (host, _told) = Host::new();
+        let refused = Arc::clone(&host);
+        // Nobody polls the feed.
+        let (_sender, _feed) = gateway.transport(own()).open(host);
+        let body = vec![0; BODY_LIMIT];
+        let room = QUEUE_BYTES / BODY_LIMIT;
+        for _ in 0..room {
+            gateway.deliver(FROM, "overlay-master", "Big", &body);
+        }
+        assert!(refused.refused.lock().is_empty());
+        gateway.deliver(FROM, "overlay-master", "Big", &body);
+        gateway.deliver(FROM, "overlay-master", "Small", b"");
+        let busy = StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(ask(&gateway, b"x").try_recv().unwrap().0, busy);
+        assert_eq!(*refused.refused.lock(), [Refusal::Busy, Refusal::Busy, Refusal::Busy]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_is_refused() {
+        let gateway = Gateway::new();
+        let (host, _told) = Host::new();
+        let refused = Arc::clone(&host);
+        let (_sender, _feed) = gateway.transport(own()).open(host);
+        gateway.deliver("(1)@[::1]:5051", "overlay-master", "Six", b"");
+        gateway.deliver(FROM, "overlay-master", "Big", &vec![0; BODY_LIMIT + 1]);
+        let texts: Vec<_> = refused.refused.lock().iter().map(ToString::to_string).collect();
+        let sender = "unusable sender: '(1)@[::1]:5051' is no process address: expected id@ip:port";
+        assert_eq!(texts, [sender.to_owned(), format!("the body exceeds {BODY_LIMIT} bytes")]);
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_for_the_next_host() {
+        let gateway = Gateway::new();
+        gateway.deliver(FROM, "overlay-master", "Early", b"");
+        drop(gateway.transport(own()).open(Host::new().0));
+        let answer = ask(&gateway, b"");
+        let (host, mut told) = Host::new();
+        let (_sender, feed) = gateway.transport(own()).open(host);
+        let feed = tokio::spawn(feed);
+        assert!(matches!(told.recv().await, Some(Told::Message(it)) if it.name == "Early"));
+        assert!(matches!(told.recv().await, Some(Told::Request(..))));
+        feed.abort();
+        assert!(feed.await.is_err());
+        drop(answer);
+        let answer = ask(&gateway, b"");
+        gateway.close();
+        assert!(answer.recv().is_err(), "the responder was dropped");
+        assert!(ask(&gateway, b"").recv().is_err(), "nothing is taken any more");
+    }
+
+    #[tokio::test]
+    async fn nothing_goes_out_once_the_process_is_gone() {
+        let gateway = Gateway::new();
+        let sent = Arc::new(Sent::default());
+        gateway.attach(Arc::clone(&sent) as _);
+        let (sender, _feed) = gateway.transport(own()).open(Host::new().0);
+        let (from, to) = (Upid::master(own()), FROM.parse().unwrap());
+        sender.link(&to);
+        sender.send(&from, &to, "Name", &Bytes::from_static(b"ab"));
+        gateway.detach();
+        sender.send(&from, &to, "Name", &Bytes::new());
+        let expected = [format!("link to {FROM}"), format!("Name to {FROM}: [97, 98]")];
+        assert_eq!(*sent.0.lock(), expected);
+        assert_eq!(Arc::strong_count(&sent), 1, "it is let go");
     }
 }

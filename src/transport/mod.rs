@@ -143,3 +143,6 @@ impl Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

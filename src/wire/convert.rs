@@ -52,6 +52,14 @@ impl ConvertError {
     }
 }
 
+/// The names of all messages that [`decode_message`] knows.
+pub const MESSAGE_NAMES: [&str; 4] = [
+    internal::RegisterAgentMessage::NAME,
+    internal::UpdateAgentOverlaysMessage::NAME,
+    internal::AgentRegisteredMessage::NAME,
+    internal::AgentRegisteredAcknowledgement::NAME,
+];
+
 /// The name under which libprocess sends `message`, and its bytes.
 #[must_use]
 pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {

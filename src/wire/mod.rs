@@ -7,8 +7,8 @@ mod message;
 mod record;
 
 pub use convert::{
-    ConvertError, decode_agent, decode_message, decode_state, encode_agent, encode_message,
-    encode_state,
+    ConvertError, MESSAGE_NAMES, decode_agent, decode_message, decode_state, encode_agent,
+    encode_message, encode_state,
 };
 pub use json::{JsonError, parse as parse_json, print as print_json};
 pub use message::{DecodeError, Message, Missing, decode};

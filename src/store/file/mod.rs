@@ -45,8 +45,11 @@ const AGENT_KEY: u8 = 1;
 #[derive(Debug)]
 pub struct FileStore {
     path: PathBuf,
-    /// `None` after an error, until the next load.
+    /// `None` before the first load of [`FileStore::at`], and after an error until the next load.
     database: Option<Database>,
+    /// The directory in which the first load makes what is missing. Later ones do not: a file that
+    /// vanished is an error, and no empty state.
+    to_make: Option<PathBuf>,
 }
 
 impl FileStore {
@@ -58,10 +61,25 @@ impl FileStore {
     /// When the directory or the file cannot be made, read or written, another process has the
     /// file, or it is no state of this program, is damaged, or was written by a later version.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let mut store = Self { path: dir.join(FILE_NAME), database: None };
-        store.create(dir).map_err(|error| store.failed("open", &error))?;
-        store.database = Some(store.open_database()?);
+        let mut store = Self::at(dir);
+        store.database = Some(store.make_and_open()?);
         Ok(store)
+    }
+
+    /// The same, but the first [`Store::load`] does it: until that succeeds the state is unknown,
+    /// and the caller goes on.
+    #[must_use]
+    pub fn at(dir: &Path) -> Self {
+        Self { path: dir.join(FILE_NAME), database: None, to_make: Some(dir.to_owned()) }
+    }
+
+    fn make_and_open(&mut self) -> Result<Database, StoreError> {
+        if let Some(dir) = &self.to_make {
+            self.create(dir).map_err(|error| self.failed("open", &error))?;
+        }
+        let database = self.open_database()?;
+        self.to_make = None;
+        Ok(database)
     }
 
     /// Makes the directory and an empty state, where they are missing.
@@ -174,7 +192,7 @@ impl Store for FileStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
-            None => self.open_database()?,
+            None => self.make_and_open()?,
         };
         let begun = begin_epoch(&database).map_err(|error| self.failed("load", &error))?;
         self.database = Some(database);

@@ -126,7 +126,7 @@ fn a_work_directory_that_is_a_file_is_refused() {
 
 #[test]
 fn an_error_of_the_file_system_comes_with_its_remedy() {
-    let store = FileStore { path: "/state/overlay-master.redb".into(), database: None };
+    let store = FileStore::at("/state".as_ref());
     let message = |errno: i32| {
         let error = io::Error::from_raw_os_error(errno);
         store.failed("commit", &redb::Error::Io(error)).to_string()

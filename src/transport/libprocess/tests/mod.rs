@@ -1,5 +1,5 @@
-//! A host that notes what it is told, and raw peers that speak the wire by hand. Everything runs on
-//! loopback, on ports that the system chooses.
+//! Raw peers that speak the wire by hand. Everything runs on loopback, on ports that the system
+//! chooses.
 
 mod browser;
 mod client;
@@ -11,70 +11,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{Server, ServerOptions};
-use crate::transport::{Handler, Incoming, Refusal};
+use crate::transport::Incoming;
+pub(super) use crate::transport::tests::{Host, Told};
 
 /// No test waits longer for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What the host was told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Told {
-    Message(Incoming),
-    Request(String, Bytes),
-    Exited(SocketAddrV4),
-}
-
-/// The processes `overlay-master`, `overlay-agent` and `slave(1) x` live here.
-pub(super) struct Host {
-    told: mpsc::UnboundedSender<Told>,
-    pub(super) refused: Mutex<Vec<Refusal>>,
-    /// Messages that the host still has room for.
-    pub(super) room: Semaphore,
-}
-
-impl Host {
-    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Told>) {
-        let (told, receiver) = mpsc::unbounded_channel();
-        let room = Semaphore::new(Semaphore::MAX_PERMITS / 2);
-        (Arc::new(Self { told, refused: Mutex::default(), room }), receiver)
-    }
-}
-
-impl Handler for Host {
-    fn has_process(&self, id: &str) -> bool {
-        ["overlay-master", "overlay-agent", "slave(1) x"].contains(&id)
-    }
-
-    async fn deliver(&self, message: Incoming) {
-        assert_ne!(message.name, "Panic", "asked for by a test");
-        self.room.acquire().await.unwrap().forget();
-        let _ = self.told.send(Told::Message(message));
-    }
-
-    async fn respond(&self, request: http::Request<Bytes>) -> http::Response<Bytes> {
-        let text = format!("{} {}", request.method(), request.uri());
-        assert!(!text.contains("panic"), "asked for by a test");
-        let _ = self.told.send(Told::Request(text.clone(), request.into_body()));
-        http::Response::new(text.into())
-    }
-
-    async fn exited(&self, peer: SocketAddrV4) {
-        let _ = self.told.send(Told::Exited(peer));
-    }
-
-    fn refused(&self, _: SocketAddr, refusal: &Refusal) {
-        self.refused.lock().push(refusal.clone());
-    }
-}
 
 /// A running server.
 pub(super) struct Running {

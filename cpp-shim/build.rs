@@ -1,0 +1,99 @@
+//! Builds the C++ half against the headers of a Mesos: a part of the build script, for the feature
+//! `mesos`. `configure` sets the variables; by hand, `MESOS_PREFIX` is enough where the rest can be
+//! guessed.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use crate::Error;
+
+const SOURCES: [&str; 2] = ["cpp-shim/create.cpp", "cpp-shim/process.cpp"];
+const HEADERS: [&str; 2] = ["cpp-shim/shim.hpp", "cpp-shim/process.hpp"];
+const BRIDGE: &str = "src/module/bridge.rs";
+/// What `configure` finds for most; older releases need less, and none needs more.
+const STANDARD: &str = "-std=c++14";
+
+/// Where Mesos is and how it was built.
+struct Mesos {
+    prefix: PathBuf,
+    includes: Vec<PathBuf>,
+    flags: Vec<String>,
+}
+
+pub(crate) fn build(out: &Path) -> Result<(), Error> {
+    for variable in ["MESOS_PREFIX", "PROTOBUF_PREFIX", "MESOS_CXXFLAGS"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    for file in SOURCES.iter().chain(&HEADERS).chain([&BRIDGE, &"cpp-shim/build.rs"]) {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let mesos = Mesos::find()?;
+    mesos.write_manifest(out)?;
+    mesos.compile();
+    // The library itself is not linked with libmesos: it binds to the one that loads it, whose
+    // version Mesos then compares. With the name of another one in it the loader would bring that
+    // one in as well, and both would end in protobuf.
+    for kind in ["bins", "tests", "benches"] {
+        println!("cargo:rustc-link-arg-{kind}=-L{}", mesos.prefix.join("lib").display());
+        println!("cargo:rustc-link-arg-{kind}=-Wl,--as-needed,-lmesos");
+    }
+    // Mesos never unloads a module; whoever does must not pull our threads' code away.
+    println!("cargo:rustc-link-arg=-Wl,-z,nodelete");
+    Ok(())
+}
+
+impl Mesos {
+    fn find() -> Result<Self, Error> {
+        let prefix = env::var_os("MESOS_PREFIX").map(PathBuf::from).ok_or(
+            "the feature 'mesos' needs the headers of Mesos: set MESOS_PREFIX to where it is \
+             installed, or build with ./configure and make",
+        )?;
+        let version = prefix.join("include/mesos/version.hpp");
+        if !version.exists() {
+            return Err(format!(
+                "there is no {}: set MESOS_PREFIX to where Mesos is installed",
+                version.display()
+            )
+            .into());
+        }
+        let protobuf = env::var_os("PROTOBUF_PREFIX").filter(|path| !path.is_empty());
+        let protobuf = protobuf.map(|prefix| PathBuf::from(prefix).join("include"));
+        let mut includes: Vec<PathBuf> = protobuf.into_iter().collect();
+        includes.push(prefix.join("include"));
+        // The bundled boost, glog and protobuf of this Mesos.
+        let bundled = prefix.join("lib/mesos/3rdparty/include");
+        includes.extend(bundled.exists().then_some(bundled));
+        let flags = env::var("MESOS_CXXFLAGS").unwrap_or_else(|_| STANDARD.to_owned());
+        let flags = flags.split_whitespace().map(str::to_owned).collect();
+        Ok(Self { prefix, includes, flags })
+    }
+
+    fn compile(&self) {
+        let mut build = cxx_build::bridge(BRIDGE);
+        build.files(SOURCES).warnings(false).flag_if_supported("-fvisibility=hidden");
+        for include in &self.includes {
+            // Not -isystem: the prefix may be /usr, whose order must stay.
+            build.include(include);
+        }
+        for flag in &self.flags {
+            build.flag(flag);
+        }
+        build.compile("mesos_overlay_shim");
+    }
+
+    /// The record that a module is, and the versions, as these headers have them.
+    fn write_manifest(&self, out: &Path) -> Result<(), Error> {
+        let header = "#include <mesos/module.hpp>\n#include <mesos/version.hpp>\n";
+        let bindings = bindgen::Builder::default()
+            .header_contents("manifest.hpp", header)
+            .clang_args(["-x", "c++"])
+            .clang_args(&self.flags)
+            .clang_args(self.includes.iter().map(|path| format!("-I{}", path.display())))
+            .allowlist_type("mesos::modules::ModuleBase")
+            .allowlist_var("MESOS_VERSION|MESOS_MODULE_API_VERSION")
+            .allowlist_recursively(false)
+            .generate()?;
+        fs::write(out.join("manifest.rs"), bindings.to_string())?;
+        Ok(())
+    }
+}

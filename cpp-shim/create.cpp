@@ -1,0 +1,105 @@
+// What Mesos calls to make a module, and the proof that the records in src/module/manifest.rs are
+// what it reads.
+
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <glog/logging.h>
+
+#include <mesos/mesos.hpp>
+#include <mesos/module.hpp>
+
+#include <mesos/module/anonymous.hpp>
+
+#include <process/process.hpp>
+
+#include <stout/option.hpp>
+#include <stout/try.hpp>
+
+#include "process.hpp"
+
+using mesos::Parameters;
+
+using mesos::master::detector::MasterDetector;
+
+using mesos::modules::Anonymous;
+using mesos::modules::Module;
+using mesos::modules::ModuleBase;
+
+// Rust writes these records by hand, field by field (mesos/module.hpp).
+static_assert(sizeof(ModuleBase) == 7 * sizeof(void*), "ModuleBase is not seven pointers");
+static_assert(offsetof(ModuleBase, moduleApiVersion) == 0, "ModuleBase has another order");
+static_assert(offsetof(ModuleBase, mesosVersion) == sizeof(void*), "ModuleBase has another order");
+static_assert(offsetof(ModuleBase, kind) == 2 * sizeof(void*), "ModuleBase has another order");
+static_assert(offsetof(ModuleBase, authorName) == 3 * sizeof(void*), "ModuleBase: another order");
+static_assert(offsetof(ModuleBase, authorEmail) == 4 * sizeof(void*), "ModuleBase: another order");
+static_assert(offsetof(ModuleBase, description) == 5 * sizeof(void*), "ModuleBase: another order");
+static_assert(offsetof(ModuleBase, compatible) == 6 * sizeof(void*), "ModuleBase: another order");
+static_assert(sizeof(Module<Anonymous>) == 8 * sizeof(void*), "Module is not eight pointers");
+static_assert(alignof(Module<Anonymous>) == alignof(void*), "Module is aligned otherwise");
+
+namespace mesos_overlay {
+
+namespace {
+
+// What Mesos holds of us. It never deletes it, and asks nothing of it.
+class Handle : public Anonymous {};
+
+// The module, or null with the reason in the log: the only way to fail that Mesos has.
+Anonymous* create(Kind kind, const Parameters& parameters) noexcept
+{
+  try {
+    rust::Vec<Parameter> list;
+    for (int i = 0; i < parameters.parameter_size(); i++) {
+      const mesos::Parameter& parameter = parameters.parameter(i);
+      list.push_back(Parameter{
+          rust::String::lossy(parameter.key()), rust::String::lossy(parameter.value())});
+    }
+    rust::Box<Part> part = create_part(kind, std::move(list));
+
+    std::unique_ptr<MasterDetector> detector;
+    const std::string election(part->election());
+    if (!election.empty()) {
+      Try<MasterDetector*> created = MasterDetector::create(election);
+      if (created.isError()) {
+        LOG(ERROR) << "overlay: follow the election of the master: " << created.error();
+        return nullptr;
+      }
+      detector.reset(created.get());
+    }
+
+    PartProcess* process = new PartProcess(std::move(part), std::move(detector));
+    const process::UPID pid = process::spawn(process);
+    if (!pid) {
+      LOG(ERROR) << "overlay: a process of this name runs already: is another copy of this"
+                 << " library, or the C++ module, loaded too?";
+      delete process;
+      return nullptr;
+    }
+    return new Handle();
+  } catch (const std::exception& e) {
+    LOG(ERROR) << "overlay: " << e.what();
+  } catch (...) {
+    LOG(ERROR) << "overlay: create the module: an unknown exception";
+  }
+  return nullptr;
+}
+
+} // namespace {
+
+} // namespace mesos_overlay {
+
+// The function pointers of the records.
+
+extern "C" Anonymous* mesos_overlay_create_master(const Parameters& parameters) noexcept
+{
+  return mesos_overlay::create(mesos_overlay::Kind::Master, parameters);
+}
+
+extern "C" Anonymous* mesos_overlay_create_agent(const Parameters& parameters) noexcept
+{
+  return mesos_overlay::create(mesos_overlay::Kind::Agent, parameters);
+}

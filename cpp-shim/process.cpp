@@ -1,0 +1,274 @@
+#include "process.hpp"
+
+#include <exception>
+#include <utility>
+
+#include <glog/logging.h>
+
+#include <mesos/version.hpp>
+
+#include <process/defer.hpp>
+#include <process/delay.hpp>
+#include <process/dispatch.hpp>
+#include <process/metrics/metrics.hpp>
+
+// Mesos 1.6 gave the gauge that is asked for its value another name.
+#if MESOS_MAJOR_VERSION_NUM == 1 && MESOS_MINOR_VERSION_NUM < 6
+#include <process/metrics/gauge.hpp>
+namespace mesos_overlay { using Gauge = process::metrics::Gauge; }
+#else
+#include <process/metrics/pull_gauge.hpp>
+namespace mesos_overlay { using Gauge = process::metrics::PullGauge; }
+#endif
+
+#include <stout/duration.hpp>
+#include <stout/ip.hpp>
+#include <stout/stringify.hpp>
+
+using process::Future;
+using process::Promise;
+using process::UPID;
+
+using process::http::Request;
+using process::http::Response;
+
+using process::http::authentication::Principal;
+
+namespace mesos_overlay {
+
+namespace {
+
+// How long a detector that failed is left alone.
+const Duration DETECTION_PAUSE = Seconds(5);
+
+// Does `work`, which libprocess or Rust wants done. An exception that left it would end the Mesos
+// process.
+template <typename F>
+void guarded(const char* what, F&& work) noexcept
+{
+  try {
+    work();
+  } catch (const std::exception& e) {
+    LOG(ERROR) << "overlay: " << what << ": " << e.what();
+  } catch (...) {
+    LOG(ERROR) << "overlay: " << what << ": an unknown exception";
+  }
+}
+
+Field field(const std::string& name, const std::string& value)
+{
+  // What comes from the network need not be UTF-8, which Rust's strings are.
+  return Field{rust::String::lossy(name), rust::String::lossy(value)};
+}
+
+rust::Slice<const uint8_t> bytes(const std::string& text)
+{
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+UPID upid(rust::Str id, uint32_t ip, uint16_t port)
+{
+  return UPID(std::string(id), net::IP(ip), port);
+}
+
+} // namespace {
+
+// --- Responder -----------------------------------------------------------------------------------
+
+Responder::Responder(std::shared_ptr<Promise<Response>> promise) : promise(std::move(promise)) {}
+
+Responder::~Responder()
+{
+  if (promise != nullptr) {
+    guarded("answer a request", [this]() { respond(unanswered()); });
+  }
+}
+
+void Responder::respond(const Answer& answer)
+{
+  const std::string body(reinterpret_cast<const char*>(answer.body.data()), answer.body.size());
+  Response response(body, answer.status, std::string(answer.content_type));
+  for (const Field& header : answer.headers) {
+    response.headers[std::string(header.name)] = std::string(header.value);
+  }
+  std::shared_ptr<Promise<Response>> waiting = std::move(promise);
+  promise = nullptr;
+  waiting->set(response);
+}
+
+// --- Sender --------------------------------------------------------------------------------------
+
+void Sender::send(
+    rust::Str id,
+    uint32_t ip,
+    uint16_t port,
+    rust::Str name,
+    rust::Slice<const uint8_t> body) const
+{
+  // libprocess before 1.5 wants functions that can be copied, so nothing is moved into one.
+  PartProcess* target = process;
+  const UPID to = upid(id, ip, port);
+  const std::string message(name);
+  const std::string content(reinterpret_cast<const char*>(body.data()), body.size());
+  process::dispatch(target->self(), [target, to, message, content]() {
+    target->transmit(to, message, content);
+  });
+}
+
+void Sender::link(rust::Str id, uint32_t ip, uint16_t port) const
+{
+  PartProcess* target = process;
+  const UPID to = upid(id, ip, port);
+  process::dispatch(target->self(), [target, to]() { target->connect(to); });
+}
+
+// --- PartProcess ---------------------------------------------------------------------------------
+
+PartProcess::PartProcess(
+    rust::Box<Part> _part,
+    std::unique_ptr<mesos::master::detector::MasterDetector> _detector)
+  : ProcessBase(std::string(_part->process())),
+    part(std::move(_part)),
+    detector(std::move(_detector)) {}
+
+void PartProcess::transmit(const UPID& to, const std::string& name, const std::string& body)
+{
+  guarded("send a message", [&]() { send(to, name, body.data(), body.size()); });
+}
+
+void PartProcess::connect(const UPID& to)
+{
+  guarded("link", [&]() { link(to); });
+}
+
+void PartProcess::initialize()
+{
+  guarded("start", [this]() {
+    takeMessages();
+    takeRequests();
+    addMetrics();
+    if (detector != nullptr) {
+      detect(None());
+    }
+    const process::network::inet::Address address = self().address;
+    Try<struct in_addr> ip = address.ip.in();
+    if (ip.isError()) {
+      LOG(ERROR) << "overlay: Mesos must be reached over IPv4: " << ip.error();
+      return;
+    }
+    part->start(std::make_unique<Sender>(this), ntohl(ip->s_addr), address.port);
+  });
+}
+
+void PartProcess::takeMessages()
+{
+  for (const rust::String& message : part->messages()) {
+    const std::string name(message);
+    install(name, [this, name](const UPID& from, const std::string& body) {
+      guarded("take a message", [&]() {
+        const rust::String sender = rust::String::lossy(stringify(from));
+        part->message(sender, name, bytes(body));
+      });
+    });
+  }
+}
+
+void PartProcess::takeRequests()
+{
+  for (const Route& path : part->routes()) {
+    route(
+        std::string(path.path),
+        std::string(path.realm),
+        std::string(path.help),
+        AuthenticatedHttpRequestHandler(
+            [this](const Request& request, const Option<Principal>&) {
+              return answer(request);
+            }));
+  }
+}
+
+Future<Response> PartProcess::answer(const Request& request)
+{
+  auto promise = std::make_shared<Promise<Response>>();
+  const Future<Response> future = promise->future();
+  std::unique_ptr<Responder> responder(new Responder(promise));
+  guarded("take a request", [&]() {
+    Question question;
+    question.method = rust::String::lossy(request.method);
+    question.path = rust::String::lossy(request.url.path);
+    for (const auto& pair : request.url.query) {
+      question.query.push_back(field(pair.first, pair.second));
+    }
+    for (const auto& pair : request.headers) {
+      question.headers.push_back(field(pair.first, pair.second));
+    }
+    if (request.client.isSome()) {
+      question.client = rust::String::lossy(stringify(request.client.get()));
+    }
+    part->request(std::move(question), bytes(request.body), std::move(responder));
+  });
+  return future;
+}
+
+void PartProcess::addMetrics()
+{
+  const rust::Vec<rust::String> names = part->metrics();
+  for (size_t i = 0; i < names.size(); i++) {
+    // A name that is taken, as by another copy of this library, keeps its first owner.
+    process::metrics::add(
+        Gauge(std::string(names[i]), [this, i]() -> Future<double> { return part->metric(i); }));
+  }
+}
+
+void PartProcess::detect(const Option<mesos::MasterInfo>& previous)
+{
+  guarded("detect the leading master", [&]() {
+    detector->detect(previous).onAny(process::defer(
+        self(), [this](const Future<Option<mesos::MasterInfo>>& leader) { detected(leader); }));
+  });
+}
+
+void PartProcess::detected(const Future<Option<mesos::MasterInfo>>& leader)
+{
+  guarded("detect the leading master", [&]() {
+    if (leader.isReady()) {
+      const bool known = leader->isSome() && leader->get().has_pid();
+      part->elected(known ? rust::String::lossy(leader->get().pid()) : rust::String());
+      detect(leader.get());
+      return;
+    }
+    LOG(ERROR) << "overlay: detect the leading master: "
+               << (leader.isFailed() ? leader.failure() : "discarded")
+               << ": trying again in " << DETECTION_PAUSE;
+    part->elected(rust::String());
+    process::delay(DETECTION_PAUSE, self(), &PartProcess::detect, Option<mesos::MasterInfo>());
+  });
+}
+
+void PartProcess::exited(const UPID& pid)
+{
+  guarded("end of a link", [&]() { part->exited(rust::String::lossy(stringify(pid))); });
+}
+
+void PartProcess::finalize()
+{
+  guarded("stop", [this]() { part->stop(); });
+}
+
+// --- The log -------------------------------------------------------------------------------------
+
+void write_log(int32_t severity, rust::Str file, uint32_t line, rust::Str text)
+{
+  guarded("write to the log", [&]() {
+    const std::string name(file);
+    google::LogMessage(name.c_str(), static_cast<int>(line), severity).stream()
+      << std::string(text);
+  });
+}
+
+int32_t log_verbosity()
+{
+  return FLAGS_v;
+}
+
+} // namespace mesos_overlay {

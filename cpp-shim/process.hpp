@@ -1,0 +1,54 @@
+// The libprocess process of a part.
+
+#ifndef MESOS_OVERLAY_PROCESS_HPP
+#define MESOS_OVERLAY_PROCESS_HPP
+
+#include <memory>
+#include <string>
+
+#include <mesos/mesos.hpp>
+
+#include <mesos/master/detector.hpp>
+
+#include <process/http.hpp>
+#include <process/pid.hpp>
+#include <process/process.hpp>
+
+#include <stout/option.hpp>
+
+#include "mesos-overlay/src/module/bridge.rs.h"
+
+namespace mesos_overlay {
+
+// Carries what libprocess brings to the part, and what the part wants to libprocess. It is never
+// deleted: metrics and threads refer to it until the Mesos process ends.
+class PartProcess : public process::Process<PartProcess>
+{
+public:
+  // `detector` may be null: then the part follows no election.
+  PartProcess(rust::Box<Part> part, std::unique_ptr<mesos::master::detector::MasterDetector> detector);
+
+  // What `Sender` does, in the process.
+  void transmit(const process::UPID& to, const std::string& name, const std::string& body);
+  void connect(const process::UPID& to);
+
+protected:
+  void initialize() override;
+  void finalize() override;
+  void exited(const process::UPID& pid) override;
+
+private:
+  void takeMessages();
+  void takeRequests();
+  void addMetrics();
+  void detect(const Option<mesos::MasterInfo>& previous);
+  void detected(const process::Future<Option<mesos::MasterInfo>>& leader);
+  process::Future<process::http::Response> answer(const process::http::Request& request);
+
+  const rust::Box<Part> part;
+  const std::unique_ptr<mesos::master::detector::MasterDetector> detector;
+};
+
+} // namespace mesos_overlay {
+
+#endif // MESOS_OVERLAY_PROCESS_HPP

@@ -1,0 +1,125 @@
+//! Requests and responses between libprocess, which has taken them apart, and our endpoints.
+
+use bytes::Bytes;
+use form_urlencoded::Serializer;
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+
+/// A request as libprocess gives it.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// `GET`, `POST`...
+    pub method: &'a str,
+    /// Path with the id of the process, without the query.
+    pub path: &'a str,
+    /// The query, decoded.
+    pub query: Vec<(String, String)>,
+    /// Names and values as they came.
+    pub headers: Vec<(String, String)>,
+    /// The whole body.
+    pub body: &'a [u8],
+}
+
+/// An answer for libprocess.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// `Content-Type`.
+    pub content_type: String,
+    /// All other headers.
+    pub headers: Vec<(String, String)>,
+    /// The body, compressed if a header says so.
+    pub body: Bytes,
+}
+
+/// Puts a request together again. A header that is none is left out: nothing of ours depends on
+/// such a one.
+pub(super) fn request(parts: Parts<'_>) -> Result<Request<Bytes>, http::Error> {
+    let mut target = parts.path.to_owned();
+    if !parts.query.is_empty() {
+        let query = Serializer::new(String::new()).extend_pairs(parts.query).finish();
+        target = format!("{target}?{query}");
+    }
+    let mut request = Request::new(Bytes::copy_from_slice(parts.body));
+    *request.method_mut() = Method::from_bytes(parts.method.as_bytes())?;
+    *request.uri_mut() = Uri::try_from(target)?;
+    for (name, value) in parts.headers {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value.as_bytes())) {
+            request.headers_mut().append(name, value);
+        }
+    }
+    Ok(request)
+}
+
+/// Takes a response apart. libprocess sends a body with every answer, so it gets none for HEAD.
+#[must_use]
+pub fn answer(response: Response<Bytes>, is_head: bool) -> Answer {
+    let (mut head, body) = response.into_parts();
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let content_type = head.headers.remove(CONTENT_TYPE).as_ref().map(text).unwrap_or_default();
+    let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value)));
+    let mut headers: Vec<_> = headers.collect();
+    headers.sort();
+    let body = if is_head { Bytes::new() } else { body };
+    Answer { status: head.status.as_u16(), content_type, headers, body }
+}
+
+/// The answer that is given when nobody gave one: the part has ended, or its task panicked.
+#[must_use]
+pub fn unanswered() -> Answer {
+    answer(crate::http::error(StatusCode::SERVICE_UNAVAILABLE, "interrupted: try again"), false)
+}
+
+/// The answer to what is no request for us.
+pub(super) fn bad_request(reason: &http::Error) -> Response<Bytes> {
+    crate::http::error(StatusCode::BAD_REQUEST, &format!("malformed request: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts<'a>(path: &'a str, query: &[(&str, &str)]) -> Parts<'a> {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Parts {
+            method: "GET",
+            path,
+            query: query.iter().map(own).collect(),
+            headers: vec![own(&("Accept", "a/b")), own(&("bad header", "x")), own(&("X", "\n"))],
+            body: b"{}",
+        }
+    }
+
+    #[test]
+    fn a_request_is_put_together_again() {
+        let request = request(parts("/overlay-master/state", &[("jsonp", "a b&c")])).unwrap();
+        assert_eq!(request.uri(), "/overlay-master/state?jsonp=a+b%26c");
+        assert_eq!(request.headers().len(), 1);
+        assert_eq!(request.headers()["accept"], "a/b");
+        assert_eq!(request.body().as_ref(), b"{}");
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        assert!(request(parts("/overlay-master/ \u{0}", &[])).is_err());
+        assert!(request(Parts { method: "G T", ..parts("/", &[]) }).is_err());
+    }
+
+    #[test]
+    fn an_answer_to_head_has_no_body() {
+        let response = || crate::http::error(StatusCode::NOT_FOUND, "nothing");
+        let expected = Answer {
+            status: 404,
+            content_type: "text/plain; charset=utf-8".to_owned(),
+            headers: vec![
+                ("cache-control".to_owned(), "no-store".to_owned()),
+                ("x-content-type-options".to_owned(), "nosniff".to_owned()),
+            ],
+            body: Bytes::from_static(b"nothing\n"),
+        };
+        assert_eq!(answer(response(), false), expected);
+        assert_eq!(answer(response(), true).body, Bytes::new());
+    }
+}
