@@ -223,7 +223,7 @@ fn walk(root: &Path, folder: &Path, paths: &mut Vec<String>) {
             if !matches!(name.as_str(), ".git" | "build" | "target") {
                 walk(root, &path, paths);
             }
-        } else {
+        } else if path != Path::new("configure") {
             paths.push(path.to_str().expect("names are text").to_owned());
         }
     }
