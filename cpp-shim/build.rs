@@ -10,8 +10,8 @@ use crate::Error;
 const SOURCES: [&str; 2] = ["cpp-shim/create.cpp", "cpp-shim/process.cpp"];
 const HEADERS: [&str; 2] = ["cpp-shim/shim.hpp", "cpp-shim/process.hpp"];
 const BRIDGE: &str = "src/module/bridge.rs";
-/// What `configure` finds for most; older releases need less, and none needs more.
-const STANDARD: &str = "-std=c++14";
+/// What every Mesos is built with by default (its `configure.ac`); `configure` finds out.
+const STANDARD: &str = "-std=c++11";
 
 /// Where Mesos is and how it was built.
 struct Mesos {

@@ -156,7 +156,7 @@ void PartProcess::initialize()
       LOG(ERROR) << "overlay: Mesos must be reached over IPv4: " << ip.error();
       return;
     }
-    part->start(std::make_unique<Sender>(this), ntohl(ip->s_addr), address.port);
+    part->start(std::unique_ptr<Sender>(new Sender(this)), ntohl(ip->s_addr), address.port);
   });
 }
 

@@ -1,10 +1,6 @@
 //! The records that Mesos finds with `dlsym` (`mesos/module.hpp`). They are Rust's because a C++
 //! global does not leave a cdylib: rustc hides every symbol that is not its own.
-#![expect(
-    unsafe_code,
-    non_upper_case_globals,
-    reason = "Mesos reads these records, by the names that its module files have"
-)]
+#![expect(unsafe_code, reason = "Mesos reads these records by their names")]
 
 use std::ffi::c_char;
 
