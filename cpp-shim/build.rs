@@ -63,8 +63,8 @@ impl Mesos {
         // The bundled boost, glog and protobuf of this Mesos.
         let bundled = prefix.join("lib/mesos/3rdparty/include");
         includes.extend(bundled.exists().then_some(bundled));
-        let flags = env::var("MESOS_CXXFLAGS").unwrap_or_else(|_| STANDARD.to_owned());
-        let flags = flags.split_whitespace().map(str::to_owned).collect();
+        let flags = env::var_os("MESOS_CXXFLAGS").unwrap_or_else(|| STANDARD.into());
+        let flags = flags.to_string_lossy().split_whitespace().map(str::to_owned).collect();
         Ok(Self { prefix, includes, flags })
     }
 
@@ -92,6 +92,8 @@ impl Mesos {
             .allowlist_type("mesos::modules::ModuleBase")
             .allowlist_var("MESOS_VERSION|MESOS_MODULE_API_VERSION")
             .allowlist_recursively(false)
+            // The manifest and create.cpp check it.
+            .layout_tests(false)
             .generate()?;
         fs::write(out.join("manifest.rs"), bindings.to_string())?;
         Ok(())

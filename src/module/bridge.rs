@@ -2,7 +2,7 @@
 //! cross. Every entry is guarded: cxx would abort Mesos at a panic.
 #![expect(unsafe_code, reason = "the border is made of it")]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use super::http::{self, Answer, Parts};
 use super::parameters::Inputs;
 use super::part;
 use crate::addr::Upid;
-use crate::transport::mesos::{Process, Responder};
+use crate::transport::mesos::{Gateway, Process, Responder};
 
 #[allow(
     missing_debug_implementations,
@@ -209,7 +209,9 @@ impl Part {
             headers: fields(question.headers),
             body,
         };
-        self.0.request(parts, &question.client, Box::new(MesosResponder(responder, is_head)));
+        let responder =
+            MesosResponder { responder, is_head, gateway: Arc::clone(self.0.gateway()) };
+        self.0.request(parts, &question.client, Box::new(responder));
     }
 
     fn exited(&self, pid: &str) {
@@ -244,17 +246,36 @@ impl Process for MesosProcess {
 }
 
 fn parts(address: SocketAddrV4) -> (u32, u16) {
-    (u32::from(Ipv4Addr::from(*address.ip())), address.port())
+    (u32::from(*address.ip()), address.port())
 }
 
-struct MesosResponder(UniquePtr<ffi::Responder>, bool);
+/// Whoever waits in libprocess, which must not be called any more when its process has ended.
+struct MesosResponder {
+    responder: UniquePtr<ffi::Responder>,
+    is_head: bool,
+    gateway: Arc<Gateway>,
+}
 
 impl Responder for MesosResponder {
     fn respond(mut self: Box<Self>, response: ::http::Response<Bytes>) {
-        let answer = to_cxx(http::answer(response, self.1));
-        if let Err(reason) = self.0.pin_mut().respond(&answer) {
-            log::error!("answer a request: {reason}");
-        }
+        let answer = to_cxx(http::answer(response, self.is_head));
+        let gateway = Arc::clone(&self.gateway);
+        gateway.with_process(|_| {
+            if let Err(reason) = self.responder.pin_mut().respond(&answer) {
+                log::error!("answer a request: {reason}");
+            }
+        });
+    }
+}
+
+impl Drop for MesosResponder {
+    fn drop(&mut self) {
+        let mut responder = std::mem::replace(&mut self.responder, UniquePtr::null());
+        self.gateway.with_process(|_| {
+            drop(std::mem::replace(&mut responder, UniquePtr::null()));
+        });
+        // Its destructor would answer: rather lose it, in a process that is about to end.
+        let _ = responder.into_raw();
     }
 }
 

@@ -15,8 +15,7 @@ pub(super) fn guarded<T>(doing: &'static str, otherwise: T, work: impl FnOnce() 
 /// Lets panics go to the log, where an operator of Mesos looks, instead of to stderr. The hook is
 /// that of our own copy of the standard library: it changes nothing for anybody else in the
 /// process.
-#[cfg_attr(not(feature = "mesos"), expect(dead_code, reason = "the bridge calls it"))]
-pub(super) fn log_panics() {
+pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| log::error!("{}", describe(panic))));
 }
 

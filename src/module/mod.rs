@@ -33,6 +33,7 @@ pub mod manifest;
 mod tests;
 
 pub use self::http::{Answer, Parts, answer, unanswered};
+pub use guard::log_panics;
 pub use logger::{Sink, install as install_logger};
 pub use parameters::Inputs;
 pub use part::{Gauges, Kind, Part, Route};

@@ -175,6 +175,12 @@ impl Part {
         &wire::MESSAGE_NAMES
     }
 
+    /// The way to the Mesos process, as long as that is there.
+    #[must_use]
+    pub const fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
     /// Its HTTP routes.
     #[must_use]
     pub fn routes(&self) -> Vec<Route> {

@@ -109,6 +109,13 @@ impl Gateway {
         *self.process.write() = None;
     }
 
+    /// Calls into the Mesos process, unless it is gone; meanwhile it stays.
+    pub fn with_process(&self, call: impl FnOnce(&dyn Process)) {
+        if let Some(process) = self.process.read().as_deref() {
+            call(process);
+        }
+    }
+
     /// The transport of one host, of which this process is told to others as `address`.
     #[must_use]
     pub fn transport(self: &Arc<Self>, address: SocketAddrV4) -> Mesos {
@@ -255,21 +262,13 @@ impl Drop for Feed {
 
 struct Outgoing(Arc<Gateway>);
 
-impl Outgoing {
-    fn with_process(&self, call: impl FnOnce(&dyn Process)) {
-        if let Some(process) = self.0.process.read().as_deref() {
-            call(process);
-        }
-    }
-}
-
 impl Sender for Outgoing {
     fn send(&self, _: &Upid, to: &Upid, name: &'static str, body: &Bytes) {
-        self.with_process(|process| process.send(to, name, body));
+        self.0.with_process(|process| process.send(to, name, body));
     }
 
     fn link(&self, to: &Upid) {
-        self.with_process(|process| process.link(to));
+        self.0.with_process(|process| process.link(to));
     }
 }
 
