@@ -139,6 +139,7 @@ impl Cluster {
                 reuse_after: config.reuse_after,
             },
             store: Box::new(store),
+            leading: None,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };

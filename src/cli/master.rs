@@ -90,6 +90,7 @@ impl MasterCommand {
         let options = MasterOptions {
             settings: Settings { network, reuse_after: config.reuse_after },
             store,
+            leading: None,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };

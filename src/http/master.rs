@@ -73,7 +73,8 @@ pub fn render_master(reply: &Reply, format: &Format) -> Response {
         Reply::State(state) => format.message(&wire::encode_state(state)),
         Reply::Health(health) => {
             let status = match health.status {
-                Condition::Ok | Condition::Degraded => StatusCode::OK,
+                // Nothing is wrong with one that waits: nobody should be woken by it.
+                Condition::Ok | Condition::Degraded | Condition::Standby => StatusCode::OK,
                 Condition::Recovering | Condition::Failed => StatusCode::SERVICE_UNAVAILABLE,
             };
             format.value(status, health)

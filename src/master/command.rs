@@ -12,10 +12,12 @@ use crate::store::{Change, Epoch, Version};
 /// Something to do. The runtime does it with its adapters and takes no decision of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Read the store and begin an epoch. There is one at a time, and no commit beside it. What is
-    /// held back for a version that never came is abandoned: messages are dropped, since agents ask
-    /// again, and requests are answered with [`Reply::Unavailable`].
+    /// Read the store and begin an epoch. There is one at a time, and no commit beside it.
     Load,
+    /// Give up all that is held back, for the version that it waits for will not come, or is no
+    /// longer this master's to speak of: messages are dropped, since agents ask again, and requests
+    /// are answered with [`Reply::Unavailable`] and this reason.
+    Abandon(String),
     /// Write these changes. There is one at a time.
     Commit {
         /// The epoch that the load began.
@@ -47,6 +49,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Load => f.write_str("load"),
+            Self::Abandon(reason) => write!(f, "abandon what is held back: {reason}"),
             Self::Commit { epoch, changes } => {
                 write!(f, "commit {} changes in epoch {}", changes.len(), epoch.0)
             }

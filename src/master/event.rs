@@ -12,6 +12,9 @@ use crate::store::{Loaded, StoreError, Version};
 pub enum Event {
     /// The moment of [`next_timeout`](crate::machine::Machine::next_timeout) has come.
     Timeout,
+    /// Whether this master leads, says the election: when that has changed, and for a master that
+    /// waits for it also when it is said again.
+    Leading(bool),
     /// The answer to [`super::Command::Load`].
     Loaded(Result<Loaded, StoreError>),
     /// The answer to [`super::Command::Commit`].
@@ -40,6 +43,8 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout => f.write_str("timeout"),
+            Self::Leading(true) => f.write_str("elected"),
+            Self::Leading(false) => f.write_str("not elected"),
             Self::Loaded(Ok(loaded)) => {
                 write!(f, "loaded {} records of version {}", loaded.records.len(), loaded.version.0)
             }

@@ -103,6 +103,9 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::gauge_of("status/degraded", "status", STATUS, |metrics| {
             metrics.is(Condition::Degraded)
         }),
+        Metric::gauge_of("status/standby", "status", STATUS, |metrics| {
+            metrics.is(Condition::Standby)
+        }),
         Metric::gauge_of("status/recovering", "status", STATUS, |metrics| {
             metrics.is(Condition::Recovering)
         }),

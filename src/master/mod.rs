@@ -5,6 +5,7 @@
 
 mod command;
 mod event;
+mod leadership;
 mod metrics;
 mod recovery;
 mod registry;
@@ -14,7 +15,7 @@ mod space;
 mod tests;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +30,14 @@ use crate::clock::{Backoff, Now};
 use crate::machine::{Machine, is_worth_a_line};
 use crate::metrics::{Catalogue, HostCounters, Snapshot};
 use crate::protocol::{AgentOptions, Assignment, Message, Network, Refused, RequestId};
-use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
-use registry::{Moment, Notice, Refusal, Registry};
+use crate::store::{StoreError, Version};
+use leadership::{Phase, Progress, Recovering, Standby};
+use registry::{Moment, Notice, Refusal};
 
 /// How many agents may wait for the state to be read. More are told nothing and ask again.
 const WAITING_MAX: usize = 100_000;
+/// What is answered by a master that does not lead.
+const NOT_LEADING: &str = "this is not the leading master: ask the one that leads";
 /// Bounds of the wait before the store is tried again.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -54,6 +58,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Master {
     settings: Settings,
+    /// Whether an election says when this master leads.
+    is_elected: bool,
     phase: Phase,
     store_backoff: Backoff,
     random: fastrand::Rng,
@@ -61,72 +67,28 @@ pub struct Master {
     commands: VecDeque<Command>,
 }
 
-#[derive(Debug)]
-enum Phase {
-    Recovering(Recovering),
-    Leading(Box<Leading>),
-}
-
-/// The state is not there.
-#[derive(Debug, Default)]
-struct Recovering {
-    /// The latest registration of each agent, to be served when the state is there.
-    waiting: BTreeMap<Ipv4Addr, (Upid, AgentOptions)>,
-    /// Why it is not there, and when to try again; `None` while it is being read.
-    failure: Option<(StoreError, Duration)>,
-}
-
-/// The state is there.
-#[derive(Debug)]
-struct Leading {
-    registry: Registry,
-    epoch: Epoch,
-    durable: Version,
-    /// Whether the version after `durable` is being written.
-    is_writing: bool,
-    /// What goes into the next commit: the last change of each key.
-    pending: BTreeMap<Key, Change>,
-    /// Whose update waits for a version that is not durable. Agents ask again and again while a
-    /// disk hangs, and one answer is enough.
-    told: HashMap<Upid, Version>,
-}
-
-impl Leading {
-    /// The version that the next commit will have.
-    const fn next_version(&self) -> Version {
-        if self.is_writing { self.durable.next().next() } else { self.durable.next() }
-    }
-
-    /// The version that holds everything that was changed until now.
-    fn latest_version(&self) -> Version {
-        if !self.pending.is_empty() {
-            self.next_version()
-        } else if self.is_writing {
-            self.durable.next()
-        } else {
-            self.durable
-        }
-    }
-
-    fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
-        for change in changes {
-            let (Change::Put(key, _) | Change::Delete(key)) = &change;
-            self.pending.insert(*key, change);
-        }
-    }
-}
-
 impl Master {
-    /// A master that begins with reading its state. `seed` is what its waits are drawn from.
+    /// A master that leads from the start, since there is no other: it begins with reading its
+    /// state. `seed` is what its waits are drawn from.
     #[must_use]
     pub fn new(settings: Settings, seed: u64) -> Self {
+        let mut master = Self::standing_by(settings, seed);
+        master.is_elected = false;
+        master.elected(true);
+        master
+    }
+
+    /// A master that leads when an [`Event::Leading`] says so, and until one says otherwise.
+    #[must_use]
+    pub fn standing_by(settings: Settings, seed: u64) -> Self {
         Self {
             settings,
-            phase: Phase::Recovering(Recovering::default()),
+            is_elected: true,
+            phase: Phase::Standby(Standby::default()),
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
             random: fastrand::Rng::with_seed(seed),
             counters: Counters::default(),
-            commands: VecDeque::from([Command::Load]),
+            commands: VecDeque::new(),
         }
     }
 }
@@ -142,6 +104,7 @@ impl Machine for Master {
     fn handle(&mut self, now: Now, event: Event) {
         match event {
             Event::Timeout => self.retry_store(now),
+            Event::Leading(leads) => self.elected(leads),
             Event::Loaded(Ok(loaded)) => self.loaded(now, loaded),
             Event::Loaded(Err(error)) | Event::Committed(Err(error)) => {
                 self.store_failed(now, error);
@@ -165,14 +128,14 @@ impl Machine for Master {
 
     fn next_timeout(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Recovering(Recovering { failure: Some((_, due)), .. }) => Some(*due),
-            Phase::Recovering(_) | Phase::Leading(_) => None,
+            Phase::Recovering(Recovering { progress: Progress::Failed(_, due), .. }) => Some(*due),
+            Phase::Standby(_) | Phase::Recovering(_) | Phase::Leading(_) => None,
         }
     }
 
     fn metrics(&self) -> Metrics {
         let (epoch, version, agents) = match &self.phase {
-            Phase::Recovering(_) => (0, 0, AgentTally::default()),
+            Phase::Standby(_) | Phase::Recovering(_) => (0, 0, AgentTally::default()),
             Phase::Leading(leading) => {
                 (leading.epoch.0, leading.durable.0, leading.registry.tally())
             }
@@ -188,81 +151,6 @@ impl Machine for Master {
 }
 
 impl Master {
-    fn loaded(&mut self, now: Now, loaded: Loaded) {
-        let Phase::Recovering(recovering) = &mut self.phase else {
-            log::error!("ignored a state that nobody asked for");
-            return;
-        };
-        let waiting = std::mem::take(&mut recovering.waiting);
-        let Loaded { epoch, version, records } = loaded;
-        let registry = Registry::recover(Arc::clone(&self.settings.network), version, records);
-        log::info!(
-            "recovered {} agents from version {} of the state; epoch {} begins",
-            registry.tally().total,
-            version.0,
-            epoch.0
-        );
-        self.store_backoff.reset();
-        self.phase = Phase::Leading(Box::new(Leading {
-            registry,
-            epoch,
-            durable: version,
-            is_writing: false,
-            pending: BTreeMap::new(),
-            told: HashMap::new(),
-        }));
-        for (from, options) in waiting.into_values() {
-            self.register(now, from, &options);
-        }
-    }
-
-    /// Nothing of what was allocated since can be relied on: the state is read again.
-    fn store_failed(&mut self, now: Now, error: StoreError) {
-        self.counters.store_failures += 1;
-        let wait = self.store_backoff.next_wait(&mut self.random);
-        log::error!(
-            "{error}; reading the state again in {wait:.1?}, nothing is promised meanwhile"
-        );
-        let failure = Some((error, now.elapsed + wait));
-        match &mut self.phase {
-            Phase::Recovering(recovering) => recovering.failure = failure,
-            Phase::Leading(leading) => {
-                let unanswered = u64::try_from(leading.told.len()).unwrap_or(u64::MAX);
-                self.counters.register_agent_messages_dropped += unanswered;
-                self.phase = Phase::Recovering(Recovering { failure, ..Recovering::default() });
-            }
-        }
-    }
-
-    fn retry_store(&mut self, now: Now) {
-        if let Phase::Recovering(recovering) = &mut self.phase
-            && recovering.failure.as_ref().is_some_and(|(_, due)| *due <= now.elapsed)
-        {
-            recovering.failure = None;
-            self.commands.push_back(Command::Load);
-        }
-    }
-
-    fn committed(&mut self, version: Version) {
-        if let Phase::Leading(leading) = &mut self.phase {
-            self.counters.commits += 1;
-            leading.durable = version;
-            leading.is_writing = false;
-            leading.told.retain(|_, when| *when > version);
-        }
-    }
-
-    fn commit_what_waits(&mut self) {
-        if let Phase::Leading(leading) = &mut self.phase
-            && !leading.is_writing
-            && !leading.pending.is_empty()
-        {
-            leading.is_writing = true;
-            let changes = std::mem::take(&mut leading.pending).into_values().collect();
-            self.commands.push_back(Command::Commit { epoch: leading.epoch, changes });
-        }
-    }
-
     fn message(&mut self, now: Now, from: Upid, message: Message) {
         match message {
             Message::RegisterAgent(options) => {
@@ -287,12 +175,14 @@ impl Master {
         let leading = match &mut self.phase {
             Phase::Leading(leading) => leading,
             Phase::Recovering(recovering) => {
-                let waiting = &mut recovering.waiting;
-                if waiting.len() < WAITING_MAX || waiting.contains_key(&ip) {
-                    waiting.insert(ip, (from, *options));
-                } else {
+                if !recovering.keep(from, *options) {
                     self.counters.register_agent_messages_dropped += 1;
                 }
+                return;
+            }
+            Phase::Standby(_) => {
+                self.counters.register_agent_messages_dropped += 1;
+                log::debug!("ignored the registration of {from}: this master does not lead");
                 return;
             }
         };
@@ -384,7 +274,7 @@ impl Master {
         let report = match &mut self.phase {
             Phase::Leading(leading) => leading.registry.report(*from.address.ip(), overlays),
             // It will not be acknowledged, and so registers again.
-            Phase::Recovering(_) => None,
+            Phase::Standby(_) | Phase::Recovering(_) => None,
         };
         let Some(report) = report else {
             self.counters.agent_registered_messages_dropped += 1;
@@ -408,10 +298,11 @@ impl Master {
         let (reply, when) = match (&mut self.phase, request) {
             (_, Request::Health) => (Reply::Health(Box::new(self.health())), Version(0)),
             (_, Request::Metrics) => (Reply::Metrics(Box::new(self.snapshot())), Version(0)),
+            (Phase::Standby(_), _) => (Reply::Unavailable(NOT_LEADING.to_owned()), Version(0)),
             (Phase::Recovering(recovering), _) => {
-                let reason = match &recovering.failure {
-                    Some((error, _)) => error.to_string(),
-                    None => "the state is being read".to_owned(),
+                let reason = match &recovering.progress {
+                    Progress::Failed(error, _) => error.to_string(),
+                    Progress::Queued | Progress::Reading => "the state is being read".to_owned(),
                 };
                 (Reply::Unavailable(reason), Version(0))
             }
@@ -436,7 +327,10 @@ impl Master {
 
     fn condition(&self) -> Condition {
         match &self.phase {
-            Phase::Recovering(Recovering { failure: Some(_), .. }) => Condition::Failed,
+            Phase::Standby(_) => Condition::Standby,
+            Phase::Recovering(Recovering { progress: Progress::Failed(..), .. }) => {
+                Condition::Failed
+            }
             Phase::Recovering(_) => Condition::Recovering,
             Phase::Leading(leading) if leading.registry.has_problems() => Condition::Degraded,
             Phase::Leading(_) => Condition::Ok,
@@ -445,7 +339,7 @@ impl Master {
 
     fn snapshot(&self) -> Snapshot<Metrics> {
         let configured = match &self.phase {
-            Phase::Recovering(_) => Vec::new(),
+            Phase::Standby(_) | Phase::Recovering(_) => Vec::new(),
             Phase::Leading(leading) => metrics::pools(&leading.registry.usage()),
         };
         Snapshot { machine: self.metrics(), host: HostCounters::default(), configured }
@@ -454,9 +348,16 @@ impl Master {
     fn health(&self) -> Health {
         let Metrics { status, epoch, version, agents, counters } = self.metrics();
         let (problems, pools) = match &self.phase {
-            Phase::Recovering(Recovering { failure, .. }) => {
-                (failure.iter().map(|(error, _)| error.to_string()).collect(), Vec::new())
+            Phase::Standby(Standby { deposed, .. }) => {
+                let sentence = |error: &StoreError| {
+                    format!("{error}: waiting until the election says that this master leads")
+                };
+                (deposed.iter().map(sentence).collect(), Vec::new())
             }
+            Phase::Recovering(Recovering { progress: Progress::Failed(error, _), .. }) => {
+                (vec![error.to_string()], Vec::new())
+            }
+            Phase::Recovering(_) => (Vec::new(), Vec::new()),
             Phase::Leading(leading) => (leading.registry.problems(), leading.registry.usage()),
         };
         let refused = Refused::default();

@@ -37,6 +37,8 @@ pub enum Condition {
     Ok,
     /// It serves, but something needs an operator: see the problems.
     Degraded,
+    /// Another master leads; this one serves nothing, and is ready to lead.
+    Standby,
     /// It is reading its state and serves nothing yet.
     Recovering,
     /// It cannot read or write its state; it tries again by itself.

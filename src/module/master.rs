@@ -53,6 +53,7 @@ pub(super) fn configure(inputs: &Inputs, gateway: &Arc<Gateway>) -> Result<Confi
                 settings: settings.clone(),
                 store: open(),
                 metrics: metrics.clone(),
+                leading: None,
                 seed: fastrand::u64(..),
             };
             MasterHost::start(options, gateway.transport(address))

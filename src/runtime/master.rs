@@ -20,6 +20,8 @@ use crate::store::{Store, StoreError};
 use crate::transport::{Sender, Transport};
 use crate::wire;
 use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 impl Hosted for Master {
     type Question = Request;
@@ -66,6 +68,10 @@ pub struct MasterOptions {
     pub settings: Settings,
     /// Where its state is.
     pub store: Box<dyn Store>,
+    /// The election: whether this master leads. Every change of it counts, also one that was taken
+    /// back at once; when its sender is gone this master leads no more. `None`: it leads from the
+    /// start, and there is no other.
+    pub leading: Option<watch::Receiver<bool>>,
     /// What its waits are drawn from.
     pub seed: u64,
     /// Where its numbers are shown.
@@ -79,7 +85,19 @@ impl fmt::Debug for MasterOptions {
 }
 
 /// A running master. Dropped, it stops; what it was writing is finished.
-pub struct MasterHost(Running<Master>);
+pub struct MasterHost {
+    running: Running<Master>,
+    election: Option<AbortOnDrop>,
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 impl fmt::Debug for MasterHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,7 +111,7 @@ impl MasterHost {
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
-        let MasterOptions { settings, store, seed, metrics } = options;
+        let MasterOptions { settings, store, leading, seed, metrics } = options;
         let own = Upid::master(transport.address());
         let (inbox, receiver) = Inbox::new(metrics);
         let results = inbox.clone();
@@ -102,8 +120,14 @@ impl MasterHost {
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let executor = MasterExecutor { own, sender, store, held: Held::new() };
-        let machine = Master::new(settings, seed);
-        Ok(Self(Running::start(machine, executor, (inbox, receiver), transport)))
+        let machine = match &leading {
+            None => Master::new(settings, seed),
+            Some(_) => Master::standing_by(settings, seed),
+        };
+        let follow = |leading| AbortOnDrop(tokio::spawn(follow(leading, inbox.clone())));
+        let election = leading.map(follow);
+        let running = Running::start(machine, executor, (inbox, receiver), transport);
+        Ok(Self { running, election })
     }
 
     /// Asks the master, as a request over HTTP would.
@@ -111,23 +135,43 @@ impl MasterHost {
     /// # Errors
     /// When it has stopped.
     pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
-        self.0.ask(question).await
+        self.running.ask(question).await
     }
 
     /// Its numbers, which outlive it.
     #[must_use]
     pub fn metrics(&self) -> Metrics<Master> {
-        self.0.metrics()
+        self.running.metrics()
     }
 
     /// Waits until the master has stopped by itself, which it never should.
     pub async fn stopped(&mut self) {
-        self.0.stopped().await;
+        self.running.stopped().await;
     }
 
     /// Stops it, and returns when its store is closed.
     pub async fn stop(self) {
-        self.0.stop().await;
+        drop(self.election);
+        self.running.stop().await;
+    }
+}
+
+/// Tells the machine what the election says.
+async fn follow(mut leading: watch::Receiver<bool>, inbox: Inbox<Master>) {
+    let mut told = false;
+    loop {
+        let leads = *leading.borrow_and_update();
+        // What was said in between, and nobody saw: another master may have led meanwhile.
+        if told && leads {
+            inbox.tell(Event::Leading(false)).await;
+        }
+        inbox.tell(Event::Leading(leads)).await;
+        told = leads;
+        if leading.changed().await.is_err() {
+            log::error!("the election has ended: this master leads no more");
+            inbox.tell(Event::Leading(false)).await;
+            return;
+        }
     }
 }
 
@@ -177,14 +221,13 @@ impl Executor<Master> for MasterExecutor {
 
     fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
         match command {
-            Command::Load => {
+            Command::Load => self.store.queue(Job::Load),
+            Command::Abandon(reason) => {
                 for promise in self.held.abandon() {
                     if let Promise::Reply(id, _) = promise {
-                        let reason = "the state could not be written: ask again".to_owned();
-                        inputs.reply(id, Reply::Unavailable(reason));
+                        inputs.reply(id, Reply::Unavailable(reason.clone()));
                     }
                 }
-                self.store.queue(Job::Load);
             }
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
@@ -213,6 +256,7 @@ impl Executor<Master> for MasterExecutor {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inbox::Input;
     use super::*;
     use crate::store::{Change, Epoch, Loaded, Version};
 
@@ -226,6 +270,27 @@ mod tests {
         fn commit(&mut self, _: Epoch, _: &[Change]) -> Result<Version, StoreError> {
             panic!("a page is damaged")
         }
+    }
+
+    #[tokio::test]
+    async fn an_election_that_was_lost_and_won_again_is_told_as_both() {
+        let (inbox, mut events) = Inbox::new(Metrics::new());
+        let (election, leading) = watch::channel(false);
+        let follower = tokio::spawn(follow(leading, inbox));
+        let mut next = async || match events.recv().await {
+            Some(Input::Event(event)) => event.to_string(),
+            Some(Input::Question(..)) | None => "nothing".to_owned(),
+        };
+        assert_eq!(next().await, "not elected");
+        election.send_replace(true);
+        assert_eq!(next().await, "elected");
+        // Faster than anybody could see.
+        election.send_replace(false);
+        election.send_replace(true);
+        assert_eq!((next().await, next().await), ("not elected".into(), "elected".into()));
+        drop(election);
+        assert_eq!((next().await, next().await), ("not elected".into(), "nothing".into()));
+        follower.await.unwrap();
     }
 
     #[test]

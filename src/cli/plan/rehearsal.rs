@@ -90,7 +90,7 @@ impl Rehearsal {
                 Command::Send { message: Message::UpdateAgentOverlays(overlays), .. } => {
                     told = overlays;
                 }
-                Command::Send { .. } | Command::Reply { .. } => {}
+                Command::Abandon(_) | Command::Send { .. } | Command::Reply { .. } => {}
             }
         }
         told

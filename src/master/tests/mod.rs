@@ -1,13 +1,16 @@
 //! The master as a whole: what happens, and exactly what it wants done. The store here is a map
 //! that the tests can make fail.
 
-use std::collections::BTreeSet;
+mod leadership;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::addr::{OverlayName, Subnet};
 use crate::protocol::{AddressRange, Overlay, State, Status};
+use crate::store::{Change, Epoch, Key, Loaded};
 use crate::wire;
 
 /// A master and its store. Commits stay under way until a test lets them end.
@@ -21,6 +24,8 @@ struct World {
     /// Sent or held back messages, with the version that they wait for.
     sent: Vec<(Upid, Message, Version)>,
     replies: Vec<(Reply, Version)>,
+    /// Why what was held back was given up.
+    abandoned: Vec<String>,
     loads: usize,
 }
 
@@ -42,6 +47,7 @@ impl World {
             writing: None,
             sent: Vec::new(),
             replies: Vec::new(),
+            abandoned: Vec::new(),
             loads: 0,
         };
         world.run_commands();
@@ -64,6 +70,7 @@ impl World {
         while let Some(command) = self.master.poll_command() {
             match command {
                 Command::Load => self.loads += 1,
+                Command::Abandon(reason) => self.abandoned.push(reason),
                 Command::Commit { changes, .. } => {
                     assert!(self.writing.is_none(), "two commits at one time");
                     assert!(!changes.is_empty(), "a commit of nothing");
@@ -216,7 +223,7 @@ fn the_first_agent_gets_what_the_recorded_master_gave_it() {
     let mut world = World::new(network());
     let overlays = world.register(1).unwrap();
     let (_, bytes) = wire::encode_message(&Message::UpdateAgentOverlays(overlays));
-    let golden = include_bytes!("../../tests/golden/UpdateAgentOverlaysMessage.http");
+    let golden = include_bytes!("../../../tests/golden/UpdateAgentOverlaysMessage.http");
     let is_there = golden.windows(bytes.len()).any(|window| window == bytes);
     assert!(is_there, "the update differs from the recorded one");
 }
@@ -535,6 +542,7 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
     assert_eq!(world.metrics(dropped), [0]);
     world.handle(Event::Committed(Err(failed)));
     assert_eq!(world.metrics(dropped), [1], "agent 2 is not answered, agent 1 was");
+    assert_eq!(world.abandoned, ["the state could not be written: ask again"]);
     let health = world.health();
     assert_eq!(health.status, Condition::Failed);
     assert_eq!(health.problems, ["file:/var/lib/x: commit: no space left on device"]);

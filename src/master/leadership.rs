@@ -1,0 +1,275 @@
+//! Whether this master leads, and what follows from it: its state is read when it begins to lead,
+//! and forgotten when it ends, since another master may change it from then on.
+//!
+//! What an agent is told is durable in the epoch of this master. So nothing of an earlier tenure is
+//! kept, neither what was allocated nor what was to be sent; and a result of the store that belongs
+//! to an earlier one is thrown away.
+
+use std::collections::{BTreeMap, HashMap};
+use std::mem;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::command::Command;
+use super::registry::Registry;
+use super::{Master, NOT_LEADING, WAITING_MAX};
+use crate::addr::Upid;
+use crate::clock::Now;
+use crate::protocol::AgentOptions;
+use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Standby(Standby),
+    Recovering(Recovering),
+    Leading(Box<Leading>),
+}
+
+/// Another master leads, or none.
+#[derive(Debug, Default)]
+pub(super) struct Standby {
+    /// Whether the store still does what it was told before.
+    is_store_busy: bool,
+    /// How this master learned that it does not lead, unless the election said so.
+    pub(super) deposed: Option<StoreError>,
+}
+
+/// This master leads, and the state is not there.
+#[derive(Debug)]
+pub(super) struct Recovering {
+    /// The latest registration of each agent, to be served when the state is there.
+    waiting: BTreeMap<Ipv4Addr, (Upid, AgentOptions)>,
+    pub(super) progress: Progress,
+}
+
+/// How far the state is from being there.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// The store still does what it was told before this tenure; then it is read.
+    Queued,
+    /// It is being read.
+    Reading,
+    /// Why it could not be read or written, and when to try again.
+    Failed(StoreError, Duration),
+}
+
+impl Recovering {
+    const fn new(progress: Progress) -> Self {
+        Self { waiting: BTreeMap::new(), progress }
+    }
+
+    /// Keeps a registration for later. Whether there is room for it.
+    pub(super) fn keep(&mut self, from: Upid, options: AgentOptions) -> bool {
+        let ip = *from.address.ip();
+        let has_room = self.waiting.len() < WAITING_MAX || self.waiting.contains_key(&ip);
+        if has_room {
+            self.waiting.insert(ip, (from, options));
+        }
+        has_room
+    }
+}
+
+/// This master leads, and the state is there.
+#[derive(Debug)]
+pub(super) struct Leading {
+    pub(super) registry: Registry,
+    pub(super) epoch: Epoch,
+    pub(super) durable: Version,
+    /// Whether the version after `durable` is being written.
+    is_writing: bool,
+    /// What goes into the next commit: the last change of each key.
+    pending: BTreeMap<Key, Change>,
+    /// Whose update waits for a version that is not durable. Agents ask again and again while a
+    /// disk hangs, and one answer is enough.
+    pub(super) told: HashMap<Upid, Version>,
+}
+
+impl Leading {
+    /// The version that the next commit will have.
+    pub(super) const fn next_version(&self) -> Version {
+        if self.is_writing { self.durable.next().next() } else { self.durable.next() }
+    }
+
+    /// The version that holds everything that was changed until now.
+    pub(super) fn latest_version(&self) -> Version {
+        if !self.pending.is_empty() {
+            self.next_version()
+        } else if self.is_writing {
+            self.durable.next()
+        } else {
+            self.durable
+        }
+    }
+
+    pub(super) fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            let (Change::Put(key, _) | Change::Delete(key)) = &change;
+            self.pending.insert(*key, change);
+        }
+    }
+}
+
+impl Master {
+    /// The election says that this master leads, or that it does not.
+    pub(super) fn elected(&mut self, leads: bool) {
+        match (&self.phase, leads) {
+            (Phase::Standby(standby), true) => {
+                log::info!("this master leads: reading the state");
+                let progress = if standby.is_store_busy {
+                    Progress::Queued
+                } else {
+                    self.commands.push_back(Command::Load);
+                    Progress::Reading
+                };
+                self.phase = Phase::Recovering(Recovering::new(progress));
+            }
+            (Phase::Recovering(_) | Phase::Leading(_), false) => {
+                log::info!("this master leads no more: another one gives addresses from now on");
+                self.step_down(None);
+            }
+            (Phase::Standby(_), false) => {
+                // Whatever it was, the election knows it now.
+                if let Phase::Standby(standby) = &mut self.phase {
+                    standby.deposed = None;
+                }
+            }
+            (Phase::Recovering(_) | Phase::Leading(_), true) => {}
+        }
+    }
+
+    /// Forgets the state, and drops all that waits for it.
+    fn step_down(&mut self, deposed: Option<StoreError>) {
+        let is_store_busy = match &self.phase {
+            Phase::Standby(standby) => standby.is_store_busy,
+            Phase::Recovering(Recovering { progress, .. }) => {
+                matches!(progress, Progress::Queued | Progress::Reading)
+            }
+            Phase::Leading(leading) => leading.is_writing,
+        };
+        self.store_backoff.reset();
+        self.leave(Phase::Standby(Standby { is_store_busy, deposed }), NOT_LEADING);
+    }
+
+    /// Goes on in another phase; who waits for something of this one is told why it does not come.
+    fn leave(&mut self, next: Phase, why: &str) {
+        let unanswered = match mem::replace(&mut self.phase, next) {
+            Phase::Standby(_) => return,
+            Phase::Recovering(Recovering { waiting, .. }) => waiting.len(),
+            Phase::Leading(leading) => leading.told.len(),
+        };
+        let unanswered = u64::try_from(unanswered).unwrap_or(u64::MAX);
+        self.counters.register_agent_messages_dropped += unanswered;
+        self.commands.push_back(Command::Abandon(why.to_owned()));
+    }
+
+    /// The store has done what it was told. Whether the result is of this tenure.
+    fn is_of_this_tenure(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Standby(standby) => {
+                standby.is_store_busy = false;
+                false
+            }
+            Phase::Recovering(Recovering { progress: progress @ Progress::Queued, .. }) => {
+                *progress = Progress::Reading;
+                self.commands.push_back(Command::Load);
+                false
+            }
+            Phase::Recovering(_) | Phase::Leading(_) => true,
+        }
+    }
+
+    pub(super) fn loaded(&mut self, now: Now, loaded: Loaded) {
+        if !self.is_of_this_tenure() {
+            return;
+        }
+        let Phase::Recovering(recovering) = &mut self.phase else {
+            log::error!("ignored a state that nobody asked for");
+            return;
+        };
+        let waiting = mem::take(&mut recovering.waiting);
+        let Loaded { epoch, version, records } = loaded;
+        let registry = Registry::recover(Arc::clone(&self.settings.network), version, records);
+        log::info!(
+            "recovered {} agents from version {} of the state; epoch {} begins",
+            registry.tally().total,
+            version.0,
+            epoch.0
+        );
+        self.store_backoff.reset();
+        self.phase = Phase::Leading(Box::new(Leading {
+            registry,
+            epoch,
+            durable: version,
+            is_writing: false,
+            pending: BTreeMap::new(),
+            told: HashMap::new(),
+        }));
+        for (from, options) in waiting.into_values() {
+            self.register(now, from, &options);
+        }
+    }
+
+    /// Nothing of what was allocated since can be relied on: the state is read again, unless
+    /// another master has it.
+    pub(super) fn store_failed(&mut self, now: Now, error: StoreError) {
+        self.counters.store_failures += 1;
+        if !self.is_of_this_tenure() {
+            log::warn!("{error}: it was for an earlier tenure of this master, which goes on");
+            return;
+        }
+        if self.is_elected && matches!(error, StoreError::Deposed { .. }) {
+            log::error!("{error}; waiting until the election says that this master leads");
+            self.step_down(Some(error));
+            // The job has ended: it is what said so.
+            if let Phase::Standby(standby) = &mut self.phase {
+                standby.is_store_busy = false;
+            }
+            return;
+        }
+        let wait = self.store_backoff.next_wait(&mut self.random);
+        log::error!(
+            "{error}; reading the state again in {wait:.1?}, nothing is promised meanwhile"
+        );
+        let progress = Progress::Failed(error, now.elapsed + wait);
+        match &mut self.phase {
+            Phase::Recovering(recovering) => recovering.progress = progress,
+            Phase::Leading(_) | Phase::Standby(_) => {
+                let why = "the state could not be written: ask again";
+                self.leave(Phase::Recovering(Recovering::new(progress)), why);
+            }
+        }
+    }
+
+    pub(super) fn retry_store(&mut self, now: Now) {
+        if let Phase::Recovering(Recovering { progress, .. }) = &mut self.phase
+            && matches!(progress, Progress::Failed(_, due) if *due <= now.elapsed)
+        {
+            *progress = Progress::Reading;
+            self.commands.push_back(Command::Load);
+        }
+    }
+
+    pub(super) fn committed(&mut self, version: Version) {
+        self.counters.commits += 1;
+        if !self.is_of_this_tenure() {
+            return;
+        }
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.durable = version;
+            leading.is_writing = false;
+            leading.told.retain(|_, when| *when > version);
+        }
+    }
+
+    pub(super) fn commit_what_waits(&mut self) {
+        if let Phase::Leading(leading) = &mut self.phase
+            && !leading.is_writing
+            && !leading.pending.is_empty()
+        {
+            leading.is_writing = true;
+            let changes = mem::take(&mut leading.pending).into_values().collect();
+            self.commands.push_back(Command::Commit { epoch: leading.epoch, changes });
+        }
+    }
+}
