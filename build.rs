@@ -17,7 +17,9 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 #[path = "cpp-shim/build.rs"]
 mod shim;
 
-const PROTOS: [&str; 3] = ["overlay.proto", "messages.proto", "record.proto"];
+const PROTOS: [&str; 4] = ["overlay.proto", "messages.proto", "record.proto", LOG];
+/// Has neither JSON nor required fields.
+const LOG: &str = "log.proto";
 
 type Error = Box<dyn std::error::Error>;
 
@@ -52,7 +54,7 @@ fn make_all_optional(descriptors: &mut FileDescriptorSet) {
 /// The `impl Message` of every message of every file.
 fn messages_code(descriptors: &FileDescriptorSet) -> String {
     let mut code = String::new();
-    for file in &descriptors.file {
+    for file in descriptors.file.iter().filter(|file| file.name() != LOG) {
         let package = file.package().replace('.', "::");
         for message in &file.message_type {
             message_code(&mut code, &package, file.package(), message);

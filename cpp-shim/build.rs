@@ -7,8 +7,8 @@ use std::{env, fs};
 
 use crate::Error;
 
-const SOURCES: [&str; 2] = ["cpp-shim/create.cpp", "cpp-shim/process.cpp"];
-const HEADERS: [&str; 2] = ["cpp-shim/shim.hpp", "cpp-shim/process.hpp"];
+const SOURCES: [&str; 3] = ["cpp-shim/create.cpp", "cpp-shim/log.cpp", "cpp-shim/process.cpp"];
+const HEADERS: [&str; 3] = ["cpp-shim/log.hpp", "cpp-shim/process.hpp", "cpp-shim/shim.hpp"];
 const BRIDGE: &str = "src/module/bridge.rs";
 /// What every Mesos is built with by default (its `configure.ac`); `configure` finds out.
 const STANDARD: &str = "-std=c++11";
@@ -62,7 +62,9 @@ impl Mesos {
         includes.push(prefix.join("include"));
         // The bundled boost, glog and protobuf of this Mesos.
         let bundled = prefix.join("lib/mesos/3rdparty/include");
-        includes.extend(bundled.exists().then_some(bundled));
+        // Mesos includes the headers of ZooKeeper without their directory.
+        let zookeeper = [bundled.join("zookeeper"), PathBuf::from("/usr/include/zookeeper")];
+        includes.extend([bundled].into_iter().chain(zookeeper).filter(|path| path.exists()));
         let flags = env::var_os("MESOS_CXXFLAGS").unwrap_or_else(|| STANDARD.into());
         let flags = flags.to_string_lossy().split_whitespace().map(str::to_owned).collect();
         Ok(Self { prefix, includes, flags })

@@ -23,6 +23,7 @@ use std::time::Duration;
 pub use command::{Command, Reply};
 pub use event::{Event, Request};
 pub use metrics::Metrics;
+pub use share::assignments;
 pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
 
 use crate::addr::{Family, Upid};

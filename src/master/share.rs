@@ -4,6 +4,14 @@
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Vni};
 use crate::protocol::{AgentRecord, Assignment, Bridge, Network, Overlay, Vtep};
 
+/// What an agent with this record has of `network`: overlays of which it lacks a subnet that it
+/// wants are left out.
+#[must_use]
+pub fn assignments(network: &Network, record: &AgentRecord) -> Vec<Assignment> {
+    let Some(vtep) = vtep(network, record) else { return Vec::new() };
+    network.overlays.iter().filter_map(|overlay| assignment(overlay, record, &vtep)).collect()
+}
+
 /// The tunnel end of the agent with this record; `None` if its address is not of this network.
 pub(super) fn vtep(network: &Network, record: &AgentRecord) -> Option<Vtep> {
     let ip6 = record.vtep_ip6.zip(network.vtep_subnet6);

@@ -4,16 +4,20 @@
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cxx::UniquePtr;
 use log::{Level, LevelFilter};
+use parking_lot::Mutex;
 
 use super::guard::{guarded, log_panics};
 use super::http::{self, Answer, Parts};
+use super::log_place::LogPlace;
 use super::parameters::Inputs;
 use super::part;
 use crate::addr::Upid;
+use crate::store::Log;
 use crate::transport::mesos::{Gateway, Process, Responder};
 
 #[allow(
@@ -100,6 +104,18 @@ mod ffi {
         type Responder;
         fn respond(self: Pin<&mut Responder>, answer: &Answer) -> Result<()>;
 
+        include!("mesos-overlay/cpp-shim/log.hpp");
+
+        type StateLog;
+        fn open_log(
+            directory: &str,
+            quorum: u32,
+            url: &str,
+            session_timeout_milliseconds: u64,
+        ) -> Result<UniquePtr<StateLog>>;
+        fn fetch(self: Pin<&mut StateLog>, milliseconds: u64) -> Result<Vec<u8>>;
+        fn store(self: Pin<&mut StateLog>, value: &[u8], milliseconds: u64) -> Result<bool>;
+
         fn write_log(severity: i32, file: &str, line: u32, text: &str);
         fn log_verbosity() -> i32;
     }
@@ -112,6 +128,9 @@ unsafe impl Send for ffi::Sender {}
 unsafe impl Sync for ffi::Sender {}
 // SAFETY: it holds a libprocess promise, which may be completed on any thread.
 unsafe impl Send for ffi::Responder {}
+
+// SAFETY: what it holds are handles on libprocess processes, which dispatch.
+unsafe impl Send for ffi::StateLog {}
 
 /// The log of Mesos.
 struct Glog;
@@ -148,7 +167,7 @@ fn create_part(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box<P
             _ => part::Kind::Agent,
         };
         let parameters = parameters.into_iter().map(|one| (one.key, one.value)).collect();
-        let part = part::Part::create(kind, &Inputs::new(parameters))?;
+        let part = part::Part::create(kind, &Inputs::new(parameters), open_log)?;
         Ok(Box::new(Part(part)))
     })
 }
@@ -224,6 +243,41 @@ impl Part {
 
     fn stop(&self) {
         guarded("stop", (), || self.0.stop());
+    }
+}
+
+fn open_log(place: &LogPlace) -> Result<Arc<dyn Log>, String> {
+    let directory = place.directory.to_str().ok_or("its path is no text in UTF-8")?;
+    let url = place.url.as_deref().unwrap_or_default();
+    let log = ffi::open_log(directory, place.quorum, url, milliseconds(place.session_timeout))
+        .map_err(|reason| reason.to_string())?;
+    Ok(Arc::new(MesosLog { log: Mutex::new(log), timeout: milliseconds(place.timeout) }))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The replicated log of Mesos.
+struct MesosLog {
+    log: Mutex<UniquePtr<ffi::StateLog>>,
+    timeout: u64,
+}
+
+impl Log for MesosLog {
+    fn fetch(&self) -> Result<Vec<u8>, String> {
+        self.log.lock().pin_mut().fetch(self.timeout).map_err(|reason| reason.to_string())
+    }
+
+    fn store(&self, value: &[u8]) -> Result<bool, String> {
+        self.log.lock().pin_mut().store(value, self.timeout).map_err(|reason| reason.to_string())
+    }
+}
+
+impl Drop for MesosLog {
+    fn drop(&mut self) {
+        // To close it would wait for libprocess, which may be gone (log.hpp).
+        let _ = std::mem::replace(self.log.get_mut(), UniquePtr::null()).into_raw();
     }
 }
 

@@ -1,15 +1,20 @@
 //! The master module.
 
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::Kind;
+use super::log_place::{LogPlace, OpenLog, OpeningLog};
 use super::parameters::Inputs;
-use super::part::Configured;
+use super::part::{Configured, Task};
 use super::realm::Access;
 use crate::config::{MasterConfig, StoreKind, master_file, master_from_parameters};
 use crate::master::Settings;
+use crate::protocol::Network;
 use crate::runtime::{MasterHost, MasterOptions, Metrics, supervise};
-use crate::store::{FileStore, MemoryStore, Store};
+use crate::store::{FileStore, MemoryStore, ReplicatedLogStore, Store};
 use crate::transport::mesos::Gateway;
 
 /// Path, what a request may do, and what `/help` says.
@@ -37,58 +42,94 @@ pub(super) const ROUTES: [(&str, Access, &str); 4] = [
 ];
 
 /// Reads the configuration; what it says can then be started.
-pub(super) fn configure(inputs: &Inputs, gateway: &Arc<Gateway>) -> Result<Configured, String> {
+pub(super) fn configure(
+    inputs: &Inputs,
+    gateway: &Arc<Gateway>,
+    leader: watch::Receiver<Option<SocketAddrV4>>,
+    open_log: OpenLog,
+) -> Result<Configured, String> {
     let config = inputs.read(Kind::Master, master_file, master_from_parameters)?;
-    refuse_replicated_log(&config)?;
+    let place = LogPlace::of(&config).map_err(|reason| format!("{}: {reason}", Kind::Master))?;
+    let election = place.as_ref().and_then(|place| place.url.clone());
     let metrics = Metrics::new();
     let gauges = Arc::new(metrics.clone());
     let gateway = Arc::clone(gateway);
-    let mut open = store(&config);
+    let is_elected = election.is_some();
     let start = Box::new(move |address, ended| {
-        let counted = metrics.clone();
-        let settings =
-            Settings { network: Arc::new(config.network), reuse_after: config.reuse_after };
-        let start = move || {
-            let options = MasterOptions {
-                settings: settings.clone(),
-                store: open(),
-                metrics: metrics.clone(),
-                leading: None,
-                seed: fastrand::u64(..),
+        Box::pin(async move {
+            let (leads, leading) = watch::channel(false);
+            let network = Arc::new(config.network.clone());
+            let mut open = match store(&config, place, open_log, &network) {
+                Ok(open) => open,
+                Err(reason) => return log::error!("overlay master: start a thread: {reason}"),
             };
-            MasterHost::start(options, gateway.transport(address))
-        };
-        let restarted = move || counted.count_restart();
-        Box::pin(supervise("overlay master", start, restarted, ended)) as super::part::Task
+            let counted = metrics.clone();
+            let start = move || {
+                let options = MasterOptions {
+                    settings: Settings {
+                        network: Arc::clone(&network),
+                        reuse_after: config.reuse_after,
+                    },
+                    store: open(),
+                    leading: is_elected.then(|| leading.clone()),
+                    metrics: metrics.clone(),
+                    seed: fastrand::u64(..),
+                };
+                MasterHost::start(options, gateway.transport(address))
+            };
+            tokio::select! {
+                () = supervise("overlay master", start, || counted.count_restart(), ended) => {}
+                () = follow(leader, address, leads) => {}
+            }
+        }) as Task
     });
-    Ok(Configured { start, election: None, gauges })
+    Ok(Configured { start, election, gauges })
+}
+
+/// Says whether this master, at `own`, is the leader.
+async fn follow(
+    mut leader: watch::Receiver<Option<SocketAddrV4>>,
+    own: SocketAddrV4,
+    leads: watch::Sender<bool>,
+) {
+    loop {
+        let is_leader = *leader.borrow_and_update() == Some(own);
+        leads.send_if_modified(|leads| std::mem::replace(leads, is_leader) != is_leader);
+        if leader.changed().await.is_err() {
+            // Whoever follows the election has ended, and so will this.
+            std::future::pending().await
+        }
+    }
 }
 
 /// A way to open the store, now and after each restart. A store that cannot be opened does not keep
 /// Mesos from starting: the master says FAILED, and tries again.
-fn store(config: &MasterConfig) -> impl FnMut() -> Box<dyn Store> + Send + use<> {
-    let memory = MemoryStore::new();
-    let (kind, directory) = (config.store, config.work_dir.clone());
-    match kind {
-        StoreKind::File => log::info!("overlay master: its state is in {}", directory.display()),
-        StoreKind::Memory => log::warn!(
-            "overlay master: the state is kept in memory only: a restart of Mesos forgets all \
-             allocations"
-        ),
+fn store(
+    config: &MasterConfig,
+    place: Option<LogPlace>,
+    open_log: OpenLog,
+    network: &Arc<Network>,
+) -> std::io::Result<Box<dyn FnMut() -> Box<dyn Store> + Send>> {
+    if let Some(place) = place {
+        log::info!("overlay master: its state is in the log in {}", place.directory.display());
+        let (log, network) = (Arc::new(OpeningLog::start(place, open_log)?), Arc::clone(network));
+        return Ok(Box::new(move || {
+            Box::new(ReplicatedLogStore::new(Arc::clone(&log) as _, Arc::clone(&network)))
+        }));
     }
-    move || match kind {
-        StoreKind::File => Box::new(FileStore::at(&directory)),
-        StoreKind::Memory => Box::new(memory.clone()),
-    }
-}
-
-/// What the C++ module keeps there is not read by this version. To begin with an empty plan instead
-/// would give every agent other addresses.
-fn refuse_replicated_log(config: &MasterConfig) -> Result<(), String> {
-    let Some(directory) = &config.replicated_log_dir else { return Ok(()) };
-    Err(format!(
-        "overlay master: replicated_log_dir: this version cannot read the replicated log in {}: \
-         leave the key out to keep the state in work_dir, where a new plan begins",
-        directory.display()
-    ))
+    let directory = config.work_dir.clone();
+    Ok(match config.store {
+        StoreKind::File => {
+            log::info!("overlay master: its state is in {}", directory.display());
+            Box::new(move || Box::new(FileStore::at(&directory)))
+        }
+        StoreKind::Memory => {
+            log::warn!(
+                "overlay master: the state is kept in memory only: a restart of Mesos forgets all \
+                 allocations"
+            );
+            let memory = MemoryStore::new();
+            Box::new(move || Box::new(memory.clone()))
+        }
+    })
 }

@@ -18,6 +18,7 @@
 mod agent;
 mod guard;
 mod http;
+mod log_place;
 mod logger;
 mod master;
 mod parameters;
@@ -34,6 +35,7 @@ mod tests;
 
 pub use self::http::{Answer, Parts, answer, unanswered};
 pub use guard::log_panics;
+pub use log_place::{LogPlace, OpenLog};
 pub use logger::{Sink, install as install_logger};
 pub use parameters::Inputs;
 pub use part::{Gauges, Kind, Part, Route};

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::http::Parts;
+use super::log_place::OpenLog;
 use super::parameters::Inputs;
 use super::realm::{Access, realm};
 use super::{agent, guard, http, master};
@@ -138,17 +139,18 @@ impl fmt::Debug for Part {
 }
 
 impl Part {
-    /// Makes a module from what Mesos was configured with. Nothing runs yet.
+    /// Makes a module from what Mesos was configured with. Nothing runs yet. `open_log` opens a
+    /// replicated log of Mesos.
     ///
     /// # Errors
     /// When a parameter or a file is wrong, or the process has this module already. All problems
     /// are in the log then, and the text is the conclusion.
-    pub fn create(kind: Kind, inputs: &Inputs) -> Result<Self, String> {
+    pub fn create(kind: Kind, inputs: &Inputs, open_log: OpenLog) -> Result<Self, String> {
         let claim = Claim::of(kind)?;
         let gateway = Gateway::new();
         let (leader, leader_seen) = watch::channel(None);
         let configured = match kind {
-            Kind::Master => master::configure(inputs, &gateway)?,
+            Kind::Master => master::configure(inputs, &gateway, leader_seen, open_log)?,
             Kind::Agent => agent::configure(inputs, &gateway, leader_seen)?,
         };
         let runtime = runtime(kind).map_err(|error| format!("{kind}: start threads: {error}"))?;

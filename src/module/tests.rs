@@ -11,10 +11,12 @@ use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
 
 use super::http::Parts;
+use super::log_place::LogPlace;
 use super::parameters::Inputs;
 use super::{Kind, Part};
 use crate::addr::Upid;
 use crate::config::Environment;
+use crate::store::Log;
 use crate::transport::mesos::{Process, Responder};
 use crate::wire;
 
@@ -34,9 +36,13 @@ fn inputs(parameters: &[(&str, &str)]) -> Inputs {
     Inputs { parameters, environment: Environment::default() }
 }
 
+fn no_log(_: &LogPlace) -> Result<Arc<dyn Log>, String> {
+    Err("there is none here".to_owned())
+}
+
 fn master(work_dir: &Path) -> Part {
     let inputs = inputs(&[("overlays", NETWORK), ("work_dir", work_dir.to_str().unwrap())]);
-    Part::create(Kind::Master, &inputs).unwrap()
+    Part::create(Kind::Master, &inputs, no_log).unwrap()
 }
 
 #[derive(Debug, PartialEq)]
@@ -139,7 +145,7 @@ fn there_is_one_part_of_a_kind_in_a_process() {
     let _alone = alone();
     let directory = TempDir::new().unwrap();
     let part = master(directory.path());
-    let second = Part::create(Kind::Master, &inputs(&[("overlays", NETWORK)])).unwrap_err();
+    let second = Part::create(Kind::Master, &inputs(&[("overlays", NETWORK)]), no_log).unwrap_err();
     assert_eq!(
         second,
         "overlay master: this process has one already: com_mesosphere_mesos_MasterOverlayHelper \
@@ -170,6 +176,7 @@ fn an_agent_follows_the_election() {
             ("master", "zk://user:secret@10.0.0.1:2181/mesos"),
             ("cni_dir", cni.to_str().unwrap()),
         ]),
+        no_log,
     )
     .unwrap();
     assert!(cni.is_dir(), "the containerizer reads it before the part is started");
@@ -191,7 +198,7 @@ fn an_agent_follows_the_election() {
 fn what_is_wrong_with_the_parameters_is_said() {
     let _alone = alone();
     let refused = |kind, parameters: &[(&str, &str)]| {
-        Part::create(kind, &inputs(parameters)).map(|_| ()).unwrap_err()
+        Part::create(kind, &inputs(parameters), no_log).map(|_| ()).unwrap_err()
     };
     assert_eq!(
         refused(Kind::Master, &[("overlays", "/nowhere/network.json")]),

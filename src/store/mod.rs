@@ -11,9 +11,11 @@
 pub mod conformance;
 mod file;
 mod memory;
+mod replicated_log;
 
 pub use file::FileStore;
 pub use memory::MemoryStore;
+pub use replicated_log::{Log, ReplicatedLogStore};
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -39,6 +41,30 @@ impl Version {
 pub enum Key {
     /// The agent with this address.
     Agent(Ipv4Addr),
+}
+
+/// First byte of the key of an agent; the four bytes of its address follow, so that the order of
+/// the bytes is that of the keys.
+const AGENT_KEY: u8 = 1;
+
+impl Key {
+    /// The key as stores write it.
+    fn to_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Agent(ip) => {
+                let [a, b, c, d] = ip.octets();
+                vec![AGENT_KEY, a, b, c, d]
+            }
+        }
+    }
+
+    /// The inverse of [`Key::to_bytes`]; `None` for a key of a later version of this program.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        match *bytes {
+            [AGENT_KEY, a, b, c, d] => Some(Self::Agent([a, b, c, d].into())),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Key {

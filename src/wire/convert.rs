@@ -286,7 +286,7 @@ fn status_from_pb(pb: &PbState) -> Option<Status> {
 #[must_use]
 pub fn encode_state(state: &State) -> pb::State {
     pb::State {
-        network: Some(network_to_pb(&state.network)),
+        network: Some(encode_network(&state.network)),
         agents: state.agents.iter().map(|agent| encode_agent(agent)).collect(),
     }
 }
@@ -331,7 +331,7 @@ pub fn decode_agent(agent: &pb::AgentInfo) -> Result<AgentInfo, ConvertError> {
     })
 }
 
-fn network_to_pb(network: &Network) -> pb::NetworkConfig {
+pub(super) fn encode_network(network: &Network) -> pb::NetworkConfig {
     pb::NetworkConfig {
         vtep_subnet: Some(text(network.vtep_subnet)),
         vtep_mac_oui: Some(text(network.vtep_mac_oui)),

@@ -3,9 +3,11 @@
 
 mod convert;
 mod json;
+mod log;
 mod message;
 mod record;
 
+pub use self::log::{Foreign, LoggedState};
 pub use convert::{
     ConvertError, MESSAGE_NAMES, decode_agent, decode_message, decode_state, encode_agent,
     encode_message, encode_state,

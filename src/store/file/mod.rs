@@ -37,10 +37,6 @@ const FORMAT_COUNTER: &[u8] = b"format";
 const EPOCH_COUNTER: &[u8] = b"epoch";
 const VERSION_COUNTER: &[u8] = b"version";
 
-/// First byte of the key of an agent; the four bytes of its address follow, so that the order of
-/// the bytes is that of the keys.
-const AGENT_KEY: u8 = 1;
-
 /// A state in a file.
 #[derive(Debug)]
 pub struct FileStore {
@@ -283,7 +279,7 @@ fn begin_epoch(database: &Database) -> Result<BegunEpoch, redb::Error> {
     let mut records = Vec::new();
     for entry in transaction.open_table(RECORDS)?.iter()? {
         let (key, bytes) = entry?;
-        match decode_key(key.value()) {
+        match Key::from_bytes(key.value()) {
             Some(key) => records.push((key, bytes.value().to_vec())),
             None => unreadable += 1,
         }
@@ -316,10 +312,10 @@ fn write(
         for change in changes {
             match change {
                 Change::Put(key, bytes) => {
-                    records.insert(&*encode_key(*key), &**bytes)?;
+                    records.insert(&*key.to_bytes(), &**bytes)?;
                 }
                 Change::Delete(key) => {
-                    records.remove(&*encode_key(*key))?;
+                    records.remove(&*key.to_bytes())?;
                 }
             }
         }
@@ -335,22 +331,6 @@ fn counter(
 ) -> Result<u64, redb::Error> {
     let missing = || redb::Error::Corrupted("a counter is missing".to_owned());
     counters.get(name)?.map(|value| value.value()).ok_or_else(missing)
-}
-
-fn encode_key(key: Key) -> Vec<u8> {
-    match key {
-        Key::Agent(ip) => {
-            let [a, b, c, d] = ip.octets();
-            vec![AGENT_KEY, a, b, c, d]
-        }
-    }
-}
-
-fn decode_key(bytes: &[u8]) -> Option<Key> {
-    match *bytes {
-        [AGENT_KEY, a, b, c, d] => Some(Key::Agent([a, b, c, d].into())),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,333 @@
+//! A state in the replicated log of Mesos, where the C++ module keeps its own: that is taken over,
+//! and what is written can be read by it again.
+//!
+//! The log holds one value, the whole state, which each commit writes anew. Its epoch is within it,
+//! and besides Mesos itself lets one master write at a time: whoever reads it becomes the writer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use crate::master::assignments;
+use crate::protocol::{Network, Record};
+use crate::wire::{Foreign, LoggedState, decode_record};
+
+/// A value that several masters share, of whom one can write. Calls wait, but not for ever.
+pub trait Log: Send + Sync {
+    /// Becomes the writer and reads the value, which is empty where it was never written.
+    ///
+    /// # Errors
+    /// With the reason and what to do.
+    fn fetch(&self) -> Result<Vec<u8>, String>;
+
+    /// Writes the value. False if this is not the writer any more: nothing was written then.
+    ///
+    /// # Errors
+    /// With the reason; the value may or may not be written.
+    fn store(&self, value: &[u8]) -> Result<bool, String>;
+}
+
+/// A state in a replicated log.
+pub struct ReplicatedLogStore {
+    log: Arc<dyn Log>,
+    network: Arc<Network>,
+    /// `None` before the first load, and after an error until the next.
+    state: Option<LoggedState>,
+}
+
+impl ReplicatedLogStore {
+    /// The state in `log`. The C++ module is shown what agents have of `network`.
+    #[must_use]
+    pub fn new(log: Arc<dyn Log>, network: Arc<Network>) -> Self {
+        Self { log, network, state: None }
+    }
+
+    fn failed(&self, action: &'static str, reason: impl fmt::Display) -> StoreError {
+        StoreError::Failed { store: self.to_string(), action, reason: reason.to_string() }
+    }
+
+    /// Takes over what the C++ module has written since we did.
+    fn take_over(&self, state: &mut LoggedState) {
+        let ip_of = |key: &[u8]| match Key::from_bytes(key)? {
+            Key::Agent(ip) => Some(ip),
+        };
+        let changes = state.foreign(ip_of);
+        if changes.is_empty() {
+            return;
+        }
+        log::info!("{self}: the c++ module wrote it last: taking over {} agents", changes.len());
+        for (ip, change) in changes {
+            match change {
+                Foreign::Has(record) => state.put(&Key::Agent(ip).to_bytes(), record),
+                Foreign::Forgotten => state.delete(&Key::Agent(ip).to_bytes()),
+            }
+        }
+    }
+
+    fn apply(&self, state: &mut LoggedState, change: &Change) {
+        let (key, record) = match change {
+            Change::Put(key, bytes) => {
+                state.put(&key.to_bytes(), bytes.clone());
+                (key, decode_record(bytes).ok())
+            }
+            Change::Delete(key) => {
+                state.delete(&key.to_bytes());
+                (key, None)
+            }
+        };
+        let Key::Agent(ip) = *key;
+        let shown = match record {
+            Some(Record::Agent(record)) => Some(assignments(&self.network, &record)),
+            // The C++ module knows no agents that were deleted.
+            Some(Record::Released(_)) | None => None,
+        };
+        state.show_agent(ip, shown);
+    }
+}
+
+impl Store for ReplicatedLogStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.state = None;
+        let value = self.log.fetch().map_err(|reason| self.failed("load", reason))?;
+        let mut state = LoggedState::decode(&value).map_err(|reason| {
+            self.failed("load", format!("{reason}: it is no state of an overlay master"))
+        })?;
+        self.take_over(&mut state);
+        let (epoch, version) = state.counters();
+        let epoch = epoch + 1;
+        state.set_network(&self.network);
+        state.set_counters(epoch, version);
+        match self.log.store(&state.encode()) {
+            Ok(true) => {}
+            Ok(false) => return Err(self.failed("load", "another master reads it too")),
+            Err(reason) => return Err(self.failed("load", reason)),
+        }
+        let records = state
+            .entries()
+            .filter_map(|(key, record)| Some((Key::from_bytes(key)?, record.to_vec())))
+            .collect();
+        self.state = Some(state);
+        Ok(Loaded { epoch: Epoch(epoch), version: Version(version), records })
+    }
+
+    fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
+        let Some(mut state) = self.state.take() else {
+            return Err(self.failed("commit", "an earlier operation failed: load the state first"));
+        };
+        let (current, version) = state.counters();
+        if current != epoch.0 {
+            self.state = Some(state);
+            return Err(StoreError::Deposed { store: self.to_string(), epoch: epoch.0 });
+        }
+        for change in changes {
+            self.apply(&mut state, change);
+        }
+        state.set_counters(current, version + 1);
+        match self.log.store(&state.encode()) {
+            Ok(true) => {
+                self.state = Some(state);
+                Ok(Version(version + 1))
+            }
+            Ok(false) => Err(StoreError::Deposed { store: self.to_string(), epoch: epoch.0 }),
+            Err(reason) => Err(self.failed("commit", reason)),
+        }
+    }
+}
+
+impl fmt::Display for ReplicatedLogStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("replicated log")
+    }
+}
+
+impl fmt::Debug for ReplicatedLogStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicatedLogStore").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use parking_lot::Mutex;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::config::parse_master;
+    use crate::protocol::{AgentRecord, OverlayRecord};
+    use crate::store::conformance::{self, Subject};
+    use crate::wire::encode_record;
+    use crate::wire::mesos::modules::overlay as pb;
+
+    /// A log in memory: the value, and how often the writer changed.
+    #[derive(Default)]
+    struct Shared {
+        value: Vec<u8>,
+        writer: u64,
+    }
+
+    struct Handle(Arc<Mutex<Shared>>, Mutex<u64>);
+
+    impl Log for Handle {
+        fn fetch(&self) -> Result<Vec<u8>, String> {
+            let mut shared = self.0.lock();
+            shared.writer += 1;
+            *self.1.lock() = shared.writer;
+            Ok(shared.value.clone())
+        }
+
+        fn store(&self, value: &[u8]) -> Result<bool, String> {
+            let mut shared = self.0.lock();
+            let is_writer = shared.writer == *self.1.lock();
+            if is_writer {
+                shared.value = value.to_owned();
+            }
+            Ok(is_writer)
+        }
+    }
+
+    fn network() -> Arc<Network> {
+        let text = include_str!("../../docs/network.json");
+        Arc::new(parse_master("network.json", text).unwrap().0.network)
+    }
+
+    fn store(shared: &Arc<Mutex<Shared>>) -> ReplicatedLogStore {
+        let handle = Handle(Arc::clone(shared), Mutex::new(0));
+        ReplicatedLogStore::new(Arc::new(handle), network())
+    }
+
+    fn agent(vtep: &str, subnet: &str) -> Record {
+        let overlay = OverlayRecord {
+            name: "vxlan-1".parse().unwrap(),
+            subnet: Some(subnet.parse().unwrap()),
+            subnet6: None,
+        };
+        Record::Agent(AgentRecord {
+            vtep_ip: vtep.parse().unwrap(),
+            vtep_ip6: None,
+            overlays: vec![overlay],
+            allocate_subnet: true,
+            mesos_bridge: true,
+            docker_bridge: false,
+        })
+    }
+
+    fn key(ip: &str) -> Key {
+        Key::Agent(ip.parse().unwrap())
+    }
+
+    fn put(ip: &str, record: &Record) -> Change {
+        Change::Put(key(ip), encode_record(record))
+    }
+
+    fn records(loaded: &Loaded) -> Vec<(String, Record)> {
+        let record =
+            |(key, bytes): &(Key, Vec<u8>)| (key.to_string(), decode_record(bytes).unwrap());
+        loaded.records.iter().map(record).collect()
+    }
+
+    #[test]
+    fn it_conforms() {
+        conformance::check(&|| {
+            let shared = Arc::default();
+            Subject { open: Box::new(move || Box::new(store(&shared))), is_shared: true }
+        });
+    }
+
+    #[test]
+    fn the_cpp_module_can_read_what_we_write() {
+        let shared = Arc::default();
+        let mut store = store(&shared);
+        let epoch = store.load().unwrap().epoch;
+        let record = agent("44.128.0.1", "192.168.0.0/24");
+        store.commit(epoch, &[put("10.0.0.7", &record)]).unwrap();
+        let state = pb::State::decode(shared.lock().value.as_slice()).unwrap();
+        let network = state.network.unwrap();
+        assert_eq!(network.vtep_subnet(), "44.128.0.0/16");
+        assert_eq!(state.agents.len(), 1);
+        let overlay = &state.agents[0].overlays[0];
+        assert_eq!((state.agents[0].ip(), overlay.subnet()), ("10.0.0.7", "192.168.0.0/24"));
+        assert_eq!(overlay.mesos_bridge.as_ref().unwrap().ip(), "192.168.0.0/25");
+        assert_eq!(overlay.docker_bridge, None);
+        let vxlan = overlay.backend.as_ref().unwrap().vxlan.as_ref().unwrap();
+        assert_eq!(vxlan.vtep_mac(), "70:b3:d5:80:00:01");
+        store.commit(epoch, &[Change::Delete(key("10.0.0.7"))]).unwrap();
+        let state = pb::State::decode(shared.lock().value.as_slice()).unwrap();
+        assert!(state.agents.is_empty());
+    }
+
+    /// What the C++ module does with the value: it keeps the fields that it does not know, or
+    /// drops them, and adds and removes agents.
+    fn edit(shared: &Mutex<Shared>, keeps_unknown: bool, edit: impl FnOnce(&mut pb::State)) {
+        let mut shared = shared.lock();
+        let own = LoggedState::decode(&shared.value).unwrap();
+        let mut state = pb::State::decode(shared.value.as_slice()).unwrap();
+        edit(&mut state);
+        let mut value = state.encode_to_vec();
+        if keeps_unknown {
+            value.extend(own.encode_own());
+        }
+        shared.value = value;
+    }
+
+    #[test]
+    fn what_the_cpp_module_changed_is_taken_over() {
+        for keeps_unknown in [true, false] {
+            let shared = Arc::default();
+            let mut ours = store(&shared);
+            let epoch = ours.load().unwrap().epoch;
+            let (one, two) =
+                (agent("44.128.0.1", "192.168.0.0/24"), agent("44.128.0.2", "192.168.1.0/24"));
+            ours.commit(epoch, &[put("10.0.0.7", &one), put("10.0.0.8", &two)]).unwrap();
+            edit(&shared, keeps_unknown, |state| {
+                let mut third = state.agents.remove(0);
+                third.ip = Some("10.0.0.9".to_owned());
+                state.agents.push(third);
+            });
+            let loaded = store(&shared).load().unwrap();
+            let ips: BTreeSet<_> = records(&loaded).into_iter().map(|(key, _)| key).collect();
+            assert_eq!(
+                ips,
+                BTreeSet::from(["agent 10.0.0.8".to_owned(), "agent 10.0.0.9".to_owned()])
+            );
+            let had: Vec<_> = records(&loaded).into_iter().map(|(_, record)| record).collect();
+            assert!(had.contains(&one) && had.contains(&two), "{had:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_we_know_survives_the_cpp_module() {
+        let shared = Arc::default();
+        let mut ours = store(&shared);
+        let epoch = ours.load().unwrap().epoch;
+        let Record::Agent(mut record) = agent("44.128.0.1", "192.168.0.0/24") else { panic!() };
+        // An overlay that is not configured now.
+        record.overlays.push(OverlayRecord {
+            name: "old".parse().unwrap(),
+            subnet: Some("10.9.0.0/24".parse().unwrap()),
+            subnet6: None,
+        });
+        let record = Record::Agent(record);
+        ours.commit(epoch, &[put("10.0.0.7", &record)]).unwrap();
+        edit(&shared, true, |_| {});
+        let loaded = store(&shared).load().unwrap();
+        assert_eq!(records(&loaded), [("agent 10.0.0.7".to_owned(), record)]);
+        assert_eq!(loaded.epoch, Epoch(2));
+        assert_eq!(loaded.version, Version(1));
+    }
+
+    #[test]
+    fn an_agent_of_the_cpp_module_that_makes_no_sense_is_not_lost() {
+        let shared: Arc<Mutex<Shared>> = Arc::default();
+        let mut ours = store(&shared);
+        let epoch = ours.load().unwrap().epoch;
+        ours.commit(epoch, &[put("10.0.0.7", &agent("44.128.0.1", "192.168.0.0/24"))]).unwrap();
+        edit(&shared, false, |state| {
+            state.agents[0].overlays[0].subnet = Some("nonsense".to_owned())
+        });
+        let loaded = store(&shared).load().unwrap();
+        assert_eq!(loaded.records.len(), 1);
+        assert!(decode_record(&loaded.records[0].1).is_err(), "the master sets it aside");
+    }
+}
