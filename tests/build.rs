@@ -105,6 +105,7 @@ impl Place {
             "#include <google/protobuf/stubs/common.h>\n\
              #if 3005000 < GOOGLE_PROTOBUF_MIN_PROTOC_VERSION\n#error of another protoc\n#endif\n",
         );
+        self.mesos_header("include/mesos/log/log.hpp", "");
         self.mesos_header("include/mesos/master/detector.hpp", "#include <mesos/mesos.pb.h>\n");
         self.mesos_header("include/mesos/module/anonymous.hpp", "");
         self.mesos_header("include/process/http.hpp", "#include <stout/try.hpp>\n");
