@@ -48,8 +48,12 @@ impl<M: Hosted> Running<M> {
     /// Ends both tasks, and returns when they have ended.
     pub(super) async fn stop(mut self) {
         self.abort();
-        let _ = (&mut self.transport).await;
-        let _ = (&mut self.machine).await;
+        for task in [&mut self.transport, &mut self.machine] {
+            // One that has ended was perhaps waited for already, which is possible only once.
+            if !task.is_finished() {
+                let _ = task.await;
+            }
+        }
     }
 
     fn abort(&self) {
@@ -61,5 +65,31 @@ impl<M: Hosted> Running<M> {
 impl<M: Hosted> Drop for Running<M> {
     fn drop(&mut self) {
         self.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::master::Master;
+
+    async fn nothing() {}
+
+    async fn defect() {
+        panic!("asked to");
+    }
+
+    #[tokio::test]
+    async fn what_has_stopped_by_itself_can_be_stopped() {
+        for (machine, transport) in [
+            (tokio::spawn(defect()), tokio::spawn(std::future::pending())),
+            (tokio::spawn(std::future::pending()), tokio::spawn(nothing())),
+            (tokio::spawn(defect()), tokio::spawn(nothing())),
+        ] {
+            let (inbox, _receiver) = Inbox::<Master>::new(Metrics::new());
+            let mut running = Running { inbox, machine, transport };
+            running.stopped().await;
+            running.stop().await;
+        }
     }
 }
