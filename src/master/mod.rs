@@ -3,6 +3,7 @@
 //!
 //! A pure machine: no IO, no clock.
 
+mod allocation;
 mod command;
 mod event;
 mod leadership;
