@@ -344,7 +344,7 @@ impl Progress {
 type CniFiles = BTreeMap<Ipv4Addr, BTreeMap<String, String>>;
 
 fn report(output: &mut Output, state: &State, cni: &CniFiles) -> Result<(), Failure> {
-    print_agents(output, state, false)?;
+    print_agents(output, state, false, None)?;
     output.line("")?;
     for (ip, files) in cni {
         let names: Vec<&str> = files.keys().map(String::as_str).collect();

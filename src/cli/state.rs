@@ -96,7 +96,7 @@ impl StateCommand {
         let mut output = Output::new();
         if !state.agents.is_empty() {
             // The C++ modules have no order among overlays, ours has that of the configuration.
-            print_agents(&mut output, &state, health.is_none())?;
+            print_agents(&mut output, &state, health.is_none(), health)?;
             output.line("")?;
         }
         output.line(summary)?;
@@ -109,9 +109,13 @@ impl StateCommand {
 
 /// `master 10.0.0.1:5050: ok: 3 agents: 2 ok, 1 failed, 0 unreported (epoch 1, version 3)`
 fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> String {
+    let standing = |agent: &Arc<AgentInfo>| match set_aside(health, agent.ip) {
+        Some(_) => Standing::Failed,
+        None => Standing::of(agent),
+    };
     let count = |wanted| {
         let agents = state.agents.iter();
-        agents.filter(|agent| Standing::of(agent) == wanted).count()
+        agents.filter(|agent| standing(agent) == wanted).count()
     };
     let agents = counted(state.agents.len() as u128, "agent");
     let standings = format!(
@@ -127,6 +131,11 @@ fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> Str
         }
         None => format!("master {master}: {standings} (it shows no health)"),
     }
+}
+
+/// Why the master does not serve this agent.
+fn set_aside(health: Option<&Health>, ip: Ipv4Addr) -> Option<&str> {
+    health.and_then(|health| health.set_aside(ip))
 }
 
 fn unknown(master: &MasterClient, ip: Ipv4Addr) -> Failure {
@@ -163,6 +172,7 @@ pub(super) fn print_agents(
     output: &mut Output,
     state: &State,
     is_sorted_by_name: bool,
+    health: Option<&Health>,
 ) -> Result<(), Failure> {
     let mut table = Table::with_sentences(&[
         "AGENT",
@@ -179,7 +189,8 @@ pub(super) fn print_agents(
         if is_sorted_by_name {
             overlays.sort_by_key(|overlay| overlay.name());
         }
-        add_agent(&mut table, output, agent, &overlays)?;
+        let set_aside = set_aside(health, agent.ip);
+        add_agent(&mut table, output, agent, &overlays, set_aside)?;
     }
     table.finish(output)
 }
@@ -189,11 +200,15 @@ fn add_agent(
     output: &mut Output,
     agent: &AgentInfo,
     overlays: &[&Assignment],
+    set_aside: Option<&str>,
 ) -> Result<(), Failure> {
     if overlays.is_empty() {
         let mut cells = [const { String::new() }; 8];
         cells[0] = agent.ip.to_string();
-        "no overlay".clone_into(&mut cells[7]);
+        cells[7] = match set_aside {
+            Some(reason) => format!("not served: {}", harmless(reason)),
+            None => "no overlay".to_owned(),
+        };
         return table.row(output, cells);
     }
     for overlay in overlays {

@@ -96,6 +96,41 @@ impl FreeSet {
         Ok(())
     }
 
+    /// Takes the free slots from `first` to `last`, however many there are.
+    pub(super) fn withhold(&mut self, first: u128, last: u128) {
+        self.take_never_used(first, last);
+        let freed: Vec<u128> = self.turns.range(first..=last).map(|(slot, _)| *slot).collect();
+        for slot in freed {
+            self.take(slot);
+        }
+    }
+
+    /// Takes the slots that were never used although a higher one was, and the `more` lowest above
+    /// all of these: whatever was given lowest first, and of which nothing is known, is there.
+    pub(super) fn withhold_gaps(&mut self, more: u128) {
+        let Some(end) = self.capacity.checked_sub(1) else {
+            return;
+        };
+        let tail = self.never_used.last().filter(|range| *range.end() == end);
+        let untouched = tail.map_or(self.capacity, |range| *range.start());
+        if let Some(last) = untouched.saturating_add(more).min(self.capacity).checked_sub(1) {
+            self.take_never_used(0, last);
+        }
+    }
+
+    /// Makes freed ones of the never used slots from `first` to `last`.
+    pub(super) fn retire(&mut self, first: u128, last: u128, freed_at: u64) {
+        let mut slots = Vec::new();
+        for range in self.never_used.overlapping(first..=last) {
+            slots.extend(first.max(*range.start())..=last.min(*range.end()));
+        }
+        for slot in slots {
+            self.take(slot);
+            // It was free until a moment ago.
+            let _ = self.free(slot, freed_at);
+        }
+    }
+
     /// The free slot whose turn it is: the lowest never used one, and when there is none, the one
     /// freed longest ago.
     pub(super) fn peek(&self) -> Option<Vacancy> {
@@ -127,7 +162,15 @@ impl FreeSet {
         self.in_use += 1;
     }
 
-    fn is_free(&self, slot: u128) -> Result<bool, SlotError> {
+    fn take_never_used(&mut self, first: u128, last: u128) {
+        let overlapping = self.never_used.overlapping(first..=last);
+        let count = overlapping.map(|range| last.min(*range.end()) - first.max(*range.start()) + 1);
+        self.in_use += count.sum::<u128>();
+        self.never_used.remove(first..=last);
+    }
+
+    /// Whether `slot` is free.
+    pub(super) fn is_free(&self, slot: u128) -> Result<bool, SlotError> {
         if slot >= self.capacity {
             return Err(SlotError::Missing);
         }
@@ -195,6 +238,52 @@ mod tests {
         assert_eq!(set.peek(), Some(Vacancy { slot: 1, freed_at: Some(7) }));
         assert_eq!(set.peek(), set.allocate());
         assert_eq!(set.peek(), None);
+    }
+
+    #[test]
+    fn withheld_slots_are_given_to_nobody() {
+        let mut set = FreeSet::new(10);
+        for slot in [1, 4, 5] {
+            set.reserve(slot).unwrap();
+        }
+        set.free(4, 7).unwrap();
+        set.withhold(3, 6);
+        assert_eq!(set.in_use(), 5, "1, 3, 4, 5, 6");
+        assert_eq!(slots_until_exhausted(&mut set), [0, 2, 7, 8, 9]);
+        assert_eq!(set.in_use(), set.capacity());
+        set.withhold(0, 9);
+        assert_eq!(set.in_use(), set.capacity(), "nothing is taken twice");
+    }
+
+    #[test]
+    fn gaps_end_with_the_highest_slot_that_was_used_and_some_more() {
+        let gaps = |used: &[u128], more| {
+            let mut set = FreeSet::new(6);
+            for &slot in used {
+                set.reserve(slot).unwrap();
+            }
+            set.withhold_gaps(more);
+            slots_until_exhausted(&mut set)
+        };
+        assert_eq!(gaps(&[], 0), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(gaps(&[], 1), [1, 2, 3, 4, 5]);
+        assert_eq!(gaps(&[0, 3], 0), [4, 5]);
+        assert_eq!(gaps(&[0, 3], 1), [5]);
+        assert_eq!(gaps(&[0, 3], 9), [0; 0]);
+        assert_eq!(gaps(&[5], 0), [0; 0]);
+        let mut largest = FreeSet::new(u128::MAX);
+        largest.withhold_gaps(u128::MAX);
+        assert_eq!((largest.in_use(), largest.peek()), (u128::MAX, None));
+        FreeSet::new(0).withhold_gaps(1);
+    }
+
+    #[test]
+    fn what_is_retired_comes_last() {
+        let mut set = FreeSet::new(5);
+        set.reserve(1).unwrap();
+        set.retire(0, 2, 9);
+        assert_eq!(set.in_use(), 1);
+        assert_eq!(slots_until_exhausted(&mut set), [3, 4, 0, 2]);
     }
 
     #[test]

@@ -5,6 +5,9 @@ use super::free_set::{FreeSet, SlotError, Vacancy};
 use crate::addr::Subnet;
 use crate::protocol::AddressRange;
 
+/// Most subnets that are noted as freed at one time.
+const RETIRED_MAX: u128 = 1 << 16;
+
 /// The subnets of equal length that a range is cut into. The first and the last are as good as the
 /// others: the host addresses of a subnet are used inside of it only.
 #[derive(Debug, Clone)]
@@ -79,6 +82,55 @@ impl SubnetPool {
     #[must_use]
     pub fn peek(&self) -> Option<Allocated<Subnet>> {
         self.allocated(self.slots.peek()?)
+    }
+
+    /// Whether `subnet` is one of the pool's and free.
+    #[must_use]
+    pub fn is_free(&self, subnet: Subnet) -> bool {
+        self.slot_of(subnet).is_ok_and(|slot| self.slots.is_free(slot) == Ok(true))
+    }
+
+    /// Whether `subnet` is one of the pool's and in use.
+    #[must_use]
+    pub fn is_taken(&self, subnet: Subnet) -> bool {
+        self.slot_of(subnet).is_ok_and(|slot| self.slots.is_free(slot) == Ok(false))
+    }
+
+    /// Gives nobody what is free and has an address of `subnet`, which may have any length.
+    pub fn withhold(&mut self, subnet: &Subnet) {
+        if let Some((first, last)) = self.slots_within(subnet) {
+            self.slots.withhold(first, last);
+        }
+    }
+
+    /// Treats what was never used and has an address of `subnet`, which may have any length, as
+    /// freed at `now`, in seconds since 1970. If that is too much to note one by one, it is
+    /// withheld.
+    pub fn retire(&mut self, subnet: &Subnet, now: u64) {
+        match self.slots_within(subnet) {
+            Some((first, last)) if last - first < RETIRED_MAX => {
+                self.slots.retire(first, last, now);
+            }
+            Some((first, last)) => self.slots.withhold(first, last),
+            None => {}
+        }
+    }
+
+    /// Gives nobody what `agents` agents of whom nothing is known may have, if subnets were given
+    /// lowest first.
+    pub fn withhold_gaps(&mut self, agents: u128) {
+        self.slots.withhold_gaps(agents);
+    }
+
+    /// The first and the last slot that has an address of `subnet`.
+    fn slots_within(&self, subnet: &Subnet) -> Option<(u128, u128)> {
+        let AddressRange { subnet: whole, prefix } = self.range;
+        let last = self.capacity().checked_sub(1)?;
+        if subnet.covers(&whole) {
+            return Some((0, last));
+        }
+        let slot = |address| whole.index_of(&Subnet::containing(address, prefix)?);
+        slot(subnet.first()).zip(slot(subnet.last()))
     }
 
     /// What the pool is cut from, and how.

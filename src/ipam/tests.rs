@@ -389,3 +389,29 @@ fn reuse_is_early_until_the_time_has_passed() {
     assert!(!reused(Some(100), 160));
     assert!(reused(Some(100), 50), "the clock was set back");
 }
+
+#[test]
+fn what_overlaps_a_withheld_subnet_of_any_length_is_given_to_nobody() {
+    let left = |withheld: &str| {
+        let subnet = "10.0.0.0/22".parse().unwrap();
+        let mut pool = SubnetPool::new(AddressRange { subnet, prefix: 24 });
+        pool.withhold(&withheld.parse().unwrap());
+        let all = std::iter::from_fn(|| pool.allocate()).map(|one| one.item.to_string());
+        all.collect::<Vec<_>>()
+    };
+    let all = ["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"];
+    assert_eq!(left("10.0.1.0/24"), [all[0], all[2], all[3]]);
+    assert_eq!(left("10.0.1.128/26"), [all[0], all[2], all[3]]);
+    assert_eq!(left("10.0.2.0/23"), all[..2]);
+    assert_eq!(left("10.0.0.0/8"), [""; 0]);
+    assert_eq!(left("11.0.0.0/8"), all);
+    assert_eq!(left("fd00::/8"), all);
+
+    let mut vteps = VtepPool::<Ipv4Addr>::new("44.128.0.0/29".parse().unwrap());
+    vteps.withhold(&"44.128.0.0/31".parse().unwrap());
+    vteps.withhold(&"44.128.0.3/32".parse().unwrap());
+    vteps.withhold(&"44.128.0.7/32".parse().unwrap());
+    let left: Vec<String> =
+        std::iter::from_fn(|| vteps.allocate()).map(|one| one.item.to_string()).collect();
+    assert_eq!(left, ["44.128.0.2", "44.128.0.4", "44.128.0.5", "44.128.0.6"]);
+}

@@ -129,6 +129,32 @@ impl<A: VtepAddress> VtepPool<A> {
         self.allocated(self.slots.peek()?)
     }
 
+    /// Whether `address` is one of the pool's and in use.
+    pub fn is_taken(&self, address: A) -> bool {
+        self.slot_of(address).is_ok_and(|slot| self.slots.is_free(slot) == Ok(false))
+    }
+
+    /// Gives nobody what is free of `subnet`, which may have any length.
+    pub fn withhold(&mut self, subnet: &Subnet) {
+        let last = self.capacity().checked_sub(1);
+        let slots = if subnet.covers(&self.subnet) {
+            Some(0).zip(last)
+        } else {
+            let offset = |address| self.subnet.offset_of(address);
+            let first = offset(subnet.first()).map(|first| first.saturating_sub(FIRST_HOST));
+            first.zip(offset(subnet.last()).and_then(|last| last.checked_sub(FIRST_HOST)))
+        };
+        if let Some((first, last)) = slots {
+            self.slots.withhold(first, last);
+        }
+    }
+
+    /// Gives nobody what `agents` agents of whom nothing is known may have, if addresses were given
+    /// lowest first.
+    pub fn withhold_gaps(&mut self, agents: u128) {
+        self.slots.withhold_gaps(agents);
+    }
+
     /// The VTEP subnet.
     #[must_use]
     pub const fn subnet(&self) -> Subnet {

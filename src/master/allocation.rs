@@ -3,18 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::registry::{Moment, Notice, Outcome, Refusal, Registry};
+use super::registry::{Moment, Notice, Outcome, Refusal, Registry, Supply};
 use super::space::{Piece, Subnets};
 use crate::addr::{OverlayName, Subnet};
 use crate::ipam::Allocated;
 use crate::protocol::{AgentOptions, AgentRecord, Overlay, OverlayRecord, Record};
 use crate::store::{Change, Key};
 use crate::wire::encode_record;
-
-/// What operators call the pool of VTEP addresses.
-const VTEP_POOL: &str = "the VTEP subnet";
-/// The same for IPv6.
-const VTEP6_POOL: &str = "the IPv6 VTEP subnet";
 
 impl Registry {
     /// The record of an agent that is not there: with what it had when it was deleted, as far as
@@ -33,7 +28,7 @@ impl Registry {
             None => {
                 let allocated = self.space.allocate_vtep();
                 let Some(vtep) = allocated else {
-                    self.lacks(VTEP_POOL, ip);
+                    self.lacks(Supply::Vtep, ip);
                     return Err(Refusal::NoVtep(self.network.vtep_subnet));
                 };
                 self.taken(vtep, Piece::Vtep(vtep.item.into()), moment, outcome);
@@ -101,7 +96,7 @@ impl Registry {
                     record.vtep_ip6 = Some(vtep6.item);
                 }
                 None => {
-                    self.lacks(VTEP6_POOL, ip);
+                    self.lacks(Supply::Vtep6, ip);
                     outcome.notices.push(Notice::NoVtep6);
                 }
             }
@@ -136,7 +131,7 @@ impl Registry {
         let Subnets { v4, v6 } = match self.space.allocate_subnets(name, lacks_v4, lacks_v6) {
             Ok(subnets) => subnets,
             Err(family) => {
-                self.lacks(&format!("overlay {name} ({family})"), ip);
+                self.lacks(Supply::Overlay(name.clone(), family), ip);
                 outcome.notices.push(Notice::NoSubnet(name.clone(), family));
                 return;
             }
@@ -154,8 +149,8 @@ impl Registry {
         had.subnet6 = had.subnet6.or_else(|| v6.map(|subnet| subnet.item));
     }
 
-    fn lacks(&mut self, pool: &str, ip: Ipv4Addr) {
-        self.lacking.entry(pool.to_owned()).or_default().insert(ip);
+    fn lacks(&mut self, supply: Supply, ip: Ipv4Addr) {
+        self.lacking.entry(supply).or_default().insert(ip);
     }
 
     pub(super) fn lacks_nothing(&mut self, ip: Ipv4Addr) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::Command;
+use super::recovery::Recovered;
 use super::registry::Registry;
 use super::{Master, NOT_LEADING, WAITING_MAX};
 use crate::addr::Upid;
@@ -102,6 +103,17 @@ impl Leading {
         }
     }
 
+    /// Finds out what can be served now that agents were deleted whose addresses were in doubt.
+    pub(super) fn settle_doubts(&mut self) {
+        if self.registry.take_unsettled() {
+            let network = Arc::clone(&self.registry.network);
+            let Recovered { registry, changes } =
+                self.registry.rebuilt(network, self.next_version());
+            self.registry = registry;
+            self.change(changes);
+        }
+    }
+
     pub(super) fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
             let (Change::Put(key, _) | Change::Delete(key)) = &change;
@@ -189,7 +201,12 @@ impl Master {
         };
         let waiting = mem::take(&mut recovering.waiting);
         let Loaded { epoch, version, records } = loaded;
-        let registry = Registry::recover(Arc::clone(&self.settings.network), version, records);
+        let records = records.into_iter().map(|(Key::Agent(ip), bytes)| (ip, bytes));
+        let Recovered { registry, changes } =
+            Registry::recover(Arc::clone(&self.settings.network), version, records);
+        for sentence in registry.doubts().into_values() {
+            log::error!("{sentence}");
+        }
         log::info!(
             "recovered {} agents from version {} of the state; epoch {} begins",
             registry.tally().total,
@@ -205,6 +222,9 @@ impl Master {
             pending: BTreeMap::new(),
             told: HashMap::new(),
         }));
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.change(changes);
+        }
         for (from, options) in waiting.into_values() {
             self.register(now, from, &options);
         }

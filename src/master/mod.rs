@@ -321,6 +321,7 @@ impl Master {
                         None => log::info!("agent {ip} is not known: nothing to delete"),
                     }
                 }
+                leading.settle_doubts();
                 (Reply::State(leading.registry.state()), leading.latest_version())
             }
         };

@@ -2,6 +2,7 @@
 //! set aside. Every change of it comes with the changes of the store that make it last.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +31,45 @@ pub(super) struct Registry {
     /// The shares of served agents that contradict the configuration or each other. They stay in
     /// the record.
     pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), Unserved>,
-    /// The agents that did not get all they should, by the pool that is exhausted.
-    pub(super) lacking: BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    tally: AgentTally,
+    /// The same of the IPv6 addresses of their VTEPs, and how they do.
+    pub(super) unserved_vteps6: BTreeMap<Ipv4Addr, String>,
+    /// The agents that did not get all they should, by what is exhausted.
+    pub(super) lacking: BTreeMap<Supply, BTreeSet<Ipv4Addr>>,
+    pub(super) tally: AgentTally,
+    /// Whether an agent was deleted whose addresses were in doubt.
+    is_unsettled: bool,
+}
+
+/// What is not served.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doubt {
+    /// An agent.
+    Agent(Ipv4Addr),
+    /// The IPv6 address of its VTEP.
+    Vtep6(Ipv4Addr),
+    /// Its share of an overlay.
+    Share(Ipv4Addr, OverlayName),
+}
+
+/// What can be exhausted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Supply {
+    /// The subnets of an overlay, of one family.
+    Overlay(OverlayName, Family),
+    /// The IPv6 addresses of VTEPs.
+    Vtep6,
+    /// The addresses of VTEPs.
+    Vtep,
+}
+
+impl fmt::Display for Supply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overlay(name, family) => write!(f, "overlay {name} ({family})"),
+            Self::Vtep6 => f.write_str("the IPv6 VTEP subnet"),
+            Self::Vtep => f.write_str("the VTEP subnet"),
+        }
+    }
 }
 
 /// One agent.
@@ -50,7 +87,9 @@ pub(super) struct Agent {
 pub(super) struct Aside {
     /// How the record contradicts the configuration or others.
     pub(super) reason: String,
-    /// What of it contradicts nothing: nobody else gets that.
+    /// The record, if it can be read.
+    pub(super) record: Option<AgentRecord>,
+    /// What of it nobody else has: nobody else gets that.
     pub(super) held: ReleasedRecord,
 }
 
@@ -59,7 +98,7 @@ pub(super) struct Aside {
 pub(super) struct Unserved {
     /// How it contradicts the configuration or others.
     pub(super) reason: String,
-    /// What of it contradicts nothing: nobody else gets that.
+    /// What of it nobody else has: nobody else gets that.
     pub(super) held: OverlayRecord,
 }
 
@@ -121,8 +160,10 @@ impl Registry {
             released: BTreeMap::new(),
             aside: BTreeMap::new(),
             unserved: BTreeMap::new(),
+            unserved_vteps6: BTreeMap::new(),
             lacking: BTreeMap::new(),
             tally: AgentTally::default(),
+            is_unsettled: false,
         }
     }
 
@@ -196,29 +237,81 @@ impl Registry {
 
     /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are
     /// left. Returns the change of the store; `None` if there is no such agent.
+    ///
+    /// What was in doubt because of it is found out by who asks [`Self::take_unsettled`].
     pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<Change> {
+        // Without this agent others may have what they contest with it.
+        self.is_unsettled |= self.has_doubts();
         if let Some(Aside { held, .. }) = self.aside.remove(&ip) {
-            return Some(self.set_free(ip, ReleasedRecord { at: unix, ..held }));
+            return Some(self.keep_for(ip, ReleasedRecord { at: unix, ..held }));
         }
         // Also of an agent that is not there because there was nothing for it.
         self.lacks_nothing(ip);
         let agent = self.agents.remove(&ip)?;
         self.tally.remove(&agent.info);
-        let AgentRecord { vtep_ip, vtep_ip6, mut overlays, .. } = agent.record;
+        let AgentRecord { vtep_ip, mut vtep_ip6, mut overlays, .. } = agent.record;
+        if self.unserved_vteps6.remove(&ip).is_some() {
+            vtep_ip6 = None;
+        }
         for overlay in &mut overlays {
             if let Some(unserved) = self.unserved.remove(&(ip, overlay.name.clone())) {
                 *overlay = unserved.held;
             }
         }
         overlays.retain(|overlay| !overlay.is_empty());
+        let mut subnets = overlays
+            .iter()
+            .flat_map(|overlay| overlay.subnets().map(|subnet| (&overlay.name, subnet)));
+        // It may be withheld from the agents of an overlay that has these addresses now.
+        self.is_unsettled |= subnets.any(|(name, subnet)| {
+            !self.space.is_taken(name, subnet) && self.space.overlaps(&subnet)
+        });
         let released = ReleasedRecord { at: unix, vtep_ip: Some(vtep_ip), vtep_ip6, overlays };
-        Some(self.set_free(ip, released))
+        self.free(ip, &released);
+        Some(self.keep_for(ip, released))
     }
 
-    /// The whole cluster.
+    /// Whether an agent was deleted whose addresses were in doubt, since the last time.
+    pub(super) const fn take_unsettled(&mut self) -> bool {
+        std::mem::replace(&mut self.is_unsettled, false)
+    }
+
+    /// The whole cluster. Those who are not served are there as well: an agent without overlays, an
+    /// overlay without subnets, and the reason.
     pub(super) fn state(&self) -> State {
-        let agents = self.agents.values().map(|agent| Arc::clone(&agent.info)).collect();
-        State { network: Arc::clone(&self.network), agents }
+        let served = self.agents.iter().map(|(ip, agent)| (*ip, self.shown(*ip, agent)));
+        let mut agents: BTreeMap<Ipv4Addr, Arc<AgentInfo>> = served.collect();
+        for ip in self.aside.keys() {
+            let info = AgentInfo { ip: *ip, overlays: Vec::new(), configuration_attempts: None };
+            agents.insert(*ip, Arc::new(info));
+        }
+        State { network: Arc::clone(&self.network), agents: agents.into_values().collect() }
+    }
+
+    fn shown(&self, ip: Ipv4Addr, agent: &Agent) -> Arc<AgentInfo> {
+        let mut info = Arc::clone(&agent.info);
+        let unserved = self.unserved_of(ip);
+        let vtep = unserved.clone().next().and_then(|_| share::vtep(&self.network, &agent.record));
+        let Some(vtep) = vtep else {
+            return info;
+        };
+        for (name, unserved) in unserved {
+            let overlay = self.network.overlays.iter().find(|overlay| overlay.name == *name);
+            if let Some(overlay) = overlay.filter(|overlay| overlay.enabled) {
+                let reason = format!("the master does not serve this share: {}", unserved.reason);
+                let assignment = share::unserved(overlay, &vtep, reason);
+                Arc::make_mut(&mut info).overlays.push(assignment);
+            }
+        }
+        info
+    }
+
+    fn unserved_of(
+        &self,
+        ip: Ipv4Addr,
+    ) -> impl Iterator<Item = (&OverlayName, &Unserved)> + Clone + use<'_> {
+        let shares = self.unserved.iter().filter(move |((agent, _), _)| *agent == ip);
+        shares.map(|((_, name), unserved)| (name, unserved))
     }
 
     pub(super) const fn tally(&self) -> AgentTally {
@@ -231,31 +324,17 @@ impl Registry {
 
     /// Whether anything needs an operator.
     pub(super) fn has_problems(&self) -> bool {
-        !self.aside.is_empty()
-            || !self.lacking.is_empty()
-            || !self.unserved.is_empty()
-            || self.tally.failed > 0
+        self.has_doubts() || !self.lacking.is_empty() || self.tally.failed > 0
+    }
+
+    fn has_doubts(&self) -> bool {
+        !self.aside.is_empty() || !self.unserved.is_empty() || !self.unserved_vteps6.is_empty()
     }
 
     /// What needs an operator, one sentence each.
     pub(super) fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        for (ip, Aside { reason, .. }) in &self.aside {
-            problems.push(format!(
-                "agent {ip} is not served: {reason}: mend the configuration or delete the agent"
-            ));
-        }
-        for (pool, agents) in &self.lacking {
-            problems.push(format!(
-                "{pool} is exhausted: {} did not get any: widen it or delete dead agents",
-                count(agents.len(), "agent")
-            ));
-        }
-        for ((ip, _), Unserved { reason, .. }) in &self.unserved {
-            problems.push(format!(
-                "agent {ip} is not served its share: {reason}: mend the configuration or delete it"
-            ));
-        }
+        let mut problems: Vec<String> = self.doubts().into_values().collect();
+        problems.extend(self.shortages());
         if self.tally.failed > 0 {
             problems.push(format!(
                 "{} with a failed overlay: see the state for the reasons",
@@ -263,6 +342,41 @@ impl Registry {
             ));
         }
         problems
+    }
+
+    /// What contradicts the configuration or others, and so is not served: of which agent, of which
+    /// overlay or of all, and a sentence for the operator.
+    pub(super) fn doubts(&self) -> BTreeMap<Doubt, String> {
+        let remedy = "mend the configuration or delete the agent";
+        let mut doubts = BTreeMap::new();
+        for (ip, Aside { reason, record, .. }) in &self.aside {
+            let remedy = match record {
+                Some(_) => remedy,
+                None => "what it may have is given to nobody until the agent is deleted",
+            };
+            let sentence = format!("agent {ip} is not served: {reason}: {remedy}");
+            doubts.insert(Doubt::Agent(*ip), sentence);
+        }
+        for (ip, reason) in &self.unserved_vteps6 {
+            let sentence =
+                format!("agent {ip} is not served its IPv6 VTEP address: {reason}: {remedy}");
+            doubts.insert(Doubt::Vtep6(*ip), sentence);
+        }
+        for ((ip, name), Unserved { reason, .. }) in &self.unserved {
+            let sentence = format!("agent {ip} is not served its share: {reason}: {remedy}");
+            doubts.insert(Doubt::Share(*ip, name.clone()), sentence);
+        }
+        doubts
+    }
+
+    /// What is exhausted, one sentence each.
+    pub(super) fn shortages(&self) -> impl Iterator<Item = String> {
+        self.lacking.iter().map(|(supply, agents)| {
+            format!(
+                "{supply} is exhausted: {} did not get any: widen it or delete dead agents",
+                count(agents.len(), "agent")
+            )
+        })
     }
 
     /// Puts an agent in, or in the place of what was there, keeping what it reported as long as its
@@ -292,19 +406,18 @@ impl Registry {
             self.space.free_vtep(vtep6.into(), ip, released.at);
         }
         for overlay in &released.overlays {
-            for subnet in overlay.subnet.into_iter().chain(overlay.subnet6) {
+            for subnet in overlay.subnets() {
                 self.space.free(&overlay.name, subnet, ip, released.at);
             }
         }
     }
 
-    /// Frees what `released` lists and keeps it for `ip`.
-    fn set_free(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> Change {
+    /// Keeps what `released` lists for `ip`.
+    fn keep_for(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> Change {
         let key = Key::Agent(ip);
         if released.is_empty() {
             return Change::Delete(key);
         }
-        self.free(ip, &released);
         let bytes = encode_record(&Record::Released(released.clone()));
         self.released.insert(ip, released);
         Change::Put(key, bytes)
@@ -312,9 +425,10 @@ impl Registry {
 
     /// What the agent with this record is told, in the order of the configuration.
     fn serve(&self, ip: Ipv4Addr, record: &AgentRecord) -> Vec<Assignment> {
-        let Some(vtep) = share::vtep(&self.network, record) else {
+        let Some(mut vtep) = share::vtep(&self.network, record) else {
             return Vec::new();
         };
+        vtep.ip6 = vtep.ip6.filter(|_| !self.unserved_vteps6.contains_key(&ip));
         let overlays = self.network.overlays.iter();
         let served = overlays
             .filter(|overlay| overlay.enabled)

@@ -2,7 +2,7 @@
 //! overlay in two halves.
 
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Vni};
-use crate::protocol::{AgentRecord, Assignment, Bridge, Network, Overlay, Vtep};
+use crate::protocol::{AgentRecord, Assignment, Bridge, Network, Overlay, Status, Vtep};
 
 /// What an agent with this record has of `network`: overlays of which it lacks a subnet that it
 /// wants are left out.
@@ -23,6 +23,19 @@ pub(super) fn vtep(network: &Network, record: &AgentRecord) -> Option<Vtep> {
         mac: Mac::of_vtep(network.vtep_mac_oui, record.vtep_ip),
         mtu: network.vtep_mtu,
     })
+}
+
+/// What is shown of a share that is not served.
+pub(super) fn unserved(overlay: &Overlay, vtep: &Vtep, reason: String) -> Assignment {
+    Assignment {
+        overlay: overlay.clone(),
+        subnet: None,
+        subnet6: None,
+        mesos_bridge: None,
+        docker_bridge: None,
+        vtep: vtep.clone(),
+        status: Some(Status::Failed(reason)),
+    }
 }
 
 /// The share of `overlay` of the agent with this record; `None` if it wants a subnet and has none.

@@ -126,6 +126,62 @@ impl Space {
         }
     }
 
+    /// The overlay of which `subnet` is just what one agent gets, and free.
+    pub(super) fn home_of(&self, subnet: Subnet) -> Option<&OverlayName> {
+        let is_home = |pools: &OverlayPools| {
+            pools.v4.iter().chain(&pools.v6).any(|pool| pool.is_free(subnet))
+        };
+        self.overlays.iter().find(|(_, pools)| is_home(pools)).map(|(name, _)| name)
+    }
+
+    /// Whether `subnet` is one of its overlay, and somebody has it.
+    pub(super) fn is_taken(&self, overlay: &OverlayName, subnet: Subnet) -> bool {
+        let pools = self.overlays.get(overlay);
+        let mut both = pools.into_iter().flat_map(|pools| pools.v4.iter().chain(&pools.v6));
+        both.any(|pool| pool.is_taken(subnet))
+    }
+
+    /// The same for the address of a VTEP.
+    pub(super) fn is_vtep_taken(&self, ip: IpAddr) -> bool {
+        match (ip, &self.vteps6) {
+            (IpAddr::V4(ip), _) => self.vteps.is_taken(ip),
+            (IpAddr::V6(ip), Some(vteps6)) => vteps6.is_taken(ip),
+            (IpAddr::V6(_), None) => false,
+        }
+    }
+
+    /// Whether some pool has an address of `subnet`.
+    pub(super) fn overlaps(&self, subnet: &Subnet) -> bool {
+        let mut overlays =
+            self.overlays.values().flat_map(|pools| pools.v4.iter().chain(&pools.v6));
+        subnet.overlaps(&self.vteps.subnet())
+            || self.vteps6.as_ref().is_some_and(|pool| subnet.overlaps(&pool.subnet()))
+            || overlays.any(|pool| subnet.overlaps(&pool.range().subnet))
+    }
+
+    /// Gives nobody what is free and has an address of `subnet`, in whichever pool.
+    pub(super) fn withhold(&mut self, subnet: &Subnet) {
+        self.vteps.withhold(subnet);
+        self.vteps6.iter_mut().for_each(|pool| pool.withhold(subnet));
+        self.subnet_pools().for_each(|pool| pool.withhold(subnet));
+    }
+
+    /// Treats what was never used and has an address of `subnet` as freed at `at`.
+    pub(super) fn retire(&mut self, subnet: &Subnet, at: u64) {
+        self.subnet_pools().for_each(|pool| pool.retire(subnet, at));
+    }
+
+    /// Gives nobody what `agents` agents may have of whom nothing is known.
+    pub(super) fn withhold_gaps(&mut self, agents: u128) {
+        self.vteps.withhold_gaps(agents);
+        self.vteps6.iter_mut().for_each(|pool| pool.withhold_gaps(agents));
+        self.subnet_pools().for_each(|pool| pool.withhold_gaps(agents));
+    }
+
+    fn subnet_pools(&mut self) -> impl Iterator<Item = &mut SubnetPool> {
+        self.overlays.values_mut().flat_map(|pools| pools.v4.iter_mut().chain(&mut pools.v6))
+    }
+
     /// Gives a subnet back, which `agent` had until `at`.
     pub(super) fn free(&mut self, overlay: &OverlayName, subnet: Subnet, agent: Ipv4Addr, at: u64) {
         let pool = self.overlays.get_mut(overlay).and_then(|pools| pools.of(subnet.family()));

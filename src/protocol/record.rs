@@ -66,6 +66,11 @@ pub struct OverlayRecord {
 }
 
 impl OverlayRecord {
+    /// Its subnets, of both families.
+    pub fn subnets(&self) -> impl Iterator<Item = Subnet> + use<> {
+        self.subnet.into_iter().chain(self.subnet6)
+    }
+
     /// Whether there is no subnet in it.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

@@ -1,5 +1,7 @@
 //! Records of the store, to bytes and back.
 
+use std::collections::BTreeSet;
+
 use prost::Message as _;
 
 use super::convert::{ConvertError, subnet, text, value};
@@ -46,7 +48,12 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, ConvertError> {
     let overlays = record.overlays.iter().enumerate().map(|(index, overlay)| {
         overlay_from_pb(overlay).map_err(|error| error.within(format_args!("overlays[{index}]")))
     });
-    let overlays = overlays.collect::<Result<_, _>>()?;
+    let overlays = overlays.collect::<Result<Vec<OverlayRecord>, _>>()?;
+    let mut names = BTreeSet::new();
+    if let Some(index) = overlays.iter().position(|overlay| !names.insert(&overlay.name)) {
+        let error = ConvertError::field("name", "is there twice");
+        return Err(error.within(format_args!("overlays[{index}]")));
+    }
     let vtep_ip = record.vtep_ip.as_deref().map(|ip| value("vtep_ip", ip)).transpose()?;
     let vtep_ip6 = record.vtep_ip6.as_deref().map(|ip6| value("vtep_ip6", ip6)).transpose()?;
     if let Some(at) = record.released_at {

@@ -40,6 +40,34 @@ fn overlays_without_an_order_are_sorted_by_name() {
 }
 
 #[test]
+fn an_agent_that_is_not_served_is_shown_with_the_reason() {
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+    state["agents"] = serde_json::json!([{ "ip": "10.0.0.7" }, { "ip": "10.0.0.8" }]);
+    let health = serde_json::json!({
+        "status": "degraded",
+        "problems": ["agent 10.0.0.8 is not served: its record is unreadable: x: y"],
+        "epoch": 1,
+        "version": 2
+    });
+    let master = FakeMaster::start(vec![
+        ("/overlay-master/state", http("200 OK", &state.to_string())),
+        ("/overlay-master/health", http("200 OK", &health.to_string())),
+    ]);
+    let shown = Place::new().run(&format!("state --master {}", master.address)).success();
+    assert_eq!(
+        shown.replace(&master.address, "MASTER"),
+        "\
+AGENT     VTEP IP  VTEP MAC  OVERLAY  SUBNET  MESOS HALF  DOCKER HALF  STATUS
+10.0.0.7  -        -         -        -       -           -            no overlay
+10.0.0.8  -        -         -        -       -           -            not served: its record is unreadable: x: y
+
+master MASTER: degraded: 2 agents: 1 ok, 1 failed, 0 unreported (epoch 1, version 2)
+problem: agent 10.0.0.8 is not served: its record is unreadable: x: y
+"
+    );
+}
+
+#[test]
 fn json_is_what_the_master_wrote() {
     let place = Place::new();
     let master = recorded();

@@ -2,6 +2,7 @@
 //! that the tests can make fail.
 
 mod leadership;
+mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -576,7 +577,8 @@ fn contradictory_records_are_set_aside_and_the_rest_is_served() {
     world.records.insert(Key::Agent(ip(2)), first);
     world.records.insert(Key::Agent(ip(4)), b"garbage".to_vec());
     let mut world = world.restart(network());
-    assert_eq!(world.state().agents.len(), 2);
+    let shown: Vec<usize> = world.state().agents.iter().map(|agent| agent.overlays.len()).collect();
+    assert_eq!(shown, [2, 0, 2, 0], "those who are not served have no overlays");
     assert_eq!(world.register(2), None);
     assert_eq!(world.register(4), None);
     assert!(world.register(1).is_some() && world.register(3).is_some());

@@ -1,0 +1,263 @@
+//! What the store may hold that makes no sense, kind by kind: what is served, what is said of the
+//! rest, and that nobody gets an address which somebody may be using.
+
+use super::*;
+use crate::protocol::{AgentRecord, OverlayRecord, Record, ReleasedRecord};
+use crate::wire::encode_record;
+
+fn had(name: &str, subnet: &str) -> OverlayRecord {
+    let subnet = Some(subnet.parse().unwrap());
+    OverlayRecord { name: name.parse().unwrap(), subnet, subnet6: None }
+}
+
+fn record(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> AgentRecord {
+    AgentRecord {
+        vtep_ip: vtep_ip.parse().unwrap(),
+        vtep_ip6: None,
+        overlays,
+        allocate_subnet: true,
+        mesos_bridge: true,
+        docker_bridge: true,
+    }
+}
+
+/// One overlay of 256 subnets.
+fn plain() -> Network {
+    small("44.128.0.0/24", "10.0.0.0/16")
+}
+
+/// A master that found these records.
+fn found<const N: usize>(network: Network, records: [(u8, Vec<u8>); N]) -> World {
+    let records = records.map(|(agent, bytes)| (Key::Agent(ip(agent)), bytes));
+    let mut world = World::restored(network, BTreeMap::from(records), Version(9));
+    world.load();
+    assert_eq!(world.writing, None, "they stay in the store as they are");
+    world
+}
+
+fn stored(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> Vec<u8> {
+    encode_record(&Record::Agent(record(vtep_ip, overlays)))
+}
+
+/// VTEP address and subnets of a new agent.
+fn given(world: &mut World, agent: u8) -> Vec<String> {
+    let overlays = world.register(agent).expect("it is served");
+    let vtep = overlays.iter().take(1).map(|one| one.vtep.ip.address().to_string());
+    vtep.chain(subnets(&overlays)).collect()
+}
+
+/// Of a message of protobuf: a field with text.
+fn field(number: u8, text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).unwrap();
+    [&[number << 3 | 2, length], text.as_bytes()].concat()
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_what_it_may_have_is_given_to_nobody() {
+    let overlay = |text: &str| {
+        let inner = [field(1, "net"), field(2, text)].concat();
+        let vtep = field(1, "44.128.0.2");
+        [vtep, vec![3 << 3 | 2, u8::try_from(inner.len()).unwrap()], inner].concat()
+    };
+    let twice = stored("44.128.0.2", vec![had("net", "10.0.1.0/24"), had("net", "10.0.2.0/24")]);
+    let cases = [
+        (b"garbage".to_vec(), "invalid wire type value: 7"),
+        (Vec::new(), "vtep_ip: is missing"),
+        (field(1, "44.128.0"), "vtep_ip: invalid IPv4 address syntax"),
+        (
+            overlay("10.0.1.1/24"),
+            "overlays[0].subnet: '10.0.1.1/24' has host bits set: write 10.0.1.0/24",
+        ),
+        (overlay("fd00::/80"), "overlays[0].subnet: 'fd00::/80' is no IPv4 subnet"),
+        (twice, "overlays[1].name: is there twice"),
+    ];
+    for (bytes, reason) in cases {
+        let first = stored("44.128.0.1", vec![had("net", "10.0.0.0/24")]);
+        let third = stored("44.128.0.3", vec![had("net", "10.0.2.0/24")]);
+        let mut world = found(plain(), [(1, first), (2, bytes), (3, third)]);
+        let problems = world.health().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let (before, after) = (
+            "agent 10.0.0.2 is not served: its record is unreadable: ",
+            ": what it may have is given to nobody until the agent is deleted",
+        );
+        let said = problems[0].strip_prefix(before).and_then(|text| text.strip_suffix(after));
+        let said = said.unwrap_or_else(|| panic!("{}", problems[0]));
+        assert!(said.contains(reason), "{said} does not say {reason}");
+        assert_eq!(world.register(2), None);
+        // It had the gap, or what comes after the others.
+        assert_eq!(given(&mut world, 4), ["44.128.0.5", "10.0.4.0/24"]);
+        world.delete(2);
+        assert_eq!(world.health().problems, [""; 0]);
+        assert_eq!(given(&mut world, 5), ["44.128.0.2", "10.0.1.0/24"]);
+    }
+}
+
+#[test]
+fn a_vtep_address_that_two_agents_have_is_served_to_the_first() {
+    let same = |subnet: &str| stored("44.128.0.1", vec![had("net", subnet)]);
+    let records = [(1, same("10.0.0.0/24")), (2, same("10.0.1.0/24"))];
+    let mut world = found(plain(), records);
+    assert_eq!(given(&mut world, 1), ["44.128.0.1", "10.0.0.0/24"]);
+    assert_eq!(world.register(2), None);
+    assert_eq!(
+        world.health().problems,
+        [
+            "agent 10.0.0.2 is not served: 44.128.0.1 of the VTEP subnet 44.128.0.0/24 is already in \
+          use: mend the configuration or delete the agent"
+        ]
+    );
+    assert_eq!(given(&mut world, 3), ["44.128.0.2", "10.0.2.0/24"], "the rest of it is kept");
+    // Without the first there is no contradiction any more.
+    world.delete(1);
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.1", "10.0.1.0/24"]);
+}
+
+#[test]
+fn a_vtep_address_that_no_host_can_have_is_not_served() {
+    for vtep in ["44.128.1.7", "44.128.0.0", "44.128.0.255"] {
+        let bytes = stored(vtep, vec![had("net", "10.0.0.0/24")]);
+        let mut world = found(plain(), [(1, bytes)]);
+        assert_eq!(world.register(1), None);
+        let sentence = format!(
+            "agent 10.0.0.1 is not served: {vtep} is no host address of the VTEP subnet \
+             44.128.0.0/24: mend the configuration or delete the agent"
+        );
+        assert_eq!(world.health().problems, [sentence]);
+        assert_eq!(given(&mut world, 2), ["44.128.0.1", "10.0.1.0/24"]);
+    }
+}
+
+#[test]
+fn an_ipv6_vtep_address_in_doubt_is_not_replaced_by_another() {
+    let with = |vtep6: &str, vtep: &str, subnet: &str| {
+        let record = record(vtep, vec![had("vxlan-1", subnet)]);
+        let vtep_ip6 = Some(vtep6.parse().unwrap());
+        encode_record(&Record::Agent(AgentRecord { vtep_ip6, ..record }))
+    };
+    let records = [
+        (1, with("fd01:a::1", "44.128.0.1", "192.168.0.0/24")),
+        (2, with("fd01:a::1", "44.128.0.2", "192.168.1.0/24")),
+        (3, with("fd01:ffff::1", "44.128.0.3", "192.168.2.0/24")),
+    ];
+    let mut world = found(network(), records);
+    let mut vtep6 = |agent| world.register(agent).unwrap()[0].vtep.ip6.map(|ip6| ip6.to_string());
+    assert_eq!(vtep6(1).as_deref(), Some("fd01:a::1/64"));
+    assert_eq!(vtep6(2), None);
+    assert_eq!(vtep6(3), None);
+    assert_eq!(vtep6(4).as_deref(), Some("fd01:a::2/64"));
+    assert_eq!(
+        world.health().problems,
+        [
+            "agent 10.0.0.2 is not served its IPv6 VTEP address: fd01:a::1 of the VTEP subnet \
+             fd01:a::/64 is already in use: mend the configuration or delete the agent",
+            "agent 10.0.0.3 is not served its IPv6 VTEP address: fd01:ffff::1 is no host address \
+             of the VTEP subnet fd01:a::/64: mend the configuration or delete the agent",
+        ]
+    );
+    world.delete(2);
+    world.store();
+    assert_eq!(given(&mut world, 2)[0], "44.128.0.2", "the rest is kept for it");
+}
+
+#[test]
+fn a_subnet_that_two_agents_have_is_served_to_the_first_and_shown() {
+    let same = |vtep: &str| stored(vtep, vec![had("net", "10.0.0.0/24")]);
+    let mut world = found(plain(), [(1, same("44.128.0.1")), (2, same("44.128.0.2"))]);
+    assert_eq!(world.register(2), Some(Vec::new()), "it gets no other one");
+    let reason = "overlay net: 10.0.0.0/24 of 10.0.0.0/16 is already in use";
+    assert_eq!(
+        world.health().problems,
+        [format!(
+            "agent 10.0.0.2 is not served its share: {reason}: mend the configuration or delete \
+             the agent"
+        )]
+    );
+    let shown = format!("failed: the master does not serve this share: {reason}");
+    assert_eq!(world.statuses(2)[0].as_ref().unwrap().to_string(), shown);
+    assert_eq!(given(&mut world, 3), ["44.128.0.3", "10.0.1.0/24"]);
+    world.delete(1);
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.0.0/24"]);
+}
+
+#[test]
+fn a_subnet_of_another_length_is_given_to_nobody_in_any_part() {
+    // Longer, shorter, wider than the whole space, and outside.
+    let cases = [
+        ("10.0.1.64/26", "10.0.2.0/24"),
+        ("10.0.0.0/23", "10.0.2.0/24"),
+        ("10.0.0.0/8", ""),
+        ("11.0.0.0/24", "10.0.1.0/24"),
+    ];
+    for (odd, next) in cases {
+        let records = [(1, stored("44.128.0.1", vec![had("net", odd)]))];
+        let mut world = found(plain(), records);
+        assert_eq!(world.register(1), Some(Vec::new()));
+        assert_eq!(
+            world.health().problems,
+            [format!(
+                "agent 10.0.0.1 is not served its share: overlay net: {odd} is none of the /24 \
+                 subnets of 10.0.0.0/16: mend the configuration or delete the agent"
+            )]
+        );
+        if odd == "10.0.1.64/26" || odd == "11.0.0.0/24" {
+            assert_eq!(given(&mut world, 2)[1], "10.0.0.0/24");
+        }
+        assert_eq!(given(&mut world, 3).get(1).map_or("", String::as_str), next, "{odd}");
+        // It rests as any other when the agent is deleted.
+        world.delete(1);
+        assert_eq!(world.health().problems.len(), usize::from(next.is_empty()));
+        let free = ["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"];
+        let given = given(&mut world, 4);
+        assert!(free.contains(&given[1].as_str()) || odd == "10.0.0.0/8", "{odd}: {given:?}");
+    }
+}
+
+#[test]
+fn what_an_agent_has_of_a_removed_overlay_is_given_to_nobody_by_another() {
+    let had = vec![had("old", "10.0.0.0/25"), had("older", "10.0.1.0/24")];
+    let records = [(1, stored("44.128.0.1", had))];
+    let records = records.map(|(agent, bytes)| (Key::Agent(ip(agent)), bytes));
+    let mut world = World::restored(plain(), BTreeMap::from(records), Version(9));
+    world.load();
+    // What is of the right length it simply has of the other one.
+    assert_eq!(world.health().problems, [""; 0]);
+    world.store();
+    assert_eq!(given(&mut world, 1), ["44.128.0.1", "10.0.1.0/24"]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.2.0/24"]);
+    world.delete(1);
+    world.store();
+    assert_eq!(given(&mut world, 1), ["44.128.0.1", "10.0.1.0/24"], "it may come back");
+}
+
+#[test]
+fn what_a_deleted_agent_had_is_free_only_if_nobody_has_it() {
+    let released = Record::Released(ReleasedRecord {
+        at: 1_700_000_000,
+        vtep_ip: Some("44.128.0.2".parse().unwrap()),
+        vtep_ip6: None,
+        overlays: vec![had("net", "10.0.1.0/24"), had("gone", "10.9.0.0/24")],
+    });
+    let living = stored("44.128.0.2", vec![had("net", "10.0.0.0/24")]);
+    let mut world = found(plain(), [(1, encode_record(&released)), (2, living)]);
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.0.0/24"]);
+    assert_eq!(given(&mut world, 3), ["44.128.0.1", "10.0.2.0/24"]);
+    assert_eq!(given(&mut world, 1), ["44.128.0.3", "10.0.1.0/24"]);
+}
+
+#[test]
+fn freed_addresses_that_are_cut_in_another_way_rest_all_the_same() {
+    let released = Record::Released(ReleasedRecord {
+        at: 1_700_000_000,
+        vtep_ip: Some("44.128.0.1".parse().unwrap()),
+        vtep_ip6: None,
+        overlays: vec![had("net", "10.0.0.0/25"), had("gone", "10.0.2.0/23")],
+    });
+    let mut world = found(small("44.128.0.0/24", "10.0.0.0/22"), [(1, encode_record(&released))]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.1.0/24"]);
+    assert_eq!(given(&mut world, 3)[1], "10.0.0.0/24");
+    assert_eq!(world.health().counters.early_reuses, 1);
+}
