@@ -36,40 +36,55 @@ Duration milliseconds(uint64_t count)
   return Milliseconds(static_cast<int64_t>(count));
 }
 
-// The result, or an exception with the reason. A future that is late is given up: nobody else waits
-// for it, and the log goes on trying for ever otherwise.
+const char LATE[] =
+  "no answer in time: see whether enough masters run, and reach each other and ZooKeeper";
+
+// Why a future that is complete has no result.
 template <typename T>
-T result(Future<T> future, uint64_t timeout)
+std::runtime_error reason(const Future<T>& future)
 {
-  if (!future.await(milliseconds(timeout))) {
-    future.discard();
-    throw std::runtime_error(
-        "no answer in time: see whether enough masters run, and reach each other and ZooKeeper");
-  }
-  if (!future.isReady()) {
-    throw std::runtime_error(future.isFailed() ? future.failure() : "given up by Mesos");
-  }
-  return future.get();
+  return std::runtime_error(future.isFailed() ? future.failure() : "given up by Mesos");
 }
 
 } // namespace {
 
 StateLog::StateLog(std::unique_ptr<Log> _log, const char* _name)
-  : log(std::move(_log)),
-    storage(new LogStorage(log.get())),
-    state(new State(storage.get())),
-    name(_name) {}
-
-rust::Vec<uint8_t> StateLog::fetch(uint64_t timeout)
+  : log(std::move(_log)), name(_name)
 {
-  variable = result(state->fetch(name), timeout);
-  const std::string value = variable->value();
-  rust::Vec<uint8_t> bytes;
-  bytes.reserve(value.size());
-  for (const char byte : value) {
-    bytes.push_back(static_cast<uint8_t>(byte));
+  renew();
+}
+
+// A LogStorage that has once failed to become the writer, or was told to give up, never tries again
+// (src/state/log.cpp: `starting` keeps its future), so it is left alone. It is not deleted: that
+// would remove the metric of the next one.
+void StateLog::renew()
+{
+  variable = None();
+  fetching = None();
+  state.release();
+  storage.release();
+  storage.reset(new LogStorage(log.get()));
+  state.reset(new State(storage.get()));
+}
+
+std::unique_ptr<std::string> StateLog::fetch(uint64_t timeout)
+{
+  variable = None();
+  if (fetching.isNone()) {
+    fetching = state->fetch(name);
   }
-  return bytes;
+  const Future<Variable> future = fetching.get();
+  if (!future.await(milliseconds(timeout))) {
+    // It goes on: the next call waits for the same.
+    throw std::runtime_error(LATE);
+  }
+  if (!future.isReady()) {
+    renew();
+    throw reason(future);
+  }
+  fetching = None();
+  variable = future.get();
+  return std::unique_ptr<std::string>(new std::string(variable->value()));
 }
 
 bool StateLog::store(rust::Slice<const uint8_t> value, uint64_t timeout)
@@ -78,10 +93,15 @@ bool StateLog::store(rust::Slice<const uint8_t> value, uint64_t timeout)
     throw std::runtime_error("the log was not read yet");
   }
   const std::string bytes(reinterpret_cast<const char*>(value.data()), value.size());
-  const Variable changed = variable->mutate(bytes);
+  const Future<Option<Variable>> future = state->store(variable->mutate(bytes));
   // Until it is known to be stored, nothing can be stored on top of it.
   variable = None();
-  variable = result(state->store(changed), timeout);
+  const bool answered = future.await(milliseconds(timeout));
+  if (!answered || !future.isReady()) {
+    renew();
+    throw answered ? reason(future) : std::runtime_error(LATE);
+  }
+  variable = future.get();
   return variable.isSome();
 }
 

@@ -5,11 +5,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include <mesos/log/log.hpp>
 
 #include <mesos/state/log.hpp>
 #include <mesos/state/state.hpp>
+
+#include <process/future.hpp>
 
 #include <stout/option.hpp>
 
@@ -27,18 +30,22 @@ public:
   StateLog& operator=(const StateLog&) = delete;
 
   // Becomes the only writer, and returns the value. Throws why that failed.
-  rust::Vec<uint8_t> fetch(uint64_t milliseconds);
+  std::unique_ptr<std::string> fetch(uint64_t milliseconds);
 
-  // Writes the value. False: somebody else has become the writer, and nothing was written. Throws
-  // why it is not known whether it was written.
+  // Writes the value. False: somebody else has become the writer. Throws why it is not known
+  // whether it was written.
   bool store(rust::Slice<const uint8_t> value, uint64_t milliseconds);
 
 private:
+  void renew();
+
   std::unique_ptr<mesos::log::Log> log;
   std::unique_ptr<mesos::state::LogStorage> storage;
   std::unique_ptr<mesos::state::State> state;
   const char* name;
   Option<mesos::state::Variable> variable;
+  // One that was late: it may still succeed.
+  Option<process::Future<mesos::state::Variable>> fetching;
 };
 
 // Opens the log in `directory`. Its replicas find each other at `url` ("zk://…"), or are this one

@@ -34,6 +34,8 @@ using process::http::Response;
 
 using process::http::authentication::Principal;
 
+using mesos::master::detector::MasterDetector;
+
 namespace mesos_overlay {
 
 namespace {
@@ -126,7 +128,7 @@ void Sender::link(rust::Str id, uint32_t ip, uint16_t port) const
 
 PartProcess::PartProcess(
     rust::Box<Part> _part,
-    std::unique_ptr<mesos::master::detector::MasterDetector> _detector)
+    std::unique_ptr<MasterDetector> _detector)
   : ProcessBase(std::string(_part->process())),
     part(std::move(_part)),
     detector(std::move(_detector)) {}
@@ -241,7 +243,21 @@ void PartProcess::detected(const Future<Option<mesos::MasterInfo>>& leader)
                << (leader.isFailed() ? leader.failure() : "discarded")
                << ": trying again in " << DETECTION_PAUSE;
     part->elected(rust::String());
-    process::delay(DETECTION_PAUSE, self(), &PartProcess::detect, Option<mesos::MasterInfo>());
+    process::delay(DETECTION_PAUSE, self(), &PartProcess::detectAnew);
+  });
+}
+
+// A detector that has failed stays so. It is not deleted: that would wait for its process, here on
+// a thread of libprocess.
+void PartProcess::detectAnew()
+{
+  guarded("detect the leading master", [this]() {
+    Try<MasterDetector*> created = MasterDetector::create(std::string(part->election()));
+    if (created.isSome()) {
+      detector.release();
+      detector.reset(created.get());
+    }
+    detect(None());
   });
 }
 

@@ -26,7 +26,9 @@ class PartProcess : public process::Process<PartProcess>
 {
 public:
   // `detector` may be null: then the part follows no election.
-  PartProcess(rust::Box<Part> part, std::unique_ptr<mesos::master::detector::MasterDetector> detector);
+  PartProcess(
+      rust::Box<Part> part,
+      std::unique_ptr<mesos::master::detector::MasterDetector> detector);
 
   // What `Sender` does, in the process.
   void transmit(const process::UPID& to, const std::string& name, const std::string& body);
@@ -42,11 +44,12 @@ private:
   void takeRequests();
   void addMetrics();
   void detect(const Option<mesos::MasterInfo>& previous);
+  void detectAnew();
   void detected(const process::Future<Option<mesos::MasterInfo>>& leader);
   process::Future<process::http::Response> answer(const process::http::Request& request);
 
   const rust::Box<Part> part;
-  const std::unique_ptr<mesos::master::detector::MasterDetector> detector;
+  std::unique_ptr<mesos::master::detector::MasterDetector> detector;
 };
 
 } // namespace mesos_overlay {

@@ -32,8 +32,9 @@ pub(super) enum Phase {
 pub(super) struct Standby {
     /// Whether the store still does what it was told before.
     is_store_busy: bool,
-    /// How this master learned that it does not lead, unless the election said so.
-    pub(super) deposed: Option<StoreError>,
+    /// How this master learned that it does not lead, unless the election said so; and when to
+    /// believe the election, which still says that it does.
+    pub(super) deposed: Option<(StoreError, Duration)>,
 }
 
 /// This master leads, and the state is not there.
@@ -151,7 +152,7 @@ impl Master {
     }
 
     /// Forgets the state, and drops all that waits for it.
-    fn step_down(&mut self, deposed: Option<StoreError>) {
+    fn step_down(&mut self, deposed: Option<(StoreError, Duration)>) {
         let is_store_busy = match &self.phase {
             Phase::Standby(standby) => standby.is_store_busy,
             Phase::Recovering(Recovering { progress, .. }) => {
@@ -159,7 +160,9 @@ impl Master {
             }
             Phase::Leading(leading) => leading.is_writing,
         };
-        self.store_backoff.reset();
+        if deposed.is_none() {
+            self.store_backoff.reset();
+        }
         self.leave(Phase::Standby(Standby { is_store_busy, deposed }), NOT_LEADING);
     }
 
@@ -239,8 +242,11 @@ impl Master {
             return;
         }
         if self.is_elected && matches!(error, StoreError::Deposed { .. }) {
-            log::error!("{error}; waiting until the election says that this master leads");
-            self.step_down(Some(error));
+            let wait = self.store_backoff.next_wait(&mut self.random);
+            log::error!(
+                "{error}; reading the state again in {wait:.1?} if the election has no other leader"
+            );
+            self.step_down(Some((error, now.elapsed + wait)));
             // The job has ended: it is what said so.
             if let Phase::Standby(standby) = &mut self.phase {
                 standby.is_store_busy = false;
@@ -267,6 +273,13 @@ impl Master {
         {
             *progress = Progress::Reading;
             self.commands.push_back(Command::Load);
+        }
+        // Others may make themselves the writer without leading: the C++ module does so whenever
+        // an agent registers with it. No election tells of that, or of its end.
+        if let Phase::Standby(Standby { deposed: Some((_, due)), .. }) = &self.phase
+            && *due <= now.elapsed
+        {
+            self.elected(true);
         }
     }
 

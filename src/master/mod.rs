@@ -130,7 +130,8 @@ impl Machine for Master {
 
     fn next_timeout(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Recovering(Recovering { progress: Progress::Failed(_, due), .. }) => Some(*due),
+            Phase::Recovering(Recovering { progress: Progress::Failed(_, due), .. })
+            | Phase::Standby(Standby { deposed: Some((_, due)), .. }) => Some(*due),
             Phase::Standby(_) | Phase::Recovering(_) | Phase::Leading(_) => None,
         }
     }
@@ -352,8 +353,8 @@ impl Master {
         let Metrics { status, epoch, version, agents, counters } = self.metrics();
         let (problems, pools) = match &self.phase {
             Phase::Standby(Standby { deposed, .. }) => {
-                let sentence = |error: &StoreError| {
-                    format!("{error}: waiting until the election says that this master leads")
+                let sentence = |(error, _): &(StoreError, Duration)| {
+                    format!("{error}: soon it is read again, unless another master is elected")
                 };
                 (deposed.iter().map(sentence).collect(), Vec::new())
             }

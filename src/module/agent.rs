@@ -98,13 +98,13 @@ impl Master {
     fn read(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("file://") {
             let content = read_text(Path::new(path))?;
-            let content = content.trim();
-            if content.starts_with("file://") {
-                return Err(format!(
-                    "{path} names a file again: write zk://… or HOST:PORT into it"
-                ));
-            }
-            return Self::read(content).map_err(|reason| format!("{path}: {reason}"));
+            let content = Some(content.trim()).filter(|content| !content.starts_with("file://"));
+            // The content is not repeated: it may hold a password.
+            return content.and_then(|content| Self::read(content).ok()).ok_or_else(|| {
+                format!(
+                    "{path}: it holds no address of a master: write zk://… or HOST:PORT into it"
+                )
+            });
         }
         if text.starts_with("zk://") {
             return Ok(Self::Elected(text.to_owned()));
@@ -140,14 +140,14 @@ mod tests {
         let url = format!("file://{}", file.path().display());
         let elected = Master::Elected("zk://10.0.0.1:2181/mesos".to_owned());
         assert_eq!(Master::read(&url), Ok(elected));
-        write!(file, "{url}").unwrap();
         let missing = Master::read("file:///nowhere/at/all").unwrap_err();
         assert!(missing.starts_with("read /nowhere/at/all: No such file"), "{missing}");
-        std::fs::write(file.path(), &url).unwrap();
-        let twice = Master::read(&url).unwrap_err();
-        assert!(
-            twice.ends_with("names a file again: write zk://… or HOST:PORT into it"),
-            "{twice}"
-        );
+        let secret = "ZK=zk://user:secret@10.0.0.1:2181/mesos";
+        for content in [url.as_str(), secret, ""] {
+            std::fs::write(file.path(), content).unwrap();
+            let refused = Master::read(&url).unwrap_err();
+            let expected = "it holds no address of a master: write zk://… or HOST:PORT into it";
+            assert_eq!(refused, format!("{}: {expected}", file.path().display()));
+        }
     }
 }

@@ -113,7 +113,7 @@ mod ffi {
             url: &str,
             session_timeout_milliseconds: u64,
         ) -> Result<UniquePtr<StateLog>>;
-        fn fetch(self: Pin<&mut StateLog>, milliseconds: u64) -> Result<Vec<u8>>;
+        fn fetch(self: Pin<&mut StateLog>, milliseconds: u64) -> Result<UniquePtr<CxxString>>;
         fn store(self: Pin<&mut StateLog>, value: &[u8], milliseconds: u64) -> Result<bool>;
 
         fn write_log(severity: i32, file: &str, line: u32, text: &str);
@@ -173,7 +173,13 @@ fn create_part(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box<P
 }
 
 fn unanswered() -> ffi::Answer {
-    to_cxx(http::unanswered())
+    let nothing = ffi::Answer {
+        status: 503,
+        content_type: String::new(),
+        headers: Vec::new(),
+        body: Vec::new(),
+    };
+    guarded("answer a request", nothing, || to_cxx(http::unanswered()))
 }
 
 impl Part {
@@ -186,7 +192,8 @@ impl Part {
     }
 
     fn messages(&self) -> Vec<String> {
-        self.0.messages().iter().map(|&name| name.to_owned()).collect()
+        let names = || self.0.messages().iter().map(|&name| name.to_owned()).collect();
+        guarded("list the messages", Vec::new(), names)
     }
 
     fn routes(&self) -> Vec<ffi::Route> {
@@ -203,7 +210,7 @@ impl Part {
     }
 
     fn metric(&self, index: usize) -> f64 {
-        guarded("read a metric", f64::NAN, || self.0.gauges().get(index))
+        guarded("read a metric", 0.0, || self.0.gauges().get(index))
     }
 
     fn start(&self, sender: UniquePtr<ffi::Sender>, ip: u32, port: u16) {
@@ -220,17 +227,19 @@ impl Part {
         let fields = |fields: Vec<ffi::Field>| {
             fields.into_iter().map(|field| (field.name, field.value)).collect()
         };
-        let is_head = question.method == "HEAD";
-        let parts = Parts {
-            method: &question.method,
-            path: &question.path,
-            query: fields(question.query),
-            headers: fields(question.headers),
-            body,
-        };
-        let responder =
-            MesosResponder { responder, is_head, gateway: Arc::clone(self.0.gateway()) };
-        self.0.request(parts, &question.client, Box::new(responder));
+        guarded("take a request", (), || {
+            let is_head = question.method == "HEAD";
+            let gateway = Arc::clone(self.0.gateway());
+            let responder = MesosResponder { responder, is_head, gateway };
+            let parts = Parts {
+                method: &question.method,
+                path: &question.path,
+                query: fields(question.query),
+                headers: fields(question.headers),
+                body,
+            };
+            self.0.request(parts, &question.client, Box::new(responder));
+        });
     }
 
     fn exited(&self, pid: &str) {
@@ -266,7 +275,8 @@ struct MesosLog {
 
 impl Log for MesosLog {
     fn fetch(&self) -> Result<Vec<u8>, String> {
-        self.log.lock().pin_mut().fetch(self.timeout).map_err(|reason| reason.to_string())
+        let value = self.log.lock().pin_mut().fetch(self.timeout);
+        Ok(value.map_err(|reason| reason.to_string())?.as_bytes().to_vec())
     }
 
     fn store(&self, value: &[u8]) -> Result<bool, String> {

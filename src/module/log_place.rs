@@ -3,9 +3,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
+
+use super::guard::guarded;
 use super::parameters::read_text;
 use crate::config::{MasterConfig, ZooKeeper};
 use crate::store::Log;
@@ -68,7 +71,8 @@ impl LogPlace {
     }
 }
 
-fn resolve(url: &str) -> Result<String, String> {
+/// The `zk://` URL, which may be in a file.
+pub(super) fn resolve(url: &str) -> Result<String, String> {
     let Some(path) = url.strip_prefix("file://") else { return Ok(url.to_owned()) };
     let text = read_text(Path::new(path)).map_err(|reason| format!("zk.url: {reason}"))?;
     let text = text.trim();
@@ -94,29 +98,47 @@ fn make(directory: &Path) -> Result<(), String> {
 
 /// A log that is being opened, which takes as long as the disk does. It is opened once in a
 /// process: Mesos cannot open it twice.
-#[derive(Clone)]
-pub(super) struct OpeningLog(Arc<OnceLock<Result<Arc<dyn Log>, String>>>);
+pub(super) struct OpeningLog {
+    opened: Arc<(Mutex<Option<Opened>>, Condvar)>,
+    timeout: Duration,
+}
+
+type Opened = Result<Arc<dyn Log>, String>;
 
 impl OpeningLog {
     /// Opens the log on a thread of its own.
-    pub(super) fn start(place: LogPlace, open: OpenLog) -> std::io::Result<Self> {
-        let cell = Arc::new(OnceLock::new());
-        let opened = Arc::clone(&cell);
-        std::thread::Builder::new().name("overlay-log".to_owned()).spawn(move || {
-            let log = open(&place).inspect_err(|reason| log::error!("replicated log: {reason}"));
-            let _ = opened.set(log);
-        })?;
-        Ok(Self(cell))
+    pub(super) fn start(place: LogPlace, open: OpenLog) -> Self {
+        let opened: Arc<(Mutex<Option<Opened>>, Condvar)> = Arc::default();
+        let (cell, timeout) = (Arc::clone(&opened), place.timeout);
+        let work = move || {
+            let panicked = Err("it panicked, which is a defect".to_owned());
+            let log = guarded("open the replicated log", panicked, || open(&place));
+            *cell.0.lock() = Some(log);
+            cell.1.notify_all();
+        };
+        let thread = std::thread::Builder::new().name("overlay-log".to_owned()).spawn(work);
+        if let Err(reason) = thread {
+            *opened.0.lock() = Some(Err(format!("start a thread: {reason}")));
+        }
+        Self { opened, timeout }
+    }
+
+    fn wait(&self) -> Opened {
+        let (cell, changed) = &*self.opened;
+        let mut opened = cell.lock();
+        changed.wait_while_for(&mut opened, |opened| opened.is_none(), self.timeout);
+        let late = || Err("it is still being opened: see whether its disk hangs".to_owned());
+        opened.clone().unwrap_or_else(late)
     }
 }
 
 impl Log for OpeningLog {
     fn fetch(&self) -> Result<Vec<u8>, String> {
-        self.0.wait().as_ref().map_err(String::clone)?.fetch()
+        self.wait()?.fetch()
     }
 
     fn store(&self, value: &[u8]) -> Result<bool, String> {
-        self.0.wait().as_ref().map_err(String::clone)?.store(value)
+        self.wait()?.store(value)
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Kind;
-use super::log_place::{LogPlace, OpenLog, OpeningLog};
+use super::log_place::{LogPlace, OpenLog, OpeningLog, resolve};
 use super::parameters::Inputs;
 use super::part::{Configured, Task};
 use super::realm::Access;
@@ -14,7 +16,9 @@ use crate::config::{MasterConfig, StoreKind, master_file, master_from_parameters
 use crate::master::Settings;
 use crate::protocol::Network;
 use crate::runtime::{MasterHost, MasterOptions, Metrics, supervise};
-use crate::store::{FileStore, MemoryStore, ReplicatedLogStore, Store};
+use crate::store::{
+    Change, Epoch, FileStore, Loaded, MemoryStore, ReplicatedLogStore, Store, StoreError, Version,
+};
 use crate::transport::mesos::Gateway;
 
 /// Path, what a request may do, and what `/help` says.
@@ -41,6 +45,9 @@ pub(super) const ROUTES: [(&str, Access, &str); 4] = [
     ("/metrics", Access::Read, "### TL;DR; ###\nWhat the overlay master counts, for Prometheus.\n"),
 ];
 
+/// How long nobody may lead before that is worth a line: longer than any election takes.
+const LEADERLESS: Duration = Duration::from_secs(30);
+
 /// Reads the configuration; what it says can then be started.
 pub(super) fn configure(
     inputs: &Inputs,
@@ -50,86 +57,105 @@ pub(super) fn configure(
 ) -> Result<Configured, String> {
     let config = inputs.read(Kind::Master, master_file, master_from_parameters)?;
     let place = LogPlace::of(&config).map_err(|reason| format!("{}: {reason}", Kind::Master))?;
-    let election = place.as_ref().and_then(|place| place.url.clone());
+    let shared = place.as_ref().and_then(|place| place.url.clone());
+    // Where mesos-master itself is elected; the log's path need not be the same.
+    let election = shared.map(|url| inputs.environment.mesos_zk.clone().unwrap_or(url));
+    let election = election.map(|url| resolve(&url)).transpose()?;
     let metrics = Metrics::new();
     let gauges = Arc::new(metrics.clone());
     let gateway = Arc::clone(gateway);
     let is_elected = election.is_some();
     let start = Box::new(move |address, ended| {
+        let (leads, leading) = watch::channel(false);
+        let network = Arc::new(config.network.clone());
+        let store = store(&config, place, open_log, &network);
+        let counted = metrics.clone();
+        let start = move || {
+            let network = Arc::clone(&network);
+            let options = MasterOptions {
+                settings: Settings { network, reuse_after: config.reuse_after },
+                store: Box::new(store.clone()),
+                leading: is_elected.then(|| leading.clone()),
+                metrics: metrics.clone(),
+                seed: fastrand::u64(..),
+            };
+            MasterHost::start(options, gateway.transport(address))
+        };
         Box::pin(async move {
-            let (leads, leading) = watch::channel(false);
-            let network = Arc::new(config.network.clone());
-            let mut open = match store(&config, place, open_log, &network) {
-                Ok(open) => open,
-                Err(reason) => return log::error!("overlay master: start a thread: {reason}"),
-            };
-            let counted = metrics.clone();
-            let start = move || {
-                let options = MasterOptions {
-                    settings: Settings {
-                        network: Arc::clone(&network),
-                        reuse_after: config.reuse_after,
-                    },
-                    store: open(),
-                    leading: is_elected.then(|| leading.clone()),
-                    metrics: metrics.clone(),
-                    seed: fastrand::u64(..),
-                };
-                MasterHost::start(options, gateway.transport(address))
-            };
             tokio::select! {
                 () = supervise("overlay master", start, || counted.count_restart(), ended) => {}
-                () = follow(leader, address, leads) => {}
+                () = tell_whether_leading(leader, address, leads), if is_elected => {}
             }
         }) as Task
     });
     Ok(Configured { start, election, gauges })
 }
 
-/// Says whether this master, at `own`, is the leader.
-async fn follow(
+/// Says whether this master, at `own`, is the leader, at each change of who is.
+async fn tell_whether_leading(
     mut leader: watch::Receiver<Option<SocketAddrV4>>,
     own: SocketAddrV4,
     leads: watch::Sender<bool>,
 ) {
     loop {
-        let is_leader = *leader.borrow_and_update() == Some(own);
-        leads.send_if_modified(|leads| std::mem::replace(leads, is_leader) != is_leader);
-        if leader.changed().await.is_err() {
+        let now = *leader.borrow_and_update();
+        leads.send_replace(now == Some(own));
+        let changed = match now {
+            Some(_) => leader.changed().await,
+            None => match tokio::time::timeout(LEADERLESS, leader.changed()).await {
+                Ok(changed) => changed,
+                Err(_) => {
+                    log::warn!(
+                        "overlay master: for {LEADERLESS:?} nobody leads: is the path in ZooKeeper \
+                         that of --zk of mesos-master? MESOS_ZK or zk.url names it"
+                    );
+                    leader.changed().await
+                }
+            },
+        };
+        if changed.is_err() {
             // Whoever follows the election has ended, and so will this.
             std::future::pending().await
         }
     }
 }
 
-/// A way to open the store, now and after each restart. A store that cannot be opened does not keep
-/// Mesos from starting: the master says FAILED, and tries again.
+/// The store, for this host and the next ones: one that was open must not be made anew, if its file
+/// has vanished. One that cannot be opened does not keep Mesos from starting: the master says
+/// FAILED, and tries again.
 fn store(
     config: &MasterConfig,
     place: Option<LogPlace>,
     open_log: OpenLog,
     network: &Arc<Network>,
-) -> std::io::Result<Box<dyn FnMut() -> Box<dyn Store> + Send>> {
-    if let Some(place) = place {
+) -> SharedStore {
+    let store: Box<dyn Store> = if let Some(place) = place {
         log::info!("overlay master: its state is in the log in {}", place.directory.display());
-        let (log, network) = (Arc::new(OpeningLog::start(place, open_log)?), Arc::clone(network));
-        return Ok(Box::new(move || {
-            Box::new(ReplicatedLogStore::new(Arc::clone(&log) as _, Arc::clone(&network)))
-        }));
+        let log = Arc::new(OpeningLog::start(place, open_log));
+        Box::new(ReplicatedLogStore::new(log, Arc::clone(network)))
+    } else if config.store == StoreKind::File {
+        log::info!("overlay master: its state is in {}", config.work_dir.display());
+        Box::new(FileStore::at(&config.work_dir))
+    } else {
+        log::warn!(
+            "overlay master: the state is kept in memory only: a restart of Mesos forgets all \
+             allocations"
+        );
+        Box::new(MemoryStore::new())
+    };
+    SharedStore(Arc::new(Mutex::new(store)))
+}
+
+/// A store that one host after the other uses.
+#[derive(Clone)]
+struct SharedStore(Arc<Mutex<Box<dyn Store>>>);
+
+impl Store for SharedStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.0.lock().load()
     }
-    let directory = config.work_dir.clone();
-    Ok(match config.store {
-        StoreKind::File => {
-            log::info!("overlay master: its state is in {}", directory.display());
-            Box::new(move || Box::new(FileStore::at(&directory)))
-        }
-        StoreKind::Memory => {
-            log::warn!(
-                "overlay master: the state is kept in memory only: a restart of Mesos forgets all \
-                 allocations"
-            );
-            let memory = MemoryStore::new();
-            Box::new(move || Box::new(memory.clone()))
-        }
-    })
+
+    fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
+        self.0.lock().commit(epoch, changes)
+    }
 }

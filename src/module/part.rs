@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
@@ -218,7 +218,8 @@ impl Part {
                 log::info!("{} at {address}", self.kind);
                 self.gateway.attach(process);
                 let (end, ended) = oneshot::channel();
-                let task = runtime.spawn(start(address, ended));
+                let task =
+                    runtime.spawn(run(self.kind, start(address, ended), Arc::clone(&self.gateway)));
                 Life::Started(runtime, end, task)
             }
             other => other,
@@ -288,6 +289,15 @@ impl Part {
     }
 }
 
+/// Runs the task of a part. If it ends by itself, which only a defect in what keeps hosts running
+/// can do, nobody is to wait for an answer.
+async fn run(kind: Kind, task: Task, gateway: Arc<Gateway>) {
+    if tokio::spawn(task).await.is_err() {
+        log::error!("{kind}: it has ended, a defect, until Mesos is started again");
+    }
+    gateway.close();
+}
+
 impl Drop for Part {
     fn drop(&mut self) {
         self.stop();
@@ -327,8 +337,14 @@ impl Drop for Claim {
 /// Threads of our own, on which no signal of Mesos is ever handled: a thread inherits the mask of
 /// the one that makes it.
 fn runtime(kind: Kind) -> std::io::Result<Runtime> {
+    let mut ours = SigSet::all();
+    for fault in [Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV, Signal::SIGTRAP]
+    {
+        // Of a fault Mesos shows a stack trace, which it could not of one that is blocked.
+        ours.remove(fault);
+    }
     let mut before = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&ours), Some(&mut before))?;
     // Linux shows the first 15 letters of a thread's name.
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)

@@ -113,13 +113,20 @@ impl<M: Hosted> Handler for Inbox<M> {
         }
     }
 
+    async fn ended(&self) {
+        self.sender.closed().await;
+    }
+
     fn refused(&self, peer: SocketAddr, refusal: &Refusal) {
-        let mut refused = self.refused.lock();
-        refused.count += 1;
         self.metrics.count_refused();
-        refused.last = Some(format!("from {peer}: {refusal}"));
-        if is_worth_a_line(refused.count) {
-            let count = refused.count;
+        let count = {
+            let mut refused = self.refused.lock();
+            refused.count += 1;
+            refused.last = Some(format!("from {peer}: {refusal}"));
+            refused.count
+        };
+        // Not under the lock: the log may be on a disk that hangs.
+        if is_worth_a_line(count) {
             log::warn!("refused what {peer} sent: {refusal} ({count} refused since the start)");
         }
     }

@@ -192,7 +192,8 @@ fn guard<T>(
     work: impl FnOnce() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let reason = "it panicked, which is a defect: see what was written to stderr".to_owned();
+        let reason =
+            "it panicked, which is a defect: see what the log or stderr says of it".to_owned();
         Err(StoreError::Failed { store: "store".to_owned(), action, reason })
     })
 }
@@ -295,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_store_that_panics_has_failed() {
-        let words = "it panicked, which is a defect: see what was written to stderr";
+        let words = "it panicked, which is a defect: see what the log or stderr says of it";
         assert_eq!(
             do_job(&mut Broken, Job::Load).to_string(),
             format!("not loaded: store: load: {words}")

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -57,7 +58,9 @@ pub async fn supervise<H: Host>(
     let mut random = fastrand::Rng::new();
     loop {
         let started = Instant::now();
-        match start() {
+        let started_host = catch_unwind(AssertUnwindSafe(&mut start))
+            .unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        match started_host {
             Ok(mut host) => {
                 tokio::select! {
                     () = host.stopped() => {}

@@ -20,7 +20,8 @@ pub trait Log: Send + Sync {
     /// With the reason and what to do.
     fn fetch(&self) -> Result<Vec<u8>, String>;
 
-    /// Writes the value. False if this is not the writer any more: nothing was written then.
+    /// Writes the value. False if this is not the writer any more: then it is not written, unless
+    /// the next writer finds it with a minority and completes it.
     ///
     /// # Errors
     /// With the reason; the value may or may not be written.
@@ -55,7 +56,10 @@ impl ReplicatedLogStore {
         if changes.is_empty() {
             return;
         }
-        log::info!("{self}: the c++ module wrote it last: taking over {} agents", changes.len());
+        let count = changes.len();
+        log::info!(
+            "{self}: the c++ module wrote it last: taking over its changes of {count} agents"
+        );
         for (ip, change) in changes {
             match change {
                 Foreign::Has(record) => state.put(&Key::Agent(ip).to_bytes(), record),
@@ -65,24 +69,42 @@ impl ReplicatedLogStore {
     }
 
     fn apply(&self, state: &mut LoggedState, change: &Change) {
-        let (key, record) = match change {
+        match change {
             Change::Put(key, bytes) => {
                 state.put(&key.to_bytes(), bytes.clone());
-                (key, decode_record(bytes).ok())
+                self.show(state, *key, bytes);
             }
             Change::Delete(key) => {
                 state.delete(&key.to_bytes());
-                (key, None)
+                self.show(state, *key, &[]);
             }
-        };
-        let Key::Agent(ip) = *key;
-        let shown = match record {
-            Some(Record::Agent(record)) => Some(assignments(&self.network, &record)),
-            // The C++ module knows no agents that were deleted.
-            Some(Record::Released(_)) | None => None,
+        }
+    }
+
+    /// Says to the C++ module what it is to know of this record.
+    fn show(&self, state: &mut LoggedState, key: Key, bytes: &[u8]) {
+        let Key::Agent(ip) = key;
+        let shown = match decode_record(bytes) {
+            Ok(Record::Agent(record)) => Some(assignments(&self.network, &record)),
+            // It knows no agents that were deleted.
+            Ok(Record::Released(_)) | Err(_) => None,
         };
         state.show_agent(ip, shown);
     }
+
+    /// The same of all: it ends Mesos if an agent has something of an overlay that its
+    /// configuration no longer has.
+    fn show_all(&self, state: &mut LoggedState) {
+        let entries: Vec<(Key, Vec<u8>)> = records(state).collect();
+        for (key, bytes) in entries {
+            self.show(state, key, &bytes);
+        }
+    }
+}
+
+/// The records that this version can read the keys of.
+fn records(state: &LoggedState) -> impl Iterator<Item = (Key, Vec<u8>)> {
+    state.entries().filter_map(|(key, record)| Some((Key::from_bytes(key)?, record.to_vec())))
 }
 
 impl Store for ReplicatedLogStore {
@@ -93,19 +115,18 @@ impl Store for ReplicatedLogStore {
             self.failed("load", format!("{reason}: it is no state of an overlay master"))
         })?;
         self.take_over(&mut state);
+        self.show_all(&mut state);
         let (epoch, version) = state.counters();
         let epoch = epoch + 1;
         state.set_network(&self.network);
         state.set_counters(epoch, version);
         match self.log.store(&state.encode()) {
             Ok(true) => {}
-            Ok(false) => return Err(self.failed("load", "another master reads it too")),
+            // As after each write that was late: the next attempt will become the writer.
+            Ok(false) => return Err(self.failed("load", "this is not the writer any more")),
             Err(reason) => return Err(self.failed("load", reason)),
         }
-        let records = state
-            .entries()
-            .filter_map(|(key, record)| Some((Key::from_bytes(key)?, record.to_vec())))
-            .collect();
+        let records = records(&state).collect();
         self.state = Some(state);
         Ok(Loaded { epoch: Epoch(epoch), version: Version(version), records })
     }
@@ -221,7 +242,7 @@ mod tests {
         Change::Put(key(ip), encode_record(record))
     }
 
-    fn records(loaded: &Loaded) -> Vec<(String, Record)> {
+    fn read(loaded: &Loaded) -> Vec<(String, Record)> {
         let record =
             |(key, bytes): &(Key, Vec<u8>)| (key.to_string(), decode_record(bytes).unwrap());
         loaded.records.iter().map(record).collect()
@@ -286,12 +307,12 @@ mod tests {
                 state.agents.push(third);
             });
             let loaded = store(&shared).load().unwrap();
-            let ips: BTreeSet<_> = records(&loaded).into_iter().map(|(key, _)| key).collect();
+            let ips: BTreeSet<_> = read(&loaded).into_iter().map(|(key, _)| key).collect();
             assert_eq!(
                 ips,
                 BTreeSet::from(["agent 10.0.0.8".to_owned(), "agent 10.0.0.9".to_owned()])
             );
-            let had: Vec<_> = records(&loaded).into_iter().map(|(_, record)| record).collect();
+            let had: Vec<_> = read(&loaded).into_iter().map(|(_, record)| record).collect();
             assert!(had.contains(&one) && had.contains(&two), "{had:?}");
         }
     }
@@ -312,9 +333,54 @@ mod tests {
         ours.commit(epoch, &[put("10.0.0.7", &record)]).unwrap();
         edit(&shared, true, |_| {});
         let loaded = store(&shared).load().unwrap();
-        assert_eq!(records(&loaded), [("agent 10.0.0.7".to_owned(), record)]);
+        assert_eq!(read(&loaded), [("agent 10.0.0.7".to_owned(), record)]);
         assert_eq!(loaded.epoch, Epoch(2));
         assert_eq!(loaded.version, Version(1));
+    }
+
+    #[test]
+    fn the_cpp_module_is_not_shown_overlays_that_are_gone() {
+        let shared: Arc<Mutex<Shared>> = Arc::default();
+        let mut ours = store(&shared);
+        let epoch = ours.load().unwrap().epoch;
+        ours.commit(epoch, &[put("10.0.0.7", &agent("44.128.0.1", "192.168.0.0/24"))]).unwrap();
+        let mut smaller = (*network()).clone();
+        smaller.overlays.remove(0);
+        let handle = Handle(Arc::clone(&shared), Mutex::new(0));
+        let mut later = ReplicatedLogStore::new(Arc::new(handle), Arc::new(smaller));
+        let loaded = later.load().unwrap();
+        assert_eq!(read(&loaded).len(), 1, "we keep it");
+        let state = pb::State::decode(shared.lock().value.as_slice()).unwrap();
+        assert_eq!(state.agents.len(), 1);
+        assert!(state.agents[0].overlays.is_empty());
+        assert_eq!(store(&shared).load().unwrap().records, loaded.records, "and so on");
+    }
+
+    #[test]
+    fn what_the_cpp_module_writes_carelessly_is_understood() {
+        let shared: Arc<Mutex<Shared>> = Arc::default();
+        let mut ours = store(&shared);
+        let epoch = ours.load().unwrap().epoch;
+        let record = agent("44.128.0.1", "192.168.0.0/24");
+        ours.commit(epoch, &[put("10.0.0.7", &record)]).unwrap();
+        edit(&shared, false, |state| {
+            let overlay = &mut state.agents[0].overlays[0];
+            overlay.subnet = Some("192.168.0.5/24".to_owned());
+            overlay.info.as_mut().unwrap().subnet = Some("192.168.1.5/17".to_owned());
+            // One that got nothing, as the C++ module keeps it.
+            let mut bare = state.agents[0].clone();
+            bare.ip = Some("10.0.0.8".to_owned());
+            bare.overlays.clear();
+            state.agents.push(bare);
+        });
+        // An agent whose error is no UTF-8, and which has nothing else of use.
+        let state = [0x32, 3, 0x12, 1, 0xff];
+        let agent = [b"\x0a\x0810.0.0.9\x12\x05".as_slice(), &state].concat();
+        shared.lock().value.extend([&[0x12, 17][..], &agent].concat());
+        let loaded = store(&shared).load().unwrap();
+        let ips: Vec<_> = loaded.records.iter().map(|(key, _)| key.to_string()).collect();
+        assert_eq!(ips, ["agent 10.0.0.7", "agent 10.0.0.9"]);
+        assert_eq!(decode_record(&loaded.records[0].1).unwrap(), record);
     }
 
     #[test]

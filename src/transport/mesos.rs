@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::{Handler, Incoming, Refusal, Sender, Transport};
 use crate::addr::Upid;
+use crate::http::error;
 
 /// What waits for the host, at most. 10,000 agents that register at once send as many messages, and
 /// libprocess delivers them faster than they can be served.
@@ -152,7 +153,7 @@ impl Gateway {
                 Err(refusal) => refusal,
             },
             Err(refusal) => {
-                responder.respond(refusal_response(&refusal));
+                responder.respond(error(refusal.status(), &refusal.to_string()));
                 refusal
             }
         };
@@ -188,12 +189,6 @@ impl Gateway {
         let bytes = u32::try_from(body.len().max(1)).unwrap_or(u32::MAX);
         Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(|_| Refusal::Busy)
     }
-}
-
-fn refusal_response(refusal: &Refusal) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(format!("{refusal}\n")));
-    *response.status_mut() = refusal.status();
-    response
 }
 
 /// The transport of a host that lives in a Mesos process.
@@ -232,7 +227,14 @@ impl Feed {
     async fn run<H: Handler>(mut self, handler: Arc<H>) {
         let mut answers = JoinSet::new();
         let Some(items) = &mut self.items else { return };
-        while let Some(item) = items.recv().await {
+        loop {
+            // What comes after the end of the host is not for it.
+            let item = tokio::select! {
+                biased;
+                () = handler.ended() => return,
+                item = items.recv() => item,
+            };
+            let Some(item) = item else { return };
             while answers.try_join_next().is_some() {}
             match item {
                 Item::Message(message, room) => {

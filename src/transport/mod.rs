@@ -69,6 +69,9 @@ pub trait Handler: Send + Sync + 'static {
     /// still wants it links again.
     fn exited(&self, peer: SocketAddrV4) -> impl Future<Output = ()> + Send;
 
+    /// Completes when the host takes nothing any more.
+    fn ended(&self) -> impl Future<Output = ()> + Send;
+
     /// Something from `peer` was refused before it reached a process.
     fn refused(&self, peer: SocketAddr, refusal: &Refusal);
 }

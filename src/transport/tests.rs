@@ -55,6 +55,10 @@ impl Handler for Host {
         let _ = self.told.send(Told::Exited(peer));
     }
 
+    async fn ended(&self) {
+        std::future::pending().await
+    }
+
     fn refused(&self, _: SocketAddr, refusal: &Refusal) {
         self.refused.lock().push(refusal.clone());
     }

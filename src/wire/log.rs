@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use prost::Message as _;
 
-use super::convert::{ConvertError, decode_agent, encode_agent, encode_network};
-use super::mesos::modules::overlay::{self, log as pb};
+use super::convert::{ConvertError, encode_agent, encode_network};
+use super::mesos::modules::overlay::log as pb;
 use super::record::{decode_record, encode_record};
+use crate::addr::Subnet;
 use crate::protocol::{AgentInfo, AgentRecord, Assignment, Network, OverlayRecord, Record};
 
 /// No protobuf begins with it: field 31 of a wire type that there is not.
@@ -16,14 +17,19 @@ const UNREADABLE: u8 = 0xff;
 
 /// The state that a log holds.
 #[derive(Debug, Clone, Default)]
-pub struct LoggedState(pb::LoggedState);
+pub struct LoggedState {
+    own: pb::Own,
+    network: Option<Vec<u8>>,
+    /// What the C++ module knows of agents, by their addresses.
+    agents: BTreeMap<Ipv4Addr, Vec<u8>>,
+}
 
 /// What the C++ module did with an agent after we wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Foreign {
     /// It has what this record says. The record is unreadable where the C++ module's is.
     Has(Vec<u8>),
-    /// It was forgotten.
+    /// It was forgotten, or nothing was promised to it.
     Forgotten,
 }
 
@@ -35,41 +41,57 @@ impl LoggedState {
     pub fn decode(bytes: &[u8]) -> Result<Self, ConvertError> {
         let state = pb::LoggedState::decode(bytes)
             .map_err(|error| ConvertError::field("network-state", error))?;
-        Ok(Self(state))
+        let mut agents = BTreeMap::new();
+        for bytes in state.agents {
+            let agent = pb::Agent::decode(bytes.as_slice());
+            match agent.ok().and_then(|agent| read::<Ipv4Addr>(agent.ip.as_deref()?)) {
+                Some(ip) => drop(agents.insert(ip, bytes)),
+                None => log::error!("dropped an agent of the c++ module: it has no address"),
+            }
+        }
+        Ok(Self { own: state.own.unwrap_or_default(), network: state.network, agents })
     }
 
     /// The value.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        self.0.encode_to_vec()
+        let mut value = Vec::with_capacity(self.own.encoded_len() + 1024 * self.agents.len());
+        for (tag, bytes) in self
+            .network
+            .iter()
+            .map(|bytes| (1, bytes))
+            .chain(self.agents.values().map(|it| (2, it)))
+        {
+            prost::encoding::bytes::encode(tag, bytes, &mut value);
+        }
+        prost::encoding::message::encode(1000, &self.own, &mut value);
+        value
     }
 
     /// Epoch and version; zero where only the C++ module has written.
     #[must_use]
     pub fn counters(&self) -> (u64, u64) {
-        self.0.own.as_ref().map_or((0, 0), |own| (own.epoch(), own.version()))
+        (self.own.epoch(), self.own.version())
     }
 
     /// Changes epoch and version.
-    pub fn set_counters(&mut self, epoch: u64, version: u64) {
-        let own = self.0.own.get_or_insert_default();
-        (own.epoch, own.version) = (Some(epoch), Some(version));
+    pub const fn set_counters(&mut self, epoch: u64, version: u64) {
+        (self.own.epoch, self.own.version) = (Some(epoch), Some(version));
     }
 
     /// Says to the C++ module which network this is the state of.
     pub fn set_network(&mut self, network: &Network) {
-        self.0.network = Some(encode_network(network));
+        self.network = Some(encode_network(network).encode_to_vec());
     }
 
     /// Keys and records of ours, in the order of the keys.
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let entries = self.0.own.iter().flat_map(|own| &own.entries);
-        entries.map(|entry| (entry.key(), entry.record()))
+        self.own.entries.iter().map(|entry| (entry.key(), entry.record()))
     }
 
     /// Keeps `record` under `key`, instead of what was there.
     pub fn put(&mut self, key: &[u8], record: Vec<u8>) {
-        let entries = &mut self.0.own.get_or_insert_default().entries;
+        let entries = &mut self.own.entries;
         let record = Some(record);
         match entries.binary_search_by(|entry| entry.key().cmp(key)) {
             Ok(at) => entries[at].record = record,
@@ -79,7 +101,7 @@ impl LoggedState {
 
     /// Forgets the key.
     pub fn delete(&mut self, key: &[u8]) {
-        let entries = &mut self.0.own.get_or_insert_default().entries;
+        let entries = &mut self.own.entries;
         if let Ok(at) = entries.binary_search_by(|entry| entry.key().cmp(key)) {
             entries.remove(at);
         }
@@ -87,42 +109,29 @@ impl LoggedState {
 
     /// What the C++ module is to know of the agent `ip`: its assignments, or nothing.
     pub fn show_agent(&mut self, ip: Ipv4Addr, overlays: Option<Vec<Assignment>>) {
-        let text = ip.to_string();
-        // The order is that of the texts: any will do, and the C++ module has none.
-        let at = self.0.agents.binary_search_by(|agent| agent.ip().cmp(&text));
-        let info = overlays.map(|overlays| {
-            encode_agent(&AgentInfo { ip, overlays, configuration_attempts: None })
-        });
-        match (at, info) {
-            (Ok(at), Some(info)) => self.0.agents[at] = info,
-            (Err(at), Some(info)) => self.0.agents.insert(at, info),
-            (Ok(at), None) => drop(self.0.agents.remove(at)),
-            (Err(_), None) => {}
+        match overlays {
+            Some(overlays) => {
+                let info = AgentInfo { ip, overlays, configuration_attempts: None };
+                self.agents.insert(ip, encode_agent(&info).encode_to_vec());
+            }
+            None => drop(self.agents.remove(&ip)),
         }
     }
 
     /// What the C++ module has changed since we wrote. `ip_of` reads the key of an agent.
-    pub fn foreign(
-        &mut self,
-        ip_of: impl Fn(&[u8]) -> Option<Ipv4Addr>,
-    ) -> Vec<(Ipv4Addr, Foreign)> {
-        self.0.agents.sort_by(|one, other| one.ip().cmp(other.ip()));
+    pub fn foreign(&self, ip_of: impl Fn(&[u8]) -> Option<Ipv4Addr>) -> Vec<(Ipv4Addr, Foreign)> {
         let own: BTreeMap<Ipv4Addr, &[u8]> =
             self.entries().filter_map(|(key, record)| Some((ip_of(key)?, record))).collect();
         let mut changes = Vec::new();
         let mut seen = BTreeSet::new();
-        for agent in &self.0.agents {
-            let Ok(ip) = agent.ip().parse() else {
-                let ip = agent.ip().escape_debug();
-                log::error!("an agent of the c++ module has no address: '{ip}'");
-                continue;
-            };
+        for (&ip, agent) in &self.agents {
             let had = own.get(&ip).copied();
-            let record = taken_over(agent, had);
-            if had != Some(record.as_slice()) {
-                changes.push((ip, Foreign::Has(record)));
+            if let Some(record) = taken_over(ip, agent, had) {
+                seen.insert(ip);
+                if had != Some(record.as_slice()) {
+                    changes.push((ip, Foreign::Has(record)));
+                }
             }
-            seen.insert(ip);
         }
         let is_live = |record: &[u8]| matches!(decode_record(record), Ok(Record::Agent(_)));
         let gone = own.iter().filter(|(ip, record)| !seen.contains(ip) && is_live(record));
@@ -133,69 +142,96 @@ impl LoggedState {
     /// The field that the C++ module does not know.
     #[cfg(test)]
     pub(crate) fn encode_own(&self) -> Vec<u8> {
-        pb::LoggedState { own: self.0.own.clone(), ..pb::LoggedState::default() }.encode_to_vec()
+        let own = Some(self.own.clone());
+        pb::LoggedState { own, ..pb::LoggedState::default() }.encode_to_vec()
     }
 }
 
-/// The record of an agent of the C++ module, of which we had the record `own`.
-fn taken_over(agent: &overlay::AgentInfo, own: Option<&[u8]>) -> Vec<u8> {
+/// The record of an agent of the C++ module, of which we had the record `own`; `None` if it was
+/// promised nothing.
+fn taken_over(ip: Ipv4Addr, agent: &[u8], own: Option<&[u8]>) -> Option<Vec<u8>> {
     let own_record = match own.map(decode_record) {
         Some(Ok(Record::Agent(record))) => Some(record),
         _ => None,
     };
-    let merged = decode_agent(agent).and_then(|info| merged(&info, own_record.as_ref()));
+    let merged = pb::Agent::decode(agent)
+        .map_err(|error| error.to_string())
+        .and_then(|agent| merged(&agent, own_record.as_ref()));
     match merged {
-        Ok(merged) if own_record.as_ref() == Some(&merged) => own.unwrap_or_default().to_vec(),
-        Ok(merged) => encode_record(&Record::Agent(merged)),
+        Ok(None) => None,
+        Ok(merged) if merged == own_record => own.map(<[u8]>::to_vec),
+        Ok(Some(merged)) => Some(encode_record(&Record::Agent(merged))),
         Err(reason) => {
-            log::error!("agent {} as the c++ module wrote it: {reason}", agent.ip());
-            // No field has this tag: it is unreadable to us too, and the agent is set aside.
-            [vec![UNREADABLE], agent.encode_to_vec()].concat()
+            log::error!("agent {ip} as the c++ module wrote it: {reason}");
+            // Unreadable to us too: the agent is set aside.
+            Some([vec![UNREADABLE], agent.to_vec()].concat())
         }
     }
 }
 
-/// What `info` says of an agent, and what we alone know of it.
-fn merged(info: &AgentInfo, own: Option<&AgentRecord>) -> Result<AgentRecord, ConvertError> {
-    let vtep = info.overlays.first().map(|overlay| &overlay.vtep);
-    let vtep_ip = match vtep.map(|vtep| vtep.ip.address()) {
-        Some(IpAddr::V4(ip)) => ip,
-        Some(IpAddr::V6(_)) | None => match own {
-            Some(own) => own.vtep_ip,
-            // An agent without overlays has nothing that could be kept.
-            None => return Err(ConvertError::field("overlays", "is empty: no address to keep")),
-        },
+/// What `agent` says of an agent, and what we alone know of it.
+fn merged(agent: &pb::Agent, own: Option<&AgentRecord>) -> Result<Option<AgentRecord>, String> {
+    let mut record = match own {
+        Some(own) => own.clone(),
+        None if agent.overlays.is_empty() => return Ok(None),
+        None => blank(agent),
     };
-    let vtep_ip6 = vtep.and_then(|vtep| match vtep.ip6.map(|ip6| ip6.address()) {
-        Some(IpAddr::V6(ip6)) => Some(ip6),
-        _ => None,
-    });
-    let mut overlays: Vec<OverlayRecord> = own.map_or_else(Vec::new, |own| own.overlays.clone());
-    for overlay in &info.overlays {
-        let (name, subnet, subnet6) = (overlay.name().clone(), overlay.subnet, overlay.subnet6);
-        let said = OverlayRecord { name, subnet, subnet6 };
-        match overlays.iter_mut().find(|had| had.name == said.name) {
+    if let Some(vxlan) = agent.overlays.iter().find_map(|one| one.backend.as_ref()?.vxlan.as_ref())
+    {
+        let ip = vxlan.vtep_ip.as_deref().and_then(address);
+        let Some(IpAddr::V4(ip)) = ip else { return Err("its VTEP address is none".to_owned()) };
+        record.vtep_ip = ip;
+        if let Some(IpAddr::V6(ip6)) = vxlan.vtep_ip6.as_deref().and_then(address) {
+            record.vtep_ip6 = Some(ip6);
+        }
+    } else if own.is_none() {
+        return Err("it has no VTEP address".to_owned());
+    }
+    for overlay in &agent.overlays {
+        let name = overlay.info.as_ref().and_then(|info| info.name.as_deref());
+        let name = name.and_then(read).ok_or("an overlay of it has no name that we can use")?;
+        let piece = |bytes: &Option<Vec<u8>>| match bytes.as_deref() {
+            None => Ok(None),
+            Some(bytes) => subnet(bytes).map(Some).ok_or("a subnet of it is none"),
+        };
+        let (subnet, subnet6) = (piece(&overlay.subnet)?, piece(&overlay.subnet6)?);
+        match record.overlays.iter_mut().find(|had| had.name == name) {
             // A family that the network does not have at present is not shown.
             Some(had) => {
-                had.subnet = said.subnet.or(had.subnet);
-                had.subnet6 = said.subnet6.or(had.subnet6);
+                had.subnet = subnet.or(had.subnet);
+                had.subnet6 = subnet6.or(had.subnet6);
             }
-            None if !said.is_empty() => overlays.push(said),
-            None => {}
+            None if subnet.is_none() && subnet6.is_none() => {}
+            None => record.overlays.push(OverlayRecord { name, subnet, subnet6 }),
         }
     }
-    let any = |wanted: fn(&Assignment) -> bool| info.overlays.iter().any(wanted);
-    Ok(AgentRecord {
-        vtep_ip,
-        vtep_ip6: vtep_ip6.or_else(|| own.and_then(|own| own.vtep_ip6)),
-        overlays,
-        allocate_subnet: own.map_or_else(
-            || any(|one| one.subnet.is_some() || one.subnet6.is_some()),
-            |own| own.allocate_subnet,
-        ),
-        mesos_bridge: own
-            .map_or_else(|| any(|one| one.mesos_bridge.is_some()), |own| own.mesos_bridge),
-        docker_bridge: own
-            .map_or_else(|| any(|one| one.docker_bridge.is_some()), |own| own.docker_bridge),
-    })
+    Ok(Some(record))
+}
+
+/// What an agent asked for, as far as it shows in what it has; its addresses follow.
+fn blank(agent: &pb::Agent) -> AgentRecord {
+    let any = |wanted: fn(&pb::AgentOverlay) -> bool| agent.overlays.iter().any(wanted);
+    AgentRecord {
+        vtep_ip: Ipv4Addr::UNSPECIFIED,
+        vtep_ip6: None,
+        overlays: Vec::new(),
+        allocate_subnet: any(|one| one.subnet.is_some() || one.subnet6.is_some()),
+        mesos_bridge: any(|one| one.mesos_bridge.is_some()),
+        docker_bridge: any(|one| one.docker_bridge.is_some()),
+    }
+}
+
+fn read<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// The address of `address/length`.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    read(bytes.split(|&byte| byte == b'/').next()?)
+}
+
+/// The C++ module writes a subnet as its configuration had it, host bits and all.
+fn subnet(bytes: &[u8]) -> Option<Subnet> {
+    let (_, length) = std::str::from_utf8(bytes).ok()?.split_once('/')?;
+    Subnet::containing(address(bytes)?, length.parse().ok()?)
 }
