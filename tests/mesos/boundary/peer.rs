@@ -1,0 +1,310 @@
+//! The other side of the wire: a plain HTTP client, and a process of libprocess on another host.
+
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mesos_network_overlay::wire::{self, mesos};
+
+pub(crate) type Register = mesos::modules::overlay::internal::RegisterAgentMessage;
+pub(crate) type Update = mesos::modules::overlay::internal::UpdateAgentOverlaysMessage;
+pub(crate) type Registered = mesos::modules::overlay::internal::AgentRegisteredMessage;
+pub(crate) type Acknowledgement = mesos::modules::overlay::internal::AgentRegisteredAcknowledgement;
+
+/// No test waits longer for something that must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+#[expect(clippy::disallowed_methods, reason = "the test waits on a thread of its own")]
+pub(crate) fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+/// Waits until `what` gives something.
+#[expect(clippy::disallowed_methods, reason = "what is asked may itself take its time")]
+pub(crate) fn wait_for<T>(name: &str, mut what: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = what() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "{name}: it does not come");
+        pause();
+    }
+}
+
+// ---- HTTP ----
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    /// The value of a header; its name in small letters.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn content_type(&self) -> &str {
+        self.header("content-type").unwrap_or_default()
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("it is text")
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the host listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a limit");
+    stream
+}
+
+/// The next answer; `None` when the connection ends.
+pub(crate) fn read_response(reader: &mut BufReader<TcpStream>) -> Option<Response> {
+    let (first, headers) = read_head(reader)?;
+    let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let response = Response { status: status.expect("a status"), headers, body: Vec::new() };
+    let length = response.header("content-length").expect("libprocess says how long it is");
+    let mut body = vec![0; length.parse().expect("a number")];
+    reader.read_exact(&mut body).expect("the whole body");
+    Some(Response { body, ..response })
+}
+
+type Head = (String, Vec<(String, String)>);
+
+fn read_head(reader: &mut impl BufRead) -> Option<Head> {
+    let mut line = || {
+        let mut line = Vec::new();
+        reader.read_until(b'\n', &mut line).ok()?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.ends_with("\r\n").then(|| line.trim_end().to_owned())
+    };
+    let first = line()?;
+    let mut headers = Vec::new();
+    loop {
+        let line = line()?;
+        if line.is_empty() {
+            return Some((first, headers));
+        }
+        let (name, value) = line.split_once(':').expect("a header");
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+}
+
+/// Sends bytes and reads the one answer to them, behind which nothing comes. `None` when the
+/// connection ends without one.
+pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> Option<Response> {
+    let mut stream = connect(address);
+    // A host that refuses may close before it has all.
+    let _ = stream.write_all(request);
+    let mut reader = BufReader::new(stream);
+    let response = read_response(&mut reader)?;
+    let mut rest = Vec::new();
+    // The host closes as it was asked to; a reset is an end, too.
+    let _ = reader.read_to_end(&mut rest);
+    assert!(rest.is_empty(), "more than one answer: {}", String::from_utf8_lossy(&rest));
+    Some(response)
+}
+
+/// A request after whose answer the host closes.
+pub(crate) fn request(
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: host\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    [head.as_bytes(), b"\r\n", body].concat()
+}
+
+pub(crate) fn get(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Response {
+    exchange(address, &request("GET", target, headers, b"")).expect("an answer")
+}
+
+pub(crate) fn post(address: SocketAddr, target: &str, body: &[u8]) -> Response {
+    exchange(address, &request("POST", target, &[], body)).expect("an answer")
+}
+
+// ---- Messages ----
+
+/// A message as libprocess of Mesos sends it.
+pub(crate) fn encode(to: &str, name: &str, from: &str, body: &[u8]) -> Vec<u8> {
+    let mut head = format!(
+        "POST /{to}/{name} HTTP/1.1\r\nUser-Agent: libprocess/{from}\r\n\
+         Libprocess-From: {from}\r\nConnection: Keep-Alive\r\nHost: \r\n"
+    );
+    if body.is_empty() {
+        return (head + "\r\n").into_bytes();
+    }
+    head += &format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+    [head.as_bytes(), body, b"\r\n0\r\n\r\n"].concat()
+}
+
+/// Delivers a message, and gives the status of its receipt.
+pub(crate) fn deliver(address: SocketAddr, to: &str, name: &str, from: &str, body: &[u8]) -> u16 {
+    let mut stream = connect(address);
+    stream.write_all(&encode(to, name, from, body)).expect("it is sent");
+    read_response(&mut BufReader::new(stream)).expect("a receipt").status
+}
+
+/// A message that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) to: String,
+    pub(crate) name: String,
+    pub(crate) from: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Message {
+    /// What it says, as a message of the type `M`.
+    pub(crate) fn read<M: wire::Message>(&self) -> M {
+        assert_eq!(self.name, M::NAME);
+        wire::decode(&self.body).expect("it is one")
+    }
+}
+
+/// A recorded message.
+pub(crate) fn recorded(bytes: &[u8]) -> Message {
+    read_message(&mut BufReader::new(bytes)).expect("a whole one")
+}
+
+fn read_message(reader: &mut impl BufRead) -> Option<Message> {
+    let (first, headers) = read_head(reader)?;
+    let path = first.split(' ').nth(1).expect("a path");
+    let (to, name) = path.trim_start_matches('/').split_once('/').expect("a process and a name");
+    let find = |name: &str| headers.iter().find(|(own, _)| own == name).map(|(_, value)| value);
+    let from = find("libprocess-from").expect("a sender").clone();
+    let mut body = Vec::new();
+    while find("transfer-encoding").is_some() {
+        let mut size = String::new();
+        reader.read_line(&mut size).ok()?;
+        let size = usize::from_str_radix(size.trim(), 16).ok()?;
+        let mut chunk = vec![0; size + 2];
+        reader.read_exact(&mut chunk).ok()?;
+        body.extend_from_slice(&chunk[..size]);
+        if size == 0 {
+            break;
+        }
+    }
+    Some(Message { to: to.to_owned(), name: name.to_owned(), from, body })
+}
+
+/// A process of libprocess that listens for messages.
+pub(crate) struct Peer {
+    id: &'static str,
+    address: SocketAddr,
+    messages: Receiver<Message>,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
+    is_ending: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peer {
+    /// One on `ip`, whose messages a test takes.
+    pub(crate) fn listen(id: &'static str, ip: Ipv4Addr) -> Self {
+        Self::listen_at(id, SocketAddr::new(IpAddr::V4(ip), 0)).expect("it listens")
+    }
+
+    /// One at `address`, unless somebody else is there.
+    pub(crate) fn listen_at(id: &'static str, address: SocketAddr) -> Option<Self> {
+        let listener = TcpListener::bind(address).ok()?;
+        let address = listener.local_addr().expect("an address");
+        let (sender, messages) = mpsc::channel();
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let is_ending = Arc::new(AtomicBool::new(false));
+        let (accepted, ending) = (Arc::clone(&connections), Arc::clone(&is_ending));
+        let accept = move || {
+            for stream in listener.incoming().flatten() {
+                if ending.load(Ordering::Acquire) {
+                    return;
+                }
+                let own = stream.try_clone().expect("a descriptor");
+                accepted.lock().unwrap_or_else(PoisonError::into_inner).push(own);
+                let sender = sender.clone();
+                let serve = move || serve(stream, &sender);
+                Builder::new().name("connection".to_owned()).spawn(serve).expect("a thread");
+            }
+        };
+        let thread = Builder::new().name("peer".to_owned()).spawn(accept).expect("a thread");
+        Some(Self { id, address, messages, connections, is_ending, thread: Some(thread) })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How libprocess writes it.
+    pub(crate) fn upid(&self) -> String {
+        format!("{}@{}", self.id, self.address)
+    }
+
+    /// The next message.
+    pub(crate) fn receive(&self) -> Message {
+        let message = self.messages.recv_timeout(PATIENCE).expect("a message comes");
+        assert_eq!(message.to, self.id);
+        message
+    }
+
+    /// The next message, unless none comes for a while.
+    pub(crate) fn receive_within(&self, limit: Duration) -> Option<Message> {
+        self.messages.recv_timeout(limit).ok()
+    }
+
+    /// Sends a message to the process `to` at `address`, which receives it.
+    pub(crate) fn send<M: wire::Message>(&self, address: SocketAddr, to: &str, message: &M) {
+        let body = message.encode_to_vec();
+        assert_eq!(deliver(address, to, M::NAME, &self.upid(), &body), 202);
+    }
+
+    /// Ends all connections that others made.
+    pub(crate) fn disconnect(&self) {
+        for stream in self.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may have ended already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.is_ending.store(true, Ordering::Release);
+        self.disconnect();
+        let _ = TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Receives all messages of a connection, each with its receipt.
+fn serve(stream: TcpStream, messages: &Sender<Message>) {
+    let mut writer = stream.try_clone().expect("a descriptor");
+    let mut reader = BufReader::new(stream);
+    while let Some(message) = read_message(&mut reader) {
+        // libprocess does not wait for the receipt.
+        let _ = writer.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n");
+        if messages.send(message).is_err() {
+            return;
+        }
+    }
+}
