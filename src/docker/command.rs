@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -64,17 +65,13 @@ pub(super) async fn run(
     arguments: impl Iterator<Item = &OsStr>,
     deadline: Instant,
 ) -> Result<Finished, Failure> {
-    let leader = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Failure::NotFound,
-            _ => Failure::Start(error),
-        })?;
+    let mut command = Command::new(program);
+    command.args(arguments).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let leader = start(&mut command).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Failure::NotFound,
+        _ => Failure::Start(error),
+    })?;
     let mut group = Group { leader: Some(leader) };
     let result = match timeout_at(deadline, group.finish()).await {
         Ok(result) => result,
@@ -85,6 +82,18 @@ pub(super) async fn run(
         let _ = timeout(REAP_MAX, group.end()).await;
     }
     result
+}
+
+/// Starts a program on which signals act. It inherits the mask of the thread that starts it, and in
+/// a Mesos process our threads block all signals: one does not for this moment, in which it may be
+/// the one that runs a handler of Mesos.
+fn start(command: &mut Command) -> io::Result<Child> {
+    let blocked = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let child = command.spawn();
+    if let Err(error) = blocked.thread_set_mask() {
+        log::warn!("block the signals of a thread again: {error}");
+    }
+    child
 }
 
 /// A process group and the child that leads it. Dropped, it is killed and reaped.
@@ -324,5 +333,15 @@ mod tests {
         let hang = Script::new().run("sleep 1000", Duration::from_millis(50)).await;
         assert!(matches!(hang, Err(Failure::TimedOut)), "{hang:?}");
         assert_eq!(signals(), before);
+    }
+
+    #[tokio::test]
+    async fn a_program_is_not_deaf_where_we_are() {
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).unwrap();
+        let finished = Script::new().run("kill -TERM $$; echo survived", LONG).await.unwrap();
+        let after = SigSet::thread_get_mask().unwrap();
+        before.thread_set_mask().unwrap();
+        assert_eq!((finished.stdout.as_slice(), finished.status.code()), (&b""[..], None));
+        assert!(after.contains(nix::sys::signal::SIGTERM), "it is blocked again");
     }
 }
