@@ -1,6 +1,7 @@
 //! The end of the process: as mesos-agent has it, with libprocess finalized, and as mesos-master
 //! has it, without.
 
+use std::fs;
 use std::io::{BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
@@ -94,15 +95,26 @@ fn an_agent_that_is_at_work_ends_too() {
     let master = Peer::listen("overlay-master", Ipv4Addr::LOCALHOST);
     // Its docker never answers.
     let (cni, docker) = (host.path("cni"), host.path("docker"));
-    make_program(&docker, "exec sleep 60");
+    make_program(&docker, "echo $$ > $0.pid; exec sleep 60");
     let address = master.address().to_string();
     let parameters = [("master", &*address), ("cni_dir", text(&cni)), ("docker", text(&docker))];
     assert!(host.load(AGENT, &parameters), "{}", host.log());
     master.receive();
     let update = golden!("UpdateAgentOverlaysMessage").read::<Update>();
     master.send(host.address, "overlay-agent", &update);
-    wait_for("its networks", || cni.join("vxlan-1.conf").exists().then_some(()));
+    let child = wait_for("its docker", || {
+        let pid = fs::read_to_string(host.path("docker.pid")).ok()?;
+        pid.strip_suffix('\n').map(|pid| Path::new("/proc").join(pid))
+    });
+    // Our threads block all signals; programs must not inherit that.
+    let status = wait_for("sleep", || {
+        let status = fs::read_to_string(child.join("status")).expect("it runs");
+        status.starts_with("Name:\tsleep\n").then_some(status)
+    });
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("a mask");
+    assert_eq!(mask.trim(), "0000000000000000");
     let took: u64 = host.tell(&["finalize"])[0].parse().expect("milliseconds");
     assert!(took < END_MAX, "{took} ms: {}", host.log());
+    wait_for("the end of its docker", || (!child.exists()).then_some(()));
     assert!(host.exit().0.success());
 }

@@ -13,7 +13,7 @@ use super::peer::{connect, deliver, encode, read_response};
 
 const MESSAGES: usize = 20_000;
 /// What both parts may hold of what waits, in KiB, several times over for what libprocess holds.
-const GROWTH_MAX: u64 = 512 * 1024;
+const GROWTH_MAX: u64 = 256 * 1024;
 
 /// Numbers that look random and are the same each time.
 struct Garbage(u64);
