@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mesos_network_overlay::addr::Upid;
@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::libprocess::{RECEIPT, request, take_message, take_receipts};
+use super::libprocess::{RECEIPT, request, take_message, take_receipts};
 
 /// The address of the first agent; the others follow.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
@@ -48,6 +48,8 @@ pub(crate) type Told = BTreeMap<Ipv4Addr, Vec<Assignment>>;
 pub(crate) struct Agents {
     master: Upid,
     agents: Vec<Agent>,
+    /// Whether they stay away from the master for now.
+    pub(crate) are_held: AtomicBool,
     /// How many are linked to the master and acknowledged by it.
     acknowledged: AtomicUsize,
     /// How often an agent was told its addresses.
@@ -76,7 +78,7 @@ struct AgentState {
 impl Agents {
     /// Starts `count` agents of the master at `master`, on the current runtime.
     pub(crate) fn start(master: SocketAddrV4, count: usize) -> io::Result<Arc<Self>> {
-        allow_descriptors(2 * count + SPARE_DESCRIPTORS)?;
+        allow_descriptors(count)?;
         let listener = TcpSocket::new_v4()?;
         listener.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
         let listener = listener.listen(BACKLOG)?;
@@ -88,6 +90,7 @@ impl Agents {
         let agents = Arc::new(Self {
             master: Upid::master(master),
             agents: (FIRST_ADDRESS.to_bits()..).take(count).map(agent).collect(),
+            are_held: AtomicBool::new(false),
             acknowledged: AtomicUsize::new(0),
             updates: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -149,6 +152,9 @@ impl Agents {
     /// The life of an agent: links, and links again when the link ends.
     async fn live(self: Arc<Self>, index: usize) {
         loop {
+            while self.are_held.load(Ordering::Relaxed) {
+                sleep(RECONNECT).await;
+            }
             match self.connect(index).await {
                 Ok(link) => {
                     let link = Arc::new(link);
@@ -298,10 +304,11 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Raises the limit of open files, which is lower by custom than it need be.
-fn allow_descriptors(wanted: usize) -> io::Result<()> {
+/// Raises the limit of open files to what `count` agents need, here or in a master that is started
+/// from here: it is lower by custom than it need be.
+pub(crate) fn allow_descriptors(count: usize) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+    let wanted = u64::try_from(2 * count + SPARE_DESCRIPTORS).unwrap_or(u64::MAX);
     if limit.maximum.is_some_and(|maximum| maximum < wanted) {
         let words = format!("this needs {wanted} open files: raise the hard limit (ulimit -Hn)");
         return Err(io::Error::other(words));

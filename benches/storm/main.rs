@@ -5,9 +5,14 @@
 //! It prints figures and the limits beside them, and fails only if a result is wrong: a machine
 //! that is busy with something else must not turn into an error. `cargo bench --bench storm --
 //! 8000` runs one size.
+//!
+//! `cargo bench --bench storm -- --mesos PREFIX LIBRARY 8000` does the same with the module of that
+//! library in the mesos-master of that installation, whose whole process is measured; with
+//! `--replicated-log`, the state is where the C++ module has it.
 
 mod agents;
 mod libprocess;
+mod mesos;
 mod program;
 mod promises;
 mod usage;
@@ -16,6 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agents::Agents;
+use mesos::Mesos;
 use program::{Program, free_address};
 use usage::{Usage, cpu_time};
 
@@ -41,6 +47,10 @@ const SIZES: [(usize, f64, f64); 3] = [(1000, 3.1, 5.0), (3000, 7.1, 5.0), (8000
 const CPU_LIMIT: f64 = 2.0;
 const MEMORY_LIMIT: f64 = 150.0;
 const RATIO_LIMIT: f64 = 1.3;
+
+/// Processor seconds that 8,000 agents may cost a mesos-master with the module: a third of what
+/// they cost with the C++ module.
+const MESOS_CPU_LIMIT: f64 = 12.0;
 
 /// One run.
 struct Storm {
@@ -95,15 +105,18 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let sizes: Vec<usize> = arguments.iter().filter_map(|text| text.parse().ok()).collect();
-    if let Err(fault) = run(&sizes) {
+    if let Err(fault) = Mesos::of(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)) {
         eprintln!("storm: {fault}");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-fn run(chosen: &[usize]) -> Result<(), String> {
-    println!("registration storm: the best of {RUNS} runs each, state durable in a file\n");
+fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
+    let who = if mesos.is_some() { "the module in mesos-master" } else { "the program" };
+    let is_replicated = mesos.is_some_and(|mesos| mesos.is_replicated);
+    let place = if is_replicated { "the replicated log" } else { "a file" };
+    println!("registration storm: {who}, the best of {RUNS} runs each, state durable in {place}\n");
     println!(
         "{:>7} {:>6} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>12}",
         "agents",
@@ -127,20 +140,37 @@ fn run(chosen: &[usize]) -> Result<(), String> {
         if !chosen.is_empty() && !chosen.contains(&agents) {
             continue;
         }
-        let mut storms = (0..RUNS).map(|_| storm(agents)).collect::<Result<Vec<_>, _>>()?;
+        let mut storms = (0..RUNS).map(|_| storm(mesos, agents)).collect::<Result<Vec<_>, _>>()?;
         storms.sort_by_key(|storm| storm.cpu);
         let best = storms.swap_remove(0);
         best.print(cpp_cpu, cpp_wall);
         bests.push((best, cpp_cpu));
     }
-    if let ([(first, _), .., (last, cpp)], true) = (&bests[..], chosen.is_empty()) {
-        judge(first, last, *cpp);
+    match (&bests[..], mesos) {
+        ([(first, _), .., (last, cpp)], None) if chosen.is_empty() => judge(first, last, *cpp),
+        ([.., (last, cpp)], Some(_)) if last.agents == SIZES[2].0 => {
+            judge_cpu(last, MESOS_CPU_LIMIT, *cpp);
+        }
+        _ => {}
     }
     Ok(())
 }
 
+fn word(is_kept: bool) -> &'static str {
+    if is_kept { "kept" } else { "MISSED" }
+}
+
+fn judge_cpu(last: &Storm, limit: f64, cpp: f64) {
+    let cpu = last.cpu.as_secs_f64();
+    println!(
+        "CPU seconds at {}: {cpu:.2}, limit {limit}: {}; the C++ module {cpp}, {:.0} times that",
+        last.agents,
+        word(cpu <= limit),
+        cpp / cpu
+    );
+}
+
 fn judge(first: &Storm, last: &Storm, cpp: f64) {
-    let word = |is_kept: bool| if is_kept { "kept" } else { "MISSED" };
     let ratio = last.cpu_of_one() / first.cpu_of_one();
     let total = |storm: &Storm| (storm.cpu + storm.aftermath).as_secs_f64();
     let whole = total(last) / number(last.agents) * number(first.agents) / total(first);
@@ -150,12 +180,7 @@ fn judge(first: &Storm, last: &Storm, cpp: f64) {
          the same with what came after: {whole:.2}",
         word(ratio <= RATIO_LIMIT)
     );
-    let cpu = last.cpu.as_secs_f64();
-    println!(
-        "CPU seconds at {many}: {cpu:.2}, limit {CPU_LIMIT}: {}; the C++ module {cpp}, {:.0} times that",
-        word(cpu <= CPU_LIMIT),
-        cpp / cpu
-    );
+    judge_cpu(last, CPU_LIMIT, cpp);
     let peak = last.usage.peak;
     println!(
         "peak RSS at {many}: {peak:.1} MiB, limit {MEMORY_LIMIT}: {}; {:.1} MiB once the whole state \
@@ -166,7 +191,7 @@ fn judge(first: &Storm, last: &Storm, cpp: f64) {
 }
 
 /// Runs a storm against a fresh master, and checks what came of it.
-fn storm(count: usize) -> Result<Storm, String> {
+fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -176,7 +201,10 @@ fn storm(count: usize) -> Result<Storm, String> {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .map_err(|error| format!("make a directory: {error}"))?;
         let address = free_address();
-        let master = Program::start(dir.path(), address).await?;
+        let master = match mesos {
+            Some(mesos) => mesos.start(dir.path(), address, count).await?,
+            None => Program::start(dir.path(), address).await?,
+        };
         let pid = master.child.id();
         let cpu_before = cpu_time(pid)?;
         let start = now();
@@ -203,7 +231,7 @@ fn storm(count: usize) -> Result<Storm, String> {
             commits,
             repeated: agents.repeated(),
             usage,
-            log: master.log(),
+            log: mesos.map_or_else(|| master.log(), |_| mesos::own_lines(&master.log())),
             peak_with_state: Usage::of(pid)?.peak,
         })
     })

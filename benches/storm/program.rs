@@ -1,4 +1,5 @@
-//! The built program as a master, in a process of its own, with its state on a real disk.
+//! A master in a process of its own, with its state on a real disk: the built program, or whatever
+//! else serves the same.
 
 use std::fs::{self, File};
 use std::io;
@@ -39,23 +40,28 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts a master with its state in `dir`, and waits until it has read that.
+    /// Starts the built program with its state in `dir`, and waits until it has read that.
     pub(crate) async fn start(dir: &Path, address: SocketAddrV4) -> Result<Self, String> {
-        let failure = |error: io::Error| format!("start a master in {}: {error}", dir.display());
-        let config = dir.join("network.json");
-        let log = dir.join("master.log");
-        fs::write(&config, NETWORK).map_err(failure)?;
-        let output = File::options().create(true).append(true).open(&log).map_err(failure)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"));
+        command
             .args(["master", "--log", "warn", "--store", "file"])
             .args(["--listen".to_owned(), address.to_string()])
-            .args(["--config".as_ref(), config.as_os_str()])
-            .args(["--work-dir".as_ref(), dir.join("state").as_os_str()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(output)
-            .spawn()
-            .map_err(failure)?;
+            .args(["--config".as_ref(), write_network(dir)?.as_os_str()])
+            .args(["--work-dir".as_ref(), dir.join("state").as_os_str()]);
+        Self::launch(command, dir, address).await
+    }
+
+    /// Starts a master by `command`, and waits until it serves at `address`.
+    pub(crate) async fn launch(
+        mut command: Command,
+        dir: &Path,
+        address: SocketAddrV4,
+    ) -> Result<Self, String> {
+        let failure = |error: io::Error| format!("start a master in {}: {error}", dir.display());
+        let log = dir.join("master.log");
+        let output = File::options().create(true).append(true).open(&log).map_err(failure)?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        let child = command.spawn().map_err(failure)?;
         let mut program = Self { child, address, log };
         program.ready().await?;
         Ok(program)
@@ -129,6 +135,13 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The network file of all masters here, in `dir`.
+pub(crate) fn write_network(dir: &Path) -> Result<PathBuf, String> {
+    let path = dir.join("network.json");
+    fs::write(&path, NETWORK).map_err(|error| format!("write {}: {error}", path.display()))?;
+    Ok(path)
 }
 
 /// An address that nobody listens on.

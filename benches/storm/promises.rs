@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use mesos_network_overlay::protocol::{State, Status};
 
-use crate::agents::Told;
+use super::agents::Told;
 
-/// How many overlays the network of [`crate::program`] has, and the length of an agent's subnet in
+/// How many overlays the network of [`super::program`] has, and the length of an agent's subnet in
 /// each.
 const OVERLAYS: usize = 2;
 const PREFIX: u8 = 24;

@@ -13,3 +13,4 @@ mod libprocess;
 mod program;
 #[path = "../../benches/storm/promises.rs"]
 mod promises;
+mod survival;

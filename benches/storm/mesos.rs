@@ -1,0 +1,70 @@
+//! mesos-master with the master module, in the place of the program.
+
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use super::agents::allow_descriptors;
+use super::program::{Program, write_network};
+
+const FLAG: &str = "--mesos";
+/// Keep the state in Mesos' replicated log, of one replica, instead of a file.
+const LOG_FLAG: &str = "--replicated-log";
+
+/// A Mesos installation and the library with the modules.
+pub(crate) struct Mesos {
+    pub(crate) prefix: PathBuf,
+    pub(crate) library: PathBuf,
+    /// Whether the state is in the replicated log.
+    pub(crate) is_replicated: bool,
+}
+
+impl Mesos {
+    /// What follows the flag, if it is among the arguments.
+    pub(crate) fn of(arguments: &[String]) -> Result<Option<Self>, String> {
+        let Some(at) = arguments.iter().position(|argument| argument == FLAG) else {
+            return Ok(None);
+        };
+        let [prefix, library, ..] = &arguments[at + 1..] else {
+            return Err(format!("{FLAG} needs the prefix of Mesos and the path of the library"));
+        };
+        let absolute = |path: &String| {
+            std::fs::canonicalize(path).map_err(|error| format!("{FLAG}: {path}: {error}"))
+        };
+        let is_replicated = arguments.iter().any(|argument| argument == LOG_FLAG);
+        Ok(Some(Self { prefix: absolute(prefix)?, library: absolute(library)?, is_replicated }))
+    }
+
+    /// Starts a mesos-master with room for `agents`, and all of its files in `dir`.
+    pub(crate) async fn start(
+        &self,
+        dir: &Path,
+        address: SocketAddrV4,
+        agents: usize,
+    ) -> Result<Program, String> {
+        // It takes what limit it is given.
+        allow_descriptors(agents).map_err(|error| error.to_string())?;
+        let place = if self.is_replicated { "replicated_log_dir" } else { "work_dir" };
+        let parameters = json!([
+            {"key": "overlays", "value": write_network(dir)?},
+            {"key": place, "value": dir.join("state")},
+        ]);
+        let name = "com_mesosphere_mesos_MasterOverlayHelper";
+        let module = json!({"name": name, "parameters": parameters});
+        let modules = json!({"libraries": [{"file": self.library, "modules": [module]}]});
+        let mut command = Command::new(self.prefix.join("sbin/mesos-master"));
+        command
+            .args([format!("--ip={}", address.ip()), format!("--hostname={}", address.ip())])
+            .args([format!("--port={}", address.port()), format!("--modules={modules}")])
+            .arg(format!("--work_dir={}", dir.join("mesos").display()))
+            .args(["--registry=in_memory", "--logging_level=WARNING"]);
+        Program::launch(command, dir, address).await
+    }
+}
+
+/// The lines in a log of mesos-master that are the module's.
+pub(crate) fn own_lines(log: &str) -> String {
+    log.lines().filter(|line| line.contains(" overlay")).map(|line| format!("{line}\n")).collect()
+}
