@@ -4,4 +4,5 @@
 //! What a test makes is gone when it ends, also when it fails.
 
 mod boundary;
+mod cluster;
 mod library;

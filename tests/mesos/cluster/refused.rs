@@ -1,0 +1,211 @@
+//! What is wrong keeps Mesos from starting, in its own way, and our lines above it say what.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::daemon::Daemon;
+use super::host::{Cluster, Host, succeed};
+use super::mesos::{
+    AGENT, CPP_AGENT, CPP_MASTER, MASTER, MASTER_ADDRESS, Parameters, mesos_agent, mesos_master,
+    module_file, modules, program, ready,
+};
+use crate::library::release_library;
+
+/// The page whose last section explains what Mesos says.
+const DOCUMENTATION: &str = include_str!("../../../docs/mesos.md");
+
+/// Fails unless the process has ended with Mesos' exit code for a failure, and has said all
+/// of this.
+fn refused(mut daemon: Daemon, words: &[&str]) {
+    let status = daemon.ended_within(Duration::from_secs(30));
+    let log = daemon.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    for words in words {
+        assert!(log.contains(words), "'{words}' is not in\n{log}");
+    }
+}
+
+fn uncreated(name: &str) -> String {
+    format!("Failed to create anonymous module named '{name}'")
+}
+
+#[test]
+#[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
+fn wrong_parameters_of_the_master_are_named() {
+    let cluster = Cluster::new();
+    let hub = cluster.hub();
+    let uncreated = uncreated(MASTER);
+    let master = |change: &[(&str, &str)], expected: &[&str]| {
+        let parameters = Parameters::master(hub).with(change);
+        let modules = modules(hub, &[(MASTER, &parameters)]);
+        refused(mesos_master(hub, &modules, &[]), &[expected, &[&uncreated]].concat());
+    };
+    master(
+        &[("overlays", "/nowhere/overlays.json")],
+        &[
+            "] overlay: overlay master: parameter 'overlays': read /nowhere/overlays.json: No such file or \
+           directory (os error 2): check the path",
+        ],
+    );
+    let broken =
+        hub.write("broken.json", "{ \"vtep_subnet\": \"44.128.0.0/16\",\n  \"overlays\": }");
+    let problem = format!("] overlay master: {broken}:2:15: bad JSON: no value here");
+    master(
+        &[("overlays", &broken)],
+        &[&problem, "] overlay: overlay master: not loaded: mend 1 problem of"],
+    );
+    let wrong = hub.write(
+        "wrong.json",
+        r#"{"vtep_subnet":"44.128.0.0/16","vtep_mac_oui":"71:B3:D5:00:00:00","overlays":[]}"#,
+    );
+    let problems = [
+        format!("] overlay master: {wrong}:1:47: vtep_mac_oui: '71:B3:D5:00:00:00' is a multicast"),
+        format!("] overlay master: {wrong}:1:78: overlays: is empty: write at least one overlay"),
+    ];
+    master(&[("overlays", &wrong)], &problems.each_ref().map(String::as_str));
+    master(
+        &[("workdir", "/var/lib/overlay")],
+        &["] overlay master: parameter 'workdir': is no parameter: did you mean 'work_dir'?"],
+    );
+    master(&[("overlays", &hub.text("."))], &[": it is no file"]);
+    let binary = hub.write("binary.json", b"\xff\xfe{}");
+    master(&[("overlays", &binary)], &["it is no text in UTF-8: save it as such"]);
+}
+
+#[test]
+#[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
+fn wrong_parameters_of_the_agent_are_named() {
+    let cluster = Cluster::new();
+    let hub = cluster.hub();
+    let uncreated = uncreated(AGENT);
+    let agent = |parameters: &Parameters, expected: &[&str]| {
+        let modules = modules(hub, &[(AGENT, parameters)]);
+        let daemon = mesos_agent(hub, MASTER_ADDRESS, &modules, &[]);
+        refused(daemon, &[expected, &[&uncreated]].concat());
+    };
+    let good = Parameters::agent(hub, MASTER_ADDRESS);
+    agent(
+        &good.clone().without("master"),
+        &["] overlay agent: parameter 'master': is missing: write the address of the master"],
+    );
+    agent(
+        &good.clone().with(&[("master", "10.0.0.1")]),
+        &["parameter 'master': is no address of a master: write HOST:PORT"],
+    );
+    agent(
+        &good.clone().with(&[("cni_dirs", "/var/lib/mesos/cni")]),
+        &["parameter 'cni_dirs': is no parameter: did you mean 'cni_dir'?"],
+    );
+    let file = hub.write("file", "");
+    agent(&good.clone().with(&[("cni_dir", &format!("{file}/cni"))]), &["Not a directory"]);
+    let missing = format!("file://{}", hub.text("missing"));
+    agent(&good.with(&[("master", &missing)]), &["No such file or directory (os error 2): check"]);
+}
+
+#[test]
+#[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
+fn what_mesos_itself_refuses_is_as_the_documentation_has_it() {
+    let cluster = Cluster::new();
+    let hub = cluster.hub();
+    let parameters = Parameters::master(hub);
+    let master = |modules: &str, flags: &[&str], documented: &str, words: &[&str]| {
+        assert!(DOCUMENTATION.contains(&format!("\n| `{documented}")), "no row for '{documented}'");
+        let documented: Vec<&str> = documented.split('…').collect();
+        refused(mesos_master(hub, modules, flags), &[&documented, words].concat());
+    };
+    let unknown = "com_mesosphere_mesos_MasterOverlay";
+    let modules_of = |library: &Path| module_file(hub, library, &[(MASTER, &parameters)]);
+    let good = modules(hub, &[(MASTER, &parameters)]);
+    let list = modules(hub, &[(unknown, &parameters)]);
+    master(&list, &[], "Error loading module '…': Error looking up symbol", &[unknown]);
+    let list = modules_of(&hub.path("libmissing.so"));
+    let missing = "Error opening library: …: cannot open shared object file";
+    master(&list, &[], missing, &["libmissing.so"]);
+    let missing = format!("file://{}", hub.text("missing.json"));
+    master(&missing, &[], "Failed to load flag 'modules'", &["missing.json"]);
+    let directory = hub.path("modules.d");
+    fs::create_dir(&directory).expect("a directory");
+    let both = format!("--modules_dir={}", directory.display());
+    let only = "Only one of --modules or --modules_dir should be specified";
+    master(&good, &[&both], only, &[]);
+
+    // Of another Mesos.
+    let version = succeed(hub.command(program("sbin/mesos-master")).arg("--version"));
+    let version = version.trim().strip_prefix("mesos ").expect(&version);
+    let (earlier, later) = ("0.9.9", "9.9.9");
+    let words = "Minimum supported mesos version for 'Anonymous' is …, but module is compiled with \
+                 version …";
+    master(&modules_of(&relabelled(hub, version, earlier)), &[], words, &[earlier]);
+    let words = "Mesos has version …, but module is compiled with version …";
+    master(&modules_of(&relabelled(hub, version, later)), &[], words, &[later]);
+}
+
+#[test]
+#[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
+fn both_names_of_one_module_are_one_too_many() {
+    let cluster = Cluster::new();
+    let hub = cluster.hub();
+    let parameters = Parameters::master(hub);
+    let twice = modules(hub, &[(MASTER, &parameters), (CPP_MASTER, &parameters)]);
+    let words = |kind: &str, one: &str, other: &str| {
+        format!(
+            "] overlay: overlay {kind}: this process has one already: {one} and {other} are two names \
+             of one module: load one"
+        )
+    };
+    refused(mesos_master(hub, &twice, &[]), &[&words("master", MASTER, CPP_MASTER)]);
+    let parameters = Parameters::agent(hub, MASTER_ADDRESS);
+    let twice = modules(hub, &[(AGENT, &parameters), (CPP_AGENT, &parameters)]);
+    let daemon = mesos_agent(hub, MASTER_ADDRESS, &twice, &[]);
+    refused(daemon, &[&words("agent", AGENT, CPP_AGENT)]);
+}
+
+/// A copy of the library that says it was built for another version of Mesos, whose name is not
+/// longer.
+fn relabelled(host: &Host, from: &str, to: &str) -> PathBuf {
+    let from = format!("{from}\0");
+    let to = format!("{to:\0<length$}", length = from.len());
+    let mut bytes = fs::read(release_library()).expect("the library is there");
+    let windows = bytes.windows(from.len()).enumerate();
+    let places: Vec<usize> =
+        windows.filter(|(_, window)| *window == from.as_bytes()).map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "the library names the version of Mesos");
+    for at in places {
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+    PathBuf::from(host.write("librelabelled.so", bytes))
+}
+
+#[test]
+#[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
+fn a_module_that_is_listed_twice_is_one_and_both_names_work() {
+    let mut cluster = Cluster::new();
+    let (hub, host) = (cluster.hub().clone(), cluster.host());
+    let parameters = Parameters::master(&hub);
+    let twice = modules(&hub, &[(CPP_MASTER, &parameters), (CPP_MASTER, &parameters)]);
+    let _master = mesos_master(&hub, &twice, &[]);
+    let list = modules(&host, &[(CPP_AGENT, &Parameters::agent(&host, MASTER_ADDRESS))]);
+    let _agent = mesos_agent(&host, MASTER_ADDRESS, &list, &[]);
+    ready(&hub, &[&host]);
+}
+
+#[test]
+#[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
+fn a_second_copy_of_the_library_is_refused() {
+    let cluster = Cluster::new();
+    let hub = cluster.hub();
+    let copy = hub.path("libcopy.so");
+    fs::copy(release_library(), &copy).expect("it is copied");
+    let parameters = Parameters::master(hub);
+    let list = |library: &Path, name: &str| {
+        let path = module_file(hub, library, &[(name, &parameters)]);
+        let text = fs::read(path.trim_start_matches("file://")).expect("it was written");
+        let mut file: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+        file["libraries"][0].take()
+    };
+    let libraries = [list(release_library(), MASTER), list(&copy, CPP_MASTER)];
+    let file = hub.write("both.json", serde_json::json!({"libraries": libraries}).to_string());
+    let modules = format!("file://{file}");
+    refused(mesos_master(hub, &modules, &[]), &["a process of this name runs already"]);
+}
