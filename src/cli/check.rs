@@ -11,9 +11,12 @@ use serde::Serialize;
 
 use super::Failure;
 use super::host::{counted, name_of, read_text, refused};
+use super::http_client::{EffectAnswer, MasterClient, block_on};
 use super::output::{Form, Output};
+use super::reload;
 use super::room::describe;
-use crate::config::{Config, Problem, parse};
+use crate::config::{Config, Problem, Problems, parse};
+use crate::master::Effect;
 
 /// How much of a line is shown around a problem, in characters: a file may be one endless line.
 const EXCERPT: usize = 100;
@@ -27,13 +30,18 @@ Examples:
   mesos-overlay check network.json
   mesos-overlay check agent.json --json
   ssh master cat /etc/mesos/network.json | mesos-overlay check -
+  mesos-overlay check network.json --against 10.0.0.1:5050
 
 Takes a network file, a master_config or an agent_config, whichever its keys make it. A warning is about
-what is legal but unwise. Exit code 0 without problems, 1 with problems.")]
+what is legal but unwise. With --against, a running master tells what the network would do to its agents,
+and nothing changes. Exit code 0 without problems, 1 with problems.")]
 pub(super) struct CheckCommand {
     /// The file, or - for stdin
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Show what it would do to the agents of this running master, and whether that would refuse it
+    #[arg(long, env = "MESOS_OVERLAY_AGAINST", value_name = "IP:PORT")]
+    against: Option<String>,
     #[command(flatten)]
     form: Form,
 }
@@ -60,7 +68,12 @@ impl CheckCommand {
             Ok((config, warnings)) => (Some(summary(config)), [].as_slice(), warnings.as_slice()),
             Err(problems) => (None, problems.as_slice(), problems.warnings()),
         };
-        if self.form.json {
+        let effect = self.effect(&text, &parsed)?;
+        if let Some((_, effect)) = &effect
+            && self.form.json
+        {
+            reload::show(&mut output, effect, &self.form)?;
+        } else if self.form.json {
             let ok = summary.is_some();
             output.json(&Report { file: &name, ok, summary, problems, warnings })?;
         } else {
@@ -74,12 +87,65 @@ impl CheckCommand {
                 output.line(format_args!("{name}: ok: {summary}{count}"))?;
             }
         }
-        output.finish()?;
-        match &parsed {
-            Ok(_) => Ok(()),
-            Err(problems) => Err(refused(&name, problems)),
+        match (&parsed, effect) {
+            (Ok(_), None) => output.finish(),
+            (Ok(_), Some((master, effect))) => {
+                if !self.form.json {
+                    reload::show(&mut output, &effect, &self.form)?;
+                }
+                verdict(output, &name, &master, &effect.effect, &self.form)
+            }
+            (Err(problems), _) => {
+                output.finish()?;
+                Err(refused(&name, problems))
+            }
         }
     }
+
+    /// What the master says to it, if one is to be asked and there is something to ask.
+    fn effect(
+        &self,
+        text: &str,
+        parsed: &Result<(Config, Vec<Problem>), Problems>,
+    ) -> Result<Option<(MasterClient, EffectAnswer)>, Failure> {
+        let Some(against) = &self.against else {
+            return Ok(None);
+        };
+        let master = MasterClient::of(against, "--against")?;
+        match parsed {
+            Ok((Config::Master(_), _)) => {
+                let effect = block_on(master.preview(text.to_owned()))?;
+                Ok(Some((master, effect)))
+            }
+            Ok((Config::Agent(_), _)) => Err(Failure::usage(
+                "check: --against is for a network file or a master_config: this is an agent_config",
+            )),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// What the master would do, in the last line.
+fn verdict(
+    mut output: Output,
+    name: &str,
+    master: &MasterClient,
+    effect: &Effect,
+    form: &Form,
+) -> Result<(), Failure> {
+    if !effect.accepted {
+        output.finish()?;
+        let problems = counted(effect.problems.len() as u128, "problem");
+        return Err(Failure::new(format!(
+            "{name}: master {master} would refuse it: {problems}: take the change back, or forget the \
+             agents"
+        )));
+    }
+    if !form.json {
+        let agents = counted(effect.agents.len() as u128, "agent");
+        output.line(format_args!("master {master} would take it, and tell {agents}"))?;
+    }
+    output.finish()
 }
 
 fn summary(config: &Config) -> String {

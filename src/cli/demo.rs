@@ -140,6 +140,7 @@ impl Cluster {
             },
             store: Box::new(store),
             leading: None,
+            reread: None,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };

@@ -173,6 +173,46 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::new(format!("start the runtime: {error}")))
 }
 
+/// Reads and checks a configuration file once more, while the program runs: every problem is a
+/// sentence, and warnings go to the log.
+pub(super) fn reread_config<T>(
+    path: &Path,
+    parse: impl Fn(&str, &str) -> Result<(T, Vec<Problem>), Problems>,
+) -> Result<T, Vec<String>> {
+    if is_stdin(path) {
+        let reason = "it came from stdin: restart the master, or give it a file";
+        return Err(vec![format!("read the configuration again: {reason}")]);
+    }
+    let text = read_text(path).map_err(|failure| vec![failure.to_string()])?;
+    match parse(&name_of(path), &text) {
+        Ok((config, warnings)) => {
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            Ok(config)
+        }
+        Err(problems) => Err(problems.as_slice().iter().map(ToString::to_string).collect()),
+    }
+}
+
+/// Somebody's wish that the program reads its configuration again: SIGHUP, which no longer kills it
+/// from [`Self::watch`] on.
+pub(super) struct ReloadSignal(Signal);
+
+impl ReloadSignal {
+    /// To be called within a tokio runtime.
+    pub(super) fn watch() -> Result<Self, Failure> {
+        let signal = signal(SignalKind::hangup());
+        signal.map(Self).map_err(|error| Failure::new(format!("listen for signals: {error}")))
+    }
+
+    /// Waits for it.
+    pub(super) async fn received(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        log::info!("reading the configuration again: SIGHUP");
+    }
+}
+
 /// Somebody's wish that the program ends: SIGTERM or SIGINT. From [`Self::watch`] on they no longer
 /// kill it.
 pub(super) struct EndSignals {

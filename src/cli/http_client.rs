@@ -19,12 +19,16 @@ use tokio::time::timeout;
 use super::Failure;
 use super::output::harmless;
 use crate::detector::FixedMaster;
+use crate::master::{Effect, Fate};
 use crate::protocol::State;
 use crate::wire;
 
 const STATE: &str = "/overlay-master/state";
 const HEALTH: &str = "/overlay-master/health";
 const DELETE: &str = "/overlay-master/agents/delete";
+const HISTORY: &str = "/overlay-master/history";
+const PREVIEW: &str = "/overlay-master/preview";
+const RELOAD: &str = "/overlay-master/reload";
 
 /// A master in reach answers at once; what takes longer is a firewall.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,8 +51,7 @@ pub(super) struct MasterAddress {
 
 impl MasterAddress {
     pub(super) fn client(&self) -> Result<MasterClient, Failure> {
-        let master = self.master.parse();
-        master.map(MasterClient).map_err(|error| Failure::usage(format!("--master: {error}")))
+        MasterClient::of(&self.master, "--master")
     }
 }
 
@@ -80,6 +83,14 @@ impl Health {
     }
 }
 
+/// What a master says to another configuration.
+#[derive(Debug)]
+pub(super) struct EffectAnswer {
+    pub(super) effect: Effect,
+    /// As the master wrote it.
+    pub(super) body: Bytes,
+}
+
 /// Runs the questions of a subcommand; one thread is enough for them.
 pub(super) fn block_on<T>(
     questions: impl Future<Output = Result<T, Failure>>,
@@ -92,6 +103,11 @@ pub(super) fn block_on<T>(
 }
 
 impl MasterClient {
+    /// Asks the master at the address that was given with this flag.
+    pub(super) fn of(address: &str, flag: &str) -> Result<Self, Failure> {
+        address.parse().map(Self).map_err(|error| Failure::usage(format!("{flag}: {error}")))
+    }
+
     /// The state, as the master wrote it.
     pub(super) async fn state(&self) -> Result<Bytes, Failure> {
         let (status, body) = self.ask(Method::GET, STATE, Bytes::new()).await?;
@@ -119,6 +135,60 @@ impl MasterClient {
         let (status, body) = self.ask(Method::POST, DELETE, body.into()).await?;
         self.insist_on_success(DELETE, status, &body)?;
         Ok(body)
+    }
+
+    /// Forgets agents, and tells what became of each.
+    pub(super) async fn forget(
+        &self,
+        agents: &[Ipv4Addr],
+        force: bool,
+        dry_run: bool,
+    ) -> Result<Vec<Fate>, Failure> {
+        #[derive(Deserialize)]
+        struct Fates {
+            agents: Vec<Fate>,
+        }
+        let body = serde_json::json!({ "agents": agents, "force": force, "dry_run": dry_run });
+        let (status, body) = self.ask(Method::POST, DELETE, body.to_string().into()).await?;
+        // That some agents are running is an answer.
+        if status != StatusCode::CONFLICT {
+            self.insist_on_success(DELETE, status, &body)?;
+        }
+        let fates: Fates =
+            serde_json::from_slice(&body).map_err(|error| self.unexpected(DELETE, &error))?;
+        Ok(fates.agents)
+    }
+
+    /// The history of all agents or of one, as the master wrote it.
+    pub(super) async fn history(&self, agent: Option<Ipv4Addr>) -> Result<Bytes, Failure> {
+        let path = match agent {
+            Some(ip) => format!("{HISTORY}?agent={ip}"),
+            None => HISTORY.to_owned(),
+        };
+        let (status, body) = self.ask(Method::GET, &path, Bytes::new()).await?;
+        self.insist_on_success(HISTORY, status, &body)?;
+        Ok(body)
+    }
+
+    /// What the network in the text of a configuration would do.
+    pub(super) async fn preview(&self, text: String) -> Result<EffectAnswer, Failure> {
+        self.effect(PREVIEW, text.into()).await
+    }
+
+    /// Has the master read its configuration again.
+    pub(super) async fn reload(&self) -> Result<EffectAnswer, Failure> {
+        self.effect(RELOAD, Bytes::new()).await
+    }
+
+    async fn effect(&self, path: &str, body: Bytes) -> Result<EffectAnswer, Failure> {
+        let (status, body) = self.ask(Method::POST, path, body).await?;
+        // A refusal is an answer.
+        if !matches!(status, StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY) {
+            self.insist_on_success(path, status, &body)?;
+        }
+        let effect =
+            serde_json::from_slice(&body).map_err(|error| self.unexpected(path, &error))?;
+        Ok(EffectAnswer { effect, body })
     }
 
     /// What is in a state that this master wrote.

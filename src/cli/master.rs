@@ -8,10 +8,13 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
-use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, runtime};
+use super::host::{
+    Addresses, EndSignals, ReloadSignal, raise_descriptor_limit, read_config, reread_config,
+    runtime,
+};
 use crate::config::{MasterConfig, StoreKind, parse_master};
-use crate::master::Settings;
-use crate::runtime::{MasterHost, MasterOptions, Metrics};
+use crate::master::{Request, Settings};
+use crate::runtime::{MasterHost, MasterOptions, Metrics, Reread};
 use crate::store::{FileStore, MemoryStore, Store};
 
 /// Run a master.
@@ -21,8 +24,9 @@ Examples:
   mesos-overlay master --config network.json
   mesos-overlay master --config master.json --listen 10.0.0.1:5050 --work-dir /var/lib/mesos-overlay
 
-Flags win over the configuration file. It ends cleanly at SIGTERM. What it promised to agents is in
-the work directory; a master that is started there again promises the same.")]
+Flags win over the configuration file. It ends cleanly at SIGTERM, and reads the file again at SIGHUP.
+What it promised to agents is in the work directory; a master that is started there again promises the
+same.")]
 pub(super) struct MasterCommand {
     /// The network file or master_config
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
@@ -84,25 +88,50 @@ impl MasterCommand {
 
     async fn serve(self, config: MasterConfig, store: Box<dyn Store>) -> Result<(), Failure> {
         let mut signals = EndSignals::watch()?;
+        let mut reload = ReloadSignal::watch()?;
         let transport = self.addresses.bind(self.listen, None)?;
         let advertise = transport.advertise;
-        let network = Arc::new(config.network);
         let options = MasterOptions {
-            settings: Settings { network, reuse_after: config.reuse_after },
+            settings: settings(&config),
             store,
             leading: None,
+            reread: Some(self.reread(config)),
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };
         let mut host = MasterHost::start(options, transport)
             .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
         log::info!("overlay master at {advertise}: see http://{advertise}/overlay-master/state");
-        tokio::select! {
-            () = signals.received() => {
-                host.stop().await;
-                Ok(())
+        loop {
+            tokio::select! {
+                () = signals.received() => {
+                    host.stop().await;
+                    return Ok(());
+                }
+                () = host.stopped() => {
+                    return Err(Failure::new("the master stopped by itself: this is a bug"));
+                }
+                () = reload.received() => {
+                    // What comes of it is in the log. A master that has stopped is told of above.
+                    let _ = host.ask(Request::Reload).await;
+                }
             }
-            () = host.stopped() => Err(Failure::new("the master stopped by itself: this is a bug")),
         }
     }
+
+    /// Reads the configuration again. What cannot change while the master runs is left as it is.
+    fn reread(&self, config: MasterConfig) -> Reread {
+        let path = self.config.clone();
+        Arc::new(move || {
+            let new = reread_config(&path, parse_master)?;
+            if (new.store, &new.work_dir) != (config.store, &config.work_dir) {
+                log::warn!("another store or work_dir is used from the next start on");
+            }
+            Ok(settings(&new))
+        })
+    }
+}
+
+fn settings(config: &MasterConfig) -> Settings {
+    Settings { network: Arc::new(config.network.clone()), reuse_after: config.reuse_after }
 }

@@ -7,11 +7,13 @@ mod agent;
 mod check;
 mod demo;
 mod forget;
+mod history;
 mod host;
 mod http_client;
 mod master;
 mod output;
 mod plan;
+mod reload;
 mod room;
 mod state;
 
@@ -60,6 +62,10 @@ enum Command {
     State(state::StateCommand),
     /// Free the addresses of agents that are gone
     Forget(forget::ForgetCommand),
+    /// Have a running master read its configuration again
+    Reload(reload::ReloadCommand),
+    /// Show who had which addresses when, and why that changed
+    History(history::HistoryCommand),
 }
 
 /// Runs the program with these arguments, the first being its name.
@@ -86,6 +92,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::State(command) => command.run(),
         Command::Forget(command) => command.run(),
+        Command::Reload(command) => command.run(),
+        Command::History(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

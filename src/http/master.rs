@@ -5,17 +5,22 @@ use std::net::Ipv4Addr;
 use http::{Method, StatusCode};
 
 use super::{
-    Format, Request, Response, error, insist_on_method, insist_on_same_origin, metrics, not_found,
-    path, unavailable,
+    Format, Request, Response, error, history, insist_on_method, insist_on_same_origin, metrics,
+    not_found, path, unavailable,
 };
+use crate::config::parse_master;
 use crate::machine::Machine as _;
-use crate::master::{Condition, Master, Reply, Request as Question};
+use crate::master::{Condition, Effect, Fate, Forget, Master, Reply, Request as Question, Verdict};
+use crate::protocol::Network;
 use crate::wire;
 
 const STATE: &str = "/overlay-master/state";
 const DELETE: &str = "/overlay-master/agents/delete";
 const HEALTH: &str = "/overlay-master/health";
 const METRICS: &str = "/overlay-master/metrics";
+const HISTORY: &str = "/overlay-master/history";
+const PREVIEW: &str = "/overlay-master/preview";
+const RELOAD: &str = "/overlay-master/reload";
 
 /// Most agents that one request can delete: more than any cluster has.
 const DELETE_MAX: usize = 100_000;
@@ -41,18 +46,38 @@ pub fn route_master(request: &Request) -> Result<(Question, Format), Box<Respons
         DELETE => {
             insist_on_method(request, &[Method::POST])?;
             insist_on_same_origin(request)?;
-            Question::DeleteAgents(agents_to_delete(request)?)
+            agents_to_delete(request)?
         }
-        _ => return Err(not_found(request, &[STATE, DELETE, HEALTH, METRICS])),
+        HISTORY => {
+            insist_on_method(request, &[Method::GET, Method::HEAD])?;
+            Question::History(agent_of_history(request)?)
+        }
+        PREVIEW => {
+            insist_on_method(request, &[Method::POST])?;
+            insist_on_same_origin(request)?;
+            Question::Preview(Box::new(network_to_preview(request)?))
+        }
+        RELOAD => {
+            insist_on_method(request, &[Method::POST])?;
+            insist_on_same_origin(request)?;
+            Question::Reload
+        }
+        _ => {
+            let known = [STATE, DELETE, HEALTH, METRICS, HISTORY, PREVIEW, RELOAD];
+            return Err(not_found(request, &known));
+        }
     };
     Ok((question, Format::of(request)?))
 }
 
-/// `{"agents":["10.0.0.1"]}`, as the C++ module has it: one bad address refuses all.
-fn agents_to_delete(request: &Request) -> Result<Vec<Ipv4Addr>, Box<Response>> {
+/// `{"agents":["10.0.0.1"]}`, as the C++ module has it: one bad address refuses all. With `force`
+/// or `dry_run` it is a question of ours, of which the C++ module knows nothing.
+fn agents_to_delete(request: &Request) -> Result<Question, Box<Response>> {
     #[derive(serde::Deserialize)]
     struct Body {
         agents: Vec<Ipv4Addr>,
+        force: Option<bool>,
+        dry_run: Option<bool>,
     }
     let refuse = |reason: &str| {
         let message = format!("{reason}: write {{\"agents\":[\"10.0.0.1\"]}}");
@@ -63,7 +88,43 @@ fn agents_to_delete(request: &Request) -> Result<Vec<Ipv4Addr>, Box<Response>> {
     if body.agents.len() > DELETE_MAX {
         return Err(refuse("too many agents in one request"));
     }
-    Ok(body.agents)
+    let Body { agents, force, dry_run } = body;
+    if force.is_none() && dry_run.is_none() {
+        return Ok(Question::DeleteAgents(agents));
+    }
+    let (force, dry_run) = (force.unwrap_or_default(), dry_run.unwrap_or_default());
+    Ok(Question::Forget(Forget { agents, force, dry_run }))
+}
+
+/// The agent of `?agent=10.0.0.1`, if there is one.
+fn agent_of_history(request: &Request) -> Result<Option<Ipv4Addr>, Box<Response>> {
+    let query = request.uri().query().unwrap_or_default();
+    let given = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == "agent");
+    let parsed = given.map(|(_, ip)| ip.parse()).transpose();
+    parsed.map_err(|error| {
+        let message = format!("agent: {error}: write ?agent=10.0.0.1");
+        Box::new(error_response(&message))
+    })
+}
+
+fn error_response(message: &str) -> Response {
+    error(StatusCode::BAD_REQUEST, message)
+}
+
+/// The network of the network file or `master_config` in the body.
+fn network_to_preview(request: &Request) -> Result<Network, Box<Response>> {
+    let text = std::str::from_utf8(request.body());
+    let text = text.map_err(|error| Box::new(error_response(&error.to_string())))?;
+    match parse_master("request", text) {
+        Ok((config, _)) => Ok(config.network),
+        Err(problems) => Err(Box::new(error_response(&problems.to_string()))),
+    }
+}
+
+/// What became of agents that were to be forgotten.
+#[derive(serde::Serialize)]
+struct Fates<'a> {
+    agents: &'a [Fate],
 }
 
 /// The response with the master's reply.
@@ -78,6 +139,22 @@ pub fn render_master(reply: &Reply, format: &Format) -> Response {
                 Condition::Recovering | Condition::Failed => StatusCode::SERVICE_UNAVAILABLE,
             };
             format.value(status, health)
+        }
+        Reply::Fates(fates) => {
+            let is_refused =
+                |fate: &Fate| matches!(fate.result, Verdict::Running | Verdict::MayBeRunning);
+            let is_refused = fates.iter().any(is_refused);
+            let status = if is_refused { StatusCode::CONFLICT } else { StatusCode::OK };
+            format.value(status, &Fates { agents: fates })
+        }
+        Reply::History(history) => history::render(history, format),
+        Reply::Effect(effect) => {
+            let status = if effect.accepted { StatusCode::OK } else { StatusCode::CONFLICT };
+            format.value(status, effect)
+        }
+        Reply::Misconfigured(problems) => {
+            let effect = Effect { problems: problems.clone(), ..Effect::default() };
+            format.value(StatusCode::UNPROCESSABLE_ENTITY, &effect)
         }
         Reply::Metrics(snapshot) => metrics::render(Master::CATALOGUE, snapshot, format),
         Reply::Unavailable(reason) => unavailable(reason),

@@ -1,11 +1,12 @@
 //! The HTTP endpoints: from a request to a question for a machine, and from its reply to a
 //! response. `/overlay-master/state`, `/overlay-master/agents/delete` and `/overlay-agent/overlay`
-//! are those of the C++ modules, byte for byte; `health` and `metrics` are ours.
+//! are those of the C++ modules, byte for byte; the others are ours.
 //!
 //! Everything here is a function of its arguments. Large replies take milliseconds to render: the
 //! runtime renders them on a thread that nothing else waits for.
 
 mod agent;
+mod history;
 mod master;
 mod metrics;
 

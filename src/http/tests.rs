@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::agent::{Reply as AgentReply, Request as AgentQuestion};
-use crate::master::{Reply as MasterReply, Request as MasterQuestion};
+use crate::master::{
+    Effect, Fate, Forget, Reply as MasterReply, Request as MasterQuestion, Verdict,
+};
 
 const STATE_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-master-state.json");
 const OVERLAY_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-agent-overlay.json");
@@ -133,6 +135,102 @@ fn deleting_takes_a_list_of_addresses_and_nothing_else() {
     assert_eq!(delete(&evil, body).unwrap_err().0, 403);
     let own = [("host", "10.0.0.1:5050"), ("origin", "http://10.0.0.1:5050")];
     assert!(delete(&own, body).is_ok());
+}
+
+#[test]
+fn deleting_with_force_or_a_dry_run_is_a_question_of_ours() {
+    let delete = |body: &str| {
+        let request = request("POST", "/overlay-master/agents/delete", &[], body);
+        route_master(&request).unwrap().0
+    };
+    let agents = vec![[10, 0, 0, 1].into()];
+    let forget = |force, dry_run| {
+        let agents = agents.clone();
+        MasterQuestion::Forget(Forget { agents, force, dry_run })
+    };
+    assert_eq!(delete(r#"{"agents":["10.0.0.1"],"force":false}"#), forget(false, false));
+    assert_eq!(delete(r#"{"agents":["10.0.0.1"],"force":true}"#), forget(true, false));
+    assert_eq!(delete(r#"{"agents":["10.0.0.1"],"dry_run":true}"#), forget(false, true));
+    assert_eq!(delete(r#"{"agents":["10.0.0.1"]}"#), MasterQuestion::DeleteAgents(agents.clone()));
+
+    let (_, format) = route_master(&get("/overlay-master/state", &[])).unwrap();
+    let mut fate = Fate::unknown([10, 0, 0, 1].into());
+    let answer = |fate: &Fate| {
+        let response = render_master(&MasterReply::Fates(vec![fate.clone()]), &format);
+        (response.status().as_u16(), text(&response).to_owned())
+    };
+    let plain = r#"{"agents":[{"ip":"10.0.0.1","subnets":[],"result":"not_known"}]}"#;
+    assert_eq!(answer(&fate), (200, plain.to_owned()));
+    fate.result = Verdict::Running;
+    fate.heard_seconds_ago = Some(3);
+    let running =
+        r#"{"agents":[{"ip":"10.0.0.1","subnets":[],"result":"running","heard_seconds_ago":3}]}"#;
+    assert_eq!(answer(&fate), (409, running.to_owned()));
+}
+
+#[test]
+fn another_network_is_read_before_the_master_is_asked() {
+    let preview = |body: &str| {
+        route_master(&request("POST", "/overlay-master/preview", &[], body))
+            .map(|(question, _)| question)
+            .map_err(|response| (response.status().as_u16(), text(&response).to_owned()))
+    };
+    let network = include_str!("../../docs/network.json");
+    let Ok(MasterQuestion::Preview(parsed)) = preview(network) else { panic!("no preview") };
+    assert_eq!(parsed.overlays.len(), 2);
+    let wrapped = format!(r#"{{"network":{network}}}"#);
+    assert!(matches!(preview(&wrapped), Ok(MasterQuestion::Preview(_))));
+    let (status, problems) = preview("{}").unwrap_err();
+    assert_eq!(status, 400);
+    assert!(problems.starts_with("request:1:1: vtep_subnet: "), "{problems}");
+
+    let (_, format) = route_master(&get("/overlay-master/state", &[])).unwrap();
+    let render = |reply: MasterReply| {
+        let response = render_master(&reply, &format);
+        (response.status().as_u16(), text(&response).to_owned())
+    };
+    let accepted = Effect { accepted: true, ..Effect::default() };
+    assert_eq!(
+        render(MasterReply::Effect(Box::new(accepted))),
+        (
+            200,
+            r#"{"accepted":true,"changes":[],"problems":[],"warnings":[],"agents":[]}"#.to_owned()
+        )
+    );
+    assert_eq!(render(MasterReply::Effect(Box::default())).0, 409);
+    let (status, body) = render(MasterReply::Misconfigured(vec!["f:1:1: x".to_owned()]));
+    assert_eq!(status, 422);
+    assert!(body.contains(r#""problems":["f:1:1: x"]"#), "{body}");
+}
+
+#[test]
+fn what_changes_something_is_not_for_pages_of_other_sites() {
+    let evil = [("host", "10.0.0.1:5050"), ("origin", "http://evil.example")];
+    for path in ["/overlay-master/reload", "/overlay-master/preview"] {
+        let refused = route_master(&request("POST", path, &evil, "{}")).unwrap_err();
+        assert_eq!(refused.status(), 403, "{path}");
+        assert_eq!(route_master(&get(path, &[])).unwrap_err().status(), 405, "{path}");
+    }
+    let own = [("host", "10.0.0.1:5050"), ("origin", "http://10.0.0.1:5050")];
+    let (question, _) = route_master(&request("POST", "/overlay-master/reload", &own, "")).unwrap();
+    assert_eq!(question, MasterQuestion::Reload);
+}
+
+#[test]
+fn the_history_is_asked_for_all_agents_or_for_one() {
+    let route = |path: &str| match route_master(&get(path, &[])) {
+        Ok((question, _)) => Ok(question),
+        Err(response) => Err(text(&response).to_owned()),
+    };
+    assert_eq!(route("/overlay-master/history"), Ok(MasterQuestion::History(None)));
+    assert_eq!(
+        route("/overlay-master/history?agent=10.0.0.1"),
+        Ok(MasterQuestion::History(Some([10, 0, 0, 1].into())))
+    );
+    assert_eq!(
+        route("/overlay-master/history?agent=x"),
+        Err("agent: invalid IPv4 address syntax: write ?agent=10.0.0.1\n".to_owned())
+    );
 }
 
 #[test]

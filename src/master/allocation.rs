@@ -45,6 +45,7 @@ impl Registry {
         };
         if let Some(old) = old {
             self.released.remove(&ip);
+            outcome.is_return = true;
             record.vtep_ip6 = old.vtep_ip6.filter(|&vtep6| self.reclaim_vtep(vtep6.into(), ip));
             for overlay in old.overlays {
                 let OverlayRecord { name, subnet, subnet6 } = overlay;

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use super::effect::Effect;
+use super::history::HistoryView;
 use super::metrics::Metrics;
-use super::view::Health;
+use super::view::{Fate, Health};
 use crate::addr::Upid;
 use crate::metrics::Snapshot;
 use crate::protocol::{Message, RequestId, State};
@@ -34,6 +36,8 @@ pub enum Command {
         /// The version that must be durable first.
         when: Version,
     },
+    /// Read the configuration again: for [`super::Event::Reread`] of the same id.
+    Reread(RequestId),
     /// Answer a request once `when` is durable.
     Reply {
         /// Which request.
@@ -56,6 +60,7 @@ impl fmt::Display for Command {
             Self::Send { to, message, when } => {
                 write!(f, "send {message} to {to} when version {} is durable", when.0)
             }
+            Self::Reread(id) => write!(f, "read the configuration for request {}", id.0),
             Self::Reply { id, when, .. } => {
                 write!(f, "reply to request {} when version {} is durable", id.0, when.0)
             }
@@ -69,6 +74,15 @@ pub enum Reply {
     /// The whole cluster: to [`super::Request::State`] and, when done, to
     /// [`super::Request::DeleteAgents`].
     State(State),
+    /// To [`super::Request::Forget`]: what became of each agent.
+    Fates(Vec<Fate>),
+    /// To [`super::Request::History`].
+    History(HistoryView),
+    /// To [`super::Request::Reload`] and [`super::Request::Preview`].
+    Effect(Box<Effect>),
+    /// To [`super::Request::Reload`]: every problem of the configuration, of which nothing was
+    /// taken over.
+    Misconfigured(Vec<String>),
     /// To [`super::Request::Health`].
     Health(Box<Health>),
     /// To [`super::Request::Metrics`].

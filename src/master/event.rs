@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use super::Settings;
 use crate::addr::Upid;
-use crate::protocol::{Message, RequestId};
+use crate::protocol::{Message, Network, RequestId};
 use crate::store::{Loaded, StoreError, Version};
 
 /// Something that happened. The runtime makes them out of what its adapters report.
@@ -35,6 +36,11 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another configuration of the network.
+    Reload(Network),
+    /// The answer to [`super::Command::Reread`]: the settings, or every problem of the
+    /// configuration.
+    Reread(RequestId, Result<Settings, Vec<String>>),
     /// Somebody asks over HTTP and waits for the [`super::Command::Reply`] of the same id.
     Request(RequestId, Request),
 }
@@ -55,6 +61,20 @@ impl fmt::Display for Event {
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
             }
+            Self::Reload(network) => {
+                write!(f, "another configuration, of {} overlays", network.overlays.len())
+            }
+            Self::Reread(id, Ok(settings)) => {
+                let count = settings.network.overlays.len();
+                write!(f, "read the configuration for request {}: {count} overlays", id.0)
+            }
+            Self::Reread(id, Err(problems)) => {
+                let count = problems.len();
+                write!(f, "read the configuration for request {}: {count} problems", id.0)
+            }
+            Self::Request(id, Request::Preview(network)) => {
+                write!(f, "request {}: preview {} overlays", id.0, network.overlays.len())
+            }
             Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
         }
     }
@@ -69,6 +89,25 @@ pub enum Request {
     Health,
     /// The numbers by which it is watched.
     Metrics,
-    /// Free the addresses of these agents.
+    /// Free the addresses of these agents, be they running or not, as the C++ modules do.
     DeleteAgents(Vec<Ipv4Addr>),
+    /// Free the addresses of agents that are gone.
+    Forget(Forget),
+    /// Who had which addresses when: all of it, or of one agent.
+    History(Option<Ipv4Addr>),
+    /// Read the configuration again, and take it over.
+    Reload,
+    /// What another network would do.
+    Preview(Box<Network>),
+}
+
+/// Which agents to forget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forget {
+    /// Their addresses.
+    pub agents: Vec<Ipv4Addr>,
+    /// Also those that are running.
+    pub force: bool,
+    /// Only say what would become of them.
+    pub dry_run: bool,
 }

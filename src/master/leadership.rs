@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::Command;
-use super::recovery::Recovered;
+use super::history::History;
+use super::recovery::{Adopted, Recovered};
 use super::registry::Registry;
 use super::{Master, NOT_LEADING, WAITING_MAX};
 use crate::addr::Upid;
 use crate::clock::Now;
-use crate::protocol::AgentOptions;
+use crate::protocol::{Addresses, AgentOptions, HistoryEntry, HistoryEvent};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 
 #[derive(Debug)]
@@ -76,7 +77,10 @@ impl Recovering {
 #[derive(Debug)]
 pub(super) struct Leading {
     pub(super) registry: Registry,
+    pub(super) history: History,
     pub(super) epoch: Epoch,
+    /// When that was, since `Now::elapsed` 0.
+    pub(super) since: Duration,
     pub(super) durable: Version,
     /// Whether the version after `durable` is being written.
     is_writing: bool,
@@ -95,7 +99,7 @@ impl Leading {
 
     /// The version that holds everything that was changed until now.
     pub(super) fn latest_version(&self) -> Version {
-        if !self.pending.is_empty() {
+        if self.has_changes() {
             self.next_version()
         } else if self.is_writing {
             self.durable.next()
@@ -105,14 +109,41 @@ impl Leading {
     }
 
     /// Finds out what can be served now that agents were deleted whose addresses were in doubt.
-    pub(super) fn settle_doubts(&mut self) {
+    pub(super) fn settle_doubts(&mut self, now: Now) {
         if self.registry.take_unsettled() {
             let network = Arc::clone(&self.registry.network);
-            let Recovered { registry, changes } =
+            let Recovered { registry, adopted } =
                 self.registry.rebuilt(network, self.next_version());
             self.registry = registry;
-            self.change(changes);
+            self.adopt(now, adopted);
         }
+    }
+
+    /// Agents keep addresses under another name.
+    pub(super) fn adopt(&mut self, now: Now, adopted: Vec<Adopted>) {
+        for Adopted { ip, change, addresses } in adopted {
+            self.change([change]);
+            let reason = "the configuration has another name for the overlay";
+            self.note(now, Some(ip), HistoryEvent::Renamed, addresses, reason);
+        }
+    }
+
+    /// Adds to the history.
+    pub(super) fn note(
+        &mut self,
+        now: Now,
+        agent: Option<Ipv4Addr>,
+        event: HistoryEvent,
+        addresses: Addresses,
+        reason: &str,
+    ) {
+        let (version, reason) = (self.next_version().0, reason.to_owned());
+        self.history.note(&HistoryEntry { at: now.unix, version, agent, event, addresses, reason });
+    }
+
+    /// Whether something has changed that is not being written.
+    fn has_changes(&self) -> bool {
+        !self.pending.is_empty() || self.history.has_changes()
     }
 
     pub(super) fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
@@ -204,9 +235,15 @@ impl Master {
         };
         let waiting = mem::take(&mut recovering.waiting);
         let Loaded { epoch, version, records } = loaded;
-        let records = records.into_iter().map(|(Key::Agent(ip), bytes)| (ip, bytes));
-        let Recovered { registry, changes } =
-            Registry::recover(Arc::clone(&self.settings.network), version, records);
+        let (mut agents, mut parts) = (Vec::new(), Vec::new());
+        for (key, bytes) in records {
+            match key {
+                Key::Agent(ip) => agents.push((ip, bytes)),
+                Key::History(number) => parts.push((number, bytes)),
+            }
+        }
+        let Recovered { registry, adopted } =
+            Registry::recover(Arc::clone(&self.settings.network), version, agents);
         for sentence in registry.doubts().into_values() {
             log::error!("{sentence}");
         }
@@ -217,17 +254,18 @@ impl Master {
             epoch.0
         );
         self.store_backoff.reset();
-        self.phase = Phase::Leading(Box::new(Leading {
+        let mut leading = Leading {
             registry,
+            history: History::recover(parts),
             epoch,
+            since: now.elapsed,
             durable: version,
             is_writing: false,
             pending: BTreeMap::new(),
             told: HashMap::new(),
-        }));
-        if let Phase::Leading(leading) = &mut self.phase {
-            leading.change(changes);
-        }
+        };
+        leading.adopt(now, adopted);
+        self.phase = Phase::Leading(Box::new(leading));
         for (from, options) in waiting.into_values() {
             self.register(now, from, &options);
         }
@@ -298,10 +336,11 @@ impl Master {
     pub(super) fn commit_what_waits(&mut self) {
         if let Phase::Leading(leading) = &mut self.phase
             && !leading.is_writing
-            && !leading.pending.is_empty()
+            && leading.has_changes()
         {
             leading.is_writing = true;
-            let changes = mem::take(&mut leading.pending).into_values().collect();
+            let mut changes: Vec<Change> = mem::take(&mut leading.pending).into_values().collect();
+            changes.extend(leading.history.take_changes());
             self.commands.push_back(Command::Commit { epoch: leading.epoch, changes });
         }
     }

@@ -5,11 +5,15 @@
 
 mod allocation;
 mod command;
+mod effect;
 mod event;
+mod history;
 mod leadership;
 mod metrics;
 mod recovery;
 mod registry;
+mod reload;
+mod requests;
 mod share;
 mod space;
 #[cfg(test)]
@@ -22,19 +26,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use command::{Command, Reply};
-pub use event::{Event, Request};
+pub use effect::{AddressEffect, AgentEffect, Effect};
+pub use event::{Event, Forget, Request};
+pub use history::HistoryView;
 pub use metrics::Metrics;
 pub use share::assignments;
-pub use view::{AgentTally, Condition, Counters, Health, PoolUsage};
+pub use view::{AgentTally, Condition, Counters, Fate, Health, PoolUsage, Verdict};
 
 use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
 use crate::machine::{Machine, is_worth_a_line};
-use crate::metrics::{Catalogue, HostCounters, Snapshot};
-use crate::protocol::{AgentOptions, Assignment, Message, Network, Refused, RequestId};
-use crate::store::{StoreError, Version};
+use crate::metrics::Catalogue;
+use crate::protocol::{AgentOptions, Assignment, HistoryEvent, Message, Network};
 use leadership::{Phase, Progress, Recovering, Standby};
-use registry::{Moment, Notice, Refusal};
+use registry::{Moment, Notice, Outcome, Refusal};
 
 /// How many agents may wait for the state to be read. More are told nothing and ask again.
 const WAITING_MAX: usize = 100_000;
@@ -119,6 +124,11 @@ impl Machine for Master {
                     log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
                 }
             }
+            Event::Reload(network) => {
+                let network = Arc::new(network);
+                self.reload(now, Settings { network, ..self.settings });
+            }
+            Event::Reread(id, settings) => self.reread(now, id, settings),
             Event::Request(id, request) => self.request(now, id, request),
         }
         self.commit_what_waits();
@@ -162,7 +172,7 @@ impl Master {
             }
             Message::AgentRegistered(overlays) => {
                 self.counters.agent_registered_messages_received += 1;
-                self.reported(from, overlays);
+                self.reported(now, from, overlays);
             }
             Message::UpdateAgentOverlays(_) | Message::AgentRegisteredAcknowledgement => {
                 self.counters.unexpected_messages += 1;
@@ -196,19 +206,34 @@ impl Master {
         };
         match leading.registry.register(ip, options, moment) {
             Ok(outcome) => {
+                leading.registry.heard(&from, now.elapsed);
                 let is_changed = !outcome.changes.is_empty();
                 if is_changed {
                     log::info!("{from} registers with a new share or new options");
                 }
-                leading.change(outcome.changes);
-                outcome.notices.iter().for_each(|notice| self.notice(ip, notice));
+                self.take_outcome(now, ip, outcome, "it registered");
                 self.update(from, is_changed);
             }
             Err(refusal) => {
+                leading.registry.heard(&from, now.elapsed);
                 self.counters.register_agent_messages_dropped += 1;
                 self.refuse(&from, refusal);
             }
         }
+    }
+
+    /// Stores what an agent was given, and why.
+    fn take_outcome(&mut self, now: Now, ip: Ipv4Addr, outcome: Outcome, why: &str) {
+        let Phase::Leading(leading) = &mut self.phase else {
+            return;
+        };
+        let Outcome { changes, notices, given, is_return } = outcome;
+        leading.change(changes);
+        if !given.is_empty() {
+            let event = if is_return { HistoryEvent::Returned } else { HistoryEvent::Assigned };
+            leading.note(now, Some(ip), event, given, why);
+        }
+        notices.iter().for_each(|notice| self.notice(ip, notice));
     }
 
     fn notice(&mut self, ip: Ipv4Addr, notice: &Notice) {
@@ -273,9 +298,12 @@ impl Master {
         self.commands.push_back(Command::Send { to, message, when });
     }
 
-    fn reported(&mut self, from: Upid, overlays: Vec<Assignment>) {
+    fn reported(&mut self, now: Now, from: Upid, overlays: Vec<Assignment>) {
         let report = match &mut self.phase {
-            Phase::Leading(leading) => leading.registry.report(*from.address.ip(), overlays),
+            Phase::Leading(leading) => {
+                leading.registry.heard(&from, now.elapsed);
+                leading.registry.report(*from.address.ip(), overlays)
+            }
             // It will not be acknowledged, and so registers again.
             Phase::Standby(_) | Phase::Recovering(_) => None,
         };
@@ -295,76 +323,5 @@ impl Master {
         self.counters.agent_registered_acknowledgements_sent += 1;
         let message = Message::AgentRegisteredAcknowledgement;
         self.commands.push_back(Command::Send { to: from, message, when: report.version });
-    }
-
-    fn request(&mut self, now: Now, id: RequestId, request: Request) {
-        let (reply, when) = match (&mut self.phase, request) {
-            (_, Request::Health) => (Reply::Health(Box::new(self.health())), Version(0)),
-            (_, Request::Metrics) => (Reply::Metrics(Box::new(self.snapshot())), Version(0)),
-            (Phase::Standby(_), _) => (Reply::Unavailable(NOT_LEADING.to_owned()), Version(0)),
-            (Phase::Recovering(recovering), _) => {
-                let reason = match &recovering.progress {
-                    Progress::Failed(error, _) => error.to_string(),
-                    Progress::Queued | Progress::Reading => "the state is being read".to_owned(),
-                };
-                (Reply::Unavailable(reason), Version(0))
-            }
-            (Phase::Leading(leading), Request::State) => {
-                (Reply::State(leading.registry.state()), leading.latest_version())
-            }
-            (Phase::Leading(leading), Request::DeleteAgents(ips)) => {
-                for ip in ips {
-                    match leading.registry.release(ip, now.unix) {
-                        Some(change) => {
-                            log::info!("deleted agent {ip}: its addresses are free");
-                            leading.change([change]);
-                        }
-                        None => log::info!("agent {ip} is not known: nothing to delete"),
-                    }
-                }
-                leading.settle_doubts();
-                (Reply::State(leading.registry.state()), leading.latest_version())
-            }
-        };
-        self.commands.push_back(Command::Reply { id, reply, when });
-    }
-
-    fn condition(&self) -> Condition {
-        match &self.phase {
-            Phase::Standby(_) => Condition::Standby,
-            Phase::Recovering(Recovering { progress: Progress::Failed(..), .. }) => {
-                Condition::Failed
-            }
-            Phase::Recovering(_) => Condition::Recovering,
-            Phase::Leading(leading) if leading.registry.has_problems() => Condition::Degraded,
-            Phase::Leading(_) => Condition::Ok,
-        }
-    }
-
-    fn snapshot(&self) -> Snapshot<Metrics> {
-        let configured = match &self.phase {
-            Phase::Standby(_) | Phase::Recovering(_) => Vec::new(),
-            Phase::Leading(leading) => metrics::pools(&leading.registry.usage()),
-        };
-        Snapshot { machine: self.metrics(), host: HostCounters::default(), configured }
-    }
-
-    fn health(&self) -> Health {
-        let Metrics { status, epoch, version, agents, counters } = self.metrics();
-        let (problems, pools) = match &self.phase {
-            Phase::Standby(Standby { deposed, .. }) => {
-                let sentence = |(error, _): &(StoreError, Duration)| {
-                    format!("{error}: soon it is read again, unless another master is elected")
-                };
-                (deposed.iter().map(sentence).collect(), Vec::new())
-            }
-            Phase::Recovering(Recovering { progress: Progress::Failed(error, _), .. }) => {
-                (vec![error.to_string()], Vec::new())
-            }
-            Phase::Recovering(_) => (Vec::new(), Vec::new()),
-            Phase::Leading(leading) => (leading.registry.problems(), leading.registry.usage()),
-        };
-        let refused = Refused::default();
-        Health { status, problems, epoch, version, agents, pools, counters, refused }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::registry::{Aside, Registry, Supply, Unserved};
 use crate::addr::{Family, OverlayName, Subnet};
-use crate::protocol::{AgentRecord, Network, OverlayRecord, Record, ReleasedRecord};
+use crate::protocol::{Addresses, AgentRecord, Network, OverlayRecord, Record, ReleasedRecord};
 use crate::store::{Change, Key, Version};
 use crate::wire::{decode_record, encode_record};
 
@@ -25,11 +25,20 @@ enum Known {
     Unreadable(String),
 }
 
-/// A registry and what making it has changed: see [`Registry::adopt`].
+/// A registry, and the agents whose records had to be changed: see [`Registry::adopt`].
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub(super) registry: Registry,
-    pub(super) changes: Vec<Change>,
+    pub(super) adopted: Vec<Adopted>,
+}
+
+/// An agent that keeps addresses under the name of another overlay.
+#[derive(Debug)]
+pub(super) struct Adopted {
+    pub(super) ip: Ipv4Addr,
+    pub(super) change: Change,
+    /// What it keeps, with the new names.
+    pub(super) addresses: Addresses,
 }
 
 impl Registry {
@@ -37,9 +46,9 @@ impl Registry {
     pub(super) fn recover(
         network: Arc<Network>,
         version: Version,
-        records: impl Iterator<Item = (Ipv4Addr, Vec<u8>)>,
+        records: Vec<(Ipv4Addr, Vec<u8>)>,
     ) -> Recovered {
-        let known = records.map(|(ip, bytes)| match decode_record(&bytes) {
+        let known = records.into_iter().map(|(ip, bytes)| match decode_record(&bytes) {
             Ok(Record::Agent(record)) => (ip, Known::Agent(record, version)),
             Ok(Record::Released(record)) => (ip, Known::Released(record)),
             Err(error) => (ip, Known::Unreadable(format!("its record is unreadable: {error}"))),
@@ -98,7 +107,7 @@ impl Registry {
             let held = registry.hold(&record);
             registry.aside.insert(ip, Aside { reason, record: Some(record), held });
         }
-        let changes = registry.adopt(next);
+        let adopted = registry.adopt(next);
         registry.withhold_doubts();
         // After all of them: what a deleted agent had is free only if nobody has it.
         for (ip, record) in released {
@@ -107,7 +116,7 @@ impl Registry {
         if unreadable > 0 {
             registry.space.withhold_gaps(unreadable);
         }
-        Recovered { registry, changes }
+        Recovered { registry, adopted }
     }
 
     /// Puts an agent in, and says why if its VTEP address cannot be its own: without one it cannot
@@ -166,9 +175,9 @@ impl Registry {
     }
 
     /// What agents had of an overlay that is not configured any more, and is now just what an agent
-    /// gets of another one, they have of that one: so an overlay can be given another name. Returns
-    /// the changes of their records, which will have the version `next`.
-    fn adopt(&mut self, next: Version) -> Vec<Change> {
+    /// gets of another one, they have of that one: so an overlay can be given another name. What
+    /// is changed will have the version `next`.
+    fn adopt(&mut self, next: Version) -> Vec<Adopted> {
         let network = Arc::clone(&self.network);
         let is_configured =
             |name: &OverlayName| network.overlays.iter().any(|overlay| overlay.name == *name);
@@ -179,29 +188,30 @@ impl Registry {
             })
             .map(|(ip, _)| *ip)
             .collect();
-        let mut changes = Vec::new();
+        let mut all = Vec::new();
         for ip in candidates {
             let Some(mut record) = self.agents.get(&ip).map(|agent| agent.record.clone()) else {
                 continue;
             };
-            let mut is_changed = false;
+            let before = record.clone();
             for index in 0..record.overlays.len() {
                 if !is_configured(&record.overlays[index].name) {
-                    is_changed |= self.adopt_overlay(&mut record, index);
+                    self.adopt_overlay(&mut record, index);
                 }
             }
-            if is_changed {
+            let addresses = Addresses::gained(Some(&before), &record);
+            if !addresses.is_empty() {
                 record.overlays.retain(|overlay| !overlay.is_empty());
                 let bytes = encode_record(&Record::Agent(record.clone()));
-                changes.push(Change::Put(Key::Agent(ip), bytes));
+                let change = Change::Put(Key::Agent(ip), bytes);
+                all.push(Adopted { ip, change, addresses });
                 self.insert(ip, record, next);
             }
         }
-        changes
+        all
     }
 
-    fn adopt_overlay(&mut self, record: &mut AgentRecord, index: usize) -> bool {
-        let mut is_changed = false;
+    fn adopt_overlay(&mut self, record: &mut AgentRecord, index: usize) {
         for piece in record.overlays[index].subnets() {
             let Some(home) = self.space.home_of(piece).cloned() else { continue };
             let has = |overlay: &OverlayRecord| match piece.family() {
@@ -227,9 +237,7 @@ impl Registry {
                     record.overlays[index].subnet6 = None;
                 }
             }
-            is_changed = true;
         }
-        is_changed
     }
 
     /// Sees to it that nobody gets an address that an agent has in its record and is not served:
@@ -317,6 +325,7 @@ impl Registry {
             Supply::Vtep6 => self.network.vtep_subnet6.is_some(),
             Supply::Vtep => true,
         };
+        self.contacts.clone_from(&before.contacts);
         let lacking = before.lacking.iter().filter(|(supply, _)| exists(supply));
         self.lacking = lacking.map(|(supply, agents)| (supply.clone(), agents.clone())).collect();
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::share;
 use super::space::Space;
-use super::view::{AgentTally, PoolUsage};
-use crate::addr::{Family, OverlayName, Subnet};
+use super::view::{AgentTally, Fate, PoolUsage};
+use crate::addr::{Family, OverlayName, Subnet, Upid};
 use crate::protocol::{
-    AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, Record,
+    Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, Record,
     ReleasedRecord, State, Status,
 };
 use crate::store::{Change, Key, Version};
@@ -36,6 +36,8 @@ pub(super) struct Registry {
     /// The agents that did not get all they should, by what is exhausted.
     pub(super) lacking: BTreeMap<Supply, BTreeSet<Ipv4Addr>>,
     pub(super) tally: AgentTally,
+    /// The agents that sent something since this master leads.
+    pub(super) contacts: BTreeMap<Ipv4Addr, Contact>,
     /// Whether an agent was deleted whose addresses were in doubt.
     is_unsettled: bool,
 }
@@ -80,6 +82,14 @@ pub(super) struct Agent {
     pub(super) version: Version,
     /// What it is told, and what it reported.
     pub(super) info: Arc<AgentInfo>,
+}
+
+/// Where an agent can be reached, and when it was heard last.
+#[derive(Debug, Clone)]
+pub(super) struct Contact {
+    pub(super) upid: Upid,
+    /// Since `Now::elapsed` 0.
+    pub(super) heard: Duration,
 }
 
 /// An agent whose record was set aside.
@@ -149,6 +159,10 @@ pub(super) struct Report {
 pub(super) struct Outcome {
     pub(super) changes: Vec<Change>,
     pub(super) notices: Vec<Notice>,
+    /// The addresses that the agent has now and had not before.
+    pub(super) given: Addresses,
+    /// Whether it has some of them from before it was deleted.
+    pub(super) is_return: bool,
 }
 
 impl Registry {
@@ -163,6 +177,7 @@ impl Registry {
             unserved_vteps6: BTreeMap::new(),
             lacking: BTreeMap::new(),
             tally: AgentTally::default(),
+            contacts: BTreeMap::new(),
             is_unsettled: false,
         }
     }
@@ -188,15 +203,24 @@ impl Registry {
             None => (None, self.admit(ip, options, moment, &mut outcome)?),
         };
         self.complete(ip, &mut record, options, moment, &mut outcome);
-        let is_changed =
-            before.is_none() || self.agents.get(&ip).is_some_and(|agent| agent.record != record);
+        let old = self.agents.get(&ip).map(|agent| &agent.record);
+        let is_changed = old.is_none_or(|old| *old != record);
         if is_changed {
+            outcome.given = Addresses::gained(old, &record);
             let bytes = encode_record(&Record::Agent(record.clone()));
             outcome.changes.push(Change::Put(Key::Agent(ip), bytes));
         }
         let version = before.filter(|_| !is_changed).unwrap_or(moment.version);
         self.insert(ip, record, version);
         Ok(outcome)
+    }
+
+    /// The agent at `upid` has sent something.
+    pub(super) fn heard(&mut self, upid: &Upid, elapsed: Duration) {
+        let ip = *upid.address.ip();
+        if self.agents.contains_key(&ip) || self.aside.contains_key(&ip) {
+            self.contacts.insert(ip, Contact { upid: upid.clone(), heard: elapsed });
+        }
     }
 
     /// The assignments of the agent at `ip`, without status, and the version that makes them
@@ -236,10 +260,12 @@ impl Registry {
     }
 
     /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are
-    /// left. Returns the change of the store; `None` if there is no such agent.
+    /// left. Returns the change of the store, and what was freed; `None` if there is no such
+    /// agent.
     ///
     /// What was in doubt because of it is found out by who asks [`Self::take_unsettled`].
-    pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<Change> {
+    pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<(Change, Addresses)> {
+        self.contacts.remove(&ip);
         // Without this agent others may have what they contest with it.
         self.is_unsettled |= self.has_doubts();
         if let Some(Aside { held, .. }) = self.aside.remove(&ip) {
@@ -271,6 +297,24 @@ impl Registry {
         Some(self.keep_for(ip, released))
     }
 
+    /// What the agent at `ip` has; what becomes of it has to be filled in.
+    pub(super) fn fate(&self, ip: Ipv4Addr) -> Option<Fate> {
+        let (vtep_ip, overlays, set_aside) = match (self.agents.get(&ip), self.aside.get(&ip)) {
+            (Some(agent), _) => (Some(agent.record.vtep_ip), &agent.record.overlays, None),
+            (None, Some(aside)) => {
+                (aside.held.vtep_ip, &aside.held.overlays, Some(aside.reason.clone()))
+            }
+            (None, None) => return None,
+        };
+        let subnets = overlays.iter().flat_map(OverlayRecord::subnets);
+        Some(Fate {
+            vtep_ip: vtep_ip.map(|ip| ip.to_string()),
+            subnets: subnets.map(|subnet| subnet.to_string()).collect(),
+            set_aside,
+            ..Fate::unknown(ip)
+        })
+    }
+
     /// Whether an agent was deleted whose addresses were in doubt, since the last time.
     pub(super) const fn take_unsettled(&mut self) -> bool {
         std::mem::replace(&mut self.is_unsettled, false)
@@ -279,17 +323,23 @@ impl Registry {
     /// The whole cluster. Those who are not served are there as well: an agent without overlays, an
     /// overlay without subnets, and the reason.
     pub(super) fn state(&self) -> State {
-        let served = self.agents.iter().map(|(ip, agent)| (*ip, self.shown(*ip, agent)));
-        let mut agents: BTreeMap<Ipv4Addr, Arc<AgentInfo>> = served.collect();
-        for ip in self.aside.keys() {
-            let info = AgentInfo { ip: *ip, overlays: Vec::new(), configuration_attempts: None };
-            agents.insert(*ip, Arc::new(info));
+        let served = self.agents.iter().map(|(ip, agent)| self.shown(*ip, agent));
+        let mut agents: Vec<Arc<AgentInfo>> = served.collect();
+        if !self.aside.is_empty() {
+            agents.extend(self.aside.keys().map(|ip| {
+                let overlays = Vec::new();
+                Arc::new(AgentInfo { ip: *ip, overlays, configuration_attempts: None })
+            }));
+            agents.sort_by_key(|agent| agent.ip);
         }
-        State { network: Arc::clone(&self.network), agents: agents.into_values().collect() }
+        State { network: Arc::clone(&self.network), agents }
     }
 
     fn shown(&self, ip: Ipv4Addr, agent: &Agent) -> Arc<AgentInfo> {
         let mut info = Arc::clone(&agent.info);
+        if self.unserved.is_empty() {
+            return info;
+        }
         let unserved = self.unserved_of(ip);
         let vtep = unserved.clone().next().and_then(|_| share::vtep(&self.network, &agent.record));
         let Some(vtep) = vtep else {
@@ -413,14 +463,15 @@ impl Registry {
     }
 
     /// Keeps what `released` lists for `ip`.
-    fn keep_for(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> Change {
+    fn keep_for(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> (Change, Addresses) {
         let key = Key::Agent(ip);
+        let addresses = Addresses::from(released.clone());
         if released.is_empty() {
-            return Change::Delete(key);
+            return (Change::Delete(key), addresses);
         }
         let bytes = encode_record(&Record::Released(released.clone()));
         self.released.insert(ip, released);
-        Change::Put(key, bytes)
+        (Change::Put(key, bytes), addresses)
     }
 
     /// What the agent with this record is told, in the order of the configuration.

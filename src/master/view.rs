@@ -1,6 +1,8 @@
 //! What the master shows of itself: its counters and its health.
 
-use serde::Serialize;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::protocol::{AgentInfo, Refused, Status};
 
@@ -115,4 +117,57 @@ pub struct PoolUsage {
     pub in_use: u128,
     /// How many agents it is enough for.
     pub capacity: u128,
+}
+
+/// What becomes of an agent that is to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fate {
+    /// The agent.
+    pub ip: Ipv4Addr,
+    /// Address of its VTEP, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vtep_ip: Option<String>,
+    /// Its subnets of all overlays and both families.
+    pub subnets: Vec<String>,
+    /// What becomes of it.
+    pub result: Verdict,
+    /// How long ago it was heard, if it was since this master leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_seconds_ago: Option<u64>,
+    /// Why it was not served, if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<String>,
+}
+
+impl Fate {
+    /// That of an agent which the master does not know.
+    #[must_use]
+    pub const fn unknown(ip: Ipv4Addr) -> Self {
+        Self {
+            ip,
+            vtep_ip: None,
+            subnets: Vec::new(),
+            result: Verdict::NotKnown,
+            heard_seconds_ago: None,
+            set_aside: None,
+        }
+    }
+}
+
+/// What becomes of an agent that is to be forgotten, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Its addresses are free.
+    Deleted,
+    /// They would be.
+    WouldBeDeleted,
+    /// The master does not know it.
+    NotKnown,
+    /// It is running, and keeps them.
+    Running,
+    /// The master leads not long enough to know whether it is running: it keeps them.
+    MayBeRunning,
+    /// A master with the C++ modules said yes, and still has it.
+    NotDeleted,
 }

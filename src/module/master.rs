@@ -22,7 +22,7 @@ use crate::store::{
 use crate::transport::mesos::Gateway;
 
 /// Path, what a request may do, and what `/help` says.
-pub(super) const ROUTES: [(&str, Access, &str); 4] = [
+pub(super) const ROUTES: [(&str, Access, &str); 6] = [
     (
         "/state",
         Access::Read,
@@ -41,6 +41,19 @@ pub(super) const ROUTES: [(&str, Access, &str); 4] = [
         "/health",
         Access::Read,
         "### TL;DR; ###\nWhether the overlay master is well, and what needs an operator.\n",
+    ),
+    (
+        "/history",
+        Access::Read,
+        "### TL;DR; ###\nWho had which overlay addresses when, and why that changed.\n\n\
+         ### DESCRIPTION ###\nQuery parameters:\n\n>        agent=IP   Shows what happened to this \
+         agent only.\n",
+    ),
+    (
+        "/preview",
+        Access::Read,
+        "### TL;DR; ###\nWhat a network file would do to the agents; nothing changes.\n\n\
+         ### DESCRIPTION ###\nPOST the network file.\n",
     ),
     ("/metrics", Access::Read, "### TL;DR; ###\nWhat the overlay master counts, for Prometheus.\n"),
 ];
@@ -77,6 +90,7 @@ pub(super) fn configure(
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
                 metrics: metrics.clone(),
+                reread: None,
                 seed: fastrand::u64(..),
             };
             MasterHost::start(options, gateway.transport(address))

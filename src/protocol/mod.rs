@@ -2,13 +2,15 @@
 //! kept of it, and the four messages between them. [`crate::wire`] turns them into bytes and back.
 
 mod assignment;
+mod history;
 mod message;
 mod network;
 mod record;
 mod request;
 
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
+pub use history::{HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
-pub use record::{AgentRecord, OverlayRecord, Record, ReleasedRecord};
+pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};
 pub use request::{Refused, RequestId};

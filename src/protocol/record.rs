@@ -54,6 +54,56 @@ impl ReleasedRecord {
     }
 }
 
+/// Addresses that an agent got or lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// That of its VTEP.
+    pub vtep_ip: Option<Ipv4Addr>,
+    /// The IPv6 address of its VTEP.
+    pub vtep_ip6: Option<Ipv6Addr>,
+    /// Its subnets.
+    pub overlays: Vec<OverlayRecord>,
+}
+
+impl Addresses {
+    /// What `now` has and `before` had not.
+    #[must_use]
+    pub fn gained(before: Option<&AgentRecord>, now: &AgentRecord) -> Self {
+        let had = |name: &OverlayName| {
+            let overlays = before.map(|before| before.overlays.as_slice()).unwrap_or_default();
+            overlays.iter().find(|overlay| overlay.name == *name)
+        };
+        let overlays = now.overlays.iter().map(|overlay| {
+            let had = had(&overlay.name);
+            OverlayRecord {
+                name: overlay.name.clone(),
+                subnet: overlay.subnet.filter(|_| had.is_none_or(|had| had.subnet.is_none())),
+                subnet6: overlay.subnet6.filter(|_| had.is_none_or(|had| had.subnet6.is_none())),
+            }
+        });
+        Self {
+            vtep_ip: before.is_none().then_some(now.vtep_ip),
+            vtep_ip6: now
+                .vtep_ip6
+                .filter(|_| before.is_none_or(|before| before.vtep_ip6.is_none())),
+            overlays: overlays.filter(|overlay| !overlay.is_empty()).collect(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.vtep_ip.is_none() && self.vtep_ip6.is_none() && self.overlays.is_empty()
+    }
+}
+
+impl From<ReleasedRecord> for Addresses {
+    fn from(record: ReleasedRecord) -> Self {
+        let ReleasedRecord { at: _, vtep_ip, vtep_ip6, overlays } = record;
+        Self { vtep_ip, vtep_ip6, overlays }
+    }
+}
+
 /// What was promised to an agent of one overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayRecord {

@@ -49,7 +49,12 @@ impl Hosted for Master {
         match reply {
             Reply::Health(health) => health.refused = refused,
             Reply::Metrics(snapshot) => snapshot.host = host,
-            Reply::State(_) | Reply::Unavailable(_) => {}
+            Reply::State(_)
+            | Reply::Fates(_)
+            | Reply::History(_)
+            | Reply::Effect(_)
+            | Reply::Misconfigured(_)
+            | Reply::Unavailable(_) => {}
         }
     }
 
@@ -62,6 +67,9 @@ impl Hosted for Master {
     }
 }
 
+/// How a master reads its configuration again.
+pub type Reread = Arc<dyn Fn() -> Result<Settings, Vec<String>> + Send + Sync>;
+
 /// What a master needs to run.
 pub struct MasterOptions {
     /// How it behaves.
@@ -72,6 +80,8 @@ pub struct MasterOptions {
     /// back at once; when its sender is gone this master leads no more. `None`: it leads from the
     /// start, and there is no other.
     pub leading: Option<watch::Receiver<bool>>,
+    /// Reads its configuration again, if it can: the settings, or every problem. It may block.
+    pub reread: Option<Reread>,
     /// What its waits are drawn from.
     pub seed: u64,
     /// Where its numbers are shown.
@@ -111,7 +121,7 @@ impl MasterHost {
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
-        let MasterOptions { settings, store, leading, seed, metrics } = options;
+        let MasterOptions { settings, store, leading, reread, seed, metrics } = options;
         let own = Upid::master(transport.address());
         let (inbox, receiver) = Inbox::new(metrics);
         let results = inbox.clone();
@@ -119,7 +129,8 @@ impl MasterHost {
             results.tell_blocking(do_job(store, job));
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
-        let executor = MasterExecutor { own, sender, store, held: Held::new() };
+        let rereader = Rereader { reread, inbox: inbox.clone() };
+        let executor = MasterExecutor { own, sender, store, held: Held::new(), rereader };
         let machine = match &leading {
             None => Master::new(settings, seed),
             Some(_) => Master::standing_by(settings, seed),
@@ -209,6 +220,31 @@ struct MasterExecutor {
     sender: Box<dyn Sender>,
     store: StoreThread,
     held: Held<Promise>,
+    rereader: Rereader,
+}
+
+/// Reads the configuration again, and tells the machine.
+struct Rereader {
+    reread: Option<Reread>,
+    inbox: Inbox<Master>,
+}
+
+impl Rereader {
+    fn start(&self, id: RequestId) {
+        let (reread, inbox) = (self.reread.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let reading = tokio::task::spawn_blocking(move || match reread {
+                Some(reread) => reread(),
+                None => Err(vec![
+                    "this master cannot read its configuration again: restart it".to_owned(),
+                ]),
+            });
+            let settings = reading.await.unwrap_or_else(|error| {
+                Err(vec![format!("read the configuration: {error}, which is a defect")])
+            });
+            inbox.tell(Event::Reread(id, settings)).await;
+        });
+    }
 }
 
 impl Executor<Master> for MasterExecutor {
@@ -233,6 +269,7 @@ impl Executor<Master> for MasterExecutor {
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
             }
+            Command::Reread(id) => self.rereader.start(id),
             Command::Send { to, message, when } => {
                 self.held.hold(when, Promise::Message(to, message));
             }

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 pub use agent::{AgentHost, AgentOptions};
 pub use inbox::Stopped;
-pub use master::{MasterHost, MasterOptions};
+pub use master::{MasterHost, MasterOptions, Reread};
 pub use metrics::Metrics;
 pub use supervisor::{Host, supervise};
 

@@ -29,7 +29,7 @@ struct Rule {
     check: fn(Subject),
 }
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
     Rule { name: "a new state is empty", check: a_new_state_is_empty },
     Rule { name: "what was committed is loaded", check: what_was_committed_is_loaded },
     Rule { name: "changes apply in their order", check: changes_apply_in_their_order },
@@ -38,6 +38,7 @@ const RULES: [Rule; 10] = [
         name: "records come in the order of their keys",
         check: records_come_in_the_order_of_their_keys,
     },
+    Rule { name: "each kind of key is its own", check: each_kind_of_key_is_its_own },
     Rule { name: "a new epoch ends the older ones", check: a_new_epoch_ends_the_older_ones },
     Rule {
         name: "an epoch that has not begun is refused",
@@ -123,6 +124,25 @@ fn records_come_in_the_order_of_their_keys(mut subject: Subject) {
         commit(&mut *store, epoch, &[put(number, "")]);
     }
     assert_eq!(load(&mut *store).records, ordered);
+}
+
+fn each_kind_of_key_is_its_own(mut subject: Subject) {
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    let numbers = [0, 1, 255, 256, u64::from(u32::MAX), 1 << 32, u64::MAX];
+    let mut records: Vec<(Key, Vec<u8>)> = vec![(key(0), vec![1]), (key(!0), vec![2])];
+    records.extend(numbers.map(|number| (part(number), number.to_string().into_bytes())));
+    let mut reversed = puts(&records);
+    reversed.reverse();
+    commit(&mut *store, epoch, &reversed);
+    assert_eq!(load(&mut *store).records, records, "agents first, in the order of their numbers");
+    drop(store);
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    commit(&mut *store, epoch, &[Change::Delete(part(0)), put(1, "one"), Change::Delete(key(0))]);
+    records.retain(|(key, _)| ![part(0), self::key(0)].contains(key));
+    records.insert(0, (key(1), b"one".to_vec()));
+    assert_eq!(load(&mut *store).records, records);
 }
 
 fn a_new_epoch_ends_the_older_ones(mut subject: Subject) {
@@ -219,7 +239,8 @@ fn any_sequence_does_what_a_map_does(mut subject: Subject) {
 /// Few keys, so that most changes meet another.
 fn changes(random: &mut fastrand::Rng) -> Vec<Change> {
     let change = |random: &mut fastrand::Rng| {
-        let key = key(random.u32(0..40));
+        let number = random.u32(0..40);
+        let key = if random.bool() { key(number) } else { part(number.into()) };
         if random.bool() {
             let length = random.usize(0..600);
             let bytes = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
@@ -249,6 +270,10 @@ fn load_and_compare(
 
 fn key(number: u32) -> Key {
     Key::Agent(Ipv4Addr::from(number))
+}
+
+fn part(number: u64) -> Key {
+    Key::History(number)
 }
 
 fn put(number: u32, text: &str) -> Change {

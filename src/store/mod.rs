@@ -41,11 +41,15 @@ impl Version {
 pub enum Key {
     /// The agent with this address.
     Agent(Ipv4Addr),
+    /// A part of the history; later parts have greater numbers.
+    History(u64),
 }
 
 /// First byte of the key of an agent; the four bytes of its address follow, so that the order of
 /// the bytes is that of the keys.
 const AGENT_KEY: u8 = 1;
+/// The same of a part of the history; the eight bytes of its number follow.
+const HISTORY_KEY: u8 = 2;
 
 impl Key {
     /// The key as stores write it.
@@ -55,6 +59,7 @@ impl Key {
                 let [a, b, c, d] = ip.octets();
                 vec![AGENT_KEY, a, b, c, d]
             }
+            Self::History(number) => [&[HISTORY_KEY][..], &number.to_be_bytes()].concat(),
         }
     }
 
@@ -62,6 +67,9 @@ impl Key {
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         match *bytes {
             [AGENT_KEY, a, b, c, d] => Some(Self::Agent([a, b, c, d].into())),
+            [HISTORY_KEY, ref number @ ..] => {
+                Some(Self::History(u64::from_be_bytes(number.try_into().ok()?)))
+            }
             _ => None,
         }
     }
@@ -71,6 +79,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Agent(ip) => write!(f, "agent {ip}"),
+            Self::History(number) => write!(f, "part {number} of the history"),
         }
     }
 }

@@ -51,6 +51,7 @@ impl ReplicatedLogStore {
     fn take_over(&self, state: &mut LoggedState) {
         let ip_of = |key: &[u8]| match Key::from_bytes(key)? {
             Key::Agent(ip) => Some(ip),
+            Key::History(_) => None,
         };
         let changes = state.foreign(ip_of);
         if changes.is_empty() {
@@ -83,7 +84,7 @@ impl ReplicatedLogStore {
 
     /// Says to the C++ module what it is to know of this record.
     fn show(&self, state: &mut LoggedState, key: Key, bytes: &[u8]) {
-        let Key::Agent(ip) = key;
+        let Key::Agent(ip) = key else { return };
         let shown = match decode_record(bytes) {
             Ok(Record::Agent(record)) => Some(assignments(&self.network, &record)),
             // It knows no agents that were deleted.

@@ -14,7 +14,7 @@ pub use convert::{
 };
 pub use json::{JsonError, parse as parse_json, print as print_json};
 pub use message::{DecodeError, Message, Missing, decode};
-pub use record::{decode_record, encode_record};
+pub use record::{decode_history, decode_record, encode_history, encode_record};
 
 /// The generated types.
 #[allow(

@@ -14,7 +14,9 @@ const MASTER: &str = "10.0.0.1:5050";
 #[test]
 fn every_flag_is_there_with_its_environment_twin_and_default() {
     let place = Place::new();
-    for subcommand in ["master", "agent", "demo", "check", "plan", "state", "forget"] {
+    for subcommand in
+        ["master", "agent", "demo", "check", "plan", "state", "forget", "reload", "history"]
+    {
         let help = place.run(&format!("{subcommand} --help")).success();
         let heading = format!("\n## {subcommand}\n");
         let (_, section) = PAGE.split_once(&heading).expect(subcommand);
@@ -80,7 +82,7 @@ fn every_transcript_is_what_the_program_prints() {
             seen.extend(arguments.split(' ').next().map(str::to_owned));
         }
     }
-    let all = ["check", "plan", "state", "forget"].map(str::to_owned);
+    let all = ["check", "plan", "state", "forget", "reload", "history"].map(str::to_owned);
     assert_eq!(seen, BTreeSet::from(all));
 }
 
@@ -129,8 +131,104 @@ fn fake_master() -> FakeMaster {
     FakeMaster::start(vec![
         ("/overlay-master/state", state(&agents)),
         ("/overlay-master/health", http("200 OK", &health.to_string())),
-        ("/overlay-master/agents/delete", state(&agents[1..])),
+        (
+            "/overlay-master/agents/delete \"dry_run\":true",
+            http("200 OK", &fates("would_be_deleted")),
+        ),
+        ("/overlay-master/agents/delete 10.0.0.8", http("409 Conflict", &running())),
+        ("/overlay-master/agents/delete", http("200 OK", &fates("deleted"))),
+        ("/overlay-master/preview 10.4.0.0/17", http("409 Conflict", &moved())),
+        ("/overlay-master/preview", http("200 OK", &widened())),
+        ("/overlay-master/reload", http("200 OK", &widened())),
+        ("/overlay-master/history?agent=10.0.0.7", http("200 OK", &history())),
     ])
+}
+
+/// What becomes of the first agent and of one that nobody knows.
+fn fates(result: &str) -> String {
+    let first = serde_json::json!({
+        "ip": "10.0.0.7",
+        "vtep_ip": "44.128.0.1",
+        "subnets": ["192.168.0.0/24", "192.168.128.0/24"],
+        "result": result,
+        "heard_seconds_ago": 4000
+    });
+    let unknown = serde_json::json!({ "ip": "10.0.0.9", "subnets": [], "result": "not_known" });
+    let all = if result == "deleted" { vec![first, unknown] } else { vec![first] };
+    serde_json::json!({ "agents": all }).to_string()
+}
+
+fn running() -> String {
+    let second = serde_json::json!({
+        "ip": "10.0.0.8",
+        "vtep_ip": "44.128.0.2",
+        "subnets": ["192.168.1.0/24", "192.168.129.0/24"],
+        "result": "running",
+        "heard_seconds_ago": 12
+    });
+    serde_json::json!({ "agents": [second] }).to_string()
+}
+
+/// The effect of another overlay.
+fn widened() -> String {
+    let agent = |ip: &str, subnet: &str| {
+        let of = serde_json::json!({ "of": "vxlan-3", "before": [], "after": [subnet] });
+        serde_json::json!({ "ip": ip, "at_once": true, "addresses": [of] })
+    };
+    serde_json::json!({
+        "accepted": true,
+        "changes": ["overlay vxlan-3 is added: 10.3.0.0/17 in /24"],
+        "problems": [],
+        "warnings": [],
+        "agents": [agent("10.0.0.7", "10.3.0.0/24"), agent("10.0.0.8", "10.3.1.0/24")]
+    })
+    .to_string()
+}
+
+/// The effect of an overlay with other addresses.
+fn moved() -> String {
+    let agent = |ip: &str, subnet: &str| {
+        let of = serde_json::json!({ "of": "vxlan-1", "before": [subnet], "after": [] });
+        serde_json::json!({ "ip": ip, "at_once": true, "addresses": [of] })
+    };
+    let problem = |ip: &str, subnet: &str| {
+        format!(
+            "agent {ip} is not served its share: overlay vxlan-1: {subnet} is none of the /24 subnets \
+             of 10.4.0.0/17: mend the configuration or delete the agent"
+        )
+    };
+    let agents = [("10.0.0.7", "192.168.0.0/24"), ("10.0.0.8", "192.168.1.0/24")];
+    serde_json::json!({
+        "accepted": false,
+        "changes": ["overlay vxlan-1: subnet is 10.4.0.0/17 in /24 instead of 192.168.0.0/17 in /24"],
+        "problems": agents.map(|(ip, subnet)| problem(ip, subnet)),
+        "warnings": [],
+        "agents": agents.map(|(ip, subnet)| agent(ip, subnet))
+    })
+    .to_string()
+}
+
+fn history() -> String {
+    let entry = |time: &str, event: &str, reason: &str| {
+        serde_json::json!({
+            "at": 0,
+            "time": time,
+            "version": 1,
+            "agent": "10.0.0.7",
+            "event": event,
+            "vtep_ip": "44.128.0.1",
+            "overlays": [
+                { "name": "vxlan-1", "subnet": "192.168.0.0/24" },
+                { "name": "vxlan-2", "subnet": "192.168.128.0/24" }
+            ],
+            "reason": reason
+        })
+    };
+    let entries = [
+        entry("2026-03-02T08:15:00Z", "assigned", "it registered"),
+        entry("2026-04-01T17:40:12Z", "released", "it was forgotten"),
+    ];
+    serde_json::json!({ "entries": entries }).to_string()
 }
 
 fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {

@@ -4,7 +4,7 @@ use crate::support::{Place, program};
 
 #[test]
 fn the_help_of_every_subcommand_is_as_agreed() {
-    for subcommand in ["master", "agent", "check", "plan", "state", "forget"] {
+    for subcommand in ["master", "agent", "check", "plan", "state", "forget", "reload", "history"] {
         let help = Place::new().run(&format!("{subcommand} --help")).success();
         // clap fills the lines between paragraphs with spaces.
         let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
@@ -15,7 +15,7 @@ fn the_help_of_every_subcommand_is_as_agreed() {
 #[test]
 fn the_help_names_every_subcommand() {
     let help = Place::new().run("--help").success();
-    for subcommand in ["master", "agent", "check", "plan", "state", "forget"] {
+    for subcommand in ["master", "agent", "check", "plan", "state", "forget", "reload", "history"] {
         assert!(help.contains(&format!("\n  {subcommand} ")), "{help}");
     }
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage."), "{help}");
@@ -75,7 +75,7 @@ fn there_is_no_colour_without_a_terminal() {
 #[test]
 fn the_help_shows_no_password() {
     let environment = [("MESOS_OVERLAY_MASTER", "zk://user:password@10.0.0.1/mesos")];
-    for subcommand in ["agent", "state", "forget"] {
+    for subcommand in ["agent", "state", "forget", "reload", "history"] {
         let help = Place::new().run_with(&format!("{subcommand} --help"), &environment, "");
         assert!(!help.success().contains("password"), "{subcommand}");
     }

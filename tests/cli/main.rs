@@ -13,6 +13,7 @@ mod documentation;
 mod forget;
 mod help;
 mod hosts;
+mod lifecycle;
 mod plan;
 mod refused;
 mod state;

@@ -180,6 +180,12 @@ impl Running {
         }
     }
 
+    /// Has it read its configuration again.
+    pub(crate) fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Sends SIGTERM and waits; the exit status and the whole log.
     pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -246,7 +252,8 @@ pub(crate) fn start_agent(place: &Place, master: SocketAddrV4, ip: &str) -> Runn
     Running::start(place, &arguments)
 }
 
-/// A server that answers each path with these bytes, and everything else with 404.
+/// A server that answers each path with these bytes, and everything else with 404. Behind a path
+/// there may be a space and a text: then the request has to contain that.
 pub(crate) struct FakeMaster {
     pub(crate) address: String,
 }
@@ -259,17 +266,20 @@ impl FakeMaster {
         let serve = move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let mut head = Vec::new();
+                let mut request = Vec::new();
                 let mut buffer = [0; 1024];
-                while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                while !is_whole(&request) {
                     match stream.read(&mut buffer) {
                         Ok(0) | Err(_) => break,
-                        Ok(length) => head.extend_from_slice(&buffer[..length]),
+                        Ok(length) => request.extend_from_slice(&buffer[..length]),
                     }
                 }
-                let head = String::from_utf8_lossy(&head);
-                let path = head.split(' ').nth(1).unwrap_or_default();
-                let answer = answers.iter().find(|(known, _)| *known == path);
+                let request = String::from_utf8_lossy(&request);
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let answer = answers.iter().find(|(known, _)| {
+                    let (known, text) = known.split_once(' ').unwrap_or((known, ""));
+                    known == path && request.contains(text)
+                });
                 let not_found = http("404 Not Found", "");
                 let answer = answer.map_or(&not_found, |(_, answer)| answer);
                 let _ = stream.write_all(answer.as_bytes());
@@ -283,6 +293,16 @@ impl FakeMaster {
     pub(crate) fn with_state(answer: String) -> Self {
         Self::start(vec![("/overlay-master/state", answer)])
     }
+}
+
+/// Whether the head and the body of a request are there.
+fn is_whole(request: &[u8]) -> bool {
+    let Some(end) = request.windows(4).position(|end| end == b"\r\n\r\n") else {
+        return false;
+    };
+    let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    request.len() - end - 4 >= length.map_or(0, |length| length.parse().unwrap())
 }
 
 /// An answer in HTTP.

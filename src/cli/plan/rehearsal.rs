@@ -90,7 +90,10 @@ impl Rehearsal {
                 Command::Send { message: Message::UpdateAgentOverlays(overlays), .. } => {
                     told = overlays;
                 }
-                Command::Abandon(_) | Command::Send { .. } | Command::Reply { .. } => {}
+                Command::Abandon(_)
+                | Command::Reread(_)
+                | Command::Send { .. }
+                | Command::Reply { .. } => {}
             }
         }
         told

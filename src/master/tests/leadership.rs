@@ -80,7 +80,7 @@ fn the_state_is_read_when_the_master_begins_to_lead_and_not_before() {
         [
             "send UpdateAgentOverlaysMessage of 2 overlays to overlay-agent@10.0.0.2:5051 when \
              version 42 is durable",
-            "commit 1 changes in epoch 7",
+            "commit 2 changes in epoch 7",
         ],
         "who registered meanwhile is answered; who did before asks again"
     );
@@ -130,7 +130,7 @@ fn the_store_is_done_with_the_earlier_tenure_before_the_state_is_read_anew() {
     assert_eq!(candidate.registers(1), NOTHING);
     assert_eq!(candidate.after(loaded(1, 10)), ["load"], "that one is too old");
     let said = candidate.after(loaded(3, 15));
-    assert_eq!(said.last().unwrap(), "commit 1 changes in epoch 3");
+    assert_eq!(said.last().unwrap(), "commit 2 changes in epoch 3");
 
     // The same with a commit, whose end says nothing of this tenure, be it good or bad.
     for end in [committed(16), Event::Committed(Err(deposed(3)))] {

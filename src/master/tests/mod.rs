@@ -1,7 +1,9 @@
 //! The master as a whole: what happens, and exactly what it wants done. The store here is a map
 //! that the tests can make fail.
 
+mod configuration;
 mod leadership;
+mod leases;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,8 +12,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::addr::{OverlayName, Subnet};
+use crate::metrics::HostCounters;
+use crate::protocol::RequestId;
 use crate::protocol::{AddressRange, Overlay, State, Status};
-use crate::store::{Change, Epoch, Key, Loaded};
+use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use crate::wire;
 
 /// A master and its store. Commits stay under way until a test lets them end.
@@ -28,6 +32,8 @@ struct World {
     /// Why what was held back was given up.
     abandoned: Vec<String>,
     loads: usize,
+    /// Who wants the configuration to be read again.
+    rereads: Vec<RequestId>,
 }
 
 impl World {
@@ -50,6 +56,7 @@ impl World {
             replies: Vec::new(),
             abandoned: Vec::new(),
             loads: 0,
+            rereads: Vec::new(),
         };
         world.run_commands();
         world
@@ -72,6 +79,7 @@ impl World {
             match command {
                 Command::Load => self.loads += 1,
                 Command::Abandon(reason) => self.abandoned.push(reason),
+                Command::Reread(id) => self.rereads.push(id),
                 Command::Commit { changes, .. } => {
                     assert!(self.writing.is_none(), "two commits at one time");
                     assert!(!changes.is_empty(), "a commit of nothing");
@@ -103,6 +111,15 @@ impl World {
         }
     }
 
+    /// The agents of which the store has a record.
+    fn agents(&self) -> Vec<Ipv4Addr> {
+        let agents = self.records.keys().filter_map(|key| match key {
+            Key::Agent(ip) => Some(*ip),
+            Key::History(_) => None,
+        });
+        agents.collect()
+    }
+
     fn register(&mut self, agent: u8) -> Option<Vec<Assignment>> {
         self.register_with(agent, AgentOptions::default())
     }
@@ -128,6 +145,26 @@ impl World {
         self.replies
             .pop()
             .expect("a request is answered at once, if only when something is durable")
+    }
+
+    /// The operator has the master read another configuration while it runs.
+    fn reload(&mut self, network: Network) -> Effect {
+        self.handle(Event::Request(RequestId(2), Request::Reload));
+        assert_eq!(self.rereads.pop(), Some(RequestId(2)));
+        let reuse_after = Duration::from_secs(3600);
+        let settings = Settings { network: Arc::new(network), reuse_after };
+        self.handle(Event::Reread(RequestId(2), Ok(settings)));
+        match self.replies.pop() {
+            Some((Reply::Effect(effect), _)) => *effect,
+            other => panic!("{other:?} instead of the effect"),
+        }
+    }
+
+    fn preview(&mut self, network: Network) -> Effect {
+        match self.request(Request::Preview(Box::new(network))).0 {
+            Reply::Effect(effect) => *effect,
+            other => panic!("{other:?} instead of the effect"),
+        }
     }
 
     fn state(&mut self) -> State {
@@ -251,12 +288,12 @@ fn all_that_registers_during_a_write_goes_into_the_next_one() {
     for agent in 1..=50 {
         world.register(agent);
     }
-    assert_eq!(world.writing.as_ref().unwrap().len(), 1);
+    assert_eq!(world.writing.as_ref().unwrap().len(), 2, "the agent, and the history of it");
     let waits: BTreeSet<Version> = world.sent[1..].iter().map(|(_, _, when)| *when).collect();
     assert_eq!(waits, BTreeSet::from([Version(2)]));
     world.store();
     assert_eq!(world.health().counters.commits, 2);
-    assert_eq!(world.records.len(), 50);
+    assert_eq!(world.agents().len(), 50);
 }
 
 #[test]
@@ -523,7 +560,7 @@ fn what_was_given_to_another_is_no_longer_kept_for_the_deleted_agent() {
     world.store();
     world.register(3);
     world.store();
-    assert_eq!(world.records.keys().collect::<Vec<_>>(), [&Key::Agent(ip(2)), &Key::Agent(ip(3))]);
+    assert_eq!(world.agents(), [ip(2), ip(3)]);
     assert_eq!(world.register(1), None);
 }
 
@@ -562,7 +599,7 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
     world.load();
     assert_eq!(world.sent.len(), before + 1, "one answer, however often it asked");
     world.store();
-    assert_eq!(world.records.len(), 2);
+    assert_eq!(world.agents(), [ip(1), ip(3)]);
     assert_eq!(subnets(&world.register(2).unwrap())[0], "192.168.2.0/24");
 }
 

@@ -1,0 +1,182 @@
+//! What is asked of the master over HTTP, and what it shows of itself.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::command::{Command, Reply};
+use super::event::{Forget, Request};
+use super::leadership::{Leading, Phase, Progress, Recovering, Standby};
+use super::metrics::{self, Metrics};
+use super::view::{Condition, Fate, Health, Verdict};
+use super::{Master, NOT_LEADING, Settings};
+use crate::clock::Now;
+use crate::machine::Machine as _;
+use crate::metrics::{HostCounters, Snapshot};
+use crate::protocol::{HistoryEvent, Refused, RequestId};
+use crate::store::{StoreError, Version};
+
+/// An agent that was heard within this time is running: agents register again within a quarter of
+/// an hour, and one of these messages may get lost. Those of the C++ modules do not; of them only a
+/// short while is known.
+const RUNNING: Duration = Duration::from_secs(30 * 60);
+/// How long after it began to lead a master may not have heard of an agent that is running: longer
+/// than the longest wait between two registrations.
+const SETTLING: Duration = Duration::from_secs(2 * 60);
+
+impl Master {
+    pub(super) fn request(&mut self, now: Now, id: RequestId, request: Request) {
+        let (reply, when) = match (&mut self.phase, request) {
+            (_, Request::Health) => (Reply::Health(Box::new(self.health())), Version(0)),
+            (_, Request::Metrics) => (Reply::Metrics(Box::new(self.snapshot())), Version(0)),
+            (_, Request::Reload) => {
+                self.commands.push_back(Command::Reread(id));
+                return;
+            }
+            (_, Request::Preview(network)) => {
+                (Reply::Effect(Box::new(self.preview(now, *network))), Version(0))
+            }
+            (Phase::Standby(_), _) => (Reply::Unavailable(NOT_LEADING.to_owned()), Version(0)),
+            (Phase::Recovering(recovering), _) => {
+                let reason = match &recovering.progress {
+                    Progress::Failed(error, _) => error.to_string(),
+                    Progress::Queued | Progress::Reading => "the state is being read".to_owned(),
+                };
+                (Reply::Unavailable(reason), Version(0))
+            }
+            (Phase::Leading(leading), request) => leading.answer(now, request),
+        };
+        self.commands.push_back(Command::Reply { id, reply, when });
+    }
+
+    /// The configuration was read again, because the request of this id wants it.
+    pub(super) fn reread(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        settings: Result<Settings, Vec<String>>,
+    ) {
+        let reply = match settings {
+            Ok(settings) => Reply::Effect(Box::new(self.reload(now, settings))),
+            Err(problems) => {
+                for problem in &problems {
+                    log::error!("refused another configuration: {problem}");
+                }
+                Reply::Misconfigured(problems)
+            }
+        };
+        let when = match &self.phase {
+            Phase::Leading(leading) => leading.latest_version(),
+            Phase::Standby(_) | Phase::Recovering(_) => Version(0),
+        };
+        self.commands.push_back(Command::Reply { id, reply, when });
+    }
+
+    pub(super) fn condition(&self) -> Condition {
+        match &self.phase {
+            Phase::Standby(_) => Condition::Standby,
+            Phase::Recovering(Recovering { progress: Progress::Failed(..), .. }) => {
+                Condition::Failed
+            }
+            Phase::Recovering(_) => Condition::Recovering,
+            Phase::Leading(leading) if leading.registry.has_problems() => Condition::Degraded,
+            Phase::Leading(_) => Condition::Ok,
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot<Metrics> {
+        let configured = match &self.phase {
+            Phase::Standby(_) | Phase::Recovering(_) => Vec::new(),
+            Phase::Leading(leading) => metrics::pools(&leading.registry.usage()),
+        };
+        Snapshot { machine: self.metrics(), host: HostCounters::default(), configured }
+    }
+
+    fn health(&self) -> Health {
+        let Metrics { status, epoch, version, agents, counters } = self.metrics();
+        let (problems, pools) = match &self.phase {
+            Phase::Standby(Standby { deposed, .. }) => {
+                let sentence = |(error, _): &(StoreError, Duration)| {
+                    format!("{error}: soon it is read again, unless another master is elected")
+                };
+                (deposed.iter().map(sentence).collect(), Vec::new())
+            }
+            Phase::Recovering(Recovering { progress: Progress::Failed(error, _), .. }) => {
+                (vec![error.to_string()], Vec::new())
+            }
+            Phase::Recovering(_) => (Vec::new(), Vec::new()),
+            Phase::Leading(leading) => (leading.registry.problems(), leading.registry.usage()),
+        };
+        let refused = Refused::default();
+        Health { status, problems, epoch, version, agents, pools, counters, refused }
+    }
+}
+
+impl Leading {
+    /// Answers what only a master with its state can.
+    fn answer(&mut self, now: Now, request: Request) -> (Reply, Version) {
+        let reply = match request {
+            Request::DeleteAgents(ips) => {
+                for ip in ips {
+                    if !self.delete(now, ip, "it was deleted over HTTP") {
+                        log::info!("agent {ip} is not known: nothing to delete");
+                    }
+                }
+                self.settle_doubts(now);
+                Reply::State(self.registry.state())
+            }
+            Request::Forget(forget) => Reply::Fates(self.forget(now, &forget)),
+            Request::History(agent) => Reply::History(self.history.view(agent)),
+            // The others are answered whatever the phase.
+            Request::State
+            | Request::Health
+            | Request::Metrics
+            | Request::Reload
+            | Request::Preview(_) => Reply::State(self.registry.state()),
+        };
+        (reply, self.latest_version())
+    }
+
+    fn delete(&mut self, now: Now, ip: Ipv4Addr, why: &str) -> bool {
+        let Some((change, addresses)) = self.registry.release(ip, now.unix) else {
+            return false;
+        };
+        log::info!("deleted agent {ip}: its addresses are free");
+        self.change([change]);
+        self.note(now, Some(ip), HistoryEvent::Released, addresses, why);
+        true
+    }
+
+    /// Deletes agents that are not running, or all of them if that is what is wanted.
+    fn forget(&mut self, now: Now, forget: &Forget) -> Vec<Fate> {
+        let mut fates = Vec::new();
+        for &ip in &forget.agents {
+            let Some(mut fate) = self.registry.fate(ip) else {
+                fates.push(Fate::unknown(ip));
+                continue;
+            };
+            let heard = self.registry.contacts.get(&ip).map(|contact| contact.heard);
+            let silence = heard.map(|heard| now.elapsed.saturating_sub(heard));
+            fate.heard_seconds_ago = silence.map(|silence| silence.as_secs());
+            let is_running = silence.is_some_and(|silence| silence < RUNNING);
+            let is_settling = now.elapsed.saturating_sub(self.since) < SETTLING;
+            fate.result = if is_running && !forget.force {
+                Verdict::Running
+            } else if silence.is_none() && is_settling && !forget.force {
+                Verdict::MayBeRunning
+            } else if forget.dry_run {
+                Verdict::WouldBeDeleted
+            } else {
+                let why = if is_running {
+                    "it was forgotten by force while it was running"
+                } else {
+                    "it was forgotten"
+                };
+                self.delete(now, ip, why);
+                Verdict::Deleted
+            };
+            fates.push(fate);
+        }
+        self.settle_doubts(now);
+        fates
+    }
+}

@@ -1,0 +1,605 @@
+//! What a change of the network file does to a populated state, a test for each row of the table in
+//! `docs/configuration.md`: after a restart, and while the master runs.
+
+use super::*;
+use crate::protocol::AddressRange;
+
+/// Two agents of a network with two overlays, one of them dual, and everything stored.
+fn populated() -> World {
+    let mut world = World::new(network());
+    world.register(1);
+    world.register(2);
+    world.store();
+    world
+}
+
+/// VTEP and subnets of an agent that registers, overlay by overlay; what it has is stored.
+fn has(world: &mut World, agent: u8) -> Vec<String> {
+    let Some(overlays) = world.register(agent) else {
+        return vec!["nothing".to_owned()];
+    };
+    world.store();
+    shown(&overlays)
+}
+
+fn shown(overlays: &[Assignment]) -> Vec<String> {
+    let overlay = |one: &Assignment| {
+        let ip6 = one.vtep.ip6.map(|ip6| ip6.to_string());
+        let vtep = [Some(one.vtep.ip.to_string()), ip6].into_iter().flatten();
+        let subnets = one.subnet.into_iter().chain(one.subnet6).map(|subnet| subnet.to_string());
+        format!(
+            "{} {} at {}",
+            one.name(),
+            subnets.collect::<Vec<_>>().join(" "),
+            vtep.collect::<Vec<_>>().join(" ")
+        )
+    };
+    overlays.iter().map(overlay).collect()
+}
+
+/// What the first two agents have in the beginning.
+const FIRST: [&str; 2] = [
+    "vxlan-1 192.168.0.0/24 at 44.128.0.1/16 fd01:a::1/64",
+    "vxlan-2 192.168.128.0/24 fd01:b::/80 at 44.128.0.1/16 fd01:a::1/64",
+];
+const SECOND: [&str; 2] = [
+    "vxlan-1 192.168.1.0/24 at 44.128.0.2/16 fd01:a::2/64",
+    "vxlan-2 192.168.129.0/24 fd01:b:0:0:1::/80 at 44.128.0.2/16 fd01:a::2/64",
+];
+
+fn changed(change: impl FnOnce(&mut Network)) -> Network {
+    let mut network = network();
+    change(&mut network);
+    network
+}
+
+/// That a running master takes the change, tells exactly the agents that were heard, and gives them
+/// `first` and `second`; that a restart comes to the same; and that all is as it was when the
+/// change is taken back.
+fn accepted(sentences: &[&str], network: &Network, first: &[&str], second: &[&str]) {
+    let mut world = populated();
+    assert_eq!(has(&mut world, 1), FIRST);
+    assert_eq!(has(&mut world, 2), SECOND);
+    let preview = world.preview(network.clone());
+    let before = (world.sent.len(), world.records.clone());
+    let effect = world.reload(network.clone());
+    assert_eq!(effect, preview, "looking at it and doing it are the same");
+    assert_eq!((effect.accepted, effect.problems), (true, Vec::new()));
+    assert_eq!(effect.changes, sentences);
+    world.store();
+    let told: Vec<(Upid, Vec<String>)> = world.sent[before.0..]
+        .iter()
+        .map(|(to, message, when)| match message {
+            Message::UpdateAgentOverlays(overlays) => {
+                assert!(*when <= world.version);
+                (to.clone(), shown(overlays))
+            }
+            other => panic!("{other}"),
+        })
+        .collect();
+    let is_changed = first != FIRST;
+    let expected = [(upid(1), first), (upid(2), second)];
+    let expected = expected.map(|(to, it)| (to, it.iter().map(ToString::to_string).collect()));
+    assert_eq!(told, if is_changed { expected.to_vec() } else { told.clone() });
+    assert_eq!(has(&mut world, 2), second);
+    assert_eq!(has(&mut world, 1), first);
+    assert_eq!(world.health().problems, [""; 0]);
+
+    // The same by a restart, from what was stored before.
+    let mut world = populated();
+    world.records = before.1;
+    let mut world = world.restart(network.clone());
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(has(&mut world, 1), first);
+    assert_eq!(has(&mut world, 2), second);
+    let effect = world.reload(super::network());
+    assert_eq!((effect.accepted, effect.problems), (true, Vec::new()));
+    world.store();
+    assert_eq!(has(&mut world, 1), FIRST, "taken back");
+    assert_eq!(has(&mut world, 2), SECOND, "taken back");
+}
+
+/// That a running master refuses the change with these problems and goes on, and that after a
+/// restart each agent has what `first` and `second` say, until the change is taken back.
+fn refused(problems: &[&str], network: &Network, first: &[&str], second: &[&str]) {
+    let mut world = populated();
+    let preview = world.preview(network.clone());
+    let sent = world.sent.len();
+    let effect = world.reload(network.clone());
+    assert_eq!(effect, preview);
+    let remedy = ": mend the configuration or delete the agent";
+    let problems: Vec<String> = problems.iter().map(|text| format!("{text}{remedy}")).collect();
+    assert_eq!((effect.accepted, &effect.problems), (false, &problems));
+    assert_eq!((world.sent.len(), world.writing.take()), (sent, None), "nobody is told anything");
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(has(&mut world, 1), FIRST, "it goes on");
+
+    let mut world = world.restart(network.clone());
+    assert_eq!(world.health().problems, problems);
+    assert_eq!(has(&mut world, 1), first);
+    assert_eq!(has(&mut world, 2), second);
+    // Who is new gets nothing of what the others may be using.
+    let third = world.register(3).unwrap_or_default();
+    let taken: Vec<Subnet> = ["192.168.0.0/24", "192.168.1.0/24", "192.168.128.0/23"]
+        .map(|text| text.parse().unwrap())
+        .into();
+    for one in third.iter().filter_map(|one| one.subnet) {
+        assert!(!taken.iter().any(|taken| taken.overlaps(&one)), "{one} is given to another agent");
+    }
+    world.delete(3);
+    world.store();
+    let mut world = world.restart(super::network());
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(has(&mut world, 1), FIRST, "taken back");
+    assert_eq!(has(&mut world, 2), SECOND, "taken back");
+}
+
+fn and<'a>(first: [&'a str; 2], more: &[&'a str]) -> Vec<&'a str> {
+    first.into_iter().chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn nothing_changes() {
+    accepted(&[], &network(), &FIRST, &SECOND);
+}
+
+#[test]
+fn an_overlay_is_added() {
+    let network = changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16")));
+    accepted(
+        &["overlay new is added: 10.9.0.0/16 in /24"],
+        &network,
+        &and(FIRST, &["new 10.9.0.0/24 at 44.128.0.1/16 fd01:a::1/64"]),
+        &and(SECOND, &["new 10.9.1.0/24 at 44.128.0.2/16 fd01:a::2/64"]),
+    );
+}
+
+#[test]
+fn an_overlay_is_disabled_and_enabled() {
+    let network = changed(|network| network.overlays[0].enabled = false);
+    let sentence = "overlay vxlan-1 is disabled instead of enabled";
+    accepted(&[sentence], &network, &FIRST[1..], &SECOND[1..]);
+}
+
+#[test]
+fn an_overlay_is_removed() {
+    let network = changed(|network| drop(network.overlays.remove(0)));
+    accepted(&["overlay vxlan-1 is removed"], &network, &FIRST[1..], &SECOND[1..]);
+}
+
+#[test]
+fn all_overlays_are_removed_but_one_is_new() {
+    let network = changed(|network| network.overlays = vec![overlay("new", "10.9.0.0/16")]);
+    accepted(
+        &[
+            "overlay new is added: 10.9.0.0/16 in /24",
+            "overlay vxlan-1 is removed",
+            "overlay vxlan-2 is removed",
+        ],
+        &network,
+        &["new 10.9.0.0/24 at 44.128.0.1/16 fd01:a::1/64"],
+        &["new 10.9.1.0/24 at 44.128.0.2/16 fd01:a::2/64"],
+    );
+}
+
+#[test]
+fn an_overlay_gets_another_name() {
+    let network = changed(|network| network.overlays[1].name = "renamed".parse().unwrap());
+    accepted(
+        &[
+            "overlay renamed is added: 192.168.128.0/17 in /24 and fd01:b::/64 in /80",
+            "overlay vxlan-2 is removed",
+        ],
+        &network,
+        &[FIRST[0], &FIRST[1].replace("vxlan-2", "renamed")],
+        &[SECOND[0], &SECOND[1].replace("vxlan-2", "renamed")],
+    );
+}
+
+#[test]
+fn an_overlay_is_widened_around_what_it_was() {
+    // To both sides: neither the first nor the last agent may be another one afterwards.
+    let network = changed(|network| {
+        network.overlays[0].range = range("192.168.0.0/17", 24);
+        network.overlays[1].range = range("192.168.128.0/17", 24);
+    });
+    accepted(&[], &network, &FIRST, &SECOND);
+    let mut narrow = super::network();
+    narrow.overlays[0].range = range("192.168.4.0/23", 24);
+    let mut world = World::new(narrow.clone());
+    let before: Vec<_> = (1..=2).map(|agent| has(&mut world, agent)[0].clone()).collect();
+    assert!(before[0].starts_with("vxlan-1 192.168.4.0/24") && before[1].contains(".5.0/24"));
+    narrow.overlays[0].range = range("192.168.0.0/17", 24);
+    let effect = world.reload(narrow.clone());
+    assert_eq!(
+        effect.changes,
+        ["overlay vxlan-1: subnet is 192.168.0.0/17 in /24 instead of 192.168.4.0/23 in /24"]
+    );
+    assert!(effect.accepted);
+    world.store();
+    let third = has(&mut world, 3);
+    assert!(third[0].starts_with("vxlan-1 192.168.0.0/24"), "{third:?}");
+    let mut world = world.restart(narrow);
+    let after: Vec<_> = (1..=2).map(|agent| has(&mut world, agent)[0].clone()).collect();
+    assert_eq!(after, before);
+    assert_eq!(has(&mut world, 3), third);
+}
+
+#[test]
+fn an_overlay_that_was_exhausted_is_widened() {
+    let mut tight = network();
+    tight.overlays[0].range = range("192.168.0.0/24", 24);
+    let mut world = World::new(tight);
+    has(&mut world, 1);
+    assert_eq!(has(&mut world, 2).len(), 1, "nothing is left of vxlan-1");
+    assert_eq!(world.health().problems.len(), 1);
+    let sent = world.sent.len();
+    let effect = world.reload(network());
+    let agents: Vec<_> = effect.agents.iter().map(|agent| (agent.ip, agent.at_once)).collect();
+    assert_eq!(agents, [(ip(1), true), (ip(2), true)]);
+    let gets = AddressEffect {
+        of: "vxlan-1".to_owned(),
+        before: Vec::new(),
+        after: vec!["192.168.1.0/24".to_owned()],
+    };
+    assert_eq!(effect.agents[1].addresses, [gets]);
+    assert_eq!(effect.agents[0].addresses, [], "it is told that the overlay is wider");
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(world.sent.len(), sent + 2);
+}
+
+#[test]
+fn an_overlay_is_narrowed_below_what_an_agent_has() {
+    let network = changed(|network| network.overlays[0].range = range("192.168.1.0/24", 24));
+    refused(
+        &[
+            "agent 10.0.0.1 is not served its share: overlay vxlan-1: 192.168.0.0/24 is none of the \
+           /24 subnets of 192.168.1.0/24",
+        ],
+        &network,
+        &FIRST[1..],
+        &SECOND,
+    );
+}
+
+#[test]
+fn an_overlay_is_narrowed_around_what_agents_have() {
+    let network = changed(|network| network.overlays[0].range = range("192.168.0.0/23", 24));
+    accepted(
+        &["overlay vxlan-1: subnet is 192.168.0.0/23 in /24 instead of 192.168.0.0/17 in /24"],
+        &network,
+        &FIRST,
+        &SECOND,
+    );
+}
+
+#[test]
+fn the_prefix_of_an_overlay_is_another() {
+    for prefix in [23, 25] {
+        let network = changed(|network| {
+            network.overlays[0].range = range("192.168.0.0/17", prefix);
+        });
+        let problem = |agent, subnet| {
+            format!(
+                "agent 10.0.0.{agent} is not served its share: overlay vxlan-1: {subnet} is none of \
+                 the /{prefix} subnets of 192.168.0.0/17"
+            )
+        };
+        let problems = [problem(1, "192.168.0.0/24"), problem(2, "192.168.1.0/24")];
+        refused(&problems.each_ref().map(String::as_str), &network, &FIRST[1..], &SECOND[1..]);
+    }
+    // Where nobody has anything of it there is nothing against it.
+    let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
+    let mut world = World::new(network());
+    world.register_with(1, gateway);
+    let network = changed(|network| network.overlays[0].range = range("192.168.0.0/17", 25));
+    assert!(world.reload(network).accepted);
+}
+
+#[test]
+fn an_overlay_moves_to_other_addresses() {
+    let network = changed(|network| network.overlays[0].range = range("10.9.0.0/16", 24));
+    let problem = |agent, subnet| {
+        format!(
+            "agent 10.0.0.{agent} is not served its share: overlay vxlan-1: {subnet} is none of the \
+             /24 subnets of 10.9.0.0/16"
+        )
+    };
+    let problems = [problem(1, "192.168.0.0/24"), problem(2, "192.168.1.0/24")];
+    refused(&problems.each_ref().map(String::as_str), &network, &FIRST[1..], &SECOND[1..]);
+}
+
+#[test]
+fn the_vtep_subnet_is_another() {
+    let network = changed(|network| network.vtep_subnet = "44.129.0.0/16".parse().unwrap());
+    let problem = |agent| {
+        format!(
+            "agent 10.0.0.{agent} is not served: 44.128.0.{agent} is no host address of the VTEP \
+             subnet 44.129.0.0/16"
+        )
+    };
+    let problems = [problem(1), problem(2)];
+    refused(&problems.each_ref().map(String::as_str), &network, &["nothing"], &["nothing"]);
+}
+
+#[test]
+fn the_ipv6_vtep_subnet_is_another() {
+    let network = changed(|network| network.vtep_subnet6 = Some("fd01:c::/64".parse().unwrap()));
+    let problem = |agent| {
+        format!(
+            "agent 10.0.0.{agent} is not served its IPv6 VTEP address: fd01:a::{agent} is no host \
+             address of the VTEP subnet fd01:c::/64"
+        )
+    };
+    let problems = [problem(1), problem(2)];
+    let without = |lines: [&str; 2], vtep6: &str| lines.map(|line| line.replace(vtep6, ""));
+    let (first, second) = (without(FIRST, " fd01:a::1/64"), without(SECOND, " fd01:a::2/64"));
+    refused(
+        &problems.each_ref().map(String::as_str),
+        &network,
+        &first.each_ref().map(String::as_str),
+        &second.each_ref().map(String::as_str),
+    );
+}
+
+#[test]
+fn the_vtep_subnet_is_widened() {
+    let network = changed(|network| network.vtep_subnet = "44.128.0.0/15".parse().unwrap());
+    let wider = |lines: [&str; 2]| lines.map(|line| line.replace("/16 ", "/15 "));
+    let (first, second) = (wider(FIRST), wider(SECOND));
+    accepted(
+        &["vtep_subnet is 44.128.0.0/15 instead of 44.128.0.0/16"],
+        &network,
+        &first.each_ref().map(String::as_str),
+        &second.each_ref().map(String::as_str),
+    );
+}
+
+#[test]
+fn ipv6_is_added_and_removed() {
+    let network = changed(|network| network.overlays[0].range6 = range("fd01:d::/64", 80));
+    accepted(
+        &["overlay vxlan-1: subnet6 is added: fd01:d::/64 in /80"],
+        &network,
+        &["vxlan-1 192.168.0.0/24 fd01:d::/80 at 44.128.0.1/16 fd01:a::1/64", FIRST[1]],
+        &["vxlan-1 192.168.1.0/24 fd01:d:0:0:1::/80 at 44.128.0.2/16 fd01:a::2/64", SECOND[1]],
+    );
+    let network = changed(|network| network.overlays[1].range6 = None);
+    accepted(
+        &["overlay vxlan-2: subnet6 is removed; it was fd01:b::/64 in /80"],
+        &network,
+        &[FIRST[0], "vxlan-2 192.168.128.0/24 at 44.128.0.1/16 fd01:a::1/64"],
+        &[SECOND[0], "vxlan-2 192.168.129.0/24 at 44.128.0.2/16 fd01:a::2/64"],
+    );
+    let network = changed(|network| network.vtep_subnet6 = None);
+    let without = |lines: [&str; 2], vtep6: &str| lines.map(|line| line.replace(vtep6, ""));
+    let (first, second) = (without(FIRST, " fd01:a::1/64"), without(SECOND, " fd01:a::2/64"));
+    accepted(
+        &["vtep_subnet6 is removed; it was fd01:a::/64"],
+        &network,
+        &first.each_ref().map(String::as_str),
+        &second.each_ref().map(String::as_str),
+    );
+}
+
+#[test]
+fn what_has_no_addresses_in_it_is_told_to_all() {
+    for (sentence, network) in [
+        (
+            "vtep_mtu is 1600 instead of 1450",
+            changed(|network| network.vtep_mtu = crate::addr::Mtu::new(1600).ok()),
+        ),
+        (
+            "vtep_mac_oui is 02:00:00:00:00:00 instead of 70:B3:D5:00:00:00",
+            changed(|network| network.vtep_mac_oui = "02:00:00:00:00:00".parse().unwrap()),
+        ),
+        ("the overlays have another order", changed(|network| network.overlays.reverse())),
+    ] {
+        let mut world = populated();
+        let sent = world.sent.len();
+        let effect = world.reload(network.clone());
+        assert_eq!((effect.accepted, effect.changes), (true, vec![sentence.to_owned()]));
+        assert!(effect.agents.iter().all(|agent| agent.at_once && agent.addresses.is_empty()));
+        assert_eq!(world.sent.len(), sent + 2);
+        world.store();
+        let mut world = world.restart(network);
+        assert_eq!(world.health().problems, [""; 0]);
+        let mut now = has(&mut world, 1);
+        now.sort();
+        assert_eq!(now, FIRST);
+    }
+}
+
+#[test]
+fn two_overlays_change_their_addresses() {
+    // Each is of the other's now: nobody may get what another agent's containers use.
+    let network = changed(|network| {
+        let (first, second) = network.overlays.split_at_mut(1);
+        std::mem::swap(&mut first[0].range, &mut second[0].range);
+    });
+    let mut world = populated();
+    let effect = world.reload(network.clone());
+    assert_eq!((effect.accepted, effect.problems.len()), (false, 4));
+    let mut world = world.restart(network);
+    assert_eq!(world.health().problems.len(), 4);
+    let third = world.register(3).unwrap();
+    assert_eq!(subnets(&third), ["192.168.130.0/24", "192.168.2.0/24"]);
+}
+
+#[test]
+fn who_was_not_heard_since_is_told_when_it_registers() {
+    let world = populated();
+    let mut world = world.restart(network());
+    world.register(2);
+    let sent = world.sent.len();
+    let network = changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16")));
+    let preview = world.preview(network.clone());
+    let whens: Vec<_> = preview.agents.iter().map(|agent| (agent.ip, agent.at_once)).collect();
+    assert_eq!(whens, [(ip(1), false), (ip(2), true)]);
+    assert_eq!(preview.agents[1].addresses[0].after, ["10.9.0.0/24"], "who is told is first");
+    assert_eq!(preview.agents[0].addresses[0].after, ["10.9.1.0/24"]);
+    let effect = world.reload(network);
+    assert_eq!(effect.agents, preview.agents[1..]);
+    assert_eq!(world.sent.len(), sent + 1);
+    assert_eq!(subnets(&world.register(1).unwrap())[2], "10.9.1.0/24");
+}
+
+#[test]
+fn what_a_running_master_is_told_waits_until_it_is_stored() {
+    let mut world = populated();
+    world.reload(changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16"))));
+    let (_, _, when) = world.sent.last().unwrap();
+    assert_eq!(*when, world.version.next());
+    // A store that fails then leads back to what is stored, under the new configuration.
+    world.writing = None;
+    let failed = StoreError::Failed {
+        store: "file:/x".to_owned(),
+        action: "commit",
+        reason: "no space".to_owned(),
+    };
+    world.handle(Event::Committed(Err(failed)));
+    world.now.elapsed = world.master.next_timeout().unwrap();
+    world.handle(Event::Timeout);
+    world.load();
+    assert_eq!(has(&mut world, 1).len(), 3);
+}
+
+#[test]
+fn a_configuration_with_problems_changes_nothing() {
+    let mut world = populated();
+    world.handle(Event::Request(RequestId(2), Request::Reload));
+    let problems = vec!["network.json:1:1: it is no JSON".to_owned()];
+    world.handle(Event::Reread(RequestId(2), Err(problems.clone())));
+    assert_eq!(world.replies.pop().unwrap().0, Reply::Misconfigured(problems));
+    assert_eq!(has(&mut world, 1), FIRST);
+}
+
+#[test]
+fn a_master_without_its_state_takes_another_configuration_for_later() {
+    let world = populated();
+    let mut world = World::restored(network(), world.records, world.version);
+    let new = changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16")));
+    let effect = world.reload(new);
+    assert_eq!(effect.changes, ["overlay new is added: 10.9.0.0/16 in /24"]);
+    assert_eq!(
+        effect.warnings,
+        ["this master does not know the agents now: what contradicts this configuration is set \
+          aside when it does"]
+    );
+    world.load();
+    assert_eq!(has(&mut world, 1).len(), 3);
+}
+
+#[test]
+fn an_event_without_a_question_does_the_same() {
+    let mut world = populated();
+    let sent = world.sent.len();
+    world.handle(Event::Reload(changed(|network| drop(network.overlays.remove(0)))));
+    assert_eq!(world.sent.len(), sent + 2);
+    assert_eq!(has(&mut world, 1), FIRST[1..]);
+}
+
+/// What is configured next, drawn from few things so that they meet.
+fn any_network() -> impl Strategy<Value = Network> {
+    let range = prop_oneof![
+        Just("10.0.0.0/22"),
+        Just("10.0.0.0/21"),
+        Just("10.0.4.0/22"),
+        Just("10.0.8.0/22"),
+    ];
+    let prefix = prop_oneof![4 => Just(24_u8), 1 => Just(25_u8), 1 => Just(23_u8)];
+    let vteps = prop_oneof![
+        4 => Just("44.128.0.0/28"), 2 => Just("44.128.0.0/27"), 1 => Just("44.128.0.16/28")
+    ];
+    (vteps, prop::collection::vec((0..3_usize, range, prefix, any::<bool>()), 1..3)).prop_map(
+        |(vteps, drawn)| {
+            let mut network = small(vteps, "10.0.0.0/22");
+            network.overlays.clear();
+            for (name, subnet, prefix, enabled) in drawn {
+                let name: OverlayName = ["a", "b", "c"][name].parse().unwrap();
+                let subnet: Subnet = subnet.parse().unwrap();
+                let clashes = network.overlays.iter().any(|one| {
+                    one.name == name || one.range.is_some_and(|one| one.subnet.overlaps(&subnet))
+                });
+                if !clashes {
+                    let range = Some(AddressRange { subnet, prefix });
+                    network.overlays.push(Overlay { name, range, range6: None, enabled });
+                }
+            }
+            network
+        },
+    )
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Register(u8),
+    Delete(u8),
+    Reload(Network),
+    Restart(Network),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1_u8..9).prop_map(Step::Register),
+        1 => (1_u8..9).prop_map(Step::Delete),
+        2 => any_network().prop_map(Step::Reload),
+        2 => any_network().prop_map(Step::Restart),
+    ]
+}
+
+proptest! {
+    /// However the configuration changes: what two agents that were not deleted were ever told does
+    /// not overlap, and one that was told something is told the same whenever it is told of it.
+    #[test]
+    fn no_change_gives_to_one_agent_what_another_may_use(
+        first in any_network(),
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let mut world = World::new(first);
+        let mut told: BTreeMap<u8, BTreeSet<Subnet>> = BTreeMap::new();
+        let mut vteps: BTreeMap<u8, String> = BTreeMap::new();
+        for step in steps {
+            world.now.unix += 1;
+            match step {
+                Step::Register(agent) => {
+                    world.register(agent);
+                }
+                Step::Delete(agent) => {
+                    let request = Request::DeleteAgents(vec![ip(agent)]);
+                    world.handle(Event::Request(RequestId(1), request));
+                    told.remove(&agent);
+                    vteps.remove(&agent);
+                }
+                Step::Reload(network) => {
+                    world.reload(network);
+                }
+                Step::Restart(network) => {
+                    world.store();
+                    world = world.restart(network);
+                }
+            }
+            world.store();
+            for (to, message, _) in std::mem::take(&mut world.sent) {
+                let Message::UpdateAgentOverlays(overlays) = message else { continue };
+                let agent = to.address.ip().octets()[3];
+                for one in overlays {
+                    let vtep = one.vtep.ip.address().to_string();
+                    let known = vteps.entry(agent).or_insert_with(|| vtep.clone());
+                    prop_assert_eq!(known, &vtep, "of {}", to);
+                    told.entry(agent).or_default().extend(one.subnet);
+                }
+            }
+            for (agent, subnets) in &told {
+                for (other, others) in told.iter().filter(|(other, _)| *other > agent) {
+                    for subnet in subnets {
+                        let clash = others.iter().find(|theirs| theirs.overlaps(subnet));
+                        prop_assert_eq!(clash, None, "{} of {} and {}", subnet, agent, other);
+                    }
+                }
+            }
+            let unique: BTreeSet<&String> = vteps.values().collect();
+            prop_assert_eq!(unique.len(), vteps.len());
+        }
+    }
+}
