@@ -31,6 +31,9 @@ pub enum Command {
     },
     /// Remove the CNI configurations that are ours and not of these overlays.
     RetainCni(BTreeSet<OverlayName>),
+    /// Remove the Docker networks that are ours, not of these overlays, and of no container: for
+    /// [`super::Event::Removed`].
+    RetainDocker(BTreeSet<OverlayName>),
     /// Answer a request.
     Reply {
         /// Which request.
@@ -50,6 +53,7 @@ impl fmt::Display for Command {
                 write!(f, "attempt {attempt}: {} of {}", network.kind(), network.name())
             }
             Self::RetainCni(names) => write!(f, "retain {} cni configurations", names.len()),
+            Self::RetainDocker(names) => write!(f, "retain {} docker networks", names.len()),
             Self::Reply { id, .. } => write!(f, "reply to request {}", id.0),
         }
     }

@@ -43,6 +43,9 @@ pub enum Event {
         /// Nothing if the network is now as wanted, or why it is not.
         result: Result<(), String>,
     },
+    /// The answer to [`super::Command::RetainDocker`]: what is still there, a sentence each; or why
+    /// it could not be found out.
+    Removed(Result<Vec<String>, String>),
     /// Somebody asks over HTTP and waits for the [`super::Command::Reply`] of the same id.
     Request(RequestId, Request),
 }
@@ -62,6 +65,8 @@ impl fmt::Display for Event {
                 let result = result.as_ref().map_or_else(String::as_str, |()| "done");
                 write!(f, "attempt {attempt}, {kind} of {overlay}: {result}")
             }
+            Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),
+            Self::Removed(Err(reason)) => write!(f, "no docker networks removed: {reason}"),
             Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
         }
     }

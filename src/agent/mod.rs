@@ -5,6 +5,7 @@
 
 mod command;
 mod event;
+mod leftovers;
 mod metrics;
 mod network;
 mod overlays;
@@ -28,6 +29,7 @@ use crate::clock::Now;
 use crate::machine::{Machine, is_worth_a_line};
 use crate::metrics::{Catalogue, HostCounters, Snapshot};
 use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, Refused};
+use leftovers::Leftovers;
 use overlays::Overlays;
 use registration::{Phase, Registration};
 
@@ -53,6 +55,9 @@ pub struct Settings {
     pub max_configuration_attempts: u32,
     /// How often a network that was found ready is verified.
     pub verify_interval: Duration,
+    /// Whether Docker networks that are no longer assigned are removed, if it has to do with Docker
+    /// at all. Not where several agents have one Docker engine.
+    pub removes_docker_networks: bool,
 }
 
 /// The agent. See [`Machine`] for how to run it.
@@ -63,6 +68,7 @@ pub struct Agent {
     random: fastrand::Rng,
     registration: Registration,
     overlays: Overlays,
+    leftovers: Leftovers,
     /// Whether the master has assigned anything since this agent was started.
     has_assignments: bool,
     /// Whether the master lacks the latest statuses.
@@ -82,6 +88,7 @@ impl Agent {
             random: fastrand::Rng::with_seed(seed),
             registration: Registration::new(),
             overlays: Overlays::default(),
+            leftovers: Leftovers::default(),
             has_assignments: false,
             has_news: false,
             counters: Counters::default(),
@@ -111,7 +118,11 @@ impl Machine for Agent {
                 }
             }
             Event::Applied { attempt, overlay, kind, result } => {
+                self.leftovers.ended(attempt);
                 self.applied(now, attempt, (&overlay, kind), result);
+            }
+            Event::Removed(result) => {
+                self.leftovers.removed(now, result, self.settings.verify_interval);
             }
             Event::Request(id, request) => {
                 let reply = match request {
@@ -130,7 +141,9 @@ impl Machine for Agent {
     }
 
     fn next_timeout(&self) -> Option<Duration> {
-        [self.registration.due(), self.overlays.next_due()].into_iter().flatten().min()
+        let leftovers = self.leftovers.next_due(&self.overlays.docker_names());
+        let overlays = self.overlays.next_due(|network| !self.leftovers.holds(network));
+        [self.registration.due(), overlays, leftovers].into_iter().flatten().min()
     }
 
     fn metrics(&self) -> Metrics {
@@ -139,7 +152,7 @@ impl Machine for Agent {
             Condition::Detached
         } else if !self.registration.is_acknowledged() {
             Condition::Registering
-        } else if overlays.failed > 0 {
+        } else if overlays.failed > 0 || !self.leftovers.kept().is_empty() {
             Condition::Degraded
         } else {
             Condition::Ok
@@ -210,6 +223,12 @@ impl Agent {
         if self.overlays.update(now, assignments, &self.settings.options) || is_first {
             log::info!("the master assigned {count} overlays");
             self.commands.push_back(Command::RetainCni(self.overlays.cni_names()));
+            let options = &self.settings.options;
+            // One without subnets may be beside another agent, as on the masters of DC/OS.
+            let has_docker = options.docker_bridge && options.allocate_subnet;
+            if has_docker && self.settings.removes_docker_networks {
+                self.leftovers.assigned(now);
+            }
         }
         // A master that assigns wants a report, even if nothing has changed: it may have been
         // restarted.
@@ -285,7 +304,14 @@ impl Agent {
             self.commands.push_back(Command::Link(master.clone()));
             self.commands.push_back(Command::Send { to: master, message });
         }
-        for (attempt, network) in self.overlays.take_due(now) {
+        let wanted = self.overlays.docker_names();
+        if self.leftovers.take_due(now, &wanted) {
+            self.commands.push_back(Command::RetainDocker(wanted));
+        }
+        let leftovers = &self.leftovers;
+        let due = self.overlays.take_due(now, |network| !leftovers.holds(network));
+        for (attempt, network) in due {
+            self.leftovers.begun(attempt, &network);
             self.commands.push_back(Command::Apply { attempt, network });
         }
     }
@@ -307,6 +333,7 @@ impl Agent {
         let Metrics { status, counters, .. } = self.metrics();
         let mut problems: Vec<String> =
             self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        problems.extend_from_slice(self.leftovers.kept());
         match status {
             Condition::Detached => problems.push("no master is known".to_owned()),
             Condition::Registering if self.registration.unanswered() > SILENCE => {

@@ -46,11 +46,16 @@ impl Overlays {
         is_news
     }
 
-    /// The networks whose moment has come, each with the number of its attempt.
-    pub(super) fn take_due(&mut self, now: Now) -> Vec<(u64, ContainerNetwork)> {
+    /// The networks whose moment has come and that may be tried, each with the number of its
+    /// attempt.
+    pub(super) fn take_due(
+        &mut self,
+        now: Now,
+        may_be_tried: impl Fn(&ContainerNetwork) -> bool,
+    ) -> Vec<(u64, ContainerNetwork)> {
         let mut due = Vec::new();
         for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
-            if task.due.is_some_and(|due| due <= now.elapsed) {
+            if task.due.is_some_and(|due| due <= now.elapsed) && may_be_tried(&task.network) {
                 self.last_attempt += 1;
                 task.due = None;
                 task.running = Some(Running { attempt: self.last_attempt, is_outdated: false });
@@ -85,8 +90,13 @@ impl Overlays {
         self.list.iter().all(|overlay| overlay.status() != Status::Configuring)
     }
 
-    pub(super) fn next_due(&self) -> Option<Duration> {
-        self.list.iter().flat_map(|overlay| &overlay.tasks).filter_map(|task| task.due).min()
+    /// When the next one of those is to be tried that may be.
+    pub(super) fn next_due(
+        &self,
+        may_be_tried: impl Fn(&ContainerNetwork) -> bool,
+    ) -> Option<Duration> {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        tasks.filter(|task| may_be_tried(&task.network)).filter_map(|task| task.due).min()
     }
 
     /// The share of every overlay, with its status.
@@ -105,6 +115,17 @@ impl Overlays {
             .filter(|task| task.network.kind() == NetworkKind::Cni)
             .map(|task| task.network.name().clone())
             .collect()
+    }
+
+    /// The overlays whose Docker network is wanted, or may be: of an assignment that cannot be used
+    /// nobody knows.
+    pub(super) fn docker_names(&self) -> BTreeSet<OverlayName> {
+        let is_wanted = |overlay: &&Overlay| {
+            let mut tasks = overlay.tasks.iter();
+            overlay.refusal.is_some() || tasks.any(|it| it.network.kind() == NetworkKind::Docker)
+        };
+        let wanted = self.list.iter().filter(is_wanted);
+        wanted.map(|overlay| overlay.assignment.name().clone()).collect()
     }
 
     /// Attempts of the network that took most.

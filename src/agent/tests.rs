@@ -21,6 +21,7 @@ impl World {
             options,
             max_configuration_attempts: 4,
             verify_interval: Duration::from_secs(60),
+            removes_docker_networks: true,
         };
         let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
         Self { agent, now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 } }
@@ -556,4 +557,91 @@ fn a_report_that_nobody_waits_for_is_counted_as_dropped() {
     world.detect();
     assert_eq!(world.update(vec![assignment("vxlan-1", 1)]), [REPORT]);
     assert_eq!(world.metrics(DROPPED), [1]);
+}
+
+/// Registered, with the Docker networks of two overlays, nothing of which is under way.
+fn with_two_docker_networks() -> World {
+    let mut world = World::with(AgentOptions { mesos_bridge: false, ..AgentOptions::default() });
+    world.detect();
+    assert_eq!(
+        world.update(vec![assignment("vxlan-1", 1), assignment("vxlan-2", 2)]),
+        [
+            "retain 0 cni configurations",
+            "retain 2 docker networks",
+            "attempt 1: docker network of vxlan-1",
+            "attempt 2: docker network of vxlan-2"
+        ]
+    );
+    world.applied_to("vxlan-1", 1, NetworkKind::Docker, Ok(()));
+    world.applied_to("vxlan-2", 2, NetworkKind::Docker, Ok(()));
+    world.acknowledge();
+    assert_eq!(world.after(Event::Removed(Ok(Vec::new()))), NOTHING);
+    assert_eq!(world.health().status, Condition::Ok);
+    world
+}
+
+#[test]
+fn a_docker_network_that_is_no_longer_assigned_is_removed_as_soon_as_nobody_uses_it() {
+    let mut world = with_two_docker_networks();
+    let said = world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(said, ["retain 0 cni configurations", REPORT, "retain 1 docker networks"]);
+    world.acknowledge();
+    let kept = "docker network vxlan-2: is no longer assigned and has containers: remove them \
+                (web), then the agent removes it";
+    assert_eq!(world.after(Event::Removed(Ok(vec![kept.to_owned()]))), NOTHING);
+    let health = world.health();
+    assert_eq!((health.status, health.problems), (Condition::Degraded, vec![kept.to_owned()]));
+    world.now.elapsed += Duration::from_secs(60);
+    let said = world.after(Event::Timeout);
+    assert_eq!(said, ["retain 1 docker networks", "attempt 3: docker network of vxlan-1"]);
+    // Docker may be down then: what was known is still the best that is known.
+    world.after(Event::Removed(Err("the Docker daemon is not running".to_owned())));
+    assert_eq!(world.health().problems, [kept]);
+    world.now.elapsed += Duration::from_secs(60);
+    assert!(world.after(Event::Timeout).contains(&"retain 1 docker networks".to_owned()));
+    world.after(Event::Removed(Ok(Vec::new())));
+    assert_eq!(world.health().problems, [""; 0]);
+}
+
+#[test]
+fn what_is_assigned_while_others_are_removed_is_made_after_that() {
+    let mut world = with_two_docker_networks();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    world.acknowledge();
+    // The removal does not know that it is wanted again.
+    let said = world.update(vec![assignment("vxlan-1", 1), assignment("vxlan-2", 2)]);
+    assert_eq!(said, ["retain 0 cni configurations"]);
+    assert!(world.agent.next_timeout() > Some(world.now.elapsed), "it waits for the end of that");
+    assert_eq!(
+        world.after(Event::Removed(Ok(Vec::new()))),
+        ["retain 2 docker networks", "attempt 3: docker network of vxlan-2"]
+    );
+}
+
+#[test]
+fn what_is_dropped_while_it_is_made_is_removed_after_that() {
+    let mut world = World::with(AgentOptions { mesos_bridge: false, ..AgentOptions::default() });
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1), assignment("vxlan-2", 2)]);
+    world.after(Event::Removed(Ok(Vec::new())));
+    let said = world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(said, ["retain 0 cni configurations"]);
+    assert_eq!(
+        world.applied_to("vxlan-2", 2, NetworkKind::Docker, Ok(())),
+        ["retain 1 docker networks"]
+    );
+}
+
+#[test]
+fn an_agent_without_docker_networks_of_its_own_removes_none() {
+    for options in [
+        AgentOptions { docker_bridge: false, ..AgentOptions::default() },
+        AgentOptions { allocate_subnet: false, ..AgentOptions::default() },
+    ] {
+        let mut world = World::with(options);
+        world.detect();
+        let said = world.update(Vec::new());
+        assert_eq!(said[0], "retain 0 cni configurations");
+        assert!(!said.iter().any(|line| line.contains("docker networks")), "{said:?}");
+    }
 }

@@ -70,6 +70,7 @@ impl AgentCommand {
             options: config.options,
             max_configuration_attempts: config.max_configuration_attempts,
             verify_interval: config.verify_interval,
+            removes_docker_networks: true,
         };
         let docker = Docker::new(config.docker, settings.options.command_timeout);
         runtime()?.block_on(serve(self.listen, &self.addresses, settings, master, cni, docker))

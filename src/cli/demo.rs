@@ -180,6 +180,7 @@ impl Cluster {
                 options: AgentOptions { docker_bridge: has_docker, ..config.options },
                 max_configuration_attempts: config.max_configuration_attempts,
                 verify_interval: config.verify_interval,
+                removes_docker_networks: false,
             },
             master: Detector::Fixed(master),
             cni,

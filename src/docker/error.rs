@@ -123,6 +123,15 @@ pub enum Reason {
         /// The containers that were seen in it.
         containers: Vec<String>,
     },
+    /// Its overlay is no longer assigned, and it is used.
+    #[error(
+        "is no longer assigned and has containers: remove them{named}, then the agent removes it",
+        named = named(containers)
+    )]
+    Unassigned {
+        /// The containers that belong to it, be they running or not.
+        containers: Vec<String>,
+    },
     /// Somebody else's network.
     #[error("is not the agent's: it is left alone")]
     Foreign,

@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod network;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +41,15 @@ pub enum Outcome {
     Recreated,
     /// The network was right already.
     Unchanged,
+}
+
+/// What became of networks that are not wanted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// The overlays whose networks were removed.
+    pub removed: Vec<OverlayName>,
+    /// Those that are still there, and why.
+    pub kept: Vec<DockerError>,
 }
 
 /// The Docker engine of this host.
@@ -123,6 +133,76 @@ impl Docker {
         }
         call.remove(&found).await?;
         Ok(true)
+    }
+
+    /// Removes the networks that are ours, of none of the overlays `wanted`, and of no container,
+    /// be it running or not: one that was stopped could not be started again.
+    ///
+    /// # Errors
+    /// When it cannot be found out which networks there are.
+    pub async fn remove_unwanted(&self, wanted: &BTreeSet<OverlayName>) -> Result<Removal, Reason> {
+        let mut removal = Removal::default();
+        let networks = match self.networks().await {
+            Ok(networks) => networks,
+            // Without Docker there are none.
+            Err(Reason::ProgramNotFound { .. }) => return Ok(removal),
+            Err(reason) => return Err(reason),
+        };
+        for found in networks {
+            let Ok(name) = found.name.parse::<OverlayName>() else { continue };
+            if wanted.contains(&name) || !found.was_made_by_us(&name) {
+                continue;
+            }
+            match self.call(&name).remove_unused(&found).await {
+                Ok(()) => removal.removed.push(name),
+                Err(error) => removal.kept.push(error),
+            }
+        }
+        Ok(removal)
+    }
+
+    /// All networks that could be ours.
+    async fn networks(&self) -> Result<Vec<Found>, Reason> {
+        let deadline = Instant::now() + self.timeout;
+        let list = ["network", "ls", "--no-trunc", "--quiet", "--filter=driver=bridge"];
+        let listed = self.run(&list, deadline).await?;
+        if !listed.success {
+            return Err(refusal(&list, &listed));
+        }
+        let ids = String::from_utf8_lossy(&listed.stdout);
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inspect: Vec<&str> = ["network", "inspect"].into_iter().chain(ids).collect();
+        // Networks that are gone by now make the command fail, the others are printed all the same.
+        let inspected = self.run(&inspect, deadline).await?;
+        Found::parse_all(&inspected.stdout).map_err(|error| Reason::Unreadable {
+            command: shown(&inspect),
+            reason: error.to_string(),
+        })
+    }
+
+    async fn run(
+        &self,
+        arguments: &[impl AsRef<str>],
+        deadline: Instant,
+    ) -> Result<Finished, Reason> {
+        let program = &self.program;
+        let all = self.leading.iter().map(OsString::as_os_str);
+        let all = all.chain(arguments.iter().map(|argument| argument.as_ref().as_ref()));
+        command::run(program, all, deadline).await.map_err(|failure| {
+            let command = shown(arguments);
+            match failure {
+                Failure::NotFound => Reason::ProgramNotFound { program: program.clone() },
+                Failure::Start(error) => {
+                    Reason::Start { program: program.clone(), reason: error.to_string() }
+                }
+                Failure::Lost(error) => Reason::Lost { command, reason: error.to_string() },
+                Failure::TimedOut => Reason::TimedOut { command, timeout: self.timeout },
+                Failure::TooMuchOutput => Reason::TooMuchOutput { command },
+            }
+        })
     }
 
     fn call<'a>(&'a self, name: &'a OverlayName) -> Call<'a> {
@@ -218,6 +298,28 @@ impl Call<'_> {
         }
     }
 
+    /// Removes it unless a container belongs to it.
+    async fn remove_unused(&self, found: &Found) -> Result<(), DockerError> {
+        // By its name too: of a container that was never started Docker knows no more.
+        let filters = [&found.id, &found.name].map(|it| format!("--filter=network={it}"));
+        let [id, name] = &filters;
+        let arguments = ["ps", "--all", "--no-trunc", "--format={{.Names}}", id, name];
+        let finished = self.run(&arguments).await?;
+        if !finished.success {
+            return Err(self.refused(&arguments, &finished));
+        }
+        let names = String::from_utf8_lossy(&finished.stdout);
+        let mut containers: Vec<String> =
+            names.split_whitespace().map(|name| name.escape_debug().to_string()).collect();
+        if containers.is_empty() {
+            containers = found.attached();
+        }
+        if !containers.is_empty() {
+            return Err(self.failed(Reason::Unassigned { containers }));
+        }
+        self.remove(found).await
+    }
+
     /// The network that has addresses of `network`: Docker does not name it. `None` if it cannot be
     /// told.
     async fn overlapping(&self, network: &DockerNetwork) -> Option<Overlap> {
@@ -237,31 +339,12 @@ impl Call<'_> {
     }
 
     async fn run(&self, arguments: &[impl AsRef<str>]) -> Result<Finished, DockerError> {
-        let program = &self.docker.program;
-        let all = self.docker.leading.iter().map(OsString::as_os_str);
-        let all = all.chain(arguments.iter().map(|argument| argument.as_ref().as_ref()));
-        command::run(program, all, self.deadline).await.map_err(|failure| {
-            let command = shown(arguments);
-            self.failed(match failure {
-                Failure::NotFound => Reason::ProgramNotFound { program: program.clone() },
-                Failure::Start(error) => {
-                    Reason::Start { program: program.clone(), reason: error.to_string() }
-                }
-                Failure::Lost(error) => Reason::Lost { command, reason: error.to_string() },
-                Failure::TimedOut => Reason::TimedOut { command, timeout: self.docker.timeout },
-                Failure::TooMuchOutput => Reason::TooMuchOutput { command },
-            })
-        })
+        let finished = self.docker.run(arguments, self.deadline).await;
+        finished.map_err(|reason| self.failed(reason))
     }
 
     fn refused(&self, arguments: &[&str], finished: &Finished) -> DockerError {
-        let said = error::first_line(finished);
-        self.failed(match Complaint::of(finished) {
-            Complaint::NotRunning => Reason::NotRunning { said },
-            Complaint::PermissionDenied => Reason::PermissionDenied { said },
-            Complaint::AmbiguousName => Reason::AmbiguousName,
-            _ => Reason::Refused { command: shown(arguments), said },
-        })
+        self.failed(refusal(arguments, finished))
     }
 
     fn unreadable(&self, arguments: &[&str], reason: String) -> DockerError {
@@ -274,6 +357,17 @@ impl Call<'_> {
 
     fn failed(&self, reason: Reason) -> DockerError {
         DockerError { network: self.name.clone(), reason }
+    }
+}
+
+/// Why a command failed.
+fn refusal(arguments: &[&str], finished: &Finished) -> Reason {
+    let said = error::first_line(finished);
+    match Complaint::of(finished) {
+        Complaint::NotRunning => Reason::NotRunning { said },
+        Complaint::PermissionDenied => Reason::PermissionDenied { said },
+        Complaint::AmbiguousName => Reason::AmbiguousName,
+        _ => Reason::Refused { command: shown(arguments), said },
     }
 }
 

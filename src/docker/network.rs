@@ -142,6 +142,11 @@ impl Found {
         self.driver == DRIVER && self.option(BRIDGE_NAME) == Some(name.docker_bridge().as_str())
     }
 
+    /// Whether it also has what nobody writes by hand: for what is removed without being asked for.
+    pub(super) fn was_made_by_us(&self, name: &OverlayName) -> bool {
+        self.is_ours(name) && self.is_off(MASQUERADE) && self.option(MTU).is_some()
+    }
+
     /// Names of the containers that run in it.
     pub(super) fn attached(&self) -> Vec<String> {
         let containers = self.containers.iter().flatten();

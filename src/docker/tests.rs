@@ -2,11 +2,12 @@
 //! recorded answers in turn and notes how it was called. The answers of 20.10 and of the 28.2
 //! client are those of real ones; the others differ in what is known to differ.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Difference, Docker, DockerError, Outcome, Reason};
+use super::{Difference, Docker, DockerError, Outcome, Reason, Removal};
 use crate::addr::{Mtu, OverlayName};
 use crate::agent::DockerNetwork;
 
@@ -567,4 +568,71 @@ async fn only_a_network_of_ours_is_removed() {
         Err("docker network vxlan-1: has containers and cannot be removed: end them (web)"
             .to_owned())
     );
+}
+
+/// A network of the overlay `name`, as `docker network inspect` prints it.
+fn listed(name: &str, options: &str) -> String {
+    format!(
+        r#"{{"Name":"{name}","Id":"id-{name}","Driver":"bridge","IPAM":{{"Config":[]}},"Containers":{{}},
+"Options":{{"com.docker.network.bridge.name":"d-{name}"{options}}}}}"#
+    )
+}
+
+#[tokio::test]
+async fn what_is_not_wanted_is_removed_if_it_is_ours_and_no_container_is_left() {
+    let ours = r#","com.docker.network.bridge.enable_ip_masquerade":"false",
+        "com.docker.network.driver.mtu":"1420""#;
+    let others = [
+        listed("wanted", ours),
+        listed("unused", ours),
+        listed("stopped", ours),
+        listed("by-hand", ""),
+        listed("foreign", ours).replace("d-foreign", "br0"),
+        listed("odd", ours).replace("\"odd\"", "\"no overlay\""),
+    ];
+    let inspected = format!("cat <<'EOF'\n[{}]\nEOF\nexit 1", others.join(","));
+    let fake = Fake::new(&[
+        Answer("echo 1; echo 2"),
+        Answer(&inspected),
+        Answer("true"),
+        Answer("echo id-unused"),
+        Answer("echo web; echo db"),
+    ]);
+    let wanted = BTreeSet::from(["wanted".parse().unwrap()]);
+    let removal = fake.docker(Duration::from_secs(60)).remove_unwanted(&wanted).await.unwrap();
+    assert_eq!(removal.removed, ["unused".parse().unwrap()]);
+    let kept: Vec<String> = removal.kept.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        kept,
+        [
+            "docker network stopped: is no longer assigned and has containers: remove them (web, db), \
+          then the agent removes it"
+        ]
+    );
+    let ps = "ps --all --no-trunc --format={{.Names}} --filter=network=id-";
+    assert_eq!(
+        fake.calls(),
+        [
+            "network ls --no-trunc --quiet --filter=driver=bridge",
+            "network inspect 1 2",
+            &format!("{ps}unused --filter=network=unused"),
+            "network rm id-unused",
+            &format!("{ps}stopped --filter=network=stopped"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn where_there_is_no_docker_there_is_nothing_to_remove() {
+    let wanted = BTreeSet::new();
+    let none = Docker::new("/nowhere/docker", Duration::from_secs(60));
+    assert_eq!(none.remove_unwanted(&wanted).await, Ok(Removal::default()));
+    let fake = Fake::new(&[Answer("true")]);
+    let docker = fake.docker(Duration::from_secs(60));
+    assert_eq!(docker.remove_unwanted(&wanted).await, Ok(Removal::default()));
+    let down = "echo 'Cannot connect to the Docker daemon at unix:///x. Is the docker daemon \
+                running?' >&2; exit 1";
+    let fake = Fake::new(&[Answer(down)]);
+    let error = fake.docker(Duration::from_secs(60)).remove_unwanted(&wanted).await.unwrap_err();
+    assert!(matches!(error, Reason::NotRunning { .. }), "{error}");
 }

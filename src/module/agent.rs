@@ -49,6 +49,7 @@ pub(super) fn configure(
         options: config.options,
         max_configuration_attempts: config.max_configuration_attempts,
         verify_interval: config.verify_interval,
+        removes_docker_networks: true,
     };
     let directory = move || {
         CniDirectory::new(

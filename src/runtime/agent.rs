@@ -218,6 +218,7 @@ impl Executor<Agent> for AgentExecutor {
             }
             Command::Apply { attempt, network } => self.networks.apply(attempt, network),
             Command::RetainCni(wanted) => self.networks.retain_cni(wanted),
+            Command::RetainDocker(wanted) => self.networks.retain_docker(wanted),
             Command::Reply { id, reply } => inputs.reply(id, reply),
         }
     }

@@ -72,6 +72,25 @@ impl Networks {
         self.queue(CniJob::Retain(wanted));
     }
 
+    /// Removes the Docker networks that are ours, not of these overlays, and of no container. Its
+    /// end is an event.
+    pub(super) fn retain_docker(&mut self, wanted: BTreeSet<OverlayName>) {
+        let inbox = self.inbox.clone();
+        let docker = Arc::clone(&self.docker);
+        let calls = Arc::clone(&self.docker_calls);
+        self.tasks.spawn(async move {
+            let _turn = calls.acquire().await;
+            let mut call = JoinSet::new();
+            call.spawn(async move { remove_docker(&docker, &wanted).await });
+            let result = match call.join_next().await {
+                Some(Ok(result)) => result,
+                Some(Err(error)) => Err(error.to_string()),
+                None => return,
+            };
+            inbox.tell(Event::Removed(result)).await;
+        });
+    }
+
     fn queue(&self, job: CniJob) {
         if self.cni_jobs.send(job).is_err() {
             log::error!("nothing is done in the CNI directory any more: this is a defect");
@@ -108,6 +127,17 @@ async fn ensure_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), S
         log::info!("overlay {}: made the docker network", network.name);
     }
     Ok(())
+}
+
+async fn remove_docker(
+    docker: &Docker,
+    wanted: &BTreeSet<OverlayName>,
+) -> Result<Vec<String>, String> {
+    let removal = docker.remove_unwanted(wanted).await.map_err(|reason| reason.to_string())?;
+    for name in removal.removed {
+        log::info!("removed the docker network of {name}: no longer assigned");
+    }
+    Ok(removal.kept.iter().map(ToString::to_string).collect())
 }
 
 async fn work_on_cni(

@@ -1,5 +1,6 @@
 //! Docker networks on a real daemon.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -109,6 +110,32 @@ async fn a_network_with_a_container_stays_and_an_empty_one_is_removed() {
     engine.succeed(&["rm", "--force", "web"]);
     assert_eq!(engine.docker().remove(&network.name).await, Ok(true));
     assert_eq!(engine.docker().remove(&network.name).await, Ok(false));
+}
+
+#[tokio::test]
+#[ignore = "needs root and packages: tests/run host"]
+async fn a_network_that_is_not_wanted_stays_as_long_as_a_container_belongs_to_it() {
+    let engine = Engine::start();
+    engine.import_image();
+    let (unwanted, wanted) = (vxlan_1(), vxlan_2());
+    engine.docker().ensure(&unwanted).await.unwrap();
+    engine.docker().ensure(&wanted).await.unwrap();
+    engine.succeed(&["network", "create", "--subnet=10.77.0.0/24", "lab"]);
+    // Never started: Docker itself would let its network go.
+    engine.succeed(&["create", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "true"]);
+    let names = BTreeSet::from([wanted.name.clone()]);
+    let removal = engine.docker().remove_unwanted(&names).await.unwrap();
+    assert_eq!(removal.removed, []);
+    assert_eq!(
+        removal.kept[0].to_string(),
+        "docker network vxlan-1: is no longer assigned and has containers: remove them (web), then \
+         the agent removes it"
+    );
+    engine.succeed(&["rm", "web"]);
+    let removal = engine.docker().remove_unwanted(&names).await.unwrap();
+    assert_eq!((removal.removed, removal.kept), (vec![unwanted.name], Vec::new()));
+    assert_eq!(engine.docker().exists(&wanted.name).await, Ok(true));
+    engine.inspect("lab");
 }
 
 #[tokio::test]
