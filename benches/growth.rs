@@ -3,6 +3,7 @@
 //! that is scanned shows as a ratio like that of the sizes; a tree shows as its depth and the
 //! caches of the processor, which is a single digit for a thousand times the size.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::ExitCode;
@@ -15,9 +16,9 @@ use mesos_network_overlay::config::parse_master;
 use mesos_network_overlay::http::{render_master, route_master};
 use mesos_network_overlay::ipam::SubnetPool;
 use mesos_network_overlay::machine::Machine as _;
-use mesos_network_overlay::master::{Command, Event, Master, Reply, Request, Settings};
+use mesos_network_overlay::master::{Command, Event, Forget, Master, Reply, Request, Settings};
 use mesos_network_overlay::protocol::{AddressRange, AgentOptions, Message, RequestId};
-use mesos_network_overlay::store::{Epoch, Loaded, Version};
+use mesos_network_overlay::store::{Change, Epoch, Key, Loaded, Version};
 
 /// How often each measurement is made. The shortest counts: a disturbance only makes it longer.
 const RUNS: usize = 5;
@@ -45,6 +46,8 @@ fn main() -> ExitCode {
         );
         allocations();
         registrations();
+        new_agents();
+        recoveries();
         states();
     }
     ExitCode::SUCCESS
@@ -87,6 +90,75 @@ fn registrations() {
     }
 }
 
+fn new_agents() {
+    println!("\nregister for the first time, with its history, and be forgotten");
+    let mut first = None;
+    for count in [1000, 10_000] {
+        let mut master = leading(count);
+        let mut version = u64::from(count);
+        let time = best(|| {
+            for _ in 0..STEPS / 10 {
+                assert!(register(&mut master, count) > 1, "it is new");
+                version += 1;
+                master.handle(now(), Event::Committed(Ok(Version(version))));
+                let agents = vec![agent(count)];
+                let question = Request::Forget(Forget { agents, force: true, dry_run: false });
+                master.handle(now(), Event::Request(RequestId(1), question));
+                while let Some(command) = master.poll_command() {
+                    black_box(command);
+                }
+                version += 1;
+                master.handle(now(), Event::Committed(Ok(Version(version))));
+            }
+        });
+        show(&format!("{count} agents"), time / (STEPS / 10), &mut first);
+    }
+}
+
+fn recoveries() {
+    println!("\nread the state and try another configuration on it, for each agent");
+    let (mut first, mut first_trial) = (None, None);
+    for count in [1000, 20_000] {
+        let records = stored(count);
+        let network = parse_master("network.json", NETWORK).expect("it is a network").0.network;
+        let mut recovered = None;
+        let time = best(|| {
+            let mut master = master();
+            let loaded = Loaded { epoch: Epoch(1), version: Version(9), records: records.clone() };
+            master.handle(now(), Event::Loaded(Ok(loaded)));
+            recovered = Some(black_box(master));
+        });
+        show(&format!("read {count} agents in {time:.1?}"), time / count, &mut first);
+        let mut master = recovered.expect("it was measured");
+        let time = best(|| {
+            let question = Request::Preview(Box::new(network.clone()));
+            master.handle(now(), Event::Request(RequestId(1), question));
+            while let Some(command) = master.poll_command() {
+                black_box(command);
+            }
+        });
+        show(&format!("try it on {count} agents in {time:.1?}"), time / count, &mut first_trial);
+    }
+}
+
+/// What the store has of so many agents.
+fn stored(count: u32) -> Vec<(Key, Vec<u8>)> {
+    let mut master = master();
+    let loaded = Loaded { epoch: Epoch(1), version: Version(0), records: Vec::new() };
+    master.handle(now(), Event::Loaded(Ok(loaded)));
+    let mut records = BTreeMap::new();
+    for (version, agent) in (1..).zip(0..count) {
+        for change in changes_of_registering(&mut master, agent) {
+            match change {
+                Change::Put(key, bytes) => drop(records.insert(key, bytes)),
+                Change::Delete(key) => drop(records.remove(&key)),
+            }
+        }
+        master.handle(now(), Event::Committed(Ok(Version(version))));
+    }
+    records.into_iter().collect()
+}
+
 fn states() {
     println!("\nrender the whole state as JSON, for each agent");
     let mut first = None;
@@ -109,10 +181,7 @@ fn states() {
 
 /// A master with so many agents, all of them stored.
 fn leading(count: u32) -> Master {
-    let (config, _) = parse_master("network.json", NETWORK).expect("it is a network");
-    let settings = Settings { network: Arc::new(config.network), reuse_after: Duration::ZERO };
-    let mut master = Master::new(settings, 1);
-    assert_eq!(master.poll_command(), Some(Command::Load));
+    let mut master = master();
     let loaded = Loaded { epoch: Epoch(1), version: Version(0), records: Vec::new() };
     master.handle(now(), Event::Loaded(Ok(loaded)));
     for agent in 0..count {
@@ -122,16 +191,32 @@ fn leading(count: u32) -> Master {
     master
 }
 
+/// A master that waits for its state.
+fn master() -> Master {
+    let (config, _) = parse_master("network.json", NETWORK).expect("it is a network");
+    let settings = Settings { network: Arc::new(config.network), reuse_after: Duration::ZERO };
+    let mut master = Master::new(settings, 1);
+    assert_eq!(master.poll_command(), Some(Command::Load));
+    master
+}
+
+fn agent(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 0, 1).to_bits() + number)
+}
+
 /// Registers an agent and does what the runtime would. Returns how many records were written.
-fn register(master: &mut Master, agent: u32) -> usize {
-    let ip = Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 0, 1).to_bits() + agent);
-    let from = Upid::agent(SocketAddrV4::new(ip, 5051));
+fn register(master: &mut Master, number: u32) -> usize {
+    changes_of_registering(master, number).len()
+}
+
+fn changes_of_registering(master: &mut Master, number: u32) -> Vec<Change> {
+    let from = Upid::agent(SocketAddrV4::new(agent(number), 5051));
     let message = Message::RegisterAgent(AgentOptions::default());
     master.handle(now(), Event::Message { from, message });
-    let mut written = 0;
+    let mut written = Vec::new();
     while let Some(command) = master.poll_command() {
         if let Command::Commit { changes, .. } = black_box(command) {
-            written += changes.len();
+            written.extend(changes);
         }
     }
     written
