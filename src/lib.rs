@@ -15,14 +15,15 @@
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
 //!   │ protocol, addr, clock,       │    │                              │
-//!   │ machine, metrics             │    │                              │
+//!   │ machine, metrics             │    │ zookeeper: what store and    │
+//!   │                              │    │ detector have in common      │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
 //! Pure rooms use pure rooms only, so that all that is decided is decided by functions of their
 //! arguments: a test, a simulator, this program or a Mesos process can run the same machines.
-//! Adapters use pure rooms and never each other; `runtime` uses all of them; nobody uses `cli`
-//! or `module`.
+//! Adapters use pure rooms and never each other, but for the session with ZooKeeper that two of
+//! them need; `runtime` uses all of them; nobody uses `cli` or `module`.
 //! `tests/tidy.rs` checks it. One thing crosses the line: the master speaks of its state in the
 //! words of the store, which are plain data.
 //!
@@ -53,9 +54,10 @@
 //!
 //! What is done:
 //!
-//! - [`store`]: keeps the master's state: in a file, or in memory
+//! - [`zookeeper`]: a session with ZooKeeper, for the store and the detector
+//! - [`store`]: keeps the master's state: in a file, in ZooKeeper, or in memory
 //! - [`transport`]: messages and HTTP over TCP, as libprocess speaks them
-//! - [`detector`]: where the master is
+//! - [`detector`]: where the master is, and which of several masters leads
 //! - [`cni`]: the network of the MesosContainerizer: configuration files that Mesos reads
 //! - [`docker`]: the network of the DockerContainerizer, made and compared through `docker`
 //! - [`runtime`]: the loop, the queue of events, and what is held back until it is stored
@@ -81,3 +83,4 @@ pub mod runtime;
 pub mod store;
 pub mod transport;
 pub mod wire;
+pub mod zookeeper;

@@ -28,7 +28,10 @@ const MAP_LINES_MAX: usize = 120;
 enum Kind {
     /// Only pure rooms, and nothing of the world outside.
     Pure,
-    /// Pure rooms, and never another adapter: what two of them share is pure and lives below.
+    /// What several adapters need to talk to the same thing: pure rooms only.
+    Link,
+    /// Pure rooms and links, and never another adapter: what else two of them share is pure and
+    /// lives below.
     Adapter,
     /// All but the command line.
     Runtime,
@@ -37,7 +40,7 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 19] = [
+const ROOMS: [(&str, Kind); 20] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
@@ -49,6 +52,7 @@ const ROOMS: [(&str, Kind); 19] = [
     ("master", Kind::Pure),
     ("agent", Kind::Pure),
     ("http", Kind::Pure),
+    ("zookeeper", Kind::Link),
     ("store", Kind::Adapter),
     ("detector", Kind::Adapter),
     ("transport", Kind::Adapter),
@@ -65,7 +69,7 @@ const STORE_WORDS: [&str; 6] = ["Change", "Epoch", "Key", "Loaded", "StoreError"
 
 /// What a pure room must not name: clocks, randomness of its own, threads, files, sockets, the
 /// environment, the terminal.
-const IMPURE: [&str; 23] = [
+const IMPURE: [&str; 24] = [
     "env_logger",
     "fastrand::Rng::new",
     "fastrand::u64",
@@ -89,6 +93,7 @@ const IMPURE: [&str; 23] = [
     "std::time::Instant",
     "std::time::SystemTime",
     "tokio",
+    "zookeeper_client",
 ];
 
 /// What belongs to the process, and so to Mesos where we are its guest: signals, and with them the
@@ -689,7 +694,8 @@ fn may_use(kind: Kind, other: Kind, path: &str) -> bool {
     };
     match kind {
         Kind::Pure => other == Kind::Pure || is_word(path),
-        Kind::Adapter => other == Kind::Pure,
+        Kind::Link => other == Kind::Pure,
+        Kind::Adapter => matches!(other, Kind::Pure | Kind::Link),
         Kind::Runtime => other != Kind::Face,
         Kind::Face => true,
     }
@@ -729,6 +735,8 @@ fn rooms_use_only_what_they_may() {
         file("src/cni/directory.rs", adapter),
         file("src/runtime/mod.rs", "use super::cli::run;\nuse crate::docker::Docker;\n"),
         file("src/cli/mod.rs", "use crate::docker::Docker;\n"),
+        file("src/store/memory.rs", "use crate::zookeeper::Session;\n"),
+        file("src/zookeeper/mod.rs", "use crate::store::Epoch;\n"),
     ];
     let advice = "what both need is pure and lives below";
     assert_eq!(
@@ -745,6 +753,10 @@ fn rooms_use_only_what_they_may() {
             format!(
                 "src/runtime/mod.rs:1: crate::cli::run: runtime (Runtime) may not use cli (Face): \
                  {advice}"
+            ),
+            format!(
+                "src/zookeeper/mod.rs:1: crate::store::Epoch: zookeeper (Link) may not use store \
+                 (Adapter): {advice}"
             ),
         ]
     );

@@ -1,6 +1,7 @@
 //! Values that cannot be invalid: whoever holds one need not check it again. Their `FromStr` errors
 //! are sentences for operators and carry the remedy.
 
+mod ensemble;
 mod interface_address;
 mod mac;
 mod mtu;
@@ -9,6 +10,7 @@ mod subnet;
 mod upid;
 mod vni;
 
+pub use ensemble::{Ensemble, EnsembleError};
 pub use interface_address::{InterfaceAddress, InterfaceAddressError};
 pub use mac::{Mac, MacError, Oui, OuiError};
 pub use mtu::{Mtu, MtuError};

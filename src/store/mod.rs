@@ -12,10 +12,12 @@ pub mod conformance;
 mod file;
 mod memory;
 mod replicated_log;
+mod zookeeper;
 
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use replicated_log::{Log, ReplicatedLogStore};
+pub use zookeeper::ZooKeeperStore;
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -10,4 +10,6 @@ mod agent;
 mod cni;
 mod docker;
 mod engine;
+mod ensemble;
 mod namespace;
+mod zookeeper;

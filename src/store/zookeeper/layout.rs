@@ -1,0 +1,139 @@
+//! Where the state is in ZooKeeper, and what is in the znodes that are not records.
+//!
+//! ```text
+//! PATH/state/epoch              the epoch in digits; the version of this znode fences
+//! PATH/state/head               format, version, and how many parts of a commit are pending
+//! PATH/state/agents/7/10.0.0.7  the record of an agent, in the group of its last byte
+//! PATH/state/pending/0          part of a commit that is too large for one request
+//! ```
+//! Mesos takes every child of an election's path for a candidate whose name ends in digits, which
+//! `state` does not. The groups are there because the list of the children of one znode has to fit
+//! into one answer.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this layout. A state with a later one is refused.
+const FORMAT: u32 = 1;
+
+/// The paths of a state.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    root: String,
+}
+
+impl Layout {
+    /// The state under `path`.
+    pub(super) fn under(path: &str) -> Self {
+        Self { root: format!("{path}/state") }
+    }
+
+    pub(super) fn root(&self) -> &str {
+        &self.root
+    }
+
+    pub(super) fn epoch(&self) -> String {
+        format!("{}/epoch", self.root)
+    }
+
+    pub(super) fn head(&self) -> String {
+        format!("{}/head", self.root)
+    }
+
+    pub(super) fn agents(&self) -> String {
+        format!("{}/agents", self.root)
+    }
+
+    pub(super) fn group(&self, group: u8) -> String {
+        format!("{}/agents/{group}", self.root)
+    }
+
+    pub(super) fn agent(&self, ip: Ipv4Addr) -> String {
+        let [_, _, _, group] = ip.octets();
+        format!("{}/{ip}", self.group(group))
+    }
+
+    pub(super) fn pending(&self) -> String {
+        format!("{}/pending", self.root)
+    }
+
+    pub(super) fn part(&self, number: u32) -> String {
+        format!("{}/pending/{number}", self.root)
+    }
+}
+
+/// The agent whose record is the child `name` of `group`.
+pub(super) fn agent_of(group: u8, name: &str) -> Option<Ipv4Addr> {
+    let ip: Ipv4Addr = name.parse().ok()?;
+    let [_, _, _, last] = ip.octets();
+    (last == group && ip.to_string() == name).then_some(ip)
+}
+
+/// What a commit changes beside records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Head {
+    format: u32,
+    /// The last commit.
+    pub(super) version: u64,
+    /// Into how many parts that commit was cut, some of which may wait to be applied; 0 if there is
+    /// nothing to apply.
+    pub(super) pending: u32,
+}
+
+impl Head {
+    pub(super) const fn new(version: u64, pending: u32) -> Self {
+        Self { format: FORMAT, version, pending }
+    }
+
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        format!(
+            r#"{{"format":{},"version":{},"pending":{}}}"#,
+            self.format, self.version, self.pending
+        )
+        .into_bytes()
+    }
+
+    /// What is wrong with it, if it cannot be read.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let head: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if head.format > FORMAT {
+            return Err(format!(
+                "it was written by a later version of mesos-overlay (format {}, this one knows \
+                 {FORMAT}): run that version",
+                head.format
+            ));
+        }
+        Ok(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_in_the_group_of_its_last_byte() {
+        let layout = Layout::under("/overlay");
+        let ip = Ipv4Addr::new(10, 0, 0, 7);
+        assert_eq!(layout.agent(ip), "/overlay/state/agents/7/10.0.0.7");
+        assert_eq!(agent_of(7, "10.0.0.7"), Some(ip));
+        for name in ["10.0.0.8", "10.0.0.07", "10.0.0", "note", ""] {
+            assert_eq!(agent_of(7, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_head_reads_what_it_prints() {
+        let head = Head::new(12, 3);
+        assert_eq!(head.to_bytes(), br#"{"format":1,"version":12,"pending":3}"#);
+        assert_eq!(Head::parse(&head.to_bytes()), Ok(head));
+        let later = Head::parse(br#"{"format":2,"version":1,"pending":0}"#).unwrap_err();
+        assert_eq!(
+            later,
+            "it was written by a later version of mesos-overlay (format 2, this one knows 1): run \
+             that version"
+        );
+        assert!(Head::parse(b"").is_err() && Head::parse(b"{}").is_err());
+    }
+}

@@ -1,0 +1,175 @@
+//! ZooKeeper servers on loopback ports: those of the Debian package `zookeeper`, as processes of
+//! the test, which can be killed, stopped and started again.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Where the package has its classes.
+const CLASSES: &str = "/usr/share/java";
+const MAIN: &str = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
+
+/// Longer than an ensemble takes to start on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Ports that the system gives to nobody by itself: a server that is started again needs its own.
+const PORTS: std::ops::Range<u16> = 10_000..20_000;
+
+/// Servers that know each other. Dropped, they are killed.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    servers: Vec<Server>,
+    _dir: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Server {
+    dir: PathBuf,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Servers {
+    /// Starts `count` servers, and waits until they serve. A tick is the unit of their timeouts: a
+    /// session lasts between 2 and 20.
+    pub(crate) fn start(count: usize, tick: Duration) -> Self {
+        assert!(
+            Path::new(CLASSES).join("zookeeper.jar").exists(),
+            "the Debian package zookeeper is missing: run 'tests/run host' as root"
+        );
+        // Beside the build, since /tmp may be memory, which makes durable writes look cheap.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let ports = free_ports(count * 3);
+        let peers: String = (0..count)
+            .map(|n| {
+                format!(
+                    "server.{}=127.0.0.1:{}:{}\n",
+                    n + 1,
+                    ports[count + n],
+                    ports[2 * count + n]
+                )
+            })
+            .collect();
+        let make = |n: usize| {
+            let (dir, port) = (dir.path().join(format!("server-{}", n + 1)), ports[n]);
+            fs::create_dir(&dir).expect("a directory");
+            fs::write(dir.join("myid"), (n + 1).to_string()).expect("an id");
+            let config = format!(
+                "dataDir={}\nclientPortAddress=127.0.0.1\nclientPort={port}\ntickTime={}\n\
+                 initLimit=20\nsyncLimit=5\nmaxClientCnxns=0\nadmin.enableServer=false\n\
+                 4lw.commands.whitelist=*\n{}",
+                dir.display(),
+                tick.as_millis(),
+                if count > 1 { peers.as_str() } else { "" }
+            );
+            fs::write(dir.join("zoo.cfg"), config).expect("a configuration");
+            Server { dir, port, child: None }
+        };
+        let mut servers = Self { servers: (0..count).map(make).collect(), _dir: dir };
+        (0..count).for_each(|n| servers.restart(n));
+        servers.wait_until_serving();
+        servers
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// All of them, as in a `zk://` address.
+    pub(crate) fn addresses(&self) -> String {
+        let servers = self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port));
+        servers.collect::<Vec<_>>().join(",")
+    }
+
+    /// As a power cut does.
+    pub(crate) fn kill(&mut self, n: usize) {
+        if let Some(mut child) = self.servers[n].child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts one that was killed, with the data that it had.
+    pub(crate) fn restart(&mut self, n: usize) {
+        let server = &mut self.servers[n];
+        let log = File::options().create(true).append(true).open(server.dir.join("log"));
+        let log = log.expect("a log");
+        let child = Command::new("java")
+            .args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(["-cp", &format!("{CLASSES}/*"), MAIN])
+            .arg(server.dir.join("zoo.cfg"))
+            .current_dir(&server.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("java starts");
+        server.child = Some(child);
+    }
+
+    /// Keeps all of them from running for `duration`, as a partition between them and us does.
+    pub(crate) fn suspend(&self, duration: Duration) {
+        let signal = |signal| {
+            for child in self.servers.iter().filter_map(|server| server.child.as_ref()) {
+                let _ =
+                    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal);
+            }
+        };
+        signal(rustix::process::Signal::STOP);
+        pause(duration);
+        signal(rustix::process::Signal::CONT);
+    }
+
+    /// Waits until each server that runs is in an ensemble that has a leader.
+    pub(crate) fn wait_until_serving(&self) {
+        for server in self.servers.iter().filter(|server| server.child.is_some()) {
+            let mut waited = Duration::ZERO;
+            while !ask(server.port, "srvr").contains("Mode: ") {
+                assert!(
+                    waited < PATIENCE,
+                    "{}",
+                    fs::read_to_string(server.dir.join("log")).unwrap_or_default()
+                );
+                pause(PAUSE);
+                waited += PAUSE;
+            }
+        }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        (0..self.servers.len()).for_each(|n| self.kill(n));
+    }
+}
+
+/// The answer to a command of four letters; nothing where none comes.
+fn ask(port: u16, command: &str) -> String {
+    let mut answer = String::new();
+    let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        let _ = stream.write_all(command.as_bytes());
+        let _ = stream.read_to_string(&mut answer);
+    }
+    answer
+}
+
+fn free_ports(count: usize) -> Vec<u16> {
+    let mut held = Vec::new();
+    while held.len() < count {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, fastrand::u16(PORTS));
+        held.extend(TcpListener::bind(address).map(|listener| (listener, address.port())));
+    }
+    held.into_iter().map(|(_, port)| port).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test waits for another process")]
+fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}

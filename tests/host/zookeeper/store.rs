@@ -1,0 +1,289 @@
+//! The store: what every store must do, fencing, outages of servers during commits, sessions that
+//! expire, and access lists.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use mesos_network_overlay::addr::Ensemble;
+use mesos_network_overlay::store::conformance::{self, Subject};
+use mesos_network_overlay::store::{
+    Change, Epoch, Key, Loaded, Store, StoreError, Version, ZooKeeperStore,
+};
+
+use super::{SESSION, TICK, ensemble};
+use crate::ensemble::Servers;
+
+/// How long an outage may last that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn open(ensemble: &Ensemble) -> ZooKeeperStore {
+    ZooKeeperStore::new(ensemble.clone(), SESSION).expect("a store")
+}
+
+fn key(number: u32) -> Key {
+    Key::Agent(Ipv4Addr::from(number))
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn it_conforms() {
+    let servers = Servers::start(1, TICK);
+    let count = Cell::new(0);
+    conformance::check(&|| {
+        count.set(count.get() + 1);
+        let address = ensemble(&servers, "", &format!("/conformance/{}", count.get()));
+        Subject { open: Box::new(move || Box::new(open(&address))), is_shared: true }
+    });
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn a_later_epoch_fences_whatever_comes_late() {
+    let servers = Servers::start(1, TICK);
+    let address = ensemble(&servers, "", "/fencing");
+    let (mut old, mut new) = (open(&address), open(&address));
+    let first = old.load().expect("loaded");
+    let many: Vec<Change> = (0..5000).map(|n| Change::Put(key(n), vec![7; 200])).collect();
+    assert_eq!(old.commit(first.epoch, &many), Ok(Version(1)), "a commit in parts");
+    let second = new.load().expect("loaded");
+    assert_eq!((second.version, second.records.len()), (Version(1), 5000));
+    for changes in [&many[..], &many[..1], &[]] {
+        let deposed = StoreError::Deposed { store: address.to_string(), epoch: first.epoch.0 };
+        assert_eq!(old.commit(first.epoch, changes), Err(deposed));
+    }
+    assert_eq!(new.commit(second.epoch, &[]), Ok(Version(2)));
+    assert_eq!(open(&address).load().expect("loaded").records, second.records);
+}
+
+/// A master that commits one batch after the other, loads after every failure as the machine does,
+/// and checks what it loads against what it was promised.
+struct Writer {
+    store: ZooKeeperStore,
+    epoch: Epoch,
+    version: Version,
+    records: BTreeMap<Key, Vec<u8>>,
+    failures: usize,
+    longest: Duration,
+}
+
+impl Writer {
+    fn start(address: &Ensemble) -> Self {
+        let mut store = open(address);
+        let Loaded { epoch, version, records } = store.load().expect("loaded");
+        let records = records.into_iter().collect();
+        Self { store, epoch, version, records, failures: 0, longest: Duration::ZERO }
+    }
+
+    /// A batch of which every second is too large for one request.
+    fn batch(version: Version) -> Vec<Change> {
+        let number = u32::try_from(version.0).expect("few commits");
+        let (count, length) = if number % 2 == 0 { (2000, 300) } else { (20, 100) };
+        let bytes: Vec<u8> = number.to_be_bytes().repeat(length / 4);
+        let mut changes: Vec<Change> =
+            (0..count).map(|n| Change::Put(key(n), bytes.clone())).collect();
+        changes.push(Change::Put(key(1_000_000 + number), bytes));
+        changes.push(Change::Delete(key(1_000_000 + number.saturating_sub(3))));
+        changes
+    }
+
+    fn apply(records: &mut BTreeMap<Key, Vec<u8>>, changes: &[Change]) {
+        for change in changes {
+            match change.clone() {
+                Change::Put(key, bytes) => records.insert(key, bytes),
+                Change::Delete(key) => records.remove(&key),
+            };
+        }
+    }
+
+    fn commit(&mut self) {
+        let next = self.version.next();
+        let changes = Self::batch(next);
+        let start = Instant::now();
+        match self.store.commit(self.epoch, &changes) {
+            Ok(version) => {
+                assert_eq!(version, next);
+                Self::apply(&mut self.records, &changes);
+                self.version = next;
+            }
+            Err(StoreError::Failed { .. }) => {
+                self.failures += 1;
+                self.load(&changes);
+            }
+            Err(error) => panic!("{error}"),
+        }
+        self.longest = self.longest.max(start.elapsed());
+    }
+
+    /// What was promised is there; what was not is there as a whole, or not at all.
+    fn load(&mut self, unknown: &[Change]) {
+        let start = Instant::now();
+        let loaded = loop {
+            match self.store.load() {
+                Ok(loaded) => break loaded,
+                Err(StoreError::Failed { .. }) if start.elapsed() < PATIENCE => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert!(loaded.epoch > self.epoch);
+        self.epoch = loaded.epoch;
+        if loaded.version != self.version {
+            assert_eq!(loaded.version, self.version.next());
+            self.version = loaded.version;
+            Self::apply(&mut self.records, unknown);
+        }
+        assert!(loaded.records.into_iter().eq(self.records.clone()), "{:?}", self.version);
+    }
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn servers_are_killed_one_after_the_other_and_nothing_promised_is_lost() {
+    let mut servers = Servers::start(3, TICK);
+    let address = ensemble(&servers, "", "/outage");
+    let mut writer = Writer::start(&address);
+    let commits = |writer: &mut Writer, count| (0..count).for_each(|_| writer.commit());
+    commits(&mut writer, 20);
+    let calm = std::mem::take(&mut writer.longest);
+    for server in 0..servers.count() {
+        servers.kill(server);
+        commits(&mut writer, 20);
+        servers.restart(server);
+        commits(&mut writer, 20);
+        servers.wait_until_serving();
+    }
+    let rolling = std::mem::take(&mut writer.longest);
+    println!(
+        "{} commits, {} of unknown end; the longest took {calm:?}, in an outage {rolling:?}",
+        writer.version.0, writer.failures
+    );
+    // All of them at once, as a power cut does, with the writer at work.
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            let committing = scope.spawn(|| (0..30).for_each(|_| writer.commit()));
+            std::thread::sleep(Duration::from_millis(fastrand::u64(50..500)));
+            (0..servers.count()).for_each(|server| servers.kill(server));
+            (0..servers.count()).for_each(|server| servers.restart(server));
+            committing.join().expect("it commits");
+        });
+    }
+    println!("{} commits, {} of unknown end", writer.version.0, writer.failures);
+    let changes = Writer::batch(writer.version.next());
+    writer.load(&changes);
+    let other = Writer::start(&address);
+    assert!(other.records == writer.records && other.version == writer.version);
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn a_session_that_expires_is_replaced() {
+    let mut servers = Servers::start(1, TICK);
+    let address = ensemble(&servers, "", "/expiry");
+    let mut writer = Writer::start(&address);
+    writer.commit();
+    // While nothing is asked: the epoch goes on in a new session.
+    servers.kill(0);
+    std::thread::sleep(SESSION * 2);
+    servers.restart(0);
+    servers.wait_until_serving();
+    let epoch = writer.epoch;
+    (0..3).for_each(|_| writer.commit());
+    println!("{} failures after an idle outage", writer.failures);
+    // While a commit is under way: it ends, one way or the other, when its time is up.
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| servers.suspend(SESSION * 3));
+        std::thread::sleep(Duration::from_millis(100));
+        let changes = Writer::batch(writer.version.next());
+        let error = writer.store.commit(writer.epoch, &changes).expect_err("nobody answers");
+        assert!(start.elapsed() < SESSION * 2, "{:?}", start.elapsed());
+        assert!(matches!(error, StoreError::Failed { .. }), "{error}");
+        writer.load(&changes);
+    });
+    assert!(writer.epoch > epoch);
+    writer.commit();
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn with_credentials_nobody_else_reads_or_writes_the_state() {
+    let servers = Servers::start(1, TICK);
+    let owned = ensemble(&servers, "overlay:secret@", "/owned/overlay");
+    let mut owner = open(&owned);
+    let epoch = owner.load().expect("loaded").epoch;
+    owner.commit(epoch, &[Change::Put(key(1), b"record".to_vec())]).expect("committed");
+    let root = "/owned/overlay/state";
+    let cases = [
+        (
+            "",
+            format!(
+                "load: {root}/epoch may not be used by everybody: write the user and the password \
+                 that it was made with, as in zk://USER:PASSWORD@HOST:PORT/PATH"
+            ),
+        ),
+        (
+            "overlay:wrong@",
+            format!(
+                "load: {root}/epoch may not be used with this user and password: write those that \
+                 it was made with, or have its owner change its access list (setAcl)"
+            ),
+        ),
+    ];
+    for (who, why) in cases {
+        let stranger = ensemble(&servers, who, "/owned/overlay");
+        let error = open(&stranger).load().expect_err("it is refused").to_string();
+        assert_eq!(error, format!("{stranger}: {why}"));
+    }
+    assert_eq!(owner.commit(epoch, &[]), Ok(Version(2)), "the owner goes on");
+    assert!(!format!("{owner} {owner:?}").contains("secret"));
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn what_an_operator_has_to_mend_is_told() {
+    let servers = Servers::start(1, TICK);
+    let address = ensemble(&servers, "", "/mend");
+    let mut store = open(&address);
+    let epoch = store.load().expect("loaded").epoch;
+    let huge = [Change::Put(key(1), vec![0; 1_000_000])];
+    let failure = |result: Result<Version, StoreError>| result.expect_err("refused").to_string();
+    assert_eq!(
+        failure(store.commit(epoch, &huge)),
+        format!(
+            "{address}: commit: the record of agent 0.0.0.1 has 1000000 bytes, and ZooKeeper takes \
+             900000: configure fewer overlays"
+        )
+    );
+    assert_eq!(
+        failure(store.commit(epoch, &[])),
+        format!("{address}: commit: an earlier operation failed: load the state first")
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    let write = |path: &str, data: &'static str| {
+        runtime.block_on(async {
+            let client = zookeeper_client::Client::connect(&address.servers()).await?;
+            client.set_data(path, data.as_bytes(), None).await
+        })
+    };
+    write("/mend/state/head", "{}").expect("written");
+    let error = store.load().expect_err("damaged").to_string();
+    assert_eq!(
+        error,
+        format!(
+            "{address}: load: /mend/state/head is damaged (missing field `format` at line 1 column \
+             2): put a copy of /mend/state back, or remove it (`deleteall /mend/state`), which begins \
+             with an empty plan that knows no agent"
+        )
+    );
+    drop(servers);
+    let error = open(&address).load().expect_err("nobody is there").to_string();
+    assert_eq!(
+        error,
+        format!(
+            "{address}: load: no server of {} answers within 4s: see that most of them run and are \
+             reached from here, or mend the zk:// address",
+            address.servers()
+        )
+    );
+}
