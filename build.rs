@@ -17,7 +17,8 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 #[path = "cpp-shim/build.rs"]
 mod shim;
 
-const PROTOS: [&str; 4] = ["overlay.proto", "messages.proto", "record.proto", LOG];
+const PROTOS: [&str; 5] =
+    ["overlay.proto", "messages.proto", "record.proto", "master_info.proto", LOG];
 /// Has neither JSON nor required fields.
 const LOG: &str = "log.proto";
 

@@ -1,8 +1,10 @@
 //! The words that master and agent share: the network of a cluster, an agent's share of it, what is
-//! kept of it, and the four messages between them. [`crate::wire`] turns them into bytes and back.
+//! kept of it, the four messages between them, and who stands for election. [`crate::wire`] turns
+//! them into bytes and back.
 
 mod assignment;
 mod history;
+mod candidate;
 mod message;
 mod network;
 mod record;
@@ -10,6 +12,7 @@ mod request;
 
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use history::{HistoryEntry, HistoryEvent};
+pub use candidate::Candidate;
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};

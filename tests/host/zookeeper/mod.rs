@@ -1,5 +1,6 @@
 //! The store and the election on real ZooKeeper servers, and the program on top of them.
 
+mod election;
 mod store;
 
 use std::time::Duration;

@@ -1,0 +1,343 @@
+//! Stands for election in ZooKeeper, as masters do, in the form of Mesos: whether this one leads.
+//!
+//! The servers let another one lead when our session expires, which is the session timeout after
+//! they last heard of us. We have to know that before they do, on our own clock: leading is a lease
+//! that counts from the moment at which we *asked* the leader of the servers for a sign of life that
+//! then came, and that ends earlier than the session could. A process that sleeps through all of it
+//! (stopped, swapped out) may still believe to lead for a moment; that is what the epoch of the
+//! store is for.
+
+use std::convert::Infallible;
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use zookeeper_client::{CreateMode, Error, EventType, OneshotWatcher};
+
+use super::group;
+use crate::addr::Ensemble;
+use crate::protocol::Candidate;
+use crate::wire::encode_candidate;
+use crate::zookeeper::{Failure, Session};
+
+/// How long to wait before a failed attempt is repeated, as in Mesos.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// How long to wait before an election is looked at again that belongs to others.
+const RETRY_FOREIGN: Duration = Duration::from_secs(30);
+
+/// How long the end waits for ZooKeeper to know of it. Without that the next leader comes as after
+/// a crash.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The name of our znode, before the number.
+const LABEL: &str = "json.info_";
+
+/// A master that stands for election. Dropped, it does not any more.
+#[derive(Debug)]
+pub struct Contender {
+    leading: watch::Receiver<bool>,
+    withdraw: Arc<Notify>,
+    end: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+/// A way to have a contender go to the end of the queue.
+#[derive(Debug, Clone)]
+pub struct Withdrawal(Arc<Notify>);
+
+impl Withdrawal {
+    /// Another one leads, whatever the election says: stand for it anew.
+    pub fn withdraw(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Contender {
+    /// Stands for the election at the path of `ensemble`, which is made if it is missing, as the
+    /// master that is reached at `address`. To be called within a tokio runtime.
+    #[must_use]
+    pub fn start(ensemble: Ensemble, session_timeout: Duration, address: SocketAddrV4) -> Self {
+        let (sender, leading) = watch::channel(false);
+        let (withdraw, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let candidacy = Candidacy {
+            ensemble,
+            session_timeout,
+            candidate: Candidate::own(address, fastrand::u64(..)),
+            leading: sender,
+            withdraw: Arc::clone(&withdraw),
+            end: Arc::clone(&end),
+        };
+        Self { leading, withdraw, end, task: tokio::spawn(candidacy.run()) }
+    }
+
+    /// Whether this master leads.
+    #[must_use]
+    pub fn leading(&self) -> watch::Receiver<bool> {
+        self.leading.clone()
+    }
+
+    /// For whoever finds out first that another one leads.
+    #[must_use]
+    pub fn withdrawal(&self) -> Withdrawal {
+        Withdrawal(Arc::clone(&self.withdraw))
+    }
+
+    /// Leads no more, and lets the next one lead at once.
+    pub async fn resign(mut self) {
+        self.end.notify_one();
+        let _ = timeout(FAREWELL, &mut self.task).await;
+    }
+}
+
+impl Drop for Contender {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why a candidacy was given up.
+enum Given {
+    /// It can be tried again.
+    Up(Failure),
+    /// Others hold an election there, which is not ours.
+    Foreign(String),
+    /// Another one leads.
+    Withdrawn,
+    /// For good.
+    Ended,
+}
+
+impl From<Failure> for Given {
+    fn from(failure: Failure) -> Self {
+        Self::Up(failure)
+    }
+}
+
+struct Candidacy {
+    ensemble: Ensemble,
+    session_timeout: Duration,
+    candidate: Candidate,
+    leading: watch::Sender<bool>,
+    withdraw: Arc<Notify>,
+    end: Arc<Notify>,
+}
+
+impl Candidacy {
+    async fn run(self) {
+        let mut last = String::new();
+        loop {
+            let Err(given) = self.stand().await;
+            self.lead(false);
+            let wait = match given {
+                Given::Ended => return,
+                Given::Withdrawn => {
+                    log::warn!("another master has the state: standing for election anew");
+                    Duration::ZERO
+                }
+                Given::Up(failure) => {
+                    self.report(&mut last, failure.to_string());
+                    RETRY
+                }
+                Given::Foreign(path) => {
+                    let why = format!(
+                        "{path} is a master of Mesos, which this one must not compete with: choose \
+                         a path of its own"
+                    );
+                    self.report(&mut last, why);
+                    RETRY_FOREIGN
+                }
+            };
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.end.notified() => return,
+            }
+        }
+    }
+
+    /// The same again and again would fill the log.
+    fn report(&self, last: &mut String, failure: String) {
+        if *last != failure {
+            log::warn!("stand for election at {}: {failure}; trying again", self.ensemble);
+            *last = failure;
+        }
+    }
+
+    fn lead(&self, leads: bool) {
+        self.leading.send_if_modified(|leading| std::mem::replace(leading, leads) != leads);
+    }
+
+    /// Stands for election for as long as one session lasts.
+    async fn stand(&self) -> Result<Infallible, Given> {
+        let session = Session::open(&self.ensemble, self.session_timeout).await?;
+        session.make_path().await?;
+        self.demand_own(&session).await?;
+        let started = Instant::now();
+        let own = self.announce(&session).await?;
+        let lease = watch::channel(started).0;
+        let is_first = watch::channel(false).0;
+        let given = tokio::select! {
+            given = self.watch_group(&session, &own, &is_first) => given,
+            never = keep_lease(&session, &lease) => match never {},
+            never = self.decide(&session, lease.subscribe(), is_first.subscribe()) => match never {},
+            () = self.withdraw.notified() => Given::Withdrawn,
+            () = self.end.notified() => Given::Ended,
+        };
+        self.lead(false);
+        // Dropping the session removes the znode too, a little later.
+        let path = format!("{}/{own}", self.ensemble.path());
+        let _ = timeout(FAREWELL, session.client().delete(&path, None)).await;
+        Err(given)
+    }
+
+    /// Refuses to compete with masters of Mesos.
+    async fn demand_own(&self, session: &Session) -> Result<(), Given> {
+        let path = self.ensemble.path();
+        let failure = |error: Error| Given::Up(session.failure(path, &error));
+        let members = match group::list(session, path).await.map_err(failure)? {
+            Some((members, _)) => members,
+            None => return Ok(()),
+        };
+        match foreign(session, path, &members).await.map_err(failure)? {
+            Some(foreign) => Err(Given::Foreign(foreign)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes our znode, and returns its name. If that fails its session must not be used again,
+    /// since the znode may be there all the same.
+    async fn announce(&self, session: &Session) -> Result<String, Given> {
+        let prefix = format!("{}/{LABEL}", self.ensemble.path());
+        let content = encode_candidate(&self.candidate);
+        let options = session.public(CreateMode::EphemeralSequential);
+        let create = session.client().create(&prefix, content.as_bytes(), &options);
+        match session.answer(create).await {
+            Ok((_, number)) => Ok(format!("{LABEL}{number}")),
+            Err(error) => Err(session.failure(self.ensemble.path(), &error).into()),
+        }
+    }
+
+    /// Looks at the candidates whenever they change, and says whether we are the first.
+    async fn watch_group(
+        &self,
+        session: &Session,
+        own: &str,
+        is_first: &watch::Sender<bool>,
+    ) -> Given {
+        let path = self.ensemble.path();
+        loop {
+            let watcher = match self.look(session, own, is_first).await {
+                Ok(Ok(watcher)) => watcher,
+                Ok(Err(given)) => return given,
+                // As long as the session lasts, so does our place in the queue.
+                Err(Error::Timeout | Error::ConnectionLoss | Error::Custom(_))
+                    if !session.has_ended() =>
+                {
+                    sleep(lease_step(session)).await;
+                    continue;
+                }
+                Err(error) => return session.failure(path, &error).into(),
+            };
+            let event = watcher.changed().await;
+            if event.event_type == EventType::Session {
+                return session.failure(path, &Error::SessionExpired).into();
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        session: &Session,
+        own: &str,
+        is_first: &watch::Sender<bool>,
+    ) -> Result<Result<OneshotWatcher, Given>, Error> {
+        let path = self.ensemble.path();
+        let (members, watcher) = group::list(session, path).await?.ok_or(Error::NoNode)?;
+        if !members.iter().any(|member| member.name == own) {
+            // Somebody has removed it: a session that lasts is no proof of leading.
+            let failure = session.failure(&format!("{path}/{own}"), &Error::NoNode);
+            return Ok(Err(failure.into()));
+        }
+        if let Some(foreign) = foreign(session, path, &members).await? {
+            return Ok(Err(Given::Foreign(foreign)));
+        }
+        is_first.send_replace(members.first().is_some_and(|member| member.name == own));
+        Ok(Ok(watcher))
+    }
+
+    /// We lead while we are the first and the lease lasts.
+    async fn decide(
+        &self,
+        session: &Session,
+        mut lease: watch::Receiver<Instant>,
+        mut is_first: watch::Receiver<bool>,
+    ) -> Infallible {
+        let length = lease_length(session.timeout());
+        loop {
+            let end = *lease.borrow_and_update() + length;
+            let is_first_now = *is_first.borrow_and_update();
+            let lasts = Instant::now() < end;
+            self.lead(is_first_now && lasts);
+            tokio::select! {
+                biased;
+                () = sleep_until(end), if lasts => {}
+                _ = lease.changed() => {}
+                _ = is_first.changed() => {}
+            }
+        }
+    }
+}
+
+/// The path of a candidate that is none of this program: the agents and frameworks of a master of
+/// Mesos would follow us, and its candidates would lead us.
+async fn foreign(
+    session: &Session,
+    path: &str,
+    members: &[group::Member],
+) -> Result<Option<String>, Error> {
+    for member in members {
+        let candidate = group::read(session, path, member).await?;
+        if candidate.is_some_and(|candidate| !candidate.is_ok_and(|one| one.is_own())) {
+            return Ok(Some(format!("{path}/{}", member.name)));
+        }
+    }
+    Ok(None)
+}
+
+/// How long we lead after a sign of life: a quarter less than the session lasts, which leaves time
+/// for clocks that differ, and for the news of a follower to reach the leader of the servers.
+fn lease_length(session_timeout: Duration) -> Duration {
+    session_timeout * 3 / 4
+}
+
+/// How often a sign of life is asked for.
+fn lease_step(session: &Session) -> Duration {
+    session.timeout() / 8
+}
+
+/// Asks for signs of life. By `sync`, which the leader of the servers answers: one that is cut off
+/// from the others does not.
+async fn keep_lease(session: &Session, lease: &watch::Sender<Instant>) -> Infallible {
+    loop {
+        let asked = Instant::now();
+        let answer = session.client().sync("/");
+        if session.answer(answer).await.is_ok() {
+            lease.send_replace(asked);
+        }
+        sleep(lease_step(session)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lease_ends_before_the_session() {
+        let session = Duration::from_secs(10);
+        assert_eq!(lease_length(session), Duration::from_millis(7500));
+    }
+}

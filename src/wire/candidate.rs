@@ -1,0 +1,133 @@
+//! What masters write into ZooKeeper to stand for election: today JSON, once protobuf, and before
+//! that the address of a process as text.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::convert::ConvertError;
+use super::mesos::{Address, MasterInfo};
+use super::{decode, parse_json, print_json};
+use crate::addr::Upid;
+use crate::protocol::Candidate;
+
+/// The text of a candidate, as a master of Mesos would have it.
+#[must_use]
+pub fn encode_candidate(candidate: &Candidate) -> String {
+    let address = candidate.address;
+    let (ip, port) = (address.ip().to_string(), address.port());
+    print_json(&MasterInfo {
+        id: Some(candidate.id.clone()),
+        ip: Some(u32::from_le_bytes(address.ip().octets())),
+        port: Some(port.into()),
+        pid: Some(format!("master@{address}")),
+        hostname: Some(ip.clone()),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        address: Some(Address {
+            hostname: Some(ip.clone()),
+            ip: Some(ip),
+            port: Some(port.into()),
+        }),
+    })
+}
+
+/// The candidate in a znode whose name begins with `label`.
+///
+/// # Errors
+/// When the label or the content is none of the forms, or names no IPv4 address.
+pub fn decode_candidate(label: &str, bytes: &[u8]) -> Result<Candidate, ConvertError> {
+    let unusable = |reason: String| ConvertError::field("candidate", reason);
+    let info: MasterInfo = match label {
+        "json.info" => parse_json(bytes).map_err(|error| unusable(error.to_string()))?,
+        "info" => decode(bytes)?,
+        "" => {
+            let text = std::str::from_utf8(bytes).map_err(|error| unusable(error.to_string()))?;
+            let upid: Upid = text.trim().parse().map_err(|error| unusable(format!("{error}")))?;
+            return Ok(Candidate { id: upid.to_string(), address: upid.address });
+        }
+        _ => return Err(unusable(format!("'{}' is no form of one", label.escape_debug()))),
+    };
+    let ip = info.address.as_ref().and_then(|address| address.ip.as_deref());
+    let ip: Ipv4Addr = match ip {
+        Some(ip) => ip.parse().map_err(|_| unusable(format!("'{ip}' is no IPv4 address")))?,
+        None => info.ip().to_le_bytes().into(),
+    };
+    let port = match &info.address {
+        Some(address) => u16::try_from(address.port()).ok(),
+        None => u16::try_from(info.port()).ok(),
+    };
+    let port = port.filter(|port| *port > 0);
+    let port = port.ok_or_else(|| unusable("it has no usable port".to_owned()))?;
+    Ok(Candidate { id: info.id().to_owned(), address: SocketAddrV4::new(ip, port) })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    const RECORDED: &[u8] =
+        include_bytes!("../../tests/golden/zookeeper-json.info_0000000000").as_slice();
+
+    fn address(text: &str) -> SocketAddrV4 {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_master_of_mesos_is_understood() {
+        let candidate = decode_candidate("json.info", RECORDED).unwrap();
+        assert_eq!(candidate.address, address("127.0.0.1:5050"));
+        assert_eq!(candidate.id, "f692c292-c4e8-424c-85a6-ab781a39eec0");
+        assert!(!candidate.is_own());
+    }
+
+    #[test]
+    fn ours_has_the_form_of_theirs() {
+        let recorded: serde_json::Value = serde_json::from_slice(RECORDED).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let candidate = Candidate { id: text(&recorded["id"]), address: address("127.0.0.1:5050") };
+        let ours = encode_candidate(&candidate);
+        // What differs is a matter of fact, and what is missing is optional.
+        let form = String::from_utf8(RECORDED.to_vec()).unwrap();
+        let (before, rest) = form.split_once(r#""capabilities":["#).unwrap();
+        let (_, after) = rest.split_once("],").unwrap();
+        let expected = format!("{before}{after}")
+            .replace("localhost", "127.0.0.1")
+            .replace("1.12.0", env!("CARGO_PKG_VERSION"));
+        assert_eq!(ours, expected.trim_end());
+        assert_eq!(decode_candidate("json.info", ours.as_bytes()), Ok(candidate));
+        let own = Candidate::own(address("10.0.0.1:5050"), 0xabc);
+        assert_eq!(own.id, "mesos-overlay-0000000000000abc");
+        assert!(own.is_own());
+    }
+
+    #[test]
+    fn the_older_forms_are_understood() {
+        let mut info = MasterInfo {
+            id: Some("id".to_owned()),
+            ip: Some(0x0100_000a),
+            port: Some(5051),
+            ..MasterInfo::default()
+        };
+        let decode = |info: &MasterInfo| decode_candidate("info", &info.encode_to_vec());
+        assert_eq!(decode(&info).unwrap().address, address("10.0.0.1:5051"));
+        info.address =
+            Some(Address { hostname: None, ip: Some("10.0.0.2".to_owned()), port: Some(5052) });
+        assert_eq!(decode(&info).unwrap().address, address("10.0.0.2:5052"));
+        let text = decode_candidate("", b"master@10.0.0.3:5053\n").unwrap();
+        assert_eq!(text.address, address("10.0.0.3:5053"));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let refused =
+            |label: &str, bytes: &[u8]| decode_candidate(label, bytes).unwrap_err().to_string();
+        assert_eq!(refused("log_replicas", b""), "candidate: 'log_replicas' is no form of one");
+        let json = br#"{"id":"a","ip":0,"port":5050,"address":{"ip":"::1","port":5050}}"#;
+        assert_eq!(refused("json.info", json), "candidate: '::1' is no IPv4 address");
+        let json = br#"{"id":"a","ip":0,"port":0}"#;
+        assert_eq!(refused("json.info", json), "candidate: it has no usable port");
+        for (label, bytes) in [("json.info", &b"{}"[..]), ("info", b"\xff"), ("", b"master")] {
+            assert!(decode_candidate(label, bytes).is_err(), "{label:?}");
+        }
+    }
+}
