@@ -2,10 +2,10 @@
 //!
 //! The servers let another one lead when our session expires, which is the session timeout after
 //! they last heard of us. We have to know that before they do, on our own clock: leading is a lease
-//! that counts from the moment at which we *asked* the leader of the servers for a sign of life that
-//! then came, and that ends earlier than the session could. A process that sleeps through all of it
-//! (stopped, swapped out) may still believe to lead for a moment; that is what the epoch of the
-//! store is for.
+//! that counts from the moment at which we *asked* the leader of the servers for a sign of life
+//! that then came, and that ends earlier than the session could. A process that sleeps through all
+//! of it (stopped, swapped out) may still believe to lead for a moment; that is what the epoch of
+//! the store is for.
 
 use std::convert::Infallible;
 use std::net::SocketAddrV4;
@@ -23,7 +23,7 @@ use crate::protocol::Candidate;
 use crate::wire::encode_candidate;
 use crate::zookeeper::{Failure, Session};
 
-/// How long to wait before a failed attempt is repeated, as in Mesos.
+/// Least time between two attempts, as in Mesos.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// How long to wait before an election is looked at again that belongs to others.
@@ -130,6 +130,7 @@ impl Candidacy {
     async fn run(self) {
         let mut last = String::new();
         loop {
+            let began = Instant::now();
             let Err(given) = self.stand().await;
             self.lead(false);
             let wait = match given {
@@ -140,7 +141,7 @@ impl Candidacy {
                 }
                 Given::Up(failure) => {
                     self.report(&mut last, failure.to_string());
-                    RETRY
+                    RETRY.saturating_sub(began.elapsed())
                 }
                 Given::Foreign(path) => {
                     let why = format!(
@@ -182,14 +183,18 @@ impl Candidacy {
         let given = tokio::select! {
             given = self.watch_group(&session, &own, &is_first) => given,
             never = keep_lease(&session, &lease) => match never {},
-            never = self.decide(&session, lease.subscribe(), is_first.subscribe()) => match never {},
+            () = self.decide(&session, lease.subscribe(), is_first.subscribe()) => {
+                session.failure(self.ensemble.path(), &Error::Timeout).into()
+            }
             () = self.withdraw.notified() => Given::Withdrawn,
             () = self.end.notified() => Given::Ended,
         };
         self.lead(false);
-        // Dropping the session removes the znode too, a little later.
-        let path = format!("{}/{own}", self.ensemble.path());
-        let _ = timeout(FAREWELL, session.client().delete(&path, None)).await;
+        if !matches!(given, Given::Up(_)) {
+            // The end of the session removes the znode too, if there is time for it.
+            let path = format!("{}/{own}", self.ensemble.path());
+            let _ = timeout(FAREWELL, session.client().delete(&path, None)).await;
+        }
         Err(given)
     }
 
@@ -197,9 +202,8 @@ impl Candidacy {
     async fn demand_own(&self, session: &Session) -> Result<(), Given> {
         let path = self.ensemble.path();
         let failure = |error: Error| Given::Up(session.failure(path, &error));
-        let members = match group::list(session, path).await.map_err(failure)? {
-            Some((members, _)) => members,
-            None => return Ok(()),
+        let Some((members, _)) = group::list(session, path).await.map_err(failure)? else {
+            return Ok(());
         };
         match foreign(session, path, &members).await.map_err(failure)? {
             Some(foreign) => Err(Given::Foreign(foreign)),
@@ -268,22 +272,24 @@ impl Candidacy {
         Ok(Ok(watcher))
     }
 
-    /// We lead while we are the first and the lease lasts.
+    /// We lead while we are the first and the lease lasts. A lease that has ended is not renewed:
+    /// who leads again is another candidate, so that everybody hears of it.
     async fn decide(
         &self,
         session: &Session,
         mut lease: watch::Receiver<Instant>,
         mut is_first: watch::Receiver<bool>,
-    ) -> Infallible {
+    ) {
         let length = lease_length(session.timeout());
         loop {
             let end = *lease.borrow_and_update() + length;
-            let is_first_now = *is_first.borrow_and_update();
-            let lasts = Instant::now() < end;
-            self.lead(is_first_now && lasts);
+            if Instant::now() >= end {
+                return;
+            }
+            self.lead(*is_first.borrow_and_update());
             tokio::select! {
                 biased;
-                () = sleep_until(end), if lasts => {}
+                () = sleep_until(end) => return,
                 _ = lease.changed() => {}
                 _ = is_first.changed() => {}
             }

@@ -75,7 +75,7 @@ pub(super) async fn read(
 pub(super) async fn leader(
     session: &Session,
     path: &str,
-) -> Result<(Option<Candidate>, OneshotWatcher), Failure> {
+) -> Result<(Option<(Member, Candidate)>, OneshotWatcher), Failure> {
     let failure = |error: Error| session.failure(path, &error);
     for _ in 0..ATTEMPTS {
         let Some((members, watcher)) = list(session, path).await.map_err(failure)? else {
@@ -88,7 +88,7 @@ pub(super) async fn leader(
         };
         let Some(first) = members.first() else { return Ok((None, watcher)) };
         match read(session, path, first).await.map_err(failure)? {
-            Some(Ok(candidate)) => return Ok((Some(candidate), watcher)),
+            Some(Ok(candidate)) => return Ok((Some((first.clone(), candidate)), watcher)),
             Some(Err(why)) => {
                 log::warn!("the leading master cannot be understood: {why}: is it one of Mesos?");
                 return Ok((None, watcher));

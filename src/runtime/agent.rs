@@ -151,24 +151,32 @@ async fn detect_master(master: Detector, inbox: Inbox<Agent>, detect: Arc<Notify
     }
 }
 
-/// Tells of every new leader at once, and of the present one when the agent asks.
+/// Tells of every new leader at once, and of the present one when the agent asks. A leader that is
+/// named again has led no more in between, and knows nothing of the agent.
 async fn follow_leader(
     mut leader: watch::Receiver<Option<SocketAddrV4>>,
     inbox: Inbox<Agent>,
     detect: Arc<Notify>,
 ) {
+    let mut told = None;
+    let mut is_news = false;
     loop {
         let address = *leader.borrow_and_update();
+        if is_news && told.is_some() && told == address {
+            inbox.tell(Event::Detected(None)).await;
+        }
         inbox.tell(Event::Detected(address)).await;
-        tokio::select! {
+        told = address;
+        is_news = tokio::select! {
             changed = leader.changed() => {
                 if changed.is_err() {
                     // Whoever watched has stopped: the leader it named last is as good as any.
                     detect.notified().await;
                 }
+                changed.is_ok()
             }
-            () = detect.notified() => {}
-        }
+            () = detect.notified() => false,
+        };
     }
 }
 
@@ -224,4 +232,33 @@ impl Executor<Agent> for AgentExecutor {
     }
 
     fn settled(&mut self, _: &mut Inputs<Agent>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inbox::Input;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_leader_that_is_elected_again_is_registered_with_again() {
+        let (inbox, mut events) = Inbox::new(Metrics::new());
+        let (election, leader) = watch::channel(None);
+        let detect = Arc::new(Notify::new());
+        let follower = tokio::spawn(follow_leader(leader, inbox, Arc::clone(&detect)));
+        let mut next = async || match events.recv().await {
+            Some(Input::Event(Event::Detected(address))) => address.map(|one| one.port()),
+            _ => Some(0),
+        };
+        let at = |port| Some(SocketAddrV4::new([10, 0, 0, 1].into(), port));
+        assert_eq!(next().await, None);
+        election.send_replace(at(1));
+        assert_eq!(next().await, Some(1));
+        detect.notify_one();
+        assert_eq!(next().await, Some(1), "the agent asked");
+        election.send_replace(at(2));
+        assert_eq!(next().await, Some(2));
+        election.send_replace(at(2));
+        assert_eq!((next().await, next().await), (None, Some(2)), "elected again");
+        follower.abort();
+    }
 }
