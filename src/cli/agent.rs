@@ -1,24 +1,34 @@
 //! `mesos-overlay agent`.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::Failure;
-use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, runtime};
+use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, read_text, runtime};
+use crate::addr::{Ensemble, EnsembleError};
 use crate::agent::Settings;
 use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, parse_agent};
-use crate::detector::{Detector, FixedMaster};
+use crate::detector::{Detector, FixedMaster, follow};
 use crate::docker::Docker;
 use crate::runtime::{AgentHost, AgentOptions, Metrics};
+use crate::zookeeper::SESSION_TIMEOUT_DEFAULT;
+
+/// How long the start waits to learn who leads, for the sake of choosing an address of its own.
+const DETECTION: Duration = Duration::from_secs(3);
 
 /// Run an agent.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
+  mesos-overlay agent --master zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay --cni-dir /var/lib/mesos/cni
   mesos-overlay agent --config agent.json
 
 Flags win over the configuration file. It ends cleanly at SIGTERM; the container networks stay.")]
@@ -26,9 +36,11 @@ pub(super) struct AgentCommand {
     /// The agent_config
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The master to register with
+    /// The master to register with; or, where several elect one,
+    /// zk://[USER:PASSWORD@]HOST:PORT,…/PATH of the election, of our masters or of Mesos; or
+    /// file:///PATH of a file that holds one of these
     // It may hold a password, which the help is not to show.
-    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
+    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "MASTER")]
     master: Option<String>,
     /// Where to write CNI configurations: the Mesos agent's --network_cni_config_dir
     #[arg(
@@ -61,11 +73,11 @@ impl AgentCommand {
             config.port_mapper,
         );
         cni.prepare().map_err(|error| Failure::new(error.to_string()))?;
-        let master: FixedMaster = config
+        let master = config
             .master
-            .ok_or_else(|| Failure::new("no master: give --master IP:PORT or the key 'master'"))?
-            .parse()
-            .map_err(|error| Failure::new(format!("master: {error}")))?;
+            .ok_or_else(|| Failure::new("no master: give --master IP:PORT or the key 'master'"))?;
+        let master =
+            Master::read(&master).map_err(|failure| Failure::new(format!("master: {failure}")))?;
         let settings = Settings {
             options: config.options,
             max_configuration_attempts: config.max_configuration_attempts,
@@ -92,23 +104,82 @@ impl AgentCommand {
     }
 }
 
+/// How the master is found.
+enum Master {
+    Fixed(FixedMaster),
+    Elected(Ensemble),
+}
+
+impl Master {
+    fn read(text: &str) -> Result<Self, Failure> {
+        let Some(path) = text.strip_prefix("file://") else { return Self::parse(text) };
+        let content = read_text(Path::new(path))?;
+        Self::parse(content.trim()).map_err(|failure| Failure::new(format!("{path}: {failure}")))
+    }
+
+    fn parse(text: &str) -> Result<Self, Failure> {
+        if text.starts_with("file://") {
+            let message = "it names a file again: write zk://… or IP:PORT into it";
+            return Err(Failure::new(message));
+        }
+        if text.starts_with("zk://") {
+            let ensemble = text.parse().map_err(|error: EnsembleError| error.to_string());
+            return ensemble.map(Self::Elected).map_err(Failure::new);
+        }
+        text.parse().map(Self::Fixed).map_err(|error| Failure::new(format!("{error}")))
+    }
+}
+
+impl fmt::Display for Master {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(master) => master.fmt(f),
+            Self::Elected(ensemble) => ensemble.fmt(f),
+        }
+    }
+}
+
+/// Finds the master, for as long as the second of the result is polled. Third, where it is now, if
+/// that is known soon.
+async fn detect(
+    master: Master,
+) -> (Detector, Pin<Box<dyn Future<Output = Infallible>>>, Option<SocketAddrV4>) {
+    match master {
+        Master::Fixed(master) => {
+            let now = master.resolve().await.ok();
+            (Detector::Fixed(master), Box::pin(std::future::pending()), now)
+        }
+        Master::Elected(ensemble) => {
+            let (leader, work) = follow(ensemble, SESSION_TIMEOUT_DEFAULT);
+            let mut work = Box::pin(work);
+            let mut found = leader.clone();
+            let now = tokio::select! {
+                now = found.wait_for(Option::is_some) => now.ok().and_then(|now| *now),
+                never = &mut work => match never {},
+                () = tokio::time::sleep(DETECTION) => None,
+            };
+            (Detector::Watched(leader), work, now)
+        }
+    }
+}
+
 async fn serve(
     listen: SocketAddrV4,
     addresses: &Addresses,
     settings: Settings,
-    master: FixedMaster,
+    master: Master,
     cni: CniDirectory,
     docker: Docker,
 ) -> Result<(), Failure> {
     let mut signals = EndSignals::watch()?;
+    let name = master.to_string();
     // Of several addresses the one from which the master is reached; it need not be there yet.
-    let towards = master.resolve().await.ok();
+    let (master, detecting, towards) = detect(master).await;
     let transport = addresses.bind(listen, towards)?;
     let advertise = transport.advertise;
     log::info!(
-        "overlay agent at {advertise}, master {master}: see http://{advertise}/overlay-agent/overlay"
+        "overlay agent at {advertise}, master {name}: see http://{advertise}/overlay-agent/overlay"
     );
-    let master = Detector::Fixed(master);
     let (seed, metrics) = (fastrand::u64(..), Metrics::new());
     let options = AgentOptions { settings, master, cni, docker, seed, metrics };
     let mut host = AgentHost::start(options, transport);
@@ -118,5 +189,6 @@ async fn serve(
             Ok(())
         }
         () = host.stopped() => Err(Failure::new("the agent stopped by itself: this is a bug")),
+        never = detecting => match never {},
     }
 }

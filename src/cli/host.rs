@@ -11,7 +11,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
-use crate::config::{Problem, Problems};
+use crate::addr::Ensemble;
+use crate::config::{EnsembleSource, Problem, Problems};
 use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
 
 /// More than any configuration; the parser has its own, stricter limit and words for it.
@@ -107,6 +108,17 @@ pub(super) fn read_config<T>(
         Err(problems) => {
             let _ = writeln!(io::stderr(), "{problems}");
             Err(refused(&file, &problems))
+        }
+    }
+}
+
+/// The address itself, which may be in a file.
+pub(super) fn read_ensemble(source: &EnsembleSource) -> Result<Ensemble, Failure> {
+    match source {
+        EnsembleSource::Address(ensemble) => Ok(ensemble.clone()),
+        EnsembleSource::File(path) => {
+            let failure = |error| Failure::new(format!("{}: {error}", path.display()));
+            read_text(path)?.parse().map_err(failure)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::document::{Document, Member, Node, Object};
@@ -10,6 +11,7 @@ use super::network;
 use super::parameters::Host;
 use super::problem::{Problem, Problems};
 use super::redacted;
+use crate::addr::{Ensemble, EnsembleError};
 use crate::protocol::Network;
 
 /// How the master runs.
@@ -45,25 +47,59 @@ impl MasterConfig {
 }
 
 /// How the master keeps its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum StoreKind {
     /// In one file, durable.
     #[default]
     File,
     /// Not at all: a restart forgets everything.
     Memory,
+    /// In ZooKeeper, for several masters.
+    ZooKeeper(EnsembleSource),
+}
+
+/// Where the address of a ZooKeeper ensemble is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EnsembleSource {
+    /// Here.
+    Address(Ensemble),
+    /// In this file, so that nobody sees the password among the arguments of a program.
+    File(PathBuf),
 }
 
 impl StoreKind {
-    /// Every kind.
-    pub const ALL: [Self; 2] = [Self::File, Self::Memory];
+    /// What to write for one.
+    const EXPECTED: &'static str =
+        "file, memory, zk://HOST:PORT,…/PATH, or file:///PATH of a file that holds such an address";
+}
 
-    /// What it is called in the configuration.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Memory => "memory",
+/// Why a text is no store. The text is not repeated: it may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreKindError {
+    /// Neither a known word nor an address.
+    #[error("is no store: write {}", StoreKind::EXPECTED)]
+    Unknown,
+    /// An address that cannot be used.
+    #[error(transparent)]
+    Ensemble(#[from] EnsembleError),
+}
+
+impl FromStr for StoreKind {
+    type Err = StoreKindError;
+
+    fn from_str(text: &str) -> Result<Self, StoreKindError> {
+        match text {
+            "file" => Ok(Self::File),
+            "memory" => Ok(Self::Memory),
+            _ if text.starts_with("zk://") => {
+                Ok(Self::ZooKeeper(EnsembleSource::Address(text.parse()?)))
+            }
+            _ => match text.strip_prefix("file://") {
+                Some(path) if path.len() > 1 && path.starts_with('/') => {
+                    Ok(Self::ZooKeeper(EnsembleSource::File(path.into())))
+                }
+                _ => Err(StoreKindError::Unknown),
+            },
         }
     }
 }
@@ -137,9 +173,7 @@ pub(super) fn read<'a>(
     });
     let reuse_after = object.value("reuse_after");
     let reuse_after = reuse_after.and_then(|node| read_reuse_after(document, &node));
-    let store = object
-        .value("store")
-        .and_then(|node| document.choice(&node, &StoreKind::ALL.map(|kind| (kind.name(), kind))));
+    let store = object.value("store").and_then(|node| read_store(document, &node));
     let work_dir = object
         .value("work_dir")
         .and_then(|node| document.absolute_path(&node, MasterConfig::WORK_DIR_DEFAULT));
@@ -190,6 +224,11 @@ fn warn_of_unused(document: &mut Document<'_>, object: &Object<'_>) {
             document.warn(&node, "is used by the Mesos module only: the program has --store");
         }
     }
+}
+
+fn read_store<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<StoreKind> {
+    let text = document.word(node, StoreKind::EXPECTED)?;
+    text.parse().map_err(|error: StoreKindError| document.refuse(node, error)).ok()
 }
 
 fn read_reuse_after<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Duration> {

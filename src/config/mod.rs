@@ -27,7 +27,9 @@ mod space;
 mod value;
 
 pub use agent::{AgentConfig, parse_agent};
-pub use master::{MasterConfig, StoreKind, ZooKeeper, parse_master};
+pub use master::{
+    EnsembleSource, MasterConfig, StoreKind, StoreKindError, ZooKeeper, parse_master,
+};
 pub use parameters::{
     Environment, agent_file, agent_from_parameters, master_file, master_from_parameters,
 };

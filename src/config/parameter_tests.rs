@@ -69,7 +69,13 @@ const MASTER_KEYS: &[(&str, &str, &str, &str)] = &[
         "soon",
         "'soon' is no duration: write a string with number and unit, such as \"1h\"",
     ),
-    ("store", "memory", "Memory", "'Memory' is none of the choices: write \"file\" or \"memory\""),
+    (
+        "store",
+        "memory",
+        "Memory",
+        "is no store: write file, memory, zk://HOST:PORT,…/PATH, or file:///PATH of a file that holds \
+         such an address",
+    ),
     (
         "work_dir",
         "/w",

@@ -109,6 +109,16 @@ fn a_master_keeps_its_state_where_its_keys_say() {
     let (config, warnings) = parse_master("f", &filled(text)).unwrap();
     assert_eq!((config.store, config.work_dir), (StoreKind::Memory, PathBuf::from("/w")));
     assert_eq!(warnings, []);
+    let store = |store: &str| {
+        let text = text.replace("memory", store);
+        parse_master("f", &filled(&text)).unwrap().0.store
+    };
+    let shared = store("zk://user:secret@a:2181/overlay");
+    let address = EnsembleSource::Address("zk://user:secret@a:2181/overlay".parse().unwrap());
+    assert_eq!(shared, StoreKind::ZooKeeper(address));
+    assert!(!format!("{shared:?}").contains("secret"));
+    let file = EnsembleSource::File("/etc/overlay/zk".into());
+    assert_eq!(store("file:///etc/overlay/zk"), StoreKind::ZooKeeper(file));
 }
 
 #[test]

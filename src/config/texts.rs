@@ -498,15 +498,27 @@ const MASTER_REFUSALS: &[Row] = &[
     (
         r#"{"network":{$V,"overlays":[$A]},"store":"tape","work_dir":"w"}"#,
         &[
-            r#"1:148: store: 'tape' is none of the choices: write "file" or "memory""#,
+            r#"1:148: store: is no store: write file, memory, zk://HOST:PORT,…/PATH, or file:///PATH of a file that holds such an address"#,
             r#"1:166: work_dir: 'w' is relative: write a path from /, such as "/var/lib/mesos-overlay""#,
         ],
     ),
     (
         r#"{"network":{$V,"overlays":[$A]},"store":true,"work_dir":""}"#,
         &[
-            r#"1:148: store: is a boolean: write "file" or "memory""#,
+            r#"1:148: store: is a boolean: write file, memory, zk://HOST:PORT,…/PATH, or file:///PATH of a file that holds such an address"#,
             r#"1:164: work_dir: is empty: write a path such as "/var/lib/mesos-overlay""#,
+        ],
+    ),
+    (
+        r#"{"network":{$V,"overlays":[$A]},"store":"zk://user:secret@10.0.0.1:2181"}"#,
+        &[
+            r#"1:148: store: names no path in ZooKeeper: write one after the servers, as in zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay"#,
+        ],
+    ),
+    (
+        r#"{"network":{$V,"overlays":[$A]},"store":"file://relative"}"#,
+        &[
+            r#"1:148: store: is no store: write file, memory, zk://HOST:PORT,…/PATH, or file:///PATH of a file that holds such an address"#,
         ],
     ),
     (

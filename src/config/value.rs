@@ -47,22 +47,6 @@ impl<'a> Document<'a> {
         Some(text.into_owned())
     }
 
-    /// One of these strings, and what it stands for.
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        node: &Node<'a>,
-        choices: &[(&'static str, T)],
-    ) -> Option<T> {
-        let quoted: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-        let expected = quoted.join(" or ");
-        let text = self.text(node, WORD_MAX, &expected)?;
-        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
-        if chosen.is_none() {
-            self.refuse(node, format_args!("'{text}' is none of the choices: write {expected}"));
-        }
-        chosen
-    }
-
     /// A string that is a `T`; `example` is one.
     pub(super) fn parsed<T: FromStr<Err: Display>>(
         &mut self,

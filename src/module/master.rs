@@ -69,6 +69,7 @@ pub(super) fn configure(
     open_log: OpenLog,
 ) -> Result<Configured, String> {
     let config = inputs.read(Kind::Master, master_file, master_from_parameters)?;
+    refuse_zookeeper(&config)?;
     let place = LogPlace::of(&config).map_err(|reason| format!("{}: {reason}", Kind::Master))?;
     let shared = place.as_ref().and_then(|place| place.url.clone());
     // Where mesos-master itself is elected; the log's path need not be the same.
@@ -131,6 +132,19 @@ async fn tell_whether_leading(
             // Whoever follows the election has ended, and so will this.
             std::future::pending().await
         }
+    }
+}
+
+/// Mesos holds the election, at an address of its own, and a state that is elsewhere would need
+/// another one.
+fn refuse_zookeeper(config: &MasterConfig) -> Result<(), String> {
+    match &config.store {
+        StoreKind::ZooKeeper(_) => Err(format!(
+            "{}: store: an address of ZooKeeper is for the program alone: in Mesos, write \
+             replicated_log_dir for a state that several masters share",
+            Kind::Master
+        )),
+        StoreKind::File | StoreKind::Memory => Ok(()),
     }
 }
 

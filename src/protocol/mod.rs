@@ -3,16 +3,16 @@
 //! them into bytes and back.
 
 mod assignment;
-mod history;
 mod candidate;
+mod history;
 mod message;
 mod network;
 mod record;
 mod request;
 
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
-pub use history::{HistoryEntry, HistoryEvent};
 pub use candidate::Candidate;
+pub use history::{HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};

@@ -10,6 +10,7 @@
 //! comes back as an event.
 
 mod agent;
+mod contested;
 mod held;
 mod inbox;
 mod master;
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 pub use agent::{AgentHost, AgentOptions};
+pub use contested::Contested;
 pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions, Reread};
 pub use metrics::Metrics;

@@ -75,10 +75,55 @@ fn an_agent_without_a_master_is_refused() {
         place.run("agent --cni-dir cni").failure(),
         "mesos-overlay: no master: give --master IP:PORT or the key 'master'\n"
     );
+    let cases = [
+        (
+            "zk://user:secret@10.0.0.1:2181",
+            "names no path in ZooKeeper: write one after the servers, as in \
+             zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay",
+        ),
+        ("file://none", "read none: No such file or directory (os error 2): check the path"),
+        ("file://once", "once: it names a file again: write zk://… or IP:PORT into it"),
+        ("file://bad", "bad: ' a b' is no master: write IP:PORT or NAME:PORT, as in 10.0.0.1:5050"),
+    ];
+    place.write("once", "file:///etc/master\n");
+    place.write("bad", "[a b]\n");
+    for (master, why) in cases {
+        let why = why.replace("' a b'", "'[a b]'");
+        assert_eq!(
+            place.run(&format!("agent --cni-dir cni --master {master}")).failure(),
+            format!("mesos-overlay: master: {why}\n")
+        );
+    }
+}
+
+#[test]
+fn a_store_that_is_none_is_refused_without_the_password() {
+    let place = Place::with_network();
+    let cases = [
+        (
+            "tape",
+            "is no store: write file, memory, zk://HOST:PORT,…/PATH, or file:///PATH of a file that \
+             holds such an address",
+        ),
+        (
+            "zk://user:secret@a:0/overlay",
+            "server 1 is not HOST:PORT: write the servers as in \
+             zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay",
+        ),
+    ];
+    for (store, why) in cases {
+        let said = place.run(&format!("master --config network.json --store {store}")).usage();
+        assert_eq!(said, format!("mesos-overlay: --store: {why}\n"));
+    }
+    place.write("zk", "zk://user:secret@a:2181\n");
+    let store = format!("file://{}", place.path("zk").display());
     assert_eq!(
-        place.run("agent --cni-dir cni --master zk://10.0.0.1:2181/mesos").failure(),
-        "mesos-overlay: master: zk:// is not supported yet: write the master's address \
-         as IP:PORT\n"
+        place.run(&format!("master --config network.json --store {store}")).failure(),
+        format!(
+            "mesos-overlay: store: {}: names no path in ZooKeeper: write one after the servers, as \
+             in zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay\n",
+            place.path("zk").display()
+        )
     );
 }
 

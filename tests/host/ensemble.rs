@@ -22,15 +22,17 @@ const PORTS: std::ops::Range<u16> = 10_000..20_000;
 /// Servers that know each other. Dropped, they are killed.
 #[derive(Debug)]
 pub(crate) struct Servers {
-    servers: Vec<Server>,
+    pub(crate) servers: Vec<Server>,
     _dir: tempfile::TempDir,
 }
 
+/// One of them.
 #[derive(Debug)]
-struct Server {
+pub(crate) struct Server {
     dir: PathBuf,
     port: u16,
-    child: Option<Child>,
+    /// `None` while it is killed.
+    pub(crate) child: Option<Child>,
 }
 
 impl Servers {
@@ -75,11 +77,6 @@ impl Servers {
         servers
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.servers.len()
-    }
-
     /// All of them, as in a `zk://` address.
     pub(crate) fn addresses(&self) -> String {
         let servers = self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port));
@@ -110,19 +107,6 @@ impl Servers {
             .spawn()
             .expect("java starts");
         server.child = Some(child);
-    }
-
-    /// Keeps all of them from running for `duration`, as a partition between them and us does.
-    pub(crate) fn suspend(&self, duration: Duration) {
-        let signal = |signal| {
-            for child in self.servers.iter().filter_map(|server| server.child.as_ref()) {
-                let _ =
-                    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal);
-            }
-        };
-        signal(rustix::process::Signal::STOP);
-        pause(duration);
-        signal(rustix::process::Signal::CONT);
     }
 
     /// Waits until each server that runs is in an ensemble that has a leader.

@@ -1,7 +1,7 @@
 //! The election: agents that follow it, masters that stand for it, and masters of Mesos among them.
 
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesos_network_overlay::addr::Ensemble;
 use mesos_network_overlay::detector::{Contender, follow};
@@ -11,7 +11,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode, Error};
 
-use super::{SESSION, TICK, ensemble};
+use super::{SESSION, TICK, ensemble, now, suspend};
 use crate::ensemble::Servers;
 
 /// What a master of Mesos wrote.
@@ -129,7 +129,7 @@ fn one_master_leads_and_the_next_one_follows() {
         until(&mut second_leads, true).await;
         until(&mut first_leads, false).await;
         until(&mut leader, Some(address("10.0.0.2:5050"))).await;
-        let start = Instant::now();
+        let start = now();
         second.resign().await;
         until(&mut first_leads, true).await;
         assert!(start.elapsed() < SESSION, "at once: {:?}", start.elapsed());
@@ -151,8 +151,8 @@ fn a_master_that_zookeeper_does_not_hear_of_stops_leading_in_time() {
         let mut leads = contender.leading();
         until(&mut leads, true).await;
         std::thread::scope(|scope| {
-            scope.spawn(|| servers.suspend(SESSION * 2));
-            let start = Instant::now();
+            scope.spawn(|| suspend(&servers, SESSION * 2));
+            let start = now();
             tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(until(&mut leads, false));
             });

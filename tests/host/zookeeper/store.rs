@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesos_network_overlay::addr::Ensemble;
 use mesos_network_overlay::store::conformance::{self, Subject};
@@ -12,7 +12,7 @@ use mesos_network_overlay::store::{
     Change, Epoch, Key, Loaded, Store, StoreError, Version, ZooKeeperStore,
 };
 
-use super::{SESSION, TICK, ensemble};
+use super::{SERVERS, SESSION, TICK, ensemble, now, pause, suspend};
 use crate::ensemble::Servers;
 
 /// How long an outage may last that a test waits for.
@@ -100,7 +100,7 @@ impl Writer {
     fn commit(&mut self) {
         let next = self.version.next();
         let changes = Self::batch(next);
-        let start = Instant::now();
+        let start = now();
         match self.store.commit(self.epoch, &changes) {
             Ok(version) => {
                 assert_eq!(version, next);
@@ -118,7 +118,7 @@ impl Writer {
 
     /// What was promised is there; what was not is there as a whole, or not at all.
     fn load(&mut self, unknown: &[Change]) {
-        let start = Instant::now();
+        let start = now();
         let loaded = loop {
             match self.store.load() {
                 Ok(loaded) => break loaded,
@@ -140,13 +140,13 @@ impl Writer {
 #[test]
 #[ignore = "needs packages: tests/run host"]
 fn servers_are_killed_one_after_the_other_and_nothing_promised_is_lost() {
-    let mut servers = Servers::start(3, TICK);
+    let mut servers = Servers::start(SERVERS, TICK);
     let address = ensemble(&servers, "", "/outage");
     let mut writer = Writer::start(&address);
     let commits = |writer: &mut Writer, count| (0..count).for_each(|_| writer.commit());
     commits(&mut writer, 20);
     let calm = std::mem::take(&mut writer.longest);
-    for server in 0..servers.count() {
+    for server in 0..SERVERS {
         servers.kill(server);
         commits(&mut writer, 20);
         servers.restart(server);
@@ -162,9 +162,9 @@ fn servers_are_killed_one_after_the_other_and_nothing_promised_is_lost() {
     for _ in 0..3 {
         std::thread::scope(|scope| {
             let committing = scope.spawn(|| (0..30).for_each(|_| writer.commit()));
-            std::thread::sleep(Duration::from_millis(fastrand::u64(50..500)));
-            (0..servers.count()).for_each(|server| servers.kill(server));
-            (0..servers.count()).for_each(|server| servers.restart(server));
+            pause(Duration::from_millis(fastrand::u64(50..500)));
+            (0..SERVERS).for_each(|server| servers.kill(server));
+            (0..SERVERS).for_each(|server| servers.restart(server));
             committing.join().expect("it commits");
         });
     }
@@ -184,17 +184,17 @@ fn a_session_that_expires_is_replaced() {
     writer.commit();
     // While nothing is asked: the epoch goes on in a new session.
     servers.kill(0);
-    std::thread::sleep(SESSION * 2);
+    pause(SESSION * 2);
     servers.restart(0);
     servers.wait_until_serving();
     let epoch = writer.epoch;
     (0..3).for_each(|_| writer.commit());
     println!("{} failures after an idle outage", writer.failures);
     // While a commit is under way: it ends, one way or the other, when its time is up.
-    let start = Instant::now();
+    let start = now();
     std::thread::scope(|scope| {
-        scope.spawn(|| servers.suspend(SESSION * 3));
-        std::thread::sleep(Duration::from_millis(100));
+        scope.spawn(|| suspend(&servers, SESSION * 3));
+        pause(Duration::from_millis(100));
         let changes = Writer::batch(writer.version.next());
         let error = writer.store.commit(writer.epoch, &changes).expect_err("nobody answers");
         assert!(start.elapsed() < SESSION * 2, "{:?}", start.elapsed());

@@ -1,0 +1,246 @@
+//! The program: three masters on an ensemble of three, agents that know nothing but its address,
+//! and kills.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{SERVERS, SESSION, TICK, now, pause};
+use crate::ensemble::Servers;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
+const NETWORK: &str = include_str!("../../../docs/network.json");
+
+/// What the failover may take beside the session timeout.
+const MARGIN: Duration = Duration::from_secs(3);
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A subcommand that is running; killed at the end.
+struct Running {
+    child: Child,
+    address: SocketAddrV4,
+}
+
+impl Running {
+    fn start(dir: &Path, name: &str, ip: Ipv4Addr, arguments: &[&str]) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("a port");
+        let address = SocketAddrV4::new(ip, listener.local_addr().expect("it has one").port());
+        drop(listener);
+        let log = File::create(dir.join(format!("{name}.log"))).expect("a log");
+        let child = Command::new(PROGRAM)
+            .args(arguments)
+            .args(["--listen", &address.to_string()])
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        Self { child, address }
+    }
+
+    /// As a crash does.
+    fn kill(mut self) {
+        self.child.kill().expect("it is still there");
+        self.child.wait().expect("it has ended");
+    }
+
+    /// As an operator does.
+    fn terminate(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+        assert!(self.child.wait().expect("it has ended").success());
+    }
+
+    /// The answer to a GET, if it is a 200.
+    fn get(&self, path: &str) -> Option<Value> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let host = self.address;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200 ").then(|| serde_json::from_str(body).ok())?
+    }
+
+    fn status(&self) -> String {
+        let health = self.get("/overlay-master/health");
+        health.and_then(|health| Some(health["status"].as_str()?.to_owned())).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Masters and agents on some servers.
+struct Cluster {
+    servers: Servers,
+    dir: tempfile::TempDir,
+    masters: Vec<Running>,
+    started: usize,
+}
+
+impl Cluster {
+    fn start(masters: usize) -> Self {
+        let servers = Servers::start(SERVERS, TICK);
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("network.json"), NETWORK).expect("a network file");
+        let address = format!("zk://overlay:secret@{}/overlay", servers.addresses());
+        fs::write(dir.path().join("zk"), address).expect("an address");
+        let mut cluster = Self { servers, dir, masters: Vec::new(), started: 0 };
+        (0..masters).for_each(|_| cluster.start_master());
+        cluster
+    }
+
+    fn start_master(&mut self) {
+        self.started += 1;
+        let store = format!("file://{}", self.dir.path().join("zk").display());
+        let session = format!("{}s", SESSION.as_secs());
+        let name = format!("master-{}", self.started);
+        let arguments = [
+            &["master", "--config", "network.json", "--store", &store][..],
+            &["--zk-session-timeout", &session],
+        ];
+        let (dir, ip) = (self.dir.path(), Ipv4Addr::LOCALHOST);
+        self.masters.push(Running::start(dir, &name, ip, &arguments.concat()));
+    }
+
+    /// Without credentials: agents only read.
+    fn start_agent(&self, number: u8) -> Running {
+        let name = format!("agent-{number}");
+        let config = serde_json::json!({
+            "cni_dir": self.dir.path().join(&name),
+            "master": format!("zk://{}/overlay", self.servers.addresses()),
+            "network_config": { "docker_bridge": false },
+        });
+        let file = format!("{name}.json");
+        fs::write(self.dir.path().join(&file), config.to_string()).expect("an agent_config");
+        let ip = Ipv4Addr::new(127, 0, 1, number);
+        Running::start(self.dir.path(), &name, ip, &["agent", "--config", &file])
+    }
+
+    fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+        let start = now();
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            if start.elapsed() > PATIENCE {
+                let entries = fs::read_dir(self.dir.path()).expect("a directory");
+                for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+                    if path.extension().is_some_and(|extension| extension == "log") {
+                        let log = fs::read_to_string(&path).unwrap_or_default();
+                        println!("{}:\n{log}", path.display());
+                    }
+                }
+                panic!("{what}");
+            }
+            pause(PAUSE);
+        }
+    }
+
+    /// The one master that leads, when there is exactly one.
+    fn leader(&self) -> usize {
+        self.until("there is no leader", || {
+            let leads = |master: &Running| matches!(&*master.status(), "ok" | "degraded");
+            let leaders: Vec<usize> =
+                (0..self.masters.len()).filter(|index| leads(&self.masters[*index])).collect();
+            assert!(leaders.len() < 2, "several masters lead: {leaders:?}");
+            leaders.first().copied()
+        })
+    }
+
+    /// Of each agent what it has, when some master shows `count` of them and all have reported.
+    fn agents(&self, count: usize) -> Vec<(String, String)> {
+        self.until("not every agent is ready", || {
+            let state =
+                self.masters.iter().find_map(|master| master.get("/overlay-master/state"))?;
+            let agents = state["agents"].as_array()?.iter();
+            let mut agents: Vec<(String, String)> = agents
+                .filter(|agent| {
+                    let mut overlays = agent["overlays"].as_array().into_iter().flatten();
+                    overlays.all(|overlay| overlay["state"]["status"] == "STATUS_OK")
+                })
+                .map(|agent| {
+                    let overlays = agent["overlays"].as_array().into_iter().flatten();
+                    let subnets: Vec<String> =
+                        overlays.map(|overlay| overlay["subnet"].to_string()).collect();
+                    (agent["ip"].to_string(), subnets.join(" "))
+                })
+                .collect();
+            agents.sort();
+            (agents.len() == count).then_some(agents)
+        })
+    }
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn the_next_master_promises_the_same_in_time() {
+    let mut cluster = Cluster::start(3);
+    let leader = cluster.leader();
+    let mut agents: Vec<Running> = (1..=3).map(|number| cluster.start_agent(number)).collect();
+    let before = cluster.agents(3);
+    let waiting = cluster.masters.iter().filter(|master| master.status() == "standby").count();
+    assert_eq!(waiting, 2, "the others wait");
+
+    // A crash, and one more agent that registers in the middle of it.
+    cluster.masters.swap_remove(leader).kill();
+    let start = now();
+    agents.push(cluster.start_agent(4));
+    let after = cluster.agents(4);
+    let took = start.elapsed();
+    println!("failover after a crash: {took:?}, of which the session timeout is {SESSION:?}");
+    assert!(took < SESSION + MARGIN, "{took:?}");
+    assert!(before.iter().all(|agent| after.contains(agent)), "{before:?} {after:?}");
+
+    // An orderly end: the next one leads at once.
+    cluster.start_master();
+    let leader = cluster.leader();
+    cluster.masters.swap_remove(leader).terminate();
+    let start = now();
+    assert_eq!(cluster.agents(4), after);
+    let took = start.elapsed();
+    println!("failover after an orderly end: {took:?}");
+    assert!(took < MARGIN, "{took:?}");
+    drop(agents);
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn an_outage_of_zookeeper_moves_no_address() {
+    let mut cluster = Cluster::start(2);
+    let agents: Vec<Running> = (1..=2).map(|number| cluster.start_agent(number)).collect();
+    let before = cluster.agents(2);
+    // One server after the other, as in an upgrade.
+    for server in 0..SERVERS {
+        cluster.servers.kill(server);
+        pause(Duration::from_secs(1));
+        cluster.servers.restart(server);
+        cluster.servers.wait_until_serving();
+        assert_eq!(cluster.agents(2), before);
+    }
+    // All of them, for longer than any session lasts.
+    (0..SERVERS).for_each(|server| cluster.servers.kill(server));
+    pause(SESSION * 2);
+    assert!(cluster.masters.iter().all(|master| master.status() == "standby"), "nobody leads");
+    (0..SERVERS).for_each(|server| cluster.servers.restart(server));
+    cluster.servers.wait_until_serving();
+    let start = now();
+    assert_eq!(cluster.agents(2), before);
+    println!("served again {:?} after the ensemble", start.elapsed());
+    drop(agents);
+}
