@@ -203,7 +203,7 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
         let address = free_address();
         let master = match mesos {
             Some(mesos) => mesos.start(dir.path(), address, count).await?,
-            None => Program::start(dir.path(), address).await?,
+            None => Program::start("file", dir.path(), address).await?,
         };
         let pid = master.child.id();
         let cpu_before = cpu_time(pid)?;

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// Room for 32,768 agents.
-const NETWORK: &str = r#"{
+pub(crate) const NETWORK: &str = r#"{
     "vtep_subnet": "44.128.0.0/16",
     "vtep_mac_oui": "70:B3:D5:00:00:00",
     "overlays": [
@@ -40,11 +40,16 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts the built program with its state in `dir`, and waits until it has read that.
-    pub(crate) async fn start(dir: &Path, address: SocketAddrV4) -> Result<Self, String> {
+    /// Starts the built program with its state in `store`, or in `dir` if that is `file`, and waits
+    /// until it has read that.
+    pub(crate) async fn start(
+        store: &str,
+        dir: &Path,
+        address: SocketAddrV4,
+    ) -> Result<Self, String> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"));
         command
-            .args(["master", "--log", "warn", "--store", "file"])
+            .args(["master", "--log", "warn", "--store", store])
             .args(["--listen".to_owned(), address.to_string()])
             .args(["--config".as_ref(), write_network(dir)?.as_os_str()])
             .args(["--work-dir".as_ref(), dir.join("state").as_os_str()]);
@@ -94,7 +99,8 @@ impl Program {
 
     async fn ready(&mut self) -> Result<(), String> {
         let wait = async {
-            while self.health().await.is_err() {
+            // One that waits to be elected is well, and not ready.
+            while self.health().await.map_or(true, |health| health["status"] == "standby") {
                 if let Ok(Some(status)) = self.child.try_wait() {
                     return Err(format!("the master ended: {status}: {}", self.log()));
                 }

@@ -39,7 +39,7 @@ const STRANGER: [u8; 2] = [127, 9];
 async fn honest_agents_are_served_while_thousands_of_others_misbehave() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let address = free_address();
-    let master = Program::start(dir.path(), address).await.unwrap();
+    let master = Program::start("file", dir.path(), address).await.unwrap();
     for index in 0..GARBAGE {
         tokio::spawn(forever(address, STRANGER, index, send_garbage));
     }

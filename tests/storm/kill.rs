@@ -17,7 +17,7 @@ async fn a_master_that_is_killed_in_a_storm_keeps_every_promise() {
     println!("{SEED}={seed} cargo test --test storm kill");
     fastrand::seed(seed);
     for round in 0..ROUNDS {
-        let start = async |dir: &_, address| Program::start(dir, address).await;
+        let start = async |dir: &_, address| Program::start("file", dir, address).await;
         if let Err(fault) = survive_kills(false, start).await {
             panic!("{SEED}={seed}, round {round}: {fault}");
         }

@@ -1,0 +1,212 @@
+//! What the stores cost: the registration storm on each of them, in relation to the one that keeps
+//! nothing; and how long a master takes to read a large state.
+//!
+//! It prints figures and the limits beside them, and fails only if a result is wrong. ZooKeeper is
+//! that of the Debian package, one server and three, on this machine: `cargo bench --bench stores`
+//! needs it, and leaves it out where it is missing. The disk is that of the build.
+
+#[path = "../storm/agents.rs"]
+mod agents;
+#[path = "../../tests/host/ensemble.rs"]
+mod ensemble;
+#[path = "../storm/libprocess.rs"]
+mod libprocess;
+#[path = "../storm/program.rs"]
+mod program;
+#[path = "../storm/promises.rs"]
+mod promises;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agents::Agents;
+use ensemble::Servers;
+use mesos_network_overlay::addr::{OverlayName, Subnet};
+use mesos_network_overlay::clock::Now;
+use mesos_network_overlay::config::parse_master;
+use mesos_network_overlay::machine::Machine as _;
+use mesos_network_overlay::master::{Event, Master, Settings};
+use mesos_network_overlay::protocol::{AgentRecord, OverlayRecord, Record};
+use mesos_network_overlay::store::{Change, FileStore, Key, Store, ZooKeeperStore};
+use mesos_network_overlay::wire::encode_record;
+use program::{NETWORK, Program, free_address};
+
+/// How often each storm is run. The best run counts.
+const RUNS: usize = 3;
+/// Agents of the storm, and how much longer than on memory it may take on ZooKeeper.
+const STORM: usize = 8000;
+const RATIO_LIMIT: f64 = 3.0;
+
+/// Agents of the large state, and how many seconds reading it may take.
+const STATE: u32 = 20_000;
+const FILE_LIMIT: f64 = 1.0;
+const ZOOKEEPER_LIMIT: f64 = 3.0;
+
+/// How long a storm may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_secs(2);
+const SESSION: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    // `cargo test --all-targets` runs benchmarks too, without this word.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("stores: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let has_zookeeper = Path::new("/usr/share/java/zookeeper.jar").exists();
+    if !has_zookeeper {
+        println!("the Debian package zookeeper is missing: without ZooKeeper\n");
+    }
+    println!("{STORM} agents register at once: the best of {RUNS} runs");
+    let memory = best("memory", |_| "memory".to_owned(), None)?;
+    best("file", |_| "file".to_owned(), Some(memory))?;
+    for count in if has_zookeeper { &[1, 3][..] } else { &[] } {
+        let servers = Servers::start(*count, TICK);
+        let store = |run| format!("zk://{}/storm-{run}", servers.addresses());
+        best(&format!("ZooKeeper, {count} server(s)"), store, Some(memory))?;
+    }
+
+    println!("\nreading a state of {STATE} agents, and making a master of it");
+    let dir =
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
+    let mut open = || Box::new(FileStore::at(dir.path())) as Box<dyn Store>;
+    recovery("file", FILE_LIMIT, &mut open)?;
+    for count in if has_zookeeper { &[1, 3][..] } else { &[] } {
+        let servers = Servers::start(*count, TICK);
+        let address = format!("zk://{}/recovery", servers.addresses());
+        let mut open = || {
+            let ensemble = address.parse().expect("an address");
+            Box::new(ZooKeeperStore::new(ensemble, SESSION).expect("a store")) as Box<dyn Store>
+        };
+        recovery(&format!("ZooKeeper, {count} server(s)"), ZOOKEEPER_LIMIT, &mut open)?;
+    }
+    Ok(())
+}
+
+/// The wall time of the best storm on a store, in relation to that on memory.
+fn best(name: &str, store: impl Fn(usize) -> String, memory: Option<f64>) -> Result<f64, String> {
+    let storms = (0..RUNS).map(|run| storm(&store(run))).collect::<Result<Vec<_>, _>>()?;
+    let (wall, commits) =
+        storms.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b)).ok_or("no run")?;
+    print!("  {name:<24} {wall:>6.2} s, {commits:>4} commits");
+    match memory {
+        Some(memory) => {
+            let ratio = wall / memory;
+            let word = if ratio <= RATIO_LIMIT { "kept" } else { "MISSED" };
+            println!(": {ratio:.2} times as long as on memory, limit {RATIO_LIMIT}: {word}");
+        }
+        None => println!(),
+    }
+    Ok(wall)
+}
+
+/// Runs a storm against a fresh master: how many seconds it took, and how many commits.
+fn storm(store: &str) -> Result<(f64, u64), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("start a runtime: {error}"))?;
+    runtime.block_on(async {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .map_err(|error| format!("make a directory: {error}"))?;
+        let address = free_address();
+        let master = Program::start(store, dir.path(), address).await?;
+        let start = now();
+        let agents = Agents::start(address, STORM).map_err(|error| error.to_string())?;
+        agents.all_acknowledged(PATIENCE).await.map_err(|fault| fault + &master.log())?;
+        let wall = start.elapsed().as_secs_f64();
+        let health = master.health().await?;
+        let told = agents.told()?;
+        promises::check_distinct(&told)?;
+        promises::check_state(&master.state().await?, &told)?;
+        if agents.repeated() > 0 {
+            println!("  {} registrations were not answered in time", agents.repeated());
+        }
+        let commits = health["counters"]["commits"].as_u64().ok_or("health shows no commits")?;
+        Ok((wall, commits))
+    })
+}
+
+/// Fills a store, and reads it as the next master does.
+fn recovery(
+    name: &str,
+    limit: f64,
+    open: &mut dyn FnMut() -> Box<dyn Store>,
+) -> Result<(), String> {
+    let mut store = open();
+    let epoch = store.load().map_err(|error| error.to_string())?.epoch;
+    let records: Vec<Change> = (0..STATE).map(record).collect();
+    let start = now();
+    for batch in records.chunks(1000) {
+        store.commit(epoch, batch).map_err(|error| error.to_string())?;
+    }
+    let filled = start.elapsed();
+    drop(store);
+
+    let (config, _) = parse_master("network", NETWORK).map_err(|problems| problems.to_string())?;
+    let settings = Settings { network: Arc::new(config.network), reuse_after: config.reuse_after };
+    let start = now();
+    let mut store = open();
+    let loaded = store.load().map_err(|error| error.to_string())?;
+    let read = start.elapsed();
+    let bytes: usize = loaded.records.iter().map(|(_, bytes)| bytes.len()).sum();
+    let mut master = Master::new(settings, 1);
+    master.handle(Now { elapsed: Duration::ZERO, unix: 0 }, Event::Loaded(Ok(loaded)));
+    let all = start.elapsed();
+    let agents = master.metrics().agents.total;
+    if u32::try_from(agents) != Ok(STATE) {
+        return Err(format!("{name}: {agents} of {STATE} agents are there"));
+    }
+    let seconds = all.as_secs_f64();
+    let word = if seconds < limit { "kept" } else { "MISSED" };
+    println!(
+        "  {name:<24} {seconds:>6.3} s, of which the store {:.3} s; limit {limit}: {word} \
+         ({} KiB, written in {:.2} s)",
+        read.as_secs_f64(),
+        bytes / 1024,
+        filled.as_secs_f64()
+    );
+    Ok(())
+}
+
+/// What a master keeps of an agent, with two overlays.
+fn record(number: u32) -> Change {
+    let subnet = |base: Ipv4Addr| -> Option<Subnet> {
+        format!("{}/24", Ipv4Addr::from(u32::from(base) + (number << 8))).parse().ok()
+    };
+    let overlay = |name: &str, base: Ipv4Addr| OverlayRecord {
+        name: name.parse::<OverlayName>().expect("a name"),
+        subnet: subnet(base),
+        subnet6: None,
+    };
+    let record = Record::Agent(AgentRecord {
+        vtep_ip: Ipv4Addr::from(0x2c80_0001 + number),
+        vtep_ip6: None,
+        overlays: vec![
+            overlay("vxlan-1", Ipv4Addr::new(10, 0, 0, 0)),
+            overlay("vxlan-2", Ipv4Addr::new(10, 128, 0, 0)),
+        ],
+        allocate_subnet: true,
+        mesos_bridge: true,
+        docker_bridge: true,
+    });
+    let agent = Ipv4Addr::from(0xac10_0001 + number);
+    Change::Put(Key::Agent(agent), encode_record(&record))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
