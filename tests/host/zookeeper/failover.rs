@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{SERVERS, SESSION, TICK, now, pause};
@@ -52,10 +53,13 @@ impl Running {
         self.child.wait().expect("it has ended");
     }
 
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is there");
+    }
+
     /// As an operator does.
     fn terminate(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+        self.signal(Signal::TERM);
         assert!(self.child.wait().expect("it has ended").success());
     }
 
@@ -216,6 +220,29 @@ fn the_next_master_promises_the_same_in_time() {
     let took = start.elapsed();
     println!("failover after an orderly end: {took:?}");
     assert!(took < MARGIN, "{took:?}");
+    drop(agents);
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn a_master_that_wakes_up_too_late_changes_nothing() {
+    let mut cluster = Cluster::start(2);
+    let mut agents: Vec<Running> = (1..=2).map(|number| cluster.start_agent(number)).collect();
+    let before = cluster.agents(2);
+    for number in 3..=4 {
+        let asleep = cluster.masters.swap_remove(cluster.leader());
+        asleep.signal(Signal::STOP);
+        agents.push(cluster.start_agent(number));
+        let after = cluster.agents(number.into());
+        asleep.signal(Signal::CONT);
+        // It has what an agent sent it while it slept, and believes to lead.
+        cluster.masters.push(asleep);
+        cluster.until("it does not stand by", || {
+            (cluster.masters.last()?.status() == "standby").then_some(())
+        });
+        assert_eq!(cluster.agents(number.into()), after);
+        assert!(before.iter().all(|agent| after.contains(agent)), "{before:?} {after:?}");
+    }
     drop(agents);
 }
 
