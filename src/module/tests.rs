@@ -209,6 +209,18 @@ fn what_is_wrong_with_the_parameters_is_said() {
         refused(Kind::Master, &[("overlays", "/dev/zero")]),
         "overlay master: parameter 'overlays': read /dev/zero: it is no file"
     );
+    let overlays = r#"[{"name":"vxlan-1","subnet":"192.168.0.0/17","prefix":24}]"#;
+    let shared = [
+        ("vtep_subnet", "44.128.0.0/16"),
+        ("vtep_mac_oui", "70:B3:D5:00:00:00"),
+        ("overlays", overlays),
+        ("store", "zk://user:secret@10.0.0.1:2181/overlay"),
+    ];
+    assert_eq!(
+        refused(Kind::Master, &shared),
+        "overlay master: store: an address of ZooKeeper is for the program alone: in Mesos, write \
+         replicated_log_dir for a state that several masters share"
+    );
     assert_eq!(
         refused(Kind::Agent, &[]),
         "overlay agent: not loaded: mend these problems of its configuration (above)"
