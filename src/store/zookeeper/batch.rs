@@ -7,7 +7,6 @@
 //! often, which makes no difference.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
 
 use crate::store::{Change, Key};
 
@@ -23,14 +22,14 @@ pub(super) const RECORD_MAX: usize = 900_000;
 /// The state of a record after a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Write<'a> {
-    Put(Ipv4Addr, &'a [u8]),
-    Delete(Ipv4Addr),
+    Put(Key, &'a [u8]),
+    Delete(Key),
 }
 
 impl Write<'_> {
-    pub(super) const fn agent(&self) -> Ipv4Addr {
+    pub(super) const fn key(&self) -> Key {
         match self {
-            Self::Put(ip, _) | Self::Delete(ip) => *ip,
+            Self::Put(key, _) | Self::Delete(key) => *key,
         }
     }
 
@@ -43,17 +42,17 @@ impl Write<'_> {
 }
 
 /// What `changes` come to, of which only the last of each key counts, where there are records of
-/// `known` agents. The result is in the order of the keys.
-pub(super) fn writes<'a>(changes: &'a [Change], known: &HashSet<Ipv4Addr>) -> Vec<Write<'a>> {
+/// `known` keys. The result is in the order of the keys.
+pub(super) fn writes<'a>(changes: &'a [Change], known: &HashSet<Key>) -> Vec<Write<'a>> {
     let mut last = BTreeMap::new();
     for change in changes {
         match change {
-            Change::Put(Key::Agent(ip), bytes) => last.insert(*ip, Write::Put(*ip, bytes)),
-            Change::Delete(Key::Agent(ip)) => last.insert(*ip, Write::Delete(*ip)),
+            Change::Put(key, bytes) => last.insert(*key, Write::Put(*key, bytes)),
+            Change::Delete(key) => last.insert(*key, Write::Delete(*key)),
         };
     }
     let is_needed =
-        |write: &Write<'_>| matches!(write, Write::Put(..)) || known.contains(&write.agent());
+        |write: &Write<'_>| matches!(write, Write::Put(..)) || known.contains(&write.key());
     last.into_values().filter(is_needed).collect()
 }
 
@@ -80,8 +79,8 @@ pub(super) fn grouped(writes: Vec<Write<'_>>) -> Vec<Vec<Write<'_>>> {
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 
-/// A group as the bytes of a part: of each write what it is, of whom, and of a record its length
-/// and its bytes.
+/// A group as the bytes of a part: of each write what it is, the length of the key and the key,
+/// and of a record its length and its bytes.
 pub(super) fn encode(group: &[Write<'_>]) -> Vec<u8> {
     let mut part = Vec::new();
     for write in group {
@@ -89,8 +88,10 @@ pub(super) fn encode(group: &[Write<'_>]) -> Vec<u8> {
             Write::Put(_, bytes) => (PUT, *bytes),
             Write::Delete(_) => (DELETE, &[][..]),
         };
+        let key = write.key().to_bytes();
         part.push(kind);
-        part.extend(write.agent().octets());
+        part.push(u8::try_from(key.len()).unwrap_or(u8::MAX));
+        part.extend(key);
         part.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
         part.extend(bytes);
     }
@@ -100,14 +101,15 @@ pub(super) fn encode(group: &[Write<'_>]) -> Vec<u8> {
 /// The group in the bytes of a part; `None` if they are none.
 pub(super) fn decode(mut part: &[u8]) -> Option<Vec<Write<'_>>> {
     let mut group = Vec::new();
-    while let Some((head, rest)) = part.split_first_chunk::<9>() {
-        let [kind, a, b, c, d, length @ ..] = *head;
-        let ip = Ipv4Addr::new(a, b, c, d);
-        let length = usize::try_from(u32::from_be_bytes(length)).ok()?;
+    while let Some((&[kind, length], rest)) = part.split_first_chunk::<2>() {
+        let (key, rest) = rest.split_at_checked(length.into())?;
+        let key = Key::from_bytes(key)?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
         let (bytes, rest) = rest.split_at_checked(length)?;
         group.push(match kind {
-            PUT => Write::Put(ip, bytes),
-            DELETE if bytes.is_empty() => Write::Delete(ip),
+            PUT => Write::Put(key, bytes),
+            DELETE if bytes.is_empty() => Write::Delete(key),
             _ => return None,
         });
         part = rest;
@@ -121,19 +123,19 @@ mod tests {
 
     use super::*;
 
-    fn ip(number: u32) -> Ipv4Addr {
-        number.into()
+    fn ip(number: u32) -> Key {
+        Key::Agent(number.into())
     }
 
     #[test]
     fn the_last_change_of_a_key_counts_and_needless_deletes_do_not() {
         let changes = [
-            Change::Put(Key::Agent(ip(2)), b"first".to_vec()),
-            Change::Delete(Key::Agent(ip(9))),
-            Change::Put(Key::Agent(ip(2)), b"last".to_vec()),
-            Change::Put(Key::Agent(ip(1)), b"gone".to_vec()),
-            Change::Delete(Key::Agent(ip(1))),
-            Change::Delete(Key::Agent(ip(3))),
+            Change::Put(ip(2), b"first".to_vec()),
+            Change::Delete(ip(9)),
+            Change::Put(ip(2), b"last".to_vec()),
+            Change::Put(ip(1), b"gone".to_vec()),
+            Change::Delete(ip(1)),
+            Change::Delete(ip(3)),
         ];
         let known = HashSet::from([ip(3)]);
         let expected = [Write::Put(ip(2), b"last"), Write::Delete(ip(3))];
@@ -161,11 +163,11 @@ mod tests {
         let part = encode(&[Write::Put(ip(1), b"record"), Write::Delete(ip(2))]);
         for length in 1..part.len() {
             // A cut between two writes cannot be seen; the server has no such cuts.
-            let is_whole = length == 9 + b"record".len();
+            let is_whole = length == 11 + b"record".len();
             assert_eq!(decode(&part[..length]).is_some(), is_whole, "{length}");
         }
-        assert_eq!(decode(&[3, 0, 0, 0, 0, 0, 0, 0, 0]), None);
-        assert_eq!(decode(&[2, 0, 0, 0, 0, 0, 0, 0, 1, 0]), None);
+        assert_eq!(decode(&[3, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(decode(&[2, 5, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0]), None);
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 //! PATH/state/epoch              the epoch in digits; the version of this znode fences
 //! PATH/state/head               format, version, and how many parts of a commit are pending
 //! PATH/state/agents/7/10.0.0.7  the record of an agent, in the group of its last byte
+//! PATH/state/agents/7/history-7 a part of the history, in the group of its last byte
 //! PATH/state/pending/0          part of a commit that is too large for one request
 //! ```
 //! Mesos takes every child of an election's path for a candidate whose name ends in digits, which
@@ -14,8 +15,13 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::Key;
+
 /// Version of this layout. A state with a later one is refused.
 const FORMAT: u32 = 1;
+
+/// What the name of a part of the history begins with. Its group is the last byte of its number.
+const HISTORY: &str = "history-";
 
 /// The paths of a state.
 #[derive(Debug, Clone)]
@@ -49,9 +55,17 @@ impl Layout {
         format!("{}/agents/{group}", self.root)
     }
 
-    pub(super) fn agent(&self, ip: Ipv4Addr) -> String {
-        let [_, _, _, group] = ip.octets();
-        format!("{}/{ip}", self.group(group))
+    pub(super) fn record(&self, key: Key) -> String {
+        match key {
+            Key::Agent(ip) => {
+                let [_, _, _, group] = ip.octets();
+                format!("{}/{ip}", self.group(group))
+            }
+            Key::History(number) => {
+                let [.., group] = number.to_be_bytes();
+                format!("{}/{HISTORY}{number}", self.group(group))
+            }
+        }
     }
 
     pub(super) fn pending(&self) -> String {
@@ -63,11 +77,17 @@ impl Layout {
     }
 }
 
-/// The agent whose record is the child `name` of `group`.
-pub(super) fn agent_of(group: u8, name: &str) -> Option<Ipv4Addr> {
+/// The key of the record that is the child `name` of `group`.
+pub(super) fn key_of(group: u8, name: &str) -> Option<Key> {
+    if let Some(number) = name.strip_prefix(HISTORY) {
+        let number: u64 = number.parse().ok()?;
+        let [.., last] = number.to_be_bytes();
+        return (last == group && name == format!("{HISTORY}{number}"))
+            .then_some(Key::History(number));
+    }
     let ip: Ipv4Addr = name.parse().ok()?;
     let [_, _, _, last] = ip.octets();
-    (last == group && ip.to_string() == name).then_some(ip)
+    (last == group && ip.to_string() == name).then_some(Key::Agent(ip))
 }
 
 /// What a commit changes beside records.
@@ -115,11 +135,15 @@ mod tests {
     #[test]
     fn an_agent_is_in_the_group_of_its_last_byte() {
         let layout = Layout::under("/overlay");
-        let ip = Ipv4Addr::new(10, 0, 0, 7);
-        assert_eq!(layout.agent(ip), "/overlay/state/agents/7/10.0.0.7");
-        assert_eq!(agent_of(7, "10.0.0.7"), Some(ip));
+        let agent = Key::Agent(Ipv4Addr::new(10, 0, 0, 7));
+        assert_eq!(layout.record(agent), "/overlay/state/agents/7/10.0.0.7");
+        assert_eq!(key_of(7, "10.0.0.7"), Some(agent));
+        let history = Key::History(258);
+        assert_eq!(layout.record(history), "/overlay/state/agents/2/history-258");
+        assert_eq!(key_of(2, "history-258"), Some(history));
+        assert_eq!(key_of(2, "history-0258"), None);
         for name in ["10.0.0.8", "10.0.0.07", "10.0.0", "note", ""] {
-            assert_eq!(agent_of(7, name), None, "{name}");
+            assert_eq!(key_of(7, name), None, "{name}");
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use self::layout::Layout;
 use self::tenure::{Fault, Tenure};
-use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{Change, Epoch, Loaded, Store, StoreError, Version};
 use crate::addr::Ensemble;
 use crate::zookeeper::Session;
 
@@ -91,7 +91,7 @@ impl Store for ZooKeeperStore {
         let loaded = Loaded {
             epoch: Epoch(tenure.epoch),
             version: Version(tenure.version),
-            records: records.map(|(ip, bytes)| (Key::Agent(ip), bytes)).collect(),
+            records: records.collect(),
         };
         self.tenure = Some(tenure);
         self.was_there = true;

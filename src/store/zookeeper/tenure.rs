@@ -5,12 +5,12 @@
 //! session in which it was sent needs not to be known, and needs not to have ended.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
 
 use zookeeper_client::{CreateMode, Error, MultiWriteError, MultiWriter};
 
 use super::batch::{self, Write};
-use super::layout::{Head, Layout, agent_of};
+use super::layout::{Head, Layout, key_of};
+use crate::store::Key;
 use crate::zookeeper::{Failure, Session};
 
 /// How often an epoch is tried to begin while others begin theirs.
@@ -38,7 +38,7 @@ impl From<Failure> for Fault {
 /// What was there when an epoch began.
 #[derive(Debug)]
 pub(super) struct Begun {
-    pub(super) records: BTreeMap<Ipv4Addr, Vec<u8>>,
+    pub(super) records: BTreeMap<Key, Vec<u8>>,
     /// How many znodes are no record that this version can read.
     pub(super) unreadable: usize,
 }
@@ -53,7 +53,7 @@ pub(super) struct Tenure {
     fence: i32,
     pub(super) version: u64,
     /// Of whom there is a record.
-    known: HashSet<Ipv4Addr>,
+    known: HashSet<Key>,
 }
 
 impl Tenure {
@@ -156,7 +156,7 @@ impl Tenure {
                 }
             };
             for name in names {
-                match agent_of(group, &name) {
+                match key_of(group, &name) {
                     Some(ip) => agents.push(ip),
                     None => unreadable += 1,
                 }
@@ -165,7 +165,7 @@ impl Tenure {
         let mut records = BTreeMap::new();
         for window in agents.chunks(WINDOW) {
             let requests: Vec<_> =
-                window.iter().map(|ip| (*ip, client.get_data(&self.layout.agent(*ip)))).collect();
+                window.iter().map(|ip| (*ip, client.get_data(&self.layout.record(*ip)))).collect();
             for (ip, request) in requests {
                 match self.session.answer(request).await {
                     Ok((bytes, _)) => {
@@ -174,7 +174,7 @@ impl Tenure {
                     // Whoever deleted it meanwhile has begun a later epoch, which is seen below.
                     Err(Error::NoNode) => {}
                     Err(error) => {
-                        return Err(self.session.failure(&self.layout.agent(ip), &error).into());
+                        return Err(self.session.failure(&self.layout.record(ip), &error).into());
                     }
                 }
             }
@@ -186,7 +186,7 @@ impl Tenure {
     async fn finish_pending(
         &mut self,
         head: Head,
-        records: &mut BTreeMap<Ipv4Addr, Vec<u8>>,
+        records: &mut BTreeMap<Key, Vec<u8>>,
     ) -> Result<(), Fault> {
         let pending = self.layout.pending();
         let client = self.session.client();
@@ -250,7 +250,7 @@ impl Tenure {
                 && bytes.len() > batch::RECORD_MAX
             {
                 return Err(Fault::Failed(format!(
-                    "the record of agent {ip} has {} bytes, and ZooKeeper takes {}: configure \
+                    "the record of {ip} has {} bytes, and ZooKeeper takes {}: configure \
                      fewer overlays",
                     bytes.len(),
                     batch::RECORD_MAX
@@ -318,8 +318,8 @@ impl Tenure {
     fn add_writes(&self, multi: &mut MultiWriter<'_>, writes: &[Write<'_>]) -> Result<(), Fault> {
         let options = self.session.private(CreateMode::Persistent);
         for write in writes {
-            let ip = write.agent();
-            let path = self.layout.agent(ip);
+            let ip = write.key();
+            let path = self.layout.record(ip);
             self.add(match (write, self.known.contains(&ip)) {
                 (Write::Put(_, bytes), true) => multi.add_set_data(&path, bytes, None),
                 (Write::Put(_, bytes), false) => multi.add_create(&path, bytes, &options),
@@ -349,7 +349,7 @@ impl Tenure {
             // The check and one more operation come first.
             MultiWriteError::OperationFailed { index, .. } => {
                 let write = index.checked_sub(2).and_then(|index| writes.get(index));
-                write.map(|write| self.layout.agent(write.agent()))
+                write.map(|write| self.layout.record(write.key()))
             }
             MultiWriteError::RequestFailed { .. } => None,
         };

@@ -12,9 +12,11 @@ use super::host::{Build, Host};
 use super::master::{NETWORK, agent, register_as_recorded};
 use super::peer::{connect, encode, post, wait_for};
 
-/// Bits of a mask of `/proc` that stand for signals that can be blocked: not KILL, not STOP, and
-/// not the two that glibc keeps for itself.
-const BLOCKABLE: u64 = !(1 << 8 | 1 << 18 | 1 << 31 | 1 << 32);
+/// Bits of a mask of `/proc` that stand for signals that are to be blocked: not KILL, not STOP, not
+/// the two that glibc keeps for itself, and not the faults of a thread, which Mesos explains.
+const BLOCKABLE: u64 = !(1 << 8 | 1 << 18 | 1 << 31 | 1 << 32) & !FAULTS;
+/// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV.
+const FAULTS: u64 = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10;
 /// O_CLOEXEC, as fdinfo shows it.
 const CLOSE_ON_EXEC: u32 = 0o2_000_000;
 
