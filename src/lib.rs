@@ -14,8 +14,8 @@
 //!   │ master            agent      │    │                              │
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
-//!   │ protocol, addr, clock,       │    │                              │
-//!   │ machine, metrics             │    │ zookeeper: what store and    │
+//!   │ protocol, addr, clock,       │    │ dataplane     firewall       │
+//!   │ machine, metrics, tunnel     │    │ zookeeper: what store and    │
 //!   │                              │    │ detector have in common      │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
@@ -41,6 +41,7 @@
 //! - [`machine`]: the shape that master and agent have in common
 //! - [`metrics`]: the numbers by which operators watch a machine, for Mesos and Prometheus
 //! - [`protocol`]: the network, an agent's share of it, its record, the four messages
+//! - [`tunnel`]: what packets between agents need: our VTEPs, the overlays' space, the peers
 //! - [`config`]: JSON text or module parameters to checked configuration, or every problem with its
 //!   place and remedy
 //!
@@ -60,6 +61,8 @@
 //! - [`detector`]: where the master is, and which of several masters leads
 //! - [`cni`]: the network of the MesosContainerizer: configuration files that Mesos reads
 //! - [`docker`]: the network of the DockerContainerizer, made and compared through `docker`
+//! - [`dataplane`]: the VXLAN device, neighbours, forwarding entries and routes in the kernel
+//! - [`firewall`]: masquerade, VXLAN from known agents only, forwarding, isolation
 //! - [`runtime`]: the loop, the queue of events, and what is held back until it is stored
 //! - [`cli`]: the program's face
 //! - [`module`]: the two Mesos modules; their C++ half is `cpp-shim/`
@@ -70,8 +73,10 @@ pub mod cli;
 pub mod clock;
 pub mod cni;
 pub mod config;
+pub mod dataplane;
 pub mod detector;
 pub mod docker;
+pub mod firewall;
 pub mod http;
 pub mod ipam;
 pub mod machine;
@@ -82,5 +87,6 @@ pub mod protocol;
 pub mod runtime;
 pub mod store;
 pub mod transport;
+pub mod tunnel;
 pub mod wire;
 pub mod zookeeper;

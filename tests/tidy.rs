@@ -40,12 +40,13 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 20] = [
+const ROOMS: [(&str, Kind); 23] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
     ("metrics", Kind::Pure),
     ("protocol", Kind::Pure),
+    ("tunnel", Kind::Pure),
     ("config", Kind::Pure),
     ("ipam", Kind::Pure),
     ("wire", Kind::Pure),
@@ -58,6 +59,8 @@ const ROOMS: [(&str, Kind); 20] = [
     ("transport", Kind::Adapter),
     ("cni", Kind::Adapter),
     ("docker", Kind::Adapter),
+    ("dataplane", Kind::Adapter),
+    ("firewall", Kind::Adapter),
     ("runtime", Kind::Runtime),
     ("cli", Kind::Face),
     ("module", Kind::Face),

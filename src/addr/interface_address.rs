@@ -29,6 +29,12 @@ impl InterfaceAddress {
         self.0.addr()
     }
 
+    /// Length of the subnet that it lives in.
+    #[must_use]
+    pub fn prefix(&self) -> u8 {
+        self.0.prefix_len()
+    }
+
     /// The family of the address.
     #[must_use]
     pub const fn family(&self) -> Family {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sched::CloneFlags;
+
 /// The busybox of the package busybox-static, which has ping and runs in a container without
 /// libraries.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
@@ -49,6 +51,26 @@ impl Namespace {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
         command
+    }
+
+    /// What `act` returns, done by a thread of this process that is in this namespace.
+    pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let enter = || {
+            let namespace = std::fs::File::open(self.path()).expect("it is there");
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may enter");
+            act()
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name(self.name.clone());
+            let thread = thread.spawn_scoped(scope, enter).expect("there is room for a thread");
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs the words of `line` as a command that must succeed.
+    pub(crate) fn run(&self, line: &str) -> String {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        self.succeed(words[0], &words[1..])
     }
 
     /// Output of a program that must succeed.

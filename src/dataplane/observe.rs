@@ -1,0 +1,353 @@
+//! Reads from the kernel what is ours, and what stands in our way. The kernel is asked for no more
+//! than is needed, by filters that older ones do not know: so everything is filtered here as well.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+
+use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
+use super::plan::Observed;
+use super::settings::read_number;
+use super::socket::Netlink;
+use super::state::{Device, Hop, Identity, Link, RouteKey};
+use super::uapi::{
+    AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
+    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
+    IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
+    IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTEXT_FILTER_SKIP_STATS,
+    RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE,
+    RTNH_F_ONLINK,
+};
+use super::{MARK, PROTOCOL};
+use crate::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
+use crate::tunnel::{Desired, Local};
+
+/// Indices of our devices.
+pub(super) type Indices = BTreeMap<DeviceName, u32>;
+
+/// A device of the host.
+#[derive(Debug)]
+struct Seen {
+    index: u32,
+    name: String,
+    is_up: bool,
+    mac: Option<Mac>,
+    mtu: u32,
+    alias: String,
+    kind: String,
+    vxlan: Option<Vxlan>,
+}
+
+#[derive(Debug, Default)]
+struct Vxlan {
+    vni: u32,
+    port: u16,
+    local: Option<IpAddr>,
+    is_learning: bool,
+}
+
+/// What there is, and the indices of our devices.
+pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(Observed, Indices)> {
+    let links = links(netlink)?;
+    let addresses = addresses(netlink)?;
+    let mut observed = Observed::default();
+    let mut indices = Indices::new();
+    for link in &links {
+        classify(link, desired, &mut observed, &mut indices);
+    }
+    for (index, address) in &addresses {
+        let link = links.iter().find(|link| link.index == *index);
+        let is_wanted = desired.locals.iter().any(|local| local.underlay == address.address());
+        if let Some(mtu) = link.and_then(|link| Mtu::new(link.mtu.min(Mtu::MAX)).ok())
+            && is_wanted
+        {
+            observed.underlay_mtus.insert(address.address(), mtu);
+            observed.underlay_indices.push(*index);
+        }
+    }
+    for (name, &index) in &indices {
+        let Some(device) = observed.state.devices.get_mut(name) else { continue };
+        let own = addresses.iter().filter(|(its, _)| *its == index).map(|(_, address)| *address);
+        device.addresses.extend(own);
+        for family in [AF_INET, AF_INET6] {
+            device.neighbours.extend(neighbours(netlink, family, index)?);
+        }
+        device.forwards = forwards(netlink, index)?;
+    }
+    for family in [AF_INET, AF_INET6] {
+        for route in routes(netlink, family, Some(PROTOCOL))? {
+            let hop = route.hop(&indices);
+            // Two routes that are told apart by nothing else are none of those that we make.
+            let hop =
+                if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
+            observed.state.routes.insert(route.key, hop);
+        }
+    }
+    Ok((observed, indices))
+}
+
+/// Puts a device of the host where it belongs.
+fn classify(link: &Seen, desired: &Desired, observed: &mut Observed, indices: &mut Indices) {
+    let wanted = desired.locals.iter().find(|local| local.device.as_str() == link.name);
+    let own = link.vxlan.as_ref().and_then(|vxlan| our_device(link, vxlan, wanted));
+    if let Some((name, device)) = own {
+        indices.insert(name.clone(), link.index);
+        observed.state.devices.insert(name, device);
+        return;
+    }
+    if let Some(local) = wanted {
+        let kind = if link.kind.is_empty() { "physical" } else { &link.kind };
+        observed.taken.insert(local.device.clone(), kind.to_owned());
+    }
+    if let Some(vxlan) = &link.vxlan
+        && let Ok(vni) = Vni::new(vxlan.vni)
+    {
+        observed.others.push((link.name.clone(), vni, vxlan.port));
+    }
+}
+
+/// The device if it is ours: it bears our mark, or is what an earlier dataplane made of the same
+/// plan.
+fn our_device(link: &Seen, vxlan: &Vxlan, wanted: Option<&Local>) -> Option<(DeviceName, Device)> {
+    let name: DeviceName = link.name.parse().ok()?;
+    let is_marked = link.alias == MARK;
+    let is_v6 = vxlan.local.is_some_and(|local| local.is_ipv6());
+    let identity = Identity {
+        vni: Vni::new(vxlan.vni).ok()?,
+        port: vxlan.port,
+        family: if is_v6 { Family::V6 } else { Family::V4 },
+    };
+    let is_adopted = wanted.is_some_and(|local| {
+        (local.vni, local.port, Some(local.mac)) == (identity.vni, identity.port, link.mac)
+    });
+    if !is_marked && !is_adopted {
+        return None;
+    }
+    let link = Link {
+        identity,
+        mac: link.mac?,
+        mtu: Mtu::new(link.mtu).ok()?,
+        underlay: vxlan.local,
+        is_learning: vxlan.is_learning,
+        is_up: link.is_up,
+        is_marked,
+        has_ipv6: read_number(&format!("ipv6/conf/{name}/disable_ipv6")) == Some(0),
+        is_loose: read_number(&format!("ipv4/conf/{name}/rp_filter")) == Some(2),
+    };
+    Some((name, Device::bare(link)))
+}
+
+fn links(netlink: &mut Netlink) -> io::Result<Vec<Seen>> {
+    let mut header = [0; 16];
+    header[0] = AF_UNSPEC;
+    netlink.dump(
+        RTM_GETLINK,
+        &header,
+        |batch| batch.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes()),
+        |links: &mut Vec<Seen>, message| links.extend(link(message)),
+        Vec::new,
+    )
+}
+
+fn link(message: Message<'_>) -> Option<Seen> {
+    let mut seen = Seen {
+        index: u32_at(message.body, 4)?,
+        name: String::new(),
+        is_up: u32_at(message.body, 8)? & IFF_UP != 0,
+        mac: None,
+        mtu: 0,
+        alias: String::new(),
+        kind: String::new(),
+        vxlan: None,
+    };
+    for (kind, value) in attributes(message.body, 16) {
+        match kind {
+            IFLA_IFNAME => seen.name = text(value),
+            IFLA_ADDRESS => seen.mac = mac(value),
+            IFLA_MTU => seen.mtu = u32_at(value, 0)?,
+            IFLA_IFALIAS => seen.alias = text(value),
+            IFLA_LINKINFO => {
+                for (kind, value) in attributes(value, 0) {
+                    match kind {
+                        IFLA_INFO_KIND => seen.kind = text(value),
+                        IFLA_INFO_DATA if seen.kind == "vxlan" => seen.vxlan = Some(vxlan(value)),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(seen)
+}
+
+fn vxlan(value: &[u8]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for (kind, value) in attributes(value, 0) {
+        match kind {
+            IFLA_VXLAN_ID => vxlan.vni = u32_at(value, 0).unwrap_or(0),
+            IFLA_VXLAN_PORT => vxlan.port = u16_at(value, 0).map_or(0, u16::from_be),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = address(value),
+            IFLA_VXLAN_LEARNING => vxlan.is_learning = value.first() == Some(&1),
+            _ => {}
+        }
+    }
+    vxlan
+}
+
+/// All addresses but those of one link, with the index of their device.
+fn addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, InterfaceAddress)>> {
+    netlink.dump(
+        RTM_GETADDR,
+        &[0; 8],
+        |_| {},
+        |addresses: &mut Vec<_>, message| {
+            let read = || {
+                let (prefix, scope) = (*message.body.get(1)?, *message.body.get(3)?);
+                let mut own = None;
+                for (kind, value) in attributes(message.body, 8) {
+                    // On a link with two ends IFA_ADDRESS is the other one.
+                    if kind == IFA_LOCAL || (kind == IFA_ADDRESS && own.is_none()) {
+                        own = address(value);
+                    }
+                }
+                let subnet = Subnet::containing(own?, prefix)?;
+                let address = InterfaceAddress::within(&subnet, own?)?;
+                (scope == RT_SCOPE_UNIVERSE).then_some((u32_at(message.body, 4)?, address))
+            };
+            addresses.extend(read());
+        },
+        Vec::new,
+    )
+}
+
+/// The permanent entries of a neighbour table: an address or a MAC, and what it leads to.
+fn entries<T>(
+    netlink: &mut Netlink,
+    family: u8,
+    index: u32,
+    read: impl Fn(Option<IpAddr>, Option<Mac>, u8) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    let mut header = [0; 12];
+    header[0] = family;
+    netlink.dump(
+        RTM_GETNEIGH,
+        &header,
+        |batch| batch.attribute(NDA_IFINDEX, &index.to_ne_bytes()),
+        |entries: &mut Vec<_>, message| {
+            let is_on_device = u32_at(message.body, 4) == Some(index);
+            let is_permanent =
+                u16_at(message.body, 8).is_some_and(|state| state & NUD_PERMANENT != 0);
+            if message.body.first() != Some(&family) || !is_on_device || !is_permanent {
+                return;
+            }
+            let (mut destination, mut own_mac) = (None, None);
+            for (kind, value) in attributes(message.body, 12) {
+                match kind {
+                    NDA_DST => destination = address(value),
+                    NDA_LLADDR => own_mac = mac(value),
+                    _ => {}
+                }
+            }
+            let flags = message.body.get(10).copied().unwrap_or(0);
+            entries.extend(read(destination, own_mac, flags));
+        },
+        Vec::new,
+    )
+}
+
+fn neighbours(netlink: &mut Netlink, family: u8, index: u32) -> io::Result<Vec<(IpAddr, Mac)>> {
+    let entries = entries(netlink, family, index, |ip, mac, _| Some((ip?, mac?)))?;
+    // The kernel's own entries for multicast are permanent in some versions.
+    Ok(entries.into_iter().filter(|(ip, _)| !ip.is_multicast()).collect())
+}
+
+/// The entries of single hosts: floods are somebody else's.
+fn forwards(netlink: &mut Netlink, index: u32) -> io::Result<BTreeMap<Mac, IpAddr>> {
+    let read = |ip, mac: Option<Mac>, flags: u8| {
+        let mac = mac.filter(|mac| mac.octets() != [0; 6] && mac.octets()[0] & 1 == 0)?;
+        (flags & NTF_SELF != 0).then_some((mac, ip?))
+    };
+    Ok(entries(netlink, AF_BRIDGE, index, read)?.into_iter().collect())
+}
+
+fn mac(value: &[u8]) -> Option<Mac> {
+    <[u8; 6]>::try_from(value).ok().map(Mac::from)
+}
+
+/// A route of the main table.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) key: RouteKey,
+    pub(super) protocol: u8,
+    pub(super) index: Option<u32>,
+    gateway: Option<IpAddr>,
+    kind: u8,
+    flags: u32,
+}
+
+impl Route {
+    fn hop(&self, indices: &Indices) -> Hop {
+        let device = indices.iter().find(|(_, index)| Some(**index) == self.index);
+        match (self.kind, device, self.gateway) {
+            (RTN_UNREACHABLE, ..) => Hop::Unreachable,
+            (RTN_UNICAST, Some((device, _)), Some(gateway)) => Hop::Via {
+                device: device.clone(),
+                gateway,
+                is_onlink: self.flags & RTNH_F_ONLINK != 0,
+            },
+            _ => Hop::Elsewhere,
+        }
+    }
+}
+
+/// The routes of the main table, those of one protocol or all.
+pub(super) fn routes(
+    netlink: &mut Netlink,
+    family: u8,
+    protocol: Option<u8>,
+) -> io::Result<Vec<Route>> {
+    let mut header = [0; 12];
+    (header[0], header[4], header[5]) = (family, RT_TABLE_MAIN, protocol.unwrap_or(0));
+    netlink.dump(
+        RTM_GETROUTE,
+        &header,
+        |batch| batch.attribute(RTA_TABLE, &u32::from(RT_TABLE_MAIN).to_ne_bytes()),
+        |routes: &mut Vec<_>, message| {
+            let route = route(message.body).filter(|route| {
+                message.body.first() == Some(&family)
+                    && protocol.is_none_or(|protocol| route.protocol == protocol)
+            });
+            routes.extend(route);
+        },
+        Vec::new,
+    )
+}
+
+/// The route that a message speaks of, if it is one of the main table.
+pub(super) fn route(body: &[u8]) -> Option<Route> {
+    let [family, prefix, _, tos, table, protocol, _, kind] = *body.get(..8)? else { return None };
+    let any = match family {
+        AF_INET => IpAddr::from([0; 4]),
+        AF_INET6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let (mut to, mut metric, mut index, mut gateway) = (any, 0, None, None);
+    let mut whole_table = u32::from(table);
+    for (attribute, value) in attributes(body, 12) {
+        match attribute {
+            RTA_DST => to = address(value).filter(|to| family_of(*to) == family)?,
+            RTA_PRIORITY => metric = u32_at(value, 0)?,
+            RTA_OIF => index = u32_at(value, 0),
+            RTA_GATEWAY => gateway = address(value),
+            RTA_TABLE => whole_table = u32_at(value, 0)?,
+            _ => {}
+        }
+    }
+    if whole_table != u32::from(RT_TABLE_MAIN) || tos != 0 {
+        return None;
+    }
+    let key = RouteKey { subnet: Subnet::containing(to, prefix)?, metric };
+    Some(Route { key, protocol, index, gateway, kind, flags: u32_at(body, 8)? })
+}

@@ -1,0 +1,299 @@
+//! The firewall's part of the overlays: masquerade for what leaves them, VXLAN packets from known
+//! agents only, forwarding where others drop it, isolation. What it is to do is [`Ruleset`], which
+//! is pure. It owns one table of nftables, or chains of its own in iptables, and removes no others.
+//!
+//! Whether the rules are right is found out by comparing the listing with that of the moment when
+//! they were made: no reading of a format that changes with every version, and a rule that somebody
+//! added or took away shows. So the first verification after a start makes them anew, at once and
+//! without a gap. All calls block while a program runs, in the network namespace of the caller.
+
+mod command;
+mod iptables;
+mod monitor;
+mod nftables;
+mod ruleset;
+#[cfg(test)]
+mod tests;
+
+pub use self::command::FirewallError;
+use self::command::{has, run};
+use self::iptables::Scope;
+pub use self::monitor::Monitor;
+pub use self::ruleset::{Options, Ruleset};
+use crate::addr::Family;
+
+/// What makes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// A table of nftables, and chains of iptables where those drop what is forwarded.
+    Nftables,
+    /// Chains of iptables and sets of ipset.
+    Iptables,
+    /// Nobody: the operator has rules of their own.
+    None,
+}
+
+/// What came of a verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All was right.
+    Unchanged,
+    /// Other rules were wanted, or this is the first time.
+    Made,
+    /// Somebody had changed them.
+    Repaired,
+}
+
+/// The rules of this host.
+#[derive(Debug)]
+pub struct Firewall {
+    backend: Backend,
+    /// What was made last, and how it was listed then.
+    made: Option<(Ruleset, String)>,
+}
+
+impl Backend {
+    /// The best that this host has.
+    ///
+    /// # Errors
+    /// When there is none: then rules are wanted that nobody can make.
+    pub fn detect() -> Result<Self, FirewallError> {
+        if has("nft") && run("nft", &["list", "tables"], "").is_ok() {
+            Ok(Self::Nftables)
+        } else if has("iptables-restore") && has("ipset") {
+            Ok(Self::Iptables)
+        } else {
+            Err(FirewallError::ProgramNotFound("nft"))
+        }
+    }
+}
+
+impl Firewall {
+    /// The firewall, as somebody may have left it.
+    #[must_use]
+    pub const fn new(backend: Backend) -> Self {
+        Self { backend, made: None }
+    }
+
+    /// Makes the rules if they are not right.
+    ///
+    /// # Errors
+    /// When a program refuses; then it is tried again with the next call.
+    pub fn verify(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
+        if self.backend == Backend::None {
+            return Ok(Outcome::Unchanged);
+        }
+        let outcome = match &self.made {
+            Some((made, listing)) if made == rules => {
+                if self.listing()? == *listing {
+                    return Ok(Outcome::Unchanged);
+                }
+                Outcome::Repaired
+            }
+            _ => Outcome::Made,
+        };
+        self.made = None;
+        if rules.is_empty() {
+            self.clean()?;
+        } else {
+            self.make(rules)?;
+        }
+        self.made = Some((rules.clone(), self.listing()?));
+        Ok(outcome)
+    }
+
+    fn make(&self, rules: &Ruleset) -> Result<(), FirewallError> {
+        if self.backend == Backend::Nftables {
+            run("nft", &["-f", "-"], &nftables::script(rules))?;
+        }
+        for family in [Family::V4, Family::V6] {
+            match self.backend {
+                Backend::Iptables => {
+                    run("ipset", &["restore"], &iptables::sets(rules, family))?;
+                    chains(rules, family, Scope::Everything)?;
+                }
+                Backend::Nftables if drops_forwarded(family) => {
+                    chains(rules, family, Scope::Forward)?;
+                }
+                Backend::Nftables | Backend::None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// All rules of ours as they are now.
+    fn listing(&self) -> Result<String, FirewallError> {
+        let mut listing = String::new();
+        if self.backend == Backend::Nftables {
+            let mut arguments = vec!["-s", "list", "table"];
+            arguments.extend(nftables::TABLE.split(' '));
+            // Without the table the answer is an error, and the listing empty.
+            listing = run("nft", &arguments, "").unwrap_or_default();
+        }
+        for family in [Family::V4, Family::V6] {
+            let programs = Programs::of(family);
+            if !has(programs.save) {
+                continue;
+            }
+            let rules = run(programs.save, &[], "")?;
+            // And what makes ours necessary, which comes when Docker is started.
+            let is_ours = |line: &&str| {
+                line.contains(iptables::FORWARD)
+                    || line.starts_with(":FORWARD ")
+                    || line.starts_with(":DOCKER-USER ")
+            };
+            // Without the counters, which stand in brackets.
+            let lines = rules.lines().filter(is_ours);
+            lines.for_each(|line| {
+                listing.push_str(line.split(" [").next().unwrap_or(line));
+                listing.push('\n');
+            });
+            if self.backend == Backend::Iptables {
+                listing.push_str(
+                    &run("ipset", &["save", iptables::agents_set(family)], "").unwrap_or_default(),
+                );
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Removes every rule of ours, of either backend, whoever made it.
+    ///
+    /// # Errors
+    /// When a program refuses.
+    pub fn clean(&mut self) -> Result<(), FirewallError> {
+        self.made = None;
+        if has("nft") {
+            let mut arguments = vec!["list", "table"];
+            arguments.extend(nftables::TABLE.split(' '));
+            if run("nft", &arguments, "").is_ok() {
+                run("nft", &["-f", "-"], &nftables::remove())?;
+            }
+        }
+        for family in [Family::V4, Family::V6] {
+            remove_chains(family)?;
+            if has("ipset") {
+                // There is none where nftables did the work.
+                let _ = run("ipset", &["destroy", iptables::agents_set(family)], "");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The programs of a family.
+struct Programs {
+    change: &'static str,
+    save: &'static str,
+    restore: &'static str,
+}
+
+impl Programs {
+    const fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => {
+                Self { change: "iptables", save: "iptables-save", restore: "iptables-restore" }
+            }
+            Family::V6 => {
+                Self { change: "ip6tables", save: "ip6tables-save", restore: "ip6tables-restore" }
+            }
+        }
+    }
+}
+
+/// Seconds to wait for somebody else who is at work on the same tables.
+const LOCK_SECONDS: &str = "5";
+
+/// A chain that leads to one of ours.
+struct Jump {
+    table: &'static str,
+    from: &'static str,
+    /// `-I` for its beginning, `-A` for its end.
+    place: &'static str,
+    to: &'static str,
+}
+
+const fn jump(
+    table: &'static str,
+    from: &'static str,
+    place: &'static str,
+    to: &'static str,
+) -> Jump {
+    Jump { table, from, place, to }
+}
+
+/// Docker puts its own chains before the first, except for what is in `DOCKER-USER`.
+const FORWARD_JUMPS: [Jump; 3] = [
+    jump("filter", "FORWARD", "-I", iptables::FORWARD),
+    jump("filter", "DOCKER-USER", "-I", iptables::FORWARD),
+    jump("filter", "FORWARD", "-A", iptables::OUTSIDE),
+];
+const OTHER_JUMPS: [Jump; 2] = [
+    jump("filter", "INPUT", "-I", iptables::INPUT),
+    jump("nat", "POSTROUTING", "-I", iptables::LEAVING),
+];
+
+/// Whether iptables drops what is forwarded unless somebody accepts it.
+fn drops_forwarded(family: Family) -> bool {
+    let programs = Programs::of(family);
+    has(programs.change)
+        && run(programs.change, &["-w", LOCK_SECONDS, "-S"], "").is_ok_and(|rules| {
+            let is_strict = |line: &str| line == "-P FORWARD DROP" || line == "-N DOCKER-USER";
+            rules.lines().any(is_strict)
+        })
+}
+
+fn chains(rules: &Ruleset, family: Family, scope: Scope) -> Result<(), FirewallError> {
+    let programs = Programs::of(family);
+    let script = iptables::script(rules, family, scope);
+    run(programs.restore, &["--noflush", "-w", LOCK_SECONDS], &script)?;
+    let others = OTHER_JUMPS.iter().filter(|_| scope == Scope::Everything);
+    for jump in FORWARD_JUMPS.iter().chain(others) {
+        let Jump { table, from, place, to } = jump;
+        let change = |how: &str| {
+            run(programs.change, &["-w", LOCK_SECONDS, "-t", table, how, from, "-j", to], "")
+        };
+        if change("-C").is_err() {
+            let added = change(place);
+            if *from != "DOCKER-USER" {
+                added?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_chains(family: Family) -> Result<(), FirewallError> {
+    let programs = Programs::of(family);
+    if !has(programs.save) {
+        return Ok(());
+    }
+    let saved = run(programs.save, &[], "")?;
+    let mut table = "";
+    let mut chains = Vec::new();
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(chain) = line.strip_prefix(':').and_then(|line| line.split(' ').next())
+            && chain.starts_with(iptables::FORWARD)
+        {
+            chains.push((table.to_owned(), chain.to_owned()));
+        }
+    }
+    let is_left = |jump: &&Jump| {
+        chains
+            .iter()
+            .any(|(table, chain)| (table.as_str(), chain.as_str()) == (jump.table, jump.to))
+    };
+    for jump in FORWARD_JUMPS.iter().chain(&OTHER_JUMPS).filter(is_left) {
+        let Jump { table, from, to, .. } = jump;
+        let delete = ["-w", LOCK_SECONDS, "-t", table, "-D", from, "-j", to];
+        while run(programs.change, &delete, "").is_ok() {}
+    }
+    for how in ["-F", "-X"] {
+        for (table, chain) in &chains {
+            run(programs.change, &["-w", LOCK_SECONDS, "-t", table, how, chain], "")?;
+        }
+    }
+    Ok(())
+}

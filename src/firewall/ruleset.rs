@@ -1,0 +1,86 @@
+//! What the firewall is to do, from what the dataplane is to do: pure, and in the words of no
+//! program. [`super::nftables`] and [`super::iptables`] write it in theirs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::addr::{DeviceName, Family, OverlayName, Subnet};
+use crate::tunnel::Desired;
+
+/// What an operator can choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Whether packets that leave the overlays get this host's address as their sender. Without it
+    /// the network outside needs routes to the overlays.
+    pub masquerade: bool,
+    /// Whether VXLAN packets are taken only from agents that the master names.
+    pub known_agents_only: bool,
+    /// Whether the containers of one overlay reach those of another. They do with the C++ modules.
+    pub isolate: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { masquerade: true, known_agents_only: true, isolate: false }
+    }
+}
+
+/// The rules for a host. The default is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// The space of every overlay.
+    pub spaces: BTreeMap<OverlayName, BTreeSet<Subnet>>,
+    /// Our VXLAN devices.
+    pub devices: BTreeSet<DeviceName>,
+    /// Their UDP ports.
+    pub ports: BTreeSet<u16>,
+    /// From whom VXLAN packets are taken; `None` is anybody.
+    pub agents: Option<BTreeSet<IpAddr>>,
+    /// See [`Options::masquerade`].
+    pub masquerade: bool,
+    /// See [`Options::isolate`].
+    pub isolate: bool,
+}
+
+impl Ruleset {
+    /// The rules for what is wanted of the dataplane.
+    #[must_use]
+    pub fn new(desired: &Desired, options: Options) -> Self {
+        if desired.locals.is_empty() {
+            return Self::default();
+        }
+        let mut spaces: BTreeMap<OverlayName, BTreeSet<Subnet>> = BTreeMap::new();
+        for space in &desired.spaces {
+            spaces.entry(space.overlay.clone()).or_default().extend(&space.whole);
+        }
+        let agents = || desired.peers.keys().copied().collect();
+        Self {
+            spaces,
+            devices: desired.locals.iter().map(|local| local.device.clone()).collect(),
+            ports: desired.locals.iter().map(|local| local.port).collect(),
+            agents: options.known_agents_only.then(agents),
+            masquerade: options.masquerade,
+            isolate: options.isolate,
+        }
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// All subnets of a family, those of one overlay or of all.
+    pub(super) fn subnets(&self, family: Family, overlay: Option<&OverlayName>) -> Vec<Subnet> {
+        let is_meant = |name: &OverlayName| overlay.is_none_or(|overlay| overlay == name);
+        let spaces = self.spaces.iter().filter(|(name, _)| is_meant(name));
+        let subnets = spaces.flat_map(|(_, subnets)| subnets.iter().copied());
+        subnets.filter(|subnet| subnet.family() == family).collect()
+    }
+
+    /// The agents of a family.
+    pub(super) fn agents(&self, family: Family) -> Vec<IpAddr> {
+        let agents = self.agents.iter().flatten().copied();
+        agents.filter(|agent| agent.is_ipv4() == (family == Family::V4)).collect()
+    }
+}

@@ -1,0 +1,367 @@
+//! The dataplane on the real kernel: three hosts and their containers, adoption, drift, and the end
+//! of it all.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mesos_network_overlay::addr::{DeviceName, Mtu, Vni};
+use mesos_network_overlay::dataplane::{Dataplane, Heard, Monitor};
+use mesos_network_overlay::tunnel::Desired;
+
+use crate::hosts::{Host, Hosts, Underlay, desired, transfer};
+
+#[test]
+#[ignore = "host"]
+fn containers_of_three_hosts_reach_each_other() {
+    for underlay in [Underlay::V4, Underlay::V6] {
+        let hosts = Hosts::new(3, underlay);
+        hosts.program();
+        hosts.assert_all_reach_each_other();
+        let [first, second, third] = &hosts.hosts[..] else { panic!("three hosts") };
+        for (from, to) in [(first, second), (second, third), (third, first)] {
+            transfer(from, to, to.address().into(), 4_000_000);
+            transfer(from, to, to.address6().into(), 4_000_000);
+        }
+        // A host itself reaches the containers of others, and they it.
+        assert!(first.namespace.can_reach(&second.address().to_string()));
+        assert!(first.namespace.can_reach(&second.address6().to_string()));
+        assert!(first.container_reaches("44.128.0.2", 16));
+        assert!(first.container_reaches("fd01:a::2", 16));
+    }
+}
+
+#[test]
+#[ignore = "host"]
+fn nothing_is_left_to_do_and_unallocated_addresses_stay_inside() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    hosts.program();
+    let host = &hosts.hosts[0];
+    let report = host.verify(&hosts.desired(host));
+    assert!(report.is_complete() && report.done.is_empty(), "{report:?}");
+    host.namespace.run("ip route add default via 10.0.0.2");
+    for address in ["192.168.200.7", "fd01:b:0:0:200::7"] {
+        let asked = host.namespace.command("ip").args(["route", "get", address]).output();
+        let asked = asked.expect("ip runs");
+        let said = String::from_utf8_lossy(&asked.stdout);
+        assert!(!asked.status.success() || said.starts_with("unreachable"), "{asked:?}");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
+fn wait(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Datagrams that go from one container to another until it is told to end.
+struct Stream<'a> {
+    from: &'a Host,
+    to: &'a Host,
+}
+
+impl Stream<'_> {
+    /// How many of the datagrams were lost that were sent while `act` ran.
+    fn lost_while(&self, act: impl FnOnce()) -> (u32, u32) {
+        let address = SocketAddr::new(self.to.address().into(), 7007);
+        let receiver = self.to.container.inside(|| UdpSocket::bind(address).expect("a free port"));
+        receiver.set_read_timeout(Some(Duration::from_millis(500))).expect("it is a socket");
+        let sender = self.from.container.inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+            socket.connect(address).expect("there is a route");
+            socket
+        });
+        // The containers get to know their gateways.
+        assert!(self.from.container_reaches(&self.to.address().to_string(), 16));
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let send = || {
+                let mut sent = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    sent += u32::from(sender.send(b"datagram").is_ok());
+                    wait(Duration::from_millis(1));
+                }
+                sent
+            };
+            let count = || {
+                let mut buffer = [0; 16];
+                let mut received = 0;
+                while receiver.recv(&mut buffer).is_ok() {
+                    received += 1;
+                }
+                received
+            };
+            let spawn = "there is room for a thread";
+            let counting = std::thread::Builder::new().spawn_scoped(scope, count).expect(spawn);
+            let sending = std::thread::Builder::new().spawn_scoped(scope, send).expect(spawn);
+            wait(Duration::from_millis(100));
+            let over = at_the_end(|| is_over.store(true, Ordering::Relaxed));
+            act();
+            wait(Duration::from_millis(100));
+            drop(over);
+            let sent = sending.join().expect("it does not panic");
+            (sent, sent - counting.join().expect("it does not panic"))
+        })
+    }
+}
+
+#[test]
+#[ignore = "host"]
+fn a_restart_adopts_what_is_there_without_a_lost_packet() {
+    let hosts = Hosts::new(3, Underlay::V4);
+    hosts.program();
+    let (first, second) = (&hosts.hosts[0], &hosts.hosts[1]);
+    let stream = Stream { from: first, to: second };
+    let (sent, lost) = stream.lost_while(|| {
+        for host in [first, second, first, second] {
+            let report = host.verify(&hosts.desired(host));
+            assert_eq!(report.done, []);
+        }
+        // The third agent goes and another comes meanwhile.
+        for all in [vec![1, 2], vec![1, 2, 4, 5]] {
+            let report = first.verify(&desired(1, all.into_iter(), Underlay::V4));
+            assert!(report.is_complete() && !report.done.is_empty(), "{report:?}");
+        }
+    });
+    assert!(sent > 100, "{sent}");
+    assert_eq!(lost, 0, "of {sent}");
+}
+
+#[test]
+#[ignore = "host"]
+fn what_an_earlier_dataplane_made_becomes_ours_without_a_lost_packet() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let [first, second] = &hosts.hosts[..] else { panic!("two hosts") };
+    // As dcos-net makes it.
+    for (host, other) in [(first, second), (second, first)] {
+        let (own, peer) = (host.number, other.number);
+        let namespace = &host.namespace;
+        namespace.run("ip link add vtep1024 type vxlan id 1024 dstport 64000 noudpcsum");
+        namespace.run(&format!("ip link set vtep1024 address 70:b3:d5:80:00:0{own} up"));
+        namespace.run(&format!("ip addr add 44.128.0.{own}/16 dev vtep1024"));
+        namespace.run(&format!(
+            "ip neigh replace 44.128.0.{peer} lladdr 70:b3:d5:80:00:0{peer} dev vtep1024 nud \
+             permanent"
+        ));
+        namespace.run(&format!("ip route replace 192.168.{peer}.0/24 via 44.128.0.{peer}"));
+        namespace.run(&format!(
+            "bridge fdb replace 70:b3:d5:80:00:0{peer} dev vtep1024 dst 10.0.0.{peer} self permanent"
+        ));
+        let settings = host.settings();
+        namespace.inside(|| settings.apply(true)).expect("root may set everything");
+    }
+    let index = |host: &Host| {
+        let shown = host.namespace.run("ip -o link show vtep1024");
+        shown.split(':').next().map(str::to_owned)
+    };
+    let before = (index(first), index(second));
+    let (sent, lost) = Stream { from: first, to: second }.lost_while(|| {
+        for host in [first, second] {
+            let report = host.verify(&hosts.desired(host));
+            assert!(report.is_complete(), "{report:?}");
+        }
+    });
+    assert_eq!((lost, before), (0, (index(first), index(second))), "of {sent}");
+    let routes = first.namespace.run("ip -4 route show proto 109");
+    assert!(routes.contains("192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink"), "{routes}");
+    hosts.assert_all_reach_each_other();
+    assert_eq!(first.verify(&hosts.desired(first)).done, []);
+}
+
+/// Repairs a host as the agent does, until the end of `act`.
+fn while_kept(host: &Host, desired: &Desired, act: impl FnOnce()) {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let keep = || {
+            host.namespace.inside(|| {
+                let mut monitor = Monitor::open().expect("there is netlink");
+                let mut dataplane = Dataplane::open().expect("there is netlink");
+                dataplane.verify(desired).expect("the state can be read");
+                while !is_over.load(Ordering::Relaxed) {
+                    let watch = dataplane.watch(desired);
+                    let heard = monitor.wait(Duration::from_millis(50), &watch);
+                    if heard.expect("the socket works") != Heard::Nothing {
+                        dataplane.verify(desired).expect("the state can be read");
+                    }
+                }
+            });
+        };
+        let keeper = std::thread::Builder::new().spawn_scoped(scope, keep);
+        let keeper = keeper.expect("there is room for a thread");
+        // Also when it fails.
+        let over = at_the_end(|| is_over.store(true, Ordering::Relaxed));
+        act();
+        drop(over);
+        keeper.join().expect("it does not panic");
+    });
+}
+
+/// Calls `end` when it goes.
+fn at_the_end(end: impl FnMut()) -> impl Drop {
+    struct Guard<F: FnMut()>(F);
+    impl<F: FnMut()> Drop for Guard<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    Guard(end)
+}
+
+#[test]
+#[ignore = "host"]
+fn every_drift_is_repaired_within_a_second() {
+    const DRIFTS: [&str; 13] = [
+        "ip link delete vtep1024",
+        "ip link set vtep1024 down",
+        "ip route flush proto 109",
+        "ip -6 route flush proto 109",
+        "ip route replace 192.168.2.0/24 via 44.128.0.9 dev vtep1024 onlink",
+        "ip link set vtep1024 address 70:b3:d5:00:00:99",
+        "ip addr flush dev vtep1024",
+        "ip addr del 44.128.0.1/16 dev vtep1024",
+        "ip neigh flush dev vtep1024 nud permanent",
+        "ip neigh replace 44.128.0.2 lladdr 02:00:00:00:00:01 dev vtep1024 nud permanent",
+        "bridge fdb del 70:b3:d5:80:00:02 dev vtep1024 dst 10.0.0.2 self",
+        "ip link set vtep1024 mtu 1300",
+        "sysctl -qw net.ipv6.conf.vtep1024.disable_ipv6=1",
+    ];
+    let hosts = Hosts::new(2, Underlay::V4);
+    hosts.program();
+    let host = &hosts.hosts[0];
+    let desired = hosts.desired(host);
+    let is_right = || {
+        host.namespace.inside(|| {
+            let mut dataplane = Dataplane::open().expect("there is netlink");
+            let observed = dataplane.observe(&desired).expect("the state can be read");
+            mesos_network_overlay::dataplane::plan(&desired, &observed).operations.is_empty()
+        })
+    };
+    while_kept(host, &desired, || {
+        // Not before it listens.
+        wait(Duration::from_millis(200));
+        for drift in DRIFTS {
+            let start = now();
+            host.namespace.run(drift);
+            // A flush of several things takes a while, and is repaired while it runs.
+            let mut right = 0;
+            while right < 2 {
+                right = if is_right() { right + 1 } else { 0 };
+                assert!(start.elapsed() < Duration::from_secs(5), "{drift}\n{}", host.dump());
+                wait(Duration::from_millis(10));
+            }
+            let took = start.elapsed();
+            eprintln!("{:>5} ms  {drift}", took.as_millis());
+            assert!(took < Duration::from_secs(1), "{drift}: {took:?}");
+        }
+        hosts.assert_all_reach_each_other();
+    });
+}
+
+#[test]
+#[ignore = "host"]
+fn the_mtu_follows_the_underlay() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    hosts.program();
+    let host = &hosts.hosts[0];
+    let desired = hosts.desired(host);
+    host.namespace.run("ip link set eth0 mtu 1400");
+    let report = host.verify(&desired);
+    assert_eq!(report.done.len(), 1, "{report:?}");
+    let shown = host.namespace.run("ip link show vtep1024");
+    assert!(shown.contains("mtu 1350"), "{shown}");
+    let mut fixed = desired;
+    fixed.locals[0].mtu = Mtu::new(1300).ok();
+    host.verify(&fixed);
+    let shown = host.namespace.run("ip link show vtep1024");
+    assert!(shown.contains("mtu 1300"), "{shown}");
+}
+
+#[test]
+#[ignore = "host"]
+fn a_vni_for_each_overlay() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let separate = |host: &Host| {
+        let mut desired = hosts.desired(host);
+        let vni = Vni::new(2048).expect("it is a VNI");
+        let device = DeviceName::vtep(vni);
+        let mut second = desired.locals[0].clone();
+        (second.device, second.vni) = (device.clone(), vni);
+        desired.locals.push(second);
+        desired.spaces[0].device = device;
+        desired
+    };
+    for host in &hosts.hosts {
+        let report = host.verify(&separate(host));
+        assert!(report.is_complete(), "{report:?}");
+        let settings = host.settings();
+        host.namespace.inside(|| settings.apply(true)).expect("root may set everything");
+        assert_eq!(host.verify(&separate(host)).done, []);
+    }
+    hosts.assert_all_reach_each_other();
+    let routes = hosts.hosts[0].namespace.run("ip route show proto 109");
+    assert!(routes.contains("dev vtep2048") && !routes.contains("dev vtep1024"), "{routes}");
+    // And back to one for all, under way.
+    for host in &hosts.hosts {
+        let report = host.verify(&hosts.desired(host));
+        assert!(report.is_complete(), "{report:?}");
+    }
+    hosts.assert_all_reach_each_other();
+    assert!(!hosts.hosts[0].namespace.devices().contains(&"vtep2048".to_owned()));
+}
+
+#[test]
+#[ignore = "host"]
+fn an_update_costs_what_changed() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let host = &hosts.hosts[0];
+    let wanted = |all: std::ops::RangeInclusive<u8>| desired(1, all, Underlay::V4);
+    host.namespace.inside(|| {
+        let mut dataplane = Dataplane::open().expect("there is netlink");
+        let report = dataplane.update(&wanted(1..=200)).expect("the state can be read");
+        assert!(report.is_complete(), "{report:?}");
+        for (all, count) in [(1..=201, 5), (1..=200, 5), (1..=200, 0)] {
+            let report = dataplane.update(&wanted(all)).expect("the state can be read");
+            assert!(report.is_complete(), "{report:?}");
+            assert_eq!(report.done.len(), count, "{report:?}");
+        }
+        assert_eq!(dataplane.verify(&wanted(1..=200)).expect("it can be read").done, []);
+    });
+}
+
+#[test]
+#[ignore = "host"]
+fn clean_leaves_a_host_as_it_was() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let host = &hosts.hosts[0];
+    // What is not ours, as near to ours as can be.
+    for line in [
+        "ip link add vtep7 type vxlan id 7 dstport 64000 local 10.0.0.1",
+        "ip addr add 44.7.0.1/16 dev vtep7",
+        "ip link set vtep7 up",
+        "bridge fdb append 70:b3:d5:80:00:02 dev vtep7 dst 10.0.0.2",
+        "ip neigh add 44.7.0.2 lladdr 70:b3:d5:80:00:02 dev vtep7 nud permanent",
+        "ip route add 192.168.77.0/24 via 44.7.0.2",
+        "ip route add 192.168.0.0/16 via 10.0.0.2 metric 100",
+        "ip route add default via 10.0.0.2",
+        "ip -6 route add unreachable fd01:b::/64 metric 4000 proto 110",
+    ] {
+        host.namespace.run(line);
+    }
+    let before = host.dump();
+    hosts.program();
+    let during = host.dump();
+    for line in before.lines().filter(|line| line.contains("vtep7") || line.contains("default")) {
+        assert!(during.contains(line), "{line}\n{during}");
+    }
+    assert!(during.contains("vtep1024") && during.contains("proto 109"));
+    let report = host.namespace.inside(|| {
+        host.settings().restore().expect("root may set everything");
+        Dataplane::open().expect("there is netlink").clean().expect("the state can be read")
+    });
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(before, host.dump());
+}

@@ -1,0 +1,87 @@
+//! What the kernel refuses, and what is said of it.
+
+use std::net::UdpSocket;
+
+use mesos_network_overlay::dataplane::{Dataplane, Report};
+use mesos_network_overlay::tunnel::Desired;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use crate::hosts::{Hosts, Underlay};
+
+fn said(report: &Report) -> Vec<String> {
+    let failures = report.failures.iter().map(ToString::to_string);
+    failures.chain(report.problems.iter().map(ToString::to_string)).collect()
+}
+
+#[test]
+#[ignore = "host"]
+fn what_is_refused_is_named_with_the_remedy() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let host = &hosts.hosts[0];
+    let desired = hosts.desired(host);
+    let add = "add device vtep1024 with VNI 1024 on UDP port 64000";
+
+    let taken = host.namespace.inside(|| UdpSocket::bind("0.0.0.0:64000").expect("it is free"));
+    assert_eq!(
+        said(&host.verify(&desired)),
+        [format!(
+            "{add}: address already in use: see who has UDP port 64000 with 'ss -ulpn sport = \
+             :64000', or set another port on all agents"
+        )]
+    );
+    drop(taken);
+
+    host.namespace.run("ip link add vtep1024 type bridge");
+    assert_eq!(
+        said(&host.verify(&desired)),
+        [
+            "device vtep1024 is a bridge device that is not ours, so it is left alone: remove it with \
+             'ip link delete vtep1024' or rename it"
+        ]
+    );
+    host.namespace.run("ip link delete vtep1024");
+
+    host.namespace.run("ip link add other type vxlan id 1024 dstport 64000");
+    assert_eq!(
+        said(&host.verify(&desired)),
+        ["device vtep1024 cannot have VNI 1024 on UDP port 64000, which VXLAN device other has: \
+             remove other, or set another VNI or port on all agents"]
+    );
+    host.namespace.run("ip link delete other");
+
+    host.namespace.run("ip route add 192.168.2.0/24 via 10.0.0.2");
+    assert_eq!(
+        said(&host.verify(&desired)),
+        ["add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024: file exists: a route \
+             through eth0 has it: remove it with 'ip route delete 192.168.2.0/24', or give the \
+             overlay another subnet"]
+    );
+    host.namespace.run("ip route delete 192.168.2.0/24");
+    let report = host.verify(&desired);
+    assert!(report.is_complete(), "{report:?}");
+}
+
+/// Without the right to change the network, in a thread that ends with it.
+fn powerless(desired: &Desired) -> Report {
+    let mut own = capabilities(None).expect("it is our own");
+    own = CapabilitySets { effective: own.effective & !CapabilitySet::NET_ADMIN, ..own };
+    set_capabilities(None, own).expect("less is allowed");
+    let mut dataplane = Dataplane::open().expect("there is netlink");
+    dataplane.verify(desired).expect("the state can be read")
+}
+
+#[test]
+#[ignore = "host"]
+fn without_the_right_to_it_nothing_is_changed_and_it_is_said_so() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let host = &hosts.hosts[0];
+    let desired = hosts.desired(host);
+    let before = host.dump();
+    let report = host.namespace.inside(|| powerless(&desired));
+    assert_eq!(
+        said(&report)[0],
+        "add device vtep1024 with VNI 1024 on UDP port 64000: operation not permitted: run the \
+         agent as root, or give it CAP_NET_ADMIN"
+    );
+    assert_eq!(before, host.dump());
+}

@@ -1,0 +1,298 @@
+//! Hosts in network namespaces, connected by a switch in one more, each with a bridge and a
+//! container on it, as the CNI plugins and Docker make them. This process programs the dataplane.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
+use mesos_network_overlay::dataplane::{Dataplane, Report, Settings};
+use mesos_network_overlay::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
+
+use crate::namespace::{BUSYBOX, Namespace, demand, run};
+
+/// Which IP carries the tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Underlay {
+    V4,
+    V6,
+}
+
+/// What VXLAN leaves of 1500 bytes.
+const MTU_V4: u32 = 1450;
+const MTU_V6: u32 = 1430;
+
+pub(crate) struct Host {
+    pub(crate) number: u8,
+    pub(crate) namespace: Namespace,
+    pub(crate) container: Namespace,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+pub(crate) struct Hosts {
+    pub(crate) underlay: Underlay,
+    pub(crate) hosts: Vec<Host>,
+    _switch: Namespace,
+}
+
+pub(crate) fn overlay() -> OverlayName {
+    "vxlan-1".parse().expect("it is a name")
+}
+
+pub(crate) fn device() -> DeviceName {
+    DeviceName::vtep(Vni::DEFAULT)
+}
+
+fn mac(number: u8) -> Mac {
+    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("it is an OUI"), vtep(number))
+}
+
+fn vtep(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(44, 128, 0, number)
+}
+
+fn vtep6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd01, 0xa, 0, 0, 0, 0, 0, number.into())
+}
+
+fn interface(text: &str) -> InterfaceAddress {
+    text.parse().expect("it is an address")
+}
+
+fn subnets(number: u8) -> [Subnet; 2] {
+    let subnet = |text: String| text.parse().expect("it is a subnet");
+    [subnet(format!("192.168.{number}.0/24")), subnet(format!("fd01:b:0:0:{number}::/80"))]
+}
+
+impl Underlay {
+    pub(crate) fn address(self, number: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 0, 0, number).into(),
+            Self::V6 => Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, number.into()).into(),
+        }
+    }
+
+    const fn mtu(self) -> u32 {
+        match self {
+            Self::V4 => MTU_V4,
+            Self::V6 => MTU_V6,
+        }
+    }
+}
+
+impl Hosts {
+    pub(crate) fn new(count: u8, underlay: Underlay) -> Self {
+        demand(&[BUSYBOX]);
+        let switch = Namespace::new();
+        switch.run("ip link add br0 type bridge");
+        switch.run("ip link set br0 up");
+        let hosts = (1..=count).map(|number| Host::new(number, &switch, underlay)).collect();
+        Self { underlay, hosts, _switch: switch }
+    }
+
+    /// What one of these hosts should have.
+    pub(crate) fn desired(&self, host: &Host) -> Desired {
+        desired(host.number, self.hosts.iter().map(|host| host.number), self.underlay)
+    }
+
+    /// Programs all of them from nothing.
+    pub(crate) fn program(&self) {
+        for host in &self.hosts {
+            let report = host.verify(&self.desired(host));
+            assert!(report.is_complete(), "{report:?}");
+            assert!(!report.done.is_empty());
+            let settings = host.settings();
+            host.namespace.inside(|| settings.apply(true)).expect("root may set everything");
+        }
+    }
+
+    /// Pings from every container to every other, small and full-size, both families.
+    pub(crate) fn assert_all_reach_each_other(&self) {
+        for from in &self.hosts {
+            for to in self.hosts.iter().filter(|to| to.number != from.number) {
+                let full = self.underlay.mtu();
+                let addresses: [(IpAddr, u32); 2] =
+                    [(to.address().into(), 28), (to.address6().into(), 48)];
+                for (address, header) in addresses {
+                    for size in [16, full - header] {
+                        assert!(
+                            from.container_reaches(&address.to_string(), size),
+                            "{} to {address} with {size} bytes\n{}",
+                            from.number,
+                            from.dump()
+                        );
+                    }
+                }
+            }
+        }
+        for host in &self.hosts {
+            let counts = host.namespace.run("nstat -asz IpFragCreates Ip6FragCreates");
+            let is_zero = |line: &str| line.starts_with('#') || line.contains(" 0 ");
+            assert!(counts.lines().all(is_zero), "packets were cut in pieces: {counts}");
+        }
+    }
+}
+
+pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay) -> Desired {
+    let local = Local {
+        device: device(),
+        vni: Vni::DEFAULT,
+        port: PORT_DEFAULT,
+        mac: mac(own),
+        underlay: underlay.address(own),
+        mtu: None,
+        ip: Some(interface(&format!("{}/16", vtep(own)))),
+        ip6: Some(interface(&format!("{}/64", vtep6(own)))),
+    };
+    let whole = ["192.168.0.0/16", "fd01:b::/64"].map(|text| text.parse().expect("it is a subnet"));
+    let space = Space {
+        overlay: overlay(),
+        device: device(),
+        whole: whole.to_vec(),
+        own: subnets(own).to_vec(),
+    };
+    let peer = |number: u8| Peer {
+        ip: Some(vtep(number)),
+        ip6: Some(vtep6(number)),
+        mac: mac(number),
+        subnets: subnets(number).map(|subnet| (overlay(), subnet)).to_vec(),
+    };
+    let peers = all.filter(|number| *number != own);
+    let peers: BTreeMap<_, _> =
+        peers.map(|number| (underlay.address(number), peer(number))).collect();
+    Desired { locals: vec![local], spaces: vec![space], peers }
+}
+
+impl Host {
+    fn new(number: u8, switch: &Namespace, underlay: Underlay) -> Self {
+        let namespace = Namespace::new();
+        let container = Namespace::new();
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let host = Self { number, namespace, container, folder };
+        let own = host.namespace.path();
+        switch.run(&format!(
+            "ip link add port{number} type veth peer name eth0 netns {}",
+            own.display()
+        ));
+        switch.run(&format!("ip link set port{number} master br0 up"));
+        // IPv6 of a namespace is off where that of the machine is.
+        for namespace in [&host.namespace, &host.container] {
+            namespace.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
+            namespace.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
+            // A bridge does not ask for neighbours while it makes sure of its own address.
+            namespace.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+        }
+        let network = &host.namespace;
+        let prefix = if underlay == Underlay::V4 { 24 } else { 64 };
+        network.run("ip link set eth0 up");
+        let nodad = if underlay == Underlay::V4 { "" } else { "nodad" };
+        network.run(&format!("ip addr add {}/{prefix} dev eth0 {nodad}", underlay.address(number)));
+        network.run("ip link add m-vxlan-1 type bridge");
+        network.run("ip link set m-vxlan-1 up");
+        network.run(&format!("ip addr add 192.168.{number}.1/25 dev m-vxlan-1"));
+        network.run(&format!("ip addr add fd01:b:0:0:{number}::1/81 dev m-vxlan-1 nodad"));
+        network.run(&format!(
+            "ip link add veth0 type veth peer name eth0 netns {}",
+            host.container.path().display()
+        ));
+        network.run("ip link set veth0 master m-vxlan-1 up");
+        let inside = &host.container;
+        inside.run(&format!("ip link set eth0 mtu {} up", underlay.mtu()));
+        inside.run(&format!("ip addr add {}/25 dev eth0", host.address()));
+        inside.run(&format!("ip addr add {}/81 dev eth0 nodad", host.address6()));
+        inside.run(&format!("ip route add default via 192.168.{number}.1"));
+        inside.run(&format!("ip -6 route add default via fd01:b:0:0:{number}::1"));
+        host
+    }
+
+    /// Address of the container.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, self.number, 2)
+    }
+
+    pub(crate) fn address6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd01, 0xb, 0, 0, self.number.into(), 0, 0, 2)
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        Settings::new(self.folder.path().join("settings.json"))
+    }
+
+    /// One verification by a dataplane that knows nothing yet, as after a restart.
+    pub(crate) fn verify(&self, desired: &Desired) -> Report {
+        self.namespace.inside(|| {
+            let mut dataplane = Dataplane::open().expect("there is netlink");
+            dataplane.verify(desired).expect("the kernel's state can be read")
+        })
+    }
+
+    pub(crate) fn container_reaches(&self, address: &str, size: u32) -> bool {
+        let size = size.to_string();
+        let ping = ["ping", "-c", "1", "-W", "2", "-s", &size, address];
+        run(self.container.command(BUSYBOX).args(ping), "").status.success()
+    }
+
+    /// All that a dataplane could have changed, in words.
+    pub(crate) fn dump(&self) -> String {
+        let lines = [
+            "ip -d link show",
+            "ip addr show",
+            "ip rule show",
+            "ip -6 rule show",
+            "ip -4 route show table all",
+            "ip -6 route show table all",
+            "ip neigh show nud permanent",
+            "bridge fdb show",
+            "nft list ruleset",
+            "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv6.conf.eth0.accept_ra",
+        ];
+        let dump = |line: &&str| format!("# {line}\n{}", settled(&self.namespace.run(line)));
+        lines.iter().map(dump).collect()
+    }
+}
+
+/// A listing without what changes by itself.
+fn settled(listing: &str) -> String {
+    let line = |line: &str| {
+        let mut is_value = false;
+        let words = line.split(' ').filter(|word| {
+            let is_left_out = is_value;
+            // Between a word and its value there may be several spaces.
+            is_value =
+                word.ends_with("_timer") || *word == "state" || (is_value && word.is_empty());
+            !is_left_out
+        });
+        words.collect::<Vec<_>>().join(" ") + "\n"
+    };
+    listing.lines().map(line).collect()
+}
+
+/// Sends `size` bytes by TCP from a container to another.
+pub(crate) fn transfer(from: &Host, to: &Host, address: IpAddr, size: usize) {
+    const TIMEOUT: Option<Duration> = Some(Duration::from_secs(20));
+    let listener = to
+        .container
+        .inside(|| TcpListener::bind(SocketAddr::new(address, 0)).expect("a free port"));
+    let port = listener.local_addr().expect("it is bound").port();
+    let received = std::thread::scope(|scope| {
+        let receive = || {
+            let (mut stream, _) = listener.accept().expect("somebody connects");
+            stream.set_read_timeout(TIMEOUT).expect("it is a socket");
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).expect("it arrives");
+            bytes.len()
+        };
+        let receiver = std::thread::Builder::new().spawn_scoped(scope, receive);
+        let receiver = receiver.expect("there is room for a thread");
+        from.container.inside(|| {
+            let to = SocketAddr::new(address, port);
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5));
+            let mut stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
+            stream.set_write_timeout(TIMEOUT).expect("it is a socket");
+            stream.write_all(&vec![7; size]).expect("it is taken");
+        });
+        receiver.join().expect("it does not panic")
+    });
+    assert_eq!(received, size);
+}
