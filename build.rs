@@ -17,9 +17,11 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 #[path = "cpp-shim/build.rs"]
 mod shim;
 
-const PROTOS: [&str; 5] =
-    ["overlay.proto", "messages.proto", "record.proto", "master_info.proto", LOG];
-/// Has neither JSON nor required fields.
+const PROTOS: [&str; 6] =
+    ["overlay.proto", "messages.proto", "record.proto", "master_info.proto", PEERS, LOG];
+/// These have neither JSON nor required fields.
+const PLAIN: [&str; 2] = [PEERS, LOG];
+const PEERS: &str = "peers.proto";
 const LOG: &str = "log.proto";
 
 type Error = Box<dyn std::error::Error>;
@@ -55,7 +57,7 @@ fn make_all_optional(descriptors: &mut FileDescriptorSet) {
 /// The `impl Message` of every message of every file.
 fn messages_code(descriptors: &FileDescriptorSet) -> String {
     let mut code = String::new();
-    for file in descriptors.file.iter().filter(|file| file.name() != LOG) {
+    for file in descriptors.file.iter().filter(|file| !PLAIN.contains(&file.name())) {
         let package = file.package().replace('.', "::");
         for message in &file.message_type {
             message_code(&mut code, &package, file.package(), message);

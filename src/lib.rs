@@ -40,7 +40,7 @@
 //! - [`clock`]: time as an argument, and waits that grow
 //! - [`machine`]: the shape that master and agent have in common
 //! - [`metrics`]: the numbers by which operators watch a machine, for Mesos and Prometheus
-//! - [`protocol`]: the network, an agent's share of it, its record, the four messages
+//! - [`protocol`]: the network, an agent's share of it, its record, the messages
 //! - [`tunnel`]: what packets between agents need: our VTEPs, the overlays' space, the peers
 //! - [`config`]: JSON text or module parameters to checked configuration, or every problem with its
 //!   place and remedy

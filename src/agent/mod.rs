@@ -193,7 +193,10 @@ impl Agent {
         match message {
             Message::UpdateAgentOverlays(assignments) => self.update(now, from, assignments),
             Message::AgentRegisteredAcknowledgement => self.acknowledged(now),
-            Message::RegisterAgent(_) | Message::AgentRegistered(_) => {
+            Message::RegisterAgent(_)
+            | Message::AgentRegistered(_)
+            | Message::RequestPeers(_)
+            | Message::UpdatePeers(_) => {
                 self.counters.unexpected_messages += 1;
                 if is_worth_a_line(self.counters.unexpected_messages) {
                     log::warn!("ignored {message} from {from}: it is meant for a master");

@@ -42,6 +42,7 @@ impl Registry {
             allocate_subnet: options.allocate_subnet,
             mesos_bridge: options.mesos_bridge,
             docker_bridge: options.docker_bridge,
+            underlay: options.underlay,
         };
         if let Some(old) = old {
             self.released.remove(&ip);
@@ -90,6 +91,7 @@ impl Registry {
         record.allocate_subnet = options.allocate_subnet;
         record.mesos_bridge = options.mesos_bridge;
         record.docker_bridge = options.docker_bridge;
+        record.underlay = options.underlay;
         if record.vtep_ip6.is_none() && self.space.has_vteps6() {
             match self.space.allocate_vtep6() {
                 Some(vtep6) => {

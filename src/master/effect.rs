@@ -108,12 +108,13 @@ impl Trial {
 impl Registry {
     /// Gives an agent what it lacks of what it asked for last.
     fn complete_again(&mut self, ip: Ipv4Addr, moment: Moment) -> Option<Outcome> {
-        let AgentRecord { allocate_subnet, mesos_bridge, docker_bridge, .. } =
+        let AgentRecord { allocate_subnet, mesos_bridge, docker_bridge, underlay, .. } =
             self.agents.get(&ip)?.record;
         let options = AgentOptions {
             allocate_subnet,
             mesos_bridge,
             docker_bridge,
+            underlay,
             // The rest is the agent's own affair.
             ..AgentOptions::default()
         };

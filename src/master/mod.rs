@@ -174,7 +174,10 @@ impl Master {
                 self.counters.agent_registered_messages_received += 1;
                 self.reported(now, from, overlays);
             }
-            Message::UpdateAgentOverlays(_) | Message::AgentRegisteredAcknowledgement => {
+            Message::UpdateAgentOverlays(_)
+            | Message::AgentRegisteredAcknowledgement
+            | Message::RequestPeers(_)
+            | Message::UpdatePeers(_) => {
                 self.counters.unexpected_messages += 1;
                 if is_worth_a_line(self.counters.unexpected_messages) {
                     log::warn!("ignored {message} from {from}: it is meant for an agent");

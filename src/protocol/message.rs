@@ -1,9 +1,11 @@
-//! The four messages between agent and master.
+//! The messages between agent and master.
 
 use std::fmt;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Assignment;
+use super::{Assignment, PeersHave, PeersUpdate};
 use crate::addr::Mtu;
 
 /// A message between agent and master, in the order in which they are sent.
@@ -17,6 +19,12 @@ pub enum Message {
     AgentRegistered(Vec<Assignment>),
     /// Master to agent: noted.
     AgentRegisteredAcknowledgement,
+    /// Agent to master: tell me of my peers. Sent when it is registered, again and again so that
+    /// the master does not forget it, and at once when an update does not fit.
+    RequestPeers(PeersHave),
+    /// Master to agent: these are your peers, or what has changed of them. Shared, since thousands
+    /// of agents are told the same.
+    UpdatePeers(Arc<PeersUpdate>),
 }
 
 impl fmt::Display for Message {
@@ -30,6 +38,19 @@ impl fmt::Display for Message {
                 write!(f, "AgentRegisteredMessage of {} overlays", overlays.len())
             }
             Self::AgentRegisteredAcknowledgement => f.write_str("AgentRegisteredAcknowledgement"),
+            Self::RequestPeers(PeersHave { epoch, version, .. }) => {
+                write!(f, "RequestPeersMessage with version {epoch}.{version}")
+            }
+            Self::UpdatePeers(update) => {
+                let PeersUpdate { epoch, version, base, changed, removed, .. } = &**update;
+                let what = if base.is_some() { "changes" } else { "whole table" };
+                let (changed, removed) = (changed.len(), removed.len());
+                write!(
+                    f,
+                    "UpdatePeersMessage of version {epoch}.{version}: {what}, {changed} agents and \
+                     {removed} gone"
+                )
+            }
         }
     }
 }
@@ -49,6 +70,8 @@ pub struct AgentOptions {
     pub command_timeout: Duration,
     /// Whether its Docker networks get IPv6.
     pub enable_ipv6: bool,
+    /// Where its tunnels run, if over IPv6: peers send there. Otherwise to its own IPv4 address.
+    pub underlay: Option<Ipv6Addr>,
 }
 
 impl AgentOptions {
@@ -65,6 +88,7 @@ impl Default for AgentOptions {
             overlay_mtu: Mtu::OVERLAY_DEFAULT,
             command_timeout: Self::COMMAND_TIMEOUT_DEFAULT,
             enable_ipv6: true,
+            underlay: None,
         }
     }
 }

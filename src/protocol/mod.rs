@@ -1,5 +1,5 @@
 //! The words that master and agent share: the network of a cluster, an agent's share of it, what is
-//! kept of it, the four messages between them, and who stands for election. [`crate::wire`] turns
+//! kept of it, the messages between them, and who stands for election. [`crate::wire`] turns
 //! them into bytes and back.
 
 mod assignment;
@@ -7,6 +7,7 @@ mod candidate;
 mod history;
 mod message;
 mod network;
+mod peers;
 mod record;
 mod request;
 
@@ -15,5 +16,6 @@ pub use candidate::Candidate;
 pub use history::{HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message};
 pub use network::{AddressRange, Network, Overlay};
+pub use peers::{PeerInfo, PeersHave, PeersUpdate, digest_of};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};
 pub use request::{Refused, RequestId};

@@ -29,6 +29,8 @@ pub struct AgentRecord {
     pub mesos_bridge: bool,
     /// What it asked for last: whether its DockerContainerizer gets half of each subnet.
     pub docker_bridge: bool,
+    /// What it said last: where its tunnels run, if over IPv6.
+    pub underlay: Option<Ipv6Addr>,
 }
 
 /// What a deleted agent had and nobody has been given since. These addresses are given to others

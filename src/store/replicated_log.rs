@@ -232,6 +232,7 @@ mod tests {
             allocate_subnet: true,
             mesos_bridge: true,
             docker_bridge: false,
+            underlay: None,
         })
     }
 

@@ -27,7 +27,7 @@ const QUEUE_ITEMS: usize = 64 * 1024;
 /// Bytes of message and request bodies that wait, at most.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Longest body of one message or request; that of the program's transport.
-const BODY_LIMIT: usize = 4 * 1024 * 1024;
+const BODY_LIMIT: usize = 16 * 1024 * 1024;
 /// Requests that are being answered at a time.
 const REQUESTS: usize = 1024;
 

@@ -3,6 +3,7 @@
 //! field.
 
 use std::fmt::Display;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::mesos::modules::overlay::agent_overlay_info::State as PbState;
 use super::mesos::modules::overlay::agent_overlay_info::state::Status as PbStatus;
 use super::mesos::modules::overlay::internal;
 use super::message::{DecodeError, Message as _, decode};
+use super::peers;
 use crate::addr::{Family, InterfaceAddress, Mtu, Subnet, Vni};
 use crate::protocol::{
     AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Message, Network, Overlay, State,
@@ -53,11 +55,13 @@ impl ConvertError {
 }
 
 /// The names of all messages that [`decode_message`] knows.
-pub const MESSAGE_NAMES: [&str; 4] = [
+pub const MESSAGE_NAMES: [&str; 6] = [
     internal::RegisterAgentMessage::NAME,
     internal::UpdateAgentOverlaysMessage::NAME,
     internal::AgentRegisteredMessage::NAME,
     internal::AgentRegisteredAcknowledgement::NAME,
+    peers::REQUEST,
+    peers::UPDATE,
 ];
 
 /// The name under which libprocess sends `message`, and its bytes.
@@ -80,6 +84,8 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         Message::AgentRegisteredAcknowledgement => {
             named(&internal::AgentRegisteredAcknowledgement {})
         }
+        Message::RequestPeers(have) => (peers::REQUEST, peers::encode_request(*have)),
+        Message::UpdatePeers(update) => (peers::UPDATE, peers::encode_update(update)),
     }
 }
 
@@ -103,6 +109,10 @@ pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError>
     } else if name == internal::AgentRegisteredAcknowledgement::NAME {
         decode::<internal::AgentRegisteredAcknowledgement>(bytes)?;
         Ok(Message::AgentRegisteredAcknowledgement)
+    } else if name == peers::REQUEST {
+        peers::decode_request(bytes).map(Message::RequestPeers)
+    } else if name == peers::UPDATE {
+        peers::decode_update(bytes).map(Message::UpdatePeers)
     } else {
         Err(ConvertError::UnknownMessage(name.chars().take(80).collect()))
     }
@@ -118,6 +128,7 @@ fn options_to_pb(options: &AgentOptions) -> internal::AgentNetworkConfig {
         overlay_mtu: Some(options.overlay_mtu.bytes()),
         command_timeout: (options.command_timeout != defaults.command_timeout).then_some(timeout),
         enable_ipv6: (options.enable_ipv6 != defaults.enable_ipv6).then_some(options.enable_ipv6),
+        underlay: options.underlay.map(text),
     }
 }
 
@@ -130,7 +141,20 @@ fn options_from_pb(pb: &internal::AgentNetworkConfig) -> Result<AgentOptions, Co
             .map_err(|error| ConvertError::field("overlay_mtu", error))?,
         command_timeout: Duration::from_millis(pb.command_timeout().into()),
         enable_ipv6: pb.enable_ipv6(),
+        underlay: pb.underlay.as_deref().map(underlay).transpose()?,
     })
+}
+
+/// Where tunnels run over IPv6: the address of a host.
+fn underlay(given: &str) -> Result<Ipv6Addr, ConvertError> {
+    let address: Ipv6Addr = value("underlay", given)?;
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+        return Err(ConvertError::field(
+            "underlay",
+            format!("{address} is that of no single host"),
+        ));
+    }
+    Ok(address)
 }
 
 fn assignment_to_pb(assignment: &Assignment) -> pb::AgentOverlayInfo {

@@ -218,6 +218,7 @@ fn blank(agent: &pb::Agent) -> AgentRecord {
         allocate_subnet: any(|one| one.subnet.is_some() || one.subnet6.is_some()),
         mesos_bridge: any(|one| one.mesos_bridge.is_some()),
         docker_bridge: any(|one| one.docker_bridge.is_some()),
+        underlay: None,
     }
 }
 

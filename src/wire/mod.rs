@@ -6,6 +6,7 @@ mod convert;
 mod json;
 mod log;
 mod message;
+mod peers;
 mod record;
 
 pub use self::log::{Foreign, LoggedState};

@@ -25,6 +25,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
             mesos_bridge: Some(agent.mesos_bridge),
             docker_bridge: Some(agent.docker_bridge),
             released_at: None,
+            underlay: agent.underlay.map(text),
         },
         Record::Released(released) => pb::AgentRecord {
             vtep_ip: released.vtep_ip.map(text),
@@ -122,6 +123,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, ConvertError> {
         allocate_subnet: record.allocate_subnet(),
         mesos_bridge: record.mesos_bridge(),
         docker_bridge: record.docker_bridge(),
+        underlay: record.underlay.as_deref().map(|ip6| value("underlay", ip6)).transpose()?,
     }))
 }
 

@@ -151,6 +151,7 @@ fn a_record_reads_what_it_writes() {
         allocate_subnet: true,
         mesos_bridge: false,
         docker_bridge: true,
+        underlay: Some("fd00::5".parse().unwrap()),
     });
     let released = ReleasedRecord { at: 1_700_000_000, vtep_ip: None, vtep_ip6: None, overlays };
     for record in [agent, Record::Released(released)] {
@@ -158,4 +159,25 @@ fn a_record_reads_what_it_writes() {
     }
     assert_eq!(decode_record(b"").unwrap_err().to_string(), "vtep_ip: is missing");
     assert!(decode_record(b"\x0a\x01x").is_err());
+}
+
+#[test]
+fn an_agent_says_where_its_tunnels_run() {
+    let said = |underlay: &str| {
+        let config = pb::internal::AgentNetworkConfig {
+            underlay: Some(underlay.to_owned()),
+            ..Default::default()
+        };
+        let message = pb::internal::RegisterAgentMessage { network_config: Some(config) };
+        let bytes = prost::Message::encode_to_vec(&message);
+        let decoded =
+            decode_message(MESSAGE_NAMES[0], &bytes).map_err(|error| error.to_string())?;
+        let (_, again) = encode_message(&decoded);
+        assert_eq!(decode_message(MESSAGE_NAMES[0], &again).unwrap(), decoded);
+        let Word::RegisterAgent(options) = decoded else { panic!("not a registration") };
+        Ok::<_, String>(options.underlay)
+    };
+    assert_eq!(said("fd00::5"), Ok(Some("fd00::5".parse().unwrap())));
+    assert_eq!(said("::1").unwrap_err(), "network_config.underlay: ::1 is that of no single host");
+    assert!(said("10.0.0.5").unwrap_err().starts_with("network_config.underlay: "));
 }

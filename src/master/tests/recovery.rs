@@ -18,6 +18,7 @@ fn record(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> AgentRecord {
         allocate_subnet: true,
         mesos_bridge: true,
         docker_bridge: true,
+        underlay: None,
     }
 }
 

@@ -45,8 +45,9 @@ use crate::addr::Upid;
 const HEAD_LIMIT: usize = 80 * 1024;
 
 /// Longest body, also after inflating. A registration has about 220 bytes per overlay, so this is
-/// thousands of overlays; libprocess itself has no limit.
-const BODY_LIMIT: usize = 4 * 1024 * 1024;
+/// thousands of overlays, and a table of peers about 50 bytes per agent with two overlays, so this
+/// is 300,000 agents; libprocess itself has no limit.
+const BODY_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Most headers of a request or a reply.
 const HEADERS_LIMIT: usize = 128;

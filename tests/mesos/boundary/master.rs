@@ -187,10 +187,10 @@ fn requests_may_hold_anything() {
         b"GET /overlay-master/state HTTP/1.1\r\nConnection: close\r\nAccept: \xff/\xff\r\n\r\n";
     assert!(matches!(exchange(host.address, unreadable).expect("one").status, 200 | 415));
 
-    let huge = vec![b' '; 10 * 1024 * 1024];
+    let huge = vec![b' '; 20 * 1024 * 1024];
     let refused = post(host.address, DELETE, &huge);
     assert_eq!(refused.status, 413, "{refused:?}");
-    let accepted = vec![b' '; 4 * 1024 * 1024];
+    let accepted = vec![b' '; 16 * 1024 * 1024];
     assert_eq!(post(host.address, DELETE, &accepted).status, 400, "it is read, and no JSON");
 
     // A message is one whatever it is sent to; and a request for no message is none.

@@ -92,7 +92,7 @@ async fn every_refusal_has_its_status_and_its_words() {
             400,
             "expected id@ip:port",
         ),
-        (format!("{head}Content-Length: {length}\r\n\r\n"), 413, "the body exceeds 4194304 bytes"),
+        (format!("{head}Content-Length: {length}\r\n\r\n"), 413, "the body exceeds 16777216 bytes"),
         (format!("{CHUNKED}{length:x}\r\n"), 413, "the body exceeds"),
         (format!("{CHUNKED}zz\r\n"), 400, "the size of a chunk"),
         (format!("{head}X: {}\r\n\r\n", "x".repeat(HEAD_LIMIT)), 431, "exceeds 81920 bytes"),
@@ -207,7 +207,7 @@ async fn the_largest_body_arrives_and_a_sender_may_wait_for_the_word() {
     let mut server = Running::start(ServerOptions::default());
     let mut stream = server.connect().await;
     let head = "POST /slave%281%29+x/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n\
-                Expect: 100-continue\r\nContent-Length: 4194304\r\n\r\n";
+                Expect: 100-continue\r\nContent-Length: 16777216\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     assert_eq!(statuses(&mut stream, 1).await, [100]);
     stream.write_all(&vec![b'x'; BODY_LIMIT]).await.unwrap();

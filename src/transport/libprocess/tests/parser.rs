@@ -164,7 +164,7 @@ fn hostile_chunks_are_refused() {
     ] {
         assert!(is_malformed(read_body(Framing::Chunked, &[text.as_bytes()])), "{text:?}");
     }
-    for text in ["fffffffffffffffffffffff\r\n", "400001\r\n", "400000\r\n"] {
+    for text in ["fffffffffffffffffffffff\r\n", "1000001\r\n", "1000000\r\n"] {
         let full = [b"1\r\na\r\n", text.as_bytes()].concat();
         let refused = read_body(Framing::Chunked, &[&full]);
         assert_eq!(refused, Err(Refusal::BodyTooLarge(BODY_LIMIT)), "{text:?}");

@@ -1,0 +1,303 @@
+//! The messages in which a master tells agents about each other, to bytes and back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use prost::Message as _;
+
+use super::convert::{ConvertError, value};
+use super::mesos::modules::overlay::internal as pb;
+use super::message::DecodeError;
+use crate::addr::{Mac, OverlayName, Subnet};
+use crate::protocol::{PeerInfo, PeersHave, PeersUpdate};
+use crate::tunnel::Peer;
+
+/// Name of the request on the wire.
+pub(super) const REQUEST: &str = "mesos.modules.overlay.internal.RequestPeersMessage";
+/// Name of the update on the wire.
+pub(super) const UPDATE: &str = "mesos.modules.overlay.internal.UpdatePeersMessage";
+
+pub(super) fn encode_request(have: PeersHave) -> Vec<u8> {
+    let PeersHave { epoch, version, digest } = have;
+    let (epoch, version, digest) = (Some(epoch), Some(version), Some(digest));
+    pb::RequestPeersMessage { epoch, version, digest }.encode_to_vec()
+}
+
+pub(super) fn decode_request(bytes: &[u8]) -> Result<PeersHave, ConvertError> {
+    let pb = pb::RequestPeersMessage::decode(bytes).map_err(|error| malformed(REQUEST, &error))?;
+    Ok(PeersHave { epoch: pb.epoch(), version: pb.version(), digest: pb.digest() })
+}
+
+pub(super) fn encode_update(update: &PeersUpdate) -> Vec<u8> {
+    let mut names = Names::default();
+    let peers = update.changed.iter().map(|(ip, info)| peer_to_pb(*ip, info, &mut names)).collect();
+    let message = pb::UpdatePeersMessage {
+        epoch: Some(update.epoch),
+        version: Some(update.version),
+        digest: Some(update.digest),
+        base: update.base,
+        overlays: names.in_order.iter().map(ToString::to_string).collect(),
+        peers,
+        removed: update.removed.iter().map(|ip| ip.octets().to_vec()).collect(),
+    };
+    message.encode_to_vec()
+}
+
+pub(super) fn decode_update(bytes: &[u8]) -> Result<Arc<PeersUpdate>, ConvertError> {
+    let pb = pb::UpdatePeersMessage::decode(bytes).map_err(|error| malformed(UPDATE, &error))?;
+    for (field, count) in [("peers", pb.peers.len()), ("removed", pb.removed.len())] {
+        if count > PeersUpdate::PEERS_MAX {
+            let most = PeersUpdate::PEERS_MAX;
+            return Err(ConvertError::field(field, format!("{count} are more than {most}")));
+        }
+    }
+    let names: Vec<OverlayName> = each("overlays", &pb.overlays, |name| value("name", name))?;
+    let peers = each("peers", &pb.peers, |peer| peer_from_pb(peer, &names))?;
+    let removed = each("removed", &pb.removed, |ip| {
+        octets("address", Some(ip.as_slice()))?
+            .map(Ipv4Addr::from)
+            .ok_or_else(|| missing("address"))
+    })?;
+    let count = peers.len();
+    let changed: BTreeMap<Ipv4Addr, PeerInfo> = peers.into_iter().collect();
+    if changed.len() < count {
+        return Err(ConvertError::field("peers", "an agent is there twice"));
+    }
+    let removed: BTreeSet<Ipv4Addr> = removed.into_iter().collect();
+    if let Some(ip) = removed.iter().find(|ip| changed.contains_key(ip)) {
+        return Err(ConvertError::field("removed", format!("agent {ip} is in peers as well")));
+    }
+    let (epoch, version, digest, base) = (pb.epoch(), pb.version(), pb.digest(), pb.base);
+    Ok(Arc::new(PeersUpdate { epoch, version, digest, base, changed, removed }))
+}
+
+/// The names of overlays, each with its place.
+#[derive(Default)]
+struct Names<'a> {
+    places: BTreeMap<&'a OverlayName, u32>,
+    in_order: Vec<&'a OverlayName>,
+}
+
+impl<'a> Names<'a> {
+    fn place(&mut self, name: &'a OverlayName) -> u32 {
+        *self.places.entry(name).or_insert_with(|| {
+            self.in_order.push(name);
+            u32::try_from(self.in_order.len() - 1).unwrap_or(u32::MAX)
+        })
+    }
+}
+
+fn peer_to_pb<'a>(ip: Ipv4Addr, info: &'a PeerInfo, names: &mut Names<'a>) -> pb::Peer {
+    let PeerInfo { underlay, peer } = info;
+    let subnets = peer.subnets.iter().map(|(name, subnet)| pb::PeerSubnet {
+        overlay: Some(names.place(name)),
+        address: Some(match subnet.first() {
+            IpAddr::V4(first) => first.octets().to_vec(),
+            IpAddr::V6(first) => first.octets().to_vec(),
+        }),
+        prefix: Some(subnet.prefix().into()),
+    });
+    pb::Peer {
+        ip: Some(ip.octets().to_vec()),
+        underlay: match underlay {
+            // An IPv4 address is the agent's own.
+            IpAddr::V4(_) => None,
+            IpAddr::V6(underlay) => Some(underlay.octets().to_vec()),
+        },
+        vtep_ip: peer.ip.map(|ip| ip.octets().to_vec()),
+        vtep_ip6: peer.ip6.map(|ip6| ip6.octets().to_vec()),
+        vtep_mac: Some(peer.mac.octets().to_vec()),
+        subnets: subnets.collect(),
+    }
+}
+
+fn peer_from_pb(
+    pb: &pb::Peer,
+    names: &[OverlayName],
+) -> Result<(Ipv4Addr, PeerInfo), ConvertError> {
+    let ip = octets("ip", pb.ip.as_deref())?.map(Ipv4Addr::from).ok_or_else(|| missing("ip"))?;
+    let underlay = octets("underlay", pb.underlay.as_deref())?.map(Ipv6Addr::from);
+    let mac = octets::<6>("vtep_mac", pb.vtep_mac.as_deref())?;
+    let peer = Peer {
+        ip: octets("vtep_ip", pb.vtep_ip.as_deref())?.map(Ipv4Addr::from),
+        ip6: octets("vtep_ip6", pb.vtep_ip6.as_deref())?.map(Ipv6Addr::from),
+        mac: Mac::from(mac.ok_or_else(|| missing("vtep_mac"))?),
+        subnets: each("subnets", &pb.subnets, |subnet| subnet_from_pb(subnet, names))?,
+    };
+    Ok((ip, PeerInfo { underlay: underlay.map_or(IpAddr::V4(ip), IpAddr::V6), peer }))
+}
+
+fn subnet_from_pb(
+    pb: &pb::PeerSubnet,
+    names: &[OverlayName],
+) -> Result<(OverlayName, Subnet), ConvertError> {
+    let name = usize::try_from(pb.overlay()).ok().and_then(|index| names.get(index));
+    let name = name.ok_or_else(|| {
+        ConvertError::field("overlay", format!("{} is none of the overlays", pb.overlay()))
+    })?;
+    let address = pb.address();
+    let first = match address.len() {
+        4 => octets("address", Some(address))?.map(|octets: [u8; 4]| IpAddr::from(octets)),
+        _ => octets("address", Some(address))?.map(|octets: [u8; 16]| IpAddr::from(octets)),
+    };
+    let first = first.ok_or_else(|| missing("address"))?;
+    let prefix = u8::try_from(pb.prefix()).ok();
+    let subnet = prefix.and_then(|prefix| Subnet::containing(first, prefix));
+    let subnet = subnet.filter(|subnet| subnet.first() == first).ok_or_else(|| {
+        ConvertError::field("prefix", format!("{first}/{} is no subnet", pb.prefix()))
+    })?;
+    Ok((name.clone(), subnet))
+}
+
+/// Bytes of a given length, if they are there.
+fn octets<const N: usize>(
+    field: &str,
+    bytes: Option<&[u8]>,
+) -> Result<Option<[u8; N]>, ConvertError> {
+    let octets = bytes.map(|bytes| {
+        bytes.try_into().map_err(|_| {
+            ConvertError::field(field, format!("has {} bytes instead of {N}", bytes.len()))
+        })
+    });
+    octets.transpose()
+}
+
+/// Converts each of a list; an error names its place.
+fn each<T, U>(
+    field: &str,
+    list: &[T],
+    convert: impl Fn(&T) -> Result<U, ConvertError>,
+) -> Result<Vec<U>, ConvertError> {
+    let converted = list.iter().enumerate().map(|(index, one)| {
+        convert(one).map_err(|error| error.within(format_args!("{field}[{index}]")))
+    });
+    converted.collect()
+}
+
+fn missing(field: &str) -> ConvertError {
+    ConvertError::field(field, "is missing")
+}
+
+fn malformed(name: &'static str, error: &prost::DecodeError) -> ConvertError {
+    DecodeError::Malformed { name, reason: error.to_string() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{decode_message, encode_message};
+    use super::*;
+    use crate::protocol::Message;
+
+    fn agent(number: u8) -> (Ipv4Addr, PeerInfo) {
+        let ip = Ipv4Addr::new(10, 0, 0, number);
+        let subnet = |name: &str, text: String| (name.parse().unwrap(), text.parse().unwrap());
+        let peer = Peer {
+            ip: Some(Ipv4Addr::new(44, 128, 0, number)),
+            ip6: None,
+            mac: Mac::from([0x70, 0xb3, 0xd5, 0x80, 0, number]),
+            subnets: vec![
+                subnet("vxlan-1", format!("192.168.{number}.0/24")),
+                subnet("vxlan-2", format!("192.169.{number}.0/24")),
+            ],
+        };
+        (ip, PeerInfo { underlay: ip.into(), peer })
+    }
+
+    fn update() -> PeersUpdate {
+        let mut other = agent(2);
+        other.1.underlay = "fd00::2".parse().unwrap();
+        other.1.peer.ip6 = Some("fd01:a::2".parse().unwrap());
+        let subnet6 = ("vxlan-2".parse().unwrap(), "fd01:b::/80".parse().unwrap());
+        other.1.peer.subnets.push(subnet6);
+        PeersUpdate {
+            epoch: 3,
+            version: 7,
+            digest: u64::MAX,
+            base: Some(0),
+            changed: [agent(1), other].into(),
+            removed: ["10.0.0.9".parse().unwrap()].into(),
+        }
+    }
+
+    #[test]
+    fn a_message_reads_what_it_writes() {
+        let have = PeersHave { epoch: 1, version: 2, digest: 3 };
+        let whole = PeersUpdate { base: None, ..update() };
+        for message in [
+            Message::RequestPeers(have),
+            Message::RequestPeers(PeersHave::default()),
+            Message::UpdatePeers(Arc::new(update())),
+            Message::UpdatePeers(Arc::new(whole)),
+            Message::UpdatePeers(Arc::default()),
+        ] {
+            let (name, bytes) = encode_message(&message);
+            assert_eq!(decode_message(name, &bytes).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_peer_in_two_overlays_takes_fewer_than_50_bytes() {
+        let bytes = |agents: u8| {
+            let changed = (1..=agents).map(agent).collect();
+            encode_update(&PeersUpdate { changed, ..PeersUpdate::default() }).len()
+        };
+        assert!(bytes(101) - bytes(1) < 100 * 50, "{}", bytes(101) - bytes(1));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_field() {
+        let error = |change: fn(&mut pb::UpdatePeersMessage)| {
+            let mut message = pb::UpdatePeersMessage::decode(&*encode_update(&update())).unwrap();
+            change(&mut message);
+            decode_update(&message.encode_to_vec()).unwrap_err().to_string()
+        };
+        type Change = fn(&mut pb::UpdatePeersMessage);
+        let cases: [(Change, &str); 12] = [
+            (|it| it.peers[1].ip = None, "peers[1].ip: is missing"),
+            (|it| it.peers[0].ip = Some(vec![1]), "peers[0].ip: has 1 bytes instead of 4"),
+            (
+                |it| it.peers[0].underlay = Some(Vec::new()),
+                "peers[0].underlay: has 0 bytes instead of 16",
+            ),
+            (|it| it.peers[0].vtep_mac = None, "peers[0].vtep_mac: is missing"),
+            (
+                |it| it.peers[0].vtep_ip = Some(vec![0; 5]),
+                "peers[0].vtep_ip: has 5 bytes instead of 4",
+            ),
+            (
+                |it| it.peers[0].subnets[1].overlay = Some(2),
+                "peers[0].subnets[1].overlay: 2 is none of the overlays",
+            ),
+            (
+                |it| it.peers[0].subnets[0].prefix = Some(8),
+                "peers[0].subnets[0].prefix: 192.168.1.0/8 is no subnet",
+            ),
+            (
+                |it| it.peers[0].subnets[0].prefix = Some(300),
+                "peers[0].subnets[0].prefix: 192.168.1.0/300 is no subnet",
+            ),
+            (
+                |it| it.peers[0].subnets[0].address = None,
+                "peers[0].subnets[0].address: has 0 bytes instead of 16",
+            ),
+            (
+                |it| it.removed[0] = it.peers[0].ip.clone().unwrap(),
+                "removed: agent 10.0.0.1 is in peers as well",
+            ),
+            (|it| it.peers[1] = it.peers[0].clone(), "peers: an agent is there twice"),
+            (
+                |it| it.removed = vec![Vec::new(); PeersUpdate::PEERS_MAX + 1],
+                "removed: 200001 are more than 200000",
+            ),
+        ];
+        for (change, text) in cases {
+            assert_eq!(error(change), text);
+        }
+        let text = error(|it| it.overlays[0] = "../x".to_owned());
+        assert!(text.starts_with("overlays[0].name: '../x' contains '.'"), "{text}");
+        let text = decode_update(&[0xff]).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("malformed {UPDATE}: ")), "{text}");
+        assert!(decode_request(&[0xff]).is_err());
+    }
+}
