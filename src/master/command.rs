@@ -36,6 +36,15 @@ pub enum Command {
         /// The version that must be durable first.
         when: Version,
     },
+    /// Send a message to many, once `when` is durable. All get the same bytes.
+    Broadcast {
+        /// To whom.
+        to: Vec<Upid>,
+        /// What.
+        message: Message,
+        /// The version that must be durable first.
+        when: Version,
+    },
     /// Read the configuration again: for [`super::Event::Reread`] of the same id.
     Reread(RequestId),
     /// Answer a request once `when` is durable.
@@ -59,6 +68,10 @@ impl fmt::Display for Command {
             }
             Self::Send { to, message, when } => {
                 write!(f, "send {message} to {to} when version {} is durable", when.0)
+            }
+            Self::Broadcast { to, message, when } => {
+                let count = to.len();
+                write!(f, "send {message} to {count} agents when version {} is durable", when.0)
             }
             Self::Reread(id) => write!(f, "read the configuration for request {}", id.0),
             Self::Reply { id, when, .. } => {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::command::Command;
 use super::history::History;
+use super::peers::Peers;
 use super::recovery::{Adopted, Recovered};
 use super::registry::Registry;
 use super::{Master, NOT_LEADING, WAITING_MAX};
@@ -78,6 +79,7 @@ impl Recovering {
 pub(super) struct Leading {
     pub(super) registry: Registry,
     pub(super) history: History,
+    pub(super) peers: Peers,
     pub(super) epoch: Epoch,
     /// When that was, since `Now::elapsed` 0.
     pub(super) since: Duration,
@@ -242,7 +244,7 @@ impl Master {
                 Key::History(number) => parts.push((number, bytes)),
             }
         }
-        let Recovered { registry, adopted } =
+        let Recovered { mut registry, adopted } =
             Registry::recover(Arc::clone(&self.settings.network), version, agents);
         for sentence in registry.doubts().into_values() {
             log::error!("{sentence}");
@@ -255,6 +257,7 @@ impl Master {
         );
         self.store_backoff.reset();
         let mut leading = Leading {
+            peers: Peers::new(epoch.0, registry.take_peers()),
             registry,
             history: History::recover(parts),
             epoch,

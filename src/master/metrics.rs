@@ -1,6 +1,6 @@
 //! The numbers by which operators watch a master.
 
-use super::view::{AgentTally, Condition, Counters, PoolUsage};
+use super::view::{AgentTally, Condition, Counters, PeersTally, PoolUsage};
 use crate::metrics::{Catalogue, Family, Kind, Metric, Series};
 
 /// What the numbers of a master are read from: the same for a cluster of any size.
@@ -14,6 +14,8 @@ pub struct Metrics {
     pub version: u64,
     /// The agents by what they said last.
     pub agents: AgentTally,
+    /// What agents are told of each other.
+    pub peers: PeersTally,
     /// What happened since the start.
     pub counters: Counters,
 }
@@ -125,6 +127,36 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::gauge("version", "Version of the state that is durable.", |metrics| {
             metrics.version
         }),
+        Metric::gauge(
+            "peers",
+            "Agents in the table of peers that agents are told of.",
+            |metrics| metrics.peers.agents as u64,
+        ),
+        Metric::gauge(
+            "peers_subscribers",
+            "Agents that want to be told of their peers.",
+            |metrics| metrics.peers.subscribers as u64,
+        ),
+        Metric::counter(
+            "internal/request_peers_messages_received",
+            "RequestPeersMessages received.",
+            |metrics| metrics.counters.request_peers_messages_received,
+        ),
+        Metric::counter(
+            "internal/request_peers_messages_dropped",
+            "RequestPeersMessages of agents that are not registered here.",
+            |metrics| metrics.counters.request_peers_messages_dropped,
+        ),
+        Metric::counter(
+            "internal/update_peers_messages_sent",
+            "UpdatePeersMessages sent, or held back until the state is durable.",
+            |metrics| metrics.counters.update_peers_messages_sent,
+        ),
+        Metric::counter(
+            "internal/update_peers_bytes_sent",
+            "Bytes of these messages.",
+            |metrics| metrics.counters.update_peers_bytes_sent,
+        ),
         Metric::counter("commits", "Durable writes of the state.", |metrics| {
             metrics.counters.commits
         }),

@@ -10,6 +10,7 @@ mod event;
 mod history;
 mod leadership;
 mod metrics;
+mod peers;
 mod recovery;
 mod registry;
 mod reload;
@@ -31,7 +32,7 @@ pub use event::{Event, Forget, Request};
 pub use history::HistoryView;
 pub use metrics::Metrics;
 pub use share::assignments;
-pub use view::{AgentTally, Condition, Counters, Fate, Health, PoolUsage, Verdict};
+pub use view::{AgentTally, Condition, Counters, Fate, Health, PeersTally, PoolUsage, Verdict};
 
 use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
@@ -110,7 +111,10 @@ impl Machine for Master {
 
     fn handle(&mut self, now: Now, event: Event) {
         match event {
-            Event::Timeout => self.retry_store(now),
+            Event::Timeout => {
+                self.retry_store(now);
+                self.serve_peers(now);
+            }
             Event::Leading(leads) => self.elected(leads),
             Event::Loaded(Ok(loaded)) => self.loaded(now, loaded),
             Event::Loaded(Err(error)) | Event::Committed(Err(error)) => {
@@ -131,6 +135,9 @@ impl Machine for Master {
             Event::Reread(id, settings) => self.reread(now, id, settings),
             Event::Request(id, request) => self.request(now, id, request),
         }
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.note_peers(now);
+        }
         self.commit_what_waits();
     }
 
@@ -142,15 +149,17 @@ impl Machine for Master {
         match &self.phase {
             Phase::Recovering(Recovering { progress: Progress::Failed(_, due), .. })
             | Phase::Standby(Standby { deposed: Some((_, due)), .. }) => Some(*due),
-            Phase::Standby(_) | Phase::Recovering(_) | Phase::Leading(_) => None,
+            Phase::Standby(_) | Phase::Recovering(_) => None,
+            Phase::Leading(leading) => leading.peers.next_timeout(),
         }
     }
 
     fn metrics(&self) -> Metrics {
-        let (epoch, version, agents) = match &self.phase {
-            Phase::Standby(_) | Phase::Recovering(_) => (0, 0, AgentTally::default()),
+        let (epoch, version, agents, peers) = match &self.phase {
+            Phase::Standby(_) | Phase::Recovering(_) => Default::default(),
             Phase::Leading(leading) => {
-                (leading.epoch.0, leading.durable.0, leading.registry.tally())
+                let (agents, peers) = (leading.registry.tally(), leading.peers.tally());
+                (leading.epoch.0, leading.durable.0, agents, peers)
             }
         };
         Metrics {
@@ -158,6 +167,7 @@ impl Machine for Master {
             epoch,
             version,
             agents,
+            peers,
             counters: self.counters.clone(),
         }
     }
@@ -174,9 +184,9 @@ impl Master {
                 self.counters.agent_registered_messages_received += 1;
                 self.reported(now, from, overlays);
             }
+            Message::RequestPeers(have) => self.subscribe(now, from, have),
             Message::UpdateAgentOverlays(_)
             | Message::AgentRegisteredAcknowledgement
-            | Message::RequestPeers(_)
             | Message::UpdatePeers(_) => {
                 self.counters.unexpected_messages += 1;
                 if is_worth_a_line(self.counters.unexpected_messages) {

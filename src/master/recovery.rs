@@ -306,6 +306,7 @@ impl Registry {
 
     /// Takes over from the registry of before what is not in the records.
     fn take_over(&mut self, before: &Self) {
+        self.touched.extend(before.agents.keys().chain(&before.touched));
         for (ip, old) in &before.agents {
             let Some(agent) = self.agents.get_mut(ip) else { continue };
             self.tally.remove(&agent.info);

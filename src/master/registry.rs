@@ -13,7 +13,7 @@ use super::view::{AgentTally, Fate, PoolUsage};
 use crate::addr::{Family, OverlayName, Subnet, Upid};
 use crate::protocol::{
     Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, Record,
-    ReleasedRecord, State, Status,
+    ReleasedRecord, State, Status, Vtep,
 };
 use crate::store::{Change, Key, Version};
 use crate::wire::encode_record;
@@ -38,6 +38,8 @@ pub(super) struct Registry {
     pub(super) tally: AgentTally,
     /// The agents that sent something since this master leads.
     pub(super) contacts: BTreeMap<Ipv4Addr, Contact>,
+    /// The agents that were put in, changed or removed since somebody took note of it.
+    pub(super) touched: BTreeSet<Ipv4Addr>,
     /// Whether an agent was deleted whose addresses were in doubt.
     is_unsettled: bool,
 }
@@ -178,6 +180,7 @@ impl Registry {
             lacking: BTreeMap::new(),
             tally: AgentTally::default(),
             contacts: BTreeMap::new(),
+            touched: BTreeSet::new(),
             is_unsettled: false,
         }
     }
@@ -274,6 +277,7 @@ impl Registry {
         // Also of an agent that is not there because there was nothing for it.
         self.lacks_nothing(ip);
         let agent = self.agents.remove(&ip)?;
+        self.touched.insert(ip);
         self.tally.remove(&agent.info);
         let AgentRecord { vtep_ip, mut vtep_ip6, mut overlays, .. } = agent.record;
         if self.unserved_vteps6.remove(&ip).is_some() {
@@ -445,6 +449,7 @@ impl Registry {
         let info = Arc::new(AgentInfo { ip, overlays, configuration_attempts: None });
         self.tally.add(&info);
         self.agents.insert(ip, Agent { record, version, info });
+        self.touched.insert(ip);
     }
 
     /// Frees in the pools what `released` lists.
@@ -474,12 +479,18 @@ impl Registry {
         (Change::Put(key, bytes), addresses)
     }
 
+    /// The tunnel end of the agent with this record, as far as it is served.
+    pub(super) fn vtep(&self, ip: Ipv4Addr, record: &AgentRecord) -> Option<Vtep> {
+        let mut vtep = share::vtep(&self.network, record)?;
+        vtep.ip6 = vtep.ip6.filter(|_| !self.unserved_vteps6.contains_key(&ip));
+        Some(vtep)
+    }
+
     /// What the agent with this record is told, in the order of the configuration.
     fn serve(&self, ip: Ipv4Addr, record: &AgentRecord) -> Vec<Assignment> {
-        let Some(mut vtep) = share::vtep(&self.network, record) else {
+        let Some(vtep) = self.vtep(ip, record) else {
             return Vec::new();
         };
-        vtep.ip6 = vtep.ip6.filter(|_| !self.unserved_vteps6.contains_key(&ip));
         let overlays = self.network.overlays.iter();
         let served = overlays
             .filter(|overlay| overlay.enabled)

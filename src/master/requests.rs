@@ -78,7 +78,11 @@ impl Master {
                 Condition::Failed
             }
             Phase::Recovering(_) => Condition::Recovering,
-            Phase::Leading(leading) if leading.registry.has_problems() => Condition::Degraded,
+            Phase::Leading(leading)
+                if leading.registry.has_problems() || leading.peers.problem().is_some() =>
+            {
+                Condition::Degraded
+            }
             Phase::Leading(_) => Condition::Ok,
         }
     }
@@ -92,7 +96,7 @@ impl Master {
     }
 
     fn health(&self) -> Health {
-        let Metrics { status, epoch, version, agents, counters } = self.metrics();
+        let Metrics { status, epoch, version, agents, peers, counters } = self.metrics();
         let (problems, pools) = match &self.phase {
             Phase::Standby(Standby { deposed, .. }) => {
                 let sentence = |(error, _): &(StoreError, Duration)| {
@@ -104,10 +108,14 @@ impl Master {
                 (vec![error.to_string()], Vec::new())
             }
             Phase::Recovering(_) => (Vec::new(), Vec::new()),
-            Phase::Leading(leading) => (leading.registry.problems(), leading.registry.usage()),
+            Phase::Leading(leading) => {
+                let mut problems = leading.registry.problems();
+                problems.extend(leading.peers.problem());
+                (problems, leading.registry.usage())
+            }
         };
         let refused = Refused::default();
-        Health { status, problems, epoch, version, agents, pools, counters, refused }
+        Health { status, problems, epoch, version, agents, peers, pools, counters, refused }
     }
 }
 

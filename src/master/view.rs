@@ -22,6 +22,10 @@ pub struct Counters {
     pub subnet_allocation_failures: u64,
     pub subnet6_allocation_failures: u64,
     // ----
+    pub request_peers_messages_received: u64,
+    pub request_peers_messages_dropped: u64,
+    pub update_peers_messages_sent: u64,
+    pub update_peers_bytes_sent: u64,
     pub malformed_messages: u64,
     pub unexpected_messages: u64,
     pub unknown_overlays_reported: u64,
@@ -60,6 +64,8 @@ pub struct Health {
     pub version: u64,
     /// The agents by what they said last.
     pub agents: AgentTally,
+    /// What agents are told of each other.
+    pub peers: PeersTally,
     /// How full every address space is.
     pub pools: Vec<PoolUsage>,
     /// What happened since the start.
@@ -104,6 +110,17 @@ impl AgentTally {
             &mut self.ok
         }
     }
+}
+
+/// The table of what agents are told of each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PeersTally {
+    /// Its version, within the epoch.
+    pub version: u64,
+    /// The agents in it.
+    pub agents: usize,
+    /// The agents that want to be told of it.
+    pub subscribers: usize,
 }
 
 /// How full an address space is.

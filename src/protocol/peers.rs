@@ -60,6 +60,8 @@ impl PeersUpdate {
     /// The most agents that an update may have: more than any cluster, and few enough that a
     /// hostile master does not fill the memory of its agents.
     pub const PEERS_MAX: usize = 200_000;
+    /// The longest that an update may be on the wire: the bodies that our transports take.
+    pub const BYTES_MAX: usize = 16 * 1024 * 1024;
 }
 
 /// The part that one agent has in the digest of a table, the same on every machine and in every

@@ -211,7 +211,7 @@ fn guard<T>(
 
 /// What waits for a version.
 enum Promise {
-    Message(Upid, Message),
+    Message(Vec<Upid>, Message),
     Reply(RequestId, Reply),
 }
 
@@ -271,6 +271,9 @@ impl Executor<Master> for MasterExecutor {
             }
             Command::Reread(id) => self.rereader.start(id),
             Command::Send { to, message, when } => {
+                self.held.hold(when, Promise::Message(vec![to], message));
+            }
+            Command::Broadcast { to, message, when } => {
                 self.held.hold(when, Promise::Message(to, message));
             }
             Command::Reply { id, reply, when } => {
@@ -284,7 +287,10 @@ impl Executor<Master> for MasterExecutor {
             match promise {
                 Promise::Message(to, message) => {
                     let (name, body) = wire::encode_message(&message);
-                    self.sender.send(&self.own, &to, name, &Bytes::from(body));
+                    let body = Bytes::from(body);
+                    for to in to {
+                        self.sender.send(&self.own, &to, name, &body);
+                    }
                 }
                 Promise::Reply(id, reply) => inputs.reply(id, reply),
             }

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use super::{Handler, Incoming, Refusal, Sender, Transport};
 use crate::addr::Upid;
 use crate::http::error;
+use crate::protocol::PeersUpdate;
 
 /// What waits for the host, at most. 10,000 agents that register at once send as many messages, and
 /// libprocess delivers them faster than they can be served.
@@ -27,7 +28,7 @@ const QUEUE_ITEMS: usize = 64 * 1024;
 /// Bytes of message and request bodies that wait, at most.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Longest body of one message or request; that of the program's transport.
-const BODY_LIMIT: usize = 16 * 1024 * 1024;
+const BODY_LIMIT: usize = PeersUpdate::BYTES_MAX;
 /// Requests that are being answered at a time.
 const REQUESTS: usize = 1024;
 

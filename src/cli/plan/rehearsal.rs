@@ -93,6 +93,7 @@ impl Rehearsal {
                 Command::Abandon(_)
                 | Command::Reread(_)
                 | Command::Send { .. }
+                | Command::Broadcast { .. }
                 | Command::Reply { .. } => {}
             }
         }

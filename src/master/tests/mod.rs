@@ -4,6 +4,7 @@
 mod configuration;
 mod leadership;
 mod leases;
+mod peers;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,7 @@ struct World {
     writing: Option<Vec<Change>>,
     /// Sent or held back messages, with the version that they wait for.
     sent: Vec<(Upid, Message, Version)>,
+    broadcasts: Vec<(Vec<Upid>, Message, Version)>,
     replies: Vec<(Reply, Version)>,
     /// Why what was held back was given up.
     abandoned: Vec<String>,
@@ -53,6 +55,7 @@ impl World {
             version,
             writing: None,
             sent: Vec::new(),
+            broadcasts: Vec::new(),
             replies: Vec::new(),
             abandoned: Vec::new(),
             loads: 0,
@@ -86,6 +89,9 @@ impl World {
                     self.writing = Some(changes);
                 }
                 Command::Send { to, message, when } => self.sent.push((to, message, when)),
+                Command::Broadcast { to, message, when } => {
+                    self.broadcasts.push((to, message, when));
+                }
                 Command::Reply { reply, when, .. } => self.replies.push((reply, when)),
             }
         }

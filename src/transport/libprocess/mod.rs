@@ -40,14 +40,14 @@ pub use server::{Server, ServerOptions};
 
 use super::{Handler, Sender, Transport};
 use crate::addr::Upid;
+use crate::protocol::PeersUpdate;
 
 /// Longest request line with all headers, in bytes: the same as libprocess.
 const HEAD_LIMIT: usize = 80 * 1024;
 
-/// Longest body, also after inflating. A registration has about 220 bytes per overlay, so this is
-/// thousands of overlays, and a table of peers about 50 bytes per agent with two overlays, so this
-/// is 300,000 agents; libprocess itself has no limit.
-const BODY_LIMIT: usize = 16 * 1024 * 1024;
+/// Longest body, also after inflating: the longest table of peers, which has about 50 bytes per
+/// agent with two overlays. libprocess itself has no limit.
+const BODY_LIMIT: usize = PeersUpdate::BYTES_MAX;
 
 /// Most headers of a request or a reply.
 const HEADERS_LIMIT: usize = 128;
