@@ -32,7 +32,7 @@ pub use state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
 
 use self::observe::Indices;
 use self::socket::Netlink;
-use crate::tunnel::Desired;
+use crate::tunnel::{Collision, Desired, collisions};
 
 /// Protocol number of our routes, by which we know them again. One that is given to nobody in
 /// `rtnetlink.h`, and used by none of the routing daemons that we know of.
@@ -91,6 +91,17 @@ impl Dataplane {
             observe::observe(&mut self.netlink, desired).map_err(DataplaneError::Read)?;
         self.indices = indices;
         Ok(observed)
+    }
+
+    /// What of `desired` the host's own routes and addresses stand in the way of. Needs no
+    /// privilege. To be asked for before it is programmed; what we programmed does not count.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn collisions(&mut self, desired: &Desired) -> Result<Vec<Collision>, DataplaneError> {
+        let (routes, addresses) =
+            observe::surroundings(&mut self.netlink).map_err(DataplaneError::Read)?;
+        Ok(collisions(desired, &routes, &addresses))
     }
 
     /// Compares the kernel with what is wanted, and mends what differs. What is right stays as it

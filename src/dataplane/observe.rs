@@ -15,13 +15,13 @@ use super::uapi::{
     IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
     IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
     IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTEXT_FILTER_SKIP_STATS,
-    RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE,
-    RTNH_F_ONLINK,
+    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
+    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE,
+    RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::{MARK, PROTOCOL};
 use crate::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
-use crate::tunnel::{Desired, Local};
+use crate::tunnel::{Desired, HostAddress, HostRoute, Local};
 
 /// Indices of our devices.
 pub(super) type Indices = BTreeMap<DeviceName, u32>;
@@ -85,6 +85,28 @@ pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(O
         }
     }
     Ok((observed, indices))
+}
+
+/// The host's routes that lead somewhere, of the main tables, and its addresses.
+pub(super) fn surroundings(
+    netlink: &mut Netlink,
+) -> io::Result<(Vec<HostRoute>, Vec<HostAddress>)> {
+    let names: BTreeMap<u32, String> =
+        links(netlink)?.into_iter().map(|link| (link.index, link.name)).collect();
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let routes = routes(netlink, family, None)?;
+        let leads = |route: &Route| route.kind == RTN_UNICAST && route.flags & RTM_F_CLONED == 0;
+        found.extend(routes.into_iter().filter(leads).map(|route| HostRoute {
+            subnet: route.key.subnet,
+            device: route.index.and_then(|index| names.get(&index).cloned()),
+            gateway: route.gateway,
+            is_ours: route.protocol == PROTOCOL,
+        }));
+    }
+    let named =
+        |(index, address)| Some(HostAddress { address, device: names.get(&index).cloned()? });
+    Ok((found, addresses(netlink)?.into_iter().filter_map(named).collect()))
 }
 
 /// Puts a device of the host where it belongs.
@@ -341,6 +363,18 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
             RTA_PRIORITY => metric = u32_at(value, 0)?,
             RTA_OIF => index = u32_at(value, 0),
             RTA_GATEWAY => gateway = address(value),
+            RTA_VIA => gateway = value.get(2..).and_then(address),
+            // Of several ways the first stands for all.
+            RTA_MULTIPATH => {
+                index = u32_at(value, 4);
+                let hop = value.get(..usize::from(u16_at(value, 0)?)).unwrap_or_default();
+                let mut ways = attributes(hop, 8);
+                gateway = ways.find_map(|(kind, value)| match kind {
+                    RTA_GATEWAY => address(value),
+                    RTA_VIA => value.get(2..).and_then(address),
+                    _ => None,
+                });
+            }
             RTA_TABLE => whole_table = u32_at(value, 0)?,
             _ => {}
         }

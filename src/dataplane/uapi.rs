@@ -80,11 +80,14 @@ pub(super) const RTA_DST: u16 = 1;
 pub(super) const RTA_OIF: u16 = 4;
 pub(super) const RTA_GATEWAY: u16 = 5;
 pub(super) const RTA_PRIORITY: u16 = 6;
+pub(super) const RTA_MULTIPATH: u16 = 9;
 pub(super) const RTA_TABLE: u16 = 15;
+pub(super) const RTA_VIA: u16 = 18;
 pub(super) const RT_TABLE_MAIN: u8 = 254;
 pub(super) const RTN_UNICAST: u8 = 1;
 pub(super) const RTN_UNREACHABLE: u8 = 7;
 pub(super) const RTNH_F_ONLINK: u32 = 4;
+pub(super) const RTM_F_CLONED: u32 = 0x200;
 
 pub(super) const EPERM: i32 = 1;
 pub(super) const ENOENT: i32 = 2;

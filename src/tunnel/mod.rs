@@ -2,6 +2,7 @@
 //! and the peers. The dataplane programs the kernel with it and the firewall makes its rules of it;
 //! the agent decides it. So it lives here, below all of them, and is plain data.
 
+mod collision;
 mod peer;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::net::IpAddr;
 
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 
+pub use collision::{Claimant, Collision, HostAddress, HostRoute, Obstacle, collisions};
 pub use peer::{Peer, PeerFault, checked_peers};
 
 /// The UDP port of dcos-net, and so the default: an agent of either kind hears the other.

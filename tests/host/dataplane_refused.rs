@@ -85,3 +85,45 @@ fn without_the_right_to_it_nothing_is_changed_and_it_is_said_so() {
     );
     assert_eq!(before, host.dump());
 }
+
+#[test]
+#[ignore = "host"]
+fn what_the_host_has_already_is_found_before_anything_is_programmed() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    let host = &hosts.hosts[0];
+    let found = || {
+        let found = host.namespace.inside(|| {
+            let mut dataplane = Dataplane::open().expect("there is netlink");
+            dataplane.collisions(&hosts.desired(host)).expect("the state can be read")
+        });
+        let found: Vec<_> = found.iter().map(|collision| collision.obstacle.to_string()).collect();
+        found
+    };
+    host.namespace.run("ip route add default via 10.0.0.2");
+    host.namespace.run("ip route add 192.0.0.0/8 via 10.0.0.2");
+    assert_eq!(found(), [""; 0]);
+    // Nor is what we make ourselves.
+    hosts.program();
+    assert_eq!(found(), [""; 0]);
+    for line in [
+        "ip addr add 192.168.77.1/24 dev eth0",
+        "ip addr add 192.168.78.1/24 dev lo noprefixroute",
+        "ip route add 44.128.9.0/24 nexthop via 10.0.0.2 nexthop via 10.0.0.3",
+        "ip route add unreachable 192.168.79.0/24",
+        "ip -6 route add fd01:b:0:0:ff::/80 via fd01:b:0:0:1::9",
+    ] {
+        host.namespace.run(line);
+    }
+    assert_eq!(
+        found(),
+        [
+            "address 192.168.78.1/24 on device lo",
+            "route '192.168.77.0/24 dev eth0'",
+            "route '44.128.9.0/24 via 10.0.0.2 dev eth0'",
+        ]
+    );
+    host.namespace.run("ip -6 addr add fd00::1/64 dev eth0 nodad");
+    host.namespace.run("ip -6 route add fd01:b:0:0:fe::/80 via fd00::2");
+    let with_v6 = found();
+    assert_eq!(with_v6[2], "route 'fd01:b:0:0:fe::/80 via fd00::2 dev eth0'", "{with_v6:?}");
+}
