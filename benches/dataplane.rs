@@ -130,6 +130,7 @@ fn desired(own: u32, last: u32) -> Desired {
         mac: mac(own),
         underlay: agent(own).into(),
         mtu: None,
+        containers_mtu: None,
         ip: Some(address(format!("{}/16", vtep(own)))),
         ip6: Some(address(format!("{}/64", vtep6(own)))),
     };
@@ -138,7 +139,7 @@ fn desired(own: u32, last: u32) -> Desired {
         Space { overlay: overlay(), device, whole: whole.to_vec(), own: subnets(own).to_vec() };
     let peers = (1..=last).filter(|number| *number != own);
     let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
-    Desired { locals: vec![local], spaces: vec![space], peers }
+    Desired { locals: vec![local], spaces: vec![space], peers: Some(peers) }
 }
 
 /// The shortest of several times.

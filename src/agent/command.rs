@@ -2,11 +2,48 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use super::{ContainerNetwork, Health, Metrics};
 use crate::addr::{OverlayName, Upid};
 use crate::metrics::Snapshot;
 use crate::protocol::{AgentInfo, Message, RequestId};
+use crate::tunnel::Desired;
+
+/// How far to look at what there is before it is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Not at all: only what is wanted has changed.
+    Change,
+    /// At the kernel's devices, routes and what belongs to them.
+    Kernel,
+    /// At the rules of the firewall.
+    Firewall,
+    /// At everything.
+    Everything,
+}
+
+impl Scope {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Change => "the change",
+            Self::Kernel => "the kernel",
+            Self::Firewall => "the firewall",
+            Self::Everything => "everything",
+        }
+    }
+
+    /// Both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Change, scope) | (scope, Self::Change) => scope,
+            (Self::Kernel, Self::Kernel) => Self::Kernel,
+            (Self::Firewall, Self::Firewall) => Self::Firewall,
+            _ => Self::Everything,
+        }
+    }
+}
 
 /// Something to do. The runtime does it with its adapters and takes no decision of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +65,22 @@ pub enum Command {
         attempt: u64,
         /// What to make.
         network: ContainerNetwork,
+    },
+    /// Find out which of these claims collide with what the host has already.
+    Inspect {
+        /// Number of the attempt, to be named in the answer.
+        attempt: u64,
+        /// What the assignments ask for.
+        claims: Arc<Desired>,
+    },
+    /// Bring the host's network to this state.
+    Program {
+        /// Number of the attempt, to be named in the answer.
+        attempt: u64,
+        /// What is wanted.
+        desired: Arc<Desired>,
+        /// How far to look.
+        scope: Scope,
     },
     /// Remove the CNI configurations that are ours and not of these overlays.
     RetainCni(BTreeSet<OverlayName>),
@@ -51,6 +104,20 @@ impl fmt::Display for Command {
             Self::Send { to, message } => write!(f, "send {message} to {to}"),
             Self::Apply { attempt, network } => {
                 write!(f, "attempt {attempt}: {} of {}", network.kind(), network.name())
+            }
+            Self::Inspect { attempt, claims } => {
+                write!(f, "attempt {attempt}: inspect for {} overlays", claims.spaces.len())
+            }
+            Self::Program { attempt, desired, scope } => {
+                let (spaces, scope) = (desired.spaces.len(), scope.name());
+                match &desired.peers {
+                    Some(peers) => write!(
+                        f,
+                        "attempt {attempt}: program {scope} for {spaces} overlays, {} peers",
+                        peers.len()
+                    ),
+                    None => write!(f, "attempt {attempt}: program {scope} for {spaces} overlays"),
+                }
             }
             Self::RetainCni(names) => write!(f, "retain {} cni configurations", names.len()),
             Self::RetainDocker(names) => write!(f, "retain {} docker networks", names.len()),

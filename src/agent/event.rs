@@ -4,8 +4,10 @@ use std::fmt;
 use std::net::SocketAddrV4;
 
 use super::NetworkKind;
+use super::command::Scope;
 use crate::addr::{OverlayName, Upid};
 use crate::protocol::{Message, RequestId};
+use crate::tunnel::{Collision, Fault};
 
 /// Something that happened. The runtime makes them out of what its adapters report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,22 @@ pub enum Event {
         /// Nothing if the network is now as wanted, or why it is not.
         result: Result<(), String>,
     },
+    /// The answer to [`super::Command::Inspect`].
+    Inspected {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// What collides, or why that could not be found out.
+        result: Result<Vec<Collision>, String>,
+    },
+    /// The answer to [`super::Command::Program`].
+    Programmed {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// What was done, and what could not be.
+        result: Programmed,
+    },
+    /// Somebody changed something in the host's network that may be ours.
+    Drifted(Scope),
     /// The answer to [`super::Command::RetainDocker`]: what is still there, a sentence each; or why
     /// it could not be found out.
     Removed(Result<Vec<String>, String>),
@@ -65,9 +83,46 @@ impl fmt::Display for Event {
                 let result = result.as_ref().map_or_else(String::as_str, |()| "done");
                 write!(f, "attempt {attempt}, {kind} of {overlay}: {result}")
             }
+            Self::Inspected { attempt, result: Ok(collisions) } => {
+                write!(f, "attempt {attempt}, inspected: {} collisions", collisions.len())
+            }
+            Self::Inspected { attempt, result: Err(reason) } => {
+                write!(f, "attempt {attempt}, not inspected: {reason}")
+            }
+            Self::Programmed { attempt, result: Programmed { changes, faults, .. } } => {
+                let faults = faults.len();
+                write!(f, "attempt {attempt}, programmed: {changes} changes, {faults} faults")
+            }
+            Self::Drifted(scope) => write!(f, "drifted: {scope:?}"),
             Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),
             Self::Removed(Err(reason)) => write!(f, "no docker networks removed: {reason}"),
             Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
+        }
+    }
+}
+
+/// What came of programming the host's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// How many things were changed.
+    pub changes: u64,
+    /// The first few of them, in words.
+    pub examples: Vec<String>,
+    /// What is not as it is wanted.
+    pub faults: Vec<Fault>,
+}
+
+impl Programmed {
+    /// How many changes are told in words.
+    pub const EXAMPLES: usize = 3;
+
+    /// What was changed, in a line.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let told = self.examples.join(", ");
+        match self.changes.saturating_sub(self.examples.len() as u64) {
+            0 => told,
+            more => format!("{told}, and {more} more"),
         }
     }
 }

@@ -10,6 +10,8 @@ pub struct Metrics {
     pub status: Condition,
     /// Its overlays.
     pub overlays: OverlayTally,
+    /// Agents that the master told of; 0 if it did not.
+    pub peers: u64,
     /// What happened since the start.
     pub counters: Counters,
 }
@@ -121,6 +123,37 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             "unexpected_messages",
             "Messages of others than the master, or meant for one.",
             |metrics| metrics.counters.unexpected_messages,
+        ),
+        Metric::counter("request_peers_messages_sent", "RequestPeersMessages sent.", |metrics| {
+            metrics.counters.request_peers_messages_sent
+        }),
+        Metric::counter(
+            "update_peers_messages_received",
+            "UpdatePeersMessages received.",
+            |metrics| metrics.counters.update_peers_messages_received,
+        ),
+        Metric::counter(
+            "update_peers_messages_dropped",
+            "UpdatePeersMessages that were older than what the agent has, or did not fit it.",
+            |metrics| metrics.counters.update_peers_messages_dropped,
+        ),
+        Metric::gauge("peers", "Agents that the master told of, this one among them.", |metrics| {
+            metrics.peers
+        }),
+        Metric::counter(
+            "dataplane_changes",
+            "Devices, addresses, neighbours, forwarding entries, routes and sets of rules changed.",
+            |metrics| metrics.counters.dataplane_changes,
+        ),
+        Metric::counter(
+            "dataplane_repairs",
+            "How often something was repaired that somebody else had changed.",
+            |metrics| metrics.counters.dataplane_repairs,
+        ),
+        Metric::counter(
+            "dataplane_failures",
+            "How often something could not be programmed as it is wanted.",
+            |metrics| metrics.counters.dataplane_failures,
         ),
         Metric::host_counter("refused", "What was refused before it became a message.", |host| {
             host.refused

@@ -9,29 +9,39 @@ mod leftovers;
 mod metrics;
 mod network;
 mod overlays;
+mod peers;
 mod registration;
 #[cfg(test)]
 mod tests;
+mod tunnel;
+#[cfg(test)]
+mod tunnel_tests;
 mod view;
+mod wanted;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-pub use command::{Command, Reply};
-pub use event::{Event, Request};
+pub use command::{Command, Reply, Scope};
+pub use event::{Event, Programmed, Request};
 pub use metrics::Metrics;
 pub use network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
-pub use view::{Condition, Counters, Health, NetworkHealth, OverlayTally};
+pub use tunnel::TunnelSettings;
+pub use view::{Condition, Counters, Health, NetworkHealth, OverlayTally, TunnelHealth};
 
 use crate::addr::{OverlayName, Upid};
 use crate::clock::Now;
+use crate::config::{AgentConfig, DataplaneKind};
 use crate::machine::{Machine, is_worth_a_line};
 use crate::metrics::{Catalogue, HostCounters, Snapshot};
-use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, Refused};
+use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, PeersUpdate, Refused};
+use crate::tunnel::Collision;
 use leftovers::Leftovers;
 use overlays::Overlays;
+use peers::{Peers, Taken};
 use registration::{Phase, Registration};
+use tunnel::Tunnel;
 
 /// Registrations without an answer from which on somebody should look after it.
 const SILENCE: u32 = 3;
@@ -43,6 +53,13 @@ fn silence(master: &Upid) -> String {
          problems that http://{}/overlay-master/health names",
         master.address
     )
+}
+
+/// What is wrong when the master says nothing of peers. A C++ module never does.
+fn no_peers() -> String {
+    "the master does not tell this agent of its peers: let mesos-overlay be the master, or set \
+     dataplane to external and let dcos-net find them"
+        .to_owned()
 }
 
 /// How an agent behaves.
@@ -58,6 +75,24 @@ pub struct Settings {
     /// Whether Docker networks that are no longer assigned are removed, if it has to do with Docker
     /// at all. Not where several agents have one Docker engine.
     pub removes_docker_networks: bool,
+    /// What it has to do with the network of its host.
+    pub tunnel: TunnelSettings,
+}
+
+impl From<&AgentConfig> for Settings {
+    /// As the configuration says, for an agent on a host of its own.
+    fn from(config: &AgentConfig) -> Self {
+        Self {
+            options: AgentOptions { underlay: config.dataplane.underlay, ..config.options },
+            max_configuration_attempts: config.max_configuration_attempts,
+            verify_interval: config.verify_interval,
+            removes_docker_networks: true,
+            tunnel: TunnelSettings {
+                programs: config.dataplane.kind == DataplaneKind::Vxlan,
+                refuses_collisions: config.dataplane.refuse_collisions,
+            },
+        }
+    }
 }
 
 /// The agent. See [`Machine`] for how to run it.
@@ -69,6 +104,8 @@ pub struct Agent {
     registration: Registration,
     overlays: Overlays,
     leftovers: Leftovers,
+    tunnel: Tunnel,
+    peers: Peers,
     /// Whether the master has assigned anything since this agent was started.
     has_assignments: bool,
     /// Whether the master lacks the latest statuses.
@@ -84,6 +121,8 @@ impl Agent {
     pub fn new(ip: Ipv4Addr, settings: Settings, seed: u64) -> Self {
         Self {
             ip,
+            tunnel: Tunnel::new(settings.tunnel),
+            peers: Peers::new(),
             settings,
             random: fastrand::Rng::with_seed(seed),
             registration: Registration::new(),
@@ -121,6 +160,9 @@ impl Machine for Agent {
                 self.leftovers.ended(attempt);
                 self.applied(now, attempt, (&overlay, kind), result);
             }
+            Event::Inspected { attempt, result } => self.inspected(now, attempt, result),
+            Event::Programmed { attempt, result } => self.programmed(now, attempt, result),
+            Event::Drifted(scope) => self.tunnel.drifted(now, scope),
             Event::Removed(result) => {
                 self.leftovers.removed(now, result, self.settings.verify_interval);
             }
@@ -143,7 +185,9 @@ impl Machine for Agent {
     fn next_timeout(&self) -> Option<Duration> {
         let leftovers = self.leftovers.next_due(&self.overlays.docker_names());
         let overlays = self.overlays.next_due(|network| !self.leftovers.holds(network));
-        [self.registration.due(), overlays, leftovers].into_iter().flatten().min()
+        let tunnel = [self.tunnel.next_due(), self.peers.due()];
+        let others = [self.registration.due(), overlays, leftovers];
+        others.into_iter().chain(tunnel).flatten().min()
     }
 
     fn metrics(&self) -> Metrics {
@@ -152,12 +196,13 @@ impl Machine for Agent {
             Condition::Detached
         } else if !self.registration.is_acknowledged() {
             Condition::Registering
-        } else if overlays.failed > 0 || !self.leftovers.kept().is_empty() {
+        } else if self.is_degraded(overlays) {
             Condition::Degraded
         } else {
             Condition::Ok
         };
-        Metrics { status, overlays, counters: self.counters.clone() }
+        let peers = self.peers.count().unwrap_or(0) as u64;
+        Metrics { status, overlays, peers, counters: self.counters.clone() }
     }
 }
 
@@ -167,6 +212,7 @@ impl Agent {
             return;
         }
         self.overlays.reset_attempts();
+        self.peers.detached();
         match address {
             Some(address) => log::info!("detected master {address}"),
             None => log::warn!("no master is known: waiting until one is detected"),
@@ -193,10 +239,8 @@ impl Agent {
         match message {
             Message::UpdateAgentOverlays(assignments) => self.update(now, from, assignments),
             Message::AgentRegisteredAcknowledgement => self.acknowledged(now),
-            Message::RegisterAgent(_)
-            | Message::AgentRegistered(_)
-            | Message::RequestPeers(_)
-            | Message::UpdatePeers(_) => {
+            Message::UpdatePeers(update) => self.update_peers(now, &update),
+            Message::RegisterAgent(_) | Message::AgentRegistered(_) | Message::RequestPeers(_) => {
                 self.counters.unexpected_messages += 1;
                 if is_worth_a_line(self.counters.unexpected_messages) {
                     log::warn!("ignored {message} from {from}: it is meant for a master");
@@ -223,7 +267,7 @@ impl Agent {
         }
         let count = assignments.len();
         let is_first = !std::mem::replace(&mut self.has_assignments, true);
-        if self.overlays.update(now, assignments, &self.settings.options) || is_first {
+        if self.overlays.update(now, assignments, &self.settings) || is_first {
             log::info!("the master assigned {count} overlays");
             self.commands.push_back(Command::RetainCni(self.overlays.cni_names()));
             let options = &self.settings.options;
@@ -233,6 +277,12 @@ impl Agent {
                 self.leftovers.assigned(now);
             }
         }
+        let claims = wanted::desired(self.ip, &self.settings, self.overlays.all(), None);
+        self.tunnel.claimed(now, claims);
+        if self.tunnel.programs() {
+            self.peers.assigned(now);
+        }
+        self.program(now, Scope::Change);
         // A master that assigns wants a report, even if nothing has changed: it may have been
         // restarted.
         self.has_news = true;
@@ -267,9 +317,13 @@ impl Agent {
             }
         }
         let tools = (&self.settings, &mut self.random);
-        let Some(has_changed) = self.overlays.applied(now, attempt, network, result, tools) else {
-            return;
-        };
+        if let Some(has_changed) = self.overlays.applied(now, attempt, network, result, tools) {
+            self.report_news(now, has_changed);
+        }
+    }
+
+    /// The status of an overlay has changed, or may have been waited for.
+    fn report_news(&mut self, now: Now, has_changed: bool) {
         self.has_news |= has_changed;
         match self.registration.phase() {
             Phase::Configuring | Phase::Registered if self.has_news => self.report(now),
@@ -281,6 +335,61 @@ impl Agent {
                 self.counters.agent_registered_messages_dropped += u64::from(is_dropped);
             }
         }
+    }
+
+    fn update_peers(&mut self, now: Now, update: &PeersUpdate) {
+        self.counters.update_peers_messages_received += 1;
+        match self.peers.update(now, update, &mut self.random) {
+            Taken::Changed => self.program(now, Scope::Change),
+            Taken::Unchanged => {}
+            Taken::Dropped => self.counters.update_peers_messages_dropped += 1,
+        }
+    }
+
+    /// Has the network of the host made as the overlays in use and the peers ask for.
+    fn program(&mut self, now: Now, scope: Scope) {
+        // Until it is known which overlays are in use, what there is stays.
+        if self.overlays.is_admission_awaited() || !self.has_assignments {
+            return;
+        }
+        let peers = self.peers.table(self.ip);
+        let desired = wanted::desired(self.ip, &self.settings, self.overlays.admitted(), peers);
+        self.tunnel.wanted(now, desired, scope);
+    }
+
+    fn inspected(&mut self, now: Now, attempt: u64, result: Result<Vec<Collision>, String>) {
+        if !self.tunnel.inspected(now, attempt, self.settings.verify_interval) {
+            return;
+        }
+        let refusal = |assignment: &Assignment| match &result {
+            Ok(collisions) => {
+                let device = &assignment.vtep.device;
+                let concerns = |it: &&Collision| it.concerns(assignment.name(), device);
+                collisions.iter().find(concerns).map(ToString::to_string)
+            }
+            Err(reason) => Some(reason.clone()),
+        };
+        let (is_news, late) = self.overlays.admit(refusal);
+        self.tunnel.collides_later(late);
+        self.program(now, Scope::Everything);
+        self.report_news(now, is_news);
+    }
+
+    fn programmed(&mut self, now: Now, attempt: u64, result: Programmed) {
+        let tools = (&self.settings, &mut self.random);
+        let counters = &mut self.counters;
+        let outcomes = self.tunnel.programmed(now, (attempt, result), tools, counters);
+        if let Some(outcomes) = outcomes {
+            let is_news = self.overlays.programmed(outcomes);
+            self.report_news(now, is_news);
+        }
+    }
+
+    fn is_degraded(&self, overlays: OverlayTally) -> bool {
+        overlays.failed > 0
+            || !self.leftovers.kept().is_empty()
+            || self.tunnel.problems().next().is_some()
+            || self.peers.is_unanswered()
     }
 
     /// Tells the master, unless some network is still being tried for the first time.
@@ -307,6 +416,14 @@ impl Agent {
             self.commands.push_back(Command::Link(master.clone()));
             self.commands.push_back(Command::Send { to: master, message });
         }
+        if let Some(master) = self.registration.master()
+            && let Some(have) = self.peers.take_due(now, &mut self.random)
+        {
+            self.counters.request_peers_messages_sent += 1;
+            let message = Message::RequestPeers(have);
+            self.commands.push_back(Command::Send { to: master.clone(), message });
+        }
+        self.commands.extend(self.tunnel.take_due(now));
         let wanted = self.overlays.docker_names();
         if self.leftovers.take_due(now, &wanted) {
             self.commands.push_back(Command::RetainDocker(wanted));
@@ -337,6 +454,10 @@ impl Agent {
         let mut problems: Vec<String> =
             self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
         problems.extend_from_slice(self.leftovers.kept());
+        problems.extend(self.tunnel.problems().cloned());
+        if self.peers.is_unanswered() {
+            problems.push(no_peers());
+        }
         match status {
             Condition::Detached => problems.push("no master is known".to_owned()),
             Condition::Registering if self.registration.unanswered() > SILENCE => {
@@ -349,6 +470,7 @@ impl Agent {
             problems,
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
+            dataplane: self.tunnel.health(self.peers.count(), &counters),
             counters,
             refused: Refused::default(),
         }

@@ -4,14 +4,14 @@
 //! Every network lives on its own: a Docker engine that is down delays no CNI configuration, and
 //! what works is not touched because something else is tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::view::{NetworkHealth, OverlayTally};
-use super::{ContainerNetwork, NetworkKind, Settings};
+use super::{ContainerNetwork, NetworkKind, Settings, TunnelSettings};
 use crate::addr::OverlayName;
 use crate::clock::{Backoff, Now};
-use crate::protocol::{AgentOptions, Assignment, Status};
+use crate::protocol::{Assignment, Status};
 
 /// First bound of the wait before a failed network is tried again.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -32,14 +32,14 @@ impl Overlays {
         &mut self,
         now: Now,
         assignments: Vec<Assignment>,
-        options: &AgentOptions,
+        settings: &Settings,
     ) -> bool {
         let mut before = std::mem::take(&mut self.list);
         let mut is_news = assignments.len() != before.len();
         for assignment in assignments {
             let position = before.iter().position(|old| old.assignment.name() == assignment.name());
             let old = position.map(|position| before.swap_remove(position));
-            let (overlay, changed) = Overlay::new(now, assignment, options, old);
+            let (overlay, changed) = Overlay::new(now, assignment, settings, old);
             is_news |= changed;
             self.list.push(overlay);
         }
@@ -54,7 +54,8 @@ impl Overlays {
         may_be_tried: impl Fn(&ContainerNetwork) -> bool,
     ) -> Vec<(u64, ContainerNetwork)> {
         let mut due = Vec::new();
-        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+        let admitted = self.list.iter_mut().filter(|overlay| overlay.is_admitted());
+        for task in admitted.flat_map(|overlay| &mut overlay.tasks) {
             if task.due.is_some_and(|due| due <= now.elapsed) && may_be_tried(&task.network) {
                 self.last_attempt += 1;
                 task.due = None;
@@ -85,6 +86,61 @@ impl Overlays {
         Some(overlay.status() != before)
     }
 
+    /// What the host has already was found out, and `refusal` says of each overlay what of it
+    /// stands in the way. Says whether the status of one changed, and what collides with overlays
+    /// that are in use.
+    pub(super) fn admit(
+        &mut self,
+        refusal: impl Fn(&Assignment) -> Option<String>,
+    ) -> (bool, BTreeSet<String>) {
+        let mut is_news = false;
+        let mut late = BTreeSet::new();
+        for overlay in &mut self.list {
+            let before = overlay.status();
+            match (refusal(&overlay.assignment), overlay.is_admitted()) {
+                (Some(reason), true) => {
+                    late.insert(reason);
+                }
+                (Some(reason), false) => overlay.admission = Admission::Refused(reason),
+                (None, _) => overlay.admission = Admission::Admitted,
+            }
+            is_news |= overlay.status() != before;
+        }
+        (is_news, late)
+    }
+
+    /// Whether it is still being found out for some overlay if the host has room for it.
+    pub(super) fn is_admission_awaited(&self) -> bool {
+        self.list.iter().any(|overlay| matches!(overlay.admission, Admission::Awaited))
+    }
+
+    /// The assignments that are in use.
+    pub(super) fn admitted(&self) -> impl Iterator<Item = &Assignment> {
+        let admitted = self.list.iter().filter(|overlay| overlay.is_admitted());
+        admitted.map(|overlay| &overlay.assignment)
+    }
+
+    /// All assignments, without their status.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Assignment> {
+        self.list.iter().map(|overlay| &overlay.assignment)
+    }
+
+    /// What came of the tunnels of each overlay. Says whether the status of one changed.
+    pub(super) fn programmed(
+        &mut self,
+        mut outcomes: BTreeMap<OverlayName, Result<(), String>>,
+    ) -> bool {
+        let mut is_news = false;
+        for overlay in &mut self.list {
+            if let Some(outcome) = outcomes.remove(overlay.assignment.name()) {
+                let before = overlay.status();
+                overlay.tunnel = Some(outcome);
+                is_news |= overlay.status() != before;
+            }
+        }
+        is_news
+    }
+
     /// Whether every network has been tried at least once.
     pub(super) fn are_settled(&self) -> bool {
         self.list.iter().all(|overlay| overlay.status() != Status::Configuring)
@@ -95,7 +151,8 @@ impl Overlays {
         &self,
         may_be_tried: impl Fn(&ContainerNetwork) -> bool,
     ) -> Option<Duration> {
-        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        let admitted = self.list.iter().filter(|overlay| overlay.is_admitted());
+        let tasks = admitted.flat_map(|overlay| &overlay.tasks);
         tasks.filter(|task| may_be_tried(&task.network)).filter_map(|task| task.due).min()
     }
 
@@ -187,27 +244,53 @@ struct Overlay {
     assignment: Assignment,
     /// Why the assignment itself cannot be used.
     refusal: Option<String>,
+    /// Whether the host has room for it.
+    admission: Admission,
+    /// What came of its tunnel the last time; `None` before the first.
+    tunnel: Option<Result<(), String>>,
     tasks: Vec<Task>,
 }
 
+/// Whether the host has room for an overlay, or something else where the overlay is to be.
+#[derive(Debug, Clone)]
+enum Admission {
+    /// That is being found out.
+    Awaited,
+    /// It has.
+    Admitted,
+    /// It has not, and why.
+    Refused(String),
+}
+
 impl Overlay {
+    const fn is_admitted(&self) -> bool {
+        matches!(self.admission, Admission::Admitted)
+    }
+
     /// The overlay as assigned, with what `old` has of it already; and whether its networks differ
     /// from those of `old`.
     fn new(
         now: Now,
         assignment: Assignment,
-        options: &AgentOptions,
+        settings: &Settings,
         old: Option<Self>,
     ) -> (Self, bool) {
         let assignment = Assignment { status: None, ..assignment };
-        let (networks, refusal) = match ContainerNetwork::all_of(&assignment, options) {
+        let (networks, refusal) = match ContainerNetwork::all_of(&assignment, &settings.options) {
             Ok(networks) => (networks, None),
             Err(reason) => (Vec::new(), Some(reason)),
         };
         let mut changed = old
             .as_ref()
             .is_none_or(|old| old.assignment != assignment || old.tasks.len() != networks.len());
-        let mut old_tasks = old.map_or_else(Vec::new, |old| old.tasks);
+        let has_moved = old.as_ref().is_none_or(|old| old.claims_other_than(&assignment));
+        let fresh = (settings.tunnel.admission(), settings.tunnel.outcome());
+        let (old_tasks, (admission, tunnel)) = match old {
+            Some(old) if has_moved => (old.tasks, fresh),
+            Some(old) => (old.tasks, (old.admission, old.tunnel)),
+            None => (Vec::new(), fresh),
+        };
+        let mut old_tasks = old_tasks;
         let tasks = networks.into_iter().map(|network| {
             let same_kind = old_tasks.iter().position(|old| old.network.kind() == network.kind());
             match same_kind.map(|position| old_tasks.swap_remove(position)) {
@@ -219,17 +302,45 @@ impl Overlay {
             }
         });
         let tasks = tasks.collect();
-        (Self { assignment, refusal, tasks }, changed)
+        (Self { assignment, refusal, admission, tunnel, tasks }, changed)
+    }
+
+    /// Whether the other assignment asks for other addresses of the host.
+    fn claims_other_than(&self, other: &Assignment) -> bool {
+        let Assignment { overlay, vtep, .. } = &self.assignment;
+        !self.assignment.has_addresses_of(other)
+            || (overlay.range, overlay.range6) != (other.overlay.range, other.overlay.range6)
+            || *vtep != other.vtep
     }
 
     fn status(&self) -> Status {
-        if self.tasks.iter().any(|task| task.outcome.is_none()) {
+        match &self.admission {
+            Admission::Awaited => return Status::Configuring,
+            Admission::Refused(reason) => return Status::Failed(reason.clone()),
+            Admission::Admitted => {}
+        }
+        if self.tunnel.is_none() || self.tasks.iter().any(|task| task.outcome.is_none()) {
             return Status::Configuring;
         }
         let mut reasons: Vec<&str> = self.refusal.as_deref().into_iter().collect();
+        reasons.extend(
+            self.tunnel.as_ref().and_then(|tunnel| tunnel.as_ref().err().map(String::as_str)),
+        );
         let failures = self.tasks.iter().filter_map(|task| task.outcome.as_ref()?.as_ref().err());
         reasons.extend(failures.map(String::as_str));
         if reasons.is_empty() { Status::Ok } else { Status::Failed(reasons.join("; ")) }
+    }
+}
+
+impl TunnelSettings {
+    /// How an overlay begins.
+    const fn admission(self) -> Admission {
+        if self.refuses_collisions { Admission::Awaited } else { Admission::Admitted }
+    }
+
+    /// What is known of its tunnel then.
+    const fn outcome(self) -> Option<Result<(), String>> {
+        if self.programs { None } else { Some(Ok(())) }
     }
 }
 

@@ -6,9 +6,9 @@ use crate::protocol::{AddressRange, Bridge, Overlay, RequestId, Status, Vtep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-struct World {
-    agent: Agent,
-    now: Now,
+pub(super) struct World {
+    pub(super) agent: Agent,
+    pub(super) now: Now,
 }
 
 impl World {
@@ -17,41 +17,46 @@ impl World {
     }
 
     fn with(options: AgentOptions) -> Self {
+        Self::with_tunnel(options, TunnelSettings::NONE)
+    }
+
+    pub(super) fn with_tunnel(options: AgentOptions, tunnel: TunnelSettings) -> Self {
         let settings = Settings {
             options,
             max_configuration_attempts: 4,
             verify_interval: Duration::from_secs(60),
             removes_docker_networks: true,
+            tunnel,
         };
         let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
         Self { agent, now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 } }
     }
 
     /// Lets `event` happen and tells what is to be done, a line each.
-    fn after(&mut self, event: Event) -> Vec<String> {
+    pub(super) fn after(&mut self, event: Event) -> Vec<String> {
         self.agent.handle(self.now, event);
         std::iter::from_fn(|| self.agent.poll_command()).map(|it| it.to_string()).collect()
     }
 
     /// Lets time pass until the next timeout.
-    fn sleep(&mut self) -> Vec<String> {
+    pub(super) fn sleep(&mut self) -> Vec<String> {
         self.now.elapsed = self.agent.next_timeout().expect("something is due some time");
         self.after(Event::Timeout)
     }
 
-    fn message(&mut self, from: &str, message: Message) -> Vec<String> {
+    pub(super) fn message(&mut self, from: &str, message: Message) -> Vec<String> {
         self.after(Event::Message { from: from.parse().unwrap(), message })
     }
 
-    fn update(&mut self, assignments: Vec<Assignment>) -> Vec<String> {
+    pub(super) fn update(&mut self, assignments: Vec<Assignment>) -> Vec<String> {
         self.message(MASTER, Message::UpdateAgentOverlays(assignments))
     }
 
-    fn acknowledge(&mut self) -> Vec<String> {
+    pub(super) fn acknowledge(&mut self) -> Vec<String> {
         self.message(MASTER, Message::AgentRegisteredAcknowledgement)
     }
 
-    fn applied(
+    pub(super) fn applied(
         &mut self,
         attempt: u64,
         kind: NetworkKind,
@@ -71,7 +76,7 @@ impl World {
         self.after(Event::Applied { attempt, overlay: overlay.parse().unwrap(), kind, result })
     }
 
-    fn detect(&mut self) {
+    pub(super) fn detect(&mut self) {
         let address = MASTER.parse::<Upid>().unwrap().address;
         assert_eq!(self.after(Event::Detected(Some(address))), NOTHING);
         assert_eq!(
@@ -92,7 +97,7 @@ impl World {
         assert_eq!(self.health().status, Condition::Ok);
     }
 
-    fn health(&mut self) -> Health {
+    pub(super) fn health(&mut self) -> Health {
         self.agent.handle(self.now, Event::Request(RequestId(1), Request::Health));
         match self.agent.poll_command() {
             Some(Command::Reply { reply: Reply::Health(health), .. }) => *health,
@@ -101,14 +106,14 @@ impl World {
     }
 
     /// The numbers of these names.
-    fn metrics<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
+    pub(super) fn metrics<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
         let (metrics, host) = (self.agent.metrics(), HostCounters::default());
         let all = Agent::CATALOGUE.metrics;
         let find = |name: &str| all.iter().find(|metric| metric.name == name).unwrap();
         names.map(|name| find(name).read(&metrics, &host))
     }
 
-    fn info(&mut self) -> AgentInfo {
+    pub(super) fn info(&mut self) -> AgentInfo {
         self.agent.handle(self.now, Event::Request(RequestId(1), Request::Overlay));
         match self.agent.poll_command() {
             Some(Command::Reply { reply: Reply::Overlay(info), .. }) => info,
@@ -117,12 +122,13 @@ impl World {
     }
 }
 
-const MASTER: &str = "overlay-master@10.0.0.1:5050";
-const REPORT: &str = "send AgentRegisteredMessage of 1 overlays to overlay-master@10.0.0.1:5050";
-const NOTHING: [&str; 0] = [];
+pub(super) const MASTER: &str = "overlay-master@10.0.0.1:5050";
+pub(super) const REPORT: &str =
+    "send AgentRegisteredMessage of 1 overlays to overlay-master@10.0.0.1:5050";
+pub(super) const NOTHING: [&str; 0] = [];
 
 /// The overlay's subnet is the /24 of `third` in its /16.
-fn assignment(name: &str, third: u8) -> Assignment {
+pub(super) fn assignment(name: &str, third: u8) -> Assignment {
     let name: OverlayName = name.parse().unwrap();
     let subnet = |text: String| Some(text.parse().unwrap());
     let bridge = |name, half: u8| Bridge {

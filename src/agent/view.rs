@@ -22,6 +22,12 @@ pub struct Counters {
     pub malformed_messages: u64,
     pub unexpected_messages: u64,
     pub connections_lost: u64,
+    pub request_peers_messages_sent: u64,
+    pub update_peers_messages_received: u64,
+    pub update_peers_messages_dropped: u64,
+    pub dataplane_changes: u64,
+    pub dataplane_repairs: u64,
+    pub dataplane_failures: u64,
 }
 
 /// What state the agent is in.
@@ -49,6 +55,9 @@ pub struct Health {
     pub master: Option<String>,
     /// Its container networks.
     pub networks: Vec<NetworkHealth>,
+    /// The packets' way to other agents, if this one has to do with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataplane: Option<TunnelHealth>,
     /// What happened since the start.
     pub counters: Counters,
     /// What did not reach the machine. Whoever runs it fills it in.
@@ -83,4 +92,19 @@ pub struct NetworkHealth {
     pub attempts: u32,
     /// Seconds until it is tried or verified again.
     pub next_attempt_seconds: Option<u64>,
+}
+
+/// How the packets' way to other agents is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TunnelHealth {
+    /// `external`, `configuring`, `ok`, or `failed: ` and how many of the problems.
+    pub status: String,
+    /// How many agents the master told of, this one among them; nothing if it did not.
+    pub peers: Option<usize>,
+    /// How often something was repaired that somebody else had changed.
+    pub repairs: u64,
+    /// What was repaired last.
+    pub last_repair: Option<String>,
+    /// And when, in seconds since 1970.
+    pub last_repair_unix: Option<u64>,
 }

@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, read_text, runtime};
 use crate::addr::{Ensemble, EnsembleError};
 use crate::agent::Settings;
 use crate::cni::CniDirectory;
-use crate::config::{AgentConfig, parse_agent};
+use crate::config::{AgentConfig, DataplaneKind, parse_agent};
 use crate::detector::{Detector, FixedMaster, follow};
 use crate::docker::Docker;
-use crate::runtime::{AgentHost, AgentOptions, Metrics};
+use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions};
 use crate::zookeeper::SESSION_TIMEOUT_DEFAULT;
 
 /// How long the start waits to learn who leads, for the sake of choosing an address of its own.
@@ -50,6 +50,10 @@ pub(super) struct AgentCommand {
         required_unless_present = "config"
     )]
     cni_dir: Option<PathBuf>,
+    /// Who makes the tunnels to other agents: vxlan, this one; or external, somebody else, such as
+    /// dcos-net [default: vxlan]
+    #[arg(long, env = "MESOS_OVERLAY_DATAPLANE", value_name = "WHO", value_enum)]
+    dataplane: Option<Dataplane>,
     /// Where to accept the master and HTTP requests
     #[arg(
         long,
@@ -62,10 +66,19 @@ pub(super) struct AgentCommand {
     addresses: Addresses,
 }
 
+/// Who makes the tunnels.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Dataplane {
+    Vxlan,
+    External,
+}
+
 impl AgentCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         raise_descriptor_limit();
         let config = self.configuration()?;
+        let settings = Settings::from(&config);
+        let tunnels = TunnelOptions::new(&config.dataplane);
         let cni = CniDirectory::new(
             config.cni_dir,
             config.cni_data_dir,
@@ -78,14 +91,17 @@ impl AgentCommand {
             .ok_or_else(|| Failure::new("no master: give --master IP:PORT or the key 'master'"))?;
         let master =
             Master::read(&master).map_err(|failure| Failure::new(format!("master: {failure}")))?;
-        let settings = Settings {
-            options: config.options,
-            max_configuration_attempts: config.max_configuration_attempts,
-            verify_interval: config.verify_interval,
-            removes_docker_networks: true,
-        };
         let docker = Docker::new(config.docker, settings.options.command_timeout);
-        runtime()?.block_on(serve(self.listen, &self.addresses, settings, master, cni, docker))
+        let options = move |master| AgentOptions {
+            settings,
+            master,
+            cni,
+            docker,
+            tunnels,
+            seed: fastrand::u64(..),
+            metrics: Metrics::new(),
+        };
+        runtime()?.block_on(serve(self.listen, &self.addresses, master, options))
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
@@ -95,6 +111,12 @@ impl AgentCommand {
         };
         if let Some(master) = &self.master {
             config.master = Some(master.clone());
+        }
+        if let Some(dataplane) = self.dataplane {
+            config.dataplane.kind = match dataplane {
+                Dataplane::Vxlan => DataplaneKind::Vxlan,
+                Dataplane::External => DataplaneKind::External,
+            };
         }
         if let Some(cni_dir) = &self.cni_dir {
             config.cni_dir = std::path::absolute(cni_dir)
@@ -166,10 +188,8 @@ async fn detect(
 async fn serve(
     listen: SocketAddrV4,
     addresses: &Addresses,
-    settings: Settings,
     master: Master,
-    cni: CniDirectory,
-    docker: Docker,
+    options: impl FnOnce(Detector) -> AgentOptions,
 ) -> Result<(), Failure> {
     let mut signals = EndSignals::watch()?;
     let name = master.to_string();
@@ -180,9 +200,8 @@ async fn serve(
     log::info!(
         "overlay agent at {advertise}, master {name}: see http://{advertise}/overlay-agent/overlay"
     );
-    let (seed, metrics) = (fastrand::u64(..), Metrics::new());
-    let options = AgentOptions { settings, master, cni, docker, seed, metrics };
-    let mut host = AgentHost::start(options, transport);
+    let mut host = AgentHost::start(options(master), transport)
+        .map_err(|error| Failure::new(format!("start the thread of the dataplane: {error}")))?;
     tokio::select! {
         () = signals.received() => {
             host.stop().await;

@@ -28,7 +28,7 @@ use crate::detector::Detector;
 use crate::docker::Docker;
 use crate::master::{Reply, Request, Settings};
 use crate::protocol::{AgentOptions, State, Status};
-use crate::runtime::{AgentHost, MasterHost, MasterOptions, Metrics};
+use crate::runtime::{AgentHost, MasterHost, MasterOptions, Metrics, TunnelOptions};
 use crate::store::FileStore;
 use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
 use crate::{runtime as hosts, wire};
@@ -181,14 +181,18 @@ impl Cluster {
                 max_configuration_attempts: config.max_configuration_attempts,
                 verify_interval: config.verify_interval,
                 removes_docker_networks: false,
+                tunnel: agent::TunnelSettings::NONE,
             },
+            tunnels: TunnelOptions::new(&config.dataplane),
             master: Detector::Fixed(master),
             cni,
             docker,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };
-        self.agents.push((ip, cni_dir, AgentHost::start(options, transport)));
+        let host = AgentHost::start(options, transport)
+            .map_err(|error| Failure::new(format!("start an agent: {error}")))?;
+        self.agents.push((ip, cni_dir, host));
         Ok(())
     }
 

@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::DataplaneConfig;
 use super::advice::{ETHERNET_MTU, VXLAN_OVERHEAD};
+use super::dataplane;
 use super::document::{Document, Node, Object};
 use super::keys::{AGENT, AGENT_NETWORK};
 use super::parameters::Host;
@@ -35,6 +37,8 @@ pub struct AgentConfig {
     pub max_configuration_attempts: u32,
     /// How often a success is verified.
     pub verify_interval: Duration,
+    /// How it programs the network of its host.
+    pub dataplane: DataplaneConfig,
     /// Variables of the environment of the Mesos module that gave `master`.
     pub from_environment: Vec<&'static str>,
 }
@@ -71,6 +75,7 @@ impl AgentConfig {
             options: AgentOptions::default(),
             max_configuration_attempts: Self::CONFIGURATION_ATTEMPTS_DEFAULT,
             verify_interval: Self::VERIFY_INTERVAL_DEFAULT,
+            dataplane: DataplaneConfig::default(),
             from_environment: Vec::new(),
         }
     }
@@ -88,6 +93,7 @@ impl fmt::Debug for AgentConfig {
             .field("options", &self.options)
             .field("max_configuration_attempts", &self.max_configuration_attempts)
             .field("verify_interval", &self.verify_interval)
+            .field("dataplane", &self.dataplane)
             .field("from_environment", &self.from_environment)
             .finish()
     }
@@ -135,6 +141,7 @@ pub(super) fn read<'a>(
         let range = AgentConfig::VERIFY_INTERVAL_MIN..=AgentConfig::VERIFY_INTERVAL_MAX;
         document.duration(&node, range, "60s")
     });
+    let dataplane = dataplane::read(document, &object);
     Some(AgentConfig {
         master,
         cni_dir: cni_dir?,
@@ -145,6 +152,7 @@ pub(super) fn read<'a>(
         options: options.unwrap_or_default(),
         max_configuration_attempts: attempts.unwrap_or(AgentConfig::CONFIGURATION_ATTEMPTS_DEFAULT),
         verify_interval: verify_interval.unwrap_or(AgentConfig::VERIFY_INTERVAL_DEFAULT),
+        dataplane,
         from_environment: document.variables_in(&object),
     })
 }

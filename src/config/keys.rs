@@ -52,6 +52,15 @@ pub(super) const AGENT: Schema = object(
         "network_config",
         "max_configuration_attempts",
         "verify_interval",
+        "dataplane",
+        "underlay",
+        "firewall",
+        "masquerade",
+        "isolate_overlays",
+        "known_agents_only",
+        "host_settings",
+        "refuse_collisions",
+        "state_dir",
     ],
 );
 /// `network_config` of `agent_config`.

@@ -15,6 +15,7 @@
 
 mod advice;
 mod agent;
+mod dataplane;
 mod document;
 mod keys;
 mod master;
@@ -27,6 +28,7 @@ mod space;
 mod value;
 
 pub use agent::{AgentConfig, parse_agent};
+pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind};
 pub use master::{
     EnsembleSource, MasterConfig, StoreKind, StoreKindError, ZooKeeper, parse_master,
 };

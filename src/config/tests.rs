@@ -160,6 +160,17 @@ fn an_agent_has_the_defaults_of_the_cpp_modules_and_ours() {
         options: crate::protocol::AgentOptions::default(),
         max_configuration_attempts: 4,
         verify_interval: Duration::from_secs(60),
+        dataplane: DataplaneConfig {
+            kind: DataplaneKind::Vxlan,
+            underlay: None,
+            firewall: FirewallKind::Auto,
+            masquerade: true,
+            isolate_overlays: false,
+            known_agents_only: true,
+            host_settings: true,
+            refuse_collisions: true,
+            state_dir: "/var/lib/mesos-overlay".into(),
+        },
         from_environment: Vec::new(),
     };
     assert_eq!(config, expected);
@@ -171,7 +182,9 @@ fn an_agent_takes_every_key() {
         "cni_plugins_dir":"/usr/lib/cni:/opt/cni/bin","port_mapper":false,"docker":"/usr/bin/docker",
         "network_config":{"allocate_subnet":false,"mesos_bridge":false,"docker_bridge":false,
         "overlay_mtu":1400,"command_timeout":30000,"enable_ipv6":false},
-        "max_configuration_attempts":1,"verify_interval":"5mins"}"#;
+        "max_configuration_attempts":1,"verify_interval":"5mins","dataplane":"vxlan",
+        "underlay":"fd00::5","firewall":"iptables","masquerade":false,"isolate_overlays":true,
+        "known_agents_only":false,"host_settings":false,"refuse_collisions":false,"state_dir":"/s"}"#;
     let (config, _) = parse_agent("f", text).unwrap();
     assert_eq!(config.master.as_deref(), Some("10.0.0.1:5050"));
     assert_eq!(config.cni_plugins_dir, ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from));
@@ -184,6 +197,18 @@ fn an_agent_takes_every_key() {
     assert_eq!(options.command_timeout, Duration::from_secs(30));
     assert_eq!(config.max_configuration_attempts, 1);
     assert_eq!(config.verify_interval, Duration::from_secs(300));
+    let expected = DataplaneConfig {
+        kind: DataplaneKind::Vxlan,
+        underlay: Some("fd00::5".parse().unwrap()),
+        firewall: FirewallKind::Iptables,
+        masquerade: false,
+        isolate_overlays: true,
+        known_agents_only: false,
+        host_settings: false,
+        refuse_collisions: false,
+        state_dir: "/s".into(),
+    };
+    assert_eq!(config.dataplane, expected);
 }
 
 #[test]

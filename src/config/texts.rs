@@ -690,6 +690,23 @@ const AGENT_REFUSALS: &[Row] = &[
         ],
     ),
     (
+        r#"{"cni_dir":"/c","dataplane":"ovs","firewall":"nft","underlay":"10.0.0.1","state_dir":"s"}"#,
+        &[
+            r#"1:29: dataplane: 'ovs' is no choice: write "vxlan" or "external""#,
+            r#"1:46: firewall: 'nft' is no choice: write "auto", "nftables", "iptables" or "none""#,
+            r#"1:63: underlay: '10.0.0.1' is no IPv6 address: write an IPv6 address of this host, such as "fd00::5""#,
+            r#"1:86: state_dir: 's' is relative: write a path from /, such as "/var/lib/mesos-overlay""#,
+        ],
+    ),
+    (
+        r#"{"cni_dir":"/c","underlay":"::1","masquerade":1,"isolate_overlays":"yes"}"#,
+        &[
+            r#"1:28: underlay: ::1 is that of no host: write an IPv6 address of this host, such as "fd00::5""#,
+            r#"1:47: masquerade: is a number: write true or false without quotes"#,
+            r#"1:68: isolate_overlays: is a string: write true or false without quotes"#,
+        ],
+    ),
+    (
         r#"{"cni_dir":"/c","verify_interval":"60"}"#,
         &[
             r#"1:35: verify_interval: '60' is no duration: write a string with number and unit, such as "60s""#,
@@ -705,7 +722,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"1:17: overlay_mtu: is no key here: it belongs in 'network_config' of agent_config"#,
             r#"1:36: vtep_subnet: is no key here: it belongs in the network"#,
             r#"1:66: cni-dir: is no key: did you mean 'cni_dir'?"#,
-            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval"#,
+            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir"#,
         ],
     ),
     (
@@ -777,5 +794,16 @@ const AGENT_WARNINGS: &[Row] = &[
             r#"1:74: network_config.mesos_bridge: has no effect: 'allocate_subnet' is false"#,
             r#"1:95: network_config.docker_bridge: has no effect: 'allocate_subnet' is false"#,
         ],
+    ),
+    (
+        r#"{"cni_dir":"/c","dataplane":"external","firewall":"auto","masquerade":false}"#,
+        &[
+            r#"1:51: firewall: has no effect: 'dataplane' is external"#,
+            r#"1:71: masquerade: has no effect: 'dataplane' is external"#,
+        ],
+    ),
+    (
+        r#"{"cni_dir":"/c","firewall":"none","isolate_overlays":true}"#,
+        &[r#"1:54: isolate_overlays: has no effect: 'firewall' is none"#],
     ),
 ];

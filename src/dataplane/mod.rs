@@ -32,7 +32,7 @@ pub use state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
 
 use self::observe::Indices;
 use self::socket::Netlink;
-use crate::tunnel::{Collision, Desired, collisions};
+use crate::tunnel::{Collision, Desired, Fault, collisions};
 
 /// Protocol number of our routes, by which we know them again. One that is given to nobody in
 /// `rtnetlink.h`, and used by none of the routing daemons that we know of.
@@ -59,6 +59,17 @@ impl Report {
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.failures.is_empty() && self.problems.is_empty()
+    }
+
+    /// What is not as it is wanted.
+    pub fn faults(&self) -> impl Iterator<Item = Fault> {
+        let failed = |failure: &Failure| Fault {
+            part: failure.operation.part(),
+            reason: failure.to_string(),
+        };
+        let left_out =
+            |problem: &Problem| Fault { part: problem.part(), reason: problem.to_string() };
+        self.failures.iter().map(failed).chain(self.problems.iter().map(left_out))
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -94,6 +95,13 @@ impl Monitor {
     /// When the socket is of no use any more.
     pub fn forget(&mut self) -> io::Result<()> {
         self.netlink.drain()
+    }
+}
+
+impl AsFd for Monitor {
+    /// Readable when there are events.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netlink.borrowed()
     }
 }
 

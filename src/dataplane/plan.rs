@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
 use crate::addr::{DeviceName, Family, Mtu, Vni};
-use crate::tunnel::{Desired, Local, Peer, PeerFault, Space, checked_peers};
+use crate::tunnel::{Desired, Local, Part, Peer, PeerFault, Space, checked_peers};
 
 /// Metric of our routes to peers in IPv6, where 0 means this number.
 pub(super) const METRIC_V6: u32 = 1024;
@@ -90,6 +90,25 @@ pub enum Problem {
         /// This host's address in the underlay.
         underlay: IpAddr,
     },
+    /// The device is made, and large packets of the containers do not fit.
+    #[error(
+        "device {device} has an MTU of {mtu}, and the containers have one of {containers}: set \
+         network_config.overlay_mtu to {mtu} or less, or raise the MTU of the device with \
+         {underlay} to {}",
+        .containers.bytes() + .overhead
+    )]
+    ContainersDoNotFit {
+        /// Our device.
+        device: DeviceName,
+        /// Its MTU.
+        mtu: Mtu,
+        /// That of the containers.
+        containers: Mtu,
+        /// What VXLAN takes.
+        overhead: u32,
+        /// This host's address in the underlay.
+        underlay: IpAddr,
+    },
     /// A peer, or a part of it, is left out.
     #[error("agent {agent}: {fault}")]
     Peer {
@@ -98,6 +117,20 @@ pub enum Problem {
         /// Why.
         fault: PeerFault,
     },
+}
+
+impl Problem {
+    /// What it is about.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        match self {
+            Self::NameTaken { device, .. }
+            | Self::VniTaken { device, .. }
+            | Self::MtuTooSmall { device, .. }
+            | Self::ContainersDoNotFit { device, .. } => Part::Device(device.clone()),
+            Self::Peer { agent, .. } => Part::Agent(*agent),
+        }
+    }
 }
 
 /// What there should be, and what stands in the way.
@@ -109,9 +142,13 @@ pub fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Problem>) {
     for (index, local) in desired.locals.iter().enumerate() {
         match target_link(local, observed) {
             Ok(link) => {
+                problems.extend(too_large(local, link.mtu));
                 let mut device = Device::bare(link);
                 device.addresses.extend(local.addresses());
                 add_peers(&mut device, local, desired, &peers, index == 0);
+                if desired.peers.is_none() {
+                    keep_peers(&mut device, observed.state.devices.get(&local.device));
+                }
                 state.devices.insert(local.device.clone(), device);
             }
             Err(problem) => problems.push(problem),
@@ -119,6 +156,9 @@ pub fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Problem>) {
     }
     for space in &desired.spaces {
         add_routes(&mut state, space, &peers);
+        if desired.peers.is_none() {
+            keep_routes(&mut state, space, &observed.state);
+        }
     }
     problems.extend(faults.into_iter().map(|(agent, fault)| Problem::Peer { agent, fault }));
     (state, problems)
@@ -162,6 +202,14 @@ fn target_mtu(local: &Local, observed: &Observed) -> Result<Mtu, Problem> {
     })
 }
 
+/// Containers whose packets do not fit a device.
+fn too_large(local: &Local, mtu: Mtu) -> Option<Problem> {
+    let containers = local.containers_mtu.filter(|containers| *containers > mtu)?;
+    let (device, underlay) = (local.device.clone(), local.underlay);
+    let overhead = local.overhead();
+    Some(Problem::ContainersDoNotFit { device, mtu, containers, overhead, underlay })
+}
+
 fn add_peers(
     device: &mut Device,
     local: &Local,
@@ -197,6 +245,24 @@ fn add_routes(state: &mut State, space: &Space, peers: &BTreeMap<IpAddr, Peer>) 
             state.routes.insert(RouteKey { subnet: *subnet, metric }, hop);
         }
     }
+}
+
+/// What there is of peers on a device, while nobody knows which of them are wanted.
+fn keep_peers(device: &mut Device, observed: Option<&Device>) {
+    if let Some(observed) = observed {
+        device.neighbours.clone_from(&observed.neighbours);
+        device.forwards.clone_from(&observed.forwards);
+    }
+}
+
+/// Likewise the routes to them.
+fn keep_routes(state: &mut State, space: &Space, observed: &State) {
+    let is_kept = |(key, hop): &(&RouteKey, &Hop)| {
+        matches!(hop, Hop::Via { device, .. } if *device == space.device)
+            && space.whole.iter().any(|whole| whole.covers(&key.subnet))
+    };
+    let kept: Vec<_> = observed.routes.iter().filter(is_kept).collect();
+    state.routes.extend(kept.into_iter().map(|(key, hop)| (*key, hop.clone())));
 }
 
 /// The operations after which what there is is what is wanted.

@@ -31,7 +31,7 @@ struct Changed {
 }
 
 /// The host's settings, with a file in which is kept what they were.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     memory: PathBuf,
 }

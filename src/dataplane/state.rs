@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
+use crate::tunnel::Part;
 
 /// Our part of the kernel's state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -182,6 +183,33 @@ impl fmt::Display for Operation {
             Self::AddRoute(key, hop) => write!(f, "add route to {key} {hop}"),
             Self::ChangeRoute(key, hop) => write!(f, "change route to {key} {hop}"),
             Self::RemoveRoute(key, hop) => write!(f, "remove route to {key} {hop}"),
+        }
+    }
+}
+
+impl Operation {
+    /// What it is about.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        match self {
+            Self::SetForward(_, _, agent) | Self::RemoveForward(_, _, agent) => Part::Agent(*agent),
+            Self::AddRoute(key, _) | Self::ChangeRoute(key, _) | Self::RemoveRoute(key, _) => {
+                Part::Subnet(key.subnet)
+            }
+            Self::AddDevice(device, _)
+            | Self::RemoveDevice(device)
+            | Self::Mark(device)
+            | Self::SetUnderlay(device, _)
+            | Self::StopLearning(device)
+            | Self::SetMac(device, _)
+            | Self::SetMtu(device, _)
+            | Self::EnableIpv6(device)
+            | Self::Loosen(device)
+            | Self::SetUp(device)
+            | Self::AddAddress(device, _)
+            | Self::RemoveAddress(device, _)
+            | Self::SetNeighbour(device, ..)
+            | Self::RemoveNeighbour(device, _) => Part::Device(device.clone()),
         }
     }
 }

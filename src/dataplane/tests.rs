@@ -73,6 +73,7 @@ fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
         mac: mac(1),
         underlay: agent(1),
         mtu: None,
+        containers_mtu: None,
         ip: Some(interface(vtep(1))),
         ip6: Some(interface(vtep6(1))),
     };
@@ -89,7 +90,7 @@ fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
     Desired {
         locals: (0..devices).map(local).collect(),
         spaces: (0..2).map(space).collect(),
-        peers: peers.into_iter().map(|number| (agent(number), peer(number))).collect(),
+        peers: Some(peers.into_iter().map(|number| (agent(number), peer(number))).collect()),
     }
 }
 
@@ -317,10 +318,10 @@ fn what_stands_in_the_way_is_named_with_the_remedy() {
 fn an_impossible_peer_is_left_out_and_named() {
     let mut wanted = desired(1, [2]);
     let mut add = |address: &str, change: &dyn Fn(&mut Peer)| {
-        let number = 10 + u8::try_from(wanted.peers.len()).unwrap();
+        let number = 10 + u8::try_from(wanted.peers.as_ref().unwrap().len()).unwrap();
         let mut peer = peer(number);
         change(&mut peer);
-        wanted.peers.insert(address.parse().unwrap(), peer);
+        wanted.peers.as_mut().unwrap().insert(address.parse().unwrap(), peer);
     };
     add("127.0.0.1", &|_| {});
     add("192.168.7.7", &|_| {});
@@ -369,7 +370,14 @@ fn an_impossible_peer_is_left_out_and_named() {
 #[test]
 fn with_a_vni_each_a_peer_is_where_its_overlays_are() {
     let mut wanted = desired(2, [2, 3]);
-    wanted.peers.get_mut(&agent(3)).unwrap().subnets.retain(|(name, _)| *name == overlay(0));
+    wanted
+        .peers
+        .as_mut()
+        .unwrap()
+        .get_mut(&agent(3))
+        .unwrap()
+        .subnets
+        .retain(|(name, _)| *name == overlay(0));
     let (state, problems) = target(&wanted, &Observed::default());
     assert_eq!(problems, []);
     assert_eq!(state.devices[&device(0)].forwards.len(), 2);

@@ -2,7 +2,7 @@
 //! was changed: the verification finds that out.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -57,5 +57,12 @@ impl Monitor {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+impl AsFd for Monitor {
+    /// Readable when there are events.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

@@ -53,12 +53,13 @@ impl Ruleset {
         for space in &desired.spaces {
             spaces.entry(space.overlay.clone()).or_default().extend(&space.whole);
         }
-        let agents = || desired.peers.keys().copied().collect();
+        // Nobody is shut out before it is known who belongs to the cluster.
+        let known = desired.peers.as_ref().filter(|_| options.known_agents_only);
         Self {
             spaces,
             devices: desired.locals.iter().map(|local| local.device.clone()).collect(),
             ports: desired.locals.iter().map(|local| local.port).collect(),
-            agents: options.known_agents_only.then(agents),
+            agents: known.map(|peers| peers.keys().copied().collect()),
             masquerade: options.masquerade,
             isolate: options.isolate,
         }

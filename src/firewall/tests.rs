@@ -24,6 +24,7 @@ fn desired() -> Desired {
             mac: Mac::from([2; 6]),
             underlay: Ipv4Addr::new(10, 0, 0, 1).into(),
             mtu: None,
+            containers_mtu: None,
             ip: None,
             ip6: None,
         }],
@@ -31,7 +32,7 @@ fn desired() -> Desired {
             space("a", &["192.168.0.0/17", "fd01:b::/64"]),
             space("b", &["192.168.128.0/17"]),
         ],
-        peers: BTreeMap::from([(IpAddr::from([10, 0, 0, 2]), peer)]),
+        peers: Some(BTreeMap::from([(IpAddr::from([10, 0, 0, 2]), peer)])),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cni::CniDirectory;
 use crate::config::{agent_file, agent_from_parameters};
 use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
-use crate::runtime::{AgentHost, AgentOptions, Metrics, supervise};
+use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions, supervise};
 use crate::transport::mesos::Gateway;
 
 /// Path, what a request may do, and what `/help` says.
@@ -45,12 +45,8 @@ pub(super) fn configure(
     let master = config.master.as_deref().unwrap_or_default();
     let master =
         Master::read(master).map_err(|reason| format!("{}: master: {reason}", Kind::Agent))?;
-    let settings = Settings {
-        options: config.options,
-        max_configuration_attempts: config.max_configuration_attempts,
-        verify_interval: config.verify_interval,
-        removes_docker_networks: true,
-    };
+    let settings = Settings::from(&config);
+    let tunnels = TunnelOptions::new(&config.dataplane);
     let directory = move || {
         CniDirectory::new(
             config.cni_dir.clone(),
@@ -74,10 +70,11 @@ pub(super) fn configure(
                 master: master.detector(&leader),
                 cni: directory(),
                 docker: docker.clone(),
+                tunnels: tunnels.clone(),
                 metrics: metrics.clone(),
                 seed: fastrand::u64(..),
             };
-            Ok(AgentHost::start(options, gateway.transport(address)))
+            AgentHost::start(options, gateway.transport(address))
         };
         let restarted = move || counted.count_restart();
         Box::pin(supervise("overlay agent", start, restarted, ended)) as super::part::Task

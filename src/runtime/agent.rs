@@ -1,6 +1,7 @@
 //! Runs the agent.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +13,10 @@ use tokio::task::JoinSet;
 use super::inbox::{Inbox, Inputs, Stopped};
 use super::networks::Networks;
 use super::running::Running;
+use super::tunnels::{Job, TunnelOptions, Tunnels};
 use super::{Executor, Hosted, Metrics};
 use crate::addr::Upid;
-use crate::agent::{Agent, Command, Event, Reply, Request, Settings};
+use crate::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettings};
 use crate::cni::CniDirectory;
 use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
@@ -80,6 +82,8 @@ pub struct AgentOptions {
     pub cni: CniDirectory,
     /// The Docker engine of its host.
     pub docker: Docker,
+    /// How it programs the network of its host, if its settings say that it does.
+    pub tunnels: TunnelOptions,
     /// What its waits are drawn from: must differ between agents.
     pub seed: u64,
     /// Where its numbers are shown.
@@ -97,25 +101,31 @@ impl fmt::Debug for AgentHost {
 
 impl AgentHost {
     /// Starts an agent that is reached over `transport`, whose address is the agent's identity. To
-    /// be called within a tokio runtime.
-    #[must_use]
-    pub fn start(options: AgentOptions, transport: impl Transport) -> Self {
-        let AgentOptions { settings, master, cni, docker, seed, metrics } = options;
+    /// be called within a tokio runtime, from a thread in the host's network namespace.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(options: AgentOptions, transport: impl Transport) -> io::Result<Self> {
+        let AgentOptions { settings, master, cni, docker, tunnels, seed, metrics } = options;
         let own = Upid::agent(transport.address());
         let (inbox, receiver) = Inbox::new(metrics);
         let detect = Arc::new(Notify::new());
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        let has_tunnels = settings.tunnel != TunnelSettings::NONE;
+        let start = || Tunnels::start(tunnels, inbox.clone());
+        let tunnels = has_tunnels.then(start).transpose()?;
         let machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let executor = AgentExecutor {
             own,
             sender,
             networks: Networks::new(cni, docker, inbox.clone()),
+            tunnels,
             detect,
             _detector: detector,
         };
-        Self(Running::start(machine, executor, (inbox, receiver), transport))
+        Ok(Self(Running::start(machine, executor, (inbox, receiver), transport)))
     }
 
     /// Asks the agent, as a request over HTTP would.
@@ -206,9 +216,19 @@ struct AgentExecutor {
     own: Upid,
     sender: Box<dyn Sender>,
     networks: Networks,
+    /// `None` where the machine asks nothing of it.
+    tunnels: Option<Tunnels>,
     detect: Arc<Notify>,
     /// The task that looks for the master; ends with the agent.
     _detector: JoinSet<()>,
+}
+
+impl AgentExecutor {
+    fn queue(&self, job: Job) {
+        if let Some(tunnels) = &self.tunnels {
+            tunnels.queue(job);
+        }
+    }
 }
 
 impl Executor<Agent> for AgentExecutor {
@@ -225,6 +245,12 @@ impl Executor<Agent> for AgentExecutor {
                 self.sender.send(&self.own, &to, name, &Bytes::from(body));
             }
             Command::Apply { attempt, network } => self.networks.apply(attempt, network),
+            Command::Inspect { attempt, claims } => {
+                self.queue(Job::Inspect { attempt, claims });
+            }
+            Command::Program { attempt, desired, scope } => {
+                self.queue(Job::Program { attempt, desired, scope });
+            }
             Command::RetainCni(wanted) => self.networks.retain_cni(wanted),
             Command::RetainDocker(wanted) => self.networks.retain_docker(wanted),
             Command::Reply { id, reply } => inputs.reply(id, reply),

@@ -19,6 +19,7 @@ mod networks;
 mod running;
 mod store_thread;
 mod supervisor;
+mod tunnels;
 
 use std::net::SocketAddrV4;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,6 +33,7 @@ pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions, Reread};
 pub use metrics::Metrics;
 pub use supervisor::{Host, supervise};
+pub use tunnels::TunnelOptions;
 
 use crate::addr::Upid;
 use crate::clock::Now;

@@ -199,6 +199,7 @@ mod tests {
             mac: "70:B3:D5:80:00:01".parse().unwrap(),
             underlay: "10.0.0.1".parse().unwrap(),
             mtu: None,
+            containers_mtu: None,
             ip: "44.128.0.1/16".parse().ok(),
             ip6: None,
         };

@@ -3,6 +3,7 @@
 //! the agent decides it. So it lives here, below all of them, and is plain data.
 
 mod collision;
+mod fault;
 mod peer;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::net::IpAddr;
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 
 pub use collision::{Claimant, Collision, HostAddress, HostRoute, Obstacle, collisions};
+pub use fault::{Fault, Part};
 pub use peer::{Peer, PeerFault, checked_peers};
 
 /// The UDP port of dcos-net, and so the default: an agent of either kind hears the other.
@@ -25,8 +27,9 @@ pub struct Desired {
     pub locals: Vec<Local>,
     /// The overlays of this agent.
     pub spaces: Vec<Space>,
-    /// The other agents, by their address in the underlay.
-    pub peers: BTreeMap<IpAddr, Peer>,
+    /// The other agents, by their address in the underlay. `None` as long as they are not known:
+    /// what there is of them stays as it is.
+    pub peers: Option<BTreeMap<IpAddr, Peer>>,
 }
 
 /// One VXLAN device of this host.
@@ -44,6 +47,8 @@ pub struct Local {
     pub underlay: IpAddr,
     /// MTU, or as much as the underlay has room for.
     pub mtu: Option<Mtu>,
+    /// MTU of the containers, whose packets it is to carry whole.
+    pub containers_mtu: Option<Mtu>,
     /// IPv4 address.
     pub ip: Option<InterfaceAddress>,
     /// IPv6 address.

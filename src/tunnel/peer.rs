@@ -92,7 +92,7 @@ pub fn checked_peers(desired: &Desired) -> (BTreeMap<IpAddr, Peer>, Vec<(IpAddr,
     let mut claims = Claims::of_own(desired);
     let mut peers = BTreeMap::new();
     let mut faults = Vec::new();
-    for (&agent, peer) in &desired.peers {
+    for (&agent, peer) in desired.peers.iter().flatten() {
         if desired.locals.iter().any(|local| local.underlay == agent) {
             continue;
         }

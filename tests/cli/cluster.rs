@@ -52,7 +52,8 @@ master MASTER: ok: 2 agents: 2 ok, 0 failed, 0 unreported (epoch 1, version 2)
 fn a_failed_overlay_is_shown_with_its_reason() {
     let place = Place::with_network();
     let master = Master::start(&place);
-    let config = serde_json::json!({ "cni_dir": place.path("cni"), "docker": "/no/docker" });
+    let config = serde_json::json!({ "cni_dir": place.path("cni"), "docker": "/no/docker",
+        "dataplane": "external", "refuse_collisions": false });
     place.write("agent.json", config.to_string());
     let arguments =
         format!("agent --config agent.json --master {} --listen 127.0.0.2:0", master.address);

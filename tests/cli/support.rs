@@ -245,6 +245,8 @@ pub(crate) fn start_agent(place: &Place, master: SocketAddrV4, ip: &str) -> Runn
     let cni_dir = place.path(&format!("cni-{ip}"));
     let config = serde_json::json!({
         "cni_dir": cni_dir,
+        "dataplane": "external",
+        "refuse_collisions": false,
         "network_config": { "docker_bridge": false }
     });
     place.write(&format!("agent-{ip}.json"), config.to_string());

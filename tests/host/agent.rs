@@ -61,6 +61,7 @@ impl Host {
             "cni_plugins_dir": PLUGINS,
             "docker": DOCKER,
             "verify_interval": "1s",
+            "state_dir": engine.path("state"),
         });
         fs::write(engine.path("agent.json"), config.to_string()).expect("an agent_config");
         Self { engine }

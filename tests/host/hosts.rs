@@ -142,6 +142,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         mac: mac(own),
         underlay: underlay.address(own),
         mtu: None,
+        containers_mtu: None,
         ip: Some(interface(&format!("{}/16", vtep(own)))),
         ip6: Some(interface(&format!("{}/64", vtep6(own)))),
     };
@@ -161,7 +162,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
     let peers = all.filter(|number| *number != own);
     let peers: BTreeMap<_, _> =
         peers.map(|number| (underlay.address(number), peer(number))).collect();
-    Desired { locals: vec![local], spaces: vec![space], peers }
+    Desired { locals: vec![local], spaces: vec![space], peers: Some(peers) }
 }
 
 impl Host {

@@ -64,6 +64,7 @@ fn an_agent() -> Snapshot<agent::Metrics> {
         machine: agent::Metrics {
             status: agent::Condition::Registering,
             overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
+            peers: 4,
             counters: agent::Counters { docker_cmd_failures: 2, ..Default::default() },
         },
         host: HostCounters::default(),
@@ -167,6 +168,13 @@ mesos_overlay_agent_process_restarts_total 0
 mesos_overlay_agent_connections_lost_total 0
 mesos_overlay_agent_malformed_messages_total 0
 mesos_overlay_agent_unexpected_messages_total 0
+mesos_overlay_agent_request_peers_messages_sent_total 0
+mesos_overlay_agent_update_peers_messages_received_total 0
+mesos_overlay_agent_update_peers_messages_dropped_total 0
+mesos_overlay_agent_peers 4
+mesos_overlay_agent_dataplane_changes_total 0
+mesos_overlay_agent_dataplane_repairs_total 0
+mesos_overlay_agent_dataplane_failures_total 0
 mesos_overlay_agent_refused_total 0
 "
     );

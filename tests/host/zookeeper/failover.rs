@@ -129,6 +129,8 @@ impl Cluster {
             "cni_dir": self.dir.path().join(&name),
             "master": format!("zk://{}/overlay", self.servers.addresses()),
             "network_config": { "docker_bridge": false },
+            "dataplane": "external",
+            "refuse_collisions": false,
         });
         let file = format!("{name}.json");
         fs::write(self.dir.path().join(&file), config.to_string()).expect("an agent_config");

@@ -26,6 +26,8 @@ pub(crate) fn load_agent(host: &mut Host, master: &str, cni: &Path) {
         ("cni_plugins_dir", text(&plugins)),
         ("docker_bridge", "false"),
         ("verify_interval", "1s"),
+        ("dataplane", "external"),
+        ("refuse_collisions", "false"),
     ];
     assert!(host.load(AGENT, &parameters), "{}", host.log());
 }

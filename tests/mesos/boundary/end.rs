@@ -97,7 +97,13 @@ fn an_agent_that_is_at_work_ends_too() {
     let (cni, docker) = (host.path("cni"), host.path("docker"));
     make_program(&docker, "echo $$ > $0.pid; exec sleep 60");
     let address = master.address().to_string();
-    let parameters = [("master", &*address), ("cni_dir", text(&cni)), ("docker", text(&docker))];
+    let parameters = [
+        ("master", &*address),
+        ("cni_dir", text(&cni)),
+        ("docker", text(&docker)),
+        ("dataplane", "external"),
+        ("refuse_collisions", "false"),
+    ];
     assert!(host.load(AGENT, &parameters), "{}", host.log());
     master.receive();
     let update = golden!("UpdateAgentOverlaysMessage").read::<Update>();

@@ -69,6 +69,7 @@ impl Parameters {
             ("cni_data_dir", &host.text("leases")),
             ("cni_plugins_dir", &plugins()),
             ("docker_bridge", "false"),
+            ("state_dir", &host.text("state")),
         ])
     }
 
@@ -178,6 +179,7 @@ pub(crate) fn program_agent(host: &Host, master: &str) -> Daemon {
         "master": master,
         "cni_dir": host.path("cni"),
         "network_config": {"docker_bridge": false},
+        "state_dir": host.path("state"),
     });
     let config = host.write("agent.json", config.to_string());
     let listen = format!("{}:{AGENT_PORT}", host.ip);

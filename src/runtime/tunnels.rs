@@ -1,0 +1,299 @@
+//! Looks at the host's network and programs it for the agent, on a thread of its own: netlink and
+//! the programs of the firewall block. The same thread listens for what others change.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{io, thread};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::inbox::Inbox;
+use crate::agent::{Agent, Event, Programmed, Scope};
+use crate::config::{DataplaneConfig, FirewallKind};
+use crate::dataplane::{self, Dataplane, DataplaneError, Heard, Report, Settings, Watch};
+use crate::firewall::{self, Backend, Firewall, FirewallError, Outcome, Ruleset};
+use crate::tunnel::{Collision, Desired, Fault};
+
+/// The file in the directory of the agent's state that has what the host's settings were.
+const SETTINGS_FILE: &str = "host-settings.json";
+
+/// How an agent programs the network of its host.
+#[derive(Debug, Clone)]
+pub struct TunnelOptions {
+    /// Who makes the rules of the firewall; `None`: the best that there is.
+    pub firewall: Option<Backend>,
+    /// What they are to do.
+    pub rules: firewall::Options,
+    /// The host's own settings; `None`: the operator sees to them.
+    pub settings: Option<Settings>,
+}
+
+impl TunnelOptions {
+    /// As the configuration says.
+    #[must_use]
+    pub fn new(config: &DataplaneConfig) -> Self {
+        let memory = config.state_dir.join(SETTINGS_FILE);
+        Self {
+            firewall: match config.firewall {
+                FirewallKind::Auto => None,
+                FirewallKind::Nftables => Some(Backend::Nftables),
+                FirewallKind::Iptables => Some(Backend::Iptables),
+                FirewallKind::None => Some(Backend::None),
+            },
+            rules: firewall::Options {
+                masquerade: config.masquerade,
+                known_agents_only: config.known_agents_only,
+                isolate: config.isolate_overlays,
+            },
+            settings: config.host_settings.then(|| Settings::new(memory)),
+        }
+    }
+}
+
+/// What the thread is to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    Inspect { attempt: u64, claims: Arc<Desired> },
+    Program { attempt: u64, desired: Arc<Desired>, scope: Scope },
+}
+
+/// The thread. Dropped, it finishes what it has begun; what it programmed stays.
+#[derive(Debug)]
+pub(super) struct Tunnels {
+    jobs: Option<mpsc::Sender<Job>>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tunnels {
+    /// Works in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no thread or file to give.
+    pub(super) fn start(options: TunnelOptions, inbox: Inbox<Agent>) -> io::Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (jobs, receiver) = mpsc::channel();
+        let worker = Worker::new(options, inbox, Arc::clone(&wake));
+        let work = move || worker.run(&receiver);
+        let thread = thread::Builder::new().name("overlay-tunnel".to_owned()).spawn(work)?;
+        Ok(Self { jobs: Some(jobs), wake, thread: Some(thread) })
+    }
+
+    /// Queues a job. The machine sees to it that there is one at a time.
+    pub(super) fn queue(&self, job: Job) {
+        let is_queued = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        if !is_queued {
+            log::error!("the thread of the dataplane has ended: nothing is programmed any more");
+        }
+        self.ring();
+    }
+
+    fn ring(&self) {
+        // It is full only if the thread has not looked at four thousand million calls.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Tunnels {
+    fn drop(&mut self) {
+        self.jobs = None;
+        self.ring();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of the dataplane ended by a panic");
+        }
+    }
+}
+
+struct Worker {
+    options: TunnelOptions,
+    inbox: Inbox<Agent>,
+    wake: Arc<OwnedFd>,
+    dataplane: Option<Dataplane>,
+    firewall: Option<Firewall>,
+    rules: Ruleset,
+    ears: Ears,
+}
+
+/// What listens to the changes of others, and what was told of them since the last job.
+#[derive(Default)]
+struct Ears {
+    kernel: Option<dataplane::Monitor>,
+    rules: Option<firewall::Monitor>,
+    watch: Watch,
+    told_kernel: bool,
+    told_rules: bool,
+}
+
+impl Worker {
+    fn new(options: TunnelOptions, inbox: Inbox<Agent>, wake: Arc<OwnedFd>) -> Self {
+        let rules = Ruleset::default();
+        let ears = Ears::default();
+        Self { options, inbox, wake, dataplane: None, firewall: None, rules, ears }
+    }
+
+    fn run(mut self, jobs: &mpsc::Receiver<Job>) {
+        loop {
+            match jobs.try_recv() {
+                Ok(Job::Inspect { attempt, claims }) => {
+                    let result = self.inspect(&claims).map_err(|error| error.to_string());
+                    self.inbox.tell_blocking(Event::Inspected { attempt, result });
+                }
+                Ok(Job::Program { attempt, desired, scope }) => {
+                    let result = self.program(&desired, scope);
+                    self.inbox.tell_blocking(Event::Programmed { attempt, result });
+                }
+                Err(TryRecvError::Empty) => self.listen(),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn dataplane(&mut self) -> Result<&mut Dataplane, DataplaneError> {
+        match &mut self.dataplane {
+            Some(dataplane) => Ok(dataplane),
+            none => Ok(none.insert(Dataplane::open()?)),
+        }
+    }
+
+    fn inspect(&mut self, claims: &Desired) -> Result<Vec<Collision>, DataplaneError> {
+        self.dataplane()?.collisions(claims)
+    }
+
+    fn program(&mut self, desired: &Desired, scope: Scope) -> Programmed {
+        // Before the state is read, so that no change falls between.
+        self.ears.open();
+        let mut result = Programmed::default();
+        if scope != Scope::Kernel {
+            self.make_rules(desired, scope, &mut result);
+        }
+        if scope == Scope::Firewall {
+            return result;
+        }
+        if let Some(settings) = &self.options.settings
+            && scope == Scope::Everything
+            && !desired.locals.is_empty()
+        {
+            match settings.apply(desired.locals.iter().any(|local| local.ip6.is_some())) {
+                Ok(changes) => result.add(changes.into_iter()),
+                Err(error) => result.faults.push(Fault::of_host(error)),
+            }
+        }
+        match self.make_kernel(desired, scope) {
+            Ok(report) => {
+                result.faults.extend(report.faults());
+                result.add(report.done.iter());
+            }
+            Err(error) => result.faults.push(Fault::of_host(error)),
+        }
+        result
+    }
+
+    fn make_kernel(&mut self, desired: &Desired, scope: Scope) -> Result<Report, DataplaneError> {
+        let dataplane = self.dataplane()?;
+        let report = match scope {
+            Scope::Change => dataplane.update(desired),
+            _ => dataplane.verify(desired),
+        };
+        self.ears.watch = self.dataplane()?.watch(desired);
+        report
+    }
+
+    fn make_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) {
+        let rules = Ruleset::new(desired, self.options.rules);
+        if scope == Scope::Change && rules == self.rules && self.firewall.is_some() {
+            return;
+        }
+        match self.firewall().and_then(|firewall| firewall.verify(&rules)) {
+            Ok(Outcome::Unchanged) => {}
+            Ok(Outcome::Made | Outcome::Repaired) => {
+                let what = if rules.is_empty() { "removed" } else { "made" };
+                result.add(std::iter::once(format!("{what} the rules of the firewall")));
+            }
+            Err(error) => result.faults.push(Fault::of_host(error)),
+        }
+        self.rules = rules;
+    }
+
+    fn firewall(&mut self) -> Result<&mut Firewall, FirewallError> {
+        match &mut self.firewall {
+            Some(firewall) => Ok(firewall),
+            none => {
+                let backend = match self.options.firewall {
+                    Some(backend) => backend,
+                    None => Backend::detect()?,
+                };
+                Ok(none.insert(Firewall::new(backend)))
+            }
+        }
+    }
+
+    /// Waits for a job or for a change that may concern us.
+    fn listen(&mut self) {
+        match self.ears.wait(&self.wake) {
+            Ok(Some(scope)) => self.inbox.tell_blocking(Event::Drifted(scope)),
+            Ok(None) => {}
+            Err(error) => {
+                // Drift is found at the next verification, then.
+                log::warn!("cannot listen for changes of the host's network: {error}");
+                (self.ears.kernel, self.ears.rules) = (None, None);
+            }
+        }
+    }
+}
+
+impl Ears {
+    /// Listens from now on, to whatever can be listened to.
+    fn open(&mut self) {
+        (self.told_kernel, self.told_rules) = (false, false);
+        if self.kernel.is_none() {
+            self.kernel = dataplane::Monitor::open().ok();
+        }
+        if self.rules.is_none() {
+            self.rules = firewall::Monitor::open().ok();
+        }
+    }
+
+    /// What has changed, unless it was told already since the last job.
+    fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Scope>> {
+        let kernel = self.kernel.as_ref().map(|kernel| kernel.as_fd());
+        let rules = self.rules.as_ref().map(|rules| rules.as_fd());
+        let all = [Some(wake.as_fd()), kernel, rules].into_iter().flatten();
+        let mut polled: Vec<_> =
+            all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        drop(polled);
+        let _ = rustix::io::read(wake, &mut [0; 8]);
+        let at_once = Duration::from_millis(1);
+        if let Some(kernel) = &mut self.kernel
+            && kernel.wait(at_once, &self.watch)? != Heard::Nothing
+        {
+            kernel.forget()?;
+            if !std::mem::replace(&mut self.told_kernel, true) {
+                return Ok(Some(Scope::Kernel));
+            }
+        }
+        if let Some(rules) = &mut self.rules
+            && rules.wait(at_once)?
+            && !std::mem::replace(&mut self.told_rules, true)
+        {
+            return Ok(Some(Scope::Firewall));
+        }
+        Ok(None)
+    }
+}
+
+impl Programmed {
+    fn add(&mut self, changes: impl ExactSizeIterator<Item: ToString>) {
+        self.changes += changes.len() as u64;
+        let room = Self::EXAMPLES.saturating_sub(self.examples.len());
+        self.examples.extend(changes.take(room).map(|change| change.to_string()));
+    }
+}
