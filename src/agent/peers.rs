@@ -22,7 +22,7 @@ const SILENCE: u32 = 3;
 pub(super) struct Peers {
     table: BTreeMap<Ipv4Addr, PeerInfo>,
     have: PeersHave,
-    /// Whether a master has told a whole table, ever.
+    /// Whether the table is one that a master told. Until then it is empty.
     is_known: bool,
     /// Questions in a row that were not answered.
     unanswered: u32,
@@ -93,7 +93,7 @@ impl Peers {
         }
         let taken = if self.is_known && update.digest == digest {
             Taken::Unchanged
-        } else if update.base.is_none_or(|base| base == digest && self.is_known) {
+        } else if update.base.is_none_or(|base| base == digest) {
             self.apply(update);
             Taken::Changed
         } else {
@@ -101,10 +101,11 @@ impl Peers {
             return Taken::Dropped;
         };
         if self.have.digest != update.digest {
-            // What there is stays in use: it is wrong somewhere, and right mostly.
-            self.have = PeersHave::default();
-            self.is_known = false;
-            self.due = Some(now.elapsed);
+            // What was programmed stays: it is wrong somewhere, and right mostly. Not at once, or a
+            // master that cannot add would be asked as fast as it answers.
+            let mut backoff = self.backoff.clone();
+            let due = now.elapsed + backoff.next_wait(random);
+            *self = Self { backoff, due: Some(due), ..Self::new() };
             return Taken::Dropped;
         }
         (self.have.epoch, self.have.version) = (update.epoch, update.version);
@@ -261,9 +262,25 @@ mod tests {
         let mut world = World::new();
         let wrong = PeersUpdate { digest: 7, ..update(4, Some(&[1, 2, 3]), &[1, 2, 3, 4]) };
         assert_eq!(world.take(1, &wrong), Taken::Dropped);
-        assert_eq!(world.ask(1), Some(PeersHave::default()));
-        assert_eq!(world.take(2, &update(4, None, &[1, 2, 3, 4])), Taken::Changed);
+        assert_eq!(world.ask(1), None, "not as fast as it answers");
+        assert_eq!(world.ask(3), Some(PeersHave::default()));
+        assert_eq!(world.take(4, &update(4, None, &[1, 2, 3, 4])), Taken::Changed);
         assert_eq!(numbers(&world.peers), Some(vec![2, 3, 4]));
+    }
+
+    #[test]
+    fn changes_of_nothing_are_a_table() {
+        let mut world = World::new();
+        let wrong = PeersUpdate { digest: 7, ..update(4, Some(&[1, 2, 3]), &[1, 2, 3, 4]) };
+        assert_eq!(world.take(1, &wrong), Taken::Dropped);
+        assert_eq!(world.take(2, &update(5, Some(&[]), &[1, 2])), Taken::Changed);
+        assert_eq!(numbers(&world.peers), Some(vec![2]));
+        let mut fresh = Peers::new();
+        assert_eq!(
+            fresh.update(now(0), &update(1, Some(&[]), &[]), &mut world.random),
+            Taken::Changed
+        );
+        assert_eq!(numbers(&fresh), Some(vec![]));
     }
 
     #[test]
