@@ -39,6 +39,9 @@ pub(crate) fn build(out: &Path) -> Result<(), Error> {
     }
     // Mesos never unloads a module; whoever does must not pull our threads' code away.
     println!("cargo:rustc-link-arg=-Wl,-z,nodelete");
+    // The linker makes symbols for the ends of sections that a dependency collects, and exports
+    // them unless it is told (binutils 2.36; older ones ignore it with a warning).
+    println!("cargo:rustc-link-arg=-Wl,-z,start-stop-visibility=hidden");
     Ok(())
 }
 
