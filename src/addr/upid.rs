@@ -58,7 +58,9 @@ impl FromStr for Upid {
         let error = || UpidError(text.chars().take(80).collect());
         let (id, address) = text.split_once('@').ok_or_else(error)?;
         let address: SocketAddrV4 = address.parse().map_err(|_| error())?;
-        if id.is_empty() || address.port() == 0 || address.ip().is_unspecified() {
+        // It is in many a line of the log.
+        let is_name = !id.is_empty() && !id.contains(char::is_control);
+        if !is_name || address.port() == 0 || address.ip().is_unspecified() {
             return Err(error());
         }
         Ok(Self { id: id.to_owned(), address })
@@ -78,8 +80,9 @@ mod tests {
 
     #[test]
     fn an_address_that_cannot_be_answered_is_refused() {
-        for text in ["", "@1.2.3.4:5", "a@", "a@0.0.0.0:5", "a@1.2.3.4:0", "a@host:5", "a@[::1]:5"]
-        {
+        let addresses =
+            ["", "@1.2.3.4:5", "a@", "a@0.0.0.0:5", "a@1.2.3.4:0", "a@host:5", "a@[::1]:5"];
+        for text in addresses.into_iter().chain(["a\nb@1.2.3.4:5", "a\u{9b}b@1.2.3.4:5"]) {
             assert!(text.parse::<Upid>().is_err(), "{text:?} was accepted");
         }
     }

@@ -8,6 +8,7 @@ use super::super::head::{self, Encoding, Framing, Head, envelope};
 use super::super::replies::{Complaint, Replies};
 use super::super::{BODY_LIMIT, HEAD_LIMIT, encode};
 use super::{GOLDEN, golden, golden_body};
+use crate::addr::Upid;
 use crate::transport::Refusal;
 
 fn is_malformed<T>(result: Result<T, Refusal>) -> bool {
@@ -34,9 +35,9 @@ fn the_recorded_messages_are_written_byte_for_byte() {
 
 #[test]
 fn a_name_that_would_break_the_request_is_not_written() {
-    let plain = "a@1.2.3.4:5".parse().unwrap();
+    let plain: Upid = "a@1.2.3.4:5".parse().unwrap();
     for id in ["a b", "a\r\nX: y", "\u{e9}"] {
-        let odd = format!("{id}@1.2.3.4:5").parse().unwrap();
+        let odd = Upid { id: id.to_owned(), ..plain.clone() };
         let mut output = Vec::new();
         assert!(!encode::message(&mut output, &plain, &odd, "n", b""), "{id:?}");
         assert!(!encode::message(&mut output, &odd, &plain, "n", b""), "{id:?}");
