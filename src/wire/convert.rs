@@ -39,9 +39,22 @@ pub enum ConvertError {
     },
 }
 
+/// Longest reason that is told, in characters: enough for every sentence of ours.
+const REASON_MAX: usize = 400;
+
 impl ConvertError {
+    /// Reasons quote what came, and strangers choose that: it must not end the line of a log and
+    /// begin another, nor fill it.
     pub(super) fn field(field: &str, reason: impl Display) -> Self {
-        Self::Field { field: field.to_owned(), reason: reason.to_string() }
+        let mut told = String::new();
+        for letter in reason.to_string().chars().take(REASON_MAX) {
+            if letter.is_control() {
+                told.extend(letter.escape_debug());
+            } else {
+                told.push(letter);
+            }
+        }
+        Self::Field { field: field.to_owned(), reason: told }
     }
 
     pub(super) fn within(self, step: impl Display) -> Self {

@@ -113,6 +113,12 @@ fn an_unusable_field_is_refused_with_its_path() {
         "overlays[0].info.name: '../../x' contains '.': write letters, digits, '_', '.' and '-', \
          the first a letter or a digit"
     );
+    bytes[at..at + 7].copy_from_slice(b"a\nERROR");
+    assert_eq!(
+        decode_message(name, &bytes).unwrap_err().to_string(),
+        "overlays[0].info.name: 'a\\nERROR' contains '\\n': write letters, digits, '_', '.' and '-', \
+         the first a letter or a digit"
+    );
     assert!(decode_message(name, &[0xff, 0xff]).is_err());
     assert_eq!(
         decode_message("mesos.internal.PingSlaveMessage", b"").unwrap_err().to_string(),
