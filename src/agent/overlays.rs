@@ -23,6 +23,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub(super) struct Overlays {
     list: Vec<Overlay>,
     last_attempt: u64,
+    /// Attempts under way at networks that are no longer assigned. Should such a network be
+    /// assigned again before its attempt has ended, that one is waited for.
+    orphans: Vec<(OverlayName, NetworkKind, Running)>,
 }
 
 impl Overlays {
@@ -34,6 +37,7 @@ impl Overlays {
         assignments: Vec<Assignment>,
         settings: &Settings,
     ) -> bool {
+        let mut under_way = self.under_way();
         let mut before = std::mem::take(&mut self.list);
         let mut is_news = assignments.len() != before.len();
         for assignment in assignments {
@@ -43,7 +47,30 @@ impl Overlays {
             is_news |= changed;
             self.list.push(overlay);
         }
+        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+            let of = |(name, kind, _): &(OverlayName, NetworkKind, Running)| {
+                task.network.name() == name && task.network.kind() == *kind
+            };
+            if let Some(position) = under_way.iter().position(of) {
+                let (_, _, running) = under_way.swap_remove(position);
+                if task.running.is_none() {
+                    task.wait_for(running);
+                }
+            }
+        }
+        self.orphans = under_way;
         is_news
+    }
+
+    /// The attempts under way, whatever became of their networks.
+    fn under_way(&mut self) -> Vec<(OverlayName, NetworkKind, Running)> {
+        let mut under_way = std::mem::take(&mut self.orphans);
+        for task in self.list.iter().flat_map(|overlay| &overlay.tasks) {
+            if let Some(running) = task.running {
+                under_way.push((task.network.name().clone(), task.network.kind(), running));
+            }
+        }
+        under_way
     }
 
     /// The networks whose moment has come and that may be tried, each with the number of its
@@ -76,6 +103,7 @@ impl Overlays {
         result: Result<(), String>,
         (settings, random): (&Settings, &mut fastrand::Rng),
     ) -> Option<bool> {
+        self.orphans.retain(|(_, _, running)| running.attempt != attempt);
         let overlay = self.list.iter_mut().find(|overlay| overlay.assignment.name() == name)?;
         let before = overlay.status();
         let task = overlay.tasks.iter_mut().find(|task| {
@@ -368,10 +396,20 @@ struct Running {
 
 impl Task {
     fn new(now: Now, network: ContainerNetwork, running: Option<Running>) -> Self {
-        let due = running.is_none().then_some(now.elapsed);
-        let running = running.map(|running| Running { is_outdated: true, ..running });
         let backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        Self { network, running, outcome: None, attempts: 0, backoff, due }
+        let due = Some(now.elapsed);
+        let mut task = Self { network, running: None, outcome: None, attempts: 0, backoff, due };
+        if let Some(running) = running {
+            task.wait_for(running);
+        }
+        task
+    }
+
+    /// An attempt at something else of this name is under way: this network is made when it has
+    /// ended.
+    const fn wait_for(&mut self, running: Running) {
+        self.running = Some(Running { is_outdated: true, ..running });
+        self.due = None;
     }
 
     /// Whether it has failed, and is no longer tried quickly.

@@ -398,6 +398,31 @@ fn an_overlay_that_is_no_longer_assigned_is_dropped() {
 }
 
 #[test]
+fn an_overlay_that_comes_back_waits_for_the_attempt_of_the_one_that_was_dropped() {
+    let mut world = World::new();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    // Attempt 1 hangs. The overlay goes and comes back, twice.
+    assert_eq!(world.update(Vec::new())[0], "retain 0 cni configurations");
+    assert_eq!(world.update(vec![assignment("vxlan-1", 2)]), ["retain 1 cni configurations"]);
+    world.update(Vec::new());
+    assert_eq!(world.update(vec![assignment("vxlan-1", 3)]), ["retain 1 cni configurations"]);
+    assert_eq!(
+        world.applied(1, NetworkKind::Cni, Err("too late")),
+        ["attempt 2: cni network of vxlan-1"]
+    );
+    assert_eq!(world.applied(2, NetworkKind::Cni, Ok(())), [REPORT]);
+    // One whose network stays away is forgotten.
+    world.update(vec![assignment("vxlan-1", 4)]);
+    world.update(Vec::new());
+    assert_eq!(world.applied(3, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(
+        world.update(vec![assignment("vxlan-1", 5)]),
+        ["retain 1 cni configurations", "attempt 4: cni network of vxlan-1"]
+    );
+}
+
+#[test]
 fn a_new_overlay_is_added_beside_the_others() {
     let mut world = World::new();
     world.registered();
