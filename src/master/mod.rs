@@ -11,6 +11,7 @@ mod history;
 mod leadership;
 mod metrics;
 mod peers;
+mod promises;
 mod recovery;
 mod registry;
 mod reload;
@@ -31,6 +32,7 @@ pub use effect::{AddressEffect, AgentEffect, Effect};
 pub use event::{Event, Forget, Request};
 pub use history::HistoryView;
 pub use metrics::Metrics;
+pub use promises::{Promise, Promises};
 pub use share::assignments;
 pub use view::{AgentTally, Condition, Counters, Fate, Health, PeersTally, PoolUsage, Verdict};
 

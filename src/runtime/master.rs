@@ -6,14 +6,13 @@ use std::net::SocketAddrV4;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use super::held::Held;
 use super::inbox::{Inbox, Inputs, Stopped};
 use super::running::Running;
 use super::store_thread::{Job, StoreThread};
 use super::{Executor, Hosted, Metrics};
 use crate::addr::Upid;
 use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
-use crate::master::{Command, Event, Master, Reply, Request, Settings};
+use crate::master::{Command, Event, Master, Promise, Promises, Reply, Request, Settings};
 use crate::metrics::HostCounters;
 use crate::protocol::{Message, Refused, RequestId};
 use crate::store::{Store, StoreError};
@@ -130,7 +129,7 @@ impl MasterHost {
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let rereader = Rereader { reread, inbox: inbox.clone() };
-        let executor = MasterExecutor { own, sender, store, held: Held::new(), rereader };
+        let executor = MasterExecutor { own, sender, store, promises: Promises::new(), rereader };
         let machine = match &leading {
             None => Master::new(settings, seed),
             Some(_) => Master::standing_by(settings, seed),
@@ -209,17 +208,11 @@ fn guard<T>(
     })
 }
 
-/// What waits for a version.
-enum Promise {
-    Message(Vec<Upid>, Message),
-    Reply(RequestId, Reply),
-}
-
 struct MasterExecutor {
     own: Upid,
     sender: Box<dyn Sender>,
     store: StoreThread,
-    held: Held<Promise>,
+    promises: Promises,
     rereader: Rereader,
 }
 
@@ -249,18 +242,14 @@ impl Rereader {
 
 impl Executor<Master> for MasterExecutor {
     fn before(&mut self, event: &Event) {
-        match event {
-            Event::Loaded(Ok(loaded)) => self.held.is_durable(loaded.version),
-            Event::Committed(Ok(version)) => self.held.is_durable(*version),
-            _ => {}
-        }
+        self.promises.before(event);
     }
 
     fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
         match command {
             Command::Load => self.store.queue(Job::Load),
             Command::Abandon(reason) => {
-                for promise in self.held.abandon() {
+                for promise in self.promises.abandon() {
                     if let Promise::Reply(id, _) = promise {
                         inputs.reply(id, Reply::Unavailable(reason.clone()));
                     }
@@ -271,19 +260,19 @@ impl Executor<Master> for MasterExecutor {
             }
             Command::Reread(id) => self.rereader.start(id),
             Command::Send { to, message, when } => {
-                self.held.hold(when, Promise::Message(vec![to], message));
+                self.promises.hold(when, Promise::Message(vec![to], message));
             }
             Command::Broadcast { to, message, when } => {
-                self.held.hold(when, Promise::Message(to, message));
+                self.promises.hold(when, Promise::Message(to, message));
             }
             Command::Reply { id, reply, when } => {
-                self.held.hold(when, Promise::Reply(id, reply));
+                self.promises.hold(when, Promise::Reply(id, reply));
             }
         }
     }
 
     fn settled(&mut self, inputs: &mut Inputs<Master>) {
-        for promise in self.held.release() {
+        for promise in self.promises.release() {
             match promise {
                 Promise::Message(to, message) => {
                     let (name, body) = wire::encode_message(&message);

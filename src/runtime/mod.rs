@@ -11,7 +11,6 @@
 
 mod agent;
 mod contested;
-mod held;
 mod inbox;
 mod master;
 mod metrics;
