@@ -1,6 +1,8 @@
 //! What the master wants done.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use super::effect::Effect;
 use super::history::HistoryView;
@@ -20,6 +22,9 @@ pub enum Command {
     /// longer this master's to speak of: messages are dropped, since agents ask again, and requests
     /// are answered with [`Reply::Unavailable`] and this reason.
     Abandon(String),
+    /// Give up the messages that are held back for these agents, and no others: they were deleted,
+    /// so what they were to be told is no longer theirs.
+    Withdraw(BTreeSet<Ipv4Addr>),
     /// Write these changes. There is one at a time.
     Commit {
         /// The epoch that the load began.
@@ -63,6 +68,9 @@ impl fmt::Display for Command {
         match self {
             Self::Load => f.write_str("load"),
             Self::Abandon(reason) => write!(f, "abandon what is held back: {reason}"),
+            Self::Withdraw(agents) => {
+                write!(f, "withdraw what is held back for {} deleted agents", agents.len())
+            }
             Self::Commit { epoch, changes } => {
                 write!(f, "commit {} changes in epoch {}", changes.len(), epoch.0)
             }

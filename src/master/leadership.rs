@@ -5,7 +5,7 @@
 //! kept, neither what was allocated nor what was to be sent; and a result of the store that belongs
 //! to an earlier one is thrown away.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -91,6 +91,8 @@ pub(super) struct Leading {
     /// Whose update waits for a version that is not durable. Agents ask again and again while a
     /// disk hangs, and one answer is enough.
     pub(super) told: HashMap<Upid, Version>,
+    /// Agents that were deleted while their update waited.
+    pub(super) withdrawn: BTreeSet<Ipv4Addr>,
 }
 
 impl Leading {
@@ -119,6 +121,17 @@ impl Leading {
             self.registry = registry;
             self.adopt(now, adopted);
         }
+    }
+
+    /// Takes back what waits to be said to agents that are now deleted. It was never stored, and
+    /// the next commit may give it to others.
+    pub(super) fn take_withdrawal(&mut self) -> Option<Command> {
+        let agents = mem::take(&mut self.withdrawn);
+        if agents.is_empty() {
+            return None;
+        }
+        self.told.retain(|to, _| !agents.contains(to.address.ip()));
+        Some(Command::Withdraw(agents))
     }
 
     /// Agents keep addresses under another name.
@@ -266,6 +279,7 @@ impl Master {
             is_writing: false,
             pending: BTreeMap::new(),
             told: HashMap::new(),
+            withdrawn: BTreeSet::new(),
         };
         leading.adopt(now, adopted);
         self.phase = Phase::Leading(Box::new(leading));

@@ -3,7 +3,8 @@
 //!
 //! Here and not in the runtime, so that a simulator keeps promises with the very same code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use super::{Event, Reply};
 use crate::addr::Upid;
@@ -49,6 +50,18 @@ impl Promises {
         self.waiting.entry(when).or_default().push(promise);
     }
 
+    /// Gives up the messages to these agents.
+    pub fn withdraw(&mut self, agents: &BTreeSet<Ipv4Addr>) {
+        let is_kept = |promise: &mut Promise| match promise {
+            Promise::Message(to, _) => {
+                to.retain(|to| !agents.contains(to.address.ip()));
+                !to.is_empty()
+            }
+            Promise::Reply(..) => true,
+        };
+        self.waiting.values_mut().for_each(|promises| promises.retain_mut(is_kept));
+    }
+
     /// What need not wait any longer.
     pub fn release(&mut self) -> impl Iterator<Item = Promise> + use<> {
         let later = self.waiting.split_off(&self.durable.next());
@@ -73,6 +86,20 @@ mod tests {
 
     fn reply(id: u64) -> Promise {
         Promise::Reply(RequestId(id), Reply::Unavailable(String::new()))
+    }
+
+    #[test]
+    fn what_a_deleted_agent_was_to_be_told_is_withdrawn_and_nothing_else() {
+        let update = |agent: &str| {
+            let to = Upid::agent(agent.parse().unwrap());
+            Promise::Message(vec![to], Message::UpdateAgentOverlays(Vec::new()))
+        };
+        let mut promises = Promises::new();
+        for promise in [update("10.0.0.1:5051"), update("10.0.0.2:5051"), reply(1)] {
+            promises.hold(Version(0), promise);
+        }
+        promises.withdraw(&BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]));
+        assert_eq!(promises.release().collect::<Vec<_>>(), [update("10.0.0.2:5051"), reply(1)]);
     }
 
     #[test]

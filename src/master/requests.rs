@@ -7,6 +7,7 @@ use super::command::{Command, Reply};
 use super::event::{Forget, Request};
 use super::leadership::{Leading, Phase, Progress, Recovering, Standby};
 use super::metrics::{self, Metrics};
+use super::registry::Agent;
 use super::view::{Condition, Fate, Health, Verdict};
 use super::{Master, NOT_LEADING, Settings};
 use crate::clock::Now;
@@ -43,7 +44,11 @@ impl Master {
                 };
                 (Reply::Unavailable(reason), Version(0))
             }
-            (Phase::Leading(leading), request) => leading.answer(now, request),
+            (Phase::Leading(leading), request) => {
+                let answer = leading.answer(now, request);
+                self.commands.extend(leading.take_withdrawal());
+                answer
+            }
         };
         self.commands.push_back(Command::Reply { id, reply, when });
     }
@@ -145,6 +150,10 @@ impl Leading {
     }
 
     fn delete(&mut self, now: Now, ip: Ipv4Addr, why: &str) -> bool {
+        let is_told = |agent: &Agent| agent.version > self.durable;
+        if self.registry.agents.get(&ip).is_some_and(is_told) {
+            self.withdrawn.insert(ip);
+        }
         let Some((change, addresses)) = self.registry.release(ip, now.unix) else {
             return false;
         };

@@ -255,6 +255,7 @@ impl Executor<Master> for MasterExecutor {
                     }
                 }
             }
+            Command::Withdraw(agents) => self.promises.withdraw(&agents),
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
             }

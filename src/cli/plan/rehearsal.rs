@@ -91,6 +91,7 @@ impl Rehearsal {
                     told = overlays;
                 }
                 Command::Abandon(_)
+                | Command::Withdraw(_)
                 | Command::Reread(_)
                 | Command::Send { .. }
                 | Command::Broadcast { .. }

@@ -33,6 +33,8 @@ struct World {
     replies: Vec<(Reply, Version)>,
     /// Why what was held back was given up.
     abandoned: Vec<String>,
+    /// Deleted agents that are not told what was held back for them.
+    withdrawn: BTreeSet<Ipv4Addr>,
     loads: usize,
     /// Who wants the configuration to be read again.
     rereads: Vec<RequestId>,
@@ -58,6 +60,7 @@ impl World {
             broadcasts: Vec::new(),
             replies: Vec::new(),
             abandoned: Vec::new(),
+            withdrawn: BTreeSet::new(),
             loads: 0,
             rereads: Vec::new(),
         };
@@ -82,6 +85,7 @@ impl World {
             match command {
                 Command::Load => self.loads += 1,
                 Command::Abandon(reason) => self.abandoned.push(reason),
+                Command::Withdraw(agents) => self.withdrawn.extend(agents),
                 Command::Reread(id) => self.rereads.push(id),
                 Command::Commit { changes, .. } => {
                     assert!(self.writing.is_none(), "two commits at one time");
@@ -530,6 +534,28 @@ fn a_deleted_agent_that_returns_gets_its_addresses_back() {
     let mut world = world.restart(network());
     assert_eq!(subnets(&world.register(4).unwrap())[0], "192.168.3.0/24");
     assert_eq!(world.register(2).unwrap(), second);
+}
+
+#[test]
+fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
+    let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/23"));
+    world.register(1);
+    world.store();
+    world.delete(1);
+    assert_eq!(world.withdrawn, BTreeSet::new(), "what it was told was stored");
+    world.store();
+    // Before this is durable, it is deleted, and the next one gets the last addresses there are.
+    let first = world.register(2).unwrap();
+    world.register(3);
+    world.delete(3);
+    world.delete(9);
+    assert_eq!(world.withdrawn, BTreeSet::from([ip(3)]));
+    let fourth = world.register(4).unwrap();
+    assert_ne!(subnets(&fourth), subnets(&first));
+    // Who comes back is told anew.
+    world.delete(4);
+    assert_eq!(world.withdrawn, BTreeSet::from([ip(3), ip(4)]));
+    assert_eq!(world.register(4), Some(fourth));
 }
 
 #[test]
