@@ -47,7 +47,9 @@ impl Registry {
         if let Some(old) = old {
             self.released.remove(&ip);
             outcome.is_return = true;
-            record.vtep_ip6 = old.vtep_ip6.filter(|&vtep6| self.reclaim_vtep(vtep6.into(), ip));
+            record.vtep_ip6 = old
+                .vtep_ip6
+                .filter(|&vtep6| !self.space.has_vteps6() || self.reclaim_vtep(vtep6.into(), ip));
             for overlay in old.overlays {
                 let OverlayRecord { name, subnet, subnet6 } = overlay;
                 let subnet = subnet.filter(|&subnet| self.reclaim(&name, subnet, ip));
@@ -69,7 +71,11 @@ impl Registry {
         is_ours
     }
 
+    /// What no pool has is given to nobody: it is kept for when it is configured again.
     fn reclaim(&mut self, overlay: &OverlayName, subnet: Subnet, ip: Ipv4Addr) -> bool {
+        if !self.space.overlaps(&subnet) {
+            return true;
+        }
         let piece = Piece::Subnet(subnet);
         let is_ours =
             self.space.was_had_by(piece, ip) && self.space.reserve(overlay, subnet).is_ok();

@@ -537,6 +537,23 @@ fn a_deleted_agent_that_returns_gets_its_addresses_back() {
 }
 
 #[test]
+fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
+    let part = || small("44.128.0.0/16", "10.0.0.0/23");
+    let other = overlay("other", "10.1.0.0/23");
+    let whole = || Network { overlays: vec![part().overlays[0].clone(), other.clone()], ..part() };
+    let mut world = World::new(whole());
+    let first = world.register(1).unwrap();
+    world.delete(1);
+    world.store();
+    let mut world = world.restart(part());
+    assert_eq!(subnets(&world.register(1).unwrap()), subnets(&first[..1]));
+    world.store();
+    let mut world = world.restart(whole());
+    assert_eq!(subnets(&world.register(2).unwrap()), ["10.0.1.0/24", "10.1.1.0/24"]);
+    assert_eq!(world.register(1).unwrap(), first);
+}
+
+#[test]
 fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
     let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/23"));
     world.register(1);
