@@ -71,10 +71,14 @@ impl Registry {
         is_ours
     }
 
-    /// What no pool has is given to nobody: it is kept for when it is configured again.
+    /// What no pool has is given to nobody: it is kept for when it is configured again, unless it
+    /// was given away before, cut in another way. That is rare enough to look at all records.
     fn reclaim(&mut self, overlay: &OverlayName, subnet: Subnet, ip: Ipv4Addr) -> bool {
         if !self.space.overlaps(&subnet) {
-            return true;
+            let served = self.agents.values().map(|agent| &agent.record);
+            let aside = self.aside.values().filter_map(|aside| aside.record.as_ref());
+            let overlays = served.chain(aside).flat_map(|record| &record.overlays);
+            return !overlays.flat_map(OverlayRecord::subnets).any(|had| had.overlaps(&subnet));
         }
         let piece = Piece::Subnet(subnet);
         let is_ours =

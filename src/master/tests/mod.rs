@@ -554,6 +554,33 @@ fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
 }
 
 #[test]
+fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
+    let two = |prefix: u8| {
+        let plain = small("44.128.0.0/16", "10.0.0.0/24");
+        let (kept, mut cut) = (overlay("kept", "10.1.0.0/23"), plain.overlays[0].clone());
+        cut.range = cut.range.map(|range| AddressRange { prefix, ..range });
+        Network { overlays: vec![kept, cut], ..plain }
+    };
+    let mut world = World::new(two(24));
+    world.register(1);
+    world.delete(1);
+    world.store();
+    let mut world = world.restart(two(25));
+    assert_eq!(subnets(&world.register(2).unwrap())[1], "10.0.0.0/25");
+    world.store();
+    let none = Network { overlays: vec![overlay("kept", "10.1.0.0/23")], ..two(24) };
+    let mut world = world.restart(none);
+    world.register(1);
+    world.store();
+    let Ok(crate::protocol::Record::Agent(record)) =
+        wire::decode_record(&world.records[&Key::Agent(ip(1))])
+    else {
+        panic!("no record of an agent")
+    };
+    assert_eq!(record.overlays.len(), 1, "{record:?}");
+}
+
+#[test]
 fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
     let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/23"));
     world.register(1);
