@@ -386,6 +386,35 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_value_is_refused_or_read_as_far_as_it_goes() {
+        let shared: Arc<Mutex<Shared>> = Arc::default();
+        let entry = |number: u8, record: &[u8]| {
+            let key = Some(vec![1, 10, 0, 0, number]);
+            pb::log::Entry { key, record: Some(record.to_owned()) }
+        };
+        let mut own = pb::log::Own { epoch: Some(4), version: Some(u64::MAX), entries: Vec::new() };
+        own.entries = vec![entry(9, b"first"), entry(7, b"other"), entry(9, b"last")];
+        let value = |own: &pb::log::Own| {
+            let own = Some(own.clone());
+            pb::log::LoggedState { own, ..Default::default() }.encode_to_vec()
+        };
+        shared.lock().value = value(&own);
+        assert_eq!(
+            store(&shared).load().unwrap_err().to_string(),
+            "replicated log: load: network-state.own: epoch 4, version 18446744073709551615: it is \
+             no state of an overlay master"
+        );
+        own.version = Some(8);
+        shared.lock().value = value(&own);
+        let mut ours = store(&shared);
+        let loaded = ours.load().unwrap();
+        let expected = [(key("10.0.0.7"), b"other".to_vec()), (key("10.0.0.9"), b"last".to_vec())];
+        assert_eq!((loaded.version, loaded.records.as_slice()), (Version(8), &expected[..]));
+        ours.commit(loaded.epoch, &[Change::Delete(key("10.0.0.9"))]).unwrap();
+        assert_eq!(store(&shared).load().unwrap().records, expected[..1]);
+    }
+
+    #[test]
     fn an_agent_of_the_cpp_module_that_makes_no_sense_is_not_lost() {
         let shared: Arc<Mutex<Shared>> = Arc::default();
         let mut ours = store(&shared);

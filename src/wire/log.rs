@@ -15,6 +15,9 @@ use crate::protocol::{AgentInfo, AgentRecord, Assignment, Network, OverlayRecord
 /// No protobuf begins with it: field 31 of a wire type that there is not.
 const UNREADABLE: u8 = 0xff;
 
+/// More epochs or versions than there can have been: whoever counts on must not come to the end.
+const COUNTER_MAX: u64 = u64::MAX / 2;
+
 /// The state that a log holds.
 #[derive(Debug, Clone, Default)]
 pub struct LoggedState {
@@ -49,7 +52,8 @@ impl LoggedState {
                 None => log::error!("dropped an agent of the c++ module: it has no address"),
             }
         }
-        Ok(Self { own: state.own.unwrap_or_default(), network: state.network, agents })
+        let own = orderly(state.own.unwrap_or_default())?;
+        Ok(Self { own, network: state.network, agents })
     }
 
     /// The value.
@@ -145,6 +149,24 @@ impl LoggedState {
         let own = Some(self.own.clone());
         pb::LoggedState { own, ..pb::LoggedState::default() }.encode_to_vec()
     }
+}
+
+/// Our part as we write it: its keys in their order, each once. What is out of order was damaged;
+/// of two records under one key the last one counts, as it does for a field of a message.
+fn orderly(mut own: pb::Own) -> Result<pb::Own, ConvertError> {
+    if own.epoch().max(own.version()) > COUNTER_MAX {
+        let reason = format!("epoch {}, version {}", own.epoch(), own.version());
+        return Err(ConvertError::field("network-state.own", reason));
+    }
+    own.entries.sort_by(|one, other| one.key().cmp(other.key()));
+    own.entries.dedup_by(|later, earlier| {
+        let is_same = later.key == earlier.key;
+        if is_same {
+            std::mem::swap(later, earlier);
+        }
+        is_same
+    });
+    Ok(own)
 }
 
 /// The record of an agent of the C++ module, of which we had the record `own`; `None` if it was

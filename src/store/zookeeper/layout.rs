@@ -20,6 +20,9 @@ use crate::store::Key;
 /// Version of this layout. A state with a later one is refused.
 const FORMAT: u32 = 1;
 
+/// More versions than there can have been: whoever counts on must not come to the end.
+const VERSION_MAX: u64 = u64::MAX / 2;
+
 /// What the name of a part of the history begins with. Its group is the last byte of its number.
 const HISTORY: &str = "history-";
 
@@ -124,6 +127,9 @@ impl Head {
                 head.format
             ));
         }
+        if head.version > VERSION_MAX {
+            return Err(format!("no state has come to version {}", head.version));
+        }
         Ok(head)
     }
 }
@@ -157,6 +163,11 @@ mod tests {
             later,
             "it was written by a later version of mesos-overlay (format 2, this one knows 1): run \
              that version"
+        );
+        let damaged = Head::new(u64::MAX, 0).to_bytes();
+        assert_eq!(
+            Head::parse(&damaged).unwrap_err(),
+            "no state has come to version 18446744073709551615"
         );
         assert!(Head::parse(b"").is_err() && Head::parse(b"{}").is_err());
     }
