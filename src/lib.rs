@@ -15,8 +15,8 @@
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
 //!   │ protocol, addr, clock,       │    │ dataplane     firewall       │
-//!   │ machine, metrics, tunnel     │    │ zookeeper: what store and    │
-//!   │                              │    │ detector have in common      │
+//!   │ machine, metrics, mutation,  │    │ zookeeper: what store and    │
+//!   │ tunnel                       │    │ detector have in common      │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -40,6 +40,7 @@
 //! - [`clock`]: time as an argument, and waits that grow
 //! - [`machine`]: the shape that master and agent have in common
 //! - [`metrics`]: the numbers by which operators watch a machine, for Mesos and Prometheus
+//! - [`mutation`]: deliberate defects, in builds that show that the simulator notices them
 //! - [`protocol`]: the network, an agent's share of it, its record, the messages
 //! - [`tunnel`]: what packets between agents need: our VTEPs, the overlays' space, the peers
 //! - [`config`]: JSON text or module parameters to checked configuration, or every problem with its
@@ -83,6 +84,7 @@ pub mod machine;
 pub mod master;
 pub mod metrics;
 pub mod module;
+pub mod mutation;
 pub mod protocol;
 pub mod runtime;
 pub mod store;

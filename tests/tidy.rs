@@ -40,11 +40,12 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 23] = [
+const ROOMS: [(&str, Kind); 24] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
     ("metrics", Kind::Pure),
+    ("mutation", Kind::Pure),
     ("protocol", Kind::Pure),
     ("tunnel", Kind::Pure),
     ("config", Kind::Pure),

@@ -11,6 +11,7 @@ use super::view::{NetworkHealth, OverlayTally};
 use super::{ContainerNetwork, NetworkKind, Settings, TunnelSettings};
 use crate::addr::OverlayName;
 use crate::clock::{Backoff, Now};
+use crate::mutation::Mutation;
 use crate::protocol::{Assignment, Status};
 
 /// First bound of the wait before a failed network is tried again.
@@ -347,7 +348,9 @@ impl Overlay {
             Admission::Refused(reason) => return Status::Failed(reason.clone()),
             Admission::Admitted => {}
         }
-        if self.tunnel.is_none() || self.tasks.iter().any(|task| task.outcome.is_none()) {
+        let unfinished =
+            self.tunnel.is_none() || self.tasks.iter().any(|task| task.outcome.is_none());
+        if unfinished && !Mutation::ReportBeforeApplied.is_on() {
             return Status::Configuring;
         }
         let mut reasons: Vec<&str> = self.refusal.as_deref().into_iter().collect();
@@ -459,7 +462,8 @@ impl Task {
                 settings.verify_interval
             }
         };
+        let is_given_up = result.is_err() && Mutation::GiveUpANetwork.is_on();
+        self.due = (!is_given_up).then_some(now.elapsed + wait);
         self.outcome = Some(result);
-        self.due = Some(now.elapsed + wait);
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::addr::Upid;
 use crate::clock::{Backoff, Now};
+use crate::mutation::Mutation;
 
 /// Longest wait before the first message to a master that was just found, and before coming back
 /// after its connection ended: at a failover all agents find the new one in the same moment.
@@ -125,7 +126,12 @@ impl Registration {
         self.is_acknowledged &= self.phase == Phase::Registered;
         self.phase = Phase::Registering;
         self.unanswered = self.unanswered.saturating_add(1);
-        self.due = Some(now.elapsed + self.backoff.next_wait(random));
+        let wait = if Mutation::WaitForNothing.is_on() {
+            Duration::from_millis(100)
+        } else {
+            self.backoff.next_wait(random)
+        };
+        self.due = (!Mutation::RegisterOnce.is_on()).then_some(now.elapsed + wait);
         Some(master)
     }
 

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use rangemap::RangeInclusiveSet;
 
+use crate::mutation::Mutation;
+
 /// A free slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Vacancy {
@@ -134,6 +136,11 @@ impl FreeSet {
     /// The free slot whose turn it is: the lowest never used one, and when there is none, the one
     /// freed longest ago.
     pub(super) fn peek(&self) -> Option<Vacancy> {
+        if Mutation::ReuseAtOnce.is_on()
+            && let Some((turn, slot)) = self.freed.last_key_value()
+        {
+            return Some(Vacancy { slot: *slot, freed_at: Some(turn.freed_at) });
+        }
         if let Some(range) = self.never_used.first() {
             return Some(Vacancy { slot: *range.start(), freed_at: None });
         }

@@ -7,6 +7,7 @@ use super::registry::{Moment, Notice, Outcome, Refusal, Registry, Supply};
 use super::space::{Piece, Subnets};
 use crate::addr::{OverlayName, Subnet};
 use crate::ipam::Allocated;
+use crate::mutation::Mutation;
 use crate::protocol::{AgentOptions, AgentRecord, Overlay, OverlayRecord, Record};
 use crate::store::{Change, Key};
 use crate::wire::encode_record;
@@ -181,7 +182,9 @@ impl Registry {
         moment: Moment,
         outcome: &mut Outcome,
     ) {
-        if allocated.is_reused_early(moment.unix, moment.reuse_after) {
+        if allocated.is_reused_early(moment.unix, moment.reuse_after)
+            && !Mutation::EarlyReuseIsNotCounted.is_on()
+        {
             outcome.notices.push(Notice::EarlyReuse(match piece {
                 Piece::Vtep(ip) => format!("VTEP address {ip}"),
                 Piece::Subnet(subnet) => format!("subnet {subnet}"),

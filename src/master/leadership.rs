@@ -19,6 +19,7 @@ use super::registry::Registry;
 use super::{Master, NOT_LEADING, WAITING_MAX};
 use crate::addr::Upid;
 use crate::clock::Now;
+use crate::mutation::Mutation;
 use crate::protocol::{Addresses, AgentOptions, HistoryEntry, HistoryEvent};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 
@@ -97,8 +98,12 @@ pub(super) struct Leading {
 
 impl Leading {
     /// The version that the next commit will have.
-    pub(super) const fn next_version(&self) -> Version {
-        if self.is_writing { self.durable.next().next() } else { self.durable.next() }
+    pub(super) fn next_version(&self) -> Version {
+        if self.is_writing && !Mutation::VersionRepeats.is_on() {
+            self.durable.next().next()
+        } else {
+            self.durable.next()
+        }
     }
 
     /// The version that holds everything that was changed until now.
@@ -127,7 +132,7 @@ impl Leading {
     /// the next commit may give it to others.
     pub(super) fn take_withdrawal(&mut self) -> Option<Command> {
         let agents = mem::take(&mut self.withdrawn);
-        if agents.is_empty() {
+        if agents.is_empty() || Mutation::TellTheDeleted.is_on() {
             return None;
         }
         self.told.retain(|to, _| !agents.contains(to.address.ip()));
@@ -183,7 +188,7 @@ impl Master {
                 };
                 self.phase = Phase::Recovering(Recovering::new(progress));
             }
-            (Phase::Recovering(_) | Phase::Leading(_), false) => {
+            (Phase::Recovering(_) | Phase::Leading(_), false) if !Mutation::KeepLeading.is_on() => {
                 log::info!("this master leads no more: another one gives addresses from now on");
                 self.step_down(None);
             }
@@ -193,7 +198,7 @@ impl Master {
                     standby.deposed = None;
                 }
             }
-            (Phase::Recovering(_) | Phase::Leading(_), true) => {}
+            (Phase::Recovering(_) | Phase::Leading(_), _) => {}
         }
     }
 
@@ -308,6 +313,13 @@ impl Master {
             }
             return;
         }
+        if Mutation::KeepWhatWasNotStored.is_on()
+            && let Phase::Leading(leading) = &self.phase
+        {
+            let version = leading.durable.next();
+            self.committed(version);
+            return;
+        }
         let wait = self.store_backoff.next_wait(&mut self.random);
         log::error!(
             "{error}; reading the state again in {wait:.1?}, nothing is promised meanwhile"
@@ -333,6 +345,7 @@ impl Master {
         // an agent registers with it. No election tells of that, or of its end.
         if let Phase::Standby(Standby { deposed: Some((_, due)), .. }) = &self.phase
             && *due <= now.elapsed
+            && !Mutation::NeverReclaim.is_on()
         {
             self.elected(true);
         }

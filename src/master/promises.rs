@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 
 use super::{Event, Reply};
 use crate::addr::Upid;
+use crate::mutation::Mutation;
 use crate::protocol::{Message, RequestId};
 use crate::store::Version;
 
@@ -64,13 +65,21 @@ impl Promises {
 
     /// What need not wait any longer.
     pub fn release(&mut self) -> impl Iterator<Item = Promise> + use<> {
+        if Mutation::SendBeforeDurable.is_on() {
+            self.durable = Version(u64::MAX - 1);
+        }
         let later = self.waiting.split_off(&self.durable.next());
         std::mem::replace(&mut self.waiting, later).into_values().flatten()
     }
 
     /// What waits for a version that will not come.
     pub fn abandon(&mut self) -> impl Iterator<Item = Promise> + use<> {
-        std::mem::take(&mut self.waiting).into_values().flatten()
+        let abandoned = if Mutation::KeepAbandonedPromises.is_on() {
+            BTreeMap::new()
+        } else {
+            std::mem::take(&mut self.waiting)
+        };
+        abandoned.into_values().flatten()
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::registry::{Aside, Registry, Supply, Unserved};
 use crate::addr::{Family, OverlayName, Subnet};
+use crate::mutation::Mutation;
 use crate::protocol::{Addresses, AgentRecord, Network, OverlayRecord, Record, ReleasedRecord};
 use crate::store::{Change, Key, Version};
 use crate::wire::{decode_record, encode_record};
@@ -86,7 +87,8 @@ impl Registry {
         let mut refused = Vec::new();
         let mut released = Vec::new();
         let mut unreadable = 0;
-        for (ip, known) in known {
+        let first = usize::from(Mutation::DropARecord.is_on());
+        for (ip, known) in known.into_iter().skip(first) {
             match known {
                 Known::Agent(record, version) => {
                     if let Err(reason) = registry.restore(ip, &record, version) {
@@ -127,6 +129,10 @@ impl Registry {
         record: &AgentRecord,
         version: Version,
     ) -> Result<(), String> {
+        if Mutation::AllocateLowestFree.is_on() {
+            self.insert(ip, record.clone(), version);
+            return Ok(());
+        }
         self.space.reserve_vtep(record.vtep_ip.into())?;
         if let Some(vtep6) = record.vtep_ip6
             && self.space.has_vteps6()
@@ -243,6 +249,9 @@ impl Registry {
     /// Sees to it that nobody gets an address that an agent has in its record and is not served:
     /// it may be in use all the same. What is served is taken, and so nothing happens to it.
     fn withhold_doubts(&mut self) {
+        if Mutation::AllocateLowestFree.is_on() {
+            return;
+        }
         let served = self.agents.values().map(|agent| &agent.record);
         let aside = self.aside.values().filter_map(|aside| aside.record.as_ref());
         let mut doubtful = Vec::new();

@@ -11,6 +11,7 @@ use super::share;
 use super::space::Space;
 use super::view::{AgentTally, Fate, PoolUsage};
 use crate::addr::{Family, OverlayName, Subnet, Upid};
+use crate::mutation::Mutation;
 use crate::protocol::{
     Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, Record,
     ReleasedRecord, State, Status, Vtep,
@@ -240,12 +241,19 @@ impl Registry {
         self.tally.remove(&agent.info);
         let info = Arc::make_mut(&mut agent.info);
         let mut report = Report { version: agent.version, unknown: 0, outdated: 0 };
+        if Mutation::ForgetReports.is_on() {
+            self.tally.add(&agent.info);
+            return Some(report);
+        }
         for theirs in reported {
             let ours = info.overlays.iter_mut().find(|ours| ours.name() == theirs.name());
             let Some(ours) = ours else {
                 report.unknown += 1;
                 continue;
             };
+            if Mutation::StatusSticks.is_on() && ours.status.is_some() {
+                continue;
+            }
             ours.status = if theirs.has_addresses_of(ours) {
                 theirs.status.map(Status::sanitized)
             } else {

@@ -13,6 +13,7 @@ use super::{Master, NOT_LEADING, Settings};
 use crate::clock::Now;
 use crate::machine::Machine as _;
 use crate::metrics::{HostCounters, Snapshot};
+use crate::mutation::Mutation;
 use crate::protocol::{HistoryEvent, Refused, RequestId};
 use crate::store::{StoreError, Version};
 
@@ -158,7 +159,9 @@ impl Leading {
             return false;
         };
         log::info!("deleted agent {ip}: its addresses are free");
-        self.change([change]);
+        if !Mutation::ReleaseIsNotStored.is_on() {
+            self.change([change]);
+        }
         self.note(now, Some(ip), HistoryEvent::Released, addresses, why);
         true
     }
