@@ -1,0 +1,126 @@
+//! The host of an agent: its container networks, made by a CNI directory and a Docker engine that
+//! fail, hang, and stay as they were when the agent is killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mesos_network_overlay::addr::OverlayName;
+use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
+
+use crate::chance::Chance;
+use crate::scenario::Faults;
+
+/// Where an attempt that met a fault of the simulation says so. After healing no such reason may be
+/// left.
+pub(crate) const SIMULATED: &str = "simulated";
+
+/// How long an attempt takes where nothing is wrong.
+const USUAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(300));
+/// How long a hanging call takes, and is then given up.
+const HANGING: Duration = Duration::from_secs(15);
+
+/// What becomes of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Works,
+    Fails,
+    /// It is made, and the call says that it failed.
+    WorksAndFails,
+}
+
+/// One host.
+#[derive(Default)]
+pub(crate) struct Host {
+    made: BTreeMap<(OverlayName, NetworkKind), ContainerNetwork>,
+    /// Overlays whose Docker network containers use: it cannot be replaced.
+    used: BTreeSet<OverlayName>,
+    /// When the CNI directory has done all that it was told.
+    cni_free: Duration,
+}
+
+impl Host {
+    /// When an attempt that begins now ends, and how.
+    pub(crate) fn begin(
+        &mut self,
+        now: Duration,
+        kind: NetworkKind,
+        faults: Option<&Faults>,
+        chance: &mut Chance,
+    ) -> (Duration, Fate) {
+        let mut end = now + chance.time_between(USUAL.0, USUAL.1);
+        let mut fate = Fate::Works;
+        if let Some(faults) = faults {
+            let is_failing = chance.is(faults.drivers);
+            if is_failing {
+                fate = if chance.is(0.3) { Fate::WorksAndFails } else { Fate::Fails };
+                if chance.is(0.3) {
+                    end = now + HANGING;
+                }
+            }
+        }
+        if kind == NetworkKind::Cni {
+            end = end.max(self.cni_free);
+            self.cni_free = end;
+        }
+        (end, fate)
+    }
+
+    /// An attempt ends.
+    pub(crate) fn finish(&mut self, network: &ContainerNetwork, fate: Fate) -> Result<(), String> {
+        let key = (network.name().clone(), network.kind());
+        if fate == Fate::Fails {
+            return Err(format!("{SIMULATED}: the {} fails", network.kind()));
+        }
+        let differs = self.made.get(&key).is_some_and(|made| made != network);
+        if differs && network.kind() == NetworkKind::Docker && self.used.contains(network.name()) {
+            return Err(format!("the docker network {} differs and is in use", network.name()));
+        }
+        self.made.insert(key, network.clone());
+        if fate == Fate::Works { Ok(()) } else { Err(format!("{SIMULATED}: it hangs")) }
+    }
+
+    /// Containers begin to use the Docker network of an overlay, or go.
+    pub(crate) fn use_docker_network(&mut self, overlay: &OverlayName, chance: &mut Chance) {
+        if chance.is(0.5) {
+            self.used.insert(overlay.clone());
+        } else {
+            self.used.remove(overlay);
+        }
+    }
+
+    /// Removes the CNI configurations of other overlays.
+    pub(crate) fn retain_cni(&mut self, wanted: &BTreeSet<OverlayName>) {
+        self.made.retain(|(name, kind), _| *kind != NetworkKind::Cni || wanted.contains(name));
+    }
+
+    /// Removes the Docker networks of other overlays, but for those that containers use.
+    pub(crate) fn retain_docker(
+        &mut self,
+        wanted: &BTreeSet<OverlayName>,
+        fate: Fate,
+    ) -> Result<Vec<String>, String> {
+        if fate == Fate::Fails {
+            return Err(format!("{SIMULATED}: docker does not answer"));
+        }
+        let mut kept = Vec::new();
+        self.made.retain(|(name, kind), _| {
+            let is_wanted = *kind != NetworkKind::Docker || wanted.contains(name);
+            let is_used = self.used.contains(name);
+            if !is_wanted && is_used {
+                kept.push(format!("docker network {name}: is in use"));
+            }
+            is_wanted || is_used
+        });
+        if fate == Fate::Works { Ok(kept) } else { Err(format!("{SIMULATED}: it hangs")) }
+    }
+
+    /// When the CNI directory has done all that it was told.
+    pub(crate) fn cni_free(&self, now: Duration) -> Duration {
+        self.cni_free.max(now)
+    }
+
+    /// What is there.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &ContainerNetwork> {
+        self.made.values()
+    }
+}

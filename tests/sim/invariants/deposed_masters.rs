@@ -1,0 +1,55 @@
+//! No write of a deposed master takes effect, and it says nothing but what was durable in its time.
+
+use std::time::Duration;
+
+use super::{Fact, Invariant};
+use crate::ledger::{Ledger, share_of};
+
+#[derive(Default)]
+pub(crate) struct DeposedMasters {
+    /// The last version of each epoch, from the second on.
+    ends: Vec<u64>,
+}
+
+impl Invariant for DeposedMasters {
+    fn name(&self) -> &'static str {
+        "deposed masters change nothing"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
+        match fact {
+            Fact::EpochBegan => self.ends.push(ledger.version),
+            Fact::Stored { by, epoch, .. } if *epoch != ledger.epoch => {
+                return Err(format!(
+                    "master {} has written in epoch {epoch}, which ended when epoch {} began",
+                    by.master, ledger.epoch
+                ));
+            }
+            Fact::Told { by, to, .. } if !by.leads => {
+                return Err(format!("{to} is told by master {}, which does not lead", by.master));
+            }
+            Fact::Told { by, to, overlays } if by.epoch < ledger.epoch => {
+                let place = usize::try_from(by.epoch).unwrap_or(usize::MAX);
+                let end = self.ends.get(place).copied().unwrap_or(ledger.version);
+                if by.durable > end {
+                    return Err(format!(
+                        "master {} takes version {} for its own: its epoch ended with {end}",
+                        by.master, by.durable
+                    ));
+                }
+                let stored = ledger.at(*to, by.durable);
+                for (place, span) in share_of(overlays) {
+                    if stored.share().and_then(|share| share.get(&place)) != Some(&span) {
+                        return Err(format!(
+                            "{to} is told {place:?} {span:?} by master {}, which was deposed, and \
+                             in its time the store had {stored:?}",
+                            by.master
+                        ));
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

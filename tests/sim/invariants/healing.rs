@@ -1,0 +1,77 @@
+//! When faults have ended, every agent is well or has a reason that is reported and still true.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use mesos_network_overlay::agent::Condition;
+use mesos_network_overlay::master::{Condition as MasterCondition, Health};
+use mesos_network_overlay::protocol::Status;
+
+use super::{Fact, HEALS, Healed, HealedAgent, Invariant};
+use crate::host::SIMULATED;
+use crate::ledger::Ledger;
+
+pub(crate) struct Healing;
+
+/// Whether the master names the exhaustion of this pool.
+fn is_exhausted(health: &Health, pool: &str) -> bool {
+    let names = |problem: &String| problem.starts_with(pool) && problem.contains("is exhausted");
+    health.problems.iter().any(names)
+}
+
+/// Whether the master says that the agent is not served all that it has.
+pub(crate) fn is_in_doubt(health: &Health, ip: Ipv4Addr) -> bool {
+    let names = format!("agent {ip} ");
+    health.problems.iter().any(|problem| problem.starts_with(&names))
+}
+
+fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
+    let HealedAgent { info, health, .. } = agent;
+    let ip = info.ip;
+    if is_in_doubt(&healed.health, ip) {
+        return Ok(());
+    }
+    let is_served = healed.state.agents.iter().any(|served| served.ip == ip);
+    match health.status {
+        Condition::Ok | Condition::Degraded => {}
+        Condition::Registering if !is_served && is_exhausted(&healed.health, "the VTEP subnet") => {
+            return Ok(());
+        }
+        Condition::Registering | Condition::Detached => {
+            return Err(format!("{ip} is {:?}: {:?}", health.status, healed.health.problems));
+        }
+    }
+    for assignment in &info.overlays {
+        match &assignment.status {
+            Some(Status::Ok) => {}
+            Some(Status::Failed(reason)) if !reason.contains(SIMULATED) => {}
+            other => return Err(format!("{ip}: overlay {} is {other:?}", assignment.name())),
+        }
+    }
+    let enabled = healed.state.network.overlays.iter().filter(|overlay| overlay.enabled);
+    for overlay in enabled {
+        let is_there = info.overlays.iter().any(|had| *had.name() == overlay.name);
+        let pool = format!("overlay {}", overlay.name);
+        if !is_there && agent.options.allocate_subnet && !is_exhausted(&healed.health, &pool) {
+            return Err(format!("{ip} has nothing of overlay {}, and no reason", overlay.name));
+        }
+    }
+    Ok(())
+}
+
+impl Invariant for Healing {
+    fn name(&self) -> &'static str {
+        HEALS
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
+        let Fact::Healed(healed) = fact else {
+            return Ok(());
+        };
+        let status = healed.health.status;
+        if !matches!(status, MasterCondition::Ok | MasterCondition::Degraded) {
+            return Err(format!("the master is {status:?}: {:?}", healed.health.problems));
+        }
+        healed.agents.iter().try_for_each(|agent| check_agent(healed, agent))
+    }
+}

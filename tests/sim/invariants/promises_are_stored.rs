@@ -1,0 +1,100 @@
+//! What an agent was told equals what is stored: a promise is durable before it leaves, and an
+//! agent believes nothing but promises.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use mesos_network_overlay::addr::Subnet;
+use mesos_network_overlay::agent::ContainerNetwork;
+use mesos_network_overlay::protocol::{Assignment, Bridge};
+
+use super::{Fact, Invariant};
+use crate::ledger::{Ledger, Span, Stored, share_of};
+
+#[derive(Default)]
+pub(crate) struct PromisesAreStored {
+    /// Everything that an agent was ever told, whole and in halves.
+    told: HashMap<Ipv4Addr, HashSet<Span>>,
+}
+
+impl PromisesAreStored {
+    fn is_told(&self, agent: Ipv4Addr, span: Span) -> bool {
+        self.told.get(&agent).is_some_and(|told| told.contains(&span))
+    }
+}
+
+/// The bridges of an agent are the halves of its subnets.
+fn check_halves(to: Ipv4Addr, assignment: &Assignment) -> Result<(), String> {
+    let is_right = |subnet: Option<Subnet>, half_of: fn(&Bridge) -> Option<Subnet>| {
+        let halves = subnet.and_then(|subnet| subnet.halves());
+        let lower = assignment.mesos_bridge.as_ref().and_then(half_of);
+        let upper = assignment.docker_bridge.as_ref().and_then(half_of);
+        lower.is_none_or(|lower| halves.is_some_and(|(half, _)| half == lower))
+            && upper.is_none_or(|upper| halves.is_some_and(|(_, half)| half == upper))
+    };
+    if is_right(assignment.subnet, |bridge| bridge.subnet)
+        && is_right(assignment.subnet6, |bridge| bridge.subnet6)
+    {
+        return Ok(());
+    }
+    Err(format!("{to} is told bridges that are not the halves of its subnet: {assignment:?}"))
+}
+
+impl Invariant for PromisesAreStored {
+    fn name(&self) -> &'static str {
+        "what an agent is told is stored"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
+        match fact {
+            Fact::Told { by, to, overlays } => {
+                overlays.iter().try_for_each(|assignment| check_halves(*to, assignment))?;
+                // One that was deposed is judged elsewhere.
+                let is_leading = by.epoch == ledger.epoch;
+                let version = if is_leading { ledger.version } else { by.durable };
+                let stored = ledger.at(*to, version);
+                let told = self.told.entry(*to).or_default();
+                for (place, span) in share_of(overlays) {
+                    told.insert(span);
+                    let is_stored = match stored {
+                        // Its overlay may have got another name while the promise waited.
+                        Stored::Has(share) => {
+                            share.get(&place) == Some(&span)
+                                || share.values().any(|had| *had == span)
+                        }
+                        Stored::Nothing | Stored::Had(..) => false,
+                    };
+                    if is_leading && !is_stored {
+                        return Err(format!(
+                            "{to} is told {place:?} {span:?} by master {} in epoch {}, and the \
+                             store has {stored:?} at version {version}",
+                            by.master, by.epoch
+                        ));
+                    }
+                }
+                for assignment in *overlays {
+                    let bridges = [&assignment.mesos_bridge, &assignment.docker_bridge];
+                    for bridge in bridges.into_iter().flatten() {
+                        let halves = bridge.subnet.iter().chain(&bridge.subnet6);
+                        told.extend(halves.map(Span::of_subnet));
+                    }
+                }
+                Ok(())
+            }
+            Fact::Wanted { agent, network } => {
+                let subnets = match network {
+                    ContainerNetwork::Cni(network) => [Some(network.subnet), None],
+                    ContainerNetwork::Docker(network) => [network.subnet, network.subnet6],
+                };
+                let spans = subnets.iter().flatten().map(Span::of_subnet);
+                let mut unknown = spans.filter(|span| !self.is_told(*agent, *span));
+                match unknown.next() {
+                    Some(span) => Err(format!("{agent} makes {span:?}, which no master told it")),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! An address goes to another agent only after its release was stored, and either after
+//! `reuse_after` or because nothing else was left; the latter is counted.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use mesos_network_overlay::addr::{Family, Subnet};
+use mesos_network_overlay::protocol::Network;
+
+use super::{Fact, Invariant, Writer};
+use crate::ledger::{Ledger, Place, Span, Step, Stored};
+use crate::scenario::Scenario;
+
+pub(crate) struct Reuse {
+    reuse_after: Duration,
+    /// Whether it is known how long anything rested, and what else was left: not where wall clocks
+    /// jump, and not where masters withhold what is in doubt.
+    is_time_known: bool,
+    /// Who has what.
+    holders: HashMap<Span, Ipv4Addr>,
+    /// Who had something last that nobody has, and when it was deleted, in seconds since 1970.
+    freed: HashMap<Span, (Ipv4Addr, u64)>,
+    /// When each agent was deleted first since its record was stored last: all that is known of
+    /// what it had, if the commit holds its return as well.
+    deleted: HashMap<Ipv4Addr, Duration>,
+    /// Everything that was ever given to anybody, by its pool.
+    used: BTreeMap<Place, HashSet<Span>>,
+    /// Early reuses of each life of a master.
+    early: HashMap<(usize, u64), u64>,
+}
+
+impl Reuse {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        Self {
+            reuse_after: scenario.reuse_after,
+            is_time_known: scenario.faults.clock_jumps.is_none() && !scenario.plan.is_rude,
+            holders: HashMap::new(),
+            freed: HashMap::new(),
+            deleted: HashMap::new(),
+            used: BTreeMap::new(),
+            early: HashMap::new(),
+        }
+    }
+
+    /// An agent is given what another gave back at `freed`.
+    fn reused(
+        &mut self,
+        by: &Writer,
+        place: &Place,
+        (span, freed): (Span, u64),
+    ) -> Result<(), String> {
+        let rested = Duration::from_secs(by.unix.saturating_sub(freed));
+        if !self.is_time_known || rested >= self.reuse_after {
+            return Ok(());
+        }
+        let used = self.used.get(place).map_or(0, |used| used.len() as u128);
+        let capacities = by.networks.iter().map(|network| capacity(network, place));
+        let capacity = capacities.min().unwrap_or(0);
+        if used < capacity {
+            return Err(format!(
+                "{place:?} {span:?} rested for {rested:?}, and only {used} of {capacity} were used"
+            ));
+        }
+        let early = self.early.entry((by.master, by.run)).or_default();
+        *early += 1;
+        if *early > by.early_reuses {
+            let (master, counted) = (by.master, by.early_reuses);
+            return Err(format!(
+                "{place:?} {span:?} rested for {rested:?}; {early} early reuses by master {master}, \
+                 which has counted {counted}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// An agent is given something.
+    fn given(
+        &mut self,
+        by: &Writer,
+        ip: Ipv4Addr,
+        place: &Place,
+        span: Span,
+    ) -> Result<(), String> {
+        if let Some(holder) = self.holders.insert(span, ip).filter(|holder| *holder != ip) {
+            return Err(format!("{ip} gets {place:?} of {holder}, whose release is not stored"));
+        }
+        match self.freed.remove(&span) {
+            Some((former, freed)) if former != ip => self.reused(by, place, (span, freed)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a deleted agent had last, also what it was given and lost within one commit.
+    fn had(&mut self, step: &Step) {
+        if let Stored::Had(share, at) = &step.after {
+            for (place, span) in share {
+                self.used.entry(place.clone()).or_default().insert(*span);
+                self.freed.insert(*span, (step.ip, *at));
+            }
+        }
+    }
+
+    /// An agent has something no longer. A commit may hold its deletion and its return.
+    fn gave_back(&mut self, by: &Writer, step: &Step) {
+        let deleted = self.deleted.get(&step.ip).copied().filter(|deleted| *deleted <= by.at);
+        if deleted.is_some() {
+            self.deleted.remove(&step.ip);
+        }
+        let at = match &step.after {
+            Stored::Had(_, at) => *at,
+            Stored::Nothing | Stored::Has(_) => {
+                let ago = by.at.saturating_sub(deleted.unwrap_or(by.at));
+                by.unix.saturating_sub(ago.as_secs() + 1)
+            }
+        };
+        let after = step.after.share();
+        for (place, span) in step.before.share().into_iter().flatten() {
+            if after.and_then(|after| after.get(place)) == Some(span) {
+                continue;
+            }
+            self.holders.remove(span);
+            self.freed.insert(*span, (step.ip, at));
+        }
+    }
+}
+
+/// How many agents have room in a pool.
+fn capacity(network: &Network, place: &Place) -> u128 {
+    let hosts = |subnet: &Subnet, unusable| subnet.count(subnet.family().bits()) - unusable;
+    match place {
+        Place::Vtep(Family::V4) => hosts(&network.vtep_subnet, 2),
+        Place::Vtep(Family::V6) => network.vtep_subnet6.map_or(0, |subnet| hosts(&subnet, 1)),
+        Place::Subnet(name, family) => {
+            let overlay = network.overlays.iter().find(|overlay| overlay.name == *name);
+            let range = overlay.and_then(|overlay| overlay.range_of(*family));
+            range.map_or(0, |range| range.subnet.count(range.prefix))
+        }
+    }
+}
+
+impl Invariant for Reuse {
+    fn name(&self) -> &'static str {
+        "addresses rest before others get them"
+    }
+
+    fn observe(&mut self, now: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
+        let (by, steps) = match fact {
+            Fact::Stored { by, steps, .. } => (by, steps),
+            Fact::Deleted { agent } => {
+                self.deleted.entry(*agent).or_insert(now);
+                return Ok(());
+            }
+            Fact::Freed { by, agents, asked } if by.epoch == ledger.epoch => {
+                let is_stored = |agent: &&Ipv4Addr| {
+                    self.deleted.get(*agent).is_none_or(|deleted| deleted > asked)
+                        || ledger.at(**agent, ledger.version).share().is_none()
+                };
+                return match agents.iter().find(|agent| !is_stored(agent)) {
+                    Some(agent) => {
+                        Err(format!("{agent} is said to be deleted, and has all it had"))
+                    }
+                    None => Ok(()),
+                };
+            }
+            _ => return Ok(()),
+        };
+        for step in *steps {
+            self.gave_back(by, step);
+        }
+        for step in *steps {
+            self.had(step);
+        }
+        let mut given = Vec::new();
+        for step in *steps {
+            let before = step.before.share();
+            let is_new = |place, span| before.and_then(|before| before.get(place)) != Some(span);
+            let after = step.after.share().into_iter().flatten();
+            let new = after.filter(|(place, span)| is_new(*place, *span));
+            given.extend(new.map(|(place, span)| (step.ip, place, *span)));
+        }
+        // All of a commit counts as used: what is given early is given after the rest.
+        for (_, place, span) in &given {
+            self.used.entry((*place).clone()).or_default().insert(*span);
+        }
+        given.into_iter().try_for_each(|(ip, place, span)| self.given(by, ip, place, span))
+    }
+}

@@ -1,0 +1,68 @@
+//! When faults have ended, the master shows of every agent what the agent shows of itself, and the
+//! host has the networks that it says it has, and no others.
+
+use std::time::Duration;
+
+use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
+use mesos_network_overlay::protocol::Status;
+
+use super::healing::is_in_doubt;
+use super::{Fact, Healed, HealedAgent, Invariant};
+use crate::ledger::Ledger;
+
+pub(crate) struct ViewsAgree;
+
+fn check_host(agent: &HealedAgent) -> Result<(), String> {
+    let ip = agent.info.ip;
+    for assignment in &agent.info.overlays {
+        let networks = ContainerNetwork::all_of(assignment, &agent.options).unwrap_or_default();
+        let mut missing = networks.iter().filter(|network| !agent.made.contains(network));
+        if let Some(network) = missing.next()
+            && assignment.status == Some(Status::Ok)
+        {
+            return Err(format!("{ip} says that it has made what is not there: {network:?}"));
+        }
+    }
+    let is_assigned = |network: &&ContainerNetwork| {
+        agent.info.overlays.iter().any(|overlay| overlay.name() == network.name())
+    };
+    let left = agent.made.iter().filter(|network| network.kind() == NetworkKind::Cni);
+    match left.into_iter().find(|network| !is_assigned(network)) {
+        Some(network) => Err(format!("{ip} still has what is not assigned: {network:?}")),
+        None => Ok(()),
+    }
+}
+
+fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
+    let ip = agent.info.ip;
+    if is_in_doubt(&healed.health, ip) {
+        return Ok(());
+    }
+    let shown = healed.state.agents.iter().find(|shown| shown.ip == ip);
+    let Some(shown) = shown else {
+        // Refused, or else it is not healed; what it had before is no longer promised to it.
+        return Ok(());
+    };
+    if shown.overlays != agent.info.overlays {
+        return Err(format!(
+            "{ip} shows {:?}, and the master {:?}",
+            agent.info.overlays, shown.overlays
+        ));
+    }
+    check_host(agent)
+}
+
+impl Invariant for ViewsAgree {
+    fn name(&self) -> &'static str {
+        "master and agents agree"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
+        match fact {
+            Fact::Healed(healed) => {
+                healed.agents.iter().try_for_each(|agent| check_agent(healed, agent))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The configurations that a cluster has one after the other: each is a change of the one before
+//! that is allowed on a running cluster. They are written as JSON and read by the real reader.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use mesos_network_overlay::config::parse_master;
+use mesos_network_overlay::protocol::Network;
+
+use crate::chance::Chance;
+
+/// A configuration, and how it may change.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    vtep_prefix: u8,
+    /// Which /16 the VTEP subnet lies in.
+    vtep_place: u8,
+    vtep6: bool,
+    vtep_mtu: Option<u16>,
+    overlays: Vec<Overlay>,
+    /// Whether changes may take from agents what they were promised.
+    pub(crate) is_rude: bool,
+}
+
+/// An overlay. Its space can be widened within a /16 of its own.
+#[derive(Debug, Clone)]
+struct Overlay {
+    number: usize,
+    is_renamed: bool,
+    prefix: u8,
+    length: u8,
+    v6: bool,
+    is_enabled: bool,
+    is_there: bool,
+}
+
+/// Overlays at most.
+const OVERLAYS_MAX: usize = 4;
+
+impl Plan {
+    /// The first configuration: sometimes with room for all agents, sometimes not.
+    pub(crate) fn of(agents: usize, chance: &mut Chance) -> Self {
+        let bits = |count: usize| u8::try_from(count.max(1).next_power_of_two().ilog2());
+        let bits = bits(agents + 2).expect("there are not that many agents");
+        let is_tight = chance.is(0.4);
+        let room = if is_tight { bits.saturating_sub(1) } else { bits + 2 };
+        let overlays = (0..1 + chance.index(OVERLAYS_MAX)).map(|number| {
+            let length = 24 + u8::try_from(chance.index(5)).unwrap_or(0);
+            let length = length.max(16 + room);
+            Overlay {
+                number,
+                is_renamed: false,
+                prefix: length - room,
+                length,
+                v6: chance.is(0.3),
+                is_enabled: chance.is(0.8),
+                is_there: true,
+            }
+        });
+        let overlays = overlays.collect();
+        let vtep_prefix = (32 - if is_tight { bits } else { bits + 2 }).min(30);
+        let (vtep6, is_rude) = (chance.is(0.3), chance.is(0.3));
+        Self { vtep_prefix, vtep_place: 128, vtep6, vtep_mtu: None, overlays, is_rude }
+    }
+
+    /// Changes one thing.
+    pub(crate) fn change(&mut self, chance: &mut Chance) -> &'static str {
+        if self.is_rude && chance.is(0.4) { self.contradict(chance) } else { self.extend(chance) }
+    }
+
+    /// Changes one thing so that agents may not be served any more what they have.
+    fn contradict(&mut self, chance: &mut Chance) -> &'static str {
+        let index = chance.index(self.overlays.len());
+        let overlay = &mut self.overlays[index];
+        match chance.number(0..5) {
+            0 if overlay.length < 29 => {
+                overlay.length += 1;
+                "smaller subnets in an overlay"
+            }
+            1 if overlay.length > overlay.prefix + 1 => {
+                overlay.length -= 1;
+                "larger subnets in an overlay"
+            }
+            2 if overlay.prefix + 1 < overlay.length => {
+                overlay.prefix += 1;
+                "an overlay made smaller"
+            }
+            3 => {
+                self.vtep_place = if self.vtep_place == 128 { 129 } else { 128 };
+                "the VTEP subnet moved"
+            }
+            _ => {
+                overlay.is_renamed = !overlay.is_renamed;
+                "an overlay renamed"
+            }
+        }
+    }
+
+    /// Changes one thing that takes nothing from anybody.
+    fn extend(&mut self, chance: &mut Chance) -> &'static str {
+        let index = chance.index(self.overlays.len());
+        let count = self.overlays.len();
+        let overlay = &mut self.overlays[index];
+        match chance.number(0..8) {
+            0 | 1 => {
+                overlay.is_enabled = !overlay.is_enabled;
+                "an overlay enabled or disabled"
+            }
+            2 | 3 => {
+                overlay.is_there = !overlay.is_there;
+                "an overlay removed or brought back"
+            }
+            4 if overlay.prefix > 16 => {
+                overlay.prefix -= 1;
+                "an overlay widened"
+            }
+            5 if !overlay.v6 => {
+                overlay.v6 = true;
+                "IPv6 added to an overlay"
+            }
+            6 if self.vtep_prefix > 18 => {
+                self.vtep_prefix -= 1;
+                "the VTEP subnet widened"
+            }
+            7 if !self.vtep6 => {
+                self.vtep6 = true;
+                "IPv6 added to VTEPs"
+            }
+            6 | 7 => {
+                self.vtep_mtu = Some(if chance.is(0.5) { 1400 } else { 1500 });
+                "the MTU of VTEPs"
+            }
+            _ if count < OVERLAYS_MAX => {
+                let (number, is_there, is_enabled) = (count, true, true);
+                let added =
+                    Overlay { number, is_there, is_enabled, is_renamed: false, ..overlay.clone() };
+                self.overlays.push(added);
+                "an overlay added"
+            }
+            _ => "nothing",
+        }
+    }
+
+    /// The network, as a master reads it.
+    pub(crate) fn network(&self) -> Arc<Network> {
+        let text = self.text();
+        match parse_master("network.json", &text) {
+            Ok((config, _)) => Arc::new(config.network),
+            Err(problems) => panic!("the simulation has written a bad file: {problems}\n{text}"),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut there: Vec<&Overlay> = self.overlays.iter().filter(|one| one.is_there).collect();
+        if there.is_empty() {
+            there.extend(self.overlays.first());
+        }
+        let overlays: Vec<String> = there.into_iter().map(Overlay::text).collect();
+        let mut text = format!(
+            r#"{{"vtep_subnet":"44.{}.0.0/{}","vtep_mac_oui":"70:B3:D5:00:00:00""#,
+            self.vtep_place, self.vtep_prefix
+        );
+        if self.vtep6 {
+            text += r#","vtep_subnet6":"fd01:a::/64""#;
+        }
+        if let Some(mtu) = self.vtep_mtu {
+            write!(text, r#","vtep_mtu":{mtu}"#).expect("a String takes all text");
+        }
+        text + &format!(r#","overlays":[{}]}}"#, overlays.join(","))
+    }
+}
+
+impl Overlay {
+    fn text(&self) -> String {
+        let Self { number, prefix, length, is_enabled, .. } = self;
+        let renamed = if self.is_renamed { "-b" } else { "" };
+        let mut text = format!(
+            r#"{{"name":"net-{number}{renamed}","enabled":{is_enabled},"subnet":"10.{}.0.0/{prefix}","prefix":{length}"#,
+            100 + number
+        );
+        if self.v6 {
+            let _ = write!(text, r#","subnet6":"fd02:{number}::/64","prefix6":80"#);
+        }
+        text + "}"
+    }
+}

@@ -1,0 +1,94 @@
+//! The network between the nodes: loses, repeats, delays and reorders messages, and is cut in two.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::chance::Chance;
+use crate::scenario::Faults;
+
+/// How long a message takes where nothing is wrong.
+const LATENCY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
+
+/// A cut between two sides.
+struct Cut {
+    id: u64,
+    /// One node alone on its side; else every node is on a side of chance.
+    alone: Option<Ipv4Addr>,
+    salt: u64,
+    /// Messages still get through in the other direction.
+    is_one_way: bool,
+}
+
+impl Cut {
+    /// Which side a node is on.
+    fn side(&self, node: Ipv4Addr) -> bool {
+        match self.alone {
+            Some(alone) => node == alone,
+            None => {
+                let mixed = (u64::from(node.to_bits()) ^ self.salt).wrapping_mul(0x9e37_79b9_7f4a);
+                mixed >> 40 & 1 == 1
+            }
+        }
+    }
+
+    fn separates(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
+        self.side(from) != self.side(to) && (!self.is_one_way || self.side(from))
+    }
+}
+
+/// The network.
+#[derive(Default)]
+pub(crate) struct Wires {
+    cuts: Vec<Cut>,
+    last_cut: u64,
+}
+
+impl Wires {
+    /// Cuts the network, or `alone` off it. Returns what ends the cut.
+    pub(crate) fn cut(&mut self, alone: Option<Ipv4Addr>, chance: &mut Chance) -> u64 {
+        self.last_cut += 1;
+        let is_one_way = chance.is(0.3);
+        self.cuts.push(Cut { id: self.last_cut, alone, salt: chance.seed(), is_one_way });
+        self.last_cut
+    }
+
+    pub(crate) fn mend(&mut self, id: u64) {
+        self.cuts.retain(|cut| cut.id != id);
+    }
+
+    pub(crate) fn mend_all(&mut self) {
+        self.cuts.clear();
+    }
+
+    /// Whether nothing gets from one node to the other.
+    pub(crate) fn is_cut(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
+        self.cuts.iter().any(|cut| cut.separates(from, to))
+    }
+
+    /// After which times a message arrives: once, or never, or twice.
+    pub(crate) fn carry(
+        &self,
+        from: Ipv4Addr,
+        to: Ipv4Addr,
+        faults: Option<&Faults>,
+        chance: &mut Chance,
+    ) -> [Option<Duration>; 2] {
+        if self.is_cut(from, to) {
+            return [None, None];
+        }
+        let usual = chance.time_between(LATENCY.0, LATENCY.1);
+        let Some(faults) = faults else {
+            return [Some(usual), None];
+        };
+        if chance.is(faults.loss) {
+            return [None, None];
+        }
+        let mut late = || {
+            let is_late = chance.is(faults.late);
+            usual + if is_late { chance.time_up_to(faults.delay_max) } else { Duration::ZERO }
+        };
+        let first = late();
+        let second = late();
+        [Some(first), chance.is(faults.duplication).then_some(second)]
+    }
+}

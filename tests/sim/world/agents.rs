@@ -1,0 +1,356 @@
+//! The processes of agents: the real machine, and what does what it wants.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use mesos_network_overlay::addr::{OverlayName, Upid};
+use mesos_network_overlay::agent::{
+    Agent, Command, ContainerNetwork, Event, NetworkKind, Reply, Request, Settings, TunnelSettings,
+};
+use mesos_network_overlay::machine::Machine as _;
+use mesos_network_overlay::protocol::{AgentOptions, Message, RequestId};
+use mesos_network_overlay::wire;
+
+use super::masters::MasterNode;
+use super::{Happening, Packet, World, clock};
+use crate::chance::Chance;
+use crate::clock::Clock;
+use crate::host::{Fate, Host};
+use crate::invariants::{Fact, Verdict};
+
+/// How long a killed agent is away.
+const AWAY: Duration = Duration::from_secs(60);
+/// How long a connection attempt that nobody answers lasts.
+const CONNECTING: Duration = Duration::from_secs(10);
+
+/// The place of an agent.
+pub(crate) struct AgentNode {
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) port: u16,
+    /// Which life its process is in.
+    pub(crate) run: u64,
+    pub(crate) host: Host,
+    pub(crate) options: AgentOptions,
+    pub(crate) process: Option<Process>,
+}
+
+/// A running agent.
+pub(crate) struct Process {
+    machine: Agent,
+    pub(crate) clock: Clock,
+    /// When the timer that counts goes off.
+    timer: Option<Duration>,
+    /// The connection that it keeps: its number, and to whom.
+    link: Option<(u64, SocketAddrV4)>,
+    last_link: u64,
+}
+
+impl AgentNode {
+    pub(crate) fn new(ip: Ipv4Addr, chance: &mut Chance) -> Self {
+        let (host, options) = (Host::default(), AgentOptions::default());
+        let mut node = Self { ip, port: 5051, run: 0, host, options, process: None };
+        node.configure(chance);
+        node
+    }
+
+    /// Chooses what the agent wants.
+    pub(crate) fn configure(&mut self, chance: &mut Chance) {
+        self.options = AgentOptions {
+            allocate_subnet: !chance.is(0.1),
+            mesos_bridge: !chance.is(0.1),
+            docker_bridge: !chance.is(0.2),
+            enable_ipv6: chance.is(0.5),
+            ..AgentOptions::default()
+        };
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.ip, self.port)
+    }
+}
+
+impl World {
+    pub(super) fn start_agent(&mut self, agent: usize) -> Verdict {
+        if self.agents[agent].process.is_some() {
+            return Ok(());
+        }
+        let has_jumps = self.scenario.faults.clock_jumps.is_some();
+        let clock = clock(self.now, has_jumps, &mut self.chance);
+        let seed = self.chance.seed();
+        let node = &mut self.agents[agent];
+        let settings = Settings {
+            options: node.options,
+            max_configuration_attempts: 5,
+            verify_interval: self.scenario.verify_interval,
+            removes_docker_networks: true,
+            tunnel: TunnelSettings::NONE,
+        };
+        let machine = Agent::new(node.ip, settings, seed);
+        node.run += 1;
+        node.process = Some(Process { machine, clock, timer: None, link: None, last_link: 0 });
+        let (run, ip, options) = (node.run, node.ip, node.options);
+        self.note(|| format!("agent {ip} starts, life {run}"));
+        self.monitor.observe(self.now, &Fact::Began { agent: ip, options })?;
+        self.plan_detection(agent, run);
+        Ok(())
+    }
+
+    /// Kills an agent. It comes back.
+    pub(super) fn kill_agent(&mut self, agent: usize) {
+        let node = &mut self.agents[agent];
+        if node.process.take().is_none() {
+            return;
+        }
+        let ip = node.ip;
+        self.note(|| format!("agent {ip} is killed"));
+        let away = if self.is_troubled { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
+        self.plan_in(away, Happening::AgentStarts(agent));
+    }
+
+    pub(super) fn arrives_at_agent(&mut self, agent: usize, packet: &Packet) -> Verdict {
+        let node = &self.agents[agent];
+        let is_its = packet.to.address == node.address() && packet.to.id == Upid::AGENT;
+        if node.process.is_none() || !is_its {
+            return Ok(());
+        }
+        let from = packet.from.clone();
+        let event = match wire::decode_message(&packet.name, &packet.body) {
+            Ok(message) => Event::Message { from, message },
+            Err(error) => {
+                let (name, reason) = (packet.name.clone(), error.to_string());
+                Event::Malformed { from, name, reason }
+            }
+        };
+        self.tell_agent(agent, node.run, event)
+    }
+
+    pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> Verdict {
+        let leader = self.election.leader.map(|master| self.masters[master].address);
+        self.tell_agent(agent, run, Event::Detected(leader))
+    }
+
+    /// A connection that an agent keeps ends, if it still keeps it.
+    pub(super) fn agent_loses(&mut self, agent: usize, run: u64, link: u64) -> Verdict {
+        let node = &mut self.agents[agent];
+        let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
+            return Ok(());
+        };
+        match process.link {
+            Some((number, address)) if number == link => {
+                process.link = None;
+                self.tell_agent(agent, run, Event::Exited(address))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All connections to a master end.
+    pub(super) fn links_end(&mut self, master: usize) {
+        let address = self.masters[master].address;
+        for agent in 0..self.agents.len() {
+            let node = &self.agents[agent];
+            let link = node.process.as_ref().and_then(|process| process.link);
+            if let Some((link, _)) = link.filter(|(_, to)| *to == address) {
+                let run = node.run;
+                let wait = self.chance.time_up_to(Duration::from_secs(2));
+                self.plan_in(wait, Happening::Exited { agent, run, link });
+            }
+        }
+    }
+
+    /// The connection that an agent keeps breaks, if it keeps one.
+    pub(super) fn break_link(&mut self, agent: usize) {
+        let node = &self.agents[agent];
+        let link = node.process.as_ref().and_then(|process| process.link);
+        if let Some((link, _)) = link {
+            let run = node.run;
+            self.plan_in(Duration::ZERO, Happening::Exited { agent, run, link });
+        }
+    }
+
+    pub(super) fn agent_timer(&mut self, agent: usize, run: u64, due: Duration) -> Verdict {
+        let node = &mut self.agents[agent];
+        let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
+            return Ok(());
+        };
+        if process.timer != Some(due) {
+            return Ok(());
+        }
+        process.timer = None;
+        self.handle_for_agent(agent, Event::Timeout)
+    }
+
+    /// Something happens to an agent that still lives.
+    pub(super) fn tell_agent(&mut self, agent: usize, run: u64, event: Event) -> Verdict {
+        let node = &self.agents[agent];
+        if node.process.is_none() || node.run != run {
+            return Ok(());
+        }
+        let ip = node.ip;
+        self.monitor.observe(self.now, &Fact::Provoked { agent: ip })?;
+        self.handle_for_agent(agent, event)
+    }
+
+    fn handle_for_agent(&mut self, agent: usize, event: Event) -> Verdict {
+        let ip = self.agents[agent].ip;
+        self.note(|| format!("agent {ip} <- {event}"));
+        let Some(process) = &mut self.agents[agent].process else {
+            return Ok(());
+        };
+        process.machine.handle(process.clock.read(self.now), event);
+        let commands: Vec<Command> =
+            std::iter::from_fn(|| process.machine.poll_command()).collect();
+        let count = commands.len();
+        let fact = Fact::Commanded { who: ip, count, events: 1, is_master: false };
+        self.monitor.observe(self.now, &fact)?;
+        for command in commands {
+            let share = self.faults().map_or(0.0, |faults| faults.agent_kills_at_commands);
+            if self.chance.is(share) {
+                self.kill_agent(agent);
+                return Ok(());
+            }
+            self.note(|| format!("agent {ip} -> {command}"));
+            self.run_for_agent(agent, command)?;
+        }
+        self.set_agent_timer(agent);
+        Ok(())
+    }
+
+    fn run_for_agent(&mut self, agent: usize, command: Command) -> Verdict {
+        let node = &mut self.agents[agent];
+        let (run, ip) = (node.run, node.ip);
+        match command {
+            Command::Detect => self.plan_detection(agent, run),
+            Command::Link(to) => self.link(agent, to.address),
+            Command::Send { to, message } => {
+                if let Message::AgentRegistered(overlays) = &message {
+                    self.monitor.observe(self.now, &Fact::Reported { agent: ip, overlays })?;
+                }
+                self.monitor.observe(self.now, &Fact::Sent { agent: ip, is_by_agent: true })?;
+                let (name, body) = wire::encode_message(&message);
+                let from = Upid::agent(self.agents[agent].address());
+                self.send(Packet { from, to, name: name.to_owned(), body });
+            }
+            Command::Apply { attempt, network } => {
+                let fact = Fact::Wanted { agent: ip, network: &network };
+                self.monitor.observe(self.now, &fact)?;
+                let faults = self.is_troubled.then_some(&self.scenario.faults);
+                let kind = network.kind();
+                let (end, fate) = node.host.begin(self.now, kind, faults, &mut self.chance);
+                let made = Box::new(network);
+                let ends = Happening::AttemptEnds { agent, run, attempt, made, fate };
+                self.queue.plan(end, ends);
+            }
+            Command::RetainCni(wanted) => {
+                let when = node.host.cni_free(self.now);
+                self.queue.plan(when, Happening::RetainCni { agent, run, wanted });
+            }
+            Command::RetainDocker(wanted) => {
+                let faults = self.is_troubled.then_some(&self.scenario.faults);
+                let kind = NetworkKind::Docker;
+                let (end, fate) = node.host.begin(self.now, kind, faults, &mut self.chance);
+                self.queue.plan(end, Happening::RetainDocker { agent, run, wanted, fate });
+            }
+            // Nobody asks but the examination, which reads the answers itself; and somebody else
+            // programs the kernel.
+            Command::Reply { .. } | Command::Inspect { .. } | Command::Program { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Connects to a master, unless that is so already.
+    fn link(&mut self, agent: usize, address: SocketAddrV4) {
+        let node = &mut self.agents[agent];
+        let (run, ip) = (node.run, node.ip);
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        if process.link.is_some_and(|(_, to)| to == address) {
+            return;
+        }
+        process.last_link += 1;
+        let link = process.last_link;
+        process.link = Some((link, address));
+        let is_up = |master: &MasterNode| master.address == address && master.process.is_some();
+        let to = *address.ip();
+        let wait = if self.wires.is_cut(ip, to) || self.wires.is_cut(to, ip) {
+            CONNECTING
+        } else if self.masters.iter().any(is_up) {
+            return;
+        } else {
+            Duration::from_millis(1)
+        };
+        self.plan_in(wait, Happening::Exited { agent, run, link });
+    }
+
+    pub(super) fn attempt_ends(
+        &mut self,
+        (agent, run): (usize, u64),
+        attempt: u64,
+        network: &ContainerNetwork,
+        fate: Fate,
+    ) -> Verdict {
+        let node = &mut self.agents[agent];
+        if node.run != run {
+            return Ok(());
+        }
+        if node.process.is_none() {
+            // Killed with its agent, in time or not.
+            if self.chance.is(0.5) {
+                let _ = node.host.finish(network, fate);
+            }
+            return Ok(());
+        }
+        let result = node.host.finish(network, fate);
+        let (ip, is_done) = (node.ip, result.is_ok());
+        self.monitor.observe(self.now, &Fact::Made { agent: ip, network, is_done })?;
+        let (overlay, kind) = (network.name().clone(), network.kind());
+        self.tell_agent(agent, run, Event::Applied { attempt, overlay, kind, result })
+    }
+
+    pub(super) fn retain_cni(&mut self, agent: usize, run: u64, wanted: &BTreeSet<OverlayName>) {
+        let node = &mut self.agents[agent];
+        if node.process.is_some() && node.run == run {
+            node.host.retain_cni(wanted);
+        }
+    }
+
+    pub(super) fn retain_docker(
+        &mut self,
+        (agent, run): (usize, u64),
+        wanted: &BTreeSet<OverlayName>,
+        fate: Fate,
+    ) -> Verdict {
+        let node = &mut self.agents[agent];
+        if node.process.is_none() || node.run != run {
+            return Ok(());
+        }
+        let result = node.host.retain_docker(wanted, fate);
+        self.tell_agent(agent, run, Event::Removed(result))
+    }
+
+    fn set_agent_timer(&mut self, agent: usize) {
+        let node = &mut self.agents[agent];
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        let due = process.machine.next_timeout().map(|due| process.clock.moment_of(due));
+        if let Some(due) = due.filter(|due| Some(*due) != process.timer) {
+            process.timer = Some(due);
+            let run = node.run;
+            self.queue.plan(due.max(self.now), Happening::AgentTimer { agent, run, due });
+        }
+    }
+
+    /// Asks an agent that lives, and does nothing else of what it wants meanwhile.
+    pub(super) fn ask_agent(&mut self, agent: usize, request: Request) -> Option<Reply> {
+        let process = self.agents[agent].process.as_mut()?;
+        process.machine.handle(process.clock.read(self.now), Event::Request(RequestId(1), request));
+        let mut commands = std::iter::from_fn(|| process.machine.poll_command());
+        commands.find_map(|command| match command {
+            Command::Reply { reply, .. } => Some(reply),
+            _ => None,
+        })
+    }
+}

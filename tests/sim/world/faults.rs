@@ -1,0 +1,236 @@
+//! What goes wrong by itself, and what operators do in the middle of it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mesos_network_overlay::addr::{OverlayName, Upid};
+use mesos_network_overlay::http::route_master;
+use mesos_network_overlay::master::Request;
+use mesos_network_overlay::protocol::{Assignment, Message};
+use mesos_network_overlay::wire;
+
+use super::{Happening, Packet, World, jump};
+use crate::host::Host;
+use crate::invariants::{Fact, Verdict};
+use crate::scenario::Faults;
+
+/// A kind of trouble.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Trouble {
+    Cut,
+    BrokenLink,
+    MasterKill,
+    AgentKill,
+    FullDisk,
+    ClockJump,
+    Deletion,
+    Change,
+    Replacement,
+    LostSession,
+    Intruder,
+    Stranger,
+    Containers,
+}
+
+const ALL: [Trouble; 13] = [
+    Trouble::Cut,
+    Trouble::BrokenLink,
+    Trouble::MasterKill,
+    Trouble::AgentKill,
+    Trouble::FullDisk,
+    Trouble::ClockJump,
+    Trouble::Deletion,
+    Trouble::Change,
+    Trouble::Replacement,
+    Trouble::LostSession,
+    Trouble::Intruder,
+    Trouble::Stranger,
+    Trouble::Containers,
+];
+
+impl Trouble {
+    /// Mean time between two of its kind.
+    fn every(self, faults: &Faults, agents: usize) -> Option<Duration> {
+        // What happens to single agents happens more often where there are more.
+        let of_agents = |every: Option<Duration>| {
+            every.map(|every| every * 10 / u32::try_from(agents.max(10)).unwrap_or(10))
+        };
+        match self {
+            Self::Cut => faults.cuts,
+            Self::BrokenLink => of_agents(faults.broken_links),
+            Self::MasterKill => faults.master_kills,
+            Self::AgentKill => of_agents(faults.agent_kills),
+            Self::FullDisk => faults.full_disks,
+            Self::ClockJump => faults.clock_jumps,
+            Self::Deletion => of_agents(faults.deletions),
+            Self::Change => faults.changes,
+            Self::Replacement => of_agents(faults.replacements),
+            Self::LostSession => faults.lost_sessions,
+            Self::Intruder => faults.intruders,
+            Self::Stranger => of_agents(faults.strangers),
+            Self::Containers => Some(Duration::from_secs(60)),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn plan_trouble(&mut self) {
+        for trouble in ALL {
+            self.plan_next(trouble);
+        }
+    }
+
+    fn plan_next(&mut self, trouble: Trouble) {
+        let every = trouble.every(&self.scenario.faults, self.agents.len());
+        if let Some(every) = every {
+            let wait = self.chance.time_until(every);
+            self.plan_in(wait, Happening::Trouble(trouble));
+        }
+    }
+
+    pub(super) fn make_trouble(&mut self, trouble: Trouble) -> Verdict {
+        if !self.is_troubled {
+            return Ok(());
+        }
+        self.plan_next(trouble);
+        self.note(|| format!("trouble: {trouble:?}"));
+        let agent = self.chance.index(self.agents.len());
+        let master = self.chance.index(self.masters.len());
+        match trouble {
+            Trouble::Cut => self.cut(agent, master),
+            Trouble::BrokenLink => self.break_link(agent),
+            Trouble::MasterKill => self.kill_master(master),
+            Trouble::AgentKill => self.kill_and_reconfigure(agent),
+            Trouble::FullDisk => {
+                self.storage.is_full = true;
+                let wait = self.chance.time_up_to(Duration::from_secs(120));
+                self.plan_in(wait, Happening::DiskFreed);
+            }
+            Trouble::ClockJump => self.jump_clock(agent, master),
+            Trouble::Deletion => return self.delete_agents(),
+            Trouble::Change => return self.change_configuration(),
+            Trouble::Replacement => self.replace_host(agent),
+            Trouble::LostSession => self.lose_session(),
+            Trouble::Intruder => return self.intrude(),
+            Trouble::Stranger => self.stranger_speaks(agent, master),
+            Trouble::Containers => {
+                let overlay = self.some_overlay();
+                self.agents[agent].host.use_docker_network(&overlay, &mut self.chance);
+            }
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, agent: usize, master: usize) {
+        let alone = match self.chance.number(0..3) {
+            0 => None,
+            1 => Some(self.agents[agent].ip),
+            _ => Some(*self.masters[master].address.ip()),
+        };
+        let id = self.wires.cut(alone, &mut self.chance);
+        let wait = self.chance.time_up_to(Duration::from_secs(180));
+        self.plan_in(wait, Happening::CutMended(id));
+    }
+
+    fn kill_and_reconfigure(&mut self, agent: usize) {
+        self.kill_agent(agent);
+        if self.agents[agent].process.is_none() && self.chance.is(0.2) {
+            self.agents[agent].configure(&mut self.chance);
+        }
+    }
+
+    fn jump_clock(&mut self, agent: usize, master: usize) {
+        let ahead = jump(&mut self.chance);
+        if self.chance.is(0.7) {
+            if let Some(process) = &mut self.masters[master].process {
+                process.clock.jump(ahead);
+            }
+        } else if let Some(process) = &mut self.agents[agent].process {
+            process.clock.jump(ahead);
+        }
+    }
+
+    /// An operator has the leader delete some agents, most of which still run.
+    fn delete_agents(&mut self) -> Verdict {
+        let Some(leader) = self.election.leader else {
+            return Ok(());
+        };
+        let mut ips = Vec::new();
+        for _ in 0..=self.chance.index(3) {
+            let agent = self.agents[self.chance.index(self.agents.len())].ip;
+            self.monitor.observe(self.now, &Fact::Deleted { agent })?;
+            ips.push(agent.to_string());
+        }
+        // As the C++ module does; only those that are gone; whoever it is.
+        let force = ["", ",\"force\":false", ",\"force\":true"][self.chance.index(3)];
+        let body = format!("{{\"agents\":[\"{}\"]{force}}}", ips.join("\",\""));
+        let request = http::Request::post("/overlay-master/agents/delete").body(Bytes::from(body));
+        let request = request.expect("the request is well-formed");
+        let (question, _) = route_master(&request).expect("the request is understood");
+        self.ask_master(leader, question).map(|_| ())
+    }
+
+    /// An operator changes the configuration, starts some of the masters again, and has others read
+    /// it.
+    fn change_configuration(&mut self) -> Verdict {
+        let what = self.plan.change(&mut self.chance);
+        self.note(|| format!("the configuration is changed: {what}"));
+        for master in 0..self.masters.len() {
+            match self.chance.number(0..4) {
+                0 => {}
+                1 => drop(self.ask_master(master, Request::Reload)?),
+                _ => self.kill_master(master),
+            }
+        }
+        Ok(())
+    }
+
+    /// Another host gets the address of an agent.
+    fn replace_host(&mut self, agent: usize) {
+        self.kill_agent(agent);
+        let node = &mut self.agents[agent];
+        node.host = Host::default();
+        node.port = if node.port == 5051 { 5061 } else { 5051 };
+        node.configure(&mut self.chance);
+    }
+
+    /// Somebody makes himself the writer of the state and stands for no election, as the C++ module
+    /// does whenever an agent registers with it.
+    pub(super) fn intrude(&mut self) -> Verdict {
+        self.note(|| "somebody else becomes the writer".to_owned());
+        self.storage.usurp();
+        self.monitor.begin_epoch(self.now)
+    }
+
+    fn some_overlay(&mut self) -> OverlayName {
+        format!("net-{}", self.chance.number(0..3)).parse().expect("it is a name")
+    }
+
+    /// Somebody who is nobody says something to an agent or a master.
+    fn stranger_speaks(&mut self, agent: usize, master: usize) {
+        let from = Upid::master("10.66.6.6:5050".parse().expect("it is an address"));
+        let agent = Upid::agent(self.agents[agent].address());
+        let master = Upid::master(self.masters[master].address);
+        let (to, message) = match self.chance.number(0..4) {
+            0 => (agent, Message::AgentRegisteredAcknowledgement),
+            1 => (agent, Message::UpdateAgentOverlays(vec![self.stolen_overlay()])),
+            2 => (agent, Message::UpdateAgentOverlays(Vec::new())),
+            _ => (master, Message::AgentRegistered(vec![self.stolen_overlay()])),
+        };
+        let (name, mut body) = wire::encode_message(&message);
+        if self.chance.is(0.3) {
+            let length = self.chance.index(60);
+            body = self.chance.bytes(length);
+        }
+        self.send(Packet { from, to, name: name.to_owned(), body });
+    }
+
+    /// A share that nobody was given: that of the recorded cluster.
+    fn stolen_overlay(&mut self) -> Assignment {
+        const AGENT: &[u8] = include_bytes!("../../golden/overlay-agent-overlay.pb");
+        let agent = wire::decode(AGENT).expect("the recording is well-formed");
+        let mut agent = wire::decode_agent(&agent).expect("the recording can be read");
+        let index = self.chance.index(agent.overlays.len());
+        agent.overlays.swap_remove(index)
+    }
+}

@@ -1,0 +1,405 @@
+//! The processes of masters: the real machine, its real promises, and what does what it wants.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::machine::Machine as _;
+use mesos_network_overlay::master::{
+    Command, Event, Master, Promise, Promises, Reply, Request, Settings,
+};
+use mesos_network_overlay::protocol::{Message, Network, RequestId};
+use mesos_network_overlay::wire;
+
+use super::{Happening, Packet, World, clock, master_address};
+use crate::clock::Clock;
+use crate::invariants::{Broken, Fact, Verdict, Writer};
+use crate::storage::{Job, Storage, Work};
+
+/// Events that a master takes at a time.
+const BATCH_SIZE: usize = 128;
+/// How long it takes to read the configuration.
+const READING: Duration = Duration::from_millis(5);
+/// How long a killed master is away.
+const AWAY: Duration = Duration::from_secs(40);
+
+/// The place of a master.
+pub(crate) struct MasterNode {
+    pub(crate) address: SocketAddrV4,
+    /// Which life its process is in.
+    pub(crate) run: u64,
+    pub(crate) process: Option<Process>,
+    /// When the last news of the election comes.
+    pub(crate) last_news: Duration,
+}
+
+/// A running master.
+pub(crate) struct Process {
+    machine: Master,
+    promises: Promises,
+    pub(crate) clock: Clock,
+    networks: Vec<Arc<Network>>,
+    inbox: VecDeque<Event>,
+    is_waking: bool,
+    /// When the timer that counts goes off.
+    timer: Option<Duration>,
+    leads: bool,
+    epoch: u64,
+    durable: u64,
+    is_store_busy: bool,
+    last_request: u64,
+    /// Agents that are to be deleted, by the number of the request.
+    deletions: BTreeMap<u64, (Duration, Vec<Ipv4Addr>)>,
+    /// Answers of this master by the number of the request.
+    pub(crate) replies: BTreeMap<u64, Reply>,
+}
+
+impl MasterNode {
+    pub(crate) fn new(master: usize) -> Self {
+        Self { address: master_address(master), run: 0, process: None, last_news: Duration::ZERO }
+    }
+}
+
+impl Process {
+    fn new(settings: Settings, seed: u64, clock: Clock) -> Self {
+        Self {
+            networks: vec![Arc::clone(&settings.network)],
+            machine: Master::standing_by(settings, seed),
+            promises: Promises::new(),
+            clock,
+            inbox: VecDeque::new(),
+            is_waking: false,
+            timer: None,
+            leads: false,
+            epoch: 0,
+            durable: 0,
+            is_store_busy: false,
+            last_request: 0,
+            deletions: BTreeMap::new(),
+            replies: BTreeMap::new(),
+        }
+    }
+
+    /// Takes an event as the runtime does.
+    fn take(&mut self, now: Duration, event: Event) {
+        match &event {
+            Event::Leading(leads) => self.leads = *leads,
+            Event::Loaded(result) => {
+                self.is_store_busy = false;
+                if let Ok(loaded) = result {
+                    (self.epoch, self.durable) = (loaded.epoch.0, loaded.version.0);
+                }
+            }
+            Event::Committed(result) => {
+                self.is_store_busy = false;
+                self.durable = result.as_ref().map_or(self.durable, |version| version.0);
+            }
+            _ => {}
+        }
+        self.promises.before(&event);
+        self.machine.handle(self.clock.read(now), event);
+    }
+}
+
+impl World {
+    pub(super) fn start_master(&mut self, master: usize) -> Verdict {
+        if self.masters[master].process.is_some() {
+            return Ok(());
+        }
+        let network = self.plan.network();
+        let settings = Settings { network, reuse_after: self.scenario.reuse_after };
+        let has_jumps = self.scenario.faults.clock_jumps.is_some();
+        let clock = clock(self.now, has_jumps, &mut self.chance);
+        let process = Process::new(settings, self.chance.seed(), clock);
+        let node = &mut self.masters[master];
+        node.run += 1;
+        node.process = Some(process);
+        let run = node.run;
+        self.note(|| format!("master {master} starts, life {run}"));
+        self.master_joins(master);
+        self.wake_master(master, run)
+    }
+
+    /// Kills a master. It comes back.
+    pub(super) fn kill_master(&mut self, master: usize) {
+        if self.masters[master].process.take().is_none() {
+            return;
+        }
+        self.note(|| format!("master {master} is killed"));
+        self.master_dies(master);
+        self.links_end(master);
+        let away = if self.is_troubled { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
+        self.plan_in(away, Happening::MasterStarts(master));
+    }
+
+    pub(super) fn arrives_at_master(&mut self, master: usize, packet: &Packet) -> Verdict {
+        let node = &self.masters[master];
+        if node.process.is_none() || packet.to.id != Upid::MASTER {
+            return Ok(());
+        }
+        let run = node.run;
+        let from = packet.from.clone();
+        let event = match wire::decode_message(&packet.name, &packet.body) {
+            Ok(message) => Event::Message { from, message },
+            Err(error) => {
+                let (name, reason) = (packet.name.clone(), error.to_string());
+                Event::Malformed { from, name, reason }
+            }
+        };
+        let agent = *packet.from.address.ip();
+        self.monitor.observe(self.now, &Fact::Asked { agent })?;
+        self.tell_master(master, run, event)
+    }
+
+    /// Puts an event into the inbox of a master that still lives.
+    pub(super) fn tell_master(&mut self, master: usize, run: u64, event: Event) -> Verdict {
+        let busy = self.scenario.busy;
+        let node = &mut self.masters[master];
+        let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
+            return Ok(());
+        };
+        process.inbox.push_back(event);
+        if std::mem::replace(&mut process.is_waking, true) {
+            return Ok(());
+        }
+        if busy.is_zero() {
+            return self.wake_master(master, run);
+        }
+        let wait = self.chance.time_up_to(busy);
+        self.plan_in(wait, Happening::MasterWakes { master, run });
+        Ok(())
+    }
+
+    pub(super) fn master_timer(&mut self, master: usize, run: u64, due: Duration) -> Verdict {
+        let node = &mut self.masters[master];
+        let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
+            return Ok(());
+        };
+        if process.timer != Some(due) {
+            return Ok(());
+        }
+        process.timer = None;
+        self.tell_master(master, run, Event::Timeout)
+    }
+
+    /// A master takes what is in its inbox, and then what it wants is done, as the runtime does it.
+    pub(super) fn wake_master(&mut self, master: usize, run: u64) -> Verdict {
+        let now = self.now;
+        let node = &mut self.masters[master];
+        let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
+            return Ok(());
+        };
+        process.is_waking = false;
+        let count = process.inbox.len().min(BATCH_SIZE);
+        let batch: Vec<Event> = process.inbox.drain(..count).collect();
+        if !process.inbox.is_empty() {
+            process.is_waking = true;
+            self.queue.plan(now, Happening::MasterWakes { master, run });
+        }
+        for event in batch {
+            self.note(|| format!("master {master} <- {event}"));
+            if let Some(process) = &mut self.masters[master].process {
+                process.take(now, event);
+            }
+        }
+        self.do_for_master(master, count)
+    }
+
+    /// Does what a master wants, unless it is killed in the middle.
+    fn do_for_master(&mut self, master: usize, events: usize) -> Verdict {
+        let who = *self.masters[master].address.ip();
+        let Some(process) = &mut self.masters[master].process else {
+            return Ok(());
+        };
+        let commands: Vec<Command> =
+            std::iter::from_fn(|| process.machine.poll_command()).collect();
+        let count = commands.len();
+        let fact = Fact::Commanded { who, count, events: events.max(1), is_master: true };
+        self.monitor.observe(self.now, &fact)?;
+        for command in commands {
+            if self.is_killed_here(master) {
+                return Ok(());
+            }
+            self.note(|| format!("master {master} -> {command}"));
+            self.run_for_master(master, command)?;
+        }
+        let Some(process) = &mut self.masters[master].process else {
+            return Ok(());
+        };
+        let released: Vec<Promise> = process.promises.release().collect();
+        for promise in released {
+            if self.is_killed_here(master) {
+                return Ok(());
+            }
+            self.keep_promise(master, promise)?;
+        }
+        self.set_master_timer(master);
+        Ok(())
+    }
+
+    fn is_killed_here(&mut self, master: usize) -> bool {
+        let share = self.faults().map_or(0.0, |faults| faults.master_kills_at_commands);
+        let is_killed = self.chance.is(share);
+        if is_killed {
+            self.kill_master(master);
+        }
+        is_killed
+    }
+
+    fn run_for_master(&mut self, master: usize, command: Command) -> Verdict {
+        let node = &mut self.masters[master];
+        let Some(process) = &mut node.process else {
+            return Ok(());
+        };
+        match command {
+            Command::Load => self.queue_job(master, Work::Load),
+            Command::Commit { epoch, changes } => {
+                self.queue_job(master, Work::Commit { epoch, changes });
+            }
+            Command::Abandon(reason) => {
+                for promise in process.promises.abandon() {
+                    if let Promise::Reply(id, _) = promise {
+                        process.replies.insert(id.0, Reply::Unavailable(reason.clone()));
+                    }
+                }
+            }
+            Command::Reread(id) => {
+                let network = self.plan.network();
+                process.networks.push(Arc::clone(&network));
+                let settings = Settings { network, reuse_after: self.scenario.reuse_after };
+                let (run, event) = (node.run, Box::new(Event::Reread(id, Ok(settings))));
+                self.plan_in(READING, Happening::MasterHears { master, run, event });
+                return self.monitor.observe(self.now, &Fact::Reread);
+            }
+            Command::Withdraw(agents) => process.promises.withdraw(&agents),
+            Command::Send { to, message, when } => {
+                process.promises.hold(when, Promise::Message(vec![to], message));
+            }
+            Command::Broadcast { to, message, when } => {
+                process.promises.hold(when, Promise::Message(to, message));
+            }
+            Command::Reply { id, reply, when } => {
+                process.promises.hold(when, Promise::Reply(id, reply));
+            }
+        }
+        Ok(())
+    }
+
+    fn queue_job(&mut self, master: usize, work: Work) {
+        let by = self.writer(master);
+        if let Some(process) = &mut self.masters[master].process {
+            assert!(!process.is_store_busy, "a master wants two things of its store at a time");
+            process.is_store_busy = true;
+            let before = process.networks.len().saturating_sub(1);
+            process.networks.drain(..before);
+        }
+        let faults = self.is_troubled.then_some(&self.scenario.faults);
+        let (job, before, after) = Storage::begin(by, work, faults, &mut self.chance);
+        self.plan_in(before, Happening::StoreActs(Box::new(job), after));
+    }
+
+    /// What is known of a master that lives.
+    fn writer(&self, master: usize) -> Writer {
+        let node = &self.masters[master];
+        let process = node.process.as_ref().expect("a master that does something lives");
+        Writer {
+            master,
+            run: node.run,
+            leads: process.leads,
+            epoch: process.epoch,
+            durable: process.durable,
+            early_reuses: process.machine.metrics().counters.early_reuses,
+            at: self.now,
+            unix: process.clock.read(self.now).unix,
+            networks: process.networks.clone(),
+        }
+    }
+
+    /// A job of the store takes effect, whether or not who wanted it still lives.
+    pub(super) fn store_acts(&mut self, job: &Job, after: Duration) -> Verdict {
+        let (event, is_changed) = self.storage.act(job);
+        self.note(|| format!("the store acts for master {}: {event}", job.by.master));
+        match &job.work {
+            Work::Load if is_changed => self.monitor.begin_epoch(self.now)?,
+            Work::Commit { epoch, changes } if is_changed => {
+                let steps = self.monitor.write(self.now, &job.by, epoch.0, changes)?;
+                for step in steps {
+                    self.note(|| format!("the store has of {}: {:?}", step.ip, step.after));
+                }
+            }
+            Work::Load | Work::Commit { .. } => {}
+        }
+        let (master, run) = (job.by.master, job.by.run);
+        self.plan_in(after, Happening::MasterHears { master, run, event: Box::new(event) });
+        Ok(())
+    }
+
+    fn keep_promise(&mut self, master: usize, promise: Promise) -> Verdict {
+        match promise {
+            Promise::Message(to, message) => {
+                for to in to {
+                    self.say(master, to, &message)?;
+                }
+            }
+            Promise::Reply(id, reply) => {
+                let by = self.writer(master);
+                if let Some(process) = &mut self.masters[master].process {
+                    if let Some((asked, agents)) = process.deletions.remove(&id.0)
+                        && matches!(reply, Reply::State(_))
+                    {
+                        let fact = Fact::Freed { by: &by, agents: &agents, asked };
+                        self.monitor.observe(self.now, &fact)?;
+                    }
+                    process.replies.insert(id.0, reply);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, master: usize, to: Upid, message: &Message) -> Verdict {
+        let agent = *to.address.ip();
+        if let Message::UpdateAgentOverlays(overlays) = message {
+            let by = self.writer(master);
+            let fact = Fact::Told { by: &by, to: agent, overlays };
+            self.monitor.observe(self.now, &fact)?;
+        }
+        self.monitor.observe(self.now, &Fact::Sent { agent, is_by_agent: false })?;
+        self.note(|| format!("master {master} says {message} to {to}"));
+        let (name, body) = wire::encode_message(message);
+        let from = Upid::master(self.masters[master].address);
+        self.send(Packet { from, to, name: name.to_owned(), body });
+        Ok(())
+    }
+
+    fn set_master_timer(&mut self, master: usize) {
+        let node = &mut self.masters[master];
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        let due = process.machine.next_timeout().map(|due| process.clock.moment_of(due));
+        if let Some(due) = due.filter(|due| Some(*due) != process.timer) {
+            process.timer = Some(due);
+            let run = node.run;
+            self.queue.plan(due.max(self.now), Happening::MasterTimer { master, run, due });
+        }
+    }
+
+    /// Asks a master, if it lives. The answer will be among its replies under this number.
+    pub(super) fn ask_master(&mut self, master: usize, request: Request) -> Result<u64, Broken> {
+        let node = &mut self.masters[master];
+        let run = node.run;
+        let Some(process) = &mut node.process else {
+            return Ok(0);
+        };
+        process.last_request += 1;
+        let id = process.last_request;
+        if let Request::DeleteAgents(agents) = &request {
+            process.deletions.insert(id, (self.now, agents.clone()));
+        }
+        self.tell_master(master, run, Event::Request(RequestId(id), request))?;
+        Ok(id)
+    }
+}
