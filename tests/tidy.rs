@@ -157,7 +157,8 @@ impl File {
 
     /// Recorded by other programs: kept as it came.
     fn is_recorded(&self) -> bool {
-        self.path.starts_with("tests/golden/") || self.is("snap")
+        let folders = ["tests/golden/", "tests/fuzz/corpus/"];
+        folders.iter().any(|folder| self.path.starts_with(folder)) || self.is("snap")
     }
 
     /// The room of `src/` that it belongs to.

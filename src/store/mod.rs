@@ -18,6 +18,8 @@ pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use replicated_log::{Log, ReplicatedLogStore};
 pub use zookeeper::ZooKeeperStore;
+#[doc(hidden)]
+pub use zookeeper::reread_znode;
 
 use std::fmt;
 use std::net::Ipv4Addr;

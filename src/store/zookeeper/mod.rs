@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use self::layout::Layout;
+use self::layout::{Head, Layout};
 use self::tenure::{Fault, Tenure};
 use super::{Change, Epoch, Loaded, Store, StoreError, Version};
 use crate::addr::Ensemble;
@@ -68,6 +68,24 @@ impl ZooKeeperStore {
             Fault::Failed(reason) => StoreError::Failed { store, action, reason },
         }
     }
+}
+
+/// The path below the state and the content of a znode, read and written again: for fuzzing. `None`
+/// if no state has such a znode.
+#[doc(hidden)]
+#[must_use]
+pub fn reread_znode(path: &str, content: &[u8]) -> Option<(String, Vec<u8>)> {
+    let layout = Layout::under("");
+    let (path, content) = if path == "head" {
+        (layout.head(), Head::parse(content).ok()?.to_bytes())
+    } else if let Some(part) = path.strip_prefix("pending/") {
+        (layout.part(part.parse().ok()?), batch::encode(&batch::decode(content)?))
+    } else {
+        let (group, name) = path.strip_prefix("agents/")?.split_once('/')?;
+        (layout.record(layout::key_of(group.parse().ok()?, name)?), content.to_vec())
+    };
+    let path = path.strip_prefix(layout.root())?.strip_prefix('/')?;
+    Some((path.to_owned(), content))
 }
 
 impl Store for ZooKeeperStore {

@@ -26,6 +26,7 @@ mod peer;
 mod replies;
 mod server;
 mod socket;
+mod whole;
 
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,8 @@ use bytes::Bytes;
 
 pub use client::Client;
 pub use server::{Server, ServerOptions};
+#[doc(hidden)]
+pub use whole::read_message;
 
 use super::{Handler, Sender, Transport};
 use crate::addr::Upid;

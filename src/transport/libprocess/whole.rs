@@ -1,0 +1,45 @@
+//! A whole message out of memory, through the very readers of a connection: for fuzzing, and for
+//! whoever has bytes and no socket.
+
+use bytes::BytesMut;
+
+use super::framing::{Body, inflate};
+use super::head::{self, Encoding, Head};
+use crate::transport::{Incoming, Refusal};
+
+/// The first message in what comes in these pieces. `None` if it is another request, or is not all
+/// there.
+///
+/// # Errors
+/// Why a connection would refuse it.
+pub fn read_message(pieces: &[&[u8]]) -> Result<Option<Incoming>, Refusal> {
+    let mut input = BytesMut::new();
+    let mut scanned = 0;
+    let mut unread = None;
+    for piece in pieces {
+        input.extend_from_slice(piece);
+        if unread.is_none() {
+            let Some(length) = head::head_length(&input, scanned)? else {
+                scanned = input.len();
+                continue;
+            };
+            let Head::Message(head) = head::parse(&input.split_to(length))? else {
+                return Ok(None);
+            };
+            unread = Some((Body::new(head.framing), head));
+        }
+        if let Some((body, head)) = &mut unread
+            && let Some(body) = body.read(&mut input)?
+        {
+            let envelope = head.envelope.clone()?;
+            let body = match head.encoding {
+                Encoding::Identity => body,
+                Encoding::Gzip => inflate(&body)?,
+                Encoding::Unknown => return Err(Refusal::Encoding),
+            };
+            let head::Envelope { from, to, name } = envelope;
+            return Ok(Some(Incoming { from, to, name, body }));
+        }
+    }
+    Ok(None)
+}
