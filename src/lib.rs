@@ -57,6 +57,7 @@
 //! What is done:
 //!
 //! - [`zookeeper`]: a session with ZooKeeper, for the store and the detector
+//! - [`program`]: running another program to its end, or to ours
 //! - [`store`]: keeps the master's state: in a file, in ZooKeeper, or in memory
 //! - [`transport`]: messages and HTTP over TCP, as libprocess speaks them
 //! - [`detector`]: where the master is, and which of several masters leads
@@ -85,6 +86,7 @@ pub mod master;
 pub mod metrics;
 pub mod module;
 pub mod mutation;
+pub mod program;
 pub mod protocol;
 pub mod runtime;
 pub mod store;

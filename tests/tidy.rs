@@ -40,7 +40,7 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 24] = [
+const ROOMS: [(&str, Kind); 25] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
@@ -55,6 +55,7 @@ const ROOMS: [(&str, Kind); 24] = [
     ("agent", Kind::Pure),
     ("http", Kind::Pure),
     ("zookeeper", Kind::Link),
+    ("program", Kind::Link),
     ("store", Kind::Adapter),
     ("detector", Kind::Adapter),
     ("transport", Kind::Adapter),

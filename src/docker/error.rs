@@ -4,12 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::command::Finished;
 use super::network::Difference;
 use crate::addr::{DeviceName, OverlayName, Subnet};
+use crate::program::Finished;
 
-/// Most characters of a text of Docker that are shown.
-const SAID_MAX: usize = 300;
 /// Most containers that are named.
 const NAMED_MAX: usize = 3;
 
@@ -266,23 +264,5 @@ impl Complaint {
 
 /// The line of a complaint that tells most, fit to be shown.
 pub(super) fn first_line(finished: &Finished) -> String {
-    let text = String::from_utf8_lossy(&finished.stderr);
-    // Without a home directory, as in an agent that systemd starts, Docker first warns of its own
-    // configuration file.
-    let line = text
-        .lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty() && !line.to_lowercase().starts_with("warning"));
-    let Some(mut line) = line else {
-        return format!("it said nothing and ended with {}", finished.status);
-    };
-    for prefix in ["docker: ", "Error response from daemon: ", "Error: "] {
-        line = line.strip_prefix(prefix).unwrap_or(line);
-    }
-    let clean = line.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
-    let mut said: String = clean.take(SAID_MAX).collect();
-    if line.chars().nth(SAID_MAX).is_some() {
-        said.push_str("...");
-    }
-    said
+    finished.complaint(&["docker: ", "Error response from daemon: ", "Error: "])
 }

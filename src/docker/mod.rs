@@ -10,7 +10,6 @@
 //! repaired: the options of a network cannot be changed, and to make it anew would cut off
 //! containers.
 
-mod command;
 mod engine;
 mod error;
 mod network;
@@ -22,12 +21,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::command::{Failure, Finished};
 use self::engine::Engine;
 use self::error::Complaint;
 use self::network::{Found, Verdict};
 use crate::addr::OverlayName;
 use crate::agent::DockerNetwork;
+use crate::program::{self, Failure, Finished};
 
 pub use self::error::{DockerError, Overlap, Reason};
 pub use self::network::Difference;
@@ -191,7 +190,7 @@ impl Docker {
         let program = &self.program;
         let all = self.leading.iter().map(OsString::as_os_str);
         let all = all.chain(arguments.iter().map(|argument| argument.as_ref().as_ref()));
-        command::run(program, all, deadline).await.map_err(|failure| {
+        program::run(&self.program, all, b"", deadline).await.map_err(|failure| {
             let command = shown(arguments);
             match failure {
                 Failure::NotFound => Reason::ProgramNotFound { program: program.clone() },

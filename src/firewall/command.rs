@@ -1,14 +1,16 @@
 //! Runs `nft`, `iptables` and `ipset`. Each call does all that belongs together, so that a handful
 //! of them is enough for any number of rules.
 
-use std::io::{self, Write as _};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::program::{Failure, run_blocking};
 
 /// Where they are on every distribution. Looked at first, since the agent's own path may lack them.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
-/// Most characters of a program's complaint that are shown.
-const SAID_MAX: usize = 300;
+/// How long one may take. iptables waits five seconds of it for others who are at work.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the firewall is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +28,22 @@ pub enum FirewallError {
         command: String,
         /// The system's answer.
         reason: String,
+    },
+    /// The program was killed at the deadline.
+    #[error(
+        "firewall: '{command}' did not end within {timeout} and was killed: see what holds the \
+         rules, or set firewall to none",
+        timeout = humantime::format_duration(TIMEOUT)
+    )]
+    TimedOut {
+        /// What was run.
+        command: String,
+    },
+    /// The program was killed because it wrote without end.
+    #[error("firewall: '{command}' wrote too much and was killed: this host has too many rules")]
+    TooMuchOutput {
+        /// What was run.
+        command: String,
     },
     /// The program refused.
     #[error(
@@ -55,28 +73,19 @@ pub(super) fn run(
     input: &str,
 ) -> Result<String, FirewallError> {
     let path = place(program).ok_or(FirewallError::ProgramNotFound(program))?;
-    let command = format!("{program} {}", arguments.join(" "));
-    let start = |error: io::Error| FirewallError::Start {
-        command: command.clone(),
-        reason: error.to_string(),
-    };
-    let mut child = Command::new(path)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(start)?;
-    // They read all of their input before they say anything.
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(input.as_bytes());
+    let words = arguments.iter().map(OsStr::new);
+    let command = || format!("{program} {}", arguments.join(" "));
+    let finished =
+        run_blocking(&path, words, input.as_bytes(), TIMEOUT).map_err(|failure| match failure {
+            Failure::NotFound => FirewallError::ProgramNotFound(program),
+            Failure::Start(error) | Failure::Lost(error) => {
+                FirewallError::Start { command: command(), reason: error.to_string() }
+            }
+            Failure::TimedOut => FirewallError::TimedOut { command: command() },
+            Failure::TooMuchOutput => FirewallError::TooMuchOutput { command: command() },
+        })?;
+    if finished.success {
+        return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
     }
-    let output = child.wait_with_output().map_err(start)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let words = String::from_utf8_lossy(&output.stderr);
-    let line = words.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    let said = line.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
-    Err(FirewallError::Refused { command, said: said.take(SAID_MAX).collect() })
+    Err(FirewallError::Refused { command: command(), said: finished.complaint(&["Error: "]) })
 }

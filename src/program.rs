@@ -1,4 +1,4 @@
-//! Running a program that may hang, flood us, or leave children behind.
+//! Running a program that may hang, flood us, or leave children behind: `docker`, `nft`, `ipset`.
 //!
 //! The program gets a process group of its own, which is killed as a whole: a `docker` that hangs
 //! may itself wait for a helper, which would otherwise live on and hold our pipes open.
@@ -19,14 +19,17 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// Longest answer that is read. 1,000 networks with some containers each are about 2 MiB.
-const STDOUT_MAX: u64 = 8 * 1024 * 1024;
+/// Longest answer that is read. 1,000 Docker networks with some containers each are about 2 MiB,
+/// the rules of iptables for 20,000 services about 20 MiB.
+const STDOUT_MAX: u64 = 64 * 1024 * 1024;
 /// Longest complaint that is read; one line of it is shown.
 const STDERR_MAX: u64 = 64 * 1024;
+/// Most characters of a complaint that are shown.
+const SAID_MAX: usize = 300;
 /// How long a killed program is waited for. It dies at once unless the kernel holds it in a system
 /// call; then it is reaped later.
 const REAP_MAX: Duration = Duration::from_secs(1);
@@ -36,16 +39,46 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 
 /// A program that has ended.
 #[derive(Debug)]
-pub(super) struct Finished {
-    pub(super) success: bool,
-    pub(super) status: ExitStatus,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+pub struct Finished {
+    /// Whether it says that it succeeded.
+    pub success: bool,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its answer.
+    pub stdout: Vec<u8>,
+    /// Its complaints.
+    pub stderr: Vec<u8>,
+}
+
+impl Finished {
+    /// The line of its complaints that tells most, without these `openings`, fit to be shown.
+    #[must_use]
+    pub fn complaint(&self, openings: &[&str]) -> String {
+        let text = String::from_utf8_lossy(&self.stderr);
+        // Without a home directory, as in an agent that systemd starts, Docker first warns of its
+        // own configuration file.
+        let line = text
+            .lines()
+            .map(str::trim)
+            .find(|line| !line.is_empty() && !line.to_lowercase().starts_with("warning"));
+        let Some(mut line) = line else {
+            return format!("it said nothing and ended with {}", self.status);
+        };
+        for opening in openings {
+            line = line.strip_prefix(opening).unwrap_or(line);
+        }
+        let clean = line.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
+        let mut said: String = clean.take(SAID_MAX).collect();
+        if line.chars().nth(SAID_MAX).is_some() {
+            said.push_str("...");
+        }
+        said
+    }
 }
 
 /// A program that did not end as programs do.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub enum Failure {
     /// There is no such program.
     NotFound,
     /// It could not be started.
@@ -59,21 +92,26 @@ pub(super) enum Failure {
 }
 
 /// Runs `program` to its end, or kills it with all its children at the `deadline`, or when the
-/// caller loses interest and drops the future.
-pub(super) async fn run(
+/// caller loses interest and drops the future. It gets `input`, as far as it reads it.
+///
+/// # Errors
+/// See [`Failure`]. A program that says that it failed is none.
+pub async fn run(
     program: &Path,
     arguments: impl Iterator<Item = &OsStr>,
+    input: &[u8],
     deadline: Instant,
 ) -> Result<Finished, Failure> {
     let mut command = Command::new(program);
     command.args(arguments).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let leader = start(&mut command).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Failure::NotFound,
         _ => Failure::Start(error),
     })?;
     let mut group = Group { leader: Some(leader) };
-    let result = match timeout_at(deadline, group.finish()).await {
+    let result = match timeout_at(deadline, group.finish(input)).await {
         Ok(result) => result,
         Err(_) => Err(Failure::TimedOut),
     };
@@ -82,6 +120,21 @@ pub(super) async fn run(
         let _ = timeout(REAP_MAX, group.end()).await;
     }
     result
+}
+
+/// The same for a thread that may block, and that is not within a runtime of tokio.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_blocking<'a>(
+    program: &Path,
+    arguments: impl Iterator<Item = &'a OsStr>,
+    input: &[u8],
+    timeout: Duration,
+) -> Result<Finished, Failure> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_io().enable_time().build().map_err(Failure::Start)?;
+    runtime.block_on(async { run(program, arguments, input, Instant::now() + timeout).await })
 }
 
 /// Starts a program on which signals act. It inherits the mask of the thread that starts it, and in
@@ -105,13 +158,15 @@ struct Group {
 
 impl Group {
     /// Reads to the end of the output, and looks for the end of the program afterwards.
-    async fn finish(&mut self) -> Result<Finished, Failure> {
-        let leader = self.leader.as_mut();
-        let (stdout, stderr) =
-            leader.map_or((None, None), |leader| (leader.stdout.take(), leader.stderr.take()));
+    async fn finish(&mut self, input: &[u8]) -> Result<Finished, Failure> {
+        let (stdin, stdout, stderr) = match &mut self.leader {
+            Some(leader) => (leader.stdin.take(), leader.stdout.take(), leader.stderr.take()),
+            None => (None, None, None),
+        };
+        let stdin = write(stdin.map(OwnedFd::from), input);
         let stdout = read(stdout.map(OwnedFd::from), STDOUT_MAX);
         let stderr = read(stderr.map(OwnedFd::from), STDERR_MAX);
-        let (stdout, stderr) = tokio::try_join!(stdout, stderr)?;
+        let ((), stdout, stderr) = tokio::try_join!(stdin, stdout, stderr)?;
         let status = self.end().await.map_err(Failure::Lost)?;
         Ok(Finished { success: status.success(), status, stdout, stderr })
     }
@@ -165,10 +220,19 @@ impl Drop for Group {
 /// Reaps a killed program on a thread of its own, which ends with it. Not in a task: this may be
 /// the shutdown of the runtime, while the process that we are part of lives on.
 fn reap_apart(mut killed: Child) {
-    let thread = thread::Builder::new().name("docker-reaper".to_owned());
+    let thread = thread::Builder::new().name("overlay-reaper".to_owned());
     if let Err(error) = thread.spawn(move || killed.wait()) {
-        log::warn!("start a thread that reaps a killed docker: {error}: it stays as a zombie");
+        log::warn!("start a thread that reaps a killed program: {error}: it stays as a zombie");
     }
+}
+
+async fn write(sink: Option<OwnedFd>, content: &[u8]) -> Result<(), Failure> {
+    if let Some(sink) = sink {
+        let mut sink = pipe::Sender::from_owned_fd(sink).map_err(Failure::Lost)?;
+        // A program that does not read all of it says why, or has heard enough.
+        let _ = sink.write_all(content).await;
+    }
+    Ok(())
 }
 
 async fn read(source: Option<OwnedFd>, limit: u64) -> Result<Vec<u8>, Failure> {
@@ -202,7 +266,7 @@ mod tests {
         /// Runs `script`, to which `$0` is the directory.
         async fn run(&self, script: &str, timeout: Duration) -> Result<Finished, Failure> {
             let arguments = ["-c".as_ref(), script.as_ref(), self.0.path().as_os_str()];
-            run(Path::new("/bin/sh"), arguments.into_iter(), Instant::now() + timeout).await
+            run(Path::new("/bin/sh"), arguments.into_iter(), b"", Instant::now() + timeout).await
         }
 
         /// What it wrote into the file `name`, when it has.
@@ -257,6 +321,18 @@ mod tests {
         assert_eq!((finished.success, finished.status.code()), (false, Some(7)));
         let finished = Script::new().run("cat; kill -9 $$", LONG).await.unwrap();
         assert_eq!((finished.stdout.len(), finished.status.code()), (0, None));
+    }
+
+    #[test]
+    fn a_program_gets_what_it_is_to_read_and_may_leave_it() {
+        let run = |script: &str, input: &[u8]| {
+            let arguments = ["-c".as_ref(), script.as_ref()].into_iter();
+            run_blocking(Path::new("/bin/sh"), arguments, input, LONG).unwrap()
+        };
+        // More than a pipe holds, in both directions at once.
+        let long = vec![b'x'; 1 << 20];
+        assert!(run("cat", &long).stdout == long);
+        assert_eq!(run("exec <&-; echo enough", &long).stdout, b"enough\n");
     }
 
     #[tokio::test]
