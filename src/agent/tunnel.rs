@@ -21,6 +21,12 @@ use crate::tunnel::{Desired, Fault};
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long somebody else who is at work is let finish before it is looked at what they did.
 const SETTLING: Duration = Duration::from_millis(20);
+/// How soon all is verified after we changed something: what others changed at the same moment is
+/// heard together with our own changes, and nobody can tell them apart.
+const RECHECK: Duration = Duration::from_secs(10);
+/// Pause after somebody's change was looked at in vain: there may be one after the other, such as
+/// of rules that are not ours.
+const IDLE: Duration = Duration::from_millis(500);
 /// Bounds of the pause after a repair: whoever undoes ours at once is not fought for every packet.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// After how long without a repair it was no fight.
@@ -237,9 +243,13 @@ impl Tunnel {
         for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
             log::error!("{}", fault.reason);
         }
+        if result.changes == 0 && scope != Scope::Change {
+            self.not_before = self.not_before.max(now.elapsed + IDLE);
+        }
         if faults.is_empty() {
             self.backoff.reset();
-            self.verify_within(now, settings.verify_interval);
+            let soon = if result.changes > 0 { RECHECK } else { settings.verify_interval };
+            self.verify_within(now, soon.min(settings.verify_interval));
         } else {
             counters.dataplane_failures += 1;
             let wait = self.backoff.next_wait(random);

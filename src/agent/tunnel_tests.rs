@@ -313,6 +313,16 @@ fn where_collisions_are_allowed_nobody_inspects() {
     assert_eq!(world.applied(1, NetworkKind::Cni, Ok(())), NOTHING);
     assert_eq!(world.programmed(1, 9, Vec::new()), [REPORT]);
     assert_eq!(world.acknowledge(), NOTHING);
+    // Others may have changed something while we did.
     while !world.sleep().iter().any(|it| it == "attempt 2: program everything for 1 overlays") {}
-    assert_eq!(world.now.elapsed.as_secs(), 60);
+    assert_eq!(world.now.elapsed.as_secs(), 10);
+    assert_eq!(world.programmed(2, 0, Vec::new()), NOTHING);
+    let verified = world.now.elapsed;
+    // Rules that are not ours are changed all the time.
+    assert_eq!(world.after(Event::Drifted(Scope::Firewall)), NOTHING);
+    assert_eq!(world.sleep(), ["attempt 3: program the firewall for 1 overlays"]);
+    assert_eq!((world.now.elapsed - verified).as_millis(), 500);
+    assert_eq!(world.programmed(3, 0, Vec::new()), NOTHING);
+    while !world.sleep().iter().any(|it| it == "attempt 4: program everything for 1 overlays") {}
+    assert_eq!((world.now.elapsed - verified).as_secs(), 60);
 }

@@ -1,7 +1,7 @@
 //! Listens to what others change in the kernel, so that a repair need not wait for the next
 //! verification. It says that something changed, not what: the verification finds that out, and
-//! cannot be misled by an event that was lost. Our own changes are heard as well; the verification
-//! after them finds nothing to do and so makes no further ones.
+//! cannot be misled by an event that was lost. Our own changes are heard as well: whoever makes
+//! them forgets what is heard meanwhile, and verifies soon after.
 
 use std::io;
 use std::net::IpAddr;
@@ -89,7 +89,8 @@ impl Monitor {
         }
     }
 
-    /// Forgets all that waits: for use before the state is read anyway.
+    /// Forgets all that waits: for use before the state is read anyway, and after changes of our
+    /// own, of which the kernel tells everybody before it answers us.
     ///
     /// # Errors
     /// When the socket is of no use any more.

@@ -25,6 +25,9 @@ const BATCH_BYTES_MAX: usize = 32 * 1024;
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// Receive buffer of the kernel, in which a burst of events waits.
 const KERNEL_BUFFER: usize = 8 * 1024 * 1024;
+/// Most messages that are passed over at once: where somebody writes faster than we read, there is
+/// no end of them.
+const DRAIN_MAX: usize = 65_536;
 /// How often a dump is repeated that was changed while it was made.
 const DUMP_TRIES: usize = 5;
 /// How long the kernel may take for an answer: it is under way when the request has been sent.
@@ -161,7 +164,11 @@ impl Netlink {
 
     /// Takes what still waits, so that it is not held for the answer to the next request.
     pub(super) fn drain(&mut self) -> io::Result<()> {
-        while self.drain_one()? {}
+        for _ in 0..DRAIN_MAX {
+            if !self.drain_one()? {
+                break;
+            }
+        }
         Ok(())
     }
 

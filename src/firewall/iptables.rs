@@ -4,8 +4,9 @@
 //! `DOCKER-USER`, which it leaves to others.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use super::ruleset::Ruleset;
+use super::ruleset::{AgentNews, Ruleset};
 use crate::addr::{Family, Subnet};
 
 /// Chain that accepts before others, and isolates overlays.
@@ -109,5 +110,20 @@ pub(super) fn sets(rules: &Ruleset, family: Family) -> String {
         let _ = writeln!(text, "add -exist {set}-new {agent}");
     }
     let _ = write!(text, "swap {set} {set}-new\ndestroy {set}-new\n");
+    text
+}
+
+/// What brings the sets of agents up to date, for `ipset restore`.
+pub(super) fn agents(news: &AgentNews) -> String {
+    let set = |agent: &IpAddr| match agent {
+        IpAddr::V4(_) => agents_set(Family::V4),
+        IpAddr::V6(_) => agents_set(Family::V6),
+    };
+    let mut text = String::new();
+    for (how, agents) in [("add", &news.came), ("del", &news.gone)] {
+        for agent in agents {
+            let _ = writeln!(text, "{how} {} {agent}", set(agent));
+        }
+    }
     text
 }

@@ -9,6 +9,7 @@
 
 mod command;
 mod iptables;
+mod listing;
 mod monitor;
 mod nftables;
 mod ruleset;
@@ -18,7 +19,9 @@ mod tests;
 pub use self::command::FirewallError;
 use self::command::{has, run};
 use self::iptables::Scope;
+use self::listing::Listing;
 pub use self::monitor::Monitor;
+use self::ruleset::AgentNews;
 pub use self::ruleset::{Options, Ruleset};
 use crate::addr::Family;
 
@@ -48,7 +51,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Firewall {
     backend: Backend,
-    /// What was made last, and how it was listed then.
+    /// What was made last, and how all but the agents was listed then.
     made: Option<(Ruleset, String)>,
 }
 
@@ -84,8 +87,9 @@ impl Firewall {
             return Ok(Outcome::Unchanged);
         }
         let outcome = match &self.made {
-            Some((made, listing)) if made == rules => {
-                if self.listing()? == *listing {
+            Some((made, rest)) if made == rules => {
+                let listing = self.listing()?;
+                if listing.rest == *rest && listing.agents == rules.listed_agents() {
                     return Ok(Outcome::Unchanged);
                 }
                 Outcome::Repaired
@@ -98,8 +102,39 @@ impl Firewall {
         } else {
             self.make(rules)?;
         }
-        self.made = Some((rules.clone(), self.listing()?));
+        self.made = Some((rules.clone(), self.listing()?.rest));
         Ok(outcome)
+    }
+
+    /// Makes what is wanted otherwise than before, without a look at what there is. If that is only
+    /// other agents, the cost is that of those that come and go.
+    ///
+    /// # Errors
+    /// As [`Self::verify`], which is called where that does not suffice.
+    pub fn update(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
+        if let Some((made, rest)) = &self.made
+            && let Some(news) = rules.agents_since(made)
+        {
+            if news.is_empty() {
+                return Ok(Outcome::Unchanged);
+            }
+            let (done, rest) = (self.change_agents(&news), rest.clone());
+            if done.is_ok() {
+                self.made = Some((rules.clone(), rest));
+                return Ok(Outcome::Made);
+            }
+            // Somebody has changed the set: all of it is made anew.
+            self.made = None;
+        }
+        self.verify(rules)
+    }
+
+    fn change_agents(&self, news: &AgentNews) -> Result<(), FirewallError> {
+        match self.backend {
+            Backend::Nftables => run("nft", &["-f", "-"], &nftables::agents(news)).map(drop),
+            Backend::Iptables => run("ipset", &["restore"], &iptables::agents(news)).map(drop),
+            Backend::None => Ok(()),
+        }
     }
 
     fn make(&self, rules: &Ruleset) -> Result<(), FirewallError> {
@@ -122,36 +157,23 @@ impl Firewall {
     }
 
     /// All rules of ours as they are now.
-    fn listing(&self) -> Result<String, FirewallError> {
-        let mut listing = String::new();
+    fn listing(&self) -> Result<Listing, FirewallError> {
+        let mut listing = Listing::default();
         if self.backend == Backend::Nftables {
             let mut arguments = vec!["-s", "list", "table"];
             arguments.extend(nftables::TABLE.split(' '));
             // Without the table the answer is an error, and the listing empty.
-            listing = run("nft", &arguments, "").unwrap_or_default();
+            listing.add_table(&run("nft", &arguments, "").unwrap_or_default());
         }
         for family in [Family::V4, Family::V6] {
             let programs = Programs::of(family);
             if !has(programs.save) {
                 continue;
             }
-            let rules = run(programs.save, &[], "")?;
-            // And what makes ours necessary, which comes when Docker is started.
-            let is_ours = |line: &&str| {
-                line.contains(iptables::FORWARD)
-                    || line.starts_with(":FORWARD ")
-                    || line.starts_with(":DOCKER-USER ")
-            };
-            // Without the counters, which stand in brackets.
-            let lines = rules.lines().filter(is_ours);
-            lines.for_each(|line| {
-                listing.push_str(line.split(" [").next().unwrap_or(line));
-                listing.push('\n');
-            });
+            listing.add_chains(&run(programs.save, &[], "")?);
             if self.backend == Backend::Iptables {
-                listing.push_str(
-                    &run("ipset", &["save", iptables::agents_set(family)], "").unwrap_or_default(),
-                );
+                let save = ["save", iptables::agents_set(family)];
+                listing.add_set(&run("ipset", &save, "").unwrap_or_default());
             }
         }
         Ok(listing)

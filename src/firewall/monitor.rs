@@ -15,6 +15,9 @@ const GROUP: u32 = 7;
 /// `ENOBUFS`: events were lost, so that something was changed.
 const LOST: i32 = 105;
 
+/// Most messages that are forgotten at once: somebody may change rules without end.
+const FORGOTTEN_MAX: usize = 4096;
+
 /// A listener.
 #[derive(Debug)]
 pub struct Monitor {
@@ -57,6 +60,22 @@ impl Monitor {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Monitor {
+    /// Forgets all that waits: after changes of our own, of which the kernel tells everybody before
+    /// it answers who made them.
+    ///
+    /// # Errors
+    /// When the socket is of no use any more.
+    pub fn forget(&mut self) -> io::Result<()> {
+        for _ in 0..FORGOTTEN_MAX {
+            if !self.wait(Duration::ZERO)? {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -3,8 +3,9 @@
 //! every nft can read, and which reads worse in a test.
 
 use std::fmt::{Display, Write as _};
+use std::net::IpAddr;
 
-use super::ruleset::Ruleset;
+use super::ruleset::{AgentNews, Ruleset};
 use crate::addr::Family;
 
 /// Our table.
@@ -39,6 +40,22 @@ pub(super) fn script(rules: &Ruleset) -> String {
 /// What removes the table, also where there is none.
 pub(super) fn remove() -> String {
     format!("table {TABLE}\ndelete table {TABLE}\n")
+}
+
+/// What brings the sets of agents up to date, in one transaction.
+pub(super) fn agents(news: &AgentNews) -> String {
+    let mut text = String::new();
+    for (how, agents) in [("add", &news.came), ("delete", &news.gone)] {
+        for family in [Family::V4, Family::V6] {
+            let (_, short) = words(family);
+            let is_its = |agent: &&IpAddr| agent.is_ipv4() == (family == Family::V4);
+            let elements = list(agents.iter().filter(is_its));
+            if !elements.is_empty() {
+                let _ = writeln!(text, "{how} element {TABLE} agents{short} {{ {elements} }}");
+            }
+        }
+    }
+    text
 }
 
 const fn words(family: Family) -> (&'static str, &'static str) {

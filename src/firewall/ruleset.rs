@@ -42,6 +42,19 @@ pub struct Ruleset {
     pub isolate: bool,
 }
 
+/// Agents that came and went.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AgentNews {
+    pub(super) came: Vec<IpAddr>,
+    pub(super) gone: Vec<IpAddr>,
+}
+
+impl AgentNews {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.came.is_empty() && self.gone.is_empty()
+    }
+}
+
 impl Ruleset {
     /// The rules for what is wanted of the dataplane.
     #[must_use]
@@ -83,5 +96,23 @@ impl Ruleset {
     pub(super) fn agents(&self, family: Family) -> Vec<IpAddr> {
         let agents = self.agents.iter().flatten().copied();
         agents.filter(|agent| agent.is_ipv4() == (family == Family::V4)).collect()
+    }
+
+    /// What the sets of agents have to contain.
+    pub(super) fn listed_agents(&self) -> BTreeSet<IpAddr> {
+        self.agents.clone().unwrap_or_default()
+    }
+
+    /// Who came and went since `before`, if nothing else is another.
+    pub(super) fn agents_since(&self, before: &Self) -> Option<AgentNews> {
+        let (Some(new), Some(old)) = (&self.agents, &before.agents) else { return None };
+        let is_same = self.spaces == before.spaces
+            && self.devices == before.devices
+            && self.ports == before.ports
+            && (self.masquerade, self.isolate) == (before.masquerade, before.isolate);
+        is_same.then(|| AgentNews {
+            came: new.difference(old).copied().collect(),
+            gone: old.difference(new).copied().collect(),
+        })
     }
 }

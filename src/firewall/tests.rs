@@ -102,6 +102,28 @@ fn iptables_gets_chains_of_its_own() {
 }
 
 #[test]
+fn agents_that_come_and_go_cost_no_more_than_themselves() {
+    let before = Ruleset::new(&desired(), Options::default());
+    let mut after = before.clone();
+    after.agents = Some([[10, 0, 0, 3].into(), "fd00::3".parse().unwrap()].into());
+    let news = after.agents_since(&before).unwrap();
+    assert_eq!(
+        nftables::agents(&news),
+        "add element inet mesos_overlay agents4 { 10.0.0.3 }\n\
+         add element inet mesos_overlay agents6 { fd00::3 }\n\
+         delete element inet mesos_overlay agents4 { 10.0.0.2 }\n"
+    );
+    assert_eq!(
+        iptables::agents(&news),
+        "add mesos-overlay-4 10.0.0.3\nadd mesos-overlay-6 fd00::3\ndel mesos-overlay-4 10.0.0.2\n"
+    );
+    assert!(before.agents_since(&before).unwrap().is_empty());
+    after.isolate = true;
+    assert_eq!(after.agents_since(&before), None);
+    assert_eq!(Ruleset::default().agents_since(&before), None);
+}
+
+#[test]
 fn errors_say_what_to_do() {
     assert_eq!(
         run("nft-of-nobody", &[], "").unwrap_err().to_string(),

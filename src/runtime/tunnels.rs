@@ -115,7 +115,6 @@ struct Worker {
     wake: Arc<OwnedFd>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
-    rules: Ruleset,
     ears: Ears,
 }
 
@@ -131,9 +130,8 @@ struct Ears {
 
 impl Worker {
     fn new(options: TunnelOptions, inbox: Inbox<Agent>, wake: Arc<OwnedFd>) -> Self {
-        let rules = Ruleset::default();
         let ears = Ears::default();
-        Self { options, inbox, wake, dataplane: None, firewall: None, rules, ears }
+        Self { options, inbox, wake, dataplane: None, firewall: None, ears }
     }
 
     fn run(mut self, jobs: &mpsc::Receiver<Job>) {
@@ -145,6 +143,7 @@ impl Worker {
                 }
                 Ok(Job::Program { attempt, desired, scope }) => {
                     let result = self.program(&desired, scope);
+                    self.ears.forget_echo();
                     self.inbox.tell_blocking(Event::Programmed { attempt, result });
                 }
                 Err(TryRecvError::Empty) => self.listen(),
@@ -205,10 +204,11 @@ impl Worker {
 
     fn make_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) {
         let rules = Ruleset::new(desired, self.options.rules);
-        if scope == Scope::Change && rules == self.rules && self.firewall.is_some() {
-            return;
-        }
-        match self.firewall().and_then(|firewall| firewall.verify(&rules)) {
+        let made = self.firewall().and_then(|firewall| match scope {
+            Scope::Change => firewall.update(&rules),
+            _ => firewall.verify(&rules),
+        });
+        match made {
             Ok(Outcome::Unchanged) => {}
             Ok(Outcome::Made | Outcome::Repaired) => {
                 let what = if rules.is_empty() { "removed" } else { "made" };
@@ -216,7 +216,6 @@ impl Worker {
             }
             Err(error) => result.faults.push(Fault::of_host(error)),
         }
-        self.rules = rules;
     }
 
     fn firewall(&mut self) -> Result<&mut Firewall, FirewallError> {
@@ -237,11 +236,7 @@ impl Worker {
         match self.ears.wait(&self.wake) {
             Ok(Some(scope)) => self.inbox.tell_blocking(Event::Drifted(scope)),
             Ok(None) => {}
-            Err(error) => {
-                // Drift is found at the next verification, then.
-                log::warn!("cannot listen for changes of the host's network: {error}");
-                (self.ears.kernel, self.ears.rules) = (None, None);
-            }
+            Err(error) => self.ears.close(&error),
         }
     }
 }
@@ -256,6 +251,22 @@ impl Ears {
         if self.rules.is_none() {
             self.rules = firewall::Monitor::open().ok();
         }
+    }
+
+    /// Passes over what was heard while we worked: our own changes, as good as always. What others
+    /// did meanwhile is found by the machine, which has it verified soon after a change.
+    fn forget_echo(&mut self) {
+        let kernel = self.kernel.as_mut().map_or(Ok(()), dataplane::Monitor::forget);
+        let rules = self.rules.as_mut().map_or(Ok(()), firewall::Monitor::forget);
+        if let Err(error) = kernel.and(rules) {
+            self.close(&error);
+        }
+    }
+
+    /// Drift is found at the next verification, then.
+    fn close(&mut self, error: &io::Error) {
+        log::warn!("cannot listen for changes of the host's network: {error}");
+        (self.kernel, self.rules) = (None, None);
     }
 
     /// What has changed, unless it was told already since the last job.

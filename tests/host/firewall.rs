@@ -40,6 +40,12 @@ impl Site {
         verified.unwrap_or_else(|error| panic!("{error}"))
     }
 
+    fn update(&mut self, index: usize, rules: &Ruleset) -> Outcome {
+        let wall = &mut self.walls[index];
+        let updated = self.hosts.hosts[index].namespace.inside(|| wall.update(rules));
+        updated.unwrap_or_else(|error| panic!("{error}"))
+    }
+
     /// From whom a datagram of the first container comes, where it arrives.
     fn sender_at(&self, to: &Host, address: &str) -> Option<String> {
         let address = SocketAddr::new(address.parse().expect("it is an address"), 7008);
@@ -85,6 +91,23 @@ fn packets_of_strangers_are_dropped() {
         site.verify(0, &rules);
         assert!(!site.host(2).container_reaches(&to, 16), "{backend:?}");
         assert!(site.host(1).container_reaches(&to, 16), "{backend:?}");
+        // The third agent comes back, the second goes, and nothing but them is written.
+        let agents = rules.agents.as_mut().expect("it is the default");
+        agents.remove(&Underlay::V4.address(2));
+        agents.insert(Underlay::V4.address(3));
+        assert_eq!(site.update(0, &rules), Outcome::Made);
+        assert!(site.host(2).container_reaches(&to, 16), "{backend:?}");
+        assert!(!site.host(1).container_reaches(&to, 16), "{backend:?}");
+        assert_eq!(site.update(0, &rules), Outcome::Unchanged);
+        assert_eq!(site.verify(0, &rules), Outcome::Unchanged);
+        // Somebody empties the set.
+        site.host(0).namespace.run(match backend {
+            Backend::Iptables => "ipset flush mesos-overlay-4",
+            _ => "nft flush set inet mesos_overlay agents4",
+        });
+        assert!(!site.host(2).container_reaches(&to, 16), "{backend:?}");
+        assert_eq!(site.verify(0, &rules), Outcome::Repaired);
+        assert!(site.host(2).container_reaches(&to, 16), "{backend:?}");
         let everybody = Options { known_agents_only: false, ..Options::default() };
         let rules = site.rules(everybody);
         site.verify(0, &rules);
