@@ -6,11 +6,10 @@
 //! and one more: which agent a connection is for is told by the address that it came to. All of it
 //! runs on the thread of the caller's runtime, and leaves the other processors to the master.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mesos_network_overlay::addr::Upid;
@@ -19,10 +18,11 @@ use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::libprocess::{RECEIPT, request, take_message, take_receipts};
+use super::promises::Promises;
 
 /// The address of the first agent; the others follow.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
@@ -35,49 +35,56 @@ const BACKLOG: u32 = 65_535;
 const PATIENCE: Duration = Duration::from_secs(3);
 const JITTER_MILLISECONDS: u64 = 1000;
 
-/// How long an agent waits before it connects again to a master that is away.
-const RECONNECT: Duration = Duration::from_millis(50);
+/// How many milliseconds an agent waits before it connects again to a master that is away.
+const RECONNECT_MILLISECONDS: std::ops::Range<u64> = 30..200;
 
 /// Descriptors for everything but the two connections of each agent.
 const SPARE_DESCRIPTORS: usize = 200;
 
-/// What all agents were told.
-pub(crate) type Told = BTreeMap<Ipv4Addr, Vec<Assignment>>;
+/// Who leads. Agents wait while nobody does.
+pub(crate) type Leader = watch::Receiver<Option<SocketAddrV4>>;
 
 /// The agents.
 pub(crate) struct Agents {
-    master: Upid,
+    leader: Leader,
     agents: Vec<Agent>,
-    /// Whether they stay away from the master for now.
-    pub(crate) are_held: AtomicBool,
+    /// What they were told.
+    pub(crate) promises: Mutex<Promises>,
+    /// How many are alive.
+    alive: AtomicUsize,
     /// How many are linked to the master and acknowledged by it.
     acknowledged: AtomicUsize,
     /// How often an agent was told its addresses.
     pub(crate) updates: AtomicUsize,
-    /// Open connections, in both directions.
-    pub(crate) connections: AtomicUsize,
+    /// How often one registered.
+    pub(crate) registrations: AtomicUsize,
     /// Registrations that got no answer in time.
     repeated: AtomicUsize,
-    /// What no master may do.
-    faults: Mutex<Vec<String>>,
     changed: Notify,
 }
 
 struct Agent {
     upid: Upid,
+    /// The lives that it has begun and ended: it is alive while the number is even.
+    life: watch::Sender<u64>,
     state: Mutex<AgentState>,
 }
 
 #[derive(Default)]
 struct AgentState {
     link: Option<Arc<TcpStream>>,
-    told: Option<Vec<Assignment>>,
     is_acknowledged: bool,
+    /// How often it has registered, since somebody began to count.
+    tries: usize,
+}
+
+const fn is_alive(life: u64) -> bool {
+    life.is_multiple_of(2)
 }
 
 impl Agents {
-    /// Starts `count` agents of the master at `master`, on the current runtime.
-    pub(crate) fn start(master: SocketAddrV4, count: usize) -> io::Result<Arc<Self>> {
+    /// Starts `count` agents that register with whoever leads, on the current runtime.
+    pub(crate) fn start(leader: Leader, count: usize) -> io::Result<Arc<Self>> {
         allow_descriptors(count)?;
         let listener = TcpSocket::new_v4()?;
         listener.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
@@ -85,17 +92,18 @@ impl Agents {
         let port = listener.local_addr()?.port();
         let agent = |address| Agent {
             upid: Upid::agent(SocketAddrV4::new(Ipv4Addr::from_bits(address), port)),
+            life: watch::Sender::new(0),
             state: Mutex::default(),
         };
         let agents = Arc::new(Self {
-            master: Upid::master(master),
+            leader,
             agents: (FIRST_ADDRESS.to_bits()..).take(count).map(agent).collect(),
-            are_held: AtomicBool::new(false),
+            promises: Mutex::default(),
+            alive: AtomicUsize::new(count),
             acknowledged: AtomicUsize::new(0),
             updates: AtomicUsize::new(0),
-            connections: AtomicUsize::new(0),
+            registrations: AtomicUsize::new(0),
             repeated: AtomicUsize::new(0),
-            faults: Mutex::default(),
             changed: Notify::new(),
         });
         tokio::spawn(Arc::clone(&agents).accept(listener));
@@ -105,12 +113,16 @@ impl Agents {
         Ok(agents)
     }
 
-    /// Waits until the master has acknowledged all agents.
+    /// Waits until the master has acknowledged all agents that are alive.
     pub(crate) async fn all_acknowledged(&self, patience: Duration) -> Result<(), String> {
-        let all = self.agents.len();
-        let is_so = || self.acknowledged.load(Ordering::Relaxed) == all;
+        let count =
+            || (self.acknowledged.load(Ordering::Relaxed), self.alive.load(Ordering::Relaxed));
+        let is_so = || {
+            let (done, all) = count();
+            done == all
+        };
         self.until(patience, is_so).await.map_err(|()| {
-            let done = self.acknowledged.load(Ordering::Relaxed);
+            let (done, all) = count();
             format!("after {patience:?} only {done} of {all} agents are acknowledged")
         })
     }
@@ -118,17 +130,6 @@ impl Agents {
     /// How many registrations got no answer in time and were repeated.
     pub(crate) fn repeated(&self) -> usize {
         self.repeated.load(Ordering::Relaxed)
-    }
-
-    /// What the agents were told until now, those that were told something.
-    pub(crate) fn told(&self) -> Result<Told, String> {
-        let faults = self.faults.lock();
-        if let Some(first) = faults.first() {
-            return Err(format!("{} faults, the first: {first}", faults.len()));
-        }
-        let told =
-            |agent: &Agent| Some((*agent.upid.address.ip(), agent.state.lock().told.clone()?));
-        Ok(self.agents.iter().filter_map(told).collect())
     }
 
     /// Waits until something is so of which the agents take note.
@@ -149,92 +150,155 @@ impl Agents {
         timeout(patience, wait).await.map_err(drop)
     }
 
-    /// The life of an agent: links, and links again when the link ends.
+    /// Which agents are alive, and which are not.
+    pub(crate) fn by_life(&self) -> (Vec<usize>, Vec<usize>) {
+        (0..self.agents.len()).partition(|&index| is_alive(*self.agents[index].life.borrow()))
+    }
+
+    /// As `kill -9` does: it has no connections from now on, and remembers nothing.
+    pub(crate) fn kill(&self, index: usize) {
+        self.agents[index].life.send_if_modified(|life| {
+            let was_alive = is_alive(*life);
+            *life += u64::from(was_alive);
+            self.alive.fetch_sub(usize::from(was_alive), Ordering::Relaxed);
+            was_alive
+        });
+    }
+
+    /// Starts it again.
+    pub(crate) fn revive(&self, index: usize) {
+        self.agents[index].life.send_if_modified(|life| {
+            let was_dead = !is_alive(*life);
+            *life += u64::from(was_dead);
+            self.alive.fetch_add(usize::from(was_dead), Ordering::Relaxed);
+            was_dead
+        });
+    }
+
+    /// The address of an agent.
+    pub(crate) fn ip(&self, index: usize) -> Ipv4Addr {
+        *self.agents[index].upid.address.ip()
+    }
+
+    /// The most registrations of one agent since the last time.
+    pub(crate) fn take_most_tries(&self) -> usize {
+        let tries = self.agents.iter().map(|agent| std::mem::take(&mut agent.state.lock().tries));
+        tries.max().unwrap_or(0)
+    }
+
+    /// An agent: as long as it is alive, it attends to whoever leads.
     async fn live(self: Arc<Self>, index: usize) {
+        let mut life = self.agents[index].life.subscribe();
+        let mut leader = self.leader.clone();
         loop {
-            while self.are_held.load(Ordering::Relaxed) {
-                sleep(RECONNECT).await;
+            let lives = life.wait_for(|life| is_alive(*life)).await.is_ok();
+            let master = leader.wait_for(Option::is_some).await.ok().and_then(|master| *master);
+            let Some(master) = master.filter(|_| lives).map(Upid::master) else { return };
+            tokio::select! {
+                () = self.attend(index, &master) => {}
+                _ = life.changed() => {}
+                () = is_replaced(&mut leader) => {}
             }
-            match self.connect(index).await {
-                Ok(link) => {
-                    let link = Arc::new(link);
-                    let connection = self.count_connection();
-                    self.agents[index].state.lock().link = Some(Arc::clone(&link));
-                    if let Err(fault) = self.serve_link(index, &link).await {
-                        self.fault(index, &fault);
-                    }
-                    let mut state = self.agents[index].state.lock();
-                    state.link = None;
-                    if std::mem::take(&mut state.is_acknowledged) {
-                        self.acknowledged.fetch_sub(1, Ordering::Relaxed);
-                    }
-                    drop(state);
-                    drop(connection);
-                }
-                Err(_) => sleep(RECONNECT).await,
+            let mut state = self.agents[index].state.lock();
+            state.link = None;
+            if std::mem::take(&mut state.is_acknowledged) {
+                self.acknowledged.fetch_sub(1, Ordering::Relaxed);
             }
+            drop(state);
+            self.changed.notify_waiters();
         }
     }
 
-    async fn connect(&self, index: usize) -> io::Result<TcpStream> {
+    /// Links to a master, and registers until the link ends.
+    async fn attend(&self, index: usize, master: &Upid) {
+        let Ok(link) = self.connect(index, master).await else {
+            return sleep(Duration::from_millis(fastrand::u64(RECONNECT_MILLISECONDS))).await;
+        };
+        let link = Arc::new(link);
+        self.agents[index].state.lock().link = Some(Arc::clone(&link));
+        if let Err(fault) = self.serve_link(index, &link, master).await {
+            self.fault(index, &fault);
+        }
+    }
+
+    async fn connect(&self, index: usize, master: &Upid) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4()?;
         let address = *self.agents[index].upid.address.ip();
         nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
         socket.bind(SocketAddr::from((address, 0)))?;
-        socket.connect(self.master.address.into()).await
+        socket.connect(master.address.into()).await
     }
 
     /// Registers, again and again until that is acknowledged, and reads the receipts until the link
     /// ends.
-    async fn serve_link(&self, index: usize, link: &TcpStream) -> Result<(), String> {
+    async fn serve_link(
+        &self,
+        index: usize,
+        link: &TcpStream,
+        master: &Upid,
+    ) -> Result<(), String> {
         let agent = &self.agents[index];
         let register = Message::RegisterAgent(AgentOptions::default());
-        let register = request(&agent.upid, &self.master, &register);
+        let register = request(&agent.upid, master, &register);
         let mut input = Vec::new();
-        if write(link, &register).await.is_err() {
-            return Ok(());
-        }
         loop {
+            self.registrations.fetch_add(1, Ordering::Relaxed);
+            agent.state.lock().tries += 1;
+            if write(link, &register).await.is_err() {
+                return Ok(());
+            }
             let jitter = Duration::from_millis(fastrand::u64(..JITTER_MILLISECONDS));
             let again = Instant::now() + PATIENCE + jitter;
-            match timeout_at(again, read(link, &mut input)).await {
-                Ok(Ok(1..)) => take_receipts(&mut input)?,
-                Ok(_) => return Ok(()),
-                Err(_) if agent.state.lock().is_acknowledged => {}
-                Err(_) => {
-                    self.repeated.fetch_add(1, Ordering::Relaxed);
-                    if write(link, &register).await.is_err() {
-                        return Ok(());
-                    }
+            while let Ok(read) = timeout_at(again, read(link, &mut input)).await {
+                match read {
+                    Ok(1..) => take_receipts(&mut input)?,
+                    Ok(_) | Err(_) => return Ok(()),
                 }
             }
+            while agent.state.lock().is_acknowledged {
+                match read(link, &mut input).await {
+                    Ok(1..) => take_receipts(&mut input)?,
+                    Ok(_) | Err(_) => return Ok(()),
+                }
+            }
+            self.repeated.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
-                sleep(RECONNECT).await;
+                sleep(Duration::from_millis(RECONNECT_MILLISECONDS.start)).await;
                 continue;
             };
-            tokio::spawn(Arc::clone(&self).serve_master(stream));
+            let Some(index) = self.index_of(&stream) else { continue };
+            let mut life = self.agents[index].life.subscribe();
+            if !is_alive(*life.borrow_and_update()) {
+                continue;
+            }
+            let agents = Arc::clone(&self);
+            tokio::spawn(async move {
+                tokio::select! {
+                    biased;
+                    _ = life.changed() => {}
+                    () = agents.serve_master(index, &stream) => {}
+                }
+            });
         }
     }
 
-    /// Takes what the master sends on one connection.
-    async fn serve_master(self: Arc<Self>, stream: TcpStream) {
-        let _connection = self.count_connection();
-        let Some(index) = self.index_of(&stream) else { return };
+    /// Takes what a master sends on one connection.
+    async fn serve_master(&self, index: usize, stream: &TcpStream) {
         let mut input = Vec::new();
-        while let Ok(1..) = read(&stream, &mut input).await {
+        while let Ok(1..) = read(stream, &mut input).await {
             loop {
-                let message = match take_message(&mut input) {
+                let (from, message) = match take_message(&mut input) {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
                     Err(fault) => return self.fault(index, &fault),
                 };
-                let report = self.take(index, message);
-                if write(&stream, RECEIPT).await.is_err() {
+                let report = self.take(index, &from, message);
+                if write(stream, RECEIPT).await.is_err() {
                     return;
                 }
                 if let Some((link, report)) = report {
@@ -246,26 +310,34 @@ impl Agents {
     }
 
     /// Takes note of a message. Returns what is to be sent on which link.
-    fn take(&self, index: usize, message: Message) -> Option<(Arc<TcpStream>, Vec<u8>)> {
+    fn take(
+        &self,
+        index: usize,
+        from: &Upid,
+        message: Message,
+    ) -> Option<(Arc<TcpStream>, Vec<u8>)> {
         let agent = &self.agents[index];
-        let mut state = agent.state.lock();
+        let ip = *agent.upid.address.ip();
+        let is_own_master = *self.leader.borrow() == Some(from.address);
         match message {
-            Message::UpdateAgentOverlays(overlays) => {
-                if let Some(told) = &state.told
-                    && *told != overlays
-                {
-                    self.fault(index, &format!("was told {told:?} and then {overlays:?}"));
-                }
-                state.told = Some(overlays.clone());
+            Message::UpdateAgentOverlays(overlays) if is_own_master => {
+                self.promises.lock().told(ip, &overlays);
                 self.updates.fetch_add(1, Ordering::Relaxed);
                 self.changed.notify_waiters();
                 let is_ready = |overlay| Assignment { status: Some(Status::Ok), ..overlay };
                 let report = overlays.into_iter().map(is_ready).collect();
-                let report = request(&agent.upid, &self.master, &Message::AgentRegistered(report));
-                Some((Arc::clone(state.link.as_ref()?), report))
+                let report = request(&agent.upid, from, &Message::AgentRegistered(report));
+                Some((Arc::clone(agent.state.lock().link.as_ref()?), report))
+            }
+            // As the agent of the program it believes nobody else.
+            Message::UpdateAgentOverlays(overlays) => {
+                self.promises.lock().told_by_another(ip, &overlays);
+                None
             }
             Message::AgentRegisteredAcknowledgement => {
-                if state.link.is_some() && !std::mem::replace(&mut state.is_acknowledged, true) {
+                let mut state = agent.state.lock();
+                let is_linked = is_own_master && state.link.is_some();
+                if is_linked && !std::mem::replace(&mut state.is_acknowledged, true) {
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
                     self.changed.notify_waiters();
                 }
@@ -285,22 +357,15 @@ impl Agents {
     }
 
     fn fault(&self, index: usize, what: &str) {
-        self.faults.lock().push(format!("{}: {what}", self.agents[index].upid));
-    }
-
-    fn count_connection(&self) -> Counted<'_> {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        Counted(self)
+        self.promises.lock().fault(format!("{}: {what}", self.agents[index].upid));
     }
 }
 
-/// A connection that is counted as long as it is open.
-struct Counted<'a>(&'a Agents);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.changed.notify_waiters();
+/// Waits until another master leads, or the same one anew.
+async fn is_replaced(leader: &mut Leader) {
+    if leader.changed().await.is_err() {
+        // Nobody is there any more who could say so.
+        std::future::pending().await
     }
 }
 

@@ -32,8 +32,9 @@ pub(crate) fn request(from: &Upid, to: &Upid, message: &Message) -> Vec<u8> {
     request
 }
 
-/// Takes a whole message for the overlay agent off `input`; `None` if there is none yet.
-pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<Message>, String> {
+/// Takes a whole message for the overlay agent off `input`, and who sends it; `None` if there is
+/// none yet.
+pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<(Upid, Message)>, String> {
     let Some(head_length) = position(input, HEAD_END) else { return Ok(None) };
     let head = std::str::from_utf8(&input[..head_length]).map_err(|error| error.to_string())?;
     let name = head
@@ -41,6 +42,11 @@ pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<Message>, Strin
         .and_then(|rest| rest.split_once(" HTTP/1.1\r\n"))
         .map(|(name, _)| name.to_owned())
         .ok_or_else(|| format!("no message for an agent: {head:?}"))?;
+    let from = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Libprocess-From: "))
+        .ok_or_else(|| format!("nobody sends it: {head:?}"))?;
+    let from = from.parse::<Upid>().map_err(|error| error.to_string())?;
     let is_chunked = head.contains("\r\nTransfer-Encoding: chunked");
     let rest = &input[head_length + HEAD_END.len()..];
     let (body, length) = if is_chunked {
@@ -53,7 +59,7 @@ pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<Message>, Strin
     };
     let message = wire::decode_message(&name, body).map_err(|error| error.to_string())?;
     input.drain(..head_length + HEAD_END.len() + length);
-    Ok(Some(message))
+    Ok(Some((from, message)))
 }
 
 /// Takes the receipts off `input`.

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A master that runs. Dropped, it is killed.
 pub(crate) struct Program {
     pub(crate) child: Child,
-    address: SocketAddrV4,
+    pub(crate) address: SocketAddrV4,
     log: PathBuf,
 }
 
@@ -47,17 +47,39 @@ impl Program {
         dir: &Path,
         address: SocketAddrV4,
     ) -> Result<Self, String> {
+        let command = Self::command(store, &write_network(dir)?, dir, address);
+        Self::launch(command, dir, address).await
+    }
+
+    /// What starts the built program with the network in a file.
+    pub(crate) fn command(
+        store: &str,
+        network: &Path,
+        dir: &Path,
+        address: SocketAddrV4,
+    ) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"));
         command
             .args(["master", "--log", "warn", "--store", store])
             .args(["--listen".to_owned(), address.to_string()])
-            .args(["--config".as_ref(), write_network(dir)?.as_os_str()])
+            .args(["--config".as_ref(), network.as_os_str()])
             .args(["--work-dir".as_ref(), dir.join("state").as_os_str()]);
-        Self::launch(command, dir, address).await
+        command
     }
 
     /// Starts a master by `command`, and waits until it serves at `address`.
     pub(crate) async fn launch(
+        command: Command,
+        dir: &Path,
+        address: SocketAddrV4,
+    ) -> Result<Self, String> {
+        let mut program = Self::spawn(command, dir, address)?;
+        program.ready().await?;
+        Ok(program)
+    }
+
+    /// Starts a master by `command`, whose log is in `dir`.
+    pub(crate) fn spawn(
         mut command: Command,
         dir: &Path,
         address: SocketAddrV4,
@@ -67,22 +89,17 @@ impl Program {
         let output = File::options().create(true).append(true).open(&log).map_err(failure)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().map_err(failure)?;
-        let mut program = Self { child, address, log };
-        program.ready().await?;
-        Ok(program)
+        Ok(Self { child, address, log })
     }
 
     /// What `/overlay-master/health` says.
     pub(crate) async fn health(&self) -> Result<Value, String> {
-        let body = self.get("/overlay-master/health", "application/json").await?;
-        serde_json::from_slice(&body).map_err(|error| error.to_string())
+        health(self.address).await
     }
 
     /// What `/overlay-master/state` says.
     pub(crate) async fn state(&self) -> Result<State, String> {
-        let body = self.get("/overlay-master/state", "application/x-protobuf").await?;
-        let state = wire::decode(&body).map_err(|error| error.to_string())?;
-        wire::decode_state(&state).map_err(|error| error.to_string())
+        state(self.address).await
     }
 
     /// What it wrote to its log.
@@ -110,31 +127,6 @@ impl Program {
         };
         timeout(PATIENCE, wait).await.unwrap_or_else(|_| Err("the master is not ready".to_owned()))
     }
-
-    /// The body of the answer to a GET, which must be a 200.
-    async fn get(&self, path: &str, accept: &str) -> Result<Vec<u8>, String> {
-        let ask = async {
-            let mut stream = TcpStream::connect(SocketAddr::V4(self.address)).await?;
-            let request = format!(
-                "GET {path} HTTP/1.1\r\nHost: {}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n",
-                self.address
-            );
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
-            io::Result::Ok(answer)
-        };
-        let answer = timeout(PATIENCE, ask)
-            .await
-            .map_err(|_| format!("{path}: no answer within {PATIENCE:?}"))?
-            .map_err(|error| format!("{path}: {error}"))?;
-        let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
-        let (head, body) = answer.split_at(end.ok_or("no answer")? + 4);
-        if !head.starts_with(b"HTTP/1.1 200 ") {
-            return Err(format!("{path}: {}", String::from_utf8_lossy(&answer)));
-        }
-        Ok(body.to_vec())
-    }
 }
 
 impl Drop for Program {
@@ -158,4 +150,48 @@ pub(crate) fn free_address() -> SocketAddrV4 {
             return address;
         }
     }
+}
+
+/// What `/overlay-master/health` of the master at `address` says.
+pub(crate) async fn health(address: SocketAddrV4) -> Result<Value, String> {
+    let body = ask(address, "GET /overlay-master/health", "application/json", "").await?;
+    serde_json::from_slice(&body).map_err(|error| error.to_string())
+}
+
+/// What `/overlay-master/state` of the master at `address` says.
+pub(crate) async fn state(address: SocketAddrV4) -> Result<State, String> {
+    let body = ask(address, "GET /overlay-master/state", "application/x-protobuf", "").await?;
+    let state = wire::decode(&body).map_err(|error| error.to_string())?;
+    wire::decode_state(&state).map_err(|error| error.to_string())
+}
+
+/// The body of the answer to a request, which must be a 200.
+pub(crate) async fn ask(
+    address: SocketAddrV4,
+    what: &str,
+    accept: &str,
+    body: &str,
+) -> Result<Vec<u8>, String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(SocketAddr::V4(address)).await?;
+        let request = format!(
+            "{what} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        io::Result::Ok(answer)
+    };
+    let answer = timeout(PATIENCE, exchange)
+        .await
+        .map_err(|_| format!("{what}: no answer within {PATIENCE:?}"))?
+        .map_err(|error| format!("{what}: {error}"))?;
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    let (head, body) = answer.split_at(end.ok_or("no answer")? + 4);
+    if !head.starts_with(b"HTTP/1.1 200 ") {
+        return Err(format!("{what}: {}", String::from_utf8_lossy(&answer)));
+    }
+    Ok(body.to_vec())
 }

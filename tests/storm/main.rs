@@ -5,6 +5,7 @@
 
 #[path = "../../benches/storm/agents.rs"]
 mod agents;
+mod crash;
 mod hostile;
 mod kill;
 #[path = "../../benches/storm/libprocess.rs"]
@@ -13,4 +14,4 @@ mod libprocess;
 mod program;
 #[path = "../../benches/storm/promises.rs"]
 mod promises;
-mod survival;
+mod single;

@@ -1,8 +1,10 @@
 //! The store and the election on real ZooKeeper servers, and the program on top of them.
 
+mod crash;
 mod election;
 mod failover;
 mod store;
+mod storm;
 
 use std::time::{Duration, Instant};
 

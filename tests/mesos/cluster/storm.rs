@@ -5,6 +5,8 @@ use crate::library::{prefix, release_library};
 
 #[path = "../../../benches/storm/agents.rs"]
 mod agents;
+#[path = "../../storm/crash/mod.rs"]
+mod crash;
 #[path = "../../../benches/storm/libprocess.rs"]
 mod libprocess;
 #[path = "../../../benches/storm/mesos.rs"]
@@ -15,18 +17,23 @@ mod mesos;
 mod program;
 #[path = "../../../benches/storm/promises.rs"]
 mod promises;
-#[path = "../../storm/survival.rs"]
-mod survival;
+#[path = "../../storm/single.rs"]
+mod single;
+
+/// How to run it alone.
+const COMMAND: &str = "tests/run mesos";
+/// How long it is in trouble, where nothing else is asked for.
+const SECONDS: u64 = 15;
 
 #[tokio::test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
 async fn a_mesos_master_that_is_killed_in_a_storm_keeps_every_promise() {
     let (prefix, library) = (prefix().into(), release_library().into());
     let mesos = mesos::Mesos { prefix, library, is_replicated: false };
-    let start = async |dir: &_, address| mesos.start(dir, address, survival::AGENTS).await;
+    let start = async |dir: &_, address| mesos.start(dir, address, crash::AGENTS).await;
     // libprocess may lock itself up when connections come while it initializes: `on_accept` in its
     // process.cpp then calls itself with its mutex held.
     let they_wait = true;
-    let survived = survival::survive_kills(they_wait, start).await;
-    survived.unwrap_or_else(|fault| panic!("{fault}"));
+    let mut masters = single::Single::new(they_wait, start).await;
+    crash::crash(COMMAND, SECONDS, &mut masters).await;
 }

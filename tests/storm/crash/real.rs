@@ -1,0 +1,189 @@
+//! Agents of the program, which are killed and started again, and the files that they write.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use mesos_network_overlay::protocol::{Assignment, State};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use super::super::program::ask;
+use super::super::promises::Promises;
+
+/// Where they have their addresses; those of the others are below.
+const NETWORK: [u8; 3] = [127, 0, 7];
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The agents. Dropped, they are killed.
+pub(super) struct RealAgents {
+    agents: Vec<RealAgent>,
+    log: PathBuf,
+}
+
+struct RealAgent {
+    address: SocketAddrV4,
+    config: PathBuf,
+    cni_dir: PathBuf,
+    log: PathBuf,
+    child: Child,
+    /// The subnet of each overlay, as the file says it: it never changes.
+    subnets: BTreeMap<String, String>,
+}
+
+impl RealAgents {
+    /// Starts `count` agents of a master, with all of their files in `dir`.
+    pub(super) fn start(dir: &Path, master: &str, count: usize) -> Self {
+        let log = dir.join("agents.log");
+        let agent = |number: usize| {
+            let [a, b, c] = NETWORK;
+            let ip = Ipv4Addr::new(a, b, c, u8::try_from(number + 1).expect("they are few"));
+            let port = TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr());
+            let port = port.expect("a port").port();
+            let (address, cni_dir) = (SocketAddrV4::new(ip, port), dir.join(format!("cni-{ip}")));
+            let config = dir.join(format!("agent-{ip}.json"));
+            let content = json!({
+                "master": master,
+                "cni_dir": cni_dir,
+                "network_config": { "docker_bridge": false },
+            });
+            fs::write(&config, content.to_string()).expect("a configuration");
+            let child = spawn(&config, address, &log).expect("an agent starts");
+            let (log, subnets) = (log.clone(), BTreeMap::new());
+            RealAgent { address, config, cni_dir, log, child, subnets }
+        };
+        let agents = (0..count).map(agent).collect();
+        Self { agents, log }
+    }
+
+    /// Kills an agent, and starts it again.
+    pub(super) fn crash(&mut self, index: usize) -> Result<(), String> {
+        let agent = &mut self.agents[index];
+        agent.kill();
+        agent.child = spawn(&agent.config, agent.address, &agent.log)?;
+        Ok(())
+    }
+
+    /// Waits until the master has acknowledged all of them.
+    pub(super) async fn all_acknowledged(&self, patience: Duration) -> Result<(), String> {
+        for agent in &self.agents {
+            let mut last = Ok(Value::Null);
+            let wait = async {
+                loop {
+                    last = agent.health().await;
+                    if last.as_ref().is_ok_and(|health| health["status"] == "ok") {
+                        return;
+                    }
+                    sleep(PAUSE).await;
+                }
+            };
+            if timeout(patience, wait).await.is_err() {
+                return Err(format!(
+                    "agent {} is not well after {patience:?}: {last:?}",
+                    agent.address
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the master shows of them is what it told them.
+    pub(super) fn learn(&self, state: &State, promises: &mut Promises) {
+        let is_here = |ip| self.agents.iter().any(|agent| *agent.address.ip() == ip);
+        for agent in state.agents.iter().filter(|agent| is_here(agent.ip)) {
+            let told = agent.overlays.iter().cloned();
+            let told: Vec<_> = told.map(|one| Assignment { status: None, ..one }).collect();
+            promises.told(agent.ip, &told);
+        }
+    }
+
+    /// Reads all files, which must be whole and as they were.
+    pub(super) fn check_files(&mut self) -> Result<(), String> {
+        self.agents.iter_mut().try_for_each(RealAgent::check_files)
+    }
+
+    /// Checks that each agent has the files of what the master shows, and no others.
+    pub(super) fn check_state(&mut self, state: &State) -> Result<(), String> {
+        self.check_files()?;
+        for agent in &self.agents {
+            let ip = *agent.address.ip();
+            let shown = state.agents.iter().find(|shown| shown.ip == ip);
+            let shown = shown.ok_or_else(|| format!("the master does not show {ip}"))?;
+            let subnets = shown.overlays.iter().filter_map(|overlay| {
+                let subnet = overlay.mesos_bridge.as_ref()?.subnet?;
+                Some((overlay.name().to_string(), subnet.to_string()))
+            });
+            let subnets: BTreeMap<_, _> = subnets.collect();
+            if subnets.is_empty() || subnets != agent.subnets {
+                let files = &agent.subnets;
+                return Err(format!(
+                    "{ip}: the master shows {subnets:?}, the files have {files:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl RealAgent {
+    async fn health(&self) -> Result<Value, String> {
+        let body = ask(self.address, "GET /overlay-agent/health", "application/json", "").await?;
+        serde_json::from_slice(&body).map_err(|error| error.to_string())
+    }
+
+    fn check_files(&mut self) -> Result<(), String> {
+        let Ok(entries) = fs::read_dir(&self.cni_dir) else { return Ok(()) };
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let mut found = BTreeMap::new();
+        for path in paths.filter(|path| path.extension().is_some_and(|it| it == "conf")) {
+            let fault = |what: String| format!("{}: {what}", path.display());
+            let text = fs::read(&path).map_err(|error| fault(error.to_string()))?;
+            let file: Value =
+                serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+            // What the port mapper delegates to is a plain configuration too.
+            let plain = file.get("delegate").unwrap_or(&file);
+            match (file["name"].as_str(), plain["ipam"]["subnet"].as_str()) {
+                (Some(name), Some(subnet)) => found.insert(name.to_owned(), subnet.to_owned()),
+                _ => return Err(fault(format!("{file} has no name or no subnet"))),
+            };
+        }
+        if self.subnets.iter().any(|(name, subnet)| found.get(name) != Some(subnet)) {
+            let (before, dir) = (&self.subnets, self.cni_dir.display());
+            return Err(format!("{dir} had {before:?} and has {found:?}"));
+        }
+        self.subnets = found;
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for RealAgent {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(config: &Path, address: SocketAddrV4, log: &Path) -> Result<Child, String> {
+    let failure = |error: std::io::Error| format!("start an agent: {error}");
+    let log = File::options().create(true).append(true).open(log).map_err(failure)?;
+    Command::new(env!("CARGO_BIN_EXE_mesos-overlay"))
+        .args(["agent", "--log", "warn", "--listen", &address.to_string()])
+        .args(["--config".as_ref(), config.as_os_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .map_err(failure)
+}
