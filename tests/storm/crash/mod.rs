@@ -46,7 +46,7 @@ const REAL: usize = 3;
 
 /// At most so many agents end in a round, by a crash and to be forgotten.
 const CRASHES: usize = 256;
-const REPLACED: usize = 128;
+const REPLACED: usize = 512;
 
 /// After so many rounds everything has to be well.
 const ROUNDS: usize = 6;
@@ -146,7 +146,7 @@ struct Crash<'a, M> {
 impl<M: Masters> Crash<'_, M> {
     async fn run(&mut self, duration: Duration) -> Result<(), String> {
         let end = now() + duration;
-        self.heal().await?;
+        // From the first moment on, in which nothing is durable.
         let mut rounds = 0;
         while now() < end {
             self.round().await?;
