@@ -6,6 +6,7 @@ use crate::library::{prefix, release_library};
 #[path = "../../../benches/storm/agents.rs"]
 mod agents;
 #[path = "../../storm/crash/mod.rs"]
+#[expect(dead_code, reason = "the network is that of the benchmark")]
 mod crash;
 #[path = "../../../benches/storm/libprocess.rs"]
 mod libprocess;

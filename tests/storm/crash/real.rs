@@ -49,6 +49,9 @@ impl RealAgents {
                 "master": master,
                 "cni_dir": cni_dir,
                 "network_config": { "docker_bridge": false },
+                // They are all on this one host.
+                "dataplane": "external",
+                "refuse_collisions": false,
             });
             fs::write(&config, content.to_string()).expect("a configuration");
             let child = spawn(&config, address, &log).expect("an agent starts");
