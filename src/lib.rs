@@ -14,9 +14,9 @@
 //!   │ master            agent      │    │                              │
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
-//!   │ protocol, addr, clock,       │    │ dataplane     firewall       │
-//!   │ machine, metrics, mutation,  │    │ zookeeper: what store and    │
-//!   │ tunnel                       │    │ detector have in common      │
+//!   │ protocol, addr, clock,       │    │ dataplane     firewall, host │
+//!   │ machine, metrics, mutation,  │    │ zookeeper, program: what     │
+//!   │ tunnel                       │    │ some of them have in common  │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -65,6 +65,7 @@
 //! - [`docker`]: the network of the DockerContainerizer, made and compared through `docker`
 //! - [`dataplane`]: the VXLAN device, neighbours, forwarding entries and routes in the kernel
 //! - [`firewall`]: masquerade, VXLAN from known agents only, forwarding, isolation
+//! - [`host`]: the host's settings that forwarding needs, and what they were before
 //! - [`runtime`]: the loop, the queue of events, and what is held back until it is stored
 //! - [`cli`]: the program's face
 //! - [`module`]: the two Mesos modules; their C++ half is `cpp-shim/`
@@ -79,6 +80,7 @@ pub mod dataplane;
 pub mod detector;
 pub mod docker;
 pub mod firewall;
+pub mod host;
 pub mod http;
 pub mod ipam;
 pub mod machine;

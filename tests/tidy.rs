@@ -40,7 +40,7 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 25] = [
+const ROOMS: [(&str, Kind); 26] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
@@ -63,6 +63,7 @@ const ROOMS: [(&str, Kind); 25] = [
     ("docker", Kind::Adapter),
     ("dataplane", Kind::Adapter),
     ("firewall", Kind::Adapter),
+    ("host", Kind::Adapter),
     ("runtime", Kind::Runtime),
     ("cli", Kind::Face),
     ("module", Kind::Face),

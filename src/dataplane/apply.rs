@@ -7,9 +7,9 @@ use std::io;
 use super::error::Failure;
 use super::message::{Batch, family_of};
 use super::observe::{Indices, Route, routes};
-use super::settings::write_number;
 use super::socket::{Netlink, Refusal};
 use super::state::{Hop, Link, Operation, RouteKey};
+use super::sysctl::write_number;
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH,
     IFA_ADDRESS, IFA_F_NODAD, IFA_FLAGS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS,

@@ -13,9 +13,9 @@ mod message;
 mod monitor;
 mod observe;
 mod plan;
-mod settings;
 mod socket;
 mod state;
+mod sysctl;
 #[cfg(test)]
 mod tests;
 mod uapi;
@@ -27,7 +27,6 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 pub use error::{DataplaneError, Failure};
 pub use monitor::{Heard, Monitor, Watch};
 pub use plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan, target};
-pub use settings::{Settings, SettingsError};
 pub use state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
 
 use self::observe::Indices;

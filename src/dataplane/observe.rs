@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
 use super::plan::Observed;
-use super::settings::read_number;
 use super::socket::Netlink;
 use super::state::{Device, Hop, Identity, Link, RouteKey};
+use super::sysctl::read_number;
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
     IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,

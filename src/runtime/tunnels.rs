@@ -2,6 +2,7 @@
 //! the programs of the firewall block. The same thread listens for what others change.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
 use std::thread::JoinHandle;
@@ -13,12 +14,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::inbox::Inbox;
 use crate::agent::{Agent, Event, Programmed, Scope};
 use crate::config::{DataplaneConfig, FirewallKind};
-use crate::dataplane::{self, Dataplane, DataplaneError, Heard, Report, Settings, Watch};
+use crate::dataplane::{self, Dataplane, DataplaneError, Heard, Report, Watch};
 use crate::firewall::{self, Backend, Firewall, FirewallError, Outcome, Ruleset};
+use crate::host::{HostError, HostLock, HostSettings};
 use crate::tunnel::{Collision, Desired, Fault};
-
-/// The file in the directory of the agent's state that has what the host's settings were.
-const SETTINGS_FILE: &str = "host-settings.json";
 
 /// How an agent programs the network of its host.
 #[derive(Debug, Clone)]
@@ -27,15 +26,16 @@ pub struct TunnelOptions {
     pub firewall: Option<Backend>,
     /// What they are to do.
     pub rules: firewall::Options,
-    /// The host's own settings; `None`: the operator sees to them.
-    pub settings: Option<Settings>,
+    /// Whether the host's own settings are seen to. Otherwise the operator does.
+    pub host_settings: bool,
+    /// Where is kept what they were before, and the lock of the agent that programs this host.
+    pub state_dir: PathBuf,
 }
 
 impl TunnelOptions {
     /// As the configuration says.
     #[must_use]
     pub fn new(config: &DataplaneConfig) -> Self {
-        let memory = config.state_dir.join(SETTINGS_FILE);
         Self {
             firewall: match config.firewall {
                 FirewallKind::Auto => None,
@@ -48,7 +48,8 @@ impl TunnelOptions {
                 known_agents_only: config.known_agents_only,
                 isolate: config.isolate_overlays,
             },
-            settings: config.host_settings.then(|| Settings::new(memory)),
+            host_settings: config.host_settings,
+            state_dir: config.state_dir.clone(),
         }
     }
 }
@@ -113,6 +114,8 @@ struct Worker {
     options: TunnelOptions,
     inbox: Inbox<Agent>,
     wake: Arc<OwnedFd>,
+    /// Held from the first job on that changes something.
+    lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
     ears: Ears,
@@ -131,7 +134,7 @@ struct Ears {
 impl Worker {
     fn new(options: TunnelOptions, inbox: Inbox<Agent>, wake: Arc<OwnedFd>) -> Self {
         let ears = Ears::default();
-        Self { options, inbox, wake, dataplane: None, firewall: None, ears }
+        Self { options, inbox, wake, lock: None, dataplane: None, firewall: None, ears }
     }
 
     fn run(mut self, jobs: &mpsc::Receiver<Job>) {
@@ -152,6 +155,14 @@ impl Worker {
         }
     }
 
+    /// One agent at a time programs a host.
+    fn lock(&mut self) -> Result<(), HostError> {
+        if self.lock.is_none() {
+            self.lock = Some(HostLock::acquire(&self.options.state_dir)?);
+        }
+        Ok(())
+    }
+
     fn dataplane(&mut self) -> Result<&mut Dataplane, DataplaneError> {
         match &mut self.dataplane {
             Some(dataplane) => Ok(dataplane),
@@ -167,17 +178,18 @@ impl Worker {
         // Before the state is read, so that no change falls between.
         self.ears.open();
         let mut result = Programmed::default();
+        if let Err(error) = self.lock() {
+            result.faults.push(Fault::of_host(error));
+            return result;
+        }
         if scope != Scope::Kernel {
             self.make_rules(desired, scope, &mut result);
         }
         if scope == Scope::Firewall {
             return result;
         }
-        if let Some(settings) = &self.options.settings
-            && scope == Scope::Everything
-            && !desired.locals.is_empty()
-        {
-            match settings.apply(desired.locals.iter().any(|local| local.ip6.is_some())) {
+        if self.options.host_settings && scope == Scope::Everything {
+            match HostSettings::new(&self.options.state_dir).apply(desired) {
                 Ok(changes) => result.add(changes.into_iter()),
                 Err(error) => result.faults.push(Fault::of_host(error)),
             }

@@ -151,8 +151,7 @@ fn what_an_earlier_dataplane_made_becomes_ours_without_a_lost_packet() {
         namespace.run(&format!(
             "bridge fdb replace 70:b3:d5:80:00:0{peer} dev vtep1024 dst 10.0.0.{peer} self permanent"
         ));
-        let settings = host.settings();
-        namespace.inside(|| settings.apply(true)).expect("root may set everything");
+        host.apply_settings(&hosts.desired(host));
     }
     let index = |host: &Host| {
         let shown = host.namespace.run("ip -o link show vtep1024");
@@ -297,8 +296,7 @@ fn a_vni_for_each_overlay() {
     for host in &hosts.hosts {
         let report = host.verify(&separate(host));
         assert!(report.is_complete(), "{report:?}");
-        let settings = host.settings();
-        host.namespace.inside(|| settings.apply(true)).expect("root may set everything");
+        host.apply_settings(&separate(host));
         assert_eq!(host.verify(&separate(host)).done, []);
     }
     hosts.assert_all_reach_each_other();

@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
-use mesos_network_overlay::dataplane::{Dataplane, Report, Settings};
+use mesos_network_overlay::dataplane::{Dataplane, Report};
+use mesos_network_overlay::host::HostSettings;
 use mesos_network_overlay::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
 
 use crate::namespace::{BUSYBOX, Namespace, demand, run};
@@ -102,8 +103,7 @@ impl Hosts {
             let report = host.verify(&self.desired(host));
             assert!(report.is_complete(), "{report:?}");
             assert!(!report.done.is_empty());
-            let settings = host.settings();
-            host.namespace.inside(|| settings.apply(true)).expect("root may set everything");
+            host.apply_settings(&self.desired(host));
         }
     }
 
@@ -216,8 +216,14 @@ impl Host {
         Ipv6Addr::new(0xfd01, 0xb, 0, 0, self.number.into(), 0, 0, 2)
     }
 
-    pub(crate) fn settings(&self) -> Settings {
-        Settings::new(self.folder.path().join("settings.json"))
+    /// In a namespace other than that of the first process no file in `/etc` is written.
+    pub(crate) fn settings(&self) -> HostSettings {
+        HostSettings::new(self.folder.path())
+    }
+
+    pub(crate) fn apply_settings(&self, desired: &Desired) {
+        let settings = self.settings();
+        self.namespace.inside(|| settings.apply(desired)).expect("root may set everything");
     }
 
     /// One verification by a dataplane that knows nothing yet, as after a restart.
