@@ -112,15 +112,15 @@ impl Store for ReplicatedLogStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
         self.state = None;
         let value = self.log.fetch().map_err(|reason| self.failed("load", reason))?;
-        let mut state = LoggedState::decode(&value).map_err(|reason| {
-            self.failed("load", format!("{reason}: it is no state of an overlay master"))
-        })?;
+        let no_state =
+            |reason| self.failed("load", format!("{reason}: it is no state of an overlay master"));
+        let mut state = LoggedState::decode(&value).map_err(no_state)?;
         self.take_over(&mut state);
         self.show_all(&mut state);
         let (epoch, version) = state.counters();
         let epoch = epoch + 1;
         state.set_network(&self.network);
-        state.set_counters(epoch, version);
+        state.set_counters(epoch, version).map_err(no_state)?;
         match self.log.store(&state.encode()) {
             Ok(true) => {}
             // As after each write that was late: the next attempt will become the writer.
@@ -144,7 +144,7 @@ impl Store for ReplicatedLogStore {
         for change in changes {
             self.apply(&mut state, change);
         }
-        state.set_counters(current, version + 1);
+        state.set_counters(current, version + 1).map_err(|reason| self.failed("commit", reason))?;
         match self.log.store(&state.encode()) {
             Ok(true) => {
                 self.state = Some(state);
@@ -404,6 +404,16 @@ mod tests {
             "replicated log: load: network-state.own: epoch 4, version 18446744073709551615: it is \
              no state of an overlay master"
         );
+        // At the end of the range: it is read, and nothing is written that could not be read again.
+        own.version = Some(u64::MAX / 2);
+        shared.lock().value = value(&own);
+        let mut ours = store(&shared);
+        let epoch = ours.load().unwrap().epoch;
+        assert_eq!(
+            ours.commit(epoch, &[]).unwrap_err().to_string(),
+            "replicated log: commit: network-state.own: epoch 5, version 9223372036854775808"
+        );
+        assert_eq!(ours.load().unwrap().version, Version(u64::MAX / 2));
         own.version = Some(8);
         shared.lock().value = value(&own);
         let mut ours = store(&shared);

@@ -79,8 +79,13 @@ impl LoggedState {
     }
 
     /// Changes epoch and version.
-    pub const fn set_counters(&mut self, epoch: u64, version: u64) {
+    ///
+    /// # Errors
+    /// When one of them is so great that [`Self::decode`] would refuse it.
+    pub fn set_counters(&mut self, epoch: u64, version: u64) -> Result<(), ConvertError> {
+        check_counters(epoch, version)?;
         (self.own.epoch, self.own.version) = (Some(epoch), Some(version));
+        Ok(())
     }
 
     /// Says to the C++ module which network this is the state of.
@@ -151,13 +156,18 @@ impl LoggedState {
     }
 }
 
+fn check_counters(epoch: u64, version: u64) -> Result<(), ConvertError> {
+    if epoch.max(version) > COUNTER_MAX {
+        let reason = format!("epoch {epoch}, version {version}");
+        return Err(ConvertError::field("network-state.own", reason));
+    }
+    Ok(())
+}
+
 /// Our part as we write it: its keys in their order, each once. What is out of order was damaged;
 /// of two records under one key the last one counts, as it does for a field of a message.
 fn orderly(mut own: pb::Own) -> Result<pb::Own, ConvertError> {
-    if own.epoch().max(own.version()) > COUNTER_MAX {
-        let reason = format!("epoch {}, version {}", own.epoch(), own.version());
-        return Err(ConvertError::field("network-state.own", reason));
-    }
+    check_counters(own.epoch(), own.version())?;
     own.entries.sort_by(|one, other| one.key().cmp(other.key()));
     own.entries.dedup_by(|later, earlier| {
         let is_same = later.key == earlier.key;

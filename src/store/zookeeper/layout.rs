@@ -127,11 +127,17 @@ impl Head {
                 head.format
             ));
         }
-        if head.version > VERSION_MAX {
-            return Err(format!("no state has come to version {}", head.version));
-        }
+        check_version(head.version)?;
         Ok(head)
     }
+}
+
+/// What is wrong with a version: one that is refused here is not written either.
+pub(super) fn check_version(version: u64) -> Result<(), String> {
+    if version > VERSION_MAX {
+        return Err(format!("no state has come to version {version}"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -169,6 +175,8 @@ mod tests {
             Head::parse(&damaged).unwrap_err(),
             "no state has come to version 18446744073709551615"
         );
+        assert!(Head::parse(&Head::new(VERSION_MAX, 0).to_bytes()).is_ok());
+        assert!(check_version(VERSION_MAX + 1).is_err(), "it could not be read again");
         assert!(Head::parse(b"").is_err() && Head::parse(b"{}").is_err());
     }
 }

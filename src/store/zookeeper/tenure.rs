@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use zookeeper_client::{CreateMode, Error, MultiWriteError, MultiWriter};
 
 use super::batch::{self, Write};
-use super::layout::{Head, Layout, key_of};
+use super::layout::{Head, Layout, check_version, key_of};
 use crate::store::Key;
 use crate::zookeeper::{Failure, Session};
 
@@ -258,6 +258,7 @@ impl Tenure {
             }
         }
         let version = self.version + 1;
+        check_version(version).map_err(Fault::Failed)?;
         let groups = batch::grouped(writes);
         if let [] | [_] = &groups[..] {
             let writes = groups.first().map_or(&[][..], Vec::as_slice);
