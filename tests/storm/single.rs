@@ -27,9 +27,9 @@ pub(crate) struct Single<S> {
 
 impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Single<S> {
     pub(crate) async fn new(they_wait: bool, start: S) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("there is room");
         let address = free_address();
-        let master = start(dir.path(), address).await.unwrap();
+        let master = start(dir.path(), address).await.expect("it starts");
         Self { start, dir, address, master, leader: watch::Sender::new(Some(address)), they_wait }
     }
 
