@@ -16,7 +16,7 @@ pub use mac::{Mac, MacError, Oui, OuiError};
 pub use mtu::{Mtu, MtuError};
 pub use name::{
     DOCKER_BRIDGE_PREFIX, DeviceName, DeviceNameError, MESOS_BRIDGE_PREFIX, OverlayName,
-    OverlayNameError,
+    OverlayNameError, VTEP_PREFIX,
 };
 pub use subnet::{Family, Subnet, SubnetError};
 pub use upid::{Upid, UpidError};

@@ -10,6 +10,9 @@ pub const MESOS_BRIDGE_PREFIX: &str = "m-";
 /// Prefix of the bridge for the DockerContainerizer.
 pub const DOCKER_BRIDGE_PREFIX: &str = "d-";
 
+/// What the names of VXLAN devices begin with.
+pub const VTEP_PREFIX: &str = "vtep";
+
 /// Longest name of a network device in bytes: IFNAMSIZ of `linux/if.h` is 16 with the closing zero.
 const DEVICE_NAME_MAX: usize = 15;
 /// What remains for the overlay beside the prefix of its bridges.
@@ -119,7 +122,7 @@ impl DeviceName {
     /// it.
     #[must_use]
     pub fn vtep(vni: Vni) -> Self {
-        Self(format!("vtep{vni}"))
+        Self(format!("{VTEP_PREFIX}{vni}"))
     }
 
     /// The name as text.

@@ -145,11 +145,13 @@ pub(super) fn assignment(name: &str, third: u8) -> Assignment {
             name,
             range: Some(AddressRange { subnet: "192.168.0.0/16".parse().unwrap(), prefix: 24 }),
             range6: None,
+            vni: None,
             enabled: true,
         },
         vtep: Vtep {
             vni: crate::addr::Vni::DEFAULT,
             device: "vtep1024".parse().unwrap(),
+            port: crate::tunnel::PORT_DEFAULT,
             ip: "44.128.0.1/16".parse().unwrap(),
             ip6: None,
             mac: "70:b3:d5:80:00:01".parse().unwrap(),

@@ -326,3 +326,26 @@ fn where_collisions_are_allowed_nobody_inspects() {
     while !world.sleep().iter().any(|it| it == "attempt 4: program everything for 1 overlays") {}
     assert_eq!((world.now.elapsed - verified).as_secs(), 60);
 }
+
+#[test]
+fn overlays_with_a_vni_of_their_own_are_on_devices_of_their_own() {
+    let mut world = world();
+    world.detect();
+    let mut own = assignment("vxlan-2", 2);
+    let vni = crate::addr::Vni::new(7).unwrap();
+    (own.vtep.vni, own.vtep.device, own.vtep.port) = (vni, "vtep7".parse().unwrap(), 4789);
+    let overlays = vec![assignment("vxlan-1", 1), own];
+    let message = Message::UpdateAgentOverlays(overlays);
+    world.agent.handle(world.now, Event::Message { from: MASTER.parse().unwrap(), message });
+    let claims =
+        std::iter::from_fn(|| world.agent.poll_command()).find_map(|command| match command {
+            Command::Inspect { claims, .. } => Some(claims),
+            _ => None,
+        });
+    let claims = claims.expect("the host is looked at");
+    let locals = claims.locals.iter();
+    let locals: Vec<_> = locals.map(|it| format!("{} {} {}", it.device, it.vni, it.port)).collect();
+    assert_eq!(locals, ["vtep1024 1024 64000", "vtep7 7 4789"]);
+    let carried = claims.spaces.iter().map(|space| format!("{} {}", space.overlay, space.device));
+    assert_eq!(carried.collect::<Vec<_>>(), ["vxlan-1 vtep1024", "vxlan-2 vtep7"]);
+}

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::Settings;
 use crate::protocol::{Assignment, Vtep};
-use crate::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
+use crate::tunnel::{Desired, Local, Peer, Space};
 
 /// What `assignments` ask of the agent at `ip`.
 pub(super) fn desired<'a>(
@@ -36,7 +36,7 @@ fn local(ip: Ipv4Addr, settings: &Settings, vtep: &Vtep) -> Local {
     Local {
         device: vtep.device.clone(),
         vni: vtep.vni,
-        port: PORT_DEFAULT,
+        port: vtep.port,
         mac: vtep.mac,
         underlay: options.underlay.map_or(IpAddr::V4(ip), IpAddr::V6),
         mtu: vtep.mtu,

@@ -16,12 +16,23 @@ pub(super) struct Schema {
 }
 
 /// The network file, and `network` of `master_config`.
-pub(super) const NETWORK: Schema =
-    object("the network", &["vtep_subnet", "vtep_subnet6", "vtep_mac_oui", "vtep_mtu", "overlays"]);
+pub(super) const NETWORK: Schema = object(
+    "the network",
+    &[
+        "vtep_subnet",
+        "vtep_subnet6",
+        "vtep_mac_oui",
+        "vtep_mtu",
+        "vtep_vni",
+        "vtep_name",
+        "vtep_port",
+        "overlays",
+    ],
+);
 /// One of `overlays`.
 pub(super) const OVERLAY: Schema = object(
     "an overlay of 'overlays'",
-    &["name", "subnet", "prefix", "subnet6", "prefix6", "enabled"],
+    &["name", "subnet", "prefix", "subnet6", "prefix6", "vni", "enabled"],
 );
 /// `master_config`.
 pub(super) const MASTER: Schema = object(

@@ -26,6 +26,7 @@ mod problem;
 mod source;
 mod space;
 mod value;
+mod vxlan;
 
 pub use agent::{AgentConfig, parse_agent};
 pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind};

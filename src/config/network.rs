@@ -4,6 +4,7 @@ use super::advice;
 use super::document::{Document, Node, Object};
 use super::overlay::{self, Draft, refuse_unusable};
 use super::space::vteps_in;
+use super::vxlan;
 use crate::addr::{Family, Oui, OverlayName, Subnet};
 use crate::protocol::Network;
 
@@ -34,6 +35,7 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Opti
     let vtep_mtu = object.value("vtep_mtu");
     let vtep_mtu = vtep_mtu.and_then(|node| document.mtu(&node).map(|mtu| (node, mtu)));
     let drafts = read_overlays(document, object);
+    let vxlan = vxlan::read(document, object, &drafts);
     if drafts.len() <= OVERLAYS_MAX {
         refuse_same_names(document, &drafts);
         refuse_overlaps(document, &drafts, &vteps);
@@ -48,6 +50,7 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Opti
         vtep_subnet6: vteps_of(Family::V6),
         vtep_mac_oui: oui?,
         vtep_mtu: vtep_mtu.map(|(_, mtu)| mtu),
+        vxlan: vxlan?,
         overlays: drafts.iter().map(Draft::overlay).collect::<Option<_>>()?,
     })
 }

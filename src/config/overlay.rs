@@ -3,7 +3,7 @@
 use super::document::{Document, Node, Object};
 use super::keys::OVERLAY;
 use super::space::unusable;
-use crate::addr::{Family, OverlayName, Subnet};
+use crate::addr::{Family, OverlayName, Subnet, Vni};
 use crate::protocol::{AddressRange, Overlay};
 
 /// Longest subnet of an agent in IPv4. Each half of it is a bridge's subnet, and the least that
@@ -25,6 +25,7 @@ pub(super) struct Draft<'a> {
     pub(super) name: Option<(Node<'a>, OverlayName)>,
     /// At most one per family.
     pub(super) spaces: Vec<Space<'a>>,
+    pub(super) vni: Option<(Node<'a>, Vni)>,
     pub(super) enabled: bool,
 }
 
@@ -49,6 +50,7 @@ impl Draft<'_> {
             name: name.clone(),
             range: range(Family::V4),
             range6: range(Family::V6),
+            vni: self.vni.as_ref().map(|(_, vni)| *vni),
             enabled: self.enabled,
         })
     }
@@ -79,8 +81,10 @@ pub(super) fn read<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<D
             "has no address space: write 'subnet' and 'prefix', or 'subnet6' and 'prefix6', or all",
         );
     }
+    let vni = object.value("vni");
+    let vni = vni.and_then(|node| document.vni(&node).map(|vni| (node, vni)));
     let enabled = object.value("enabled").and_then(|node| document.boolean(&node)).unwrap_or(true);
-    Some(Draft { node: node.clone(), name, spaces, enabled })
+    Some(Draft { node: node.clone(), name, spaces, vni, enabled })
 }
 
 fn read_space<'a>(

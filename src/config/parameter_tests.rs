@@ -43,6 +43,15 @@ const MASTER_KEYS: &[(&str, &str, &str, &str)] = &[
          70:B3:D5:00:00:00",
     ),
     ("vtep_mtu", "1450", "many", "'many' is no number: write 68 to 65535"),
+    ("vtep_vni", "7", "16777216", "16777216 is no VXLAN network identifier: write 0 to 16777215"),
+    (
+        "vtep_name",
+        "vtep7",
+        "tunnel",
+        "'tunnel' does not begin with 'vtep', by which NetworkManager and systemd-networkd know \
+         what to leave alone: write another",
+    ),
+    ("vtep_port", "4789", "0", "0 is no UDP port: write 1 to 65535"),
     (
         "overlays",
         r#"[{"name":"b","subnet":"10.0.0.0/16","prefix":24}]"#,
@@ -396,7 +405,7 @@ const MASTER_REFUSALS: &[Row] = &[
         None,
         UNSET,
         &[
-            r#"parameter '': is no parameter: the parameters here are master_config, vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, overlays, network, zk, replicated_log_dir, replicated_log_timeout, reuse_after, store, work_dir, url, quorum, session_timeout"#,
+            r#"parameter '': is no parameter: the parameters here are master_config, vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays, network, zk, replicated_log_dir, replicated_log_timeout, reuse_after, store, work_dir, url, quorum, session_timeout"#,
             r#"parameter 'overlays': '/f\0' contains a control character: remove it"#,
             r#"parameter 'vtep_mtu': '\u{1b}[31m' is no number: write 68 to 65535"#,
         ],
@@ -407,7 +416,7 @@ const MASTER_REFUSALS: &[Row] = &[
         UNSET,
         &[
             r#"f:1:17: vtep_mac_oui: is a number: write a string such as "70:B3:D5:00:00:00""#,
-            r#"f:4:1: colour: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, overlays"#,
+            r#"f:4:1: colour: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays"#,
             r#"parameter 'vtep_subnet': '44.128.0.1/16' has host bits set: write 44.128.0.0/16"#,
             r#"parameter 'work_dir': 'w' is relative: write a path from /, such as "/var/lib/mesos-overlay""#,
         ],

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::document::FILE_MAX;
 use super::*;
-use crate::addr::{Family, Mtu};
+use crate::addr::{Family, Mtu, Vni};
+use crate::protocol::Vxlan;
 
 const VTEPS: &str = r#""vtep_subnet":"44.128.0.0/16","vtep_mac_oui":"70:B3:D5:00:00:00""#;
 const OVERLAY_A: &str = r#"{"name":"a","subnet":"10.0.0.0/16","prefix":24}"#;
@@ -58,6 +59,25 @@ const DCOS_AGENT: &str = r#"{
   },
   "max_configuration_attempts": 4
 }"#;
+
+#[test]
+fn the_vxlan_devices_are_those_of_dcos_net_unless_others_are_given() {
+    let vxlan = |keys: &str, overlay: &str| {
+        let overlay = format!(r#"{{"name":"a",{overlay}"subnet":"10.0.0.0/16","prefix":24}}"#);
+        let text = filled(&format!(r#"{{$V,{keys}"overlays":[{overlay}]}}"#));
+        let (config, warnings) = parse_master("f", &text).expect(&text);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let Vxlan { vni, device, port } = config.network.vxlan;
+        (vni.number(), device.to_string(), port, config.network.overlays[0].vni.map(Vni::number))
+    };
+    assert_eq!(vxlan("", ""), (1024, "vtep1024".to_owned(), 64000, None));
+    assert_eq!(vxlan(r#""vtep_vni":7,"#, ""), (7, "vtep7".to_owned(), 64000, None));
+    let keys = r#""vtep_vni":7,"vtep_name":"vtep-a","vtep_port":4789,"#;
+    assert_eq!(vxlan(keys, r#""vni":8,"#), (7, "vtep-a".to_owned(), 4789, Some(8)));
+    // With the VNI of all it is on the device of all, whatever that is called.
+    let keys = r#""vtep_vni":7,"vtep_name":"vtep7","#;
+    assert_eq!(vxlan(keys, r#""vni":7,"#), (7, "vtep7".to_owned(), 64000, Some(7)));
+}
 
 #[test]
 fn the_documented_network_file_is_taken_without_a_warning() {
@@ -270,7 +290,7 @@ fn a_problem_names_file_line_and_column_in_characters() {
             "net\\nwork.json:2:18: vtep_subnet: 'é' is no subnet: write address/length, as in \
              192.168.0.0/17 or fd01:b::/64",
             "net\\nwork.json:2:23: é: is no key: the keys here are vtep_subnet, vtep_subnet6, \
-             vtep_mac_oui, vtep_mtu, overlays",
+             vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays",
             "net\\nwork.json:3:16: overlays[0]: is a number: write an object in { }",
         ]
     );
@@ -328,7 +348,7 @@ fn what_is_too_long_is_refused() {
             "1:143: vtep_subnet6: is 101 characters long: write a string such as \"fd01:a::/64\"",
             &format!(
                 "1:247: {key}: is no key: the keys here are vtep_subnet, vtep_subnet6, \
-                 vtep_mac_oui, vtep_mtu, overlays"
+                 vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays"
             ),
         ]
     );

@@ -174,7 +174,7 @@ const MASTER_REFUSALS: &[Row] = &[
     (
         r#"{$V,"overlays":[$A],"x\n":1}"#,
         &[
-            r#"1:128: x\n: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, overlays"#,
+            r#"1:128: x\n: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays"#,
         ],
     ),
     (
@@ -263,6 +263,25 @@ const MASTER_REFUSALS: &[Row] = &[
         &[
             r#"1:16: vtep_subnet: '127.0.0.0/8' overlaps the loopback range 127.0.0.0/8: write other space, such as "44.128.0.0/16""#,
             r#"1:45: vtep_subnet6: 'fe80::/64' overlaps the link-local range fe80::/10: write other space, such as "fd01:a::/64""#,
+        ],
+    ),
+    (
+        r#"{$V,"vtep_vni":16777216,"vtep_port":65536,"vtep_name":"a b","overlays":[$A]}"#,
+        &[
+            r#"1:78: vtep_vni: 16777216 is no VXLAN network identifier: write 0 to 16777215"#,
+            r#"1:99: vtep_port: 65536 is no UDP port: write 1 to 65535"#,
+            r#"1:117: vtep_name: 'a b' cannot name a network device: write 1 to 15 letters, digits, '_', '.' and '-', the first a letter or a digit"#,
+        ],
+    ),
+    (
+        r#"{$V,"vtep_name":"vtep7","overlays":[{"name":"a","vni":7,"subnet":"10.0.0.0/16","prefix":24}]}"#,
+        &[r#"1:79: vtep_name: 'vtep7' is the device of VNI 7, which 'a' has: write another"#],
+    ),
+    (
+        r#"{$V,"vtep_name":"d-vtep","overlays":[{"name":"a","vni":"7","subnet":"10.0.0.0/16","prefix":24}]}"#,
+        &[
+            r#"1:79: vtep_name: 'd-vtep' does not begin with 'vtep', by which NetworkManager and systemd-networkd know what to leave alone: write another"#,
+            r#"1:118: overlays[0].vni: is a string: write a number without quotes, 0 to 16777215"#,
         ],
     ),
     (

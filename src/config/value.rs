@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::document::{Document, Node};
 use super::problem::abbreviate;
-use crate::addr::{Family, Mtu, Subnet};
+use crate::addr::{Family, Mtu, Subnet, Vni};
 
 /// Longest text of a name, an address or a duration in characters; all that are valid have fewer.
 const WORD_MAX: usize = 100;
@@ -126,6 +126,19 @@ impl<'a> Document<'a> {
             Ok(Ok(mtu)) => return Some(mtu),
             Ok(Err(error)) => self.refuse(node, error),
             Err(_) => self.refuse(node, format_args!("{number} is out of range: write {expected}")),
+        }
+        None
+    }
+
+    /// A VXLAN network identifier.
+    pub(super) fn vni(&mut self, node: &Node<'a>) -> Option<Vni> {
+        let number = self.whole(node, "0 to 16777215")?;
+        match u32::try_from(number).map(Vni::new) {
+            Ok(Ok(vni)) => return Some(vni),
+            Ok(Err(error)) => self.refuse(node, error),
+            Err(_) => {
+                self.refuse(node, format_args!("{number} is out of range: write 0 to 16777215"))
+            }
         }
         None
     }

@@ -185,6 +185,9 @@ pub(super) fn differences(old: &Network, new: &Network) -> Vec<String> {
     compare("vtep_mac_oui", text(Some(&old.vtep_mac_oui)), text(Some(&new.vtep_mac_oui)));
     let mtu = |network: &Network| network.vtep_mtu.map(|mtu| mtu.to_string());
     compare("vtep_mtu", mtu(old), mtu(new));
+    compare("vtep_vni", text(Some(&old.vxlan.vni)), text(Some(&new.vxlan.vni)));
+    compare("vtep_name", text(Some(&old.vxlan.device)), text(Some(&new.vxlan.device)));
+    compare("vtep_port", text(Some(&old.vxlan.port)), text(Some(&new.vxlan.port)));
     let find = |network: &Network, name: &str| -> Option<Overlay> {
         network.overlays.iter().find(|overlay| overlay.name.as_str() == name).cloned()
     };
@@ -202,6 +205,8 @@ pub(super) fn differences(old: &Network, new: &Network) -> Vec<String> {
         let ([v4, v6], [new_v4, new_v6]) = (ranges(&before), ranges(overlay));
         compare(&format!("overlay {name}: subnet"), v4, new_v4);
         compare(&format!("overlay {name}: subnet6"), v6, new_v6);
+        let vni = |overlay: &Overlay| overlay.vni.map(|vni| vni.to_string());
+        compare(&format!("overlay {name}: vni"), vni(&before), vni(overlay));
         let state = |overlay: &Overlay| {
             Some(if overlay.enabled { "enabled" } else { "disabled" }.to_owned())
         };

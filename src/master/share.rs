@@ -1,7 +1,7 @@
 //! From what an agent was promised to what it is told: its tunnel end, and its share of each
 //! overlay in two halves.
 
-use crate::addr::{DeviceName, InterfaceAddress, Mac, Vni};
+use crate::addr::{InterfaceAddress, Mac};
 use crate::protocol::{AgentRecord, Assignment, Bridge, Network, Overlay, Status, Vtep};
 
 /// What an agent with this record has of `network`: overlays of which it lacks a subnet that it
@@ -16,8 +16,9 @@ pub fn assignments(network: &Network, record: &AgentRecord) -> Vec<Assignment> {
 pub(super) fn vtep(network: &Network, record: &AgentRecord) -> Option<Vtep> {
     let ip6 = record.vtep_ip6.zip(network.vtep_subnet6);
     Some(Vtep {
-        vni: Vni::DEFAULT,
-        device: DeviceName::vtep(Vni::DEFAULT),
+        vni: network.vxlan.vni,
+        device: network.vxlan.device.clone(),
+        port: network.vxlan.port,
         ip: InterfaceAddress::within(&network.vtep_subnet, record.vtep_ip.into())?,
         ip6: ip6.and_then(|(ip6, subnet)| InterfaceAddress::within(&subnet, ip6.into())),
         mac: Mac::of_vtep(network.vtep_mac_oui, record.vtep_ip),
@@ -33,7 +34,7 @@ pub(super) fn unserved(overlay: &Overlay, vtep: &Vtep, reason: String) -> Assign
         subnet6: None,
         mesos_bridge: None,
         docker_bridge: None,
-        vtep: vtep.clone(),
+        vtep: vtep.carrying(overlay),
         status: Some(Status::Failed(reason)),
     }
 }
@@ -68,7 +69,7 @@ pub(super) fn assignment(
         subnet6,
         mesos_bridge: (record.allocate_subnet && record.mesos_bridge).then_some(mesos_bridge),
         docker_bridge: (record.allocate_subnet && record.docker_bridge).then_some(docker_bridge),
-        vtep: vtep.clone(),
+        vtep: vtep.carrying(overlay),
         status: None,
     })
 }

@@ -14,6 +14,8 @@ pub struct Vtep {
     pub vni: Vni,
     /// The VXLAN device.
     pub device: DeviceName,
+    /// Its UDP port.
+    pub port: u16,
     /// IPv4 address, with the length of the VTEP subnet.
     pub ip: InterfaceAddress,
     /// IPv6 address, where the cluster has a VTEP subnet of IPv6.
@@ -22,6 +24,17 @@ pub struct Vtep {
     pub mac: Mac,
     /// MTU of the device, where the master sets one.
     pub mtu: Option<Mtu>,
+}
+
+impl Vtep {
+    /// The same where it carries `overlay`: one with a VNI of its own has a device of its own.
+    #[must_use]
+    pub fn carrying(&self, overlay: &Overlay) -> Self {
+        match overlay.vni.filter(|vni| *vni != self.vni) {
+            Some(vni) => Self { vni, device: DeviceName::vtep(vni), ..self.clone() },
+            None => self.clone(),
+        }
+    }
 }
 
 /// The bridge of one containerizer: its subnets are one half of the agent's.
@@ -48,7 +61,7 @@ pub struct Assignment {
     pub mesos_bridge: Option<Bridge>,
     /// The DockerContainerizer's half, where the agent asked for it.
     pub docker_bridge: Option<Bridge>,
-    /// The agent's tunnel end: the same in all its overlays.
+    /// The agent's tunnel end: in all its overlays the same addresses and MAC.
     pub vtep: Vtep,
     /// What the agent said about it; `None` until it has.
     pub status: Option<Status>,

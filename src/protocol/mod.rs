@@ -15,7 +15,7 @@ pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use candidate::Candidate;
 pub use history::{HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message};
-pub use network::{AddressRange, Network, Overlay};
+pub use network::{AddressRange, Network, Overlay, Vxlan};
 pub use peers::{PeerInfo, PeersHave, PeersUpdate, digest_of};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};
 pub use request::{Refused, RequestId};

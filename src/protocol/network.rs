@@ -1,6 +1,7 @@
 //! The network of a cluster, as configured and checked.
 
-use crate::addr::{Family, Mtu, Oui, OverlayName, Subnet};
+use crate::addr::{DeviceName, Family, Mtu, Oui, OverlayName, Subnet, Vni};
+use crate::tunnel::PORT_DEFAULT;
 
 /// All overlays of a cluster and the address space of their VTEPs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,8 +14,35 @@ pub struct Network {
     pub vtep_mac_oui: Oui,
     /// MTU of the VXLAN device; the agent's choice where it is not given.
     pub vtep_mtu: Option<Mtu>,
+    /// What carries the overlays that have no VNI of their own.
+    pub vxlan: Vxlan,
     /// In the order of the configuration; names are unique.
     pub overlays: Vec<Overlay>,
+}
+
+/// A VXLAN device as it is on every agent. The default is that of dcos-net.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// Its name.
+    pub device: DeviceName,
+    /// UDP port, also of the devices of overlays with a VNI of their own.
+    pub port: u16,
+}
+
+impl Vxlan {
+    /// The device of `vni` as it is called where nobody says otherwise.
+    #[must_use]
+    pub fn of(vni: Vni) -> Self {
+        Self { vni, device: DeviceName::vtep(vni), port: PORT_DEFAULT }
+    }
+}
+
+impl Default for Vxlan {
+    fn default() -> Self {
+        Self::of(Vni::DEFAULT)
+    }
 }
 
 /// One overlay network.
@@ -26,6 +54,8 @@ pub struct Overlay {
     pub range: Option<AddressRange>,
     /// Its IPv6 space.
     pub range6: Option<AddressRange>,
+    /// Its own VNI, and so a VXLAN device of its own; `None`: that of the network.
+    pub vni: Option<Vni>,
     /// A disabled overlay keeps what agents have of it, and nobody is told of it.
     pub enabled: bool,
 }

@@ -122,7 +122,7 @@ mod tests {
     use super::super::{Executor, drive};
     use super::*;
     use crate::master::{Command, Event, Master, Settings};
-    use crate::protocol::Network;
+    use crate::protocol::{Network, Vxlan};
     use crate::store::{Epoch, Loaded, Version};
 
     struct Idle;
@@ -139,6 +139,7 @@ mod tests {
             vtep_subnet6: None,
             vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
             vtep_mtu: None,
+            vxlan: Vxlan::default(),
             overlays: Vec::new(),
         };
         Master::new(Settings { network: Arc::new(network), reuse_after: Duration::ZERO }, 1)

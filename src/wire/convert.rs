@@ -14,11 +14,12 @@ use super::mesos::modules::overlay::agent_overlay_info::state::Status as PbStatu
 use super::mesos::modules::overlay::internal;
 use super::message::{DecodeError, Message as _, decode};
 use super::peers;
-use crate::addr::{Family, InterfaceAddress, Mtu, Subnet, Vni};
+use crate::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
 use crate::protocol::{
     AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Message, Network, Overlay, State,
-    Status, Vtep,
+    Status, Vtep, Vxlan,
 };
+use crate::tunnel::PORT_DEFAULT;
 
 /// Why bytes are not a message that we can act on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -218,6 +219,7 @@ fn overlay_to_pb(overlay: &Overlay) -> pb::OverlayInfo {
         prefix6: overlay.range6.map(|range| range.prefix.into()),
         // The C++ master leaves it unset where it is true.
         enabled: (!overlay.enabled).then_some(false),
+        vni: overlay.vni.map(Vni::number),
     }
 }
 
@@ -226,6 +228,7 @@ fn overlay_from_pb(pb: &pb::OverlayInfo) -> Result<Overlay, ConvertError> {
         name: value("name", pb.name())?,
         range: range("subnet", pb.subnet.as_deref(), "prefix", pb.prefix, Family::V4)?,
         range6: range("subnet6", pb.subnet6.as_deref(), "prefix6", pb.prefix6, Family::V6)?,
+        vni: pb.vni.map(|number| vni("vni", number)).transpose()?,
         enabled: pb.enabled(),
     })
 }
@@ -275,6 +278,7 @@ fn vtep_to_pb(vtep: &Vtep) -> pb::VxLanInfo {
         vtep_mac: Some(text(vtep.mac)),
         vtep_ip6: vtep.ip6.map(text),
         vtep_mtu: vtep.mtu.map(Mtu::bytes),
+        vtep_port: port_to_pb(vtep.port),
     }
 }
 
@@ -288,8 +292,9 @@ fn vtep_from_pb(pb: &pb::VxLanInfo) -> Result<Vtep, ConvertError> {
         }
     };
     Ok(Vtep {
-        vni: Vni::new(pb.vni()).map_err(|error| ConvertError::field("vni", error))?,
+        vni: vni("vni", pb.vni())?,
         device: value("vtep_name", pb.vtep_name())?,
+        port: port(pb.vtep_port)?,
         ip: address("vtep_ip", pb.vtep_ip(), Family::V4)?,
         ip6: pb.vtep_ip6.as_deref().map(|ip6| address("vtep_ip6", ip6, Family::V6)).transpose()?,
         mac: value("vtep_mac", pb.vtep_mac())?,
@@ -299,6 +304,21 @@ fn vtep_from_pb(pb: &pb::VxLanInfo) -> Result<Vtep, ConvertError> {
             .transpose()
             .map_err(|error| ConvertError::field("vtep_mtu", error))?,
     })
+}
+
+fn vni(field: &str, number: u32) -> Result<Vni, ConvertError> {
+    Vni::new(number).map_err(|error| ConvertError::field(field, error))
+}
+
+/// What everybody takes for granted is not said.
+fn port_to_pb(port: u16) -> Option<u32> {
+    (port != PORT_DEFAULT).then_some(port.into())
+}
+
+fn port(number: Option<u32>) -> Result<u16, ConvertError> {
+    let Some(number) = number else { return Ok(PORT_DEFAULT) };
+    let port = u16::try_from(number).ok().filter(|port| *port != 0);
+    port.ok_or_else(|| ConvertError::field("vtep_port", format!("{number} is no UDP port")))
 }
 
 fn status_to_pb(status: &Status) -> PbState {
@@ -369,12 +389,16 @@ pub fn decode_agent(agent: &pb::AgentInfo) -> Result<AgentInfo, ConvertError> {
 }
 
 pub(super) fn encode_network(network: &Network) -> pb::NetworkConfig {
+    let Vxlan { vni, device, port } = &network.vxlan;
     pb::NetworkConfig {
         vtep_subnet: Some(text(network.vtep_subnet)),
         vtep_mac_oui: Some(text(network.vtep_mac_oui)),
         overlays: network.overlays.iter().map(overlay_to_pb).collect(),
         vtep_subnet6: network.vtep_subnet6.map(text),
         vtep_mtu: network.vtep_mtu.map(Mtu::bytes),
+        vtep_vni: (*vni != Vni::DEFAULT).then_some(vni.number()),
+        vtep_name: (*device != DeviceName::vtep(*vni)).then(|| text(device)),
+        vtep_port: port_to_pb(*port),
     }
 }
 
@@ -383,7 +407,16 @@ fn network_from_pb(pb: &pb::NetworkConfig) -> Result<Network, ConvertError> {
     let overlays = pb.overlays.iter().enumerate().map(|(index, overlay)| {
         overlay_from_pb(overlay).map_err(|error| error.within(format_args!("overlays[{index}]")))
     });
+    let mut vxlan = match pb.vtep_vni {
+        Some(number) => Vxlan::of(vni("vtep_vni", number)?),
+        None => Vxlan::default(),
+    };
+    if let Some(name) = &pb.vtep_name {
+        vxlan.device = value("vtep_name", name)?;
+    }
+    vxlan.port = port(pb.vtep_port)?;
     Ok(Network {
+        vxlan,
         vtep_subnet: vtep_subnet.ok_or_else(|| ConvertError::field("vtep_subnet", "is missing"))?,
         vtep_subnet6: subnet("vtep_subnet6", pb.vtep_subnet6.as_deref(), Family::V6)?,
         vtep_mac_oui: value("vtep_mac_oui", pb.vtep_mac_oui())?,

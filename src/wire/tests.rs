@@ -187,3 +187,30 @@ fn an_agent_says_where_its_tunnels_run() {
     assert_eq!(said("::1").unwrap_err(), "network_config.underlay: ::1 is that of no single host");
     assert!(said("10.0.0.5").unwrap_err().starts_with("network_config.underlay: "));
 }
+
+#[test]
+fn another_vxlan_device_is_told_and_the_usual_one_is_not() {
+    use crate::addr::Vni;
+    use crate::protocol::Vxlan;
+    let recorded = decode_state(&parse_json(golden!("overlay-master-state.json")).unwrap());
+    let mut state = recorded.unwrap();
+    assert_eq!(state.network.vxlan, Vxlan::default());
+    let mut network = (*state.network).clone();
+    let vni = Vni::new(7).unwrap();
+    network.vxlan = Vxlan { port: 4789, ..Vxlan::of(vni) };
+    network.overlays[0].vni = Some(Vni::new(8).unwrap());
+    state.network = network.into();
+    let mut agent = (*state.agents[0]).clone();
+    let vtep = &mut agent.overlays[0].vtep;
+    (vtep.vni, vtep.device, vtep.port) = (vni, "vtep7".parse().unwrap(), 4789);
+    state.agents[0] = agent.into();
+    let printed = print_json(&encode_state(&state));
+    for part in [r#""vni":8"#, r#""vtep_vni":7"#, r#""vtep_port":4789"#, r#""vtep_name":"vtep7""#] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    assert_eq!(decode_state(&parse_json(printed.as_bytes()).unwrap()), Ok(state.clone()));
+    let mut network = (*state.network).clone();
+    network.vxlan.device = "vtep-a".parse().unwrap();
+    state.network = network.into();
+    assert_eq!(decode_state(&encode_state(&state)), Ok(state));
+}

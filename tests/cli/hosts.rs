@@ -58,7 +58,7 @@ bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such a
 bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"
 bad.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
 bad.json:1:3: cni_dir: is no key here: it belongs in agent_config
-bad.json:2:3: portmapper: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, overlays
+bad.json:2:3: portmapper: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays
 mesos-overlay: bad.json: 5 problems: mend them and try again
 exit code 1
 ");

@@ -2,6 +2,7 @@
 //! `docs/configuration.md`: after a restart, and while the master runs.
 
 use super::*;
+use crate::addr::Vni;
 use crate::protocol::AddressRange;
 
 /// Two agents of a network with two overlays, one of them dual, and everything stored.
@@ -51,6 +52,10 @@ fn changed(change: impl FnOnce(&mut Network)) -> Network {
     let mut network = network();
     change(&mut network);
     network
+}
+
+fn vni(number: u32) -> Option<Vni> {
+    Vni::new(number).ok()
 }
 
 /// That a running master takes the change, tells exactly the agents that were heard, and gives them
@@ -383,6 +388,27 @@ fn ipv6_is_added_and_removed() {
 }
 
 #[test]
+fn an_overlay_with_a_vni_of_its_own_is_on_a_device_of_its_own() {
+    let network = changed(|network| {
+        network.vxlan = Vxlan { port: 4789, ..Vxlan::of(vni(6).unwrap()) };
+        network.overlays[1].vni = vni(7);
+    });
+    let mut world = World::new(network.clone());
+    let devices = |overlays: Vec<Assignment>| {
+        let vteps = overlays.into_iter().map(|one| one.vtep);
+        vteps.map(|it| format!("{} {} {}", it.vni, it.device, it.port)).collect::<Vec<_>>()
+    };
+    let expected = ["6 vtep6 4789", "7 vtep7 4789"];
+    assert_eq!(devices(world.register(1).unwrap()), expected);
+    world.store();
+    // The VNI of all is that of the device of all.
+    let mut shared = network;
+    shared.overlays[1].vni = vni(6);
+    let mut world = world.restart(shared);
+    assert_eq!(devices(world.register(1).unwrap()), ["6 vtep6 4789", "6 vtep6 4789"]);
+}
+
+#[test]
 fn what_has_no_addresses_in_it_is_told_to_all() {
     for (sentence, network) in [
         (
@@ -393,6 +419,12 @@ fn what_has_no_addresses_in_it_is_told_to_all() {
             "vtep_mac_oui is 02:00:00:00:00:00 instead of 70:B3:D5:00:00:00",
             changed(|network| network.vtep_mac_oui = "02:00:00:00:00:00".parse().unwrap()),
         ),
+        ("vtep_port is 4789 instead of 64000", changed(|network| network.vxlan.port = 4789)),
+        (
+            "vtep_name is vtep-a instead of vtep1024",
+            changed(|network| network.vxlan.device = "vtep-a".parse().unwrap()),
+        ),
+        ("overlay vxlan-2: vni is added: 7", changed(|network| network.overlays[1].vni = vni(7))),
         ("the overlays have another order", changed(|network| network.overlays.reverse())),
     ] {
         let mut world = populated();
@@ -523,7 +555,13 @@ fn any_network() -> impl Strategy<Value = Network> {
                 });
                 if !clashes {
                     let range = Some(AddressRange { subnet, prefix });
-                    network.overlays.push(Overlay { name, range, range6: None, enabled });
+                    network.overlays.push(Overlay {
+                        name,
+                        range,
+                        range6: None,
+                        vni: None,
+                        enabled,
+                    });
                 }
             }
             network

@@ -15,7 +15,7 @@ use super::*;
 use crate::addr::{OverlayName, Subnet};
 use crate::metrics::HostCounters;
 use crate::protocol::RequestId;
-use crate::protocol::{AddressRange, Overlay, State, Status};
+use crate::protocol::{AddressRange, Overlay, State, Status, Vxlan};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use crate::wire;
 
@@ -230,7 +230,13 @@ fn range(subnet: &str, prefix: u8) -> Option<AddressRange> {
 }
 
 fn overlay(name: &str, subnet: &str) -> Overlay {
-    Overlay { name: name.parse().unwrap(), range: range(subnet, 24), range6: None, enabled: true }
+    Overlay {
+        name: name.parse().unwrap(),
+        range: range(subnet, 24),
+        range6: None,
+        vni: None,
+        enabled: true,
+    }
 }
 
 /// The network of the recorded traffic.
@@ -242,6 +248,7 @@ fn network() -> Network {
         vtep_subnet6: Some("fd01:a::/64".parse().unwrap()),
         vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
         vtep_mtu: Some(crate::addr::Mtu::new(1450).unwrap()),
+        vxlan: Vxlan::default(),
         overlays: vec![overlay("vxlan-1", "192.168.0.0/17"), dual],
     }
 }
