@@ -103,7 +103,20 @@ pub async fn run(
     deadline: Instant,
 ) -> Result<Finished, Failure> {
     let mut command = Command::new(program);
-    command.args(arguments).process_group(0);
+    command.args(arguments);
+    run_command(command, input, deadline).await
+}
+
+/// The same for a program that needs more than arguments, such as an environment.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_command(
+    mut command: Command,
+    input: &[u8],
+    deadline: Instant,
+) -> Result<Finished, Failure> {
+    command.process_group(0);
     command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let leader = start(&mut command).map_err(|error| match error.kind() {

@@ -348,7 +348,7 @@ fn write(operation: &Operation, index: u32, batch: &mut Batch) {
     }
 }
 
-fn if_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
+pub(super) fn if_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut header = [0; 16];
     header[0] = AF_UNSPEC;
     header[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -393,7 +393,7 @@ const fn local_attribute(underlay: std::net::IpAddr) -> u16 {
 }
 
 /// Nobody else can have the address, so it need not be asked for, during which it would not work.
-fn address(batch: &mut Batch, kind: u16, flags: u16, index: u32, ip: &InterfaceAddress) {
+pub(super) fn address(batch: &mut Batch, kind: u16, flags: u16, index: u32, ip: &InterfaceAddress) {
     let mut header = [0; 8];
     (header[0], header[1], header[3]) = (family_of(ip.address()), ip.prefix(), RT_SCOPE_UNIVERSE);
     header[4..].copy_from_slice(&index.to_ne_bytes());

@@ -55,6 +55,12 @@ impl Batch {
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
+    /// A header that attributes follow, within one of them.
+    pub(super) fn header(&mut self, header: &[u8]) {
+        self.bytes.extend(header);
+        self.pad();
+    }
+
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }

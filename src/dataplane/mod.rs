@@ -19,6 +19,7 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 mod uapi;
+mod wiring;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ pub use error::{DataplaneError, Failure};
 pub use monitor::{Heard, Monitor, Watch};
 pub use plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan, target};
 pub use state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
+pub use wiring::{Wiring, WiringError};
 
 use self::observe::Indices;
 use self::socket::Netlink;
