@@ -12,6 +12,7 @@ mod host;
 mod http_client;
 mod master;
 mod output;
+mod ping;
 mod plan;
 mod reload;
 mod room;
@@ -52,7 +53,7 @@ enum Command {
     Master(master::MasterCommand),
     /// Run an agent: it makes the container networks of its share
     Agent(agent::AgentCommand),
-    /// See it work: a master and some agents on this machine, and nothing left of them
+    /// See it work: hosts and containers on this machine, and nothing left of them
     Demo(demo::DemoCommand),
     /// Show every problem of a configuration file
     Check(check::CheckCommand),

@@ -11,6 +11,7 @@ mod agent;
 mod cni;
 mod dataplane;
 mod dataplane_refused;
+mod demo;
 mod docker;
 mod engine;
 mod ensemble;

@@ -1,0 +1,47 @@
+//! What is going on, on stderr: a spinner on a terminal, plain lines elsewhere, nothing for
+//! programs.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::output::Form;
+
+pub(super) enum Progress {
+    Spinner(ProgressBar),
+    Lines,
+    Silent,
+}
+
+impl Progress {
+    pub(super) fn start(form: &Form) -> Self {
+        if form.json {
+            return Self::Silent;
+        }
+        if !io::stderr().is_terminal() {
+            return Self::Lines;
+        }
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar.set_message("starting a master and its agents");
+        Self::Spinner(bar)
+    }
+
+    pub(super) fn step(&self, line: &str) {
+        match self {
+            Self::Spinner(bar) => bar.println(format!("  {line}")),
+            Self::Lines => drop(writeln!(io::stderr(), "  {line}")),
+            Self::Silent => {}
+        }
+    }
+
+    pub(super) fn end(&self) {
+        if let Self::Spinner(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
