@@ -17,12 +17,13 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 #[path = "cpp-shim/build.rs"]
 mod shim;
 
-const PROTOS: [&str; 6] =
-    ["overlay.proto", "messages.proto", "record.proto", "master_info.proto", PEERS, LOG];
+const PROTOS: [&str; 7] =
+    ["overlay.proto", "messages.proto", "record.proto", "master_info.proto", PEERS, LOG, REPLICA];
 /// These have neither JSON nor required fields.
-const PLAIN: [&str; 2] = [PEERS, LOG];
+const PLAIN: [&str; 3] = [PEERS, LOG, REPLICA];
 const PEERS: &str = "peers.proto";
 const LOG: &str = "log.proto";
+const REPLICA: &str = "replica.proto";
 
 type Error = Box<dyn std::error::Error>;
 

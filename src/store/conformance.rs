@@ -7,13 +7,16 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{Archive, Change, Epoch, Key, Loaded, Store, StoreError, Version};
 
 /// A state that was never written.
 #[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
 pub struct Subject {
     /// Makes a handle on the state. Unless it is shared, the last one was dropped before.
     pub open: Box<dyn FnMut() -> Box<dyn Store>>,
+    /// Makes a handle on the same state as an archive, by the same rules; `None` where there is no
+    /// looking without taking.
+    pub archive: Option<Box<dyn FnMut() -> Box<dyn Archive>>>,
     /// Whether there can be several handles at a time.
     pub is_shared: bool,
 }
@@ -29,7 +32,7 @@ struct Rule {
     check: fn(Subject),
 }
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 14] = [
     Rule { name: "a new state is empty", check: a_new_state_is_empty },
     Rule { name: "what was committed is loaded", check: what_was_committed_is_loaded },
     Rule { name: "changes apply in their order", check: changes_apply_in_their_order },
@@ -47,6 +50,9 @@ const RULES: [Rule; 11] = [
     Rule { name: "several handles contend", check: several_handles_contend },
     Rule { name: "a large batch is one commit", check: a_large_batch_is_one_commit },
     Rule { name: "any sequence does what a map does", check: any_sequence_does_what_a_map_does },
+    Rule { name: "a look makes nothing", check: a_look_makes_nothing },
+    Rule { name: "a look takes nothing from its leader", check: a_look_takes_nothing },
+    Rule { name: "a replacement is a whole state", check: a_replacement_is_a_whole_state },
 ];
 
 /// Checks every rule, each on a subject of its own.
@@ -234,6 +240,71 @@ fn any_sequence_does_what_a_map_does(mut subject: Subject) {
         }
     }
     load_and_compare(&mut *store, version, &model);
+}
+
+fn a_look_makes_nothing(mut subject: Subject) {
+    let Some(archive) = &mut subject.archive else { return };
+    assert_eq!(archive().look().expect("look"), None);
+    assert_eq!(archive().look().expect("look"), None, "the first look made something");
+    let loaded = load(&mut *subject.open());
+    assert_eq!((loaded.version, loaded.records), (Version(0), Vec::new()));
+}
+
+fn a_look_takes_nothing(mut subject: Subject) {
+    if subject.archive.is_none() {
+        return;
+    }
+    let bytes = |number: u32| number.to_be_bytes().repeat(30);
+    let records: Vec<(Key, Vec<u8>)> = (0..3000).map(|it| (key(it), bytes(it))).collect();
+    let mut store = Some(subject.open());
+    let leader = store.as_deref_mut().expect("just opened");
+    let mut epoch = load(leader).epoch;
+    commit(leader, epoch, &puts(&records));
+    for version in 1..=3 {
+        store = store.filter(|_| subject.is_shared);
+        let mut archive = subject.archive.as_mut().expect("seen above")();
+        for _ in 0..2 {
+            let seen = archive.look().expect("look").expect("there is a state");
+            assert_eq!((seen.epoch, seen.version), (epoch.0, version));
+            assert_eq!((&seen.records, seen.unknown.len()), (&records, 0));
+        }
+        drop(archive);
+        let leader = store.get_or_insert_with(|| subject.open());
+        if !subject.is_shared {
+            let later = load(&mut **leader).epoch;
+            assert_eq!(later, Epoch(epoch.0 + 1), "a look has begun an epoch");
+            epoch = later;
+        }
+        assert_eq!(commit(&mut **leader, epoch, &[]), Version(version + 1), "it still leads");
+    }
+}
+
+fn a_replacement_is_a_whole_state(mut subject: Subject) {
+    if subject.archive.is_none() {
+        return;
+    }
+    let first = vec![(key(1), b"one".to_vec()), (key(2), Vec::new()), (part(7), vec![0xff; 9])];
+    let large: Vec<(Key, Vec<u8>)> =
+        (2..8000_u32).map(|number| (key(number), number.to_string().repeat(30).into())).collect();
+    let mut version = 0;
+    for records in [&first, &large, &Vec::new(), &first] {
+        let mut archive = subject.archive.as_mut().expect("seen above")();
+        let replaced = archive.replace(records).expect("replaced");
+        assert!(replaced.version.0 > version, "{replaced:?}");
+        let seen = archive.look().expect("look").expect("there is a state");
+        assert_eq!((seen.version, &seen.records), (replaced.version.0, records));
+        drop(archive);
+        let mut store = subject.open();
+        let loaded = load(&mut *store);
+        assert_eq!((loaded.version, &loaded.records), (replaced.version, records));
+        assert!(loaded.epoch.0 > seen.epoch);
+        version = loaded.version.0;
+        if subject.is_shared {
+            let mut archive = subject.archive.as_mut().expect("seen above")();
+            version = archive.replace(records).expect("replaced").version.0;
+            assert_deposed(&mut *store, loaded.epoch, &[Change::Delete(key(1))]);
+        }
+    }
 }
 
 /// Few keys, so that most changes meet another.

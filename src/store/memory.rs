@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{
+    Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
+    replace_by_commit,
+};
 use crate::mutation::Mutation;
 
 /// A state in memory. Clones are handles on the same state, so that masters can contend for it in a
@@ -62,6 +65,19 @@ impl Store for MemoryStore {
     }
 }
 
+impl Archive for MemoryStore {
+    fn look(&mut self) -> Result<Option<Snapshot>, StoreError> {
+        let state = self.state.lock();
+        let State { epoch, version, .. } = *state;
+        let records = state.records.iter().map(|(key, bytes)| (*key, bytes.clone())).collect();
+        Ok((epoch > 0).then(|| Snapshot { epoch, version, records, ..Snapshot::default() }))
+    }
+
+    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
+        replace_by_commit(self, records)
+    }
+}
+
 impl fmt::Display for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("memory")
@@ -77,7 +93,12 @@ mod tests {
     fn it_conforms() {
         conformance::check(&|| {
             let store = MemoryStore::new();
-            Subject { open: Box::new(move || Box::new(store.clone())), is_shared: true }
+            let archive = store.clone();
+            Subject {
+                open: Box::new(move || Box::new(store.clone())),
+                archive: Some(Box::new(move || Box::new(archive.clone()))),
+                is_shared: true,
+            }
         });
     }
 }

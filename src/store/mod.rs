@@ -5,24 +5,33 @@
 //! write. One commit is one durable write, however many changes it carries: the master puts all
 //! that waits into the next one (group commit).
 //!
+//! Besides, a state can be looked at without taking it from whoever leads, and be put in the place
+//! of another as a whole: [`Archive`], for backups and for the way from one store to another.
+//!
 //! What a store must do beyond its types is [`conformance`], which every one of them passes.
 
 #[doc(hidden)]
 pub mod conformance;
 mod file;
+mod form;
+mod log_directory;
 mod memory;
 mod replicated_log;
 mod zookeeper;
 
 pub use file::FileStore;
+pub use form::{Content, read_form, write_cpp_form};
+pub use log_directory::LogDirectory;
 pub use memory::MemoryStore;
 pub use replicated_log::{Log, ReplicatedLogStore};
 pub use zookeeper::ZooKeeperStore;
 #[doc(hidden)]
 pub use zookeeper::reread_znode;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 /// Counts the leaders of a state. A later leader has a greater epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +136,79 @@ pub trait Store: Send {
     /// other error the changes may or may not be durable: only a new [`Store::load`] tells, and
     /// this handle may refuse every commit until then.
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError>;
+}
+
+/// What a store holds, seen without taking it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The epoch of whoever has led last.
+    pub epoch: u64,
+    /// Version of the last commit.
+    pub version: u64,
+    /// All records in the order of their keys.
+    pub records: Vec<(Key, Vec<u8>)>,
+    /// What a later version of this program keeps: the name that the store has for it, and bytes.
+    pub unknown: Vec<(String, Vec<u8>)>,
+    /// What an operator has to know of it, a sentence each.
+    pub doubts: Vec<String>,
+}
+
+impl Snapshot {
+    /// Whether there is nothing in it that could get lost.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.unknown.is_empty()
+    }
+}
+
+/// What came of [`Archive::replace`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// The version of the new state.
+    pub version: Version,
+    /// Where the former one is, if it was set aside.
+    pub kept: Option<PathBuf>,
+}
+
+/// A state that can be looked at, and be put in the place of another.
+pub trait Archive {
+    /// Reads everything, as it was at one moment, and leaves everything as it is: no epoch begins,
+    /// and whoever leads goes on. `None` where there is no state, which is not made.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    fn look(&mut self) -> Result<Option<Snapshot>, StoreError>;
+
+    /// Puts `records` in the place of all that this version can read, as a whole or not at all:
+    /// whoever is interrupted leaves the former state, the new one, or one that no master takes.
+    /// What is missing is made. Whoever led before leads no more.
+    ///
+    /// # Errors
+    /// When the state cannot be read or written.
+    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError>;
+}
+
+/// Begins an epoch, and puts `records` in the place of all others by one commit of it.
+fn replace_by_commit(
+    store: &mut dyn Store,
+    records: &[(Key, Vec<u8>)],
+) -> Result<Replaced, StoreError> {
+    let loaded = store.load()?;
+    let version = store.commit(loaded.epoch, &replacement(&loaded.records, records))?;
+    Ok(Replaced { version, kept: None })
+}
+
+/// The changes that make `new` of `old`.
+fn replacement(old: &[(Key, Vec<u8>)], new: &[(Key, Vec<u8>)]) -> Vec<Change> {
+    let stays: HashSet<Key> = new.iter().map(|(key, _)| *key).collect();
+    let gone = old.iter().map(|(key, _)| *key).filter(|key| !stays.contains(key));
+    let puts = new.iter().map(|(key, bytes)| Change::Put(*key, bytes.clone()));
+    gone.map(Change::Delete).chain(puts).collect()
+}
+
+/// A key that this version cannot read, as text.
+fn unknown_name(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why a store did not do as asked.

@@ -47,28 +47,6 @@ impl ReplicatedLogStore {
         StoreError::Failed { store: self.to_string(), action, reason: reason.to_string() }
     }
 
-    /// Takes over what the C++ module has written since we did.
-    fn take_over(&self, state: &mut LoggedState) {
-        let ip_of = |key: &[u8]| match Key::from_bytes(key)? {
-            Key::Agent(ip) => Some(ip),
-            Key::History(_) => None,
-        };
-        let changes = state.foreign(ip_of);
-        if changes.is_empty() {
-            return;
-        }
-        let count = changes.len();
-        log::info!(
-            "{self}: the c++ module wrote it last: taking over its changes of {count} agents"
-        );
-        for (ip, change) in changes {
-            match change {
-                Foreign::Has(record) => state.put(&Key::Agent(ip).to_bytes(), record),
-                Foreign::Forgotten => state.delete(&Key::Agent(ip).to_bytes()),
-            }
-        }
-    }
-
     fn apply(&self, state: &mut LoggedState, change: &Change) {
         match change {
             Change::Put(key, bytes) => {
@@ -103,8 +81,25 @@ impl ReplicatedLogStore {
     }
 }
 
+/// Takes over what the C++ module has written since we did. Returns of how many agents.
+pub(super) fn take_over(state: &mut LoggedState) -> usize {
+    let ip_of = |key: &[u8]| match Key::from_bytes(key)? {
+        Key::Agent(ip) => Some(ip),
+        Key::History(_) => None,
+    };
+    let changes = state.foreign(ip_of);
+    let count = changes.len();
+    for (ip, change) in changes {
+        match change {
+            Foreign::Has(record) => state.put(&Key::Agent(ip).to_bytes(), record),
+            Foreign::Forgotten => state.delete(&Key::Agent(ip).to_bytes()),
+        }
+    }
+    count
+}
+
 /// The records that this version can read the keys of.
-fn records(state: &LoggedState) -> impl Iterator<Item = (Key, Vec<u8>)> {
+pub(super) fn records(state: &LoggedState) -> impl Iterator<Item = (Key, Vec<u8>)> {
     state.entries().filter_map(|(key, record)| Some((Key::from_bytes(key)?, record.to_vec())))
 }
 
@@ -115,7 +110,12 @@ impl Store for ReplicatedLogStore {
         let no_state =
             |reason| self.failed("load", format!("{reason}: it is no state of an overlay master"));
         let mut state = LoggedState::decode(&value).map_err(no_state)?;
-        self.take_over(&mut state);
+        let count = take_over(&mut state);
+        if count > 0 {
+            log::info!(
+                "{self}: the c++ module wrote it last: taking over its changes of {count} agents"
+            );
+        }
         self.show_all(&mut state);
         let (epoch, version) = state.counters();
         let epoch = epoch + 1;
@@ -254,7 +254,8 @@ mod tests {
     fn it_conforms() {
         conformance::check(&|| {
             let shared = Arc::default();
-            Subject { open: Box::new(move || Box::new(store(&shared))), is_shared: true }
+            let open = Box::new(move || Box::new(store(&shared)) as Box<dyn Store>);
+            Subject { open, archive: None, is_shared: true }
         });
     }
 

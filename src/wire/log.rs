@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use prost::Message as _;
 
 use super::convert::{ConvertError, encode_agent, encode_network};
+use super::mesos::modules::overlay::State;
 use super::mesos::modules::overlay::log as pb;
 use super::record::{decode_record, encode_record};
 use crate::addr::Subnet;
@@ -25,6 +26,8 @@ pub struct LoggedState {
     network: Option<Vec<u8>>,
     /// What the C++ module knows of agents, by their addresses.
     agents: BTreeMap<Ipv4Addr, Vec<u8>>,
+    /// Agents of the C++ module without an address, which nothing can be done with.
+    nameless: usize,
 }
 
 /// What the C++ module did with an agent after we wrote.
@@ -45,15 +48,44 @@ impl LoggedState {
         let state = pb::LoggedState::decode(bytes)
             .map_err(|error| ConvertError::field("network-state", error))?;
         let mut agents = BTreeMap::new();
+        let mut nameless = 0;
         for bytes in state.agents {
             let agent = pb::Agent::decode(bytes.as_slice());
             match agent.ok().and_then(|agent| read::<Ipv4Addr>(agent.ip.as_deref()?)) {
                 Some(ip) => drop(agents.insert(ip, bytes)),
-                None => log::error!("dropped an agent of the c++ module: it has no address"),
+                None => {
+                    nameless += 1;
+                    log::error!("dropped an agent of the c++ module: it has no address");
+                }
             }
         }
         let own = orderly(state.own.unwrap_or_default())?;
-        Ok(Self { own, network: state.network, agents })
+        Ok(Self { own, network: state.network, agents, nameless })
+    }
+
+    /// What a master shows of itself as JSON, as if it stood in a log.
+    ///
+    /// # Errors
+    /// When it is no state.
+    pub fn from_json(text: &[u8]) -> Result<Self, ConvertError> {
+        let state: State =
+            super::parse_json(text).map_err(|error| ConvertError::field("json", error))?;
+        Self::decode(&state.encode_to_vec())
+    }
+
+    /// Whether it says which network it is the state of, as every one that was written does.
+    #[must_use]
+    pub const fn has_network(&self) -> bool {
+        self.network.is_some()
+    }
+
+    /// What was in the value and is lost, a sentence each.
+    #[must_use]
+    pub fn losses(&self) -> Vec<String> {
+        let count = self.nameless;
+        let is_any = count > 0;
+        let sentence = || format!("agents of the c++ module without an address: {count}, dropped");
+        is_any.then(sentence).into_iter().collect()
     }
 
     /// The value.

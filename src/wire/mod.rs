@@ -3,11 +3,14 @@
 
 mod candidate;
 mod convert;
+mod inventory;
 mod json;
 mod log;
 mod message;
 mod peers;
 mod record;
+mod replica;
+mod state_file;
 
 pub use self::log::{Foreign, LoggedState};
 pub use candidate::{decode_candidate, encode_candidate};
@@ -15,9 +18,12 @@ pub use convert::{
     ConvertError, MESSAGE_NAMES, decode_agent, decode_message, decode_state, encode_agent,
     encode_message, encode_state,
 };
+pub use inventory::{Inventory, doubts};
 pub use json::{JsonError, parse as parse_json, print as print_json};
 pub use message::{DecodeError, Message, Missing, decode};
 pub use record::{decode_history, decode_record, encode_history, encode_record};
+pub use replica::{Replica, ReplicaError, decode_replica, encode_replica};
+pub use state_file::{StateFile, is_state_file};
 
 /// The generated types.
 #[allow(

@@ -11,8 +11,8 @@ fn a_second_master_on_the_same_state_is_refused() {
     let arguments = "master --config network.json --listen 127.0.0.1:0 --work-dir work";
     assert_eq!(
         place.run(arguments).failure(),
-        "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, perhaps a \
-         second `mesos-overlay master` or a mesos-master with this module (`fuser \
+        "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, such as a \
+         running `mesos-overlay master` or mesos-master with this module (`fuser \
          work/overlay-master.redb` shows which): stop that one, or use another work directory\n"
     );
 }

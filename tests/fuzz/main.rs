@@ -26,12 +26,13 @@ const MEMORY_MAX: u64 = 256 * 1024;
 const INPUTS_OF_A_SEED: usize = 200;
 
 /// Recorded traffic from which inputs are made too.
-const RECORDED: [(&str, &str); 6] = [
+const RECORDED: [(&str, &str); 7] = [
     ("http", "RegisterAgentMessage.http"),
     ("http", "UpdateAgentOverlaysMessage.http"),
     ("http", "AgentRegisteredMessage.http"),
     ("http", "AgentRegisteredAcknowledgement.http"),
     ("json", "overlay-master-state.json"),
+    ("state_file", "overlay-master-state.json"),
     ("message", "overlay-agent-overlay.pb"),
 ];
 

@@ -12,26 +12,28 @@ use mesos_network_overlay::config::{parse, parse_agent, parse_master};
 use mesos_network_overlay::http::{route_agent, route_master};
 use mesos_network_overlay::protocol::{Network, Record, ReleasedRecord};
 use mesos_network_overlay::store::{
-    Change, Key, Log, ReplicatedLogStore, Store as _, reread_znode,
+    Change, Key, Log, ReplicatedLogStore, Store as _, read_form, reread_znode,
 };
 use mesos_network_overlay::transport::libprocess::read_message;
 use mesos_network_overlay::wire::mesos::modules::overlay::State;
 use mesos_network_overlay::wire::{
-    MESSAGE_NAMES, decode_candidate, decode_history, decode_message, decode_record, decode_state,
-    encode_candidate, encode_history, encode_message, encode_record, encode_state, parse_json,
-    print_json,
+    MESSAGE_NAMES, Replica, StateFile, decode_candidate, decode_history, decode_message,
+    decode_record, decode_replica, decode_state, encode_candidate, encode_history, encode_message,
+    encode_record, encode_replica, encode_state, parse_json, print_json,
 };
 
 /// A target and its name, which is also the name of its corpus.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const ALL: [Target; 11] = [
+pub(crate) const ALL: [Target; 13] = [
     ("message", message),
     ("record", record),
     ("history", history),
     ("znode", znode),
     ("replicated_log", replicated_log),
+    ("replica", replica),
+    ("state_file", state_file),
     ("candidate", candidate),
     ("json", json),
     ("http", http),
@@ -140,6 +142,45 @@ pub fn replicated_log(data: &[u8]) {
     later.records.sort();
     let last = open().load().expect("it was read before");
     assert_eq!((last.version, last.records), (version, later.records));
+}
+
+/// The records of a replica of that log: of each a byte with the length of its key, the key, two
+/// bytes with its own length, and the record.
+pub fn replica(mut data: &[u8]) {
+    let mut records = Vec::new();
+    while let Some((&length, rest)) = data.split_first() {
+        let Some((key, rest)) = rest.split_at_checked(length.into()) else { break };
+        let Some((length, rest)) = rest.split_first_chunk::<2>() else { break };
+        let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
+        let (record, rest) = rest.split_at(length);
+        records.push((key, record));
+        data = rest;
+    }
+    match decode_replica(records) {
+        Ok(Replica { value: None, .. }) => {}
+        Ok(Replica { value: Some(value), .. }) => {
+            let written = encode_replica(value.clone(), [7; 16]);
+            let read = decode_replica(written.iter().map(|(key, it)| (&**key, &**it)));
+            assert_eq!(read, Ok(Replica { value: Some(value), unlearned_at: None }));
+        }
+        Err(error) => is_one_line(&error),
+    }
+}
+
+/// A file with a state, in whichever form.
+pub fn state_file(data: &[u8]) {
+    match read_form(data) {
+        Ok(content) => {
+            content.doubts.iter().for_each(is_one_line);
+            let records = content.records;
+            let file = StateFile { records, ..StateFile::default() };
+            assert_eq!(StateFile::parse(&file.print()), Ok(file));
+        }
+        Err(problems) => {
+            assert!(!problems.is_empty());
+            problems.iter().for_each(is_one_line);
+        }
+    }
 }
 
 /// A byte that chooses the form; then what a master has written to stand for election.

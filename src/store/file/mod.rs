@@ -17,9 +17,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, TableDefinition};
 
-use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{
+    Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
+    replace_by_commit, unknown_name,
+};
 
 /// Name of the file in the work directory.
 const FILE_NAME: &str = "overlay-master.redb";
@@ -82,26 +85,34 @@ impl FileStore {
     fn create(&self, dir: &Path) -> Result<(), redb::Error> {
         create_directory(dir)?;
         if !self.path.try_exists()? {
-            self.create_file(dir)?;
+            self.create_file(dir, None)?;
         }
         // Also where the file was there: who made it may have been killed before this.
         Ok(sync_directory(dir)?)
     }
 
-    /// Makes an empty state beside the file and renames it: a kill in between must not leave half a
-    /// database, which would look like a damaged one.
-    fn create_file(&self, dir: &Path) -> Result<(), redb::Error> {
+    /// Makes a state beside the file and renames it: a kill in between must not leave half a
+    /// database, which would look like a damaged one. It is empty, or holds `records` from its
+    /// first commit on.
+    fn create_file(
+        &self,
+        dir: &Path,
+        records: Option<&[(Key, Vec<u8>)]>,
+    ) -> Result<(), redb::Error> {
         let file = tempfile::Builder::new().prefix(".overlay-master.").tempfile_in(dir)?;
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(FileBackend::new(file.reopen()?)?)?;
         let transaction = database.begin_write()?;
         {
-            transaction.open_table(RECORDS)?;
+            let mut table = transaction.open_table(RECORDS)?;
+            for (key, bytes) in records.unwrap_or_default() {
+                table.insert(&*key.to_bytes(), &**bytes)?;
+            }
             let mut counters = transaction.open_table(COUNTERS)?;
             counters.insert(FORMAT_COUNTER, FORMAT)?;
             counters.insert(EPOCH_COUNTER, 0)?;
-            counters.insert(VERSION_COUNTER, 0)?;
+            counters.insert(VERSION_COUNTER, u64::from(records.is_some()))?;
         }
         transaction.commit()?;
         database.close()?;
@@ -140,7 +151,7 @@ impl FileStore {
         match error {
             redb::Error::Io(error) => self.explain_io(error),
             redb::Error::DatabaseAlreadyOpen => format!(
-                "another process has it open, perhaps a second `mesos-overlay master` or a \
+                "another process has it open, such as a running `mesos-overlay master` or \
                  mesos-master with this module (`fuser {path}` shows which): stop that one, or use \
                  another work directory"
             ),
@@ -212,6 +223,50 @@ impl Store for FileStore {
     }
 }
 
+impl Archive for FileStore {
+    fn look(&mut self) -> Result<Option<Snapshot>, StoreError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None if !self
+                .path
+                .try_exists()
+                .map_err(|error| self.failed("read", &error.into()))? =>
+            {
+                return Ok(None);
+            }
+            None => self.open_database()?,
+        };
+        let snapshot = snapshot(&database).map_err(|error| self.failed("read", &error))?;
+        self.database = Some(database);
+        Ok(Some(snapshot))
+    }
+
+    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
+        if let Some(dir) = self.to_make.take_if(|_| self.database.is_none()) {
+            let make = || {
+                create_directory(&dir)?;
+                let is_new = !self.path.try_exists()?;
+                if is_new {
+                    self.create_file(&dir, Some(records))?;
+                }
+                sync_directory(&dir)?;
+                Ok(is_new)
+            };
+            if make().map_err(|error| self.failed("make", &error))? {
+                // That of another process, if one was faster, is not what is wanted.
+                self.database = Some(self.open_database()?);
+                return match self.look()? {
+                    Some(made) if made.records == records => {
+                        Ok(Replaced { version: Version(made.version), kept: None })
+                    }
+                    _ => Err(self.refused("another process made it at the same time".to_owned())),
+                };
+            }
+        }
+        replace_by_commit(self, records)
+    }
+}
+
 impl fmt::Display for FileStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "file:{}", self.path.display())
@@ -273,17 +328,38 @@ struct BegunEpoch {
     unreadable: usize,
 }
 
-fn begin_epoch(database: &Database) -> Result<BegunEpoch, redb::Error> {
-    let transaction = database.begin_write()?;
-    let mut unreadable = 0;
+/// All that is there, at the moment of the last commit.
+fn snapshot(database: &Database) -> Result<Snapshot, redb::Error> {
+    let transaction = database.begin_read()?;
+    let counters = transaction.open_table(COUNTERS)?;
+    let epoch = counter(&counters, EPOCH_COUNTER)?;
+    let version = counter(&counters, VERSION_COUNTER)?;
+    let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
+    Ok(Snapshot { epoch, version, records, unknown, doubts: Vec::new() })
+}
+
+/// The records, and those of a later version of this program.
+type Records = (Vec<(Key, Vec<u8>)>, Vec<(String, Vec<u8>)>);
+
+fn read_records(
+    table: &impl redb::ReadableTable<&'static [u8], &'static [u8]>,
+) -> Result<Records, redb::Error> {
     let mut records = Vec::new();
-    for entry in transaction.open_table(RECORDS)?.iter()? {
+    let mut unknown = Vec::new();
+    for entry in table.iter()? {
         let (key, bytes) = entry?;
+        let bytes = bytes.value().to_vec();
         match Key::from_bytes(key.value()) {
-            Some(key) => records.push((key, bytes.value().to_vec())),
-            None => unreadable += 1,
+            Some(key) => records.push((key, bytes)),
+            None => unknown.push((unknown_name(key.value()), bytes)),
         }
     }
+    Ok((records, unknown))
+}
+
+fn begin_epoch(database: &Database) -> Result<BegunEpoch, redb::Error> {
+    let transaction = database.begin_write()?;
+    let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
     let (epoch, version) = {
         let mut counters = transaction.open_table(COUNTERS)?;
         let epoch = counter(&counters, EPOCH_COUNTER)? + 1;
@@ -291,6 +367,7 @@ fn begin_epoch(database: &Database) -> Result<BegunEpoch, redb::Error> {
         (Epoch(epoch), Version(counter(&counters, VERSION_COUNTER)?))
     };
     transaction.commit()?;
+    let unreadable = unknown.len();
     Ok(BegunEpoch { loaded: Loaded { epoch, version, records }, unreadable })
 }
 

@@ -4,6 +4,9 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::rc::Rc;
+
+use redb::ReadableTable as _;
 
 use super::*;
 use crate::store::conformance::{self, Subject};
@@ -29,9 +32,11 @@ fn tamper(dir: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
 #[test]
 fn it_conforms() {
     conformance::check(&|| {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Rc::new(tempfile::tempdir().unwrap());
+        let same = Rc::clone(&dir);
         let open = move || Box::new(FileStore::open(dir.path()).unwrap()) as Box<dyn Store>;
-        Subject { open: Box::new(open), is_shared: false }
+        let archive = move || Box::new(FileStore::at(same.path())) as Box<dyn Archive>;
+        Subject { open: Box::new(open), archive: Some(Box::new(archive)), is_shared: false }
     });
 }
 
@@ -62,7 +67,7 @@ fn a_second_master_is_told_who_may_have_the_file_and_what_to_do() {
     let first = FileStore::open(dir.path()).unwrap();
     assert_eq!(
         refusal(dir.path()),
-        "file:FILE: open: another process has it open, perhaps a second `mesos-overlay master` or a \
+        "file:FILE: open: another process has it open, such as a running `mesos-overlay master` or \
          mesos-master with this module (`fuser FILE` shows which): stop that one, or use another \
          work directory"
     );

@@ -20,6 +20,9 @@ use crate::store::Key;
 /// Version of this layout. A state with a later one is refused.
 const FORMAT: u32 = 1;
 
+/// The format of a state into which one is being imported: no master takes it.
+const UNFINISHED: u32 = u32::MAX;
+
 /// More versions than there can have been: whoever counts on must not come to the end.
 const VERSION_MAX: u64 = u64::MAX / 2;
 
@@ -109,6 +112,15 @@ impl Head {
         Self { format: FORMAT, version, pending }
     }
 
+    /// That of a state which is made to be imported into, until all of it is there.
+    pub(super) const fn unfinished() -> Self {
+        Self { format: UNFINISHED, version: 0, pending: 0 }
+    }
+
+    pub(super) const fn is_unfinished(self) -> bool {
+        self.format == UNFINISHED
+    }
+
     pub(super) fn to_bytes(self) -> Vec<u8> {
         format!(
             r#"{{"format":{},"version":{},"pending":{}}}"#,
@@ -120,7 +132,7 @@ impl Head {
     /// What is wrong with it, if it cannot be read.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let head: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if head.format > FORMAT {
+        if head.format > FORMAT && !head.is_unfinished() {
             return Err(format!(
                 "it was written by a later version of mesos-overlay (format {}, this one knows \
                  {FORMAT}): run that version",
@@ -164,6 +176,9 @@ mod tests {
         let head = Head::new(12, 3);
         assert_eq!(head.to_bytes(), br#"{"format":1,"version":12,"pending":3}"#);
         assert_eq!(Head::parse(&head.to_bytes()), Ok(head));
+        let unfinished = Head::unfinished();
+        assert_eq!(Head::parse(&unfinished.to_bytes()), Ok(unfinished));
+        assert!(unfinished.is_unfinished() && !head.is_unfinished());
         let later = Head::parse(br#"{"format":2,"version":1,"pending":0}"#).unwrap_err();
         assert_eq!(
             later,

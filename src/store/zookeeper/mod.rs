@@ -11,6 +11,7 @@
 
 mod batch;
 mod layout;
+mod look;
 mod tenure;
 
 use std::fmt;
@@ -20,8 +21,11 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 use self::layout::{Head, Layout};
-use self::tenure::{Fault, Tenure};
-use super::{Change, Epoch, Loaded, Store, StoreError, Version};
+use self::tenure::{Fault, Missing, Tenure};
+use super::{
+    Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
+    replacement,
+};
 use crate::addr::Ensemble;
 use crate::zookeeper::Session;
 
@@ -88,8 +92,8 @@ pub fn reread_znode(path: &str, content: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((path.to_owned(), content))
 }
 
-impl Store for ZooKeeperStore {
-    fn load(&mut self) -> Result<Loaded, StoreError> {
+impl ZooKeeperStore {
+    fn begin(&mut self, missing: Missing) -> Result<Loaded, StoreError> {
         let earlier = self.tenure.take().map(|tenure| tenure.session);
         let begin = async {
             let session = match earlier.filter(|session| !session.has_ended()) {
@@ -97,12 +101,12 @@ impl Store for ZooKeeperStore {
                 None => Session::open(&self.ensemble, self.session_timeout).await?,
             };
             let layout = Layout::under(self.ensemble.path());
-            Tenure::begin(session, layout, !self.was_there).await
+            Tenure::begin(session, layout, missing).await
         };
         let begun = self.block_on(begin);
         let (tenure, begun) = begun.map_err(|fault| self.error("load", fault))?;
-        if begun.unreadable > 0 {
-            let count = begun.unreadable;
+        if !begun.unreadable.is_empty() {
+            let count = begun.unreadable.len();
             log::warn!("{self}: kept and not used: {count} znodes that are no records");
         }
         let records = begun.records.into_iter();
@@ -114,6 +118,28 @@ impl Store for ZooKeeperStore {
         self.tenure = Some(tenure);
         self.was_there = true;
         Ok(loaded)
+    }
+}
+
+impl Archive for ZooKeeperStore {
+    fn look(&mut self) -> Result<Option<Snapshot>, StoreError> {
+        let look = async {
+            let session = Session::open(&self.ensemble, self.session_timeout).await?;
+            look::look(session, Layout::under(self.ensemble.path())).await
+        };
+        self.block_on(look).map_err(|fault| self.error("read", fault))
+    }
+
+    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
+        let loaded = self.begin(Missing::MakeUnfinished)?;
+        let version = self.commit(loaded.epoch, &replacement(&loaded.records, records))?;
+        Ok(Replaced { version, kept: None })
+    }
+}
+
+impl Store for ZooKeeperStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.begin(if self.was_there { Missing::Refuse } else { Missing::Make })
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {

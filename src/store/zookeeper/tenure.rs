@@ -39,15 +39,26 @@ impl From<Failure> for Fault {
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) records: BTreeMap<Key, Vec<u8>>,
-    /// How many znodes are no record that this version can read.
-    pub(super) unreadable: usize,
+    /// The znodes that are no record which this version can read.
+    pub(super) unreadable: Vec<String>,
+}
+
+/// What an epoch begins with where there is no state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// An empty one is made.
+    Make,
+    /// One is made that no master takes before its first commit. So is one that was left like that.
+    MakeUnfinished,
+    /// Nothing: one that vanished is an error.
+    Refuse,
 }
 
 /// An epoch that has begun, and may have ended.
 #[derive(Debug)]
 pub(super) struct Tenure {
     pub(super) session: Session,
-    layout: Layout,
+    pub(super) layout: Layout,
     pub(super) epoch: u64,
     /// The version of the znode `epoch`.
     fence: i32,
@@ -57,17 +68,24 @@ pub(super) struct Tenure {
 }
 
 impl Tenure {
-    /// Begins an epoch and reads everything. A state that is missing is made if `may_make`.
+    /// No epoch: one that can only read.
+    pub(super) fn none(session: Session, layout: Layout) -> Self {
+        Self { session, layout, epoch: 0, fence: 0, version: 0, known: HashSet::new() }
+    }
+
+    /// Begins an epoch and reads everything.
     pub(super) async fn begin(
         session: Session,
         layout: Layout,
-        may_make: bool,
+        missing: Missing,
     ) -> Result<(Self, Begun), Fault> {
-        let known = HashSet::new();
-        let mut tenure = Self { session, layout, epoch: 0, fence: 0, version: 0, known };
-        tenure.take_over(may_make).await?;
+        let mut tenure = Self::none(session, layout);
+        tenure.take_over(missing).await?;
         // From here on nobody else writes, unless he has begun a later epoch.
-        let head = tenure.read_head().await?;
+        let (head, _) = tenure.read_head().await?;
+        if head.is_unfinished() && missing != Missing::MakeUnfinished {
+            return Err(tenure.unfinished());
+        }
         tenure.version = head.version;
         let mut begun = tenure.read_records().await?;
         tenure.known = begun.records.keys().copied().collect();
@@ -76,17 +94,20 @@ impl Tenure {
         Ok((tenure, begun))
     }
 
-    async fn take_over(&mut self, may_make: bool) -> Result<(), Fault> {
+    async fn take_over(&mut self, missing: Missing) -> Result<(), Fault> {
         let path = self.layout.epoch();
         for _ in 0..ATTEMPTS {
             let client = self.session.client();
             let (bytes, stat) = match self.session.answer(client.get_data(&path)).await {
                 Ok(found) => found,
-                Err(Error::NoNode) if may_make => {
-                    self.make().await?;
+                Err(Error::NoNode) => {
+                    match missing {
+                        Missing::Make => self.make(Head::new(0, 0)).await?,
+                        Missing::MakeUnfinished => self.make(Head::unfinished()).await?,
+                        Missing::Refuse => return Err(self.gone()),
+                    }
                     continue;
                 }
-                Err(Error::NoNode) => return Err(self.gone()),
                 Err(error) => return Err(self.session.failure(&path, &error).into()),
             };
             let last = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u64>().ok());
@@ -109,12 +130,12 @@ impl Tenure {
     }
 
     /// Makes an empty state, all of it or nothing. That another one makes it is as good.
-    async fn make(&self) -> Result<(), Fault> {
+    async fn make(&self, head: Head) -> Result<(), Fault> {
         self.session.make_path().await?;
         let options = self.session.private(CreateMode::Persistent);
         let mut multi = self.session.client().new_multi_writer();
         let mut add = |path: &str, data: &[u8]| multi.add_create(path, data, &options);
-        let head = Head::new(0, 0).to_bytes();
+        let head = head.to_bytes();
         let mut fill = || {
             add(self.layout.root(), b"")?;
             add(&self.layout.epoch(), b"0")?;
@@ -131,22 +152,26 @@ impl Tenure {
         }
     }
 
-    async fn read_head(&self) -> Result<Head, Fault> {
+    /// With what tells one writing of it from another.
+    pub(super) async fn read_head(&self) -> Result<(Head, i64), Fault> {
         let path = self.layout.head();
         match self.session.answer(self.session.client().get_data(&path)).await {
-            Ok((bytes, _)) => Head::parse(&bytes).map_err(|why| self.damaged(&path, &why)),
+            Ok((bytes, stat)) => {
+                let head = Head::parse(&bytes).map_err(|why| self.damaged(&path, &why))?;
+                Ok((head, stat.mzxid))
+            }
             Err(Error::NoNode) => Err(self.gone()),
             Err(error) => Err(self.session.failure(&path, &error).into()),
         }
     }
 
-    async fn read_records(&self) -> Result<Begun, Fault> {
+    pub(super) async fn read_records(&self) -> Result<Begun, Fault> {
         let client = self.session.client();
         // A request is sent when it is made, so all of a window are under way at once.
         let lists: Vec<_> = (0..=u8::MAX)
             .map(|group| (group, client.list_children(&self.layout.group(group))))
             .collect();
-        let mut unreadable = 0;
+        let mut unreadable = Vec::new();
         let mut agents = Vec::new();
         for (group, list) in lists {
             let names = match self.session.answer(list).await {
@@ -158,7 +183,7 @@ impl Tenure {
             for name in names {
                 match key_of(group, &name) {
                     Some(ip) => agents.push(ip),
-                    None => unreadable += 1,
+                    None => unreadable.push(format!("{}/{name}", self.layout.group(group))),
                 }
             }
         }
@@ -188,12 +213,7 @@ impl Tenure {
         head: Head,
         records: &mut BTreeMap<Key, Vec<u8>>,
     ) -> Result<(), Fault> {
-        let pending = self.layout.pending();
-        let client = self.session.client();
-        let names = self.session.answer(client.list_children(&pending)).await;
-        let names = names.map_err(|error| self.session.failure(&pending, &error))?;
-        let mut numbers: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        numbers.sort_unstable();
+        let numbers = self.pending_parts().await?;
         if head.pending == 0 {
             return self.remove_parts(&numbers).await;
         }
@@ -215,6 +235,16 @@ impl Tenure {
             }
         }
         self.write_head(Head::new(self.version, 0), &[]).await
+    }
+
+    /// The numbers of the parts that are there, in their order.
+    pub(super) async fn pending_parts(&self) -> Result<Vec<u32>, Fault> {
+        let pending = self.layout.pending();
+        let names = self.session.answer(self.session.client().list_children(&pending)).await;
+        let names = names.map_err(|error| self.session.failure(&pending, &error))?;
+        let mut numbers: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     async fn remove_parts(&self, numbers: &[u32]) -> Result<(), Fault> {
@@ -374,6 +404,15 @@ impl Tenure {
         }
     }
 
+    pub(super) fn unfinished(&self) -> Fault {
+        Fault::Failed(format!(
+            "the state at {root} is not whole, since an import into it was interrupted: import it \
+             again; or remove it (`deleteall {root}`), which begins with an empty plan that knows no \
+             agent",
+            root = self.layout.root()
+        ))
+    }
+
     fn gone(&self) -> Fault {
         Fault::Failed(format!(
             "the state at {} is gone: put a copy of it back; or, if it was removed on purpose, start \
@@ -382,7 +421,7 @@ impl Tenure {
         ))
     }
 
-    fn damaged(&self, path: &str, why: &str) -> Fault {
+    pub(super) fn damaged(&self, path: &str, why: &str) -> Fault {
         Fault::Failed(format!(
             "{path} is damaged ({why}): put a copy of {root} back, or remove it (`deleteall \
              {root}`), which begins with an empty plan that knows no agent",

@@ -34,7 +34,12 @@ fn it_conforms() {
     conformance::check(&|| {
         count.set(count.get() + 1);
         let address = ensemble(&servers, "", &format!("/conformance/{}", count.get()));
-        Subject { open: Box::new(move || Box::new(open(&address))), is_shared: true }
+        let same = address.clone();
+        Subject {
+            open: Box::new(move || Box::new(open(&address))),
+            archive: Some(Box::new(move || Box::new(open(&same)))),
+            is_shared: true,
+        }
     });
 }
 

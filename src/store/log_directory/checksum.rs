@@ -1,0 +1,131 @@
+//! The checksums in the files of a LevelDB database. Whoever reads such a database passes over what
+//! is damaged as if it had never been written, so that an older value would come to light: here it
+//! is found before.
+
+use std::ops::ControlFlow;
+
+/// Length of the blocks of a log and of a manifest.
+const LOG_BLOCK: usize = 32 << 10;
+/// Checksum, length and type of a record in them.
+const LOG_HEADER: usize = 7;
+/// The end of a table, and the last bytes of it.
+const FOOTER: usize = 48;
+const MAGIC: [u8; 8] = 0xdb47_7524_8b80_fb57_u64.to_le_bytes();
+/// Type and checksum behind each block of a table.
+const TRAILER: usize = 5;
+const SNAPPY: u8 = 1;
+
+/// Whether nothing in the file `name` of a database is damaged. What a process that was killed had
+/// not yet written to the end of a log is no damage.
+pub(super) fn is_whole(name: &str, bytes: &[u8]) -> bool {
+    match name {
+        _ if name.ends_with(".ldb") || name.ends_with(".sst") => is_whole_table(bytes).is_some(),
+        _ if name.ends_with(".log") => is_whole_log(bytes, true),
+        _ if name.starts_with("MANIFEST-") => is_whole_log(bytes, false),
+        _ => true,
+    }
+}
+
+fn is_whole_log(bytes: &[u8], may_be_cut: bool) -> bool {
+    bytes.chunks(LOG_BLOCK).all(|block| {
+        let is_last = block.len() < LOG_BLOCK;
+        let mut rest = block;
+        loop {
+            match skip_record(rest, is_last && may_be_cut) {
+                ControlFlow::Continue(after) => rest = after,
+                ControlFlow::Break(is_whole) => return is_whole,
+            }
+        }
+    })
+}
+
+/// What follows the first record, or whether nothing has to.
+fn skip_record(rest: &[u8], may_be_cut: bool) -> ControlFlow<bool, &[u8]> {
+    let Some((header, after)) = rest.split_first_chunk::<LOG_HEADER>() else {
+        // The end of a block has no room for one, or the file ends.
+        return ControlFlow::Break(may_be_cut || rest.iter().all(|byte| *byte == 0));
+    };
+    let [a, b, c, d, low, high, kind] = *header;
+    let length = usize::from(u16::from_le_bytes([low, high]));
+    if header.iter().all(|byte| *byte == 0) {
+        // Space that was reserved, and never written.
+        return ControlFlow::Break(rest.iter().all(|byte| *byte == 0));
+    }
+    let Some((record, after)) = after.split_at_checked(length) else {
+        return ControlFlow::Break(may_be_cut);
+    };
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&[kind]), record);
+    if masked(sum) == u32::from_le_bytes([a, b, c, d]) {
+        ControlFlow::Continue(after)
+    } else {
+        ControlFlow::Break(false)
+    }
+}
+
+fn masked(sum: u32) -> u32 {
+    sum.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// `None` if something is wrong.
+fn is_whole_table(table: &[u8]) -> Option<()> {
+    let footer = table.get(table.len().checked_sub(FOOTER)?..)?;
+    if !footer.ends_with(&MAGIC) {
+        return None;
+    }
+    let mut rest = footer;
+    let meta = handle(&mut rest)?;
+    let index = handle(&mut rest)?;
+    block(table, meta)?;
+    let index = block(table, index)?;
+    for handle in values(&index)? {
+        block(table, handle)?;
+    }
+    Some(())
+}
+
+/// The content of a block whose checksum is right.
+fn block(table: &[u8], (offset, length): (usize, usize)) -> Option<Vec<u8>> {
+    let whole = table.get(offset..offset.checked_add(length)?.checked_add(TRAILER)?)?;
+    let (content, sum) = whole.split_last_chunk::<4>()?;
+    if masked(crc32c::crc32c(content)) != u32::from_le_bytes(*sum) {
+        return None;
+    }
+    match content.split_last()? {
+        (&SNAPPY, content) => snap::raw::Decoder::new().decompress_vec(content).ok(),
+        (_, content) => Some(content.to_vec()),
+    }
+}
+
+/// The values of an index, each of which is where a block stands.
+fn values(index: &[u8]) -> Option<Vec<(usize, usize)>> {
+    let (entries, count) = index.split_last_chunk::<4>()?;
+    let restarts = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(4)?;
+    let mut rest = entries.get(..entries.len().checked_sub(restarts)?)?;
+    let mut values = Vec::new();
+    while !rest.is_empty() {
+        let _shared = varint(&mut rest)?;
+        let (key, value) = (varint(&mut rest)?, varint(&mut rest)?);
+        let (mut value, after) = rest.get(key..)?.split_at_checked(value)?;
+        values.push(handle(&mut value)?);
+        rest = after;
+    }
+    Some(values)
+}
+
+/// Offset and length of a block.
+fn handle(rest: &mut &[u8]) -> Option<(usize, usize)> {
+    Some((varint(rest)?, varint(rest)?))
+}
+
+fn varint(rest: &mut &[u8]) -> Option<usize> {
+    let mut number = 0_usize;
+    for shift in (0..usize::BITS).step_by(7) {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        number |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
