@@ -137,19 +137,27 @@ pub(super) fn name_of(path: &Path) -> String {
 
 /// Reads a text file of limited size; `-` is stdin.
 pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
+    let bytes = read_bytes(path, FILE_MAX)?;
+    String::from_utf8(bytes).map_err(|_| {
+        let reason = "it is no text in UTF-8: save it as such";
+        Failure::new(format!("read {}: {reason}", name_of(path)))
+    })
+}
+
+/// Reads a file as far as `length`; `-` is stdin.
+pub(super) fn read_bytes(path: &Path, length: u64) -> Result<Vec<u8>, Failure> {
     let read = |source: &mut dyn Read| {
-        let mut text = String::new();
-        source.take(FILE_MAX).read_to_string(&mut text)?;
-        Ok(text)
+        let mut bytes = Vec::new();
+        source.take(length).read_to_end(&mut bytes)?;
+        Ok(bytes)
     };
-    let text = if is_stdin(path) {
+    let bytes = if is_stdin(path) {
         read(&mut io::stdin().lock())
     } else {
         File::open(path).and_then(|mut file| read(&mut file))
     };
-    text.map_err(|error: io::Error| {
+    bytes.map_err(|error: io::Error| {
         let reason = match error.kind() {
-            ErrorKind::InvalidData => "it is no text in UTF-8: save it as such".to_owned(),
             ErrorKind::NotFound => format!("{error}: check the path"),
             _ => error.to_string(),
         };
@@ -157,7 +165,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
     })
 }
 
-fn is_stdin(path: &Path) -> bool {
+pub(super) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 

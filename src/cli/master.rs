@@ -177,7 +177,7 @@ impl Opened {
     }
 }
 
-fn parse_session_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_session_timeout(text: &str) -> Result<Duration, String> {
     let expected = "write a number and a unit, 1s to 1h, as in 10s";
     let timeout =
         humantime::parse_duration(text).map_err(|error| format!("{error}: {expected}"))?;

@@ -6,13 +6,16 @@
 mod agent;
 mod check;
 mod demo;
+mod export;
 mod forget;
 mod history;
 mod host;
 mod http_client;
+mod import;
 mod master;
 mod output;
 mod ping;
+mod place;
 mod plan;
 mod reload;
 mod room;
@@ -67,6 +70,10 @@ enum Command {
     Reload(reload::ReloadCommand),
     /// Show who had which addresses when, and why that changed
     History(history::HistoryCommand),
+    /// Write the state of a store into a file
+    Export(export::ExportCommand),
+    /// Put the state of a file into a store
+    Import(import::ImportCommand),
 }
 
 /// Runs the program with these arguments, the first being its name.
@@ -95,6 +102,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Forget(command) => command.run(),
         Command::Reload(command) => command.run(),
         Command::History(command) => command.run(),
+        Command::Export(command) => command.run(),
+        Command::Import(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

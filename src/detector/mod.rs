@@ -7,12 +7,31 @@ mod follower;
 mod group;
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 pub use contender::{Contender, Withdrawal};
 pub use fixed::{FixedMaster, FixedMasterError};
 pub use follower::follow;
+
+use crate::addr::Ensemble;
+use crate::zookeeper::{Failure, Session};
+
+/// Who stands for election at the path of `ensemble`, the leader first: the names of their znodes.
+///
+/// # Errors
+/// When the servers do not answer, or not to this.
+pub async fn candidates(
+    ensemble: &Ensemble,
+    session_timeout: Duration,
+) -> Result<Vec<String>, Failure> {
+    let session = Session::open(ensemble, session_timeout).await?;
+    let listed = group::list(&session, ensemble.path()).await;
+    let members = listed.map_err(|error| session.failure(ensemble.path(), &error))?;
+    let members = members.map(|(members, _)| members).unwrap_or_default();
+    Ok(members.into_iter().map(|member| member.name).collect())
+}
 
 /// A way to find the master.
 #[derive(Debug)]

@@ -14,9 +14,10 @@ const MASTER: &str = "10.0.0.1:5050";
 #[test]
 fn every_flag_is_there_with_its_environment_twin_and_default() {
     let place = Place::new();
-    for subcommand in
-        ["master", "agent", "demo", "check", "plan", "state", "forget", "reload", "history"]
-    {
+    for subcommand in [
+        "master", "agent", "demo", "check", "plan", "state", "forget", "reload", "history",
+        "export", "import",
+    ] {
         let help = place.run(&format!("{subcommand} --help")).success();
         let heading = format!("\n## {subcommand}\n");
         let (_, section) = PAGE.split_once(&heading).expect(subcommand);
@@ -46,6 +47,9 @@ fn flags(help: &str) -> Vec<(String, String)> {
     let mut flags: Vec<(String, String)> = Vec::new();
     for line in options.lines().take_while(|line| !line.starts_with("Examples:")) {
         let text = line.trim_start();
+        let long =
+            text.split_once(", ").filter(|(short, _)| short.len() == 2 && !text.starts_with("-h"));
+        let text = long.map_or(text, |(_, long)| long);
         if let Some(name) = text.strip_prefix("--") {
             let name = name.split_whitespace().next().unwrap();
             flags.push((format!("--{name}"), String::new()));
@@ -82,7 +86,8 @@ fn every_transcript_is_what_the_program_prints() {
             seen.extend(arguments.split(' ').next().map(str::to_owned));
         }
     }
-    let all = ["check", "plan", "state", "forget", "reload", "history"].map(str::to_owned);
+    let all = ["check", "plan", "state", "forget", "reload", "history", "export", "import"];
+    let all = all.map(str::to_owned);
     assert_eq!(seen, BTreeSet::from(all));
 }
 

@@ -2,9 +2,13 @@
 
 use crate::support::{Place, program};
 
+const SUBCOMMANDS: [&str; 10] = [
+    "master", "agent", "check", "plan", "state", "forget", "reload", "history", "export", "import",
+];
+
 #[test]
 fn the_help_of_every_subcommand_is_as_agreed() {
-    for subcommand in ["master", "agent", "check", "plan", "state", "forget", "reload", "history"] {
+    for subcommand in SUBCOMMANDS {
         let help = Place::new().run(&format!("{subcommand} --help")).success();
         // clap fills the lines between paragraphs with spaces.
         let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
@@ -15,7 +19,7 @@ fn the_help_of_every_subcommand_is_as_agreed() {
 #[test]
 fn the_help_names_every_subcommand() {
     let help = Place::new().run("--help").success();
-    for subcommand in ["master", "agent", "check", "plan", "state", "forget", "reload", "history"] {
+    for subcommand in SUBCOMMANDS {
         assert!(help.contains(&format!("\n  {subcommand} ")), "{help}");
     }
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2 wrong usage."), "{help}");
@@ -74,8 +78,11 @@ fn there_is_no_colour_without_a_terminal() {
 
 #[test]
 fn the_help_shows_no_password() {
-    let environment = [("MESOS_OVERLAY_MASTER", "zk://user:password@10.0.0.1/mesos")];
-    for subcommand in ["agent", "state", "forget", "reload", "history"] {
+    const SECRET: &str = "zk://user:password@10.0.0.1/mesos";
+    let environment =
+        ["MASTER", "STORE", "FROM", "TO"].map(|name| (format!("MESOS_OVERLAY_{name}"), SECRET));
+    let environment = environment.each_ref().map(|(name, secret)| (name.as_str(), *secret));
+    for subcommand in SUBCOMMANDS {
         let help = Place::new().run_with(&format!("{subcommand} --help"), &environment, "");
         assert!(!help.success().contains("password"), "{subcommand}");
     }

@@ -14,6 +14,7 @@ mod forget;
 mod help;
 mod hosts;
 mod lifecycle;
+mod moving;
 mod plan;
 mod refused;
 mod state;

@@ -3,6 +3,7 @@
 mod crash;
 mod election;
 mod failover;
+mod moving;
 mod store;
 mod storm;
 

@@ -1,0 +1,205 @@
+//! A state in ZooKeeper is looked at while a master leads, and imported: what is seen is whole, and
+//! so is what an interrupted import leaves.
+
+use std::net::Ipv4Addr;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mesos_network_overlay::addr::Ensemble;
+use mesos_network_overlay::store::{
+    Archive as _, Change, Key, Store as _, StoreError, Version, ZooKeeperStore,
+};
+use tempfile::TempDir;
+use zookeeper_client::{Acls, Client, CreateMode};
+
+use super::{SERVERS, SESSION, TICK, ensemble, pause};
+use crate::ensemble::Servers;
+
+fn open(address: &Ensemble) -> ZooKeeperStore {
+    ZooKeeperStore::new(address.clone(), SESSION).expect("a store")
+}
+
+fn key(number: u32) -> Key {
+    Key::Agent(Ipv4Addr::from(number))
+}
+
+fn command(place: &TempDir, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"));
+    command.current_dir(place.path()).args(arguments.split(' ')).stdin(Stdio::null());
+    command
+}
+
+fn run(place: &TempDir, arguments: &str) -> Output {
+    command(place, arguments).output().expect("it runs")
+}
+
+#[track_caller]
+fn succeed(place: &TempDir, arguments: &str) -> String {
+    let output = run(place, arguments);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[track_caller]
+fn fail(place: &TempDir, arguments: &str) -> String {
+    let output = run(place, arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).expect("text")
+}
+
+/// As many agents as need a commit in parts, each with an address of `net`.
+fn exported(net: u8) -> String {
+    let agent = |number: u32| {
+        let [_, b, c, d] = number.to_be_bytes();
+        format!(
+            r#"{{"ip":"{net}.{b}.{c}.{d}","vtep_ip":"44.{b}.{c}.{d}","allocate_subnet":true,"mesos_bridge":true,"docker_bridge":true}}"#
+        )
+    };
+    let agents: Vec<String> = (1..=8000).map(agent).collect();
+    format!(
+        r#"{{"form":"mesos-overlay state","form_version":1,"agents":[{}],"released":[],"history":[],"bytes":[],"unknown":[]}}"#,
+        agents.join(",")
+    )
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn what_is_seen_while_a_master_commits_is_whole() {
+    let servers = Servers::start(SERVERS, TICK);
+    let address = ensemble(&servers, "", "/seen");
+    let mut master = open(&address);
+    let epoch = master.load().expect("loaded").epoch;
+    let is_done = AtomicBool::new(false);
+    let batch = |number: u64| -> Vec<Change> {
+        let bytes = number.to_string().repeat(40).into_bytes();
+        (0..3000).map(|agent| Change::Put(key(agent), bytes.clone())).collect()
+    };
+    master.commit(epoch, &batch(1)).expect("committed");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut version = 1;
+            while !is_done.load(Ordering::SeqCst) {
+                version += 1;
+                let committed = master.commit(epoch, &batch(version));
+                assert_eq!(committed, Ok(Version(version)), "it still leads");
+                pause(Duration::from_millis(700));
+            }
+            version
+        });
+        let mut versions = Vec::new();
+        for _ in 0..12 {
+            let seen = open(&address).look().expect("a look").expect("there is a state");
+            let expected = seen.version.to_string().repeat(40).into_bytes();
+            assert_eq!((seen.epoch, seen.records.len()), (epoch.0, 3000));
+            assert!(seen.records.iter().all(|(_, bytes)| *bytes == expected), "{}", seen.version);
+            versions.push(seen.version);
+        }
+        is_done.store(true, Ordering::SeqCst);
+        let last = writer.join().expect("it wrote");
+        println!("seen {versions:?} of {last}");
+        assert!(versions.is_sorted() && versions.last() > versions.first(), "{versions:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn a_state_moves_while_its_master_leads() {
+    let servers = Servers::start(1, TICK);
+    let (from, to) = (ensemble(&servers, "", "/from"), ensemble(&servers, "", "/to"));
+    let place = tempfile::tempdir().expect("a directory");
+    std::fs::write(place.path().join("state.json"), exported(10)).expect("written");
+    let import =
+        |store: &Ensemble| format!("import state.json --to {store} --zk-session-timeout 4s");
+    let said = succeed(&place, &import(&from));
+    assert_eq!(said, format!("{from}: 8000 agents, 0 released, history of 0 (version 1)\n"));
+    let mut master = open(&from);
+    let loaded = master.load().expect("loaded");
+    assert_eq!((loaded.version, loaded.records.len()), (Version(1), 8000));
+    let said = succeed(&place, &format!("export --from {from} -o moved.json"));
+    let what = format!("moved.json: 8000 agents, 0 released, history of 0 of {from} (version 1)\n");
+    assert_eq!(said, what);
+    assert_eq!(master.commit(loaded.epoch, &[]), Ok(Version(2)), "it still leads");
+    succeed(&place, &format!("import moved.json --to {to}"));
+    assert_eq!(open(&to).load().expect("loaded").records, loaded.records);
+    succeed(&place, &format!("export --from {to} -o again.json"));
+    let said = fail(&place, &import(&to));
+    assert!(
+        said.contains("holds a state: 8000 agents, 0 released, history of 0 (version 1): export"),
+        "{said}"
+    );
+
+    // Another one replaces it, and not while a master stands for election.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    let candidate = runtime.block_on(async {
+        let client = Client::connect(&to.servers()).await.expect("connected");
+        let options = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+        client.create("/to/json.info_0000000007", b"{}", &options).await.expect("made");
+        client
+    });
+    std::fs::write(place.path().join("state.json"), exported(11)).expect("written");
+    assert_eq!(
+        fail(&place, &format!("{} --replace", import(&to))),
+        format!(
+            "mesos-overlay: {to}: masters are running (json.info_0000000007): stop them all first\n"
+        )
+    );
+    runtime
+        .block_on(async { candidate.delete("/to/json.info_0000000007", None).await })
+        .expect("gone");
+    succeed(&place, &format!("{} --replace", import(&to)));
+    let records = open(&to).load().expect("loaded").records;
+    assert_eq!((records.len(), records[0].0), (8000, key(11 << 24 | 1)));
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn an_import_that_is_killed_leaves_no_state_that_looks_whole() {
+    let servers = Servers::start(1, TICK);
+    let place = tempfile::tempdir().expect("a directory");
+    std::fs::write(place.path().join("state.json"), exported(10)).expect("written");
+    let mut found = [0; 3];
+    for round in 0..12 {
+        let address = ensemble(&servers, "", &format!("/killed-{round}"));
+        let arguments = format!("import state.json --to {address}");
+        let child = command(&place, &arguments).stdout(Stdio::null()).spawn();
+        let mut child = child.expect("it runs");
+        pause(Duration::from_millis(fastrand::u64(0..1500)));
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        // What was sent may still be carried out.
+        pause(Duration::from_millis(200));
+        let seen = open(&address).look().expect("a look");
+        match (seen, open(&address).load()) {
+            (Some(seen), Ok(loaded)) => {
+                assert_eq!((seen.records.len(), loaded.records.len()), (8000, 8000));
+                found[2] += 1;
+            }
+            (None, Err(StoreError::Failed { reason, .. })) => {
+                let root = format!("{}/state", address.path());
+                assert_eq!(
+                    reason,
+                    format!(
+                        "the state at {root} is not whole, since an import into it was interrupted: \
+                         import it again; or remove it (`deleteall {root}`), which begins with an \
+                         empty plan that knows no agent"
+                    )
+                );
+                assert!(fail(&place, &format!("export --from {address}")).contains("not finished"));
+                succeed(&place, &arguments);
+                assert_eq!(open(&address).load().expect("loaded").records.len(), 8000);
+                found[1] += 1;
+            }
+            // Nothing was made before it was killed.
+            (None, Ok(loaded)) => {
+                assert_eq!(
+                    (loaded.epoch.0, loaded.version, loaded.records.len()),
+                    (1, Version(0), 0)
+                );
+                found[0] += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("nothing {}, unfinished {}, whole {}", found[0], found[1], found[2]);
+}
