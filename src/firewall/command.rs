@@ -21,6 +21,16 @@ pub enum FirewallError {
          firewall to none"
     )]
     ProgramNotFound(&'static str),
+    /// The kernel cannot do it, and there is nothing else.
+    #[error(
+        "firewall: this kernel does not take our nftables rules ({said}), and iptables with ipset is \
+         not installed: install them, or a kernel of 5.2 or later with nftables, or set firewall to \
+         none"
+    )]
+    NoNftables {
+        /// What `nft` said.
+        said: String,
+    },
     /// The program could not be run.
     #[error("firewall: run '{command}': {reason}: see why this host cannot start programs")]
     Start {

@@ -18,6 +18,11 @@ pub(super) const INPUT: &str = "MESOS-OVERLAY-IN";
 /// Chain that masquerades.
 pub(super) const LEAVING: &str = "MESOS-OVERLAY";
 
+/// All of them.
+pub(super) const CHAINS: [&str; 4] = [FORWARD, OUTSIDE, INPUT, LEAVING];
+/// What the name of a set ends with while it is filled.
+pub(super) const ASIDE: &str = "-new";
+
 /// Which rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
@@ -102,14 +107,15 @@ pub(super) fn sets(rules: &Ruleset, family: Family) -> String {
     let set = agents_set(family);
     let kind = if family == Family::V4 { "inet" } else { "inet6" };
     let mut text = String::new();
-    for name in [set.to_owned(), format!("{set}-new")] {
+    let aside = format!("{set}{ASIDE}");
+    for name in [set, &aside] {
         let _ = writeln!(text, "create -exist {name} hash:ip family {kind} maxelem 1048576");
     }
-    let _ = writeln!(text, "flush {set}-new");
+    let _ = writeln!(text, "flush {aside}");
     for agent in rules.agents(family) {
-        let _ = writeln!(text, "add -exist {set}-new {agent}");
+        let _ = writeln!(text, "add -exist {aside} {agent}");
     }
-    let _ = write!(text, "swap {set} {set}-new\ndestroy {set}-new\n");
+    let _ = write!(text, "swap {set} {aside}\ndestroy {aside}\n");
     text
 }
 

@@ -61,12 +61,13 @@ impl Backend {
     /// # Errors
     /// When there is none: then rules are wanted that nobody can make.
     pub fn detect() -> Result<Self, FirewallError> {
-        if has("nft") && run("nft", &["list", "tables"], "").is_ok() {
-            Ok(Self::Nftables)
-        } else if has("iptables-restore") && has("ipset") {
-            Ok(Self::Iptables)
-        } else {
-            Err(FirewallError::ProgramNotFound("nft"))
+        // The kernel is asked for what we need, as if it were to be made: one before 5.2 has
+        // nftables, but no masquerade for both families in one table.
+        match run("nft", &["--check", "-f", "-"], nftables::PROBE) {
+            Ok(_) => Ok(Self::Nftables),
+            Err(_) if has("iptables-restore") && has("ipset") => Ok(Self::Iptables),
+            Err(FirewallError::Refused { said, .. }) => Err(FirewallError::NoNftables { said }),
+            Err(error) => Err(error),
         }
     }
 }
@@ -185,22 +186,59 @@ impl Firewall {
     /// When a program refuses.
     pub fn clean(&mut self) -> Result<(), FirewallError> {
         self.made = None;
-        if has("nft") {
-            let mut arguments = vec!["list", "table"];
-            arguments.extend(nftables::TABLE.split(' '));
-            if run("nft", &arguments, "").is_ok() {
-                run("nft", &["-f", "-"], &nftables::remove())?;
-            }
+        if has_table() {
+            run("nft", &["-f", "-"], &nftables::remove())?;
         }
         for family in [Family::V4, Family::V6] {
             remove_chains(family)?;
-            if has("ipset") {
-                // There is none where nftables did the work.
-                let _ = run("ipset", &["destroy", iptables::agents_set(family)], "");
-            }
+        }
+        for set in own_sets() {
+            run("ipset", &["destroy", &set], "")?;
         }
         Ok(())
     }
+
+    /// What [`Self::clean`] would remove, in words.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn found() -> Result<Vec<String>, FirewallError> {
+        let mut found = Vec::new();
+        if has_table() {
+            found.push(format!("nftables table {}", nftables::TABLE));
+        }
+        for family in [Family::V4, Family::V6] {
+            let program = Programs::of(family).change;
+            let chains = own_chains(family)?.into_iter();
+            found
+                .extend(chains.map(|(table, chain)| format!("{program} chain {chain} of {table}")));
+        }
+        found.extend(own_sets().into_iter().map(|set| format!("ipset {set}")));
+        Ok(found)
+    }
+}
+
+/// Whether our table is there.
+fn has_table() -> bool {
+    let mut arguments = vec!["list", "table"];
+    arguments.extend(nftables::TABLE.split(' '));
+    has("nft") && run("nft", &arguments, "").is_ok()
+}
+
+/// Our sets, also what a crash left of one that was being filled.
+fn own_sets() -> Vec<String> {
+    // Where the kernel has none, the answer is an error.
+    let listed = if has("ipset") {
+        run("ipset", &["list", "-n"], "").unwrap_or_default()
+    } else {
+        String::new()
+    };
+    let is_ours = |name: &&str| {
+        [Family::V4, Family::V6].map(iptables::agents_set).iter().any(|set| {
+            name.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest == iptables::ASIDE)
+        })
+    };
+    listed.lines().filter(is_ours).map(str::to_owned).collect()
 }
 
 /// The programs of a family.
@@ -285,23 +323,32 @@ fn chains(rules: &Ruleset, family: Family, scope: Scope) -> Result<(), FirewallE
     Ok(())
 }
 
-fn remove_chains(family: Family) -> Result<(), FirewallError> {
+/// Our chains, each with its table.
+fn own_chains(family: Family) -> Result<Vec<(String, String)>, FirewallError> {
     let programs = Programs::of(family);
+    let mut chains = Vec::new();
     if !has(programs.save) {
-        return Ok(());
+        return Ok(chains);
     }
     let saved = run(programs.save, &[], "")?;
     let mut table = "";
-    let mut chains = Vec::new();
     for line in saved.lines() {
         if let Some(name) = line.strip_prefix('*') {
             table = name;
         } else if let Some(chain) = line.strip_prefix(':').and_then(|line| line.split(' ').next())
-            && chain.starts_with(iptables::FORWARD)
+            && iptables::CHAINS.contains(&chain)
         {
             chains.push((table.to_owned(), chain.to_owned()));
         }
     }
+    // Tables are listed in the order in which somebody made them.
+    chains.sort();
+    Ok(chains)
+}
+
+fn remove_chains(family: Family) -> Result<(), FirewallError> {
+    let programs = Programs::of(family);
+    let chains = own_chains(family)?;
     let is_left = |jump: &&Jump| {
         chains
             .iter()

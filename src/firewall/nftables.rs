@@ -11,6 +11,14 @@ use crate::addr::Family;
 /// Our table.
 pub(super) const TABLE: &str = "inet mesos_overlay";
 
+/// The least that has what a kernel may lack of all this.
+pub(super) const PROBE: &str = "table inet mesos_overlay_probe {
+    set agents { type ipv4_addr; flags interval; }
+    chain input { type filter hook input priority -10; ip saddr != @agents counter drop; }
+    chain postrouting { type nat hook postrouting priority 99; oifname != lo masquerade; }
+}
+";
+
 /// What makes the table right, for `nft -f -`.
 pub(super) fn script(rules: &Ruleset) -> String {
     let mut text = remove();

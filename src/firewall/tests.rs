@@ -130,4 +130,11 @@ fn errors_say_what_to_do() {
         "firewall: program 'nft-of-nobody' not found: install nftables, or iptables and ipset, or \
          set firewall to none"
     );
+    let said = "Could not process rule: Operation not supported".to_owned();
+    assert_eq!(
+        FirewallError::NoNftables { said }.to_string(),
+        "firewall: this kernel does not take our nftables rules (Could not process rule: Operation \
+         not supported), and iptables with ipset is not installed: install them, or a kernel of 5.2 \
+         or later with nftables, or set firewall to none"
+    );
 }

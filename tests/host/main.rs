@@ -16,6 +16,7 @@ mod docker;
 mod engine;
 mod ensemble;
 mod firewall;
+mod firewall_docker;
 mod hosts;
 mod namespace;
 mod zookeeper;
