@@ -11,12 +11,14 @@ use std::time::Duration;
 use std::{fs, io};
 
 use super::sysctl::{FORWARD_V4, FORWARD_V6};
-use super::{HostError, Roots, has_ipv6, place};
+use super::{HostError, Restored, Roots, has_ipv6, place};
 use crate::program::{Failure, run_blocking};
 use crate::tunnel::Desired;
 
 /// The first line of every file of ours, by which we know it again.
 const MARK: &str = "# Written by the agent of mesos-overlay. 'mesos-overlay clean' removes it.\n";
+/// The second line of a file for which we made its folder.
+const FOLDER_MARK: &str = "# So was its folder.\n";
 /// What reads it is asked to within this time; it takes tens of milliseconds.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the programs are.
@@ -108,23 +110,30 @@ pub(super) fn apply(
     failure.map(|()| done)
 }
 
-/// Removes our files, and returns what was changed, in words.
-pub(super) fn remove(roots: &Roots) -> Result<Vec<String>, HostError> {
-    let mut done = Vec::new();
-    let mut remove = |path: &Path| {
-        fs::remove_file(path).map_err(|error| HostError::file("remove", path, &error))?;
-        done.push(format!("remove {}", path.display()));
-        Ok(())
-    };
+/// Removes our files, with the folders that were made for them.
+pub(super) fn remove(roots: &Roots, restored: &mut Restored) {
     let ours: Vec<PathBuf> = ours(roots).collect();
-    ours.iter().try_for_each(|path| remove(path))?;
+    for path in &ours {
+        let has_folder = fs::read_to_string(path).is_ok_and(|text| text.contains(FOLDER_MARK));
+        let removed = fs::remove_file(path);
+        let removed = removed.map_err(|error| HostError::file("remove", path, &error));
+        let is_removed = restored.note(format!("remove {}", path.display()), removed);
+        if let Some(folder) = path.parent().filter(|_| is_removed && has_folder) {
+            // Unless there is something of others in it by now.
+            let _ = fs::remove_dir(folder);
+        }
+    }
     for manager in &MANAGERS {
         let files = manager.files.iter().map(|(name, _)| roots.etc.join(name));
         if files.filter(|path| ours.contains(path)).count() > 0 {
-            done.extend(manager.tell(roots)?);
+            match manager.tell(roots) {
+                Ok(text) => restored.done.extend(text),
+                Err(error) => {
+                    restored.note(manager.reload.join(" "), Err(error));
+                }
+            }
         }
     }
-    Ok(done)
 }
 
 /// The files that are there and ours.
@@ -149,12 +158,18 @@ fn settings(desired: &Desired, listeners: &[String]) -> String {
 
 /// Writes a file of ours unless it is right, and says so.
 fn write(path: &Path, content: &str) -> Result<Option<String>, HostError> {
-    let content = format!("{MARK}{content}");
-    match fs::read_to_string(path) {
-        Ok(found) if found == content => return Ok(None),
-        Ok(found) if found.starts_with(MARK) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+    let found = fs::read_to_string(path);
+    let has_folder = match &found {
+        Ok(found) if found.starts_with(MARK) => found.contains(FOLDER_MARK),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            path.parent().is_some_and(|folder| !folder.exists())
+        }
         Ok(_) | Err(_) => return Err(HostError::Foreign { path: path.to_owned() }),
+    };
+    let folder = if has_folder { FOLDER_MARK } else { "" };
+    let content = format!("{MARK}{folder}{content}");
+    if found.is_ok_and(|found| found == content) {
+        return Ok(None);
     }
     place(path, content.as_bytes()).map_err(|error| HostError::file("write", path, &error))?;
     Ok(Some(format!("write {}", path.display())))

@@ -35,6 +35,28 @@ impl Default for Roots {
     }
 }
 
+/// What came of giving back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// What was changed, in words.
+    pub done: Vec<String>,
+    /// What should have been changed, in words, and why it was not.
+    pub failed: Vec<(String, HostError)>,
+}
+
+impl Restored {
+    fn note(&mut self, what: String, result: Result<(), HostError>) -> bool {
+        match result {
+            Ok(()) => self.done.push(what),
+            Err(error) => {
+                self.failed.push((what, error));
+                return false;
+            }
+        }
+        true
+    }
+}
+
 /// The settings of this host, in the network namespace of the calling thread.
 #[derive(Debug)]
 pub struct HostSettings {
@@ -75,19 +97,23 @@ impl HostSettings {
         Ok(done)
     }
 
-    /// Gives back what was there before, removes our files, and returns what was changed, in words.
-    /// A setting that somebody changed after us stays as it is.
-    ///
-    /// # Errors
-    /// When a setting or a file cannot be written. What comes before it is done.
-    pub fn restore(&self) -> Result<Vec<String>, HostError> {
+    /// Gives back what was there before, and removes our files. A setting that somebody changed
+    /// after us stays as it is. What fails keeps nothing else from being done.
+    #[must_use]
+    pub fn restore(&self) -> Restored {
+        let mut restored = Restored::default();
         // First the files, or their programs would undo the rest.
-        let mut done = Vec::new();
         if self.is_the_hosts_own_namespace() {
-            done.extend(drop_in::remove(&self.roots)?);
+            drop_in::remove(&self.roots, &mut restored);
         }
-        done.extend(self.sysctl().restore()?);
-        Ok(done)
+        self.sysctl().restore(&mut restored);
+        restored
+    }
+
+    /// Whether it is kept what something was before.
+    #[must_use]
+    pub fn has_memory(&self) -> bool {
+        self.sysctl().memory.exists()
     }
 
     /// What [`Self::restore`] would do.

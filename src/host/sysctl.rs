@@ -2,8 +2,10 @@
 //! that they can be given back. Settings of our devices are no part of it, they go with the device.
 //! A setting that somebody changed after us is left as it is then.
 //!
-//! Forwarding of IPv6 has a trap: a host that forwards no longer listens to routers, and would lose
-//! its default route. A device that listens is told to go on before.
+//! Forwarding has two traps. A host that forwards IPv6 no longer listens to routers, and would lose
+//! its default route: a device that listens is told to go on before. And when forwarding is
+//! switched back, the kernel does so for each device as well, and has the host follow redirects: so
+//! it is kept which devices forwarded by themselves, and that redirects were not followed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::{fmt, fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, place};
+use super::{HostError, Restored, place};
 
 /// The file in which is kept what was there before.
 pub(super) const MEMORY: &str = "host-settings.json";
@@ -21,6 +23,12 @@ pub(super) const FORWARD_V4: &str = "ipv4/ip_forward";
 pub(super) const FORWARD_V6: &str = "ipv6/conf/all/forwarding";
 /// The devices of IPv6, and the defaults of those to come.
 const DEVICES_V6: &str = "ipv6/conf";
+/// The devices of IPv4, likewise.
+const DEVICES_V4: &str = "ipv4/conf";
+/// Whether a device forwards.
+const FORWARDING: &str = "/forwarding";
+/// Whether the host follows redirects.
+const REDIRECTS_V4: &str = "ipv4/conf/all/accept_redirects";
 /// How a device listens to routers.
 const LISTENING: &str = "/accept_ra";
 /// Listening to routers unless the host forwards, and in any case.
@@ -73,6 +81,9 @@ impl Sysctl {
             return Ok(Vec::new());
         }
         let mut memory = self.load()?;
+        for (name, value) in changes.iter().flat_map(|(name, ..)| self.reset_with(name)) {
+            memory.entry(name).or_insert(Changed { before: value, after: value });
+        }
         for (name, before, after) in &changes {
             // The first of several changes has seen what was there before us.
             let known = memory.entry(name.clone());
@@ -80,19 +91,28 @@ impl Sysctl {
         }
         self.keep(&memory)?;
         let changes = changes.into_iter().map(|(name, _, value)| Setting { name, value });
-        changes.map(|setting| self.set(&setting)).collect()
+        changes.map(|setting| self.set(&setting).map(|()| setting.to_string())).collect()
     }
 
-    /// Gives back what was there before, and forgets it.
-    pub(super) fn restore(&self) -> Result<Vec<String>, HostError> {
-        let settings = self.to_restore()?;
-        let done: Result<Vec<_>, _> = settings.iter().map(|setting| self.set(setting)).collect();
-        let done = done?;
-        match fs::remove_file(&self.memory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(HostError::file("remove", &self.memory, &error))
+    /// Gives back what was there before, and forgets it if all of it could be given back.
+    pub(super) fn restore(&self, restored: &mut Restored) {
+        let settings = match self.to_restore() {
+            Ok(settings) => settings,
+            Err(error) => {
+                restored.note("give the settings of the host back".to_owned(), Err(error));
+                return;
             }
-            _ => Ok(done),
+        };
+        let mut is_complete = true;
+        for setting in settings {
+            is_complete &= restored.note(setting.to_string(), self.set(&setting));
+        }
+        if is_complete
+            && let Err(error) = fs::remove_file(&self.memory)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            let what = format!("remove {}", self.memory.display());
+            restored.note(what, Err(HostError::file("remove", &self.memory, &error)));
         }
     }
 
@@ -129,24 +149,41 @@ impl Sysctl {
     /// The settings of the devices that listen to routers and would cease to when the host
     /// forwards.
     fn listeners(&self) -> impl Iterator<Item = String> {
-        let folder = fs::read_dir(self.root.join(DEVICES_V6)).into_iter().flatten().flatten();
-        let names = folder.filter_map(|entry| entry.file_name().into_string().ok());
-        let settings = names.map(|device| format!("{DEVICES_V6}/{device}{LISTENING}"));
+        let settings = self.of_devices(DEVICES_V6, LISTENING);
         settings.filter(|name| self.read(name) == Some(LISTEN_UNLESS_FORWARDING))
+    }
+
+    /// What the kernel resets when forwarding, which is now to be switched on, is switched off
+    /// again: the settings that are not then what they are now.
+    fn reset_with(&self, forwarding: &str) -> Vec<(String, u32)> {
+        let (devices, redirects) = match forwarding {
+            FORWARD_V4 => (DEVICES_V4, Some(REDIRECTS_V4)),
+            FORWARD_V6 => (DEVICES_V6, None),
+            _ => return Vec::new(),
+        };
+        let forwards = self.of_devices(devices, FORWARDING).map(|name| (name, 1));
+        let ignored = redirects.map(|name| (name.to_owned(), 0));
+        forwards.chain(ignored).filter(|(name, value)| self.read(name) == Some(*value)).collect()
+    }
+
+    /// A setting of each device, and of those to come.
+    fn of_devices(&self, folder: &str, setting: &str) -> impl Iterator<Item = String> {
+        let entries = fs::read_dir(self.root.join(folder)).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.map(move |device| format!("{folder}/{device}{setting}"))
     }
 
     fn read(&self, name: &str) -> Option<u32> {
         read_number(&self.root.join(name))
     }
 
-    fn set(&self, setting: &Setting) -> Result<String, HostError> {
+    fn set(&self, setting: &Setting) -> Result<(), HostError> {
         let Setting { name, value } = setting;
         fs::write(self.root.join(name), value.to_string()).map_err(|error| HostError::Write {
             name: format!("net/{name}"),
             value: *value,
             reason: error.to_string(),
-        })?;
-        Ok(setting.to_string())
+        })
     }
 }
 

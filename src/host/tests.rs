@@ -123,10 +123,42 @@ fn what_is_done_is_done_once_and_given_back() {
     // Also by one that has been started anew.
     assert_eq!(place.settings().apply(&desired(true)), Ok(Vec::new()));
     let list = place.words(place.settings().to_restore());
-    assert_eq!(place.words(place.settings().restore()), list);
+    let restored = place.settings().restore();
+    assert_eq!(restored.failed, []);
+    assert_eq!(place.words(Ok(restored.done)), list);
     assert_eq!(list.len(), 7, "{list:?}");
     assert_eq!(place.dump(), before);
-    assert_eq!(place.settings().restore(), Ok(Vec::new()));
+    assert!(!place.path("etc/systemd/networkd.conf.d").exists(), "it was made for our file");
+    assert!(place.path("etc/systemd/network").exists(), "it was there before");
+    assert_eq!(place.settings().restore(), Restored::default());
+}
+
+#[test]
+fn what_cannot_be_given_back_is_named_and_the_rest_is_done() {
+    let place = Place::new(&ALL);
+    let settings = place.settings();
+    settings.apply(&desired(false)).unwrap();
+    // One that nobody, not even root, can write.
+    let fixed = "/proc/sys/kernel/cap_last_cap";
+    let value = fs::read_to_string(fixed).unwrap();
+    std::os::unix::fs::symlink(fixed, place.path("proc/sys/net/ipv4/fixed")).unwrap();
+    let memory = format!(
+        r#"{{"ipv4/fixed":{{"before":7,"after":{}}},"ipv4/ip_forward":{{"before":0,"after":1}}}}"#,
+        value.trim()
+    );
+    place.write("state/host-settings.json", &memory);
+    let restored = settings.restore();
+    let done = place.words(Ok(restored.done));
+    assert_eq!(done.last().map(String::as_str), Some("set net/ipv4/ip_forward to 0"));
+    let (what, error) = &restored.failed[0];
+    assert_eq!(what, "set net/ipv4/fixed to 7");
+    assert_eq!(
+        error.to_string(),
+        "set net/ipv4/fixed to 7: Permission denied (os error 13): set it with 'sysctl -w \
+         net.ipv4.fixed=7', or let the agent write to /proc/sys"
+    );
+    // So that it can be tried again.
+    assert_eq!(fs::read_to_string(place.path("state/host-settings.json")).unwrap(), memory);
 }
 
 #[test]
@@ -205,4 +237,41 @@ fn one_at_a_time_has_the_lock() {
     );
     drop(lock);
     HostLock::acquire(&state).unwrap();
+}
+
+#[test]
+fn who_cleans_up_makes_no_lock_and_leaves_none() {
+    let place = Place::new(&[]);
+    let state = place.path("state");
+    assert!(HostLock::acquire_existing(&state).unwrap().is_none());
+    assert!(!state.exists());
+    let agent = HostLock::acquire(&state).unwrap();
+    assert!(matches!(HostLock::acquire_existing(&state), Err(HostError::Held { .. })));
+    drop(agent);
+    let lock = HostLock::acquire_existing(&state).unwrap().unwrap();
+    lock.remove().unwrap();
+    assert!(!state.join("agent.lock").exists());
+    HostLock::acquire(&state).unwrap();
+}
+
+#[test]
+fn what_the_kernel_resets_with_forwarding_is_kept_too() {
+    let place = Place::new(&[]);
+    for (name, value) in [
+        ("proc/sys/net/ipv4/conf/all/accept_redirects", "0"),
+        ("proc/sys/net/ipv4/conf/eth0/forwarding", "0"),
+        ("proc/sys/net/ipv4/conf/eth1/forwarding", "1"),
+    ] {
+        place.write(name, value);
+    }
+    place.settings().apply(&desired(false)).unwrap();
+    let list = place.words(place.settings().to_restore());
+    assert_eq!(
+        list,
+        [
+            "set net/ipv4/ip_forward to 0",
+            "set net/ipv4/conf/all/accept_redirects to 0",
+            "set net/ipv4/conf/eth1/forwarding to 1",
+        ]
+    );
 }

@@ -175,6 +175,8 @@ fn an_agent_follows_the_election() {
         &inputs(&[
             ("master", "zk://user:secret@10.0.0.1:2181/mesos"),
             ("cni_dir", cni.to_str().unwrap()),
+            // The network of the machine is not the test's.
+            ("dataplane", "external"),
         ]),
         no_log,
     )

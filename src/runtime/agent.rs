@@ -113,7 +113,7 @@ impl AgentHost {
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
         let has_tunnels = settings.tunnel != TunnelSettings::NONE;
-        let start = || Tunnels::start(tunnels, inbox.clone());
+        let start = || Tunnels::start(tunnels, settings.tunnel.programs, inbox.clone());
         let tunnels = has_tunnels.then(start).transpose()?;
         let machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));

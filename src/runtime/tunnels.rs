@@ -70,15 +70,20 @@ pub(super) struct Tunnels {
 }
 
 impl Tunnels {
-    /// Works in the network namespace of the calling thread.
+    /// Works in the network namespace of the calling thread. With `programs` it is not only to
+    /// look.
     ///
     /// # Errors
     /// When the system has no thread or file to give.
-    pub(super) fn start(options: TunnelOptions, inbox: Inbox<Agent>) -> io::Result<Self> {
+    pub(super) fn start(
+        options: TunnelOptions,
+        programs: bool,
+        inbox: Inbox<Agent>,
+    ) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (jobs, receiver) = mpsc::channel();
         let worker = Worker::new(options, inbox, Arc::clone(&wake));
-        let work = move || worker.run(&receiver);
+        let work = move || worker.run(programs, &receiver);
         let thread = thread::Builder::new().name("overlay-tunnel".to_owned()).spawn(work)?;
         Ok(Self { jobs: Some(jobs), wake, thread: Some(thread) })
     }
@@ -114,7 +119,7 @@ struct Worker {
     options: TunnelOptions,
     inbox: Inbox<Agent>,
     wake: Arc<OwnedFd>,
-    /// Held from the first job on that changes something.
+    /// Held from the start, or from the first job on that finds it free.
     lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
@@ -137,7 +142,12 @@ impl Worker {
         Self { options, inbox, wake, lock: None, dataplane: None, firewall: None, ears }
     }
 
-    fn run(mut self, jobs: &mpsc::Receiver<Job>) {
+    fn run(mut self, programs: bool, jobs: &mpsc::Receiver<Job>) {
+        if programs {
+            // Early, so that nobody cleans up a host whose agent waits for its master. A refusal is
+            // told with the first job.
+            let _ = self.lock();
+        }
         loop {
             match jobs.try_recv() {
                 Ok(Job::Inspect { attempt, claims }) => {

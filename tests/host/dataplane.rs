@@ -357,7 +357,7 @@ fn clean_leaves_a_host_as_it_was() {
     }
     assert!(during.contains("vtep1024") && during.contains("proto 109"));
     let report = host.namespace.inside(|| {
-        host.settings().restore().expect("root may set everything");
+        assert_eq!(host.settings().restore().failed, []);
         Dataplane::open().expect("there is netlink").clean().expect("the state can be read")
     });
     assert!(report.is_complete(), "{report:?}");
