@@ -5,6 +5,7 @@
 
 mod agent;
 mod check;
+mod clean;
 mod demo;
 mod export;
 mod forget;
@@ -56,6 +57,8 @@ enum Command {
     Master(master::MasterCommand),
     /// Run an agent: it makes the container networks of its share
     Agent(agent::AgentCommand),
+    /// Remove everything that agents made on this host
+    Clean(clean::CleanCommand),
     /// See it work: hosts and containers on this machine, and nothing left of them
     Demo(demo::DemoCommand),
     /// Show every problem of a configuration file
@@ -95,6 +98,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Master(command) => command.run(),
         Command::Agent(command) => command.run(),
+        Command::Clean(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Plan(command) => command.run(),

@@ -1,7 +1,7 @@
 //! The directory of CNI configurations: written so that Mesos never sees half a file, and kept free
 //! of what is ours and no longer wanted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -86,11 +86,7 @@ impl CniDirectory {
     pub fn prepare(&self) -> Result<(), CniError> {
         let _guard = self.lock.lock();
         let directory = self.make()?;
-        for staging in stagings(&directory) {
-            remove_leftovers(&staging)
-                .map_err(|error| CniError::io("clean up directory", &staging, &error))?;
-        }
-        Ok(())
+        clear_stagings(&directory)
     }
 
     /// Makes the file of `network` as it should be.
@@ -108,7 +104,7 @@ impl CniDirectory {
         }
         let content = self.content(network)?;
         let directory = self.make()?;
-        let path = self.directory.join(format!("{}{EXTENSION}", network.name));
+        let path = self.path_of(&network.name);
         let outcome = match read_own(&path, &network.name)? {
             None => Outcome::Created,
             Some(found) if found == content => Outcome::Unchanged,
@@ -122,28 +118,54 @@ impl CniDirectory {
         Ok(outcome)
     }
 
+    /// The files that are ours, by their overlays. What is not ours is none of our business here,
+    /// nor is what cannot be read.
+    ///
+    /// # Errors
+    /// When the directory cannot be read. If it does not exist, there are none.
+    pub fn ours(&self) -> Result<BTreeMap<OverlayName, PathBuf>, CniError> {
+        let paths = match entries(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            paths => {
+                paths.map_err(|error| CniError::io("read directory", &self.directory, &error))?
+            }
+        };
+        let own = |path: PathBuf| {
+            let overlay = overlay_of(&path)?;
+            matches!(read_own(&path, &overlay), Ok(Some(_))).then_some((overlay, path))
+        };
+        Ok(paths.into_iter().filter_map(own).collect())
+    }
+
+    /// Removes the file of an overlay, if it is ours, and what a crash left of a write.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn remove(&self, overlay: &OverlayName) -> Result<(), CniError> {
+        let _guard = self.lock.lock();
+        let path = self.path_of(overlay);
+        if read_own(&path, overlay)?.is_some() {
+            fs::remove_file(&path)
+                .and_then(|()| sync(&self.directory))
+                .map_err(|error| CniError::io("remove", &path, &error))?;
+        }
+        clear_stagings(&self.directory)
+    }
+
     /// Removes the files of overlays that are not `wanted`. Running containers do not notice: Mesos
     /// keeps a copy of the configuration that a container was started with.
     pub fn remove_unwanted(&self, wanted: &BTreeSet<OverlayName>) -> Removal {
         let _guard = self.lock.lock();
         let mut removal = Removal::default();
-        let paths = match entries(&self.directory) {
-            Ok(paths) => paths,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return removal,
-            Err(error) => {
-                removal.failed.push(CniError::io("read directory", &self.directory, &error));
-                return removal;
-            }
-        };
-        for (path, overlay) in paths.iter().filter_map(|path| Some((path, overlay_of(path)?))) {
-            // What is not ours is none of our business here, nor is what cannot be read.
-            if wanted.contains(&overlay) || !matches!(read_own(path, &overlay), Ok(Some(_))) {
-                continue;
-            }
-            match fs::remove_file(path) {
+        let ours = self.ours().unwrap_or_else(|error| {
+            removal.failed.push(error);
+            BTreeMap::new()
+        });
+        for (overlay, path) in ours.into_iter().filter(|(overlay, _)| !wanted.contains(overlay)) {
+            match fs::remove_file(&path) {
                 Ok(()) => removal.removed.push(overlay),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => removal.failed.push(CniError::io("remove", path, &error)),
+                Err(error) => removal.failed.push(CniError::io("remove", &path, &error)),
             }
         }
         if !removal.removed.is_empty()
@@ -152,6 +174,10 @@ impl CniDirectory {
             removal.failed.push(CniError::io("sync directory", &self.directory, &error));
         }
         removal
+    }
+
+    fn path_of(&self, overlay: &OverlayName) -> PathBuf {
+        self.directory.join(format!("{overlay}{EXTENSION}"))
     }
 
     /// Makes the directory and tells where it really is, since it may be a symbolic link to another
@@ -299,6 +325,14 @@ fn place_through(staging: &Path, path: &Path, content: &[u8]) -> io::Result<()> 
 
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Removes what a crash left of a write.
+fn clear_stagings(directory: &Path) -> Result<(), CniError> {
+    stagings(directory).iter().try_for_each(|staging| {
+        remove_leftovers(staging)
+            .map_err(|error| CniError::io("clean up directory", staging, &error))
+    })
 }
 
 fn remove_leftovers(staging: &Path) -> io::Result<()> {

@@ -83,6 +83,16 @@ pub enum CniError {
         /// Its subnet for the MesosContainerizer.
         subnet: Subnet,
     },
+    /// There is something among the leases of a network that is no lease.
+    #[error(
+        "{path} is none of the files of the CNI plugin host-local, so its directory is left alone: \
+         move it away",
+        path = shown(path)
+    )]
+    NotOfHostLocal {
+        /// The file.
+        path: PathBuf,
+    },
     /// JSON is UTF-8, a path need not be.
     #[error(
         "cni_data_dir {path} is no UTF-8 text, so no CNI configuration can hold it",

@@ -12,9 +12,11 @@
 mod configuration;
 mod directory;
 mod error;
+mod leases;
 
 pub use directory::{CniDirectory, Outcome, Removal};
 pub use error::CniError;
+pub use leases::Leases;
 
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,9 @@ pub enum DataplaneError {
     /// The state of the kernel could not be read.
     #[error("read the kernel's network state: {0}: it is read again at the next verification")]
     Read(#[source] io::Error),
+    /// A bridge could not be removed.
+    #[error("remove bridge {0}: {1}: remove it with 'ip link delete {0}'")]
+    Remove(String, #[source] io::Error),
 }
 
 /// An operation that the kernel refused.

@@ -8,6 +8,7 @@
 //! calling. All calls block, for milliseconds.
 
 mod apply;
+mod bridge;
 mod error;
 mod message;
 mod monitor;
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+pub use bridge::Bridge;
 pub use error::{DataplaneError, Failure};
 pub use monitor::{Heard, Monitor, Watch};
 pub use plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan, target};
@@ -176,6 +178,24 @@ impl Dataplane {
     /// When the kernel's state cannot be read.
     pub fn clean(&mut self) -> Result<Report, DataplaneError> {
         self.verify(&Desired::default())
+    }
+
+    /// The bridges of this host, ours or not: those of the containers are made by the CNI plugin
+    /// and by Docker. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn bridges(&mut self) -> Result<Vec<Bridge>, DataplaneError> {
+        bridge::bridges(&mut self.netlink).map_err(DataplaneError::Read)
+    }
+
+    /// Removes a bridge.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_bridge(&mut self, bridge: &Bridge) -> Result<(), DataplaneError> {
+        bridge::remove(&mut self.netlink, bridge)
+            .map_err(|error| DataplaneError::Remove(bridge.name.clone(), error))
     }
 
     /// What a [`Monitor`] should listen for. To be asked for again after each call that changed

@@ -13,7 +13,7 @@ use super::sysctl::read_number;
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
     IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
+    IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
     IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE,
     RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
     RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE,
@@ -28,14 +28,16 @@ pub(super) type Indices = BTreeMap<DeviceName, u32>;
 
 /// A device of the host.
 #[derive(Debug)]
-struct Seen {
-    index: u32,
-    name: String,
+pub(super) struct Seen {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// The bridge that it is a port of.
+    pub(super) master: Option<u32>,
     is_up: bool,
     mac: Option<Mac>,
     mtu: u32,
     alias: String,
-    kind: String,
+    pub(super) kind: String,
     vxlan: Option<Vxlan>,
 }
 
@@ -160,7 +162,8 @@ fn our_device(link: &Seen, vxlan: &Vxlan, wanted: Option<&Local>) -> Option<(Dev
     Some((name, Device::bare(link)))
 }
 
-fn links(netlink: &mut Netlink) -> io::Result<Vec<Seen>> {
+/// The devices of the host.
+pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Seen>> {
     let mut header = [0; 16];
     header[0] = AF_UNSPEC;
     netlink.dump(
@@ -176,6 +179,7 @@ fn link(message: Message<'_>) -> Option<Seen> {
     let mut seen = Seen {
         index: u32_at(message.body, 4)?,
         name: String::new(),
+        master: None,
         is_up: u32_at(message.body, 8)? & IFF_UP != 0,
         mac: None,
         mtu: 0,
@@ -189,6 +193,7 @@ fn link(message: Message<'_>) -> Option<Seen> {
             IFLA_ADDRESS => seen.mac = mac(value),
             IFLA_MTU => seen.mtu = u32_at(value, 0)?,
             IFLA_IFALIAS => seen.alias = text(value),
+            IFLA_MASTER => seen.master = u32_at(value, 0),
             IFLA_LINKINFO => {
                 for (kind, value) in attributes(value, 0) {
                     match kind {

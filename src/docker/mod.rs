@@ -14,7 +14,7 @@ mod engine;
 mod error;
 mod network;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -141,15 +141,13 @@ impl Docker {
     /// When it cannot be found out which networks there are.
     pub async fn remove_unwanted(&self, wanted: &BTreeSet<OverlayName>) -> Result<Removal, Reason> {
         let mut removal = Removal::default();
-        let networks = match self.networks().await {
-            Ok(networks) => networks,
+        let networks = match self.made_by_us().await {
             // Without Docker there are none.
             Err(Reason::ProgramNotFound { .. }) => return Ok(removal),
-            Err(reason) => return Err(reason),
+            networks => networks?,
         };
-        for found in networks {
-            let Ok(name) = found.name.parse::<OverlayName>() else { continue };
-            if wanted.contains(&name) || !found.was_made_by_us(&name) {
+        for (name, found) in networks {
+            if wanted.contains(&name) {
                 continue;
             }
             match self.call(&name).remove_unused(&found).await {
@@ -158,6 +156,26 @@ impl Docker {
             }
         }
         Ok(removal)
+    }
+
+    /// The networks that are ours, and the containers that belong to each, be they running or not.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    pub async fn ours(&self) -> Result<BTreeMap<OverlayName, Vec<String>>, Reason> {
+        let mut ours = BTreeMap::new();
+        for (name, found) in self.made_by_us().await? {
+            let containers = self.call(&name).containers(&found).await;
+            let containers = containers.map_err(|error| error.reason)?;
+            ours.insert(name, containers);
+        }
+        Ok(ours)
+    }
+
+    async fn made_by_us(&self) -> Result<Vec<(OverlayName, Found)>, Reason> {
+        let named = self.networks().await?.into_iter();
+        let named = named.filter_map(|found| Some((found.name.parse().ok()?, found)));
+        Ok(named.filter(|(name, found)| found.was_made_by_us(name)).collect())
     }
 
     /// All networks that could be ours.
@@ -299,6 +317,15 @@ impl Call<'_> {
 
     /// Removes it unless a container belongs to it.
     async fn remove_unused(&self, found: &Found) -> Result<(), DockerError> {
+        let containers = self.containers(found).await?;
+        if !containers.is_empty() {
+            return Err(self.failed(Reason::Unassigned { containers }));
+        }
+        self.remove(found).await
+    }
+
+    /// The containers that belong to it, be they running or not.
+    async fn containers(&self, found: &Found) -> Result<Vec<String>, DockerError> {
         // By its name too: of a container that was never started Docker knows no more.
         let filters = [&found.id, &found.name].map(|it| format!("--filter=network={it}"));
         let [id, name] = &filters;
@@ -308,15 +335,9 @@ impl Call<'_> {
             return Err(self.refused(&arguments, &finished));
         }
         let names = String::from_utf8_lossy(&finished.stdout);
-        let mut containers: Vec<String> =
+        let containers: Vec<String> =
             names.split_whitespace().map(|name| name.escape_debug().to_string()).collect();
-        if containers.is_empty() {
-            containers = found.attached();
-        }
-        if !containers.is_empty() {
-            return Err(self.failed(Reason::Unassigned { containers }));
-        }
-        self.remove(found).await
+        Ok(if containers.is_empty() { found.attached() } else { containers })
     }
 
     /// The network that has addresses of `network`: Docker does not name it. `None` if it cannot be

@@ -15,7 +15,7 @@ const MASTER: &str = "10.0.0.1:5050";
 fn every_flag_is_there_with_its_environment_twin_and_default() {
     let place = Place::new();
     for subcommand in [
-        "master", "agent", "demo", "check", "plan", "state", "forget", "reload", "history",
+        "master", "agent", "clean", "demo", "check", "plan", "state", "forget", "reload", "history",
         "export", "import",
     ] {
         let help = place.run(&format!("{subcommand} --help")).success();

@@ -2,8 +2,9 @@
 
 use crate::support::{Place, program};
 
-const SUBCOMMANDS: [&str; 10] = [
-    "master", "agent", "check", "plan", "state", "forget", "reload", "history", "export", "import",
+const SUBCOMMANDS: [&str; 11] = [
+    "master", "agent", "clean", "check", "plan", "state", "forget", "reload", "history", "export",
+    "import",
 ];
 
 #[test]
@@ -56,6 +57,7 @@ fn a_wrong_usage_is_told_with_exit_code_2() {
         usage("forget 10.0.0.7 --master zk://user:password@10.0.0.1/mesos"),
         "mesos-overlay: --master: zk:// is not supported yet: write the master's address as IP:PORT"
     );
+    assert_eq!(usage("clean"), "error: the following required arguments were not provided:");
     assert_eq!(
         usage("forget --master 10.0.0.1 10.0.0"),
         "error: invalid value '10.0.0' for '<IP>...': invalid IPv4 address syntax"

@@ -53,6 +53,11 @@ mesos-overlay: bad.json: 2 problems: mend them and try again
 exit code 1
 "
     );
+    // As for the agent that ran with it.
+    assert_eq!(
+        place.run("clean --config bad.json --dry-run").failure(),
+        place.run("agent --config bad.json --master 127.0.0.1:5050").failure()
+    );
     assert_eq!(place.run("master --config bad.json").transcript(), "\
 bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"
 bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"

@@ -260,7 +260,7 @@ impl Host {
 }
 
 /// A listing without what changes by itself.
-fn settled(listing: &str) -> String {
+pub(crate) fn settled(listing: &str) -> String {
     let line = |line: &str| {
         let mut is_value = false;
         let words = line.split(' ').filter(|word| {

@@ -8,6 +8,7 @@
 //! also when it fails.
 
 mod agent;
+mod clean;
 mod cni;
 mod dataplane;
 mod dataplane_refused;

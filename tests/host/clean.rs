@@ -1,0 +1,464 @@
+//! `mesos-overlay clean` after an agent that programmed everything: the host is as it was before,
+//! and what was there before is as it was. In a network namespace whose first process it is, so
+//! that it is a host of its own, and with an `/etc` of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::engine::{DOCKER, Engine, IMAGE, PATIENCE, pause};
+use crate::hosts::settled;
+use crate::namespace::{Namespace, run, succeed};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
+const PLUGINS: &str = "/usr/lib/cni";
+const MASTER: &str = "10.0.0.1:5050";
+const AGENT: &str = "10.0.0.1:5051";
+/// Puts another directory in the place of /etc, and a file of it in that of nft if it is there; and
+/// then runs a program.
+const WITH_ETC: &str = "mount --bind \"$0\" /etc || exit 1
+if [ -e /etc/nft ]; then mount --bind /etc/nft /usr/sbin/nft || exit 1; fi
+exec \"$@\"";
+/// What nft says on a kernel that does not know it.
+const NFT_OF_NO_KERNEL: &str = "#!/bin/sh
+echo 'netlink: Error: cache initialization failed: Operation not supported' >&2
+exit 1
+";
+
+/// What others have on the host, as near to ours as can be.
+const OF_OTHERS: [&str; 20] = [
+    "ip link add vtep7 type vxlan id 7 dstport 64007 local 10.0.0.1",
+    "ip addr add 44.7.0.1/16 dev vtep7",
+    "ip link set vtep7 up",
+    "ip route add 172.30.0.0/16 via 44.7.0.2",
+    "ip route add unreachable 172.31.0.0/16 metric 65000",
+    "ip link add m-lab type bridge",
+    "ip link add d-lab type bridge",
+    "nft add table inet others",
+    "nft add chain inet others input { type filter hook input priority 0 ; }",
+    "nft add rule inet others input udp dport 64007 counter accept",
+    "iptables -P FORWARD DROP",
+    "iptables -N MESOS-OVERLAY-LAB",
+    "iptables -A FORWARD -s 172.30.0.0/16 -j MESOS-OVERLAY-LAB",
+    "iptables -t nat -A POSTROUTING -s 172.30.0.0/16 -j MASQUERADE",
+    "ip6tables -P FORWARD DROP",
+    "ip6tables -t nat -A POSTROUTING -s fd09::/64 -j MASQUERADE",
+    // Chains that iptables makes with the first rule in them, and keeps.
+    "iptables -A INPUT -s 172.30.0.0/16 -j ACCEPT",
+    "ip6tables -A INPUT -s fd09::/64 -j ACCEPT",
+    "ipset create mesos-overlay-lab hash:ip",
+    "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.vtep7.forwarding=1",
+];
+
+/// What of the kernel could have been changed.
+const LISTINGS: [&str; 12] = [
+    "ip -d link show",
+    "ip addr show",
+    "ip rule show",
+    "ip -6 rule show",
+    "ip -4 route show table all",
+    "ip -6 route show table all",
+    "ip neigh show nud permanent",
+    "bridge fdb show",
+    "nft -s list ruleset",
+    "ipset save",
+    "sysctl -a --pattern ^net.ipv[46].(conf|ip_forward)",
+    "sysctl -a --pattern ^net.bridge",
+];
+
+struct Host {
+    engine: Engine,
+}
+
+/// A process that is running; killed at the end, with all that it started.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Host {
+    fn new(agent: &Value) -> Self {
+        let host = Self { engine: Engine::down() };
+        let namespace = &host.engine.namespace;
+        namespace.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
+        namespace.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
+        // So that an address is what it will be from the start.
+        namespace.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+        namespace.run("ip link add eth0 type veth peer name wire");
+        namespace.run("ip link set wire up");
+        namespace.run("ip addr add 10.0.0.1/24 dev eth0");
+        namespace.run("ip link set eth0 up");
+        for folder in ["etc/NetworkManager/conf.d", "etc/systemd/network", "etc/sysctl.d", "cni"] {
+            fs::create_dir_all(host.path(folder)).expect("a folder");
+        }
+        fs::write(host.path("etc/sysctl.d/99-lab.conf"), "net.ipv4.tcp_ecn = 1\n").expect("a file");
+        fs::write(host.path("cni/lab.conf"), r#"{"name":"lab","type":"bridge"}"#).expect("a file");
+        // By which iptables is found.
+        let mut copy = Command::new("cp");
+        succeed(copy.arg("-a").arg("/etc/alternatives").arg(host.path("etc")));
+        let mut config = serde_json::json!({
+            "master": MASTER,
+            "cni_dir": host.path("cni"),
+            "cni_data_dir": host.path("leases"),
+            "cni_plugins_dir": PLUGINS,
+            "state_dir": host.path("state"),
+            "docker": DOCKER,
+            "verify_interval": "1s",
+        });
+        let keys = config.as_object_mut().expect("it is one");
+        keys.extend(agent.as_object().expect("it is one").clone());
+        fs::write(host.path("agent.json"), config.to_string()).expect("an agent_config");
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.engine.path(name)
+    }
+
+    /// The program as the first process of the host, with the host's own `/etc`.
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = self.engine.namespace.command("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.args(["sh", "-c", WITH_ETC]).arg(self.path("etc")).arg(PROGRAM).args(arguments);
+        command.env("DOCKER_HOST", self.engine.socket());
+        command
+    }
+
+    fn start(&self, log: &str, arguments: &[&str]) -> Running {
+        let log = fs::File::create(self.path(log)).expect("a log");
+        let mut command = self.program(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Running(command.spawn().expect("it starts"))
+    }
+
+    /// Runs a master and an agent until all overlays are ready.
+    fn start_all(&self, network: &Value) -> [Running; 2] {
+        self.start_until(network, |state| state["status"] == "STATUS_OK")
+    }
+
+    /// Runs a master and an agent until the state of every overlay is as wanted.
+    fn start_until(&self, network: &Value, is_wanted: impl Fn(&Value) -> bool) -> [Running; 2] {
+        fs::write(self.path("network.json"), network.to_string()).expect("a network file");
+        let (network, work_dir) = (self.text("network.json"), self.text("work"));
+        let listen = ["--listen", MASTER, "--work-dir", &work_dir];
+        let master =
+            self.start("master.log", &[&["master", "--config", &network][..], &listen].concat());
+        let config = self.text("agent.json");
+        let agent = self.start("agent.log", &["agent", "--config", &config, "--listen", AGENT]);
+        let mut waited = Duration::ZERO;
+        loop {
+            let state: Value = serde_json::from_str(&self.state()).unwrap_or_default();
+            let overlays = state["agents"][0]["overlays"].as_array().cloned().unwrap_or_default();
+            if !overlays.is_empty() && overlays.iter().all(|overlay| is_wanted(&overlay["state"])) {
+                return [master, agent];
+            }
+            let log = fs::read_to_string(self.path("agent.log")).unwrap_or_default();
+            assert!(waited < PATIENCE, "{state}\n{log}");
+            waited += pause();
+        }
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("it is text").to_owned()
+    }
+
+    fn state(&self) -> String {
+        let mut command = self.engine.namespace.command(PROGRAM);
+        let output = run(command.args(["state", "--master", MASTER, "--json"]), "");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `clean`: the exit code, and what it said without the place where it all is.
+    fn clean(&self, flags: &[&str]) -> (Option<i32>, String) {
+        let config = self.text("agent.json");
+        let arguments = [&["clean", "--config", &config][..], flags].concat();
+        let output = run(&mut self.program(&arguments), "");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).replace(&self.text(""), "/");
+        // Without the spaces by which the columns stand below each other.
+        fn word(word: &str) -> &str {
+            if word.starts_with("(veth") { "(PORT)" } else { word }
+        }
+        let line =
+            |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ") + "\n";
+        (output.status.code(), said.lines().map(line).collect())
+    }
+
+    /// Waits until nobody holds the lock of the agent that was killed.
+    fn wait_for_the_end(&self) {
+        let mut waited = Duration::ZERO;
+        while fs::File::open(self.path("state/agent.lock"))
+            .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        {
+            assert!(waited < PATIENCE, "the agent does not end");
+            waited += pause();
+        }
+    }
+
+    /// Puts a container of Mesos on an overlay.
+    fn join(&self, overlay: &str, container: &Namespace) {
+        let configuration = fs::read_to_string(self.path(&format!("cni/{overlay}.conf")));
+        let mut command = self.engine.namespace.command(Path::new(PLUGINS).join("bridge"));
+        command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
+        command.env("CNI_NETNS", container.path()).env("CNI_PATH", PLUGINS);
+        let output = run(&mut command, &configuration.expect("the agent wrote it"));
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// All that an agent could have changed.
+    fn dump(&self) -> String {
+        let listing =
+            |line: &&str| format!("# {line}\n{}", settled(&self.engine.namespace.run(line)));
+        let mut text: String = LISTINGS.iter().map(listing).collect();
+        let mut files = BTreeMap::new();
+        for folder in ["etc", "cni", "leases", "state"] {
+            walk(&self.path(folder), &mut files);
+        }
+        files.iter().for_each(|(path, content)| {
+            text += &format!("# {}\n{content}\n", path.display());
+        });
+        text
+    }
+}
+
+/// Every file and folder, with what is in it.
+fn walk(path: &Path, files: &mut BTreeMap<PathBuf, String>) {
+    let Ok(found) = fs::symlink_metadata(path) else { return };
+    let content = if found.is_file() { fs::read_to_string(path) } else { Ok(String::new()) };
+    files.insert(path.to_owned(), content.unwrap_or_default());
+    if found.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            walk(&entry.path(), files);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_same(before: &str, after: &str) {
+    let is_in = |text: &str, line: &str| text.lines().any(|other| other == line);
+    let gone: Vec<_> = before.lines().filter(|line| !is_in(after, line)).collect();
+    let new: Vec<_> = after.lines().filter(|line| !is_in(before, line)).collect();
+    assert!(before == after, "gone: {gone:#?}\nnew: {new:#?}");
+}
+
+fn networks() -> Value {
+    serde_json::json!({
+        "vtep_subnet": "44.128.0.0/16",
+        "vtep_subnet6": "fd01:a::/64",
+        "vtep_mac_oui": "70:B3:D5:00:00:00",
+        "overlays": [
+            { "name": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 },
+            { "name": "vxlan-2", "subnet": "192.168.128.0/17", "prefix": 24,
+              "subnet6": "fd01:b::/64", "prefix6": 80 },
+        ],
+    })
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn clean_leaves_the_host_as_it_was() {
+    for firewall in ["nftables", "iptables"] {
+        let host = Host::new(&serde_json::json!({
+            "firewall": firewall,
+            "isolate_overlays": true,
+            "network_config": { "docker_bridge": false },
+        }));
+        OF_OTHERS.iter().for_each(|line| drop(host.engine.namespace.run(line)));
+        let before = host.dump();
+        assert_eq!(
+            host.clean(&[]),
+            (Some(0), "nothing of mesos-overlay is on this host\n".to_owned())
+        );
+        assert_same(&before, &host.dump());
+
+        let [master, agent] = host.start_all(&networks());
+        let container = Namespace::new();
+        host.join("vxlan-1", &container);
+        host.join("vxlan-2", &Namespace::new());
+        drop(master);
+        assert_eq!(
+            host.clean(&[]),
+            (
+                Some(1),
+                "mesos-overlay: clean: /state/agent.lock is held by process 1, an agent that runs: \
+                 stop it, or it would make everything again\n"
+                    .to_owned()
+            )
+        );
+        drop(agent);
+        host.wait_for_the_end();
+
+        let during = host.dump();
+        for word in ["vtep1024", "m-vxlan-1", "99-zz-mesos-overlay.conf", "networkd.conf.d"] {
+            assert!(during.contains(word), "{word}\n{during}");
+        }
+        let (code, plan) = host.clean(&["--dry-run"]);
+        assert_eq!(host.clean(&["--dry-run"]), (code, plan.clone()), "it changes nothing");
+        let (code_done, done) = host.clean(&[]);
+        assert_eq!((code, code_done), (Some(1), Some(1)), "{plan}{done}");
+        assert_eq!(plan, expected(&would_be_done(firewall)));
+        let all: Vec<_> = would_be_done(firewall)
+            .iter()
+            .map(|line| line.replace("would be done", "done"))
+            .chain(["remove /state done".to_owned()])
+            .collect();
+        assert_eq!(done, expected(&all));
+        // The container ends with nobody to tell the plugin.
+        drop(container);
+        assert_eq!(
+            host.clean(&[]),
+            (
+                Some(0),
+                "ACTION RESULT\n\
+                 remove bridge m-vxlan-1 done\n\
+                 remove leases /leases/vxlan-1 done\n"
+                    .to_owned()
+            )
+        );
+        assert_eq!(
+            host.clean(&["--json"]),
+            (Some(0), "{\"dry_run\":false,\"actions\":[]}\n".to_owned())
+        );
+        fs::remove_dir(host.path("leases")).expect("host-local made it, and it is empty");
+        assert_same(&before, &host.dump());
+    }
+}
+
+/// What is to be done while a container is on an overlay.
+fn would_be_done(firewall: &str) -> Vec<String> {
+    let in_use = "failed: containers are on m-vxlan-1: end them (PORT)";
+    let chains = |program: &str, names: &[&str]| -> Vec<String> {
+        let chain = |name: &&str| format!("remove {program} chain {name} would be done");
+        names.iter().map(chain).collect()
+    };
+    let (of_nat, out) = ("MESOS-OVERLAY of nat", "MESOS-OVERLAY-OUT of filter");
+    let (of_filter, input) = ("MESOS-OVERLAY of filter", "MESOS-OVERLAY-IN of filter");
+    let rules = |program: &str| match firewall {
+        "nftables" => chains(program, &[of_filter, out]),
+        _ => chains(program, &[of_filter, input, out, of_nat]),
+    };
+    let settings = ["all", "d-lab", "default", "eth0", "lo", "m-lab", "vtep7", "wire"]
+        .map(|device| format!("set net/ipv6/conf/{device}/accept_ra to 1 would be done"));
+    let mut lines: Vec<String> = [
+        "remove CNI configuration /cni/vxlan-1.conf would be done",
+        "remove CNI configuration /cni/vxlan-2.conf would be done",
+        "remove device vtep1024 would be done",
+        "remove route to 192.168.0.0/17 metric 65000 unreachable would be done",
+        "remove route to 192.168.128.0/17 metric 65000 unreachable would be done",
+        "remove route to fd01:b::/64 metric 65000 unreachable would be done",
+    ]
+    .map(str::to_owned)
+    .into();
+    if firewall == "nftables" {
+        lines.push("remove nftables table inet mesos_overlay would be done".to_owned());
+    }
+    lines.extend(["iptables", "ip6tables"].into_iter().flat_map(rules));
+    if firewall == "iptables" {
+        let sets = ["mesos-overlay-4", "mesos-overlay-6"];
+        lines.extend(sets.map(|set| format!("remove ipset {set} would be done")));
+    }
+    lines.extend([
+        format!("remove bridge m-vxlan-1 {in_use}"),
+        format!("remove leases /leases/vxlan-1 {in_use}"),
+    ]);
+    let rest = [
+        "remove bridge m-vxlan-2 would be done",
+        "remove leases /leases/vxlan-2 would be done",
+        "remove /etc/NetworkManager/conf.d/mesos-overlay.conf would be done",
+        "remove /etc/systemd/network/00-mesos-overlay.network would be done",
+        "remove /etc/systemd/networkd.conf.d/mesos-overlay.conf would be done",
+        "remove /etc/sysctl.d/99-zz-mesos-overlay.conf would be done",
+        "set net/ipv4/ip_forward to 0 would be done",
+        "set net/ipv6/conf/all/forwarding to 0 would be done",
+        "set net/ipv4/conf/all/accept_redirects to 0 would be done",
+        "set net/ipv4/conf/vtep7/forwarding to 1 would be done",
+    ];
+    lines.extend(rest.map(str::to_owned));
+    lines.extend(settings);
+    lines.push("remove /state/agent.lock would be done".to_owned());
+    lines
+}
+
+/// What `clean` says when two of its actions fail.
+fn expected(lines: &[String]) -> String {
+    let count = lines.len();
+    format!(
+        "ACTION RESULT\n{}\nmesos-overlay: clean: 2 of {count} actions failed: do what is said of \
+         them, and run it again\n",
+        lines.join("\n")
+    )
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn a_docker_network_stays_as_long_as_a_container_belongs_to_it() {
+    let mut host = Host::new(&serde_json::json!({ "network_config": { "mesos_bridge": false } }));
+    host.engine.bring_up();
+    host.engine.import_image();
+    host.engine.succeed(&["network", "create", "--subnet=10.77.0.0/24", "lab"]);
+    let before = host.dump();
+    let network = serde_json::json!({
+        "vtep_subnet": "44.128.0.0/16",
+        "vtep_mac_oui": "70:B3:D5:00:00:00",
+        "overlays": [{ "name": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 }],
+    });
+    drop(host.start_all(&network));
+    host.wait_for_the_end();
+    // Never started: Docker itself would let its network go.
+    let container = ["create", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "true"];
+    host.engine.succeed(&container);
+    let (code, said) = host.clean(&[]);
+    let network = "remove Docker network vxlan-1";
+    let in_use = format!("{network} failed: it has containers: remove them (web)\n");
+    assert!(code == Some(1) && said.contains(&in_use), "{said}");
+    assert!(!host.clean(&["--keep-docker"]).1.contains("Docker"));
+    host.engine.succeed(&["rm", "web"]);
+    let done = format!("ACTION RESULT\n{network} done\n");
+    assert_eq!(host.clean(&[]), (Some(0), done));
+    assert_same(&before, &host.dump());
+
+    assert!(host.engine.stop());
+    let (code, said) = host.clean(&[]);
+    let beginning = "ACTION RESULT\nfind the Docker networks failed: the Docker daemon is not \
+                     running: start it, ";
+    assert!(code == Some(1) && said.starts_with(beginning), "{said}");
+    assert_eq!(host.clean(&["--keep-docker"]).0, Some(0));
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn a_kernel_without_nftables_gets_iptables_or_is_told() {
+    let no_docker = serde_json::json!({ "docker_bridge": false });
+    let start = |firewall: &str| {
+        let config = serde_json::json!({ "firewall": firewall, "network_config": no_docker });
+        let host = Host::new(&config);
+        let nft = host.path("etc/nft");
+        fs::write(&nft, NFT_OF_NO_KERNEL).expect("a file");
+        succeed(Command::new("chmod").arg("+x").arg(nft));
+        host
+    };
+    let host = start("auto");
+    drop(host.start_all(&networks()));
+    let rules = host.engine.namespace.run("iptables-save");
+    assert!(rules.contains("-A POSTROUTING -j MESOS-OVERLAY"), "{rules}");
+    assert!(host.engine.namespace.run("ipset save").contains("mesos-overlay-4"));
+
+    let host = start("nftables");
+    let reason = "firewall: 'nft -f -' failed: netlink: Error: cache initialization failed: \
+                  Operation not supported: ";
+    let is_told = |state: &Value| {
+        state["status"] == "STATUS_FAILED"
+            && state["error"].as_str().is_some_and(|error| error.starts_with(reason))
+    };
+    drop(host.start_until(&networks(), is_told));
+    let devices = host.engine.namespace.devices();
+    assert!(devices.contains(&"vtep1024".to_owned()), "{devices:?}");
+}
