@@ -29,6 +29,7 @@ pub use metrics::Metrics;
 pub use network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
 pub use tunnel::TunnelSettings;
 pub use view::{Condition, Counters, Health, NetworkHealth, OverlayTally, TunnelHealth};
+pub use wanted::desired;
 
 use crate::addr::{OverlayName, Upid};
 use crate::clock::Now;
@@ -279,7 +280,7 @@ impl Agent {
                 self.leftovers.assigned(now);
             }
         }
-        let claims = wanted::desired(self.ip, &self.settings, self.overlays.all(), None);
+        let claims = desired(self.ip, &self.settings, self.overlays.all(), None);
         self.tunnel.claimed(now, claims);
         if self.tunnel.programs() {
             self.peers.assigned(now);
@@ -355,7 +356,7 @@ impl Agent {
             return;
         }
         let peers = self.peers.table(self.ip);
-        let desired = wanted::desired(self.ip, &self.settings, self.overlays.admitted(), peers);
+        let desired = desired(self.ip, &self.settings, self.overlays.admitted(), peers);
         self.tunnel.wanted(now, desired, scope);
     }
 

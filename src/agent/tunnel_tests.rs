@@ -222,7 +222,7 @@ fn what_fails_is_in_the_status_of_the_overlays_concerned_and_is_tried_again() {
 
 #[test]
 fn a_hostile_peer_is_a_fault_of_its_overlays_only() {
-    let agents = wanted::desired(
+    let agents = desired(
         Ipv4Addr::new(10, 0, 0, 5),
         &world().agent.settings,
         [assignment("vxlan-1", 5)].iter(),

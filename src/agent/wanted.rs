@@ -7,8 +7,9 @@ use super::Settings;
 use crate::protocol::{Assignment, Vtep};
 use crate::tunnel::{Desired, Local, Peer, Space};
 
-/// What `assignments` ask of the agent at `ip`.
-pub(super) fn desired<'a>(
+/// What `assignments` ask of the host of the agent at `ip`.
+#[must_use]
+pub fn desired<'a>(
     ip: Ipv4Addr,
     settings: &Settings,
     assignments: impl Iterator<Item = &'a Assignment>,

@@ -34,6 +34,8 @@ const RELOAD: &str = "/overlay-master/reload";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A master with its state on a slow disk takes a second; what takes this long hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// An agent answers from memory.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The state of a hundred thousand agents. More is no answer but an attack.
 const BODY_MAX: usize = 256 * 1024 * 1024;
 /// How much of an error's text is repeated: a proxy may answer with a page.
@@ -265,6 +267,22 @@ impl MasterClient {
 
     fn failure(&self, reason: fmt::Arguments<'_>) -> Failure {
         Failure::new(format!("master {self}: {reason}"))
+    }
+}
+
+/// What an agent answers to a GET, which is ours, or one of the C++ modules.
+pub(super) async fn ask_agent(
+    address: SocketAddrV4,
+    path: &str,
+) -> Result<(StatusCode, Bytes), String> {
+    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(stream) => stream.map_err(|error| error.to_string())?,
+        Err(_) => return Err(format!("no answer in {} s", CONNECT_TIMEOUT.as_secs())),
+    };
+    let answer = exchange(stream, address, Method::GET, path, Bytes::new());
+    match timeout(AGENT_TIMEOUT, answer).await {
+        Ok(answer) => answer.map_err(|reason| harmless(&reason)),
+        Err(_) => Err(format!("{path}: no whole answer in {} s", AGENT_TIMEOUT.as_secs())),
     }
 }
 

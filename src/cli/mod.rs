@@ -7,6 +7,7 @@ mod agent;
 mod check;
 mod clean;
 mod demo;
+mod doctor;
 mod export;
 mod forget;
 mod history;
@@ -36,6 +37,7 @@ Examples:
   mesos-overlay master --config network.json
   mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
   mesos-overlay state --master 10.0.0.1:5050
+  mesos-overlay doctor --probe                         what is wrong on this host, and what mends it
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -61,6 +63,8 @@ enum Command {
     Clean(clean::CleanCommand),
     /// See it work: hosts and containers on this machine, and nothing left of them
     Demo(demo::DemoCommand),
+    /// Find out what is wrong with this host, and what mends it
+    Doctor(doctor::DoctorCommand),
     /// Show every problem of a configuration file
     Check(check::CheckCommand),
     /// Show who would get what, and what runs out first
@@ -100,6 +104,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Agent(command) => command.run(),
         Command::Clean(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::State(command) => command.run(),

@@ -35,7 +35,7 @@ pub use wiring::{Wiring, WiringError};
 
 use self::observe::Indices;
 use self::socket::Netlink;
-use crate::tunnel::{Collision, Desired, Fault, collisions};
+use crate::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
 
 /// Protocol number of our routes, by which we know them again. One that is given to nobody in
 /// `rtnetlink.h`, and used by none of the routing daemons that we know of.
@@ -113,9 +113,16 @@ impl Dataplane {
     /// # Errors
     /// When the kernel's state cannot be read.
     pub fn collisions(&mut self, desired: &Desired) -> Result<Vec<Collision>, DataplaneError> {
-        let (routes, addresses) =
-            observe::surroundings(&mut self.netlink).map_err(DataplaneError::Read)?;
+        let (routes, addresses) = self.surroundings()?;
         Ok(collisions(desired, &routes, &addresses))
+    }
+
+    /// The host's routes that lead somewhere, and its addresses. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn surroundings(&mut self) -> Result<(Vec<HostRoute>, Vec<HostAddress>), DataplaneError> {
+        observe::surroundings(&mut self.netlink).map_err(DataplaneError::Read)
     }
 
     /// Compares the kernel with what is wanted, and mends what differs. What is right stays as it

@@ -51,6 +51,15 @@ pub struct Removal {
     pub kept: Vec<DockerError>,
 }
 
+/// What [`Docker::examine`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// The version of the engine.
+    pub engine: String,
+    /// Networks of ours whose containers other agents do not reach, and the containers.
+    pub unfit: Vec<(String, Vec<String>)>,
+}
+
 /// The Docker engine of this host.
 #[derive(Debug, Clone)]
 pub struct Docker {
@@ -176,6 +185,30 @@ impl Docker {
         let named = self.networks().await?.into_iter();
         let named = named.filter_map(|found| Some((found.name.parse().ok()?, found)));
         Ok(named.filter(|(name, found)| found.was_made_by_us(name)).collect())
+    }
+
+    /// Which engine answers, and which networks of ours it keeps from other agents: those that were
+    /// made for an older one.
+    ///
+    /// # Errors
+    /// When no engine answers.
+    pub async fn examine(&self) -> Result<Examined, Reason> {
+        let deadline = Instant::now() + self.timeout;
+        let arguments = ["version", "--format={{json .Server}}"];
+        let finished = self.run(&arguments, deadline).await?;
+        if !finished.success {
+            return Err(refusal(&arguments, &finished));
+        }
+        let engine = Engine::parse(&finished.stdout)
+            .map_err(|reason| Reason::Unreadable { command: shown(&arguments), reason })?;
+        let has_mode = engine.has_unprotected_gateway_mode();
+        let is_unfit = |found: &Found| {
+            let name = found.name.parse::<OverlayName>();
+            has_mode && name.is_ok_and(|name| found.is_ours(&name)) && !found.is_unprotected()
+        };
+        let networks = self.networks().await?.into_iter().filter(is_unfit);
+        let unfit = networks.map(|found| (found.name.clone(), found.attached())).collect();
+        Ok(Examined { engine: engine.to_string(), unfit })
     }
 
     /// All networks that could be ours.

@@ -184,6 +184,15 @@ impl Found {
         if is_unfit { Verdict::UnfitGatewayMode } else { Verdict::Equal }
     }
 
+    /// Whether what other hosts send reaches containers in all families of this network.
+    pub(super) fn is_unprotected(&self) -> bool {
+        let subnets: Vec<_> =
+            self.subnets().filter_map(|text| text.parse::<Subnet>().ok()).collect();
+        let is_there = |family: Family| subnets.iter().any(|subnet| subnet.family() == family);
+        let mut modes = GATEWAY_MODE.into_iter().filter(|(family, _)| is_there(*family));
+        modes.all(|(_, option)| self.option(option) == Some(UNPROTECTED))
+    }
+
     fn bridge(&self) -> String {
         match self.option(BRIDGE_NAME) {
             Some(name) => name.escape_debug().to_string(),

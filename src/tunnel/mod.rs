@@ -56,20 +56,26 @@ pub struct Local {
 }
 
 impl Local {
-    /// Bytes that VXLAN puts around a packet: the outer IP header, UDP, VXLAN, the inner Ethernet
-    /// header (RFC 7348, section 5).
+    /// Bytes that VXLAN puts around a packet.
     #[must_use]
     pub const fn overhead(&self) -> u32 {
-        const UDP_VXLAN_ETHERNET: u32 = 8 + 8 + 14;
-        match self.underlay {
-            IpAddr::V4(_) => 20 + UDP_VXLAN_ETHERNET,
-            IpAddr::V6(_) => 40 + UDP_VXLAN_ETHERNET,
-        }
+        overhead(self.underlay)
     }
 
     /// Both addresses.
     pub fn addresses(&self) -> impl Iterator<Item = InterfaceAddress> {
         self.ip.into_iter().chain(self.ip6)
+    }
+}
+
+/// Bytes that VXLAN puts around a packet in the family of an `underlay`: the outer IP header, UDP,
+/// VXLAN, the inner Ethernet header (RFC 7348, section 5).
+#[must_use]
+pub const fn overhead(underlay: IpAddr) -> u32 {
+    const UDP_VXLAN_ETHERNET: u32 = 8 + 8 + 14;
+    match underlay {
+        IpAddr::V4(_) => 20 + UDP_VXLAN_ETHERNET,
+        IpAddr::V6(_) => 40 + UDP_VXLAN_ETHERNET,
     }
 }
 

@@ -14,10 +14,11 @@ const MASTER: &str = "10.0.0.1:5050";
 #[test]
 fn every_flag_is_there_with_its_environment_twin_and_default() {
     let place = Place::new();
-    for subcommand in [
-        "master", "agent", "clean", "demo", "check", "plan", "state", "forget", "reload", "history",
-        "export", "import",
-    ] {
+    let subcommands = [
+        "master", "agent", "clean", "demo", "doctor", "check", "plan", "state", "forget", "reload",
+        "history", "export", "import",
+    ];
+    for subcommand in subcommands {
         let help = place.run(&format!("{subcommand} --help")).success();
         let heading = format!("\n## {subcommand}\n");
         let (_, section) = PAGE.split_once(&heading).expect(subcommand);

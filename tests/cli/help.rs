@@ -2,9 +2,9 @@
 
 use crate::support::{Place, program};
 
-const SUBCOMMANDS: [&str; 11] = [
-    "master", "agent", "clean", "check", "plan", "state", "forget", "reload", "history", "export",
-    "import",
+const SUBCOMMANDS: [&str; 12] = [
+    "master", "agent", "clean", "doctor", "check", "plan", "state", "forget", "reload", "history",
+    "export", "import",
 ];
 
 #[test]

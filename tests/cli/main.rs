@@ -9,6 +9,7 @@
 mod check;
 mod cluster;
 mod demo;
+mod doctor;
 mod documentation;
 mod forget;
 mod help;

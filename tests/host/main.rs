@@ -14,6 +14,7 @@ mod dataplane;
 mod dataplane_refused;
 mod demo;
 mod docker;
+mod doctor;
 mod engine;
 mod ensemble;
 mod firewall;
