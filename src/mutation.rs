@@ -52,11 +52,31 @@ pub enum Mutation {
     GiveUpANetwork,
     /// A message that cannot be understood is the end.
     Panic,
+    /// Agents are told of peers whose addresses are not stored yet.
+    TellOfPeersBeforeDurable,
+    /// Every change of the table of peers is told at once.
+    TellOfPeersAtOnce,
+    /// What changes of agents is not taken into the table of peers.
+    PassOverNewPeers,
+    /// Changes of another table than the agent's are made to it, and what comes of it is believed.
+    PassOverGaps,
+    /// What is older than what is known of peers takes its place.
+    BelieveOldPeers,
+    /// Peers are asked for once: what is lost later is not missed.
+    AskForPeersOnce,
+    /// An agent that knows no peers takes them all away.
+    BeginWithoutPeers,
+    /// Peers are programmed with addresses that others have.
+    BelieveAllPeers,
+    /// What others change in the kernel is seen at the next verification.
+    PassOverDrift,
+    /// What the kernel refused is not tried again.
+    GiveUpTheKernel,
 }
 
 impl Mutation {
     /// Every defect there is.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 32] = [
         Self::SendBeforeDurable,
         Self::KeepAbandonedPromises,
         Self::ForgetTheEpoch,
@@ -79,6 +99,16 @@ impl Mutation {
         Self::ForgetReports,
         Self::GiveUpANetwork,
         Self::Panic,
+        Self::TellOfPeersBeforeDurable,
+        Self::TellOfPeersAtOnce,
+        Self::PassOverNewPeers,
+        Self::PassOverGaps,
+        Self::BelieveOldPeers,
+        Self::AskForPeersOnce,
+        Self::BeginWithoutPeers,
+        Self::BelieveAllPeers,
+        Self::PassOverDrift,
+        Self::GiveUpTheKernel,
     ];
 
     /// Whether this thread runs with this defect.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::clock::{Backoff, Now};
+use crate::mutation::Mutation;
 use crate::protocol::{PeerInfo, PeersHave, PeersUpdate, digest_of};
 use crate::tunnel::Peer;
 
@@ -88,18 +89,23 @@ impl Peers {
         random: &mut fastrand::Rng,
     ) -> Taken {
         let PeersHave { epoch, version, digest } = self.have;
-        if (update.epoch, update.version) < (epoch, version) && self.is_known {
+        let is_older = (update.epoch, update.version) < (epoch, version) && self.is_known;
+        // A master that says nothing else has begun to count anew, as with another store.
+        if is_older && !self.is_unanswered() && !Mutation::BelieveOldPeers.is_on() {
             return Taken::Dropped;
         }
         let taken = if self.is_known && update.digest == digest {
             Taken::Unchanged
-        } else if update.base.is_none_or(|base| base == digest) {
+        } else if update.base.is_none_or(|base| base == digest) || Mutation::PassOverGaps.is_on() {
             self.apply(update);
             Taken::Changed
         } else {
             self.due = Some(now.elapsed);
             return Taken::Dropped;
         };
+        if Mutation::PassOverGaps.is_on() {
+            self.have.digest = update.digest;
+        }
         if self.have.digest != update.digest {
             // What was programmed stays: it is wrong somewhere, and right mostly. Not at once, or a
             // master that cannot add would be asked as fast as it answers.
@@ -113,7 +119,8 @@ impl Peers {
         self.unanswered = 0;
         self.backoff.reset();
         let half = RENEWAL / 2;
-        self.due = Some(now.elapsed + half + half.mul_f64(random.f64()));
+        let renewal = now.elapsed + half + half.mul_f64(random.f64());
+        self.due = (!Mutation::AskForPeersOnce.is_on()).then_some(renewal);
         taken
     }
 
@@ -139,7 +146,7 @@ impl Peers {
     /// All agents but this one, as the tunnels need them. `None` as long as no master has told.
     pub(super) fn table(&self, own: Ipv4Addr) -> Option<BTreeMap<IpAddr, Peer>> {
         let others = self.table.iter().filter(|(ip, _)| **ip != own);
-        self.is_known.then(|| {
+        (self.is_known || Mutation::BeginWithoutPeers.is_on()).then(|| {
             others.map(|(_, PeerInfo { underlay, peer })| (*underlay, peer.clone())).collect()
         })
     }
@@ -289,6 +296,24 @@ mod tests {
         assert_eq!(world.take(1, &update(2, None, &[1])), Taken::Dropped);
         assert_eq!(numbers(&world.peers), Some(vec![2, 3]));
         assert_eq!(world.ask(1), None);
+    }
+
+    #[test]
+    fn a_master_that_has_begun_anew_is_believed_after_some_questions() {
+        let mut world = World::new();
+        let ahead = PeersUpdate { epoch: u64::MAX, ..update(u64::MAX, None, &[1, 2]) };
+        assert_eq!(world.take(1, &ahead), Taken::Changed);
+        let answer = update(5, None, &[1, 2, 3, 4]);
+        let mut seconds = 1;
+        for _ in 0..4 {
+            assert_eq!(world.take(seconds, &answer), Taken::Dropped);
+            seconds = world.peers.due().unwrap().as_secs() + 1;
+            assert!(world.ask(seconds).is_some());
+        }
+        assert!(seconds < 120, "{seconds}");
+        assert_eq!(world.take(seconds, &answer), Taken::Changed);
+        assert_eq!(numbers(&world.peers), Some(vec![2, 3, 4]));
+        assert!(!world.peers.is_unanswered());
     }
 
     #[test]

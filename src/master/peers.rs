@@ -18,6 +18,7 @@ use super::view::PeersTally;
 use crate::addr::Upid;
 use crate::clock::Now;
 use crate::machine::is_worth_a_line;
+use crate::mutation::Mutation;
 use crate::protocol::{Message, PeerInfo, PeersHave, PeersUpdate, digest_of};
 use crate::store::Version;
 use crate::wire::encode_message;
@@ -352,13 +353,18 @@ impl Leading {
     /// Brings the table up to date with what has changed in the registry.
     pub(super) fn note_peers(&mut self, now: Now) {
         for ip in std::mem::take(&mut self.registry.touched) {
+            if Mutation::PassOverNewPeers.is_on() {
+                continue;
+            }
             self.peers.set(ip, self.registry.peer(ip));
             if !self.registry.agents.contains_key(&ip) {
                 self.peers.unsubscribe(ip);
             }
         }
         if self.peers.earliest().is_some() {
-            self.peers.due.get_or_insert(now.elapsed + DEBOUNCE);
+            let is_told_at_once = Mutation::TellOfPeersAtOnce.is_on();
+            let wait = if is_told_at_once { Duration::ZERO } else { DEBOUNCE };
+            self.peers.due.get_or_insert(now.elapsed + wait);
         }
     }
 }
@@ -399,7 +405,8 @@ impl Master {
         let Phase::Leading(leading) = &mut self.phase else {
             return;
         };
-        let when = leading.latest_version();
+        let is_too_early = Mutation::TellOfPeersBeforeDurable.is_on();
+        let when = if is_too_early { Version(0) } else { leading.latest_version() };
         for shipment in leading.peers.slice(now.elapsed, when, leading.durable) {
             let Shipment { to, update, bytes } = shipment;
             self.counters.update_peers_messages_sent += to.len() as u64;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
+use crate::counts::Counts;
 use crate::invariants::Broken;
 use crate::scenario::Scenario;
 use crate::world::{World, panicked};
@@ -16,6 +17,7 @@ use crate::world::{World, panicked};
 pub(crate) struct Outcome {
     pub(crate) simulated: Duration,
     pub(crate) events: u64,
+    pub(crate) counts: Counts,
     pub(crate) verdict: Result<(), Broken>,
     pub(crate) story: Vec<String>,
 }
@@ -38,6 +40,9 @@ pub(crate) fn live(seed: u64, size: Size, only: Option<&str>, has_story: bool) -
     if has_story {
         story.push(format!("{scenario:#?}"));
     }
+    let mut counts = Counts::default();
+    counts.add("agents", scenario.agents as u64);
+    counts.add("masters", scenario.masters as u64);
     let mut world = World::new(scenario, chance, only);
     if has_story {
         world.tell_story();
@@ -49,7 +54,9 @@ pub(crate) fn live(seed: u64, size: Size, only: Option<&str>, has_story: bool) -
         Err(panicked(text.unwrap_or("it panicked")))
     });
     story.extend(world.story().cloned());
-    Outcome { simulated: world.now(), events: world.events, verdict, story }
+    counts.add("events", world.events);
+    counts.add_all(&world.counts);
+    Outcome { simulated: world.now(), events: world.events, counts, verdict, story }
 }
 
 /// Lives through seeds until they or the time are over.
@@ -59,13 +66,13 @@ pub(crate) fn live(seed: u64, size: Size, only: Option<&str>, has_story: bool) -
 pub(crate) fn run(test: &str, size: Size, seeds: impl Iterator<Item = u64>, time: Duration) {
     let begun = now();
     let watch = Watch::start();
-    let (mut count, mut simulated, mut events) = (0, Duration::ZERO, 0);
+    let (mut count, mut simulated, mut counts) = (0, Duration::ZERO, Counts::default());
     for seed in seeds {
         watch.begin(seed);
         let outcome = live(seed, size, None, false);
         count += 1;
         simulated += outcome.simulated;
-        events += outcome.events;
+        counts.add_all(&outcome.counts);
         if let Err(broken) = outcome.verdict {
             fail(test, seed, size, &broken);
         }
@@ -76,8 +83,8 @@ pub(crate) fn run(test: &str, size: Size, seeds: impl Iterator<Item = u64>, time
     let hours = simulated.as_secs_f64() / 3600.0;
     let rate = hours * 60.0 / begun.elapsed().as_secs_f64();
     println!(
-        "{test}: {count} seeds, {hours:.1} simulated hours, {events} events, {rate:.0} \
-         cluster-minutes a second"
+        "{test}: {count} seeds, {hours:.1} simulated hours, {rate:.0} cluster-minutes a second, no \
+         rule broken\n{counts}"
     );
 }
 

@@ -63,6 +63,29 @@ impl Plan {
         Self { vtep_prefix, vtep_place: 128, vtep6, vtep_mtu: None, overlays, is_rude }
     }
 
+    /// Two overlays with room for all agents.
+    pub(crate) fn with_room(agents: usize) -> Self {
+        let bits = |count: usize| u8::try_from(count.next_power_of_two().ilog2());
+        let bits = bits(agents + 2).expect("there are not that many agents");
+        let overlay = |number| Overlay {
+            number,
+            is_renamed: false,
+            prefix: 16,
+            length: 16 + bits,
+            v6: false,
+            is_enabled: true,
+            is_there: true,
+        };
+        Self {
+            vtep_prefix: 16,
+            vtep_place: 128,
+            vtep6: false,
+            vtep_mtu: None,
+            overlays: vec![overlay(0), overlay(1)],
+            is_rude: false,
+        }
+    }
+
     /// Changes one thing.
     pub(crate) fn change(&mut self, chance: &mut Chance) -> &'static str {
         if self.is_rude && chance.is(0.4) { self.contradict(chance) } else { self.extend(chance) }

@@ -8,6 +8,7 @@ use mesos_network_overlay::master::Event;
 use mesos_network_overlay::store::{Change, Epoch, MemoryStore, Store as _, StoreError};
 
 use crate::chance::Chance;
+use crate::counts::Counts;
 use crate::invariants::Writer;
 use crate::scenario::Faults;
 
@@ -51,16 +52,18 @@ impl Storage {
         by: Writer,
         work: Work,
         faults: Option<&Faults>,
-        chance: &mut Chance,
+        (chance, counts): (&mut Chance, &mut Counts),
     ) -> (Job, Duration, Duration) {
         let mut fate = Fate::Works;
         let mut before = chance.time_between(USUAL.0, USUAL.1);
         let mut after = chance.time_between(USUAL.0, USUAL.1);
         if let Some(faults) = faults {
             if chance.is(faults.store_failing) {
+                counts.add("fault: store fails", 1);
                 fate = if chance.is(0.5) { Fate::FailsBefore } else { Fate::FailsAfter };
             }
             if chance.is(faults.store_hanging) {
+                counts.add("fault: store hangs", 1);
                 let hang = chance.time_up_to(HANGING);
                 *if chance.is(0.5) { &mut before } else { &mut after } += hang;
             }

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::chance::Chance;
+use crate::counts::Counts;
 use crate::scenario::Faults;
 
 /// How long a message takes where nothing is wrong.
@@ -71,9 +72,10 @@ impl Wires {
         from: Ipv4Addr,
         to: Ipv4Addr,
         faults: Option<&Faults>,
-        chance: &mut Chance,
+        (chance, counts): (&mut Chance, &mut Counts),
     ) -> [Option<Duration>; 2] {
         if self.is_cut(from, to) {
+            counts.add("fault: message cut off", 1);
             return [None, None];
         }
         let usual = chance.time_between(LATENCY.0, LATENCY.1);
@@ -81,14 +83,16 @@ impl Wires {
             return [Some(usual), None];
         };
         if chance.is(faults.loss) {
+            counts.add("fault: message lost", 1);
             return [None, None];
         }
-        let mut late = || {
+        let is_doubled = chance.is(faults.duplication);
+        counts.add("fault: message doubled", u64::from(is_doubled));
+        let mut arrival = || {
             let is_late = chance.is(faults.late);
+            counts.add("fault: message late", u64::from(is_late));
             usual + if is_late { chance.time_up_to(faults.delay_max) } else { Duration::ZERO }
         };
-        let first = late();
-        let second = late();
-        [Some(first), chance.is(faults.duplication).then_some(second)]
+        [Some(arrival()), is_doubled.then(arrival)]
     }
 }

@@ -41,10 +41,13 @@ fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
             return Err(format!("{ip} is {:?}: {:?}", health.status, healed.health.problems));
         }
     }
+    if let Some(problem) = health.problems.iter().find(|problem| problem.contains(SIMULATED)) {
+        return Err(format!("{ip} still says: {problem}"));
+    }
     for assignment in &info.overlays {
         match &assignment.status {
             Some(Status::Ok) => {}
-            Some(Status::Failed(reason)) if !reason.contains(SIMULATED) => {}
+            Some(Status::Failed(_)) => {}
             other => return Err(format!("{ip}: overlay {} is {other:?}", assignment.name())),
         }
     }

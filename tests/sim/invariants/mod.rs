@@ -8,6 +8,12 @@ mod deposed_masters;
 mod healing;
 mod no_overlap;
 mod no_storm;
+mod peers_agree;
+mod peers_are_assigned;
+mod peers_are_distinct;
+mod peers_are_paced;
+mod peers_never_age;
+mod peers_stay;
 mod promises_are_stored;
 mod reports_are_true;
 mod reuse;
@@ -18,10 +24,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesos_network_overlay::agent::{ContainerNetwork, Health as AgentHealth};
+use mesos_network_overlay::dataplane;
 use mesos_network_overlay::master::Health as MasterHealth;
-use mesos_network_overlay::protocol::{AgentInfo, AgentOptions, Assignment, Network, State};
+use mesos_network_overlay::protocol::{
+    AgentInfo, AgentOptions, Assignment, Network, PeersHave, State,
+};
 use mesos_network_overlay::store::Change;
+use mesos_network_overlay::tunnel::Desired;
 
+use crate::kernel::Done;
 use crate::ledger::{Ledger, Step};
 use crate::scenario::Scenario;
 
@@ -72,17 +83,35 @@ pub(crate) enum Fact<'a> {
     /// A master has read its configuration again: it may tell agents.
     Reread,
     /// An agent's process has begun.
-    Began { agent: Ipv4Addr, options: AgentOptions },
+    Began { agent: Ipv4Addr, options: AgentOptions, programs: bool },
     /// An agent wants a container network made.
     Wanted { agent: Ipv4Addr, network: &'a ContainerNetwork },
     /// An attempt of a living agent has ended.
     Made { agent: Ipv4Addr, network: &'a ContainerNetwork, is_done: bool },
     /// An agent reports.
     Reported { agent: Ipv4Addr, overlays: &'a [Assignment] },
-    /// A message leaves a node for an agent, or an agent for a master.
+    /// A message leaves a node for an agent, or an agent for a master. What masters say of peers is
+    /// [`Fact::PeersTold`].
     Sent { agent: Ipv4Addr, is_by_agent: bool },
-    /// A message of an agent reaches a master.
+    /// A message of an agent reaches a master; a question for peers is [`Fact::PeersWanted`].
     Asked { agent: Ipv4Addr },
+    /// An agent asks for its peers, and says what it has.
+    PeersAsked { agent: Ipv4Addr, have: PeersHave },
+    /// Such a question reaches this life of a master.
+    PeersWanted { of: (usize, u64), agent: Ipv4Addr },
+    /// A message about peers leaves this life of a master.
+    PeersTold { by: (usize, u64), to: Ipv4Addr },
+    /// A message about peers, whoever sent it, reaches an agent.
+    PeersHeard { agent: Ipv4Addr },
+    /// Somebody lies to an agent about peers in the name of its master.
+    Lied { agent: Ipv4Addr },
+    /// The kernel of an agent was programmed, and is like this now.
+    Programmed {
+        agent: Ipv4Addr,
+        desired: &'a Desired,
+        done: &'a Done,
+        kernel: &'a dataplane::State,
+    },
     /// Something happened to an agent that may make it speak.
     Provoked { agent: Ipv4Addr },
     /// A machine wants so many things done at one event.
@@ -96,6 +125,8 @@ pub(crate) struct Healed {
     pub(crate) state: State,
     pub(crate) health: MasterHealth,
     pub(crate) agents: Vec<HealedAgent>,
+    /// Whether the leader says nothing of peers.
+    pub(crate) is_mute: bool,
 }
 
 pub(crate) struct HealedAgent {
@@ -103,6 +134,8 @@ pub(crate) struct HealedAgent {
     pub(crate) health: AgentHealth,
     pub(crate) options: AgentOptions,
     pub(crate) made: Vec<ContainerNetwork>,
+    /// What is in its kernel, if it programs it.
+    pub(crate) kernel: Option<dataplane::State>,
 }
 
 /// A rule.
@@ -136,6 +169,12 @@ impl Monitor {
             Box::new(no_storm::NoStorm::new(scenario.agents)),
             Box::new(healing::Healing),
             Box::new(views_agree::ViewsAgree),
+            Box::new(peers_agree::PeersAgree),
+            Box::new(peers_are_assigned::PeersAreAssigned::default()),
+            Box::new(peers_are_distinct::PeersAreDistinct),
+            Box::new(peers_are_paced::PeersArePaced::default()),
+            Box::new(peers_never_age::PeersNeverAge::default()),
+            Box::new(peers_stay::PeersStay::default()),
         ];
         if let Some(only) = only {
             rules.retain(|rule| rule.name() == only);
@@ -143,6 +182,11 @@ impl Monitor {
             assert!(rules.len() == 1 || only == NO_PANIC, "there is no rule '{only}'");
         }
         Self { ledger: Ledger::default(), rules }
+    }
+
+    /// Has somebody else hear what happens, too.
+    pub(crate) fn add(&mut self, rule: Box<dyn Invariant>) {
+        self.rules.push(rule);
     }
 
     pub(crate) fn observe(&mut self, now: Duration, fact: &Fact<'_>) -> Verdict {

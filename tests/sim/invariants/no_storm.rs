@@ -10,8 +10,9 @@ use super::{BOUNDED, Fact, Invariant};
 use crate::ledger::Ledger;
 
 /// Messages that an agent may send in a minute without any reason from outside: it asks again after
-/// 1 s at the earliest, then waits twice as long each time, and may be started twice.
-const UNPROVOKED_MAX: u64 = 24;
+/// 1 s at the earliest, then waits twice as long each time, and may be started twice; with its
+/// questions for peers it is the same.
+const UNPROVOKED_MAX: u64 = 36;
 /// Commands of an agent at one event: an attempt at each of its networks, and a few messages.
 const AGENT_COMMANDS_MAX: usize = 24;
 /// Commands of a master at one event, besides answers to all who waited.

@@ -1,10 +1,12 @@
 //! An agent reports an overlay as ready only if the last attempt at each of its networks, exactly
-//! as they were assigned, has made it.
+//! as they were assigned, has made it; and if its tunnels were programmed without a fault, where
+//! the agent programs them.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use mesos_network_overlay::addr::OverlayName;
 use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
 use mesos_network_overlay::protocol::{AgentOptions, Status};
 
@@ -15,6 +17,10 @@ use crate::ledger::Ledger;
 #[derive(Default)]
 struct Known {
     options: AgentOptions,
+    /// Whether it programs tunnels.
+    programs: bool,
+    /// Whether all was well with the tunnels of each overlay when they were programmed last.
+    tunnels: HashMap<OverlayName, bool>,
     made: HashMap<(String, NetworkKind), (ContainerNetwork, bool)>,
 }
 
@@ -30,8 +36,17 @@ impl Invariant for ReportsAreTrue {
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Began { agent, options } => {
-                self.agents.insert(*agent, Known { options: *options, ..Known::default() });
+            Fact::Began { agent, options, programs } => {
+                let (options, programs) = (*options, *programs);
+                self.agents.insert(*agent, Known { options, programs, ..Known::default() });
+            }
+            Fact::Programmed { agent, desired, done, .. } => {
+                let known = self.agents.entry(*agent).or_default();
+                for space in &desired.spaces {
+                    let mut faults = done.result.faults.iter();
+                    let is_well = !faults.any(|it| desired.is_hit(&space.overlay, &it.part));
+                    known.tunnels.insert(space.overlay.clone(), is_well);
+                }
             }
             Fact::Made { agent, network, is_done } => {
                 let key = (network.name().to_string(), network.kind());
@@ -42,6 +57,10 @@ impl Invariant for ReportsAreTrue {
                 let known = self.agents.entry(*agent).or_default();
                 let ready = overlays.iter().filter(|one| one.status == Some(Status::Ok));
                 for assignment in ready {
+                    let name = assignment.name();
+                    if known.programs && known.tunnels.get(name) != Some(&true) {
+                        return Err(format!("{agent} reports {name} as ready without its tunnels"));
+                    }
                     let networks = ContainerNetwork::all_of(assignment, &known.options)?;
                     let is_made = |network: &ContainerNetwork| {
                         let made = known.made.get(&(network.name().to_string(), network.kind()));

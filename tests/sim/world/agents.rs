@@ -18,6 +18,7 @@ use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::host::{Fate, Host};
 use crate::invariants::{Fact, Verdict};
+use crate::kernel::{Job, Kernel};
 
 /// How long a killed agent is away.
 const AWAY: Duration = Duration::from_secs(60);
@@ -31,6 +32,9 @@ pub(crate) struct AgentNode {
     /// Which life its process is in.
     pub(crate) run: u64,
     pub(crate) host: Host,
+    pub(crate) kernel: Kernel,
+    /// Whether it programs the kernel, and asks for its peers.
+    pub(crate) programs: bool,
     pub(crate) options: AgentOptions,
     pub(crate) process: Option<Process>,
 }
@@ -47,9 +51,17 @@ pub(crate) struct Process {
 }
 
 impl AgentNode {
-    pub(crate) fn new(ip: Ipv4Addr, chance: &mut Chance) -> Self {
-        let (host, options) = (Host::default(), AgentOptions::default());
-        let mut node = Self { ip, port: 5051, run: 0, host, options, process: None };
+    pub(crate) fn new(ip: Ipv4Addr, programming: f64, chance: &mut Chance) -> Self {
+        let mut node = Self {
+            ip,
+            port: 5051,
+            run: 0,
+            host: Host::default(),
+            kernel: Kernel::default(),
+            programs: chance.is(programming),
+            options: AgentOptions::default(),
+            process: None,
+        };
         node.configure(chance);
         node
     }
@@ -71,7 +83,7 @@ impl AgentNode {
 }
 
 impl World {
-    pub(super) fn start_agent(&mut self, agent: usize) -> Verdict {
+    pub(crate) fn start_agent(&mut self, agent: usize) -> Verdict {
         if self.agents[agent].process.is_some() {
             return Ok(());
         }
@@ -79,19 +91,22 @@ impl World {
         let clock = clock(self.now, has_jumps, &mut self.chance);
         let seed = self.chance.seed();
         let node = &mut self.agents[agent];
+        let programs = node.programs;
         let settings = Settings {
             options: node.options,
             max_configuration_attempts: 5,
             verify_interval: self.scenario.verify_interval,
             removes_docker_networks: true,
-            tunnel: TunnelSettings::NONE,
+            tunnel: TunnelSettings { programs, refuses_collisions: programs },
         };
+        node.kernel.forget();
         let machine = Agent::new(node.ip, settings, seed);
         node.run += 1;
         node.process = Some(Process { machine, clock, timer: None, link: None, last_link: 0 });
         let (run, ip, options) = (node.run, node.ip, node.options);
         self.note(|| format!("agent {ip} starts, life {run}"));
-        self.monitor.observe(self.now, &Fact::Began { agent: ip, options })?;
+        self.counts.add("lives of agents", 1);
+        self.monitor.observe(self.now, &Fact::Began { agent: ip, options, programs })?;
         self.plan_detection(agent, run);
         Ok(())
     }
@@ -114,15 +129,20 @@ impl World {
         if node.process.is_none() || !is_its {
             return Ok(());
         }
-        let from = packet.from.clone();
+        let (from, ip, run) = (packet.from.clone(), node.ip, node.run);
         let event = match wire::decode_message(&packet.name, &packet.body) {
-            Ok(message) => Event::Message { from, message },
+            Ok(message) => {
+                if let Message::UpdatePeers(_) = message {
+                    self.monitor.observe(self.now, &Fact::PeersHeard { agent: ip })?;
+                }
+                Event::Message { from, message }
+            }
             Err(error) => {
                 let (name, reason) = (packet.name.clone(), error.to_string());
                 Event::Malformed { from, name, reason }
             }
         };
-        self.tell_agent(agent, node.run, event)
+        self.tell_agent(agent, run, event)
     }
 
     pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> Verdict {
@@ -207,6 +227,7 @@ impl World {
         for command in commands {
             let share = self.faults().map_or(0.0, |faults| faults.agent_kills_at_commands);
             if self.chance.is(share) {
+                self.counts.add("fault: agent killed at a command", 1);
                 self.kill_agent(agent);
                 return Ok(());
             }
@@ -227,6 +248,9 @@ impl World {
                 if let Message::AgentRegistered(overlays) = &message {
                     self.monitor.observe(self.now, &Fact::Reported { agent: ip, overlays })?;
                 }
+                if let Message::RequestPeers(have) = message {
+                    self.monitor.observe(self.now, &Fact::PeersAsked { agent: ip, have })?;
+                }
                 self.monitor.observe(self.now, &Fact::Sent { agent: ip, is_by_agent: true })?;
                 let (name, body) = wire::encode_message(&message);
                 let from = Upid::agent(self.agents[agent].address());
@@ -238,6 +262,7 @@ impl World {
                 let faults = self.is_troubled.then_some(&self.scenario.faults);
                 let kind = network.kind();
                 let (end, fate) = node.host.begin(self.now, kind, faults, &mut self.chance);
+                self.counts.add("fault: driver fails", u64::from(fate != Fate::Works));
                 let made = Box::new(network);
                 let ends = Happening::AttemptEnds { agent, run, attempt, made, fate };
                 self.queue.plan(end, ends);
@@ -252,9 +277,14 @@ impl World {
                 let (end, fate) = node.host.begin(self.now, kind, faults, &mut self.chance);
                 self.queue.plan(end, Happening::RetainDocker { agent, run, wanted, fate });
             }
-            // Nobody asks but the examination, which reads the answers itself; and somebody else
-            // programs the kernel.
-            Command::Reply { .. } | Command::Inspect { .. } | Command::Program { .. } => {}
+            Command::Inspect { attempt, claims } => {
+                self.begin_kernel_job(agent, attempt, Job::Inspect(claims));
+            }
+            Command::Program { attempt, desired, scope } => {
+                self.begin_kernel_job(agent, attempt, Job::Program(desired, scope));
+            }
+            // Nobody asks but the examination, which reads the answers itself.
+            Command::Reply { .. } => {}
         }
         Ok(())
     }

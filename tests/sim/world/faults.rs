@@ -1,17 +1,22 @@
 //! What goes wrong by itself, and what operators do in the middle of it.
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesos_network_overlay::addr::{OverlayName, Upid};
+use mesos_network_overlay::addr::{Mac, OverlayName, Upid};
 use mesos_network_overlay::http::route_master;
 use mesos_network_overlay::master::Request;
-use mesos_network_overlay::protocol::{Assignment, Message};
+use mesos_network_overlay::protocol::{Assignment, Message, PeerInfo, PeersUpdate, digest_of};
+use mesos_network_overlay::tunnel::Peer;
 use mesos_network_overlay::wire;
 
-use super::{Happening, Packet, World, jump};
+use super::{FIRST_AGENT, Happening, Packet, World, jump};
+use crate::chance::Chance;
 use crate::host::Host;
 use crate::invariants::{Fact, Verdict};
+use crate::kernel::Kernel;
 use crate::scenario::Faults;
 
 /// A kind of trouble.
@@ -29,10 +34,13 @@ pub(crate) enum Trouble {
     LostSession,
     Intruder,
     Stranger,
+    Lie,
+    Drift,
+    Obstacle,
     Containers,
 }
 
-const ALL: [Trouble; 13] = [
+const ALL: [Trouble; 16] = [
     Trouble::Cut,
     Trouble::BrokenLink,
     Trouble::MasterKill,
@@ -45,6 +53,9 @@ const ALL: [Trouble; 13] = [
     Trouble::LostSession,
     Trouble::Intruder,
     Trouble::Stranger,
+    Trouble::Lie,
+    Trouble::Drift,
+    Trouble::Obstacle,
     Trouble::Containers,
 ];
 
@@ -68,6 +79,9 @@ impl Trouble {
             Self::LostSession => faults.lost_sessions,
             Self::Intruder => faults.intruders,
             Self::Stranger => of_agents(faults.strangers),
+            Self::Lie => of_agents(faults.lies),
+            Self::Drift => of_agents(faults.drifts),
+            Self::Obstacle => of_agents(faults.obstacles),
             Self::Containers => Some(Duration::from_secs(60)),
         }
     }
@@ -94,6 +108,7 @@ impl World {
         }
         self.plan_next(trouble);
         self.note(|| format!("trouble: {trouble:?}"));
+        self.counts.add(&format!("fault: {trouble:?}"), 1);
         let agent = self.chance.index(self.agents.len());
         let master = self.chance.index(self.masters.len());
         match trouble {
@@ -113,6 +128,9 @@ impl World {
             Trouble::LostSession => self.lose_session(),
             Trouble::Intruder => return self.intrude(),
             Trouble::Stranger => self.stranger_speaks(agent, master),
+            Trouble::Lie => return self.lie(agent),
+            Trouble::Drift => self.drift(agent, false),
+            Trouble::Obstacle => self.obstruct(agent),
             Trouble::Containers => {
                 let overlay = self.some_overlay();
                 self.agents[agent].host.use_docker_network(&overlay, &mut self.chance);
@@ -137,6 +155,15 @@ impl World {
         if self.agents[agent].process.is_none() && self.chance.is(0.2) {
             self.agents[agent].configure(&mut self.chance);
         }
+        if self.chance.is(0.1) {
+            self.agents[agent].kernel.reboot();
+        }
+    }
+
+    fn obstruct(&mut self, agent: usize) {
+        self.agents[agent].kernel.obstruct(&mut self.chance);
+        let wait = self.chance.time_up_to(Duration::from_secs(300));
+        self.plan_in(wait, Happening::ObstacleRemoved { agent });
     }
 
     fn jump_clock(&mut self, agent: usize, master: usize) {
@@ -189,7 +216,7 @@ impl World {
     fn replace_host(&mut self, agent: usize) {
         self.kill_agent(agent);
         let node = &mut self.agents[agent];
-        node.host = Host::default();
+        (node.host, node.kernel) = (Host::default(), Kernel::default());
         node.port = if node.port == 5051 { 5061 } else { 5051 };
         node.configure(&mut self.chance);
     }
@@ -211,10 +238,11 @@ impl World {
         let from = Upid::master("10.66.6.6:5050".parse().expect("it is an address"));
         let agent = Upid::agent(self.agents[agent].address());
         let master = Upid::master(self.masters[master].address);
-        let (to, message) = match self.chance.number(0..4) {
+        let (to, message) = match self.chance.number(0..5) {
             0 => (agent, Message::AgentRegisteredAcknowledgement),
             1 => (agent, Message::UpdateAgentOverlays(vec![self.stolen_overlay()])),
             2 => (agent, Message::UpdateAgentOverlays(Vec::new())),
+            3 => (agent, Message::UpdatePeers(Arc::new(false_peers(&mut self.chance)))),
             _ => (master, Message::AgentRegistered(vec![self.stolen_overlay()])),
         };
         let (name, mut body) = wire::encode_message(&message);
@@ -225,6 +253,21 @@ impl World {
         self.send(Packet { from, to, name: name.to_owned(), body });
     }
 
+    /// Somebody tells an agent of peers in the name of the leader, who does not know of it: from
+    /// the same host, or by a defect of the master.
+    fn lie(&mut self, agent: usize) -> Verdict {
+        let Some(leader) = self.election.leader else {
+            return Ok(());
+        };
+        let update = false_peers(&mut self.chance);
+        let (name, body) = wire::encode_message(&Message::UpdatePeers(Arc::new(update)));
+        let from = Upid::master(self.masters[leader].address);
+        let to = Upid::agent(self.agents[agent].address());
+        self.monitor.observe(self.now, &Fact::Lied { agent: self.agents[agent].ip })?;
+        self.send(Packet { from, to, name: name.to_owned(), body });
+        Ok(())
+    }
+
     /// A share that nobody was given: that of the recorded cluster.
     fn stolen_overlay(&mut self) -> Assignment {
         const AGENT: &[u8] = include_bytes!("../../golden/overlay-agent-overlay.pb");
@@ -233,4 +276,32 @@ impl World {
         let index = self.chance.index(agent.overlays.len());
         agent.overlays.swap_remove(index)
     }
+}
+
+/// A table of peers that is not so, and that cannot be: with addresses that several have.
+fn false_peers(chance: &mut Chance) -> PeersUpdate {
+    let mut update = PeersUpdate::default();
+    for _ in 0..=chance.index(3) {
+        let ip = Ipv4Addr::from(FIRST_AGENT + u32::try_from(chance.number(0..6)).unwrap_or(0));
+        let vtep = Ipv4Addr::new(44, 128, 0, u8::try_from(chance.number(0..6)).unwrap_or(0));
+        let [.., number] = vtep.octets();
+        let subnet = |chance: &mut Chance| {
+            let (place, length) = (chance.number(0..3), 24 + chance.number(0..5));
+            let text = format!("10.100.{place}.0/{length}");
+            ("net-0".parse().expect("it is a name"), text.parse().expect("it is a subnet"))
+        };
+        let subnets = (0..chance.index(3)).map(|_| subnet(chance)).collect();
+        let mac = Mac::from([0x70, 0xb3, 0xd5, 0x80, 0, number]);
+        let peer = Peer { ip: Some(vtep), ip6: None, mac, subnets };
+        update.changed.insert(ip, PeerInfo { underlay: ip.into(), peer });
+    }
+    let digests = update.changed.iter().map(|(ip, info)| digest_of(*ip, info));
+    update.digest = digests.fold(0, u64::wrapping_add);
+    if chance.is(0.2) {
+        update.digest = chance.seed();
+    }
+    update.base = chance.is(0.2).then(|| chance.seed());
+    let mut number = || [0, 1, chance.number(0..100), u64::MAX][chance.index(4)];
+    (update.epoch, update.version) = (number(), number());
+    update
 }

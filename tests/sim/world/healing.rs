@@ -24,6 +24,9 @@ const REFRESHES: u32 = 2;
 const SLACK: Duration = Duration::from_secs(6 * 60);
 /// When the last intruder has made himself the writer.
 const LAST_INTRUSION: Duration = Duration::from_secs(60);
+/// How long the last news may take: that somebody came to all, and the longest pause that an agent
+/// makes which repairs again and again.
+const NEWS: Duration = Duration::from_secs(60);
 /// How long a question may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -43,7 +46,11 @@ impl World {
             self.kill_master(master);
             self.start_master(master)?;
         }
-        for agent in 0..self.agents.len() {
+        for agent in 0..self.settled() {
+            // Of the routes that are in the way some stay.
+            if self.chance.is(0.7) {
+                self.agents[agent].kernel.obstacles.clear();
+            }
             self.start_agent(agent)?;
         }
         if self.scenario.faults.intruders.is_some() {
@@ -57,6 +64,19 @@ impl World {
     /// How long the cluster may take to heal.
     pub(super) fn patience(&self) -> Duration {
         REFRESH * REFRESHES + self.scenario.verify_interval + SLACK
+    }
+
+    /// When all are well, one more agent comes or none, and somebody changes something in a kernel: the
+    /// others have to hear of the one, and the agent has to repair the other.
+    pub(super) fn make_news(&mut self) -> Verdict {
+        for latecomer in self.settled()..self.agents.len() {
+            self.start_agent(latecomer)?;
+        }
+        for _ in 0..2 {
+            let agent = self.chance.index(self.settled());
+            self.drift(agent, true);
+        }
+        self.run_until(self.now + NEWS)
     }
 
     /// Whether the cluster is well.
@@ -75,10 +95,16 @@ impl World {
                 return Err(broken(format!("agent {} does not answer", node.ip)));
             };
             let info = AgentInfo { configuration_attempts: None, ..info };
-            let made = node.host.networks().cloned().collect();
-            agents.push(HealedAgent { info, health: *health, options: node.options, made });
+            agents.push(HealedAgent {
+                info,
+                health: *health,
+                options: node.options,
+                made: node.host.networks().cloned().collect(),
+                kernel: node.programs.then(|| node.kernel.state().clone()),
+            });
         }
-        let healed = Healed { state, health: *health, agents };
+        let is_mute = self.is_mute(leader);
+        let healed = Healed { state, health: *health, agents, is_mute };
         self.monitor.observe(self.now, &Fact::Healed(&healed))
     }
 

@@ -118,6 +118,7 @@ impl World {
         node.process = Some(process);
         let run = node.run;
         self.note(|| format!("master {master} starts, life {run}"));
+        self.counts.add("lives of masters", 1);
         self.master_joins(master);
         self.wake_master(master, run)
     }
@@ -140,6 +141,10 @@ impl World {
             return Ok(());
         }
         let run = node.run;
+        let is_mute = self.is_mute(master);
+        if is_mute && packet.name.ends_with(".RequestPeersMessage") {
+            return Ok(());
+        }
         let from = packet.from.clone();
         let event = match wire::decode_message(&packet.name, &packet.body) {
             Ok(message) => Event::Message { from, message },
@@ -149,8 +154,19 @@ impl World {
             }
         };
         let agent = *packet.from.address.ip();
-        self.monitor.observe(self.now, &Fact::Asked { agent })?;
+        let is_of_peers = matches!(event, Event::Message { message: Message::RequestPeers(_), .. });
+        let fact = if is_of_peers {
+            Fact::PeersWanted { of: (master, run), agent }
+        } else {
+            Fact::Asked { agent }
+        };
+        self.monitor.observe(self.now, &fact)?;
         self.tell_master(master, run, event)
+    }
+
+    /// Whether a master says nothing of peers.
+    pub(super) const fn is_mute(&self, master: usize) -> bool {
+        master < self.scenario.mute_masters
     }
 
     /// Puts an event into the inbox of a master that still lives.
@@ -243,6 +259,7 @@ impl World {
         let share = self.faults().map_or(0.0, |faults| faults.master_kills_at_commands);
         let is_killed = self.chance.is(share);
         if is_killed {
+            self.counts.add("fault: master killed at a command", 1);
             self.kill_master(master);
         }
         is_killed
@@ -296,7 +313,8 @@ impl World {
             process.networks.drain(..before);
         }
         let faults = self.is_troubled.then_some(&self.scenario.faults);
-        let (job, before, after) = Storage::begin(by, work, faults, &mut self.chance);
+        let tools = (&mut self.chance, &mut self.counts);
+        let (job, before, after) = Storage::begin(by, work, faults, tools);
         self.plan_in(before, Happening::StoreActs(Box::new(job), after));
     }
 
@@ -366,7 +384,13 @@ impl World {
             let fact = Fact::Told { by: &by, to: agent, overlays };
             self.monitor.observe(self.now, &fact)?;
         }
-        self.monitor.observe(self.now, &Fact::Sent { agent, is_by_agent: false })?;
+        let fact = if let Message::UpdatePeers(_) = message {
+            self.counts.add("messages about peers", 1);
+            Fact::PeersTold { by: (master, self.masters[master].run), to: agent }
+        } else {
+            Fact::Sent { agent, is_by_agent: false }
+        };
+        self.monitor.observe(self.now, &fact)?;
         self.note(|| format!("master {master} says {message} to {to}"));
         let (name, body) = wire::encode_message(message);
         let from = Upid::master(self.masters[master].address);

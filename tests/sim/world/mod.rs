@@ -5,6 +5,7 @@ mod agents;
 mod election;
 mod faults;
 mod healing;
+mod kernels;
 mod masters;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -13,13 +14,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mesos_network_overlay::addr::{OverlayName, Upid};
-use mesos_network_overlay::agent::ContainerNetwork;
+use mesos_network_overlay::agent::{ContainerNetwork, Event as AgentEvent, Scope};
 use mesos_network_overlay::master::Event as MasterEvent;
 
 use crate::chance::Chance;
 use crate::clock::Clock;
+use crate::counts::Counts;
 use crate::host::Fate;
-use crate::invariants::{BOUNDED, Broken, Monitor, NO_PANIC, Verdict};
+use crate::invariants::{BOUNDED, Broken, Invariant, Monitor, NO_PANIC, Verdict};
+use crate::kernel::{self, Kernel};
 use crate::plan::Plan;
 use crate::queue::Queue;
 use crate::scenario::{Faults, Scenario};
@@ -49,18 +52,74 @@ struct Packet {
 enum Happening {
     Arrives(Rc<Packet>),
     MasterStarts(usize),
-    MasterWakes { master: usize, run: u64 },
-    MasterTimer { master: usize, run: u64, due: Duration },
-    Elected { master: usize, run: u64, leads: bool },
+    MasterWakes {
+        master: usize,
+        run: u64,
+    },
+    MasterTimer {
+        master: usize,
+        run: u64,
+        due: Duration,
+    },
+    Elected {
+        master: usize,
+        run: u64,
+        leads: bool,
+    },
     StoreActs(Box<Job>, Duration),
-    MasterHears { master: usize, run: u64, event: Box<MasterEvent> },
+    MasterHears {
+        master: usize,
+        run: u64,
+        event: Box<MasterEvent>,
+    },
     AgentStarts(usize),
-    AgentTimer { agent: usize, run: u64, due: Duration },
-    Detected { agent: usize, run: u64 },
-    Exited { agent: usize, run: u64, link: u64 },
-    AttemptEnds { agent: usize, run: u64, attempt: u64, made: Box<ContainerNetwork>, fate: Fate },
-    RetainCni { agent: usize, run: u64, wanted: BTreeSet<OverlayName> },
-    RetainDocker { agent: usize, run: u64, wanted: BTreeSet<OverlayName>, fate: Fate },
+    AgentTimer {
+        agent: usize,
+        run: u64,
+        due: Duration,
+    },
+    Detected {
+        agent: usize,
+        run: u64,
+    },
+    Exited {
+        agent: usize,
+        run: u64,
+        link: u64,
+    },
+    AttemptEnds {
+        agent: usize,
+        run: u64,
+        attempt: u64,
+        made: Box<ContainerNetwork>,
+        fate: Fate,
+    },
+    RetainCni {
+        agent: usize,
+        run: u64,
+        wanted: BTreeSet<OverlayName>,
+    },
+    RetainDocker {
+        agent: usize,
+        run: u64,
+        wanted: BTreeSet<OverlayName>,
+        fate: Fate,
+    },
+    KernelJobEnds {
+        agent: usize,
+        run: u64,
+        attempt: u64,
+        job: Box<kernel::Job>,
+        fate: kernel::Fate,
+    },
+    Drifted {
+        agent: usize,
+        run: u64,
+        scope: Scope,
+    },
+    ObstacleRemoved {
+        agent: usize,
+    },
     Election(Turn),
     Trouble(Trouble),
     Intrusion,
@@ -88,6 +147,8 @@ pub(crate) struct World {
     at_this_moment: usize,
     /// How many things have happened.
     pub(crate) events: u64,
+    /// And which.
+    pub(crate) counts: Counts,
 }
 
 /// Where masters live.
@@ -104,9 +165,12 @@ impl World {
     pub(crate) fn new(scenario: Scenario, mut chance: Chance, only: Option<&str>) -> Self {
         let agents = (0..scenario.agents).map(|agent| {
             let ip = Ipv4Addr::from(FIRST_AGENT + u32::try_from(agent).unwrap_or(0));
-            AgentNode::new(ip, &mut chance)
+            AgentNode::new(ip, scenario.programming, &mut chance)
         });
-        let agents = agents.collect();
+        let mut agents: Vec<AgentNode> = agents.collect();
+        if scenario.has_plain_kernels {
+            agents.iter_mut().for_each(|agent| agent.kernel = Kernel::plain());
+        }
         let mut world = Self {
             now: Duration::ZERO,
             queue: Queue::new(),
@@ -117,15 +181,26 @@ impl World {
             masters: (0..scenario.masters).map(MasterNode::new).collect(),
             plan: scenario.plan.clone(),
             monitor: Monitor::new(&scenario, only),
-            is_troubled: true,
+            is_troubled: !scenario.trouble.is_zero(),
             story: None,
             at_this_moment: 0,
             events: 0,
+            counts: Counts::default(),
             chance,
             scenario,
         };
         world.begin();
         world
+    }
+
+    /// Has somebody else hear what happens, too.
+    pub(crate) fn watch(&mut self, by: Box<dyn Invariant>) {
+        self.monitor.add(by);
+    }
+
+    /// The address of an agent.
+    pub(crate) fn address(&self, agent: usize) -> Ipv4Addr {
+        self.agents[agent].ip
     }
 
     /// Keeps the last lines of the story from now on.
@@ -143,6 +218,7 @@ impl World {
         self.run_until(self.scenario.trouble)?;
         self.end_trouble()?;
         self.run_until(self.now + self.patience())?;
+        self.make_news()?;
         self.examine()
     }
 
@@ -152,17 +228,23 @@ impl World {
 
     fn begin(&mut self) {
         for master in 0..self.masters.len() {
-            let when = self.chance.time_up_to(Duration::from_secs(10));
+            let when = self.chance.time_up_to(self.scenario.arrival / 2);
             self.queue.plan(when, Happening::MasterStarts(master));
         }
-        for agent in 0..self.agents.len() {
-            let when = self.chance.time_up_to(Duration::from_secs(20));
+        for agent in 0..self.settled() {
+            let when = self.chance.time_up_to(self.scenario.arrival);
             self.queue.plan(when, Happening::AgentStarts(agent));
         }
         self.plan_trouble();
     }
 
-    fn run_until(&mut self, end: Duration) -> Verdict {
+    /// How many agents there are before those that come last.
+    fn settled(&self) -> usize {
+        self.agents.len() - self.scenario.latecomers
+    }
+
+    /// Lives until then.
+    pub(crate) fn run_until(&mut self, end: Duration) -> Verdict {
         while let Some((when, happening)) = self.queue.next_before(end) {
             self.at_this_moment = if when == self.now { self.at_this_moment + 1 } else { 0 };
             if self.at_this_moment > AT_A_MOMENT_MAX {
@@ -202,6 +284,13 @@ impl World {
             Happening::RetainDocker { agent, run, wanted, fate } => {
                 return self.retain_docker((agent, run), &wanted, fate);
             }
+            Happening::KernelJobEnds { agent, run, attempt, job, fate } => {
+                return self.kernel_job_ends((agent, run), attempt, &job, fate);
+            }
+            Happening::Drifted { agent, run, scope } => {
+                return self.tell_agent(agent, run, AgentEvent::Drifted(scope));
+            }
+            Happening::ObstacleRemoved { agent } => self.agents[agent].kernel.obstacles.clear(),
             Happening::Trouble(trouble) => return self.make_trouble(trouble),
             Happening::Intrusion => return self.intrude(),
             Happening::RetainCni { agent, run, wanted } => self.retain_cni(agent, run, &wanted),
@@ -224,8 +313,10 @@ impl World {
     /// Puts a message on the wires.
     fn send(&mut self, packet: Packet) {
         let (from, to) = (*packet.from.address.ip(), *packet.to.address.ip());
+        self.counts.add("messages", 1);
         let faults = self.is_troubled.then_some(&self.scenario.faults);
-        let waits = self.wires.carry(from, to, faults, &mut self.chance);
+        let tools = (&mut self.chance, &mut self.counts);
+        let waits = self.wires.carry(from, to, faults, tools);
         let packet = Rc::new(packet);
         for wait in waits.into_iter().flatten() {
             self.plan_in(wait, Happening::Arrives(Rc::clone(&packet)));

@@ -1,0 +1,134 @@
+//! When faults have ended, the kernel of every agent has the peers that the master's state shows,
+//! and no others; and no agent misses its peers, unless the master is one that says nothing of
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use mesos_network_overlay::addr::{Mac, OverlayName, Subnet};
+use mesos_network_overlay::dataplane::State as Kernel;
+use mesos_network_overlay::protocol::{Assignment, Status};
+
+use super::healing::is_in_doubt;
+use super::{Fact, Healed, HealedAgent, Invariant};
+use crate::kernel::routes_to_peers;
+use crate::ledger::{Ledger, Share, Span};
+
+pub(crate) struct PeersAgree;
+
+/// What leads to peers in a kernel, or should.
+#[derive(Debug, Default)]
+struct Ways {
+    neighbours: BTreeMap<IpAddr, Mac>,
+    forwards: BTreeMap<Mac, IpAddr>,
+    routes: BTreeMap<Subnet, IpAddr>,
+}
+
+impl Ways {
+    fn of_kernel(kernel: &Kernel) -> Self {
+        let mut ways = Self::default();
+        for device in kernel.devices.values() {
+            ways.neighbours.extend(&device.neighbours);
+            ways.forwards.extend(&device.forwards);
+        }
+        ways.routes.extend(routes_to_peers(kernel).map(|(key, gateway)| (key.subnet, *gateway)));
+        ways
+    }
+
+    /// The way to one overlay of another agent.
+    fn add(&mut self, ip: Ipv4Addr, assignment: &Assignment, used: &BTreeSet<&OverlayName>) {
+        let vtep = &assignment.vtep;
+        let vteps = [Some(vtep.ip), vtep.ip6].into_iter().flatten().map(|vtep| vtep.address());
+        for address in vteps.clone() {
+            self.neighbours.insert(address, vtep.mac);
+        }
+        self.forwards.insert(vtep.mac, ip.into());
+        if !used.contains(assignment.name()) {
+            return;
+        }
+        for subnet in assignment.subnet.iter().chain(&assignment.subnet6) {
+            let gateway = vteps.clone().find(|vtep| vtep.is_ipv4() == subnet.first().is_ipv4());
+            self.routes.extend(gateway.map(|gateway| (*subnet, gateway)));
+        }
+    }
+}
+
+/// The overlays of an agent, but for those that its host has no room for.
+fn used(agent: &HealedAgent) -> BTreeSet<&OverlayName> {
+    let is_refused = |assignment: &Assignment| match &assignment.status {
+        Some(Status::Failed(reason)) => reason.contains("collides with the host's"),
+        _ => false,
+    };
+    let used = agent.info.overlays.iter().filter(|assignment| !is_refused(assignment));
+    used.map(Assignment::name).collect()
+}
+
+/// Whether what is in a kernel and not shown by the master belongs to an agent of which the master
+/// shows no share: one without overlays, or one that is in doubt.
+struct Hidden<'a>(Vec<(Ipv4Addr, &'a Share)>);
+
+impl<'a> Hidden<'a> {
+    fn of(healed: &Healed, ledger: &'a Ledger) -> Self {
+        let agents = healed.state.agents.iter();
+        let hidden =
+            agents.filter(|it| it.overlays.is_empty() || is_in_doubt(&healed.health, it.ip));
+        let stored =
+            hidden.filter_map(|it| Some((it.ip, ledger.at(it.ip, ledger.version).share()?)));
+        Self(stored.collect())
+    }
+
+    fn has(&self, span: Span) -> bool {
+        self.0.iter().any(|(_, share)| share.values().any(|had| *had == span))
+    }
+
+    fn is_agent(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|(ip, _)| IpAddr::V4(*ip) == address)
+    }
+}
+
+fn check_agent(healed: &Healed, agent: &HealedAgent, ledger: &Ledger) -> Result<(), String> {
+    let ip = agent.info.ip;
+    let is_served = healed.state.agents.iter().any(|shown| shown.ip == ip);
+    let Some(kernel) = &agent.kernel else { return Ok(()) };
+    if healed.is_mute || !is_served || is_in_doubt(&healed.health, ip) {
+        return Ok(());
+    }
+    let is_missed = |problem: &String| problem.contains("does not tell this agent of its peers");
+    if agent.health.problems.iter().any(is_missed) {
+        return Err(format!("{ip} says that the master tells it of no peers"));
+    }
+    let used = used(agent);
+    let mut wanted = Ways::default();
+    let others = healed.state.agents.iter().filter(|other| other.ip != ip);
+    let clear = others.filter(|other| !is_in_doubt(&healed.health, other.ip));
+    for other in clear.filter(|_| !used.is_empty()) {
+        other.overlays.iter().for_each(|overlay| wanted.add(other.ip, overlay, &used));
+    }
+    let hidden = Hidden::of(healed, ledger);
+    let Ways { mut neighbours, mut forwards, mut routes } = Ways::of_kernel(kernel);
+    let is_hidden = |address: &IpAddr| hidden.has(Span::of_address(*address));
+    neighbours.retain(|vtep, mac| wanted.neighbours.get(vtep) == Some(mac) || !is_hidden(vtep));
+    forwards.retain(|mac, to| wanted.forwards.get(mac) == Some(to) || !hidden.is_agent(*to));
+    routes.retain(|subnet, via| wanted.routes.get(subnet) == Some(via) || !is_hidden(via));
+    if (&neighbours, &forwards, &routes) == (&wanted.neighbours, &wanted.forwards, &wanted.routes) {
+        return Ok(());
+    }
+    let there = Ways { neighbours, forwards, routes };
+    Err(format!("the kernel of {ip} has {there:?}, and the master shows {wanted:?}"))
+}
+
+impl Invariant for PeersAgree {
+    fn name(&self) -> &'static str {
+        "every kernel has the master's peers"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
+        match fact {
+            Fact::Healed(healed) => {
+                healed.agents.iter().try_for_each(|agent| check_agent(healed, agent, ledger))
+            }
+            _ => Ok(()),
+        }
+    }
+}

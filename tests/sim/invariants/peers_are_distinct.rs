@@ -1,0 +1,66 @@
+//! No two peers have one address in a kernel, whatever the agent was told: every agent is reached
+//! by one MAC, and every address by one route.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use mesos_network_overlay::addr::Subnet;
+use mesos_network_overlay::dataplane::State;
+
+use super::{Fact, Invariant};
+use crate::kernel::routes_to_peers;
+use crate::ledger::Ledger;
+
+pub(crate) struct PeersAreDistinct;
+
+fn check(kernel: &State) -> Result<(), String> {
+    for (name, device) in &kernel.devices {
+        let mut agents = HashSet::new();
+        if let Some(twice) = device.forwards.values().find(|agent| !agents.insert(*agent)) {
+            return Err(format!("two MACs lead to {twice} on {name}"));
+        }
+        let known: HashSet<_> = device.neighbours.values().collect();
+        let mut strays = device.forwards.iter().filter(|(mac, _)| !known.contains(mac));
+        if let Some((mac, agent)) = strays.next() {
+            return Err(format!("{mac} of {agent} on {name} is the MAC of no VTEP"));
+        }
+        if let Some((vtep, _)) =
+            device.neighbours.iter().find(|(_, mac)| !device.forwards.contains_key(mac))
+        {
+            return Err(format!("VTEP {vtep} on {name} leads to nobody"));
+        }
+        let own = device.neighbours.keys().find(|vtep| {
+            device.link.mac == device.neighbours[vtep]
+                || device.addresses.iter().any(|own| own.address() == **vtep)
+        });
+        if let Some(own) = own {
+            return Err(format!("VTEP {own} on {name} is the host's own"));
+        }
+    }
+    let mut last: Option<Subnet> = None;
+    for (key, _) in routes_to_peers(kernel) {
+        if let Some(before) = last.filter(|before| before.overlaps(&key.subnet)) {
+            return Err(format!("{} is routed, and {before} as well", key.subnet));
+        }
+        last = Some(key.subnet);
+    }
+    Ok(())
+}
+
+impl Invariant for PeersAreDistinct {
+    fn name(&self) -> &'static str {
+        "no two peers have one address"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
+        match fact {
+            // Where nothing is known of peers, what there is stays, whoever made it.
+            Fact::Programmed { agent, desired, done, kernel }
+                if done.is_exact && desired.peers.is_some() =>
+            {
+                check(kernel).map_err(|how| format!("in the kernel of {agent}: {how}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The kernel of an agent's host, and what programs it: the real plan, and the real rules of what
+//! the kernel does with an operation. It refuses, hangs, is changed by others, and stays as it is
+//! when the agent is killed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesos_network_overlay::addr::{DeviceName, Mac, Mtu, Subnet};
+use mesos_network_overlay::agent::{Programmed, Scope};
+use mesos_network_overlay::dataplane::{Hop, Observed, Operation, RouteKey, State, plan};
+use mesos_network_overlay::tunnel::{Collision, Desired, Fault, HostRoute, collisions};
+
+use crate::chance::Chance;
+use crate::host::SIMULATED;
+use crate::scenario::Faults;
+
+/// How long a job takes where nothing is wrong, besides what each peer costs.
+const USUAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// What a peer costs: as much as is measured of a kernel that gets thousands at a time.
+const PEER: Duration = Duration::from_micros(20);
+/// How long a hanging job takes at most.
+const HANGING: Duration = Duration::from_secs(20);
+
+/// What the agent wants of the kernel.
+pub(crate) enum Job {
+    Inspect(Arc<Desired>),
+    Program(Arc<Desired>, Scope),
+}
+
+/// What becomes of a job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fate {
+    Works,
+    /// Nothing can be read, and nothing is done.
+    Fails,
+    /// This share of the operations is refused.
+    Refuses(f64),
+}
+
+/// What was done.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub(crate) result: Programmed,
+    pub(crate) operations: Vec<Operation>,
+    /// Whether the kernel was looked at and is now what was wanted.
+    pub(crate) is_exact: bool,
+}
+
+/// One kernel.
+#[derive(Default)]
+pub(crate) struct Kernel {
+    actual: Rc<Observed>,
+    /// What the agent's process takes it for; `None` before it has looked, and when in doubt.
+    known: Option<Rc<Observed>>,
+    /// The host's own routes to where an overlay may want to be.
+    pub(crate) obstacles: Vec<HostRoute>,
+    /// Whether the process was told of changes since its last job.
+    pub(crate) is_told: bool,
+    /// Where only the time counts that programming takes: the peers that are programmed.
+    plain: Option<BTreeMap<IpAddr, Mac>>,
+}
+
+impl Kernel {
+    /// A kernel in which nothing ever goes wrong, and which costs little to simulate.
+    pub(crate) fn plain() -> Self {
+        Self { plain: Some(BTreeMap::new()), ..Self::default() }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.actual.state
+    }
+
+    /// A process has begun, which knows nothing.
+    pub(crate) fn forget(&mut self) {
+        self.known = None;
+        self.is_told = true;
+    }
+
+    /// When a job that begins now ends, and how.
+    pub(crate) fn begin(
+        now: Duration,
+        job: &Job,
+        faults: Option<&Faults>,
+        chance: &mut Chance,
+    ) -> (Duration, Fate) {
+        let peers = match job {
+            Job::Inspect(_) => 0,
+            Job::Program(desired, _) => desired.peers.as_ref().map_or(0, BTreeMap::len),
+        };
+        let mut end = now + chance.time_between(USUAL.0, USUAL.1);
+        end += PEER * u32::try_from(peers).unwrap_or(u32::MAX);
+        let mut fate = Fate::Works;
+        if faults.is_some_and(|faults| chance.is(faults.kernel)) {
+            fate = if chance.is(0.4) { Fate::Fails } else { Fate::Refuses(0.3) };
+            if chance.is(0.3) {
+                end += chance.time_up_to(HANGING);
+            }
+        }
+        (end, fate)
+    }
+
+    pub(crate) fn inspect(&self, claims: &Desired, fate: Fate) -> Result<Vec<Collision>, String> {
+        match fate {
+            Fate::Fails => Err(format!("{SIMULATED}: the routes cannot be read")),
+            Fate::Works | Fate::Refuses(_) => Ok(collisions(claims, &self.obstacles, &[])),
+        }
+    }
+
+    /// Programs what is wanted, as `dataplane::Dataplane` does.
+    pub(crate) fn program(
+        &mut self,
+        (desired, scope): (&Desired, Scope),
+        fate: Fate,
+        chance: &mut Chance,
+    ) -> Done {
+        self.is_told = false;
+        let mut done = Done::default();
+        if let Some(plain) = &mut self.plain {
+            let Some(local) = desired.locals.first() else { return done };
+            for (agent, peer) in desired.peers.iter().flatten() {
+                if plain.insert(*agent, peer.mac) != Some(peer.mac) {
+                    let device = local.device.clone();
+                    done.operations.push(Operation::SetForward(device, peer.mac, *agent));
+                }
+            }
+            return done;
+        }
+        if fate == Fate::Fails {
+            let reason = format!("{SIMULATED}: the kernel does not answer");
+            done.result.faults.push(Fault::of_host(reason));
+            return done;
+        }
+        if scope == Scope::Firewall {
+            return done;
+        }
+        let has_devices = |known: &&Rc<Observed>| {
+            let mut locals = desired.locals.iter();
+            locals.all(|local| known.state.devices.contains_key(&local.device))
+        };
+        let is_change = scope == Scope::Change && self.known.as_ref().filter(has_devices).is_some();
+        let mut is_to_be_read = !is_change;
+        if is_change {
+            is_to_be_read = !self.step(desired, fate, chance, &mut done);
+        }
+        if is_to_be_read {
+            self.known = Some(self.read(desired));
+            done.is_exact = self.step(desired, fate, chance, &mut done);
+        }
+        done.result.changes = done.operations.len() as u64;
+        let examples = done.operations.iter().take(Programmed::EXAMPLES);
+        done.result.examples = examples.map(ToString::to_string).collect();
+        done
+    }
+
+    /// A job that was begun by a process that was killed: the beginning of it is done.
+    pub(crate) fn program_in_part(&mut self, desired: &Desired, chance: &mut Chance) -> Done {
+        let observed = self.read(desired);
+        let mut operations = plan(desired, &observed).operations;
+        operations.truncate(chance.index(operations.len() + 1));
+        let actual = &mut Rc::make_mut(&mut self.actual).state;
+        operations.iter().for_each(|operation| actual.perform(operation));
+        self.known = None;
+        Done { operations, ..Done::default() }
+    }
+
+    fn read(&mut self, desired: &Desired) -> Rc<Observed> {
+        let is_known = |underlay: &IpAddr| self.actual.underlay_mtus.contains_key(underlay);
+        let underlays = desired.locals.iter().map(|local| local.underlay);
+        let unknown: Vec<IpAddr> = underlays.filter(|underlay| !is_known(underlay)).collect();
+        if !unknown.is_empty() {
+            let ethernet = Mtu::new(1500).expect("it is an MTU");
+            let mtus = unknown.into_iter().map(|underlay| (underlay, ethernet));
+            Rc::make_mut(&mut self.actual).underlay_mtus.extend(mtus);
+        }
+        Rc::clone(&self.actual)
+    }
+
+    /// One plan, done. Whether all of it was.
+    fn step(
+        &mut self,
+        desired: &Desired,
+        fate: Fate,
+        chance: &mut Chance,
+        done: &mut Done,
+    ) -> bool {
+        let Some(mut known) = self.known.take() else { return false };
+        let plan = plan(desired, &known);
+        let is_as_known = Rc::ptr_eq(&known, &self.actual);
+        if is_as_known {
+            // So that what they share need not be copied.
+            drop(std::mem::take(&mut known));
+        }
+        done.result.faults.clear();
+        for problem in plan.problems {
+            done.result.faults.push(Fault { part: problem.part(), reason: problem.to_string() });
+        }
+        let share = if let Fate::Refuses(share) = fate { share } else { 0.0 };
+        let mut is_done = true;
+        for operation in plan.operations {
+            let is_there = device_of(&operation)
+                .is_none_or(|device| self.actual.state.devices.contains_key(device));
+            if !is_there || chance.is(share) {
+                is_done = false;
+                let reason = format!("{SIMULATED}: the kernel refuses to {operation}");
+                done.result.faults.push(Fault { part: operation.part(), reason });
+                continue;
+            }
+            Rc::make_mut(&mut self.actual).state.perform(&operation);
+            if !is_as_known {
+                Rc::make_mut(&mut known).state.perform(&operation);
+            }
+            done.operations.push(operation);
+        }
+        if is_done {
+            self.known = Some(if is_as_known { Rc::clone(&self.actual) } else { known });
+        }
+        is_done
+    }
+
+    /// Somebody else changes something. Whether there was anything.
+    pub(crate) fn drift(&mut self, chance: &mut Chance) -> bool {
+        let state = &mut Rc::make_mut(&mut self.actual).state;
+        let Some(name) = state.devices.keys().next().cloned() else { return false };
+        let index = chance.index(state.routes.len().max(1));
+        let route = state.routes.iter().nth(index).map(|(key, hop)| (*key, hop.clone()));
+        let Some(device) = state.devices.get_mut(&name) else { return false };
+        match chance.number(0..7) {
+            0 => state.perform(&Operation::RemoveDevice(name)),
+            1 => {
+                if let Some(address) = device.addresses.first().copied() {
+                    state.perform(&Operation::RemoveAddress(name, address));
+                }
+            }
+            2 => device.neighbours.clear(),
+            3 => {
+                device.forwards.pop_first();
+            }
+            4 => {
+                let stray = "44.128.66.6".parse().expect("it is an address");
+                device.neighbours.insert(stray, device.link.mac);
+            }
+            5 => {
+                device.link.is_up = false;
+                device.neighbours.clear();
+                state.routes.retain(|_, hop| !hop.is_on(&name));
+            }
+            _ => match route {
+                Some((key, Hop::Unreachable)) => drop(state.routes.remove(&key)),
+                Some((key, _)) => drop(state.routes.insert(key, Hop::Elsewhere)),
+                None => return false,
+            },
+        }
+        true
+    }
+
+    /// The host is started anew: nothing of what was programmed is left.
+    pub(crate) fn reboot(&mut self) {
+        self.actual = Rc::default();
+        self.known = None;
+    }
+
+    /// Somebody adds a route of his own where overlays may want to be.
+    pub(crate) fn obstruct(&mut self, chance: &mut Chance) {
+        let number = chance.number(0..6);
+        let text = match number {
+            0 => "44.128.0.0/28".to_owned(),
+            _ => format!("10.{}.{}.0/24", 99 + number, chance.number(0..4)),
+        };
+        let subnet: Subnet = text.parse().expect("it is a subnet");
+        let gateway = "10.0.255.254".parse().ok();
+        let device = Some("eth1".to_owned());
+        self.obstacles.push(HostRoute { subnet, device, gateway, is_ours: false });
+    }
+}
+
+/// The device that has to be there for an operation.
+const fn device_of(operation: &Operation) -> Option<&DeviceName> {
+    match operation {
+        Operation::AddRoute(_, Hop::Via { device, .. })
+        | Operation::ChangeRoute(_, Hop::Via { device, .. })
+        | Operation::RemoveDevice(device)
+        | Operation::Mark(device)
+        | Operation::SetUnderlay(device, _)
+        | Operation::StopLearning(device)
+        | Operation::SetMac(device, _)
+        | Operation::SetMtu(device, _)
+        | Operation::EnableIpv6(device)
+        | Operation::Loosen(device)
+        | Operation::SetUp(device)
+        | Operation::AddAddress(device, _)
+        | Operation::RemoveAddress(device, _)
+        | Operation::SetNeighbour(device, ..)
+        | Operation::RemoveNeighbour(device, _)
+        | Operation::SetForward(device, ..)
+        | Operation::RemoveForward(device, ..) => Some(device),
+        Operation::AddDevice(..)
+        | Operation::AddRoute(..)
+        | Operation::ChangeRoute(..)
+        | Operation::RemoveRoute(..) => None,
+    }
+}
+
+/// The routes to peers.
+pub(crate) fn routes_to_peers(state: &State) -> impl Iterator<Item = (&RouteKey, &IpAddr)> {
+    state.routes.iter().filter_map(|(key, hop)| match hop {
+        Hop::Via { gateway, .. } => Some((key, gateway)),
+        Hop::Unreachable | Hop::Elsewhere => None,
+    })
+}
