@@ -25,13 +25,19 @@ const SETTLING: Duration = Duration::from_millis(20);
 /// How soon all is verified after we changed something: what others changed at the same moment is
 /// heard together with our own changes, and nobody can tell them apart.
 const RECHECK: Duration = Duration::from_secs(10);
+/// The same after a repair: where others are at work, there may be more of it.
+const RECHECK_REPAIR: Duration = Duration::from_secs(1);
 /// Pause after somebody's change was looked at in vain: there may be one after the other, such as
 /// of rules that are not ours.
 const IDLE: Duration = Duration::from_millis(500);
-/// Bounds of the pause after a repair: whoever undoes ours at once is not fought for every packet.
+/// Bounds of the pause after a repair: whoever undoes ours again and again is not fought for every
+/// packet.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// After how long without a repair it was no fight.
 const PEACE: Duration = Duration::from_secs(60);
+/// How many repairs without such a time between them are still none: an operator, or a program that
+/// starts, changes one thing after the other.
+const PATIENCE: u32 = 16;
 
 /// What an agent has to do with the network of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +69,7 @@ pub(super) struct Tunnel {
     waiting: Option<Waiting>,
     backoff: Backoff,
     pause: Duration,
+    repairs_in_a_row: u32,
     not_before: Duration,
     /// What the last time left to be desired, and what collided with what is in use already.
     faults: Vec<Fault>,
@@ -109,6 +116,7 @@ impl Tunnel {
             waiting: None,
             backoff: Backoff::new(RETRY.0, RETRY.1),
             pause: PAUSE.0,
+            repairs_in_a_row: 0,
             not_before: Duration::ZERO,
             faults: Vec::new(),
             late_collisions: BTreeSet::new(),
@@ -234,9 +242,10 @@ impl Tunnel {
     ) -> Option<BTreeMap<OverlayName, Result<(), String>>> {
         let Job::Program { scope, desired } = self.ended(attempt)? else { return None };
         counters.dataplane_changes += result.changes;
-        if result.changes > 0 {
-            let was_done = self.programmed.as_ref().is_some_and(|it| Arc::ptr_eq(it, &desired));
-            let is_repair = was_done && scope != Scope::Change && self.faults.is_empty();
+        let was_done = self.programmed.as_ref().is_some_and(|it| Arc::ptr_eq(it, &desired));
+        let has_changed = result.changes > 0;
+        let is_repair = has_changed && was_done && scope != Scope::Change && self.faults.is_empty();
+        if has_changed {
             self.tell(now, is_repair, result.summary(), counters);
         }
         self.programmed = Some(Arc::clone(&desired));
@@ -244,12 +253,16 @@ impl Tunnel {
         for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
             log::error!("{}", fault.reason);
         }
-        if result.changes == 0 && scope != Scope::Change {
+        if !has_changed && scope != Scope::Change {
             self.not_before = self.not_before.max(now.elapsed + IDLE);
         }
         if faults.is_empty() {
             self.backoff.reset();
-            let soon = if result.changes > 0 { RECHECK } else { settings.verify_interval };
+            let soon = match has_changed {
+                true if is_repair => RECHECK_REPAIR.max(self.pause),
+                true => RECHECK,
+                false => settings.verify_interval,
+            };
             self.verify_within(now, soon.min(settings.verify_interval));
         } else {
             counters.dataplane_failures += 1;
@@ -271,7 +284,9 @@ impl Tunnel {
         counters.dataplane_repairs += 1;
         log::warn!("repaired what somebody else changed: {what}");
         let last = self.last_repair.as_ref().map(|repair| repair.at.elapsed);
-        let is_fight = last.is_some_and(|last| now.elapsed.saturating_sub(last) < PEACE);
+        let is_soon = last.is_some_and(|last| now.elapsed.saturating_sub(last) < PEACE);
+        self.repairs_in_a_row = if is_soon { self.repairs_in_a_row.saturating_add(1) } else { 1 };
+        let is_fight = self.repairs_in_a_row > PATIENCE;
         self.pause = if is_fight { PAUSE.1.min(self.pause * 2) } else { PAUSE.0 };
         self.not_before = now.elapsed + self.pause;
         self.last_repair = Some(Repair { at: now, what });

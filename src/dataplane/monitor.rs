@@ -15,10 +15,11 @@ use super::message::{Message, address, attributes, messages, text, u16_at, u32_a
 use super::observe::route;
 use super::socket::Netlink;
 use super::uapi::{
-    ENOBUFS, IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK,
-    RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
-    RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK,
-    RTNLGRP_NEIGH,
+    ENOBUFS, IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL,
+    NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF,
+    RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_LINK, RTNLGRP_NEIGH,
 };
 use crate::addr::{DeviceName, Subnet};
 
@@ -42,6 +43,8 @@ pub enum Heard {
     Nothing,
     /// A change of this kind of thing.
     Change(&'static str),
+    /// A change of a setting, of the whole host or of a device of ours.
+    Setting,
     /// More than there was room for: anything may have changed.
     Overrun,
 }
@@ -67,6 +70,8 @@ impl Monitor {
             RTNLGRP_IPV6_IFADDR,
             RTNLGRP_IPV4_ROUTE,
             RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV4_NETCONF,
+            RTNLGRP_IPV6_NETCONF,
         ])?;
         Ok(Self { netlink })
     }
@@ -81,7 +86,7 @@ impl Monitor {
         match self.netlink.receive() {
             Ok(bytes) => {
                 let change = messages(bytes).find_map(|message| watch.concerns(&message));
-                Ok(change.map_or(Heard::Nothing, Heard::Change))
+                Ok(change.unwrap_or(Heard::Nothing))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard::Nothing),
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => Ok(Heard::Overrun),
@@ -108,8 +113,14 @@ impl AsFd for Monitor {
 
 impl Watch {
     /// What of ours a message may be about.
-    fn concerns(&self, message: &Message<'_>) -> Option<&'static str> {
+    fn concerns(&self, message: &Message<'_>) -> Option<Heard> {
         let body = message.body;
+        if message.kind == RTM_NEWNETCONF {
+            let mut of = attributes(body, 4).filter(|(kind, _)| *kind == NETCONFA_IFINDEX);
+            let index = of.next().and_then(|(_, value)| u32_at(value, 0))?;
+            let is_ours = index == NETCONFA_IFINDEX_ALL || self.indices.contains(&index);
+            return is_ours.then_some(Heard::Setting);
+        }
         let index = u32_at(body, 4)?;
         let is_ours = self.indices.contains(&index);
         match message.kind {
@@ -118,23 +129,25 @@ impl Watch {
                     let name = if kind == IFLA_IFNAME { text(value) } else { return false };
                     self.devices.iter().any(|device| device.as_str() == name)
                 };
-                (is_ours || attributes(body, 16).any(has_name)).then_some("device")
+                (is_ours || attributes(body, 16).any(has_name)).then_some(Heard::Change("device"))
             }
             RTM_NEWADDR | RTM_DELADDR => {
                 let is_underlay = |(kind, value): (u16, &[u8])| {
                     let is_address = kind == IFA_LOCAL || kind == IFA_ADDRESS;
                     is_address && address(value).is_some_and(|ip| self.underlays.contains(&ip))
                 };
-                (is_ours || attributes(body, 8).any(is_underlay)).then_some("address")
+                (is_ours || attributes(body, 8).any(is_underlay))
+                    .then_some(Heard::Change("address"))
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => {
                 let is_permanent = u16_at(body, 8)? & NUD_PERMANENT != 0;
-                (is_ours && (is_permanent || message.kind == RTM_DELNEIGH)).then_some("neighbour")
+                (is_ours && (is_permanent || message.kind == RTM_DELNEIGH))
+                    .then_some(Heard::Change("neighbour"))
             }
             RTM_NEWROUTE | RTM_DELROUTE => {
                 let route = route(body)?;
                 let is_inside = self.spaces.iter().any(|space| space.covers(&route.key.subnet));
-                (route.protocol == PROTOCOL || is_inside).then_some("route")
+                (route.protocol == PROTOCOL || is_inside).then_some(Heard::Change("route"))
             }
             _ => None,
         }

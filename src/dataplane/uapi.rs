@@ -1,6 +1,7 @@
 //! The numbers of the kernel's interface that we use, by their names in `linux/netlink.h`,
-//! `rtnetlink.h`, `neighbour.h`, `if_link.h` and `if_addr.h`, in the widths of their fields. They
-//! never change. Own ones, since the crates that have them change theirs every few months.
+//! `rtnetlink.h`, `neighbour.h`, `netconf.h`, `if_link.h` and `if_addr.h`, in the widths of their
+//! fields. They never change. Own ones, since the crates that have them change theirs every few
+//! months.
 
 /// Header of every message.
 pub(super) const NLMSG_HEADER: usize = 16;
@@ -32,6 +33,7 @@ pub(super) const RTM_GETROUTE: u16 = 26;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
 pub(super) const RTM_GETNEIGH: u16 = 30;
+pub(super) const RTM_NEWNETCONF: u16 = 80;
 
 pub(super) const RTNLGRP_LINK: u32 = 1;
 pub(super) const RTNLGRP_NEIGH: u32 = 3;
@@ -39,6 +41,8 @@ pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
 pub(super) const RTNLGRP_IPV4_ROUTE: u32 = 7;
 pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
 pub(super) const RTNLGRP_IPV6_ROUTE: u32 = 11;
+pub(super) const RTNLGRP_IPV4_NETCONF: u32 = 24;
+pub(super) const RTNLGRP_IPV6_NETCONF: u32 = 25;
 
 pub(super) const AF_UNSPEC: u8 = 0;
 pub(super) const AF_INET: u8 = 2;
@@ -69,6 +73,8 @@ pub(super) const IFA_ADDRESS: u16 = 1;
 pub(super) const IFA_LOCAL: u16 = 2;
 pub(super) const IFA_FLAGS: u16 = 8;
 pub(super) const IFA_F_NODAD: u32 = 0x02;
+pub(super) const NETCONFA_IFINDEX: u16 = 1;
+pub(super) const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 pub(super) const RT_SCOPE_UNIVERSE: u8 = 0;
 pub(super) const RT_SCOPE_NOWHERE: u8 = 255;
 

@@ -305,12 +305,14 @@ impl Ears {
         drop(polled);
         let _ = rustix::io::read(wake, &mut [0; 8]);
         let at_once = Duration::from_millis(1);
-        if let Some(kernel) = &mut self.kernel
-            && kernel.wait(at_once, &self.watch)? != Heard::Nothing
-        {
-            kernel.forget()?;
-            if !std::mem::replace(&mut self.told_kernel, true) {
-                return Ok(Some(Scope::Kernel));
+        if let Some(kernel) = &mut self.kernel {
+            let heard = kernel.wait(at_once, &self.watch)?;
+            if heard != Heard::Nothing {
+                kernel.forget()?;
+                if !std::mem::replace(&mut self.told_kernel, true) {
+                    let is_kernel = matches!(heard, Heard::Change(_));
+                    return Ok(Some(if is_kernel { Scope::Kernel } else { Scope::Everything }));
+                }
             }
         }
         if let Some(rules) = &mut self.rules
