@@ -56,15 +56,23 @@ pub enum FirewallError {
         command: String,
     },
     /// The program refused.
-    #[error(
-        "firewall: '{command}' failed: {said}: run it as root by hand, or set firewall to none"
-    )]
+    #[error("firewall: '{command}' failed: {said}: {}", remedy(said))]
     Refused {
         /// What was run.
         command: String,
         /// Its own words.
         said: String,
     },
+}
+
+/// What to do about a program that said this.
+fn remedy(said: &str) -> &'static str {
+    let said = said.to_lowercase();
+    if said.contains("not permitted") || said.contains("permission denied") {
+        "run the agent as root, or give it CAP_NET_ADMIN"
+    } else {
+        "run it as root by hand, or set firewall to none"
+    }
 }
 
 fn place(program: &str) -> Option<PathBuf> {
