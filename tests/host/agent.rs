@@ -3,47 +3,19 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::cni::{PLUGINS, plugin};
 use crate::engine::{DOCKER, Engine, IMAGE, PATIENCE, pause};
 use crate::namespace::{BUSYBOX, Namespace, run};
+use crate::program::Running;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
 const NETWORK: &str = include_str!("../../docs/network.json");
 const MASTER: &str = "127.0.0.1:5050";
 const AGENT: &str = "127.0.0.2:5051";
-/// Where the package containernetworking-plugins has them.
-const PLUGINS: &str = "/usr/lib/cni";
-
-/// A subcommand that is running; killed at the end.
-struct Running(Child);
-
-impl Running {
-    fn start(host: &Host, log: &str, arguments: &[&str]) -> Self {
-        let log = fs::File::create(host.engine.path(log)).expect("a log");
-        let mut command = host.engine.namespace.command(PROGRAM);
-        command.args(arguments).env("DOCKER_HOST", host.engine.socket());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Self(command.spawn().expect("the program starts"))
-    }
-
-    /// As a crash does.
-    fn kill(mut self) {
-        self.0.kill().expect("it is still there");
-        self.0.wait().expect("it has ended");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// One host with everything on it.
 struct Host {
@@ -72,12 +44,17 @@ impl Host {
         let work_dir = self.text("work");
         let arguments =
             ["master", "--config", &config, "--listen", MASTER, "--work-dir", &work_dir];
-        Running::start(self, "master.log", &arguments)
+        self.run("master.log", &arguments)
     }
 
     fn start_agent(&self) -> Running {
         let config = self.text("agent.json");
-        Running::start(self, "agent.log", &["agent", "--config", &config, "--listen", AGENT])
+        self.run("agent.log", &["agent", "--config", &config, "--listen", AGENT])
+    }
+
+    fn run(&self, log: &str, arguments: &[&str]) -> Running {
+        let log = self.engine.path(log);
+        Running::start(&self.engine.namespace, &log, &self.engine.socket(), arguments)
     }
 
     fn text(&self, name: &str) -> String {
@@ -124,13 +101,7 @@ impl Host {
     /// A container of the MesosContainerizer: a namespace that the real plugin puts on the network.
     fn join(&self, container: &Namespace) -> Ipv4Addr {
         let (_, configuration) = self.cni_file();
-        let kind = configuration["type"].as_str().expect("it names a plugin");
-        let mut command = self.engine.namespace.command(Path::new(PLUGINS).join(kind));
-        command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
-        command.env("CNI_NETNS", container.path()).env("CNI_PATH", PLUGINS);
-        let output = run(&mut command, &configuration.to_string());
-        assert!(output.status.success(), "{output:?}");
-        let result: Value = serde_json::from_slice(&output.stdout).expect("a result");
+        let result = plugin(&self.engine.namespace, "ADD", &configuration, container);
         let address = result["ip4"]["ip"].as_str().expect("an address");
         let (address, _) = address.split_once('/').expect("with a length");
         address.parse().expect("of IPv4")

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::namespace::{BUSYBOX, Namespace, demand, run, succeed};
 
 /// Where the package containernetworking-plugins has them.
-const PLUGINS: &str = "/usr/lib/cni";
+pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 const GATEWAY: &str = "192.168.0.1";
 
 /// A host whose Mesos agent reads `cni/`.
@@ -43,25 +43,6 @@ impl Host {
         serde_json::from_slice(&content).expect("it is JSON")
     }
 
-    /// Runs the plugin that `configuration` names, with the environment and the input that Mesos
-    /// gives it.
-    fn plugin(&self, command: &str, configuration: &Value, container: &Namespace) -> Value {
-        let mut input = configuration.clone();
-        input["args"] = json!({"org.apache.mesos": {"network_info": {"name": "vxlan-1"}}});
-        let plugin = configuration["type"].as_str().expect("it names its plugin");
-        let netns = container.path();
-        let mut program = self.namespace.command(Path::new(PLUGINS).join(plugin));
-        program
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", netns.file_name().expect("it has a name"))
-            .env("CNI_PATH", PLUGINS)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_NETNS", &netns);
-        let output = run(&mut program, &input.to_string());
-        assert!(output.status.success(), "{command}: {output:?}");
-        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
-    }
-
     /// Addresses that host-local has given away.
     fn reserved(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path("data/vxlan-1")).expect("host-local keeps its data");
@@ -76,7 +57,7 @@ impl Host {
     fn join_and_leave(&self, configuration: &Value) {
         let containers = [Namespace::new(), Namespace::new()];
         for (container, address) in containers.iter().zip(["192.168.0.2", "192.168.0.3"]) {
-            let result = self.plugin("ADD", configuration, container);
+            let result = plugin(&self.namespace, "ADD", configuration, container);
             // The shape of CNI 0.2, the only one in which Mesos finds the address.
             assert_eq!(result["ip4"]["ip"], format!("{address}/25"), "{result}");
             assert_eq!(result["ip4"]["gateway"], GATEWAY);
@@ -94,12 +75,36 @@ impl Host {
         assert!(!nat.contains("MASQUERADE"), "{nat}");
 
         for container in &containers {
-            self.plugin("DEL", configuration, container);
+            plugin(&self.namespace, "DEL", configuration, container);
             assert_eq!(container.devices(), [""; 0]);
         }
         assert_eq!(self.namespace.devices(), ["m-vxlan-1"]);
         assert_eq!(self.reserved(), [""; 0]);
     }
+}
+
+/// Runs the plugin that `configuration` names on a host, with the environment and the input that
+/// Mesos gives it.
+pub(crate) fn plugin(
+    host: &Namespace,
+    command: &str,
+    configuration: &Value,
+    container: &Namespace,
+) -> Value {
+    let mut input = configuration.clone();
+    input["args"] = json!({"org.apache.mesos": {"network_info": {"name": configuration["name"]}}});
+    let plugin = configuration["type"].as_str().expect("it names its plugin");
+    let netns = container.path();
+    let mut program = host.command(Path::new(PLUGINS).join(plugin));
+    program
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", netns.file_name().expect("it has a name"))
+        .env("CNI_PATH", PLUGINS)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_NETNS", &netns);
+    let output = run(&mut program, &input.to_string());
+    assert!(output.status.success(), "{command}: {output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
 fn network() -> CniNetwork {

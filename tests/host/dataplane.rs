@@ -1,15 +1,15 @@
 //! The dataplane on the real kernel: three hosts and their containers, adoption, drift, and the end
 //! of it all.
 
-use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesos_network_overlay::addr::{DeviceName, Mtu, Vni};
 use mesos_network_overlay::dataplane::{Dataplane, Heard, Monitor};
 use mesos_network_overlay::tunnel::Desired;
 
-use crate::hosts::{Host, Hosts, Underlay, desired, transfer};
+use crate::hosts::{Host, Hosts, Underlay, desired};
+use crate::traffic::{Stream, at_the_end, now, transfer, wait};
 
 #[test]
 #[ignore = "host"]
@@ -20,14 +20,15 @@ fn containers_of_three_hosts_reach_each_other() {
         hosts.assert_all_reach_each_other();
         let [first, second, third] = &hosts.hosts[..] else { panic!("three hosts") };
         for (from, to) in [(first, second), (second, third), (third, first)] {
-            transfer(from, to, to.address().into(), 4_000_000);
-            transfer(from, to, to.address6().into(), 4_000_000);
+            for address in [to.address().into(), to.address6().into()] {
+                transfer(&from.container, &to.container, address, 4_000_000);
+            }
         }
         // A host itself reaches the containers of others, and they it.
         assert!(first.namespace.can_reach(&second.address().to_string()));
         assert!(first.namespace.can_reach(&second.address6().to_string()));
-        assert!(first.container_reaches("44.128.0.2", 16));
-        assert!(first.container_reaches("fd01:a::2", 16));
+        assert!(first.container.can_reach("44.128.0.2"));
+        assert!(first.container.can_reach("fd01:a::2"));
     }
 }
 
@@ -48,74 +49,13 @@ fn nothing_is_left_to_do_and_unallocated_addresses_stay_inside() {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
-fn wait(time: Duration) {
-    std::thread::sleep(time);
-}
-
-#[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// Datagrams that go from one container to another until it is told to end.
-struct Stream<'a> {
-    from: &'a Host,
-    to: &'a Host,
-}
-
-impl Stream<'_> {
-    /// How many of the datagrams were lost that were sent while `act` ran.
-    fn lost_while(&self, act: impl FnOnce()) -> (u32, u32) {
-        let address = SocketAddr::new(self.to.address().into(), 7007);
-        let receiver = self.to.container.inside(|| UdpSocket::bind(address).expect("a free port"));
-        receiver.set_read_timeout(Some(Duration::from_millis(500))).expect("it is a socket");
-        let sender = self.from.container.inside(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
-            socket.connect(address).expect("there is a route");
-            socket
-        });
-        // The containers get to know their gateways.
-        assert!(self.from.container_reaches(&self.to.address().to_string(), 16));
-        let is_over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let send = || {
-                let mut sent = 0;
-                while !is_over.load(Ordering::Relaxed) {
-                    sent += u32::from(sender.send(b"datagram").is_ok());
-                    wait(Duration::from_millis(1));
-                }
-                sent
-            };
-            let count = || {
-                let mut buffer = [0; 16];
-                let mut received = 0;
-                while receiver.recv(&mut buffer).is_ok() {
-                    received += 1;
-                }
-                received
-            };
-            let spawn = "there is room for a thread";
-            let counting = std::thread::Builder::new().spawn_scoped(scope, count).expect(spawn);
-            let sending = std::thread::Builder::new().spawn_scoped(scope, send).expect(spawn);
-            wait(Duration::from_millis(100));
-            let over = at_the_end(|| is_over.store(true, Ordering::Relaxed));
-            act();
-            wait(Duration::from_millis(100));
-            drop(over);
-            let sent = sending.join().expect("it does not panic");
-            (sent, sent - counting.join().expect("it does not panic"))
-        })
-    }
-}
-
 #[test]
 #[ignore = "host"]
 fn a_restart_adopts_what_is_there_without_a_lost_packet() {
     let hosts = Hosts::new(3, Underlay::V4);
     hosts.program();
     let (first, second) = (&hosts.hosts[0], &hosts.hosts[1]);
-    let stream = Stream { from: first, to: second };
+    let stream = Stream::new(&first.container, &second.container, second.address().into());
     let (sent, lost) = stream.lost_while(|| {
         for host in [first, second, first, second] {
             let report = host.verify(&hosts.desired(host));
@@ -158,7 +98,8 @@ fn what_an_earlier_dataplane_made_becomes_ours_without_a_lost_packet() {
         shown.split(':').next().map(str::to_owned)
     };
     let before = (index(first), index(second));
-    let (sent, lost) = Stream { from: first, to: second }.lost_while(|| {
+    let stream = Stream::new(&first.container, &second.container, second.address().into());
+    let (sent, lost) = stream.lost_while(|| {
         for host in [first, second] {
             let report = host.verify(&hosts.desired(host));
             assert!(report.is_complete(), "{report:?}");
@@ -197,17 +138,6 @@ fn while_kept(host: &Host, desired: &Desired, act: impl FnOnce()) {
         drop(over);
         keeper.join().expect("it does not panic");
     });
-}
-
-/// Calls `end` when it goes.
-fn at_the_end(end: impl FnMut()) -> impl Drop {
-    struct Guard<F: FnMut()>(F);
-    impl<F: FnMut()> Drop for Guard<F> {
-        fn drop(&mut self) {
-            (self.0)();
-        }
-    }
-    Guard(end)
 }
 
 #[test]

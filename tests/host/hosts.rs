@@ -2,16 +2,15 @@
 //! container on it, as the CNI plugins and Docker make them. This process programs the dataplane.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
 use mesos_network_overlay::dataplane::{Dataplane, Report};
 use mesos_network_overlay::host::HostSettings;
 use mesos_network_overlay::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
 
-use crate::namespace::{BUSYBOX, Namespace, demand, run};
+use crate::namespace::{BUSYBOX, Namespace, demand};
+use crate::traffic::reaches;
 
 /// Which IP carries the tunnels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +73,16 @@ impl Underlay {
         }
     }
 
+    /// Gives a host its address.
+    pub(crate) fn assign(self, host: &Namespace, number: u8) {
+        self.assign_to(host, number, "eth0");
+    }
+
+    pub(crate) fn assign_to(self, host: &Namespace, number: u8, device: &str) {
+        let (prefix, nodad) = if self == Self::V4 { (24, "") } else { (64, "nodad") };
+        host.run(&format!("ip addr add {}/{prefix} dev {device} {nodad}", self.address(number)));
+    }
+
     const fn mtu(self) -> u32 {
         match self {
             Self::V4 => MTU_V4,
@@ -82,12 +91,30 @@ impl Underlay {
     }
 }
 
+/// What hosts are plugged into.
+pub(crate) fn switch() -> Namespace {
+    let switch = Namespace::new();
+    switch.run("ip link add br0 type bridge");
+    switch.run("ip link set br0 up");
+    switch
+}
+
+/// Connects a host to the switch, with an address of this family.
+pub(crate) fn plug(switch: &Namespace, host: &Namespace, number: u8, underlay: Underlay) {
+    let netns = host.path();
+    let line =
+        format!("ip link add port{number} type veth peer name eth0 netns {}", netns.display());
+    switch.run(&line);
+    switch.run(&format!("ip link set port{number} master br0 up"));
+    host.enable_ipv6();
+    host.run("ip link set eth0 up");
+    underlay.assign(host, number);
+}
+
 impl Hosts {
     pub(crate) fn new(count: u8, underlay: Underlay) -> Self {
         demand(&[BUSYBOX]);
-        let switch = Namespace::new();
-        switch.run("ip link add br0 type bridge");
-        switch.run("ip link set br0 up");
+        let switch = switch();
         let hosts = (1..=count).map(|number| Host::new(number, &switch, underlay)).collect();
         Self { underlay, hosts, _switch: switch }
     }
@@ -171,24 +198,9 @@ impl Host {
         let container = Namespace::new();
         let folder = tempfile::tempdir().expect("a temporary directory");
         let host = Self { number, namespace, container, folder };
-        let own = host.namespace.path();
-        switch.run(&format!(
-            "ip link add port{number} type veth peer name eth0 netns {}",
-            own.display()
-        ));
-        switch.run(&format!("ip link set port{number} master br0 up"));
-        // IPv6 of a namespace is off where that of the machine is.
-        for namespace in [&host.namespace, &host.container] {
-            namespace.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
-            namespace.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
-            // A bridge does not ask for neighbours while it makes sure of its own address.
-            namespace.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
-        }
+        host.container.enable_ipv6();
         let network = &host.namespace;
-        let prefix = if underlay == Underlay::V4 { 24 } else { 64 };
-        network.run("ip link set eth0 up");
-        let nodad = if underlay == Underlay::V4 { "" } else { "nodad" };
-        network.run(&format!("ip addr add {}/{prefix} dev eth0 {nodad}", underlay.address(number)));
+        plug(switch, network, number, underlay);
         network.run("ip link add m-vxlan-1 type bridge");
         network.run("ip link set m-vxlan-1 up");
         network.run(&format!("ip addr add 192.168.{number}.1/25 dev m-vxlan-1"));
@@ -235,9 +247,7 @@ impl Host {
     }
 
     pub(crate) fn container_reaches(&self, address: &str, size: u32) -> bool {
-        let size = size.to_string();
-        let ping = ["ping", "-c", "1", "-W", "2", "-s", &size, address];
-        run(self.container.command(BUSYBOX).args(ping), "").status.success()
+        reaches(&self.container, address.parse().expect("it is an address"), size)
     }
 
     /// All that a dataplane could have changed, in words.
@@ -273,33 +283,4 @@ pub(crate) fn settled(listing: &str) -> String {
         words.collect::<Vec<_>>().join(" ") + "\n"
     };
     listing.lines().map(line).collect()
-}
-
-/// Sends `size` bytes by TCP from a container to another.
-pub(crate) fn transfer(from: &Host, to: &Host, address: IpAddr, size: usize) {
-    const TIMEOUT: Option<Duration> = Some(Duration::from_secs(20));
-    let listener = to
-        .container
-        .inside(|| TcpListener::bind(SocketAddr::new(address, 0)).expect("a free port"));
-    let port = listener.local_addr().expect("it is bound").port();
-    let received = std::thread::scope(|scope| {
-        let receive = || {
-            let (mut stream, _) = listener.accept().expect("somebody connects");
-            stream.set_read_timeout(TIMEOUT).expect("it is a socket");
-            let mut bytes = Vec::new();
-            stream.read_to_end(&mut bytes).expect("it arrives");
-            bytes.len()
-        };
-        let receiver = std::thread::Builder::new().spawn_scoped(scope, receive);
-        let receiver = receiver.expect("there is room for a thread");
-        from.container.inside(|| {
-            let to = SocketAddr::new(address, port);
-            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5));
-            let mut stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
-            stream.set_write_timeout(TIMEOUT).expect("it is a socket");
-            stream.write_all(&vec![7; size]).expect("it is taken");
-        });
-        receiver.join().expect("it does not panic")
-    });
-    assert_eq!(received, size);
 }

@@ -9,6 +9,7 @@
 
 mod agent;
 mod clean;
+mod cluster;
 mod cni;
 mod dataplane;
 mod dataplane_refused;
@@ -21,4 +22,6 @@ mod firewall;
 mod firewall_docker;
 mod hosts;
 mod namespace;
+mod program;
+mod traffic;
 mod zookeeper;

@@ -26,23 +26,39 @@ pub(crate) fn demand(files: &[&str]) {
     }
 }
 
-/// A network namespace that is removed with all its devices at the end of its test.
+/// A network namespace. One that the test made is removed with all its devices at its end.
 pub(crate) struct Namespace {
-    name: String,
+    path: PathBuf,
+    /// Its name, if it is the test's own.
+    name: Option<String>,
 }
 
 impl Namespace {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let namespace = Self { name: format!("mesos-overlay-{}-{count}", std::process::id()) };
-        succeed(Command::new("ip").args(["netns", "add", &namespace.name]));
+        let name = format!("mesos-overlay-{}-{count}", std::process::id());
+        succeed(Command::new("ip").args(["netns", "add", &name]));
+        let namespace = Self { path: Path::new("/run/netns").join(&name), name: Some(name) };
         namespace.succeed("ip", &["link", "set", "lo", "up"]);
         namespace
     }
 
+    /// That of a process that runs, such as the first of a container.
+    pub(crate) fn of_process(pid: &str) -> Self {
+        Self { path: Path::new("/proc").join(pid).join("ns/net"), name: None }
+    }
+
+    /// Switches IPv6 on, which is off in a namespace where it is off in that of the machine.
+    pub(crate) fn enable_ipv6(&self) {
+        self.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
+        self.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
+        // A bridge does not ask for neighbours while it makes sure of its own address.
+        self.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.name)
+        self.path.clone()
     }
 
     /// A command in this namespace. By nsenter, since `ip netns exec` gives the program a view of
@@ -61,7 +77,7 @@ impl Namespace {
             act()
         };
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name(self.name.clone());
+            let thread = std::thread::Builder::new();
             let thread = thread.spawn_scoped(scope, enter).expect("there is room for a thread");
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
@@ -99,7 +115,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        if let Some(name) = &self.name {
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
     }
 }
 

@@ -1,0 +1,147 @@
+//! What somebody else does to a host on which the agent runs, and how long it takes until all is
+//! right again.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::reach::assert_all_answer;
+use super::{Cluster, Host};
+use crate::hosts::Underlay;
+use crate::namespace::run;
+use crate::traffic::{now, wait};
+
+/// A second is promised. This is for a machine that is busy with other things.
+const BOUND: Duration = Duration::from_secs(5);
+/// What is shown of a host whose agent works: links without what counts and without indices, and
+/// all that is ours.
+const DUMP: &str = "\
+    ip -d link show vtep1024 | sed 's/^[0-9]*: //'
+    ip addr show vtep1024 | grep inet | grep -v fe80
+    ip route show proto 109
+    ip -6 route show proto 109
+    ip neigh show nud permanent dev vtep1024
+    bridge fdb show dev vtep1024 | grep dst
+    nft list table inet mesos_overlay
+    sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.vtep1024.rp_filter
+    sysctl net.ipv6.conf.vtep1024.disable_ipv6";
+
+/// What somebody does on each of three hosts, and what is different then for good.
+type Drift = (&'static str, Option<(&'static str, &'static str)>);
+const DRIFTS: [[Drift; 7]; 3] = [
+    [
+        ("ip link delete vtep1024", None),
+        ("ip route flush proto 109", None),
+        ("ip neigh flush dev vtep1024 nud permanent", None),
+        ("bridge fdb del 70:b3:d5:80:00:02 dev vtep1024 dst 10.0.0.2 self", None),
+        ("nft delete table inet mesos_overlay", None),
+        ("sysctl -qw net.ipv4.ip_forward=0", None),
+        ("ip link set eth0 mtu 1480", Some((" mtu 1450 ", " mtu 1430 "))),
+    ],
+    [
+        ("ip link set vtep1024 down", None),
+        ("ip -6 route flush proto 109", None),
+        ("ip link set vtep1024 address 70:b3:d5:00:00:99", None),
+        ("ip addr flush dev vtep1024", None),
+        ("nft flush ruleset", None),
+        ("sysctl -qw net.ipv6.conf.all.forwarding=0", None),
+        ("sysctl -qw net.ipv4.conf.vtep1024.rp_filter=1", None),
+    ],
+    [
+        ("ip addr del 44.128.0.3/16 dev vtep1024", None),
+        ("ip neigh replace 44.128.0.2 lladdr 02:00:00:00:00:01 dev vtep1024 nud permanent", None),
+        ("ip route replace 192.168.1.0/24 via 44.128.0.9 dev vtep1024 onlink", None),
+        ("bridge fdb replace 70:b3:d5:80:00:02 dev vtep1024 dst 10.0.0.9 self", None),
+        ("nft flush chain inet mesos_overlay postrouting", None),
+        ("ip link set vtep1024 mtu 1300", None),
+        ("sysctl -qw net.ipv6.conf.vtep1024.disable_ipv6=1", None),
+    ],
+];
+
+fn dump(host: &Host) -> String {
+    let mut command = host.namespace().command("sh");
+    let output = run(command.args(["-c", DUMP]), "");
+    // In no order of its own.
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut lines: Vec<_> = text.lines().map(str::trim_end).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+/// The time until the host is as before, or the difference.
+fn repaired(host: &Host, right: &str, act: impl FnOnce()) -> Result<Duration, String> {
+    let start = now();
+    act();
+    loop {
+        let shown = dump(host);
+        let took = start.elapsed();
+        if shown == right {
+            return Ok(took);
+        }
+        if took > BOUND {
+            let missing = right.lines().filter(|line| !shown.contains(line));
+            let surplus = shown.lines().filter(|line| !right.contains(line));
+            let lines: Vec<_> = missing
+                .map(|line| format!("-{line}"))
+                .chain(surplus.map(|line| format!("+{line}")))
+                .collect();
+            return Err(lines.join("\n"));
+        }
+        wait(Duration::from_millis(5));
+    }
+}
+
+#[test]
+#[ignore = "host"]
+fn every_drift_is_repaired_within_a_second_of_the_event() {
+    let cluster = Cluster::started(3, Underlay::V4);
+    let containers = cluster.containers();
+    let mut table = String::new();
+    let mut failed = String::new();
+    for (host, drifts) in cluster.hosts.iter().zip(DRIFTS) {
+        let mut right = dump(host);
+        for (drift, difference) in drifts {
+            if let Some((before, after)) = difference {
+                right = right.replace(before, after);
+            }
+            match repaired(host, &right, || drop(host.namespace().run(drift))) {
+                Ok(took) => {
+                    let _ = writeln!(table, "{:>6} ms  {drift}", took.as_millis());
+                }
+                Err(difference) => {
+                    let _ = writeln!(failed, "{drift}\n{difference}");
+                }
+            }
+        }
+    }
+    eprintln!("{table}");
+    assert!(failed.is_empty(), "not repaired:\n{failed}\n{}", cluster.logs());
+    assert_all_answer(&cluster, &containers);
+}
+
+#[test]
+#[ignore = "host"]
+fn what_was_lost_because_a_buffer_ran_over_is_found_all_the_same() {
+    const ROUTES: u32 = 50_000;
+    let cluster = Cluster::started(2, Underlay::V4);
+    let host = cluster.host(1);
+    let right = dump(host);
+    let agent = host.agent.as_ref().expect("it runs");
+    agent.signal(Signal::STOP);
+    let route = |number: u32| {
+        format!("route add 11.{}.{}.{}/32 dev lo\n", number >> 16, number >> 8 & 255, number & 255)
+    };
+    let batch: String = (0..ROUTES).map(route).collect();
+    let added = run(host.namespace().command("ip").args(["-batch", "-"]), &batch);
+    assert!(added.status.success(), "{added:?}");
+    let sockets = host.namespace().run("cat /proc/net/netlink");
+    let drops =
+        |line: &str| line.split_whitespace().nth(8).and_then(|word| word.parse::<u64>().ok());
+    let dropped: u64 = sockets.lines().filter_map(drops).sum();
+    assert!(dropped > 0, "the buffer had room for all of it:\n{sockets}");
+    host.namespace().run("ip route flush proto 109");
+    let took = repaired(host, &right, || agent.signal(Signal::CONT));
+    eprintln!("repaired in {took:?} after {dropped} lost events");
+    took.unwrap_or_else(|difference| panic!("{difference}\n{}", cluster.logs()));
+}
