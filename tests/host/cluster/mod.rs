@@ -10,6 +10,7 @@ mod hostile;
 mod members;
 mod reach;
 mod restart;
+mod vni;
 
 use std::fs;
 use std::net::IpAddr;
