@@ -1,6 +1,6 @@
 //! Whole clusters in one thread from one seed: masters, agents, a store, an election, Docker, CNI
-//! and kernels, a network between them, and everything goes wrong. First the faults, in which nothing that
-//! was promised may be broken; then they end, and the cluster has to heal.
+//! and kernels, a network between them, and everything goes wrong. First the faults, in which
+//! nothing that was promised may be broken; then they end, and the cluster has to heal.
 //!
 //! The machines are the real ones, and so are the messages between them, the promises that a master
 //! keeps back, and the epochs of the store. See CONTRIBUTING.md for how to run it.

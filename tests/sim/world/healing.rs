@@ -66,8 +66,8 @@ impl World {
         REFRESH * REFRESHES + self.scenario.verify_interval + SLACK
     }
 
-    /// When all are well, one more agent comes or none, and somebody changes something in a kernel: the
-    /// others have to hear of the one, and the agent has to repair the other.
+    /// When all are well, one more agent comes or none, and somebody changes something in a kernel:
+    /// the others have to hear of the one, and the agent has to repair the other.
     pub(super) fn make_news(&mut self) -> Verdict {
         for latecomer in self.settled()..self.agents.len() {
             self.start_agent(latecomer)?;
