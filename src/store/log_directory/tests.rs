@@ -2,9 +2,11 @@
 //! is refused.
 
 use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prost::Message as _;
+use rustix::fs::{FlockOperation, fcntl_lock};
 use tempfile::TempDir;
 
 use super::*;
@@ -170,24 +172,41 @@ fn a_large_state_is_read_as_it_was_written() {
     assert_eq!(at(&path).look().unwrap().unwrap().records, records);
 }
 
+/// The lock that this program holds where it is a child of itself.
+const CHILD_LOCK: &str = "LOG_DIRECTORY_TEST_LOCK";
+
+/// What the child says when it holds the lock.
+const HELD: [u8; 4] = *b"held";
+
+/// The child: holds the lock until its parent ends.
+fn hold(lock: &str) {
+    let file = File::options().write(true).open(lock).unwrap();
+    fcntl_lock(&file, FlockOperation::LockExclusive).unwrap();
+    io::stderr().write_all(&HELD).unwrap();
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
 #[test]
+#[expect(clippy::disallowed_methods, reason = "what the parent tells the child")]
 fn whoever_has_it_open_is_named() {
+    if let Ok(lock) = std::env::var(CHILD_LOCK) {
+        return hold(&lock);
+    }
     let (_temporary, path) = place(&golden());
     fs::write(path.join(LOCK), "").unwrap();
     assert!(at(&path).look().is_ok(), "a lock that nobody holds");
     // Another process holds it: a lock of this one would not be seen by it.
-    let script = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.lockf(f, fcntl.LOCK_EX); \
-                  print('held', flush=True); sys.stdin.read()";
-    let mut holder = std::process::Command::new("python3")
-        .args(["-c", script])
-        .arg(path.join(LOCK))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--nocapture", "whoever_has_it_open_is_named"])
+        .env(CHILD_LOCK, path.join(LOCK))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    io::BufRead::read_line(&mut io::BufReader::new(holder.stdout.as_mut().unwrap()), &mut line)
-        .unwrap();
+    let mut said = [0; HELD.len()];
+    holder.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(said, HELD);
     let expected = format!(
         "log:{}: open: process {} has it, such as a mesos-master: stop that one for as long as this \
          takes",
@@ -197,7 +216,7 @@ fn whoever_has_it_open_is_named() {
     assert_eq!(at(&path).look().unwrap_err().to_string(), expected);
     assert_eq!(at(&path).replace(&[]).unwrap_err().to_string(), expected);
     drop(holder.stdin.take());
-    holder.wait().unwrap();
+    assert!(holder.wait().unwrap().success());
     assert!(at(&path).look().is_ok());
 }
 
