@@ -8,6 +8,7 @@
 
 mod checksum;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -126,10 +127,11 @@ impl LogDirectory {
             let _ = beside.keep();
             None
         } else {
+            // Whatever can fail does so before: from then on nothing may take away what is beside.
+            let kept = free_name(&self.path, name)?;
             renameat_with(CWD, beside.path(), CWD, &self.path, RenameFlags::EXCHANGE)?;
-            let kept = free_name(&self.path)?;
-            fs::rename(beside.keep(), &kept)?;
-            Some(kept)
+            let former = beside.keep();
+            Some(fs::rename(&former, &kept).map_or(former, |()| kept))
         };
         File::open(parent)?.sync_all()?;
         Ok(kept)
@@ -336,15 +338,16 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
     }
 }
 
-/// A name beside `path` for what was there.
-fn free_name(path: &Path) -> io::Result<PathBuf> {
+/// A name beside the directory `path`, which is called `name`, for what was there.
+fn free_name(path: &Path, name: &OsStr) -> io::Result<PathBuf> {
     let mut number = 1;
     loop {
-        let mut name = path.as_os_str().to_owned();
+        let mut name = name.to_owned();
         name.push(format!(".replaced-{number}"));
-        let name = PathBuf::from(name);
-        if !name.try_exists()? {
-            return Ok(name);
+        // Unlike the text of the path, it does not end in a slash.
+        let path = path.with_file_name(name);
+        if !path.try_exists()? {
+            return Ok(path);
         }
         number += 1;
     }

@@ -163,6 +163,25 @@ fn a_new_log_is_made_where_there_is_none() {
 }
 
 #[test]
+fn the_former_log_is_never_lost() {
+    let contents = |path: &Path| listing(path).into_values().collect::<Vec<_>>();
+    let (temporary, path) = place(&golden());
+    let before = contents(&path);
+    // As a shell completes it.
+    let with_slash = PathBuf::from(format!("{}/", path.display()));
+    let kept = at(&with_slash).replace(&[]).unwrap().kept.unwrap();
+    assert_eq!(kept, temporary.path().join("overlay_replicated_log.replaced-1"));
+    assert_eq!(contents(&kept), before);
+    // Where no name is left for it, nothing is done.
+    let long = temporary.path().join("l".repeat(245));
+    fs::rename(&kept, &long).unwrap();
+    let said = at(&long).replace(&[]).unwrap_err().to_string();
+    assert!(said.ends_with(": write: File name too long (os error 36)"), "{said}");
+    assert_eq!(contents(&long), before);
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 2, "nothing else is left there");
+}
+
+#[test]
 fn a_large_state_is_read_as_it_was_written() {
     let (_temporary, path) = place(&Files::new());
     let record = at(Path::new(GOLDEN)).look().unwrap().unwrap().records.remove(0).1;
