@@ -17,7 +17,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, StorageBackend, TableDefinition};
 
 use super::{
     Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
@@ -276,16 +276,20 @@ impl fmt::Display for FileStore {
 /// Opens an existing database as it is on the disk.
 fn open_and_verify(path: &Path) -> Result<Database, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut builder = Database::builder();
-    // Without the check redb trusts the pages of a file that was closed, and panics over a bad one.
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     forget_cached_pages(&file)?;
     // An empty file is not accepted: where a state was, it is a loss, and `create_with_backend`
     // would not say.
     if file.metadata()?.len() == 0 {
         return Err(redb::Error::Corrupted("the file is empty".to_owned()));
     }
-    Ok(builder.create_with_backend(FileBackend::new(file)?)?)
+    Ok(verify(FileBackend::new(file)?)?)
+}
+
+fn verify(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
+    let mut builder = Database::builder();
+    // Without the check redb trusts the pages of a file that was closed, and panics over a bad one.
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.create_with_backend(backend)
 }
 
 /// After an `fsync` that failed, Linux shows the pages that it could not write as if it had, to us
@@ -410,5 +414,7 @@ fn counter(
     counters.get(name)?.map(|value| value.value()).ok_or_else(missing)
 }
 
+#[cfg(test)]
+mod power_tests;
 #[cfg(test)]
 mod tests;
