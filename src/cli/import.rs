@@ -90,12 +90,13 @@ impl ImportCommand {
                 "--to log: the C++ modules want to know the network: give its file as --config",
             ));
         }
-        let Content { records, doubts } = self.read()?;
+        let Content { records, doubts: mut warnings } = self.read()?;
         let mut store = self.store.open(&place, network)?;
         self.store.refuse_running_masters(&store)?;
         let former = store.archive.look().map_err(failure)?.filter(|former| !former.is_empty());
         if let Some(former) = &former {
             self.refuse_former(&store.name, former)?;
+            warnings.extend(stays(former));
         }
         let mut report = Report {
             store: store.name,
@@ -104,7 +105,7 @@ impl ImportCommand {
             replaced: former.map(|former| Inventory::of(&former.records)),
             version: None,
             kept: None,
-            warnings: doubts,
+            warnings,
         };
         if !self.dry_run {
             let replaced = store.archive.replace(&records).map_err(failure)?;
@@ -166,4 +167,15 @@ impl ImportCommand {
         }
         output.finish()
     }
+}
+
+/// What is not replaced.
+fn stays(former: &Snapshot) -> Option<String> {
+    let count = former.unknown.len();
+    (count > 0).then(|| {
+        format!(
+            "a later version of mesos-overlay has written {count} records there that this one does not \
+             know: they stay as they are"
+        )
+    })
 }

@@ -185,6 +185,45 @@ fn a_running_master_refuses_both() {
 }
 
 #[test]
+fn what_a_later_version_keeps_is_not_dropped() {
+    let place = with_state();
+    let file = redb::Database::open(place.path("work/overlay-master.redb")).unwrap();
+    let transaction = file.begin_write().unwrap();
+    let table = redb::TableDefinition::<&[u8], &[u8]>::new("records");
+    transaction.open_table(table).unwrap().insert(&[9][..], &[7][..]).unwrap();
+    transaction.commit().unwrap();
+    drop(file);
+    place.run("export --from file --work-dir work -o all.json").success();
+    let unknown = json!([{ "key": "09", "bytes": "07" }]);
+    assert_eq!(records(&place, "all.json")["unknown"], unknown);
+    let later = "a later version of mesos-overlay has written 1 records";
+    assert_eq!(
+        place
+            .run("export --from file --work-dir work --form cpp --config network.json -o cpp.pb")
+            .failure(),
+        format!(
+            "mesos-overlay: file:work/overlay-master.redb: {later} that this one does not know: export \
+             with that version, or with --form json, which keeps them\n"
+        )
+    );
+    assert!(!place.path("cpp.pb").exists());
+    assert_eq!(
+        place.run("import all.json --to file --work-dir other").failure(),
+        format!(
+            "mesos-overlay: all.json: unknown: {later} that this one does not know: import it with \
+             that version, or empty the list to go without them\n"
+        )
+    );
+    assert!(!place.path("other").exists());
+    let said = place.run("import state.json --to file --work-dir work --replace").success();
+    let warning =
+        format!("warning: {later} there that this one does not know: they stay as they are\n");
+    assert!(said.contains(&warning), "{said}");
+    place.run("export --from file --work-dir work -o again.json").success();
+    assert_eq!(records(&place, "again.json")["unknown"], unknown);
+}
+
+#[test]
 fn what_cannot_be_done_is_said_in_one_line() {
     let place = Place::with_network();
     let usage = |arguments: &str| place.run(arguments).usage();
