@@ -35,7 +35,7 @@ pub(crate) const NETWORK: &str = r#"{
     ]
 }"#;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
 /// The docker of the package docker.io: another one may come first in `PATH`.
 pub(crate) const DOCKER: &str = "/usr/bin/docker";
 /// Where the package containernetworking-plugins has them.

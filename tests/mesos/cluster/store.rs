@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::form::golden;
 use super::host::{Cluster, files, wait_for, wait_until};
 use super::mesos::{
-    MASTER, MASTER_ADDRESS, MASTER_PORT, Parameters, addresses, mesos_master, module_agent,
-    module_master, modules, ready, state,
+    MASTER, MASTER_ADDRESS, MASTER_PORT, PROGRAM, Parameters, addresses, mesos_master,
+    module_agent, module_master, modules, ready, state,
 };
 
 #[test]
@@ -78,7 +78,18 @@ fn the_state_of_the_cpp_module_is_taken_over() {
     assert_eq!(both["10.0.0.2"][0]["subnet"], "192.168.1.0/24");
     agent.end(Signal::KILL);
     master.end(Signal::KILL);
-    let _master = start();
+    let master = start();
     let again = addresses(&wait_until("it is read again", || state(&hub), is_read));
     assert_eq!(again, both);
+
+    // A log that the program made of it is one of Mesos, too.
+    master.end(Signal::KILL);
+    let (place, file) = (format!("log:{}", log.display()), hub.text("state.json"));
+    hub.succeed(PROGRAM, &["export", "--from", &place, "--output", &file]);
+    let network = hub.text("network.json");
+    let import = ["import", &file, "--to", &place, "--config", &network, "--replace"];
+    hub.succeed(PROGRAM, &import);
+    let _master = start();
+    let moved = addresses(&wait_until("what was imported is read", || state(&hub), is_read));
+    assert_eq!(moved, both);
 }
