@@ -143,7 +143,8 @@ impl StoreOptions {
             return Ok(());
         }
         Err(Failure::new(format!(
-            "{}: masters are running ({}): stop them all first",
+            "{}: masters are running ({}): stop them all first; who was killed is gone after its \
+             session timeout",
             store.name,
             candidates.join(", ")
         )))

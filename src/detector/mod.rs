@@ -18,7 +18,8 @@ pub use follower::follow;
 use crate::addr::Ensemble;
 use crate::zookeeper::{Failure, Session};
 
-/// Who stands for election at the path of `ensemble`, the leader first: the names of their znodes.
+/// Who stands for election at the path of `ensemble`, the leader first: their addresses, or the
+/// names of their znodes where these say nothing that can be understood.
 ///
 /// # Errors
 /// When the servers do not answer, or not to this.
@@ -27,10 +28,18 @@ pub async fn candidates(
     session_timeout: Duration,
 ) -> Result<Vec<String>, Failure> {
     let session = Session::open(ensemble, session_timeout).await?;
-    let listed = group::list(&session, ensemble.path()).await;
-    let members = listed.map_err(|error| session.failure(ensemble.path(), &error))?;
-    let members = members.map(|(members, _)| members).unwrap_or_default();
-    Ok(members.into_iter().map(|member| member.name).collect())
+    let path = ensemble.path();
+    let failure = |error| session.failure(path, &error);
+    let listed = group::list(&session, path).await.map_err(failure)?;
+    let mut candidates = Vec::new();
+    for member in listed.map(|(members, _)| members).unwrap_or_default() {
+        match group::read(&session, path, &member).await.map_err(failure)? {
+            Some(Ok(candidate)) => candidates.push(candidate.address.to_string()),
+            Some(Err(_)) => candidates.push(member.name),
+            None => {}
+        }
+    }
+    Ok(candidates)
 }
 
 /// A way to find the master.

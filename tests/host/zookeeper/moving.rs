@@ -16,6 +16,9 @@ use zookeeper_client::{Acls, Client, CreateMode};
 use super::{SERVERS, SESSION, TICK, ensemble, pause};
 use crate::ensemble::Servers;
 
+/// What a master wrote to stand for election.
+const RECORDED: &[u8] = include_bytes!("../../golden/zookeeper-json.info_0000000000");
+
 fn open(address: &Ensemble) -> ZooKeeperStore {
     ZooKeeperStore::new(address.clone(), SESSION).expect("a store")
 }
@@ -135,22 +138,26 @@ fn a_state_moves_while_its_master_leads() {
 
     // Another one replaces it, and not while a master stands for election.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
-    let candidate = runtime.block_on(async {
+    let candidates = [("/to/json.info_0000000007", RECORDED), ("/to/json.info_0000000008", b"{}")];
+    let client = runtime.block_on(async {
         let client = Client::connect(&to.servers()).await.expect("connected");
         let options = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
-        client.create("/to/json.info_0000000007", b"{}", &options).await.expect("made");
+        for (path, content) in candidates {
+            client.create(path, content, &options).await.expect("made");
+        }
         client
     });
     std::fs::write(place.path().join("state.json"), exported(11)).expect("written");
     assert_eq!(
         fail(&place, &format!("{} --replace", import(&to))),
         format!(
-            "mesos-overlay: {to}: masters are running (json.info_0000000007): stop them all first\n"
+            "mesos-overlay: {to}: masters are running (127.0.0.1:5050, json.info_0000000008): stop \
+             them all first; who was killed is gone after its session timeout\n"
         )
     );
-    runtime
-        .block_on(async { candidate.delete("/to/json.info_0000000007", None).await })
-        .expect("gone");
+    for (path, _) in candidates {
+        runtime.block_on(client.delete(path, None)).expect("gone");
+    }
     succeed(&place, &format!("{} --replace", import(&to)));
     let records = open(&to).load().expect("loaded").records;
     assert_eq!((records.len(), records[0].0), (8000, key(11 << 24 | 1)));
