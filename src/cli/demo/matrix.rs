@@ -2,6 +2,7 @@
 //! overlay carries, and what came of them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::Ipv4Addr;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
@@ -9,15 +10,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::containers::Container;
-use crate::cli::ping::ping;
+use crate::cli::echo::{Echo, Outcome, Prober, Refusal};
 
 /// A small packet: what `ping` sends.
 const SMALL: u32 = 84;
 /// How long an answer is waited for, and how often it is tried: a machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(1);
-const TRIES: usize = 3;
-/// Why there is no answer where the system has no thread to give.
-const NOT_SENT: &str = "it could not be sent: there is no room for a thread";
+const TRIES: u32 = 3;
 /// Columns of a cell.
 const CELL: usize = 5;
 
@@ -42,53 +41,58 @@ pub(super) fn ping_all(containers: &[Container]) -> Vec<Ping> {
     let pairs = all().flat_map(|from| all().map(move |to| (from, to)));
     let pairs = pairs.filter(|(from, to)| from.name != to.name);
     std::thread::scope(|scope| {
-        let start = |(from, to): (&Container, &Container)| {
-            let sizes = [SMALL, from.mtu.min(to.mtu)];
-            let failed = sizes.map(|bytes| Ping::new(from, to, bytes, &Err(NOT_SENT.to_owned())));
+        let start = |(from, to)| {
             let thread = std::thread::Builder::new().name("overlay-ping".to_owned());
-            let (from, to) = (from.clone(), to.clone());
-            let work = move || sizes.map(|bytes| ping_until_answered(&from, &to, bytes));
-            (thread.spawn_scoped(scope, work), failed)
+            (from, to, thread.spawn_scoped(scope, move || ping(from, to)))
         };
         let started: Vec<_> = pairs.map(start).collect();
-        let finish = |(thread, failed): (std::io::Result<ScopedJoinHandle<'_, [Ping; 2]>>, _)| {
-            thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(failed)
+        let finish = |(from, to, thread): (_, _, io::Result<ScopedJoinHandle<'_, _>>)| {
+            let pinged = match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err("its thread panicked".into())),
+                Err(error) => Err(error.to_string()),
+            };
+            let results = pinged.unwrap_or_else(|why: String| [Err(why.clone()), Err(why)]);
+            let all = sizes(from, to).into_iter().zip(results);
+            all.map(|(bytes, took)| Ping::new(from, to, bytes, took)).collect::<Vec<_>>()
         };
         started.into_iter().flat_map(finish).collect()
     })
 }
 
-fn ping_until_answered(from: &Container, to: &Container, bytes: u32) -> Ping {
-    let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let try_once = || match from.namespace.inside(|| ping(to.address, length, PATIENCE)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    let mut result = try_once();
-    for _ in 1..TRIES {
-        if result.is_ok() {
-            break;
+fn sizes(from: &Container, to: &Container) -> [u32; 2] {
+    [SMALL, from.mtu.min(to.mtu)]
+}
+
+/// The thread stays where the container is.
+fn ping(from: &Container, to: &Container) -> Result<[Result<Duration, String>; 2], String> {
+    from.namespace.enter().map_err(|error| error.to_string())?;
+    let (source, target) = (from.address.into(), to.address.into());
+    let mut prober = Prober::open(&[source].into()).map_err(|error| error.to_string())?;
+    // One after the other: of two at once the second waits until the first was taken.
+    Ok(sizes(from, to).map(|size| {
+        let echo = Echo { from: source, to: target, size };
+        took(&prober.round(&[echo], TRIES, PATIENCE).outcomes[0])
+    }))
+}
+
+/// How long it took, or why there was no answer.
+fn took(outcome: &Outcome) -> Result<Duration, String> {
+    match outcome {
+        Outcome::Answered(took) => Ok(*took),
+        Outcome::Silent => Err(format!("no answer to {TRIES} of them, within {PATIENCE:?} each")),
+        Outcome::TooBig(_) => Err("it is larger than what passes on the way".to_owned()),
+        Outcome::Refused(Refusal { by, .. }) => {
+            Err(format!("{by} has no way to it, or forbids it"))
         }
-        result = try_once();
+        Outcome::NotSent(reason) => Err(reason.clone()),
     }
-    Ping::new(from, to, bytes, &result)
 }
 
 impl Ping {
-    fn new(
-        from: &Container,
-        to: &Container,
-        bytes: u32,
-        result: &Result<Duration, String>,
-    ) -> Self {
-        let took = result.as_ref().ok();
-        Self {
-            from: from.name.clone(),
-            to: to.name.clone(),
-            bytes,
-            microseconds: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
-            error: result.as_ref().err().cloned(),
-        }
+    fn new(from: &Container, to: &Container, bytes: u32, took: Result<Duration, String>) -> Self {
+        let took = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        let (from, to) = (from.name.clone(), to.name.clone());
+        Self { from, to, bytes, microseconds: took.as_ref().ok().copied(), error: took.err() }
     }
 }
 

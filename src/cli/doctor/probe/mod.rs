@@ -4,7 +4,6 @@
 //! the port of its agent.
 
 mod counters;
-mod echo;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,9 +13,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use self::counters::{Counters, WRONG_CHECKSUM};
-use self::echo::{Echo, Outcome, Prober, Round};
 use self::verdict::{Trace, Way};
 use super::super::Failure;
+use super::super::echo::{Echo, Outcome, Prober, Round};
 use super::super::host::counted;
 use super::super::http_client::block_on;
 use super::ask::agent_info;
@@ -165,14 +164,14 @@ fn through(way: &Way, size: u32) -> Echo {
 
 /// Full-size packets on the ways on which small ones went, and then between the two.
 fn send_full(prober: &mut Prober, traces: &mut [Trace]) {
-    let went = |trace: &&mut Trace| trace.small == Outcome::Answered;
+    let went = |trace: &&mut Trace| trace.small.is_answered();
     let mut open: Vec<&mut Trace> = traces.iter_mut().filter(went).collect();
     let echoes: Vec<Echo> = open.iter().map(|trace| through(&trace.way, trace.way.mtu)).collect();
     let outcomes = prober.round(&echoes, TRIES, WAIT).outcomes;
     for (trace, outcome) in open.iter_mut().zip(outcomes) {
         trace.full = outcome;
     }
-    open.retain(|trace| trace.full != Outcome::Answered && trace.way.mtu > SMALL);
+    open.retain(|trace| !trace.full.is_answered() && trace.way.mtu > SMALL);
     // The largest that went, and the smallest that did not.
     let mut bounds: Vec<(u32, u32)> = open.iter().map(|trace| (SMALL, trace.way.mtu)).collect();
     while bounds.iter().any(|(low, high)| high - low > 1) {
@@ -182,7 +181,7 @@ fn send_full(prober: &mut Prober, traces: &mut [Trace]) {
             open.iter().zip(&steps).map(|(trace, size)| through(&trace.way, *size)).collect();
         let outcomes = prober.round(&echoes, STEP_TRIES, STEP_WAIT).outcomes;
         for ((bound, size), outcome) in bounds.iter_mut().zip(steps).zip(outcomes) {
-            if outcome == Outcome::Answered {
+            if outcome.is_answered() {
                 bound.0 = size.max(bound.0);
             } else {
                 bound.1 = size.max(bound.0 + 1);
@@ -198,9 +197,7 @@ fn send_full(prober: &mut Prober, traces: &mut [Trace]) {
 /// Asks the agents that answer in the underlay only.
 fn ask_silent(traces: &mut [Trace], port: u16) -> Result<(), Failure> {
     let is_silent = |trace: &&Trace| {
-        trace.small == Outcome::Silent
-            && trace.underlay == Outcome::Answered
-            && trace.said.is_none()
+        trace.small == Outcome::Silent && trace.underlay.is_answered() && trace.said.is_none()
     };
     let silent: BTreeSet<IpAddr> =
         traces.iter().filter(is_silent).map(|trace| trace.way.agent).take(ASKED_MAX).collect();

@@ -5,11 +5,10 @@
 
 use std::net::IpAddr;
 
-use super::counters::{Counters, RP_FILTER};
-use super::echo::{Outcome, Refusal, Unreachable};
-use crate::addr::{DeviceName, Mac, Vni};
-
+use super::super::super::echo::{Outcome, Refusal, Unreachable};
 use super::super::finding::Finding;
+use super::counters::{Counters, RP_FILTER};
+use crate::addr::{DeviceName, Mac, Vni};
 
 const CHECK: &str = "probe";
 
@@ -53,7 +52,7 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn is_well(&self) -> bool {
-        (&self.small, &self.full) == (&Outcome::Answered, &Outcome::Answered)
+        self.small.is_answered() && self.full.is_answered()
     }
 
     /// The cause of a loss, and what mends it; `None` if there was none.
@@ -62,7 +61,7 @@ impl Trace {
             return None;
         }
         let finding = match (&self.small, &self.underlay) {
-            (Outcome::Answered, _) => self.too_large(),
+            (Outcome::Answered(_), _) => self.too_large(),
             (Outcome::NotSent(reason), _) => self.not_sent(reason),
             (_, underlay) => match self.wrong_identity().or_else(|| self.refused()) {
                 Some(finding) => finding,
@@ -197,7 +196,7 @@ impl Trace {
                     .to_owned(),
             )
             .mend(format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2")),
-            Outcome::Answered => finding(
+            Outcome::Answered(_) => finding(
                 format!("{name}: it answers in the underlay, and not in the tunnel"),
                 match self.peer {
                     Some(_) => format!(
@@ -227,7 +226,11 @@ impl Trace {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const ANSWERED: Outcome = Outcome::Answered(Duration::ZERO);
 
     fn trace() -> Trace {
         let way = Way {
@@ -246,7 +249,7 @@ mod tests {
             small: Outcome::Silent,
             full: Outcome::Silent,
             largest: None,
-            underlay: Outcome::Answered,
+            underlay: ANSWERED,
             said: None,
             peer: None,
         }
@@ -291,7 +294,7 @@ mod tests {
     #[test]
     fn what_works_in_the_tunnel_is_well_whatever_the_underlay_says() {
         let mut trace = trace();
-        (trace.small, trace.full) = (Outcome::Answered, Outcome::Answered);
+        (trace.small, trace.full) = (ANSWERED, ANSWERED);
         trace.underlay = Outcome::Silent;
         trace.said = Some(refusal(Unreachable::Port));
         assert_eq!(trace.finding(&Counters::default()), None);
@@ -300,7 +303,7 @@ mod tests {
     #[test]
     fn packets_that_are_too_large_are_told_with_what_fits() {
         let (what, command, advice) = found(|trace| {
-            trace.small = Outcome::Answered;
+            trace.small = ANSWERED;
             trace.largest = Some(1350);
         });
         assert_eq!(

@@ -1,6 +1,8 @@
 //! Echo requests with a chosen source and size, never cut in pieces, many at once but paced; and
-//! what comes back of them: answers, and what routers and hosts say against them. It also hears
-//! what is said against the tunnels' own packets, which tells a closed port from a silent one.
+//! what comes back of them: answers and how long they took, and what routers and hosts say against
+//! them. It also hears what is said against the tunnels' own packets, which tells a closed port
+//! from a silent one. All of it is in the network namespace of the calling thread, and needs no
+//! `ping`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -42,13 +44,25 @@ pub(super) struct Echo {
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
-    Answered,
+    /// How long the answer took.
+    Answered(Duration),
     Silent,
     Refused(Refusal),
     /// It does not fit a link; its MTU, if that is told.
     TooBig(Option<u32>),
     /// The system's word.
     NotSent(String),
+}
+
+impl Outcome {
+    pub(super) const fn is_answered(&self) -> bool {
+        matches!(self, Self::Answered(_))
+    }
+
+    /// Whether there may still be an answer.
+    const fn is_open(&self) -> bool {
+        matches!(self, Self::Silent | Self::Refused(_))
+    }
 }
 
 /// What somebody said against a packet.
@@ -78,6 +92,9 @@ pub(super) struct Round {
     /// What was said against UDP packets of ours, by their destination and port.
     pub(super) datagrams: BTreeMap<(IpAddr, u16), Refusal>,
 }
+
+/// Requests by their numbers: which of them, and when it was sent.
+type Sent = BTreeMap<u16, (usize, Instant)>;
 
 /// A message that came back.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,25 +140,23 @@ impl Prober {
     /// Sends all of `echoes`, those without an answer up to `tries` times with a `wait` after each.
     pub(super) fn round(&mut self, echoes: &[Echo], tries: u32, wait: Duration) -> Round {
         let mut round = Round { outcomes: vec![Outcome::Silent; echoes.len()], ..Round::default() };
-        let mut numbers: BTreeMap<u16, usize> = BTreeMap::new();
+        let mut sent = Sent::new();
         for _ in 0..tries {
-            let is_open =
-                |outcome: &Outcome| matches!(outcome, Outcome::Silent | Outcome::Refused(_));
             let open: Vec<usize> =
-                (0..echoes.len()).filter(|index| is_open(&round.outcomes[*index])).collect();
+                (0..echoes.len()).filter(|index| round.outcomes[*index].is_open()).collect();
             for (count, index) in open.iter().enumerate() {
                 let number = self.next_number;
                 self.next_number = number.wrapping_add(1);
-                numbers.insert(number, *index);
+                sent.insert(number, (*index, now()));
                 if let Err(outcome) = self.send(&echoes[*index], number) {
                     round.outcomes[*index] = outcome;
                 }
                 if count % BURST == BURST - 1 {
-                    self.listen(echoes, &numbers, &mut round, PAUSE);
+                    self.listen(echoes, &sent, &mut round, PAUSE);
                 }
             }
             if !open.is_empty() {
-                self.listen(echoes, &numbers, &mut round, wait);
+                self.listen(echoes, &sent, &mut round, wait);
             }
         }
         round
@@ -160,16 +175,10 @@ impl Prober {
         sendto(socket, &packet, SendFlags::DONTWAIT, &to).map(drop).map_err(not_sent)
     }
 
-    /// Takes what comes until all have their answers or the time is up.
-    fn listen(
-        &mut self,
-        echoes: &[Echo],
-        numbers: &BTreeMap<u16, usize>,
-        round: &mut Round,
-        wait: Duration,
-    ) {
+    /// Takes what comes until nothing more can or the time is up.
+    fn listen(&mut self, echoes: &[Echo], sent: &Sent, round: &mut Round, wait: Duration) {
         let end = now() + wait;
-        while round.outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Answered)) {
+        while round.outcomes.iter().any(Outcome::is_open) {
             let left = end.saturating_duration_since(now());
             if left.is_zero() {
                 return;
@@ -186,7 +195,7 @@ impl Prober {
                 }
             }
             for heard in self.receive() {
-                note(heard, echoes, numbers, round);
+                note(heard, echoes, sent, round);
             }
         }
     }
@@ -233,16 +242,19 @@ fn open(source: IpAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn note(heard: Heard, echoes: &[Echo], numbers: &BTreeMap<u16, usize>, round: &mut Round) {
+fn note(heard: Heard, echoes: &[Echo], sent: &Sent, round: &mut Round) {
     match heard {
         Heard::Reply { number, by } => {
-            if let Some(index) = numbers.get(&number).filter(|index| echoes[**index].to == by) {
-                round.outcomes[*index] = Outcome::Answered;
+            if let Some((index, at)) = sent.get(&number)
+                && echoes[*index].to == by
+                && !round.outcomes[*index].is_answered()
+            {
+                round.outcomes[*index] = Outcome::Answered(now().duration_since(*at));
             }
         }
         Heard::Against { number, outcome } => {
-            if let Some(index) = numbers.get(&number)
-                && round.outcomes[*index] != Outcome::Answered
+            if let Some((index, _)) = sent.get(&number)
+                && !round.outcomes[*index].is_answered()
             {
                 round.outcomes[*index] = outcome;
             }
@@ -382,6 +394,8 @@ mod tests {
         assert_eq!(bytes.len(), 1430);
         assert_eq!((bytes[0], &bytes[4..8]), (8, &[0x12, 0x34, 0, 7][..]));
         assert_eq!(checksum(&bytes), 0, "with its checksum all of it sums up to nothing");
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0x220d);
+        assert_eq!(checksum(&[0xff; 3]), 0x00ff);
         assert_eq!(request(&echo("fd00::2", 1430), 1, 1).len(), 1390);
         assert_eq!(request(&echo("fd00::2", 1), 1, 1).len(), ICMP_HEADER);
     }
@@ -393,12 +407,35 @@ mod tests {
         let by = "10.0.0.2".parse().unwrap();
         assert_eq!(read_v4(&bytes, 0x1234), Some(Heard::Reply { number: 7, by }));
         assert_eq!(read_v4(&bytes, 0x1235), None);
+        let mut with_options = bytes.clone();
+        with_options[0] = 0x46;
+        with_options.splice(20..20, [0; 4]);
+        assert_eq!(read_v4(&with_options, 0x1234), Some(Heard::Reply { number: 7, by }));
+        let request = request(&echo("10.0.0.1", 84), 0x1234, 7);
+        let bytes_of_request = packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &request);
+        assert_eq!(read_v4(&bytes_of_request, 0x1234), None, "a request is no answer");
         let by = "fd00::2".parse().unwrap();
         let reply = [129, 0, 0, 0, 0x12, 0x34, 0, 7];
         assert_eq!(read_v6(&reply, by, 0x1234), Some(Heard::Reply { number: 7, by }));
         for length in 0..bytes.len() {
             assert_eq!(read_v4(&bytes[..length], 0x1234), None);
         }
+    }
+
+    #[test]
+    fn the_first_answer_of_the_one_that_was_asked_counts() {
+        let echoes = [echo("10.0.0.2", 84)];
+        let mut round = Round { outcomes: vec![Outcome::Silent], ..Round::default() };
+        let sent = Sent::from([(7, (0, now()))]);
+        let mut hear = |number, by: &str| {
+            note(Heard::Reply { number, by: by.parse().unwrap() }, &echoes, &sent, &mut round);
+            round.outcomes[0].clone()
+        };
+        assert_eq!(hear(8, "10.0.0.2"), Outcome::Silent);
+        assert_eq!(hear(7, "10.0.0.3"), Outcome::Silent);
+        let first = hear(7, "10.0.0.2");
+        assert!(first.is_answered(), "{first:?}");
+        assert_eq!(hear(7, "10.0.0.2"), first, "how long it took stays");
     }
 
     #[test]
