@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -36,6 +36,15 @@ const REAP_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause between two looks whether a program has ended. One that has closed its
 /// output ends within a moment, or means to stay.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// Where programs of the system are, on every distribution. Our own path may lack them.
+const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+
+/// Where a program of the system is, if it is there.
+#[must_use]
+pub fn of_system(program: &str) -> Option<PathBuf> {
+    FOLDERS.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
+}
 
 /// A program that has ended.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 
 use clap::Args;
@@ -72,18 +72,23 @@ impl Addresses {
 
 /// The address of this host from which `towards` is reached, or else anybody: the kernel's choice
 /// of a source address. Nothing is sent.
-fn own_address(towards: Option<SocketAddrV4>) -> Result<Ipv4Addr, Failure> {
+pub(super) fn own_address(towards: Option<SocketAddrV4>) -> Result<Ipv4Addr, Failure> {
     // 192.0.2.1 is nobody (RFC 5737): the way there is the default route.
     let towards = towards.unwrap_or(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9));
-    let found = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
-        socket.connect(towards)?;
-        socket.local_addr()
-    });
-    match found {
-        Ok(SocketAddr::V4(local)) if !local.ip().is_unspecified() => Ok(*local.ip()),
+    match source_towards(None, towards.into()) {
+        Ok(IpAddr::V4(own)) if !own.is_unspecified() => Ok(own),
         Ok(_) => Err(no_address("the kernel names none")),
         Err(error) => Err(no_address(&error.to_string())),
     }
+}
+
+/// The address that the kernel would send from, of its own choice unless `from` is given; an error
+/// if it has no way there. Nothing is sent.
+pub(super) fn source_towards(from: Option<IpAddr>, to: SocketAddr) -> io::Result<IpAddr> {
+    let any = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    let socket = UdpSocket::bind((from.unwrap_or(any), 0))?;
+    socket.connect(to)?;
+    socket.local_addr().map(|local| local.ip())
 }
 
 fn no_address(reason: &str) -> Failure {

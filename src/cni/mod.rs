@@ -18,5 +18,10 @@ pub use directory::{CniDirectory, Outcome, Removal};
 pub use error::CniError;
 pub use leases::Leases;
 
+/// The plugins that our configurations name, besides Mesos' own.
+pub const PLUGINS: [&str; 2] = [configuration::BRIDGE_PLUGIN, configuration::IPAM_PLUGIN];
+/// Where distributions and the plugins' own packages put them.
+pub const PLUGIN_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
+
 #[cfg(test)]
 mod tests;

@@ -2,13 +2,10 @@
 //! of them is enough for any number of rules.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::program::{Failure, run_blocking};
+use crate::program::{Failure, of_system, run_blocking};
 
-/// Where they are on every distribution. Looked at first, since the agent's own path may lack them.
-const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 /// How long one may take. iptables waits five seconds of it for others who are at work.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -75,13 +72,9 @@ fn remedy(said: &str) -> &'static str {
     }
 }
 
-fn place(program: &str) -> Option<PathBuf> {
-    FOLDERS.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
-}
-
 /// Whether the program is there.
 pub(super) fn has(program: &str) -> bool {
-    place(program).is_some()
+    of_system(program).is_some()
 }
 
 /// Output of a program, which must succeed.
@@ -90,7 +83,7 @@ pub(super) fn run(
     arguments: &[&str],
     input: &str,
 ) -> Result<String, FirewallError> {
-    let path = place(program).ok_or(FirewallError::ProgramNotFound(program))?;
+    let path = of_system(program).ok_or(FirewallError::ProgramNotFound(program))?;
     let words = arguments.iter().map(OsStr::new);
     let command = || format!("{program} {}", arguments.join(" "));
     let finished =

@@ -17,13 +17,10 @@ use super::hosts::UPLINK;
 use super::stage::{Namespace, device};
 use crate::addr::{DeviceName, InterfaceAddress, Mtu, Subnet};
 use crate::cli::Failure;
+use crate::cni::{PLUGIN_FOLDERS, PLUGINS};
 use crate::dataplane::{Wiring, WiringError};
 use crate::program::{Failure as ProgramFailure, run_command};
 
-/// Where distributions and the plugins' own packages put them.
-const FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
-/// The plugins that our configurations name.
-const PLUGINS: [&str; 2] = ["bridge", "host-local"];
 /// How long a plugin may take; it takes tens of milliseconds.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// The gateway is the first address of a subnet, and the first container has the second.
@@ -43,7 +40,7 @@ impl Maker {
     pub(super) fn find() -> Self {
         let is_whole =
             |folder: &&&str| PLUGINS.iter().all(|it| Path::new(folder).join(it).exists());
-        FOLDERS.iter().find(is_whole).map_or(Self::Ourselves, |folder| Self::Plugins(folder))
+        PLUGIN_FOLDERS.iter().find(is_whole).map_or(Self::Ourselves, |folder| Self::Plugins(folder))
     }
 
     /// In words.
@@ -53,7 +50,7 @@ impl Maker {
                 format!("made by the CNI plugins bridge and host-local in {folder}")
             }
             Self::Ourselves => {
-                format!("made without CNI plugins: there are none in {}", FOLDERS.join(", "))
+                format!("made without CNI plugins: there are none in {}", PLUGIN_FOLDERS.join(", "))
             }
         }
     }

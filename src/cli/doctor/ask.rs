@@ -2,11 +2,12 @@
 //! kernel's answers what is wanted on this host.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::super::host::{own_address, source_towards};
 use super::super::http_client::{MasterClient, ask_agent};
 use super::super::output::harmless;
 use super::observed::{AgentAnswer, AgentSeen, Basis, MasterSeen, Tunnel};
@@ -154,7 +155,8 @@ fn without_assignments(
     master: Option<&State>,
     there: &dataplane::Observed,
 ) -> (Desired, Basis) {
-    let underlay = config.dataplane.underlay.map(IpAddr::V6).or_else(own_address);
+    let underlay = config.dataplane.underlay.map(IpAddr::V6);
+    let underlay = underlay.or_else(|| own_address(None).ok().map(IpAddr::V4));
     let containers_mtu = config.options.allocate_subnet.then_some(config.options.overlay_mtu);
     if !there.state.devices.is_empty() {
         let local = |(name, device): (&DeviceName, &dataplane::Device)| {
@@ -209,20 +211,6 @@ fn without_assignments(
     });
     let spaces = spaces.collect();
     (Desired { locals: vec![local], spaces, ..Desired::default() }, Basis::Network)
-}
-
-/// The address from which this host reaches others: the kernel's choice. Nothing is sent.
-fn own_address() -> Option<IpAddr> {
-    // 192.0.2.1 is nobody (RFC 5737): the way there is the default route.
-    let nobody = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
-    source_towards(None, nobody).ok().filter(|ip| !ip.is_unspecified())
-}
-
-fn source_towards(from: Option<IpAddr>, to: SocketAddr) -> std::io::Result<IpAddr> {
-    let any = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-    let socket = UdpSocket::bind((from.unwrap_or(any), 0))?;
-    socket.connect(to)?;
-    socket.local_addr().map(|local| local.ip())
 }
 
 /// Peers to which the kernel has no route. Nothing is sent.

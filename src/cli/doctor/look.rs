@@ -8,15 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::observed::{Holder, Managers, Plugins, Rules, Tunnel};
+use crate::cni;
 use crate::config::AgentConfig;
-use crate::program::{Finished, run_blocking};
+use crate::program::{Finished, of_system, run_blocking};
 
-/// Where programs of the system are.
-const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 /// How long a listing may take: that of iptables waits for others who are at work.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Where CNI plugins mostly are, if nobody says where.
-const PLUGIN_FOLDERS: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
 /// The numbers below `/proc/sys/net` that matter, besides those of our devices.
 const SETTINGS: [&str; 10] = [
     "ipv4/ip_forward",
@@ -39,8 +36,7 @@ const NETWORK_MANAGERS: [(&str, &str, &str); 2] = [
 
 /// What a program of the system said, if it is there and ended in time.
 fn listing(program: &str, arguments: &[&str]) -> Option<Finished> {
-    let places = FOLDERS.iter().map(|folder| Path::new(folder).join(program));
-    let place = places.into_iter().find(|place| place.exists())?;
+    let place = of_system(program)?;
     run_blocking(&place, arguments.iter().map(OsStr::new), b"", TIMEOUT).ok()
 }
 
@@ -144,7 +140,7 @@ pub(super) fn udp_socket(line: &str) -> Option<(u16, u64)> {
 
 pub(super) fn plugins(config: &AgentConfig) -> Plugins {
     let searched = if config.cni_plugins_dir.is_empty() {
-        PLUGIN_FOLDERS.iter().map(PathBuf::from).collect()
+        cni::PLUGIN_FOLDERS.iter().map(PathBuf::from).collect()
     } else {
         config.cni_plugins_dir.clone()
     };
@@ -158,7 +154,7 @@ pub(super) fn plugins(config: &AgentConfig) -> Plugins {
                 .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
         })
     };
-    let missing = ["bridge", "host-local"].into_iter().filter(|plugin| !is_there(plugin));
+    let missing = cni::PLUGINS.into_iter().filter(|plugin| !is_there(plugin));
     let missing = missing.collect();
     Plugins { searched, missing }
 }
