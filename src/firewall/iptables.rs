@@ -10,7 +10,7 @@ use super::ruleset::{AgentNews, Ruleset};
 use crate::addr::{Family, Subnet};
 
 /// Chain that accepts before others, and isolates overlays.
-pub(super) const FORWARD: &str = "MESOS-OVERLAY";
+pub const FORWARD: &str = "MESOS-OVERLAY";
 /// Chain that accepts after Docker's have had their say.
 pub(super) const OUTSIDE: &str = "MESOS-OVERLAY-OUT";
 /// Chain that drops VXLAN packets of strangers.

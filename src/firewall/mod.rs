@@ -18,9 +18,11 @@ mod tests;
 
 pub use self::command::FirewallError;
 use self::command::{has, run};
+pub use self::iptables::FORWARD as IPTABLES_CHAIN;
 use self::iptables::Scope;
 use self::listing::Listing;
 pub use self::monitor::Monitor;
+pub use self::nftables::TABLE as NFTABLES_TABLE;
 use self::ruleset::AgentNews;
 pub use self::ruleset::{Options, Ruleset};
 use crate::addr::Family;

@@ -9,7 +9,7 @@ use super::ruleset::{AgentNews, Ruleset};
 use crate::addr::Family;
 
 /// Our table.
-pub(super) const TABLE: &str = "inet mesos_overlay";
+pub const TABLE: &str = "inet mesos_overlay";
 
 /// The least that has what a kernel may lack of all this.
 pub(super) const PROBE: &str = "table inet mesos_overlay_probe {

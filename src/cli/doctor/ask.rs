@@ -15,7 +15,7 @@ use crate::addr::{DeviceName, InterfaceAddress, Mac};
 use crate::agent::{Settings, desired};
 use crate::config::AgentConfig;
 use crate::dataplane::{self, Dataplane, DataplaneError};
-use crate::docker::{Docker, Examined};
+use crate::docker::{Docker, Examined, Reason};
 use crate::protocol::{AgentInfo, State, Vxlan};
 use crate::tunnel::{Desired, Local, Peer, Space, collisions};
 use crate::wire;
@@ -73,13 +73,13 @@ pub(super) async fn master(client: &MasterClient) -> MasterSeen {
     MasterSeen { address: client.to_string(), answer }
 }
 
-pub(super) async fn docker(config: &AgentConfig) -> Option<Result<Examined, String>> {
+pub(super) async fn docker(config: &AgentConfig) -> Option<Result<Examined, Reason>> {
     let options = &config.options;
     if !options.allocate_subnet || !options.docker_bridge {
         return None;
     }
     let docker = Docker::new(config.docker.clone(), DOCKER_TIMEOUT);
-    Some(docker.examine().await.map_err(|reason| reason.to_string()))
+    Some(docker.examine().await)
 }
 
 /// The kernel's part of it.

@@ -4,6 +4,7 @@
 use super::super::host::counted;
 use super::finding::{Finding, Grade};
 use super::observed::{Holder, Observed};
+use crate::docker::Reason;
 
 /// Kernels before this one miscalculate the checksums of packets that are masqueraded into a VXLAN
 /// whose outer checksum is off.
@@ -146,7 +147,11 @@ fn br_netfilter(observed: &Observed) -> Vec<Finding> {
             Finding::warning(CHECK, what, format!("{why}, which drops them")).mend(command),
         ];
     }
-    vec![Finding::note(CHECK, format!("{what}: {why}, which lets them pass"))]
+    let then = match (&observed.rules.nft, &observed.rules.iptables) {
+        (None, None) => "whose rules could not be read",
+        _ => "which lets them pass",
+    };
+    vec![Finding::note(CHECK, format!("{what}: {why}, {then}"))]
 }
 
 fn offload(observed: &Observed) -> Vec<Finding> {
@@ -194,7 +199,9 @@ fn udp_port(observed: &Observed) -> Vec<Finding> {
                 "VXLAN cannot have it, so no packet of a peer arrives",
             );
             match process {
-                Some((number, _)) => finding.mend(format!("kill {number}")),
+                Some((number, _)) => finding.advise(format!(
+                    "stop it, as with 'kill {number}', or set another vtep_port at the master"
+                )),
                 None => finding.advise(format!("see 'ss -lunp sport = :{port}'")),
             }
         })
@@ -297,9 +304,13 @@ fn docker(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "docker";
     let examined = match &observed.docker {
         None => return vec![Finding::ok(CHECK, "none is needed: docker_bridge is off")],
+        Some(Err(Reason::PermissionDenied { .. })) if !observed.is_root => {
+            let what = "not asked: its socket is not for us";
+            return vec![Finding::note(CHECK, what).advise("run 'mesos-overlay doctor' as root")];
+        }
         Some(Err(reason)) => {
             let why = "tasks of the DockerContainerizer get no network";
-            return vec![Finding::wrong(CHECK, reason.as_str(), why)];
+            return vec![Finding::wrong(CHECK, reason.to_string(), why)];
         }
         Some(Ok(examined)) => examined,
     };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::config::{AgentConfig, DataplaneKind};
 use crate::dataplane;
-use crate::docker::Examined;
+use crate::docker::{Examined, Reason};
 use crate::protocol::{AgentInfo, State};
 use crate::tunnel::{Collision, Desired, HostAddress};
 
@@ -32,7 +32,7 @@ pub(super) struct Observed {
     /// The CNI plugins.
     pub(super) plugins: Plugins,
     /// What the Docker engine says, or why it says nothing; `None`: it is not wanted.
-    pub(super) docker: Option<Result<Examined, String>>,
+    pub(super) docker: Option<Result<Examined, Reason>>,
     /// Whether the devices calculate checksums by themselves, as far as ethtool tells.
     pub(super) offloads: BTreeMap<String, bool>,
     /// The overlays in the kernel.

@@ -123,14 +123,15 @@ fn collisions(observed: &Observed) -> Vec<Finding> {
             CHECK,
             format!("{whose} collides with the host's {obstacle}"),
             "what is there would be cut off, so the agent refuses the overlay",
-        )
-        .advise("give one of the two other addresses: the overlay's are the master's");
-        match obstacle {
+        );
+        let advice = "give one of the two other addresses: the overlay's are the master's";
+        finding.advise(match obstacle {
             Obstacle::Route(HostRoute { subnet, gateway: Some(_), .. }) => {
-                finding.mend(format!("{} route delete {subnet}", ip(subnet.first())))
+                let delete = format!("{} route delete {subnet}", ip(subnet.first()));
+                format!("{advice}; if nobody needs the route, '{delete}'")
             }
-            Obstacle::Route(_) | Obstacle::Address(_) => finding,
-        }
+            Obstacle::Route(_) | Obstacle::Address(_) => advice.to_owned(),
+        })
     };
     let mut findings: Vec<_> = tunnel.collisions.iter().map(finding).collect();
     if findings.is_empty() {
@@ -205,40 +206,48 @@ fn mtu(observed: &Observed) -> Vec<Finding> {
 
 /// A problem of the plan, if it is about an MTU.
 fn too_small(observed: &Observed, problem: &Problem) -> Option<Finding> {
+    let tunnel = &observed.tunnel;
     let (what, need, underlay) = match problem {
         Problem::MtuTooSmall { device, mtu, least, overhead, underlay } => (
             format!("device {device} would have an MTU of {mtu}, and needs {least}"),
             least + overhead,
             underlay,
         ),
-        Problem::ContainersDoNotFit { device, mtu, containers, overhead, underlay } => (
-            format!("device {device} has an MTU of {mtu}, and the containers have {containers}"),
-            containers.bytes() + overhead,
-            underlay,
-        ),
+        Problem::ContainersDoNotFit { device, mtu, containers, overhead, underlay } => {
+            let is_there = tunnel.seen.state.devices.contains_key(device);
+            let has = if is_there { "has" } else { "would have" };
+            (
+                format!("device {device} {has} an MTU of {mtu}, and the containers {containers}"),
+                containers.bytes() + overhead,
+                underlay,
+            )
+        }
         _ => return None,
     };
-    let finding = Finding::wrong("mtu", what, "large packets of containers do not fit");
-    let finding = match observed.tunnel.device_with(*underlay) {
-        Some(device) => finding.mend(format!("ip link set {device} mtu {need}")),
-        None => finding,
+    let lower = match problem {
+        Problem::ContainersDoNotFit { mtu, .. } => {
+            format!("set network_config.overlay_mtu to {mtu} or less, or, ")
+        }
+        _ => String::new(),
     };
-    Some(finding.advise(format!(
-        "where the network between the agents does not carry {need} bytes, set \
-         network_config.overlay_mtu lower"
-    )))
+    let below = tunnel.device_with(*underlay).unwrap_or("DEVICE");
+    // Where it does not, this would cut off more than the overlays.
+    let raise = format!(
+        "if the network between the agents carries {need} bytes, 'ip link set {below} mtu {need}'"
+    );
+    let finding = Finding::wrong("mtu", what, "large packets of containers do not fit");
+    Some(finding.advise(format!("{lower}{raise}")))
 }
 
 /// What the kernel lacks or has too much, and what stands in the way.
 fn dataplane(observed: &Observed) -> Vec<Finding> {
     const CHECK: &str = "dataplane";
     let tunnel = &observed.tunnel;
-    let mut findings: Vec<_> = tunnel.plan.problems.iter().filter_map(obstacle).collect();
     if observed.is_external() {
         let what = "the tunnels are left to somebody else, and not compared with what is assigned";
-        findings.push(Finding::note(CHECK, what));
-        return findings;
+        return vec![Finding::note(CHECK, what)];
     }
+    let mut findings: Vec<_> = tunnel.plan.problems.iter().filter_map(obstacle).collect();
     let is_wanted = |operation: &&Operation| match (tunnel.basis, operation) {
         // It has a check of its own, which knows the kernel's rule; so has the MTU.
         (_, Operation::Loosen(_)) => false,
@@ -289,10 +298,12 @@ fn dataplane(observed: &Observed) -> Vec<Finding> {
 fn obstacle(problem: &Problem) -> Option<Finding> {
     const CHECK: &str = "dataplane";
     let why = "the agent leaves alone what is not its own, and makes no tunnel";
+    let remove =
+        |device: &str| format!("see whose it is; if nobody needs it, 'ip link delete {device}'");
     match problem {
         Problem::NameTaken { device, kind } => Some(
             Finding::wrong(CHECK, format!("device {device} is a {kind} device, not ours"), why)
-                .mend(format!("ip link delete {device}")),
+                .advise(remove(device.as_str())),
         ),
         Problem::VniTaken { device, vni, port, other } => Some(
             Finding::wrong(
@@ -303,7 +314,7 @@ fn obstacle(problem: &Problem) -> Option<Finding> {
                 ),
                 why,
             )
-            .mend(format!("ip link delete {other}")),
+            .advise(remove(other)),
         ),
         Problem::Peer { agent, fault } => {
             Some(Finding::wrong(CHECK, format!("agent {agent} is left out"), fault.to_string()))

@@ -12,7 +12,7 @@ use super::{host, look, overlay};
 use crate::addr::{DeviceName, Family, Mac, Mtu, Vni};
 use crate::config::AgentConfig;
 use crate::dataplane::{self, Device, Identity, Link, Operation, Problem};
-use crate::docker::Examined;
+use crate::docker::{Examined, Reason};
 use crate::protocol::{AgentInfo, Network, State, Vxlan};
 use crate::tunnel::{Desired, HostAddress, HostRoute, Local, Space, collisions};
 
@@ -171,7 +171,7 @@ fn on_a_healthy_host_everything_is_ok() {
             "ok       offload          kernel 6.1.0-18-amd64 calculates checksums right",
             "ok       udp-port         UDP port 64000 is free for VXLAN",
             "ok       udp-rules        no rule drops the packets of peers",
-            "ok       forward-policy   what is forwarded for the overlays passes iptables",
+            "ok       forward-policy   no chain drops what is forwarded for the overlays",
             "ok       managers         nothing else manages the network or its firewall",
             "ok       cni-plugins      bridge and host-local are there",
             "ok       docker           Docker 28.5.2 answers",
@@ -300,7 +300,8 @@ fn who_has_the_port_is_named() {
     });
     let what = "UDP port 64000 is taken by process 4711 (nc): VXLAN cannot have it, so no packet of \
                 a peer arrives";
-    assert_eq!(said, lines("wrong", "udp-port", what, &[("run", "kill 4711")]));
+    let stop = "stop it, as with 'kill 4711', or set another vtep_port at the master";
+    assert_eq!(said, lines("wrong", "udp-port", what, &[("do", stop)]));
     let said = found(|observed| {
         observed.tunnel.seen.others.push(("calico".to_owned(), Vni::new(4096).unwrap(), 64_000));
     });
@@ -343,6 +344,87 @@ table inet mesos_overlay { # handle 4
                 port 64000: the tunnels of peers end there unheard";
     let command = "nft insert rule inet site in udp dport 64000 accept";
     assert_eq!(found(nft(strict)), lines("warning", "udp-rules", what, &[("run", command)]));
+    let among_others = strict.replace("tcp dport 22", "udp dport { 53, 60000-65000 }");
+    assert_eq!(found(|observed| observed.rules.nft = Some(among_others)), "");
+}
+
+#[test]
+fn rules_that_keep_strangers_out_are_no_fault() {
+    let table = |rules: &str| {
+        format!(
+            "table inet site {{ # handle 3\n chain in {{ # handle 1\n  type filter hook input \
+             priority filter; policy accept;\n{rules} }}\n}}"
+        )
+    };
+    let advice = "see that those of every agent pass, or remove it: nft delete rule inet site in \
+                  handle 8";
+    for (rules, drop) in [
+        ("", "udp dport 64000 ip saddr != 10.0.0.0/8 drop"),
+        ("udp dport 64000 ip saddr 10.0.0.0/8 accept # handle 7\n", "udp dport 64000 drop"),
+    ] {
+        let listing = table(&format!("{rules}{drop} # handle 8\n"));
+        let what = format!(
+            "a rule of nftables in table inet site, chain in: '{drop}': VXLAN packets to UDP port \
+             64000 are dropped unless others accept them"
+        );
+        let said = found(|observed| observed.rules.nft = Some(listing));
+        assert_eq!(said, lines("warning", "udp-rules", &what, &[("do", advice)]));
+    }
+    let rule = "INPUT ! -s 10.0.0.0/8 -p udp -m udp --dport 64000 -j DROP";
+    let said = found(|observed| observed.rules.iptables = Some(format!("-A {rule}\n")));
+    let what = format!(
+        "a rule of iptables: '{rule}': VXLAN packets to UDP port 64000 are dropped unless others \
+         accept them"
+    );
+    let advice = format!("see that those of every agent pass, or remove it: iptables -D {rule}");
+    assert_eq!(said, lines("warning", "udp-rules", &what, &[("do", &advice)]));
+}
+
+#[test]
+fn what_is_forwarded_may_be_dropped_by_nftables_alone() {
+    let table = |rule: &str| {
+        let listing = format!(
+            "table inet site {{ # handle 3\n chain way {{ # handle 1\n  type filter hook forward \
+             priority filter; policy drop;\n{rule} # handle 2\n }}\n}}"
+        );
+        move |observed: &mut Observed| observed.rules.nft = Some(listing)
+    };
+    let what = "chain way of nftables table inet site drops what no rule accepts, and none names \
+                device vtep1024: packets between the tunnels and the containers are dropped";
+    let command = "nft insert rule inet site way iifname vtep1024 accept && nft insert rule inet \
+                   site way oifname vtep1024 accept";
+    let expected = lines("warning", "forward-policy", what, &[("run", command)]);
+    assert_eq!(found(table("ct state established accept")), expected);
+    assert_eq!(found(table("iifname \"vtep1024\" accept")), "");
+    assert_eq!(found(table("iifname \"vtep*\" accept")), "");
+    for family in ["table ip6 site", "table bridge site"] {
+        let mut observed = healthy();
+        table("ct state established accept")(&mut observed);
+        let listing = observed.rules.nft.unwrap().replace("table inet site", family);
+        let said = found(|observed| observed.rules.nft = Some(listing));
+        assert_eq!(said, "", "its packets do not meet {family}");
+    }
+}
+
+#[test]
+fn who_is_not_root_is_told_what_could_not_be_looked_at() {
+    let mut observed = healthy();
+    (observed.is_root, observed.rules) = (false, Rules::default());
+    observed.settings.insert("bridge/bridge-nf-call-iptables".to_owned(), 1);
+    observed.docker = Some(Err(Reason::PermissionDenied { said: String::new() }));
+    let all = all(&observed);
+    let shown = |check: &str| {
+        let of_check = all.iter().find(|finding| finding.check == check);
+        of_check.expect("every check finds something").to_string()
+    };
+    let root = [("do", "run 'mesos-overlay doctor' as root")];
+    for check in ["udp-rules", "forward-policy"] {
+        let what = "no rules of a firewall could be read";
+        assert_eq!(shown(check), lines("note", check, what, &root));
+    }
+    let what = "not asked: its socket is not for us";
+    assert_eq!(shown("docker"), lines("note", "docker", what, &root));
+    assert!(shown("br-netfilter").ends_with(" FORWARD chain, whose rules could not be read"));
 }
 
 #[test]
@@ -425,10 +507,10 @@ fn what_container_runtimes_lack_is_told() {
     told.config.cni_plugins_dir = vec!["/usr/lib/cni".into()];
     assert_eq!(found_on(told, lack), lines("wrong", "cni-plugins", what, &[("do", more)]));
     let said = found(|observed| {
-        observed.docker = Some(Err("the Docker daemon is not running: start it".to_owned()));
+        observed.docker = Some(Err(Reason::NotRunning { said: "no socket".to_owned() }));
     });
-    let what = "the Docker daemon is not running: start it: tasks of the DockerContainerizer get \
-                no network";
+    let what = "the Docker daemon is not running: start it, or set docker_bridge to false: no \
+                socket: tasks of the DockerContainerizer get no network";
     assert_eq!(said, lines("wrong", "docker", what, &[]));
     let unfit = |containers: &'static [&str]| {
         move |observed: &mut Observed| {
@@ -497,9 +579,9 @@ fn what_is_in_the_way_of_the_overlays_is_told() {
     let what = "subnet 192.168.0.0/17 of overlay vxlan-1 collides with the host's route \
                 '192.168.77.0/24 via 10.0.0.2 dev eth0': what is there would be cut off, so the \
                 agent refuses the overlay";
-    let command = "ip route delete 192.168.77.0/24";
-    let more = "give one of the two other addresses: the overlay's are the master's";
-    assert_eq!(said, lines("wrong", "collisions", what, &[("run", command), ("do", more)]));
+    let more = "give one of the two other addresses: the overlay's are the master's; if nobody \
+                needs the route, 'ip route delete 192.168.77.0/24'";
+    assert_eq!(said, lines("wrong", "collisions", what, &[("do", more)]));
     let said = found(|observed| {
         let (device, other) = (device(), "other".to_owned());
         let taken = Problem::VniTaken { device, vni: Vni::DEFAULT, port: 64_000, other };
@@ -507,7 +589,8 @@ fn what_is_in_the_way_of_the_overlays_is_told() {
     });
     let what = "VXLAN device other has VNI 1024 on UDP port 64000, which device vtep1024 needs: the \
                 agent leaves alone what is not its own, and makes no tunnel";
-    assert_eq!(said, lines("wrong", "dataplane", what, &[("run", "ip link delete other")]));
+    let more = "see whose it is; if nobody needs it, 'ip link delete other'";
+    assert_eq!(said, lines("wrong", "dataplane", what, &[("do", more)]));
     let said = found(|observed| {
         observed.tunnel.plan.operations.push(Operation::SetUp(device()));
     });
@@ -516,6 +599,8 @@ fn what_is_in_the_way_of_the_overlays_is_told() {
     assert_eq!(said, lines("wrong", "dataplane", what, &[("run", "ip link set vtep1024 up")]));
     let said = found(|observed| {
         observed.agent.answer.as_mut().unwrap().is_external = true;
+        let kind = "dummy".to_owned();
+        observed.tunnel.plan.problems.push(Problem::NameTaken { device: device(), kind });
         observed.tunnel.plan.operations.push(Operation::SetUp(device()));
     });
     let what = "the tunnels are left to somebody else, and not compared with what is assigned";
@@ -547,21 +632,24 @@ fn an_mtu_that_does_not_fit_is_told() {
     let more = "set vtep_mtu to 1350 or less, or leave it out";
     let command = "ip link set vtep1024 mtu 1350";
     assert_eq!(said, lines("wrong", "mtu", what, &[("run", command), ("do", more)]));
+    let too_small = Problem::ContainersDoNotFit {
+        device: device(),
+        mtu: Mtu::new(1350).unwrap(),
+        containers: Mtu::new(1420).unwrap(),
+        overhead: 50,
+        underlay: "10.0.0.1".parse().unwrap(),
+    };
     let said = found(|observed| {
-        observed.tunnel.plan.problems.push(Problem::ContainersDoNotFit {
-            device: device(),
-            mtu: Mtu::new(1350).unwrap(),
-            containers: Mtu::new(1420).unwrap(),
-            overhead: 50,
-            underlay: "10.0.0.1".parse().unwrap(),
-        });
+        observed.tunnel.plan.problems.push(too_small.clone());
     });
-    let what = "device vtep1024 has an MTU of 1350, and the containers have 1420: large packets of \
+    let what = "device vtep1024 has an MTU of 1350, and the containers 1420: large packets of \
                 containers do not fit";
-    let more = "where the network between the agents does not carry 1470 bytes, set \
-                network_config.overlay_mtu lower";
-    let command = "ip link set eth0 mtu 1470";
-    assert_eq!(said, lines("wrong", "mtu", what, &[("run", command), ("do", more)]));
+    let more = "set network_config.overlay_mtu to 1350 or less, or, if the network between the \
+                agents carries 1470 bytes, 'ip link set eth0 mtu 1470'";
+    assert_eq!(said, lines("wrong", "mtu", what, &[("do", more)]));
+    let said = found_on(fresh(), |observed| observed.tunnel.plan.problems.push(too_small));
+    let what = what.replace("has", "would have");
+    assert_eq!(said, lines("wrong", "mtu", &what, &[("do", more)]));
     let said = found(|observed| observed.tunnel.seen.underlay_mtus.clear());
     let what = "no device of this host has the address 10.0.0.1: the tunnels of this agent begin \
                 there";
