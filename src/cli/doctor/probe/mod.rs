@@ -1,7 +1,7 @@
 //! `--probe`: packets through the tunnel to every peer that the kernel knows, small and as large as
 //! the device takes, and to the peer's address in the underlay, so that a loss can be located. What
-//! is too large is bisected. A peer that is silent in the tunnel only is asked what it has, through
-//! the port of its agent.
+//! is too large is narrowed down, with several sizes at once. A peer that is silent in the tunnel
+//! only is asked what it has, through the port of its agent.
 
 mod counters;
 mod verdict;
@@ -30,10 +30,12 @@ const SMALL: u32 = 84;
 /// How often, and how long an answer is waited for: the kernel needs three seconds to find out that
 /// nobody answers ARP.
 const TRIES: u32 = 3;
-const WAIT: Duration = Duration::from_millis(1500);
-/// The same of each step when the largest packet is looked for, from which peers did answer.
+const WAIT: Duration = Duration::from_millis(1200);
+/// The same where small packets were answered already.
 const STEP_TRIES: u32 = 2;
-const STEP_WAIT: Duration = Duration::from_millis(400);
+const STEP_WAIT: Duration = Duration::from_millis(500);
+/// How many sizes between what went and what did not are sent at once.
+const STEP_SIZES: u32 = 11;
 /// Most silent peers that are asked what they have: they mostly have one cause.
 const ASKED_MAX: usize = 32;
 
@@ -167,24 +169,29 @@ fn send_full(prober: &mut Prober, traces: &mut [Trace]) {
     let went = |trace: &&mut Trace| trace.small.is_answered();
     let mut open: Vec<&mut Trace> = traces.iter_mut().filter(went).collect();
     let echoes: Vec<Echo> = open.iter().map(|trace| through(&trace.way, trace.way.mtu)).collect();
-    let outcomes = prober.round(&echoes, TRIES, WAIT).outcomes;
+    let outcomes = prober.round(&echoes, STEP_TRIES, STEP_WAIT).outcomes;
     for (trace, outcome) in open.iter_mut().zip(outcomes) {
         trace.full = outcome;
     }
     open.retain(|trace| !trace.full.is_answered() && trace.way.mtu > SMALL);
     // The largest that went, and the smallest that did not.
     let mut bounds: Vec<(u32, u32)> = open.iter().map(|trace| (SMALL, trace.way.mtu)).collect();
-    while bounds.iter().any(|(low, high)| high - low > 1) {
-        let middle = |(low, high): &(u32, u32)| low + (high - low) / 2;
-        let steps: Vec<u32> = bounds.iter().map(middle).collect();
+    while bounds.iter().any(|bound| between(*bound).next().is_some()) {
+        let steps: Vec<(usize, u32)> = (0..open.len())
+            .flat_map(|index| between(bounds[index]).map(move |size| (index, size)))
+            .collect();
         let echoes: Vec<Echo> =
-            open.iter().zip(&steps).map(|(trace, size)| through(&trace.way, *size)).collect();
+            steps.iter().map(|(index, size)| through(&open[*index].way, *size)).collect();
         let outcomes = prober.round(&echoes, STEP_TRIES, STEP_WAIT).outcomes;
-        for ((bound, size), outcome) in bounds.iter_mut().zip(steps).zip(outcomes) {
-            if outcome.is_answered() {
-                bound.0 = size.max(bound.0);
-            } else {
-                bound.1 = size.max(bound.0 + 1);
+        let went = steps.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_answered());
+        for ((index, size), _) in went {
+            bounds[*index].0 = bounds[*index].0.max(*size);
+        }
+        // What is larger than one that went, and did not, was lost by chance or is too large.
+        for (index, size) in steps {
+            let (low, high) = &mut bounds[index];
+            if size > *low {
+                *high = size.min(*high);
             }
         }
     }
@@ -192,6 +199,12 @@ fn send_full(prober: &mut Prober, traces: &mut [Trace]) {
         // One less than full is chance, not an MTU.
         trace.largest = (low + 1 < trace.way.mtu).then_some(low);
     }
+}
+
+/// Sizes between two, spread evenly.
+fn between((low, high): (u32, u32)) -> impl Iterator<Item = u32> {
+    let step = (high - low).div_ceil(STEP_SIZES + 1).max(1);
+    (1..=STEP_SIZES).map(move |count| low + count * step).take_while(move |size| *size < high)
 }
 
 /// Asks the agents that answer in the underlay only.
@@ -227,6 +240,23 @@ fn ask_silent(traces: &mut [Trace], port: u16) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_between_two_come_closer_until_there_is_none() {
+        assert_eq!(between((84, 90)).collect::<Vec<_>>(), [85, 86, 87, 88, 89]);
+        assert_eq!(between((84, 85)).next(), None);
+        for largest in 84..1450 {
+            let mut bound = (84, 1450);
+            let mut steps = 0;
+            while between(bound).next().is_some() {
+                let fits = between(bound).filter(|size| *size <= largest).max();
+                let too_large = between(bound).find(|size| *size > largest);
+                bound = (fits.unwrap_or(bound.0), too_large.unwrap_or(bound.1));
+                steps += 1;
+            }
+            assert_eq!((bound.0, bound.1, steps <= 3), (largest, largest + 1, true));
+        }
+    }
 
     #[test]
     fn wrong_checksums_are_told_also_where_every_echo_is_answered() {
