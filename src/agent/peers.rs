@@ -317,6 +317,28 @@ mod tests {
     }
 
     #[test]
+    fn a_false_table_of_a_later_version_does_not_outlast_some_questions() {
+        let mut world = World::new();
+        assert_eq!(world.take(1, &update(1000, None, &[1, 9])), Taken::Changed);
+        // What the master goes on to tell builds on another table, and looks older.
+        assert_eq!(world.take(2, &update(4, Some(&[1, 2, 3]), &[1, 2, 3, 4])), Taken::Dropped);
+        let answer = update(4, None, &[1, 2, 3, 4]);
+        let mut seconds = 2;
+        let mut taken = Taken::Dropped;
+        while taken == Taken::Dropped {
+            seconds = world.peers.due().unwrap().as_secs() + 1;
+            let have = world.ask(seconds).expect("it asks");
+            assert_eq!((have.version, have.digest), (1000, digest(&[1, 9])));
+            taken = world.take(seconds, &answer);
+        }
+        assert_eq!(taken, Taken::Changed);
+        assert!(seconds < 120, "{seconds}");
+        assert_eq!(numbers(&world.peers), Some(vec![2, 3, 4]));
+        let next = update(5, Some(&[1, 2, 3, 4]), &[1, 2, 4]);
+        assert_eq!(world.take(seconds, &next), Taken::Changed, "it counts as its master does");
+    }
+
+    #[test]
     fn the_next_master_takes_over_with_a_word() {
         let mut world = World::new();
         world.peers.detached();

@@ -33,7 +33,7 @@ pub struct PeerInfo {
 ///
 /// 1. ignores it if it is older than what it has: of an earlier epoch, or of a lower version of the
 ///    same epoch; unless it has got nothing else since it asked several times: then the master has
-///    begun to count anew;
+///    begun to count anew, or what the agent has is false;
 /// 2. if it has a table of this `digest` already, only takes over epoch and version;
 /// 3. otherwise makes the changes if `base` is the digest of its table, or begins anew if there is
 ///    no base;
