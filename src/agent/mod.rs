@@ -361,19 +361,18 @@ impl Agent {
     }
 
     fn inspected(&mut self, now: Now, attempt: u64, result: Result<Vec<Collision>, String>) {
-        if !self.tunnel.inspected(now, attempt, self.settings.verify_interval) {
+        let tools = (&self.settings, &mut self.random);
+        if !self.tunnel.inspected(now, (attempt, result.is_ok()), tools) {
             return;
         }
-        let refusal = |assignment: &Assignment| match &result {
+        let is_news = match result {
             Ok(collisions) => {
-                let device = &assignment.vtep.device;
-                let concerns = |it: &&Collision| it.concerns(assignment.name(), device);
-                collisions.iter().find(concerns).map(ToString::to_string)
+                let (is_news, late) = self.overlays.admit(&collisions);
+                self.tunnel.collides_later(late);
+                is_news
             }
-            Err(reason) => Some(reason.clone()),
+            Err(reason) => self.overlays.not_admitted(&reason),
         };
-        let (is_news, late) = self.overlays.admit(refusal);
-        self.tunnel.collides_later(late);
         self.program(now, Scope::Everything);
         self.report_news(now, is_news);
     }

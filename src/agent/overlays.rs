@@ -13,6 +13,7 @@ use crate::addr::OverlayName;
 use crate::clock::{Backoff, Now};
 use crate::mutation::Mutation;
 use crate::protocol::{Assignment, Status};
+use crate::tunnel::Collision;
 
 /// First bound of the wait before a failed network is tried again.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -115,32 +116,48 @@ impl Overlays {
         Some(overlay.status() != before)
     }
 
-    /// What the host has already was found out, and `refusal` says of each overlay what of it
-    /// stands in the way. Says whether the status of one changed, and what collides with overlays
-    /// that are in use.
-    pub(super) fn admit(
-        &mut self,
-        refusal: impl Fn(&Assignment) -> Option<String>,
-    ) -> (bool, BTreeSet<String>) {
+    /// What the host has already was found out, and what of it collides with the overlays. What is
+    /// in use stays so, and what an agent had programmed before it was started anew: their
+    /// containers run. Says whether the status of one changed, and what collides with those.
+    pub(super) fn admit(&mut self, collisions: &[Collision]) -> (bool, BTreeSet<String>) {
         let mut is_news = false;
         let mut late = BTreeSet::new();
         for overlay in &mut self.list {
             let before = overlay.status();
-            match (refusal(&overlay.assignment), overlay.is_admitted()) {
-                (Some(reason), true) => {
-                    late.insert(reason);
+            let Assignment { vtep, .. } = &overlay.assignment;
+            let concerns = |it: &&Collision| it.concerns(overlay.assignment.name(), &vtep.device);
+            let found: Vec<_> = collisions.iter().filter(concerns).collect();
+            match found.iter().find(|collision| !collision.is_late) {
+                Some(first) if !overlay.is_admitted() => {
+                    overlay.admission = Admission::Refused(first.to_string());
                 }
-                (Some(reason), false) => overlay.admission = Admission::Refused(reason),
-                (None, _) => overlay.admission = Admission::Admitted,
+                Some(_) | None => {
+                    overlay.admission = Admission::Admitted;
+                    late.extend(found.first().map(ToString::to_string));
+                }
             }
             is_news |= overlay.status() != before;
         }
         (is_news, late)
     }
 
+    /// What the host has already could not be found out. Says whether the status of an overlay
+    /// changed: of one of which it was not known before either.
+    pub(super) fn not_admitted(&mut self, reason: &str) -> bool {
+        let mut is_news = false;
+        for overlay in &mut self.list {
+            let before = overlay.status();
+            if overlay.is_admission_awaited() {
+                overlay.admission = Admission::Unknown(reason.to_owned());
+            }
+            is_news |= overlay.status() != before;
+        }
+        is_news
+    }
+
     /// Whether it is still being found out for some overlay if the host has room for it.
     pub(super) fn is_admission_awaited(&self) -> bool {
-        self.list.iter().any(|overlay| matches!(overlay.admission, Admission::Awaited))
+        self.list.iter().any(Overlay::is_admission_awaited)
     }
 
     /// The assignments that are in use.
@@ -285,6 +302,8 @@ struct Overlay {
 enum Admission {
     /// That is being found out.
     Awaited,
+    /// That could not be found out, and why. It is tried again.
+    Unknown(String),
     /// It has.
     Admitted,
     /// It has not, and why.
@@ -294,6 +313,10 @@ enum Admission {
 impl Overlay {
     const fn is_admitted(&self) -> bool {
         matches!(self.admission, Admission::Admitted)
+    }
+
+    const fn is_admission_awaited(&self) -> bool {
+        matches!(self.admission, Admission::Awaited | Admission::Unknown(_))
     }
 
     /// The overlay as assigned, with what `old` has of it already; and whether its networks differ
@@ -345,7 +368,9 @@ impl Overlay {
     fn status(&self) -> Status {
         match &self.admission {
             Admission::Awaited => return Status::Configuring,
-            Admission::Refused(reason) => return Status::Failed(reason.clone()),
+            Admission::Unknown(reason) | Admission::Refused(reason) => {
+                return Status::Failed(reason.clone());
+            }
             Admission::Admitted => {}
         }
         let unfinished =

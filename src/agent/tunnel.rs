@@ -210,11 +210,20 @@ impl Tunnel {
         self.running.take_if(|running| running.attempt == attempt).map(|running| running.job)
     }
 
-    /// The host was looked at: whether anybody waits for that.
-    pub(super) fn inspected(&mut self, now: Now, attempt: u64, interval: Duration) -> bool {
+    /// The host was looked at, with success or without: whether anybody waits for that.
+    pub(super) fn inspected(
+        &mut self,
+        now: Now,
+        (attempt, is_known): (u64, bool),
+        (settings, random): (&Settings, &mut fastrand::Rng),
+    ) -> bool {
         let is_awaited = self.ended(attempt).is_some();
-        if is_awaited && !self.settings.programs {
-            self.verify_within(now, interval);
+        if is_awaited && !is_known {
+            let wait = self.backoff.next_wait(random);
+            self.verify_within(now, wait.min(settings.verify_interval));
+        } else if is_awaited && !self.settings.programs {
+            self.backoff.reset();
+            self.verify_within(now, settings.verify_interval);
         }
         is_awaited
     }

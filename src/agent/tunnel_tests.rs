@@ -94,6 +94,7 @@ fn collision() -> Collision {
             gateway: None,
             is_ours: false,
         }),
+        is_late: false,
     }
 }
 
@@ -176,6 +177,51 @@ fn a_collision_that_comes_later_takes_nothing_away() {
     let health = world.health();
     assert_eq!(health.status, Condition::Degraded);
     assert!(health.problems[0].contains("route '192.168.7.0/24 dev eth0'"), "{health:?}");
+}
+
+#[test]
+fn an_overlay_that_was_in_use_before_a_restart_stays_so() {
+    let mut world = world();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    let late = Collision { is_late: true, ..collision() };
+    assert_eq!(
+        world.inspected(1, vec![late.clone()]),
+        ["attempt 2: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+    );
+    assert_eq!(world.applied(1, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(world.programmed(2, 0, Vec::new()), [REPORT]);
+    world.acknowledge();
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    assert!(health.problems[0].contains("route '192.168.7.0/24 dev eth0'"), "{health:?}");
+    // What was not programmed counts, whatever else is.
+    let mut world = self::world();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(
+        world.inspected(1, vec![late, collision()]),
+        [REPORT, "attempt 2: program everything for 0 overlays"]
+    );
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_touched_and_is_tried_again() {
+    let mut world = world();
+    world.detect();
+    world.update(vec![assignment("vxlan-1", 1)]);
+    let fails = |attempt| Event::Inspected { attempt, result: Err("no buffers".to_owned()) };
+    assert_eq!(world.after(fails(1)), [REPORT], "nothing is programmed");
+    let status = world.info().overlays[0].status.clone();
+    assert_eq!(status, Some(crate::protocol::Status::Failed("no buffers".to_owned())));
+    world.acknowledge();
+    let start = world.now.elapsed;
+    while !world.sleep().iter().any(|command| command.contains("attempt 2: inspect")) {}
+    assert!(world.now.elapsed - start <= 2 * SECOND);
+    assert_eq!(
+        world.inspected(2, Vec::new()),
+        ["attempt 3: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+    );
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Dataplane {
         Ok(collisions(desired, &routes, &addresses))
     }
 
-    /// The host's routes that lead somewhere, and its addresses. Needs no privilege.
+    /// The host's routes that lead somewhere or are ours, and its addresses. Needs no privilege.
     ///
     /// # Errors
     /// When the kernel's state cannot be read.

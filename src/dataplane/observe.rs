@@ -89,7 +89,8 @@ pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(O
     Ok((observed, indices))
 }
 
-/// The host's routes that lead somewhere, of the main tables, and its addresses.
+/// The host's routes that lead somewhere, of the main tables, those of ours that do not, and the
+/// host's addresses.
 pub(super) fn surroundings(
     netlink: &mut Netlink,
 ) -> io::Result<(Vec<HostRoute>, Vec<HostAddress>)> {
@@ -98,8 +99,11 @@ pub(super) fn surroundings(
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let routes = routes(netlink, family, None)?;
-        let leads = |route: &Route| route.kind == RTN_UNICAST && route.flags & RTM_F_CLONED == 0;
-        found.extend(routes.into_iter().filter(leads).map(|route| HostRoute {
+        let counts = |route: &Route| {
+            let is_ours = route.protocol == PROTOCOL;
+            (route.kind == RTN_UNICAST || is_ours) && route.flags & RTM_F_CLONED == 0
+        };
+        found.extend(routes.into_iter().filter(counts).map(|route| HostRoute {
             subnet: route.key.subnet,
             device: route.index.and_then(|index| names.get(&index).cloned()),
             gateway: route.gateway,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::Desired;
 use crate::addr::{DeviceName, InterfaceAddress, OverlayName, Subnet};
 
-/// A route of the host's main table that leads somewhere.
+/// A route of the host's main table that leads somewhere, or is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRoute {
     /// Where to.
@@ -57,6 +57,9 @@ pub struct Collision {
     pub subnet: Subnet,
     /// What the host has there.
     pub obstacle: Obstacle,
+    /// Whether the kernel has what is claimed already: so it was in use before, and what collides
+    /// came later.
+    pub is_late: bool,
 }
 
 impl Collision {
@@ -151,8 +154,11 @@ struct Claim<'a> {
 
 impl Claim<'_> {
     fn against(&self, routes: &[HostRoute], addresses: &[HostAddress], found: &mut Vec<Collision>) {
-        let collision =
-            |obstacle| Collision { claimant: self.claimant.clone(), subnet: self.subnet, obstacle };
+        let is_late = self.is_programmed(routes, addresses);
+        let collision = |obstacle| {
+            let claimant = self.claimant.clone();
+            Collision { claimant, subnet: self.subnet, obstacle, is_late }
+        };
         let routes: Vec<_> = routes.iter().filter(|route| self.is_in_the_way(route)).collect();
         for address in addresses {
             // The network that an address brings along says it better.
@@ -177,6 +183,25 @@ impl Claim<'_> {
             None => self.subnet.overlaps(&route.subnet),
         };
         is_there && !is_default && !is_own && !route.is_ours
+    }
+
+    /// Whether an agent has programmed this very claim, before it was started anew: the route that
+    /// keeps the overlay's unallocated addresses inside is there, or this VTEP's address. A part of
+    /// it is not enough: there was no judgement on the rest.
+    fn is_programmed(&self, routes: &[HostRoute], addresses: &[HostAddress]) -> bool {
+        match &self.claimant {
+            Claimant::Overlay(_) => routes.iter().any(|route| {
+                route.is_ours && route.gateway.is_none() && route.subnet == self.subnet
+            }),
+            Claimant::Vteps(device) => {
+                let local = self.desired.locals.iter().find(|local| local.device == *device);
+                let is_there = |own: InterfaceAddress| {
+                    addresses.iter().any(|it| it.device == device.as_str() && it.address == own)
+                };
+                let of_subnet = |own: &InterfaceAddress| self.subnet.contains(own.address());
+                local.is_some_and(|it| it.addresses().filter(of_subnet).any(is_there))
+            }
+        }
     }
 
     fn is_own(&self, device: &str) -> bool {
@@ -336,6 +361,35 @@ mod tests {
         for (routes, addresses, expected) in cases {
             assert_eq!(found(routes, addresses), [expected]);
         }
+    }
+
+    #[test]
+    fn what_is_programmed_was_there_first() {
+        let late = |routes: &[&str], addresses: &[(&str, &str)]| {
+            let routes: Vec<_> = routes.iter().map(|text| route(text)).collect();
+            let addresses = addresses.iter().map(|(address, device)| HostAddress {
+                address: address.parse().unwrap(),
+                device: (*device).to_owned(),
+            });
+            let found = collisions(&desired(), &routes, &addresses.collect::<Vec<_>>());
+            found.iter().map(|collision| collision.is_late).collect::<Vec<_>>()
+        };
+        let obstacle = "192.168.7.0/24 via 10.0.0.254";
+        assert_eq!(late(&[obstacle], &[]), [false]);
+        assert_eq!(late(&[obstacle, "192.168.0.0/17 proto 109"], &[]), [true]);
+        for other in [
+            "192.168.0.0/17 dev eth1",
+            "192.168.0.0/18 proto 109",
+            "192.168.0.0/16 proto 109",
+            "192.168.0.0/17 via 44.128.0.2 dev vtep1024 proto 109",
+            "fd01:b::/64 proto 109",
+        ] {
+            assert!(!late(&[obstacle, other], &[])[0], "{other}");
+        }
+        let obstacle = "44.128.7.0/24 via 10.0.0.254";
+        assert_eq!(late(&[obstacle, "192.168.0.0/17 proto 109"], &[]), [false]);
+        assert_eq!(late(&[obstacle], &[("44.128.0.1/16", "vtep1024")]), [true]);
+        assert_eq!(late(&[obstacle], &[("44.128.0.2/16", "vtep1024")]), [false]);
     }
 
     #[test]

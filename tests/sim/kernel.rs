@@ -11,7 +11,9 @@ use std::time::Duration;
 use mesos_network_overlay::addr::{DeviceName, Mac, Mtu, Subnet};
 use mesos_network_overlay::agent::{Programmed, Scope};
 use mesos_network_overlay::dataplane::{Hop, Observed, Operation, RouteKey, State, plan};
-use mesos_network_overlay::tunnel::{Collision, Desired, Fault, HostRoute, collisions};
+use mesos_network_overlay::tunnel::{
+    Collision, Desired, Fault, HostAddress, HostRoute, collisions,
+};
 
 use crate::chance::Chance;
 use crate::host::SIMULATED;
@@ -105,8 +107,24 @@ impl Kernel {
     pub(crate) fn inspect(&self, claims: &Desired, fate: Fate) -> Result<Vec<Collision>, String> {
         match fate {
             Fate::Fails => Err(format!("{SIMULATED}: the routes cannot be read")),
-            Fate::Works | Fate::Refuses(_) => Ok(collisions(claims, &self.obstacles, &[])),
+            Fate::Works | Fate::Refuses(_) => {
+                let (routes, addresses) = self.surroundings();
+                Ok(collisions(claims, &routes, &addresses))
+            }
         }
+    }
+
+    /// The host's own routes, those of ours that lead nowhere, and our devices' addresses.
+    fn surroundings(&self) -> (Vec<HostRoute>, Vec<HostAddress>) {
+        let State { routes, devices } = self.state();
+        let ours = routes.iter().filter(|(_, hop)| **hop == Hop::Unreachable).map(|(key, _)| {
+            HostRoute { subnet: key.subnet, device: None, gateway: None, is_ours: true }
+        });
+        let addresses = devices.iter().flat_map(|(name, device)| {
+            let of_device = |&address| HostAddress { address, device: name.to_string() };
+            device.addresses.iter().map(of_device)
+        });
+        (self.obstacles.iter().cloned().chain(ours).collect(), addresses.collect())
     }
 
     /// Programs what is wanted, as `dataplane::Dataplane` does.

@@ -114,7 +114,7 @@ fn collisions(observed: &Observed) -> Vec<Finding> {
         return vec![Finding::note(CHECK, what).advise("name the master with --master IP:PORT")];
     }
     let finding = |collision: &Collision| {
-        let Collision { claimant, subnet, obstacle } = collision;
+        let Collision { claimant, subnet, obstacle, is_late } = collision;
         let whose = match claimant {
             Claimant::Overlay(name) => format!("subnet {subnet} of overlay {name}"),
             Claimant::Vteps(_) => format!("VTEP subnet {subnet}"),
@@ -122,7 +122,11 @@ fn collisions(observed: &Observed) -> Vec<Finding> {
         let finding = Finding::wrong(
             CHECK,
             format!("{whose} collides with the host's {obstacle}"),
-            "what is there would be cut off, so the agent refuses the overlay",
+            if *is_late {
+                "it came later, so the agent keeps the overlay as it is, until the next reboot"
+            } else {
+                "what is there would be cut off, so the agent refuses the overlay"
+            },
         );
         let advice = "give one of the two other addresses: the overlay's are the master's";
         finding.advise(match obstacle {

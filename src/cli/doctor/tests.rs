@@ -583,6 +583,25 @@ fn what_is_in_the_way_of_the_overlays_is_told() {
                 needs the route, 'ip route delete 192.168.77.0/24'";
     assert_eq!(said, lines("wrong", "collisions", what, &[("do", more)]));
     let said = found(|observed| {
+        let route = HostRoute {
+            subnet: "192.168.77.0/24".parse().unwrap(),
+            device: Some("eth1".to_owned()),
+            gateway: None,
+            is_ours: false,
+        };
+        let ours = HostRoute {
+            subnet: "192.168.0.0/17".parse().unwrap(),
+            device: None,
+            gateway: None,
+            is_ours: true,
+        };
+        observed.tunnel.collisions = collisions(&observed.tunnel.desired, &[route, ours], &[]);
+    });
+    let what = "subnet 192.168.0.0/17 of overlay vxlan-1 collides with the host's route \
+                '192.168.77.0/24 dev eth1': it came later, so the agent keeps the overlay as it is, \
+                until the next reboot";
+    assert_eq!(said, lines("wrong", "collisions", what, &[("do", more)]));
+    let said = found(|observed| {
         let (device, other) = (device(), "other".to_owned());
         let taken = Problem::VniTaken { device, vni: Vni::DEFAULT, port: 64_000, other };
         observed.tunnel.plan.problems.push(taken);

@@ -1,4 +1,5 @@
-//! An assignment that collides with what a host has already, and a host that is not cut off.
+//! An assignment that collides with what a host has already, and a host that is not cut off; and
+//! one that came first, and is not taken away.
 
 use serde_json::json;
 
@@ -74,4 +75,42 @@ fn an_overlay_that_collides_with_a_host_is_refused_by_it_and_cuts_nobody_off() {
     cluster.wait_for("their containers reach each other", || {
         reaches(&one.namespace, two.address(), 1392)
     });
+}
+
+#[test]
+#[ignore = "host"]
+fn an_overlay_in_use_that_collides_later_survives_a_restart_of_its_agent() {
+    let mut cluster = Cluster::started(2, Underlay::V4);
+    let containers = cluster.containers();
+    let reach_each_other = || {
+        let (one, two) = (&containers[0], &containers[1]);
+        reaches(&one.namespace, two.address(), 1392) && reaches(&two.namespace, one.address(), 1392)
+    };
+    cluster.wait_for("the containers reach each other", reach_each_other);
+    // In both families of the overlay, and over the VTEPs.
+    let namespace = cluster.host(2).namespace();
+    for route in ["192.168.77.0/24 via 10.0.0.100", "44.128.77.0/24 via 10.0.0.100"] {
+        namespace.run(&format!("ip route add {route}"));
+    }
+    namespace.run("ip link add other type bridge");
+    namespace.run("ip link set other up");
+    namespace.run("ip -6 route add fd01:b::ff:0:0:0/80 dev other");
+    let dump = |cluster: &Cluster| {
+        let namespace = cluster.host(2).namespace();
+        namespace.run("ip route show proto 109") + &namespace.run("ip -6 route show proto 109")
+    };
+    let before = dump(&cluster);
+    cluster.host_mut(2).agent = None;
+    cluster.host_mut(2).start_agent();
+    cluster.wait_for("the agent says what collides, and that all is programmed", || {
+        let health = cluster.host(2).health();
+        let problems = health["problems"].as_array().cloned().unwrap_or_default();
+        let is_told =
+            |what: &str| problems.iter().any(|it| it.as_str().is_some_and(|it| it.contains(what)));
+        health["dataplane"]["status"] == "ok"
+            && is_told("subnet 192.168.0.0/17 of overlay vxlan-1 collides")
+    });
+    cluster.wait_for_status(2, "vxlan-1", |status| status == "STATUS_OK");
+    assert_eq!(before, dump(&cluster), "{}", cluster.logs());
+    assert!(reach_each_other(), "{}", cluster.logs());
 }
