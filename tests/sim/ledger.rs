@@ -114,6 +114,14 @@ impl Stored {
             Self::Nothing | Self::Had(..) => None,
         }
     }
+
+    /// What the agent has, or had when it was deleted.
+    pub(crate) fn latest_share(&self) -> Option<&Share> {
+        match self {
+            Self::Has(share) | Self::Had(share, _) => Some(share),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// What one commit did to one agent.

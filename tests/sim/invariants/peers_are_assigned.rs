@@ -66,7 +66,10 @@ impl Invariant for PeersAreAssigned {
         match fact {
             Fact::Stored { steps, .. } => {
                 for step in *steps {
-                    for span in step.after.share().into_iter().flat_map(|share| share.values()) {
+                    // One commit may have both what an agent got and that it was deleted. What
+                    // peers were to be told in between waits for the same commit.
+                    let share = step.after.latest_share();
+                    for span in share.into_iter().flat_map(|share| share.values()) {
                         self.had.entry(step.ip).or_default().insert(*span);
                         if span.first == span.last {
                             self.holders.entry(*span).or_default().insert(step.ip);
