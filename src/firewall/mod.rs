@@ -16,6 +16,8 @@ mod ruleset;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 pub use self::command::FirewallError;
 use self::command::{has, run};
 pub use self::iptables::FORWARD as IPTABLES_CHAIN;
@@ -89,6 +91,7 @@ impl Firewall {
         if self.backend == Backend::None {
             return Ok(Outcome::Unchanged);
         }
+        let rules = &*self.with_known_agents(rules)?;
         let outcome = match &self.made {
             Some((made, rest)) if made == rules => {
                 let listing = self.listing()?;
@@ -107,6 +110,20 @@ impl Firewall {
         }
         self.made = Some((rules.clone(), self.listing()?.rest));
         Ok(outcome)
+    }
+
+    /// The rules with those agents whom the ones before let in, if others are not known yet: an
+    /// agent that is started anew lets no strangers in until it is told of its peers.
+    fn with_known_agents<'a>(&self, rules: &'a Ruleset) -> Result<Cow<'a, Ruleset>, FirewallError> {
+        if !rules.keeps_agents {
+            return Ok(Cow::Borrowed(rules));
+        }
+        let agents = match &self.made {
+            Some((made, _)) => made.agents.clone(),
+            // An empty set is that of a cluster of one, or of no rule.
+            None => Some(self.listing()?.agents).filter(|agents| !agents.is_empty()),
+        };
+        Ok(Cow::Owned(Ruleset { agents, keeps_agents: false, ..rules.clone() }))
     }
 
     /// Makes what is wanted otherwise than before, without a look at what there is. If that is only

@@ -36,6 +36,9 @@ pub struct Ruleset {
     pub ports: BTreeSet<u16>,
     /// From whom VXLAN packets are taken; `None` is anybody.
     pub agents: Option<BTreeSet<IpAddr>>,
+    /// Whether it is not known yet who belongs to the cluster: whom the rules name already, if
+    /// there are any, stay named, and `agents` is for where there are none.
+    pub keeps_agents: bool,
     /// See [`Options::masquerade`].
     pub masquerade: bool,
     /// See [`Options::isolate`].
@@ -66,13 +69,14 @@ impl Ruleset {
         for space in &desired.spaces {
             spaces.entry(space.overlay.clone()).or_default().extend(&space.whole);
         }
-        // Nobody is shut out before it is known who belongs to the cluster.
+        // Nobody is shut out, or let in, before it is known who belongs to the cluster.
         let known = desired.peers.as_ref().filter(|_| options.known_agents_only);
         Self {
             spaces,
             devices: desired.locals.iter().map(|local| local.device.clone()).collect(),
             ports: desired.locals.iter().map(|local| local.port).collect(),
             agents: known.map(|peers| peers.keys().copied().collect()),
+            keeps_agents: options.known_agents_only && desired.peers.is_none(),
             masquerade: options.masquerade,
             isolate: options.isolate,
         }

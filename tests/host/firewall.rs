@@ -108,6 +108,15 @@ fn packets_of_strangers_are_dropped() {
         assert!(!site.host(2).container_reaches(&to, 16), "{backend:?}");
         assert_eq!(site.verify(0, &rules), Outcome::Repaired);
         assert!(site.host(2).container_reaches(&to, 16), "{backend:?}");
+        // Its agent is started anew, and is not told of its peers yet.
+        site.walls[0] = Firewall::new(backend);
+        let mut desired = site.hosts.desired(site.host(0));
+        desired.peers = None;
+        let unknown = Ruleset::new(&desired, Options::default());
+        assert_eq!(site.verify(0, &unknown), Outcome::Made);
+        assert_eq!(site.verify(0, &unknown), Outcome::Unchanged);
+        assert!(site.host(2).container_reaches(&to, 16), "{backend:?}");
+        assert!(!site.host(1).container_reaches(&to, 16), "{backend:?}");
         let everybody = Options { known_agents_only: false, ..Options::default() };
         let rules = site.rules(everybody);
         site.verify(0, &rules);
