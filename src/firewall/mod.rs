@@ -89,6 +89,12 @@ impl Firewall {
     /// When a program refuses; then it is tried again with the next call.
     pub fn verify(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
         if self.backend == Backend::None {
+            if self.made.is_none() {
+                if let Err(error) = self.clean() {
+                    log::warn!("rules that an agent made before may be left: {error}");
+                }
+                self.made = Some((rules.clone(), String::new()));
+            }
             return Ok(Outcome::Unchanged);
         }
         let rules = &*self.with_known_agents(rules)?;
@@ -102,7 +108,9 @@ impl Firewall {
             }
             _ => Outcome::Made,
         };
-        self.made = None;
+        if self.made.take().is_none() {
+            self.remove_of_others()?;
+        }
         if rules.is_empty() {
             self.clean()?;
         } else {
@@ -205,16 +213,26 @@ impl Firewall {
     /// When a program refuses.
     pub fn clean(&mut self) -> Result<(), FirewallError> {
         self.made = None;
-        if has_table() {
-            run("nft", &["-f", "-"], &nftables::remove())?;
-        }
+        remove_table()?;
         for family in [Family::V4, Family::V6] {
             remove_chains(family)?;
         }
-        for set in own_sets() {
-            run("ipset", &["destroy", &set], "")?;
+        remove_sets()
+    }
+
+    /// Removes what the other backend made before this one was chosen. Nobody would keep it up to
+    /// date: it would drop the packets of agents that came since.
+    fn remove_of_others(&self) -> Result<(), FirewallError> {
+        if self.backend == Backend::Iptables {
+            return remove_table();
         }
-        Ok(())
+        for family in [Family::V4, Family::V6] {
+            // The others are made beside a table as well.
+            if own_chains(family)?.iter().any(|(_, chain)| chain == iptables::INPUT) {
+                remove_chains(family)?;
+            }
+        }
+        remove_sets()
     }
 
     /// What [`Self::clean`] would remove, in words.
@@ -242,6 +260,20 @@ fn has_table() -> bool {
     let mut arguments = vec!["list", "table"];
     arguments.extend(nftables::TABLE.split(' '));
     has("nft") && run("nft", &arguments, "").is_ok()
+}
+
+fn remove_table() -> Result<(), FirewallError> {
+    if has_table() {
+        run("nft", &["-f", "-"], &nftables::remove())?;
+    }
+    Ok(())
+}
+
+fn remove_sets() -> Result<(), FirewallError> {
+    for set in own_sets() {
+        run("ipset", &["destroy", &set], "")?;
+    }
+    Ok(())
 }
 
 /// Our sets, also what a crash left of one that was being filled.

@@ -208,6 +208,33 @@ fn what_others_flush_is_heard_and_made_again() {
 
 #[test]
 #[ignore = "host"]
+fn who_makes_the_rules_can_change() {
+    let mut site = Site::new(Backend::Nftables);
+    let rules = site.rules(Options::default());
+    site.host(0).namespace.run("iptables -P FORWARD DROP");
+    let of = |backend| match backend {
+        Backend::Nftables => "nftables table inet mesos_overlay",
+        Backend::Iptables => "iptables chain MESOS-OVERLAY-IN of filter",
+        Backend::None => "",
+    };
+    let [nft, iptables] = BACKENDS;
+    for backend in [nft, iptables, nft, Backend::None, iptables, Backend::None] {
+        site.walls[0] = Firewall::new(backend);
+        site.verify(0, &rules);
+        assert_eq!(site.verify(0, &rules), Outcome::Unchanged);
+        let found = site.host(0).namespace.inside(Firewall::found).expect("it can be listed");
+        assert_eq!(found.is_empty(), backend == Backend::None, "{backend:?}: {found:?}");
+        for each in BACKENDS {
+            let is_there = found.iter().any(|what| what == of(each));
+            assert_eq!(is_there, each == backend, "{backend:?}: {found:?}");
+        }
+        let is_set = |what: &String| what.starts_with("ipset");
+        assert_eq!(found.iter().any(is_set), backend == iptables, "{found:?}");
+    }
+}
+
+#[test]
+#[ignore = "host"]
 fn clean_leaves_the_rules_of_others() {
     for backend in BACKENDS {
         let mut site = Site::new(backend);
