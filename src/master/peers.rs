@@ -80,6 +80,8 @@ struct Subscriber {
     /// The version that it has, or that is under way to it; 0: none that is known here.
     has: u64,
     heard: Duration,
+    /// The table that its last question was answered with, and what that answer waits for.
+    answered: (u64, Version),
 }
 
 /// An update, and for whom it is.
@@ -182,25 +184,33 @@ impl Peers {
         }
     }
 
-    /// An agent that is registered wants to know its peers. What it is answered at once, if it
-    /// lacks nothing.
+    /// An agent that is registered wants to know its peers. What it is answered once `when` is
+    /// durable, if it lacks nothing; one that asks again while its answer is held back is answered
+    /// once.
     fn subscribe(
         &mut self,
         from: Upid,
         have: PeersHave,
         elapsed: Duration,
+        (when, durable): (Version, Version),
     ) -> Option<Arc<PeersUpdate>> {
         let ip = *from.address.ip();
+        let before = self.subscribers.get(&ip).filter(|it| it.upid == from);
+        let mut answered = before.map_or((0, Version(0)), |it| it.answered);
         self.unsubscribe(ip);
         let has = self.versions.get(&have.digest).copied().unwrap_or(0);
         self.turns.insert((has, ip));
         self.leases.insert((elapsed, ip));
-        self.subscribers.insert(ip, Subscriber { upid: from, has, heard: elapsed });
-        if has == self.version {
-            return Some(Arc::new(self.update(has)));
+        let lacks_nothing = has == self.version;
+        let is_held_back = answered.0 == self.version && answered.1 > durable;
+        if lacks_nothing && !is_held_back {
+            answered = (self.version, when);
         }
-        self.due.get_or_insert(elapsed + DEBOUNCE);
-        None
+        self.subscribers.insert(ip, Subscriber { upid: from, has, heard: elapsed, answered });
+        if !lacks_nothing {
+            self.due.get_or_insert(elapsed + DEBOUNCE);
+        }
+        (lacks_nothing && !is_held_back).then(|| Arc::new(self.update(has)))
     }
 
     fn unsubscribe(&mut self, ip: Ipv4Addr) {
@@ -391,8 +401,9 @@ impl Master {
             return;
         };
         leading.registry.heard(&from, now.elapsed);
-        if let Some(update) = leading.peers.subscribe(from.clone(), have, now.elapsed) {
-            let when = leading.latest_version();
+        let when = leading.latest_version();
+        let held = (when, leading.durable);
+        if let Some(update) = leading.peers.subscribe(from.clone(), have, now.elapsed, held) {
             let message = Message::UpdatePeers(update);
             self.counters.update_peers_messages_sent += 1;
             self.counters.update_peers_bytes_sent += encode_message(&message).1.len() as u64;

@@ -534,3 +534,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_asks_again_while_the_store_hangs_is_answered_once() {
+    let (mut world, follower) = World::subscribed(network(), [1, 2]);
+    // A record changes, and the table does not.
+    let options = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+    world.message(2, Message::RegisterAgent(options));
+    for _ in 0..3 {
+        world.ask(1, follower.have);
+        world.pass(5 * SECOND);
+    }
+    let updates = world.updates();
+    assert_eq!(updates.len(), 1, "{updates:?}");
+    assert!(updates[0].2 > world.version, "it is held back");
+    world.store();
+    world.ask(1, follower.have);
+    assert_eq!(world.updates().len(), 1, "and answered again once that was sent");
+}
