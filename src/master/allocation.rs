@@ -73,9 +73,13 @@ impl Registry {
     }
 
     /// What no pool has is given to nobody: it is kept for when it is configured again, unless it
-    /// was given away before, cut in another way. That is rare enough to look at all records.
+    /// was given away before, cut in another way. That is rare enough to look at all records. Where
+    /// its overlay is elsewhere now the agent gets something else: it was deleted.
     fn reclaim(&mut self, overlay: &OverlayName, subnet: Subnet, ip: Ipv4Addr) -> bool {
         if !self.space.overlaps(&subnet) {
+            if self.space.has(overlay, subnet.family()) {
+                return false;
+            }
             let served = self.agents.values().map(|agent| &agent.record);
             let aside = self.aside.values().filter_map(|aside| aside.record.as_ref());
             let overlays = served.chain(aside).flat_map(|record| &record.overlays);

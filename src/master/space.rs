@@ -150,6 +150,14 @@ impl Space {
         }
     }
 
+    /// Whether agents get subnets of this family of `overlay`.
+    pub(super) fn has(&self, overlay: &OverlayName, family: Family) -> bool {
+        self.overlays.get(overlay).is_some_and(|pools| match family {
+            Family::V4 => pools.v4.is_some(),
+            Family::V6 => pools.v6.is_some(),
+        })
+    }
+
     /// Whether some pool has an address of `subnet`.
     pub(super) fn overlaps(&self, subnet: &Subnet) -> bool {
         let mut overlays =

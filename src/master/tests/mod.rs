@@ -561,6 +561,27 @@ fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
 }
 
 #[test]
+fn a_deleted_agent_that_returns_gets_nothing_outside_of_a_narrower_overlay() {
+    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/22"));
+    for agent in 1..=3 {
+        world.register(agent);
+    }
+    world.store();
+    world.delete(2);
+    world.store();
+    world.delete(3);
+    world.store();
+    // Nobody has anything outside of it, so it is taken.
+    let mut world = world.restart(small("44.128.0.0/16", "10.0.0.0/23"));
+    assert_eq!(subnets(&world.register(3).unwrap()), ["10.0.1.0/24"]);
+    world.store();
+    assert_eq!(world.health().problems, [""; 0]);
+    let mut world = world.restart(small("44.128.0.0/16", "10.0.0.0/23"));
+    assert_eq!(world.health().problems, [""; 0]);
+    assert_eq!(subnets(&world.register(3).unwrap()), ["10.0.1.0/24"]);
+}
+
+#[test]
 fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
     let two = |prefix: u8| {
         let plain = small("44.128.0.0/16", "10.0.0.0/24");
