@@ -13,6 +13,9 @@ use crate::ledger::Ledger;
 const PACE: Duration = Duration::from_millis(490);
 /// How many may come together: what waited for the store, and what came of it.
 const TOGETHER_MAX: u32 = 3;
+/// How long after a burst of questions each of them may be answered, as when an agent is assigned
+/// again and again and the network doubles what it asks; later it is as many as may come together.
+const BURST: Duration = Duration::from_secs(1);
 
 /// What a life of a master may still say to an agent.
 struct Allowance {
@@ -20,13 +23,14 @@ struct Allowance {
     changes: u32,
     /// When another one was added.
     since: Duration,
-    /// Questions that were not answered.
+    /// Questions that were not answered, and when the last one was asked.
     questions: u32,
+    asked: Duration,
 }
 
 impl Allowance {
     const fn new(now: Duration) -> Self {
-        Self { changes: TOGETHER_MAX, since: now, questions: 0 }
+        Self { changes: TOGETHER_MAX, since: now, questions: 0, asked: now }
     }
 
     fn turn_to(&mut self, now: Duration) {
@@ -36,6 +40,9 @@ impl Allowance {
         }
         if self.changes == TOGETHER_MAX {
             self.since = now;
+        }
+        if now > self.asked + BURST {
+            self.questions = self.questions.min(TOGETHER_MAX);
         }
     }
 }
@@ -55,7 +62,9 @@ impl Invariant for PeersArePaced {
             Fact::PeersWanted { of: (master, run), agent } => {
                 let allowance = self.allowances.entry((*master, *run, *agent));
                 let allowance = allowance.or_insert_with(|| Allowance::new(now));
-                allowance.questions = TOGETHER_MAX.min(allowance.questions + 1);
+                allowance.turn_to(now);
+                allowance.questions += 1;
+                allowance.asked = now;
                 Ok(())
             }
             Fact::PeersTold { by: (master, run), to } => {
