@@ -11,6 +11,12 @@ use mesos_network_overlay::dataplane::{Hop, Operation};
 use super::{Fact, Invariant};
 use crate::ledger::{Ledger, Span};
 
+/// For how long after an agent was deleted what is programmed is not judged. While a commit waits
+/// for a store that hangs, an agent can be given something, be deleted, and come back to something
+/// else: what peers were to be told in between waits for the same commit, which has only the last
+/// of it. What corrects it follows at once.
+const FLEETING: Duration = Duration::from_secs(5 * 60);
+
 #[derive(Default)]
 pub(crate) struct PeersAreAssigned {
     /// Everything that each agent ever had.
@@ -19,6 +25,8 @@ pub(crate) struct PeersAreAssigned {
     holders: HashMap<Span, HashSet<Ipv4Addr>>,
     /// Who was lied to about peers: what it programmed then may come back.
     deceived: HashSet<Ipv4Addr>,
+    /// Until when what is programmed is not judged.
+    judged_from: Duration,
 }
 
 /// Whether a MAC is the one of a VTEP address.
@@ -62,12 +70,12 @@ impl Invariant for PeersAreAssigned {
         "peers are programmed as they were assigned"
     }
 
-    fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
+    fn observe(&mut self, now: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
+            Fact::Deleted { .. } => self.judged_from = now + FLEETING,
             Fact::Stored { steps, .. } => {
                 for step in *steps {
-                    // One commit may have both what an agent got and that it was deleted. What
-                    // peers were to be told in between waits for the same commit.
+                    // One commit may have both what an agent got and that it was deleted.
                     let share = step.after.latest_share();
                     for span in share.into_iter().flat_map(|share| share.values()) {
                         self.had.entry(step.ip).or_default().insert(*span);
@@ -82,7 +90,9 @@ impl Invariant for PeersAreAssigned {
             }
             // Who knows no peers leaves what is there, also what others put there.
             Fact::Programmed { agent, desired, done, .. }
-                if desired.peers.is_some() && !self.deceived.contains(agent) =>
+                if desired.peers.is_some()
+                    && !self.deceived.contains(agent)
+                    && now >= self.judged_from =>
             {
                 let mut unknown = done.operations.iter().filter(|it| !self.is_assigned(it));
                 if let Some(operation) = unknown.next() {
