@@ -600,7 +600,13 @@ fn what_is_in_the_way_of_the_overlays_is_told() {
     let what = "subnet 192.168.0.0/17 of overlay vxlan-1 collides with the host's route \
                 '192.168.77.0/24 dev eth1': it came later, so the agent keeps the overlay as it is, \
                 until the next reboot";
+    // Its own network is nobody's to delete.
+    let more = "give one of the two other addresses: the overlay's are the master's";
     assert_eq!(said, lines("wrong", "collisions", what, &[("do", more)]));
+}
+
+#[test]
+fn what_is_in_the_way_of_the_tunnels_is_told() {
     let said = found(|observed| {
         let (device, other) = (device(), "other".to_owned());
         let taken = Problem::VniTaken { device, vni: Vni::DEFAULT, port: 64_000, other };
