@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::command::Command;
 use super::history::History;
 use super::peers::Peers;
-use super::recovery::{Adopted, Recovered};
+use super::recovery::{Adopted, Recovered, Reports};
 use super::registry::Registry;
 use super::{Master, NOT_LEADING, WAITING_MAX};
 use crate::addr::Upid;
@@ -45,6 +45,9 @@ pub(super) struct Standby {
 pub(super) struct Recovering {
     /// The latest registration of each agent, to be served when the state is there.
     waiting: BTreeMap<Ipv4Addr, (Upid, AgentOptions)>,
+    /// What agents have reported to this master before the store failed: they do not hear of that,
+    /// and would report again in a quarter of an hour only.
+    reported: Reports,
     pub(super) progress: Progress,
 }
 
@@ -61,7 +64,7 @@ pub(super) enum Progress {
 
 impl Recovering {
     const fn new(progress: Progress) -> Self {
-        Self { waiting: BTreeMap::new(), progress }
+        Self { waiting: BTreeMap::new(), reported: Reports::new(), progress }
     }
 
     /// Keeps a registration for later. Whether there is room for it.
@@ -254,6 +257,7 @@ impl Master {
             return;
         };
         let waiting = mem::take(&mut recovering.waiting);
+        let reported = mem::take(&mut recovering.reported);
         let Loaded { epoch, version, records } = loaded;
         let (mut agents, mut parts) = (Vec::new(), Vec::new());
         for (key, bytes) in records {
@@ -264,6 +268,7 @@ impl Master {
         }
         let Recovered { mut registry, adopted } =
             Registry::recover(Arc::clone(&self.settings.network), version, agents);
+        registry.recall(&reported);
         for sentence in registry.doubts().into_values() {
             log::error!("{sentence}");
         }
@@ -327,9 +332,14 @@ impl Master {
         let progress = Progress::Failed(error, now.elapsed + wait);
         match &mut self.phase {
             Phase::Recovering(recovering) => recovering.progress = progress,
-            Phase::Leading(_) | Phase::Standby(_) => {
+            Phase::Leading(leading) => {
+                let mut recovering = Recovering::new(progress);
+                recovering.reported = leading.registry.reports();
                 let why = "the state could not be written: ask again";
-                self.leave(Phase::Recovering(Recovering::new(progress)), why);
+                self.leave(Phase::Recovering(recovering), why);
+            }
+            Phase::Standby(_) => {
+                self.phase = Phase::Recovering(Recovering::new(progress));
             }
         }
     }

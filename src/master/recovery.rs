@@ -5,15 +5,21 @@
 //! another record is set aside and reported, and the rest is served. What is in doubt is given to
 //! nobody, since a container may use it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::registry::{Aside, Registry, Supply, Unserved};
 use crate::addr::{Family, OverlayName, Subnet};
 use crate::mutation::Mutation;
-use crate::protocol::{Addresses, AgentRecord, Network, OverlayRecord, Record, ReleasedRecord};
+use crate::protocol::{
+    Addresses, AgentInfo, AgentRecord, Network, OverlayRecord, Record, ReleasedRecord,
+};
 use crate::store::{Change, Key, Version};
 use crate::wire::{decode_record, encode_record};
+
+/// The agents with what they have said of their overlays.
+pub(super) type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
 
 /// What is known of one agent.
 #[derive(Debug)]
@@ -313,20 +319,30 @@ impl Registry {
         record.overlays.retain(|had| !had.is_empty());
     }
 
-    /// Takes over from the registry of before what is not in the records.
-    fn take_over(&mut self, before: &Self) {
-        self.touched.extend(before.agents.keys().chain(&before.touched));
-        for (ip, old) in &before.agents {
+    /// What the agents have said of their overlays.
+    pub(super) fn reports(&self) -> Reports {
+        self.agents.iter().map(|(ip, agent)| (*ip, Arc::clone(&agent.info))).collect()
+    }
+
+    /// Takes over what agents have said of overlays of which they have the same addresses now.
+    pub(super) fn recall(&mut self, reports: &Reports) {
+        for (ip, old) in reports {
             let Some(agent) = self.agents.get_mut(ip) else { continue };
             self.tally.remove(&agent.info);
             for overlay in &mut Arc::make_mut(&mut agent.info).overlays {
-                let same = old.info.overlays.iter().find(|old| old.name() == overlay.name());
+                let same = old.overlays.iter().find(|old| old.name() == overlay.name());
                 overlay.status = same
                     .filter(|same| same.has_addresses_of(overlay))
                     .and_then(|same| same.status.clone());
             }
             self.tally.add(&agent.info);
         }
+    }
+
+    /// Takes over from the registry of before what is not in the records.
+    fn take_over(&mut self, before: &Self) {
+        self.touched.extend(before.agents.keys().chain(&before.touched));
+        self.recall(&before.reports());
         let exists = |supply: &Supply| match supply {
             Supply::Overlay(name, family) => {
                 let mut overlays = self.network.overlays.iter();

@@ -671,8 +671,9 @@ fn what_was_given_to_another_is_no_longer_kept_for_the_deleted_agent() {
 #[test]
 fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
     let mut world = World::new(network());
-    world.register(1);
+    let first = world.register(1).unwrap();
     world.store();
+    world.message(1, report(&first, &Status::Ok));
     world.register(2);
     world.writing = None;
     let failed = StoreError::Failed {
@@ -702,6 +703,13 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
     let before = world.sent.len();
     world.load();
     assert_eq!(world.sent.len(), before + 1, "one answer, however often it asked");
+    // The first one hears nothing of it, and would not say again how it is.
+    let statuses = |world: &mut World| {
+        let agents = world.state().agents.clone();
+        let first = agents.iter().find(|agent| agent.ip == ip(1)).unwrap().overlays.clone();
+        first.into_iter().map(|overlay| overlay.status).collect::<Vec<_>>()
+    };
+    assert_eq!(statuses(&mut world), [Some(Status::Ok), Some(Status::Ok)]);
     world.store();
     assert_eq!(world.agents(), [ip(1), ip(3)]);
     assert_eq!(subnets(&world.register(2).unwrap())[0], "192.168.2.0/24");
