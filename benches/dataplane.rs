@@ -295,6 +295,16 @@ impl Pair {
                 let made =
                     Firewall::new(backend).verify(&Ruleset::new(&wanted, Options::default()));
                 made.expect("root may make rules");
+            });
+        }
+        self.by_dataplane();
+    }
+
+    /// Without a firewall, as by hand.
+    fn by_dataplane(&self) {
+        for (host, own) in self.hosts.iter().zip([1, 2]) {
+            let wanted = desired(own, 2);
+            host.inside(|| {
                 let mut dataplane = Dataplane::open().expect("there is netlink");
                 complete(dataplane.verify(&wanted).expect("the state can be read"));
             });
@@ -343,13 +353,18 @@ fn throughput() {
     println!(
         "\ntcp from container to container on another host, the median of {STREAMS} runs each"
     );
-    let (mut hand, mut ours) = (Vec::new(), Vec::new());
+    let (mut hand, mut alone, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..STREAMS {
         hand.push(Pair::new().rate_with(Pair::by_hand));
+        alone.push(Pair::new().rate_with(Pair::by_dataplane));
         ours.push(Pair::new().rate_with(Pair::by_agent));
     }
-    let (hand, ours) = (median(hand), median(ours));
+    let (hand, alone, ours) = (median(hand), median(alone), median(ours));
     println!("  tunnel by ip and bridge                    {hand:>7.2} Gbit/s");
+    println!(
+        "  tunnel of the dataplane                    {alone:>7.2} Gbit/s  {:.2} of it",
+        alone / hand
+    );
     println!(
         "  tunnel and firewall as the agent has them  {ours:>7.2} Gbit/s  {:.2} of it",
         ours / hand
