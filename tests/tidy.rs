@@ -71,7 +71,8 @@ const ROOMS: [(&str, Kind); 26] = [
 
 /// The words in which the master speaks of its store: plain data, which live beside the trait that
 /// they describe. The trait itself and its implementations are not for pure rooms.
-const STORE_WORDS: [&str; 6] = ["Change", "Epoch", "Key", "Loaded", "StoreError", "Version"];
+const STORE_WORDS: [&str; 7] =
+    ["Change", "Counts", "Epoch", "Key", "Loaded", "StoreError", "Version"];
 
 /// What a pure room must not name: clocks, randomness of its own, threads, files, sockets, the
 /// environment, the terminal.

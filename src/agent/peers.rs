@@ -90,7 +90,7 @@ impl Peers {
     ) -> Taken {
         let PeersHave { epoch, version, digest } = self.have;
         let is_older = (update.epoch, update.version) < (epoch, version) && self.is_known;
-        // A master that says nothing else has begun to count anew, as with another store.
+        // A master that says nothing else has begun to count anew, as on a lost store.
         if is_older && !self.is_unanswered() && !Mutation::BelieveOldPeers.is_on() {
             return Taken::Dropped;
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
-use super::host::is_stdin;
+use super::host::{counted, is_stdin};
 use super::output::{Output, harmless};
 use super::place::{Opened, Place, StoreOptions, failure};
 use crate::protocol::Network;
@@ -80,7 +80,7 @@ impl ExportCommand {
             "{}: {} of {name} (version {})",
             self.output.display(),
             Inventory::of(&snapshot.records),
-            snapshot.version
+            snapshot.counts.version
         ))?;
         output.finish()
     }
@@ -112,7 +112,8 @@ impl Content {
             Self::Own => Ok(state_file(name, snapshot).print().into_bytes()),
             Self::Cpp(network) => {
                 refuse_unknown(name, snapshot)?;
-                write_cpp_form(&snapshot.records, Arc::clone(network)).map_err(failure)
+                let network = Arc::clone(network);
+                write_cpp_form(&snapshot.records, snapshot.counts, network).map_err(failure)
             }
             Self::Value(directory) => {
                 let value = LogDirectory::new(directory.clone(), None).value().map_err(failure)?;
@@ -123,8 +124,8 @@ impl Content {
 }
 
 fn state_file(name: &str, snapshot: &Snapshot) -> StateFile {
-    let Snapshot { epoch, version, records, unknown, doubts: _ } = snapshot.clone();
-    StateFile { from: name.to_owned(), epoch, version, records, unknown }
+    let Snapshot { counts, records, unknown, doubts: _ } = snapshot.clone();
+    StateFile { from: name.to_owned(), counts, records, unknown }
 }
 
 /// What has no place in the form of the C++ modules.
@@ -133,9 +134,9 @@ fn refuse_unknown(name: &str, snapshot: &Snapshot) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{name}: a later version of mesos-overlay has written {} records that this one does not know: \
-         export with that version, or with --form json, which keeps them",
-        snapshot.unknown.len()
+        "{name}: a later version of mesos-overlay has written {} that this one does not know: export \
+         with that version, or with --form json, which keeps them",
+        counted(snapshot.unknown.len() as u128, "record")
     )))
 }
 

@@ -90,7 +90,7 @@ impl ImportCommand {
                 "--to log: the C++ modules want to know the network: give its file as --config",
             ));
         }
-        let Content { records, doubts: mut warnings } = self.read()?;
+        let Content { records, counts, doubts: mut warnings } = self.read()?;
         let mut store = self.store.open(&place, network)?;
         self.store.refuse_running_masters(&store)?;
         let former = store.archive.look().map_err(failure)?.filter(|former| !former.is_empty());
@@ -108,7 +108,7 @@ impl ImportCommand {
             warnings,
         };
         if !self.dry_run {
-            let replaced = store.archive.replace(&records).map_err(failure)?;
+            let replaced = store.archive.replace(&records, counts).map_err(failure)?;
             report.version = Some(replaced.version.0);
             report.kept = replaced.kept;
         }
@@ -140,7 +140,7 @@ impl ImportCommand {
             "{name}: holds a state: {} (version {}): export it first, then --replace puts this one in \
              its place",
             Inventory::of(&former.records),
-            former.version
+            former.counts.version
         )))
     }
 
@@ -174,8 +174,9 @@ fn stays(former: &Snapshot) -> Option<String> {
     let count = former.unknown.len();
     (count > 0).then(|| {
         format!(
-            "a later version of mesos-overlay has written {count} records there that this one does not \
-             know: they stay as they are"
+            "a later version of mesos-overlay has written {} there that this one does not know: what \
+             it wrote stays",
+            counted(count as u128, "record")
         )
     })
 }

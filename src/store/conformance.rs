@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{Archive, Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{Archive, Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version};
 
 /// A state that was never written.
 #[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
@@ -32,7 +32,7 @@ struct Rule {
     check: fn(Subject),
 }
 
-const RULES: [Rule; 14] = [
+const RULES: [Rule; 15] = [
     Rule { name: "a new state is empty", check: a_new_state_is_empty },
     Rule { name: "what was committed is loaded", check: what_was_committed_is_loaded },
     Rule { name: "changes apply in their order", check: changes_apply_in_their_order },
@@ -53,6 +53,10 @@ const RULES: [Rule; 14] = [
     Rule { name: "a look makes nothing", check: a_look_makes_nothing },
     Rule { name: "a look takes nothing from its leader", check: a_look_takes_nothing },
     Rule { name: "a replacement is a whole state", check: a_replacement_is_a_whole_state },
+    Rule {
+        name: "a replacement counts on from where it is from",
+        check: a_replacement_counts_on_from_where_it_is_from,
+    },
 ];
 
 /// Checks every rule, each on a subject of its own.
@@ -265,7 +269,7 @@ fn a_look_takes_nothing(mut subject: Subject) {
         let mut archive = subject.archive.as_mut().expect("seen above")();
         for _ in 0..2 {
             let seen = archive.look().expect("look").expect("there is a state");
-            assert_eq!((seen.epoch, seen.version), (epoch.0, version));
+            assert_eq!(seen.counts, Counts { epoch: epoch.0, version });
             assert_eq!((&seen.records, seen.unknown.len()), (&records, 0));
         }
         drop(archive);
@@ -289,21 +293,40 @@ fn a_replacement_is_a_whole_state(mut subject: Subject) {
     let mut version = 0;
     for records in [&first, &large, &Vec::new(), &first] {
         let mut archive = subject.archive.as_mut().expect("seen above")();
-        let replaced = archive.replace(records).expect("replaced");
+        let replaced = archive.replace(records, Counts::default()).expect("replaced");
         assert!(replaced.version.0 > version, "{replaced:?}");
         let seen = archive.look().expect("look").expect("there is a state");
-        assert_eq!((seen.version, &seen.records), (replaced.version.0, records));
+        assert_eq!((seen.counts.version, &seen.records), (replaced.version.0, records));
         drop(archive);
         let mut store = subject.open();
         let loaded = load(&mut *store);
         assert_eq!((loaded.version, &loaded.records), (replaced.version, records));
-        assert!(loaded.epoch.0 > seen.epoch);
+        assert!(loaded.epoch.0 > seen.counts.epoch);
         version = loaded.version.0;
         if subject.is_shared {
             let mut archive = subject.archive.as_mut().expect("seen above")();
-            version = archive.replace(records).expect("replaced").version.0;
+            version = archive.replace(records, Counts::default()).expect("replaced").version.0;
             assert_deposed(&mut *store, loaded.epoch, &[Change::Delete(key(1))]);
         }
+    }
+}
+
+fn a_replacement_counts_on_from_where_it_is_from(mut subject: Subject) {
+    if subject.archive.is_none() {
+        return;
+    }
+    let records = vec![(key(1), b"one".to_vec())];
+    let (mut epoch, mut version) = (0, 0);
+    for (former_epoch, former_version) in [(40, 900), (3, 2000), (500, 7), (0, 0)] {
+        let former = Counts { epoch: former_epoch, version: former_version };
+        let mut archive = subject.archive.as_mut().expect("seen above")();
+        let replaced = archive.replace(&records, former).expect("replaced").version.0;
+        drop(archive);
+        let loaded = load(&mut *subject.open());
+        assert_eq!((loaded.version.0, &loaded.records), (replaced, &records));
+        assert!(replaced > former.version.max(version), "{replaced} after {version}, {former:?}");
+        assert!(loaded.epoch.0 > former.epoch.max(epoch), "{loaded:?} after {epoch}, {former:?}");
+        (epoch, version) = (loaded.epoch.0, replaced);
     }
 }
 

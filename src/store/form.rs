@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::log_directory::replaced_value;
 use super::replicated_log::{records, take_over};
-use super::{Key, StoreError, unknown_name};
+use super::{Counts, Key, StoreError, unknown_name};
 use crate::protocol::Network;
 use crate::wire::{LoggedState, StateFile, doubts, is_state_file};
 
@@ -14,6 +14,8 @@ use crate::wire::{LoggedState, StateFile, doubts, is_state_file};
 pub struct Content {
     /// All records, in the order of their keys.
     pub records: Vec<(Key, Vec<u8>)>,
+    /// How far the state has counted; nothing where the form does not say.
+    pub counts: Counts,
     /// What an operator has to know of it, a sentence each.
     pub doubts: Vec<String>,
 }
@@ -45,15 +47,21 @@ pub fn read_form(bytes: &[u8]) -> Result<Content, Vec<String>> {
 }
 
 fn own_form(text: &str) -> Result<Content, Vec<String>> {
-    let StateFile { records, unknown, .. } = StateFile::parse(text)?;
+    let StateFile { records, counts, unknown, .. } = StateFile::parse(text)?;
     if !unknown.is_empty() {
         return Err(vec![format!(
-            "unknown: a later version of mesos-overlay has written {} records that this one does not \
-             know: import it with that version, or empty the list to go without them",
-            unknown.len()
+            "unknown: {}: import it with that version, or empty the list to go without",
+            of_later_version(unknown.len())
         )]);
     }
-    Ok(Content { records, doubts: Vec::new() })
+    Ok(Content { records, counts, doubts: Vec::new() })
+}
+
+fn of_later_version(count: usize) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!(
+        "a later version of mesos-overlay has written {count} record{plural} that this one does not know"
+    )
 }
 
 /// The value of a replicated log; `none` is what is said if it is none.
@@ -70,12 +78,11 @@ fn value(mut state: LoggedState, none: &str) -> Result<Content, Vec<String>> {
         .collect();
     if !unknown.is_empty() {
         return Err(vec![format!(
-            "a later version of mesos-overlay has written {} records that this one does not know: \
-             import it with that version",
-            unknown.len()
+            "{}: import it with that version",
+            of_later_version(unknown.len())
         )]);
     }
-    Ok(Content { records: records(&state).collect(), doubts })
+    Ok(Content { records: records(&state).collect(), counts: state.counts(), doubts })
 }
 
 /// The state in the form of the C++ modules, which are shown what agents have of `network`. What
@@ -85,7 +92,8 @@ fn value(mut state: LoggedState, none: &str) -> Result<Content, Vec<String>> {
 /// When there are more versions than there can be.
 pub fn write_cpp_form(
     records: &[(Key, Vec<u8>)],
+    former: Counts,
     network: Arc<Network>,
 ) -> Result<Vec<u8>, StoreError> {
-    replaced_value(Vec::new(), records, network).map(|(value, _)| value)
+    replaced_value(Vec::new(), (records, former), network).map(|(value, _)| value)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
+    Archive, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
     replace_by_commit,
 };
 use crate::mutation::Mutation;
@@ -32,17 +32,23 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self::default()
     }
+
+    fn begin(&self, former: Counts) -> Loaded {
+        let mut state = self.state.lock();
+        state.epoch = state.epoch.max(former.epoch);
+        state.version = state.version.max(former.version);
+        state.epoch += u64::from(!Mutation::EpochRepeats.is_on() || state.epoch == 0);
+        Loaded {
+            epoch: Epoch(state.epoch),
+            version: Version(state.version),
+            records: state.records.iter().map(|(key, bytes)| (*key, bytes.clone())).collect(),
+        }
+    }
 }
 
 impl Store for MemoryStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        let mut state = self.state.lock();
-        state.epoch += u64::from(!Mutation::EpochRepeats.is_on() || state.epoch == 0);
-        Ok(Loaded {
-            epoch: Epoch(state.epoch),
-            version: Version(state.version),
-            records: state.records.iter().map(|(key, bytes)| (*key, bytes.clone())).collect(),
-        })
+        Ok(self.begin(Counts::default()))
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
@@ -68,13 +74,18 @@ impl Store for MemoryStore {
 impl Archive for MemoryStore {
     fn look(&mut self) -> Result<Option<Snapshot>, StoreError> {
         let state = self.state.lock();
-        let State { epoch, version, .. } = *state;
+        let counts = Counts { epoch: state.epoch, version: state.version };
         let records = state.records.iter().map(|(key, bytes)| (*key, bytes.clone())).collect();
-        Ok((epoch > 0).then(|| Snapshot { epoch, version, records, ..Snapshot::default() }))
+        Ok((counts.epoch > 0).then(|| Snapshot { counts, records, ..Snapshot::default() }))
     }
 
-    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
-        replace_by_commit(self, records)
+    fn replace(
+        &mut self,
+        records: &[(Key, Vec<u8>)],
+        former: Counts,
+    ) -> Result<Replaced, StoreError> {
+        let loaded = self.begin(former);
+        replace_by_commit(self, &loaded, records)
     }
 }
 

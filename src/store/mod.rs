@@ -141,10 +141,8 @@ pub trait Store: Send {
 /// What a store holds, seen without taking it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The epoch of whoever has led last.
-    pub epoch: u64,
-    /// Version of the last commit.
-    pub version: u64,
+    /// How far it has counted.
+    pub counts: Counts,
     /// All records in the order of their keys.
     pub records: Vec<(Key, Vec<u8>)>,
     /// What a later version of this program keeps: the name that the store has for it, and bytes.
@@ -158,6 +156,33 @@ impl Snapshot {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.records.is_empty() && self.unknown.is_empty()
+    }
+}
+
+/// How far a state has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// The epoch of whoever has led last.
+    pub epoch: u64,
+    /// Version of the last commit.
+    pub version: u64,
+}
+
+impl Counts {
+    /// More than there can have been: whoever counts on must not come to the end.
+    pub(crate) const MAX: u64 = u64::MAX / 2;
+
+    /// Which of both is out of range.
+    ///
+    /// # Errors
+    /// With a sentence about it.
+    pub fn check(self) -> Result<(), String> {
+        for (what, count) in [("epoch", self.epoch), ("version", self.version)] {
+            if count > Self::MAX {
+                return Err(format!("no state has come to {what} {count}"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -183,17 +208,25 @@ pub trait Archive {
     /// whoever is interrupted leaves the former state, the new one, or one that no master takes.
     /// What is missing is made. Whoever led before leads no more.
     ///
+    /// Epochs and versions are counted on from `former`, those of the state that the records are
+    /// from, where they were further there than here: so what the next master tells is the latest
+    /// for agents that have heard masters of either.
+    ///
     /// # Errors
     /// When the state cannot be read or written.
-    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError>;
+    fn replace(
+        &mut self,
+        records: &[(Key, Vec<u8>)],
+        former: Counts,
+    ) -> Result<Replaced, StoreError>;
 }
 
-/// Begins an epoch, and puts `records` in the place of all others by one commit of it.
+/// Puts `records` in the place of all that was `loaded`, by one commit.
 fn replace_by_commit(
     store: &mut dyn Store,
+    loaded: &Loaded,
     records: &[(Key, Vec<u8>)],
 ) -> Result<Replaced, StoreError> {
-    let loaded = store.load()?;
     let version = store.commit(loaded.epoch, &replacement(&loaded.records, records))?;
     Ok(Replaced { version, kept: None })
 }

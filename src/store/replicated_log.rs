@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Change, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version};
 use crate::master::assignments;
 use crate::protocol::{Network, Record};
 use crate::wire::{Foreign, LoggedState, decode_record};
@@ -103,8 +103,9 @@ pub(super) fn records(state: &LoggedState) -> impl Iterator<Item = (Key, Vec<u8>
     state.entries().filter_map(|(key, record)| Some((Key::from_bytes(key)?, record.to_vec())))
 }
 
-impl Store for ReplicatedLogStore {
-    fn load(&mut self) -> Result<Loaded, StoreError> {
+impl ReplicatedLogStore {
+    /// Begins an epoch, later than all here and in a state that has come as far as `former`.
+    pub(super) fn begin(&mut self, former: Counts) -> Result<Loaded, StoreError> {
         self.state = None;
         let value = self.log.fetch().map_err(|reason| self.failed("load", reason))?;
         let no_state =
@@ -117,10 +118,11 @@ impl Store for ReplicatedLogStore {
             );
         }
         self.show_all(&mut state);
-        let (epoch, version) = state.counters();
-        let epoch = epoch + 1;
+        let counts = state.counts();
+        let epoch = counts.epoch.max(former.epoch) + 1;
+        let version = counts.version.max(former.version);
         state.set_network(&self.network);
-        state.set_counters(epoch, version).map_err(no_state)?;
+        state.set_counts(Counts { epoch, version }).map_err(no_state)?;
         match self.log.store(&state.encode()) {
             Ok(true) => {}
             // As after each write that was late: the next attempt will become the writer.
@@ -131,12 +133,18 @@ impl Store for ReplicatedLogStore {
         self.state = Some(state);
         Ok(Loaded { epoch: Epoch(epoch), version: Version(version), records })
     }
+}
+
+impl Store for ReplicatedLogStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.begin(Counts::default())
+    }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
         let Some(mut state) = self.state.take() else {
             return Err(self.failed("commit", "an earlier operation failed: load the state first"));
         };
-        let (current, version) = state.counters();
+        let Counts { epoch: current, version } = state.counts();
         if current != epoch.0 {
             self.state = Some(state);
             return Err(StoreError::Deposed { store: self.to_string(), epoch: epoch.0 });
@@ -144,7 +152,8 @@ impl Store for ReplicatedLogStore {
         for change in changes {
             self.apply(&mut state, change);
         }
-        state.set_counters(current, version + 1).map_err(|reason| self.failed("commit", reason))?;
+        let counts = Counts { epoch: current, version: version + 1 };
+        state.set_counts(counts).map_err(|reason| self.failed("commit", reason))?;
         match self.log.store(&state.encode()) {
             Ok(true) => {
                 self.state = Some(state);
@@ -402,8 +411,8 @@ mod tests {
         shared.lock().value = value(&own);
         assert_eq!(
             store(&shared).load().unwrap_err().to_string(),
-            "replicated log: load: network-state.own: epoch 4, version 18446744073709551615: it is \
-             no state of an overlay master"
+            "replicated log: load: network-state.own: no state has come to version \
+             18446744073709551615: it is no state of an overlay master"
         );
         // At the end of the range: it is read, and nothing is written that could not be read again.
         own.version = Some(u64::MAX / 2);
@@ -412,7 +421,7 @@ mod tests {
         let epoch = ours.load().unwrap().epoch;
         assert_eq!(
             ours.commit(epoch, &[]).unwrap_err().to_string(),
-            "replicated log: commit: network-state.own: epoch 5, version 9223372036854775808"
+            "replicated log: commit: network-state.own: no state has come to version 9223372036854775808"
         );
         assert_eq!(ours.load().unwrap().version, Version(u64::MAX / 2));
         own.version = Some(8);

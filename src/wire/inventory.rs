@@ -1,7 +1,7 @@
 //! What there is in a state, counted, and what is wrong with it whatever the network is.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
 
@@ -66,7 +66,8 @@ pub fn doubts(records: &[(Key, Vec<u8>)]) -> Vec<String> {
     for (key, bytes) in records {
         match (key, decode_record(bytes)) {
             (Key::Agent(ip), Ok(Record::Agent(record))) => {
-                vteps.push((record.vtep_ip, *ip));
+                let vtep6 = record.vtep_ip6.map(IpAddr::from);
+                vteps.extend(vtep6.into_iter().chain([record.vtep_ip.into()]).map(|it| (it, *ip)));
                 let of = record.overlays.into_iter().flat_map(|overlay| {
                     overlay
                         .subnets()

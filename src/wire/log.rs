@@ -12,12 +12,10 @@ use super::mesos::modules::overlay::log as pb;
 use super::record::{decode_record, encode_record};
 use crate::addr::Subnet;
 use crate::protocol::{AgentInfo, AgentRecord, Assignment, Network, OverlayRecord, Record};
+use crate::store::Counts;
 
 /// No protobuf begins with it: field 31 of a wire type that there is not.
 const UNREADABLE: u8 = 0xff;
-
-/// More epochs or versions than there can have been: whoever counts on must not come to the end.
-const COUNTER_MAX: u64 = u64::MAX / 2;
 
 /// The state that a log holds.
 #[derive(Debug, Clone, Default)]
@@ -106,17 +104,17 @@ impl LoggedState {
 
     /// Epoch and version; zero where only the C++ module has written.
     #[must_use]
-    pub fn counters(&self) -> (u64, u64) {
-        (self.own.epoch(), self.own.version())
+    pub fn counts(&self) -> Counts {
+        counts(&self.own)
     }
 
     /// Changes epoch and version.
     ///
     /// # Errors
     /// When one of them is so great that [`Self::decode`] would refuse it.
-    pub fn set_counters(&mut self, epoch: u64, version: u64) -> Result<(), ConvertError> {
-        check_counters(epoch, version)?;
-        (self.own.epoch, self.own.version) = (Some(epoch), Some(version));
+    pub fn set_counts(&mut self, counts: Counts) -> Result<(), ConvertError> {
+        check(counts)?;
+        (self.own.epoch, self.own.version) = (Some(counts.epoch), Some(counts.version));
         Ok(())
     }
 
@@ -188,18 +186,18 @@ impl LoggedState {
     }
 }
 
-fn check_counters(epoch: u64, version: u64) -> Result<(), ConvertError> {
-    if epoch.max(version) > COUNTER_MAX {
-        let reason = format!("epoch {epoch}, version {version}");
-        return Err(ConvertError::field("network-state.own", reason));
-    }
-    Ok(())
+fn counts(own: &pb::Own) -> Counts {
+    Counts { epoch: own.epoch(), version: own.version() }
+}
+
+fn check(counts: Counts) -> Result<(), ConvertError> {
+    counts.check().map_err(|reason| ConvertError::field("network-state.own", reason))
 }
 
 /// Our part as we write it: its keys in their order, each once. What is out of order was damaged;
 /// of two records under one key the last one counts, as it does for a field of a message.
 fn orderly(mut own: pb::Own) -> Result<pb::Own, ConvertError> {
-    check_counters(own.epoch(), own.version())?;
+    check(counts(&own))?;
     own.entries.sort_by(|one, other| one.key().cmp(other.key()));
     own.entries.dedup_by(|later, earlier| {
         let is_same = later.key == earlier.key;

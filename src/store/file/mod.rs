@@ -20,7 +20,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, StorageBackend, TableDefinition};
 
 use super::{
-    Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
+    Archive, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
     replace_by_commit, unknown_name,
 };
 
@@ -85,7 +85,7 @@ impl FileStore {
     fn create(&self, dir: &Path) -> Result<(), redb::Error> {
         create_directory(dir)?;
         if !self.path.try_exists()? {
-            self.create_file(dir, None)?;
+            self.create_file(dir, None, Counts::default())?;
         }
         // Also where the file was there: who made it may have been killed before this.
         Ok(sync_directory(dir)?)
@@ -98,6 +98,7 @@ impl FileStore {
         &self,
         dir: &Path,
         records: Option<&[(Key, Vec<u8>)]>,
+        former: Counts,
     ) -> Result<(), redb::Error> {
         let file = tempfile::Builder::new().prefix(".overlay-master.").tempfile_in(dir)?;
         let database = Database::builder()
@@ -111,8 +112,8 @@ impl FileStore {
             }
             let mut counters = transaction.open_table(COUNTERS)?;
             counters.insert(FORMAT_COUNTER, FORMAT)?;
-            counters.insert(EPOCH_COUNTER, 0)?;
-            counters.insert(VERSION_COUNTER, u64::from(records.is_some()))?;
+            counters.insert(EPOCH_COUNTER, former.epoch)?;
+            counters.insert(VERSION_COUNTER, former.version + u64::from(records.is_some()))?;
         }
         transaction.commit()?;
         database.close()?;
@@ -135,6 +136,20 @@ impl FileStore {
             Ok(_) => Err(self.refused(self.foreign("it lacks what a state has"))),
             Err(error) => Err(self.failed("open", &error)),
         }
+    }
+
+    fn begin(&mut self, former: Counts) -> Result<Loaded, StoreError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => self.make_and_open()?,
+        };
+        let begun = begin_epoch(&database, former).map_err(|error| self.failed("load", &error))?;
+        self.database = Some(database);
+        if begun.unreadable > 0 {
+            let count = begun.unreadable;
+            log::warn!("{self}: kept and not used: {count} records of unknown kind");
+        }
+        Ok(begun.loaded)
     }
 
     fn failed(&self, action: &'static str, error: &redb::Error) -> StoreError {
@@ -197,17 +212,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        let database = match self.database.take() {
-            Some(database) => database,
-            None => self.make_and_open()?,
-        };
-        let begun = begin_epoch(&database).map_err(|error| self.failed("load", &error))?;
-        self.database = Some(database);
-        if begun.unreadable > 0 {
-            let count = begun.unreadable;
-            log::warn!("{self}: kept and not used: {count} records of unknown kind");
-        }
-        Ok(begun.loaded)
+        self.begin(Counts::default())
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
@@ -241,13 +246,17 @@ impl Archive for FileStore {
         Ok(Some(snapshot))
     }
 
-    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
+    fn replace(
+        &mut self,
+        records: &[(Key, Vec<u8>)],
+        former: Counts,
+    ) -> Result<Replaced, StoreError> {
         if let Some(dir) = self.to_make.take_if(|_| self.database.is_none()) {
             let make = || {
                 create_directory(&dir)?;
                 let is_new = !self.path.try_exists()?;
                 if is_new {
-                    self.create_file(&dir, Some(records))?;
+                    self.create_file(&dir, Some(records), former)?;
                 }
                 sync_directory(&dir)?;
                 Ok(is_new)
@@ -257,13 +266,14 @@ impl Archive for FileStore {
                 self.database = Some(self.open_database()?);
                 return match self.look()? {
                     Some(made) if made.records == records => {
-                        Ok(Replaced { version: Version(made.version), kept: None })
+                        Ok(Replaced { version: Version(made.counts.version), kept: None })
                     }
                     _ => Err(self.refused("another process made it at the same time".to_owned())),
                 };
             }
         }
-        replace_by_commit(self, records)
+        let loaded = self.begin(former)?;
+        replace_by_commit(self, &loaded, records)
     }
 }
 
@@ -337,9 +347,9 @@ fn snapshot(database: &Database) -> Result<Snapshot, redb::Error> {
     let transaction = database.begin_read()?;
     let counters = transaction.open_table(COUNTERS)?;
     let epoch = counter(&counters, EPOCH_COUNTER)?;
-    let version = counter(&counters, VERSION_COUNTER)?;
+    let counts = Counts { epoch, version: counter(&counters, VERSION_COUNTER)? };
     let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
-    Ok(Snapshot { epoch, version, records, unknown, doubts: Vec::new() })
+    Ok(Snapshot { counts, records, unknown, doubts: Vec::new() })
 }
 
 /// The records, and those of a later version of this program.
@@ -361,14 +371,17 @@ fn read_records(
     Ok((records, unknown))
 }
 
-fn begin_epoch(database: &Database) -> Result<BegunEpoch, redb::Error> {
+/// Later than all that was here and in a state that has come as far as `former`.
+fn begin_epoch(database: &Database, former: Counts) -> Result<BegunEpoch, redb::Error> {
     let transaction = database.begin_write()?;
     let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
     let (epoch, version) = {
         let mut counters = transaction.open_table(COUNTERS)?;
-        let epoch = counter(&counters, EPOCH_COUNTER)? + 1;
+        let epoch = counter(&counters, EPOCH_COUNTER)?.max(former.epoch) + 1;
+        let version = counter(&counters, VERSION_COUNTER)?.max(former.version);
         counters.insert(EPOCH_COUNTER, epoch)?;
-        (Epoch(epoch), Version(counter(&counters, VERSION_COUNTER)?))
+        counters.insert(VERSION_COUNTER, version)?;
+        (Epoch(epoch), Version(version))
     };
     transaction.commit()?;
     let unreadable = unknown.len();

@@ -167,9 +167,17 @@ fn check(left: &Left) {
     let database = verify(disk(left.clone(), nothing)).expect("it opens");
     let seen = snapshot(&database).expect("it is read");
     let (epoch, version) = (left.epoch, left.version);
-    assert!([version, version + 1].contains(&seen.version), "{} after {version}", seen.version);
-    assert!([epoch, epoch + 1].contains(&seen.epoch), "epoch {} after {epoch}", seen.epoch);
-    assert!(seen.records == records(seen.version), "{} is half there", seen.version);
+    assert!(
+        [version, version + 1].contains(&seen.counts.version),
+        "{} after {version}",
+        seen.counts.version
+    );
+    assert!(
+        [epoch, epoch + 1].contains(&seen.counts.epoch),
+        "epoch {} after {epoch}",
+        seen.counts.epoch
+    );
+    assert!(seen.records == records(seen.counts.version), "{} is half there", seen.counts.version);
 }
 
 #[test]
@@ -187,8 +195,8 @@ fn a_power_cut_leaves_every_commit_that_was_answered() {
         let database = verify(disk.clone()).unwrap();
         // What is found is durable, be it answered or not.
         let found = snapshot(&database).unwrap();
-        disk.answer(found.epoch, found.version);
-        let begun = begin_epoch(&database).unwrap().loaded;
+        disk.answer(found.counts.epoch, found.counts.version);
+        let begun = begin_epoch(&database, Counts::default()).unwrap().loaded;
         let mut version = begun.version;
         disk.answer(begun.epoch.0, version.0);
         for _ in 0..random.u8(1..8) {

@@ -25,8 +25,8 @@ use rusty_leveldb::{DB, LdbIterator as _, MemEnv, Options};
 use self::checksum::is_whole;
 use super::replicated_log::{records, take_over};
 use super::{
-    Archive, Key, Log, Replaced, ReplicatedLogStore, Snapshot, Store as _, StoreError, Version,
-    replacement, unknown_name,
+    Archive, Counts, Key, Log, Replaced, ReplicatedLogStore, Snapshot, StoreError, Version,
+    replace_by_commit, unknown_name,
 };
 use crate::protocol::Network;
 use crate::wire::{LoggedState, Replica, decode_replica, encode_replica};
@@ -155,20 +155,24 @@ impl Archive for LogDirectory {
                  of the log: if other masters led later, use the directory of the last"
             ));
         }
-        let (epoch, version) = state.counters();
+        let counts = state.counts();
         let unknown = state.entries().filter(|(key, _)| Key::from_bytes(key).is_none());
         let unknown = unknown.map(|(key, bytes)| (unknown_name(key), bytes.to_vec())).collect();
         let records = records(&state).collect();
-        Ok(Some(Snapshot { epoch, version, records, unknown, doubts }))
+        Ok(Some(Snapshot { counts, records, unknown, doubts }))
     }
 
-    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
+    fn replace(
+        &mut self,
+        records: &[(Key, Vec<u8>)],
+        former: Counts,
+    ) -> Result<Replaced, StoreError> {
         let Some(network) = self.network.clone() else {
             let reason = "the c++ module wants to know the network: give the network file";
             return Err(self.failed("write", reason));
         };
-        let former = self.replica()?.value.unwrap_or_default();
-        let (value, version) = replaced_value(former, records, network)?;
+        let there = self.replica()?.value.unwrap_or_default();
+        let (value, version) = replaced_value(there, (records, former), network)?;
         self.refuse_if_held()?;
         let kept = self.write(value).map_err(|error| self.failed("write", explain(&error)))?;
         Ok(Replaced { version, kept })
@@ -195,18 +199,19 @@ impl Log for Value {
     }
 }
 
-/// The value of a log after `records` were put in the place of all others in `former`.
+/// The value of a log after `records`, of a state that has come as far as `former`, were put in the
+/// place of all others in `value`.
 pub(super) fn replaced_value(
-    former: Vec<u8>,
-    records: &[(Key, Vec<u8>)],
+    value: Vec<u8>,
+    (records, former): (&[(Key, Vec<u8>)], Counts),
     network: Arc<Network>,
 ) -> Result<(Vec<u8>, Version), StoreError> {
-    let log = Arc::new(Value(Mutex::new(former)));
+    let log = Arc::new(Value(Mutex::new(value)));
     let mut store = ReplicatedLogStore::new(Arc::clone(&log) as Arc<dyn Log>, network);
-    let loaded = store.load()?;
-    let version = store.commit(loaded.epoch, &replacement(&loaded.records, records))?;
+    let loaded = store.begin(former)?;
+    let replaced = replace_by_commit(&mut store, &loaded, records)?;
     let value = std::mem::take(&mut *log.0.lock());
-    Ok((value, version))
+    Ok((value, replaced.version))
 }
 
 /// The process that holds the lock at `path`, in words.

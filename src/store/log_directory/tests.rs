@@ -99,9 +99,13 @@ fn it_conforms() {
                 self.0.look()
             }
 
-            fn replace(&mut self, new: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
+            fn replace(
+                &mut self,
+                new: &[(Key, Vec<u8>)],
+                former: Counts,
+            ) -> Result<Replaced, StoreError> {
                 self.1.fetch_add(1, Ordering::SeqCst);
-                self.0.replace(new)
+                self.0.replace(new, former)
             }
         }
         let archive = move || {
@@ -125,11 +129,15 @@ fn the_log_of_the_cpp_module_is_taken_over_and_handed_back() {
     let file = StateFile { records: seen.records.clone(), ..StateFile::default() };
     let records = StateFile::parse(&file.print()).unwrap().records;
     let work_dir = temporary.path().join("work");
-    FileStore::at(&work_dir).replace(&records).unwrap();
+    FileStore::at(&work_dir).replace(&records, Counts::default()).unwrap();
     let mut store = FileStore::open(&work_dir).unwrap();
     let loaded = store.load().unwrap();
     assert_eq!((loaded.epoch, &loaded.records), (Epoch(1), &seen.records));
-    let kept = at(&path).replace(&store.look().unwrap().unwrap().records).unwrap().kept.unwrap();
+    let kept = at(&path)
+        .replace(&store.look().unwrap().unwrap().records, Counts::default())
+        .unwrap()
+        .kept
+        .unwrap();
     assert_eq!(listing(&kept).len(), before.len(), "the former one is kept");
 
     let ours = at(&path).value().unwrap().unwrap();
@@ -154,7 +162,7 @@ fn a_new_log_is_made_where_there_is_none() {
     fs::create_dir(&path).unwrap();
     assert_eq!(at(&path).look(), Ok(None), "an empty directory");
     let seen = at(Path::new(GOLDEN)).look().unwrap().unwrap();
-    let replaced = at(&path).replace(&seen.records).unwrap();
+    let replaced = at(&path).replace(&seen.records, Counts::default()).unwrap();
     assert_eq!(replaced, Replaced { version: Version(1), kept: None });
     assert_eq!(at(&path).look().unwrap().unwrap().records, seen.records);
     assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1, "nothing else is left there");
@@ -169,13 +177,13 @@ fn the_former_log_is_never_lost() {
     let before = contents(&path);
     // As a shell completes it.
     let with_slash = PathBuf::from(format!("{}/", path.display()));
-    let kept = at(&with_slash).replace(&[]).unwrap().kept.unwrap();
+    let kept = at(&with_slash).replace(&[], Counts::default()).unwrap().kept.unwrap();
     assert_eq!(kept, temporary.path().join("overlay_replicated_log.replaced-1"));
     assert_eq!(contents(&kept), before);
     // Where no name is left for it, nothing is done.
     let long = temporary.path().join("l".repeat(245));
     fs::rename(&kept, &long).unwrap();
-    let said = at(&long).replace(&[]).unwrap_err().to_string();
+    let said = at(&long).replace(&[], Counts::default()).unwrap_err().to_string();
     assert!(said.ends_with(": write: File name too long (os error 36)"), "{said}");
     assert_eq!(contents(&long), before);
     assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 2, "nothing else is left there");
@@ -187,7 +195,7 @@ fn a_large_state_is_read_as_it_was_written() {
     let record = at(Path::new(GOLDEN)).look().unwrap().unwrap().records.remove(0).1;
     let records: Vec<(Key, Vec<u8>)> =
         (1..8000_u32).map(|number| (Key::Agent(number.into()), record.clone())).collect();
-    at(&path).replace(&records).unwrap();
+    at(&path).replace(&records, Counts::default()).unwrap();
     assert_eq!(at(&path).look().unwrap().unwrap().records, records);
 }
 
@@ -233,7 +241,7 @@ fn whoever_has_it_open_is_named() {
         holder.id()
     );
     assert_eq!(at(&path).look().unwrap_err().to_string(), expected);
-    assert_eq!(at(&path).replace(&[]).unwrap_err().to_string(), expected);
+    assert_eq!(at(&path).replace(&[], Counts::default()).unwrap_err().to_string(), expected);
     drop(holder.stdin.take());
     assert!(holder.wait().unwrap().success());
     assert!(at(&path).look().is_ok());

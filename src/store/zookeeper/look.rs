@@ -14,7 +14,7 @@ use zookeeper_client::Error;
 use super::batch::{self, Write};
 use super::layout::Layout;
 use super::tenure::{Fault, Tenure};
-use crate::store::{Key, Snapshot};
+use crate::store::{Counts, Key, Snapshot};
 use crate::zookeeper::Session;
 
 /// How often it is tried while a master commits. Reading takes a second at most, and masters write
@@ -91,8 +91,7 @@ async fn try_look(reader: &Tenure) -> Result<Option<Option<Snapshot>>, Fault> {
     let epoch = epoch.ok_or_else(|| reader.damaged(&path, "it is no number"))?;
     let (_, written_last) = reader.read_head().await?;
     let snapshot = Snapshot {
-        epoch,
-        version: head.version,
+        counts: Counts { epoch, version: head.version },
         records: records.into_iter().collect(),
         unknown,
         doubts: Vec::new(),

@@ -23,8 +23,8 @@ use tokio::runtime::{Builder, Runtime};
 use self::layout::{Head, Layout};
 use self::tenure::{Fault, Missing, Tenure};
 use super::{
-    Archive, Change, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
-    replacement,
+    Archive, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
+    replace_by_commit,
 };
 use crate::addr::Ensemble;
 use crate::zookeeper::Session;
@@ -93,7 +93,7 @@ pub fn reread_znode(path: &str, content: &[u8]) -> Option<(String, Vec<u8>)> {
 }
 
 impl ZooKeeperStore {
-    fn begin(&mut self, missing: Missing) -> Result<Loaded, StoreError> {
+    fn begin(&mut self, missing: Missing, former: Counts) -> Result<Loaded, StoreError> {
         let earlier = self.tenure.take().map(|tenure| tenure.session);
         let begin = async {
             let session = match earlier.filter(|session| !session.has_ended()) {
@@ -101,7 +101,7 @@ impl ZooKeeperStore {
                 None => Session::open(&self.ensemble, self.session_timeout).await?,
             };
             let layout = Layout::under(self.ensemble.path());
-            Tenure::begin(session, layout, missing).await
+            Tenure::begin(session, layout, missing, former).await
         };
         let begun = self.block_on(begin);
         let (tenure, begun) = begun.map_err(|fault| self.error("load", fault))?;
@@ -130,16 +130,20 @@ impl Archive for ZooKeeperStore {
         self.block_on(look).map_err(|fault| self.error("read", fault))
     }
 
-    fn replace(&mut self, records: &[(Key, Vec<u8>)]) -> Result<Replaced, StoreError> {
-        let loaded = self.begin(Missing::MakeUnfinished)?;
-        let version = self.commit(loaded.epoch, &replacement(&loaded.records, records))?;
-        Ok(Replaced { version, kept: None })
+    fn replace(
+        &mut self,
+        records: &[(Key, Vec<u8>)],
+        former: Counts,
+    ) -> Result<Replaced, StoreError> {
+        let loaded = self.begin(Missing::MakeUnfinished, former)?;
+        replace_by_commit(self, &loaded, records)
     }
 }
 
 impl Store for ZooKeeperStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        self.begin(if self.was_there { Missing::Refuse } else { Missing::Make })
+        let missing = if self.was_there { Missing::Refuse } else { Missing::Make };
+        self.begin(missing, Counts::default())
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {

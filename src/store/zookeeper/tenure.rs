@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashSet};
 use zookeeper_client::{CreateMode, Error, MultiWriteError, MultiWriter};
 
 use super::batch::{self, Write};
-use super::layout::{Head, Layout, check_version, key_of};
-use crate::store::Key;
+use super::layout::{Head, Layout, key_of};
+use crate::store::{Counts, Key};
 use crate::zookeeper::{Failure, Session};
 
 /// How often an epoch is tried to begin while others begin theirs.
@@ -73,20 +73,23 @@ impl Tenure {
         Self { session, layout, epoch: 0, fence: 0, version: 0, known: HashSet::new() }
     }
 
-    /// Begins an epoch and reads everything.
+    /// Begins an epoch, later than all here and in a state that has come as far as `former`, and
+    /// reads everything.
     pub(super) async fn begin(
         session: Session,
         layout: Layout,
         missing: Missing,
+        former: Counts,
     ) -> Result<(Self, Begun), Fault> {
         let mut tenure = Self::none(session, layout);
-        tenure.take_over(missing).await?;
+        tenure.take_over(missing, former).await?;
         // From here on nobody else writes, unless he has begun a later epoch.
         let (head, _) = tenure.read_head().await?;
         if head.is_unfinished() && missing != Missing::MakeUnfinished {
             return Err(tenure.unfinished());
         }
-        tenure.version = head.version;
+        // It is written with the first commit.
+        tenure.version = head.version.max(former.version);
         let mut begun = tenure.read_records().await?;
         tenure.known = begun.records.keys().copied().collect();
         tenure.finish_pending(head, &mut begun.records).await?;
@@ -94,7 +97,7 @@ impl Tenure {
         Ok((tenure, begun))
     }
 
-    async fn take_over(&mut self, missing: Missing) -> Result<(), Fault> {
+    async fn take_over(&mut self, missing: Missing, former: Counts) -> Result<(), Fault> {
         let path = self.layout.epoch();
         for _ in 0..ATTEMPTS {
             let client = self.session.client();
@@ -111,7 +114,7 @@ impl Tenure {
                 Err(error) => return Err(self.session.failure(&path, &error).into()),
             };
             let last = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u64>().ok());
-            let Some(epoch) = last.and_then(|last| last.checked_add(1)) else {
+            let Some(epoch) = last.and_then(|last| last.max(former.epoch).checked_add(1)) else {
                 return Err(self.damaged(&path, "it is no number"));
             };
             let text = epoch.to_string();
@@ -288,7 +291,8 @@ impl Tenure {
             }
         }
         let version = self.version + 1;
-        check_version(version).map_err(Fault::Failed)?;
+        // What could not be read again is not written.
+        Counts { epoch: self.epoch, version }.check().map_err(Fault::Failed)?;
         let groups = batch::grouped(writes);
         if let [] | [_] = &groups[..] {
             let writes = groups.first().map_or(&[][..], Vec::as_slice);

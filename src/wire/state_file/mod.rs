@@ -17,7 +17,7 @@ use crate::addr::Family;
 use crate::protocol::{
     Addresses, AgentRecord, HistoryEntry, HistoryEvent, OverlayRecord, Record, ReleasedRecord,
 };
-use crate::store::Key;
+use crate::store::{Counts, Key};
 
 /// What the first key of such a file says.
 const FORM: &str = "mesos-overlay state";
@@ -31,10 +31,8 @@ const PROBLEMS_MAX: usize = 100;
 pub struct StateFile {
     /// The store that it was read from.
     pub from: String,
-    /// Its epoch there.
-    pub epoch: u64,
-    /// Its version there.
-    pub version: u64,
+    /// How far it has counted there.
+    pub counts: Counts,
     /// All records, in the order of their keys.
     pub records: Vec<(Key, Vec<u8>)>,
     /// What a later version of this program keeps: the name that its store has for it, and bytes.
@@ -187,8 +185,8 @@ impl StateFile {
             "{{\n  \"form\": \"{FORM}\",\n  \"form_version\": {FORM_VERSION},\n  \"from\": {},\n  \
              \"epoch\": {},\n  \"version\": {},\n  \"checksum\": \"{}\"",
             line(&self.from),
-            self.epoch,
-            self.version,
+            self.counts.epoch,
+            self.counts.version,
             checksum(&self.records)
         );
         for (name, items) in lists {
@@ -241,9 +239,11 @@ impl StateFile {
         let unknown = reader.items("unknown", &whole.unknown, |item: UnknownItem| {
             Ok((item.key, from_hex(&item.bytes)?))
         });
+        let counts = Counts { epoch: whole.epoch, version: whole.version };
+        reader.problems.extend(counts.check().err());
         let records = reader.finish(whole.checksum.as_deref())?;
         let unknown = unknown.into_iter().map(|(_, item)| item).collect();
-        Ok(Self { from: whole.from, epoch: whole.epoch, version: whole.version, records, unknown })
+        Ok(Self { from: whole.from, counts, records, unknown })
     }
 }
 

@@ -49,7 +49,8 @@ fn what_this_version_does_not_know_stays_as_it_is() {
         (Key::History(u64::MAX), b"damaged".to_vec()),
     ];
     let unknown = vec![("03ff".to_owned(), b"later".to_vec())];
-    let file = StateFile { records, unknown, from: "a \"store\"".to_owned(), epoch: 1, version: 2 };
+    let counts = Counts { epoch: 1, version: 2 };
+    let file = StateFile { records, unknown, from: "a \"store\"".to_owned(), counts };
     let printed = file.print();
     assert!(printed.contains("it holds more than this version knows"), "{printed}");
     assert_eq!(StateFile::parse(&printed), Ok(file));
@@ -116,6 +117,21 @@ fn another_form_or_version_is_refused() {
         problems(&form),
         ["form: is 'another': a file of `mesos-overlay export` says 'mesos-overlay state'"]
     );
+}
+
+#[test]
+fn counts_that_no_state_has_come_to_are_refused() {
+    let damaged = OURS.replace("\"version\": 12,", "\"version\": 18446744073709551615,");
+    assert_eq!(problems(&damaged), ["no state has come to version 18446744073709551615"]);
+}
+
+#[test]
+fn two_agents_with_one_ipv6_vtep_are_told() {
+    let second = "\"vtep_ip\":\"44.128.0.1\",\"overlays\"";
+    let both =
+        OURS.replace(second, "\"vtep_ip\":\"44.128.0.2\",\"vtep_ip6\":\"fd01:a::1\",\"overlays\"");
+    let doubts = doubts(&StateFile::parse(&both).unwrap().records);
+    assert_eq!(doubts[1], "agents 10.0.0.7 and 10.0.0.8 both have the VTEP address fd01:a::1");
 }
 
 #[test]

@@ -97,10 +97,14 @@ fn what_is_seen_while_a_master_commits_is_whole() {
         let is_still = |versions: &[u64]| versions.last() == versions.first();
         while versions.len() < 12 || is_still(&versions) && !writer.is_finished() {
             let seen = open(&address).look().expect("a look").expect("there is a state");
-            let expected = seen.version.to_string().repeat(40).into_bytes();
-            assert_eq!((seen.epoch, seen.records.len()), (epoch.0, 3000));
-            assert!(seen.records.iter().all(|(_, bytes)| *bytes == expected), "{}", seen.version);
-            versions.push(seen.version);
+            let expected = seen.counts.version.to_string().repeat(40).into_bytes();
+            assert_eq!((seen.counts.epoch, seen.records.len()), (epoch.0, 3000));
+            assert!(
+                seen.records.iter().all(|(_, bytes)| *bytes == expected),
+                "{}",
+                seen.counts.version
+            );
+            versions.push(seen.counts.version);
         }
         is_done.store(true, Ordering::SeqCst);
         let last = writer.join().expect("it wrote");
@@ -132,7 +136,7 @@ fn a_state_moves_while_its_master_leads() {
     succeed(&place, &format!("export --from {to} -o again.json"));
     let said = fail(&place, &import(&to));
     assert!(
-        said.contains("holds a state: 8000 agents, 0 released, history of 0 (version 1): export"),
+        said.contains("holds a state: 8000 agents, 0 released, history of 0 (version 2): export"),
         "{said}"
     );
 
