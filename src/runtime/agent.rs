@@ -112,6 +112,9 @@ impl AgentHost {
         let detect = Arc::new(Notify::new());
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        if !settings.tunnel.programs {
+            tunnels.tell_of_former();
+        }
         let has_tunnels = settings.tunnel != TunnelSettings::NONE;
         let start = || Tunnels::start(tunnels, settings.tunnel.programs, inbox.clone());
         let tunnels = has_tunnels.then(start).transpose()?;

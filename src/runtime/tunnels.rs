@@ -54,6 +54,22 @@ impl TunnelOptions {
     }
 }
 
+impl TunnelOptions {
+    /// For an agent that programs nothing: what one before it has programmed is not kept right any
+    /// more, and does harm some day.
+    pub(super) fn tell_of_former(&self) {
+        let lock = HostLock::path_in(&self.state_dir);
+        if lock.exists() {
+            log::warn!(
+                "an agent with dataplane vxlan has programmed this host ({}), and nobody keeps that \
+                 right any more: its firewall drops what agents send that come later: stop this \
+                 agent and run `mesos-overlay clean`, or set dataplane to vxlan again",
+                lock.display()
+            );
+        }
+    }
+}
+
 /// What the thread is to do.
 #[derive(Debug)]
 pub(super) enum Job {

@@ -1,7 +1,9 @@
 //! A configuration that changes while a master runs, agents that are forgotten, and the history:
 //! with a real master and real agents.
 
-use crate::support::{Master, NETWORK, Place, start_agent};
+use serde_json::json;
+
+use crate::support::{Master, NETWORK, Place, Running, start_agent};
 
 /// The network of the README with another overlay.
 fn extended() -> String {
@@ -81,6 +83,30 @@ fn what_cannot_be_asked_is_told_in_one_line() {
     );
     let said = place.run("check network.json --against http://x").usage();
     assert!(said.starts_with("mesos-overlay: --against: 'http://x' is no master"), "{said}");
+}
+
+#[test]
+fn an_agent_that_programs_nothing_tells_of_what_one_before_it_has_programmed() {
+    let place = Place::new();
+    let config = json!({
+        "cni_dir": place.path("cni"),
+        "state_dir": place.path("state"),
+        "dataplane": "external",
+        "refuse_collisions": false,
+    });
+    place.write("agent.json", config.to_string());
+    let start = || {
+        let arguments = "agent --config agent.json --master 127.0.0.1:1 --listen 127.0.0.1:0";
+        let mut agent = Running::start(&place, arguments);
+        agent.expect("detected master");
+        agent.terminate().1
+    };
+    let text = "and nobody keeps that right any more";
+    assert!(!start().contains(text));
+    std::fs::create_dir(place.path("state")).unwrap();
+    place.write("state/agent.lock", "");
+    let log = start();
+    assert!(log.contains(text) && log.contains("state/agent.lock"), "{log}");
 }
 
 #[test]
