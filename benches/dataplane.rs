@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
@@ -131,7 +132,7 @@ fn peer(number: u32) -> Peer {
 }
 
 /// The host with `own` number, with the peers up to `last`.
-fn desired(own: u32, last: u32) -> Desired {
+fn desired(own: u32, last: u32) -> Arc<Desired> {
     let address = |text: String| text.parse::<InterfaceAddress>().expect("it is an address");
     let device = DeviceName::vtep(Vni::DEFAULT);
     let local = Local {
@@ -150,7 +151,7 @@ fn desired(own: u32, last: u32) -> Desired {
         Space { overlay: overlay(), device, whole: whole.to_vec(), own: subnets(own).to_vec() };
     let peers = (1..=last).filter(|number| *number != own);
     let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
-    Desired { locals: vec![local], spaces: vec![space], peers: Some(peers) }
+    Arc::new(Desired { locals: vec![local], spaces: vec![space], peers: Some(peers) })
 }
 
 /// The shortest of several times.

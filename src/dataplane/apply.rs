@@ -240,31 +240,6 @@ impl Applied {
 }
 
 impl Operation {
-    /// The device that it needs.
-    fn device(&self) -> Option<&DeviceName> {
-        match self {
-            Self::AddDevice(device, _)
-            | Self::RemoveDevice(device)
-            | Self::Mark(device)
-            | Self::SetUnderlay(device, _)
-            | Self::StopLearning(device)
-            | Self::SetMac(device, _)
-            | Self::SetMtu(device, _)
-            | Self::EnableIpv6(device)
-            | Self::Loosen(device)
-            | Self::SetUp(device)
-            | Self::AddAddress(device, _)
-            | Self::RemoveAddress(device, _)
-            | Self::SetNeighbour(device, ..)
-            | Self::RemoveNeighbour(device, _)
-            | Self::SetForward(device, ..)
-            | Self::RemoveForward(device, ..)
-            | Self::AddRoute(_, Hop::Via { device, .. })
-            | Self::ChangeRoute(_, Hop::Via { device, .. }) => Some(device),
-            Self::AddRoute(..) | Self::ChangeRoute(..) | Self::RemoveRoute(..) => None,
-        }
-    }
-
     /// Whether others wait for it.
     const fn is_of_link(&self) -> bool {
         matches!(

@@ -9,6 +9,7 @@
 
 mod apply;
 mod bridge;
+mod change;
 mod error;
 mod message;
 mod monitor;
@@ -23,10 +24,12 @@ mod uapi;
 mod wiring;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 pub use bridge::Bridge;
+pub use change::plan_change;
 pub use error::{DataplaneError, Failure};
 pub use monitor::{Heard, Monitor, Watch};
 pub use plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan, target};
@@ -81,8 +84,16 @@ impl Report {
 pub struct Dataplane {
     netlink: Netlink,
     indices: Indices,
-    /// What there was when we last looked, and what we have done since; `None` if it is in doubt.
-    known: Option<Observed>,
+    /// `None` if it is in doubt.
+    known: Option<Known>,
+}
+
+/// What there was when we last looked, and what we have done since.
+#[derive(Debug)]
+struct Known {
+    observed: Observed,
+    /// What that is all of, unless a peer was left out.
+    settled: Option<Arc<Desired>>,
 }
 
 impl Dataplane {
@@ -130,11 +141,11 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the kernel's state cannot be read.
-    pub fn verify(&mut self, desired: &Desired) -> Result<Report, DataplaneError> {
+    pub fn verify(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
         let mut report = Report::default();
         for _ in 0..ROUNDS {
             let observed = self.observe(desired)?;
-            if !self.step(desired, observed, &mut report) {
+            if !self.step(desired, Known { observed, settled: None }, &mut report) {
                 break;
             }
         }
@@ -146,12 +157,12 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the kernel's state must be read and cannot be.
-    pub fn update(&mut self, desired: &Desired) -> Result<Report, DataplaneError> {
+    pub fn update(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
         let mut report = Report::default();
         match self.known.take() {
             // The MTU of an underlay that was not asked for before is not known.
-            Some(observed) if is_known(desired, &observed) => {
-                if self.step(desired, observed, &mut report) || !report.failures.is_empty() {
+            Some(known) if is_known(desired, &known.observed) => {
+                if self.step(desired, known, &mut report) || !report.failures.is_empty() {
                     let done = std::mem::take(&mut report.done);
                     report = self.verify(desired)?;
                     report.done.splice(0..0, done);
@@ -163,8 +174,10 @@ impl Dataplane {
     }
 
     /// One plan, done. Whether another round is needed.
-    fn step(&mut self, desired: &Desired, mut observed: Observed, report: &mut Report) -> bool {
-        let plan = plan(desired, &observed);
+    fn step(&mut self, desired: &Arc<Desired>, known: Known, report: &mut Report) -> bool {
+        let Known { mut observed, settled } = known;
+        let plan = plan_change(settled.as_deref(), desired, &observed);
+        let settled = plan.leaves_out_no_peer().then(|| Arc::clone(desired));
         let applied = apply::apply(&mut self.netlink, &mut self.indices, plan.operations);
         applied.done.iter().for_each(|operation| observed.state.perform(operation));
         report.done.extend(applied.done);
@@ -174,7 +187,7 @@ impl Dataplane {
             return true;
         }
         if report.failures.is_empty() {
-            self.known = Some(observed);
+            self.known = Some(Known { observed, settled });
         }
         false
     }
@@ -184,7 +197,7 @@ impl Dataplane {
     /// # Errors
     /// When the kernel's state cannot be read.
     pub fn clean(&mut self) -> Result<Report, DataplaneError> {
-        self.verify(&Desired::default())
+        self.verify(&Arc::default())
     }
 
     /// The bridges of this host, ours or not: those of the containers are made by the CNI plugin
@@ -210,7 +223,7 @@ impl Dataplane {
     #[must_use]
     pub fn watch(&self, desired: &Desired) -> Watch {
         let underlays: Vec<_> = desired.locals.iter().map(|local| local.underlay).collect();
-        let underlay_indices = self.known.iter().flat_map(|known| &known.underlay_indices);
+        let underlay_indices = self.known.iter().flat_map(|known| &known.observed.underlay_indices);
         Watch {
             devices: desired.locals.iter().map(|local| local.device.clone()).collect(),
             indices: self.indices.values().chain(underlay_indices).copied().collect(),

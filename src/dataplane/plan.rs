@@ -119,6 +119,14 @@ pub enum Problem {
     },
 }
 
+impl Plan {
+    /// Whether every peer gets what it needs. Otherwise one that goes may make room for another.
+    #[must_use]
+    pub fn leaves_out_no_peer(&self) -> bool {
+        !self.problems.iter().any(|problem| matches!(problem, Problem::Peer { .. }))
+    }
+}
+
 impl Problem {
     /// What it is about.
     #[must_use]

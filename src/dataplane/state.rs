@@ -188,6 +188,32 @@ impl fmt::Display for Operation {
 }
 
 impl Operation {
+    /// The device that it makes, or that has to be there for it.
+    #[must_use]
+    pub const fn device(&self) -> Option<&DeviceName> {
+        match self {
+            Self::AddDevice(device, _)
+            | Self::RemoveDevice(device)
+            | Self::Mark(device)
+            | Self::SetUnderlay(device, _)
+            | Self::StopLearning(device)
+            | Self::SetMac(device, _)
+            | Self::SetMtu(device, _)
+            | Self::EnableIpv6(device)
+            | Self::Loosen(device)
+            | Self::SetUp(device)
+            | Self::AddAddress(device, _)
+            | Self::RemoveAddress(device, _)
+            | Self::SetNeighbour(device, ..)
+            | Self::RemoveNeighbour(device, _)
+            | Self::SetForward(device, ..)
+            | Self::RemoveForward(device, ..)
+            | Self::AddRoute(_, Hop::Via { device, .. })
+            | Self::ChangeRoute(_, Hop::Via { device, .. }) => Some(device),
+            Self::AddRoute(..) | Self::ChangeRoute(..) | Self::RemoveRoute(..) => None,
+        }
+    }
+
     /// What it is about.
     #[must_use]
     pub fn part(&self) -> Part {
@@ -249,21 +275,10 @@ impl State {
             Operation::RemoveRoute(key, _) => {
                 self.routes.remove(key);
             }
-            Operation::Mark(device)
-            | Operation::SetUnderlay(device, _)
-            | Operation::StopLearning(device)
-            | Operation::SetMac(device, _)
-            | Operation::SetMtu(device, _)
-            | Operation::EnableIpv6(device)
-            | Operation::Loosen(device)
-            | Operation::SetUp(device)
-            | Operation::AddAddress(device, _)
-            | Operation::SetNeighbour(device, ..)
-            | Operation::RemoveNeighbour(device, _)
-            | Operation::SetForward(device, ..)
-            | Operation::RemoveForward(device, ..) => {
-                if let Some(device) = self.devices.get_mut(device) {
-                    device.perform(operation);
+            of_device => {
+                let device = of_device.device().and_then(|name| self.devices.get_mut(name));
+                if let Some(device) = device {
+                    device.perform(of_device);
                 }
             }
         }

@@ -173,6 +173,43 @@ fn any_observed() -> impl Strategy<Value = Observed> {
     })
 }
 
+/// Peers who have what is theirs, or of whom one wants what another has.
+fn any_peers() -> impl Strategy<Value = BTreeMap<u8, u8>> {
+    let numbers = prop::collection::btree_set(2..40_u8, 0..38);
+    let wrong = prop::option::weighted(0.2, (2..40_u8, 1..40_u8));
+    (numbers, wrong).prop_map(|(numbers, wrong)| {
+        numbers.into_iter().map(|number| (number, number)).chain(wrong).collect()
+    })
+}
+
+/// A subnet with the next one, or the one before.
+fn twice(subnet: Subnet) -> Subnet {
+    Subnet::containing(subnet.first(), subnet.prefix() - 1).unwrap()
+}
+
+/// The agents with the first numbers, who have what those with the second ones usually have: all of
+/// it, or a part.
+fn with_peers(devices: u32, peers: &BTreeMap<u8, u8>) -> Desired {
+    let mut desired = desired(devices, []);
+    let peers = peers.iter().map(|(&number, &like)| {
+        let own = peer(number);
+        let other = peer(like);
+        let peer = match number % 4 {
+            _ if like == number => own,
+            0 => other,
+            1 => {
+                let wide = other.subnets.into_iter().map(|(name, subnet)| (name, twice(subnet)));
+                Peer { subnets: wide.collect(), ..own }
+            }
+            2 => Peer { mac: other.mac, ..own },
+            _ => Peer { ip6: other.ip6, ..own },
+        };
+        (agent(number), peer)
+    });
+    desired.peers = Some(peers.collect());
+    desired
+}
+
 fn performed(observed: &Observed, operations: &[Operation]) -> Observed {
     let mut after = observed.clone();
     operations.iter().for_each(|operation| after.state.perform(operation));
@@ -211,6 +248,33 @@ proptest! {
         for operation in plan(&desired, &observed).operations {
             prop_assert!(seen.insert(operation.to_string()), "{operation} is done twice");
         }
+    }
+
+    #[test]
+    fn a_change_leads_to_what_a_whole_plan_leads_to(
+        devices in 1..3_u32,
+        before in any_peers(),
+        changes in prop::collection::btree_map(2..40_u8, prop::option::of(1..40_u8), 0..6),
+    ) {
+        let mut after = before.clone();
+        for (number, like) in changes {
+            match like {
+                Some(like) => after.insert(number, if like % 2 == 0 { number } else { like }),
+                None => after.remove(&number),
+            };
+        }
+        let (before, after) = (with_peers(devices, &before), with_peers(devices, &after));
+        let observed = Observed::default();
+        let first = plan(&before, &observed);
+        let settled = first.leaves_out_no_peer().then_some(&before);
+        let known = performed(&observed, &first.operations);
+        let change = plan_change(settled, &after, &known);
+        let whole = plan(&after, &known);
+        prop_assert_eq!(&change.problems, &whole.problems);
+        let [by_change, by_whole] =
+            [&change, &whole].map(|plan| performed(&known, &plan.operations));
+        prop_assert_eq!(by_change, by_whole);
+        prop_assert_eq!(change.operations.len(), whole.operations.len());
     }
 
     #[test]

@@ -52,9 +52,7 @@ impl TunnelOptions {
             state_dir: config.state_dir.clone(),
         }
     }
-}
 
-impl TunnelOptions {
     /// For an agent that programs nothing: what one before it has programmed is not kept right any
     /// more, and does harm some day.
     pub(super) fn tell_of_former(&self) {
@@ -200,7 +198,7 @@ impl Worker {
         self.dataplane()?.collisions(claims)
     }
 
-    fn program(&mut self, desired: &Desired, scope: Scope) -> Programmed {
+    fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed {
         // Before the state is read, so that no change falls between.
         self.ears.open();
         let mut result = Programmed::default();
@@ -230,7 +228,11 @@ impl Worker {
         result
     }
 
-    fn make_kernel(&mut self, desired: &Desired, scope: Scope) -> Result<Report, DataplaneError> {
+    fn make_kernel(
+        &mut self,
+        desired: &Arc<Desired>,
+        scope: Scope,
+    ) -> Result<Report, DataplaneError> {
         let dataplane = self.dataplane()?;
         let report = match scope {
             Scope::Change => dataplane.update(desired),

@@ -1,6 +1,7 @@
 //! The dataplane on the real kernel: three hosts and their containers, adoption, drift, and the end
 //! of it all.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ fn what_an_earlier_dataplane_made_becomes_ours_without_a_lost_packet() {
 }
 
 /// Repairs a host as the agent does, until the end of `act`.
-fn while_kept(host: &Host, desired: &Desired, act: impl FnOnce()) {
+fn while_kept(host: &Host, desired: &Arc<Desired>, act: impl FnOnce()) {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let keep = || {
@@ -161,7 +162,7 @@ fn every_drift_is_repaired_within_a_second() {
     let hosts = Hosts::new(2, Underlay::V4);
     hosts.program();
     let host = &hosts.hosts[0];
-    let desired = hosts.desired(host);
+    let desired = Arc::new(hosts.desired(host));
     let is_right = || {
         host.namespace.inside(|| {
             let mut dataplane = Dataplane::open().expect("there is netlink");
@@ -246,7 +247,7 @@ fn a_vni_for_each_overlay() {
 fn an_update_costs_what_changed() {
     let hosts = Hosts::new(2, Underlay::V4);
     let host = &hosts.hosts[0];
-    let wanted = |all: std::ops::RangeInclusive<u8>| desired(1, all, Underlay::V4);
+    let wanted = |all: std::ops::RangeInclusive<u8>| Arc::new(desired(1, all, Underlay::V4));
     host.namespace.inside(|| {
         let mut dataplane = Dataplane::open().expect("there is netlink");
         let report = dataplane.update(&wanted(1..=200)).expect("the state can be read");

@@ -1,6 +1,7 @@
 //! What the kernel refuses, and what is said of it.
 
 use std::net::UdpSocket;
+use std::sync::Arc;
 
 use mesos_network_overlay::dataplane::{Dataplane, Report};
 use mesos_network_overlay::tunnel::Desired;
@@ -67,7 +68,7 @@ fn powerless(desired: &Desired) -> Report {
     own = CapabilitySets { effective: own.effective & !CapabilitySet::NET_ADMIN, ..own };
     set_capabilities(None, own).expect("less is allowed");
     let mut dataplane = Dataplane::open().expect("there is netlink");
-    dataplane.verify(desired).expect("the state can be read")
+    dataplane.verify(&Arc::new(desired.clone())).expect("the state can be read")
 }
 
 #[test]

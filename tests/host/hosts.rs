@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
 use mesos_network_overlay::dataplane::{Dataplane, Report};
@@ -242,7 +243,8 @@ impl Host {
     pub(crate) fn verify(&self, desired: &Desired) -> Report {
         self.namespace.inside(|| {
             let mut dataplane = Dataplane::open().expect("there is netlink");
-            dataplane.verify(desired).expect("the kernel's state can be read")
+            let desired = Arc::new(desired.clone());
+            dataplane.verify(&desired).expect("the kernel's state can be read")
         })
     }
 

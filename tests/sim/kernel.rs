@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use mesos_network_overlay::addr::{DeviceName, Mac, Mtu, Subnet};
 use mesos_network_overlay::agent::{Programmed, Scope};
-use mesos_network_overlay::dataplane::{Hop, Observed, Operation, RouteKey, State, plan};
+use mesos_network_overlay::dataplane::{
+    Hop, Observed, Operation, RouteKey, State, plan, plan_change,
+};
 use mesos_network_overlay::tunnel::{
     Collision, Desired, Fault, HostAddress, HostRoute, collisions,
 };
@@ -57,6 +59,8 @@ pub(crate) struct Kernel {
     actual: Rc<Observed>,
     /// What the agent's process takes it for; `None` before it has looked, and when in doubt.
     known: Option<Rc<Observed>>,
+    /// What that is all of, as `dataplane::Dataplane` has it.
+    settled: Option<Arc<Desired>>,
     /// The host's own routes to where an overlay may want to be.
     pub(crate) obstacles: Vec<HostRoute>,
     /// Whether the process was told of changes since its last job.
@@ -130,7 +134,7 @@ impl Kernel {
     /// Programs what is wanted, as `dataplane::Dataplane` does.
     pub(crate) fn program(
         &mut self,
-        (desired, scope): (&Desired, Scope),
+        (desired, scope): (&Arc<Desired>, Scope),
         fate: Fate,
         chance: &mut Chance,
     ) -> Done {
@@ -165,6 +169,7 @@ impl Kernel {
         }
         if is_to_be_read {
             self.known = Some(self.read(desired));
+            self.settled = None;
             done.is_exact = self.step(desired, fate, chance, &mut done);
         }
         done.result.changes = done.operations.len() as u64;
@@ -199,13 +204,14 @@ impl Kernel {
     /// One plan, done. Whether all of it was.
     fn step(
         &mut self,
-        desired: &Desired,
+        desired: &Arc<Desired>,
         fate: Fate,
         chance: &mut Chance,
         done: &mut Done,
     ) -> bool {
         let Some(mut known) = self.known.take() else { return false };
-        let plan = plan(desired, &known);
+        let plan = plan_change(self.settled.take().as_deref(), desired, &known);
+        self.settled = plan.leaves_out_no_peer().then(|| Arc::clone(desired));
         let is_as_known = Rc::ptr_eq(&known, &self.actual);
         if is_as_known {
             // So that what they share need not be copied.
@@ -295,30 +301,8 @@ impl Kernel {
 }
 
 /// The device that has to be there for an operation.
-const fn device_of(operation: &Operation) -> Option<&DeviceName> {
-    match operation {
-        Operation::AddRoute(_, Hop::Via { device, .. })
-        | Operation::ChangeRoute(_, Hop::Via { device, .. })
-        | Operation::RemoveDevice(device)
-        | Operation::Mark(device)
-        | Operation::SetUnderlay(device, _)
-        | Operation::StopLearning(device)
-        | Operation::SetMac(device, _)
-        | Operation::SetMtu(device, _)
-        | Operation::EnableIpv6(device)
-        | Operation::Loosen(device)
-        | Operation::SetUp(device)
-        | Operation::AddAddress(device, _)
-        | Operation::RemoveAddress(device, _)
-        | Operation::SetNeighbour(device, ..)
-        | Operation::RemoveNeighbour(device, _)
-        | Operation::SetForward(device, ..)
-        | Operation::RemoveForward(device, ..) => Some(device),
-        Operation::AddDevice(..)
-        | Operation::AddRoute(..)
-        | Operation::ChangeRoute(..)
-        | Operation::RemoveRoute(..) => None,
-    }
+fn device_of(operation: &Operation) -> Option<&DeviceName> {
+    operation.device().filter(|_| !matches!(operation, Operation::AddDevice(..)))
 }
 
 /// The routes to peers.

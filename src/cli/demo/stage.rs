@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::{fs, io, thread};
 
 use nix::errno::Errno;
@@ -60,7 +61,7 @@ pub(super) fn probe() -> Result<(), Failure> {
             .and_then(|()| wiring.set_master(&device("port"), &device("bridge")));
         let remedy = "load the kernel modules bridge and veth";
         wired.map_err(|error| format!("{error}: {remedy}"))?;
-        let tunnel = Desired { locals: vec![any_tunnel()], ..Desired::default() };
+        let tunnel = Arc::new(Desired { locals: vec![any_tunnel()], ..Desired::default() });
         let report = Dataplane::open().and_then(|mut dataplane| dataplane.verify(&tunnel));
         let report = report.map_err(|error| error.to_string())?;
         report.faults().next().map_or(Ok(()), |fault| Err(fault.reason))

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
@@ -24,8 +25,8 @@ pub(super) fn run(firewall: FirewallKind) -> Result<Trials, String> {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|error| format!("make a network namespace: {error}"))?;
-        let vxlan = try_dataplane(&invented(false));
-        let vxlan6 = try_dataplane(&invented(true));
+        let vxlan = try_dataplane(invented(false));
+        let vxlan6 = try_dataplane(invented(true));
         Ok(Trials { vxlan, vxlan6, firewall: try_firewall(firewall) })
     };
     let thread = thread::Builder::new().name("doctor-trial".to_owned()).spawn(body);
@@ -64,9 +65,9 @@ fn invented(is_v6: bool) -> Desired {
     Desired { locals: vec![local], spaces: vec![space], peers }
 }
 
-fn try_dataplane(desired: &Desired) -> Result<(), String> {
+fn try_dataplane(desired: Desired) -> Result<(), String> {
     let mut dataplane = Dataplane::open().map_err(|error| error.to_string())?;
-    let report = dataplane.verify(desired).map_err(|error| error.to_string())?;
+    let report = dataplane.verify(&Arc::new(desired)).map_err(|error| error.to_string())?;
     match report.faults().next() {
         None => Ok(()),
         Some(fault) => Err(fault.reason),
