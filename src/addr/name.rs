@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::Vni;
 
@@ -21,9 +22,10 @@ const OVERLAY_NAME_MAX: usize = DEVICE_NAME_MAX - MESOS_BRIDGE_PREFIX.len();
 const RESERVED: [&str; 4] = ["host", "bridge", "default", "none"];
 
 /// Name of an overlay network. It is also the name of the Docker network, of the CNI network and
-/// file, and, with a prefix, of two bridges: so it is valid as each of them.
+/// file, and, with a prefix, of two bridges: so it is valid as each of them. Clones share the text:
+/// every subnet of every agent has one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OverlayName(String);
+pub struct OverlayName(Arc<str>);
 
 impl OverlayName {
     /// The name as text.
@@ -35,13 +37,13 @@ impl OverlayName {
     /// The bridge for the MesosContainerizer, `m-NAME`.
     #[must_use]
     pub fn mesos_bridge(&self) -> DeviceName {
-        DeviceName(format!("{MESOS_BRIDGE_PREFIX}{}", self.0))
+        DeviceName(format!("{MESOS_BRIDGE_PREFIX}{}", self.0).into())
     }
 
     /// The bridge for the DockerContainerizer, `d-NAME`.
     #[must_use]
     pub fn docker_bridge(&self) -> DeviceName {
-        DeviceName(format!("{DOCKER_BRIDGE_PREFIX}{}", self.0))
+        DeviceName(format!("{DOCKER_BRIDGE_PREFIX}{}", self.0).into())
     }
 }
 
@@ -108,21 +110,21 @@ impl FromStr for OverlayName {
         if text.len() > OVERLAY_NAME_MAX {
             return Err(OverlayNameError::TooLong(text.to_owned()));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 
 /// Name of a network device that the kernel takes (`dev_valid_name`), and in characters that are
-/// safe in a path and on a command line.
+/// safe in a path and on a command line. Clones share the text: every route has one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceName(String);
+pub struct DeviceName(Arc<str>);
 
 impl DeviceName {
     /// The VXLAN device of a network identifier: `vtep1024`, as the C++ modules and dcos-net call
     /// it.
     #[must_use]
     pub fn vtep(vni: Vni) -> Self {
-        Self(format!("{VTEP_PREFIX}{vni}"))
+        Self(format!("{VTEP_PREFIX}{vni}").into())
     }
 
     /// The name as text.
@@ -160,7 +162,7 @@ impl FromStr for DeviceName {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
         if starts_well && text.len() <= DEVICE_NAME_MAX && text.bytes().all(is_allowed) {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(DeviceNameError(text.to_owned()))
         }
