@@ -10,7 +10,8 @@ use crate::metrics::Snapshot;
 use crate::protocol::{AgentInfo, Message, RequestId};
 use crate::tunnel::Desired;
 
-/// How far to look at what there is before it is changed.
+/// How far to look at what there is before it is changed. What is wanted is brought about in any
+/// case, where nobody looks on the word of the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Not at all: only what is wanted has changed.
@@ -31,6 +32,18 @@ impl Scope {
             Self::Firewall => "the firewall",
             Self::Everything => "everything",
         }
+    }
+
+    /// Whether the kernel is looked at.
+    #[must_use]
+    pub const fn has_kernel(self) -> bool {
+        matches!(self, Self::Kernel | Self::Everything)
+    }
+
+    /// Whether the rules of the firewall are looked at.
+    #[must_use]
+    pub const fn has_firewall(self) -> bool {
+        matches!(self, Self::Firewall | Self::Everything)
     }
 
     /// Both.

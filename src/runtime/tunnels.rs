@@ -137,6 +137,8 @@ struct Worker {
     lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
+    /// Whether the host's settings could not be made when that was tried last.
+    lacks_settings: bool,
     ears: Ears,
 }
 
@@ -153,7 +155,17 @@ struct Ears {
 impl Worker {
     fn new(options: TunnelOptions, inbox: Inbox<Agent>, wake: Arc<OwnedFd>) -> Self {
         let ears = Ears::default();
-        Self { options, inbox, wake, lock: None, dataplane: None, firewall: None, ears }
+        let lacks_settings = false;
+        Self {
+            options,
+            inbox,
+            wake,
+            lock: None,
+            dataplane: None,
+            firewall: None,
+            lacks_settings,
+            ears,
+        }
     }
 
     fn run(mut self, programs: bool, jobs: &mpsc::Receiver<Job>) {
@@ -206,14 +218,13 @@ impl Worker {
             result.faults.push(Fault::of_host(error));
             return result;
         }
-        if scope != Scope::Kernel {
-            self.make_rules(desired, scope, &mut result);
-        }
-        if scope == Scope::Firewall {
-            return result;
-        }
-        if self.options.host_settings && scope == Scope::Everything {
-            match HostSettings::new(&self.options.state_dir).apply(desired) {
+        self.make_rules(desired, scope, &mut result);
+        // What failed is a fault until it is done, however little there is to be looked at.
+        let is_due = scope == Scope::Everything || self.lacks_settings;
+        if self.options.host_settings && is_due {
+            let made = HostSettings::new(&self.options.state_dir).apply(desired);
+            self.lacks_settings = made.is_err();
+            match made {
                 Ok(changes) => result.add(changes.into_iter()),
                 Err(error) => result.faults.push(Fault::of_host(error)),
             }
@@ -234,19 +245,16 @@ impl Worker {
         scope: Scope,
     ) -> Result<Report, DataplaneError> {
         let dataplane = self.dataplane()?;
-        let report = match scope {
-            Scope::Change => dataplane.update(desired),
-            _ => dataplane.verify(desired),
-        };
+        let report =
+            if scope.has_kernel() { dataplane.verify(desired) } else { dataplane.update(desired) };
         self.ears.watch = self.dataplane()?.watch(desired);
         report
     }
 
     fn make_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) {
         let rules = Ruleset::new(desired, self.options.rules);
-        let made = self.firewall().and_then(|firewall| match scope {
-            Scope::Change => firewall.update(&rules),
-            _ => firewall.verify(&rules),
+        let made = self.firewall().and_then(|firewall| {
+            if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
         });
         match made {
             Ok(Outcome::Unchanged) => {}

@@ -155,14 +155,11 @@ impl Kernel {
             done.result.faults.push(Fault::of_host(reason));
             return done;
         }
-        if scope == Scope::Firewall {
-            return done;
-        }
         let has_devices = |known: &&Rc<Observed>| {
             let mut locals = desired.locals.iter();
             locals.all(|local| known.state.devices.contains_key(&local.device))
         };
-        let is_change = scope == Scope::Change && self.known.as_ref().filter(has_devices).is_some();
+        let is_change = !scope.has_kernel() && self.known.as_ref().filter(has_devices).is_some();
         let mut is_to_be_read = !is_change;
         if is_change {
             is_to_be_read = !self.step(desired, fate, chance, &mut done);

@@ -1,10 +1,12 @@
 //! Agents that come, go, come back, and return with another address.
 
+use std::time::Duration;
+
 use super::container::Container;
 use super::reach::assert_all_answer;
 use super::{Cluster, Host};
 use crate::hosts::Underlay;
-use crate::traffic::{Stream, reaches};
+use crate::traffic::{Stream, now, reaches};
 
 /// All that a host has programmed for others, and what its firewall knows of them.
 fn programmed(host: &Host) -> String {
@@ -47,6 +49,56 @@ fn agents_come_and_go_and_the_others_do_not_notice() {
     });
     eprintln!("{lost} of {sent} datagrams were lost");
     assert!(sent > 1000 && lost == 0, "{lost} of {sent}\n{}", cluster.logs());
+}
+
+/// Something that somebody does on a host again and again, until it is dropped.
+struct Unrest(std::process::Child);
+
+impl Unrest {
+    fn new(host: &Host, lines: &str) -> Self {
+        let mut command = host.namespace().command("sh");
+        command.args(["-c", &format!("while :; do {lines}; sleep 0.02; done")]);
+        Self(command.spawn().expect("there is a shell"))
+    }
+}
+
+impl Drop for Unrest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What others change is looked at soon, which has to leave out nothing of what the master tells.
+#[test]
+#[ignore = "host"]
+fn an_agent_that_comes_while_others_are_at_work_is_reached_at_once() {
+    let mut cluster = Cluster::started(2, Underlay::V4);
+    let knows = |cluster: &Cluster, line: &str, address: &str| {
+        cluster.host(1).namespace().run(line).contains(address)
+    };
+    let fdb = "bridge fdb show dev vtep1024";
+    let set = "nft list set inet mesos_overlay agents4";
+
+    let stray = "dev vtep1024 lladdr 02:00:00:00:00:77 nud permanent";
+    let lines =
+        format!("ip neigh replace 44.128.77.7 {stray}; ip neigh del 44.128.77.7 dev vtep1024");
+    let unrest = Unrest::new(cluster.host(1), &lines);
+    cluster.add(3).start_agent();
+    cluster.wait_for("it is in the kernel", || knows(&cluster, fdb, "dst 10.0.0.3 "));
+    assert!(knows(&cluster, set, "10.0.0.3"), "the rules are made first\n{}", cluster.logs());
+    drop(unrest);
+
+    let lines = "nft add table ip stray; nft delete table ip stray";
+    let unrest = Unrest::new(cluster.host(1), lines);
+    cluster.add(4).start_agent();
+    cluster.wait_for("the rules let it in", || knows(&cluster, set, "10.0.0.4"));
+    let start = now();
+    cluster.wait_for("it is in the kernel", || knows(&cluster, fdb, "dst 10.0.0.4 "));
+    // Half of the time after which it is looked at anyway.
+    assert!(start.elapsed() < Duration::from_secs(5), "{}", cluster.logs());
+    drop(unrest);
+    cluster.wait_until_ok();
 }
 
 #[test]
