@@ -194,7 +194,13 @@ impl Report {
         overlays.retain(|name| find(&bridges, &name.mesos_bridge()).is_some());
         for (overlay, path) in files {
             let action = format!("remove CNI configuration {}", path.display());
-            self.act(action, || cni.remove(&overlay).map_err(|error| error.to_string()));
+            // By what stays the next run knows whose bridge there is.
+            match find(&bridges, &overlay.mesos_bridge()).and_then(in_use) {
+                Some(reason) => self.add(action, Err(reason)),
+                None => {
+                    self.act(action, || cni.remove(&overlay).map_err(|error| error.to_string()))
+                }
+            }
             overlays.insert(overlay);
         }
         overlays

@@ -60,7 +60,7 @@ impl TunnelOptions {
         if lock.exists() {
             log::warn!(
                 "an agent with dataplane vxlan has programmed this host ({}), and nobody keeps that \
-                 right any more: its firewall drops what agents send that come later: stop this \
+                 right any more: its firewall drops packets of agents that join later: stop this \
                  agent and run `mesos-overlay clean`, or set dataplane to vxlan again",
                 lock.display()
             );

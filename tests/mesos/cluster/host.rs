@@ -129,6 +129,10 @@ impl Host {
             logs: Cell::new(0),
         };
         host.succeed("ip", &["link", "set", "lo", "up"]);
+        // The agent takes what is the first process there for the host's own, and writes files.
+        let etc = host.text("etc");
+        host.succeed("cp", &["-a", "/etc", &etc]);
+        host.succeed("mount", &["--bind", &etc, "/etc"]);
         // Mesos 1.12 takes control groups of version 2 beside those of version 1 for an error.
         output(host.command("umount").arg("/sys/fs/cgroup/unified"));
         host
