@@ -21,7 +21,7 @@ use super::super::http_client::block_on;
 use super::ask::agent_info;
 use super::finding::Finding;
 use super::observed::Observed;
-use crate::addr::{InterfaceAddress, Mac, Vni};
+use crate::addr::{DeviceName, InterfaceAddress, Mac, Vni};
 use crate::tunnel::overhead;
 
 const CHECK: &str = "probe";
@@ -73,13 +73,15 @@ fn findings(traces: &[Trace], counted_meanwhile: &Counters) -> Vec<Finding> {
         traces.iter().filter_map(|trace| trace.finding(counted_meanwhile)).collect();
     let spoilt = counted_meanwhile.count(WRONG_CHECKSUM);
     if spoilt > 0 {
+        let device = traces.first().map(|trace| trace.way.device.clone());
+        let device = device.unwrap_or_else(|| DeviceName::vtep(Vni::DEFAULT));
         findings.push(
             Finding::warning(
                 CHECK,
                 format!("{spoilt} {WRONG_CHECKSUM} arrived meanwhile"),
                 "a peer leaves checksums to hardware that miscalculates them",
             )
-            .advise("run 'ethtool -K vtep1024 tx-checksum-ip-generic off' on the peers"),
+            .advise(format!("run 'ethtool -K {device} tx-checksum-ip-generic off' on the peers")),
         );
     }
     let well: BTreeSet<IpAddr> =
