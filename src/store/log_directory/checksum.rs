@@ -5,9 +5,9 @@
 use std::ops::ControlFlow;
 
 /// Length of the blocks of a log and of a manifest.
-const LOG_BLOCK: usize = 32 << 10;
+pub(super) const LOG_BLOCK: usize = 32 << 10;
 /// Checksum, length and type of a record in them.
-const LOG_HEADER: usize = 7;
+pub(super) const LOG_HEADER: usize = 7;
 /// The end of a table, and the last bytes of it.
 const FOOTER: usize = 48;
 const MAGIC: [u8; 8] = 0xdb47_7524_8b80_fb57_u64.to_le_bytes();
@@ -117,7 +117,7 @@ fn handle(rest: &mut &[u8]) -> Option<(usize, usize)> {
     Some((varint(rest)?, varint(rest)?))
 }
 
-fn varint(rest: &mut &[u8]) -> Option<usize> {
+pub(super) fn varint(rest: &mut &[u8]) -> Option<usize> {
     let mut number = 0_usize;
     for shift in (0..usize::BITS).step_by(7) {
         let (byte, after) = rest.split_first()?;

@@ -7,6 +7,7 @@
 //! `wire/replica.rs`.
 
 mod checksum;
+mod manifest;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -23,6 +24,7 @@ use rusty_leveldb::env::Env;
 use rusty_leveldb::{DB, LdbIterator as _, MemEnv, Options};
 
 use self::checksum::is_whole;
+use self::manifest::{CURRENT, in_use};
 use super::replicated_log::{records, take_over};
 use super::{
     Archive, Counts, Key, Log, Replaced, ReplicatedLogStore, Snapshot, StoreError, Version,
@@ -36,9 +38,6 @@ const NOWHERE: &str = "/dev/null/replica";
 
 /// The lock of a LevelDB database, held by the process that has it open.
 const LOCK: &str = "LOCK";
-
-/// A file that every LevelDB database has.
-const CURRENT: &str = "CURRENT";
 
 /// Larger than any state, so that a new database is one file that is written from front to back.
 const BUFFER_BYTES: usize = 1 << 30;
@@ -279,6 +278,7 @@ fn memory() -> Rc<Box<dyn Env>> {
 }
 
 fn open(files: &Files) -> Result<DB, String> {
+    let files = in_use(files)?;
     if let Some((name, _)) = files.iter().find(|(name, bytes)| !is_whole(name, bytes)) {
         return Err(format!("a checksum in {name} is wrong"));
     }

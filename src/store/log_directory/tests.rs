@@ -261,6 +261,25 @@ fn what_is_no_log_is_refused() {
 }
 
 #[test]
+fn what_a_killed_master_had_begun_to_write_does_not_count() {
+    let whole = at(Path::new(GOLDEN)).value().unwrap();
+    let table = golden().iter().find(|(name, _)| name.ends_with(".ldb")).cloned().unwrap();
+    let half = table.1[..table.1.len() / 2].to_vec();
+    let mut files = golden();
+    files.push(("000027.ldb".to_owned(), half.clone()));
+    files.push(("MANIFEST-000026".to_owned(), half));
+    let (_temporary, path) = place(&files);
+    assert_eq!(at(&path).value().unwrap(), whole);
+
+    files.retain(|(name, _)| *name != table.0);
+    let missing = format!("log:DIR: read: table {} is missing: {DAMAGED}", table.0);
+    assert_eq!(refusal(&files), missing);
+    files.retain(|(name, _)| name != "MANIFEST-000002");
+    let none = format!("log:DIR: read: CURRENT names no manifest: {DAMAGED}");
+    assert_eq!(refusal(&files), none);
+}
+
+#[test]
 fn damage_is_refused_or_changes_nothing() {
     let ours = make(&encode_replica(b"value".repeat(20_000), [7; 16])).unwrap();
     let (_temporary, path) = place(&ours);
