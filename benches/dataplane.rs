@@ -403,14 +403,16 @@ fn throughput() {
     );
     stay_on(0);
     let mut rates = TUNNELS.map(|_| Vec::new());
+    let mut order: [usize; TUNNELS.len()] = std::array::from_fn(|index| index);
     for _ in 0..SETS {
         let pairs: [Pair; TUNNELS.len()] = std::array::from_fn(Pair::new);
         let with = |index: usize| pairs[index].stream(TUNNELS[index].1);
         let mut streams: [TcpStream; TUNNELS.len()] = std::array::from_fn(with);
         // The first turn is that of streams that get into their stride.
         for turn in 0..=TURNS {
-            for index in 0..TUNNELS.len() {
-                let index = (index + turn) % TUNNELS.len();
+            // Whose turn it is waits for what the one before has left in its buffers.
+            fastrand::shuffle(&mut order);
+            for index in order {
                 let rate = rate(&mut streams[index], TURN);
                 if turn > 0 {
                     rates[index].push(rate);

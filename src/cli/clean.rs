@@ -10,8 +10,8 @@
 //! an overlay of which there is our CNI configuration, or addresses that host-local gave.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use clap::Args;
 use serde::Serialize;
@@ -114,13 +114,17 @@ impl CleanCommand {
         let state_dir = &config.dataplane.state_dir;
         let lock = if self.dry_run { None } else { lock(state_dir)? };
         let mut report = Report { dry_run: self.dry_run, actions: Vec::new() };
-        let has_state = HostSettings::new(state_dir).has_memory() || lock.is_some();
+        let left = report.found("the overlays of the last run", Left::read(state_dir));
+        let has_memory = HostSettings::new(state_dir).has_memory() || !left.overlays.is_empty();
+        let has_state = has_memory || lock.is_some();
         let mut kernel = Dataplane::open().map_err(|error| Failure::new(error.to_string()))?;
-        let overlays = report.overlays(&config, &mut kernel);
+        let mut overlays = report.overlays(&config, &mut kernel);
+        overlays.extend(left.overlays);
         let has_docker = !self.keep_docker && report.clean_docker(&config)?;
         report.clean_kernel(&mut kernel);
         report.clean_firewall();
         report.clean_bridges(&mut kernel, &config, &overlays, has_docker || self.keep_docker);
+        report.remember(state_dir, &mut kernel, overlays);
         report.clean_settings(state_dir);
         report.clean_state(state_dir, lock, has_state);
         report.show(&self.form)
@@ -194,13 +198,7 @@ impl Report {
         overlays.retain(|name| find(&bridges, &name.mesos_bridge()).is_some());
         for (overlay, path) in files {
             let action = format!("remove CNI configuration {}", path.display());
-            // By what stays the next run knows whose bridge there is.
-            match find(&bridges, &overlay.mesos_bridge()).and_then(in_use) {
-                Some(reason) => self.add(action, Err(reason)),
-                None => {
-                    self.act(action, || cni.remove(&overlay).map_err(|error| error.to_string()))
-                }
-            }
+            self.act(action, || cni.remove(&overlay).map_err(|error| error.to_string()));
             overlays.insert(overlay);
         }
         overlays
@@ -301,6 +299,25 @@ impl Report {
         }
     }
 
+    /// A bridge that stays is found by the next run, when there is no CNI configuration any more.
+    fn remember(
+        &mut self,
+        state_dir: &Path,
+        kernel: &mut Dataplane,
+        mut overlays: BTreeSet<OverlayName>,
+    ) {
+        if self.dry_run {
+            return;
+        }
+        let bridges = self.found("the bridges", kernel.bridges());
+        overlays.retain(|overlay| {
+            let own = [overlay.mesos_bridge(), overlay.docker_bridge()];
+            own.iter().any(|name| find(&bridges, name).is_some())
+        });
+        let written = Left { overlays }.write(state_dir);
+        self.found("the overlays for the next run", written);
+    }
+
     fn clean_settings(&mut self, state_dir: &Path) {
         let settings = HostSettings::new(state_dir);
         if self.dry_run {
@@ -367,6 +384,40 @@ impl Report {
         Err(Failure::new(format!(
             "clean: {failed} of {all} failed: do what is said of them, and run it again"
         )))
+    }
+}
+
+/// The overlays of which a run has left a bridge, as it was in use.
+#[derive(Default)]
+struct Left {
+    overlays: BTreeSet<OverlayName>,
+}
+
+impl Left {
+    /// In the state directory: a name a line.
+    const FILE: &str = "clean.left";
+
+    fn read(state_dir: &Path) -> io::Result<Self> {
+        match fs::read_to_string(state_dir.join(Self::FILE)) {
+            Ok(text) => {
+                Ok(Self { overlays: text.lines().filter_map(|it| it.parse().ok()).collect() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(&self, state_dir: &Path) -> io::Result<()> {
+        let path = state_dir.join(Self::FILE);
+        if self.overlays.is_empty() {
+            return match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        fs::create_dir_all(state_dir)?;
+        let lines = self.overlays.iter().map(|overlay| format!("{overlay}\n"));
+        fs::write(path, lines.collect::<String>())
     }
 }
 

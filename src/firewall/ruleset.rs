@@ -109,7 +109,13 @@ impl Ruleset {
 
     /// Who came and went since `before`, if nothing else is another.
     pub(super) fn agents_since(&self, before: &Self) -> Option<AgentNews> {
-        let (Some(new), Some(old)) = (&self.agents, &before.agents) else { return None };
+        let none = BTreeSet::new();
+        let (new, old) = match (&self.agents, &before.agents) {
+            (Some(new), Some(old)) => (new, old),
+            // Everybody is let in, as before.
+            (None, None) if !self.keeps_agents => (&none, &none),
+            _ => return None,
+        };
         let is_same = self.spaces == before.spaces
             && self.devices == before.devices
             && self.ports == before.ports

@@ -71,11 +71,13 @@ const SYSCTL_FOLDER: &str = "sysctl.d";
 const SYSCTL: &str = "sysctl.d/99-zz-mesos-overlay.conf";
 
 /// Writes what is missing or different, and returns what was changed, in words. `listeners` are the
-/// settings of devices that go on listening to routers although the host forwards.
+/// settings of devices that go on listening to routers although the host forwards. Who manages the
+/// network is told if there is something new for it, or it has to be told.
 pub(super) fn apply(
     roots: &Roots,
     desired: &Desired,
     listeners: &[String],
+    has_to_tell: bool,
 ) -> Result<Vec<String>, HostError> {
     let mut done = Vec::new();
     let mut failure = Ok(());
@@ -83,7 +85,7 @@ pub(super) fn apply(
         if !roots.etc.join(manager.installed).is_dir() {
             continue;
         }
-        let mut is_changed = false;
+        let mut is_changed = has_to_tell;
         for (name, content) in manager.files {
             match write(&roots.etc.join(name), content) {
                 Ok(None) => {}

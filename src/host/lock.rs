@@ -52,6 +52,13 @@ impl HostLock {
         }
     }
 
+    /// Whether an agent has held that of `state_dir`, and none does. Changes nothing.
+    #[must_use]
+    pub fn was_left(state_dir: &Path) -> bool {
+        let file = File::open(Self::path_in(state_dir));
+        file.is_ok_and(|file| file.try_lock_shared().is_ok())
+    }
+
     /// Where that of `state_dir` is.
     #[must_use]
     pub fn path_in(state_dir: &Path) -> PathBuf {

@@ -86,13 +86,30 @@ impl HostSettings {
     /// # Errors
     /// When a setting, a file, or what was there before cannot be written.
     pub fn apply(&self, desired: &Desired) -> Result<Vec<String>, HostError> {
+        self.make(desired, false)
+    }
+
+    /// The same after [`HostError::Reload`]: whoever did not read our files then is told again.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn retry(&self, desired: &Desired) -> Result<Vec<String>, HostError> {
+        self.make(desired, true)
+    }
+
+    fn make(&self, desired: &Desired, has_to_tell: bool) -> Result<Vec<String>, HostError> {
         if desired.locals.is_empty() {
             return Ok(Vec::new());
         }
         let sysctl = self.sysctl();
         let mut done = sysctl.apply(has_ipv6(desired))?;
         if self.is_the_hosts_own_namespace() {
-            done.extend(drop_in::apply(&self.roots, desired, &sysctl.listeners_made()?)?);
+            done.extend(drop_in::apply(
+                &self.roots,
+                desired,
+                &sysctl.listeners_made()?,
+                has_to_tell,
+            )?);
         }
         Ok(done)
     }

@@ -235,7 +235,9 @@ fn one_at_a_time_has_the_lock() {
             std::process::id()
         )
     );
+    assert!(!HostLock::was_left(&state));
     drop(lock);
+    assert!(HostLock::was_left(&state) && !HostLock::was_left(&place.path("other")));
     HostLock::acquire(&state).unwrap();
 }
 

@@ -56,13 +56,12 @@ impl TunnelOptions {
     /// For an agent that programs nothing: what one before it has programmed is not kept right any
     /// more, and does harm some day.
     pub(super) fn tell_of_former(&self) {
-        let lock = HostLock::path_in(&self.state_dir);
-        if lock.exists() {
+        if HostLock::was_left(&self.state_dir) {
             log::warn!(
                 "an agent with dataplane vxlan has programmed this host ({}), and nobody keeps that \
-                 right any more: its firewall drops packets of agents that join later: stop this \
-                 agent and run `mesos-overlay clean`, or set dataplane to vxlan again",
-                lock.display()
+                 right any more: until a reboot its firewall drops packets of agents that join \
+                 later: stop this agent and run `mesos-overlay clean`, or set dataplane to vxlan again",
+                HostLock::path_in(&self.state_dir).display()
             );
         }
     }
@@ -137,8 +136,8 @@ struct Worker {
     lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
-    /// Whether the host's settings could not be made when that was tried last.
-    lacks_settings: bool,
+    /// What was wrong when the host's settings were made last.
+    settings_error: Option<HostError>,
     ears: Ears,
 }
 
@@ -155,7 +154,6 @@ struct Ears {
 impl Worker {
     fn new(options: TunnelOptions, inbox: Inbox<Agent>, wake: Arc<OwnedFd>) -> Self {
         let ears = Ears::default();
-        let lacks_settings = false;
         Self {
             options,
             inbox,
@@ -163,7 +161,7 @@ impl Worker {
             lock: None,
             dataplane: None,
             firewall: None,
-            lacks_settings,
+            settings_error: None,
             ears,
         }
     }
@@ -219,16 +217,11 @@ impl Worker {
             return result;
         }
         self.make_rules(desired, scope, &mut result);
-        // What failed is a fault until it is done, however little there is to be looked at.
-        let is_due = scope == Scope::Everything || self.lacks_settings;
-        if self.options.host_settings && is_due {
-            let made = HostSettings::new(&self.options.state_dir).apply(desired);
-            self.lacks_settings = made.is_err();
-            match made {
-                Ok(changes) => result.add(changes.into_iter()),
-                Err(error) => result.faults.push(Fault::of_host(error)),
-            }
+        if self.options.host_settings && scope == Scope::Everything {
+            self.make_settings(desired, &mut result);
         }
+        // Until it is done, however little there was to be looked at.
+        result.faults.extend(self.settings_error.as_ref().map(Fault::of_host));
         match self.make_kernel(desired, scope) {
             Ok(report) => {
                 result.faults.extend(report.faults());
@@ -237,6 +230,16 @@ impl Worker {
             Err(error) => result.faults.push(Fault::of_host(error)),
         }
         result
+    }
+
+    fn make_settings(&mut self, desired: &Desired, result: &mut Programmed) {
+        let settings = HostSettings::new(&self.options.state_dir);
+        let made = match self.settings_error {
+            Some(HostError::Reload { .. }) => settings.retry(desired),
+            _ => settings.apply(desired),
+        };
+        self.settings_error = made.as_ref().err().cloned();
+        result.add(made.unwrap_or_default().into_iter());
     }
 
     fn make_kernel(

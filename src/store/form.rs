@@ -42,6 +42,11 @@ pub fn read_form(bytes: &[u8]) -> Result<Content, Vec<String>> {
             value(state, none)?
         }
     };
+    // Half of what a store can count: whoever counts on from there must not come to the end.
+    let Counts { epoch, version } = content.counts;
+    if epoch.max(version) > Counts::MAX / 2 {
+        return Err(vec![format!("no state has come to epoch {epoch}, version {version}")]);
+    }
     content.doubts.extend(doubts(&content.records));
     Ok(content)
 }
