@@ -16,7 +16,7 @@
 //!   │ wire                         │    │ detector      cni, docker    │
 //!   │ protocol, addr, clock,       │    │ dataplane     firewall, host │
 //!   │ machine, metrics, mutation,  │    │ zookeeper, program: what     │
-//!   │ tunnel                       │    │ some of them have in common  │
+//!   │ tunnel, words                │    │ some of them have in common  │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -43,6 +43,7 @@
 //! - [`mutation`]: deliberate defects, in builds that show that the simulator notices them
 //! - [`protocol`]: the network, an agent's share of it, its record, the messages
 //! - [`tunnel`]: what packets between agents need: our VTEPs, the overlays' space, the peers
+//! - [`words`]: what sentences of several rooms have in common
 //! - [`config`]: JSON text or module parameters to checked configuration, or every problem with its
 //!   place and remedy
 //!
@@ -95,4 +96,5 @@ pub mod store;
 pub mod transport;
 pub mod tunnel;
 pub mod wire;
+pub mod words;
 pub mod zookeeper;

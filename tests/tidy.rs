@@ -40,7 +40,7 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 26] = [
+const ROOMS: [(&str, Kind); 27] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
     ("machine", Kind::Pure),
@@ -48,6 +48,7 @@ const ROOMS: [(&str, Kind); 26] = [
     ("mutation", Kind::Pure),
     ("protocol", Kind::Pure),
     ("tunnel", Kind::Pure),
+    ("words", Kind::Pure),
     ("config", Kind::Pure),
     ("ipam", Kind::Pure),
     ("wire", Kind::Pure),

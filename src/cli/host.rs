@@ -14,6 +14,7 @@ use super::Failure;
 use crate::addr::Ensemble;
 use crate::config::{EnsembleSource, Problem, Problems};
 use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
+pub(super) use crate::words::counted;
 
 /// More than any configuration; the parser has its own, stricter limit and words for it.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -172,12 +173,6 @@ pub(super) fn read_bytes(path: &Path, length: u64) -> Result<Vec<u8>, Failure> {
 
 pub(super) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
-}
-
-/// `1 agent`, `2 agents`.
-pub(super) fn counted(count: impl Into<u128>, noun: &str) -> String {
-    let count = count.into();
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Lets the program have as many descriptors as it may: one for each agent and some more.

@@ -18,6 +18,7 @@ use crate::protocol::{
 };
 use crate::store::{Change, Key, Version};
 use crate::wire::encode_record;
+use crate::words::counted;
 
 /// All agents of a network.
 #[derive(Debug)]
@@ -400,7 +401,7 @@ impl Registry {
         if self.tally.failed > 0 {
             problems.push(format!(
                 "{} with a failed overlay: see the state for the reasons",
-                count(self.tally.failed, "agent")
+                counted(self.tally.failed, "agent")
             ));
         }
         problems
@@ -436,7 +437,7 @@ impl Registry {
         self.lacking.iter().map(|(supply, agents)| {
             format!(
                 "{supply} is exhausted: {} did not get any: widen it or delete dead agents",
-                count(agents.len(), "agent")
+                counted(agents.len(), "agent")
             )
         })
     }
@@ -517,8 +518,4 @@ fn addresses(assignment: &Assignment) -> String {
     let mut text: Vec<String> = subnets.map(|subnet| subnet.to_string()).collect();
     text.push(format!("VTEP {}", assignment.vtep.ip.address()));
     text.join(", ")
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

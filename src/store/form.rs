@@ -8,6 +8,7 @@ use super::replicated_log::{records, take_over};
 use super::{Counts, Key, StoreError, unknown_name};
 use crate::protocol::Network;
 use crate::wire::{LoggedState, StateFile, doubts, is_state_file};
+use crate::words::counted;
 
 /// A state that was in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,9 +64,9 @@ fn own_form(text: &str) -> Result<Content, Vec<String>> {
 }
 
 fn of_later_version(count: usize) -> String {
-    let plural = if count == 1 { "" } else { "s" };
     format!(
-        "a later version of mesos-overlay has written {count} record{plural} that this one does not know"
+        "a later version of mesos-overlay has written {} that this one does not know",
+        counted(count, "record")
     )
 }
 

@@ -9,6 +9,7 @@ use super::record::{decode_history, decode_record};
 use crate::addr::Subnet;
 use crate::protocol::Record;
 use crate::store::Key;
+use crate::words::counted;
 
 /// How much there is in a state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -48,8 +49,8 @@ impl Inventory {
 impl fmt::Display for Inventory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { agents, released, history, unreadable } = *self;
-        let plural = if agents == 1 { "" } else { "s" };
-        write!(f, "{agents} agent{plural}, {released} released, history of {history}")?;
+        let agents = counted(agents, "agent");
+        write!(f, "{agents}, {released} released, history of {history}")?;
         if unreadable > 0 {
             write!(f, ", {unreadable} unreadable")?;
         }

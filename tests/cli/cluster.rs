@@ -49,6 +49,28 @@ master MASTER: ok: 2 agents: 2 ok, 0 failed, 0 unreported (epoch 1, version 2)
 }
 
 #[test]
+fn a_master_that_is_none_is_told_once_in_a_while() {
+    let place = Place::new();
+    let config = serde_json::json!({ "cni_dir": place.path("cni"), "dataplane": "external",
+        "refuse_collisions": false });
+    place.write("agent.json", config.to_string());
+    let other = crate::support::FakeMaster::start(Vec::new());
+    let arguments =
+        format!("agent --config agent.json --master {} --listen 127.0.0.2:0", other.address);
+    let mut agent = crate::support::Running::start(&place, &arguments);
+    let said = agent.expect(&format!("send to {}: it refused a message: ", other.address));
+    assert_eq!(
+        said,
+        "404: no such process is there: see that this is the address of an overlay master or agent, \
+         or of the Mesos with its module (1 refused since the start)"
+    );
+    agent.expect("(4 refused since the start)");
+    let (_, log) = agent.terminate();
+    assert!(log.contains("(2 refused since the start)"), "{log}");
+    assert!(!log.contains("(3 refused since the start)"), "{log}");
+}
+
+#[test]
 fn a_failed_overlay_is_shown_with_its_reason() {
     let place = Place::with_network();
     let master = Master::start(&place);

@@ -68,6 +68,7 @@ impl<H: Handler> Client<H> {
             connects: Semaphore::new(CONNECTS),
             descriptors: socket::descriptor_limit(),
             lost: AtomicU64::new(0),
+            complaints: AtomicU64::new(0),
             is_source_foreign: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared), own: sender }
@@ -178,6 +179,8 @@ pub(super) struct Shared<H> {
     runtime: Handle,
     peers: Mutex<HashMap<SocketAddrV4, Entry>>,
     lost: AtomicU64,
+    /// Messages that peers have refused.
+    complaints: AtomicU64,
 }
 
 struct Entry {
@@ -275,5 +278,10 @@ impl<H: Handler> Shared<H> {
 
     pub(super) fn count_lost(&self, messages: usize) {
         self.lost.fetch_add(messages as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a message that a peer has refused, and says how many there were with it.
+    pub(super) fn count_complaint(&self) -> u64 {
+        self.complaints.fetch_add(1, Ordering::Relaxed) + 1
     }
 }

@@ -18,9 +18,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::client::{Peer, Shared};
-use super::replies::{Complaint, Replies};
+use super::replies::Replies;
 use super::socket;
+use crate::machine::is_worth_a_line;
 use crate::transport::Handler;
+use crate::words::counted;
 
 /// How long making a connection may take.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -83,12 +85,14 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
         shared.count_lost(lost);
         match end {
             End::Failed(what, error) => log::warn!(
-                "{what} {}: {error}: {lost} messages are lost: see whether it runs and can be reached",
-                peer.address
+                "{what} {}: {error}: {} lost: see whether it runs and can be reached",
+                peer.address,
+                counted(lost, "message")
             ),
             _ if lost > 0 => log::warn!(
-                "send to {}: it closed the connection: {lost} messages may be lost",
-                peer.address
+                "send to {}: it closed the connection: {} may be lost",
+                peer.address,
+                counted(lost, "message")
             ),
             _ => log::debug!("the connection to {} was closed by it", peer.address),
         }
@@ -267,8 +271,14 @@ impl<'a, H: Handler> Connection<'a, H> {
         let mut complaints = Vec::new();
         let receipts = self.replies.read(&input, &mut complaints);
         self.awaited = self.awaited.saturating_sub(receipts);
-        for Complaint { status, text } in complaints {
-            log::warn!("send to {}: it refused a message: {status}: {text}", self.peer.address);
+        for complaint in complaints {
+            let count = self.shared.count_complaint();
+            if is_worth_a_line(count) {
+                log::warn!(
+                    "send to {}: it refused a message: {complaint} ({count} refused since the start)",
+                    self.peer.address
+                );
+            }
         }
         Ok(true)
     }

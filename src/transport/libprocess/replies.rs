@@ -5,6 +5,7 @@
 //! no such process) is otherwise invisible: the message is simply lost, on either side without a
 //! trace.
 
+use std::fmt;
 use std::mem::MaybeUninit;
 
 use super::HEADERS_LIMIT;
@@ -20,6 +21,23 @@ const TEXT_LIMIT: usize = 300;
 pub(super) struct Complaint {
     pub(super) status: u16,
     pub(super) text: String,
+}
+
+/// libprocess has no words for a process that is not there.
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, text } = self;
+        write!(f, "{status}")?;
+        if !text.is_empty() {
+            write!(f, ": {text}")?;
+        }
+        if *status == 404 {
+            let remedy = "no such process is there: see that this is the address of an overlay \
+                          master or agent, or of the Mesos with its module";
+            write!(f, ": {remedy}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads receipts, however they are cut.

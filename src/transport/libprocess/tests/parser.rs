@@ -209,6 +209,18 @@ fn inflating_is_bounded() {
 }
 
 #[test]
+fn a_complaint_says_what_to_do_where_that_is_known() {
+    let said = |status, text: &str| Complaint { status, text: text.to_owned() }.to_string();
+    let remedy = "no such process is there: see that this is the address of an overlay master or \
+                  agent, or of the Mesos with its module";
+    assert_eq!(said(404, ""), format!("404: {remedy}"));
+    assert_eq!(said(404, "Not Found."), format!("404: Not Found.: {remedy}"));
+    assert_eq!(said(500, ""), "500");
+    let text = "UPID IP address validation failed";
+    assert_eq!(said(400, text), format!("400: {text}"));
+}
+
+#[test]
 fn receipts_may_be_cut_anywhere_and_complaints_are_kept() {
     let text = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n\
         HTTP/1.1 404 Not Found\r\nContent-Length: 14\r\n\r\n404 Not\nFound.HTTP/1.1 202 Accepted\r\n\r\n\
