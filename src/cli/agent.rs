@@ -85,12 +85,12 @@ impl AgentCommand {
             config.cni_plugins_dir,
             config.port_mapper,
         );
-        cni.prepare().map_err(|error| Failure::new(error.to_string()))?;
         let master = config
             .master
             .ok_or_else(|| Failure::new("no master: give --master IP:PORT or the key 'master'"))?;
         let master =
             Master::read(&master).map_err(|failure| Failure::new(format!("master: {failure}")))?;
+        cni.prepare().map_err(|error| Failure::new(error.to_string()))?;
         let docker = Docker::new(config.docker, settings.options.command_timeout);
         let options = move |master| AgentOptions {
             settings,
@@ -119,8 +119,9 @@ impl AgentCommand {
             };
         }
         if let Some(cni_dir) = &self.cni_dir {
-            config.cni_dir = std::path::absolute(cni_dir)
-                .map_err(|error| Failure::new(format!("--cni-dir: {error}")))?;
+            config
+                .set_cni_dir(cni_dir)
+                .map_err(|reason| Failure::usage(format!("--cni-dir: {reason}")))?;
         }
         Ok(config)
     }

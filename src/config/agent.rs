@@ -12,8 +12,12 @@ use super::keys::{AGENT, AGENT_NETWORK};
 use super::parameters::Host;
 use super::problem::{Problem, Problems};
 use super::redacted;
+use super::value::refuse_relative;
 use crate::addr::Mtu;
 use crate::protocol::AgentOptions;
+
+/// Where many Mesos agents have it.
+const CNI_DIR_EXAMPLE: &str = "/var/lib/mesos/cni";
 
 /// How the agent runs.
 #[derive(Clone, PartialEq, Eq)]
@@ -79,6 +83,16 @@ impl AgentConfig {
             from_environment: Vec::new(),
         }
     }
+
+    /// Puts another `cni_dir` in the place of the one that it has.
+    ///
+    /// # Errors
+    /// With what is wrong with it, as it is said of the key.
+    pub fn set_cni_dir(&mut self, cni_dir: &Path) -> Result<(), String> {
+        refuse_relative(cni_dir, CNI_DIR_EXAMPLE)?;
+        cni_dir.clone_into(&mut self.cni_dir);
+        Ok(())
+    }
 }
 
 impl fmt::Debug for AgentConfig {
@@ -124,7 +138,7 @@ pub(super) fn read<'a>(
         "write the directory where Mesos reads CNI networks, such as \"/var/lib/mesos/cni\"";
     let cni_dir = document
         .required(&object, "cni_dir", remedy)
-        .and_then(|node| document.absolute_path(&node, "/var/lib/mesos/cni"));
+        .and_then(|node| document.absolute_path(&node, CNI_DIR_EXAMPLE));
     let cni_data_dir = read_cni_data_dir(document, &object, cni_dir.as_deref());
     let port_mapper = object.value("port_mapper").and_then(|node| document.boolean(&node));
     let port_mapper = port_mapper.unwrap_or(true);

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -21,6 +21,15 @@ const PATH_MAX: usize = 4096;
 const DURATION_DIGITS_MAX: usize = 9;
 /// How much is shown of what should be a number or a boolean.
 const GIVEN_SHOWN: usize = 24;
+
+/// Refuses a path that depends on the working directory; `example` is one that does not.
+pub(super) fn refuse_relative(path: &Path, example: &str) -> Result<(), String> {
+    if path.has_root() {
+        return Ok(());
+    }
+    let given = path.display();
+    Err(format!("'{given}' is relative: write a path from /, such as \"{example}\""))
+}
 
 impl<'a> Document<'a> {
     /// A string of at most `max` characters; `expected` says what to write.
@@ -213,13 +222,13 @@ impl<'a> Document<'a> {
     /// A path that does not depend on the working directory.
     pub(super) fn absolute_path(&mut self, node: &Node<'a>, example: &str) -> Option<PathBuf> {
         let path = self.path(node, example)?;
-        if path.has_root() {
-            return Some(path);
+        match refuse_relative(&path, example) {
+            Ok(()) => Some(path),
+            Err(message) => {
+                self.refuse(node, message);
+                None
+            }
         }
-        let given = path.display();
-        let message = format!("'{given}' is relative: write a path from /, such as \"{example}\"");
-        self.refuse(node, message);
-        None
     }
 
     /// A URL or an address, not looked at any further than that it is one word. Not shown in the

@@ -76,8 +76,9 @@ exit code 1
 #[test]
 fn an_agent_without_a_master_is_refused() {
     let place = Place::new();
+    let cni_dir = place.path("cni").display().to_string();
     assert_eq!(
-        place.run("agent --cni-dir cni").failure(),
+        place.run(&format!("agent --cni-dir {cni_dir}")).failure(),
         "mesos-overlay: no master: give --master IP:PORT or the key 'master'\n"
     );
     let cases = [
@@ -95,10 +96,26 @@ fn an_agent_without_a_master_is_refused() {
     for (master, why) in cases {
         let why = why.replace("' a b'", "'[a b]'");
         assert_eq!(
-            place.run(&format!("agent --cni-dir cni --master {master}")).failure(),
+            place.run(&format!("agent --cni-dir {cni_dir} --master {master}")).failure(),
             format!("mesos-overlay: master: {why}\n")
         );
     }
+    assert!(!place.path("cni").exists(), "nothing is made");
+}
+
+#[test]
+fn a_flag_is_refused_as_its_key_is() {
+    let place = Place::new();
+    place.write("agent.json", r#"{ "cni_dir": "/cni" }"#);
+    for config in ["", " --config agent.json"] {
+        let arguments = format!("agent --cni-dir cni --master 127.0.0.1:5050{config}");
+        assert_eq!(
+            place.run(&arguments).usage(),
+            "mesos-overlay: --cni-dir: 'cni' is relative: write a path from /, such as \
+             \"/var/lib/mesos/cni\"\n"
+        );
+    }
+    assert!(!place.path("cni").exists(), "nothing is made");
 }
 
 #[test]
@@ -178,8 +195,9 @@ fn flags_of_the_long_running_have_twins_in_the_environment() {
     ];
     let said = place.run_with("master", &environment, "").failure();
     assert!(said.starts_with("mesos-overlay: listen on 192.0.2.1:0: "), "{said}");
+    let cni_dir = place.path("cni").display().to_string();
     let environment = [
-        ("MESOS_OVERLAY_CNI_DIR", "cni"),
+        ("MESOS_OVERLAY_CNI_DIR", cni_dir.as_str()),
         ("MESOS_OVERLAY_MASTER", "10.0.0.1:5050"),
         ("MESOS_OVERLAY_LISTEN", "192.0.2.1:0"),
     ];
