@@ -3,12 +3,13 @@
 //! The store is looked at and not taken: a master that leads notices nothing of it.
 
 use std::fs::{File, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use tempfile::NamedTempFile;
 
 use super::Failure;
 use super::host::{counted, is_stdin};
@@ -74,7 +75,7 @@ impl ExportCommand {
             return to_stdout(&content);
         }
         write(&self.output, &content)
-            .map_err(|error| Failure::new(format!("write {}: {error}", self.output.display())))?;
+            .map_err(|reason| Failure::new(format!("write {}: {reason}", self.output.display())))?;
         let mut output = Output::new();
         output.line(format_args!(
             "{}: {} of {name} (version {})",
@@ -143,7 +144,7 @@ fn refuse_unknown(name: &str, snapshot: &Snapshot) -> Result<(), Failure> {
 fn to_stdout(content: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(content).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new(format!("write the output: {error}")))
         }
         _ => Ok(()),
@@ -151,13 +152,32 @@ fn to_stdout(content: &[u8]) -> Result<(), Failure> {
 }
 
 /// Half a backup must not stand where a whole one was.
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write(path: &Path, content: &[u8]) -> Result<(), String> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".mesos-overlay.").tempfile_in(parent)?;
+    let file = tempfile::Builder::new().prefix(".mesos-overlay.").tempfile_in(parent);
+    let file = file.map_err(|error| {
+        // Not the error itself, which tells a hidden name that nobody has heard of.
+        let why = match error.kind() {
+            ErrorKind::NotFound => "no such directory: make it".to_owned(),
+            ErrorKind::NotADirectory => "it is no directory: name one".to_owned(),
+            ErrorKind::PermissionDenied => {
+                "permission denied: run it as its owner, or name another directory".to_owned()
+            }
+            kind => kind.to_string(),
+        };
+        format!("{}: {why}", parent.display())
+    })?;
+    fill(file, path, content)
+        .and_then(|()| File::open(parent)?.sync_all())
+        .map_err(|error| error.to_string())
+}
+
+/// Gives the file its content, and then its name.
+fn fill(mut file: NamedTempFile, path: &Path, content: &[u8]) -> io::Result<()> {
     file.as_file().set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(content)?;
+    file.as_file_mut().write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
-    File::open(parent)?.sync_all()
+    Ok(())
 }

@@ -33,13 +33,14 @@ pub fn read_form(bytes: &[u8]) -> Result<Content, Vec<String>> {
         Ok(text) if text.trim_start().starts_with('{') => {
             let neither = "it is neither an exported state nor what a master shows";
             let state = LoggedState::from_json(bytes)
-                .map_err(|error| vec![format!("{error}: {neither}")])?;
+                .map_err(|error| vec![format!("{neither}: {error}")])?;
             value(state, neither)?
         }
         _ => {
-            let none = "it is no state of an overlay master";
+            let none = "it is neither an exported state, nor JSON of a master, nor the state of the \
+                        C++ modules";
             let state =
-                LoggedState::decode(bytes).map_err(|error| vec![format!("{error}: {none}")])?;
+                LoggedState::decode(bytes).map_err(|error| vec![format!("{none}: {error}")])?;
             value(state, none)?
         }
     };

@@ -280,13 +280,40 @@ fn what_cannot_be_done_is_said_in_one_line() {
     let import =
         |file: &str| place.run(&format!("import {file} --to file --work-dir none")).failure();
     assert_eq!(import("empty"), "mesos-overlay: empty: it is empty\n");
-    let said = import("text");
-    assert!(said.ends_with(": it is no state of an overlay master\n"), "{said}");
+    place.write("bytes", [0xff; 8]);
+    for file in ["text", "bytes"] {
+        let what = format!(
+            "mesos-overlay: {file}: it is neither an exported state, nor JSON of a master, nor the \
+             state of the C++ modules: network-state: "
+        );
+        let said = import(file);
+        assert!(said.starts_with(&what), "{said}");
+    }
     assert_eq!(
         import("network.json"),
         "mesos-overlay: network.json: it is neither an exported state nor what a master shows\n"
     );
     assert!(!place.path("none").exists(), "nothing is made");
+}
+
+#[test]
+fn where_no_file_can_be_made_the_directory_is_named() {
+    let place = Place::with_network();
+    place.write("state.json", EXPORTED);
+    place.run("import state.json --to file --work-dir work").success();
+    let export =
+        |path: &str| place.run(&format!("export --from file --work-dir work -o {path}")).failure();
+    assert_eq!(
+        export("none/state.json"),
+        "mesos-overlay: write none/state.json: none: no such directory: make it\n"
+    );
+    assert_eq!(
+        export("state.json/copy"),
+        "mesos-overlay: write state.json/copy: state.json: it is no directory: name one\n"
+    );
+    let onto_directory = export("work");
+    assert!(onto_directory.starts_with("mesos-overlay: write work: "), "{onto_directory}");
+    assert!(!onto_directory.contains(".mesos-overlay."), "{onto_directory}");
 }
 
 #[test]
@@ -307,7 +334,9 @@ exit code 1
     assert!(!place.path("work").exists());
     place.write("cut.json", &EXPORTED[..700]);
     let said = place.run("import cut.json --to file --work-dir work").failure();
-    assert!(said.starts_with("mesos-overlay: cut.json: json: EOF while parsing"), "{said}");
+    let what = "mesos-overlay: cut.json: it is neither an exported state nor what a master shows: \
+                json: EOF while parsing";
+    assert!(said.starts_with(what), "{said}");
 }
 
 /// An exported state of so many agents, all of which have an address that begins with `net`.
