@@ -26,8 +26,8 @@ pub struct DockerError {
 pub enum Reason {
     /// There is no such program.
     #[error(
-        "program '{program}' not found: install Docker on this agent, or set docker_bridge to \
-         false for it",
+        "program '{program}' not found: install Docker on this agent, or set \
+         network_config.docker_bridge to false in its agent_config",
         program = .program.display()
     )]
     ProgramNotFound {
@@ -51,15 +51,18 @@ pub enum Reason {
         reason: String,
     },
     /// No daemon behind the program.
-    #[error("the Docker daemon is not running: start it, or set docker_bridge to false: {said}")]
+    #[error(
+        "{what}: {said}: start it, or set network_config.docker_bridge to false in the agent_config",
+        what = Reason::NOT_RUNNING
+    )]
     NotRunning {
         /// Docker's own words.
         said: String,
     },
     /// The daemon's socket belongs to others.
     #[error(
-        "no permission to talk to the Docker daemon: run the agent as root or in the group of the \
-         daemon's socket: {said}"
+        "no permission to talk to the Docker daemon: {said}: run the agent as root or in the group \
+         of the daemon's socket"
     )]
     PermissionDenied {
         /// Docker's own words.
@@ -172,6 +175,11 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// How [`Self::NotRunning`] begins, wherever it is repeated.
+    pub const NOT_RUNNING: &str = "the Docker daemon is not running";
+}
+
 /// A Docker network that has addresses of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlap {
@@ -260,6 +268,11 @@ impl Complaint {
             Self::Other
         }
     }
+}
+
+/// What is said of a daemon that is not there, without Docker's question to the operator.
+pub(super) fn statement(said: &str) -> String {
+    said.trim_end_matches("Is the docker daemon running?").trim_end_matches([' ', '.']).to_owned()
 }
 
 /// The line of a complaint that tells most, fit to be shown.

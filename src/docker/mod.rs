@@ -417,7 +417,7 @@ impl Call<'_> {
 fn refusal(arguments: &[&str], finished: &Finished) -> Reason {
     let said = error::first_line(finished);
     match Complaint::of(finished) {
-        Complaint::NotRunning => Reason::NotRunning { said },
+        Complaint::NotRunning => Reason::NotRunning { said: error::statement(&said) },
         Complaint::PermissionDenied => Reason::PermissionDenied { said },
         Complaint::AmbiguousName => Reason::AmbiguousName,
         _ => Reason::Refused { command: shown(arguments), said },

@@ -388,28 +388,28 @@ async fn a_daemon_that_is_not_there_or_not_ours_is_an_error_of_its_own() {
         (
             "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker \
              daemon running?",
-            "docker network vxlan-1: the Docker daemon is not running: start it, or set \
-             docker_bridge to false: Cannot connect to the Docker daemon at \
-             unix:///var/run/docker.sock. Is the docker daemon running?",
+            "docker network vxlan-1: the Docker daemon is not running: Cannot connect to the Docker \
+             daemon at unix:///var/run/docker.sock: start it, or set network_config.docker_bridge \
+             to false in the agent_config",
         ),
         (
             "failed to connect to the docker API at unix:///run/docker.sock; check if the path is \
              correct and if the daemon is running: dial unix /run/docker.sock: connect: no such \
              file or directory",
-            "docker network vxlan-1: the Docker daemon is not running: start it, or set \
-             docker_bridge to false: failed to connect to the docker API at \
-             unix:///run/docker.sock; check if the path is correct and if the daemon is running: \
-             dial unix /run/docker.sock: connect: no such file or directory",
+            "docker network vxlan-1: the Docker daemon is not running: failed to connect to the \
+             docker API at unix:///run/docker.sock; check if the path is correct and if the daemon \
+             is running: dial unix /run/docker.sock: connect: no such file or directory: start it, \
+             or set network_config.docker_bridge to false in the agent_config",
         ),
         (
             "WARNING: Error loading config file: open /var/empty/.docker/config.json: permission denied\n\
              permission denied while trying to connect to the Docker daemon socket at \
              unix:///x.sock: Get \"http://%2Fx.sock/v1.24/networks/a\": dial unix /x.sock: \
              connect: permission denied",
-            "docker network vxlan-1: no permission to talk to the Docker daemon: run the agent as \
-             root or in the group of the daemon's socket: permission denied while trying to \
-             connect to the Docker daemon socket at unix:///x.sock: Get \
-             \"http://%2Fx.sock/v1.24/networks/a\": dial unix /x.sock: connect: permission denied",
+            "docker network vxlan-1: no permission to talk to the Docker daemon: permission denied \
+             while trying to connect to the Docker daemon socket at unix:///x.sock: Get \
+             \"http://%2Fx.sock/v1.24/networks/a\": dial unix /x.sock: connect: permission denied: \
+             run the agent as root or in the group of the daemon's socket",
         ),
     ];
     for (said, expected) in cases {
@@ -476,7 +476,7 @@ async fn a_program_that_is_not_there_or_not_a_program_is_an_error_of_its_own() {
     assert_eq!(
         error(directory.path().join("none")).await,
         "docker network vxlan-1: program '/none' not found: install Docker on this agent, or set \
-         docker_bridge to false for it"
+         network_config.docker_bridge to false in its agent_config"
     );
     assert_eq!(
         error(file.clone()).await,

@@ -84,7 +84,8 @@ fn a_failed_overlay_is_shown_with_its_reason() {
     assert!(
         state.contains(
             "192.168.0.128/25    failed: docker network vxlan-1: program '/no/docker' not found: \
-             install Docker on this agent, or set docker_bridge to false for it\n"
+             install Docker on this agent, or set network_config.docker_bridge to false in its \
+             agent_config\n"
         ),
         "{state}"
     );

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::Place;
+use crate::support::{FakeMaster, Place};
 
 /// Every check, in the order in which they are shown.
 const CHECKS: [&str; 18] = [
@@ -60,6 +60,19 @@ fn every_check_is_there_and_the_exit_code_says_whether_something_is_wrong() {
     assert!(summary.ends_with(&format!(", {wrong} wrong")), "{summary}");
     let agent = "note     agent            no agent answers at 127.0.0.77:9: ";
     assert!(shown.lines().any(|line| line.starts_with(agent)), "{shown}");
+}
+
+#[test]
+fn who_answers_and_is_no_overlay_agent_is_told_apart() {
+    // As a Mesos agent without the module, which has the port by default.
+    let other = FakeMaster::start(Vec::new());
+    let shown = Place::new().run(&format!("doctor --agent {}", other.address)).stdout;
+    let what = format!(
+        "agent            something else answers at {} (404 Not Found), perhaps a Mesos agent",
+        other.address
+    );
+    assert!(shown.contains(&what), "{shown}");
+    assert!(shown.contains("give the address of the overlay agent as --agent\n"), "{shown}");
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn transcripts() -> Vec<(&'static str, String)> {
 /// A master with the agents of the examples, one of which has no Docker.
 fn fake_master() -> FakeMaster {
     let reason = "docker network vxlan-1: program 'docker' not found: install Docker on this agent, or \
-                  set docker_bridge to false for it";
+                  set network_config.docker_bridge to false in its agent_config";
     let ok = serde_json::json!({ "status": "STATUS_OK" });
     let failed = serde_json::json!({ "status": "STATUS_FAILED", "error": reason });
     let agents = [agent("10.0.0.7", 1, &ok), agent("10.0.0.8", 2, &failed)];

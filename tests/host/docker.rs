@@ -225,9 +225,11 @@ async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
     assert!(engine.stop(), "dockerd: {}", engine.log());
     let error = engine.docker().ensure(&vxlan_1()).await.unwrap_err();
     assert!(matches!(error.reason, Reason::NotRunning { .. }), "{error:?}");
-    let expected = "docker network vxlan-1: the Docker daemon is not running: start it, or set \
-                    docker_bridge to false: ";
-    assert!(error.to_string().starts_with(expected), "{error}");
+    let error = error.to_string();
+    let expected = "docker network vxlan-1: the Docker daemon is not running: ";
+    assert!(error.starts_with(expected), "{error}");
+    let remedy = ": start it, or set network_config.docker_bridge to false in the agent_config";
+    assert!(error.ends_with(remedy), "{error}");
 }
 
 /// Command lines of the `docker` programs that talk to `socket`.

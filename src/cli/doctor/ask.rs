@@ -2,6 +2,7 @@
 //! kernel's answers what is wanted on this host.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use super::super::host::{own_address, source_towards};
 use super::super::http_client::{MasterClient, ask_agent};
 use super::super::output::harmless;
-use super::observed::{AgentAnswer, AgentSeen, Basis, MasterSeen, Tunnel};
+use super::observed::{AgentAnswer, AgentSeen, Basis, MasterSeen, NoAgent, Tunnel};
 use crate::addr::{DeviceName, InterfaceAddress, Mac};
 use crate::agent::{Settings, desired};
 use crate::config::AgentConfig;
@@ -39,19 +40,20 @@ struct TunnelHealth {
 }
 
 /// What an agent has, be it ours or that of a peer.
-pub(super) async fn agent_info(address: SocketAddrV4) -> Result<AgentInfo, String> {
-    let (status, body) = ask_agent(address, OVERLAY).await?;
+pub(super) async fn agent_info(address: SocketAddrV4) -> Result<AgentInfo, NoAgent> {
+    let (status, body) = ask_agent(address, OVERLAY).await.map_err(NoAgent::Silent)?;
     if !status.is_success() {
-        return Err(format!("{OVERLAY}: {status}"));
+        return Err(NoAgent::Stranger(status.to_string()));
     }
-    let parsed = wire::parse_json(&body).map_err(|error| harmless(&error.to_string()))?;
-    wire::decode_agent(&parsed).map_err(|error| harmless(&error.to_string()))
+    let stranger = |error: &dyn fmt::Display| NoAgent::Stranger(harmless(&error.to_string()));
+    let parsed = wire::parse_json(&body).map_err(|error| stranger(&error))?;
+    wire::decode_agent(&parsed).map_err(|error| stranger(&error))
 }
 
 pub(super) async fn local_agent(address: SocketAddrV4) -> AgentSeen {
     let answer = async {
         let info = agent_info(address).await?;
-        let (_, body) = ask_agent(address, HEALTH).await?;
+        let (_, body) = ask_agent(address, HEALTH).await.map_err(NoAgent::Silent)?;
         let health: Option<Health> = serde_json::from_slice(&body).ok();
         let is_external = health.as_ref().is_none_or(|health| {
             health.dataplane.as_ref().is_none_or(|dataplane| dataplane.status == "external")

@@ -308,10 +308,7 @@ fn docker(observed: &Observed) -> Vec<Finding> {
             let what = "not asked: its socket is not for us";
             return vec![Finding::note(CHECK, what).advise("run 'mesos-overlay doctor' as root")];
         }
-        Some(Err(reason)) => {
-            let why = "tasks of the DockerContainerizer get no network";
-            return vec![Finding::wrong(CHECK, reason.to_string(), why)];
-        }
+        Some(Err(reason)) => return vec![no_docker(CHECK, reason)],
         Some(Ok(examined)) => examined,
     };
     let engine = &examined.engine;
@@ -335,6 +332,24 @@ fn docker(observed: &Observed) -> Vec<Finding> {
         findings.push(Finding::ok(CHECK, format!("Docker {engine} answers")));
     }
     findings
+}
+
+fn no_docker(check: &'static str, reason: &Reason) -> Finding {
+    let why = "tasks of the DockerContainerizer get no network";
+    let without = "set network_config.docker_bridge to false in the agent_config";
+    match reason {
+        Reason::NotRunning { said } => {
+            Finding::wrong(check, format!("{}: {said}", Reason::NOT_RUNNING), why)
+                .mend("systemctl start docker")
+                .advise(format!("if no task here is to have a network of Docker's, {without}"))
+        }
+        Reason::ProgramNotFound { program } => {
+            Finding::wrong(check, format!("program '{}' not found", program.display()), why)
+                .advise(format!("install Docker, or {without}"))
+        }
+        // The others have their remedies in them.
+        reason => Finding::wrong(check, reason.to_string(), why),
+    }
 }
 
 fn tables(observed: &Observed) -> Vec<Finding> {

@@ -157,7 +157,16 @@ pub(super) struct AgentSeen {
     /// Where it was asked.
     pub(super) address: String,
     /// Its share and its health, or why it says nothing.
-    pub(super) answer: Result<AgentAnswer, String>,
+    pub(super) answer: Result<AgentAnswer, NoAgent>,
+}
+
+/// Why no agent says anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NoAgent {
+    /// Nobody answers, and why not.
+    Silent(String),
+    /// Somebody answers in HTTP, and not as an overlay agent does.
+    Stranger(String),
 }
 
 /// What an agent says.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use super::super::host::counted;
 use super::finding::Finding;
-use super::observed::{Basis, Observed};
+use super::observed::{AgentAnswer, Basis, NoAgent, Observed};
 use crate::addr::{DeviceName, Mtu};
 use crate::dataplane::{Hop, MARK, METRIC_UNALLOCATED, Operation, PROTOCOL, Problem, RouteKey};
+use crate::docker::Reason;
 use crate::protocol::Status;
 use crate::tunnel::{Claimant, Collision, HostRoute, Local, Obstacle};
 
@@ -26,35 +27,19 @@ fn agent(observed: &Observed) -> Vec<Finding> {
     let address = &observed.agent.address;
     let answer = match &observed.agent.answer {
         Ok(answer) => answer,
-        Err(reason) if observed.tunnel.is_programmed() => {
-            return vec![
-                Finding::warning(
-                    CHECK,
-                    format!("no agent answers at {address}: {reason}"),
-                    "what is programmed stays, but nothing is repaired and no peer is added",
-                )
-                .advise("start the agent, or name its address with --agent"),
-            ];
-        }
-        Err(reason) => {
-            let what = format!("no agent answers at {address}: {reason}");
-            return vec![Finding::note(CHECK, what).advise("start it, or name it with --agent")];
-        }
+        Err(reason) => return vec![no_agent(CHECK, observed, reason)],
     };
-    let failed = |text: &str| {
+    let (of_docker, others): (Vec<_>, Vec<_>) =
+        problems(answer).into_iter().partition(|problem| is_of_docker(observed, problem));
+    let failed = |problem: String| {
         let why = "the agent says so, and tries again by itself";
-        Finding::wrong(CHECK, text, why).advise("mend what it says, or see its log")
+        Finding::wrong(CHECK, problem, why).advise("mend what it says, or see its log")
     };
-    let mut findings = Vec::new();
-    match &answer.health {
-        Some((_, problems)) => findings.extend(problems.iter().map(|problem| failed(problem))),
-        None => {
-            for overlay in &answer.info.overlays {
-                if let Some(Status::Failed(reason)) = &overlay.status {
-                    findings.push(failed(&format!("overlay {}: {reason}", overlay.name())));
-                }
-            }
-        }
+    let mut findings: Vec<_> = others.into_iter().map(failed).collect();
+    if !of_docker.is_empty() {
+        let count = counted(of_docker.len(), "problem");
+        let what = format!("the agent has {count} for want of the Docker daemon, as told above");
+        findings.push(Finding::note(CHECK, what).advise("mend that: it tries again by itself"));
     }
     if findings.is_empty() {
         let status = answer.health.as_ref().map_or("", |(status, _)| status.as_str());
@@ -72,6 +57,47 @@ fn agent(observed: &Observed) -> Vec<Finding> {
         });
     }
     findings
+}
+
+fn no_agent(check: &'static str, observed: &Observed, reason: &NoAgent) -> Finding {
+    let address = &observed.agent.address;
+    let (what, why, advice) = match reason {
+        NoAgent::Silent(reason) => (
+            format!("no agent answers at {address}: {reason}"),
+            "what is programmed stays, but nothing is repaired and no peer is added",
+            "start the agent, or name its address with --agent",
+        ),
+        NoAgent::Stranger(answer) => (
+            format!("something else answers at {address} ({answer}), perhaps a Mesos agent"),
+            "whether anybody looks after what is programmed is not known",
+            "give the address of the overlay agent as --agent",
+        ),
+    };
+    let finding = if observed.tunnel.is_programmed() {
+        Finding::warning(check, what, why)
+    } else {
+        Finding::note(check, what)
+    };
+    finding.advise(advice)
+}
+
+/// What the agent says that is wrong.
+fn problems(answer: &AgentAnswer) -> Vec<String> {
+    if let Some((_, problems)) = &answer.health {
+        return problems.clone();
+    }
+    let failed = answer.info.overlays.iter().filter_map(|overlay| match &overlay.status {
+        Some(Status::Failed(reason)) => Some(format!("overlay {}: {reason}", overlay.name())),
+        _ => None,
+    });
+    failed.collect()
+}
+
+/// Whether a problem of the agent is the one of Docker that we have found ourselves: one thing to
+/// mend is one thing that is wrong.
+fn is_of_docker(observed: &Observed, problem: &str) -> bool {
+    matches!(observed.docker, Some(Err(Reason::NotRunning { .. })))
+        && problem.contains(Reason::NOT_RUNNING)
 }
 
 fn master(observed: &Observed) -> Vec<Finding> {

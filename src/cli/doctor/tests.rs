@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::finding::Finding;
 use super::observed::{
-    AgentAnswer, AgentSeen, Basis, Holder, Managers, MasterSeen, Observed, Plugins, Rules, Trials,
-    Tunnel,
+    AgentAnswer, AgentSeen, Basis, Holder, Managers, MasterSeen, NoAgent, Observed, Plugins, Rules,
+    Trials, Tunnel,
 };
 use super::{host, look, overlay};
 use crate::addr::{DeviceName, Family, Mac, Mtu, Vni};
@@ -134,7 +134,7 @@ fn fresh() -> Observed {
     let mut observed = healthy();
     observed.tunnel.seen.state = dataplane::State::default();
     observed.tunnel.basis = Basis::Defaults;
-    observed.agent.answer = Err("Connection refused".to_owned());
+    observed.agent.answer = Err(NoAgent::Silent("Connection refused".to_owned()));
     observed.master = None;
     observed
 }
@@ -509,9 +509,41 @@ fn what_container_runtimes_lack_is_told() {
     let said = found(|observed| {
         observed.docker = Some(Err(Reason::NotRunning { said: "no socket".to_owned() }));
     });
-    let what = "the Docker daemon is not running: start it, or set docker_bridge to false: no \
-                socket: tasks of the DockerContainerizer get no network";
-    assert_eq!(said, lines("wrong", "docker", what, &[]));
+    let what = "the Docker daemon is not running: no socket: tasks of the DockerContainerizer get \
+                no network";
+    let more = [
+        ("run", "systemctl start docker"),
+        (
+            "do",
+            "if no task here is to have a network of Docker's, set network_config.docker_bridge to \
+             false in the agent_config",
+        ),
+    ];
+    let daemon = lines("wrong", "docker", what, &more);
+    assert_eq!(said, daemon);
+    // What the agent says of the same is not one more thing to mend.
+    let down = Reason::NotRunning { said: "no socket".to_owned() };
+    let problems =
+        ["vxlan-1", "vxlan-2"].map(|name| format!("{name}: docker network {name}: {down}"));
+    let said = found(|observed| {
+        observed.docker = Some(Err(down.clone()));
+        let answer = observed.agent.answer.as_mut().unwrap();
+        let other = "vxlan-3: no space".to_owned();
+        let all = problems.iter().cloned().chain([other]).collect();
+        answer.health = Some(("degraded".to_owned(), all));
+    });
+    let what = "vxlan-3: no space: the agent says so, and tries again by itself";
+    let other = lines("wrong", "agent", what, &[("do", "mend what it says, or see its log")]);
+    let what = "the agent has 2 problems for want of the Docker daemon, as told above";
+    let rest = lines("note", "agent", what, &[("do", "mend that: it tries again by itself")]);
+    assert_eq!(said, [daemon, other, rest].join("\n"));
+    let said = found(|observed| {
+        observed.docker =
+            Some(Err(Reason::ProgramNotFound { program: PathBuf::from("/no/docker") }));
+    });
+    let what = "program '/no/docker' not found: tasks of the DockerContainerizer get no network";
+    let more = "install Docker, or set network_config.docker_bridge to false in the agent_config";
+    assert_eq!(said, lines("wrong", "docker", what, &[("do", more)]));
     let unfit = |containers: &'static [&str]| {
         move |observed: &mut Observed| {
             let containers = containers.iter().map(|&name| name.to_owned()).collect();
@@ -544,10 +576,17 @@ fn what_agent_and_master_say_is_told() {
     let what = "the agent at 127.0.0.1:5051 is detached: no master has given it its share";
     let more = "see whether the master runs and is reached, and the agent's log";
     assert_eq!(said, lines("wrong", "agent", what, &[("do", more)]));
-    let said = found(|observed| observed.agent.answer = Err("Connection refused".to_owned()));
+    let silent = || NoAgent::Silent("Connection refused".to_owned());
+    let said = found(|observed| observed.agent.answer = Err(silent()));
     let what = "no agent answers at 127.0.0.1:5051: Connection refused: what is programmed stays, \
                 but nothing is repaired and no peer is added";
     let more = "start the agent, or name its address with --agent";
+    assert!(said.starts_with(&lines("warning", "agent", what, &[("do", more)])), "{said}");
+    let stranger = || NoAgent::Stranger("404 Not Found".to_owned());
+    let said = found(|observed| observed.agent.answer = Err(stranger()));
+    let what = "something else answers at 127.0.0.1:5051 (404 Not Found), perhaps a Mesos agent: \
+                whether anybody looks after what is programmed is not known";
+    let more = "give the address of the overlay agent as --agent";
     assert!(said.starts_with(&lines("warning", "agent", what, &[("do", more)])), "{said}");
     let said = found(|observed| {
         let master = observed.master.as_mut().unwrap();
