@@ -186,12 +186,18 @@ impl Leading {
             } else if forget.dry_run {
                 Verdict::WouldBeDeleted
             } else {
-                let why = if is_running {
-                    "it was forgotten by force while it was running"
-                } else {
-                    "it was forgotten"
+                // Whether it runs is not known: one that was stopped a moment ago looks the same.
+                let why = match silence {
+                    Some(silence) if is_running => {
+                        let seconds = silence.as_secs();
+                        format!("it was forgotten by force, {seconds} s after it was last heard")
+                    }
+                    None if is_settling => {
+                        "it was forgotten by force, before this master had heard it".to_owned()
+                    }
+                    _ => "it was forgotten".to_owned(),
                 };
-                self.delete(now, ip, why);
+                self.delete(now, ip, &why);
                 Verdict::Deleted
             };
             fates.push(fate);

@@ -119,12 +119,7 @@ fn a_running_agent_is_forgotten_by_force_only_and_the_history_tells_of_it() {
     let forget = |arguments: &str| {
         let outcome = place.run(&format!("forget --master {address} 127.0.0.2 {arguments}"));
         let said = outcome.transcript().replace(&address, "MASTER");
-        // Seconds may have passed.
-        let digits = |letter: char| letter.is_ascii_digit();
-        match said.split_once("heard ") {
-            Some((before, after)) => format!("{before}heard N{}", after.trim_start_matches(digits)),
-            None => said,
-        }
+        without_seconds(&said, "heard ")
     };
     let refused = "\
 AGENT      VTEP IP     SUBNETS           RESULT
@@ -143,10 +138,10 @@ exit code 1
         .lines()
         .map(|line| {
             let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-            words.join(" ")
+            without_seconds(&words.join(" "), "by force, ")
         })
         .collect();
-    let forced = "it was forgotten by force while it was running";
+    let forced = "it was forgotten by force, N s after it was last heard";
     assert_eq!(
         rows,
         [
@@ -166,4 +161,15 @@ exit code 1
     let json = place.run(&format!("history --master {address} --json")).json();
     assert_eq!(json["entries"][0]["overlays"][0]["subnet"], "192.168.0.0/24");
     assert_eq!(json["entries"].as_array().unwrap().len(), 2);
+}
+
+/// With `N` for the number after `before`: seconds may have passed.
+fn without_seconds(text: &str, before: &str) -> String {
+    match text.split_once(before) {
+        Some((start, rest)) => {
+            let rest = rest.trim_start_matches(|letter: char| letter.is_ascii_digit());
+            format!("{start}{before}N{rest}")
+        }
+        None => text.to_owned(),
+    }
 }

@@ -74,7 +74,14 @@ fn an_agent_that_is_running_is_not_forgotten_unless_it_is_forced() {
     world.store();
     let forced = [(2, Verdict::WouldBeDeleted, Some(0))];
     assert_eq!(verdicts(&world.forget(&[2], true, true)), forced);
-    assert_eq!(verdicts(&world.forget(&[2], true, false)), [(2, Verdict::Deleted, Some(0))]);
+    world.sleep(7);
+    assert_eq!(verdicts(&world.forget(&[2], true, false)), [(2, Verdict::Deleted, Some(7))]);
+    world.store();
+    // Whether it was running is more than the master knows.
+    let forced = world.history(Some(2)).pop().unwrap();
+    assert_eq!(forced.reason, "it was forgotten by force, 7 s after it was last heard");
+    let unforced = world.history(Some(1)).pop().unwrap();
+    assert_eq!(unforced.reason, "it was forgotten");
 }
 
 #[test]
@@ -87,6 +94,11 @@ fn a_master_that_just_began_to_lead_does_not_know_who_is_running() {
     assert_eq!(verdicts(&world.forget(&[1], true, true)), [(1, Verdict::WouldBeDeleted, None)]);
     world.sleep(120);
     assert_eq!(verdicts(&world.forget(&[1], false, true)), [(1, Verdict::WouldBeDeleted, None)]);
+    let mut world = world.restart(network());
+    assert_eq!(verdicts(&world.forget(&[1], true, false)), [(1, Verdict::Deleted, None)]);
+    world.store();
+    let forced = world.history(Some(1)).pop().unwrap();
+    assert_eq!(forced.reason, "it was forgotten by force, before this master had heard it");
 }
 
 #[test]
