@@ -123,6 +123,39 @@ impl Reuse {
             self.freed.insert(*span, (step.ip, at));
         }
     }
+
+    /// An agent that was deleted has come back to a master whose overlay is narrower, as one that
+    /// was not given the new configuration yet. It is told to use other addresses, and that it had
+    /// those outside is known to nobody any more.
+    fn forgotten(&mut self, by: &Writer, step: &Step) {
+        let (Stored::Had(before, _) | Stored::Has(before), Stored::Has(after)) =
+            (&step.before, &step.after)
+        else {
+            return;
+        };
+        for (place, span) in before {
+            let is_other = after.get(place).is_some_and(|other| other != span);
+            if is_other && by.networks.iter().any(|network| !covers(network, place, *span)) {
+                self.freed.remove(span);
+            }
+        }
+    }
+}
+
+/// Whether addresses are within what a pool is of.
+fn covers(network: &Network, place: &Place, span: Span) -> bool {
+    let whole = match place {
+        Place::Vtep(Family::V4) => Some(network.vtep_subnet),
+        Place::Vtep(Family::V6) => network.vtep_subnet6,
+        Place::Subnet(name, family) => {
+            let overlay = network.overlays.iter().find(|overlay| overlay.name == *name);
+            overlay.and_then(|overlay| overlay.range_of(*family)).map(|range| range.subnet)
+        }
+    };
+    whole.is_some_and(|whole| {
+        let whole = Span::of_subnet(&whole);
+        whole.first <= span.first && span.last <= whole.last
+    })
 }
 
 /// How many agents have room in a pool.
@@ -170,6 +203,7 @@ impl Invariant for Reuse {
         }
         for step in *steps {
             self.had(step);
+            self.forgotten(by, step);
         }
         let mut given = Vec::new();
         for step in *steps {
