@@ -5,7 +5,12 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+
 use crate::namespace::{BUSYBOX, Namespace, run};
+
+/// Bytes that wait for whoever receives a stream: some ten seconds of it.
+const RECEIVE_BUFFER: usize = 16 << 20;
 
 #[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
 pub(crate) fn wait(time: Duration) {
@@ -53,6 +58,8 @@ impl<'a> Stream<'a> {
         let address = SocketAddr::new(self.address, 7007);
         let receiver = self.to.inside(|| UdpSocket::bind(address).expect("a free port"));
         receiver.set_read_timeout(Some(Duration::from_millis(500))).expect("it is a socket");
+        // On a busy machine the receiver may not get to run for a while, which is no loss.
+        set_socket_recv_buffer_size_force(&receiver, RECEIVE_BUFFER).expect("root may have more");
         let sender = self.from.inside(|| {
             let any: IpAddr = if self.address.is_ipv4() {
                 std::net::Ipv4Addr::UNSPECIFIED.into()
@@ -78,10 +85,14 @@ impl<'a> Stream<'a> {
             let count = || {
                 let mut buffer = [0; 16];
                 let mut received = 0;
-                while receiver.recv(&mut buffer).is_ok() {
-                    received += 1;
+                loop {
+                    match receiver.recv(&mut buffer) {
+                        Ok(_) => received += 1,
+                        // Neither is one of the sender.
+                        Err(_) if !is_over.load(Ordering::Relaxed) => {}
+                        Err(_) => return received,
+                    }
                 }
-                received
             };
             let spawn = "there is room for a thread";
             let counting = std::thread::Builder::new().spawn_scoped(scope, count).expect(spawn);
