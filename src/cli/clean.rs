@@ -7,7 +7,8 @@
 //!
 //! Ours is what the rooms know for ours. One thing is made by others for us and bears no mark, the
 //! bridge that the CNI plugin makes for the containers of Mesos: it is ours if it has the name of
-//! an overlay of which there is our CNI configuration, or addresses that host-local gave.
+//! an overlay of which there is our CNI configuration, or addresses that host-local gave, or that
+//! an earlier run had to leave.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -114,7 +115,7 @@ impl CleanCommand {
         let state_dir = &config.dataplane.state_dir;
         let lock = if self.dry_run { None } else { lock(state_dir)? };
         let mut report = Report { dry_run: self.dry_run, actions: Vec::new() };
-        let left = report.found("the overlays of the last run", Left::read(state_dir));
+        let left = report.found("what the last run has left", Left::read(state_dir));
         let has_memory = HostSettings::new(state_dir).has_memory() || !left.overlays.is_empty();
         let has_state = has_memory || lock.is_some();
         let mut kernel = Dataplane::open().map_err(|error| Failure::new(error.to_string()))?;
@@ -314,8 +315,10 @@ impl Report {
             let own = [overlay.mesos_bridge(), overlay.docker_bridge()];
             own.iter().any(|name| find(&bridges, name).is_some())
         });
-        let written = Left { overlays }.write(state_dir);
-        self.found("the overlays for the next run", written);
+        if let Err(error) = (Left { overlays }).write(state_dir) {
+            let action = format!("note what is left in {}", state_dir.join(Left::FILE).display());
+            self.add(action, Err(error.to_string()));
+        }
     }
 
     fn clean_settings(&mut self, state_dir: &Path) {

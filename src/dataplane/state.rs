@@ -222,20 +222,7 @@ impl Operation {
             Self::AddRoute(key, _) | Self::ChangeRoute(key, _) | Self::RemoveRoute(key, _) => {
                 Part::Subnet(key.subnet)
             }
-            Self::AddDevice(device, _)
-            | Self::RemoveDevice(device)
-            | Self::Mark(device)
-            | Self::SetUnderlay(device, _)
-            | Self::StopLearning(device)
-            | Self::SetMac(device, _)
-            | Self::SetMtu(device, _)
-            | Self::EnableIpv6(device)
-            | Self::Loosen(device)
-            | Self::SetUp(device)
-            | Self::AddAddress(device, _)
-            | Self::RemoveAddress(device, _)
-            | Self::SetNeighbour(device, ..)
-            | Self::RemoveNeighbour(device, _) => Part::Device(device.clone()),
+            of_device => of_device.device().cloned().map_or(Part::Host, Part::Device),
         }
     }
 }

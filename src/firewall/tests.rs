@@ -121,6 +121,11 @@ fn agents_that_come_and_go_cost_no_more_than_themselves() {
     after.isolate = true;
     assert_eq!(after.agents_since(&before), None);
     assert_eq!(Ruleset::default().agents_since(&before), None);
+    // Where everybody is let in nothing comes or goes; where it is not known who may, all is made.
+    let everybody = Ruleset { agents: None, ..before.clone() };
+    assert!(everybody.agents_since(&everybody).unwrap().is_empty());
+    let unknown = Ruleset { keeps_agents: true, ..everybody.clone() };
+    assert_eq!(unknown.agents_since(&everybody), None);
 }
 
 #[test]

@@ -317,6 +317,18 @@ fn where_no_file_can_be_made_the_directory_is_named() {
 }
 
 #[test]
+fn counts_from_which_no_store_could_go_on_are_refused() {
+    let place = Place::new();
+    let count = u64::MAX / 4 + 1;
+    place.write("state.json", EXPORTED.replace("\"epoch\": 3", &format!("\"epoch\": {count}")));
+    assert_eq!(
+        place.run("import state.json --to file --work-dir work").failure(),
+        format!("mesos-overlay: state.json: no state has come to epoch {count}, version 12\n")
+    );
+    assert!(!place.path("work").exists());
+}
+
+#[test]
 fn a_damaged_file_is_refused_with_every_problem() {
     let place = Place::new();
     let damaged = EXPORTED.replace("44.128.0.1\",\"vtep_ip6", "44.128.0\",\"vtep_ip6");
