@@ -49,6 +49,7 @@
 //!
 //! What is decided:
 //!
+//! - [`limits`]: what peers can make a program hold and do, and the keys that bound it
 //! - [`ipam`]: pools of subnets and VTEP addresses: which one is next
 //! - [`master`]: who gets what, what has to be stored first, what the agents report
 //! - [`agent`]: when to register, which networks to make and to try again, what to report
@@ -84,6 +85,7 @@ pub mod firewall;
 pub mod host;
 pub mod http;
 pub mod ipam;
+pub mod limits;
 pub mod machine;
 pub mod master;
 pub mod metrics;

@@ -4,6 +4,8 @@
 //!
 //! The names are those of the C++ modules where they have one: dashboards and alerts know them.
 
+use crate::limits::Limit;
+
 /// How a number behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -20,6 +22,8 @@ pub struct HostCounters {
     pub process_restarts: u64,
     /// What peers sent and was refused before it reached the machine.
     pub refused: u64,
+    /// What each limit refused, in the order of [`Limit`].
+    pub limits: [u64; Limit::COUNT],
 }
 
 /// One number, out of `S`, which a machine shows of itself.
@@ -42,6 +46,7 @@ pub struct Metric<S: 'static> {
 enum Source<S: 'static> {
     Machine(fn(&S) -> u64),
     Host(fn(&HostCounters) -> u64),
+    Limit(Limit),
 }
 
 impl<S> Metric<S> {
@@ -59,6 +64,18 @@ impl<S> Metric<S> {
         read: fn(&HostCounters) -> u64,
     ) -> Self {
         Self { name, kind: Kind::Counter, help, label: None, source: Source::Host(read) }
+    }
+
+    /// How often a limit refused something.
+    #[must_use]
+    pub const fn limit(limit: Limit) -> Self {
+        Self {
+            name: limit.metric(),
+            kind: Kind::Counter,
+            help: "Connections, messages and requests that a limit refused or ended, by its key.",
+            label: Some("limit"),
+            source: Source::Limit(limit),
+        }
     }
 
     /// A number that says how things are now.
@@ -85,6 +102,7 @@ impl<S> Metric<S> {
         match self.source {
             Source::Machine(read) => read(machine),
             Source::Host(read) => read(host),
+            Source::Limit(limit) => host.limits[limit as usize],
         }
     }
 
@@ -94,6 +112,7 @@ impl<S> Metric<S> {
         match self.source {
             Source::Machine(_) => None,
             Source::Host(read) => Some(read(host)),
+            Source::Limit(limit) => Some(host.limits[limit as usize]),
         }
     }
 

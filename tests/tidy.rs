@@ -40,9 +40,10 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 27] = [
+const ROOMS: [(&str, Kind); 28] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
+    ("limits", Kind::Pure),
     ("machine", Kind::Pure),
     ("metrics", Kind::Pure),
     ("mutation", Kind::Pure),

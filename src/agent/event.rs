@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use super::NetworkKind;
 use super::command::Scope;
 use crate::addr::{OverlayName, Upid};
-use crate::protocol::{Message, RequestId};
+use crate::protocol::{Message, MessageKind, RequestId};
 use crate::tunnel::{Collision, Fault};
 
 /// Something that happened. The runtime makes them out of what its adapters report.
@@ -33,6 +33,13 @@ pub enum Event {
         name: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A message that is not for an agent, or not from its master. It was not decoded.
+    Ignored {
+        /// Who says to have sent it.
+        from: Upid,
+        /// Which message.
+        kind: MessageKind,
     },
     /// The answer to [`super::Command::Apply`].
     Applied {
@@ -76,6 +83,7 @@ impl fmt::Display for Event {
             Self::Detected(None) => f.write_str("detected no master"),
             Self::Exited(address) => write!(f, "connection to {address} ended"),
             Self::Message { from, message } => write!(f, "{message} from {from}"),
+            Self::Ignored { from, kind } => write!(f, "ignored {kind} from {from}"),
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
             }

@@ -1,6 +1,7 @@
 //! The numbers by which operators watch an agent.
 
 use super::view::{Condition, Counters, OverlayTally};
+use crate::limits::Limit;
 use crate::metrics::{Catalogue, Metric};
 
 /// What the numbers of an agent are read from.
@@ -158,5 +159,22 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::host_counter("refused", "What was refused before it became a message.", |host| {
             host.refused
         }),
+        Metric::limit(Limit::Connections),
+        Metric::limit(Limit::ConnectionsPerAddress),
+        Metric::limit(Limit::HttpConnections),
+        Metric::limit(Limit::HttpConnectionsPerAddress),
+        Metric::limit(Limit::RequestBytes),
+        Metric::limit(Limit::RequestBytesPerAddress),
+        Metric::limit(Limit::ResponseBytes),
+        Metric::limit(Limit::ResponseBytesPerAddress),
+        Metric::limit(Limit::Requests),
+        Metric::limit(Limit::RequestsPerAddress),
+        Metric::limit(Limit::MessagesPerSecond),
+        Metric::limit(Limit::MessagesPerSecondPerAddress),
+        Metric::limit(Limit::UnsentBytes),
+        Metric::limit(Limit::UnsentBytesPerAddress),
+        Metric::limit(Limit::RequestTimeout),
+        Metric::limit(Limit::WriteTimeout),
+        Metric::limit(Limit::HttpIdleTimeout),
     ],
 };

@@ -37,7 +37,9 @@ use crate::config::{AgentConfig, DataplaneKind};
 use crate::machine::{Machine, is_worth_a_line};
 use crate::metrics::{Catalogue, HostCounters, Snapshot};
 use crate::mutation::Mutation;
-use crate::protocol::{AgentInfo, AgentOptions, Assignment, Message, PeersUpdate, Refused};
+use crate::protocol::{
+    AgentInfo, AgentOptions, Assignment, Message, MessageKind, PeersUpdate, Refused,
+};
 use crate::tunnel::Collision;
 use leftovers::Leftovers;
 use overlays::Overlays;
@@ -159,6 +161,7 @@ impl Machine for Agent {
                     log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
                 }
             }
+            Event::Ignored { from, kind } => self.ignored(&from, kind),
             Event::Applied { attempt, overlay, kind, result } => {
                 self.leftovers.ended(attempt);
                 self.applied(now, attempt, (&overlay, kind), result);
@@ -233,10 +236,7 @@ impl Agent {
     fn message(&mut self, now: Now, from: &Upid, message: Message) {
         // Whoever can make this agent believe it can redirect the traffic of all its containers.
         if !self.registration.is_master(from) && !Mutation::BelieveStrangers.is_on() {
-            self.counters.unexpected_messages += 1;
-            if is_worth_a_line(self.counters.unexpected_messages) {
-                self.warn_of_stranger(from, &message);
-            }
+            self.ignored(from, message.kind());
             return;
         }
         match message {
@@ -244,20 +244,32 @@ impl Agent {
             Message::AgentRegisteredAcknowledgement => self.acknowledged(now),
             Message::UpdatePeers(update) => self.update_peers(now, &update),
             Message::RegisterAgent(_) | Message::AgentRegistered(_) | Message::RequestPeers(_) => {
-                self.counters.unexpected_messages += 1;
-                if is_worth_a_line(self.counters.unexpected_messages) {
-                    log::warn!("ignored {message} from {from}: it is meant for a master");
-                }
+                self.ignored(from, message.kind());
             }
         }
     }
 
-    fn warn_of_stranger(&self, from: &Upid, message: &Message) {
+    /// Whether messages of this sender are from the agent's master.
+    #[must_use]
+    pub fn has_master(&self, from: &Upid) -> bool {
+        self.registration.is_master(from)
+    }
+
+    /// Counts a message that is not for this agent, and logs a sample of them.
+    fn ignored(&mut self, from: &Upid, kind: MessageKind) {
+        self.counters.unexpected_messages += 1;
+        if !is_worth_a_line(self.counters.unexpected_messages) {
+            return;
+        }
+        if self.registration.is_master(from) {
+            log::warn!("ignored {kind} from {from}: it is meant for a master");
+            return;
+        }
         let known = self.registration.master().map_or_else(
             || "none is known".to_owned(),
             |master| format!("that is {master}: name it by the address that it advertises"),
         );
-        log::warn!("ignored {message} from {from}, which is not the master of this agent: {known}");
+        log::warn!("ignored {kind} from {from}, which is not the master of this agent: {known}");
     }
 
     fn update(&mut self, now: Now, from: &Upid, assignments: Vec<Assignment>) {

@@ -10,13 +10,16 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
-use super::host::{Addresses, EndSignals, raise_descriptor_limit, read_config, read_text, runtime};
+use super::host::{
+    Addresses, EndSignals, fitted, raise_descriptor_limit, read_config, read_text, runtime,
+};
 use crate::addr::{Ensemble, EnsembleError};
 use crate::agent::Settings;
 use crate::cni::CniDirectory;
 use crate::config::{AgentConfig, DataplaneKind, parse_agent};
 use crate::detector::{Detector, FixedMaster, follow};
 use crate::docker::Docker;
+use crate::limits::Limits;
 use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions};
 use crate::zookeeper::SESSION_TIMEOUT_DEFAULT;
 
@@ -101,7 +104,8 @@ impl AgentCommand {
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };
-        runtime()?.block_on(serve(self.listen, &self.addresses, master, options))
+        let limits = config.limits;
+        runtime()?.block_on(serve(self.listen, &self.addresses, (master, limits), options))
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
@@ -189,14 +193,15 @@ async fn detect(
 async fn serve(
     listen: SocketAddrV4,
     addresses: &Addresses,
-    master: Master,
+    (master, limits): (Master, Limits),
     options: impl FnOnce(Detector) -> AgentOptions,
 ) -> Result<(), Failure> {
     let mut signals = EndSignals::watch()?;
     let name = master.to_string();
     // Of several addresses the one from which the master is reached; it need not be there yet.
     let (master, detecting, towards) = detect(master).await;
-    let transport = addresses.bind(listen, towards)?;
+    let (limits, _warning) = fitted(limits);
+    let transport = addresses.bind(listen, towards, limits)?;
     let advertise = transport.advertise;
     log::info!(
         "overlay agent at {advertise}, master {name}: see http://{advertise}/overlay-agent/overlay"

@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::Failure;
 use crate::addr::Ensemble;
 use crate::config::{EnsembleSource, Problem, Problems};
+use crate::limits::Limits;
 use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
 pub(super) use crate::words::counted;
 
@@ -44,6 +45,7 @@ impl Addresses {
         &self,
         listen: SocketAddrV4,
         towards: Option<SocketAddrV4>,
+        limits: Limits,
     ) -> Result<Libprocess, Failure> {
         let server = Server::bind(listen).map_err(|error| {
             let why = match error.kind() {
@@ -65,7 +67,7 @@ impl Addresses {
         };
         let options = ServerOptions {
             require_peer_address_match: self.require_peer_address_ip_match,
-            ..ServerOptions::default()
+            limits,
         };
         Ok(Libprocess { server, options, advertise })
     }
@@ -183,6 +185,17 @@ pub(super) fn raise_descriptor_limit() {
     {
         log::warn!("raise the limit of open files to {:?}: {error}", limit.maximum);
     }
+}
+
+/// The limits as far as the descriptors of this process allow them, and a warning if that is not
+/// as far as they are configured. To be called when the limit of descriptors is raised.
+pub(super) fn fitted(limits: Limits) -> (Limits, Option<String>) {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let (limits, warning) = limits.fit_to_descriptors(descriptors);
+    if let Some(warning) = &warning {
+        log::warn!("{warning}");
+    }
+    (limits, warning)
 }
 
 /// The tokio runtime of the program.

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::Failure;
 use super::host::{
-    Addresses, EndSignals, ReloadSignal, raise_descriptor_limit, read_config, read_ensemble,
-    reread_config, runtime,
+    Addresses, EndSignals, ReloadSignal, fitted, raise_descriptor_limit, read_config,
+    read_ensemble, reread_config, runtime,
 };
 use crate::addr::Ensemble;
 use crate::config::{MasterConfig, StoreKind, parse_master};
@@ -101,7 +101,8 @@ impl MasterCommand {
     async fn serve(self, config: MasterConfig, store: Opened) -> Result<(), Failure> {
         let mut signals = EndSignals::watch()?;
         let mut reload = ReloadSignal::watch()?;
-        let transport = self.addresses.bind(self.listen, None)?;
+        let (limits, _warning) = fitted(config.limits);
+        let transport = self.addresses.bind(self.listen, None, limits)?;
         let advertise = transport.advertise;
         let (store, contender) = store.contend(self.zk_session_timeout, advertise);
         let options = MasterOptions {

@@ -9,11 +9,13 @@ use super::advice::{ETHERNET_MTU, VXLAN_OVERHEAD};
 use super::dataplane;
 use super::document::{Document, Node, Object};
 use super::keys::{AGENT, AGENT_NETWORK};
+use super::limits::{self, Side};
 use super::parameters::Host;
 use super::problem::{Problem, Problems};
 use super::redacted;
 use super::value::refuse_relative;
 use crate::addr::Mtu;
+use crate::limits::Limits;
 use crate::protocol::AgentOptions;
 
 /// Where many Mesos agents have it.
@@ -43,6 +45,8 @@ pub struct AgentConfig {
     pub verify_interval: Duration,
     /// How it programs the network of its host.
     pub dataplane: DataplaneConfig,
+    /// What peers can make the agent hold and do.
+    pub limits: Limits,
     /// Variables of the environment of the Mesos module that gave `master`.
     pub from_environment: Vec<&'static str>,
 }
@@ -80,6 +84,7 @@ impl AgentConfig {
             max_configuration_attempts: Self::CONFIGURATION_ATTEMPTS_DEFAULT,
             verify_interval: Self::VERIFY_INTERVAL_DEFAULT,
             dataplane: DataplaneConfig::default(),
+            limits: Limits::of_agent(),
             from_environment: Vec::new(),
         }
     }
@@ -108,6 +113,7 @@ impl fmt::Debug for AgentConfig {
             .field("max_configuration_attempts", &self.max_configuration_attempts)
             .field("verify_interval", &self.verify_interval)
             .field("dataplane", &self.dataplane)
+            .field("limits", &self.limits)
             .field("from_environment", &self.from_environment)
             .finish()
     }
@@ -156,7 +162,9 @@ pub(super) fn read<'a>(
         document.duration(&node, range, "60s")
     });
     let dataplane = dataplane::read(document, &object);
+    let limits = limits::read(document, &object, Side::Agent);
     Some(AgentConfig {
+        limits,
         master,
         cni_dir: cni_dir?,
         cni_data_dir,

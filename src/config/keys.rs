@@ -45,6 +45,32 @@ pub(super) const MASTER: Schema = object(
         "reuse_after",
         "store",
         "work_dir",
+        "limits",
+    ],
+);
+/// `limits` of `master_config` and of `agent_config`.
+pub(super) const LIMITS: Schema = object(
+    "'limits'",
+    &[
+        "connections",
+        "connections_per_address",
+        "http_connections",
+        "http_connections_per_address",
+        "request_bytes",
+        "request_bytes_per_address",
+        "response_bytes",
+        "response_bytes_per_address",
+        "requests",
+        "requests_per_address",
+        "messages_per_second",
+        "messages_per_second_per_address",
+        "registrations_per_second",
+        "registrations_per_second_per_address",
+        "unsent_bytes",
+        "unsent_bytes_per_address",
+        "request_timeout",
+        "write_timeout",
+        "http_idle_timeout",
     ],
 );
 /// `zk` of `master_config`.
@@ -72,6 +98,7 @@ pub(super) const AGENT: Schema = object(
         "host_settings",
         "refuse_collisions",
         "state_dir",
+        "limits",
     ],
 );
 /// `network_config` of `agent_config`.
@@ -91,21 +118,22 @@ pub(super) const MASTER_MODULE: Schema = Schema {
     place: "the parameters of the master module",
     noun: "parameter",
     keys: &["master_config"],
-    others: &[&NETWORK, &MASTER, &ZOOKEEPER],
+    others: &[&NETWORK, &MASTER, &ZOOKEEPER, &LIMITS],
 };
 /// The parameters of the agent module.
 pub(super) const AGENT_MODULE: Schema = Schema {
     place: "the parameters of the agent module",
     noun: "parameter",
     keys: &["agent_config"],
-    others: &[&AGENT, &AGENT_NETWORK],
+    others: &[&AGENT, &AGENT_NETWORK, &LIMITS],
 };
 
 /// All of them: a key of one object is easily written into another, or into the other file.
-const ALL: [&Schema; 8] = [
+const ALL: [&Schema; 9] = [
     &NETWORK,
     &OVERLAY,
     &MASTER,
+    &LIMITS,
     &ZOOKEEPER,
     &AGENT,
     &AGENT_NETWORK,
@@ -180,6 +208,9 @@ mod tests {
     #[test]
     fn a_key_belongs_in_one_place_only() {
         let mut keys: Vec<_> = ALL.iter().flat_map(|schema| schema.keys).collect();
+        // Both configurations have limits.
+        let limits = keys.iter().position(|key| **key == "limits");
+        keys.remove(limits.expect("it is there"));
         keys.sort_unstable();
         let all = keys.len();
         keys.dedup();

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use super::document::{Document, Member, Node, Object};
 use super::keys::{MASTER, NETWORK, ZOOKEEPER};
+use super::limits::{self, Side};
 use super::network;
 use super::parameters::Host;
 use super::problem::{Problem, Problems};
 use super::redacted;
 use crate::addr::{Ensemble, EnsembleError};
+use crate::limits::Limits;
 use crate::protocol::Network;
 
 /// How the master runs.
@@ -31,6 +33,8 @@ pub struct MasterConfig {
     pub store: StoreKind,
     /// Where it is kept, with the store [`StoreKind::File`].
     pub work_dir: PathBuf,
+    /// What peers can make the master hold and do.
+    pub limits: Limits,
     /// Variables of the environment of the Mesos module that `zk` was completed from.
     pub from_environment: Vec<&'static str>,
 }
@@ -177,7 +181,9 @@ pub(super) fn read<'a>(
     let work_dir = object
         .value("work_dir")
         .and_then(|node| document.absolute_path(&node, MasterConfig::WORK_DIR_DEFAULT));
+    let limits = limits::read(document, &object, Side::Master);
     Some(MasterConfig {
+        limits,
         network: network?,
         zk,
         replicated_log_dir,

@@ -18,6 +18,7 @@ mod agent;
 mod dataplane;
 mod document;
 mod keys;
+mod limits;
 mod master;
 mod network;
 mod overlay;

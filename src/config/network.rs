@@ -8,9 +8,6 @@ use super::vxlan;
 use crate::addr::{Family, Oui, OverlayName, Subnet};
 use crate::protocol::Network;
 
-/// Most overlays of a cluster. Each is two bridges and a Docker network on every agent and a route
-/// to every other agent: 128 of them among 8,000 agents are a million routes in each kernel.
-const OVERLAYS_MAX: usize = 128;
 /// Widest VTEP subnet in IPv4: the MAC of a VTEP ends in the low 24 bits of its address.
 const VTEP_PREFIX_MIN: u8 = 8;
 /// Smallest VTEP subnet in IPv4: one of two agents.
@@ -36,7 +33,7 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Opti
     let vtep_mtu = vtep_mtu.and_then(|node| document.mtu(&node).map(|mtu| (node, mtu)));
     let drafts = read_overlays(document, object);
     let vxlan = vxlan::read(document, object, &drafts);
-    if drafts.len() <= OVERLAYS_MAX {
+    if drafts.len() <= Network::OVERLAYS_MAX {
         refuse_same_names(document, &drafts);
         refuse_overlaps(document, &drafts, &vteps);
     }
@@ -113,8 +110,9 @@ fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Vec<Dr
         document
             .refuse(&node, "is empty: write at least one overlay, with name, subnet and prefix");
     }
-    if list.len() > OVERLAYS_MAX {
-        let message = format!("has {} overlays: write at most {OVERLAYS_MAX}", list.len());
+    if list.len() > Network::OVERLAYS_MAX {
+        let message =
+            format!("has {} overlays: write at most {}", list.len(), Network::OVERLAYS_MAX);
         document.refuse(&node, message);
     }
     list.iter().filter_map(|node| overlay::read(document, node)).collect()

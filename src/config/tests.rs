@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::document::FILE_MAX;
 use super::*;
 use crate::addr::{Family, Mtu, Vni};
+use crate::limits::Limits;
 use crate::protocol::Vxlan;
 
 const VTEPS: &str = r#""vtep_subnet":"44.128.0.0/16","vtep_mac_oui":"70:B3:D5:00:00:00""#;
@@ -171,6 +172,7 @@ fn an_agent_has_the_defaults_of_the_cpp_modules_and_ours() {
     let (config, warnings) = parse_agent("f", r#"{"cni_dir":"/c"}"#).unwrap();
     assert_eq!(warnings, []);
     let expected = AgentConfig {
+        limits: Limits::of_agent(),
         master: None,
         cni_dir: "/c".into(),
         cni_data_dir: None,

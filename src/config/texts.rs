@@ -741,7 +741,15 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"1:17: overlay_mtu: is no key here: it belongs in 'network_config' of agent_config"#,
             r#"1:36: vtep_subnet: is no key here: it belongs in the network"#,
             r#"1:66: cni-dir: is no key: did you mean 'cni_dir'?"#,
-            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir"#,
+            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir, limits"#,
+        ],
+    ),
+    (
+        r#"{"cni_dir":"/c","limits":{"connections":100,"connections_per_address":200,"registrations_per_second":10,"write_timeout":9}}"#,
+        &[
+            r#"1:71: limits.connections_per_address: 200 is more than 'connections', 100: write less"#,
+            r#"1:102: limits.registrations_per_second: is a limit of masters: nobody registers with an agent"#,
+            r#"1:121: limits.write_timeout: is a number: write a string with number and unit, such as "30s""#,
         ],
     ),
     (

@@ -127,6 +127,17 @@ impl<'a> Document<'a> {
         valid
     }
 
+    /// A whole number that may be large.
+    pub(super) fn count(&mut self, node: &Node<'a>, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = format!("{} to {}", range.start(), range.end());
+        let number = self.whole(node, &expected)?;
+        if !range.contains(&number) {
+            self.refuse(node, format_args!("{number} is out of range: write {expected}"));
+            return None;
+        }
+        Some(number)
+    }
+
     /// The MTU of a device.
     pub(super) fn mtu(&mut self, node: &Node<'a>) -> Option<Mtu> {
         let expected = format!("{} to {}", Mtu::MIN, Mtu::MAX);

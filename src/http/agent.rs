@@ -4,12 +4,22 @@ use http::{Method, StatusCode};
 
 use super::{Format, Request, Response, insist_on_method, metrics, not_found, path};
 use crate::agent::{Agent, Condition, Reply, Request as Question};
+use crate::limits::RequestClass;
 use crate::machine::Machine as _;
 use crate::wire;
 
 const OVERLAY: &str = "/overlay-agent/overlay";
 const HEALTH: &str = "/overlay-agent/health";
 const METRICS: &str = "/overlay-agent/metrics";
+
+/// Longest body of a request in bytes: none is looked at.
+const BODY_BYTES_MAX: usize = 4 * 1024;
+
+/// What a request to the agent may cost: its answers have the size of its own share.
+#[must_use]
+pub const fn classify_agent(_: &Method, _: &str) -> RequestClass {
+    RequestClass { body_max: BODY_BYTES_MAX, is_heavy: false }
+}
 
 /// What `request` asks of the agent, and in which form it wants the answer.
 ///

@@ -9,6 +9,7 @@ use super::{
     not_found, path, unavailable,
 };
 use crate::config::parse_master;
+use crate::limits::RequestClass;
 use crate::machine::Machine as _;
 use crate::master::{Condition, Effect, Fate, Forget, Master, Reply, Request as Question, Verdict};
 use crate::protocol::Network;
@@ -24,6 +25,28 @@ const RELOAD: &str = "/overlay-master/reload";
 
 /// Most agents that one request can delete: more than any cluster has.
 const DELETE_MAX: usize = 100_000;
+
+/// Longest list of agents to delete, in bytes: each address has at most 18 with its quotes and
+/// comma.
+const DELETE_BYTES_MAX: usize = DELETE_MAX * 18 + 1024;
+/// Longest network file in bytes. The parser of configurations has a stricter limit of its own, and
+/// words for it.
+const NETWORK_BYTES_MAX: usize = 512 * 1024;
+/// Longest body of any other request in bytes: none is looked at.
+const BODY_BYTES_MAX: usize = 4 * 1024;
+
+/// What a request to the master may cost.
+#[must_use]
+pub fn classify_master(_: &Method, path: &str) -> RequestClass {
+    let body_max = match path.trim_end_matches('/') {
+        DELETE => DELETE_BYTES_MAX,
+        PREVIEW => NETWORK_BYTES_MAX,
+        _ => BODY_BYTES_MAX,
+    };
+    let is_heavy =
+        matches!(path.trim_end_matches('/'), STATE | DELETE | HISTORY | PREVIEW | RELOAD);
+    RequestClass { body_max, is_heavy }
+}
 
 /// What `request` asks of the master, and in which form it wants the answer.
 ///

@@ -22,8 +22,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
-pub use agent::{render_agent, route_agent};
-pub use master::{render_master, route_master};
+pub use agent::{classify_agent, render_agent, route_agent};
+pub use master::{classify_master, render_master, route_master};
 
 use crate::wire;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use super::effect::Effect;
+use super::effect::{Effect, PreviewJob};
 use super::history::HistoryView;
 use super::metrics::Metrics;
 use super::view::{Fate, Health};
@@ -52,6 +52,14 @@ pub enum Command {
     },
     /// Read the configuration again: for [`super::Event::Reread`] of the same id.
     Reread(RequestId),
+    /// Find out what another network would do: for [`super::Event::Previewed`] of the same id. It
+    /// takes long, so it is to be run where nothing waits for it.
+    Preview {
+        /// Which request.
+        id: RequestId,
+        /// The work.
+        job: Box<PreviewJob>,
+    },
     /// Answer a request once `when` is durable.
     Reply {
         /// Which request.
@@ -82,6 +90,7 @@ impl fmt::Display for Command {
                 write!(f, "send {message} to {count} agents when version {} is durable", when.0)
             }
             Self::Reread(id) => write!(f, "read the configuration for request {}", id.0),
+            Self::Preview { id, .. } => write!(f, "preview for request {}", id.0),
             Self::Reply { id, when, .. } => {
                 write!(f, "reply to request {} when version {} is durable", id.0, when.0)
             }

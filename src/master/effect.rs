@@ -49,6 +49,36 @@ pub struct AddressEffect {
     pub after: Vec<String>,
 }
 
+/// A preview of another network, away from the state machine: on a copy of what it needs.
+#[derive(Debug, Clone)]
+pub struct PreviewJob {
+    registry: Registry,
+    network: Arc<Network>,
+    moment: Moment,
+}
+
+impl PreviewJob {
+    pub(super) fn new(registry: &Registry, network: Network, moment: Moment) -> Self {
+        Self { registry: registry.clone(), network: Arc::new(network), moment }
+    }
+
+    /// What the network would do. It takes about 50 µs for each agent.
+    #[must_use]
+    pub fn run(self) -> Effect {
+        let Self { registry, network, moment } = self;
+        Trial::of(&registry, network, moment).foresee(&registry, moment)
+    }
+}
+
+impl PartialEq for PreviewJob {
+    /// Two previews are the same if they are of the same network and the same version.
+    fn eq(&self, other: &Self) -> bool {
+        self.network == other.network && self.moment.version == other.moment.version
+    }
+}
+
+impl Eq for PreviewJob {}
+
 /// A registry of another network, and what came of making it.
 pub(super) struct Trial {
     pub(super) registry: Registry,

@@ -4,8 +4,9 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use super::Settings;
+use super::effect::Effect;
 use crate::addr::Upid;
-use crate::protocol::{Message, Network, RequestId};
+use crate::protocol::{Message, MessageKind, Network, RequestId};
 use crate::store::{Loaded, StoreError, Version};
 
 /// Something that happened. The runtime makes them out of what its adapters report.
@@ -36,11 +37,21 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
+    /// A message that is not for a master, or that only a registered agent may send. It was not
+    /// decoded.
+    Ignored {
+        /// Who says to have sent it.
+        from: Upid,
+        /// Which message.
+        kind: MessageKind,
+    },
     /// Another configuration of the network.
     Reload(Network),
     /// The answer to [`super::Command::Reread`]: the settings, or every problem of the
     /// configuration.
     Reread(RequestId, Result<Settings, Vec<String>>),
+    /// The answer to [`super::Command::Preview`].
+    Previewed(RequestId, Box<Effect>),
     /// Somebody asks over HTTP and waits for the [`super::Command::Reply`] of the same id.
     Request(RequestId, Request),
 }
@@ -60,6 +71,10 @@ impl fmt::Display for Event {
             Self::Message { from, message } => write!(f, "{message} from {from}"),
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
+            }
+            Self::Ignored { from, kind } => write!(f, "ignored {kind} from {from}"),
+            Self::Previewed(id, effect) => {
+                write!(f, "previewed for request {}: {} agents change", id.0, effect.agents.len())
             }
             Self::Reload(network) => {
                 write!(f, "another configuration, of {} overlays", network.overlays.len())

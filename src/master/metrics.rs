@@ -1,6 +1,7 @@
 //! The numbers by which operators watch a master.
 
 use super::view::{AgentTally, Condition, Counters, PeersTally, PoolUsage};
+use crate::limits::Limit;
 use crate::metrics::{Catalogue, Family, Kind, Metric, Series};
 
 /// What the numbers of a master are read from: the same for a cluster of any size.
@@ -191,6 +192,25 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::host_counter("refused", "What was refused before it became a message.", |host| {
             host.refused
         }),
+        Metric::limit(Limit::Connections),
+        Metric::limit(Limit::ConnectionsPerAddress),
+        Metric::limit(Limit::HttpConnections),
+        Metric::limit(Limit::HttpConnectionsPerAddress),
+        Metric::limit(Limit::RequestBytes),
+        Metric::limit(Limit::RequestBytesPerAddress),
+        Metric::limit(Limit::ResponseBytes),
+        Metric::limit(Limit::ResponseBytesPerAddress),
+        Metric::limit(Limit::Requests),
+        Metric::limit(Limit::RequestsPerAddress),
+        Metric::limit(Limit::MessagesPerSecond),
+        Metric::limit(Limit::MessagesPerSecondPerAddress),
+        Metric::limit(Limit::RegistrationsPerSecond),
+        Metric::limit(Limit::RegistrationsPerSecondPerAddress),
+        Metric::limit(Limit::UnsentBytes),
+        Metric::limit(Limit::UnsentBytesPerAddress),
+        Metric::limit(Limit::RequestTimeout),
+        Metric::limit(Limit::WriteTimeout),
+        Metric::limit(Limit::HttpIdleTimeout),
     ],
 };
 

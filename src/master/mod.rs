@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use command::{Command, Reply};
-pub use effect::{AddressEffect, AgentEffect, Effect};
+pub use effect::{AddressEffect, AgentEffect, Effect, PreviewJob};
 pub use event::{Event, Forget, Request};
 pub use history::HistoryView;
 pub use metrics::Metrics;
@@ -40,7 +40,8 @@ use crate::addr::{Family, Upid};
 use crate::clock::{Backoff, Now};
 use crate::machine::{Machine, is_worth_a_line};
 use crate::metrics::Catalogue;
-use crate::protocol::{AgentOptions, Assignment, HistoryEvent, Message, Network};
+use crate::protocol::{AgentOptions, Assignment, HistoryEvent, Message, MessageKind, Network};
+use crate::store::Version;
 use leadership::{Phase, Progress, Recovering, Standby};
 use registry::{Moment, Notice, Outcome, Refusal};
 
@@ -134,7 +135,12 @@ impl Machine for Master {
                 let network = Arc::new(network);
                 self.reload(now, Settings { network, ..self.settings });
             }
+            Event::Ignored { from, kind } => self.ignored(&from, kind),
             Event::Reread(id, settings) => self.reread(now, id, settings),
+            Event::Previewed(id, effect) => {
+                let (reply, when) = (Reply::Effect(effect), Version(0));
+                self.commands.push_back(Command::Reply { id, reply, when });
+            }
             Event::Request(id, request) => self.request(now, id, request),
         }
         if let Phase::Leading(leading) = &mut self.phase {
@@ -195,6 +201,46 @@ impl Master {
                     log::warn!("ignored {message} from {from}: it is meant for an agent");
                 }
             }
+        }
+    }
+
+    /// Whether this master has to do with the sender of such a message: only a registered agent
+    /// reports and asks for its peers.
+    #[must_use]
+    pub fn accepts(&self, from: &Upid, kind: MessageKind) -> bool {
+        match (&self.phase, kind) {
+            (Phase::Leading(leading), MessageKind::AgentRegistered | MessageKind::RequestPeers) => {
+                leading.registry.agents.contains_key(from.address.ip())
+            }
+            (Phase::Standby(_) | Phase::Recovering(_) | Phase::Leading(_), _) => {
+                kind == MessageKind::RegisterAgent
+            }
+        }
+    }
+
+    /// Counts a message that was not decoded, and logs a sample of them.
+    fn ignored(&mut self, from: &Upid, kind: MessageKind) {
+        let (count, reason) = match kind {
+            MessageKind::AgentRegistered => {
+                self.counters.agent_registered_messages_received += 1;
+                let dropped = &mut self.counters.agent_registered_messages_dropped;
+                (dropped, "it is not registered, and will register")
+            }
+            MessageKind::RequestPeers => {
+                self.counters.request_peers_messages_received += 1;
+                let dropped = &mut self.counters.request_peers_messages_dropped;
+                (dropped, "it is not registered, and will register")
+            }
+            MessageKind::RegisterAgent
+            | MessageKind::UpdateAgentOverlays
+            | MessageKind::AgentRegisteredAcknowledgement
+            | MessageKind::UpdatePeers => {
+                (&mut self.counters.unexpected_messages, "the message is meant for an agent")
+            }
+        };
+        *count += 1;
+        if is_worth_a_line(*count) {
+            log::warn!("ignored {kind} from {from}: {reason} ({count} ignored since the start)");
         }
     }
 

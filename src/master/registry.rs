@@ -21,7 +21,7 @@ use crate::wire::encode_record;
 use crate::words::counted;
 
 /// All agents of a network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Registry {
     pub(super) network: Arc<Network>,
     pub(super) space: Space,
@@ -79,7 +79,7 @@ impl fmt::Display for Supply {
 }
 
 /// One agent.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Agent {
     pub(super) record: AgentRecord,
     /// The version that makes `record` durable.
@@ -97,7 +97,7 @@ pub(super) struct Contact {
 }
 
 /// An agent whose record was set aside.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Aside {
     /// How the record contradicts the configuration or others.
     pub(super) reason: String,
@@ -108,7 +108,7 @@ pub(super) struct Aside {
 }
 
 /// An agent's share of an overlay that it is not served.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Unserved {
     /// How it contradicts the configuration or others.
     pub(super) reason: String,

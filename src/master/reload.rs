@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
-use super::effect::{Effect, Trial, differences};
+use super::effect::{Effect, PreviewJob, Trial, differences};
 use super::leadership::Phase;
 use super::registry::Moment;
-use super::{Master, Settings};
+use super::{Command, Master, Reply, Settings};
 use crate::clock::Now;
-use crate::protocol::{Addresses, HistoryEvent, Network};
+use crate::protocol::{Addresses, HistoryEvent, Network, RequestId};
+use crate::store::Version;
 
 impl Master {
     /// Takes over other settings, if no agent loses by them what it was promised.
@@ -23,6 +24,11 @@ impl Master {
             self.settings = settings;
             return effect;
         };
+        if settings == self.settings {
+            // Trying out takes long, and would find nothing: no request may cause that for nothing.
+            log::info!("read the configuration again: it is as it was");
+            return Effect { accepted: true, ..Effect::default() };
+        }
         let reuse_after = settings.reuse_after;
         let moment = Moment { unix: now.unix, version: leading.next_version(), reuse_after };
         let trial = Trial::of(&leading.registry, network, moment);
@@ -52,18 +58,24 @@ impl Master {
         effect
     }
 
-    /// What the network would do. Nothing has changed then.
-    pub(super) fn preview(&self, now: Now, network: Network) -> Effect {
-        let network = Arc::new(network);
-        let Phase::Leading(leading) = &self.phase else {
-            return self.without_agents(&network);
+    /// Finds out what the network would do, elsewhere if there are agents. Nothing changes.
+    pub(super) fn preview(&mut self, now: Now, id: RequestId, network: Network) {
+        let command = match &self.phase {
+            Phase::Leading(leading) => {
+                let moment = Moment {
+                    unix: now.unix,
+                    version: leading.next_version(),
+                    reuse_after: self.settings.reuse_after,
+                };
+                let job = Box::new(PreviewJob::new(&leading.registry, network, moment));
+                Command::Preview { id, job }
+            }
+            Phase::Standby(_) | Phase::Recovering(_) => {
+                let reply = Reply::Effect(Box::new(self.without_agents(&network)));
+                Command::Reply { id, reply, when: Version(0) }
+            }
         };
-        let moment = Moment {
-            unix: now.unix,
-            version: leading.next_version(),
-            reuse_after: self.settings.reuse_after,
-        };
-        Trial::of(&leading.registry, network, moment).foresee(&leading.registry, moment)
+        self.commands.push_back(command);
     }
 
     /// The effect on a master that knows no agents.

@@ -35,7 +35,8 @@ impl Master {
                 return;
             }
             (_, Request::Preview(network)) => {
-                (Reply::Effect(Box::new(self.preview(now, *network))), Version(0))
+                self.preview(now, id, *network);
+                return;
             }
             (Phase::Standby(_), _) => (Reply::Unavailable(NOT_LEADING.to_owned()), Version(0)),
             (Phase::Recovering(recovering), _) => {

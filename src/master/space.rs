@@ -18,7 +18,7 @@ pub(super) enum Piece {
 }
 
 /// All pools of a network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Space {
     vteps: VtepPool<Ipv4Addr>,
     vteps6: Option<VtepPool<Ipv6Addr>>,
@@ -27,7 +27,7 @@ pub(super) struct Space {
     former: HashMap<Piece, Ipv4Addr>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct OverlayPools {
     v4: Option<SubnetPool>,
     v6: Option<SubnetPool>,

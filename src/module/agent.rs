@@ -15,7 +15,7 @@ use crate::cni::CniDirectory;
 use crate::config::{agent_file, agent_from_parameters};
 use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
-use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions, supervise};
+use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions, judge_for_agent, supervise};
 use crate::transport::mesos::Gateway;
 
 /// Path, what a request may do, and what `/help` says.
@@ -38,7 +38,6 @@ pub(super) const ROUTES: [(&str, Access, &str); 3] = [
 /// Reads the configuration; what it says can then be started.
 pub(super) fn configure(
     inputs: &Inputs,
-    gateway: &Arc<Gateway>,
     leader: watch::Receiver<Option<SocketAddrV4>>,
 ) -> Result<Configured, String> {
     let config = inputs.read(Kind::Agent, agent_file, agent_from_parameters)?;
@@ -60,7 +59,8 @@ pub(super) fn configure(
     let docker = Docker::new(config.docker, settings.options.command_timeout);
     let metrics = Metrics::new();
     let gauges = Arc::new(metrics.clone());
-    let gateway = Arc::clone(gateway);
+    let gateway = Gateway::new(config.limits, judge_for_agent());
+    let transports = Arc::clone(&gateway);
     let election = master.election();
     let start = Box::new(move |address, ended| {
         let counted = metrics.clone();
@@ -74,12 +74,12 @@ pub(super) fn configure(
                 metrics: metrics.clone(),
                 seed: fastrand::u64(..),
             };
-            AgentHost::start(options, gateway.transport(address))
+            AgentHost::start(options, transports.transport(address))
         };
         let restarted = move || counted.count_restart();
         Box::pin(supervise("overlay agent", start, restarted, ended)) as super::part::Task
     });
-    Ok(Configured { start, election, gauges })
+    Ok(Configured { gateway, start, election, gauges })
 }
 
 /// How the master is found.

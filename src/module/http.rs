@@ -5,6 +5,9 @@ use form_urlencoded::Serializer;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
+use crate::transport::Refusal;
+use crate::transport::mesos::Gateway;
+
 /// A request as libprocess gives it.
 #[derive(Debug)]
 pub struct Parts<'a> {
@@ -35,7 +38,23 @@ pub struct Answer {
 
 /// Puts a request together again. A header that is none is left out: nothing of ours depends on
 /// such a one.
-pub(super) fn request(parts: Parts<'_>) -> Result<Request<Bytes>, http::Error> {
+///
+/// # Errors
+/// With the response to what is no request for us, or has too long a body.
+pub(super) fn request(
+    parts: Parts<'_>,
+    gateway: &Gateway,
+) -> Result<Request<Bytes>, Box<Response<Bytes>>> {
+    let method = Method::from_bytes(parts.method.as_bytes());
+    let most = method.as_ref().map_or(0, |method| gateway.body_max(method, parts.path));
+    if method.is_ok() && parts.body.len() > most {
+        let refusal = Refusal::BodyTooLarge(most);
+        return Err(Box::new(crate::http::error(refusal.status(), &refusal.to_string())));
+    }
+    assemble(parts).map_err(|reason| Box::new(bad_request(&reason)))
+}
+
+fn assemble(parts: Parts<'_>) -> Result<Request<Bytes>, http::Error> {
     let mut target = parts.path.to_owned();
     if !parts.query.is_empty() {
         let query = Serializer::new(String::new()).extend_pairs(parts.query).finish();
@@ -73,7 +92,7 @@ pub fn unanswered() -> Answer {
 }
 
 /// The answer to what is no request for us.
-pub(super) fn bad_request(reason: &http::Error) -> Response<Bytes> {
+fn bad_request(reason: &http::Error) -> Response<Bytes> {
     crate::http::error(StatusCode::BAD_REQUEST, &format!("malformed request: {reason}"))
 }
 
@@ -94,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_request_is_put_together_again() {
-        let request = request(parts("/overlay-master/state", &[("jsonp", "a b&c")])).unwrap();
+        let request = assemble(parts("/overlay-master/state", &[("jsonp", "a b&c")])).unwrap();
         assert_eq!(request.uri(), "/overlay-master/state?jsonp=a+b%26c");
         assert_eq!(request.headers().len(), 1);
         assert_eq!(request.headers()["accept"], "a/b");
@@ -103,8 +122,8 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_refused() {
-        assert!(request(parts("/overlay-master/ \u{0}", &[])).is_err());
-        assert!(request(Parts { method: "G T", ..parts("/", &[]) }).is_err());
+        assert!(assemble(parts("/overlay-master/ \u{0}", &[])).is_err());
+        assert!(assemble(Parts { method: "G T", ..parts("/", &[]) }).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::realm::Access;
 use crate::config::{MasterConfig, StoreKind, master_file, master_from_parameters};
 use crate::master::Settings;
 use crate::protocol::Network;
-use crate::runtime::{MasterHost, MasterOptions, Metrics, supervise};
+use crate::runtime::{MasterHost, MasterOptions, Metrics, judge_for_master, supervise};
 use crate::store::{
     Change, Epoch, FileStore, Loaded, MemoryStore, ReplicatedLogStore, Store, StoreError, Version,
 };
@@ -64,7 +64,6 @@ const LEADERLESS: Duration = Duration::from_secs(30);
 /// Reads the configuration; what it says can then be started.
 pub(super) fn configure(
     inputs: &Inputs,
-    gateway: &Arc<Gateway>,
     leader: watch::Receiver<Option<SocketAddrV4>>,
     open_log: OpenLog,
 ) -> Result<Configured, String> {
@@ -77,7 +76,8 @@ pub(super) fn configure(
     let election = election.map(|url| resolve(&url)).transpose()?;
     let metrics = Metrics::new();
     let gauges = Arc::new(metrics.clone());
-    let gateway = Arc::clone(gateway);
+    let gateway = Gateway::new(config.limits, judge_for_master());
+    let transports = Arc::clone(&gateway);
     let is_elected = election.is_some();
     let start = Box::new(move |address, ended| {
         let (leads, leading) = watch::channel(false);
@@ -94,7 +94,7 @@ pub(super) fn configure(
                 reread: None,
                 seed: fastrand::u64(..),
             };
-            MasterHost::start(options, gateway.transport(address))
+            MasterHost::start(options, transports.transport(address))
         };
         Box::pin(async move {
             tokio::select! {
@@ -103,7 +103,7 @@ pub(super) fn configure(
             }
         }) as Task
     });
-    Ok(Configured { start, election, gauges })
+    Ok(Configured { gateway, start, election, gauges })
 }
 
 /// Says whether this master, at `own`, is the leader, at each change of who is.

@@ -88,6 +88,7 @@ pub(super) type Start = Box<dyn FnOnce(SocketAddrV4, oneshot::Receiver<()>) -> T
 
 /// A configured module: what runs, how it is reached, and which leader it follows.
 pub(super) struct Configured {
+    pub(super) gateway: Arc<Gateway>,
     pub(super) start: Start,
     /// The `zk://` URL whose leader the part wants to be told.
     pub(super) election: Option<String>,
@@ -147,16 +148,15 @@ impl Part {
     /// are in the log then, and the text is the conclusion.
     pub fn create(kind: Kind, inputs: &Inputs, open_log: OpenLog) -> Result<Self, String> {
         let claim = Claim::of(kind)?;
-        let gateway = Gateway::new();
         let (leader, leader_seen) = watch::channel(None);
         let configured = match kind {
-            Kind::Master => master::configure(inputs, &gateway, leader_seen, open_log)?,
-            Kind::Agent => agent::configure(inputs, &gateway, leader_seen)?,
+            Kind::Master => master::configure(inputs, leader_seen, open_log)?,
+            Kind::Agent => agent::configure(inputs, leader_seen)?,
         };
         let runtime = runtime(kind).map_err(|error| format!("{kind}: start threads: {error}"))?;
         Ok(Self {
             kind,
-            gateway,
+            gateway: configured.gateway,
             gauges: configured.gauges,
             leader,
             election: configured.election,
@@ -237,9 +237,9 @@ impl Part {
 
     /// Takes a request of the client `peer`.
     pub fn request(&self, parts: Parts<'_>, peer: &str, reply: Box<dyn Responder>) {
-        guard::guarded("take a request", (), || match http::request(parts) {
+        guard::guarded("take a request", (), || match http::request(parts, &self.gateway) {
             Ok(request) => self.gateway.request(request, peer, reply),
-            Err(reason) => reply.respond(http::bad_request(&reason)),
+            Err(response) => reply.respond(*response),
         });
     }
 

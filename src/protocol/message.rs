@@ -27,6 +27,84 @@ pub enum Message {
     UpdatePeers(Arc<PeersUpdate>),
 }
 
+/// Which message, before its content is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are those of `Message`")]
+pub enum MessageKind {
+    RegisterAgent,
+    UpdateAgentOverlays,
+    AgentRegistered,
+    AgentRegisteredAcknowledgement,
+    RequestPeers,
+    UpdatePeers,
+}
+
+impl MessageKind {
+    /// Every kind, in the order in which they are sent.
+    pub const ALL: [Self; 6] = [
+        Self::RegisterAgent,
+        Self::UpdateAgentOverlays,
+        Self::AgentRegistered,
+        Self::AgentRegisteredAcknowledgement,
+        Self::RequestPeers,
+        Self::UpdatePeers,
+    ];
+
+    /// Full name of its protobuf message, under which libprocess sends it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RegisterAgent => "mesos.modules.overlay.internal.RegisterAgentMessage",
+            Self::UpdateAgentOverlays => {
+                "mesos.modules.overlay.internal.UpdateAgentOverlaysMessage"
+            }
+            Self::AgentRegistered => "mesos.modules.overlay.internal.AgentRegisteredMessage",
+            Self::AgentRegisteredAcknowledgement => {
+                "mesos.modules.overlay.internal.AgentRegisteredAcknowledgement"
+            }
+            Self::RequestPeers => "mesos.modules.overlay.internal.RequestPeersMessage",
+            Self::UpdatePeers => "mesos.modules.overlay.internal.UpdatePeersMessage",
+        }
+    }
+
+    /// Longest body that a message of this kind can need, in bytes, with room for the fields of
+    /// later versions. An overlay of an assignment has about 500 bytes, and in a report the reason
+    /// of a failure besides.
+    #[must_use]
+    pub const fn body_max(self) -> usize {
+        match self {
+            Self::RegisterAgent | Self::AgentRegisteredAcknowledgement | Self::RequestPeers => {
+                4 * 1024
+            }
+            Self::UpdateAgentOverlays => 256 * 1024,
+            Self::AgentRegistered => 512 * 1024,
+            Self::UpdatePeers => PeersUpdate::BYTES_MAX,
+        }
+    }
+}
+
+impl fmt::Display for MessageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name();
+        f.write_str(name.rsplit_once('.').map_or(name, |(_, short)| short))
+    }
+}
+
+impl Message {
+    /// Which message it is.
+    #[must_use]
+    pub const fn kind(&self) -> MessageKind {
+        match self {
+            Self::RegisterAgent(_) => MessageKind::RegisterAgent,
+            Self::UpdateAgentOverlays(_) => MessageKind::UpdateAgentOverlays,
+            Self::AgentRegistered(_) => MessageKind::AgentRegistered,
+            Self::AgentRegisteredAcknowledgement => MessageKind::AgentRegisteredAcknowledgement,
+            Self::RequestPeers(_) => MessageKind::RequestPeers,
+            Self::UpdatePeers(_) => MessageKind::UpdatePeers,
+        }
+    }
+}
+
 impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

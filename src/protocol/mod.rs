@@ -14,7 +14,7 @@ mod request;
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use candidate::Candidate;
 pub use history::{HistoryEntry, HistoryEvent};
-pub use message::{AgentOptions, Message};
+pub use message::{AgentOptions, Message, MessageKind};
 pub use network::{AddressRange, Network, Overlay, Vxlan};
 pub use peers::{PeerInfo, PeersHave, PeersUpdate, digest_of};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Method;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -20,10 +21,12 @@ use crate::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettin
 use crate::cni::CniDirectory;
 use crate::detector::{Detector, FixedMaster};
 use crate::docker::Docker;
-use crate::http::{Format, Request as HttpRequest, Response, render_agent, route_agent};
+use crate::http::{
+    Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
+};
 use crate::metrics::HostCounters;
-use crate::protocol::{Message, Refused, RequestId};
-use crate::transport::{Sender, Transport};
+use crate::protocol::{Message, MessageKind, Refused, RequestId};
+use crate::transport::{RequestClass, Sender, Transport};
 use crate::wire;
 
 /// How long to wait before a name that could not be resolved is tried again.
@@ -37,6 +40,23 @@ impl Hosted for Agent {
     type Reply = Reply;
 
     const PROCESS: &'static str = Upid::AGENT;
+
+    fn takes(kind: MessageKind) -> bool {
+        matches!(
+            kind,
+            MessageKind::UpdateAgentOverlays
+                | MessageKind::AgentRegisteredAcknowledgement
+                | MessageKind::UpdatePeers
+        )
+    }
+
+    fn accepts(&self, from: &Upid, _: MessageKind) -> bool {
+        self.has_master(from)
+    }
+
+    fn ignored(from: Upid, kind: MessageKind) -> Event {
+        Event::Ignored { from, kind }
+    }
 
     fn message(from: Upid, message: Message) -> Event {
         Event::Message { from, message }
@@ -60,6 +80,10 @@ impl Hosted for Agent {
             Reply::Metrics(snapshot) => snapshot.host = host,
             Reply::Overlay(_) => {}
         }
+    }
+
+    fn classify(method: &Method, path: &str) -> RequestClass {
+        classify_agent(method, path)
     }
 
     fn route(request: &HttpRequest) -> Result<(Request, Format), Box<Response>> {

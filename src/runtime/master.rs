@@ -11,14 +11,19 @@ use super::running::Running;
 use super::store_thread::{Job, StoreThread};
 use super::{Executor, Hosted, Metrics};
 use crate::addr::Upid;
-use crate::http::{Format, Request as HttpRequest, Response, render_master, route_master};
-use crate::master::{Command, Event, Master, Promise, Promises, Reply, Request, Settings};
+use crate::http::{
+    Format, Request as HttpRequest, Response, classify_master, render_master, route_master,
+};
+use crate::master::{
+    Command, Effect, Event, Master, PreviewJob, Promise, Promises, Reply, Request, Settings,
+};
 use crate::metrics::HostCounters;
-use crate::protocol::{Message, Refused, RequestId};
+use crate::protocol::{Message, MessageKind, Refused, RequestId};
 use crate::store::{Store, StoreError};
-use crate::transport::{Sender, Transport};
+use crate::transport::{RequestClass, Sender, Transport};
 use crate::wire;
 use bytes::Bytes;
+use http::Method;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -27,6 +32,21 @@ impl Hosted for Master {
     type Reply = Reply;
 
     const PROCESS: &'static str = Upid::MASTER;
+
+    fn takes(kind: MessageKind) -> bool {
+        matches!(
+            kind,
+            MessageKind::RegisterAgent | MessageKind::AgentRegistered | MessageKind::RequestPeers
+        )
+    }
+
+    fn accepts(&self, from: &Upid, kind: MessageKind) -> bool {
+        Self::accepts(self, from, kind)
+    }
+
+    fn ignored(from: Upid, kind: MessageKind) -> Event {
+        Event::Ignored { from, kind }
+    }
 
     fn message(from: Upid, message: Message) -> Event {
         Event::Message { from, message }
@@ -55,6 +75,10 @@ impl Hosted for Master {
             | Reply::Misconfigured(_)
             | Reply::Unavailable(_) => {}
         }
+    }
+
+    fn classify(method: &Method, path: &str) -> RequestClass {
+        classify_master(method, path)
     }
 
     fn route(request: &HttpRequest) -> Result<(Request, Format), Box<Response>> {
@@ -240,6 +264,21 @@ impl Rereader {
     }
 }
 
+impl Rereader {
+    /// Runs a preview where nothing waits for it. Its client's slot bounds how many there are.
+    fn preview(&self, id: RequestId, job: PreviewJob) {
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            let effect = tokio::task::spawn_blocking(move || job.run()).await;
+            let effect = effect.unwrap_or_else(|error| Effect {
+                problems: vec![format!("preview the network: {error}, which is a defect")],
+                ..Effect::default()
+            });
+            inbox.tell(Event::Previewed(id, Box::new(effect))).await;
+        });
+    }
+}
+
 impl Executor<Master> for MasterExecutor {
     fn before(&mut self, event: &Event) {
         self.promises.before(event);
@@ -260,6 +299,7 @@ impl Executor<Master> for MasterExecutor {
                 self.store.queue(Job::Commit { epoch, changes });
             }
             Command::Reread(id) => self.rereader.start(id),
+            Command::Preview { id, job } => self.rereader.preview(id, *job),
             Command::Send { to, message, when } => {
                 self.promises.hold(when, Promise::Message(vec![to], message));
             }
@@ -313,7 +353,7 @@ mod tests {
         let follower = tokio::spawn(follow(leading, inbox));
         let mut next = async || match events.recv().await {
             Some(Input::Event(event)) => event.to_string(),
-            Some(Input::Question(..)) | None => "nothing".to_owned(),
+            Some(Input::Question(..) | Input::Message(..)) | None => "nothing".to_owned(),
         };
         assert_eq!(next().await, "not elected");
         election.send_replace(true);

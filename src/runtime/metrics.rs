@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::limits::Limit;
 use crate::machine::Machine;
 use crate::metrics::{Catalogue, HostCounters, Kind};
 
@@ -24,6 +25,8 @@ struct Shared {
     values: Box<[AtomicU64]>,
     process_restarts: AtomicU64,
     refused: AtomicU64,
+    /// What each limit refused.
+    limits: [AtomicU64; Limit::COUNT],
 }
 
 impl<M: Machine> Metrics<M> {
@@ -31,8 +34,12 @@ impl<M: Machine> Metrics<M> {
     #[must_use]
     pub fn new() -> Self {
         let values = M::CATALOGUE.metrics.iter().map(|_| AtomicU64::new(0)).collect();
-        let shared =
-            Shared { values, process_restarts: AtomicU64::new(0), refused: AtomicU64::new(0) };
+        let shared = Shared {
+            values,
+            process_restarts: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            limits: Default::default(),
+        };
         Self { shared: Arc::new(shared), machine: PhantomData }
     }
 
@@ -57,14 +64,19 @@ impl<M: Machine> Metrics<M> {
         self.shared.process_restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_refused(&self) {
+    /// Counts something that was refused, because of a limit or otherwise.
+    pub(super) fn count_refused(&self, limit: Option<Limit>) {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(limit) = limit {
+            self.shared.limits[limit as usize].fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn host(&self) -> HostCounters {
         HostCounters {
             process_restarts: self.shared.process_restarts.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
+            limits: self.shared.limits.each_ref().map(|count| count.load(Ordering::Relaxed)),
         }
     }
 
@@ -185,7 +197,7 @@ mod tests {
         inbox.tell(Event::Malformed { from, name, reason }).await;
         until(&metrics, NAMES, [0.0, 1.0, 41.0, 1.0, 0.0]).await;
         // Whoever listens counts it, and the machine hears nothing of it.
-        metrics.count_refused();
+        metrics.count_refused(None);
         assert_eq!(read(&metrics, NAMES).await, [0.0, 1.0, 41.0, 1.0, 1.0]);
 
         drop(inbox);

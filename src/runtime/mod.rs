@@ -23,6 +23,7 @@ mod tunnels;
 use std::net::SocketAddrV4;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::Method;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -35,11 +36,15 @@ pub use supervisor::{Host, supervise};
 pub use tunnels::TunnelOptions;
 
 use crate::addr::Upid;
+use crate::agent::Agent;
 use crate::clock::Now;
 use crate::http::{Format, Request, Response};
 use crate::machine::Machine;
+use crate::master::Master;
 use crate::metrics::HostCounters;
-use crate::protocol::{Message, Refused, RequestId};
+use crate::protocol::{Message, MessageKind, Refused, RequestId};
+use crate::transport::RequestClass;
+use crate::transport::mesos::Judge;
 use inbox::{Input, Inputs};
 use metrics::Publisher;
 
@@ -56,7 +61,15 @@ trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
     /// The id of its libprocess process.
     const PROCESS: &'static str;
 
+    /// Whether such a message is meant for it.
+    fn takes(kind: MessageKind) -> bool;
+
+    /// Whether it has to do with the sender of such a message.
+    fn accepts(&self, from: &Upid, kind: MessageKind) -> bool;
+
     fn message(from: Upid, message: Message) -> Self::Event;
+    /// A message that it does not take, or not from this sender.
+    fn ignored(from: Upid, kind: MessageKind) -> Self::Event;
     fn malformed(from: Upid, name: String, reason: String) -> Self::Event;
     fn exited(address: SocketAddrV4) -> Option<Self::Event>;
     fn request(id: RequestId, question: Self::Question) -> Self::Event;
@@ -64,6 +77,7 @@ trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
     /// Fills in what the machine cannot know.
     fn complete(reply: &mut Self::Reply, refused: Refused, host: HostCounters);
 
+    fn classify(method: &Method, path: &str) -> RequestClass;
     fn route(request: &Request) -> Result<(Self::Question, Format), Box<Response>>;
     fn render(reply: &Self::Reply, format: &Format) -> Response;
 }
@@ -108,7 +122,7 @@ async fn drive<M: Hosted>(
                     return;
                 }
                 for input in batch.drain(..) {
-                    let event = inputs.event(input);
+                    let event = inputs.event(&machine, input);
                     log::trace!("{}: {event}", M::PROCESS);
                     #[cfg(feature = "faults")]
                     assert!(!event.to_string().contains("overlay-test-panic-in-machine"), "asked to");
@@ -118,6 +132,18 @@ async fn drive<M: Hosted>(
             }
         }
     }
+}
+
+/// How the transport of a module judges what is for the master.
+#[must_use]
+pub const fn judge_for_master() -> Judge {
+    Judge { admit: inbox::admit::<Master>, classify: <Master as Hosted>::classify }
+}
+
+/// How the transport of a module judges what is for the agent.
+#[must_use]
+pub const fn judge_for_agent() -> Judge {
+    Judge { admit: inbox::admit::<Agent>, classify: <Agent as Hosted>::classify }
 }
 
 /// The two clocks of [`Now`].

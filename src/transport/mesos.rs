@@ -12,24 +12,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Handler, Incoming, Refusal, Sender, Transport};
+use super::addresses::{Addresses, Reservation, Resource};
+use super::{Admission, Handler, Incoming, Refusal, RequestClass, Sender, Transport};
 use crate::addr::Upid;
 use crate::http::error;
-use crate::protocol::PeersUpdate;
+use crate::limits::Limits;
 
 /// What waits for the host, at most. 10,000 agents that register at once send as many messages, and
 /// libprocess delivers them faster than they can be served.
 const QUEUE_ITEMS: usize = 64 * 1024;
-/// Bytes of message and request bodies that wait, at most.
-const QUEUE_BYTES: usize = 64 * 1024 * 1024;
-/// Longest body of one message or request; that of the program's transport.
-const BODY_LIMIT: usize = PeersUpdate::BYTES_MAX;
-/// Requests that are being answered at a time.
+/// Requests that are being answered at a time. Those whose answers take long are far fewer.
 const REQUESTS: usize = 1024;
 
 /// Who sent what has no usable sender.
@@ -50,8 +47,21 @@ pub trait Responder: Send + 'static {
     fn respond(self: Box<Self>, response: Response<Bytes>);
 }
 
+/// How what comes in is judged before it is copied, by names alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge {
+    /// See [`Handler::admit`].
+    pub admit: fn(&str, &str) -> Result<Admission, Refusal>,
+    /// See [`Handler::classify`].
+    pub classify: fn(&Method, &str) -> RequestClass,
+}
+
 /// Where the Mesos process brings what comes in.
 pub struct Gateway {
+    judge: Judge,
+    /// What senders make us hold. Without `require_peer_address_ip_match` of libprocess, a sender
+    /// can claim any address: then only the totals are certain.
+    addresses: Arc<Addresses>,
     process: RwLock<Option<Arc<dyn Process>>>,
     queue: mpsc::Sender<Item>,
     /// The other end of the queue, while no host reads it.
@@ -59,16 +69,21 @@ pub struct Gateway {
     /// Counts what was refused, once there was a host.
     refuse: Mutex<Option<Refuse>>,
     is_closed: AtomicBool,
-    room: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+}
+
+/// What a request holds while it is answered.
+struct Slots {
+    _request: OwnedSemaphorePermit,
+    _body: Reservation,
+    _heavy: Option<Reservation>,
 }
 
 type Refuse = Arc<dyn Fn(SocketAddr, &Refusal) + Send + Sync>;
 
 enum Item {
-    /// The permit gives the room of the body back.
-    Message(Incoming, OwnedSemaphorePermit),
-    Request(Request<Bytes>, Box<dyn Responder>, [OwnedSemaphorePermit; 2]),
+    Message(Incoming, Reservation),
+    Request(Box<Request<Bytes>>, Box<dyn Responder>, Slots),
     Exited(SocketAddrV4),
 }
 
@@ -81,15 +96,16 @@ impl std::fmt::Debug for Gateway {
 impl Gateway {
     /// A gateway without process and host: what comes in waits for a host, nothing goes out.
     #[must_use]
-    pub fn new() -> Arc<Self> {
+    pub fn new(limits: Limits, judge: Judge) -> Arc<Self> {
         let (queue, items) = mpsc::channel(QUEUE_ITEMS);
         Arc::new(Self {
+            judge,
+            addresses: Addresses::new(limits),
             process: RwLock::new(None),
             queue,
             parked: Mutex::new(Some(items)),
             refuse: Mutex::new(None),
             is_closed: AtomicBool::new(false),
-            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             requests: Arc::new(Semaphore::new(REQUESTS)),
         })
     }
@@ -136,19 +152,29 @@ impl Gateway {
     }
 
     fn message(&self, from: Upid, to: &str, name: &str, body: &[u8]) -> Result<Item, Refusal> {
-        let room = self.room_for(body)?;
+        let Admission { body_max, is_read, is_registration } = (self.judge.admit)(to, name)?;
+        if body.len() > body_max {
+            return Err(Refusal::BodyTooLarge(body_max));
+        }
+        let account = self.addresses.account((*from.address.ip()).into());
+        self.addresses.count_message(&account, is_registration)?;
+        let body = if is_read { body } else { &[] };
+        let memory = self.addresses.reserve(&account, Resource::RequestBytes, body.len())?;
         let (to, name) = (to.to_owned(), name.to_owned());
-        Ok(Item::Message(Incoming { from, to, name, body: Bytes::copy_from_slice(body) }, room))
+        Ok(Item::Message(Incoming { from, to, name, body: Bytes::copy_from_slice(body) }, memory))
+    }
+
+    /// Longest body of a request in bytes. To be asked before the body is copied.
+    #[must_use]
+    pub fn body_max(&self, method: &Method, path: &str) -> usize {
+        (self.judge.classify)(method, path).body_max
     }
 
     /// Takes a request of the client `peer`.
     pub fn request(&self, request: Request<Bytes>, peer: &str, responder: Box<dyn Responder>) {
-        let permits = self.room_for(request.body()).and_then(|room| {
-            let slot = Arc::clone(&self.requests).try_acquire_owned();
-            slot.map(|slot| [room, slot]).map_err(|_| Refusal::Busy)
-        });
-        let refusal = match permits {
-            Ok(permits) => match self.put(Item::Request(request, responder, permits)) {
+        let peer = peer.parse().unwrap_or(NOBODY);
+        let refusal = match self.slots(&request, peer) {
+            Ok(slots) => match self.put(Item::Request(Box::new(request), responder, slots)) {
                 Ok(()) => return,
                 // The responder is gone with the item, and has answered for itself.
                 Err(refusal) => refusal,
@@ -158,7 +184,7 @@ impl Gateway {
                 refusal
             }
         };
-        self.refused(peer.parse().unwrap_or(NOBODY), &refusal);
+        self.refused(peer, &refusal);
     }
 
     /// The program at `peer` is gone, or its connection is.
@@ -182,13 +208,21 @@ impl Gateway {
         }
     }
 
-    fn room_for(&self, body: &[u8]) -> Result<OwnedSemaphorePermit, Refusal> {
-        if body.len() > BODY_LIMIT {
-            return Err(Refusal::BodyTooLarge(BODY_LIMIT));
+    /// What a request holds, if its client may hold that.
+    fn slots(&self, request: &Request<Bytes>, peer: SocketAddr) -> Result<Slots, Refusal> {
+        let RequestClass { body_max, is_heavy } =
+            (self.judge.classify)(request.method(), request.uri().path());
+        let length = request.body().len();
+        if length > body_max {
+            return Err(Refusal::BodyTooLarge(body_max));
         }
-        // At least 1, so that empty messages count too; BODY_LIMIT fits in a u32.
-        let bytes = u32::try_from(body.len().max(1)).unwrap_or(u32::MAX);
-        Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(|_| Refusal::Busy)
+        let account = self.addresses.account(peer.ip());
+        self.addresses.count_message(&account, false)?;
+        let body = self.addresses.reserve(&account, Resource::RequestBytes, length)?;
+        let heavy = is_heavy.then(|| self.addresses.reserve(&account, Resource::Requests, 1));
+        let request = Arc::clone(&self.requests).try_acquire_owned();
+        let request = request.map_err(|_| Refusal::Busy)?;
+        Ok(Slots { _request: request, _body: body, _heavy: heavy.transpose()? })
     }
 }
 
@@ -238,16 +272,13 @@ impl Feed {
             let Some(item) = item else { return };
             while answers.try_join_next().is_some() {}
             match item {
-                Item::Message(message, room) => {
-                    handler.deliver(message).await;
-                    drop(room);
-                }
+                Item::Message(message, memory) => handler.deliver(message, memory).await,
                 Item::Exited(peer) => handler.exited(peer).await,
-                Item::Request(request, responder, permits) => {
+                Item::Request(request, responder, slots) => {
                     let handler = Arc::clone(&handler);
                     answers.spawn(async move {
-                        responder.respond(handler.respond(request).await);
-                        drop(permits);
+                        responder.respond(handler.respond(*request).await);
+                        drop(slots);
                     });
                 }
             }
@@ -280,12 +311,17 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
-    use crate::transport::tests::{Host, Told};
+    use crate::limits::Limit;
+    use crate::transport::tests::{BODY_MAX, Host, Told, admit, classify};
 
     const FROM: &str = "overlay-agent@10.0.0.7:5051";
 
     fn own() -> SocketAddrV4 {
         "10.0.0.1:5050".parse().unwrap()
+    }
+
+    fn gateway() -> Arc<Gateway> {
+        Gateway::new(Limits::of_master(), Judge { admit, classify })
     }
 
     /// Notes what it is asked to do.
@@ -324,7 +360,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_in_reaches_the_host_in_order() {
-        let gateway = Gateway::new();
+        let gateway = gateway();
         let (host, mut told) = Host::new();
         let (_sender, feed) = gateway.transport(own()).open(host);
         let feed = tokio::spawn(feed);
@@ -351,40 +387,61 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_loses_messages_and_refuses_requests_at_once() {
-        let gateway = Gateway::new();
+        let gateway = gateway();
         let (host, _told) = Host::new();
         let refused = Arc::clone(&host);
         // Nobody polls the feed.
         let (_sender, _feed) = gateway.transport(own()).open(host);
-        let body = vec![0; BODY_LIMIT];
-        let room = QUEUE_BYTES / BODY_LIMIT;
-        for _ in 0..room {
+        let body = vec![0; BODY_MAX];
+        for _ in 0..4 {
             gateway.deliver(FROM, "overlay-master", "Big", &body);
         }
         assert!(refused.refused.lock().is_empty());
         gateway.deliver(FROM, "overlay-master", "Big", &body);
-        gateway.deliver(FROM, "overlay-master", "Small", b"");
-        let busy = StatusCode::SERVICE_UNAVAILABLE;
-        assert_eq!(ask(&gateway, b"x").try_recv().unwrap().0, busy);
-        assert_eq!(*refused.refused.lock(), [Refusal::Busy, Refusal::Busy, Refusal::Busy]);
+        // Others find their share of it.
+        gateway.deliver("overlay-agent@10.0.0.8:5051", "overlay-master", "Big", &body);
+        let full = Refusal::Limit(Limit::RequestBytesPerAddress);
+        assert_eq!(*refused.refused.lock(), [full]);
+    }
+
+    #[tokio::test]
+    async fn body_of_an_ignored_message_is_not_copied_and_its_sender_is_limited() {
+        let gateway = gateway();
+        let (host, mut told) = Host::new();
+        let refused = Arc::clone(&host);
+        let (_sender, feed) = gateway.transport(own()).open(host);
+        let feed = tokio::spawn(feed);
+        gateway.deliver(FROM, "overlay-master", "Ignored", &vec![0; BODY_MAX]);
+        assert!(matches!(told.recv().await, Some(Told::Message(it)) if it.body.is_empty()));
+        for _ in 0..2000 {
+            gateway.deliver(FROM, "overlay-master", "N", b"");
+        }
+        let limited = Refusal::Limit(Limit::MessagesPerSecondPerAddress);
+        assert!(refused.refused.lock().iter().all(|refusal| *refusal == limited));
+        assert!(refused.refused.lock().len() > 900);
+        let other = "overlay-agent@10.0.0.8:5051";
+        let before = refused.refused.lock().len();
+        gateway.deliver(other, "overlay-master", "N", b"");
+        assert_eq!(refused.refused.lock().len(), before);
+        feed.abort();
     }
 
     #[tokio::test]
     async fn what_cannot_be_used_is_refused() {
-        let gateway = Gateway::new();
+        let gateway = gateway();
         let (host, _told) = Host::new();
         let refused = Arc::clone(&host);
         let (_sender, _feed) = gateway.transport(own()).open(host);
         gateway.deliver("(1)@[::1]:5051", "overlay-master", "Six", b"");
-        gateway.deliver(FROM, "overlay-master", "Big", &vec![0; BODY_LIMIT + 1]);
+        gateway.deliver(FROM, "overlay-master", "Big", &vec![0; BODY_MAX + 1]);
         let texts: Vec<_> = refused.refused.lock().iter().map(ToString::to_string).collect();
         let sender = "unusable sender: '(1)@[::1]:5051' is no process address: expected id@ip:port";
-        assert_eq!(texts, [sender.to_owned(), format!("the body exceeds {BODY_LIMIT} bytes")]);
+        assert_eq!(texts, [sender.to_owned(), format!("the body exceeds {BODY_MAX} bytes")]);
     }
 
     #[tokio::test]
     async fn what_waits_is_for_the_next_host() {
-        let gateway = Gateway::new();
+        let gateway = gateway();
         gateway.deliver(FROM, "overlay-master", "Early", b"");
         drop(gateway.transport(own()).open(Host::new().0));
         let answer = ask(&gateway, b"");
@@ -404,7 +461,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_goes_out_once_the_process_is_gone() {
-        let gateway = Gateway::new();
+        let gateway = gateway();
         let sent = Arc::new(Sent::default());
         gateway.attach(Arc::clone(&sent) as _);
         let (sender, _feed) = gateway.transport(own()).open(Host::new().0);

@@ -4,6 +4,7 @@
 //! Nothing here answers a message by itself beyond the protocol's receipt. A message that cannot
 //! reach a process is a [`Refusal`]: told to the sender in words, and to the host for counting.
 
+mod addresses;
 pub mod libprocess;
 pub mod mesos;
 
@@ -13,7 +14,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 
+pub use addresses::Reservation;
+
 use crate::addr::{Upid, UpidError};
+pub use crate::limits::RequestClass;
+use crate::limits::{Limit, Unit};
 
 /// A message as it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,14 +55,40 @@ pub trait Sender: Send + Sync + 'static {
     fn link(&self, to: &Upid);
 }
 
+/// Longest body of a message that nobody here knows. Only its length is looked at.
+pub const UNKNOWN_BODY_MAX: usize = 1024 * 1024;
+
+/// What a host does with a message, as far as the message's name tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// Longest body, as sent and inflated, in bytes.
+    pub body_max: usize,
+    /// Whether the body is of use. If not, the message is delivered without it.
+    pub is_read: bool,
+    /// Whether it makes the host remember a new peer.
+    pub is_registration: bool,
+}
+
+impl Admission {
+    /// A message that the host ignores.
+    pub const IGNORED: Self =
+        Self { body_max: UNKNOWN_BODY_MAX, is_read: false, is_registration: false };
+}
+
 /// What a transport hands to its host.
 pub trait Handler: Send + Sync + 'static {
-    /// Whether a process of this id lives here. If not, the sender is told so.
-    fn has_process(&self, id: &str) -> bool;
+    /// Judges a message by the process that it is for and by its name.
+    ///
+    /// # Errors
+    /// When no such process lives here. The sender is told so.
+    fn admit(&self, to: &str, name: &str) -> Result<Admission, Refusal>;
 
     /// Takes a message. It may wait while the host has too much to do: only the connection that the
-    /// message came on then waits too.
-    fn deliver(&self, message: Incoming) -> impl Future<Output = ()> + Send;
+    /// message came on then waits too. The host drops `memory` when it has processed the message.
+    fn deliver(&self, message: Incoming, memory: Reservation) -> impl Future<Output = ()> + Send;
+
+    /// Judges an HTTP request by its method and path.
+    fn classify(&self, method: &http::Method, path: &str) -> RequestClass;
 
     /// Answers a plain HTTP request.
     fn respond(
@@ -72,7 +103,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Completes when the host takes nothing any more.
     fn ended(&self) -> impl Future<Output = ()> + Send;
 
-    /// Something from `peer` was refused before it reached a process.
+    /// Something from `peer` was refused before it reached a process, or a limit ended it.
     fn refused(&self, peer: SocketAddr, refusal: &Refusal);
 }
 
@@ -121,9 +152,12 @@ pub enum Refusal {
     /// The connection ended in the middle of a request.
     #[error("the connection ended in the middle of a request")]
     Truncated,
-    /// A limit on connections or on memory is reached.
-    #[error("too many connections or too much unfinished data: try again later")]
+    /// The host does not take anything now.
+    #[error("the queue of incoming messages is full: try again later")]
     Busy,
+    /// A limit is reached.
+    #[error("limit {key} is reached: try again later, or raise limits.{key}", key = .0.key())]
+    Limit(Limit),
 }
 
 impl Refusal {
@@ -143,6 +177,21 @@ impl Refusal {
             Self::Encoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Stalled => StatusCode::REQUEST_TIMEOUT,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Limit(limit) => match limit.unit() {
+                Unit::PerSecond => StatusCode::TOO_MANY_REQUESTS,
+                Unit::Seconds => StatusCode::REQUEST_TIMEOUT,
+                Unit::Count | Unit::Bytes => StatusCode::SERVICE_UNAVAILABLE,
+            },
+        }
+    }
+
+    /// The limit that it follows from, if it is one that the operator can set.
+    #[must_use]
+    pub const fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Limit(limit) => Some(*limit),
+            Self::Stalled => Some(Limit::RequestTimeout),
+            _ => None,
         }
     }
 }

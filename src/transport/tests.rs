@@ -7,7 +7,30 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Handler, Incoming, Refusal};
+use super::{Admission, Handler, Incoming, Refusal, RequestClass, Reservation};
+
+/// Longest body of a message or a request that the host takes.
+pub(in crate::transport) const BODY_MAX: usize = 1024 * 1024;
+
+/// Length of a large response: more than the sockets of a connection take.
+const LARGE: usize = 12 * 1024 * 1024;
+
+/// See [`Handler::admit`]. Names with `Registration` register.
+pub(in crate::transport) fn admit(to: &str, name: &str) -> Result<Admission, Refusal> {
+    if !["overlay-master", "overlay-agent", "slave(1) x"].contains(&to) {
+        return Err(Refusal::UnknownProcess(to.to_owned()));
+    }
+    if name == "Ignored" {
+        return Ok(Admission::IGNORED);
+    }
+    let is_registration = name.contains("Registration");
+    Ok(Admission { body_max: BODY_MAX, is_read: true, is_registration })
+}
+
+/// See [`Handler::classify`]. Paths with `heavy` are.
+pub(in crate::transport) fn classify(_: &http::Method, path: &str) -> RequestClass {
+    RequestClass { body_max: BODY_MAX, is_heavy: path.contains("heavy") }
+}
 
 /// What the host was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,11 +57,15 @@ impl Host {
 }
 
 impl Handler for Host {
-    fn has_process(&self, id: &str) -> bool {
-        ["overlay-master", "overlay-agent", "slave(1) x"].contains(&id)
+    fn admit(&self, to: &str, name: &str) -> Result<Admission, Refusal> {
+        admit(to, name)
     }
 
-    async fn deliver(&self, message: Incoming) {
+    fn classify(&self, method: &http::Method, path: &str) -> RequestClass {
+        classify(method, path)
+    }
+
+    async fn deliver(&self, message: Incoming, _memory: Reservation) {
         assert_ne!(message.name, "Panic", "asked for by a test");
         self.room.acquire().await.unwrap().forget();
         let _ = self.told.send(Told::Message(message));
@@ -48,6 +75,12 @@ impl Handler for Host {
         let text = format!("{} {}", request.method(), request.uri());
         assert!(!text.contains("panic"), "asked for by a test");
         let _ = self.told.send(Told::Request(text.clone(), request.into_body()));
+        if text.contains("held") {
+            std::future::pending::<()>().await;
+        }
+        if text.contains("large") {
+            return http::Response::new(vec![b'x'; LARGE].into());
+        }
         http::Response::new(text.into())
     }
 

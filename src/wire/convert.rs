@@ -8,16 +8,17 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bounds::{self, BoundError};
 use super::mesos::modules::overlay as pb;
 use super::mesos::modules::overlay::agent_overlay_info::State as PbState;
 use super::mesos::modules::overlay::agent_overlay_info::state::Status as PbStatus;
 use super::mesos::modules::overlay::internal;
-use super::message::{DecodeError, Message as _, decode};
+use super::message::{DecodeError, decode};
 use super::peers;
 use crate::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
 use crate::protocol::{
-    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Message, Network, Overlay, State,
-    Status, Vtep, Vxlan,
+    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Message, MessageKind, Network,
+    Overlay, State, Status, Vtep, Vxlan,
 };
 use crate::tunnel::PORT_DEFAULT;
 
@@ -30,6 +31,16 @@ pub enum ConvertError {
     /// No message of the overlay modules.
     #[error("unknown message '{}'", .0.escape_debug())]
     UnknownMessage(String),
+    /// The body is longer than the message can be.
+    #[error("malformed {name}: has {length} bytes, and at most {most} are taken")]
+    TooLong {
+        /// Full name of the message.
+        name: &'static str,
+        /// Its length.
+        length: usize,
+        /// The longest that it may have.
+        most: usize,
+    },
     /// A field holds what cannot be used.
     #[error("{field}: {reason}")]
     Field {
@@ -68,14 +79,20 @@ impl ConvertError {
     }
 }
 
+/// The message of this name, if it is one of the overlay modules.
+#[must_use]
+pub fn kind_of(name: &str) -> Option<MessageKind> {
+    MessageKind::ALL.into_iter().find(|kind| kind.name() == name)
+}
+
 /// The names of all messages that [`decode_message`] knows.
 pub const MESSAGE_NAMES: [&str; 6] = [
-    internal::RegisterAgentMessage::NAME,
-    internal::UpdateAgentOverlaysMessage::NAME,
-    internal::AgentRegisteredMessage::NAME,
-    internal::AgentRegisteredAcknowledgement::NAME,
-    peers::REQUEST,
-    peers::UPDATE,
+    MessageKind::RegisterAgent.name(),
+    MessageKind::UpdateAgentOverlays.name(),
+    MessageKind::AgentRegistered.name(),
+    MessageKind::AgentRegisteredAcknowledgement.name(),
+    MessageKind::RequestPeers.name(),
+    MessageKind::UpdatePeers.name(),
 ];
 
 /// The name under which libprocess sends `message`, and its bytes.
@@ -98,37 +115,52 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         Message::AgentRegisteredAcknowledgement => {
             named(&internal::AgentRegisteredAcknowledgement {})
         }
-        Message::RequestPeers(have) => (peers::REQUEST, peers::encode_request(*have)),
-        Message::UpdatePeers(update) => (peers::UPDATE, peers::encode_update(update)),
+        Message::RequestPeers(have) => (message.kind().name(), peers::encode_request(*have)),
+        Message::UpdatePeers(update) => (message.kind().name(), peers::encode_update(update)),
     }
 }
 
-/// The message called `name` with body `bytes`.
+/// The message called `name` with body `bytes`. Decoding allocates at most a small multiple of the
+/// length of `bytes`.
 ///
 /// # Errors
-/// When the name is unknown, the bytes are malformed, a required field is missing or a field is
-/// unusable.
+/// When the name is unknown, the body is longer than the message can be, the bytes are malformed, a
+/// repeated field has too many entries, a required field is missing or a field is unusable.
 pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError> {
-    if name == internal::RegisterAgentMessage::NAME {
-        let message: internal::RegisterAgentMessage = decode(bytes)?;
-        let options = message.network_config.unwrap_or_default();
-        let options = options_from_pb(&options).map_err(|error| error.within("network_config"))?;
-        Ok(Message::RegisterAgent(options))
-    } else if name == internal::UpdateAgentOverlaysMessage::NAME {
-        let message: internal::UpdateAgentOverlaysMessage = decode(bytes)?;
-        assignments_from_pb(&message.overlays).map(Message::UpdateAgentOverlays)
-    } else if name == internal::AgentRegisteredMessage::NAME {
-        let message: internal::AgentRegisteredMessage = decode(bytes)?;
-        assignments_from_pb(&message.overlays).map(Message::AgentRegistered)
-    } else if name == internal::AgentRegisteredAcknowledgement::NAME {
-        decode::<internal::AgentRegisteredAcknowledgement>(bytes)?;
-        Ok(Message::AgentRegisteredAcknowledgement)
-    } else if name == peers::REQUEST {
-        peers::decode_request(bytes).map(Message::RequestPeers)
-    } else if name == peers::UPDATE {
-        peers::decode_update(bytes).map(Message::UpdatePeers)
-    } else {
-        Err(ConvertError::UnknownMessage(name.chars().take(80).collect()))
+    let Some(kind) = kind_of(name) else {
+        return Err(ConvertError::UnknownMessage(name.chars().take(80).collect()));
+    };
+    let (name, most) = (kind.name(), kind.body_max());
+    if bytes.len() > most {
+        return Err(ConvertError::TooLong { name, length: bytes.len(), most });
+    }
+    bounds::check(kind, bytes).map_err(|error| match error {
+        BoundError::Malformed(error) => {
+            DecodeError::Malformed { name, reason: error.to_string() }.into()
+        }
+        BoundError::Field(error) => error,
+    })?;
+    match kind {
+        MessageKind::RegisterAgent => {
+            let message: internal::RegisterAgentMessage = decode(bytes)?;
+            let options = message.network_config.unwrap_or_default();
+            let options = options_from_pb(&options);
+            options.map(Message::RegisterAgent).map_err(|error| error.within("network_config"))
+        }
+        MessageKind::UpdateAgentOverlays => {
+            let message: internal::UpdateAgentOverlaysMessage = decode(bytes)?;
+            assignments_from_pb(&message.overlays).map(Message::UpdateAgentOverlays)
+        }
+        MessageKind::AgentRegistered => {
+            let message: internal::AgentRegisteredMessage = decode(bytes)?;
+            assignments_from_pb(&message.overlays).map(Message::AgentRegistered)
+        }
+        MessageKind::AgentRegisteredAcknowledgement => {
+            decode::<internal::AgentRegisteredAcknowledgement>(bytes)?;
+            Ok(Message::AgentRegisteredAcknowledgement)
+        }
+        MessageKind::RequestPeers => peers::decode_request(bytes).map(Message::RequestPeers),
+        MessageKind::UpdatePeers => peers::decode_update(bytes).map(Message::UpdatePeers),
     }
 }
 
@@ -325,7 +357,7 @@ fn status_to_pb(status: &Status) -> PbState {
     let (status, error) = match status {
         Status::Configuring => (PbStatus::Configuring, None),
         Status::Ok => (PbStatus::Ok, None),
-        Status::Failed(reason) => (PbStatus::Failed, Some(reason.clone())),
+        Status::Failed(reason) => (PbStatus::Failed, Some(bounded(reason).to_owned())),
     };
     PbState { status: Some(status.into()), error }
 }
@@ -335,8 +367,15 @@ fn status_from_pb(pb: &PbState) -> Option<Status> {
         PbStatus::Invalid => None,
         PbStatus::Configuring => Some(Status::Configuring),
         PbStatus::Ok => Some(Status::Ok),
-        PbStatus::Failed => Some(Status::Failed(pb.error().to_owned())),
+        PbStatus::Failed => Some(Status::Failed(bounded(pb.error()).to_owned())),
     }
+}
+
+/// As much of the reason of a failure as is sent and kept: with the most overlays, less than a
+/// report may have.
+fn bounded(reason: &str) -> &str {
+    const REASON_BYTES_MAX: usize = 2048;
+    &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)]
 }
 
 /// The protobuf of `/overlay-master/state`.

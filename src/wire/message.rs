@@ -56,12 +56,31 @@ pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
 
 /// Returns `message` if every required field is set.
 pub(super) fn insist_on_required<M: Message>(message: M) -> Result<M, DecodeError> {
-    let mut fields = String::new();
-    message.missing_required(&mut Missing { path: String::new(), found: &mut fields });
-    if fields.is_empty() {
-        Ok(message)
-    } else {
-        Err(DecodeError::Missing { name: M::NAME, fields })
+    let mut found = MissingFields::default();
+    message.missing_required(&mut Missing { path: String::new(), found: &mut found });
+    match found.into_text() {
+        None => Ok(message),
+        Some(fields) => Err(DecodeError::Missing { name: M::NAME, fields }),
+    }
+}
+
+/// Missing fields that an error names. It counts the others.
+const NAMED_MAX: usize = 8;
+
+/// The paths of missing fields.
+#[derive(Debug, Default)]
+struct MissingFields {
+    paths: Vec<String>,
+    more: usize,
+}
+
+impl MissingFields {
+    fn into_text(self) -> Option<String> {
+        let mut text = self.paths.join(", ");
+        if self.more > 0 {
+            write!(text, " and {} more", self.more).expect("a String takes all text");
+        }
+        (!text.is_empty()).then_some(text)
     }
 }
 
@@ -69,14 +88,18 @@ pub(super) fn insist_on_required<M: Message>(message: M) -> Result<M, DecodeErro
 #[derive(Debug)]
 pub struct Missing<'a> {
     path: String,
-    found: &'a mut String,
+    found: &'a mut MissingFields,
 }
 
 impl Missing<'_> {
     pub(super) fn required(&mut self, field: &str, is_set: bool) {
-        if !is_set {
-            let separator = if self.found.is_empty() { "" } else { ", " };
-            write!(self.found, "{separator}{}{field}", self.path).expect("a String takes all text");
+        if is_set {
+            return;
+        }
+        if self.found.paths.len() < NAMED_MAX {
+            self.found.paths.push(format!("{}{field}", self.path));
+        } else {
+            self.found.more += 1;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The bytes and the JSON: protobuf messages of the C++ modules and of our own records, and their
 //! conversion to and from the words of [`crate::protocol`]. The only room with protobuf types.
 
+mod bounds;
 mod candidate;
 mod convert;
 mod inventory;
@@ -16,7 +17,7 @@ pub use self::log::{Foreign, LoggedState};
 pub use candidate::{decode_candidate, encode_candidate};
 pub use convert::{
     ConvertError, MESSAGE_NAMES, decode_agent, decode_message, decode_state, encode_agent,
-    encode_message, encode_state,
+    encode_message, encode_state, kind_of,
 };
 pub use inventory::{Inventory, doubts};
 pub use json::{JsonError, parse as parse_json, print as print_json};

@@ -10,13 +10,13 @@ use super::convert::{ConvertError, value};
 use super::mesos::modules::overlay::internal as pb;
 use super::message::DecodeError;
 use crate::addr::{Mac, OverlayName, Subnet};
-use crate::protocol::{PeerInfo, PeersHave, PeersUpdate};
+use crate::protocol::{MessageKind, PeerInfo, PeersHave, PeersUpdate};
 use crate::tunnel::Peer;
 
 /// Name of the request on the wire.
-pub(super) const REQUEST: &str = "mesos.modules.overlay.internal.RequestPeersMessage";
+const REQUEST: &str = MessageKind::RequestPeers.name();
 /// Name of the update on the wire.
-pub(super) const UPDATE: &str = "mesos.modules.overlay.internal.UpdatePeersMessage";
+const UPDATE: &str = MessageKind::UpdatePeers.name();
 
 pub(super) fn encode_request(have: PeersHave) -> Vec<u8> {
     let PeersHave { epoch, version, digest } = have;
@@ -46,12 +46,6 @@ pub(super) fn encode_update(update: &PeersUpdate) -> Vec<u8> {
 
 pub(super) fn decode_update(bytes: &[u8]) -> Result<Arc<PeersUpdate>, ConvertError> {
     let pb = pb::UpdatePeersMessage::decode(bytes).map_err(|error| malformed(UPDATE, &error))?;
-    for (field, count) in [("peers", pb.peers.len()), ("removed", pb.removed.len())] {
-        if count > PeersUpdate::PEERS_MAX {
-            let most = PeersUpdate::PEERS_MAX;
-            return Err(ConvertError::field(field, format!("{count} are more than {most}")));
-        }
-    }
     let names: Vec<OverlayName> = each("overlays", &pb.overlays, |name| value("name", name))?;
     let peers = each("peers", &pb.peers, |peer| peer_from_pb(peer, &names))?;
     let removed = each("removed", &pb.removed, |ip| {
@@ -250,7 +244,7 @@ mod tests {
         let error = |change: fn(&mut pb::UpdatePeersMessage)| {
             let mut message = pb::UpdatePeersMessage::decode(&*encode_update(&update())).unwrap();
             change(&mut message);
-            decode_update(&message.encode_to_vec()).unwrap_err().to_string()
+            decode_message(UPDATE, &message.encode_to_vec()).unwrap_err().to_string()
         };
         type Change = fn(&mut pb::UpdatePeersMessage);
         let cases: [(Change, &str); 12] = [
@@ -288,7 +282,7 @@ mod tests {
             (|it| it.peers[1] = it.peers[0].clone(), "peers: an agent is there twice"),
             (
                 |it| it.removed = vec![Vec::new(); PeersUpdate::PEERS_MAX + 1],
-                "removed: 200001 are more than 200000",
+                "removed: has more than 200000 entries",
             ),
         ];
         for (change, text) in cases {

@@ -93,6 +93,7 @@ impl Rehearsal {
                 Command::Abandon(_)
                 | Command::Withdraw(_)
                 | Command::Reread(_)
+                | Command::Preview { .. }
                 | Command::Send { .. }
                 | Command::Broadcast { .. }
                 | Command::Reply { .. } => {}

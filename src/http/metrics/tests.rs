@@ -54,7 +54,14 @@ fn a_master() -> Snapshot<master::Metrics> {
             peers: master::PeersTally { version: 9, agents: 6, subscribers: 4 },
             counters: master::Counters { early_reuses: 7, ..Default::default() },
         },
-        host: HostCounters { process_restarts: 1, refused: 5 },
+        host: HostCounters {
+            process_restarts: 1,
+            refused: 5,
+            limits: std::array::from_fn(|limit| match limit {
+                1 => 2,
+                _ => 0,
+            }),
+        },
         configured: Vec::new(),
     }
 }
@@ -132,6 +139,8 @@ fn the_numbers_of_a_master_come_out() {
         "mesos_overlay_master_version 41",
         "mesos_overlay_master_early_reuses_total 7",
         "mesos_overlay_master_refused_total 5",
+        "mesos_overlay_master_limit_refusals_total{limit=\"connections_per_address\"} 2",
+        "mesos_overlay_master_limit_refusals_total{limit=\"write_timeout\"} 0",
     ] {
         assert!(samples.contains(&format!("{line}\n")), "{line} is not in\n{samples}");
     }
@@ -176,6 +185,23 @@ mesos_overlay_agent_dataplane_changes_total 0
 mesos_overlay_agent_dataplane_repairs_total 0
 mesos_overlay_agent_dataplane_failures_total 0
 mesos_overlay_agent_refused_total 0
+mesos_overlay_agent_limit_refusals_total{limit=\"connections\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"connections_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"http_connections\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"http_connections_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"request_bytes\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"request_bytes_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"response_bytes\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"response_bytes_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"requests\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"requests_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"messages_per_second\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"messages_per_second_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"unsent_bytes\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"unsent_bytes_per_address\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"request_timeout\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"write_timeout\"} 0
+mesos_overlay_agent_limit_refusals_total{limit=\"http_idle_timeout\"} 0
 "
     );
 }

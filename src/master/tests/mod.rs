@@ -87,6 +87,10 @@ impl World {
                 Command::Abandon(reason) => self.abandoned.push(reason),
                 Command::Withdraw(agents) => self.withdrawn.extend(agents),
                 Command::Reread(id) => self.rereads.push(id),
+                Command::Preview { id, job } => {
+                    let effect = Box::new(job.run());
+                    self.master.handle(self.now, Event::Previewed(id, effect));
+                }
                 Command::Commit { changes, .. } => {
                     assert!(self.writing.is_none(), "two commits at one time");
                     assert!(!changes.is_empty(), "a commit of nothing");

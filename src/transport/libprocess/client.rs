@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -21,14 +21,13 @@ use tokio::task::AbortHandle;
 
 use super::{encode, peer, socket};
 use crate::addr::Upid;
+use crate::limits::{Limit, Limits};
+use crate::transport::addresses::{Account, Addresses, Resource};
 use crate::transport::{Handler, Incoming, Refusal};
 
 /// Messages that wait for one peer. A peer is sent a handful in its life; this many means that it
 /// hangs.
 const QUEUE_MESSAGES: usize = 1024;
-
-/// Bytes that wait for one peer; one message may be longer.
-const QUEUE_BYTES: usize = 1024 * 1024;
 
 /// Addresses that we send to at a time. More than the agents of the largest cluster; it bounds what
 /// a liar can make us hold by claiming to be many.
@@ -57,16 +56,22 @@ impl<H: Handler> Client<H> {
     /// A client of the program that others know as `own`. Its connections come from that address,
     /// which peers may demand, if the host has it. To be called within a tokio runtime.
     #[must_use]
-    pub fn new(own: SocketAddrV4, handler: Arc<H>) -> Self {
+    pub fn new(own: SocketAddrV4, handler: Arc<H>, limits: &Limits) -> Self {
         let (sender, messages) = mpsc::channel(OWN_QUEUE);
-        tokio::spawn(deliver_own(own, Arc::clone(&handler), messages));
+        tokio::spawn(deliver_own(own, Arc::clone(&handler), *limits, messages));
+        let descriptors = socket::descriptor_limit();
         let shared = Shared {
             own,
             handler,
             runtime: Handle::current(),
             peers: Mutex::default(),
             connects: Semaphore::new(CONNECTS),
-            descriptors: socket::descriptor_limit(),
+            descriptors,
+            // The other half is for what we accept and for everything else.
+            peers_max: PEERS_LIMIT.min(descriptors / 2),
+            unsent: Arc::default(),
+            unsent_max: limits.size(Limit::UnsentBytes),
+            unsent_max_per_address: limits.size(Limit::UnsentBytesPerAddress),
             lost: AtomicU64::new(0),
             complaints: AtomicU64::new(0),
             is_source_foreign: AtomicBool::new(false),
@@ -91,10 +96,12 @@ impl<H: Handler> Client<H> {
             }
             return;
         }
-        let is_queued = self.shared.with_peer(to.address, |queue| {
-            let has_room = queue.messages < QUEUE_MESSAGES
-                && (queue.messages == 0 || queue.bytes.len() + body.len() <= QUEUE_BYTES);
-            if !has_room {
+        let shared = &self.shared;
+        let is_queued = shared.with_peer(to.address, |queue| {
+            if let Err(limit) = shared.make_room(queue, body.len()) {
+                if let Some(limit) = limit {
+                    shared.handler.refused(to.address.into(), &Refusal::Limit(limit));
+                }
                 queue.refused += 1;
                 // Said at the 1st, 2nd, 4th, 8th... so that a hanging peer does not fill the log
                 // too.
@@ -112,6 +119,7 @@ impl<H: Handler> Client<H> {
                 log::warn!("send {name} to {to}: a name in it is not printable: the message is lost");
                 return false;
             }
+            queue.held.hold(&shared.unsent, queue.bytes.len());
             queue.messages += 1;
             true
         });
@@ -156,13 +164,19 @@ impl<H> Drop for Client<H> {
 async fn deliver_own<H: Handler>(
     own: SocketAddrV4,
     handler: Arc<H>,
+    limits: Limits,
     mut messages: mpsc::Receiver<Incoming>,
 ) {
+    // Messages of our own are not limited: their number is, by the queue.
+    let addresses = Addresses::new(limits);
+    let account = Arc::<Account>::default();
     while let Some(message) = messages.recv().await {
-        if handler.has_process(&message.to) {
-            handler.deliver(message).await;
-        } else {
-            handler.refused(SocketAddr::V4(own), &Refusal::UnknownProcess(message.to));
+        match handler.admit(&message.to, &message.name) {
+            Ok(_) => {
+                let memory = addresses.empty_reservation(&account, Resource::RequestBytes);
+                handler.deliver(message, memory).await;
+            }
+            Err(refusal) => handler.refused(SocketAddr::V4(own), &refusal),
         }
     }
 }
@@ -174,6 +188,8 @@ pub(super) struct Shared<H> {
     pub(super) connects: Semaphore,
     /// How many descriptors this process may have.
     descriptors: usize,
+    /// Addresses that we send to at a time.
+    peers_max: usize,
     /// Whether our advertised address turned out not to be one of this host.
     pub(super) is_source_foreign: AtomicBool,
     runtime: Handle,
@@ -181,6 +197,11 @@ pub(super) struct Shared<H> {
     lost: AtomicU64,
     /// Messages that peers have refused.
     complaints: AtomicU64,
+    /// Bytes that wait for all peers.
+    unsent: Arc<AtomicUsize>,
+    unsent_max: usize,
+    /// Bytes that may wait for one peer; one message may be longer.
+    unsent_max_per_address: usize,
 }
 
 struct Entry {
@@ -201,10 +222,36 @@ pub(super) struct Peer {
 pub(super) struct Queue {
     /// Whole messages, encoded.
     pub(super) bytes: Vec<u8>,
+    /// What `bytes` holds of all that may wait.
+    pub(super) held: Unsent,
     pub(super) messages: usize,
     pub(super) is_linked: bool,
     /// Messages that found no room.
     refused: u64,
+}
+
+/// Bytes that count as unsent until this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Unsent {
+    total: Option<Arc<AtomicUsize>>,
+    bytes: usize,
+}
+
+impl Unsent {
+    /// Holds `bytes` of `total` from now on; never fewer than before.
+    fn hold(&mut self, total: &Arc<AtomicUsize>, bytes: usize) {
+        let total = self.total.get_or_insert_with(|| Arc::clone(total));
+        total.fetch_add(bytes.saturating_sub(self.bytes), Ordering::Relaxed);
+        self.bytes = self.bytes.max(bytes);
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(total) = &self.total {
+            total.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Queue {
@@ -223,7 +270,7 @@ impl<H: Handler> Shared<H> {
         change: impl FnOnce(&mut Queue) -> bool,
     ) -> bool {
         let mut peers = self.peers.lock();
-        let is_full = peers.len() >= PEERS_LIMIT;
+        let is_full = peers.len() >= self.peers_max;
         match peers.entry(address) {
             hash_map::Entry::Occupied(entry) => {
                 let peer = &entry.get().peer;
@@ -232,7 +279,7 @@ impl<H: Handler> Shared<H> {
                 is_changed
             }
             hash_map::Entry::Vacant(_) if is_full => {
-                log::warn!("send to {address}: already sending to {PEERS_LIMIT} others");
+                log::warn!("send to {address}: already sending to {} others", self.peers_max);
                 false
             }
             hash_map::Entry::Vacant(entry) => {
@@ -249,6 +296,24 @@ impl<H: Handler> Shared<H> {
                 is_changed
             }
         }
+    }
+
+    /// Whether a message of `length` bytes may wait in a queue: if not, the limit that is reached,
+    /// where it is one that can be set.
+    fn make_room(&self, queue: &Queue, length: usize) -> Result<(), Option<Limit>> {
+        if queue.messages >= QUEUE_MESSAGES {
+            return Err(None);
+        }
+        let is_first = queue.messages == 0;
+        if !is_first && queue.bytes.len() + length > self.unsent_max_per_address {
+            return Err(Some(Limit::UnsentBytesPerAddress));
+        }
+        // A quarter is kept for peers for which nothing waits.
+        let most = if is_first { self.unsent_max } else { self.unsent_max / 4 * 3 };
+        if self.unsent.load(Ordering::Relaxed) + length > most {
+            return Err(Some(Limit::UnsentBytes));
+        }
+        Ok(())
     }
 
     /// Ends a peer unless something is left to do for it. Nobody can queue anything meanwhile.

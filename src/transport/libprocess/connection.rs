@@ -3,8 +3,9 @@
 //!
 //! An idle connection holds its socket and this small struct: buffers exist only while there is
 //! something in them, and a timer only while a request is unfinished. It may then stay idle for
-//! ever, since closing it would mean to the peer that we have ended. The first request that is no
-//! message hands the connection to the HTTP server ([`super::http`]).
+//! ever, since closing it would mean to the peer that we have ended; only where there is no room
+//! for another one it is closed ([`super::connections`]). The first request that is no message
+//! hands the connection to the HTTP server ([`super::http`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,22 +17,14 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::connections::Place;
 use super::framing::Body;
-use super::head::{self, Head, MessageHead};
-use super::server::{Host, Unfinished};
+use super::head::{self, Head};
+use super::server::{Host, Judged};
 use super::{encode, http, socket};
+use crate::limits::Limit;
+use crate::transport::addresses::{Account, Reservation};
 use crate::transport::{Handler, Refusal};
-
-/// From the first byte of a request to the end of its head. Also how long a peer may say nothing at
-/// all after it has connected, if there are so many that its place is needed: else it may wait as
-/// long as it likes, since libprocess links first and may have nothing to say for minutes.
-const HEAD_TIME: Duration = Duration::from_secs(30);
-
-/// From the end of a request's head to the end of its body.
-const BODY_TIME: Duration = Duration::from_secs(60);
-
-/// How long a peer may leave its receipts unread, once they fill its socket.
-const WRITE_TIME: Duration = Duration::from_secs(60);
 
 /// Room for one read. Most messages fit twice.
 const READ_SIZE: usize = 8 * 1024;
@@ -48,7 +41,7 @@ const CLOSE_READS: usize = 64;
 enum Next {
     /// More has to be read.
     Read,
-    Message(MessageHead, Bytes),
+    Message(Box<Message>, Bytes),
     Http,
 }
 
@@ -62,11 +55,17 @@ enum End {
     Http,
 }
 
+/// A message of which the head was read.
+struct Message {
+    judged: Judged,
+    is_kept_alive: bool,
+    memory: Reservation,
+}
+
 /// A message whose body is still coming.
-struct Unread<H> {
-    head: MessageHead,
+struct Unread {
+    message: Box<Message>,
     body: Body,
-    memory: Unfinished<H>,
 }
 
 /// An accepted connection.
@@ -74,31 +73,37 @@ pub(super) struct Connection<H> {
     stream: TcpStream,
     peer: SocketAddr,
     host: Arc<Host<H>>,
+    account: Arc<Account>,
+    place: Arc<Place>,
     input: BytesMut,
     /// How much of the input is known not to hold the end of a head.
     scanned: usize,
-    unread: Option<Box<Unread<H>>>,
+    unread: Option<Box<Unread>>,
     /// When the request that has begun must be complete, or its head.
     deadline: Option<Instant>,
     output: Vec<u8>,
-    /// Whether there was ever a complete request.
-    has_spoken: bool,
     /// Whether writing has failed. What the peer sent before it left still counts.
     is_deaf: bool,
 }
 
 impl<H: Handler> Connection<H> {
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, host: Arc<Host<H>>) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        host: Arc<Host<H>>,
+        place: Arc<Place>,
+    ) -> Self {
         Self {
             stream,
             peer,
+            account: host.addresses.account(peer.ip()),
             host,
+            place,
             input: BytesMut::new(),
             scanned: 0,
             unread: None,
             deadline: None,
             output: Vec::new(),
-            has_spoken: false,
             is_deaf: false,
         }
     }
@@ -123,7 +128,8 @@ impl<H: Handler> Connection<H> {
                 self.flush().await;
                 let already = self.input.freeze();
                 // Boxed, since it is many times the size of everything else here.
-                Box::pin(http::serve(self.stream, already, self.peer, self.host)).await;
+                let client = http::Client { peer: self.peer, account: self.account };
+                Box::pin(http::serve(self.stream, already, client, self.host)).await;
             }
         }
     }
@@ -131,8 +137,8 @@ impl<H: Handler> Connection<H> {
     async fn serve(&mut self) -> End {
         loop {
             match self.next() {
-                Ok(Next::Message(head, body)) => {
-                    if !self.receive(head, body).await {
+                Ok(Next::Message(message, body)) => {
+                    if !self.receive(*message, body).await {
                         return End::Closed;
                     }
                 }
@@ -150,10 +156,10 @@ impl<H: Handler> Connection<H> {
 
     /// Hands a message to its process and notes the receipt. Returns whether the connection goes
     /// on.
-    async fn receive(&mut self, head: MessageHead, body: Bytes) -> bool {
+    async fn receive(&mut self, message: Message, body: Bytes) -> bool {
         self.release();
-        let MessageHead { envelope, encoding, is_kept_alive, .. } = head;
-        match self.host.receive(self.peer, envelope, encoding, body).await {
+        let Message { judged, is_kept_alive, memory } = message;
+        match self.host.receive(self.peer, judged, body, memory).await {
             Ok(()) => encode::accepted(&mut self.output, is_kept_alive),
             Err(refusal) => encode::refused(&mut self.output, &refusal, is_kept_alive),
         }
@@ -167,15 +173,24 @@ impl<H: Handler> Connection<H> {
     fn next(&mut self) -> Result<Next, Refusal> {
         if let Some(unread) = &mut self.unread {
             let Some(body) = unread.body.read(&mut self.input)? else {
-                unread.memory.grow(unread.body.held())?;
+                if let Err(refusal) = unread.message.memory.grow_to(unread.body.held()) {
+                    self.host.handler.refused(self.peer, &refusal);
+                    unread.body.discard();
+                    unread.message.judged.refuse(refusal);
+                }
                 return Ok(Next::Read);
             };
             self.deadline = None;
             return Ok(match self.unread.take() {
-                Some(unread) => Next::Message(unread.head, body),
+                Some(unread) => Next::Message(unread.message, body),
                 None => Next::Read,
             });
         }
+        self.next_head()
+    }
+
+    /// Looks for the head of a request in the input.
+    fn next_head(&mut self) -> Result<Next, Refusal> {
         if self.scanned == 0 {
             let ends = self.input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
             // Some old clients send a line end behind a body.
@@ -188,19 +203,29 @@ impl<H: Handler> Connection<H> {
         let head = head::parse(&self.input[..length])?;
         self.scanned = 0;
         self.deadline = None;
-        self.has_spoken = true;
         let Head::Message(head) = head else { return Ok(Next::Http) };
         self.input.advance(length);
-        let mut body = Body::new(head.framing);
-        if let Some(body) = body.read(&mut self.input)? {
-            return Ok(Next::Message(head, body));
+        let (framing, is_kept_alive) = (head.framing, head.is_kept_alive);
+        let is_continue_awaited = head.is_continue_awaited;
+        let mut judged = self.host.judge(self.peer, &self.account, head)?;
+        let mut body = Body::new(framing, judged.limits)?;
+        let complete = body.read(&mut self.input)?;
+        let mut memory = self.host.body_memory(&self.account);
+        let held = complete.as_ref().map_or_else(|| body.held(), Bytes::len);
+        if let Err(refusal) = memory.grow_to(held) {
+            self.host.handler.refused(self.peer, &refusal);
+            body.discard();
+            judged.refuse(refusal);
         }
-        if head.is_continue_awaited {
+        let message = Box::new(Message { judged, is_kept_alive, memory });
+        if let Some(body) = complete {
+            return Ok(Next::Message(message, body));
+        }
+        if is_continue_awaited {
             self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        let memory = Unfinished::new(Arc::clone(&self.host));
-        self.deadline = Some(Instant::now() + BODY_TIME);
-        self.unread = Some(Box::new(Unread { head, body, memory }));
+        self.deadline = Some(self.request_deadline());
+        self.unread = Some(Box::new(Unread { message, body }));
         Ok(Next::Read)
     }
 
@@ -209,7 +234,7 @@ impl<H: Handler> Connection<H> {
         self.release();
         let is_unfinished = self.unread.is_some() || !self.input.is_empty();
         if is_unfinished && self.deadline.is_none() {
-            self.deadline = Some(Instant::now() + HEAD_TIME);
+            self.deadline = Some(self.request_deadline());
         }
         loop {
             match self.deadline {
@@ -217,21 +242,24 @@ impl<H: Handler> Connection<H> {
                     Ok(_) => {}
                     Err(_) => return Err(End::Refused(Refusal::Stalled)),
                 },
-                None if self.has_spoken => drop(self.stream.readable().await),
-                None => match timeout(HEAD_TIME, self.stream.readable()).await {
-                    Ok(_) => {}
-                    Err(_) if self.host.is_crowded() => return Err(End::Refused(Refusal::Stalled)),
-                    Err(_) => continue,
-                },
+                None => drop(self.stream.readable().await),
             }
             self.input.reserve(READ_SIZE);
             match socket::read_now(&mut self.stream, &mut self.input).await {
                 None => self.release(),
-                Some(Ok(1..)) => return Ok(()),
+                Some(Ok(1..)) => {
+                    self.place.received();
+                    return Ok(());
+                }
                 Some(_) if is_unfinished => return Err(End::Refused(Refusal::Truncated)),
                 Some(_) => return Err(End::Closed),
             }
         }
+    }
+
+    /// When a request that begins now must have come, or its body.
+    fn request_deadline(&self) -> Instant {
+        Instant::now() + self.host.options.limits.timeout(Limit::RequestTimeout)
     }
 
     /// Writes the receipts. If the peer does not take them it gets none from now on, but is
@@ -242,7 +270,12 @@ impl<H: Handler> Connection<H> {
             match self.stream.try_write(&self.output[written..]) {
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.is_deaf = timeout(WRITE_TIME, self.stream.writable()).await.is_err();
+                    let patience = self.host.options.limits.timeout(Limit::WriteTimeout);
+                    self.is_deaf = timeout(patience, self.stream.writable()).await.is_err();
+                    if self.is_deaf {
+                        let refusal = Refusal::Limit(Limit::WriteTimeout);
+                        self.host.handler.refused(self.peer, &refusal);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => self.is_deaf = true,

@@ -8,7 +8,6 @@ use std::io::Read as _;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::BODY_LIMIT;
 use super::head::{Framing, hex};
 use crate::transport::Refusal;
 
@@ -22,7 +21,19 @@ const TRAILERS_LIMIT: usize = 8 * 1024;
 #[derive(Debug)]
 pub(super) struct Body {
     bytes: Vec<u8>,
+    /// How much of it came so far.
+    length: usize,
+    limits: BodyLimits,
     state: State,
+}
+
+/// How long a body may be, and whether it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BodyLimits {
+    /// Longest body, in bytes, as sent and inflated.
+    pub(super) max: usize,
+    /// Whether its bytes are kept. If not, the body ends up empty, and costs no memory.
+    pub(super) is_kept: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,13 +52,20 @@ enum State {
 }
 
 impl Body {
-    pub(super) const fn new(framing: Framing) -> Self {
+    /// A body of which nothing has been read.
+    ///
+    /// # Errors
+    /// When its sender says that it is too long.
+    pub(super) const fn new(framing: Framing, limits: BodyLimits) -> Result<Self, Refusal> {
         let state = match framing {
             Framing::Length(0) => State::Done,
+            Framing::Length(length) if length > limits.max => {
+                return Err(Refusal::BodyTooLarge(limits.max));
+            }
             Framing::Length(length) => State::Length(length),
             Framing::Chunked => State::ChunkSize,
         };
-        Self { bytes: Vec::new(), state }
+        Ok(Self { bytes: Vec::new(), length: 0, limits, state })
     }
 
     /// Takes what belongs to the body out of `input`, and gives the body once it is complete. Not a
@@ -66,9 +84,10 @@ impl Body {
                 State::ChunkSize => {
                     let Some(line) = take_line(input, CHUNK_LINE_LIMIT)? else { return Ok(None) };
                     let size = chunk_size(&line)?;
-                    if size > BODY_LIMIT - self.bytes.len() {
-                        return Err(Refusal::BodyTooLarge(BODY_LIMIT));
-                    }
+                    let Some(size) = size.filter(|size| *size <= self.limits.max - self.length)
+                    else {
+                        return Err(Refusal::BodyTooLarge(self.limits.max));
+                    };
                     self.state = if size == 0 { State::Trailers(0) } else { State::Chunk(size) };
                 }
                 State::Chunk(rest) => match self.take(rest, input) {
@@ -92,6 +111,12 @@ impl Body {
         }
     }
 
+    /// Drops what was kept, and keeps nothing from now on.
+    pub(super) fn discard(&mut self) {
+        self.limits.is_kept = false;
+        self.bytes = Vec::new();
+    }
+
     /// How much memory the body holds.
     pub(super) const fn held(&self) -> usize {
         self.bytes.capacity()
@@ -100,11 +125,14 @@ impl Body {
     /// Moves at most `rest` bytes out of `input`; says how many are still to come.
     fn take(&mut self, rest: usize, input: &mut BytesMut) -> usize {
         let count = rest.min(input.len());
-        if self.bytes.is_empty() {
-            // Nearly always all of a body is there: then it gets memory of just its size.
-            self.bytes.reserve_exact(count);
+        self.length += count;
+        if self.limits.is_kept {
+            if self.bytes.is_empty() {
+                // Nearly always all of a body is there: then it gets memory of just its size.
+                self.bytes.reserve_exact(count);
+            }
+            self.bytes.extend_from_slice(&input[..count]);
         }
-        self.bytes.extend_from_slice(&input[..count]);
         input.advance(count);
         rest - count
     }
@@ -130,29 +158,49 @@ fn take_line(input: &mut BytesMut, limit: usize) -> Result<Option<BytesMut>, Ref
     Ok(Some(line))
 }
 
-fn chunk_size(line: &[u8]) -> Result<usize, Refusal> {
+/// The size of a chunk; `None` if it is larger than any body.
+fn chunk_size(line: &[u8]) -> Result<Option<usize>, Refusal> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let is_ended = matches!(line.get(digits), None | Some(b';' | b' ' | b'\t'));
     if digits == 0 || !is_ended {
         return Err(Refusal::Malformed("the size of a chunk is no hexadecimal number"));
     }
-    line[..digits].iter().try_fold(0_usize, |size, &digit| {
-        let size = size << 4 | usize::from(hex(digit).unwrap_or_default());
-        // Checked at every digit, so it cannot overflow.
-        if size > BODY_LIMIT { Err(Refusal::BodyTooLarge(BODY_LIMIT)) } else { Ok(size) }
-    })
+    Ok(line[..digits].iter().try_fold(0_usize, |size, &digit| {
+        size.checked_mul(16)?.checked_add(hex(digit).unwrap_or_default().into())
+    }))
 }
 
-/// Undoes gzip, up to the limit of a body.
-pub(super) fn inflate(body: &[u8]) -> Result<Bytes, Refusal> {
+/// Bytes that are inflated at a time.
+const INFLATE_STEP: usize = 32 * 1024;
+
+/// Undoes gzip. `grow` is told how much memory it takes before it takes it.
+///
+/// # Errors
+/// When the body is no gzip, when it is longer than `max` bytes inflated, or when `grow` refuses.
+pub(super) fn inflate(
+    body: &[u8],
+    max: usize,
+    mut grow: impl FnMut(usize) -> Result<(), Refusal>,
+) -> Result<Bytes, Refusal> {
+    let mut decoder = flate2::read::MultiGzDecoder::new(body);
     let mut plain = Vec::new();
-    let limit = BODY_LIMIT as u64 + 1;
-    flate2::read::MultiGzDecoder::new(body)
-        .take(limit)
-        .read_to_end(&mut plain)
-        .map_err(|_| Refusal::Malformed("the body is no gzip data"))?;
-    if plain.len() > BODY_LIMIT {
-        return Err(Refusal::BodyTooLarge(BODY_LIMIT));
+    loop {
+        if plain.len() == plain.capacity() {
+            let capacity = (plain.capacity() * 2).clamp(INFLATE_STEP, max.max(INFLATE_STEP) + 1);
+            grow(capacity)?;
+            plain.reserve_exact(capacity - plain.len());
+        }
+        let room = (plain.capacity() - plain.len()) as u64;
+        let count = decoder
+            .by_ref()
+            .take(room)
+            .read_to_end(&mut plain)
+            .map_err(|_| Refusal::Malformed("the body is no gzip data"))?;
+        if plain.len() > max {
+            return Err(Refusal::BodyTooLarge(max));
+        }
+        if count == 0 {
+            return Ok(plain.into());
+        }
     }
-    Ok(plain.into())
 }

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::{BODY_LIMIT, HEAD_LIMIT, HEADERS_LIMIT};
+use super::{HEAD_LIMIT, HEADERS_LIMIT};
 use crate::addr::Upid;
 use crate::transport::Refusal;
 
@@ -231,13 +231,10 @@ impl<'a> Fields<'a> {
                 if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
                     return Err(Refusal::Malformed("the content length is no number"));
                 }
-                // Only digits, so what does not parse is too large for the type.
-                std::str::from_utf8(digits)
-                    .ok()
-                    .and_then(|digits| digits.parse().ok())
-                    .filter(|&length| length <= BODY_LIMIT)
-                    .map(Framing::Length)
-                    .ok_or(Refusal::BodyTooLarge(BODY_LIMIT))
+                // Only digits, so what does not parse is too large for the type, and for any body.
+                let length =
+                    std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+                Ok(Framing::Length(length.unwrap_or(usize::MAX)))
             }
             (None, None) => Ok(Framing::Length(0)),
         }

@@ -18,6 +18,7 @@
 
 mod client;
 mod connection;
+mod connections;
 mod encode;
 mod framing;
 mod head;
@@ -43,14 +44,9 @@ pub use whole::read_message;
 
 use super::{Handler, Sender, Transport};
 use crate::addr::Upid;
-use crate::protocol::PeersUpdate;
 
 /// Longest request line with all headers, in bytes: the same as libprocess.
 const HEAD_LIMIT: usize = 80 * 1024;
-
-/// Longest body, also after inflating: the longest table of peers, which has about 50 bytes per
-/// agent with two overlays. libprocess itself has no limit.
-const BODY_LIMIT: usize = PeersUpdate::BYTES_MAX;
 
 /// Most headers of a request or a reply.
 const HEADERS_LIMIT: usize = 128;
@@ -75,7 +71,7 @@ impl Transport for Libprocess {
         self,
         handler: Arc<H>,
     ) -> (Box<dyn Sender>, impl Future<Output = ()> + Send + 'static) {
-        let client = Client::new(self.advertise, Arc::clone(&handler));
+        let client = Client::new(self.advertise, Arc::clone(&handler), &self.options.limits);
         (Box::new(client), self.server.run(handler, self.options, std::future::pending()))
     }
 }

@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::client::{Peer, Shared};
+use super::client::{Peer, Shared, Unsent};
 use super::replies::Replies;
 use super::socket;
 use crate::machine::is_worth_a_line;
@@ -146,6 +146,8 @@ struct Connection<'a, H> {
     shared: &'a Shared<H>,
     peer: &'a Peer,
     output: Vec<u8>,
+    /// What `output` holds of all that may be unsent.
+    held: Unsent,
     written: usize,
     /// Receipts that are still to come.
     awaited: usize,
@@ -165,6 +167,7 @@ impl<'a, H: Handler> Connection<'a, H> {
             shared,
             peer,
             output: Vec::new(),
+            held: Unsent::default(),
             written: 0,
             awaited: 0,
             replies: Replies::default(),
@@ -224,6 +227,7 @@ impl<'a, H: Handler> Connection<'a, H> {
         let mut queue = self.peer.queue.lock();
         if self.output.is_empty() && queue.messages > 0 {
             self.output = std::mem::take(&mut queue.bytes);
+            self.held = std::mem::take(&mut queue.held);
             self.awaited += std::mem::take(&mut queue.messages);
             self.used = Instant::now();
         }
@@ -254,6 +258,7 @@ impl<'a, H: Handler> Connection<'a, H> {
             }
         }
         self.output = Vec::new();
+        self.held = Unsent::default();
         self.written = 0;
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,35 +15,30 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 
 use super::connection::Connection;
-use super::head::{Encoding, Envelope};
-use super::{connection, encode, framing, socket};
-use crate::transport::{Handler, Incoming, Refusal};
+use super::connections::{Closer, Connections};
+use super::framing::{self, BodyLimits};
+use super::head::{Encoding, Envelope, Framing, MessageHead};
+use super::socket;
+use crate::limits::{Limit, Limits};
+use crate::transport::addresses::{Account, Addresses, Reservation, Resource};
+use crate::transport::{Handler, Incoming, Refusal, UNKNOWN_BODY_MAX};
 
 /// How long no connection is accepted after the system had no descriptor or memory for one. Trying
 /// at once would fail again, and spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Connections beyond the limit that are being told so at a time. More are closed without a word.
-const TURNED_AWAY_LIMIT: usize = 64;
-
-/// What all unfinished bodies may hold together, in bytes. An honest body is complete in a moment.
-const UNFINISHED_LIMIT: usize = 64 * 1024 * 1024;
 
 /// What the operator may choose.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// Whether the address in a sender's name must be the one that its connection comes from.
     pub require_peer_address_match: bool,
-    /// Connections at a time. A further one is answered with 503 and closed.
-    pub connections: usize,
+    /// What peers can make the server hold and do.
+    pub limits: Limits,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        // The links of 10,000 agents, as many that come and go in a failover, and some left for
-        // people; and with the usual limit of 20,000 descriptors or more there are some left for
-        // everything else.
-        Self { require_peer_address_match: false, connections: 14_000 }
+        Self { require_peer_address_match: false, limits: Limits::of_master() }
     }
 }
 
@@ -76,16 +70,8 @@ impl Server {
         options: ServerOptions,
         shutdown: impl Future<Output = ()>,
     ) {
-        let limit = options.connections;
-        let host = Arc::new(Host {
-            handler,
-            options,
-            open: 0.into(),
-            http: 0.into(),
-            unfinished: 0.into(),
-        });
+        let host = Arc::new(Host::new(handler, options));
         let mut tasks = JoinSet::new();
-        let mut turned_away = JoinSet::new();
         let mut is_exhausted = false;
         tokio::pin!(shutdown);
         loop {
@@ -93,26 +79,14 @@ impl Server {
                 accepted = self.listener.accept() => accepted,
                 Some(ended) = tasks.join_next() => {
                     log_panic(ended);
-                    while let Some(ended) = tasks.try_join_next() {
-                        log_panic(ended);
-                    }
-                    host.open.store(tasks.len(), Ordering::Relaxed);
                     continue;
                 }
-                Some(_) = turned_away.join_next() => continue,
                 () = &mut shutdown => return,
             };
             match accepted {
-                Ok((stream, peer)) if tasks.len() >= limit => {
-                    host.handler.refused(peer, &Refusal::Busy);
-                    if turned_away.len() < TURNED_AWAY_LIMIT {
-                        turned_away.spawn(turn_away(stream));
-                    }
-                }
                 Ok((stream, peer)) => {
                     is_exhausted = false;
-                    tasks.spawn(Connection::new(stream, peer, Arc::clone(&host)).run());
-                    host.open.store(tasks.len(), Ordering::Relaxed);
+                    host.serve(&mut tasks, stream, peer);
                 }
                 Err(error) => pause_if_exhausted(self.local, &error, &mut is_exhausted).await,
             }
@@ -152,25 +126,14 @@ fn log_panic(ended: Result<(), JoinError>) {
     }
 }
 
-async fn turn_away(stream: TcpStream) {
-    let mut output = Vec::new();
-    encode::refused(&mut output, &Refusal::Busy, false);
-    // A fresh socket has room for this.
-    if stream.writable().await.is_ok() && stream.try_write(&output).is_ok() {
-        connection::close_gently(stream).await;
-    }
-}
-
 /// What the connections of a server share.
 pub(super) struct Host<H> {
     pub(super) handler: Arc<H>,
-    options: ServerOptions,
-    /// Connections now.
-    open: AtomicUsize,
+    pub(super) options: ServerOptions,
+    pub(super) addresses: Arc<Addresses>,
+    connections: Arc<Connections>,
     /// Of them, those with the HTTP server.
-    pub(super) http: AtomicUsize,
-    /// Bytes that unfinished bodies hold.
-    unfinished: AtomicUsize,
+    pub(super) http: Arc<Connections>,
 }
 
 impl<H> fmt::Debug for Host<H> {
@@ -179,78 +142,131 @@ impl<H> fmt::Debug for Host<H> {
     }
 }
 
+/// What follows from the head of a message.
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub(super) limits: BodyLimits,
+    encoding: Encoding,
+    envelope: Result<Envelope, Refusal>,
+    /// Whether a refusal has been counted already.
+    is_counted: bool,
+}
+
+impl Judged {
+    /// Refuses the message, which the caller counts. The rest of its body is read over, so that the
+    /// connection can go on.
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.envelope = Err(refusal);
+        self.limits.is_kept = false;
+        self.is_counted = true;
+    }
+}
+
 impl<H: Handler> Host<H> {
+    fn new(handler: Arc<H>, options: ServerOptions) -> Self {
+        let limits = &options.limits;
+        let connections =
+            Connections::new(limits, Limit::Connections, Limit::ConnectionsPerAddress);
+        let http =
+            Connections::new(limits, Limit::HttpConnections, Limit::HttpConnectionsPerAddress);
+        let addresses = Addresses::new(options.limits);
+        Self { handler, options, addresses, connections, http }
+    }
+
+    /// Serves a connection in a task of its own. Another one is closed if there is no room.
+    fn serve(self: &Arc<Self>, tasks: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr) {
+        self.make_room(&self.connections, peer);
+        let place = self.connections.place();
+        let connection = Connection::new(stream, peer, Arc::clone(self), Arc::clone(&place));
+        let task = tasks.spawn(connection.run());
+        self.connections.insert(peer, &place, Closer::Task(task));
+    }
+
+    /// Makes room for a connection of `peer` among those of one kind.
+    pub(super) fn make_room(&self, connections: &Connections, peer: SocketAddr) {
+        if let Some(evicted) = connections.make_room(peer) {
+            self.handler.refused(evicted.peer, &Refusal::Limit(evicted.limit));
+        }
+    }
+
+    /// Judges a message by its head: its size, its sender, and whether anybody takes it.
+    ///
+    /// # Errors
+    /// When its body is too long for its name. The connection cannot go on then.
+    pub(super) fn judge(
+        &self,
+        peer: SocketAddr,
+        account: &Account,
+        head: MessageHead,
+    ) -> Result<Judged, Refusal> {
+        let MessageHead { envelope, framing, encoding, .. } = head;
+        let admission = match &envelope {
+            Ok(Envelope { to, name, .. }) => self.handler.admit(to, name),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        let max = admission.as_ref().map_or(UNKNOWN_BODY_MAX, |admission| admission.body_max);
+        if matches!(framing, Framing::Length(length) if length > max) {
+            return Err(Refusal::BodyTooLarge(max));
+        }
+        let envelope = envelope.and_then(|envelope| {
+            self.check_sender(peer, &envelope)?;
+            let is_registration = admission.as_ref().is_ok_and(|it| it.is_registration);
+            self.addresses.count_message(account, is_registration)?;
+            admission.clone().map(|_| envelope)
+        });
+        let is_kept = envelope.is_ok() && admission.is_ok_and(|admission| admission.is_read);
+        Ok(Judged { limits: BodyLimits { max, is_kept }, encoding, envelope, is_counted: false })
+    }
+
+    fn check_sender(&self, peer: SocketAddr, envelope: &Envelope) -> Result<(), Refusal> {
+        let claimed = *envelope.from.address.ip();
+        if self.options.require_peer_address_match && peer.ip() != IpAddr::V4(claimed) {
+            return Err(Refusal::AddressMismatch { claimed, actual: peer.ip() });
+        }
+        Ok(())
+    }
+
     /// Hands a message to its process, or says why not. What is refused has been counted then.
     pub(super) async fn receive(
         &self,
         peer: SocketAddr,
-        envelope: Result<Envelope, Refusal>,
-        encoding: Encoding,
+        judged: Judged,
         body: Bytes,
+        mut memory: Reservation,
     ) -> Result<(), Refusal> {
-        match self.examine(peer, envelope, encoding, body) {
+        let is_counted = judged.is_counted;
+        match open(judged, body, &mut memory) {
             Ok(message) => {
-                self.handler.deliver(message).await;
+                self.handler.deliver(message, memory).await;
                 Ok(())
             }
             Err(refusal) => {
-                self.handler.refused(peer, &refusal);
+                if !is_counted {
+                    self.handler.refused(peer, &refusal);
+                }
                 Err(refusal)
             }
         }
     }
 
-    fn examine(
-        &self,
-        peer: SocketAddr,
-        envelope: Result<Envelope, Refusal>,
-        encoding: Encoding,
-        body: Bytes,
-    ) -> Result<Incoming, Refusal> {
-        let Envelope { from, to, name } = envelope?;
-        let claimed = *from.address.ip();
-        if self.options.require_peer_address_match && peer.ip() != IpAddr::V4(claimed) {
-            return Err(Refusal::AddressMismatch { claimed, actual: peer.ip() });
+    /// The memory of a body of which nothing has come.
+    pub(super) fn body_memory(&self, account: &Arc<Account>) -> Reservation {
+        self.addresses.empty_reservation(account, Resource::RequestBytes)
+    }
+}
+
+/// The message, inflated if it came compressed.
+fn open(judged: Judged, body: Bytes, memory: &mut Reservation) -> Result<Incoming, Refusal> {
+    let Judged { limits, encoding, envelope, .. } = judged;
+    let Envelope { from, to, name } = envelope?;
+    let body = match encoding {
+        _ if !limits.is_kept => Bytes::new(),
+        Encoding::Identity => body,
+        Encoding::Gzip => {
+            let sent = body.len();
+            framing::inflate(&body, limits.max, |inflated| memory.grow_to(sent + inflated))?
         }
-        if !self.handler.has_process(&to) {
-            return Err(Refusal::UnknownProcess(to));
-        }
-        let body = match encoding {
-            Encoding::Identity => body,
-            Encoding::Gzip => framing::inflate(&body)?,
-            Encoding::Unknown => return Err(Refusal::Encoding),
-        };
-        Ok(Incoming { from, to, name, body })
-    }
-
-    /// Whether so many connections are open that those that never said anything have to go.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.open.load(Ordering::Relaxed) > self.options.connections / 2
-    }
-}
-
-/// A connection's part of the memory for unfinished bodies; given back when dropped.
-pub(super) struct Unfinished<H> {
-    host: Arc<Host<H>>,
-    bytes: usize,
-}
-
-impl<H> Unfinished<H> {
-    pub(super) const fn new(host: Arc<Host<H>>) -> Self {
-        Self { host, bytes: 0 }
-    }
-
-    /// Notes that the body now holds so many bytes.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let more = bytes.saturating_sub(self.bytes);
-        self.bytes += more;
-        let all = self.host.unfinished.fetch_add(more, Ordering::Relaxed) + more;
-        if all > UNFINISHED_LIMIT { Err(Refusal::Busy) } else { Ok(()) }
-    }
-}
-
-impl<H> Drop for Unfinished<H> {
-    fn drop(&mut self) {
-        self.host.unfinished.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
+        Encoding::Unknown => return Err(Refusal::Encoding),
+    };
+    Ok(Incoming { from, to, name, body })
 }

@@ -3,9 +3,9 @@
 
 use bytes::BytesMut;
 
-use super::framing::{Body, inflate};
+use super::framing::{Body, BodyLimits, inflate};
 use super::head::{self, Encoding, Head};
-use crate::transport::{Incoming, Refusal};
+use crate::transport::{Incoming, Refusal, UNKNOWN_BODY_MAX};
 
 /// The first message in what comes in these pieces. `None` if it is another request, or is not all
 /// there.
@@ -26,7 +26,8 @@ pub fn read_message(pieces: &[&[u8]]) -> Result<Option<Incoming>, Refusal> {
             let Head::Message(head) = head::parse(&input.split_to(length))? else {
                 return Ok(None);
             };
-            unread = Some((Body::new(head.framing), head));
+            let limits = BodyLimits { max: UNKNOWN_BODY_MAX, is_kept: true };
+            unread = Some((Body::new(head.framing, limits)?, head));
         }
         if let Some((body, head)) = &mut unread
             && let Some(body) = body.read(&mut input)?
@@ -34,7 +35,7 @@ pub fn read_message(pieces: &[&[u8]]) -> Result<Option<Incoming>, Refusal> {
             let envelope = head.envelope.clone()?;
             let body = match head.encoding {
                 Encoding::Identity => body,
-                Encoding::Gzip => inflate(&body)?,
+                Encoding::Gzip => inflate(&body, UNKNOWN_BODY_MAX, |_| Ok(()))?,
                 Encoding::Unknown => return Err(Refusal::Encoding),
             };
             let head::Envelope { from, to, name } = envelope;

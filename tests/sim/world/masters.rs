@@ -290,6 +290,10 @@ impl World {
                 self.plan_in(READING, Happening::MasterHears { master, run, event });
                 return self.monitor.observe(self.now, &Fact::Reread);
             }
+            Command::Preview { id, job } => {
+                let (run, event) = (node.run, Box::new(Event::Previewed(id, Box::new(job.run()))));
+                self.plan_in(READING, Happening::MasterHears { master, run, event });
+            }
             Command::Withdraw(agents) => process.promises.withdraw(&agents),
             Command::Send { to, message, when } => {
                 process.promises.hold(when, Promise::Message(vec![to], message));

@@ -13,8 +13,13 @@ use tokio::time::timeout;
 use super::super::{Client, ServerOptions, encode};
 use super::{Host, PATIENCE, Running, Told, next, rest};
 use crate::addr::Upid;
+use crate::limits::Limits;
 
 const OWN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5050);
+
+fn new_client(own: SocketAddrV4, host: Arc<Host>) -> Client<Host> {
+    Client::new(own, host, &Limits::of_master())
+}
 
 /// A client, a listener that plays a peer, and their names.
 struct Pair {
@@ -30,7 +35,7 @@ impl Pair {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
         let (host, told) = Host::new();
-        let client = Client::new(OWN, host);
+        let client = new_client(OWN, host);
         Self { client, told, listener, from: Upid::master(OWN), to: Upid::agent(address) }
     }
 
@@ -82,7 +87,7 @@ async fn messages_arrive_in_order_on_one_connection_without_waiting_for_receipts
 async fn connections_come_from_the_advertised_address() {
     let pair = Pair::new().await;
     let own = "127.7.8.9:5050".parse().unwrap();
-    let client = Client::new(own, Host::new().0);
+    let client = new_client(own, Host::new().0);
     client.send(&Upid::master(own), &pair.to, "N", &Bytes::new());
     assert_eq!(pair.accept().await.peer_addr().unwrap().ip(), Ipv4Addr::new(127, 7, 8, 9));
 }
@@ -91,7 +96,7 @@ async fn connections_come_from_the_advertised_address() {
 async fn an_advertised_address_that_is_not_ours_does_not_silence_us() {
     let pair = Pair::new().await;
     let own = "192.0.2.1:5050".parse().unwrap();
-    let client = Client::new(own, Host::new().0);
+    let client = new_client(own, Host::new().0);
     client.send(&Upid::master(own), &pair.to, "N", &Bytes::new());
     pair.accept().await;
 }
@@ -215,7 +220,7 @@ async fn a_peer_that_reads_nothing_holds_only_its_own_queue() {
 #[tokio::test]
 async fn two_that_both_write_first_do_not_wait_for_each_other() {
     let mut server = Running::start(ServerOptions::default());
-    let client = Client::new(OWN, Host::new().0);
+    let client = new_client(OWN, Host::new().0);
     let (from, to) = (Upid::master(OWN), Upid::agent(server.address));
     let nobody = Upid { id: "nobody".into(), address: server.address };
     // Each message is answered with more bytes than a socket holds altogether.
@@ -241,7 +246,7 @@ async fn two_that_both_write_first_do_not_wait_for_each_other() {
 #[tokio::test]
 async fn a_message_to_ourselves_stays_inside() {
     let (host, mut told) = Host::new();
-    let client = Client::new(OWN, Arc::clone(&host));
+    let client = new_client(OWN, Arc::clone(&host));
     let from = Upid::master(OWN);
     let nobody = Upid { id: "nobody".into(), address: OWN };
     client.link(OWN);
@@ -260,7 +265,7 @@ async fn a_whole_conversation_with_the_server_works_over_a_link() {
         ..ServerOptions::default()
     });
     let (host, mut told) = Host::new();
-    let client = Client::new(OWN, host);
+    let client = new_client(OWN, host);
     let to = Upid::master(server.address);
     client.link(to.address);
     for number in 0..1000_u32 {
@@ -282,7 +287,7 @@ async fn the_end_of_the_client_is_the_end_of_its_connections() {
     pair.client.link(pair.to.address);
     let mut stream = pair.accept().await;
     let (host, told) = Host::new();
-    drop(std::mem::replace(&mut pair.client, Client::new(OWN, host)));
+    drop(std::mem::replace(&mut pair.client, new_client(OWN, host)));
     pair.told = told;
     assert_eq!(rest(&mut stream).await, "");
 }

@@ -6,12 +6,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::super::{BODY_LIMIT, HEAD_LIMIT, Server, ServerOptions};
+use super::super::{HEAD_LIMIT, Server, ServerOptions};
 use super::{
-    GOLDEN, Host, PATIENCE, Running, Told, golden, golden_body, message, rest, rest_at_last,
-    statuses, statuses_in,
+    GOLDEN, Host, PATIENCE, Running, Told, golden, golden_body, message, rest, statuses,
+    statuses_in,
 };
+use crate::limits::{Limit, Limits};
 use crate::transport::Refusal;
+use crate::transport::tests::BODY_MAX;
 
 const CHUNKED: &str = "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n\
                        Transfer-Encoding: chunked\r\n\r\n";
@@ -81,7 +83,7 @@ async fn a_receipt_says_that_it_is_empty_and_when() {
 #[tokio::test]
 async fn every_refusal_has_its_status_and_its_words() {
     let server = Running::start(ServerOptions::default());
-    let length = BODY_LIMIT + 1;
+    let length = BODY_MAX + 1;
     let head = "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n";
     let cases = [
         (message("nobody", "N"), 404, "no process 'nobody' lives here"),
@@ -92,7 +94,7 @@ async fn every_refusal_has_its_status_and_its_words() {
             400,
             "expected id@ip:port",
         ),
-        (format!("{head}Content-Length: {length}\r\n\r\n"), 413, "the body exceeds 16777216 bytes"),
+        (format!("{head}Content-Length: {length}\r\n\r\n"), 413, "the body exceeds 1048576 bytes"),
         (format!("{CHUNKED}{length:x}\r\n"), 413, "the body exceeds"),
         (format!("{CHUNKED}zz\r\n"), 400, "the size of a chunk"),
         (format!("{head}X: {}\r\n\r\n", "x".repeat(HEAD_LIMIT)), 431, "exceeds 81920 bytes"),
@@ -207,13 +209,13 @@ async fn the_largest_body_arrives_and_a_sender_may_wait_for_the_word() {
     let mut server = Running::start(ServerOptions::default());
     let mut stream = server.connect().await;
     let head = "POST /slave%281%29+x/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n\
-                Expect: 100-continue\r\nContent-Length: 16777216\r\n\r\n";
+                Expect: 100-continue\r\nContent-Length: 1048576\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     assert_eq!(statuses(&mut stream, 1).await, [100]);
-    stream.write_all(&vec![b'x'; BODY_LIMIT]).await.unwrap();
+    stream.write_all(&vec![b'x'; BODY_MAX]).await.unwrap();
     assert_eq!(statuses(&mut stream, 1).await, [202]);
     let came = server.message().await;
-    assert_eq!((came.to.as_str(), came.body.len()), ("slave(1) x", BODY_LIMIT));
+    assert_eq!((came.to.as_str(), came.body.len()), ("slave(1) x", BODY_MAX));
 }
 
 #[tokio::test]
@@ -254,25 +256,49 @@ async fn a_panic_ends_its_own_connection_alone() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_are_told_so() {
-    let options = ServerOptions { connections: 2, ..ServerOptions::default() };
-    let server = Running::start(options);
-    let mut first = server.connect().await;
-    let second = server.connect().await;
-    first.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
-    assert_eq!(statuses(&mut first, 1).await, [202]);
-    let mut third = server.connect().await;
-    let reply = rest(&mut third).await;
-    assert_eq!(statuses_in(&reply), [503]);
-    drop(second);
-    // The place is free once the server has seen the end.
-    timeout(PATIENCE, async {
-        while statuses_in(&server.ask(message("overlay-master", "N")).await) != [202] {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
+async fn connection_beyond_the_limit_replaces_the_longest_silent() {
+    let limits = Limits::of_master().with(Limit::Connections, 2);
+    let server = Running::start(ServerOptions { limits, ..ServerOptions::default() });
+    let mut silent = server.connect().await;
+    let mut used = server.connect().await;
+    for _ in 0..2 {
+        used.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
+        assert_eq!(statuses(&mut used, 1).await, [202]);
+    }
+    assert_eq!(statuses_in(&server.ask(message("overlay-master", "N")).await), [202]);
+    assert_eq!(rest(&mut silent).await, "");
+    used.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
+    assert_eq!(statuses(&mut used, 1).await, [202]);
+    assert_eq!(server.host.refused.lock()[..], [Refusal::Limit(Limit::Connections)]);
+}
+
+#[tokio::test]
+async fn messages_beyond_the_rate_of_an_address_are_refused_with_429() {
+    let limits = Limits::of_master().with(Limit::RegistrationsPerSecondPerAddress, 1);
+    let server = Running::start(ServerOptions { limits, ..ServerOptions::default() });
+    let mut stream = server.connect().await;
+    let registrations = message("overlay-master", "Registration").repeat(12);
+    stream.write_all(registrations.as_bytes()).await.unwrap();
+    let statuses = statuses(&mut stream, 12).await;
+    assert_eq!((&statuses[..10], statuses[11]), (&[202; 10][..], 429));
+    // Other messages of the address, and its connection, are not concerned.
+    assert_eq!(statuses_in(&server.ask(message("overlay-master", "N")).await), [202]);
+}
+
+#[tokio::test]
+async fn body_of_an_ignored_message_is_not_kept() {
+    let mut server = Running::start(ServerOptions::default());
+    let mut stream = server.connect().await;
+    let head = "POST /overlay-master/Ignored HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n";
+    let body = "x".repeat(100_000);
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
+    assert_eq!(statuses(&mut stream, 2).await, [202, 202]);
+    let ignored = server.message().await;
+    assert_eq!((ignored.name.as_str(), ignored.body.len()), ("Ignored", 0));
+    let too_long = format!("{head}Content-Length: {}\r\n\r\n", 2 * 1024 * 1024);
+    assert_eq!(statuses_in(&server.ask(too_long).await), [413]);
 }
 
 /// Waits until the server has had its turn with everything that was sent.
@@ -301,19 +327,6 @@ async fn an_idle_link_lives_for_days() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_peer_has_to_go_when_places_are_short() {
-    let options = ServerOptions { connections: 3, ..ServerOptions::default() };
-    let server = Running::start(options);
-    let mut used = server.connect().await;
-    used.write_all(message("overlay-master", "1").as_bytes()).await.unwrap();
-    assert_eq!(statuses(&mut used, 1).await, [202]);
-    let mut silent = server.connect().await;
-    assert_eq!(rest_at_last(&mut silent).await, "");
-    used.write_all(message("overlay-master", "2").as_bytes()).await.unwrap();
-    assert_eq!(statuses(&mut used, 1).await, [202]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_peer_that_stalls_in_a_request_is_dropped() {
     let server = Running::start(ServerOptions::default());
     let body = format!("{CHUNKED}5\r\nhe");
@@ -339,7 +352,8 @@ async fn a_peer_that_stalls_in_a_request_is_dropped() {
 
 #[tokio::test]
 async fn a_sender_that_reads_no_receipts_holds_up_nobody() {
-    let mut server = Running::start(ServerOptions::default());
+    let limits = Limits::of_master().with(Limit::MessagesPerSecondPerAddress, 1_000_000);
+    let mut server = Running::start(ServerOptions { limits, ..ServerOptions::default() });
     let mut deaf = server.connect().await;
     let flood = message("nobody", "N").repeat(1000);
     let flood =
@@ -392,9 +406,9 @@ async fn half_a_message_before_the_end_is_counted() {
 async fn all_unfinished_bodies_together_are_bounded() {
     let server = Running::start(ServerOptions::default());
     let head = format!(
-        "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\nContent-Length: {BODY_LIMIT}\r\n\r\n"
+        "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\nContent-Length: {BODY_MAX}\r\n\r\n"
     );
-    let most = vec![b'x'; BODY_LIMIT - 1];
+    let most = vec![b'x'; BODY_MAX - 1];
     let mut unfinished = Vec::new();
     while server.host.refused.lock().is_empty() {
         assert!(unfinished.len() < 40, "nobody was refused");
@@ -404,7 +418,8 @@ async fn all_unfinished_bodies_together_are_bounded() {
         let _ = stream.write_all(&most).await;
         unfinished.push(stream);
     }
-    assert!(server.host.refused.lock().iter().all(|refusal| *refusal == Refusal::Busy));
+    let expected = Refusal::Limit(Limit::RequestBytesPerAddress);
+    assert!(server.host.refused.lock().iter().all(|refusal| *refusal == expected));
     drop(unfinished);
     let whole = [head.as_bytes(), &most, b"x"].concat();
     timeout(PATIENCE, async {

@@ -3,13 +3,16 @@
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
-use super::super::framing::{Body, inflate};
+use super::super::framing::{Body, BodyLimits, inflate};
 use super::super::head::{self, Encoding, Framing, Head, envelope};
 use super::super::replies::{Complaint, Replies};
-use super::super::{BODY_LIMIT, HEAD_LIMIT, encode};
+use super::super::{HEAD_LIMIT, encode};
 use super::{GOLDEN, golden, golden_body};
 use crate::addr::Upid;
 use crate::transport::Refusal;
+use crate::transport::tests::BODY_MAX;
+
+const LIMITS: BodyLimits = BodyLimits { max: BODY_MAX, is_kept: true };
 
 fn is_malformed<T>(result: Result<T, Refusal>) -> bool {
     matches!(result, Err(Refusal::Malformed(_)))
@@ -110,9 +113,10 @@ fn of_a_repeated_header_the_last_counts_unless_two_readers_could_differ() {
     assert!(is_malformed(parse("Content-Length: +7\r\n")));
     assert!(is_malformed(parse("Content-Length:\r\n")));
     let long = "9".repeat(40);
-    for length in [&(BODY_LIMIT + 1).to_string(), &long] {
-        let refused = parse(&format!("Content-Length: {length}\r\n"));
-        assert!(matches!(refused, Err(Refusal::BodyTooLarge(_))), "{length}");
+    for length in [&(BODY_MAX + 1).to_string(), &long] {
+        let framing = parse(&format!("Content-Length: {length}\r\n")).unwrap().framing;
+        let refused = Body::new(framing, LIMITS).map(|_| ());
+        assert_eq!(refused, Err(Refusal::BodyTooLarge(BODY_MAX)), "{length}");
     }
     assert!(parse("").unwrap().is_kept_alive);
     assert!(!parse("Connection: Close\r\n").unwrap().is_kept_alive);
@@ -121,7 +125,7 @@ fn of_a_repeated_header_the_last_counts_unless_two_readers_could_differ() {
 
 /// Reads a body that comes in pieces; gives it, and what was left of the input.
 fn read_body(framing: Framing, pieces: &[&[u8]]) -> Result<Option<(Bytes, Vec<u8>)>, Refusal> {
-    let mut body = Body::new(framing);
+    let mut body = Body::new(framing, LIMITS)?;
     let mut input = BytesMut::new();
     for (index, piece) in pieces.iter().enumerate() {
         input.extend_from_slice(piece);
@@ -168,13 +172,13 @@ fn hostile_chunks_are_refused() {
     for text in ["fffffffffffffffffffffff\r\n", "1000001\r\n", "1000000\r\n"] {
         let full = [b"1\r\na\r\n", text.as_bytes()].concat();
         let refused = read_body(Framing::Chunked, &[&full]);
-        assert_eq!(refused, Err(Refusal::BodyTooLarge(BODY_LIMIT)), "{text:?}");
+        assert_eq!(refused, Err(Refusal::BodyTooLarge(BODY_MAX)), "{text:?}");
     }
 }
 
 #[test]
 fn a_claimed_length_costs_no_memory() {
-    let mut body = Body::new(Framing::Length(BODY_LIMIT));
+    let mut body = Body::new(Framing::Length(BODY_MAX), LIMITS).unwrap();
     let mut input = BytesMut::from(&b"abc"[..]);
     assert_eq!(body.read(&mut input), Ok(None));
     assert!(body.held() < 1024);
@@ -201,11 +205,37 @@ fn inflating_is_bounded() {
         std::io::Write::write_all(&mut encoder, bytes).unwrap();
         encoder.finish().unwrap()
     };
+    let inflate = |bytes: &[u8]| inflate(bytes, BODY_MAX, |_| Ok(()));
     assert_eq!(inflate(&deflate(b"hello")), Ok(Bytes::from_static(b"hello")));
-    assert!(inflate(&deflate(&vec![0; BODY_LIMIT])).is_ok());
-    let bomb = deflate(&vec![0; BODY_LIMIT + 1]);
-    assert_eq!(inflate(&bomb), Err(Refusal::BodyTooLarge(BODY_LIMIT)));
+    assert!(inflate(&deflate(&vec![0; BODY_MAX])).is_ok());
+    let bomb = deflate(&vec![0; BODY_MAX + 1]);
+    assert_eq!(inflate(&bomb), Err(Refusal::BodyTooLarge(BODY_MAX)));
     assert!(is_malformed(inflate(b"no gzip")));
+}
+
+#[test]
+fn inflating_asks_for_memory_before_it_takes_it() {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &vec![0; BODY_MAX]).unwrap();
+    let bomb = encoder.finish().unwrap();
+    let mut asked = Vec::new();
+    let refused = inflate(&bomb, BODY_MAX, |bytes| {
+        asked.push(bytes);
+        if bytes > 100_000 { Err(Refusal::Busy) } else { Ok(()) }
+    });
+    assert_eq!((refused, asked), (Err(Refusal::Busy), vec![32_768, 65_536, 131_072]));
+}
+
+#[test]
+fn discarded_body_keeps_nothing_and_has_its_end_found() {
+    let limits = BodyLimits { max: 100, is_kept: false };
+    let mut body = Body::new(Framing::Chunked, limits).unwrap();
+    let mut input = BytesMut::from(&b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\nPOST"[..]);
+    assert_eq!(body.read(&mut input), Ok(Some(Bytes::new())));
+    assert_eq!((&input[..], body.held()), (&b"POST"[..], 0));
+    let mut input = BytesMut::from(&b"65\r\n"[..]);
+    let mut long = Body::new(Framing::Chunked, limits).unwrap();
+    assert_eq!(long.read(&mut input), Err(Refusal::BodyTooLarge(100)));
 }
 
 #[test]
