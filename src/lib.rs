@@ -16,7 +16,8 @@
 //!   │ wire                         │    │ detector      cni, docker    │
 //!   │ protocol, addr, clock,       │    │ dataplane     firewall, host │
 //!   │ machine, metrics, mutation,  │    │ zookeeper, program: what     │
-//!   │ tunnel, words                │    │ some of them have in common  │
+//!   │ tunnel, words                │    │ some of them have in common, │
+//!   │                              │    │ warnings                     │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -60,6 +61,7 @@
 //!
 //! - [`zookeeper`]: a session with ZooKeeper, for the store and the detector
 //! - [`program`]: running another program to its end, or to ours
+//! - [`warnings`]: standing warnings of adapters, which health shows
 //! - [`store`]: keeps the master's state: in a file, in ZooKeeper, or in memory
 //! - [`transport`]: messages and HTTP over TCP, as libprocess speaks them
 //! - [`detector`]: where the master is, and which of several masters leads
@@ -97,6 +99,7 @@ pub mod runtime;
 pub mod store;
 pub mod transport;
 pub mod tunnel;
+pub mod warnings;
 pub mod wire;
 pub mod words;
 pub mod zookeeper;

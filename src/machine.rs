@@ -36,6 +36,10 @@ pub trait Machine {
 
     /// How it is.
     fn metrics(&self) -> Self::Metrics;
+
+    /// Turns the status `ok` into `degraded`, for a warning that the machine knows nothing of. A
+    /// worse status stays.
+    fn degrade(metrics: &mut Self::Metrics);
 }
 
 /// Whether the `count`th message of a kind that anybody can send is worth a line in the log: the

@@ -58,6 +58,7 @@ const ROOMS: [(&str, Kind); 28] = [
     ("http", Kind::Pure),
     ("zookeeper", Kind::Link),
     ("program", Kind::Link),
+    ("warnings", Kind::Link),
     ("store", Kind::Adapter),
     ("detector", Kind::Adapter),
     ("transport", Kind::Adapter),

@@ -210,6 +210,10 @@ impl Machine for Agent {
         let peers = self.peers.count().unwrap_or(0) as u64;
         Metrics { status, overlays, peers, counters: self.counters.clone() }
     }
+
+    fn degrade(metrics: &mut Metrics) {
+        metrics.status = metrics.status.degraded();
+    }
 }
 
 impl Agent {

@@ -44,6 +44,17 @@ pub enum Condition {
     Detached,
 }
 
+impl Condition {
+    /// The status while a standing warning lasts: `ok` becomes `degraded`, a worse status stays.
+    #[must_use]
+    pub const fn degraded(self) -> Self {
+        match self {
+            Self::Ok => Self::Degraded,
+            other => other,
+        }
+    }
+}
+
 /// How the agent is: `/overlay-agent/health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {

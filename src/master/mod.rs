@@ -179,6 +179,10 @@ impl Machine for Master {
             counters: self.counters.clone(),
         }
     }
+
+    fn degrade(metrics: &mut Metrics) {
+        metrics.status = metrics.status.degraded();
+    }
 }
 
 impl Master {

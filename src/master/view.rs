@@ -51,6 +51,17 @@ pub enum Condition {
     Failed,
 }
 
+impl Condition {
+    /// The status while a standing warning lasts: `ok` becomes `degraded`, a worse status stays.
+    #[must_use]
+    pub const fn degraded(self) -> Self {
+        match self {
+            Self::Ok => Self::Degraded,
+            other => other,
+        }
+    }
+}
+
 /// How the master is: `/overlay-master/health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {

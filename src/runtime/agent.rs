@@ -24,9 +24,11 @@ use crate::docker::Docker;
 use crate::http::{
     Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
 };
+use crate::machine::Machine as _;
 use crate::metrics::HostCounters;
 use crate::protocol::{Message, MessageKind, Refused, RequestId};
 use crate::transport::{RequestClass, Sender, Transport};
+use crate::warnings::Warnings;
 use crate::wire;
 
 /// How long to wait before a name that could not be resolved is tried again.
@@ -74,10 +76,21 @@ impl Hosted for Agent {
         Event::Request(id, question)
     }
 
-    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters) {
+    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters, warnings: &Warnings) {
         match reply {
-            Reply::Health(health) => health.refused = refused,
-            Reply::Metrics(snapshot) => snapshot.host = host,
+            Reply::Health(health) => {
+                health.refused = refused;
+                if !warnings.is_empty() {
+                    health.status = health.status.degraded();
+                    health.problems.extend(warnings.texts());
+                }
+            }
+            Reply::Metrics(snapshot) => {
+                snapshot.host = host;
+                if !warnings.is_empty() {
+                    Self::degrade(&mut snapshot.machine);
+                }
+            }
             Reply::Overlay(_) => {}
         }
     }
@@ -313,5 +326,39 @@ mod tests {
         election.send_replace(at(2));
         assert_eq!((next().await, next().await), (None, Some(2)), "elected again");
         follower.abort();
+    }
+
+    #[test]
+    fn standing_warning_degrades_ok_and_never_hides_a_worse_status() {
+        use crate::agent::{Condition, Counters, Health};
+        let warnings = Warnings::new();
+        let after = |status, warnings: &Warnings| {
+            let health = Health {
+                status,
+                problems: vec!["first".to_owned()],
+                master: None,
+                networks: Vec::new(),
+                dataplane: None,
+                counters: Counters::default(),
+                refused: Refused::default(),
+            };
+            let mut reply = Reply::Health(Box::new(health));
+            Agent::complete(&mut reply, Refused::default(), HostCounters::default(), warnings);
+            match reply {
+                Reply::Health(health) => (health.status, health.problems),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(after(Condition::Ok, &warnings), (Condition::Ok, vec!["first".to_owned()]));
+        warnings.set("acl", Some("second".to_owned()));
+        let problems = vec!["first".to_owned(), "second".to_owned()];
+        for (status, expected) in [
+            (Condition::Ok, Condition::Degraded),
+            (Condition::Degraded, Condition::Degraded),
+            (Condition::Registering, Condition::Registering),
+            (Condition::Detached, Condition::Detached),
+        ] {
+            assert_eq!(after(status, &warnings), (expected, problems.clone()));
+        }
     }
 }

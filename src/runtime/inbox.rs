@@ -80,7 +80,8 @@ impl<M: Hosted> Inbox<M> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send(Input::Question(question, sender)).await.map_err(|_| Stopped)?;
         let mut reply = receiver.await.map_err(|_| Stopped)?;
-        M::complete(&mut reply, self.refused.lock().clone(), self.metrics.host());
+        let refused = self.refused.lock().clone();
+        M::complete(&mut reply, refused, self.metrics.host(), self.metrics.warnings());
         Ok(reply)
     }
 }

@@ -14,6 +14,7 @@ use crate::addr::Upid;
 use crate::http::{
     Format, Request as HttpRequest, Response, classify_master, render_master, route_master,
 };
+use crate::machine::Machine as _;
 use crate::master::{
     Command, Effect, Event, Master, PreviewJob, Promise, Promises, Reply, Request, Settings,
 };
@@ -21,6 +22,7 @@ use crate::metrics::HostCounters;
 use crate::protocol::{Message, MessageKind, Refused, RequestId};
 use crate::store::{Store, StoreError};
 use crate::transport::{RequestClass, Sender, Transport};
+use crate::warnings::Warnings;
 use crate::wire;
 use bytes::Bytes;
 use http::Method;
@@ -64,10 +66,21 @@ impl Hosted for Master {
         Event::Request(id, question)
     }
 
-    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters) {
+    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters, warnings: &Warnings) {
         match reply {
-            Reply::Health(health) => health.refused = refused,
-            Reply::Metrics(snapshot) => snapshot.host = host,
+            Reply::Health(health) => {
+                health.refused = refused;
+                if !warnings.is_empty() {
+                    health.status = health.status.degraded();
+                    health.problems.extend(warnings.texts());
+                }
+            }
+            Reply::Metrics(snapshot) => {
+                snapshot.host = host;
+                if !warnings.is_empty() {
+                    Self::degrade(&mut snapshot.machine);
+                }
+            }
             Reply::State(_)
             | Reply::Fates(_)
             | Reply::History(_)

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::limits::Limit;
 use crate::machine::Machine;
 use crate::metrics::{Catalogue, HostCounters, Kind};
+use crate::warnings::Warnings;
 
 /// The numbers of a machine. Clones show the same numbers, and reading takes no lock.
 ///
@@ -27,6 +28,7 @@ struct Shared {
     refused: AtomicU64,
     /// What each limit refused.
     limits: [AtomicU64; Limit::COUNT],
+    warnings: Warnings,
 }
 
 impl<M: Machine> Metrics<M> {
@@ -39,6 +41,7 @@ impl<M: Machine> Metrics<M> {
             process_restarts: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             limits: Default::default(),
+            warnings: Warnings::new(),
         };
         Self { shared: Arc::new(shared), machine: PhantomData }
     }
@@ -57,6 +60,13 @@ impl<M: Machine> Metrics<M> {
         let of_machine =
             || self.shared.values.get(index).map_or(0, |value| value.load(Ordering::Relaxed));
         of_host.unwrap_or_else(of_machine) as f64
+    }
+
+    /// The standing warnings of the machine's adapters. While there is one, the status `ok` is
+    /// shown as `degraded`.
+    #[must_use]
+    pub fn warnings(&self) -> &Warnings {
+        &self.shared.warnings
     }
 
     /// Notes that the machine is started again because it had stopped by itself.
@@ -82,7 +92,10 @@ impl<M: Machine> Metrics<M> {
 
     /// Shows how `machine` is now.
     pub(super) fn publish(&self, machine: &M) {
-        let (machine, host) = (machine.metrics(), self.host());
+        let (mut machine, host) = (machine.metrics(), self.host());
+        if !self.shared.warnings.is_empty() {
+            M::degrade(&mut machine);
+        }
         for (metric, value) in M::CATALOGUE.metrics.iter().zip(&self.shared.values) {
             value.store(metric.read(&machine, &host), Ordering::Relaxed);
         }
@@ -133,7 +146,7 @@ mod tests {
     use super::super::inbox::{Inbox, Inputs};
     use super::super::{Executor, drive};
     use super::*;
-    use crate::master::{Command, Event, Master, Settings};
+    use crate::master::{Command, Condition, Event, Master, Reply, Request, Settings};
     use crate::protocol::{Network, Vxlan};
     use crate::store::{Epoch, Loaded, Version};
 
@@ -141,7 +154,11 @@ mod tests {
 
     impl Executor<Master> for Idle {
         fn before(&mut self, _: &Event) {}
-        fn run(&mut self, _: Command, _: &mut Inputs<Master>) {}
+        fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
+            if let Command::Reply { id, reply, .. } = command {
+                inputs.reply(id, reply);
+            }
+        }
         fn settled(&mut self, _: &mut Inputs<Master>) {}
     }
 
@@ -208,5 +225,37 @@ mod tests {
         tokio::spawn(drive(master(), Idle, receiver, metrics.clone()));
         until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 1.0]).await;
         assert_eq!(read(&metrics, ["process_restarts"]).await, [1.0]);
+    }
+
+    async fn health(inbox: &Inbox<Master>) -> (Condition, Vec<String>) {
+        match inbox.ask(Request::Health).await {
+            Ok(Reply::Health(health)) => (health.status, health.problems),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn standing_warning_degrades_health_and_status() {
+        const NAMES: [&str; 3] = ["status/ok", "status/degraded", "status/recovering"];
+        let metrics = Metrics::new();
+        let (inbox, receiver) = Inbox::new(metrics.clone());
+        tokio::spawn(drive(master(), Idle, receiver, metrics.clone()));
+        let warnings = metrics.warnings();
+        warnings.set("acl", Some("anybody can write /overlay".to_owned()));
+        let texts = || vec!["anybody can write /overlay".to_owned()];
+        assert_eq!(health(&inbox).await, (Condition::Recovering, texts()), "a worse status stays");
+        until(&metrics, NAMES, [0.0, 0.0, 1.0]).await;
+        let loaded = Loaded { epoch: Epoch(1), version: Version(1), records: Vec::new() };
+        inbox.tell(Event::Loaded(Ok(loaded))).await;
+        assert_eq!(health(&inbox).await, (Condition::Degraded, texts()));
+        until(&metrics, NAMES, [0.0, 1.0, 0.0]).await;
+        let Ok(Reply::Metrics(snapshot)) = inbox.ask(Request::Metrics).await else { panic!() };
+        assert_eq!(snapshot.machine.status, Condition::Degraded);
+        // Without any event of the machine.
+        warnings.set("acl", None);
+        until(&metrics, NAMES, [1.0, 0.0, 0.0]).await;
+        assert_eq!(health(&inbox).await, (Condition::Ok, Vec::new()));
+        let Ok(Reply::Metrics(snapshot)) = inbox.ask(Request::Metrics).await else { panic!() };
+        assert_eq!(snapshot.machine.status, Condition::Ok);
     }
 }

@@ -45,6 +45,7 @@ use crate::metrics::HostCounters;
 use crate::protocol::{Message, MessageKind, Refused, RequestId};
 use crate::transport::RequestClass;
 use crate::transport::mesos::Judge;
+use crate::warnings::Warnings;
 use inbox::{Input, Inputs};
 use metrics::Publisher;
 
@@ -75,7 +76,7 @@ trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
     fn request(id: RequestId, question: Self::Question) -> Self::Event;
 
     /// Fills in what the machine cannot know.
-    fn complete(reply: &mut Self::Reply, refused: Refused, host: HostCounters);
+    fn complete(reply: &mut Self::Reply, refused: Refused, host: HostCounters, warnings: &Warnings);
 
     fn classify(method: &Method, path: &str) -> RequestClass;
     fn route(request: &Request) -> Result<(Self::Question, Format), Box<Response>>;
@@ -101,6 +102,7 @@ async fn drive<M: Hosted>(
     mut receiver: mpsc::Receiver<Input<M>>,
     metrics: Metrics<M>,
 ) {
+    let mut warnings = metrics.warnings().subscribe();
     let publisher = Publisher(metrics);
     let clock = Clock::start();
     let mut inputs = Inputs::new();
@@ -117,6 +119,8 @@ async fn drive<M: Hosted>(
             () = clock.sleep_until(machine.next_timeout()) => {
                 machine.handle(clock.now(), M::TIMEOUT);
             }
+            // Only the published status changes. `publisher` keeps the registry alive.
+            _ = warnings.changed() => {}
             count = receiver.recv_many(&mut batch, BATCH_SIZE) => {
                 if count == 0 {
                     return;
