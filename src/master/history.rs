@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use bytes::Bytes;
 
 use crate::protocol::HistoryEntry;
-use crate::store::{Change, Key};
+use crate::store::{Change, Counts, Key};
 use crate::wire::{decode_history, encode_history};
 
 /// Entries of one part. A part is written as a whole for each entry that is added: some kB.
@@ -66,8 +66,9 @@ impl HistoryView {
 impl History {
     /// The history that the store held, in the order of the numbers.
     pub(super) fn recover(parts: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Self {
-        let mut closed: VecDeque<(u64, Bytes)> =
-            parts.into_iter().map(|(number, bytes)| (number, bytes.into())).collect();
+        let parts = parts.into_iter().map(|(number, bytes)| (number, Bytes::from(bytes)));
+        let (mut closed, forged): (VecDeque<(u64, Bytes)>, VecDeque<_>) =
+            parts.partition(|(number, _)| *number < Counts::MAX);
         let last = closed.back().map(|(number, bytes)| (*number, decode_history(bytes)));
         let open = match last {
             None => Part::default(),
@@ -78,6 +79,12 @@ impl History {
             // What is full or cannot be read stays as it is.
             Some((number, _)) => Part { number: number.saturating_add(1), ..Part::default() },
         };
+        // The next part must have a greater number than the last, so these do not count. They are
+        // kept as the oldest, and so are dropped first.
+        for (number, bytes) in forged.into_iter().rev() {
+            log::error!("part {number} of the history: no state has come to so many: not counted");
+            closed.push_front((number, bytes));
+        }
         Self { closed, open, ..Self::default() }
     }
 
@@ -201,6 +208,21 @@ mod tests {
         let times = times(&History::recover(records), None);
         assert_eq!(times.last(), Some(&u64::from(count - 1)));
         assert!(times.len() > ENTRIES_MAX * (PARTS_MAX - 2), "{}", times.len());
+    }
+
+    #[test]
+    fn part_number_out_of_reach_does_not_count() {
+        let mut records =
+            BTreeMap::from([(3, encode_history(&entry(1))), (u64::MAX, encode_history(&entry(9)))]);
+        let mut history = History::recover(records.clone());
+        for number in 2..200 {
+            history.note(&entry(number));
+            store(&mut history, &mut records);
+        }
+        let keys: Vec<u64> = records.keys().copied().collect();
+        assert_eq!(keys, [3, 4, 5, 6, u64::MAX], "no part was written twice");
+        let expected: Vec<u64> = [9].into_iter().chain(1..200).collect();
+        assert_eq!(times(&History::recover(records), None), expected);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::registry::{Aside, Registry, Supply, Unserved};
+use super::registry::{Aside, RELEASED_AT_MAX, Registry, Supply, Unserved};
 use crate::addr::{Family, OverlayName, Subnet};
 use crate::mutation::Mutation;
 use crate::protocol::{
@@ -138,6 +138,10 @@ impl Registry {
         if Mutation::AllocateLowestFree.is_on() {
             self.insert(ip, record.clone(), version);
             return Ok(());
+        }
+        // Somebody else wrote it: no agent can register from there.
+        if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+            return Err("no agent can have this address".to_owned());
         }
         self.space.reserve_vtep(record.vtep_ip.into())?;
         if let Some(vtep6) = record.vtep_ip6
@@ -282,6 +286,9 @@ impl Registry {
     fn restore_released(&mut self, ip: Ipv4Addr, mut record: ReleasedRecord) {
         self.reserve_what_is_free(&mut record);
         self.free(ip, &record);
+        if record.at > RELEASED_AT_MAX {
+            self.late_releases.insert(ip);
+        }
         // Cut in another way now: what has an address of it rests all the same.
         for overlay in &record.overlays {
             for subnet in overlay.subnets() {

@@ -20,6 +20,10 @@ use crate::store::{Change, Key, Version};
 use crate::wire::encode_record;
 use crate::words::counted;
 
+/// The latest time of release that is believed, in seconds since 1970: the year 2100. A host's
+/// clock may be wrong, also by years, so the time is not compared with it.
+pub(super) const RELEASED_AT_MAX: u64 = 4_102_444_800;
+
 /// All agents of a network.
 #[derive(Debug, Clone)]
 pub(super) struct Registry {
@@ -27,6 +31,8 @@ pub(super) struct Registry {
     pub(super) space: Space,
     pub(super) agents: BTreeMap<Ipv4Addr, Agent>,
     pub(super) released: BTreeMap<Ipv4Addr, ReleasedRecord>,
+    /// Of these, the agents whose time of release was beyond [`RELEASED_AT_MAX`] in the store.
+    pub(super) late_releases: BTreeSet<Ipv4Addr>,
     /// Records that contradict the configuration or each other. They stay in the store as they are
     /// until the operator deletes the agent or mends the configuration.
     pub(super) aside: BTreeMap<Ipv4Addr, Aside>,
@@ -176,6 +182,7 @@ impl Registry {
             network,
             agents: BTreeMap::new(),
             released: BTreeMap::new(),
+            late_releases: BTreeSet::new(),
             aside: BTreeMap::new(),
             unserved: BTreeMap::new(),
             unserved_vteps6: BTreeMap::new(),
@@ -387,7 +394,10 @@ impl Registry {
 
     /// Whether anything needs an operator.
     pub(super) fn has_problems(&self) -> bool {
-        self.has_doubts() || !self.lacking.is_empty() || self.tally.failed > 0
+        self.has_doubts()
+            || !self.lacking.is_empty()
+            || self.tally.failed > 0
+            || self.releases_out_of_time().is_some()
     }
 
     fn has_doubts(&self) -> bool {
@@ -398,6 +408,7 @@ impl Registry {
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.doubts().into_values().collect();
         problems.extend(self.shortages());
+        problems.extend(self.releases_out_of_time());
         if self.tally.failed > 0 {
             problems.push(format!(
                 "{} with a failed overlay: see the state for the reasons",
@@ -430,6 +441,24 @@ impl Registry {
             doubts.insert(Doubt::Share(*ip, name.clone()), sentence);
         }
         doubts
+    }
+
+    /// Names the released agents whose time of release no clock can have shown. Their addresses are
+    /// reused last, as if they had been released a moment ago.
+    fn releases_out_of_time(&self) -> Option<String> {
+        let late = self.late_releases.iter().filter_map(|ip| self.released.get_key_value(ip));
+        let mut late = late.filter(|(_, record)| record.at > RELEASED_AT_MAX);
+        let (ip, record) = late.next()?;
+        let others = match late.count() {
+            0 => String::new(),
+            count => format!(" (and {} more)", counted(count, "agent")),
+        };
+        Some(format!(
+            "agent {ip}{others} was released at {} s after 1970, which no clock can have shown: its \
+             addresses are reused last: export the state, put the true time in the place of 'at', \
+             and import it",
+            record.at
+        ))
     }
 
     /// What is exhausted, one sentence each.

@@ -17,6 +17,9 @@ pub struct Subject {
     /// Makes a handle on the same state as an archive, by the same rules; `None` where there is no
     /// looking without taking.
     pub archive: Option<Box<dyn FnMut() -> Box<dyn Archive>>>,
+    /// Writes these counts into a state that is there, as somebody else who can write it may. The
+    /// last handle was dropped before.
+    pub forge: Box<dyn FnMut(Counts)>,
     /// Whether there can be several handles at a time.
     pub is_shared: bool,
 }
@@ -32,7 +35,7 @@ struct Rule {
     check: fn(Subject),
 }
 
-const RULES: [Rule; 15] = [
+const RULES: [Rule; 17] = [
     Rule { name: "a new state is empty", check: a_new_state_is_empty },
     Rule { name: "what was committed is loaded", check: what_was_committed_is_loaded },
     Rule { name: "changes apply in their order", check: changes_apply_in_their_order },
@@ -57,6 +60,8 @@ const RULES: [Rule; 15] = [
         name: "a replacement counts on from where it is from",
         check: a_replacement_counts_on_from_where_it_is_from,
     },
+    Rule { name: "a count out of reach is refused", check: count_out_of_reach_is_refused },
+    Rule { name: "the last count is refused", check: last_count_is_refused_by_commit_and_load },
 ];
 
 /// Checks every rule, each on a subject of its own.
@@ -328,6 +333,51 @@ fn a_replacement_counts_on_from_where_it_is_from(mut subject: Subject) {
         assert!(loaded.epoch.0 > former.epoch.max(epoch), "{loaded:?} after {epoch}, {former:?}");
         (epoch, version) = (loaded.epoch.0, replaced);
     }
+}
+
+fn count_out_of_reach_is_refused(mut subject: Subject) {
+    let records = vec![(key(1), b"one".to_vec())];
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    commit(&mut *store, epoch, &puts(&records));
+    drop(store);
+    for count in [Counts::MAX, Counts::MAX + 1, i64::MAX as u64, u64::MAX - 1, u64::MAX] {
+        for (what, counts) in [
+            ("epoch", Counts { epoch: count, version: 7 }),
+            ("version", Counts { epoch: 7, version: count }),
+        ] {
+            (subject.forge)(counts);
+            let refusal = subject.open().load().expect_err("refused").to_string();
+            let reason = format!("no state has come to {what} {count}");
+            assert!(refusal.contains(&reason), "{refusal}");
+            let Some(archive) = &mut subject.archive else { continue };
+            // As the message says, the records are not lost.
+            let seen = archive().look().expect("look").expect("there is a state");
+            assert_eq!((&seen.records, seen.counts.epoch.min(seen.counts.version)), (&records, 0));
+            assert!(seen.doubts.iter().any(|doubt| doubt.starts_with(&reason)), "{seen:?}");
+            let replaced = archive().replace(&seen.records, seen.counts).expect("replaced");
+            let mut store = subject.open();
+            let loaded = load(&mut *store);
+            assert_eq!((loaded.version, &loaded.records), (replaced.version, &records));
+            assert_eq!(commit(&mut *store, loaded.epoch, &[]), replaced.version.next());
+        }
+    }
+}
+
+fn last_count_is_refused_by_commit_and_load(mut subject: Subject) {
+    drop(subject.open().load().expect("load"));
+    (subject.forge)(Counts { epoch: 7, version: Counts::MAX - 1 });
+    let mut store = subject.open();
+    let epoch = load(&mut *store).epoch;
+    assert_eq!(commit(&mut *store, epoch, &[]), Version(Counts::MAX));
+    // No panic, and no commit that would be refused for ever by a master that looks well: what it
+    // does then is to load.
+    let reason = format!("no state has come to version {}", Counts::MAX + 1);
+    let refusal = store.commit(epoch, &[]).expect_err("refused").to_string();
+    assert!(refusal.contains(&reason), "{refusal}");
+    let reason = format!("no state has come to version {}", Counts::MAX);
+    let refusal = store.load().expect_err("refused").to_string();
+    assert!(refusal.contains(&reason), "{refusal}");
 }
 
 /// Few keys, so that most changes meet another.

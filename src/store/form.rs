@@ -44,11 +44,6 @@ pub fn read_form(bytes: &[u8]) -> Result<Content, Vec<String>> {
             value(state, none)?
         }
     };
-    // Half of what a store can count: whoever counts on from there must not come to the end.
-    let Counts { epoch, version } = content.counts;
-    if epoch.max(version) > Counts::MAX / 2 {
-        return Err(vec![format!("no state has come to epoch {epoch}, version {version}")]);
-    }
     content.doubts.extend(doubts(&content.records));
     Ok(content)
 }
@@ -76,7 +71,7 @@ fn value(mut state: LoggedState, none: &str) -> Result<Content, Vec<String>> {
     if !state.has_network() {
         return Err(vec![none.to_owned()]);
     }
-    let doubts = state.losses();
+    let mut doubts = state.losses();
     take_over(&mut state);
     let unknown: Vec<String> = state
         .entries()
@@ -89,7 +84,9 @@ fn value(mut state: LoggedState, none: &str) -> Result<Content, Vec<String>> {
             of_later_version(unknown.len())
         )]);
     }
-    Ok(Content { records: records(&state).collect(), counts: state.counts(), doubts })
+    let (counts, doubt) = state.counts().corrected();
+    doubts.extend(doubt);
+    Ok(Content { records: records(&state).collect(), counts, doubts })
 }
 
 /// The state in the form of the C++ modules, which are shown what agents have of `network`. What

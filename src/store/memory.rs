@@ -7,8 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    Archive, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
-    replace_by_commit,
+    Archive, Begin, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError,
+    Version, replace_by_commit,
 };
 use crate::mutation::Mutation;
 
@@ -33,22 +33,34 @@ impl MemoryStore {
         Self::default()
     }
 
-    fn begin(&self, former: Counts) -> Loaded {
+    fn begin(&self, begin: Begin) -> Result<Loaded, StoreError> {
         let mut state = self.state.lock();
-        state.epoch = state.epoch.max(former.epoch);
-        state.version = state.version.max(former.version);
-        state.epoch += u64::from(!Mutation::EpochRepeats.is_on() || state.epoch == 0);
-        Loaded {
+        let former = state.counts();
+        let begun = former.begun(begin).map_err(|reason| self.failed("load", reason))?;
+        let repeats = Mutation::EpochRepeats.is_on() && former.epoch > 0;
+        state.epoch = if repeats { former.epoch } else { begun.epoch };
+        state.version = begun.version;
+        Ok(Loaded {
             epoch: Epoch(state.epoch),
             version: Version(state.version),
             records: state.records.iter().map(|(key, bytes)| (*key, bytes.clone())).collect(),
-        }
+        })
+    }
+
+    fn failed(&self, action: &'static str, reason: String) -> StoreError {
+        StoreError::Failed { store: self.to_string(), action, reason }
+    }
+}
+
+impl State {
+    const fn counts(&self) -> Counts {
+        Counts { epoch: self.epoch, version: self.version }
     }
 }
 
 impl Store for MemoryStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        Ok(self.begin(Counts::default()))
+        self.begin(Begin::Load)
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
@@ -56,6 +68,9 @@ impl Store for MemoryStore {
         if epoch.0 != state.epoch && !Mutation::ForgetTheEpoch.is_on() {
             return Err(StoreError::Deposed { store: self.to_string(), epoch: epoch.0 });
         }
+        let version = Version(state.version).next();
+        let counts = Counts { version: version.0, ..state.counts() };
+        counts.check().map_err(|reason| self.failed("commit", reason))?;
         for change in changes {
             match change {
                 Change::Put(key, bytes) => {
@@ -66,17 +81,19 @@ impl Store for MemoryStore {
                 }
             }
         }
-        state.version += 1;
-        Ok(Version(state.version))
+        state.version = version.0;
+        Ok(version)
     }
 }
 
 impl Archive for MemoryStore {
     fn look(&mut self) -> Result<Option<Snapshot>, StoreError> {
         let state = self.state.lock();
-        let counts = Counts { epoch: state.epoch, version: state.version };
+        let is_there = state.epoch > 0;
+        let (counts, doubt) = state.counts().corrected();
+        let doubts = doubt.into_iter().collect();
         let records = state.records.iter().map(|(key, bytes)| (*key, bytes.clone())).collect();
-        Ok((counts.epoch > 0).then(|| Snapshot { counts, records, ..Snapshot::default() }))
+        Ok(is_there.then(|| Snapshot { counts, records, doubts, ..Snapshot::default() }))
     }
 
     fn replace(
@@ -84,7 +101,7 @@ impl Archive for MemoryStore {
         records: &[(Key, Vec<u8>)],
         former: Counts,
     ) -> Result<Replaced, StoreError> {
-        let loaded = self.begin(former);
+        let loaded = self.begin(Begin::Replace(former))?;
         replace_by_commit(self, &loaded, records)
     }
 }
@@ -104,10 +121,14 @@ mod tests {
     fn it_conforms() {
         conformance::check(&|| {
             let store = MemoryStore::new();
-            let archive = store.clone();
+            let (archive, forged) = (store.clone(), store.clone());
             Subject {
                 open: Box::new(move || Box::new(store.clone())),
                 archive: Some(Box::new(move || Box::new(archive.clone()))),
+                forge: Box::new(move |counts| {
+                    let mut state = forged.state.lock();
+                    (state.epoch, state.version) = (counts.epoch, counts.version);
+                }),
                 is_shared: true,
             }
         });

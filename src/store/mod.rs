@@ -45,7 +45,7 @@ impl Version {
     /// The version after this one.
     #[must_use]
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -169,22 +169,88 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// More than there can have been: whoever counts on must not come to the end.
-    pub(crate) const MAX: u64 = u64::MAX / 2;
+    /// The highest count that a store accepts. 10,000 commits in every second reach it after 890
+    /// years, so a higher one was damaged or forged. It is below 2⁵³, up to which every reader of
+    /// JSON is exact, and far from the end of the type, so that counting on cannot overflow.
+    pub const MAX: u64 = 1 << 48;
 
-    /// Which of both is out of range.
+    /// Refuses a count that no state can have reached.
     ///
     /// # Errors
     /// With a sentence about it.
     pub fn check(self) -> Result<(), String> {
+        self.check_up_to(Self::MAX)
+    }
+
+    /// Refuses a count of a file that is to be imported. No more than half of the range is accepted,
+    /// so that the store that counts on from there does not come to its end.
+    ///
+    /// # Errors
+    /// With a sentence about it.
+    pub fn check_imported(self) -> Result<(), String> {
+        let remedy = "put that of a backup in its place, or 0, from which it is counted anew";
+        self.check_up_to(Self::MAX / 2).map_err(|reason| format!("{reason}: {remedy}"))
+    }
+
+    fn check_up_to(self, max: u64) -> Result<(), String> {
         for (what, count) in [("epoch", self.epoch), ("version", self.version)] {
-            if count > Self::MAX {
+            if count > max {
                 return Err(format!("no state has come to {what} {count}"));
             }
         }
         Ok(())
     }
+
+    /// Returns the counts with 0 in the place of each that cannot have been reached, and a sentence
+    /// if there was one.
+    pub(crate) fn corrected(self) -> (Self, Option<String>) {
+        let correct = |count| if count < Self::MAX { count } else { 0 };
+        let counts = Self { epoch: correct(self.epoch), version: correct(self.version) };
+        let warning = self.check_up_to(Self::MAX - 1).err();
+        (counts, warning.map(|reason| format!("{reason}: it is counted anew from 0")))
+    }
+
+    /// Returns the counts of the epoch that `begin` begins where a store says `self`.
+    ///
+    /// # Errors
+    /// When a count cannot have been reached, or leaves no room for another epoch and commit: a
+    /// master that goes on from there could store nothing, and so serve nobody.
+    fn begun(self, begin: Begin) -> Result<Self, String> {
+        let (epoch, version) = match begin {
+            Begin::Load => (self.epoch, self.version),
+            Begin::Replace(former) => {
+                let (counts, _) = self.corrected();
+                (counts.epoch.max(former.epoch), counts.version.max(former.version))
+            }
+        };
+        Self { epoch, version }.check_up_to(Self::MAX - 1)?;
+        Ok(Self { epoch: epoch + 1, version })
+    }
 }
+
+/// How an epoch begins.
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    /// A master takes the state as it is.
+    Load,
+    /// Another state is put in its place, and is counted on from where either had come to. Counts
+    /// that cannot have been reached begin anew.
+    Replace(Counts),
+}
+
+/// Adds to `reason`, why counts are refused, what an operator can do. `place` is how `export` names
+/// the store.
+fn explain_counts(reason: &str, place: &str) -> String {
+    format!(
+        "{reason}: it is damaged, or somebody else has written it: put a copy of the state back; or \
+         stop all masters and have it counted anew: `mesos-overlay export --from {place} -o \
+         state.json`, then `mesos-overlay import state.json --to {place} --replace`"
+    )
+}
+
+/// The most bytes of a state that are read from servers which others may write to: more than the
+/// records of 200,000 agents, and less than a host has memory.
+const STATE_BYTES_MAX: usize = 1 << 30;
 
 /// What came of [`Archive::replace`].
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version};
+use super::{
+    Begin, Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version, explain_counts,
+};
 use crate::master::assignments;
 use crate::protocol::{Network, Record};
 use crate::wire::{Foreign, LoggedState, decode_record};
@@ -45,6 +47,11 @@ impl ReplicatedLogStore {
 
     fn failed(&self, action: &'static str, reason: impl fmt::Display) -> StoreError {
         StoreError::Failed { store: self.to_string(), action, reason: reason.to_string() }
+    }
+
+    fn refused(&self, action: &'static str, reason: &str) -> StoreError {
+        let place = "log:REPLICATED_LOG_DIR/overlay_replicated_log --config NETWORK_FILE";
+        self.failed(action, explain_counts(reason, place))
     }
 
     fn apply(&self, state: &mut LoggedState, change: &Change) {
@@ -104,13 +111,15 @@ pub(super) fn records(state: &LoggedState) -> impl Iterator<Item = (Key, Vec<u8>
 }
 
 impl ReplicatedLogStore {
-    /// Begins an epoch, later than all here and in a state that has come as far as `former`.
-    pub(super) fn begin(&mut self, former: Counts) -> Result<Loaded, StoreError> {
+    /// Begins an epoch.
+    pub(super) fn begin(&mut self, begin: Begin) -> Result<Loaded, StoreError> {
         self.state = None;
         let value = self.log.fetch().map_err(|reason| self.failed("load", reason))?;
         let no_state =
             |reason| self.failed("load", format!("{reason}: it is no state of an overlay master"));
         let mut state = LoggedState::decode(&value).map_err(no_state)?;
+        let begun = state.counts().begun(begin);
+        let Counts { epoch, version } = begun.map_err(|reason| self.refused("load", &reason))?;
         let count = take_over(&mut state);
         if count > 0 {
             log::info!(
@@ -118,11 +127,8 @@ impl ReplicatedLogStore {
             );
         }
         self.show_all(&mut state);
-        let counts = state.counts();
-        let epoch = counts.epoch.max(former.epoch) + 1;
-        let version = counts.version.max(former.version);
         state.set_network(&self.network);
-        state.set_counts(Counts { epoch, version }).map_err(no_state)?;
+        state.set_counts(Counts { epoch, version });
         match self.log.store(&state.encode()) {
             Ok(true) => {}
             // As after each write that was late: the next attempt will become the writer.
@@ -137,7 +143,7 @@ impl ReplicatedLogStore {
 
 impl Store for ReplicatedLogStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        self.begin(Counts::default())
+        self.begin(Begin::Load)
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
@@ -152,12 +158,14 @@ impl Store for ReplicatedLogStore {
         for change in changes {
             self.apply(&mut state, change);
         }
-        let counts = Counts { epoch: current, version: version + 1 };
-        state.set_counts(counts).map_err(|reason| self.failed("commit", reason))?;
+        let version = Version(version).next();
+        let counts = Counts { epoch: current, version: version.0 };
+        counts.check().map_err(|reason| self.refused("commit", &reason))?;
+        state.set_counts(counts);
         match self.log.store(&state.encode()) {
             Ok(true) => {
                 self.state = Some(state);
-                Ok(Version(version + 1))
+                Ok(version)
             }
             Ok(false) => Err(StoreError::Deposed { store: self.to_string(), epoch: epoch.0 }),
             Err(reason) => Err(self.failed("commit", reason)),
@@ -262,9 +270,16 @@ mod tests {
     #[test]
     fn it_conforms() {
         conformance::check(&|| {
-            let shared = Arc::default();
+            let shared: Arc<Mutex<Shared>> = Arc::default();
+            let forged = Arc::clone(&shared);
             let open = Box::new(move || Box::new(store(&shared)) as Box<dyn Store>);
-            Subject { open, archive: None, is_shared: true }
+            let forge = Box::new(move |counts| {
+                let mut shared = forged.lock();
+                let mut state = LoggedState::decode(&shared.value).unwrap();
+                state.set_counts(counts);
+                shared.value = state.encode();
+            });
+            Subject { open, archive: None, forge, is_shared: true }
         });
     }
 
@@ -411,19 +426,13 @@ mod tests {
         shared.lock().value = value(&own);
         assert_eq!(
             store(&shared).load().unwrap_err().to_string(),
-            "replicated log: load: network-state.own: no state has come to version \
-             18446744073709551615: it is no state of an overlay master"
+            "replicated log: load: no state has come to version 18446744073709551615: it is damaged, \
+             or somebody else has written it: put a copy of the state back; or stop all masters and \
+             have it counted anew: `mesos-overlay export --from \
+             log:REPLICATED_LOG_DIR/overlay_replicated_log --config NETWORK_FILE -o state.json`, \
+             then `mesos-overlay import state.json --to \
+             log:REPLICATED_LOG_DIR/overlay_replicated_log --config NETWORK_FILE --replace`"
         );
-        // At the end of the range: it is read, and nothing is written that could not be read again.
-        own.version = Some(u64::MAX / 2);
-        shared.lock().value = value(&own);
-        let mut ours = store(&shared);
-        let epoch = ours.load().unwrap().epoch;
-        assert_eq!(
-            ours.commit(epoch, &[]).unwrap_err().to_string(),
-            "replicated log: commit: network-state.own: no state has come to version 9223372036854775808"
-        );
-        assert_eq!(ours.load().unwrap().version, Version(u64::MAX / 2));
         own.version = Some(8);
         shared.lock().value = value(&own);
         let mut ours = store(&shared);

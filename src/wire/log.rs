@@ -102,20 +102,15 @@ impl LoggedState {
         value
     }
 
-    /// Epoch and version; zero where only the C++ module has written.
+    /// Epoch and version as they stand there; zero where only the C++ module has written.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        counts(&self.own)
+        Counts { epoch: self.own.epoch(), version: self.own.version() }
     }
 
     /// Changes epoch and version.
-    ///
-    /// # Errors
-    /// When one of them is so great that [`Self::decode`] would refuse it.
-    pub fn set_counts(&mut self, counts: Counts) -> Result<(), ConvertError> {
-        check(counts)?;
+    pub fn set_counts(&mut self, counts: Counts) {
         (self.own.epoch, self.own.version) = (Some(counts.epoch), Some(counts.version));
-        Ok(())
     }
 
     /// Says to the C++ module which network this is the state of.
@@ -186,18 +181,9 @@ impl LoggedState {
     }
 }
 
-fn counts(own: &pb::Own) -> Counts {
-    Counts { epoch: own.epoch(), version: own.version() }
-}
-
-fn check(counts: Counts) -> Result<(), ConvertError> {
-    counts.check().map_err(|reason| ConvertError::field("network-state.own", reason))
-}
-
 /// Our part as we write it: its keys in their order, each once. What is out of order was damaged;
 /// of two records under one key the last one counts, as it does for a field of a message.
 fn orderly(mut own: pb::Own) -> Result<pb::Own, ConvertError> {
-    check(counts(&own))?;
     own.entries.sort_by(|one, other| one.key().cmp(other.key()));
     own.entries.dedup_by(|later, earlier| {
         let is_same = later.key == earlier.key;

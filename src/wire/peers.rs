@@ -11,6 +11,7 @@ use super::mesos::modules::overlay::internal as pb;
 use super::message::DecodeError;
 use crate::addr::{Mac, OverlayName, Subnet};
 use crate::protocol::{MessageKind, PeerInfo, PeersHave, PeersUpdate};
+use crate::store::Counts;
 use crate::tunnel::Peer;
 
 /// Name of the request on the wire.
@@ -63,6 +64,8 @@ pub(super) fn decode_update(bytes: &[u8]) -> Result<Arc<PeersUpdate>, ConvertErr
         return Err(ConvertError::field("removed", format!("agent {ip} is in peers as well")));
     }
     let (epoch, version, digest, base) = (pb.epoch(), pb.version(), pb.digest(), pb.base);
+    // An agent that took it would ignore every true master until it has asked several times.
+    Counts { epoch, version }.check().map_err(|reason| ConvertError::field("update", reason))?;
     Ok(Arc::new(PeersUpdate { epoch, version, digest, base, changed, removed }))
 }
 
@@ -247,7 +250,7 @@ mod tests {
             decode_message(UPDATE, &message.encode_to_vec()).unwrap_err().to_string()
         };
         type Change = fn(&mut pb::UpdatePeersMessage);
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 14] = [
             (|it| it.peers[1].ip = None, "peers[1].ip: is missing"),
             (|it| it.peers[0].ip = Some(vec![1]), "peers[0].ip: has 1 bytes instead of 4"),
             (
@@ -283,6 +286,14 @@ mod tests {
             (
                 |it| it.removed = vec![Vec::new(); PeersUpdate::PEERS_MAX + 1],
                 "removed: has more than 200000 entries",
+            ),
+            (
+                |it| it.epoch = Some(Counts::MAX + 1),
+                "update: no state has come to epoch 281474976710657",
+            ),
+            (
+                |it| it.version = Some(u64::MAX),
+                "update: no state has come to version 18446744073709551615",
             ),
         ];
         for (change, text) in cases {

@@ -323,7 +323,10 @@ fn counts_from_which_no_store_could_go_on_are_refused() {
     place.write("state.json", EXPORTED.replace("\"epoch\": 3", &format!("\"epoch\": {count}")));
     assert_eq!(
         place.run("import state.json --to file --work-dir work").failure(),
-        format!("mesos-overlay: state.json: no state has come to epoch {count}, version 12\n")
+        format!(
+            "mesos-overlay: state.json: no state has come to epoch {count}: put that of a backup in \
+             its place, or 0, from which it is counted anew\n"
+        )
     );
     assert!(!place.path("work").exists());
 }

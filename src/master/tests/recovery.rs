@@ -262,3 +262,52 @@ fn freed_addresses_that_are_cut_in_another_way_rest_all_the_same() {
     assert_eq!(given(&mut world, 3)[1], "10.0.0.0/24");
     assert_eq!(world.health().counters.early_reuses, 1);
 }
+
+#[test]
+fn record_under_an_address_no_agent_can_have_is_quarantined() {
+    let addresses = ["0.0.0.0", "224.0.0.1", "255.255.255.255"];
+    let keys = addresses.map(|text| Key::Agent(text.parse().unwrap()));
+    let numbers = [1, 2, 3];
+    let record =
+        |n: u8| stored(&format!("44.128.0.{n}"), vec![had("net", &format!("10.0.{n}.0/24"))]);
+    let records = keys.into_iter().zip(numbers.map(record)).collect();
+    let mut world = World::restored(plain(), records, Version(9));
+    world.load();
+    let sentence = |text| {
+        format!(
+            "agent {text} is not served: no agent can have this address: mend the configuration or \
+             delete the agent"
+        )
+    };
+    assert_eq!(world.health().problems, addresses.map(sentence));
+    assert!(world.state().agents.iter().all(|agent| agent.overlays.is_empty()), "not served");
+    // What it may have is given to nobody.
+    assert_eq!(given(&mut world, 9), ["44.128.0.4", "10.0.0.0/24"]);
+    assert_eq!(given(&mut world, 8), ["44.128.0.5", "10.0.4.0/24"]);
+    for text in addresses {
+        world.request(Request::DeleteAgents(vec![text.parse().unwrap()]));
+    }
+    assert_eq!(world.health().problems, [""; 0]);
+}
+
+#[test]
+fn release_time_no_clock_has_shown_is_named_and_reused_last() {
+    let released = |at, n: u8| {
+        encode_record(&Record::Released(ReleasedRecord {
+            at,
+            vtep_ip: Some(format!("44.128.0.{n}").parse().unwrap()),
+            vtep_ip6: None,
+            overlays: vec![had("net", &format!("10.0.{n}.0/24"))],
+        }))
+    };
+    let records = [(1, released(u64::MAX, 1)), (2, released(1_700_000_000, 2))];
+    let mut world = found(small("44.128.0.0/24", "10.0.0.0/22"), records);
+    let problem = "agent 10.0.0.1 was released at 18446744073709551615 s after 1970, which no clock \
+                   can have shown: its addresses are reused last: export the state, put the true \
+                   time in the place of 'at', and import it";
+    assert_eq!(world.health().problems, [problem]);
+    assert_eq!(given(&mut world, 11)[1], "10.0.0.0/24");
+    assert_eq!(given(&mut world, 12)[1], "10.0.3.0/24");
+    assert_eq!(given(&mut world, 13)[1], "10.0.2.0/24");
+    assert_eq!(given(&mut world, 14)[1], "10.0.1.0/24", "and no sum of it overflows");
+}

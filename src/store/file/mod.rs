@@ -20,8 +20,8 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, StorageBackend, TableDefinition};
 
 use super::{
-    Archive, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
-    replace_by_commit, unknown_name,
+    Archive, Begin, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError,
+    Version, explain_counts, replace_by_commit, unknown_name,
 };
 
 /// Name of the file in the work directory.
@@ -138,12 +138,14 @@ impl FileStore {
         }
     }
 
-    fn begin(&mut self, former: Counts) -> Result<Loaded, StoreError> {
+    fn begin(&mut self, begin: Begin) -> Result<Loaded, StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
             None => self.make_and_open()?,
         };
-        let begun = begin_epoch(&database, former).map_err(|error| self.failed("load", &error))?;
+        let begun = begin_epoch(&database, begin)
+            .map_err(|error| self.failed("load", &error))?
+            .map_err(|reason| self.refused_counts("load", &reason))?;
         self.database = Some(database);
         if begun.unreadable > 0 {
             let count = begun.unreadable;
@@ -158,6 +160,13 @@ impl FileStore {
 
     fn refused(&self, reason: String) -> StoreError {
         StoreError::Failed { store: self.to_string(), action: "open", reason }
+    }
+
+    fn refused_counts(&self, action: &'static str, reason: &str) -> StoreError {
+        let directory = self.path.parent().unwrap_or_else(|| Path::new("."));
+        let place = format!("file --work-dir {}", directory.display());
+        let reason = explain_counts(reason, &place);
+        StoreError::Failed { store: self.to_string(), action, reason }
     }
 
     /// `error` with what an operator can do about it.
@@ -212,7 +221,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        self.begin(Counts::default())
+        self.begin(Begin::Load)
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
@@ -222,6 +231,7 @@ impl Store for FileStore {
         };
         let version = write(&database, epoch, changes)
             .map_err(|error| self.failed("commit", &error))?
+            .map_err(|reason| self.refused_counts("commit", &reason))?
             .ok_or_else(|| StoreError::Deposed { store: self.to_string(), epoch: epoch.0 });
         self.database = Some(database);
         version
@@ -272,7 +282,7 @@ impl Archive for FileStore {
                 };
             }
         }
-        let loaded = self.begin(former)?;
+        let loaded = self.begin(Begin::Replace(former))?;
         replace_by_commit(self, &loaded, records)
     }
 }
@@ -348,8 +358,9 @@ fn snapshot(database: &Database) -> Result<Snapshot, redb::Error> {
     let counters = transaction.open_table(COUNTERS)?;
     let epoch = counter(&counters, EPOCH_COUNTER)?;
     let counts = Counts { epoch, version: counter(&counters, VERSION_COUNTER)? };
+    let (counts, doubt) = counts.corrected();
     let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
-    Ok(Snapshot { counts, records, unknown, doubts: Vec::new() })
+    Ok(Snapshot { counts, records, unknown, doubts: doubt.into_iter().collect() })
 }
 
 /// The records, and those of a later version of this program.
@@ -371,36 +382,47 @@ fn read_records(
     Ok((records, unknown))
 }
 
-/// Later than all that was here and in a state that has come as far as `former`.
-fn begin_epoch(database: &Database, former: Counts) -> Result<BegunEpoch, redb::Error> {
+/// Begins an epoch, unless the counts of the file cannot be true: the inner error says so.
+fn begin_epoch(
+    database: &Database,
+    begin: Begin,
+) -> Result<Result<BegunEpoch, String>, redb::Error> {
     let transaction = database.begin_write()?;
     let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
     let (epoch, version) = {
         let mut counters = transaction.open_table(COUNTERS)?;
-        let epoch = counter(&counters, EPOCH_COUNTER)?.max(former.epoch) + 1;
-        let version = counter(&counters, VERSION_COUNTER)?.max(former.version);
+        let epoch = counter(&counters, EPOCH_COUNTER)?;
+        let counts = Counts { epoch, version: counter(&counters, VERSION_COUNTER)? };
+        let Counts { epoch, version } = match counts.begun(begin) {
+            Ok(begun) => begun,
+            Err(reason) => return Ok(Err(reason)),
+        };
         counters.insert(EPOCH_COUNTER, epoch)?;
         counters.insert(VERSION_COUNTER, version)?;
         (Epoch(epoch), Version(version))
     };
     transaction.commit()?;
     let unreadable = unknown.len();
-    Ok(BegunEpoch { loaded: Loaded { epoch, version, records }, unreadable })
+    Ok(Ok(BegunEpoch { loaded: Loaded { epoch, version, records }, unreadable }))
 }
 
-/// The new version; `None` if `epoch` is not the latest, and then nothing is written.
+/// The new version; `None` if `epoch` is not the latest, and then nothing is written. Neither is it
+/// for the reason of the inner error, which is that the version cannot be counted on.
 fn write(
     database: &Database,
     epoch: Epoch,
     changes: &[Change],
-) -> Result<Option<Version>, redb::Error> {
+) -> Result<Result<Option<Version>, String>, redb::Error> {
     let transaction = database.begin_write()?;
     let version = {
         let mut counters = transaction.open_table(COUNTERS)?;
         if counter(&counters, EPOCH_COUNTER)? != epoch.0 {
-            return Ok(None);
+            return Ok(Ok(None));
         }
         let version = Version(counter(&counters, VERSION_COUNTER)?).next();
+        if let Err(reason) = (Counts { epoch: epoch.0, version: version.0 }).check() {
+            return Ok(Err(reason));
+        }
         counters.insert(VERSION_COUNTER, version.0)?;
         let mut records = transaction.open_table(RECORDS)?;
         for change in changes {
@@ -416,7 +438,7 @@ fn write(
         version
     };
     transaction.commit()?;
-    Ok(Some(version))
+    Ok(Ok(Some(version)))
 }
 
 fn counter(

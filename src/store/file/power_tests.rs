@@ -196,11 +196,12 @@ fn a_power_cut_leaves_every_commit_that_was_answered() {
         // What is found is durable, be it answered or not.
         let found = snapshot(&database).unwrap();
         disk.answer(found.counts.epoch, found.counts.version);
-        let begun = begin_epoch(&database, Counts::default()).unwrap().loaded;
+        let begun = begin_epoch(&database, Begin::Load).unwrap().unwrap().loaded;
         let mut version = begun.version;
         disk.answer(begun.epoch.0, version.0);
         for _ in 0..random.u8(1..8) {
-            version = write(&database, begun.epoch, &batch(version.next().0)).unwrap().unwrap();
+            version =
+                write(&database, begun.epoch, &batch(version.next().0)).unwrap().unwrap().unwrap();
             disk.answer(begun.epoch.0, version.0);
         }
         drop(database);

@@ -33,10 +33,22 @@ fn tamper(dir: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
 fn it_conforms() {
     conformance::check(&|| {
         let dir = Rc::new(tempfile::tempdir().unwrap());
-        let same = Rc::clone(&dir);
+        let (same, forged) = (Rc::clone(&dir), Rc::clone(&dir));
         let open = move || Box::new(FileStore::open(dir.path()).unwrap()) as Box<dyn Store>;
         let archive = move || Box::new(FileStore::at(same.path())) as Box<dyn Archive>;
-        Subject { open: Box::new(open), archive: Some(Box::new(archive)), is_shared: false }
+        let forge = move |counts: Counts| {
+            tamper(forged.path(), |transaction| {
+                let mut counters = transaction.open_table(COUNTERS).unwrap();
+                counters.insert(EPOCH_COUNTER, counts.epoch).unwrap();
+                counters.insert(VERSION_COUNTER, counts.version).unwrap();
+            });
+        };
+        Subject {
+            open: Box::new(open),
+            archive: Some(Box::new(archive)),
+            forge: Box::new(forge),
+            is_shared: false,
+        }
     });
 }
 

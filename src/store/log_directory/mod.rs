@@ -27,7 +27,7 @@ use self::checksum::is_whole;
 use self::manifest::{CURRENT, in_use};
 use super::replicated_log::{records, take_over};
 use super::{
-    Archive, Counts, Key, Log, Replaced, ReplicatedLogStore, Snapshot, StoreError, Version,
+    Archive, Begin, Counts, Key, Log, Replaced, ReplicatedLogStore, Snapshot, StoreError, Version,
     replace_by_commit, unknown_name,
 };
 use crate::protocol::Network;
@@ -154,7 +154,8 @@ impl Archive for LogDirectory {
                  of the log: if other masters led later, use the directory of the last"
             ));
         }
-        let counts = state.counts();
+        let (counts, doubt) = state.counts().corrected();
+        doubts.extend(doubt);
         let unknown = state.entries().filter(|(key, _)| Key::from_bytes(key).is_none());
         let unknown = unknown.map(|(key, bytes)| (unknown_name(key), bytes.to_vec())).collect();
         let records = records(&state).collect();
@@ -207,7 +208,7 @@ pub(super) fn replaced_value(
 ) -> Result<(Vec<u8>, Version), StoreError> {
     let log = Arc::new(Value(Mutex::new(value)));
     let mut store = ReplicatedLogStore::new(Arc::clone(&log) as Arc<dyn Log>, network);
-    let loaded = store.begin(former)?;
+    let loaded = store.begin(Begin::Replace(former))?;
     let replaced = replace_by_commit(&mut store, &loaded, records)?;
     let value = std::mem::take(&mut *log.0.lock());
     Ok((value, replaced.version))

@@ -84,6 +84,7 @@ fn it_conforms() {
         let path = temporary.path().join("log");
         let writers = Arc::new(AtomicU64::new(0));
         let (same, shared) = (path.clone(), Arc::clone(&writers));
+        let forged = path.clone();
         let open = move || {
             let log = OnDisk(same.clone(), Arc::clone(&shared), AtomicU64::new(0));
             Box::new(ReplicatedLogStore::new(Arc::new(log), network())) as Box<dyn Store>
@@ -112,7 +113,18 @@ fn it_conforms() {
             let sole = Sole(at(&path), Arc::clone(&writers), Rc::clone(&temporary));
             Box::new(sole) as Box<dyn Archive>
         };
-        Subject { open: Box::new(open), archive: Some(Box::new(archive)), is_shared: true }
+        let forge = move |counts| {
+            let log = at(&forged);
+            let mut state = LoggedState::decode(&log.value().unwrap().unwrap()).unwrap();
+            state.set_counts(counts);
+            log.write(state.encode()).unwrap();
+        };
+        Subject {
+            open: Box::new(open),
+            archive: Some(Box::new(archive)),
+            forge: Box::new(forge),
+            is_shared: true,
+        }
     });
 }
 

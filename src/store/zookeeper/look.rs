@@ -90,11 +90,12 @@ async fn try_look(reader: &Tenure) -> Result<Option<Option<Snapshot>>, Fault> {
     let epoch = std::str::from_utf8(&epoch).ok().and_then(|text| text.parse().ok());
     let epoch = epoch.ok_or_else(|| reader.damaged(&path, "it is no number"))?;
     let (_, written_last) = reader.read_head().await?;
+    let (counts, doubt) = Counts { epoch, version: head.version }.corrected();
     let snapshot = Snapshot {
-        counts: Counts { epoch, version: head.version },
+        counts,
         records: records.into_iter().collect(),
         unknown,
-        doubts: Vec::new(),
+        doubts: doubt.into_iter().collect(),
     };
     Ok((written == written_last).then_some(Some(snapshot)))
 }

@@ -23,8 +23,8 @@ use tokio::runtime::{Builder, Runtime};
 use self::layout::{Head, Layout};
 use self::tenure::{Fault, Missing, Tenure};
 use super::{
-    Archive, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError, Version,
-    replace_by_commit,
+    Archive, Begin, Change, Counts, Epoch, Key, Loaded, Replaced, Snapshot, Store, StoreError,
+    Version, replace_by_commit,
 };
 use crate::addr::Ensemble;
 use crate::zookeeper::Session;
@@ -93,15 +93,16 @@ pub fn reread_znode(path: &str, content: &[u8]) -> Option<(String, Vec<u8>)> {
 }
 
 impl ZooKeeperStore {
-    fn begin(&mut self, missing: Missing, former: Counts) -> Result<Loaded, StoreError> {
+    fn begin(&mut self, missing: Missing, begin: Begin) -> Result<Loaded, StoreError> {
         let earlier = self.tenure.take().map(|tenure| tenure.session);
+        let place = self.to_string();
         let begin = async {
             let session = match earlier.filter(|session| !session.has_ended()) {
                 Some(session) => session,
                 None => Session::open(&self.ensemble, self.session_timeout).await?,
             };
             let layout = Layout::under(self.ensemble.path());
-            Tenure::begin(session, layout, missing, former).await
+            Tenure::begin(session, layout, missing, (begin, &place)).await
         };
         let begun = self.block_on(begin);
         let (tenure, begun) = begun.map_err(|fault| self.error("load", fault))?;
@@ -135,7 +136,7 @@ impl Archive for ZooKeeperStore {
         records: &[(Key, Vec<u8>)],
         former: Counts,
     ) -> Result<Replaced, StoreError> {
-        let loaded = self.begin(Missing::MakeUnfinished, former)?;
+        let loaded = self.begin(Missing::MakeUnfinished, Begin::Replace(former))?;
         replace_by_commit(self, &loaded, records)
     }
 }
@@ -143,7 +144,7 @@ impl Archive for ZooKeeperStore {
 impl Store for ZooKeeperStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
         let missing = if self.was_there { Missing::Refuse } else { Missing::Make };
-        self.begin(missing, Counts::default())
+        self.begin(missing, Begin::Load)
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {

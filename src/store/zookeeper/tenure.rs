@@ -10,7 +10,7 @@ use zookeeper_client::{CreateMode, Error, MultiWriteError, MultiWriter};
 
 use super::batch::{self, Write};
 use super::layout::{Head, Layout, key_of};
-use crate::store::{Counts, Key};
+use crate::store::{Begin, Counts, Key, STATE_BYTES_MAX, explain_counts};
 use crate::zookeeper::{Failure, Session};
 
 /// How often an epoch is tried to begin while others begin theirs.
@@ -59,6 +59,8 @@ pub(super) enum Missing {
 pub(super) struct Tenure {
     pub(super) session: Session,
     pub(super) layout: Layout,
+    /// How `export` names the store.
+    place: String,
     pub(super) epoch: u64,
     /// The version of the znode `epoch`.
     fence: i32,
@@ -70,26 +72,30 @@ pub(super) struct Tenure {
 impl Tenure {
     /// No epoch: one that can only read.
     pub(super) fn none(session: Session, layout: Layout) -> Self {
-        Self { session, layout, epoch: 0, fence: 0, version: 0, known: HashSet::new() }
+        let (place, known) = (String::new(), HashSet::new());
+        Self { session, layout, place, epoch: 0, fence: 0, version: 0, known }
     }
 
-    /// Begins an epoch, later than all here and in a state that has come as far as `former`, and
-    /// reads everything.
+    /// Begins an epoch and reads everything. `place` is how `export` names the store.
     pub(super) async fn begin(
         session: Session,
         layout: Layout,
         missing: Missing,
-        former: Counts,
+        (begin, place): (Begin, &str),
     ) -> Result<(Self, Begun), Fault> {
         let mut tenure = Self::none(session, layout);
-        tenure.take_over(missing, former).await?;
+        place.clone_into(&mut tenure.place);
+        tenure.take_over(missing, begin).await?;
         // From here on nobody else writes, unless he has begun a later epoch.
         let (head, _) = tenure.read_head().await?;
         if head.is_unfinished() && missing != Missing::MakeUnfinished {
             return Err(tenure.unfinished());
         }
         // It is written with the first commit.
-        tenure.version = head.version.max(former.version);
+        let counts = Counts { epoch: 0, version: head.version };
+        let begun = counts.begun(begin);
+        let path = tenure.layout.head();
+        tenure.version = begun.map_err(|reason| tenure.refused_counts(&path, &reason))?.version;
         let mut begun = tenure.read_records().await?;
         tenure.known = begun.records.keys().copied().collect();
         tenure.finish_pending(head, &mut begun.records).await?;
@@ -97,7 +103,7 @@ impl Tenure {
         Ok((tenure, begun))
     }
 
-    async fn take_over(&mut self, missing: Missing, former: Counts) -> Result<(), Fault> {
+    async fn take_over(&mut self, missing: Missing, begin: Begin) -> Result<(), Fault> {
         let path = self.layout.epoch();
         for _ in 0..ATTEMPTS {
             let client = self.session.client();
@@ -114,9 +120,9 @@ impl Tenure {
                 Err(error) => return Err(self.session.failure(&path, &error).into()),
             };
             let last = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<u64>().ok());
-            let Some(epoch) = last.and_then(|last| last.max(former.epoch).checked_add(1)) else {
-                return Err(self.damaged(&path, "it is no number"));
-            };
+            let last = last.ok_or_else(|| self.damaged(&path, "it is no number"))?;
+            let begun = Counts { epoch: last, version: 0 }.begun(begin);
+            let epoch = begun.map_err(|reason| self.refused_counts(&path, &reason))?.epoch;
             let text = epoch.to_string();
             let set = client.set_data(&path, text.as_bytes(), Some(stat.version));
             match self.session.answer(set).await {
@@ -191,12 +197,17 @@ impl Tenure {
             }
         }
         let mut records = BTreeMap::new();
+        let mut size = 0_usize;
         for window in agents.chunks(WINDOW) {
             let requests: Vec<_> =
                 window.iter().map(|ip| (*ip, client.get_data(&self.layout.record(*ip)))).collect();
             for (ip, request) in requests {
                 match self.session.answer(request).await {
                     Ok((bytes, _)) => {
+                        size = size.saturating_add(bytes.len());
+                        if size > STATE_BYTES_MAX {
+                            return Err(self.too_large());
+                        }
                         records.insert(ip, bytes);
                     }
                     // Whoever deleted it meanwhile has begun a later epoch, which is seen below.
@@ -245,7 +256,9 @@ impl Tenure {
         let pending = self.layout.pending();
         let names = self.session.answer(self.session.client().list_children(&pending)).await;
         let names = names.map_err(|error| self.session.failure(&pending, &error))?;
-        let mut numbers: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        // What somebody else has put there, such as "05", is not read as a part.
+        let number = |name: &String| name.parse().ok().filter(|it: &u32| it.to_string() == *name);
+        let mut numbers: Vec<u32> = names.iter().filter_map(number).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -290,9 +303,10 @@ impl Tenure {
                 )));
             }
         }
-        let version = self.version + 1;
+        let version = self.version.saturating_add(1);
         // What could not be read again is not written.
-        Counts { epoch: self.epoch, version }.check().map_err(Fault::Failed)?;
+        let counts = Counts { epoch: self.epoch, version };
+        counts.check().map_err(|reason| self.refused_counts(&self.layout.head(), &reason))?;
         let groups = batch::grouped(writes);
         if let [] | [_] = &groups[..] {
             let writes = groups.first().map_or(&[][..], Vec::as_slice);
@@ -422,6 +436,20 @@ impl Tenure {
             "the state at {} is gone: put a copy of it back; or, if it was removed on purpose, start \
              the masters again, which begins with an empty plan that knows no agent",
             self.layout.root()
+        ))
+    }
+
+    fn refused_counts(&self, path: &str, reason: &str) -> Fault {
+        Fault::Failed(format!("{path}: {}", explain_counts(reason, &self.place)))
+    }
+
+    fn too_large(&self) -> Fault {
+        Fault::Failed(format!(
+            "the records at {root} have more than {} MiB, more than those of any cluster: somebody \
+             else has written there: put a copy of {root} back, and use an address with user and \
+             password",
+            STATE_BYTES_MAX >> 20,
+            root = self.layout.agents()
         ))
     }
 

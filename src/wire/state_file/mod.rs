@@ -240,7 +240,7 @@ impl StateFile {
             Ok((item.key, from_hex(&item.bytes)?))
         });
         let counts = Counts { epoch: whole.epoch, version: whole.version };
-        reader.problems.extend(counts.check().err());
+        reader.problems.extend(counts.check_imported().err());
         let records = reader.finish(whole.checksum.as_deref())?;
         let unknown = unknown.into_iter().map(|(_, item)| item).collect();
         Ok(Self { from: whole.from, counts, records, unknown })

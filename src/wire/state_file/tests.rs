@@ -122,7 +122,13 @@ fn another_form_or_version_is_refused() {
 #[test]
 fn counts_that_no_state_has_come_to_are_refused() {
     let damaged = OURS.replace("\"version\": 12,", "\"version\": 18446744073709551615,");
-    assert_eq!(problems(&damaged), ["no state has come to version 18446744073709551615"]);
+    assert_eq!(
+        problems(&damaged),
+        [
+            "no state has come to version 18446744073709551615: put that of a backup in its place, or \
+          0, from which it is counted anew"
+        ]
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mesos_network_overlay::addr::Ensemble;
 use mesos_network_overlay::store::conformance::{self, Subject};
 use mesos_network_overlay::store::{
-    Change, Epoch, Key, Loaded, Store, StoreError, Version, ZooKeeperStore,
+    Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version, ZooKeeperStore,
 };
 
 use super::{SERVERS, SESSION, TICK, ensemble, now, pause, suspend};
@@ -20,6 +20,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(ensemble: &Ensemble) -> ZooKeeperStore {
     ZooKeeperStore::new(ensemble.clone(), SESSION).expect("a store")
+}
+
+/// Writes counts into the znodes of a state, as somebody else may.
+fn forge(address: &Ensemble, counts: Counts) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    let state = format!("{}/state", address.path());
+    let head = format!(r#"{{"format":1,"version":{},"pending":0}}"#, counts.version);
+    runtime.block_on(async {
+        let client = zookeeper_client::Client::connect(&address.servers()).await.expect("a client");
+        let epoch = counts.epoch.to_string();
+        let written = client.set_data(&format!("{state}/epoch"), epoch.as_bytes(), None).await;
+        written.expect("written");
+        let written = client.set_data(&format!("{state}/head"), head.as_bytes(), None).await;
+        written.expect("written");
+    });
 }
 
 fn key(number: u32) -> Key {
@@ -34,10 +49,11 @@ fn it_conforms() {
     conformance::check(&|| {
         count.set(count.get() + 1);
         let address = ensemble(&servers, "", &format!("/conformance/{}", count.get()));
-        let same = address.clone();
+        let (same, forged) = (address.clone(), address.clone());
         Subject {
             open: Box::new(move || Box::new(open(&address))),
             archive: Some(Box::new(move || Box::new(open(&same)))),
+            forge: Box::new(move |counts| forge(&forged, counts)),
             is_shared: true,
         }
     });
