@@ -15,9 +15,9 @@
 //!   │ http, config      ipam       │    │ store         transport      │
 //!   │ wire                         │    │ detector      cni, docker    │
 //!   │ protocol, addr, clock,       │    │ dataplane     firewall, host │
-//!   │ machine, metrics, mutation,  │    │ zookeeper, program: what     │
-//!   │ tunnel, words                │    │ some of them have in common, │
-//!   │                              │    │ warnings                     │
+//!   │ machine, metrics, mutation,  │    │ logging; what some have in   │
+//!   │ tunnel, words, escape,       │    │ common: zookeeper, program,  │
+//!   │ limits                       │    │ warnings                     │
 //!   └──────────────────────────────┘    └──────────────────────────────┘
 //! ```
 //!
@@ -39,6 +39,7 @@
 //!
 //! - [`addr`]: subnets, names, MACs, MTUs: values that cannot be invalid
 //! - [`clock`]: time as an argument, and waits that grow
+//! - [`escape`]: texts of others, safe to show: invisible characters escaped, length bounded
 //! - [`machine`]: the shape that master and agent have in common
 //! - [`metrics`]: the numbers by which operators watch a machine, for Mesos and Prometheus
 //! - [`mutation`]: deliberate defects, in builds that show that the simulator notices them
@@ -69,6 +70,7 @@
 //! - [`docker`]: the network of the DockerContainerizer, made and compared through `docker`
 //! - [`dataplane`]: the VXLAN device, neighbours, forwarding entries and routes in the kernel
 //! - [`firewall`]: masquerade, VXLAN from known agents only, forwarding, isolation
+//! - [`logging`]: the limits of the log: rate for each call site and in total, length, escapes
 //! - [`host`]: the host's settings that forwarding needs, and what they were before
 //! - [`runtime`]: the loop, the queue of events, and what is held back until it is stored
 //! - [`cli`]: the program's face
@@ -83,11 +85,13 @@ pub mod config;
 pub mod dataplane;
 pub mod detector;
 pub mod docker;
+pub mod escape;
 pub mod firewall;
 pub mod host;
 pub mod http;
 pub mod ipam;
 pub mod limits;
+pub mod logging;
 pub mod machine;
 pub mod master;
 pub mod metrics;

@@ -24,6 +24,8 @@ pub struct HostCounters {
     pub refused: u64,
     /// What each limit refused, in the order of [`Limit`].
     pub limits: [u64; Limit::COUNT],
+    /// Lines of the log that the process left out, since they came too often.
+    pub log_lines_left_out: u64,
 }
 
 /// One number, out of `S`, which a machine shows of itself.

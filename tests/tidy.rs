@@ -40,9 +40,10 @@ enum Kind {
 }
 
 /// Every room of `src/`.
-const ROOMS: [(&str, Kind); 28] = [
+const ROOMS: [(&str, Kind); 31] = [
     ("addr", Kind::Pure),
     ("clock", Kind::Pure),
+    ("escape", Kind::Pure),
     ("limits", Kind::Pure),
     ("machine", Kind::Pure),
     ("metrics", Kind::Pure),
@@ -59,6 +60,7 @@ const ROOMS: [(&str, Kind); 28] = [
     ("zookeeper", Kind::Link),
     ("program", Kind::Link),
     ("warnings", Kind::Link),
+    ("logging", Kind::Adapter),
     ("store", Kind::Adapter),
     ("detector", Kind::Adapter),
     ("transport", Kind::Adapter),

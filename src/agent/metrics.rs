@@ -176,5 +176,10 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::limit(Limit::RequestTimeout),
         Metric::limit(Limit::WriteTimeout),
         Metric::limit(Limit::HttpIdleTimeout),
+        Metric::host_counter(
+            "log_lines_left_out",
+            "Lines of the log that this process left out, since they came too often.",
+            |host| host.log_lines_left_out,
+        ),
     ],
 };

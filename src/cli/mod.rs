@@ -29,6 +29,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::logging::LimitedLogger;
+
 const EXAMPLES: &str = "\
 Examples:
   mesos-overlay demo                                   see it work, on this machine, in seconds
@@ -98,7 +100,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         _ => log::LevelFilter::Off,
     };
     let level = cli.log.unwrap_or(default);
-    env_logger::Builder::new().filter_level(level).format_target(false).init();
+    install_logger(level);
     let result = match cli.command {
         Command::Master(command) => command.run(),
         Command::Agent(command) => command.run(),
@@ -114,12 +116,23 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Export(command) => command.run(),
         Command::Import(command) => command.run(),
     };
+    log::logger().flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "mesos-overlay: {failure}");
             ExitCode::from(if failure.is_usage { 2 } else { 1 })
         }
+    }
+}
+
+/// Sends the log to stderr, within the limits of [`LimitedLogger`].
+fn install_logger(level: log::LevelFilter) {
+    let logger = env_logger::Builder::new().filter_level(level).format_target(false).build();
+    let level = logger.filter();
+    // Only a second run in one process fails here, and it has the logger of the first.
+    if log::set_boxed_logger(Box::new(LimitedLogger::new(logger))).is_ok() {
+        log::set_max_level(level);
     }
 }
 

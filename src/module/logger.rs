@@ -3,6 +3,8 @@
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use once_cell::sync::OnceCell;
 
+use crate::logging::LimitedLogger;
+
 /// Targets of our own records begin with this.
 const OWN: &str = "mesos_network_overlay";
 
@@ -28,7 +30,7 @@ impl<S: Sink> Log for Logger<S> {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let text = one_line(&record.args().to_string());
+            let text = record.args().to_string();
             let file = place(record.file().unwrap_or("unknown"));
             self.0.write(record.level(), &file, record.line().unwrap_or(0), &text);
         }
@@ -46,30 +48,15 @@ fn place(file: &str) -> String {
     }
 }
 
-/// Control characters, which strangers' names may hold, become visible: a line stays a line.
-fn one_line(text: &str) -> String {
-    if !text.contains(char::is_control) {
-        return text.to_owned();
-    }
-    text.chars().fold(String::new(), |mut line, letter| {
-        if letter.is_control() {
-            line.extend(letter.escape_default());
-        } else {
-            line.push(letter);
-        }
-        line
-    })
-}
-
-/// Sends the log to `sink`. Only the first call does something: both modules may live in one
-/// process, and they share this library.
+/// Sends the log to `sink`, within the limits of [`LimitedLogger`]. Only the first call does
+/// something: both modules may live in one process, and they share this library.
 ///
 /// # Errors
 /// When something else in this library has installed a logger, so that there would be no log.
 pub fn install(sink: impl Sink) -> Result<(), log::SetLoggerError> {
     static INSTALLED: OnceCell<()> = OnceCell::new();
     INSTALLED.get_or_try_init(|| {
-        log::set_boxed_logger(Box::new(Logger(sink)))?;
+        log::set_boxed_logger(Box::new(LimitedLogger::new(Logger(sink))))?;
         log::set_max_level(LevelFilter::Trace);
         Ok(())
     })?;
@@ -78,11 +65,13 @@ pub fn install(sink: impl Sink) -> Result<(), log::SetLoggerError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use parking_lot::Mutex;
 
     use super::*;
 
-    struct Lines(LevelFilter, Mutex<Vec<String>>);
+    struct Lines(LevelFilter, Arc<Mutex<Vec<String>>>);
 
     impl Sink for Lines {
         fn verbosity(&self) -> LevelFilter {
@@ -95,24 +84,48 @@ mod tests {
     }
 
     fn lines(verbosity: LevelFilter, target: &str, level: Level) -> Vec<String> {
-        let logger = Logger(Lines(verbosity, Mutex::default()));
+        let lines = Arc::default();
+        let logger = LimitedLogger::new(Logger(Lines(verbosity, Arc::clone(&lines))));
         logger.log(
             &Record::builder()
                 .level(level)
                 .target(target)
                 .file(Some("src/master/mod.rs"))
                 .line(Some(7))
-                .args(format_args!("ignored \u{1b}[0m\nof 10.0.0.1"))
+                .args(format_args!("ignored \u{1b}[0m\nof \u{202e}10.0.0.1"))
                 .build(),
         );
-        logger.0.1.into_inner()
+        let mut lines = lines.lock();
+        std::mem::take(&mut *lines)
     }
 
     #[test]
     fn a_record_is_one_line_with_its_place() {
         assert_eq!(
             lines(LevelFilter::Info, "mesos_network_overlay::master", Level::Warn),
-            [r"WARN overlay.master.mod.rs:7 ignored \u{1b}[0m\nof 10.0.0.1"]
+            [r"WARN overlay.master.mod.rs:7 ignored \u{1b}[0m\nof \u{202e}10.0.0.1"]
+        );
+    }
+
+    #[test]
+    fn flood_of_a_stranger_does_not_fill_the_log_of_mesos() {
+        let lines = Arc::default();
+        let logger = LimitedLogger::new(Logger(Lines(LevelFilter::Info, Arc::clone(&lines))));
+        for _ in 0..10_000 {
+            let mut record = Record::builder();
+            record.level(Level::Info).target("mesos_network_overlay::master");
+            record.module_path_static(Some("mesos_network_overlay::master"));
+            record.file_static(Some("src/master/mod.rs")).line(Some(7));
+            logger.log(&record.args(format_args!("agent registered")).build());
+        }
+        logger.flush();
+        let lines = lines.lock();
+        assert!(lines.len() < 1000, "{}", lines.len());
+        let last = lines.last().unwrap();
+        let told = "INFO overlay.master.mod.rs:7 left out ";
+        assert!(
+            last.starts_with(told) && last.ends_with("like this one: agent registered"),
+            "{last}"
         );
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limits::Limit;
+use crate::logging::lines_left_out;
 use crate::machine::Machine;
 use crate::metrics::{Catalogue, HostCounters, Kind};
 use crate::warnings::Warnings;
@@ -87,6 +88,7 @@ impl<M: Machine> Metrics<M> {
             process_restarts: self.shared.process_restarts.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
             limits: self.shared.limits.each_ref().map(|count| count.load(Ordering::Relaxed)),
+            log_lines_left_out: lines_left_out(),
         }
     }
 

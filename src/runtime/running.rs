@@ -5,12 +5,23 @@ use tokio::task::JoinHandle;
 
 use super::inbox::{Inbox, Input, Stopped};
 use super::{Executor, Hosted, Metrics, drive};
+use crate::logging::FLUSH_INTERVAL;
 
-/// The two tasks of a machine. Dropped, they end.
+/// The tasks of a machine. Dropped, they end.
 pub(super) struct Running<M: Hosted> {
     inbox: Inbox<M>,
     machine: JoinHandle<()>,
     transport: JoinHandle<()>,
+    flusher: JoinHandle<()>,
+}
+
+/// Has the log say from time to time how many lines it left out.
+async fn flush_log() {
+    let mut ticks = tokio::time::interval(FLUSH_INTERVAL);
+    loop {
+        ticks.tick().await;
+        log::logger().flush();
+    }
 }
 
 impl<M: Hosted> Running<M> {
@@ -25,6 +36,7 @@ impl<M: Hosted> Running<M> {
             inbox,
             machine: tokio::spawn(drive(machine, executor, receiver, metrics)),
             transport: tokio::spawn(transport),
+            flusher: tokio::spawn(flush_log()),
         }
     }
 
@@ -54,11 +66,13 @@ impl<M: Hosted> Running<M> {
                 let _ = task.await;
             }
         }
+        log::logger().flush();
     }
 
     fn abort(&self) {
         self.transport.abort();
         self.machine.abort();
+        self.flusher.abort();
     }
 }
 
@@ -87,7 +101,8 @@ mod tests {
             (tokio::spawn(defect()), tokio::spawn(nothing())),
         ] {
             let (inbox, _receiver) = Inbox::<Master>::new(Metrics::new());
-            let mut running = Running { inbox, machine, transport };
+            let flusher = tokio::spawn(nothing());
+            let mut running = Running { inbox, machine, transport, flusher };
             running.stopped().await;
             running.stop().await;
         }

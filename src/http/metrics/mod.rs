@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::{Format, Response, error};
+use crate::escape::lines;
 use crate::metrics::{Catalogue, Family, Kind, Series, Snapshot};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -47,7 +48,10 @@ impl Collector for Families {
                 [only] if only.labels.is_empty() => encode_value(family.kind, only.value, metric)?,
                 all => {
                     for Series { labels, value } in all {
-                        encode_value(family.kind, *value, metric.encode_family(labels)?)?;
+                        // Line breaks are escaped by the encoder, as OpenMetrics has it.
+                        let visible = labels.iter().map(|(name, value)| (*name, lines(value)));
+                        let labels: Vec<_> = visible.collect();
+                        encode_value(family.kind, *value, metric.encode_family(&labels)?)?;
                     }
                 }
             }

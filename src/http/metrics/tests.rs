@@ -61,6 +61,7 @@ fn a_master() -> Snapshot<master::Metrics> {
                 1 => 2,
                 _ => 0,
             }),
+            log_lines_left_out: 8,
         },
         configured: Vec::new(),
     }
@@ -95,7 +96,10 @@ fn a_small_catalogue_comes_out_as_prometheus_wants_it() {
         name: "content",
         kind: Kind::Gauge,
         help: "What is in it.",
-        series: vec![Series { labels: vec![("what", "a \"b\\\n".to_owned())], value: 4 }],
+        series: vec![
+            Series { labels: vec![("what", "a \"b\\\n".to_owned())], value: 4 },
+            Series { labels: vec![("what", "\u{1b}[2J\u{202e}日本".to_owned())], value: 5 },
+        ],
     };
     let host = HostCounters { refused: 2, ..HostCounters::default() };
     let snapshot = Snapshot { machine: 5, host, configured: vec![odd] };
@@ -116,6 +120,7 @@ box_refused_total 2
 # HELP box_content What is in it.
 # TYPE box_content gauge
 box_content{what=\"a \\\"b\\\\\\n\"} 4
+box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5
 # EOF
 "
     );
@@ -141,6 +146,7 @@ fn the_numbers_of_a_master_come_out() {
         "mesos_overlay_master_refused_total 5",
         "mesos_overlay_master_limit_refusals_total{limit=\"connections_per_address\"} 2",
         "mesos_overlay_master_limit_refusals_total{limit=\"write_timeout\"} 0",
+        "mesos_overlay_master_log_lines_left_out_total 8",
     ] {
         assert!(samples.contains(&format!("{line}\n")), "{line} is not in\n{samples}");
     }
@@ -202,6 +208,7 @@ mesos_overlay_agent_limit_refusals_total{limit=\"unsent_bytes_per_address\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"request_timeout\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"write_timeout\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"http_idle_timeout\"} 0
+mesos_overlay_agent_log_lines_left_out_total 0
 "
     );
 }
