@@ -22,6 +22,7 @@ use crate::clock::Now;
 use crate::mutation::Mutation;
 use crate::protocol::{Addresses, AgentOptions, HistoryEntry, HistoryEvent};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
+use crate::words::first_few;
 
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -269,8 +270,15 @@ impl Master {
         let Recovered { mut registry, adopted } =
             Registry::recover(Arc::clone(&self.settings.network), version, agents);
         registry.recall(&reported);
-        for sentence in registry.doubts().into_values() {
+        let doubts: Vec<String> = registry.doubts().into_values().collect();
+        let (few, more) = first_few(&doubts);
+        for sentence in few {
             log::error!("{sentence}");
+        }
+        if more > 0 {
+            log::error!(
+                "{more} more problems of the recovered state: see the health of the master"
+            );
         }
         log::info!(
             "recovered {} agents from version {} of the state; epoch {} begins",

@@ -22,6 +22,7 @@ use crate::mutation::Mutation;
 use crate::protocol::{Message, PeerInfo, PeersHave, PeersUpdate, digest_of};
 use crate::store::Version;
 use crate::wire::encode_message;
+use crate::words::named;
 
 /// How long a change waits for others to go with it: a quarter of the two seconds within which an
 /// agent is to be known to its peers, which leaves the rest for sending and for their kernels.
@@ -267,11 +268,18 @@ impl Peers {
 
     /// What is to be sent now, once `when` is durable.
     fn slice(&mut self, elapsed: Duration, when: Version, durable: Version) -> Vec<Shipment> {
+        let mut ended = Vec::new();
         while let Some(&(heard, ip)) = self.leases.first()
             && heard + LEASE <= elapsed
         {
-            log::info!("agent {ip} has not asked for its peers for long: it is not told any more");
             self.unsubscribe(ip);
+            ended.push(ip);
+        }
+        if !ended.is_empty() {
+            log::info!(
+                "ended the subscriptions to peers, since no request came for {LEASE:?}, of {}",
+                named(&ended, "agent")
+            );
         }
         if self.due.is_none_or(|due| due > elapsed) {
             return Vec::new();

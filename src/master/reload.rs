@@ -13,6 +13,7 @@ use super::{Command, Master, Reply, Settings};
 use crate::clock::Now;
 use crate::protocol::{Addresses, HistoryEvent, Network, RequestId};
 use crate::store::Version;
+use crate::words::first_few;
 
 impl Master {
     /// Takes over other settings, if no agent loses by them what it was promised.
@@ -34,9 +35,7 @@ impl Master {
         let trial = Trial::of(&leading.registry, network, moment);
         let Trial { registry, adopted, outcomes, told, effect } = trial;
         if !effect.accepted {
-            for problem in &effect.problems {
-                log::error!("refused another configuration: {problem}");
-            }
+            log_refused(&effect.problems);
             return effect;
         }
         self.settings = settings;
@@ -88,5 +87,18 @@ impl Master {
             warnings: vec![warning.to_owned()],
             ..Effect::default()
         }
+    }
+}
+
+/// A line for each of the first few problems: there may be one of every agent.
+pub(super) fn log_refused(problems: &[String]) {
+    let (few, more) = first_few(problems);
+    for problem in few {
+        log::error!("refused another configuration: {problem}");
+    }
+    if more > 0 {
+        log::error!(
+            "refused another configuration: {more} more problems: see the answer to reload"
+        );
     }
 }

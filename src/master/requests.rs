@@ -8,6 +8,7 @@ use super::event::{Forget, Request};
 use super::leadership::{Leading, Phase, Progress, Recovering, Standby};
 use super::metrics::{self, Metrics};
 use super::registry::Agent;
+use super::reload::log_refused;
 use super::view::{Condition, Fate, Health, Verdict};
 use super::{Master, NOT_LEADING, Settings};
 use crate::clock::Now;
@@ -16,6 +17,7 @@ use crate::metrics::{HostCounters, Snapshot};
 use crate::mutation::Mutation;
 use crate::protocol::{HistoryEvent, Refused, RequestId};
 use crate::store::{StoreError, Version};
+use crate::words::named;
 
 /// An agent that was heard within this time is running: agents register again within a quarter of
 /// an hour, and one of these messages may get lost. Those of the C++ modules do not; of them only a
@@ -65,9 +67,7 @@ impl Master {
         let reply = match settings {
             Ok(settings) => Reply::Effect(Box::new(self.reload(now, settings))),
             Err(problems) => {
-                for problem in &problems {
-                    log::error!("refused another configuration: {problem}");
-                }
+                log_refused(&problems);
                 Reply::Misconfigured(problems)
             }
         };
@@ -131,10 +131,11 @@ impl Leading {
     fn answer(&mut self, now: Now, request: Request) -> (Reply, Version) {
         let reply = match request {
             Request::DeleteAgents(ips) => {
-                for ip in ips {
-                    if !self.delete(now, ip, "it was deleted over HTTP") {
-                        log::info!("agent {ip} is not known: nothing to delete");
-                    }
+                let is_deleted = |ip: &Ipv4Addr| self.delete(now, *ip, "it was deleted over HTTP");
+                let (deleted, unknown): (Vec<_>, Vec<_>) = ips.into_iter().partition(is_deleted);
+                log_deleted(&deleted);
+                if !unknown.is_empty() {
+                    log::info!("nothing to delete of {}", named(&unknown, "unknown agent"));
                 }
                 self.settle_doubts(now);
                 Reply::State(self.registry.state())
@@ -159,7 +160,6 @@ impl Leading {
         let Some((change, addresses)) = self.registry.release(ip, now.unix) else {
             return false;
         };
-        log::info!("deleted agent {ip}: its addresses are free");
         if !Mutation::ReleaseIsNotStored.is_on() {
             self.change([change]);
         }
@@ -169,7 +169,7 @@ impl Leading {
 
     /// Deletes agents that are not running, or all of them if that is what is wanted.
     fn forget(&mut self, now: Now, forget: &Forget) -> Vec<Fate> {
-        let mut fates = Vec::new();
+        let (mut fates, mut deleted) = (Vec::new(), Vec::new());
         for &ip in &forget.agents {
             let Some(mut fate) = self.registry.fate(ip) else {
                 fates.push(Fate::unknown(ip));
@@ -199,11 +199,20 @@ impl Leading {
                     _ => "it was forgotten".to_owned(),
                 };
                 self.delete(now, ip, &why);
+                deleted.push(ip);
                 Verdict::Deleted
             };
             fates.push(fate);
         }
+        log_deleted(&deleted);
         self.settle_doubts(now);
         fates
+    }
+}
+
+/// One line for a request, which may delete a hundred thousand agents.
+fn log_deleted(agents: &[Ipv4Addr]) {
+    if !agents.is_empty() {
+        log::info!("released the addresses of {}", named(agents, "deleted agent"));
     }
 }

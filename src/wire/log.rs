@@ -51,11 +51,11 @@ impl LoggedState {
             let agent = pb::Agent::decode(bytes.as_slice());
             match agent.ok().and_then(|agent| read::<Ipv4Addr>(agent.ip.as_deref()?)) {
                 Some(ip) => drop(agents.insert(ip, bytes)),
-                None => {
-                    nameless += 1;
-                    log::error!("dropped an agent of the c++ module: it has no address");
-                }
+                None => nameless += 1,
             }
+        }
+        if nameless > 0 {
+            log::error!("dropped {nameless} agents of the c++ module: they have no address");
         }
         let own = orderly(state.own.unwrap_or_default())?;
         Ok(Self { own, network: state.network, agents, nameless })

@@ -13,6 +13,7 @@ mod doctor;
 mod documentation;
 mod forget;
 mod help;
+mod hostile;
 mod hosts;
 mod lifecycle;
 mod moving;
