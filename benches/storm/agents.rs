@@ -60,7 +60,19 @@ pub(crate) struct Agents {
     pub(crate) registrations: AtomicUsize,
     /// Registrations that got no answer in time.
     repeated: AtomicUsize,
+    pub(crate) traffic: TrafficCounters,
     changed: Notify,
+}
+
+/// What went over the connections between the agents and their master.
+#[derive(Default)]
+pub(crate) struct TrafficCounters {
+    /// Connections in both directions.
+    pub(crate) connections: AtomicUsize,
+    /// Bytes that the agents sent.
+    pub(crate) sent: AtomicUsize,
+    /// Bytes that the agents received.
+    pub(crate) received: AtomicUsize,
 }
 
 struct Agent {
@@ -85,25 +97,28 @@ const fn is_alive(life: u64) -> bool {
 impl Agents {
     /// Starts `count` agents that register with whoever leads, on the current runtime.
     pub(crate) fn start(leader: Leader, count: usize) -> io::Result<Arc<Self>> {
+        Self::start_on(listen()?, leader, count)
+    }
+
+    /// Starts `count` agents to which the master connects through `listener`.
+    pub(crate) fn start_on(
+        listener: TcpListener,
+        leader: Leader,
+        count: usize,
+    ) -> io::Result<Arc<Self>> {
         allow_descriptors(count)?;
-        let listener = TcpSocket::new_v4()?;
-        listener.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
-        let listener = listener.listen(BACKLOG)?;
         let port = listener.local_addr()?.port();
-        let agent = |address| Agent {
-            upid: Upid::agent(SocketAddrV4::new(Ipv4Addr::from_bits(address), port)),
-            life: watch::Sender::new(0),
-            state: Mutex::default(),
-        };
+        let agent = |upid| Agent { upid, life: watch::Sender::new(0), state: Mutex::default() };
         let agents = Arc::new(Self {
             leader,
-            agents: (FIRST_ADDRESS.to_bits()..).take(count).map(agent).collect(),
+            agents: (0..count).map_while(|index| agent_at(index, port)).map(agent).collect(),
             promises: Mutex::default(),
             alive: AtomicUsize::new(count),
             acknowledged: AtomicUsize::new(0),
             updates: AtomicUsize::new(0),
             registrations: AtomicUsize::new(0),
             repeated: AtomicUsize::new(0),
+            traffic: TrafficCounters::default(),
             changed: Notify::new(),
         });
         tokio::spawn(Arc::clone(&agents).accept(listener));
@@ -214,6 +229,7 @@ impl Agents {
         let Ok(link) = self.connect(index, master).await else {
             return sleep(Duration::from_millis(fastrand::u64(RECONNECT_MILLISECONDS))).await;
         };
+        self.traffic.connections.fetch_add(1, Ordering::Relaxed);
         let link = Arc::new(link);
         self.agents[index].state.lock().link = Some(Arc::clone(&link));
         if let Err(fault) = self.serve_link(index, &link, master).await {
@@ -244,19 +260,19 @@ impl Agents {
         loop {
             self.registrations.fetch_add(1, Ordering::Relaxed);
             agent.state.lock().tries += 1;
-            if write(link, &register).await.is_err() {
+            if self.write(link, &register).await.is_err() {
                 return Ok(());
             }
             let jitter = Duration::from_millis(fastrand::u64(..JITTER_MILLISECONDS));
             let again = Instant::now() + PATIENCE + jitter;
-            while let Ok(read) = timeout_at(again, read(link, &mut input)).await {
+            while let Ok(read) = timeout_at(again, self.read(link, &mut input)).await {
                 match read {
                     Ok(1..) => take_receipts(&mut input)?,
                     Ok(_) | Err(_) => return Ok(()),
                 }
             }
             while agent.state.lock().is_acknowledged {
-                match read(link, &mut input).await {
+                match self.read(link, &mut input).await {
                     Ok(1..) => take_receipts(&mut input)?,
                     Ok(_) | Err(_) => return Ok(()),
                 }
@@ -272,6 +288,7 @@ impl Agents {
                 continue;
             };
             let Some(index) = self.index_of(&stream) else { continue };
+            self.traffic.connections.fetch_add(1, Ordering::Relaxed);
             let mut life = self.agents[index].life.subscribe();
             if !is_alive(*life.borrow_and_update()) {
                 continue;
@@ -290,7 +307,7 @@ impl Agents {
     /// Takes what a master sends on one connection.
     async fn serve_master(&self, index: usize, stream: &TcpStream) {
         let mut input = Vec::new();
-        while let Ok(1..) = read(stream, &mut input).await {
+        while let Ok(1..) = self.read(stream, &mut input).await {
             loop {
                 let (from, message) = match take_message(&mut input) {
                     Ok(Some(message)) => message,
@@ -298,12 +315,12 @@ impl Agents {
                     Err(fault) => return self.fault(index, &fault),
                 };
                 let report = self.take(index, &from, message);
-                if write(stream, RECEIPT).await.is_err() {
+                if self.write(stream, RECEIPT).await.is_err() {
                     return;
                 }
                 if let Some((link, report)) = report {
                     // When this fails the link has ended, and its task knows.
-                    let _ = write(&link, &report).await;
+                    let _ = self.write(&link, &report).await;
                 }
             }
         }
@@ -350,15 +367,66 @@ impl Agents {
         }
     }
 
+    /// Reads what is there; 0 at the end.
+    async fn read(&self, stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            stream.readable().await?;
+            input.reserve(2048);
+            match stream.try_read_buf(input) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    let count = *result.as_ref().unwrap_or(&0);
+                    self.traffic.received.fetch_add(count, Ordering::Relaxed);
+                    return result;
+                }
+            }
+        }
+    }
+
+    /// Writes all of `bytes`. Messages are short, so that those of two tasks do not mix in
+    /// practice; should the socket be full the first to wait goes on first.
+    async fn write(&self, stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+        self.traffic.sent.fetch_add(bytes.len(), Ordering::Relaxed);
+        while !bytes.is_empty() {
+            match stream.try_write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stream.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn index_of(&self, stream: &TcpStream) -> Option<usize> {
         let SocketAddr::V4(local) = stream.local_addr().ok()? else { return None };
-        let index = local.ip().to_bits().checked_sub(FIRST_ADDRESS.to_bits())?;
-        usize::try_from(index).ok().filter(|&index| index < self.agents.len())
+        index_at(*local.ip()).filter(|&index| index < self.agents.len())
     }
 
     fn fault(&self, index: usize, what: &str) {
         self.promises.lock().fault(format!("{}: {what}", self.agents[index].upid));
     }
+}
+
+/// The index of the agent with this address, if there are so many agents.
+pub(crate) fn index_at(address: Ipv4Addr) -> Option<usize> {
+    let index = address.to_bits().checked_sub(FIRST_ADDRESS.to_bits())?;
+    usize::try_from(index).ok()
+}
+
+/// The name of the agent with this index, to whose address and `port` the master connects.
+pub(crate) fn agent_at(index: usize, port: u16) -> Option<Upid> {
+    let offset = u32::try_from(index).ok()?;
+    let address = Ipv4Addr::from_bits(FIRST_ADDRESS.to_bits().checked_add(offset)?);
+    Some(Upid::agent(SocketAddrV4::new(address, port)))
+}
+
+/// Listens for the connections of the master to all agents.
+pub(crate) fn listen() -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
+    socket.listen(BACKLOG)
 }
 
 /// Waits until another master leads, or the same one anew.
@@ -380,31 +448,6 @@ pub(crate) fn allow_descriptors(count: usize) -> io::Result<()> {
     }
     if limit.current.is_some_and(|current| current < wanted) {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
-    }
-    Ok(())
-}
-
-/// Reads what is there; 0 at the end.
-async fn read(stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
-    loop {
-        stream.readable().await?;
-        input.reserve(2048);
-        match stream.try_read_buf(input) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result,
-        }
-    }
-}
-
-/// Writes all of `bytes`. Messages are short, so that those of two tasks do not mix in practice;
-/// should the socket be full the first to wait goes on first.
-async fn write(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.try_write(bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
-            Err(error) => return Err(error),
-        }
     }
     Ok(())
 }

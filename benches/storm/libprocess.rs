@@ -10,14 +10,20 @@ use mesos_network_overlay::wire;
 pub(crate) const RECEIPT: &[u8] =
     b"HTTP/1.1 202 Accepted\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
 
-const HEAD_END: &[u8] = b"\r\n\r\n";
+/// Ends the head of a request.
+pub(crate) const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// The bytes of a message, as Mesos 1.4 to 1.11 write it, with the empty Host.
 pub(crate) fn request(from: &Upid, to: &Upid, message: &Message) -> Vec<u8> {
+    request_to_host(from, to, message, "")
+}
+
+/// The bytes of a message with this value of the header Host.
+pub(crate) fn request_to_host(from: &Upid, to: &Upid, message: &Message, host: &str) -> Vec<u8> {
     let (name, body) = wire::encode_message(message);
     let mut request = format!(
         "POST /{}/{name} HTTP/1.1\r\nUser-Agent: libprocess/{from}\r\nLibprocess-From: {from}\r\n\
-         Connection: Keep-Alive\r\nHost: \r\n",
+         Connection: Keep-Alive\r\nHost: {host}\r\n",
         to.id
     )
     .into_bytes();
@@ -75,7 +81,7 @@ pub(crate) fn take_receipts(input: &mut Vec<u8>) -> Result<(), String> {
 }
 
 /// The only chunk of a body, and the length of all of it; `None` if it is not all there.
-fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
+pub(crate) fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
     let Some(line) = position(input, b"\r\n") else { return Ok(None) };
     let size = std::str::from_utf8(&input[..line])
         .ok()
@@ -93,6 +99,7 @@ fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
     Ok(Some((&input[start..start + size], end)))
 }
 
-fn position(input: &[u8], wanted: &[u8]) -> Option<usize> {
+/// Where `wanted` begins in `input`.
+pub(crate) fn position(input: &[u8], wanted: &[u8]) -> Option<usize> {
     input.windows(wanted.len()).position(|window| window == wanted)
 }

@@ -6,12 +6,17 @@
 //! that is busy with something else must not turn into an error. `cargo bench --bench storm --
 //! 8000` runs one size.
 //!
+//! Each size is also run against the floor: a server that moves the same bytes over the same
+//! connections and decides nothing, see [`floor`]. The ratio of the two shows what the logic, the
+//! store and the encoding of the program cost.
+//!
 //! `cargo bench --bench storm -- --mesos PREFIX LIBRARY 8000` does the same with the module of that
 //! library in the mesos-master of that installation, whose whole process is measured; with
 //! `--replicated-log`, the state is where the C++ module has it.
 
 #[expect(dead_code, reason = "in a benchmark no agent ends")]
 mod agents;
+mod floor;
 mod libprocess;
 mod mesos;
 mod program;
@@ -23,6 +28,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agents::Agents;
+use floor::{Floor, Traffic};
 use mesos::Mesos;
 use program::{Program, free_address};
 use tokio::sync::watch;
@@ -38,6 +44,9 @@ const LOG_LINES: usize = 5;
 /// How long a storm may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long after the acknowledgement of the last agent the last receipts may take to arrive.
+const LAST_RECEIPTS: Duration = Duration::from_millis(500);
+
 /// What follows the acknowledgement of the last agent, such as the ends of connections, is over by
 /// then.
 const AFTERMATH: Duration = Duration::from_secs(3);
@@ -51,6 +60,9 @@ const CPU_LIMIT: f64 = 2.0;
 const MEMORY_LIMIT: f64 = 150.0;
 const RATIO_LIMIT: f64 = 1.3;
 
+/// The CPU time of the program relative to that of its floor.
+const FLOOR_RATIO_LIMIT: f64 = 1.5;
+
 /// Processor seconds that 8,000 agents may cost a mesos-master with the module: a third of what
 /// they cost with the C++ module.
 const MESOS_CPU_LIMIT: f64 = 12.0;
@@ -62,6 +74,7 @@ struct Storm {
     cpu: Duration,
     /// The processor time of what came after.
     aftermath: Duration,
+    traffic: Traffic,
     commits: u64,
     repeated: usize,
     usage: Usage,
@@ -103,16 +116,25 @@ impl Storm {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(result) = floor::serve_if_asked(&arguments) {
+        return report(result);
+    }
     // `cargo test --all-targets` runs benchmarks too, without this word.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
     let sizes: Vec<usize> = arguments.iter().filter_map(|text| text.parse().ok()).collect();
-    if let Err(fault) = Mesos::of(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)) {
-        eprintln!("storm: {fault}");
-        return ExitCode::FAILURE;
+    report(Mesos::of(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)))
+}
+
+fn report(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("storm: {fault}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
 }
 
 fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
@@ -139,6 +161,7 @@ fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
         "", "s", "s", "agent µs", "", "commit", "after s", "peak", "now", "tors", "CPU s", "wall"
     );
     let mut bests = Vec::new();
+    let mut floor_ratio = None;
     for (agents, cpp_cpu, cpp_wall) in SIZES {
         if !chosen.is_empty() && !chosen.contains(&agents) {
             continue;
@@ -147,7 +170,20 @@ fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
         storms.sort_by_key(|storm| storm.cpu);
         let best = storms.swap_remove(0);
         best.print(cpp_cpu, cpp_wall);
+        if mesos.is_none() {
+            let ratio = compare_with_floor(&best)?;
+            if agents == SIZES[2].0 {
+                floor_ratio = Some(ratio);
+            }
+        }
         bests.push((best, cpp_cpu));
+    }
+    if let Some(ratio) = floor_ratio {
+        println!(
+            "\nCPU of the program / of its floor at {}: {ratio:.2}, limit {FLOOR_RATIO_LIMIT}: {}",
+            SIZES[2].0,
+            word(ratio <= FLOOR_RATIO_LIMIT)
+        );
     }
     match (&bests[..], mesos) {
         ([(first, _), .., (last, cpp)], None) if chosen.is_empty() => judge(first, last, *cpp),
@@ -193,13 +229,63 @@ fn judge(first: &Storm, last: &Storm, cpp: f64) {
     );
 }
 
-/// Runs a storm against a fresh master, and checks what came of it.
-fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+/// Runs the floor of a storm, prints it, and returns the ratio of the storm's CPU time to it.
+fn compare_with_floor(storm: &Storm) -> Result<f64, String> {
+    let floors = (0..RUNS).map(|_| run_floor(storm.agents)).collect::<Result<Vec<_>, _>>()?;
+    let floor = floors.into_iter().min_by_key(|floor| floor.cpu).ok_or("the floor was not run")?;
+    let ratio = storm.cpu.as_secs_f64() / floor.cpu.as_secs_f64();
+    let cpu = floor.cpu.as_secs_f64();
+    println!(
+        "{:>7} {:>6.2} {cpu:>7.3} {:>8.0} is the floor: the program needs {ratio:.2} times its CPU",
+        "",
+        floor.wall.as_secs_f64(),
+        cpu * 1e6 / number(storm.agents)
+    );
+    if floor.traffic != storm.traffic {
+        // For example, since the program repeated something or sent messages of other kinds.
+        println!("{:>7} the traffic differs: {}; floor: {}", "", storm.traffic, floor.traffic);
+    }
+    Ok(ratio)
+}
+
+/// A run against the floor.
+struct FloorRun {
+    wall: Duration,
+    cpu: Duration,
+    traffic: Traffic,
+}
+
+fn run_floor(count: usize) -> Result<FloorRun, String> {
+    block_on(async {
+        let listener = agents::listen().map_err(|error| error.to_string())?;
+        let port = listener.local_addr().map_err(|error| error.to_string())?.port();
+        let address = free_address();
+        let floor = Floor::start(address, port, count)?;
+        let pid = floor.child.id();
+        let cpu_before = cpu_time(pid)?;
+        let start = now();
+        let agents = Agents::start_on(listener, watch::channel(Some(address)).1, count)
+            .map_err(|error| error.to_string())?;
+        agents.all_acknowledged(PATIENCE).await?;
+        let wall = start.elapsed();
+        let cpu = cpu_time(pid)? - cpu_before;
+        tokio::time::sleep(LAST_RECEIPTS).await;
+        agents.promises.lock().check()?;
+        Ok(FloorRun { wall, cpu, traffic: Traffic::from(&agents.traffic) })
+    })
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("start a runtime: {error}"))?;
-    runtime.block_on(async {
+        .map_err(|error| format!("start a runtime: {error}"))?
+        .block_on(work)
+}
+
+/// Runs a storm against a fresh master, and checks what came of it.
+fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
+    block_on(async {
         // Beside the build, since /tmp may be memory, which makes durable writes look cheap.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .map_err(|error| format!("make a directory: {error}"))?;
@@ -232,6 +318,7 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
             wall,
             cpu: cpu_after - cpu_before,
             aftermath: cpu_end - cpu_after,
+            traffic: Traffic::from(&agents.traffic),
             commits,
             repeated: agents.repeated(),
             usage,
