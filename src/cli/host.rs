@@ -133,8 +133,8 @@ pub(super) fn read_ensemble(source: &EnsembleSource) -> Result<Ensemble, Failure
 
 /// Why a configuration with these problems is not used.
 pub(super) fn refused(file: &str, problems: &Problems) -> Failure {
-    let count = counted(problems.as_slice().len() as u128, "problem");
-    let them = if problems.as_slice().len() == 1 { "it" } else { "them" };
+    let count = counted(problems.count() as u128, "problem");
+    let them = if problems.count() == 1 { "it" } else { "them" };
     Failure::new(format!("{file}: {count}: mend {them} and try again"))
 }
 
@@ -152,11 +152,18 @@ pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
     })
 }
 
-/// Reads a file as far as `length`; `-` is stdin.
-pub(super) fn read_bytes(path: &Path, length: u64) -> Result<Vec<u8>, Failure> {
+/// Reads a file of at most `max` bytes; `-` is stdin.
+pub(super) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
     let read = |source: &mut dyn Read| {
         let mut bytes = Vec::new();
-        source.take(length).read_to_end(&mut bytes)?;
+        let length = source.take(max + 1).read_to_end(&mut bytes)?;
+        if u64::try_from(length).is_ok_and(|length| length > max) {
+            let mebibytes = max / (1024 * 1024);
+            return Err(io::Error::new(
+                ErrorKind::FileTooLarge,
+                format!("it has more than {mebibytes} MiB: is it the right file?"),
+            ));
+        }
         Ok(bytes)
     };
     let bytes = if is_stdin(path) {
@@ -271,5 +278,23 @@ impl EndSignals {
             _ = self.terminate.recv() => log::info!("ending: SIGTERM"),
             _ = self.interrupt.recv() => log::info!("ending: SIGINT"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_beyond_limit_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(FILE_MAX).unwrap();
+        assert_eq!(read_text(file.path()).unwrap().len() as u64, FILE_MAX);
+        file.as_file().set_len(FILE_MAX + 1).unwrap();
+        let path = file.path().display();
+        assert_eq!(
+            read_text(file.path()).unwrap_err().to_string(),
+            format!("read {path}: it has more than 16 MiB: is it the right file?")
+        );
     }
 }

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use super::keys::{Schema, join};
 use super::problem::{Problem, Problems, one_line};
-use super::source::{Finding, Origin, Source, located};
+use super::source::{Finding, Findings, Origin, Source, located};
 
 /// Longest text that is read. The largest sensible file, with all the overlays that are allowed,
 /// has a tenth of it; a wrong file, such as a log, is not worth a hundred thousand complaints.
@@ -35,8 +35,8 @@ pub(super) struct Document<'a> {
     fallbacks: Vec<Member<'a>>,
     /// Whether there is a file that could not be read, so that nothing is known to be missing.
     is_partial: bool,
-    refusals: Vec<Finding>,
-    warnings: Vec<Finding>,
+    refusals: Findings,
+    warnings: Findings,
 }
 
 /// A key or a value: its path and the slice of the text that it was written as.
@@ -154,30 +154,29 @@ impl<'a> Document<'a> {
     /// What was `parsed`, with the warnings; or all the refusals.
     pub(super) fn close<T>(mut self, parsed: Option<T>) -> Result<(T, Vec<Problem>), Problems> {
         debug_assert!(parsed.is_some() || !self.refusals.is_empty(), "refused without a reason");
-        let warnings = located(&self.sources, self.warnings);
+        let (warnings, _) = located(&self.sources, self.warnings, "warning");
         match parsed {
             Some(parsed) if self.refusals.is_empty() => Ok((parsed, warnings)),
             _ => {
                 if self.refusals.is_empty() {
                     let message = "cannot be used: compare it with the documentation".to_owned();
                     let key = String::new();
-                    self.refusals.push(Finding { source: 0, offset: 0, key, message });
+                    self.refusals.push(|| Finding { source: 0, offset: 0, key, message });
                 }
-                Err(Problems::new(located(&self.sources, self.refusals), warnings))
+                let (problems, count) = located(&self.sources, self.refusals, "problem");
+                Err(Problems::new(problems, count, warnings))
             }
         }
     }
 
     /// The configuration cannot be used because of `node`.
     pub(super) fn refuse(&mut self, node: &Node<'_>, message: impl fmt::Display) {
-        let finding = self.finding(node, message);
-        self.refusals.push(finding);
+        self.refusals.push(|| finding(&self.sources, node, message));
     }
 
     /// The configuration can be used, but `node` is unwise.
     pub(super) fn warn(&mut self, node: &Node<'_>, message: impl fmt::Display) {
-        let finding = self.finding(node, message);
-        self.warnings.push(finding);
+        self.warnings.push(|| finding(&self.sources, node, message));
     }
 
     /// The members of the object `node`.
@@ -211,7 +210,8 @@ impl<'a> Document<'a> {
             if !seen.insert(member.name.clone()) {
                 self.refuse(&member.key, "is given more than once: keep one of them");
             } else if !schema.has(&member.name) {
-                self.refuse(&member.key, schema.unknown(&member.name));
+                let advice = fmt::from_fn(|f| f.write_str(&schema.unknown(&member.name)));
+                self.refuse(&member.key, advice);
             } else {
                 return true;
             }
@@ -339,12 +339,6 @@ impl<'a> Document<'a> {
             }
         }
     }
-
-    fn finding(&self, node: &Node<'_>, message: impl fmt::Display) -> Finding {
-        let offset = self.sources[node.source].offset_of(node.raw);
-        let message = one_line(&message.to_string());
-        Finding { source: node.source, offset, key: node.path.clone(), message }
-    }
 }
 
 impl<'a> Node<'a> {
@@ -413,6 +407,12 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
 
         deserializer.deserialize_map(PairsVisitor)
     }
+}
+
+fn finding(sources: &[Source<'_>], node: &Node<'_>, message: impl fmt::Display) -> Finding {
+    let offset = sources[node.source].offset_of(node.raw);
+    let message = one_line(&message.to_string());
+    Finding { source: node.source, offset, key: node.path.clone(), message }
 }
 
 /// The offset of what serde_json calls `line` and `column`: it counts columns in bytes, and calls a

@@ -77,15 +77,23 @@ impl fmt::Display for Problem {
 #[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Problems {
     problems: Vec<Problem>,
+    count: usize,
     warnings: Vec<Problem>,
 }
 
 impl Problems {
-    pub(super) const fn new(problems: Vec<Problem>, warnings: Vec<Problem>) -> Self {
-        Self { problems, warnings }
+    pub(super) const fn new(problems: Vec<Problem>, count: usize, warnings: Vec<Problem>) -> Self {
+        Self { problems, count, warnings }
     }
 
-    /// The problems in the order of their places.
+    /// How many problems there are, also those that are not among [`Self::as_slice`].
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The problems in the order of their places: the first hundred that were found, and if there
+    /// are more, an entry that says how many.
     #[must_use]
     pub fn as_slice(&self) -> &[Problem] {
         &self.problems

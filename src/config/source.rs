@@ -4,6 +4,7 @@
 use std::mem;
 
 use super::problem::{Place, Problem, one_line};
+use crate::words::counted;
 
 /// A text and its origin.
 #[derive(Debug)]
@@ -33,6 +34,32 @@ pub(super) struct Finding {
     pub(super) offset: usize,
     pub(super) key: String,
     pub(super) message: String,
+}
+
+/// Most findings of one kind that are kept. A file with more is another file than its writer
+/// thinks, or somebody's attack: 256 KiB can have 100,000 findings, of which each is shown with its
+/// line.
+pub(super) const FINDINGS_MAX: usize = 100;
+
+/// The first findings of one kind, and how many there were.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    first: Vec<Finding>,
+    count: usize,
+}
+
+impl Findings {
+    /// Adds a finding, which is made only if it is kept.
+    pub(super) fn push(&mut self, make: impl FnOnce() -> Finding) {
+        if self.first.len() < FINDINGS_MAX {
+            self.first.push(make());
+        }
+        self.count += 1;
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 }
 
 impl Source<'_> {
@@ -78,9 +105,20 @@ impl Position {
 }
 
 /// The findings with their places and in the order of these, source after source: one walk through
-/// each text.
-pub(super) fn located(sources: &[Source<'_>], mut findings: Vec<Finding>) -> Vec<Problem> {
+/// each text. If not all were kept, a last problem says how many more there are. Also returns how
+/// many there were; `noun` is what one is called.
+pub(super) fn located(
+    sources: &[Source<'_>],
+    Findings { first: mut findings, count }: Findings,
+    noun: &str,
+) -> (Vec<Problem>, usize) {
     findings.sort_by_key(|finding| (finding.source, finding.offset));
+    let omitted = count - findings.len();
+    if let Some(last) = findings.last().filter(|_| omitted > 0) {
+        let more = counted(omitted as u128, &format!("more {noun}"));
+        let message = format!("… and {more}: mend those above and try again");
+        findings.push(Finding { key: String::new(), message, ..*last });
+    }
     let mut position = Position::START;
     let mut current = 0;
     let mut problems = Vec::with_capacity(findings.len());
@@ -92,5 +130,5 @@ pub(super) fn located(sources: &[Source<'_>], mut findings: Vec<Finding>) -> Vec
         position.advance(source.text, offset);
         problems.push(source.problem(&position, key, message));
     }
-    problems
+    (problems, count)
 }

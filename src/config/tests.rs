@@ -333,6 +333,52 @@ fn more_overlays_than_allowed_are_refused() {
     );
 }
 
+/// The problems of `text` as both readers find them, and the last line of the master's.
+fn flooded(text: &str) -> (usize, String) {
+    assert!(text.len() <= FILE_MAX);
+    let mut problems = None;
+    let taken = allocation_counter::measure(|| {
+        let _ = parse_agent("f", text).unwrap_err();
+        problems = parse("f", text).err();
+    });
+    // A text of many members takes some hundred bytes for each of them, in three readings.
+    assert!(taken.bytes_max < 64 * 1024 * 1024, "{} bytes", taken.bytes_max);
+    let problems = problems.unwrap();
+    let lines = problems.to_string();
+    assert_eq!(lines.lines().count(), problems.count().min(101));
+    assert!(lines.len() < 64 * 1024, "{} bytes", lines.len());
+    (problems.count(), lines.lines().last().unwrap().to_owned())
+}
+
+#[test]
+fn text_with_many_problems_is_refused_with_the_first_hundred() {
+    let elements = format!(r#"{{{VTEPS},"overlays":[{}0]}}"#, "0,".repeat(130_000));
+    let (count, last) = flooded(&elements);
+    assert_eq!(count, 130_002);
+    assert_eq!(last, "f:1:275: … and 129902 more problems: mend those above and try again");
+    let keys = format!(r#"{{{VTEPS},{}"x":1}}"#, r#""":0,"#.repeat(50_000));
+    assert_eq!(flooded(&keys).0, 50_002);
+    let overlays = vec![r#"{"name":"o","subnet":"10.0.0.0/8","prefix":24}"#; 128].join(",");
+    let (count, _) = flooded(&format!(r#"{{{VTEPS},"overlays":[{overlays}]}}"#));
+    assert_eq!(count, 127 + 128 * 127 / 2);
+    let overlays = vec![r#"{"name":"o"}"#; 20_000].join(",");
+    assert_eq!(flooded(&format!(r#"{{{VTEPS},"overlays":[{overlays}]}}"#)).0, 20_001);
+    let (count, last) = flooded(&"[".repeat(FILE_MAX));
+    assert_eq!(count, 1);
+    assert_eq!(last, "f:1:262144: bad JSON: ends too early: close every quote and bracket");
+}
+
+#[test]
+fn text_with_hundred_problems_shows_all() {
+    let text = |count: usize| format!("{{{VTEPS},\"overlays\":[{}]}}", vec!["0"; count].join(","));
+    let problems = parse_master("f", &text(100)).unwrap_err();
+    assert_eq!((problems.count(), problems.as_slice().len()), (100, 100));
+    let problems = parse_master("f", &text(101)).unwrap_err();
+    assert_eq!((problems.count(), problems.as_slice().len()), (101, 101));
+    let last = problems.as_slice().last().unwrap();
+    assert_eq!(last.message, "… and 1 more problem: mend those above and try again");
+}
+
 #[test]
 fn what_is_too_long_is_refused() {
     let text = " ".repeat(FILE_MAX + 1);

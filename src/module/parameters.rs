@@ -89,7 +89,12 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
             return Err(io::Error::other("it is no file"));
         }
         let mut text = String::new();
-        File::open(path)?.take(FILE_MAX).read_to_string(&mut text)?;
+        let length = File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
+        if u64::try_from(length).is_ok_and(|length| length > FILE_MAX) {
+            let mebibytes = FILE_MAX / (1024 * 1024);
+            let reason = format!("it has more than {mebibytes} MiB: is it the right file?");
+            return Err(io::Error::new(ErrorKind::FileTooLarge, reason));
+        }
         Ok(text)
     };
     read().map_err(|error| {
