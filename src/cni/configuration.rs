@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::addr::OverlayName;
 use crate::agent::CniNetwork;
@@ -84,8 +85,8 @@ pub(super) fn is_ours(content: &[u8], overlay: &OverlayName) -> bool {
 
 /// The network that Mesos reads from `content`, if any.
 pub(super) fn declared_name(content: &[u8]) -> Option<String> {
-    let declared: Declared = serde_json::from_slice(content).ok()?;
-    declared.name.as_str().map(str::to_owned)
+    let declared: Declared<'_> = serde_json::from_slice(content).ok()?;
+    serde_json::from_str(declared.name.get()).ok()
 }
 
 // The order of fields is the order of keys in the file, which is that of the C++ modules.
@@ -148,7 +149,27 @@ struct FoundDelegate {
     bridge: Option<String>,
 }
 
+/// The name is left as text: a generic value of it could take 90 times the memory of the file.
 #[derive(Deserialize)]
-struct Declared {
-    name: serde_json::Value,
+struct Declared<'a> {
+    #[serde(borrow)]
+    name: &'a RawValue,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn declared_name_that_is_no_text_takes_no_memory() {
+        assert_eq!(declared_name(br#"{"a":1,"name":"b\u0041"}"#).as_deref(), Some("bA"));
+        for content in ["{\"name\":7}", "{\"name\":null}", "{}", "[]", "{\"name\":\"a\""] {
+            assert_eq!(declared_name(content.as_bytes()), None, "{content}");
+        }
+        let content = format!(r#"{{"name":[{}0]}}"#, r#"{"":0},"#.repeat(10_000));
+        let taken = allocation_counter::measure(|| {
+            assert_eq!(declared_name(content.as_bytes()), None);
+        });
+        assert!(taken.bytes_max < 1024, "{} bytes", taken.bytes_max);
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -218,7 +218,7 @@ impl CniDirectory {
             .map_err(|error| CniError::io("read directory", &self.directory, &error))?;
         let declares = |other: &Path| {
             fs::metadata(other).is_ok_and(|file| file.is_file() && file.len() <= FILE_MAX)
-                && fs::read(other).is_ok_and(|content| {
+                && read_limited(other).is_ok_and(|content| {
                     declared_name(&content).as_deref() == Some(overlay.as_str())
                 })
         };
@@ -253,8 +253,16 @@ fn read_own(path: &Path, overlay: &OverlayName) -> Result<Option<Vec<u8>>, CniEr
     if file.len() > FILE_MAX {
         return Err(foreign());
     }
-    let content = fs::read(path).map_err(|error| CniError::io("read", path, &error))?;
+    let content = read_limited(path).map_err(|error| CniError::io("read", path, &error))?;
     if is_ours(&content, overlay) { Ok(Some(content)) } else { Err(foreign()) }
+}
+
+/// The beginning of a file, at most as much as a network configuration has: the file may have grown
+/// since its length was looked at.
+fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(FILE_MAX).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// The overlay whose file would have this path.
@@ -346,4 +354,16 @@ fn remove_leftovers(staging: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(staging)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_that_grows_while_it_is_read_is_read_to_its_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 * FILE_MAX).unwrap();
+        assert_eq!(read_limited(file.path()).unwrap().len() as u64, FILE_MAX);
+    }
 }

@@ -13,6 +13,10 @@ use crate::zookeeper::{Failure, Session};
 /// How often the children are read again when the one that leads is gone before it could be read.
 const ATTEMPTS: usize = 10;
 
+/// Longest content of a candidate. The masters of Mesos write some hundred bytes. Servers take up
+/// to 1 MiB from every client that may write there, and decoding takes many times that.
+const CONTENT_MAX: usize = 64 * 1024;
+
 /// A child that stands for election.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Member {
@@ -63,12 +67,20 @@ pub(super) async fn read(
     let path = format!("{path}/{}", member.name);
     match session.answer(session.client().get_data(&path)).await {
         Ok((bytes, _)) => {
-            let candidate = decode_candidate(member.label(), &bytes);
-            Ok(Some(candidate.map_err(|error| format!("{path}: {error}"))))
+            let candidate = decode(member, &bytes);
+            Ok(Some(candidate.map_err(|reason| format!("{path}: {reason}"))))
         }
         Err(Error::NoNode) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The candidate in the content of a member's znode.
+fn decode(member: &Member, content: &[u8]) -> Result<Candidate, String> {
+    if content.len() > CONTENT_MAX {
+        return Err(format!("has {} bytes, limit {CONTENT_MAX}", content.len()));
+    }
+    decode_candidate(member.label(), content).map_err(|error| error.to_string())
 }
 
 /// Who leads, if anybody does, and what reports the next change.
@@ -121,5 +133,17 @@ mod tests {
         assert_eq!(labels, ["info", "json.info", ""]);
         let wrapped = [Member::parse("a_2147483647"), Member::parse("a_-2147483648")];
         assert!(wrapped[1] < wrapped[0], "as in Mesos, after so many elections");
+    }
+
+    #[test]
+    fn candidate_of_many_bytes_is_refused_undecoded() {
+        let member = Member::parse("json.info_0000000012").unwrap();
+        let content = format!("[{}0]", r#"{"":0},"#.repeat(CONTENT_MAX / 7));
+        let mut refused = String::new();
+        let taken = allocation_counter::measure(|| {
+            refused = decode(&member, content.as_bytes()).unwrap_err();
+        });
+        assert_eq!(refused, format!("has {} bytes, limit 65536", content.len()));
+        assert!(taken.bytes_max < 1024, "{} bytes", taken.bytes_max);
     }
 }

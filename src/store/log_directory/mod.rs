@@ -45,6 +45,10 @@ const BUFFER_BYTES: usize = 1 << 30;
 /// Keys and values.
 type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// Most bytes of all files of a database, which are read into memory. A log of Mesos that is
+/// truncated as usual has some MiB.
+const BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// Files of a database: their names, and what is in them.
 type Files = Vec<(String, Vec<u8>)>;
 
@@ -233,6 +237,11 @@ fn holder(path: &Path) -> io::Result<Option<String>> {
 
 /// The files of the database in `directory`; none where there is none, or an empty one.
 fn read_files(directory: &Path) -> io::Result<Files> {
+    read_files_within(directory, BYTES_MAX)
+}
+
+/// The same files, of at most `bytes_max` bytes together.
+fn read_files_within(directory: &Path, bytes_max: u64) -> io::Result<Files> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Files::new()),
@@ -240,6 +249,7 @@ fn read_files(directory: &Path) -> io::Result<Files> {
     };
     let mut files = Files::new();
     let mut others = 0;
+    let mut left = bytes_max;
     for entry in entries {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
@@ -248,7 +258,16 @@ fn read_files(directory: &Path) -> io::Result<Files> {
             || [".log", ".ldb", ".sst"].iter().any(|end| name.ends_with(end));
         if is_data && entry.file_type()?.is_file() {
             let mut bytes = Vec::new();
-            File::open(entry.path())?.read_to_end(&mut bytes)?;
+            let read = File::open(entry.path())?.take(left + 1).read_to_end(&mut bytes)?;
+            left = u64::try_from(read).ok().and_then(|read| left.checked_sub(read)).ok_or_else(
+                || {
+                    let mebibytes = bytes_max / (1024 * 1024);
+                    io::Error::other(format!(
+                        "its files have more than {mebibytes} MiB together: let its mesos-master \
+                     truncate it, or name the right directory"
+                    ))
+                },
+            )?;
             files.push((name, bytes));
         } else if !matches!(&*name, LOCK | "LOG" | "LOG.old") {
             others += 1;

@@ -32,6 +32,18 @@ fn golden() -> Files {
     read_files(Path::new(GOLDEN)).unwrap()
 }
 
+#[test]
+fn files_beyond_limit_are_refused() {
+    let length = golden().iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let path = Path::new(GOLDEN);
+    assert_eq!(read_files_within(path, length).unwrap(), golden());
+    assert_eq!(
+        read_files_within(path, length - 1).unwrap_err().to_string(),
+        "its files have more than 0 MiB together: let its mesos-master truncate it, or name the \
+         right directory"
+    );
+}
+
 fn at(path: &Path) -> LogDirectory {
     LogDirectory::new(path.to_owned(), Some(network()))
 }
