@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use clap::Args;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::Failure;
-use super::http_client::{MasterAddress, block_on};
+use super::answer::each_element;
+use super::http_client::{HISTORY, MasterAddress, block_on};
 use super::output::{Form, Output, Table, harmless};
 use crate::addr::Subnet;
 
@@ -33,8 +35,9 @@ pub(super) struct HistoryCommand {
 
 /// What a master answers.
 #[derive(Debug, Deserialize)]
-struct History {
-    entries: Vec<Entry>,
+struct History<'a> {
+    #[serde(borrow)]
+    entries: &'a RawValue,
     #[serde(default)]
     unreadable_parts: usize,
 }
@@ -63,17 +66,22 @@ impl HistoryCommand {
         let master = self.master.client()?;
         let body = block_on(master.history(self.agent))?;
         let mut output = Output::new();
+        let history: History<'_> =
+            serde_json::from_slice(&body).map_err(|error| master.unexpected(HISTORY, &error))?;
         if self.form.json {
             output.line(String::from_utf8_lossy(&body).trim_end())?;
             return output.finish();
         }
-        let history: History = serde_json::from_slice(&body).map_err(|error| {
-            Failure::new(format!("master {master}: /overlay-master/history: {error}"))
-        })?;
         let mut table =
             Table::with_sentences(&["TIME", "AGENT", "EVENT", "OF", "ADDRESSES", "WHY"]);
-        for entry in &history.entries {
-            self.add(&mut table, &mut output, entry)?;
+        let mut failed = None;
+        let shown = each_element("entries", history.entries, |entry| {
+            let entry: Entry = serde_json::from_str(entry).map_err(|error| error.to_string())?;
+            let added = self.add(&mut table, &mut output, &entry);
+            added.map_err(|failure| failed.insert(failure).to_string())
+        });
+        if let Err(reason) = shown {
+            return Err(failed.unwrap_or_else(|| master.unexpected(HISTORY, &reason)));
         }
         table.finish(&mut output)?;
         output.finish()?;

@@ -10,14 +10,19 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Failure;
+use super::answer::is_json_within;
 use super::host::{counted, name_of, read_bytes};
 use super::output::{Form, Output, harmless};
 use super::place::{Place, StoreOptions, failure};
 use crate::store::{Content, Snapshot, read_form};
 use crate::wire::Inventory;
 
-/// More than the state of any cluster.
-const FILE_MAX: u64 = 1 << 30;
+/// Longest file. A state of 20,000 agents with a full history has 15 MiB in the form of `export`,
+/// and 120 MiB in that of a master with ten overlays.
+const FILE_MAX: u64 = 256 * 1024 * 1024;
+/// Most memory that JSON may take when it is read. The state of a master takes 10 times the length
+/// of its text, and no more than this at 100 MiB; hostile JSON takes 90 times its length.
+const MEMORY_MAX: usize = 1024 * 1024 * 1024;
 
 /// Put the state of a file into a store.
 #[derive(Debug, Args)]
@@ -118,6 +123,13 @@ impl ImportCommand {
     fn read(&self) -> Result<Content, Failure> {
         let name = name_of(&self.file);
         let bytes = read_bytes(&self.file, FILE_MAX)?;
+        if bytes.trim_ascii_start().starts_with(b"{") && !is_json_within(&bytes, MEMORY_MAX) {
+            return Err(Failure::new(format!(
+                "{name}: reading it would take more than {} MiB of memory: it is no state: is it the \
+                 right file?",
+                MEMORY_MAX / (1024 * 1024)
+            )));
+        }
         let problems = match read_form(&bytes) {
             Ok(content) => return Ok(content),
             Err(problems) => problems,

@@ -4,6 +4,7 @@
 //! flag has an environment variable beside it. Results go to stdout, the log and errors to stderr.
 
 mod agent;
+mod answer;
 mod check;
 mod clean;
 mod demo;

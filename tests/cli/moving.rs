@@ -374,6 +374,19 @@ fn many(net: u8, count: u32) -> String {
 }
 
 #[test]
+fn import_of_hostile_json_is_refused_before_it_takes_memory() {
+    let place = Place::new();
+    // As a generic value it takes 100 times its 11 MiB.
+    place.write("hostile.json", format!("{{\"agents\":[{}0]}}", r#"{"":0},"#.repeat(1_600_000)));
+    assert_eq!(
+        place.run("import hostile.json --to file --work-dir none").failure(),
+        "mesos-overlay: hostile.json: reading it would take more than 1024 MiB of memory: it is no \
+         state: is it the right file?\n"
+    );
+    assert!(!place.path("none").exists(), "nothing is made");
+}
+
+#[test]
 #[expect(clippy::disallowed_methods, reason = "a kill at a random time")]
 fn an_import_that_is_killed_leaves_a_whole_state_or_none() {
     const AGENTS: u32 = 3000;
