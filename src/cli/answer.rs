@@ -14,11 +14,18 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::output::harmless;
 use crate::protocol::State;
 use crate::wire;
+use crate::words::counted;
 
 /// Longest text of one agent, and of the network. 128 overlays take 128 KiB.
 const ELEMENT_MAX: usize = 256 * 1024;
+
+/// Most problems of a server's health that are shown, and the longest beginning of one in
+/// characters: a terminal is no place for all that a hostile server can send.
+const PROBLEMS_SHOWN: usize = 100;
+const PROBLEM_MAX: usize = 1000;
 
 const MIB: usize = 1024 * 1024;
 
@@ -76,6 +83,21 @@ pub(super) fn read_state(body: &[u8]) -> Result<State, String> {
         })?;
     }
     Ok(state)
+}
+
+/// The problems that a server's health names, as they are shown: the first hundred, and how many
+/// more there are.
+pub(super) fn shown_problems(problems: &[String]) -> Vec<String> {
+    let beginning = |problem: &String| {
+        let start = problem.char_indices().nth(PROBLEM_MAX).map_or(problem.len(), |(end, _)| end);
+        harmless(&problem[..start])
+    };
+    let mut shown: Vec<String> = problems.iter().take(PROBLEMS_SHOWN).map(beginning).collect();
+    let omitted = problems.len() - shown.len();
+    if omitted > 0 {
+        shown.push(format!("… and {}: see its health", counted(omitted as u128, "more problem")));
+    }
+    shown
 }
 
 /// Gives the text of each element of the JSON list `list`, which is called `name`, to `read`.
@@ -323,5 +345,15 @@ mod tests {
             assert!(is_json_within(b"[[[", 1 << 20));
         });
         assert!(taken.bytes_max < 4096, "{} bytes", taken.bytes_max);
+    }
+
+    #[test]
+    fn problems_of_hostile_health_are_shown_to_their_limits() {
+        let few = shown_problems(&["one\u{1b}[31m".to_owned(), "two".to_owned()]);
+        assert_eq!(few, ["one [31m", "two"]);
+        let many = shown_problems(&vec!["ä".repeat(5000); 5000]);
+        assert_eq!(many.len(), 101);
+        assert_eq!(many[0], "ä".repeat(1000));
+        assert_eq!(many[100], "… and 4900 more problems: see its health");
     }
 }

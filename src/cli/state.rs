@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Failure;
+use super::answer::shown_problems;
 use super::host::counted;
 use super::http_client::{Health, MasterAddress, MasterClient, block_on};
 use super::output::{Form, Output, Table, both, harmless};
@@ -100,8 +101,8 @@ impl StateCommand {
             output.line("")?;
         }
         output.line(summary)?;
-        for problem in health.iter().flat_map(|health| &health.problems) {
-            output.line(format_args!("problem: {}", harmless(problem)))?;
+        for problem in health.map(|health| shown_problems(&health.problems)).unwrap_or_default() {
+            output.line(format_args!("problem: {problem}"))?;
         }
         output.finish()
     }

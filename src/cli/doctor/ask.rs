@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::super::answer::shown_problems;
 use super::super::host::{own_address, source_towards};
 use super::super::http_client::{MasterClient, ask_agent};
 use super::super::output::harmless;
@@ -58,9 +59,8 @@ pub(super) async fn local_agent(address: SocketAddrV4) -> AgentSeen {
         let is_external = health.as_ref().is_none_or(|health| {
             health.dataplane.as_ref().is_none_or(|dataplane| dataplane.status == "external")
         });
-        let health = health.map(|Health { status, problems, .. }| {
-            (harmless(&status), problems.iter().map(|problem| harmless(problem)).collect())
-        });
+        let health = health
+            .map(|Health { status, problems, .. }| (harmless(&status), shown_problems(&problems)));
         Ok(AgentAnswer { info, health, is_external })
     };
     AgentSeen { address: address.to_string(), answer: answer.await }
