@@ -23,6 +23,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::escape;
+
 /// Longest answer that is read. 1,000 Docker networks with some containers each are about 2 MiB,
 /// the rules of iptables for 20,000 services about 20 MiB.
 const STDOUT_MAX: u64 = 64 * 1024 * 1024;
@@ -76,12 +78,7 @@ impl Finished {
         for opening in openings {
             line = line.strip_prefix(opening).unwrap_or(line);
         }
-        let clean = line.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
-        let mut said: String = clean.take(SAID_MAX).collect();
-        if line.chars().nth(SAID_MAX).is_some() {
-            said.push_str("...");
-        }
-        said
+        escape::bounded_line(line, SAID_MAX)
     }
 }
 

@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::Failure;
 use super::host::{counted, is_stdin};
-use super::output::{Output, harmless};
+use super::output::{Output, complain, harmless};
 use super::place::{Opened, Place, StoreOptions, failure};
 use crate::protocol::Network;
 use crate::store::{LogDirectory, Snapshot, write_cpp_form};
@@ -69,7 +69,7 @@ impl ExportCommand {
         })?;
         let content = form.content(&name, &snapshot)?;
         for doubt in &snapshot.doubts {
-            let _ = writeln!(io::stderr(), "{name}: warning: {}", harmless(doubt));
+            complain(format_args!("{name}: warning: {}", harmless(doubt)));
         }
         if is_stdin(&self.output) {
             return to_stdout(&content);

@@ -69,7 +69,7 @@ impl HistoryCommand {
         let history: History<'_> =
             serde_json::from_slice(&body).map_err(|error| master.unexpected(HISTORY, &error))?;
         if self.form.json {
-            output.line(String::from_utf8_lossy(&body).trim_end())?;
+            output.json_text(&String::from_utf8_lossy(&body))?;
             return output.finish();
         }
         let mut table =

@@ -2,7 +2,7 @@
 //! signals and limits.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write as _};
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
+use super::output::complain;
 use crate::addr::Ensemble;
 use crate::config::{EnsembleSource, Problem, Problems};
 use crate::limits::Limits;
@@ -114,7 +115,7 @@ pub(super) fn read_config<T>(
             Ok(config)
         }
         Err(problems) => {
-            let _ = writeln!(io::stderr(), "{problems}");
+            complain(&problems);
             Err(refused(&file, &problems))
         }
     }

@@ -20,6 +20,7 @@ use super::Failure;
 use super::answer::{self, BodyError, read_body};
 use super::output::harmless;
 use crate::detector::FixedMaster;
+use crate::escape::bounded_line;
 use crate::master::{Effect, Fate};
 use crate::protocol::State;
 
@@ -264,7 +265,7 @@ impl MasterClient {
         // Where a line is cut in the middle of a character, that one is shown as unknown.
         let text = String::from_utf8_lossy(&body[..body.len().min(ERROR_PAGE_MAX)]);
         let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-        let reason: String = harmless(line).chars().take(REASON_MAX).collect();
+        let reason = bounded_line(line, REASON_MAX);
         let separator = if reason.is_empty() { "" } else { ": " };
         let said = format!("{path}: {status}{separator}{reason}");
         let remedy = match status {

@@ -3,7 +3,6 @@
 //! Everything that can be refused is refused before anything is written. What is written counts as
 //! a whole or not at all: see [`crate::store::Archive`].
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -12,7 +11,7 @@ use serde::Serialize;
 use super::Failure;
 use super::answer::is_json_within;
 use super::host::{counted, name_of, read_bytes};
-use super::output::{Form, Output, harmless};
+use super::output::{Form, Output, complain, harmless};
 use super::place::{Place, StoreOptions, failure};
 use crate::store::{Content, Snapshot, read_form};
 use crate::wire::Inventory;
@@ -138,7 +137,7 @@ impl ImportCommand {
             return Err(Failure::new(format!("{name}: {}", harmless(problem))));
         }
         for problem in &problems {
-            let _ = writeln!(io::stderr(), "{name}: {}", harmless(problem));
+            complain(format_args!("{name}: {}", harmless(problem)));
         }
         let count = counted(problems.len() as u128, "problem");
         Err(Failure::new(format!("{name}: {count}: nothing was imported: mend them and try again")))

@@ -25,12 +25,13 @@ mod room;
 mod state;
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::escape;
 use crate::logging::LimitedLogger;
+use output::complain;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,9 +92,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are "errors" that go to stdout. Printing fails only if nobody reads.
+            if error.use_stderr() {
+                // It quotes the arguments, and a script may have them from somebody else.
+                complain(error.render().to_string().trim_end());
+                return ExitCode::from(2);
+            }
+            // Help and version go to stdout. Printing fails only if nobody reads.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            return ExitCode::SUCCESS;
         }
     };
     let default = match cli.command {
@@ -121,7 +127,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "mesos-overlay: {failure}");
+            complain(escape::one_line(&format!("mesos-overlay: {failure}")));
             ExitCode::from(if failure.is_usage { 2 } else { 1 })
         }
     }

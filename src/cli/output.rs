@@ -11,8 +11,10 @@ use clap::Args;
 use comfy_table::{ColumnConstraint, ContentArrangement, Table as Grid, Width, presets};
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
+use serde_json::ser::Formatter;
 
 use super::Failure;
+use crate::escape;
 
 /// Rows that are laid out together: enough to see the widths of the columns, and no burden if there
 /// are millions.
@@ -21,6 +23,9 @@ const ROWS_MAX: usize = 1000;
 const GAP: u16 = 2;
 /// A sentence in a narrower column is easier to read if the terminal breaks it.
 const SENTENCE_MIN: u16 = 24;
+/// Longest text of somebody else that is shown, in characters. The longest of ours are the changes
+/// of a configuration.
+const STRANGER_MAX: usize = 8192;
 /// What stands in an empty cell, so that columns can be counted.
 const NOTHING: &str = "-";
 
@@ -47,21 +52,58 @@ impl Output {
         Self { stdout: BufWriter::new(pipe) }
     }
 
-    /// Writes a line.
+    /// Writes a line, or several. Whatever it quotes, a terminal shows all of it.
     pub(super) fn line(&mut self, line: impl Display) -> Result<(), Failure> {
+        self.write(&escape::lines(&line.to_string()))
+    }
+
+    fn write(&mut self, line: &str) -> Result<(), Failure> {
         writeln!(self.stdout, "{line}").map_err(|error| failure(&error))
     }
 
     /// Writes `value` as JSON on one line, without holding it in memory as text.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        serde_json::to_writer(&mut self.stdout, value).map_err(|error| failure(&error.into()))?;
-        self.line("")
+        let mut serializer =
+            serde_json::Serializer::with_formatter(&mut self.stdout, VisibleFormatter);
+        value.serialize(&mut serializer).map_err(|error| failure(&error.into()))?;
+        self.write("")
+    }
+
+    /// Writes JSON that a master wrote. It means the same as before.
+    pub(super) fn json_text(&mut self, text: &str) -> Result<(), Failure> {
+        self.write(&escape::json(text.trim_end()))
     }
 
     /// Writes what was not yet written. To be called before a failure is told on stderr.
     pub(super) fn finish(mut self) -> Result<(), Failure> {
         self.stdout.flush().map_err(|error| failure(&error))
     }
+}
+
+/// JSON without invisible characters.
+struct VisibleFormatter;
+
+impl Formatter for VisibleFormatter {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(escape::json(fragment).as_bytes())
+    }
+
+    fn write_raw_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(escape::json(fragment).as_bytes())
+    }
+}
+
+/// Writes to stderr what is no result. It fails only where nobody reads.
+pub(super) fn complain(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{}", escape::lines(&line.to_string()));
 }
 
 fn failure(error: &io::Error) -> Failure {
@@ -133,7 +175,11 @@ impl Table {
         output: &mut Output,
         cells: [String; N],
     ) -> Result<(), Failure> {
-        let fill = |cell: String| if cell.is_empty() { NOTHING.to_owned() } else { cell };
+        // Before the widths of columns are known: an escape sequence is wider than what it shows.
+        let fill = |cell: String| match escape::lines(&cell) {
+            text if text.is_empty() => NOTHING.to_owned(),
+            text => text.into_owned(),
+        };
         self.rows.push(cells.into_iter().map(fill).collect());
         if self.rows.len() < ROWS_MAX { Ok(()) } else { self.write(output) }
     }
@@ -193,7 +239,7 @@ pub(super) fn both(v4: Option<impl Display>, v6: Option<impl Display>) -> String
     v4.into_iter().chain(v6).collect::<Vec<_>>().join("\n")
 }
 
-/// What somebody else wrote, harmless to a terminal.
+/// What somebody else wrote, harmless to a terminal: one line of visible characters, not endless.
 pub(super) fn harmless(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+    escape::bounded_line(text, STRANGER_MAX)
 }

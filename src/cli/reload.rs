@@ -51,7 +51,7 @@ impl ReloadCommand {
 /// Shows what another configuration does.
 pub(super) fn show(output: &mut Output, answer: &EffectAnswer, form: &Form) -> Result<(), Failure> {
     if form.json {
-        return output.line(String::from_utf8_lossy(&answer.body).trim_end());
+        return output.json_text(&String::from_utf8_lossy(&answer.body));
     }
     let Effect { changes, problems, warnings, agents, .. } = &answer.effect;
     for change in changes {

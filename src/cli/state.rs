@@ -66,7 +66,7 @@ impl StateCommand {
         let text = String::from_utf8_lossy(body);
         let mut output = Output::new();
         match self.agent {
-            None => output.line(text.trim_end())?,
+            None => output.json_text(&text)?,
             Some(ip) => {
                 let unread: Unread<'_> = serde_json::from_str(&text)
                     .map_err(|error| Failure::new(format!("master {master}: {error}")))?;
@@ -74,7 +74,7 @@ impl StateCommand {
                     serde_json::from_str(agent.get()).is_ok_and(|it: Identity| it.ip == ip)
                 };
                 let agent = unread.agents.iter().find(is_it).ok_or_else(|| unknown(master, ip))?;
-                output.line(agent)?;
+                output.json_text(agent.get())?;
             }
         }
         output.finish()

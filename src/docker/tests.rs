@@ -424,7 +424,7 @@ async fn what_docker_says_is_shown_on_one_line() {
     let cases = [
         (
             "printf '\\nError response from daemon: \\033[31mbad\\tthing\\nmore\\n' >&2; exit 1",
-            " [31mbad thing".to_owned(),
+            r"\u{1b}[31mbad\tthing".to_owned(),
         ),
         (
             "printf 'WARNING: none\\n' >&2; exit 3",
@@ -435,7 +435,7 @@ async fn what_docker_says_is_shown_on_one_line() {
             "printf 'unknown flag: --ipv4\\nSee docker network create --help.\\n' >&2; exit 125",
             "unknown flag: --ipv4".into(),
         ),
-        (&long, format!("{}...", "x".repeat(300))),
+        (&long, format!("{}… (cut)", "x".repeat(293))),
     ];
     for (answer, said) in cases {
         let fake = Fake::new(&[Answer(&engine("20.10", "1.41")), MISSING, Answer(answer)]);

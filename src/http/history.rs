@@ -6,6 +6,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::{Format, Response};
+use crate::escape::bounded_line;
 use crate::master::HistoryView;
 use crate::protocol::{Addresses, HistoryEntry, OverlayRecord};
 
@@ -72,10 +73,14 @@ impl From<HistoryEntry> for Entry {
             vtep_ip: vtep_ip.map(|ip| ip.to_string()),
             vtep_ip6: vtep_ip6.map(|ip| ip.to_string()),
             overlays: overlays.into_iter().map(Share::from).collect(),
-            reason,
+            reason: bounded_line(&reason, REASON_MAX),
         }
     }
 }
+
+/// Longest reason that is shown, in characters: enough for the changes of a configuration. Who can
+/// write into the store of the master chooses it.
+const REASON_MAX: usize = 8192;
 
 /// Later times cannot be written in the form of RFC 3339.
 const YEAR_9999: u64 = 253_370_764_800;
@@ -88,5 +93,27 @@ impl From<OverlayRecord> for Share {
             subnet: subnet.map(|subnet| subnet.to_string()),
             subnet6: subnet6.map(|subnet| subnet.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::HistoryEvent;
+
+    #[test]
+    fn reason_from_a_hostile_store_is_escaped_and_cut() {
+        let entry = HistoryEntry {
+            at: 0,
+            version: 1,
+            agent: None,
+            event: HistoryEvent::Configured,
+            addresses: Addresses::default(),
+            reason: format!("\u{1b}[2J\u{202e}\n{}", "x".repeat(1_000_000)),
+        };
+        let reason = Entry::from(entry).reason;
+        assert!(reason.starts_with(r"\u{1b}[2J\u{202e}\nxx"), "{reason}");
+        assert!(reason.ends_with("x… (cut)"), "{reason}");
+        assert_eq!(reason.chars().count(), REASON_MAX);
     }
 }

@@ -10,6 +10,7 @@ mod history;
 mod master;
 mod metrics;
 
+use std::borrow::Cow;
 use std::io::Write as _;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use serde::Serialize;
 pub use agent::{classify_agent, render_agent, route_agent};
 pub use master::{classify_master, render_master, route_master};
 
-use crate::wire;
+use crate::{escape, wire};
 
 /// A request, as a transport hands it over.
 pub type Request = http::Request<Bytes>;
@@ -34,6 +35,8 @@ pub type Response = http::Response<Bytes>;
 
 /// Bodies shorter than this are not worth compressing; libprocess draws the line here too.
 const GZIP_MIN: usize = 1024;
+/// Longest text of an error, in characters: enough for all problems of a configuration.
+const ERROR_MAX: usize = 64 * 1024;
 /// Longest name of a JSONP callback.
 const CALLBACK_MAX: usize = 128;
 /// Seconds after which a client should ask again while the state is not there.
@@ -106,6 +109,11 @@ impl Format {
     }
 
     fn json(&self, status: StatusCode, text: String) -> Response {
+        // Strangers choose texts in it, which a terminal may show.
+        let text = match escape::json(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(escaped) => escaped,
+        };
         match &self.body {
             BodyFormat::Jsonp(name) => {
                 let text = format!("{name}({text});");
@@ -223,10 +231,11 @@ fn unavailable(reason: &str) -> Response {
     response
 }
 
-/// A response that says in one line what is wrong.
+/// A response that says what is wrong, mostly in one line. It may quote the request.
 #[must_use]
 pub fn error(status: StatusCode, message: &str) -> Response {
-    response(status, "text/plain; charset=utf-8", format!("{message}\n").into_bytes())
+    let message = escape::bounded_lines(message, ERROR_MAX) + "\n";
+    response(status, "text/plain; charset=utf-8", message.into_bytes())
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {

@@ -266,3 +266,45 @@ fn what_is_not_there_yet_is_unavailable() {
         Ok((AgentQuestion::Health, _))
     ));
 }
+
+/// Obeyed or not shown by a terminal: colour, direction of writing, a separator of lines.
+const HOSTILE: &str = "\u{1b}[31m\u{9b}\u{202e}\u{2028}\u{200b}\u{e0041}";
+
+#[test]
+fn errors_that_quote_a_request_are_escaped_and_bounded() {
+    let response = error(StatusCode::BAD_REQUEST, &format!("no {HOSTILE}\nsecond line"));
+    assert_eq!(
+        text(&response),
+        "no \\u{1b}[31m\\u{9b}\\u{202e}\\u{2028}\\u{200b}\\u{e0041}\nsecond line\n"
+    );
+    let response = error(StatusCode::BAD_REQUEST, &"x".repeat(1_000_000));
+    assert_eq!(text(&response).chars().count(), 64 * 1024 + 1);
+
+    let body = format!("{{\"agents\":[\"{}\"]}}", HOSTILE.trim_start_matches('\u{1b}'));
+    let delete = request("POST", "/overlay-master/agents/delete", &[], &body);
+    let refused = route_master(&delete).unwrap_err();
+    let network = request("POST", "/overlay-master/preview", &[], &body.replace("agents", HOSTILE));
+    let refused_network = route_master(&network).unwrap_err();
+    for response in [refused, refused_network] {
+        let text = text(&response);
+        assert_eq!(response.status(), 400, "{text}");
+        assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}', '\u{2028}']), "{text:?}");
+    }
+}
+
+#[test]
+fn json_that_quotes_a_stranger_is_escaped_and_means_the_same() {
+    let effect = Effect { problems: vec![HOSTILE.to_owned()], ..Effect::default() };
+    let answer = |path: &str| {
+        let (_, format) = route_master(&request("POST", path, &[], "")).unwrap();
+        render_master(&MasterReply::Effect(Box::new(effect.clone())), &format)
+    };
+    let response = answer("/overlay-master/reload");
+    let escaped = r"\u001b[31m\u009b\u202e\u2028\u200b\udb40\udc41";
+    assert!(text(&response).contains(escaped), "{:?}", text(&response));
+    let read: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+    assert_eq!(read["problems"][0], HOSTILE);
+    // In a script, U+2028 would end the line.
+    let response = answer("/overlay-master/reload?jsonp=show");
+    assert!(text(&response).contains(escaped), "{:?}", text(&response));
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Network, Overlay};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
+use crate::escape::bounded_line;
 
 /// The tunnel end of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,17 +97,14 @@ pub enum Status {
 
 impl Status {
     /// Longest reason that is kept, in characters: enough for every sentence of ours.
-    const REASON_MAX: usize = 1000;
+    const REASON_MAX: usize = 1024;
 
-    /// The same status with a reason that can be shown: one line, not endless. Whoever sends a
-    /// status may be broken or hostile.
+    /// Returns the same status with a reason that can be shown: one line of visible characters, and
+    /// not endless. Whoever sends a status may be broken or hostile.
     #[must_use]
     pub fn sanitized(self) -> Self {
         match self {
-            Self::Failed(reason) => {
-                let printable = |letter: char| if letter.is_control() { ' ' } else { letter };
-                Self::Failed(reason.chars().take(Self::REASON_MAX).map(printable).collect())
-            }
+            Self::Failed(reason) => Self::Failed(bounded_line(&reason, Self::REASON_MAX)),
             other => other,
         }
     }

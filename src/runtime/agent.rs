@@ -79,7 +79,7 @@ impl Hosted for Agent {
     fn complete(reply: &mut Reply, refused: Refused, host: HostCounters, warnings: &Warnings) {
         match reply {
             Reply::Health(health) => {
-                health.refused = refused;
+                health.refused = refused.sanitized();
                 if !warnings.is_empty() {
                     health.status = health.status.degraded();
                     health.problems.extend(warnings.texts());

@@ -16,6 +16,7 @@ use super::mesos::modules::overlay::internal;
 use super::message::{DecodeError, decode};
 use super::peers;
 use crate::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
+use crate::escape::bounded_args;
 use crate::protocol::{
     AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Message, MessageKind, Network,
     Overlay, State, Status, Vtep, Vxlan,
@@ -58,15 +59,8 @@ impl ConvertError {
     /// Reasons quote what came, and strangers choose that: it must not end the line of a log and
     /// begin another, nor fill it.
     pub(super) fn field(field: &str, reason: impl Display) -> Self {
-        let mut told = String::new();
-        for letter in reason.to_string().chars().take(REASON_MAX) {
-            if letter.is_control() {
-                told.extend(letter.escape_debug());
-            } else {
-                told.push(letter);
-            }
-        }
-        Self::Field { field: field.to_owned(), reason: told }
+        let reason = bounded_args(format_args!("{reason}"), REASON_MAX);
+        Self::Field { field: field.to_owned(), reason }
     }
 
     pub(super) fn within(self, step: impl Display) -> Self {

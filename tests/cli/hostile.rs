@@ -1,9 +1,117 @@
-//! Floods of requests: what reaches the log.
+//! Texts of strangers, and floods of requests: what reaches a terminal and the log.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 
-use crate::support::{Master, Place};
+use crate::support::{FakeMaster, Master, Outcome, Place, http};
+
+const RECORDED: &str = include_str!("../golden/overlay-master-state.json");
+/// Colour, the same as C1, direction of writing, zero width, a separator of lines, and more lines.
+const HOSTILE: &str = "x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}\u{2028}\r\nproblem: y";
+const ESCAPED: &str = r"x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}\u{2028}\r\nproblem: y";
+
+/// Fails if a terminal obeys something of it, or does not show it.
+fn assert_visible(outcome: &Outcome) {
+    let is_hidden = |letter: char| {
+        (letter.is_control() && letter != '\n')
+            || "\u{200b}\u{200e}\u{202e}\u{2028}\u{2066}\u{feff}".contains(letter)
+    };
+    assert!(!outcome.stdout.contains(is_hidden), "{outcome:?}");
+    assert!(!outcome.stderr.contains(is_hidden), "{outcome:?}");
+}
+
+fn hostile_master() -> FakeMaster {
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+    state["agents"][0]["overlays"][0]["state"] =
+        serde_json::json!({ "status": "STATUS_FAILED", "error": HOSTILE });
+    let health = serde_json::json!({
+        "status": HOSTILE, "problems": [HOSTILE], "epoch": 1, "version": 2
+    });
+    let entry = serde_json::json!({
+        "at": 0, "time": HOSTILE, "version": 1, "agent": HOSTILE, "event": HOSTILE,
+        "vtep_ip": HOSTILE, "overlays": [{ "name": HOSTILE, "subnet": HOSTILE }], "reason": HOSTILE
+    });
+    let effect = serde_json::json!({
+        "accepted": true, "changes": [HOSTILE], "problems": [], "warnings": [HOSTILE], "agents": [{
+            "ip": "10.0.0.7", "at_once": true,
+            "addresses": [{ "of": HOSTILE, "before": [HOSTILE], "after": [HOSTILE] }]
+        }]
+    });
+    let fates = serde_json::json!({ "agents": [{
+        "ip": "10.0.0.7", "vtep_ip": HOSTILE, "subnets": [HOSTILE], "heard_seconds_ago": null,
+        "result": "deleted"
+    }] });
+    FakeMaster::start(vec![
+        ("/overlay-master/state", http("200 OK", &state.to_string())),
+        ("/overlay-master/health", http("200 OK", &health.to_string())),
+        (
+            "/overlay-master/history",
+            http("200 OK", &serde_json::json!({ "entries": [entry] }).to_string()),
+        ),
+        ("/overlay-master/reload", http("200 OK", &effect.to_string())),
+        ("/overlay-master/agents/delete", http("200 OK", &fates.to_string())),
+    ])
+}
+
+#[test]
+fn tables_escape_what_a_master_answers() {
+    let master = hostile_master();
+    for command in ["state", "history", "reload", "forget 10.0.0.7"] {
+        let outcome = Place::new().run(&format!("{command} --master {}", master.address));
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert_visible(&outcome);
+        assert!(outcome.stdout.contains(ESCAPED), "{}", outcome.stdout);
+    }
+}
+
+#[test]
+fn json_escapes_what_a_master_answers_and_means_the_same() {
+    let master = hostile_master();
+    let json = |command: &str| {
+        let outcome = Place::new().run(&format!("{command} --master {} --json", master.address));
+        assert_visible(&outcome);
+        outcome.json()
+    };
+    assert_eq!(json("state")["agents"][0]["overlays"][0]["state"]["error"], HOSTILE);
+    assert_eq!(json("state --agent 127.0.0.1")["overlays"][0]["state"]["error"], HOSTILE);
+    assert_eq!(json("history")["entries"][0]["reason"], HOSTILE);
+    assert_eq!(json("reload")["warnings"][0], HOSTILE);
+    assert_eq!(json("forget 10.0.0.7")["agents"][0]["vtep_ip"], HOSTILE);
+}
+
+#[test]
+fn errors_escape_what_a_master_answers() {
+    let hostile = HOSTILE.split('\r').next().unwrap();
+    for answer in [
+        http("500 Internal Server Error", hostile),
+        http("200 OK", &serde_json::json!({ "agents": hostile }).to_string()),
+        http("200 OK", hostile),
+    ] {
+        let master = FakeMaster::with_state(answer);
+        let outcome = Place::new().run(&format!("state --master {}", master.address));
+        assert_visible(&outcome);
+        let line = outcome.failure();
+        assert_eq!(line.lines().count(), 1, "{line}");
+    }
+    let master = FakeMaster::with_state(http("500 Internal Server Error", hostile));
+    let failure = Place::new().run(&format!("state --master {}", master.address)).failure();
+    assert!(failure.contains(r": x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}: see"), "{failure}");
+}
+
+#[test]
+fn errors_escape_what_files_and_arguments_hold() {
+    let place = Place::new();
+    place.write("network.json", format!("{{ \"{}\": 1 }}", "a\u{202e}b\u{9b}c"));
+    let outcome = place.run("check network.json");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_visible(&outcome);
+    let outcome = place.run("import --to file:work network.json");
+    assert_ne!(outcome.code, Some(0), "{outcome:?}");
+    assert_visible(&outcome);
+    let outcome = place.run("state --master x --agent a\u{202e}b\u{9b}c");
+    assert_visible(&outcome);
+    assert!(outcome.usage().contains(r"a\u{202e}b\u{9b}c"));
+}
 
 /// Deletes agents, as soon as the master has read its state.
 fn delete(master: SocketAddrV4, agents: &[String]) {

@@ -122,7 +122,7 @@ fn what_is_no_master_or_not_ready_is_told_in_one_line() {
     );
     assert_eq!(
         failure(http("500 Internal Server Error", "\r\n\u{1b}[31mbroken\r\nmore")),
-        "mesos-overlay: master MASTER: /overlay-master/state: 500 Internal Server Error:  [31mbroken: \
+        "mesos-overlay: master MASTER: /overlay-master/state: 500 Internal Server Error: \\u{1b}[31mbroken: \
          see its log\n"
     );
     assert_eq!(

@@ -1,12 +1,13 @@
 //! What is going on, on stderr: a spinner on a terminal, plain lines elsewhere, nothing for
 //! programs.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::output::Form;
+use crate::cli::output::{Form, complain};
+use crate::escape::one_line;
 
 pub(super) enum Progress {
     Spinner(ProgressBar),
@@ -33,8 +34,8 @@ impl Progress {
 
     pub(super) fn step(&self, line: &str) {
         match self {
-            Self::Spinner(bar) => bar.println(format!("  {line}")),
-            Self::Lines => drop(writeln!(io::stderr(), "  {line}")),
+            Self::Spinner(bar) => bar.println(format!("  {}", one_line(line))),
+            Self::Lines => complain(format_args!("  {}", one_line(line))),
             Self::Silent => {}
         }
     }

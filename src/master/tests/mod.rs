@@ -346,14 +346,24 @@ fn an_agent_keeps_its_addresses_across_registrations_and_restarts() {
 }
 
 #[test]
+fn report_with_endless_reason_is_cut() {
+    let mut world = World::new(network());
+    let overlays = world.register(1).unwrap();
+    world.store();
+    world.message(1, report(&overlays, &Status::Failed("x".repeat(1_000_000))));
+    let cut = Some(Status::Failed(format!("{}… (cut)", "x".repeat(1017))));
+    assert_eq!(world.statuses(1), [cut.clone(), cut]);
+}
+
+#[test]
 fn what_agents_report_is_shown_with_its_reason_and_acknowledged() {
     let mut world = World::new(network());
     let overlays = world.register(1).unwrap();
     world.store();
     assert_eq!(world.statuses(1), [None, None]);
-    let failed = Status::Failed("docker: not\nrunning".to_owned());
+    let failed = Status::Failed("docker: not\nrunning\u{202e}".to_owned());
     world.message(1, report(&overlays, &failed));
-    let shown = Some(Status::Failed("docker: not running".to_owned()));
+    let shown = Some(Status::Failed(r"docker: not\nrunning\u{202e}".to_owned()));
     assert_eq!(world.statuses(1), [shown.clone(), shown]);
     assert_eq!(world.health().agents, AgentTally { total: 1, ok: 0, failed: 1, unreported: 0 });
     assert_eq!(

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 
 use super::record::{decode_history, decode_record, encode_history, encode_record};
 use crate::addr::Family;
+use crate::escape;
 use crate::protocol::{
     Addresses, AgentRecord, HistoryEntry, HistoryEvent, OverlayRecord, Record, ReleasedRecord,
 };
@@ -478,13 +479,15 @@ impl From<&OverlayRecord> for OverlayItem {
 }
 
 fn line(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("it has no keys but texts, and no floats")
+    let text = serde_json::to_string(value).expect("it has no keys but texts, and no floats");
+    // An export may be written to a terminal.
+    escape::json(&text).into_owned()
 }
 
 /// A text that somebody else wrote, as it stands in a sentence.
 fn shown(text: &str) -> String {
     const LETTERS_MAX: usize = 300;
-    text.chars().take(LETTERS_MAX).map(|it| if it.is_control() { ' ' } else { it }).collect()
+    escape::bounded_line(text, LETTERS_MAX)
 }
 
 fn checksum(records: &[(Key, Vec<u8>)]) -> String {
