@@ -58,9 +58,20 @@ impl Program {
         dir: &Path,
         address: SocketAddrV4,
     ) -> Command {
+        Self::command_with_log("warn", store, network, dir, address)
+    }
+
+    /// The same, with lines of this level and above in its log.
+    pub(crate) fn command_with_log(
+        level: &str,
+        store: &str,
+        network: &Path,
+        dir: &Path,
+        address: SocketAddrV4,
+    ) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"));
         command
-            .args(["master", "--log", "warn", "--store", store])
+            .args(["master", "--log", level, "--store", store])
             .args(["--listen".to_owned(), address.to_string()])
             .args(["--config".as_ref(), network.as_os_str()])
             .args(["--work-dir".as_ref(), dir.join("state").as_os_str()]);

@@ -95,6 +95,8 @@ impl AgentCommand {
             Master::read(&master).map_err(|failure| Failure::new(format!("master: {failure}")))?;
         cni.prepare().map_err(|error| Failure::new(error.to_string()))?;
         let docker = Docker::new(config.docker, settings.options.command_timeout);
+        let metrics = Metrics::new();
+        let limits = fitted(config.limits, metrics.warnings());
         let options = move |master| AgentOptions {
             settings,
             master,
@@ -102,9 +104,8 @@ impl AgentCommand {
             docker,
             tunnels,
             seed: fastrand::u64(..),
-            metrics: Metrics::new(),
+            metrics,
         };
-        let limits = config.limits;
         runtime()?.block_on(serve(self.listen, &self.addresses, (master, limits), options))
     }
 
@@ -200,7 +201,6 @@ async fn serve(
     let name = master.to_string();
     // Of several addresses the one from which the master is reached; it need not be there yet.
     let (master, detecting, towards) = detect(master).await;
-    let (limits, _warning) = fitted(limits);
     let transport = addresses.bind(listen, towards, limits)?;
     let advertise = transport.advertise;
     log::info!(

@@ -16,6 +16,7 @@ use crate::addr::Ensemble;
 use crate::config::{EnsembleSource, Problem, Problems};
 use crate::limits::Limits;
 use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
+use crate::warnings::Warnings;
 pub(super) use crate::words::counted;
 
 /// More than any configuration; the parser has its own, stricter limit and words for it.
@@ -195,15 +196,13 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-/// The limits as far as the descriptors of this process allow them, and a warning if that is not
-/// as far as they are configured. To be called when the limit of descriptors is raised.
-pub(super) fn fitted(limits: Limits) -> (Limits, Option<String>) {
+/// The limits as far as the descriptors of this process allow them. If that is not as far as they
+/// are configured, `warnings` says so. To be called when the limit of descriptors has been raised.
+pub(super) fn fitted(limits: Limits, warnings: &Warnings) -> Limits {
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let (limits, warning) = limits.fit_to_descriptors(descriptors);
-    if let Some(warning) = &warning {
-        log::warn!("{warning}");
-    }
-    (limits, warning)
+    warnings.set("limits", warning);
+    limits
 }
 
 /// The tokio runtime of the program.

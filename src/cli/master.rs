@@ -101,7 +101,8 @@ impl MasterCommand {
     async fn serve(self, config: MasterConfig, store: Opened) -> Result<(), Failure> {
         let mut signals = EndSignals::watch()?;
         let mut reload = ReloadSignal::watch()?;
-        let (limits, _warning) = fitted(config.limits);
+        let metrics = Metrics::new();
+        let limits = fitted(config.limits, metrics.warnings());
         let transport = self.addresses.bind(self.listen, None, limits)?;
         let advertise = transport.advertise;
         let (store, contender) = store.contend(self.zk_session_timeout, advertise);
@@ -111,7 +112,7 @@ impl MasterCommand {
             leading: contender.as_ref().map(Contender::leading),
             reread: Some(self.reread(config)),
             seed: fastrand::u64(..),
-            metrics: Metrics::new(),
+            metrics,
         };
         let mut host = MasterHost::start(options, transport)
             .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;

@@ -33,10 +33,8 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Opti
     let vtep_mtu = vtep_mtu.and_then(|node| document.mtu(&node).map(|mtu| (node, mtu)));
     let drafts = read_overlays(document, object);
     let vxlan = vxlan::read(document, object, &drafts);
-    if drafts.len() <= Network::OVERLAYS_MAX {
-        refuse_same_names(document, &drafts);
-        refuse_overlaps(document, &drafts, &vteps);
-    }
+    refuse_same_names(document, &drafts);
+    refuse_overlaps(document, &drafts, &vteps);
     advice::on_vteps(document, &vteps, &drafts);
     advice::on_vtep_mtu(document, vtep_mtu.as_ref(), &vteps, &drafts);
     advice::on_overlays(document, &vteps, &drafts);
@@ -115,7 +113,9 @@ fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Vec<Dr
             format!("has {} overlays: write at most {}", list.len(), Network::OVERLAYS_MAX);
         document.refuse(&node, message);
     }
-    list.iter().filter_map(|node| overlay::read(document, node)).collect()
+    // What is beyond the limit is refused as a whole.
+    let list = list.iter().take(Network::OVERLAYS_MAX);
+    list.filter_map(|node| overlay::read(document, node)).collect()
 }
 
 /// Names that differ only in case are the same to the port mapper, whose iptables chain has the

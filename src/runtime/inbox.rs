@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Hosted, INBOX_SIZE, Metrics};
+use crate::escape::bounded_args;
 use crate::http::{Request, Response, error};
 use crate::machine::is_worth_a_line;
 use crate::protocol::{MessageKind, Refused, RequestId};
@@ -19,6 +20,8 @@ use crate::wire;
 /// Requests whose answers grow with the cluster that are worked on at a time: such a request takes
 /// a processor for a good part of a second, and memory of many times its answer.
 const HEAVY_REQUESTS: usize = 2;
+/// Longest text that is kept of what was refused last, in characters.
+const LAST_MAX: usize = 512;
 
 /// What comes into a machine.
 pub(super) enum Input<M: Hosted> {
@@ -167,7 +170,8 @@ impl<M: Hosted> Handler for Inbox<M> {
         let count = {
             let mut refused = self.refused.lock();
             refused.count += 1;
-            refused.last = Some(format!("from {peer}: {refusal}"));
+            let last = format_args!("from {peer}: {refusal}");
+            refused.last = Some(bounded_args(last, LAST_MAX));
             refused.count
         };
         // Not under the lock: the log may be on a disk that hangs.
@@ -186,6 +190,7 @@ async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Response> {
     tokio::task::spawn_blocking(work).await.map_err(|reason| {
+        let path = bounded_args(format_args!("{path}"), LAST_MAX);
         log::error!("answer a request of {path}: {reason}: this is a defect");
         error(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made")
     })

@@ -10,16 +10,17 @@ use std::sync::{Arc, LazyLock, Mutex};
 use bytes::Bytes;
 use mesos_network_overlay::config::{parse, parse_agent, parse_master};
 use mesos_network_overlay::http::{route_agent, route_master};
-use mesos_network_overlay::protocol::{Network, Record, ReleasedRecord};
+use mesos_network_overlay::protocol::{MessageKind, Network, Record, ReleasedRecord};
 use mesos_network_overlay::store::{
     Change, Key, Log, ReplicatedLogStore, Store as _, read_form, reread_znode,
 };
+use mesos_network_overlay::transport::UNKNOWN_BODY_MAX;
 use mesos_network_overlay::transport::libprocess::read_message;
 use mesos_network_overlay::wire::mesos::modules::overlay::State;
 use mesos_network_overlay::wire::{
     MESSAGE_NAMES, Replica, StateFile, decode_candidate, decode_history, decode_message,
     decode_record, decode_replica, decode_state, encode_candidate, encode_history, encode_message,
-    encode_record, encode_replica, encode_state, parse_json, print_json,
+    encode_record, encode_replica, encode_state, kind_of, parse_json, print_json,
 };
 
 /// A target and its name, which is also the name of its corpus.
@@ -214,7 +215,8 @@ pub fn json(data: &[u8]) {
 
 /// What comes in on a connection, at once and in pieces.
 pub fn http(data: &[u8]) {
-    let whole = read_message(&[data]);
+    let body_max = |name: &str| kind_of(name).map_or(UNKNOWN_BODY_MAX, MessageKind::body_max);
+    let whole = read_message(&[data], body_max);
     if let Err(refusal) = &whole {
         is_one_line(refusal);
     }
@@ -226,7 +228,7 @@ pub fn http(data: &[u8]) {
     }
     for cut in [data.len() / 3, data.len() / 2, data.len().saturating_sub(1)] {
         let (first, second) = data.split_at(cut);
-        assert_eq!(read_message(&[first, second]), whole, "cut at {cut}");
+        assert_eq!(read_message(&[first, second], body_max), whole, "cut at {cut}");
     }
 }
 

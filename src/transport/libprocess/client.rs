@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use super::{encode, peer, socket};
 use crate::addr::Upid;
 use crate::limits::{Limit, Limits};
+use crate::machine::is_worth_a_line;
 use crate::transport::addresses::{Account, Addresses, Resource};
 use crate::transport::{Handler, Incoming, Refusal};
 
@@ -97,34 +98,39 @@ impl<H: Handler> Client<H> {
             return;
         }
         let shared = &self.shared;
+        let mut failure = None;
         let is_queued = shared.with_peer(to.address, |queue| {
-            if let Err(limit) = shared.make_room(queue, body.len()) {
-                if let Some(limit) = limit {
-                    shared.handler.refused(to.address.into(), &Refusal::Limit(limit));
-                }
-                queue.refused += 1;
-                // Said at the 1st, 2nd, 4th, 8th... so that a hanging peer does not fill the log
-                // too.
-                if queue.refused.is_power_of_two() {
-                    log::warn!(
-                        "send {name} to {to}: {} messages wait for it: {} lost since it reads nothing: \
-                         see whether it hangs",
-                        queue.messages,
-                        queue.refused
-                    );
-                }
-                return false;
-            }
-            if !encode::message(&mut queue.bytes, from, to, name, body) {
-                log::warn!("send {name} to {to}: a name in it is not printable: the message is lost");
-                return false;
-            }
-            queue.held.hold(&shared.unsent, queue.bytes.len());
-            queue.messages += 1;
-            true
+            failure = shared.queue_message(queue, (from, to), name, body).err();
+            failure.is_none()
         });
         if !is_queued {
-            self.shared.count_lost(1);
+            shared.count_lost(1);
+        }
+        if let Some(failure) = failure {
+            self.report(to, name, &failure);
+        }
+    }
+
+    /// Counts and logs a message that was not queued: not under the lock of the peers, since the
+    /// log may be on a disk that hangs.
+    fn report(&self, to: &Upid, name: &str, failure: &SendError) {
+        match failure {
+            SendError::Full { limit, waiting, refused } => {
+                if let Some(limit) = limit {
+                    self.shared.handler.refused(to.address.into(), &Refusal::Limit(*limit));
+                }
+                if is_worth_a_line(*refused) {
+                    log::warn!(
+                        "send {name} to {to}: {waiting} messages wait for it: {refused} lost since \
+                         it reads nothing: see whether it hangs"
+                    );
+                }
+            }
+            SendError::Unprintable => {
+                log::warn!(
+                    "send {name} to {to}: a name in it is not printable: the message is lost"
+                );
+            }
         }
     }
 
@@ -179,6 +185,16 @@ async fn deliver_own<H: Handler>(
             Err(refusal) => handler.refused(SocketAddr::V4(own), &refusal),
         }
     }
+}
+
+/// Why a message was not queued.
+#[derive(Debug)]
+enum SendError {
+    /// Too much waits: the limit that is reached, where it is one that can be set, how many messages
+    /// wait for the peer, and how many it has lost.
+    Full { limit: Option<Limit>, waiting: usize, refused: u64 },
+    /// A name in the message would break the request line or a header.
+    Unprintable,
 }
 
 /// What the peers of a client share.
@@ -296,6 +312,27 @@ impl<H: Handler> Shared<H> {
                 is_changed
             }
         }
+    }
+
+    /// Puts a message into the queue of its peer.
+    fn queue_message(
+        &self,
+        queue: &mut Queue,
+        (from, to): (&Upid, &Upid),
+        name: &str,
+        body: &Bytes,
+    ) -> Result<(), SendError> {
+        if let Err(limit) = self.make_room(queue, body.len()) {
+            queue.refused += 1;
+            let (waiting, refused) = (queue.messages, queue.refused);
+            return Err(SendError::Full { limit, waiting, refused });
+        }
+        if !encode::message(&mut queue.bytes, from, to, name, body) {
+            return Err(SendError::Unprintable);
+        }
+        queue.held.hold(&self.unsent, queue.bytes.len());
+        queue.messages += 1;
+        Ok(())
     }
 
     /// Whether a message of `length` bytes may wait in a queue: if not, the limit that is reached,

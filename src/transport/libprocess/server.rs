@@ -27,6 +27,9 @@ use crate::transport::{Handler, Incoming, Refusal, UNKNOWN_BODY_MAX};
 /// at once would fail again, and spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections that were closed for others and still hold their descriptors, at most.
+const CLOSING_MAX: usize = 16;
+
 /// What the operator may choose.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -70,6 +73,7 @@ impl Server {
         options: ServerOptions,
         shutdown: impl Future<Output = ()>,
     ) {
+        let most = options.limits.size(Limit::Connections);
         let host = Arc::new(Host::new(handler, options));
         let mut tasks = JoinSet::new();
         let mut is_exhausted = false;
@@ -87,6 +91,12 @@ impl Server {
                 Ok((stream, peer)) => {
                     is_exhausted = false;
                     host.serve(&mut tasks, stream, peer);
+                    // A closed connection holds its descriptor until its task has ended.
+                    while tasks.len() > most + CLOSING_MAX
+                        && let Some(ended) = tasks.join_next().await
+                    {
+                        log_panic(ended);
+                    }
                 }
                 Err(error) => pause_if_exhausted(self.local, &error, &mut is_exhausted).await,
             }

@@ -36,6 +36,7 @@ const DEAF_AGENT: [u8; 2] = [127, 8];
 const STRANGER: [u8; 2] = [127, 9];
 
 #[tokio::test]
+#[ignore = "hostile"]
 async fn honest_agents_are_served_while_thousands_of_others_misbehave() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let address = free_address();

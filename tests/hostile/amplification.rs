@@ -1,0 +1,115 @@
+//! Small messages that ask for much memory: compressed, nested, of the wrong kind or from nobody.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::protocol::{AgentOptions, Message, MessageKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::libprocess::request;
+use crate::victim::{PATIENCE, Victim, attacker, connect};
+
+/// Messages that are under way at a time.
+const AT_A_TIME: usize = 40;
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// The bytes of a message whose body is compressed, or not.
+fn message(from: &Upid, name: &str, body: &[u8], is_compressed: bool) -> Vec<u8> {
+    let encoding = if is_compressed { "Content-Encoding: gzip\r\n" } else { "" };
+    let head = format!(
+        "POST /overlay-master/{name} HTTP/1.1\r\nLibprocess-From: {from}\r\n{encoding}\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// Sends on a connection of its own; gives the status of the answer.
+async fn send(from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> String {
+    let exchange = async {
+        let mut stream = connect(from, to).await.unwrap();
+        // What is refused is not read to its end.
+        let _ = stream.write_all(bytes).await;
+        let mut status = [0; 12];
+        match stream.read_exact(&mut status).await {
+            Ok(_) => String::from_utf8_lossy(&status[9..]).into_owned(),
+            Err(_) => "end".to_owned(),
+        }
+    };
+    timeout(PATIENCE, exchange).await.expect("an answer or the end")
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn compressed_and_nested_messages_cost_a_small_multiple_of_their_size() {
+    let victim = Victim::start(50).await;
+    let to = victim.address();
+    let master = Upid::master(to);
+    // 16 KB that are 16 MiB inflated, and 8 million overlays decoded.
+    let empty_overlays = b"\x0a\x00".repeat(8 * 1024 * 1024);
+    let empty_peers = b"\x32\x00".repeat(8 * 1024 * 1024);
+    let bodies = [
+        (gzip(&empty_overlays), true),
+        (gzip(&empty_peers), true),
+        (gzip(&gzip(&empty_overlays)), true),
+        (empty_overlays[..512 * 1024].to_vec(), false),
+        (empty_peers[..256 * 1024].to_vec(), false),
+    ];
+    let names: Vec<&str> =
+        MessageKind::ALL.map(MessageKind::name).into_iter().chain(["Unknown"]).collect();
+    let attack = async {
+        let mut sending = JoinSet::new();
+        for (index, (body, is_compressed)) in bodies.iter().cycle().take(400).enumerate() {
+            let from = attacker(index % 50);
+            let own = Upid::agent(SocketAddrV4::new(from, 5051));
+            // Half of the attackers are registered agents.
+            if index < 25 {
+                let register = Message::RegisterAgent(AgentOptions::default());
+                assert_eq!(send(from, to, &request(&own, &master, &register)).await, "202");
+            }
+            let bytes = message(&own, names[index % names.len()], body, *is_compressed);
+            sending.spawn(async move { send(from, to, &bytes).await });
+            if sending.len() >= AT_A_TIME {
+                sending.join_next().await.unwrap().unwrap();
+            }
+        }
+        sending.join_all().await
+    };
+    let statuses = victim.endures("400 amplifying messages", attack).await;
+    let known = ["202", "400", "413", "429", "503", "end"];
+    assert!(statuses.iter().all(|status| known.contains(&status.as_str())), "{statuses:?}");
+    let health = victim.health().await;
+    assert!(health["refused"]["count"].as_u64().unwrap() > 0, "{health}");
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn report_of_an_unregistered_sender_is_not_decoded() {
+    let victim = Victim::start(1).await;
+    let to = victim.address();
+    let from = attacker(0);
+    let own = Upid::agent(SocketAddrV4::new(from, 5051));
+    let name = MessageKind::AgentRegistered.name();
+    let garbage = message(&own, name, b"no protobuf", false);
+    assert_eq!(send(from, to, &garbage).await, "202");
+    let counters = &victim.health().await["counters"];
+    assert_eq!(counters["malformed_messages"], 0, "{counters}");
+    assert_eq!(counters["agent_registered_messages_dropped"], 1, "{counters}");
+    // Once it is registered, the same message is decoded, and malformed.
+    let register = Message::RegisterAgent(AgentOptions::default());
+    let register = request(&own, &Upid::master(to), &register);
+    assert_eq!(send(from, to, &register).await, "202");
+    assert_eq!(send(from, to, &garbage).await, "202");
+    let counters = &victim.health().await["counters"];
+    assert_eq!(counters["malformed_messages"], 1, "{counters}");
+}

@@ -1,0 +1,81 @@
+//! Connections that are opened and held.
+
+use std::net::SocketAddrV4;
+
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::protocol::{Message, PeersHave};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::libprocess::request;
+use crate::victim::{Victim, attacker, connect};
+
+/// More than a master accepts.
+const MANY: usize = 15_000;
+/// Connections that are being made at a time.
+const AT_A_TIME: usize = 200;
+
+const GET: &str = "GET /overlay-master/health HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Opens so many connections from so many addresses by turns, sends `bytes` on each, and holds
+/// them.
+async fn hold(to: SocketAddrV4, count: usize, addresses: usize, bytes: &[u8]) -> Vec<TcpStream> {
+    let mut opening = JoinSet::new();
+    let mut held = Vec::new();
+    for index in 0..count {
+        let bytes = bytes.to_vec();
+        opening.spawn(async move {
+            let mut stream = connect(attacker(index % addresses), to).await?;
+            stream.write_all(&bytes).await.map(|()| stream)
+        });
+        if opening.len() >= AT_A_TIME {
+            held.extend(opening.join_next().await.unwrap().unwrap());
+        }
+    }
+    held.extend(opening.join_all().await.into_iter().flatten());
+    held
+}
+
+/// A message that the master ignores.
+fn ignored_message(to: SocketAddrV4) -> Vec<u8> {
+    let from = Upid::agent(SocketAddrV4::new(attacker(0), 5051));
+    request(&from, &Upid::master(to), &Message::RequestPeers(PeersHave::default()))
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn links_of_one_host_push_out_its_own_only() {
+    let victim = Victim::start(100).await;
+    let to = victim.address();
+    let message = ignored_message(to);
+    let attack = hold(to, MANY, 1, &message);
+    let _held = victim.endures("15,000 links of one host", attack).await;
+    assert!(victim.refusals("connections_per_address").await > 10_000);
+    assert_eq!(victim.refusals("connections").await, 0);
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn links_of_many_hosts_push_out_those_with_the_most() {
+    let victim = Victim::start(100).await;
+    let to = victim.address();
+    let attack = hold(to, MANY, 3000, b"");
+    let _held = victim.endures("15,000 links of 3,000 hosts", attack).await;
+    assert!(victim.refusals("connections").await > 0);
+    assert_eq!(victim.refusals("connections_per_address").await, 0);
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn http_connections_leave_room_for_the_health() {
+    let victim = Victim::start(20).await;
+    let to = victim.address();
+    let _one =
+        victim.endures("600 HTTP connections of one host", hold(to, 600, 1, GET.as_bytes())).await;
+    assert!(victim.refusals("http_connections_per_address").await > 0);
+    let _many = victim
+        .endures("1,200 HTTP connections of 100 hosts", hold(to, 1200, 100, GET.as_bytes()))
+        .await;
+    assert!(victim.refusals("http_connections").await > 0);
+}

@@ -1,0 +1,56 @@
+//! Messages that would fill the disk with lines, and the store with changes.
+
+use std::net::SocketAddrV4;
+
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::protocol::{AgentOptions, Message};
+use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinSet;
+
+use crate::libprocess::request;
+use crate::victim::{Victim, attacker, connect};
+
+/// Registrations of each attacker, by turns with other options.
+const REGISTRATIONS: usize = 4000;
+const ATTACKERS: usize = 25;
+/// What the log may grow by, in bytes.
+const LOG_MAX: u64 = 256 * 1024;
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn toggled_registrations_fill_neither_log_nor_store() {
+    let victim = Victim::start(20).await;
+    let (to, before) = (victim.address(), victim.log_size());
+    let commits = victim.health().await["counters"]["commits"].as_u64().unwrap();
+    let attack = async {
+        let mut sending = JoinSet::new();
+        for index in 0..ATTACKERS {
+            let from = attacker(index);
+            let own = Upid::agent(SocketAddrV4::new(from, 5051));
+            let toggled = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+            let both = [AgentOptions::default(), toggled]
+                .map(|options| request(&own, &Upid::master(to), &Message::RegisterAgent(options)));
+            let bytes = both.concat().repeat(REGISTRATIONS / 2);
+            sending.spawn(async move {
+                let mut stream = connect(from, to).await.unwrap();
+                let (mut read, mut write) = stream.split();
+                let mut nowhere = tokio::io::sink();
+                let receipts = tokio::io::copy(&mut read, &mut nowhere);
+                let send = async {
+                    write.write_all(&bytes).await.unwrap();
+                    write.shutdown().await.unwrap();
+                };
+                let (receipts, ()) = tokio::join!(receipts, send);
+                receipts.unwrap();
+            });
+        }
+        sending.join_all().await;
+    };
+    victim.endures("100,000 toggled registrations", attack).await;
+    let grown = victim.log_size() - before;
+    println!("the log has grown by {grown} bytes");
+    assert!(grown < LOG_MAX, "{grown} bytes");
+    assert!(victim.refusals("registrations_per_second_per_address").await > 90_000);
+    let later = victim.health().await["counters"]["commits"].as_u64().unwrap();
+    assert!(later - commits < 5000, "{} commits", later - commits);
+}

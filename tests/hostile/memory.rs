@@ -1,0 +1,100 @@
+//! Bodies that do not end, answers that nobody reads, and questions that take long.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::program::NETWORK;
+use crate::victim::{PATIENCE, Victim, attacker, connect};
+
+/// Agents, so that the state has megabytes.
+const AGENTS: usize = 1500;
+
+/// Opens a connection, sends, and holds it without reading.
+async fn start(from: Ipv4Addr, to: SocketAddrV4, bytes: Vec<u8>) -> TcpStream {
+    let mut stream = connect(from, to).await.unwrap();
+    // What is refused is not read to its end.
+    let _ = timeout(Duration::from_secs(2), stream.write_all(&bytes)).await;
+    stream
+}
+
+async fn start_all(
+    to: SocketAddrV4,
+    count: usize,
+    addresses: usize,
+    bytes: &[u8],
+) -> Vec<TcpStream> {
+    let mut starting = JoinSet::new();
+    for index in 0..count {
+        starting.spawn(start(attacker(index % addresses), to, bytes.to_vec()));
+    }
+    let held = starting.join_all().await;
+    // What was accepted is worked on.
+    sleep(Duration::from_secs(2)).await;
+    held
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn unfinished_bodies_of_requests_are_bounded() {
+    let victim = Victim::start(20).await;
+    let to = victim.address();
+    let length = 1_700_000;
+    let head = format!(
+        "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let bytes = [head.as_bytes(), &vec![b' '; length - 1]].concat();
+    let attack = start_all(to, 120, 8, &bytes);
+    let _held = victim.endures("120 bodies of 1.7 MB that do not end", attack).await;
+    let own = victim.refusals("request_bytes_per_address").await;
+    assert!(own + victim.refusals("request_bytes").await > 0);
+    let head = "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\n\
+                Content-Length: 16777216\r\n\r\n";
+    let attack = start_all(to, 120, 8, head.as_bytes());
+    let mut held = victim.endures("120 bodies of 16 MiB", attack).await;
+    let mut answer = [0; 12];
+    timeout(PATIENCE, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn unread_answers_are_bounded() {
+    let victim = Victim::start(AGENTS).await;
+    let get = "GET /overlay-master/state HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4);
+    let attack = start_all(victim.address(), 480, 30, get.as_bytes());
+    let _held = victim.endures("480 clients that do not read the state", attack).await;
+    let limits =
+        ["requests", "requests_per_address", "response_bytes", "response_bytes_per_address"];
+    let mut refused = 0;
+    for limit in limits {
+        refused += victim.refusals(limit).await;
+    }
+    assert!(refused > 0);
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn previews_do_not_hold_up_the_master() {
+    let victim = Victim::start(AGENTS).await;
+    let body = NETWORK.replace("vxlan-2", "vxlan-3");
+    let post = format!(
+        "POST /overlay-master/preview HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let reload = "POST /overlay-master/reload HTTP/1.1\r\nHost: x\r\n\r\n";
+    let attack = async {
+        let mut held = start_all(victim.address(), 30, 6, post.as_bytes()).await;
+        held.extend(start_all(victim.address(), 30, 6, reload.as_bytes()).await);
+        held
+    };
+    let mut held = victim.endures("30 previews and 30 reloads", attack).await;
+    let mut answer = [0; 12];
+    timeout(PATIENCE, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
+    // That network would take an overlay away from the agents.
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}

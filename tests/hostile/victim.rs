@@ -1,0 +1,145 @@
+//! A master under attack, what it needs meanwhile, and connections from addresses of one's own.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::agents::Agents;
+use crate::program::{Program, free_address, write_network};
+use crate::usage::Usage;
+
+/// Memory that an attack may cost, in MiB.
+const MEMORY_MAX: f64 = 200.0;
+/// How long the health of another address may take.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+/// How long honest agents may wait for their addresses.
+const AGENTS_PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything else may take that must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// From where the health is asked: nobody attacks from there.
+const OPERATOR: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
+
+/// A master with honest agents.
+pub(crate) struct Victim {
+    pub(crate) master: Program,
+    agents: Arc<Agents>,
+    dir: TempDir,
+}
+
+impl Victim {
+    pub(crate) async fn start(agents: usize) -> Self {
+        let limit = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let address = free_address();
+        let network = write_network(dir.path()).unwrap();
+        let command = Program::command_with_log("info", "file", &network, dir.path(), address);
+        let master = Program::launch(command, dir.path(), address).await.unwrap();
+        let agents = Agents::start(watch::channel(Some(address)).1, agents).unwrap();
+        agents.all_acknowledged(AGENTS_PATIENCE).await.unwrap();
+        Self { master, agents, dir }
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddrV4 {
+        self.master.address
+    }
+
+    /// Attacks, and looks how the master does meanwhile. Afterwards the agents that were there are
+    /// still linked.
+    pub(crate) async fn endures<T>(&self, attack: &str, future: impl Future<Output = T>) -> T {
+        let pid = self.master.child.id();
+        let registrations = self.agents.registrations.load(Ordering::Relaxed);
+        let idle = Usage::of(pid).unwrap().resident;
+        // Makes the kernel forget the peak so far (proc(5)).
+        fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+        let mut slowest = Duration::ZERO;
+        let watch = async {
+            loop {
+                slowest = slowest.max(self.health_time().await);
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let begin = Instant::now();
+        let result = tokio::select! {
+            result = future => result,
+            () = watch => unreachable!("the loop has no end"),
+        };
+        let took = begin.elapsed();
+        slowest = slowest.max(self.health_time().await);
+        let cost = Usage::of(pid).unwrap().peak - idle;
+        println!(
+            "{attack}: {took:.1?}; memory {idle:.0} MiB and {cost:.0} MiB more; health within \
+             {slowest:.2?}"
+        );
+        assert!(cost < MEMORY_MAX, "{attack}: {cost:.0} MiB more than {idle:.0} MiB");
+        assert!(slowest < HEALTH_PATIENCE, "{attack}: the health took {slowest:.2?}");
+        self.agents.all_acknowledged(Duration::from_secs(1)).await.unwrap();
+        let later = self.agents.registrations.load(Ordering::Relaxed);
+        assert_eq!(later, registrations, "{attack}: an honest agent lost its link");
+        result
+    }
+
+    async fn health_time(&self) -> Duration {
+        let begin = Instant::now();
+        let reply = self.get_from(OPERATOR, "/overlay-master/health").await;
+        let reply = reply.unwrap_or_else(|error| panic!("{error}: {}", self.master.log()));
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+        begin.elapsed()
+    }
+
+    /// The answer to a request from an address.
+    pub(crate) async fn get_from(&self, from: Ipv4Addr, path: &str) -> io::Result<String> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let exchange = async {
+            let mut stream = connect(from, self.address()).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// How often a limit has refused something.
+    pub(crate) async fn refusals(&self, limit: &str) -> u64 {
+        let metrics = self.get_from(OPERATOR, "/overlay-master/metrics").await.unwrap();
+        let sample = format!("mesos_overlay_master_limit_refusals_total{{limit=\"{limit}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
+        line.unwrap_or_else(|| panic!("no {sample}in {metrics}")).trim().parse().unwrap()
+    }
+
+    pub(crate) async fn health(&self) -> Value {
+        self.master.health().await.unwrap()
+    }
+
+    /// How many bytes the log has.
+    pub(crate) fn log_size(&self) -> u64 {
+        fs::metadata(self.dir.path().join("master.log")).unwrap().len()
+    }
+}
+
+/// Connects from an address, which need not be that of an interface: all of 127/8 is ours.
+pub(crate) async fn connect(from: Ipv4Addr, to: SocketAddrV4) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
+    socket.bind(SocketAddr::from((from, 0)))?;
+    socket.connect(to.into()).await
+}
+
+/// The attackers' addresses.
+pub(crate) fn attacker(index: usize) -> Ipv4Addr {
+    let first = Ipv4Addr::new(127, 66, 0, 1).to_bits();
+    Ipv4Addr::from_bits(first + u32::try_from(index).unwrap())
+}
