@@ -70,7 +70,9 @@ struct Spec {
 
 /// A limit, its key and unit, its defaults for master and agent, and its range.
 macro_rules! spec {
-    ($limit:ident, $key:literal, $unit:ident, $master:expr, $agent:expr, $least:expr, $most:expr) => {
+    (
+        $limit:ident, $key:literal, $unit:ident, $master:expr, $agent:expr, $least:expr, $most:expr
+    ) => {
         Spec {
             limit: Limit::$limit,
             metric: concat!("limit_refusals/", $key),
@@ -100,7 +102,7 @@ const SPECS: [Spec; Limit::COUNT] = [
     spec!(HttpConnections, "http_connections", Count, 512, Some(64), 4, 100_000),
     spec!(HttpConnectionsPerAddress, "http_connections_per_address", Count,
         32, Some(16), 1, 100_000),
-    // An agent takes a whole table of peers, which has up to 16 MiB and, while it grows, twice that.
+    // An agent takes a whole table of peers, of up to 16 MiB and, while it grows, twice that.
     spec!(RequestBytes, "request_bytes", Bytes, 24 * MIB, Some(64 * MIB), 4 * MIB, BYTES_MAX),
     spec!(RequestBytesPerAddress, "request_bytes_per_address", Bytes,
         4 * MIB, Some(32 * MIB), 4 * MIB, BYTES_MAX),

@@ -21,6 +21,7 @@ use crate::detector::{Detector, FixedMaster, follow};
 use crate::docker::Docker;
 use crate::limits::Limits;
 use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions};
+use crate::warnings::Warnings;
 use crate::zookeeper::SESSION_TIMEOUT_DEFAULT;
 
 /// How long the start waits to learn who leads, for the sake of choosing an address of its own.
@@ -96,7 +97,8 @@ impl AgentCommand {
         cni.prepare().map_err(|error| Failure::new(error.to_string()))?;
         let docker = Docker::new(config.docker, settings.options.command_timeout);
         let metrics = Metrics::new();
-        let limits = fitted(config.limits, metrics.warnings());
+        let warnings = metrics.warnings().clone();
+        let limits = fitted(config.limits, &warnings);
         let options = move |master| AgentOptions {
             settings,
             master,
@@ -106,7 +108,8 @@ impl AgentCommand {
             seed: fastrand::u64(..),
             metrics,
         };
-        runtime()?.block_on(serve(self.listen, &self.addresses, (master, limits), options))
+        let transport = (self.listen, &self.addresses, limits);
+        runtime()?.block_on(serve(transport, (master, warnings), options))
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
@@ -171,6 +174,7 @@ impl fmt::Display for Master {
 /// that is known soon.
 async fn detect(
     master: Master,
+    warnings: Warnings,
 ) -> (Detector, Pin<Box<dyn Future<Output = Infallible>>>, Option<SocketAddrV4>) {
     match master {
         Master::Fixed(master) => {
@@ -178,7 +182,7 @@ async fn detect(
             (Detector::Fixed(master), Box::pin(std::future::pending()), now)
         }
         Master::Elected(ensemble) => {
-            let (leader, work) = follow(ensemble, SESSION_TIMEOUT_DEFAULT);
+            let (leader, work) = follow(ensemble, SESSION_TIMEOUT_DEFAULT, warnings);
             let mut work = Box::pin(work);
             let mut found = leader.clone();
             let now = tokio::select! {
@@ -192,15 +196,14 @@ async fn detect(
 }
 
 async fn serve(
-    listen: SocketAddrV4,
-    addresses: &Addresses,
-    (master, limits): (Master, Limits),
+    (listen, addresses, limits): (SocketAddrV4, &Addresses, Limits),
+    (master, warnings): (Master, Warnings),
     options: impl FnOnce(Detector) -> AgentOptions,
 ) -> Result<(), Failure> {
     let mut signals = EndSignals::watch()?;
     let name = master.to_string();
     // Of several addresses the one from which the master is reached; it need not be there yet.
-    let (master, detecting, towards) = detect(master).await;
+    let (master, detecting, towards) = detect(master, warnings).await;
     let transport = addresses.bind(listen, towards, limits)?;
     let advertise = transport.advertise;
     log::info!(

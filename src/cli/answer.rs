@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn problems_of_hostile_health_are_shown_to_their_limits() {
         let few = shown_problems(&["one\u{1b}[31m".to_owned(), "two".to_owned()]);
-        assert_eq!(few, ["one [31m", "two"]);
+        assert_eq!(few, ["one\\u{1b}[31m", "two"]);
         let many = shown_problems(&vec!["ä".repeat(5000); 5000]);
         assert_eq!(many.len(), 101);
         assert_eq!(many[0], "ä".repeat(1000));

@@ -14,10 +14,11 @@ use super::host::{
 };
 use crate::addr::Ensemble;
 use crate::config::{MasterConfig, StoreKind, parse_master};
-use crate::detector::Contender;
+use crate::detector::{Contender, Watched};
 use crate::master::{Request, Settings};
 use crate::runtime::{Contested, MasterHost, MasterOptions, Metrics, Reread};
 use crate::store::{FileStore, MemoryStore, Store, ZooKeeperStore};
+use crate::warnings::Warnings;
 use crate::zookeeper::SESSION_TIMEOUTS;
 
 /// Run a master.
@@ -102,10 +103,11 @@ impl MasterCommand {
         let mut signals = EndSignals::watch()?;
         let mut reload = ReloadSignal::watch()?;
         let metrics = Metrics::new();
-        let limits = fitted(config.limits, metrics.warnings());
+        let warnings = metrics.warnings().clone();
+        let limits = fitted(config.limits, &warnings);
         let transport = self.addresses.bind(self.listen, None, limits)?;
         let advertise = transport.advertise;
-        let (store, contender) = store.contend(self.zk_session_timeout, advertise);
+        let (store, contender) = store.contend(self.zk_session_timeout, advertise, warnings);
         let options = MasterOptions {
             settings: settings(&config),
             store,
@@ -167,12 +169,14 @@ impl Opened {
         self,
         session_timeout: Duration,
         address: SocketAddrV4,
+        warnings: Warnings,
     ) -> (Box<dyn Store>, Option<Contender>) {
         match self {
             Self::Own(store) => (store, None),
             Self::Shared(store, ensemble) => {
                 log::info!("the state is in {ensemble}, and the election of the master that leads");
-                let contender = Contender::start(ensemble, session_timeout, address);
+                let watched = Watched { state: store.znodes(), warnings };
+                let contender = Contender::start(ensemble, session_timeout, address, watched);
                 (Box::new(Contested::new(*store, contender.withdrawal())), Some(contender))
             }
         }

@@ -31,10 +31,12 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Opti
         .and_then(|node| document.parsed(&node, "70:B3:D5:00:00:00"));
     let vtep_mtu = object.value("vtep_mtu");
     let vtep_mtu = vtep_mtu.and_then(|node| document.mtu(&node).map(|mtu| (node, mtu)));
-    let drafts = read_overlays(document, object);
+    let (drafts, are_too_many) = read_overlays(document, object);
     let vxlan = vxlan::read(document, object, &drafts);
-    refuse_same_names(document, &drafts);
-    refuse_overlaps(document, &drafts, &vteps);
+    if !are_too_many {
+        refuse_same_names(document, &drafts);
+        refuse_overlaps(document, &drafts, &vteps);
+    }
     advice::on_vteps(document, &vteps, &drafts);
     advice::on_vtep_mtu(document, vtep_mtu.as_ref(), &vteps, &drafts);
     advice::on_overlays(document, &vteps, &drafts);
@@ -96,26 +98,28 @@ fn read_vtep_subnet<'a>(
     Some(subnet)
 }
 
-fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Vec<Draft<'a>> {
+/// The overlays, and whether there were more than can be read.
+fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> (Vec<Draft<'a>>, bool) {
     let remedy = "write the list of overlay networks, each with name, subnet and prefix";
     let Some(node) = document.required(object, "overlays", remedy) else {
-        return Vec::new();
+        return (Vec::new(), false);
     };
     let Some(list) = document.list(&node) else {
-        return Vec::new();
+        return (Vec::new(), false);
     };
     if list.is_empty() {
         document
             .refuse(&node, "is empty: write at least one overlay, with name, subnet and prefix");
     }
-    if list.len() > Network::OVERLAYS_MAX {
+    let are_too_many = list.len() > Network::OVERLAYS_MAX;
+    if are_too_many {
         let message =
             format!("has {} overlays: write at most {}", list.len(), Network::OVERLAYS_MAX);
         document.refuse(&node, message);
     }
     // What is beyond the limit is refused as a whole.
     let list = list.iter().take(Network::OVERLAYS_MAX);
-    list.filter_map(|node| overlay::read(document, node)).collect()
+    (list.filter_map(|node| overlay::read(document, node)).collect(), are_too_many)
 }
 
 /// Names that differ only in case are the same to the port mapper, whose iptables chain has the

@@ -17,11 +17,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zookeeper_client::{CreateMode, Error, EventType, OneshotWatcher};
 
-use super::group;
+use super::{CANDIDATE_WARNING, group, watch_access};
 use crate::addr::Ensemble;
 use crate::protocol::Candidate;
+use crate::warnings::Warnings;
 use crate::wire::encode_candidate;
-use crate::zookeeper::{Failure, Session};
+use crate::zookeeper::{Failure, Guarded, Session};
 
 /// Least time between two attempts, as in Mesos.
 const RETRY: Duration = Duration::from_secs(2);
@@ -33,8 +34,21 @@ const RETRY_FOREIGN: Duration = Duration::from_secs(30);
 /// a crash.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How many members of the election are read: more than masters, and few enough that whoever makes
+/// thousands does not keep us from leading.
+const MEMBERS_MAX: usize = 64;
+
 /// The name of our znode, before the number.
 const LABEL: &str = "json.info_";
+
+/// What a contender warns of.
+#[derive(Debug)]
+pub struct Watched {
+    /// The znodes of the state, the root first: whether strangers can change them.
+    pub state: Vec<String>,
+    /// Where the warnings are shown.
+    pub warnings: Warnings,
+}
 
 /// A master that stands for election. Dropped, it does not any more.
 #[derive(Debug)]
@@ -58,9 +72,15 @@ impl Withdrawal {
 
 impl Contender {
     /// Stands for the election at the path of `ensemble`, which is made if it is missing, as the
-    /// master that is reached at `address`. To be called within a tokio runtime.
+    /// master that is reached at `address`. `watched` gets the warnings of what it sees there. To
+    /// be called within a tokio runtime.
     #[must_use]
-    pub fn start(ensemble: Ensemble, session_timeout: Duration, address: SocketAddrV4) -> Self {
+    pub fn start(
+        ensemble: Ensemble,
+        session_timeout: Duration,
+        address: SocketAddrV4,
+        watched: Watched,
+    ) -> Self {
         let (sender, leading) = watch::channel(false);
         let (withdraw, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let candidacy = Candidacy {
@@ -70,6 +90,7 @@ impl Contender {
             leading: sender,
             withdraw: Arc::clone(&withdraw),
             end: Arc::clone(&end),
+            watched,
         };
         Self { leading, withdraw, end, task: tokio::spawn(candidacy.run()) }
     }
@@ -124,6 +145,7 @@ struct Candidacy {
     leading: watch::Sender<bool>,
     withdraw: Arc<Notify>,
     end: Arc<Notify>,
+    watched: Watched,
 }
 
 impl Candidacy {
@@ -145,10 +167,11 @@ impl Candidacy {
                 }
                 Given::Foreign(path) => {
                     let why = format!(
-                        "{path} is a master of Mesos, which this one must not compete with: choose \
-                         a path of its own"
+                        "stand for election at {}: {path} is a master of Mesos, which this one must \
+                         not compete with: choose a path of its own",
+                        self.ensemble
                     );
-                    self.report(&mut last, why);
+                    self.watched.warnings.set(CANDIDATE_WARNING, Some(why));
                     RETRY_FOREIGN
                 }
             };
@@ -182,6 +205,7 @@ impl Candidacy {
         let is_first = watch::channel(false).0;
         let given = tokio::select! {
             given = self.watch_group(&session, &own, &is_first) => given,
+            never = self.watch_access(&session, &own) => match never {},
             never = keep_lease(&session, &lease) => match never {},
             () = self.decide(&session, lease.subscribe(), is_first.subscribe()) => {
                 session.failure(self.ensemble.path(), &Error::Timeout).into()
@@ -205,10 +229,25 @@ impl Candidacy {
         let Some((members, _)) = group::list(session, path).await.map_err(failure)? else {
             return Ok(());
         };
-        match foreign(session, path, &members).await.map_err(failure)? {
-            Some(foreign) => Err(Given::Foreign(foreign)),
+        match strangers(session, path, &members).await.map_err(failure)?.mesos {
+            Some(mesos) => Err(Given::Foreign(mesos)),
             None => Ok(()),
         }
+    }
+
+    /// Warns for as long as strangers can change the election or the state.
+    async fn watch_access(&self, session: &Session, own: &str) -> Infallible {
+        let Watched { state, warnings } = &self.watched;
+        let election = self.ensemble.path().to_owned();
+        let own = format!("{election}/{own}");
+        let guarded = Guarded { election, state: state.clone() };
+        let identities = loop {
+            match session.identities(&own).await {
+                Ok(identities) => break identities,
+                Err(_) => sleep(lease_step(session)).await,
+            }
+        };
+        watch_access(session, &guarded, Some(&identities), warnings).await
     }
 
     /// Makes our znode, and returns its name. If that fails its session must not be used again,
@@ -265,9 +304,11 @@ impl Candidacy {
             let failure = session.failure(&format!("{path}/{own}"), &Error::NoNode);
             return Ok(Err(failure.into()));
         }
-        if let Some(foreign) = foreign(session, path, &members).await? {
-            return Ok(Err(Given::Foreign(foreign)));
+        let strangers = strangers(session, path, &members).await?;
+        if let Some(mesos) = strangers.mesos {
+            return Ok(Err(Given::Foreign(mesos)));
         }
+        self.watched.warnings.set(CANDIDATE_WARNING, strangers.warning);
         is_first.send_replace(members.first().is_some_and(|member| member.name == own));
         Ok(Ok(watcher))
     }
@@ -297,20 +338,44 @@ impl Candidacy {
     }
 }
 
-/// The path of a candidate that is none of this program: the agents and frameworks of a master of
-/// Mesos would follow us, and its candidates would lead us.
-async fn foreign(
+/// Members of the election that are no masters of this program.
+#[derive(Debug, Default)]
+struct Strangers {
+    /// The path of a master of Mesos. Its agents and frameworks would follow us, and its candidates
+    /// would lead us.
+    mesos: Option<String>,
+    /// Set if there is a member that is no master at all. It takes nobody's place, unless it comes
+    /// first: then agents follow it, those with the C++ module too, whatever we think of it. So we
+    /// do not lead beside it.
+    warning: Option<String>,
+}
+
+async fn strangers(
     session: &Session,
     path: &str,
     members: &[group::Member],
-) -> Result<Option<String>, Error> {
-    for member in members {
-        let candidate = group::read(session, path, member).await?;
-        if candidate.is_some_and(|candidate| !candidate.is_ok_and(|one| one.is_own())) {
-            return Ok(Some(format!("{path}/{}", member.name)));
+) -> Result<Strangers, Error> {
+    let mut strangers = Strangers::default();
+    for (index, member) in members.iter().take(MEMBERS_MAX).enumerate() {
+        let Some(seen) = group::read(session, path, member).await? else { continue };
+        match (&seen.fault, &seen.candidate) {
+            (Some(fault), _) => {
+                let effect = if index == 0 {
+                    "it comes first, so that no master can lead, and agents follow it"
+                } else {
+                    "it will be followed when the masters before it have gone"
+                };
+                let text = || format!("{fault}: {effect}: {}", seen.remedy());
+                strangers.warning.get_or_insert_with(text);
+            }
+            (None, Ok(candidate)) if candidate.is_own() => {}
+            (None, _) => {
+                strangers.mesos = Some(format!("{path}/{}", member.name));
+                return Ok(strangers);
+            }
         }
     }
-    Ok(None)
+    Ok(strangers)
 }
 
 /// How long we lead after a sign of life: a quarter less than the session lasts, which leaves time

@@ -12,18 +12,22 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use zookeeper_client::EventType;
 
-use super::group;
+use super::group::{self, Leader};
+use super::{CANDIDATE_WARNING, watch_access};
 use crate::addr::Ensemble;
-use crate::zookeeper::{Failure, Session};
+use crate::warnings::Warnings;
+use crate::zookeeper::{Failure, Guarded, Session};
 
 /// Least time between two attempts, as in Mesos.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Follows the election at the path of `ensemble`: the leader, and the work to be done for as long
-/// as somebody wants to know it. A leader that was elected anew is told anew.
+/// as somebody wants to know it. A leader that was elected anew is told anew. `warnings` gets those
+/// of an election that strangers can change, and of a leader that is no master.
 pub fn follow(
     ensemble: Ensemble,
     session_timeout: Duration,
+    warnings: Warnings,
 ) -> (watch::Receiver<Option<SocketAddrV4>>, impl Future<Output = Infallible> + Send) {
     let (sender, receiver) = watch::channel(None);
     let work = async move {
@@ -31,7 +35,8 @@ pub fn follow(
         let mut leader = None;
         loop {
             let began = Instant::now();
-            let session = follow_session(&ensemble, session_timeout, &sender, &mut leader);
+            let tools = (&sender, &warnings);
+            let session = follow_session(&ensemble, session_timeout, tools, &mut leader);
             let Err(failure) = session.await;
             let failure = failure.to_string();
             // The same again and again would fill the log.
@@ -50,12 +55,14 @@ pub fn follow(
 async fn follow_session(
     ensemble: &Ensemble,
     session_timeout: Duration,
-    leader: &watch::Sender<Option<SocketAddrV4>>,
+    (leader, warnings): (&watch::Sender<Option<SocketAddrV4>>, &Warnings),
     last: &mut Option<group::Member>,
 ) -> Result<Infallible, Failure> {
     let session = Session::open(ensemble, session_timeout).await?;
+    let guarded = Guarded { election: ensemble.path().to_owned(), state: Vec::new() };
     loop {
-        let (found, watcher) = group::leader(&session, ensemble.path()).await?;
+        let Leader { found, warning, watcher } = group::leader(&session, ensemble.path()).await?;
+        warnings.set(CANDIDATE_WARNING, warning);
         let (member, address) = found.map(|(member, one)| (member, one.address)).unzip();
         if member != *last {
             match address {
@@ -65,7 +72,10 @@ async fn follow_session(
             *last = member;
             leader.send_replace(address);
         }
-        let event = watcher.changed().await;
+        let event = tokio::select! {
+            event = watcher.changed() => event,
+            never = watch_access(&session, &guarded, None, warnings) => match never {},
+        };
         if event.event_type == EventType::Session {
             let error = zookeeper_client::Error::SessionExpired;
             return Err(session.failure(ensemble.path(), &error));

@@ -29,9 +29,8 @@ const DELETE_MAX: usize = 100_000;
 /// Longest list of agents to delete, in bytes: each address has at most 18 with its quotes and
 /// comma.
 const DELETE_BYTES_MAX: usize = DELETE_MAX * 18 + 1024;
-/// Longest network file in bytes. The parser of configurations has a stricter limit of its own, and
-/// words for it.
-const NETWORK_BYTES_MAX: usize = 512 * 1024;
+/// Longest network file that is previewed, in bytes: several times what the most overlays need.
+const NETWORK_BYTES_MAX: usize = 128 * 1024;
 /// Longest body of any other request in bytes: none is looked at.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 

@@ -182,8 +182,8 @@ impl Counts {
         self.check_up_to(Self::MAX)
     }
 
-    /// Refuses a count of a file that is to be imported. No more than half of the range is accepted,
-    /// so that the store that counts on from there does not come to its end.
+    /// Refuses a count of a file that is to be imported. No more than half of the range is
+    /// accepted, so that the store that counts on from there does not come to its end.
     ///
     /// # Errors
     /// With a sentence about it.

@@ -9,6 +9,11 @@ use super::{decode, parse_json, print_json};
 use crate::addr::Upid;
 use crate::protocol::Candidate;
 
+/// The process that a master of Mesos is, and that every candidate says it is.
+const MESOS_MASTER: &str = "master";
+/// Longest pid that is repeated in a sentence, in characters.
+const PID_MAX: usize = 80;
+
 /// The text of a candidate, as a master of Mesos would have it.
 #[must_use]
 pub fn encode_candidate(candidate: &Candidate) -> String {
@@ -18,7 +23,7 @@ pub fn encode_candidate(candidate: &Candidate) -> String {
         id: Some(candidate.id.clone()),
         ip: Some(u32::from_le_bytes(address.ip().octets())),
         port: Some(port.into()),
-        pid: Some(format!("master@{address}")),
+        pid: Some(format!("{MESOS_MASTER}@{address}")),
         hostname: Some(ip.clone()),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         address: Some(Address {
@@ -57,6 +62,28 @@ pub fn decode_candidate(label: &str, bytes: &[u8]) -> Result<Candidate, ConvertE
     let port = port.filter(|port| *port > 0);
     let port = port.ok_or_else(|| unusable("it has no usable port".to_owned()))?;
     Ok(Candidate { id: info.id().to_owned(), address: SocketAddrV4::new(ip, port) })
+}
+
+/// Why a znode that says this of itself is none that a master makes, although it can be read as
+/// `candidate`; `None` if it may be one.
+#[must_use]
+pub fn implausible_candidate(label: &str, bytes: &[u8], candidate: &Candidate) -> Option<String> {
+    let ip = candidate.address.ip();
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+        return Some(format!("its address {ip} is none that a master can have"));
+    }
+    let info: MasterInfo = match label {
+        "json.info" => parse_json(bytes).ok()?,
+        "info" => decode(bytes).ok()?,
+        _ => return None,
+    };
+    let pid = info.pid?;
+    let is_plausible = pid
+        .parse()
+        .is_ok_and(|upid: Upid| upid.id == MESOS_MASTER && upid.address == candidate.address);
+    let shown: String = pid.chars().take(PID_MAX).flat_map(char::escape_debug).collect();
+    (!is_plausible)
+        .then(|| format!("its pid '{shown}' is not {MESOS_MASTER}@{}", candidate.address))
 }
 
 #[cfg(test)]
@@ -98,6 +125,29 @@ mod tests {
         let own = Candidate::own(address("10.0.0.1:5050"), 0xabc);
         assert_eq!(own.id, "mesos-overlay-0000000000000abc");
         assert!(own.is_own());
+    }
+
+    #[test]
+    fn implausible_candidate_is_named() {
+        let fault = |label: &str, bytes: &[u8]| {
+            let candidate = decode_candidate(label, bytes).unwrap();
+            implausible_candidate(label, bytes, &candidate)
+        };
+        assert_eq!(fault("json.info", RECORDED), None);
+        let own = encode_candidate(&Candidate::own(address("10.0.0.1:5050"), 7));
+        assert_eq!(fault("json.info", own.as_bytes()), None);
+        assert_eq!(fault("", b"master@10.0.0.3:5053"), None);
+        let other = own.replace("master@10.0.0.1", "evil@10.0.0.1");
+        assert_eq!(
+            fault("json.info", other.as_bytes()).unwrap(),
+            "its pid 'evil@10.0.0.1:5050' is not master@10.0.0.1:5050"
+        );
+        for ip in ["0.0.0.0", "224.0.0.1", "255.255.255.255"] {
+            assert_eq!(
+                fault("json.info", own.replace("10.0.0.1", ip).as_bytes()).unwrap(),
+                format!("its address {ip} is none that a master can have")
+            );
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod replica;
 mod state_file;
 
 pub use self::log::{Foreign, LoggedState};
-pub use candidate::{decode_candidate, encode_candidate};
+pub use candidate::{decode_candidate, encode_candidate, implausible_candidate};
 pub use convert::{
     ConvertError, MESSAGE_NAMES, decode_agent, decode_message, decode_state, encode_agent,
     encode_message, encode_state, kind_of,

@@ -8,6 +8,7 @@
 //! The client has its sockets watched by a thread of its own (`async-io`), one for the whole
 //! process; its tasks run on the tokio runtime in which the session was opened.
 
+mod access;
 mod failure;
 
 use std::sync::LazyLock;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, CreateOptions, Error, Permission};
 
+pub use access::Guarded;
 pub use failure::Failure;
 
 use crate::addr::Ensemble;

@@ -12,7 +12,7 @@ use mesos_network_overlay::config::{parse, parse_agent, parse_master};
 use mesos_network_overlay::http::{route_agent, route_master};
 use mesos_network_overlay::protocol::{MessageKind, Network, Record, ReleasedRecord};
 use mesos_network_overlay::store::{
-    Change, Key, Log, ReplicatedLogStore, Store as _, read_form, reread_znode,
+    Change, Counts, Key, Log, ReplicatedLogStore, Store as _, read_form, reread_znode,
 };
 use mesos_network_overlay::transport::UNKNOWN_BODY_MAX;
 use mesos_network_overlay::transport::libprocess::read_message;
@@ -20,7 +20,8 @@ use mesos_network_overlay::wire::mesos::modules::overlay::State;
 use mesos_network_overlay::wire::{
     MESSAGE_NAMES, Replica, StateFile, decode_candidate, decode_history, decode_message,
     decode_record, decode_replica, decode_state, encode_candidate, encode_history, encode_message,
-    encode_record, encode_replica, encode_state, kind_of, parse_json, print_json,
+    encode_record, encode_replica, encode_state, implausible_candidate, kind_of, parse_json,
+    print_json,
 };
 
 /// A target and its name, which is also the name of its corpus.
@@ -141,7 +142,14 @@ pub fn replicated_log(data: &[u8]) {
     later.records.retain(|(one, _)| *one != key);
     later.records.push((key, record));
     later.records.sort();
-    let last = open().load().expect("it was read before");
+    let last = match open().load() {
+        Ok(last) => last,
+        Err(error) => {
+            let count = version.0.max(later.epoch.0);
+            assert_eq!(count, Counts::MAX, "it was read before, and is refused: {error}");
+            return is_one_line(&error);
+        }
+    };
     assert_eq!((last.version, last.records), (version, later.records));
 }
 
@@ -188,8 +196,12 @@ pub fn state_file(data: &[u8]) {
 pub fn candidate(data: &[u8]) {
     const LABELS: [&str; 4] = ["json.info", "info", "", "log"];
     let Some((&choice, content)) = data.split_first() else { return };
-    match decode_candidate(LABELS[usize::from(choice) % LABELS.len()], content) {
+    let label = LABELS[usize::from(choice) % LABELS.len()];
+    match decode_candidate(label, content) {
         Ok(candidate) => {
+            if let Some(fault) = implausible_candidate(label, content, &candidate) {
+                is_one_line(&fault);
+            }
             let text = encode_candidate(&candidate);
             assert_eq!(decode_candidate("json.info", text.as_bytes()), Ok(candidate));
         }

@@ -122,6 +122,18 @@ impl ZooKeeperStore {
     }
 }
 
+impl ZooKeeperStore {
+    /// The znodes of a state, the root first, without its records.
+    #[must_use]
+    pub fn znodes(&self) -> Vec<String> {
+        let layout = Layout::under(self.ensemble.path());
+        let mut znodes = vec![layout.root().to_owned(), layout.epoch(), layout.head()];
+        znodes.extend([layout.pending(), layout.agents()]);
+        znodes.extend((0..=u8::MAX).map(|group| layout.group(group)));
+        znodes
+    }
+}
+
 impl Archive for ZooKeeperStore {
     fn look(&mut self) -> Result<Option<Snapshot>, StoreError> {
         let look = async {

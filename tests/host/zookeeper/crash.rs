@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mesos_network_overlay::detector::follow;
+use mesos_network_overlay::warnings::Warnings;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -67,7 +68,7 @@ impl Elected {
         let credentials = address.credentials().expect("they were given");
         let address = format!("zk://{credentials}@{}{PATH}", address.servers());
         fs::write(dir.path().join("zk"), address).expect("an address");
-        let (leader, work) = follow(ensemble(&servers, "", PATH), SESSION);
+        let (leader, work) = follow(ensemble(&servers, "", PATH), SESSION, Warnings::new());
         tokio::spawn(async move { match work.await {} });
         let mut elected = Self { servers, dir, masters: Vec::new(), leader, coming: Vec::new() };
         for number in 0..MASTERS {

@@ -4,7 +4,8 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use mesos_network_overlay::addr::Ensemble;
-use mesos_network_overlay::detector::{Contender, follow};
+use mesos_network_overlay::detector::{Contender, Watched, follow};
+use mesos_network_overlay::warnings::Warnings;
 use mesos_network_overlay::wire::decode_candidate;
 use tokio::runtime::Runtime;
 use tokio::sync::watch::Receiver;
@@ -18,24 +19,24 @@ use crate::ensemble::Servers;
 const RECORDED: &[u8] = include_bytes!("../../golden/zookeeper-json.info_0000000000");
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-fn runtime() -> Runtime {
+pub(super) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
 }
 
-fn address(text: &str) -> SocketAddrV4 {
+pub(super) fn address(text: &str) -> SocketAddrV4 {
     text.parse().expect("an address")
 }
 
 /// Who leads, as an agent without credentials sees it.
 fn followed(servers: &Servers, path: &str) -> Receiver<Option<SocketAddrV4>> {
-    let (leader, work) = follow(ensemble(servers, "", path), SESSION);
+    let (leader, work) = follow(ensemble(servers, "", path), SESSION, Warnings::new());
     tokio::spawn(async move { match work.await {} });
     leader
 }
 
-async fn client(servers: &Servers) -> Client {
+pub(super) async fn client(servers: &Servers) -> Client {
     Client::connect(&servers.addresses()).await.expect("a client")
 }
 
@@ -46,7 +47,10 @@ async fn announce(client: &Client, prefix: &str, data: &[u8]) -> String {
     format!("{prefix}{number}")
 }
 
-async fn until<T: Clone + PartialEq + std::fmt::Debug>(receiver: &mut Receiver<T>, wanted: T) {
+pub(super) async fn until<T: Clone + PartialEq + std::fmt::Debug>(
+    receiver: &mut Receiver<T>,
+    wanted: T,
+) {
     let waiting = timeout(PATIENCE, receiver.wait_for(|value| *value == wanted)).await;
     assert!(matches!(waiting, Ok(Ok(_))), "{wanted:?} does not come");
 }
@@ -97,7 +101,8 @@ fn an_agent_follows_the_masters_of_mesos() {
 }
 
 fn stand(ensemble: &Ensemble, at: &str) -> Contender {
-    Contender::start(ensemble.clone(), SESSION, address(at))
+    let watched = Watched { state: Vec::new(), warnings: Warnings::new() };
+    Contender::start(ensemble.clone(), SESSION, address(at), watched)
 }
 
 #[test]

@@ -273,3 +273,58 @@ fn an_outage_of_zookeeper_moves_no_address() {
     println!("served again {:?} after the ensemble", start.elapsed());
     drop(agents);
 }
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn open_path_and_absurd_version_are_in_health() {
+    let mut cluster = Cluster::start(0);
+    let place = format!("zk://{}/overlay", cluster.servers.addresses());
+    fs::write(cluster.dir.path().join("zk"), &place).expect("an address");
+    cluster.start_master();
+    let agent = cluster.start_agent(1);
+    for (running, path) in
+        [(&cluster.masters[0], "/overlay-master/health"), (&agent, "/overlay-agent/health")]
+    {
+        let health = cluster.until("no warning comes", || {
+            running.get(path).filter(|health| health["status"] == "degraded")
+        });
+        let problem = health["problems"][0].as_str().expect("a problem");
+        assert!(problem.starts_with("ZooKeeper: anybody (world:anyone) may "), "{problem}");
+        let log = if path.contains("master") { "master-1.log" } else { "agent-1.log" };
+        let log = fs::read_to_string(cluster.dir.path().join(log)).expect("a log");
+        assert_eq!(log.matches("ZooKeeper: anybody").count(), 1, "{log}");
+    }
+    drop(agent);
+    cluster.masters.pop().expect("it runs").terminate();
+    // Somebody writes a version that nobody can have reached.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    let head = format!(r#"{{"format":1,"version":{},"pending":0}}"#, i64::MAX);
+    runtime.block_on(async {
+        let servers = cluster.servers.addresses();
+        let client = zookeeper_client::Client::connect(&servers).await.expect("a client");
+        let written = client.set_data("/overlay/state/head", head.as_bytes(), None).await;
+        written.expect("written");
+    });
+    cluster.start_master();
+    let log = cluster.dir.path().join("master-2.log");
+    cluster.until("it is not named", || {
+        let log = fs::read_to_string(&log).expect("a log");
+        let name = "/overlay/state/head: no state has come to version 9223372036854775807";
+        (log.contains(name) && log.contains("--replace`")).then_some(())
+    });
+    cluster.masters.pop().expect("it runs").terminate();
+    // The commands that the message names.
+    for arguments in [
+        ["export", "--from", &place, "-o", "state.json", "--log", "error"],
+        ["import", "state.json", "--to", &place, "--replace", "--log", "error"],
+    ] {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments).current_dir(cluster.dir.path());
+        let result = command.output().expect("it starts");
+        let said = String::from_utf8_lossy(&result.stderr);
+        assert!(result.status.success(), "{said}");
+    }
+    cluster.start_master();
+    let leads = || (cluster.masters[0].status() == "degraded").then_some(());
+    cluster.until("no master leads", leads);
+}

@@ -6,6 +6,7 @@ mod failover;
 mod moving;
 mod store;
 mod storm;
+mod trust;
 
 use std::time::{Duration, Instant};
 
