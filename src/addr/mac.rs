@@ -19,6 +19,13 @@ impl Mac {
         Self([first, second, third, b, c, d])
     }
 
+    /// Whether it is the address of a single host: no group address, and not all zeros, which the
+    /// kernel takes for every host in a forwarding entry.
+    #[must_use]
+    pub fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+
     /// The six bytes in the order of transmission.
     #[must_use]
     pub const fn octets(self) -> [u8; 6] {

@@ -6,6 +6,7 @@ mod interface_address;
 mod mac;
 mod mtu;
 mod name;
+mod reserved;
 mod subnet;
 mod upid;
 mod vni;
@@ -18,6 +19,7 @@ pub use name::{
     DOCKER_BRIDGE_PREFIX, DeviceName, DeviceNameError, MESOS_BRIDGE_PREFIX, OverlayName,
     OverlayNameError, VTEP_PREFIX,
 };
+pub use reserved::{reserved_range, special_address};
 pub use subnet::{Family, Subnet, SubnetError};
 pub use upid::{Upid, UpidError};
 pub use vni::{Vni, VniError};

@@ -34,6 +34,13 @@ impl OverlayName {
         &self.0
     }
 
+    /// Whether both cannot be in one network. Names that differ only in case are the same to the
+    /// port mapper, whose iptables chain has the name of the bridge in upper case.
+    #[must_use]
+    pub fn clashes_with(&self, other: &Self) -> bool {
+        self.as_str().eq_ignore_ascii_case(other.as_str())
+    }
+
     /// The bridge for the MesosContainerizer, `m-NAME`.
     #[must_use]
     pub fn mesos_bridge(&self) -> DeviceName {
@@ -125,6 +132,13 @@ impl DeviceName {
     #[must_use]
     pub fn vtep(vni: Vni) -> Self {
         Self(format!("{VTEP_PREFIX}{vni}").into())
+    }
+
+    /// Whether a VXLAN device of ours may have this name: one that NetworkManager and
+    /// systemd-networkd leave alone, and that is no bridge, `lo` or interface of the host.
+    #[must_use]
+    pub fn is_vtep_name(&self) -> bool {
+        self.0.starts_with(VTEP_PREFIX)
     }
 
     /// The name as text.

@@ -89,6 +89,16 @@ impl Subnet {
         self.0.contains(&address)
     }
 
+    /// Whether a host of this subnet can have `address`: not the first one, which is the network's
+    /// or the routers' anycast address, nor the broadcast address of IPv4. In a subnet of two
+    /// addresses both are hosts (RFC 3021).
+    #[must_use]
+    pub fn has_host(&self, address: IpAddr) -> bool {
+        let is_wide = self.prefix() + 1 < self.family().bits();
+        let is_edge = address == self.first() || (address.is_ipv4() && address == self.last());
+        self.contains(address) && !(is_wide && is_edge)
+    }
+
     /// Whether every address of `other` lies in this subnet.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {

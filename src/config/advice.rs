@@ -3,8 +3,9 @@
 use super::document::{Document, Node};
 use super::network::Vteps;
 use super::overlay::{Draft, PREFIX6_USEFUL, Space};
-use super::space::{docker_default, is_documented_for_vteps, is_public, vteps_in};
+use super::space::{docker_default, is_documented_for_vteps, is_public};
 use crate::addr::{Family, Mtu, Subnet};
+use crate::protocol::limits::vteps_in;
 
 /// What VXLAN adds to a packet: outer Ethernet, IPv4, UDP and VXLAN headers.
 pub(super) const VXLAN_OVERHEAD: u32 = 50;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::document::{Document, Node, Object};
 use super::problem::abbreviate;
+use crate::addr::special_address;
 
 /// How much is shown of what is none of the choices.
 const GIVEN_SHOWN: usize = 40;
@@ -113,10 +114,12 @@ fn read_underlay<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Ipv
     let expected = "an IPv6 address of this host, such as \"fd00::5\"";
     let text = document.word(node, expected)?;
     match text.parse::<Ipv6Addr>() {
-        Ok(ip) if !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() => Some(ip),
-        Ok(_) => {
-            document.refuse(node, format_args!("{text} is that of no host: write {expected}"));
-            None
+        Ok(ip) => {
+            let special = special_address(ip.into());
+            if let Some(kind) = special {
+                document.refuse(node, format_args!("{ip} is {kind} address: write {expected}"));
+            }
+            special.is_none().then_some(ip)
         }
         Err(_) => {
             let text = abbreviate(&text, GIVEN_SHOWN);

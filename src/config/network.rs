@@ -3,18 +3,12 @@
 use super::advice;
 use super::document::{Document, Node, Object};
 use super::overlay::{self, Draft, refuse_unusable};
-use super::space::vteps_in;
 use super::vxlan;
 use crate::addr::{Family, Oui, OverlayName, Subnet};
 use crate::protocol::Network;
-
-/// Widest VTEP subnet in IPv4: the MAC of a VTEP ends in the low 24 bits of its address.
-const VTEP_PREFIX_MIN: u8 = 8;
-/// Smallest VTEP subnet in IPv4: one of two agents.
-const VTEP_PREFIX_MAX: u8 = 30;
-/// Smallest VTEP subnet in IPv6: the first address is the routers' anycast address, so a /127 has
-/// one.
-const VTEP_PREFIX6_MAX: u8 = 126;
+use crate::protocol::limits::{
+    LimitError, OVERLAYS_MAX, VTEP_PREFIX_MAX, VTEP_PREFIX_MIN, VTEP_PREFIX6_MAX, check_vtep_subnet,
+};
 
 /// The VTEP subnets and where they were written.
 pub(super) type Vteps<'a> = Vec<(Node<'a>, Subnet)>;
@@ -76,24 +70,16 @@ fn read_vtep_subnet<'a>(
     if !refuse_unusable(document, node, &subnet, example) {
         return None;
     }
-    if family == Family::V4 && subnet.prefix() < VTEP_PREFIX_MIN {
-        document.refuse(
-            node,
-            format_args!(
-                "'{subnet}' is too wide: MACs follow from the low 24 bits of VTEP addresses; write \
-                 a length of {VTEP_PREFIX_MIN} to {VTEP_PREFIX_MAX}"
-            ),
-        );
-    }
-    if vteps_in(&subnet) < 2 {
-        let expected = match family {
-            Family::V4 => format!("{VTEP_PREFIX_MIN} to {VTEP_PREFIX_MAX}"),
-            Family::V6 => format!("at most {VTEP_PREFIX6_MAX}"),
-        };
-        document.refuse(
-            node,
-            format_args!("'{subnet}' has no room for two VTEPs: write a length of {expected}"),
-        );
+    let expected = match family {
+        Family::V4 => format!("{VTEP_PREFIX_MIN} to {VTEP_PREFIX_MAX}"),
+        Family::V6 => format!("at most {VTEP_PREFIX6_MAX}"),
+    };
+    match check_vtep_subnet(&subnet) {
+        Ok(()) => {}
+        Err(error @ LimitError::VtepsTooWide(_)) => {
+            document.refuse(node, format_args!("{error}; write a length of {expected}"));
+        }
+        Err(error) => document.refuse(node, format_args!("{error}: write a length of {expected}")),
     }
     Some(subnet)
 }
@@ -111,19 +97,16 @@ fn read_overlays<'a>(document: &mut Document<'a>, object: &Object<'a>) -> (Vec<D
         document
             .refuse(&node, "is empty: write at least one overlay, with name, subnet and prefix");
     }
-    let are_too_many = list.len() > Network::OVERLAYS_MAX;
+    let are_too_many = list.len() > OVERLAYS_MAX;
     if are_too_many {
-        let message =
-            format!("has {} overlays: write at most {}", list.len(), Network::OVERLAYS_MAX);
+        let message = format!("has {} overlays: write at most {OVERLAYS_MAX}", list.len());
         document.refuse(&node, message);
     }
     // What is beyond the limit is refused as a whole.
-    let list = list.iter().take(Network::OVERLAYS_MAX);
+    let list = list.iter().take(OVERLAYS_MAX);
     (list.filter_map(|node| overlay::read(document, node)).collect(), are_too_many)
 }
 
-/// Names that differ only in case are the same to the port mapper, whose iptables chain has the
-/// name of the bridge in upper case.
 fn refuse_same_names(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
     let named: Vec<(&Node<'_>, &OverlayName, &str)> = drafts
         .iter()
@@ -132,7 +115,7 @@ fn refuse_same_names(document: &mut Document<'_>, drafts: &[Draft<'_>]) {
         })
         .collect();
     for (index, &(node, name, _)) in named.iter().enumerate() {
-        let is_same = |other: &OverlayName| other.as_str().eq_ignore_ascii_case(name.as_str());
+        let is_same = |other: &OverlayName| other.clashes_with(name);
         let Some(&(_, other, path)) = named[..index].iter().find(|(_, other, _)| is_same(other))
         else {
             continue;

@@ -2,17 +2,12 @@
 
 use super::document::{Document, Node, Object};
 use super::keys::OVERLAY;
-use super::space::unusable;
 use crate::addr::{Family, OverlayName, Subnet, Vni};
+use crate::protocol::limits::{
+    LimitError, agent_prefix_max, check_agent_prefix, check_overlay_subnet, check_space,
+};
 use crate::protocol::{AddressRange, Overlay};
 
-/// Longest subnet of an agent in IPv4. Each half of it is a bridge's subnet, and the least that
-/// holds a container is a /30: network, gateway, container, broadcast; CNI's host-local and Docker
-/// refuse less.
-pub(super) const PREFIX_MAX: u8 = 29;
-/// Longest subnet of an agent in IPv6: the longest that has halves. The address plan is exact up to
-/// there, so it is not refused; [`PREFIX6_USEFUL`] says from where on it is of little use.
-pub(super) const PREFIX6_MAX: u8 = 127;
 /// Longest subnet of an agent in IPv6 whose halves hold a container: of a /126 the first address is
 /// the routers' anycast address, the second the gateway's.
 pub(super) const PREFIX6_USEFUL: u8 = 125;
@@ -112,12 +107,9 @@ fn read_space<'a>(
     if !refuse_unusable(document, &node, &subnet, example) {
         return None;
     }
-    let longest = longest_prefix(family);
-    if subnet.prefix() > longest {
-        document.refuse(
-            &node,
-            format_args!("'{subnet}' is too small for agents: write a length of at most {longest}"),
-        );
+    if let Err(error) = check_overlay_subnet(&subnet) {
+        let longest = agent_prefix_max(family);
+        document.refuse(&node, format_args!("{error}: write a length of at most {longest}"));
         return Some(Space { node, subnet, prefix: None });
     }
     let prefix = prefix.and_then(|prefix| {
@@ -128,28 +120,14 @@ fn read_space<'a>(
 }
 
 fn read_prefix<'a>(document: &mut Document<'a>, node: &Node<'a>, subnet: &Subnet) -> Option<u8> {
-    let (shortest, longest) = (subnet.prefix(), longest_prefix(subnet.family()));
-    let expected = format!("{shortest} to {longest}");
+    let expected = format!("{} to {}", subnet.prefix(), agent_prefix_max(subnet.family()));
     let number = document.whole(node, &expected)?;
-    match u8::try_from(number) {
-        Ok(length) if (shortest..=longest).contains(&length) => return Some(length),
-        Ok(length) if length < shortest => document.refuse(
-            node,
-            format_args!("{number} is shorter than the overlay's '{subnet}': write {expected}"),
-        ),
-        _ if subnet.family() == Family::V4 => document.refuse(
-            node,
-            format_args!(
-                "{number} is too long: half of an agent's subnet has to hold network, gateway, \
-                 container and broadcast address; write {expected}"
-            ),
-        ),
-        _ => document.refuse(
-            node,
-            format_args!(
-                "{number} is too long: an agent's subnet is split in two; write {expected}"
-            ),
-        ),
+    match check_agent_prefix(number, subnet) {
+        Ok(length) => return Some(length),
+        Err(error @ LimitError::PrefixTooLong { .. }) => {
+            document.refuse(node, format_args!("{error}; write {expected}"));
+        }
+        Err(error) => document.refuse(node, format_args!("{error}: write {expected}")),
     }
     None
 }
@@ -161,21 +139,9 @@ pub(super) fn refuse_unusable(
     subnet: &Subnet,
     example: &str,
 ) -> bool {
-    let Some((range, what)) = unusable(subnet) else {
+    let Err(error) = check_space(subnet) else {
         return true;
     };
-    document.refuse(
-        node,
-        format_args!(
-            "'{subnet}' overlaps the {what} range {range}: write other space, such as \"{example}\""
-        ),
-    );
+    document.refuse(node, format_args!("{error}: write other space, such as \"{example}\""));
     false
-}
-
-const fn longest_prefix(family: Family) -> u8 {
-    match family {
-        Family::V4 => PREFIX_MAX,
-        Family::V6 => PREFIX6_MAX,
-    }
 }

@@ -720,7 +720,7 @@ const AGENT_REFUSALS: &[Row] = &[
     (
         r#"{"cni_dir":"/c","underlay":"::1","masquerade":1,"isolate_overlays":"yes"}"#,
         &[
-            r#"1:28: underlay: ::1 is that of no host: write an IPv6 address of this host, such as "fd00::5""#,
+            r#"1:28: underlay: ::1 is a loopback address: write an IPv6 address of this host, such as "fd00::5""#,
             r#"1:47: masquerade: is a number: write true or false without quotes"#,
             r#"1:68: isolate_overlays: is a string: write true or false without quotes"#,
         ],

@@ -42,7 +42,7 @@ fn read_name<'a>(
 ) -> Option<DeviceName> {
     let node = object.value("vtep_name")?;
     let name: DeviceName = document.parsed(&node, "vtep1024")?;
-    if !name.as_str().starts_with(VTEP_PREFIX) {
+    if !name.is_vtep_name() {
         document.refuse(
             &node,
             format_args!(

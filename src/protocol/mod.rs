@@ -5,6 +5,7 @@
 mod assignment;
 mod candidate;
 mod history;
+pub mod limits;
 mod message;
 mod network;
 mod peers;

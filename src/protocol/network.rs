@@ -20,13 +20,6 @@ pub struct Network {
     pub overlays: Vec<Overlay>,
 }
 
-impl Network {
-    /// Most overlays of a cluster. Each is two bridges and a Docker network on every agent and a
-    /// route to every other agent: 128 of them among 8,000 agents are a million routes in each
-    /// kernel.
-    pub const OVERLAYS_MAX: usize = 128;
-}
-
 /// A VXLAN device as it is on every agent. The default is that of dcos-net.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {

@@ -5,7 +5,8 @@ use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::convert::ConvertError;
-use crate::protocol::{MessageKind, Network, PeersUpdate};
+use crate::protocol::limits::OVERLAYS_MAX;
+use crate::protocol::{MessageKind, PeersUpdate};
 
 /// A repeated field with messages or byte strings.
 #[derive(Debug)]
@@ -21,10 +22,10 @@ pub(super) struct Repeated {
 }
 
 const OVERLAYS: Repeated =
-    Repeated { name: "overlays", number: 1, max: Network::OVERLAYS_MAX, entry_min: 0, inner: &[] };
+    Repeated { name: "overlays", number: 1, max: OVERLAYS_MAX, entry_min: 0, inner: &[] };
 
 const PEERS: [Repeated; 3] = [
-    Repeated { name: "overlays", number: 5, max: Network::OVERLAYS_MAX, entry_min: 0, inner: &[] },
+    Repeated { name: "overlays", number: 5, max: OVERLAYS_MAX, entry_min: 0, inner: &[] },
     Repeated {
         name: "peers",
         number: 6,
@@ -35,7 +36,7 @@ const PEERS: [Repeated; 3] = [
         inner: &[Repeated {
             name: "subnets",
             number: 6,
-            max: 2 * Network::OVERLAYS_MAX,
+            max: 2 * OVERLAYS_MAX,
             entry_min: 4,
             inner: &[],
         }],
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn too_many_empty_entries_are_refused_before_they_are_decoded() {
-        let most = Network::OVERLAYS_MAX;
+        let most = OVERLAYS_MAX;
         for kind in [MessageKind::AgentRegistered, MessageKind::UpdateAgentOverlays] {
             let text = reason(kind, &b"\x0a\x00".repeat(most + 1));
             assert_eq!(text, "overlays: has more than 128 entries");
@@ -150,7 +151,7 @@ mod tests {
     #[test]
     fn entries_of_entries_are_counted() {
         let mut peer = b"\x0a\x04\x0a\x00\x00\x01\x2a\x06\x02\x00\x00\x00\x00\x01".to_vec();
-        peer.extend(b"\x32\x04\x08\x00\x18\x18".repeat(2 * Network::OVERLAYS_MAX + 1));
+        peer.extend(b"\x32\x04\x08\x00\x18\x18".repeat(2 * OVERLAYS_MAX + 1));
         let mut update = vec![0x32];
         prost::encoding::encode_varint(peer.len() as u64, &mut update);
         update.extend(peer);

@@ -15,7 +15,7 @@ use super::mesos::modules::overlay::agent_overlay_info::state::Status as PbStatu
 use super::mesos::modules::overlay::internal;
 use super::message::{DecodeError, decode};
 use super::peers;
-use crate::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
+use crate::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni, special_address};
 use crate::escape::bounded_args;
 use crate::protocol::{
     AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Message, MessageKind, Network,
@@ -185,16 +185,14 @@ fn options_from_pb(pb: &internal::AgentNetworkConfig) -> Result<AgentOptions, Co
     })
 }
 
-/// Where tunnels run over IPv6: the address of a host.
+/// Where tunnels run over IPv6: an address of one host. Whether it is another agent's, the master
+/// knows.
 fn underlay(given: &str) -> Result<Ipv6Addr, ConvertError> {
     let address: Ipv6Addr = value("underlay", given)?;
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-        return Err(ConvertError::field(
-            "underlay",
-            format!("{address} is that of no single host"),
-        ));
+    match special_address(address.into()) {
+        Some(kind) => Err(ConvertError::field("underlay", format!("{address} is {kind} address"))),
+        None => Ok(address),
     }
-    Ok(address)
 }
 
 fn assignment_to_pb(assignment: &Assignment) -> pb::AgentOverlayInfo {

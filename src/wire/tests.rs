@@ -184,7 +184,18 @@ fn an_agent_says_where_its_tunnels_run() {
         Ok::<_, String>(options.underlay)
     };
     assert_eq!(said("fd00::5"), Ok(Some("fd00::5".parse().unwrap())));
-    assert_eq!(said("::1").unwrap_err(), "network_config.underlay: ::1 is that of no single host");
+    for (given, kind) in [
+        ("::1", "::1 is a loopback"),
+        ("::", ":: is an unspecified"),
+        ("ff02::1", "ff02::1 is a multicast"),
+        ("fe80::5", "fe80::5 is a link-local"),
+        ("::ffff:10.0.0.5", "::ffff:10.0.0.5 is an IPv4-mapped"),
+        ("::ffff:a00:5", "::ffff:10.0.0.5 is an IPv4-mapped"),
+        ("::10.0.0.5", "::a00:5 is an IPv4-compatible"),
+    ] {
+        let expected = format!("network_config.underlay: {kind} address");
+        assert_eq!(said(given).unwrap_err(), expected);
+    }
     assert!(said("10.0.0.5").unwrap_err().starts_with("network_config.underlay: "));
 }
 
