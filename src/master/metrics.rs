@@ -185,6 +185,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             |metrics| metrics.counters.outdated_overlays_reported,
         ),
         Metric::counter(
+            "registrations_refused",
+            "Registrations refused for an underlay address that cannot be the agent's own.",
+            |metrics| metrics.counters.registrations_refused,
+        ),
+        Metric::counter(
             "early_reuses",
             "Addresses given to another agent before they had rested for reuse_after.",
             |metrics| metrics.counters.early_reuses,

@@ -20,6 +20,7 @@ mod share;
 mod space;
 #[cfg(test)]
 mod tests;
+mod underlay;
 mod view;
 
 use std::collections::VecDeque;
@@ -336,6 +337,12 @@ impl Master {
                     "cannot register {from}: no VTEP address is left in {subnet}: widen vtep_subnet \
                      or delete dead agents"
                 );
+            }
+            Refusal::Underlay(fault) => {
+                self.counters.registrations_refused += 1;
+                if is_worth_a_line(self.counters.registrations_refused) {
+                    log::warn!("refused the registration of {from}: {fault}");
+                }
             }
             Refusal::SetAside(reason) => {
                 log::warn!("cannot register {from}: {reason}: mend the configuration or delete it");

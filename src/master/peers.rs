@@ -334,9 +334,12 @@ impl Peers {
 
 impl Registry {
     /// An agent as its peers need it, also without any subnet: what is put through the tunnel for
-    /// it. `None` if it is not served.
+    /// it. `None` if it is not served, or no peer can reach it where it says.
     pub(super) fn peer(&self, ip: Ipv4Addr) -> Option<PeerInfo> {
         let agent = self.agents.get(&ip)?;
+        if self.underlays.is_unserved(ip) {
+            return None;
+        }
         let vtep = self.vtep(ip, &agent.record)?;
         let mut subnets = Vec::new();
         for overlay in &agent.info.overlays {

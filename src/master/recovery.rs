@@ -113,6 +113,7 @@ impl Registry {
         // since its containers may be running.
         for (ip, reason, record) in refused {
             let held = registry.hold(&record);
+            registry.underlays.reserve(ip, record.underlay);
             registry.aside.insert(ip, Aside { reason, record: Some(record), held });
         }
         let adopted = registry.adopt(next);
@@ -350,6 +351,7 @@ impl Registry {
     fn take_over(&mut self, before: &Self) {
         self.touched.extend(before.agents.keys().chain(&before.touched));
         self.recall(&before.reports());
+        self.take_over_refusals(before);
         let exists = |supply: &Supply| match supply {
             Supply::Overlay(name, family) => {
                 let mut overlays = self.network.overlays.iter();

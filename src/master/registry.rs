@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::share;
 use super::space::Space;
+use super::underlay::{UnderlayFault, Underlays};
 use super::view::{AgentTally, Fate, PoolUsage};
 use crate::addr::{Family, OverlayName, Subnet, Upid};
 use crate::mutation::Mutation;
@@ -41,6 +42,8 @@ pub(super) struct Registry {
     pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), Unserved>,
     /// The same of the IPv6 addresses of their VTEPs, and how they do.
     pub(super) unserved_vteps6: BTreeMap<Ipv4Addr, String>,
+    /// Where tunnels to the agents run.
+    pub(super) underlays: Underlays,
     /// The agents that did not get all they should, by what is exhausted.
     pub(super) lacking: BTreeMap<Supply, BTreeSet<Ipv4Addr>>,
     pub(super) tally: AgentTally,
@@ -61,6 +64,8 @@ pub(super) enum Doubt {
     Vtep6(Ipv4Addr),
     /// Its share of an overlay.
     Share(Ipv4Addr, OverlayName),
+    /// The address where tunnels to it run.
+    Underlay(Ipv4Addr),
 }
 
 /// What can be exhausted.
@@ -151,6 +156,8 @@ pub(super) enum Refusal {
     NoVtep(Subnet),
     /// Its record was set aside.
     SetAside(String),
+    /// Tunnels to it cannot run where it says.
+    Underlay(UnderlayFault),
 }
 
 /// What an agent's report contained that was not expected.
@@ -186,6 +193,7 @@ impl Registry {
             aside: BTreeMap::new(),
             unserved: BTreeMap::new(),
             unserved_vteps6: BTreeMap::new(),
+            underlays: Underlays::default(),
             lacking: BTreeMap::new(),
             tally: AgentTally::default(),
             contacts: BTreeMap::new(),
@@ -208,6 +216,7 @@ impl Registry {
         if let Some(aside) = self.aside.get(&ip) {
             return Err(Refusal::SetAside(aside.reason.clone()));
         }
+        self.check_registration(ip, options.underlay).map_err(Refusal::Underlay)?;
         self.lacks_nothing(ip);
         let mut outcome = Outcome::default();
         let (before, mut record) = match self.agents.get(&ip) {
@@ -285,9 +294,12 @@ impl Registry {
     /// What was in doubt because of it is found out by who asks [`Self::take_unsettled`].
     pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<(Change, Addresses)> {
         self.contacts.remove(&ip);
+        self.forget_refusal(ip);
         // Without this agent others may have what they contest with it.
         self.is_unsettled |= self.has_doubts();
-        if let Some(Aside { held, .. }) = self.aside.remove(&ip) {
+        if let Some(Aside { held, record, .. }) = self.aside.remove(&ip) {
+            self.underlays.unreserve(ip, record.and_then(|record| record.underlay));
+            self.forget_settled_refusals();
             return Some(self.keep_for(ip, ReleasedRecord { at: unix, ..held }));
         }
         // Also of an agent that is not there because there was nothing for it.
@@ -295,6 +307,7 @@ impl Registry {
         let agent = self.agents.remove(&ip)?;
         self.touched.insert(ip);
         self.tally.remove(&agent.info);
+        self.underlay_changed(ip, agent.record.underlay, None);
         let AgentRecord { vtep_ip, mut vtep_ip6, mut overlays, .. } = agent.record;
         if self.unserved_vteps6.remove(&ip).is_some() {
             vtep_ip6 = None;
@@ -396,17 +409,23 @@ impl Registry {
     pub(super) fn has_problems(&self) -> bool {
         self.has_doubts()
             || !self.lacking.is_empty()
+            || self.underlays.has_problems()
             || self.tally.failed > 0
             || self.releases_out_of_time().is_some()
     }
 
     fn has_doubts(&self) -> bool {
-        !self.aside.is_empty() || !self.unserved.is_empty() || !self.unserved_vteps6.is_empty()
+        !self.aside.is_empty()
+            || !self.unserved.is_empty()
+            || !self.unserved_vteps6.is_empty()
+            || self.underlays.has_unserved()
     }
 
     /// What needs an operator, one sentence each.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.doubts().into_values().collect();
+        problems.extend(self.refused_underlays());
+        problems.extend(self.spaces_over_agents());
         problems.extend(self.shortages());
         problems.extend(self.releases_out_of_time());
         if self.tally.failed > 0 {
@@ -440,6 +459,8 @@ impl Registry {
             let sentence = format!("agent {ip} is not served its share: {reason}: {remedy}");
             doubts.insert(Doubt::Share(*ip, name.clone()), sentence);
         }
+        let underlays = self.unserved_underlays();
+        doubts.extend(underlays.map(|(ip, sentence)| (Doubt::Underlay(ip), sentence)));
         doubts
     }
 
@@ -475,7 +496,9 @@ impl Registry {
     /// addresses are the same.
     pub(super) fn insert(&mut self, ip: Ipv4Addr, record: AgentRecord, version: Version) {
         let mut overlays = self.serve(ip, &record);
+        let (mut underlay_before, underlay) = (None, record.underlay);
         if let Some(before) = self.agents.get(&ip) {
+            underlay_before = before.record.underlay;
             self.tally.remove(&before.info);
             for overlay in &mut overlays {
                 let same = before.info.overlays.iter().find(|old| old.name() == overlay.name());
@@ -487,6 +510,7 @@ impl Registry {
         let info = Arc::new(AgentInfo { ip, overlays, configuration_attempts: None });
         self.tally.add(&info);
         self.agents.insert(ip, Agent { record, version, info });
+        self.underlay_changed(ip, underlay_before, underlay);
         self.touched.insert(ip);
     }
 

@@ -172,6 +172,9 @@ impl Leading {
         let (mut fates, mut deleted) = (Vec::new(), Vec::new());
         for &ip in &forget.agents {
             let Some(mut fate) = self.registry.fate(ip) else {
+                if !forget.dry_run {
+                    self.registry.forget_refusal(ip);
+                }
                 fates.push(Fate::unknown(ip));
                 continue;
             };

@@ -30,6 +30,7 @@ pub struct Counters {
     pub unexpected_messages: u64,
     pub unknown_overlays_reported: u64,
     pub outdated_overlays_reported: u64,
+    pub registrations_refused: u64,
     pub early_reuses: u64,
     pub commits: u64,
     pub store_failures: u64,

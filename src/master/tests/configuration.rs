@@ -150,12 +150,12 @@ fn nothing_changes() {
 
 #[test]
 fn an_overlay_is_added() {
-    let network = changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16")));
+    let network = changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16")));
     accepted(
-        &["overlay new is added: 10.9.0.0/16 in /24"],
+        &["overlay new is added: 20.9.0.0/16 in /24"],
         &network,
-        &and(FIRST, &["new 10.9.0.0/24 at 44.128.0.1/16 fd01:a::1/64"]),
-        &and(SECOND, &["new 10.9.1.0/24 at 44.128.0.2/16 fd01:a::2/64"]),
+        &and(FIRST, &["new 20.9.0.0/24 at 44.128.0.1/16 fd01:a::1/64"]),
+        &and(SECOND, &["new 20.9.1.0/24 at 44.128.0.2/16 fd01:a::2/64"]),
     );
 }
 
@@ -174,16 +174,16 @@ fn an_overlay_is_removed() {
 
 #[test]
 fn all_overlays_are_removed_but_one_is_new() {
-    let network = changed(|network| network.overlays = vec![overlay("new", "10.9.0.0/16")]);
+    let network = changed(|network| network.overlays = vec![overlay("new", "20.9.0.0/16")]);
     accepted(
         &[
-            "overlay new is added: 10.9.0.0/16 in /24",
+            "overlay new is added: 20.9.0.0/16 in /24",
             "overlay vxlan-1 is removed",
             "overlay vxlan-2 is removed",
         ],
         &network,
-        &["new 10.9.0.0/24 at 44.128.0.1/16 fd01:a::1/64"],
-        &["new 10.9.1.0/24 at 44.128.0.2/16 fd01:a::2/64"],
+        &["new 20.9.0.0/24 at 44.128.0.1/16 fd01:a::1/64"],
+        &["new 20.9.1.0/24 at 44.128.0.2/16 fd01:a::2/64"],
     );
 }
 
@@ -303,11 +303,11 @@ fn the_prefix_of_an_overlay_is_another() {
 
 #[test]
 fn an_overlay_moves_to_other_addresses() {
-    let network = changed(|network| network.overlays[0].range = range("10.9.0.0/16", 24));
+    let network = changed(|network| network.overlays[0].range = range("20.9.0.0/16", 24));
     let problem = |agent, subnet| {
         format!(
             "agent 10.0.0.{agent} is not served its share: overlay vxlan-1: {subnet} is none of the \
-             /24 subnets of 10.9.0.0/16"
+             /24 subnets of 20.9.0.0/16"
         )
     };
     let problems = [problem(1, "192.168.0.0/24"), problem(2, "192.168.1.0/24")];
@@ -464,22 +464,22 @@ fn who_was_not_heard_since_is_told_when_it_registers() {
     let mut world = world.restart(network());
     world.register(2);
     let sent = world.sent.len();
-    let network = changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16")));
+    let network = changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16")));
     let preview = world.preview(network.clone());
     let whens: Vec<_> = preview.agents.iter().map(|agent| (agent.ip, agent.at_once)).collect();
     assert_eq!(whens, [(ip(1), false), (ip(2), true)]);
-    assert_eq!(preview.agents[1].addresses[0].after, ["10.9.0.0/24"], "who is told is first");
-    assert_eq!(preview.agents[0].addresses[0].after, ["10.9.1.0/24"]);
+    assert_eq!(preview.agents[1].addresses[0].after, ["20.9.0.0/24"], "who is told is first");
+    assert_eq!(preview.agents[0].addresses[0].after, ["20.9.1.0/24"]);
     let effect = world.reload(network);
     assert_eq!(effect.agents, preview.agents[1..]);
     assert_eq!(world.sent.len(), sent + 1);
-    assert_eq!(subnets(&world.register(1).unwrap())[2], "10.9.1.0/24");
+    assert_eq!(subnets(&world.register(1).unwrap())[2], "20.9.1.0/24");
 }
 
 #[test]
 fn what_a_running_master_is_told_waits_until_it_is_stored() {
     let mut world = populated();
-    world.reload(changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16"))));
+    world.reload(changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16"))));
     let (_, _, when) = world.sent.last().unwrap();
     assert_eq!(*when, world.version.next());
     // A store that fails then leads back to what is stored, under the new configuration.
@@ -510,9 +510,9 @@ fn a_configuration_with_problems_changes_nothing() {
 fn a_master_without_its_state_takes_another_configuration_for_later() {
     let world = populated();
     let mut world = World::restored(network(), world.records, world.version);
-    let new = changed(|network| network.overlays.push(overlay("new", "10.9.0.0/16")));
+    let new = changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16")));
     let effect = world.reload(new);
-    assert_eq!(effect.changes, ["overlay new is added: 10.9.0.0/16 in /24"]);
+    assert_eq!(effect.changes, ["overlay new is added: 20.9.0.0/16 in /24"]);
     assert_eq!(
         effect.warnings,
         ["this master does not know the agents now: what contradicts this configuration is set \
@@ -534,10 +534,10 @@ fn an_event_without_a_question_does_the_same() {
 /// What is configured next, drawn from few things so that they meet.
 fn any_network() -> impl Strategy<Value = Network> {
     let range = prop_oneof![
-        Just("10.0.0.0/22"),
-        Just("10.0.0.0/21"),
-        Just("10.0.4.0/22"),
-        Just("10.0.8.0/22"),
+        Just("20.0.0.0/22"),
+        Just("20.0.0.0/21"),
+        Just("20.0.4.0/22"),
+        Just("20.0.8.0/22"),
     ];
     let prefix = prop_oneof![4 => Just(24_u8), 1 => Just(25_u8), 1 => Just(23_u8)];
     let vteps = prop_oneof![
@@ -545,7 +545,7 @@ fn any_network() -> impl Strategy<Value = Network> {
     ];
     (vteps, prop::collection::vec((0..3_usize, range, prefix, any::<bool>()), 1..3)).prop_map(
         |(vteps, drawn)| {
-            let mut network = small(vteps, "10.0.0.0/22");
+            let mut network = small(vteps, "20.0.0.0/22");
             network.overlays.clear();
             for (name, subnet, prefix, enabled) in drawn {
                 let name: OverlayName = ["a", "b", "c"][name].parse().unwrap();

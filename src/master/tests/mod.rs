@@ -6,6 +6,7 @@ mod leadership;
 mod leases;
 mod peers;
 mod recovery;
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -393,7 +394,7 @@ fn an_acknowledgement_waits_for_the_record_too() {
 fn reports_that_make_no_sense_are_counted_and_never_fatal() {
     let mut world = World::new(network());
     // From an agent that is not registered.
-    let mut others = World::new(small("44.128.0.0/16", "10.0.0.0/8"));
+    let mut others = World::new(small("44.128.0.0/16", "20.0.0.0/8"));
     let foreign = others.register(7).unwrap();
     world.message(7, report(&foreign, &Status::Ok));
     assert_eq!(world.sent, []);
@@ -452,13 +453,13 @@ fn options_decide_what_an_agent_gets_and_may_change() {
 
 #[test]
 fn an_overlay_that_is_added_later_reaches_agents_when_they_register_again() {
-    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/8"));
+    let mut world = World::new(small("44.128.0.0/16", "20.0.0.0/8"));
     world.register(1);
     world.store();
-    let mut wider = small("44.128.0.0/16", "10.0.0.0/8");
-    wider.overlays.insert(0, overlay("new", "11.0.0.0/8"));
+    let mut wider = small("44.128.0.0/16", "20.0.0.0/8");
+    wider.overlays.insert(0, overlay("new", "21.0.0.0/8"));
     let mut world = world.restart(wider);
-    assert_eq!(subnets(&world.register(1).unwrap()), ["11.0.0.0/24", "10.0.0.0/24"]);
+    assert_eq!(subnets(&world.register(1).unwrap()), ["21.0.0.0/24", "20.0.0.0/24"]);
 }
 
 #[test]
@@ -481,7 +482,7 @@ fn a_disabled_overlay_is_not_told_of_and_kept() {
 #[test]
 fn exhausted_vteps_refuse_the_agent_and_say_so() {
     // Two hosts in a /30.
-    let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/8"));
+    let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/8"));
     assert!(world.register(1).is_some() && world.register(2).is_some());
     assert_eq!(world.register(3), None);
     let health = world.health();
@@ -497,7 +498,7 @@ fn exhausted_vteps_refuse_the_agent_and_say_so() {
 
 #[test]
 fn what_an_agent_lacks_is_a_problem_until_it_wants_it_no_more_or_is_deleted() {
-    let mut tight = small("44.128.0.0/30", "10.0.0.0/24");
+    let mut tight = small("44.128.0.0/30", "20.0.0.0/24");
     tight.vtep_subnet6 = Some("fd01:a::/127".parse().unwrap());
     let mut world = World::new(tight);
     for agent in 1..=3 {
@@ -559,8 +560,8 @@ fn a_deleted_agent_that_returns_gets_its_addresses_back() {
 
 #[test]
 fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
-    let part = || small("44.128.0.0/16", "10.0.0.0/23");
-    let other = overlay("other", "10.1.0.0/23");
+    let part = || small("44.128.0.0/16", "20.0.0.0/23");
+    let other = overlay("other", "20.1.0.0/23");
     let whole = || Network { overlays: vec![part().overlays[0].clone(), other.clone()], ..part() };
     let mut world = World::new(whole());
     let first = world.register(1).unwrap();
@@ -570,13 +571,13 @@ fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
     assert_eq!(subnets(&world.register(1).unwrap()), subnets(&first[..1]));
     world.store();
     let mut world = world.restart(whole());
-    assert_eq!(subnets(&world.register(2).unwrap()), ["10.0.1.0/24", "10.1.1.0/24"]);
+    assert_eq!(subnets(&world.register(2).unwrap()), ["20.0.1.0/24", "20.1.1.0/24"]);
     assert_eq!(world.register(1).unwrap(), first);
 }
 
 #[test]
 fn a_deleted_agent_that_returns_gets_nothing_outside_of_a_narrower_overlay() {
-    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/22"));
+    let mut world = World::new(small("44.128.0.0/16", "20.0.0.0/22"));
     for agent in 1..=3 {
         world.register(agent);
     }
@@ -586,20 +587,20 @@ fn a_deleted_agent_that_returns_gets_nothing_outside_of_a_narrower_overlay() {
     world.delete(3);
     world.store();
     // Nobody has anything outside of it, so it is taken.
-    let mut world = world.restart(small("44.128.0.0/16", "10.0.0.0/23"));
-    assert_eq!(subnets(&world.register(3).unwrap()), ["10.0.1.0/24"]);
+    let mut world = world.restart(small("44.128.0.0/16", "20.0.0.0/23"));
+    assert_eq!(subnets(&world.register(3).unwrap()), ["20.0.1.0/24"]);
     world.store();
     assert_eq!(world.health().problems, [""; 0]);
-    let mut world = world.restart(small("44.128.0.0/16", "10.0.0.0/23"));
+    let mut world = world.restart(small("44.128.0.0/16", "20.0.0.0/23"));
     assert_eq!(world.health().problems, [""; 0]);
-    assert_eq!(subnets(&world.register(3).unwrap()), ["10.0.1.0/24"]);
+    assert_eq!(subnets(&world.register(3).unwrap()), ["20.0.1.0/24"]);
 }
 
 #[test]
 fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
     let two = |prefix: u8| {
-        let plain = small("44.128.0.0/16", "10.0.0.0/24");
-        let (kept, mut cut) = (overlay("kept", "10.1.0.0/23"), plain.overlays[0].clone());
+        let plain = small("44.128.0.0/16", "20.0.0.0/24");
+        let (kept, mut cut) = (overlay("kept", "20.1.0.0/23"), plain.overlays[0].clone());
         cut.range = cut.range.map(|range| AddressRange { prefix, ..range });
         Network { overlays: vec![kept, cut], ..plain }
     };
@@ -608,9 +609,9 @@ fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
     world.delete(1);
     world.store();
     let mut world = world.restart(two(25));
-    assert_eq!(subnets(&world.register(2).unwrap())[1], "10.0.0.0/25");
+    assert_eq!(subnets(&world.register(2).unwrap())[1], "20.0.0.0/25");
     world.store();
-    let none = Network { overlays: vec![overlay("kept", "10.1.0.0/23")], ..two(24) };
+    let none = Network { overlays: vec![overlay("kept", "20.1.0.0/23")], ..two(24) };
     let mut world = world.restart(none);
     world.register(1);
     world.store();
@@ -624,7 +625,7 @@ fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
 
 #[test]
 fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
-    let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/23"));
+    let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/23"));
     world.register(1);
     world.store();
     world.delete(1);
@@ -647,7 +648,7 @@ fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
 #[test]
 fn freed_addresses_are_used_again_last_and_the_oldest_first() {
     // Four subnets.
-    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/22"));
+    let mut world = World::new(small("44.128.0.0/16", "20.0.0.0/22"));
     for agent in 1..=3 {
         world.register(agent);
     }
@@ -656,13 +657,13 @@ fn freed_addresses_are_used_again_last_and_the_oldest_first() {
         world.delete(agent);
     }
     world.store();
-    assert_eq!(subnets(&world.register(4).unwrap()), ["10.0.3.0/24"], "the one never used");
+    assert_eq!(subnets(&world.register(4).unwrap()), ["20.0.3.0/24"], "the one never used");
     world.store();
-    let mut world = world.restart(small("44.128.0.0/16", "10.0.0.0/22"));
+    let mut world = world.restart(small("44.128.0.0/16", "20.0.0.0/22"));
     world.now.unix += 3600;
-    assert_eq!(subnets(&world.register(5).unwrap()), ["10.0.1.0/24"], "freed first");
+    assert_eq!(subnets(&world.register(5).unwrap()), ["20.0.1.0/24"], "freed first");
     assert_eq!(world.health().counters.early_reuses, 1, "3590 seconds are not an hour");
-    assert_eq!(subnets(&world.register(6).unwrap()), ["10.0.0.0/24"]);
+    assert_eq!(subnets(&world.register(6).unwrap()), ["20.0.0.0/24"]);
     assert_eq!(subnets(&world.register(7).unwrap()), [""; 0], "none is left");
     // Whoever returns too late gets what is left of his own, his VTEP, and no subnet of another.
     let late = world.register(2).unwrap();
@@ -671,7 +672,7 @@ fn freed_addresses_are_used_again_last_and_the_oldest_first() {
 
 #[test]
 fn what_was_given_to_another_is_no_longer_kept_for_the_deleted_agent() {
-    let mut world = World::new(small("44.128.0.0/30", "10.0.0.0/23"));
+    let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/23"));
     world.register(1);
     world.register(2);
     world.delete(1);
@@ -768,11 +769,11 @@ fn a_share_that_the_configuration_no_longer_covers_is_kept_and_reported() {
     world.register(2);
     world.store();
     let mut moved = network();
-    moved.overlays[0] = overlay("vxlan-1", "10.0.0.0/8");
+    moved.overlays[0] = overlay("vxlan-1", "20.0.0.0/8");
     moved.overlays.remove(1);
     let mut world = world.restart(moved);
     assert_eq!(subnets(&world.register(1).unwrap()), [""; 0]);
-    assert_eq!(subnets(&world.register(3).unwrap()), ["10.0.0.0/24"]);
+    assert_eq!(subnets(&world.register(3).unwrap()), ["20.0.0.0/24"]);
     assert_eq!(world.health().problems.len(), 2, "{:?}", world.health().problems);
     world.store();
     let mut world = world.restart(network());
@@ -845,7 +846,7 @@ proptest! {
     #[test]
     fn promises_are_kept(steps in prop::collection::vec(step(), 1..60)) {
         // Eight subnets and six VTEPs for eleven agents.
-        let tight = || small("44.128.0.0/29", "10.0.0.0/21");
+        let tight = || small("44.128.0.0/29", "20.0.0.0/21");
         let mut world = World::new(tight());
         let mut promised: BTreeMap<Ipv4Addr, Told> = BTreeMap::new();
         for step in steps {

@@ -214,7 +214,7 @@ fn nothing_is_told_before_it_is_stored_and_no_pile_is_made_meanwhile() {
 fn who_lacks_as_much_as_the_whole_table_gets_the_whole_table() {
     let (mut world, _) = World::subscribed(network(), [1, 2]);
     for agent in [1, 2] {
-        let underlay = Some("fd00::9".parse().unwrap());
+        let underlay = format!("fd00::{agent}").parse().ok();
         world.register_with(agent, AgentOptions { underlay, ..AgentOptions::default() });
     }
     world.settle();
@@ -371,7 +371,7 @@ fn a_master_that_does_not_lead_tells_nobody() {
 
 #[test]
 fn sending_is_paced_and_counted() {
-    let wide = small("44.0.0.0/8", "10.0.0.0/8");
+    let wide = small("44.0.0.0/8", "20.0.0.0/8");
     let mut world = World::new(wide);
     let agent = |number: u32| Ipv4Addr::from_bits(0xac10_0000 + number);
     let upid = |number| Upid::agent(std::net::SocketAddrV4::new(agent(number), 5051));

@@ -24,7 +24,7 @@ fn record(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> AgentRecord {
 
 /// One overlay of 256 subnets.
 fn plain() -> Network {
-    small("44.128.0.0/24", "10.0.0.0/16")
+    small("44.128.0.0/24", "20.0.0.0/16")
 }
 
 /// A master that found these records.
@@ -60,21 +60,21 @@ fn what_cannot_be_read_is_named_and_what_it_may_have_is_given_to_nobody() {
         let vtep = field(1, "44.128.0.2");
         [vtep, vec![3 << 3 | 2, u8::try_from(inner.len()).unwrap()], inner].concat()
     };
-    let twice = stored("44.128.0.2", vec![had("net", "10.0.1.0/24"), had("net", "10.0.2.0/24")]);
+    let twice = stored("44.128.0.2", vec![had("net", "20.0.1.0/24"), had("net", "20.0.2.0/24")]);
     let cases = [
         (b"garbage".to_vec(), "invalid wire type value: 7"),
         (Vec::new(), "vtep_ip: is missing"),
         (field(1, "44.128.0"), "vtep_ip: invalid IPv4 address syntax"),
         (
-            overlay("10.0.1.1/24"),
-            "overlays[0].subnet: '10.0.1.1/24' has host bits set: write 10.0.1.0/24",
+            overlay("20.0.1.1/24"),
+            "overlays[0].subnet: '20.0.1.1/24' has host bits set: write 20.0.1.0/24",
         ),
         (overlay("fd00::/80"), "overlays[0].subnet: 'fd00::/80' is no IPv4 subnet"),
         (twice, "overlays[1].name: is there twice"),
     ];
     for (bytes, reason) in cases {
-        let first = stored("44.128.0.1", vec![had("net", "10.0.0.0/24")]);
-        let third = stored("44.128.0.3", vec![had("net", "10.0.2.0/24")]);
+        let first = stored("44.128.0.1", vec![had("net", "20.0.0.0/24")]);
+        let third = stored("44.128.0.3", vec![had("net", "20.0.2.0/24")]);
         let mut world = found(plain(), [(1, first), (2, bytes), (3, third)]);
         let problems = world.health().problems;
         assert_eq!(problems.len(), 1, "{problems:?}");
@@ -87,19 +87,19 @@ fn what_cannot_be_read_is_named_and_what_it_may_have_is_given_to_nobody() {
         assert!(said.contains(reason), "{said} does not say {reason}");
         assert_eq!(world.register(2), None);
         // It had the gap, or what comes after the others.
-        assert_eq!(given(&mut world, 4), ["44.128.0.5", "10.0.4.0/24"]);
+        assert_eq!(given(&mut world, 4), ["44.128.0.5", "20.0.4.0/24"]);
         world.delete(2);
         assert_eq!(world.health().problems, [""; 0]);
-        assert_eq!(given(&mut world, 5), ["44.128.0.2", "10.0.1.0/24"]);
+        assert_eq!(given(&mut world, 5), ["44.128.0.2", "20.0.1.0/24"]);
     }
 }
 
 #[test]
 fn a_vtep_address_that_two_agents_have_is_served_to_the_first() {
     let same = |subnet: &str| stored("44.128.0.1", vec![had("net", subnet)]);
-    let records = [(1, same("10.0.0.0/24")), (2, same("10.0.1.0/24"))];
+    let records = [(1, same("20.0.0.0/24")), (2, same("20.0.1.0/24"))];
     let mut world = found(plain(), records);
-    assert_eq!(given(&mut world, 1), ["44.128.0.1", "10.0.0.0/24"]);
+    assert_eq!(given(&mut world, 1), ["44.128.0.1", "20.0.0.0/24"]);
     assert_eq!(world.register(2), None);
     assert_eq!(
         world.health().problems,
@@ -108,17 +108,17 @@ fn a_vtep_address_that_two_agents_have_is_served_to_the_first() {
           use: mend the configuration or delete the agent"
         ]
     );
-    assert_eq!(given(&mut world, 3), ["44.128.0.2", "10.0.2.0/24"], "the rest of it is kept");
+    assert_eq!(given(&mut world, 3), ["44.128.0.2", "20.0.2.0/24"], "the rest of it is kept");
     // Without the first there is no contradiction any more.
     world.delete(1);
     assert_eq!(world.health().problems, [""; 0]);
-    assert_eq!(given(&mut world, 2), ["44.128.0.1", "10.0.1.0/24"]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.1", "20.0.1.0/24"]);
 }
 
 #[test]
 fn a_vtep_address_that_no_host_can_have_is_not_served() {
     for vtep in ["44.128.1.7", "44.128.0.0", "44.128.0.255"] {
-        let bytes = stored(vtep, vec![had("net", "10.0.0.0/24")]);
+        let bytes = stored(vtep, vec![had("net", "20.0.0.0/24")]);
         let mut world = found(plain(), [(1, bytes)]);
         assert_eq!(world.register(1), None);
         let sentence = format!(
@@ -126,7 +126,7 @@ fn a_vtep_address_that_no_host_can_have_is_not_served() {
              44.128.0.0/24: mend the configuration or delete the agent"
         );
         assert_eq!(world.health().problems, [sentence]);
-        assert_eq!(given(&mut world, 2), ["44.128.0.1", "10.0.1.0/24"]);
+        assert_eq!(given(&mut world, 2), ["44.128.0.1", "20.0.1.0/24"]);
     }
 }
 
@@ -164,10 +164,10 @@ fn an_ipv6_vtep_address_in_doubt_is_not_replaced_by_another() {
 
 #[test]
 fn a_subnet_that_two_agents_have_is_served_to_the_first_and_shown() {
-    let same = |vtep: &str| stored(vtep, vec![had("net", "10.0.0.0/24")]);
+    let same = |vtep: &str| stored(vtep, vec![had("net", "20.0.0.0/24")]);
     let mut world = found(plain(), [(1, same("44.128.0.1")), (2, same("44.128.0.2"))]);
     assert_eq!(world.register(2), Some(Vec::new()), "it gets no other one");
-    let reason = "overlay net: 10.0.0.0/24 of 10.0.0.0/16 is already in use";
+    let reason = "overlay net: 20.0.0.0/24 of 20.0.0.0/16 is already in use";
     assert_eq!(
         world.health().problems,
         [format!(
@@ -177,20 +177,20 @@ fn a_subnet_that_two_agents_have_is_served_to_the_first_and_shown() {
     );
     let shown = format!("failed: the master does not serve this share: {reason}");
     assert_eq!(world.statuses(2)[0].as_ref().unwrap().to_string(), shown);
-    assert_eq!(given(&mut world, 3), ["44.128.0.3", "10.0.1.0/24"]);
+    assert_eq!(given(&mut world, 3), ["44.128.0.3", "20.0.1.0/24"]);
     world.delete(1);
     assert_eq!(world.health().problems, [""; 0]);
-    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.0.0/24"]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "20.0.0.0/24"]);
 }
 
 #[test]
 fn a_subnet_of_another_length_is_given_to_nobody_in_any_part() {
     // Longer, shorter, wider than the whole space, and outside.
     let cases = [
-        ("10.0.1.64/26", "10.0.2.0/24"),
-        ("10.0.0.0/23", "10.0.2.0/24"),
-        ("10.0.0.0/8", ""),
-        ("11.0.0.0/24", "10.0.1.0/24"),
+        ("20.0.1.64/26", "20.0.2.0/24"),
+        ("20.0.0.0/23", "20.0.2.0/24"),
+        ("20.0.0.0/8", ""),
+        ("21.0.0.0/24", "20.0.1.0/24"),
     ];
     for (odd, next) in cases {
         let records = [(1, stored("44.128.0.1", vec![had("net", odd)]))];
@@ -200,25 +200,25 @@ fn a_subnet_of_another_length_is_given_to_nobody_in_any_part() {
             world.health().problems,
             [format!(
                 "agent 10.0.0.1 is not served its share: overlay net: {odd} is none of the /24 \
-                 subnets of 10.0.0.0/16: mend the configuration or delete the agent"
+                 subnets of 20.0.0.0/16: mend the configuration or delete the agent"
             )]
         );
-        if odd == "10.0.1.64/26" || odd == "11.0.0.0/24" {
-            assert_eq!(given(&mut world, 2)[1], "10.0.0.0/24");
+        if odd == "20.0.1.64/26" || odd == "21.0.0.0/24" {
+            assert_eq!(given(&mut world, 2)[1], "20.0.0.0/24");
         }
         assert_eq!(given(&mut world, 3).get(1).map_or("", String::as_str), next, "{odd}");
         // It rests as any other when the agent is deleted.
         world.delete(1);
         assert_eq!(world.health().problems.len(), usize::from(next.is_empty()));
-        let free = ["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"];
+        let free = ["20.0.0.0/24", "20.0.1.0/24", "20.0.2.0/24", "20.0.3.0/24"];
         let given = given(&mut world, 4);
-        assert!(free.contains(&given[1].as_str()) || odd == "10.0.0.0/8", "{odd}: {given:?}");
+        assert!(free.contains(&given[1].as_str()) || odd == "20.0.0.0/8", "{odd}: {given:?}");
     }
 }
 
 #[test]
 fn what_an_agent_has_of_a_removed_overlay_is_given_to_nobody_by_another() {
-    let had = vec![had("old", "10.0.0.0/25"), had("older", "10.0.1.0/24")];
+    let had = vec![had("old", "20.0.0.0/25"), had("older", "20.0.1.0/24")];
     let records = [(1, stored("44.128.0.1", had))];
     let records = records.map(|(agent, bytes)| (Key::Agent(ip(agent)), bytes));
     let mut world = World::restored(plain(), BTreeMap::from(records), Version(9));
@@ -226,11 +226,11 @@ fn what_an_agent_has_of_a_removed_overlay_is_given_to_nobody_by_another() {
     // What is of the right length it simply has of the other one.
     assert_eq!(world.health().problems, [""; 0]);
     world.store();
-    assert_eq!(given(&mut world, 1), ["44.128.0.1", "10.0.1.0/24"]);
-    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.2.0/24"]);
+    assert_eq!(given(&mut world, 1), ["44.128.0.1", "20.0.1.0/24"]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "20.0.2.0/24"]);
     world.delete(1);
     world.store();
-    assert_eq!(given(&mut world, 1), ["44.128.0.1", "10.0.1.0/24"], "it may come back");
+    assert_eq!(given(&mut world, 1), ["44.128.0.1", "20.0.1.0/24"], "it may come back");
 }
 
 #[test]
@@ -239,14 +239,14 @@ fn what_a_deleted_agent_had_is_free_only_if_nobody_has_it() {
         at: 1_700_000_000,
         vtep_ip: Some("44.128.0.2".parse().unwrap()),
         vtep_ip6: None,
-        overlays: vec![had("net", "10.0.1.0/24"), had("gone", "10.9.0.0/24")],
+        overlays: vec![had("net", "20.0.1.0/24"), had("gone", "20.9.0.0/24")],
     });
-    let living = stored("44.128.0.2", vec![had("net", "10.0.0.0/24")]);
+    let living = stored("44.128.0.2", vec![had("net", "20.0.0.0/24")]);
     let mut world = found(plain(), [(1, encode_record(&released)), (2, living)]);
     assert_eq!(world.health().problems, [""; 0]);
-    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.0.0/24"]);
-    assert_eq!(given(&mut world, 3), ["44.128.0.1", "10.0.2.0/24"]);
-    assert_eq!(given(&mut world, 1), ["44.128.0.3", "10.0.1.0/24"]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "20.0.0.0/24"]);
+    assert_eq!(given(&mut world, 3), ["44.128.0.1", "20.0.2.0/24"]);
+    assert_eq!(given(&mut world, 1), ["44.128.0.3", "20.0.1.0/24"]);
 }
 
 #[test]
@@ -255,11 +255,11 @@ fn freed_addresses_that_are_cut_in_another_way_rest_all_the_same() {
         at: 1_700_000_000,
         vtep_ip: Some("44.128.0.1".parse().unwrap()),
         vtep_ip6: None,
-        overlays: vec![had("net", "10.0.0.0/25"), had("gone", "10.0.2.0/23")],
+        overlays: vec![had("net", "20.0.0.0/25"), had("gone", "20.0.2.0/23")],
     });
-    let mut world = found(small("44.128.0.0/24", "10.0.0.0/22"), [(1, encode_record(&released))]);
-    assert_eq!(given(&mut world, 2), ["44.128.0.2", "10.0.1.0/24"]);
-    assert_eq!(given(&mut world, 3)[1], "10.0.0.0/24");
+    let mut world = found(small("44.128.0.0/24", "20.0.0.0/22"), [(1, encode_record(&released))]);
+    assert_eq!(given(&mut world, 2), ["44.128.0.2", "20.0.1.0/24"]);
+    assert_eq!(given(&mut world, 3)[1], "20.0.0.0/24");
     assert_eq!(world.health().counters.early_reuses, 1);
 }
 

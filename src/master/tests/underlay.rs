@@ -1,0 +1,327 @@
+//! Addresses of the underlay that cannot be the agent's own: what is refused, what is said of it,
+//! and when that ends.
+
+use super::*;
+use crate::protocol::{AgentRecord, PeersHave, PeersUpdate, Record};
+use crate::wire::encode_record;
+
+impl World {
+    /// Registers the agent with an address of the underlay. Whether it is assigned anything.
+    fn register_at(&mut self, agent: u8, underlay: &str) -> bool {
+        let underlay = Some(underlay.parse().unwrap());
+        self.register_with(agent, AgentOptions { underlay, ..AgentOptions::default() }).is_some()
+    }
+
+    /// Where peers are told that each agent is, by its last number.
+    fn told(&mut self) -> Vec<(u8, String)> {
+        self.store();
+        self.sent.clear();
+        self.broadcasts.clear();
+        let asker = ip(200);
+        if self.register(200).is_none() {
+            panic!("{asker} is not registered");
+        }
+        self.store();
+        self.message(200, Message::RequestPeers(PeersHave::default()));
+        for _ in 0..2 {
+            self.now.elapsed += Duration::from_secs(1);
+            self.handle(Event::Timeout);
+        }
+        let sent = self.sent.iter().map(|(_, message, _)| message);
+        let messages = sent.chain(self.broadcasts.iter().map(|(_, message, _)| message));
+        let update: &PeersUpdate = messages
+            .filter_map(|message| match message {
+                Message::UpdatePeers(update) => Some(&**update),
+                _ => None,
+            })
+            .next_back()
+            .expect("it is told");
+        assert_eq!(update.base, None);
+        let others = update.changed.iter().filter(|(ip, _)| **ip != asker);
+        others.map(|(ip, info)| (ip.octets()[3], info.underlay.to_string())).collect()
+    }
+
+    fn problems(&mut self) -> Vec<String> {
+        self.health().problems
+    }
+}
+
+fn at(agent: u8, underlay: &str) -> (u8, String) {
+    (agent, underlay.to_owned())
+}
+
+/// What health says of a registration that was refused, since the other agent has the address.
+fn refused(agent: u8, underlay: &str, holder: u8) -> String {
+    let (agent, holder) = (ip(agent), ip(holder));
+    format!(
+        "refused the registration of agent {agent}: its underlay address {underlay} belongs to agent \
+         {holder}: set another 'underlay' on one of the two agents, or delete agent {holder} if it \
+         is gone"
+    )
+}
+
+/// What a store may hold: agents with these numbers and addresses of the underlay.
+fn records(agents: &[(u8, &str)]) -> BTreeMap<Key, Vec<u8>> {
+    let record = |(agent, underlay): &(u8, &str)| {
+        let record = AgentRecord {
+            vtep_ip: Ipv4Addr::new(44, 128, 0, *agent),
+            vtep_ip6: None,
+            overlays: Vec::new(),
+            allocate_subnet: true,
+            mesos_bridge: true,
+            docker_bridge: true,
+            underlay: underlay.parse().ok(),
+        };
+        (Key::Agent(ip(*agent)), encode_record(&Record::Agent(record)))
+    };
+    agents.iter().map(record).collect()
+}
+
+#[test]
+fn duplicate_underlay_is_refused_until_the_other_agent_leaves_it() {
+    let mut world = World::new(network());
+    assert!(world.register_at(2, "fd00::9"));
+    assert!(!world.register_at(1, "fd00::9"), "the first registrant keeps its own");
+    assert_eq!(world.problems(), [refused(1, "fd00::9", 2)]);
+    assert_eq!(world.metrics(["registrations_refused"]), [1]);
+    assert_eq!(world.told(), [at(2, "fd00::9")]);
+    assert!(world.register_at(2, "fd00::9"), "it registers again");
+    assert!(!world.register_at(1, "fd00::9"));
+
+    // The holder moves: the address is free.
+    assert!(world.register_at(2, "fd00::2"));
+    assert_eq!(world.problems(), [""; 0]);
+    assert!(world.register_at(1, "fd00::9"));
+    assert_eq!(world.told(), [at(1, "fd00::9"), at(2, "fd00::2")]);
+
+    // The second one moves.
+    assert!(!world.register_at(3, "fd00::2"));
+    assert_eq!(world.problems(), [refused(3, "fd00::2", 2)]);
+    assert!(world.register_at(3, "fd00::3"));
+    assert_eq!(world.problems(), [""; 0]);
+
+    // The holder is deleted.
+    assert!(!world.register_at(4, "fd00::2"));
+    world.delete(2);
+    assert_eq!(world.problems(), [""; 0]);
+    assert!(world.register_at(4, "fd00::2"));
+
+    // The second one is deleted, or forgotten, though it never was registered.
+    assert!(!world.register_at(5, "fd00::2"));
+    world.delete(5);
+    assert_eq!(world.problems(), [""; 0]);
+    assert!(!world.register_at(5, "fd00::2"));
+    let forget = |dry_run| Request::Forget(Forget { agents: vec![ip(5)], force: false, dry_run });
+    world.request(forget(true));
+    assert_eq!(world.problems(), [refused(5, "fd00::2", 4)]);
+    world.request(forget(false));
+    assert_eq!(world.problems(), [""; 0]);
+}
+
+#[test]
+fn known_agent_that_claims_the_underlay_of_another_keeps_what_it_had() {
+    let mut world = World::new(network());
+    assert!(world.register_at(1, "fd00::1"));
+    assert!(world.register_at(2, "fd00::2"));
+    let before = world.told();
+    let records = world.records.clone();
+    assert!(!world.register_at(1, "fd00::2"));
+    assert_eq!(world.problems(), [refused(1, "fd00::2", 2)]);
+    assert_eq!(world.told(), before);
+    world.store();
+    assert_eq!(world.records.get(&Key::Agent(ip(1))), records.get(&Key::Agent(ip(1))));
+    // It comes back to its own.
+    assert!(world.register_at(1, "fd00::1"));
+    assert_eq!(world.problems(), [""; 0]);
+}
+
+#[test]
+fn refused_registration_survives_a_reload_and_ends_with_a_master() {
+    let mut world = World::new(network());
+    assert!(world.register_at(1, "fd00::9"));
+    assert!(!world.register_at(2, "fd00::9"));
+    let mut other = network();
+    other.overlays.reverse();
+    assert!(world.reload(other).accepted);
+    assert_eq!(world.problems(), [refused(2, "fd00::9", 1)]);
+    world.store();
+    // The next master has read who has the address, and hears of the other one when it registers.
+    let mut world = world.restart(network());
+    assert_eq!(world.problems(), [""; 0]);
+    assert!(!world.register_at(2, "fd00::9"));
+    assert_eq!(world.problems(), [refused(2, "fd00::9", 1)]);
+    assert!(world.register_at(1, "fd00::9"));
+}
+
+#[test]
+fn registrations_that_wait_for_the_state_are_judged_by_it() {
+    let mut world = World::restored(network(), records(&[(9, "fd00::9")]), Version(9));
+    for (agent, underlay) in [(1, "fd00::9"), (2, "fd00::2"), (3, "fd00::2")] {
+        assert!(!world.register_at(agent, underlay), "the state is not there");
+    }
+    world.load();
+    assert_eq!(world.problems(), [refused(1, "fd00::9", 9), refused(3, "fd00::2", 2)]);
+    assert_eq!(world.told(), [at(2, "fd00::2"), at(9, "fd00::9")]);
+}
+
+#[test]
+fn stored_duplicates_are_served_to_peers_but_for_the_lowest_agent() {
+    let stored = records(&[(3, "fd00::9"), (5, "fd00::9"), (7, "fd00::9"), (8, "fd00::8")]);
+    let mut world = World::restored(network(), stored, Version(9));
+    world.load();
+    let sentence = |agent: u8, holder: u8| {
+        refused(agent, "fd00::9", holder).replace(
+            &format!("refused the registration of agent {}", ip(agent)),
+            &format!("agent {} is not served to its peers", ip(agent)),
+        )
+    };
+    assert_eq!(world.problems(), [sentence(5, 3), sentence(7, 3)]);
+    assert_eq!(world.told(), [at(3, "fd00::9"), at(8, "fd00::8")]);
+    assert!(world.register_at(3, "fd00::9"));
+    assert!(!world.register_at(5, "fd00::9"));
+    assert_eq!(world.problems(), [sentence(5, 3), sentence(7, 3)], "said once");
+
+    // The lowest moves, so the next one has it; what it had it does not get back.
+    assert!(world.register_at(3, "fd00::3"));
+    assert_eq!(world.problems(), [sentence(7, 5)]);
+    assert!(!world.register_at(3, "fd00::9"));
+    assert_eq!(world.problems(), [sentence(7, 5), refused(3, "fd00::9", 5)]);
+    world.store();
+    assert!(world.register_at(3, "fd00::3"));
+    assert_eq!(world.told(), [at(3, "fd00::3"), at(5, "fd00::9"), at(8, "fd00::8")]);
+
+    // A reload finds the same, and refuses nothing because of what was there before.
+    let mut other = network();
+    other.overlays.reverse();
+    assert!(world.reload(other).accepted);
+    assert_eq!(world.problems(), [sentence(7, 5)]);
+    world.delete(5);
+    assert_eq!(world.problems(), [""; 0]);
+    assert_eq!(world.told(), [at(3, "fd00::3"), at(7, "fd00::9"), at(8, "fd00::8")]);
+}
+
+#[test]
+fn underlay_of_a_record_that_is_set_aside_is_given_to_nobody() {
+    // Both have one VTEP address: the second record is set aside.
+    let mut stored = records(&[(1, "fd00::1"), (2, "fd00::2")]);
+    let twice = records(&[(1, "fd00::2")]).remove(&Key::Agent(ip(1))).unwrap();
+    stored.insert(Key::Agent(ip(2)), twice);
+    let mut world = World::restored(network(), stored, Version(9));
+    world.load();
+    assert!(!world.register_at(3, "fd00::2"));
+    assert!(world.problems().contains(&refused(3, "fd00::2", 2)));
+    world.delete(2);
+    assert!(world.register_at(3, "fd00::2"));
+    assert_eq!(world.problems(), [""; 0]);
+}
+
+#[test]
+fn underlay_of_no_host_or_inside_of_the_overlays_is_refused() {
+    let cases = [
+        ("fe80::1", "fe80::1 is a link-local address"),
+        ("::ffff:10.0.0.2", "::ffff:10.0.0.2 is an IPv4-mapped address"),
+        ("fd01:a::77", "fd01:a::77 lies inside of fd01:a::/64 of vtep_subnet6"),
+        ("fd01:b::77", "fd01:b::77 lies inside of fd01:b::/64 of overlay vxlan-2"),
+    ];
+    let mut world = World::new(network());
+    for (underlay, expected) in cases {
+        assert!(!world.register_at(1, underlay), "{underlay}");
+        let problems = world.problems();
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
+        // Records of a store are judged likewise.
+        let mut found = World::restored(network(), records(&[(1, underlay)]), Version(9));
+        found.load();
+        let problems = found.problems();
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
+        assert_eq!(found.told(), []);
+    }
+    assert!(world.register_at(1, "fd00::1"));
+    assert_eq!(world.problems(), [""; 0]);
+    assert_eq!(world.metrics(["registrations_refused"]), [4]);
+}
+
+#[test]
+fn overlay_over_agents_is_named_and_agents_are_served() {
+    let over = |name: &str, agents: &str| {
+        format!(
+            "overlay {name} has 10.0.0.0/24, in which agent {agents} is: hosts there refuse it, and \
+             others do not reach them: set another subnet"
+        )
+    };
+    let mut world = World::new(small("44.128.0.0/16", "10.0.0.0/24"));
+    assert!(world.register(1).is_some());
+    assert_eq!(world.problems(), [over("net", "10.0.0.1")]);
+
+    let plain = || small("44.128.0.0/16", "20.0.0.0/16");
+    let mut world = World::new(plain());
+    for agent in 1..=3 {
+        world.register(agent);
+    }
+    world.store();
+    let mut wider = plain();
+    wider.overlays.push(overlay("new", "10.0.0.0/24"));
+    let sentence = over("new", "10.0.0.1 and 2 more");
+    assert_eq!(world.preview(wider.clone()).warnings.last(), Some(&sentence));
+    let effect = world.reload(wider.clone());
+    assert!(effect.accepted, "a host that refuses it keeps the others");
+    assert!(world.problems().contains(&sentence), "{:?}", world.problems());
+    wider.overlays[1].enabled = false;
+    world.reload(wider);
+    assert_eq!(world.problems(), [""; 0]);
+}
+
+#[test]
+fn refused_registrations_are_named_up_to_a_limit() {
+    let mut world = World::new(network());
+    assert!(world.register_at(1, "fd00::9"));
+    let options = AgentOptions { underlay: "fd00::9".parse().ok(), ..AgentOptions::default() };
+    for number in 0..1500 {
+        let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(11, 0, 0, 0)) + number);
+        let from = Upid::agent(std::net::SocketAddrV4::new(ip, 5051));
+        world.handle(Event::Message { from, message: Message::RegisterAgent(options) });
+    }
+    assert_eq!(world.metrics(["registrations_refused"]), [1500]);
+    assert_eq!(world.problems().len(), 1000);
+    assert_eq!(world.agents().len(), 0, "nothing of them is stored");
+    world.delete(1);
+    assert_eq!(world.problems(), [""; 0]);
+}
+
+proptest! {
+    /// Whatever agents say and whoever is deleted, peers are told of no two agents at one address.
+    #[test]
+    fn peers_are_told_of_no_two_agents_at_one_underlay_address(
+        steps in prop::collection::vec((1_u8..6, 0_u8..5, 0_u8..10), 1..60),
+        at_start in prop::collection::vec((1_u8..6, 1_u8..4), 0..5),
+    ) {
+        let at_start: Vec<_> = at_start
+            .into_iter()
+            .map(|(agent, address)| (agent, format!("fd00::{address}")))
+            .collect();
+        let at_start: Vec<_> =
+            at_start.iter().map(|(agent, address)| (*agent, address.as_str())).collect();
+        let mut world = World::restored(network(), records(&at_start), Version(9));
+        world.load();
+        for (agent, address, what) in steps {
+            match what {
+                0 => world.delete(agent),
+                1 => drop(world.reload(network())),
+                2 => world = { world.store(); world.restart(network()) },
+                _ if address == 0 => drop(world.register(agent)),
+                _ => drop(world.register_at(agent, &format!("fd00::{address}"))),
+            }
+            let told = world.told();
+            let addresses: BTreeSet<&String> = told.iter().map(|(_, address)| address).collect();
+            prop_assert_eq!(addresses.len(), told.len(), "{:?}", told);
+            // Who is not told of is named.
+            let state = world.state();
+            let known = state.agents.iter().map(|agent| agent.ip.octets()[3]);
+            let problems = world.problems();
+            let is_hidden = |agent: &u8| *agent < 200 && !told.iter().any(|(it, _)| it == agent);
+            for hidden in known.filter(is_hidden) {
+                let sentence = format!("agent {} is not served to its peers", ip(hidden));
+                prop_assert!(problems.iter().any(|it| it.starts_with(&sentence)), "{:?}", problems);
+            }
+        }
+    }
+}
