@@ -151,7 +151,12 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
         Space { overlay: overlay(), device, whole: whole.to_vec(), own: subnets(own).to_vec() };
     let peers = (1..=last).filter(|number| *number != own);
     let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
-    Arc::new(Desired { locals: vec![local], spaces: vec![space], peers: Some(peers) })
+    Arc::new(Desired {
+        locals: vec![local],
+        spaces: vec![space],
+        peers: Some(peers),
+        ..Desired::default()
+    })
 }
 
 /// The shortest of several times.

@@ -13,6 +13,8 @@ pub struct Metrics {
     pub overlays: OverlayTally,
     /// Agents that the master told of; 0 if it did not.
     pub peers: u64,
+    /// Peers that cannot be as the master tells of them, as a whole or in part.
+    pub peers_left_out: u64,
     /// What happened since the start.
     pub counters: Counters,
 }
@@ -66,7 +68,7 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         ),
         Metric::counter(
             "internal/update_agent_overlays_messages_dropped",
-            "UpdateAgentOverlaysMessages that contradict themselves.",
+            "UpdateAgentOverlaysMessages that contradict themselves or are beyond the limits.",
             |metrics| metrics.counters.update_agent_overlays_messages_dropped,
         ),
         Metric::counter(
@@ -141,6 +143,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::gauge("peers", "Agents that the master told of, this one among them.", |metrics| {
             metrics.peers
         }),
+        Metric::gauge(
+            "peers_left_out",
+            "Peers that cannot be as the master tells of them, as a whole or in part.",
+            |metrics| metrics.peers_left_out,
+        ),
         Metric::counter(
             "dataplane_changes",
             "Devices, addresses, neighbours, forwarding entries, routes and sets of rules changed.",

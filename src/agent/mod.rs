@@ -6,6 +6,9 @@
 mod command;
 mod event;
 mod leftovers;
+#[cfg(test)]
+mod limit_tests;
+mod limits;
 mod metrics;
 mod network;
 mod overlays;
@@ -19,7 +22,7 @@ mod tunnel_tests;
 mod view;
 mod wanted;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -43,7 +46,7 @@ use crate::protocol::{
 use crate::tunnel::Collision;
 use leftovers::Leftovers;
 use overlays::Overlays;
-use peers::{Peers, Taken};
+use peers::{OwnAddresses, Peers, Taken};
 use registration::{Phase, Registration};
 use tunnel::Tunnel;
 
@@ -112,6 +115,8 @@ pub struct Agent {
     peers: Peers,
     /// Whether the master has assigned anything since this agent was started.
     has_assignments: bool,
+    /// Why the last update of the master was refused as a whole.
+    refused_update: Option<String>,
     /// Whether the master lacks the latest statuses.
     has_news: bool,
     counters: Counters,
@@ -126,13 +131,14 @@ impl Agent {
         Self {
             ip,
             tunnel: Tunnel::new(settings.tunnel),
-            peers: Peers::new(),
+            peers: Peers::new(OwnAddresses { ip, underlay: settings.options.underlay }),
             settings,
             random: fastrand::Rng::with_seed(seed),
             registration: Registration::new(),
             overlays: Overlays::default(),
             leftovers: Leftovers::default(),
             has_assignments: false,
+            refused_update: None,
             has_news: false,
             counters: Counters::default(),
             commands: VecDeque::new(),
@@ -208,7 +214,8 @@ impl Machine for Agent {
             Condition::Ok
         };
         let peers = self.peers.count().unwrap_or(0) as u64;
-        Metrics { status, overlays, peers, counters: self.counters.clone() }
+        let peers_left_out = self.tunnel.peers_left_out() as u64;
+        Metrics { status, overlays, peers, peers_left_out, counters: self.counters.clone() }
     }
 
     fn degrade(metrics: &mut Metrics) {
@@ -222,6 +229,7 @@ impl Agent {
             return;
         }
         self.overlays.reset_attempts();
+        self.refused_update = None;
         self.peers.detached();
         match address {
             Some(address) => log::info!("detected master {address}"),
@@ -278,12 +286,11 @@ impl Agent {
 
     fn update(&mut self, now: Now, from: &Upid, assignments: Vec<Assignment>) {
         self.counters.update_agent_overlays_messages_received += 1;
-        let mut names: BTreeSet<&OverlayName> = BTreeSet::new();
-        if let Some(twice) = assignments.iter().find(|one| !names.insert(one.name())) {
-            self.counters.update_agent_overlays_messages_dropped += 1;
-            log::warn!("ignored an update from {from}: overlay {} is in it twice", twice.name());
+        if let Err(reason) = limits::check_message(&assignments) {
+            self.refuse_update(from, &reason);
             return;
         }
+        self.refused_update = None;
         let count = assignments.len();
         let is_first = !std::mem::replace(&mut self.has_assignments, true);
         if self.overlays.update(now, assignments, &self.settings) || is_first {
@@ -307,6 +314,19 @@ impl Agent {
         self.has_news = true;
         self.registration.assigned();
         self.report(now);
+    }
+
+    /// Nothing of an update is used, and what is configured stays.
+    fn refuse_update(&mut self, from: &Upid, reason: &str) {
+        self.counters.update_agent_overlays_messages_dropped += 1;
+        let sentence = format!(
+            "refused the assignment of master {from}: {reason}: what is configured stays; correct \
+             the master's network configuration"
+        );
+        if is_worth_a_line(self.counters.update_agent_overlays_messages_dropped) {
+            log::error!("{sentence}");
+        }
+        self.refused_update = Some(sentence);
     }
 
     fn acknowledged(&mut self, now: Now) {
@@ -371,8 +391,9 @@ impl Agent {
         if self.overlays.is_admission_awaited() || !self.has_assignments {
             return;
         }
-        let peers = self.peers.table(self.ip);
-        let desired = desired(self.ip, &self.settings, self.overlays.admitted(), peers);
+        let peers = self.peers.table();
+        let mut desired = desired(self.ip, &self.settings, self.overlays.admitted(), peers);
+        desired.left_out = self.peers.left_out();
         self.tunnel.wanted(now, desired, scope);
     }
 
@@ -405,6 +426,7 @@ impl Agent {
 
     fn is_degraded(&self, overlays: OverlayTally) -> bool {
         overlays.failed > 0
+            || self.refused_update.is_some()
             || !self.leftovers.kept().is_empty()
             || self.tunnel.problems().next().is_some()
             || self.peers.is_unanswered()
@@ -471,6 +493,7 @@ impl Agent {
         let Metrics { status, counters, .. } = self.metrics();
         let mut problems: Vec<String> =
             self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        problems.extend(self.refused_update.clone());
         problems.extend_from_slice(self.leftovers.kept());
         problems.extend(self.tunnel.problems().cloned());
         if self.peers.is_unanswered() {

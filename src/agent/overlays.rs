@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::limits::{Verdict, judge};
 use super::view::{NetworkHealth, OverlayTally};
 use super::{ContainerNetwork, NetworkKind, Settings, TunnelSettings};
 use crate::addr::OverlayName;
@@ -31,7 +32,8 @@ pub(super) struct Overlays {
 }
 
 impl Overlays {
-    /// Takes over what the master assigned. What it asks for already stays as it is; says whether
+    /// Takes over what the master assigned. What it asks for already stays as it is, and so does
+    /// what is in use of an overlay whose new assignment is beyond the limits. Says whether
     /// anything is new or gone.
     pub(super) fn update(
         &mut self,
@@ -42,10 +44,27 @@ impl Overlays {
         let mut under_way = self.under_way();
         let mut before = std::mem::take(&mut self.list);
         let mut is_news = assignments.len() != before.len();
-        for assignment in assignments {
-            let position = before.iter().position(|old| old.assignment.name() == assignment.name());
+        let in_use = |name: &OverlayName| {
+            let mut used = before.iter().filter(|old| !old.is_rejected());
+            used.find(|old| old.assignment.name() == name).map(|old| &old.assignment)
+        };
+        for verdict in judge(assignments, in_use) {
+            let name = match &verdict {
+                Verdict::Accept(assignment) | Verdict::Refuse(assignment, _) => assignment.name(),
+                Verdict::Keep(name, _) => name,
+            };
+            let position = before.iter().position(|old| old.assignment.name() == name);
             let old = position.map(|position| before.swap_remove(position));
-            let (overlay, changed) = Overlay::new(now, assignment, settings, old);
+            let judged = match (verdict, old) {
+                (Verdict::Accept(assignment), old) => {
+                    Some(Overlay::new(now, assignment, settings, old))
+                }
+                (Verdict::Keep(_, reason), old) => old.map(|old| old.kept(reason)),
+                (Verdict::Refuse(assignment, reason), old) => {
+                    Some(Overlay::rejected(assignment, reason, old))
+                }
+            };
+            let Some((overlay, changed)) = judged else { continue };
             is_news |= changed;
             self.list.push(overlay);
         }
@@ -122,7 +141,7 @@ impl Overlays {
     pub(super) fn admit(&mut self, collisions: &[Collision]) -> (bool, BTreeSet<String>) {
         let mut is_news = false;
         let mut late = BTreeSet::new();
-        for overlay in &mut self.list {
+        for overlay in self.list.iter_mut().filter(|overlay| !overlay.is_rejected()) {
             let before = overlay.status();
             let Assignment { vtep, .. } = &overlay.assignment;
             let concerns = |it: &&Collision| it.concerns(overlay.assignment.name(), &vtep.device);
@@ -166,9 +185,10 @@ impl Overlays {
         admitted.map(|overlay| &overlay.assignment)
     }
 
-    /// All assignments, without their status.
+    /// All assignments that are within the limits, without their status.
     pub(super) fn all(&self) -> impl Iterator<Item = &Assignment> {
-        self.list.iter().map(|overlay| &overlay.assignment)
+        let usable = self.list.iter().filter(|overlay| !overlay.is_rejected());
+        usable.map(|overlay| &overlay.assignment)
     }
 
     /// What came of the tunnels of each overlay. Says whether the status of one changed.
@@ -211,13 +231,15 @@ impl Overlays {
         self.list.iter().map(with_status).collect()
     }
 
-    /// The overlays that have a CNI network.
+    /// The overlays that have a CNI network, or may have one: of an assignment beyond the limits
+    /// nothing is made and nothing is removed.
     pub(super) fn cni_names(&self) -> BTreeSet<OverlayName> {
-        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
-        tasks
-            .filter(|task| task.network.kind() == NetworkKind::Cni)
-            .map(|task| task.network.name().clone())
-            .collect()
+        let has_cni = |overlay: &&Overlay| {
+            let mut tasks = overlay.tasks.iter();
+            overlay.is_rejected() || tasks.any(|task| task.network.kind() == NetworkKind::Cni)
+        };
+        let named = self.list.iter().filter(has_cni);
+        named.map(|overlay| overlay.assignment.name().clone()).collect()
     }
 
     /// The overlays whose Docker network is wanted, or may be: of an assignment that cannot be used
@@ -225,7 +247,9 @@ impl Overlays {
     pub(super) fn docker_names(&self) -> BTreeSet<OverlayName> {
         let is_wanted = |overlay: &&Overlay| {
             let mut tasks = overlay.tasks.iter();
-            overlay.refusal.is_some() || tasks.any(|it| it.network.kind() == NetworkKind::Docker)
+            overlay.refusal.is_some()
+                || overlay.is_rejected()
+                || tasks.any(|it| it.network.kind() == NetworkKind::Docker)
         };
         let wanted = self.list.iter().filter(is_wanted);
         wanted.map(|overlay| overlay.assignment.name().clone()).collect()
@@ -262,6 +286,7 @@ impl Overlays {
             } += 1;
             tally.without_subnet += u64::from(overlay.assignment.overlay.range.is_none());
             tally.has_given_up |= overlay.refusal.is_some()
+                || overlay.beyond_limits.is_some()
                 || overlay.tasks.iter().any(|task| task.has_given_up(settings));
         }
         tally
@@ -290,6 +315,9 @@ struct Overlay {
     assignment: Assignment,
     /// Why the assignment itself cannot be used.
     refusal: Option<String>,
+    /// Why the assignment that came last is beyond the limits of a network. Either `assignment` is
+    /// that one and its admission is [`Admission::Rejected`], or it is the one before and in use.
+    beyond_limits: Option<String>,
     /// Whether the host has room for it.
     admission: Admission,
     /// What came of its tunnel the last time; `None` before the first.
@@ -308,6 +336,8 @@ enum Admission {
     Admitted,
     /// It has not, and why.
     Refused(String),
+    /// Nobody asks the host: the assignment is beyond the limits of a network.
+    Rejected,
 }
 
 impl Overlay {
@@ -317,6 +347,43 @@ impl Overlay {
 
     const fn is_admission_awaited(&self) -> bool {
         matches!(self.admission, Admission::Awaited | Admission::Unknown(_))
+    }
+
+    const fn is_rejected(&self) -> bool {
+        matches!(self.admission, Admission::Rejected)
+    }
+
+    /// The overlay as it was, since its new assignment is beyond the limits for this reason; and
+    /// whether that is news.
+    fn kept(self, reason: String) -> (Self, bool) {
+        let beyond_limits = Some(reason);
+        let is_news = self.beyond_limits != beyond_limits;
+        self.log_beyond_limits(is_news, beyond_limits.as_deref());
+        (Self { beyond_limits, ..self }, is_news)
+    }
+
+    /// The overlay of an assignment of which nothing is made, since it is beyond the limits for
+    /// this reason; and whether that is news.
+    fn rejected(assignment: Assignment, reason: String, old: Option<Self>) -> (Self, bool) {
+        let overlay = Self {
+            assignment: Assignment { status: None, ..assignment },
+            refusal: None,
+            beyond_limits: Some(reason),
+            admission: Admission::Rejected,
+            tunnel: None,
+            tasks: Vec::new(),
+        };
+        let is_news = old.is_none_or(|old| {
+            (&old.assignment, &old.beyond_limits) != (&overlay.assignment, &overlay.beyond_limits)
+        });
+        overlay.log_beyond_limits(is_news, overlay.beyond_limits.as_deref());
+        (overlay, is_news)
+    }
+
+    fn log_beyond_limits(&self, is_news: bool, reason: Option<&str>) {
+        if let Some(reason) = reason.filter(|_| is_news) {
+            log::error!("overlay {}: {reason}", self.assignment.name());
+        }
     }
 
     /// The overlay as assigned, with what `old` has of it already; and whether its networks differ
@@ -332,10 +399,13 @@ impl Overlay {
             Ok(networks) => (networks, None),
             Err(reason) => (Vec::new(), Some(reason)),
         };
-        let mut changed = old
-            .as_ref()
-            .is_none_or(|old| old.assignment != assignment || old.tasks.len() != networks.len());
-        let has_moved = old.as_ref().is_none_or(|old| old.claims_other_than(&assignment));
+        let mut changed = old.as_ref().is_none_or(|old| {
+            old.assignment != assignment
+                || old.tasks.len() != networks.len()
+                || old.beyond_limits.is_some()
+        });
+        let has_moved =
+            old.as_ref().is_none_or(|old| old.is_rejected() || old.claims_other_than(&assignment));
         let fresh = (settings.tunnel.admission(), settings.tunnel.outcome());
         let (old_tasks, (admission, tunnel)) = match old {
             Some(old) if has_moved => (old.tasks, fresh),
@@ -354,7 +424,8 @@ impl Overlay {
             }
         });
         let tasks = tasks.collect();
-        (Self { assignment, refusal, admission, tunnel, tasks }, changed)
+        let beyond_limits = None;
+        (Self { assignment, refusal, beyond_limits, admission, tunnel, tasks }, changed)
     }
 
     /// Whether the other assignment asks for other addresses of the host.
@@ -366,12 +437,15 @@ impl Overlay {
     }
 
     fn status(&self) -> Status {
+        if let Some(reason) = &self.beyond_limits {
+            return Status::Failed(reason.clone());
+        }
         match &self.admission {
             Admission::Awaited => return Status::Configuring,
             Admission::Unknown(reason) | Admission::Refused(reason) => {
                 return Status::Failed(reason.clone());
             }
-            Admission::Admitted => {}
+            Admission::Admitted | Admission::Rejected => {}
         }
         let unfinished =
             self.tunnel.is_none() || self.tasks.iter().any(|task| task.outcome.is_none());

@@ -1,13 +1,13 @@
 //! What the agent knows of its peers, and when it asks the master for more.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::clock::{Backoff, Now};
 use crate::mutation::Mutation;
 use crate::protocol::{PeerInfo, PeersHave, PeersUpdate, digest_of};
-use crate::tunnel::Peer;
+use crate::tunnel::{LeftOutPeer, Peer, PeerFault};
 
 /// After how long an agent asks again although nothing is missing, and at the earliest after half
 /// of it: an update that was lost with its connection shows then, and a master forgets who is
@@ -18,10 +18,33 @@ const ANSWER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_sec
 /// Questions without an answer from which on the master is taken for one that has none.
 const SILENCE: u32 = 3;
 
+/// The addresses of this agent's host that no peer can have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnAddresses {
+    /// The agent's identity.
+    pub(super) ip: Ipv4Addr,
+    /// Where its tunnels run, if over IPv6.
+    pub(super) underlay: Option<Ipv6Addr>,
+}
+
+impl OwnAddresses {
+    fn has(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(ip) => ip == self.ip,
+            IpAddr::V6(ip) => Some(ip) == self.underlay,
+        }
+    }
+}
+
 /// The peers, as far as the master told.
 #[derive(Debug)]
 pub(super) struct Peers {
+    own: OwnAddresses,
     table: BTreeMap<Ipv4Addr, PeerInfo>,
+    /// Which peer has an address of the underlay: of several that claim it the one that had it
+    /// before, else the one with the lowest identity. So it does not change hands because another
+    /// peer claims it, nor when a table is asked for anew.
+    owners: BTreeMap<IpAddr, Ipv4Addr>,
     have: PeersHave,
     /// Whether the table is one that a master told. Until then it is empty.
     is_known: bool,
@@ -44,9 +67,11 @@ pub(super) enum Taken {
 }
 
 impl Peers {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(own: OwnAddresses) -> Self {
         Self {
+            own,
             table: BTreeMap::new(),
+            owners: BTreeMap::new(),
             have: PeersHave { epoch: 0, version: 0, digest: 0 },
             is_known: false,
             unanswered: 0,
@@ -106,13 +131,17 @@ impl Peers {
         if Mutation::PassOverGaps.is_on() {
             self.have.digest = update.digest;
         }
-        if self.have.digest != update.digest {
+        if self.have.digest != update.digest || self.table.len() > PeersUpdate::PEERS_MAX {
             // What was programmed stays: it is wrong somewhere, and right mostly. Not at once, or a
             // master that cannot add would be asked as fast as it answers.
             let mut backoff = self.backoff.clone();
             let due = now.elapsed + backoff.next_wait(random);
-            *self = Self { backoff, due: Some(due), ..Self::new() };
+            let owners = std::mem::take(&mut self.owners);
+            *self = Self { owners, backoff, due: Some(due), ..Self::new(self.own) };
             return Taken::Dropped;
+        }
+        if taken == Taken::Changed {
+            self.find_owners();
         }
         (self.have.epoch, self.have.version) = (update.epoch, update.version);
         self.is_known = true;
@@ -143,12 +172,48 @@ impl Peers {
         }
     }
 
-    /// All agents but this one, as the tunnels need them. `None` as long as no master has told.
-    pub(super) fn table(&self, own: Ipv4Addr) -> Option<BTreeMap<IpAddr, Peer>> {
-        let others = self.table.iter().filter(|(ip, _)| **ip != own);
-        (self.is_known || Mutation::BeginWithoutPeers.is_on()).then(|| {
-            others.map(|(_, PeerInfo { underlay, peer })| (*underlay, peer.clone())).collect()
+    /// Finds out which peer has which address of the underlay.
+    fn find_owners(&mut self) {
+        let before = std::mem::take(&mut self.owners);
+        for (ip, PeerInfo { underlay, .. }) in &self.table {
+            if *ip == self.own.ip || self.own.has(*underlay) {
+                continue;
+            }
+            let owner = self.owners.entry(*underlay).or_insert(*ip);
+            if before.get(underlay) == Some(ip) {
+                *owner = *ip;
+            }
+        }
+    }
+
+    /// All agents but this one, as the tunnels need them: one for each address of the underlay.
+    /// `None` as long as no master has told.
+    pub(super) fn table(&self) -> Option<BTreeMap<IpAddr, Peer>> {
+        let is_known = self.is_known || Mutation::BeginWithoutPeers.is_on();
+        is_known.then(|| {
+            let found = |(underlay, ip): (&IpAddr, &Ipv4Addr)| {
+                Some((*underlay, self.table.get(ip)?.peer.clone()))
+            };
+            self.owners.iter().filter_map(found).collect()
         })
+    }
+
+    /// The agents that are not in [`Self::table`], since another one has their address.
+    pub(super) fn left_out(&self) -> Vec<LeftOutPeer> {
+        let others = self.table.iter().filter(|(ip, _)| **ip != self.own.ip);
+        let left_out = others.filter_map(|(ip, PeerInfo { underlay, peer })| {
+            let owner = if self.own.has(*underlay) {
+                self.own.ip
+            } else {
+                *self.owners.get(underlay).filter(|owner| *owner != ip)?
+            };
+            Some(LeftOutPeer {
+                agent: *ip,
+                overlays: peer.subnets.iter().map(|(overlay, _)| overlay.clone()).collect(),
+                fault: PeerFault::UnderlayTaken { underlay: *underlay, other: owner },
+            })
+        });
+        left_out.collect()
     }
 
     /// How many there are, this agent among them; `None` as long as no master has told.
@@ -184,6 +249,8 @@ mod tests {
         (ip, PeerInfo { underlay: ip.into(), peer })
     }
 
+    const OWN: OwnAddresses = OwnAddresses { ip: Ipv4Addr::new(10, 0, 0, 1), underlay: None };
+
     fn digest(numbers: &[u8]) -> u64 {
         let each = numbers.iter().map(|number| info(*number));
         each.fold(0, |sum: u64, (ip, info)| sum.wrapping_add(digest_of(ip, &info)))
@@ -205,7 +272,7 @@ mod tests {
     }
 
     fn numbers(peers: &Peers) -> Option<Vec<u8>> {
-        let table = peers.table(Ipv4Addr::new(10, 0, 0, 1))?;
+        let table = peers.table()?;
         let number = |address: IpAddr| match address {
             IpAddr::V4(address) => address.octets()[3],
             IpAddr::V6(_) => 0,
@@ -220,7 +287,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let mut world = Self { peers: Peers::new(), random: fastrand::Rng::with_seed(1) };
+            let mut world = Self { peers: Peers::new(OWN), random: fastrand::Rng::with_seed(1) };
             assert_eq!(numbers(&world.peers), None);
             world.peers.assigned(now(0));
             assert_eq!(world.ask(0), Some(PeersHave::default()));
@@ -282,7 +349,7 @@ mod tests {
         assert_eq!(world.take(1, &wrong), Taken::Dropped);
         assert_eq!(world.take(2, &update(5, Some(&[]), &[1, 2])), Taken::Changed);
         assert_eq!(numbers(&world.peers), Some(vec![2]));
-        let mut fresh = Peers::new();
+        let mut fresh = Peers::new(OWN);
         assert_eq!(
             fresh.update(now(0), &update(1, Some(&[]), &[]), &mut world.random),
             Taken::Changed
@@ -365,5 +432,101 @@ mod tests {
         }
         assert!(world.peers.is_unanswered());
         assert_eq!(numbers(&world.peers), Some(vec![2, 3]));
+    }
+
+    /// A whole table of agents 10.0.0.N, each with its address of the underlay.
+    fn underlays(version: u64, agents: &[(u8, &str)]) -> PeersUpdate {
+        let info = |(number, underlay): &(u8, &str)| {
+            let (ip, info) = info(*number);
+            (ip, PeerInfo { underlay: underlay.parse().unwrap(), ..info })
+        };
+        let changed: BTreeMap<_, _> = agents.iter().map(info).collect();
+        let digests = changed.iter().map(|(ip, info)| digest_of(*ip, info));
+        let digest = digests.fold(0, u64::wrapping_add);
+        PeersUpdate { version, digest, changed, ..update(version, None, &[]) }
+    }
+
+    /// Who has each address, by the last number of the VTEP; and what is said of the others.
+    fn owners(peers: &Peers) -> (Vec<(String, u8)>, Vec<String>) {
+        let table = peers.table().unwrap().into_iter();
+        let table =
+            table.map(|(address, peer)| (address.to_string(), peer.ip.unwrap().octets()[3]));
+        let left_out = peers.left_out().into_iter();
+        (table.collect(), left_out.map(|it| format!("{}: {}", it.agent, it.fault)).collect())
+    }
+
+    fn has(address: &str, number: u8) -> (String, u8) {
+        (address.to_owned(), number)
+    }
+
+    #[test]
+    fn duplicate_underlay_stays_with_its_owner_and_names_the_other() {
+        let mut world = World::new();
+        world.peers = Peers::new(OwnAddresses { underlay: "fd00::1".parse().ok(), ..OWN });
+        let both = [(2, "fd00::9"), (3, "fd00::9"), (4, "fd00::4")];
+        world.take(1, &underlays(1, &both));
+        let said = |agent: u8, other: u8| {
+            format!(
+                "10.0.0.{agent}: its underlay address fd00::9 belongs to agent 10.0.0.{other}: set \
+                 another underlay on one of the two agents, or delete one of them at the master"
+            )
+        };
+        let expected = vec![has("fd00::4", 4), has("fd00::9", 2)];
+        assert_eq!(owners(&world.peers), (expected, vec![said(3, 2)]), "the lowest has it");
+
+        // Agent 3 has it alone, and keeps it when agent 2 claims it again.
+        world.take(2, &underlays(2, &[(2, "fd00::2"), (3, "fd00::9")]));
+        let expected = vec![has("fd00::2", 2), has("fd00::9", 3)];
+        assert_eq!(owners(&world.peers), (expected, Vec::new()));
+        world.take(3, &underlays(3, &both));
+        let expected = vec![has("fd00::4", 4), has("fd00::9", 3)];
+        assert_eq!(owners(&world.peers), (expected.clone(), vec![said(2, 3)]));
+
+        // Also after a table that does not add up.
+        world.take(4, &PeersUpdate { digest: 7, ..underlays(4, &both) });
+        assert_eq!(world.peers.table(), None);
+        world.take(5, &underlays(5, &both));
+        assert_eq!(owners(&world.peers), (expected, vec![said(2, 3)]));
+    }
+
+    #[test]
+    fn peer_at_the_agents_own_address_is_left_out() {
+        let mut world = World::new();
+        world.peers = Peers::new(OwnAddresses { underlay: "fd00::1".parse().ok(), ..OWN });
+        let claims = [(1, "fd00::1"), (2, "fd00::1"), (3, "10.0.0.1"), (4, "fd00::4")];
+        world.take(1, &underlays(1, &claims));
+        let (table, left_out) = owners(&world.peers);
+        assert_eq!(table, [has("fd00::4", 4)]);
+        for (said, (agent, address)) in left_out.iter().zip([(2, "fd00::1"), (3, "10.0.0.1")]) {
+            let expected = format!(
+                "10.0.0.{agent}: its underlay address {address} belongs to agent 10.0.0.1: "
+            );
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        assert_eq!(left_out.len(), 2);
+    }
+
+    #[test]
+    fn table_beyond_the_limit_is_dropped_and_what_was_programmed_stays() {
+        let mut world = World::new();
+        let (_, one) = info(2);
+        let first = u32::from(Ipv4Addr::new(11, 0, 0, 0));
+        let most = u32::try_from(PeersUpdate::PEERS_MAX).unwrap();
+        let agents = |from: u32, count: u32| {
+            let ips = (0..count).map(|number| Ipv4Addr::from(from + number));
+            ips.map(|ip| (ip, PeerInfo { underlay: ip.into(), ..one.clone() })).collect()
+        };
+        let sum = |agents: &BTreeMap<Ipv4Addr, PeerInfo>| {
+            agents.iter().fold(0, |sum: u64, (ip, it)| sum.wrapping_add(digest_of(*ip, it)))
+        };
+        let changed: BTreeMap<_, _> = agents(first, most);
+        let whole = sum(&changed);
+        let update = PeersUpdate { version: 4, digest: whole, changed, ..update(4, None, &[]) };
+        assert_eq!(world.take(1, &update), Taken::Changed);
+        let changed: BTreeMap<_, _> = agents(first + most, 1);
+        let digest = whole.wrapping_add(sum(&changed));
+        let more = PeersUpdate { version: 5, digest, base: Some(whole), changed, ..update };
+        assert_eq!(world.take(2, &more), Taken::Dropped);
+        assert_eq!(world.peers.table(), None, "what there is stays");
     }
 }

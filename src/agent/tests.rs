@@ -129,21 +129,26 @@ pub(super) const NOTHING: [&str; 0] = [];
 
 /// The overlay's subnet is the /24 of `third` in its /16.
 pub(super) fn assignment(name: &str, third: u8) -> Assignment {
+    let space = match name.as_bytes().last() {
+        Some(b'1') => "192.168".to_owned(),
+        other => format!("172.{}", other.map_or(16, |letter| letter & 15 | 16)),
+    };
     let name: OverlayName = name.parse().unwrap();
     let subnet = |text: String| Some(text.parse().unwrap());
     let bridge = |name, half: u8| Bridge {
         name,
-        subnet: subnet(format!("192.168.{third}.{half}/25")),
+        subnet: subnet(format!("{space}.{third}.{half}/25")),
         subnet6: None,
     };
     Assignment {
         mesos_bridge: Some(bridge(name.mesos_bridge(), 0)),
         docker_bridge: Some(bridge(name.docker_bridge(), 128)),
-        subnet: subnet(format!("192.168.{third}.0/24")),
+        subnet: subnet(format!("{space}.{third}.0/24")),
         subnet6: None,
         overlay: Overlay {
             name,
-            range: Some(AddressRange { subnet: "192.168.0.0/16".parse().unwrap(), prefix: 24 }),
+            range: subnet(format!("{space}.0.0/16"))
+                .map(|subnet| AddressRange { subnet, prefix: 24 }),
             range6: None,
             vni: None,
             enabled: true,
@@ -464,7 +469,9 @@ fn an_assignment_that_contradicts_the_options_or_itself_fails_with_the_reason() 
     );
     assert_eq!(
         status(&info, 1).to_string(),
-        "failed: the master assigned a mesos_bridge outside the subnet of this agent"
+        "failed: the master's assignment is beyond the limits of a network: '192.168.3.0/24' of \
+         this agent is outside of the overlay's space, '172.18.0.0/16': correct the master's \
+         network configuration"
     );
 }
 
@@ -570,8 +577,15 @@ fn an_overlay_has_failed_for_the_numbers_when_its_quick_attempts_are_used_up() {
 
     // What cannot be tried at all has failed at once.
     let unfit = Assignment { mesos_bridge: None, ..assignment("vxlan-2", 2) };
-    let ipv6 = Overlay { range: None, ..assignment("vxlan-3", 3).overlay };
-    let ipv6 = Assignment { overlay: ipv6, subnet: None, ..assignment("vxlan-3", 3) };
+    let range6 = AddressRange { subnet: "fd01:b::/64".parse().unwrap(), prefix: 80 };
+    let ipv6 = Overlay { range: None, range6: Some(range6), ..assignment("vxlan-3", 3).overlay };
+    let ipv6 = Assignment {
+        overlay: ipv6,
+        subnet: None,
+        mesos_bridge: None,
+        docker_bridge: None,
+        ..assignment("vxlan-3", 3)
+    };
     assert_eq!(world.metrics(["overlays_without_subnets"]), [0]);
     world.update(vec![unfit, ipv6]);
     assert_eq!(world.metrics(FAILED), [1, 4, 1]);

@@ -16,7 +16,7 @@ use super::{Counters, Settings};
 use crate::addr::OverlayName;
 use crate::clock::{Backoff, Now};
 use crate::mutation::Mutation;
-use crate::tunnel::{Desired, Fault};
+use crate::tunnel::{Desired, Fault, Part};
 
 /// Bounds of the wait before what failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -38,6 +38,9 @@ const PEACE: Duration = Duration::from_secs(60);
 /// How many repairs without such a time between them are still none: an operator, or a program that
 /// starts, changes one thing after the other.
 const PATIENCE: u32 = 16;
+/// How many faults of peers are named. What a master tells of them may be wrong for thousands, and
+/// each is a line in the log.
+const PEER_FAULTS_MAX: usize = 64;
 
 /// What an agent has to do with the network of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub(super) struct Tunnel {
     not_before: Duration,
     /// What the last time left to be desired, and what collided with what is in use already.
     faults: Vec<Fault>,
+    /// How many peers were left out, as a whole or in part.
+    peers_left_out: usize,
     late_collisions: BTreeSet<String>,
     last_repair: Option<Repair>,
     /// What was programmed last.
@@ -119,6 +124,7 @@ impl Tunnel {
             repairs_in_a_row: 0,
             not_before: Duration::ZERO,
             faults: Vec::new(),
+            peers_left_out: 0,
             late_collisions: BTreeSet::new(),
             last_repair: None,
             programmed: None,
@@ -258,7 +264,8 @@ impl Tunnel {
             self.tell(now, is_repair, result.summary(), counters);
         }
         self.programmed = Some(Arc::clone(&desired));
-        let Programmed { faults, .. } = result;
+        let (faults, peers_left_out) = named(result.faults);
+        self.peers_left_out = peers_left_out;
         for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
             log::error!("{}", fault.reason);
         }
@@ -315,6 +322,11 @@ impl Tunnel {
         names.map(|name| (name.clone(), outcome(name))).collect()
     }
 
+    /// How many peers the agent does not reach as the master tells of them.
+    pub(super) const fn peers_left_out(&self) -> usize {
+        self.peers_left_out
+    }
+
     /// What is wrong, one sentence each.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         self.faults.iter().map(|fault| &fault.reason).chain(&self.late_collisions)
@@ -338,4 +350,23 @@ impl Tunnel {
             last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),
         })
     }
+}
+
+/// The faults with no more of peers than are named, and how many peers have one.
+fn named(mut faults: Vec<Fault>) -> (Vec<Fault>, usize) {
+    let mut agents = BTreeSet::new();
+    let mut of_peers = 0;
+    faults.retain(|fault| {
+        let Part::Agent(agent) = fault.part else { return true };
+        agents.insert(agent);
+        of_peers += 1;
+        of_peers <= PEER_FAULTS_MAX
+    });
+    if of_peers > PEER_FAULTS_MAX {
+        let more = of_peers - PEER_FAULTS_MAX;
+        faults.push(Fault::of_host(format!(
+            "{more} more problems with peers: 'mesos-overlay doctor --master MASTER' names them all"
+        )));
+    }
+    (faults, agents.len())
 }

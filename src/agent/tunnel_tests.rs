@@ -1,5 +1,7 @@
 //! The agent and the network of its host: what is inspected and programmed, and when.
 
+use std::collections::BTreeSet;
+
 use super::tests::{MASTER, NOTHING, REPORT, World, assignment};
 use super::*;
 use crate::protocol::{PeerInfo, PeersHave, digest_of};
@@ -43,6 +45,11 @@ impl World {
         assert_eq!(self.acknowledge(), NOTHING);
         assert_eq!(self.health().status, Condition::Ok);
         assert_eq!(self.health().dataplane.unwrap().status, "ok");
+    }
+
+    /// The host is as it is wanted.
+    pub(super) fn programmed_well(&mut self, attempt: u64) -> Vec<String> {
+        self.programmed(attempt, 0, Vec::new())
     }
 
     /// Waits until something is programmed, and says which attempt that is. What is looked at
@@ -408,4 +415,73 @@ fn overlays_with_a_vni_of_their_own_are_on_devices_of_their_own() {
     assert_eq!(locals, ["vtep1024 1024 64000", "vtep7 7 4789"]);
     let carried = claims.spaces.iter().map(|space| format!("{} {}", space.overlay, space.device));
     assert_eq!(carried.collect::<Vec<_>>(), ["vxlan-1 vtep1024", "vxlan-2 vtep7"]);
+}
+
+#[test]
+fn two_peers_at_one_underlay_address_are_one_and_the_other_is_named() {
+    let options = AgentOptions {
+        docker_bridge: false,
+        underlay: "fd00::5".parse().ok(),
+        ..AgentOptions::default()
+    };
+    let tunnel = TunnelSettings { programs: true, refuses_collisions: true };
+    let mut world = World::with_tunnel(options, tunnel);
+    world.is_programmed();
+    let mut update = table(1, &[2, 3, 4, 5]);
+    let underlays = [(2, "fd00::9"), (3, "fd00::9"), (4, "fd00::5"), (5, "fd00::5")];
+    for (number, underlay) in underlays {
+        let info = update.changed.get_mut(&Ipv4Addr::new(10, 0, 0, number)).unwrap();
+        info.underlay = underlay.parse().unwrap();
+    }
+    let digests = update.changed.iter().map(|(ip, info)| digest_of(*ip, info));
+    update.digest = digests.fold(0, u64::wrapping_add);
+    let message = Message::UpdatePeers(std::sync::Arc::new(update));
+    world.agent.handle(world.now, Event::Message { from: MASTER.parse().unwrap(), message });
+    let desired = std::iter::from_fn(|| world.agent.poll_command()).find_map(|it| match it {
+        Command::Program { desired, .. } => Some(desired),
+        _ => None,
+    });
+    let (peers, faults) = checked_peers(&desired.expect("it is programmed"));
+    let peers: Vec<_> = peers.iter().map(|(at, peer)| format!("{at} {}", peer.mac)).collect();
+    assert_eq!(peers, ["fd00::9 70:b3:d5:80:00:02"]);
+    let faults = faults.iter().map(|(agent, fault)| {
+        let part = Part::Agent(*agent);
+        Fault { part, reason: format!("agent {agent}: {fault}") }
+    });
+    let report = world.programmed(3, 3, faults.collect());
+    assert_eq!(report, [REPORT], "the overlay has failed");
+    let remedy =
+        "set another underlay on one of the two agents, or delete one of them at the master";
+    let expected = [(3, "fd00::9", 2), (4, "fd00::5", 5)].map(|(agent, at, other)| {
+        format!(
+            "agent 10.0.0.{agent}: its underlay address {at} belongs to agent 10.0.0.{other}: \
+             {remedy}"
+        )
+    });
+    let problems = world.health().problems;
+    assert_eq!(problems[1..], expected);
+    assert_eq!(
+        problems[0],
+        format!("vxlan-1: {}; and 1 more: see the agent's health", expected[0])
+    );
+    assert_eq!(world.health().dataplane.unwrap().status, "failed: 2 problems");
+    assert_eq!(world.metrics(["peers_left_out"]), [2]);
+}
+
+#[test]
+fn faults_of_many_peers_are_named_up_to_a_limit() {
+    let mut world = world();
+    world.is_programmed();
+    world.told(1, &[2, 5]);
+    let fault = |number: u32| Fault {
+        part: Part::Agent(Ipv4Addr::from(number).into()),
+        reason: format!("agent {number}: wrong"),
+    };
+    world.programmed(3, 0, (0..1000).map(fault).collect());
+    let problems = world.health().problems;
+    assert_eq!(problems.len(), 1 + 64 + 1, "the overlay, peers, and the rest of them");
+    let rest =
+        "936 more problems with peers: 'mesos-overlay doctor --master MASTER' names them all";
+    assert_eq!(problems.last().map(String::as_str), Some(rest));
+    assert_eq!(world.metrics(["peers_left_out"]), [1000]);
 }

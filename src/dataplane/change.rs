@@ -26,6 +26,10 @@ fn change(settled: &Desired, desired: &Desired, observed: &Observed) -> Option<P
     if (&settled.locals, &settled.spaces) != (&desired.locals, &desired.spaces) {
         return None;
     }
+    // What is left out is a problem of every plan, not only of the one that found it.
+    if !desired.left_out.is_empty() {
+        return None;
+    }
     let (before, after) = (settled.peers.as_ref()?, desired.peers.as_ref()?);
     let agents = changed(before, after);
     if agents.len() * PART_MAX > after.len() {
@@ -35,7 +39,7 @@ fn change(settled: &Desired, desired: &Desired, observed: &Observed) -> Option<P
         let found = |agent: &IpAddr| Some((*agent, peers.get(agent)?.clone()));
         let Desired { locals, spaces, .. } = desired;
         let peers = Some(agents.iter().filter_map(found).collect());
-        Desired { locals: locals.clone(), spaces: spaces.clone(), peers }
+        Desired { locals: locals.clone(), spaces: spaces.clone(), peers, left_out: Vec::new() }
     };
     let (old, _) = target(&of_them(before), observed);
     let (new, problems) = target(&of_them(after), observed);

@@ -91,6 +91,7 @@ fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
         locals: (0..devices).map(local).collect(),
         spaces: (0..2).map(space).collect(),
         peers: Some(peers.into_iter().map(|number| (agent(number), peer(number))).collect()),
+        left_out: Vec::new(),
     }
 }
 
@@ -402,9 +403,22 @@ fn an_impossible_peer_is_left_out_and_named() {
         peer.ip6 = None;
         peer.subnets = vec![(overlay(0), subnet6(9)), (overlay(9), subnet(0, 30))];
     });
+    add("10.0.0.27", &|peer| {
+        peer.subnets = vec![(overlay(0), subnet(0, 40)), (overlay(0), subnet(0, 41))];
+    });
+    add("fd00::99", &|_| {});
+    add("::ffff:10.0.0.9", &|_| {});
+    let (agent, other) = (Ipv4Addr::new(10, 0, 0, 7), Ipv4Addr::new(10, 0, 0, 2));
+    let fault = crate::tunnel::PeerFault::UnderlayTaken { underlay: other.into(), other };
+    wanted.left_out =
+        vec![crate::tunnel::LeftOutPeer { agent, overlays: [overlay(0)].into(), fault }];
+    assert!(wanted.is_hit(&overlay(0), &crate::tunnel::Part::Agent(agent.into())));
+    assert!(!wanted.is_hit(&overlay(1), &crate::tunnel::Part::Agent(agent.into())));
     assert_eq!(
         problems(&wanted, &Observed::default()),
         [
+            "agent 10.0.0.7: its underlay address 10.0.0.2 belongs to agent 10.0.0.2: set another \
+             underlay on one of the two agents, or delete one of them at the master",
             "agent 10.0.0.20: its MAC address 01:01:01:01:01:01 is that of no single host: set \
              another vtep_mac_oui",
             "agent 10.0.0.21: its VTEP address 8.8.8.8 is not one of the VTEP subnet: see the \
@@ -419,16 +433,22 @@ fn an_impossible_peer_is_left_out_and_named() {
              10.0.0.2: delete one of the two agents",
             "agent 10.0.0.26: its subnet fd01:b:0:0:9::/80 is IPv6 and its VTEP has no IPv6 \
              address: set vtep_subnet6",
+            "agent 10.0.0.27: its subnet 192.168.41.0/24 is its second of overlay o0: see the agent \
+             in the master's state",
             "agent 127.0.0.1: its address 127.0.0.1 is that of no host: see under which address it \
              registers",
             "agent 192.168.7.7: its address 192.168.7.7 lies inside of 192.168.0.0/16 of the \
              overlays: give the overlay another subnet",
-            "agent fe80::1: its address fe80::1 has another family than this host's underlay: let \
+            "agent ::ffff:10.0.0.9: its address ::ffff:10.0.0.9 is that of no host: see under which \
+             address it registers",
+            "agent fd00::99: its address fd00::99 has another family than this host's underlay: let \
              both register by the same family",
+            "agent fe80::1: its address fe80::1 is that of no host: see under which address it \
+             registers",
         ]
     );
     let left: Vec<_> = crate::tunnel::checked_peers(&wanted).0.into_keys().collect();
-    assert_eq!(left.len(), 5, "{left:?}");
+    assert_eq!(left.len(), 6, "{left:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::addr::{DeviceName, Family, OverlayName, Subnet};
-use crate::tunnel::Desired;
+use crate::tunnel::{Desired, checked_peers};
 
 /// What an operator can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +71,14 @@ impl Ruleset {
         }
         // Nobody is shut out, or let in, before it is known who belongs to the cluster.
         let known = desired.peers.as_ref().filter(|_| options.known_agents_only);
+        // A peer that cannot be as the master says, such as one at a container's address, is not
+        // let in any more than it is reached.
+        let agents = known.map(|_| checked_peers(desired).0.into_keys().collect());
         Self {
             spaces,
             devices: desired.locals.iter().map(|local| local.device.clone()).collect(),
             ports: desired.locals.iter().map(|local| local.port).collect(),
-            agents: known.map(|peers| peers.keys().copied().collect()),
+            agents,
             keeps_agents: options.known_agents_only && desired.peers.is_none(),
             masquerade: options.masquerade,
             isolate: options.isolate,

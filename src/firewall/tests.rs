@@ -15,7 +15,7 @@ fn desired() -> Desired {
         whole: whole.iter().map(|text| text.parse().unwrap()).collect(),
         own: Vec::new(),
     };
-    let peer = Peer { ip: None, ip6: None, mac: Mac::from([2; 6]), subnets: Vec::new() };
+    let peer = Peer { ip: None, ip6: None, mac: Mac::from([4; 6]), subnets: Vec::new() };
     Desired {
         locals: vec![Local {
             device: device.clone(),
@@ -33,6 +33,7 @@ fn desired() -> Desired {
             space("b", &["192.168.128.0/17"]),
         ],
         peers: Some(BTreeMap::from([(IpAddr::from([10, 0, 0, 2]), peer)])),
+        left_out: Vec::new(),
     }
 }
 
@@ -99,6 +100,19 @@ fn iptables_gets_chains_of_its_own() {
          flush mesos-overlay-4-new\nadd -exist mesos-overlay-4-new 10.0.0.2\n\
          swap mesos-overlay-4 mesos-overlay-4-new\ndestroy mesos-overlay-4-new\n"
     );
+}
+
+#[test]
+fn peer_that_cannot_be_as_told_is_not_let_in() {
+    let mut desired = desired();
+    let peers = desired.peers.as_mut().unwrap();
+    let peer = peers.values().next().unwrap().clone();
+    for (number, address) in [(5, "192.168.7.7"), (6, "224.0.0.1"), (7, "::ffff:10.0.0.9")] {
+        let peer = Peer { mac: Mac::from([2, 0, 0, 0, 0, number]), ..peer.clone() };
+        peers.insert(address.parse().unwrap(), peer);
+    }
+    let rules = Ruleset::new(&desired, Options::default());
+    assert_eq!(rules.agents, Some([IpAddr::from([10, 0, 0, 2])].into()));
 }
 
 #[test]

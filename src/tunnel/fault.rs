@@ -13,7 +13,7 @@ pub enum Part {
     Host,
     /// One VXLAN device of ours.
     Device(DeviceName),
-    /// Another agent, by its address in the underlay.
+    /// Another agent, by its address in the underlay; by its identity if it is left out.
     Agent(IpAddr),
     /// A subnet of an overlay.
     Subnet(Subnet),
@@ -47,10 +47,13 @@ impl Desired {
             Part::Subnet(subnet) => {
                 space.is_some_and(|space| space.whole.iter().any(|whole| whole.overlaps(subnet)))
             }
-            Part::Agent(agent) => self.peers.as_ref().is_some_and(|peers| {
-                let peer = peers.get(agent);
+            Part::Agent(agent) => {
+                let peer = self.peers.as_ref().and_then(|peers| peers.get(agent));
                 peer.is_some_and(|peer| peer.subnets.iter().any(|(name, _)| name == overlay))
-            }),
+                    || self.left_out.iter().any(|peer| {
+                        IpAddr::V4(peer.agent) == *agent && peer.overlays.contains(overlay)
+                    })
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, V
 
 pub use collision::{Claimant, Collision, HostAddress, HostRoute, Obstacle, collisions};
 pub use fault::{Fault, Part};
-pub use peer::{Peer, PeerFault, checked_peers};
+pub use peer::{LeftOutPeer, Peer, PeerFault, checked_peers};
 
 /// The UDP port of dcos-net, and so the default: an agent of either kind hears the other.
 pub const PORT_DEFAULT: u16 = 64000;
@@ -30,6 +30,9 @@ pub struct Desired {
     /// The other agents, by their address in the underlay. `None` as long as they are not known:
     /// what there is of them stays as it is.
     pub peers: Option<BTreeMap<IpAddr, Peer>>,
+    /// The other agents that are not in `peers`, since they claim the address of one that is, or of
+    /// this host. Nothing is programmed for them; their faults are reported.
+    pub left_out: Vec<LeftOutPeer>,
 }
 
 /// One VXLAN device of this host.

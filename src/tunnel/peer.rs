@@ -2,11 +2,11 @@
 //! hostile: a peer that would cut the host off, or take the packets of another, is left out with
 //! the reason, and all others go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Desired;
-use crate::addr::{Mac, OverlayName, Subnet};
+use crate::addr::{Mac, OverlayName, Subnet, special_address};
 use crate::mutation::Mutation;
 
 /// Another agent.
@@ -38,12 +38,34 @@ impl Peer {
     }
 }
 
+/// A peer that is not among the others, since the agent found before that it cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOutPeer {
+    /// The identity of the peer.
+    pub agent: Ipv4Addr,
+    /// The overlays in which it has subnets.
+    pub overlays: BTreeSet<OverlayName>,
+    /// Why it is left out.
+    pub fault: PeerFault,
+}
+
 /// Why a peer, or one of its subnets, cannot be as it is said to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerFault {
     /// No packet can be sent there.
     #[error("its address {0} is that of no host: see under which address it registers")]
     NoHost(IpAddr),
+    /// Two agents, or this one and another, are at one address of the underlay.
+    #[error(
+        "its underlay address {underlay} belongs to agent {other}: set another underlay on one of \
+         the two agents, or delete one of them at the master"
+    )]
+    UnderlayTaken {
+        /// The address.
+        underlay: IpAddr,
+        /// Who has it.
+        other: Ipv4Addr,
+    },
     /// The underlay of this host has the other family.
     #[error(
         "its address {0} has another family than this host's underlay: let both register by the \
@@ -80,6 +102,9 @@ pub enum PeerFault {
         /// Whose.
         other: IpAddr,
     },
+    /// More subnets of an overlay than an agent gets.
+    #[error("its subnet {0} is its second of overlay {1}: see the agent in the master's state")]
+    SecondSubnet(Subnet, OverlayName),
     /// A subnet whose gateway is missing.
     #[error("its subnet {0} is IPv6 and its VTEP has no IPv6 address: set vtep_subnet6")]
     NoGateway(Subnet),
@@ -92,7 +117,9 @@ pub enum PeerFault {
 pub fn checked_peers(desired: &Desired) -> (BTreeMap<IpAddr, Peer>, Vec<(IpAddr, PeerFault)>) {
     let mut claims = Claims::of_own(desired);
     let mut peers = BTreeMap::new();
-    let mut faults = Vec::new();
+    let left_out = desired.left_out.iter();
+    let mut faults: Vec<_> =
+        left_out.map(|peer| (IpAddr::V4(peer.agent), peer.fault.clone())).collect();
     for (&agent, peer) in desired.peers.iter().flatten() {
         if desired.locals.iter().any(|local| local.underlay == agent) {
             continue;
@@ -102,13 +129,18 @@ pub fn checked_peers(desired: &Desired) -> (BTreeMap<IpAddr, Peer>, Vec<(IpAddr,
             faults.push((agent, fault));
             continue;
         }
-        let mut subnets = Vec::with_capacity(peer.subnets.len());
+        let mut subnets: Vec<(OverlayName, Subnet)> = Vec::with_capacity(peer.subnets.len());
         for (overlay, subnet) in &peer.subnets {
             let Some(space) = desired.space(overlay) else { continue };
             let fault = if !space.whole.iter().any(|whole| whole.covers(subnet)) {
                 Some(PeerFault::Outside(*subnet, overlay.clone()))
             } else if peer.gateway(subnet).is_none() {
                 Some(PeerFault::NoGateway(*subnet))
+            } else if subnets
+                .iter()
+                .any(|(name, had)| name == overlay && had.family() == subnet.family())
+            {
+                Some(PeerFault::SecondSubnet(*subnet, overlay.clone()))
             } else {
                 claims.claim_subnet(agent, *subnet)
             };
@@ -124,8 +156,7 @@ pub fn checked_peers(desired: &Desired) -> (BTreeMap<IpAddr, Peer>, Vec<(IpAddr,
 
 /// What is wrong with a peer by itself.
 fn host_fault(desired: &Desired, agent: IpAddr, peer: &Peer) -> Option<PeerFault> {
-    let is_broadcast = agent == IpAddr::V4(Ipv4Addr::BROADCAST);
-    if agent.is_unspecified() || agent.is_loopback() || agent.is_multicast() || is_broadcast {
+    if special_address(agent).is_some() {
         return Some(PeerFault::NoHost(agent));
     }
     let first = desired.locals.first()?;
@@ -138,18 +169,10 @@ fn host_fault(desired: &Desired, agent: IpAddr, peer: &Peer) -> Option<PeerFault
     if let Some(space) = spaces().chain(vteps()).find(|space| space.contains(agent)) {
         return Some(PeerFault::InsideOverlay(agent, space));
     }
-    if peer.mac.octets()[0] & 1 == 1 || peer.mac.octets() == [0; 6] {
+    if !peer.mac.is_unicast() {
         return Some(PeerFault::GroupMac(peer.mac));
     }
-    let is_impossible = |address: &IpAddr| {
-        !vteps().any(|subnet| {
-            // In a subnet of two addresses both are hosts (RFC 3021).
-            let is_wide = subnet.prefix() + 1 < subnet.family().bits();
-            let is_edge =
-                *address == subnet.first() || (address.is_ipv4() && *address == subnet.last());
-            subnet.contains(*address) && !(is_wide && is_edge)
-        })
-    };
+    let is_impossible = |address: &IpAddr| !vteps().any(|subnet| subnet.has_host(*address));
     peer.addresses().find(is_impossible).map(PeerFault::ImpossibleVtep)
 }
 

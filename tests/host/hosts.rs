@@ -190,7 +190,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
     let peers = all.filter(|number| *number != own);
     let peers: BTreeMap<_, _> =
         peers.map(|number| (underlay.address(number), peer(number))).collect();
-    Desired { locals: vec![local], spaces: vec![space], peers: Some(peers) }
+    Desired { locals: vec![local], spaces: vec![space], peers: Some(peers), ..Desired::default() }
 }
 
 impl Host {

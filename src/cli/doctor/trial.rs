@@ -62,7 +62,7 @@ fn invented(is_v6: bool) -> Desired {
     };
     let agent = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
     let peers = Some(BTreeMap::from([(agent, peer)]));
-    Desired { locals: vec![local], spaces: vec![space], peers }
+    Desired { locals: vec![local], spaces: vec![space], peers, left_out: Vec::new() }
 }
 
 fn try_dataplane(desired: Desired) -> Result<(), String> {

@@ -73,6 +73,7 @@ fn an_agent() -> Snapshot<agent::Metrics> {
             status: agent::Condition::Registering,
             overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
             peers: 4,
+            peers_left_out: 1,
             counters: agent::Counters { docker_cmd_failures: 2, ..Default::default() },
         },
         host: HostCounters::default(),
@@ -187,6 +188,7 @@ mesos_overlay_agent_request_peers_messages_sent_total 0
 mesos_overlay_agent_update_peers_messages_received_total 0
 mesos_overlay_agent_update_peers_messages_dropped_total 0
 mesos_overlay_agent_peers 4
+mesos_overlay_agent_peers_left_out 1
 mesos_overlay_agent_dataplane_changes_total 0
 mesos_overlay_agent_dataplane_repairs_total 0
 mesos_overlay_agent_dataplane_failures_total 0

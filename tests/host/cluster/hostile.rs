@@ -7,9 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesos_network_overlay::protocol::{Message, PeerInfo, PeersUpdate, digest_of};
+use mesos_network_overlay::addr::Vni;
+use mesos_network_overlay::protocol::{
+    AddressRange, Assignment, Message, PeerInfo, PeersUpdate, digest_of,
+};
 use mesos_network_overlay::tunnel::Peer;
-use mesos_network_overlay::wire::encode_message;
+use mesos_network_overlay::wire::{decode_agent, encode_message, parse_json};
+use serde_json::Value;
 
 use super::{Cluster, MASTER_AT};
 use crate::hosts::{Underlay, plug};
@@ -81,11 +85,21 @@ fn table(version: u64) -> Vec<u8> {
     encode_message(&Message::UpdatePeers(Arc::new(update))).1
 }
 
-/// Sends `body` to an agent, as a message of the process at `from`, and returns the answer.
+/// Sends `body` to an agent, as a message about peers of the process at `from`, and returns the
+/// answer.
 fn send(sender: &Namespace, agent: IpAddr, from: &str, body: &[u8]) -> String {
+    send_message(sender, agent, from, ("UpdatePeersMessage", body))
+}
+
+fn send_message(
+    sender: &Namespace,
+    agent: IpAddr,
+    from: &str,
+    (name, body): (&str, &[u8]),
+) -> String {
     let to = SocketAddr::new(agent, 5051);
     let head = format!(
-        "POST /overlay-agent/mesos.modules.overlay.internal.UpdatePeersMessage HTTP/1.1\r\n\
+        "POST /overlay-agent/mesos.modules.overlay.internal.{name} HTTP/1.1\r\n\
          User-Agent: libprocess/{from}\r\nLibprocess-From: {from}\r\nConnection: Keep-Alive\r\n\
          Host: {to}\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -147,4 +161,92 @@ fn of_a_hostile_message_about_peers_only_what_can_be_true_is_believed() {
         assert!(reaches(&containers[one].namespace, address, 1392), "{}", cluster.logs());
     }
     assert!(reaches(host.namespace(), Underlay::V4.address(100), 16), "nor is it cut off");
+}
+
+/// What the master assigned to the first agent, as the agent shows it.
+fn assigned(cluster: &Cluster) -> Vec<Assignment> {
+    let shown = Value::Object(
+        [
+            ("ip".to_owned(), Underlay::V4.address(1).to_string().into()),
+            ("overlays".to_owned(), cluster.overlays(1).into()),
+        ]
+        .into_iter()
+        .collect(),
+    );
+    let shown = parse_json(shown.to_string().as_bytes()).expect("it is an agent");
+    decode_agent(&shown).expect("it is an agent").overlays
+}
+
+/// An assignment of a kind that no configuration has, under another name and in other space.
+fn other(like: &Assignment, name: &str, number: u8) -> Assignment {
+    let mut other = like.clone();
+    let subnet = |text: String| Some(text.parse().expect("it is a subnet"));
+    other.overlay.name = name.parse().expect("it is a name");
+    let space = format!("172.20.{number}.0/24").parse().expect("it is a subnet");
+    other.overlay.range = Some(AddressRange { subnet: space, prefix: 24 });
+    other.subnet = Some(space);
+    let name = &other.overlay.name;
+    let (mesos, docker) = (name.mesos_bridge(), name.docker_bridge());
+    for (bridge, name, half) in [
+        (&mut other.mesos_bridge, mesos, subnet(format!("172.20.{number}.0/25"))),
+        (&mut other.docker_bridge, docker, subnet(format!("172.20.{number}.128/25"))),
+    ] {
+        let Some(bridge) = bridge else { continue };
+        (bridge.name, bridge.subnet) = (name, half);
+    }
+    other
+}
+
+#[test]
+#[ignore = "host"]
+fn hostile_assignments_make_no_device_and_containers_go_on() {
+    let cluster = Cluster::started(2, Underlay::V4);
+    let containers = cluster.containers();
+    let host = cluster.host(1);
+    let agent = Underlay::V4.address(1);
+    let master = format!("overlay-master@{MASTER_AT}");
+    let honest = assigned(&cluster);
+    let like = honest.first().expect("something is assigned");
+    let devices = || {
+        let shown = host.namespace().run("ip -br link show");
+        let names = shown.lines().filter_map(|line| line.split_whitespace().next());
+        names.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let routes = || host.namespace().run("ip route show");
+    let before = (devices(), routes());
+    let update = |assignments: Vec<Assignment>| {
+        let (_, body) = encode_message(&Message::UpdateAgentOverlays(assignments));
+        let message = ("UpdateAgentOverlaysMessage", &*body);
+        assert!(send_message(&cluster.namespace, agent, &master, message).contains(" 202 "));
+    };
+
+    // More than a network has: nothing of it is used.
+    let many = (0..2000).map(|number| other(like, &format!("o{number}"), 0));
+    update(many.collect());
+    let refused = "it has 2000 overlays, and a network has at most 128";
+    cluster.wait_for("it is refused", || host.health()["problems"].to_string().contains(refused));
+    assert_eq!((devices(), routes()), before);
+
+    // Each has something that would cut the host off, or touch a device of the host.
+    let device = |name: &str| name.parse().expect("it is the name of a device");
+    let mut eth0 = other(like, "eth", 1);
+    eth0.mesos_bridge.as_mut().expect("it is assigned").name = device("eth0");
+    let mut lo = other(like, "lo", 2);
+    (lo.vtep.device, lo.vtep.vni) = (device("lo"), Vni::new(7).expect("it is a VNI"));
+    let mut loopback = other(like, "loopback", 3);
+    loopback.overlay.range =
+        Some(AddressRange { subnet: "127.0.0.0/8".parse().expect("it is a subnet"), prefix: 24 });
+    let bad = [eth0, lo, loopback];
+    update(honest.iter().cloned().chain(bad.clone()).collect());
+    for assignment in bad {
+        let name = assignment.name();
+        let reason = format!("{name}: the master's assignment is beyond the limits of a network: ");
+        cluster.wait_for("it is named", || host.health()["problems"].to_string().contains(&reason));
+    }
+    cluster.wait_for_status(1, "vxlan-1", |status| status == "STATUS_OK");
+    assert_eq!((devices(), routes()), before);
+    for (one, other) in [(0, 1), (1, 0)] {
+        let address = containers[other].address();
+        assert!(reaches(&containers[one].namespace, address, 1392), "{}", cluster.logs());
+    }
 }
