@@ -354,15 +354,16 @@ fn flooded(text: &str) -> (usize, String) {
 fn text_with_many_problems_is_refused_with_the_first_hundred() {
     let elements = format!(r#"{{{VTEPS},"overlays":[{}0]}}"#, "0,".repeat(130_000));
     let (count, last) = flooded(&elements);
-    assert_eq!(count, 130_002);
-    assert_eq!(last, "f:1:275: … and 129902 more problems: mend those above and try again");
+    // Of a list that is too long, as many are read as it may have.
+    assert_eq!(count, 1 + 128);
+    assert_eq!(last, "f:1:275: … and 29 more problems: mend those above and try again");
     let keys = format!(r#"{{{VTEPS},{}"x":1}}"#, r#""":0,"#.repeat(50_000));
     assert_eq!(flooded(&keys).0, 50_002);
     let overlays = vec![r#"{"name":"o","subnet":"10.0.0.0/8","prefix":24}"#; 128].join(",");
     let (count, _) = flooded(&format!(r#"{{{VTEPS},"overlays":[{overlays}]}}"#));
     assert_eq!(count, 127 + 128 * 127 / 2);
     let overlays = vec![r#"{"name":"o"}"#; 20_000].join(",");
-    assert_eq!(flooded(&format!(r#"{{{VTEPS},"overlays":[{overlays}]}}"#)).0, 20_001);
+    assert_eq!(flooded(&format!(r#"{{{VTEPS},"overlays":[{overlays}]}}"#)).0, 1 + 128);
     let (count, last) = flooded(&"[".repeat(FILE_MAX));
     assert_eq!(count, 1);
     assert_eq!(last, "f:1:262144: bad JSON: ends too early: close every quote and bracket");

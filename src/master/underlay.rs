@@ -17,7 +17,7 @@ use crate::protocol::Network;
 const REFUSED_MAX: usize = 1000;
 
 /// Which agents have which addresses of the underlay.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Underlays {
     /// The addresses of all agents that said one: the first agent of an address has it.
     claims: BTreeSet<(Ipv6Addr, Ipv4Addr)>,

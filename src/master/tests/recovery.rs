@@ -282,8 +282,8 @@ fn record_under_an_address_no_agent_can_have_is_quarantined() {
     assert_eq!(world.health().problems, addresses.map(sentence));
     assert!(world.state().agents.iter().all(|agent| agent.overlays.is_empty()), "not served");
     // What it may have is given to nobody.
-    assert_eq!(given(&mut world, 9), ["44.128.0.4", "10.0.0.0/24"]);
-    assert_eq!(given(&mut world, 8), ["44.128.0.5", "10.0.4.0/24"]);
+    assert_eq!(given(&mut world, 9), ["44.128.0.4", "20.0.0.0/24"]);
+    assert_eq!(given(&mut world, 8), ["44.128.0.5", "20.0.4.0/24"]);
     for text in addresses {
         world.request(Request::DeleteAgents(vec![text.parse().unwrap()]));
     }

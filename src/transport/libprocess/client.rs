@@ -190,8 +190,8 @@ async fn deliver_own<H: Handler>(
 /// Why a message was not queued.
 #[derive(Debug)]
 enum SendError {
-    /// Too much waits: the limit that is reached, where it is one that can be set, how many messages
-    /// wait for the peer, and how many it has lost.
+    /// Too much waits: the limit that is reached, where it is one that can be set, how many
+    /// messages wait for the peer, and how many it has lost.
     Full { limit: Option<Limit>, waiting: usize, refused: u64 },
     /// A name in the message would break the request line or a header.
     Unprintable,
