@@ -227,3 +227,84 @@ impl<M: Hosted> Inputs<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::addr::Upid;
+    use crate::agent::{self, Agent};
+    use crate::config::AgentConfig;
+    use crate::limits::Limit;
+    use crate::master::{self, Master};
+    use crate::protocol::Network;
+
+    fn message(name: &str, body: &'static [u8]) -> Incoming {
+        Incoming {
+            from: "overlay-agent@10.0.0.7:5051".parse().unwrap(),
+            to: Upid::MASTER.to_owned(),
+            name: name.to_owned(),
+            body: body.into(),
+        }
+    }
+
+    fn master() -> Master {
+        let network = Network {
+            vtep_subnet: "44.128.0.0/16".parse().unwrap(),
+            vtep_subnet6: None,
+            vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
+            vtep_mtu: None,
+            vxlan: crate::protocol::Vxlan::default(),
+            overlays: Vec::new(),
+        };
+        let reuse_after = Duration::ZERO;
+        Master::new(master::Settings { network: Arc::new(network), reuse_after }, 1)
+    }
+
+    #[test]
+    fn message_is_admitted_by_process_and_role() {
+        let refused = admit::<Master>(Upid::AGENT, MessageKind::RegisterAgent.name());
+        assert_eq!(refused, Err(Refusal::UnknownProcess(Upid::AGENT.to_owned())));
+        let to_master = |name: &str| admit::<Master>(Upid::MASTER, name).unwrap();
+        let register = to_master(MessageKind::RegisterAgent.name());
+        assert!(register.is_registration && register.is_read && register.body_max <= 4096);
+        let report = to_master(MessageKind::AgentRegistered.name());
+        assert!(!report.is_registration && report.body_max < 1024 * 1024);
+        assert_eq!(to_master(MessageKind::UpdatePeers.name()), Admission::IGNORED);
+        assert_eq!(to_master("mesos.modules.overlay.internal.Later"), Admission::IGNORED);
+        let to_agent = admit::<Agent>(Upid::AGENT, MessageKind::RegisterAgent.name());
+        assert_eq!(to_agent, Ok(Admission::IGNORED));
+    }
+
+    #[test]
+    fn message_of_another_role_or_an_unknown_sender_is_not_decoded() {
+        let garbage = b"\xff\xff";
+        let master = master();
+        let to_master =
+            |kind: MessageKind| event_of(&master, &message(kind.name(), garbage)).to_string();
+        let ignored = "ignored AgentRegisteredMessage from overlay-agent@10.0.0.7:5051";
+        assert_eq!(to_master(MessageKind::AgentRegistered), ignored);
+        assert!(to_master(MessageKind::UpdatePeers).starts_with("ignored UpdatePeersMessage"));
+        assert!(to_master(MessageKind::RegisterAgent).starts_with("malformed "));
+        let settings = agent::Settings::from(&AgentConfig::new("/c".into()));
+        let agent = Agent::new([10, 0, 0, 8].into(), settings, 1);
+        let event = event_of(&agent, &message(MessageKind::UpdatePeers.name(), garbage));
+        assert!(event.to_string().starts_with("ignored UpdatePeersMessage"), "{event}");
+        let long = "x".repeat(10_000);
+        let event = event_of(&master, &message(&long, b""));
+        assert!(event.to_string().len() < 400, "{event}");
+    }
+
+    #[tokio::test]
+    async fn refusal_is_counted_with_its_limit_and_kept_to_a_length() {
+        let (inbox, _receiver) = Inbox::<Master>::new(Metrics::new());
+        let peer = "10.0.0.9:40000".parse().unwrap();
+        inbox.refused(peer, &Refusal::Limit(Limit::Requests));
+        inbox.refused(peer, &Refusal::UnknownProcess("x".repeat(10_000)));
+        let host = inbox.metrics().host();
+        assert_eq!((host.refused, host.limits[Limit::Requests as usize]), (2, 1));
+        let last = inbox.refused.lock().last.clone().unwrap();
+        assert!(last.chars().count() <= LAST_MAX + 10, "{last}");
+    }
+}

@@ -961,3 +961,24 @@ fn the_numbers_follow_the_state() {
         ]
     );
 }
+
+#[test]
+fn messages_that_are_not_decoded_are_counted_by_their_kind() {
+    let mut world = World::new(network());
+    let from = upid(9);
+    assert!(world.master.accepts(&from, MessageKind::RegisterAgent));
+    assert!(!world.master.accepts(&from, MessageKind::AgentRegistered));
+    for kind in MessageKind::ALL {
+        if !world.master.accepts(&from, kind) {
+            world.handle(Event::Ignored { from: from.clone(), kind });
+        }
+    }
+    let counters = world.health().counters;
+    assert_eq!(counters.agent_registered_messages_dropped, 1);
+    assert_eq!(counters.request_peers_messages_dropped, 1);
+    assert_eq!(counters.unexpected_messages, 3);
+    world.register(9).unwrap();
+    assert!(world.master.accepts(&from, MessageKind::AgentRegistered));
+    assert!(world.master.accepts(&from, MessageKind::RequestPeers));
+    assert!(!world.master.accepts(&from, MessageKind::UpdatePeers));
+}

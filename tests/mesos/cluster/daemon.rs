@@ -32,6 +32,11 @@ impl Daemon {
         Self { child, pid, log }
     }
 
+    /// Its number outside of the host.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.expect("it has started").as_raw_nonzero().get()
+    }
+
     pub(crate) fn signal(&mut self, signal: Signal) {
         // Once it was waited for, its number may be somebody else's.
         if matches!(self.child.try_wait(), Ok(None)) {

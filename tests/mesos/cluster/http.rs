@@ -55,6 +55,11 @@ impl Host {
         self.ask((Ipv4Addr::LOCALHOST, port).into(), "GET", path, &[], "")
     }
 
+    /// All that comes back for these bytes, until the other side closes the connection.
+    pub(crate) fn exchange(&self, port: u16, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        exchange(&self.network(), (self.ip, port).into(), bytes)
+    }
+
     fn ask(
         &self,
         to: SocketAddr,

@@ -14,6 +14,7 @@ mod election;
 mod endpoints;
 mod form;
 mod host;
+mod hostile;
 mod http;
 mod mesos;
 mod mixed;
