@@ -301,10 +301,17 @@ fn message_of_too_many_overlays_is_refused_as_a_whole() {
     let count = sentence("it has 2000 overlays, and a network has at most 128");
     assert_eq!(world.health().problems, [count]);
     assert_eq!(world.health().status, Condition::Degraded);
+    let malformed = Event::Malformed {
+        from: MASTER.parse().unwrap(),
+        name: MessageKind::UpdateAgentOverlays.name().to_owned(),
+        reason: "overlays: has more than 128 entries".to_owned(),
+    };
+    assert_eq!(world.after(malformed), NOTHING);
+    assert_eq!(world.health().problems, [sentence("overlays: has more than 128 entries")]);
     let twice = vec![assignment("vxlan-2", 2), assignment("vxlan-2", 2)];
     assert_eq!(world.update(twice), NOTHING);
     assert_eq!(world.health().problems, [sentence("overlay vxlan-2 is in it twice")]);
-    assert_eq!(world.metrics(["internal/update_agent_overlays_messages_dropped"]), [2]);
+    assert_eq!(world.metrics(["internal/update_agent_overlays_messages_dropped"]), [3]);
     assert_eq!(statuses(&mut world), ["ok"], "what is configured stays");
     world.update(vec![assignment("vxlan-1", 1)]);
     assert_eq!(world.health().problems, [""; 0]);

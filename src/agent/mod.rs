@@ -160,13 +160,7 @@ impl Machine for Agent {
             Event::Detected(address) => self.detected(now, address),
             Event::Exited(address) => self.exited(now, address),
             Event::Message { from, message } => self.message(now, &from, message),
-            Event::Malformed { from, name, reason } => {
-                self.counters.malformed_messages += 1;
-                assert!(!Mutation::Panic.is_on(), "a defect that was asked for");
-                if is_worth_a_line(self.counters.malformed_messages) {
-                    log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
-                }
-            }
+            Event::Malformed { from, name, reason } => self.malformed(&from, &name, &reason),
             Event::Ignored { from, kind } => self.ignored(&from, kind),
             Event::Applied { attempt, overlay, kind, result } => {
                 self.leftovers.ended(attempt);
@@ -314,6 +308,20 @@ impl Agent {
         self.has_news = true;
         self.registration.assigned();
         self.report(now);
+    }
+
+    /// Counts a message that cannot be understood. If it is an assignment of the master, health shows
+    /// it.
+    fn malformed(&mut self, from: &Upid, name: &str, reason: &str) {
+        self.counters.malformed_messages += 1;
+        assert!(!Mutation::Panic.is_on(), "a defect that was asked for");
+        let is_assignment = name == MessageKind::UpdateAgentOverlays.name();
+        if is_assignment && self.registration.is_master(from) {
+            self.counters.update_agent_overlays_messages_received += 1;
+            self.refuse_update(from, reason);
+        } else if is_worth_a_line(self.counters.malformed_messages) {
+            log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+        }
     }
 
     /// Nothing of an update is used, and what is configured stays.

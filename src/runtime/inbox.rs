@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::{Hosted, INBOX_SIZE, Metrics};
 use crate::escape::bounded_args;
 use crate::http::{Request, Response, error};
+use crate::limits::Limit;
 use crate::machine::is_worth_a_line;
 use crate::protocol::{MessageKind, Refused, RequestId};
 use crate::transport::{Admission, Handler, Incoming, Refusal, RequestClass, Reservation};
@@ -166,7 +167,14 @@ impl<M: Hosted> Handler for Inbox<M> {
     }
 
     fn refused(&self, peer: SocketAddr, refusal: &Refusal) {
-        self.metrics.count_refused(refusal.limit());
+        if let Some(limit) = refusal.limit() {
+            self.metrics.count_limit(limit);
+        }
+        // Clients that keep a connection and come back later do nothing wrong.
+        if refusal.limit() == Some(Limit::HttpIdleTimeout) {
+            return;
+        }
+        self.metrics.count_refused();
         let count = {
             let mut refused = self.refused.lock();
             refused.count += 1;
@@ -236,7 +244,6 @@ mod tests {
     use crate::addr::Upid;
     use crate::agent::{self, Agent};
     use crate::config::AgentConfig;
-    use crate::limits::Limit;
     use crate::master::{self, Master};
     use crate::protocol::Network;
 
@@ -302,7 +309,9 @@ mod tests {
         let peer = "10.0.0.9:40000".parse().unwrap();
         inbox.refused(peer, &Refusal::Limit(Limit::Requests));
         inbox.refused(peer, &Refusal::UnknownProcess("x".repeat(10_000)));
+        inbox.refused(peer, &Refusal::Limit(Limit::HttpIdleTimeout));
         let host = inbox.metrics().host();
+        assert_eq!(host.limits[Limit::HttpIdleTimeout as usize], 1);
         assert_eq!((host.refused, host.limits[Limit::Requests as usize]), (2, 1));
         let last = inbox.refused.lock().last.clone().unwrap();
         assert!(last.chars().count() <= LAST_MAX + 10, "{last}");

@@ -76,11 +76,13 @@ impl<M: Machine> Metrics<M> {
     }
 
     /// Counts something that was refused, because of a limit or otherwise.
-    pub(super) fn count_refused(&self, limit: Option<Limit>) {
+    pub(super) fn count_refused(&self) {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(limit) = limit {
-            self.shared.limits[limit as usize].fetch_add(1, Ordering::Relaxed);
-        }
+    }
+
+    /// Counts something that a limit refused or ended.
+    pub(super) fn count_limit(&self, limit: Limit) {
+        self.shared.limits[limit as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn host(&self) -> HostCounters {
@@ -216,7 +218,7 @@ mod tests {
         inbox.tell(Event::Malformed { from, name, reason }).await;
         until(&metrics, NAMES, [0.0, 1.0, 41.0, 1.0, 0.0]).await;
         // Whoever listens counts it, and the machine hears nothing of it.
-        metrics.count_refused(None);
+        metrics.count_refused();
         assert_eq!(read(&metrics, NAMES).await, [0.0, 1.0, 41.0, 1.0, 1.0]);
 
         drop(inbox);
