@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::addresses::{Addresses, Reservation, Resource};
+use super::libprocess::check_names;
 use super::{Admission, Handler, Incoming, Refusal, RequestClass, Sender, Transport};
 use crate::addr::Upid;
 use crate::http::error;
@@ -142,9 +143,10 @@ impl Gateway {
 
     /// Takes a message of `from`, as libprocess writes a sender, to the process `to`.
     pub fn deliver(&self, from: &str, to: &str, name: &str, body: &[u8]) {
-        let (peer, message) = match from.parse::<Upid>() {
+        let sender = check_names([from, to, name]).and_then(|()| Ok(from.parse::<Upid>()?));
+        let (peer, message) = match sender {
             Ok(from) => (from.address.into(), self.message(from, to, name, body)),
-            Err(error) => (NOBODY, Err(Refusal::Sender(error))),
+            Err(refusal) => (NOBODY, Err(refusal)),
         };
         if let Err(refusal) = message.and_then(|message| self.put(message)) {
             self.refused(peer, &refusal);

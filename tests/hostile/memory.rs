@@ -63,6 +63,17 @@ async fn unfinished_bodies_of_requests_are_bounded() {
 
 #[tokio::test]
 #[ignore = "hostile"]
+async fn heads_that_do_not_end_are_bounded() {
+    let victim = Victim::start(20).await;
+    let to = victim.address();
+    let bytes = format!("POST /overlay-master/N HTTP/1.1\r\nX: {}", "x".repeat(70_000));
+    let attack = start_all(to, 5000, 1000, bytes.as_bytes());
+    let _held = victim.endures("5,000 heads of 70 kB that do not end", attack).await;
+    assert!(victim.refusals("request_bytes").await > 0);
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
 async fn unread_answers_are_bounded() {
     let victim = Victim::start(AGENTS).await;
     let get = "GET /overlay-master/state HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4);

@@ -29,6 +29,9 @@ use crate::transport::{Handler, Refusal};
 /// Room for one read. Most messages fit twice.
 const READ_SIZE: usize = 8 * 1024;
 
+/// What the buffer of an unfinished input may hold beside twice the input, in bytes.
+const INPUT_SLACK: usize = 512;
+
 /// Receipts that wait to be written together, in bytes.
 const OUTPUT_LIMIT: usize = 32 * 1024;
 
@@ -76,6 +79,8 @@ pub(super) struct Connection<H> {
     account: Arc<Account>,
     place: Arc<Place>,
     input: BytesMut,
+    /// The memory of an input that is waited for the rest of.
+    input_memory: Option<Reservation>,
     /// How much of the input is known not to hold the end of a head.
     scanned: usize,
     unread: Option<Box<Unread>>,
@@ -100,6 +105,7 @@ impl<H: Handler> Connection<H> {
             host,
             place,
             input: BytesMut::new(),
+            input_memory: None,
             scanned: 0,
             unread: None,
             deadline: None,
@@ -128,7 +134,8 @@ impl<H: Handler> Connection<H> {
                 self.flush().await;
                 let already = self.input.freeze();
                 // Boxed, since it is many times the size of everything else here.
-                let client = http::Client { peer: self.peer, account: self.account };
+                let (peer, account, link) = (self.peer, self.account, self.place);
+                let client = http::Client { peer, account, link };
                 Box::pin(http::serve(self.stream, already, client, self.host)).await;
             }
         }
@@ -203,6 +210,7 @@ impl<H: Handler> Connection<H> {
         let head = head::parse(&self.input[..length])?;
         self.scanned = 0;
         self.deadline = None;
+        self.input_memory = None;
         let Head::Message(head) = head else { return Ok(Next::Http) };
         self.input.advance(length);
         let (framing, is_kept_alive) = (head.framing, head.is_kept_alive);
@@ -236,6 +244,7 @@ impl<H: Handler> Connection<H> {
         if is_unfinished && self.deadline.is_none() {
             self.deadline = Some(self.request_deadline());
         }
+        self.account_for_input().map_err(End::Refused)?;
         loop {
             match self.deadline {
                 Some(deadline) => match timeout_at(deadline, self.stream.readable()).await {
@@ -255,6 +264,19 @@ impl<H: Handler> Connection<H> {
                 Some(_) => return Err(End::Closed),
             }
         }
+    }
+
+    /// Gives back what the buffer of an unfinished input does not need, and counts the rest: a
+    /// thousand peers that begin a request and do not end it hold no more than others may.
+    fn account_for_input(&mut self) -> Result<(), Refusal> {
+        if self.input.is_empty() {
+            return Ok(());
+        }
+        if self.input.capacity() > 2 * self.input.len() + INPUT_SLACK {
+            self.input = BytesMut::from(&self.input[..]);
+        }
+        let memory = self.input_memory.get_or_insert_with(|| self.host.body_memory(&self.account));
+        memory.grow_to(self.input.capacity())
     }
 
     /// When a request that begins now must have come, or its body.

@@ -138,8 +138,21 @@ pub(super) fn envelope(
         path.strip_prefix('/').and_then(|path| path.split_once('/')).ok_or(Refusal::Path)?;
     let from = from.or_else(|| user_agent?.strip_prefix(AGENT_PREFIX)).unwrap_or_default();
     let from = String::from_utf8_lossy(from);
-    let from = from.split_whitespace().next().unwrap_or_default().parse()?;
-    Ok(Envelope { from, to: unescape(id).ok_or(Refusal::Escape)?, name: name.to_owned() })
+    let from = from.split_whitespace().next().unwrap_or_default();
+    check_names([from, id, name])?;
+    let to = unescape(id).ok_or(Refusal::Escape)?;
+    Ok(Envelope { from: from.parse()?, to, name: name.to_owned() })
+}
+
+/// Longest name of a process or a message, in bytes. Those of Mesos have less than 100.
+const NAME_MAX: usize = 512;
+
+/// Refuses names that are too long: they are kept, and quoted, as long as the message waits.
+pub(in crate::transport) fn check_names(names: [&str; 3]) -> Result<(), Refusal> {
+    if names.iter().any(|name| name.len() > NAME_MAX) {
+        return Err(Refusal::Malformed("the name of the message or of a process is too long"));
+    }
+    Ok(())
 }
 
 /// Undoes percent-encoding, and the `+` that stands for a space.

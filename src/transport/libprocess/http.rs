@@ -29,10 +29,10 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use super::HEADERS_LIMIT;
 use super::connections::{Closer, Place};
 use super::head::{self, Encoding, Framing, MessageHead};
 use super::server::{Host, Judged};
-use super::{HEAD_LIMIT, HEADERS_LIMIT};
 use crate::limits::Limit;
 use crate::transport::addresses::{Account, Reservation, Resource};
 use crate::transport::{Handler, Refusal, RequestClass};
@@ -45,12 +45,17 @@ const READ_MIN: usize = 64 * 1024;
 /// memory they take, and health is answered however much the others hold.
 const SMALL_RESPONSE: usize = 32 * 1024;
 
+/// Longest head of a request after the first one of a connection: browsers send far less.
+const HEAD_MAX: usize = 32 * 1024;
+
 const LIBPROCESS_FROM: HeaderName = HeaderName::from_static("libprocess-from");
 
 /// Whose connection it is.
 pub(super) struct Client {
     pub(super) peer: SocketAddr,
     pub(super) account: Arc<Account>,
+    /// Its place among all connections.
+    pub(super) link: Arc<Place>,
 }
 
 /// Serves a connection of which the bytes in `already` have been read.
@@ -80,7 +85,7 @@ pub(super) async fn serve<H: Handler>(
     let connection = http1::Builder::new()
         // A client may end its side at once after the request and still wants the answer.
         .half_close(true)
-        .max_buf_size(HEAD_LIMIT)
+        .max_buf_size(HEAD_MAX)
         .max_headers(HEADERS_LIMIT)
         .serve_connection(io, service);
     tokio::select! {
@@ -198,6 +203,7 @@ impl<H: Handler> Session<H> {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
         self.place.received();
+        self.client.link.received();
         let (parts, body) = request.into_parts();
         let judged = match self.judge(&parts) {
             Ok(judged) => judged,
@@ -234,7 +240,7 @@ impl<H: Handler> Session<H> {
 
     /// Judges a request, or a message that came on this connection, by its head.
     fn judge(&self, parts: &http::request::Parts) -> Result<JudgedRequest, Refusal> {
-        let Client { peer, account } = &self.client;
+        let Client { peer, account, .. } = &self.client;
         let length = length_of(&parts.headers);
         let from = last(&parts.headers, &LIBPROCESS_FROM);
         let user_agent = last(&parts.headers, &USER_AGENT);

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use client::Client;
+pub(in crate::transport) use head::check_names;
 pub use server::{Server, ServerOptions};
 #[doc(hidden)]
 pub use whole::read_message;

@@ -444,3 +444,41 @@ async fn the_server_ends_when_it_is_told_to() {
     assert_eq!(rest(&mut stream).await, "");
     run.await.unwrap();
 }
+
+#[tokio::test]
+async fn heads_that_wait_for_their_end_count_as_memory() {
+    let limits = Limits::of_master().with(Limit::RequestBytesPerAddress, 200_000);
+    let server = Running::start(ServerOptions { limits, ..ServerOptions::default() });
+    let mut streams = Vec::new();
+    let wait = async {
+        while server.host.refused.lock().is_empty() {
+            let mut stream = server.connect().await;
+            let head = format!("POST /overlay-master/N HTTP/1.1\r\nX: {}", "x".repeat(30_000));
+            let _ = stream.write_all(head.as_bytes()).await;
+            streams.push(stream);
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap();
+    let refused = server.host.refused.lock().clone();
+    assert_eq!(refused[0], Refusal::Limit(Limit::RequestBytesPerAddress));
+    drop(streams);
+    // It is given back, and a message finds room again.
+    let again = async {
+        while statuses_in(&server.ask(message("overlay-master", "N")).await) != [202] {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_that_are_too_long_are_refused() {
+    let server = Running::start(ServerOptions::default());
+    let long = "n".repeat(1000);
+    let reply = server.ask(message("overlay-master", &long)).await;
+    assert_eq!(statuses_in(&reply), [400]);
+    assert!(reply.len() < 500, "{reply}");
+    let head = format!("POST /{long}/N HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n\r\n");
+    assert_eq!(statuses_in(&server.ask(head).await), [400]);
+}
