@@ -37,6 +37,8 @@ pub enum Limit {
     RegistrationsPerSecondPerAddress,
     UnsentBytes,
     UnsentBytesPerAddress,
+    Connects,
+    ConnectsPerAddress,
     RequestTimeout,
     WriteTimeout,
     HttpIdleTimeout,
@@ -94,7 +96,8 @@ const BYTES_MAX: u64 = 64 * 1024 * MIB;
 /// hostile peers can add to its memory, apart from the answers that are being made.
 #[rustfmt::skip]
 const SPECS: [Spec; Limit::COUNT] = [
-    // The links of 10,000 agents, as many that come and go in a failover, and some for people.
+    // The links of 10,000 agents, some that come and go in a failover, and some for people: within
+    // the descriptors that a process has on most machines.
     spec!(Connections, "connections", Count, 14_000, Some(1024), 16, MILLION),
     // An agent has one link and a few connections that come and go.
     spec!(ConnectionsPerAddress, "connections_per_address", Count, 256, Some(64), 4, MILLION),
@@ -123,6 +126,9 @@ const SPECS: [Spec; Limit::COUNT] = [
     spec!(UnsentBytes, "unsent_bytes", Bytes, 48 * MIB, Some(16 * MIB), MIB, BYTES_MAX),
     spec!(UnsentBytesPerAddress, "unsent_bytes_per_address", Bytes,
         MIB, Some(MIB), 64 * 1024, 1024 * MIB),
+    // A host that swallows packets holds a place for five seconds.
+    spec!(Connects, "connects", Count, 1024, Some(64), 16, 100_000),
+    spec!(ConnectsPerAddress, "connects_per_address", Count, 8, Some(8), 1, 100_000),
     spec!(RequestTimeout, "request_timeout", Seconds, 60, Some(60), 1, 3600),
     spec!(WriteTimeout, "write_timeout", Seconds, 30, Some(30), 1, 3600),
     spec!(HttpIdleTimeout, "http_idle_timeout", Seconds, 120, Some(120), 1, 86_400),
@@ -186,6 +192,7 @@ impl Limit {
             Self::MessagesPerSecondPerAddress => Some(Self::MessagesPerSecond),
             Self::RegistrationsPerSecondPerAddress => Some(Self::RegistrationsPerSecond),
             Self::UnsentBytesPerAddress => Some(Self::UnsentBytes),
+            Self::ConnectsPerAddress => Some(Self::Connects),
             _ => None,
         }
     }

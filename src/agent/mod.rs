@@ -310,8 +310,8 @@ impl Agent {
         self.report(now);
     }
 
-    /// Counts a message that cannot be understood. If it is an assignment of the master, health shows
-    /// it.
+    /// Counts a message that cannot be understood. If it is an assignment of the master, health
+    /// shows it.
     fn malformed(&mut self, from: &Upid, name: &str, reason: &str) {
         self.counters.malformed_messages += 1;
         assert!(!Mutation::Panic.is_on(), "a defect that was asked for");

@@ -68,6 +68,8 @@ pub(super) const LIMITS: Schema = object(
         "registrations_per_second_per_address",
         "unsent_bytes",
         "unsent_bytes_per_address",
+        "connects",
+        "connects_per_address",
         "request_timeout",
         "write_timeout",
         "http_idle_timeout",

@@ -126,6 +126,8 @@ const MASTER_KEYS: &[(&str, &str, &str, &str)] = &[
     ("registrations_per_second_per_address", "2", "0", "0 is out of range: write 1 to 1000000"),
     ("unsent_bytes", "100000000", "0", "0 is out of range: write 1048576 to 68719476736"),
     ("unsent_bytes_per_address", "100000", "0", "0 is out of range: write 65536 to 1073741824"),
+    ("connects", "2000", "0", "0 is out of range: write 16 to 100000"),
+    ("connects_per_address", "4", "0", "0 is out of range: write 1 to 100000"),
     (
         "request_timeout",
         "7s",
@@ -242,6 +244,8 @@ const AGENT_KEYS: &[(&str, &str, &str, &str)] = &[
     ("messages_per_second_per_address", "50", "0", "0 is out of range: write 1 to 1000000"),
     ("unsent_bytes", "100000000", "0", "0 is out of range: write 1048576 to 68719476736"),
     ("unsent_bytes_per_address", "100000", "0", "0 is out of range: write 65536 to 1073741824"),
+    ("connects", "2000", "0", "0 is out of range: write 16 to 100000"),
+    ("connects_per_address", "4", "0", "0 is out of range: write 1 to 100000"),
     (
         "request_timeout",
         "7s",
@@ -498,7 +502,7 @@ const MASTER_REFUSALS: &[Row] = &[
         None,
         UNSET,
         &[
-            r#"parameter '': is no parameter: the parameters here are master_config, vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays, network, zk, replicated_log_dir, replicated_log_timeout, reuse_after, store, work_dir, limits, url, quorum, session_timeout, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, request_timeout, write_timeout, http_idle_timeout"#,
+            r#"parameter '': is no parameter: the parameters here are master_config, vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays, network, zk, replicated_log_dir, replicated_log_timeout, reuse_after, store, work_dir, limits, url, quorum, session_timeout, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
             r#"parameter 'overlays': '/f\0' contains a control character: remove it"#,
             r#"parameter 'vtep_mtu': '\u{1b}[31m' is no number: write 68 to 65535"#,
         ],
@@ -633,7 +637,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"parameter 'cni-dir': is no parameter: did you mean 'cni_dir'?"#,
             r#"parameter 'overlays': is no parameter here: it belongs in the network"#,
             r#"parameter 'master_config': is no parameter here: it belongs in the parameters of the master module"#,
-            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir, limits, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, request_timeout, write_timeout, http_idle_timeout"#,
+            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir, limits, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
         ],
     ),
     (

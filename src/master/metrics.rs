@@ -213,6 +213,8 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         Metric::limit(Limit::RegistrationsPerSecondPerAddress),
         Metric::limit(Limit::UnsentBytes),
         Metric::limit(Limit::UnsentBytesPerAddress),
+        Metric::limit(Limit::Connects),
+        Metric::limit(Limit::ConnectsPerAddress),
         Metric::limit(Limit::RequestTimeout),
         Metric::limit(Limit::WriteTimeout),
         Metric::limit(Limit::HttpIdleTimeout),

@@ -210,12 +210,13 @@ impl Master {
     }
 
     /// Whether this master has to do with the sender of such a message: only a registered agent
-    /// reports and asks for its peers.
+    /// reports and asks for its peers, under the name under which it registered. An answer to each
+    /// port of an address would cost a connection.
     #[must_use]
     pub fn accepts(&self, from: &Upid, kind: MessageKind) -> bool {
         match (&self.phase, kind) {
             (Phase::Leading(leading), MessageKind::AgentRegistered | MessageKind::RequestPeers) => {
-                leading.registry.agents.contains_key(from.address.ip())
+                leading.registry.is_contact(from)
             }
             (Phase::Standby(_) | Phase::Recovering(_) | Phase::Leading(_), _) => {
                 kind == MessageKind::RegisterAgent

@@ -244,6 +244,14 @@ impl Registry {
         }
     }
 
+    /// Whether this is a registered agent, under the name that it registered with if it has
+    /// registered since this master leads.
+    pub(super) fn is_contact(&self, upid: &Upid) -> bool {
+        let ip = upid.address.ip();
+        self.agents.contains_key(ip)
+            && self.contacts.get(ip).is_none_or(|contact| contact.upid == *upid)
+    }
+
     /// The assignments of the agent at `ip`, without status, and the version that makes them
     /// durable.
     pub(super) fn assignments(&self, ip: Ipv4Addr) -> Option<(Vec<Assignment>, Version)> {
@@ -296,7 +304,9 @@ impl Registry {
         self.contacts.remove(&ip);
         self.forget_refusal(ip);
         // Without this agent others may have what they contest with it.
-        self.is_unsettled |= self.has_doubts();
+        let had_doubts = self.has_doubts();
+        let is_known = self.agents.contains_key(&ip) || self.aside.contains_key(&ip);
+        self.is_unsettled |= had_doubts && is_known;
         if let Some(Aside { held, record, .. }) = self.aside.remove(&ip) {
             self.underlays.unreserve(ip, record.and_then(|record| record.underlay));
             self.forget_settled_refusals();

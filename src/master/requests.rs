@@ -23,6 +23,8 @@ use crate::words::named;
 /// an hour, and one of these messages may get lost. Those of the C++ modules do not; of them only a
 /// short while is known.
 const RUNNING: Duration = Duration::from_secs(30 * 60);
+/// Problems that health lists.
+const PROBLEMS_MAX: usize = 100;
 /// How long after it began to lead a master may not have heard of an agent that is running: longer
 /// than the longest wait between two registrations.
 const SETTLING: Duration = Duration::from_secs(2 * 60);
@@ -121,9 +123,21 @@ impl Master {
                 (problems, leading.registry.usage())
             }
         };
+        let problems = first_problems(problems);
         let refused = Refused::default();
         Health { status, problems, epoch, version, agents, peers, pools, counters, refused }
     }
+}
+
+/// The first problems, and how many more there are: strangers can cause many, and health is asked
+/// often.
+fn first_problems(mut problems: Vec<String>) -> Vec<String> {
+    let more = problems.len().saturating_sub(PROBLEMS_MAX);
+    if more > 0 {
+        problems.truncate(PROBLEMS_MAX);
+        problems.push(format!("… and {more} more problems: mend those above first"));
+    }
+    problems
 }
 
 impl Leading {

@@ -219,7 +219,7 @@ impl Gateway {
             return Err(Refusal::BodyTooLarge(body_max));
         }
         let account = self.addresses.account(peer.ip());
-        self.addresses.count_message(&account, false)?;
+        self.addresses.count_request(&account)?;
         let body = self.addresses.reserve(&account, Resource::RequestBytes, length)?;
         let heavy = is_heavy.then(|| self.addresses.reserve(&account, Resource::Requests, 1));
         let request = Arc::clone(&self.requests).try_acquire_owned();

@@ -1,17 +1,19 @@
 //! Connections that are opened and held.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{Message, PeersHave};
+use mesos_network_overlay::protocol::{AgentOptions, Message, PeersHave};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::libprocess::request;
 use crate::victim::{Victim, attacker, connect};
 
-/// More than a master accepts.
+/// More than the master of these tests accepts.
 const MANY: usize = 15_000;
 /// Connections that are being made at a time.
 const AT_A_TIME: usize = 200;
@@ -78,4 +80,59 @@ async fn http_connections_leave_room_for_the_health() {
         .endures("1,200 HTTP connections of 100 hosts", hold(to, 1200, 100, GET.as_bytes()))
         .await;
     assert!(victim.refusals("http_connections").await > 0);
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn new_agent_is_served_while_answers_go_to_ports_that_refuse() {
+    let victim = Victim::start(20).await;
+    let to = victim.address();
+    let master = Upid::master(to);
+    let attack = async {
+        let mut sending = JoinSet::new();
+        for index in 0..40 {
+            let from = attacker(index);
+            let mut bytes = Vec::new();
+            for port in 1..=200 {
+                let own = Upid::agent(SocketAddrV4::new(from, 20_000 + port));
+                let register = Message::RegisterAgent(AgentOptions::default());
+                bytes.extend(request(&own, &master, &register));
+                bytes.extend(request(&own, &master, &Message::AgentRegistered(Vec::new())));
+            }
+            sending.spawn(async move {
+                let mut stream = connect(from, to).await.unwrap();
+                let _ = timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
+                stream
+            });
+        }
+        sending.join_all().await
+    };
+    let _held = victim.endures("reports from 8,000 ports of 40 hosts", attack).await;
+    victim.registers(Ipv4Addr::new(127, 88, 0, 1)).await;
+    // A report under another name than that of the registration is not answered.
+    let counters = &victim.health().await["counters"];
+    assert!(counters["agent_registered_messages_dropped"].as_u64().unwrap() > 0, "{counters}");
+}
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn pipelined_nonsense_does_not_hold_up_others() {
+    let victim = Victim::start(20).await;
+    let to = victim.address();
+    let nonsense =
+        "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: nobody\r\n\r\n".repeat(2000);
+    let attack = async {
+        let mut sending = JoinSet::new();
+        for _ in 0..200 {
+            let nonsense = nonsense.clone();
+            sending.spawn(async move {
+                let mut stream = connect(attacker(0), to).await.unwrap();
+                let flood = async { while stream.write_all(nonsense.as_bytes()).await.is_ok() {} };
+                let _ = timeout(Duration::from_secs(5), flood).await;
+            });
+        }
+        sending.join_all().await;
+    };
+    victim.endures("200 connections of nonsense", attack).await;
+    assert!(victim.refusals("messages_per_second_per_address").await > 0);
 }

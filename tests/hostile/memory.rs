@@ -109,3 +109,26 @@ async fn previews_do_not_hold_up_the_master() {
     // That network would take an overlay away from the agents.
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
+
+#[tokio::test]
+#[ignore = "hostile"]
+async fn bodies_of_many_hosts_leave_room_for_registrations() {
+    let victim = Victim::start(20).await;
+    let to = victim.address();
+    // Together more than all bodies may hold, each within what one address may hold.
+    let length = 1_000_000;
+    let head = format!(
+        "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let large = [head.as_bytes(), &vec![b' '; length - 1]].concat();
+    let small = [head.as_bytes(), &[b' '; 9000]].concat();
+    let attack = async {
+        let mut held = start_all(to, 60, 60, &large).await;
+        held.extend(start_all(to, 900, 900, &small).await);
+        held
+    };
+    let _held = victim.endures("24 MiB of bodies of 900 hosts", attack).await;
+    let begin = tokio::time::Instant::now();
+    victim.registers(Ipv4Addr::new(127, 88, 0, 1)).await;
+    println!("a new agent was served within {:.1?}", begin.elapsed());
+}

@@ -7,19 +7,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mesos_network_overlay::addr::Upid;
+use mesos_network_overlay::protocol::{AgentOptions, Message};
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::agents::Agents;
-use crate::program::{Program, free_address, write_network};
+use crate::libprocess::request;
+use crate::program::{NETWORK, Program, free_address};
 use crate::usage::Usage;
 
+/// Connections that the master accepts.
+const CONNECTIONS: usize = 12_000;
 /// Memory that an attack may cost, in MiB.
 const MEMORY_MAX: f64 = 200.0;
 /// How long the health of another address may take.
@@ -44,7 +49,10 @@ impl Victim {
         setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let address = free_address();
-        let network = write_network(dir.path()).unwrap();
+        // Fewer connections than by default, since both ends are on this machine.
+        let config = format!(r#"{{"network":{NETWORK},"limits":{{"connections":{CONNECTIONS}}}}}"#);
+        let network = dir.path().join("master.json");
+        fs::write(&network, config).unwrap();
         let command = Program::command_with_log("info", "file", &network, dir.path(), address);
         let master = Program::launch(command, dir.path(), address).await.unwrap();
         let agents = Agents::start(watch::channel(Some(address)).1, agents).unwrap();
@@ -110,6 +118,24 @@ impl Victim {
             Ok(String::from_utf8_lossy(&answer).into_owned())
         };
         timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Registers an agent at an address, and waits for what it is assigned.
+    pub(crate) async fn registers(&self, ip: Ipv4Addr) {
+        let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
+        let SocketAddr::V4(own) = listener.local_addr().unwrap() else { unreachable!() };
+        let register = Message::RegisterAgent(AgentOptions::default());
+        let register = request(&Upid::agent(own), &Upid::master(self.address()), &register);
+        let served = async {
+            let mut link = connect(ip, self.address()).await.unwrap();
+            link.write_all(&register).await.unwrap();
+            let (mut answer, _) = listener.accept().await.unwrap();
+            let mut start = [0; 19];
+            answer.read_exact(&mut start).await.unwrap();
+            assert_eq!(&start, b"POST /overlay-agent");
+        };
+        let served = timeout(Duration::from_secs(10), served).await;
+        served.unwrap_or_else(|_| panic!("{ip} was not served: {}", self.master.log()));
     }
 
     /// How often a limit has refused something.

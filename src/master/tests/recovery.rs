@@ -269,7 +269,7 @@ fn record_under_an_address_no_agent_can_have_is_quarantined() {
     let keys = addresses.map(|text| Key::Agent(text.parse().unwrap()));
     let numbers = [1, 2, 3];
     let record =
-        |n: u8| stored(&format!("44.128.0.{n}"), vec![had("net", &format!("10.0.{n}.0/24"))]);
+        |n: u8| stored(&format!("44.128.0.{n}"), vec![had("net", &format!("20.0.{n}.0/24"))]);
     let records = keys.into_iter().zip(numbers.map(record)).collect();
     let mut world = World::restored(plain(), records, Version(9));
     world.load();

@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::fmt;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -34,12 +35,12 @@ const QUEUE_MESSAGES: usize = 1024;
 /// a liar can make us hold by claiming to be many.
 const PEERS_LIMIT: usize = 32 * 1024;
 
+/// A message up to this length finds the share of unsent bytes that is kept: an assignment, and
+/// what has changed of the peers, but not a large table of them.
+const SHORT_MESSAGE: usize = 64 * 1024;
+
 /// Messages to processes of this program that wait.
 const OWN_QUEUE: usize = 1024;
-
-/// Connections that are being made at a time. Enough that the dead hosts of a large cluster, each
-/// of which takes the whole time allowed, leave places for the others.
-const CONNECTS: usize = 1024;
 
 /// Sends messages and keeps links. Dropped, it closes all its connections.
 pub struct Client<H> {
@@ -66,7 +67,9 @@ impl<H: Handler> Client<H> {
             handler,
             runtime: Handle::current(),
             peers: Mutex::default(),
-            connects: Semaphore::new(CONNECTS),
+            connects: Semaphore::new(limits.size(Limit::Connects).min(Semaphore::MAX_PERMITS)),
+            connecting: Connecting::new(limits.size(Limit::ConnectsPerAddress)),
+            write_timeout: limits.timeout(Limit::WriteTimeout),
             descriptors,
             // The other half is for what we accept and for everything else.
             peers_max: PEERS_LIMIT.min(descriptors / 2),
@@ -103,12 +106,11 @@ impl<H: Handler> Client<H> {
             failure = shared.queue_message(queue, (from, to), name, body).err();
             failure.is_none()
         });
-        if !is_queued {
-            shared.count_lost(1);
+        if is_queued {
+            return;
         }
-        if let Some(failure) = failure {
-            self.report(to, name, &failure);
-        }
+        shared.count_lost(1);
+        self.report(to, name, &failure.unwrap_or(SendError::TooManyPeers));
     }
 
     /// Counts and logs a message that was not queued: not under the lock of the peers, since the
@@ -116,15 +118,17 @@ impl<H: Handler> Client<H> {
     fn report(&self, to: &Upid, name: &str, failure: &SendError) {
         match failure {
             SendError::Full { limit, waiting, refused } => {
-                if let Some(limit) = limit {
-                    self.shared.handler.refused(to.address.into(), &Refusal::Limit(*limit));
-                }
+                self.shared.handler.refused(to.address.into(), &Refusal::Limit(*limit));
                 if is_worth_a_line(*refused) {
                     log::warn!(
                         "send {name} to {to}: {waiting} messages wait for it: {refused} lost since \
                          it reads nothing: see whether it hangs"
                     );
                 }
+            }
+            SendError::TooManyPeers => {
+                let refusal = Refusal::Limit(Limit::Connects);
+                self.shared.handler.refused(to.address.into(), &refusal);
             }
             SendError::Unprintable => {
                 log::warn!(
@@ -190,9 +194,11 @@ async fn deliver_own<H: Handler>(
 /// Why a message was not queued.
 #[derive(Debug)]
 enum SendError {
-    /// Too much waits: the limit that is reached, where it is one that can be set, how many
-    /// messages wait for the peer, and how many it has lost.
-    Full { limit: Option<Limit>, waiting: usize, refused: u64 },
+    /// Too much waits: the limit that is reached, how many messages wait for the peer, and how many
+    /// it has lost.
+    Full { limit: Limit, waiting: usize, refused: u64 },
+    /// Messages are being sent to as many others as can be.
+    TooManyPeers,
     /// A name in the message would break the request line or a header.
     Unprintable,
 }
@@ -202,6 +208,9 @@ pub(super) struct Shared<H> {
     pub(super) own: SocketAddrV4,
     pub(super) handler: Arc<H>,
     pub(super) connects: Semaphore,
+    pub(super) connecting: Connecting,
+    /// How long a peer may take nothing of what is written to it.
+    pub(super) write_timeout: Duration,
     /// How many descriptors this process may have.
     descriptors: usize,
     /// Addresses that we send to at a time.
@@ -244,6 +253,50 @@ pub(super) struct Queue {
     pub(super) is_linked: bool,
     /// Messages that found no room.
     refused: u64,
+}
+
+/// How many connections to each address are being made.
+#[derive(Debug)]
+pub(super) struct Connecting {
+    max: usize,
+    by_address: Mutex<HashMap<Ipv4Addr, usize>>,
+}
+
+impl Connecting {
+    fn new(max: usize) -> Self {
+        Self { max, by_address: Mutex::default() }
+    }
+
+    /// Takes a place for one more, if there is one. An address whose ports swallow what is sent to
+    /// them holds up those who want to reach that address, and nobody else.
+    pub(super) fn begin(&self, address: Ipv4Addr) -> Option<ConnectPlace<'_>> {
+        let mut by_address = self.by_address.lock();
+        let count = by_address.entry(address).or_default();
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(ConnectPlace { connecting: self, address })
+    }
+}
+
+/// A connection that is being made; given back when dropped.
+#[derive(Debug)]
+pub(super) struct ConnectPlace<'a> {
+    connecting: &'a Connecting,
+    address: Ipv4Addr,
+}
+
+impl Drop for ConnectPlace<'_> {
+    fn drop(&mut self) {
+        let mut by_address = self.connecting.by_address.lock();
+        if let hash_map::Entry::Occupied(mut count) = by_address.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }
 
 /// Bytes that count as unsent until this is dropped.
@@ -294,10 +347,7 @@ impl<H: Handler> Shared<H> {
                 peer.changed.notify_one();
                 is_changed
             }
-            hash_map::Entry::Vacant(_) if is_full => {
-                log::warn!("send to {address}: already sending to {} others", self.peers_max);
-                false
-            }
+            hash_map::Entry::Vacant(_) if is_full => false,
             hash_map::Entry::Vacant(entry) => {
                 let mut queue = Queue::default();
                 let is_changed = change(&mut queue);
@@ -335,20 +385,23 @@ impl<H: Handler> Shared<H> {
         Ok(())
     }
 
-    /// Whether a message of `length` bytes may wait in a queue: if not, the limit that is reached,
-    /// where it is one that can be set.
-    fn make_room(&self, queue: &Queue, length: usize) -> Result<(), Option<Limit>> {
+    /// Whether a message of `length` bytes may wait in a queue: if not, the limit that is reached.
+    fn make_room(&self, queue: &Queue, length: usize) -> Result<(), Limit> {
         if queue.messages >= QUEUE_MESSAGES {
-            return Err(None);
+            return Err(Limit::UnsentBytesPerAddress);
         }
         let is_first = queue.messages == 0;
         if !is_first && queue.bytes.len() + length > self.unsent_max_per_address {
-            return Err(Some(Limit::UnsentBytesPerAddress));
+            return Err(Limit::UnsentBytesPerAddress);
         }
-        // A quarter is kept for peers for which nothing waits.
-        let most = if is_first { self.unsent_max } else { self.unsent_max / 4 * 3 };
+        // A quarter is kept for short messages to peers for which nothing waits.
+        let most = if is_first && length <= SHORT_MESSAGE {
+            self.unsent_max
+        } else {
+            self.unsent_max / 4 * 3
+        };
         if self.unsent.load(Ordering::Relaxed) + length > most {
-            return Err(Some(Limit::UnsentBytes));
+            return Err(Limit::UnsentBytes);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::StatusCode;
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -33,7 +34,11 @@ const READ_SIZE: usize = 8 * 1024;
 const INPUT_SLACK: usize = 512;
 
 /// Receipts that wait to be written together, in bytes.
-const OUTPUT_LIMIT: usize = 32 * 1024;
+const OUTPUT_LIMIT: usize = 2 * 1024;
+
+/// How long a connection is not read after a message beyond the rate of its address: what is
+/// refused costs time as well.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an answer before closing may take to be read, and how much of what comes meanwhile is
 /// read over. Closing at once would make the kernel take the answer back.
@@ -166,14 +171,36 @@ impl<H: Handler> Connection<H> {
     async fn receive(&mut self, message: Message, body: Bytes) -> bool {
         self.release();
         let Message { judged, is_kept_alive, memory } = message;
+        let is_registration = judged.is_registration;
         match self.host.receive(self.peer, judged, body, memory).await {
-            Ok(()) => encode::accepted(&mut self.output, is_kept_alive),
-            Err(refusal) => encode::refused(&mut self.output, &refusal, is_kept_alive),
+            Ok(()) => {
+                if is_registration {
+                    self.place.registered();
+                }
+                encode::accepted(&mut self.output, is_kept_alive);
+            }
+            Err(refusal) => {
+                encode::refused(&mut self.output, &refusal, is_kept_alive);
+                if refusal.status() == StatusCode::TOO_MANY_REQUESTS {
+                    return is_kept_alive && self.pause().await;
+                }
+            }
         }
         if self.output.len() > OUTPUT_LIMIT {
             self.flush().await;
         }
         is_kept_alive
+    }
+
+    /// Reads nothing for a while. Returns whether the connection goes on.
+    async fn pause(&mut self) -> bool {
+        self.flush().await;
+        if let Err(refusal) = self.account_for_input() {
+            self.host.handler.refused(self.peer, &refusal);
+            return false;
+        }
+        tokio::time::sleep(REFUSED_PAUSE).await;
+        true
     }
 
     /// Looks for a complete request in the input.

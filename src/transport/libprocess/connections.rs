@@ -3,13 +3,14 @@
 //! A libprocess link is never closed because it is idle: an agent of the C++ modules links once,
 //! says nothing for hours, and registers again when the link ends. So links are bounded by their
 //! number: at a limit, the connection that was silent for the longest time is closed, of the
-//! address with the most connections. One address can only push out its own.
+//! address with the most connections. Connections on which an agent registered come last, so that
+//! nobody pushes a working link out with connections that say nothing.
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -50,8 +51,25 @@ struct Table {
 struct Connection {
     number: u64,
     peer: SocketAddr,
-    last_received: Arc<AtomicU64>,
+    usage: Arc<Usage>,
     closer: Closer,
+}
+
+/// What a connection was used for.
+#[derive(Debug, Default)]
+struct Usage {
+    /// When something came last, in microseconds since the start.
+    last_received: AtomicU64,
+    /// Whether a registration was taken from it.
+    has_registered: AtomicBool,
+}
+
+impl Usage {
+    /// Connections of a lower rank are closed first.
+    fn rank(&self) -> (bool, u64) {
+        let has_registered = self.has_registered.load(Ordering::Relaxed);
+        (has_registered, self.last_received.load(Ordering::Relaxed))
+    }
 }
 
 /// What closes a connection.
@@ -84,7 +102,7 @@ pub(super) struct Evicted {
 pub(super) struct Place {
     connections: Arc<Connections>,
     number: u64,
-    last_received: Arc<AtomicU64>,
+    usage: Arc<Usage>,
 }
 
 impl Connections {
@@ -128,8 +146,8 @@ impl Connections {
     /// that is over already, dropping this one takes the connection out again.
     pub(super) fn insert(&self, peer: SocketAddr, place: &Arc<Place>, closer: Closer) {
         place.received();
-        let last_received = Arc::clone(&place.last_received);
-        let connection = Connection { number: place.number, peer, last_received, closer };
+        let usage = Arc::clone(&place.usage);
+        let connection = Connection { number: place.number, peer, usage, closer };
         self.table.lock().insert(connection);
     }
 
@@ -140,7 +158,7 @@ impl Connections {
         Arc::new(Place {
             connections: Arc::clone(self),
             number: table.last_number,
-            last_received: Arc::default(),
+            usage: Arc::default(),
         })
     }
 
@@ -152,7 +170,12 @@ impl Connections {
 impl Place {
     /// Notes that the peer has sent something.
     pub(super) fn received(&self) {
-        self.last_received.store(self.connections.now(), Ordering::Relaxed);
+        self.usage.last_received.store(self.connections.now(), Ordering::Relaxed);
+    }
+
+    /// Notes that a registration was taken from the peer.
+    pub(super) fn registered(&self) {
+        self.usage.has_registered.store(true, Ordering::Relaxed);
     }
 }
 
@@ -195,14 +218,14 @@ impl Table {
         Some(connection)
     }
 
-    fn last_received(&self, number: u64) -> u64 {
+    fn rank(&self, number: u64) -> (bool, u64) {
         let connection = self.places.get(&number).and_then(|place| self.open.get(*place));
-        connection.map_or(u64::MAX, |it| it.last_received.load(Ordering::Relaxed))
+        connection.map_or((true, u64::MAX), |it| it.usage.rank())
     }
 
     fn longest_silent_of(&self, address: IpAddr) -> Option<u64> {
         let numbers = self.by_address.get(&address)?.iter().copied();
-        numbers.min_by_key(|number| (self.last_received(*number), *number))
+        numbers.min_by_key(|number| (self.rank(*number), *number))
     }
 
     /// Of the address with the most connections; where several addresses have as many, the longest
@@ -215,7 +238,7 @@ impl Table {
         }
         let sample = (0..SAMPLE).filter_map(|_| self.open.get(random.usize(..self.open.len())));
         let of_the_most = sample.filter(|it| self.count_of(it.peer.ip()) == most);
-        let found = of_the_most.min_by_key(|it| it.last_received.load(Ordering::Relaxed));
+        let found = of_the_most.min_by_key(|it| it.usage.rank());
         found.map(|it| it.number).or_else(|| self.longest_silent_of(address))
     }
 }
@@ -299,6 +322,22 @@ mod tests {
             assert_eq!(world.connections.count(), 16);
         }
         assert_eq!(closed.len(), 64, "each time another one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_of_a_registered_agent_is_closed_last() {
+        let mut world = World::new(32, 3);
+        world.connect("10.0.0.1:1").await;
+        world.open["10.0.0.1:1"].registered();
+        for port in 2..=20 {
+            let closed = world.connect(&format!("10.0.0.1:{port}")).await;
+            assert!(closed.is_none_or(|(peer, _)| peer != "10.0.0.1:1"));
+        }
+        // Nor do many addresses with one connection each push it out.
+        for address in 1..=200 {
+            let closed = world.connect(&format!("10.0.1.{address}:1")).await;
+            assert!(closed.is_none_or(|(peer, _)| peer != "10.0.0.1:1"));
+        }
     }
 
     #[tokio::test(start_paused = true)]

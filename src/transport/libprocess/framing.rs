@@ -173,7 +173,8 @@ fn chunk_size(line: &[u8]) -> Result<Option<usize>, Refusal> {
 /// Bytes that are inflated at a time.
 const INFLATE_STEP: usize = 32 * 1024;
 
-/// Undoes gzip. `grow` is told how much memory it takes before it takes it.
+/// Undoes gzip of one member, as libprocess writes it: a thousand empty members would take time for
+/// nothing. `grow` is told how much memory it takes before it takes it.
 ///
 /// # Errors
 /// When the body is no gzip, when it is longer than `max` bytes inflated, or when `grow` refuses.
@@ -182,7 +183,7 @@ pub(super) fn inflate(
     max: usize,
     mut grow: impl FnMut(usize) -> Result<(), Refusal>,
 ) -> Result<Bytes, Refusal> {
-    let mut decoder = flate2::read::MultiGzDecoder::new(body);
+    let mut decoder = flate2::bufread::GzDecoder::new(body);
     let mut plain = Vec::new();
     loop {
         if plain.len() == plain.capacity() {
@@ -200,7 +201,10 @@ pub(super) fn inflate(
             return Err(Refusal::BodyTooLarge(max));
         }
         if count == 0 {
-            return Ok(plain.into());
+            return match decoder.into_inner() {
+                [] => Ok(plain.into()),
+                _ => Err(Refusal::Malformed("there is more behind the gzip data")),
+            };
         }
     }
 }

@@ -40,7 +40,7 @@ use crate::transport::{Handler, Refusal, RequestClass};
 /// How often it is looked whether a connection is idle, and whether its client reads.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A client that reads less of a response in `write_timeout` reads too slowly.
-const READ_MIN: usize = 64 * 1024;
+const READ_MIN: usize = 1024 * 1024;
 /// A response up to this length needs no reservation: the number of connections bounds how much
 /// memory they take, and health is answered however much the others hold.
 const SMALL_RESPONSE: usize = 32 * 1024;
@@ -266,7 +266,7 @@ impl<H: Handler> Session<H> {
         if length.is_some_and(|length| length > body_max) {
             return Err(Refusal::BodyTooLarge(body_max));
         }
-        self.host.addresses.count_message(account, false)?;
+        self.host.addresses.count_request(account)?;
         let slot = is_heavy.then(|| self.host.addresses.reserve(account, Resource::Requests, 1));
         Ok(JudgedRequest { body_max, is_kept: true, message: None, slot: slot.transpose()? })
     }

@@ -20,8 +20,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::client::{Peer, Shared, Unsent};
 use super::replies::Replies;
 use super::socket;
+use crate::limits::Limit;
 use crate::machine::is_worth_a_line;
-use crate::transport::Handler;
+use crate::transport::{Handler, Refusal};
 use crate::words::counted;
 
 /// How long making a connection may take.
@@ -37,9 +38,6 @@ const IDLE_TIME: Duration = Duration::from_secs(2);
 /// saved: a connection that is closed between the two messages to an agent, and made again, is half
 /// of the work for that agent once more.
 const CROWDED_IDLE_TIME: Duration = Duration::from_millis(200);
-
-/// How long a peer may take nothing of what is written to it.
-const STALL_TIME: Duration = Duration::from_secs(60);
 
 /// Room for one read of receipts.
 const READ_SIZE: usize = 2048;
@@ -104,6 +102,12 @@ pub(super) async fn run<H: Handler>(shared: Arc<Shared<H>>, peer: Arc<Peer>) {
 }
 
 async fn connect<H: Handler>(shared: &Shared<H>, address: SocketAddrV4) -> io::Result<TcpStream> {
+    let Some(_place) = shared.connecting.begin(*address.ip()) else {
+        let limit = Limit::ConnectsPerAddress;
+        shared.handler.refused(address.into(), &Refusal::Limit(limit));
+        let reason = format!("limit {} is reached", limit.key());
+        return Err(io::Error::new(io::ErrorKind::WouldBlock, reason));
+    };
     // The semaphore is never closed.
     let _permit = shared.connects.acquire().await.map_err(io::Error::other)?;
     let socket = socket_from(shared)?;
@@ -291,7 +295,7 @@ impl<'a, H: Handler> Connection<'a, H> {
     /// Until when there must be some progress, or something new to do.
     fn deadline(&self) -> Option<Instant> {
         if !self.output.is_empty() {
-            return Some(self.used + STALL_TIME);
+            return Some(self.used + self.shared.write_timeout);
         }
         if self.is_linked {
             return None;

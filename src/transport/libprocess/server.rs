@@ -160,6 +160,8 @@ pub(super) struct Judged {
     envelope: Result<Envelope, Refusal>,
     /// Whether a refusal has been counted already.
     is_counted: bool,
+    /// Whether it makes the host remember a new peer.
+    pub(super) is_registration: bool,
 }
 
 impl Judged {
@@ -218,14 +220,15 @@ impl<H: Handler> Host<H> {
         if matches!(framing, Framing::Length(length) if length > max) {
             return Err(Refusal::BodyTooLarge(max));
         }
-        let envelope = envelope.and_then(|envelope| {
+        let is_registration = admission.as_ref().is_ok_and(|it| it.is_registration);
+        let is_within_rate = self.addresses.count_message(account, is_registration);
+        let envelope = is_within_rate.and(envelope).and_then(|envelope| {
             self.check_sender(peer, &envelope)?;
-            let is_registration = admission.as_ref().is_ok_and(|it| it.is_registration);
-            self.addresses.count_message(account, is_registration)?;
             admission.clone().map(|_| envelope)
         });
         let is_kept = envelope.is_ok() && admission.is_ok_and(|admission| admission.is_read);
-        Ok(Judged { limits: BodyLimits { max, is_kept }, encoding, envelope, is_counted: false })
+        let limits = BodyLimits { max, is_kept };
+        Ok(Judged { limits, encoding, envelope, is_counted: false, is_registration })
     }
 
     fn check_sender(&self, peer: SocketAddr, envelope: &Envelope) -> Result<(), Refusal> {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::super::{Client, ServerOptions, encode};
 use super::{Host, PATIENCE, Running, Told, next, rest};
 use crate::addr::Upid;
-use crate::limits::Limits;
+use crate::limits::{Limit, Limits};
 
 const OWN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5050);
 
@@ -219,7 +219,8 @@ async fn a_peer_that_reads_nothing_holds_only_its_own_queue() {
 
 #[tokio::test]
 async fn two_that_both_write_first_do_not_wait_for_each_other() {
-    let mut server = Running::start(ServerOptions::default());
+    let limits = Limits::of_master().with(Limit::MessagesPerSecondPerAddress, 1_000_000);
+    let mut server = Running::start(ServerOptions { limits, ..ServerOptions::default() });
     let client = new_client(OWN, Host::new().0);
     let (from, to) = (Upid::master(OWN), Upid::agent(server.address));
     let nobody = Upid { id: "nobody".into(), address: server.address };

@@ -211,6 +211,8 @@ fn inflating_is_bounded() {
     let bomb = deflate(&vec![0; BODY_MAX + 1]);
     assert_eq!(inflate(&bomb), Err(Refusal::BodyTooLarge(BODY_MAX)));
     assert!(is_malformed(inflate(b"no gzip")));
+    // Members that hold nothing would cost time for nothing.
+    assert!(is_malformed(inflate(&deflate(b"").repeat(2))));
 }
 
 #[test]
