@@ -65,7 +65,7 @@ struct Spec {
     metric: &'static str,
     unit: Unit,
     master: u64,
-    /// An agent has no limit without a default.
+    /// `None`: the limit applies to masters only.
     agent: Option<u64>,
     range: (u64, u64),
 }
@@ -179,9 +179,9 @@ impl Limit {
         self.spec().agent.is_some()
     }
 
-    /// The limit that this one is a part of, and so is not higher than.
+    /// Returns the total that bounds this limit.
     #[must_use]
-    pub const fn whole(self) -> Option<Self> {
+    pub const fn total(self) -> Option<Self> {
         match self {
             Self::ConnectionsPerAddress => Some(Self::Connections),
             Self::HttpConnections => Some(Self::Connections),
@@ -267,8 +267,8 @@ impl Limits {
         }
         let mut fitted = self.with(Limit::Connections, most);
         for part in Limit::all() {
-            if let Some(whole) = part.whole() {
-                fitted.set(part, fitted.get(part).min(fitted.get(whole)));
+            if let Some(total) = part.total() {
+                fitted.set(part, fitted.get(part).min(fitted.get(total)));
             }
         }
         let warning = format!(
@@ -286,7 +286,7 @@ mod tests {
 
     fn is_consistent(limits: &Limits) -> bool {
         Limit::all()
-            .all(|part| part.whole().is_none_or(|whole| limits.get(part) <= limits.get(whole)))
+            .all(|part| part.total().is_none_or(|total| limits.get(part) <= limits.get(total)))
     }
 
     #[test]

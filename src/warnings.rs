@@ -13,7 +13,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone)]
 pub struct Warnings(Arc<watch::Sender<BTreeMap<String, String>>>);
 
-/// What became of one warning.
+/// The result of setting one warning.
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
     Unchanged,
@@ -35,7 +35,7 @@ impl Warnings {
         // Logged after the lock is released: the log may be on a disk that hangs.
         match self.replace(key, text) {
             Change::Begun(text) => log::warn!("{text}"),
-            Change::Ended(text) => log::info!("no longer true: {text}"),
+            Change::Ended(text) => log::info!("resolved: {text}"),
             Change::Unchanged => {}
         }
     }

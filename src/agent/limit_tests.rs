@@ -144,10 +144,10 @@ fn bridge_or_vtep_beyond_the_limits_fails_and_nothing_is_made() {
             |it| it.mesos_bridge.as_mut().unwrap().subnet = subnet("192.168.1.0/31"),
             "'192.168.1.0/31' of mesos_bridge holds no container",
         ),
-        (|it| it.vtep.device = device("eth0"), "VXLAN device 'eth0' has a name without 'vtep'"),
+        (|it| it.vtep.device = device("eth0"), "VXLAN device 'eth0' does not begin with 'vtep'"),
         (
             |it| it.vtep.device = device("m-vxlan-1"),
-            "VXLAN device 'm-vxlan-1' has a name without 'vtep'",
+            "VXLAN device 'm-vxlan-1' does not begin with 'vtep'",
         ),
         (
             |it| it.vtep.mac = "71:b3:d5:80:00:01".parse().unwrap(),

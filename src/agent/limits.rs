@@ -105,7 +105,7 @@ fn check(assignment: &Assignment) -> Result<(), String> {
         return Err(format!("'{one}' of mesos_bridge overlaps '{other}' of docker_bridge"));
     }
     if !vtep.device.is_vtep_name() {
-        return Err(format!("VXLAN device '{}' has a name without 'vtep'", vtep.device));
+        return Err(format!("VXLAN device '{}' does not begin with 'vtep'", vtep.device));
     }
     if !vtep.mac.is_unicast() {
         return Err(format!("VTEP MAC address {} is that of no single host", vtep.mac));
@@ -179,7 +179,7 @@ fn check_beside(assignment: &Assignment, used: &[Assignment]) -> Result<(), Stri
             return Err(format!("VNI {vni} is that of device {device} of overlay {name}"));
         }
     }
-    // An overlay and a VTEP subnet of another: the VTEP is the same, so its own check has seen it.
+    // All overlays share one VTEP, so `check` has compared this overlay with every VTEP subnet.
     Ok(())
 }
 

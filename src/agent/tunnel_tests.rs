@@ -418,7 +418,7 @@ fn overlays_with_a_vni_of_their_own_are_on_devices_of_their_own() {
 }
 
 #[test]
-fn two_peers_at_one_underlay_address_are_one_and_the_other_is_named() {
+fn duplicate_peer_underlay_keeps_first_and_names_second() {
     let options = AgentOptions {
         docker_bridge: false,
         underlay: "fd00::5".parse().ok(),

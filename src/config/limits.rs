@@ -40,25 +40,21 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>, side: S
             limits.set(limit, value);
         }
     }
-    settle_contradictions(document, &object, &mut limits);
+    clamp_to_totals(document, &object, &mut limits);
     limits
 }
 
 /// Refuses a limit that is written higher than the one it is a part of. A default that is higher
 /// follows what was written.
-fn settle_contradictions<'a>(
-    document: &mut Document<'a>,
-    object: &Object<'a>,
-    limits: &mut Limits,
-) {
+fn clamp_to_totals<'a>(document: &mut Document<'a>, object: &Object<'a>, limits: &mut Limits) {
     for part in Limit::all() {
-        let Some(whole) = part.whole() else { continue };
-        let (value, most) = (limits.get(part), limits.get(whole));
+        let Some(total) = part.total() else { continue };
+        let (value, most) = (limits.get(part), limits.get(total));
         if value <= most {
             continue;
         }
         if let Some(node) = object.value(part.key()) {
-            let key = whole.key();
+            let key = total.key();
             document
                 .refuse(&node, format_args!("{value} is more than '{key}', {most}: write less"));
         }

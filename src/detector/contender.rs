@@ -198,7 +198,7 @@ impl Candidacy {
     async fn stand(&self) -> Result<Infallible, Given> {
         let session = Session::open(&self.ensemble, self.session_timeout).await?;
         session.make_path().await?;
-        self.demand_own(&session).await?;
+        self.refuse_mesos_election(&session).await?;
         let started = Instant::now();
         let own = self.announce(&session).await?;
         let lease = watch::channel(started).0;
@@ -223,7 +223,7 @@ impl Candidacy {
     }
 
     /// Refuses to compete with masters of Mesos.
-    async fn demand_own(&self, session: &Session) -> Result<(), Given> {
+    async fn refuse_mesos_election(&self, session: &Session) -> Result<(), Given> {
         let path = self.ensemble.path();
         let failure = |error: Error| Given::Up(session.failure(path, &error));
         let Some((members, _)) = group::list(session, path).await.map_err(failure)? else {

@@ -81,7 +81,7 @@ impl Seen {
         } else {
             match &candidate {
                 Ok(candidate) => implausible_candidate(label, bytes, candidate),
-                Err(_) => Some("its content is none of a master".to_owned()),
+                Err(_) => Some("its content does not describe a master".to_owned()),
             }
         };
         let fault = why.map(|why| {
@@ -230,7 +230,7 @@ mod tests {
         let strange = seen("x_0", b"a\n\xe2\x80\xae\xff", 5);
         assert_eq!(
             strange.fault.as_deref().unwrap(),
-            "/overlay/x_0 in the election is no master: its content is none of a master; its \
+            "/overlay/x_0 in the election is no master: its content does not describe a master; its \
              content is 'a\\n\\u{202e}\u{fffd}'"
         );
         assert_eq!(

@@ -103,7 +103,7 @@ fn iptables_gets_chains_of_its_own() {
 }
 
 #[test]
-fn peer_that_cannot_be_as_told_is_not_let_in() {
+fn invalid_peer_is_not_admitted_by_firewall() {
     let mut desired = desired();
     let peers = desired.peers.as_mut().unwrap();
     let peer = peers.values().next().unwrap().clone();

@@ -112,8 +112,8 @@ impl Trial {
         let shortages: Vec<String> = before.shortages().collect();
         let new = trial.registry.shortages().filter(|sentence| !shortages.contains(sentence));
         trial.effect.warnings = new.collect();
-        let known = before.spaces_over_agents();
-        let over_agents = trial.registry.spaces_over_agents().into_iter();
+        let known = before.subnets_containing_agents();
+        let over_agents = trial.registry.subnets_containing_agents().into_iter();
         trial.effect.warnings.extend(over_agents.filter(|sentence| !known.contains(sentence)));
         for ip in agents.into_iter().filter(is_heard) {
             let contact = before.contacts.get(&ip);

@@ -351,7 +351,7 @@ impl Registry {
     fn take_over(&mut self, before: &Self) {
         self.touched.extend(before.agents.keys().chain(&before.touched));
         self.recall(&before.reports());
-        self.take_over_refusals(before);
+        self.carry_over_refusals(before);
         let exists = |supply: &Supply| match supply {
             Supply::Overlay(name, family) => {
                 let mut overlays = self.network.overlays.iter();

@@ -309,7 +309,7 @@ impl Registry {
         self.is_unsettled |= had_doubts && is_known;
         if let Some(Aside { held, record, .. }) = self.aside.remove(&ip) {
             self.underlays.unreserve(ip, record.and_then(|record| record.underlay));
-            self.forget_settled_refusals();
+            self.remove_resolved_refusals();
             return Some(self.keep_for(ip, ReleasedRecord { at: unix, ..held }));
         }
         // Also of an agent that is not there because there was nothing for it.
@@ -317,7 +317,7 @@ impl Registry {
         let agent = self.agents.remove(&ip)?;
         self.touched.insert(ip);
         self.tally.remove(&agent.info);
-        self.underlay_changed(ip, agent.record.underlay, None);
+        self.update_underlay_claims(ip, agent.record.underlay, None);
         let AgentRecord { vtep_ip, mut vtep_ip6, mut overlays, .. } = agent.record;
         if self.unserved_vteps6.remove(&ip).is_some() {
             vtep_ip6 = None;
@@ -435,7 +435,7 @@ impl Registry {
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.doubts().into_values().collect();
         problems.extend(self.refused_underlays());
-        problems.extend(self.spaces_over_agents());
+        problems.extend(self.subnets_containing_agents());
         problems.extend(self.shortages());
         problems.extend(self.releases_out_of_time());
         if self.tally.failed > 0 {
@@ -520,7 +520,7 @@ impl Registry {
         let info = Arc::new(AgentInfo { ip, overlays, configuration_attempts: None });
         self.tally.add(&info);
         self.agents.insert(ip, Agent { record, version, info });
-        self.underlay_changed(ip, underlay_before, underlay);
+        self.update_underlay_claims(ip, underlay_before, underlay);
         self.touched.insert(ip);
     }
 

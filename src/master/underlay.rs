@@ -173,7 +173,7 @@ impl Registry {
 
     /// The record of the agent at `ip` says `after` in the place of `before`. To be called when the
     /// agent is put in, changed, or removed.
-    pub(super) fn underlay_changed(
+    pub(super) fn update_underlay_claims(
         &mut self,
         ip: Ipv4Addr,
         before: Option<Ipv6Addr>,
@@ -188,16 +188,16 @@ impl Registry {
                 // The one that has it, and the one that has lost it by this, if any.
                 let claimants = Underlays::claimants(&self.underlays.claims, address);
                 let concerned: Vec<Ipv4Addr> = claimants.take(2).collect();
-                concerned.into_iter().for_each(|agent| self.judge_underlay(agent));
+                concerned.into_iter().for_each(|agent| self.update_underlay_status(agent));
             }
         }
-        self.judge_underlay(ip);
+        self.update_underlay_status(ip);
         if before.is_some_and(|before| Some(before) != after) {
-            self.forget_settled_refusals();
+            self.remove_resolved_refusals();
         }
     }
 
-    fn judge_underlay(&mut self, ip: Ipv4Addr) {
+    fn update_underlay_status(&mut self, ip: Ipv4Addr) {
         let is_inside =
             self.agents.contains_key(&ip) && inside(&self.network, IpAddr::V4(ip)).is_some();
         if is_inside {
@@ -214,9 +214,9 @@ impl Registry {
     }
 
     /// Takes over which registrations were refused before, as far as they would be still.
-    pub(super) fn take_over_refusals(&mut self, before: &Self) {
+    pub(super) fn carry_over_refusals(&mut self, before: &Self) {
         self.underlays.refused.clone_from(&before.underlays.refused);
-        self.forget_settled_refusals();
+        self.remove_resolved_refusals();
     }
 
     /// Nobody asks any more for the registration of the agent at `ip`.
@@ -225,7 +225,7 @@ impl Registry {
     }
 
     /// What was refused and would not be any more is no problem: the agent registers again.
-    pub(super) fn forget_settled_refusals(&mut self) {
+    pub(super) fn remove_resolved_refusals(&mut self) {
         let mut refused = std::mem::take(&mut self.underlays.refused);
         refused.retain(|ip, address| self.underlay_fault(*ip, *address).is_some());
         self.underlays.refused = refused;
@@ -240,7 +240,7 @@ impl Registry {
     }
 
     /// The overlays and VTEP subnets in which agents have their IPv4 addresses, a sentence each.
-    pub(super) fn spaces_over_agents(&self) -> Vec<String> {
+    pub(super) fn subnets_containing_agents(&self) -> Vec<String> {
         let mut spaces: BTreeMap<(String, Subnet), Vec<Ipv4Addr>> = BTreeMap::new();
         for ip in &self.underlays.inside {
             if let Some((subnet, whose)) = inside(&self.network, IpAddr::V4(*ip)) {

@@ -18,8 +18,8 @@ use crate::protocol::{MessageKind, Refused, RequestId};
 use crate::transport::{Admission, Handler, Incoming, Refusal, RequestClass, Reservation};
 use crate::wire;
 
-/// Requests whose answers grow with the cluster that are worked on at a time: such a request takes
-/// a processor for a good part of a second, and memory of many times its answer.
+/// Heavy requests that are processed at the same time. A heavy request takes a processor for a good
+/// part of a second, and memory of many times its answer.
 const HEAVY_REQUESTS: usize = 2;
 /// Longest text that is kept of what was refused last, in characters.
 const LAST_MAX: usize = 512;

@@ -19,10 +19,10 @@ use crate::limits::{BURST_SECONDS, Limit, Limits};
 const SHARE_KEPT: usize = 4;
 /// An address that holds no more bytes than this finds the kept share: larger than what agents send
 /// but for a table of peers.
-const SMALL: usize = 16 * 1024;
+const SMALL_HOLDING_MAX: usize = 16 * 1024;
 /// A body of this length needs no reservation: the number of connections bounds how much memory
 /// they take, and a registration is taken however much the others hold.
-const FREE_BODY: usize = 2 * 1024;
+const UNRESERVED_BODY_MAX: usize = 2 * 1024;
 /// Accounts from which on those that are no longer needed are removed.
 const SWEEP_FROM: usize = 1024;
 /// Most accounts. Addresses beyond them share one.
@@ -57,8 +57,8 @@ pub(super) struct Addresses {
     limits: Limits,
     start: Instant,
     totals: [AtomicUsize; Resource::COUNT],
-    messages: Pace,
-    registrations: Pace,
+    messages: RateState,
+    registrations: RateState,
     accounts: Mutex<Accounts>,
 }
 
@@ -74,8 +74,8 @@ struct Accounts {
 #[derive(Debug, Default)]
 pub(super) struct Account {
     held: [AtomicUsize; Resource::COUNT],
-    messages: Pace,
-    registrations: Pace,
+    messages: RateState,
+    registrations: RateState,
 }
 
 impl Addresses {
@@ -86,8 +86,8 @@ impl Addresses {
             limits,
             start: Instant::now(),
             totals: Default::default(),
-            messages: Pace::default(),
-            registrations: Pace::default(),
+            messages: RateState::default(),
+            registrations: RateState::default(),
             accounts: Mutex::new(accounts),
         })
     }
@@ -132,7 +132,7 @@ impl Addresses {
     fn count(
         &self,
         now: u64,
-        (all, own): (&Pace, &Pace),
+        (all, own): (&RateState, &RateState),
         (total, per_address): (Limit, Limit),
     ) -> Result<(), Refusal> {
         let own_rate = Rate::of(self.limits.get(per_address));
@@ -212,7 +212,7 @@ impl Reservation {
     /// # Errors
     /// When the address, or all together, would hold too much. It then holds what it held.
     pub(super) fn grow_to(&mut self, amount: usize) -> Result<(), Refusal> {
-        let is_free = self.resource == Resource::RequestBytes && amount <= FREE_BODY;
+        let is_free = self.resource == Resource::RequestBytes && amount <= UNRESERVED_BODY_MAX;
         let more = amount.saturating_sub(self.amount);
         if more == 0 || is_free {
             return Ok(());
@@ -227,8 +227,8 @@ impl Reservation {
         let is_first = own_before == 0;
         let most = limits.size(total);
         let is_small = match self.resource {
-            Resource::Requests => own_before == 0,
-            Resource::RequestBytes | Resource::ResponseBytes => own_before + more <= SMALL,
+            Resource::Requests | Resource::ResponseBytes => is_first,
+            Resource::RequestBytes => own_before + more <= SMALL_HOLDING_MAX,
         };
         let kept = if is_small { 0 } else { most / SHARE_KEPT };
         let refused = if !is_first && own_before + more > limits.size(per_address) {
@@ -280,9 +280,9 @@ impl Rate {
 /// When the events so far are paid for, in nanoseconds since the start: the generic cell rate
 /// algorithm (ITU-T I.371).
 #[derive(Debug, Default)]
-struct Pace(AtomicU64);
+struct RateState(AtomicU64);
 
-impl Pace {
+impl RateState {
     /// How much was taken in advance, in nanoseconds.
     fn advance(&self, now: u64) -> u64 {
         self.0.load(Ordering::Relaxed).saturating_sub(now)
@@ -370,9 +370,9 @@ mod tests {
         assert_eq!(reserve(201, 20_000).unwrap_err(), Refusal::Limit(Limit::RequestBytes));
         assert!(reserve(202, 10_000).is_ok(), "what an agent reports");
         for last in 0..=255 {
-            held.extend(reserve(last, SMALL));
+            held.extend(reserve(last, SMALL_HOLDING_MAX));
         }
-        assert!(reserve(203, FREE_BODY).is_ok(), "a registration");
+        assert!(reserve(203, UNRESERVED_BODY_MAX).is_ok(), "a registration");
     }
 
     #[tokio::test(start_paused = true)]

@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn body_of_an_ignored_message_is_not_copied_and_its_sender_is_limited() {
+    async fn ignored_message_is_not_copied_and_counts_against_rate() {
         let gateway = gateway();
         let (host, mut told) = Host::new();
         let refused = Arc::clone(&host);

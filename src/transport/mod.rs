@@ -147,7 +147,10 @@ pub enum Refusal {
     #[error("the content encoding is neither gzip nor identity")]
     Encoding,
     /// A request was begun and not finished in time.
-    #[error("the request was not complete in time")]
+    #[error(
+        "the request was incomplete after limits.request_timeout: see whether the peer hangs, or \
+         raise limits.request_timeout"
+    )]
     Stalled,
     /// The connection ended in the middle of a request.
     #[error("the connection ended in the middle of a request")]
@@ -155,6 +158,12 @@ pub enum Refusal {
     /// The host does not take anything now.
     #[error("the queue of incoming messages is full: try again later")]
     Busy,
+    /// The connection was closed to make room for another one.
+    #[error(
+        "closed its connection to make room: limits.{key} is reached: raise it",
+        key = .0.key()
+    )]
+    Evicted(Limit),
     /// A limit is reached.
     #[error("limit {key} is reached: try again later, or raise limits.{key}", key = .0.key())]
     Limit(Limit),
@@ -176,7 +185,7 @@ impl Refusal {
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Encoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Stalled => StatusCode::REQUEST_TIMEOUT,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Evicted(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Limit(limit) => match limit.unit() {
                 Unit::PerSecond => StatusCode::TOO_MANY_REQUESTS,
                 Unit::Seconds => StatusCode::REQUEST_TIMEOUT,
@@ -189,7 +198,7 @@ impl Refusal {
     #[must_use]
     pub const fn limit(&self) -> Option<Limit> {
         match self {
-            Self::Limit(limit) => Some(*limit),
+            Self::Limit(limit) | Self::Evicted(limit) => Some(*limit),
             Self::Stalled => Some(Limit::RequestTimeout),
             _ => None,
         }

@@ -52,7 +52,7 @@ async fn links_of_one_host_push_out_its_own_only() {
     let to = victim.address();
     let message = ignored_message(to);
     let attack = hold(to, MANY, 1, &message);
-    let _held = victim.endures("15,000 links of one host", attack).await;
+    let _held = victim.measure_attack("15,000 links of one host", attack).await;
     assert!(victim.refusals("connections_per_address").await > 10_000);
     assert_eq!(victim.refusals("connections").await, 0);
 }
@@ -63,7 +63,7 @@ async fn links_of_many_hosts_push_out_those_with_the_most() {
     let victim = Victim::start(100).await;
     let to = victim.address();
     let attack = hold(to, MANY, 3000, b"");
-    let _held = victim.endures("15,000 links of 3,000 hosts", attack).await;
+    let _held = victim.measure_attack("15,000 links of 3,000 hosts", attack).await;
     assert!(victim.refusals("connections").await > 0);
     assert_eq!(victim.refusals("connections_per_address").await, 0);
 }
@@ -73,11 +73,12 @@ async fn links_of_many_hosts_push_out_those_with_the_most() {
 async fn http_connections_leave_room_for_the_health() {
     let victim = Victim::start(20).await;
     let to = victim.address();
-    let _one =
-        victim.endures("600 HTTP connections of one host", hold(to, 600, 1, GET.as_bytes())).await;
+    let _one = victim
+        .measure_attack("600 HTTP connections of one host", hold(to, 600, 1, GET.as_bytes()))
+        .await;
     assert!(victim.refusals("http_connections_per_address").await > 0);
     let _many = victim
-        .endures("1,200 HTTP connections of 100 hosts", hold(to, 1200, 100, GET.as_bytes()))
+        .measure_attack("1,200 HTTP connections of 100 hosts", hold(to, 1200, 100, GET.as_bytes()))
         .await;
     assert!(victim.refusals("http_connections").await > 0);
 }
@@ -107,8 +108,8 @@ async fn new_agent_is_served_while_answers_go_to_ports_that_refuse() {
         }
         sending.join_all().await
     };
-    let _held = victim.endures("reports from 8,000 ports of 40 hosts", attack).await;
-    victim.registers(Ipv4Addr::new(127, 88, 0, 1)).await;
+    let _held = victim.measure_attack("reports from 8,000 ports of 40 hosts", attack).await;
+    victim.register_agent(Ipv4Addr::new(127, 88, 0, 1)).await;
     // A report under another name than that of the registration is not answered.
     let counters = &victim.health().await["counters"];
     assert!(counters["agent_registered_messages_dropped"].as_u64().unwrap() > 0, "{counters}");
@@ -133,6 +134,6 @@ async fn pipelined_nonsense_does_not_hold_up_others() {
         }
         sending.join_all().await;
     };
-    victim.endures("200 connections of nonsense", attack).await;
+    victim.measure_attack("200 connections of nonsense", attack).await;
     assert!(victim.refusals("messages_per_second_per_address").await > 0);
 }

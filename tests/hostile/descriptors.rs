@@ -24,7 +24,7 @@ impl Drop for Agent {
     }
 }
 
-async fn appears(path: &Path) {
+async fn wait_for_file(path: &Path) {
     let wait = async {
         while !path.exists() {
             sleep(Duration::from_millis(50)).await;
@@ -62,14 +62,14 @@ async fn agent_with_few_descriptors_repairs_under_many_connections() {
         .unwrap();
     let _agent = Agent(agent);
     let file = cni_dir.join("vxlan-1.conf");
-    appears(&file).await;
+    wait_for_file(&file).await;
     let mut held = Vec::new();
     for index in 0..1100 {
         held.extend(connect(attacker(index % 50), listen).await);
     }
     for _ in 0..3 {
         fs::remove_file(&file).unwrap();
-        appears(&file).await;
+        wait_for_file(&file).await;
     }
     let log = fs::read_to_string(dir.path().join("agent.log")).unwrap();
     assert!(log.contains("limits.connections is "), "{log}");

@@ -48,7 +48,7 @@ async fn toggled_registrations_fill_neither_log_nor_store() {
         }
         sending.join_all().await;
     };
-    victim.endures("100,000 toggled registrations", attack).await;
+    victim.measure_attack("100,000 toggled registrations", attack).await;
     let grown = victim.log_size() - before;
     println!("the log has grown by {grown} bytes");
     assert!(grown < LOG_MAX, "{grown} bytes");

@@ -49,13 +49,13 @@ async fn unfinished_bodies_of_requests_are_bounded() {
     );
     let bytes = [head.as_bytes(), &vec![b' '; length - 1]].concat();
     let attack = start_all(to, 120, 8, &bytes);
-    let _held = victim.endures("120 bodies of 1.7 MB that do not end", attack).await;
+    let _held = victim.measure_attack("120 bodies of 1.7 MB that do not end", attack).await;
     let own = victim.refusals("request_bytes_per_address").await;
     assert!(own + victim.refusals("request_bytes").await > 0);
     let head = "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\n\
                 Content-Length: 16777216\r\n\r\n";
     let attack = start_all(to, 120, 8, head.as_bytes());
-    let mut held = victim.endures("120 bodies of 16 MiB", attack).await;
+    let mut held = victim.measure_attack("120 bodies of 16 MiB", attack).await;
     let mut answer = [0; 12];
     timeout(PATIENCE, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
@@ -68,7 +68,7 @@ async fn heads_that_do_not_end_are_bounded() {
     let to = victim.address();
     let bytes = format!("POST /overlay-master/N HTTP/1.1\r\nX: {}", "x".repeat(70_000));
     let attack = start_all(to, 5000, 1000, bytes.as_bytes());
-    let _held = victim.endures("5,000 heads of 70 kB that do not end", attack).await;
+    let _held = victim.measure_attack("5,000 heads of 70 kB that do not end", attack).await;
     assert!(victim.refusals("request_bytes").await > 0);
 }
 
@@ -78,7 +78,7 @@ async fn unread_answers_are_bounded() {
     let victim = Victim::start(AGENTS).await;
     let get = "GET /overlay-master/state HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4);
     let attack = start_all(victim.address(), 480, 30, get.as_bytes());
-    let _held = victim.endures("480 clients that do not read the state", attack).await;
+    let _held = victim.measure_attack("480 clients that do not read the state", attack).await;
     let limits =
         ["requests", "requests_per_address", "response_bytes", "response_bytes_per_address"];
     let mut refused = 0;
@@ -103,7 +103,7 @@ async fn previews_do_not_hold_up_the_master() {
         held.extend(start_all(victim.address(), 30, 6, reload.as_bytes()).await);
         held
     };
-    let mut held = victim.endures("30 previews and 30 reloads", attack).await;
+    let mut held = victim.measure_attack("30 previews and 30 reloads", attack).await;
     let mut answer = [0; 12];
     timeout(PATIENCE, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
     // That network would take an overlay away from the agents.
@@ -127,8 +127,8 @@ async fn bodies_of_many_hosts_leave_room_for_registrations() {
         held.extend(start_all(to, 900, 900, &small).await);
         held
     };
-    let _held = victim.endures("24 MiB of bodies of 900 hosts", attack).await;
+    let _held = victim.measure_attack("24 MiB of bodies of 900 hosts", attack).await;
     let begin = tokio::time::Instant::now();
-    victim.registers(Ipv4Addr::new(127, 88, 0, 1)).await;
+    victim.register_agent(Ipv4Addr::new(127, 88, 0, 1)).await;
     println!("a new agent was served within {:.1?}", begin.elapsed());
 }

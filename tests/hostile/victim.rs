@@ -66,7 +66,11 @@ impl Victim {
 
     /// Attacks, and looks how the master does meanwhile. Afterwards the agents that were there are
     /// still linked.
-    pub(crate) async fn endures<T>(&self, attack: &str, future: impl Future<Output = T>) -> T {
+    pub(crate) async fn measure_attack<T>(
+        &self,
+        attack: &str,
+        future: impl Future<Output = T>,
+    ) -> T {
         let pid = self.master.child.id();
         let registrations = self.agents.registrations.load(Ordering::Relaxed);
         let idle = Usage::of(pid).unwrap().resident;
@@ -121,7 +125,7 @@ impl Victim {
     }
 
     /// Registers an agent at an address, and waits for what it is assigned.
-    pub(crate) async fn registers(&self, ip: Ipv4Addr) {
+    pub(crate) async fn register_agent(&self, ip: Ipv4Addr) {
         let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
         let SocketAddr::V4(own) = listener.local_addr().unwrap() else { unreachable!() };
         let register = Message::RegisterAgent(AgentOptions::default());

@@ -165,7 +165,7 @@ fn registrations_that_wait_for_the_state_are_judged_by_it() {
 }
 
 #[test]
-fn stored_duplicates_are_served_to_peers_but_for_the_lowest_agent() {
+fn stored_duplicate_underlay_is_served_for_lowest_agent() {
     let stored = records(&[(3, "fd00::9"), (5, "fd00::9"), (7, "fd00::9"), (8, "fd00::8")]);
     let mut world = World::restored(network(), stored, Version(9));
     world.load();

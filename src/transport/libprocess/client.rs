@@ -71,7 +71,8 @@ impl<H: Handler> Client<H> {
             connecting: Connecting::new(limits.size(Limit::ConnectsPerAddress)),
             write_timeout: limits.timeout(Limit::WriteTimeout),
             descriptors,
-            // The other half is for what we accept and for everything else.
+            // At most half of the descriptors. Accepted connections may take three quarters, so
+            // `crowd` shortens idle times before both are full.
             peers_max: PEERS_LIMIT.min(descriptors / 2),
             unsent: Arc::default(),
             unsent_max: limits.size(Limit::UnsentBytes),
@@ -121,14 +122,19 @@ impl<H: Handler> Client<H> {
                 self.shared.handler.refused(to.address.into(), &Refusal::Limit(*limit));
                 if is_worth_a_line(*refused) {
                     log::warn!(
-                        "send {name} to {to}: {waiting} messages wait for it: {refused} lost since \
-                         it reads nothing: see whether it hangs"
+                        "send {name} to {to}: message lost: {waiting} messages wait for the peer, \
+                         {refused} lost so far (limits.{}): see whether the peer hangs",
+                        limit.key()
                     );
                 }
             }
             SendError::TooManyPeers => {
-                let refusal = Refusal::Limit(Limit::Connects);
-                self.shared.handler.refused(to.address.into(), &refusal);
+                log::warn!(
+                    "send {name} to {to}: message lost: already sending to {} addresses, the most \
+                     for {} open files: raise the limit of open files (LimitNOFILE=)",
+                    self.shared.peers_max,
+                    self.shared.descriptors
+                );
             }
             SendError::Unprintable => {
                 log::warn!(
@@ -269,25 +275,25 @@ impl Connecting {
 
     /// Takes a place for one more, if there is one. An address whose ports swallow what is sent to
     /// them holds up those who want to reach that address, and nobody else.
-    pub(super) fn begin(&self, address: Ipv4Addr) -> Option<ConnectPlace<'_>> {
+    pub(super) fn begin(&self, address: Ipv4Addr) -> Option<ConnectPermit<'_>> {
         let mut by_address = self.by_address.lock();
         let count = by_address.entry(address).or_default();
         if *count >= self.max {
             return None;
         }
         *count += 1;
-        Some(ConnectPlace { connecting: self, address })
+        Some(ConnectPermit { connecting: self, address })
     }
 }
 
 /// A connection that is being made; given back when dropped.
 #[derive(Debug)]
-pub(super) struct ConnectPlace<'a> {
+pub(super) struct ConnectPermit<'a> {
     connecting: &'a Connecting,
     address: Ipv4Addr,
 }
 
-impl Drop for ConnectPlace<'_> {
+impl Drop for ConnectPermit<'_> {
     fn drop(&mut self) {
         let mut by_address = self.connecting.by_address.lock();
         if let hash_map::Entry::Occupied(mut count) = by_address.entry(self.address) {
@@ -372,7 +378,7 @@ impl<H: Handler> Shared<H> {
         name: &str,
         body: &Bytes,
     ) -> Result<(), SendError> {
-        if let Err(limit) = self.make_room(queue, body.len()) {
+        if let Err(limit) = self.check_capacity(queue, body.len()) {
             queue.refused += 1;
             let (waiting, refused) = (queue.messages, queue.refused);
             return Err(SendError::Full { limit, waiting, refused });
@@ -385,8 +391,11 @@ impl<H: Handler> Shared<H> {
         Ok(())
     }
 
-    /// Whether a message of `length` bytes may wait in a queue: if not, the limit that is reached.
-    fn make_room(&self, queue: &Queue, length: usize) -> Result<(), Limit> {
+    /// Checks that a message of `length` bytes may be queued.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    fn check_capacity(&self, queue: &Queue, length: usize) -> Result<(), Limit> {
         if queue.messages >= QUEUE_MESSAGES {
             return Err(Limit::UnsentBytesPerAddress);
         }

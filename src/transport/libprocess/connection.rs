@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connections::Place;
+use super::connections::ConnectionGuard;
 use super::framing::Body;
 use super::head::{self, Head};
 use super::server::{Host, Judged};
@@ -38,7 +38,7 @@ const OUTPUT_LIMIT: usize = 2 * 1024;
 
 /// How long a connection is not read after a message beyond the rate of its address: what is
 /// refused costs time as well.
-const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an answer before closing may take to be read, and how much of what comes meanwhile is
 /// read over. Closing at once would make the kernel take the answer back.
@@ -82,9 +82,9 @@ pub(super) struct Connection<H> {
     peer: SocketAddr,
     host: Arc<Host<H>>,
     account: Arc<Account>,
-    place: Arc<Place>,
+    place: Arc<ConnectionGuard>,
     input: BytesMut,
-    /// The memory of an input that is waited for the rest of.
+    /// Memory reserved for an unfinished head.
     input_memory: Option<Reservation>,
     /// How much of the input is known not to hold the end of a head.
     scanned: usize,
@@ -92,7 +92,7 @@ pub(super) struct Connection<H> {
     /// When the request that has begun must be complete, or its head.
     deadline: Option<Instant>,
     output: Vec<u8>,
-    /// Whether writing has failed. What the peer sent before it left still counts.
+    /// Whether receipts are no longer written. Messages of the peer are still read.
     is_deaf: bool,
 }
 
@@ -101,7 +101,7 @@ impl<H: Handler> Connection<H> {
         stream: TcpStream,
         peer: SocketAddr,
         host: Arc<Host<H>>,
-        place: Arc<Place>,
+        place: Arc<ConnectionGuard>,
     ) -> Self {
         Self {
             stream,

@@ -40,7 +40,7 @@ struct Table {
     /// All connections, in no order.
     open: Vec<Connection>,
     /// Where each is in `open`.
-    places: HashMap<u64, usize>,
+    positions: HashMap<u64, usize>,
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
     /// The addresses by how many connections they have.
     by_count: BTreeSet<(usize, IpAddr)>,
@@ -99,7 +99,7 @@ pub(super) struct Evicted {
 
 /// The place of a connection; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionGuard {
     connections: Arc<Connections>,
     number: u64,
     usage: Arc<Usage>,
@@ -124,7 +124,7 @@ impl Connections {
     }
 
     /// Makes room for a connection of `peer`: closes another one if a limit is reached.
-    pub(super) fn make_room(&self, peer: SocketAddr) -> Option<Evicted> {
+    pub(super) fn evict_if_full(&self, peer: SocketAddr) -> Option<Evicted> {
         let mut random = fastrand::Rng::new();
         let mut table = self.table.lock();
         let own = table.count_of(peer.ip());
@@ -144,7 +144,7 @@ impl Connections {
 
     /// Puts the connection of `peer` into the table. Whoever serves it holds `place` as well: if
     /// that is over already, dropping this one takes the connection out again.
-    pub(super) fn insert(&self, peer: SocketAddr, place: &Arc<Place>, closer: Closer) {
+    pub(super) fn insert(&self, peer: SocketAddr, place: &Arc<ConnectionGuard>, closer: Closer) {
         place.received();
         let usage = Arc::clone(&place.usage);
         let connection = Connection { number: place.number, peer, usage, closer };
@@ -152,10 +152,10 @@ impl Connections {
     }
 
     /// A place that is not in the table yet.
-    pub(super) fn place(self: &Arc<Self>) -> Arc<Place> {
+    pub(super) fn place(self: &Arc<Self>) -> Arc<ConnectionGuard> {
         let mut table = self.table.lock();
         table.last_number += 1;
-        Arc::new(Place {
+        Arc::new(ConnectionGuard {
             connections: Arc::clone(self),
             number: table.last_number,
             usage: Arc::default(),
@@ -167,7 +167,7 @@ impl Connections {
     }
 }
 
-impl Place {
+impl ConnectionGuard {
     /// Notes that the peer has sent something.
     pub(super) fn received(&self) {
         self.usage.last_received.store(self.connections.now(), Ordering::Relaxed);
@@ -179,7 +179,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.table.lock().remove(self.number);
     }
@@ -196,15 +196,15 @@ impl Table {
         self.by_count.remove(&(of_address.len(), address));
         of_address.insert(connection.number);
         self.by_count.insert((of_address.len(), address));
-        self.places.insert(connection.number, self.open.len());
+        self.positions.insert(connection.number, self.open.len());
         self.open.push(connection);
     }
 
     fn remove(&mut self, number: u64) -> Option<Connection> {
-        let place = self.places.remove(&number)?;
+        let place = self.positions.remove(&number)?;
         let connection = self.open.swap_remove(place);
         if let Some(moved) = self.open.get(place) {
-            self.places.insert(moved.number, place);
+            self.positions.insert(moved.number, place);
         }
         let address = connection.peer.ip();
         if let MapEntry::Occupied(mut of_address) = self.by_address.entry(address) {
@@ -219,7 +219,7 @@ impl Table {
     }
 
     fn rank(&self, number: u64) -> (bool, u64) {
-        let connection = self.places.get(&number).and_then(|place| self.open.get(*place));
+        let connection = self.positions.get(&number).and_then(|place| self.open.get(*place));
         connection.map_or((true, u64::MAX), |it| it.usage.rank())
     }
 
@@ -251,7 +251,7 @@ mod tests {
 
     struct World {
         connections: Arc<Connections>,
-        open: HashMap<String, Arc<Place>>,
+        open: HashMap<String, Arc<ConnectionGuard>>,
     }
 
     impl World {
@@ -265,7 +265,7 @@ mod tests {
         async fn connect(&mut self, peer: &str) -> Option<(String, Limit)> {
             tokio::time::advance(Duration::from_millis(1)).await;
             let address: SocketAddr = peer.parse().unwrap();
-            let evicted = self.connections.make_room(address);
+            let evicted = self.connections.evict_if_full(address);
             let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
             let place = self.connections.place();
             self.connections.insert(address, &place, Closer::Task(task));
@@ -348,6 +348,9 @@ mod tests {
         assert_eq!(world.connections.count(), 0);
         assert_eq!(world.connect("10.0.0.1:2").await, None);
         let table = world.connections.table.lock();
-        assert_eq!((table.by_address.len(), table.by_count.len(), table.places.len()), (1, 1, 1));
+        assert_eq!(
+            (table.by_address.len(), table.by_count.len(), table.positions.len()),
+            (1, 1, 1)
+        );
     }
 }

@@ -30,7 +30,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::HEADERS_LIMIT;
-use super::connections::{Closer, Place};
+use super::connection::REFUSED_PAUSE;
+use super::connections::{Closer, ConnectionGuard};
 use super::head::{self, Encoding, Framing, MessageHead};
 use super::server::{Host, Judged};
 use crate::limits::Limit;
@@ -55,7 +56,7 @@ pub(super) struct Client {
     pub(super) peer: SocketAddr,
     pub(super) account: Arc<Account>,
     /// Its place among all connections.
-    pub(super) link: Arc<Place>,
+    pub(super) link: Arc<ConnectionGuard>,
 }
 
 /// Serves a connection of which the bytes in `already` have been read.
@@ -66,7 +67,7 @@ pub(super) async fn serve<H: Handler>(
     host: Arc<Host<H>>,
 ) {
     let peer = client.peer;
-    host.make_room(&host.http, peer);
+    host.evict_if_full(&host.http, peer);
     let (closer, closed) = oneshot::channel::<()>();
     let place = host.http.place();
     host.http.insert(peer, &place, Closer::Signal(closer));
@@ -167,7 +168,7 @@ struct Session<H> {
     client: Client,
     host: Arc<Host<H>>,
     activity: Arc<Activity>,
-    place: Arc<Place>,
+    place: Arc<ConnectionGuard>,
 }
 
 impl<H: Handler> Session<H> {
@@ -216,6 +217,11 @@ impl<H: Handler> Session<H> {
             Ok(collected) => collected,
             Err(refusal) => return self.refuse(&refusal, true),
         };
+        let slot = judged.is_heavy.then(|| self.slot()).transpose();
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(refusal) => return self.refuse(&refusal, true),
+        };
         self.activity.answering.fetch_add(1, Ordering::Relaxed);
         // In a task of its own, because hyper drops this future when the peer's connection breaks,
         // and what has begun must be done.
@@ -224,7 +230,7 @@ impl<H: Handler> Session<H> {
             match judged.message {
                 Some(message) => session.receive(message, body, memory).await,
                 None => {
-                    let _slots = (memory, judged.slot);
+                    let _held = (memory, slot);
                     session.respond(Request::from_parts(parts, body)).await
                 }
             }
@@ -236,6 +242,11 @@ impl<H: Handler> Session<H> {
             log::error!("answer a request of {}: {error}: this is a defect", self.client.peer);
             text(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error.")
         })
+    }
+
+    /// Takes one of the slots for requests whose answers grow with the cluster.
+    fn slot(&self) -> Result<Reservation, Refusal> {
+        self.host.addresses.reserve(&self.client.account, Resource::Requests, 1)
     }
 
     /// Judges a request, or a message that came on this connection, by its head.
@@ -258,7 +269,7 @@ impl<H: Handler> Session<H> {
                 body_max: message.limits.max,
                 is_kept: message.limits.is_kept,
                 message: Some(message),
-                slot: None,
+                is_heavy: false,
             });
         }
         let RequestClass { body_max, is_heavy } =
@@ -267,8 +278,7 @@ impl<H: Handler> Session<H> {
             return Err(Refusal::BodyTooLarge(body_max));
         }
         self.host.addresses.count_request(account)?;
-        let slot = is_heavy.then(|| self.host.addresses.reserve(account, Resource::Requests, 1));
-        Ok(JudgedRequest { body_max, is_kept: true, message: None, slot: slot.transpose()? })
+        Ok(JudgedRequest { body_max, is_kept: true, message: None, is_heavy })
     }
 
     /// Reads a body, within its limits of length, memory and time.
@@ -305,9 +315,21 @@ impl<H: Handler> Session<H> {
         body: Bytes,
         memory: Reservation,
     ) -> Response<Full<Bytes>> {
+        let is_registration = message.is_registration;
         match self.host.receive(self.client.peer, message, body, memory).await {
-            Ok(()) => text(StatusCode::ACCEPTED, ""),
-            Err(refusal) => text(refusal.status(), refusal.to_string()),
+            Ok(()) => {
+                if is_registration {
+                    self.client.link.registered();
+                    self.place.registered();
+                }
+                text(StatusCode::ACCEPTED, "")
+            }
+            Err(refusal) => {
+                if refusal.status() == StatusCode::TOO_MANY_REQUESTS {
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
+                text(refusal.status(), refusal.to_string())
+            }
         }
     }
 
@@ -343,8 +365,8 @@ struct JudgedRequest {
     is_kept: bool,
     /// If it is a message.
     message: Option<Judged>,
-    /// If its answer takes long.
-    slot: Option<Reservation>,
+    /// Whether its answer grows with the cluster.
+    is_heavy: bool,
 }
 
 /// The bytes of a response, which hold memory until the last of them is sent.

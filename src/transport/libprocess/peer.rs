@@ -105,11 +105,18 @@ async fn connect<H: Handler>(shared: &Shared<H>, address: SocketAddrV4) -> io::R
     let Some(_place) = shared.connecting.begin(*address.ip()) else {
         let limit = Limit::ConnectsPerAddress;
         shared.handler.refused(address.into(), &Refusal::Limit(limit));
-        let reason = format!("limit {} is reached", limit.key());
+        let reason =
+            format!("too many connections to this host are being made (limits.{})", limit.key());
         return Err(io::Error::new(io::ErrorKind::WouldBlock, reason));
     };
-    // The semaphore is never closed.
-    let _permit = shared.connects.acquire().await.map_err(io::Error::other)?;
+    let _permit = match shared.connects.try_acquire() {
+        Ok(permit) => permit,
+        Err(_) => {
+            shared.handler.refused(address.into(), &Refusal::Limit(Limit::Connects));
+            // The semaphore is never closed.
+            shared.connects.acquire().await.map_err(io::Error::other)?
+        }
+    };
     let socket = socket_from(shared)?;
     let stream = timeout(CONNECT_TIME, socket.connect(SocketAddr::V4(address)))
         .await

@@ -187,7 +187,7 @@ impl<H: Handler> Host<H> {
 
     /// Serves a connection in a task of its own. Another one is closed if there is no room.
     fn serve(self: &Arc<Self>, tasks: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr) {
-        self.make_room(&self.connections, peer);
+        self.evict_if_full(&self.connections, peer);
         let place = self.connections.place();
         let connection = Connection::new(stream, peer, Arc::clone(self), Arc::clone(&place));
         let task = tasks.spawn(connection.run());
@@ -195,9 +195,9 @@ impl<H: Handler> Host<H> {
     }
 
     /// Makes room for a connection of `peer` among those of one kind.
-    pub(super) fn make_room(&self, connections: &Connections, peer: SocketAddr) {
-        if let Some(evicted) = connections.make_room(peer) {
-            self.handler.refused(evicted.peer, &Refusal::Limit(evicted.limit));
+    pub(super) fn evict_if_full(&self, connections: &Connections, peer: SocketAddr) {
+        if let Some(evicted) = connections.evict_if_full(peer) {
+            self.handler.refused(evicted.peer, &Refusal::Evicted(evicted.limit));
         }
     }
 

@@ -99,7 +99,7 @@ async fn browser_beyond_the_limit_replaces_the_longest_silent() {
         browsers.push(browser);
     }
     assert_eq!(statuses_in(&rest_at_last(&mut browsers[0]).await), [200]);
-    let refused = [Refusal::Limit(Limit::HttpConnectionsPerAddress)];
+    let refused = [Refusal::Evicted(Limit::HttpConnectionsPerAddress)];
     assert_eq!(server.host.refused.lock()[..], refused);
     browsers[1].write_all(get.as_bytes()).await.unwrap();
     assert_eq!(statuses(&mut browsers[1], 2).await, [200, 200]);

@@ -269,7 +269,7 @@ async fn connection_beyond_the_limit_replaces_the_longest_silent() {
     assert_eq!(rest(&mut silent).await, "");
     used.write_all(message("overlay-master", "N").as_bytes()).await.unwrap();
     assert_eq!(statuses(&mut used, 1).await, [202]);
-    assert_eq!(server.host.refused.lock()[..], [Refusal::Limit(Limit::Connections)]);
+    assert_eq!(server.host.refused.lock()[..], [Refusal::Evicted(Limit::Connections)]);
 }
 
 #[tokio::test]
