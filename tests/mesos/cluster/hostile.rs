@@ -7,8 +7,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::daemon::Daemon;
-use super::host::{Cluster, Host};
-use super::mesos::{MASTER_PORT, module_master, ready};
+use super::host::{Cluster, Host, wait_until};
+use super::mesos::{MASTER_PORT, module_master, state};
 
 /// Memory that a process may need more while it is attacked than libprocess needs for a message of
 /// the same bytes to one of its own processes, in MiB.
@@ -59,7 +59,7 @@ fn amplifying_messages_cost_what_libprocess_itself_takes() {
     let cluster = Cluster::new();
     let hub = cluster.hub().clone();
     let master = module_master(&hub);
-    ready(&hub, &[]);
+    wait_until("it serves", || state(&hub), |state| !state.is_null());
     let empty_overlays = b"\x0a\x00".repeat(8 * 1024 * 1024);
     let bodies = [
         ("16 KB of gzip, 16 MiB inflated", gzip(&empty_overlays), true),
@@ -82,7 +82,7 @@ fn flood_of_one_sender_is_refused_and_others_are_served() {
     let cluster = Cluster::new();
     let hub = cluster.hub().clone();
     let master = module_master(&hub);
-    ready(&hub, &[]);
+    wait_until("it serves", || state(&hub), |state| !state.is_null());
     let register = |ip: &str| {
         // A registration without options: an empty network_config.
         format!(
@@ -99,7 +99,7 @@ fn flood_of_one_sender_is_refused_and_others_are_served() {
     let metrics = hub.get(MASTER_PORT, "/metrics/snapshot").expect("an answer").json();
     let refused = &metrics["overlay/master/limit_refusals/registrations_per_second_per_address"];
     assert!(refused.as_f64().is_some_and(|count| count > 10_000.0), "{refused}");
-    let state = super::mesos::state(&hub);
+    let state = state(&hub);
     let agents = state["agents"].as_array().expect("a list");
     assert!(agents.iter().any(|agent| agent["ip"] == "10.0.0.7"), "{state}");
     println!("20,000 registrations of one sender: {:.1} MiB", memory(&master).1 - before);
