@@ -187,10 +187,10 @@ fn requests_may_hold_anything() {
         b"GET /overlay-master/state HTTP/1.1\r\nConnection: close\r\nAccept: \xff/\xff\r\n\r\n";
     assert!(matches!(exchange(host.address, unreadable).expect("one").status, 200 | 415));
 
-    let huge = vec![b' '; 20 * 1024 * 1024];
+    let huge = vec![b' '; 2 * 1024 * 1024];
     let refused = post(host.address, DELETE, &huge);
     assert_eq!(refused.status, 413, "{refused:?}");
-    let accepted = vec![b' '; 16 * 1024 * 1024];
+    let accepted = vec![b' '; 1024 * 1024];
     assert_eq!(post(host.address, DELETE, &accepted).status, 400, "it is read, and no JSON");
 
     // A message is one whatever it is sent to; and a request for no message is none.
@@ -216,13 +216,22 @@ fn many_requests_at_once_get_one_answer_each() {
     };
     let clients: Vec<_> =
         (0..20).map(|_| thread::Builder::new().spawn(ask).expect("a thread")).collect();
+    let mut answered = 0;
     for client in clients {
         let responses = client.join().expect("it has not failed");
         for response in &responses {
-            assert_eq!((response.status, response.text()), (200, RECORDED_STATE.trim_end()));
+            if response.status == 200 {
+                assert_eq!(response.text(), RECORDED_STATE.trim_end());
+                answered += 1;
+            } else {
+                // One address may have a few of them waiting.
+                assert_eq!(response.status, 503, "{response:?}");
+                assert!(response.text().contains("limit requests_per_address"), "{response:?}");
+            }
         }
         assert_eq!(responses.len(), 10);
     }
+    assert!(answered > 0, "none was answered");
 }
 
 #[test]
