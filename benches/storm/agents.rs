@@ -367,7 +367,7 @@ impl Agents {
         }
     }
 
-    /// Reads what is there; 0 at the end.
+    /// Waits for input, appends it to `input` and returns its length: 0 at the end of the stream.
     async fn read(&self, stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
         loop {
             stream.readable().await?;

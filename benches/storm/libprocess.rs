@@ -99,7 +99,7 @@ pub(crate) fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
     Ok(Some((&input[start..start + size], end)))
 }
 
-/// Where `wanted` begins in `input`.
-pub(crate) fn position(input: &[u8], wanted: &[u8]) -> Option<usize> {
-    input.windows(wanted.len()).position(|window| window == wanted)
+/// The offset of `pattern` in `input`, if it occurs there.
+pub(crate) fn position(input: &[u8], pattern: &[u8]) -> Option<usize> {
+    input.windows(pattern.len()).position(|window| window == pattern)
 }

@@ -1,8 +1,8 @@
-//! What the addresses that send to us hold, and how fast they send: one account for each.
+//! The memory and the requests that each remote address holds, and its rates: one account each.
 //!
 //! An account outlives its connections until its rates are those of an idle peer, so that a peer
-//! does not get a new allowance by connecting again. A share of every total is kept for addresses
-//! that hold nothing: however much the others take, a new address is served.
+//! does not get a new allowance by connecting again. A share of every total is reserved for
+//! addresses that hold little, so that a new address is served however much the others take.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,13 +15,13 @@ use tokio::time::Instant;
 use super::Refusal;
 use crate::limits::{BURST_SECONDS, Limit, Limits};
 
-/// This part of a total is kept for addresses that hold little.
+/// One part in so many of a total is reserved for addresses that hold little.
 const SHARE_KEPT: usize = 4;
-/// An address that holds no more bytes than this finds the kept share: larger than what agents send
-/// but for a table of peers.
+/// An address that holds at most this many bytes may use the reserved share. The messages of
+/// agents are shorter; a master's table of peers may be longer.
 const SMALL_HOLDING_MAX: usize = 16 * 1024;
-/// A body of this length needs no reservation: the number of connections bounds how much memory
-/// they take, and a registration is taken however much the others hold.
+/// A body of at most this length needs no reservation, so that a registration is accepted however
+/// much the other addresses hold. The limit on connections bounds the memory of such bodies.
 const UNRESERVED_BODY_MAX: usize = 2 * 1024;
 /// Accounts from which on those that are no longer needed are removed.
 const SWEEP_FROM: usize = 1024;
@@ -140,8 +140,8 @@ impl Addresses {
         if !own.take(own_rate, own_rate.burst, now) {
             return Err(Refusal::Limit(per_address));
         }
-        // The more an address has sent of late, the less of the total it finds: one that was silent
-        // finds what those at their limits do not.
+        // The more an address has sent recently, the less of the total it may use. So a part of the
+        // total is left for addresses that were silent.
         let rate = Rate::of(self.limits.get(total));
         let kept = rate.burst / 2 / BURST_SECONDS * (own_advance / NANOSECONDS).min(BURST_SECONDS);
         if all.take(rate, rate.burst - kept, now) { Ok(()) } else { Err(Refusal::Limit(total)) }
@@ -223,7 +223,8 @@ impl Reservation {
         let (own, all) = (&self.account.held[index], &self.addresses.totals[index]);
         let own_before = own.fetch_add(more, Ordering::Relaxed);
         let all_before = all.fetch_add(more, Ordering::Relaxed);
-        // What an address holds first may be larger: one response can be as long as all may be.
+        // The first reservation of an address may exceed the limit per address, because a single
+        // response may be as long as the limit on all responses.
         let is_first = own_before == 0;
         let most = limits.size(total);
         let is_small = match self.resource {
@@ -256,6 +257,7 @@ impl Drop for Reservation {
     }
 }
 
+/// Nanoseconds of a second.
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// How fast something may happen, in nanoseconds.
@@ -269,10 +271,9 @@ struct Rate {
 
 impl Rate {
     const fn of(per_second: u64) -> Self {
-        const SECOND: u64 = NANOSECONDS;
         Self {
-            interval: SECOND / if per_second == 0 { 1 } else { per_second },
-            burst: BURST_SECONDS * SECOND,
+            interval: NANOSECONDS / if per_second == 0 { 1 } else { per_second },
+            burst: BURST_SECONDS * NANOSECONDS,
         }
     }
 }

@@ -215,7 +215,7 @@ pub(super) struct Shared<H> {
     pub(super) handler: Arc<H>,
     pub(super) connects: Semaphore,
     pub(super) connecting: Connecting,
-    /// How long a peer may take nothing of what is written to it.
+    /// How long a write to a peer may wait for the peer to read.
     pub(super) write_timeout: Duration,
     /// How many descriptors this process may have.
     descriptors: usize,
@@ -273,8 +273,8 @@ impl Connecting {
         Self { max, by_address: Mutex::default() }
     }
 
-    /// Takes a place for one more, if there is one. An address whose ports swallow what is sent to
-    /// them holds up those who want to reach that address, and nobody else.
+    /// A permit for one more connection attempt to `address`, or `None` at the limit. So an address
+    /// whose ports do not answer delays the messages to that address only.
     pub(super) fn begin(&self, address: Ipv4Addr) -> Option<ConnectPermit<'_>> {
         let mut by_address = self.by_address.lock();
         let count = by_address.entry(address).or_default();

@@ -82,7 +82,7 @@ pub(super) struct Connection<H> {
     peer: SocketAddr,
     host: Arc<Host<H>>,
     account: Arc<Account>,
-    place: Arc<ConnectionGuard>,
+    guard: Arc<ConnectionGuard>,
     input: BytesMut,
     /// Memory reserved for an unfinished head.
     input_memory: Option<Reservation>,
@@ -101,14 +101,14 @@ impl<H: Handler> Connection<H> {
         stream: TcpStream,
         peer: SocketAddr,
         host: Arc<Host<H>>,
-        place: Arc<ConnectionGuard>,
+        guard: Arc<ConnectionGuard>,
     ) -> Self {
         Self {
             stream,
             peer,
             account: host.addresses.account(peer.ip()),
             host,
-            place,
+            guard,
             input: BytesMut::new(),
             input_memory: None,
             scanned: 0,
@@ -139,7 +139,7 @@ impl<H: Handler> Connection<H> {
                 self.flush().await;
                 let already = self.input.freeze();
                 // Boxed, since it is many times the size of everything else here.
-                let (peer, account, link) = (self.peer, self.account, self.place);
+                let (peer, account, link) = (self.peer, self.account, self.guard);
                 let client = http::Client { peer, account, link };
                 Box::pin(http::serve(self.stream, already, client, self.host)).await;
             }
@@ -175,7 +175,7 @@ impl<H: Handler> Connection<H> {
         match self.host.receive(self.peer, judged, body, memory).await {
             Ok(()) => {
                 if is_registration {
-                    self.place.registered();
+                    self.guard.registered();
                 }
                 encode::accepted(&mut self.output, is_kept_alive);
             }
@@ -284,7 +284,7 @@ impl<H: Handler> Connection<H> {
             match socket::read_now(&mut self.stream, &mut self.input).await {
                 None => self.release(),
                 Some(Ok(1..)) => {
-                    self.place.received();
+                    self.guard.received();
                     return Ok(());
                 }
                 Some(_) if is_unfinished => return Err(End::Refused(Refusal::Truncated)),

@@ -1,10 +1,10 @@
 //! The accepted connections, and which of them is closed when there is no room for another one.
 //!
-//! A libprocess link is never closed because it is idle: an agent of the C++ modules links once,
-//! says nothing for hours, and registers again when the link ends. So links are bounded by their
-//! number: at a limit, the connection that was silent for the longest time is closed, of the
-//! address with the most connections. Connections on which an agent registered come last, so that
-//! nobody pushes a working link out with connections that say nothing.
+//! Below the limits, a libprocess link is not closed because it is idle: an agent of the C++
+//! modules links once, sends nothing for hours, and registers again when the link ends. So links
+//! are bounded by their number. At a limit, the connection that was silent for the longest time is
+//! closed, of the address with the most connections. Connections on which an agent registered are
+//! closed last, so that silent connections do not replace a link in use.
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeSet, HashMap};
@@ -97,7 +97,7 @@ pub(super) struct Evicted {
     pub(super) limit: Limit,
 }
 
-/// The place of a connection; given back when dropped.
+/// Removes its connection from the table when dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionGuard {
     connections: Arc<Connections>,
@@ -142,17 +142,17 @@ impl Connections {
         Some(Evicted { peer: closed.peer, limit })
     }
 
-    /// Puts the connection of `peer` into the table. Whoever serves it holds `place` as well: if
-    /// that is over already, dropping this one takes the connection out again.
-    pub(super) fn insert(&self, peer: SocketAddr, place: &Arc<ConnectionGuard>, closer: Closer) {
-        place.received();
-        let usage = Arc::clone(&place.usage);
-        let connection = Connection { number: place.number, peer, usage, closer };
+    /// Puts the connection of `peer` into the table. The task that serves it holds `guard` as
+    /// well: if that task has ended already, dropping this guard removes the connection again.
+    pub(super) fn insert(&self, peer: SocketAddr, guard: &Arc<ConnectionGuard>, closer: Closer) {
+        guard.received();
+        let usage = Arc::clone(&guard.usage);
+        let connection = Connection { number: guard.number, peer, usage, closer };
         self.table.lock().insert(connection);
     }
 
-    /// A place that is not in the table yet.
-    pub(super) fn place(self: &Arc<Self>) -> Arc<ConnectionGuard> {
+    /// The guard of a connection that is not in the table yet.
+    pub(super) fn guard(self: &Arc<Self>) -> Arc<ConnectionGuard> {
         let mut table = self.table.lock();
         table.last_number += 1;
         Arc::new(ConnectionGuard {
@@ -201,10 +201,10 @@ impl Table {
     }
 
     fn remove(&mut self, number: u64) -> Option<Connection> {
-        let place = self.positions.remove(&number)?;
-        let connection = self.open.swap_remove(place);
-        if let Some(moved) = self.open.get(place) {
-            self.positions.insert(moved.number, place);
+        let position = self.positions.remove(&number)?;
+        let connection = self.open.swap_remove(position);
+        if let Some(moved) = self.open.get(position) {
+            self.positions.insert(moved.number, position);
         }
         let address = connection.peer.ip();
         if let MapEntry::Occupied(mut of_address) = self.by_address.entry(address) {
@@ -219,7 +219,7 @@ impl Table {
     }
 
     fn rank(&self, number: u64) -> (bool, u64) {
-        let connection = self.positions.get(&number).and_then(|place| self.open.get(*place));
+        let connection = self.positions.get(&number).and_then(|position| self.open.get(*position));
         connection.map_or((true, u64::MAX), |it| it.usage.rank())
     }
 
@@ -267,9 +267,9 @@ mod tests {
             let address: SocketAddr = peer.parse().unwrap();
             let evicted = self.connections.evict_if_full(address);
             let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
-            let place = self.connections.place();
-            self.connections.insert(address, &place, Closer::Task(task));
-            self.open.insert(peer.to_owned(), place);
+            let guard = self.connections.guard();
+            self.connections.insert(address, &guard, Closer::Task(task));
+            self.open.insert(peer.to_owned(), guard);
             evicted.map(|Evicted { peer, limit }| (peer.to_string(), limit))
         }
 

@@ -55,7 +55,7 @@ const LIBPROCESS_FROM: HeaderName = HeaderName::from_static("libprocess-from");
 pub(super) struct Client {
     pub(super) peer: SocketAddr,
     pub(super) account: Arc<Account>,
-    /// Its place among all connections.
+    /// Its entry among the accepted connections.
     pub(super) link: Arc<ConnectionGuard>,
 }
 
@@ -69,10 +69,10 @@ pub(super) async fn serve<H: Handler>(
     let peer = client.peer;
     host.evict_if_full(&host.http, peer);
     let (closer, closed) = oneshot::channel::<()>();
-    let place = host.http.place();
-    host.http.insert(peer, &place, Closer::Signal(closer));
+    let guard = host.http.guard();
+    host.http.insert(peer, &guard, Closer::Signal(closer));
     let activity = Arc::new(Activity::default());
-    let session = Arc::new(Session { client, host, activity: Arc::clone(&activity), place });
+    let session = Arc::new(Session { client, host, activity: Arc::clone(&activity), guard });
     let service = {
         let session = Arc::clone(&session);
         service_fn(move |request| {
@@ -168,7 +168,7 @@ struct Session<H> {
     client: Client,
     host: Arc<Host<H>>,
     activity: Arc<Activity>,
-    place: Arc<ConnectionGuard>,
+    guard: Arc<ConnectionGuard>,
 }
 
 impl<H: Handler> Session<H> {
@@ -203,7 +203,7 @@ impl<H: Handler> Session<H> {
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
-        self.place.received();
+        self.guard.received();
         self.client.link.received();
         let (parts, body) = request.into_parts();
         let judged = match self.judge(&parts) {
@@ -320,7 +320,7 @@ impl<H: Handler> Session<H> {
             Ok(()) => {
                 if is_registration {
                     self.client.link.registered();
-                    self.place.registered();
+                    self.guard.registered();
                 }
                 text(StatusCode::ACCEPTED, "")
             }

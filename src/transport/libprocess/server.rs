@@ -188,10 +188,10 @@ impl<H: Handler> Host<H> {
     /// Serves a connection in a task of its own. Another one is closed if there is no room.
     fn serve(self: &Arc<Self>, tasks: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr) {
         self.evict_if_full(&self.connections, peer);
-        let place = self.connections.place();
-        let connection = Connection::new(stream, peer, Arc::clone(self), Arc::clone(&place));
+        let guard = self.connections.guard();
+        let connection = Connection::new(stream, peer, Arc::clone(self), Arc::clone(&guard));
         let task = tasks.spawn(connection.run());
-        self.connections.insert(peer, &place, Closer::Task(task));
+        self.connections.insert(peer, &guard, Closer::Task(task));
     }
 
     /// Makes room for a connection of `peer` among those of one kind.
