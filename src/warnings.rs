@@ -2,7 +2,7 @@
 //! them back. Health lists them as problems, and a status `ok` becomes `degraded`.
 //!
 //! The state machines know nothing of these conditions, which belong to what runs them: a ZooKeeper
-//! path that strangers can write, a limit that was cut down. Here is only the registry.
+//! path that everybody can write, a limit that was reduced. This module is only the registry.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

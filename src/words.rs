@@ -9,7 +9,8 @@ pub fn counted(count: impl Display + PartialEq + From<u8>, noun: &str) -> String
     format!("{count} {noun}{plural}")
 }
 
-/// Most things of one kind that one event names in the log. Strangers choose how many there are.
+/// Most things of one kind that one event names in the log. Remote senders choose how many there
+/// are.
 const NAMED_MAX: usize = 10;
 
 /// Returns the first few items, which are named in the log, and how many there are besides.

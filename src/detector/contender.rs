@@ -44,7 +44,7 @@ const LABEL: &str = "json.info_";
 /// What a contender warns of.
 #[derive(Debug)]
 pub struct Watched {
-    /// The znodes of the state, the root first: whether strangers can change them.
+    /// The znodes of the state, the root first: whether clients other than masters can change them.
     pub state: Vec<String>,
     /// Where the warnings are shown.
     pub warnings: Warnings,
@@ -229,13 +229,13 @@ impl Candidacy {
         let Some((members, _)) = group::list(session, path).await.map_err(failure)? else {
             return Ok(());
         };
-        match strangers(session, path, &members).await.map_err(failure)?.mesos {
+        match foreign_candidates(session, path, &members).await.map_err(failure)?.mesos {
             Some(mesos) => Err(Given::Foreign(mesos)),
             None => Ok(()),
         }
     }
 
-    /// Warns for as long as strangers can change the election or the state.
+    /// Warns for as long as clients other than masters can change the election or the state.
     async fn watch_access(&self, session: &Session, own: &str) -> Infallible {
         let Watched { state, warnings } = &self.watched;
         let election = self.ensemble.path().to_owned();
@@ -304,11 +304,11 @@ impl Candidacy {
             let failure = session.failure(&format!("{path}/{own}"), &Error::NoNode);
             return Ok(Err(failure.into()));
         }
-        let strangers = strangers(session, path, &members).await?;
-        if let Some(mesos) = strangers.mesos {
+        let foreign = foreign_candidates(session, path, &members).await?;
+        if let Some(mesos) = foreign.mesos {
             return Ok(Err(Given::Foreign(mesos)));
         }
-        self.watched.warnings.set(CANDIDATE_WARNING, strangers.warning);
+        self.watched.warnings.set(CANDIDATE_WARNING, foreign.warning);
         is_first.send_replace(members.first().is_some_and(|member| member.name == own));
         Ok(Ok(watcher))
     }
@@ -338,24 +338,24 @@ impl Candidacy {
     }
 }
 
-/// Members of the election that are no masters of this program.
+/// Members of the election that are not masters of this program.
 #[derive(Debug, Default)]
-struct Strangers {
+struct ForeignCandidates {
     /// The path of a master of Mesos. Its agents and frameworks would follow us, and its candidates
     /// would lead us.
     mesos: Option<String>,
-    /// Set if there is a member that is no master at all. It takes nobody's place, unless it comes
-    /// first: then agents follow it, those with the C++ module too, whatever we think of it. So we
-    /// do not lead beside it.
+    /// Set if a member is not a master at all. It is ignored unless it comes first: then agents
+    /// follow it, those with the C++ modules whatever its content, so that a second leader beside
+    /// it would divide the cluster.
     warning: Option<String>,
 }
 
-async fn strangers(
+async fn foreign_candidates(
     session: &Session,
     path: &str,
     members: &[group::Member],
-) -> Result<Strangers, Error> {
-    let mut strangers = Strangers::default();
+) -> Result<ForeignCandidates, Error> {
+    let mut foreign = ForeignCandidates::default();
     for (index, member) in members.iter().take(MEMBERS_MAX).enumerate() {
         let Some(seen) = group::read(session, path, member).await? else { continue };
         match (&seen.fault, &seen.candidate) {
@@ -366,16 +366,16 @@ async fn strangers(
                     "it will be followed when the masters before it have gone"
                 };
                 let text = || format!("{fault}: {effect}: {}", seen.remedy());
-                strangers.warning.get_or_insert_with(text);
+                foreign.warning.get_or_insert_with(text);
             }
             (None, Ok(candidate)) if candidate.is_own() => {}
             (None, _) => {
-                strangers.mesos = Some(format!("{path}/{}", member.name));
-                return Ok(strangers);
+                foreign.mesos = Some(format!("{path}/{}", member.name));
+                return Ok(foreign);
             }
         }
     }
-    Ok(strangers)
+    Ok(foreign)
 }
 
 /// How long we lead after a sign of life: a quarter less than the session lasts, which leaves time

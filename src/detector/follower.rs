@@ -23,7 +23,8 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Follows the election at the path of `ensemble`: the leader, and the work to be done for as long
 /// as somebody wants to know it. A leader that was elected anew is told anew. `warnings` gets those
-/// of an election that strangers can change, and of a leader that is no master.
+/// of an election that clients other than masters can change, and of a leader that is not a
+/// master.
 pub fn follow(
     ensemble: Ensemble,
     session_timeout: Duration,

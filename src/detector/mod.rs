@@ -22,7 +22,7 @@ use crate::addr::Ensemble;
 use crate::warnings::Warnings;
 use crate::zookeeper::{Failure, Guarded, Session};
 
-/// The standing warning that strangers can change what ZooKeeper holds.
+/// The standing warning that clients other than masters can change the state in ZooKeeper.
 const ACCESS_WARNING: &str = "zookeeper-access";
 /// The standing warning that somebody stands for election who is no master.
 const CANDIDATE_WARNING: &str = "zookeeper-candidate";

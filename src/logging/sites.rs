@@ -1,5 +1,5 @@
-//! What is counted of each call site, in memory of fixed size: strangers choose the lines, but not
-//! the places in the program that write them.
+//! What is counted of each call site, in memory of fixed size: remote senders choose the
+//! lines, but not the call sites that write them.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::OnceLock;
