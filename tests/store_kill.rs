@@ -1,12 +1,12 @@
-//! The file store keeps what it promised: a master is killed while it commits, and runs out of
-//! disk.
+//! The file store keeps every committed batch when a master is killed during a commit, and when the
+//! disk is full.
 //!
-//! The master is this test program itself, run again as a child that commits one batch after the
-//! other and prints the version of each as soon as the store has returned it. Batches show
-//! themselves if they are halved: the batch of version `n` writes `n` under every shared key, and
-//! one key of its own.
+//! The master is this test program, run again as a child process. The child commits one batch after
+//! another and prints each version as soon as the store has returned it. A partly applied batch is
+//! detectable: the batch of version `n` writes `n` under every shared key, and adds one key of its
+//! own.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mesos_network_overlay::store::{Change, FileStore, Key, Store as _, Version};
 
-/// Where the child commits; without it, it is no child.
+/// Directory of the child's store. The variable is set only for the child process.
 const CHILD_DIR: &str = "STORE_KILL_TEST_DIR";
 
 const SHARED_KEYS: u32 = 20;
@@ -30,8 +30,8 @@ fn own_key(version: u64) -> Key {
     Key::Agent(Ipv4Addr::from(0x0a00_0000 + number))
 }
 
-/// The batch that makes `version`. Its length differs from the last one's, so that pages are split
-/// and merged.
+/// Builds the batch that is committed as `version`. The record length varies from batch to batch,
+/// so that pages are split and merged.
 fn batch(version: Version) -> Vec<Change> {
     let number = version.0.to_string();
     let bytes = number.repeat(1 + usize::try_from(version.0 % 50).unwrap()).into_bytes();
@@ -40,7 +40,7 @@ fn batch(version: Version) -> Vec<Change> {
     changes
 }
 
-/// Everything that is there after the batch of `version`.
+/// Builds all records that the store holds after the batch of `version`.
 fn records_at(version: Version) -> Vec<(Key, Vec<u8>)> {
     let mut records = std::collections::BTreeMap::new();
     for number in 1..=version.0 {
@@ -52,17 +52,17 @@ fn records_at(version: Version) -> Vec<(Key, Vec<u8>)> {
     records.into_iter().collect()
 }
 
-/// Loads the state as the next master does and compares all of it with what its version says.
+/// Loads the state as the next master does, and compares all records with the loaded version.
 fn load_and_check(dir: &Path) -> Version {
     let loaded = FileStore::open(dir).unwrap().load().unwrap();
-    assert!(loaded.records == records_at(loaded.version), "{:?} is half there", loaded.version);
+    assert!(loaded.records == records_at(loaded.version), "{:?} is incomplete", loaded.version);
     loaded.version
 }
 
 #[test]
-#[ignore = "it is the child of the other tests"]
-#[expect(clippy::disallowed_methods, reason = "what the parent tells the child")]
-fn child() {
+#[ignore = "child process of the other tests"]
+#[expect(clippy::disallowed_methods, reason = "the parent passes the directory")]
+fn child_process_commits_until_killed() {
     let Ok(dir) = std::env::var(CHILD_DIR) else { return };
     let mut store = FileStore::open(Path::new(&dir)).unwrap();
     let loaded = store.load().unwrap();
@@ -72,26 +72,25 @@ fn child() {
             Ok(committed) => version = committed,
             Err(error) => break error,
         }
-        tell(&format!("committed {}\n", version.0));
+        send_line(&format!("committed {}\n", version.0));
     };
-    tell(&format!("failed {error}\n"));
+    send_line(&format!("failed {error}\n"));
     let again = store.commit(loaded.epoch, &batch(version.next())).unwrap_err();
-    tell(&format!("again {again}\n"));
+    send_line(&format!("again {again}\n"));
     match store.load() {
-        Ok(loaded) => tell(&format!("loaded {}\n", loaded.version.0)),
-        Err(error) => tell(&format!("not loaded {error}\n")),
+        Ok(loaded) => send_line(&format!("loaded {}\n", loaded.version.0)),
+        Err(error) => send_line(&format!("not loaded {error}\n")),
     }
 }
 
-/// Sends a line to the parent in one write, so that a kill leaves all of it or nothing; println!
-/// would be held back by the test runner.
-fn tell(line: &str) {
+/// Sends a line to the parent in one write, so that a kill never cuts a line. The test runner
+/// captures the output of `println!`, so the line goes to standard error.
+fn send_line(line: &str) {
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
-/// Runs the child in `dir`. With a limit, no file may grow beyond so many blocks of 512 bytes, and
-/// a write beyond it fails as on a full disk instead of killing the child, which is what the shell
-/// is for.
+/// Starts the child in `dir`. With a limit, no file grows beyond that many blocks of 512 bytes. The
+/// shell ignores SIGXFSZ for the child, so that a write beyond the limit fails as on a full disk.
 fn spawn(dir: &Path, limit: Option<u32>) -> Child {
     let program = std::env::current_exe().unwrap();
     let mut command = match limit {
@@ -104,7 +103,7 @@ fn spawn(dir: &Path, limit: Option<u32>) -> Child {
         }
     };
     command
-        .args(["--ignored", "--exact", "--nocapture", "child"])
+        .args(["--ignored", "--exact", "--nocapture", "child_process_commits_until_killed"])
         .env(CHILD_DIR, dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -113,11 +112,11 @@ fn spawn(dir: &Path, limit: Option<u32>) -> Child {
         .unwrap()
 }
 
-fn lines(child: &mut Child) -> Lines<BufReader<ChildStderr>> {
+fn child_lines(child: &mut Child) -> Lines<BufReader<ChildStderr>> {
     BufReader::new(child.stderr.take().unwrap()).lines()
 }
 
-/// The last version that the child was promised.
+/// Finds the last version that the store reported as committed to the child.
 fn last_committed(lines: &[String]) -> Option<Version> {
     lines.iter().rev().find_map(|line| {
         let number = line.strip_prefix("committed ")?;
@@ -127,26 +126,26 @@ fn last_committed(lines: &[String]) -> Option<Version> {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a kill at a random time")]
-fn a_master_that_is_killed_comes_back_with_all_that_was_committed() {
+fn killed_master_reloads_all_committed_batches() {
     let dir = tempfile::tempdir().unwrap();
     let end = Instant::now() + Duration::from_secs(3);
     let (mut rounds, mut version) = (0, Version(0));
     while Instant::now() < end {
         let mut child = spawn(dir.path(), None);
-        // Sometimes while it opens the state, sometimes while it is committing.
-        let mut lines = lines(&mut child);
-        let mut heard: Vec<String> =
+        // Kill the child sometimes while it opens the state, sometimes during a commit.
+        let mut lines = child_lines(&mut child);
+        let mut received: Vec<String> =
             lines.by_ref().take(fastrand::usize(0..12)).map(Result::unwrap).collect();
         std::thread::sleep(Duration::from_micros(fastrand::u64(0..10_000)));
         child.kill().unwrap();
-        heard.extend(lines.map(Result::unwrap));
+        received.extend(lines.map(Result::unwrap));
         child.wait().unwrap();
-        let promised = last_committed(&heard).unwrap_or(version);
+        let committed = last_committed(&received).unwrap_or(version);
         version = load_and_check(dir.path());
-        // One more may have been written whose success nobody has heard of.
+        // The kill can hit after the write of one more batch and before its report.
         assert!(
-            version == promised || version == promised.next(),
-            "{promised:?} was promised and {version:?} loaded"
+            version == committed || version == committed.next(),
+            "{committed:?} was committed and {version:?} loaded"
         );
         rounds += 1;
     }
@@ -155,10 +154,10 @@ fn a_master_that_is_killed_comes_back_with_all_that_was_committed() {
 }
 
 #[test]
-fn a_full_disk_is_reported_and_the_state_is_as_it_was() {
+fn full_disk_is_reported_and_keeps_committed_state() {
     let dir = tempfile::tempdir().unwrap();
     let mut child = spawn(dir.path(), Some(200));
-    let lines: Vec<String> = lines(&mut child).map(Result::unwrap).collect();
+    let lines: Vec<String> = child_lines(&mut child).map(Result::unwrap).collect();
     assert!(child.wait().unwrap().success(), "{lines:?}");
     let [.., failed, again, loaded] = &lines[..] else { panic!("{lines:?}") };
     let store = format!("file:{}/overlay-master.redb", dir.path().display());
@@ -173,12 +172,12 @@ fn a_full_disk_is_reported_and_the_state_is_as_it_was() {
         *again,
         format!("again {store}: commit: an earlier operation failed: load the state first")
     );
-    let promised = last_committed(&lines).unwrap();
-    assert!(promised.0 > 1, "{lines:?}");
-    assert_eq!(*loaded, format!("loaded {}", promised.0), "on the handle that failed");
-    assert_eq!(load_and_check(dir.path()), promised);
+    let committed = last_committed(&lines).unwrap();
+    assert!(committed.0 > 1, "{lines:?}");
+    assert_eq!(*loaded, format!("loaded {}", committed.0), "the failed handle loads the state");
+    assert_eq!(load_and_check(dir.path()), committed);
 
-    // With room again it goes on.
+    // Without the limit, commits succeed again.
     let mut store = FileStore::open(dir.path()).unwrap();
     let loaded = store.load().unwrap();
     let next = loaded.version.next();
