@@ -1,4 +1,5 @@
-//! Small messages that ask for much memory: compressed, nested, of the wrong kind or from nobody.
+//! Small messages that would need much memory: compressed, nested, of the wrong kind, or from an
+//! unknown sender.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,10 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::libprocess::request;
-use crate::victim::{PATIENCE, Victim, attacker, connect};
+use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
-/// Messages that are under way at a time.
-const AT_A_TIME: usize = 40;
+/// Number of messages that are sent concurrently.
+const CONCURRENCY: usize = 40;
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -23,7 +24,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// The bytes of a message whose body is compressed, or not.
+/// Builds the bytes of a message with a compressed or plain body.
 fn message(from: &Upid, name: &str, body: &[u8], is_compressed: bool) -> Vec<u8> {
     let encoding = if is_compressed { "Content-Encoding: gzip\r\n" } else { "" };
     let head = format!(
@@ -34,11 +35,11 @@ fn message(from: &Upid, name: &str, body: &[u8], is_compressed: bool) -> Vec<u8>
     [head.as_bytes(), body].concat()
 }
 
-/// Sends on a connection of its own; gives the status of the answer.
+/// Sends `bytes` on a new connection. Returns the status of the answer.
 async fn send(from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> String {
     let exchange = async {
         let mut stream = connect(from, to).await.unwrap();
-        // What is refused is not read to its end.
+        // The master closes the connection of a refused request without reading it to the end.
         let _ = stream.write_all(bytes).await;
         let mut status = [0; 12];
         match stream.read_exact(&mut status).await {
@@ -46,16 +47,16 @@ async fn send(from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> String {
             Err(_) => "end".to_owned(),
         }
     };
-    timeout(PATIENCE, exchange).await.expect("an answer or the end")
+    timeout(TIMEOUT, exchange).await.expect("an answer or the end")
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
+#[ignore = "attack, runs alone: tests/run hostile"]
 async fn amplifying_messages_stay_within_memory_limit() {
     let victim = Victim::start(50).await;
     let to = victim.address();
     let master = Upid::master(to);
-    // 16 KB that are 16 MiB inflated, and 8 million overlays decoded.
+    // 16 KB inflate to 16 MiB, and decode to 8 million overlays.
     let empty_overlays = b"\x0a\x00".repeat(8 * 1024 * 1024);
     let empty_peers = b"\x32\x00".repeat(8 * 1024 * 1024);
     let bodies = [
@@ -79,7 +80,7 @@ async fn amplifying_messages_stay_within_memory_limit() {
             }
             let bytes = message(&own, names[index % names.len()], body, *is_compressed);
             sending.spawn(async move { send(from, to, &bytes).await });
-            if sending.len() >= AT_A_TIME {
+            if sending.len() >= CONCURRENCY {
                 sending.join_next().await.unwrap().unwrap();
             }
         }
@@ -93,8 +94,8 @@ async fn amplifying_messages_stay_within_memory_limit() {
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn report_of_an_unregistered_sender_is_not_decoded() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn report_of_unregistered_sender_is_not_decoded() {
     let victim = Victim::start(1).await;
     let to = victim.address();
     let from = attacker(0);
@@ -105,7 +106,7 @@ async fn report_of_an_unregistered_sender_is_not_decoded() {
     let counters = &victim.health().await["counters"];
     assert_eq!(counters["malformed_messages"], 0, "{counters}");
     assert_eq!(counters["agent_registered_messages_dropped"], 1, "{counters}");
-    // Once it is registered, the same message is decoded, and malformed.
+    // After the sender's registration, the master decodes the same message and finds it malformed.
     let register = Message::RegisterAgent(AgentOptions::default());
     let register = request(&own, &Upid::master(to), &register);
     assert_eq!(send(from, to, &register).await, "202");

@@ -1,4 +1,4 @@
-//! Connections that are opened and held.
+//! Attackers that open connections and hold them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -11,17 +11,17 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::libprocess::request;
-use crate::victim::{PATIENCE, Victim, attacker, connect};
+use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
-/// More than the master of these tests accepts.
-const MANY: usize = 15_000;
-/// Connections that are being made at a time.
-const AT_A_TIME: usize = 200;
+/// More connections than the master of these tests accepts.
+const TOO_MANY: usize = 15_000;
+/// Number of connections that are opened concurrently.
+const CONCURRENCY: usize = 200;
 
 const GET: &str = "GET /overlay-master/health HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// Opens so many connections from so many addresses by turns, sends `bytes` on each, and holds
-/// them.
+/// Opens `count` connections from `addresses` source addresses in turn, sends `bytes` on each, and
+/// holds the connections.
 async fn hold(to: SocketAddrV4, count: usize, addresses: usize, bytes: &[u8]) -> Vec<TcpStream> {
     let mut opening = JoinSet::new();
     let mut held = Vec::new();
@@ -31,7 +31,7 @@ async fn hold(to: SocketAddrV4, count: usize, addresses: usize, bytes: &[u8]) ->
             let mut stream = connect(attacker(index % addresses), to).await?;
             stream.write_all(&bytes).await.map(|()| stream)
         });
-        if opening.len() >= AT_A_TIME {
+        if opening.len() >= CONCURRENCY {
             held.extend(opening.join_next().await.unwrap().unwrap());
         }
     }
@@ -46,31 +46,31 @@ fn ignored_message(to: SocketAddrV4) -> Vec<u8> {
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn links_of_one_host_push_out_its_own_only() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn links_of_one_host_evict_only_its_own() {
     let victim = Victim::start(100).await;
     let to = victim.address();
     let message = ignored_message(to);
-    let attack = hold(to, MANY, 1, &message);
+    let attack = hold(to, TOO_MANY, 1, &message);
     let _held = victim.measure_attack("15,000 links of one host", attack).await;
     assert!(victim.refusals("connections_per_address").await > 10_000);
     assert_eq!(victim.refusals("connections").await, 0);
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn links_of_many_hosts_push_out_those_with_the_most() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn links_of_many_hosts_evict_largest_holders() {
     let victim = Victim::start(100).await;
     let to = victim.address();
-    let attack = hold(to, MANY, 3000, b"");
+    let attack = hold(to, TOO_MANY, 3000, b"");
     let _held = victim.measure_attack("15,000 links of 3,000 hosts", attack).await;
     assert!(victim.refusals("connections").await > 0);
     assert_eq!(victim.refusals("connections_per_address").await, 0);
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn http_connections_leave_room_for_the_health() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn http_connection_flood_does_not_block_health() {
     let victim = Victim::start(20).await;
     let to = victim.address();
     let _one = victim
@@ -84,8 +84,8 @@ async fn http_connections_leave_room_for_the_health() {
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn new_agent_is_served_while_answers_go_to_ports_that_refuse() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn new_agent_is_served_during_replies_to_closed_ports() {
     let victim = Victim::start(20).await;
     let to = victim.address();
     let master = Upid::master(to);
@@ -110,35 +110,34 @@ async fn new_agent_is_served_while_answers_go_to_ports_that_refuse() {
     };
     let _held = victim.measure_attack("reports from 8,000 ports of 40 hosts", attack).await;
     victim.register_agent(Ipv4Addr::new(127, 88, 0, 1)).await;
-    // A report under another name than that of the registration is not answered.
+    // The master drops a report whose sender has another name than the registered agent.
     let dropped = async {
         while victim.health().await["counters"]["agent_registered_messages_dropped"] == 0 {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, dropped).await.expect("reports are dropped");
+    timeout(TIMEOUT, dropped).await.expect("reports are dropped");
 }
 
-// The attackers have threads of their own, so that they do not hold up the operator.
+// The attackers run on threads of their own, so that they do not delay the operator.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "hostile"]
-async fn pipelined_nonsense_does_not_hold_up_others() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn pipelined_garbage_does_not_delay_other_clients() {
     let victim = Victim::start(20).await;
     let to = victim.address();
-    let nonsense =
-        "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: nobody\r\n\r\n".repeat(2000);
+    let garbage = "POST /overlay-master/N HTTP/1.1\r\nLibprocess-From: nobody\r\n\r\n".repeat(2000);
     let attack = async {
         let mut sending = JoinSet::new();
         for _ in 0..200 {
-            let nonsense = nonsense.clone();
+            let garbage = garbage.clone();
             sending.spawn(async move {
                 let mut stream = connect(attacker(0), to).await.unwrap();
-                let flood = async { while stream.write_all(nonsense.as_bytes()).await.is_ok() {} };
+                let flood = async { while stream.write_all(garbage.as_bytes()).await.is_ok() {} };
                 let _ = timeout(Duration::from_secs(5), flood).await;
             });
         }
         sending.join_all().await;
     };
-    victim.measure_attack("200 connections of nonsense", attack).await;
+    victim.measure_attack("200 connections of garbage", attack).await;
     assert!(victim.refusals("messages_per_second_per_address").await > 0);
 }

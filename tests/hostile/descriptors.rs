@@ -1,4 +1,4 @@
-//! An agent that may have few descriptors goes on repairing under many connections.
+//! An agent with a low limit of file descriptors keeps repairing under many connections.
 
 use std::fs;
 use std::path::Path;
@@ -8,17 +8,17 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::program::free_address;
-use crate::victim::{PATIENCE, Victim, attacker, connect};
+use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
-/// Descriptors that the agent may have.
+/// Limit of file descriptors of the agent.
 const DESCRIPTORS: &str = "128";
 
-/// Ends with its owner.
+/// An agent process. Dropping this value kills the process.
 struct Agent(Child);
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Both fail only if it has ended.
+        // Both calls fail only if the process has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -30,12 +30,12 @@ async fn wait_for_file(path: &Path) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no {}", path.display()));
+    timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("no {}", path.display()));
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn agent_with_few_descriptors_repairs_under_many_connections() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn agent_with_few_descriptors_repairs_under_load() {
     let victim = Victim::start(1).await;
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (cni_dir, config) = (dir.path().join("cni"), dir.path().join("agent.json"));

@@ -1,4 +1,4 @@
-//! Messages that would fill the disk with lines, and the store with changes.
+//! Messages that could fill the disk with log lines, and the store with changes.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use tokio::time::timeout;
 use crate::libprocess::request;
 use crate::victim::{Victim, attacker, connect};
 
-/// Registrations of each attacker, by turns with other options.
+/// Registrations of each attacker. Every second registration has other options.
 const REGISTRATIONS: usize = 4000;
 const ATTACKERS: usize = 25;
-/// What the log may grow by, in bytes.
+/// Maximum growth of the log, in bytes.
 const LOG_MAX: u64 = 256 * 1024;
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn toggled_registrations_fill_neither_log_nor_store() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn toggled_registrations_do_not_fill_log_or_store() {
     let victim = Victim::start(20).await;
     let (to, before) = (victim.address(), victim.log_size());
     let commits = victim.health().await["counters"]["commits"].as_u64().unwrap();
@@ -41,7 +41,7 @@ async fn toggled_registrations_fill_neither_log_nor_store() {
                 let send = async {
                     let _ = write.write_all(&bytes).await;
                 };
-                // A connection beyond its rate is hardly read any more.
+                // The master reads a connection beyond its rate limit only slowly.
                 let _ =
                     timeout(Duration::from_secs(5), async { tokio::join!(receipts, send) }).await;
             });

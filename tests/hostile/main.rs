@@ -1,30 +1,30 @@
-//! Attacks on the built program. During each of them the master answers the health of another
-//! address and keeps its memory; afterwards honest agents are served, and the links of those that
-//! were there before are the same ones.
+//! Attacks on the built program. During each attack the master answers health requests from another
+//! address, and its memory stays bounded. Afterwards the master serves new agents, and the honest
+//! agents still have their links.
 //!
-//! All of them go to loopback, are bounded in number and time, and print what they measured. The
-//! limits here leave room for a build without optimization on a busy machine; `docs/security.md`
-//! has the figures.
+//! All attacks use loopback addresses, are bounded in number and time, and print their
+//! measurements. The limits here allow for a build without optimization on a busy machine;
+//! `docs/security.md` has the figures.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "../../benches/storm/agents.rs"]
-#[expect(dead_code, reason = "here no agent ends")]
+#[expect(dead_code, reason = "these tests stop no agent")]
 mod agents;
 mod amplification;
 mod connections;
-mod crowd;
 mod descriptors;
 #[path = "../../benches/storm/libprocess.rs"]
 mod libprocess;
 mod log_flood;
 mod memory;
+mod misbehaving_peers;
 #[path = "../../benches/storm/program.rs"]
 mod program;
 #[path = "../../benches/storm/promises.rs"]
-#[expect(dead_code, reason = "here no agent ends")]
+#[expect(dead_code, reason = "these tests stop no agent")]
 mod promises;
 #[path = "../../benches/storm/usage.rs"]
-#[expect(dead_code, reason = "here no processor time is measured")]
+#[expect(dead_code, reason = "these tests measure no processor time")]
 mod usage;
 mod victim;

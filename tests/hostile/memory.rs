@@ -1,4 +1,4 @@
-//! Bodies that do not end, answers that nobody reads, and questions that take long.
+//! Bodies that do not end, answers that the client does not read, and slow requests.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -9,15 +9,15 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::program::NETWORK;
-use crate::victim::{PATIENCE, Victim, attacker, connect};
+use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
-/// Agents, so that the state has megabytes.
+/// Number of agents. The state of so many agents has megabytes.
 const AGENTS: usize = 1500;
 
-/// Opens a connection, sends, and holds it without reading.
+/// Opens a connection, sends `bytes`, and holds the connection without reading.
 async fn start(from: Ipv4Addr, to: SocketAddrV4, bytes: Vec<u8>) -> TcpStream {
     let mut stream = connect(from, to).await.unwrap();
-    // What is refused is not read to its end.
+    // The master closes the connection of a refused request without reading it to the end.
     let _ = timeout(Duration::from_secs(2), stream.write_all(&bytes)).await;
     stream
 }
@@ -33,14 +33,14 @@ async fn start_all(
         starting.spawn(start(attacker(index % addresses), to, bytes.to_vec()));
     }
     let held = starting.join_all().await;
-    // What was accepted is worked on.
+    // The master processes the accepted requests meanwhile.
     sleep(Duration::from_secs(2)).await;
     held
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn unfinished_bodies_of_requests_are_bounded() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn unfinished_request_bodies_are_bounded() {
     let victim = Victim::start(20).await;
     let to = victim.address();
     let length = 1_700_000;
@@ -57,13 +57,13 @@ async fn unfinished_bodies_of_requests_are_bounded() {
     let attack = start_all(to, 120, 8, head.as_bytes());
     let mut held = victim.measure_attack("120 bodies of 16 MiB", attack).await;
     let mut answer = [0; 12];
-    timeout(PATIENCE, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
+    timeout(TIMEOUT, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn heads_that_do_not_end_are_bounded() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn unfinished_request_heads_are_bounded() {
     let victim = Victim::start(20).await;
     let to = victim.address();
     let bytes = format!("POST /overlay-master/N HTTP/1.1\r\nX: {}", "x".repeat(70_000));
@@ -73,7 +73,7 @@ async fn heads_that_do_not_end_are_bounded() {
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
+#[ignore = "attack, runs alone: tests/run hostile"]
 async fn unread_answers_are_bounded() {
     let victim = Victim::start(AGENTS).await;
     let get = "GET /overlay-master/state HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4);
@@ -89,8 +89,8 @@ async fn unread_answers_are_bounded() {
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn previews_do_not_hold_up_the_master() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn previews_do_not_delay_master() {
     let victim = Victim::start(AGENTS).await;
     let body = NETWORK.replace("vxlan-2", "vxlan-3");
     let post = format!(
@@ -105,17 +105,17 @@ async fn previews_do_not_hold_up_the_master() {
     };
     let mut held = victim.measure_attack("30 previews and 30 reloads", attack).await;
     let mut answer = [0; 12];
-    timeout(PATIENCE, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
-    // That network would take an overlay away from the agents.
+    timeout(TIMEOUT, held[0].read_exact(&mut answer)).await.unwrap().unwrap();
+    // The previewed network would remove an overlay of the agents.
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn bodies_of_many_hosts_leave_room_for_registrations() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn bodies_of_many_hosts_do_not_block_registrations() {
     let victim = Victim::start(20).await;
     let to = victim.address();
-    // Together more than all bodies may hold, each within what one address may hold.
+    // The bodies exceed the limit of all bodies together; each host stays within its own limit.
     let length = 1_000_000;
     let head = format!(
         "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"

@@ -1,4 +1,4 @@
-//! A master under attack, what it needs meanwhile, and connections from addresses of one's own.
+//! A master under attack, measurements of its resources, and connections from chosen addresses.
 
 use std::fs;
 use std::io;
@@ -25,15 +25,15 @@ use crate::usage::Usage;
 
 /// Connections that the master accepts.
 const CONNECTIONS: usize = 12_000;
-/// Memory that an attack may cost, in MiB.
+/// Maximum growth of the master's memory in an attack, in MiB.
 const MEMORY_MAX: f64 = 200.0;
-/// How long the health of another address may take.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
-/// How long honest agents may wait for their addresses.
-const AGENTS_PATIENCE: Duration = Duration::from_secs(30);
-/// How long anything else may take that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// From where the health is asked: nobody attacks from there.
+/// Time limit for a health request from an address that does not attack.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time limit for honest agents to receive their addresses.
+const AGENTS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit for all other events.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+/// Source address of health requests. No attack uses this address.
 const OPERATOR: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 
 /// A master with honest agents.
@@ -56,7 +56,7 @@ impl Victim {
         let command = Program::command_with_log("info", "file", &network, dir.path(), address);
         let master = Program::launch(command, dir.path(), address).await.unwrap();
         let agents = Agents::start(watch::channel(Some(address)).1, agents).unwrap();
-        agents.all_acknowledged(AGENTS_PATIENCE).await.unwrap();
+        agents.all_acknowledged(AGENTS_TIMEOUT).await.unwrap();
         Self { master, agents, dir }
     }
 
@@ -64,8 +64,8 @@ impl Victim {
         self.master.address
     }
 
-    /// Attacks, and looks how the master does meanwhile. Afterwards the agents that were there are
-    /// still linked.
+    /// Runs an attack and measures the master meanwhile. Afterwards the honest agents must still
+    /// have their links.
     pub(crate) async fn measure_attack<T>(
         &self,
         attack: &str,
@@ -74,10 +74,10 @@ impl Victim {
         let pid = self.master.child.id();
         let registrations = self.agents.registrations.load(Ordering::Relaxed);
         let idle = Usage::of(pid).unwrap().resident;
-        // Makes the kernel forget the peak so far (proc(5)).
+        // Resets the kernel's record of peak memory (proc(5)).
         fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
         let mut slowest = Duration::ZERO;
-        let watch = async {
+        let poll_health = async {
             loop {
                 slowest = slowest.max(self.health_time().await);
                 sleep(Duration::from_millis(50)).await;
@@ -86,17 +86,17 @@ impl Victim {
         let begin = Instant::now();
         let result = tokio::select! {
             result = future => result,
-            () = watch => unreachable!("the loop has no end"),
+            () = poll_health => unreachable!("the loop has no end"),
         };
-        let took = begin.elapsed();
+        let elapsed = begin.elapsed();
         slowest = slowest.max(self.health_time().await);
         let cost = Usage::of(pid).unwrap().peak - idle;
         println!(
-            "{attack}: {took:.1?}; memory {idle:.0} MiB and {cost:.0} MiB more; health within \
+            "{attack}: {elapsed:.1?}; memory {idle:.0} MiB and {cost:.0} MiB more; health within \
              {slowest:.2?}"
         );
         assert!(cost < MEMORY_MAX, "{attack}: {cost:.0} MiB more than {idle:.0} MiB");
-        assert!(slowest < HEALTH_PATIENCE, "{attack}: the health took {slowest:.2?}");
+        assert!(slowest < HEALTH_TIMEOUT, "{attack}: health took {slowest:.2?}");
         self.agents.all_acknowledged(Duration::from_secs(1)).await.unwrap();
         let later = self.agents.registrations.load(Ordering::Relaxed);
         assert_eq!(later, registrations, "{attack}: an honest agent lost its link");
@@ -111,7 +111,7 @@ impl Victim {
         begin.elapsed()
     }
 
-    /// The answer to a request from an address.
+    /// Sends a GET request from an address, and returns the answer.
     pub(crate) async fn get_from(&self, from: Ipv4Addr, path: &str) -> io::Result<String> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         let exchange = async {
@@ -121,10 +121,10 @@ impl Victim {
             stream.read_to_end(&mut answer).await?;
             Ok(String::from_utf8_lossy(&answer).into_owned())
         };
-        timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Registers an agent at an address, and waits for what it is assigned.
+    /// Registers an agent at an address, and waits for its assignment.
     pub(crate) async fn register_agent(&self, ip: Ipv4Addr) {
         let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
         let SocketAddr::V4(own) = listener.local_addr().unwrap() else { unreachable!() };
@@ -142,7 +142,7 @@ impl Victim {
         served.unwrap_or_else(|_| panic!("{ip} was not served: {}", self.master.log()));
     }
 
-    /// How often a limit has refused something.
+    /// Number of refusals by a limit, from the master's metrics.
     pub(crate) async fn refusals(&self, limit: &str) -> u64 {
         let metrics = self.get_from(OPERATOR, "/overlay-master/metrics").await.unwrap();
         let sample = format!("mesos_overlay_master_limit_refusals_total{{limit=\"{limit}\"}} ");
@@ -154,13 +154,13 @@ impl Victim {
         self.master.health().await.unwrap()
     }
 
-    /// How many bytes the log has.
+    /// Size of the log in bytes.
     pub(crate) fn log_size(&self) -> u64 {
         fs::metadata(self.dir.path().join("master.log")).unwrap().len()
     }
 }
 
-/// Connects from an address, which need not be that of an interface: all of 127/8 is ours.
+/// Connects from an address. The address needs no interface: Linux accepts all of 127/8.
 pub(crate) async fn connect(from: Ipv4Addr, to: SocketAddrV4) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
@@ -168,7 +168,7 @@ pub(crate) async fn connect(from: Ipv4Addr, to: SocketAddrV4) -> io::Result<TcpS
     socket.connect(to.into()).await
 }
 
-/// The attackers' addresses.
+/// Returns the address of an attacker.
 pub(crate) fn attacker(index: usize) -> Ipv4Addr {
     let first = Ipv4Addr::new(127, 66, 0, 1).to_bits();
     Ipv4Addr::from_bits(first + u32::try_from(index).unwrap())

@@ -1,5 +1,5 @@
-//! Thousands of connections of peers that send nonsense, lie, stall or never read must not keep
-//! honest agents from their addresses, nor an operator from the health.
+//! Thousands of peers that send garbage, lie, stall or never read must not keep honest agents from
+//! their addresses, nor an operator from the health.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -17,53 +17,53 @@ use crate::agents::Agents;
 use crate::libprocess::request;
 use crate::program::{Program, free_address};
 
-const HONEST: usize = 200;
-const GARBAGE: u16 = 1000;
-const SLOW: u16 = 700;
+const HONEST_AGENTS: usize = 200;
+const GARBAGE_SENDERS: u16 = 1000;
+const SLOW_SENDERS: u16 = 700;
 const LIARS: u16 = 200;
-const OVERSIZED: u16 = 50;
-const DEAF: u16 = 50;
+const OVERSIZED_SENDERS: u16 = 50;
+const DEAF_AGENTS: u16 = 50;
 
-/// How long the honest agents may wait, and a request for the health; on a machine that is busy.
-const AGENTS_PATIENCE: Duration = Duration::from_secs(20);
-const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
+/// Time limits on a busy machine: for the honest agents, and for a health request.
+const AGENTS_TIMEOUT: Duration = Duration::from_secs(20);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
 static REFUSED_LIES: AtomicUsize = AtomicUsize::new(0);
 
-/// Agents of ours that never read what they are sent.
-const DEAF_AGENT: [u8; 2] = [127, 8];
-/// Whoever else is hostile.
-const STRANGER: [u8; 2] = [127, 9];
+/// Network of the registering agents that never read.
+const DEAF_AGENT_NETWORK: [u8; 2] = [127, 8];
+/// Network of all other attackers.
+const ATTACKER_NETWORK: [u8; 2] = [127, 9];
 
 #[tokio::test]
-#[ignore = "hostile"]
-async fn honest_agents_are_served_while_thousands_of_others_misbehave() {
+#[ignore = "attack, runs alone: tests/run hostile"]
+async fn honest_agents_among_misbehaving_peers_are_served() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let address = free_address();
     let master = Program::start("file", dir.path(), address).await.unwrap();
-    for index in 0..GARBAGE {
-        tokio::spawn(forever(address, STRANGER, index, send_garbage));
+    for index in 0..GARBAGE_SENDERS {
+        tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_garbage));
     }
-    for index in 0..SLOW {
-        tokio::spawn(forever(address, STRANGER, index, send_slowly));
+    for index in 0..SLOW_SENDERS {
+        tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_slowly));
     }
     for index in 0..LIARS {
-        tokio::spawn(forever(address, STRANGER, index, lie));
+        tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_false_registration));
     }
-    for index in 0..OVERSIZED {
-        tokio::spawn(forever(address, STRANGER, index, send_too_much));
+    for index in 0..OVERSIZED_SENDERS {
+        tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_oversized));
     }
     let mut listeners = Vec::new();
-    for index in 0..DEAF {
-        let own = SocketAddr::from((numbered(DEAF_AGENT, index), address.port()));
+    for index in 0..DEAF_AGENTS {
+        let own = SocketAddr::from((numbered_address(DEAF_AGENT_NETWORK, index), address.port()));
         listeners.push(TcpListener::bind(own).await.unwrap());
-        tokio::spawn(forever(address, DEAF_AGENT, index, never_read));
+        tokio::spawn(forever(address, DEAF_AGENT_NETWORK, index, never_read));
     }
-    // The flood has begun, and what it opened is still open.
+    // By now the flood has begun, and the attackers hold their connections.
     sleep(Duration::from_secs(1)).await;
 
     let begin = Instant::now();
-    let agents = Agents::start(watch::channel(Some(address)).1, HONEST).unwrap();
+    let agents = Agents::start(watch::channel(Some(address)).1, HONEST_AGENTS).unwrap();
     let mut slowest = Duration::ZERO;
     let health = async {
         loop {
@@ -74,51 +74,52 @@ async fn honest_agents_are_served_while_thousands_of_others_misbehave() {
         }
     };
     tokio::select! {
-        served = agents.all_acknowledged(AGENTS_PATIENCE) => served.unwrap(),
+        served = agents.all_acknowledged(AGENTS_TIMEOUT) => served.unwrap(),
         () = health => unreachable!("the loop has no end"),
     }
     let begin_health = Instant::now();
     let health = master.health().await.unwrap();
     slowest = slowest.max(begin_health.elapsed());
     println!(
-        "{HONEST} agents served in {:.2?}, {} repeated; the health in {slowest:.2?} at most: {health}",
+        "{HONEST_AGENTS} agents served in {:.2?}, {} repeated; health within \
+         {slowest:.2?}: {health}",
         begin.elapsed(),
         agents.repeated()
     );
-    assert!(slowest < HEALTH_PATIENCE, "the health took {slowest:.2?}");
+    assert!(slowest < HEALTH_TIMEOUT, "the health took {slowest:.2?}");
 
     let mut state = master.state().await.unwrap();
-    let is_deaf = |ip: Ipv4Addr| ip.octets().starts_with(&DEAF_AGENT);
+    let is_deaf = |ip: Ipv4Addr| ip.octets().starts_with(&DEAF_AGENT_NETWORK);
     state.agents.retain(|agent| !is_deaf(agent.ip));
     assert!(REFUSED_LIES.load(Ordering::Relaxed) > usize::from(LIARS));
-    // Nobody else, so no liar got anything.
+    // The state has no other agent, so no false registration succeeded.
     agents.promises.lock().check_state(&state).unwrap();
 }
 
-/// Connects from an address of its own and does `what`, again and again.
+/// Connects from an address of its own and runs `misbehave`, again and again.
 async fn forever<F: Future<Output = io::Result<()>>>(
     master: SocketAddrV4,
     network: [u8; 2],
     index: u16,
-    what: impl Fn(TcpStream, SocketAddrV4) -> F,
+    misbehave: impl Fn(TcpStream, SocketAddrV4) -> F,
 ) {
     loop {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from((numbered(network, index), 0))).unwrap();
+        socket.bind(SocketAddr::from((numbered_address(network, index), 0))).unwrap();
         if let Ok(stream) = socket.connect(master.into()).await {
-            // All of them are refused sooner or later, and come again.
-            let _ = what(stream, master).await;
+            // The master closes each connection sooner or later; the attacker then reconnects.
+            let _ = misbehave(stream, master).await;
         }
         sleep(Duration::from_millis(fastrand::u64(50..500))).await;
     }
 }
 
-fn numbered([a, b]: [u8; 2], index: u16) -> Ipv4Addr {
+fn numbered_address([a, b]: [u8; 2], index: u16) -> Ipv4Addr {
     let [c, d] = (index + 1).to_be_bytes();
     Ipv4Addr::new(a, b, c, d)
 }
 
-/// Bytes of any value, at times with the end of a head.
+/// Sends random bytes, sometimes with the end of a head.
 async fn send_garbage(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
     let mut bytes: Vec<u8> = (0..fastrand::usize(1..4000)).map(|_| fastrand::u8(..)).collect();
     if fastrand::bool() {
@@ -128,7 +129,7 @@ async fn send_garbage(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> 
     stream.read_to_end(&mut Vec::new()).await.map(drop)
 }
 
-/// A head that is never complete.
+/// Sends a head that is never complete.
 async fn send_slowly(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
     stream.write_all(b"POST /overlay-master/slow HTTP/1.1\r\nUser-Agent: libprocess/").await?;
     loop {
@@ -137,8 +138,8 @@ async fn send_slowly(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
     }
 }
 
-/// A registration in the name of an agent that lives elsewhere.
-async fn lie(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
+/// Sends registrations in the name of an agent that has another address.
+async fn send_false_registration(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
     let victim = SocketAddrV4::new(Ipv4Addr::new(127, 3, 0, fastrand::u8(1..)), 5051);
     let message = Message::RegisterAgent(AgentOptions::default());
     let message = request(&Upid::agent(victim), &Upid::master(master), &message);
@@ -156,8 +157,8 @@ async fn lie(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
     }
 }
 
-/// A head or a body beyond all limits.
-async fn send_too_much(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
+/// Sends a head or a body beyond all limits.
+async fn send_oversized(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
     stream
         .write_all(b"POST /overlay-master/big HTTP/1.1\r\nLibprocess-From: a@127.9.0.1:1\r\n")
         .await?;
@@ -170,7 +171,7 @@ async fn send_too_much(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()>
     }
 }
 
-/// An agent that registers as fast as it can, and reads neither receipts nor what it is told.
+/// Registers as fast as possible, and reads neither receipts nor assignments.
 async fn never_read(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
     let SocketAddr::V4(own) = stream.local_addr()? else { return Ok(()) };
     let own = Upid::agent(SocketAddrV4::new(*own.ip(), master.port()));
