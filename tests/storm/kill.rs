@@ -1,16 +1,16 @@
-//! The crash test of one master with its state in a file.
+//! The crash test of a single master with its state in a file.
 
 use crate::crash::{crash, write_network};
 use crate::program::Program;
 use crate::single::Single;
 
-/// How to run it alone.
+/// Command that runs this test alone.
 const COMMAND: &str = "cargo test --test storm kill";
-/// How long it is in trouble, where nothing else is asked for.
+/// Default duration of the fault injection.
 const SECONDS: u64 = 15;
 
 #[tokio::test]
-async fn a_master_that_is_killed_in_a_storm_keeps_every_promise() {
+async fn killed_master_in_storm_keeps_sent_assignments() {
     let start = async |dir: &_, address| {
         let command = Program::command("file", &write_network(dir)?, dir, address);
         Program::launch(command, dir, address).await

@@ -1,5 +1,5 @@
-//! A whole cluster registers at once with the built program, and something goes wrong meanwhile.
-//! The agents are those of the benchmark.
+//! A whole cluster registers at once with the built program while the master is killed again and
+//! again. The simulated agents are those of the benchmark.
 
 #[path = "../../benches/storm/agents.rs"]
 mod agents;
@@ -8,7 +8,7 @@ mod kill;
 #[path = "../../benches/storm/libprocess.rs"]
 mod libprocess;
 #[path = "../../benches/storm/program.rs"]
-#[expect(dead_code, reason = "some of it is for the benchmark")]
+#[expect(dead_code, reason = "the benchmark uses the rest")]
 mod program;
 #[path = "../../benches/storm/promises.rs"]
 mod promises;

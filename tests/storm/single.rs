@@ -1,4 +1,4 @@
-//! One master, which is started again where it was.
+//! A single master that is restarted with the same directory and address.
 
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -13,34 +13,42 @@ use super::agents::Leader;
 use super::crash::{Masters, Tally};
 use super::program::{Program, free_address};
 
-/// A master that `start` starts in a directory and at an address.
+/// A master that the function `start` starts in a directory and at an address.
 pub(crate) struct Single<S> {
     start: S,
     dir: TempDir,
     address: SocketAddrV4,
     master: Program,
-    /// Who leads, as the agents know it.
+    /// The leader as the agents see it.
     leader: watch::Sender<Option<SocketAddrV4>>,
-    /// Whether agents come back only when it serves, instead of as soon as anybody listens.
-    they_wait: bool,
+    /// Whether agents reconnect only when the master serves, instead of as soon as a process
+    /// listens.
+    agents_wait_until_served: bool,
 }
 
 impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Single<S> {
-    pub(crate) async fn new(they_wait: bool, start: S) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("there is room");
+    pub(crate) async fn new(agents_wait_until_served: bool, start: S) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let address = free_address();
-        let master = start(dir.path(), address).await.expect("it starts");
-        Self { start, dir, address, master, leader: watch::Sender::new(Some(address)), they_wait }
+        let master = start(dir.path(), address).await.expect("the master starts");
+        Self {
+            start,
+            dir,
+            address,
+            master,
+            leader: watch::Sender::new(Some(address)),
+            agents_wait_until_served,
+        }
     }
 
-    async fn restart(&mut self, pause: Duration) -> Result<(), String> {
-        if self.they_wait {
+    async fn restart(&mut self, downtime: Duration) -> Result<(), String> {
+        if self.agents_wait_until_served {
             self.leader.send_replace(None);
         }
         self.master.kill();
-        sleep(pause).await;
+        sleep(downtime).await;
         self.master = (self.start)(self.dir.path(), self.address).await?;
-        if self.they_wait {
+        if self.agents_wait_until_served {
             self.leader.send_replace(Some(self.address));
         }
         Ok(())
@@ -52,11 +60,11 @@ impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Masters for Sin
         self.address.to_string()
     }
 
-    fn follow(&self) -> Leader {
+    fn watch_leader(&self) -> Leader {
         self.leader.subscribe()
     }
 
-    async fn trouble(&mut self, random: &mut Rng, tally: &mut Tally) -> Result<(), String> {
+    async fn inject_fault(&mut self, random: &mut Rng, tally: &mut Tally) -> Result<(), String> {
         tally.add("masters killed", 1);
         self.restart(Duration::from_millis(random.u64(..200))).await
     }
@@ -66,7 +74,7 @@ impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Masters for Sin
         self.restart(Duration::ZERO).await
     }
 
-    async fn leader(&mut self) -> Result<SocketAddrV4, String> {
+    async fn wait_for_leader(&mut self) -> Result<SocketAddrV4, String> {
         Ok(self.address)
     }
 

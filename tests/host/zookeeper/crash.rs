@@ -1,5 +1,5 @@
-//! The crash test of three masters on an ensemble of three servers: all of them are killed, and the
-//! master that leads is put to sleep until it leads no more.
+//! The crash test of three masters on an ensemble of three servers. Masters and servers are killed,
+//! and the leader is suspended until it loses leadership.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -14,63 +14,64 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use super::storm::agents::Leader;
-use super::storm::crash::{Masters, PATIENCE, Tally, crash, write_network};
+use super::storm::crash::{Masters, TIMEOUT, Tally, crash, write_network};
 use super::storm::program::{Program, free_address, health};
 use super::{SERVERS, SESSION, TICK, ensemble};
 use crate::ensemble::Servers;
 
-/// How to run it alone.
+/// Command that runs this test alone.
 const COMMAND: &str = "cargo test --test host crash -- --ignored";
-/// How long it is in trouble, where nothing else is asked for.
+/// Default duration of the fault injection.
 const SECONDS: u64 = 30;
 
 const MASTERS: usize = 3;
 const PATH: &str = "/overlay";
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What can happen.
+/// The faults that the test injects.
 #[derive(Debug, Clone, Copy)]
-enum Trouble {
+enum Fault {
     Leader,
     Follower,
     AllMasters,
-    SleepingLeader,
+    SuspendedLeader,
     OneServer,
     TwoServers,
     LeaderAndServer,
 }
 
-const TROUBLES: [Trouble; 7] = [
-    Trouble::Leader,
-    Trouble::Follower,
-    Trouble::AllMasters,
-    Trouble::SleepingLeader,
-    Trouble::OneServer,
-    Trouble::TwoServers,
-    Trouble::LeaderAndServer,
+const FAULTS: [Fault; 7] = [
+    Fault::Leader,
+    Fault::Follower,
+    Fault::AllMasters,
+    Fault::SuspendedLeader,
+    Fault::OneServer,
+    Fault::TwoServers,
+    Fault::LeaderAndServer,
 ];
 
-/// Masters that elect the one that leads.
-struct Elected {
+/// Masters that elect their leader.
+struct ElectedMasters {
     servers: Servers,
     dir: TempDir,
     masters: Vec<Program>,
     leader: Leader,
-    /// What is still to come, so that nothing is left out in a short run.
-    coming: Vec<Trouble>,
+    /// Faults that remain to be injected. Even a short run injects every fault once.
+    pending_faults: Vec<Fault>,
 }
 
-impl Elected {
+impl ElectedMasters {
     fn start() -> Self {
         let servers = Servers::start(SERVERS, TICK);
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let address = ensemble(&servers, "overlay:secret@", PATH);
-        let credentials = address.credentials().expect("they were given");
+        let credentials = address.credentials().expect("credentials in the address");
         let address = format!("zk://{credentials}@{}{PATH}", address.servers());
         fs::write(dir.path().join("zk"), address).expect("an address");
         let (leader, work) = follow(ensemble(&servers, "", PATH), SESSION, Warnings::new());
         tokio::spawn(async move { match work.await {} });
-        let mut elected = Self { servers, dir, masters: Vec::new(), leader, coming: Vec::new() };
+        let mut elected =
+            Self { servers, dir, masters: Vec::new(), leader, pending_faults: Vec::new() };
         for number in 0..MASTERS {
             let master = elected.spawn(number, free_address()).expect("a master starts");
             elected.masters.push(master);
@@ -92,13 +93,13 @@ impl Elected {
         Ok(())
     }
 
-    /// Who leads, if anybody does.
-    fn leading(&self) -> Option<usize> {
+    /// Returns the index of the leader, if there is a leader.
+    fn leader_index(&self) -> Option<usize> {
         let leader = *self.leader.borrow();
         self.masters.iter().position(|master| Some(master.address) == leader)
     }
 
-    /// Kills masters and servers, and starts them again after a while.
+    /// Kills masters and servers, and restarts them after a random delay.
     async fn crash(
         &mut self,
         masters: &[usize],
@@ -110,104 +111,106 @@ impl Elected {
         servers.iter().for_each(|&server| self.servers.kill(server));
         tally.add("masters killed", masters.len());
         tally.add("ZooKeeper servers killed", servers.len());
-        // Some are back before anybody has noticed, some long after.
+        // Short delays end before the session expires, long delays end after.
         sleep(SESSION.mul_f64(random.f64().powi(2) * 1.5)).await;
         servers.iter().for_each(|&server| self.servers.restart(server));
         masters.iter().try_for_each(|&master| self.restart(master))
     }
 }
 
-impl Masters for Elected {
+impl Masters for ElectedMasters {
     fn address(&self) -> String {
         format!("zk://{}{PATH}", self.servers.addresses())
     }
 
-    fn follow(&self) -> Leader {
+    fn watch_leader(&self) -> Leader {
         self.leader.clone()
     }
 
-    async fn trouble(&mut self, random: &mut Rng, tally: &mut Tally) -> Result<(), String> {
-        if self.coming.is_empty() {
-            self.coming = TROUBLES.to_vec();
-            random.shuffle(&mut self.coming);
+    async fn inject_fault(&mut self, random: &mut Rng, tally: &mut Tally) -> Result<(), String> {
+        if self.pending_faults.is_empty() {
+            self.pending_faults = FAULTS.to_vec();
+            random.shuffle(&mut self.pending_faults);
         }
         let (any, server) = (random.usize(..MASTERS), random.usize(..SERVERS));
-        let leader = self.leading().unwrap_or(any);
-        match self.coming.pop() {
-            Some(Trouble::Leader) => {
+        let leader = self.leader_index().unwrap_or(any);
+        match self.pending_faults.pop() {
+            Some(Fault::Leader) => {
                 tally.add("leading masters killed", 1);
                 self.crash(&[leader], &[], random, tally).await
             }
-            Some(Trouble::Follower) => {
+            Some(Fault::Follower) => {
                 self.crash(&[(leader + 1) % MASTERS], &[], random, tally).await
             }
-            Some(Trouble::AllMasters) => self.crash(&[0, 1, 2], &[], random, tally).await,
-            Some(Trouble::OneServer) => self.crash(&[], &[server], random, tally).await,
-            Some(Trouble::TwoServers) => {
+            Some(Fault::AllMasters) => self.crash(&[0, 1, 2], &[], random, tally).await,
+            Some(Fault::OneServer) => self.crash(&[], &[server], random, tally).await,
+            Some(Fault::TwoServers) => {
                 tally.add("times most servers were killed at once", 1);
                 self.crash(&[], &[server, (server + 1) % SERVERS], random, tally).await
             }
-            Some(Trouble::LeaderAndServer) => {
+            Some(Fault::LeaderAndServer) => {
                 tally.add("leading masters killed", 1);
                 self.crash(&[leader], &[server], random, tally).await
             }
-            Some(Trouble::SleepingLeader) | None => {
-                tally.add("leading masters put to sleep", 1);
-                let asleep = Pid::from_child(&self.masters[leader].child);
-                kill_process(asleep, Signal::STOP).map_err(|error| error.to_string())?;
+            Some(Fault::SuspendedLeader) | None => {
+                tally.add("leading masters suspended", 1);
+                let suspended = Pid::from_child(&self.masters[leader].child);
+                kill_process(suspended, Signal::STOP).map_err(|error| error.to_string())?;
                 sleep(SESSION.mul_f64(1.0 + random.f64())).await;
-                kill_process(asleep, Signal::CONT).map_err(|error| error.to_string())
+                kill_process(suspended, Signal::CONT).map_err(|error| error.to_string())
             }
         }
     }
 
     async fn kill_leader(&mut self, tally: &mut Tally) -> Result<(), String> {
         tally.add("leading masters killed", 1);
-        let leader = self.leading().ok_or("nobody leads")?;
+        let leader = self.leader_index().ok_or("there is no leader")?;
         self.masters[leader].kill();
         self.restart(leader)
     }
 
-    async fn leader(&mut self) -> Result<SocketAddrV4, String> {
-        let mut last = Vec::new();
-        let wait = async {
+    async fn wait_for_leader(&mut self) -> Result<SocketAddrV4, String> {
+        let mut statuses = Vec::new();
+        let elected = async {
             loop {
-                last.clear();
+                statuses.clear();
                 for master in &self.masters {
                     let health = health(master.address).await;
-                    last.push(health.map(|health| health["status"].to_string()));
+                    statuses.push(health.map(|health| health["status"].to_string()));
                 }
-                let is = |wanted: &str| {
-                    let said =
-                        |one: &&Result<String, String>| one.as_ref().is_ok_and(|it| it == wanted);
-                    last.iter().filter(said).count()
+                let has = |status: &Result<String, String>, expected: &str| {
+                    status.as_ref().is_ok_and(|status| status == expected)
                 };
-                if (is("\"ok\""), is("\"standby\"")) == (1, MASTERS - 1) {
-                    let leads = |one: &Result<_, _>| *one == Ok("\"ok\"".to_owned());
-                    let leader = last.iter().position(leads);
-                    if leader.is_some() && leader == self.leading() {
+                let count =
+                    |expected| statuses.iter().filter(|status| has(status, expected)).count();
+                if (count("\"ok\""), count("\"standby\"")) == (1, MASTERS - 1) {
+                    let leader = statuses.iter().position(|status| has(status, "\"ok\""));
+                    if leader.is_some() && leader == self.leader_index() {
                         return;
                     }
                 }
-                sleep(PAUSE).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
-        let waited = timeout(PATIENCE, wait).await;
+        let result = timeout(TIMEOUT, elected).await;
         let leader = *self.leader.borrow();
-        match (waited, leader) {
+        match (result, leader) {
             (Ok(()), Some(leader)) => Ok(leader),
-            _ => Err(format!("after {PATIENCE:?} the masters say {last:?}, {leader:?} leads")),
+            _ => Err(format!(
+                "after {TIMEOUT:?} the masters report {statuses:?}, and the leader is {leader:?}"
+            )),
         }
     }
 
     fn log(&self) -> String {
-        let logs = self.masters.iter().map(|one| format!("{}:\n{}", one.address, one.log()));
+        let logs =
+            self.masters.iter().map(|master| format!("{}:\n{}", master.address, master.log()));
         logs.collect::<Vec<_>>().join("\n")
     }
 }
 
 #[tokio::test]
 #[ignore = "needs packages: tests/run host"]
-async fn masters_and_servers_that_are_killed_in_a_storm_keep_every_promise() {
-    crash(COMMAND, SECONDS, &mut Elected::start()).await;
+async fn killed_masters_and_servers_keep_sent_assignments() {
+    crash(COMMAND, SECONDS, &mut ElectedMasters::start()).await;
 }

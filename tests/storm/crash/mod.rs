@@ -1,9 +1,8 @@
-//! The crash test: thousands of agents register, end, come back and are forgotten for others, while
-//! masters, agents and whatever else there is are killed. Nobody may ever be told anything that
-//! contradicts what was told before, and when the killing ends everything has to be well again.
+//! The crash test: thousands of agents register, crash, restart and are replaced by new agents,
+//! while masters, agents and other processes are killed. No message may contradict an earlier
+//! message, and the cluster must be healthy again when the kills end.
 //!
-//! A seed stands for the choice of what is killed and in which order; what else happens then is up
-//! to the machine.
+//! A seed fixes what is killed, and in which order. The rest of the timing depends on the machine.
 
 mod real;
 
@@ -25,8 +24,8 @@ use super::agents::{Agents, Leader};
 use super::program::{ask, health, state};
 use real::RealAgents;
 
-/// A network with room for 2,046 agents, and so for a few more than there are at a time: those that
-/// come later are given what others had.
+/// A network with room for 2,046 agents: slightly more than are alive at a time. Agents that
+/// register late receive addresses of agents that were released.
 pub(crate) const NETWORK: &str = r#"{
     "reuse_after": "0s",
     "network": {
@@ -39,92 +38,93 @@ pub(crate) const NETWORK: &str = r#"{
     }
 }"#;
 
-/// Agents that the test plays, of which some are alive at a time.
+/// Number of simulated agents, and how many of them are alive at a time.
 pub(crate) const AGENTS: usize = 2600;
 pub(crate) const ALIVE: usize = 1800;
-/// Agents of the program.
+/// Number of real agent processes.
 const REAL: usize = 3;
 
-/// At most so many agents end in a round, by a crash and to be forgotten.
+/// Upper bounds for one round: simulated agents that crash, and simulated agents that are replaced.
 const CRASHES: usize = 256;
 const REPLACED: usize = 512;
 
-/// After so many rounds everything has to be well.
-const ROUNDS: usize = 6;
+/// Number of rounds between two health checks of the whole cluster.
+const ROUNDS_PER_HEALTH_CHECK: usize = 6;
 
-/// How long that may take, on a machine that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
-/// Between two looks whether it is so.
-const PAUSE: Duration = Duration::from_millis(50);
-/// How long the next moment is waited for: there is none while nobody leads.
-const MOMENT: Duration = Duration::from_secs(5);
-/// How many registrations an agent may need when everything runs again. The first ones may come
-/// while the state is read, and one may be lost with the write that was under way.
-const TRIES_MAX: usize = 5;
+/// Time limit for the cluster to become healthy, on a machine that is busy with other things.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(90);
+/// Interval between two health checks.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time limit for the next progress of the agents: no progress happens without a leader.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of registrations that an agent needs once everything runs again. The first
+/// registrations can arrive while the master loads its state, and one can be lost with a commit
+/// that was in progress.
+const REGISTRATIONS_MAX: usize = 5;
 
-/// Replays a run.
+/// Environment variable with the seed of a run to replay.
 const SEED: &str = "MESOS_OVERLAY_SEED";
-/// How many seconds there are kills.
+/// Environment variable with the duration of the fault injection in seconds.
 const SECONDS: &str = "MESOS_OVERLAY_CRASH_SECONDS";
 
-/// What is killed besides the agents.
+/// The masters, and the processes that they depend on, which the test kills besides the agents.
 pub(crate) trait Masters {
-    /// The agents' `--master`.
+    /// Address for `--master` of the agents.
     fn address(&self) -> String;
 
-    /// Who leads, as agents find out.
-    fn follow(&self) -> Leader;
+    /// Returns a receiver of the leader's address, as the agents discover the address.
+    fn watch_leader(&self) -> Leader;
 
-    /// Kills something, and has it run again in the end.
-    async fn trouble(&mut self, random: &mut Rng, tally: &mut Tally) -> Result<(), String>;
+    /// Kills or suspends processes, and makes sure that they run again.
+    async fn inject_fault(&mut self, random: &mut Rng, tally: &mut Tally) -> Result<(), String>;
 
-    /// Kills the master that leads, which was well, and has it run again.
+    /// Kills the leading master of a healthy cluster, and starts the master again.
     async fn kill_leader(&mut self, tally: &mut Tally) -> Result<(), String>;
 
-    /// Waits until all masters are well, and says which one leads.
-    async fn leader(&mut self) -> Result<SocketAddrV4, String>;
+    /// Waits until all masters are healthy. Returns the address of the leader.
+    async fn wait_for_leader(&mut self) -> Result<SocketAddrV4, String>;
 
-    /// What the masters had to say.
+    /// The log of the masters.
     fn log(&self) -> String;
 }
 
-/// What happened, and how often.
+/// Counts of events, by name.
 #[derive(Default)]
 pub(crate) struct Tally(BTreeMap<&'static str, usize>);
 
 impl Tally {
-    pub(crate) fn add(&mut self, what: &'static str, count: usize) {
-        *self.0.entry(what).or_default() += count;
+    pub(crate) fn add(&mut self, event: &'static str, count: usize) {
+        *self.0.entry(event).or_default() += count;
     }
 
-    fn most(&mut self, what: &'static str, count: usize) {
-        let most = self.0.entry(what).or_default();
-        *most = count.max(*most);
+    fn raise_to(&mut self, event: &'static str, count: usize) {
+        let highest = self.0.entry(event).or_default();
+        *highest = count.max(*highest);
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(what, count)| write!(f, "\n  {count:>8} {what}"))
+        self.0.iter().try_for_each(|(event, count)| write!(f, "\n  {count:>8} {event}"))
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "how to run a test is not part of its code")]
+#[expect(clippy::disallowed_methods, reason = "a developer sets seed and duration")]
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number")))
 }
 
-/// Kills for `seconds`, or as long as the environment wants, and fails with what went wrong and the
-/// command that replays it.
+/// Runs the crash test for `seconds`, or for the duration in the environment. A failure prints its
+/// cause and the command that replays the run.
 pub(crate) async fn crash(command: &str, seconds: u64, masters: &mut impl Masters) {
     let seed = number(SEED).unwrap_or_else(|| fastrand::u64(..));
     let duration = Duration::from_secs(number(SECONDS).unwrap_or(seconds));
     let replay = format!("{SEED}={seed} {SECONDS}={} {command}", duration.as_secs());
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let leader = masters.follow();
+    let leader = masters.watch_leader();
     let agents = Agents::start(leader.clone(), AGENTS).expect("agents");
-    // Nobody was awaited yet, so none of them was ever there.
+    // The agents' tasks run only from the first `await` on, so these agents never connect.
     (ALIVE..AGENTS).for_each(|index| agents.kill(index));
     let real = RealAgents::start(dir.path(), &masters.address(), REAL);
     let random = Rng::with_seed(seed);
@@ -132,11 +132,11 @@ pub(crate) async fn crash(command: &str, seconds: u64, masters: &mut impl Master
     if let Err(fault) = crash.run(duration).await {
         panic!("{fault}\n{}\n{}{}\n{replay}", crash.masters.log(), crash.real.log(), crash.tally);
     }
-    // Not by print, which a test that passes keeps to itself.
+    // The test runner hides the output of `print!` for a test that passes.
     let _ = writeln!(std::io::stderr(), "\n{replay}{}", crash.tally);
 }
 
-/// A cluster and what happens to it.
+/// A cluster under fault injection.
 struct Crash<'a, M> {
     agents: Arc<Agents>,
     real: RealAgents,
@@ -149,99 +149,99 @@ struct Crash<'a, M> {
 impl<M: Masters> Crash<'_, M> {
     async fn run(&mut self, duration: Duration) -> Result<(), String> {
         let end = now() + duration;
-        // From the first moment on, in which nothing is durable.
+        // Faults start immediately, while nothing is durable yet.
         let mut rounds = 0;
         while now() < end {
             self.round().await?;
             rounds += 1;
-            if rounds % ROUNDS == 0 {
-                self.heal().await?;
+            if rounds % ROUNDS_PER_HEALTH_CHECK == 0 {
+                self.wait_until_healthy().await?;
             }
         }
         self.tally.add("rounds", rounds);
-        self.heal().await?;
-        self.what_was_answered_is_durable().await?;
+        self.wait_until_healthy().await?;
+        self.check_acknowledged_changes_are_durable().await?;
         let promises = self.agents.promises.lock();
         let registrations = self.agents.registrations.load(Ordering::Relaxed);
         self.tally.add("registrations", registrations);
         self.tally.add("registrations repeated without an answer", self.agents.repeated());
-        self.tally.add("answers compared", promises.compared);
-        self.tally.add("agents given what another one had before", promises.reused);
+        self.tally.add("assignments compared", promises.compared);
+        self.tally.add("assignments of released addresses", promises.reused);
         Ok(())
     }
 
-    /// Agents end and come, and meanwhile something is killed.
+    /// Runs one round: agents are killed and started while a fault is injected.
     async fn round(&mut self) -> Result<(), String> {
         let mut random = self.random.fork();
         let mut killed = Tally::default();
-        let mut churning = self.random.fork();
-        // Churn that has begun is ended: nobody is left out.
+        let mut churn_random = self.random.fork();
+        // The loop ends between two churns, so that each churn restarts the agents that it killed.
         let is_over = Cell::new(false);
-        let trouble = async {
-            reach_some_moment(&self.agents, &mut random).await;
-            let crashed = self.real.crash(random.usize(..REAL));
-            let troubled = self.masters.trouble(&mut random, &mut killed).await;
+        let fault = async {
+            wait_for_random_progress(&self.agents, &mut random).await;
+            let real_crash = self.real.crash(random.usize(..REAL));
+            let masters_fault = self.masters.inject_fault(&mut random, &mut killed).await;
             is_over.set(true);
-            crashed.and(troubled)
+            real_crash.and(masters_fault)
         };
         let churn = async {
             while !is_over.get() {
-                churn(&self.agents, &self.leader, &mut churning, &mut self.tally).await;
+                churn(&self.agents, &self.leader, &mut churn_random, &mut self.tally).await;
             }
         };
-        tokio::join!(trouble, churn).0?;
-        killed.0.into_iter().for_each(|(what, count)| self.tally.add(what, count));
-        self.tally.add("agents of the program killed", 1);
+        tokio::join!(fault, churn).0?;
+        killed.0.into_iter().for_each(|(event, count)| self.tally.add(event, count));
+        self.tally.add("real agents killed", 1);
         self.real.check_files()?;
         self.agents.promises.lock().check()
     }
 
-    /// Everything runs: waits until all is well, and checks that it is as it was told. Agents that
-    /// are gone are forgotten; returns how many that were.
-    async fn heal(&mut self) -> Result<usize, String> {
+    /// Waits until the cluster is healthy, and checks that all agents have their assignments. Has
+    /// the master forget agents that no longer exist, and returns the number of these agents.
+    async fn wait_until_healthy(&mut self) -> Result<usize, String> {
         self.agents.take_most_tries();
         let begin = now();
-        let leader = self.masters.leader().await?;
-        self.agents.all_acknowledged(PATIENCE).await?;
-        self.real.all_acknowledged(PATIENCE).await?;
+        let leader = self.masters.wait_for_leader().await?;
+        self.agents.all_acknowledged(TIMEOUT).await?;
+        self.real.all_acknowledged(TIMEOUT).await?;
         let tries = self.agents.take_most_tries();
-        if tries > TRIES_MAX {
-            return Err(format!("an agent registered {tries} times when all was well again"));
+        if tries > REGISTRATIONS_MAX {
+            return Err(format!("an agent registered {tries} times after the faults ended"));
         }
-        self.tally.most("registrations of an agent at most until all was well", tries);
+        self.tally.raise_to("maximum registrations of one agent until healthy", tries);
         let took = usize::try_from(begin.elapsed().as_millis()).unwrap_or(usize::MAX);
-        self.tally.most("ms at most until all was well", took);
-        self.tally.add("times all was well", 1);
+        self.tally.raise_to("maximum ms until healthy", took);
+        self.tally.add("times healthy", 1);
 
-        // The registration of an agent may have come after it was forgotten.
+        // A late registration can recreate an agent after the master has forgotten it.
         let shown = state(leader).await?;
         let gone = {
             let mut promises = self.agents.promises.lock();
-            self.real.learn(&shown, &mut promises);
+            self.real.record_assignments(&shown, &mut promises);
             promises.unpromised(&shown)
         };
         if !gone.is_empty() {
             forget(leader, &gone).await?;
         }
-        // An agent that registered twice may be asked for its report once more.
+        // The master may request another report from an agent that registered twice.
         let mut last = Ok(Value::Null);
-        let wait = async {
+        let healthy = async {
             loop {
                 last = self.check_all(leader).await;
                 if last.is_ok() {
                     return;
                 }
-                sleep(PAUSE).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
-        let _ = timeout(PATIENCE, wait).await;
+        let _ = timeout(TIMEOUT, healthy).await;
         let health = last?;
         let epoch = health["epoch"].as_u64().and_then(|epoch| usize::try_from(epoch).ok());
-        self.tally.most("epochs of the state", epoch.ok_or("health shows no epoch")?);
+        self.tally.raise_to("epochs of the state", epoch.ok_or("health shows no epoch")?);
         Ok(gone.len())
     }
 
-    /// Checks that the master shows all that lives, and nothing else, as it was told.
+    /// Checks that the master shows exactly the agents that are alive, with their assignments.
     async fn check_all(&mut self, leader: SocketAddrV4) -> Result<Value, String> {
         let state = state(leader).await?;
         self.agents.promises.lock().check_state(&state)?;
@@ -254,43 +254,43 @@ impl<M: Masters> Crash<'_, M> {
         {
             return Ok(health);
         }
-        Err(format!("{count} agents are alive, and not all is well: {health}"))
+        Err(format!("{count} agents are alive, and the master is not healthy: {health}"))
     }
 
-    /// What was answered while all was well survives a kill right after it.
-    async fn what_was_answered_is_durable(&mut self) -> Result<(), String> {
-        let leader = self.masters.leader().await?;
+    /// Checks that a kill right after an acknowledged deletion does not undo the deletion.
+    async fn check_acknowledged_changes_are_durable(&mut self) -> Result<(), String> {
+        let leader = self.masters.wait_for_leader().await?;
         let (mut alive, mut dead) = self.agents.by_life();
         self.random.shuffle(&mut alive);
         self.random.shuffle(&mut dead);
-        for (gone, come) in alive.iter().zip(&dead).take(REPLACED) {
+        for (gone, added) in alive.iter().zip(&dead).take(REPLACED) {
             self.agents.kill(*gone);
             self.agents.promises.lock().release(self.agents.ip(*gone));
-            self.agents.revive(*come);
+            self.agents.revive(*added);
         }
         let gone: Vec<Ipv4Addr> =
             alive.iter().take(REPLACED).map(|&index| self.agents.ip(index)).collect();
         forget(leader, &gone).await?;
         self.masters.kill_leader(&mut self.tally).await?;
-        match self.heal().await? {
+        match self.wait_until_healthy().await? {
             0 => Ok(()),
-            back => Err(format!("{back} agents were deleted, and are back after a kill")),
+            restored => Err(format!("{restored} deleted agents exist again after a kill")),
         }
     }
 }
 
-/// Waits until some agents were told something. Few are as likely as many, since the first moments
-/// of a master are the most delicate.
-async fn reach_some_moment(agents: &Agents, random: &mut Rng) {
+/// Waits until a random number of agents received assignments. Small and large numbers are equally
+/// likely, because a master is most vulnerable right after its start.
+async fn wait_for_random_progress(agents: &Agents, random: &mut Rng) {
     let magnitude = random.u32(..ALIVE.ilog2());
-    let some = random.usize(..1 << magnitude);
+    let updates = random.usize(..1 << magnitude);
     let before = agents.updates.load(Ordering::Relaxed);
-    let is_so = || agents.updates.load(Ordering::Relaxed) > before + some;
-    let _ = agents.until(MOMENT, is_so).await;
+    let has_progressed = || agents.updates.load(Ordering::Relaxed) > before + updates;
+    let _ = agents.until(PROGRESS_TIMEOUT, has_progressed).await;
 }
 
-/// Agents crash and come back, and others end for good: they are forgotten, and as many come that
-/// were not there.
+/// Crashes and restarts some agents, and replaces others: the master forgets each of these, and an
+/// agent that was not running takes its place.
 async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut Tally) {
     let (mut alive, mut dead) = agents.by_life();
     random.shuffle(&mut alive);
@@ -304,14 +304,14 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
     sleep(Duration::from_millis(random.u64(..1000))).await;
     crashed.iter().for_each(|&index| agents.revive(index));
 
-    // From the moment on at which they may be forgotten; whether they are, nobody knows who gets
-    // no answer. They come back then.
+    // The master may forget these agents from now on. Without an answer the outcome is unknown, and
+    // the agents are restarted.
     let ips: Vec<Ipv4Addr> = gone.iter().map(|&index| agents.ip(index)).collect();
     ips.iter().for_each(|&ip| agents.promises.lock().release(ip));
     let leader = *leader.borrow();
     let forgotten = match leader {
         Some(leader) => forget(leader, &ips).await,
-        None => Err("nobody leads".to_owned()),
+        None => Err("there is no leader".to_owned()),
     };
     match forgotten {
         Ok(()) => {
@@ -320,12 +320,12 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
         }
         Err(_) => {
             gone.iter().for_each(|&index| agents.revive(index));
-            tally.add("simulated agents that were to be forgotten, without an answer", gone.len());
+            tally.add("simulated agents with an unanswered request to forget them", gone.len());
         }
     }
 }
 
-/// Has a master forget agents. An error says nothing about whether it did.
+/// Has a master forget agents. After an error, the outcome is unknown.
 async fn forget(leader: SocketAddrV4, agents: &[Ipv4Addr]) -> Result<(), String> {
     let body = serde_json::json!({ "agents": agents, "force": true }).to_string();
     ask(leader, "POST /overlay-master/agents/delete", "application/json", &body).await.map(drop)
@@ -338,7 +338,7 @@ pub(crate) fn write_network(dir: &Path) -> Result<std::path::PathBuf, String> {
     Ok(path)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test that lasts as long as was asked for")]
+#[expect(clippy::disallowed_methods, reason = "the test runs for a given duration")]
 fn now() -> Instant {
     Instant::now()
 }

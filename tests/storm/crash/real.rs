@@ -1,4 +1,4 @@
-//! Agents of the program, which are killed and started again, and the files that they write.
+//! Real agent processes, which are killed and restarted, and the CNI files that they write.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,11 +14,11 @@ use tokio::time::{sleep, timeout};
 use super::super::program::ask;
 use super::super::promises::Promises;
 
-/// Where they have their addresses; those of the others are below.
+/// Network of the real agents. The simulated agents use addresses below.
 const NETWORK: [u8; 3] = [127, 0, 7];
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The agents. Dropped, they are killed.
+/// The real agents. Dropping this value kills them.
 pub(super) struct RealAgents {
     agents: Vec<RealAgent>,
     log: PathBuf,
@@ -30,17 +30,18 @@ struct RealAgent {
     cni_dir: PathBuf,
     log: PathBuf,
     child: Child,
-    /// The subnet of each overlay, as the file says it: it never changes.
+    /// The subnet of each overlay in the CNI files. A subnet never changes.
     subnets: BTreeMap<String, String>,
 }
 
 impl RealAgents {
-    /// Starts `count` agents of a master, with all of their files in `dir`.
+    /// Starts `count` agents of a master. All of their files are in `dir`.
     pub(super) fn start(dir: &Path, master: &str, count: usize) -> Self {
         let log = dir.join("agents.log");
         let agent = |number: usize| {
             let [a, b, c] = NETWORK;
-            let ip = Ipv4Addr::new(a, b, c, u8::try_from(number + 1).expect("they are few"));
+            let ip =
+                Ipv4Addr::new(a, b, c, u8::try_from(number + 1).expect("fewer than 255 agents"));
             let port = TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr());
             let port = port.expect("a port").port();
             let (address, cni_dir) = (SocketAddrV4::new(ip, port), dir.join(format!("cni-{ip}")));
@@ -49,7 +50,7 @@ impl RealAgents {
                 "master": master,
                 "cni_dir": cni_dir,
                 "network_config": { "docker_bridge": false },
-                // They are all on this one host.
+                // All agents run on this host, so none may program its kernel.
                 "dataplane": "external",
                 "refuse_collisions": false,
             });
@@ -62,7 +63,7 @@ impl RealAgents {
         Self { agents, log }
     }
 
-    /// Kills an agent, and starts it again.
+    /// Kills an agent, and starts the agent again.
     pub(super) fn crash(&mut self, index: usize) -> Result<(), String> {
         let agent = &mut self.agents[index];
         agent.kill();
@@ -70,22 +71,22 @@ impl RealAgents {
         Ok(())
     }
 
-    /// Waits until the master has acknowledged all of them.
-    pub(super) async fn all_acknowledged(&self, patience: Duration) -> Result<(), String> {
+    /// Waits until the master has acknowledged all real agents.
+    pub(super) async fn all_acknowledged(&self, limit: Duration) -> Result<(), String> {
         for agent in &self.agents {
             let mut last = Ok(Value::Null);
-            let wait = async {
+            let acknowledged = async {
                 loop {
                     last = agent.health().await;
                     if last.as_ref().is_ok_and(|health| health["status"] == "ok") {
                         return;
                     }
-                    sleep(PAUSE).await;
+                    sleep(POLL_INTERVAL).await;
                 }
             };
-            if timeout(patience, wait).await.is_err() {
+            if timeout(limit, acknowledged).await.is_err() {
                 return Err(format!(
-                    "agent {} is not well after {patience:?}: {last:?}",
+                    "agent {} is not healthy after {limit:?}: {last:?}",
                     agent.address
                 ));
             }
@@ -93,22 +94,23 @@ impl RealAgents {
         Ok(())
     }
 
-    /// What the master shows of them is what it told them.
-    pub(super) fn learn(&self, state: &State, promises: &mut Promises) {
+    /// Records the assignments of the real agents that the master shows as sent.
+    pub(super) fn record_assignments(&self, state: &State, promises: &mut Promises) {
         let is_here = |ip| self.agents.iter().any(|agent| *agent.address.ip() == ip);
         for agent in state.agents.iter().filter(|agent| is_here(agent.ip)) {
-            let told = agent.overlays.iter().cloned();
-            let told: Vec<_> = told.map(|one| Assignment { status: None, ..one }).collect();
-            promises.told(agent.ip, &told);
+            let overlays = agent.overlays.iter().cloned();
+            let sent: Vec<_> =
+                overlays.map(|overlay| Assignment { status: None, ..overlay }).collect();
+            promises.told(agent.ip, &sent);
         }
     }
 
-    /// Reads all files, which must be whole and as they were.
+    /// Reads all CNI files. They must be complete, and no subnet may have changed.
     pub(super) fn check_files(&mut self) -> Result<(), String> {
         self.agents.iter_mut().try_for_each(RealAgent::check_files)
     }
 
-    /// Checks that each agent has the files of what the master shows, and no others.
+    /// Checks that each agent has exactly the CNI files of the overlays that the master shows.
     pub(super) fn check_state(&mut self, state: &State) -> Result<(), String> {
         self.check_files()?;
         for agent in &self.agents {
@@ -145,14 +147,16 @@ impl RealAgent {
         let Ok(entries) = fs::read_dir(&self.cni_dir) else { return Ok(()) };
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let mut found = BTreeMap::new();
-        for path in paths.filter(|path| path.extension().is_some_and(|it| it == "conf")) {
-            let fault = |what: String| format!("{}: {what}", path.display());
+        for path in
+            paths.filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
+        {
+            let fault = |reason: String| format!("{}: {reason}", path.display());
             let text = fs::read(&path).map_err(|error| fault(error.to_string()))?;
             let file: Value =
                 serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
-            // What the port mapper delegates to is a plain configuration too.
-            let plain = file.get("delegate").unwrap_or(&file);
-            match (file["name"].as_str(), plain["ipam"]["subnet"].as_str()) {
+            // The delegate of the port mapper is a plain configuration as well.
+            let bridge_config = file.get("delegate").unwrap_or(&file);
+            match (file["name"].as_str(), bridge_config["ipam"]["subnet"].as_str()) {
                 (Some(name), Some(subnet)) => found.insert(name.to_owned(), subnet.to_owned()),
                 _ => return Err(fault(format!("{file} has no name or no subnet"))),
             };
@@ -166,7 +170,7 @@ impl RealAgent {
     }
 
     fn kill(&mut self) {
-        // Both fail only if it has ended.
+        // Both calls fail only if the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
