@@ -1,5 +1,5 @@
-//! ZooKeeper servers on loopback ports: those of the Debian package `zookeeper`, as processes of
-//! the test, which can be killed, stopped and started again.
+//! ZooKeeper servers of the Debian package `zookeeper` on loopback ports. The servers are processes
+//! of the test, which can kill and restart them.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -8,42 +8,42 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Where the package has its classes.
+/// Directory of the package's Java classes.
 const CLASSES: &str = "/usr/share/java";
 const MAIN: &str = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
 
-/// Longer than an ensemble takes to start on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(50);
+/// Time limit for an ensemble to start, on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Ports that the system gives to nobody by itself: a server that is started again needs its own.
+/// Ports outside of the kernel's range of ephemeral ports: a restarted server needs its old port.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-/// Servers that know each other. Dropped, they are killed.
+/// An ensemble of servers. Dropping this value kills the servers.
 #[derive(Debug)]
 pub(crate) struct Servers {
     pub(crate) servers: Vec<Server>,
     _dir: tempfile::TempDir,
 }
 
-/// One of them.
+/// A server of an ensemble.
 #[derive(Debug)]
 pub(crate) struct Server {
     dir: PathBuf,
     port: u16,
-    /// `None` while it is killed.
+    /// `None` after the server was killed.
     pub(crate) child: Option<Child>,
 }
 
 impl Servers {
-    /// Starts `count` servers, and waits until they serve. A tick is the unit of their timeouts: a
-    /// session lasts between 2 and 20.
+    /// Starts `count` servers, and waits until they serve. `tick` is ZooKeeper's unit of time: a
+    /// session timeout is between 2 and 20 ticks.
     pub(crate) fn start(count: usize, tick: Duration) -> Self {
         assert!(
             Path::new(CLASSES).join("zookeeper.jar").exists(),
             "the Debian package zookeeper is missing: run 'tests/run host' as root"
         );
-        // Beside the build, since /tmp may be memory, which makes durable writes look cheap.
+        // /tmp may be in memory, which makes durable writes look cheap. The build directory is not.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let ports = free_ports(count * 3);
         let peers: String = (0..count)
@@ -56,7 +56,7 @@ impl Servers {
                 )
             })
             .collect();
-        let make = |n: usize| {
+        let make_server = |n: usize| {
             let (dir, port) = (dir.path().join(format!("server-{}", n + 1)), ports[n]);
             fs::create_dir(&dir).expect("a directory");
             fs::write(dir.join("myid"), (n + 1).to_string()).expect("an id");
@@ -71,19 +71,19 @@ impl Servers {
             fs::write(dir.join("zoo.cfg"), config).expect("a configuration");
             Server { dir, port, child: None }
         };
-        let mut servers = Self { servers: (0..count).map(make).collect(), _dir: dir };
+        let mut servers = Self { servers: (0..count).map(make_server).collect(), _dir: dir };
         (0..count).for_each(|n| servers.restart(n));
         servers.wait_until_serving();
         servers
     }
 
-    /// All of them, as in a `zk://` address.
+    /// Lists the addresses of all servers, as in a `zk://` address.
     pub(crate) fn addresses(&self) -> String {
         let servers = self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port));
         servers.collect::<Vec<_>>().join(",")
     }
 
-    /// As a power cut does.
+    /// Kills a server with SIGKILL, as a power cut would end it.
     pub(crate) fn kill(&mut self, n: usize) {
         if let Some(mut child) = self.servers[n].child.take() {
             let _ = child.kill();
@@ -91,7 +91,7 @@ impl Servers {
         }
     }
 
-    /// Starts one that was killed, with the data that it had.
+    /// Starts a killed server again, with its old data.
     pub(crate) fn restart(&mut self, n: usize) {
         let server = &mut self.servers[n];
         let log = File::options().create(true).append(true).open(server.dir.join("log"));
@@ -109,18 +109,18 @@ impl Servers {
         server.child = Some(child);
     }
 
-    /// Waits until each server that runs is in an ensemble that has a leader.
+    /// Waits until every running server belongs to an ensemble with a leader.
     pub(crate) fn wait_until_serving(&self) {
         for server in self.servers.iter().filter(|server| server.child.is_some()) {
             let mut waited = Duration::ZERO;
             while !ask(server.port, "srvr").contains("Mode: ") {
                 assert!(
-                    waited < PATIENCE,
+                    waited < TIMEOUT,
                     "{}",
                     fs::read_to_string(server.dir.join("log")).unwrap_or_default()
                 );
-                pause(PAUSE);
-                waited += PAUSE;
+                sleep(POLL_INTERVAL);
+                waited += POLL_INTERVAL;
             }
         }
     }
@@ -132,7 +132,7 @@ impl Drop for Servers {
     }
 }
 
-/// The answer to a command of four letters; nothing where none comes.
+/// Sends a four-letter command. Returns the answer, or an empty string without one.
 fn ask(port: u16, command: &str) -> String {
     let mut answer = String::new();
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
@@ -154,6 +154,6 @@ fn free_ports(count: usize) -> Vec<u16> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test waits for another process")]
-fn pause(duration: Duration) {
+fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }

@@ -1,4 +1,4 @@
-//! The election: agents that follow it, masters that stand for it, and masters of Mesos among them.
+//! The election: agents follow the leader, masters stand for election, and Mesos masters take part.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use zookeeper_client::{Acls, Client, CreateMode, Error};
 use super::{SESSION, TICK, ensemble, now, suspend};
 use crate::ensemble::Servers;
 
-/// What a master of Mesos wrote.
+/// The recorded content of a Mesos master's znode in an election.
 const RECORDED: &[u8] = include_bytes!("../../golden/zookeeper-json.info_0000000000");
 
-/// How long anything may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for all events.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
@@ -29,8 +29,8 @@ pub(super) fn address(text: &str) -> SocketAddrV4 {
     text.parse().expect("an address")
 }
 
-/// Who leads, as an agent without credentials sees it.
-fn followed(servers: &Servers, path: &str) -> Receiver<Option<SocketAddrV4>> {
+/// Follows the leader as an agent without credentials does.
+fn follow_leader(servers: &Servers, path: &str) -> Receiver<Option<SocketAddrV4>> {
     let (leader, work) = follow(ensemble(servers, "", path), SESSION, Warnings::new());
     tokio::spawn(async move { match work.await {} });
     leader
@@ -40,154 +40,168 @@ pub(super) async fn client(servers: &Servers) -> Client {
     Client::connect(&servers.addresses()).await.expect("a client")
 }
 
-/// Makes a znode whose name ends in the next number, and returns its path.
+/// Creates an ephemeral sequential znode, and returns its path.
 async fn announce(client: &Client, prefix: &str, data: &[u8]) -> String {
     let options = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
-    let (_, number) = client.create(prefix, data, &options).await.expect("made");
+    let (_, number) = client.create(prefix, data, &options).await.expect("created");
     format!("{prefix}{number}")
 }
 
-pub(super) async fn until<T: Clone + PartialEq + std::fmt::Debug>(
+/// Waits until `receiver` has the value `expected`.
+pub(super) async fn wait_until<T: Clone + PartialEq + std::fmt::Debug>(
     receiver: &mut Receiver<T>,
-    wanted: T,
+    expected: T,
 ) {
-    let waiting = timeout(PATIENCE, receiver.wait_for(|value| *value == wanted)).await;
-    assert!(matches!(waiting, Ok(Ok(_))), "{wanted:?} does not come");
+    let waiting = timeout(TIMEOUT, receiver.wait_for(|value| *value == expected)).await;
+    assert!(matches!(waiting, Ok(Ok(_))), "timeout while waiting for {expected:?}");
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn an_agent_follows_the_masters_of_mesos() {
+fn agent_follows_leading_mesos_master() {
     let mut servers = Servers::start(1, TICK);
     runtime().block_on(async {
-        let mut leader = followed(&servers, "/mesos");
+        let mut leader = follow_leader(&servers, "/mesos");
         let client = client(&servers).await;
         let open = CreateMode::Persistent.with_acls(Acls::anyone_all());
-        // Nobody is there, not even the path.
+        // There is no master yet, and no path.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        client.create("/mesos", b"", &open).await.expect("made");
-        client.create("/mesos/log_replicas", b"", &open).await.expect("made");
+        client.create("/mesos", b"", &open).await.expect("created");
+        client.create("/mesos/log_replicas", b"", &open).await.expect("created");
         assert_eq!(*leader.borrow(), None);
         let first = announce(&client, "/mesos/json.info_", RECORDED).await;
-        until(&mut leader, Some(address("127.0.0.1:5050"))).await;
-        // Older ones, behind the first.
+        wait_until(&mut leader, Some(address("127.0.0.1:5050"))).await;
+        // A master of an older Mesos version stands behind the first master.
         let mut second = address("10.0.0.2:5052").to_string();
         second.insert_str(0, "master@");
         announce(&client, "/mesos/", second.as_bytes()).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(*leader.borrow(), Some(address("127.0.0.1:5050")), "the first one leads");
+        assert_eq!(
+            *leader.borrow(),
+            Some(address("127.0.0.1:5050")),
+            "the first master no longer leads"
+        );
         client.delete(&first, None).await.expect("deleted");
-        until(&mut leader, Some(address("10.0.0.2:5052"))).await;
+        wait_until(&mut leader, Some(address("10.0.0.2:5052"))).await;
         drop(client);
-        // Its session has ended with it.
-        until(&mut leader, None).await;
+        // Dropping the client ends its session.
+        wait_until(&mut leader, None).await;
     });
-    // The last leader stays while nobody can be asked, and then whoever is there is found.
+    // The follower keeps the last leader during an outage of ZooKeeper, and finds the new leader
+    // after.
     runtime().block_on(async {
-        let mut leader = followed(&servers, "/mesos");
+        let mut leader = follow_leader(&servers, "/mesos");
         let first = client(&servers).await;
         announce(&first, "/mesos/json.info_", RECORDED).await;
-        until(&mut leader, Some(address("127.0.0.1:5050"))).await;
+        wait_until(&mut leader, Some(address("127.0.0.1:5050"))).await;
         servers.kill(0);
         tokio::time::sleep(SESSION * 2).await;
         assert_eq!(*leader.borrow(), Some(address("127.0.0.1:5050")));
         servers.restart(0);
         servers.wait_until_serving();
-        until(&mut leader, None).await;
+        wait_until(&mut leader, None).await;
         let second = client(&servers).await;
         announce(&second, "/mesos/json.info_", RECORDED).await;
-        until(&mut leader, Some(address("127.0.0.1:5050"))).await;
+        wait_until(&mut leader, Some(address("127.0.0.1:5050"))).await;
     });
 }
 
-fn stand(ensemble: &Ensemble, at: &str) -> Contender {
+fn start_contender(ensemble: &Ensemble, listen_address: &str) -> Contender {
     let watched = Watched { state: Vec::new(), warnings: Warnings::new() };
-    Contender::start(ensemble.clone(), SESSION, address(at), watched)
+    Contender::start(ensemble.clone(), SESSION, address(listen_address), watched)
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn one_master_leads_and_the_next_one_follows() {
+fn second_master_leads_after_first_leader() {
     let servers = Servers::start(1, TICK);
-    let place = ensemble(&servers, "overlay:secret@", "/overlay");
+    let location = ensemble(&servers, "overlay:secret@", "/overlay");
     runtime().block_on(async {
-        let first = stand(&place, "10.0.0.1:5050");
+        let first = start_contender(&location, "10.0.0.1:5050");
         let mut first_leads = first.leading();
-        until(&mut first_leads, true).await;
-        let second = stand(&place, "10.0.0.2:5050");
+        wait_until(&mut first_leads, true).await;
+        let second = start_contender(&location, "10.0.0.2:5050");
         let mut second_leads = second.leading();
-        // Whoever follows needs no credentials, and what he reads has the form of Mesos.
-        let mut leader = followed(&servers, "/overlay");
-        until(&mut leader, Some(address("10.0.0.1:5050"))).await;
+        // A follower needs no credentials, and the candidate's znode has the format of Mesos.
+        let mut leader = follow_leader(&servers, "/overlay");
+        wait_until(&mut leader, Some(address("10.0.0.1:5050"))).await;
         let client = client(&servers).await;
         let names = client.list_children("/overlay").await.expect("listed");
-        let name = names.iter().min().expect("one is there");
+        let name = names.iter().min().expect("a candidate");
         assert_eq!(name.len(), "json.info_0000000000".len(), "{name}");
-        let (content, _) = client.get_data(&format!("/overlay/{name}")).await.expect("read");
+        let (content, _) =
+            client.get_data(&format!("/overlay/{name}")).await.expect("readable znode");
         let candidate = decode_candidate("json.info", &content).expect("a candidate");
         assert_eq!(candidate.address, address("10.0.0.1:5050"));
         let path = format!("/overlay/{name}");
-        assert_eq!(client.delete(&path, None).await, Err(Error::NoAuth), "a stranger may not");
-        // It is removed: it stands anew, behind the second.
-        client.auth("digest", b"overlay:secret").await.expect("credentials");
+        assert_eq!(
+            client.delete(&path, None).await,
+            Err(Error::NoAuth),
+            "deletion without credentials"
+        );
+        // After the deletion of its znode, the first master stands again, behind the second.
+        client.auth("digest", b"overlay:secret").await.expect("accepted credentials");
         client.delete(&path, None).await.expect("deleted");
-        until(&mut second_leads, true).await;
-        until(&mut first_leads, false).await;
-        until(&mut leader, Some(address("10.0.0.2:5050"))).await;
+        wait_until(&mut second_leads, true).await;
+        wait_until(&mut first_leads, false).await;
+        wait_until(&mut leader, Some(address("10.0.0.2:5050"))).await;
         let start = now();
         second.resign().await;
-        until(&mut first_leads, true).await;
-        assert!(start.elapsed() < SESSION, "at once: {:?}", start.elapsed());
-        until(&mut leader, Some(address("10.0.0.1:5050"))).await;
-        // Another one has the state, whatever the election says.
+        wait_until(&mut first_leads, true).await;
+        assert!(start.elapsed() < SESSION, "takeover took {:?}", start.elapsed());
+        wait_until(&mut leader, Some(address("10.0.0.1:5050"))).await;
+        // The first master withdraws, as after the loss of its epoch, and stands again.
         first.withdrawal().withdraw();
-        until(&mut first_leads, false).await;
-        until(&mut first_leads, true).await;
+        wait_until(&mut first_leads, false).await;
+        wait_until(&mut first_leads, true).await;
     });
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn a_master_that_zookeeper_does_not_hear_of_stops_leading_in_time() {
+fn partitioned_leader_stops_leading_before_session_timeout() {
     let servers = Servers::start(1, TICK);
-    let place = ensemble(&servers, "", "/overlay");
+    let location = ensemble(&servers, "", "/overlay");
     runtime().block_on(async {
-        let contender = stand(&place, "10.0.0.1:5050");
+        let contender = start_contender(&location, "10.0.0.1:5050");
         let mut leads = contender.leading();
-        until(&mut leads, true).await;
+        wait_until(&mut leads, true).await;
         std::thread::scope(|scope| {
             scope.spawn(|| suspend(&servers, SESSION * 2));
             let start = now();
             tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(until(&mut leads, false));
+                tokio::runtime::Handle::current().block_on(wait_until(&mut leads, false));
             });
-            println!("it stopped leading after {:?} of {SESSION:?}", start.elapsed());
+            println!("the leader stopped leading after {:?} of {SESSION:?}", start.elapsed());
             assert!(start.elapsed() < SESSION, "{:?}", start.elapsed());
         });
-        until(&mut leads, true).await;
+        wait_until(&mut leads, true).await;
     });
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn nobody_competes_with_masters_of_mesos() {
+fn master_withdraws_when_mesos_master_stands() {
     let servers = Servers::start(1, TICK);
     runtime().block_on(async {
         let client = client(&servers).await;
         let open = CreateMode::Persistent.with_acls(Acls::anyone_all());
-        client.create("/mesos", b"", &open).await.expect("made");
-        let contender = stand(&ensemble(&servers, "", "/mesos"), "10.0.0.1:5050");
+        client.create("/mesos", b"", &open).await.expect("created");
+        let contender = start_contender(&ensemble(&servers, "", "/mesos"), "10.0.0.1:5050");
         let mut leads = contender.leading();
-        until(&mut leads, true).await;
-        // One comes later, which is as bad.
-        let mesos = announce(&client, "/mesos/json.info_", RECORDED).await;
-        until(&mut leads, false).await;
-        let ours_is_gone = async {
+        wait_until(&mut leads, true).await;
+        // A Mesos master stands behind the leader, which must withdraw as well.
+        let mesos_znode = announce(&client, "/mesos/json.info_", RECORDED).await;
+        wait_until(&mut leads, false).await;
+        let own_znode_is_deleted = async {
             while client.list_children("/mesos").await.expect("listed").len() > 1 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(PATIENCE, ours_is_gone).await.expect("ours is removed");
-        assert!(client.check_stat(&mesos).await.expect("asked").is_some(), "theirs is not");
+        timeout(TIMEOUT, own_znode_is_deleted).await.expect("the master deletes its znode");
+        assert!(
+            client.check_stat(&mesos_znode).await.expect("a readable path").is_some(),
+            "the znode of Mesos was deleted"
+        );
     });
 }

@@ -1,5 +1,5 @@
-//! The program: three masters on an ensemble of three, agents that know nothing but its address,
-//! and kills.
+//! Failover of the program: three masters on an ensemble of three servers, agents that know only
+//! the ensemble's address, and kills.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -11,28 +11,28 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{SERVERS, SESSION, TICK, now, pause};
+use super::{SERVERS, SESSION, TICK, now, sleep};
 use crate::ensemble::Servers;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
 const NETWORK: &str = include_str!("../../../docs/network.json");
 
-/// What the failover may take beside the session timeout.
+/// Maximum failover time beyond the session timeout.
 const MARGIN: Duration = Duration::from_secs(3);
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(20);
+/// Time limit for all other events.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A subcommand that is running; killed at the end.
-struct Running {
+/// A running subcommand. Dropping this value kills the process.
+struct Process {
     child: Child,
     address: SocketAddrV4,
 }
 
-impl Running {
+impl Process {
     fn start(dir: &Path, name: &str, ip: Ipv4Addr, arguments: &[&str]) -> Self {
         let listener = TcpListener::bind((ip, 0)).expect("a port");
-        let address = SocketAddrV4::new(ip, listener.local_addr().expect("it has one").port());
+        let address = SocketAddrV4::new(ip, listener.local_addr().expect("a bound address").port());
         drop(listener);
         let log = File::create(dir.join(format!("{name}.log"))).expect("a log");
         let child = Command::new(PROGRAM)
@@ -47,23 +47,23 @@ impl Running {
         Self { child, address }
     }
 
-    /// As a crash does.
+    /// Kills the process with SIGKILL, as a crash would end it.
     fn kill(mut self) {
-        self.child.kill().expect("it is still there");
-        self.child.wait().expect("it has ended");
+        self.child.kill().expect("a running process");
+        self.child.wait().expect("an exit status");
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it is there");
+        kill_process(Pid::from_child(&self.child), signal).expect("a running process");
     }
 
-    /// As an operator does.
+    /// Stops the process with SIGTERM, and asserts that the exit code is 0.
     fn terminate(mut self) {
         self.signal(Signal::TERM);
-        assert!(self.child.wait().expect("it has ended").success());
+        assert!(self.child.wait().expect("an exit status").success());
     }
 
-    /// The answer to a GET, if it is a 200.
+    /// Sends a GET request. Returns the body of a 200 answer.
     fn get(&self, path: &str) -> Option<Value> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -82,18 +82,18 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Masters and agents on some servers.
+/// Masters and agents on an ensemble.
 struct Cluster {
     servers: Servers,
     dir: tempfile::TempDir,
-    masters: Vec<Running>,
+    masters: Vec<Process>,
     started: usize,
 }
 
@@ -119,11 +119,11 @@ impl Cluster {
             &["--zk-session-timeout", &session],
         ];
         let (dir, ip) = (self.dir.path(), Ipv4Addr::LOCALHOST);
-        self.masters.push(Running::start(dir, &name, ip, &arguments.concat()));
+        self.masters.push(Process::start(dir, &name, ip, &arguments.concat()));
     }
 
-    /// Without credentials: agents only read.
-    fn start_agent(&self, number: u8) -> Running {
+    /// Starts an agent. Its ensemble address has no credentials, because agents only read.
+    fn start_agent(&self, number: u8) -> Process {
         let name = format!("agent-{number}");
         let config = serde_json::json!({
             "cni_dir": self.dir.path().join(&name),
@@ -135,16 +135,16 @@ impl Cluster {
         let file = format!("{name}.json");
         fs::write(self.dir.path().join(&file), config.to_string()).expect("an agent_config");
         let ip = Ipv4Addr::new(127, 0, 1, number);
-        Running::start(self.dir.path(), &name, ip, &["agent", "--config", &file])
+        Process::start(self.dir.path(), &name, ip, &["agent", "--config", &file])
     }
 
-    fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    fn wait_until<T>(&self, failure: &str, mut found: impl FnMut() -> Option<T>) -> T {
         let start = now();
         loop {
             if let Some(found) = found() {
                 return found;
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 let entries = fs::read_dir(self.dir.path()).expect("a directory");
                 for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
                     if path.extension().is_some_and(|extension| extension == "log") {
@@ -152,16 +152,16 @@ impl Cluster {
                         println!("{}:\n{log}", path.display());
                     }
                 }
-                panic!("{what}");
+                panic!("{failure}");
             }
-            pause(PAUSE);
+            sleep(POLL_INTERVAL);
         }
     }
 
-    /// The one master that leads, when there is exactly one.
-    fn leader(&self) -> usize {
-        self.until("there is no leader", || {
-            let leads = |master: &Running| matches!(&*master.status(), "ok" | "degraded");
+    /// Waits for a leader, and returns its index. Fails if several masters lead.
+    fn wait_for_leader(&self) -> usize {
+        self.wait_until("there is no leader", || {
+            let leads = |master: &Process| matches!(&*master.status(), "ok" | "degraded");
             let leaders: Vec<usize> =
                 (0..self.masters.len()).filter(|index| leads(&self.masters[*index])).collect();
             assert!(leaders.len() < 2, "several masters lead: {leaders:?}");
@@ -169,9 +169,10 @@ impl Cluster {
         })
     }
 
-    /// Of each agent what it has, when some master shows `count` of them and all have reported.
-    fn agents(&self, count: usize) -> Vec<(String, String)> {
-        self.until("not every agent is ready", || {
+    /// Waits until a master shows `count` agents with overlays that are ready. Returns address and
+    /// subnets of each agent.
+    fn wait_for_agents(&self, count: usize) -> Vec<(String, String)> {
+        self.wait_until("not every agent is ready", || {
             let state =
                 self.masters.iter().find_map(|master| master.get("/overlay-master/state"))?;
             let agents = state["agents"].as_array()?.iter();
@@ -195,54 +196,55 @@ impl Cluster {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn the_next_master_promises_the_same_in_time() {
+fn failover_keeps_allocations_within_time_limit() {
     let mut cluster = Cluster::start(3);
-    let leader = cluster.leader();
-    let mut agents: Vec<Running> = (1..=3).map(|number| cluster.start_agent(number)).collect();
-    let before = cluster.agents(3);
-    let waiting = cluster.masters.iter().filter(|master| master.status() == "standby").count();
-    assert_eq!(waiting, 2, "the others wait");
+    let leader = cluster.wait_for_leader();
+    let mut agents: Vec<Process> = (1..=3).map(|number| cluster.start_agent(number)).collect();
+    let before = cluster.wait_for_agents(3);
+    let standby_count =
+        cluster.masters.iter().filter(|master| master.status() == "standby").count();
+    assert_eq!(standby_count, 2, "masters on standby");
 
-    // A crash, and one more agent that registers in the middle of it.
+    // The leader crashes, and another agent registers during the failover.
     cluster.masters.swap_remove(leader).kill();
     let start = now();
     agents.push(cluster.start_agent(4));
-    let after = cluster.agents(4);
-    let took = start.elapsed();
-    println!("failover after a crash: {took:?}, of which the session timeout is {SESSION:?}");
-    assert!(took < SESSION + MARGIN, "{took:?}");
+    let after = cluster.wait_for_agents(4);
+    let elapsed = start.elapsed();
+    println!("failover after a crash: {elapsed:?}, of which the session timeout is {SESSION:?}");
+    assert!(elapsed < SESSION + MARGIN, "{elapsed:?}");
     assert!(before.iter().all(|agent| after.contains(agent)), "{before:?} {after:?}");
 
-    // An orderly end: the next one leads at once.
+    // The leader stops in order, and the next master leads at once.
     cluster.start_master();
-    let leader = cluster.leader();
+    let leader = cluster.wait_for_leader();
     cluster.masters.swap_remove(leader).terminate();
     let start = now();
-    assert_eq!(cluster.agents(4), after);
-    let took = start.elapsed();
-    println!("failover after an orderly end: {took:?}");
-    assert!(took < MARGIN, "{took:?}");
+    assert_eq!(cluster.wait_for_agents(4), after);
+    let elapsed = start.elapsed();
+    println!("failover after an orderly stop: {elapsed:?}");
+    assert!(elapsed < MARGIN, "{elapsed:?}");
     drop(agents);
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn a_master_that_wakes_up_too_late_changes_nothing() {
+fn resumed_former_leader_changes_no_allocation() {
     let mut cluster = Cluster::start(2);
-    let mut agents: Vec<Running> = (1..=2).map(|number| cluster.start_agent(number)).collect();
-    let before = cluster.agents(2);
+    let mut agents: Vec<Process> = (1..=2).map(|number| cluster.start_agent(number)).collect();
+    let before = cluster.wait_for_agents(2);
     for number in 3..=4 {
-        let asleep = cluster.masters.swap_remove(cluster.leader());
-        asleep.signal(Signal::STOP);
+        let suspended = cluster.masters.swap_remove(cluster.wait_for_leader());
+        suspended.signal(Signal::STOP);
         agents.push(cluster.start_agent(number));
-        let after = cluster.agents(number.into());
-        asleep.signal(Signal::CONT);
-        // It has what an agent sent it while it slept, and believes to lead.
-        cluster.masters.push(asleep);
-        cluster.until("it does not stand by", || {
+        let after = cluster.wait_for_agents(number.into());
+        suspended.signal(Signal::CONT);
+        // The resumed master still has queued registrations, and believes that it leads.
+        cluster.masters.push(suspended);
+        cluster.wait_until("the former leader is not on standby", || {
             (cluster.masters.last()?.status() == "standby").then_some(())
         });
-        assert_eq!(cluster.agents(number.into()), after);
+        assert_eq!(cluster.wait_for_agents(number.into()), after);
         assert!(before.iter().all(|agent| after.contains(agent)), "{before:?} {after:?}");
     }
     drop(agents);
@@ -250,42 +252,45 @@ fn a_master_that_wakes_up_too_late_changes_nothing() {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn an_outage_of_zookeeper_moves_no_address() {
+fn zookeeper_outage_keeps_allocations() {
     let mut cluster = Cluster::start(2);
-    let agents: Vec<Running> = (1..=2).map(|number| cluster.start_agent(number)).collect();
-    let before = cluster.agents(2);
-    // One server after the other, as in an upgrade.
+    let agents: Vec<Process> = (1..=2).map(|number| cluster.start_agent(number)).collect();
+    let before = cluster.wait_for_agents(2);
+    // Restart one server after another, as in a rolling upgrade.
     for server in 0..SERVERS {
         cluster.servers.kill(server);
-        pause(Duration::from_secs(1));
+        sleep(Duration::from_secs(1));
         cluster.servers.restart(server);
         cluster.servers.wait_until_serving();
-        assert_eq!(cluster.agents(2), before);
+        assert_eq!(cluster.wait_for_agents(2), before);
     }
-    // All of them, for longer than any session lasts.
+    // Stop all servers for longer than the session timeout.
     (0..SERVERS).for_each(|server| cluster.servers.kill(server));
-    pause(SESSION * 2);
-    assert!(cluster.masters.iter().all(|master| master.status() == "standby"), "nobody leads");
+    sleep(SESSION * 2);
+    assert!(
+        cluster.masters.iter().all(|master| master.status() == "standby"),
+        "a master leads without ZooKeeper"
+    );
     (0..SERVERS).for_each(|server| cluster.servers.restart(server));
     cluster.servers.wait_until_serving();
     let start = now();
-    assert_eq!(cluster.agents(2), before);
+    assert_eq!(cluster.wait_for_agents(2), before);
     println!("served again {:?} after the ensemble", start.elapsed());
     drop(agents);
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn open_path_and_absurd_version_are_in_health() {
+fn open_path_and_absurd_version_are_reported() {
     let mut cluster = Cluster::start(0);
-    let place = format!("zk://{}/overlay", cluster.servers.addresses());
-    fs::write(cluster.dir.path().join("zk"), &place).expect("an address");
+    let store_address = format!("zk://{}/overlay", cluster.servers.addresses());
+    fs::write(cluster.dir.path().join("zk"), &store_address).expect("an address");
     cluster.start_master();
     let agent = cluster.start_agent(1);
     for (running, path) in
         [(&cluster.masters[0], "/overlay-master/health"), (&agent, "/overlay-agent/health")]
     {
-        let health = cluster.until("no warning comes", || {
+        let health = cluster.wait_until("health shows no warning", || {
             running.get(path).filter(|health| health["status"] == "degraded")
         });
         let problem = health["problems"][0].as_str().expect("a problem");
@@ -295,9 +300,10 @@ fn open_path_and_absurd_version_are_in_health() {
         assert_eq!(log.matches("ZooKeeper: anybody").count(), 1, "{log}");
     }
     drop(agent);
-    cluster.masters.pop().expect("it runs").terminate();
-    // Somebody writes a version that nobody can have reached.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    cluster.masters.pop().expect("a running master").terminate();
+    // Another client writes a version that no store can reach.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let head = format!(r#"{{"format":1,"version":{},"pending":0}}"#, i64::MAX);
     runtime.block_on(async {
         let servers = cluster.servers.addresses();
@@ -307,24 +313,24 @@ fn open_path_and_absurd_version_are_in_health() {
     });
     cluster.start_master();
     let log = cluster.dir.path().join("master-2.log");
-    cluster.until("it is not named", || {
+    cluster.wait_until("the log does not name the version", || {
         let log = fs::read_to_string(&log).expect("a log");
         let name = "/overlay/state/head: no state has come to version 9223372036854775807";
         (log.contains(name) && log.contains("--replace`")).then_some(())
     });
-    cluster.masters.pop().expect("it runs").terminate();
-    // The commands that the message names.
+    cluster.masters.pop().expect("a running master").terminate();
+    // Run the commands from the message.
     for arguments in [
-        ["export", "--from", &place, "-o", "state.json", "--log", "error"],
-        ["import", "state.json", "--to", &place, "--replace", "--log", "error"],
+        ["export", "--from", &store_address, "-o", "state.json", "--log", "error"],
+        ["import", "state.json", "--to", &store_address, "--replace", "--log", "error"],
     ] {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).current_dir(cluster.dir.path());
-        let result = command.output().expect("it starts");
-        let said = String::from_utf8_lossy(&result.stderr);
-        assert!(result.status.success(), "{said}");
+        let result = command.output().expect("the program starts");
+        let errors = String::from_utf8_lossy(&result.stderr);
+        assert!(result.status.success(), "{errors}");
     }
     cluster.start_master();
     let leads = || (cluster.masters[0].status() == "degraded").then_some(());
-    cluster.until("no master leads", leads);
+    cluster.wait_until("no master leads", leads);
 }

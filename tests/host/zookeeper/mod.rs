@@ -1,12 +1,12 @@
-//! The store and the election on real ZooKeeper servers, and the program on top of them.
+//! Store and election on real ZooKeeper servers, and the program that uses both.
 
 mod crash;
 mod election;
+mod export_import;
 mod failover;
-mod moving;
+mod permissions;
 mod store;
 mod storm;
-mod trust;
 
 use std::time::{Duration, Instant};
 
@@ -15,34 +15,34 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ensemble::Servers;
 
-/// A short tick, so that sessions can be short.
+/// A short tick, because the minimum session timeout is two ticks.
 const TICK: Duration = Duration::from_millis(500);
 
-/// An ensemble that outlives one of its servers.
+/// Number of servers. An ensemble of this size tolerates the loss of one server.
 const SERVERS: usize = 3;
 
-/// The session timeout that is asked for: one that the servers grant.
+/// The requested session timeout. It is in the range that the servers grant.
 const SESSION: Duration = Duration::from_secs(4);
 
-/// An address on these servers; `who` is empty, or `user:password@`.
-fn ensemble(servers: &Servers, who: &str, path: &str) -> Ensemble {
-    format!("zk://{who}{}{path}", servers.addresses()).parse().expect("an address")
+/// Builds the address of a path on these servers. `credentials` is empty, or `user:password@`.
+fn ensemble(servers: &Servers, credentials: &str, path: &str) -> Ensemble {
+    format!("zk://{credentials}{}{path}", servers.addresses()).parse().expect("an address")
 }
 
-/// Keeps servers from running for `duration`, as a partition between them and us does.
+/// Suspends all servers for `duration`. Clients observe a network partition.
 fn suspend(servers: &Servers, duration: Duration) {
-    let all = |signal| {
+    let signal_all = |signal| {
         for child in servers.servers.iter().filter_map(|server| server.child.as_ref()) {
-            kill_process(Pid::from_child(child), signal).expect("it is there");
+            kill_process(Pid::from_child(child), signal).expect("a running process");
         }
     };
-    all(Signal::STOP);
-    pause(duration);
-    all(Signal::CONT);
+    signal_all(Signal::STOP);
+    sleep(duration);
+    signal_all(Signal::CONT);
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test waits for other processes")]
-fn pause(duration: Duration) {
+fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
 

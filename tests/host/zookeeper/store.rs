@@ -1,5 +1,5 @@
-//! The store: what every store must do, fencing, outages of servers during commits, sessions that
-//! expire, and access lists.
+//! The ZooKeeper store: conformance, fencing, server outages during commits, expired sessions, and
+//! access lists.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,19 +12,20 @@ use mesos_network_overlay::store::{
     Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version, ZooKeeperStore,
 };
 
-use super::{SERVERS, SESSION, TICK, ensemble, now, pause, suspend};
+use super::{SERVERS, SESSION, TICK, ensemble, now, sleep, suspend};
 use crate::ensemble::Servers;
 
-/// How long an outage may last that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for the end of an outage.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn open(ensemble: &Ensemble) -> ZooKeeperStore {
     ZooKeeperStore::new(ensemble.clone(), SESSION).expect("a store")
 }
 
-/// Writes counts into the znodes of a state, as somebody else may.
+/// Overwrites the counts in the znodes of a state, as another client could.
 fn forge(address: &Ensemble, counts: Counts) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let state = format!("{}/state", address.path());
     let head = format!(r#"{{"format":1,"version":{},"pending":0}}"#, counts.version);
     runtime.block_on(async {
@@ -43,16 +44,16 @@ fn key(number: u32) -> Key {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn it_conforms() {
+fn zookeeper_store_passes_conformance_suite() {
     let servers = Servers::start(1, TICK);
     let count = Cell::new(0);
     conformance::check(&|| {
         count.set(count.get() + 1);
         let address = ensemble(&servers, "", &format!("/conformance/{}", count.get()));
-        let (same, forged) = (address.clone(), address.clone());
+        let (archived, forged) = (address.clone(), address.clone());
         Subject {
             open: Box::new(move || Box::new(open(&address))),
-            archive: Some(Box::new(move || Box::new(open(&same)))),
+            archive: Some(Box::new(move || Box::new(open(&archived)))),
             forge: Box::new(move |counts| forge(&forged, counts)),
             is_shared: true,
         }
@@ -61,7 +62,7 @@ fn it_conforms() {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn a_later_epoch_fences_whatever_comes_late() {
+fn later_epoch_fences_late_commits() {
     let servers = Servers::start(1, TICK);
     let address = ensemble(&servers, "", "/fencing");
     let (mut old, mut new) = (open(&address), open(&address));
@@ -78,8 +79,8 @@ fn a_later_epoch_fences_whatever_comes_late() {
     assert_eq!(open(&address).load().expect("loaded").records, second.records);
 }
 
-/// A master that commits one batch after the other, loads after every failure as the machine does,
-/// and checks what it loads against what it was promised.
+/// A master that commits one batch after another. After every failure it loads the state, as the
+/// real master does, and compares the state with the committed batches.
 struct Writer {
     store: ZooKeeperStore,
     epoch: Epoch,
@@ -97,7 +98,7 @@ impl Writer {
         Self { store, epoch, version, records, failures: 0, longest: Duration::ZERO }
     }
 
-    /// A batch of which every second is too large for one request.
+    /// Builds a batch. Every second batch is too large for a single request.
     fn batch(version: Version) -> Vec<Change> {
         let number = u32::try_from(version.0).expect("few commits");
         let (count, length) = if number % 2 == 0 { (2000, 300) } else { (20, 100) };
@@ -137,13 +138,14 @@ impl Writer {
         self.longest = self.longest.max(start.elapsed());
     }
 
-    /// What was promised is there; what was not is there as a whole, or not at all.
+    /// Loads the state. Committed batches must be present. The batch of unknown outcome must be
+    /// present completely, or not at all.
     fn load(&mut self, unknown: &[Change]) {
         let start = now();
         let loaded = loop {
             match self.store.load() {
                 Ok(loaded) => break loaded,
-                Err(StoreError::Failed { .. }) if start.elapsed() < PATIENCE => {}
+                Err(StoreError::Failed { .. }) if start.elapsed() < TIMEOUT => {}
                 Err(error) => panic!("{error}"),
             }
         };
@@ -160,7 +162,7 @@ impl Writer {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn servers_are_killed_one_after_the_other_and_nothing_promised_is_lost() {
+fn server_kills_lose_no_committed_batch() {
     let mut servers = Servers::start(SERVERS, TICK);
     let address = ensemble(&servers, "", "/outage");
     let mut writer = Writer::start(&address);
@@ -176,20 +178,20 @@ fn servers_are_killed_one_after_the_other_and_nothing_promised_is_lost() {
     }
     let rolling = std::mem::take(&mut writer.longest);
     println!(
-        "{} commits, {} of unknown end; the longest took {calm:?}, in an outage {rolling:?}",
+        "{} commits, {} of unknown outcome; the longest took {calm:?}, in an outage {rolling:?}",
         writer.version.0, writer.failures
     );
-    // All of them at once, as a power cut does, with the writer at work.
+    // Kill all servers at once during commits, as a power cut would.
     for _ in 0..3 {
         std::thread::scope(|scope| {
             let committing = scope.spawn(|| (0..30).for_each(|_| writer.commit()));
-            pause(Duration::from_millis(fastrand::u64(50..500)));
+            sleep(Duration::from_millis(fastrand::u64(50..500)));
             (0..SERVERS).for_each(|server| servers.kill(server));
             (0..SERVERS).for_each(|server| servers.restart(server));
-            committing.join().expect("it commits");
+            committing.join().expect("thread does not panic");
         });
     }
-    println!("{} commits, {} of unknown end", writer.version.0, writer.failures);
+    println!("{} commits, {} of unknown outcome", writer.version.0, writer.failures);
     let changes = Writer::batch(writer.version.next());
     writer.load(&changes);
     let other = Writer::start(&address);
@@ -198,26 +200,27 @@ fn servers_are_killed_one_after_the_other_and_nothing_promised_is_lost() {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn a_session_that_expires_is_replaced() {
+fn expired_session_is_replaced() {
     let mut servers = Servers::start(1, TICK);
     let address = ensemble(&servers, "", "/expiry");
     let mut writer = Writer::start(&address);
     writer.commit();
-    // While nothing is asked: the epoch goes on in a new session.
+    // The session expires while the store is idle: the epoch continues in a new session.
     servers.kill(0);
-    pause(SESSION * 2);
+    sleep(SESSION * 2);
     servers.restart(0);
     servers.wait_until_serving();
     let epoch = writer.epoch;
     (0..3).for_each(|_| writer.commit());
     println!("{} failures after an idle outage", writer.failures);
-    // While a commit is under way: it ends, one way or the other, when its time is up.
+    // The session expires during a commit: the commit ends within its time limit.
     let start = now();
     std::thread::scope(|scope| {
         scope.spawn(|| suspend(&servers, SESSION * 3));
-        pause(Duration::from_millis(100));
+        sleep(Duration::from_millis(100));
         let changes = Writer::batch(writer.version.next());
-        let error = writer.store.commit(writer.epoch, &changes).expect_err("nobody answers");
+        let error =
+            writer.store.commit(writer.epoch, &changes).expect_err("all servers are suspended");
         assert!(start.elapsed() < SESSION * 2, "{:?}", start.elapsed());
         assert!(matches!(error, StoreError::Failed { .. }), "{error}");
         writer.load(&changes);
@@ -228,7 +231,7 @@ fn a_session_that_expires_is_replaced() {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn with_credentials_nobody_else_reads_or_writes_the_state() {
+fn state_with_credentials_is_closed_to_other_users() {
     let servers = Servers::start(1, TICK);
     let owned = ensemble(&servers, "overlay:secret@", "/owned/overlay");
     let mut owner = open(&owned);
@@ -251,24 +254,24 @@ fn with_credentials_nobody_else_reads_or_writes_the_state() {
             ),
         ),
     ];
-    for (who, why) in cases {
-        let stranger = ensemble(&servers, who, "/owned/overlay");
-        let error = open(&stranger).load().expect_err("it is refused").to_string();
-        assert_eq!(error, format!("{stranger}: {why}"));
+    for (credentials, reason) in cases {
+        let other_user = ensemble(&servers, credentials, "/owned/overlay");
+        let error = open(&other_user).load().expect_err("access is refused").to_string();
+        assert_eq!(error, format!("{other_user}: {reason}"));
     }
-    assert_eq!(owner.commit(epoch, &[]), Ok(Version(2)), "the owner goes on");
+    assert_eq!(owner.commit(epoch, &[]), Ok(Version(2)), "the owner lost access");
     assert!(!format!("{owner} {owner:?}").contains("secret"));
 }
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn what_an_operator_has_to_mend_is_told() {
+fn operator_errors_name_cause_and_remedy() {
     let servers = Servers::start(1, TICK);
     let address = ensemble(&servers, "", "/mend");
     let mut store = open(&address);
     let epoch = store.load().expect("loaded").epoch;
     let huge = [Change::Put(key(1), vec![0; 1_000_000])];
-    let failure = |result: Result<Version, StoreError>| result.expect_err("refused").to_string();
+    let failure = |result: Result<Version, StoreError>| result.expect_err("an error").to_string();
     assert_eq!(
         failure(store.commit(epoch, &huge)),
         format!(
@@ -280,7 +283,8 @@ fn what_an_operator_has_to_mend_is_told() {
         failure(store.commit(epoch, &[])),
         format!("{address}: commit: an earlier operation failed: load the state first")
     );
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("one");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let write = |path: &str, data: &'static str| {
         runtime.block_on(async {
             let client = zookeeper_client::Client::connect(&address.servers()).await?;
@@ -288,7 +292,7 @@ fn what_an_operator_has_to_mend_is_told() {
         })
     };
     write("/mend/state/head", "{}").expect("written");
-    let error = store.load().expect_err("damaged").to_string();
+    let error = store.load().expect_err("damaged state").to_string();
     assert_eq!(
         error,
         format!(
@@ -298,7 +302,7 @@ fn what_an_operator_has_to_mend_is_told() {
         )
     );
     drop(servers);
-    let error = open(&address).load().expect_err("nobody is there").to_string();
+    let error = open(&address).load().expect_err("no server runs").to_string();
     assert_eq!(
         error,
         format!(
