@@ -1,7 +1,6 @@
-//! `mesos-overlay clean` after an agent that programmed everything: the host is as it was before,
-//! and what was there before is as it was. In a network namespace whose first process it is, so
-//! that it is a host of its own, and with an `/etc` of its own.
-
+//! `mesos-overlay clean` after an agent has programmed everything: the host is as before the agent,
+//! and foreign objects are unchanged. The host is a network namespace. The program runs as its
+//! first process, so that it treats the namespace as a host, and with an `/etc` of its own.
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,27 +9,27 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::engine::{DOCKER, Engine, IMAGE, PATIENCE, pause};
-use crate::hosts::settled;
+use crate::docker_daemon::{DOCKER, DockerDaemon, IMAGE, TIMEOUT, sleep_poll_interval};
+use crate::hosts::without_volatile_fields;
 use crate::namespace::{Namespace, run, succeed};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
 const PLUGINS: &str = "/usr/lib/cni";
 const MASTER: &str = "10.0.0.1:5050";
 const AGENT: &str = "10.0.0.1:5051";
-/// Puts another directory in the place of /etc, and a file of it in that of nft if it is there; and
-/// then runs a program.
+/// Mounts another directory over /etc, and its file `nft`, if present, over the program nft. Then
+/// runs a program.
 const WITH_ETC: &str = "mount --bind \"$0\" /etc || exit 1
 if [ -e /etc/nft ]; then mount --bind /etc/nft /usr/sbin/nft || exit 1; fi
 exec \"$@\"";
-/// What nft says on a kernel that does not know it.
-const NFT_OF_NO_KERNEL: &str = "#!/bin/sh
+/// Stands for nft on a kernel without nftables.
+const NFT_WITHOUT_KERNEL_SUPPORT: &str = "#!/bin/sh
 echo 'netlink: Error: cache initialization failed: Operation not supported' >&2
 exit 1
 ";
 
-/// What others have on the host, as near to ours as can be.
-const OF_OTHERS: [&str; 20] = [
+/// Commands that create foreign objects, as similar to managed objects as possible.
+const FOREIGN_OBJECTS: [&str; 20] = [
     "ip link add vtep7 type vxlan id 7 dstport 64007 local 10.0.0.1",
     "ip addr add 44.7.0.1/16 dev vtep7",
     "ip link set vtep7 up",
@@ -47,14 +46,14 @@ const OF_OTHERS: [&str; 20] = [
     "iptables -t nat -A POSTROUTING -s 172.30.0.0/16 -j MASQUERADE",
     "ip6tables -P FORWARD DROP",
     "ip6tables -t nat -A POSTROUTING -s fd09::/64 -j MASQUERADE",
-    // Chains that iptables makes with the first rule in them, and keeps.
+    // iptables creates its chains with the first rule, and keeps them.
     "iptables -A INPUT -s 172.30.0.0/16 -j ACCEPT",
     "ip6tables -A INPUT -s fd09::/64 -j ACCEPT",
     "ipset create mesos-overlay-lab hash:ip",
     "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.vtep7.forwarding=1",
 ];
 
-/// What of the kernel could have been changed.
+/// Listings of all kernel state that an agent could have changed.
 const LISTINGS: [&str; 12] = [
     "ip -d link show",
     "ip addr show",
@@ -71,13 +70,13 @@ const LISTINGS: [&str; 12] = [
 ];
 
 struct Host {
-    engine: Engine,
+    daemon: DockerDaemon,
 }
 
-/// A process that is running; killed at the end, with all that it started.
-struct Running(Child);
+/// A running process. Dropping this value kills the process with all its children.
+struct Process(Child);
 
-impl Drop for Running {
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -86,22 +85,22 @@ impl Drop for Running {
 
 impl Host {
     fn new(agent: &Value) -> Self {
-        let host = Self { engine: Engine::down() };
-        let namespace = &host.engine.namespace;
+        let host = Self { daemon: DockerDaemon::stopped() };
+        let namespace = &host.daemon.namespace;
         namespace.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
         namespace.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
-        // So that an address is what it will be from the start.
+        // Without duplicate address detection, addresses do not change after the first listing.
         namespace.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
         namespace.run("ip link add eth0 type veth peer name wire");
         namespace.run("ip link set wire up");
         namespace.run("ip addr add 10.0.0.1/24 dev eth0");
         namespace.run("ip link set eth0 up");
-        for folder in ["etc/NetworkManager/conf.d", "etc/systemd/network", "etc/sysctl.d", "cni"] {
-            fs::create_dir_all(host.path(folder)).expect("a folder");
+        for dir in ["etc/NetworkManager/conf.d", "etc/systemd/network", "etc/sysctl.d", "cni"] {
+            fs::create_dir_all(host.path(dir)).expect("a directory");
         }
         fs::write(host.path("etc/sysctl.d/99-lab.conf"), "net.ipv4.tcp_ecn = 1\n").expect("a file");
         fs::write(host.path("cni/lab.conf"), r#"{"name":"lab","type":"bridge"}"#).expect("a file");
-        // By which iptables is found.
+        // The symbolic links through which iptables is found.
         let mut copy = Command::new("cp");
         succeed(copy.arg("-a").arg("/etc/alternatives").arg(host.path("etc")));
         let mut config = serde_json::json!({
@@ -113,130 +112,135 @@ impl Host {
             "docker": DOCKER,
             "verify_interval": "1s",
         });
-        let keys = config.as_object_mut().expect("it is one");
-        keys.extend(agent.as_object().expect("it is one").clone());
+        let keys = config.as_object_mut().expect("a JSON object");
+        keys.extend(agent.as_object().expect("a JSON object").clone());
         fs::write(host.path("agent.json"), config.to_string()).expect("an agent_config");
         host
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.engine.path(name)
+        self.daemon.path(name)
     }
 
-    /// The program as the first process of the host, with the host's own `/etc`.
-    fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = self.engine.namespace.command("unshare");
+    /// Builds a command that runs the program as the first process of the host, with the host's
+    /// `/etc`.
+    fn program_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.daemon.namespace.command("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         command.args(["sh", "-c", WITH_ETC]).arg(self.path("etc")).arg(PROGRAM).args(arguments);
-        command.env("DOCKER_HOST", self.engine.socket());
+        command.env("DOCKER_HOST", self.daemon.socket());
         command
     }
 
-    fn start(&self, log: &str, arguments: &[&str]) -> Running {
+    fn start(&self, log: &str, arguments: &[&str]) -> Process {
         let log = fs::File::create(self.path(log)).expect("a log");
-        let mut command = self.program(arguments);
+        let mut command = self.program_command(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Running(command.spawn().expect("it starts"))
+        Process(command.spawn().expect("the program starts"))
     }
 
     /// Runs a master and an agent until all overlays are ready.
-    fn start_all(&self, network: &Value) -> [Running; 2] {
+    fn start_all(&self, network: &Value) -> [Process; 2] {
         self.start_until(network, |state| state["status"] == "STATUS_OK")
     }
 
-    /// Runs a master and an agent until the state of every overlay is as wanted.
-    fn start_until(&self, network: &Value, is_wanted: impl Fn(&Value) -> bool) -> [Running; 2] {
+    /// Runs a master and an agent until the state of every overlay is as expected.
+    fn start_until(&self, network: &Value, is_expected: impl Fn(&Value) -> bool) -> [Process; 2] {
         fs::write(self.path("network.json"), network.to_string()).expect("a network file");
-        let (network, work_dir) = (self.text("network.json"), self.text("work"));
+        let (network, work_dir) = (self.path_text("network.json"), self.path_text("work"));
         let listen = ["--listen", MASTER, "--work-dir", &work_dir];
         let master =
             self.start("master.log", &[&["master", "--config", &network][..], &listen].concat());
-        let config = self.text("agent.json");
+        let config = self.path_text("agent.json");
         let agent = self.start("agent.log", &["agent", "--config", &config, "--listen", AGENT]);
         let mut waited = Duration::ZERO;
         loop {
             let state: Value = serde_json::from_str(&self.state()).unwrap_or_default();
             let overlays = state["agents"][0]["overlays"].as_array().cloned().unwrap_or_default();
-            if !overlays.is_empty() && overlays.iter().all(|overlay| is_wanted(&overlay["state"])) {
+            if !overlays.is_empty() && overlays.iter().all(|overlay| is_expected(&overlay["state"]))
+            {
                 return [master, agent];
             }
             let log = fs::read_to_string(self.path("agent.log")).unwrap_or_default();
-            assert!(waited < PATIENCE, "{state}\n{log}");
-            waited += pause();
+            assert!(waited < TIMEOUT, "{state}\n{log}");
+            waited += sleep_poll_interval();
         }
     }
 
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("it is text").to_owned()
+    fn path_text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("a UTF-8 path").to_owned()
     }
 
     fn state(&self) -> String {
-        let mut command = self.engine.namespace.command(PROGRAM);
+        let mut command = self.daemon.namespace.command(PROGRAM);
         let output = run(command.args(["state", "--master", MASTER, "--json"]), "");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `clean`: the exit code, and what it said without the place where it all is.
+    /// Runs `clean`. Returns the exit code, and the output without the path of the test's
+    /// directory.
     fn clean(&self, flags: &[&str]) -> (Option<i32>, String) {
-        let config = self.text("agent.json");
+        let config = self.path_text("agent.json");
         let arguments = [&["clean", "--config", &config][..], flags].concat();
-        let output = run(&mut self.program(&arguments), "");
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).replace(&self.text(""), "/");
-        // Without the spaces by which the columns stand below each other.
-        fn word(word: &str) -> &str {
+        let output = run(&mut self.program_command(&arguments), "");
+        let output_text = [output.stdout, output.stderr].concat();
+        let output_text = String::from_utf8_lossy(&output_text).replace(&self.path_text(""), "/");
+        // Collapse the spaces that align the columns.
+        fn without_veth_name(word: &str) -> &str {
             if word.starts_with("(veth") { "(PORT)" } else { word }
         }
-        let line =
-            |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ") + "\n";
-        (output.status.code(), said.lines().map(line).collect())
+        let line = |line: &str| {
+            line.split_whitespace().map(without_veth_name).collect::<Vec<_>>().join(" ") + "\n"
+        };
+        (output.status.code(), output_text.lines().map(line).collect())
     }
 
-    /// Waits until nobody holds the lock of the agent that was killed.
-    fn wait_for_the_end(&self) {
+    /// Waits until the killed agent has released its lock.
+    fn wait_for_agent_exit(&self) {
         let mut waited = Duration::ZERO;
         while fs::File::open(self.path("state/agent.lock"))
             .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
         {
-            assert!(waited < PATIENCE, "the agent does not end");
-            waited += pause();
+            assert!(waited < TIMEOUT, "the agent still holds its lock");
+            waited += sleep_poll_interval();
         }
     }
 
-    /// Puts a container of Mesos on an overlay.
-    fn join(&self, overlay: &str, container: &Namespace) {
+    /// Connects a container of Mesos to an overlay.
+    fn add_mesos_container(&self, overlay: &str, container: &Namespace) {
         let configuration = fs::read_to_string(self.path(&format!("cni/{overlay}.conf")));
-        let mut command = self.engine.namespace.command(Path::new(PLUGINS).join("bridge"));
+        let mut command = self.daemon.namespace.command(Path::new(PLUGINS).join("bridge"));
         command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
         command.env("CNI_NETNS", container.path()).env("CNI_PATH", PLUGINS);
-        let output = run(&mut command, &configuration.expect("the agent wrote it"));
+        let output = run(&mut command, &configuration.expect("file written by the agent"));
         assert!(output.status.success(), "{output:?}");
     }
 
-    /// All that an agent could have changed.
+    /// Lists all kernel state and files that an agent could have changed.
     fn dump(&self) -> String {
-        let listing =
-            |line: &&str| format!("# {line}\n{}", settled(&self.engine.namespace.run(line)));
-        let mut text: String = LISTINGS.iter().map(listing).collect();
+        let listing = |line: &&str| {
+            format!("# {line}\n{}", without_volatile_fields(&self.daemon.namespace.run(line)))
+        };
+        let mut state: String = LISTINGS.iter().map(listing).collect();
         let mut files = BTreeMap::new();
-        for folder in ["etc", "cni", "leases", "state"] {
-            walk(&self.path(folder), &mut files);
+        for dir in ["etc", "cni", "leases", "state"] {
+            collect_files(&self.path(dir), &mut files);
         }
         files.iter().for_each(|(path, content)| {
-            text += &format!("# {}\n{content}\n", path.display());
+            state += &format!("# {}\n{content}\n", path.display());
         });
-        text
+        state
     }
 }
 
-/// Every file and folder, with what is in it.
-fn walk(path: &Path, files: &mut BTreeMap<PathBuf, String>) {
+/// Collects every file and directory below `path`, with the contents of files.
+fn collect_files(path: &Path, files: &mut BTreeMap<PathBuf, String>) {
     let Ok(found) = fs::symlink_metadata(path) else { return };
     let content = if found.is_file() { fs::read_to_string(path) } else { Ok(String::new()) };
     files.insert(path.to_owned(), content.unwrap_or_default());
     if found.is_dir() {
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            walk(&entry.path(), files);
+            collect_files(&entry.path(), files);
         }
     }
 }
@@ -264,14 +268,14 @@ fn networks() -> Value {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn clean_leaves_the_host_as_it_was() {
+fn clean_restores_previous_host_state() {
     for firewall in ["nftables", "iptables"] {
         let host = Host::new(&serde_json::json!({
             "firewall": firewall,
             "isolate_overlays": true,
             "network_config": { "docker_bridge": false },
         }));
-        OF_OTHERS.iter().for_each(|line| drop(host.engine.namespace.run(line)));
+        FOREIGN_OBJECTS.iter().for_each(|line| drop(host.daemon.namespace.run(line)));
         let before = host.dump();
         assert_eq!(
             host.clean(&[]),
@@ -281,8 +285,8 @@ fn clean_leaves_the_host_as_it_was() {
 
         let [master, agent] = host.start_all(&networks());
         let container = Namespace::new();
-        host.join("vxlan-1", &container);
-        host.join("vxlan-2", &Namespace::new());
+        host.add_mesos_container("vxlan-1", &container);
+        host.add_mesos_container("vxlan-2", &Namespace::new());
         drop(master);
         assert_eq!(
             host.clean(&[]),
@@ -294,23 +298,23 @@ fn clean_leaves_the_host_as_it_was() {
             )
         );
         drop(agent);
-        host.wait_for_the_end();
+        host.wait_for_agent_exit();
 
         let during = host.dump();
         for word in ["vtep1024", "m-vxlan-1", "99-zz-mesos-overlay.conf", "networkd.conf.d"] {
             assert!(during.contains(word), "{word}\n{during}");
         }
         let (code, plan) = host.clean(&["--dry-run"]);
-        assert_eq!(host.clean(&["--dry-run"]), (code, plan.clone()), "it changes nothing");
+        assert_eq!(host.clean(&["--dry-run"]), (code, plan.clone()), "a dry run changed the host");
         let (code_done, done) = host.clean(&[]);
         assert_eq!((code, code_done), (Some(1), Some(1)), "{plan}{done}");
-        assert_eq!(plan, expected(&would_be_done(firewall)));
-        let all: Vec<_> = would_be_done(firewall)
+        assert_eq!(plan, failed_report(&planned_actions(firewall)));
+        let done_actions: Vec<_> = planned_actions(firewall)
             .iter()
             .map(|line| line.replace("would be done", "done"))
             .collect();
-        assert_eq!(done, expected(&all));
-        // The container ends with nobody to tell the plugin.
+        assert_eq!(done, failed_report(&done_actions));
+        // The container ends without a DEL of the CNI plugin.
         drop(container);
         assert_eq!(
             host.clean(&[]),
@@ -327,13 +331,13 @@ fn clean_leaves_the_host_as_it_was() {
             host.clean(&["--json"]),
             (Some(0), "{\"dry_run\":false,\"actions\":[]}\n".to_owned())
         );
-        fs::remove_dir(host.path("leases")).expect("host-local made it, and it is empty");
+        fs::remove_dir(host.path("leases")).expect("an empty directory of host-local");
         assert_same(&before, &host.dump());
     }
 }
 
-/// What is to be done while a container is on an overlay.
-fn would_be_done(firewall: &str) -> Vec<String> {
+/// Returns the expected actions while a container is connected to an overlay.
+fn planned_actions(firewall: &str) -> Vec<String> {
     let in_use = "failed: containers are on m-vxlan-1: end them (PORT)";
     let chains = |program: &str, names: &[&str]| -> Vec<String> {
         let chain = |name: &&str| format!("remove {program} chain {name} would be done");
@@ -387,8 +391,8 @@ fn would_be_done(firewall: &str) -> Vec<String> {
     lines
 }
 
-/// What `clean` says when two of its actions fail.
-fn expected(lines: &[String]) -> String {
+/// Returns the expected report of `clean` after two failed actions.
+fn failed_report(lines: &[String]) -> String {
     let count = lines.len();
     format!(
         "ACTION RESULT\n{}\nmesos-overlay: clean: 2 of {count} actions failed: do what is said of \
@@ -399,11 +403,11 @@ fn expected(lines: &[String]) -> String {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn a_docker_network_stays_as_long_as_a_container_belongs_to_it() {
+fn clean_keeps_docker_network_with_container() {
     let mut host = Host::new(&serde_json::json!({ "network_config": { "mesos_bridge": false } }));
-    host.engine.bring_up();
-    host.engine.import_image();
-    host.engine.succeed(&["network", "create", "--subnet=10.77.0.0/24", "lab"]);
+    host.daemon.start();
+    host.daemon.import_image();
+    host.daemon.succeed(&["network", "create", "--subnet=10.77.0.0/24", "lab"]);
     let before = host.dump();
     let network = serde_json::json!({
         "vtep_subnet": "44.128.0.0/16",
@@ -411,55 +415,55 @@ fn a_docker_network_stays_as_long_as_a_container_belongs_to_it() {
         "overlays": [{ "name": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 }],
     });
     drop(host.start_all(&network));
-    host.wait_for_the_end();
-    // Never started: Docker itself would let its network go.
+    host.wait_for_agent_exit();
+    // The container was never started, so Docker itself would remove its network.
     let container = ["create", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "true"];
-    host.engine.succeed(&container);
-    let (code, said) = host.clean(&[]);
+    host.daemon.succeed(&container);
+    let (code, output_text) = host.clean(&[]);
     let network = "remove Docker network vxlan-1";
     let in_use = format!("{network} failed: it has containers: remove them (web)\n");
-    assert!(code == Some(1) && said.contains(&in_use), "{said}");
+    assert!(code == Some(1) && output_text.contains(&in_use), "{output_text}");
     assert!(!host.clean(&["--keep-docker"]).1.contains("Docker"));
-    host.engine.succeed(&["rm", "web"]);
+    host.daemon.succeed(&["rm", "web"]);
     let done = format!("ACTION RESULT\n{network} done\n");
     assert_eq!(host.clean(&[]), (Some(0), done));
     assert_same(&before, &host.dump());
 
-    assert!(host.engine.stop());
-    let (code, said) = host.clean(&[]);
+    assert!(host.daemon.stop());
+    let (code, output_text) = host.clean(&[]);
     let beginning = "ACTION RESULT\nfind the Docker networks failed: the Docker daemon is not \
                      running: ";
-    assert!(code == Some(1) && said.starts_with(beginning), "{said}");
-    assert!(said.contains(": start it, or "), "{said}");
+    assert!(code == Some(1) && output_text.starts_with(beginning), "{output_text}");
+    assert!(output_text.contains(": start it, or "), "{output_text}");
     assert_eq!(host.clean(&["--keep-docker"]).0, Some(0));
 }
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn a_kernel_without_nftables_gets_iptables_or_is_told() {
+fn kernel_without_nftables_uses_iptables_or_fails() {
     let no_docker = serde_json::json!({ "docker_bridge": false });
     let start = |firewall: &str| {
         let config = serde_json::json!({ "firewall": firewall, "network_config": no_docker });
         let host = Host::new(&config);
         let nft = host.path("etc/nft");
-        fs::write(&nft, NFT_OF_NO_KERNEL).expect("a file");
+        fs::write(&nft, NFT_WITHOUT_KERNEL_SUPPORT).expect("a file");
         succeed(Command::new("chmod").arg("+x").arg(nft));
         host
     };
     let host = start("auto");
     drop(host.start_all(&networks()));
-    let rules = host.engine.namespace.run("iptables-save");
+    let rules = host.daemon.namespace.run("iptables-save");
     assert!(rules.contains("-A POSTROUTING -j MESOS-OVERLAY"), "{rules}");
-    assert!(host.engine.namespace.run("ipset save").contains("mesos-overlay-4"));
+    assert!(host.daemon.namespace.run("ipset save").contains("mesos-overlay-4"));
 
     let host = start("nftables");
     let reason = "firewall: 'nft -f -' failed: netlink: Error: cache initialization failed: \
                   Operation not supported: ";
-    let is_told = |state: &Value| {
+    let reports_reason = |state: &Value| {
         state["status"] == "STATUS_FAILED"
             && state["error"].as_str().is_some_and(|error| error.starts_with(reason))
     };
-    drop(host.start_until(&networks(), is_told));
-    let devices = host.engine.namespace.devices();
+    drop(host.start_until(&networks(), reports_reason));
+    let devices = host.daemon.namespace.devices();
     assert!(devices.contains(&"vtep1024".to_owned()), "{devices:?}");
 }

@@ -1,4 +1,4 @@
-//! The files that we write, given to the real plugins in the way in which Mesos gives them.
+//! The agent's CNI configurations, passed to the real plugins as Mesos passes them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use mesos_network_overlay::agent::CniNetwork;
 use mesos_network_overlay::cni::{CniDirectory, Outcome};
 use serde_json::{Value, json};
 
-use crate::namespace::{BUSYBOX, Namespace, demand, run, succeed};
+use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
 
-/// Where the package containernetworking-plugins has them.
+/// Directory of the CNI plugins of the package containernetworking-plugins.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 const GATEWAY: &str = "192.168.0.1";
 
-/// A host whose Mesos agent reads `cni/`.
+/// A host with a CNI configuration directory for the Mesos agent.
 struct Host {
     namespace: Namespace,
     root: tempfile::TempDir,
@@ -23,7 +23,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        demand(&["/usr/lib/cni/bridge", "/usr/lib/cni/host-local", BUSYBOX]);
+        require_root_and_files(&["/usr/lib/cni/bridge", "/usr/lib/cni/host-local", BUSYBOX]);
         let root = tempfile::tempdir().expect("a temporary directory");
         Self { namespace: Namespace::new(), root }
     }
@@ -32,33 +32,33 @@ impl Host {
         self.root.path().join(name)
     }
 
-    /// The file of the overlay, written in the form that `plugins` leads to.
+    /// Writes the overlay's configuration. The plugins in `plugins` decide its form.
     fn configuration(&self, plugins: &[&str]) -> Value {
         let data_dir = Some(self.path("data"));
         let plugins = plugins.iter().map(PathBuf::from).collect();
         let directory = CniDirectory::new(self.path("cni"), data_dir, plugins, true);
-        directory.prepare().expect("the directory is made");
+        directory.prepare().expect("a new directory");
         assert_eq!(directory.write(&network()), Ok(Outcome::Created));
-        let content = fs::read(self.path("cni/vxlan-1.conf")).expect("the file is there");
-        serde_json::from_slice(&content).expect("it is JSON")
+        let content = fs::read(self.path("cni/vxlan-1.conf")).expect("a written file");
+        serde_json::from_slice(&content).expect("valid JSON")
     }
 
-    /// Addresses that host-local has given away.
-    fn reserved(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path("data/vxlan-1")).expect("host-local keeps its data");
-        let names = entries.map(|entry| entry.expect("it is readable").file_name());
+    /// Lists the addresses that host-local has leased.
+    fn leased(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("data/vxlan-1")).expect("the data of host-local");
+        let names = entries.map(|entry| entry.expect("a readable entry").file_name());
         names
             .map(|name| name.to_string_lossy().into_owned())
             .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
             .collect()
     }
 
-    /// Two containers join, reach the gateway and each other, and leave.
-    fn join_and_leave(&self, configuration: &Value) {
+    /// Adds two containers, checks that they reach the gateway and each other, and removes them.
+    fn check_add_and_del(&self, configuration: &Value) {
         let containers = [Namespace::new(), Namespace::new()];
         for (container, address) in containers.iter().zip(["192.168.0.2", "192.168.0.3"]) {
             let result = plugin(&self.namespace, "ADD", configuration, container);
-            // The shape of CNI 0.2, the only one in which Mesos finds the address.
+            // Mesos finds the address only in a result of CNI 0.2.
             assert_eq!(result["ip4"]["ip"], format!("{address}/25"), "{result}");
             assert_eq!(result["ip4"]["gateway"], GATEWAY);
             assert_eq!(result["ip4"]["routes"][0]["dst"], "0.0.0.0/0");
@@ -70,7 +70,7 @@ impl Host {
             assert_eq!(route.trim(), "default via 192.168.0.1 dev eth0");
         }
         assert!(containers[0].can_reach("192.168.0.3"));
-        assert_eq!(self.reserved().len(), 2);
+        assert_eq!(self.leased().len(), 2);
         let nat = self.namespace.succeed("iptables", &["-t", "nat", "-S", "POSTROUTING"]);
         assert!(!nat.contains("MASQUERADE"), "{nat}");
 
@@ -79,12 +79,12 @@ impl Host {
             assert_eq!(container.devices(), [""; 0]);
         }
         assert_eq!(self.namespace.devices(), ["m-vxlan-1"]);
-        assert_eq!(self.reserved(), [""; 0]);
+        assert_eq!(self.leased(), [""; 0]);
     }
 }
 
-/// Runs the plugin that `configuration` names on a host, with the environment and the input that
-/// Mesos gives it.
+/// Runs the plugin of `configuration` on a host, with the environment and the input that Mesos
+/// passes.
 pub(crate) fn plugin(
     host: &Namespace,
     command: &str,
@@ -93,12 +93,12 @@ pub(crate) fn plugin(
 ) -> Value {
     let mut input = configuration.clone();
     input["args"] = json!({"org.apache.mesos": {"network_info": {"name": configuration["name"]}}});
-    let plugin = configuration["type"].as_str().expect("it names its plugin");
+    let plugin = configuration["type"].as_str().expect("a plugin type");
     let netns = container.path();
     let mut program = host.command(Path::new(PLUGINS).join(plugin));
     program
         .env("CNI_COMMAND", command)
-        .env("CNI_CONTAINERID", netns.file_name().expect("it has a name"))
+        .env("CNI_CONTAINERID", netns.file_name().expect("a path with a file name"))
         .env("CNI_PATH", PLUGINS)
         .env("CNI_IFNAME", "eth0")
         .env("CNI_NETNS", &netns);
@@ -108,37 +108,37 @@ pub(crate) fn plugin(
 }
 
 fn network() -> CniNetwork {
-    let name: OverlayName = "vxlan-1".parse().expect("it is a name");
+    let name: OverlayName = "vxlan-1".parse().expect("a valid overlay name");
     CniNetwork {
         bridge: name.mesos_bridge(),
         name,
-        subnet: "192.168.0.0/25".parse().expect("it is a subnet"),
+        subnet: "192.168.0.0/25".parse().expect("a valid subnet"),
         mtu: Mtu::OVERLAY_DEFAULT,
     }
 }
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn containers_join_through_the_plain_file() {
+fn plain_cni_config_connects_containers() {
     let host = Host::new();
     let configuration = host.configuration(&[PLUGINS]);
-    assert_eq!(configuration["type"], "bridge", "the packages have no port mapper");
-    host.join_and_leave(&configuration);
+    assert_eq!(configuration["type"], "bridge", "the Debian packages have no port mapper");
+    host.check_add_and_del(&configuration);
 }
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn containers_join_through_what_the_port_mapper_delegates() {
+fn port_mapper_delegate_connects_containers() {
     let host = Host::new();
     let configuration = host.configuration(&[]);
     assert_eq!(configuration["type"], "mesos-cni-port-mapper");
-    // The port mapper itself comes with Mesos. It gives its delegate its own name.
+    // Mesos ships the port mapper, which passes its own name to the delegate.
     let mut delegate = configuration["delegate"].clone();
     delegate["name"] = configuration["name"].clone();
-    host.join_and_leave(&delegate);
+    host.check_add_and_del(&delegate);
 }
 
-/// A mounted file system.
+/// A mounted file system. Dropping this value unmounts the file system.
 struct Mount<'a>(&'a Path);
 
 impl Drop for Mount<'_> {
@@ -149,21 +149,21 @@ impl Drop for Mount<'_> {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn a_directory_that_is_a_mount_of_its_own_gets_its_files_all_the_same() {
-    demand(&[]);
+fn cni_directory_that_is_mount_point_is_writable() {
+    require_root_and_files(&[]);
     let root = tempfile::tempdir().expect("a temporary directory");
     let path = root.path().join("cni");
-    fs::create_dir(&path).expect("the directory is made");
+    fs::create_dir(&path).expect("a new directory");
     succeed(Command::new("mount").args(["-t", "tmpfs", "mesos-overlay-test"]).arg(&path));
     let mount = Mount(&path);
 
     let directory = CniDirectory::new(path.clone(), None, Vec::new(), true);
-    directory.prepare().expect("the directory is there");
+    directory.prepare().expect("an existing directory");
     assert_eq!(directory.write(&network()), Ok(Outcome::Created));
     assert_eq!(directory.write(&network()), Ok(Outcome::Unchanged));
     let names = |path: &Path| {
-        let entries = fs::read_dir(path).expect("it is readable");
-        entries.map(|entry| entry.expect("it is readable").file_name()).collect::<Vec<_>>()
+        let entries = fs::read_dir(path).expect("a readable entry");
+        entries.map(|entry| entry.expect("a readable entry").file_name()).collect::<Vec<_>>()
     };
     assert_eq!(names(&path), ["vxlan-1.conf"]);
     assert_eq!(names(root.path()), ["cni"]);

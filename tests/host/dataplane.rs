@@ -1,5 +1,5 @@
-//! The dataplane on the real kernel: three hosts and their containers, adoption, drift, and the end
-//! of it all.
+//! The dataplane on the real kernel: connectivity of three hosts, adoption of existing devices,
+//! repair of drift, and cleaning.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,22 +10,22 @@ use mesos_network_overlay::dataplane::{Dataplane, Heard, Monitor};
 use mesos_network_overlay::tunnel::Desired;
 
 use crate::hosts::{Host, Hosts, Underlay, desired};
-use crate::traffic::{Stream, at_the_end, now, transfer, wait};
+use crate::traffic::{Stream, now, on_drop, sleep, transfer};
 
 #[test]
-#[ignore = "host"]
-fn containers_of_three_hosts_reach_each_other() {
+#[ignore = "needs root and packages: tests/run host"]
+fn containers_on_three_hosts_reach_each_other() {
     for underlay in [Underlay::V4, Underlay::V6] {
         let hosts = Hosts::new(3, underlay);
         hosts.program();
-        hosts.assert_all_reach_each_other();
+        hosts.assert_full_reachability();
         let [first, second, third] = &hosts.hosts[..] else { panic!("three hosts") };
         for (from, to) in [(first, second), (second, third), (third, first)] {
             for address in [to.address().into(), to.address6().into()] {
                 transfer(&from.container, &to.container, address, 4_000_000);
             }
         }
-        // A host itself reaches the containers of others, and they it.
+        // Hosts reach the containers of other hosts, and containers reach other hosts.
         assert!(first.namespace.can_reach(&second.address().to_string()));
         assert!(first.namespace.can_reach(&second.address6().to_string()));
         assert!(first.container.can_reach("44.128.0.2"));
@@ -34,8 +34,8 @@ fn containers_of_three_hosts_reach_each_other() {
 }
 
 #[test]
-#[ignore = "host"]
-fn nothing_is_left_to_do_and_unallocated_addresses_stay_inside() {
+#[ignore = "needs root and packages: tests/run host"]
+fn second_verify_is_noop_and_unallocated_stays_unreachable() {
     let hosts = Hosts::new(2, Underlay::V4);
     hosts.program();
     let host = &hosts.hosts[0];
@@ -43,41 +43,41 @@ fn nothing_is_left_to_do_and_unallocated_addresses_stay_inside() {
     assert!(report.is_complete() && report.done.is_empty(), "{report:?}");
     host.namespace.run("ip route add default via 10.0.0.2");
     for address in ["192.168.200.7", "fd01:b:0:0:200::7"] {
-        let asked = host.namespace.command("ip").args(["route", "get", address]).output();
-        let asked = asked.expect("ip runs");
-        let said = String::from_utf8_lossy(&asked.stdout);
-        assert!(!asked.status.success() || said.starts_with("unreachable"), "{asked:?}");
+        let output = host.namespace.command("ip").args(["route", "get", address]).output();
+        let output = output.expect("ip runs");
+        let route = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() || route.starts_with("unreachable"), "{output:?}");
     }
 }
 
 #[test]
-#[ignore = "host"]
-fn a_restart_adopts_what_is_there_without_a_lost_packet() {
+#[ignore = "needs root and packages: tests/run host"]
+fn restart_adopts_dataplane_without_packet_loss() {
     let hosts = Hosts::new(3, Underlay::V4);
     hosts.program();
     let (first, second) = (&hosts.hosts[0], &hosts.hosts[1]);
     let stream = Stream::new(&first.container, &second.container, second.address().into());
-    let (sent, lost) = stream.lost_while(|| {
+    let (sent, lost) = stream.measure_loss_during(|| {
         for host in [first, second, first, second] {
             let report = host.verify(&hosts.desired(host));
             assert_eq!(report.done, []);
         }
-        // The third agent goes and another comes meanwhile.
+        // Meanwhile the third agent leaves, and two new agents register.
         for all in [vec![1, 2], vec![1, 2, 4, 5]] {
             let report = first.verify(&desired(1, all.into_iter(), Underlay::V4));
             assert!(report.is_complete() && !report.done.is_empty(), "{report:?}");
         }
     });
     assert!(sent > 100, "{sent}");
-    assert_eq!(lost, 0, "of {sent}");
+    assert_eq!(lost, 0, "lost datagrams of {sent}");
 }
 
 #[test]
-#[ignore = "host"]
-fn what_an_earlier_dataplane_made_becomes_ours_without_a_lost_packet() {
+#[ignore = "needs root and packages: tests/run host"]
+fn dcos_net_dataplane_is_adopted_without_packet_loss() {
     let hosts = Hosts::new(2, Underlay::V4);
     let [first, second] = &hosts.hosts[..] else { panic!("two hosts") };
-    // As dcos-net makes it.
+    // dcos-net creates these objects.
     for (host, other) in [(first, second), (second, first)] {
         let (own, peer) = (host.number, other.number);
         let namespace = &host.namespace;
@@ -100,50 +100,50 @@ fn what_an_earlier_dataplane_made_becomes_ours_without_a_lost_packet() {
     };
     let before = (index(first), index(second));
     let stream = Stream::new(&first.container, &second.container, second.address().into());
-    let (sent, lost) = stream.lost_while(|| {
+    let (sent, lost) = stream.measure_loss_during(|| {
         for host in [first, second] {
             let report = host.verify(&hosts.desired(host));
             assert!(report.is_complete(), "{report:?}");
         }
     });
-    assert_eq!((lost, before), (0, (index(first), index(second))), "of {sent}");
+    assert_eq!((lost, before), (0, (index(first), index(second))), "lost datagrams of {sent}");
     let routes = first.namespace.run("ip -4 route show proto 109");
     assert!(routes.contains("192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink"), "{routes}");
-    hosts.assert_all_reach_each_other();
+    hosts.assert_full_reachability();
     assert_eq!(first.verify(&hosts.desired(first)).done, []);
 }
 
-/// Repairs a host as the agent does, until the end of `act`.
-fn while_kept(host: &Host, desired: &Arc<Desired>, act: impl FnOnce()) {
+/// Runs `act` while another thread repairs the host, as the agent does.
+fn while_repairing(host: &Host, desired: &Arc<Desired>, act: impl FnOnce()) {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let keep = || {
+        let repair = || {
             host.namespace.inside(|| {
-                let mut monitor = Monitor::open().expect("there is netlink");
-                let mut dataplane = Dataplane::open().expect("there is netlink");
-                dataplane.verify(desired).expect("the state can be read");
+                let mut monitor = Monitor::open().expect("a netlink socket");
+                let mut dataplane = Dataplane::open().expect("a netlink socket");
+                dataplane.verify(desired).expect("kernel state is readable");
                 while !is_over.load(Ordering::Relaxed) {
                     let watch = dataplane.watch(desired);
-                    let heard = monitor.wait(Duration::from_millis(50), &watch);
-                    if heard.expect("the socket works") != Heard::Nothing {
-                        dataplane.verify(desired).expect("the state can be read");
+                    let event = monitor.wait(Duration::from_millis(50), &watch);
+                    if event.expect("monitor socket works") != Heard::Nothing {
+                        dataplane.verify(desired).expect("kernel state is readable");
                     }
                 }
             });
         };
-        let keeper = std::thread::Builder::new().spawn_scoped(scope, keep);
-        let keeper = keeper.expect("there is room for a thread");
-        // Also when it fails.
-        let over = at_the_end(|| is_over.store(true, Ordering::Relaxed));
+        let repairer = std::thread::Builder::new().spawn_scoped(scope, repair);
+        let repairer = repairer.expect("a thread");
+        // The guard also ends the repairs when `act` panics.
+        let over = on_drop(|| is_over.store(true, Ordering::Relaxed));
         act();
         drop(over);
-        keeper.join().expect("it does not panic");
+        repairer.join().expect("thread does not panic");
     });
 }
 
 #[test]
-#[ignore = "host"]
-fn every_drift_is_repaired_within_a_second() {
+#[ignore = "needs root and packages: tests/run host"]
+fn drift_is_repaired_within_one_second() {
     const DRIFTS: [&str; 13] = [
         "ip link delete vtep1024",
         "ip link set vtep1024 down",
@@ -163,37 +163,37 @@ fn every_drift_is_repaired_within_a_second() {
     hosts.program();
     let host = &hosts.hosts[0];
     let desired = Arc::new(hosts.desired(host));
-    let is_right = || {
+    let is_repaired = || {
         host.namespace.inside(|| {
-            let mut dataplane = Dataplane::open().expect("there is netlink");
-            let observed = dataplane.observe(&desired).expect("the state can be read");
+            let mut dataplane = Dataplane::open().expect("a netlink socket");
+            let observed = dataplane.observe(&desired).expect("kernel state is readable");
             mesos_network_overlay::dataplane::plan(&desired, &observed).operations.is_empty()
         })
     };
-    while_kept(host, &desired, || {
-        // Not before it listens.
-        wait(Duration::from_millis(200));
+    while_repairing(host, &desired, || {
+        // The monitor needs some time to start.
+        sleep(Duration::from_millis(200));
         for drift in DRIFTS {
             let start = now();
             host.namespace.run(drift);
-            // A flush of several things takes a while, and is repaired while it runs.
-            let mut right = 0;
-            while right < 2 {
-                right = if is_right() { right + 1 } else { 0 };
+            // A flush of several objects takes a while, and the dataplane repairs meanwhile.
+            let mut repaired_checks = 0;
+            while repaired_checks < 2 {
+                repaired_checks = if is_repaired() { repaired_checks + 1 } else { 0 };
                 assert!(start.elapsed() < Duration::from_secs(5), "{drift}\n{}", host.dump());
-                wait(Duration::from_millis(10));
+                sleep(Duration::from_millis(10));
             }
-            let took = start.elapsed();
-            eprintln!("{:>5} ms  {drift}", took.as_millis());
-            assert!(took < Duration::from_secs(1), "{drift}: {took:?}");
+            let elapsed = start.elapsed();
+            eprintln!("{:>5} ms  {drift}", elapsed.as_millis());
+            assert!(elapsed < Duration::from_secs(1), "{drift}: {elapsed:?}");
         }
-        hosts.assert_all_reach_each_other();
+        hosts.assert_full_reachability();
     });
 }
 
 #[test]
-#[ignore = "host"]
-fn the_mtu_follows_the_underlay() {
+#[ignore = "needs root and packages: tests/run host"]
+fn vtep_mtu_follows_underlay() {
     let hosts = Hosts::new(2, Underlay::V4);
     hosts.program();
     let host = &hosts.hosts[0];
@@ -211,12 +211,12 @@ fn the_mtu_follows_the_underlay() {
 }
 
 #[test]
-#[ignore = "host"]
-fn a_vni_for_each_overlay() {
+#[ignore = "needs root and packages: tests/run host"]
+fn overlay_with_own_vni_gets_own_device() {
     let hosts = Hosts::new(2, Underlay::V4);
     let separate = |host: &Host| {
         let mut desired = hosts.desired(host);
-        let vni = Vni::new(2048).expect("it is a VNI");
+        let vni = Vni::new(2048).expect("a valid VNI");
         let device = DeviceName::vtep(vni);
         let mut second = desired.locals[0].clone();
         (second.device, second.vni) = (device.clone(), vni);
@@ -230,43 +230,46 @@ fn a_vni_for_each_overlay() {
         host.apply_settings(&separate(host));
         assert_eq!(host.verify(&separate(host)).done, []);
     }
-    hosts.assert_all_reach_each_other();
+    hosts.assert_full_reachability();
     let routes = hosts.hosts[0].namespace.run("ip route show proto 109");
     assert!(routes.contains("dev vtep2048") && !routes.contains("dev vtep1024"), "{routes}");
-    // And back to one for all, under way.
+    // Return to a single VNI for all overlays, without a restart.
     for host in &hosts.hosts {
         let report = host.verify(&hosts.desired(host));
         assert!(report.is_complete(), "{report:?}");
     }
-    hosts.assert_all_reach_each_other();
+    hosts.assert_full_reachability();
     assert!(!hosts.hosts[0].namespace.devices().contains(&"vtep2048".to_owned()));
 }
 
 #[test]
-#[ignore = "host"]
-fn an_update_costs_what_changed() {
+#[ignore = "needs root and packages: tests/run host"]
+fn update_changes_only_affected_peers() {
     let hosts = Hosts::new(2, Underlay::V4);
     let host = &hosts.hosts[0];
-    let wanted = |all: std::ops::RangeInclusive<u8>| Arc::new(desired(1, all, Underlay::V4));
+    let desired_for = |all: std::ops::RangeInclusive<u8>| Arc::new(desired(1, all, Underlay::V4));
     host.namespace.inside(|| {
-        let mut dataplane = Dataplane::open().expect("there is netlink");
-        let report = dataplane.update(&wanted(1..=200)).expect("the state can be read");
+        let mut dataplane = Dataplane::open().expect("a netlink socket");
+        let report = dataplane.update(&desired_for(1..=200)).expect("kernel state is readable");
         assert!(report.is_complete(), "{report:?}");
         for (all, count) in [(1..=201, 5), (1..=200, 5), (1..=200, 0)] {
-            let report = dataplane.update(&wanted(all)).expect("the state can be read");
+            let report = dataplane.update(&desired_for(all)).expect("kernel state is readable");
             assert!(report.is_complete(), "{report:?}");
             assert_eq!(report.done.len(), count, "{report:?}");
         }
-        assert_eq!(dataplane.verify(&wanted(1..=200)).expect("it can be read").done, []);
+        assert_eq!(
+            dataplane.verify(&desired_for(1..=200)).expect("kernel state is readable").done,
+            []
+        );
     });
 }
 
 #[test]
-#[ignore = "host"]
-fn clean_leaves_a_host_as_it_was() {
+#[ignore = "needs root and packages: tests/run host"]
+fn clean_restores_previous_host_state() {
     let hosts = Hosts::new(2, Underlay::V4);
     let host = &hosts.hosts[0];
-    // What is not ours, as near to ours as can be.
+    // Unmanaged objects that resemble managed objects as closely as possible.
     for line in [
         "ip link add vtep7 type vxlan id 7 dstport 64000 local 10.0.0.1",
         "ip addr add 44.7.0.1/16 dev vtep7",
@@ -289,7 +292,7 @@ fn clean_leaves_a_host_as_it_was() {
     assert!(during.contains("vtep1024") && during.contains("proto 109"));
     let report = host.namespace.inside(|| {
         assert_eq!(host.settings().restore().failed, []);
-        Dataplane::open().expect("there is netlink").clean().expect("the state can be read")
+        Dataplane::open().expect("a netlink socket").clean().expect("kernel state is readable")
     });
     assert!(report.is_complete(), "{report:?}");
     assert_eq!(before, host.dump());

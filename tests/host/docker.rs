@@ -1,4 +1,4 @@
-//! Docker networks on a real daemon.
+//! The Docker networks of the agent, on a real daemon.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,15 +10,15 @@ use mesos_network_overlay::docker::{Docker, Outcome, Reason};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::engine::{DOCKER, Engine, IMAGE};
+use crate::docker_daemon::{DOCKER, DockerDaemon, IMAGE};
 
 const GOLDEN: &str = include_str!("../golden/docker-network-inspect.json");
 
 fn network(name: &str, subnets: &[&str]) -> DockerNetwork {
-    let name: OverlayName = name.parse().expect("it is a name");
+    let name: OverlayName = name.parse().expect("a valid overlay name");
     let subnet = |is_v6: bool| {
         let text = subnets.iter().find(|text| text.contains(':') == is_v6);
-        text.map(|text| text.parse().expect("it is a subnet"))
+        text.map(|text| text.parse().expect("a valid subnet"))
     };
     DockerNetwork {
         bridge: name.docker_bridge(),
@@ -39,12 +39,12 @@ fn vxlan_2() -> DockerNetwork {
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn networks_are_those_of_the_cpp_modules() {
-    let engine = Engine::start();
+async fn created_networks_match_cpp_modules() {
+    let daemon = DockerDaemon::started();
     let golden: Vec<Value> = serde_json::from_str(GOLDEN).unwrap();
     for (network, golden) in [vxlan_1(), vxlan_2()].iter().zip(golden) {
-        assert_eq!(engine.docker().ensure(network).await, Ok(Outcome::Created));
-        let found = engine.inspect(network.name.as_str());
+        assert_eq!(daemon.client().ensure(network).await, Ok(Outcome::Created));
+        let found = daemon.inspect(network.name.as_str());
         for field in
             ["Name", "Scope", "Driver", "EnableIPv6", "Internal", "ConfigOnly", "Containers"]
         {
@@ -60,21 +60,21 @@ async fn networks_are_those_of_the_cpp_modules() {
         }
         assert_eq!(found["Labels"]["org.apache.mesos.overlay"], "1");
 
-        assert_eq!(engine.docker().ensure(network).await, Ok(Outcome::Unchanged));
-        assert_eq!(engine.inspect(network.name.as_str())["Id"], found["Id"]);
+        assert_eq!(daemon.client().ensure(network).await, Ok(Outcome::Unchanged));
+        assert_eq!(daemon.inspect(network.name.as_str())["Id"], found["Id"]);
     }
 }
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn a_container_has_an_address_of_the_subnet_and_reaches_the_gateway() {
-    let engine = Engine::start();
-    engine.import_image();
-    engine.docker().ensure(&vxlan_2()).await.unwrap();
+async fn container_gets_subnet_address_and_reaches_gateway() {
+    let daemon = DockerDaemon::started();
+    daemon.import_image();
+    daemon.client().ensure(&vxlan_2()).await.unwrap();
     let script = "busybox ip -o addr show dev eth0; busybox cat /sys/class/net/eth0/mtu; \
                   busybox ping -c 1 -W 5 192.168.128.129 && busybox ping -6 -c 3 -W 5 \
                   fd01:b::8000:0:1 && busybox echo reached both";
-    let said = engine.succeed(&[
+    let output = daemon.succeed(&[
         "run",
         "--rm",
         "--net",
@@ -88,60 +88,60 @@ async fn a_container_has_an_address_of_the_subnet_and_reaches_the_gateway() {
     for expected in
         [" 192.168.128.130/25 ", " fd01:b::8000:0:2/81 ", "\n1420\n", "\nreached both\n"]
     {
-        assert!(said.contains(expected), "{expected} is not in {said}");
+        assert!(output.contains(expected), "{expected} is not in {output}");
     }
 }
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn a_network_with_a_container_stays_and_an_empty_one_is_removed() {
-    let engine = Engine::start();
-    engine.import_image();
+async fn remove_keeps_network_with_container() {
+    let daemon = DockerDaemon::started();
+    daemon.import_image();
     let network = vxlan_1();
-    engine.docker().ensure(&network).await.unwrap();
+    daemon.client().ensure(&network).await.unwrap();
     let run =
         ["run", "--detach", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "sleep", "900"];
-    engine.succeed(&run);
-    assert_eq!(engine.docker().ensure(&network).await, Ok(Outcome::Unchanged));
+    daemon.succeed(&run);
+    assert_eq!(daemon.client().ensure(&network).await, Ok(Outcome::Unchanged));
     assert_eq!(
-        engine.docker().remove(&network.name).await.unwrap_err().to_string(),
+        daemon.client().remove(&network.name).await.unwrap_err().to_string(),
         "docker network vxlan-1: has containers and cannot be removed: end them (web)"
     );
-    engine.succeed(&["rm", "--force", "web"]);
-    assert_eq!(engine.docker().remove(&network.name).await, Ok(true));
-    assert_eq!(engine.docker().remove(&network.name).await, Ok(false));
+    daemon.succeed(&["rm", "--force", "web"]);
+    assert_eq!(daemon.client().remove(&network.name).await, Ok(true));
+    assert_eq!(daemon.client().remove(&network.name).await, Ok(false));
 }
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn a_network_that_is_not_wanted_stays_as_long_as_a_container_belongs_to_it() {
-    let engine = Engine::start();
-    engine.import_image();
-    let (unwanted, wanted) = (vxlan_1(), vxlan_2());
-    engine.docker().ensure(&unwanted).await.unwrap();
-    engine.docker().ensure(&wanted).await.unwrap();
-    engine.succeed(&["network", "create", "--subnet=10.77.0.0/24", "lab"]);
-    // Never started: Docker itself would let its network go.
-    engine.succeed(&["create", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "true"]);
-    let names = BTreeSet::from([wanted.name.clone()]);
-    let removal = engine.docker().remove_unwanted(&names).await.unwrap();
+async fn unassigned_network_with_container_is_kept() {
+    let daemon = DockerDaemon::started();
+    daemon.import_image();
+    let (stale, assigned) = (vxlan_1(), vxlan_2());
+    daemon.client().ensure(&stale).await.unwrap();
+    daemon.client().ensure(&assigned).await.unwrap();
+    daemon.succeed(&["network", "create", "--subnet=10.77.0.0/24", "lab"]);
+    // The container was never started, so Docker itself would remove its network.
+    daemon.succeed(&["create", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "true"]);
+    let names = BTreeSet::from([assigned.name.clone()]);
+    let removal = daemon.client().remove_unwanted(&names).await.unwrap();
     assert_eq!(removal.removed, []);
     assert_eq!(
         removal.kept[0].to_string(),
         "docker network vxlan-1: is no longer assigned and has containers: remove them (web), then \
          the agent removes it"
     );
-    engine.succeed(&["rm", "web"]);
-    let removal = engine.docker().remove_unwanted(&names).await.unwrap();
-    assert_eq!((removal.removed, removal.kept), (vec![unwanted.name], Vec::new()));
-    assert_eq!(engine.docker().exists(&wanted.name).await, Ok(true));
-    engine.inspect("lab");
+    daemon.succeed(&["rm", "web"]);
+    let removal = daemon.client().remove_unwanted(&names).await.unwrap();
+    assert_eq!((removal.removed, removal.kept), (vec![stale.name], Vec::new()));
+    assert_eq!(daemon.client().exists(&assigned.name).await, Ok(true));
+    daemon.inspect("lab");
 }
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn a_network_that_differs_is_let_be_and_the_difference_named() {
-    let engine = Engine::start();
+async fn differing_network_is_kept_and_difference_reported() {
+    let daemon = DockerDaemon::started();
     let arguments = [
         "network",
         "create",
@@ -149,44 +149,44 @@ async fn a_network_that_differs_is_let_be_and_the_difference_named() {
         "--opt=com.docker.network.bridge.enable_ip_masquerade=false",
         "vxlan-1",
     ];
-    let id = engine.succeed(&arguments);
+    let id = daemon.succeed(&arguments);
     assert_eq!(
-        engine.docker().ensure(&vxlan_1()).await.unwrap_err().to_string(),
+        daemon.client().ensure(&vxlan_1()).await.unwrap_err().to_string(),
         "docker network vxlan-1: exists, but bridge is one that Docker named instead of d-vxlan-1, \
          subnet is 192.168.0.0/24 instead of 192.168.0.128/25, mtu is 1500 instead of 1420: end \
          its containers and run 'docker network rm vxlan-1', then the agent makes it anew"
     );
     assert_eq!(
-        engine.docker().remove(&vxlan_1().name).await.unwrap_err().to_string(),
+        daemon.client().remove(&vxlan_1().name).await.unwrap_err().to_string(),
         "docker network vxlan-1: is not the agent's: it is left alone"
     );
-    assert_eq!(engine.inspect("vxlan-1")["Id"], id.trim());
-    engine.succeed(&["network", "rm", "vxlan-1"]);
-    assert_eq!(engine.docker().ensure(&vxlan_1()).await, Ok(Outcome::Created));
+    assert_eq!(daemon.inspect("vxlan-1")["Id"], id.trim());
+    daemon.succeed(&["network", "rm", "vxlan-1"]);
+    assert_eq!(daemon.client().ensure(&vxlan_1()).await, Ok(Outcome::Created));
 }
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn another_network_with_our_subnet_or_our_bridge_is_named() {
-    let engine = Engine::start();
-    engine.succeed(&["network", "create", "--subnet=192.168.0.0/24", "lab"]);
+async fn conflicting_docker_network_is_named() {
+    let daemon = DockerDaemon::started();
+    daemon.succeed(&["network", "create", "--subnet=192.168.0.0/24", "lab"]);
     assert_eq!(
-        engine.docker().ensure(&vxlan_1()).await.unwrap_err().to_string(),
+        daemon.client().ensure(&vxlan_1()).await.unwrap_err().to_string(),
         "docker network vxlan-1: subnet 192.168.0.128/25 overlaps 192.168.0.0/24 of the Docker \
          network lab: run 'docker network rm lab' if it is not in use, or give the overlay another \
          subnet"
     );
-    engine.succeed(&["network", "rm", "lab"]);
+    daemon.succeed(&["network", "rm", "lab"]);
 
-    engine.succeed(&["network", "create", "--opt=com.docker.network.bridge.name=d-vxlan-1", "lab"]);
+    daemon.succeed(&["network", "create", "--opt=com.docker.network.bridge.name=d-vxlan-1", "lab"]);
     assert_eq!(
-        engine.docker().ensure(&vxlan_1()).await.unwrap_err().to_string(),
+        daemon.client().ensure(&vxlan_1()).await.unwrap_err().to_string(),
         "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network lab: run 'docker \
          network rm lab' if it is not in use, or rename the overlay"
     );
     let default = network("vxlan-3", &["172.17.128.0/24"]);
     assert_eq!(
-        engine.docker().ensure(&default).await.unwrap_err().to_string(),
+        daemon.client().ensure(&default).await.unwrap_err().to_string(),
         "docker network vxlan-3: subnet 172.17.128.0/24 overlaps 172.17.0.0/16 of Docker's default \
          network: set another 'bip' in Docker's daemon.json, or give the overlay another subnet"
     );
@@ -194,21 +194,21 @@ async fn another_network_with_our_subnet_or_our_bridge_is_named() {
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn a_network_of_ipv6_only_is_made_and_found_equal() {
-    let engine = Engine::start();
+async fn ipv6_only_network_is_created_and_recognized() {
+    let daemon = DockerDaemon::started();
     let network = network("vxlan-6", &["fd01:c::/81"]);
-    assert_eq!(engine.docker().ensure(&network).await, Ok(Outcome::Created));
-    assert_eq!(engine.docker().ensure(&network).await, Ok(Outcome::Unchanged));
-    assert_eq!(engine.docker().remove(&network.name).await, Ok(true));
+    assert_eq!(daemon.client().ensure(&network).await, Ok(Outcome::Created));
+    assert_eq!(daemon.client().ensure(&network).await, Ok(Outcome::Unchanged));
+    assert_eq!(daemon.client().remove(&network.name).await, Ok(true));
 }
 
 #[tokio::test]
 #[ignore = "needs root and packages: tests/run host"]
-async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
-    let mut engine = Engine::start();
-    engine.signal(Signal::STOP);
+async fn hanging_or_stopped_daemon_is_reported_in_time() {
+    let mut daemon = DockerDaemon::started();
+    daemon.signal(Signal::STOP);
     let timeout = Duration::from_secs(3);
-    let docker = Docker::new(DOCKER, timeout).with_host(&engine.socket());
+    let docker = Docker::new(DOCKER, timeout).with_host(&daemon.socket());
     let begin = tokio::time::Instant::now();
     let error = docker.ensure(&vxlan_1()).await.unwrap_err();
     assert!(begin.elapsed() < 2 * timeout);
@@ -217,13 +217,13 @@ async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
         "docker network vxlan-1: docker did not answer within 3s, 'docker version' was killed: \
          look into the Docker daemon's log, restart it if it hangs"
     );
-    assert_eq!(clients(&engine.socket()), [""; 0]);
+    assert_eq!(clients(&daemon.socket()), [""; 0]);
 
-    engine.signal(Signal::CONT);
-    assert_eq!(engine.docker().ensure(&vxlan_1()).await, Ok(Outcome::Created));
+    daemon.signal(Signal::CONT);
+    assert_eq!(daemon.client().ensure(&vxlan_1()).await, Ok(Outcome::Created));
 
-    assert!(engine.stop(), "dockerd: {}", engine.log());
-    let error = engine.docker().ensure(&vxlan_1()).await.unwrap_err();
+    assert!(daemon.stop(), "dockerd: {}", daemon.log());
+    let error = daemon.client().ensure(&vxlan_1()).await.unwrap_err();
     assert!(matches!(error.reason, Reason::NotRunning { .. }), "{error:?}");
     let error = error.to_string();
     let expected = "docker network vxlan-1: the Docker daemon is not running: ";
@@ -232,9 +232,9 @@ async fn a_daemon_that_hangs_or_is_stopped_is_told_in_time() {
     assert!(error.ends_with(remedy), "{error}");
 }
 
-/// Command lines of the `docker` programs that talk to `socket`.
+/// Lists the command lines of all `docker` processes that use `socket`.
 fn clients(socket: &str) -> Vec<String> {
-    let processes = fs::read_dir("/proc").expect("there is /proc").flatten();
+    let processes = fs::read_dir("/proc").expect("readable /proc").flatten();
     let lines = processes.flat_map(|entry| fs::read(entry.path().join("cmdline")));
     lines
         .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))

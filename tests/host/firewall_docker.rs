@@ -1,20 +1,21 @@
-//! The firewall beside the rules of Docker engines that are not at hand: what each makes is made
-//! here by hand. `tests/host/docker.rs` has a real engine.
+//! The firewall next to the rules of Docker engines that are not installed: the test creates the
+//! rules of each engine. `tests/host/docker.rs` uses a real engine.
 
 use mesos_network_overlay::firewall::{Backend, Firewall, Options, Outcome, Ruleset};
 
 use crate::hosts::{Host, Hosts, Underlay};
-use crate::namespace::{BUSYBOX, Namespace, demand, run};
+use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run};
 
-/// Rules of an engine, in which `{bridge}` is the overlay's, `{ends}` what becomes of a packet from
-/// outside to a port that is not published, and `{raw}` of one that comes from another host
-/// straight to a container: both are up to the gateway mode. What has the name of Docker's default
-/// network here is another network of an overlay, which Docker keeps from the first.
+/// The rules of an engine. `{bridge}` is the overlay's bridge, `{ends}` the verdict on a packet
+/// from outside to an unpublished port, and `{raw}` the verdict on a packet from another host
+/// straight to a container. The gateway mode decides both verdicts. The device with the name of
+/// Docker's default bridge stands for a second overlay network, which Docker isolates from the
+/// first.
 struct Layout {
     engines: &'static str,
     tool: Tool,
     rules: &'static str,
-    /// Whether the gateway mode decides about packets from other hosts.
+    /// Whether the gateway mode decides on packets from other hosts.
     has_modes: bool,
 }
 
@@ -24,8 +25,8 @@ enum Tool {
     Nftables,
 }
 
-/// What all engines before 28 make for a bridge, from the end to the beginning, since each of them
-/// puts its jumps before those of others.
+/// The rules of each engine for a bridge. Rules are in reverse order, since every engine inserts
+/// its jumps before existing rules.
 const LAYOUTS: [Layout; 6] = [
     Layout {
         engines: "17.06 to 18.04",
@@ -131,12 +132,12 @@ const LAYOUTS: [Layout; 6] = [
     },
 ];
 
-/// It stands for that of Docker's half: its name does not matter to any rule.
+/// The bridge that stands for the Docker bridge of an overlay. No rule depends on its name.
 const BRIDGE: &str = "m-vxlan-1";
 
 impl Layout {
-    /// Makes the rules, as an engine that is started does. `is_open` is gateway mode
-    /// `nat-unprotected`; in others nobody reaches a port that is not published.
+    /// Creates the rules, as an engine does at its start. `is_open` stands for the gateway mode
+    /// `nat-unprotected`; every other mode drops packets to unpublished ports.
     fn install(&self, host: &Host, is_open: bool) {
         for (program, family, kind) in
             [("iptables-restore", "ip", "inet"), ("ip6tables-restore", "ip6", "inet6")]
@@ -172,32 +173,32 @@ impl Layout {
     }
 }
 
-/// Three hosts, the first with another bridge of Docker's that is in the overlays.
-struct Site {
+/// Three hosts. The first host has a second Docker bridge, which belongs to the overlays.
+struct FirewalledHosts {
     hosts: Hosts,
-    neighbour: Namespace,
-    walls: Vec<Firewall>,
+    neighbor: Namespace,
+    firewalls: Vec<Firewall>,
 }
 
-impl Site {
+impl FirewalledHosts {
     fn new(backend: Backend) -> Self {
-        demand(&["/usr/sbin/nft", "/usr/sbin/iptables", "/usr/sbin/ipset"]);
+        require_root_and_files(&["/usr/sbin/nft", "/usr/sbin/iptables", "/usr/sbin/ipset"]);
         let hosts = Hosts::new(3, Underlay::V4);
         hosts.program();
-        let neighbour = Namespace::new();
+        let neighbor = Namespace::new();
         let network = &hosts.hosts[0].namespace;
         network.run("ip link add docker0 type bridge");
         network.run("ip link set docker0 up");
         network.run("ip addr add 192.168.1.129/25 dev docker0");
-        let inside = neighbour.path();
+        let inside = neighbor.path();
         let inside = inside.display();
         network.run(&format!("ip link add veth1 type veth peer name eth0 netns {inside}"));
         network.run("ip link set veth1 master docker0 up");
-        neighbour.run("ip link set eth0 up");
-        neighbour.run("ip addr add 192.168.1.130/25 dev eth0");
-        neighbour.run("ip route add default via 192.168.1.129");
-        let walls = hosts.hosts.iter().map(|_| Firewall::new(backend)).collect();
-        Self { hosts, neighbour, walls }
+        neighbor.run("ip link set eth0 up");
+        neighbor.run("ip addr add 192.168.1.130/25 dev eth0");
+        neighbor.run("ip route add default via 192.168.1.129");
+        let firewalls = hosts.hosts.iter().map(|_| Firewall::new(backend)).collect();
+        Self { hosts, neighbor, firewalls }
     }
 
     fn install(&self, layout: &Layout, is_open: bool) {
@@ -205,60 +206,61 @@ impl Site {
     }
 
     fn verify(&mut self) {
-        for (host, wall) in self.hosts.hosts.iter().zip(&mut self.walls) {
+        for (host, firewall) in self.hosts.hosts.iter().zip(&mut self.firewalls) {
             let rules = Ruleset::new(&self.hosts.desired(host), Options::default());
-            let mut verify = || host.namespace.inside(|| wall.verify(&rules));
+            let mut verify = || host.namespace.inside(|| firewall.verify(&rules));
             verify().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(verify(), Ok(Outcome::Unchanged));
         }
     }
 
-    /// From another host, from another bridge of this one, and out of the overlays with the answer.
-    fn reached(&self) -> [bool; 3] {
-        let [first, second, _] = &self.hosts.hosts[..] else { panic!("there are three") };
+    /// Returns whether pings succeed: from another host to the first host's container, from the
+    /// second bridge of the first host to the container, and from the container to a host outside.
+    fn pings_succeed(&self) -> [bool; 3] {
+        let [first, second, _] = &self.hosts.hosts[..] else { panic!("three hosts") };
         let to = first.address().to_string();
-        let from_neighbour = ["ping", "-c", "1", "-W", "2", &to];
+        let from_neighbor = ["ping", "-c", "1", "-W", "2", &to];
         [
-            second.container_reaches(&to, 16),
-            run(self.neighbour.command(BUSYBOX).args(from_neighbour), "").status.success(),
-            first.container_reaches("10.0.0.3", 16),
+            second.container_can_ping(&to, 16),
+            run(self.neighbor.command(BUSYBOX).args(from_neighbor), "").status.success(),
+            first.container_can_ping("10.0.0.3", 16),
         ]
     }
 }
 
 #[test]
-#[ignore = "host"]
-fn containers_reach_each_other_beside_the_rules_of_every_engine() {
+#[ignore = "needs root and packages: tests/run host"]
+fn containers_reach_each_other_with_every_docker_engine() {
     for layout in LAYOUTS {
         for backend in [Backend::Nftables, Backend::Iptables] {
-            let mut site = Site::new(backend);
-            assert_eq!(site.reached(), [true; 3]);
-            site.install(&layout, true);
+            let mut setup = FirewalledHosts::new(backend);
+            assert_eq!(setup.pings_succeed(), [true; 3]);
+            setup.install(&layout, true);
             let engines = layout.engines;
             if !layout.has_modes {
-                assert_eq!(site.reached(), [false, false, true], "{engines}");
+                assert_eq!(setup.pings_succeed(), [false, false, true], "{engines}");
             }
-            // Docker was there first, and then it is started again.
-            for time in ["before", "after"] {
-                site.verify();
-                assert_eq!(site.reached(), [true; 3], "{engines} {backend:?} {time}");
-                site.hosts.assert_all_reach_each_other();
-                site.install(&layout, true);
+            // First Docker's rules exist before the agent's; then Docker restarts.
+            for moment in ["before", "after"] {
+                setup.verify();
+                assert_eq!(setup.pings_succeed(), [true; 3], "{engines} {backend:?} {moment}");
+                setup.hosts.assert_full_reachability();
+                setup.install(&layout, true);
             }
         }
     }
 }
 
-/// This is why networks are made with the gateway mode `nat-unprotected` where there is one, and
-/// why one that an older engine left is reported.
+/// For this reason the agent creates networks with the gateway mode `nat-unprotected` where the
+/// engine supports gateway modes, and reports networks of older engines.
 #[test]
-#[ignore = "host"]
-fn no_rule_of_ours_helps_against_the_gateway_mode() {
+#[ignore = "needs root and packages: tests/run host"]
+fn closed_gateway_mode_overrides_firewall_rules() {
     for layout in LAYOUTS.iter().filter(|layout| layout.has_modes) {
-        let mut site = Site::new(Backend::Nftables);
-        site.install(layout, false);
-        site.verify();
-        let [from_another_host, ..] = site.reached();
+        let mut setup = FirewalledHosts::new(Backend::Nftables);
+        setup.install(layout, false);
+        setup.verify();
+        let [from_another_host, ..] = setup.pings_succeed();
         assert!(!from_another_host, "{}", layout.engines);
     }
 }

@@ -1,5 +1,6 @@
-//! Hosts in network namespaces, connected by a switch in one more, each with a bridge and a
-//! container on it, as the CNI plugins and Docker make them. This process programs the dataplane.
+//! Hosts in network namespaces. A switch in another namespace connects the hosts. Each host has a
+//! bridge and a container, as the CNI plugins and Docker create them. The test process itself
+//! programs the dataplane.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,17 +11,17 @@ use mesos_network_overlay::dataplane::{Dataplane, Report};
 use mesos_network_overlay::host::HostSettings;
 use mesos_network_overlay::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
 
-use crate::namespace::{BUSYBOX, Namespace, demand};
-use crate::traffic::reaches;
+use crate::namespace::{BUSYBOX, Namespace, require_root_and_files};
+use crate::traffic::can_ping;
 
-/// Which IP carries the tunnels.
+/// The IP version of the underlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Underlay {
     V4,
     V6,
 }
 
-/// What VXLAN leaves of 1500 bytes.
+/// MTU of a VXLAN device on an underlay with an MTU of 1500.
 const MTU_V4: u32 = 1450;
 const MTU_V6: u32 = 1430;
 
@@ -28,7 +29,7 @@ pub(crate) struct Host {
     pub(crate) number: u8,
     pub(crate) namespace: Namespace,
     pub(crate) container: Namespace,
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 pub(crate) struct Hosts {
@@ -38,7 +39,7 @@ pub(crate) struct Hosts {
 }
 
 pub(crate) fn overlay() -> OverlayName {
-    "vxlan-1".parse().expect("it is a name")
+    "vxlan-1".parse().expect("a valid overlay name")
 }
 
 pub(crate) fn device() -> DeviceName {
@@ -46,7 +47,7 @@ pub(crate) fn device() -> DeviceName {
 }
 
 fn mac(number: u8) -> Mac {
-    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("it is an OUI"), vtep(number))
+    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("a valid OUI"), vtep(number))
 }
 
 fn vtep(number: u8) -> Ipv4Addr {
@@ -58,11 +59,11 @@ fn vtep6(number: u8) -> Ipv6Addr {
 }
 
 fn interface(text: &str) -> InterfaceAddress {
-    text.parse().expect("it is an address")
+    text.parse().expect("a valid address")
 }
 
 fn subnets(number: u8) -> [Subnet; 2] {
-    let subnet = |text: String| text.parse().expect("it is a subnet");
+    let subnet = |text: String| text.parse().expect("a valid subnet");
     [subnet(format!("192.168.{number}.0/24")), subnet(format!("fd01:b:0:0:{number}::/80"))]
 }
 
@@ -74,12 +75,12 @@ impl Underlay {
         }
     }
 
-    /// Gives a host its address.
-    pub(crate) fn assign(self, host: &Namespace, number: u8) {
-        self.assign_to(host, number, "eth0");
+    /// Adds the host's underlay address to `eth0`.
+    pub(crate) fn add_address(self, host: &Namespace, number: u8) {
+        self.add_address_to(host, number, "eth0");
     }
 
-    pub(crate) fn assign_to(self, host: &Namespace, number: u8, device: &str) {
+    pub(crate) fn add_address_to(self, host: &Namespace, number: u8, device: &str) {
         let (prefix, nodad) = if self == Self::V4 { (24, "") } else { (64, "nodad") };
         host.run(&format!("ip addr add {}/{prefix} dev {device} {nodad}", self.address(number)));
     }
@@ -92,7 +93,7 @@ impl Underlay {
     }
 }
 
-/// What hosts are plugged into.
+/// Creates the switch that connects hosts.
 pub(crate) fn switch() -> Namespace {
     let switch = Namespace::new();
     switch.run("ip link add br0 type bridge");
@@ -100,8 +101,13 @@ pub(crate) fn switch() -> Namespace {
     switch
 }
 
-/// Connects a host to the switch, with an address of this family.
-pub(crate) fn plug(switch: &Namespace, host: &Namespace, number: u8, underlay: Underlay) {
+/// Connects a host to the switch, with an address of the underlay.
+pub(crate) fn connect_to_switch(
+    switch: &Namespace,
+    host: &Namespace,
+    number: u8,
+    underlay: Underlay,
+) {
     let netns = host.path();
     let line =
         format!("ip link add port{number} type veth peer name eth0 netns {}", netns.display());
@@ -109,23 +115,23 @@ pub(crate) fn plug(switch: &Namespace, host: &Namespace, number: u8, underlay: U
     switch.run(&format!("ip link set port{number} master br0 up"));
     host.enable_ipv6();
     host.run("ip link set eth0 up");
-    underlay.assign(host, number);
+    underlay.add_address(host, number);
 }
 
 impl Hosts {
     pub(crate) fn new(count: u8, underlay: Underlay) -> Self {
-        demand(&[BUSYBOX]);
+        require_root_and_files(&[BUSYBOX]);
         let switch = switch();
         let hosts = (1..=count).map(|number| Host::new(number, &switch, underlay)).collect();
         Self { underlay, hosts, _switch: switch }
     }
 
-    /// What one of these hosts should have.
+    /// Returns the desired state of a host.
     pub(crate) fn desired(&self, host: &Host) -> Desired {
         desired(host.number, self.hosts.iter().map(|host| host.number), self.underlay)
     }
 
-    /// Programs all of them from nothing.
+    /// Programs all hosts, which have no dataplane yet.
     pub(crate) fn program(&self) {
         for host in &self.hosts {
             let report = host.verify(&self.desired(host));
@@ -135,8 +141,9 @@ impl Hosts {
         }
     }
 
-    /// Pings from every container to every other, small and full-size, both families.
-    pub(crate) fn assert_all_reach_each_other(&self) {
+    /// Pings every container from every other container: small and full-size packets, IPv4 and
+    /// IPv6.
+    pub(crate) fn assert_full_reachability(&self) {
         for from in &self.hosts {
             for to in self.hosts.iter().filter(|to| to.number != from.number) {
                 let full = self.underlay.mtu();
@@ -145,7 +152,7 @@ impl Hosts {
                 for (address, header) in addresses {
                     for size in [16, full - header] {
                         assert!(
-                            from.container_reaches(&address.to_string(), size),
+                            from.container_can_ping(&address.to_string(), size),
                             "{} to {address} with {size} bytes\n{}",
                             from.number,
                             from.dump()
@@ -157,7 +164,7 @@ impl Hosts {
         for host in &self.hosts {
             let counts = host.namespace.run("nstat -asz IpFragCreates Ip6FragCreates");
             let is_zero = |line: &str| line.starts_with('#') || line.contains(" 0 ");
-            assert!(counts.lines().all(is_zero), "packets were cut in pieces: {counts}");
+            assert!(counts.lines().all(is_zero), "packets were fragmented: {counts}");
         }
     }
 }
@@ -174,7 +181,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         ip: Some(interface(&format!("{}/16", vtep(own)))),
         ip6: Some(interface(&format!("{}/64", vtep6(own)))),
     };
-    let whole = ["192.168.0.0/16", "fd01:b::/64"].map(|text| text.parse().expect("it is a subnet"));
+    let whole = ["192.168.0.0/16", "fd01:b::/64"].map(|text| text.parse().expect("a valid subnet"));
     let space = Space {
         overlay: overlay(),
         device: device(),
@@ -197,11 +204,11 @@ impl Host {
     fn new(number: u8, switch: &Namespace, underlay: Underlay) -> Self {
         let namespace = Namespace::new();
         let container = Namespace::new();
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        let host = Self { number, namespace, container, folder };
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let host = Self { number, namespace, container, dir };
         host.container.enable_ipv6();
         let network = &host.namespace;
-        plug(switch, network, number, underlay);
+        connect_to_switch(switch, network, number, underlay);
         network.run("ip link add m-vxlan-1 type bridge");
         network.run("ip link set m-vxlan-1 up");
         network.run(&format!("ip addr add 192.168.{number}.1/25 dev m-vxlan-1"));
@@ -220,7 +227,7 @@ impl Host {
         host
     }
 
-    /// Address of the container.
+    /// IPv4 address of the container.
     pub(crate) fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, self.number, 2)
     }
@@ -229,30 +236,32 @@ impl Host {
         Ipv6Addr::new(0xfd01, 0xb, 0, 0, self.number.into(), 0, 0, 2)
     }
 
-    /// In a namespace other than that of the first process no file in `/etc` is written.
+    /// Host settings. Only in the namespace of process 1 do they write files in `/etc`.
     pub(crate) fn settings(&self) -> HostSettings {
-        HostSettings::new(self.folder.path())
+        HostSettings::new(self.dir.path())
     }
 
     pub(crate) fn apply_settings(&self, desired: &Desired) {
         let settings = self.settings();
-        self.namespace.inside(|| settings.apply(desired)).expect("root may set everything");
+        self.namespace
+            .inside(|| settings.apply(desired))
+            .expect("permission to write host settings");
     }
 
-    /// One verification by a dataplane that knows nothing yet, as after a restart.
+    /// Verifies once with a new dataplane, as after a restart of the agent.
     pub(crate) fn verify(&self, desired: &Desired) -> Report {
         self.namespace.inside(|| {
-            let mut dataplane = Dataplane::open().expect("there is netlink");
+            let mut dataplane = Dataplane::open().expect("a netlink socket");
             let desired = Arc::new(desired.clone());
-            dataplane.verify(&desired).expect("the kernel's state can be read")
+            dataplane.verify(&desired).expect("kernel state is readable")
         })
     }
 
-    pub(crate) fn container_reaches(&self, address: &str, size: u32) -> bool {
-        reaches(&self.container, address.parse().expect("it is an address"), size)
+    pub(crate) fn container_can_ping(&self, address: &str, size: u32) -> bool {
+        can_ping(&self.container, address.parse().expect("a valid address"), size)
     }
 
-    /// All that a dataplane could have changed, in words.
+    /// Lists all kernel state that a dataplane could have changed.
     pub(crate) fn dump(&self) -> String {
         let lines = [
             "ip -d link show",
@@ -266,21 +275,23 @@ impl Host {
             "nft list ruleset",
             "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv6.conf.eth0.accept_ra",
         ];
-        let dump = |line: &&str| format!("# {line}\n{}", settled(&self.namespace.run(line)));
+        let dump = |line: &&str| {
+            format!("# {line}\n{}", without_volatile_fields(&self.namespace.run(line)))
+        };
         lines.iter().map(dump).collect()
     }
 }
 
-/// A listing without what changes by itself.
-pub(crate) fn settled(listing: &str) -> String {
+/// Removes the fields that change without a cause, such as timers, from a listing.
+pub(crate) fn without_volatile_fields(listing: &str) -> String {
     let line = |line: &str| {
         let mut is_value = false;
         let words = line.split(' ').filter(|word| {
-            let is_left_out = is_value;
-            // Between a word and its value there may be several spaces.
+            let is_volatile = is_value;
+            // Several spaces can separate a keyword from its value.
             is_value =
                 word.ends_with("_timer") || *word == "state" || (is_value && word.is_empty());
-            !is_left_out
+            !is_volatile
         });
         words.collect::<Vec<_>>().join(" ") + "\n"
     };

@@ -1,27 +1,26 @@
 //! Tests against the real kernel, the real CNI plugins, a real Docker daemon and real ZooKeeper
 //! servers. They need root and the Debian packages containernetworking-plugins, docker.io,
 //! busybox-static, iproute2, ipset, iptables, nftables, zookeeper and default-jre-headless, and are
-//! run by `tests/run host`. They never pass by not running: without root or a package they fail.
+//! run by `tests/run host`. Without root or a package the tests fail; they are never skipped.
 //!
-//! Everything happens in network namespaces of their own, the machine's own is not touched; only
-//! ZooKeeper and what talks to it is on loopback ports. What a test makes is gone when it ends,
-//! also when it fails.
-
+//! Every test uses network namespaces of its own and leaves the machine's own namespace alone. Only
+//! ZooKeeper and its clients use loopback ports of the machine. A test removes its processes,
+//! namespaces and files when it ends, also after a failure.
 mod agent;
 mod clean;
 mod cluster;
 mod cni;
 mod dataplane;
-mod dataplane_refused;
+mod dataplane_errors;
 mod demo;
 mod docker;
+mod docker_daemon;
 mod doctor;
-mod engine;
 mod ensemble;
 mod firewall;
 mod firewall_docker;
 mod hosts;
 mod namespace;
-mod program;
+mod process;
 mod traffic;
 mod zookeeper;

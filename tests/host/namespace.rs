@@ -1,4 +1,4 @@
-//! Network namespaces and programs in them.
+//! Network namespaces, and commands that run in them.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sched::CloneFlags;
 
-/// The busybox of the package busybox-static, which has ping and runs in a container without
+/// The program of the package busybox-static. It has ping, and runs in a container without
 /// libraries.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
-/// Fails unless we are root and `files` exist.
-pub(crate) fn demand(files: &[&str]) {
+/// Fails unless the test runs as root and all of `files` exist.
+pub(crate) fn require_root_and_files(files: &[&str]) {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test makes network namespaces, which needs root: run 'tests/run host' as root"
@@ -26,10 +26,10 @@ pub(crate) fn demand(files: &[&str]) {
     }
 }
 
-/// A network namespace. One that the test made is removed with all its devices at its end.
+/// A network namespace. Dropping a namespace that the test created removes it with all its devices.
 pub(crate) struct Namespace {
     path: PathBuf,
-    /// Its name, if it is the test's own.
+    /// The name, if the test created the namespace.
     name: Option<String>,
 }
 
@@ -44,16 +44,16 @@ impl Namespace {
         namespace
     }
 
-    /// That of a process that runs, such as the first of a container.
+    /// Returns the namespace of a running process, such as the first process of a container.
     pub(crate) fn of_process(pid: &str) -> Self {
         Self { path: Path::new("/proc").join(pid).join("ns/net"), name: None }
     }
 
-    /// Switches IPv6 on, which is off in a namespace where it is off in that of the machine.
+    /// Enables IPv6. A new namespace has IPv6 disabled if the machine has.
     pub(crate) fn enable_ipv6(&self) {
         self.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
         self.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
-        // A bridge does not ask for neighbours while it makes sure of its own address.
+        // A bridge resolves no neighbors during duplicate address detection of its own address.
         self.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
     }
 
@@ -61,46 +61,47 @@ impl Namespace {
         self.path.clone()
     }
 
-    /// A command in this namespace. By nsenter, since `ip netns exec` gives the program a view of
-    /// /sys of its own, in which dockerd finds no control groups.
+    /// Builds a command that runs in this namespace. The command uses nsenter: `ip netns exec`
+    /// mounts another /sys, in which dockerd finds no control groups.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
         command
     }
 
-    /// What `act` returns, done by a thread of this process that is in this namespace.
+    /// Runs `act` on a thread of this process inside this namespace, and returns the result.
     pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let enter = || {
-            let namespace = std::fs::File::open(self.path()).expect("it is there");
-            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may enter");
+            let namespace = std::fs::File::open(self.path()).expect("an existing namespace");
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET)
+                .expect("permission to enter the namespace");
             act()
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new();
-            let thread = thread.spawn_scoped(scope, enter).expect("there is room for a thread");
+            let thread = thread.spawn_scoped(scope, enter).expect("a thread");
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
-    /// Runs the words of `line` as a command that must succeed.
+    /// Runs the words of `line` as a command that must succeed. Returns its output.
     pub(crate) fn run(&self, line: &str) -> String {
         let words: Vec<&str> = line.split_whitespace().collect();
         self.succeed(words[0], &words[1..])
     }
 
-    /// Output of a program that must succeed.
+    /// Runs a program that must succeed. Returns its output.
     pub(crate) fn succeed(&self, program: &str, arguments: &[&str]) -> String {
         succeed(self.command(program).args(arguments))
     }
 
-    /// Whether `address` answers.
+    /// Returns whether `address` answers a ping.
     pub(crate) fn can_reach(&self, address: &str) -> bool {
         let ping = ["ping", "-c", "1", "-W", "5", address];
         run(self.command(BUSYBOX).args(ping), "").status.success()
     }
 
-    /// Names of the devices, the loopback device left out.
+    /// Lists the names of the devices, without the loopback device.
     pub(crate) fn devices(&self) -> Vec<String> {
         let links = self.succeed("ip", &["-json", "link", "show"]);
         let links: serde_json::Value = serde_json::from_str(&links).expect("ip prints JSON");
@@ -121,7 +122,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs `command` to its end with `input`.
+/// Runs `command` to its end with `input` as standard input.
 pub(crate) fn run(command: &mut Command, input: &str) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
@@ -129,14 +130,14 @@ pub(crate) fn run(command: &mut Command, input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let mut stdin = child.stdin.take().expect("it was asked for");
-    // A program that does not read its input has closed it by now.
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // The write fails if the program has closed its standard input.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Output of a command that must succeed.
+/// Runs a command that must succeed. Returns its output.
 pub(crate) fn succeed(command: &mut Command) -> String {
     let output = run(command, "");
     assert!(output.status.success(), "{command:?}: {output:?}");

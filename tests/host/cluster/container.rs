@@ -1,4 +1,4 @@
-//! A container in one of the overlays, and what reaches it.
+//! A container that is connected to an overlay.
 
 use std::fs;
 use std::net::IpAddr;
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::Host;
 use crate::cni::plugin;
-use crate::engine::IMAGE;
+use crate::docker_daemon::IMAGE;
 use crate::namespace::Namespace;
 
-/// MTU of the containers, unless configured.
+/// Default MTU of containers.
 const MTU: u32 = 1420;
 
 pub(super) struct Container {
@@ -20,29 +20,29 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// One of the MesosContainerizer: a namespace that the plugin puts on the network, as the file
-    /// says that the agent wrote.
-    pub(super) fn of_mesos(host: &Host, overlay: &str) -> Self {
+    /// Connects a namespace to the overlay with the plugin and the CNI configuration that the agent
+    /// wrote, as the MesosContainerizer does.
+    pub(super) fn for_mesos(host: &Host, overlay: &str) -> Self {
         let namespace = Namespace::new();
         let result = plugin(host.namespace(), "ADD", &configuration(host, overlay), &namespace);
         let address = result["ip4"]["ip"].as_str().and_then(|text| text.split_once('/'));
         let (address, _) = address.expect("an address with a length");
-        let addresses = vec![address.parse().expect("it is an address")];
+        let addresses = vec![address.parse().expect("a valid address")];
         Self { name: format!("{} mesos {overlay}", host.number), namespace, addresses }
     }
 
-    /// One of the DockerContainerizer, which goes with its daemon.
-    pub(super) fn of_docker(host: &Host, overlay: &str) -> Self {
-        let engine = &host.engine;
-        // Killed at the end: the first process of a container does not hear SIGTERM.
+    /// Starts a Docker container, which ends with its daemon.
+    pub(super) fn for_docker(host: &Host, overlay: &str) -> Self {
+        let daemon = &host.daemon;
+        // The container needs SIGKILL: process 1 of a container ignores SIGTERM by default.
         let run = ["run", "-d", "--stop-signal", "KILL", "--name", overlay, "--net", overlay];
-        engine.succeed(&[&run[..], &[IMAGE, "/bin/busybox", "sleep", "600"]].concat());
+        daemon.succeed(&[&run[..], &[IMAGE, "/bin/busybox", "sleep", "600"]].concat());
         let inspect = |format: &str| {
-            engine.succeed(&["inspect", "--format", format, overlay]).trim().to_owned()
+            daemon.succeed(&["inspect", "--format", format, overlay]).trim().to_owned()
         };
         let network = format!("index .NetworkSettings.Networks \"{overlay}\"");
-        let of = |key: &str| inspect(&format!("{{{{({network}).{key}}}}}"));
-        let addresses = [of("IPAddress"), of("GlobalIPv6Address")];
+        let field = |key: &str| inspect(&format!("{{{{({network}).{key}}}}}"));
+        let addresses = [field("IPAddress"), field("GlobalIPv6Address")];
         Self {
             name: format!("{} docker {overlay}", host.number),
             namespace: Namespace::of_process(&inspect("{{.State.Pid}}")),
@@ -50,7 +50,7 @@ impl Container {
         }
     }
 
-    /// It leaves the network.
+    /// Disconnects the container from the overlay.
     pub(super) fn leave(self, host: &Host, overlay: &str) {
         plugin(host.namespace(), "DEL", &configuration(host, overlay), &self.namespace);
     }
@@ -59,19 +59,19 @@ impl Container {
         self.addresses[0]
     }
 
-    pub(super) fn has(&self, family: &IpAddr) -> bool {
+    pub(super) fn has_family_of(&self, family: &IpAddr) -> bool {
         self.addresses.iter().any(|address| address.is_ipv4() == family.is_ipv4())
     }
 }
 
-/// What the agent wrote for Mesos.
+/// Reads the CNI configuration that the agent wrote.
 fn configuration(host: &Host, overlay: &str) -> Value {
-    let path = host.engine.path("cni").join(format!("{overlay}.conf"));
-    let content = fs::read(path).expect("the agent wrote it");
-    serde_json::from_slice(&content).expect("it is JSON")
+    let path = host.daemon.path("cni").join(format!("{overlay}.conf"));
+    let content = fs::read(path).expect("file written by the agent");
+    serde_json::from_slice(&content).expect("valid JSON")
 }
 
-/// Payloads of a ping to this address: a small one, and one that fills a packet of a container.
-pub(super) const fn sizes(address: &IpAddr) -> [u32; 2] {
+/// Returns the payload sizes of pings to this address: a small one, and the largest for the MTU.
+pub(super) const fn ping_sizes(address: &IpAddr) -> [u32; 2] {
     [16, MTU - if address.is_ipv4() { 28 } else { 48 }]
 }

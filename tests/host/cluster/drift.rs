@@ -1,21 +1,20 @@
-//! What somebody else does to a host on which the agent runs, and how long it takes until all is
-//! right again.
+//! Changes that other processes make on an agent's host, and the time until the agent has repaired
+//! them.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::reach::assert_all_answer;
+use super::reachability::assert_all_reachable;
 use super::{Cluster, Host};
 use crate::hosts::Underlay;
 use crate::namespace::run;
-use crate::traffic::{now, wait};
+use crate::traffic::{now, sleep};
 
-/// A second is promised. This is for a machine that is busy with other things.
+/// Time limit for a repair on a busy machine. The specified time is one second.
 const BOUND: Duration = Duration::from_secs(5);
-/// What is shown of a host whose agent works: links without what counts and without indices, and
-/// all that is ours.
+/// Lists the managed objects of a host, without counters and indices.
 const DUMP: &str = "\
     ip -d link show vtep1024 | sed 's/^[0-9]*: //'
     ip addr show vtep1024 | grep inet | grep -v fe80
@@ -27,7 +26,7 @@ const DUMP: &str = "\
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.vtep1024.rp_filter
     sysctl net.ipv6.conf.vtep1024.disable_ipv6";
 
-/// What somebody does on each of three hosts, and what is different then for good.
+/// A command, and the part of the listing that it changes for good: the text before and after.
 type Drift = (&'static str, Option<(&'static str, &'static str)>);
 const DRIFTS: [[Drift; 7]; 3] = [
     [
@@ -62,52 +61,53 @@ const DRIFTS: [[Drift; 7]; 3] = [
 fn dump(host: &Host) -> String {
     let mut command = host.namespace().command("sh");
     let output = run(command.args(["-c", DUMP]), "");
-    // In no order of its own.
+    // Sort the lines, since the listings have no fixed order.
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut lines: Vec<_> = text.lines().map(str::trim_end).collect();
     lines.sort_unstable();
     lines.join("\n")
 }
 
-/// The time until the host is as before, or the difference.
-fn repaired(host: &Host, right: &str, act: impl FnOnce()) -> Result<Duration, String> {
+/// Runs `act` and returns the time until the listing is as expected, or the difference after a
+/// timeout.
+fn measure_repair(host: &Host, expected: &str, act: impl FnOnce()) -> Result<Duration, String> {
     let start = now();
     act();
     loop {
         let shown = dump(host);
-        let took = start.elapsed();
-        if shown == right {
-            return Ok(took);
+        let elapsed = start.elapsed();
+        if shown == expected {
+            return Ok(elapsed);
         }
-        if took > BOUND {
-            let missing = right.lines().filter(|line| !shown.contains(line));
-            let surplus = shown.lines().filter(|line| !right.contains(line));
+        if elapsed > BOUND {
+            let missing = expected.lines().filter(|line| !shown.contains(line));
+            let surplus = shown.lines().filter(|line| !expected.contains(line));
             let lines: Vec<_> = missing
                 .map(|line| format!("-{line}"))
                 .chain(surplus.map(|line| format!("+{line}")))
                 .collect();
             return Err(lines.join("\n"));
         }
-        wait(Duration::from_millis(5));
+        sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-#[ignore = "host"]
-fn every_drift_is_repaired_within_a_second_of_the_event() {
+#[ignore = "needs root and packages: tests/run host"]
+fn agent_repairs_drift_within_time_limit() {
     let cluster = Cluster::started(3, Underlay::V4);
-    let containers = cluster.containers();
+    let containers = cluster.add_containers();
     let mut table = String::new();
     let mut failed = String::new();
     for (host, drifts) in cluster.hosts.iter().zip(DRIFTS) {
-        let mut right = dump(host);
+        let mut expected = dump(host);
         for (drift, difference) in drifts {
             if let Some((before, after)) = difference {
-                right = right.replace(before, after);
+                expected = expected.replace(before, after);
             }
-            match repaired(host, &right, || drop(host.namespace().run(drift))) {
-                Ok(took) => {
-                    let _ = writeln!(table, "{:>6} ms  {drift}", took.as_millis());
+            match measure_repair(host, &expected, || drop(host.namespace().run(drift))) {
+                Ok(elapsed) => {
+                    let _ = writeln!(table, "{:>6} ms  {drift}", elapsed.as_millis());
                 }
                 Err(difference) => {
                     let _ = writeln!(failed, "{drift}\n{difference}");
@@ -117,17 +117,17 @@ fn every_drift_is_repaired_within_a_second_of_the_event() {
     }
     eprintln!("{table}");
     assert!(failed.is_empty(), "not repaired:\n{failed}\n{}", cluster.logs());
-    assert_all_answer(&cluster, &containers);
+    assert_all_reachable(&cluster, &containers);
 }
 
 #[test]
-#[ignore = "host"]
-fn what_was_lost_because_a_buffer_ran_over_is_found_all_the_same() {
+#[ignore = "needs root and packages: tests/run host"]
+fn drift_during_netlink_overflow_is_repaired() {
     const ROUTES: u32 = 50_000;
     let cluster = Cluster::started(2, Underlay::V4);
     let host = cluster.host(1);
-    let right = dump(host);
-    let agent = host.agent.as_ref().expect("it runs");
+    let expected = dump(host);
+    let agent = host.agent.as_ref().expect("a running agent");
     agent.signal(Signal::STOP);
     let route = |number: u32| {
         format!("route add 11.{}.{}.{}/32 dev lo\n", number >> 16, number >> 8 & 255, number & 255)
@@ -139,9 +139,9 @@ fn what_was_lost_because_a_buffer_ran_over_is_found_all_the_same() {
     let drops =
         |line: &str| line.split_whitespace().nth(8).and_then(|word| word.parse::<u64>().ok());
     let dropped: u64 = sockets.lines().filter_map(drops).sum();
-    assert!(dropped > 0, "the buffer had room for all of it:\n{sockets}");
+    assert!(dropped > 0, "no event was dropped:\n{sockets}");
     host.namespace().run("ip route flush proto 109");
-    let took = repaired(host, &right, || agent.signal(Signal::CONT));
-    eprintln!("repaired in {took:?} after {dropped} lost events");
-    took.unwrap_or_else(|difference| panic!("{difference}\n{}", cluster.logs()));
+    let elapsed = measure_repair(host, &expected, || agent.signal(Signal::CONT));
+    eprintln!("repaired in {elapsed:?} after {dropped} lost events");
+    elapsed.unwrap_or_else(|difference| panic!("{difference}\n{}", cluster.logs()));
 }

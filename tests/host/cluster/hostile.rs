@@ -1,5 +1,5 @@
-//! Messages about peers that nobody should believe: from strangers, and from a master that has gone
-//! mad. An agent takes of them what can be true, names the rest, and its host is not cut off.
+//! False messages to an agent: from foreign senders, and from a faulty master. The agent applies
+//! valid entries only and reports the rest, and its host stays reachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
@@ -15,16 +15,17 @@ use mesos_network_overlay::tunnel::Peer;
 use mesos_network_overlay::wire::{decode_agent, encode_message, parse_json};
 use serde_json::Value;
 
-use super::{Cluster, MASTER_AT};
-use crate::hosts::{Underlay, plug};
+use super::container::Container;
+use super::{Cluster, MASTER_ADDRESS};
+use crate::hosts::{Underlay, connect_to_switch};
 use crate::namespace::Namespace;
-use crate::traffic::reaches;
+use crate::traffic::can_ping;
 
-/// An agent at `ip` with this VTEP, MAC, and subnet of the first overlay.
+/// A claimed agent: IP address, VTEP address, MAC, and subnet of the first overlay.
 type Claim = ([u8; 4], [u8; 4], &'static str, &'static str);
-const HONEST: Claim = ([10, 0, 0, 2], [44, 128, 0, 2], "70:b3:d5:80:00:02", "192.168.1.0/24");
-/// What each of them claims, and what is said of it.
-const HOSTILE: [(Claim, &str); 7] = [
+const HONEST_CLAIM: Claim = ([10, 0, 0, 2], [44, 128, 0, 2], "70:b3:d5:80:00:02", "192.168.1.0/24");
+/// False claims, each with the problem that the agent reports.
+const HOSTILE_CLAIMS: [(Claim, &str); 7] = [
     (
         ([10, 0, 0, 60], [44, 128, 0, 1], "70:b3:d5:80:00:60", "192.168.60.0/24"),
         "agent 10.0.0.60: its VTEP address 44.128.0.1 belongs to agent 10.0.0.1: delete one of the \
@@ -62,21 +63,21 @@ const HOSTILE: [(Claim, &str); 7] = [
     ),
 ];
 
-fn table(version: u64) -> Vec<u8> {
+fn peers_message(version: u64) -> Vec<u8> {
     let info = |(ip, vtep, mac, subnet): Claim| {
         let ip = Ipv4Addr::from(ip);
         let peer = Peer {
             ip: Some(vtep.into()),
             ip6: None,
-            mac: mac.parse().expect("it is a MAC"),
+            mac: mac.parse().expect("a valid MAC"),
             subnets: vec![(
-                "vxlan-1".parse().expect("it is a name"),
-                subnet.parse().expect("it is a subnet"),
+                "vxlan-1".parse().expect("a valid overlay name"),
+                subnet.parse().expect("a valid subnet"),
             )],
         };
         (ip, PeerInfo { underlay: ip.into(), peer })
     };
-    let claims = HOSTILE.iter().map(|(claim, _)| *claim).chain([HONEST]);
+    let claims = HOSTILE_CLAIMS.iter().map(|(claim, _)| *claim).chain([HONEST_CLAIM]);
     let changed: BTreeMap<_, _> = claims.map(info).collect();
     let digests = changed.iter().map(|(ip, info)| digest_of(*ip, info));
     let digest = digests.fold(0, u64::wrapping_add);
@@ -85,8 +86,7 @@ fn table(version: u64) -> Vec<u8> {
     encode_message(&Message::UpdatePeers(Arc::new(update))).1
 }
 
-/// Sends `body` to an agent, as a message about peers of the process at `from`, and returns the
-/// answer.
+/// Sends `body` to an agent as an UpdatePeersMessage of the process at `from`. Returns the answer.
 fn send(sender: &Namespace, agent: IpAddr, from: &str, body: &[u8]) -> String {
     send_message(sender, agent, from, ("UpdatePeersMessage", body))
 }
@@ -105,66 +105,73 @@ fn send_message(
         body.len()
     );
     sender.inside(|| {
-        let mut stream = TcpStream::connect(to).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("it is a socket");
+        let mut stream = TcpStream::connect(to).expect("a connection to the agent");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket timeout");
         stream
             .write_all(head.as_bytes())
             .and_then(|()| stream.write_all(body))
-            .expect("it is taken");
+            .expect("a sent request");
         let mut answer = [0; 512];
         let count = stream.read(&mut answer).unwrap_or(0);
         String::from_utf8_lossy(&answer[..count]).into_owned()
     })
 }
 
+fn assert_two_containers_reach_each_other(cluster: &Cluster, containers: &[Container]) {
+    let [first, second] = containers else { panic!("two containers") };
+    for (from, to) in [(first, second), (second, first)] {
+        assert!(can_ping(&from.namespace, to.address(), 1392), "{}", cluster.logs());
+    }
+}
+
 #[test]
-#[ignore = "host"]
-fn of_a_hostile_message_about_peers_only_what_can_be_true_is_believed() {
+#[ignore = "needs root and packages: tests/run host"]
+fn hostile_peers_message_applies_only_valid_entries() {
     let cluster = Cluster::started(2, Underlay::V4);
-    let containers = cluster.containers();
+    let containers = cluster.add_containers();
     let host = cluster.host(1);
     let agent = Underlay::V4.address(1);
     let routes = || host.namespace().run("ip route show");
     let count = |name: &str| host.health()["counters"][name].as_u64().unwrap_or_default();
     let before = routes();
-    let master = format!("overlay-master@{MASTER_AT}");
+    let master = format!("overlay-master@{MASTER_ADDRESS}");
 
-    // From a stranger who says so, and from one who says that it is the master.
-    let stranger = Namespace::new();
-    plug(&cluster.switch, &stranger, 50, Underlay::V4);
+    // A foreign sender under its own address, and a foreign sender under the master's address.
+    let foreign_sender = Namespace::new();
+    connect_to_switch(&cluster.switch, &foreign_sender, 50, Underlay::V4);
     let honest = "overlay-master@10.0.0.50:5050";
-    assert!(send(&stranger, agent, honest, &table(1000)).contains(" 202 "));
-    cluster.wait_for("it is counted", || count("unexpected_messages") == 1);
-    assert!(!send(&stranger, agent, &master, &table(1000)).contains(" 202 "));
-    // No message at all.
+    assert!(send(&foreign_sender, agent, honest, &peers_message(1000)).contains(" 202 "));
+    cluster.wait_for("the message is counted", || count("unexpected_messages") == 1);
+    assert!(!send(&foreign_sender, agent, &master, &peers_message(1000)).contains(" 202 "));
+    // A body that is no protobuf message.
     assert!(send(&cluster.namespace, agent, &master, b"\xffno message").contains(" 202 "));
-    cluster.wait_for("it is counted", || count("malformed_messages") == 1);
+    cluster.wait_for("the message is counted", || count("malformed_messages") == 1);
     assert_eq!(routes(), before);
     assert_eq!(host.health()["status"], "ok", "{}", cluster.logs());
 
-    // From the master's own address.
-    assert!(send(&cluster.namespace, agent, &master, &table(1000)).contains(" 202 "));
+    // The same message from the master's own address.
+    assert!(send(&cluster.namespace, agent, &master, &peers_message(1000)).contains(" 202 "));
     cluster.wait_for_status(1, "vxlan-1", |status| {
         status.starts_with("agent 10.0.0.6") && status.ends_with("see the agent's health")
     });
     let problems = host.health()["problems"].to_string();
-    for (_, reason) in HOSTILE {
+    for (_, reason) in HOSTILE_CLAIMS {
         assert!(problems.contains(reason), "{reason}\n{problems}");
     }
     let status = cluster.status(1, "vxlan-2");
-    assert_eq!(status, "STATUS_OK", "nothing was said of this one");
+    assert_eq!(status, "STATUS_OK", "a false claim affected the other overlay");
     let after = routes();
     let surplus: Vec<_> = after.lines().filter(|line| !before.contains(line)).collect();
     assert!(surplus.is_empty(), "{surplus:#?}");
-    for (one, other) in [(0, 1), (1, 0)] {
-        let address = containers[other].address();
-        assert!(reaches(&containers[one].namespace, address, 1392), "{}", cluster.logs());
-    }
-    assert!(reaches(host.namespace(), Underlay::V4.address(100), 16), "nor is it cut off");
+    assert_two_containers_reach_each_other(&cluster, &containers);
+    assert!(
+        can_ping(host.namespace(), Underlay::V4.address(100), 16),
+        "the agent's host lost the master"
+    );
 }
 
-/// What the master assigned to the first agent, as the agent shows it.
-fn assigned(cluster: &Cluster) -> Vec<Assignment> {
+/// Returns the assignments of the first agent.
+fn assignments_of_first_agent(cluster: &Cluster) -> Vec<Assignment> {
     let shown = Value::Object(
         [
             ("ip".to_owned(), Underlay::V4.address(1).to_string().into()),
@@ -173,40 +180,40 @@ fn assigned(cluster: &Cluster) -> Vec<Assignment> {
         .into_iter()
         .collect(),
     );
-    let shown = parse_json(shown.to_string().as_bytes()).expect("it is an agent");
-    decode_agent(&shown).expect("it is an agent").overlays
+    let shown = parse_json(shown.to_string().as_bytes()).expect("a valid agent");
+    decode_agent(&shown).expect("a valid agent").overlays
 }
 
-/// An assignment of a kind that no configuration has, under another name and in other space.
-fn other(like: &Assignment, name: &str, number: u8) -> Assignment {
-    let mut other = like.clone();
-    let subnet = |text: String| Some(text.parse().expect("it is a subnet"));
-    other.overlay.name = name.parse().expect("it is a name");
-    let space = format!("172.20.{number}.0/24").parse().expect("it is a subnet");
-    other.overlay.range = Some(AddressRange { subnet: space, prefix: 24 });
-    other.subnet = Some(space);
-    let name = &other.overlay.name;
+/// Copies an assignment to another overlay name and other subnets.
+fn copy_assignment(original: &Assignment, name: &str, number: u8) -> Assignment {
+    let mut copy = original.clone();
+    let subnet = |text: String| Some(text.parse().expect("a valid subnet"));
+    copy.overlay.name = name.parse().expect("a valid overlay name");
+    let space = format!("172.20.{number}.0/24").parse().expect("a valid subnet");
+    copy.overlay.range = Some(AddressRange { subnet: space, prefix: 24 });
+    copy.subnet = Some(space);
+    let name = &copy.overlay.name;
     let (mesos, docker) = (name.mesos_bridge(), name.docker_bridge());
     for (bridge, name, half) in [
-        (&mut other.mesos_bridge, mesos, subnet(format!("172.20.{number}.0/25"))),
-        (&mut other.docker_bridge, docker, subnet(format!("172.20.{number}.128/25"))),
+        (&mut copy.mesos_bridge, mesos, subnet(format!("172.20.{number}.0/25"))),
+        (&mut copy.docker_bridge, docker, subnet(format!("172.20.{number}.128/25"))),
     ] {
         let Some(bridge) = bridge else { continue };
         (bridge.name, bridge.subnet) = (name, half);
     }
-    other
+    copy
 }
 
 #[test]
-#[ignore = "host"]
-fn hostile_assignments_make_no_device_and_containers_go_on() {
+#[ignore = "needs root and packages: tests/run host"]
+fn hostile_assignments_create_no_device() {
     let cluster = Cluster::started(2, Underlay::V4);
-    let containers = cluster.containers();
+    let containers = cluster.add_containers();
     let host = cluster.host(1);
     let agent = Underlay::V4.address(1);
-    let master = format!("overlay-master@{MASTER_AT}");
-    let honest = assigned(&cluster);
-    let like = honest.first().expect("something is assigned");
+    let master = format!("overlay-master@{MASTER_ADDRESS}");
+    let honest = assignments_of_first_agent(&cluster);
+    let original = honest.first().expect("an assignment");
     let devices = || {
         let shown = host.namespace().run("ip -br link show");
         let names = shown.lines().filter_map(|line| line.split_whitespace().next());
@@ -220,33 +227,34 @@ fn hostile_assignments_make_no_device_and_containers_go_on() {
         assert!(send_message(&cluster.namespace, agent, &master, message).contains(" 202 "));
     };
 
-    // More than a network has: nothing of it is used.
-    let many = (0..500).map(|number| other(like, &format!("o{number}"), 0));
+    // More overlays than a network may have: the agent applies none of them.
+    let many = (0..500).map(|number| copy_assignment(original, &format!("o{number}"), 0));
     update(many.collect());
     let refused = "overlays: has more than 128 entries: what is configured stays";
-    cluster.wait_for("it is refused", || host.health()["problems"].to_string().contains(refused));
+    cluster.wait_for("the assignment is refused", || {
+        host.health()["problems"].to_string().contains(refused)
+    });
     assert_eq!((devices(), routes()), before);
 
-    // Each has something that would cut the host off, or touch a device of the host.
-    let device = |name: &str| name.parse().expect("it is the name of a device");
-    let mut eth0 = other(like, "eth", 1);
-    eth0.mesos_bridge.as_mut().expect("it is assigned").name = device("eth0");
-    let mut lo = other(like, "lo", 2);
-    (lo.vtep.device, lo.vtep.vni) = (device("lo"), Vni::new(7).expect("it is a VNI"));
-    let mut loopback = other(like, "loopback", 3);
+    // Each assignment would cut the host off, or change a foreign device.
+    let device = |name: &str| name.parse().expect("a valid device name");
+    let mut eth0 = copy_assignment(original, "eth", 1);
+    eth0.mesos_bridge.as_mut().expect("an assigned bridge").name = device("eth0");
+    let mut lo = copy_assignment(original, "lo", 2);
+    (lo.vtep.device, lo.vtep.vni) = (device("lo"), Vni::new(7).expect("a valid VNI"));
+    let mut loopback = copy_assignment(original, "loopback", 3);
     loopback.overlay.range =
-        Some(AddressRange { subnet: "127.0.0.0/8".parse().expect("it is a subnet"), prefix: 24 });
+        Some(AddressRange { subnet: "127.0.0.0/8".parse().expect("a valid subnet"), prefix: 24 });
     let bad = [eth0, lo, loopback];
     update(honest.iter().cloned().chain(bad.clone()).collect());
     for assignment in bad {
         let name = assignment.name();
         let reason = format!("{name}: the master's assignment is beyond the limits of a network: ");
-        cluster.wait_for("it is named", || host.health()["problems"].to_string().contains(&reason));
+        cluster.wait_for("health names the overlay", || {
+            host.health()["problems"].to_string().contains(&reason)
+        });
     }
     cluster.wait_for_status(1, "vxlan-1", |status| status == "STATUS_OK");
     assert_eq!((devices(), routes()), before);
-    for (one, other) in [(0, 1), (1, 0)] {
-        let address = containers[other].address();
-        assert!(reaches(&containers[one].namespace, address, 1392), "{}", cluster.logs());
-    }
+    assert_two_containers_reach_each_other(&cluster, &containers);
 }

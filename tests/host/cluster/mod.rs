@@ -1,14 +1,14 @@
-//! The whole system: a master and an agent on each of several hosts, all of them real processes in
-//! network namespaces that a switch connects, with containers by the real CNI plugins and by real
-//! Docker daemons. Nothing is programmed but by the agents.
+//! The whole system: a master on a host of its own, and an agent on each of several hosts. All are
+//! real processes in network namespaces that a switch connects. The real CNI plugins and real
+//! Docker daemons create the containers. Only the agents program the kernel.
 
 mod collision;
 mod container;
 mod drift;
 mod faults;
 mod hostile;
-mod members;
-mod reach;
+mod membership;
+mod reachability;
 mod restart;
 mod vni;
 
@@ -20,129 +20,135 @@ use serde_json::{Value, json};
 
 use self::container::Container;
 use crate::cni::PLUGINS;
-use crate::engine::{DOCKER, Engine, PATIENCE, pause};
-use crate::hosts::{Underlay, plug, switch};
-use crate::namespace::{BUSYBOX, Namespace, demand, run, succeed};
-use crate::program::{PROGRAM, Running};
+use crate::docker_daemon::{DOCKER, DockerDaemon, TIMEOUT, sleep_poll_interval};
+use crate::hosts::{Underlay, connect_to_switch, switch};
+use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
+use crate::process::{PROGRAM, Process};
 
-/// Both families, and an overlay that has but one.
+/// A network with an overlay of IPv4 and IPv6, and an overlay of IPv4 only.
 const NETWORK: &str = r#"
     { "vtep_subnet": "44.128.0.0/16", "vtep_subnet6": "fd01:a::/64",
       "vtep_mac_oui": "70:B3:D5:00:00:00",
       "overlays": [ { "name": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24,
                       "subnet6": "fd01:b::/64", "prefix6": 80 },
                     { "name": "vxlan-2", "subnet": "192.168.128.0/17", "prefix": 24 } ] }"#;
-/// How many subnets of it each agent has.
-const SUBNETS: usize = 3;
-/// The number of the host of the master.
-const MASTER: u8 = 100;
-const MASTER_AT: &str = "10.0.0.100:5050";
+/// Number of subnets that each agent receives of this network.
+const SUBNETS_PER_AGENT: usize = 3;
+/// Number of the master's host.
+const MASTER_HOST: u8 = 100;
+const MASTER_ADDRESS: &str = "10.0.0.100:5050";
 
-/// The hosts, and the master on one of its own.
+/// The hosts of the agents, and the host of the master.
 struct Cluster {
-    /// Stopped before their hosts are taken away.
-    master: Option<Running>,
+    /// The first field, so that the master stops before its namespace is removed.
+    master: Option<Process>,
     hosts: Vec<Host>,
     switch: Namespace,
     namespace: Namespace,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     underlay: Underlay,
 }
 
 /// A host, with or without Docker.
 struct Host {
     number: u8,
-    agent: Option<Running>,
-    engine: Engine,
+    agent: Option<Process>,
+    daemon: DockerDaemon,
     /// The agent_config, which a test may change before it starts the agent.
     config: Value,
 }
 
 impl Cluster {
-    /// A master that runs, and nobody else.
+    /// Starts a master. There are no agents yet.
     fn new(underlay: Underlay) -> Self {
         Self::with_network(underlay, NETWORK)
     }
 
     fn with_network(underlay: Underlay, network: &str) -> Self {
-        demand(&[BUSYBOX, &format!("{PLUGINS}/bridge"), &format!("{PLUGINS}/host-local")]);
+        require_root_and_files(&[
+            BUSYBOX,
+            &format!("{PLUGINS}/bridge"),
+            &format!("{PLUGINS}/host-local"),
+        ]);
         let (switch, namespace) = (switch(), Namespace::new());
-        plug(&switch, &namespace, MASTER, Underlay::V4);
-        let folder = tempfile::tempdir().expect("a temporary directory");
-        fs::write(folder.path().join("network.json"), network).expect("a network file");
+        connect_to_switch(&switch, &namespace, MASTER_HOST, Underlay::V4);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join("network.json"), network).expect("a network file");
         let mut cluster =
-            Self { master: None, hosts: Vec::new(), switch, namespace, folder, underlay };
+            Self { master: None, hosts: Vec::new(), switch, namespace, dir, underlay };
         cluster.start_master();
         cluster
     }
 
-    /// A cluster whose agents, on hosts without Docker, have made everything.
+    /// Starts a master and agents on hosts without Docker, and waits until all agents are ready.
     fn started(count: u8, underlay: Underlay) -> Self {
         let mut cluster = Self::new(underlay);
         for number in 1..=count {
-            cluster.add(number);
+            cluster.add_host(number);
         }
         cluster.start_agents();
         cluster.wait_until_ok();
         cluster
     }
 
-    /// Starts them one after the other, so that what each is assigned goes by its number.
+    /// Starts the agents one after another, so that addresses are allocated in the order of the
+    /// hosts.
     fn start_agents(&mut self) {
         for index in 0..self.hosts.len() {
             self.hosts[index].start_agent();
             let number = self.hosts[index].number;
-            self.wait_for("it is assigned", || !self.overlays(number).is_empty());
+            self.wait_for("the agent has an assignment", || !self.overlays(number).is_empty());
         }
     }
 
     fn start_master(&mut self) {
-        let path = |name: &str| self.folder.path().join(name);
+        let path = |name: &str| self.dir.path().join(name);
         let (config, work) = (path("network.json"), path("work"));
-        let text = |path: &std::path::Path| path.to_str().expect("it is text").to_owned();
-        let arguments = ["--config", &text(&config), "--work-dir", &text(&work)];
-        let arguments = [&["master", "--listen", MASTER_AT][..], &arguments[..]].concat();
-        self.master = Some(Running::start(&self.namespace, &path("log"), "", &arguments));
+        let path_text = |path: &std::path::Path| path.to_str().expect("a UTF-8 path").to_owned();
+        let arguments = ["--config", &path_text(&config), "--work-dir", &path_text(&work)];
+        let arguments = [&["master", "--listen", MASTER_ADDRESS][..], &arguments[..]].concat();
+        self.master = Some(Process::start(&self.namespace, &path("log"), "", &arguments));
     }
 
-    /// A host without Docker, whose agent is not started yet.
-    fn add(&mut self, number: u8) -> &mut Host {
-        let engine = Engine::down();
-        plug(&self.switch, &engine.namespace, number, Underlay::V4);
+    /// Adds a host without Docker. Does not start its agent.
+    fn add_host(&mut self, number: u8) -> &mut Host {
+        let daemon = DockerDaemon::stopped();
+        connect_to_switch(&self.switch, &daemon.namespace, number, Underlay::V4);
         let mut config = json!({
-            "master": MASTER_AT,
-            "cni_dir": engine.path("cni"),
-            "cni_data_dir": engine.path("leases"),
+            "master": MASTER_ADDRESS,
+            "cni_dir": daemon.path("cni"),
+            "cni_data_dir": daemon.path("leases"),
             "cni_plugins_dir": PLUGINS,
             "docker": DOCKER,
-            "state_dir": engine.path("state"),
+            "state_dir": daemon.path("state"),
             "network_config": { "docker_bridge": false },
         });
         if self.underlay == Underlay::V6 {
-            self.underlay.assign(&engine.namespace, number);
+            self.underlay.add_address(&daemon.namespace, number);
             config["underlay"] = json!(self.underlay.address(number));
         }
-        self.hosts.push(Host { number, agent: None, engine, config });
-        self.hosts.last_mut().expect("it was added")
+        self.hosts.push(Host { number, agent: None, daemon, config });
+        self.hosts.last_mut().expect("an added host")
     }
 
-    /// A subcommand on the host of the master.
-    fn ask(&self, arguments: &[&str]) -> String {
+    /// Runs a subcommand on the master's host.
+    fn run_subcommand(&self, arguments: &[&str]) -> String {
         let mut command = self.namespace.command(PROGRAM);
-        succeed(command.args(arguments).args(["--master", MASTER_AT]))
+        succeed(command.args(arguments).args(["--master", MASTER_ADDRESS]))
     }
 
-    /// What the master shows of an agent's overlays; nothing if it does not answer.
+    /// Returns the agent's overlays as the master shows them, or none if the master does not
+    /// answer.
     fn overlays(&self, number: u8) -> Vec<Value> {
         let mut command = self.namespace.command(PROGRAM);
         let ip = Underlay::V4.address(number).to_string();
-        let arguments = ["state", "--json", "--master", MASTER_AT, "--agent", &ip];
+        let arguments = ["state", "--json", "--master", MASTER_ADDRESS, "--agent", &ip];
         let output = run(command.args(arguments), "");
         let agent: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         agent["overlays"].as_array().cloned().unwrap_or_default()
     }
 
-    /// The status of an overlay of an agent as the master shows it: with the reason of a failure.
+    /// Returns the status of an agent's overlay as the master shows it, or the error of a failure.
     fn status(&self, number: u8, overlay: &str) -> String {
         let overlays = self.overlays(number);
         let found = overlays.iter().find(|found| found["info"]["name"] == overlay);
@@ -154,7 +160,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until all agents have reported both overlays, and know of each other.
+    /// Waits until all agents have reported both overlays as ready, and know each other.
     fn wait_until_ok(&self) {
         for host in &self.hosts {
             for overlay in ["vxlan-1", "vxlan-2"] {
@@ -168,58 +174,58 @@ impl Cluster {
                 let is_ok = health["status"] == "ok" && health["dataplane"]["status"] == "ok";
                 is_ok
                     && health["dataplane"]["peers"] == all
-                    && host.is_programmed(all - 1)
-                    && host.routes_to_peers() == SUBNETS * (all - 1)
+                    && host.has_fdb_entries(all - 1)
+                    && host.count_peer_routes() == SUBNETS_PER_AGENT * (all - 1)
             });
         }
     }
 
-    fn wait_for_status(&self, number: u8, overlay: &str, is_wanted: impl Fn(&str) -> bool) {
-        let what = format!("{overlay} of agent {number}");
-        self.wait_for(&what, || is_wanted(&self.status(number, overlay)));
+    fn wait_for_status(&self, number: u8, overlay: &str, is_expected: impl Fn(&str) -> bool) {
+        let condition_name = format!("{overlay} of agent {number}");
+        self.wait_for(&condition_name, || is_expected(&self.status(number, overlay)));
     }
 
-    /// Waits until it is so. What was logged is shown if it does not come to be.
-    fn wait_for(&self, what: &str, is_so: impl Fn() -> bool) {
+    /// Waits until `condition` holds. After a timeout, panics with its name and all logs.
+    fn wait_for(&self, condition_name: &str, condition: impl Fn() -> bool) {
         let mut waited = Duration::ZERO;
-        while !is_so() {
-            assert!(waited < PATIENCE, "{what}\n{}", self.logs());
-            waited += pause();
+        while !condition() {
+            assert!(waited < TIMEOUT, "timeout while waiting: {condition_name}\n{}", self.logs());
+            waited += sleep_poll_interval();
         }
     }
 
     fn logs(&self) -> String {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let agents = self.hosts.iter().map(|host| {
-            let (number, log) = (host.number, read(host.engine.path("agent.log")));
+            let (number, log) = (host.number, read(host.daemon.path("agent.log")));
             format!("agent {number}:\n{log}\n")
         });
         let mut command = self.namespace.command(PROGRAM);
-        let shown = run(command.args(["state", "--master", MASTER_AT]), "").stdout;
-        let (log, shown) = (read(self.folder.path().join("log")), String::from_utf8_lossy(&shown));
+        let shown = run(command.args(["state", "--master", MASTER_ADDRESS]), "").stdout;
+        let (log, shown) = (read(self.dir.path().join("log")), String::from_utf8_lossy(&shown));
         let master = format!("master:\n{log}\n{shown}\n");
         agents.chain([master]).collect()
     }
 
     fn host(&self, number: u8) -> &Host {
-        self.hosts.iter().find(|host| host.number == number).expect("there is such a host")
+        self.hosts.iter().find(|host| host.number == number).expect("a host of this number")
     }
 
     fn host_mut(&mut self, number: u8) -> &mut Host {
-        self.hosts.iter_mut().find(|host| host.number == number).expect("there is such a host")
+        self.hosts.iter_mut().find(|host| host.number == number).expect("a host of this number")
     }
 
-    /// A container of the MesosContainerizer on every host.
-    fn containers(&self) -> Vec<Container> {
-        self.hosts.iter().map(|host| Container::of_mesos(host, "vxlan-1")).collect()
+    /// Adds a container of the MesosContainerizer to every host.
+    fn add_containers(&self) -> Vec<Container> {
+        self.hosts.iter().map(|host| Container::for_mesos(host, "vxlan-1")).collect()
     }
 
-    /// The address of an agent's end of the tunnels.
+    /// Returns the VTEP address of an agent.
     fn vtep(&self, number: u8) -> IpAddr {
         let overlays = self.overlays(number);
         let ip =
             overlays[0]["backend"]["vxlan"]["vtep_ip"].as_str().and_then(|ip| ip.split('/').next());
-        ip.and_then(|ip| ip.parse().ok()).expect("it has one")
+        ip.and_then(|ip| ip.parse().ok()).expect("a VTEP address")
     }
 }
 
@@ -228,20 +234,20 @@ impl Host {
         let config = self.write_config();
         let listen = format!("{}:5051", Underlay::V4.address(self.number));
         let arguments = ["agent", "--config", &config, "--listen", &listen];
-        let log = self.engine.path("agent.log");
-        let docker = self.engine.socket();
-        self.agent = Some(Running::start(&self.engine.namespace, &log, &docker, &arguments));
+        let log = self.daemon.path("agent.log");
+        let docker = self.daemon.socket();
+        self.agent = Some(Process::start(&self.daemon.namespace, &log, &docker, &arguments));
     }
 
-    /// Where it is.
+    /// Writes the agent_config, and returns its path.
     fn write_config(&self) -> String {
-        let path = self.engine.path("agent.json");
+        let path = self.daemon.path("agent.json");
         fs::write(&path, self.config.to_string()).expect("an agent_config");
-        path.to_str().expect("it is text").to_owned()
+        path.to_str().expect("a UTF-8 path").to_owned()
     }
 
     fn namespace(&self) -> &Namespace {
-        &self.engine.namespace
+        &self.daemon.namespace
     }
 
     fn health(&self) -> Value {
@@ -251,16 +257,16 @@ impl Host {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
-    /// Whether the kernel knows so many peers.
-    fn is_programmed(&self, peers: usize) -> bool {
+    /// Returns whether the FDB has entries for exactly this number of peers.
+    fn has_fdb_entries(&self, peers: usize) -> bool {
         let mut command = self.namespace().command("bridge");
         let shown = run(command.args(["fdb", "show", "dev", "vtep1024"]), "").stdout;
         String::from_utf8_lossy(&shown).lines().filter(|line| line.contains(" dst ")).count()
             == peers
     }
 
-    /// They are programmed last.
-    fn routes_to_peers(&self) -> usize {
+    /// Counts the routes to peers. The agent programs routes last.
+    fn count_peer_routes(&self) -> usize {
         let shown = self.namespace().run("ip -4 route show proto 109")
             + &self.namespace().run("ip -6 route show proto 109");
         shown.lines().filter(|line| line.contains(" via ")).count()

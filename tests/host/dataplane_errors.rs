@@ -1,4 +1,4 @@
-//! What the kernel refuses, and what is said of it.
+//! Errors of the dataplane: what the kernel refuses, and how the error is reported.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -9,32 +9,32 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 
 use crate::hosts::{Hosts, Underlay};
 
-fn said(report: &Report) -> Vec<String> {
+fn messages(report: &Report) -> Vec<String> {
     let failures = report.failures.iter().map(ToString::to_string);
     failures.chain(report.problems.iter().map(ToString::to_string)).collect()
 }
 
 #[test]
-#[ignore = "host"]
-fn what_is_refused_is_named_with_the_remedy() {
+#[ignore = "needs root and packages: tests/run host"]
+fn refused_operation_is_reported_with_remedy() {
     let hosts = Hosts::new(2, Underlay::V4);
     let host = &hosts.hosts[0];
     let desired = hosts.desired(host);
     let add = "add device vtep1024 with VNI 1024 on UDP port 64000";
 
-    let taken = host.namespace.inside(|| UdpSocket::bind("0.0.0.0:64000").expect("it is free"));
+    let socket = host.namespace.inside(|| UdpSocket::bind("0.0.0.0:64000").expect("a free port"));
     assert_eq!(
-        said(&host.verify(&desired)),
+        messages(&host.verify(&desired)),
         [format!(
             "{add}: address already in use: see who has UDP port 64000 with 'ss -ulpn sport = \
              :64000', or set another port on all agents"
         )]
     );
-    drop(taken);
+    drop(socket);
 
     host.namespace.run("ip link add vtep1024 type bridge");
     assert_eq!(
-        said(&host.verify(&desired)),
+        messages(&host.verify(&desired)),
         [
             "device vtep1024 is a bridge device that is not ours, so it is left alone: remove it with \
              'ip link delete vtep1024' or rename it"
@@ -44,7 +44,7 @@ fn what_is_refused_is_named_with_the_remedy() {
 
     host.namespace.run("ip link add other type vxlan id 1024 dstport 64000");
     assert_eq!(
-        said(&host.verify(&desired)),
+        messages(&host.verify(&desired)),
         ["device vtep1024 cannot have VNI 1024 on UDP port 64000, which VXLAN device other has: \
              remove other, or set another VNI or port on all agents"]
     );
@@ -52,7 +52,7 @@ fn what_is_refused_is_named_with_the_remedy() {
 
     host.namespace.run("ip route add 192.168.2.0/24 via 10.0.0.2");
     assert_eq!(
-        said(&host.verify(&desired)),
+        messages(&host.verify(&desired)),
         ["add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024: file exists: a route \
              through eth0 has it: remove it with 'ip route delete 192.168.2.0/24', or give the \
              overlay another subnet"]
@@ -62,25 +62,25 @@ fn what_is_refused_is_named_with_the_remedy() {
     assert!(report.is_complete(), "{report:?}");
 }
 
-/// Without the right to change the network, in a thread that ends with it.
-fn powerless(desired: &Desired) -> Report {
-    let mut own = capabilities(None).expect("it is our own");
+/// Verifies without CAP_NET_ADMIN. The capability is dropped for the current thread only.
+fn verify_without_net_admin(desired: &Desired) -> Report {
+    let mut own = capabilities(None).expect("capabilities of the thread");
     own = CapabilitySets { effective: own.effective & !CapabilitySet::NET_ADMIN, ..own };
-    set_capabilities(None, own).expect("less is allowed");
-    let mut dataplane = Dataplane::open().expect("there is netlink");
-    dataplane.verify(&Arc::new(desired.clone())).expect("the state can be read")
+    set_capabilities(None, own).expect("permission to drop a capability");
+    let mut dataplane = Dataplane::open().expect("a netlink socket");
+    dataplane.verify(&Arc::new(desired.clone())).expect("kernel state is readable")
 }
 
 #[test]
-#[ignore = "host"]
-fn without_the_right_to_it_nothing_is_changed_and_it_is_said_so() {
+#[ignore = "needs root and packages: tests/run host"]
+fn verify_without_net_admin_reports_and_changes_nothing() {
     let hosts = Hosts::new(2, Underlay::V4);
     let host = &hosts.hosts[0];
     let desired = hosts.desired(host);
     let before = host.dump();
-    let report = host.namespace.inside(|| powerless(&desired));
+    let report = host.namespace.inside(|| verify_without_net_admin(&desired));
     assert_eq!(
-        said(&report)[0],
+        messages(&report)[0],
         "add device vtep1024 with VNI 1024 on UDP port 64000: operation not permitted: run the \
          agent as root, or give it CAP_NET_ADMIN"
     );
@@ -88,14 +88,14 @@ fn without_the_right_to_it_nothing_is_changed_and_it_is_said_so() {
 }
 
 #[test]
-#[ignore = "host"]
-fn what_the_host_has_already_is_found_before_anything_is_programmed() {
+#[ignore = "needs root and packages: tests/run host"]
+fn collisions_with_host_routes_are_found() {
     let hosts = Hosts::new(2, Underlay::V4);
     let host = &hosts.hosts[0];
     let found = || {
         let found = host.namespace.inside(|| {
-            let mut dataplane = Dataplane::open().expect("there is netlink");
-            dataplane.collisions(&hosts.desired(host)).expect("the state can be read")
+            let mut dataplane = Dataplane::open().expect("a netlink socket");
+            dataplane.collisions(&hosts.desired(host)).expect("kernel state is readable")
         });
         let found: Vec<_> = found.iter().map(|collision| collision.obstacle.to_string()).collect();
         found
@@ -103,7 +103,7 @@ fn what_the_host_has_already_is_found_before_anything_is_programmed() {
     host.namespace.run("ip route add default via 10.0.0.2");
     host.namespace.run("ip route add 192.0.0.0/8 via 10.0.0.2");
     assert_eq!(found(), [""; 0]);
-    // Nor is what we make ourselves.
+    // The objects of the dataplane itself are no collisions.
     hosts.program();
     assert_eq!(found(), [""; 0]);
     for line in [

@@ -1,4 +1,4 @@
-//! A Docker daemon of a test's own, in a network namespace of its own.
+//! A Docker daemon that belongs to one test, in a network namespace of its own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,112 +9,112 @@ use mesos_network_overlay::docker::Docker;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::namespace::{BUSYBOX, Namespace, demand, run, succeed};
+use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
 
 const DOCKERD: &str = "/usr/sbin/dockerd";
-/// That of the package docker.io: another `docker` may come first in `PATH`.
+/// The client of the package docker.io: `PATH` may have another `docker` first.
 pub(crate) const DOCKER: &str = "/usr/bin/docker";
 pub(crate) const IMAGE: &str = "mesos-overlay-test";
-/// How long the daemon may take to start or to stop, on a machine that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for the daemon to start or stop, on a machine that is busy with other things.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Docker daemon of the test's own.
-pub(crate) struct Engine {
-    /// `None` before it was started.
-    daemon: Option<Child>,
-    directory: tempfile::TempDir,
+/// A Docker daemon that belongs to one test. Dropping this value stops the daemon.
+pub(crate) struct DockerDaemon {
+    /// `None` before the first start.
+    child: Option<Child>,
+    dir: tempfile::TempDir,
     pub(crate) namespace: Namespace,
 }
 
-impl Engine {
-    /// A daemon that answers.
-    pub(crate) fn start() -> Self {
-        let mut engine = Self::down();
-        engine.bring_up();
-        engine
+impl DockerDaemon {
+    /// Starts a daemon, and waits until the daemon is ready.
+    pub(crate) fn started() -> Self {
+        let mut daemon = Self::stopped();
+        daemon.start();
+        daemon
     }
 
-    /// A daemon that is not there yet.
-    pub(crate) fn down() -> Self {
-        demand(&[DOCKERD, DOCKER, BUSYBOX, "/usr/sbin/iptables"]);
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        Self { daemon: None, directory, namespace: Namespace::new() }
+    /// Prepares namespace and directory of a daemon without starting the daemon.
+    pub(crate) fn stopped() -> Self {
+        require_root_and_files(&[DOCKERD, DOCKER, BUSYBOX, "/usr/sbin/iptables"]);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { child: None, dir, namespace: Namespace::new() }
     }
 
-    /// Starts the daemon and waits until it answers.
-    pub(crate) fn bring_up(&mut self) {
+    /// Starts the daemon, and waits until the daemon is ready.
+    pub(crate) fn start(&mut self) {
         let log = fs::File::create(self.path("log")).expect("a log");
         let mut command = self.namespace.command(DOCKERD);
-        // Of its own, so that the machine's /etc/docker/daemon.json does not matter.
+        // The machine's /etc/docker/daemon.json must not have an effect on the test.
         fs::write(self.path("daemon.json"), "{}").expect("a configuration");
         command.arg("--config-file").arg(self.path("daemon.json"));
-        // Control groups of its own, which can be removed afterwards, and by dockerd itself:
-        // systemd need not be there.
+        // The test removes its control groups afterwards. The driver cgroupfs works without
+        // systemd.
         command.args(["--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent"]);
-        command.arg(self.namespace.path().file_name().expect("it has a name"));
-        // vfs, since the others ask for something of the file system below.
+        command.arg(self.namespace.path().file_name().expect("a path with a file name"));
+        // The driver vfs works on every file system; the other drivers do not.
         command.args(["--storage-driver=vfs", "--data-root"]);
         command.arg(self.path("data")).arg("--exec-root").arg(self.path("exec"));
         command.arg("--pidfile").arg(self.path("pid")).arg("--host").arg(self.socket());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        self.daemon = Some(command.spawn().expect("dockerd starts"));
+        self.child = Some(command.spawn().expect("dockerd starts"));
 
         let mut waited = Duration::ZERO;
-        while !self.answers() {
-            assert!(!self.has_ended() && waited < PATIENCE, "dockerd: {}", self.log());
-            waited += pause();
+        while !self.is_ready() {
+            assert!(!self.has_ended() && waited < TIMEOUT, "dockerd: {}", self.log());
+            waited += sleep_poll_interval();
         }
     }
 
-    /// Where it listens.
+    /// Returns the address of the daemon's socket, as in `DOCKER_HOST`.
     pub(crate) fn socket(&self) -> String {
         format!("unix://{}", self.path("docker.sock").display())
     }
 
-    /// Whether there is no daemon, or none any more.
+    /// Returns whether no daemon process runs.
     fn has_ended(&mut self) -> bool {
-        self.daemon.as_mut().is_none_or(|daemon| !matches!(daemon.try_wait(), Ok(None)))
+        self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Stops the daemon and says whether it stopped by itself.
+    /// Stops the daemon. Returns whether the daemon stopped on SIGTERM in time.
     pub(crate) fn stop(&mut self) -> bool {
         self.signal(Signal::CONT);
         self.signal(Signal::TERM);
         let mut waited = Duration::ZERO;
-        while waited < PATIENCE {
+        while waited < TIMEOUT {
             if self.has_ended() {
                 return true;
             }
-            waited += pause();
+            waited += sleep_poll_interval();
         }
-        if let Some(daemon) = &mut self.daemon {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
         }
         false
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) {
-        // Once it was waited for, its number may be somebody else's.
+        // After the process was reaped, another process may have its ID.
         if self.has_ended() {
             return;
         }
-        let id = self.daemon.as_ref().map(Child::id);
+        let id = self.child.as_ref().map(Child::id);
         let pid = id.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let _ = pid.map(|pid| kill_process(pid, signal));
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.dir.path().join(name)
     }
 
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// What is tested.
-    pub(crate) fn docker(&self) -> Docker {
-        Docker::new(DOCKER, PATIENCE).with_host(&self.socket())
+    /// Returns the Docker client under test.
+    pub(crate) fn client(&self) -> Docker {
+        Docker::new(DOCKER, TIMEOUT).with_host(&self.socket())
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
@@ -127,7 +127,7 @@ impl Engine {
         succeed(&mut self.command(arguments))
     }
 
-    fn answers(&self) -> bool {
+    fn is_ready(&self) -> bool {
         run(&mut self.command(&["version"]), "").status.success()
     }
 
@@ -137,7 +137,7 @@ impl Engine {
         networks[0].take()
     }
 
-    /// An image with nothing but busybox.
+    /// Imports an image that contains only busybox.
     pub(crate) fn import_image(&self) {
         fs::create_dir_all(self.path("image/bin")).expect("a directory");
         fs::copy(BUSYBOX, self.path("image/bin/busybox")).expect("busybox is copied");
@@ -145,14 +145,14 @@ impl Engine {
         succeed(
             Command::new("tar").arg("-C").arg(self.path("image")).arg("-cf").arg(&tar).arg("."),
         );
-        self.succeed(&["import", tar.to_str().expect("it is text"), IMAGE]);
+        self.succeed(&["import", tar.to_str().expect("a UTF-8 path"), IMAGE]);
     }
 }
 
-impl Drop for Engine {
+impl Drop for DockerDaemon {
     fn drop(&mut self) {
         if !self.has_ended() && !self.stop() {
-            // A daemon that had to be killed leaves its containerd and its mounts.
+            // A killed daemon leaves its containerd and its mounts behind.
             let pid = fs::read_to_string(self.path("exec/containerd/containerd.pid"));
             let pid = pid.ok().and_then(|pid| pid.trim().parse().ok()).and_then(Pid::from_raw);
             let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
@@ -160,7 +160,8 @@ impl Drop for Engine {
                 let _ = Command::new("umount").args(["-R", "-l"]).arg(self.path(name)).output();
             }
         }
-        // One in each hierarchy of version 1, or one in all of version 2. Removed only if empty.
+        // Control groups v1 have a directory in each hierarchy, v2 has a single one. `remove_dir`
+        // removes only empty directories.
         let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
         let hierarchies = hierarchies.map(|entry| entry.path());
         for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
@@ -171,9 +172,10 @@ impl Drop for Engine {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the test waits for a daemon on a thread of its own")]
-pub(crate) fn pause() -> Duration {
-    let pause = Duration::from_millis(50);
-    std::thread::sleep(pause);
-    pause
+#[expect(clippy::disallowed_methods, reason = "a test blocks its own thread only")]
+/// Sleeps between two polls. Returns the interval, which callers add to their waiting time.
+pub(crate) fn sleep_poll_interval() -> Duration {
+    let interval = Duration::from_millis(50);
+    std::thread::sleep(interval);
+    interval
 }
