@@ -1,20 +1,20 @@
-//! `check`: its output, its exit codes, and what it cannot read.
+//! `check`: output, exit codes and unreadable files.
 
-use crate::support::Place;
+use crate::support::TestDir;
 
 #[test]
-fn a_good_file_is_one_line() {
-    let place = Place::with_network();
+fn valid_file_prints_one_line() {
+    let dir = TestDir::with_network();
     assert_eq!(
-        place.run("check network.json").success(),
+        dir.run("check network.json").success(),
         "network.json: ok: a network of 2 overlays, room for 128 agents\n"
     );
 }
 
 #[test]
-fn every_problem_is_shown_with_its_line() {
-    let place = Place::new();
-    place.write(
+fn problems_are_shown_with_source_lines() {
+    let dir = TestDir::new();
+    dir.write(
         "network.json",
         r#"{ "vtep_subnet": "44.128.0.1/16",
   "vtep_mac_oui": "71:B3:D5:00:00:00",
@@ -22,7 +22,7 @@ fn every_problem_is_shown_with_its_line() {
 "#,
     );
     assert_eq!(
-        place.run("check network.json").transcript(),
+        dir.run("check network.json").transcript(),
         r#"network.json:1:18: vtep_subnet: '44.128.0.1/16' has host bits set: write 44.128.0.0/16
   1 | { "vtep_subnet": "44.128.0.1/16",
     |                  ^
@@ -42,11 +42,11 @@ exit code 1
 }
 
 #[test]
-fn a_line_with_several_problems_in_one_place_is_shown_once() {
-    let place = Place::new();
-    place.write("network.json", "{}\n");
+fn source_line_of_several_problems_is_shown_once() {
+    let dir = TestDir::new();
+    dir.write("network.json", "{}\n");
     assert_eq!(
-        place.run("check network.json").transcript(),
+        dir.run("check network.json").transcript(),
         r#"network.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16"
 network.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00"
 network.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
@@ -59,9 +59,9 @@ exit code 1
 }
 
 #[test]
-fn a_warning_is_marked_and_no_failure() {
-    let place = Place::new();
-    place.write(
+fn warning_is_marked_and_exits_with_0() {
+    let dir = TestDir::new();
+    dir.write(
         "network.json",
         r#"{ "vtep_subnet": "45.128.0.0/16",
   "vtep_mac_oui": "70:B3:D5:00:00:00",
@@ -70,7 +70,7 @@ fn a_warning_is_marked_and_no_failure() {
 "#,
     );
     assert_eq!(
-        place.run("check network.json").success(),
+        dir.run("check network.json").success(),
         r#"network.json:1:18: warning: vtep_subnet: '45.128.0.0/16' is public space: hosts of its owner cannot be reached from here; write private space, as in 10.0.0.0/8
   1 | { "vtep_subnet": "45.128.0.0/16",
     |                  ^
@@ -80,11 +80,11 @@ network.json: ok: a network of 2 overlays (1 disabled), room for 256 agents; 1 w
 }
 
 #[test]
-fn an_agent_config_and_a_master_config_are_recognised() {
-    let place = Place::new();
+fn agent_and_master_configs_are_recognized() {
+    let dir = TestDir::new();
     let check = |text: &str| {
-        place.write("f", text);
-        place.run("check f").success()
+        dir.write("f", text);
+        dir.run("check f").success()
     };
     let master = format!(r#"{{"network":{},"reuse_after":"5mins"}}"#, crate::support::NETWORK);
     assert_eq!(check(&master), "f: ok: a network of 2 overlays, room for 128 agents\n");
@@ -97,10 +97,10 @@ fn an_agent_config_and_a_master_config_are_recognised() {
 }
 
 #[test]
-fn json_has_the_documented_keys() {
-    let place = Place::with_network();
+fn json_output_has_documented_keys() {
+    let dir = TestDir::with_network();
     assert_eq!(
-        place.run("check network.json --json").json(),
+        dir.run("check network.json --json").json(),
         serde_json::json!({
             "file": "network.json",
             "ok": true,
@@ -109,8 +109,8 @@ fn json_has_the_documented_keys() {
             "warnings": []
         })
     );
-    place.write("bad.json", "[]");
-    let outcome = place.run("check bad.json --json");
+    dir.write("bad.json", "[]");
+    let outcome = dir.run("check bad.json --json");
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&outcome.stdout).unwrap(),
         serde_json::json!({
@@ -130,61 +130,61 @@ fn json_has_the_documented_keys() {
 }
 
 #[test]
-fn the_environment_can_ask_for_json() {
-    let place = Place::with_network();
+fn environment_variable_enables_json() {
+    let dir = TestDir::with_network();
     let with =
-        |value: &str| place.run_with("check network.json", &[("MESOS_OVERLAY_JSON", value)], "");
+        |value: &str| dir.run_with("check network.json", &[("MESOS_OVERLAY_JSON", value)], "");
     for value in ["1", "true", "yes"] {
         assert_eq!(with(value).json()["ok"], true);
     }
     assert!(with("0").success().starts_with("network.json: ok"));
-    assert!(with("maybe").usage().starts_with("error: invalid value 'maybe' for '--json'"));
+    assert!(with("maybe").usage_error().starts_with("error: invalid value 'maybe' for '--json'"));
 }
 
 #[test]
-fn a_dash_is_stdin() {
-    let place = Place::new();
-    let checked = place.run_with("check -", &[], crate::support::NETWORK);
+fn dash_reads_stdin() {
+    let dir = TestDir::new();
+    let checked = dir.run_with("check -", &[], crate::support::NETWORK);
     assert_eq!(checked.success(), "stdin: ok: a network of 2 overlays, room for 128 agents\n");
-    let checked = place.run_with("check -", &[], "[]");
+    let checked = dir.run_with("check -", &[], "[]");
     assert!(checked.stdout.starts_with("stdin:1:1: is a list"), "{checked:?}");
 }
 
 #[test]
-fn what_cannot_be_read_is_told_in_one_line() {
-    let place = Place::new();
-    std::fs::create_dir(place.path("directory")).unwrap();
-    place.write("latin-1.json", b"{ \"name\": \"\xe4\" }");
-    let read = |file: &str| place.run(&format!("check {file}")).failure();
+fn unreadable_file_fails_with_one_line() {
+    let dir = TestDir::new();
+    std::fs::create_dir(dir.path("directory")).unwrap();
+    dir.write("latin-1.json", b"{ \"name\": \"\xe4\" }");
+    let check = |file: &str| dir.run(&format!("check {file}")).failure();
     assert_eq!(
-        read("none.json"),
+        check("none.json"),
         "mesos-overlay: read none.json: No such file or directory (os error 2): check the path\n"
     );
-    assert_eq!(read("directory"), "mesos-overlay: read directory: Is a directory (os error 21)\n");
+    assert_eq!(check("directory"), "mesos-overlay: read directory: Is a directory (os error 21)\n");
     assert_eq!(
-        read("latin-1.json"),
+        check("latin-1.json"),
         "mesos-overlay: read latin-1.json: it is no text in UTF-8: save it as such\n"
     );
 }
 
 #[test]
-fn a_closed_pipe_changes_nothing_but_the_output() {
-    let place = Place::with_network();
-    let outcome = place.run_into_closed_pipe("check network.json");
+fn closed_pipe_keeps_exit_code() {
+    let dir = TestDir::with_network();
+    let outcome = dir.run_into_closed_pipe("check network.json");
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
-    place.write("bad.json", "[]");
+    dir.write("bad.json", "[]");
     assert_eq!(
-        place.run_into_closed_pipe("check bad.json").failure(),
+        dir.run_into_closed_pipe("check bad.json").failure(),
         "mesos-overlay: bad.json: 1 problem: mend it and try again\n"
     );
 }
 
 #[test]
-fn a_warning_stands_beside_the_problems() {
-    let place = Place::new();
-    let unwise = r#"{"cni_dir":"/c","verify_interval":1,"network_config":{"overlay_mtu":9000}}"#;
-    place.write("agent.json", unwise);
-    let outcome = place.run("check agent.json");
+fn warnings_are_shown_beside_problems() {
+    let dir = TestDir::new();
+    let config = r#"{"cni_dir":"/c","verify_interval":1,"network_config":{"overlay_mtu":9000}}"#;
+    dir.write("agent.json", config);
+    let outcome = dir.run("check agent.json");
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stdout.contains(": verify_interval: "), "{}", outcome.stdout);
     let warning = outcome.stdout.lines().find(|line| line.contains(" warning: "));

@@ -1,19 +1,19 @@
-//! A master and agents as processes, and the operator's commands against them.
+//! Operator commands against a running master and running agents.
 
-use crate::support::{Master, NETWORK, Place, start_agent};
+use crate::support::{Master, NETWORK, TestDir, start_agent};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-/// Two agents, the first of which registered first.
-fn two_agents() -> (Place, Master, [crate::support::Running; 2]) {
-    let place = Place::with_network();
-    let master = Master::start(&place);
+/// Starts a master and two agents. The agent 127.0.0.2 registers first.
+fn start_two_agents() -> (TestDir, Master, [crate::support::RunningProcess; 2]) {
+    let dir = TestDir::with_network();
+    let master = Master::start(&dir);
     let agents = ["127.0.0.2", "127.0.0.3"].map(|ip| {
-        let mut agent = start_agent(&place, master.address, ip);
-        agent.expect("registered with the master");
+        let mut agent = start_agent(&dir, master.address, ip);
+        agent.expect_log("registered with the master");
         agent
     });
-    (place, master, agents)
+    (dir, master, agents)
 }
 
 fn count_ok(state: &str) -> usize {
@@ -21,9 +21,9 @@ fn count_ok(state: &str) -> usize {
 }
 
 #[test]
-fn the_state_shows_what_the_agents_have_and_how_they_are() {
-    let (place, master, agents) = two_agents();
-    let state = master.state_when(&place, |state| count_ok(state) == 4);
+fn state_shows_assignments_and_status_of_agents() {
+    let (dir, master, agents) = start_two_agents();
+    let state = master.wait_for_state(&dir, |state| count_ok(state) == 4);
     assert_eq!(
         state,
         "\
@@ -36,51 +36,51 @@ AGENT      VTEP IP        VTEP MAC           OVERLAY  SUBNET            MESOS HA
 master MASTER: ok: 2 agents: 2 ok, 0 failed, 0 unreported (epoch 1, version 2)
 "
     );
-    let one = place.run(&format!("state --master {} --agent 127.0.0.3", master.address)).success();
-    assert!(!one.contains("127.0.0.2") && one.contains("44.128.0.2/16"), "{one}");
-    let json = place.run(&format!("state --master {} --json", master.address)).json();
+    let single = dir.run(&format!("state --master {} --agent 127.0.0.3", master.address)).success();
+    assert!(!single.contains("127.0.0.2") && single.contains("44.128.0.2/16"), "{single}");
+    let json = dir.run(&format!("state --master {} --json", master.address)).json();
     assert_eq!(json["agents"][1]["overlays"][0]["subnet"], "192.168.1.0/24");
     for agent in agents {
         let (status, log) = agent.terminate();
         assert!(status.success() && log.ends_with("ending: SIGTERM\n"), "{status}: {log}");
     }
-    let (status, log) = master.running.terminate();
+    let (status, log) = master.process.terminate();
     assert!(status.success() && log.ends_with("ending: SIGTERM\n"), "{status}: {log}");
 }
 
 #[test]
-fn a_master_that_is_none_is_told_once_in_a_while() {
-    let place = Place::new();
-    let config = serde_json::json!({ "cni_dir": place.path("cni"), "dataplane": "external",
+fn agent_logs_refusals_of_foreign_server_sparsely() {
+    let dir = TestDir::new();
+    let config = serde_json::json!({ "cni_dir": dir.path("cni"), "dataplane": "external",
         "refuse_collisions": false });
-    place.write("agent.json", config.to_string());
-    let other = crate::support::FakeMaster::start(Vec::new());
+    dir.write("agent.json", config.to_string());
+    let server = crate::support::FakeMaster::start(Vec::new());
     let arguments =
-        format!("agent --config agent.json --master {} --listen 127.0.0.2:0", other.address);
-    let mut agent = crate::support::Running::start(&place, &arguments);
-    let said = agent.expect(&format!("send to {}: it refused a message: ", other.address));
+        format!("agent --config agent.json --master {} --listen 127.0.0.2:0", server.address);
+    let mut agent = crate::support::RunningProcess::start(&dir, &arguments);
+    let reason = agent.expect_log(&format!("send to {}: it refused a message: ", server.address));
     assert_eq!(
-        said,
+        reason,
         "404: no such process is there: see that this is the address of an overlay master or agent, \
          or of the Mesos with its module (1 refused since the start)"
     );
-    agent.expect("(4 refused since the start)");
+    agent.expect_log("(4 refused since the start)");
     let (_, log) = agent.terminate();
     assert!(log.contains("(2 refused since the start)"), "{log}");
     assert!(!log.contains("(3 refused since the start)"), "{log}");
 }
 
 #[test]
-fn a_failed_overlay_is_shown_with_its_reason() {
-    let place = Place::with_network();
-    let master = Master::start(&place);
-    let config = serde_json::json!({ "cni_dir": place.path("cni"), "docker": "/no/docker",
+fn state_of_failed_overlay_shows_reason() {
+    let dir = TestDir::with_network();
+    let master = Master::start(&dir);
+    let config = serde_json::json!({ "cni_dir": dir.path("cni"), "docker": "/no/docker",
         "dataplane": "external", "refuse_collisions": false });
-    place.write("agent.json", config.to_string());
+    dir.write("agent.json", config.to_string());
     let arguments =
         format!("agent --config agent.json --master {} --listen 127.0.0.2:0", master.address);
-    let _agent = crate::support::Running::start(&place, &arguments);
-    let state = master.state_when(&place, |state| state.contains("1 failed"));
+    let _agent = crate::support::RunningProcess::start(&dir, &arguments);
+    let state = master.wait_for_state(&dir, |state| state.contains("1 failed"));
     assert!(
         state.contains(
             "192.168.0.128/25    failed: docker network vxlan-1: program '/no/docker' not found: \
@@ -99,30 +99,30 @@ fn a_failed_overlay_is_shown_with_its_reason() {
 }
 
 #[test]
-fn a_restarted_master_keeps_what_it_promised() {
-    let (place, master, agents) = two_agents();
+fn restarted_master_keeps_assignments() {
+    let (dir, master, agents) = start_two_agents();
     let addresses = |state: &str| {
         let rows = state.lines().filter(|line| line.starts_with("127."));
         rows.map(|row| row[..row.len() - 2].to_owned()).collect::<Vec<_>>()
     };
-    let before = master.state_when(&place, |state| count_ok(state) == 4);
+    let before = master.wait_for_state(&dir, |state| count_ok(state) == 4);
     let address = master.address;
-    assert!(master.running.terminate().0.success());
-    let master = Master::start_at(&place, address, "network.json");
-    let after = master.state_when(&place, |state| count_ok(state) == 4);
+    assert!(master.process.terminate().0.success());
+    let master = Master::start_at(&dir, address, "network.json");
+    let after = master.wait_for_state(&dir, |state| count_ok(state) == 4);
     assert_eq!(addresses(&after), addresses(&before));
     assert!(after.contains("(epoch 2, version 2)"), "{after}");
     drop(agents);
 }
 
 #[test]
-fn a_forgotten_agent_that_returns_has_its_addresses_again() {
-    let (place, master, [first, second]) = two_agents();
+fn forgotten_agent_that_returns_gets_same_addresses() {
+    let (dir, master, [first, second]) = start_two_agents();
     assert!(first.terminate().0.success());
-    // It was heard a moment ago, and is not any more.
+    // The master received a message of this agent a moment ago, so only --force deletes it.
     let forget = format!("forget --force --master {}", master.address);
     assert_eq!(
-        place.run(&format!("{forget} 127.0.0.9 127.0.0.2")).transcript(),
+        dir.run(&format!("{forget} 127.0.0.9 127.0.0.2")).transcript(),
         format!(
             "\
 AGENT      VTEP IP     SUBNETS           RESULT
@@ -135,11 +135,11 @@ exit code 1
             master.address
         )
     );
-    let mut third = start_agent(&place, master.address, "127.0.0.4");
-    third.expect("registered with the master");
-    let mut first = start_agent(&place, master.address, "127.0.0.2");
-    first.expect("registered with the master");
-    let state = master.state_when(&place, |state| count_ok(state) == 6);
+    let mut third = start_agent(&dir, master.address, "127.0.0.4");
+    third.expect_log("registered with the master");
+    let mut first = start_agent(&dir, master.address, "127.0.0.2");
+    first.expect_log("registered with the master");
+    let state = master.wait_for_state(&dir, |state| count_ok(state) == 6);
     for (ip, vtep) in [("127.0.0.2", 1), ("127.0.0.3", 2), ("127.0.0.4", 3)] {
         assert!(state.contains(&format!("\n{ip}  44.128.0.{vtep}/16  ")), "{state}");
     }
@@ -147,51 +147,51 @@ exit code 1
 }
 
 #[test]
-fn a_record_that_the_configuration_no_longer_covers_can_be_forgotten() {
-    let (place, master, agents) = two_agents();
+fn quarantined_agent_can_be_forgotten() {
+    let (dir, master, agents) = start_two_agents();
     drop(agents);
-    assert!(master.running.terminate().0.success());
-    place.write("other.json", NETWORK.replace("44.128.0.0/16", "10.255.0.0/16"));
+    assert!(master.process.terminate().0.success());
+    dir.write("other.json", NETWORK.replace("44.128.0.0/16", "10.255.0.0/16"));
     let listen = "127.0.0.1:0".parse().unwrap();
-    let master = Master::start_at(&place, listen, "other.json");
-    let aside = "44.128.0.1 is no host address of the VTEP subnet 10.255.0.0/16";
-    let state = master.state_when(&place, |state| state.contains("problem: "));
+    let master = Master::start_at(&dir, listen, "other.json");
+    let conflict = "44.128.0.1 is no host address of the VTEP subnet 10.255.0.0/16";
+    let state = master.wait_for_state(&dir, |state| state.contains("problem: "));
     let problem = format!(
-        "\nproblem: agent 127.0.0.2 is not served: {aside}: mend the configuration or delete the \
-         agent\n"
+        "\nproblem: agent 127.0.0.2 is not served: {conflict}: mend the configuration or delete \
+         the agent\n"
     );
     assert!(state.contains(&problem), "{state}");
     let forget =
-        |rest: &str| place.run(&format!("forget --master {} 127.0.0.2 {rest}", master.address));
-    let unsure = forget("").failure();
+        |rest: &str| dir.run(&format!("forget --master {} 127.0.0.2 {rest}", master.address));
+    let error = forget("").failure();
     let reason = "leads not long enough to know whether it is running: ask again in two minutes, or \
                   give --force\n";
-    assert!(unsure.ends_with(reason), "{unsure}");
+    assert!(error.ends_with(reason), "{error}");
     let forget = |rest: &str| forget(&format!("--force {rest}"));
-    let fate = &forget("--dry-run --json").json()["agents"][0];
-    assert_eq!(fate["result"], "would_be_deleted");
-    assert_eq!(fate["set_aside"], aside);
+    let preview = &forget("--dry-run --json").json()["agents"][0];
+    assert_eq!(preview["result"], "would_be_deleted");
+    assert_eq!(preview["set_aside"], conflict);
     assert!(forget("").success().contains("  deleted\n"));
     assert!(forget("").failure().contains("knows no such agent"));
 }
 
 #[test]
-fn a_sender_that_names_another_address_is_refused_and_seen_in_the_health() {
-    let place = Place::with_network();
-    let master = Master::start(&place);
+fn forged_sender_address_is_refused_and_counted() {
+    let dir = TestDir::with_network();
+    let master = Master::start(&dir);
     let exchange = |request: String| {
         let mut stream = TcpStream::connect(master.address).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
     };
-    let answer = exchange(
+    let response = exchange(
         "POST /overlay-master/mesos.modules.overlay.internal.RegisterAgentMessage HTTP/1.1\r\n\
          Libprocess-From: overlay-agent@10.0.0.9:5051\r\nConnection: close\r\n\r\n"
             .to_owned(),
     );
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
     let health = exchange(
         "GET /overlay-master/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
     );

@@ -1,47 +1,44 @@
-//! `demo`: the whole main job, with nothing left of it. Hosts and containers need what not every
-//! machine permits: they are in `tests/host/demo.rs`.
+//! `demo`: assigns addresses to agents and removes everything that it created. Simulated hosts and
+//! containers need privileges that not every machine grants: `tests/host/demo.rs` tests them.
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::support::{Place, Running};
+use crate::support::{RunningProcess, TestDir};
 
-/// An environment whose temporary directory can be looked into, and in which whoever asks Docker
-/// leaves a trace.
-fn environment(place: &Place) -> [(&'static str, String); 2] {
+/// Returns an environment with `tmp` as temporary directory, and with a `docker` program that
+/// creates a marker file when it is called.
+fn environment(dir: &TestDir) -> [(&'static str, String); 2] {
     for folder in ["tmp", "bin"] {
-        std::fs::create_dir_all(place.path(folder)).unwrap();
+        std::fs::create_dir_all(dir.path(folder)).unwrap();
     }
-    let docker = place.path("bin/docker");
-    let trace = place.path("docker-was-asked");
-    place.write("bin/docker", format!("#!/bin/sh\n: >'{}'\n", trace.display()));
+    let docker = dir.path("bin/docker");
+    let marker = dir.path("docker-was-called");
+    dir.write("bin/docker", format!("#!/bin/sh\n: >'{}'\n", marker.display()));
     std::fs::set_permissions(docker, std::fs::Permissions::from_mode(0o755)).unwrap();
     [
-        ("TMPDIR", place.path("tmp").display().to_string()),
-        ("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", place.path("bin").display())),
+        ("TMPDIR", dir.path("tmp").display().to_string()),
+        ("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.path("bin").display())),
     ]
 }
 
-fn run(place: &Place, arguments: &str) -> crate::support::Outcome {
-    let environment = environment(place);
+fn run(dir: &TestDir, arguments: &str) -> crate::support::Outcome {
+    let environment = environment(dir);
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, &**value)).collect();
-    let outcome = place.run_with(arguments, &environment, "");
-    assert_nothing_is_left(place);
+    let outcome = dir.run_with(arguments, &environment, "");
+    assert_no_leftovers(dir);
     outcome
 }
 
-fn assert_nothing_is_left(place: &Place) {
-    let left: Vec<_> = std::fs::read_dir(place.path("tmp")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?} is left behind");
-    assert!(
-        !place.path("docker-was-asked").exists(),
-        "this machine's Docker is none of the demo's"
-    );
+fn assert_no_leftovers(dir: &TestDir) {
+    let leftovers: Vec<_> = std::fs::read_dir(dir.path("tmp")).unwrap().collect();
+    assert!(leftovers.is_empty(), "not removed: {leftovers:?}");
+    assert!(!dir.path("docker-was-called").exists(), "the demo called Docker on this machine");
 }
 
 #[test]
-fn the_demo_on_loopback_shows_who_got_what() {
-    let place = Place::new();
-    let outcome = run(&place, "demo --loopback");
+fn demo_on_loopback_prints_assignments() {
+    let dir = TestDir::new();
+    let outcome = run(&dir, "demo --loopback");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     for agent in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
         let rows: Vec<&str> =
@@ -55,67 +52,72 @@ fn the_demo_on_loopback_shows_who_got_what() {
         assert!(outcome.stdout.contains(&wrote), "{}", outcome.stdout);
         assert!(outcome.stderr.contains(&format!("  agent {agent} registered: ")));
     }
-    let why = "\nOn loopback addresses, without hosts and containers: --loopback\n";
-    assert!(outcome.stdout.contains(why), "{}", outcome.stdout);
+    let reason = "\nOn loopback addresses, without hosts and containers: --loopback\n";
+    assert!(outcome.stdout.contains(reason), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("  mesos-overlay master --config docs/network.json"));
 }
 
 #[test]
-fn the_demo_tells_programs_the_same() {
-    let place = Place::new();
-    let shown = run(&place, "demo --loopback --agents 5 --json").json();
-    assert_eq!(shown["state"]["agents"].as_array().unwrap().len(), 5);
-    assert_eq!(shown["state"]["network"]["vtep_subnet"], "44.128.0.0/16");
-    let configuration = shown["cni"]["127.0.0.6"]["vxlan-2.conf"].as_str().unwrap();
+fn demo_json_contains_state_and_cni_configs() {
+    let dir = TestDir::new();
+    let report = run(&dir, "demo --loopback --agents 5 --json").json();
+    assert_eq!(report["state"]["agents"].as_array().unwrap().len(), 5);
+    assert_eq!(report["state"]["network"]["vtep_subnet"], "44.128.0.0/16");
+    let configuration = report["cni"]["127.0.0.6"]["vxlan-2.conf"].as_str().unwrap();
     assert!(configuration.starts_with(r#"{"name":"vxlan-2","type":"mesos-cni-port-mapper","#));
-    assert_eq!(shown["loopback"], "--loopback");
-    let none = serde_json::json!([]);
-    assert_eq!((&shown["containers"], &shown["pings"]), (&none, &none));
+    assert_eq!(report["loopback"], "--loopback");
+    let empty = serde_json::json!([]);
+    assert_eq!((&report["containers"], &report["pings"]), (&empty, &empty));
 }
 
-/// Which of both it is depends on the machine; that all of it works does not.
+/// The machine decides whether the demo can create hosts. Every overlay must be ok in both cases.
 #[test]
-fn the_demo_makes_hosts_or_says_what_would_let_it() {
-    let place = Place::new();
-    let shown = run(&place, "demo --json").json();
-    let agents = shown["state"]["agents"].as_array().unwrap();
+fn demo_creates_hosts_or_names_missing_privilege() {
+    let dir = TestDir::new();
+    let report = run(&dir, "demo --json").json();
+    let agents = report["state"]["agents"].as_array().unwrap();
     assert_eq!(agents.len(), 3);
     for overlay in agents.iter().flat_map(|agent| agent["overlays"].as_array().unwrap()) {
         assert_eq!(overlay["state"]["status"], "STATUS_OK", "{overlay}");
     }
-    let pings = shown["pings"].as_array().unwrap();
-    match shown["loopback"].as_str() {
+    let pings = report["pings"].as_array().unwrap();
+    match report["loopback"].as_str() {
         None => {
-            assert_eq!(pings.len(), 6 * 5 * 2, "each of six containers to each other, two sizes");
+            assert_eq!(
+                pings.len(),
+                6 * 5 * 2,
+                "each of six containers pings the others with two sizes"
+            );
             assert!(pings.iter().all(|ping| ping["microseconds"].is_u64()), "{pings:?}");
         }
-        Some(why) => {
-            assert!(why.contains("run it as root") || why.contains("load "), "{why}");
+        Some(reason) => {
+            assert!(reason.contains("run it as root") || reason.contains("load "), "{reason}");
             assert!(pings.is_empty());
         }
     }
 }
 
 #[test]
-fn the_demo_leaves_nothing_behind_when_it_is_ended_early() {
-    let place = Place::new();
-    let variables = environment(&place);
-    let mut running = Running::start_with(&place, "demo --loopback --agents 128", &variables);
-    running.expect("master at ");
-    let (status, log) = running.terminate();
+fn demo_interrupted_early_removes_everything() {
+    let dir = TestDir::new();
+    let variables = environment(&dir);
+    let mut process =
+        RunningProcess::start_with_env(&dir, "demo --loopback --agents 128", &variables);
+    process.expect_log("master at ");
+    let (status, log) = process.terminate();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.ends_with("mesos-overlay: ended before it was done\n"), "{log}");
-    assert_nothing_is_left(&place);
+    assert_no_leftovers(&dir);
 }
 
 #[test]
-fn more_agents_than_the_network_has_room_for_are_refused() {
-    let said = Place::new().run("demo --agents 129").usage();
-    assert!(said.contains("129 is not in 1..=128"), "{said}");
+fn demo_with_more_agents_than_network_is_refused() {
+    let error = TestDir::new().run("demo --agents 129").usage_error();
+    assert!(error.contains("129 is not in 1..=128"), "{error}");
 }
 
 #[test]
-fn the_network_of_the_readme_is_that_of_the_demo() {
+fn readme_and_docs_show_network_of_demo() {
     let readme = include_str!("../../README.md");
     let network = include_str!("../../docs/network.json");
     let indented: String = network.lines().map(|line| format!("    {line}\n")).collect();

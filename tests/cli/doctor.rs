@@ -1,11 +1,11 @@
-//! `doctor` on whatever host these tests run on: what it finds there is not ours to say, but its
-//! form and its exit code are.
+//! `doctor` on the host that runs the tests. Its findings depend on this host, so the tests check
+//! only their format and the exit code.
 
 use std::collections::BTreeSet;
 
-use crate::support::{FakeMaster, Place};
+use crate::support::{FakeMaster, TestDir};
 
-/// Every check, in the order in which they are shown.
+/// Every check, in output order.
 const CHECKS: [&str; 18] = [
     "kernel",
     "forwarding",
@@ -26,18 +26,18 @@ const CHECKS: [&str; 18] = [
     "dataplane",
     "peers",
 ];
-/// Port 9 of an address of the loopback: nobody answers.
-const NOBODY: &str = "--agent 127.0.0.77:9";
+/// A loopback address on which nothing listens.
+const CLOSED_AGENT: &str = "--agent 127.0.0.77:9";
 
 #[test]
-fn every_check_is_there_and_the_exit_code_says_whether_something_is_wrong() {
-    let place = Place::new();
-    place.write(
+fn doctor_runs_every_check_and_sets_exit_code() {
+    let dir = TestDir::new();
+    dir.write(
         "agent.json",
         r#"{ "cni_dir": "/cni", "network_config": { "docker_bridge": false } }"#,
     );
-    let arguments = format!("doctor --config agent.json {NOBODY}");
-    let outcome = place.run(&format!("{arguments} --json"));
+    let arguments = format!("doctor --config agent.json {CLOSED_AGENT}");
+    let outcome = dir.run(&format!("{arguments} --json"));
     let report: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
     let findings = report["findings"].as_array().unwrap();
     let mut checks: Vec<&str> =
@@ -54,45 +54,45 @@ fn every_check_is_there_and_the_exit_code_says_whether_something_is_wrong() {
     for finding in findings.iter().filter(|finding| finding["result"] == "wrong") {
         assert_ne!(finding["why"], "", "{finding}");
     }
-    let shown = place.run(&arguments).stdout;
-    let summary = shown.lines().last().unwrap();
+    let output = dir.run(&arguments).stdout;
+    let summary = output.lines().last().unwrap();
     assert!(summary.starts_with(&format!("{} findings: ", findings.len())), "{summary}");
     assert!(summary.ends_with(&format!(", {wrong} wrong")), "{summary}");
     let agent = "note     agent            no agent answers at 127.0.0.77:9: ";
-    assert!(shown.lines().any(|line| line.starts_with(agent)), "{shown}");
+    assert!(output.lines().any(|line| line.starts_with(agent)), "{output}");
 }
 
 #[test]
-fn who_answers_and_is_no_overlay_agent_is_told_apart() {
-    // As a Mesos agent without the module, which has the port by default.
-    let other = FakeMaster::start(Vec::new());
-    let shown = Place::new().run(&format!("doctor --agent {}", other.address)).stdout;
-    let what = format!(
+fn foreign_server_is_distinguished_from_agent() {
+    // Simulates a Mesos agent without the module, which uses the same default port.
+    let server = FakeMaster::start(Vec::new());
+    let output = TestDir::new().run(&format!("doctor --agent {}", server.address)).stdout;
+    let expected = format!(
         "agent            something else answers at {} (404 Not Found), perhaps a Mesos agent",
-        other.address
+        server.address
     );
-    assert!(shown.contains(&what), "{shown}");
-    assert!(shown.contains("give the address of the overlay agent as --agent\n"), "{shown}");
+    assert!(output.contains(&expected), "{output}");
+    assert!(output.contains("give the address of the overlay agent as --agent\n"), "{output}");
 }
 
 #[test]
-fn what_cannot_be_used_is_refused() {
-    let place = Place::new();
-    let usage = place.run("doctor --agent nowhere").usage();
-    assert!(usage.starts_with("error: invalid value 'nowhere' for '--agent <IP:PORT>'"), "{usage}");
+fn invalid_arguments_are_refused() {
+    let dir = TestDir::new();
+    let error = dir.run("doctor --agent nowhere").usage_error();
+    assert!(error.starts_with("error: invalid value 'nowhere' for '--agent <IP:PORT>'"), "{error}");
     assert_eq!(
-        place.run(&format!("doctor {NOBODY} --master nowhere:port")).usage(),
+        dir.run(&format!("doctor {CLOSED_AGENT} --master nowhere:port")).usage_error(),
         "mesos-overlay: --master: 'nowhere:port' is no master: write IP:PORT or NAME:PORT, as in \
          10.0.0.1:5050\n"
     );
-    let failure = place.run("doctor --config missing.json").failure();
+    let failure = dir.run("doctor --config missing.json").failure();
     assert!(failure.starts_with("mesos-overlay: read missing.json: No such file"), "{failure}");
 }
 
 #[test]
-fn a_master_that_is_elected_is_not_asked() {
+fn master_behind_election_is_not_queried() {
     let environment = [("MESOS_OVERLAY_MASTER", "zk://user:password@10.0.0.1/mesos")];
-    let outcome = Place::new().run_with(&format!("doctor {NOBODY}"), &environment, "");
+    let outcome = TestDir::new().run_with(&format!("doctor {CLOSED_AGENT}"), &environment, "");
     assert!(outcome.stdout.contains("master           not asked: "), "{outcome:?}");
     assert!(!outcome.transcript().contains("password"), "{outcome:?}");
 }

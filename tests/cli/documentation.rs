@@ -1,48 +1,50 @@
-//! `docs/program.md` is compared with the program: the flags, the transcripts, the texts of the
-//! log.
+//! Compares `docs/program.md` with the binary: flags, transcripts, metrics and log messages.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use crate::support::{FakeMaster, Master, Place, http, program, start_agent};
+use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
 const PAGE: &str = include_str!("../../docs/program.md");
-/// The master of the examples.
+/// The address of the master in the examples of the page.
 const MASTER: &str = "10.0.0.1:5050";
 
 #[test]
-fn every_flag_is_there_with_its_environment_twin_and_default() {
-    let place = Place::new();
+fn page_lists_every_flag_with_variable_and_default() {
+    let dir = TestDir::new();
     let subcommands = [
         "master", "agent", "clean", "demo", "doctor", "check", "plan", "state", "forget", "reload",
         "history", "export", "import",
     ];
     for subcommand in subcommands {
-        let help = place.run(&format!("{subcommand} --help")).success();
+        let help = dir.run(&format!("{subcommand} --help")).success();
         let heading = format!("\n## {subcommand}\n");
         let (_, section) = PAGE.split_once(&heading).expect(subcommand);
         let section = section.split("\n#").next().unwrap();
         for (flag, about) in flags(&help) {
-            let text = if flag == "--log" { PAGE } else { section };
-            let beginning = format!("| `{flag}");
-            let row = text.lines().find(|line| {
-                let rest = line.strip_prefix(&beginning);
+            let scope = if flag == "--log" { PAGE } else { section };
+            let row_start = format!("| `{flag}");
+            let row = scope.lines().find(|line| {
+                let rest = line.strip_prefix(&row_start);
                 rest.is_some_and(|rest| rest.starts_with([' ', '`']))
             });
-            let row = row.unwrap_or_else(|| panic!("{subcommand} {flag} is not in the page"));
-            let variable = bracketed(&about, "env: ").expect("every flag has a variable");
+            let row = row.unwrap_or_else(|| {
+                panic!("{subcommand} {flag}: the page has no row for this flag")
+            });
+            let variable =
+                bracketed(&about, "env: ").expect("every flag has an environment variable");
             let variable = variable.split('=').next().unwrap();
-            assert!(row.contains(&format!("| `{variable}` |")), "{variable} is not in: {row}");
-            // That of --log is a sentence.
+            assert!(row.contains(&format!("| `{variable}` |")), "row without {variable}: {row}");
+            // The page describes the default of --log in a sentence.
             if let Some(default) = bracketed(&about, "default: ").filter(|_| flag != "--log") {
-                assert!(row.contains(&format!("| `{default}` |")), "{default} is not in: {row}");
+                assert!(row.contains(&format!("| `{default}` |")), "row without {default}: {row}");
             }
         }
     }
 }
 
-/// The flags of a help, each with all that is said about it.
+/// Returns the flags in the output of `--help`, each with its description.
 fn flags(help: &str) -> Vec<(String, String)> {
     let (_, options) = help.split_once("\nOptions:\n").unwrap();
     let mut flags: Vec<(String, String)> = Vec::new();
@@ -66,33 +68,34 @@ fn flags(help: &str) -> Vec<(String, String)> {
     flags
 }
 
+/// Returns the value of the last `[KIND VALUE]` in `text`.
 fn bracketed<'a>(text: &'a str, kind: &str) -> Option<&'a str> {
     let (_, rest) = text.rsplit_once(&format!("[{kind}"))?;
     rest.split(']').next()
 }
 
 #[test]
-fn every_transcript_is_what_the_program_prints() {
-    let place = Place::with_network();
+fn page_transcripts_match_output() {
+    let dir = TestDir::with_network();
     let master = fake_master();
-    let mut seen = BTreeSet::new();
+    let mut subcommands = BTreeSet::new();
     for (command, expected) in transcripts() {
         if let Some(file) = command.strip_prefix("cat ") {
-            place.write(file, expected);
+            dir.write(file, expected);
         } else if let Some(arguments) = command.strip_prefix("mesos-overlay ") {
-            let outcome = place.run(&arguments.replace(MASTER, &master.address));
-            let printed = format!("{}{}", outcome.stdout, outcome.stderr);
-            let printed = printed.replace(&master.address, MASTER);
-            assert_eq!(printed, expected, "$ {command}\n{printed}");
-            seen.extend(arguments.split(' ').next().map(str::to_owned));
+            let outcome = dir.run(&arguments.replace(MASTER, &master.address));
+            let output = format!("{}{}", outcome.stdout, outcome.stderr);
+            let output = output.replace(&master.address, MASTER);
+            assert_eq!(output, expected, "$ {command}\n{output}");
+            subcommands.extend(arguments.split(' ').next().map(str::to_owned));
         }
     }
-    let all = ["check", "plan", "state", "forget", "reload", "history", "export", "import"];
-    let all = all.map(str::to_owned);
-    assert_eq!(seen, BTreeSet::from(all));
+    let expected = ["check", "plan", "state", "forget", "reload", "history", "export", "import"];
+    let expected = expected.map(str::to_owned);
+    assert_eq!(subcommands, BTreeSet::from(expected));
 }
 
-/// The commands of the page and what they print.
+/// Returns the commands of the page, each with its output.
 fn transcripts() -> Vec<(&'static str, String)> {
     let mut transcripts: Vec<(&str, String)> = Vec::new();
     let mut is_inside = false;
@@ -108,7 +111,7 @@ fn transcripts() -> Vec<(&'static str, String)> {
             is_inside = false;
         }
     }
-    // The blank lines that end a block.
+    // Remove the blank lines after each block.
     for (_, text) in &mut transcripts {
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -116,7 +119,7 @@ fn transcripts() -> Vec<(&'static str, String)> {
     transcripts
 }
 
-/// A master with the agents of the examples, one of which has no Docker.
+/// A master with the agents of the examples. One of these agents has no Docker.
 fn fake_master() -> FakeMaster {
     let reason = "docker network vxlan-1: program 'docker' not found: install Docker on this agent, or \
                   set network_config.docker_bridge to false in its agent_config";
@@ -126,7 +129,7 @@ fn fake_master() -> FakeMaster {
     let network: serde_json::Value = serde_json::from_str(crate::support::NETWORK).unwrap();
     let state = |agents: &[serde_json::Value]| {
         let state = serde_json::json!({ "network": network, "agents": agents });
-        http("200 OK", &state.to_string())
+        http_response("200 OK", &state.to_string())
     };
     let health = serde_json::json!({
         "status": "degraded",
@@ -136,22 +139,25 @@ fn fake_master() -> FakeMaster {
     });
     FakeMaster::start(vec![
         ("/overlay-master/state", state(&agents)),
-        ("/overlay-master/health", http("200 OK", &health.to_string())),
+        ("/overlay-master/health", http_response("200 OK", &health.to_string())),
         (
             "/overlay-master/agents/delete \"dry_run\":true",
-            http("200 OK", &fates("would_be_deleted")),
+            http_response("200 OK", &release_results("would_be_deleted")),
         ),
-        ("/overlay-master/agents/delete 10.0.0.8", http("409 Conflict", &running())),
-        ("/overlay-master/agents/delete", http("200 OK", &fates("deleted"))),
-        ("/overlay-master/preview 10.4.0.0/17", http("409 Conflict", &moved())),
-        ("/overlay-master/preview", http("200 OK", &widened())),
-        ("/overlay-master/reload", http("200 OK", &widened())),
-        ("/overlay-master/history?agent=10.0.0.7", http("200 OK", &history())),
+        (
+            "/overlay-master/agents/delete 10.0.0.8",
+            http_response("409 Conflict", &release_of_running_agent()),
+        ),
+        ("/overlay-master/agents/delete", http_response("200 OK", &release_results("deleted"))),
+        ("/overlay-master/preview 10.4.0.0/17", http_response("409 Conflict", &changed_subnet())),
+        ("/overlay-master/preview", http_response("200 OK", &added_overlay())),
+        ("/overlay-master/reload", http_response("200 OK", &added_overlay())),
+        ("/overlay-master/history?agent=10.0.0.7", http_response("200 OK", &history())),
     ])
 }
 
-/// What becomes of the first agent and of one that nobody knows.
-fn fates(result: &str) -> String {
+/// The response to a request to delete the first agent and, if deleted, an unknown agent.
+fn release_results(result: &str) -> String {
     let first = serde_json::json!({
         "ip": "10.0.0.7",
         "vtep_ip": "44.128.0.1",
@@ -160,11 +166,12 @@ fn fates(result: &str) -> String {
         "heard_seconds_ago": 4000
     });
     let unknown = serde_json::json!({ "ip": "10.0.0.9", "subnets": [], "result": "not_known" });
-    let all = if result == "deleted" { vec![first, unknown] } else { vec![first] };
-    serde_json::json!({ "agents": all }).to_string()
+    let agents = if result == "deleted" { vec![first, unknown] } else { vec![first] };
+    serde_json::json!({ "agents": agents }).to_string()
 }
 
-fn running() -> String {
+/// The response to a request to delete a running agent.
+fn release_of_running_agent() -> String {
     let second = serde_json::json!({
         "ip": "10.0.0.8",
         "vtep_ip": "44.128.0.2",
@@ -175,8 +182,8 @@ fn running() -> String {
     serde_json::json!({ "agents": [second] }).to_string()
 }
 
-/// The effect of another overlay.
-fn widened() -> String {
+/// The response to a configuration that adds an overlay.
+fn added_overlay() -> String {
     let agent = |ip: &str, subnet: &str| {
         let of = serde_json::json!({ "of": "vxlan-3", "before": [], "after": [subnet] });
         serde_json::json!({ "ip": ip, "at_once": true, "addresses": [of] })
@@ -191,8 +198,8 @@ fn widened() -> String {
     .to_string()
 }
 
-/// The effect of an overlay with other addresses.
-fn moved() -> String {
+/// The response to a configuration that changes the subnet of an overlay.
+fn changed_subnet() -> String {
     let agent = |ip: &str, subnet: &str| {
         let of = serde_json::json!({ "of": "vxlan-1", "before": [subnet], "after": [] });
         serde_json::json!({ "ip": ip, "at_once": true, "addresses": [of] })
@@ -263,14 +270,14 @@ fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {
 }
 
 #[test]
-fn every_metric_of_the_page_is_one_of_the_program() {
-    let place = Place::with_network();
-    let master = Master::start(&place);
-    let mut agent = start_agent(&place, master.address, "127.0.0.2");
-    let address = agent.expect("overlay agent at ");
+fn page_metrics_exist_in_binary() {
+    let dir = TestDir::with_network();
+    let master = Master::start(&dir);
+    let mut agent = start_agent(&dir, master.address, "127.0.0.2");
+    let address = agent.expect_log("overlay agent at ");
     let address = address.split(',').next().unwrap();
-    agent.expect("registered with the master");
-    let shown = get(&master.address.to_string(), "/overlay-master/metrics")
+    agent.expect_log("registered with the master");
+    let metrics = get(&master.address.to_string(), "/overlay-master/metrics")
         + &get(address, "/overlay-agent/metrics");
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let names = |text| -> BTreeSet<&str> {
@@ -278,29 +285,30 @@ fn every_metric_of_the_page_is_one_of_the_program() {
         let is_metric = |word: &&str| {
             ["mesos_overlay_master_", "mesos_overlay_agent_"]
                 .iter()
-                .any(|own| word.starts_with(own))
+                .any(|prefix| word.starts_with(prefix))
         };
         words.filter(is_metric).collect()
     };
-    let (of_page, ours) = (names(PAGE), names(&shown));
-    assert!(of_page.len() > 5, "{of_page:?}");
-    let unknown: Vec<_> = of_page.difference(&ours).collect();
-    assert!(unknown.is_empty(), "{unknown:?} are not in\n{shown}");
+    let (documented, exported) = (names(PAGE), names(&metrics));
+    assert!(documented.len() > 5, "{documented:?}");
+    let unknown: Vec<_> = documented.difference(&exported).collect();
+    assert!(unknown.is_empty(), "{unknown:?} are not in\n{metrics}");
 }
 
 fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    answer
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    response
 }
 
 #[test]
-fn every_text_that_is_explained_is_one_of_the_program() {
-    let program = std::fs::read(program()).unwrap();
-    let is_there = |text: &str| program.windows(text.len()).any(|window| window == text.as_bytes());
+fn page_log_messages_exist_in_binary() {
+    let binary = std::fs::read(program()).unwrap();
+    let is_in_binary =
+        |text: &str| binary.windows(text.len()).any(|window| window == text.as_bytes());
     let (_, tables) = PAGE.split_once("\n### When something is wrong\n").unwrap();
     let rows = tables.lines().filter_map(|line| line.strip_prefix("| `"));
     let texts: Vec<&str> = rows
@@ -310,7 +318,7 @@ fn every_text_that_is_explained_is_one_of_the_program() {
     assert!(texts.len() > 20, "{texts:?}");
     for text in texts {
         for part in text.split('…').filter(|part| part.len() > 4) {
-            assert!(is_there(part), "{part:?} is nowhere in the program");
+            assert!(is_in_binary(part), "the binary does not contain {part:?}");
         }
     }
 }

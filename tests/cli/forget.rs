@@ -1,27 +1,30 @@
-//! `forget`: what it frees, and what it says where it cannot. A master of ours is asked in
-//! `cluster`.
+//! `forget` against a simulated master: released addresses and error messages. `cluster` tests
+//! `forget` against a running `mesos-overlay master`.
 
-use crate::support::{FakeMaster, Place, http};
+use crate::support::{FakeMaster, TestDir, http_response};
 
-const RECORDED: &str = include_str!("../golden/overlay-master-state.json");
+const RECORDED_STATE: &str = include_str!("../golden/overlay-master-state.json");
 const STATE: &str = "/overlay-master/state";
 const DELETE: &str = "/overlay-master/agents/delete";
 
-fn without_agents() -> String {
-    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+fn state_without_agents() -> String {
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED_STATE).unwrap();
     state.as_object_mut().unwrap().remove("agents");
     state.to_string()
 }
 
 fn forget(master: &FakeMaster, arguments: &str) -> String {
-    let outcome = Place::new().run(&format!("forget --master {} {arguments}", master.address));
+    let outcome = TestDir::new().run(&format!("forget --master {} {arguments}", master.address));
     outcome.transcript().replace(&master.address, "MASTER")
 }
 
 #[test]
-fn a_master_with_the_cpp_modules_forgets_too() {
-    let deleted = http("200 OK", &without_agents());
-    let master = FakeMaster::start(vec![(STATE, http("200 OK", RECORDED)), (DELETE, deleted)]);
+fn forget_on_cpp_master_releases_addresses() {
+    let deleted = http_response("200 OK", &state_without_agents());
+    let master = FakeMaster::start(vec![
+        (STATE, http_response("200 OK", RECORDED_STATE)),
+        (DELETE, deleted),
+    ]);
     assert_eq!(
         forget(&master, "127.0.0.1"),
         "\
@@ -35,20 +38,20 @@ exit code 0
 }
 
 #[test]
-fn an_agent_that_is_still_there_is_a_failure() {
-    let unchanged = http("200 OK", RECORDED);
+fn forget_ignored_by_master_fails() {
+    let unchanged = http_response("200 OK", RECORDED_STATE);
     let master = FakeMaster::start(vec![(STATE, unchanged.clone()), (DELETE, unchanged)]);
-    let said = forget(&master, "127.0.0.1");
-    assert!(said.contains("  not deleted\n"), "{said}");
+    let transcript = forget(&master, "127.0.0.1");
+    assert!(transcript.contains("  not deleted\n"), "{transcript}");
     let reason =
         "mesos-overlay: forget 127.0.0.1: master MASTER still has it: see its log\nexit code 1\n";
-    assert!(said.ends_with(reason), "{said}");
+    assert!(transcript.ends_with(reason), "{transcript}");
 }
 
 #[test]
-fn nothing_is_asked_for_agents_that_are_not_known() {
-    // There is no answer to a deletion here: it would be a failure.
-    let master = FakeMaster::with_state(http("200 OK", RECORDED));
+fn forget_unknown_agents_sends_no_deletion() {
+    // This master has no response to a deletion: sending one would fail.
+    let master = FakeMaster::with_state(http_response("200 OK", RECORDED_STATE));
     assert_eq!(
         forget(&master, "10.0.0.9 10.0.0.8"),
         "\
@@ -62,17 +65,20 @@ exit code 1
 }
 
 #[test]
-fn a_dry_run_asks_for_no_deletion() {
-    let master = FakeMaster::with_state(http("200 OK", RECORDED));
-    let said = forget(&master, "127.0.0.1 --dry-run");
-    assert!(said.contains("  would be deleted\n") && said.ends_with("exit code 0\n"), "{said}");
+fn forget_dry_run_sends_no_deletion() {
+    let master = FakeMaster::with_state(http_response("200 OK", RECORDED_STATE));
+    let transcript = forget(&master, "127.0.0.1 --dry-run");
+    assert!(
+        transcript.contains("  would be deleted\n") && transcript.ends_with("exit code 0\n"),
+        "{transcript}"
+    );
     let environment = [
         ("MESOS_OVERLAY_MASTER", master.address.as_str()),
         ("MESOS_OVERLAY_DRY_RUN", "1"),
         ("MESOS_OVERLAY_JSON", "1"),
     ];
     assert_eq!(
-        Place::new().run_with("forget 127.0.0.1", &environment, "").json(),
+        TestDir::new().run_with("forget 127.0.0.1", &environment, "").json(),
         serde_json::json!({
             "agents": [{
                 "ip": "127.0.0.1",
@@ -85,9 +91,12 @@ fn a_dry_run_asks_for_no_deletion() {
 }
 
 #[test]
-fn a_master_that_refuses_is_told_in_one_line() {
-    let refusal = http("403 Forbidden", "refused");
-    let master = FakeMaster::start(vec![(STATE, http("200 OK", RECORDED)), (DELETE, refusal)]);
+fn forget_refused_by_master_fails_with_one_line() {
+    let forbidden = http_response("403 Forbidden", "refused");
+    let master = FakeMaster::start(vec![
+        (STATE, http_response("200 OK", RECORDED_STATE)),
+        (DELETE, forbidden),
+    ]);
     assert_eq!(
         forget(&master, "127.0.0.1"),
         "mesos-overlay: master MASTER: /overlay-master/agents/delete: 403 Forbidden: refused: it wants \

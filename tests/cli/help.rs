@@ -1,6 +1,6 @@
-//! What `--help` says, and what is said to a wrong usage.
+//! The output of `--help` and `--version`, and the errors for wrong usage.
 
-use crate::support::{Place, program};
+use crate::support::{TestDir, program};
 
 const SUBCOMMANDS: [&str; 12] = [
     "master", "agent", "clean", "doctor", "check", "plan", "state", "forget", "reload", "history",
@@ -8,9 +8,9 @@ const SUBCOMMANDS: [&str; 12] = [
 ];
 
 #[test]
-fn the_help_of_every_subcommand_is_as_agreed() {
+fn help_of_every_subcommand_matches_snapshot() {
     for subcommand in SUBCOMMANDS {
-        let help = Place::new().run(&format!("{subcommand} --help")).success();
+        let help = TestDir::new().run(&format!("{subcommand} --help")).success();
         // clap fills the lines between paragraphs with spaces.
         let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
         insta::assert_snapshot!(format!("help_{subcommand}"), help);
@@ -18,8 +18,8 @@ fn the_help_of_every_subcommand_is_as_agreed() {
 }
 
 #[test]
-fn the_help_names_every_subcommand() {
-    let help = Place::new().run("--help").success();
+fn help_lists_every_subcommand() {
+    let help = TestDir::new().run("--help").success();
     for subcommand in SUBCOMMANDS {
         assert!(help.contains(&format!("\n  {subcommand} ")), "{help}");
     }
@@ -27,65 +27,68 @@ fn the_help_names_every_subcommand() {
 }
 
 #[test]
-fn the_version_is_that_of_the_package() {
-    let version = Place::new().run("--version").success();
+fn version_matches_package() {
+    let version = TestDir::new().run("--version").success();
     assert_eq!(version, format!("mesos-overlay {}\n", env!("CARGO_PKG_VERSION")));
     assert!(program().ends_with("mesos-overlay"));
 }
 
 #[test]
-fn a_wrong_usage_is_told_with_exit_code_2() {
-    let usage = |arguments: &str| {
-        let said = Place::new().run(arguments).usage();
-        said.lines().next().unwrap_or_default().to_owned()
+fn wrong_usage_reports_error_with_exit_code_2() {
+    let first_error_line = |arguments: &str| {
+        let stderr = TestDir::new().run(arguments).usage_error();
+        stderr.lines().next().unwrap_or_default().to_owned()
     };
     assert_eq!(
-        usage("plan network.json"),
+        first_error_line("plan network.json"),
         "error: the following required arguments were not provided:"
     );
     assert_eq!(
-        usage("plan network.json --agents 0"),
+        first_error_line("plan network.json --agents 0"),
         "error: invalid value '0' for '--agents <N>': 0 is not in 1..=16777216"
     );
-    assert_eq!(usage("chekc network.json"), "error: unrecognized subcommand 'chekc'");
+    assert_eq!(first_error_line("chekc network.json"), "error: unrecognized subcommand 'chekc'");
     assert_eq!(
-        usage("state --master http://10.0.0.1"),
+        first_error_line("state --master http://10.0.0.1"),
         "mesos-overlay: --master: 'http://10.0.0.1' is no master: write IP:PORT or NAME:PORT, as in \
          10.0.0.1:5050"
     );
     assert_eq!(
-        usage("forget 10.0.0.7 --master zk://user:password@10.0.0.1/mesos"),
+        first_error_line("forget 10.0.0.7 --master zk://user:password@10.0.0.1/mesos"),
         "mesos-overlay: --master: zk:// is not supported yet: write the master's address as IP:PORT"
     );
-    assert_eq!(usage("clean"), "error: the following required arguments were not provided:");
     assert_eq!(
-        usage("forget --master 10.0.0.1 10.0.0"),
+        first_error_line("clean"),
+        "error: the following required arguments were not provided:"
+    );
+    assert_eq!(
+        first_error_line("forget --master 10.0.0.1 10.0.0"),
         "error: invalid value '10.0.0' for '<IP>...': invalid IPv4 address syntax"
     );
     assert_eq!(
-        usage("forget --master 10.0.0.1 10.0.0.7 10.0.0.8 10.0.0.7"),
+        first_error_line("forget --master 10.0.0.1 10.0.0.7 10.0.0.8 10.0.0.7"),
         "mesos-overlay: forget: 10.0.0.7 is given twice: give it once"
     );
 }
 
 #[test]
-fn there_is_no_colour_without_a_terminal() {
-    let place = Place::with_network();
+fn output_without_terminal_has_no_color() {
+    let dir = TestDir::with_network();
     for arguments in ["--help", "check network.json", "plan network.json --agents 1", "check none"]
     {
-        let outcome = place.run(arguments);
+        let outcome = dir.run(arguments);
         assert!(!outcome.transcript().contains('\u{1b}'), "{outcome:?}");
     }
 }
 
 #[test]
-fn the_help_shows_no_password() {
+fn help_hides_passwords_from_environment() {
     const SECRET: &str = "zk://user:password@10.0.0.1/mesos";
     let environment =
         ["MASTER", "STORE", "FROM", "TO"].map(|name| (format!("MESOS_OVERLAY_{name}"), SECRET));
     let environment = environment.each_ref().map(|(name, secret)| (name.as_str(), *secret));
     for subcommand in SUBCOMMANDS {
-        let help = Place::new().run_with(&format!("{subcommand} --help"), &environment, "");
+        let help = TestDir::new().run_with(&format!("{subcommand} --help"), &environment, "");
         assert!(!help.success().contains("password"), "{subcommand}");
     }
 }

@@ -1,26 +1,25 @@
-//! A configuration that changes while a master runs, agents that are forgotten, and the history:
-//! with a real master and real agents.
+//! Reload, forget and history with a running master and running agents.
 
 use serde_json::json;
 
-use crate::support::{Master, NETWORK, Place, Running, start_agent};
+use crate::support::{Master, NETWORK, RunningProcess, TestDir, start_agent};
 
-/// The network of the README with another overlay.
-fn extended() -> String {
+/// The network of the README with a third overlay.
+fn network_with_third_overlay() -> String {
     let third = r#"{ "name": "vxlan-3", "subnet": "10.3.0.0/17", "prefix": 24 }, "#;
     NETWORK.replacen("[ {", &format!("[ {third}{{"), 1)
 }
 
 #[test]
-fn a_running_master_takes_another_network_and_refuses_what_agents_would_lose() {
-    let place = Place::with_network();
-    let mut master = Master::start(&place);
-    let mut agent = start_agent(&place, master.address, "127.0.0.2");
-    agent.expect("registered with the master");
+fn reload_adds_overlay_and_refuses_narrower_subnet() {
+    let dir = TestDir::with_network();
+    let mut master = Master::start(&dir);
+    let mut agent = start_agent(&dir, master.address, "127.0.0.2");
+    agent.expect_log("registered with the master");
     let address = master.address.to_string();
-    let run = |arguments: &str| place.run(arguments).transcript().replace(&address, "MASTER");
+    let run = |arguments: &str| dir.run(arguments).transcript().replace(&address, "MASTER");
 
-    place.write("new.json", extended());
+    dir.write("new.json", network_with_third_overlay());
     let effect = "\
 overlay vxlan-3 is added: 10.3.0.0/17 in /24
 AGENT      OF       BEFORE  AFTER        WHEN
@@ -33,93 +32,95 @@ AGENT      OF       BEFORE  AFTER        WHEN
              take it, and tell 1 agent\nexit code 0\n"
         )
     );
-    place.write("network.json", extended());
+    dir.write("network.json", network_with_third_overlay());
     assert_eq!(
         run(&format!("reload --master {address}")),
         format!("{effect}master MASTER: done: 1 agent told\nexit code 0\n")
     );
-    agent.expect("the master assigned 3 overlays");
-    agent.expect("overlay vxlan-3: wrote the cni configuration");
-    assert!(place.path("cni-127.0.0.2/vxlan-3.conf").exists());
+    agent.expect_log("the master assigned 3 overlays");
+    agent.expect_log("overlay vxlan-3: wrote the cni configuration");
+    assert!(dir.path("cni-127.0.0.2/vxlan-3.conf").exists());
 
-    // Back by a signal. The agent hears of that as well.
-    place.write("network.json", NETWORK);
-    master.running.hang_up();
-    master.running.expect("reading the configuration again: SIGHUP");
-    master.running.expect("took over another configuration: overlay vxlan-3 is removed");
-    agent.expect("removed the cni configuration of vxlan-3");
+    // Restore the network by SIGHUP. The agent removes the overlay.
+    dir.write("network.json", NETWORK);
+    master.process.send_sighup();
+    master.process.expect_log("reading the configuration again: SIGHUP");
+    master.process.expect_log("took over another configuration: overlay vxlan-3 is removed");
+    agent.expect_log("removed the cni configuration of vxlan-3");
 
-    // What an agent would lose is refused, and so is what is no configuration.
+    // The master refuses a subnet that excludes an assigned one, and a file that is no JSON.
     let narrow = NETWORK.replace("192.168.0.0/17", "192.168.1.0/24");
-    place.write("network.json", &narrow);
-    let said = run(&format!("reload --master {address}"));
+    dir.write("network.json", &narrow);
+    let output = run(&format!("reload --master {address}"));
     let problem = "problem: agent 127.0.0.2 is not served its share: overlay vxlan-1: \
                    192.168.0.0/24 is none of the /24 subnets of 192.168.1.0/24: mend the \
                    configuration or delete the agent\n";
     let failure = "mesos-overlay: reload: master MASTER refused its configuration and goes on as it \
                    was: 1 problem\nexit code 1\n";
-    assert!(said.ends_with(&format!("{problem}{failure}")), "{said}");
-    master.running.expect("refused another configuration: agent 127.0.0.2 is not served its share");
-    let said = run(&format!("check network.json --against {address}"));
+    assert!(output.ends_with(&format!("{problem}{failure}")), "{output}");
+    master
+        .process
+        .expect_log("refused another configuration: agent 127.0.0.2 is not served its share");
+    let output = run(&format!("check network.json --against {address}"));
     let failure = "mesos-overlay: network.json: master MASTER would refuse it: 1 problem: take the \
                    change back, or forget the agents\nexit code 1\n";
-    assert!(said.ends_with(&format!("{problem}{failure}")), "{said}");
-    place.write("network.json", "{");
-    let said = run(&format!("reload --master {address}"));
-    assert!(said.starts_with("problem: network.json:1:"), "{said}");
-    assert!(said.ends_with("goes on as it was: 1 problem\nexit code 1\n"), "{said}");
-    let shown = place.run(&format!("state --master {address}")).success();
-    assert!(shown.contains("vxlan-1  192.168.0.0/24 "), "{shown}");
+    assert!(output.ends_with(&format!("{problem}{failure}")), "{output}");
+    dir.write("network.json", "{");
+    let output = run(&format!("reload --master {address}"));
+    assert!(output.starts_with("problem: network.json:1:"), "{output}");
+    assert!(output.ends_with("goes on as it was: 1 problem\nexit code 1\n"), "{output}");
+    let state = dir.run(&format!("state --master {address}")).success();
+    assert!(state.contains("vxlan-1  192.168.0.0/24 "), "{state}");
 }
 
 #[test]
-fn what_cannot_be_asked_is_told_in_one_line() {
-    let place = Place::with_network();
-    place.write("agent.json", r#"{ "cni_dir": "/x" }"#);
+fn check_against_with_wrong_input_fails_with_one_line() {
+    let dir = TestDir::with_network();
+    dir.write("agent.json", r#"{ "cni_dir": "/x" }"#);
     assert_eq!(
-        place.run("check agent.json --against 127.0.0.1:1").transcript(),
+        dir.run("check agent.json --against 127.0.0.1:1").transcript(),
         "mesos-overlay: check: --against is for a network file or a master_config: this is an \
          agent_config\nexit code 2\n"
     );
-    let said = place.run("check network.json --against http://x").usage();
-    assert!(said.starts_with("mesos-overlay: --against: 'http://x' is no master"), "{said}");
+    let error = dir.run("check network.json --against http://x").usage_error();
+    assert!(error.starts_with("mesos-overlay: --against: 'http://x' is no master"), "{error}");
 }
 
 #[test]
-fn an_agent_that_programs_nothing_tells_of_what_one_before_it_has_programmed() {
-    let place = Place::new();
+fn agent_with_external_dataplane_warns_of_stale_one() {
+    let dir = TestDir::new();
     let config = json!({
-        "cni_dir": place.path("cni"),
-        "state_dir": place.path("state"),
+        "cni_dir": dir.path("cni"),
+        "state_dir": dir.path("state"),
         "dataplane": "external",
         "refuse_collisions": false,
     });
-    place.write("agent.json", config.to_string());
+    dir.write("agent.json", config.to_string());
     let start = || {
         let arguments = "agent --config agent.json --master 127.0.0.1:1 --listen 127.0.0.1:0";
-        let mut agent = Running::start(&place, arguments);
-        agent.expect("detected master");
+        let mut agent = RunningProcess::start(&dir, arguments);
+        agent.expect_log("detected master");
         agent.terminate().1
     };
-    let text = "and nobody keeps that right any more";
-    assert!(!start().contains(text));
-    std::fs::create_dir(place.path("state")).unwrap();
-    place.write("state/agent.lock", "");
+    let warning = "and nobody keeps that right any more";
+    assert!(!start().contains(warning));
+    std::fs::create_dir(dir.path("state")).unwrap();
+    dir.write("state/agent.lock", "");
     let log = start();
-    assert!(log.contains(text) && log.contains("state/agent.lock"), "{log}");
+    assert!(log.contains(warning) && log.contains("state/agent.lock"), "{log}");
 }
 
 #[test]
-fn a_running_agent_is_forgotten_by_force_only_and_the_history_tells_of_it() {
-    let place = Place::with_network();
-    let master = Master::start(&place);
-    let mut agent = start_agent(&place, master.address, "127.0.0.2");
-    agent.expect("registered with the master");
+fn forget_running_agent_needs_force_and_is_in_history() {
+    let dir = TestDir::with_network();
+    let master = Master::start(&dir);
+    let mut agent = start_agent(&dir, master.address, "127.0.0.2");
+    agent.expect_log("registered with the master");
     let address = master.address.to_string();
     let forget = |arguments: &str| {
-        let outcome = place.run(&format!("forget --master {address} 127.0.0.2 {arguments}"));
-        let said = outcome.transcript().replace(&address, "MASTER");
-        without_seconds(&said, "heard ")
+        let outcome = dir.run(&format!("forget --master {address} 127.0.0.2 {arguments}"));
+        let transcript = outcome.transcript().replace(&address, "MASTER");
+        mask_seconds(&transcript, "heard ")
     };
     let refused = "\
 AGENT      VTEP IP     SUBNETS           RESULT
@@ -133,15 +134,15 @@ exit code 1
     assert!(forget("--force --dry-run").contains("  would be deleted\n"));
     assert!(forget("--force").contains("  deleted\n"));
 
-    let history = place.run(&format!("history --master {address} --agent 127.0.0.2")).success();
+    let history = dir.run(&format!("history --master {address} --agent 127.0.0.2")).success();
     let rows: Vec<String> = history
         .lines()
         .map(|line| {
             let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-            without_seconds(&words.join(" "), "by force, ")
+            mask_seconds(&words.join(" "), "by force, ")
         })
         .collect();
-    let forced = "it was forgotten by force, N s after it was last heard";
+    let reason = "it was forgotten by force, N s after it was last heard";
     assert_eq!(
         rows,
         [
@@ -149,22 +150,22 @@ exit code 1
             "127.0.0.2 assigned vtep 44.128.0.1 it registered".to_owned(),
             "127.0.0.2 assigned vxlan-1 192.168.0.0/24 it registered".to_owned(),
             "127.0.0.2 assigned vxlan-2 192.168.128.0/24 it registered".to_owned(),
-            format!("127.0.0.2 released vtep 44.128.0.1 {forced}"),
-            format!("127.0.0.2 released vxlan-1 192.168.0.0/24 {forced}"),
-            format!("127.0.0.2 released vxlan-2 192.168.128.0/24 {forced}"),
+            format!("127.0.0.2 released vtep 44.128.0.1 {reason}"),
+            format!("127.0.0.2 released vxlan-1 192.168.0.0/24 {reason}"),
+            format!("127.0.0.2 released vxlan-2 192.168.128.0/24 {reason}"),
         ]
     );
-    let address_only = format!("history --master {address} --address 192.168.128.77");
-    let rows = place.run(&address_only).success();
+    let by_address = format!("history --master {address} --address 192.168.128.77");
+    let rows = dir.run(&by_address).success();
     assert_eq!(rows.matches("vxlan-2  192.168.128.0/24").count(), 2, "{rows}");
     assert_eq!(rows.lines().count(), 3, "{rows}");
-    let json = place.run(&format!("history --master {address} --json")).json();
+    let json = dir.run(&format!("history --master {address} --json")).json();
     assert_eq!(json["entries"][0]["overlays"][0]["subnet"], "192.168.0.0/24");
     assert_eq!(json["entries"].as_array().unwrap().len(), 2);
 }
 
-/// With `N` for the number after `before`: seconds may have passed.
-fn without_seconds(text: &str, before: &str) -> String {
+/// Replaces the number after `before` by `N`, since the number of seconds varies.
+fn mask_seconds(text: &str, before: &str) -> String {
     match text.split_once(before) {
         Some((start, rest)) => {
             let rest = rest.trim_start_matches(|letter: char| letter.is_ascii_digit());

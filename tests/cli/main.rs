@@ -1,23 +1,22 @@
-//! The program as its users have it: the built binary, its whole output, its exit codes.
+//! Tests of the built binary: its complete output and its exit codes.
 //!
-//! Nothing is shared between tests: every master and agent has an address of its own and a port
-//! that the kernel chose, every file is in a temporary directory, and every process ends with its
-//! test.
+//! Tests share nothing. Every master and agent listens on its own address and on a port that the
+//! kernel chose. Every file is in a temporary directory. Every process ends with its test.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
+#![expect(clippy::unwrap_used, reason = "an unexpected result must fail the test")]
 
 mod check;
 mod cluster;
+mod config_errors;
 mod demo;
 mod doctor;
 mod documentation;
+mod export_import;
 mod forget;
 mod help;
-mod hostile;
-mod hosts;
 mod lifecycle;
-mod moving;
 mod plan;
-mod refused;
+mod startup;
 mod state;
 mod support;
+mod untrusted_input;

@@ -1,14 +1,14 @@
-//! `plan`: who would get what, and what runs out first.
+//! `plan`: the addresses that each agent would get, and the pool that is exhausted first.
 
 use std::process::Command;
 
-use crate::support::{Place, program};
+use crate::support::{TestDir, program};
 
 #[test]
-fn a_plan_that_fits() {
-    let place = Place::with_network();
+fn plan_that_fits_prints_assignments_and_capacity() {
+    let dir = TestDir::with_network();
     assert_eq!(
-        place.run("plan network.json --agents 2").success(),
+        dir.run("plan network.json --agents 2").success(),
         "\
 AGENT  VTEP IP        VTEP MAC           OVERLAY  SUBNET            MESOS HALF        DOCKER HALF
 1      44.128.0.1/16  70:b3:d5:80:00:01  vxlan-1  192.168.0.0/24    192.168.0.0/25    192.168.0.128/25
@@ -27,10 +27,10 @@ room for 128 agents: then there is no more of vxlan-1 and vxlan-2
 }
 
 #[test]
-fn a_plan_that_does_not_fit_says_from_which_agent_on() {
-    let place = Place::with_network();
+fn plan_over_capacity_names_first_unserved_agent() {
+    let dir = TestDir::with_network();
     assert_eq!(
-        place.run("plan network.json --agents 130").transcript(),
+        dir.run("plan network.json --agents 130").transcript(),
         "\
 AGENT  VTEP IP          VTEP MAC           OVERLAY  SUBNET            MESOS HALF        DOCKER HALF
 1      44.128.0.1/16    70:b3:d5:80:00:01  vxlan-1  192.168.0.0/24    192.168.0.0/25    192.168.0.128/25
@@ -61,8 +61,8 @@ exit code 1
     );
 }
 
-/// Both families, a disabled overlay, and VTEPs that run out first.
-const DUAL: &str = r#"{ "vtep_subnet": "10.255.0.0/30", "vtep_subnet6": "fd01:a::/64",
+/// IPv4 and IPv6, a disabled overlay, and a VTEP subnet that is exhausted first.
+const DUAL_STACK: &str = r#"{ "vtep_subnet": "10.255.0.0/30", "vtep_subnet6": "fd01:a::/64",
   "vtep_mac_oui": "70:B3:D5:00:00:00",
   "overlays": [ { "name": "dual", "subnet": "10.0.0.0/16", "prefix": 24,
                   "subnet6": "fd01:b::/64", "prefix6": 80 },
@@ -71,11 +71,11 @@ const DUAL: &str = r#"{ "vtep_subnet": "10.255.0.0/30", "vtep_subnet6": "fd01:a:
 "#;
 
 #[test]
-fn both_families_stand_above_each_other() {
-    let place = Place::new();
-    place.write("dual.json", DUAL);
+fn dual_stack_plan_shows_ipv6_below_ipv4() {
+    let dir = TestDir::new();
+    dir.write("dual.json", DUAL_STACK);
     assert_eq!(
-        place.run("plan dual.json --agents 3").transcript(),
+        dir.run("plan dual.json --agents 3").transcript(),
         "\
 AGENT  VTEP IP        VTEP MAC           OVERLAY  SUBNET             MESOS HALF         DOCKER HALF
 1      10.255.0.1/30  70:b3:d5:ff:00:01  dual     10.0.0.0/24        10.0.0.0/25        10.0.0.128/25
@@ -103,19 +103,19 @@ exit code 1
 }
 
 #[test]
-fn every_agent_is_shown_on_demand() {
-    let place = Place::with_network();
-    let all = place.run("plan network.json --agents 100 --all").success();
-    let shown = all.lines().filter(|line| line.contains(" vxlan-2  192.168.")).count();
-    assert_eq!(shown, 100);
+fn option_all_shows_every_agent() {
+    let dir = TestDir::with_network();
+    let all = dir.run("plan network.json --agents 100 --all").success();
+    let rows = all.lines().filter(|line| line.contains(" vxlan-2  192.168.")).count();
+    assert_eq!(rows, 100);
     let environment = [("MESOS_OVERLAY_ALL", "true"), ("MESOS_OVERLAY_AGENTS", "100")];
-    assert_eq!(place.run_with("plan network.json", &environment, "").success(), all);
+    assert_eq!(dir.run_with("plan network.json", &environment, "").success(), all);
 }
 
 #[test]
-fn json_has_the_documented_keys_and_every_agent() {
-    let place = Place::with_network();
-    let plan = place.run("plan network.json --agents 128 --json").json();
+fn json_output_has_documented_keys_and_every_agent() {
+    let dir = TestDir::with_network();
+    let plan = dir.run("plan network.json --agents 128 --json").json();
     assert_eq!(plan["plan"].as_array().unwrap().len(), 128);
     assert_eq!(
         plan["plan"][127],
@@ -167,19 +167,19 @@ fn json_has_the_documented_keys_and_every_agent() {
 }
 
 #[test]
-fn a_million_agents_need_neither_minutes_nor_gigabytes() {
-    let place = Place::new();
-    place.write(
+fn plan_of_million_agents_fits_in_300_mb() {
+    let dir = TestDir::new();
+    dir.write(
         "large.json",
         r#"{ "vtep_subnet": "44.0.0.0/8", "vtep_mac_oui": "70:B3:D5:00:00:00",
              "overlays": [ { "name": "large", "subnet": "10.0.0.0/8", "prefix": 28 } ] }"#,
     );
-    // 300 MB of address space, most of which a program of this size has without touching it.
+    // 300 MB of address space. The binary maps most of this without touching it.
     let output = Command::new("sh")
         .args(["-c", "ulimit -v 300000 && exec \"$@\"", "sh"])
         .arg(program())
         .args(["plan", "large.json", "--agents", "1000000"])
-        .current_dir(place.path(""))
+        .current_dir(dir.path(""))
         .output()
         .unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -190,11 +190,11 @@ fn a_million_agents_need_neither_minutes_nor_gigabytes() {
 }
 
 #[test]
-fn a_file_with_problems_is_refused_with_all_of_them() {
-    let place = Place::new();
-    place.write("bad.json", "{\"overlays\":[]}");
+fn invalid_file_is_refused_with_every_problem() {
+    let dir = TestDir::new();
+    dir.write("bad.json", "{\"overlays\":[]}");
     assert_eq!(
-        place.run("plan bad.json --agents 1").transcript(),
+        dir.run("plan bad.json --agents 1").transcript(),
         "\
 bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"
 bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"
@@ -206,10 +206,10 @@ exit code 1
 }
 
 #[test]
-fn a_closed_pipe_is_a_quiet_end() {
-    let place = Place::with_network();
-    let outcome = place.run_into_closed_pipe("plan network.json --agents 128 --all");
+fn closed_pipe_exits_with_0_and_no_error() {
+    let dir = TestDir::with_network();
+    let outcome = dir.run_into_closed_pipe("plan network.json --agents 128 --all");
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
-    let outcome = place.run_into_closed_pipe("plan network.json --agents 128 --json");
+    let outcome = dir.run_into_closed_pipe("plan network.json --agents 128 --json");
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
 }

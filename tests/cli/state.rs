@@ -1,20 +1,20 @@
-//! `state`: of a master with the C++ modules, as recorded, and of what is no master at all. A
-//! master of ours is asked in `cluster`.
+//! `state` against the recorded output of a master with the C++ modules, and against servers that
+//! are no master. `cluster` tests `state` against a running `mesos-overlay master`.
 
-use crate::support::{FakeMaster, Place, http};
+use crate::support::{FakeMaster, TestDir, http_response};
 
-const RECORDED: &str = include_str!("../golden/overlay-master-state.json");
+const RECORDED_STATE: &str = include_str!("../golden/overlay-master-state.json");
 
-fn recorded() -> FakeMaster {
-    FakeMaster::with_state(http("200 OK", RECORDED))
+fn recorded_master() -> FakeMaster {
+    FakeMaster::with_state(http_response("200 OK", RECORDED_STATE))
 }
 
 #[test]
-fn a_master_with_the_cpp_modules_is_shown_as_far_as_it_tells() {
-    let master = recorded();
-    let shown = Place::new().run(&format!("state --master {}", master.address)).success();
+fn state_of_cpp_master_is_shown_without_health() {
+    let master = recorded_master();
+    let output = TestDir::new().run(&format!("state --master {}", master.address)).success();
     assert_eq!(
-        shown.replace(&master.address, "MASTER"),
+        output.replace(&master.address, "MASTER"),
         "\
 AGENT      VTEP IP        VTEP MAC           OVERLAY  SUBNET            MESOS HALF        DOCKER HALF          STATUS
 127.0.0.1  44.128.0.1/16  70:b3:d5:80:00:01  vxlan-1  192.168.0.0/24    192.168.0.0/25    192.168.0.128/25     ok
@@ -28,20 +28,20 @@ master MASTER: 1 agent: 1 ok, 0 failed, 0 unreported (it shows no health)
 }
 
 #[test]
-fn overlays_without_an_order_are_sorted_by_name() {
-    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+fn overlays_in_any_order_are_sorted_by_name() {
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED_STATE).unwrap();
     state["agents"][0]["overlays"].as_array_mut().unwrap().reverse();
-    let reversed = FakeMaster::with_state(http("200 OK", &state.to_string()));
-    let shown = |master: &FakeMaster| {
-        let shown = Place::new().run(&format!("state --master {}", master.address)).success();
-        shown.replace(&master.address, "MASTER")
+    let reversed = FakeMaster::with_state(http_response("200 OK", &state.to_string()));
+    let table = |master: &FakeMaster| {
+        let output = TestDir::new().run(&format!("state --master {}", master.address)).success();
+        output.replace(&master.address, "MASTER")
     };
-    assert_eq!(shown(&reversed), shown(&recorded()));
+    assert_eq!(table(&reversed), table(&recorded_master()));
 }
 
 #[test]
-fn an_agent_that_is_not_served_is_shown_with_the_reason() {
-    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+fn agent_without_service_is_shown_with_reason() {
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED_STATE).unwrap();
     state["agents"] = serde_json::json!([{ "ip": "10.0.0.7" }, { "ip": "10.0.0.8" }]);
     let health = serde_json::json!({
         "status": "degraded",
@@ -50,12 +50,12 @@ fn an_agent_that_is_not_served_is_shown_with_the_reason() {
         "version": 2
     });
     let master = FakeMaster::start(vec![
-        ("/overlay-master/state", http("200 OK", &state.to_string())),
-        ("/overlay-master/health", http("200 OK", &health.to_string())),
+        ("/overlay-master/state", http_response("200 OK", &state.to_string())),
+        ("/overlay-master/health", http_response("200 OK", &health.to_string())),
     ]);
-    let shown = Place::new().run(&format!("state --master {}", master.address)).success();
+    let output = TestDir::new().run(&format!("state --master {}", master.address)).success();
     assert_eq!(
-        shown.replace(&master.address, "MASTER"),
+        output.replace(&master.address, "MASTER"),
         "\
 AGENT     VTEP IP  VTEP MAC  OVERLAY  SUBNET  MESOS HALF  DOCKER HALF  STATUS
 10.0.0.7  -        -         -        -       -           -            no overlay
@@ -68,27 +68,27 @@ problem: agent 10.0.0.8 is not served: its record is unreadable: x: y
 }
 
 #[test]
-fn json_is_what_the_master_wrote() {
-    let place = Place::new();
-    let master = recorded();
-    let shown = place.run(&format!("state --master {} --json", master.address)).success();
-    assert_eq!(shown.trim_end(), RECORDED.trim_end());
+fn json_output_equals_response_of_master() {
+    let dir = TestDir::new();
+    let master = recorded_master();
+    let output = dir.run(&format!("state --master {} --json", master.address)).success();
+    assert_eq!(output.trim_end(), RECORDED_STATE.trim_end());
     let environment = [
         ("MESOS_OVERLAY_MASTER", master.address.as_str()),
         ("MESOS_OVERLAY_AGENT", "127.0.0.1"),
         ("MESOS_OVERLAY_JSON", "true"),
     ];
-    let agent = place.run_with("state", &environment, "").success();
-    assert!(RECORDED.contains(&format!("\"agents\":[{}]", agent.trim_end())), "{agent}");
+    let agent = dir.run_with("state", &environment, "").success();
+    assert!(RECORDED_STATE.contains(&format!("\"agents\":[{}]", agent.trim_end())), "{agent}");
 }
 
 #[test]
-fn an_unknown_agent_is_a_failure() {
-    let master = recorded();
-    for form in ["", "--json"] {
-        let arguments = format!("state --master {} --agent 10.0.0.9 {form}", master.address);
+fn unknown_agent_fails() {
+    let master = recorded_master();
+    for option in ["", "--json"] {
+        let arguments = format!("state --master {} --agent 10.0.0.9 {option}", master.address);
         assert_eq!(
-            Place::new().run(&arguments).failure(),
+            TestDir::new().run(&arguments).failure(),
             format!(
                 "mesos-overlay: agent 10.0.0.9: master {} knows no such agent: without --agent it \
                  shows those that it knows\n",
@@ -99,39 +99,39 @@ fn an_unknown_agent_is_a_failure() {
 }
 
 #[test]
-fn what_is_no_master_or_not_ready_is_told_in_one_line() {
-    let failure = |answer: String| {
-        let master = FakeMaster::with_state(answer);
-        let said = Place::new().run(&format!("state --master {}", master.address)).failure();
-        said.replace(&master.address, "MASTER")
+fn unusable_master_fails_with_one_line() {
+    let failure = |response: String| {
+        let master = FakeMaster::with_state(response);
+        let stderr = TestDir::new().run(&format!("state --master {}", master.address)).failure();
+        stderr.replace(&master.address, "MASTER")
     };
     assert_eq!(
-        failure(http("404 Not Found", "")),
+        failure(http_response("404 Not Found", "")),
         "mesos-overlay: master MASTER: /overlay-master/state: 404 Not Found: this is no overlay \
          master: --master names its address\n"
     );
     assert_eq!(
-        failure(http("503 Service Unavailable", "the state is being read\n")),
+        failure(http_response("503 Service Unavailable", "the state is being read\n")),
         "mesos-overlay: master MASTER: /overlay-master/state: 503 Service Unavailable: the state is \
          being read: it is not ready: ask again, and see its log if that lasts\n"
     );
     assert_eq!(
-        failure(http("401 Unauthorized", "")),
+        failure(http_response("401 Unauthorized", "")),
         "mesos-overlay: master MASTER: /overlay-master/state: 401 Unauthorized: it wants to know who \
          asks: ask with curl and its credentials\n"
     );
     assert_eq!(
-        failure(http("500 Internal Server Error", "\r\n\u{1b}[31mbroken\r\nmore")),
+        failure(http_response("500 Internal Server Error", "\r\n\u{1b}[31mbroken\r\nmore")),
         "mesos-overlay: master MASTER: /overlay-master/state: 500 Internal Server Error: \\u{1b}[31mbroken: \
          see its log\n"
     );
     assert_eq!(
-        failure(http("200 OK", "<html>")),
+        failure(http_response("200 OK", "<html>")),
         "mesos-overlay: master MASTER: /overlay-master/state: not what a master answers: expected \
          value at line 1 column 1: is this the address of a master?\n"
     );
     assert_eq!(
-        failure(http("200 OK", r#"{"agents":[]}"#)),
+        failure(http_response("200 OK", r#"{"agents":[]}"#)),
         "mesos-overlay: master MASTER: /overlay-master/state: not what a master answers: network: is \
          missing: is this the address of a master?\n"
     );
@@ -148,13 +148,13 @@ fn what_is_no_master_or_not_ready_is_told_in_one_line() {
 }
 
 #[test]
-fn a_port_where_nobody_listens_is_told_in_one_line() {
-    // Bound and not listened on: refused, and nobody else gets it meanwhile.
+fn closed_port_fails_with_one_line() {
+    // The listener is closed again, so the kernel refuses connections to its port.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     drop(socket);
     assert_eq!(
-        Place::new().run(&format!("state --master {address}")).failure(),
+        TestDir::new().run(&format!("state --master {address}")).failure(),
         format!(
             "mesos-overlay: master {address}: connect: Connection refused (os error 111): is the \
              master running there? --master names its address\n"
@@ -163,8 +163,9 @@ fn a_port_where_nobody_listens_is_told_in_one_line() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_told_in_one_line() {
-    let said = Place::new().run("state --master no-such-host.invalid:5050").failure();
-    let beginning = "mesos-overlay: resolve master 'no-such-host.invalid': ";
-    assert!(said.starts_with(beginning) && said.ends_with(": check the name and the resolver\n"));
+fn unresolvable_name_fails_with_one_line() {
+    let error = TestDir::new().run("state --master no-such-host.invalid:5050").failure();
+    let expected_start = "mesos-overlay: resolve master 'no-such-host.invalid': ";
+    assert!(error.starts_with(expected_start));
+    assert!(error.ends_with(": check the name and the resolver\n"));
 }

@@ -1,4 +1,4 @@
-//! Running the program, once or for as long as a test takes.
+//! Runs the built binary: once, or as a process that lives as long as a test.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
@@ -13,12 +13,12 @@ use tempfile::TempDir;
 /// The network file of the README.
 pub(crate) const NETWORK: &str = include_str!("../../docs/network.json");
 
-/// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at something that is awaited.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Upper bound for any step on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval between two polls of an awaited condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a run of the program left.
+/// The exit code and the output of a finished run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
@@ -27,51 +27,51 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Both outputs and the code as a transcript has them.
+    /// Returns stdout, stderr and the exit code, as a transcript shows them.
     pub(crate) fn transcript(&self) -> String {
         format!("{}{}exit code {}\n", self.stdout, self.stderr, self.code.unwrap_or(-1))
     }
 
-    /// The output of a run that succeeded and had nothing to say on stderr.
+    /// Returns stdout of a run that succeeded and wrote nothing to stderr.
     #[track_caller]
     pub(crate) fn success(self) -> String {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
         self.stdout
     }
 
-    /// The same, as JSON.
+    /// Returns stdout of a successful run, parsed as JSON.
     #[track_caller]
     pub(crate) fn json(self) -> serde_json::Value {
-        serde_json::from_str(&self.success()).expect("the output is JSON")
+        serde_json::from_str(&self.success()).expect("stdout is JSON")
     }
 
-    /// The line on stderr of a run that failed.
+    /// Returns stderr of a run that failed with exit code 1.
     #[track_caller]
     pub(crate) fn failure(self) -> String {
         assert_eq!(self.code, Some(1), "{self:?}");
         self.stderr
     }
 
-    /// What is on stderr after a wrong usage.
+    /// Returns stderr of a run that ended with exit code 2, wrong usage.
     #[track_caller]
-    pub(crate) fn usage(self) -> String {
+    pub(crate) fn usage_error(self) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{self:?}");
         self.stderr
     }
 }
 
-/// A directory for the files of a test, in which the program is run.
-pub(crate) struct Place(TempDir);
+/// The temporary directory of a test. The binary runs in this directory.
+pub(crate) struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
     pub(crate) fn new() -> Self {
         Self(TempDir::new().unwrap())
     }
 
     pub(crate) fn with_network() -> Self {
-        let place = Self::new();
-        place.write("network.json", NETWORK);
-        place
+        let dir = Self::new();
+        dir.write("network.json", NETWORK);
+        dir
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -82,12 +82,12 @@ impl Place {
         std::fs::write(self.path(name), content).unwrap();
     }
 
-    /// Runs the program with arguments that spaces separate.
+    /// Runs the binary with space-separated arguments.
     pub(crate) fn run(&self, arguments: &str) -> Outcome {
         self.run_with(arguments, &[], "")
     }
 
-    /// The same with an environment and a text on stdin.
+    /// Runs the binary with additional environment variables and with `stdin` as its input.
     pub(crate) fn run_with(
         &self,
         arguments: &str,
@@ -97,7 +97,7 @@ impl Place {
         let output = assert_cmd::Command::from_std(self.command(arguments))
             .envs(environment.iter().copied())
             .write_stdin(stdin)
-            .timeout(PATIENCE)
+            .timeout(TIMEOUT)
             .output()
             .unwrap();
         Outcome {
@@ -107,7 +107,7 @@ impl Place {
         }
     }
 
-    /// Runs the program with a stdout that nobody reads.
+    /// Runs the binary with a stdout pipe whose reading end is closed.
     pub(crate) fn run_into_closed_pipe(&self, arguments: &str) -> Outcome {
         let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
@@ -133,40 +133,41 @@ pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_mesos-overlay"))
 }
 
-/// A master or an agent that runs. It is killed when the test is done with it.
-pub(crate) struct Running {
+/// A running master or agent process. Dropping it kills the process.
+pub(crate) struct RunningProcess {
     child: Child,
     lines: Receiver<String>,
     log: String,
     reader: Option<JoinHandle<()>>,
 }
 
-impl Running {
-    pub(crate) fn start(place: &Place, arguments: &str) -> Self {
-        Self::start_with(place, arguments, &[])
+impl RunningProcess {
+    pub(crate) fn start(dir: &TestDir, arguments: &str) -> Self {
+        Self::start_with_env(dir, arguments, &[])
     }
 
-    /// The same with an environment.
-    pub(crate) fn start_with(
-        place: &Place,
+    /// Starts a process with additional environment variables.
+    pub(crate) fn start_with_env(
+        dir: &TestDir,
         arguments: &str,
         environment: &[(&str, String)],
     ) -> Self {
-        let mut command = place.command(arguments);
+        let mut command = dir.command(arguments);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
-        let read = move || stderr.lines().map_while(Result::ok).try_for_each(|it| sender.send(it));
-        let reader = Builder::new().spawn(move || drop(read())).unwrap();
+        let forward =
+            move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
+        let reader = Builder::new().spawn(move || drop(forward())).unwrap();
         Self { child, lines, log: String::new(), reader: Some(reader) }
     }
 
-    /// The rest of the next log line that contains `text`.
+    /// Waits for the next log line that contains `text`, and returns the part after `text`.
     #[track_caller]
-    pub(crate) fn expect(&mut self, text: &str) -> String {
+    pub(crate) fn expect_log(&mut self, text: &str) -> String {
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(TIMEOUT) {
                 Ok(line) => {
                     self.log += &format!("{line}\n");
                     if let Some((_, rest)) = line.split_once(text) {
@@ -180,13 +181,13 @@ impl Running {
         }
     }
 
-    /// Has it read its configuration again.
-    pub(crate) fn hang_up(&self) {
+    /// Sends SIGHUP, on which the process reloads its configuration.
+    pub(crate) fn send_sighup(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
-    /// Sends SIGTERM and waits; the exit status and the whole log.
+    /// Sends SIGTERM and waits. Returns the exit status and the complete log.
     pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -196,7 +197,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -206,71 +207,76 @@ impl Drop for Running {
     }
 }
 
-/// A master on a port that the kernel chose, or on the one that it had before.
+/// A running master and the address on which it listens.
 pub(crate) struct Master {
-    pub(crate) running: Running,
+    pub(crate) process: RunningProcess,
     pub(crate) address: SocketAddrV4,
 }
 
 impl Master {
-    /// With the network file, and its state in `work` of the place.
-    pub(crate) fn start(place: &Place) -> Self {
-        Self::start_at(place, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), "network.json")
+    /// Starts a master with `network.json` on a port that the kernel chooses. The work directory is
+    /// `work`.
+    pub(crate) fn start(dir: &TestDir) -> Self {
+        Self::start_at(dir, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), "network.json")
     }
 
-    pub(crate) fn start_at(place: &Place, listen: SocketAddrV4, file: &str) -> Self {
+    pub(crate) fn start_at(dir: &TestDir, listen: SocketAddrV4, file: &str) -> Self {
         let arguments = format!("master --config {file} --listen {listen} --work-dir work");
-        let mut running = Running::start(place, &arguments);
-        let rest = running.expect("overlay master at ");
+        let mut process = RunningProcess::start(dir, &arguments);
+        let rest = process.expect_log("overlay master at ");
         let address = rest.split(':').take(2).collect::<Vec<_>>().join(":").parse().unwrap();
-        Self { running, address }
+        Self { process, address }
     }
 
-    /// Runs `state` until its output satisfies `is_it`.
+    /// Runs `state` until its output satisfies `is_expected`. Returns that output.
     #[track_caller]
-    pub(crate) fn state_when(&self, place: &Place, is_it: impl Fn(&str) -> bool) -> String {
-        for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
-            let outcome = place.run(&format!("state --master {}", self.address));
-            if outcome.code == Some(0) && is_it(&outcome.stdout) {
+    pub(crate) fn wait_for_state(
+        &self,
+        dir: &TestDir,
+        is_expected: impl Fn(&str) -> bool,
+    ) -> String {
+        for _ in 0..TIMEOUT.as_millis() / POLL_INTERVAL.as_millis() {
+            let outcome = dir.run(&format!("state --master {}", self.address));
+            if outcome.code == Some(0) && is_expected(&outcome.stdout) {
                 return outcome.stdout.replace(&self.address.to_string(), "MASTER");
             }
-            park_timeout(PAUSE);
+            park_timeout(POLL_INTERVAL);
         }
-        panic!("{}", place.run(&format!("state --master {}", self.address)).transcript())
+        panic!("{}", dir.run(&format!("state --master {}", self.address)).transcript())
     }
 }
 
-/// An agent at this loopback address that has nothing to do with Docker.
-pub(crate) fn start_agent(place: &Place, master: SocketAddrV4, ip: &str) -> Running {
-    let cni_dir = place.path(&format!("cni-{ip}"));
+/// Starts an agent on a loopback address, without Docker and without a dataplane.
+pub(crate) fn start_agent(dir: &TestDir, master: SocketAddrV4, ip: &str) -> RunningProcess {
+    let cni_dir = dir.path(&format!("cni-{ip}"));
     let config = serde_json::json!({
         "cni_dir": cni_dir,
         "dataplane": "external",
         "refuse_collisions": false,
         "network_config": { "docker_bridge": false }
     });
-    place.write(&format!("agent-{ip}.json"), config.to_string());
+    dir.write(&format!("agent-{ip}.json"), config.to_string());
     let arguments = format!("agent --config agent-{ip}.json --master {master} --listen {ip}:0");
-    Running::start(place, &arguments)
+    RunningProcess::start(dir, &arguments)
 }
 
-/// A server that answers each path with these bytes, and everything else with 404. Behind a path
-/// there may be a space and a text: then the request has to contain that.
+/// An HTTP server with a fixed response for each path. Any other path gets a 404. A key may be
+/// `PATH TEXT`: the response then applies only to requests that contain `TEXT`.
 pub(crate) struct FakeMaster {
     pub(crate) address: String,
 }
 
 impl FakeMaster {
-    pub(crate) fn start(answers: Vec<(&'static str, String)>) -> Self {
+    pub(crate) fn start(responses: Vec<(&'static str, String)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        // The thread ends with the test's process: nobody waits for it.
+        // The thread is detached: it ends with the test process.
         let serve = move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let mut request = Vec::new();
                 let mut buffer = [0; 1024];
-                while !is_whole(&request) {
+                while !is_complete_request(&request) {
                     match stream.read(&mut buffer) {
                         Ok(0) | Err(_) => break,
                         Ok(length) => request.extend_from_slice(&buffer[..length]),
@@ -278,27 +284,27 @@ impl FakeMaster {
                 }
                 let request = String::from_utf8_lossy(&request);
                 let path = request.split(' ').nth(1).unwrap_or_default();
-                let answer = answers.iter().find(|(known, _)| {
-                    let (known, text) = known.split_once(' ').unwrap_or((known, ""));
-                    known == path && request.contains(text)
+                let response = responses.iter().find(|(key, _)| {
+                    let (expected_path, text) = key.split_once(' ').unwrap_or((key, ""));
+                    expected_path == path && request.contains(text)
                 });
-                let not_found = http("404 Not Found", "");
-                let answer = answer.map_or(&not_found, |(_, answer)| answer);
-                let _ = stream.write_all(answer.as_bytes());
+                let not_found = http_response("404 Not Found", "");
+                let response = response.map_or(&not_found, |(_, response)| response);
+                let _ = stream.write_all(response.as_bytes());
             }
         };
         Builder::new().spawn(serve).unwrap();
         Self { address }
     }
 
-    /// With one answer to the question for the state.
-    pub(crate) fn with_state(answer: String) -> Self {
-        Self::start(vec![("/overlay-master/state", answer)])
+    /// Starts a server that responds only to `/overlay-master/state`.
+    pub(crate) fn with_state(response: String) -> Self {
+        Self::start(vec![("/overlay-master/state", response)])
     }
 }
 
-/// Whether the head and the body of a request are there.
-fn is_whole(request: &[u8]) -> bool {
+/// Whether `request` contains a complete head and body.
+fn is_complete_request(request: &[u8]) -> bool {
     let Some(end) = request.windows(4).position(|end| end == b"\r\n\r\n") else {
         return false;
     };
@@ -307,8 +313,8 @@ fn is_whole(request: &[u8]) -> bool {
     request.len() - end - 4 >= length.map_or(0, |length| length.parse().unwrap())
 }
 
-/// An answer in HTTP.
-pub(crate) fn http(status: &str, body: &str) -> String {
+/// Formats an HTTP response.
+pub(crate) fn http_response(status: &str, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }

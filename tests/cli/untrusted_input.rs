@@ -1,17 +1,17 @@
-//! Texts of strangers, and floods of requests: what reaches a terminal and the log.
+//! Untrusted texts and request floods: escaping in the terminal output, and a bounded log.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 
-use crate::support::{FakeMaster, Master, Outcome, Place, http};
+use crate::support::{FakeMaster, Master, Outcome, TestDir, http_response};
 
-const RECORDED: &str = include_str!("../golden/overlay-master-state.json");
-/// Colour, the same as C1, direction of writing, zero width, a separator of lines, and more lines.
+const RECORDED_STATE: &str = include_str!("../golden/overlay-master-state.json");
+/// A color sequence, its C1 form, a direction override, a zero-width space and line separators.
 const HOSTILE: &str = "x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}\u{2028}\r\nproblem: y";
 const ESCAPED: &str = r"x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}\u{2028}\r\nproblem: y";
 
-/// Fails if a terminal obeys something of it, or does not show it.
-fn assert_visible(outcome: &Outcome) {
+/// Fails if the output contains a control character or an invisible character.
+fn assert_no_hidden_characters(outcome: &Outcome) {
     let is_hidden = |letter: char| {
         (letter.is_control() && letter != '\n')
             || "\u{200b}\u{200e}\u{202e}\u{2028}\u{2066}\u{feff}".contains(letter)
@@ -21,7 +21,7 @@ fn assert_visible(outcome: &Outcome) {
 }
 
 fn hostile_master() -> FakeMaster {
-    let mut state: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+    let mut state: serde_json::Value = serde_json::from_str(RECORDED_STATE).unwrap();
     state["agents"][0]["overlays"][0]["state"] =
         serde_json::json!({ "status": "STATUS_FAILED", "error": HOSTILE });
     let health = serde_json::json!({
@@ -31,45 +31,45 @@ fn hostile_master() -> FakeMaster {
         "at": 0, "time": HOSTILE, "version": 1, "agent": HOSTILE, "event": HOSTILE,
         "vtep_ip": HOSTILE, "overlays": [{ "name": HOSTILE, "subnet": HOSTILE }], "reason": HOSTILE
     });
-    let effect = serde_json::json!({
+    let preview = serde_json::json!({
         "accepted": true, "changes": [HOSTILE], "problems": [], "warnings": [HOSTILE], "agents": [{
             "ip": "10.0.0.7", "at_once": true,
             "addresses": [{ "of": HOSTILE, "before": [HOSTILE], "after": [HOSTILE] }]
         }]
     });
-    let fates = serde_json::json!({ "agents": [{
+    let results = serde_json::json!({ "agents": [{
         "ip": "10.0.0.7", "vtep_ip": HOSTILE, "subnets": [HOSTILE], "heard_seconds_ago": null,
         "result": "deleted"
     }] });
     FakeMaster::start(vec![
-        ("/overlay-master/state", http("200 OK", &state.to_string())),
-        ("/overlay-master/health", http("200 OK", &health.to_string())),
+        ("/overlay-master/state", http_response("200 OK", &state.to_string())),
+        ("/overlay-master/health", http_response("200 OK", &health.to_string())),
         (
             "/overlay-master/history",
-            http("200 OK", &serde_json::json!({ "entries": [entry] }).to_string()),
+            http_response("200 OK", &serde_json::json!({ "entries": [entry] }).to_string()),
         ),
-        ("/overlay-master/reload", http("200 OK", &effect.to_string())),
-        ("/overlay-master/agents/delete", http("200 OK", &fates.to_string())),
+        ("/overlay-master/reload", http_response("200 OK", &preview.to_string())),
+        ("/overlay-master/agents/delete", http_response("200 OK", &results.to_string())),
     ])
 }
 
 #[test]
-fn tables_escape_what_a_master_answers() {
+fn tables_escape_texts_of_master() {
     let master = hostile_master();
     for command in ["state", "history", "reload", "forget 10.0.0.7"] {
-        let outcome = Place::new().run(&format!("{command} --master {}", master.address));
+        let outcome = TestDir::new().run(&format!("{command} --master {}", master.address));
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
-        assert_visible(&outcome);
+        assert_no_hidden_characters(&outcome);
         assert!(outcome.stdout.contains(ESCAPED), "{}", outcome.stdout);
     }
 }
 
 #[test]
-fn json_escapes_what_a_master_answers_and_means_the_same() {
+fn json_output_escapes_texts_and_keeps_their_value() {
     let master = hostile_master();
     let json = |command: &str| {
-        let outcome = Place::new().run(&format!("{command} --master {} --json", master.address));
-        assert_visible(&outcome);
+        let outcome = TestDir::new().run(&format!("{command} --master {} --json", master.address));
+        assert_no_hidden_characters(&outcome);
         outcome.json()
     };
     assert_eq!(json("state")["agents"][0]["overlays"][0]["state"]["error"], HOSTILE);
@@ -80,40 +80,40 @@ fn json_escapes_what_a_master_answers_and_means_the_same() {
 }
 
 #[test]
-fn errors_escape_what_a_master_answers() {
+fn errors_escape_texts_of_master() {
     let hostile = HOSTILE.split('\r').next().unwrap();
-    for answer in [
-        http("500 Internal Server Error", hostile),
-        http("200 OK", &serde_json::json!({ "agents": hostile }).to_string()),
-        http("200 OK", hostile),
+    for response in [
+        http_response("500 Internal Server Error", hostile),
+        http_response("200 OK", &serde_json::json!({ "agents": hostile }).to_string()),
+        http_response("200 OK", hostile),
     ] {
-        let master = FakeMaster::with_state(answer);
-        let outcome = Place::new().run(&format!("state --master {}", master.address));
-        assert_visible(&outcome);
+        let master = FakeMaster::with_state(response);
+        let outcome = TestDir::new().run(&format!("state --master {}", master.address));
+        assert_no_hidden_characters(&outcome);
         let line = outcome.failure();
         assert_eq!(line.lines().count(), 1, "{line}");
     }
-    let master = FakeMaster::with_state(http("500 Internal Server Error", hostile));
-    let failure = Place::new().run(&format!("state --master {}", master.address)).failure();
+    let master = FakeMaster::with_state(http_response("500 Internal Server Error", hostile));
+    let failure = TestDir::new().run(&format!("state --master {}", master.address)).failure();
     assert!(failure.contains(r": x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}: see"), "{failure}");
 }
 
 #[test]
-fn errors_escape_what_files_and_arguments_hold() {
-    let place = Place::new();
-    place.write("network.json", format!("{{ \"{}\": 1 }}", "a\u{202e}b\u{9b}c"));
-    let outcome = place.run("check network.json");
+fn errors_escape_texts_of_files_and_arguments() {
+    let dir = TestDir::new();
+    dir.write("network.json", format!("{{ \"{}\": 1 }}", "a\u{202e}b\u{9b}c"));
+    let outcome = dir.run("check network.json");
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert_visible(&outcome);
-    let outcome = place.run("import --to file:work network.json");
+    assert_no_hidden_characters(&outcome);
+    let outcome = dir.run("import --to file:work network.json");
     assert_ne!(outcome.code, Some(0), "{outcome:?}");
-    assert_visible(&outcome);
-    let outcome = place.run("state --master x --agent a\u{202e}b\u{9b}c");
-    assert_visible(&outcome);
-    assert!(outcome.usage().contains(r"a\u{202e}b\u{9b}c"));
+    assert_no_hidden_characters(&outcome);
+    let outcome = dir.run("state --master x --agent a\u{202e}b\u{9b}c");
+    assert_no_hidden_characters(&outcome);
+    assert!(outcome.usage_error().contains(r"a\u{202e}b\u{9b}c"));
 }
 
-/// Deletes agents, as soon as the master has read its state.
+/// Requests the deletion of agents. Repeats the request until the master has loaded its state.
 fn delete(master: SocketAddrV4, agents: &[String]) {
     let body = serde_json::json!({ "agents": agents }).to_string();
     loop {
@@ -125,21 +125,21 @@ fn delete(master: SocketAddrV4, agents: &[String]) {
              Content-Length: {length}\r\n\r\n{body}"
         )
         .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        if answer.starts_with("HTTP/1.1 200 ") {
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        if response.starts_with("HTTP/1.1 200 ") {
             return;
         }
-        assert!(answer.contains("the state is being read"), "{answer}");
+        assert!(response.contains("the state is being read"), "{response}");
     }
 }
 
 fn get(master: SocketAddrV4, path: &str) -> String {
     let mut stream = TcpStream::connect(master).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response
 }
 
 fn count(log: &str, text: &str) -> usize {
@@ -147,47 +147,48 @@ fn count(log: &str, text: &str) -> usize {
 }
 
 #[test]
-fn flood_of_requests_does_not_fill_the_log() {
+fn request_flood_does_not_fill_log() {
     const REQUESTS: usize = 600;
-    let place = Place::with_network();
-    let mut master = Master::start(&place);
+    let dir = TestDir::with_network();
+    let mut master = Master::start(&dir);
     for _ in 0..REQUESTS {
         delete(master.address, &["10.9.9.9".to_owned()]);
     }
-    // It is said while the master runs, soon after the flood.
-    master.running.expect("like this one: nothing to delete");
+    // The master logs the number of omitted lines soon after the flood, without a restart.
+    master.process.expect_log("like this one: nothing to delete");
     let metrics = get(master.address, "/overlay-master/metrics");
     let metric = "\nmesos_overlay_master_log_lines_left_out_total ";
     let (_, rest) = metrics.split_once(metric).unwrap();
     let counted: usize = rest.lines().next().unwrap().parse().unwrap();
-    let (status, log) = master.running.terminate();
+    let (status, log) = master.process.terminate();
     assert!(status.success(), "{log}");
 
     let line = "nothing to delete of 1 unknown agent: 10.9.9.9";
-    let written = log.lines().filter(|it| it.contains(line) && !it.contains("left out ")).count();
+    let written =
+        log.lines().filter(|entry| entry.contains(line) && !entry.contains("left out ")).count();
     assert!((100..REQUESTS).contains(&written), "{written}:\n{log}");
-    // However the flood was slowed down, each line is written or counted.
+    // Each line is either written or counted, independent of the speed of the flood.
     let number = |text: &str| text.split(' ').next().unwrap().parse::<usize>().unwrap();
-    let (mut noted, mut left_out) = (0, 0);
+    let (mut notes, mut omitted) = (0, 0);
     for line in log.lines() {
         if let Some((rest, _)) = line.split_once(" like this left out before)") {
-            noted += 1;
-            left_out += number(rest.rsplit_once('(').unwrap().1);
+            notes += 1;
+            omitted += number(rest.rsplit_once('(').unwrap().1);
         } else if line.contains("like this one: ") {
-            left_out += number(line.split_once("left out ").unwrap().1);
+            omitted += number(line.split_once("left out ").unwrap().1);
         }
     }
-    assert_eq!((left_out, written + noted + left_out), (counted, REQUESTS), "{log}");
+    assert_eq!((omitted, written + notes + omitted), (counted, REQUESTS), "{log}");
 }
 
 #[test]
-fn request_with_many_agents_is_one_line_of_the_log() {
-    let place = Place::with_network();
-    let master = Master::start(&place);
+fn request_with_many_agents_logs_one_line() {
+    let dir = TestDir::with_network();
+    let master = Master::start(&dir);
     let ip = |number: u32| Ipv4Addr::from(0x0a00_0000 + number).to_string();
     let agents: Vec<String> = (0..20_000).map(ip).collect();
     delete(master.address, &agents);
-    let (_, log) = master.running.terminate();
+    let (_, log) = master.process.terminate();
     let line = "nothing to delete of 20000 unknown agents: 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, \
                 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7, 10.0.0.8, 10.0.0.9 and 19990 more";
     assert_eq!(count(&log, line), 1, "{log}");
