@@ -1,8 +1,8 @@
-//! Bytes of strangers: every reader on a kept corpus, and on what comes of it by chance. What once
-//! broke one is kept in `corpus/`, so that it never breaks it again.
+//! Untrusted bytes: runs every decoder on a inputs corpus and on random mutations of it. `corpus/`
+//! also contains each input that once made a decoder fail, as a regression test.
 //!
-//! libFuzzer needs a compiler that most do not have; the targets are ready for it, and these tests
-//! need nothing.
+//! These tests need no fuzzing toolchain. libFuzzer, which needs a nightly compiler, can call the
+//! same targets.
 
 mod mutator;
 pub(crate) mod targets;
@@ -14,22 +14,22 @@ use std::time::{Duration, Instant};
 
 use targets::{ALL, Target};
 
-/// The seed of inputs to be seen again.
+/// The environment variable with the seed of a run to repeat.
 const SEED: &str = "MESOS_OVERLAY_SEED";
-/// For how many seconds each target gets new inputs.
+/// The environment variable with the number_from_env of seconds to fuzz each target.
 const SECONDS: &str = "MESOS_OVERLAY_FUZZ_SECONDS";
-/// How long one input may take, on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// What one input may allocate at a time, in bytes: a small multiple of its length, and what the
-/// reader needs for any input.
+/// Upper bound for the time of one input, on a busy machine.
+const INPUT_TIME_MAX: Duration = Duration::from_secs(5);
+/// Upper bound for the bytes allocated at a time: this multiple of the length of the input, plus
+/// `ALLOCATED_BASE`, which the decoder needs for any input.
 const ALLOCATED_PER_BYTE: u64 = 100;
-const ALLOCATED_ANYWAY: u64 = 256 * 1024;
-/// The same for what may be compressed: the longest report, while it is inflated.
-const INFLATED: u64 = 4 * 1024 * 1024;
-/// Inputs that follow from one seed, so that the last of them is seen again soon.
-const INPUTS_OF_A_SEED: usize = 200;
+const ALLOCATED_BASE: u64 = 256 * 1024;
+/// The base for inputs that may be compressed: the size of the longest report after inflation.
+const ALLOCATED_BASE_INFLATED: u64 = 4 * 1024 * 1024;
+/// Number of inputs derived from one seed. It is small, so that a repeated run is short.
+const INPUTS_PER_SEED: usize = 200;
 
-/// Recorded traffic from which inputs are made too.
+/// Recorded traffic that extends the corpus of a target.
 const RECORDED: [(&str, &str); 7] = [
     ("http", "RegisterAgentMessage.http"),
     ("http", "UpdateAgentOverlaysMessage.http"),
@@ -40,13 +40,16 @@ const RECORDED: [(&str, &str); 7] = [
     ("message", "overlay-agent-overlay.pb"),
 ];
 
-#[expect(clippy::disallowed_methods, reason = "how to run a test is not part of its code")]
-fn number(variable: &str) -> Option<u64> {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the caller of a test chooses its seed and its duration"
+)]
+fn number_from_env(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number_from_env")))
 }
 
-#[expect(clippy::disallowed_methods, reason = "inputs are tried for as long as was asked for")]
+#[expect(clippy::disallowed_methods, reason = "the caller of a test chooses its duration")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -55,66 +58,68 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let folder = tests.join("fuzz/corpus").join(name);
     let entries = fs::read_dir(&folder).expect("every target has a corpus");
-    let mut paths: Vec<_> = entries.map(|entry| entry.expect("it can be read").path()).collect();
+    let mut paths: Vec<_> =
+        entries.map(|entry| entry.expect("the directory is readable").path()).collect();
     paths.sort();
     let recorded = RECORDED.iter().filter(|(target, _)| *target == name);
     paths.extend(recorded.map(|(_, file)| tests.join("golden").join(file)));
-    paths.iter().map(|path| fs::read(path).expect("it can be read")).collect()
+    paths.iter().map(|path| fs::read(path).expect("the file is readable")).collect()
 }
 
-/// Tries an input; gives the most bytes that it had allocated at a time.
-fn try_input((name, target): Target, input: &[u8], seed: Option<u64>) -> u64 {
-    let begun = now();
-    let mut is_sound = false;
+/// Runs a target on an input. Returns the peak of the allocated bytes.
+fn run_target((name, target): Target, input: &[u8], seed: Option<u64>) -> u64 {
+    let start = now();
+    let mut has_succeeded = false;
     let allocated = allocation_counter::measure(|| {
-        is_sound = catch_unwind(AssertUnwindSafe(|| target(input))).is_ok();
+        has_succeeded = catch_unwind(AssertUnwindSafe(|| target(input))).is_ok();
     });
-    let (took, allocated) = (begun.elapsed(), allocated.bytes_max);
-    let anyway = if name == "http" { INFLATED } else { ALLOCATED_ANYWAY };
-    let most = anyway + ALLOCATED_PER_BYTE * input.len() as u64;
-    if is_sound && took < PATIENCE && allocated <= most {
+    let (duration, allocated) = (start.elapsed(), allocated.bytes_max);
+    let base = if name == "http" { ALLOCATED_BASE_INFLATED } else { ALLOCATED_BASE };
+    let limit = base + ALLOCATED_PER_BYTE * input.len() as u64;
+    if has_succeeded && duration < INPUT_TIME_MAX && allocated <= limit {
         return allocated;
     }
-    let again = seed.map_or_else(String::new, |seed| {
-        format!("; see it again: {SEED}={seed} cargo test --test fuzz")
+    let replay = seed.map_or_else(String::new, |seed| {
+        format!("; to repeat: {SEED}={seed} cargo test --test fuzz")
     });
     panic!(
-        "{name}: took {took:?} and {allocated} bytes of {most}; keep this in its corpus: {}{again}",
+        "{name}: took {duration:?} and {allocated} of {limit} bytes; add this input to its corpus: \
+         {}{replay}",
         input.escape_ascii()
     );
 }
 
 #[test]
-fn the_kept_inputs_break_nothing() {
+fn corpus_inputs_fail_no_target() {
     for target in ALL {
-        let kept = corpus(target.0);
-        assert!(!kept.is_empty(), "{} has no corpus", target.0);
-        for input in &kept {
-            try_input(target, input, None);
+        let inputs = corpus(target.0);
+        assert!(!inputs.is_empty(), "{} has no corpus", target.0);
+        for input in &inputs {
+            run_target(target, input, None);
         }
     }
 }
 
 #[test]
-fn what_comes_of_them_by_chance_breaks_nothing() {
-    let seconds = number(SECONDS).unwrap_or(1);
+fn mutated_inputs_fail_no_target() {
+    let seconds = number_from_env(SECONDS).unwrap_or(1);
     for target in ALL {
-        let kept = corpus(target.0);
-        let begun = now();
-        let (mut count, mut most) = (0, 0);
+        let inputs = corpus(target.0);
+        let start = now();
+        let (mut count, mut peak) = (0, 0);
         loop {
-            let seed = number(SEED).unwrap_or_else(|| fastrand::u64(..));
+            let seed = number_from_env(SEED).unwrap_or_else(|| fastrand::u64(..));
             let mut random = fastrand::Rng::with_seed(seed);
-            for _ in 0..INPUTS_OF_A_SEED {
-                let mut input = kept[random.usize(..kept.len())].clone();
-                mutator::mutate(&mut input, &kept, &mut random);
-                most = most.max(try_input(target, &input, Some(seed)));
+            for _ in 0..INPUTS_PER_SEED {
+                let mut input = inputs[random.usize(..inputs.len())].clone();
+                mutator::mutate(&mut input, &inputs, &mut random);
+                peak = peak.max(run_target(target, &input, Some(seed)));
                 count += 1;
             }
-            if begun.elapsed().as_secs() >= seconds || number(SEED).is_some() {
+            if start.elapsed().as_secs() >= seconds || number_from_env(SEED).is_some() {
                 break;
             }
         }
-        println!("{}: {count} inputs, at most {most} bytes allocated", target.0);
+        println!("{}: {count} inputs, at most {peak} bytes allocated", target.0);
     }
 }

@@ -1,11 +1,11 @@
-//! New inputs out of known ones: bytes changed, pieces dropped, doubled and taken from others, and
-//! words that mean something.
+//! Derives new inputs from known ones: changes bytes, drops and repeats pieces, copies pieces of
+//! other inputs, and inserts tokens of the decoded formats.
 
-/// Longest input.
+/// Longest input, in bytes.
 pub(crate) const LENGTH_MAX: usize = 64 * 1024;
 
-/// Pieces that readers look for.
-const WORDS: [&[u8]; 30] = [
+/// Tokens of the decoded formats.
+const TOKENS: [&[u8]; 30] = [
     b"\r\n",
     b"\r\n\r\n",
     b"Content-Length: ",
@@ -38,15 +38,15 @@ const WORDS: [&[u8]; 30] = [
     b"%00",
 ];
 
-/// Changes `input`, a little or a lot.
+/// Mutates `input` between one and sixteen times.
 pub(crate) fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut fastrand::Rng) {
     for _ in 0..1_usize << random.u8(0..5) {
         let at = random.usize(..=input.len());
         match random.u8(0..8) {
-            0 => change(input, at, |byte| byte ^ (1 << (byte.count_ones() % 8))),
+            0 => map_byte(input, at, |byte| byte ^ (1 << (byte.count_ones() % 8))),
             1 => {
                 let byte = random.u8(..);
-                change(input, at, |_| byte);
+                map_byte(input, at, |_| byte);
             }
             2 => {
                 let end = input.len().min(at + random.usize(1..16));
@@ -57,7 +57,7 @@ pub(crate) fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut fastr
                 let piece = input[at..end].to_vec();
                 insert(input, at, &piece.repeat(random.usize(1..4)));
             }
-            4 | 5 => insert(input, at, WORDS[random.usize(..WORDS.len())]),
+            4 | 5 => insert(input, at, TOKENS[random.usize(..TOKENS.len())]),
             6 => insert(input, at, &[random.u8(..), random.u8(..)]),
             _ => {
                 let other = &others[random.usize(..others.len())];
@@ -70,7 +70,7 @@ pub(crate) fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut fastr
     input.truncate(LENGTH_MAX);
 }
 
-fn change(input: &mut [u8], at: usize, with: impl Fn(u8) -> u8) {
+fn map_byte(input: &mut [u8], at: usize, with: impl Fn(u8) -> u8) {
     if let Some(byte) = input.get_mut(at) {
         *byte = with(*byte);
     }

@@ -1,8 +1,8 @@
-//! What is done with bytes of strangers, as functions that take any bytes and panic if a promise is
-//! broken. They know nothing of who calls them: the tests here, or libFuzzer with a line for each,
-//! `fuzz_target!(|data: &[u8]| targets::message(data));`.
+//! Fuzz targets: functions that decode untrusted bytes and panic if an invariant is violated. They
+//! do not depend on their caller: the tests in `main.rs`, or libFuzzer with
+//! `fuzz_target!(|data: &[u8]| targets::message(data));` for each target.
 
-#![expect(unreachable_pub, reason = "libFuzzer calls them from a program of its own")]
+#![expect(unreachable_pub, reason = "libFuzzer calls the targets from a separate crate")]
 
 use std::fmt::Display;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -24,7 +24,7 @@ use mesos_network_overlay::wire::{
     print_json,
 };
 
-/// A target and its name, which is also the name of its corpus.
+/// The name of a target, which is also the name of its corpus, and its function.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
@@ -44,13 +44,13 @@ pub(crate) const ALL: [Target; 13] = [
     ("agent_config", agent_config),
 ];
 
-/// Longest sentence of an error: it may quote what came, but not all of it.
-const SENTENCE_MAX: usize = 2000;
+/// Longest error message, in bytes. A message may quote a part of the input.
+const MESSAGE_BYTES_MAX: usize = 2000;
 
-fn is_one_line(error: &impl Display) {
+fn assert_one_line(error: &impl Display) {
     let text = error.to_string();
     assert!(!text.is_empty() && !text.contains(char::is_control), "{text:?} is not one line");
-    assert!(text.len() <= SENTENCE_MAX, "{} bytes: {text}", text.len());
+    assert!(text.len() <= MESSAGE_BYTES_MAX, "{} bytes: {text}", text.len());
 }
 
 fn first_line(data: &[u8]) -> (&[u8], &[u8]) {
@@ -58,41 +58,41 @@ fn first_line(data: &[u8]) -> (&[u8], &[u8]) {
     (&data[..end], data.get(end + 1..).unwrap_or_default())
 }
 
-/// The first byte chooses the message, the others are its body.
+/// Decodes a message. The first byte selects the message type, the other bytes are its body.
 pub fn message(data: &[u8]) {
-    let Some((&choice, body)) = data.split_first() else { return };
-    let name = MESSAGE_NAMES[usize::from(choice) % MESSAGE_NAMES.len()];
+    let Some((&selector, body)) = data.split_first() else { return };
+    let name = MESSAGE_NAMES[usize::from(selector) % MESSAGE_NAMES.len()];
     match decode_message(name, body) {
         Ok(message) => {
-            is_one_line(&message);
-            let (same_name, bytes) = encode_message(&message);
-            assert_eq!(same_name, name);
+            assert_one_line(&message);
+            let (encoded_name, bytes) = encode_message(&message);
+            assert_eq!(encoded_name, name);
             assert_eq!(decode_message(name, &bytes), Ok(message));
         }
-        Err(error) => is_one_line(&error),
+        Err(error) => assert_one_line(&error),
     }
 }
 
-/// What a store held of an agent.
+/// Decodes an agent record of a store.
 pub fn record(data: &[u8]) {
     match decode_record(data) {
         Ok(record) => assert_eq!(decode_record(&encode_record(&record)), Ok(record)),
-        Err(error) => is_one_line(&error),
+        Err(error) => assert_one_line(&error),
     }
 }
 
-/// What a store held of the history.
+/// Decodes a history record of a store.
 pub fn history(data: &[u8]) {
     match decode_history(data) {
         Ok(entries) => {
             let bytes: Vec<u8> = entries.iter().flat_map(encode_history).collect();
             assert_eq!(decode_history(&bytes), Ok(entries));
         }
-        Err(error) => is_one_line(&error),
+        Err(error) => assert_one_line(&error),
     }
 }
 
-/// A line with the path of a znode below the state in ZooKeeper; what follows is its content.
+/// Decodes a znode of the ZooKeeper store. The first line is its path, the rest is its content.
 pub fn znode(data: &[u8]) {
     let (path, content) = first_line(data);
     let Ok(path) = std::str::from_utf8(path) else { return };
@@ -100,61 +100,65 @@ pub fn znode(data: &[u8]) {
     assert_eq!(reread_znode(&path, &content), Some((path, content)));
 }
 
-/// A replicated log, with whoever wants as its writer.
+/// A replicated log in memory, without leader election.
 #[derive(Clone)]
-struct Value(Arc<Mutex<Vec<u8>>>);
+struct MemoryLog(Arc<Mutex<Vec<u8>>>);
 
-impl Log for Value {
+impl Log for MemoryLog {
     fn fetch(&self) -> Result<Vec<u8>, String> {
-        Ok(self.0.lock().expect("nobody has panicked").clone())
+        Ok(self.0.lock().expect("the mutex is not poisoned").clone())
     }
 
     fn store(&self, value: &[u8]) -> Result<bool, String> {
-        value.clone_into(&mut self.0.lock().expect("nobody has panicked"));
+        value.clone_into(&mut self.0.lock().expect("the mutex is not poisoned"));
         Ok(true)
     }
 }
 
-/// The value of the replicated log of Mesos, by whichever module it was written.
+/// Decodes the value of the replicated log of Mesos, written by either module.
 pub fn replicated_log(data: &[u8]) {
     static NETWORK: LazyLock<Arc<Network>> = LazyLock::new(|| {
         let text = include_str!("../../docs/network.json");
-        let (config, _) = parse_master("network.json", text).expect("the example can be read");
+        let (config, _) = parse_master("network.json", text).expect("the example is valid");
         Arc::new(config.network)
     });
-    let log = Value(Arc::new(Mutex::new(data.to_owned())));
+    let log = MemoryLog(Arc::new(Mutex::new(data.to_owned())));
     let open = || ReplicatedLogStore::new(Arc::new(log.clone()), Arc::clone(&NETWORK));
     let loaded = match open().load() {
         Ok(loaded) => loaded,
-        Err(error) => return is_one_line(&error),
+        Err(error) => return assert_one_line(&error),
     };
-    let mut again = open();
-    let Ok(mut later) = again.load() else { return };
-    assert!(later.epoch > loaded.epoch);
-    assert_eq!(later.records, loaded.records, "what was taken over once is taken over");
+    let mut second = open();
+    let Ok(mut reloaded) = second.load() else { return };
+    assert!(reloaded.epoch > loaded.epoch);
+    assert_eq!(reloaded.records, loaded.records, "a second load returns the same records");
     let key = Key::Agent([10, 9, 8, 7].into());
     let vtep_ip = Some([44, 128, 0, 9].into());
     let released = ReleasedRecord { at: 1, vtep_ip, vtep_ip6: None, overlays: Vec::new() };
     let record = encode_record(&Record::Released(released));
-    let Ok(version) = again.commit(later.epoch, &[Change::Put(key, record.clone())]) else {
+    let Ok(version) = second.commit(reloaded.epoch, &[Change::Put(key, record.clone())]) else {
         return;
     };
-    later.records.retain(|(one, _)| *one != key);
-    later.records.push((key, record));
-    later.records.sort();
+    reloaded.records.retain(|(other, _)| *other != key);
+    reloaded.records.push((key, record));
+    reloaded.records.sort();
     let last = match open().load() {
         Ok(last) => last,
         Err(error) => {
-            let count = version.0.max(later.epoch.0);
-            assert_eq!(count, Counts::MAX, "it was read before, and is refused: {error}");
-            return is_one_line(&error);
+            let count = version.0.max(reloaded.epoch.0);
+            assert_eq!(
+                count,
+                Counts::MAX,
+                "the value was loaded before, and is refused now: {error}"
+            );
+            return assert_one_line(&error);
         }
     };
-    assert_eq!((last.version, last.records), (version, later.records));
+    assert_eq!((last.version, last.records), (version, reloaded.records));
 }
 
-/// The records of a replica of that log: of each a byte with the length of its key, the key, two
-/// bytes with its own length, and the record.
+/// Decodes the records of a replica of the replicated log. Each record is encoded as the length of
+/// its key (one byte), the key, the length of the record (two bytes), and the record.
 pub fn replica(mut data: &[u8]) {
     let mut records = Vec::new();
     while let Some((&length, rest)) = data.split_first() {
@@ -169,82 +173,83 @@ pub fn replica(mut data: &[u8]) {
         Ok(Replica { value: None, .. }) => {}
         Ok(Replica { value: Some(value), .. }) => {
             let written = encode_replica(value.clone(), [7; 16]);
-            let read = decode_replica(written.iter().map(|(key, it)| (&**key, &**it)));
+            let read = decode_replica(written.iter().map(|(key, record)| (&**key, &**record)));
             assert_eq!(read, Ok(Replica { value: Some(value), unlearned_at: None }));
         }
-        Err(error) => is_one_line(&error),
+        Err(error) => assert_one_line(&error),
     }
 }
 
-/// A file with a state, in whichever form.
+/// Decodes a state file in any supported format.
 pub fn state_file(data: &[u8]) {
     match read_form(data) {
         Ok(content) => {
-            content.doubts.iter().for_each(is_one_line);
+            content.doubts.iter().for_each(assert_one_line);
             let records = content.records;
             let file = StateFile { records, ..StateFile::default() };
             assert_eq!(StateFile::parse(&file.print()), Ok(file));
         }
         Err(problems) => {
             assert!(!problems.is_empty());
-            problems.iter().for_each(is_one_line);
+            problems.iter().for_each(assert_one_line);
         }
     }
 }
 
-/// A byte that chooses the form; then what a master has written to stand for election.
+/// Decodes an election candidate. The first byte selects the format, the rest is the content of the
+/// znode.
 pub fn candidate(data: &[u8]) {
     const LABELS: [&str; 4] = ["json.info", "info", "", "log"];
-    let Some((&choice, content)) = data.split_first() else { return };
-    let label = LABELS[usize::from(choice) % LABELS.len()];
+    let Some((&selector, content)) = data.split_first() else { return };
+    let label = LABELS[usize::from(selector) % LABELS.len()];
     match decode_candidate(label, content) {
         Ok(candidate) => {
             if let Some(fault) = implausible_candidate(label, content, &candidate) {
-                is_one_line(&fault);
+                assert_one_line(&fault);
             }
             let text = encode_candidate(&candidate);
             assert_eq!(decode_candidate("json.info", text.as_bytes()), Ok(candidate));
         }
-        Err(error) => is_one_line(&error),
+        Err(error) => assert_one_line(&error),
     }
 }
 
-/// What another master showed of its state.
+/// Decodes the JSON state of a master.
 pub fn json(data: &[u8]) {
     let state: State = match parse_json(data) {
         Ok(state) => state,
-        Err(error) => return is_one_line(&error),
+        Err(error) => return assert_one_line(&error),
     };
-    // What is printed has the defaults of fields that were not there.
+    // The output contains the default values of missing fields.
     let printed = print_json(&state);
-    let again: State = parse_json(printed.as_bytes()).expect("what is printed can be read");
-    assert_eq!(print_json(&again), printed);
+    let reparsed: State = parse_json(printed.as_bytes()).expect("the output is valid");
+    assert_eq!(print_json(&reparsed), printed);
     match decode_state(&state) {
         Ok(checked) => assert_eq!(decode_state(&encode_state(&checked)), Ok(checked)),
-        Err(error) => is_one_line(&error),
+        Err(error) => assert_one_line(&error),
     }
 }
 
-/// What comes in on a connection, at once and in pieces.
+/// Decodes the input of a connection, as one piece and as two pieces.
 pub fn http(data: &[u8]) {
     let body_max = |name: &str| kind_of(name).map_or(UNKNOWN_BODY_MAX, MessageKind::body_max);
-    let whole = read_message(&[data], body_max);
-    if let Err(refusal) = &whole {
-        is_one_line(refusal);
+    let complete = read_message(&[data], body_max);
+    if let Err(error) = &complete {
+        assert_one_line(error);
     }
-    if let Ok(Some(incoming)) = &whole {
-        is_one_line(&incoming.from);
+    if let Ok(Some(incoming)) = &complete {
+        assert_one_line(&incoming.from);
         for name in MESSAGE_NAMES {
             let _ = decode_message(name, &incoming.body);
         }
     }
     for cut in [data.len() / 3, data.len() / 2, data.len().saturating_sub(1)] {
         let (first, second) = data.split_at(cut);
-        assert_eq!(read_message(&[first, second], body_max), whole, "cut at {cut}");
+        assert_eq!(read_message(&[first, second], body_max), complete, "cut at {cut}");
     }
 }
 
-/// A line with the target of a request; what follows is its body.
+/// Routes an HTTP request. The first line is its target, the rest is its body.
 pub fn request(data: &[u8]) {
     let (target, body) = first_line(data);
     let body = Bytes::copy_from_slice(body);
@@ -253,47 +258,48 @@ pub fn request(data: &[u8]) {
         let Ok(request) = request else { return };
         let responses = [route_master(&request).err(), route_agent(&request).err()];
         for response in responses.into_iter().flatten() {
-            let text = String::from_utf8(response.body().to_vec()).expect("an error is text");
-            // It goes to who asked, and to no log. A network that cannot be used has a line for
-            // each of its problems.
-            assert!(text.lines().all(|line| line.len() <= SENTENCE_MAX), "{text}");
+            let text =
+                String::from_utf8(response.body().to_vec()).expect("an error response is text");
+            // The response goes to the client only and is not logged, so it may have several lines:
+            // one for each problem of a configuration.
+            assert!(text.lines().all(|line| line.len() <= MESSAGE_BYTES_MAX), "{text}");
         }
     }
 }
 
-/// A network file or `master_config`.
+/// Parses a network file or a `master_config`.
 pub fn master_config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match parse_master("f", text) {
         Ok((config, warnings)) => {
-            warnings.iter().for_each(is_one_line);
+            warnings.iter().for_each(assert_one_line);
             let network = &config.network;
             assert!(!network.overlays.is_empty());
-            let spaces =
+            let subnets =
                 network.overlays.iter().flat_map(|overlay| [overlay.range, overlay.range6]);
-            let mut spaces: Vec<_> = spaces.flatten().map(|range| range.subnet).collect();
-            spaces.push(network.vtep_subnet);
-            spaces.extend(network.vtep_subnet6);
-            for (index, space) in spaces.iter().enumerate() {
-                assert!(spaces[..index].iter().all(|other| !other.overlaps(space)), "{space}");
+            let mut subnets: Vec<_> = subnets.flatten().map(|range| range.subnet).collect();
+            subnets.push(network.vtep_subnet);
+            subnets.extend(network.vtep_subnet6);
+            for (index, subnet) in subnets.iter().enumerate() {
+                assert!(subnets[..index].iter().all(|other| !other.overlaps(subnet)), "{subnet}");
             }
         }
         Err(problems) => {
             assert!(!problems.as_slice().is_empty());
-            problems.as_slice().iter().chain(problems.warnings()).for_each(is_one_line);
+            problems.as_slice().iter().chain(problems.warnings()).for_each(assert_one_line);
         }
     }
     let _ = parse("f", text);
 }
 
-/// `agent_config`.
+/// Parses an `agent_config`.
 pub fn agent_config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match parse_agent("f", text) {
-        Ok((_, warnings)) => warnings.iter().for_each(is_one_line),
+        Ok((_, warnings)) => warnings.iter().for_each(assert_one_line),
         Err(problems) => {
             assert!(!problems.as_slice().is_empty());
-            problems.as_slice().iter().chain(problems.warnings()).for_each(is_one_line);
+            problems.as_slice().iter().chain(problems.warnings()).for_each(assert_one_line);
         }
     }
 }
