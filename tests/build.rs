@@ -1,9 +1,9 @@
-//! `bootstrap`, `configure` and `make`, whose programs are those of the machine, while Mesos and
-//! cargo are stand-ins: a prefix with a few lines of headers and a library with a few symbols, and
-//! a script that writes down how it was called. So every check of `configure` can be seen to fail,
-//! and all of it takes seconds. What only a real Mesos shows belongs to the tier `mesos`.
+//! `bootstrap`, `configure` and `make` with the build tools of the machine, a fake Mesos and a fake
+//! cargo. The fake Mesos is a prefix with minimal headers and a library with a few symbols. The
+//! fake cargo is a script that logs its arguments. So the tests cover every error of `configure`
+//! within seconds. The tier `mesos` tests with a real Mesos.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it does not expect")]
+#![expect(clippy::unwrap_used, reason = "an unexpected result must fail the test")]
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// What the build reads of the repository.
+/// The files of the repository that the build reads.
 const SOURCES: [&str; 14] = [
     "CHANGELOG.md",
     "Cargo.toml",
@@ -32,7 +32,7 @@ const SOURCES: [&str; 14] = [
     "docs/program.md",
     "modules.json.example",
 ];
-/// What a caller may have set, cargo among them.
+/// Environment variables that the caller of the tests, such as cargo, may have set.
 const VARIABLES: [&str; 11] = [
     "CARGO",
     "CPPFLAGS",
@@ -55,7 +55,7 @@ const SYMBOLS: [&str; 4] = [
     "com_mesosphere_mesos_OverlayAgentManager",
 ];
 
-/// Answers as cargo and leaves what it would have built.
+/// A fake cargo: logs its arguments and creates the files that cargo would build.
 const CARGO: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 case $* in
@@ -74,63 +74,67 @@ case $* in
 esac >>"$here/cargo.log"
 "#;
 
-/// A source tree that was bootstrapped, a Mesos, tools, and a directory to build in. Source and
-/// build have a space in their paths.
-struct Place(TempDir);
+/// A temporary directory with a copy of the source tree, a fake Mesos, fake tools, and a build
+/// directory. The paths of the source and build directories contain a space.
+struct Fixture(TempDir);
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
-        let place = Self(TempDir::new().unwrap());
+        let fixture = Self(TempDir::new().unwrap());
         for file in SOURCES {
-            let to = place.path(&format!("the source/{file}"));
+            let to = fixture.path(&format!("the source/{file}"));
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), to).unwrap();
         }
-        fs::create_dir(place.path("the build")).unwrap();
-        place.script("the source/tests/run", "#!/bin/sh\necho \"tests/run $* of $MESOS_PREFIX\"\n");
-        place.script("tools/cargo", CARGO);
-        place.script("tools/rustc", "#!/bin/sh\necho 'rustc 1.95.0 (59807616e 2026-04-14)'\n");
-        place.write("tools/libclang.so", "");
+        fs::create_dir(fixture.path("the build")).unwrap();
+        fixture.write_script(
+            "the source/tests/run",
+            "#!/bin/sh\necho \"tests/run $* of $MESOS_PREFIX\"\n",
+        );
+        fixture.write_script("tools/cargo", CARGO);
+        fixture
+            .write_script("tools/rustc", "#!/bin/sh\necho 'rustc 1.95.0 (59807616e 2026-04-14)'\n");
+        fixture.write("tools/libclang.so", "");
         let modules = SYMBOLS.map(|symbol| format!("void *{symbol} = &{symbol};\n"));
-        place.write("tools/modules.c", &modules.concat());
-        place.mesos();
-        place
+        fixture.write("tools/modules.c", &modules.concat());
+        fixture.create_mesos();
+        fixture
     }
 
-    /// A Mesos 1.9.0 that brings its own protobuf 3.5.0.
-    fn mesos(&self) {
-        self.mesos_header(VERSION_HPP, "#define MESOS_VERSION \"1.9.0\"\n");
-        self.mesos_header(
+    /// Creates a fake Mesos 1.9.0 with a bundled protobuf 3.5.0.
+    fn create_mesos(&self) {
+        self.write_mesos_file(VERSION_HPP, "#define MESOS_VERSION \"1.9.0\"\n");
+        self.write_mesos_file(
             "include/mesos/mesos.pb.h",
             "#include <google/protobuf/stubs/common.h>\n\
              #if 3005000 < GOOGLE_PROTOBUF_MIN_PROTOC_VERSION\n#error of another protoc\n#endif\n",
         );
-        self.mesos_header("include/mesos/log/log.hpp", "");
-        self.mesos_header("lib/mesos/3rdparty/include/zookeeper/zookeeper.h", "");
-        self.mesos_header("include/mesos/master/detector.hpp", "#include <mesos/mesos.pb.h>\n");
-        self.mesos_header("include/mesos/module/anonymous.hpp", "");
-        self.mesos_header("include/process/http.hpp", "#include <stout/try.hpp>\n");
-        self.mesos_header("include/process/process.hpp", "");
-        self.mesos_header("include/stout/try.hpp", "");
-        self.mesos_header("include/stout/json.hpp", "#define PICOJSON_USE_INT64\n");
-        self.mesos_header(PROTOBUF_H, "#define GOOGLE_PROTOBUF_VERSION 3005000\n");
-        self.libmesos("1.9.0", &["_ZN7process4spawnERKNSt7__cxx1112basic_stringE"]);
+        self.write_mesos_file("include/mesos/log/log.hpp", "");
+        self.write_mesos_file("lib/mesos/3rdparty/include/zookeeper/zookeeper.h", "");
+        self.write_mesos_file("include/mesos/master/detector.hpp", "#include <mesos/mesos.pb.h>\n");
+        self.write_mesos_file("include/mesos/module/anonymous.hpp", "");
+        self.write_mesos_file("include/process/http.hpp", "#include <stout/try.hpp>\n");
+        self.write_mesos_file("include/process/process.hpp", "");
+        self.write_mesos_file("include/stout/try.hpp", "");
+        self.write_mesos_file("include/stout/json.hpp", "#define PICOJSON_USE_INT64\n");
+        self.write_mesos_file(PROTOBUF_H, "#define GOOGLE_PROTOBUF_VERSION 3005000\n");
+        self.build_libmesos("1.9.0", &["_ZN7process4spawnERKNSt7__cxx1112basic_stringE"]);
     }
 
-    fn mesos_header(&self, name: &str, text: &str) {
+    fn write_mesos_file(&self, name: &str, text: &str) {
         self.write(&format!("mesos/{name}"), text);
     }
 
-    /// `libmesos.so` of this version with these symbols.
-    fn libmesos(&self, version: &str, symbols: &[&str]) {
+    /// Builds `libmesos.so` of a version with the given symbols.
+    fn build_libmesos(&self, version: &str, symbols: &[&str]) {
         let name = format!("libmesos-{version}.so");
-        self.library(&format!("mesos/lib/{name}"), &name, symbols);
+        self.build_library(&format!("mesos/lib/{name}"), &name, symbols);
         let link = self.path("mesos/lib/libmesos.so");
         let _ = fs::remove_file(&link);
         symlink(name, link).unwrap();
     }
 
-    fn library(&self, path: &str, soname: &str, symbols: &[&str]) {
+    fn build_library(&self, path: &str, soname: &str, symbols: &[&str]) {
         let define = |(index, symbol)| format!("int s{index} __asm__(\"{symbol}\") = 1;\n");
         let code: String = symbols.iter().enumerate().map(define).collect();
         self.write("library.c", &code);
@@ -151,25 +155,25 @@ impl Place {
         fs::write(path, text).unwrap();
     }
 
-    fn script(&self, name: &str, text: &str) {
+    fn write_script(&self, name: &str, text: &str) {
         self.write(name, text);
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     fn read(&self, name: &str) -> String {
-        self.shown(&fs::read(self.path(name)).unwrap())
+        self.mask_root(&fs::read(self.path(name)).unwrap())
     }
 
     fn remove(&self, name: &str) {
         fs::remove_file(self.path(name)).unwrap();
     }
 
-    /// A text in which this directory is called PLACE.
-    fn shown(&self, text: &[u8]) -> String {
-        String::from_utf8_lossy(text).replace(self.0.path().to_str().unwrap(), "PLACE")
+    /// Replaces the path of this directory in `text` by ROOT.
+    fn mask_root(&self, text: &[u8]) -> String {
+        String::from_utf8_lossy(text).replace(self.0.path().to_str().unwrap(), "ROOT")
     }
 
-    /// The files below a directory.
+    /// Returns the paths of all files below a directory, relative to this directory.
     fn files(&self, name: &str) -> BTreeSet<String> {
         let mut files = BTreeSet::new();
         let mut folders = vec![self.path(name)];
@@ -179,15 +183,15 @@ impl Place {
                 if path.is_dir() {
                     folders.push(path);
                 } else {
-                    let inside = path.strip_prefix(self.path(name)).unwrap();
-                    files.insert(inside.to_str().unwrap().to_owned());
+                    let relative = path.strip_prefix(self.path(name)).unwrap();
+                    files.insert(relative.to_str().unwrap().to_owned());
                 }
             }
         }
         files
     }
 
-    /// Runs a program in the build directory.
+    /// Runs a program in the build directory, without the variables of `VARIABLES`.
     fn run<A: AsRef<OsStr>>(
         &self,
         program: &str,
@@ -199,7 +203,7 @@ impl Place {
         }
         let command = command.args(arguments).current_dir(self.path("the build"));
         let Output { status, stdout, stderr } = command.output().unwrap();
-        let [stdout, stderr] = [stdout, stderr].map(|text| self.shown(&text));
+        let [stdout, stderr] = [stdout, stderr].map(|text| self.mask_root(&text));
         Outcome { succeeded: status.success(), stdout, stderr }
     }
 
@@ -209,30 +213,31 @@ impl Place {
         }
     }
 
-    /// Runs `configure` with the stand-ins and with `arguments`, which win over them. PLACE in them
-    /// is this directory.
+    /// Runs `configure` with the fake tools and with `arguments`, which override the fake tools.
+    /// ROOT in `arguments` stands for this directory.
     fn configure(&self, arguments: &[&str]) -> Outcome {
         self.bootstrap();
         let defaults = [
-            "CARGO=PLACE/tools/cargo",
-            "RUSTC=PLACE/tools/rustc",
-            "LIBCLANG_PATH=PLACE/tools",
-            "--with-mesos=PLACE/mesos",
+            "CARGO=ROOT/tools/cargo",
+            "RUSTC=ROOT/tools/rustc",
+            "LIBCLANG_PATH=ROOT/tools",
+            "--with-mesos=ROOT/mesos",
         ];
-        let place = self.0.path().to_str().unwrap();
-        let arguments = defaults.iter().chain(arguments).map(|one| one.replace("PLACE", place));
+        let root = self.0.path().to_str().unwrap();
+        let arguments =
+            defaults.iter().chain(arguments).map(|argument| argument.replace("ROOT", root));
         self.run("../the source/configure", arguments)
     }
 
-    /// What the Makefile hands to cargo in a variable.
-    fn exported(&self, variable: &str) -> String {
+    /// Returns the value of a variable that the Makefile exports to cargo.
+    fn exported_variable(&self, variable: &str) -> String {
         let makefile = self.read("the build/Makefile");
-        let beginning = format!("export {variable} = ");
-        let value = makefile.lines().find_map(|line| line.strip_prefix(&beginning));
+        let line_start = format!("export {variable} = ");
+        let value = makefile.lines().find_map(|line| line.strip_prefix(&line_start));
         value.unwrap().to_owned()
     }
 
-    /// The one library of a module file.
+    /// Returns the only library of a module file.
     fn library_of(&self, name: &str) -> Value {
         let file: Value = serde_json::from_str(&self.read(name)).unwrap();
         assert_eq!(file["libraries"].as_array().unwrap().len(), 1, "{file}");
@@ -251,14 +256,14 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// The output of a run that succeeded and had nothing to say on stderr.
+    /// Returns stdout of a run that succeeded and wrote nothing to stderr.
     #[track_caller]
     fn success(self) -> String {
         assert!(self.succeeded && self.stderr.is_empty(), "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 
-    /// What stands on stderr of a run that failed.
+    /// Returns stderr of a run that failed.
     #[track_caller]
     fn failure(self) -> String {
         assert!(!self.succeeded, "{}", self.stdout);
@@ -266,34 +271,35 @@ impl Outcome {
     }
 }
 
-/// A way to spoil a Mesos or a tool, what `configure` is given beside it, and its error.
-type Spoilt = (fn(&Place), &'static str, &'static str);
+/// A function that breaks the fake Mesos or a tool, an additional argument of `configure`, and the
+/// expected error message.
+type BrokenSetup = (fn(&Fixture), &'static str, &'static str);
 
-/// Each of them alone makes `configure` fail.
-fn each_is_refused(all: &[Spoilt]) {
-    let place = Place::new();
-    for (spoil, argument, error) in all {
-        fs::remove_dir_all(place.path("mesos")).unwrap();
-        place.mesos();
-        spoil(&place);
+/// Checks that each of these setups makes `configure` fail.
+fn assert_each_refused(setups: &[BrokenSetup]) {
+    let fixture = Fixture::new();
+    for (break_setup, argument, error) in setups {
+        fs::remove_dir_all(fixture.path("mesos")).unwrap();
+        fixture.create_mesos();
+        break_setup(&fixture);
         let arguments: &[&str] = if argument.is_empty() { &[] } else { &[argument] };
-        assert_eq!(place.configure(arguments).failure(), format!("configure: error: {error}\n"));
+        assert_eq!(fixture.configure(arguments).failure(), format!("configure: error: {error}\n"));
     }
 }
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn bootstrap_needs_autoconf() {
-    let place = Place::new();
-    place.script("tools/dirname", "#!/bin/sh\necho \"${1%/*}\"\n");
-    let path = format!("PATH={}", place.path("tools").display());
-    let outcome = place.run("env", [path.as_str(), "../the source/bootstrap"]);
+fn bootstrap_without_autoconf_fails() {
+    let fixture = Fixture::new();
+    fixture.write_script("tools/dirname", "#!/bin/sh\necho \"${1%/*}\"\n");
+    let path = format!("PATH={}", fixture.path("tools").display());
+    let outcome = fixture.run("env", [path.as_str(), "../the source/bootstrap"]);
     let error = outcome.failure();
     assert_eq!(error, "bootstrap: autoconf: not found: install the package autoconf\n");
 }
 
-/// Every way in which a Mesos can be unfit.
-const UNFIT: &[Spoilt] = &[
+/// Every unusable Mesos prefix that `configure` detects.
+const UNUSABLE_MESOS: &[BrokenSetup] = &[
     (
         |_| {},
         "--with-mesos",
@@ -302,69 +308,70 @@ const UNFIT: &[Spoilt] = &[
     ),
     (
         |_| {},
-        "--with-mesos=PLACE/nowhere",
-        "--with-mesos: PLACE/nowhere: not a directory: give the prefix that Mesos is installed in",
+        "--with-mesos=ROOT/nowhere",
+        "--with-mesos: ROOT/nowhere: not a directory: give the prefix that Mesos is installed in",
     ),
     (
         |_| {},
-        "--with-mesos=PLACE/the build",
-        "--with-mesos: 'PLACE/the build': white space, which takes compiler flags apart: give a \
+        "--with-mesos=ROOT/the build",
+        "--with-mesos: 'ROOT/the build': white space, which takes compiler flags apart: give a \
              symbolic link without",
     ),
     (
-        |place| place.mesos_header("include/mesos/version.hpp.in", ""),
+        |fixture| fixture.write_mesos_file("include/mesos/version.hpp.in", ""),
         "",
-        "--with-mesos: PLACE/mesos: a source or build tree of Mesos: run 'make install' in the \
+        "--with-mesos: ROOT/mesos: a source or build tree of Mesos: run 'make install' in the \
              build tree, and give the prefix that it installs in",
     ),
     (
-        |place| place.mesos_header("config.status", ""),
+        |fixture| fixture.write_mesos_file("config.status", ""),
         "",
-        "--with-mesos: PLACE/mesos: a source or build tree of Mesos: run 'make install' in the \
+        "--with-mesos: ROOT/mesos: a source or build tree of Mesos: run 'make install' in the \
              build tree, and give the prefix that it installs in",
     ),
     (
-        |place| place.remove("mesos/include/process/process.hpp"),
+        |fixture| fixture.remove("mesos/include/process/process.hpp"),
         "",
-        "PLACE/mesos/include/process/process.hpp: not found: install Mesos with its headers, and \
+        "ROOT/mesos/include/process/process.hpp: not found: install Mesos with its headers, and \
              give the prefix that it is installed in",
     ),
     (
-        |place| place.mesos_header(VERSION_HPP, ""),
+        |fixture| fixture.write_mesos_file(VERSION_HPP, ""),
         "",
-        "PLACE/mesos/include/mesos/version.hpp: it names no MESOS_VERSION: install Mesos again",
+        "ROOT/mesos/include/mesos/version.hpp: it names no MESOS_VERSION: install Mesos again",
     ),
     (
-        |place| place.mesos_header(VERSION_HPP, "#define MESOS_VERSION \"1.3.2\"\n"),
+        |fixture| fixture.write_mesos_file(VERSION_HPP, "#define MESOS_VERSION \"1.3.2\"\n"),
         "",
-        "Mesos 1.3.2 in PLACE/mesos: too old: give the prefix of Mesos 1.4 or later",
+        "Mesos 1.3.2 in ROOT/mesos: too old: give the prefix of Mesos 1.4 or later",
     ),
     (
-        |place| place.remove("mesos/lib/libmesos.so"),
+        |fixture| fixture.remove("mesos/lib/libmesos.so"),
         "",
-        "libmesos.so: neither in PLACE/mesos/lib nor in PLACE/mesos/lib64: give the prefix of a \
+        "libmesos.so: neither in ROOT/mesos/lib nor in ROOT/mesos/lib64: give the prefix of a \
              whole installation, headers and library",
     ),
     (
-        |place| place.mesos_header("lib/libmesos.so", "text\n"),
+        |fixture| fixture.write_mesos_file("lib/libmesos.so", "text\n"),
         "",
-        "PLACE/mesos/lib/libmesos.so: not a shared library: install Mesos again",
+        "ROOT/mesos/lib/libmesos.so: not a shared library: install Mesos again",
     ),
     (
-        |place| place.libmesos("1.8.1", &["_ZN7process4spawnE"]),
+        |fixture| fixture.build_libmesos("1.8.1", &["_ZN7process4spawnE"]),
         "",
-        "PLACE/mesos/lib/libmesos.so: it is libmesos-1.8.1.so, but the headers in \
-             PLACE/mesos/include are of Mesos 1.9.0: install both from one build",
+        "ROOT/mesos/lib/libmesos.so: it is libmesos-1.8.1.so, but the headers in \
+             ROOT/mesos/include are of Mesos 1.9.0: install both from one build",
     ),
     (
-        |place| place.libmesos("1.9.0", &["_ZN5mesos4spawnE"]),
+        |fixture| fixture.build_libmesos("1.9.0", &["_ZN5mesos4spawnE"]),
         "",
-        "PLACE/mesos/lib/libmesos.so: it has no symbols of libprocess: give the prefix of a \
+        "ROOT/mesos/lib/libmesos.so: it has no symbols of libprocess: give the prefix of a \
              whole installation",
     ),
     (
-        |place| {
-            place.mesos_header("include/process/process.hpp", "#include <boost/none_such.hpp>\n")
+        |fixture| {
+            fixture
+                .write_mesos_file("include/process/process.hpp", "#include <boost/none_such.hpp>\n")
         },
         "",
         "Mesos 1.9.0: its headers compile neither as C++11 nor as C++14 nor as C++17: \
@@ -375,75 +382,79 @@ const UNFIT: &[Spoilt] = &[
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn a_mesos_that_cannot_be_built_against_is_refused() {
-    each_is_refused(UNFIT);
+fn configure_with_unusable_mesos_fails() {
+    assert_each_refused(UNUSABLE_MESOS);
 }
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn tools_that_are_missing_or_too_old_are_refused() {
-    let none = |_: &Place| {};
-    each_is_refused(&[
+fn configure_with_missing_or_old_tools_fails() {
+    let unchanged = |_: &Fixture| {};
+    assert_each_refused(&[
         (
-            none,
+            unchanged,
             "NM=none",
             "none: not found, or it does not run: install binutils, or give NM and READELF",
         ),
         (
-            none,
+            unchanged,
             "READELF=none",
             "none: not found, or it does not run: install binutils, or give NM and READELF",
         ),
         (
-            none,
+            unchanged,
             "CARGO=none",
             "none: not found, or it does not run: install Rust 1.95 or later, or give CARGO",
         ),
         (
-            none,
+            unchanged,
             "RUSTC=none",
             "none: not found, or it does not run: install Rust 1.95 or later, or give RUSTC",
         ),
         (
-            |place| place.script("mesos/rustc", "#!/bin/sh\necho 'rustc 1.94.1 (e408947bf)'\n"),
-            "RUSTC=PLACE/mesos/rustc",
-            "PLACE/mesos/rustc: it is version 1.94.1: install Rust 1.95 or later, or give RUSTC",
+            |fixture| {
+                fixture.write_script("mesos/rustc", "#!/bin/sh\necho 'rustc 1.94.1 (e408947bf)'\n")
+            },
+            "RUSTC=ROOT/mesos/rustc",
+            "ROOT/mesos/rustc: it is version 1.94.1: install Rust 1.95 or later, or give RUSTC",
         ),
         (
-            none,
-            "LIBCLANG_PATH=PLACE/mesos",
-            "libclang.so: not found in PLACE/mesos: install libclang-dev, or give the directory that \
+            unchanged,
+            "LIBCLANG_PATH=ROOT/mesos",
+            "libclang.so: not found in ROOT/mesos: install libclang-dev, or give the directory that \
              has it in LIBCLANG_PATH",
         ),
-        (none, "CXX=none", "none: not found, or it does not run: install g++, or give CXX"),
+        (unchanged, "CXX=none", "none: not found, or it does not run: install g++, or give CXX"),
     ]);
 }
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn another_protobuf_than_that_of_mesos_is_refused() {
-    each_is_refused(&[
+fn configure_with_other_protobuf_than_mesos_fails() {
+    assert_each_refused(&[
         (
             |_| {},
-            "--with-protobuf=PLACE/nowhere",
-            "--with-protobuf: PLACE/nowhere: not a directory: give the prefix that protobuf is \
+            "--with-protobuf=ROOT/nowhere",
+            "--with-protobuf: ROOT/nowhere: not a directory: give the prefix that protobuf is \
              installed in",
         ),
         (
             |_| {},
-            "--with-protobuf=PLACE/mesos",
-            "PLACE/mesos/include/google/protobuf/stubs/common.h: not found: install protobuf with its \
+            "--with-protobuf=ROOT/mesos",
+            "ROOT/mesos/include/google/protobuf/stubs/common.h: not found: install protobuf with its \
              headers, and give the prefix that it is installed in",
         ),
         (
-            |place| place.mesos_header(PROTOBUF_H, "#define GOOGLE_PROTOBUF_VERSION 3021012\n"),
+            |fixture| {
+                fixture.write_mesos_file(PROTOBUF_H, "#define GOOGLE_PROTOBUF_VERSION 3021012\n")
+            },
             "",
             "protobuf: the headers found are of 3.21.12, but Mesos was built with 3.5.0: give the \
              prefix of a protobuf 3.5.0 in --with-protobuf",
         ),
         (
-            // Were it not there at all, that of the machine would be found.
-            |place| place.mesos_header(PROTOBUF_H, "#include <none_such.h>\n"),
+            // If this header were missing, the compiler would find the header of the machine.
+            |fixture| fixture.write_mesos_file(PROTOBUF_H, "#include <none_such.h>\n"),
             "",
             "protobuf: google/protobuf/stubs/common.h: not found: install the headers of protobuf \
              3.5.0, with which Mesos was built, or give their prefix in --with-protobuf",
@@ -453,34 +464,34 @@ fn another_protobuf_than_that_of_mesos_is_refused() {
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn a_directory_that_make_or_json_would_misread_is_refused() {
-    let place = Place::new();
-    place.bootstrap();
+fn configure_in_path_with_special_character_fails() {
+    let fixture = Fixture::new();
+    fixture.bootstrap();
     for name in ["a$b", "a\"b", "a|b", "a&b", "a#b", "a'b", "a\\b"] {
-        fs::create_dir(place.path(name)).unwrap();
+        fs::create_dir(fixture.path(name)).unwrap();
         let command = "cd \"$0\" && exec '../the source/configure'";
-        let path = place.path(name);
-        let outcome = place.run("sh", ["-c".as_ref(), command.as_ref(), path.as_os_str()]);
+        let path = fixture.path(name);
+        let outcome = fixture.run("sh", ["-c".as_ref(), command.as_ref(), path.as_os_str()]);
         assert_eq!(
             outcome.failure(),
             format!(
-                "configure: error: PLACE/{name}: a path with a quote, or one of \\ $ # | &: build \
+                "configure: error: ROOT/{name}: a path with a quote, or one of \\ $ # | &: build \
                  elsewhere\n"
             )
         );
     }
 }
 
-/// How Mesos was compiled is read from its library, and the modules are compiled in the same way.
+/// `configure` derives the compiler flags from the library of Mesos.
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn the_modules_are_compiled_as_mesos_was() {
-    let place = Place::new();
-    let output = place.configure(&[]).success();
+fn configure_uses_compiler_flags_of_mesos() {
+    let fixture = Fixture::new();
+    let output = fixture.configure(&[]).success();
     let (_, summary) = output.split_once("\n\n").unwrap();
     assert_eq!(
         summary,
-        "  Mesos         1.9.0 in PLACE/mesos\n  \
+        "  Mesos         1.9.0 in ROOT/mesos\n  \
            C++           g++, c++11, string ABI 1\n  \
            SSL           no\n  \
            protobuf      3.5.0\n  \
@@ -489,31 +500,32 @@ fn the_modules_are_compiled_as_mesos_was() {
          Now run make.\n"
     );
     assert_eq!(
-        place.exported("MESOS_CXXFLAGS"),
+        fixture.exported_variable("MESOS_CXXFLAGS"),
         "-std=c++11 -D_GLIBCXX_USE_CXX11_ABI=1 -D__STDC_FORMAT_MACROS \
-         -IPLACE/mesos/lib/mesos/3rdparty/include \
-         -IPLACE/mesos/lib/mesos/3rdparty/include/zookeeper"
+         -IROOT/mesos/lib/mesos/3rdparty/include \
+         -IROOT/mesos/lib/mesos/3rdparty/include/zookeeper"
     );
 
-    // A Mesos 1.4 by CMake, with SSL, old strings, a protobuf of its own and headers in C++14.
-    place.mesos_header(VERSION_HPP, "#define MESOS_VERSION \"1.4.0\"\n");
-    place.mesos_header("include/stout/json.hpp", "");
-    place.mesos_header(
+    // A Mesos 1.4 built by CMake: SSL, the old string ABI, an external protobuf, C++14 headers.
+    fixture.write_mesos_file(VERSION_HPP, "#define MESOS_VERSION \"1.4.0\"\n");
+    fixture.write_mesos_file("include/stout/json.hpp", "");
+    fixture.write_mesos_file(
         "include/process/http.hpp",
         "#if __cplusplus < 201402L\n#error old\n#endif\n",
     );
-    fs::rename(place.path("mesos/lib/mesos/3rdparty"), place.path("protobuf")).unwrap();
-    fs::remove_dir_all(place.path("mesos/lib")).unwrap();
-    fs::create_dir(place.path("mesos/lib64")).unwrap();
-    place.library("mesos/lib64/libmesos.so", "libmesos.so", &["_ZN5mesos4spawnEv"]);
+    fs::rename(fixture.path("mesos/lib/mesos/3rdparty"), fixture.path("protobuf")).unwrap();
+    fs::remove_dir_all(fixture.path("mesos/lib")).unwrap();
+    fs::create_dir(fixture.path("mesos/lib64")).unwrap();
+    fixture.build_library("mesos/lib64/libmesos.so", "libmesos.so", &["_ZN5mesos4spawnEv"]);
     let symbols = ["_ZN7process5spawnEv", "_ZN7process7network7openssl10initializeEv"];
-    place.library("mesos/lib64/libprocess.so", "libprocess.so", &symbols);
-    let own = ["--with-protobuf=PLACE/protobuf", "CPPFLAGS=-DA", "CXXFLAGS=-O1 -g"];
-    let output = place.configure(&own).success();
+    fixture.build_library("mesos/lib64/libprocess.so", "libprocess.so", &symbols);
+    let arguments = ["--with-protobuf=ROOT/protobuf", "CPPFLAGS=-DA", "CXXFLAGS=-O1 -g"];
+    let output = fixture.configure(&arguments).success();
     assert!(output.contains("\n  C++           g++, c++14, string ABI 0\n"), "{output}");
     assert!(output.contains("\n  SSL           yes\n"), "{output}");
-    // The system may have the headers of ZooKeeper or not.
-    let flags = place.exported("MESOS_CXXFLAGS").replace(" -I/usr/include/zookeeper", "");
+    // The flag depends on whether the machine has the headers of ZooKeeper.
+    let flags =
+        fixture.exported_variable("MESOS_CXXFLAGS").replace(" -I/usr/include/zookeeper", "");
     assert_eq!(
         flags,
         "-DA -O1 -g -std=c++14 -D_GLIBCXX_USE_CXX11_ABI=0 -D__STDC_FORMAT_MACROS -DUSE_SSL_SOCKET \
@@ -521,59 +533,56 @@ fn the_modules_are_compiled_as_mesos_was() {
     );
 }
 
-/// The program is built without the modules, and after them.
+/// `make` builds the modules first, then the program without the `mesos` feature.
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn make_builds_the_modules_and_the_program() {
-    let place = Place::new();
-    place.bootstrap();
-    let sources = place.files("the source");
-    place.configure(&[]).success();
+fn make_builds_modules_and_program() {
+    let fixture = Fixture::new();
+    fixture.bootstrap();
+    let sources = fixture.files("the source");
+    fixture.configure(&[]).success();
     assert_eq!(
-        place.make(&["install"]).failure().lines().next(),
+        fixture.make(&["install"]).failure().lines().next(),
         Some("install: .libs/libmesos_network_overlay.so: not found: run make first")
     );
 
-    place.make(&["CARGOFLAGS=--offline"]).success();
-    let to = "--manifest-path PLACE/the source/Cargo.toml --target-dir PLACE/the build/target";
+    fixture.make(&["CARGOFLAGS=--offline"]).success();
+    let paths = "--manifest-path ROOT/the source/Cargo.toml --target-dir ROOT/the build/target";
     assert_eq!(
-        place.read("tools/cargo.log"),
+        fixture.read("tools/cargo.log"),
         format!(
-            "cargo rustc --release --locked --offline {to} --lib --crate-type cdylib \
+            "cargo rustc --release --locked --offline {paths} --lib --crate-type cdylib \
              --features mesos\n\
              CXX=g++\n\
-             LIBCLANG_PATH=PLACE/tools\n\
+             LIBCLANG_PATH=ROOT/tools\n\
              MESOS_CXXFLAGS=-std=c++11 -D_GLIBCXX_USE_CXX11_ABI=1 -D__STDC_FORMAT_MACROS \
-             -IPLACE/mesos/lib/mesos/3rdparty/include \
-             -IPLACE/mesos/lib/mesos/3rdparty/include/zookeeper\n\
-             MESOS_PREFIX=PLACE/mesos\n\
-             RUSTC=PLACE/tools/rustc\n\
-             cargo build --release --locked --offline {to} --bin mesos-overlay\n"
+             -IROOT/mesos/lib/mesos/3rdparty/include \
+             -IROOT/mesos/lib/mesos/3rdparty/include/zookeeper\n\
+             MESOS_PREFIX=ROOT/mesos\n\
+             RUSTC=ROOT/tools/rustc\n\
+             cargo build --release --locked --offline {paths} --bin mesos-overlay\n"
         )
     );
-    let library = "PLACE/the build/.libs/libmesos_network_overlay.so";
-    assert!(place.path(&library.replace("PLACE/", "")).exists());
-    let master = place.library_of("the build/master_modules.json");
+    let library = "ROOT/the build/.libs/libmesos_network_overlay.so";
+    assert!(fixture.path(&library.replace("ROOT/", "")).exists());
+    let master = fixture.library_of("the build/master_modules.json");
     assert_eq!(master["file"], library);
-    assert_eq!(
-        master["modules"][0]["parameters"][0]["value"],
-        "PLACE/the source/docs/network.json"
-    );
-    assert_eq!(place.library_of("the build/agent_modules.json")["file"], library);
+    assert_eq!(master["modules"][0]["parameters"][0]["value"], "ROOT/the source/docs/network.json");
+    assert_eq!(fixture.library_of("the build/agent_modules.json")["file"], library);
 
-    place.make(&["distclean"]).success();
-    assert_eq!(place.files("the build"), BTreeSet::new());
-    assert_eq!(place.files("the source"), sources, "the source tree is only read");
+    fixture.make(&["distclean"]).success();
+    assert_eq!(fixture.files("the build"), BTreeSet::new());
+    assert_eq!(fixture.files("the source"), sources, "the build changed the source tree");
 }
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn make_installs_and_keeps_what_an_operator_changed() {
-    let place = Place::new();
-    place.configure(&["--prefix=/usr", "--sysconfdir=/etc"]).success();
-    place.make(&["all"]).success();
-    let root = format!("DESTDIR={}", place.path("the root").display());
-    place.make(&["install", &root]).success();
+fn make_install_keeps_changed_config_files() {
+    let fixture = Fixture::new();
+    fixture.configure(&["--prefix=/usr", "--sysconfdir=/etc"]).success();
+    fixture.make(&["all"]).success();
+    let root = format!("DESTDIR={}", fixture.path("the root").display());
+    fixture.make(&["install", &root]).success();
     let installed = [
         "etc/mesos-overlay/agent_modules.json",
         "etc/mesos-overlay/master_modules.json",
@@ -588,38 +597,38 @@ fn make_installs_and_keeps_what_an_operator_changed() {
         "usr/share/doc/mesos-overlay/docs/program.md",
         "usr/share/doc/mesos-overlay/modules.json.example",
     ];
-    assert_eq!(place.files("the root"), installed.map(str::to_owned).into());
-    let library = place.library_of("the root/etc/mesos-overlay/master_modules.json");
+    assert_eq!(fixture.files("the root"), installed.map(str::to_owned).into());
+    let library = fixture.library_of("the root/etc/mesos-overlay/master_modules.json");
     assert_eq!(library["file"], "/usr/lib/libmesos_network_overlay.so");
     let network = &library["modules"][0]["parameters"][0]["value"];
     assert_eq!(network, "/etc/mesos-overlay/network.json");
 
-    // The same again changes nothing.
-    place.make(&["install", &root]).success();
-    assert_eq!(place.files("the root"), installed.map(str::to_owned).into());
+    // A second installation changes nothing.
+    fixture.make(&["install", &root]).success();
+    assert_eq!(fixture.files("the root"), installed.map(str::to_owned).into());
 
-    place.write("the root/etc/mesos-overlay/network.json", "{}\n");
-    let kept = "PLACE/the root/etc/mesos-overlay/network.json: kept, since it was changed";
-    let output = place.make(&["install", &root]).success();
-    let new = "the new one is PLACE/the root/etc/mesos-overlay/network.json.new";
+    fixture.write("the root/etc/mesos-overlay/network.json", "{}\n");
+    let kept = "ROOT/the root/etc/mesos-overlay/network.json: kept, since it was changed";
+    let output = fixture.make(&["install", &root]).success();
+    let new = "the new one is ROOT/the root/etc/mesos-overlay/network.json.new";
     assert_eq!(output.lines().last(), Some(format!("install: {kept}: {new}").as_str()));
-    let output = place.make(&["uninstall", &root]).success();
+    let output = fixture.make(&["uninstall", &root]).success();
     assert_eq!(output.lines().last(), Some(format!("uninstall: {kept}").as_str()));
-    assert_eq!(place.files("the root"), ["etc/mesos-overlay/network.json".to_owned()].into());
-    assert_eq!(place.read("the root/etc/mesos-overlay/network.json"), "{}\n");
+    assert_eq!(fixture.files("the root"), ["etc/mesos-overlay/network.json".to_owned()].into());
+    assert_eq!(fixture.read("the root/etc/mesos-overlay/network.json"), "{}\n");
 }
 
 #[test]
 #[ignore = "build: needs autoconf, binutils, g++ and make"]
-fn make_check_wants_all_four_modules() {
-    let place = Place::new();
-    place.configure(&[]).success();
-    let output = place.make(&["check"]).success();
-    assert_eq!(output.lines().last(), Some("tests/run mesos of PLACE/mesos"));
-    let modules = place.read("tools/modules.c");
+fn make_check_requires_all_four_modules() {
+    let fixture = Fixture::new();
+    fixture.configure(&[]).success();
+    let output = fixture.make(&["check"]).success();
+    assert_eq!(output.lines().last(), Some("tests/run mesos of ROOT/mesos"));
+    let modules = fixture.read("tools/modules.c");
     for symbol in SYMBOLS {
-        place.write("tools/modules.c", &modules.replace(symbol, "another"));
-        let error = place.make(&["check"]).failure();
+        fixture.write("tools/modules.c", &modules.replace(symbol, "another"));
+        let error = fixture.make(&["check"]).failure();
         let library = ".libs/libmesos_network_overlay.so";
         let missing = format!("no data symbol {symbol}: Mesos would not find this module");
         assert_eq!(error.lines().next(), Some(format!("{library}: {missing}").as_str()));
