@@ -1,5 +1,5 @@
-//! What is tested, and where it comes from: Mesos, the module's library in its builds, and the host
-//! program. What has to be built is built once in a run.
+//! Finds Mesos, and builds the variants of the module library and the host program. Each is built
+//! once in a test run.
 
 use std::env;
 use std::ffi::OsString;
@@ -7,52 +7,52 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// These are the variables of the build, see `cpp-shim/build.rs`.
+/// The environment variables of the build, see `cpp-shim/build.rs`.
 const PREFIX: &str = "MESOS_PREFIX";
 const PROTOBUF: &str = "PROTOBUF_PREFIX";
 const FLAGS: &str = "MESOS_CXXFLAGS";
 const COMPILER: &str = "CXX";
-/// The library that `make` has left, set by `tests/run`.
+/// The variable with the path of the library that `make` built. `tests/run` sets it.
 const LIBRARY: &str = "MESOS_OVERLAY_LIBRARY";
 
-/// What `cpp-shim/build.rs` takes where nothing is said.
-const STANDARD: &str = "-std=c++14";
+/// The default flags of `cpp-shim/build.rs`.
+const DEFAULT_FLAGS: &str = "-std=c++14";
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const FILE: &str = "libmesos_network_overlay.so";
-/// Frames stay readable in a report, and what it names is not optimized away.
+const LIBRARY_FILE: &str = "libmesos_network_overlay.so";
+/// Enables AddressSanitizer with readable stack traces.
 const SANITIZER: &str = "-fsanitize=address -fno-omit-frame-pointer -O1 -g";
 
-/// Where Mesos is installed.
+/// Returns the directory in which Mesos is installed.
 pub(crate) fn prefix() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
         let prefix = variable(PREFIX).map(PathBuf::from);
-        let prefix = prefix.expect("set MESOS_PREFIX to where Mesos is installed");
+        let prefix = prefix.expect("set MESOS_PREFIX to the directory in which Mesos is installed");
         let library = prefix.join("lib/libmesos.so");
-        assert!(library.exists(), "{PREFIX}: there is no {}", library.display());
+        assert!(library.exists(), "{PREFIX}: {} does not exist", library.display());
         prefix
     })
 }
 
-/// The library as it is delivered.
+/// Returns the path of the release build of the library.
 pub(crate) fn release_library() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| match variable(LIBRARY).map(PathBuf::from) {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| match variable(LIBRARY).map(PathBuf::from) {
         Some(given) => {
-            assert!(given.is_file(), "{LIBRARY}: there is no {}", given.display());
-            given.canonicalize().expect("it has a path")
+            assert!(given.is_file(), "{LIBRARY}: {} does not exist", given.display());
+            given.canonicalize().expect("the path of an existing file")
         }
         None => build("mesos-release", "mesos", &["--release"], None),
     })
 }
 
-/// The library that panics when a message of certain senders comes.
-pub(crate) fn library_with_faults() -> &'static Path {
+/// Returns the path of a library that panics on messages of certain senders.
+pub(crate) fn fault_injection_library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("mesos-faults", "mesos,faults", &[], None))
 }
 
-/// The library whose C++ half looks for misuse of memory.
+/// Returns the path of a library whose C++ half is built with AddressSanitizer.
 pub(crate) fn sanitized_library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -61,13 +61,13 @@ pub(crate) fn sanitized_library() -> &'static Path {
     })
 }
 
-/// The program of `host.cpp`.
+/// Returns the path of the host program, built from `host.cpp`.
 pub(crate) fn host_program() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| compile("mesos-host", ""))
 }
 
-/// The same that looks for misuse of memory.
+/// Returns the path of the host program built with AddressSanitizer.
 pub(crate) fn sanitized_host_program() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| compile("mesos-host-sanitized", SANITIZER))
@@ -79,11 +79,11 @@ fn variable(name: &str) -> Option<OsString> {
 
 fn flags() -> String {
     let text = |value: OsString| value.into_string().expect("flags are text");
-    variable(FLAGS).map_or_else(|| STANDARD.to_owned(), text)
+    variable(FLAGS).map_or_else(|| DEFAULT_FLAGS.to_owned(), text)
 }
 
-/// Builds the library with cargo, in a directory of its own: each of these builds would undo the
-/// one before it.
+/// Builds the library with cargo. Each variant has its own target directory, since variants would
+/// otherwise overwrite each other.
 fn build(name: &str, features: &str, options: &[&str], flags: Option<&str>) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name(name);
     let mut command = Command::new(env!("CARGO"));
@@ -97,34 +97,34 @@ fn build(name: &str, features: &str, options: &[&str], flags: Option<&str>) -> P
     if let Some(flags) = flags {
         command.env(FLAGS, flags);
     }
-    succeed(&mut command);
+    run_ok(&mut command);
     let profile = if options.contains(&"--release") { "release" } else { "debug" };
-    target.join(profile).join(FILE)
+    target.join(profile).join(LIBRARY_FILE)
 }
 
-/// Compiles the host program as modules of Mesos are, and links it as mesos-master is.
-fn compile(name: &str, more: &str) -> PathBuf {
+/// Compiles the host program with the flags of Mesos modules, and links it with libmesos.
+fn compile(name: &str, more_flags: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let bundled = prefix().join("lib/mesos/3rdparty");
     let protobuf = variable(PROTOBUF).map(|path| PathBuf::from(path).join("include"));
     let mut includes: Vec<PathBuf> = protobuf.into_iter().collect();
     includes.extend([prefix().join("include"), bundled.join("include")]);
     let mut command = Command::new(variable(COMPILER).unwrap_or_else(|| "c++".into()));
-    command.arg("-w").args(flags().split_whitespace()).args(more.split_whitespace());
+    command.arg("-w").args(flags().split_whitespace()).args(more_flags.split_whitespace());
     for include in includes.iter().filter(|path| path.is_dir()) {
         command.arg("-I").arg(include);
     }
     command.arg("-o").arg(&program).arg(Path::new(ROOT).join("tests/mesos/host.cpp"));
     command.arg("-L").arg(prefix().join("lib")).arg("-L").arg(bundled.join("lib"));
-    // libmesos brings glog and protobuf in: within itself, or as what it needs.
+    // libmesos contains glog and protobuf, or depends on their libraries.
     command.arg(format!("-Wl,--copy-dt-needed-entries,-rpath,{}", prefix().join("lib").display()));
     command.args(["-lmesos", "-ldl", "-lpthread"]);
-    succeed(&mut command);
+    run_ok(&mut command);
     program
 }
 
-/// Output of a command that must succeed.
-pub(crate) fn succeed(command: &mut Command) -> String {
+/// Runs a command that must run_ok. Returns its stdout.
+pub(crate) fn run_ok(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));

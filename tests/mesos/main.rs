@@ -1,7 +1,7 @@
-//! Tests against a real Mesos. They need `MESOS_PREFIX`, and are run by `tests/run mesos`. They
-//! never pass by not running: without a Mesos they fail.
+//! Tests with a real Mesos. They need `MESOS_PREFIX`; `tests/run mesos` runs them. Without a Mesos
+//! they fail, so that a missing Mesos is not mistaken for a success.
 //!
-//! What a test makes is gone when it ends, also when it fails.
+//! Every test removes all that it created, also when it fails.
 
 mod boundary;
 mod cluster;

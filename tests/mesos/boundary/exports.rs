@@ -1,17 +1,17 @@
-//! What the library looks like from outside: what it exports, what it needs, and its records.
+//! The exported symbols, the dependencies and the module records of the library.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use super::host::{AGENT, Build, Host, MASTER, OLD_AGENT, OLD_MASTER, text};
-use crate::library::{prefix, release_library, succeed};
+use super::host::{AGENT, Build, CPP_AGENT, CPP_MASTER, Host, MASTER, text};
+use crate::library::{prefix, release_library, run_ok};
 
-const SYMBOLS: [&str; 4] = [MASTER, AGENT, OLD_MASTER, OLD_AGENT];
+const SYMBOLS: [&str; 4] = [MASTER, AGENT, CPP_MASTER, CPP_AGENT];
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn only_the_records_can_be_found_from_outside() {
-    let list = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(release_library()));
+fn library_exports_only_module_records() {
+    let list = run_ok(Command::new("nm").args(["-D", "--defined-only"]).arg(release_library()));
     let symbols: Vec<(&str, &str)> = list
         .lines()
         .map(|line| {
@@ -25,20 +25,20 @@ fn only_the_records_can_be_found_from_outside() {
         .map(|(_, name)| *name)
         .collect();
     assert_eq!(records, BTreeSet::from(SYMBOLS), "{list}");
-    // cxx marks what C++ calls as public; it comes with its name and version in it.
+    // cxx exports the functions that C++ calls. Their names contain the version of cxx.
     let others = symbols.iter().filter(|(_, name)| !records.contains(name));
-    let strange: Vec<_> = others
+    let unexpected: Vec<_> = others
         .filter(|(_, name)| {
             !name.starts_with("mesos_overlay$cxxbridge1$") && !name.starts_with("cxxbridge1$")
         })
         .collect();
-    assert!(strange.is_empty(), "{strange:?}");
+    assert!(unexpected.is_empty(), "{unexpected:?}");
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn it_brings_no_mesos_and_no_protobuf_and_stays_loaded() {
-    let dynamic = succeed(Command::new("readelf").args(["-d", "-W"]).arg(release_library()));
+fn library_links_no_mesos_and_stays_loaded() {
+    let dynamic = run_ok(Command::new("readelf").args(["-d", "-W"]).arg(release_library()));
     let needed: Vec<&str> = dynamic
         .lines()
         .filter(|line| line.contains("(NEEDED)"))
@@ -46,25 +46,29 @@ fn it_brings_no_mesos_and_no_protobuf_and_stays_loaded() {
         .collect();
     const EXPECTED: [&str; 5] = ["ld-linux", "libc.", "libgcc_s.", "libm.", "libstdc++."];
     for name in &needed {
-        assert!(EXPECTED.iter().any(|start| name.starts_with(start)), "it needs {needed:?}");
+        assert!(
+            EXPECTED.iter().any(|start| name.starts_with(start)),
+            "unexpected dependency in {needed:?}"
+        );
     }
     assert!(dynamic.lines().any(|line| line.contains("FLAGS_1") && line.contains("NODELETE")));
-    // An executable stack would be one for all of Mesos.
-    let segments = succeed(Command::new("readelf").args(["-l", "-W"]).arg(release_library()));
-    let stack = segments.lines().find(|line| line.contains("GNU_STACK")).expect("it says so");
+    // An executable stack would apply to the whole Mesos process.
+    let segments = run_ok(Command::new("readelf").args(["-l", "-W"]).arg(release_library()));
+    let stack =
+        segments.lines().find(|line| line.contains("GNU_STACK")).expect("a GNU_STACK segment");
     assert!(!stack.contains('E'), "{stack}");
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn the_records_pass_the_checks_of_mesos() {
+fn module_records_match_installed_mesos() {
     let header = std::fs::read_to_string(prefix().join("include/mesos/version.hpp"));
     let header = header.expect("Mesos is installed with its headers");
     let version = header.lines().find_map(|line| line.strip_prefix("#define MESOS_VERSION "));
-    let version = version.expect("it has one").trim_matches('"');
+    let version = version.expect("the header defines the version").trim_matches('"');
     let mut host = Host::start(Build::release());
     for symbol in SYMBOLS {
-        let fields = host.tell(&["manifest", text(release_library()), symbol]);
+        let fields = host.command(&["manifest", text(release_library()), symbol]);
         let description = if symbol.contains("Master") {
             "Master of overlay networks"
         } else {
@@ -72,6 +76,6 @@ fn the_records_pass_the_checks_of_mesos() {
         };
         assert_eq!(fields, ["2", version, "Anonymous", "mesos-overlay", "", description]);
     }
-    let unknown = host.attempt(&["manifest", text(release_library()), "com_example_None"]);
-    assert!(unknown.expect_err("it is not there").contains("undefined symbol"));
+    let unknown = host.try_command(&["manifest", text(release_library()), "com_example_None"]);
+    assert!(unknown.expect_err("the symbol does not exist").contains("undefined symbol"));
 }

@@ -1,4 +1,4 @@
-//! The host program: started, told what to do, looked at, and gone at the end of its test.
+//! Starts the host program, sends commands to it, and observes it. It ends with its test.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -10,16 +10,16 @@ use std::thread::Builder;
 
 use tempfile::TempDir;
 
-use super::peer::{PATIENCE, Response, get, wait_for};
+use super::peer::{Response, TIMEOUT, get, wait_for};
 use crate::library;
 
 pub(crate) const MASTER: &str = "com_mesosphere_mesos_MasterOverlayHelper";
 pub(crate) const AGENT: &str = "com_mesosphere_mesos_AgentOverlayHelper";
-/// The names that the C++ modules had.
-pub(crate) const OLD_MASTER: &str = "com_mesosphere_mesos_OverlayMasterManager";
-pub(crate) const OLD_AGENT: &str = "com_mesosphere_mesos_OverlayAgentManager";
+/// The names of the C++ modules.
+pub(crate) const CPP_MASTER: &str = "com_mesosphere_mesos_OverlayMasterManager";
+pub(crate) const CPP_AGENT: &str = "com_mesosphere_mesos_OverlayAgentManager";
 
-/// A program and a library for it.
+/// A build of the host program and a build of the library.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Build {
     pub(crate) program: &'static Path,
@@ -31,8 +31,8 @@ impl Build {
         Self { program: library::host_program(), library: library::release_library() }
     }
 
-    pub(crate) fn with_faults() -> Self {
-        Self { program: library::host_program(), library: library::library_with_faults() }
+    pub(crate) fn with_fault_injection() -> Self {
+        Self { program: library::host_program(), library: library::fault_injection_library() }
     }
 
     pub(crate) fn sanitized() -> Self {
@@ -40,11 +40,11 @@ impl Build {
     }
 }
 
-/// A host program that runs. It ends when it is dropped.
+/// A running host program. Dropping it kills the process.
 pub(crate) struct Host {
     child: Child,
     commands: Option<ChildStdin>,
-    answers: Receiver<String>,
+    replies: Receiver<String>,
     build: Build,
     directory: TempDir,
     pub(crate) address: SocketAddr,
@@ -56,19 +56,19 @@ impl Host {
         let log = fs::File::create(directory.path().join("log")).expect("a log");
         let mut command = Command::new(build.program);
         command.current_dir(directory.path());
-        // Each would configure a module as well.
+        // These variables would also configure the modules.
         for name in ["MESOS_MASTER", "MESOS_ZK", "MESOS_QUORUM"] {
             command.env_remove(name);
         }
         command.env("LIBPROCESS_IP", "127.0.0.1").env("LIBPROCESS_PORT", "0");
         command.env("GLOG_logtostderr", "1");
-        // What lives as long as the program, as everything that Mesos makes once, is no leak. And
-        // a container that libmesos, which is not instrumented, has made has no marks around it.
+        // Mesos never frees its singletons, so leak detection is off. libmesos is not instrumented,
+        // so its containers have no annotations for overflow detection.
         command.env("ASAN_OPTIONS", "detect_leaks=0:detect_container_overflow=0");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("the host program starts");
-        let output = BufReader::new(child.stdout.take().expect("it was asked for"));
-        let (sender, answers) = mpsc::channel();
+        let output = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let (sender, replies) = mpsc::channel();
         let read = move || {
             for line in output.lines() {
                 let Ok(line) = line else { return };
@@ -77,35 +77,36 @@ impl Host {
                 }
             }
         };
-        Builder::new().name("answers".to_owned()).spawn(read).expect("a thread");
+        Builder::new().name("replies".to_owned()).spawn(read).expect("a thread");
         let commands = child.stdin.take();
         let address = SocketAddr::from(([0; 4], 0));
-        let mut host = Self { child, commands, answers, build, directory, address };
-        host.address = host.tell(&["address"])[0].parse().expect("an address");
+        let mut host = Self { child, commands, replies, build, directory, address };
+        host.address = host.command(&["address"])[0].parse().expect("an address");
         host
     }
 
-    /// Has a command done, whatever comes of it.
-    pub(crate) fn attempt(&mut self, fields: &[&str]) -> Result<Vec<String>, String> {
-        let commands = self.commands.as_mut().expect("it has not been told to end");
+    /// Executes a command. Returns the fields of its reply, or its error.
+    pub(crate) fn try_command(&mut self, fields: &[&str]) -> Result<Vec<String>, String> {
+        let commands = self.commands.as_mut().expect("the host is running");
         let sent = writeln!(commands, "{}", fields.join("\t"));
-        // It waits for less than this for anything in libprocess.
-        let answer = self.answers.recv_timeout(2 * PATIENCE);
-        let answer =
-            answer.unwrap_or_else(|error| panic!("{fields:?}: {error} {sent:?}: {}", self.log()));
-        let mut answers = answer.split('\t').map(str::to_owned);
-        match answers.next().as_deref() {
-            Some("ok") => Ok(answers.collect()),
-            _ => Err(answers.collect::<Vec<_>>().join(" ")),
+        // The host program waits less than this time for any event of libprocess.
+        let reply = self.replies.recv_timeout(2 * TIMEOUT);
+        let reply =
+            reply.unwrap_or_else(|error| panic!("{fields:?}: {error} {sent:?}: {}", self.log()));
+        let mut reply = reply.split('\t').map(str::to_owned);
+        match reply.next().as_deref() {
+            Some("ok") => Ok(reply.collect()),
+            _ => Err(reply.collect::<Vec<_>>().join(" ")),
         }
     }
 
-    /// Has a command done that must succeed.
-    pub(crate) fn tell(&mut self, fields: &[&str]) -> Vec<String> {
-        self.attempt(fields).unwrap_or_else(|error| panic!("{fields:?}: {error}: {}", self.log()))
+    /// Executes a command that must succeed. Returns the fields of its reply.
+    pub(crate) fn command(&mut self, fields: &[&str]) -> Vec<String> {
+        self.try_command(fields)
+            .unwrap_or_else(|error| panic!("{fields:?}: {error}: {}", self.log()))
     }
 
-    /// Whether a module of this library could be made.
+    /// Loads a module from a library. Returns whether Mesos got a module.
     pub(crate) fn load_from(
         &mut self,
         library: &Path,
@@ -116,14 +117,15 @@ impl Host {
             parameters.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let mut fields = vec!["load", text(library), symbol];
         fields.extend(pairs.iter().map(String::as_str));
-        self.tell(&fields)[0] == "made"
+        self.command(&fields)[0] == "made"
     }
 
+    /// Loads a module from the library of the build. Returns whether Mesos got a module.
     pub(crate) fn load(&mut self, symbol: &str, parameters: &[(&str, &str)]) -> bool {
         self.load_from(self.build.library, symbol, parameters)
     }
 
-    /// Loads the master with this network, and waits until it answers.
+    /// Loads the master module with this network, and waits until it serves its state.
     pub(crate) fn load_master(&mut self, network: &str) {
         let (file, work_dir) = (self.write("network.json", network), self.path("work"));
         let parameters = [("overlays", text(&file)), ("work_dir", text(&work_dir))];
@@ -131,9 +133,9 @@ impl Host {
         self.wait_for_state();
     }
 
-    /// What the master shows, as soon as it shows something.
+    /// Waits until the master serves its state. Returns the state.
     pub(crate) fn wait_for_state(&self) -> serde_json::Value {
-        wait_for("the master's state", || {
+        wait_for("state of the master", || {
             let response = get(self.address, "/overlay-master/state", &[]);
             (response.status == 200).then(|| response.json())
         })
@@ -143,19 +145,19 @@ impl Host {
         get(self.address, target, &[])
     }
 
-    /// All that Mesos counts.
+    /// Returns all metrics of Mesos.
     pub(crate) fn metrics(&self) -> serde_json::Map<String, serde_json::Value> {
-        // Mesos answers few of these in a second, and is not to wait for one that hangs.
+        // Mesos limits the rate of this request, and waits at most this long for each metric.
         let response = self.get("/metrics/snapshot?timeout=10secs");
         assert_eq!(response.status, 200, "{response:?}");
-        response.json().as_object().expect("it is an object").clone()
+        response.json().as_object().expect("the metrics are an object").clone()
     }
 
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        self.metrics().get(name).and_then(serde_json::Value::as_f64).expect("it is counted")
+        self.metrics().get(name).and_then(serde_json::Value::as_f64).expect("the metric exists")
     }
 
-    /// Something in its own directory.
+    /// Returns a path in the directory of the host.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -166,53 +168,53 @@ impl Host {
         path
     }
 
-    /// All that it logged.
+    /// Returns the complete log.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.path("log")).unwrap_or_default()).into_owned()
     }
 
-    /// The lines of the log that hold `text`.
-    pub(crate) fn logged(&self, text: &str) -> Vec<String> {
+    /// Returns the lines of the log that contain `text`.
+    pub(crate) fn log_lines(&self, text: &str) -> Vec<String> {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 
     pub(crate) fn wait_for_log(&self, text: &str) {
-        wait_for(text, || (!self.logged(text).is_empty()).then_some(()));
+        wait_for(text, || (!self.log_lines(text).is_empty()).then_some(()));
     }
 
-    /// Something that the kernel says of it.
+    /// Returns the path of a file in `/proc/PID` of the host.
     pub(crate) fn proc(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/{name}", self.child.id()))
     }
 
-    /// Names of its threads, with their numbers.
+    /// Returns the name and the TID of each thread.
     pub(crate) fn threads(&self) -> Vec<(String, String)> {
-        let tasks = fs::read_dir(self.proc("task")).expect("it runs");
+        let tasks = fs::read_dir(self.proc("task")).expect("the host runs");
         let name = |task: fs::DirEntry| {
-            // A thread may end while we look.
+            // A thread may end during this iteration.
             let name = fs::read_to_string(task.path().join("comm")).ok()?;
             Some((name.trim().to_owned(), task.file_name().into_string().ok()?))
         };
         tasks.flatten().filter_map(name).collect()
     }
 
-    /// How many threads of the modules it has.
-    pub(crate) fn own_threads(&self) -> usize {
+    /// Returns the number of threads of the modules.
+    pub(crate) fn module_thread_count(&self) -> usize {
         self.threads().iter().filter(|(name, _)| name.starts_with("overlay-")).count()
     }
 
-    /// Memory that it holds, in KiB.
+    /// Returns the resident memory, in KiB.
     pub(crate) fn memory(&self) -> u64 {
-        let status = fs::read_to_string(self.proc("status")).expect("it runs");
+        let status = fs::read_to_string(self.proc("status")).expect("the host runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        number.expect("the kernel says it")
+        number.expect("the kernel shows the value")
     }
 
-    /// Lets it return from `main`, and gives how it ended and all that it logged.
+    /// Makes the host return from `main`. Returns its exit status and its complete log.
     pub(crate) fn exit(mut self) -> (ExitStatus, String) {
         drop(self.commands.take());
-        let status = wait_for("the end of the host", || self.child.try_wait().expect("a child"));
+        let status = wait_for("end of the host", || self.child.try_wait().expect("a child"));
         (status, self.log())
     }
 }
@@ -225,5 +227,5 @@ impl Drop for Host {
 }
 
 pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("it is text")
+    path.to_str().expect("paths are text")
 }

@@ -1,5 +1,4 @@
-//! The master part: a registration as it was recorded, and its endpoints, behind which anything may
-//! ask anything.
+//! The master module: the recorded registration, and its endpoints with valid and invalid requests.
 
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::Ipv4Addr;
@@ -16,7 +15,7 @@ use super::peer::{
     encode, exchange, get, post, read_response, request,
 };
 
-/// That of the recording.
+/// The network with which the messages were recorded.
 pub(crate) const NETWORK: &str = r#"{
     "vtep_subnet": "44.128.0.0/16", "vtep_subnet6": "fd01:a::/64",
     "vtep_mac_oui": "70:B3:D5:00:00:00", "vtep_mtu": 1450,
@@ -25,7 +24,7 @@ pub(crate) const NETWORK: &str = r#"{
         { "name": "vxlan-2", "subnet": "192.168.128.0/17", "prefix": 24,
           "subnet6": "fd01:b::/64", "prefix6": 80 } ] }"#;
 
-/// A recorded message.
+/// Reads a recorded message.
 macro_rules! golden {
     ($name:literal) => {
         $crate::boundary::peer::recorded(include_bytes!(concat!("../../golden/", $name, ".http")))
@@ -37,8 +36,8 @@ const STATE: &str = "/overlay-master/state";
 const DELETE: &str = "/overlay-master/agents/delete";
 const RECORDED_STATE: &str = include_str!("../../golden/overlay-master-state.json");
 
-/// Has the agent of the recording register, and report that all is well.
-pub(crate) fn register_as_recorded(host: &Host, agent: &Peer) {
+/// Replays the registration and the report of the recorded agent, and checks all replies.
+pub(crate) fn register_recorded_agent(host: &Host, agent: &Peer) {
     let send = |message: &Message| {
         let from = agent.upid();
         let status = deliver(host.address, &message.to, &message.name, &from, &message.body);
@@ -57,26 +56,26 @@ pub(crate) fn register_as_recorded(host: &Host, agent: &Peer) {
     assert_eq!(acknowledgement.body, expected.body);
 }
 
-pub(crate) fn agent() -> Peer {
+pub(crate) fn listen_as_agent() -> Peer {
     Peer::listen("overlay-agent", Ipv4Addr::LOCALHOST)
 }
 
-/// A master that has the agent of the recording.
-pub(crate) fn master_with_agent(build: Build) -> (Host, Peer) {
+/// Starts a host with a master module, and registers the recorded agent.
+pub(crate) fn start_master_with_agent(build: Build) -> (Host, Peer) {
     let mut host = Host::start(build);
     host.load_master(NETWORK);
-    let agent = agent();
-    register_as_recorded(&host, &agent);
+    let agent = listen_as_agent();
+    register_recorded_agent(&host, &agent);
     (host, agent)
 }
 
-/// An agent registers, is shown as it was recorded, and is forgotten.
-pub(crate) fn a_registration(build: Build) -> Host {
-    let (host, agent) = master_with_agent(build);
+/// Checks that an agent registers, has the recorded state, and can be deleted.
+pub(crate) fn check_registration(build: Build) -> Host {
+    let (host, agent) = start_master_with_agent(build);
     let state = host.get(STATE);
     assert_eq!((state.status, state.content_type()), (200, "application/json"));
     assert_eq!(state.text(), RECORDED_STATE.trim_end());
-    // Once more: it keeps what it has.
+    // A second registration keeps the addresses.
     agent.send(host.address, "overlay-master", &golden!("RegisterAgentMessage").read::<Register>());
     assert_eq!(agent.receive().body, golden!("UpdateAgentOverlaysMessage").body);
     let deleted = post(host.address, DELETE, br#"{"agents":["127.0.0.1"]}"#);
@@ -87,14 +86,14 @@ pub(crate) fn a_registration(build: Build) -> Host {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn a_registration_is_as_it_was_recorded() {
-    a_registration(Build::release());
+fn registration_matches_recording() {
+    check_registration(Build::release());
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn the_state_comes_in_every_form() {
-    let (host, _agent) = master_with_agent(Build::release());
+fn state_supports_every_format() {
+    let (host, _agent) = start_master_with_agent(Build::release());
     let state = |target: &str, headers: &[(&str, &str)]| get(host.address, target, headers);
     let expected = RECORDED_STATE.trim_end();
 
@@ -112,11 +111,11 @@ fn the_state_comes_in_every_form() {
     let gzip = state(STATE, &[("Accept-Encoding", "gzip")]);
     assert_eq!(gzip.header("content-encoding"), Some("gzip"));
     let mut plain = String::new();
-    GzDecoder::new(&gzip.body[..]).read_to_string(&mut plain).expect("it is compressed once");
+    GzDecoder::new(&gzip.body[..]).read_to_string(&mut plain).expect("the body is compressed once");
     assert_eq!(plain, expected);
 
-    // libprocess says how long the body is that it sends.
-    let head = exchange(host.address, &request("HEAD", STATE, &[], b"")).expect("an answer");
+    // libprocess sets the Content-Length of a HEAD response to the length of the sent body, 0.
+    let head = exchange(host.address, &request("HEAD", STATE, &[], b"")).expect("a response");
     assert_eq!((head.status, head.body.len()), (200, 0));
     let slash = state("/overlay-master/state/", &[]);
     assert_eq!((slash.status, slash.text()), (200, expected));
@@ -124,15 +123,15 @@ fn the_state_comes_in_every_form() {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn every_endpoint_answers_every_method() {
-    let (host, _agent) = master_with_agent(Build::release());
-    let ask = |method: &str, target: &str, body: &[u8]| {
-        exchange(host.address, &request(method, target, &[], body)).expect("an answer")
+fn endpoints_check_method_and_body() {
+    let (host, _agent) = start_master_with_agent(Build::release());
+    let send = |method: &str, target: &str, body: &[u8]| {
+        exchange(host.address, &request(method, target, &[], body)).expect("a response")
     };
-    let health = ask("GET", "/overlay-master/health", b"");
+    let health = send("GET", "/overlay-master/health", b"");
     assert_eq!((health.status, health.content_type()), (200, "application/json"));
     assert_eq!(health.json()["status"], "ok");
-    let metrics = ask("GET", "/overlay-master/metrics", b"");
+    let metrics = send("GET", "/overlay-master/metrics", b"");
     assert_eq!(metrics.status, 200, "{metrics:?}");
     assert!(metrics.content_type().starts_with("application/openmetrics-text;"), "{metrics:?}");
 
@@ -143,27 +142,27 @@ fn every_endpoint_answers_every_method() {
         ("HEAD", DELETE, "POST"),
         ("PUT", DELETE, "POST"),
     ] {
-        let refused = ask(method, target, b"");
+        let refused = send(method, target, b"");
         assert_eq!(refused.status, 405, "{method} {target}: {refused:?}");
         assert_eq!(refused.header("allow"), Some(allowed), "{method} {target}");
     }
     for body in ["", "{", "[]", r#"{"agents":1}"#, r#"{"agents":["300.0.0.1"]}"#] {
-        let refused = ask("POST", DELETE, body.as_bytes());
+        let refused = send("POST", DELETE, body.as_bytes());
         assert_eq!((refused.status, refused.content_type()), (400, "text/plain; charset=utf-8"));
         assert!(refused.text().contains(r#"write {"agents":["10.0.0.1"]}"#), "{refused:?}");
     }
-    assert_eq!(ask("POST", DELETE, &[0xff; 100]).status, 400);
-    // libprocess gives us all below a route of ours, and answers the rest itself.
+    assert_eq!(send("POST", DELETE, &[0xff; 100]).status, 400);
+    // libprocess passes all paths below a route to the module, and handles other paths itself.
     for target in ["/overlay-master/state/more", "/overlay-master/agents", "/overlay-master/none"] {
-        assert_eq!(ask("GET", target, b"").status, 404, "{target}");
+        assert_eq!(send("GET", target, b"").status, 404, "{target}");
     }
-    assert_eq!(host.get(STATE).text(), RECORDED_STATE.trim_end(), "nothing has changed it");
+    assert_eq!(host.get(STATE).text(), RECORDED_STATE.trim_end(), "no request changed the state");
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn requests_may_hold_anything() {
-    let (host, agent) = master_with_agent(Build::release());
+fn malformed_requests_do_not_change_state() {
+    let (host, agent) = start_master_with_agent(Build::release());
     for target in [
         "/overlay-master/state?a=%FF%FE&%00=%0A",
         "/overlay-master/state?=&&&a&b=",
@@ -176,24 +175,28 @@ fn requests_may_hold_anything() {
     for path in ["/overlay-master/st%61te", "/overlay-master/state%00", "/overlay-master/%FF"] {
         assert!(matches!(host.get(path).status, 200 | 400 | 404), "{path}");
     }
-    // libprocess ends the connection.
+    // libprocess closes the connection.
     assert!(exchange(host.address, b"GET /overlay-master/state?a=%zz HTTP/1.1\r\n\r\n").is_none());
 
-    let strange: &[u8] = b"GET /overlay-master/state HTTP/1.1\r\nConnection: close\r\n\
+    let invalid_utf8: &[u8] = b"GET /overlay-master/state HTTP/1.1\r\nConnection: close\r\n\
         X-Strange: \xff\xfe \xc3\x28\r\nAccept-Encoding: \xff\r\nX-Empty:\r\nX: a\r\nX: b\r\n\r\n";
-    let response = exchange(host.address, strange).expect("an answer");
+    let response = exchange(host.address, invalid_utf8).expect("a response");
     assert_eq!((response.status, response.text()), (200, RECORDED_STATE.trim_end()));
     let unreadable: &[u8] =
         b"GET /overlay-master/state HTTP/1.1\r\nConnection: close\r\nAccept: \xff/\xff\r\n\r\n";
-    assert!(matches!(exchange(host.address, unreadable).expect("one").status, 200 | 415));
+    assert!(matches!(exchange(host.address, unreadable).expect("a response").status, 200 | 415));
 
     let huge = vec![b' '; 2 * 1024 * 1024];
     let refused = post(host.address, DELETE, &huge);
     assert_eq!(refused.status, 413, "{refused:?}");
     let accepted = vec![b' '; 1024 * 1024];
-    assert_eq!(post(host.address, DELETE, &accepted).status, 400, "it is read, and no JSON");
+    assert_eq!(
+        post(host.address, DELETE, &accepted).status,
+        400,
+        "the body is read, and is no JSON"
+    );
 
-    // A message is one whatever it is sent to; and a request for no message is none.
+    // The header Libprocess-From makes a request a message, also on the path of an endpoint.
     let from = agent.upid();
     assert_eq!(deliver(host.address, "overlay-master", "state", &from, b""), 202);
     assert_eq!(deliver(host.address, "overlay-none", "state", &from, b""), 404);
@@ -202,64 +205,64 @@ fn requests_may_hold_anything() {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn many_requests_at_once_get_one_answer_each() {
-    let (host, _agent) = master_with_agent(Build::release());
+fn concurrent_requests_get_one_response_each() {
+    let (host, _agent) = start_master_with_agent(Build::release());
     let address = host.address;
-    let ask = move || -> Vec<Response> {
-        // Ten on each connection, without waiting.
+    let send_pipelined = move || -> Vec<Response> {
+        // Ten pipelined requests on each connection.
         let mut stream = connect(address);
         let more = format!("GET {STATE} HTTP/1.1\r\nHost: host\r\n\r\n");
         let requests = [more.repeat(9).into_bytes(), request("GET", STATE, &[], b"")].concat();
-        stream.write_all(&requests).expect("it is sent");
+        stream.write_all(&requests).expect("data is sent");
         let mut reader = BufReader::new(stream);
         std::iter::from_fn(|| read_response(&mut reader)).collect()
     };
     let clients: Vec<_> =
-        (0..20).map(|_| thread::Builder::new().spawn(ask).expect("a thread")).collect();
-    let mut answered = 0;
+        (0..20).map(|_| thread::Builder::new().spawn(send_pipelined).expect("a thread")).collect();
+    let mut served = 0;
     for client in clients {
-        let responses = client.join().expect("it has not failed");
+        let responses = client.join().expect("the thread does not panic");
         for response in &responses {
             if response.status == 200 {
                 assert_eq!(response.text(), RECORDED_STATE.trim_end());
-                answered += 1;
+                served += 1;
             } else {
-                // One address may have a few of them waiting.
+                // The module limits the number of pending requests per address.
                 assert_eq!(response.status, 503, "{response:?}");
                 assert!(response.text().contains("limit requests_per_address"), "{response:?}");
             }
         }
         assert_eq!(responses.len(), 10);
     }
-    assert!(answered > 0, "none was answered");
+    assert!(served > 0, "no request was served");
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn clients_and_agents_may_go_away_at_any_time() {
-    let (host, agent) = master_with_agent(Build::release());
+fn disconnects_at_any_time_are_handled() {
+    let (host, agent) = start_master_with_agent(Build::release());
     for round in 0..100 {
         let mut stream = connect(host.address);
         let request = format!("GET {STATE} HTTP/1.1\r\nHost: host\r\n\r\n");
         let part = if round % 3 == 0 { request.len() } else { round % request.len() };
-        stream.write_all(&request.as_bytes()[..part]).expect("it is sent");
-        // Dropped without a look at the answer.
+        stream.write_all(&request.as_bytes()[..part]).expect("data is sent");
+        // The stream is dropped before the response arrives.
     }
-    // As libprocess does that has no link: the end comes right behind the message.
+    // libprocess without a link closes the connection right after the message.
     let register = golden!("RegisterAgentMessage");
     let from = agent.upid();
     let mut stream = connect(host.address);
     let message = encode(&register.to, &register.name, &from, &register.body);
-    stream.write_all(&message).expect("it is sent");
+    stream.write_all(&message).expect("data is sent");
     drop(stream);
     assert_eq!(agent.receive().body, golden!("UpdateAgentOverlaysMessage").body);
-    // Nobody listens where this answer goes.
-    let gone = Peer::listen("overlay-agent", Ipv4Addr::new(127, 0, 0, 2));
-    let from = gone.upid();
-    drop(gone);
+    // Nothing listens on the address of this agent any more.
+    let stopped = Peer::listen("overlay-agent", Ipv4Addr::new(127, 0, 0, 2));
+    let from = stopped.upid();
+    drop(stopped);
     let status = deliver(host.address, &register.to, &register.name, &from, &register.body);
     assert_eq!(status, 202);
-    peer::wait_for("the other agent", || {
+    peer::wait_for("registration of the other agent", || {
         let state = host.get(STATE).json();
         (state["agents"].as_array().map(Vec::len) == Some(2)).then_some(())
     });
@@ -267,17 +270,17 @@ fn clients_and_agents_may_go_away_at_any_time() {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn a_process_beside_it_gets_its_answers_too() {
+fn process_in_same_host_receives_replies() {
     let mut host = Host::start(Build::release());
     host.load_master(NETWORK);
     let update = golden!("UpdateAgentOverlaysMessage");
-    host.tell(&["spawn", "overlay-agent", &update.name]);
+    host.command(&["spawn", "overlay-agent", &update.name]);
     let register = golden!("RegisterAgentMessage");
     let master = format!("overlay-master@{}", host.address);
     let body: String = register.body.iter().map(|byte| format!("{byte:02x}")).collect();
-    host.tell(&["send", "overlay-agent", &master, &register.name, &body]);
-    let received = peer::wait_for("the answer", || {
-        let received = host.tell(&["received", "overlay-agent"]);
+    host.command(&["send", "overlay-agent", &master, &register.name, &body]);
+    let received = peer::wait_for("reply of the master", || {
+        let received = host.command(&["received", "overlay-agent"]);
         (!received.is_empty()).then_some(received)
     });
     let expected: String = update.body.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -287,20 +290,20 @@ fn a_process_beside_it_gets_its_answers_too() {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn a_wrong_message_is_in_the_log_and_changes_nothing() {
-    let (host, agent) = master_with_agent(Build::release());
+fn malformed_message_is_logged_and_ignored() {
+    let (host, agent) = start_master_with_agent(Build::release());
     let name = golden!("RegisterAgentMessage").name;
     let from = agent.upid();
     assert_eq!(deliver(host.address, "overlay-master", &name, &from, b"\xff\xff"), 202);
-    let strange = Registered::default().encode_to_vec();
+    let unexpected = Registered::default().encode_to_vec();
     let name = golden!("AgentRegisteredMessage").name;
-    let stranger = "overlay-agent@127.0.0.9:1";
-    assert_eq!(deliver(host.address, "overlay-master", &name, stranger, &strange), 202);
+    let unknown_agent = "overlay-agent@127.0.0.9:1";
+    assert_eq!(deliver(host.address, "overlay-master", &name, unknown_agent, &unexpected), 202);
     host.wait_for_log("malformed mesos.modules.overlay.internal.RegisterAgentMessage");
     assert_eq!(host.get(STATE).text(), RECORDED_STATE.trim_end());
-    // No sender at all, and one that is none.
+    // Messages without a valid sender.
     for from in ["", "@0.0.0.0:0", "nobody", "\u{1b}[31m@1.2.3.4:5"] {
-        assert_eq!(deliver(host.address, "overlay-master", &name, from, &strange), 202);
+        assert_eq!(deliver(host.address, "overlay-master", &name, from, &unexpected), 202);
     }
     assert_eq!(host.get(STATE).text(), RECORDED_STATE.trim_end());
 }

@@ -1,4 +1,4 @@
-//! Mesos' own metrics: ours are among them, under the names that dashboards know, and move.
+//! The metrics of the modules in the metrics of Mesos: their names and values.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,21 +10,21 @@ use serde_json::{Map, Value};
 
 use super::agent::load_agent;
 use super::host::{Build, Host};
-use super::master::{NETWORK, agent, register_as_recorded};
+use super::master::{NETWORK, listen_as_agent, register_recorded_agent};
 use super::peer::{deliver, wait_for};
 
 const MASTER: &str = include_str!("../../golden/metrics-master.json");
 const AGENT: &str = include_str!("../../golden/metrics-agent.json");
 
-fn recorded(text: &str) -> BTreeSet<String> {
+fn recorded_names(text: &str) -> BTreeSet<String> {
     let names: Map<String, Value> = serde_json::from_str(text).expect("an object");
-    // The replicated log of the C++ module shows itself.
+    // Metrics of the replicated log exist only with the C++ module.
     names.into_iter().map(|(name, _)| name).filter(|name| !name.contains("/log/")).collect()
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn the_names_are_those_of_the_cpp_modules_and_of_the_catalogue() {
+fn metric_names_match_cpp_modules_and_catalogue() {
     let mut host = Host::start(Build::release());
     assert!(!host.metrics().keys().any(|name| name.starts_with("overlay/")));
     host.load_master(NETWORK);
@@ -33,10 +33,10 @@ fn the_names_are_those_of_the_cpp_modules_and_of_the_catalogue() {
         .metrics()
         .into_iter()
         .map(|(name, _)| name)
-        .filter(|n| n.starts_with("overlay/"))
+        .filter(|name| name.starts_with("overlay/"))
         .collect();
-    let missing: Vec<_> = recorded(MASTER).union(&recorded(AGENT)).cloned().collect();
-    let missing: Vec<_> = missing.iter().filter(|name| !shown.contains(*name)).collect();
+    let expected: Vec<_> = recorded_names(MASTER).union(&recorded_names(AGENT)).cloned().collect();
+    let missing: Vec<_> = expected.iter().filter(|name| !shown.contains(*name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     let (master, agent) = (Metrics::<Master>::catalogue(), Metrics::<Agent>::catalogue());
     let ours =
@@ -48,12 +48,12 @@ fn the_names_are_those_of_the_cpp_modules_and_of_the_catalogue() {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn the_numbers_move() {
+fn metric_values_follow_messages() {
     let mut host = Host::start(Build::release());
     host.load_master(NETWORK);
     let internal = "overlay/master/internal/";
     assert_eq!(host.metric(&format!("{internal}register_agent_messages_received")), 0.0);
-    register_as_recorded(&host, &agent());
+    register_recorded_agent(&host, &listen_as_agent());
     for (name, expected) in [
         ("register_agent_messages_received", 1.0),
         ("update_agent_overlays_messages_sent", 1.0),
@@ -66,7 +66,7 @@ fn the_numbers_move() {
     let name = "mesos.modules.overlay.internal.RegisterAgentMessage";
     let from = "overlay-agent@127.0.0.3:5051";
     assert_eq!(deliver(host.address, "overlay-master", name, from, b"\xff"), 202);
-    wait_for("the message in the metrics", || {
+    wait_for("metric of malformed messages", || {
         (host.metric("overlay/master/malformed_messages") == 1.0).then_some(())
     });
     assert_eq!(host.metric("overlay/master/process_restarts"), 0.0);

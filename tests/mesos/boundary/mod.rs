@@ -1,16 +1,17 @@
-//! The boundary between the module and libprocess, driven by a host program of our own
-//! (`../host.cpp`): what Mesos does with a module, and what it never does but might.
+//! The boundary between the module and libprocess, driven by a minimal host program
+//! (`../host.cpp`). The host program does all that Mesos does with a module, and rare or invalid
+//! operations as well.
 
 mod agent;
-mod end;
+mod authentication;
 mod exports;
 mod flood;
-mod guest;
 mod host;
+mod isolation;
 mod master;
 mod metrics;
 mod panics;
 mod parameters;
 mod peer;
-mod realms;
 mod sanitizer;
+mod shutdown;

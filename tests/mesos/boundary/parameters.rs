@@ -1,19 +1,19 @@
-//! What is configured wrongly: Mesos gets a null pointer, which has no words, so the log has them.
+//! Invalid parameters: Mesos gets a null pointer without a reason, and the log names the error.
 
 use std::fs;
 use std::path::Path;
 
 use super::agent::load_agent;
-use super::host::{AGENT, Build, Host, MASTER, OLD_AGENT, OLD_MASTER, text};
-use super::master::{NETWORK, register_as_recorded};
+use super::host::{AGENT, Build, CPP_AGENT, CPP_MASTER, Host, MASTER, text};
+use super::master::{NETWORK, register_recorded_agent};
 
-/// Loads what cannot be loaded; gives what was logged of it, without time and place.
-fn refusal(host: &mut Host, symbol: &str, parameters: &[(&str, &str)]) -> Vec<String> {
+/// Loads a module that must fail. Returns the logged errors without time and source position.
+fn load_errors(host: &mut Host, symbol: &str, parameters: &[(&str, &str)]) -> Vec<String> {
     let before = host.log().lines().count();
-    assert!(!host.load(symbol, parameters), "{parameters:?} is taken");
+    assert!(!host.load(symbol, parameters), "the module accepted {parameters:?}");
     let log = host.log();
     let lines = log.lines().skip(before);
-    // glog: severity and date, time, thread, place, text.
+    // The format of glog: severity and date, time, thread, source position, text.
     let errors = lines.filter(|line| line.starts_with('E'));
     let text = |line: &str| line.split_once("] ").expect("a line of glog").1.to_owned();
     errors.map(text).collect()
@@ -21,7 +21,7 @@ fn refusal(host: &mut Host, symbol: &str, parameters: &[(&str, &str)]) -> Vec<St
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn what_is_wrong_is_named_and_mended() {
+fn invalid_parameters_are_named_and_can_be_fixed() {
     let mut host = Host::start(Build::release());
     let end = ": not loaded: mend 1 problem of its configuration (above)";
     let network = host.write("network.json", NETWORK);
@@ -31,7 +31,7 @@ fn what_is_wrong_is_named_and_mended() {
     let missing = host.path("missing.json");
     let missing = text(&missing);
 
-    let lines = refusal(&mut host, MASTER, &[("overlays", missing)]);
+    let lines = load_errors(&mut host, MASTER, &[("overlays", missing)]);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(
         lines[0],
@@ -41,58 +41,61 @@ fn what_is_wrong_is_named_and_mended() {
         )
     );
     let directory = host.path("");
-    let lines = refusal(&mut host, MASTER, &[("overlays", text(&directory))]);
+    let lines = load_errors(&mut host, MASTER, &[("overlays", text(&directory))]);
     assert!(lines[0].ends_with(": it is no file") && lines.len() == 1, "{lines:?}");
 
     let below = host.path("network.json/below");
-    let lines = refusal(&mut host, MASTER, &[("overlays", text(&below))]);
+    let lines = load_errors(&mut host, MASTER, &[("overlays", text(&below))]);
     assert!(lines[0].contains("Not a directory") && lines.len() == 1, "{lines:?}");
 
-    let lines = refusal(&mut host, MASTER, &[("overlays", broken)]);
+    let lines = load_errors(&mut host, MASTER, &[("overlays", broken)]);
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].starts_with(&format!("overlay master: {broken}:1:")), "{lines:?}");
     assert!(lines[1].ends_with(end), "{lines:?}");
 
-    let lines = refusal(&mut host, MASTER, &[("overlays", unknown)]);
+    let lines = load_errors(&mut host, MASTER, &[("overlays", unknown)]);
     assert_eq!(lines.len(), 2, "{lines:?}");
     let expected = "vtep_mtuu: is no key: did you mean 'vtep_mtu'?";
     assert_eq!(lines[0], format!("overlay master: {unknown}:3:42: {expected}"));
 
-    let lines = refusal(&mut host, MASTER, &[("overlays", network), ("master_config", network)]);
+    let lines =
+        load_errors(&mut host, MASTER, &[("overlays", network), ("master_config", network)]);
     assert!(lines[0].contains("'overlays'") && lines[0].contains("'master_config'"), "{lines:?}");
-    let lines = refusal(&mut host, MASTER, &[]);
+    let lines = load_errors(&mut host, MASTER, &[]);
     assert!(lines[0].contains("overlays"), "{lines:?}");
-    let lines = refusal(&mut host, MASTER, &[("overlay", network)]);
+    let lines = load_errors(&mut host, MASTER, &[("overlay", network)]);
     let expected = "parameter 'overlay': is no parameter: did you mean 'overlays'?";
     assert_eq!(lines[1], format!("overlay master: {expected}"));
-    let lines = refusal(&mut host, AGENT, &[("cni_dir", "relative"), ("master", "127.0.0.1:1")]);
+    let lines =
+        load_errors(&mut host, AGENT, &[("cni_dir", "relative"), ("master", "127.0.0.1:1")]);
     assert!(lines[0].contains("'relative' is relative"), "{lines:?}");
-    let lines = refusal(&mut host, AGENT, &[("cni_dir", missing)]);
+    let lines = load_errors(&mut host, AGENT, &[("cni_dir", missing)]);
     assert!(lines[0].contains("master"), "{lines:?}");
-    let lines = refusal(&mut host, AGENT, &[("cni_dir", missing), ("master", "file:///no/file")]);
+    let lines =
+        load_errors(&mut host, AGENT, &[("cni_dir", missing), ("master", "file:///no/file")]);
     assert!(lines[0].contains("read /no/file: No such file or directory"), "{lines:?}");
-    let lines = refusal(&mut host, AGENT, &[("cni_dir", network), ("master", "127.0.0.1:1")]);
+    let lines = load_errors(&mut host, AGENT, &[("cni_dir", network), ("master", "127.0.0.1:1")]);
     assert!(lines[0].contains(network), "{lines:?}");
-    let lines = refusal(&mut host, AGENT, &[("cni_dir", missing), ("master", "zk://nobody")]);
+    let lines = load_errors(&mut host, AGENT, &[("cni_dir", missing), ("master", "zk://nobody")]);
     assert!(!lines.is_empty(), "{lines:?}");
 
-    // None of that has left anything behind.
+    // Both modules can still be loaded after these errors.
     host.load_master(NETWORK);
     load_agent(&mut host, "127.0.0.1:1", Path::new("cni"));
-    register_as_recorded(&host, &super::master::agent());
+    register_recorded_agent(&host, &super::master::listen_as_agent());
 }
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn values_need_not_be_text() {
+fn unprintable_parameters_are_escaped() {
     let mut host = Host::start(Build::release());
     for value in ["\u{0}", "\u{1b}[31m", "%s%n", "\u{202e}", &"x".repeat(1 << 20)] {
         let value = value.to_owned();
         for parameter in [("overlays", &*value), (&*value, "x")] {
-            let lines = refusal(&mut host, MASTER, &[parameter]);
+            let lines = load_errors(&mut host, MASTER, &[parameter]);
             assert!(matches!(lines.len(), 1..=3), "{lines:?}");
             assert!(!lines.concat().contains(char::is_control), "{lines:?}");
-            // glog would cut a longer one.
+            // glog truncates longer lines.
             assert!(lines.iter().all(|line| line.len() < 1000), "{lines:?}");
         }
     }
@@ -101,28 +104,31 @@ fn values_need_not_be_text() {
 
 #[test]
 #[ignore = "mesos: needs MESOS_PREFIX"]
-fn a_second_module_of_a_kind_is_refused() {
+fn second_module_of_same_kind_is_refused() {
     let mut host = Host::start(Build::release());
     host.load_master(NETWORK);
     load_agent(&mut host, "127.0.0.1:1", Path::new("cni"));
-    for (first, second) in [(MASTER, OLD_MASTER), (AGENT, OLD_AGENT)] {
+    for (first, second) in [(MASTER, CPP_MASTER), (AGENT, CPP_AGENT)] {
         for symbol in [first, second] {
-            let lines = refusal(&mut host, symbol, &[]);
+            let lines = load_errors(&mut host, symbol, &[]);
             assert_eq!(lines.len(), 1, "{lines:?}");
             let expected = format!("{first} and {second} are two names of one module: load one");
             assert!(lines[0].ends_with(&expected), "{lines:?}");
         }
     }
-    // Another copy knows nothing of the first, except that the process is there.
+    // A copy of the library shares no state with the first, but libprocess knows the process name.
     let copy = host.path("copy.so");
     fs::copy(crate::library::release_library(), &copy).expect("a copy");
     let (file, work_dir) = (host.path("network.json"), host.path("work-2"));
     let parameters = [("overlays", text(&file)), ("work_dir", text(&work_dir))];
     assert!(!host.load_from(&copy, MASTER, &parameters));
     let expected = "a process of this name runs already";
-    assert_eq!(host.logged(expected).len(), 1, "{}", host.log());
-    assert!(!host.load_from(&copy, OLD_MASTER, &parameters), "and once more");
-    register_as_recorded(&host, &super::master::agent());
+    assert_eq!(host.log_lines(expected).len(), 1, "{}", host.log());
+    assert!(
+        !host.load_from(&copy, CPP_MASTER, &parameters),
+        "the copy is refused under either name"
+    );
+    register_recorded_agent(&host, &super::master::listen_as_agent());
     let (status, log) = host.exit();
     assert!(status.success(), "{status}: {log}");
 }

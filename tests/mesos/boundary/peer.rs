@@ -1,4 +1,4 @@
-//! The other side of the wire: a plain HTTP client, and a process of libprocess on another host.
+//! The other end of the connections: an HTTP client, and a simulated libprocess process.
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,30 +15,33 @@ pub(crate) type Update = mesos::modules::overlay::internal::UpdateAgentOverlaysM
 pub(crate) type Registered = mesos::modules::overlay::internal::AgentRegisteredMessage;
 pub(crate) type Acknowledgement = mesos::modules::overlay::internal::AgentRegisteredAcknowledgement;
 
-/// No test waits longer for something that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Upper bound for any awaited event.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-#[expect(clippy::disallowed_methods, reason = "the test waits on a thread of its own")]
-pub(crate) fn pause() {
+#[expect(clippy::disallowed_methods, reason = "each test has its own thread, which may sleep")]
+pub(crate) fn sleep_briefly() {
     std::thread::sleep(Duration::from_millis(20));
 }
 
-/// Waits until `what` gives something.
-#[expect(clippy::disallowed_methods, reason = "what is asked may itself take its time")]
-pub(crate) fn wait_for<T>(name: &str, mut what: impl FnMut() -> Option<T>) -> T {
+/// Polls until `poll` returns a value.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "`poll` itself may take long, so the clock limits the wait"
+)]
+pub(crate) fn wait_for<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(found) = what() {
-            return found;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(start.elapsed() < PATIENCE, "{name}: it does not come");
-        pause();
+        assert!(start.elapsed() < TIMEOUT, "{event}: not within {TIMEOUT:?}");
+        sleep_briefly();
     }
 }
 
 // ---- HTTP ----
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -47,9 +50,9 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// The value of a header; its name in small letters.
+    /// Returns the value of a header. `name` must be in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn content_type(&self) -> &str {
@@ -57,7 +60,7 @@ impl Response {
     }
 
     pub(crate) fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).expect("it is text")
+        std::str::from_utf8(&self.body).expect("the body is text")
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {
@@ -67,19 +70,19 @@ impl Response {
 
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the host listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a limit");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout is set");
+    stream.set_write_timeout(Some(TIMEOUT)).expect("a timeout is set");
     stream
 }
 
-/// The next answer; `None` when the connection ends.
+/// Reads the next response. Returns `None` at the end of the connection.
 pub(crate) fn read_response(reader: &mut BufReader<TcpStream>) -> Option<Response> {
     let (first, headers) = read_head(reader)?;
     let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
     let response = Response { status: status.expect("a status"), headers, body: Vec::new() };
-    let length = response.header("content-length").expect("libprocess says how long it is");
+    let length = response.header("content-length").expect("libprocess sends the length");
     let mut body = vec![0; length.parse().expect("a number")];
-    reader.read_exact(&mut body).expect("the whole body");
+    reader.read_exact(&mut body).expect("the complete body");
     Some(Response { body, ..response })
 }
 
@@ -104,22 +107,22 @@ fn read_head(reader: &mut impl BufRead) -> Option<Head> {
     }
 }
 
-/// Sends bytes and reads the one answer to them, behind which nothing comes. `None` when the
-/// connection ends without one.
+/// Sends bytes, reads one response, and checks that no data follows. Returns `None` if the
+/// connection ends without a response.
 pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> Option<Response> {
     let mut stream = connect(address);
-    // A host that refuses may close before it has all.
+    // A server that refuses the request may close the connection before it has read everything.
     let _ = stream.write_all(request);
     let mut reader = BufReader::new(stream);
     let response = read_response(&mut reader)?;
     let mut rest = Vec::new();
-    // The host closes as it was asked to; a reset is an end, too.
+    // The server closes the connection as requested. A reset also ends it.
     let _ = reader.read_to_end(&mut rest);
-    assert!(rest.is_empty(), "more than one answer: {}", String::from_utf8_lossy(&rest));
+    assert!(rest.is_empty(), "data after the response: {}", String::from_utf8_lossy(&rest));
     Some(response)
 }
 
-/// A request after whose answer the host closes.
+/// Formats a request with `Connection: close`.
 pub(crate) fn request(
     method: &str,
     target: &str,
@@ -137,16 +140,16 @@ pub(crate) fn request(
 }
 
 pub(crate) fn get(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Response {
-    exchange(address, &request("GET", target, headers, b"")).expect("an answer")
+    exchange(address, &request("GET", target, headers, b"")).expect("a response")
 }
 
 pub(crate) fn post(address: SocketAddr, target: &str, body: &[u8]) -> Response {
-    exchange(address, &request("POST", target, &[], body)).expect("an answer")
+    exchange(address, &request("POST", target, &[], body)).expect("a response")
 }
 
 // ---- Messages ----
 
-/// A message as libprocess of Mesos sends it.
+/// Encodes a message as libprocess of Mesos does.
 pub(crate) fn encode(to: &str, name: &str, from: &str, body: &[u8]) -> Vec<u8> {
     let mut head = format!(
         "POST /{to}/{name} HTTP/1.1\r\nUser-Agent: libprocess/{from}\r\n\
@@ -159,14 +162,14 @@ pub(crate) fn encode(to: &str, name: &str, from: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body, b"\r\n0\r\n\r\n"].concat()
 }
 
-/// Delivers a message, and gives the status of its receipt.
+/// Sends a message. Returns the status of its receipt.
 pub(crate) fn deliver(address: SocketAddr, to: &str, name: &str, from: &str, body: &[u8]) -> u16 {
     let mut stream = connect(address);
-    stream.write_all(&encode(to, name, from, body)).expect("it is sent");
+    stream.write_all(&encode(to, name, from, body)).expect("data is sent");
     read_response(&mut BufReader::new(stream)).expect("a receipt").status
 }
 
-/// A message that came.
+/// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) to: String,
@@ -176,23 +179,23 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// What it says, as a message of the type `M`.
+    /// Decodes the body as a message of type `M`.
     pub(crate) fn read<M: wire::Message>(&self) -> M {
         assert_eq!(self.name, M::NAME);
-        wire::decode(&self.body).expect("it is one")
+        wire::decode(&self.body).expect("the body is valid")
     }
 }
 
-/// A recorded message.
+/// Parses a recorded message.
 pub(crate) fn recorded(bytes: &[u8]) -> Message {
-    read_message(&mut BufReader::new(bytes)).expect("a whole one")
+    read_message(&mut BufReader::new(bytes)).expect("a complete message")
 }
 
 fn read_message(reader: &mut impl BufRead) -> Option<Message> {
     let (first, headers) = read_head(reader)?;
     let path = first.split(' ').nth(1).expect("a path");
     let (to, name) = path.trim_start_matches('/').split_once('/').expect("a process and a name");
-    let find = |name: &str| headers.iter().find(|(own, _)| own == name).map(|(_, value)| value);
+    let find = |name: &str| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value);
     let from = find("libprocess-from").expect("a sender").clone();
     let mut body = Vec::new();
     while find("transfer-encoding").is_some() {
@@ -209,7 +212,7 @@ fn read_message(reader: &mut impl BufRead) -> Option<Message> {
     Some(Message { to: to.to_owned(), name: name.to_owned(), from, body })
 }
 
-/// A process of libprocess that listens for messages.
+/// A simulated libprocess process that receives messages.
 pub(crate) struct Peer {
     id: &'static str,
     address: SocketAddr,
@@ -220,12 +223,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// One on `ip`, whose messages a test takes.
+    /// Listens on `ip` with a port that the kernel chooses.
     pub(crate) fn listen(id: &'static str, ip: Ipv4Addr) -> Self {
-        Self::listen_at(id, SocketAddr::new(IpAddr::V4(ip), 0)).expect("it listens")
+        Self::listen_at(id, SocketAddr::new(IpAddr::V4(ip), 0)).expect("the port is free")
     }
 
-    /// One at `address`, unless somebody else is there.
+    /// Listens on `address`. Returns `None` if the address is in use.
     pub(crate) fn listen_at(id: &'static str, address: SocketAddr) -> Option<Self> {
         let listener = TcpListener::bind(address).ok()?;
         let address = listener.local_addr().expect("an address");
@@ -238,8 +241,8 @@ impl Peer {
                 if ending.load(Ordering::Acquire) {
                     return;
                 }
-                let own = stream.try_clone().expect("a descriptor");
-                accepted.lock().unwrap_or_else(PoisonError::into_inner).push(own);
+                let copy = stream.try_clone().expect("a descriptor");
+                accepted.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
                 let sender = sender.clone();
                 let serve = move || serve(stream, &sender);
                 Builder::new().name("connection".to_owned()).spawn(serve).expect("a thread");
@@ -253,33 +256,33 @@ impl Peer {
         self.address
     }
 
-    /// How libprocess writes it.
+    /// Returns the UPID of this process, as text.
     pub(crate) fn upid(&self) -> String {
         format!("{}@{}", self.id, self.address)
     }
 
-    /// The next message.
+    /// Waits for the next message.
     pub(crate) fn receive(&self) -> Message {
-        let message = self.messages.recv_timeout(PATIENCE).expect("a message comes");
+        let message = self.messages.recv_timeout(TIMEOUT).expect("a message arrives");
         assert_eq!(message.to, self.id);
         message
     }
 
-    /// The next message, unless none comes for a while.
-    pub(crate) fn receive_within(&self, limit: Duration) -> Option<Message> {
-        self.messages.recv_timeout(limit).ok()
+    /// Waits for the next message until the timeout.
+    pub(crate) fn receive_within(&self, timeout: Duration) -> Option<Message> {
+        self.messages.recv_timeout(timeout).ok()
     }
 
-    /// Sends a message to the process `to` at `address`, which receives it.
+    /// Sends a message to the process `to` at `address`, and checks its receipt.
     pub(crate) fn send<M: wire::Message>(&self, address: SocketAddr, to: &str, message: &M) {
         let body = message.encode_to_vec();
         assert_eq!(deliver(address, to, M::NAME, &self.upid(), &body), 202);
     }
 
-    /// Ends all connections that others made.
+    /// Closes all incoming connections.
     pub(crate) fn disconnect(&self) {
         for stream in self.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // It may have ended already.
+            // The connection may already be closed.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -296,12 +299,12 @@ impl Drop for Peer {
     }
 }
 
-/// Receives all messages of a connection, each with its receipt.
+/// Receives the messages of a connection, and sends a receipt for each.
 fn serve(stream: TcpStream, messages: &Sender<Message>) {
     let mut writer = stream.try_clone().expect("a descriptor");
     let mut reader = BufReader::new(stream);
     while let Some(message) = read_message(&mut reader) {
-        // libprocess does not wait for the receipt.
+        // A failure is ignored, since libprocess does not wait for receipts.
         let _ = writer.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n");
         if messages.send(message).is_err() {
             return;

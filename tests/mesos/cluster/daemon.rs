@@ -1,4 +1,4 @@
-//! Processes that run on a host until they are told to end.
+//! Processes that run on a host until a test ends them.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -7,24 +7,24 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::host::{Host, PATIENCE, child_of, wait_for};
+use super::host::{Host, TIMEOUT, child_of, wait_for};
 
-/// A process that is killed at the end.
+/// A process on a host. Dropping it kills the process.
 pub(crate) struct Daemon {
-    /// nsenter, which ends as the process does.
+    /// The nsenter process, which has the exit status of the process.
     child: Child,
     pid: Option<Pid>,
     log: PathBuf,
 }
 
 impl Daemon {
-    /// Starts a command of [`Host::command`]. It need not be up yet, or any more.
+    /// Starts a command of [`Host::command`]. The process may still be starting, or may have ended.
     pub(crate) fn start(host: &Host, name: &str, mut command: Command) -> Self {
         let log = host.new_log(name);
         let output = File::create(&log).expect("a log");
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log")).stderr(output);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let pid = wait_for("the process starts", || {
+        let pid = wait_for("start of the process", || {
             let pid = child_of(child.id()).and_then(|pid| Pid::from_raw(pid.parse().ok()?));
             let has_ended = !matches!(child.try_wait(), Ok(None));
             (pid.is_some() || has_ended).then_some(pid)
@@ -32,45 +32,49 @@ impl Daemon {
         Self { child, pid, log }
     }
 
-    /// Its number outside of the host.
+    /// Returns the PID of the process in the namespace of the tests.
     pub(crate) fn pid(&self) -> i32 {
-        self.pid.expect("it has started").as_raw_nonzero().get()
+        self.pid.expect("the process has started").as_raw_nonzero().get()
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) {
-        // Once it was waited for, its number may be somebody else's.
+        // After a successful wait, the kernel may have given the PID to another process.
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.pid.map(|pid| kill_process(pid, signal));
         }
     }
 
-    /// Ends it in this way, and waits for that.
+    /// Sends a signal, and waits for the end of the process.
     pub(crate) fn end(mut self, signal: Signal) {
         self.signal(signal);
-        self.ended_within(PATIENCE);
+        self.wait_for_exit(TIMEOUT);
     }
 
-    /// Waits for its end.
-    pub(crate) fn ended_within(&mut self, patience: Duration) -> ExitStatus {
-        let end = Instant::now() + patience;
+    /// Waits for the end of the process. Returns its exit status.
+    pub(crate) fn wait_for_exit(&mut self, timeout: Duration) -> ExitStatus {
+        let end = Instant::now() + timeout;
         loop {
-            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+            if let Some(status) = self.child.try_wait().expect("the process is a child") {
                 return status;
             }
-            assert!(Instant::now() < end, "it has not ended within {patience:?}:\n{}", self.log());
+            assert!(
+                Instant::now() < end,
+                "the process did not end within {timeout:?}:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// What it has said.
+    /// Returns the output of the process.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Waits until it has said something.
-    pub(crate) fn says(&self, words: &str) -> String {
-        wait_for(&format!("it says '{words}'"), || {
-            self.log().lines().find(|line| line.contains(words)).map(str::to_owned)
+    /// Waits for a line of output that contains `text`. Returns the line.
+    pub(crate) fn wait_for_log(&self, text: &str) -> String {
+        wait_for(&format!("log line with '{text}'"), || {
+            self.log().lines().find(|line| line.contains(text)).map(str::to_owned)
         })
     }
 }

@@ -1,4 +1,4 @@
-//! A Docker daemon on a host.
+//! Docker daemons on the hosts of a cluster.
 
 use std::fs;
 
@@ -6,14 +6,14 @@ use super::daemon::Daemon;
 use super::host::{BUSYBOX, Host, output, wait_for};
 use super::mesos::{DOCKER, docker_host};
 
-/// An image with nothing but a shell.
+/// The name of an image that contains only busybox and a shell.
 pub(crate) const IMAGE: &str = "mesos-overlay-test";
 
-/// A Docker daemon of the host's own.
-pub(crate) fn dockerd(host: &Host) -> Daemon {
+/// Starts a Docker daemon on a host.
+pub(crate) fn start_dockerd(host: &Host) -> Daemon {
     let mut command = host.command("/usr/sbin/dockerd");
     command.args(["--config-file", &host.write("daemon.json", "{}")]);
-    // Control groups that are removed with the host, and by dockerd itself: systemd is not there.
+    // The hosts run no systemd, so dockerd manages its control groups. The host removes them.
     command.args(["--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent", host.name()]);
     command.args(["--storage-driver=vfs", "--data-root", &host.text("docker/data")]);
     command.args(["--exec-root", &host.text("docker/exec"), "--pidfile", &host.text("docker.pid")]);
@@ -27,13 +27,13 @@ pub(crate) fn dockerd(host: &Host) -> Daemon {
     daemon
 }
 
-/// Gives the daemon the image.
+/// Imports the image into the Docker daemon of a host.
 pub(crate) fn import_image(host: &Host) {
     let bin = host.path("image/bin");
     fs::create_dir_all(&bin).expect("a directory");
     for name in ["busybox", "sh"] {
         fs::copy(BUSYBOX, bin.join(name)).expect("busybox is copied");
     }
-    host.succeed("tar", &["-C", &host.text("image"), "-cf", &host.text("image.tar"), "."]);
-    host.succeed(DOCKER, &["--host", &docker_host(host), "import", &host.text("image.tar"), IMAGE]);
+    host.run_ok("tar", &["-C", &host.text("image"), "-cf", &host.text("image.tar"), "."]);
+    host.run_ok(DOCKER, &["--host", &docker_host(host), "import", &host.text("image.tar"), IMAGE]);
 }

@@ -1,5 +1,5 @@
-//! Hosts of a cluster on one machine: each has network, mounts and processes of its own, and all of
-//! them one Ethernet. A host ends with everything on it when its test ends, however that ends.
+//! Simulated hosts on one machine. Each host has its own network, mount and PID namespaces. All
+//! hosts share one Ethernet. When a test ends or fails, its hosts end with all their processes.
 
 use std::cell::Cell;
 use std::fs;
@@ -11,57 +11,57 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long anything may take that has to happen, on a machine that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(20);
+/// Upper bound for any awaited event on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Where Debian has programs: that of a test may not be the machine's.
+/// The search path of Debian, since the tests may run with a different one.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The busybox of the package busybox-static.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
-/// How much of each log a failed test shows.
+/// Number of lines of each log that a failed test prints.
 const LOG_LINES: usize = 60;
 
-/// Hosts with the addresses 10.0.0.1, 10.0.0.2 and so on.
+/// Hosts with the addresses 10.0.0.1, 10.0.0.2, and so on.
 pub(crate) struct Cluster {
     hosts: Vec<Rc<Host>>,
     directory: tempfile::TempDir,
 }
 
 impl Cluster {
-    /// A cluster of one host.
+    /// Creates a cluster with one host.
     pub(crate) fn new() -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
-            "this test makes hosts, which needs root: run 'tests/run mesos' as root"
+            "this test creates namespaces, which needs root: run 'tests/run mesos' as root"
         );
         let directory = tempfile::tempdir().expect("a temporary directory");
         let hub = Host::new(directory.path(), 1);
-        hub.succeed("ip", &["link", "add", "ether", "type", "bridge"]);
-        hub.succeed("ip", &["address", "add", "10.0.0.1/24", "dev", "ether"]);
-        hub.succeed("ip", &["link", "set", "ether", "up"]);
+        hub.run_ok("ip", &["link", "add", "ether", "type", "bridge"]);
+        hub.run_ok("ip", &["address", "add", "10.0.0.1/24", "dev", "ether"]);
+        hub.run_ok("ip", &["link", "set", "ether", "up"]);
         Self { hosts: vec![Rc::new(hub)], directory }
     }
 
-    /// The first host, 10.0.0.1.
+    /// Returns the first host, 10.0.0.1. The switch of the cluster runs on this host.
     pub(crate) fn hub(&self) -> &Rc<Host> {
         &self.hosts[0]
     }
 
-    /// One more host.
-    pub(crate) fn host(&mut self) -> Rc<Host> {
+    /// Adds a host.
+    pub(crate) fn add_host(&mut self) -> Rc<Host> {
         let number = u8::try_from(self.hosts.len() + 1).expect("a few hosts");
         let host = Host::new(self.directory.path(), number);
         let port = format!("port{number}");
         let add =
             ["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &host.pid];
-        // A process of this number is only known to who is in no namespace of processes.
+        // The PID of the new host is valid only in the PID namespace of the tests.
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.hub().pid, "--net", "ip"]).args(add);
-        succeed(&mut command);
-        self.hub().succeed("ip", &["link", "set", &port, "master", "ether", "up"]);
-        host.succeed("ip", &["address", "add", &format!("{}/24", host.ip), "dev", "eth0"]);
-        host.succeed("ip", &["link", "set", "eth0", "up"]);
+        run_ok(&mut command);
+        self.hub().run_ok("ip", &["link", "set", &port, "master", "ether", "up"]);
+        host.run_ok("ip", &["address", "add", &format!("{}/24", host.ip), "dev", "eth0"]);
+        host.run_ok("ip", &["link", "set", "eth0", "up"]);
         let host = Rc::new(host);
         self.hosts.push(Rc::clone(&host));
         host
@@ -88,13 +88,13 @@ impl Drop for Cluster {
     }
 }
 
-/// A host.
+/// A simulated host.
 pub(crate) struct Host {
     pub(crate) ip: Ipv4Addr,
-    /// Holds the namespaces. When its input ends it ends, and with it every process of the host.
+    /// Keeps the namespaces alive. It ends when its input is closed, which ends all processes.
     keeper: Child,
     input: Option<ChildStdin>,
-    /// The first process of the host, by the number that it has outside.
+    /// The PID of the first process of the host, in the PID namespace of the tests.
     pid: String,
     directory: PathBuf,
     name: String,
@@ -109,7 +109,7 @@ impl Host {
         fs::create_dir(&directory).expect("a directory");
         let mut keeper = Command::new("unshare")
             .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            // The shell, as the first process, takes care of orphans while it waits.
+            // The shell is the init process of the namespace: it reaps orphans while it waits.
             .args([BUSYBOX, "sh", "-c", "echo; busybox cat >/dev/null; exit 0"])
             .env_clear()
             .env("PATH", PATH)
@@ -117,60 +117,60 @@ impl Host {
             .stdout(Stdio::piped())
             .spawn()
             .expect("unshare starts");
-        let mut signs = keeper.stdout.take().expect("it was asked for");
-        signs.read_exact(&mut [0]).expect("the namespaces are there");
+        let mut stdout = keeper.stdout.take().expect("stdout is piped");
+        stdout.read_exact(&mut [0]).expect("the namespaces are ready");
         let host = Self {
             ip: Ipv4Addr::new(10, 0, 0, number),
             input: keeper.stdin.take(),
-            pid: child_of(keeper.id()).expect("it has a child"),
+            pid: child_of(keeper.id()).expect("unshare has a child"),
             keeper,
             directory,
             name: format!("mesos-overlay-{}-{count}", std::process::id()),
             logs: Cell::new(0),
         };
-        host.succeed("ip", &["link", "set", "lo", "up"]);
-        // The agent takes what is the first process there for the host's own, and writes files.
+        host.run_ok("ip", &["link", "set", "lo", "up"]);
+        // The agent writes to /etc, so the host gets a copy.
         let etc = host.text("etc");
-        host.succeed("cp", &["-a", "/etc", &etc]);
-        host.succeed("mount", &["--bind", &etc, "/etc"]);
-        // Mesos 1.12 takes control groups of version 2 beside those of version 1 for an error.
+        host.run_ok("cp", &["-a", "/etc", &etc]);
+        host.run_ok("mount", &["--bind", &etc, "/etc"]);
+        // Mesos 1.12 fails if version 2 of the control groups is mounted beside version 1.
         output(host.command("umount").arg("/sys/fs/cgroup/unified"));
         host
     }
 
-    /// A name that no other host of this machine has.
+    /// Returns a name that is unique on this machine.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A path in the directory that is this host's.
+    /// Returns a path in the directory of this host.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// The same as text.
+    /// Returns a path in the directory of this host, as text.
     pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).into_os_string().into_string().expect("paths are text")
     }
 
-    /// Writes a file into that directory, and returns its path.
+    /// Writes a file into the directory of this host. Returns its path.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         fs::write(self.path(name), content).expect("the file is written");
         self.text(name)
     }
 
-    /// A file for what a process has to say.
+    /// Returns a new path for the log of a process.
     pub(crate) fn new_log(&self, name: &str) -> PathBuf {
         self.logs.set(self.logs.get() + 1);
         self.path(&format!("{}-{name}.log", self.logs.get()))
     }
 
-    /// Where its network is to be entered.
+    /// Returns the path of the network namespace.
     pub(crate) fn network(&self) -> PathBuf {
         Path::new("/proc").join(&self.pid).join("ns/net")
     }
 
-    /// A command on this host.
+    /// Returns a command that runs on this host.
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid, "--net", "--mount", "--pid", "--"]);
@@ -178,23 +178,23 @@ impl Host {
         command
     }
 
-    /// Output of a program that must succeed.
-    pub(crate) fn succeed(&self, program: &str, arguments: &[&str]) -> String {
-        succeed(self.command(program).args(arguments))
+    /// Runs a program that must succeed. Returns its stdout.
+    pub(crate) fn run_ok(&self, program: &str, arguments: &[&str]) -> String {
+        run_ok(self.command(program).args(arguments))
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Its end is the end of the shell, which waits for that of every other process.
+        // Closing the input ends the shell, and with it every process of the PID namespace.
         self.input = None;
         let _ = self.keeper.wait();
         remove_control_groups(&self.name);
     }
 }
 
-/// The groups that Mesos made: below one directory in each hierarchy of version 1, or in all of
-/// version 2. Removed only if they are empty.
+/// Removes the empty control groups of Mesos: below one directory in each hierarchy of version 1,
+/// or in the hierarchy of version 2.
 fn remove_control_groups(name: &str) {
     fn remove(directory: &Path) {
         for path in files(directory).filter(|path| path.is_dir()) {
@@ -208,7 +208,7 @@ fn remove_control_groups(name: &str) {
     }
 }
 
-/// What is in a directory, in the order of the names; nothing if it is none.
+/// Returns the entries of a directory sorted by name. There are none if it is not a directory.
 pub(crate) fn files(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -216,50 +216,50 @@ pub(crate) fn files(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     paths.into_iter()
 }
 
-/// The number of the process that the process `parent` has started.
+/// Returns the PID of the first child of the process `parent`.
 pub(crate) fn child_of(parent: u32) -> Option<String> {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     children.split_whitespace().next().map(str::to_owned)
 }
 
-/// Output of a command that must succeed.
-pub(crate) fn succeed(command: &mut Command) -> String {
+/// Runs a command that must succeed. Returns its stdout.
+pub(crate) fn run_ok(command: &mut Command) -> String {
     let output = output(command);
     assert!(output.status.success(), "{command:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What a command says and how it ends.
+/// Runs a command. Returns its output and exit status.
 pub(crate) fn output(command: &mut Command) -> Output {
     let output = command.stdin(Stdio::null()).output();
     output.unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Looks again and again until there is something.
-pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+/// Polls until `poll` returns a value.
+pub(crate) fn wait_for<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + TIMEOUT;
     loop {
-        if let Some(found) = look() {
-            return found;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(PAUSE);
+        assert!(Instant::now() < end, "{event}: not within {TIMEOUT:?}");
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// The same for something that is there and is not as it should be yet, which it shows in the end.
+/// Polls until the value of `poll` satisfies `is_done`. A timeout prints the last value.
 pub(crate) fn wait_until<T: std::fmt::Debug>(
-    what: &str,
-    mut look: impl FnMut() -> T,
-    is_so: impl Fn(&T) -> bool,
+    event: &str,
+    mut poll: impl FnMut() -> T,
+    is_done: impl Fn(&T) -> bool,
 ) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
-        let found = look();
-        if is_so(&found) {
-            return found;
+        let value = poll();
+        if is_done(&value) {
+            return value;
         }
-        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}: {found:?}");
-        std::thread::sleep(PAUSE);
+        assert!(Instant::now() < end, "{event}: not within {TIMEOUT:?}: {value:?}");
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

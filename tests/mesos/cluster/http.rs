@@ -1,4 +1,4 @@
-//! An HTTP client that speaks from any host's network.
+//! An HTTP client that connects from the network namespace of a host.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -9,23 +9,23 @@ use std::path::Path;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use super::host::{Host, PATIENCE};
+use super::host::{Host, TIMEOUT};
 
-/// A response.
+/// An HTTP response.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
-    /// Status line and headers, in small letters.
+    /// Status line and headers in lower case.
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body of what must be a 200 with JSON.
+    /// Parses the body as JSON. The status must be 200.
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.status, 200, "{self:?}");
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -33,12 +33,12 @@ impl Answer {
 }
 
 impl Host {
-    /// The answer to a GET; nothing if nobody answers.
-    pub(crate) fn get(&self, port: u16, path: &str) -> Option<Answer> {
+    /// Sends a GET request. Returns `None` if there is no response.
+    pub(crate) fn get(&self, port: u16, path: &str) -> Option<Response> {
         self.request(port, "GET", path, &[], "")
     }
 
-    /// The answer to a request; nothing if nobody answers.
+    /// Sends a request. Returns `None` if there is no response.
     pub(crate) fn request(
         &self,
         port: u16,
@@ -46,28 +46,28 @@ impl Host {
         path: &str,
         headers: &[(&str, &str)],
         body: &str,
-    ) -> Option<Answer> {
-        self.ask((self.ip, port).into(), method, path, headers, body)
+    ) -> Option<Response> {
+        self.send_request((self.ip, port).into(), method, path, headers, body)
     }
 
-    /// The answer to a GET of a process that is on loopback only.
-    pub(crate) fn get_local(&self, port: u16, path: &str) -> Option<Answer> {
-        self.ask((Ipv4Addr::LOCALHOST, port).into(), "GET", path, &[], "")
+    /// Sends a GET request to a process that listens only on loopback.
+    pub(crate) fn get_local(&self, port: u16, path: &str) -> Option<Response> {
+        self.send_request((Ipv4Addr::LOCALHOST, port).into(), "GET", path, &[], "")
     }
 
-    /// All that comes back for these bytes, until the other side closes the connection.
+    /// Sends bytes. Returns all received bytes until the server closes the connection.
     pub(crate) fn exchange(&self, port: u16, bytes: &[u8]) -> io::Result<Vec<u8>> {
         exchange(&self.network(), (self.ip, port).into(), bytes)
     }
 
-    fn ask(
+    fn send_request(
         &self,
         to: SocketAddr,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
         body: &str,
-    ) -> Option<Answer> {
+    ) -> Option<Response> {
         let headers: String =
             headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let length = body.len();
@@ -75,29 +75,30 @@ impl Host {
             "{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n{headers}\
              Content-Length: {length}\r\n\r\n{body}"
         );
-        let answer = exchange(&self.network(), to, request.as_bytes()).ok()?;
-        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
-        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        let response = exchange(&self.network(), to, request.as_bytes()).ok()?;
+        let end = response.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&response[..end]).to_lowercase();
         let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some(Answer { status, head, body: answer[end + 4..].to_vec() })
+        Some(Response { status, head, body: response[end + 4..].to_vec() })
     }
 }
 
 fn exchange(network: &Path, to: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = connect(network, to)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(request)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer)
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response)?;
+    Ok(response)
 }
 
-/// A connection in a network: on a thread of its own, since a thread is in one network only.
+/// Connects from a network namespace. This needs a separate thread, since entering a namespace
+/// changes the calling thread.
 fn connect(network: &Path, to: SocketAddr) -> io::Result<TcpStream> {
     let network = File::open(network)?;
     let connect = || {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-        TcpStream::connect_timeout(&to, PATIENCE)
+        TcpStream::connect_timeout(&to, TIMEOUT)
     };
-    std::thread::scope(|scope| scope.spawn(connect).join().expect("it does not panic"))
+    std::thread::scope(|scope| scope.spawn(connect).join().expect("the thread does not panic"))
 }

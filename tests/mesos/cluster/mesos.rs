@@ -1,4 +1,4 @@
-//! Mesos with the modules, and the program, each on a host.
+//! Starts Mesos with the modules, or the program, on a host.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,16 +13,16 @@ use crate::library::{prefix, release_library};
 /// The names of the modules.
 pub(crate) const MASTER: &str = "com_mesosphere_mesos_MasterOverlayHelper";
 pub(crate) const AGENT: &str = "com_mesosphere_mesos_AgentOverlayHelper";
-/// The names that they had in C++.
+/// The names of the C++ modules.
 pub(crate) const CPP_MASTER: &str = "com_mesosphere_mesos_OverlayMasterManager";
 pub(crate) const CPP_AGENT: &str = "com_mesosphere_mesos_OverlayAgentManager";
 
 pub(crate) const MASTER_PORT: u16 = 5050;
 pub(crate) const AGENT_PORT: u16 = 5051;
-/// Where most clusters of these tests have their master.
+/// The address of the master in most tests.
 pub(crate) const MASTER_ADDRESS: &str = "10.0.0.1:5050";
 
-/// The network of which `tests/golden` was recorded.
+/// The network with which the files in `tests/golden` were recorded.
 pub(crate) const NETWORK: &str = r#"{
     "vtep_subnet": "44.128.0.0/16",
     "vtep_subnet6": "fd01:a::/64",
@@ -36,12 +36,12 @@ pub(crate) const NETWORK: &str = r#"{
 }"#;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
-/// The docker of the package docker.io: another one may come first in `PATH`.
+/// The docker of the package docker.io, since `PATH` may contain another docker before it.
 pub(crate) const DOCKER: &str = "/usr/bin/docker";
-/// Where the package containernetworking-plugins has them.
+/// The plugin directory of the package containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// A program of Mesos.
+/// Returns the path of a program of Mesos.
 pub(crate) fn program(path: &str) -> String {
     text(&prefix().join(path))
 }
@@ -55,13 +55,13 @@ pub(crate) fn text(path: &Path) -> String {
 pub(crate) struct Parameters(BTreeMap<String, String>);
 
 impl Parameters {
-    /// Of the master module: a network file, and a place for the state.
+    /// Returns the parameters of the master module: a network file and a work directory.
     pub(crate) fn master(host: &Host) -> Self {
         let network = host.write("network.json", NETWORK);
         Self::new(&[("overlays", &network), ("work_dir", &host.text("overlay"))])
     }
 
-    /// Of the agent module, which finds its master at `master`. It leaves Docker alone.
+    /// Returns the parameters of an agent module for the master at `master`, without Docker.
     pub(crate) fn agent(host: &Host, master: &str) -> Self {
         Self::new(&[
             ("master", master),
@@ -77,7 +77,7 @@ impl Parameters {
         Self(BTreeMap::new()).with(pairs)
     }
 
-    /// The same with others.
+    /// Sets or replaces parameters.
     pub(crate) fn with(mut self, pairs: &[(&str, &str)]) -> Self {
         for &(key, value) in pairs {
             self.0.insert(key.to_owned(), value.to_owned());
@@ -85,7 +85,7 @@ impl Parameters {
         self
     }
 
-    /// The same without one of them.
+    /// Removes a parameter.
     pub(crate) fn without(mut self, key: &str) -> Self {
         self.0.remove(key);
         self
@@ -96,12 +96,12 @@ impl Parameters {
     }
 }
 
-/// Where the CNI plugins are, Mesos' own among them.
+/// Returns the search path of the CNI plugins, including those of Mesos.
 pub(crate) fn plugins() -> String {
     format!("{PLUGINS}:{}", program("libexec/mesos"))
 }
 
-/// Where Mesos finds a module file with these modules of a library.
+/// Writes a module file with these modules of a library. Returns its URL.
 pub(crate) fn module_file(host: &Host, library: &Path, modules: &[(&str, &Parameters)]) -> String {
     let modules: Vec<Value> = modules
         .iter()
@@ -111,35 +111,40 @@ pub(crate) fn module_file(host: &Host, library: &Path, modules: &[(&str, &Parame
     format!("file://{}", host.write("modules.json", content.to_string()))
 }
 
-/// The same for the library under test.
+/// Writes a module file with these modules of the release library. Returns its URL.
 pub(crate) fn modules(host: &Host, modules: &[(&str, &Parameters)]) -> String {
     module_file(host, release_library(), modules)
 }
 
-/// A mesos-master with the modules of a file.
-pub(crate) fn mesos_master(host: &Host, modules: &str, flags: &[&str]) -> Daemon {
+/// Starts a mesos-master with a module file.
+pub(crate) fn start_mesos_master(host: &Host, modules: &str, flags: &[&str]) -> Daemon {
     let mut command = host.command(program("sbin/mesos-master"));
     command.arg(format!("--ip={}", host.ip)).arg(format!("--hostname={}", host.ip));
     command.arg(format!("--work_dir={}", host.text("mesos"))).arg(format!("--modules={modules}"));
-    // The default waits for the disk, and nobody here looks at what Mesos itself keeps.
+    // The default registry waits for the disk. These tests do not need the state of Mesos itself.
     command.arg("--registry=in_memory").args(flags);
     Daemon::start(host, "mesos-master", command)
 }
 
-/// A mesos-agent with the modules of a file, which puts containers on the networks.
-pub(crate) fn mesos_agent(host: &Host, master: &str, modules: &str, flags: &[&str]) -> Daemon {
+/// Starts a mesos-agent with a module file and with CNI networks.
+pub(crate) fn start_mesos_agent(
+    host: &Host,
+    master: &str,
+    modules: &str,
+    flags: &[&str],
+) -> Daemon {
     let mut command = host.command(program("sbin/mesos-agent"));
     command.arg(format!("--ip={}", host.ip)).arg(format!("--hostname={}", host.ip));
     command.arg(format!("--master={master}")).arg(format!("--modules={modules}"));
     for name in ["work_dir", "runtime_dir", "fetcher_cache_dir"] {
         command.arg(format!("--{name}={}", host.text(&format!("mesos/{name}"))));
     }
-    // It refuses a flag that is given twice.
+    // mesos-agent refuses duplicate flags.
     if !flags.iter().any(|flag| flag.starts_with("--containerizers=")) {
         command.arg("--containerizers=mesos");
     }
     command.args(["--launcher=linux", "--no-systemd_enable_support"]);
-    // The Linux launcher insists on a control group isolator.
+    // The Linux launcher requires a control group isolator.
     command.arg("--isolation=filesystem/linux,cgroups/cpu,cgroups/mem,network/cni");
     command.arg(format!("--cgroups_root={}", host.name()));
     command.arg(format!("--network_cni_config_dir={}", host.text("cni")));
@@ -149,32 +154,33 @@ pub(crate) fn mesos_agent(host: &Host, master: &str, modules: &str, flags: &[&st
     Daemon::start(host, "mesos-agent", command)
 }
 
-/// Where a Docker daemon of the host's own would listen.
+/// Returns the socket of the Docker daemon of a host.
 pub(crate) fn docker_host(host: &Host) -> String {
     format!("unix://{}", host.text("docker.sock"))
 }
 
-/// A mesos-master with the master module.
-pub(crate) fn module_master(host: &Host) -> Daemon {
-    mesos_master(host, &modules(host, &[(MASTER, &Parameters::master(host))]), &[])
+/// Starts a mesos-master with the master module.
+pub(crate) fn start_module_master(host: &Host) -> Daemon {
+    start_mesos_master(host, &modules(host, &[(MASTER, &Parameters::master(host))]), &[])
 }
 
-/// A mesos-agent with the agent module, both of the same master.
-pub(crate) fn module_agent(host: &Host, master: &str) -> Daemon {
+/// Starts a mesos-agent with the agent module. Both use the master at `master`.
+pub(crate) fn start_module_agent(host: &Host, master: &str) -> Daemon {
     let modules = modules(host, &[(AGENT, &Parameters::agent(host, master))]);
-    mesos_agent(host, master, &modules, &[])
+    start_mesos_agent(host, master, &modules, &[])
 }
 
-/// The program as a master, with its state where the module has its own.
-pub(crate) fn program_master(host: &Host) -> Daemon {
-    let mut command = overlay(host, &["master", "--listen", &format!("{}:{MASTER_PORT}", host.ip)]);
+/// Starts the program as a master, with the work directory of the module.
+pub(crate) fn start_program_master(host: &Host) -> Daemon {
+    let mut command =
+        overlay_command(host, &["master", "--listen", &format!("{}:{MASTER_PORT}", host.ip)]);
     command.args(["--config", &host.write("network.json", NETWORK)]);
     command.args(["--work-dir", &host.text("overlay")]);
     Daemon::start(host, "master", command)
 }
 
-/// The program as an agent, configured as the module.
-pub(crate) fn program_agent(host: &Host, master: &str) -> Daemon {
+/// Starts the program as an agent, with the configuration of the module.
+pub(crate) fn start_program_agent(host: &Host, master: &str) -> Daemon {
     let config = json!({
         "master": master,
         "cni_dir": host.path("cni"),
@@ -183,44 +189,46 @@ pub(crate) fn program_agent(host: &Host, master: &str) -> Daemon {
     });
     let config = host.write("agent.json", config.to_string());
     let listen = format!("{}:{AGENT_PORT}", host.ip);
-    let command = overlay(host, &["agent", "--config", &config, "--listen", &listen]);
+    let command = overlay_command(host, &["agent", "--config", &config, "--listen", &listen]);
     Daemon::start(host, "agent", command)
 }
 
-fn overlay(host: &Host, arguments: &[&str]) -> Command {
+fn overlay_command(host: &Host, arguments: &[&str]) -> Command {
     let mut command = host.command(PROGRAM);
     command.args(arguments);
     command
 }
 
-/// What the overlay master shows; null if it does not answer.
+/// Returns the state of the overlay master, or null if there is no response with status 200.
 pub(crate) fn state(host: &Host) -> Value {
-    let answer = host.get(MASTER_PORT, "/overlay-master/state");
-    answer.filter(|answer| answer.status == 200).map_or(Value::Null, |answer| answer.json())
+    let response = host.get(MASTER_PORT, "/overlay-master/state");
+    response
+        .filter(|response| response.status == 200)
+        .map_or(Value::Null, |response| response.json())
 }
 
-/// What agents have, by their address: of each overlay everything but what the agent says of it.
+/// The overlays of each agent by agent address, without the status that the agent reports.
 pub(crate) type Addresses = BTreeMap<String, Vec<Value>>;
 
-/// Waits until the overlay master on `master` has these agents and no others, and all of them are
-/// ready.
-pub(crate) fn ready(master: &Host, agents: &[&Host]) -> Addresses {
+/// Waits until the overlay master on `master` has exactly these agents, and the status of all their
+/// overlays is OK. Returns their addresses.
+pub(crate) fn wait_until_ready(master: &Host, agents: &[&Host]) -> Addresses {
     let is_ready = |state: &Value| {
         let shown = state["agents"].as_array().map_or(&[][..], Vec::as_slice);
-        let is_well = |overlay: &Value| overlay["state"]["status"] == "STATUS_OK";
+        let is_ok = |overlay: &Value| overlay["state"]["status"] == "STATUS_OK";
         let overlays = |agent: &Value| agent["overlays"].as_array().cloned().unwrap_or_default();
         shown.len() == agents.len()
             && shown.iter().all(|agent| overlays(agent).len() == 2)
-            && shown.iter().all(|agent| overlays(agent).iter().all(is_well))
+            && shown.iter().all(|agent| overlays(agent).iter().all(is_ok))
     };
-    let state = wait_until("every agent is ready", || state(master), is_ready);
+    let state = wait_until("all agents are ready", || state(master), is_ready);
     let addresses = addresses(&state);
     let expected: Vec<String> = agents.iter().map(|agent| agent.ip.to_string()).collect();
     assert_eq!(addresses.keys().cloned().collect::<Vec<_>>(), expected);
     addresses
 }
 
-/// What agents have by what a master shows.
+/// Extracts the addresses of the agents from the state of a master.
 pub(crate) fn addresses(state: &Value) -> Addresses {
     let agents = state["agents"].as_array().cloned().unwrap_or_default();
     let mut addresses = Addresses::new();

@@ -1,10 +1,11 @@
-//! Modules and programs in one cluster, in both directions.
+//! Modules and programs replace each other in one cluster.
 
 use rustix::process::Signal;
 
 use super::host::Cluster;
 use super::mesos::{
-    MASTER_ADDRESS, module_agent, module_master, program_agent, program_master, ready,
+    MASTER_ADDRESS, start_module_agent, start_module_master, start_program_agent,
+    start_program_master, wait_until_ready,
 };
 
 #[test]
@@ -12,29 +13,33 @@ use super::mesos::{
 fn modules_and_programs_are_interchangeable() {
     let mut cluster = Cluster::new();
     let hub = cluster.hub().clone();
-    let hosts = [cluster.host(), cluster.host(), cluster.host()];
+    let hosts = [cluster.add_host(), cluster.add_host(), cluster.add_host()];
     let agents = [&*hosts[0], &*hosts[1], &*hosts[2]];
 
-    // Both kinds of agents at the module.
-    let master = module_master(&hub);
-    let module = module_agent(&hosts[0], MASTER_ADDRESS);
-    let program = program_agent(&hosts[1], MASTER_ADDRESS);
-    let _third = program_agent(&hosts[2], MASTER_ADDRESS);
-    let assigned = ready(&hub, &agents);
+    // The module is the master of a module agent and two program agents.
+    let master = start_module_master(&hub);
+    let module = start_module_agent(&hosts[0], MASTER_ADDRESS);
+    let program = start_program_agent(&hosts[1], MASTER_ADDRESS);
+    let _third = start_program_agent(&hosts[2], MASTER_ADDRESS);
+    let assigned = wait_until_ready(&hub, &agents);
 
-    // Both kinds at the program, which reads the same state; and the other way.
+    // A program with the same state replaces the module.
     master.end(Signal::KILL);
-    let master = program_master(&hub);
-    assert_eq!(ready(&hub, &agents), assigned, "a program where a module was");
+    let master = start_program_master(&hub);
+    assert_eq!(wait_until_ready(&hub, &agents), assigned, "after a program replaced the module");
 
-    // A host changes from one kind to the other.
+    // On two hosts, the module and the program replace each other.
     module.end(Signal::KILL);
     program.end(Signal::KILL);
-    let _program = program_agent(&hosts[0], MASTER_ADDRESS);
-    let _module = module_agent(&hosts[1], MASTER_ADDRESS);
-    assert_eq!(ready(&hub, &agents), assigned, "agents of the other kind");
+    let _program = start_program_agent(&hosts[0], MASTER_ADDRESS);
+    let _module = start_module_agent(&hosts[1], MASTER_ADDRESS);
+    assert_eq!(
+        wait_until_ready(&hub, &agents),
+        assigned,
+        "after module agent and program agent replaced each other"
+    );
 
     master.end(Signal::TERM);
-    let _master = module_master(&hub);
-    assert_eq!(ready(&hub, &agents), assigned, "a module where a program was");
+    let _master = start_module_master(&hub);
+    assert_eq!(wait_until_ready(&hub, &agents), assigned, "after a module replaced the program");
 }

@@ -1,25 +1,25 @@
-//! Real mesos-master and mesos-agent with the modules, beside the program: what an operator sees of
-//! them. Each test has hosts of its own ([`host`]) and leaves nothing behind.
+//! Real mesos-master and mesos-agent processes with the modules, and the program beside them. Each
+//! test creates its own hosts, see [`host`], and removes them at its end.
 //!
-//! The machine needs root and the Debian packages busybox-static, containernetworking-plugins,
-//! docker.io, iproute2, iptables and zookeeper, and no connection to anywhere.
+//! The tests need root and the Debian packages busybox-static, containernetworking-plugins,
+//! docker.io, iproute2, iptables and zookeeper. They need no internet connection.
 
 #![expect(clippy::disallowed_methods, reason = "tests wait for other processes")]
 
+mod attacks;
 mod authentication;
 mod daemon;
 mod docker;
-mod documented;
 mod election;
 mod endpoints;
-mod form;
 mod host;
-mod hostile;
 mod http;
+mod json_shape;
 mod mesos;
 mod mixed;
-mod refused;
 mod restart;
+mod startup_errors;
 mod store;
 mod storm;
 mod task;
+mod trial_setup;

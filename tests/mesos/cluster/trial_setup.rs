@@ -1,4 +1,4 @@
-//! The trial of the documentation: what `make` leaves, as it is, and the commands of docs/mesos.md.
+//! The trial setup of docs/mesos.md: the files that `make` creates, and the documented commands.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ const MASTER: (&str, &str) =
 const AGENT: (&str, &str) =
     ("agent_modules.json", include_str!("../../../cpp-shim/agent_modules.json.in"));
 
-/// The module file that `make` has written beside the library's directory; where the library was
-/// built in another way, the same as `make` would write it.
+/// Returns the flag with the module file that `make` wrote beside the directory of the library. If
+/// the library was not built by `make`, this function writes the same file.
 fn module_file(host: &Host, (name, template): (&str, &str)) -> String {
     let library = release_library();
-    let made = library.ancestors().nth(2).map(|build| build.join(name));
-    let path = made.filter(|path| path.exists()).unwrap_or_else(|| {
+    let by_make = library.ancestors().nth(2).map(|build| build.join(name));
+    let path = by_make.filter(|path| path.exists()).unwrap_or_else(|| {
         let network = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/network.json");
         let library = library.to_str().expect("paths are text");
         let content = template.replace("@library@", library).replace("@network@", network);
@@ -32,7 +32,7 @@ fn module_file(host: &Host, (name, template): (&str, &str)) -> String {
 
 fn mesos(host: &Host, name: &str, flags: &[&str]) -> Daemon {
     let mut command = host.command(program(&format!("sbin/{name}")));
-    // localhost is where the module file has the master, so Mesos has to be there.
+    // Mesos listens on localhost, which is the master address in the module file.
     command.args(["--ip=127.0.0.1", "--hostname=localhost", "--work_dir=/var/lib/mesos"]);
     command.args(flags);
     Daemon::start(host, name, command)
@@ -40,19 +40,18 @@ fn mesos(host: &Host, name: &str, flags: &[&str]) -> Daemon {
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn the_trial_on_one_machine_works_as_it_is_documented() {
-    let of_the_machine =
-        || fs::metadata("/var/lib/mesos-overlay").and_then(|it| it.modified()).ok();
-    let before = of_the_machine();
+fn trial_on_one_machine_works_as_documented() {
+    let modified_on_machine =
+        || fs::metadata("/var/lib/mesos-overlay").and_then(|file| file.modified()).ok();
+    let before = modified_on_machine();
     let cluster = Cluster::new();
     let hub = cluster.hub();
-    // Of the host's own, since the documented paths are the machine's.
+    // The documented paths are absolute, so hide those of the machine.
     for directory in ["/var/lib", "/run"] {
-        hub.succeed("mount", &["-t", "tmpfs", "mesos-overlay-test", directory]);
+        hub.run_ok("mount", &["-t", "tmpfs", "mesos-overlay-test", directory]);
     }
     let mut master = mesos(hub, "mesos-master", &[&module_file(hub, MASTER)]);
-    let master_says = |words: &str| master.says(words);
-    master_says("overlay master at 127.0.0.1:5050");
+    master.wait_for_log("overlay master at 127.0.0.1:5050");
     let plugins = format!("--network_cni_plugins_dir={}", plugins());
     let cgroups = format!("--cgroups_root={}", hub.name());
     let flags = [
@@ -66,30 +65,37 @@ fn the_trial_on_one_machine_works_as_it_is_documented() {
         "--no-systemd_enable_support",
     ];
     let agent = mesos(hub, "mesos-agent", &flags);
-    agent.says("registered with the master");
+    agent.wait_for_log("registered with the master");
 
     let get = |path: &str| {
-        let answer = hub.get_local(MASTER_PORT, path);
-        answer.filter(|answer| answer.status == 200).map_or(Value::Null, |answer| answer.json())
+        let response = hub.get_local(MASTER_PORT, path);
+        response
+            .filter(|response| response.status == 200)
+            .map_or(Value::Null, |response| response.json())
     };
     let state = wait_until(
-        "the agent has said what it made",
+        "report of the agent",
         || get("/overlay-master/state"),
         |state| state["agents"][0]["overlays"][1]["state"]["status"] == "STATUS_FAILED",
     );
     assert_eq!(state["agents"][0]["ip"], "127.0.0.1");
-    // There is no Docker on this host. The other half is there all the same.
+    // This host has no Docker, so the overlay fails. The Mesos half works nevertheless.
     let reason = state["agents"][0]["overlays"][0]["state"]["error"].as_str().unwrap_or_default();
     assert!(reason.contains("Docker daemon"), "{state}");
     let file = "/var/lib/mesos/cni/vxlan-1.conf";
-    let written: Value = serde_json::from_str(&hub.succeed("cat", &[file])).expect("it is JSON");
+    let written: Value =
+        serde_json::from_str(&hub.run_ok("cat", &[file])).expect("the file is JSON");
     assert_eq!(written["name"], "vxlan-1");
     assert_eq!(written["type"], "mesos-cni-port-mapper");
-    wait_for("Mesos has the agent as well", || {
+    wait_for("registration with Mesos", || {
         let agents = get("/slaves")["slaves"].as_array().map_or(0, Vec::len);
         (agents == 1).then_some(())
     });
-    hub.succeed("ls", &["/var/lib/mesos-overlay/overlay-master.redb"]);
+    hub.run_ok("ls", &["/var/lib/mesos-overlay/overlay-master.redb"]);
     master.signal(rustix::process::Signal::TERM);
-    assert_eq!(of_the_machine(), before, "it is the host's own");
+    assert_eq!(
+        modified_on_machine(),
+        before,
+        "the test changed the state directory of the machine"
+    );
 }

@@ -1,45 +1,48 @@
-//! What is wrong keeps Mesos from starting, in its own way, and our lines above it say what.
+//! Configuration errors make Mesos exit. The log of the module names the error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::daemon::Daemon;
-use super::host::{Cluster, Host, succeed};
+use super::host::{Cluster, Host, run_ok};
 use super::mesos::{
-    AGENT, CPP_AGENT, CPP_MASTER, MASTER, MASTER_ADDRESS, Parameters, mesos_agent, mesos_master,
-    module_file, modules, program, ready,
+    AGENT, CPP_AGENT, CPP_MASTER, MASTER, MASTER_ADDRESS, Parameters, module_file, modules,
+    program, start_mesos_agent, start_mesos_master, wait_until_ready,
 };
 use crate::library::release_library;
 
-/// The page whose last section explains what Mesos says.
+/// The page with a table of error messages of Mesos.
 const DOCUMENTATION: &str = include_str!("../../../docs/mesos.md");
 
-/// Fails unless the process has ended with Mesos' exit code for a failure, and has said all
-/// of this.
-fn refused(mut daemon: Daemon, words: &[&str]) {
-    let status = daemon.ended_within(Duration::from_secs(30));
+/// Checks that the process ends with exit code 1, and that its log contains all of `texts`.
+fn assert_startup_fails(mut daemon: Daemon, texts: &[&str]) {
+    let status = daemon.wait_for_exit(Duration::from_secs(30));
     let log = daemon.log();
     assert_eq!(status.code(), Some(1), "{log}");
-    for words in words {
-        assert!(log.contains(words), "'{words}' is not in\n{log}");
+    for text in texts {
+        assert!(log.contains(text), "'{text}' is not in\n{log}");
     }
 }
 
-fn uncreated(name: &str) -> String {
+/// Returns the message of Mesos about a module that returned an error.
+fn creation_failure(name: &str) -> String {
     format!("Failed to create anonymous module named '{name}'")
 }
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn wrong_parameters_of_the_master_are_named() {
+fn invalid_master_parameters_are_named() {
     let cluster = Cluster::new();
     let hub = cluster.hub();
-    let uncreated = uncreated(MASTER);
+    let creation_failure = creation_failure(MASTER);
     let master = |change: &[(&str, &str)], expected: &[&str]| {
         let parameters = Parameters::master(hub).with(change);
         let modules = modules(hub, &[(MASTER, &parameters)]);
-        refused(mesos_master(hub, &modules, &[]), &[expected, &[&uncreated]].concat());
+        assert_startup_fails(
+            start_mesos_master(hub, &modules, &[]),
+            &[expected, &[&creation_failure]].concat(),
+        );
     };
     master(
         &[("overlays", "/nowhere/overlays.json")],
@@ -75,14 +78,14 @@ fn wrong_parameters_of_the_master_are_named() {
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn wrong_parameters_of_the_agent_are_named() {
+fn invalid_agent_parameters_are_named() {
     let cluster = Cluster::new();
     let hub = cluster.hub();
-    let uncreated = uncreated(AGENT);
+    let creation_failure = creation_failure(AGENT);
     let agent = |parameters: &Parameters, expected: &[&str]| {
         let modules = modules(hub, &[(AGENT, parameters)]);
-        let daemon = mesos_agent(hub, MASTER_ADDRESS, &modules, &[]);
-        refused(daemon, &[expected, &[&uncreated]].concat());
+        let daemon = start_mesos_agent(hub, MASTER_ADDRESS, &modules, &[]);
+        assert_startup_fails(daemon, &[expected, &[&creation_failure]].concat());
     };
     let good = Parameters::agent(hub, MASTER_ADDRESS);
     agent(
@@ -105,14 +108,20 @@ fn wrong_parameters_of_the_agent_are_named() {
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn what_mesos_itself_refuses_is_as_the_documentation_has_it() {
+fn documentation_lists_startup_errors_of_mesos() {
     let cluster = Cluster::new();
     let hub = cluster.hub();
     let parameters = Parameters::master(hub);
-    let master = |modules: &str, flags: &[&str], documented: &str, words: &[&str]| {
-        assert!(DOCUMENTATION.contains(&format!("\n| `{documented}")), "no row for '{documented}'");
+    let master = |modules: &str, flags: &[&str], documented: &str, texts: &[&str]| {
+        assert!(
+            DOCUMENTATION.contains(&format!("\n| `{documented}")),
+            "docs/mesos.md has no row for '{documented}'"
+        );
         let documented: Vec<&str> = documented.split('…').collect();
-        refused(mesos_master(hub, modules, flags), &[&documented, words].concat());
+        assert_startup_fails(
+            start_mesos_master(hub, modules, flags),
+            &[&documented, texts].concat(),
+        );
     };
     let unknown = "com_mesosphere_mesos_MasterOverlay";
     let modules_of = |library: &Path| module_file(hub, library, &[(MASTER, &parameters)]);
@@ -130,48 +139,56 @@ fn what_mesos_itself_refuses_is_as_the_documentation_has_it() {
     let only = "Only one of --modules or --modules_dir should be specified";
     master(&good, &[&both], only, &[]);
 
-    // Of another Mesos.
-    let version = succeed(hub.command(program("sbin/mesos-master")).arg("--version"));
+    // Libraries that were built for another version of Mesos.
+    let version = run_ok(hub.command(program("sbin/mesos-master")).arg("--version"));
     let version = version.trim().strip_prefix("mesos ").expect(&version);
     let (earlier, later) = ("0.9.9", "9.9.9");
-    let words = "Minimum supported mesos version for 'Anonymous' is …, but module is compiled with \
+    let message = "Minimum supported mesos version for 'Anonymous' is …, but module is compiled with \
                  version …";
-    master(&modules_of(&relabelled(hub, version, earlier)), &[], words, &[earlier]);
-    let words = "Mesos has version …, but module is compiled with version …";
-    master(&modules_of(&relabelled(hub, version, later)), &[], words, &[later]);
+    master(
+        &modules_of(&library_for_mesos_version(hub, version, earlier)),
+        &[],
+        message,
+        &[earlier],
+    );
+    let message = "Mesos has version …, but module is compiled with version …";
+    master(&modules_of(&library_for_mesos_version(hub, version, later)), &[], message, &[later]);
 }
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn both_names_of_one_module_are_one_too_many() {
+fn both_names_of_one_module_together_are_refused() {
     let cluster = Cluster::new();
     let hub = cluster.hub();
     let parameters = Parameters::master(hub);
     let twice = modules(hub, &[(MASTER, &parameters), (CPP_MASTER, &parameters)]);
-    let words = |kind: &str, one: &str, other: &str| {
+    let message = |kind: &str, one: &str, other: &str| {
         format!(
             "] overlay: overlay {kind}: this process has one already: {one} and {other} are two names \
              of one module: load one"
         )
     };
-    refused(mesos_master(hub, &twice, &[]), &[&words("master", MASTER, CPP_MASTER)]);
+    assert_startup_fails(
+        start_mesos_master(hub, &twice, &[]),
+        &[&message("master", MASTER, CPP_MASTER)],
+    );
     let parameters = Parameters::agent(hub, MASTER_ADDRESS);
     let twice = modules(hub, &[(AGENT, &parameters), (CPP_AGENT, &parameters)]);
-    let daemon = mesos_agent(hub, MASTER_ADDRESS, &twice, &[]);
-    refused(daemon, &[&words("agent", AGENT, CPP_AGENT)]);
+    let daemon = start_mesos_agent(hub, MASTER_ADDRESS, &twice, &[]);
+    assert_startup_fails(daemon, &[&message("agent", AGENT, CPP_AGENT)]);
 }
 
-/// A copy of the library that says it was built for another version of Mesos, whose name is not
+/// Copies the library, and replaces the version of Mesos in the copy. The new version must not be
 /// longer.
-fn relabelled(host: &Host, from: &str, to: &str) -> PathBuf {
+fn library_for_mesos_version(host: &Host, from: &str, to: &str) -> PathBuf {
     let from = format!("{from}\0");
     let to = format!("{to:\0<length$}", length = from.len());
     let mut bytes = fs::read(release_library()).expect("the library is there");
     let windows = bytes.windows(from.len()).enumerate();
-    let places: Vec<usize> =
+    let offsets: Vec<usize> =
         windows.filter(|(_, window)| *window == from.as_bytes()).map(|(at, _)| at).collect();
-    assert!(!places.is_empty(), "the library names the version of Mesos");
-    for at in places {
+    assert!(!offsets.is_empty(), "the library does not contain the version of Mesos");
+    for at in offsets {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
     PathBuf::from(host.write("librelabelled.so", bytes))
@@ -179,33 +196,37 @@ fn relabelled(host: &Host, from: &str, to: &str) -> PathBuf {
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn a_module_that_is_listed_twice_is_one_and_both_names_work() {
+fn module_listed_twice_under_either_name_works() {
     let mut cluster = Cluster::new();
-    let (hub, host) = (cluster.hub().clone(), cluster.host());
+    let (hub, host) = (cluster.hub().clone(), cluster.add_host());
     let parameters = Parameters::master(&hub);
     let twice = modules(&hub, &[(CPP_MASTER, &parameters), (CPP_MASTER, &parameters)]);
-    let _master = mesos_master(&hub, &twice, &[]);
+    let _master = start_mesos_master(&hub, &twice, &[]);
     let list = modules(&host, &[(CPP_AGENT, &Parameters::agent(&host, MASTER_ADDRESS))]);
-    let _agent = mesos_agent(&host, MASTER_ADDRESS, &list, &[]);
-    ready(&hub, &[&host]);
+    let _agent = start_mesos_agent(&host, MASTER_ADDRESS, &list, &[]);
+    wait_until_ready(&hub, &[&host]);
 }
 
 #[test]
 #[ignore = "mesos: needs a Mesos installation, root and packages: tests/run mesos"]
-fn a_second_copy_of_the_library_is_refused() {
+fn second_copy_of_library_is_refused() {
     let cluster = Cluster::new();
     let hub = cluster.hub();
     let copy = hub.path("libcopy.so");
-    fs::copy(release_library(), &copy).expect("it is copied");
+    fs::copy(release_library(), &copy).expect("the library is copied");
     let parameters = Parameters::master(hub);
     let list = |library: &Path, name: &str| {
         let path = module_file(hub, library, &[(name, &parameters)]);
-        let text = fs::read(path.trim_start_matches("file://")).expect("it was written");
-        let mut file: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+        let text = fs::read(path.trim_start_matches("file://")).expect("the module file exists");
+        let mut file: serde_json::Value =
+            serde_json::from_slice(&text).expect("the module file is JSON");
         file["libraries"][0].take()
     };
     let libraries = [list(release_library(), MASTER), list(&copy, CPP_MASTER)];
     let file = hub.write("both.json", serde_json::json!({"libraries": libraries}).to_string());
     let modules = format!("file://{file}");
-    refused(mesos_master(hub, &modules, &[]), &["a process of this name runs already"]);
+    assert_startup_fails(
+        start_mesos_master(hub, &modules, &[]),
+        &["a process of this name runs already"],
+    );
 }
