@@ -1,6 +1,7 @@
-//! The dataplane for thousands of peers, beside `ip -batch` and `bridge -batch` with the same
-//! objects, and the throughput of its tunnel beside one that was made by hand. Everything in
-//! network namespaces of its own, which needs root; without it nothing is measured, and it says so.
+//! Compares the dataplane with manual configuration: the time to program thousands of peers,
+//! relative to `ip -batch` and `bridge -batch` with the same objects, and the throughput of its
+//! tunnel. All measurements run in separate network namespaces, which need root. Without root the
+//! benchmark prints that it is skipped.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -18,37 +19,37 @@ use nix::sched::{CloneFlags, CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-/// Peers of the host that is programmed.
+/// Number of peers of the measured host.
 const PEERS: u32 = 5_000;
-/// How often each measurement is made. The shortest counts: a disturbance only makes it longer.
+/// Number of runs of each measurement. The fastest run counts, since disturbances only add time.
 const RUNS: usize = 3;
-/// What is asked of it: at most so many times the time of the programs, at most so much CPU,
-/// and at least this part of the throughput.
+/// Limits: the time relative to `ip` and `bridge`, the CPU time of a verification without changes,
+/// and the least throughput relative to the manual tunnel.
 const PROGRAM_LIMIT: f64 = 1.2;
 const VERIFY_LIMIT: Duration = Duration::from_millis(150);
 const THROUGHPUT_LIMIT: f64 = 0.95;
-/// How often all kinds of tunnels are made anew: each stream has its luck with the caches.
+/// Number of times that all tunnels are created again, since the cache layout of a stream varies.
 const SETS: usize = 5;
-/// How often bytes are sent through each tunnel of a set, by turns.
+/// Number of turns in which data is sent through each tunnel of a set.
 const TURNS: usize = 20;
-/// For how long at a time: the buffers on the way, which hold a few milliseconds, do not matter.
+/// Duration of a turn: long enough to make buffers of a few milliseconds irrelevant.
 const TURN: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    // `cargo test --all-targets` runs benchmarks too, without this word.
+    // `cargo test --all-targets` runs benchmarks without this argument: they then do nothing.
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
     if !rustix::process::geteuid().is_root() {
-        println!("dataplane: not measured: network namespaces need root");
+        println!("dataplane: skipped: network namespaces need root");
         return ExitCode::SUCCESS;
     }
-    program();
-    throughput();
+    measure_programming();
+    measure_throughput();
     ExitCode::SUCCESS
 }
 
-/// A network namespace that is gone at the end.
+/// A network namespace. Dropping it deletes the namespace.
 struct Namespace(String);
 
 impl Namespace {
@@ -74,12 +75,12 @@ impl Namespace {
     fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let enter = || {
-                let namespace = std::fs::File::open(self.path()).expect("it is there");
+                let namespace = std::fs::File::open(self.path()).expect("the namespace exists");
                 nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may enter");
                 act()
             };
             let thread = std::thread::Builder::new().spawn_scoped(scope, enter);
-            thread.expect("there is room for a thread").join().expect("it does not panic")
+            thread.expect("a thread").join().expect("the thread does not panic")
         })
     }
 }
@@ -96,7 +97,7 @@ fn run(command: &mut Command) {
 }
 
 fn overlay() -> OverlayName {
-    "vxlan-1".parse().expect("it is a name")
+    "vxlan-1".parse().expect("a valid name")
 }
 
 fn vtep(number: u32) -> Ipv4Addr {
@@ -108,7 +109,7 @@ fn agent(number: u32) -> Ipv4Addr {
 }
 
 fn mac(number: u32) -> Mac {
-    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("it is an OUI"), vtep(number))
+    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("a valid OUI"), vtep(number))
 }
 
 fn vtep6(number: u32) -> Ipv6Addr {
@@ -116,10 +117,10 @@ fn vtep6(number: u32) -> Ipv6Addr {
 }
 
 fn subnets(number: u32) -> [Subnet; 2] {
-    let whole: Subnet = "9.0.0.0/8".parse().expect("it is a subnet");
-    let whole6: Subnet = "fd01:b::/64".parse().expect("it is a subnet");
-    let nth = |whole: Subnet, prefix| whole.nth(prefix, number.into()).expect("there are so many");
-    [nth(whole, 24), nth(whole6, 80)]
+    let space: Subnet = "9.0.0.0/8".parse().expect("a valid subnet");
+    let space6: Subnet = "fd01:b::/64".parse().expect("a valid subnet");
+    let nth = |space: Subnet, prefix| space.nth(prefix, number.into()).expect("a large space");
+    [nth(space, 24), nth(space6, 80)]
 }
 
 fn peer(number: u32) -> Peer {
@@ -131,9 +132,9 @@ fn peer(number: u32) -> Peer {
     }
 }
 
-/// The host with `own` number, with the peers up to `last`.
+/// Returns the desired state of host number `own` with all peers up to number `last`.
 fn desired(own: u32, last: u32) -> Arc<Desired> {
-    let address = |text: String| text.parse::<InterfaceAddress>().expect("it is an address");
+    let address = |text: String| text.parse::<InterfaceAddress>().expect("a valid address");
     let device = DeviceName::vtep(Vni::DEFAULT);
     let local = Local {
         device: device.clone(),
@@ -146,9 +147,14 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
         ip: Some(address(format!("{}/16", vtep(own)))),
         ip6: Some(address(format!("{}/64", vtep6(own)))),
     };
-    let whole = ["9.0.0.0/8", "fd01:b::/64"].map(|text| text.parse().expect("it is a subnet"));
-    let space =
-        Space { overlay: overlay(), device, whole: whole.to_vec(), own: subnets(own).to_vec() };
+    let subnets_of_overlay =
+        ["9.0.0.0/8", "fd01:b::/64"].map(|text| text.parse().expect("a valid subnet"));
+    let space = Space {
+        overlay: overlay(),
+        device,
+        whole: subnets_of_overlay.to_vec(),
+        own: subnets(own).to_vec(),
+    };
     let peers = (1..=last).filter(|number| *number != own);
     let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
     Arc::new(Desired {
@@ -159,27 +165,28 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
     })
 }
 
-/// The shortest of several times.
-fn best(measure: impl FnMut() -> Duration) -> Duration {
+/// Returns the shortest time of several runs.
+fn best_time(measure: impl FnMut() -> Duration) -> Duration {
     std::iter::repeat_with(measure).take(RUNS).min().unwrap_or_default()
 }
 
-#[expect(clippy::disallowed_methods, reason = "it measures")]
+#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 fn now() -> Instant {
     Instant::now()
 }
 
-/// CPU time of this thread, that of the kernel on its behalf included.
-fn cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has it").into()
+/// Returns the CPU time of this thread, including kernel time.
+fn thread_cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has a CPU clock").into()
 }
 
-fn complete(report: Report) -> usize {
+/// Checks that a report has no failures. Returns the number of operations.
+fn operation_count(report: Report) -> usize {
     assert!(report.is_complete(), "{:?}", report.failures.first());
     report.done.len()
 }
 
-fn host() -> Namespace {
+fn host_namespace() -> Namespace {
     let namespace = Namespace::new("host");
     namespace.run("ip link add eth0 type bridge");
     namespace.run("ip link set eth0 up");
@@ -187,8 +194,8 @@ fn host() -> Namespace {
     namespace
 }
 
-/// The device as the dataplane makes it.
-fn device_by_hand(namespace: &Namespace, number: u32) {
+/// Creates the same VXLAN device as the dataplane with `ip`.
+fn create_device_manually(namespace: &Namespace, number: u32) {
     namespace.run(&format!(
         "ip link add vtep1024 address {} mtu 1450 type vxlan id 1024 dstport 64000 local {} \
          nolearning noudpcsum",
@@ -200,8 +207,8 @@ fn device_by_hand(namespace: &Namespace, number: u32) {
     namespace.run(&format!("ip addr add {}/64 dev vtep1024 nodad", vtep6(number)));
 }
 
-/// The time that the programs take for the same objects.
-fn by_hand(folder: &Path) -> Duration {
+/// Returns the time that `ip` and `bridge` take to create the same objects.
+fn time_of_manual_setup(folder: &Path) -> Duration {
     let (mut ip, mut bridge) = (String::new(), String::new());
     for number in 2..=PEERS + 1 {
         let (mac, vtep, vtep6) = (mac(number), vtep(number), vtep6(number));
@@ -217,51 +224,57 @@ fn by_hand(folder: &Path) -> Duration {
         let _ = writeln!(bridge, "fdb replace {mac} dev vtep1024 dst {to} self permanent");
     }
     let (ip_file, bridge_file) = (folder.join("ip"), folder.join("bridge"));
-    std::fs::write(&ip_file, ip).expect("there is room");
-    std::fs::write(&bridge_file, bridge).expect("there is room");
-    let namespace = host();
+    std::fs::write(&ip_file, ip).expect("the file is written");
+    std::fs::write(&bridge_file, bridge).expect("the file is written");
+    let namespace = host_namespace();
     let start = now();
-    device_by_hand(&namespace, 1);
+    create_device_manually(&namespace, 1);
     namespace.run(&format!("ip -batch {}", ip_file.display()));
     namespace.run(&format!("bridge -batch {}", bridge_file.display()));
     start.elapsed()
 }
 
-fn program() {
-    println!("dataplane: {PEERS} peers, 5 objects each; the best of {RUNS} runs");
+fn measure_programming() {
+    println!("dataplane: {PEERS} peers, 5 objects each; best of {RUNS} runs");
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let hand = best(|| by_hand(folder.path()));
-    let wanted = desired(1, PEERS + 1);
-    let more = desired(1, PEERS + 2);
+    let manual = best_time(|| time_of_manual_setup(folder.path()));
+    let desired_state = desired(1, PEERS + 1);
+    let with_another_peer = desired(1, PEERS + 2);
     let mut verify = Duration::MAX;
     let mut change = (Duration::MAX, 0);
-    let ours = best(|| {
-        let namespace = host();
+    let automatic = best_time(|| {
+        let namespace = host_namespace();
         namespace.inside(|| {
-            let mut dataplane = Dataplane::open().expect("there is netlink");
+            let mut dataplane = Dataplane::open().expect("netlink is available");
             let start = now();
-            complete(dataplane.verify(&wanted).expect("the state can be read"));
-            let took = start.elapsed();
-            let start = cpu();
-            assert_eq!(complete(dataplane.verify(&wanted).expect("it can be read")), 0);
-            verify = verify.min(cpu() - start);
-            let start = cpu();
-            let count = complete(dataplane.update(&more).expect("it can be read"));
-            change = change.min((cpu() - start, count));
-            took
+            operation_count(dataplane.verify(&desired_state).expect("the state is readable"));
+            let elapsed = start.elapsed();
+            let start = thread_cpu_time();
+            assert_eq!(
+                operation_count(dataplane.verify(&desired_state).expect("the state is readable")),
+                0
+            );
+            verify = verify.min(thread_cpu_time() - start);
+            let start = thread_cpu_time();
+            let count = operation_count(
+                dataplane.update(&with_another_peer).expect("the state is readable"),
+            );
+            change = change.min((thread_cpu_time() - start, count));
+            elapsed
         })
     });
-    println!("  from nothing, ip -batch and bridge -batch  {hand:>10.1?}");
-    let ratio = limit(ours.as_secs_f64() / hand.as_secs_f64(), false, PROGRAM_LIMIT);
-    println!("  from nothing, dataplane                    {ours:>10.1?}  {ratio}");
-    let word = word(verify < VERIFY_LIMIT);
+    println!("  initial setup, ip -batch and bridge -batch  {manual:>10.1?}");
+    let ratio = limit(automatic.as_secs_f64() / manual.as_secs_f64(), false, PROGRAM_LIMIT);
+    println!("  initial setup, dataplane                    {automatic:>10.1?}  {ratio}");
+    let verdict = verdict(verify < VERIFY_LIMIT);
     println!(
-        "  verify, nothing to do                      {verify:>10.1?}  of CPU, at most {VERIFY_LIMIT:?}: {word}"
+        "  verify without changes                     {verify:>10.1?}  of CPU, \
+         at most {VERIFY_LIMIT:?}: {verdict}"
     );
-    println!("  one peer more, {} operations                {:>10.1?}  of CPU", change.1, change.0);
+    println!("  one more peer, {} operations                {:>10.1?}  of CPU", change.1, change.0);
 }
 
-/// Two hosts with a container each.
+/// Two hosts with one container each.
 struct Pair {
     hosts: [Namespace; 2],
     containers: [Namespace; 2],
@@ -292,9 +305,9 @@ impl Pair {
         Self { hosts, containers }
     }
 
-    fn by_hand(&self) {
+    fn connect_manually(&self) {
         for (host, (own, other)) in self.hosts.iter().zip([(1, 2), (2, 1)]) {
-            device_by_hand(host, own);
+            create_device_manually(host, own);
             let (mac, vtep) = (mac(other), vtep(other));
             host.run(&format!("ip neigh add {vtep} lladdr {mac} dev vtep1024 nud permanent"));
             host.run(&format!("ip route add 9.0.{other}.0/24 via {vtep} dev vtep1024 onlink"));
@@ -303,119 +316,115 @@ impl Pair {
         }
     }
 
-    /// As somebody does whose containers are to reach the world: with one rule.
-    fn by_hand_with_masquerade(&self) {
+    /// Connects manually, and adds one rule that lets containers reach external networks.
+    fn connect_manually_with_masquerade(&self) {
         for host in &self.hosts {
             for line in [
-                "nft add table ip by_hand",
-                "nft add chain ip by_hand post { type nat hook postrouting priority 100 ; }",
-                "nft add rule ip by_hand post ip saddr 9.0.0.0/8 ip daddr != 9.0.0.0/8 masquerade",
+                "nft add table ip manual",
+                "nft add chain ip manual post { type nat hook postrouting priority 100 ; }",
+                "nft add rule ip manual post ip saddr 9.0.0.0/8 ip daddr != 9.0.0.0/8 masquerade",
             ] {
                 host.run(line);
             }
         }
-        self.by_hand();
+        self.connect_manually();
     }
 
-    /// In the order of the agent: the rules of its firewall first.
-    fn by_agent(&self) {
+    /// Connects as the agent does: first the firewall rules, then the dataplane.
+    fn connect_by_agent(&self) {
         for (host, own) in self.hosts.iter().zip([1, 2]) {
-            let wanted = desired(own, 2);
+            let desired_state = desired(own, 2);
             host.inside(|| {
-                let backend = Backend::detect().expect("there is a firewall");
-                let made =
-                    Firewall::new(backend).verify(&Ruleset::new(&wanted, Options::default()));
-                made.expect("root may make rules");
+                let backend = Backend::detect().expect("a firewall backend");
+                let result = Firewall::new(backend)
+                    .verify(&Ruleset::new(&desired_state, Options::default()));
+                result.expect("root may create rules");
             });
         }
-        self.by_dataplane();
+        self.connect_by_dataplane();
     }
 
-    /// Without a firewall, as by hand.
-    fn by_dataplane(&self) {
+    /// Connects by the dataplane without firewall rules.
+    fn connect_by_dataplane(&self) {
         for (host, own) in self.hosts.iter().zip([1, 2]) {
-            let wanted = desired(own, 2);
+            let desired_state = desired(own, 2);
             host.inside(|| {
-                let mut dataplane = Dataplane::open().expect("there is netlink");
-                complete(dataplane.verify(&wanted).expect("the state can be read"));
+                let mut dataplane = Dataplane::open().expect("netlink is available");
+                operation_count(dataplane.verify(&desired_state).expect("the state is readable"));
             });
         }
     }
 
-    /// A stream from the first container to the second, through the tunnel that `connect` makes;
-    /// what arrives is thrown away by a thread of its own.
+    /// Opens a stream from the first container to the second, through the tunnel that `connect`
+    /// creates. A separate thread discards the received data.
     fn stream(&self, connect: impl FnOnce(&Self)) -> TcpStream {
         connect(self);
         let address = SocketAddr::from(([9, 0, 2, 2], 7007));
         let listen = || TcpListener::bind(address).expect("a free port");
         let listener = self.containers[1].inside(listen);
         let receive = move || {
-            stay_on(1);
-            let (mut stream, _) = listener.accept().expect("somebody connects");
+            pin_to_processor(1);
+            let (mut stream, _) = listener.accept().expect("a connection");
             let mut buffer = vec![0; 1 << 18];
-            while stream.read(&mut buffer).expect("it arrives") > 0 {}
+            while stream.read(&mut buffer).expect("data arrives") > 0 {}
         };
         let receiver = std::thread::Builder::new().spawn(receive);
-        receiver.expect("there is room for a thread");
-        self.containers[0].inside(|| TcpStream::connect(address).expect("there is a way"))
+        receiver.expect("a thread");
+        self.containers[0].inside(|| TcpStream::connect(address).expect("the tunnel works"))
     }
 }
 
-/// Keeps the calling thread on a processor, if there is such a one: where the scheduler puts sender
-/// and receiver of a stream matters more than all that is measured here.
-fn stay_on(processor: usize) {
+/// Pins the calling thread to a processor, if this processor exists. The placement of sender and
+/// receiver by the scheduler would affect the throughput more than the measured differences.
+fn pin_to_processor(processor: usize) {
     let mut set = CpuSet::new();
-    set.set(processor).expect("every machine may have as many");
+    set.set(processor).expect("a small processor number");
     let _ = sched_setaffinity(Pid::from_raw(0), &set);
 }
 
-/// Gigabits in a second that a stream takes during `time`.
+/// Sends data for `time`. Returns the throughput in Gbit/s.
 fn rate(stream: &mut TcpStream, time: Duration) -> f64 {
     let bytes = vec![7; 1 << 18];
     let start = now();
     let mut sent = 0.0;
     while start.elapsed() < time {
-        stream.write_all(&bytes).expect("it is taken");
+        stream.write_all(&bytes).expect("data is sent");
         sent += 8.0 * f64::from(1 << 18);
     }
     sent / start.elapsed().as_secs_f64() / 1e9
 }
 
-/// The middle one.
+/// Returns the median.
 fn median(mut rates: Vec<f64>) -> f64 {
     rates.sort_by(f64::total_cmp);
     rates[rates.len() / 2]
 }
 
-/// A tunnel: what it is called, and what makes it.
+/// The name of a tunnel, and the function that creates it.
 type Tunnel = (&'static str, fn(&Pair));
 
-/// Each of ours after the one by hand that does the same. A rule that rewrites the sender of any
-/// packet has the connection of every packet tracked, which costs far more than all else.
+/// Each tunnel of the product follows the manual tunnel with the same function. A masquerade rule
+/// makes the kernel track every connection, which costs far more than anything else here.
 const TUNNELS: [Tunnel; 4] = [
-    ("by ip and bridge", Pair::by_hand),
-    ("by the dataplane", Pair::by_dataplane),
-    ("by ip, bridge and a rule to masquerade", Pair::by_hand_with_masquerade),
-    ("by the agent, with its firewall", Pair::by_agent),
+    ("ip and bridge", Pair::connect_manually),
+    ("dataplane", Pair::connect_by_dataplane),
+    ("ip, bridge and a masquerade rule", Pair::connect_manually_with_masquerade),
+    ("agent with its firewall", Pair::connect_by_agent),
 ];
 
-/// All at the same time, so that what slows the machine down for a while, or how the scheduler
-/// places the threads, is the same for all of them.
-fn throughput() {
-    println!(
-        "\ntcp from container to container on another host, the median of {} turns",
-        SETS * TURNS
-    );
-    stay_on(0);
+/// Measures all tunnels in turns, so that a temporary load of the machine affects all of them.
+fn measure_throughput() {
+    println!("\nTCP between containers on two hosts, median of {} turns", SETS * TURNS);
+    pin_to_processor(0);
     let mut rates = TUNNELS.map(|_| Vec::new());
     let mut order: [usize; TUNNELS.len()] = std::array::from_fn(|index| index);
     for _ in 0..SETS {
         let pairs: [Pair; TUNNELS.len()] = std::array::from_fn(Pair::new);
         let with = |index: usize| pairs[index].stream(TUNNELS[index].1);
         let mut streams: [TcpStream; TUNNELS.len()] = std::array::from_fn(with);
-        // The first turn is that of streams that get into their stride.
+        // The first turn warms up the streams and does not count.
         for turn in 0..=TURNS {
-            // Whose turn it is waits for what the one before has left in its buffers.
+            // The buffers of the previous stream delay the next one, so the order is random.
             fastrand::shuffle(&mut order);
             for index in order {
                 let rate = rate(&mut streams[index], TURN);
@@ -426,11 +435,11 @@ fn throughput() {
         }
     }
     let rates = rates.map(median);
-    let price = rates[2] / rates[0];
+    let masquerade_ratio = rates[2] / rates[0];
     let notes = [
         String::new(),
         limit(rates[1] / rates[0], true, THROUGHPUT_LIMIT),
-        format!("{price:.2} of it: what masquerading costs, whoever does it"),
+        format!("{masquerade_ratio:.2} of ip and bridge: the cost of masquerading"),
         limit(rates[3] / rates[2], true, THROUGHPUT_LIMIT),
     ];
     for (((name, _), rate), note) in TUNNELS.iter().zip(rates).zip(notes) {
@@ -438,13 +447,13 @@ fn throughput() {
     }
 }
 
-/// A ratio to what was made by hand, beside its limit.
+/// Formats a ratio to the manual setup with its limit and verdict.
 fn limit(ratio: f64, is_least: bool, limit: f64) -> String {
     let is_kept = if is_least { ratio >= limit } else { ratio <= limit };
-    let (what, word) = (if is_least { "least" } else { "most" }, word(is_kept));
-    format!("{ratio:.2} of that by hand, at {what} {limit}: {word}")
+    let (bound, verdict) = (if is_least { "least" } else { "most" }, verdict(is_kept));
+    format!("{ratio:.2} of the manual setup, at {bound} {limit}: {verdict}")
 }
 
-fn word(is_kept: bool) -> &'static str {
+fn verdict(is_kept: bool) -> &'static str {
     if is_kept { "kept" } else { "MISSED" }
 }

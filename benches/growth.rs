@@ -1,7 +1,7 @@
-//! How the cost of one step grows with the size of a cluster, without sockets and disk: an
-//! allocation in larger pools, a registration among more agents, the state of more agents. A list
-//! that is scanned shows as a ratio like that of the sizes; a tree shows as its depth and the
-//! caches of the processor, which is a single digit for a thousand times the size.
+//! How the cost of one operation grows with the size of a cluster, without sockets and disk:
+//! allocations in larger pools, registrations among more agents, and the state of more agents. A
+//! linear scan shows as a ratio close to the ratio of the sizes. A tree shows as a single-digit
+//! ratio for a thousand times the size, caused by its depth and by cache misses.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -20,13 +20,13 @@ use mesos_network_overlay::master::{Command, Event, Forget, Master, Reply, Reque
 use mesos_network_overlay::protocol::{AddressRange, AgentOptions, Message, RequestId};
 use mesos_network_overlay::store::{Change, Epoch, Key, Loaded, Version};
 
-/// How often each measurement is made. The shortest counts: a disturbance only makes it longer.
+/// Number of runs of each measurement. The fastest run counts, since disturbances only add time.
 const RUNS: usize = 5;
 
-/// Steps of one measurement.
+/// Number of operations of one measurement.
 const STEPS: u32 = 20_000;
 
-/// Scattered subnets that are in use in a pool; or half of it, if that is less.
+/// Number of scattered subnets that are allocated in a pool, at most half of the pool.
 const SCATTERED: u128 = 1 << 18;
 
 const NETWORK: &str = r#"{
@@ -39,71 +39,71 @@ const NETWORK: &str = r#"{
 }"#;
 
 fn main() -> ExitCode {
-    // `cargo test --all-targets` runs benchmarks too, without this word.
+    // `cargo test --all-targets` runs benchmarks without this argument: they then do nothing.
     if std::env::args().any(|argument| argument == "--bench") {
-        println!(
-            "growth: the best of {RUNS} runs each; the ratio is to the first line of its block"
-        );
-        allocations();
-        registrations();
-        new_agents();
-        recoveries();
-        states();
+        println!("growth: best of {RUNS} runs; ratios are relative to the first line of a block");
+        measure_allocations();
+        measure_registrations();
+        measure_new_agents();
+        measure_recoveries();
+        measure_state_rendering();
     }
     ExitCode::SUCCESS
 }
 
-fn allocations() {
-    println!("\nallocate a subnet and free another");
+fn measure_allocations() {
+    println!("\nallocate a subnet and release another");
     let mut first = None;
     for bits in [8, 16, 20, 24] {
-        let subnet = "10.0.0.0/8".parse().expect("it is a subnet");
-        // 2^24 agents would have one address each, which is a subnet like any other here.
+        let subnet = "10.0.0.0/8".parse().expect("a valid subnet");
+        // With 2^24 agents, each subnet is a single address. The pool treats it like any subnet.
         let mut pool = SubnetPool::new(AddressRange { subnet, prefix: 8 + bits });
         let size = pool.capacity();
         let count = SCATTERED.min(size / 2);
-        let nth = |index| subnet.nth(8 + bits, index * (size / count)).expect("it is in the pool");
-        (0..count).for_each(|index| pool.reserve(nth(index)).expect("it is free"));
-        let time = best(|| {
+        let nth = |index| {
+            subnet.nth(8 + bits, index * (size / count)).expect("the subnet is in the pool")
+        };
+        (0..count).for_each(|index| pool.reserve(nth(index)).expect("the subnet is free"));
+        let time = best_time(|| {
             for step in 0..STEPS {
                 let allocated = pool.allocate().expect("half of the pool is free");
-                pool.free(black_box(allocated.item), step.into()).expect("it is in use");
+                pool.free(black_box(allocated.item), step.into()).expect("the subnet is allocated");
             }
         });
-        show(&format!("2^{bits} subnets, {count} in use"), time / STEPS, &mut first);
+        print_time(&format!("2^{bits} subnets, {count} in use"), time / STEPS, &mut first);
     }
 }
 
-fn registrations() {
-    println!("\nregister again, and be told the same");
+fn measure_registrations() {
+    println!("\nregister a known agent");
     let mut first = None;
     for count in [1000, 10_000] {
-        let mut master = leading(count);
+        let mut master = master_with_agents(count);
         let mut agents = (0..count).cycle();
-        let time = best(|| {
+        let time = best_time(|| {
             for _ in 0..STEPS {
-                let agent = agents.next().expect("it has no end");
-                assert_eq!(register(&mut master, agent), 0, "nothing has changed");
+                let agent = agents.next().expect("the cycle is infinite");
+                assert_eq!(register(&mut master, agent), 0, "a known agent changes no record");
             }
         });
-        show(&format!("{count} agents"), time / STEPS, &mut first);
+        print_time(&format!("{count} agents"), time / STEPS, &mut first);
     }
 }
 
-fn new_agents() {
-    println!("\nregister for the first time, with its history, and be forgotten");
+fn measure_new_agents() {
+    println!("\nregister a new agent with its history, and forget it");
     let mut first = None;
     for count in [1000, 10_000] {
-        let mut master = leading(count);
+        let mut master = master_with_agents(count);
         let mut version = u64::from(count);
-        let time = best(|| {
+        let time = best_time(|| {
             for _ in 0..STEPS / 10 {
-                assert!(register(&mut master, count) > 1, "it is new");
+                assert!(register(&mut master, count) > 1, "a new agent changes several records");
                 version += 1;
                 master.handle(now(), Event::Committed(Ok(Version(version))));
                 let agents = vec![agent(count)];
-                let question = Request::Forget(Forget { agents, force: true, dry_run: false });
-                master.handle(now(), Event::Request(RequestId(1), question));
+                let request = Request::Forget(Forget { agents, force: true, dry_run: false });
+                master.handle(now(), Event::Request(RequestId(1), request));
                 while let Some(command) = master.poll_command() {
                     black_box(command);
                 }
@@ -111,29 +111,29 @@ fn new_agents() {
                 master.handle(now(), Event::Committed(Ok(Version(version))));
             }
         });
-        show(&format!("{count} agents"), time / (STEPS / 10), &mut first);
+        print_time(&format!("{count} agents"), time / (STEPS / 10), &mut first);
     }
 }
 
-fn recoveries() {
-    println!("\nread the state and try another configuration on it, for each agent");
-    let (mut first, mut first_copy, mut first_trial) = (None, None, None);
+fn measure_recoveries() {
+    println!("\nload the state and preview another configuration, per agent");
+    let (mut first, mut first_copy, mut first_preview) = (None, None, None);
     for count in [1000, 20_000] {
-        let records = stored(count);
-        let network = parse_master("network.json", NETWORK).expect("it is a network").0.network;
+        let records = stored_records(count);
+        let network = parse_master("network.json", NETWORK).expect("a valid network").0.network;
         let mut recovered = None;
-        let time = best(|| {
+        let time = best_time(|| {
             let mut master = master();
             let loaded = Loaded { epoch: Epoch(1), version: Version(9), records: records.clone() };
             master.handle(now(), Event::Loaded(Ok(loaded)));
             recovered = Some(black_box(master));
         });
-        show(&format!("read {count} agents in {time:.1?}"), time / count, &mut first);
-        let mut master = recovered.expect("it was measured");
+        print_time(&format!("load {count} agents in {time:.1?}"), time / count, &mut first);
+        let mut master = recovered.expect("at least one run");
         let mut jobs = Vec::new();
-        let time = best(|| {
-            let question = Request::Preview(Box::new(network.clone()));
-            master.handle(now(), Event::Request(RequestId(1), question));
+        let time = best_time(|| {
+            let request = Request::Preview(Box::new(network.clone()));
+            master.handle(now(), Event::Request(RequestId(1), request));
             while let Some(command) = master.poll_command() {
                 if let Command::Preview { job, .. } = command {
                     jobs.push(job);
@@ -141,23 +141,27 @@ fn recoveries() {
             }
         });
         let text = format!("copy {count} agents for a preview in {time:.1?}");
-        show(&text, time / count, &mut first_copy);
-        let job = jobs.pop().expect("the master wants a preview");
-        let time = best(|| {
+        print_time(&text, time / count, &mut first_copy);
+        let job = jobs.pop().expect("the master requests a preview");
+        let time = best_time(|| {
             black_box(job.clone().run());
         });
-        show(&format!("preview {count} agents in {time:.1?}"), time / count, &mut first_trial);
+        print_time(
+            &format!("preview {count} agents in {time:.1?}"),
+            time / count,
+            &mut first_preview,
+        );
     }
 }
 
-/// What the store has of so many agents.
-fn stored(count: u32) -> Vec<(Key, Vec<u8>)> {
+/// Returns the records of a store with `count` agents.
+fn stored_records(count: u32) -> Vec<(Key, Vec<u8>)> {
     let mut master = master();
     let loaded = Loaded { epoch: Epoch(1), version: Version(0), records: Vec::new() };
     master.handle(now(), Event::Loaded(Ok(loaded)));
     let mut records = BTreeMap::new();
     for (version, agent) in (1..).zip(0..count) {
-        for change in changes_of_registering(&mut master, agent) {
+        for change in register_and_collect_changes(&mut master, agent) {
             match change {
                 Change::Put(key, bytes) => drop(records.insert(key, bytes)),
                 Change::Delete(key) => drop(records.remove(&key)),
@@ -168,41 +172,45 @@ fn stored(count: u32) -> Vec<(Key, Vec<u8>)> {
     records.into_iter().collect()
 }
 
-fn states() {
-    println!("\nrender the whole state as JSON, for each agent");
+fn measure_state_rendering() {
+    println!("\nrender the complete state as JSON, per agent");
     let mut first = None;
     for count in [1000, 10_000] {
-        let mut master = leading(count);
+        let mut master = master_with_agents(count);
         let request = http::Request::get("/overlay-master/state").body(bytes::Bytes::new());
-        let (question, format) = route_master(&request.expect("a request")).expect("a question");
-        assert_eq!(question, Request::State);
-        master.handle(now(), Event::Request(RequestId(1), question));
+        let (request, format) =
+            route_master(&request.expect("a valid request")).expect("a known endpoint");
+        assert_eq!(request, Request::State);
+        master.handle(now(), Event::Request(RequestId(1), request));
         let Some(Command::Reply { reply, .. }) = master.poll_command() else {
             panic!("the master replies")
         };
         assert!(matches!(&reply, Reply::State(state) if state.agents.len() == count as usize));
         let mut length = 0;
-        let time = best(|| length = black_box(render_master(&reply, &format)).body().len());
+        let time = best_time(|| length = black_box(render_master(&reply, &format)).body().len());
         let name = format!("{count} agents, {} kB in {time:.1?}", length / 1000);
-        show(&name, time / count, &mut first);
+        print_time(&name, time / count, &mut first);
     }
 }
 
-/// A master with so many agents, all of them stored.
-fn leading(count: u32) -> Master {
+/// Returns a master with `count` registered agents whose records are committed.
+fn master_with_agents(count: u32) -> Master {
     let mut master = master();
     let loaded = Loaded { epoch: Epoch(1), version: Version(0), records: Vec::new() };
     master.handle(now(), Event::Loaded(Ok(loaded)));
     for agent in 0..count {
-        assert!(register(&mut master, agent) > 1, "it is new, and so is its history");
+        assert!(
+            register(&mut master, agent) > 1,
+            "a new agent and its history change several records"
+        );
         master.handle(now(), Event::Committed(Ok(Version(u64::from(agent) + 1))));
     }
     master
 }
 
-/// A master that waits for its state.
+/// Returns a master that waits for its state from the store.
 fn master() -> Master {
-    let (config, _) = parse_master("network.json", NETWORK).expect("it is a network");
+    let (config, _) = parse_master("network.json", NETWORK).expect("a valid network");
     let settings = Settings { network: Arc::new(config.network), reuse_after: Duration::ZERO };
     let mut master = Master::new(settings, 1);
     assert_eq!(master.poll_command(), Some(Command::Load));
@@ -213,22 +221,24 @@ fn agent(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 0, 1).to_bits() + number)
 }
 
-/// Registers an agent and does what the runtime would. Returns how many records were written.
+/// Registers an agent. Returns the number of changed records.
 fn register(master: &mut Master, number: u32) -> usize {
-    changes_of_registering(master, number).len()
+    register_and_collect_changes(master, number).len()
 }
 
-fn changes_of_registering(master: &mut Master, number: u32) -> Vec<Change> {
+/// Registers an agent, and executes the commands of the master as the runtime does. Returns the
+/// changes to commit.
+fn register_and_collect_changes(master: &mut Master, number: u32) -> Vec<Change> {
     let from = Upid::agent(SocketAddrV4::new(agent(number), 5051));
     let message = Message::RegisterAgent(AgentOptions::default());
     master.handle(now(), Event::Message { from, message });
-    let mut written = Vec::new();
+    let mut collected = Vec::new();
     while let Some(command) = master.poll_command() {
         if let Command::Commit { changes, .. } = black_box(command) {
-            written.extend(changes);
+            collected.extend(changes);
         }
     }
-    written
+    collected
 }
 
 const fn now() -> Now {
@@ -236,7 +246,7 @@ const fn now() -> Now {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-fn best(mut measured: impl FnMut()) -> Duration {
+fn best_time(mut measured: impl FnMut()) -> Duration {
     let run = |_| {
         let start = Instant::now();
         measured();
@@ -245,7 +255,7 @@ fn best(mut measured: impl FnMut()) -> Duration {
     (0..RUNS).map(run).min().unwrap_or_default()
 }
 
-fn show(name: &str, time: Duration, first: &mut Option<Duration>) {
+fn print_time(name: &str, time: Duration, first: &mut Option<Duration>) {
     let first = *first.get_or_insert(time);
     let ratio = time.as_secs_f64() / first.as_secs_f64();
     println!("  {name:<40} {:>9} {ratio:>6.2}", format!("{time:.2?}"));

@@ -1,12 +1,12 @@
-//! What the stores cost: the registration storm on each of them, in relation to the one that keeps
-//! nothing; and how long a master takes to read a large state.
+//! The cost of the stores: the registration storm on each store relative to the memory store, and
+//! the time that a master takes to load a large state.
 //!
-//! It prints figures and the limits beside them, and fails only if a result is wrong. ZooKeeper is
-//! that of the Debian package, one server and three, on this machine: `cargo bench --bench stores`
-//! needs it, and leaves it out where it is missing. The disk is that of the build.
+//! The benchmark prints measurements with their limits, and fails only on a wrong result. ZooKeeper
+//! runs on this machine with one and with three servers, from the Debian package. Without this
+//! package the benchmark skips ZooKeeper. The file store is on the disk of the build directory.
 
 #[path = "../storm/agents.rs"]
-#[expect(dead_code, reason = "in a benchmark no agent ends")]
+#[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod agents;
 #[path = "../../tests/host/ensemble.rs"]
 mod ensemble;
@@ -15,7 +15,7 @@ mod libprocess;
 #[path = "../storm/program.rs"]
 mod program;
 #[path = "../storm/promises.rs"]
-#[expect(dead_code, reason = "in a benchmark no agent ends")]
+#[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod promises;
 
 use std::net::Ipv4Addr;
@@ -37,31 +37,33 @@ use mesos_network_overlay::wire::encode_record;
 use program::{NETWORK, Program, free_address};
 use tokio::sync::watch;
 
-/// How often each storm is run. The best run counts.
+/// Number of runs of each storm. The fastest run counts.
 const RUNS: usize = 3;
-/// Agents of the storm, and how much longer than on memory it may take on ZooKeeper.
-const STORM: usize = 8000;
+/// Number of agents in a storm, and the limit of its wall time relative to the memory store.
+const STORM_AGENTS: usize = 8000;
 const RATIO_LIMIT: f64 = 3.0;
 
-/// Agents of the large state, and how many seconds reading it may take.
-const STATE: u32 = 20_000;
+/// Number of agents in the large state, and the limits of its load time in seconds.
+const STATE_AGENTS: u32 = 20_000;
 const FILE_LIMIT: f64 = 1.0;
 const ZOOKEEPER_LIMIT: f64 = 3.0;
 
-/// How long a storm may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of a storm.
+const STORM_TIMEOUT: Duration = Duration::from_secs(60);
+/// The tick time of the ZooKeeper servers.
 const TICK: Duration = Duration::from_secs(2);
+/// The session timeout of the ZooKeeper store.
 const SESSION: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    // `cargo test --all-targets` runs benchmarks too, without this word.
+    // `cargo test --all-targets` runs benchmarks without this argument: they then do nothing.
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("stores: {fault}");
+        Err(error) => {
+            eprintln!("stores: {error}");
             ExitCode::FAILURE
         }
     }
@@ -70,36 +72,41 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let has_zookeeper = Path::new("/usr/share/java/zookeeper.jar").exists();
     if !has_zookeeper {
-        println!("the Debian package zookeeper is missing: without ZooKeeper\n");
+        println!("ZooKeeper is skipped: the Debian package zookeeper is missing\n");
     }
-    println!("{STORM} agents register at once: the best of {RUNS} runs");
-    let memory = best("memory", |_| "memory".to_owned(), None)?;
-    best("file", |_| "file".to_owned(), Some(memory))?;
+    println!("{STORM_AGENTS} agents register at once: best of {RUNS} runs");
+    let memory = best_storm("memory", |_| "memory".to_owned(), None)?;
+    best_storm("file", |_| "file".to_owned(), Some(memory))?;
     for count in if has_zookeeper { &[1, 3][..] } else { &[] } {
         let servers = Servers::start(*count, TICK);
         let store = |run| format!("zk://{}/storm-{run}", servers.addresses());
-        best(&format!("ZooKeeper, {count} server(s)"), store, Some(memory))?;
+        best_storm(&format!("ZooKeeper, {count} server(s)"), store, Some(memory))?;
     }
 
-    println!("\nreading a state of {STATE} agents, and making a master of it");
+    println!("\na new master loads a state of {STATE_AGENTS} agents");
     let dir =
         tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
     let mut open = || Box::new(FileStore::at(dir.path())) as Box<dyn Store>;
-    recovery("file", FILE_LIMIT, &mut open)?;
+    measure_load("file", FILE_LIMIT, &mut open)?;
     for count in if has_zookeeper { &[1, 3][..] } else { &[] } {
         let servers = Servers::start(*count, TICK);
-        let address = format!("zk://{}/recovery", servers.addresses());
+        let address = format!("zk://{}/load", servers.addresses());
         let mut open = || {
             let ensemble = address.parse().expect("an address");
             Box::new(ZooKeeperStore::new(ensemble, SESSION).expect("a store")) as Box<dyn Store>
         };
-        recovery(&format!("ZooKeeper, {count} server(s)"), ZOOKEEPER_LIMIT, &mut open)?;
+        measure_load(&format!("ZooKeeper, {count} server(s)"), ZOOKEEPER_LIMIT, &mut open)?;
     }
     Ok(())
 }
 
-/// The wall time of the best storm on a store, in relation to that on memory.
-fn best(name: &str, store: impl Fn(usize) -> String, memory: Option<f64>) -> Result<f64, String> {
+/// Runs storms on a store, and returns the wall time of the fastest in seconds. Prints its ratio to
+/// `memory`, the wall time on the memory store.
+fn best_storm(
+    name: &str,
+    store: impl Fn(usize) -> String,
+    memory: Option<f64>,
+) -> Result<f64, String> {
     let storms = (0..RUNS).map(|run| storm(&store(run))).collect::<Result<Vec<_>, _>>()?;
     let (wall, commits) =
         storms.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b)).ok_or("no run")?;
@@ -107,15 +114,15 @@ fn best(name: &str, store: impl Fn(usize) -> String, memory: Option<f64>) -> Res
     match memory {
         Some(memory) => {
             let ratio = wall / memory;
-            let word = if ratio <= RATIO_LIMIT { "kept" } else { "MISSED" };
-            println!(": {ratio:.2} times as long as on memory, limit {RATIO_LIMIT}: {word}");
+            let verdict = if ratio <= RATIO_LIMIT { "kept" } else { "MISSED" };
+            println!(": {ratio:.2} times the memory store, limit {RATIO_LIMIT}: {verdict}");
         }
         None => println!(),
     }
     Ok(wall)
 }
 
-/// Runs a storm against a fresh master: how many seconds it took, and how many commits.
+/// Runs a storm against a new master. Returns the wall time in seconds and the number of commits.
 fn storm(store: &str) -> Result<(f64, u64), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -127,35 +134,35 @@ fn storm(store: &str) -> Result<(f64, u64), String> {
         let address = free_address();
         let master = Program::start(store, dir.path(), address).await?;
         let start = now();
-        let agents = Agents::start(watch::channel(Some(address)).1, STORM)
+        let agents = Agents::start(watch::channel(Some(address)).1, STORM_AGENTS)
             .map_err(|error| error.to_string())?;
-        agents.all_acknowledged(PATIENCE).await.map_err(|fault| fault + &master.log())?;
+        agents.all_acknowledged(STORM_TIMEOUT).await.map_err(|error| error + &master.log())?;
         let wall = start.elapsed().as_secs_f64();
         let health = master.health().await?;
         let state = master.state().await?;
         agents.promises.lock().check_state(&state)?;
         if agents.repeated() > 0 {
-            println!("  {} registrations were not answered in time", agents.repeated());
+            println!("  {} registrations timed out and were repeated", agents.repeated());
         }
         let commits = health["counters"]["commits"].as_u64().ok_or("health shows no commits")?;
         Ok((wall, commits))
     })
 }
 
-/// Fills a store, and reads it as the next master does.
-fn recovery(
+/// Fills a store, and measures how long a new master takes to load the state.
+fn measure_load(
     name: &str,
     limit: f64,
     open: &mut dyn FnMut() -> Box<dyn Store>,
 ) -> Result<(), String> {
     let mut store = open();
     let epoch = store.load().map_err(|error| error.to_string())?.epoch;
-    let records: Vec<Change> = (0..STATE).map(record).collect();
+    let records: Vec<Change> = (0..STATE_AGENTS).map(record).collect();
     let start = now();
     for batch in records.chunks(1000) {
         store.commit(epoch, batch).map_err(|error| error.to_string())?;
     }
-    let filled = start.elapsed();
+    let fill_time = start.elapsed();
     drop(store);
 
     let (config, _) = parse_master("network", NETWORK).map_err(|problems| problems.to_string())?;
@@ -163,28 +170,28 @@ fn recovery(
     let start = now();
     let mut store = open();
     let loaded = store.load().map_err(|error| error.to_string())?;
-    let read = start.elapsed();
+    let store_time = start.elapsed();
     let bytes: usize = loaded.records.iter().map(|(_, bytes)| bytes.len()).sum();
     let mut master = Master::new(settings, 1);
     master.handle(Now { elapsed: Duration::ZERO, unix: 0 }, Event::Loaded(Ok(loaded)));
-    let all = start.elapsed();
+    let total_time = start.elapsed();
     let agents = master.metrics().agents.total;
-    if u32::try_from(agents) != Ok(STATE) {
-        return Err(format!("{name}: {agents} of {STATE} agents are there"));
+    if u32::try_from(agents) != Ok(STATE_AGENTS) {
+        return Err(format!("{name}: the state has {agents} of {STATE_AGENTS} agents"));
     }
-    let seconds = all.as_secs_f64();
-    let word = if seconds < limit { "kept" } else { "MISSED" };
+    let seconds = total_time.as_secs_f64();
+    let verdict = if seconds < limit { "kept" } else { "MISSED" };
     println!(
-        "  {name:<24} {seconds:>6.3} s, of which the store {:.3} s; limit {limit}: {word} \
+        "  {name:<24} {seconds:>6.3} s, of which {:.3} s in the store; limit {limit}: {verdict} \
          ({} KiB, written in {:.2} s)",
-        read.as_secs_f64(),
+        store_time.as_secs_f64(),
         bytes / 1024,
-        filled.as_secs_f64()
+        fill_time.as_secs_f64()
     );
     Ok(())
 }
 
-/// What a master keeps of an agent, with two overlays.
+/// Returns the record of an agent with two overlays.
 fn record(number: u32) -> Change {
     let subnet = |base: Ipv4Addr| -> Option<Subnet> {
         format!("{}/24", Ipv4Addr::from(u32::from(base) + (number << 8))).parse().ok()

@@ -1,10 +1,10 @@
-//! Thousands of agents in one process: each with an address of its own in 127/8, a link to the
-//! master, and the conduct of a real one. It registers, reports OK for what it is told, and asks
-//! again if nothing comes.
+//! Simulates thousands of agents in one process. Each agent has its own address in 127/8 and a link
+//! to the master, and behaves like a real agent: it registers, reports the assigned overlays as OK,
+//! and registers again if the master does not answer.
 //!
-//! One listener serves all of them, since a process has fewer descriptors than two for each agent
-//! and one more: which agent a connection is for is told by the address that it came to. All of it
-//! runs on the thread of the caller's runtime, and leaves the other processors to the master.
+//! One listener serves all agents, since a listener per agent would exceed the descriptor limit.
+//! The destination address of a connection identifies the agent. All agents run on the thread of
+//! the caller's runtime, which leaves the other processors to the master.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -24,60 +24,60 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::libprocess::{RECEIPT, request, take_message, take_receipts};
 use super::promises::Promises;
 
-/// The address of the first agent; the others follow.
+/// The address of the first agent. The other agents have the following addresses.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 
-/// As many as the kernel takes: the master connects to a whole cluster at once.
+/// The maximum of the kernel, since the master connects to all agents at once.
 const BACKLOG: u32 = 65_535;
 
-/// How long an agent waits for the acknowledgement before it registers again, and how much longer
-/// at most.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Time that an agent waits for the acknowledgement before it registers again, and the limit of the
+/// random time that is added.
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 const JITTER_MILLISECONDS: u64 = 1000;
 
-/// How many milliseconds an agent waits before it connects again to a master that is away.
+/// Time before an agent connects again to an unreachable master.
 const RECONNECT_MILLISECONDS: std::ops::Range<u64> = 30..200;
 
-/// Descriptors for everything but the two connections of each agent.
+/// Number of descriptors besides the two connections of each agent.
 const SPARE_DESCRIPTORS: usize = 200;
 
-/// Who leads. Agents wait while nobody does.
+/// The address of the leading master. Agents wait while there is no leader.
 pub(crate) type Leader = watch::Receiver<Option<SocketAddrV4>>;
 
-/// The agents.
+/// The simulated agents.
 pub(crate) struct Agents {
     leader: Leader,
     agents: Vec<Agent>,
-    /// What they were told.
+    /// The assignments that the agents received.
     pub(crate) promises: Mutex<Promises>,
-    /// How many are alive.
+    /// Number of running agents.
     alive: AtomicUsize,
-    /// How many are linked to the master and acknowledged by it.
+    /// Number of agents that are linked to the master and acknowledged by the master.
     acknowledged: AtomicUsize,
-    /// How often an agent was told its addresses.
+    /// Number of received assignments.
     pub(crate) updates: AtomicUsize,
-    /// How often one registered.
+    /// Number of sent registrations.
     pub(crate) registrations: AtomicUsize,
-    /// Registrations that got no answer in time.
+    /// Number of registrations that timed out.
     repeated: AtomicUsize,
     pub(crate) traffic: TrafficCounters,
     changed: Notify,
 }
 
-/// What went over the connections between the agents and their master.
+/// The traffic between the agents and their master.
 #[derive(Default)]
 pub(crate) struct TrafficCounters {
     /// Connections in both directions.
     pub(crate) connections: AtomicUsize,
-    /// Bytes that the agents sent.
+    /// Bytes sent by the agents.
     pub(crate) sent: AtomicUsize,
-    /// Bytes that the agents received.
+    /// Bytes received by the agents.
     pub(crate) received: AtomicUsize,
 }
 
 struct Agent {
     upid: Upid,
-    /// The lives that it has begun and ended: it is alive while the number is even.
+    /// Counts starts and stops of the agent. The agent is running while the number is even.
     life: watch::Sender<u64>,
     state: Mutex<AgentState>,
 }
@@ -86,7 +86,7 @@ struct Agent {
 struct AgentState {
     link: Option<Arc<TcpStream>>,
     is_acknowledged: bool,
-    /// How often it has registered, since somebody began to count.
+    /// Number of registrations since the last call of `take_most_tries`.
     tries: usize,
 }
 
@@ -95,12 +95,12 @@ const fn is_alive(life: u64) -> bool {
 }
 
 impl Agents {
-    /// Starts `count` agents that register with whoever leads, on the current runtime.
+    /// Starts `count` agents on the current runtime. They register with the leading master.
     pub(crate) fn start(leader: Leader, count: usize) -> io::Result<Arc<Self>> {
         Self::start_on(listen()?, leader, count)
     }
 
-    /// Starts `count` agents to which the master connects through `listener`.
+    /// Starts `count` agents that accept the connections of the master on `listener`.
     pub(crate) fn start_on(
         listener: TcpListener,
         leader: Leader,
@@ -123,12 +123,12 @@ impl Agents {
         });
         tokio::spawn(Arc::clone(&agents).accept(listener));
         for index in 0..count {
-            tokio::spawn(Arc::clone(&agents).live(index));
+            tokio::spawn(Arc::clone(&agents).run_agent(index));
         }
         Ok(agents)
     }
 
-    /// Waits until the master has acknowledged all agents that are alive.
+    /// Waits until the master has acknowledged all running agents.
     pub(crate) async fn all_acknowledged(&self, patience: Duration) -> Result<(), String> {
         let count =
             || (self.acknowledged.load(Ordering::Relaxed), self.alive.load(Ordering::Relaxed));
@@ -142,12 +142,12 @@ impl Agents {
         })
     }
 
-    /// How many registrations got no answer in time and were repeated.
+    /// Returns the number of registrations that timed out and were repeated.
     pub(crate) fn repeated(&self) -> usize {
         self.repeated.load(Ordering::Relaxed)
     }
 
-    /// Waits until something is so of which the agents take note.
+    /// Waits until `is_so` is true. Checks it after each received message and each ended link.
     pub(crate) async fn until(
         &self,
         patience: Duration,
@@ -165,12 +165,12 @@ impl Agents {
         timeout(patience, wait).await.map_err(drop)
     }
 
-    /// Which agents are alive, and which are not.
+    /// Returns the indexes of the running agents and those of the stopped agents.
     pub(crate) fn by_life(&self) -> (Vec<usize>, Vec<usize>) {
         (0..self.agents.len()).partition(|&index| is_alive(*self.agents[index].life.borrow()))
     }
 
-    /// As `kill -9` does: it has no connections from now on, and remembers nothing.
+    /// Stops an agent as `kill -9` does: its connections end and its state is lost.
     pub(crate) fn kill(&self, index: usize) {
         self.agents[index].life.send_if_modified(|life| {
             let was_alive = is_alive(*life);
@@ -180,7 +180,7 @@ impl Agents {
         });
     }
 
-    /// Starts it again.
+    /// Starts a stopped agent again.
     pub(crate) fn revive(&self, index: usize) {
         self.agents[index].life.send_if_modified(|life| {
             let was_dead = !is_alive(*life);
@@ -190,29 +190,29 @@ impl Agents {
         });
     }
 
-    /// The address of an agent.
+    /// Returns the address of an agent.
     pub(crate) fn ip(&self, index: usize) -> Ipv4Addr {
         *self.agents[index].upid.address.ip()
     }
 
-    /// The most registrations of one agent since the last time.
+    /// Returns the largest number of registrations of one agent since the last call.
     pub(crate) fn take_most_tries(&self) -> usize {
         let tries = self.agents.iter().map(|agent| std::mem::take(&mut agent.state.lock().tries));
         tries.max().unwrap_or(0)
     }
 
-    /// An agent: as long as it is alive, it attends to whoever leads.
-    async fn live(self: Arc<Self>, index: usize) {
+    /// Runs an agent: while it is started, it follows the leading master.
+    async fn run_agent(self: Arc<Self>, index: usize) {
         let mut life = self.agents[index].life.subscribe();
         let mut leader = self.leader.clone();
         loop {
-            let lives = life.wait_for(|life| is_alive(*life)).await.is_ok();
+            let is_running = life.wait_for(|life| is_alive(*life)).await.is_ok();
             let master = leader.wait_for(Option::is_some).await.ok().and_then(|master| *master);
-            let Some(master) = master.filter(|_| lives).map(Upid::master) else { return };
+            let Some(master) = master.filter(|_| is_running).map(Upid::master) else { return };
             tokio::select! {
-                () = self.attend(index, &master) => {}
+                () = self.follow_master(index, &master) => {}
                 _ = life.changed() => {}
-                () = is_replaced(&mut leader) => {}
+                () = leader_change(&mut leader) => {}
             }
             let mut state = self.agents[index].state.lock();
             state.link = None;
@@ -224,16 +224,16 @@ impl Agents {
         }
     }
 
-    /// Links to a master, and registers until the link ends.
-    async fn attend(&self, index: usize, master: &Upid) {
+    /// Links to a master, and serves the link until it ends.
+    async fn follow_master(&self, index: usize, master: &Upid) {
         let Ok(link) = self.connect(index, master).await else {
             return sleep(Duration::from_millis(fastrand::u64(RECONNECT_MILLISECONDS))).await;
         };
         self.traffic.connections.fetch_add(1, Ordering::Relaxed);
         let link = Arc::new(link);
         self.agents[index].state.lock().link = Some(Arc::clone(&link));
-        if let Err(fault) = self.serve_link(index, &link, master).await {
-            self.fault(index, &fault);
+        if let Err(error) = self.serve_link(index, &link, master).await {
+            self.report_error(index, &error);
         }
     }
 
@@ -245,7 +245,7 @@ impl Agents {
         socket.connect(master.address.into()).await
     }
 
-    /// Registers, again and again until that is acknowledged, and reads the receipts until the link
+    /// Registers repeatedly until the master acknowledges, and reads the receipts until the link
     /// ends.
     async fn serve_link(
         &self,
@@ -264,8 +264,8 @@ impl Agents {
                 return Ok(());
             }
             let jitter = Duration::from_millis(fastrand::u64(..JITTER_MILLISECONDS));
-            let again = Instant::now() + PATIENCE + jitter;
-            while let Ok(read) = timeout_at(again, self.read(link, &mut input)).await {
+            let retry_at = Instant::now() + RETRY_INTERVAL + jitter;
+            while let Ok(read) = timeout_at(retry_at, self.read(link, &mut input)).await {
                 match read {
                     Ok(1..) => take_receipts(&mut input)?,
                     Ok(_) | Err(_) => return Ok(()),
@@ -304,7 +304,7 @@ impl Agents {
         }
     }
 
-    /// Takes what a master sends on one connection.
+    /// Receives the messages of a master on one connection.
     async fn serve_master(&self, index: usize, stream: &TcpStream) {
         let mut input = Vec::new();
         while let Ok(1..) = self.read(stream, &mut input).await {
@@ -312,22 +312,22 @@ impl Agents {
                 let (from, message) = match take_message(&mut input) {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
-                    Err(fault) => return self.fault(index, &fault),
+                    Err(error) => return self.report_error(index, &error),
                 };
-                let report = self.take(index, &from, message);
+                let reply = self.handle_message(index, &from, message);
                 if self.write(stream, RECEIPT).await.is_err() {
                     return;
                 }
-                if let Some((link, report)) = report {
-                    // When this fails the link has ended, and its task knows.
+                if let Some((link, report)) = reply {
+                    // A failure means that the link has ended, which its own task handles.
                     let _ = self.write(&link, &report).await;
                 }
             }
         }
     }
 
-    /// Takes note of a message. Returns what is to be sent on which link.
-    fn take(
+    /// Handles a message. Returns the report to send and its link.
+    fn handle_message(
         &self,
         index: usize,
         from: &Upid,
@@ -346,7 +346,7 @@ impl Agents {
                 let report = request(&agent.upid, from, &Message::AgentRegistered(report));
                 Some((Arc::clone(agent.state.lock().link.as_ref()?), report))
             }
-            // As the agent of the program it believes nobody else.
+            // Like the real agent, a simulated agent ignores masters other than the leader.
             Message::UpdateAgentOverlays(overlays) => {
                 self.promises.lock().told_by_another(ip, &overlays);
                 None
@@ -361,13 +361,14 @@ impl Agents {
                 None
             }
             other => {
-                self.fault(index, &format!("{other} is not for an agent"));
+                self.report_error(index, &format!("an agent received {other}"));
                 None
             }
         }
     }
 
-    /// Waits for input, appends it to `input` and returns its length: 0 at the end of the stream.
+    /// Waits for data and appends it to `input`. Returns its length, which is 0 at the end of the
+    /// stream.
     async fn read(&self, stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
         loop {
             stream.readable().await?;
@@ -383,8 +384,8 @@ impl Agents {
         }
     }
 
-    /// Writes all of `bytes`. Messages are short, so that those of two tasks do not mix in
-    /// practice; should the socket be full the first to wait goes on first.
+    /// Writes all of `bytes`. Two tasks may write to one stream. Messages are short, so that the
+    /// socket takes each of them at once, and they do not interleave in practice.
     async fn write(&self, stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
         self.traffic.sent.fetch_add(bytes.len(), Ordering::Relaxed);
         while !bytes.is_empty() {
@@ -404,49 +405,50 @@ impl Agents {
         index_at(*local.ip()).filter(|&index| index < self.agents.len())
     }
 
-    fn fault(&self, index: usize, what: &str) {
-        self.promises.lock().fault(format!("{}: {what}", self.agents[index].upid));
+    fn report_error(&self, index: usize, error: &str) {
+        self.promises.lock().fault(format!("{}: {error}", self.agents[index].upid));
     }
 }
 
-/// The index of the agent with this address, if there are so many agents.
+/// Returns the index of the agent with this address, `None` below the first address.
 pub(crate) fn index_at(address: Ipv4Addr) -> Option<usize> {
     let index = address.to_bits().checked_sub(FIRST_ADDRESS.to_bits())?;
     usize::try_from(index).ok()
 }
 
-/// The name of the agent with this index, to whose address and `port` the master connects.
+/// Returns the UPID of the agent with this index: its address and `port`.
 pub(crate) fn agent_at(index: usize, port: u16) -> Option<Upid> {
     let offset = u32::try_from(index).ok()?;
     let address = Ipv4Addr::from_bits(FIRST_ADDRESS.to_bits().checked_add(offset)?);
     Some(Upid::agent(SocketAddrV4::new(address, port)))
 }
 
-/// Listens for the connections of the master to all agents.
+/// Listens for connections of the master to any agent.
 pub(crate) fn listen() -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
     socket.listen(BACKLOG)
 }
 
-/// Waits until another master leads, or the same one anew.
-async fn is_replaced(leader: &mut Leader) {
+/// Waits for the next leader change, also to the same master.
+async fn leader_change(leader: &mut Leader) {
     if leader.changed().await.is_err() {
-        // Nobody is there any more who could say so.
+        // The sender is gone, so the leader cannot change any more.
         std::future::pending().await
     }
 }
 
-/// Raises the limit of open files to what `count` agents need, here or in a master that is started
-/// from here: it is lower by custom than it need be.
+/// Raises the soft limit of open files for `count` agents. Masters started by this process inherit
+/// the limit.
 pub(crate) fn allow_descriptors(count: usize) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = u64::try_from(2 * count + SPARE_DESCRIPTORS).unwrap_or(u64::MAX);
-    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
-        let words = format!("this needs {wanted} open files: raise the hard limit (ulimit -Hn)");
-        return Err(io::Error::other(words));
+    let required = u64::try_from(2 * count + SPARE_DESCRIPTORS).unwrap_or(u64::MAX);
+    if limit.maximum.is_some_and(|maximum| maximum < required) {
+        let message =
+            format!("{count} agents need {required} open files: raise the hard limit (ulimit -Hn)");
+        return Err(io::Error::other(message));
     }
-    if limit.current.is_some_and(|current| current < wanted) {
+    if limit.current.is_some_and(|current| current < required) {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     }
     Ok(())

@@ -1,12 +1,12 @@
-//! The floor of the storm: a server in a process of its own that moves the same bytes over the same
-//! connections as a master, and decides nothing.
+//! The floor of the storm: a server in a separate process that transfers the same bytes over the
+//! same connections as a master, without any logic.
 //!
-//! The floor answers every request with a receipt, unread but for its end. When an agent has
-//! registered the floor connects to the agent and sends an assignment, and after the agent's report
-//! the acknowledgement. All messages have the lengths of the program's and are prepared before
-//! anybody connects: no address is allocated, nothing is encoded, decoded or stored while the floor
-//! is measured. It has the same kind of runtime as the program, as many threads, and the same
-//! options of its sockets.
+//! The floor answers every request with a receipt and reads the request only to find its end. After
+//! a registration, the floor connects to the agent and sends an assignment. After the report of the
+//! agent, the floor sends the acknowledgement. All messages are as long as those of the program and
+//! are prepared before the first connection. So the measured time includes no allocation, encoding,
+//! decoding or storing. The runtime, the number of threads and the socket options are those of the
+//! program.
 
 use std::fmt;
 use std::io::{self, BufRead as _, BufReader};
@@ -27,24 +27,24 @@ use super::agents::{TrafficCounters, agent_at, allow_descriptors, index_at};
 use super::libprocess::{HEAD_END, RECEIPT, chunk, position, request_to_host};
 use super::program::NETWORK;
 
-/// Makes this executable the floor: its address, the port of the agents, and how many there are
-/// follow.
+/// The flag that makes this executable the floor. It is followed by the address of the floor, the
+/// port of the agents, and the number of agents.
 const FLAG: &str = "--floor";
 
-/// What it writes once it listens.
+/// The line that the floor prints once it listens.
 const READY: &str = "ready";
 
-/// As many as the kernel takes, as the program has it.
+/// The maximum of the kernel, as in the program.
 const BACKLOG: u32 = 65_535;
 
-/// What went over the connections between the agents and their master.
+/// The traffic between the agents and their master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Traffic {
     /// Connections in both directions.
     pub(crate) connections: usize,
-    /// Bytes that the agents sent.
+    /// Bytes sent by the agents.
     pub(crate) sent: usize,
-    /// Bytes that the agents received.
+    /// Bytes received by the agents.
     pub(crate) received: usize,
 }
 
@@ -65,7 +65,7 @@ impl From<&TrafficCounters> for Traffic {
     }
 }
 
-/// The floor in a process of its own. Dropped, it is killed.
+/// The process of the floor. Dropping it kills the process.
 pub(crate) struct Floor {
     pub(crate) child: Child,
 }
@@ -91,14 +91,14 @@ impl Floor {
 
 impl Drop for Floor {
     fn drop(&mut self) {
-        // Both fail only if it has ended.
+        // Both calls fail only if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Serves as the floor if these arguments of the executable say so.
-pub(crate) fn serve_if_asked(arguments: &[String]) -> Option<Result<(), String>> {
+/// Runs the floor if `arguments` begin with its flag. Returns `None` otherwise.
+pub(crate) fn serve_if_requested(arguments: &[String]) -> Option<Result<(), String>> {
     let [flag, address, port, count] = arguments else { return None };
     if flag != FLAG {
         return None;
@@ -145,13 +145,13 @@ async fn accept(
         let Some(index) = index_at(ip).filter(|&index| index < messages.len()) else { continue };
         let messages = Arc::clone(&messages);
         tokio::spawn(async move {
-            // An agent that misses something says so: the storm then does not come to its end.
+            // An error is ignored here: an agent without its messages makes the storm time out.
             let _ = serve_agent(link, address, &messages[index]).await;
         });
     }
 }
 
-/// Serves an agent from its registration to the end of its link.
+/// Serves an agent from its registration until the agent closes its link.
 async fn serve_agent(
     mut link: TcpStream,
     address: SocketAddrV4,
@@ -160,19 +160,19 @@ async fn serve_agent(
     let mut input = Vec::new();
     receive(&mut link, &mut input).await?;
     link.write_all(RECEIPT).await?;
-    let mut back = connect(address, messages.agent).await?;
-    back.write_all(&messages.assignment).await?;
-    receive_receipt(&mut back).await?;
+    let mut to_agent = connect(address, messages.agent).await?;
+    to_agent.write_all(&messages.assignment).await?;
+    receive_receipt(&mut to_agent).await?;
     receive(&mut link, &mut input).await?;
     link.write_all(RECEIPT).await?;
-    back.write_all(&messages.acknowledgement).await?;
-    receive_receipt(&mut back).await?;
-    // Both connections stay open, as in the program within the measured time.
+    to_agent.write_all(&messages.acknowledgement).await?;
+    receive_receipt(&mut to_agent).await?;
+    // Both connections stay open, as they do in the program during the measurement.
     while link.read_buf(&mut input).await? > 0 {}
     Ok(())
 }
 
-/// A connection to an agent, as the program makes it.
+/// Connects to an agent with the socket options of the program.
 async fn connect(own: SocketAddrV4, agent: SocketAddrV4) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_nodelay(true)?;
@@ -181,7 +181,7 @@ async fn connect(own: SocketAddrV4, agent: SocketAddrV4) -> io::Result<TcpStream
     socket.connect(agent.into()).await
 }
 
-/// Waits for a whole request.
+/// Waits for a complete request.
 async fn receive(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<()> {
     while !take_request(input).map_err(io::Error::other)? {
         input.reserve(2048);
@@ -192,7 +192,7 @@ async fn receive(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<()> 
     Ok(())
 }
 
-/// Takes a whole request off `input`, unread; false if there is none yet.
+/// Removes a complete request from `input`. Returns false if there is no complete request yet.
 fn take_request(input: &mut Vec<u8>) -> Result<bool, String> {
     let Some(head_length) = position(input, HEAD_END) else { return Ok(false) };
     let start = head_length + HEAD_END.len();
@@ -214,7 +214,7 @@ async fn receive_receipt(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// All that an agent is sent, but for receipts.
+/// The messages to one agent, without receipts.
 struct Messages {
     agent: SocketAddrV4,
     assignment: Vec<u8>,
@@ -222,8 +222,9 @@ struct Messages {
 }
 
 impl Messages {
-    /// What the agent with this index is sent: addresses that follow from the index. All agents
-    /// together get those that a master gives to as many. `None` if the network has fewer.
+    /// Prepares the messages to the agent with this index. The index determines the addresses, and
+    /// the set of all addresses is the set that a master assigns to the same number of agents.
+    /// Returns `None` if the network is too small.
     fn prepare(network: &Network, master: SocketAddrV4, index: usize, port: u16) -> Option<Self> {
         let number = u128::try_from(index).ok()?;
         let IpAddr::V4(vtep_ip) = network.vtep_subnet.address_at(number + 1)? else { return None };

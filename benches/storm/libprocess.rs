@@ -1,24 +1,23 @@
-//! As much of libprocess as a simulated agent speaks. Not the transport of the program, on purpose:
-//! that one is what is measured and tested here, and an error that both ends share would cancel
-//! out.
+//! The part of the libprocess protocol that a simulated agent needs. It deliberately does not use
+//! the transport of the program, which is under test: an error on both ends would stay unnoticed.
 
 use mesos_network_overlay::addr::Upid;
 use mesos_network_overlay::protocol::Message;
 use mesos_network_overlay::wire;
 
-/// What answers a message: it has been understood.
+/// The HTTP response to a message.
 pub(crate) const RECEIPT: &[u8] =
     b"HTTP/1.1 202 Accepted\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
 
-/// Ends the head of a request.
+/// The end of the head of a request.
 pub(crate) const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// The bytes of a message, as Mesos 1.4 to 1.11 write it, with the empty Host.
+/// Encodes a message as Mesos 1.4 to 1.11 do, with an empty Host header.
 pub(crate) fn request(from: &Upid, to: &Upid, message: &Message) -> Vec<u8> {
     request_to_host(from, to, message, "")
 }
 
-/// The bytes of a message with this value of the header Host.
+/// Encodes a message with this value of the Host header.
 pub(crate) fn request_to_host(from: &Upid, to: &Upid, message: &Message, host: &str) -> Vec<u8> {
     let (name, body) = wire::encode_message(message);
     let mut request = format!(
@@ -38,8 +37,8 @@ pub(crate) fn request_to_host(from: &Upid, to: &Upid, message: &Message, host: &
     request
 }
 
-/// Takes a whole message for the overlay agent off `input`, and who sends it; `None` if there is
-/// none yet.
+/// Removes a complete message to the overlay agent from `input`. Returns its sender and the
+/// message, or `None` if the message is not complete yet.
 pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<(Upid, Message)>, String> {
     let Some(head_length) = position(input, HEAD_END) else { return Ok(None) };
     let head = std::str::from_utf8(&input[..head_length]).map_err(|error| error.to_string())?;
@@ -47,11 +46,11 @@ pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<(Upid, Message)
         .strip_prefix("POST /overlay-agent/")
         .and_then(|rest| rest.split_once(" HTTP/1.1\r\n"))
         .map(|(name, _)| name.to_owned())
-        .ok_or_else(|| format!("no message for an agent: {head:?}"))?;
+        .ok_or_else(|| format!("not a message to an agent: {head:?}"))?;
     let from = head
         .lines()
         .find_map(|line| line.strip_prefix("Libprocess-From: "))
-        .ok_or_else(|| format!("nobody sends it: {head:?}"))?;
+        .ok_or_else(|| format!("the message has no sender: {head:?}"))?;
     let from = from.parse::<Upid>().map_err(|error| error.to_string())?;
     let is_chunked = head.contains("\r\nTransfer-Encoding: chunked");
     let rest = &input[head_length + HEAD_END.len()..];
@@ -68,25 +67,26 @@ pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<(Upid, Message)
     Ok(Some((from, message)))
 }
 
-/// Takes the receipts off `input`.
+/// Removes all complete receipts from `input`.
 pub(crate) fn take_receipts(input: &mut Vec<u8>) -> Result<(), String> {
     while let Some(length) = position(input, HEAD_END) {
         let head = String::from_utf8_lossy(&input[..length]);
         if !head.starts_with("HTTP/1.1 202 ") || !head.ends_with("\r\nContent-Length: 0") {
-            return Err(format!("no receipt: {}", String::from_utf8_lossy(input)));
+            return Err(format!("not a receipt: {}", String::from_utf8_lossy(input)));
         }
         input.drain(..length + HEAD_END.len());
     }
     Ok(())
 }
 
-/// The only chunk of a body, and the length of all of it; `None` if it is not all there.
+/// Returns the only chunk of a body and the encoded length of the body, or `None` if the body is
+/// not complete.
 pub(crate) fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
     let Some(line) = position(input, b"\r\n") else { return Ok(None) };
     let size = std::str::from_utf8(&input[..line])
         .ok()
         .and_then(|size| usize::from_str_radix(size, 16).ok())
-        .ok_or_else(|| format!("no size of a chunk: {:?}", input[..line].escape_ascii()))?;
+        .ok_or_else(|| format!("invalid chunk size: {:?}", input[..line].escape_ascii()))?;
     const END: &[u8] = b"\r\n0\r\n\r\n";
     let start = line + 2;
     let end = start + size + END.len();
@@ -94,12 +94,12 @@ pub(crate) fn chunk(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
         return Ok(None);
     }
     if !input[..end].ends_with(END) {
-        return Err("the chunk is not the only one".to_owned());
+        return Err("the body has several chunks".to_owned());
     }
     Ok(Some((&input[start..start + size], end)))
 }
 
-/// The offset of `pattern` in `input`, if it occurs there.
+/// Returns the offset of the first `pattern` in `input`.
 pub(crate) fn position(input: &[u8], pattern: &[u8]) -> Option<usize> {
     input.windows(pattern.len()).position(|window| window == pattern)
 }

@@ -1,26 +1,25 @@
-//! The registration storm: what it costs a master that a whole cluster registers at once, as after
-//! a failover. N agents over real sockets register, are told their addresses once those are
-//! durable, report, and are acknowledged.
+//! The registration storm: the cost for a master when a whole cluster registers at once, as after a
+//! failover. N agents register over real sockets, receive their addresses once these are durable,
+//! report their overlays, and are acknowledged.
 //!
-//! It prints figures and the limits beside them, and fails only if a result is wrong: a machine
-//! that is busy with something else must not turn into an error. `cargo bench --bench storm --
-//! 8000` runs one size.
+//! The benchmark prints measurements with their limits. It fails only on a wrong result, never on a
+//! missed limit, since the machine may be busy. `cargo bench --bench storm -- 8000` runs one size.
 //!
-//! Each size is also run against the floor: a server that moves the same bytes over the same
-//! connections and decides nothing, see [`floor`]. The ratio of the two shows what the logic, the
-//! store and the encoding of the program cost.
+//! Each size also runs against the floor, a server that transfers the same bytes over the same
+//! connections without any logic, see [`floor`]. The ratio of both shows the cost of the logic, the
+//! store and the encoding.
 //!
-//! `cargo bench --bench storm -- --mesos PREFIX LIBRARY 8000` does the same with the module of that
-//! library in the mesos-master of that installation, whose whole process is measured; with
-//! `--replicated-log`, the state is where the C++ module has it.
+//! `cargo bench --bench storm -- --mesos PREFIX LIBRARY 8000` measures a mesos-master that loads
+//! the module from LIBRARY. The measurement covers the whole mesos-master process. With
+//! `--replicated-log`, the state is in the replicated log, as with the C++ module.
 
-#[expect(dead_code, reason = "in a benchmark no agent ends")]
+#[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod agents;
 mod floor;
 mod libprocess;
 mod mesos;
 mod program;
-#[expect(dead_code, reason = "in a benchmark no agent ends")]
+#[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod promises;
 mod usage;
 
@@ -34,58 +33,57 @@ use program::{Program, free_address};
 use tokio::sync::watch;
 use usage::{Usage, cpu_time};
 
-/// How often each size is run. The best run counts: what disturbs a measurement only ever makes it
-/// longer.
+/// Number of runs of each size. The fastest run counts, since disturbances only add time.
 const RUNS: usize = 3;
 
-/// How much of the master's log is shown.
+/// Number of log lines of the master to print.
 const LOG_LINES: usize = 5;
 
-/// How long a storm may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of a storm.
+const STORM_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long after the acknowledgement of the last agent the last receipts may take to arrive.
+/// Time for the last receipts to arrive after the acknowledgement of the last agent.
 const LAST_RECEIPTS: Duration = Duration::from_millis(500);
 
-/// What follows the acknowledgement of the last agent, such as the ends of connections, is over by
-/// then.
+/// Time for the work after the acknowledgement of the last agent, such as closing connections.
 const AFTERMATH: Duration = Duration::from_secs(3);
 
-/// Agents, and what the C++ module needed for them on two cores: processor and wall seconds.
+/// Number of agents, and the CPU and wall seconds of the C++ module on two cores.
 const SIZES: [(usize, f64, f64); 3] = [(1000, 3.1, 5.0), (3000, 7.1, 5.0), (8000, 36.0, 29.0)];
 
-/// What 8,000 agents may cost the master: processor seconds, MiB, and the cost of one of them
-/// relative to one of 1,000.
+/// Limits for 8,000 agents: CPU seconds, peak memory in MiB, and the CPU time per agent relative to
+/// that with 1,000 agents.
 const CPU_LIMIT: f64 = 2.0;
 const MEMORY_LIMIT: f64 = 150.0;
 const RATIO_LIMIT: f64 = 1.3;
 
-/// The CPU time of the program relative to that of its floor.
+/// Limit of the CPU time of the program relative to the floor.
 const FLOOR_RATIO_LIMIT: f64 = 1.5;
 
-/// Processor seconds that 8,000 agents may cost a mesos-master with the module: a third of what
-/// they cost with the C++ module.
+/// Limit of the CPU seconds of a mesos-master with the module for 8,000 agents: a third of the CPU
+/// seconds with the C++ module.
 const MESOS_CPU_LIMIT: f64 = 12.0;
 
-/// One run.
+/// The measurements of one run.
 struct Storm {
     agents: usize,
     wall: Duration,
     cpu: Duration,
-    /// The processor time of what came after.
+    /// The CPU time during `AFTERMATH`.
     aftermath: Duration,
     traffic: Traffic,
     commits: u64,
-    repeated: usize,
+    retries: usize,
     usage: Usage,
-    /// What the master had to say, which should be nothing.
+    /// The log of the master. It should be empty.
     log: String,
-    /// Most memory, with one request for the whole state.
+    /// Peak memory after one request for the complete state, in MiB.
     peak_with_state: f64,
 }
 
 impl Storm {
-    fn cpu_of_one(&self) -> f64 {
+    /// Returns the CPU time per agent, in microseconds.
+    fn cpu_per_agent(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / number(self.agents)
     }
 
@@ -95,7 +93,7 @@ impl Storm {
             self.agents,
             self.wall.as_secs_f64(),
             self.cpu.as_secs_f64(),
-            self.cpu_of_one(),
+            self.cpu_per_agent(),
             self.commits,
             number(self.agents) / self.commits as f64,
             self.aftermath.as_secs_f64(),
@@ -105,8 +103,8 @@ impl Storm {
             cpp_cpu,
             cpp_wall
         );
-        if self.repeated > 0 {
-            println!("{:>7} {} registrations were not answered in time", "", self.repeated);
+        if self.retries > 0 {
+            println!("{:>7} {} registrations timed out and were repeated", "", self.retries);
         }
         for line in self.log.lines().take(LOG_LINES) {
             println!("{:>7} {line}", "");
@@ -116,32 +114,32 @@ impl Storm {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(result) = floor::serve_if_asked(&arguments) {
-        return report(result);
+    if let Some(result) = floor::serve_if_requested(&arguments) {
+        return exit_code(result);
     }
-    // `cargo test --all-targets` runs benchmarks too, without this word.
+    // `cargo test --all-targets` runs benchmarks without this argument: they then do nothing.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
     let sizes: Vec<usize> = arguments.iter().filter_map(|text| text.parse().ok()).collect();
-    report(Mesos::of(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)))
+    exit_code(Mesos::from_arguments(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)))
 }
 
-fn report(result: Result<(), String>) -> ExitCode {
+fn exit_code(result: Result<(), String>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("storm: {fault}");
+        Err(error) => {
+            eprintln!("storm: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
-    let who = if mesos.is_some() { "the module in mesos-master" } else { "the program" };
+fn run(mesos: Option<&Mesos>, selected_sizes: &[usize]) -> Result<(), String> {
+    let subject = if mesos.is_some() { "the module in mesos-master" } else { "the program" };
     let is_replicated = mesos.is_some_and(|mesos| mesos.is_replicated);
-    let place = if is_replicated { "the replicated log" } else { "a file" };
-    println!("registration storm: {who}, the best of {RUNS} runs each, state durable in {place}\n");
+    let store = if is_replicated { "the replicated log" } else { "a file" };
+    println!("registration storm: {subject}, best of {RUNS} runs, state in {store}\n");
     println!(
         "{:>7} {:>6} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>12}",
         "agents",
@@ -160,10 +158,10 @@ fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
         "{:>7} {:>6} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>6} {:>5}",
         "", "s", "s", "agent µs", "", "commit", "after s", "peak", "now", "tors", "CPU s", "wall"
     );
-    let mut bests = Vec::new();
+    let mut best_runs = Vec::new();
     let mut floor_ratio = None;
     for (agents, cpp_cpu, cpp_wall) in SIZES {
-        if !chosen.is_empty() && !chosen.contains(&agents) {
+        if !selected_sizes.is_empty() && !selected_sizes.contains(&agents) {
             continue;
         }
         let mut storms = (0..RUNS).map(|_| storm(mesos, agents)).collect::<Result<Vec<_>, _>>()?;
@@ -176,79 +174,81 @@ fn run(mesos: Option<&Mesos>, chosen: &[usize]) -> Result<(), String> {
                 floor_ratio = Some(ratio);
             }
         }
-        bests.push((best, cpp_cpu));
+        best_runs.push((best, cpp_cpu));
     }
     if let Some(ratio) = floor_ratio {
         println!(
-            "\nCPU of the program / of its floor at {}: {ratio:.2}, limit {FLOOR_RATIO_LIMIT}: {}",
+            "\nCPU of the program / of the floor at {}: {ratio:.2}, limit {FLOOR_RATIO_LIMIT}: {}",
             SIZES[2].0,
-            word(ratio <= FLOOR_RATIO_LIMIT)
+            verdict(ratio <= FLOOR_RATIO_LIMIT)
         );
     }
-    match (&bests[..], mesos) {
-        ([(first, _), .., (last, cpp)], None) if chosen.is_empty() => judge(first, last, *cpp),
+    match (&best_runs[..], mesos) {
+        ([(first, _), .., (last, cpp)], None) if selected_sizes.is_empty() => {
+            print_limits(first, last, *cpp)
+        }
         ([.., (last, cpp)], Some(_)) if last.agents == SIZES[2].0 => {
-            judge_cpu(last, MESOS_CPU_LIMIT, *cpp);
+            print_cpu_limit(last, MESOS_CPU_LIMIT, *cpp);
         }
         _ => {}
     }
     Ok(())
 }
 
-fn word(is_kept: bool) -> &'static str {
+fn verdict(is_kept: bool) -> &'static str {
     if is_kept { "kept" } else { "MISSED" }
 }
 
-fn judge_cpu(last: &Storm, limit: f64, cpp: f64) {
+fn print_cpu_limit(last: &Storm, limit: f64, cpp: f64) {
     let cpu = last.cpu.as_secs_f64();
     println!(
-        "CPU seconds at {}: {cpu:.2}, limit {limit}: {}; the C++ module {cpp}, {:.0} times that",
+        "CPU seconds at {}: {cpu:.2}, limit {limit}: {}; C++ module: {cpp}, {:.0} times as much",
         last.agents,
-        word(cpu <= limit),
+        verdict(cpu <= limit),
         cpp / cpu
     );
 }
 
-fn judge(first: &Storm, last: &Storm, cpp: f64) {
-    let ratio = last.cpu_of_one() / first.cpu_of_one();
+fn print_limits(first: &Storm, last: &Storm, cpp: f64) {
+    let ratio = last.cpu_per_agent() / first.cpu_per_agent();
     let total = |storm: &Storm| (storm.cpu + storm.aftermath).as_secs_f64();
-    let whole = total(last) / number(last.agents) * number(first.agents) / total(first);
+    let total_ratio = total(last) / number(last.agents) * number(first.agents) / total(first);
     let (many, few) = (last.agents, first.agents);
     println!(
-        "\nCPU of one of {many} agents / of one of {few}: {ratio:.2}, limit {RATIO_LIMIT}: {}\n  \
-         the same with what came after: {whole:.2}",
-        word(ratio <= RATIO_LIMIT)
+        "\nCPU per agent at {many} / at {few}: {ratio:.2}, limit {RATIO_LIMIT}: {}\n  \
+         including the CPU time after the storm: {total_ratio:.2}",
+        verdict(ratio <= RATIO_LIMIT)
     );
-    judge_cpu(last, CPU_LIMIT, cpp);
+    print_cpu_limit(last, CPU_LIMIT, cpp);
     let peak = last.usage.peak;
     println!(
-        "peak RSS at {many}: {peak:.1} MiB, limit {MEMORY_LIMIT}: {}; {:.1} MiB once the whole state \
-         was asked for",
-        word(peak <= MEMORY_LIMIT),
+        "peak RSS at {many}: {peak:.1} MiB, limit {MEMORY_LIMIT}: {}; {:.1} MiB after a request \
+         for the complete state",
+        verdict(peak <= MEMORY_LIMIT),
         last.peak_with_state
     );
 }
 
-/// Runs the floor of a storm, prints it, and returns the ratio of the storm's CPU time to it.
+/// Runs the floor, prints its measurements, and returns the CPU time of the storm relative to it.
 fn compare_with_floor(storm: &Storm) -> Result<f64, String> {
     let floors = (0..RUNS).map(|_| run_floor(storm.agents)).collect::<Result<Vec<_>, _>>()?;
     let floor = floors.into_iter().min_by_key(|floor| floor.cpu).ok_or("the floor was not run")?;
     let ratio = storm.cpu.as_secs_f64() / floor.cpu.as_secs_f64();
     let cpu = floor.cpu.as_secs_f64();
     println!(
-        "{:>7} {:>6.2} {cpu:>7.3} {:>8.0} is the floor: the program needs {ratio:.2} times its CPU",
+        "{:>7} {:>6.2} {cpu:>7.3} {:>8.0} floor: the program takes {ratio:.2} times its CPU time",
         "",
         floor.wall.as_secs_f64(),
         cpu * 1e6 / number(storm.agents)
     );
     if floor.traffic != storm.traffic {
-        // For example, since the program repeated something or sent messages of other kinds.
+        // For example, the program repeated a message or sent other types of messages.
         println!("{:>7} the traffic differs: {}; floor: {}", "", storm.traffic, floor.traffic);
     }
     Ok(ratio)
 }
 
-/// A run against the floor.
+/// The measurements of one run against the floor.
 struct FloorRun {
     wall: Duration,
     cpu: Duration,
@@ -266,7 +266,7 @@ fn run_floor(count: usize) -> Result<FloorRun, String> {
         let start = now();
         let agents = Agents::start_on(listener, watch::channel(Some(address)).1, count)
             .map_err(|error| error.to_string())?;
-        agents.all_acknowledged(PATIENCE).await?;
+        agents.all_acknowledged(STORM_TIMEOUT).await?;
         let wall = start.elapsed();
         let cpu = cpu_time(pid)? - cpu_before;
         tokio::time::sleep(LAST_RECEIPTS).await;
@@ -283,10 +283,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, Strin
         .block_on(work)
 }
 
-/// Runs a storm against a fresh master, and checks what came of it.
+/// Runs a storm against a new master, and checks the resulting state.
 fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
     block_on(async {
-        // Beside the build, since /tmp may be memory, which makes durable writes look cheap.
+        // In the build directory: /tmp may be a tmpfs, on which durable writes cost nothing.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .map_err(|error| format!("make a directory: {error}"))?;
         let address = free_address();
@@ -299,7 +299,7 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
         let start = now();
         let agents = Agents::start(watch::channel(Some(address)).1, count)
             .map_err(|error| error.to_string())?;
-        agents.all_acknowledged(PATIENCE).await.map_err(|fault| fault + &master.log())?;
+        agents.all_acknowledged(STORM_TIMEOUT).await.map_err(|error| error + &master.log())?;
         let wall = start.elapsed();
         let cpu_after = cpu_time(pid)?;
         let usage = Usage::of(pid)?;
@@ -307,11 +307,11 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
         let commits = health["counters"]["commits"].as_u64().ok_or("health shows no commits")?;
         tokio::time::sleep(AFTERMATH).await;
         let cpu_end = cpu_time(pid)?;
-        let told = agents.promises.lock().count();
+        let assigned = agents.promises.lock().count();
         let state = master.state().await?;
         agents.promises.lock().check_state(&state)?;
-        if told != count || health["agents"]["ok"] != count {
-            return Err(format!("{told} agents were told, health shows {health}"));
+        if assigned != count || health["agents"]["ok"] != count {
+            return Err(format!("{assigned} agents have an assignment, health shows {health}"));
         }
         Ok(Storm {
             agents: count,
@@ -320,9 +320,9 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
             aftermath: cpu_end - cpu_after,
             traffic: Traffic::from(&agents.traffic),
             commits,
-            repeated: agents.repeated(),
+            retries: agents.repeated(),
             usage,
-            log: mesos.map_or_else(|| master.log(), |_| mesos::own_lines(&master.log())),
+            log: mesos.map_or_else(|| master.log(), |_| mesos::module_lines(&master.log())),
             peak_with_state: Usage::of(pid)?.peak,
         })
     })
@@ -333,7 +333,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// For a quotient.
+/// Converts a count for a division.
 fn number(count: usize) -> f64 {
     count as f64
 }

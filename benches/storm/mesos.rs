@@ -1,4 +1,4 @@
-//! mesos-master with the master module, in the place of the program.
+//! Runs mesos-master with the master module instead of the program.
 
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,20 @@ use super::agents::allow_descriptors;
 use super::program::{Program, write_network};
 
 const FLAG: &str = "--mesos";
-/// Keep the state in Mesos' replicated log, of one replica, instead of a file.
+/// Selects the replicated log of Mesos, with one replica, as the store instead of a file.
 const LOG_FLAG: &str = "--replicated-log";
 
 /// A Mesos installation and the library with the modules.
 pub(crate) struct Mesos {
     pub(crate) prefix: PathBuf,
     pub(crate) library: PathBuf,
-    /// Whether the state is in the replicated log.
+    /// Whether the store is the replicated log.
     pub(crate) is_replicated: bool,
 }
 
 impl Mesos {
-    /// What follows the flag, if it is among the arguments.
-    pub(crate) fn of(arguments: &[String]) -> Result<Option<Self>, String> {
+    /// Parses the values after `--mesos`. Returns `None` without this flag.
+    pub(crate) fn from_arguments(arguments: &[String]) -> Result<Option<Self>, String> {
         let Some(at) = arguments.iter().position(|argument| argument == FLAG) else {
             return Ok(None);
         };
@@ -37,19 +37,19 @@ impl Mesos {
         Ok(Some(Self { prefix: absolute(prefix)?, library: absolute(library)?, is_replicated }))
     }
 
-    /// Starts a mesos-master with room for `agents`, and all of its files in `dir`.
+    /// Starts a mesos-master with enough descriptors for `agents`. All of its files are in `dir`.
     pub(crate) async fn start(
         &self,
         dir: &Path,
         address: SocketAddrV4,
         agents: usize,
     ) -> Result<Program, String> {
-        // It takes what limit it is given.
+        // mesos-master inherits the limit of this process.
         allow_descriptors(agents).map_err(|error| error.to_string())?;
-        let place = if self.is_replicated { "replicated_log_dir" } else { "work_dir" };
+        let store_parameter = if self.is_replicated { "replicated_log_dir" } else { "work_dir" };
         let parameters = json!([
             {"key": "overlays", "value": write_network(dir)?},
-            {"key": place, "value": dir.join("state")},
+            {"key": store_parameter, "value": dir.join("state")},
         ]);
         let name = "com_mesosphere_mesos_MasterOverlayHelper";
         let module = json!({"name": name, "parameters": parameters});
@@ -64,7 +64,7 @@ impl Mesos {
     }
 }
 
-/// The lines in a log of mesos-master that are the module's.
-pub(crate) fn own_lines(log: &str) -> String {
+/// Returns the lines of the module in a log of mesos-master.
+pub(crate) fn module_lines(log: &str) -> String {
     log.lines().filter(|line| line.contains(" overlay")).map(|line| format!("{line}\n")).collect()
 }

@@ -1,5 +1,5 @@
-//! A master in a process of its own, with its state on a real disk: the built program, or whatever
-//! else serves the same.
+//! A master in a separate process with its state on a real disk: the built binary, or another
+//! program with the same endpoints.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-/// Room for 32,768 agents.
+/// A network for at most 32,768 agents.
 pub(crate) const NETWORK: &str = r#"{
     "vtep_subnet": "44.128.0.0/16",
     "vtep_mac_oui": "70:B3:D5:00:00:00",
@@ -25,14 +25,14 @@ pub(crate) const NETWORK: &str = r#"{
     ]
 }"#;
 
-/// Ports that the system gives to nobody by itself: between a kill and a restart the port must stay
-/// free.
+/// Ports outside the ephemeral range of the kernel: the port of a killed master must stay free
+/// until the restart.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
-/// How long a request may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of a request, and of the start of a master.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A master that runs. Dropped, it is killed.
+/// A running master. Dropping it kills the process.
 pub(crate) struct Program {
     pub(crate) child: Child,
     pub(crate) address: SocketAddrV4,
@@ -40,8 +40,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts the built program with its state in `store`, or in `dir` if that is `file`, and waits
-    /// until it has read that.
+    /// Starts the built binary with this `--store`, and waits until it has loaded its state. A file
+    /// store is in `dir`.
     pub(crate) async fn start(
         store: &str,
         dir: &Path,
@@ -51,7 +51,7 @@ impl Program {
         Self::launch(command, dir, address).await
     }
 
-    /// What starts the built program with the network in a file.
+    /// Returns the command that starts the built binary with a network file.
     pub(crate) fn command(
         store: &str,
         network: &Path,
@@ -61,7 +61,7 @@ impl Program {
         Self::command_with_log("warn", store, network, dir, address)
     }
 
-    /// The same, with lines of this level and above in its log.
+    /// Returns the command that starts the built binary with this log level.
     pub(crate) fn command_with_log(
         level: &str,
         store: &str,
@@ -78,7 +78,7 @@ impl Program {
         command
     }
 
-    /// Starts a master by `command`, and waits until it serves at `address`.
+    /// Starts a master with `command`, and waits until it serves at `address`.
     pub(crate) async fn launch(
         command: Command,
         dir: &Path,
@@ -89,7 +89,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Starts a master by `command`, whose log is in `dir`.
+    /// Starts a master with `command`. Its log is in `dir`.
     pub(crate) fn spawn(
         mut command: Command,
         dir: &Path,
@@ -103,31 +103,31 @@ impl Program {
         Ok(Self { child, address, log })
     }
 
-    /// What `/overlay-master/health` says.
+    /// Requests `/overlay-master/health`.
     pub(crate) async fn health(&self) -> Result<Value, String> {
         health(self.address).await
     }
 
-    /// What `/overlay-master/state` says.
+    /// Requests `/overlay-master/state`.
     pub(crate) async fn state(&self) -> Result<State, String> {
         state(self.address).await
     }
 
-    /// What it wrote to its log.
+    /// Returns the log of the master.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_else(|error| error.to_string())
     }
 
-    /// Kills it at once, and waits until the system has closed its connections.
+    /// Kills the master, and waits until the kernel has closed its connections.
     pub(crate) fn kill(&mut self) {
-        // Both fail only if it has ended.
+        // Both calls fail only if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     async fn ready(&mut self) -> Result<(), String> {
         let wait = async {
-            // One that waits to be elected is well, and not ready.
+            // A standby master is healthy, but does not serve.
             while self.health().await.map_or(true, |health| health["status"] == "standby") {
                 if let Ok(Some(status)) = self.child.try_wait() {
                     return Err(format!("the master ended: {status}: {}", self.log()));
@@ -136,7 +136,7 @@ impl Program {
             }
             Ok(())
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| Err("the master is not ready".to_owned()))
+        timeout(TIMEOUT, wait).await.unwrap_or_else(|_| Err("the master is not ready".to_owned()))
     }
 }
 
@@ -146,14 +146,14 @@ impl Drop for Program {
     }
 }
 
-/// The network file of all masters here, in `dir`.
+/// Writes `NETWORK` into a file in `dir`. Returns its path.
 pub(crate) fn write_network(dir: &Path) -> Result<PathBuf, String> {
     let path = dir.join("network.json");
     fs::write(&path, NETWORK).map_err(|error| format!("write {}: {error}", path.display()))?;
     Ok(path)
 }
 
-/// An address that nobody listens on.
+/// Returns a loopback address on which nothing listens.
 pub(crate) fn free_address() -> SocketAddrV4 {
     loop {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, fastrand::u16(PORTS));
@@ -163,46 +163,46 @@ pub(crate) fn free_address() -> SocketAddrV4 {
     }
 }
 
-/// What `/overlay-master/health` of the master at `address` says.
+/// Requests `/overlay-master/health` of the master at `address`.
 pub(crate) async fn health(address: SocketAddrV4) -> Result<Value, String> {
     let body = ask(address, "GET /overlay-master/health", "application/json", "").await?;
     serde_json::from_slice(&body).map_err(|error| error.to_string())
 }
 
-/// What `/overlay-master/state` of the master at `address` says.
+/// Requests `/overlay-master/state` of the master at `address`.
 pub(crate) async fn state(address: SocketAddrV4) -> Result<State, String> {
     let body = ask(address, "GET /overlay-master/state", "application/x-protobuf", "").await?;
     let state = wire::decode(&body).map_err(|error| error.to_string())?;
     wire::decode_state(&state).map_err(|error| error.to_string())
 }
 
-/// The body of the answer to a request, which must be a 200.
+/// Sends a request. Returns the body of the response, which must have the status 200.
 pub(crate) async fn ask(
     address: SocketAddrV4,
-    what: &str,
+    request_line: &str,
     accept: &str,
     body: &str,
 ) -> Result<Vec<u8>, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(SocketAddr::V4(address)).await?;
         let request = format!(
-            "{what} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\
-             Content-Length: {}\r\n\r\n{body}",
+            "{request_line} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\n\
+             Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        io::Result::Ok(answer)
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await?;
+        io::Result::Ok(response)
     };
-    let answer = timeout(PATIENCE, exchange)
+    let response = timeout(TIMEOUT, exchange)
         .await
-        .map_err(|_| format!("{what}: no answer within {PATIENCE:?}"))?
-        .map_err(|error| format!("{what}: {error}"))?;
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
-    let (head, body) = answer.split_at(end.ok_or("no answer")? + 4);
+        .map_err(|_| format!("{request_line}: no response within {TIMEOUT:?}"))?
+        .map_err(|error| format!("{request_line}: {error}"))?;
+    let end = response.windows(4).position(|window| window == b"\r\n\r\n");
+    let (head, body) = response.split_at(end.ok_or("no response")? + 4);
     if !head.starts_with(b"HTTP/1.1 200 ") {
-        return Err(format!("{what}: {}", String::from_utf8_lossy(&answer)));
+        return Err(format!("{request_line}: {}", String::from_utf8_lossy(&response)));
     }
     Ok(body.to_vec())
 }

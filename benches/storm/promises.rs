@@ -1,54 +1,54 @@
-//! What agents were told: promises, each of which has to fit all others. An agent is told the same
-//! again and again, and what it was told nobody else is, until it is forgotten.
+//! Checks the assignments that agents receive. Until an agent is released, all its assignments are
+//! equal, and no other agent gets any of its addresses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use mesos_network_overlay::protocol::{Assignment, State, Status};
 
-/// How many overlays the networks here have, and the length of an agent's subnet in each.
+/// Number of overlays in the test networks, and the prefix length of an agent's subnet.
 const OVERLAYS: usize = 2;
 const PREFIX: u8 = 24;
 
-/// What all agents were told.
+/// The assignments of all agents, and the violations found so far.
 #[derive(Default)]
 pub(crate) struct Promises {
     agents: BTreeMap<Ipv4Addr, Promise>,
-    /// Who was told each address and subnet last.
+    /// The agent that received each address and subnet last.
     owners: HashMap<String, Ipv4Addr>,
-    /// How many messages were compared with all that is here.
+    /// Number of checked messages.
     pub(crate) compared: usize,
-    /// How many times an agent was told what another one had before.
+    /// Number of messages with addresses that another agent had before.
     pub(crate) reused: usize,
-    /// What no master may do.
+    /// Violations by a master.
     faults: Vec<String>,
 }
 
-/// What an agent was told.
+/// The assignments of one agent.
 struct Promise {
     told: Vec<Assignment>,
-    /// What it was told before it was forgotten.
+    /// The assignments before earlier releases.
     earlier: Vec<Vec<Assignment>>,
-    /// Whether it still has to be so.
+    /// Whether the current assignment must not change: the agent was not released since.
     is_firm: bool,
 }
 
 impl Promises {
-    /// The agent at `ip` was told `overlays` by its master.
+    /// Checks an assignment that the agent at `ip` received from the leading master.
     pub(crate) fn told(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
         self.compared += 1;
         match self.agents.get_mut(&ip) {
             Some(promise) if promise.told == overlays => promise.is_firm = true,
             Some(promise) if promise.is_firm => {
-                let fault = format!("{ip} was told {:?} and then {overlays:?}", promise.told);
+                let fault = format!("{ip} got {:?} and then {overlays:?}", promise.told);
                 return self.fault(fault);
             }
             Some(promise) => {
                 let before = std::mem::replace(&mut promise.told, overlays.to_vec());
                 promise.is_firm = true;
-                for piece in pieces(&before) {
-                    if self.owners.get(&piece) == Some(&ip) {
-                        self.owners.remove(&piece);
+                for address in exclusive_addresses(&before) {
+                    if self.owners.get(&address) == Some(&ip) {
+                        self.owners.remove(&address);
                     }
                 }
                 promise.earlier.push(before);
@@ -64,9 +64,9 @@ impl Promises {
         }
     }
 
-    /// The agent at `ip` was told `overlays` by a master that is not its own, or not any more, and
-    /// does not believe it. They have to be what it was promised all the same, now or before it was
-    /// forgotten.
+    /// Checks an assignment that the agent at `ip` received from a master that does not lead. The
+    /// agent ignores it. Still, it must be equal to the current assignment or to one before a
+    /// release.
     pub(crate) fn told_by_another(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
         self.compared += 1;
         if let Some(promise) = self.agents.get(&ip)
@@ -75,97 +75,111 @@ impl Promises {
             && !promise.earlier.iter().any(|earlier| earlier == overlays)
         {
             let told = &promise.told;
-            self.fault(format!("{ip} was told {told:?} and by another master {overlays:?}"));
+            self.fault(format!(
+                "{ip} got {told:?}, and from a master without leadership {overlays:?}"
+            ));
         }
     }
 
-    /// The agent at `ip` may be forgotten from now on.
+    /// Allows the agent at `ip` to lose its addresses from now on.
     pub(crate) fn release(&mut self, ip: Ipv4Addr) {
         if let Some(promise) = self.agents.get_mut(&ip) {
             promise.is_firm = false;
         }
     }
 
-    /// Somebody has seen what must not be.
+    /// Adds a violation.
     pub(crate) fn fault(&mut self, fault: String) {
         self.faults.push(fault);
     }
 
-    /// How many agents have what they were told.
+    /// Returns the number of agents with an assignment that was not released.
     pub(crate) fn count(&self) -> usize {
         self.agents.values().filter(|promise| promise.is_firm).count()
     }
 
-    /// Fails if there was a fault.
+    /// Fails if there was a violation.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.faults.first() {
-            Some(first) => Err(format!("{} faults, the first: {first}", self.faults.len())),
+            Some(first) => Err(format!("{} violations, the first: {first}", self.faults.len())),
             None => Ok(()),
         }
     }
 
-    /// The agents that a master shows, and that were not told anything that would still hold.
+    /// Returns the agents in `state` that have no assignment, or whose assignment was released.
     pub(crate) fn unpromised(&self, state: &State) -> Vec<Ipv4Addr> {
-        let is_promised = |ip: &Ipv4Addr| self.agents.get(ip).is_some_and(|one| one.is_firm);
+        let is_promised = |ip: &Ipv4Addr| self.agents.get(ip).is_some_and(|agent| agent.is_firm);
         state.agents.iter().map(|agent| agent.ip).filter(|ip| !is_promised(ip)).collect()
     }
 
-    /// Checks that there was no fault, and that the master shows every agent with what it was told,
-    /// as ready, and no others.
+    /// Checks that there was no violation, and that `state` contains exactly the agents with an
+    /// assignment, with the same addresses and the status OK.
     pub(crate) fn check_state(&self, state: &State) -> Result<(), String> {
         self.check()?;
         if state.agents.len() != self.count() {
-            return Err(format!("{} agents were told, {} shown", self.count(), state.agents.len()));
+            return Err(format!(
+                "{} agents have an assignment, the state has {}",
+                self.count(),
+                state.agents.len()
+            ));
         }
         for agent in &state.agents {
             let promise = self.agents.get(&agent.ip).filter(|promise| promise.is_firm);
-            let told = &promise.ok_or_else(|| format!("{} was told nothing", agent.ip))?.told;
-            let is_told = agent.overlays.len() == told.len()
+            let told = &promise.ok_or_else(|| format!("{} has no assignment", agent.ip))?.told;
+            let is_equal = agent.overlays.len() == told.len()
                 && agent.overlays.iter().zip(told).all(|(shown, told)| {
                     shown.name() == told.name()
                         && shown.has_addresses_of(told)
                         && shown.status == Some(Status::Ok)
                 });
-            if !is_told {
-                return Err(format!("{} was told {told:?}, shown {:?}", agent.ip, agent.overlays));
+            if !is_equal {
+                return Err(format!(
+                    "{} got {told:?}, the state has {:?}",
+                    agent.ip, agent.overlays
+                ));
             }
         }
         Ok(())
     }
 
-    /// Makes the agent at `ip` the owner of all that it was told, which must be something of
-    /// everything, and nothing that another one has.
+    /// Makes the agent at `ip` the owner of the addresses in `overlays`. The assignment must be
+    /// complete, and must not contain an address of another agent.
     fn own(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) -> Result<(), String> {
-        // All subnets have one length, so those that differ do not overlap either.
-        let is_whole = |one: &Assignment| {
-            one.vtep == overlays[0].vtep
-                && one.subnet.is_some_and(|subnet| {
+        // All subnets have the same prefix length, so different subnets do not overlap.
+        let is_complete = |assignment: &Assignment| {
+            assignment.vtep == overlays[0].vtep
+                && assignment.subnet.is_some_and(|subnet| {
                     subnet.prefix() == PREFIX
-                        && one.overlay.range.is_some_and(|range| range.subnet.covers(&subnet))
+                        && assignment
+                            .overlay
+                            .range
+                            .is_some_and(|range| range.subnet.covers(&subnet))
                 })
         };
-        if overlays.len() != OVERLAYS || !overlays.iter().all(is_whole) {
-            return Err(format!("{ip} was told {overlays:?}"));
+        if overlays.len() != OVERLAYS || !overlays.iter().all(is_complete) {
+            return Err(format!("{ip} got an incomplete assignment: {overlays:?}"));
         }
         let mut is_reused = false;
-        for piece in pieces(overlays) {
-            let other = self.owners.get(&piece).filter(|other| **other != ip);
+        for address in exclusive_addresses(overlays) {
+            let other = self.owners.get(&address).filter(|other| **other != ip);
             if let Some(other) = other {
                 if self.agents.get(other).is_some_and(|promise| promise.is_firm) {
-                    return Err(format!("{ip} was told {piece}, which {other} has"));
+                    return Err(format!("{ip} got {address}, which {other} has"));
                 }
                 is_reused = true;
             }
-            self.owners.insert(piece, ip);
+            self.owners.insert(address, ip);
         }
         self.reused += usize::from(is_reused);
         Ok(())
     }
 }
 
-/// All that nobody else may have.
-fn pieces(overlays: &[Assignment]) -> impl Iterator<Item = String> {
-    let vteps = overlays.iter().take(1).map(|one| &one.vtep);
+/// Returns the addresses and subnets that only one agent may have.
+fn exclusive_addresses(overlays: &[Assignment]) -> impl Iterator<Item = String> {
+    let vteps = overlays.iter().take(1).map(|assignment| &assignment.vtep);
     let vteps = vteps.flat_map(|vtep| [vtep.ip.to_string(), vtep.mac.to_string()]);
-    vteps.chain(overlays.iter().filter_map(|one| one.subnet).map(|subnet| subnet.to_string()))
+    vteps.chain(
+        overlays.iter().filter_map(|assignment| assignment.subnet).map(|subnet| subnet.to_string()),
+    )
 }

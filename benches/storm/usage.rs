@@ -1,4 +1,4 @@
-//! What a process uses, as the kernel counts it.
+//! The resource usage of a process, as reported by the kernel.
 
 use std::fs;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-/// What a process holds at a moment.
+/// The memory and descriptors of a process at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
-    /// Most memory that was ever resident, in MiB.
+    /// Peak resident memory, in MiB.
     pub(crate) peak: f64,
-    /// Memory that is resident, in MiB.
+    /// Resident memory, in MiB.
     pub(crate) resident: f64,
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub(crate) descriptors: usize,
 }
 
@@ -26,7 +26,7 @@ impl Usage {
             let kibibytes: u32 = line.trim().strip_suffix(" kB")?.parse().ok()?;
             Some(f64::from(kibibytes) / 1024.0)
         };
-        let missing = || format!("no memory in {path}");
+        let missing = || format!("{path} shows no memory usage");
         let path = format!("/proc/{pid}/fd");
         let descriptors = fs::read_dir(&path).map_err(|error| format!("read {path}: {error}"))?;
         Ok(Self {
@@ -37,8 +37,8 @@ impl Usage {
     }
 }
 
-/// The processor time that a process has used, in user and in system mode: utime + stime of its
-/// /proc/PID/stat, from a clock that does not count in hundredths of a second.
+/// Returns the user and system CPU time of a process. The CPU clock is used, since `utime` and
+/// `stime` in /proc/PID/stat have a resolution of only 10 ms.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration, String> {
     let failure = |error: nix::Error| format!("read the clock of process {pid}: {error}");
     let pid = Pid::from_raw(pid.cast_signed());
