@@ -8,15 +8,15 @@
 #[path = "../storm/agents.rs"]
 #[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod agents;
+#[path = "../storm/assignment_checker.rs"]
+#[expect(dead_code, reason = "agents do not stop in a benchmark")]
+mod assignment_checker;
 #[path = "../../tests/host/ensemble.rs"]
 mod ensemble;
 #[path = "../storm/libprocess.rs"]
 mod libprocess;
-#[path = "../storm/program.rs"]
-mod program;
-#[path = "../storm/promises.rs"]
-#[expect(dead_code, reason = "agents do not stop in a benchmark")]
-mod promises;
+#[path = "../storm/master_process.rs"]
+mod master_process;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use agents::Agents;
 use ensemble::Servers;
+use master_process::{MasterProcess, NETWORK, free_address};
 use mesos_network_overlay::addr::{OverlayName, Subnet};
 use mesos_network_overlay::clock::Now;
 use mesos_network_overlay::config::parse_master;
@@ -34,7 +35,6 @@ use mesos_network_overlay::master::{Event, Master, Settings};
 use mesos_network_overlay::protocol::{AgentRecord, OverlayRecord, Record};
 use mesos_network_overlay::store::{Change, FileStore, Key, Store, ZooKeeperStore};
 use mesos_network_overlay::wire::encode_record;
-use program::{NETWORK, Program, free_address};
 use tokio::sync::watch;
 
 /// Number of runs of each storm. The fastest run counts.
@@ -132,7 +132,7 @@ fn storm(store: &str) -> Result<(f64, u64), String> {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .map_err(|error| format!("make a directory: {error}"))?;
         let address = free_address();
-        let master = Program::start(store, dir.path(), address).await?;
+        let master = MasterProcess::start(store, dir.path(), address).await?;
         let start = now();
         let agents = Agents::start(watch::channel(Some(address)).1, STORM_AGENTS)
             .map_err(|error| error.to_string())?;
@@ -140,7 +140,7 @@ fn storm(store: &str) -> Result<(f64, u64), String> {
         let wall = start.elapsed().as_secs_f64();
         let health = master.health().await?;
         let state = master.state().await?;
-        agents.promises.lock().check_state(&state)?;
+        agents.checker.lock().check_state(&state)?;
         if agents.repeated() > 0 {
             println!("  {} registrations timed out and were repeated", agents.repeated());
         }

@@ -21,8 +21,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::assignment_checker::AssignmentChecker;
 use super::libprocess::{RECEIPT, request, take_message, take_receipts};
-use super::promises::Promises;
 
 /// The address of the first agent. The other agents have the following addresses.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
@@ -49,7 +49,7 @@ pub(crate) struct Agents {
     leader: Leader,
     agents: Vec<Agent>,
     /// The assignments that the agents received.
-    pub(crate) promises: Mutex<Promises>,
+    pub(crate) checker: Mutex<AssignmentChecker>,
     /// Number of running agents.
     alive: AtomicUsize,
     /// Number of agents that are linked to the master and acknowledged by the master.
@@ -86,8 +86,8 @@ struct Agent {
 struct AgentState {
     link: Option<Arc<TcpStream>>,
     is_acknowledged: bool,
-    /// Number of registrations since the last call of `take_most_tries`.
-    tries: usize,
+    /// Number of registrations since the last call of `take_max_registrations`.
+    registrations_sent: usize,
 }
 
 const fn is_alive(life: u64) -> bool {
@@ -112,7 +112,7 @@ impl Agents {
         let agents = Arc::new(Self {
             leader,
             agents: (0..count).map_while(|index| agent_at(index, port)).map(agent).collect(),
-            promises: Mutex::default(),
+            checker: Mutex::default(),
             alive: AtomicUsize::new(count),
             acknowledged: AtomicUsize::new(0),
             updates: AtomicUsize::new(0),
@@ -129,16 +129,16 @@ impl Agents {
     }
 
     /// Waits until the master has acknowledged all running agents.
-    pub(crate) async fn all_acknowledged(&self, patience: Duration) -> Result<(), String> {
+    pub(crate) async fn all_acknowledged(&self, limit: Duration) -> Result<(), String> {
         let count =
             || (self.acknowledged.load(Ordering::Relaxed), self.alive.load(Ordering::Relaxed));
-        let is_so = || {
+        let condition = || {
             let (done, all) = count();
             done == all
         };
-        self.until(patience, is_so).await.map_err(|()| {
+        self.wait_until(limit, condition).await.map_err(|()| {
             let (done, all) = count();
-            format!("after {patience:?} only {done} of {all} agents are acknowledged")
+            format!("after {limit:?} only {done} of {all} agents are acknowledged")
         })
     }
 
@@ -147,26 +147,26 @@ impl Agents {
         self.repeated.load(Ordering::Relaxed)
     }
 
-    /// Waits until `is_so` is true. Checks it after each received message and each ended link.
-    pub(crate) async fn until(
+    /// Waits until `condition` is true. Checks it after each received message and each ended link.
+    pub(crate) async fn wait_until(
         &self,
-        patience: Duration,
-        is_so: impl Fn() -> bool,
+        limit: Duration,
+        condition: impl Fn() -> bool,
     ) -> Result<(), ()> {
         let wait = async {
             loop {
                 let changed = self.changed.notified();
-                if is_so() {
+                if condition() {
                     return;
                 }
                 changed.await;
             }
         };
-        timeout(patience, wait).await.map_err(drop)
+        timeout(limit, wait).await.map_err(drop)
     }
 
     /// Returns the indexes of the running agents and those of the stopped agents.
-    pub(crate) fn by_life(&self) -> (Vec<usize>, Vec<usize>) {
+    pub(crate) fn running_and_stopped(&self) -> (Vec<usize>, Vec<usize>) {
         (0..self.agents.len()).partition(|&index| is_alive(*self.agents[index].life.borrow()))
     }
 
@@ -181,7 +181,7 @@ impl Agents {
     }
 
     /// Starts a stopped agent again.
-    pub(crate) fn revive(&self, index: usize) {
+    pub(crate) fn restart(&self, index: usize) {
         self.agents[index].life.send_if_modified(|life| {
             let was_dead = !is_alive(*life);
             *life += u64::from(was_dead);
@@ -196,9 +196,12 @@ impl Agents {
     }
 
     /// Returns the largest number of registrations of one agent since the last call.
-    pub(crate) fn take_most_tries(&self) -> usize {
-        let tries = self.agents.iter().map(|agent| std::mem::take(&mut agent.state.lock().tries));
-        tries.max().unwrap_or(0)
+    pub(crate) fn take_max_registrations(&self) -> usize {
+        let maxima = self
+            .agents
+            .iter()
+            .map(|agent| std::mem::take(&mut agent.state.lock().registrations_sent));
+        maxima.max().unwrap_or(0)
     }
 
     /// Runs an agent: while it is started, it follows the leading master.
@@ -259,7 +262,7 @@ impl Agents {
         let mut input = Vec::new();
         loop {
             self.registrations.fetch_add(1, Ordering::Relaxed);
-            agent.state.lock().tries += 1;
+            agent.state.lock().registrations_sent += 1;
             if self.write(link, &register).await.is_err() {
                 return Ok(());
             }
@@ -338,7 +341,7 @@ impl Agents {
         let is_own_master = *self.leader.borrow() == Some(from.address);
         match message {
             Message::UpdateAgentOverlays(overlays) if is_own_master => {
-                self.promises.lock().told(ip, &overlays);
+                self.checker.lock().check_assignment(ip, &overlays);
                 self.updates.fetch_add(1, Ordering::Relaxed);
                 self.changed.notify_waiters();
                 let is_ready = |overlay| Assignment { status: Some(Status::Ok), ..overlay };
@@ -348,7 +351,7 @@ impl Agents {
             }
             // Like the real agent, a simulated agent ignores masters other than the leader.
             Message::UpdateAgentOverlays(overlays) => {
-                self.promises.lock().told_by_another(ip, &overlays);
+                self.checker.lock().check_foreign_assignment(ip, &overlays);
                 None
             }
             Message::AgentRegisteredAcknowledgement => {
@@ -406,7 +409,7 @@ impl Agents {
     }
 
     fn report_error(&self, index: usize, error: &str) {
-        self.promises.lock().fault(format!("{}: {error}", self.agents[index].upid));
+        self.checker.lock().add_violation(format!("{}: {error}", self.agents[index].upid));
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::agents::{TrafficCounters, agent_at, allow_descriptors, index_at};
 use super::libprocess::{HEAD_END, RECEIPT, chunk, position, request_to_host};
-use super::program::NETWORK;
+use super::master_process::NETWORK;
 
 /// The flag that makes this executable the floor. It is followed by the address of the floor, the
 /// port of the agents, and the number of agents.

@@ -15,12 +15,12 @@
 
 #[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod agents;
+#[expect(dead_code, reason = "agents do not stop in a benchmark")]
+mod assignment_checker;
 mod floor;
 mod libprocess;
+mod master_process;
 mod mesos;
-mod program;
-#[expect(dead_code, reason = "agents do not stop in a benchmark")]
-mod promises;
 mod usage;
 
 use std::process::ExitCode;
@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use agents::Agents;
 use floor::{Floor, Traffic};
+use master_process::{MasterProcess, free_address};
 use mesos::Mesos;
-use program::{Program, free_address};
 use tokio::sync::watch;
 use usage::{Usage, cpu_time};
 
@@ -270,7 +270,7 @@ fn run_floor(count: usize) -> Result<FloorRun, String> {
         let wall = start.elapsed();
         let cpu = cpu_time(pid)? - cpu_before;
         tokio::time::sleep(LAST_RECEIPTS).await;
-        agents.promises.lock().check()?;
+        agents.checker.lock().check()?;
         Ok(FloorRun { wall, cpu, traffic: Traffic::from(&agents.traffic) })
     })
 }
@@ -292,7 +292,7 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
         let address = free_address();
         let master = match mesos {
             Some(mesos) => mesos.start(dir.path(), address, count).await?,
-            None => Program::start("file", dir.path(), address).await?,
+            None => MasterProcess::start("file", dir.path(), address).await?,
         };
         let pid = master.child.id();
         let cpu_before = cpu_time(pid)?;
@@ -307,9 +307,9 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
         let commits = health["counters"]["commits"].as_u64().ok_or("health shows no commits")?;
         tokio::time::sleep(AFTERMATH).await;
         let cpu_end = cpu_time(pid)?;
-        let assigned = agents.promises.lock().count();
+        let assigned = agents.checker.lock().count();
         let state = master.state().await?;
-        agents.promises.lock().check_state(&state)?;
+        agents.checker.lock().check_state(&state)?;
         if assigned != count || health["agents"]["ok"] != count {
             return Err(format!("{assigned} agents have an assignment, health shows {health}"));
         }

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use super::agents::allow_descriptors;
-use super::program::{Program, write_network};
+use super::master_process::{MasterProcess, write_network};
 
 const FLAG: &str = "--mesos";
 /// Selects the replicated log of Mesos, with one replica, as the store instead of a file.
@@ -43,7 +43,7 @@ impl Mesos {
         dir: &Path,
         address: SocketAddrV4,
         agents: usize,
-    ) -> Result<Program, String> {
+    ) -> Result<MasterProcess, String> {
         // mesos-master inherits the limit of this process.
         allow_descriptors(agents).map_err(|error| error.to_string())?;
         let store_parameter = if self.is_replicated { "replicated_log_dir" } else { "work_dir" };
@@ -60,7 +60,7 @@ impl Mesos {
             .args([format!("--port={}", address.port()), format!("--modules={modules}")])
             .arg(format!("--work_dir={}", dir.join("mesos").display()))
             .args(["--registry=in_memory", "--logging_level=WARNING"]);
-        Program::launch(command, dir, address).await
+        MasterProcess::launch(command, dir, address).await
     }
 }
 

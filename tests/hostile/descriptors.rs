@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::program::free_address;
+use crate::master_process::free_address;
 use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
 /// Limit of file descriptors of the agent.

@@ -12,18 +12,18 @@
 #[expect(dead_code, reason = "these tests stop no agent")]
 mod agents;
 mod amplification;
+#[path = "../../benches/storm/assignment_checker.rs"]
+#[expect(dead_code, reason = "these tests stop no agent")]
+mod assignment_checker;
 mod connections;
 mod descriptors;
 #[path = "../../benches/storm/libprocess.rs"]
 mod libprocess;
 mod log_flood;
+#[path = "../../benches/storm/master_process.rs"]
+mod master_process;
 mod memory;
 mod misbehaving_peers;
-#[path = "../../benches/storm/program.rs"]
-mod program;
-#[path = "../../benches/storm/promises.rs"]
-#[expect(dead_code, reason = "these tests stop no agent")]
-mod promises;
 #[path = "../../benches/storm/usage.rs"]
 #[expect(dead_code, reason = "these tests measure no processor time")]
 mod usage;

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::program::NETWORK;
+use crate::master_process::NETWORK;
 use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
 /// Number of agents. The state of so many agents has megabytes.

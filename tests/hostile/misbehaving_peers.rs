@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::agents::Agents;
 use crate::libprocess::request;
-use crate::program::{Program, free_address};
+use crate::master_process::{MasterProcess, free_address};
 
 const HONEST_AGENTS: usize = 200;
 const GARBAGE_SENDERS: u16 = 1000;
@@ -40,7 +40,7 @@ const ATTACKER_NETWORK: [u8; 2] = [127, 9];
 async fn honest_agents_among_misbehaving_peers_are_served() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let address = free_address();
-    let master = Program::start("file", dir.path(), address).await.unwrap();
+    let master = MasterProcess::start("file", dir.path(), address).await.unwrap();
     for index in 0..GARBAGE_SENDERS {
         tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_garbage));
     }
@@ -93,7 +93,7 @@ async fn honest_agents_among_misbehaving_peers_are_served() {
     state.agents.retain(|agent| !is_deaf(agent.ip));
     assert!(REFUSED_LIES.load(Ordering::Relaxed) > usize::from(LIARS));
     // The state has no other agent, so no false registration succeeded.
-    agents.promises.lock().check_state(&state).unwrap();
+    agents.checker.lock().check_state(&state).unwrap();
 }
 
 /// Connects from an address of its own and runs `misbehave`, again and again.

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::agents::Agents;
 use crate::libprocess::request;
-use crate::program::{NETWORK, Program, free_address};
+use crate::master_process::{MasterProcess, NETWORK, free_address};
 use crate::usage::Usage;
 
 /// Connections that the master accepts.
@@ -38,7 +38,7 @@ const OPERATOR: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 
 /// A master with honest agents.
 pub(crate) struct Victim {
-    pub(crate) master: Program,
+    pub(crate) master: MasterProcess,
     agents: Arc<Agents>,
     dir: TempDir,
 }
@@ -53,8 +53,9 @@ impl Victim {
         let config = format!(r#"{{"network":{NETWORK},"limits":{{"connections":{CONNECTIONS}}}}}"#);
         let network = dir.path().join("master.json");
         fs::write(&network, config).unwrap();
-        let command = Program::command_with_log("info", "file", &network, dir.path(), address);
-        let master = Program::launch(command, dir.path(), address).await.unwrap();
+        let command =
+            MasterProcess::command_with_log("info", "file", &network, dir.path(), address);
+        let master = MasterProcess::launch(command, dir.path(), address).await.unwrap();
         let agents = Agents::start(watch::channel(Some(address)).1, agents).unwrap();
         agents.all_acknowledged(AGENTS_TIMEOUT).await.unwrap();
         Self { master, agents, dir }

@@ -3,13 +3,13 @@
 
 #[path = "../../benches/storm/agents.rs"]
 mod agents;
+#[path = "../../benches/storm/assignment_checker.rs"]
+mod assignment_checker;
 mod crash;
 mod kill;
 #[path = "../../benches/storm/libprocess.rs"]
 mod libprocess;
-#[path = "../../benches/storm/program.rs"]
+#[path = "../../benches/storm/master_process.rs"]
 #[expect(dead_code, reason = "the benchmark uses the rest")]
-mod program;
-#[path = "../../benches/storm/promises.rs"]
-mod promises;
+mod master_process;
 mod single;

@@ -11,14 +11,14 @@ use tokio::time::sleep;
 
 use super::agents::Leader;
 use super::crash::{Masters, Tally};
-use super::program::{Program, free_address};
+use super::master_process::{MasterProcess, free_address};
 
 /// A master that the function `start` starts in a directory and at an address.
 pub(crate) struct Single<S> {
     start: S,
     dir: TempDir,
     address: SocketAddrV4,
-    master: Program,
+    master: MasterProcess,
     /// The leader as the agents see it.
     leader: watch::Sender<Option<SocketAddrV4>>,
     /// Whether agents reconnect only when the master serves, instead of as soon as a process
@@ -26,7 +26,7 @@ pub(crate) struct Single<S> {
     agents_wait_until_served: bool,
 }
 
-impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Single<S> {
+impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<MasterProcess, String>> Single<S> {
     pub(crate) async fn new(agents_wait_until_served: bool, start: S) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let address = free_address();
@@ -55,7 +55,7 @@ impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Single<S> {
     }
 }
 
-impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<Program, String>> Masters for Single<S> {
+impl<S: AsyncFn(&Path, SocketAddrV4) -> Result<MasterProcess, String>> Masters for Single<S> {
     fn address(&self) -> String {
         self.address.to_string()
     }

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::storm::agents::Leader;
 use super::storm::crash::{Masters, TIMEOUT, Tally, crash, write_network};
-use super::storm::program::{Program, free_address, health};
+use super::storm::master_process::{MasterProcess, free_address, health};
 use super::{SERVERS, SESSION, TICK, ensemble};
 use crate::ensemble::Servers;
 
@@ -54,7 +54,7 @@ const FAULTS: [Fault; 7] = [
 struct ElectedMasters {
     servers: Servers,
     dir: TempDir,
-    masters: Vec<Program>,
+    masters: Vec<MasterProcess>,
     leader: Leader,
     /// Faults that remain to be injected. Even a short run injects every fault once.
     pending_faults: Vec<Fault>,
@@ -79,13 +79,13 @@ impl ElectedMasters {
         elected
     }
 
-    fn spawn(&self, number: usize, address: SocketAddrV4) -> Result<Program, String> {
+    fn spawn(&self, number: usize, address: SocketAddrV4) -> Result<MasterProcess, String> {
         let dir: PathBuf = self.dir.path().join(format!("master-{number}"));
         fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
         let store = format!("file://{}", self.dir.path().join("zk").display());
-        let mut command = Program::command(&store, &write_network(&dir)?, &dir, address);
+        let mut command = MasterProcess::command(&store, &write_network(&dir)?, &dir, address);
         command.args(["--zk-session-timeout", &format!("{}s", SESSION.as_secs())]);
-        Program::spawn(command, &dir, address)
+        MasterProcess::spawn(command, &dir, address)
     }
 
     fn restart(&mut self, number: usize) -> Result<(), String> {

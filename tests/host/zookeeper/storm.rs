@@ -2,12 +2,12 @@
 
 #[path = "../../../benches/storm/agents.rs"]
 pub(super) mod agents;
+#[path = "../../../benches/storm/assignment_checker.rs"]
+mod assignment_checker;
 #[path = "../../storm/crash/mod.rs"]
 pub(super) mod crash;
 #[path = "../../../benches/storm/libprocess.rs"]
 mod libprocess;
-#[path = "../../../benches/storm/program.rs"]
+#[path = "../../../benches/storm/master_process.rs"]
 #[expect(dead_code, reason = "this test starts its masters by other functions")]
-pub(super) mod program;
-#[path = "../../../benches/storm/promises.rs"]
-mod promises;
+pub(super) mod master_process;

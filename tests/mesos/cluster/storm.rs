@@ -5,19 +5,19 @@ use crate::library::{prefix, release_library};
 
 #[path = "../../../benches/storm/agents.rs"]
 mod agents;
+#[path = "../../../benches/storm/assignment_checker.rs"]
+mod assignment_checker;
 #[path = "../../storm/crash/mod.rs"]
 #[expect(dead_code, reason = "the test uses the network of the benchmark")]
 mod crash;
 #[path = "../../../benches/storm/libprocess.rs"]
 mod libprocess;
+#[path = "../../../benches/storm/master_process.rs"]
+#[expect(dead_code, reason = "this test runs mesos-master instead of the program")]
+mod master_process;
 #[path = "../../../benches/storm/mesos.rs"]
 #[expect(dead_code, reason = "only the benchmark uses the other items")]
 mod mesos;
-#[path = "../../../benches/storm/program.rs"]
-#[expect(dead_code, reason = "this test runs mesos-master instead of the program")]
-mod program;
-#[path = "../../../benches/storm/promises.rs"]
-mod promises;
 #[path = "../../storm/single.rs"]
 mod single;
 

@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::agents::{Agents, Leader};
-use super::program::{ask, health, state};
+use super::master_process::{health, send_request, state};
 use real::RealAgents;
 
 /// A network with room for 2,046 agents: slightly more than are alive at a time. Agents that
@@ -161,12 +161,12 @@ impl<M: Masters> Crash<'_, M> {
         self.tally.add("rounds", rounds);
         self.wait_until_healthy().await?;
         self.check_acknowledged_changes_are_durable().await?;
-        let promises = self.agents.promises.lock();
+        let checker = self.agents.checker.lock();
         let registrations = self.agents.registrations.load(Ordering::Relaxed);
         self.tally.add("registrations", registrations);
         self.tally.add("registrations repeated without an answer", self.agents.repeated());
-        self.tally.add("assignments compared", promises.compared);
-        self.tally.add("assignments of released addresses", promises.reused);
+        self.tally.add("assignments compared", checker.compared);
+        self.tally.add("assignments of released addresses", checker.reused);
         Ok(())
     }
 
@@ -193,18 +193,18 @@ impl<M: Masters> Crash<'_, M> {
         killed.0.into_iter().for_each(|(event, count)| self.tally.add(event, count));
         self.tally.add("real agents killed", 1);
         self.real.check_files()?;
-        self.agents.promises.lock().check()
+        self.agents.checker.lock().check()
     }
 
     /// Waits until the cluster is healthy, and checks that all agents have their assignments. Has
     /// the master forget agents that no longer exist, and returns the number of these agents.
     async fn wait_until_healthy(&mut self) -> Result<usize, String> {
-        self.agents.take_most_tries();
+        self.agents.take_max_registrations();
         let begin = now();
         let leader = self.masters.wait_for_leader().await?;
         self.agents.all_acknowledged(TIMEOUT).await?;
         self.real.all_acknowledged(TIMEOUT).await?;
-        let tries = self.agents.take_most_tries();
+        let tries = self.agents.take_max_registrations();
         if tries > REGISTRATIONS_MAX {
             return Err(format!("an agent registered {tries} times after the faults ended"));
         }
@@ -216,9 +216,9 @@ impl<M: Masters> Crash<'_, M> {
         // A late registration can recreate an agent after the master has forgotten it.
         let shown = state(leader).await?;
         let gone = {
-            let mut promises = self.agents.promises.lock();
-            self.real.record_assignments(&shown, &mut promises);
-            promises.unpromised(&shown)
+            let mut checker = self.agents.checker.lock();
+            self.real.record_assignments(&shown, &mut checker);
+            checker.unassigned_agents(&shown)
         };
         if !gone.is_empty() {
             forget(leader, &gone).await?;
@@ -244,7 +244,7 @@ impl<M: Masters> Crash<'_, M> {
     /// Checks that the master shows exactly the agents that are alive, with their assignments.
     async fn check_all(&mut self, leader: SocketAddrV4) -> Result<Value, String> {
         let state = state(leader).await?;
-        self.agents.promises.lock().check_state(&state)?;
+        self.agents.checker.lock().check_state(&state)?;
         self.real.check_state(&state)?;
         let health = health(leader).await?;
         let count = ALIVE + REAL;
@@ -260,13 +260,13 @@ impl<M: Masters> Crash<'_, M> {
     /// Checks that a kill right after an acknowledged deletion does not undo the deletion.
     async fn check_acknowledged_changes_are_durable(&mut self) -> Result<(), String> {
         let leader = self.masters.wait_for_leader().await?;
-        let (mut alive, mut dead) = self.agents.by_life();
+        let (mut alive, mut dead) = self.agents.running_and_stopped();
         self.random.shuffle(&mut alive);
         self.random.shuffle(&mut dead);
         for (gone, added) in alive.iter().zip(&dead).take(REPLACED) {
             self.agents.kill(*gone);
-            self.agents.promises.lock().release(self.agents.ip(*gone));
-            self.agents.revive(*added);
+            self.agents.checker.lock().release(self.agents.ip(*gone));
+            self.agents.restart(*added);
         }
         let gone: Vec<Ipv4Addr> =
             alive.iter().take(REPLACED).map(|&index| self.agents.ip(index)).collect();
@@ -286,13 +286,13 @@ async fn wait_for_random_progress(agents: &Agents, random: &mut Rng) {
     let updates = random.usize(..1 << magnitude);
     let before = agents.updates.load(Ordering::Relaxed);
     let has_progressed = || agents.updates.load(Ordering::Relaxed) > before + updates;
-    let _ = agents.until(PROGRESS_TIMEOUT, has_progressed).await;
+    let _ = agents.wait_until(PROGRESS_TIMEOUT, has_progressed).await;
 }
 
 /// Crashes and restarts some agents, and replaces others: the master forgets each of these, and an
 /// agent that was not running takes its place.
 async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut Tally) {
-    let (mut alive, mut dead) = agents.by_life();
+    let (mut alive, mut dead) = agents.running_and_stopped();
     random.shuffle(&mut alive);
     random.shuffle(&mut dead);
     let (gone, rest) = alive.split_at(random.usize(1..REPLACED));
@@ -302,12 +302,12 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
     }
     tally.add("simulated agents killed", crashed.len() + gone.len());
     sleep(Duration::from_millis(random.u64(..1000))).await;
-    crashed.iter().for_each(|&index| agents.revive(index));
+    crashed.iter().for_each(|&index| agents.restart(index));
 
     // The master may forget these agents from now on. Without an answer the outcome is unknown, and
     // the agents are restarted.
     let ips: Vec<Ipv4Addr> = gone.iter().map(|&index| agents.ip(index)).collect();
-    ips.iter().for_each(|&ip| agents.promises.lock().release(ip));
+    ips.iter().for_each(|&ip| agents.checker.lock().release(ip));
     let leader = *leader.borrow();
     let forgotten = match leader {
         Some(leader) => forget(leader, &ips).await,
@@ -315,11 +315,11 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
     };
     match forgotten {
         Ok(()) => {
-            dead[..gone.len()].iter().for_each(|&index| agents.revive(index));
+            dead[..gone.len()].iter().for_each(|&index| agents.restart(index));
             tally.add("simulated agents forgotten", gone.len());
         }
         Err(_) => {
-            gone.iter().for_each(|&index| agents.revive(index));
+            gone.iter().for_each(|&index| agents.restart(index));
             tally.add("simulated agents with an unanswered request to forget them", gone.len());
         }
     }
@@ -328,7 +328,9 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
 /// Has a master forget agents. After an error, the outcome is unknown.
 async fn forget(leader: SocketAddrV4, agents: &[Ipv4Addr]) -> Result<(), String> {
     let body = serde_json::json!({ "agents": agents, "force": true }).to_string();
-    ask(leader, "POST /overlay-master/agents/delete", "application/json", &body).await.map(drop)
+    send_request(leader, "POST /overlay-master/agents/delete", "application/json", &body)
+        .await
+        .map(drop)
 }
 
 /// Writes the network of the crash test into `dir`.

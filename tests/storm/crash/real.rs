@@ -11,8 +11,8 @@ use mesos_network_overlay::protocol::{Assignment, State};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use super::super::program::ask;
-use super::super::promises::Promises;
+use super::super::assignment_checker::AssignmentChecker;
+use super::super::master_process::send_request;
 
 /// Network of the real agents. The simulated agents use addresses below.
 const NETWORK: [u8; 3] = [127, 0, 7];
@@ -95,13 +95,13 @@ impl RealAgents {
     }
 
     /// Records the assignments of the real agents that the master shows as sent.
-    pub(super) fn record_assignments(&self, state: &State, promises: &mut Promises) {
+    pub(super) fn record_assignments(&self, state: &State, checker: &mut AssignmentChecker) {
         let is_here = |ip| self.agents.iter().any(|agent| *agent.address.ip() == ip);
         for agent in state.agents.iter().filter(|agent| is_here(agent.ip)) {
             let overlays = agent.overlays.iter().cloned();
             let sent: Vec<_> =
                 overlays.map(|overlay| Assignment { status: None, ..overlay }).collect();
-            promises.told(agent.ip, &sent);
+            checker.check_assignment(agent.ip, &sent);
         }
     }
 
@@ -139,7 +139,8 @@ impl RealAgents {
 
 impl RealAgent {
     async fn health(&self) -> Result<Value, String> {
-        let body = ask(self.address, "GET /overlay-agent/health", "application/json", "").await?;
+        let body =
+            send_request(self.address, "GET /overlay-agent/health", "application/json", "").await?;
         serde_json::from_slice(&body).map_err(|error| error.to_string())
     }
 

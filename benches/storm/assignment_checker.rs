@@ -12,8 +12,8 @@ const PREFIX: u8 = 24;
 
 /// The assignments of all agents, and the violations found so far.
 #[derive(Default)]
-pub(crate) struct Promises {
-    agents: BTreeMap<Ipv4Addr, Promise>,
+pub(crate) struct AssignmentChecker {
+    agents: BTreeMap<Ipv4Addr, AgentAssignments>,
     /// The agent that received each address and subnet last.
     owners: HashMap<String, Ipv4Addr>,
     /// Number of checked messages.
@@ -21,95 +21,98 @@ pub(crate) struct Promises {
     /// Number of messages with addresses that another agent had before.
     pub(crate) reused: usize,
     /// Violations by a master.
-    faults: Vec<String>,
+    violations: Vec<String>,
 }
 
 /// The assignments of one agent.
-struct Promise {
-    told: Vec<Assignment>,
-    /// The assignments before earlier releases.
-    earlier: Vec<Vec<Assignment>>,
+struct AgentAssignments {
+    current: Vec<Assignment>,
+    /// The assignments before previous releases.
+    previous: Vec<Vec<Assignment>>,
     /// Whether the current assignment must not change: the agent was not released since.
-    is_firm: bool,
+    is_binding: bool,
 }
 
-impl Promises {
+impl AssignmentChecker {
     /// Checks an assignment that the agent at `ip` received from the leading master.
-    pub(crate) fn told(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
+    pub(crate) fn check_assignment(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
         self.compared += 1;
         match self.agents.get_mut(&ip) {
-            Some(promise) if promise.told == overlays => promise.is_firm = true,
-            Some(promise) if promise.is_firm => {
-                let fault = format!("{ip} got {:?} and then {overlays:?}", promise.told);
-                return self.fault(fault);
+            Some(agent) if agent.current == overlays => agent.is_binding = true,
+            Some(agent) if agent.is_binding => {
+                let violation = format!("{ip} got {:?} and then {overlays:?}", agent.current);
+                return self.add_violation(violation);
             }
-            Some(promise) => {
-                let before = std::mem::replace(&mut promise.told, overlays.to_vec());
-                promise.is_firm = true;
+            Some(agent) => {
+                let before = std::mem::replace(&mut agent.current, overlays.to_vec());
+                agent.is_binding = true;
                 for address in exclusive_addresses(&before) {
                     if self.owners.get(&address) == Some(&ip) {
                         self.owners.remove(&address);
                     }
                 }
-                promise.earlier.push(before);
+                agent.previous.push(before);
             }
             None => {
-                let promise =
-                    Promise { told: overlays.to_vec(), earlier: Vec::new(), is_firm: true };
-                self.agents.insert(ip, promise);
+                let agent = AgentAssignments {
+                    current: overlays.to_vec(),
+                    previous: Vec::new(),
+                    is_binding: true,
+                };
+                self.agents.insert(ip, agent);
             }
         }
-        if let Err(fault) = self.own(ip, overlays) {
-            self.fault(fault);
+        if let Err(violation) = self.claim_addresses(ip, overlays) {
+            self.add_violation(violation);
         }
     }
 
     /// Checks an assignment that the agent at `ip` received from a master that does not lead. The
     /// agent ignores it. Still, it must be equal to the current assignment or to one before a
     /// release.
-    pub(crate) fn told_by_another(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
+    pub(crate) fn check_foreign_assignment(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
         self.compared += 1;
-        if let Some(promise) = self.agents.get(&ip)
-            && promise.is_firm
-            && promise.told != overlays
-            && !promise.earlier.iter().any(|earlier| earlier == overlays)
+        if let Some(agent) = self.agents.get(&ip)
+            && agent.is_binding
+            && agent.current != overlays
+            && !agent.previous.iter().any(|previous| previous == overlays)
         {
-            let told = &promise.told;
-            self.fault(format!(
-                "{ip} got {told:?}, and from a master without leadership {overlays:?}"
+            let current = &agent.current;
+            self.add_violation(format!(
+                "{ip} got {current:?}, and from a master without leadership {overlays:?}"
             ));
         }
     }
 
     /// Allows the agent at `ip` to lose its addresses from now on.
     pub(crate) fn release(&mut self, ip: Ipv4Addr) {
-        if let Some(promise) = self.agents.get_mut(&ip) {
-            promise.is_firm = false;
+        if let Some(agent) = self.agents.get_mut(&ip) {
+            agent.is_binding = false;
         }
     }
 
     /// Adds a violation.
-    pub(crate) fn fault(&mut self, fault: String) {
-        self.faults.push(fault);
+    pub(crate) fn add_violation(&mut self, violation: String) {
+        self.violations.push(violation);
     }
 
     /// Returns the number of agents with an assignment that was not released.
     pub(crate) fn count(&self) -> usize {
-        self.agents.values().filter(|promise| promise.is_firm).count()
+        self.agents.values().filter(|agent| agent.is_binding).count()
     }
 
     /// Fails if there was a violation.
     pub(crate) fn check(&self) -> Result<(), String> {
-        match self.faults.first() {
-            Some(first) => Err(format!("{} violations, the first: {first}", self.faults.len())),
+        match self.violations.first() {
+            Some(first) => Err(format!("{} violations, the first: {first}", self.violations.len())),
             None => Ok(()),
         }
     }
 
     /// Returns the agents in `state` that have no assignment, or whose assignment was released.
-    pub(crate) fn unpromised(&self, state: &State) -> Vec<Ipv4Addr> {
-        let is_promised = |ip: &Ipv4Addr| self.agents.get(ip).is_some_and(|agent| agent.is_firm);
-        state.agents.iter().map(|agent| agent.ip).filter(|ip| !is_promised(ip)).collect()
+    pub(crate) fn unassigned_agents(&self, state: &State) -> Vec<Ipv4Addr> {
+        let is_assigned = |ip: &Ipv4Addr| self.agents.get(ip).is_some_and(|agent| agent.is_binding);
+        state.agents.iter().map(|agent| agent.ip).filter(|ip| !is_assigned(ip)).collect()
     }
 
     /// Checks that there was no violation, and that `state` contains exactly the agents with an
@@ -124,17 +127,17 @@ impl Promises {
             ));
         }
         for agent in &state.agents {
-            let promise = self.agents.get(&agent.ip).filter(|promise| promise.is_firm);
-            let told = &promise.ok_or_else(|| format!("{} has no assignment", agent.ip))?.told;
-            let is_equal = agent.overlays.len() == told.len()
-                && agent.overlays.iter().zip(told).all(|(shown, told)| {
-                    shown.name() == told.name()
-                        && shown.has_addresses_of(told)
+            let known = self.agents.get(&agent.ip).filter(|known| known.is_binding);
+            let current = &known.ok_or_else(|| format!("{} has no assignment", agent.ip))?.current;
+            let is_equal = agent.overlays.len() == current.len()
+                && agent.overlays.iter().zip(current).all(|(shown, current)| {
+                    shown.name() == current.name()
+                        && shown.has_addresses_of(current)
                         && shown.status == Some(Status::Ok)
                 });
             if !is_equal {
                 return Err(format!(
-                    "{} got {told:?}, the state has {:?}",
+                    "{} got {current:?}, the state has {:?}",
                     agent.ip, agent.overlays
                 ));
             }
@@ -144,7 +147,7 @@ impl Promises {
 
     /// Makes the agent at `ip` the owner of the addresses in `overlays`. The assignment must be
     /// complete, and must not contain an address of another agent.
-    fn own(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) -> Result<(), String> {
+    fn claim_addresses(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) -> Result<(), String> {
         // All subnets have the same prefix length, so different subnets do not overlap.
         let is_complete = |assignment: &Assignment| {
             assignment.vtep == overlays[0].vtep
@@ -163,7 +166,7 @@ impl Promises {
         for address in exclusive_addresses(overlays) {
             let other = self.owners.get(&address).filter(|other| **other != ip);
             if let Some(other) = other {
-                if self.agents.get(other).is_some_and(|promise| promise.is_firm) {
+                if self.agents.get(other).is_some_and(|agent| agent.is_binding) {
                     return Err(format!("{ip} got {address}, which {other} has"));
                 }
                 is_reused = true;

@@ -33,13 +33,13 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running master. Dropping it kills the process.
-pub(crate) struct Program {
+pub(crate) struct MasterProcess {
     pub(crate) child: Child,
     pub(crate) address: SocketAddrV4,
     log: PathBuf,
 }
 
-impl Program {
+impl MasterProcess {
     /// Starts the built binary with this `--store`, and waits until it has loaded its state. A file
     /// store is in `dir`.
     pub(crate) async fn start(
@@ -140,7 +140,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for MasterProcess {
     fn drop(&mut self) {
         self.kill();
     }
@@ -165,19 +165,20 @@ pub(crate) fn free_address() -> SocketAddrV4 {
 
 /// Requests `/overlay-master/health` of the master at `address`.
 pub(crate) async fn health(address: SocketAddrV4) -> Result<Value, String> {
-    let body = ask(address, "GET /overlay-master/health", "application/json", "").await?;
+    let body = send_request(address, "GET /overlay-master/health", "application/json", "").await?;
     serde_json::from_slice(&body).map_err(|error| error.to_string())
 }
 
 /// Requests `/overlay-master/state` of the master at `address`.
 pub(crate) async fn state(address: SocketAddrV4) -> Result<State, String> {
-    let body = ask(address, "GET /overlay-master/state", "application/x-protobuf", "").await?;
+    let body =
+        send_request(address, "GET /overlay-master/state", "application/x-protobuf", "").await?;
     let state = wire::decode(&body).map_err(|error| error.to_string())?;
     wire::decode_state(&state).map_err(|error| error.to_string())
 }
 
 /// Sends a request. Returns the body of the response, which must have the status 200.
-pub(crate) async fn ask(
+pub(crate) async fn send_request(
     address: SocketAddrV4,
     request_line: &str,
     accept: &str,
