@@ -1,6 +1,6 @@
-//! Builds the C++ half against the headers of a Mesos: a part of the build script, for the feature
-//! `mesos`. `configure` sets the variables; by hand, `MESOS_PREFIX` is enough where the rest can be
-//! guessed.
+//! Builds the C++ half of the modules against the headers of Mesos. The build script runs this file
+//! for the feature `mesos`. `configure` sets the variables. Without `configure`, `MESOS_PREFIX` is
+//! sufficient if the defaults fit.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -10,10 +10,10 @@ use crate::Error;
 const SOURCES: [&str; 3] = ["cpp-shim/create.cpp", "cpp-shim/log.cpp", "cpp-shim/process.cpp"];
 const HEADERS: [&str; 3] = ["cpp-shim/log.hpp", "cpp-shim/process.hpp", "cpp-shim/shim.hpp"];
 const BRIDGE: &str = "src/module/bridge.rs";
-/// What every Mesos is built with by default (its `configure.ac`); `configure` finds out.
+/// The default of Mesos' own `configure.ac`; `configure` determines the actual standard.
 const STANDARD: &str = "-std=c++11";
 
-/// Where Mesos is and how it was built.
+/// The installation of Mesos, and the flags with which it was built.
 struct Mesos {
     prefix: PathBuf,
     includes: Vec<PathBuf>,
@@ -30,17 +30,18 @@ pub(crate) fn build(out: &Path) -> Result<(), Error> {
     let mesos = Mesos::find()?;
     mesos.write_manifest(out)?;
     mesos.compile();
-    // The library itself is not linked with libmesos: it binds to the one that loads it, whose
-    // version Mesos then compares. With the name of another one in it the loader would bring that
-    // one in as well, and both would end in protobuf.
+    // The library itself is not linked with libmesos. It binds to the libmesos of the process that
+    // loads it, whose version Mesos then compares. A recorded dependency on another libmesos would
+    // make the loader load both, and two copies of protobuf abort the process.
     for kind in ["bins", "tests", "benches"] {
         println!("cargo:rustc-link-arg-{kind}=-L{}", mesos.prefix.join("lib").display());
         println!("cargo:rustc-link-arg-{kind}=-Wl,--as-needed,-lmesos");
     }
-    // Mesos never unloads a module; whoever does must not pull our threads' code away.
+    // Mesos never unloads a module. If another host unloads the library, the code of its running
+    // threads has to stay mapped.
     println!("cargo:rustc-link-arg=-Wl,-z,nodelete");
-    // The linker makes symbols for the ends of sections that a dependency collects, and exports
-    // them unless it is told (binutils 2.36; older ones ignore it with a warning).
+    // The linker defines symbols for the boundaries of sections that a dependency collects. It
+    // exports them by default. binutils before 2.36 ignores the option with a warning.
     println!("cargo:rustc-link-arg=-Wl,-z,start-stop-visibility=hidden");
     Ok(())
 }
@@ -63,7 +64,7 @@ impl Mesos {
         let protobuf = protobuf.map(|prefix| PathBuf::from(prefix).join("include"));
         let mut includes: Vec<PathBuf> = protobuf.into_iter().collect();
         includes.push(prefix.join("include"));
-        // The bundled boost, glog and protobuf of this Mesos.
+        // Headers of boost, glog and protobuf that Mesos installed.
         let bundled = prefix.join("lib/mesos/3rdparty/include");
         // Mesos includes the headers of ZooKeeper without their directory.
         let zookeeper = [bundled.join("zookeeper"), PathBuf::from("/usr/include/zookeeper")];
@@ -77,7 +78,7 @@ impl Mesos {
         let mut build = cxx_build::bridge(BRIDGE);
         build.files(SOURCES).warnings(false).flag_if_supported("-fvisibility=hidden");
         for include in &self.includes {
-            // Not -isystem: the prefix may be /usr, whose order must stay.
+            // Not -isystem: the prefix may be /usr, and the search order of /usr must not change.
             build.include(include);
         }
         for flag in &self.flags {
@@ -86,7 +87,7 @@ impl Mesos {
         build.compile("mesos_overlay_shim");
     }
 
-    /// The record that a module is, and the versions, as these headers have them.
+    /// Generates the layout of a module's record, and the versions, from the headers of Mesos.
     fn write_manifest(&self, out: &Path) -> Result<(), Error> {
         let header = "#include <mesos/module.hpp>\n#include <mesos/version.hpp>\n";
         let bindings = bindgen::Builder::default()
@@ -97,7 +98,7 @@ impl Mesos {
             .allowlist_type("mesos::modules::ModuleBase")
             .allowlist_var("MESOS_VERSION|MESOS_MODULE_API_VERSION")
             .allowlist_recursively(false)
-            // The manifest and create.cpp check it.
+            // The manifest and create.cpp check the layout.
             .layout_tests(false)
             .generate()?;
         fs::write(out.join("manifest.rs"), bindings.to_string())?;

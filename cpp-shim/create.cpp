@@ -1,5 +1,5 @@
-// What Mesos calls to make a module, and the proof that the records in src/module/manifest.rs are
-// what it reads.
+// The functions that Mesos calls to create a module, and checks at compile time that the records in
+// src/module/manifest.rs have the layout that Mesos reads.
 
 #include <cstddef>
 #include <exception>
@@ -29,7 +29,7 @@ using mesos::modules::Anonymous;
 using mesos::modules::Module;
 using mesos::modules::ModuleBase;
 
-// Rust writes these records by hand, field by field (mesos/module.hpp).
+// src/module/manifest.rs defines these records field by field, in the layout of mesos/module.hpp.
 static_assert(sizeof(ModuleBase) == 7 * sizeof(void*), "ModuleBase is not seven pointers");
 static_assert(offsetof(ModuleBase, moduleApiVersion) == 0, "ModuleBase has another order");
 static_assert(offsetof(ModuleBase, mesosVersion) == sizeof(void*), "ModuleBase has another order");
@@ -45,33 +45,33 @@ namespace mesos_overlay {
 
 namespace {
 
-// What Mesos holds of us. It never deletes it, and asks nothing of it.
+// The object that Mesos keeps for a module. Mesos never deletes it and calls none of its functions.
 class Handle : public Anonymous {};
 
-// The module, or null with the reason in the log: the only way to fail that Mesos has.
+// Returns the module, or null after logging the reason: Mesos knows no other way to fail.
 Anonymous* create(Kind kind, const Parameters& parameters) noexcept
 {
   try {
-    rust::Vec<Parameter> list;
+    rust::Vec<Parameter> pairs;
     for (int i = 0; i < parameters.parameter_size(); i++) {
       const mesos::Parameter& parameter = parameters.parameter(i);
-      list.push_back(Parameter{
+      pairs.push_back(Parameter{
           rust::String::lossy(parameter.key()), rust::String::lossy(parameter.value())});
     }
-    rust::Box<Part> part = create_part(kind, std::move(list));
+    rust::Box<Part> part = create_part(kind, std::move(pairs));
 
     std::unique_ptr<MasterDetector> detector;
     const std::string election(part->election());
     if (!election.empty()) {
       Try<MasterDetector*> created = MasterDetector::create(election);
       if (created.isError()) {
-        LOG(ERROR) << "overlay: follow the election of the master: " << created.error();
+        LOG(ERROR) << "overlay: failed to follow the election of the master: " << created.error();
         return nullptr;
       }
       detector.reset(created.get());
     }
 
-    PartProcess* process = new PartProcess(std::move(part), std::move(detector));
+    OverlayProcess* process = new OverlayProcess(std::move(part), std::move(detector));
     const process::UPID pid = process::spawn(process);
     if (!pid) {
       LOG(ERROR) << "overlay: a process of this name runs already: is another copy of this"
@@ -83,7 +83,7 @@ Anonymous* create(Kind kind, const Parameters& parameters) noexcept
   } catch (const std::exception& e) {
     LOG(ERROR) << "overlay: " << e.what();
   } catch (...) {
-    LOG(ERROR) << "overlay: create the module: an unknown exception";
+    LOG(ERROR) << "overlay: failed to create the module: unknown exception";
   }
   return nullptr;
 }
@@ -92,7 +92,7 @@ Anonymous* create(Kind kind, const Parameters& parameters) noexcept
 
 } // namespace mesos_overlay {
 
-// The function pointers of the records.
+// The records contain pointers to these functions.
 
 extern "C" Anonymous* mesos_overlay_create_master(const Parameters& parameters) noexcept
 {

@@ -26,7 +26,7 @@ namespace mesos_overlay {
 
 namespace {
 
-// These names are those of the C++ module, whose state is taken over.
+// The names of the C++ module: this module reads and continues its state.
 const char VARIABLE[] = "network-state";
 const char REPLICAS[] = "overlay_log_replicas";
 const char METRICS_PREFIX[] = "overlay/master/";
@@ -36,14 +36,14 @@ Duration milliseconds(uint64_t count)
   return Milliseconds(static_cast<int64_t>(count));
 }
 
-const char LATE[] =
-  "no answer in time: see whether enough masters run, and reach each other and ZooKeeper";
+const char TIMEOUT[] =
+  "timed out: check that enough masters run, and that they reach each other and ZooKeeper";
 
-// Why a future that is complete has no result.
+// Returns the reason why a completed future has no result.
 template <typename T>
 std::runtime_error reason(const Future<T>& future)
 {
-  return std::runtime_error(future.isFailed() ? future.failure() : "given up by Mesos");
+  return std::runtime_error(future.isFailed() ? future.failure() : "discarded by Mesos");
 }
 
 } // namespace {
@@ -54,9 +54,9 @@ StateLog::StateLog(std::unique_ptr<Log> _log, const char* _name)
   renew();
 }
 
-// A LogStorage that has once failed to become the writer, or was told to give up, never tries again
-// (src/state/log.cpp: `starting` keeps its future), so it is left alone. It is not deleted: that
-// would remove the metric of the next one.
+// Replaces the LogStorage. A LogStorage that has failed to become the writer, or was discarded,
+// never retries (src/state/log.cpp of Mesos: `starting` keeps its future). The former one is
+// leaked: its destructor would remove the metric of its successor.
 void StateLog::renew()
 {
   variable = None();
@@ -75,8 +75,8 @@ std::unique_ptr<std::string> StateLog::fetch(uint64_t timeout)
   }
   const Future<Variable> future = fetching.get();
   if (!future.await(milliseconds(timeout))) {
-    // It goes on: the next call waits for the same.
-    throw std::runtime_error(LATE);
+    // The fetch continues, and the next call waits for the same future.
+    throw std::runtime_error(TIMEOUT);
   }
   if (!future.isReady()) {
     renew();
@@ -90,16 +90,16 @@ std::unique_ptr<std::string> StateLog::fetch(uint64_t timeout)
 bool StateLog::store(rust::Slice<const uint8_t> value, uint64_t timeout)
 {
   if (variable.isNone()) {
-    throw std::runtime_error("the log was not read yet");
+    throw std::runtime_error("the log has not been read yet");
   }
   const std::string bytes(reinterpret_cast<const char*>(value.data()), value.size());
   const Future<Option<Variable>> future = state->store(variable->mutate(bytes));
-  // Until it is known to be stored, nothing can be stored on top of it.
+  // The next write needs the variable of this write, or a new fetch.
   variable = None();
-  const bool answered = future.await(milliseconds(timeout));
-  if (!answered || !future.isReady()) {
+  const bool completed = future.await(milliseconds(timeout));
+  if (!completed || !future.isReady()) {
     renew();
-    throw answered ? reason(future) : std::runtime_error(LATE);
+    throw completed ? reason(future) : std::runtime_error(TIMEOUT);
   }
   variable = future.get();
   return variable.isSome();

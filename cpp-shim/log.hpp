@@ -20,8 +20,8 @@
 
 namespace mesos_overlay {
 
-// One variable in one log. Its functions wait: they are for a thread of Rust's own. It is never
-// closed, since that would wait for libprocess, which may be gone.
+// One variable in one log. The functions block, so only a thread of the Rust half may call them.
+// The log is never closed: closing waits for libprocess, which may no longer run.
 class StateLog
 {
 public:
@@ -29,11 +29,11 @@ public:
   StateLog(const StateLog&) = delete;
   StateLog& operator=(const StateLog&) = delete;
 
-  // Becomes the only writer, and returns the value. Throws why that failed.
+  // Becomes the only writer, and returns the value. Throws the reason of a failure.
   std::unique_ptr<std::string> fetch(uint64_t milliseconds);
 
-  // Writes the value. False: somebody else has become the writer. Throws why it is not known
-  // whether it was written.
+  // Writes the value. Returns false if another process has become the writer. Throws if the result
+  // of the write is unknown.
   bool store(rust::Slice<const uint8_t> value, uint64_t milliseconds);
 
 private:
@@ -44,13 +44,13 @@ private:
   std::unique_ptr<mesos::state::State> state;
   const char* name;
   Option<mesos::state::Variable> variable;
-  // One that was late: it may still succeed.
+  // A fetch that timed out and may still succeed.
   Option<process::Future<mesos::state::Variable>> fetching;
 };
 
-// Opens the log in `directory`. Its replicas find each other at `url` ("zk://…"), or are this one
-// alone if that is empty. Throws what is wrong with the URL. Mesos itself ends the process if the
-// directory cannot be used.
+// Opens the log in `directory`. Its replicas find each other at `url` ("zk://…"). If `url` is
+// empty, the log has one replica. Throws if the URL is invalid. Mesos itself ends the process if the
+// directory is unusable.
 std::unique_ptr<StateLog> open_log(
     rust::Str directory,
     uint32_t quorum,

@@ -12,7 +12,7 @@
 #include <process/dispatch.hpp>
 #include <process/metrics/metrics.hpp>
 
-// Mesos 1.6 gave the gauge that is asked for its value another name.
+// Mesos 1.6 renamed the gauge whose value is pulled.
 #if MESOS_MAJOR_VERSION_NUM == 1 && MESOS_MINOR_VERSION_NUM < 6
 #include <process/metrics/gauge.hpp>
 namespace mesos_overlay { using Gauge = process::metrics::Gauge; }
@@ -40,26 +40,26 @@ namespace mesos_overlay {
 
 namespace {
 
-// How long a detector that failed is left alone.
-const Duration DETECTION_PAUSE = Seconds(5);
+// Interval between a failed detection and the next attempt.
+const Duration DETECTION_BACKOFF = Seconds(5);
 
-// Does `work`, which libprocess or Rust wants done. An exception that left it would end the Mesos
+// Runs a callback of libprocess or Rust. An exception that leaves the callback would end the Mesos
 // process.
 template <typename F>
-void guarded(const char* what, F&& work) noexcept
+void guarded(const char* action, F&& work) noexcept
 {
   try {
     work();
   } catch (const std::exception& e) {
-    LOG(ERROR) << "overlay: " << what << ": " << e.what();
+    LOG(ERROR) << "overlay: failed to " << action << ": " << e.what();
   } catch (...) {
-    LOG(ERROR) << "overlay: " << what << ": an unknown exception";
+    LOG(ERROR) << "overlay: failed to " << action << ": unknown exception";
   }
 }
 
 Field field(const std::string& name, const std::string& value)
 {
-  // What comes from the network need not be UTF-8, which Rust's strings are.
+  // Input from the network may not be UTF-8, which Rust's strings require.
   return Field{rust::String::lossy(name), rust::String::lossy(value)};
 }
 
@@ -93,9 +93,9 @@ void Responder::respond(const Answer& answer)
   for (const Field& header : answer.headers) {
     response.headers[std::string(header.name)] = std::string(header.value);
   }
-  std::shared_ptr<Promise<Response>> waiting = std::move(promise);
+  std::shared_ptr<Promise<Response>> pending = std::move(promise);
   promise = nullptr;
-  waiting->set(response);
+  pending->set(response);
 }
 
 // --- Sender --------------------------------------------------------------------------------------
@@ -107,8 +107,8 @@ void Sender::send(
     rust::Str name,
     rust::Slice<const uint8_t> body) const
 {
-  // libprocess before 1.5 wants functions that can be copied, so nothing is moved into one.
-  PartProcess* target = process;
+  // libprocess before 1.5 requires copyable functions, so the lambda copies its captures.
+  OverlayProcess* target = process;
   const UPID to = upid(id, ip, port);
   const std::string message(name);
   const std::string content(reinterpret_cast<const char*>(body.data()), body.size());
@@ -119,35 +119,35 @@ void Sender::send(
 
 void Sender::link(rust::Str id, uint32_t ip, uint16_t port) const
 {
-  PartProcess* target = process;
+  OverlayProcess* target = process;
   const UPID to = upid(id, ip, port);
   process::dispatch(target->self(), [target, to]() { target->connect(to); });
 }
 
-// --- PartProcess ---------------------------------------------------------------------------------
+// --- OverlayProcess ------------------------------------------------------------------------------
 
-PartProcess::PartProcess(
+OverlayProcess::OverlayProcess(
     rust::Box<Part> _part,
     std::unique_ptr<MasterDetector> _detector)
   : ProcessBase(std::string(_part->process())),
     part(std::move(_part)),
     detector(std::move(_detector)) {}
 
-void PartProcess::transmit(const UPID& to, const std::string& name, const std::string& body)
+void OverlayProcess::transmit(const UPID& to, const std::string& name, const std::string& body)
 {
   guarded("send a message", [&]() { send(to, name, body.data(), body.size()); });
 }
 
-void PartProcess::connect(const UPID& to)
+void OverlayProcess::connect(const UPID& to)
 {
-  guarded("link", [&]() { link(to); });
+  guarded("link to a peer", [&]() { link(to); });
 }
 
-void PartProcess::initialize()
+void OverlayProcess::initialize()
 {
-  guarded("start", [this]() {
-    takeMessages();
-    takeRequests();
+  guarded("start the process", [this]() {
+    installMessages();
+    addRoutes();
     addMetrics();
     if (detector != nullptr) {
       detect(None());
@@ -155,19 +155,19 @@ void PartProcess::initialize()
     const process::network::inet::Address address = self().address;
     Try<struct in_addr> ip = address.ip.in();
     if (ip.isError()) {
-      LOG(ERROR) << "overlay: Mesos must be reached over IPv4: " << ip.error();
+      LOG(ERROR) << "overlay: Mesos has no IPv4 address, which the overlay needs: " << ip.error();
       return;
     }
     part->start(std::unique_ptr<Sender>(new Sender(this)), ntohl(ip->s_addr), address.port);
   });
 }
 
-void PartProcess::takeMessages()
+void OverlayProcess::installMessages()
 {
   for (const rust::String& message : part->messages()) {
     const std::string name(message);
     install(name, [this, name](const UPID& from, const std::string& body) {
-      guarded("take a message", [&]() {
+      guarded("handle a message", [&]() {
         const rust::String sender = rust::String::lossy(stringify(from));
         part->message(sender, name, bytes(body));
       });
@@ -175,7 +175,7 @@ void PartProcess::takeMessages()
   }
 }
 
-void PartProcess::takeRequests()
+void OverlayProcess::addRoutes()
 {
   for (const Route& path : part->routes()) {
     route(
@@ -189,12 +189,12 @@ void PartProcess::takeRequests()
   }
 }
 
-Future<Response> PartProcess::answer(const Request& request)
+Future<Response> OverlayProcess::answer(const Request& request)
 {
   auto promise = std::make_shared<Promise<Response>>();
   const Future<Response> future = promise->future();
   std::unique_ptr<Responder> responder(new Responder(promise));
-  guarded("take a request", [&]() {
+  guarded("handle a request", [&]() {
     Question question;
     question.method = rust::String::lossy(request.method);
     question.path = rust::String::lossy(request.url.path);
@@ -212,17 +212,17 @@ Future<Response> PartProcess::answer(const Request& request)
   return future;
 }
 
-void PartProcess::addMetrics()
+void OverlayProcess::addMetrics()
 {
   const rust::Vec<rust::String> names = part->metrics();
   for (size_t i = 0; i < names.size(); i++) {
-    // A name that is taken, as by another copy of this library, keeps its first owner.
+    // If another copy of this library has registered the name, the metric of that copy stays.
     process::metrics::add(
         Gauge(std::string(names[i]), [this, i]() -> Future<double> { return part->metric(i); }));
   }
 }
 
-void PartProcess::detect(const Option<mesos::MasterInfo>& previous)
+void OverlayProcess::detect(const Option<mesos::MasterInfo>& previous)
 {
   guarded("detect the leading master", [&]() {
     detector->detect(previous).onAny(process::defer(
@@ -230,26 +230,26 @@ void PartProcess::detect(const Option<mesos::MasterInfo>& previous)
   });
 }
 
-void PartProcess::detected(const Future<Option<mesos::MasterInfo>>& leader)
+void OverlayProcess::detected(const Future<Option<mesos::MasterInfo>>& leader)
 {
   guarded("detect the leading master", [&]() {
     if (leader.isReady()) {
-      const bool known = leader->isSome() && leader->get().has_pid();
-      part->elected(known ? rust::String::lossy(leader->get().pid()) : rust::String());
+      const bool hasPid = leader->isSome() && leader->get().has_pid();
+      part->elected(hasPid ? rust::String::lossy(leader->get().pid()) : rust::String());
       detect(leader.get());
       return;
     }
-    LOG(ERROR) << "overlay: detect the leading master: "
+    LOG(ERROR) << "overlay: failed to detect the leading master: "
                << (leader.isFailed() ? leader.failure() : "discarded")
-               << ": trying again in " << DETECTION_PAUSE;
+               << ": retrying in " << DETECTION_BACKOFF;
     part->elected(rust::String());
-    process::delay(DETECTION_PAUSE, self(), &PartProcess::detectAnew);
+    process::delay(DETECTION_BACKOFF, self(), &OverlayProcess::restartDetector);
   });
 }
 
-// A detector that has failed stays so. It is not deleted: that would wait for its process, here on
-// a thread of libprocess.
-void PartProcess::detectAnew()
+// Replaces the detector: a detector that has failed never recovers. The former one is leaked, since
+// its destructor would block this thread of libprocess until the detector's process has ended.
+void OverlayProcess::restartDetector()
 {
   guarded("detect the leading master", [this]() {
     Try<MasterDetector*> created = MasterDetector::create(std::string(part->election()));
@@ -261,14 +261,14 @@ void PartProcess::detectAnew()
   });
 }
 
-void PartProcess::exited(const UPID& pid)
+void OverlayProcess::exited(const UPID& pid)
 {
-  guarded("end of a link", [&]() { part->exited(rust::String::lossy(stringify(pid))); });
+  guarded("handle the end of a link", [&]() { part->exited(rust::String::lossy(stringify(pid))); });
 }
 
-void PartProcess::finalize()
+void OverlayProcess::finalize()
 {
-  guarded("stop", [this]() { part->stop(); });
+  guarded("stop the process", [this]() { part->stop(); });
 }
 
 // --- The log -------------------------------------------------------------------------------------

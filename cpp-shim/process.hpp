@@ -1,4 +1,4 @@
-// The libprocess process of a part.
+// The libprocess process of a module.
 
 #ifndef MESOS_OVERLAY_PROCESS_HPP
 #define MESOS_OVERLAY_PROCESS_HPP
@@ -20,17 +20,17 @@
 
 namespace mesos_overlay {
 
-// Carries what libprocess brings to the part, and what the part wants to libprocess. It is never
-// deleted: metrics and threads refer to it until the Mesos process ends.
-class PartProcess : public process::Process<PartProcess>
+// Carries messages and requests from libprocess to the Rust half of a module, and messages back. It
+// is never deleted: metrics and threads refer to it until the Mesos process ends.
+class OverlayProcess : public process::Process<OverlayProcess>
 {
 public:
-  // `detector` may be null: then the part follows no election.
-  PartProcess(
+  // If `detector` is null, the module follows no election.
+  OverlayProcess(
       rust::Box<Part> part,
       std::unique_ptr<mesos::master::detector::MasterDetector> detector);
 
-  // What `Sender` does, in the process.
+  // The operations of `Sender`, executed in this process.
   void transmit(const process::UPID& to, const std::string& name, const std::string& body);
   void connect(const process::UPID& to);
 
@@ -40,11 +40,11 @@ protected:
   void exited(const process::UPID& pid) override;
 
 private:
-  void takeMessages();
-  void takeRequests();
+  void installMessages();
+  void addRoutes();
   void addMetrics();
   void detect(const Option<mesos::MasterInfo>& previous);
-  void detectAnew();
+  void restartDetector();
   void detected(const process::Future<Option<mesos::MasterInfo>>& leader);
   process::Future<process::http::Response> answer(const process::http::Request& request);
 

@@ -1,7 +1,7 @@
-// The C++ half of the module: what Rust calls. It takes no decisions: it carries bytes, strings and
-// handles between libprocess and src/module, and lets no exception out.
+// The functions of the C++ half that Rust calls. The C++ half takes no decisions: it carries bytes,
+// strings and handles between libprocess and src/module. No exception leaves it.
 //
-// What of Mesos it may use is what compiles against every Mesos from 1.4 to 1.12.
+// It uses only interfaces of Mesos that compile against every Mesos from 1.4 to 1.12.
 
 #ifndef MESOS_OVERLAY_SHIM_HPP
 #define MESOS_OVERLAY_SHIM_HPP
@@ -19,10 +19,10 @@
 namespace mesos_overlay {
 
 struct Answer;
-class PartProcess;
+class OverlayProcess;
 
-// Who waits for the answer to an HTTP request, which it gets exactly once: without another one it
-// gives itself one when it goes.
+// The pending response of an HTTP request, which is sent exactly once. If Rust drops the responder
+// without a response, the destructor sends 503.
 class Responder
 {
 public:
@@ -37,13 +37,13 @@ private:
   std::shared_ptr<process::Promise<process::http::Response>> promise;
 };
 
-// What a part's libprocess process does for it. May be called on any thread, and never waits.
+// Sends through the libprocess process of a module. Any thread may call it; it never blocks.
 class Sender
 {
 public:
-  explicit Sender(PartProcess* process) : process(process) {}
+  explicit Sender(OverlayProcess* process) : process(process) {}
 
-  // The address is an IPv4 one in host byte order.
+  // `ip` is an IPv4 address in host byte order.
   void send(
       rust::Str id,
       uint32_t ip,
@@ -54,13 +54,13 @@ public:
 
 private:
   // Lives as long as the Mesos process.
-  PartProcess* process;
+  OverlayProcess* process;
 };
 
-// The log of Mesos. `severity` is that of glog: 0 for information, 1 for a warning, 2 for an error.
+// Writes to the log of Mesos. `severity` is that of glog: 0 information, 1 warning, 2 error.
 void write_log(int32_t severity, rust::Str file, uint32_t line, rust::Str text);
 
-// How much of the verbose log (VLOG) is wanted now.
+// Returns the current level of the verbose log (VLOG).
 int32_t log_verbosity();
 
 } // namespace mesos_overlay {
