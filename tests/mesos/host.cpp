@@ -1,7 +1,7 @@
-// A program that does with a module what mesos-master and mesos-agent do: it runs libprocess, loads
-// the module as Mesos' module manager does, and makes it. What happens is scripted by lines on
-// standard input, fields separated by tabs; each gets one line on standard output: `ok` and fields,
-// or `error` and why. It decides and asserts nothing: that is done by the tests beside it.
+// A host for modules that behaves like mesos-master and mesos-agent: it runs libprocess, loads a
+// module as Mesos' module manager does, and creates it. Each line on standard input is a command
+// with fields separated by tabs. Each command gets one line on standard output: `ok` and fields, or
+// `error` and the reason. The host takes no decisions; the tests beside it contain the assertions.
 
 #include <dlfcn.h>
 #include <signal.h>
@@ -53,8 +53,8 @@ using std::vector;
 
 namespace {
 
-// Longest wait for something in libprocess: a process that does not answer by then is blocked.
-const Duration PATIENCE = Seconds(60);
+// Timeout of a call into libprocess. A process that does not answer in this time is blocked.
+const Duration TIMEOUT = Seconds(60);
 
 // --- Fields --------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ const string& at(const vector<string>& fields, size_t index)
 }
 
 template <typename Unit, typename F>
-string took(F&& work)
+string measure(F&& work)
 {
   const auto before = std::chrono::steady_clock::now();
   work();
@@ -118,10 +118,10 @@ string took(F&& work)
 
 // --- Modules -------------------------------------------------------------------------------------
 
-// The record of a module, found and looked at as Mesos does.
+// Finds the record of a module in the same way as Mesos.
 ModuleBase* find(const string& path, const string& symbol)
 {
-  // Mesos opens each file once and never closes it.
+  // Mesos opens each library once and never closes it.
   static std::map<string, void*> libraries;
   void*& library = libraries[path];
   if (library == nullptr) {
@@ -151,14 +151,14 @@ void check(const ModuleBase& base)
     }
   }
   if (strcmp(base.moduleApiVersion, MESOS_MODULE_API_VERSION) != 0) {
-    throw std::runtime_error(string("it has the module API ") + base.moduleApiVersion);
+    throw std::runtime_error(string("the module has the API version ") + base.moduleApiVersion);
   }
   if (strcmp(base.kind, "Anonymous") != 0) {
-    throw std::runtime_error(string("it is of the kind ") + base.kind);
+    throw std::runtime_error(string("the module has the kind ") + base.kind);
   }
-  // Without a function that says otherwise, the versions must be the same.
+  // Without the function `compatible`, Mesos requires equal versions.
   if (base.compatible != nullptr || strcmp(base.mesosVersion, MESOS_VERSION) != 0) {
-    throw std::runtime_error(string("it is for Mesos ") + base.mesosVersion);
+    throw std::runtime_error(string("the module is for Mesos ") + base.mesosVersion);
   }
 }
 
@@ -173,7 +173,7 @@ string manifest(const vector<string>& fields)
   return answer;
 }
 
-// Makes a module with parameters `key=value`.
+// Creates a module with parameters `key=value`.
 string load(const vector<string>& fields)
 {
   ModuleBase* base = find(at(fields, 1), at(fields, 2));
@@ -182,20 +182,20 @@ string load(const vector<string>& fields)
   for (size_t i = 3; i < fields.size(); i++) {
     const size_t end = fields[i].find('=');
     if (end == string::npos) {
-      throw std::runtime_error("no parameter: " + fields[i]);
+      throw std::runtime_error("a parameter is key=value, not " + fields[i]);
     }
     mesos::Parameter* parameter = parameters.add_parameter();
     parameter->set_key(fields[i].substr(0, end));
     parameter->set_value(fields[i].substr(end + 1));
   }
-  // Mesos, too, forgets what it gets.
-  Anonymous* made = static_cast<Module<Anonymous>*>(base)->create(parameters);
-  return made == nullptr ? "\tnull" : "\tmade";
+  // Mesos does not use the returned object either.
+  Anonymous* module = static_cast<Module<Anonymous>*>(base)->create(parameters);
+  return module == nullptr ? "\tnull" : "\tmade";
 }
 
 // --- Processes -----------------------------------------------------------------------------------
 
-// Another process of this Mesos: it notes what it gets.
+// A further process of this Mesos that records the messages it receives.
 class Recorder : public process::Process<Recorder>
 {
 public:
@@ -212,12 +212,12 @@ public:
     return Nothing();
   }
 
-  // What was noted since it was last asked for: name, sender, body.
+  // Returns the messages since the last call: name, sender, body.
   string take()
   {
     string taken;
     std::lock_guard<std::mutex> guard(lock);
-    noted.swap(taken);
+    recorded.swap(taken);
     return taken;
   }
 
@@ -226,24 +226,24 @@ protected:
   {
     for (const string& name : names) {
       install(name, [this, name](const UPID& from, const string& body) {
-        note(name, stringify(from), body);
+        record(name, stringify(from), body);
       });
     }
   }
 
 private:
-  void note(const string& name, const string& from, const string& body)
+  void record(const string& name, const string& from, const string& body)
   {
     std::lock_guard<std::mutex> guard(lock);
-    noted += "\t" + name + "\t" + from + "\t" + toHex(body);
+    recorded += "\t" + name + "\t" + from + "\t" + toHex(body);
   }
 
   const vector<string> names;
   std::mutex lock;
-  string noted;
+  string recorded;
 };
 
-// They live as long as the program.
+// The recorders live as long as the program.
 std::map<string, Recorder*>& recorders()
 {
   static std::map<string, Recorder*>* all = new std::map<string, Recorder*>();
@@ -262,27 +262,27 @@ Recorder& recorder(const string& id)
 template <typename T>
 void await(const process::Future<T>& future)
 {
-  if (!future.await(PATIENCE)) {
-    throw std::runtime_error("it takes too long");
+  if (!future.await(TIMEOUT)) {
+    throw std::runtime_error("timed out");
   }
   if (!future.isReady()) {
-    throw std::runtime_error(future.isFailed() ? future.failure() : "it was discarded");
+    throw std::runtime_error(future.isFailed() ? future.failure() : "discarded");
   }
 }
 
 string spawn(const vector<string>& fields)
 {
   const string& id = at(fields, 1);
-  Recorder* made = new Recorder(id, vector<string>(fields.begin() + 2, fields.end()));
-  if (!process::spawn(made)) {
-    delete made;
-    throw std::runtime_error("there is a process " + id);
+  Recorder* added = new Recorder(id, vector<string>(fields.begin() + 2, fields.end()));
+  if (!process::spawn(added)) {
+    delete added;
+    throw std::runtime_error("a process exists already: " + id);
   }
-  recorders()[id] = made;
+  recorders()[id] = added;
   return "";
 }
 
-// One message, or as many as the last field says.
+// Sends one message, or the number of messages in the last field.
 string send(const vector<string>& fields)
 {
   const int count = fields.size() > 5 ? std::stoi(fields[5]) : 1;
@@ -296,12 +296,12 @@ string send(const vector<string>& fields)
   return "";
 }
 
-// How long a process takes to do nothing, in microseconds.
+// Measures an empty dispatch to a process, in microseconds.
 string ping(const vector<string>& fields)
 {
-  const Recorder& asked = recorder(at(fields, 1));
-  return took<std::chrono::microseconds>(
-      [&asked]() { await(process::dispatch(asked.self(), &Recorder::answer)); });
+  const Recorder& target = recorder(at(fields, 1));
+  return measure<std::chrono::microseconds>(
+      [&target]() { await(process::dispatch(target.self(), &Recorder::answer)); });
 }
 
 string realm(const vector<string>& fields)
@@ -318,7 +318,7 @@ string realm(const vector<string>& fields)
 
 // --- The process as a whole ----------------------------------------------------------------------
 
-// What handles each signal; a number that is none is left out.
+// Lists the handler and flags of each signal, without invalid signal numbers.
 string signals(const vector<string>&)
 {
   string answer;
@@ -334,7 +334,7 @@ string signals(const vector<string>&)
   return answer;
 }
 
-// As it is now: /proc shows what it was at the start.
+// Lists the current environment; /proc shows the environment at the start.
 string environment(const vector<string>&)
 {
   string answer;
@@ -346,7 +346,7 @@ string environment(const vector<string>&)
 
 string finalize(const vector<string>&)
 {
-  return took<std::chrono::milliseconds>([]() { process::finalize(true); });
+  return measure<std::chrono::milliseconds>([]() { process::finalize(true); });
 }
 
 const std::map<string, std::function<string(const vector<string>&)>> COMMANDS = {
@@ -363,7 +363,7 @@ const std::map<string, std::function<string(const vector<string>&)>> COMMANDS = 
   {"spawn", spawn},
 };
 
-string obey(const vector<string>& fields)
+string execute(const vector<string>& fields)
 {
   auto command = COMMANDS.find(fields[0]);
   if (command == COMMANDS.end()) {
@@ -381,13 +381,13 @@ string obey(const vector<string>& fields)
 int main(int, char** arguments)
 {
   google::InitGoogleLogging(arguments[0]);
-  // The realms of libprocess' own endpoints, as mesos-master has them.
+  // The realms of libprocess' own endpoints, as in mesos-master.
   process::initialize(
       string("master"), string("mesos-master-readwrite"), string("mesos-master-readonly"));
   string line;
-  // Ends as mesos-master does: by returning, while libprocess runs.
+  // mesos-master also returns from main while libprocess runs.
   while (std::getline(std::cin, line) && line != "exit") {
-    std::cout << obey(split(line)) << std::endl;
+    std::cout << execute(split(line)) << std::endl;
   }
   return 0;
 }
