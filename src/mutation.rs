@@ -1,117 +1,120 @@
-//! Deliberate defects, one at a time, which show that the simulator notices each of them. Without
-//! the feature `mutations` there are none: every question is answered by a constant, and the
-//! compiler removes what it guards.
+//! Deliberate defects, one at a time, which prove that the simulator notices each of them. Without
+//! the feature `mutations` there are none: `is_on` is a constant, and the compiler removes the code
+//! behind it.
 //!
-//! A hook is one line at the place where the defect would be: `if Mutation::ReuseAtOnce.is_on()`.
-//! `tests/sim/mutations.rs` says which invariant has to catch which.
+//! A hook is one line at the place of the defect: `if Mutation::ReuseLatestReleased.is_on()`.
+//! `tests/sim/mutations.rs` lists the rule that has to catch each mutation.
 
-/// A defect.
+/// A deliberate defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutation {
-    /// Promises leave before the version that they wait for is durable.
+    /// Messages are sent before the version that they wait for is durable.
     SendBeforeDurable,
-    /// Promises for a version that never came leave with the one that came instead.
-    KeepAbandonedPromises,
+    /// Messages for a version that never came are sent with the version that came instead.
+    SendAbandonedMessages,
+    /// An address that another agent had is sent before the release of that agent is durable.
+    SendBeforeReleaseIsDurable,
     /// The store takes commits of epochs that have ended.
-    ForgetTheEpoch,
+    IgnoreEpoch,
     /// Every epoch has the number of the first.
-    EpochRepeats,
-    /// A master that is deposed goes on.
-    KeepLeading,
-    /// A master that the store has deposed, and the election has not, waits for ever.
-    NeverReclaim,
-    /// A version is named again while the first of its name is being written.
-    VersionRepeats,
-    /// What was allocated for a commit that failed is taken for durable.
-    KeepWhatWasNotStored,
-    /// An address that was freed last is given away first.
-    ReuseAtOnce,
-    /// An address that is given away early is not counted.
-    EarlyReuseIsNotCounted,
-    /// An agent is deleted in memory only.
-    ReleaseIsNotStored,
-    /// An agent that was deleted is told what was held back for it.
-    TellTheDeleted,
-    /// What the store says that agents have is not taken out of the pools.
-    AllocateLowestFree,
-    /// The first record of a state is not read.
-    DropARecord,
-    /// An overlay is reported as ready while its network is being made.
+    RepeatEpoch,
+    /// A demoted master goes on.
+    IgnoreDemotion,
+    /// A master that the store has demoted, and the election has not, waits for ever.
+    NeverRetryAfterDemotion,
+    /// A version is used again while the first commit with it is being written.
+    RepeatVersion,
+    /// A failed commit is taken for durable.
+    IgnoreFailedCommit,
+    /// The address that was released last is reused first.
+    ReuseLatestReleased,
+    /// The early reuse of an address is not counted.
+    SkipEarlyReuseCount,
+    /// A release is not stored.
+    SkipStoringRelease,
+    /// Messages that were held back for a released agent are sent.
+    SendToReleasedAgent,
+    /// The addresses of stored records are not reserved in the pools.
+    SkipStoredReservations,
+    /// The first record of the state is not read.
+    SkipFirstRecord,
+    /// An overlay is reported as ready while its network is still being applied.
     ReportBeforeApplied,
-    /// Assignments are believed whoever sends them.
-    BelieveStrangers,
-    /// A registration is sent once.
+    /// Assignments of any sender are accepted.
+    AcceptForeignAssignments,
+    /// A registration is sent only once.
     RegisterOnce,
-    /// The wait for an answer does not last.
-    WaitForNothing,
-    /// A status that an agent has reported once stays.
-    StatusSticks,
-    /// Reports are acknowledged and forgotten.
-    ForgetReports,
-    /// A network that failed is not tried again.
-    GiveUpANetwork,
-    /// A message that cannot be understood is the end.
-    Panic,
-    /// Agents are told of peers whose addresses are not stored yet.
-    TellOfPeersBeforeDurable,
-    /// Every change of the table of peers is told at once.
-    TellOfPeersAtOnce,
-    /// What changes of agents is not taken into the table of peers.
-    PassOverNewPeers,
-    /// Changes of another table than the agent's are made to it, and what comes of it is believed.
-    PassOverGaps,
-    /// What is older than what is known of peers takes its place.
-    BelieveOldPeers,
-    /// Peers are asked for once: what is lost later is not missed.
-    AskForPeersOnce,
-    /// An agent that knows no peers takes them all away.
-    BeginWithoutPeers,
-    /// Peers are programmed with addresses that others have.
-    BelieveAllPeers,
-    /// What others change in the kernel is seen at the next verification.
-    PassOverDrift,
-    /// What the kernel refused is not tried again.
-    GiveUpTheKernel,
+    /// A registration is repeated without a delay.
+    RetryWithoutDelay,
+    /// The first status that an agent reported stays.
+    KeepFirstStatus,
+    /// Reports are acknowledged and ignored.
+    IgnoreReports,
+    /// A failed network is not retried.
+    NeverRetryNetwork,
+    /// A message that cannot be decoded causes a panic.
+    PanicOnMalformed,
+    /// Peers are sent before their addresses are durable.
+    SendPeersBeforeDurable,
+    /// Every change of the table of peers is sent at once.
+    SendPeersWithoutDebounce,
+    /// Changes of agents do not reach the table of peers.
+    SkipPeerChanges,
+    /// An agent applies a delta to a table for which it was not made.
+    IgnorePeerGaps,
+    /// An older table of peers replaces a newer one.
+    AcceptOldPeers,
+    /// Peers are requested only once.
+    RequestPeersOnce,
+    /// An agent that knows no peers yet removes all peers from its kernel.
+    RemovePeersAtStart,
+    /// Peers with conflicting addresses are programmed.
+    AcceptConflictingPeers,
+    /// Foreign changes in the kernel are seen only at the next verification.
+    IgnoreDrift,
+    /// Operations that the kernel refused are not retried.
+    NeverRetryKernel,
 }
 
 impl Mutation {
-    /// Every defect there is.
-    pub const ALL: [Self; 32] = [
+    /// All mutations.
+    pub const ALL: [Self; 33] = [
         Self::SendBeforeDurable,
-        Self::KeepAbandonedPromises,
-        Self::ForgetTheEpoch,
-        Self::EpochRepeats,
-        Self::KeepLeading,
-        Self::NeverReclaim,
-        Self::VersionRepeats,
-        Self::KeepWhatWasNotStored,
-        Self::ReuseAtOnce,
-        Self::EarlyReuseIsNotCounted,
-        Self::ReleaseIsNotStored,
-        Self::TellTheDeleted,
-        Self::AllocateLowestFree,
-        Self::DropARecord,
+        Self::SendAbandonedMessages,
+        Self::SendBeforeReleaseIsDurable,
+        Self::IgnoreEpoch,
+        Self::RepeatEpoch,
+        Self::IgnoreDemotion,
+        Self::NeverRetryAfterDemotion,
+        Self::RepeatVersion,
+        Self::IgnoreFailedCommit,
+        Self::ReuseLatestReleased,
+        Self::SkipEarlyReuseCount,
+        Self::SkipStoringRelease,
+        Self::SendToReleasedAgent,
+        Self::SkipStoredReservations,
+        Self::SkipFirstRecord,
         Self::ReportBeforeApplied,
-        Self::BelieveStrangers,
+        Self::AcceptForeignAssignments,
         Self::RegisterOnce,
-        Self::WaitForNothing,
-        Self::StatusSticks,
-        Self::ForgetReports,
-        Self::GiveUpANetwork,
-        Self::Panic,
-        Self::TellOfPeersBeforeDurable,
-        Self::TellOfPeersAtOnce,
-        Self::PassOverNewPeers,
-        Self::PassOverGaps,
-        Self::BelieveOldPeers,
-        Self::AskForPeersOnce,
-        Self::BeginWithoutPeers,
-        Self::BelieveAllPeers,
-        Self::PassOverDrift,
-        Self::GiveUpTheKernel,
+        Self::RetryWithoutDelay,
+        Self::KeepFirstStatus,
+        Self::IgnoreReports,
+        Self::NeverRetryNetwork,
+        Self::PanicOnMalformed,
+        Self::SendPeersBeforeDurable,
+        Self::SendPeersWithoutDebounce,
+        Self::SkipPeerChanges,
+        Self::IgnorePeerGaps,
+        Self::AcceptOldPeers,
+        Self::RequestPeersOnce,
+        Self::RemovePeersAtStart,
+        Self::AcceptConflictingPeers,
+        Self::IgnoreDrift,
+        Self::NeverRetryKernel,
     ];
 
-    /// Whether this thread runs with this defect.
+    /// Returns whether this thread runs with this mutation.
     #[cfg(not(feature = "mutations"))]
     #[inline]
     pub(crate) const fn is_on(self) -> bool {
@@ -130,12 +133,12 @@ mod selection {
     }
 
     impl Mutation {
-        /// Whether this thread runs with this defect.
+        /// Returns whether this thread runs with this mutation.
         pub(crate) fn is_on(self) -> bool {
             SELECTED.get() == Some(self)
         }
 
-        /// Runs this thread with this defect from now on, or with none.
+        /// Runs this thread with this mutation from now on, or with none.
         pub fn select(mutation: Option<Self>) {
             SELECTED.set(mutation);
         }

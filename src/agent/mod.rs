@@ -241,7 +241,7 @@ impl Agent {
 
     fn message(&mut self, now: Now, from: &Upid, message: Message) {
         // Whoever can make this agent believe it can redirect the traffic of all its containers.
-        if !self.registration.is_master(from) && !Mutation::BelieveStrangers.is_on() {
+        if !self.registration.is_master(from) && !Mutation::AcceptForeignAssignments.is_on() {
             self.ignored(from, message.kind());
             return;
         }
@@ -314,7 +314,7 @@ impl Agent {
     /// shows it.
     fn malformed(&mut self, from: &Upid, name: &str, reason: &str) {
         self.counters.malformed_messages += 1;
-        assert!(!Mutation::Panic.is_on(), "a defect that was asked for");
+        assert!(!Mutation::PanicOnMalformed.is_on(), "a defect that was asked for");
         let is_assignment = name == MessageKind::UpdateAgentOverlays.name();
         if is_assignment && self.registration.is_master(from) {
             self.counters.update_agent_overlays_messages_received += 1;

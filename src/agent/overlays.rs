@@ -561,7 +561,7 @@ impl Task {
                 settings.verify_interval
             }
         };
-        let is_given_up = result.is_err() && Mutation::GiveUpANetwork.is_on();
+        let is_given_up = result.is_err() && Mutation::NeverRetryNetwork.is_on();
         self.due = (!is_given_up).then_some(now.elapsed + wait);
         self.outcome = Some(result);
     }

@@ -116,19 +116,20 @@ impl Peers {
         let PeersHave { epoch, version, digest } = self.have;
         let is_older = (update.epoch, update.version) < (epoch, version) && self.is_known;
         // A master that says nothing else has begun to count anew, as on a lost store.
-        if is_older && !self.is_unanswered() && !Mutation::BelieveOldPeers.is_on() {
+        if is_older && !self.is_unanswered() && !Mutation::AcceptOldPeers.is_on() {
             return Taken::Dropped;
         }
         let taken = if self.is_known && update.digest == digest {
             Taken::Unchanged
-        } else if update.base.is_none_or(|base| base == digest) || Mutation::PassOverGaps.is_on() {
+        } else if update.base.is_none_or(|base| base == digest) || Mutation::IgnorePeerGaps.is_on()
+        {
             self.apply(update);
             Taken::Changed
         } else {
             self.due = Some(now.elapsed);
             return Taken::Dropped;
         };
-        if Mutation::PassOverGaps.is_on() {
+        if Mutation::IgnorePeerGaps.is_on() {
             self.have.digest = update.digest;
         }
         if self.have.digest != update.digest || self.table.len() > PeersUpdate::PEERS_MAX {
@@ -149,7 +150,7 @@ impl Peers {
         self.backoff.reset();
         let half = RENEWAL / 2;
         let renewal = now.elapsed + half + half.mul_f64(random.f64());
-        self.due = (!Mutation::AskForPeersOnce.is_on()).then_some(renewal);
+        self.due = (!Mutation::RequestPeersOnce.is_on()).then_some(renewal);
         taken
     }
 
@@ -189,7 +190,7 @@ impl Peers {
     /// All agents but this one, as the tunnels need them: one for each address of the underlay.
     /// `None` as long as no master has told.
     pub(super) fn table(&self) -> Option<BTreeMap<IpAddr, Peer>> {
-        let is_known = self.is_known || Mutation::BeginWithoutPeers.is_on();
+        let is_known = self.is_known || Mutation::RemovePeersAtStart.is_on();
         is_known.then(|| {
             let found = |(underlay, ip): (&IpAddr, &Ipv4Addr)| {
                 Some((*underlay, self.table.get(ip)?.peer.clone()))

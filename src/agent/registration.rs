@@ -126,7 +126,7 @@ impl Registration {
         self.is_acknowledged &= self.phase == Phase::Registered;
         self.phase = Phase::Registering;
         self.unanswered = self.unanswered.saturating_add(1);
-        let wait = if Mutation::WaitForNothing.is_on() {
+        let wait = if Mutation::RetryWithoutDelay.is_on() {
             Duration::from_millis(100)
         } else {
             self.backoff.next_wait(random)

@@ -161,7 +161,7 @@ impl Tunnel {
 
     /// Somebody else changed something that may be ours.
     pub(super) fn drifted(&mut self, now: Now, scope: Scope) {
-        if self.programmed.is_some() && !Mutation::PassOverDrift.is_on() {
+        if self.programmed.is_some() && !Mutation::IgnoreDrift.is_on() {
             self.wait_for(scope, (now.elapsed + SETTLING).max(self.not_before));
         }
     }
@@ -283,7 +283,7 @@ impl Tunnel {
         } else {
             counters.dataplane_failures += 1;
             let wait = self.backoff.next_wait(random);
-            if !Mutation::GiveUpTheKernel.is_on() {
+            if !Mutation::NeverRetryKernel.is_on() {
                 self.verify_within(now, wait.min(settings.verify_interval));
             }
         }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::Failure;
 use super::http_client::{MasterAddress, MasterClient, block_on};
 use super::output::{Form, Output, Table, harmless};
-use crate::master::{Fate, Verdict};
+use crate::master::{ReleaseOutcome, ReleaseResult};
 use crate::protocol::{AgentInfo, State};
 
 /// Free the addresses of agents that are gone.
@@ -52,16 +52,16 @@ pub(super) struct ForgetCommand {
     form: Form,
 }
 
-fn words(fate: &Fate) -> String {
+fn words(fate: &ReleaseResult) -> String {
     match fate.result {
-        Verdict::Deleted => "deleted".to_owned(),
-        Verdict::WouldBeDeleted => "would be deleted".to_owned(),
-        Verdict::NotKnown => "not known".to_owned(),
-        Verdict::Running => {
-            format!("kept: heard {} s ago", fate.heard_seconds_ago.unwrap_or_default())
+        ReleaseOutcome::Deleted => "deleted".to_owned(),
+        ReleaseOutcome::WouldBeDeleted => "would be deleted".to_owned(),
+        ReleaseOutcome::NotKnown => "not known".to_owned(),
+        ReleaseOutcome::Running => {
+            format!("kept: heard {} s ago", fate.last_seen_seconds_ago.unwrap_or_default())
         }
-        Verdict::MayBeRunning => "kept: it may be running".to_owned(),
-        Verdict::NotDeleted => "not deleted".to_owned(),
+        ReleaseOutcome::MayBeRunning => "kept: it may be running".to_owned(),
+        ReleaseOutcome::NotDeleted => "not deleted".to_owned(),
     }
 }
 
@@ -77,7 +77,7 @@ impl ForgetCommand {
         if self.form.json {
             #[derive(Serialize)]
             struct Report<'a> {
-                agents: &'a [Fate],
+                agents: &'a [ReleaseResult],
             }
             output.json(&Report { agents: &fates })?;
         } else {
@@ -87,7 +87,7 @@ impl ForgetCommand {
         verdict(&master, &fates)
     }
 
-    async fn delete(&self, master: &MasterClient) -> Result<Vec<Fate>, Failure> {
+    async fn delete(&self, master: &MasterClient) -> Result<Vec<ReleaseResult>, Failure> {
         match master.health().await? {
             Some(_) => master.forget(&self.agents, self.force, self.dry_run).await,
             None => self.delete_plainly(master).await,
@@ -95,37 +95,44 @@ impl ForgetCommand {
     }
 
     /// From a master with the C++ modules, which deletes whatever it is told.
-    async fn delete_plainly(&self, master: &MasterClient) -> Result<Vec<Fate>, Failure> {
+    async fn delete_plainly(&self, master: &MasterClient) -> Result<Vec<ReleaseResult>, Failure> {
         let before = master.read_state(&master.state().await?)?;
-        let mut fates: Vec<Fate> =
+        let mut fates: Vec<ReleaseResult> =
             self.agents.iter().map(|&ip| fate(ip, find(&before, ip))).collect();
-        let is_known = |fate: &&mut Fate| fate.result != Verdict::NotKnown;
+        let is_known = |fate: &&mut ReleaseResult| fate.result != ReleaseOutcome::NotKnown;
         let known: Vec<Ipv4Addr> = fates.iter_mut().filter(is_known).map(|fate| fate.ip).collect();
         if !self.dry_run && !known.is_empty() {
             let after = master.read_state(&master.delete(&known).await?)?;
             for fate in fates.iter_mut().filter(is_known) {
                 let is_there = find(&after, fate.ip).is_some();
-                fate.result = if is_there { Verdict::NotDeleted } else { Verdict::Deleted };
+                fate.result =
+                    if is_there { ReleaseOutcome::NotDeleted } else { ReleaseOutcome::Deleted };
             }
         }
         Ok(fates)
     }
 }
 
-fn verdict(master: &MasterClient, fates: &[Fate]) -> Result<(), Failure> {
+fn verdict(master: &MasterClient, fates: &[ReleaseResult]) -> Result<(), Failure> {
     let list = |wanted| {
         let ips = fates.iter().filter(|fate| fate.result == wanted);
         ips.map(|fate| fate.ip.to_string()).collect::<Vec<_>>().join(", ")
     };
     let reasons = [
-        (Verdict::NotDeleted, "still has it: see its log"),
-        (Verdict::Running, "heard it within half an hour: stop it, and forget it with --force"),
+        (ReleaseOutcome::NotDeleted, "still has it: see its log"),
         (
-            Verdict::MayBeRunning,
+            ReleaseOutcome::Running,
+            "heard it within half an hour: stop it, and forget it with --force",
+        ),
+        (
+            ReleaseOutcome::MayBeRunning,
             "leads not long enough to know whether it is running: ask again in two minutes, or give \
              --force",
         ),
-        (Verdict::NotKnown, "knows no such agent: `mesos-overlay state` shows those that it knows"),
+        (
+            ReleaseOutcome::NotKnown,
+            "knows no such agent: `mesos-overlay state` shows those that it knows",
+        ),
     ];
     for (wanted, reason) in reasons {
         let agents = list(wanted);
@@ -137,17 +144,17 @@ fn verdict(master: &MasterClient, fates: &[Fate]) -> Result<(), Failure> {
 }
 
 /// What becomes of an agent of a master that tells no more than its state.
-fn fate(ip: Ipv4Addr, agent: Option<&AgentInfo>) -> Fate {
+fn fate(ip: Ipv4Addr, agent: Option<&AgentInfo>) -> ReleaseResult {
     let Some(agent) = agent else {
-        return Fate::unknown(ip);
+        return ReleaseResult::unknown(ip);
     };
     let subnets = agent.overlays.iter().flat_map(|one| one.subnet.into_iter().chain(one.subnet6));
     let vtep = agent.overlays.first().map(|overlay| &overlay.vtep);
-    Fate {
+    ReleaseResult {
         vtep_ip: vtep.map(|vtep| vtep.ip.address().to_string()),
         subnets: subnets.map(|subnet| subnet.to_string()).collect(),
-        result: Verdict::WouldBeDeleted,
-        ..Fate::unknown(ip)
+        result: ReleaseOutcome::WouldBeDeleted,
+        ..ReleaseResult::unknown(ip)
     }
 }
 
@@ -155,7 +162,7 @@ fn find(state: &State, ip: Ipv4Addr) -> Option<&AgentInfo> {
     state.agents.iter().find(|agent| agent.ip == ip).map(AsRef::as_ref)
 }
 
-fn print(output: &mut Output, fates: &[Fate]) -> Result<(), Failure> {
+fn print(output: &mut Output, fates: &[ReleaseResult]) -> Result<(), Failure> {
     let mut table = Table::new(&["AGENT", "VTEP IP", "SUBNETS", "RESULT"]);
     for fate in fates {
         let subnets: Vec<String> = fate.subnets.iter().map(|subnet| harmless(subnet)).collect();

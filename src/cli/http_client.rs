@@ -21,7 +21,7 @@ use super::answer::{self, BodyError, read_body};
 use super::output::harmless;
 use crate::detector::FixedMaster;
 use crate::escape::bounded_line;
-use crate::master::{Effect, Fate};
+use crate::master::{Effect, ReleaseResult};
 use crate::protocol::State;
 
 const STATE: &str = "/overlay-master/state";
@@ -165,10 +165,10 @@ impl MasterClient {
         agents: &[Ipv4Addr],
         force: bool,
         dry_run: bool,
-    ) -> Result<Vec<Fate>, Failure> {
+    ) -> Result<Vec<ReleaseResult>, Failure> {
         #[derive(Deserialize)]
         struct Fates {
-            agents: Vec<Fate>,
+            agents: Vec<ReleaseResult>,
         }
         let body = serde_json::json!({ "agents": agents, "force": force, "dry_run": dry_run });
         let (base, each) = FORGET_MAX;

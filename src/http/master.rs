@@ -11,7 +11,9 @@ use super::{
 use crate::config::parse_master;
 use crate::limits::RequestClass;
 use crate::machine::Machine as _;
-use crate::master::{Condition, Effect, Fate, Forget, Master, Reply, Request as Question, Verdict};
+use crate::master::{
+    Condition, Effect, Forget, Master, ReleaseOutcome, ReleaseResult, Reply, Request as Question,
+};
 use crate::protocol::Network;
 use crate::wire;
 
@@ -146,7 +148,7 @@ fn network_to_preview(request: &Request) -> Result<Network, Box<Response>> {
 /// What became of agents that were to be forgotten.
 #[derive(serde::Serialize)]
 struct Fates<'a> {
-    agents: &'a [Fate],
+    agents: &'a [ReleaseResult],
 }
 
 /// The response with the master's reply.
@@ -162,9 +164,10 @@ pub fn render_master(reply: &Reply, format: &Format) -> Response {
             };
             format.value(status, health)
         }
-        Reply::Fates(fates) => {
-            let is_refused =
-                |fate: &Fate| matches!(fate.result, Verdict::Running | Verdict::MayBeRunning);
+        Reply::ReleaseResults(fates) => {
+            let is_refused = |fate: &ReleaseResult| {
+                matches!(fate.result, ReleaseOutcome::Running | ReleaseOutcome::MayBeRunning)
+            };
             let is_refused = fates.iter().any(is_refused);
             let status = if is_refused { StatusCode::CONFLICT } else { StatusCode::OK };
             format.value(status, &Fates { agents: fates })

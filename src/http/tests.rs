@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::{Reply as AgentReply, Request as AgentQuestion};
 use crate::master::{
-    Effect, Fate, Forget, Reply as MasterReply, Request as MasterQuestion, Verdict,
+    Effect, Forget, ReleaseOutcome, ReleaseResult, Reply as MasterReply, Request as MasterQuestion,
 };
 
 const STATE_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-master-state.json");
@@ -154,15 +154,15 @@ fn deleting_with_force_or_a_dry_run_is_a_question_of_ours() {
     assert_eq!(delete(r#"{"agents":["10.0.0.1"]}"#), MasterQuestion::DeleteAgents(agents.clone()));
 
     let (_, format) = route_master(&get("/overlay-master/state", &[])).unwrap();
-    let mut fate = Fate::unknown([10, 0, 0, 1].into());
-    let answer = |fate: &Fate| {
-        let response = render_master(&MasterReply::Fates(vec![fate.clone()]), &format);
+    let mut fate = ReleaseResult::unknown([10, 0, 0, 1].into());
+    let answer = |fate: &ReleaseResult| {
+        let response = render_master(&MasterReply::ReleaseResults(vec![fate.clone()]), &format);
         (response.status().as_u16(), text(&response).to_owned())
     };
     let plain = r#"{"agents":[{"ip":"10.0.0.1","subnets":[],"result":"not_known"}]}"#;
     assert_eq!(answer(&fate), (200, plain.to_owned()));
-    fate.result = Verdict::Running;
-    fate.heard_seconds_ago = Some(3);
+    fate.result = ReleaseOutcome::Running;
+    fate.last_seen_seconds_ago = Some(3);
     let running =
         r#"{"agents":[{"ip":"10.0.0.1","subnets":[],"result":"running","heard_seconds_ago":3}]}"#;
     assert_eq!(answer(&fate), (409, running.to_owned()));

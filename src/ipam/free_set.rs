@@ -1,9 +1,9 @@
-//! Which of the slots 0, 1, 2 … of a pool are free.
+//! The free slots of a pool, out of the slots 0, 1, 2 …
 //!
-//! A slot was never used, or is in use, or was freed. The never used ones are kept as ranges, since
-//! a pool may have 2^128 slots; the freed ones one by one, ordered by time. What is in use is the
-//! rest, and is kept nowhere. A bitmap would be simpler and does not fit IPv6; a set of what is in
-//! use would have to be searched for its first gap.
+//! A slot is unused, in use, or freed. Unused slots are kept as ranges, since a pool may have 2^128
+//! slots, and freed slots one by one, ordered by time. The slots in use are the rest, and are not
+//! kept. A bitmap would be simpler and does not fit IPv6. A set of the slots in use would have to
+//! be searched for its first gap.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ use crate::mutation::Mutation;
 /// A free slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Vacancy {
-    /// Its index.
+    /// The index of the slot.
     pub(super) slot: u128,
-    /// When it was freed; `None` if it was never used.
+    /// When the slot was freed; `None` if it is unused.
     pub(super) freed_at: Option<u64>,
 }
 
 /// Why a slot cannot be reserved or freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SlotError {
-    /// There is no slot with this index.
+    /// No slot has this index.
     Missing,
     /// The slot is in use, and was to be reserved.
     InUse,
@@ -31,21 +31,21 @@ pub(super) enum SlotError {
     Free,
 }
 
-/// The order in which freed slots are used again: by the time at which they were freed, and those
-/// of the same second in the order in which they came. Unique.
+/// The order in which freed slots are reused: by the time at which they were freed, and slots of
+/// the same second in the order of their calls. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     freed_at: u64,
     sequence: u64,
 }
 
-/// The free slots of a pool. All operations are O(log n) in the number of never used ranges and
-/// freed slots.
+/// The free slots of a pool. All operations are O(log n) in the number of unused ranges and freed
+/// slots.
 #[derive(Debug, Clone)]
 pub(super) struct FreeSet {
     capacity: u128,
     in_use: u128,
-    never_used: RangeInclusiveSet<u128>,
+    unused: RangeInclusiveSet<u128>,
     freed: BTreeMap<Turn, u128>,
     /// The inverse of `freed`.
     turns: BTreeMap<u128, Turn>,
@@ -53,30 +53,30 @@ pub(super) struct FreeSet {
 }
 
 impl FreeSet {
-    /// The slots 0..`capacity`, never used.
+    /// Returns the slots 0..`capacity`, all unused.
     pub(super) fn new(capacity: u128) -> Self {
-        let mut never_used = RangeInclusiveSet::new();
+        let mut unused = RangeInclusiveSet::new();
         if let Some(last) = capacity.checked_sub(1) {
-            never_used.insert(0..=last);
+            unused.insert(0..=last);
         }
         Self {
             capacity,
             in_use: 0,
-            never_used,
+            unused,
             freed: BTreeMap::new(),
             turns: BTreeMap::new(),
             next_sequence: 0,
         }
     }
 
-    /// Takes what [`Self::peek`] shows.
+    /// Takes what [`Self::peek`] returns.
     pub(super) fn allocate(&mut self) -> Option<Vacancy> {
         let vacancy = self.peek()?;
         self.take(vacancy.slot);
         Some(vacancy)
     }
 
-    /// Takes `slot`, be it never used or freed.
+    /// Takes `slot`, which may be unused or freed.
     pub(super) fn reserve(&mut self, slot: u128) -> Result<(), SlotError> {
         if !self.is_free(slot)? {
             return Err(SlotError::InUse);
@@ -85,7 +85,7 @@ impl FreeSet {
         Ok(())
     }
 
-    /// Gives `slot` back at `freed_at`.
+    /// Frees `slot` at `freed_at`.
     pub(super) fn free(&mut self, slot: u128, freed_at: u64) -> Result<(), SlotError> {
         if self.is_free(slot)? {
             return Err(SlotError::Free);
@@ -100,88 +100,88 @@ impl FreeSet {
 
     /// Takes the free slots from `first` to `last`, however many there are.
     pub(super) fn withhold(&mut self, first: u128, last: u128) {
-        self.take_never_used(first, last);
+        self.take_unused(first, last);
         let freed: Vec<u128> = self.turns.range(first..=last).map(|(slot, _)| *slot).collect();
         for slot in freed {
             self.take(slot);
         }
     }
 
-    /// Takes the slots that were never used although a higher one was, and the `more` lowest above
-    /// all of these: whatever was given lowest first, and of which nothing is known, is there.
+    /// Takes the unused slots below the highest used slot, and the `more` lowest above it: slots
+    /// that were allocated lowest first, and whose records cannot be read, are among them.
     pub(super) fn withhold_gaps(&mut self, more: u128) {
         let Some(end) = self.capacity.checked_sub(1) else {
             return;
         };
-        let tail = self.never_used.last().filter(|range| *range.end() == end);
+        let tail = self.unused.last().filter(|range| *range.end() == end);
         let untouched = tail.map_or(self.capacity, |range| *range.start());
         if let Some(last) = untouched.saturating_add(more).min(self.capacity).checked_sub(1) {
-            self.take_never_used(0, last);
+            self.take_unused(0, last);
         }
     }
 
-    /// Makes freed ones of the never used slots from `first` to `last`.
+    /// Marks the unused slots from `first` to `last` as freed.
     pub(super) fn retire(&mut self, first: u128, last: u128, freed_at: u64) {
         let mut slots = Vec::new();
-        for range in self.never_used.overlapping(first..=last) {
+        for range in self.unused.overlapping(first..=last) {
             slots.extend(first.max(*range.start())..=last.min(*range.end()));
         }
         for slot in slots {
             self.take(slot);
-            // It was free until a moment ago.
+            // The slot was free, so this cannot fail.
             let _ = self.free(slot, freed_at);
         }
     }
 
-    /// The free slot whose turn it is: the lowest never used one, and when there is none, the one
-    /// freed longest ago.
+    /// Returns the next free slot: the lowest unused one, and when there is none, the one freed
+    /// longest ago.
     pub(super) fn peek(&self) -> Option<Vacancy> {
-        if Mutation::ReuseAtOnce.is_on()
+        if Mutation::ReuseLatestReleased.is_on()
             && let Some((turn, slot)) = self.freed.last_key_value()
         {
             return Some(Vacancy { slot: *slot, freed_at: Some(turn.freed_at) });
         }
-        if let Some(range) = self.never_used.first() {
+        if let Some(range) = self.unused.first() {
             return Some(Vacancy { slot: *range.start(), freed_at: None });
         }
         let (turn, slot) = self.freed.first_key_value()?;
         Some(Vacancy { slot: *slot, freed_at: Some(turn.freed_at) })
     }
 
-    /// How many slots there are.
+    /// Returns the number of slots.
     pub(super) const fn capacity(&self) -> u128 {
         self.capacity
     }
 
-    /// How many slots are taken.
+    /// Returns the number of slots in use.
     pub(super) const fn in_use(&self) -> u128 {
         self.in_use
     }
 
-    /// Removes a free slot from the free ones.
+    /// Removes a slot from the free ones.
     fn take(&mut self, slot: u128) {
         match self.turns.remove(&slot) {
             Some(turn) => {
                 self.freed.remove(&turn);
             }
-            None => self.never_used.remove(slot..=slot),
+            None => self.unused.remove(slot..=slot),
         }
         self.in_use += 1;
     }
 
-    fn take_never_used(&mut self, first: u128, last: u128) {
-        let overlapping = self.never_used.overlapping(first..=last);
+    fn take_unused(&mut self, first: u128, last: u128) {
+        let overlapping = self.unused.overlapping(first..=last);
         let count = overlapping.map(|range| last.min(*range.end()) - first.max(*range.start()) + 1);
         self.in_use += count.sum::<u128>();
-        self.never_used.remove(first..=last);
+        self.unused.remove(first..=last);
     }
 
-    /// Whether `slot` is free.
+    /// Returns whether `slot` is free.
     pub(super) fn is_free(&self, slot: u128) -> Result<bool, SlotError> {
         if slot >= self.capacity {
             return Err(SlotError::Missing);
         }
-        Ok(self.never_used.contains(&slot) || self.turns.contains_key(&slot))
+        Ok(self.unused.contains(&slot) || self.turns.contains_key(&slot))
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn never_used_slots_come_first_and_then_the_one_freed_longest_ago() {
+    fn allocate_prefers_unused_then_oldest_freed() {
         let mut set = FreeSet::new(5);
         for slot in [0, 1, 3] {
             set.reserve(slot).unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_slot_can_be_reserved_before_its_turn() {
+    fn reserve_freed_slot_out_of_order_is_possible() {
         let mut set = FreeSet::new(2);
         assert_eq!(slots_until_exhausted(&mut set), [0, 1]);
         set.free(0, 1).unwrap();
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_free_or_missing_cannot_be_freed_and_nothing_changes() {
+    fn free_free_or_missing_slot_fails() {
         let mut set = FreeSet::new(3);
         set.reserve(1).unwrap();
         assert_eq!(set.free(0, 9), Err(SlotError::Free));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn peek_shows_what_allocate_takes_and_changes_nothing() {
+    fn peek_matches_allocate_and_changes_nothing() {
         let mut set = FreeSet::new(2);
         assert_eq!(set.peek(), set.peek());
         assert_eq!(set.peek(), set.clone().allocate());
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn withheld_slots_are_given_to_nobody() {
+    fn withheld_slots_are_not_allocated() {
         let mut set = FreeSet::new(10);
         for slot in [1, 4, 5] {
             set.reserve(slot).unwrap();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_end_with_the_highest_slot_that_was_used_and_some_more() {
+    fn withhold_gaps_ends_above_highest_used_slot() {
         let gaps = |used: &[u128], more| {
             let mut set = FreeSet::new(6);
             for &slot in used {
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_retired_comes_last() {
+    fn retired_slots_come_last() {
         let mut set = FreeSet::new(5);
         set.reserve(1).unwrap();
         set.retire(0, 2, 9);
@@ -294,14 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn a_set_without_slots_is_exhausted() {
+    fn empty_set_is_exhausted() {
         let mut set = FreeSet::new(0);
         assert_eq!(set.allocate(), None);
         assert_eq!(set.reserve(0), Err(SlotError::Missing));
     }
 
     #[test]
-    fn the_largest_set_is_usable_to_its_last_slot() {
+    fn largest_set_is_usable_to_last_slot() {
         let mut set = FreeSet::new(u128::MAX);
         set.reserve(u128::MAX - 1).unwrap();
         assert_eq!(set.reserve(u128::MAX), Err(SlotError::Missing));
@@ -310,10 +310,10 @@ mod tests {
         assert_eq!(set.in_use(), 1);
     }
 
-    /// With the even slots reserved there are as many ranges. Whatever scanned them, or the pool,
-    /// would not come to an end here.
+    /// With the even slots reserved there are as many ranges. An operation that scanned the ranges
+    /// or the pool would not end here.
     #[test]
-    fn slots_between_a_hundred_thousand_ranges_are_allocated_freed_and_taken_again() {
+    fn slots_between_many_ranges_are_allocated_and_freed() {
         const SLOTS: u128 = 200_000;
         let mut set = FreeSet::new(u128::MAX);
         for slot in (0..SLOTS).step_by(2) {
@@ -323,7 +323,7 @@ mod tests {
             assert_eq!(set.allocate().unwrap().slot, slot);
         }
         assert_eq!(set.in_use(), SLOTS);
-        assert_eq!(set.never_used.len(), 1, "what was never used is one range again");
+        assert_eq!(set.unused.len(), 1, "the unused slots are one range again");
         for slot in 0..SLOTS {
             set.free(slot, 7).unwrap();
         }
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_freed_slots_are_used_again_in_the_order_of_their_release() {
+    fn many_freed_slots_are_reused_in_release_order() {
         const SLOTS: u128 = 200_000;
         let mut set = FreeSet::new(SLOTS);
         assert_eq!(slots_until_exhausted(&mut set).len(), 200_000);

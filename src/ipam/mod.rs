@@ -1,15 +1,14 @@
-//! Who has which subnet and which VTEP address: the arithmetic of the address plan, and nothing
-//! else.
+//! Pools of subnets and VTEP addresses.
 //!
-//! A pool hands out what was never used first, lowest first, and then what was freed longest ago,
-//! so that an address comes back as late as possible: other agents may still have routes to its
-//! former holder. Every operation costs O(log n) in what was taken or freed, never in the size of
-//! the pool.
+//! A pool allocates unused addresses first, the lowest first, and then the address that was freed
+//! longest ago. So an address is reused as late as possible: other agents may still have routes to
+//! the agent that had it. Every operation costs O(log n) in the number of allocated or freed
+//! addresses, never in the size of the pool.
 //!
-//! Nothing here is undone. An agent needs several things at once (a VTEP address of each family, a
-//! subnet of each family and overlay), and one of the pools may be exhausted: whoever allocates
-//! asks all of them with `peek`, which changes nothing, and calls `allocate` only if all have said
-//! yes. It gives what `peek` gave.
+//! An allocation is not undone. An agent needs several addresses at once (a VTEP address of each
+//! family, a subnet of each family and overlay), and one of the pools may be exhausted. So the
+//! caller asks all pools with `peek`, which changes nothing, and calls `allocate` only if none is
+//! exhausted. `allocate` returns what `peek` returned.
 
 mod free_set;
 mod subnet_pool;
@@ -23,19 +22,18 @@ use std::time::Duration;
 pub use subnet_pool::{SubnetPool, SubnetPoolError};
 pub use vtep_pool::{VtepAddress, VtepPool, VtepPoolError};
 
-/// What a pool gives.
+/// An address or a subnet that a pool allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocated<T> {
     /// The subnet or the address.
     pub item: T,
-    /// When its former holder gave it back, in seconds since 1970; `None` if it never had one.
+    /// When it was freed last, in seconds since 1970; `None` if it was never used.
     pub freed_at: Option<u64>,
 }
 
 impl<T> Allocated<T> {
-    /// Whether at `now`, in seconds since 1970, its former holder gave it back less than
-    /// `reuse_after` ago: the pool had nothing better. A clock that was set back counts as no time
-    /// having passed.
+    /// Returns whether it was freed less than `reuse_after` before `now`, in seconds since 1970:
+    /// the pool had nothing older. A clock that was set back counts as no time having passed.
     #[must_use]
     pub const fn is_reused_early(&self, now: u64, reuse_after: Duration) -> bool {
         match self.freed_at {

@@ -5,11 +5,11 @@ use super::free_set::{FreeSet, SlotError, Vacancy};
 use crate::addr::Subnet;
 use crate::protocol::AddressRange;
 
-/// Most subnets that are noted as freed at one time.
+/// The most subnets that one call of [`SubnetPool::retire`] marks as freed.
 const RETIRED_MAX: u128 = 1 << 16;
 
-/// The subnets of equal length that a range is cut into. The first and the last are as good as the
-/// others: the host addresses of a subnet are used inside of it only.
+/// The subnets of equal length of a range, also the first and the last: the host addresses of a
+/// subnet are used inside of it only.
 #[derive(Debug, Clone)]
 pub struct SubnetPool {
     range: AddressRange,
@@ -19,93 +19,92 @@ pub struct SubnetPool {
 /// Why a subnet cannot be reserved or freed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubnetPoolError {
-    /// It is none of the pool's subnets: it lies outside, or has another length.
+    /// The subnet is not in the pool: it lies outside, or has another length.
     #[error("{subnet} is none of the /{} subnets of {}", range.prefix, range.subnet)]
     Foreign {
         /// The subnet.
         subnet: Subnet,
-        /// What the pool is cut from.
+        /// The range of the pool.
         range: AddressRange,
     },
-    /// It was to be reserved, and somebody has it.
+    /// The subnet was to be reserved and is in use.
     #[error("{subnet} of {} is already in use", range.subnet)]
     InUse {
         /// The subnet.
         subnet: Subnet,
-        /// What the pool is cut from.
+        /// The range of the pool.
         range: AddressRange,
     },
-    /// It was to be freed, and nobody has it.
+    /// The subnet was to be freed and is not in use.
     #[error("{subnet} of {} is not in use", range.subnet)]
     NotInUse {
         /// The subnet.
         subnet: Subnet,
-        /// What the pool is cut from.
+        /// The range of the pool.
         range: AddressRange,
     },
 }
 
 impl SubnetPool {
-    /// All subnets of `range`, never used. None, if its prefix is shorter than its subnet's or
-    /// longer than an address; at most `u128::MAX`.
+    /// Returns a pool of all subnets of `range`, at most `u128::MAX`, all unused. The pool is empty
+    /// if the prefix is shorter than that of the range or longer than an address.
     #[must_use]
     pub fn new(range: AddressRange) -> Self {
         Self { range, slots: FreeSet::new(range.subnet.count(range.prefix)) }
     }
 
-    /// Takes what [`Self::peek`] shows; `None` if the pool is exhausted.
+    /// Allocates what [`Self::peek`] returns, or `None` if the pool is exhausted.
     pub fn allocate(&mut self) -> Option<Allocated<Subnet>> {
         let vacancy = self.slots.allocate()?;
         self.allocated(vacancy)
     }
 
-    /// Takes `subnet`, be it never used or freed.
+    /// Reserves `subnet`, which may be unused or freed.
     ///
     /// # Errors
-    /// When `subnet` is none of this pool's, or in use. The pool is as it was then.
+    /// When `subnet` is not in the pool, or is in use. The pool is unchanged then.
     pub fn reserve(&mut self, subnet: Subnet) -> Result<(), SubnetPoolError> {
         let slot = self.slot_of(subnet)?;
         self.slots.reserve(slot).map_err(|error| self.error(error, subnet))
     }
 
-    /// Gives `subnet` back at `now`, in seconds since 1970.
+    /// Frees `subnet` at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// When `subnet` is none of this pool's, or not in use. The pool is as it was then.
+    /// When `subnet` is not in the pool, or is not in use. The pool is unchanged then.
     pub fn free(&mut self, subnet: Subnet, now: u64) -> Result<(), SubnetPoolError> {
         let slot = self.slot_of(subnet)?;
         self.slots.free(slot, now).map_err(|error| self.error(error, subnet))
     }
 
-    /// The subnet whose turn it is: the lowest never used one, and when there is none, the one
-    /// freed longest ago. `None` if the pool is exhausted.
+    /// Returns the next subnet: the lowest unused one, and when there is none, the one freed
+    /// longest ago. `None` if the pool is exhausted.
     #[must_use]
     pub fn peek(&self) -> Option<Allocated<Subnet>> {
         self.allocated(self.slots.peek()?)
     }
 
-    /// Whether `subnet` is one of the pool's and free.
+    /// Returns whether `subnet` is in the pool and free.
     #[must_use]
     pub fn is_free(&self, subnet: Subnet) -> bool {
         self.slot_of(subnet).is_ok_and(|slot| self.slots.is_free(slot) == Ok(true))
     }
 
-    /// Whether `subnet` is one of the pool's and in use.
+    /// Returns whether `subnet` is in the pool and in use.
     #[must_use]
     pub fn is_taken(&self, subnet: Subnet) -> bool {
         self.slot_of(subnet).is_ok_and(|slot| self.slots.is_free(slot) == Ok(false))
     }
 
-    /// Gives nobody what is free and has an address of `subnet`, which may have any length.
+    /// Withholds what is free and overlaps `subnet`, which may have any length.
     pub fn withhold(&mut self, subnet: &Subnet) {
         if let Some((first, last)) = self.slots_within(subnet) {
             self.slots.withhold(first, last);
         }
     }
 
-    /// Treats what was never used and has an address of `subnet`, which may have any length, as
-    /// freed at `now`, in seconds since 1970. If that is too much to note one by one, it is
-    /// withheld.
+    /// Marks what is unused and overlaps `subnet`, which may have any length, as freed at `now`, in
+    /// seconds since 1970. If that is too much to mark one by one, it is withheld.
     pub fn retire(&mut self, subnet: &Subnet, now: u64) {
         match self.slots_within(subnet) {
             Some((first, last)) if last - first < RETIRED_MAX => {
@@ -116,13 +115,13 @@ impl SubnetPool {
         }
     }
 
-    /// Gives nobody what `agents` agents of whom nothing is known may have, if subnets were given
+    /// Withholds what `agents` agents with unknown subnets may have, if subnets were allocated
     /// lowest first.
     pub fn withhold_gaps(&mut self, agents: u128) {
         self.slots.withhold_gaps(agents);
     }
 
-    /// The first and the last slot that has an address of `subnet`.
+    /// Returns the first and the last slot that overlap `subnet`.
     fn slots_within(&self, subnet: &Subnet) -> Option<(u128, u128)> {
         let AddressRange { subnet: whole, prefix } = self.range;
         let last = self.capacity().checked_sub(1)?;
@@ -133,25 +132,25 @@ impl SubnetPool {
         slot(subnet.first()).zip(slot(subnet.last()))
     }
 
-    /// What the pool is cut from, and how.
+    /// Returns the range of the pool.
     #[must_use]
     pub const fn range(&self) -> AddressRange {
         self.range
     }
 
-    /// How many agents fit: the number of subnets.
+    /// Returns how many agents fit: the number of subnets.
     #[must_use]
     pub const fn capacity(&self) -> u128 {
         self.slots.capacity()
     }
 
-    /// How many subnets are in use.
+    /// Returns how many subnets are in use.
     #[must_use]
     pub const fn in_use(&self) -> u128 {
         self.slots.in_use()
     }
 
-    /// How many subnets are free.
+    /// Returns how many subnets are free.
     #[must_use]
     pub const fn available(&self) -> u128 {
         self.capacity() - self.in_use()

@@ -1,5 +1,5 @@
-//! Both pools, in both families, against a naive model: a list of everything they can give, scanned
-//! from the start for each operation.
+//! Both pools, in both families, against a naive model: a list of everything that they can
+//! allocate, scanned from the start for each operation.
 
 use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,7 +20,7 @@ fn range(text: &str, prefix: u8) -> AddressRange {
     AddressRange { subnet: subnet(text), prefix }
 }
 
-/// What both pools do; the reason of a refusal as a word.
+/// The operations of both pools, with errors as words.
 trait Pool {
     type Item: Copy + Eq + Debug;
 
@@ -100,7 +100,7 @@ impl<A: VtepAddress> Pool for VtepPool<A> {
 enum State {
     NeverUsed,
     InUse,
-    /// When, and how many had been freed before.
+    /// The time, and the number of releases before.
     Freed(u64, usize),
 }
 
@@ -162,13 +162,13 @@ impl<T: Copy + Eq + Debug> Naive<T> {
 
 #[derive(Debug, Clone)]
 enum Operation {
-    /// So often in a row: the pools have hundreds of slots, and some sequences shall exhaust them.
+    /// Repetitions: the pools have hundreds of slots, and some sequences exhaust them.
     Allocate(usize),
     Reserve(Index),
     Free(Index, u64),
 }
 
-/// Time goes forward and back, and several are freed in the same second.
+/// Times go forward and back, with several releases in one second.
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let operation = prop_oneof![
         2 => (1..8_usize).prop_map(Operation::Allocate),
@@ -179,7 +179,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     prop::collection::vec(operation, 1..80)
 }
 
-/// `items` is everything that the pool shall give, in order; `foreign` is what it shall refuse.
+/// `items` is everything that the pool can allocate, in order. `foreign` is not in the pool.
 fn compare<P: Pool>(
     mut pool: P,
     items: &[P::Item],
@@ -187,7 +187,7 @@ fn compare<P: Pool>(
     operations: Vec<Operation>,
 ) -> Result<(), TestCaseError> {
     let mut model = Naive::of(items.iter().copied());
-    // Only few of the subjects are foreign, else hardly anything would succeed.
+    // Only few of the items are foreign, or hardly any operation would succeed.
     let subjects: Vec<P::Item> = items.iter().chain(foreign).copied().collect();
     for operation in operations {
         match operation {
@@ -216,7 +216,7 @@ fn compare<P: Pool>(
     Ok(())
 }
 
-/// The subnets of a range, by adding up; not as the pool does it.
+/// Computes the subnets of a range by addition, not as the pool does.
 fn subnets_by_adding(range: AddressRange) -> Vec<Subnet> {
     let mut subnets = Vec::new();
     let bits = range.subnet.family().bits();
@@ -237,7 +237,7 @@ fn subnets_by_adding(range: AddressRange) -> Vec<Subnet> {
 
 proptest! {
     #[test]
-    fn a_subnet_pool_does_what_the_model_does(
+    fn subnet_pool_matches_model(
         range in select(vec![
             range("192.168.0.0/17", 24),
             range("10.0.252.0/22", 30),
@@ -266,7 +266,7 @@ proptest! {
     }
 
     #[test]
-    fn a_vtep_pool_of_ipv4_does_what_the_model_does(
+    fn ipv4_vtep_pool_matches_model(
         text in select(vec!["44.128.0.0/22", "10.255.254.0/23", "192.0.2.0/30", "192.0.2.8/29"]),
         operations in operations(),
     ) {
@@ -281,7 +281,7 @@ proptest! {
     }
 
     #[test]
-    fn a_vtep_pool_of_ipv6_does_what_the_model_does(
+    fn ipv6_vtep_pool_matches_model(
         text in select(vec!["fd01:a::/118", "fd01:a::fffe:fe00/119", "fd01:a::/127"]),
         operations in operations(),
     ) {
@@ -297,7 +297,7 @@ proptest! {
 }
 
 #[test]
-fn the_first_addresses_are_those_of_the_recorded_traffic() {
+fn first_addresses_match_recorded_traffic() {
     let first = |text: &str, prefix| SubnetPool::new(range(text, prefix)).peek().unwrap().item;
     assert_eq!(first("192.168.0.0/17", 24), subnet("192.168.0.0/24"));
     assert_eq!(first("fd01:b::/64", 80), subnet("fd01:b::/80"));
@@ -308,7 +308,7 @@ fn the_first_addresses_are_those_of_the_recorded_traffic() {
 }
 
 #[test]
-fn the_subnets_on_which_the_cpp_modules_lost_the_carry_are_all_there() {
+fn subnets_with_carry_are_all_allocated() {
     let mut pool = SubnetPool::new(range("fd01:b::/64", 80));
     let subnets: Vec<Subnet> =
         std::iter::from_fn(|| pool.allocate()).map(|allocated| allocated.item).collect();
@@ -340,7 +340,7 @@ fn capacity_is_the_number_of_agents_that_fit() {
 }
 
 #[test]
-fn a_refusal_names_what_was_refused_and_the_pool() {
+fn error_names_address_and_pool() {
     let mut pool = SubnetPool::new(range("192.168.0.0/17", 24));
     let mut refused = |text: &str| pool.reserve(subnet(text)).err().map(|e| e.to_string());
     assert_eq!(
@@ -391,7 +391,7 @@ fn reuse_is_early_until_the_time_has_passed() {
 }
 
 #[test]
-fn what_overlaps_a_withheld_subnet_of_any_length_is_given_to_nobody() {
+fn withheld_subnet_blocks_every_overlap() {
     let left = |withheld: &str| {
         let subnet = "10.0.0.0/22".parse().unwrap();
         let mut pool = SubnetPool::new(AddressRange { subnet, prefix: 24 });

@@ -7,17 +7,16 @@ use super::Allocated;
 use super::free_set::{FreeSet, SlotError, Vacancy};
 use crate::addr::{Family, Subnet};
 
-/// Slot 0 is this far from the first address of the subnet. That one is no host: it names the
-/// network in IPv4, and any router of the subnet in IPv6 (RFC 4291, 2.6.1).
+/// The offset of slot 0 from the first address of the subnet. The first address is no host: it
+/// names the network in IPv4, and any router of the subnet in IPv6 (RFC 4291, 2.6.1).
 const FIRST_HOST: u128 = 1;
 
-/// An address of one family, so that a pool of IPv4 gives IPv4 addresses and nobody has to unpack
-/// them.
+/// An address of one family, so that a pool of IPv4 returns IPv4 addresses.
 pub trait VtepAddress: Copy + Eq + fmt::Debug + fmt::Display + Into<IpAddr> {
     /// The family.
     const FAMILY: Family;
 
-    /// `ip` as an address of this family; `None` if it is of the other.
+    /// Returns `ip` as an address of this family, or `None` if it is of the other family.
     fn of(ip: IpAddr) -> Option<Self>;
 }
 
@@ -55,7 +54,7 @@ pub struct VtepPool<A> {
 /// Why an address cannot be reserved or freed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VtepPoolError {
-    /// It is no host address of the VTEP subnet.
+    /// The address is no host address of the VTEP subnet.
     #[error("{address} is no host address of the VTEP subnet {subnet}")]
     Foreign {
         /// The address.
@@ -63,7 +62,7 @@ pub enum VtepPoolError {
         /// The VTEP subnet.
         subnet: Subnet,
     },
-    /// It was to be reserved, and somebody has it.
+    /// The address was to be reserved and is in use.
     #[error("{address} of the VTEP subnet {subnet} is already in use")]
     InUse {
         /// The address.
@@ -71,7 +70,7 @@ pub enum VtepPoolError {
         /// The VTEP subnet.
         subnet: Subnet,
     },
-    /// It was to be freed, and nobody has it.
+    /// The address was to be freed and is not in use.
     #[error("{address} of the VTEP subnet {subnet} is not in use")]
     NotInUse {
         /// The address.
@@ -82,8 +81,8 @@ pub enum VtepPoolError {
 }
 
 impl<A: VtepAddress> VtepPool<A> {
-    /// All host addresses of `subnet`, never used. None, if `subnet` is of another family or too
-    /// small to have any; at most `u128::MAX`.
+    /// Returns a pool of all host addresses of `subnet`, at most `u128::MAX`, all unused. The pool
+    /// is empty if `subnet` is of another family or too small.
     #[must_use]
     pub fn new(subnet: Subnet) -> Self {
         let no_hosts = match A::FAMILY {
@@ -98,43 +97,43 @@ impl<A: VtepAddress> VtepPool<A> {
         Self { subnet, slots: FreeSet::new(capacity), family: std::marker::PhantomData }
     }
 
-    /// Takes what [`Self::peek`] shows; `None` if the pool is exhausted.
+    /// Allocates what [`Self::peek`] returns, or `None` if the pool is exhausted.
     pub fn allocate(&mut self) -> Option<Allocated<A>> {
         let vacancy = self.slots.allocate()?;
         self.allocated(vacancy)
     }
 
-    /// Takes `address`, be it never used or freed.
+    /// Reserves `address`, which may be unused or freed.
     ///
     /// # Errors
-    /// When `address` is none of this pool's, or in use. The pool is as it was then.
+    /// When `address` is not in the pool, or is in use. The pool is unchanged then.
     pub fn reserve(&mut self, address: A) -> Result<(), VtepPoolError> {
         let slot = self.slot_of(address)?;
         self.slots.reserve(slot).map_err(|error| self.error(error, address))
     }
 
-    /// Gives `address` back at `now`, in seconds since 1970.
+    /// Frees `address` at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// When `address` is none of this pool's, or not in use. The pool is as it was then.
+    /// When `address` is not in the pool, or is not in use. The pool is unchanged then.
     pub fn free(&mut self, address: A, now: u64) -> Result<(), VtepPoolError> {
         let slot = self.slot_of(address)?;
         self.slots.free(slot, now).map_err(|error| self.error(error, address))
     }
 
-    /// The address whose turn it is: the lowest never used one, and when there is none, the one
-    /// freed longest ago. `None` if the pool is exhausted.
+    /// Returns the next address: the lowest unused one, and when there is none, the one freed
+    /// longest ago. `None` if the pool is exhausted.
     #[must_use]
     pub fn peek(&self) -> Option<Allocated<A>> {
         self.allocated(self.slots.peek()?)
     }
 
-    /// Whether `address` is one of the pool's and in use.
+    /// Returns whether `address` is in the pool and in use.
     pub fn is_taken(&self, address: A) -> bool {
         self.slot_of(address).is_ok_and(|slot| self.slots.is_free(slot) == Ok(false))
     }
 
-    /// Gives nobody what is free of `subnet`, which may have any length.
+    /// Withholds the free addresses of `subnet`, which may have any length.
     pub fn withhold(&mut self, subnet: &Subnet) {
         let last = self.capacity().checked_sub(1);
         let slots = if subnet.covers(&self.subnet) {
@@ -149,31 +148,31 @@ impl<A: VtepAddress> VtepPool<A> {
         }
     }
 
-    /// Gives nobody what `agents` agents of whom nothing is known may have, if addresses were given
+    /// Withholds what `agents` agents with unknown addresses may have, if addresses were allocated
     /// lowest first.
     pub fn withhold_gaps(&mut self, agents: u128) {
         self.slots.withhold_gaps(agents);
     }
 
-    /// The VTEP subnet.
+    /// Returns the VTEP subnet.
     #[must_use]
     pub const fn subnet(&self) -> Subnet {
         self.subnet
     }
 
-    /// How many agents fit: the number of host addresses.
+    /// Returns how many agents fit: the number of host addresses.
     #[must_use]
     pub const fn capacity(&self) -> u128 {
         self.slots.capacity()
     }
 
-    /// How many addresses are in use.
+    /// Returns how many addresses are in use.
     #[must_use]
     pub const fn in_use(&self) -> u128 {
         self.slots.in_use()
     }
 
-    /// How many addresses are free.
+    /// Returns how many addresses are free.
     #[must_use]
     pub const fn available(&self) -> u128 {
         self.capacity() - self.in_use()

@@ -1,10 +1,13 @@
-//! What an agent is given that it lacks: out of which pool, and who loses the claim to it.
+//! Allocates the addresses that an agent is missing, and removes them from the released agent that
+//! had them before.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::registry::{Moment, Notice, Outcome, Refusal, Registry, Supply};
-use super::space::{Piece, Subnets};
+use super::agents::AgentState;
+use super::shortages::Pool;
+use super::space::{Address, Subnets};
+use super::{ChangeContext, Notice, RegisterError, Registration, Registry};
 use crate::addr::{OverlayName, Subnet};
 use crate::ipam::Allocated;
 use crate::mutation::Mutation;
@@ -13,26 +16,47 @@ use crate::store::{Change, Key};
 use crate::wire::encode_record;
 
 impl Registry {
-    /// The record of an agent that is not there: with what it had when it was deleted, as far as
-    /// nobody else has it now, and with a VTEP address in any case.
+    /// Registers an agent with the options that it sent last. Returns `None` if it is not active,
+    /// or is refused.
+    pub(in super::super) fn register_again(
+        &mut self,
+        ip: Ipv4Addr,
+        context: ChangeContext,
+    ) -> Option<Registration> {
+        let AgentRecord { allocate_subnet, mesos_bridge, docker_bridge, underlay, .. } =
+            self.agents.active(ip)?.record;
+        let options = AgentOptions {
+            allocate_subnet,
+            mesos_bridge,
+            docker_bridge,
+            underlay,
+            // The master does not use the other options.
+            ..AgentOptions::default()
+        };
+        self.register(ip, &options, context).ok()
+    }
+
+    /// Makes the record of an agent that is not registered: with a VTEP, and with the addresses
+    /// that it had before its release, as far as no other agent has them now.
     pub(super) fn admit(
         &mut self,
         ip: Ipv4Addr,
         options: &AgentOptions,
-        moment: Moment,
-        outcome: &mut Outcome,
-    ) -> Result<AgentRecord, Refusal> {
-        let old = self.released.get(&ip).cloned();
+        context: ChangeContext,
+        registration: &mut Registration,
+    ) -> Result<AgentRecord, RegisterError> {
+        let old = self.agents.released(ip).cloned();
         let old_vtep = old.as_ref().and_then(|old| old.vtep_ip);
         let vtep_ip = match old_vtep.filter(|&vtep| self.reclaim_vtep(vtep.into(), ip)) {
             Some(vtep) => vtep,
             None => {
-                let allocated = self.space.allocate_vtep();
+                let allocated = self.pools.allocate_vtep();
                 let Some(vtep) = allocated else {
-                    self.lacks(Supply::Vtep, ip);
-                    return Err(Refusal::NoVtep(self.network.vtep_subnet));
+                    self.shortages.add(Pool::Vtep, ip);
+                    return Err(RegisterError::NoVtep(self.network.vtep_subnet));
                 };
-                self.taken(vtep, Piece::Vtep(vtep.item.into()), moment, outcome);
+                let address = Address::Vtep(vtep.item.into());
+                self.note_allocated(vtep, address, context, registration);
                 vtep.item
             }
         };
@@ -46,11 +70,11 @@ impl Registry {
             underlay: options.underlay,
         };
         if let Some(old) = old {
-            self.released.remove(&ip);
-            outcome.is_return = true;
+            self.agents.remove(ip);
+            registration.is_return = true;
             record.vtep_ip6 = old
                 .vtep_ip6
-                .filter(|&vtep6| !self.space.has_vteps6() || self.reclaim_vtep(vtep6.into(), ip));
+                .filter(|&vtep6| !self.pools.has_vteps6() || self.reclaim_vtep(vtep6.into(), ip));
             for overlay in old.overlays {
                 let OverlayRecord { name, subnet, subnet6 } = overlay;
                 let subnet = subnet.filter(|&subnet| self.reclaim(&name, subnet, ip));
@@ -64,58 +88,59 @@ impl Registry {
     }
 
     fn reclaim_vtep(&mut self, vtep: IpAddr, ip: Ipv4Addr) -> bool {
-        let piece = Piece::Vtep(vtep);
-        let is_ours = self.space.was_had_by(piece, ip) && self.space.reserve_vtep(vtep).is_ok();
+        let address = Address::Vtep(vtep);
+        let is_ours =
+            self.pools.is_released_by(address, ip) && self.pools.reserve_vtep(vtep).is_ok();
         if is_ours {
-            self.space.forget_former(piece);
+            self.pools.remove_former_agent(address);
         }
         is_ours
     }
 
-    /// What no pool has is given to nobody: it is kept for when it is configured again, unless it
-    /// was given away before, cut in another way. That is rare enough to look at all records. Where
-    /// its overlay is elsewhere now the agent gets something else: it was deleted.
+    /// Reserves a subnet again for the agent that had it before its release. A subnet that no pool
+    /// has is kept until it is configured again, unless another agent got a part of it under
+    /// another prefix. That is rare enough to look at all records. Where the overlay has other
+    /// addresses now the agent gets another subnet.
     fn reclaim(&mut self, overlay: &OverlayName, subnet: Subnet, ip: Ipv4Addr) -> bool {
-        if !self.space.overlaps(&subnet) {
-            if self.space.has(overlay, subnet.family()) {
+        if !self.pools.overlaps(&subnet) {
+            if self.pools.has(overlay, subnet.family()) {
                 return false;
             }
-            let served = self.agents.values().map(|agent| &agent.record);
-            let aside = self.aside.values().filter_map(|aside| aside.record.as_ref());
-            let overlays = served.chain(aside).flat_map(|record| &record.overlays);
+            let overlays = self.agents.iter_records().flat_map(|record| &record.overlays);
             return !overlays.flat_map(OverlayRecord::subnets).any(|had| had.overlaps(&subnet));
         }
-        let piece = Piece::Subnet(subnet);
+        let address = Address::Subnet(subnet);
         let is_ours =
-            self.space.was_had_by(piece, ip) && self.space.reserve(overlay, subnet).is_ok();
+            self.pools.is_released_by(address, ip) && self.pools.reserve(overlay, subnet).is_ok();
         if is_ours {
-            self.space.forget_former(piece);
+            self.pools.remove_former_agent(address);
         }
         is_ours
     }
 
-    /// Takes note of what the agent wants and allocates what it lacks of it.
+    /// Puts the options of the agent into its record, and allocates what is missing for them.
     pub(super) fn complete(
         &mut self,
         ip: Ipv4Addr,
         record: &mut AgentRecord,
         options: &AgentOptions,
-        moment: Moment,
-        outcome: &mut Outcome,
+        context: ChangeContext,
+        registration: &mut Registration,
     ) {
         record.allocate_subnet = options.allocate_subnet;
         record.mesos_bridge = options.mesos_bridge;
         record.docker_bridge = options.docker_bridge;
         record.underlay = options.underlay;
-        if record.vtep_ip6.is_none() && self.space.has_vteps6() {
-            match self.space.allocate_vtep6() {
+        if record.vtep_ip6.is_none() && self.pools.has_vteps6() {
+            match self.pools.allocate_vtep6() {
                 Some(vtep6) => {
-                    self.taken(vtep6, Piece::Vtep(vtep6.item.into()), moment, outcome);
+                    let address = Address::Vtep(vtep6.item.into());
+                    self.note_allocated(vtep6, address, context, registration);
                     record.vtep_ip6 = Some(vtep6.item);
                 }
                 None => {
-                    self.lacks(Supply::Vtep6, ip);
-                    outcome.notices.push(Notice::NoVtep6);
+                    self.shortages.add(Pool::Vtep6, ip);
+                    registration.notices.push(Notice::NoVtep6);
                 }
             }
         }
@@ -124,8 +149,9 @@ impl Registry {
         }
         let network = Arc::clone(&self.network);
         for overlay in network.overlays.iter().filter(|overlay| overlay.enabled) {
-            if !self.unserved.contains_key(&(ip, overlay.name.clone())) {
-                self.complete_overlay(ip, record, overlay, moment, outcome);
+            let agent = self.agents.active(ip);
+            if !agent.is_some_and(|agent| agent.is_overlay_unserved(&overlay.name)) {
+                self.complete_overlay(ip, record, overlay, context, registration);
             }
         }
     }
@@ -135,27 +161,27 @@ impl Registry {
         ip: Ipv4Addr,
         record: &mut AgentRecord,
         overlay: &Overlay,
-        moment: Moment,
-        outcome: &mut Outcome,
+        context: ChangeContext,
+        registration: &mut Registration,
     ) {
         let name = &overlay.name;
         let position = record.overlays.iter().position(|had| had.name == *name);
         let had = position.map(|position| &record.overlays[position]);
-        let lacks_v4 = overlay.range.is_some() && had.is_none_or(|had| had.subnet.is_none());
-        let lacks_v6 = overlay.range6.is_some() && had.is_none_or(|had| had.subnet6.is_none());
-        if !lacks_v4 && !lacks_v6 {
+        let needs_v4 = overlay.range.is_some() && had.is_none_or(|had| had.subnet.is_none());
+        let needs_v6 = overlay.range6.is_some() && had.is_none_or(|had| had.subnet6.is_none());
+        if !needs_v4 && !needs_v6 {
             return;
         }
-        let Subnets { v4, v6 } = match self.space.allocate_subnets(name, lacks_v4, lacks_v6) {
+        let Subnets { v4, v6 } = match self.pools.allocate_subnets(name, needs_v4, needs_v6) {
             Ok(subnets) => subnets,
             Err(family) => {
-                self.lacks(Supply::Overlay(name.clone(), family), ip);
-                outcome.notices.push(Notice::NoSubnet(name.clone(), family));
+                self.shortages.add(Pool::Overlay(name.clone(), family), ip);
+                registration.notices.push(Notice::NoSubnet(name.clone(), family));
                 return;
             }
         };
         for subnet in v4.into_iter().chain(v6) {
-            self.taken(subnet, Piece::Subnet(subnet.item), moment, outcome);
+            self.note_allocated(subnet, Address::Subnet(subnet.item), context, registration);
         }
         let position = position.unwrap_or_else(|| {
             let name = name.clone();
@@ -167,45 +193,34 @@ impl Registry {
         had.subnet6 = had.subnet6.or_else(|| v6.map(|subnet| subnet.item));
     }
 
-    fn lacks(&mut self, supply: Supply, ip: Ipv4Addr) {
-        self.lacking.entry(supply).or_default().insert(ip);
-    }
-
-    pub(super) fn lacks_nothing(&mut self, ip: Ipv4Addr) {
-        self.lacking.retain(|_, agents| {
-            agents.remove(&ip);
-            !agents.is_empty()
-        });
-    }
-
-    /// A piece was allocated: whoever had it before will not get it back.
-    fn taken<T>(
+    /// Notes that an address was allocated: the released agent that had it does not get it back.
+    fn note_allocated<T>(
         &mut self,
         allocated: Allocated<T>,
-        piece: Piece,
-        moment: Moment,
-        outcome: &mut Outcome,
+        address: Address,
+        context: ChangeContext,
+        registration: &mut Registration,
     ) {
-        if allocated.is_reused_early(moment.unix, moment.reuse_after)
-            && !Mutation::EarlyReuseIsNotCounted.is_on()
+        if allocated.is_reused_early(context.unix, context.reuse_after)
+            && !Mutation::SkipEarlyReuseCount.is_on()
         {
-            outcome.notices.push(Notice::EarlyReuse(match piece {
-                Piece::Vtep(ip) => format!("VTEP address {ip}"),
-                Piece::Subnet(subnet) => format!("subnet {subnet}"),
+            registration.notices.push(Notice::EarlyReuse(match address {
+                Address::Vtep(ip) => format!("VTEP address {ip}"),
+                Address::Subnet(subnet) => format!("subnet {subnet}"),
             }));
         }
-        let Some(former) = self.space.forget_former(piece) else {
+        let Some(former) = self.pools.remove_former_agent(address) else {
             return;
         };
-        let Some(released) = self.released.get_mut(&former) else {
+        let Some(mut released) = self.agents.released(former).cloned() else {
             return;
         };
-        match piece {
-            Piece::Vtep(ip) => {
+        match address {
+            Address::Vtep(ip) => {
                 released.vtep_ip = released.vtep_ip.filter(|vtep| ip != *vtep);
                 released.vtep_ip6 = released.vtep_ip6.filter(|vtep| ip != *vtep);
             }
-            Piece::Subnet(subnet) => {
+            Address::Subnet(subnet) => {
                 for overlay in &mut released.overlays {
                     overlay.subnet = overlay.subnet.filter(|had| *had != subnet);
                     overlay.subnet6 = overlay.subnet6.filter(|had| *had != subnet);
@@ -214,11 +229,13 @@ impl Registry {
             }
         }
         let key = Key::Agent(former);
-        outcome.changes.push(if released.is_empty() {
-            self.released.remove(&former);
+        registration.changes.push(if released.is_empty() {
+            self.agents.remove(former);
             Change::Delete(key)
         } else {
-            Change::Put(key, encode_record(&Record::Released(released.clone())))
+            let bytes = encode_record(&Record::Released(released.clone()));
+            self.agents.insert(former, AgentState::Released(released));
+            Change::Put(key, bytes)
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What the master wants done.
+//! The commands of the master for its runtime.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,62 +7,62 @@ use std::net::Ipv4Addr;
 use super::effect::{Effect, PreviewJob};
 use super::history::HistoryView;
 use super::metrics::Metrics;
-use super::view::{Fate, Health};
+use super::view::{Health, ReleaseResult};
 use crate::addr::Upid;
 use crate::metrics::Snapshot;
 use crate::protocol::{Message, RequestId, State};
 use crate::store::{Change, Epoch, Version};
 
-/// Something to do. The runtime does it with its adapters and takes no decision of its own.
+/// A command. The runtime runs it with its adapters and decides nothing of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Read the store and begin an epoch. There is one at a time, and no commit beside it.
+    /// Read the store and begin an epoch. No other job of the store is under way.
     Load,
-    /// Give up all that is held back, for the version that it waits for will not come, or is no
-    /// longer this master's to speak of: messages are dropped, since agents ask again, and requests
-    /// are answered with [`Reply::Unavailable`] and this reason.
+    /// Abandon everything that is held back: its version will not come, or this master leads no
+    /// longer. Messages are dropped, since agents ask again. Requests are answered with
+    /// [`Reply::Unavailable`] and this reason.
     Abandon(String),
-    /// Give up the messages that are held back for these agents, and no others: they were deleted,
-    /// so what they were to be told is no longer theirs.
+    /// Drop the messages that are held back for these agents: they were released, so the addresses
+    /// in the messages are no longer theirs.
     Withdraw(BTreeSet<Ipv4Addr>),
-    /// Write these changes. There is one at a time.
+    /// Write these changes. No other job of the store is under way.
     Commit {
         /// The epoch that the load began.
         epoch: Epoch,
-        /// All changes that waited: one durable write for all of them.
+        /// All changes since the commit before, for one durable write.
         changes: Vec<Change>,
     },
-    /// Send a message once `when` is durable, so that nothing is promised before it is stored.
+    /// Send a message once `when` is durable.
     Send {
-        /// To whom.
+        /// The receiver.
         to: Upid,
-        /// What.
+        /// The message.
         message: Message,
         /// The version that must be durable first.
         when: Version,
     },
-    /// Send a message to many, once `when` is durable. All get the same bytes.
+    /// Send a message to many agents once `when` is durable. All get the same bytes.
     Broadcast {
-        /// To whom.
+        /// The receivers.
         to: Vec<Upid>,
-        /// What.
+        /// The message.
         message: Message,
         /// The version that must be durable first.
         when: Version,
     },
-    /// Read the configuration again: for [`super::Event::Reread`] of the same id.
-    Reread(RequestId),
-    /// Find out what another network would do: for [`super::Event::Previewed`] of the same id. It
-    /// takes long, so it is to be run where nothing waits for it.
+    /// Read the configuration again, for [`super::Event::ConfigRead`] of the same id.
+    ReadConfig(RequestId),
+    /// Compute the effect of another network, for [`super::Event::Previewed`] of the same id. The
+    /// job takes long, so it is to be run where nothing waits for it.
     Preview {
-        /// Which request.
+        /// The request.
         id: RequestId,
         /// The work.
         job: Box<PreviewJob>,
     },
     /// Answer a request once `when` is durable.
     Reply {
-        /// Which request.
+        /// The request.
         id: RequestId,
         /// The answer.
         reply: Reply,
@@ -71,13 +71,20 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Answers a request at once. For replies without any address that the master has allocated.
+    pub(super) const fn immediate_reply(id: RequestId, reply: Reply) -> Self {
+        Self::Reply { id, reply, when: Version(0) }
+    }
+}
+
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Load => f.write_str("load"),
-            Self::Abandon(reason) => write!(f, "abandon what is held back: {reason}"),
+            Self::Abandon(reason) => write!(f, "abandon pending sends: {reason}"),
             Self::Withdraw(agents) => {
-                write!(f, "withdraw what is held back for {} deleted agents", agents.len())
+                write!(f, "withdraw pending messages to {} released agents", agents.len())
             }
             Self::Commit { epoch, changes } => {
                 write!(f, "commit {} changes in epoch {}", changes.len(), epoch.0)
@@ -89,7 +96,7 @@ impl fmt::Display for Command {
                 let count = to.len();
                 write!(f, "send {message} to {count} agents when version {} is durable", when.0)
             }
-            Self::Reread(id) => write!(f, "read the configuration for request {}", id.0),
+            Self::ReadConfig(id) => write!(f, "read the configuration for request {}", id.0),
             Self::Preview { id, .. } => write!(f, "preview for request {}", id.0),
             Self::Reply { id, when, .. } => {
                 write!(f, "reply to request {} when version {} is durable", id.0, when.0)
@@ -104,19 +111,19 @@ pub enum Reply {
     /// The whole cluster: to [`super::Request::State`] and, when done, to
     /// [`super::Request::DeleteAgents`].
     State(State),
-    /// To [`super::Request::Forget`]: what became of each agent.
-    Fates(Vec<Fate>),
+    /// To [`super::Request::Forget`]: the result for each agent.
+    ReleaseResults(Vec<ReleaseResult>),
     /// To [`super::Request::History`].
     History(HistoryView),
     /// To [`super::Request::Reload`] and [`super::Request::Preview`].
     Effect(Box<Effect>),
-    /// To [`super::Request::Reload`]: every problem of the configuration, of which nothing was
-    /// taken over.
+    /// To [`super::Request::Reload`]: every problem of a configuration that was not taken.
     Misconfigured(Vec<String>),
     /// To [`super::Request::Health`].
     Health(Box<Health>),
     /// To [`super::Request::Metrics`].
     Metrics(Box<Snapshot<Metrics>>),
-    /// Not now, and why: the state is not there, or was lost while the request waited.
+    /// Why the request cannot be answered now: the state is not loaded, or was lost while the
+    /// request waited.
     Unavailable(String),
 }

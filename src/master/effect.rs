@@ -1,40 +1,40 @@
-//! What another configuration does to the agents of a running master: found out on a copy, so that
-//! to look at it and to do it are the same.
+//! The effect of another configuration on the agents of a running master. It is computed on a copy,
+//! so that a preview and a reload have the same effect.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::recovery::{Adopted, Recovered};
-use super::registry::{Moment, Outcome, Registry};
+use super::registry::{AdoptedAgent, ChangeContext, Recovered, Registration, Registry};
 use crate::addr::Upid;
-use crate::protocol::{AgentOptions, AgentRecord, Assignment, Network, Overlay};
+use crate::protocol::{Network, Overlay};
 
-/// What another configuration does, or would do.
+/// The effect of another configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effect {
-    /// Whether the master takes it.
+    /// Whether the master takes the configuration.
     pub accepted: bool,
-    /// How it differs, one sentence each.
+    /// A sentence for each difference.
     pub changes: Vec<String>,
-    /// Why it is refused, one sentence for each agent or overlay concerned.
+    /// Why the configuration is refused: a sentence for each agent or overlay concerned.
     pub problems: Vec<String>,
-    /// What needs an operator all the same, one sentence each.
+    /// A sentence for everything else that needs an operator.
     pub warnings: Vec<String>,
-    /// The agents that get something else than they have.
+    /// The agents whose assignments change.
     pub agents: Vec<AgentEffect>,
 }
 
-/// What another configuration does to one agent.
+/// The effect of another configuration on one agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentEffect {
     /// The agent.
     pub ip: Ipv4Addr,
-    /// Whether it is told at once. Who was not heard since this master leads is told when it
-    /// registers; what it gets then depends on who registers before.
+    /// Whether the agent is sent its assignments at once. An agent that was not seen since this
+    /// master leads gets them when it registers. Its addresses then depend on the agents that
+    /// register before.
     pub at_once: bool,
-    /// The addresses that differ. None, if only something else does, such as an MTU.
+    /// The addresses that differ. None if only something else differs, such as an MTU.
     pub addresses: Vec<AddressEffect>,
 }
 
@@ -43,163 +43,101 @@ pub struct AgentEffect {
 pub struct AddressEffect {
     /// `vtep` or the name of the overlay.
     pub of: String,
-    /// What the agent has.
+    /// The addresses that the agent has.
     pub before: Vec<String>,
-    /// What it will have.
+    /// The addresses that the agent will have.
     pub after: Vec<String>,
 }
 
-/// A preview of another network, away from the state machine: on a copy of what it needs.
+/// The work of a preview, which runs outside of the state machine on a copy of the registry.
 #[derive(Debug, Clone)]
 pub struct PreviewJob {
     registry: Registry,
     network: Arc<Network>,
-    moment: Moment,
+    context: ChangeContext,
 }
 
 impl PreviewJob {
-    pub(super) fn new(registry: &Registry, network: Network, moment: Moment) -> Self {
-        Self { registry: registry.clone(), network: Arc::new(network), moment }
+    pub(super) fn new(registry: &Registry, network: Network, context: ChangeContext) -> Self {
+        Self { registry: registry.clone(), network: Arc::new(network), context }
     }
 
-    /// What the network would do. It takes about 10 µs for each agent.
+    /// Computes the effect of the network. It takes about 10 µs for each agent.
     #[must_use]
     pub fn run(self) -> Effect {
-        let Self { registry, network, moment } = self;
-        Trial::of(&registry, network, moment).foresee(&registry, moment)
+        let Self { registry, network, context } = self;
+        ReconfigurationPlan::new(&registry, network, context).preview(&registry, context)
     }
 }
 
 impl PartialEq for PreviewJob {
     /// Two previews are the same if they are of the same network and the same version.
     fn eq(&self, other: &Self) -> bool {
-        self.network == other.network && self.moment.version == other.moment.version
+        self.network == other.network && self.context.next == other.context.next
     }
 }
 
 impl Eq for PreviewJob {}
 
-/// A registry of another network, and what came of making it.
-pub(super) struct Trial {
+/// The registry of another network, and what has to be done for it.
+pub(super) struct ReconfigurationPlan {
     pub(super) registry: Registry,
-    pub(super) adopted: Vec<Adopted>,
-    /// What the agents that are in contact get.
-    pub(super) outcomes: Vec<(Ipv4Addr, Outcome)>,
-    /// To whom there is something to tell.
-    pub(super) told: Vec<Upid>,
+    pub(super) adopted: Vec<AdoptedAgent>,
+    /// What the agents that were seen get.
+    pub(super) registrations: Vec<(Ipv4Addr, Registration)>,
+    /// The agents whose assignments are sent at once.
+    pub(super) updated: Vec<Upid>,
     pub(super) effect: Effect,
 }
 
-impl Trial {
-    /// What becomes of `before` in `network`.
-    pub(super) fn of(before: &Registry, network: Arc<Network>, moment: Moment) -> Self {
-        let changes = differences(&before.network, &network);
-        let Recovered { registry, adopted } = before.rebuilt(network, moment.version);
-        let known = before.doubts();
-        let doubts = registry.doubts();
-        let new = doubts.into_iter().filter(|(doubt, _)| !known.contains_key(doubt));
+impl ReconfigurationPlan {
+    /// Computes what becomes of `before` in `network`.
+    pub(super) fn new(before: &Registry, network: Arc<Network>, context: ChangeContext) -> Self {
+        let changes = differences(before.network(), &network);
+        let Recovered { registry, adopted } = before.rebuilt(network, context);
+        let known = before.conflicts();
+        let conflicts = registry.conflicts();
+        let new = conflicts.into_iter().filter(|(conflict, _)| !known.contains_key(conflict));
         let problems: Vec<String> = new.map(|(_, sentence)| sentence).collect();
-        let effect =
-            Effect { accepted: problems.is_empty(), changes, problems, ..Effect::default() };
-        let mut trial = Self { registry, adopted, outcomes: Vec::new(), told: Vec::new(), effect };
-        let agents: Vec<Ipv4Addr> = before.agents.keys().copied().collect();
-        let is_heard = |ip: &Ipv4Addr| before.contacts.contains_key(ip);
-        for ip in agents.iter().copied().filter(is_heard) {
-            if let Some(outcome) = trial.registry.complete_again(ip, moment) {
-                trial.outcomes.push((ip, outcome));
+        let accepted = problems.is_empty();
+        let effect = Effect { accepted, changes, problems, ..Effect::default() };
+        let (registrations, updated) = (Vec::new(), Vec::new());
+        let mut plan = Self { registry, adopted, registrations, updated, effect };
+        let seen: Vec<(Ipv4Addr, &Upid)> =
+            before.active_agents().filter_map(|ip| Some((ip, before.contact(ip)?))).collect();
+        for (ip, _) in &seen {
+            if let Some(registration) = plan.registry.register_again(*ip, context) {
+                plan.registrations.push((*ip, registration));
             }
         }
         let shortages: Vec<String> = before.shortages().collect();
-        let new = trial.registry.shortages().filter(|sentence| !shortages.contains(sentence));
-        trial.effect.warnings = new.collect();
+        let new = plan.registry.shortages().filter(|sentence| !shortages.contains(sentence));
+        plan.effect.warnings = new.collect();
         let known = before.subnets_containing_agents();
-        let over_agents = trial.registry.subnets_containing_agents().into_iter();
-        trial.effect.warnings.extend(over_agents.filter(|sentence| !known.contains(sentence)));
-        for ip in agents.into_iter().filter(is_heard) {
-            let contact = before.contacts.get(&ip);
-            if let Some(effect) = effect_on(ip, before, &trial.registry, true) {
-                trial.effect.agents.push(effect);
-                trial.told.extend(contact.map(|contact| contact.upid.clone()));
+        let over_agents = plan.registry.subnets_containing_agents().into_iter();
+        plan.effect.warnings.extend(over_agents.filter(|sentence| !known.contains(sentence)));
+        for (ip, upid) in seen {
+            if let Some(effect) = before.effect_on(ip, &plan.registry, true) {
+                plan.effect.agents.push(effect);
+                plan.updated.push(upid.clone());
             }
         }
-        trial
+        plan
     }
 
-    /// The same with those who will be told later, in the order of their addresses. The registry is
-    /// of no use then: they were not asked.
-    pub(super) fn foresee(mut self, before: &Registry, moment: Moment) -> Effect {
-        let later = before.agents.keys().filter(|ip| !before.contacts.contains_key(ip));
-        for ip in later {
-            self.registry.complete_again(*ip, moment);
-            self.effect.agents.extend(effect_on(*ip, before, &self.registry, false));
+    /// Returns the effect with the agents that register later, in the order of their addresses. The
+    /// registry cannot be used then: those agents have not registered.
+    pub(super) fn preview(mut self, before: &Registry, context: ChangeContext) -> Effect {
+        for ip in before.active_agents().filter(|ip| before.contact(*ip).is_none()) {
+            self.registry.register_again(ip, context);
+            self.effect.agents.extend(before.effect_on(ip, &self.registry, false));
         }
         self.effect.agents.sort_by_key(|agent| agent.ip);
         self.effect
     }
 }
 
-impl Registry {
-    /// Gives an agent what it lacks of what it asked for last.
-    fn complete_again(&mut self, ip: Ipv4Addr, moment: Moment) -> Option<Outcome> {
-        let AgentRecord { allocate_subnet, mesos_bridge, docker_bridge, underlay, .. } =
-            self.agents.get(&ip)?.record;
-        let options = AgentOptions {
-            allocate_subnet,
-            mesos_bridge,
-            docker_bridge,
-            underlay,
-            // The rest is the agent's own affair.
-            ..AgentOptions::default()
-        };
-        self.register(ip, &options, moment).ok()
-    }
-}
-
-fn effect_on(
-    ip: Ipv4Addr,
-    before: &Registry,
-    after: &Registry,
-    at_once: bool,
-) -> Option<AgentEffect> {
-    let (old, _) = before.assignments(ip)?;
-    let new = after.assignments(ip).map(|(new, _)| new).unwrap_or_default();
-    if old == new {
-        return None;
-    }
-    let vteps = |list: &[Assignment]| {
-        let vtep = list.first().map(|one| &one.vtep);
-        let ip = vtep.map(|vtep| vtep.ip.address().to_string());
-        let ip6 = vtep.and_then(|vtep| vtep.ip6).map(|ip6| ip6.address().to_string());
-        ip.into_iter().chain(ip6).collect::<Vec<_>>()
-    };
-    let mut addresses = Vec::new();
-    let mut compare = |of: &str, before: Vec<String>, after: Vec<String>| {
-        if before != after {
-            addresses.push(AddressEffect { of: of.to_owned(), before, after });
-        }
-    };
-    // Without an overlay it is told of no VTEP, and has it all the same.
-    if !old.is_empty() && !new.is_empty() {
-        compare("vtep", vteps(&old), vteps(&new));
-    }
-    let subnets = |list: &[Assignment], name: &str| {
-        let one = list.iter().find(|one| one.name().as_str() == name);
-        let subnets = one.into_iter().flat_map(|one| one.subnet.into_iter().chain(one.subnet6));
-        subnets.map(|subnet| subnet.to_string()).collect::<Vec<_>>()
-    };
-    let mut names: Vec<&str> = new.iter().map(|one| one.name().as_str()).collect();
-    names.extend(
-        old.iter()
-            .map(|one| one.name().as_str())
-            .filter(|name| !new.iter().any(|one| one.name().as_str() == *name)),
-    );
-    for name in names {
-        compare(name, subnets(&old, name), subnets(&new, name));
-    }
-    Some(AgentEffect { ip, at_once, addresses })
-}
-
-/// How `new` differs from `old`, one sentence each.
+/// Returns a sentence for each difference of `new` from `old`.
 pub(super) fn differences(old: &Network, new: &Network) -> Vec<String> {
     let mut sentences = Vec::new();
     let mut compare = |what: &str, old: Option<String>, new: Option<String>| {

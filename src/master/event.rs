@@ -1,4 +1,4 @@
-//! What happens to the master.
+//! The events of the master.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -9,50 +9,50 @@ use crate::addr::Upid;
 use crate::protocol::{Message, MessageKind, Network, RequestId};
 use crate::store::{Loaded, StoreError, Version};
 
-/// Something that happened. The runtime makes them out of what its adapters report.
+/// An event. The runtime makes events from what its adapters report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The moment of [`next_timeout`](crate::machine::Machine::next_timeout) has come.
+    /// The time of [`next_timeout`](crate::machine::Machine::next_timeout) has come.
     Timeout,
-    /// Whether this master leads, says the election: when that has changed, and for a master that
-    /// waits for it also when it is said again.
+    /// The result of the election: whether this master leads. Sent at every change. It may be
+    /// repeated to a standby master.
     Leading(bool),
     /// The answer to [`super::Command::Load`].
     Loaded(Result<Loaded, StoreError>),
     /// The answer to [`super::Command::Commit`].
     Committed(Result<Version, StoreError>),
-    /// A message that is well-formed; nothing else is known about it.
+    /// A well-formed message. Nothing else was checked.
     Message {
-        /// Who says to have sent it.
+        /// The sender that the message names.
         from: Upid,
-        /// What it says.
+        /// The message.
         message: Message,
     },
-    /// A message that could not be understood.
+    /// A message that cannot be decoded.
     Malformed {
-        /// Who says to have sent it.
+        /// The sender that the message names.
         from: Upid,
-        /// Its name, as it came.
+        /// The name of the message, as received.
         name: String,
-        /// What is wrong with it.
+        /// Why it cannot be decoded.
         reason: String,
     },
     /// A message that is not for a master, or that only a registered agent may send. It was not
     /// decoded.
     Ignored {
-        /// Who says to have sent it.
+        /// The sender that the message names.
         from: Upid,
-        /// Which message.
+        /// The kind of the message.
         kind: MessageKind,
     },
     /// Another configuration of the network.
     Reload(Network),
-    /// The answer to [`super::Command::Reread`]: the settings, or every problem of the
+    /// The answer to [`super::Command::ReadConfig`]: the settings, or every problem of the
     /// configuration.
-    Reread(RequestId, Result<Settings, Vec<String>>),
+    ConfigRead(RequestId, Result<Settings, Vec<String>>),
     /// The answer to [`super::Command::Preview`].
     Previewed(RequestId, Box<Effect>),
-    /// Somebody asks over HTTP and waits for the [`super::Command::Reply`] of the same id.
+    /// A request over HTTP, which waits for the [`super::Command::Reply`] of the same id.
     Request(RequestId, Request),
 }
 
@@ -79,11 +79,11 @@ impl fmt::Display for Event {
             Self::Reload(network) => {
                 write!(f, "another configuration, of {} overlays", network.overlays.len())
             }
-            Self::Reread(id, Ok(settings)) => {
+            Self::ConfigRead(id, Ok(settings)) => {
                 let count = settings.network.overlays.len();
                 write!(f, "read the configuration for request {}: {count} overlays", id.0)
             }
-            Self::Reread(id, Err(problems)) => {
+            Self::ConfigRead(id, Err(problems)) => {
                 let count = problems.len();
                 write!(f, "read the configuration for request {}: {count} problems", id.0)
             }
@@ -95,34 +95,34 @@ impl fmt::Display for Event {
     }
 }
 
-/// What is asked over HTTP.
+/// A request over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// The whole cluster.
     State,
-    /// How the master is.
+    /// The health of the master.
     Health,
-    /// The numbers by which it is watched.
+    /// The metrics.
     Metrics,
-    /// Free the addresses of these agents, be they running or not, as the C++ modules do.
+    /// Release the addresses of these agents, running or not, as the C++ modules do.
     DeleteAgents(Vec<Ipv4Addr>),
-    /// Free the addresses of agents that are gone.
+    /// Release the addresses of agents that are gone.
     Forget(Forget),
-    /// Who had which addresses when: all of it, or of one agent.
+    /// The history of all addresses, or of those of one agent.
     History(Option<Ipv4Addr>),
-    /// Read the configuration again, and take it over.
+    /// Read the configuration again, and take it.
     Reload,
-    /// What another network would do.
+    /// The effect of another network.
     Preview(Box<Network>),
 }
 
-/// Which agents to forget.
+/// A request to release agents that are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forget {
-    /// Their addresses.
+    /// The agents by their IPs.
     pub agents: Vec<Ipv4Addr>,
-    /// Also those that are running.
+    /// Whether running agents are released as well.
     pub force: bool,
-    /// Only say what would become of them.
+    /// Whether only to return what would be released.
     pub dry_run: bool,
 }

@@ -1,9 +1,9 @@
-//! Who had which addresses, since when, and why that changed: entries that are added and never
-//! changed, in the same commit as the change that they tell of.
+//! The history of addresses: which agent had them, since when, and why that changed. Entries are
+//! added in the same commit as the change, and never edited.
 //!
-//! They are kept in parts of limited size, of which the oldest are dropped. So what a registration
-//! costs depends neither on their number nor on that of the agents; and nothing reads them but who
-//! asks for them.
+//! Entries are kept in parts of limited size, and the oldest parts are dropped. So the cost of a
+//! registration depends neither on their number nor on the number of agents. Entries are decoded
+//! only for a request.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -14,23 +14,23 @@ use crate::protocol::HistoryEntry;
 use crate::store::{Change, Counts, Key};
 use crate::wire::{decode_history, encode_history};
 
-/// Entries of one part. A part is written as a whole for each entry that is added: some kB.
+/// Entries of one part. Adding an entry writes the whole part: a few kB.
 const ENTRIES_MAX: usize = 64;
-/// Parts that are kept: in all 32,768 entries, of about 100 bytes each.
+/// Parts that are kept: 32,768 entries of about 100 bytes each.
 const PARTS_MAX: usize = 512;
 
 /// The history of a state.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// Those that are full.
+    /// The full parts.
     closed: VecDeque<(u64, Bytes)>,
     open: Part,
-    /// What the store does not have yet.
+    /// The changes that the store does not have yet.
     changes: Vec<Change>,
     is_open_changed: bool,
 }
 
-/// The part that entries are added to.
+/// A part to which entries are added.
 #[derive(Debug, Default)]
 struct Part {
     number: u64,
@@ -38,7 +38,7 @@ struct Part {
     bytes: Vec<u8>,
 }
 
-/// Entries as they are kept, to be read by whoever shows them.
+/// Encoded entries, which are decoded where they are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryView {
     /// The earliest first.
@@ -47,7 +47,7 @@ pub struct HistoryView {
 }
 
 impl HistoryView {
-    /// The entries, the earliest first, and how many parts cannot be read.
+    /// Decodes the entries, the earliest first. Also returns how many parts cannot be decoded.
     #[must_use]
     pub fn entries(&self) -> (Vec<HistoryEntry>, usize) {
         let mut entries = Vec::new();
@@ -64,7 +64,7 @@ impl HistoryView {
 }
 
 impl History {
-    /// The history that the store held, in the order of the numbers.
+    /// Restores the history from the parts of the store, in the order of their numbers.
     pub(super) fn recover(parts: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Self {
         let parts = parts.into_iter().map(|(number, bytes)| (number, Bytes::from(bytes)));
         let (mut closed, forged): (VecDeque<(u64, Bytes)>, VecDeque<_>) =
@@ -76,7 +76,7 @@ impl History {
                 let bytes = closed.pop_back().map(|(_, bytes)| bytes.to_vec()).unwrap_or_default();
                 Part { number, count: entries.len(), bytes }
             }
-            // What is full or cannot be read stays as it is.
+            // A part that is full or cannot be decoded stays unchanged.
             Some((number, _)) => Part { number: number.saturating_add(1), ..Part::default() },
         };
         // The next part must have a greater number than the last, so these do not count. They are
@@ -98,7 +98,7 @@ impl History {
         }
     }
 
-    /// What the store has to change.
+    /// Returns the changes for the store.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         let mut changes = std::mem::take(&mut self.changes);
         if std::mem::take(&mut self.is_open_changed) {
@@ -107,12 +107,12 @@ impl History {
         changes
     }
 
-    /// Whether the store lacks something.
+    /// Returns whether there are changes for the store.
     pub(super) const fn has_changes(&self) -> bool {
         self.is_open_changed || !self.changes.is_empty()
     }
 
-    /// All entries, or those of one agent.
+    /// Returns all entries, or those of one agent.
     pub(super) fn view(&self, agent: Option<Ipv4Addr>) -> HistoryView {
         let closed = self.closed.iter().map(|(_, bytes)| bytes.clone());
         let open = Bytes::copy_from_slice(&self.open.bytes);
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// The times of the entries.
+    /// Returns the times of the entries.
     fn times(history: &History, agent: Option<Ipv4Addr>) -> Vec<u64> {
         history.view(agent).entries().0.iter().map(|entry| entry.at).collect()
     }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_is_there_after_a_restart_and_goes_on() {
+    fn history_continues_after_restart() {
         for count in [0, 1, 63, 64, 65, 128, 200] {
             let mut records = BTreeMap::new();
             let mut history = History::default();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_entries_are_dropped_and_an_entry_costs_one_part() {
+    fn oldest_entries_are_dropped_one_part_per_write() {
         let mut records = BTreeMap::new();
         let mut history = History::default();
         let count = u32::try_from(ENTRIES_MAX * (PARTS_MAX + 3)).unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_counted_and_left_alone() {
+    fn unreadable_part_is_counted_and_kept() {
         let mut history = History::recover([(7, b"garbage".to_vec())]);
         history.note(&entry(1));
         let (entries, unreadable) = history.view(None).entries();

@@ -1,23 +1,23 @@
-//! The numbers by which operators watch a master.
+//! The metrics of a master.
 
 use super::view::{AgentTally, Condition, Counters, PeersTally, PoolUsage};
 use crate::limits::Limit;
 use crate::metrics::{Catalogue, Family, Kind, Metric, Series};
 
-/// What the numbers of a master are read from: the same for a cluster of any size.
+/// The values of the metrics: the same number of values for a cluster of any size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
-    /// What state it is in.
+    /// The status of the master.
     pub status: Condition,
-    /// Leaders of its state so far; 0 before the state was read.
+    /// The number of leaders of the state so far; 0 before the state was read.
     pub epoch: u64,
     /// Version of the state that is durable.
     pub version: u64,
-    /// The agents by what they said last.
+    /// The agents by their last report.
     pub agents: AgentTally,
-    /// What agents are told of each other.
+    /// The table of peers.
     pub peers: PeersTally,
-    /// What happened since the start.
+    /// The counters since the start.
     pub counters: Counters,
 }
 
@@ -226,7 +226,7 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
     ],
 };
 
-/// How full the address spaces are.
+/// Returns the usage of the address pools.
 pub(super) fn pools(usage: &[PoolUsage]) -> Vec<Family> {
     let family = |name, help, value: fn(&PoolUsage) -> u128| {
         let series = |pool: &PoolUsage| Series {

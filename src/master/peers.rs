@@ -1,91 +1,90 @@
-//! The table of all agents, as their peers need it, and who wants to be told of it.
+//! The table of all agents, as their peers need it, and its subscribers.
 //!
-//! Every change makes a version of the table, and a log of them says what a subscriber lacks that
-//! has an earlier one. Nobody is told at once: a change waits until those that follow it have come,
-//! and what is sent is paced. So a storm of registrations costs an agent a handful of messages and
-//! the network no more than it carries, and a registration costs the same however many subscribe.
+//! Every change makes a version of the table, and a log of the changes tells what a subscriber with
+//! an earlier version is missing. A change is not sent at once: it waits for the changes that
+//! follow, and sending is paced. So a storm of registrations costs an agent a handful of messages
+//! and the network no more than it carries, and a registration costs the same however many
+//! subscribe.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Master;
-use super::command::Command;
-use super::leadership::{Leading, Phase};
-use super::registry::Registry;
+use super::gate::{Gate, Gated};
 use super::view::PeersTally;
 use crate::addr::Upid;
-use crate::clock::Now;
-use crate::machine::is_worth_a_line;
 use crate::mutation::Mutation;
 use crate::protocol::{Message, PeerInfo, PeersHave, PeersUpdate, digest_of};
 use crate::store::Version;
 use crate::wire::encode_message;
 use crate::words::named;
 
-/// How long a change waits for others to go with it: a quarter of the two seconds within which an
-/// agent is to be known to its peers, which leaves the rest for sending and for their kernels.
+/// How long a change waits for further changes: a quarter of the two seconds within which the peers
+/// of an agent know it, which leaves the rest for sending and for their kernels.
 const DEBOUNCE: Duration = Duration::from_millis(500);
-/// How far apart slices of the sending are.
-const SLICE_TIME: Duration = Duration::from_millis(100);
-/// Bytes of one slice: with ten of them a second just less than a network of 1 Gbit/s carries, so
-/// that nothing piles up in memory when all agents need the whole table.
+/// Interval between two slices of sending.
+const SLICE_INTERVAL: Duration = Duration::from_millis(100);
+/// Bytes of one slice: ten of them a second are just less than a network of 1 Gbit/s carries, so
+/// that nothing piles up in memory when all agents need a snapshot.
 const SLICE_BYTES: usize = 10 * 1000 * 1000;
-/// Agents repeat their request every minute: who missed five of them is gone.
+/// Agents repeat their request every minute: an agent that missed five of them is gone.
 const LEASE: Duration = Duration::from_secs(5 * 60);
-/// Changes that are remembered: of the largest cluster each agent once or twice, in 2 MB. Whoever
-/// lacks more needs the whole table, which is hardly longer.
+/// Changes in the log: of the largest cluster each agent once or twice, in 2 MB. A subscriber that
+/// is missing more gets a snapshot, which is hardly longer.
 const LOG_MAX: usize = 32 * 1024;
 
 /// The table, its log, and the subscribers.
 #[derive(Debug)]
 pub(super) struct Peers {
     epoch: u64,
-    /// 1 is the table that the epoch began with.
+    /// The table that the epoch began with is version 1.
     version: u64,
     digest: u64,
     table: BTreeMap<Ipv4Addr, PeerInfo>,
-    /// The latest changes, each of which made a version of the one before.
+    /// The gate of everything in the table and the log.
+    gate: Gate,
+    /// The latest changes. Each made a new version.
     log: VecDeque<Change>,
-    /// The latest version with a digest, of those that the log reaches back to.
+    /// The latest version with a digest, as far back as the log goes.
     versions: HashMap<u64, u64>,
     subscribers: BTreeMap<Ipv4Addr, Subscriber>,
-    /// All subscribers by the version that they have: who has the earliest is served first.
+    /// All subscribers by the version that they have: the earliest is served first.
     turns: BTreeSet<(u64, Ipv4Addr)>,
-    /// All subscribers by when they were heard.
+    /// All subscribers by the time of their last request.
     leases: BTreeSet<(Duration, Ipv4Addr)>,
-    /// When the next slice is sent, if anybody lacks anything.
+    /// When the next slice is sent, if any subscriber is missing a change.
     due: Option<Duration>,
-    /// What was sent last waits for this to be durable.
+    /// The version that the last slice waits for.
     awaited: Version,
-    /// The update that was made last: many need the same.
+    /// The last update: many subscribers need the same.
     prepared: Option<Prepared>,
-    /// The size of what was not sent since no agent would take it.
+    /// The size of an update that no agent would take, and that was not sent.
     too_large: Option<usize>,
 }
 
 /// A change of the table.
 #[derive(Debug, Clone, Copy)]
 struct Change {
-    /// Which agent has changed.
+    /// The agent that changed.
     ip: Ipv4Addr,
     /// The digest of the table before.
     before: u64,
 }
 
-/// An agent that wants to know its peers.
+/// An agent that is sent the changes of its peers.
 #[derive(Debug)]
 struct Subscriber {
     upid: Upid,
-    /// The version that it has, or that is under way to it; 0: none that is known here.
+    /// The version that the agent has or will have when it gets what was sent. 0: an unknown one.
     has: u64,
-    heard: Duration,
-    /// The table that its last question was answered with, and what that answer waits for.
+    /// When the last request was received.
+    last_seen: Duration,
+    /// The version with which its last request was answered, and what that answer waits for.
     answered: (u64, Version),
 }
 
-/// An update, and for whom it is.
+/// An update for the subscribers that have version `since`.
 #[derive(Debug, Clone)]
 struct Prepared {
     since: u64,
@@ -94,16 +93,24 @@ struct Prepared {
     bytes: usize,
 }
 
-/// One message to many.
+/// One update to many subscribers.
 #[derive(Debug)]
-struct Shipment {
-    to: Vec<Upid>,
-    update: Arc<PeersUpdate>,
-    bytes: usize,
+pub(super) struct Shipment {
+    pub(super) to: Vec<Upid>,
+    pub(super) update: Gated<Arc<PeersUpdate>>,
+    /// The length of the update on the wire.
+    pub(super) bytes: usize,
 }
 
 impl Peers {
-    pub(super) fn new(epoch: u64, table: BTreeMap<Ipv4Addr, PeerInfo>) -> Self {
+    pub(super) fn new(
+        epoch: u64,
+        agents: impl IntoIterator<Item = (Ipv4Addr, Gated<Option<PeerInfo>>)>,
+    ) -> Self {
+        let mut gate = Gate::open();
+        let agents = agents.into_iter();
+        let table: BTreeMap<Ipv4Addr, PeerInfo> =
+            agents.filter_map(|(ip, info)| Some((ip, gate.absorb(info)?))).collect();
         let digests = table.iter().map(|(ip, info)| digest_of(*ip, info));
         let digest = digests.fold(0, u64::wrapping_add);
         Self {
@@ -111,6 +118,7 @@ impl Peers {
             version: 1,
             digest,
             table,
+            gate,
             log: VecDeque::new(),
             versions: HashMap::from([(digest, 1)]),
             subscribers: BTreeMap::new(),
@@ -123,9 +131,9 @@ impl Peers {
         }
     }
 
-    /// When there is something to do.
+    /// Returns when something is due.
     pub(super) fn next_timeout(&self) -> Option<Duration> {
-        let lease = self.leases.first().map(|(heard, _)| *heard + LEASE);
+        let lease = self.leases.first().map(|(last_seen, _)| *last_seen + LEASE);
         self.due.into_iter().chain(lease).min()
     }
 
@@ -137,7 +145,7 @@ impl Peers {
         }
     }
 
-    /// What needs an operator.
+    /// Returns a problem that needs an operator.
     pub(super) fn problem(&self) -> Option<String> {
         self.too_large.map(|bytes| {
             format!(
@@ -148,26 +156,27 @@ impl Peers {
         })
     }
 
-    /// The first version of which the log tells what has changed since.
+    /// Returns the first version since which the log has every change.
     fn first(&self) -> u64 {
         self.version - self.log.len() as u64
     }
 
-    /// How many changes and digests are kept.
+    /// Returns the number of changes and digests in the log.
     #[cfg(test)]
-    pub(super) fn remembered(&self) -> (usize, usize) {
+    pub(super) fn log_sizes(&self) -> (usize, usize) {
         (self.log.len(), self.versions.len())
     }
 
-    /// Puts an agent in, changes it, or takes it out.
-    pub(super) fn set(&mut self, ip: Ipv4Addr, info: Option<PeerInfo>) {
+    /// Inserts, changes or removes an agent.
+    pub(super) fn set(&mut self, ip: Ipv4Addr, info: Gated<Option<PeerInfo>>) {
+        let info = self.gate.absorb(info);
         let old = self.table.get(&ip);
         if old == info.as_ref() {
             return;
         }
         let before = self.digest;
-        let share = |info: Option<&PeerInfo>| info.map_or(0, |info| digest_of(ip, info));
-        self.digest = before.wrapping_sub(share(old)).wrapping_add(share(info.as_ref()));
+        let part = |info: Option<&PeerInfo>| info.map_or(0, |info| digest_of(ip, info));
+        self.digest = before.wrapping_sub(part(old)).wrapping_add(part(info.as_ref()));
         match info {
             Some(info) => drop(self.table.insert(ip, info)),
             None => drop(self.table.remove(&ip)),
@@ -176,25 +185,26 @@ impl Peers {
         self.version += 1;
         self.versions.insert(self.digest, self.version);
         if self.log.len() > LOG_MAX {
-            let forgotten = self.first();
+            let dropped = self.first();
             if let Some(Change { before, .. }) = self.log.pop_front()
-                && self.versions.get(&before) == Some(&forgotten)
+                && self.versions.get(&before) == Some(&dropped)
             {
                 self.versions.remove(&before);
             }
         }
     }
 
-    /// An agent that is registered wants to know its peers. What it is answered once `when` is
-    /// durable, if it lacks nothing; one that asks again while its answer is held back is answered
-    /// once.
-    fn subscribe(
+    /// Subscribes an agent that is registered. Returns the answer, with its length on the wire, if
+    /// the agent has the latest table. A repeated request is not answered while an answer is held
+    /// back. The answer is held back until `latest` is durable, the version with every change until
+    /// now.
+    pub(super) fn subscribe(
         &mut self,
         from: Upid,
         have: PeersHave,
         elapsed: Duration,
-        (when, durable): (Version, Version),
-    ) -> Option<Arc<PeersUpdate>> {
+        (latest, durable): (Version, Version),
+    ) -> Option<(Gated<Arc<PeersUpdate>>, usize)> {
         let ip = *from.address.ip();
         let before = self.subscribers.get(&ip).filter(|it| it.upid == from);
         let mut answered = before.map_or((0, Version(0)), |it| it.answered);
@@ -202,32 +212,46 @@ impl Peers {
         let has = self.versions.get(&have.digest).copied().unwrap_or(0);
         self.turns.insert((has, ip));
         self.leases.insert((elapsed, ip));
-        let lacks_nothing = has == self.version;
+        let is_up_to_date = has == self.version;
         let is_held_back = answered.0 == self.version && answered.1 > durable;
-        if lacks_nothing && !is_held_back {
-            answered = (self.version, when);
+        let answer = (is_up_to_date && !is_held_back).then(|| {
+            let update = Arc::new(self.update(has));
+            let bytes = encode_message(&Message::UpdatePeers(Arc::clone(&update))).1.len();
+            (self.gate.wrap(update).not_before(latest), bytes)
+        });
+        if let Some((update, _)) = &answer {
+            answered = (self.version, update.valid_from());
         }
-        self.subscribers.insert(ip, Subscriber { upid: from, has, heard: elapsed, answered });
-        if !lacks_nothing {
+        self.subscribers.insert(ip, Subscriber { upid: from, has, last_seen: elapsed, answered });
+        if !is_up_to_date {
             self.due.get_or_insert(elapsed + DEBOUNCE);
         }
-        (lacks_nothing && !is_held_back).then(|| Arc::new(self.update(has)))
+        answer
     }
 
-    fn unsubscribe(&mut self, ip: Ipv4Addr) {
-        if let Some(Subscriber { has, heard, .. }) = self.subscribers.remove(&ip) {
+    pub(super) fn unsubscribe(&mut self, ip: Ipv4Addr) {
+        if let Some(Subscriber { has, last_seen, .. }) = self.subscribers.remove(&ip) {
             self.turns.remove(&(has, ip));
-            self.leases.remove(&(heard, ip));
+            self.leases.remove(&(last_seen, ip));
         }
     }
 
-    /// The earliest version that a subscriber has, if it lacks anything.
+    /// Schedules a slice if a subscriber is missing a change.
+    pub(super) fn schedule(&mut self, elapsed: Duration) {
+        if self.earliest().is_some() {
+            let is_undelayed = Mutation::SendPeersWithoutDebounce.is_on();
+            let delay = if is_undelayed { Duration::ZERO } else { DEBOUNCE };
+            self.due.get_or_insert(elapsed + delay);
+        }
+    }
+
+    /// Returns the earliest version that a subscriber has, unless all have the latest.
     fn earliest(&self) -> Option<u64> {
         self.turns.first().map(|(has, _)| *has).filter(|has| *has < self.version)
     }
 
-    /// What somebody needs who has version `since`: the changes, or the whole table if that is no
-    /// longer.
+    /// Returns what a subscriber with version `since` is missing: the delta, or a snapshot if that
+    /// is no longer.
     fn update(&self, since: u64) -> PeersUpdate {
         let Self { epoch, version, digest, table, log, .. } = self;
         let mut update = PeersUpdate {
@@ -266,11 +290,17 @@ impl Peers {
         self.prepared.insert(prepared).clone()
     }
 
-    /// What is to be sent now, once `when` is durable.
-    fn slice(&mut self, elapsed: Duration, when: Version, durable: Version) -> Vec<Shipment> {
+    /// Returns what is to be sent now. It is held back until `latest` is durable, the version with
+    /// every change until now.
+    pub(super) fn slice(
+        &mut self,
+        elapsed: Duration,
+        latest: Version,
+        durable: Version,
+    ) -> Vec<Shipment> {
         let mut ended = Vec::new();
-        while let Some(&(heard, ip)) = self.leases.first()
-            && heard + LEASE <= elapsed
+        while let Some(&(last_seen, ip)) = self.leases.first()
+            && last_seen + LEASE <= elapsed
         {
             self.unsubscribe(ip);
             ended.push(ip);
@@ -285,7 +315,7 @@ impl Peers {
             return Vec::new();
         }
         let mut slice = Vec::new();
-        // While the store hangs one slice is held back, and not one after the other.
+        // While the store hangs only one slice is held back.
         if self.awaited <= durable {
             let mut budget = SLICE_BYTES;
             while let Some(since) = self.earliest() {
@@ -303,19 +333,23 @@ impl Peers {
                     self.too_large = None;
                 }
                 budget = budget.saturating_sub(bytes * to.len());
+                let is_early = Mutation::SendPeersBeforeDurable.is_on();
+                let gate = if is_early { Gate::open() } else { self.gate };
+                let latest = if is_early { Version(0) } else { latest };
+                let update = gate.wrap(update).not_before(latest);
+                self.awaited = update.valid_from();
                 slice.push(Shipment { to, update, bytes });
-                self.awaited = when;
             }
         }
-        self.due = self.earliest().map(|_| elapsed + SLICE_TIME);
+        self.due = self.earliest().map(|_| elapsed + SLICE_INTERVAL);
         if self.due.is_none() {
-            // It may be a whole table.
+            // A snapshot is large.
             self.prepared = None;
         }
         slice
     }
 
-    /// At most `count` of those with version `since` get the present one.
+    /// Moves at most `count` subscribers from version `since` to the latest, and returns them.
     fn advance(&mut self, since: u64, count: usize) -> Vec<Upid> {
         let same = (since, Ipv4Addr::UNSPECIFIED)..=(since, Ipv4Addr::BROADCAST);
         let agents: Vec<Ipv4Addr> = self.turns.range(same).take(count).map(|(_, ip)| *ip).collect();
@@ -329,112 +363,5 @@ impl Peers {
             }
         }
         to
-    }
-}
-
-impl Registry {
-    /// An agent as its peers need it, also without any subnet: what is put through the tunnel for
-    /// it. `None` if it is not served, or no peer can reach it where it says.
-    pub(super) fn peer(&self, ip: Ipv4Addr) -> Option<PeerInfo> {
-        let agent = self.agents.get(&ip)?;
-        if self.underlays.is_unserved(ip) {
-            return None;
-        }
-        let vtep = self.vtep(ip, &agent.record)?;
-        let mut subnets = Vec::new();
-        for overlay in &agent.info.overlays {
-            for subnet in overlay.subnet.into_iter().chain(overlay.subnet6) {
-                subnets.push((overlay.name().clone(), subnet));
-            }
-        }
-        // Another order in the configuration changes nothing for the peers.
-        subnets.sort();
-        let address = |address: IpAddr| match address {
-            IpAddr::V4(v4) => (Some(v4), None),
-            IpAddr::V6(v6) => (None, Some(v6)),
-        };
-        let peer = crate::tunnel::Peer {
-            ip: address(vtep.ip.address()).0,
-            ip6: vtep.ip6.and_then(|ip6| address(ip6.address()).1),
-            mac: vtep.mac,
-            subnets,
-        };
-        let underlay = agent.record.underlay.map_or(IpAddr::V4(ip), IpAddr::V6);
-        Some(PeerInfo { underlay, peer })
-    }
-
-    /// The agents as their peers need them.
-    pub(super) fn take_peers(&mut self) -> BTreeMap<Ipv4Addr, PeerInfo> {
-        let touched = std::mem::take(&mut self.touched);
-        touched.into_iter().filter_map(|ip| Some((ip, self.peer(ip)?))).collect()
-    }
-}
-
-impl Leading {
-    /// Brings the table up to date with what has changed in the registry.
-    pub(super) fn note_peers(&mut self, now: Now) {
-        for ip in std::mem::take(&mut self.registry.touched) {
-            if Mutation::PassOverNewPeers.is_on() {
-                continue;
-            }
-            self.peers.set(ip, self.registry.peer(ip));
-            if !self.registry.agents.contains_key(&ip) {
-                self.peers.unsubscribe(ip);
-            }
-        }
-        if self.peers.earliest().is_some() {
-            let is_told_at_once = Mutation::TellOfPeersAtOnce.is_on();
-            let wait = if is_told_at_once { Duration::ZERO } else { DEBOUNCE };
-            self.peers.due.get_or_insert(now.elapsed + wait);
-        }
-    }
-}
-
-impl Master {
-    /// An agent wants to know its peers.
-    pub(super) fn subscribe(&mut self, now: Now, from: Upid, have: PeersHave) {
-        self.counters.request_peers_messages_received += 1;
-        let ip = *from.address.ip();
-        let leading = match &mut self.phase {
-            Phase::Leading(leading) if leading.registry.agents.contains_key(&ip) => Some(leading),
-            // It will register, and ask again when it is.
-            Phase::Leading(_) | Phase::Recovering(_) | Phase::Standby(_) => None,
-        };
-        // What is said in the name of an agent by another process would turn its updates away.
-        let leading = leading.filter(|leading| {
-            leading.registry.contacts.get(&ip).is_none_or(|contact| contact.upid == from)
-        });
-        let Some(leading) = leading else {
-            self.counters.request_peers_messages_dropped += 1;
-            if is_worth_a_line(self.counters.request_peers_messages_dropped) {
-                log::warn!("ignored a request for peers from {from}: it is not registered here");
-            }
-            return;
-        };
-        leading.registry.heard(&from, now.elapsed);
-        let when = leading.latest_version();
-        let held = (when, leading.durable);
-        if let Some(update) = leading.peers.subscribe(from.clone(), have, now.elapsed, held) {
-            let message = Message::UpdatePeers(update);
-            self.counters.update_peers_messages_sent += 1;
-            self.counters.update_peers_bytes_sent += encode_message(&message).1.len() as u64;
-            self.commands.push_back(Command::Send { to: from, message, when });
-        }
-    }
-
-    /// Tells the next ones what they lack, if it is time.
-    pub(super) fn serve_peers(&mut self, now: Now) {
-        let Phase::Leading(leading) = &mut self.phase else {
-            return;
-        };
-        let is_too_early = Mutation::TellOfPeersBeforeDurable.is_on();
-        let when = if is_too_early { Version(0) } else { leading.latest_version() };
-        for shipment in leading.peers.slice(now.elapsed, when, leading.durable) {
-            let Shipment { to, update, bytes } = shipment;
-            self.counters.update_peers_messages_sent += to.len() as u64;
-            self.counters.update_peers_bytes_sent += (to.len() * bytes) as u64;
-            let message = Message::UpdatePeers(update);
-            self.commands.push_back(Command::Broadcast { to, message, when });
-        }
     }
 }

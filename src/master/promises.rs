@@ -1,7 +1,6 @@
-//! What a master has promised and may not say yet: whatever it wants said waits until the version
-//! that it names is durable.
+//! The durability gate: messages and replies wait until the version that they name is durable.
 //!
-//! Here and not in the runtime, so that a simulator keeps promises with the very same code.
+//! The gate is here and not in the runtime, so that the simulator runs the same code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -12,33 +11,33 @@ use crate::mutation::Mutation;
 use crate::protocol::{Message, RequestId};
 use crate::store::Version;
 
-/// What waits for a version.
+/// A message or a reply that waits for a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Promise {
+pub enum PendingSend {
     /// A message to these processes.
     Message(Vec<Upid>, Message),
     /// The answer to a request.
     Reply(RequestId, Reply),
 }
 
-/// Promises that wait, in the order in which they were made. Whoever runs a master shows it every
-/// event before the master sees it, holds what the master wants said, and says what is released
-/// whenever the master wants nothing more for the moment.
+/// Pending sends in their order. The runtime of a master shows the gate every event before the
+/// master handles it, puts every send of the master into the gate, and sends what the gate releases
+/// when the master has no more commands.
 #[derive(Debug)]
-pub struct Promises {
+pub struct DurabilityGate {
     durable: Version,
-    waiting: BTreeMap<Version, Vec<Promise>>,
+    waiting: BTreeMap<Version, Vec<PendingSend>>,
 }
 
-impl Promises {
-    /// None so far, and nothing is durable.
+impl DurabilityGate {
+    /// Returns an empty gate. Nothing is durable.
     #[must_use]
     pub const fn new() -> Self {
         Self { durable: Version(0), waiting: BTreeMap::new() }
     }
 
-    /// Takes note of what an event makes durable.
-    pub const fn before(&mut self, event: &Event) {
+    /// Notes the version that an event makes durable.
+    pub const fn observe(&mut self, event: &Event) {
         match event {
             Event::Loaded(Ok(loaded)) => self.durable = loaded.version,
             Event::Committed(Ok(version)) => self.durable = *version,
@@ -46,25 +45,25 @@ impl Promises {
         }
     }
 
-    /// Keeps a promise until `when` is durable, or given up.
-    pub fn hold(&mut self, when: Version, promise: Promise) {
-        self.waiting.entry(when).or_default().push(promise);
+    /// Holds a send back until `when` is durable, or the send is abandoned.
+    pub fn hold(&mut self, when: Version, send: PendingSend) {
+        self.waiting.entry(when).or_default().push(send);
     }
 
-    /// Gives up the messages to these agents.
+    /// Removes the messages to these agents.
     pub fn withdraw(&mut self, agents: &BTreeSet<Ipv4Addr>) {
-        let is_kept = |promise: &mut Promise| match promise {
-            Promise::Message(to, _) => {
+        let is_kept = |send: &mut PendingSend| match send {
+            PendingSend::Message(to, _) => {
                 to.retain(|to| !agents.contains(to.address.ip()));
                 !to.is_empty()
             }
-            Promise::Reply(..) => true,
+            PendingSend::Reply(..) => true,
         };
-        self.waiting.values_mut().for_each(|promises| promises.retain_mut(is_kept));
+        self.waiting.values_mut().for_each(|sends| sends.retain_mut(is_kept));
     }
 
-    /// What need not wait any longer.
-    pub fn release(&mut self) -> impl Iterator<Item = Promise> + use<> {
+    /// Returns the sends that need not wait any longer.
+    pub fn release(&mut self) -> impl Iterator<Item = PendingSend> + use<> {
         if Mutation::SendBeforeDurable.is_on() {
             self.durable = Version(u64::MAX - 1);
         }
@@ -72,9 +71,9 @@ impl Promises {
         std::mem::replace(&mut self.waiting, later).into_values().flatten()
     }
 
-    /// What waits for a version that will not come.
-    pub fn abandon(&mut self) -> impl Iterator<Item = Promise> + use<> {
-        let abandoned = if Mutation::KeepAbandonedPromises.is_on() {
+    /// Returns the sends that wait for a version that will not come.
+    pub fn abandon(&mut self) -> impl Iterator<Item = PendingSend> + use<> {
+        let abandoned = if Mutation::SendAbandonedMessages.is_on() {
             BTreeMap::new()
         } else {
             std::mem::take(&mut self.waiting)
@@ -83,7 +82,7 @@ impl Promises {
     }
 }
 
-impl Default for Promises {
+impl Default for DurabilityGate {
     fn default() -> Self {
         Self::new()
     }
@@ -93,36 +92,36 @@ impl Default for Promises {
 mod tests {
     use super::*;
 
-    fn reply(id: u64) -> Promise {
-        Promise::Reply(RequestId(id), Reply::Unavailable(String::new()))
+    fn reply(id: u64) -> PendingSend {
+        PendingSend::Reply(RequestId(id), Reply::Unavailable(String::new()))
     }
 
     #[test]
-    fn what_a_deleted_agent_was_to_be_told_is_withdrawn_and_nothing_else() {
+    fn withdraw_removes_messages_to_agents_only() {
         let update = |agent: &str| {
             let to = Upid::agent(agent.parse().unwrap());
-            Promise::Message(vec![to], Message::UpdateAgentOverlays(Vec::new()))
+            PendingSend::Message(vec![to], Message::UpdateAgentOverlays(Vec::new()))
         };
-        let mut promises = Promises::new();
-        for promise in [update("10.0.0.1:5051"), update("10.0.0.2:5051"), reply(1)] {
-            promises.hold(Version(0), promise);
+        let mut gate = DurabilityGate::new();
+        for send in [update("10.0.0.1:5051"), update("10.0.0.2:5051"), reply(1)] {
+            gate.hold(Version(0), send);
         }
-        promises.withdraw(&BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]));
-        assert_eq!(promises.release().collect::<Vec<_>>(), [update("10.0.0.2:5051"), reply(1)]);
+        gate.withdraw(&BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]));
+        assert_eq!(gate.release().collect::<Vec<_>>(), [update("10.0.0.2:5051"), reply(1)]);
     }
 
     #[test]
-    fn nothing_leaves_before_its_version_and_all_leaves_in_order() {
-        let mut promises = Promises::new();
+    fn release_returns_durable_sends_in_order() {
+        let mut gate = DurabilityGate::new();
         for (when, id) in [(2, 4), (0, 1), (1, 2), (1, 3)] {
-            promises.hold(Version(when), reply(id));
+            gate.hold(Version(when), reply(id));
         }
-        assert_eq!(promises.release().collect::<Vec<_>>(), [reply(1)]);
-        promises.before(&Event::Committed(Ok(Version(1))));
-        assert_eq!(promises.release().collect::<Vec<_>>(), [reply(2), reply(3)]);
-        assert_eq!(promises.release().count(), 0);
-        assert_eq!(promises.abandon().collect::<Vec<_>>(), [reply(4)]);
-        promises.before(&Event::Committed(Ok(Version(9))));
-        assert_eq!(promises.release().count(), 0);
+        assert_eq!(gate.release().collect::<Vec<_>>(), [reply(1)]);
+        gate.observe(&Event::Committed(Ok(Version(1))));
+        assert_eq!(gate.release().collect::<Vec<_>>(), [reply(2), reply(3)]);
+        assert_eq!(gate.release().count(), 0);
+        assert_eq!(gate.abandon().collect::<Vec<_>>(), [reply(4)]);
+        gate.observe(&Event::Committed(Ok(Version(9))));
+        assert_eq!(gate.release().count(), 0);
     }
 }

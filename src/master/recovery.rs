@@ -1,15 +1,20 @@
-//! From what is known of every agent to a registry: at the start from what the store held, and when
-//! the configuration changes from the registry that was.
+//! Builds a registry from the records of all agents: at the start from what the store has, and for
+//! another configuration or after a release from the registry before.
 //!
-//! Nothing in the store can stop the master: what is unreadable or contradicts the configuration or
-//! another record is set aside and reported, and the rest is served. What is in doubt is given to
-//! nobody, since a container may use it.
+//! No record can stop the master. A record that cannot be read, or that conflicts with the
+//! configuration or another record, is quarantined and reported, and the rest is served.
+//! Conflicting addresses are allocated to no other agent, since a container may use them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::registry::{Aside, RELEASED_AT_MAX, Registry, Supply, Unserved};
+use super::agents::{
+    ActiveAgent, AgentState, QuarantinedAgent, UnservedOverlay, UnservedParts, ValidFrom,
+};
+use super::claims::{Claims, Ownership};
+use super::shortages::Pool;
+use super::{ChangeContext, RELEASED_AT_MAX, Registry};
 use crate::addr::{Family, OverlayName, Subnet};
 use crate::mutation::Mutation;
 use crate::protocol::{
@@ -18,202 +23,305 @@ use crate::protocol::{
 use crate::store::{Change, Key, Version};
 use crate::wire::{decode_record, encode_record};
 
-/// The agents with what they have said of their overlays.
-pub(super) type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
+/// The agents with what they reported of their overlays.
+pub(in super::super) type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
 
-/// What is known of one agent.
+/// What is known of one agent before the registry is built.
 #[derive(Debug)]
-enum Known {
-    /// What it was promised, and the version that makes it durable.
-    Agent(AgentRecord, Version),
-    /// What it had when it was deleted.
+enum KnownRecord {
+    /// The record of a registered agent. If the agent was served before, the versions of the
+    /// addresses that were served.
+    Agent(AgentRecord, Option<ValidFrom>),
+    /// The agent was released.
     Released(ReleasedRecord),
-    /// There is a record, which cannot be read for this reason.
+    /// The record cannot be read for this reason.
     Unreadable(String),
+}
+
+/// The versions of the addresses in a registry that is built.
+#[derive(Debug, Clone, Copy)]
+struct BuildVersions {
+    /// The version that makes exclusive what was not served before.
+    newly_served: Version,
+    /// The version of a record that is changed.
+    next: Version,
 }
 
 /// A registry, and the agents whose records had to be changed: see [`Registry::adopt`].
 #[derive(Debug)]
-pub(super) struct Recovered {
-    pub(super) registry: Registry,
-    pub(super) adopted: Vec<Adopted>,
+pub(in super::super) struct Recovered {
+    pub(in super::super) registry: Registry,
+    pub(in super::super) adopted: Vec<AdoptedAgent>,
 }
 
 /// An agent that keeps addresses under the name of another overlay.
 #[derive(Debug)]
-pub(super) struct Adopted {
-    pub(super) ip: Ipv4Addr,
-    pub(super) change: Change,
-    /// What it keeps, with the new names.
-    pub(super) addresses: Addresses,
+pub(in super::super) struct AdoptedAgent {
+    pub(in super::super) ip: Ipv4Addr,
+    pub(in super::super) change: Change,
+    /// The addresses that the agent keeps, with the new names.
+    pub(in super::super) addresses: Addresses,
+}
+
+/// Returns whether an agent can have this address. Other records were written by someone else.
+const fn is_possible(ip: Ipv4Addr) -> bool {
+    !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast()
 }
 
 impl Registry {
-    /// The registry of `network` with what the store held at `version`.
-    pub(super) fn recover(
+    /// Builds the registry of `network` with the records that the store had at `version`.
+    pub(in super::super) fn recover(
         network: Arc<Network>,
         version: Version,
         records: Vec<(Ipv4Addr, Vec<u8>)>,
     ) -> Recovered {
         let known = records.into_iter().map(|(ip, bytes)| match decode_record(&bytes) {
-            Ok(Record::Agent(record)) => (ip, Known::Agent(record, version)),
-            Ok(Record::Released(record)) => (ip, Known::Released(record)),
-            Err(error) => (ip, Known::Unreadable(format!("its record is unreadable: {error}"))),
+            Ok(Record::Agent(record)) => (ip, KnownRecord::Agent(record, None)),
+            Ok(Record::Released(record)) => (ip, KnownRecord::Released(record)),
+            Err(error) => {
+                (ip, KnownRecord::Unreadable(format!("its record is unreadable: {error}")))
+            }
         });
-        Self::of(network, known.collect(), version.next())
+        let versions = BuildVersions { newly_served: version, next: version.next() };
+        Self::build(network, known.collect(), versions)
     }
 
-    /// The registry of another network with the same agents, what they said last, and nothing new.
-    /// What has to be changed of their records will have the version `next`.
-    pub(super) fn rebuilt(&self, network: Arc<Network>, next: Version) -> Recovered {
-        let mut known = Vec::new();
-        for (ip, agent) in &self.agents {
-            known.push((*ip, Known::Agent(agent.record.clone(), agent.version)));
-        }
-        for (ip, Aside { reason, record, .. }) in &self.aside {
-            let what = match record {
-                // Nobody is told of it before it is served, and then it is stored.
-                Some(record) => Known::Agent(record.clone(), Version(0)),
-                None => Known::Unreadable(reason.clone()),
+    /// Builds the registry of another network with the same agents and what they reported last.
+    pub(in super::super) fn rebuilt(
+        &self,
+        network: Arc<Network>,
+        context: ChangeContext,
+    ) -> Recovered {
+        // An address that is served only from now on may belong to an agent whose release is not
+        // durable yet.
+        let is_early = Mutation::SendBeforeReleaseIsDurable.is_on();
+        let newly_served = if is_early { Version(0) } else { context.latest };
+        let versions = BuildVersions { newly_served, next: context.next };
+        let known = self.agents.iter().map(|(ip, state)| {
+            let known = match state {
+                AgentState::Active(agent) => {
+                    let mut valid_from = agent.valid_from.clone();
+                    if self.underlays.is_unserved(ip) {
+                        valid_from.underlay = newly_served;
+                    }
+                    KnownRecord::Agent(agent.record.clone(), Some(valid_from))
+                }
+                AgentState::Quarantined(agent) => match &agent.record {
+                    Some(record) => KnownRecord::Agent(record.clone(), None),
+                    None => KnownRecord::Unreadable(agent.reason.clone()),
+                },
+                AgentState::Released(record) => KnownRecord::Released(record.clone()),
             };
-            known.push((*ip, what));
-        }
-        for (ip, record) in &self.released {
-            known.push((*ip, Known::Released(record.clone())));
-        }
-        // Who comes first has a contested address: always the same one.
-        known.sort_by_key(|(ip, _)| *ip);
-        let mut recovered = Self::of(network, known, next);
-        recovered.registry.take_over(self);
+            (ip, known)
+        });
+        let mut recovered = Self::build(network, known.collect(), versions);
+        recovered.registry.carry_over(self, context.latest);
         recovered
     }
 
-    fn of(network: Arc<Network>, known: Vec<(Ipv4Addr, Known)>, next: Version) -> Recovered {
+    /// Builds a registry. Of the agents whose records have one address the one with the lowest IP
+    /// comes first, also where that agent is quarantined: a choice that depends on anything but the
+    /// stored records would be another one after a restart.
+    fn build(
+        network: Arc<Network>,
+        mut known: Vec<(Ipv4Addr, KnownRecord)>,
+        versions: BuildVersions,
+    ) -> Recovered {
+        known.sort_by_key(|(ip, _)| (!is_possible(*ip), *ip));
         let mut registry = Self::new(network);
-        let mut refused = Vec::new();
+        let mut claims = Claims::default();
         let mut released = Vec::new();
         let mut unreadable = 0;
-        let first = usize::from(Mutation::DropARecord.is_on());
+        let first = usize::from(Mutation::SkipFirstRecord.is_on());
         for (ip, known) in known.into_iter().skip(first) {
             match known {
-                Known::Agent(record, version) => {
-                    if let Err(reason) = registry.restore(ip, &record, version) {
-                        refused.push((ip, reason, record));
+                KnownRecord::Agent(record, before) => {
+                    let result = registry.restore(ip, &record, before, versions, &mut claims);
+                    if let Err(reason) = result {
+                        registry.quarantine(ip, reason, record, &mut claims);
                     }
                 }
-                Known::Released(record) => released.push((ip, record)),
-                Known::Unreadable(reason) => {
+                KnownRecord::Released(record) => released.push((ip, record)),
+                KnownRecord::Unreadable(reason) => {
                     unreadable += 1;
-                    let aside = Aside { reason, record: None, held: nothing() };
-                    registry.aside.insert(ip, aside);
+                    let agent = QuarantinedAgent { reason, record: None, held: no_addresses() };
+                    registry.agents.insert(ip, AgentState::Quarantined(Box::new(agent)));
                 }
             }
         }
-        // After those who are served: an agent that is not keeps what does not contradict them,
-        // since its containers may be running.
-        for (ip, reason, record) in refused {
-            let held = registry.hold(&record);
-            registry.underlays.reserve(ip, record.underlay);
-            registry.aside.insert(ip, Aside { reason, record: Some(record), held });
-        }
-        let adopted = registry.adopt(next);
-        registry.withhold_doubts();
-        // After all of them: what a deleted agent had is free only if nobody has it.
+        let adopted = registry.adopt(versions.next);
+        registry.withhold_conflicts();
+        // After all records: the addresses of a released agent are free only if no record has them.
         for (ip, record) in released {
             registry.restore_released(ip, record);
         }
         if unreadable > 0 {
-            registry.space.withhold_gaps(unreadable);
+            registry.pools.withhold_gaps(unreadable);
         }
         Recovered { registry, adopted }
     }
 
-    /// Puts an agent in, and says why if its VTEP address cannot be its own: without one it cannot
-    /// be served. Nothing has changed then.
+    /// Puts an agent into the active state.
+    ///
+    /// # Errors
+    /// Why the VTEP address cannot be the agent's own: without one it cannot be served. Nothing has
+    /// changed then.
     fn restore(
         &mut self,
         ip: Ipv4Addr,
         record: &AgentRecord,
-        version: Version,
+        before: Option<ValidFrom>,
+        versions: BuildVersions,
+        claims: &mut Claims,
     ) -> Result<(), String> {
-        if Mutation::AllocateLowestFree.is_on() {
-            self.insert(ip, record.clone(), version);
+        let newly_served = versions.newly_served;
+        if Mutation::SkipStoredReservations.is_on() {
+            let valid_from = before.unwrap_or_else(|| ValidFrom::new(newly_served));
+            self.put_active(ip, record.clone(), valid_from, None, newly_served);
             return Ok(());
         }
-        // Somebody else wrote it: no agent can register from there.
-        if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+        if !is_possible(ip) {
             return Err("no agent can have this address".to_owned());
         }
-        self.space.reserve_vtep(record.vtep_ip.into())?;
-        if let Some(vtep6) = record.vtep_ip6
-            && self.space.has_vteps6()
-            && let Err(reason) = self.space.reserve_vtep(vtep6.into())
-        {
-            self.unserved_vteps6.insert(ip, reason);
+        self.pools.reserve_vtep(record.vtep_ip.into())?;
+        let mut valid_from = ValidFrom::new(newly_served);
+        if let Some(before) = &before {
+            valid_from.record = before.record;
+            valid_from.vtep_ip = before.vtep_ip;
+            valid_from.underlay = before.underlay;
         }
-        for overlay in &record.overlays {
-            if let Err(unserved) = self.restore_overlay(overlay) {
-                self.unserved.insert((ip, overlay.name.clone()), unserved);
+        let mut unserved = UnservedParts::default();
+        if let Some(vtep6) = record.vtep_ip6 {
+            match self.restore_vtep_ip6(ip, vtep6.into(), claims) {
+                Ok(Ownership::First) => {
+                    let served_before = before.as_ref().and_then(|before| before.vtep_ip6);
+                    valid_from.vtep_ip6 = Some(served_before.unwrap_or(newly_served));
+                }
+                Ok(Ownership::Unknown) => {}
+                Err(reason) => unserved.vtep_ip6 = Some(reason),
             }
         }
-        self.insert(ip, record.clone(), version);
+        for overlay in &record.overlays {
+            match self.restore_overlay(ip, overlay, claims) {
+                Ok(owned) => valid_from.subnets.extend(owned.into_iter().map(|subnet| {
+                    let served_before = before.as_ref().and_then(|it| it.of_subnet(subnet));
+                    (subnet, served_before.unwrap_or(newly_served))
+                })),
+                Err(part) => drop(unserved.overlays.insert(overlay.name.clone(), part)),
+            }
+        }
+        let unserved = (!unserved.is_empty()).then(|| Box::new(unserved));
+        self.put_active(ip, record.clone(), valid_from, unserved, newly_served);
         Ok(())
     }
 
-    /// Reserves what an agent has of an overlay. An overlay or a family that is not configured is
-    /// no contradiction: the record waits until it is configured again.
-    fn restore_overlay(&mut self, record: &OverlayRecord) -> Result<(), Unserved> {
-        let network = Arc::clone(&self.network);
-        let Some(overlay) = network.overlays.iter().find(|overlay| overlay.name == record.name)
-        else {
-            return Ok(());
-        };
+    /// Reserves the IPv6 address of a VTEP. Without a subnet for them it is not served, and waits
+    /// until one is configured.
+    ///
+    /// # Errors
+    /// How the address conflicts with the configuration or another agent.
+    fn restore_vtep_ip6(
+        &mut self,
+        ip: Ipv4Addr,
+        vtep_ip6: IpAddr,
+        claims: &mut Claims,
+    ) -> Result<Ownership, String> {
+        if self.pools.has_vteps6() {
+            self.pools.reserve_vtep(vtep_ip6)?;
+            return Ok(Ownership::First);
+        }
+        Ok(claims.claim_address(ip, vtep_ip6))
+    }
+
+    /// Reserves what the record of an agent has of an overlay, and returns the subnets of which the
+    /// agent comes first. An overlay or a family that is not configured is no conflict: the record
+    /// waits until it is configured again.
+    ///
+    /// # Errors
+    /// How the subnets conflict with the configuration or another agent.
+    fn restore_overlay(
+        &mut self,
+        ip: Ipv4Addr,
+        record: &OverlayRecord,
+        claims: &mut Claims,
+    ) -> Result<Vec<Subnet>, UnservedOverlay> {
         let mut held = record.clone();
-        let mut refusal = None;
+        let mut owned = Vec::new();
+        let mut conflict = None;
         for piece in [&mut held.subnet, &mut held.subnet6] {
-            if let Some(subnet) = *piece
-                && overlay.range_of(subnet.family()).is_some()
-                && let Err(reason) = self.space.reserve(&record.name, subnet)
-            {
-                *piece = piece.filter(|_| !self.space.is_taken(&record.name, subnet));
-                refusal.get_or_insert(reason);
+            let Some(subnet) = *piece else { continue };
+            if self.pools.has(&record.name, subnet.family()) {
+                match self.pools.reserve(&record.name, subnet) {
+                    Ok(()) => owned.push(subnet),
+                    Err(reason) => {
+                        *piece = piece.filter(|_| !self.pools.is_taken(&record.name, subnet));
+                        conflict.get_or_insert(reason);
+                    }
+                }
+            } else if self.claim_outside_pools(ip, subnet, claims) == Ownership::First {
+                owned.push(subnet);
             }
         }
-        refusal.map_or(Ok(()), |reason| Err(Unserved { reason, held }))
+        conflict.map_or(Ok(owned), |reason| Err(UnservedOverlay { reason, held }))
     }
 
-    /// Takes what nobody has of the record of an agent that is not served, and returns what nobody
-    /// else has.
-    fn hold(&mut self, record: &AgentRecord) -> ReleasedRecord {
-        let AgentRecord { vtep_ip, vtep_ip6, overlays, .. } = record.clone();
-        let mut held = ReleasedRecord { vtep_ip: Some(vtep_ip), vtep_ip6, overlays, ..nothing() };
-        self.reserve_what_is_free(&mut held);
-        held
+    /// Claims a subnet that no pool has. What overlaps a pool is served only if it is adopted.
+    fn claim_outside_pools(&self, ip: Ipv4Addr, subnet: Subnet, claims: &mut Claims) -> Ownership {
+        if self.pools.overlaps(&subnet) {
+            return Ownership::Unknown;
+        }
+        claims.claim_subnet(ip, subnet)
     }
 
-    /// What agents had of an overlay that is not configured any more, and is now just what an agent
-    /// gets of another one, they have of that one: so an overlay can be given another name. What
-    /// is changed will have the version `next`.
-    fn adopt(&mut self, next: Version) -> Vec<Adopted> {
+    /// Quarantines an agent. It comes before later agents with its addresses as any other agent:
+    /// its containers may be running, and it is served when its conflict ends.
+    fn quarantine(
+        &mut self,
+        ip: Ipv4Addr,
+        reason: String,
+        record: AgentRecord,
+        claims: &mut Claims,
+    ) {
+        let AgentRecord { vtep_ip, vtep_ip6, overlays, underlay, .. } = record.clone();
+        if let Some(vtep_ip6) = vtep_ip6.filter(|_| !self.pools.has_vteps6()) {
+            claims.claim_address(ip, vtep_ip6.into());
+        }
+        for overlay in &overlays {
+            for subnet in overlay.subnets() {
+                if !self.pools.has(&overlay.name, subnet.family()) {
+                    self.claim_outside_pools(ip, subnet, claims);
+                }
+            }
+        }
+        let mut held =
+            ReleasedRecord { vtep_ip: Some(vtep_ip), vtep_ip6, overlays, ..no_addresses() };
+        self.reserve_free_addresses(&mut held);
+        self.underlays.reserve(ip, underlay, is_possible(ip));
+        let agent = QuarantinedAgent { reason, record: Some(record), held };
+        self.agents.insert(ip, AgentState::Quarantined(Box::new(agent)));
+    }
+
+    /// Keeps the addresses of an overlay that is no longer configured and that are now just what an
+    /// agent gets of another overlay, under the name of that overlay: so an overlay can be renamed.
+    /// The changed records have the version `next`.
+    fn adopt(&mut self, next: Version) -> Vec<AdoptedAgent> {
         let network = Arc::clone(&self.network);
         let is_configured =
             |name: &OverlayName| network.overlays.iter().any(|overlay| overlay.name == *name);
-        let agents = self.agents.iter();
-        let candidates: Vec<Ipv4Addr> = agents
+        let agents = self.agents.iter_active();
+        let candidates: Vec<(Ipv4Addr, ActiveAgent)> = agents
             .filter(|(_, agent)| {
                 agent.record.overlays.iter().any(|overlay| !is_configured(&overlay.name))
             })
-            .map(|(ip, _)| *ip)
+            .map(|(ip, agent)| (ip, agent.clone()))
             .collect();
         let mut all = Vec::new();
-        for ip in candidates {
-            let Some(mut record) = self.agents.get(&ip).map(|agent| agent.record.clone()) else {
-                continue;
-            };
+        for (ip, agent) in candidates {
+            let ActiveAgent { mut record, mut valid_from, unserved, .. } = agent;
             let before = record.clone();
             for index in 0..record.overlays.len() {
                 if !is_configured(&record.overlays[index].name) {
-                    self.adopt_overlay(&mut record, index);
+                    self.adopt_overlay(&mut record, index, (&mut valid_from, next));
                 }
             }
             let addresses = Addresses::gained(Some(&before), &record);
@@ -221,24 +329,33 @@ impl Registry {
                 record.overlays.retain(|overlay| !overlay.is_empty());
                 let bytes = encode_record(&Record::Agent(record.clone()));
                 let change = Change::Put(Key::Agent(ip), bytes);
-                all.push(Adopted { ip, change, addresses });
-                self.insert(ip, record, next);
+                all.push(AdoptedAgent { ip, change, addresses });
+                valid_from.record = next;
+                self.put_active(ip, record, valid_from, unserved, next);
             }
         }
         all
     }
 
-    fn adopt_overlay(&mut self, record: &mut AgentRecord, index: usize) {
+    fn adopt_overlay(
+        &mut self,
+        record: &mut AgentRecord,
+        index: usize,
+        (valid_from, next): (&mut ValidFrom, Version),
+    ) {
         for piece in record.overlays[index].subnets() {
-            let Some(home) = self.space.home_of(piece).cloned() else { continue };
+            let Some(home) = self.pools.home_of(piece).cloned() else { continue };
             let has = |overlay: &OverlayRecord| match piece.family() {
                 Family::V4 => overlay.subnet.is_some(),
                 Family::V6 => overlay.subnet6.is_some(),
             };
             let position = record.overlays.iter().position(|overlay| overlay.name == home);
             let is_full = position.is_some_and(|position| has(&record.overlays[position]));
-            if is_full || self.space.reserve(&home, piece).is_err() {
+            if is_full || self.pools.reserve(&home, piece).is_err() {
                 continue;
+            }
+            if valid_from.of_subnet(piece).is_none() {
+                valid_from.subnets.push((piece, next));
             }
             let position = position.unwrap_or_else(|| {
                 record.overlays.push(OverlayRecord { name: home, subnet: None, subnet6: None });
@@ -257,69 +374,67 @@ impl Registry {
         }
     }
 
-    /// Sees to it that nobody gets an address that an agent has in its record and is not served:
-    /// it may be in use all the same. What is served is taken, and so nothing happens to it.
-    fn withhold_doubts(&mut self) {
-        if Mutation::AllocateLowestFree.is_on() {
+    /// Withholds every address that the record of an agent has and that is not served: it may be in
+    /// use all the same. Served addresses are taken, so nothing happens to them.
+    fn withhold_conflicts(&mut self) {
+        if Mutation::SkipStoredReservations.is_on() {
             return;
         }
-        let served = self.agents.values().map(|agent| &agent.record);
-        let aside = self.aside.values().filter_map(|aside| aside.record.as_ref());
-        let mut doubtful = Vec::new();
-        for record in served.chain(aside) {
+        let mut conflicting = Vec::new();
+        for record in self.agents.iter_records() {
             let vteps = [Some(record.vtep_ip.into()), record.vtep_ip6.map(IpAddr::V6)];
             let vteps = vteps.into_iter().flatten();
-            let vteps = vteps.filter(|vtep| !self.space.is_vtep_taken(*vtep));
-            doubtful.extend(vteps.filter_map(|vtep| {
+            let vteps = vteps.filter(|vtep| !self.pools.is_vtep_taken(*vtep));
+            conflicting.extend(vteps.filter_map(|vtep| {
                 let bits = if vtep.is_ipv4() { Family::V4.bits() } else { Family::V6.bits() };
                 Subnet::containing(vtep, bits)
             }));
             for overlay in &record.overlays {
-                let is_doubtful = |subnet: &Subnet| !self.space.is_taken(&overlay.name, *subnet);
-                doubtful.extend(overlay.subnets().filter(is_doubtful));
+                let is_free = |subnet: &Subnet| !self.pools.is_taken(&overlay.name, *subnet);
+                conflicting.extend(overlay.subnets().filter(is_free));
             }
         }
-        for subnet in doubtful {
-            self.space.withhold(&subnet);
+        for subnet in conflicting {
+            self.pools.withhold(&subnet);
         }
     }
 
     fn restore_released(&mut self, ip: Ipv4Addr, mut record: ReleasedRecord) {
-        self.reserve_what_is_free(&mut record);
+        self.reserve_free_addresses(&mut record);
         self.free(ip, &record);
         if record.at > RELEASED_AT_MAX {
             self.late_releases.insert(ip);
         }
-        // Cut in another way now: what has an address of it rests all the same.
+        // The range may be cut in another way now: whatever overlaps the subnet waits as well.
         for overlay in &record.overlays {
             for subnet in overlay.subnets() {
-                self.space.retire(&subnet, record.at);
+                self.pools.retire(&subnet, record.at);
             }
         }
-        self.released.insert(ip, record);
+        self.agents.insert(ip, AgentState::Released(record));
     }
 
-    /// Takes of `record` what is free, and removes from it what somebody else has. What the
-    /// configuration does not cover stays in it.
-    fn reserve_what_is_free(&mut self, record: &mut ReleasedRecord) {
-        let space = &mut self.space;
+    /// Reserves the addresses of `record` that are free, and removes those from it that another
+    /// agent has. Addresses that the configuration does not cover stay in it.
+    fn reserve_free_addresses(&mut self, record: &mut ReleasedRecord) {
+        let pools = &mut self.pools;
         let mut keep = |vtep: IpAddr| {
-            let is_ours = !space.is_vtep_taken(vtep);
-            if is_ours {
-                // Where the configuration does not cover it there is nothing to take.
-                let _ = space.reserve_vtep(vtep);
+            let is_free = !pools.is_vtep_taken(vtep);
+            if is_free {
+                // Where the configuration does not cover it there is nothing to reserve.
+                let _ = pools.reserve_vtep(vtep);
             }
-            is_ours
+            is_free
         };
         record.vtep_ip = record.vtep_ip.filter(|&vtep| keep(vtep.into()));
         record.vtep_ip6 = record.vtep_ip6.filter(|&vtep| keep(vtep.into()));
         for OverlayRecord { name, subnet, subnet6 } in &mut record.overlays {
             let mut keep = |subnet: &Subnet| {
-                let is_ours = !space.is_taken(name, *subnet);
-                if is_ours {
-                    let _ = space.reserve(name, *subnet);
+                let is_free = !pools.is_taken(name, *subnet);
+                if is_free {
+                    let _ = pools.reserve(name, *subnet);
                 }
-                is_ours
+                is_free
             };
             *subnet = subnet.filter(&mut keep);
             *subnet6 = subnet6.filter(&mut keep);
@@ -327,46 +442,46 @@ impl Registry {
         record.overlays.retain(|had| !had.is_empty());
     }
 
-    /// What the agents have said of their overlays.
-    pub(super) fn reports(&self) -> Reports {
-        self.agents.iter().map(|(ip, agent)| (*ip, Arc::clone(&agent.info))).collect()
+    /// Returns what the agents reported of their overlays.
+    pub(in super::super) fn reports(&self) -> Reports {
+        self.agents.iter_active().map(|(ip, agent)| (ip, Arc::clone(&agent.info))).collect()
     }
 
-    /// Takes over what agents have said of overlays of which they have the same addresses now.
-    pub(super) fn recall(&mut self, reports: &Reports) {
+    /// Restores what agents reported of overlays of which they have the same addresses now.
+    pub(in super::super) fn recall(&mut self, reports: &Reports) {
         for (ip, old) in reports {
-            let Some(agent) = self.agents.get_mut(ip) else { continue };
-            self.tally.remove(&agent.info);
-            for overlay in &mut Arc::make_mut(&mut agent.info).overlays {
-                let same = old.overlays.iter().find(|old| old.name() == overlay.name());
-                overlay.status = same
-                    .filter(|same| same.has_addresses_of(overlay))
-                    .and_then(|same| same.status.clone());
-            }
-            self.tally.add(&agent.info);
+            self.agents.edit_info(*ip, |info| {
+                for overlay in &mut info.overlays {
+                    let same = old.overlays.iter().find(|old| old.name() == overlay.name());
+                    overlay.status = same
+                        .filter(|same| same.has_addresses_of(overlay))
+                        .and_then(|same| same.status.clone());
+                }
+            });
         }
     }
 
-    /// Takes over from the registry of before what is not in the records.
-    fn take_over(&mut self, before: &Self) {
-        self.touched.extend(before.agents.keys().chain(&before.touched));
+    /// Carries over from the registry before what is not in the records. Every agent may have
+    /// changed, in `version` at the latest.
+    fn carry_over(&mut self, before: &Self, version: Version) {
+        self.changed.extend(before.agents.iter_active().map(|(ip, _)| (ip, version)));
+        self.changed.extend(&before.changed);
         self.recall(&before.reports());
         self.carry_over_refusals(before);
-        let exists = |supply: &Supply| match supply {
-            Supply::Overlay(name, family) => {
-                let mut overlays = self.network.overlays.iter();
+        self.contacts.clone_from(&before.contacts);
+        let network = Arc::clone(&self.network);
+        self.shortages = before.shortages.of_pools(|pool| match pool {
+            Pool::Overlay(name, family) => {
+                let mut overlays = network.overlays.iter();
                 overlays.any(|one| one.name == *name && one.range_of(*family).is_some())
             }
-            Supply::Vtep6 => self.network.vtep_subnet6.is_some(),
-            Supply::Vtep => true,
-        };
-        self.contacts.clone_from(&before.contacts);
-        let lacking = before.lacking.iter().filter(|(supply, _)| exists(supply));
-        self.lacking = lacking.map(|(supply, agents)| (supply.clone(), agents.clone())).collect();
+            Pool::Vtep6 => network.vtep_subnet6.is_some(),
+            Pool::Vtep => true,
+        });
     }
 }
 
-/// No address at all.
-const fn nothing() -> ReleasedRecord {
+/// Returns a record without any address.
+const fn no_addresses() -> ReleasedRecord {
     ReleasedRecord { at: 0, vtep_ip: None, vtep_ip6: None, overlays: Vec::new() }
 }

@@ -1,394 +1,432 @@
-//! Who has what: the agents, the deleted agents whose addresses are free, and the records that were
-//! set aside. Every change of it comes with the changes of the store that make it last.
+//! The agents of a network and the addresses allocated to them. Every change of an agent's record
+//! comes with the changes of the store that make it durable.
+//!
+//! Addresses leave the registry only behind a gate: see [`Gated`].
+
+#[path = "address_changes.rs"]
+mod address_changes;
+#[path = "agents.rs"]
+mod agents;
+#[path = "allocation.rs"]
+mod allocation;
+#[path = "claims.rs"]
+mod claims;
+#[path = "contacts.rs"]
+mod contacts;
+#[path = "problems.rs"]
+mod problems;
+#[path = "recovery.rs"]
+mod recovery;
+#[path = "share.rs"]
+mod share;
+#[path = "shortages.rs"]
+mod shortages;
+#[path = "space.rs"]
+mod space;
+#[path = "underlay.rs"]
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::share;
-use super::space::Space;
-use super::underlay::{UnderlayFault, Underlays};
-use super::view::{AgentTally, Fate, PoolUsage};
+use super::gate::Gated;
+use super::view::{AgentTally, PoolUsage, ReleaseOutcome, ReleaseResult};
 use crate::addr::{Family, OverlayName, Subnet, Upid};
 use crate::mutation::Mutation;
 use crate::protocol::{
-    Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, Record,
-    ReleasedRecord, State, Status, Vtep,
+    Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, PeerInfo,
+    Record, ReleasedRecord, State, Status, Vtep,
 };
 use crate::store::{Change, Key, Version};
+use crate::tunnel::Peer;
 use crate::wire::encode_record;
-use crate::words::counted;
+use agents::{ActiveAgent, AgentState, Agents, QuarantinedAgent, UnservedParts, ValidFrom};
+use contacts::Contacts;
+pub(super) use recovery::{AdoptedAgent, Recovered, Reports};
+pub use share::assignments;
+use shortages::Shortages;
+use space::AddressPools;
+pub(super) use underlay::UnderlayFault;
+use underlay::Underlays;
 
 /// The latest time of release that is believed, in seconds since 1970: the year 2100. A host's
 /// clock may be wrong, also by years, so the time is not compared with it.
-pub(super) const RELEASED_AT_MAX: u64 = 4_102_444_800;
+const RELEASED_AT_MAX: u64 = 4_102_444_800;
 
-/// All agents of a network.
+/// The agents of one network and the addresses allocated to them.
 #[derive(Debug, Clone)]
 pub(super) struct Registry {
-    pub(super) network: Arc<Network>,
-    pub(super) space: Space,
-    pub(super) agents: BTreeMap<Ipv4Addr, Agent>,
-    pub(super) released: BTreeMap<Ipv4Addr, ReleasedRecord>,
-    /// Of these, the agents whose time of release was beyond [`RELEASED_AT_MAX`] in the store.
-    pub(super) late_releases: BTreeSet<Ipv4Addr>,
-    /// Records that contradict the configuration or each other. They stay in the store as they are
-    /// until the operator deletes the agent or mends the configuration.
-    pub(super) aside: BTreeMap<Ipv4Addr, Aside>,
-    /// The shares of served agents that contradict the configuration or each other. They stay in
-    /// the record.
-    pub(super) unserved: BTreeMap<(Ipv4Addr, OverlayName), Unserved>,
-    /// The same of the IPv6 addresses of their VTEPs, and how they do.
-    pub(super) unserved_vteps6: BTreeMap<Ipv4Addr, String>,
-    /// Where tunnels to the agents run.
-    pub(super) underlays: Underlays,
-    /// The agents that did not get all they should, by what is exhausted.
-    pub(super) lacking: BTreeMap<Supply, BTreeSet<Ipv4Addr>>,
-    pub(super) tally: AgentTally,
-    /// The agents that sent something since this master leads.
-    pub(super) contacts: BTreeMap<Ipv4Addr, Contact>,
-    /// The agents that were put in, changed or removed since somebody took note of it.
-    pub(super) touched: BTreeSet<Ipv4Addr>,
-    /// Whether an agent was deleted whose addresses were in doubt.
-    is_unsettled: bool,
+    network: Arc<Network>,
+    pools: AddressPools,
+    agents: Agents,
+    /// The released agents whose time of release in the store was beyond [`RELEASED_AT_MAX`].
+    late_releases: BTreeSet<Ipv4Addr>,
+    underlays: Underlays,
+    shortages: Shortages,
+    contacts: Contacts,
+    /// Agents inserted, changed or removed since the last call of [`Self::take_changed_peers`],
+    /// with the version that has the change.
+    changed: BTreeMap<Ipv4Addr, Version>,
+    /// Whether a release may have ended a conflict.
+    needs_rebuild: bool,
 }
 
-/// What is not served.
+/// A part of a record that is not served because it conflicts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Doubt {
-    /// An agent.
+pub(super) enum Conflict {
+    /// All of an agent's record.
     Agent(Ipv4Addr),
-    /// The IPv6 address of its VTEP.
+    /// The IPv6 address of the agent's VTEP.
     Vtep6(Ipv4Addr),
-    /// Its share of an overlay.
-    Share(Ipv4Addr, OverlayName),
-    /// The address where tunnels to it run.
+    /// The agent's subnets of an overlay.
+    Overlay(Ipv4Addr, OverlayName),
+    /// The address where tunnels to the agent run.
     Underlay(Ipv4Addr),
 }
 
-/// What can be exhausted.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Supply {
-    /// The subnets of an overlay, of one family.
-    Overlay(OverlayName, Family),
-    /// The IPv6 addresses of VTEPs.
-    Vtep6,
-    /// The addresses of VTEPs.
-    Vtep,
-}
-
-impl fmt::Display for Supply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Overlay(name, family) => write!(f, "overlay {name} ({family})"),
-            Self::Vtep6 => f.write_str("the IPv6 VTEP subnet"),
-            Self::Vtep => f.write_str("the VTEP subnet"),
-        }
-    }
-}
-
-/// One agent.
-#[derive(Debug, Clone)]
-pub(super) struct Agent {
-    pub(super) record: AgentRecord,
-    /// The version that makes `record` durable.
-    pub(super) version: Version,
-    /// What it is told, and what it reported.
-    pub(super) info: Arc<AgentInfo>,
-}
-
-/// Where an agent can be reached, and when it was heard last.
-#[derive(Debug, Clone)]
-pub(super) struct Contact {
-    pub(super) upid: Upid,
-    /// Since `Now::elapsed` 0.
-    pub(super) heard: Duration,
-}
-
-/// An agent whose record was set aside.
-#[derive(Debug, Clone)]
-pub(super) struct Aside {
-    /// How the record contradicts the configuration or others.
-    pub(super) reason: String,
-    /// The record, if it can be read.
-    pub(super) record: Option<AgentRecord>,
-    /// What of it nobody else has: nobody else gets that.
-    pub(super) held: ReleasedRecord,
-}
-
-/// An agent's share of an overlay that it is not served.
-#[derive(Debug, Clone)]
-pub(super) struct Unserved {
-    /// How it contradicts the configuration or others.
-    pub(super) reason: String,
-    /// What of it nobody else has: nobody else gets that.
-    pub(super) held: OverlayRecord,
-}
-
-/// The moment of a change.
+/// When a change happens, and what it becomes part of.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
+pub(super) struct ChangeContext {
     /// Seconds since 1970.
     pub(super) unix: u64,
-    /// The version that the change will have.
-    pub(super) version: Version,
-    /// How long a freed address should rest.
+    /// The version that the next commit makes. A change of a record becomes durable with it.
+    pub(super) next: Version,
+    /// The version that has every change until now.
+    pub(super) latest: Version,
+    /// How long a released address is not reused as long as others are left.
     pub(super) reuse_after: Duration,
 }
 
-/// What is worth counting and telling about a registration.
+/// A part of a registration that needs an operator's attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Notice {
-    /// No IPv6 address for its VTEP is left.
+    /// No IPv6 address is left for the VTEP.
     NoVtep6,
     /// No subnet of this family is left in the overlay.
     NoSubnet(OverlayName, Family),
-    /// An address was given that another agent had not long ago, since nothing else was left.
+    /// An address was allocated that another agent had not long ago, since nothing else was left.
     EarlyReuse(String),
 }
 
-/// Why an agent gets nothing.
+/// Why a registration is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum RegisterError {
     /// No VTEP address is left.
     NoVtep(Subnet),
-    /// Its record was set aside.
-    SetAside(String),
-    /// Tunnels to it cannot run where it says.
+    /// The record of the agent is quarantined.
+    Quarantined(String),
+    /// Tunnels to the agent cannot run at the address that the agent sent.
     Underlay(UnderlayFault),
 }
 
-/// What an agent's report contained that was not expected.
+/// The result of an agent's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Report {
-    /// The version that its record needs to be durable.
-    pub(super) version: Version,
-    /// Overlays that it was not assigned.
+    /// The version from which the reported assignments are durable.
+    pub(super) valid_from: Version,
+    /// Overlays that were not assigned to the agent.
     pub(super) unknown: u64,
-    /// Overlays whose addresses are not those that it was assigned.
+    /// Overlays whose addresses are not those that were assigned.
     pub(super) outdated: u64,
 }
 
-/// Changes of the store and notices, in the making.
+/// The result of a registration.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct Registration {
+    /// The changes of the store.
     pub(super) changes: Vec<Change>,
     pub(super) notices: Vec<Notice>,
-    /// The addresses that the agent has now and had not before.
-    pub(super) given: Addresses,
-    /// Whether it has some of them from before it was deleted.
+    /// The addresses that the agent has now and did not have before.
+    pub(super) gained: Addresses,
+    /// Whether some of them are those that the agent had before its release.
     pub(super) is_return: bool,
 }
 
 impl Registry {
-    pub(super) fn new(network: Arc<Network>) -> Self {
+    fn new(network: Arc<Network>) -> Self {
         Self {
-            space: Space::new(&network),
+            pools: AddressPools::new(&network),
             network,
-            agents: BTreeMap::new(),
-            released: BTreeMap::new(),
+            agents: Agents::default(),
             late_releases: BTreeSet::new(),
-            aside: BTreeMap::new(),
-            unserved: BTreeMap::new(),
-            unserved_vteps6: BTreeMap::new(),
             underlays: Underlays::default(),
-            lacking: BTreeMap::new(),
-            tally: AgentTally::default(),
-            contacts: BTreeMap::new(),
-            touched: BTreeSet::new(),
-            is_unsettled: false,
+            shortages: Shortages::default(),
+            contacts: Contacts::default(),
+            changed: BTreeMap::new(),
+            needs_rebuild: false,
         }
     }
 
-    /// Gives the agent at `ip` whatever it lacks of what it should have. Who has something keeps
-    /// it.
+    pub(super) const fn network(&self) -> &Arc<Network> {
+        &self.network
+    }
+
+    /// Allocates a VTEP and every missing subnet for the agent. Existing allocations are kept.
     ///
     /// # Errors
-    /// When it can be given nothing at all. Nothing has changed then.
+    /// When the agent can be given nothing at all. Nothing has changed then.
     pub(super) fn register(
         &mut self,
         ip: Ipv4Addr,
         options: &AgentOptions,
-        moment: Moment,
-    ) -> Result<Outcome, Refusal> {
-        if let Some(aside) = self.aside.get(&ip) {
-            return Err(Refusal::SetAside(aside.reason.clone()));
+        context: ChangeContext,
+    ) -> Result<Registration, RegisterError> {
+        if let Some(AgentState::Quarantined(agent)) = self.agents.get(ip) {
+            return Err(RegisterError::Quarantined(agent.reason.clone()));
         }
-        self.check_registration(ip, options.underlay).map_err(Refusal::Underlay)?;
-        self.lacks_nothing(ip);
-        let mut outcome = Outcome::default();
-        let (before, mut record) = match self.agents.get(&ip) {
-            Some(agent) => (Some(agent.version), agent.record.clone()),
-            None => (None, self.admit(ip, options, moment, &mut outcome)?),
+        self.check_registration(ip, options.underlay).map_err(RegisterError::Underlay)?;
+        self.shortages.clear(ip);
+        let mut registration = Registration::default();
+        let before = self.agents.active(ip).cloned();
+        let mut record = match &before {
+            Some(agent) => agent.record.clone(),
+            None => self.admit(ip, options, context, &mut registration)?,
         };
-        self.complete(ip, &mut record, options, moment, &mut outcome);
-        let old = self.agents.get(&ip).map(|agent| &agent.record);
-        let is_changed = old.is_none_or(|old| *old != record);
-        if is_changed {
-            outcome.given = Addresses::gained(old, &record);
-            let bytes = encode_record(&Record::Agent(record.clone()));
-            outcome.changes.push(Change::Put(Key::Agent(ip), bytes));
+        self.complete(ip, &mut record, options, context, &mut registration);
+        let old = before.as_ref().map(|agent| &agent.record);
+        if old == Some(&record) {
+            return Ok(registration);
         }
-        let version = before.filter(|_| !is_changed).unwrap_or(moment.version);
-        self.insert(ip, record, version);
-        Ok(outcome)
+        registration.gained = Addresses::gained(old, &record);
+        let bytes = encode_record(&Record::Agent(record.clone()));
+        registration.changes.push(Change::Put(Key::Agent(ip), bytes));
+        let (valid_from, unserved) = match before {
+            Some(ActiveAgent { record: old, mut valid_from, unserved, .. }) => {
+                valid_from.update(&old, &record, context.next);
+                (valid_from, unserved)
+            }
+            None => {
+                let mut valid_from = ValidFrom::new(context.next);
+                let nothing =
+                    AgentRecord { vtep_ip6: None, overlays: Vec::new(), ..record.clone() };
+                valid_from.update(&nothing, &record, context.next);
+                (valid_from, None)
+            }
+        };
+        self.put_active(ip, record, valid_from, unserved, context.next);
+        Ok(registration)
     }
 
-    /// The agent at `upid` has sent something.
-    pub(super) fn heard(&mut self, upid: &Upid, elapsed: Duration) {
-        let ip = *upid.address.ip();
-        if self.agents.contains_key(&ip) || self.aside.contains_key(&ip) {
-            self.contacts.insert(ip, Contact { upid: upid.clone(), heard: elapsed });
+    /// Notes that something was received from the agent at `upid`.
+    pub(super) fn record_contact(&mut self, upid: &Upid, elapsed: Duration) {
+        if self.agents.is_known(*upid.address.ip()) {
+            self.contacts.record(upid, elapsed);
         }
     }
 
-    /// Whether this is a registered agent, under the name that it registered with if it has
+    /// Returns whether this is a registered agent, under the name that it registered with if it has
     /// registered since this master leads.
     pub(super) fn is_contact(&self, upid: &Upid) -> bool {
-        let ip = upid.address.ip();
-        self.agents.contains_key(ip)
-            && self.contacts.get(ip).is_none_or(|contact| contact.upid == *upid)
+        let ip = *upid.address.ip();
+        self.agents.is_active(ip)
+            && self.contacts.upid(ip).is_none_or(|registered| registered == upid)
     }
 
-    /// The assignments of the agent at `ip`, without status, and the version that makes them
-    /// durable.
-    pub(super) fn assignments(&self, ip: Ipv4Addr) -> Option<(Vec<Assignment>, Version)> {
-        let agent = self.agents.get(&ip)?;
-        let plain = |one: &Assignment| Assignment { status: None, ..one.clone() };
-        Some((agent.info.overlays.iter().map(plain).collect(), agent.version))
+    /// Returns whether the agent has a record that was not released.
+    pub(super) fn is_known(&self, ip: Ipv4Addr) -> bool {
+        self.agents.is_known(ip)
     }
 
-    /// Notes what the agent at `ip` says of its overlays. `None` if there is no such agent.
+    /// Returns whether the agent is registered.
+    pub(super) fn is_active(&self, ip: Ipv4Addr) -> bool {
+        self.agents.is_active(ip)
+    }
+
+    /// Returns where the agent can be reached, if it sent something since this master leads.
+    pub(super) fn contact(&self, ip: Ipv4Addr) -> Option<&Upid> {
+        self.contacts.upid(ip)
+    }
+
+    /// Returns when the agent was last seen, if it was since this master leads.
+    pub(super) fn last_seen(&self, ip: Ipv4Addr) -> Option<Duration> {
+        self.contacts.last_seen(ip)
+    }
+
+    /// Returns the registered agents.
+    pub(super) fn active_agents(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.agents.iter_active().map(|(ip, _)| ip)
+    }
+
+    /// Returns the assignments of the agent, without statuses.
+    pub(super) fn assignments(&self, ip: Ipv4Addr) -> Option<Gated<Vec<Assignment>>> {
+        let agent = self.agents.active(ip)?;
+        Some(Gated::new(plain_assignments(agent), agent.valid_from.latest()))
+    }
+
+    /// Returns the version from which the assignments of the agent may be sent.
+    pub(super) fn valid_from(&self, ip: Ipv4Addr) -> Option<Version> {
+        self.agents.active(ip).map(|agent| agent.valid_from.latest())
+    }
+
+    /// Notes what the agent reports of its overlays. Returns `None` if the agent is not registered.
     pub(super) fn report(&mut self, ip: Ipv4Addr, reported: Vec<Assignment>) -> Option<Report> {
-        let agent = self.agents.get_mut(&ip)?;
-        self.tally.remove(&agent.info);
-        let info = Arc::make_mut(&mut agent.info);
-        let mut report = Report { version: agent.version, unknown: 0, outdated: 0 };
-        if Mutation::ForgetReports.is_on() {
-            self.tally.add(&agent.info);
+        let valid_from = self.valid_from(ip)?;
+        let mut report = Report { valid_from, unknown: 0, outdated: 0 };
+        if Mutation::IgnoreReports.is_on() {
             return Some(report);
         }
-        for theirs in reported {
-            let ours = info.overlays.iter_mut().find(|ours| ours.name() == theirs.name());
-            let Some(ours) = ours else {
-                report.unknown += 1;
-                continue;
-            };
-            if Mutation::StatusSticks.is_on() && ours.status.is_some() {
-                continue;
+        self.agents.edit_info(ip, |info| {
+            for theirs in reported {
+                let ours = info.overlays.iter_mut().find(|ours| ours.name() == theirs.name());
+                let Some(ours) = ours else {
+                    report.unknown += 1;
+                    continue;
+                };
+                if Mutation::KeepFirstStatus.is_on() && ours.status.is_some() {
+                    continue;
+                }
+                ours.status = if theirs.has_addresses_of(ours) {
+                    theirs.status.map(Status::sanitized)
+                } else {
+                    report.outdated += 1;
+                    // A C++ agent keeps what it configured first until it is restarted.
+                    Some(Status::Failed(format!(
+                        "the agent still uses {}, and was assigned {}: restart it",
+                        addresses(&theirs),
+                        addresses(ours)
+                    )))
+                };
             }
-            ours.status = if theirs.has_addresses_of(ours) {
-                theirs.status.map(Status::sanitized)
-            } else {
-                report.outdated += 1;
-                // An unchanged C++ agent keeps what it configured once until it is restarted.
-                Some(Status::Failed(format!(
-                    "the agent still uses {}, and was assigned {}: restart it",
-                    addresses(&theirs),
-                    addresses(ours)
-                )))
-            };
-        }
-        self.tally.add(&agent.info);
+        })?;
         Some(report)
     }
 
-    /// Deletes the agent at `ip`: its addresses are free, and kept for it as long as others are
-    /// left. Returns the change of the store, and what was freed; `None` if there is no such
-    /// agent.
+    /// Releases the addresses of the agent. They stay reserved for it as long as others are left.
+    /// Returns the change of the store and the released addresses, or `None` if the agent is not
+    /// known.
     ///
-    /// What was in doubt because of it is found out by who asks [`Self::take_unsettled`].
-    pub(super) fn release(&mut self, ip: Ipv4Addr, unix: u64) -> Option<(Change, Addresses)> {
-        self.contacts.remove(&ip);
+    /// A conflict that ends by the release is found by the next [`Self::resolve_conflicts`].
+    pub(super) fn release(
+        &mut self,
+        ip: Ipv4Addr,
+        context: ChangeContext,
+    ) -> Option<(Change, Addresses)> {
+        self.contacts.remove(ip);
         self.forget_refusal(ip);
-        // Without this agent others may have what they contest with it.
-        let had_doubts = self.has_doubts();
-        let is_known = self.agents.contains_key(&ip) || self.aside.contains_key(&ip);
-        self.is_unsettled |= had_doubts && is_known;
-        if let Some(Aside { held, record, .. }) = self.aside.remove(&ip) {
-            self.underlays.unreserve(ip, record.and_then(|record| record.underlay));
-            self.remove_resolved_refusals();
-            return Some(self.keep_for(ip, ReleasedRecord { at: unix, ..held }));
+        // Without this agent another agent may have the addresses of both.
+        self.needs_rebuild |= self.has_conflicts() && self.agents.is_known(ip);
+        if !matches!(self.agents.get(ip), Some(AgentState::Quarantined(_))) {
+            // Also clears the shortage of an agent that was refused for lack of a VTEP.
+            self.shortages.clear(ip);
         }
-        // Also of an agent that is not there because there was nothing for it.
-        self.lacks_nothing(ip);
-        let agent = self.agents.remove(&ip)?;
-        self.touched.insert(ip);
-        self.tally.remove(&agent.info);
-        self.update_underlay_claims(ip, agent.record.underlay, None);
+        if !self.agents.is_known(ip) {
+            return None;
+        }
+        match self.agents.remove(ip)? {
+            AgentState::Quarantined(agent) => {
+                let QuarantinedAgent { held, record, .. } = *agent;
+                self.underlays.unreserve(ip, record.and_then(|record| record.underlay));
+                self.remove_resolved_refusals();
+                Some(self.reserve_released(ip, ReleasedRecord { at: context.unix, ..held }))
+            }
+            AgentState::Active(agent) => Some(self.release_active(ip, agent, context)),
+            AgentState::Released(_) => None,
+        }
+    }
+
+    fn release_active(
+        &mut self,
+        ip: Ipv4Addr,
+        agent: ActiveAgent,
+        context: ChangeContext,
+    ) -> (Change, Addresses) {
+        self.changed.insert(ip, context.next);
+        self.update_underlay_claims(ip, agent.record.underlay, None, context.next);
         let AgentRecord { vtep_ip, mut vtep_ip6, mut overlays, .. } = agent.record;
-        if self.unserved_vteps6.remove(&ip).is_some() {
-            vtep_ip6 = None;
-        }
-        for overlay in &mut overlays {
-            if let Some(unserved) = self.unserved.remove(&(ip, overlay.name.clone())) {
-                *overlay = unserved.held;
+        if let Some(mut unserved) = agent.unserved {
+            if unserved.vtep_ip6.is_some() {
+                vtep_ip6 = None;
+            }
+            for overlay in &mut overlays {
+                if let Some(unserved) = unserved.overlays.remove(&overlay.name) {
+                    *overlay = unserved.held;
+                }
             }
         }
         overlays.retain(|overlay| !overlay.is_empty());
         let mut subnets = overlays
             .iter()
             .flat_map(|overlay| overlay.subnets().map(|subnet| (&overlay.name, subnet)));
-        // It may be withheld from the agents of an overlay that has these addresses now.
-        self.is_unsettled |= subnets.any(|(name, subnet)| {
-            !self.space.is_taken(name, subnet) && self.space.overlaps(&subnet)
+        // The subnet may be withheld from the overlay that has these addresses now.
+        self.needs_rebuild |= subnets.any(|(name, subnet)| {
+            !self.pools.is_taken(name, subnet) && self.pools.overlaps(&subnet)
         });
-        let released = ReleasedRecord { at: unix, vtep_ip: Some(vtep_ip), vtep_ip6, overlays };
+        let at = context.unix;
+        let released = ReleasedRecord { at, vtep_ip: Some(vtep_ip), vtep_ip6, overlays };
         self.free(ip, &released);
-        Some(self.keep_for(ip, released))
+        self.reserve_released(ip, released)
     }
 
-    /// What the agent at `ip` has; what becomes of it has to be filled in.
-    pub(super) fn fate(&self, ip: Ipv4Addr) -> Option<Fate> {
-        let (vtep_ip, overlays, set_aside) = match (self.agents.get(&ip), self.aside.get(&ip)) {
-            (Some(agent), _) => (Some(agent.record.vtep_ip), &agent.record.overlays, None),
-            (None, Some(aside)) => {
-                (aside.held.vtep_ip, &aside.held.overlays, Some(aside.reason.clone()))
+    /// Returns the result of a request to release the agent, to be made before the release. Returns
+    /// `None` if the agent is not known.
+    pub(super) fn release_result(
+        &self,
+        ip: Ipv4Addr,
+        result: ReleaseOutcome,
+        silence: Option<Duration>,
+    ) -> Option<Gated<ReleaseResult>> {
+        let (valid_from, vtep_ip, overlays, quarantined) = match self.agents.get(ip)? {
+            AgentState::Active(agent) => {
+                let AgentRecord { vtep_ip, overlays, .. } = &agent.record;
+                (agent.valid_from.latest(), Some(*vtep_ip), overlays, None)
             }
-            (None, None) => return None,
+            AgentState::Quarantined(agent) => {
+                let ReleasedRecord { vtep_ip, overlays, .. } = &agent.held;
+                (Version(0), *vtep_ip, overlays, Some(agent.reason.clone()))
+            }
+            AgentState::Released(_) => return None,
         };
         let subnets = overlays.iter().flat_map(OverlayRecord::subnets);
-        Some(Fate {
+        let result = ReleaseResult {
+            ip,
             vtep_ip: vtep_ip.map(|ip| ip.to_string()),
             subnets: subnets.map(|subnet| subnet.to_string()).collect(),
-            set_aside,
-            ..Fate::unknown(ip)
-        })
+            result,
+            last_seen_seconds_ago: silence.map(|silence| silence.as_secs()),
+            quarantined,
+        };
+        Some(Gated::new(result, valid_from))
     }
 
-    /// Whether an agent was deleted whose addresses were in doubt, since the last time.
-    pub(super) const fn take_unsettled(&mut self) -> bool {
-        std::mem::replace(&mut self.is_unsettled, false)
-    }
-
-    /// The whole cluster. Those who are not served are there as well: an agent without overlays, an
-    /// overlay without subnets, and the reason.
-    pub(super) fn state(&self) -> State {
-        let served = self.agents.iter().map(|(ip, agent)| self.shown(*ip, agent));
-        let mut agents: Vec<Arc<AgentInfo>> = served.collect();
-        if !self.aside.is_empty() {
-            agents.extend(self.aside.keys().map(|ip| {
-                let overlays = Vec::new();
-                Arc::new(AgentInfo { ip: *ip, overlays, configuration_attempts: None })
-            }));
-            agents.sort_by_key(|agent| agent.ip);
+    /// Rebuilds the registry if a release may have ended a conflict since the last call. What is
+    /// served from now on is exclusive only when the release is durable.
+    pub(super) fn resolve_conflicts(&mut self, context: ChangeContext) -> Vec<AdoptedAgent> {
+        if !std::mem::take(&mut self.needs_rebuild) {
+            return Vec::new();
         }
-        State { network: Arc::clone(&self.network), agents }
+        let Recovered { registry, adopted } = self.rebuilt(Arc::clone(&self.network), context);
+        *self = registry;
+        adopted
     }
 
-    fn shown(&self, ip: Ipv4Addr, agent: &Agent) -> Arc<AgentInfo> {
+    /// Returns the whole cluster. A quarantined agent is an agent without overlays, and an overlay
+    /// that is not served is one without subnets, with the reason.
+    pub(super) fn state(&self) -> Gated<State> {
+        let versions = self.agents.iter_active().map(|(_, agent)| agent.valid_from.latest());
+        let valid_from = versions.fold(Version(0), Version::max);
+        let agents = self.agents.iter().filter_map(|(ip, state)| match state {
+            AgentState::Active(agent) => Some(self.shown(agent)),
+            AgentState::Quarantined(_) => {
+                let overlays = Vec::new();
+                Some(Arc::new(AgentInfo { ip, overlays, configuration_attempts: None }))
+            }
+            AgentState::Released(_) => None,
+        });
+        let state = State { network: Arc::clone(&self.network), agents: agents.collect() };
+        Gated::new(state, valid_from)
+    }
+
+    fn shown(&self, agent: &ActiveAgent) -> Arc<AgentInfo> {
         let mut info = Arc::clone(&agent.info);
-        if self.unserved.is_empty() {
+        if agent.unserved.is_none() {
             return info;
         }
-        let unserved = self.unserved_of(ip);
-        let vtep = unserved.clone().next().and_then(|_| share::vtep(&self.network, &agent.record));
-        let Some(vtep) = vtep else {
+        let Some(vtep) = share::vtep(&self.network, &agent.record) else {
             return info;
         };
-        for (name, unserved) in unserved {
+        for (name, unserved) in agent.unserved_overlays() {
             let overlay = self.network.overlays.iter().find(|overlay| overlay.name == *name);
             if let Some(overlay) = overlay.filter(|overlay| overlay.enabled) {
                 let reason = format!("the master does not serve this share: {}", unserved.reason);
@@ -399,117 +437,71 @@ impl Registry {
         info
     }
 
-    fn unserved_of(
-        &self,
-        ip: Ipv4Addr,
-    ) -> impl Iterator<Item = (&OverlayName, &Unserved)> + Clone + use<'_> {
-        let shares = self.unserved.iter().filter(move |((agent, _), _)| *agent == ip);
-        shares.map(|((_, name), unserved)| (name, unserved))
-    }
-
     pub(super) const fn tally(&self) -> AgentTally {
-        self.tally
+        self.agents.tally()
     }
 
     pub(super) fn usage(&self) -> Vec<PoolUsage> {
-        self.space.usage(&self.network)
+        self.pools.usage(&self.network)
     }
 
-    /// Whether anything needs an operator.
-    pub(super) fn has_problems(&self) -> bool {
-        self.has_doubts()
-            || !self.lacking.is_empty()
-            || self.underlays.has_problems()
-            || self.tally.failed > 0
-            || self.releases_out_of_time().is_some()
+    /// Returns the agents that changed since the last call, as their peers need them. `None` takes
+    /// the place of an agent that is not served, or that peers cannot reach at its underlay
+    /// address.
+    pub(super) fn take_changed_peers(&mut self) -> Vec<(Ipv4Addr, Gated<Option<PeerInfo>>)> {
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        changed.map(|(ip, version)| (ip, self.peer(ip).not_before(version))).collect()
     }
 
-    fn has_doubts(&self) -> bool {
-        !self.aside.is_empty()
-            || !self.unserved.is_empty()
-            || !self.unserved_vteps6.is_empty()
-            || self.underlays.has_unserved()
+    /// Returns the agent as its peers need it, also without any subnet: what is sent through the
+    /// tunnel to it.
+    pub(super) fn peer(&self, ip: Ipv4Addr) -> Gated<Option<PeerInfo>> {
+        let agent = self.agents.active(ip).filter(|_| !self.underlays.is_unserved(ip));
+        let info = agent.and_then(|agent| self.peer_info(ip, agent));
+        let valid_from = agent.map_or(Version(0), |agent| agent.valid_from.latest());
+        Gated::new(info, valid_from)
     }
 
-    /// What needs an operator, one sentence each.
-    pub(super) fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> = self.doubts().into_values().collect();
-        problems.extend(self.refused_underlays());
-        problems.extend(self.subnets_containing_agents());
-        problems.extend(self.shortages());
-        problems.extend(self.releases_out_of_time());
-        if self.tally.failed > 0 {
-            problems.push(format!(
-                "{} with a failed overlay: see the state for the reasons",
-                counted(self.tally.failed, "agent")
-            ));
+    fn peer_info(&self, ip: Ipv4Addr, agent: &ActiveAgent) -> Option<PeerInfo> {
+        let vtep = self.vtep(&agent.record, agent.is_vtep_ip6_unserved())?;
+        let mut subnets = Vec::new();
+        for overlay in &agent.info.overlays {
+            for subnet in overlay.subnet.into_iter().chain(overlay.subnet6) {
+                subnets.push((overlay.name().clone(), subnet));
+            }
         }
-        problems
-    }
-
-    /// What contradicts the configuration or others, and so is not served: of which agent, of which
-    /// overlay or of all, and a sentence for the operator.
-    pub(super) fn doubts(&self) -> BTreeMap<Doubt, String> {
-        let remedy = "mend the configuration or delete the agent";
-        let mut doubts = BTreeMap::new();
-        for (ip, Aside { reason, record, .. }) in &self.aside {
-            let remedy = match record {
-                Some(_) => remedy,
-                None => "what it may have is given to nobody until the agent is deleted",
-            };
-            let sentence = format!("agent {ip} is not served: {reason}: {remedy}");
-            doubts.insert(Doubt::Agent(*ip), sentence);
-        }
-        for (ip, reason) in &self.unserved_vteps6 {
-            let sentence =
-                format!("agent {ip} is not served its IPv6 VTEP address: {reason}: {remedy}");
-            doubts.insert(Doubt::Vtep6(*ip), sentence);
-        }
-        for ((ip, name), Unserved { reason, .. }) in &self.unserved {
-            let sentence = format!("agent {ip} is not served its share: {reason}: {remedy}");
-            doubts.insert(Doubt::Share(*ip, name.clone()), sentence);
-        }
-        let underlays = self.unserved_underlays();
-        doubts.extend(underlays.map(|(ip, sentence)| (Doubt::Underlay(ip), sentence)));
-        doubts
-    }
-
-    /// Names the released agents whose time of release no clock can have shown. Their addresses are
-    /// reused last, as if they had been released a moment ago.
-    fn releases_out_of_time(&self) -> Option<String> {
-        let late = self.late_releases.iter().filter_map(|ip| self.released.get_key_value(ip));
-        let mut late = late.filter(|(_, record)| record.at > RELEASED_AT_MAX);
-        let (ip, record) = late.next()?;
-        let others = match late.count() {
-            0 => String::new(),
-            count => format!(" (and {} more)", counted(count, "agent")),
+        // Another order in the configuration changes nothing for the peers.
+        subnets.sort();
+        let address = |address: IpAddr| match address {
+            IpAddr::V4(v4) => (Some(v4), None),
+            IpAddr::V6(v6) => (None, Some(v6)),
         };
-        Some(format!(
-            "agent {ip}{others} was released at {} s after 1970, which no clock can have shown: its \
-             addresses are reused last: export the state, put the true time in the place of 'at', \
-             and import it",
-            record.at
-        ))
+        let peer = Peer {
+            ip: address(vtep.ip.address()).0,
+            ip6: vtep.ip6.and_then(|ip6| address(ip6.address()).1),
+            mac: vtep.mac,
+            subnets,
+        };
+        let underlay = agent.record.underlay.map_or(IpAddr::V4(ip), IpAddr::V6);
+        Some(PeerInfo { underlay, peer })
     }
 
-    /// What is exhausted, one sentence each.
-    pub(super) fn shortages(&self) -> impl Iterator<Item = String> {
-        self.lacking.iter().map(|(supply, agents)| {
-            format!(
-                "{supply} is exhausted: {} did not get any: widen it or delete dead agents",
-                counted(agents.len(), "agent")
-            )
-        })
-    }
-
-    /// Puts an agent in, or in the place of what was there, keeping what it reported as long as its
-    /// addresses are the same.
-    pub(super) fn insert(&mut self, ip: Ipv4Addr, record: AgentRecord, version: Version) {
-        let mut overlays = self.serve(ip, &record);
-        let (mut underlay_before, underlay) = (None, record.underlay);
-        if let Some(before) = self.agents.get(&ip) {
+    /// Puts an agent into the active state, and keeps what it reported as long as its addresses are
+    /// the same. `version` has the change.
+    fn put_active(
+        &mut self,
+        ip: Ipv4Addr,
+        record: AgentRecord,
+        valid_from: ValidFrom,
+        unserved: Option<Box<UnservedParts>>,
+        version: Version,
+    ) {
+        let info = Arc::new(AgentInfo { ip, overlays: Vec::new(), configuration_attempts: None });
+        let mut agent = ActiveAgent { record, valid_from, unserved, info };
+        let mut overlays = self.serve(&agent);
+        let (mut underlay_before, underlay) = (None, agent.record.underlay);
+        if let Some(before) = self.agents.active(ip) {
             underlay_before = before.record.underlay;
-            self.tally.remove(&before.info);
             for overlay in &mut overlays {
                 let same = before.info.overlays.iter().find(|old| old.name() == overlay.name());
                 overlay.status = same
@@ -517,57 +509,56 @@ impl Registry {
                     .and_then(|same| same.status.clone());
             }
         }
-        let info = Arc::new(AgentInfo { ip, overlays, configuration_attempts: None });
-        self.tally.add(&info);
-        self.agents.insert(ip, Agent { record, version, info });
-        self.update_underlay_claims(ip, underlay_before, underlay);
-        self.touched.insert(ip);
+        Arc::make_mut(&mut agent.info).overlays = overlays;
+        self.agents.insert(ip, AgentState::Active(agent));
+        self.update_underlay_claims(ip, underlay_before, underlay, version);
+        self.changed.insert(ip, version);
     }
 
-    /// Frees in the pools what `released` lists.
-    pub(super) fn free(&mut self, ip: Ipv4Addr, released: &ReleasedRecord) {
+    /// Frees the addresses of `released` in the pools.
+    fn free(&mut self, ip: Ipv4Addr, released: &ReleasedRecord) {
         if let Some(vtep) = released.vtep_ip {
-            self.space.free_vtep(vtep.into(), ip, released.at);
+            self.pools.free_vtep(vtep.into(), ip, released.at);
         }
         if let Some(vtep6) = released.vtep_ip6 {
-            self.space.free_vtep(vtep6.into(), ip, released.at);
+            self.pools.free_vtep(vtep6.into(), ip, released.at);
         }
         for overlay in &released.overlays {
             for subnet in overlay.subnets() {
-                self.space.free(&overlay.name, subnet, ip, released.at);
+                self.pools.free(&overlay.name, subnet, ip, released.at);
             }
         }
     }
 
-    /// Keeps what `released` lists for `ip`.
-    fn keep_for(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> (Change, Addresses) {
+    /// Reserves the addresses of `released` for the agent that had them.
+    fn reserve_released(&mut self, ip: Ipv4Addr, released: ReleasedRecord) -> (Change, Addresses) {
         let key = Key::Agent(ip);
         let addresses = Addresses::from(released.clone());
         if released.is_empty() {
             return (Change::Delete(key), addresses);
         }
         let bytes = encode_record(&Record::Released(released.clone()));
-        self.released.insert(ip, released);
+        self.agents.insert(ip, AgentState::Released(released));
         (Change::Put(key, bytes), addresses)
     }
 
-    /// The tunnel end of the agent with this record, as far as it is served.
-    pub(super) fn vtep(&self, ip: Ipv4Addr, record: &AgentRecord) -> Option<Vtep> {
+    /// Returns the VTEP of an agent, as far as it is served.
+    fn vtep(&self, record: &AgentRecord, is_ip6_unserved: bool) -> Option<Vtep> {
         let mut vtep = share::vtep(&self.network, record)?;
-        vtep.ip6 = vtep.ip6.filter(|_| !self.unserved_vteps6.contains_key(&ip));
+        vtep.ip6 = vtep.ip6.filter(|_| !is_ip6_unserved);
         Some(vtep)
     }
 
-    /// What the agent with this record is told, in the order of the configuration.
-    fn serve(&self, ip: Ipv4Addr, record: &AgentRecord) -> Vec<Assignment> {
-        let Some(vtep) = self.vtep(ip, record) else {
+    /// Returns the assignments of an agent, in the order of the configuration.
+    fn serve(&self, agent: &ActiveAgent) -> Vec<Assignment> {
+        let Some(vtep) = self.vtep(&agent.record, agent.is_vtep_ip6_unserved()) else {
             return Vec::new();
         };
         let overlays = self.network.overlays.iter();
         let served = overlays
             .filter(|overlay| overlay.enabled)
-            .filter(|overlay| !self.unserved.contains_key(&(ip, overlay.name.clone())))
-            .filter_map(|overlay| share::assignment(overlay, record, &vtep));
+            .filter(|overlay| !agent.is_overlay_unserved(&overlay.name))
+            .filter_map(|overlay| share::assignment(overlay, &agent.record, &vtep));
         let mut served: Vec<Assignment> = served.collect();
         // They are kept for as long as the agent is, and there are thousands of agents.
         served.shrink_to_fit();
@@ -575,7 +566,13 @@ impl Registry {
     }
 }
 
-/// The addresses of an assignment, for a sentence.
+/// Returns the assignments of an agent without the statuses that it reported.
+fn plain_assignments(agent: &ActiveAgent) -> Vec<Assignment> {
+    let plain = |one: &Assignment| Assignment { status: None, ..one.clone() };
+    agent.info.overlays.iter().map(plain).collect()
+}
+
+/// Lists the addresses of an assignment for a sentence.
 fn addresses(assignment: &Assignment) -> String {
     let subnets = assignment.subnet.into_iter().chain(assignment.subnet6);
     let mut text: Vec<String> = subnets.map(|subnet| subnet.to_string()).collect();

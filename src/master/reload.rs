@@ -1,84 +1,69 @@
-//! Another configuration for a master that runs.
+//! Another configuration for a running master.
 //!
-//! A configuration under which an agent would not be served what it was promised is refused, and
-//! the one that is there goes on. At a start there is nothing to go on with: what contradicts the
-//! configuration is set aside then.
+//! A configuration under which an agent would not be served what it has is refused, and the master
+//! goes on with its configuration. At a start there is nothing to go on with: records that conflict
+//! with the configuration are quarantined then.
 
-use std::sync::Arc;
-
-use super::effect::{Effect, PreviewJob, Trial, differences};
+use super::effect::{Effect, differences};
 use super::leadership::Phase;
-use super::registry::Moment;
 use super::{Command, Master, Reply, Settings};
 use crate::clock::Now;
-use crate::protocol::{Addresses, HistoryEvent, Network, RequestId};
-use crate::store::Version;
+use crate::protocol::{Network, RequestId};
 use crate::words::first_few;
 
 impl Master {
-    /// Takes over other settings, if no agent loses by them what it was promised.
+    /// Takes other settings, unless an agent loses by them what it has.
     pub(super) fn reload(&mut self, now: Now, settings: Settings) -> Effect {
-        let network = Arc::clone(&settings.network);
         let Phase::Leading(leading) = &mut self.phase else {
-            let effect = self.without_agents(&network);
-            log::info!("took over another configuration, which nothing speaks against so far");
+            let effect = self.effect_without_agents(&settings.network);
+            log::info!(
+                "took over another configuration: it is checked against the agents when they are known"
+            );
             self.settings = settings;
             return effect;
         };
         if settings == self.settings {
-            // Trying out takes long, and would find nothing: no request may cause that for nothing.
-            log::info!("read the configuration again: it is as it was");
+            // A plan takes long and would change nothing: no request may cause that in vain.
+            log::info!("read the configuration again: it has not changed");
             return Effect { accepted: true, ..Effect::default() };
         }
-        let reuse_after = settings.reuse_after;
-        let moment = Moment { unix: now.unix, version: leading.next_version(), reuse_after };
-        let trial = Trial::of(&leading.registry, network, moment);
-        let Trial { registry, adopted, outcomes, told, effect } = trial;
-        if !effect.accepted {
-            log_refused(&effect.problems);
-            return effect;
-        }
-        self.settings = settings;
-        leading.registry = registry;
-        leading.adopt(now, adopted);
-        if effect.changes.is_empty() {
-            log::info!("read the configuration again: the network is as it was");
-        } else {
-            let changes = effect.changes.join("; ");
-            log::info!("took over another configuration: {changes}");
-            leading.note(now, None, HistoryEvent::Configured, Addresses::default(), &changes);
-        }
-        for (ip, outcome) in outcomes {
-            self.take_outcome(now, ip, outcome, "the configuration has changed");
-        }
-        for upid in told {
-            self.update(upid, true);
+        let effect = leading.reconfigure(now, &settings, &mut self.outbox);
+        if effect.accepted {
+            self.settings = settings;
         }
         effect
     }
 
-    /// Finds out what the network would do, elsewhere if there are agents. Nothing changes.
+    /// Computes the effect of another network, outside of the state machine if there are agents.
+    /// Nothing changes.
     pub(super) fn preview(&mut self, now: Now, id: RequestId, network: Network) {
         let command = match &self.phase {
             Phase::Leading(leading) => {
-                let moment = Moment {
-                    unix: now.unix,
-                    version: leading.next_version(),
-                    reuse_after: self.settings.reuse_after,
-                };
-                let job = Box::new(PreviewJob::new(&leading.registry, network, moment));
+                let job = Box::new(leading.preview_job(now, network));
                 Command::Preview { id, job }
             }
             Phase::Standby(_) | Phase::Recovering(_) => {
-                let reply = Reply::Effect(Box::new(self.without_agents(&network)));
-                Command::Reply { id, reply, when: Version(0) }
+                let effect = self.effect_without_agents(&network);
+                Command::immediate_reply(id, Reply::Effect(Box::new(effect)))
             }
         };
-        self.commands.push_back(command);
+        self.outbox.push(command);
     }
 
-    /// The effect on a master that knows no agents.
-    fn without_agents(&self, network: &Network) -> Effect {
+    /// Answers the request for a preview. The effect names addresses that agents have, so it waits
+    /// for them to be durable; a master that does not lead any more does not know whether they are.
+    pub(super) fn previewed(&mut self, id: RequestId, effect: Box<Effect>) {
+        let command = match &self.phase {
+            Phase::Leading(leading) => leading.gate_reply(Reply::Effect(effect)).into_command(id),
+            Phase::Standby(_) | Phase::Recovering(_) => {
+                Command::immediate_reply(id, Reply::Unavailable(self.unavailable_reason()))
+            }
+        };
+        self.outbox.push(command);
+    }
+
+    /// Returns the effect on a master that knows no agents.
+    fn effect_without_agents(&self, network: &Network) -> Effect {
         let warning = "this master does not know the agents now: what contradicts this \
                        configuration is set aside when it does";
         Effect {
@@ -90,7 +75,7 @@ impl Master {
     }
 }
 
-/// A line for each of the first few problems: there may be one of every agent.
+/// Logs a line for each of the first few problems: there may be one of every agent.
 pub(super) fn log_refused(problems: &[String]) {
     let (few, more) = first_few(problems);
     for problem in few {

@@ -1,18 +1,18 @@
-//! From what an agent was promised to what it is told: its tunnel end, and its share of each
-//! overlay in two halves.
+//! Makes the assignments of an agent from its record: the VTEP, and the subnet of each overlay in
+//! two halves.
 
 use crate::addr::{InterfaceAddress, Mac};
 use crate::protocol::{AgentRecord, Assignment, Bridge, Network, Overlay, Status, Vtep};
 
-/// What an agent with this record has of `network`: overlays of which it lacks a subnet that it
-/// wants are left out.
+/// Returns the assignments of an agent with this record. An overlay is left out if the agent needs
+/// a subnet of it and has none.
 #[must_use]
 pub fn assignments(network: &Network, record: &AgentRecord) -> Vec<Assignment> {
     let Some(vtep) = vtep(network, record) else { return Vec::new() };
     network.overlays.iter().filter_map(|overlay| assignment(overlay, record, &vtep)).collect()
 }
 
-/// The tunnel end of the agent with this record; `None` if its address is not of this network.
+/// Returns the VTEP of the agent with this record, or `None` if its address is not of this network.
 pub(super) fn vtep(network: &Network, record: &AgentRecord) -> Option<Vtep> {
     let ip6 = record.vtep_ip6.zip(network.vtep_subnet6);
     Some(Vtep {
@@ -26,7 +26,7 @@ pub(super) fn vtep(network: &Network, record: &AgentRecord) -> Option<Vtep> {
     })
 }
 
-/// What is shown of a share that is not served.
+/// Returns what the state shows of an overlay that is not served to the agent.
 pub(super) fn unserved(overlay: &Overlay, vtep: &Vtep, reason: String) -> Assignment {
     Assignment {
         overlay: overlay.clone(),
@@ -39,7 +39,7 @@ pub(super) fn unserved(overlay: &Overlay, vtep: &Vtep, reason: String) -> Assign
     }
 }
 
-/// The share of `overlay` of the agent with this record; `None` if it wants a subnet and has none.
+/// Returns the assignment of `overlay`, or `None` if the agent needs a subnet and has none.
 pub(super) fn assignment(
     overlay: &Overlay,
     record: &AgentRecord,

@@ -1,30 +1,30 @@
-//! The address space of a network: every pool, and whose a freed address was.
+//! The address pools of a network, and the released agent that had each free address last.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::view::PoolUsage;
+use super::super::view::PoolUsage;
 use crate::addr::{Family, OverlayName, Subnet};
 use crate::ipam::{Allocated, SubnetPool, VtepPool};
 use crate::protocol::Network;
 
-/// Something that one agent can have.
+/// An address that is allocated to one agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Piece {
-    /// The address of its VTEP.
+pub(super) enum Address {
+    /// The address of a VTEP.
     Vtep(IpAddr),
-    /// A subnet of an overlay; overlays do not overlap, so that it says of which.
+    /// A subnet of an overlay. Overlays do not overlap, so the subnet implies the overlay.
     Subnet(Subnet),
 }
 
 /// All pools of a network.
 #[derive(Debug, Clone)]
-pub(super) struct Space {
+pub(super) struct AddressPools {
     vteps: VtepPool<Ipv4Addr>,
     vteps6: Option<VtepPool<Ipv6Addr>>,
     overlays: HashMap<OverlayName, OverlayPools>,
-    /// The deleted agent that had a free piece last, as far as it is known.
-    former: HashMap<Piece, Ipv4Addr>,
+    /// The released agent that had a free address last, as far as it is known.
+    former_agents: HashMap<Address, Ipv4Addr>,
 }
 
 #[derive(Debug, Clone)]
@@ -42,14 +42,14 @@ impl OverlayPools {
     }
 }
 
-/// The subnets of an overlay that an agent gets: those of the families that it lacked.
+/// The subnets of an overlay that were allocated to an agent.
 #[derive(Debug, Default)]
 pub(super) struct Subnets {
     pub(super) v4: Option<Allocated<Subnet>>,
     pub(super) v6: Option<Allocated<Subnet>>,
 }
 
-impl Space {
+impl AddressPools {
     pub(super) fn new(network: &Network) -> Self {
         let overlays = network.overlays.iter().map(|overlay| {
             let v4 = overlay.range.map(SubnetPool::new);
@@ -60,11 +60,11 @@ impl Space {
             vteps: VtepPool::new(network.vtep_subnet),
             vteps6: network.vtep_subnet6.map(VtepPool::new),
             overlays: overlays.collect(),
-            former: HashMap::new(),
+            former_agents: HashMap::new(),
         }
     }
 
-    /// Whether the network has VTEP addresses of IPv6.
+    /// Returns whether the network has IPv6 addresses for VTEPs.
     pub(super) const fn has_vteps6(&self) -> bool {
         self.vteps6.is_some()
     }
@@ -77,22 +77,22 @@ impl Space {
         self.vteps6.as_mut()?.allocate()
     }
 
-    /// One subnet of each of the families that are asked for and that the overlay has: all or none,
-    /// so that the want of one family costs nothing of the other.
+    /// Allocates a subnet of each of the families that are needed and that the overlay has: all or
+    /// none, so that an exhausted family costs no subnet of the other.
     ///
     /// # Errors
     /// The family that is exhausted.
     pub(super) fn allocate_subnets(
         &mut self,
         overlay: &OverlayName,
-        wants_v4: bool,
-        wants_v6: bool,
+        needs_v4: bool,
+        needs_v6: bool,
     ) -> Result<Subnets, Family> {
         let Some(pools) = self.overlays.get_mut(overlay) else {
             return Ok(Subnets::default());
         };
-        let v4 = pools.v4.as_mut().filter(|_| wants_v4);
-        let v6 = pools.v6.as_mut().filter(|_| wants_v6);
+        let v4 = pools.v4.as_mut().filter(|_| needs_v4);
+        let v6 = pools.v6.as_mut().filter(|_| needs_v6);
         if v4.as_ref().is_some_and(|pool| pool.peek().is_none()) {
             return Err(Family::V4);
         }
@@ -102,10 +102,10 @@ impl Space {
         Ok(Subnets { v4: v4.and_then(SubnetPool::allocate), v6: v6.and_then(SubnetPool::allocate) })
     }
 
-    /// Takes a piece that the store says somebody has.
+    /// Reserves a subnet that the record of an agent has.
     ///
     /// # Errors
-    /// When the configuration does not cover it or somebody else has it: a sentence for the
+    /// When the configuration does not cover the subnet or another agent has it: a sentence for the
     /// operator.
     pub(super) fn reserve(&mut self, overlay: &OverlayName, subnet: Subnet) -> Result<(), String> {
         let family = subnet.family();
@@ -114,10 +114,10 @@ impl Space {
         pool.reserve(subnet).map_err(|error| format!("overlay {overlay}: {error}"))
     }
 
-    /// The same for the address of a VTEP.
+    /// Reserves the address of a VTEP that the record of an agent has.
     ///
     /// # Errors
-    /// Likewise.
+    /// As [`Self::reserve`].
     pub(super) fn reserve_vtep(&mut self, ip: IpAddr) -> Result<(), String> {
         match (ip, &mut self.vteps6) {
             (IpAddr::V4(ip), _) => self.vteps.reserve(ip).map_err(|error| error.to_string()),
@@ -126,7 +126,7 @@ impl Space {
         }
     }
 
-    /// The overlay of which `subnet` is just what one agent gets, and free.
+    /// Returns the overlay in which `subnet` is a free subnet for one agent.
     pub(super) fn home_of(&self, subnet: Subnet) -> Option<&OverlayName> {
         let is_home = |pools: &OverlayPools| {
             pools.v4.iter().chain(&pools.v6).any(|pool| pool.is_free(subnet))
@@ -134,14 +134,14 @@ impl Space {
         self.overlays.iter().find(|(_, pools)| is_home(pools)).map(|(name, _)| name)
     }
 
-    /// Whether `subnet` is one of its overlay, and somebody has it.
+    /// Returns whether `subnet` is one of its overlay and not free.
     pub(super) fn is_taken(&self, overlay: &OverlayName, subnet: Subnet) -> bool {
         let pools = self.overlays.get(overlay);
         let mut both = pools.into_iter().flat_map(|pools| pools.v4.iter().chain(&pools.v6));
         both.any(|pool| pool.is_taken(subnet))
     }
 
-    /// The same for the address of a VTEP.
+    /// Returns whether `ip` is the address of a VTEP and not free.
     pub(super) fn is_vtep_taken(&self, ip: IpAddr) -> bool {
         match (ip, &self.vteps6) {
             (IpAddr::V4(ip), _) => self.vteps.is_taken(ip),
@@ -150,7 +150,7 @@ impl Space {
         }
     }
 
-    /// Whether agents get subnets of this family of `overlay`.
+    /// Returns whether the overlay is configured with subnets of this family.
     pub(super) fn has(&self, overlay: &OverlayName, family: Family) -> bool {
         self.overlays.get(overlay).is_some_and(|pools| match family {
             Family::V4 => pools.v4.is_some(),
@@ -158,7 +158,7 @@ impl Space {
         })
     }
 
-    /// Whether some pool has an address of `subnet`.
+    /// Returns whether any pool has an address of `subnet`.
     pub(super) fn overlaps(&self, subnet: &Subnet) -> bool {
         let mut overlays =
             self.overlays.values().flat_map(|pools| pools.v4.iter().chain(&pools.v6));
@@ -167,7 +167,7 @@ impl Space {
             || overlays.any(|pool| subnet.overlaps(&pool.range().subnet))
     }
 
-    /// Gives nobody what is free and has an address of `subnet`, in whichever pool.
+    /// Withholds what is free and has an address of `subnet`, in all pools.
     pub(super) fn withhold(&mut self, subnet: &Subnet) {
         self.vteps.withhold(subnet);
         self.vteps6.iter_mut().for_each(|pool| pool.withhold(subnet));
@@ -179,7 +179,7 @@ impl Space {
         self.subnet_pools().for_each(|pool| pool.retire(subnet, at));
     }
 
-    /// Gives nobody what `agents` agents may have of whom nothing is known.
+    /// Withholds what `agents` agents may have whose records cannot be read.
     pub(super) fn withhold_gaps(&mut self, agents: u128) {
         self.vteps.withhold_gaps(agents);
         self.vteps6.iter_mut().for_each(|pool| pool.withhold_gaps(agents));
@@ -190,15 +190,15 @@ impl Space {
         self.overlays.values_mut().flat_map(|pools| pools.v4.iter_mut().chain(&mut pools.v6))
     }
 
-    /// Gives a subnet back, which `agent` had until `at`.
+    /// Frees a subnet, which `agent` had until `at`.
     pub(super) fn free(&mut self, overlay: &OverlayName, subnet: Subnet, agent: Ipv4Addr, at: u64) {
         let pool = self.overlays.get_mut(overlay).and_then(|pools| pools.of(subnet.family()));
         if pool.is_some_and(|pool| pool.free(subnet, at).is_ok()) {
-            self.former.insert(Piece::Subnet(subnet), agent);
+            self.former_agents.insert(Address::Subnet(subnet), agent);
         }
     }
 
-    /// The same for the address of a VTEP.
+    /// Frees the address of a VTEP, which `agent` had until `at`.
     pub(super) fn free_vtep(&mut self, ip: IpAddr, agent: Ipv4Addr, at: u64) {
         let is_freed = match (ip, &mut self.vteps6) {
             (IpAddr::V4(ip), _) => self.vteps.free(ip, at).is_ok(),
@@ -206,21 +206,22 @@ impl Space {
             (IpAddr::V6(_), None) => false,
         };
         if is_freed {
-            self.former.insert(Piece::Vtep(ip), agent);
+            self.former_agents.insert(Address::Vtep(ip), agent);
         }
     }
 
-    /// Whether `piece` is free and `agent` had it last.
-    pub(super) fn was_had_by(&self, piece: Piece, agent: Ipv4Addr) -> bool {
-        self.former.get(&piece) == Some(&agent)
+    /// Returns whether `address` is free and `agent` had it last.
+    pub(super) fn is_released_by(&self, address: Address, agent: Ipv4Addr) -> bool {
+        self.former_agents.get(&address) == Some(&agent)
     }
 
-    /// Forgets who had `piece` before, since somebody has it now.
-    pub(super) fn forget_former(&mut self, piece: Piece) -> Option<Ipv4Addr> {
-        self.former.remove(&piece)
+    /// Removes and returns the released agent that had `address`, since another agent has it now.
+    pub(super) fn remove_former_agent(&mut self, address: Address) -> Option<Ipv4Addr> {
+        self.former_agents.remove(&address)
     }
 
-    /// How full every pool is, the VTEPs first, then the overlays in the order of `network`.
+    /// Returns how full every pool is, the VTEPs first, then the overlays in the order of
+    /// `network`.
     pub(super) fn usage(&self, network: &Network) -> Vec<PoolUsage> {
         let usage = |name: &str, subnet: Subnet, in_use, capacity| PoolUsage {
             name: name.to_owned(),

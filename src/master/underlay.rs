@@ -1,41 +1,43 @@
-//! Where tunnels to the agents run. Each agent has an address of its own there, or the packets for
-//! one would go to another: the first agent of an address keeps it, and the registration of a
-//! second one is refused.
+//! The underlay addresses of the agents, where tunnels to them run. Each agent has an address of
+//! its own, or packets for one agent would go to another: the first agent of an address keeps it,
+//! and the registration of a second one is refused.
 //!
-//! Records of a store or an import may contradict that all the same. Of agents with one address the
-//! lowest has it, and peers are not told of the others.
+//! Records of a store or an import may conflict all the same. Of the agents with one address the
+//! one with the lowest IP has it, and peers are sent nothing of the other agents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::registry::Registry;
+use super::Registry;
 use crate::addr::{Subnet, special_address};
 use crate::protocol::Network;
+use crate::store::Version;
 
-/// How many agents with a refused registration are named. Every host can send one, and whoever has
-/// many addresses many of them.
+/// How many agents with a refused registration are named. Every host can send one, and a host with
+/// many addresses can send many.
 const REFUSED_MAX: usize = 1000;
 
-/// Which agents have which addresses of the underlay.
+/// The agents by their underlay addresses.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Underlays {
-    /// The addresses of all agents that said one: the first agent of an address has it.
+    /// The addresses of all agents whose record has one, also of quarantined agents. The first
+    /// agent of an address has it.
     claims: BTreeSet<(Ipv6Addr, Ipv4Addr)>,
-    /// Likewise of the records that were set aside: nobody else gets them.
+    /// The addresses of records whose agents cannot exist. They come after all others.
     reserved: BTreeSet<(Ipv6Addr, Ipv4Addr)>,
-    /// The agents whose own record says an address that cannot be theirs.
+    /// The active agents whose record has an address that cannot be theirs.
     unserved: BTreeSet<Ipv4Addr>,
     /// The agents whose IPv4 address lies inside of an overlay or the VTEP subnet. They are served:
     /// a host refuses an overlay that lies over its own network, and has the others.
     inside: BTreeSet<Ipv4Addr>,
-    /// The agents whose last registration was refused, and the address that they said.
+    /// The agents whose last registration was refused, and the address that they sent.
     refused: BTreeMap<Ipv4Addr, Option<Ipv6Addr>>,
 }
 
-/// Why an address cannot be where tunnels to an agent run.
+/// Why tunnels to an agent cannot run at an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum UnderlayFault {
-    /// It is not that of a single host.
+pub(in super::super) enum UnderlayFault {
+    /// The address is not that of a single host.
     #[error(
         "its underlay address {address} is {kind} address: set 'underlay' of the agent to an \
          address of its host"
@@ -43,10 +45,10 @@ pub(super) enum UnderlayFault {
     NoHost {
         /// The address.
         address: Ipv6Addr,
-        /// What it is.
+        /// The kind of the address.
         kind: &'static str,
     },
-    /// Another agent has it.
+    /// Another agent has the address.
     #[error(
         "its underlay address {address} belongs to agent {holder}: set another 'underlay' on one of \
          the two agents, or delete agent {holder} if it is gone"
@@ -57,7 +59,7 @@ pub(super) enum UnderlayFault {
         /// The other agent.
         holder: Ipv4Addr,
     },
-    /// What is sent there goes through the tunnel itself.
+    /// Packets to the address go through the tunnel itself.
     #[error(
         "its underlay address {address} lies inside of {subnet} of {whose}, which leads into the \
          tunnels: set another 'underlay' of the agent, or another subnet"
@@ -85,14 +87,14 @@ impl Underlays {
         set.range(of_address).map(|(_, ip)| *ip)
     }
 
-    /// The agent that has `address`, if it is another one than `ip`.
+    /// Returns the agent that has `address`, unless that is `ip`.
     fn other_holder(&self, ip: Ipv4Addr, address: Ipv6Addr) -> Option<Ipv4Addr> {
         let holder = Self::first(&self.claims, address);
         let holder = holder.or_else(|| Self::first(&self.reserved, address));
         holder.filter(|holder| *holder != ip)
     }
 
-    /// Whether peers are not told of the agent at `ip`.
+    /// Returns whether peers are sent nothing of the agent.
     pub(super) fn is_unserved(&self, ip: Ipv4Addr) -> bool {
         self.unserved.contains(&ip)
     }
@@ -101,19 +103,21 @@ impl Underlays {
         !self.unserved.is_empty()
     }
 
-    /// Whether something needs an operator that takes nothing away from an agent in the registry.
+    /// Returns whether there are problems that leave every agent of the registry served.
     pub(super) fn has_problems(&self) -> bool {
         !self.refused.is_empty() || !self.inside.is_empty()
     }
 
-    /// Nobody gets `address`, which the record of the agent at `ip` has that was set aside.
-    pub(super) fn reserve(&mut self, ip: Ipv4Addr, address: Option<Ipv6Addr>) {
-        self.reserved.extend(address.map(|address| (address, ip)));
+    /// Reserves the address of a quarantined agent.
+    pub(super) fn reserve(&mut self, ip: Ipv4Addr, address: Option<Ipv6Addr>, is_possible: bool) {
+        let addresses = if is_possible { &mut self.claims } else { &mut self.reserved };
+        addresses.extend(address.map(|address| (address, ip)));
     }
 
-    /// The record of the agent at `ip` that was set aside is gone.
+    /// Removes the address of a quarantined agent that was released.
     pub(super) fn unreserve(&mut self, ip: Ipv4Addr, address: Option<Ipv6Addr>) {
         if let Some(address) = address {
+            self.claims.remove(&(address, ip));
             self.reserved.remove(&(address, ip));
         }
     }
@@ -127,11 +131,10 @@ impl Underlays {
 }
 
 impl Registry {
-    /// Checks the address that a registration of the agent at `ip` says, and remembers one that is
-    /// refused.
+    /// Checks the underlay address of a registration, and remembers a refused registration.
     ///
     /// # Errors
-    /// When it cannot be that agent's.
+    /// When tunnels to the agent cannot run at the address.
     pub(super) fn check_registration(
         &mut self,
         ip: Ipv4Addr,
@@ -141,9 +144,9 @@ impl Registry {
             self.underlays.refused.remove(&ip);
             return Ok(());
         };
-        // What its record says is named as such already.
+        // A conflict of the record is a problem of its own already.
         let is_of_record = self.underlays.is_unserved(ip)
-            && self.agents.get(&ip).is_some_and(|agent| agent.record.underlay == address);
+            && self.agents.active(ip).is_some_and(|agent| agent.record.underlay == address);
         if is_of_record {
             self.underlays.refused.remove(&ip);
         } else {
@@ -152,7 +155,7 @@ impl Registry {
         Err(fault)
     }
 
-    /// Why the agent at `ip` cannot have its tunnels at `address`.
+    /// Returns why tunnels to the agent cannot run at `address`.
     fn underlay_fault(&self, ip: Ipv4Addr, address: Option<Ipv6Addr>) -> Option<UnderlayFault> {
         let address = address?;
         if let Some(kind) = special_address(address.into()) {
@@ -166,18 +169,19 @@ impl Registry {
         })
     }
 
-    /// Why peers cannot reach the agent at `ip` where its record says.
+    /// Returns why tunnels to the agent cannot run at the address of its record.
     fn record_fault(&self, ip: Ipv4Addr) -> Option<UnderlayFault> {
-        self.underlay_fault(ip, self.agents.get(&ip)?.record.underlay)
+        self.underlay_fault(ip, self.agents.active(ip)?.record.underlay)
     }
 
-    /// The record of the agent at `ip` says `after` in the place of `before`. To be called when the
-    /// agent is put in, changed, or removed.
+    /// Notes that the underlay address in the agent's record is `after` instead of `before`, in
+    /// `version`. To be called when the agent is inserted, changed, or removed.
     pub(super) fn update_underlay_claims(
         &mut self,
         ip: Ipv4Addr,
         before: Option<Ipv6Addr>,
         after: Option<Ipv6Addr>,
+        version: Version,
     ) {
         if before != after {
             if let Some(before) = before {
@@ -185,21 +189,21 @@ impl Registry {
             }
             self.underlays.claims.extend(after.map(|after| (after, ip)));
             for address in before.into_iter().chain(after) {
-                // The one that has it, and the one that has lost it by this, if any.
+                // The agent that has the address, and the one that has just lost it, if any.
                 let claimants = Underlays::claimants(&self.underlays.claims, address);
                 let concerned: Vec<Ipv4Addr> = claimants.take(2).collect();
-                concerned.into_iter().for_each(|agent| self.update_underlay_status(agent));
+                concerned.into_iter().for_each(|agent| self.update_underlay_status(agent, version));
             }
         }
-        self.update_underlay_status(ip);
+        self.update_underlay_status(ip, version);
         if before.is_some_and(|before| Some(before) != after) {
             self.remove_resolved_refusals();
         }
     }
 
-    fn update_underlay_status(&mut self, ip: Ipv4Addr) {
+    fn update_underlay_status(&mut self, ip: Ipv4Addr, version: Version) {
         let is_inside =
-            self.agents.contains_key(&ip) && inside(&self.network, IpAddr::V4(ip)).is_some();
+            self.agents.is_active(ip) && inside(&self.network, IpAddr::V4(ip)).is_some();
         if is_inside {
             self.underlays.inside.insert(ip);
         } else {
@@ -209,29 +213,33 @@ impl Registry {
         let unserved = &mut self.underlays.unserved;
         let has_changed = if is_unserved { unserved.insert(ip) } else { unserved.remove(&ip) };
         if has_changed {
-            self.touched.insert(ip);
+            self.changed.insert(ip, version);
+            // The address is the agent's own only when the record of the other agent is stored.
+            if !is_unserved && let Some(valid_from) = self.agents.valid_from_mut(ip) {
+                valid_from.underlay = valid_from.underlay.max(version);
+            }
         }
     }
 
-    /// Takes over which registrations were refused before, as far as they would be still.
+    /// Carries over the refused registrations that would still be refused.
     pub(super) fn carry_over_refusals(&mut self, before: &Self) {
         self.underlays.refused.clone_from(&before.underlays.refused);
         self.remove_resolved_refusals();
     }
 
-    /// Nobody asks any more for the registration of the agent at `ip`.
-    pub(super) fn forget_refusal(&mut self, ip: Ipv4Addr) {
+    /// Removes the refused registration of the agent.
+    pub(in super::super) fn forget_refusal(&mut self, ip: Ipv4Addr) {
         self.underlays.refused.remove(&ip);
     }
 
-    /// What was refused and would not be any more is no problem: the agent registers again.
+    /// Removes the refused registrations that would be accepted now: the agents register again.
     pub(super) fn remove_resolved_refusals(&mut self) {
         let mut refused = std::mem::take(&mut self.underlays.refused);
         refused.retain(|ip, address| self.underlay_fault(*ip, *address).is_some());
         self.underlays.refused = refused;
     }
 
-    /// The agents of which peers are not told, a sentence each.
+    /// Returns the agents of which peers are sent nothing, with a sentence for each.
     pub(super) fn unserved_underlays(&self) -> impl Iterator<Item = (Ipv4Addr, String)> {
         self.underlays.unserved.iter().filter_map(|ip| {
             let fault = self.record_fault(*ip)?;
@@ -239,8 +247,8 @@ impl Registry {
         })
     }
 
-    /// The overlays and VTEP subnets in which agents have their IPv4 addresses, a sentence each.
-    pub(super) fn subnets_containing_agents(&self) -> Vec<String> {
+    /// Returns a sentence for each overlay and VTEP subnet that contains IPs of agents.
+    pub(in super::super) fn subnets_containing_agents(&self) -> Vec<String> {
         let mut spaces: BTreeMap<(String, Subnet), Vec<Ipv4Addr>> = BTreeMap::new();
         for ip in &self.underlays.inside {
             if let Some((subnet, whose)) = inside(&self.network, IpAddr::V4(*ip)) {
@@ -261,7 +269,7 @@ impl Registry {
         spaces.into_iter().map(sentence).collect()
     }
 
-    /// The agents whose last registration was refused, a sentence each.
+    /// Returns a sentence for each agent whose last registration was refused.
     pub(super) fn refused_underlays(&self) -> impl Iterator<Item = String> {
         self.underlays.refused.iter().filter_map(|(ip, address)| {
             let fault = self.underlay_fault(*ip, *address)?;
@@ -270,7 +278,7 @@ impl Registry {
     }
 }
 
-/// The VTEP subnet or the enabled overlay in which `address` lies, and what it is called.
+/// Returns the VTEP subnet or the enabled overlay that contains `address`, and its name.
 fn inside(network: &Network, address: IpAddr) -> Option<(Subnet, String)> {
     let vteps =
         [("vtep_subnet", Some(network.vtep_subnet)), ("vtep_subnet6", network.vtep_subnet6)];

@@ -1,4 +1,4 @@
-//! What the master shows of itself: its counters and its health.
+//! The counters and the health of the master.
 
 use std::net::Ipv4Addr;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::{AgentInfo, Refused, Status};
 
-/// How often things happened since the start. The names are those of the C++ module's metrics,
-/// without their prefix `overlay/master/`; those below the line are ours.
+/// The counters since the start. The names are those of the C++ module's metrics without their
+/// prefix `overlay/master/`. The C++ module does not have those below the line.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "the names say it, and are the ones that operators see")]
 pub struct Counters {
@@ -36,24 +36,25 @@ pub struct Counters {
     pub store_failures: u64,
 }
 
-/// What state the master is in.
+/// The status of the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
-    /// All is well.
+    /// The master serves, and has no problem.
     Ok,
-    /// It serves, but something needs an operator: see the problems.
+    /// The master serves, and a problem needs an operator.
     Degraded,
-    /// Another master leads; this one serves nothing, and is ready to lead.
+    /// This master does not lead. It serves nothing, and is ready to lead.
     Standby,
-    /// It is reading its state and serves nothing yet.
+    /// The master is reading its state and serves nothing yet.
     Recovering,
-    /// It cannot read or write its state; it tries again by itself.
+    /// The master cannot read or write its state. It tries again by itself.
     Failed,
 }
 
 impl Condition {
-    /// The status while a standing warning lasts: `ok` becomes `degraded`, a worse status stays.
+    /// Returns the status while a standing warning lasts: `ok` becomes `degraded`, a worse status
+    /// stays.
     #[must_use]
     pub const fn degraded(self) -> Self {
         match self {
@@ -63,30 +64,30 @@ impl Condition {
     }
 }
 
-/// How the master is: `/overlay-master/health`.
+/// The health of the master: `/overlay-master/health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// In one word.
+    /// The status in one word.
     pub status: Condition,
-    /// What needs an operator, one sentence each.
+    /// A sentence for each problem that needs an operator.
     pub problems: Vec<String>,
     /// Leaders of this state so far; 0 before the state was read.
     pub epoch: u64,
     /// Version of the state that is durable.
     pub version: u64,
-    /// The agents by what they said last.
+    /// The agents by their last report.
     pub agents: AgentTally,
-    /// What agents are told of each other.
+    /// The table of peers.
     pub peers: PeersTally,
     /// How full every address space is.
     pub pools: Vec<PoolUsage>,
-    /// What happened since the start.
+    /// The counters since the start.
     pub counters: Counters,
-    /// What did not reach the machine. Whoever runs it fills it in.
+    /// What was refused before it reached the state machine. The runtime fills it in.
     pub refused: Refused,
 }
 
-/// Agents by what they said last. An agent with one failed overlay counts as failed.
+/// The agents by their last report. An agent with one failed overlay counts as failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct AgentTally {
     /// All agents that have addresses.
@@ -95,7 +96,7 @@ pub struct AgentTally {
     pub ok: usize,
     /// Some overlay failed.
     pub failed: usize,
-    /// Have not said anything of some overlay since the master started.
+    /// Some overlay was not reported since the master started.
     pub unreported: usize,
 }
 
@@ -124,14 +125,14 @@ impl AgentTally {
     }
 }
 
-/// The table of what agents are told of each other.
+/// The table of peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PeersTally {
-    /// Its version, within the epoch.
+    /// The version of the table within the epoch.
     pub version: u64,
-    /// The agents in it.
+    /// The agents in the table.
     pub agents: usize,
-    /// The agents that want to be told of it.
+    /// The agents that are sent the changes of the table.
     pub subscribers: usize,
 }
 
@@ -142,61 +143,62 @@ pub struct PoolUsage {
     pub name: String,
     /// The space.
     pub subnet: String,
-    /// How many agents have something of it.
+    /// How many agents have an allocation.
     pub in_use: u128,
-    /// How many agents it is enough for.
+    /// The number of agents for which the space is enough.
     pub capacity: u128,
 }
 
-/// What becomes of an agent that is to be forgotten.
+/// The result of the request to release an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fate {
+pub struct ReleaseResult {
     /// The agent.
     pub ip: Ipv4Addr,
-    /// Address of its VTEP, if it has one.
+    /// The address of its VTEP, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vtep_ip: Option<String>,
     /// Its subnets of all overlays and both families.
     pub subnets: Vec<String>,
-    /// What becomes of it.
-    pub result: Verdict,
-    /// How long ago it was heard, if it was since this master leads.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heard_seconds_ago: Option<u64>,
-    /// Why it was not served, if it was not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub set_aside: Option<String>,
+    /// Whether the agent is released, and if not, why.
+    pub result: ReleaseOutcome,
+    /// How long ago the agent was last seen, if it was since this master leads.
+    #[serde(rename = "heard_seconds_ago", default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_seconds_ago: Option<u64>,
+    /// Why the record of the agent is quarantined, if it is.
+    #[serde(rename = "set_aside", default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
 }
 
-impl Fate {
-    /// That of an agent which the master does not know.
+impl ReleaseResult {
+    /// Returns the result for an agent that the master does not know.
     #[must_use]
     pub const fn unknown(ip: Ipv4Addr) -> Self {
         Self {
             ip,
             vtep_ip: None,
             subnets: Vec::new(),
-            result: Verdict::NotKnown,
-            heard_seconds_ago: None,
-            set_aside: None,
+            result: ReleaseOutcome::NotKnown,
+            last_seen_seconds_ago: None,
+            quarantined: None,
         }
     }
 }
 
-/// What becomes of an agent that is to be forgotten, in a word.
+/// Whether an agent is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Its addresses are free.
+pub enum ReleaseOutcome {
+    /// The addresses of the agent are released.
     Deleted,
-    /// They would be.
+    /// The addresses would be released without the dry run.
     WouldBeDeleted,
-    /// The master does not know it.
+    /// The master does not know the agent.
     NotKnown,
-    /// It is running, and keeps them.
+    /// The agent is running, and keeps its addresses.
     Running,
-    /// The master leads not long enough to know whether it is running: it keeps them.
+    /// The master does not lead long enough to know whether the agent is running. The agent keeps
+    /// its addresses.
     MayBeRunning,
-    /// A master with the C++ modules said yes, and still has it.
+    /// A master with the C++ modules accepted the request, and still has the agent.
     NotDeleted,
 }

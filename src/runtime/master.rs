@@ -16,7 +16,8 @@ use crate::http::{
 };
 use crate::machine::Machine as _;
 use crate::master::{
-    Command, Effect, Event, Master, PreviewJob, Promise, Promises, Reply, Request, Settings,
+    Command, DurabilityGate, Effect, Event, Master, PendingSend, PreviewJob, Reply, Request,
+    Settings,
 };
 use crate::metrics::HostCounters;
 use crate::protocol::{Message, MessageKind, Refused, RequestId};
@@ -82,7 +83,7 @@ impl Hosted for Master {
                 }
             }
             Reply::State(_)
-            | Reply::Fates(_)
+            | Reply::ReleaseResults(_)
             | Reply::History(_)
             | Reply::Effect(_)
             | Reply::Misconfigured(_)
@@ -166,7 +167,7 @@ impl MasterHost {
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let rereader = Rereader { reread, inbox: inbox.clone() };
-        let executor = MasterExecutor { own, sender, store, promises: Promises::new(), rereader };
+        let executor = MasterExecutor { own, sender, store, gate: DurabilityGate::new(), rereader };
         let machine = match &leading {
             None => Master::new(settings, seed),
             Some(_) => Master::standing_by(settings, seed),
@@ -232,7 +233,7 @@ fn do_job(store: &mut dyn Store, job: Job) -> Event {
 }
 
 /// Makes an error of a panic: the master waits for the end of a job, and without one it would
-/// promise nothing any more and look well. The state is then read again, as after any error of a
+/// send nothing any more and look well. The state is then read again, as after any error of a
 /// commit.
 fn guard<T>(
     action: &'static str,
@@ -249,7 +250,7 @@ struct MasterExecutor {
     own: Upid,
     sender: Box<dyn Sender>,
     store: StoreThread,
-    promises: Promises,
+    gate: DurabilityGate,
     rereader: Rereader,
 }
 
@@ -272,7 +273,7 @@ impl Rereader {
             let settings = reading.await.unwrap_or_else(|error| {
                 Err(vec![format!("read the configuration: {error}, which is a defect")])
             });
-            inbox.tell(Event::Reread(id, settings)).await;
+            inbox.tell(Event::ConfigRead(id, settings)).await;
         });
     }
 }
@@ -294,48 +295,48 @@ impl Rereader {
 
 impl Executor<Master> for MasterExecutor {
     fn before(&mut self, event: &Event) {
-        self.promises.before(event);
+        self.gate.observe(event);
     }
 
     fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
         match command {
             Command::Load => self.store.queue(Job::Load),
             Command::Abandon(reason) => {
-                for promise in self.promises.abandon() {
-                    if let Promise::Reply(id, _) = promise {
+                for send in self.gate.abandon() {
+                    if let PendingSend::Reply(id, _) = send {
                         inputs.reply(id, Reply::Unavailable(reason.clone()));
                     }
                 }
             }
-            Command::Withdraw(agents) => self.promises.withdraw(&agents),
+            Command::Withdraw(agents) => self.gate.withdraw(&agents),
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
             }
-            Command::Reread(id) => self.rereader.start(id),
+            Command::ReadConfig(id) => self.rereader.start(id),
             Command::Preview { id, job } => self.rereader.preview(id, *job),
             Command::Send { to, message, when } => {
-                self.promises.hold(when, Promise::Message(vec![to], message));
+                self.gate.hold(when, PendingSend::Message(vec![to], message));
             }
             Command::Broadcast { to, message, when } => {
-                self.promises.hold(when, Promise::Message(to, message));
+                self.gate.hold(when, PendingSend::Message(to, message));
             }
             Command::Reply { id, reply, when } => {
-                self.promises.hold(when, Promise::Reply(id, reply));
+                self.gate.hold(when, PendingSend::Reply(id, reply));
             }
         }
     }
 
     fn settled(&mut self, inputs: &mut Inputs<Master>) {
-        for promise in self.promises.release() {
-            match promise {
-                Promise::Message(to, message) => {
+        for send in self.gate.release() {
+            match send {
+                PendingSend::Message(to, message) => {
                     let (name, body) = wire::encode_message(&message);
                     let body = Bytes::from(body);
                     for to in to {
                         self.sender.send(&self.own, &to, name, &body);
                     }
                 }
-                Promise::Reply(id, reply) => inputs.reply(id, reply),
+                PendingSend::Reply(id, reply) => inputs.reply(id, reply),
             }
         }
     }

@@ -37,7 +37,7 @@ impl MemoryStore {
         let mut state = self.state.lock();
         let former = state.counts();
         let begun = former.begun(begin).map_err(|reason| self.failed("load", reason))?;
-        let repeats = Mutation::EpochRepeats.is_on() && former.epoch > 0;
+        let repeats = Mutation::RepeatEpoch.is_on() && former.epoch > 0;
         state.epoch = if repeats { former.epoch } else { begun.epoch };
         state.version = begun.version;
         Ok(Loaded {
@@ -65,7 +65,7 @@ impl Store for MemoryStore {
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
         let mut state = self.state.lock();
-        if epoch.0 != state.epoch && !Mutation::ForgetTheEpoch.is_on() {
+        if epoch.0 != state.epoch && !Mutation::IgnoreEpoch.is_on() {
             return Err(StoreError::Deposed { store: self.to_string(), epoch: epoch.0 });
         }
         let version = Version(state.version).next();

@@ -200,7 +200,7 @@ impl Claims {
     }
 
     fn claim(&mut self, agent: IpAddr, peer: &Peer) -> Option<PeerFault> {
-        if Mutation::BelieveAllPeers.is_on() {
+        if Mutation::AcceptConflictingPeers.is_on() {
             return None;
         }
         let taken = |what: String, other: IpAddr| PeerFault::Taken { what, other };

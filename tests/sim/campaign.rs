@@ -1,5 +1,5 @@
-//! Runs worlds, one seed after the other, and says how to see the one again in which a rule was
-//! broken.
+//! Runs worlds, one seed after the other, and prints the command that repeats a world with a
+//! violation.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,72 +9,77 @@ use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
 use crate::counts::Counts;
-use crate::invariants::Broken;
+use crate::invariants::Violation;
 use crate::scenario::Scenario;
 use crate::world::{World, panicked};
 
-/// What became of a world.
+/// The result of a world.
 pub(crate) struct Outcome {
     pub(crate) simulated: Duration,
     pub(crate) events: u64,
     pub(crate) counts: Counts,
-    pub(crate) verdict: Result<(), Broken>,
-    pub(crate) story: Vec<String>,
+    pub(crate) result: Result<(), Violation>,
+    pub(crate) trace: Vec<String>,
 }
 
-/// Which worlds.
+/// The size of the worlds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Size {
     Any,
     Large(usize),
 }
 
-/// Lives through the world of a seed, in which only the rule with this name counts, or all.
-pub(crate) fn live(seed: u64, size: Size, only: Option<&str>, has_story: bool) -> Outcome {
+/// Runs the world of a seed, with only the rule of this name, or with all rules.
+pub(crate) fn run_world(seed: u64, size: Size, only: Option<&str>, has_trace: bool) -> Outcome {
     let mut chance = Chance::of(seed);
     let scenario = match size {
         Size::Any => Scenario::of(&mut chance),
         Size::Large(agents) => Scenario::large(agents, &mut chance),
     };
-    let mut story = Vec::new();
-    if has_story {
-        story.push(format!("{scenario:#?}"));
+    let mut trace = Vec::new();
+    if has_trace {
+        trace.push(format!("{scenario:#?}"));
     }
     let mut counts = Counts::default();
     counts.add("agents", scenario.agents as u64);
     counts.add("masters", scenario.masters as u64);
     let mut world = World::new(scenario, chance, only);
-    if has_story {
-        world.tell_story();
+    if has_trace {
+        world.start_trace();
     }
     let lived = catch_unwind(AssertUnwindSafe(|| world.run()));
-    let verdict = lived.unwrap_or_else(|panic| {
+    let result = lived.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         Err(panicked(text.unwrap_or("it panicked")))
     });
-    story.extend(world.story().cloned());
+    trace.extend(world.trace().cloned());
     counts.add("events", world.events);
     counts.add_all(&world.counts);
-    Outcome { simulated: world.now(), events: world.events, counts, verdict, story }
+    Outcome { simulated: world.now(), events: world.events, counts, result, trace }
 }
 
-/// Lives through seeds until they or the time are over.
+/// Runs the worlds of seeds until the seeds or the time end.
 ///
 /// # Panics
-/// When a rule is broken: with the end of the story and the command that shows it again.
-pub(crate) fn run(test: &str, size: Size, seeds: impl Iterator<Item = u64>, time: Duration) {
+/// When a rule is violated: with the end of the trace and the command that repeats the world.
+pub(crate) fn run_campaign(
+    test: &str,
+    size: Size,
+    seeds: impl Iterator<Item = u64>,
+    time: Duration,
+) {
     let begun = now();
     let watch = Watch::start();
     let (mut count, mut simulated, mut counts) = (0, Duration::ZERO, Counts::default());
     for seed in seeds {
         watch.begin(seed);
-        let outcome = live(seed, size, None, false);
+        let outcome = run_world(seed, size, None, false);
         count += 1;
         simulated += outcome.simulated;
         counts.add_all(&outcome.counts);
-        if let Err(broken) = outcome.verdict {
-            fail(test, seed, size, &broken);
+        if let Err(violation) = outcome.result {
+            fail(test, seed, size, &violation);
         }
         if begun.elapsed() >= time {
             break;
@@ -84,12 +89,11 @@ pub(crate) fn run(test: &str, size: Size, seeds: impl Iterator<Item = u64>, time
     let rate = hours * 60.0 / begun.elapsed().as_secs_f64();
     println!(
         "{test}: {count} seeds, {hours:.1} simulated hours, {rate:.0} cluster-minutes a second, no \
-         rule broken\n{counts}"
+         rule violated\n{counts}"
     );
 }
 
-/// Names the seed of a world that does not come to an end: a machine that goes round and round says
-/// nothing by itself.
+/// Names the seed of a world that does not end: a state machine in a loop prints nothing.
 struct Watch {
     seed: Arc<AtomicU64>,
 }
@@ -122,18 +126,18 @@ impl Watch {
     }
 }
 
-fn fail(test: &str, seed: u64, size: Size, broken: &Broken) -> ! {
-    let outcome = live(seed, size, None, true);
-    for line in &outcome.story {
+fn fail(test: &str, seed: u64, size: Size, violation: &Violation) -> ! {
+    let outcome = run_world(seed, size, None, true);
+    for line in &outcome.trace {
         println!("{line}");
     }
-    let is_same = outcome.verdict.as_ref().err() == Some(broken);
+    let is_same = outcome.result.as_ref().err() == Some(violation);
     let doubt = if is_same { "" } else { "the seed has led to another world the second time\n" };
     panic!(
         "{}: {}\n{doubt}see it again: {}={seed} cargo test --profile sim --features mutations \
          --test sim {test} -- --nocapture",
-        broken.rule,
-        broken.how,
+        violation.rule,
+        violation.detail,
         crate::SEED,
     )
 }

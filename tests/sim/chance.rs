@@ -1,8 +1,8 @@
-//! Chance, all of it from one seed.
+//! The random numbers of a world, all from one seed.
 
 use std::time::Duration;
 
-/// The dice of a world.
+/// The random number generator of a world.
 pub(crate) struct Chance(fastrand::Rng);
 
 impl Chance {
@@ -10,7 +10,7 @@ impl Chance {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// True in `share` of all cases.
+    /// Returns true in `share` of all cases.
     pub(crate) fn is(&mut self, share: f64) -> bool {
         share > 0.0 && self.0.f64() < share
     }
@@ -19,7 +19,7 @@ impl Chance {
         self.0.u64(range)
     }
 
-    /// One of `count` places.
+    /// Returns an index below `count`.
     pub(crate) fn index(&mut self, count: usize) -> usize {
         self.0.usize(..count)
     }
@@ -28,18 +28,18 @@ impl Chance {
         self.0.u64(..)
     }
 
-    /// A time up to `longest`, short ones more often: a tenth of it is as likely as all the rest.
+    /// Returns a time up to `longest`. Short times are more frequent.
     pub(crate) fn time_up_to(&mut self, longest: Duration) -> Duration {
         let share = self.0.f64();
         longest.mul_f64(share * share * share)
     }
 
-    /// A time between the two, all alike.
+    /// Returns a time between the two, equally distributed.
     pub(crate) fn time_between(&mut self, shortest: Duration, longest: Duration) -> Duration {
         shortest + longest.saturating_sub(shortest).mul_f64(self.0.f64())
     }
 
-    /// The time until something happens that happens once in `mean`.
+    /// Returns the time until the next event of a kind that happens once in `mean`.
     pub(crate) fn time_until(&mut self, mean: Duration) -> Duration {
         let share = 1.0 - self.0.f64();
         mean.mul_f64(-share.ln()).min(mean * 8)

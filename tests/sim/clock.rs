@@ -1,18 +1,18 @@
-//! The two clocks of a process: one that never jumps and only runs a little fast or slow, and the
-//! wall clock, which an operator or a time server sets forth and back.
+//! The two clocks of a process: a monotonic one that runs a little fast or slow, and the wall
+//! clock, which an operator or a time server may set.
 
 use std::time::Duration;
 
 use mesos_network_overlay::clock::Now;
 
-/// Seconds since 1970 when a world begins.
+/// The start of every world, in seconds since 1970.
 const BEGINNING: i64 = 1_700_000_000;
 
 /// The clocks of one process.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
     started: Duration,
-    /// How fast it runs: 1.0 is right.
+    /// The rate of the clock: 1.0 is exact.
     rate: f64,
     /// How far the wall clock is ahead, in seconds.
     ahead: i64,
@@ -23,16 +23,16 @@ impl Clock {
         Self { started, rate, ahead }
     }
 
-    /// What the process sees at `now`.
+    /// Returns what the process reads at `now`.
     pub(crate) fn read(&self, now: Duration) -> Now {
         let elapsed = now.saturating_sub(self.started).mul_f64(self.rate);
         let seconds = BEGINNING + i64::try_from(now.as_secs()).unwrap_or(i64::MAX) + self.ahead;
         Now { elapsed, unix: u64::try_from(seconds).unwrap_or(0) }
     }
 
-    /// When it will show at least `elapsed`.
+    /// Returns when the clock will show at least `elapsed`.
     pub(crate) fn moment_of(&self, elapsed: Duration) -> Duration {
-        // What is never due is due after any world.
+        // A time that is never due is after the end of any world.
         let elapsed = elapsed.min(Duration::from_hours(1_000_000));
         self.started + elapsed.div_f64(self.rate) + Duration::from_micros(1)
     }

@@ -1,9 +1,9 @@
-//! How much happened in a world, and of which kind: what a campaign shows at its end.
+//! The counters of a world, which a campaign prints at its end.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How often each thing happened.
+/// How often each kind of event happened.
 #[derive(Debug, Default)]
 pub(crate) struct Counts(BTreeMap<String, u64>);
 

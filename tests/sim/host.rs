@@ -1,5 +1,5 @@
-//! The host of an agent: its container networks, made by a CNI directory and a Docker engine that
-//! fail, hang, and stay as they were when the agent is killed.
+//! The host of an agent: its container networks in a CNI directory and a Docker engine. Both fail,
+//! hang, and keep their state when the agent is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,21 +10,20 @@ use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
 use crate::chance::Chance;
 use crate::scenario::Faults;
 
-/// Where an attempt that met a fault of the simulation says so. After healing no such reason may be
-/// left.
+/// The beginning of errors that the simulation injects. After healing no status may have one.
 pub(crate) const SIMULATED: &str = "simulated";
 
-/// How long an attempt takes where nothing is wrong.
+/// How long an attempt takes without faults.
 const USUAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(300));
-/// How long a hanging call takes, and is then given up.
+/// How long a hanging call takes until its timeout.
 const HANGING: Duration = Duration::from_secs(15);
 
-/// What becomes of an attempt.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum JobOutcome {
     Works,
     Fails,
-    /// It is made, and the call says that it failed.
+    /// The network is applied, and the call returns an error.
     WorksAndFails,
 }
 
@@ -32,27 +31,28 @@ pub(crate) enum Fate {
 #[derive(Default)]
 pub(crate) struct Host {
     made: BTreeMap<(OverlayName, NetworkKind), ContainerNetwork>,
-    /// Overlays whose Docker network containers use: it cannot be replaced.
+    /// Overlays whose Docker network is used by containers and cannot be replaced.
     used: BTreeSet<OverlayName>,
-    /// When the CNI directory has done all that it was told.
+    /// When the CNI directory has finished all its jobs.
     cni_free: Duration,
 }
 
 impl Host {
-    /// When an attempt that begins now ends, and how.
+    /// Returns when an attempt that begins now ends, and its outcome.
     pub(crate) fn begin(
         &mut self,
         now: Duration,
         kind: NetworkKind,
         faults: Option<&Faults>,
         chance: &mut Chance,
-    ) -> (Duration, Fate) {
+    ) -> (Duration, JobOutcome) {
         let mut end = now + chance.time_between(USUAL.0, USUAL.1);
-        let mut fate = Fate::Works;
+        let mut outcome = JobOutcome::Works;
         if let Some(faults) = faults {
             let is_failing = chance.is(faults.drivers);
             if is_failing {
-                fate = if chance.is(0.3) { Fate::WorksAndFails } else { Fate::Fails };
+                outcome =
+                    if chance.is(0.3) { JobOutcome::WorksAndFails } else { JobOutcome::Fails };
                 if chance.is(0.3) {
                     end = now + HANGING;
                 }
@@ -62,13 +62,17 @@ impl Host {
             end = end.max(self.cni_free);
             self.cni_free = end;
         }
-        (end, fate)
+        (end, outcome)
     }
 
-    /// An attempt ends.
-    pub(crate) fn finish(&mut self, network: &ContainerNetwork, fate: Fate) -> Result<(), String> {
+    /// Ends an attempt.
+    pub(crate) fn finish(
+        &mut self,
+        network: &ContainerNetwork,
+        outcome: JobOutcome,
+    ) -> Result<(), String> {
         let key = (network.name().clone(), network.kind());
-        if fate == Fate::Fails {
+        if outcome == JobOutcome::Fails {
             return Err(format!("{SIMULATED}: the {} fails", network.kind()));
         }
         let differs = self.made.get(&key).is_some_and(|made| made != network);
@@ -76,10 +80,10 @@ impl Host {
             return Err(format!("the docker network {} differs and is in use", network.name()));
         }
         self.made.insert(key, network.clone());
-        if fate == Fate::Works { Ok(()) } else { Err(format!("{SIMULATED}: it hangs")) }
+        if outcome == JobOutcome::Works { Ok(()) } else { Err(format!("{SIMULATED}: it hangs")) }
     }
 
-    /// Containers begin to use the Docker network of an overlay, or go.
+    /// Lets containers begin or end to use the Docker network of an overlay.
     pub(crate) fn use_docker_network(&mut self, overlay: &OverlayName, chance: &mut Chance) {
         if chance.is(0.5) {
             self.used.insert(overlay.clone());
@@ -97,9 +101,9 @@ impl Host {
     pub(crate) fn retain_docker(
         &mut self,
         wanted: &BTreeSet<OverlayName>,
-        fate: Fate,
+        outcome: JobOutcome,
     ) -> Result<Vec<String>, String> {
-        if fate == Fate::Fails {
+        if outcome == JobOutcome::Fails {
             return Err(format!("{SIMULATED}: docker does not answer"));
         }
         let mut kept = Vec::new();
@@ -111,15 +115,15 @@ impl Host {
             }
             is_wanted || is_used
         });
-        if fate == Fate::Works { Ok(kept) } else { Err(format!("{SIMULATED}: it hangs")) }
+        if outcome == JobOutcome::Works { Ok(kept) } else { Err(format!("{SIMULATED}: it hangs")) }
     }
 
-    /// When the CNI directory has done all that it was told.
+    /// When the CNI directory has finished all its jobs.
     pub(crate) fn cni_free(&self, now: Duration) -> Duration {
         self.cni_free.max(now)
     }
 
-    /// What is there.
+    /// Returns the networks of the host.
     pub(crate) fn networks(&self) -> impl Iterator<Item = &ContainerNetwork> {
         self.made.values()
     }

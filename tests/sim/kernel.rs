@@ -1,6 +1,5 @@
-//! The kernel of an agent's host, and what programs it: the real plan, and the real rules of what
-//! the kernel does with an operation. It refuses, hangs, is changed by others, and stays as it is
-//! when the agent is killed.
+//! The kernel of an agent's host, with the real plan and the real effect of every operation. It
+//! refuses operations, hangs, has foreign changes, and keeps its state when the agent is killed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,35 +20,35 @@ use crate::chance::Chance;
 use crate::host::SIMULATED;
 use crate::scenario::Faults;
 
-/// How long a job takes where nothing is wrong, besides what each peer costs.
+/// How long a job takes without faults, besides the time for each peer.
 const USUAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-/// What a peer costs: as much as is measured of a kernel that gets thousands at a time.
+/// The time for each peer, as measured of a kernel that gets thousands at a time.
 const PEER: Duration = Duration::from_micros(20);
-/// How long a hanging job takes at most.
+/// The longest time for which a job hangs.
 const HANGING: Duration = Duration::from_secs(20);
 
-/// What the agent wants of the kernel.
+/// A job of the agent for the kernel.
 pub(crate) enum Job {
     Inspect(Arc<Desired>),
     Program(Arc<Desired>, Scope),
 }
 
-/// What becomes of a job.
+/// The outcome of a job.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Fate {
+pub(crate) enum JobOutcome {
     Works,
-    /// Nothing can be read, and nothing is done.
+    /// Nothing can be read, and nothing is programmed.
     Fails,
     /// This share of the operations is refused.
     Refuses(f64),
 }
 
-/// What was done.
+/// The result of a job.
 #[derive(Default)]
 pub(crate) struct Done {
     pub(crate) result: Programmed,
     pub(crate) operations: Vec<Operation>,
-    /// Whether the kernel was looked at and is now what was wanted.
+    /// Whether the kernel was observed and now has the desired state.
     pub(crate) is_exact: bool,
 }
 
@@ -57,20 +56,20 @@ pub(crate) struct Done {
 #[derive(Default)]
 pub(crate) struct Kernel {
     actual: Rc<Observed>,
-    /// What the agent's process takes it for; `None` before it has looked, and when in doubt.
+    /// The last observation of the agent's process; `None` if there is none, or it is uncertain.
     known: Option<Rc<Observed>>,
-    /// What that is all of, as `dataplane::Dataplane` has it.
+    /// The desired state of that observation, as in `dataplane::Dataplane`.
     settled: Option<Arc<Desired>>,
-    /// The host's own routes to where an overlay may want to be.
+    /// The host's own routes that may overlap an overlay.
     pub(crate) obstacles: Vec<HostRoute>,
-    /// Whether the process was told of changes since its last job.
+    /// Whether the process was notified of changes since its last job.
     pub(crate) is_told: bool,
-    /// Where only the time counts that programming takes: the peers that are programmed.
+    /// The programmed peers of a kernel that only takes time.
     plain: Option<BTreeMap<IpAddr, Mac>>,
 }
 
 impl Kernel {
-    /// A kernel in which nothing ever goes wrong, and which costs little to simulate.
+    /// Returns a kernel without faults, which costs little to simulate.
     pub(crate) fn plain() -> Self {
         Self { plain: Some(BTreeMap::new()), ..Self::default() }
     }
@@ -79,46 +78,51 @@ impl Kernel {
         &self.actual.state
     }
 
-    /// A process has begun, which knows nothing.
+    /// Drops the observation, for a new process.
     pub(crate) fn forget(&mut self) {
         self.known = None;
         self.is_told = true;
     }
 
-    /// When a job that begins now ends, and how.
+    /// Returns when a job that begins now ends, and its outcome.
     pub(crate) fn begin(
         now: Duration,
         job: &Job,
         faults: Option<&Faults>,
         chance: &mut Chance,
-    ) -> (Duration, Fate) {
+    ) -> (Duration, JobOutcome) {
         let peers = match job {
             Job::Inspect(_) => 0,
             Job::Program(desired, _) => desired.peers.as_ref().map_or(0, BTreeMap::len),
         };
         let mut end = now + chance.time_between(USUAL.0, USUAL.1);
         end += PEER * u32::try_from(peers).unwrap_or(u32::MAX);
-        let mut fate = Fate::Works;
+        let mut outcome = JobOutcome::Works;
         if faults.is_some_and(|faults| chance.is(faults.kernel)) {
-            fate = if chance.is(0.4) { Fate::Fails } else { Fate::Refuses(0.3) };
+            outcome = if chance.is(0.4) { JobOutcome::Fails } else { JobOutcome::Refuses(0.3) };
             if chance.is(0.3) {
                 end += chance.time_up_to(HANGING);
             }
         }
-        (end, fate)
+        (end, outcome)
     }
 
-    pub(crate) fn inspect(&self, claims: &Desired, fate: Fate) -> Result<Vec<Collision>, String> {
-        match fate {
-            Fate::Fails => Err(format!("{SIMULATED}: the routes cannot be read")),
-            Fate::Works | Fate::Refuses(_) => {
+    pub(crate) fn inspect(
+        &self,
+        claims: &Desired,
+        outcome: JobOutcome,
+    ) -> Result<Vec<Collision>, String> {
+        match outcome {
+            JobOutcome::Fails => Err(format!("{SIMULATED}: the routes cannot be read")),
+            JobOutcome::Works | JobOutcome::Refuses(_) => {
                 let (routes, addresses) = self.surroundings();
                 Ok(collisions(claims, &routes, &addresses))
             }
         }
     }
 
-    /// The host's own routes, those of ours that lead nowhere, and our devices' addresses.
+    /// Returns the host's own routes, unusable managed routes, and the addresses of managed
+    /// devices.
     fn surroundings(&self) -> (Vec<HostRoute>, Vec<HostAddress>) {
         let State { routes, devices } = self.state();
         let ours = routes.iter().filter(|(_, hop)| **hop == Hop::Unreachable).map(|(key, _)| {
@@ -131,11 +135,11 @@ impl Kernel {
         (self.obstacles.iter().cloned().chain(ours).collect(), addresses.collect())
     }
 
-    /// Programs what is wanted, as `dataplane::Dataplane` does.
+    /// Programs the desired state, as `dataplane::Dataplane` does.
     pub(crate) fn program(
         &mut self,
         (desired, scope): (&Arc<Desired>, Scope),
-        fate: Fate,
+        outcome: JobOutcome,
         chance: &mut Chance,
     ) -> Done {
         self.is_told = false;
@@ -150,7 +154,7 @@ impl Kernel {
             }
             return done;
         }
-        if fate == Fate::Fails {
+        if outcome == JobOutcome::Fails {
             let reason = format!("{SIMULATED}: the kernel does not answer");
             done.result.faults.push(Fault::of_host(reason));
             return done;
@@ -162,12 +166,12 @@ impl Kernel {
         let is_change = !scope.has_kernel() && self.known.as_ref().filter(has_devices).is_some();
         let mut is_to_be_read = !is_change;
         if is_change {
-            is_to_be_read = !self.step(desired, fate, chance, &mut done);
+            is_to_be_read = !self.step(desired, outcome, chance, &mut done);
         }
         if is_to_be_read {
             self.known = Some(self.read(desired));
             self.settled = None;
-            done.is_exact = self.step(desired, fate, chance, &mut done);
+            done.is_exact = self.step(desired, outcome, chance, &mut done);
         }
         done.result.changes = done.operations.len() as u64;
         let examples = done.operations.iter().take(Programmed::EXAMPLES);
@@ -175,7 +179,7 @@ impl Kernel {
         done
     }
 
-    /// A job that was begun by a process that was killed: the beginning of it is done.
+    /// Runs the beginning of a job whose process was killed.
     pub(crate) fn program_in_part(&mut self, desired: &Desired, chance: &mut Chance) -> Done {
         let observed = self.read(desired);
         let mut operations = plan(desired, &observed).operations;
@@ -198,11 +202,11 @@ impl Kernel {
         Rc::clone(&self.actual)
     }
 
-    /// One plan, done. Whether all of it was.
+    /// Applies a plan. Returns whether all of it was applied.
     fn step(
         &mut self,
         desired: &Arc<Desired>,
-        fate: Fate,
+        outcome: JobOutcome,
         chance: &mut Chance,
         done: &mut Done,
     ) -> bool {
@@ -211,14 +215,14 @@ impl Kernel {
         self.settled = plan.leaves_out_no_peer().then(|| Arc::clone(desired));
         let is_as_known = Rc::ptr_eq(&known, &self.actual);
         if is_as_known {
-            // So that what they share need not be copied.
+            // Avoids a copy of the shared state.
             drop(std::mem::take(&mut known));
         }
         done.result.faults.clear();
         for problem in plan.problems {
             done.result.faults.push(Fault { part: problem.part(), reason: problem.to_string() });
         }
-        let share = if let Fate::Refuses(share) = fate { share } else { 0.0 };
+        let share = if let JobOutcome::Refuses(share) = outcome { share } else { 0.0 };
         let mut is_done = true;
         for operation in plan.operations {
             let is_there = device_of(&operation)
@@ -241,7 +245,7 @@ impl Kernel {
         is_done
     }
 
-    /// Somebody else changes something. Whether there was anything.
+    /// Makes a foreign change. Returns whether there was anything to change.
     pub(crate) fn drift(&mut self, chance: &mut Chance) -> bool {
         let state = &mut Rc::make_mut(&mut self.actual).state;
         let Some(name) = state.devices.keys().next().cloned() else { return false };
@@ -277,13 +281,13 @@ impl Kernel {
         true
     }
 
-    /// The host is started anew: nothing of what was programmed is left.
+    /// Reboots the host: nothing programmed is left.
     pub(crate) fn reboot(&mut self) {
         self.actual = Rc::default();
         self.known = None;
     }
 
-    /// Somebody adds a route of his own where overlays may want to be.
+    /// Adds a foreign route that may overlap overlays.
     pub(crate) fn obstruct(&mut self, chance: &mut Chance) {
         let number = chance.number(0..6);
         let text = match number {
@@ -297,12 +301,12 @@ impl Kernel {
     }
 }
 
-/// The device that has to be there for an operation.
+/// Returns the device that an operation needs.
 fn device_of(operation: &Operation) -> Option<&DeviceName> {
     operation.device().filter(|_| !matches!(operation, Operation::AddDevice(..)))
 }
 
-/// The routes to peers.
+/// Returns the routes to peers.
 pub(crate) fn routes_to_peers(state: &State) -> impl Iterator<Item = (&RouteKey, &IpAddr)> {
     state.routes.iter().filter_map(|(key, hop)| match hop {
         Hop::Via { gateway, .. } => Some((key, gateway)),

@@ -1,4 +1,4 @@
-//! What the store has held, by version: the truth that the invariants compare with.
+//! The contents of the store at every version, which the rules compare with.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,14 +8,14 @@ use mesos_network_overlay::protocol::{Assignment, OverlayRecord, Record};
 use mesos_network_overlay::store::{Change, Key};
 use mesos_network_overlay::wire;
 
-/// Which of an agent's things.
+/// The kind of an agent's address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Place {
+pub(crate) enum AddressKind {
     Vtep(Family),
     Subnet(OverlayName, Family),
 }
 
-/// Addresses that one agent has: the first and the last of them.
+/// A range of addresses that one agent has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Span {
     pub(crate) family: Family,
@@ -43,53 +43,53 @@ impl Span {
     }
 }
 
-/// An agent's things.
-pub(crate) type Share = BTreeMap<Place, Span>;
+/// The addresses of one agent.
+pub(crate) type Allocation = BTreeMap<AddressKind, Span>;
 
-fn add_overlays(share: &mut Share, overlays: &[OverlayRecord]) {
+fn add_overlays(share: &mut Allocation, overlays: &[OverlayRecord]) {
     for overlay in overlays {
         for subnet in overlay.subnet.iter().chain(&overlay.subnet6) {
-            let place = Place::Subnet(overlay.name.clone(), subnet.family());
+            let place = AddressKind::Subnet(overlay.name.clone(), subnet.family());
             share.insert(place, Span::of_subnet(subnet));
         }
     }
 }
 
-fn add_vteps(share: &mut Share, vteps: impl IntoIterator<Item = IpAddr>) {
+fn add_vteps(share: &mut Allocation, vteps: impl IntoIterator<Item = IpAddr>) {
     for vtep in vteps {
         let span = Span::of_address(vtep);
-        share.insert(Place::Vtep(span.family), span);
+        share.insert(AddressKind::Vtep(span.family), span);
     }
 }
 
-/// What an agent is told in these assignments.
-pub(crate) fn share_of(assignments: &[Assignment]) -> Share {
-    let mut share = Share::new();
+/// Returns the addresses in assignments.
+pub(crate) fn allocation_of(assignments: &[Assignment]) -> Allocation {
+    let mut share = Allocation::new();
     for assignment in assignments {
         let vtep = &assignment.vtep;
         let vteps = [Some(vtep.ip), vtep.ip6];
         add_vteps(&mut share, vteps.into_iter().flatten().map(|vtep| vtep.address()));
         for subnet in assignment.subnet.iter().chain(&assignment.subnet6) {
-            let place = Place::Subnet(assignment.name().clone(), subnet.family());
+            let place = AddressKind::Subnet(assignment.name().clone(), subnet.family());
             share.insert(place, Span::of_subnet(subnet));
         }
     }
     share
 }
 
-/// What the store holds of an agent.
+/// What the store has of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stored {
     Nothing,
-    /// It has this.
-    Has(Share),
-    /// It was deleted at that second, and this was not given to others since.
-    Had(Share, u64),
+    /// The agent is registered with these addresses.
+    Has(Allocation),
+    /// The agent was released at that second. These addresses were not reused since.
+    Had(Allocation, u64),
 }
 
 impl Stored {
     fn of(bytes: &[u8]) -> Self {
-        let mut share = Share::new();
+        let mut share = Allocation::new();
         match wire::decode_record(bytes) {
             Ok(Record::Agent(record)) => {
                 add_vteps(&mut share, [IpAddr::V4(record.vtep_ip)]);
@@ -107,16 +107,16 @@ impl Stored {
         }
     }
 
-    /// What the agent has.
-    pub(crate) fn share(&self) -> Option<&Share> {
+    /// Returns the addresses of a registered agent.
+    pub(crate) fn allocation(&self) -> Option<&Allocation> {
         match self {
             Self::Has(share) => Some(share),
             Self::Nothing | Self::Had(..) => None,
         }
     }
 
-    /// What the agent has, or had when it was deleted.
-    pub(crate) fn latest_share(&self) -> Option<&Share> {
+    /// Returns the addresses of the agent, also those before its release.
+    pub(crate) fn latest_allocation(&self) -> Option<&Allocation> {
         match self {
             Self::Has(share) | Self::Had(share, _) => Some(share),
             Self::Nothing => None,
@@ -124,7 +124,7 @@ impl Stored {
     }
 }
 
-/// What one commit did to one agent.
+/// The change of one agent in a commit.
 #[derive(Debug)]
 pub(crate) struct Step {
     pub(crate) ip: Ipv4Addr,
@@ -141,7 +141,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// A commit takes effect.
+    /// Applies a commit.
     pub(crate) fn write(&mut self, version: u64, changes: &[Change]) -> Vec<Step> {
         self.version = version;
         let mut steps = Vec::new();
@@ -149,7 +149,7 @@ impl Ledger {
             let (ip, after) = match change {
                 Change::Put(Key::Agent(ip), bytes) => (*ip, Stored::of(bytes)),
                 Change::Delete(Key::Agent(ip)) => (*ip, Stored::Nothing),
-                // The history is told, and promises nothing.
+                // The history has no effect on allocations.
                 Change::Put(Key::History(_), _) | Change::Delete(Key::History(_)) => continue,
             };
             let before = self.at(ip, version).clone();
@@ -159,7 +159,7 @@ impl Ledger {
         steps
     }
 
-    /// What was stored of an agent at a version.
+    /// Returns what was stored of an agent at a version.
     pub(crate) fn at(&self, ip: Ipv4Addr, version: u64) -> &Stored {
         let history = self.history.get(&ip).map_or(&[][..], Vec::as_slice);
         let later = history.partition_point(|(written, _)| *written <= version);

@@ -1,9 +1,9 @@
-//! Whole clusters in one thread from one seed: masters, agents, a store, an election, Docker, CNI
-//! and kernels, a network between them, and everything goes wrong. First the faults, in which
-//! nothing that was promised may be broken; then they end, and the cluster has to heal.
+//! Simulates whole clusters in one thread from one seed: masters, agents, a store, an election,
+//! Docker, CNI, kernels, and a network between them. First faults are injected, during which every
+//! rule must hold. Then the faults end, and the cluster has to heal.
 //!
-//! The machines are the real ones, and so are the messages between them, the promises that a master
-//! keeps back, and the epochs of the store. See CONTRIBUTING.md for how to run it.
+//! The state machines are the real ones, and so are the messages, the durability gate of a master,
+//! and the epochs of the store. CONTRIBUTING.md describes how to run the simulator.
 
 mod campaign;
 mod chance;
@@ -25,11 +25,11 @@ mod world;
 
 use std::time::Duration;
 
-use campaign::{Size, live, run};
+use campaign::{Size, run_campaign, run_world};
 
-/// The seed of a world to be seen again.
+/// The seed of a world to be repeated.
 const SEED: &str = "MESOS_OVERLAY_SEED";
-/// How many seconds fresh seeds are tried.
+/// For how many seconds fresh seeds are run.
 const SECONDS: &str = "MESOS_OVERLAY_SIM_SECONDS";
 
 #[expect(clippy::disallowed_methods, reason = "how to run a test is not part of its code")]
@@ -39,18 +39,18 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 #[test]
-fn seeds_that_are_always_the_same() {
-    run("seeds_that_are_always_the_same", Size::Any, 1..=40, Duration::from_secs(600));
+fn fixed_seeds() {
+    run_campaign("fixed_seeds", Size::Any, 1..=40, Duration::from_secs(600));
 }
 
 #[test]
 fn fresh_seeds() {
     let seconds = Duration::from_secs(number(SECONDS).unwrap_or(5));
     match number(SEED) {
-        Some(seed) => run("fresh_seeds", Size::Any, std::iter::once(seed), seconds),
+        Some(seed) => run_campaign("fresh_seeds", Size::Any, std::iter::once(seed), seconds),
         None => {
             let fresh = std::iter::repeat_with(|| fastrand::u64(..));
-            run("fresh_seeds", Size::Any, fresh, seconds);
+            run_campaign("fresh_seeds", Size::Any, fresh, seconds);
         }
     }
 }
@@ -59,20 +59,20 @@ fn fresh_seeds() {
 fn two_thousand_agents() {
     let seed = number(SEED).unwrap_or_else(|| fastrand::u64(..));
     let once = std::iter::once(seed);
-    run("two_thousand_agents", Size::Large(2000), once, Duration::ZERO);
+    run_campaign("two_thousand_agents", Size::Large(2000), once, Duration::ZERO);
 }
 
-/// Within which time an agent is to be known to nearly all of the others.
+/// The time within which nearly all other agents have programmed an agent.
 const KNOWN_WITHIN: Duration = Duration::from_secs(2);
-/// Messages about peers to an agent, however many register at once: one for each half second of the
-/// storm, and one that answers its question.
+/// The most messages about peers to an agent, however many agents register at once: one for each
+/// half second of the storm, and one that answers its request.
 const HANDFUL: u32 = 8;
 
 #[test]
-fn a_thousand_agents_come_to_know_each_other() {
+fn thousand_agents_program_each_other_in_time() {
     let seed = number(SEED).unwrap_or_else(|| fastrand::u64(..));
     let spread = spread::measure(seed, 1000, 3);
-    let spread = spread.unwrap_or_else(|broken| panic!("{SEED}={seed}: {broken:?}"));
+    let spread = spread.unwrap_or_else(|violation| panic!("{SEED}={seed}: {violation:?}"));
     println!("{spread}");
     for times in spread.later.iter().chain([&spread.storm]) {
         assert_eq!(times.of(100).map(|_| ()), Some(()), "{SEED}={seed}: {times} of all others");
@@ -85,9 +85,9 @@ fn a_thousand_agents_come_to_know_each_other() {
 }
 
 #[test]
-fn a_seed_leads_to_the_same_world_again() {
+fn same_seed_gives_same_world() {
     let seed = number(SEED).unwrap_or_else(|| fastrand::u64(..));
-    let [first, second] = [(), ()].map(|()| live(seed, Size::Any, None, true));
-    assert_eq!(first.story, second.story, "{SEED}={seed}");
+    let [first, second] = [(), ()].map(|()| run_world(seed, Size::Any, None, true));
+    assert_eq!(first.trace, second.trace, "{SEED}={seed}");
     assert_eq!(first.events, second.events, "{SEED}={seed}");
 }

@@ -1,5 +1,5 @@
-//! The configurations that a cluster has one after the other: each is a change of the one before
-//! that is allowed on a running cluster. They are written as JSON and read by the real reader.
+//! The configurations of a cluster, one after the other: each changes the one before in a way that
+//! is allowed on a running cluster. They are written as JSON and read by the real parser.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use mesos_network_overlay::protocol::Network;
 
 use crate::chance::Chance;
 
-/// A configuration, and how it may change.
+/// A configuration and its possible changes.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     vtep_prefix: u8,
-    /// Which /16 the VTEP subnet lies in.
+    /// The second byte of the VTEP subnet.
     vtep_place: u8,
     vtep6: bool,
     vtep_mtu: Option<u16>,
     overlays: Vec<Overlay>,
-    /// Whether changes may take from agents what they were promised.
-    pub(crate) is_rude: bool,
+    /// Whether changes may conflict with allocations of agents.
+    pub(crate) has_conflicting_changes: bool,
 }
 
-/// An overlay. Its space can be widened within a /16 of its own.
+/// An overlay. It can be widened within a /16 of its own.
 #[derive(Debug, Clone)]
 struct Overlay {
     number: usize,
@@ -34,11 +34,11 @@ struct Overlay {
     is_there: bool,
 }
 
-/// Overlays at most.
+/// The most overlays.
 const OVERLAYS_MAX: usize = 4;
 
 impl Plan {
-    /// The first configuration: sometimes with room for all agents, sometimes not.
+    /// Returns the first configuration: sometimes with room for all agents, sometimes not.
     pub(crate) fn of(agents: usize, chance: &mut Chance) -> Self {
         let bits = |count: usize| u8::try_from(count.max(1).next_power_of_two().ilog2());
         let bits = bits(agents + 2).expect("there are not that many agents");
@@ -59,11 +59,18 @@ impl Plan {
         });
         let overlays = overlays.collect();
         let vtep_prefix = (32 - if is_tight { bits } else { bits + 2 }).min(30);
-        let (vtep6, is_rude) = (chance.is(0.3), chance.is(0.3));
-        Self { vtep_prefix, vtep_place: 128, vtep6, vtep_mtu: None, overlays, is_rude }
+        let (vtep6, has_conflicting_changes) = (chance.is(0.3), chance.is(0.3));
+        Self {
+            vtep_prefix,
+            vtep_place: 128,
+            vtep6,
+            vtep_mtu: None,
+            overlays,
+            has_conflicting_changes,
+        }
     }
 
-    /// Two overlays with room for all agents.
+    /// Returns two overlays with room for all agents.
     pub(crate) fn with_room(agents: usize) -> Self {
         let bits = |count: usize| u8::try_from(count.next_power_of_two().ilog2());
         let bits = bits(agents + 2).expect("there are not that many agents");
@@ -82,16 +89,20 @@ impl Plan {
             vtep6: false,
             vtep_mtu: None,
             overlays: vec![overlay(0), overlay(1)],
-            is_rude: false,
+            has_conflicting_changes: false,
         }
     }
 
-    /// Changes one thing.
+    /// Makes one change.
     pub(crate) fn change(&mut self, chance: &mut Chance) -> &'static str {
-        if self.is_rude && chance.is(0.4) { self.contradict(chance) } else { self.extend(chance) }
+        if self.has_conflicting_changes && chance.is(0.4) {
+            self.contradict(chance)
+        } else {
+            self.extend(chance)
+        }
     }
 
-    /// Changes one thing so that agents may not be served any more what they have.
+    /// Makes one change that may conflict with allocations of agents.
     fn contradict(&mut self, chance: &mut Chance) -> &'static str {
         let index = chance.index(self.overlays.len());
         let overlay = &mut self.overlays[index];
@@ -119,7 +130,7 @@ impl Plan {
         }
     }
 
-    /// Changes one thing that takes nothing from anybody.
+    /// Makes one change that conflicts with no allocation.
     fn extend(&mut self, chance: &mut Chance) -> &'static str {
         let index = chance.index(self.overlays.len());
         let count = self.overlays.len();
@@ -164,7 +175,7 @@ impl Plan {
         }
     }
 
-    /// The network, as a master reads it.
+    /// Returns the network as a master reads it.
     pub(crate) fn network(&self) -> Arc<Network> {
         let text = self.text();
         match parse_master("network.json", &text) {

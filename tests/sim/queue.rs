@@ -1,11 +1,11 @@
-//! What is going to happen, in the order of time. What happens at one moment happens in the order
-//! in which it was planned, so that a seed always leads to the same world.
+//! The planned events, in the order of time. Events of one moment keep the order in which they were
+//! planned, so that a seed always gives the same world.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-/// The plan of a world.
+/// The planned events of a world.
 pub(crate) struct Queue<T> {
     heap: BinaryHeap<Reverse<Entry<T>>>,
     planned: u64,
@@ -27,7 +27,7 @@ impl<T> Queue<T> {
         self.heap.push(Reverse(Entry { when, number: self.planned, what }));
     }
 
-    /// What is next, unless that is after `end`.
+    /// Returns the next event, unless it is after `end`.
     pub(crate) fn next_before(&mut self, end: Duration) -> Option<(Duration, T)> {
         if self.heap.peek()?.0.when > end {
             return None;

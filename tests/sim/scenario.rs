@@ -1,77 +1,80 @@
-//! What a seed stands for: how large the cluster is, which faults it meets and how often. Each kind
-//! of fault is left out of half of the worlds, since too many at once hide each other.
+//! The scenario of a seed: the size of the cluster, and the kinds and rates of faults. Each kind of
+//! fault is left out of half of the worlds, since too many at once hide each other.
 
 use std::time::Duration;
 
 use crate::chance::Chance;
 use crate::plan::Plan;
 
-/// How often things go wrong. What is 0 or `None` never does.
+/// The rates of faults. A fault with 0 or `None` never happens.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
-    /// Share of messages that are lost, come twice, or come late.
+    /// The share of messages that are lost, duplicated, or late.
     pub(crate) loss: f64,
     pub(crate) duplication: f64,
     pub(crate) late: f64,
     pub(crate) delay_max: Duration,
-    /// Mean times between cuts of the network, and between links that break.
+    /// Mean times between network partitions, and between broken links.
     pub(crate) cuts: Option<Duration>,
     pub(crate) broken_links: Option<Duration>,
     /// Mean times between kills of masters and of agents.
     pub(crate) master_kills: Option<Duration>,
     pub(crate) agent_kills: Option<Duration>,
-    /// Share of the commands of a master and of an agent before which it is killed.
+    /// The share of the commands of a master and of an agent before which it is killed.
     pub(crate) master_kills_at_commands: f64,
     pub(crate) agent_kills_at_commands: f64,
-    /// Share of jobs of the store that fail, and that hang.
+    /// The share of jobs of the store that fail, and that hang.
     pub(crate) store_failing: f64,
     pub(crate) store_hanging: f64,
     /// Mean time between disks that are full for a while.
     pub(crate) full_disks: Option<Duration>,
     /// Mean time between jumps of a wall clock.
     pub(crate) clock_jumps: Option<Duration>,
-    /// Share of attempts at container networks that fail, and of jobs of the kernel.
+    /// The shares of attempts at container networks and of jobs of the kernel that fail.
     pub(crate) drivers: f64,
     pub(crate) kernel: f64,
-    /// Mean times between changes that others make to what is programmed, and between routes that
-    /// they add where overlays are.
+    /// Mean times between foreign changes of programmed objects, and between foreign routes that
+    /// overlap overlays.
     pub(crate) drifts: Option<Duration>,
     pub(crate) obstacles: Option<Duration>,
-    /// Mean times between what operators do: delete an agent, change the configuration, replace a
-    /// host by another with the same address.
+    /// Mean times between actions of operators: delete an agent, change the configuration, replace
+    /// a host with another that has the same address.
     pub(crate) deletions: Option<Duration>,
     pub(crate) changes: Option<Duration>,
     pub(crate) replacements: Option<Duration>,
     /// Mean time between leaders that lose their session and do not know it.
     pub(crate) lost_sessions: Option<Duration>,
-    /// Mean time between those who make themselves the writer of the state, and stand for no
+    /// Mean time between processes that make themselves the writer of the state without an
     /// election.
-    pub(crate) intruders: Option<Duration>,
-    /// Mean time between messages of strangers.
-    pub(crate) strangers: Option<Duration>,
-    /// Mean time between lies about peers in the name of the leader.
-    pub(crate) lies: Option<Duration>,
+    pub(crate) foreign_writers: Option<Duration>,
+    /// Mean time between foreign messages.
+    pub(crate) foreign_messages: Option<Duration>,
+    /// Mean time between false peers in the name of the leader.
+    pub(crate) false_peers_rate: Option<Duration>,
 }
 
-/// A cluster and its fate.
+/// A cluster and its faults.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) masters: usize,
-    /// How many of them say nothing of peers, as the C++ module.
-    pub(crate) mute_masters: usize,
+    /// How many of them send no peers, as the C++ module.
+    pub(crate) masters_without_peers: usize,
     pub(crate) agents: usize,
-    /// Share of the agents that program their host; the others are as those of the C++ module.
+    /// The share of agents that program their kernel. The C++ module does not.
     pub(crate) programming: f64,
-    /// Whether only the time counts that kernels take.
+    /// Whether kernels only take time, without faults.
     pub(crate) has_plain_kernels: bool,
-    /// How many of the agents come when all the others are well.
+    /// How many agents start when all other agents are healthy.
     pub(crate) latecomers: usize,
-    /// Within which time the others are started.
+    /// The time within which the other agents start.
     pub(crate) arrival: Duration,
-    /// How long things go wrong.
-    pub(crate) trouble: Duration,
+    /// How long faults are injected.
+    pub(crate) fault: Duration,
     pub(crate) faults: Faults,
     pub(crate) plan: Plan,
+    /// How many agents have records in the store when the world begins, as after an import. Some of
+    /// these records conflict: two agents have one address.
+    pub(crate) imported: usize,
     pub(crate) reuse_after: Duration,
     pub(crate) verify_interval: Duration,
     /// Longest time for which a master's batch of events waits.
@@ -79,35 +82,36 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// The scenario of a seed.
+    /// Returns the scenario of a seed.
     pub(crate) fn of(chance: &mut Chance) -> Self {
         let masters = 1 + chance.index(3);
         let agents = if chance.is(0.1) { 20 + chance.index(40) } else { 1 + chance.index(10) };
         Self::with(masters, agents, chance)
     }
 
-    /// A large cluster.
+    /// Returns a large cluster.
     pub(crate) fn large(agents: usize, chance: &mut Chance) -> Self {
         let mut scenario = Self::with(3, agents, chance);
-        scenario.trouble = Duration::from_secs(240);
-        // Each of them has all the others in its kernel.
+        scenario.fault = Duration::from_secs(240);
+        // The kernel of each of them has all peers.
         scenario.programming = 0.05;
         scenario
     }
 
-    /// A cluster in which nothing goes wrong, of so many agents that come at once, and of so many
+    /// Returns a cluster without faults, of `agents` agents that start at once and of `latecomers`
     /// more.
     pub(crate) fn calm(agents: usize, latecomers: usize, chance: &mut Chance) -> Self {
         let agents = agents + latecomers;
         Self {
-            mute_masters: 0,
+            masters_without_peers: 0,
             programming: 1.0,
             has_plain_kernels: true,
             latecomers,
             arrival: Duration::from_secs(1),
-            trouble: Duration::ZERO,
+            fault: Duration::ZERO,
             faults: Faults::default(),
             plan: Plan::with_room(agents),
+            imported: 0,
             busy: Duration::from_millis(20),
             ..Self::with(1, agents, chance)
         }
@@ -115,23 +119,28 @@ impl Scenario {
 
     fn with(masters: usize, agents: usize, chance: &mut Chance) -> Self {
         let minutes = |least, most| Duration::from_secs(60).mul_f64(f64::from(least + most) / 2.0);
-        let trouble = chance.time_between(minutes(2, 2), minutes(20, 20));
+        let fault = chance.time_between(minutes(2, 2), minutes(20, 20));
         let reuse_after = Duration::from_secs(chance.number(60..600));
         let faults = Faults::of(masters, chance);
-        // Where a leader may find out by the next write that it leads no longer, the next is not
-        // the one that everybody waits for.
-        let is_sure = faults.intruders.is_none() && faults.store_hanging == 0.0;
+        // Where a leader may learn only by its next write that it was demoted, a latecomer may not
+        // be served in time.
+        let is_sure = faults.foreign_writers.is_none() && faults.store_hanging == 0.0;
+        let imported = if agents > 1 && chance.is(0.25) { 2 + chance.index(agents - 1) } else { 0 };
+        // The conflicts of an import end by releases.
+        let imported_faults = Faults { deletions: Some(Duration::from_secs(30)), ..faults.clone() };
+        let faults = if imported > 0 { imported_faults } else { faults };
         Self {
             masters,
-            mute_masters: if chance.is(0.15) { 1 + chance.index(masters) } else { 0 },
+            masters_without_peers: if chance.is(0.15) { 1 + chance.index(masters) } else { 0 },
             agents,
             programming: if chance.is(0.7) { 1.0 } else { 0.5 },
             has_plain_kernels: false,
             latecomers: usize::from(agents > 1 && is_sure && chance.is(0.7)),
             arrival: Duration::from_secs(20),
-            trouble,
+            fault,
             faults,
             plan: Plan::of(agents, chance),
+            imported: imported.min(8),
             reuse_after,
             verify_interval: chance.time_between(minutes(1, 1), minutes(10, 10)),
             busy: if chance.is(0.5) { Duration::from_millis(20) } else { Duration::ZERO },
@@ -175,9 +184,9 @@ impl Faults {
             changes: every(5, 300),
             replacements: every(60, 600),
             lost_sessions: every(10, 200).filter(|_| masters > 1),
-            intruders: every(30, 600),
-            strangers: every(10, 100),
-            lies: every(20, 300),
+            foreign_writers: every(30, 600),
+            foreign_messages: every(10, 100),
+            false_peers_rate: every(20, 300),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! How fast the news of an agent spreads where nothing goes wrong, and what a storm costs. The time
-//! is that of the simulation, in which a network, a store and kernels take as long as they usually
-//! do; so the figures are the same on every machine, and may be required.
+//! Measures how fast a new agent reaches its peers without faults, and what a storm costs. The time
+//! is simulated, with the usual delays of a network, a store and kernels. So the figures are the
+//! same on every machine, and can be asserted.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,26 +12,26 @@ use std::time::Duration;
 use mesos_network_overlay::dataplane::Operation;
 
 use crate::chance::Chance;
-use crate::invariants::{Broken, Fact, Invariant};
+use crate::invariants::{Fact, Invariant, Violation};
 use crate::ledger::Ledger;
 use crate::scenario::Scenario;
 use crate::world::World;
 
-/// How long the storm of the first registrations is watched.
+/// How long the storm of the first registrations is measured.
 const STORM: Duration = Duration::from_secs(12);
-/// How far apart the registrations after it are.
+/// The interval between the registrations after the storm.
 const PAUSE: Duration = Duration::from_secs(4);
-/// Which shares of the agents are told of.
+/// The percentages of the agents that are printed.
 const SHARES: [usize; 4] = [50, 95, 99, 100];
 
-/// Who has programmed whom, and when.
+/// The times at which agents programmed their peers.
 #[derive(Default)]
 struct Log {
-    /// When each agent has registered first.
+    /// When each agent registered first.
     registered: HashMap<Ipv4Addr, Duration>,
-    /// How long after that each of the others had it in its kernel first.
+    /// How long after that each other agent had programmed it.
     programmed: HashMap<Ipv4Addr, HashMap<Ipv4Addr, Duration>>,
-    /// Messages about peers to each agent.
+    /// The number of messages about peers to each agent.
     told: HashMap<Ipv4Addr, u32>,
 }
 
@@ -39,16 +39,16 @@ struct Probe(Rc<RefCell<Log>>);
 
 impl Invariant for Probe {
     fn name(&self) -> &'static str {
-        "how fast the news spreads"
+        "how fast changes spread"
     }
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         let mut log = self.0.borrow_mut();
         match fact {
-            Fact::Sent { agent, is_by_agent: true } => {
+            Fact::MessageSent { agent, is_by_agent: true } => {
                 log.registered.entry(*agent).or_insert(now);
             }
-            Fact::PeersTold { to, .. } => *log.told.entry(*to).or_default() += 1,
+            Fact::PeersSent { to, .. } => *log.told.entry(*to).or_default() += 1,
             Fact::Programmed { agent, done, .. } => {
                 for operation in &done.operations {
                     if let Operation::SetForward(_, _, IpAddr::V4(peer)) = operation {
@@ -64,7 +64,7 @@ impl Invariant for Probe {
     }
 }
 
-/// After which times shares of all who had to know knew.
+/// The times after which the other agents had programmed an agent.
 #[derive(Debug, Default)]
 pub(crate) struct Times {
     times: Vec<Duration>,
@@ -72,14 +72,14 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    /// When `others` agents have programmed this one.
+    /// Adds the times at which `others` agents programmed an agent.
     fn add(&mut self, programmed: Option<&HashMap<Ipv4Addr, Duration>>, others: usize) {
         let times = programmed.map_or(0, HashMap::len);
         self.missing += others.saturating_sub(times);
         self.times.extend(programmed.into_iter().flat_map(HashMap::values));
     }
 
-    /// When this share, in hundredths, knew; `None`: so many never did.
+    /// Returns when this percentage had programmed the agent, or `None` if so many never did.
     pub(crate) fn of(&self, share: usize) -> Option<Duration> {
         let mut times = self.times.clone();
         times.sort_unstable();
@@ -97,15 +97,15 @@ impl fmt::Display for Times {
     }
 }
 
-/// What was found out.
+/// The result of a measurement.
 pub(crate) struct Spread {
     agents: usize,
-    /// Of those that come at once.
+    /// The agents that register at once.
     pub(crate) storm: Times,
-    /// Messages about peers that each of them got, in the mean and at most.
+    /// The messages about peers to each of them, in the mean and at most.
     mean: f64,
     pub(crate) most: u32,
-    /// Of those that come later, one after the other: of each by itself.
+    /// Each of the agents that register later, one after the other.
     pub(crate) later: Vec<Times>,
 }
 
@@ -124,12 +124,12 @@ impl fmt::Display for Spread {
     }
 }
 
-/// A cluster of so many agents which all come within a second, and of so many more that come one
-/// after the other.
+/// Measures a cluster of `agents` agents that start within a second, and of `later` agents that
+/// start one after the other.
 ///
 /// # Errors
-/// When a rule is broken.
-pub(crate) fn measure(seed: u64, agents: usize, later: usize) -> Result<Spread, Broken> {
+/// When a rule is violated.
+pub(crate) fn measure(seed: u64, agents: usize, later: usize) -> Result<Spread, Violation> {
     let mut chance = Chance::of(seed);
     let scenario = Scenario::calm(agents, later, &mut chance);
     let mut world = World::new(scenario, chance, None);

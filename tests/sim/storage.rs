@@ -1,6 +1,6 @@
-//! The store that all masters share. What it does is done by the real store in memory; this room
-//! adds what goes wrong: it is slow, it hangs, it fails before or after it has written, and its
-//! disk is full. A write of a process that was killed may still take effect.
+//! The store that all masters share: the real store in memory, with faults. It is slow, it hangs,
+//! it fails before or after a write, and its disk is full. A write of a killed process may still
+//! take effect.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use crate::counts::Counts;
 use crate::invariants::Writer;
 use crate::scenario::Faults;
 
-/// How long half a job takes where nothing is wrong.
+/// How long each half of a job takes without faults.
 const USUAL: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(8));
-/// How long a job hangs at most.
+/// The longest time for which a job hangs.
 const HANGING: Duration = Duration::from_secs(240);
 
-/// What a master wants of the store.
+/// A job of a master for the store.
 pub(crate) struct Job {
     pub(crate) by: Writer,
     pub(crate) work: Work,
-    fate: Fate,
+    outcome: JobOutcome,
 }
 
 pub(crate) enum Work {
@@ -30,11 +30,11 @@ pub(crate) enum Work {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum JobOutcome {
     Works,
     /// Nothing is written, as when a write was torn and undone.
     FailsBefore,
-    /// All is written, and the answer is an error.
+    /// Everything is written, and the answer is an error.
     FailsAfter,
 }
 
@@ -46,21 +46,22 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    /// A job begins: what becomes of it, after how long it takes effect, and how long after that it
-    /// is answered.
+    /// Begins a job. Returns the job, the delay until it takes effect, and the delay after that
+    /// until it is answered.
     pub(crate) fn begin(
         by: Writer,
         work: Work,
         faults: Option<&Faults>,
         (chance, counts): (&mut Chance, &mut Counts),
     ) -> (Job, Duration, Duration) {
-        let mut fate = Fate::Works;
+        let mut outcome = JobOutcome::Works;
         let mut before = chance.time_between(USUAL.0, USUAL.1);
         let mut after = chance.time_between(USUAL.0, USUAL.1);
         if let Some(faults) = faults {
             if chance.is(faults.store_failing) {
                 counts.add("fault: store fails", 1);
-                fate = if chance.is(0.5) { Fate::FailsBefore } else { Fate::FailsAfter };
+                outcome =
+                    if chance.is(0.5) { JobOutcome::FailsBefore } else { JobOutcome::FailsAfter };
             }
             if chance.is(faults.store_hanging) {
                 counts.add("fault: store hangs", 1);
@@ -68,15 +69,21 @@ impl Storage {
                 *if chance.is(0.5) { &mut before } else { &mut after } += hang;
             }
         }
-        (Job { by, work, fate }, before, after)
+        (Job { by, work, outcome }, before, after)
     }
 
-    /// Somebody whom no election knows begins an epoch, and writes nothing.
-    pub(crate) fn usurp(&mut self) {
+    /// Fills the store before any master has read it.
+    pub(crate) fn import(&mut self, changes: &[Change]) {
+        let loaded = self.memory.load().expect("memory can be read");
+        self.memory.commit(loaded.epoch, changes).expect("memory can be written");
+    }
+
+    /// Begins an epoch for a process that takes no part in the election. Writes nothing.
+    pub(crate) fn begin_foreign_epoch(&mut self) {
         self.memory.load().expect("memory can be read");
     }
 
-    /// A job takes effect: what is answered, and whether the state was changed.
+    /// Applies a job. Returns the answer, and whether the state has changed.
     pub(crate) fn act(&mut self, job: &Job) -> (Event, bool) {
         let failed = |action, reason: &str| StoreError::Failed {
             store: "simulated store".to_owned(),
@@ -85,22 +92,22 @@ impl Storage {
         };
         match &job.work {
             Work::Load => {
-                if job.fate == Fate::FailsBefore || self.is_full {
+                if job.outcome == JobOutcome::FailsBefore || self.is_full {
                     return (Event::Loaded(Err(failed("load", "no page can be read"))), false);
                 }
                 let loaded = self.memory.load();
-                if job.fate == Fate::FailsAfter {
+                if job.outcome == JobOutcome::FailsAfter {
                     return (Event::Loaded(Err(failed("load", "the answer is lost"))), true);
                 }
                 (Event::Loaded(loaded), true)
             }
             Work::Commit { epoch, changes } => {
-                if job.fate == Fate::FailsBefore || self.is_full {
+                if job.outcome == JobOutcome::FailsBefore || self.is_full {
                     return (Event::Committed(Err(failed("commit", "the disk is full"))), false);
                 }
                 let result = self.memory.commit(*epoch, changes);
                 let is_done = result.is_ok();
-                if is_done && job.fate == Fate::FailsAfter {
+                if is_done && job.outcome == JobOutcome::FailsAfter {
                     return (Event::Committed(Err(failed("commit", "the answer is lost"))), true);
                 }
                 (Event::Committed(result), is_done)

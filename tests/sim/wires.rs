@@ -1,4 +1,5 @@
-//! The network between the nodes: loses, repeats, delays and reorders messages, and is cut in two.
+//! The network between the nodes. It loses, duplicates, delays and reorders messages, and has
+//! partitions.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -7,21 +8,21 @@ use crate::chance::Chance;
 use crate::counts::Counts;
 use crate::scenario::Faults;
 
-/// How long a message takes where nothing is wrong.
+/// How long a message takes without faults.
 const LATENCY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
 
-/// A cut between two sides.
+/// A partition into two sides.
 struct Cut {
     id: u64,
-    /// One node alone on its side; else every node is on a side of chance.
+    /// The only node of its side; without one every node is on a random side.
     alone: Option<Ipv4Addr>,
     salt: u64,
-    /// Messages still get through in the other direction.
+    /// Whether messages in the other direction arrive.
     is_one_way: bool,
 }
 
 impl Cut {
-    /// Which side a node is on.
+    /// Returns the side of a node.
     fn side(&self, node: Ipv4Addr) -> bool {
         match self.alone {
             Some(alone) => node == alone,
@@ -45,7 +46,7 @@ pub(crate) struct Wires {
 }
 
 impl Wires {
-    /// Cuts the network, or `alone` off it. Returns what ends the cut.
+    /// Begins a partition, or isolates `alone`. Returns the number of the partition.
     pub(crate) fn cut(&mut self, alone: Option<Ipv4Addr>, chance: &mut Chance) -> u64 {
         self.last_cut += 1;
         let is_one_way = chance.is(0.3);
@@ -53,20 +54,20 @@ impl Wires {
         self.last_cut
     }
 
-    pub(crate) fn mend(&mut self, id: u64) {
+    pub(crate) fn heal(&mut self, id: u64) {
         self.cuts.retain(|cut| cut.id != id);
     }
 
-    pub(crate) fn mend_all(&mut self) {
+    pub(crate) fn heal_all(&mut self) {
         self.cuts.clear();
     }
 
-    /// Whether nothing gets from one node to the other.
+    /// Returns whether a partition separates two nodes.
     pub(crate) fn is_cut(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
         self.cuts.iter().any(|cut| cut.separates(from, to))
     }
 
-    /// After which times a message arrives: once, or never, or twice.
+    /// Returns the delays after which a message arrives: once, never, or twice.
     pub(crate) fn carry(
         &self,
         from: Ipv4Addr,

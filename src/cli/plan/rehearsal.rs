@@ -92,7 +92,7 @@ impl Rehearsal {
                 }
                 Command::Abandon(_)
                 | Command::Withdraw(_)
-                | Command::Reread(_)
+                | Command::ReadConfig(_)
                 | Command::Preview { .. }
                 | Command::Send { .. }
                 | Command::Broadcast { .. }

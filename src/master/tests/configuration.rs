@@ -1,11 +1,11 @@
-//! What a change of the network file does to a populated state, a test for each row of the table in
-//! `docs/configuration.md`: after a restart, and while the master runs.
+//! The effect of every change of the network file on a populated state, a test for each row of the
+//! table in `docs/configuration.md`: after a restart, and for a running master.
 
 use super::*;
 use crate::addr::Vni;
 use crate::protocol::AddressRange;
 
-/// Two agents of a network with two overlays, one of them dual, and everything stored.
+/// Returns a world of two agents and two overlays, one of them dual-stack, with everything stored.
 fn populated() -> World {
     let mut world = World::new(network());
     world.register(1);
@@ -14,7 +14,7 @@ fn populated() -> World {
     world
 }
 
-/// VTEP and subnets of an agent that registers, overlay by overlay; what it has is stored.
+/// Registers an agent, stores its record, and returns its VTEP and subnets by overlay.
 fn has(world: &mut World, agent: u8) -> Vec<String> {
     let Some(overlays) = world.register(agent) else {
         return vec!["nothing".to_owned()];
@@ -38,7 +38,7 @@ fn shown(overlays: &[Assignment]) -> Vec<String> {
     overlays.iter().map(overlay).collect()
 }
 
-/// What the first two agents have in the beginning.
+/// The assignments of the first two agents at the start.
 const FIRST: [&str; 2] = [
     "vxlan-1 192.168.0.0/24 at 44.128.0.1/16 fd01:a::1/64",
     "vxlan-2 192.168.128.0/24 fd01:b::/80 at 44.128.0.1/16 fd01:a::1/64",
@@ -58,9 +58,9 @@ fn vni(number: u32) -> Option<Vni> {
     Vni::new(number).ok()
 }
 
-/// That a running master takes the change, tells exactly the agents that were heard, and gives them
-/// `first` and `second`; that a restart comes to the same; and that all is as it was when the
-/// change is taken back.
+/// Asserts that a running master takes the change and sends `first` and `second` to exactly the
+/// agents that were seen, that a restart has the same result, and that reverting the change
+/// restores all assignments.
 fn accepted(sentences: &[&str], network: &Network, first: &[&str], second: &[&str]) {
     let mut world = populated();
     assert_eq!(has(&mut world, 1), FIRST);
@@ -90,7 +90,7 @@ fn accepted(sentences: &[&str], network: &Network, first: &[&str], second: &[&st
     assert_eq!(has(&mut world, 1), first);
     assert_eq!(world.health().problems, [""; 0]);
 
-    // The same by a restart, from what was stored before.
+    // A restart from the records before has the same result.
     let mut world = populated();
     world.records = before.1;
     let mut world = world.restart(network.clone());
@@ -104,8 +104,8 @@ fn accepted(sentences: &[&str], network: &Network, first: &[&str], second: &[&st
     assert_eq!(has(&mut world, 2), SECOND, "taken back");
 }
 
-/// That a running master refuses the change with these problems and goes on, and that after a
-/// restart each agent has what `first` and `second` say, until the change is taken back.
+/// Asserts that a running master refuses the change with these problems and goes on, and that after
+/// a restart the agents have `first` and `second` until the change is reverted.
 fn refused(problems: &[&str], network: &Network, first: &[&str], second: &[&str]) {
     let mut world = populated();
     let preview = world.preview(network.clone());
@@ -123,7 +123,7 @@ fn refused(problems: &[&str], network: &Network, first: &[&str], second: &[&str]
     assert_eq!(world.health().problems, problems);
     assert_eq!(has(&mut world, 1), first);
     assert_eq!(has(&mut world, 2), second);
-    // Who is new gets nothing of what the others may be using.
+    // A new agent gets no address that another agent may be using.
     let third = world.register(3).unwrap_or_default();
     let taken: Vec<Subnet> = ["192.168.0.0/24", "192.168.1.0/24", "192.168.128.0/23"]
         .map(|text| text.parse().unwrap())
@@ -144,12 +144,12 @@ fn and<'a>(first: [&'a str; 2], more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn nothing_changes() {
+fn reload_same_network_changes_nothing() {
     accepted(&[], &network(), &FIRST, &SECOND);
 }
 
 #[test]
-fn an_overlay_is_added() {
+fn add_overlay_is_accepted() {
     let network = changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16")));
     accepted(
         &["overlay new is added: 20.9.0.0/16 in /24"],
@@ -160,20 +160,20 @@ fn an_overlay_is_added() {
 }
 
 #[test]
-fn an_overlay_is_disabled_and_enabled() {
+fn disable_overlay_is_accepted() {
     let network = changed(|network| network.overlays[0].enabled = false);
     let sentence = "overlay vxlan-1 is disabled instead of enabled";
     accepted(&[sentence], &network, &FIRST[1..], &SECOND[1..]);
 }
 
 #[test]
-fn an_overlay_is_removed() {
+fn remove_overlay_is_accepted() {
     let network = changed(|network| drop(network.overlays.remove(0)));
     accepted(&["overlay vxlan-1 is removed"], &network, &FIRST[1..], &SECOND[1..]);
 }
 
 #[test]
-fn all_overlays_are_removed_but_one_is_new() {
+fn replace_all_overlays_is_accepted() {
     let network = changed(|network| network.overlays = vec![overlay("new", "20.9.0.0/16")]);
     accepted(
         &[
@@ -188,7 +188,7 @@ fn all_overlays_are_removed_but_one_is_new() {
 }
 
 #[test]
-fn an_overlay_gets_another_name() {
+fn rename_overlay_is_accepted() {
     let network = changed(|network| network.overlays[1].name = "renamed".parse().unwrap());
     accepted(
         &[
@@ -202,8 +202,8 @@ fn an_overlay_gets_another_name() {
 }
 
 #[test]
-fn an_overlay_is_widened_around_what_it_was() {
-    // To both sides: neither the first nor the last agent may be another one afterwards.
+fn widen_overlay_keeps_allocations() {
+    // The overlay is widened to both sides: no index of an agent may change.
     let network = changed(|network| {
         network.overlays[0].range = range("192.168.0.0/17", 24);
         network.overlays[1].range = range("192.168.128.0/17", 24);
@@ -231,7 +231,7 @@ fn an_overlay_is_widened_around_what_it_was() {
 }
 
 #[test]
-fn an_overlay_that_was_exhausted_is_widened() {
+fn widen_exhausted_overlay_assigns_missing_subnets() {
     let mut tight = network();
     tight.overlays[0].range = range("192.168.0.0/24", 24);
     let mut world = World::new(tight);
@@ -254,7 +254,7 @@ fn an_overlay_that_was_exhausted_is_widened() {
 }
 
 #[test]
-fn an_overlay_is_narrowed_below_what_an_agent_has() {
+fn narrow_overlay_below_allocation_is_refused() {
     let network = changed(|network| network.overlays[0].range = range("192.168.1.0/24", 24));
     refused(
         &[
@@ -268,7 +268,7 @@ fn an_overlay_is_narrowed_below_what_an_agent_has() {
 }
 
 #[test]
-fn an_overlay_is_narrowed_around_what_agents_have() {
+fn narrow_overlay_around_allocations_is_accepted() {
     let network = changed(|network| network.overlays[0].range = range("192.168.0.0/23", 24));
     accepted(
         &["overlay vxlan-1: subnet is 192.168.0.0/23 in /24 instead of 192.168.0.0/17 in /24"],
@@ -279,7 +279,7 @@ fn an_overlay_is_narrowed_around_what_agents_have() {
 }
 
 #[test]
-fn the_prefix_of_an_overlay_is_another() {
+fn change_prefix_is_refused() {
     for prefix in [23, 25] {
         let network = changed(|network| {
             network.overlays[0].range = range("192.168.0.0/17", prefix);
@@ -293,7 +293,7 @@ fn the_prefix_of_an_overlay_is_another() {
         let problems = [problem(1, "192.168.0.0/24"), problem(2, "192.168.1.0/24")];
         refused(&problems.each_ref().map(String::as_str), &network, &FIRST[1..], &SECOND[1..]);
     }
-    // Where nobody has anything of it there is nothing against it.
+    // Without allocations in the overlay the change is accepted.
     let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
     let mut world = World::new(network());
     world.register_with(1, gateway);
@@ -302,7 +302,7 @@ fn the_prefix_of_an_overlay_is_another() {
 }
 
 #[test]
-fn an_overlay_moves_to_other_addresses() {
+fn move_overlay_is_refused() {
     let network = changed(|network| network.overlays[0].range = range("20.9.0.0/16", 24));
     let problem = |agent, subnet| {
         format!(
@@ -315,7 +315,7 @@ fn an_overlay_moves_to_other_addresses() {
 }
 
 #[test]
-fn the_vtep_subnet_is_another() {
+fn move_vtep_subnet_is_refused() {
     let network = changed(|network| network.vtep_subnet = "44.129.0.0/16".parse().unwrap());
     let problem = |agent| {
         format!(
@@ -328,7 +328,7 @@ fn the_vtep_subnet_is_another() {
 }
 
 #[test]
-fn the_ipv6_vtep_subnet_is_another() {
+fn move_vtep_subnet6_is_refused() {
     let network = changed(|network| network.vtep_subnet6 = Some("fd01:c::/64".parse().unwrap()));
     let problem = |agent| {
         format!(
@@ -348,7 +348,7 @@ fn the_ipv6_vtep_subnet_is_another() {
 }
 
 #[test]
-fn the_vtep_subnet_is_widened() {
+fn widen_vtep_subnet_is_accepted() {
     let network = changed(|network| network.vtep_subnet = "44.128.0.0/15".parse().unwrap());
     let wider = |lines: [&str; 2]| lines.map(|line| line.replace("/16 ", "/15 "));
     let (first, second) = (wider(FIRST), wider(SECOND));
@@ -361,7 +361,7 @@ fn the_vtep_subnet_is_widened() {
 }
 
 #[test]
-fn ipv6_is_added_and_removed() {
+fn add_and_remove_ipv6_is_accepted() {
     let network = changed(|network| network.overlays[0].range6 = range("fd01:d::/64", 80));
     accepted(
         &["overlay vxlan-1: subnet6 is added: fd01:d::/64 in /80"],
@@ -388,7 +388,7 @@ fn ipv6_is_added_and_removed() {
 }
 
 #[test]
-fn an_overlay_with_a_vni_of_its_own_is_on_a_device_of_its_own() {
+fn overlay_with_own_vni_has_own_device() {
     let network = changed(|network| {
         network.vxlan = Vxlan { port: 4789, ..Vxlan::of(vni(6).unwrap()) };
         network.overlays[1].vni = vni(7);
@@ -401,7 +401,7 @@ fn an_overlay_with_a_vni_of_its_own_is_on_a_device_of_its_own() {
     let expected = ["6 vtep6 4789", "7 vtep7 4789"];
     assert_eq!(devices(world.register(1).unwrap()), expected);
     world.store();
-    // The VNI of all is that of the device of all.
+    // An overlay with the shared VNI is on the shared device.
     let mut shared = network;
     shared.overlays[1].vni = vni(6);
     let mut world = world.restart(shared);
@@ -409,7 +409,7 @@ fn an_overlay_with_a_vni_of_its_own_is_on_a_device_of_its_own() {
 }
 
 #[test]
-fn what_has_no_addresses_in_it_is_told_to_all() {
+fn change_without_addresses_is_sent_to_all() {
     for (sentence, network) in [
         (
             "vtep_mtu is 1600 instead of 1450",
@@ -443,8 +443,8 @@ fn what_has_no_addresses_in_it_is_told_to_all() {
 }
 
 #[test]
-fn two_overlays_change_their_addresses() {
-    // Each is of the other's now: nobody may get what another agent's containers use.
+fn swap_overlay_ranges_is_refused() {
+    // No agent may get a subnet that containers of another agent use in the other overlay.
     let network = changed(|network| {
         let (first, second) = network.overlays.split_at_mut(1);
         std::mem::swap(&mut first[0].range, &mut second[0].range);
@@ -459,7 +459,7 @@ fn two_overlays_change_their_addresses() {
 }
 
 #[test]
-fn who_was_not_heard_since_is_told_when_it_registers() {
+fn unseen_agent_is_updated_when_it_registers() {
     let world = populated();
     let mut world = world.restart(network());
     world.register(2);
@@ -477,12 +477,12 @@ fn who_was_not_heard_since_is_told_when_it_registers() {
 }
 
 #[test]
-fn what_a_running_master_is_told_waits_until_it_is_stored() {
+fn reload_waits_for_its_commit() {
     let mut world = populated();
     world.reload(changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16"))));
     let (_, _, when) = world.sent.last().unwrap();
     assert_eq!(*when, world.version.next());
-    // A store that fails then leads back to what is stored, under the new configuration.
+    // After a failed commit the stored state is loaded, under the new configuration.
     world.writing = None;
     let failed = StoreError::Failed {
         store: "file:/x".to_owned(),
@@ -497,17 +497,17 @@ fn what_a_running_master_is_told_waits_until_it_is_stored() {
 }
 
 #[test]
-fn a_configuration_with_problems_changes_nothing() {
+fn reload_invalid_configuration_changes_nothing() {
     let mut world = populated();
     world.handle(Event::Request(RequestId(2), Request::Reload));
     let problems = vec!["network.json:1:1: it is no JSON".to_owned()];
-    world.handle(Event::Reread(RequestId(2), Err(problems.clone())));
+    world.handle(Event::ConfigRead(RequestId(2), Err(problems.clone())));
     assert_eq!(world.replies.pop().unwrap().0, Reply::Misconfigured(problems));
     assert_eq!(has(&mut world, 1), FIRST);
 }
 
 #[test]
-fn a_master_without_its_state_takes_another_configuration_for_later() {
+fn reload_without_state_applies_after_recovery() {
     let world = populated();
     let mut world = World::restored(network(), world.records, world.version);
     let new = changed(|network| network.overlays.push(overlay("new", "20.9.0.0/16")));
@@ -523,7 +523,7 @@ fn a_master_without_its_state_takes_another_configuration_for_later() {
 }
 
 #[test]
-fn an_event_without_a_question_does_the_same() {
+fn reload_event_without_request_is_applied() {
     let mut world = populated();
     let sent = world.sent.len();
     world.handle(Event::Reload(changed(|network| drop(network.overlays.remove(0)))));
@@ -531,7 +531,7 @@ fn an_event_without_a_question_does_the_same() {
     assert_eq!(has(&mut world, 1), FIRST[1..]);
 }
 
-/// What is configured next, drawn from few things so that they meet.
+/// Returns networks with few different values, so that they conflict.
 fn any_network() -> impl Strategy<Value = Network> {
     let range = prop_oneof![
         Just("20.0.0.0/22"),
@@ -587,10 +587,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// However the configuration changes: what two agents that were not deleted were ever told does
-    /// not overlap, and one that was told something is told the same whenever it is told of it.
+    /// For every sequence of configurations: the subnets that were ever sent to two registered
+    /// agents do not overlap, and an agent keeps its VTEP.
     #[test]
-    fn no_change_gives_to_one_agent_what_another_may_use(
+    fn no_reload_assigns_addresses_in_use(
         first in any_network(),
         steps in prop::collection::vec(step(), 1..40),
     ) {

@@ -1,8 +1,8 @@
-//! A master that waits for its election: exactly what it wants done, command by command.
+//! A master with an election: its exact commands after every event.
 
 use super::*;
 
-/// A master that was not elected yet.
+/// A master that is not elected yet.
 struct Candidate {
     master: Master,
     now: Now,
@@ -16,7 +16,7 @@ impl Candidate {
         Self { master: Master::standing_by(settings, 1), now }
     }
 
-    /// What the master wants done after `event`.
+    /// Returns the commands of the master after `event`.
     fn after(&mut self, event: Event) -> Vec<String> {
         self.master.handle(self.now, event);
         std::iter::from_fn(|| self.master.poll_command())
@@ -62,10 +62,10 @@ fn deposed(epoch: u64) -> StoreError {
 
 const NOTHING: [&str; 0] = [];
 const ABANDON: &str =
-    "abandon what is held back: this is not the leading master: ask the one that leads";
+    "abandon pending sends: this is not the leading master: ask the one that leads";
 
 #[test]
-fn the_state_is_read_when_the_master_begins_to_lead_and_not_before() {
+fn state_is_loaded_after_election() {
     let mut candidate = Candidate::new();
     assert_eq!(candidate.after(Event::Timeout), NOTHING);
     assert_eq!(candidate.after(Event::Leading(false)), NOTHING);
@@ -73,7 +73,7 @@ fn the_state_is_read_when_the_master_begins_to_lead_and_not_before() {
     assert_eq!(candidate.health(), (Condition::Standby, Vec::new()));
     assert_eq!(candidate.after(Event::Leading(true)), ["load"]);
     assert_eq!(candidate.health(), (Condition::Recovering, Vec::new()));
-    assert_eq!(candidate.after(Event::Leading(true)), NOTHING, "it is known");
+    assert_eq!(candidate.after(Event::Leading(true)), NOTHING, "it leads already");
     assert_eq!(candidate.registers(2), NOTHING);
     assert_eq!(
         candidate.after(loaded(7, 41)),
@@ -88,7 +88,7 @@ fn the_state_is_read_when_the_master_begins_to_lead_and_not_before() {
 }
 
 #[test]
-fn a_master_that_does_not_lead_serves_nothing_and_says_so() {
+fn standby_master_refuses_requests() {
     let mut candidate = Candidate::new();
     let words = ["this is not the leading master: ask the one that leads"];
     assert_eq!(candidate.asked(Request::State), words);
@@ -103,7 +103,7 @@ fn a_master_that_does_not_lead_serves_nothing_and_says_so() {
 }
 
 #[test]
-fn who_steps_down_drops_what_waits_and_forgets_what_it_knew() {
+fn demotion_drops_pending_sends_and_state() {
     let mut candidate = Candidate::new();
     candidate.after(Event::Leading(true));
     candidate.after(loaded(1, 0));
@@ -115,16 +115,17 @@ fn who_steps_down_drops_what_waits_and_forgets_what_it_knew() {
     assert_eq!(candidate.master.metrics().agents.total, 0);
     assert_eq!(candidate.registers(1), NOTHING, "another master may have moved it");
     assert_eq!(candidate.after(Event::Leading(false)), NOTHING);
-    // What it was writing when it was deposed.
+    // The result of the commit that was under way at the demotion.
     assert_eq!(candidate.after(committed(2)), NOTHING);
     assert_eq!(candidate.after(Event::Leading(true)), ["load"]);
 }
 
 #[test]
-fn the_store_is_done_with_the_earlier_tenure_before_the_state_is_read_anew() {
+fn load_waits_for_job_of_earlier_term() {
     let mut candidate = Candidate::new();
     candidate.after(Event::Leading(true));
-    // Still being read when it steps down and leads again: another one may have written meanwhile.
+    // The state is still being read at the next election: another master may have written
+    // meanwhile.
     assert_eq!(candidate.after(Event::Leading(false)), [ABANDON]);
     assert_eq!(candidate.after(Event::Leading(true)), NOTHING, "there is one job at a time");
     assert_eq!(candidate.registers(1), NOTHING);
@@ -132,7 +133,7 @@ fn the_store_is_done_with_the_earlier_tenure_before_the_state_is_read_anew() {
     let said = candidate.after(loaded(3, 15));
     assert_eq!(said.last().unwrap(), "commit 2 changes in epoch 3");
 
-    // The same with a commit, whose end says nothing of this tenure, be it good or bad.
+    // The same with a commit: its result, good or bad, does not belong to this term.
     for end in [committed(16), Event::Committed(Err(deposed(3)))] {
         let mut candidate = Candidate::new();
         candidate.after(Event::Leading(true));
@@ -146,7 +147,7 @@ fn the_store_is_done_with_the_earlier_tenure_before_the_state_is_read_anew() {
 }
 
 #[test]
-fn who_is_deposed_by_the_store_gives_the_election_time() {
+fn demotion_by_store_waits_for_election() {
     let mut candidate = Candidate::new();
     candidate.after(Event::Leading(true));
     candidate.after(loaded(1, 0));
@@ -161,7 +162,7 @@ fn who_is_deposed_by_the_store_gives_the_election_time() {
     assert_eq!(candidate.health(), (Condition::Standby, Vec::new()));
     assert_eq!(candidate.master.next_timeout(), None, "the election has another leader");
     assert_eq!(candidate.after(Event::Leading(true)), ["load"]);
-    // The store may say so when the state is read, too; and the election may repeat itself.
+    // The store may demote the master at a load as well, and the election may repeat its result.
     assert_eq!(candidate.after(Event::Loaded(Err(deposed(2)))), [ABANDON]);
     assert_eq!(candidate.after(Event::Leading(true)), ["load"]);
     assert_eq!(candidate.after(loaded(3, 5)), NOTHING);
@@ -169,7 +170,7 @@ fn who_is_deposed_by_the_store_gives_the_election_time() {
 }
 
 #[test]
-fn without_an_election_a_deposed_master_reads_the_state_again() {
+fn demoted_master_without_election_reloads() {
     let mut world = World::new(network());
     world.register(1);
     world.handle(Event::Committed(Err(deposed(1))));
@@ -181,7 +182,7 @@ fn without_an_election_a_deposed_master_reads_the_state_again() {
 }
 
 #[test]
-fn a_store_that_fails_is_tried_again_only_as_long_as_the_master_leads() {
+fn failed_store_is_retried_only_while_leading() {
     let mut candidate = Candidate::new();
     candidate.after(Event::Leading(true));
     let error = StoreError::Failed {

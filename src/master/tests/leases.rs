@@ -1,14 +1,14 @@
-//! Agents that are forgotten, and the history of who had what.
+//! The release of agents that are gone, and the history of addresses.
 
 use super::*;
 use crate::protocol::{HistoryEntry, HistoryEvent};
 
 impl World {
-    fn forget(&mut self, agents: &[u8], force: bool, dry_run: bool) -> Vec<Fate> {
+    fn forget(&mut self, agents: &[u8], force: bool, dry_run: bool) -> Vec<ReleaseResult> {
         let agents = agents.iter().map(|&agent| ip(agent)).collect();
         let forget = Forget { agents, force, dry_run };
         match self.request(Request::Forget(forget)) {
-            (Reply::Fates(fates), when) => {
+            (Reply::ReleaseResults(fates), when) => {
                 let is_durable = self.writing.is_none();
                 assert_eq!(when, if is_durable { self.version } else { self.version.next() });
                 fates
@@ -30,13 +30,14 @@ impl World {
     }
 }
 
-fn verdicts(fates: &[Fate]) -> Vec<(u8, Verdict, Option<u64>)> {
-    let verdict = |fate: &Fate| (fate.ip.octets()[3], fate.result, fate.heard_seconds_ago);
+fn verdicts(fates: &[ReleaseResult]) -> Vec<(u8, ReleaseOutcome, Option<u64>)> {
+    let verdict =
+        |fate: &ReleaseResult| (fate.ip.octets()[3], fate.result, fate.last_seen_seconds_ago);
     fates.iter().map(verdict).collect()
 }
 
 #[test]
-fn an_agent_that_is_running_is_not_forgotten_unless_it_is_forced() {
+fn forget_running_agent_needs_force() {
     let mut world = World::new(network());
     let overlays = world.register(1).unwrap();
     world.store();
@@ -44,40 +45,43 @@ fn an_agent_that_is_running_is_not_forgotten_unless_it_is_forced() {
     assert_eq!(
         world.forget(&[1, 9], false, false),
         [
-            Fate {
+            ReleaseResult {
                 vtep_ip: Some("44.128.0.1".to_owned()),
                 subnets: ["192.168.0.0/24", "192.168.128.0/24", "fd01:b::/80"]
                     .map(str::to_owned)
                     .into(),
-                result: Verdict::Running,
-                heard_seconds_ago: Some(29 * 60),
-                ..Fate::unknown(ip(1))
+                result: ReleaseOutcome::Running,
+                last_seen_seconds_ago: Some(29 * 60),
+                ..ReleaseResult::unknown(ip(1))
             },
-            Fate::unknown(ip(9)),
+            ReleaseResult::unknown(ip(9)),
         ]
     );
     assert_eq!(world.state().agents.len(), 1);
     // A report counts as much as a registration.
     world.message(1, report(&overlays, &Status::Ok));
     world.sleep(29 * 60);
-    let running = (1, Verdict::Running, Some(29 * 60));
+    let running = (1, ReleaseOutcome::Running, Some(29 * 60));
     assert_eq!(verdicts(&world.forget(&[1], false, true)), [running]);
     world.sleep(60);
     let gone = Some(30 * 60);
-    assert_eq!(verdicts(&world.forget(&[1], false, true)), [(1, Verdict::WouldBeDeleted, gone)]);
+    assert_eq!(
+        verdicts(&world.forget(&[1], false, true)),
+        [(1, ReleaseOutcome::WouldBeDeleted, gone)]
+    );
     assert_eq!(world.writing, None, "nothing was done so far");
-    assert_eq!(verdicts(&world.forget(&[1], false, false)), [(1, Verdict::Deleted, gone)]);
+    assert_eq!(verdicts(&world.forget(&[1], false, false)), [(1, ReleaseOutcome::Deleted, gone)]);
     world.store();
     assert_eq!(world.state().agents.len(), 0);
 
     world.register(2);
     world.store();
-    let forced = [(2, Verdict::WouldBeDeleted, Some(0))];
+    let forced = [(2, ReleaseOutcome::WouldBeDeleted, Some(0))];
     assert_eq!(verdicts(&world.forget(&[2], true, true)), forced);
     world.sleep(7);
-    assert_eq!(verdicts(&world.forget(&[2], true, false)), [(2, Verdict::Deleted, Some(7))]);
+    assert_eq!(verdicts(&world.forget(&[2], true, false)), [(2, ReleaseOutcome::Deleted, Some(7))]);
     world.store();
-    // Whether it was running is more than the master knows.
+    // The master does not know whether the agent was running.
     let forced = world.history(Some(2)).pop().unwrap();
     assert_eq!(forced.reason, "it was forgotten by force, 7 s after it was last heard");
     let unforced = world.history(Some(1)).pop().unwrap();
@@ -85,24 +89,33 @@ fn an_agent_that_is_running_is_not_forgotten_unless_it_is_forced() {
 }
 
 #[test]
-fn a_master_that_just_began_to_lead_does_not_know_who_is_running() {
+fn forget_soon_after_election_keeps_unseen_agents() {
     let mut world = World::new(network());
     world.register(1);
     world.store();
     let mut world = world.restart(network());
-    assert_eq!(verdicts(&world.forget(&[1], false, true)), [(1, Verdict::MayBeRunning, None)]);
-    assert_eq!(verdicts(&world.forget(&[1], true, true)), [(1, Verdict::WouldBeDeleted, None)]);
+    assert_eq!(
+        verdicts(&world.forget(&[1], false, true)),
+        [(1, ReleaseOutcome::MayBeRunning, None)]
+    );
+    assert_eq!(
+        verdicts(&world.forget(&[1], true, true)),
+        [(1, ReleaseOutcome::WouldBeDeleted, None)]
+    );
     world.sleep(120);
-    assert_eq!(verdicts(&world.forget(&[1], false, true)), [(1, Verdict::WouldBeDeleted, None)]);
+    assert_eq!(
+        verdicts(&world.forget(&[1], false, true)),
+        [(1, ReleaseOutcome::WouldBeDeleted, None)]
+    );
     let mut world = world.restart(network());
-    assert_eq!(verdicts(&world.forget(&[1], true, false)), [(1, Verdict::Deleted, None)]);
+    assert_eq!(verdicts(&world.forget(&[1], true, false)), [(1, ReleaseOutcome::Deleted, None)]);
     world.store();
     let forced = world.history(Some(1)).pop().unwrap();
     assert_eq!(forced.reason, "it was forgotten by force, before this master had heard it");
 }
 
 #[test]
-fn an_agent_that_is_not_served_and_asks_for_it_is_running() {
+fn quarantined_agent_that_registers_is_running() {
     let mut world = World::new(network());
     world.register(1);
     world.store();
@@ -111,15 +124,15 @@ fn an_agent_that_is_not_served_and_asks_for_it_is_running() {
     world.sleep(1000);
     world.register(1);
     let fates = world.forget(&[1], false, false);
-    assert_eq!(verdicts(&fates), [(1, Verdict::Running, Some(0))]);
+    assert_eq!(verdicts(&fates), [(1, ReleaseOutcome::Running, Some(0))]);
     let reason = "44.128.0.1 is no host address of the VTEP subnet 44.129.0.0/16";
-    assert_eq!(fates[0].set_aside.as_deref(), Some(reason));
-    assert_eq!(verdicts(&world.forget(&[1], true, false)), [(1, Verdict::Deleted, Some(0))]);
+    assert_eq!(fates[0].quarantined.as_deref(), Some(reason));
+    assert_eq!(verdicts(&world.forget(&[1], true, false)), [(1, ReleaseOutcome::Deleted, Some(0))]);
     assert!(world.register(1).is_some());
 }
 
 #[test]
-fn what_the_cpp_modules_delete_is_deleted() {
+fn delete_form_of_cpp_modules_always_releases() {
     let mut world = World::new(network());
     world.register(1);
     world.store();
@@ -128,7 +141,7 @@ fn what_the_cpp_modules_delete_is_deleted() {
 }
 
 #[test]
-fn the_history_says_who_had_what_when_and_why() {
+fn history_lists_addresses_times_and_reasons() {
     let mut world = World::new(network());
     world.register(1);
     world.store();
@@ -137,7 +150,7 @@ fn the_history_says_who_had_what_when_and_why() {
     world.store();
     world.sleep(10);
     world.register(1);
-    // Nothing that an agent has changes by these.
+    // These registrations change no address.
     world.register(1);
     world.register_with(1, AgentOptions { docker_bridge: false, ..AgentOptions::default() });
     world.store();

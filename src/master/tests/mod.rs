@@ -1,5 +1,5 @@
-//! The master as a whole: what happens, and exactly what it wants done. The store here is a map
-//! that the tests can make fail.
+//! The whole master: events, and its exact commands. The store is a map that the tests can make
+//! fail.
 
 mod configuration;
 mod leadership;
@@ -9,6 +9,7 @@ mod recovery;
 mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
@@ -20,7 +21,7 @@ use crate::protocol::{AddressRange, Overlay, State, Status, Vxlan};
 use crate::store::{Change, Epoch, Key, Loaded, StoreError, Version};
 use crate::wire;
 
-/// A master and its store. Commits stay under way until a test lets them end.
+/// A master and its store. A commit stays under way until a test ends it.
 struct World {
     master: Master,
     now: Now,
@@ -28,16 +29,16 @@ struct World {
     version: Version,
     /// The commit that is under way.
     writing: Option<Vec<Change>>,
-    /// Sent or held back messages, with the version that they wait for.
+    /// Messages, with the version that they wait for.
     sent: Vec<(Upid, Message, Version)>,
     broadcasts: Vec<(Vec<Upid>, Message, Version)>,
     replies: Vec<(Reply, Version)>,
-    /// Why what was held back was given up.
+    /// The reasons for which pending sends were abandoned.
     abandoned: Vec<String>,
-    /// Deleted agents that are not told what was held back for them.
+    /// Released agents whose pending messages were withdrawn.
     withdrawn: BTreeSet<Ipv4Addr>,
     loads: usize,
-    /// Who wants the configuration to be read again.
+    /// The requests to read the configuration again.
     rereads: Vec<RequestId>,
 }
 
@@ -69,7 +70,7 @@ impl World {
         world
     }
 
-    /// A master with another configuration takes over what the store holds.
+    /// Restarts the master with another configuration on the same store.
     fn restart(self, network: Network) -> Self {
         let mut world = Self::restored(network, self.records, self.version);
         world.load();
@@ -87,7 +88,7 @@ impl World {
                 Command::Load => self.loads += 1,
                 Command::Abandon(reason) => self.abandoned.push(reason),
                 Command::Withdraw(agents) => self.withdrawn.extend(agents),
-                Command::Reread(id) => self.rereads.push(id),
+                Command::ReadConfig(id) => self.rereads.push(id),
                 Command::Preview { id, job } => {
                     let effect = Box::new(job.run());
                     self.master.handle(self.now, Event::Previewed(id, effect));
@@ -112,7 +113,7 @@ impl World {
         self.handle(Event::Loaded(Ok(loaded)));
     }
 
-    /// Lets the commit that is under way end well, and all that follow it.
+    /// Ends the commit that is under way with success, and all commits that follow.
     fn store(&mut self) {
         while let Some(changes) = self.writing.take() {
             for change in changes {
@@ -126,7 +127,7 @@ impl World {
         }
     }
 
-    /// The agents of which the store has a record.
+    /// Returns the agents of which the store has a record.
     fn agents(&self) -> Vec<Ipv4Addr> {
         let agents = self.records.keys().filter_map(|key| match key {
             Key::Agent(ip) => Some(*ip),
@@ -139,7 +140,7 @@ impl World {
         self.register_with(agent, AgentOptions::default())
     }
 
-    /// What the agent 10.0.0.`agent` is assigned, whether or not it is durable yet.
+    /// Returns the assignments of the agent 10.0.0.`agent`, durable or not.
     fn register_with(&mut self, agent: u8, options: AgentOptions) -> Option<Vec<Assignment>> {
         let before = self.sent.len();
         self.message(agent, Message::RegisterAgent(options));
@@ -162,13 +163,13 @@ impl World {
             .expect("a request is answered at once, if only when something is durable")
     }
 
-    /// The operator has the master read another configuration while it runs.
+    /// Reloads another configuration.
     fn reload(&mut self, network: Network) -> Effect {
         self.handle(Event::Request(RequestId(2), Request::Reload));
         assert_eq!(self.rereads.pop(), Some(RequestId(2)));
         let reuse_after = Duration::from_secs(3600);
         let settings = Settings { network: Arc::new(network), reuse_after };
-        self.handle(Event::Reread(RequestId(2), Ok(settings)));
+        self.handle(Event::ConfigRead(RequestId(2), Ok(settings)));
         match self.replies.pop() {
             Some((Reply::Effect(effect), _)) => *effect,
             other => panic!("{other:?} instead of the effect"),
@@ -206,7 +207,7 @@ impl World {
         }
     }
 
-    /// The numbers of these names.
+    /// Returns the metrics of these names.
     fn metrics<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
         let (metrics, host) = (self.master.metrics(), HostCounters::default());
         let all = Master::CATALOGUE.metrics;
@@ -214,7 +215,7 @@ impl World {
         names.map(|name| find(name).read(&metrics, &host))
     }
 
-    /// The statuses that the state shows of an agent.
+    /// Returns the statuses that the state shows of an agent.
     fn statuses(&mut self, agent: u8) -> Vec<Option<Status>> {
         let state = self.state();
         let agent = state.agents.iter().find(|known| known.ip == ip(agent)).unwrap();
@@ -244,7 +245,7 @@ fn overlay(name: &str, subnet: &str) -> Overlay {
     }
 }
 
-/// The network of the recorded traffic.
+/// Returns the network of the recorded traffic.
 fn network() -> Network {
     let dual =
         Overlay { range6: range("fd01:b::/64", 80), ..overlay("vxlan-2", "192.168.128.0/17") };
@@ -258,7 +259,7 @@ fn network() -> Network {
     }
 }
 
-/// A network with one small overlay.
+/// Returns a network with one small overlay.
 fn small(vteps: &str, subnet: &str) -> Network {
     Network {
         vtep_subnet: vteps.parse().unwrap(),
@@ -279,7 +280,7 @@ fn report(assignments: &[Assignment], status: &Status) -> Message {
 }
 
 #[test]
-fn the_first_agent_gets_what_the_recorded_master_gave_it() {
+fn first_allocation_matches_recorded_master() {
     let mut world = World::new(network());
     let overlays = world.register(1).unwrap();
     let (_, bytes) = wire::encode_message(&Message::UpdateAgentOverlays(overlays));
@@ -289,7 +290,7 @@ fn the_first_agent_gets_what_the_recorded_master_gave_it() {
 }
 
 #[test]
-fn nothing_is_promised_before_it_is_stored() {
+fn assignments_wait_for_their_commit() {
     let mut world = World::new(network());
     world.register(1);
     assert_eq!(world.sent[0].2, Version(1), "the update waits for the first commit");
@@ -298,14 +299,14 @@ fn nothing_is_promised_before_it_is_stored() {
     world.store();
     assert_eq!(world.version, Version(1));
     assert_eq!(world.request(Request::State).1, Version(1));
-    // Registering again changes nothing, and need not be stored.
+    // A repeated registration changes nothing, and is not stored.
     world.register(1);
     assert_eq!(world.sent[1].2, Version(1));
     assert_eq!(world.writing, None);
 }
 
 #[test]
-fn all_that_registers_during_a_write_goes_into_the_next_one() {
+fn registrations_during_commit_share_the_next() {
     let mut world = World::new(network());
     for agent in 1..=50 {
         world.register(agent);
@@ -319,7 +320,7 @@ fn all_that_registers_during_a_write_goes_into_the_next_one() {
 }
 
 #[test]
-fn who_asks_again_while_the_store_hangs_is_answered_once() {
+fn repeated_request_while_store_hangs_is_answered_once() {
     let mut world = World::new(network());
     world.register(1);
     for _ in 0..100 {
@@ -327,7 +328,7 @@ fn who_asks_again_while_the_store_hangs_is_answered_once() {
         world.register(2);
     }
     assert_eq!(world.sent.len(), 2, "what is held back does not grow with the time");
-    // What it is told is another thing now.
+    // The assignments have changed now.
     let mesos_only = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
     assert!(world.register_with(2, mesos_only).is_some());
     world.store();
@@ -335,7 +336,7 @@ fn who_asks_again_while_the_store_hangs_is_answered_once() {
 }
 
 #[test]
-fn an_agent_keeps_its_addresses_across_registrations_and_restarts() {
+fn agent_keeps_addresses_across_restarts() {
     let mut world = World::new(network());
     let first: Vec<_> = (1..=5).map(|agent| world.register(agent).unwrap()).collect();
     world.store();
@@ -357,7 +358,7 @@ fn report_with_endless_reason_is_cut() {
 }
 
 #[test]
-fn what_agents_report_is_shown_with_its_reason_and_acknowledged() {
+fn report_is_shown_and_acknowledged() {
     let mut world = World::new(network());
     let overlays = world.register(1).unwrap();
     world.store();
@@ -377,13 +378,13 @@ fn what_agents_report_is_shown_with_its_reason_and_acknowledged() {
     world.message(1, report(&overlays, &Status::Ok));
     assert_eq!(world.sent.len(), 4, "a duplicate is acknowledged like the first");
     assert_eq!(world.health().status, Condition::Ok);
-    // A registration does not wipe what is known.
+    // A registration keeps the reported statuses.
     world.register(1);
     assert_eq!(world.statuses(1), [Some(Status::Ok), Some(Status::Ok)]);
 }
 
 #[test]
-fn an_acknowledgement_waits_for_the_record_too() {
+fn acknowledgement_waits_for_record() {
     let mut world = World::new(network());
     let overlays = world.register(1).unwrap();
     world.message(1, report(&overlays, &Status::Ok));
@@ -391,16 +392,16 @@ fn an_acknowledgement_waits_for_the_record_too() {
 }
 
 #[test]
-fn reports_that_make_no_sense_are_counted_and_never_fatal() {
+fn unexpected_reports_are_counted() {
     let mut world = World::new(network());
-    // From an agent that is not registered.
+    // A report of an agent that is not registered.
     let mut others = World::new(small("44.128.0.0/16", "20.0.0.0/8"));
     let foreign = others.register(7).unwrap();
     world.message(7, report(&foreign, &Status::Ok));
     assert_eq!(world.sent, []);
     assert_eq!(world.health().counters.agent_registered_messages_dropped, 1);
 
-    // Of an overlay that does not exist: the rest counts.
+    // A report of an overlay that does not exist: the other overlays are noted.
     let mut overlays = world.register(1).unwrap();
     world.store();
     overlays.extend(foreign);
@@ -408,7 +409,7 @@ fn reports_that_make_no_sense_are_counted_and_never_fatal() {
     assert_eq!(world.health().counters.unknown_overlays_reported, 1);
     assert_eq!(world.statuses(1), [Some(Status::Ok), Some(Status::Ok)]);
 
-    // With addresses that it does not have: an outdated report must not look like a success.
+    // A report with other addresses: an outdated report must not look like a success.
     let mut outdated = overlays[0].clone();
     outdated.subnet = Some("192.168.99.0/24".parse().unwrap());
     world.message(1, report(&[outdated], &Status::Ok));
@@ -419,7 +420,7 @@ fn reports_that_make_no_sense_are_counted_and_never_fatal() {
          192.168.0.0/24, VTEP 44.128.0.1: restart it"
     );
 
-    // Messages that a master sends, and messages that nobody understands.
+    // Messages that only a master sends, and malformed messages.
     world.message(1, Message::AgentRegisteredAcknowledgement);
     world.message(1, Message::UpdateAgentOverlays(Vec::new()));
     let malformed =
@@ -430,7 +431,7 @@ fn reports_that_make_no_sense_are_counted_and_never_fatal() {
 }
 
 #[test]
-fn options_decide_what_an_agent_gets_and_may_change() {
+fn options_select_assignments_and_may_change() {
     let mut world = World::new(network());
     let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
     let overlays = world.register_with(1, gateway).unwrap();
@@ -452,7 +453,7 @@ fn options_decide_what_an_agent_gets_and_may_change() {
 }
 
 #[test]
-fn an_overlay_that_is_added_later_reaches_agents_when_they_register_again() {
+fn added_overlay_is_assigned_at_next_registration() {
     let mut world = World::new(small("44.128.0.0/16", "20.0.0.0/8"));
     world.register(1);
     world.store();
@@ -463,7 +464,7 @@ fn an_overlay_that_is_added_later_reaches_agents_when_they_register_again() {
 }
 
 #[test]
-fn a_disabled_overlay_is_not_told_of_and_kept() {
+fn disabled_overlay_is_not_sent_and_is_kept() {
     let mut world = World::new(network());
     world.register(1);
     let second = world.register(2).unwrap();
@@ -480,7 +481,7 @@ fn a_disabled_overlay_is_not_told_of_and_kept() {
 }
 
 #[test]
-fn exhausted_vteps_refuse_the_agent_and_say_so() {
+fn register_without_free_vtep_is_refused() {
     // Two hosts in a /30.
     let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/8"));
     assert!(world.register(1).is_some() && world.register(2).is_some());
@@ -497,7 +498,7 @@ fn exhausted_vteps_refuse_the_agent_and_say_so() {
 }
 
 #[test]
-fn what_an_agent_lacks_is_a_problem_until_it_wants_it_no_more_or_is_deleted() {
+fn shortage_ends_with_option_or_release() {
     let mut tight = small("44.128.0.0/30", "20.0.0.0/24");
     tight.vtep_subnet6 = Some("fd01:a::/127".parse().unwrap());
     let mut world = World::new(tight);
@@ -518,7 +519,7 @@ fn what_an_agent_lacks_is_a_problem_until_it_wants_it_no_more_or_is_deleted() {
 }
 
 #[test]
-fn an_exhausted_family_costs_nothing_of_the_other() {
+fn exhausted_family_leaks_no_subnet_of_the_other() {
     let mut two = network();
     // IPv6 is enough for two agents, IPv4 for 128.
     two.overlays[1].range6 = range("fd01:b::/79", 80);
@@ -542,7 +543,7 @@ fn an_exhausted_family_costs_nothing_of_the_other() {
 }
 
 #[test]
-fn a_deleted_agent_that_returns_gets_its_addresses_back() {
+fn returning_agent_gets_its_addresses_back() {
     let mut world = World::new(network());
     world.register(1);
     let second = world.register(2).unwrap();
@@ -550,7 +551,7 @@ fn a_deleted_agent_that_returns_gets_its_addresses_back() {
     world.delete(2);
     world.store();
     assert_eq!(world.state().agents.len(), 1);
-    // Somebody new gets what was never used, before and after a restart of the master.
+    // A new agent gets unused addresses, before and after a restart of the master.
     assert_eq!(subnets(&world.register(3).unwrap())[0], "192.168.2.0/24");
     world.store();
     let mut world = world.restart(network());
@@ -559,7 +560,7 @@ fn a_deleted_agent_that_returns_gets_its_addresses_back() {
 }
 
 #[test]
-fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
+fn returning_agent_keeps_subnets_of_unconfigured_overlay() {
     let part = || small("44.128.0.0/16", "20.0.0.0/23");
     let other = overlay("other", "20.1.0.0/23");
     let whole = || Network { overlays: vec![part().overlays[0].clone(), other.clone()], ..part() };
@@ -576,7 +577,7 @@ fn a_deleted_agent_that_returns_keeps_what_is_not_configured_just_then() {
 }
 
 #[test]
-fn a_deleted_agent_that_returns_gets_nothing_outside_of_a_narrower_overlay() {
+fn returning_agent_gets_nothing_outside_narrowed_overlay() {
     let mut world = World::new(small("44.128.0.0/16", "20.0.0.0/22"));
     for agent in 1..=3 {
         world.register(agent);
@@ -586,7 +587,7 @@ fn a_deleted_agent_that_returns_gets_nothing_outside_of_a_narrower_overlay() {
     world.store();
     world.delete(3);
     world.store();
-    // Nobody has anything outside of it, so it is taken.
+    // No agent has an address outside of it, so it is accepted.
     let mut world = world.restart(small("44.128.0.0/16", "20.0.0.0/23"));
     assert_eq!(subnets(&world.register(3).unwrap()), ["20.0.1.0/24"]);
     world.store();
@@ -597,7 +598,7 @@ fn a_deleted_agent_that_returns_gets_nothing_outside_of_a_narrower_overlay() {
 }
 
 #[test]
-fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
+fn unconfigured_subnet_allocated_to_another_is_dropped() {
     let two = |prefix: u8| {
         let plain = small("44.128.0.0/16", "20.0.0.0/24");
         let (kept, mut cut) = (overlay("kept", "20.1.0.0/23"), plain.overlays[0].clone());
@@ -624,14 +625,15 @@ fn what_is_not_configured_just_then_is_not_kept_if_it_was_cut_and_given_away() {
 }
 
 #[test]
-fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
+fn release_withdraws_unstored_assignments() {
     let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/23"));
     world.register(1);
     world.store();
     world.delete(1);
     assert_eq!(world.withdrawn, BTreeSet::new(), "what it was told was stored");
     world.store();
-    // Before this is durable, it is deleted, and the next one gets the last addresses there are.
+    // The agent is released before its record is durable, and the next agent gets the last
+    // addresses.
     let first = world.register(2).unwrap();
     world.register(3);
     world.delete(3);
@@ -639,14 +641,14 @@ fn a_deleted_agent_is_not_told_what_was_never_stored_for_it() {
     assert_eq!(world.withdrawn, BTreeSet::from([ip(3)]));
     let fourth = world.register(4).unwrap();
     assert_ne!(subnets(&fourth), subnets(&first));
-    // Who comes back is told anew.
+    // A returning agent is sent its assignments again.
     world.delete(4);
     assert_eq!(world.withdrawn, BTreeSet::from([ip(3), ip(4)]));
     assert_eq!(world.register(4), Some(fourth));
 }
 
 #[test]
-fn freed_addresses_are_used_again_last_and_the_oldest_first() {
+fn released_addresses_are_reused_last_oldest_first() {
     // Four subnets.
     let mut world = World::new(small("44.128.0.0/16", "20.0.0.0/22"));
     for agent in 1..=3 {
@@ -665,13 +667,13 @@ fn freed_addresses_are_used_again_last_and_the_oldest_first() {
     assert_eq!(world.health().counters.early_reuses, 1, "3590 seconds are not an hour");
     assert_eq!(subnets(&world.register(6).unwrap()), ["20.0.0.0/24"]);
     assert_eq!(subnets(&world.register(7).unwrap()), [""; 0], "none is left");
-    // Whoever returns too late gets what is left of his own, his VTEP, and no subnet of another.
+    // An agent that returns too late gets its VTEP, which is left, and no subnet.
     let late = world.register(2).unwrap();
     assert_eq!(late, []);
 }
 
 #[test]
-fn what_was_given_to_another_is_no_longer_kept_for_the_deleted_agent() {
+fn reused_address_is_removed_from_released_record() {
     let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/23"));
     world.register(1);
     world.register(2);
@@ -684,7 +686,7 @@ fn what_was_given_to_another_is_no_longer_kept_for_the_deleted_agent() {
 }
 
 #[test]
-fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
+fn failed_commit_reloads_state_and_sends_nothing() {
     let mut world = World::new(network());
     let first = world.register(1).unwrap();
     world.store();
@@ -708,7 +710,7 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
     assert_eq!(world.request(Request::State).0, unavailable);
     assert_eq!(world.request(Request::DeleteAgents(vec![ip(1)])).0, unavailable);
 
-    // Registrations that come meanwhile are answered when the state is there again.
+    // Registrations in between are answered when the state is loaded.
     assert_eq!(world.register(3), None);
     assert_eq!(world.register(3), None);
     let loads = world.loads;
@@ -718,7 +720,7 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
     let before = world.sent.len();
     world.load();
     assert_eq!(world.sent.len(), before + 1, "one answer, however often it asked");
-    // The first one hears nothing of it, and would not say again how it is.
+    // The first agent does not notice the failure, and does not report again.
     let statuses = |world: &mut World| {
         let agents = world.state().agents.clone();
         let first = agents.iter().find(|agent| agent.ip == ip(1)).unwrap().overlays.clone();
@@ -731,7 +733,7 @@ fn a_failed_commit_leads_back_to_the_store_and_nothing_is_told() {
 }
 
 #[test]
-fn contradictory_records_are_set_aside_and_the_rest_is_served() {
+fn conflicting_records_are_quarantined() {
     let mut world = World::new(network());
     for agent in 1..=3 {
         world.register(agent);
@@ -756,14 +758,14 @@ fn contradictory_records_are_set_aside_and_the_rest_is_served() {
     );
     assert!(health.problems[1].contains("its record is unreadable: "), "{:?}", health.problems);
     assert_eq!(world.writing, None, "they stay in the store as they are");
-    // The operator's remedy.
+    // The operator releases the agent.
     world.delete(2);
     assert!(world.register(2).is_some());
     assert_eq!(world.health().problems.len(), 1);
 }
 
 #[test]
-fn a_share_that_the_configuration_no_longer_covers_is_kept_and_reported() {
+fn subnet_outside_configuration_is_kept_and_reported() {
     let mut world = World::new(network());
     let before = world.register(1).unwrap();
     world.register(2);
@@ -781,11 +783,11 @@ fn a_share_that_the_configuration_no_longer_covers_is_kept_and_reported() {
 }
 
 #[test]
-fn what_a_record_holds_that_was_set_aside_is_kept_for_its_agent() {
+fn addresses_of_quarantined_record_stay_reserved() {
     let mut world = World::new(network());
     let before = world.register(1).unwrap();
     world.store();
-    // The operator moves the VTEPs: no agent can be served. Its containers go on all the same.
+    // The operator moves the VTEP subnet: no agent can be served. Its containers keep running.
     let moved = || Network { vtep_subnet: "44.129.0.0/16".parse().unwrap(), ..network() };
     let mut world = world.restart(moved());
     assert_eq!(world.register(1), None);
@@ -796,7 +798,7 @@ fn what_a_record_holds_that_was_set_aside_is_kept_for_its_agent() {
     mended.load();
     assert_eq!(mended.register(1).unwrap(), before);
 
-    // Or the operator gives it up.
+    // Alternatively the operator releases the agent.
     world.delete(1);
     let in_use: Vec<u128> = world.health().pools.iter().map(|pool| pool.in_use).collect();
     assert_eq!(in_use, [1; 5], "what the other agent has");
@@ -804,7 +806,7 @@ fn what_a_record_holds_that_was_set_aside_is_kept_for_its_agent() {
 }
 
 #[test]
-fn a_share_of_which_one_family_is_not_covered_leaks_nothing_when_it_is_freed() {
+fn release_partly_conflicting_overlay_leaks_nothing() {
     let mut world = World::new(network());
     world.register(1);
     world.store();
@@ -817,7 +819,7 @@ fn a_share_of_which_one_family_is_not_covered_leaks_nothing_when_it_is_freed() {
     assert_eq!(in_use, [0; 5]);
 }
 
-/// What a random cluster does.
+/// A step of a random cluster.
 #[derive(Debug, Clone)]
 enum Step {
     Register(u8, bool),
@@ -827,7 +829,7 @@ enum Step {
     Restart,
 }
 
-/// What an agent was told: its VTEP, and its subnet of each overlay.
+/// The addresses that were sent to an agent: its VTEP, and its subnet of each overlay.
 type Told = (String, BTreeMap<OverlayName, Subnet>);
 
 fn step() -> impl Strategy<Value = Step> {
@@ -841,10 +843,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: what was promised is stored, no two agents have the
-    /// same, and no agent's addresses change unless it was deleted.
+    /// For every sequence of steps: sent addresses are stored, no two agents have the same, and the
+    /// addresses of an agent change only after its release.
     #[test]
-    fn promises_are_kept(steps in prop::collection::vec(step(), 1..60)) {
+    fn sent_assignments_are_stored_and_distinct(steps in prop::collection::vec(step(), 1..60)) {
         // Eight subnets and six VTEPs for eleven agents.
         let tight = || small("44.128.0.0/29", "20.0.0.0/21");
         let mut world = World::new(tight());
@@ -861,7 +863,7 @@ proptest! {
                     world.sent.retain(|(to, ..)| *to != upid(agent));
                     let request = Request::DeleteAgents(vec![ip(agent)]);
                     world.handle(Event::Request(RequestId(1), request));
-                    // A deletion that fails later leaves the agent as it was.
+                    // A release that fails later leaves the agent unchanged.
                     world.store();
                 }
                 Step::Store => world.store(),
@@ -883,7 +885,7 @@ proptest! {
                     world.sent = sent;
                 }
             }
-            // The messages that leave now.
+            // The messages that are sent now.
             let version = world.version;
             for (to, message, _) in world.sent.extract_if(.., |(_, _, when)| *when <= version) {
                 let Message::UpdateAgentOverlays(overlays) = message else { continue };
@@ -906,7 +908,7 @@ proptest! {
                 promised.values().flat_map(|told| told.1.values()).collect();
             prop_assert_eq!(subnets.iter().collect::<BTreeSet<_>>().len(), subnets.len());
         }
-        // What is in the store is what was promised.
+        // The store has the sent addresses.
         let mut world = world.restart(tight());
         let state = world.state();
         for (ip, told) in promised.iter().filter(|(_, told)| !told.0.is_empty()) {
@@ -921,7 +923,7 @@ proptest! {
 }
 
 #[test]
-fn the_numbers_follow_the_state() {
+fn metrics_follow_the_state() {
     const STATE: [&str; 6] =
         ["recovering", "status/ok", "status/degraded", "agents/ok", "agents/unreported", "version"];
     let small = small("44.128.0.0/29", "192.168.0.0/23");
@@ -963,7 +965,7 @@ fn the_numbers_follow_the_state() {
 }
 
 #[test]
-fn messages_that_are_not_decoded_are_counted_by_their_kind() {
+fn ignored_messages_are_counted_by_kind() {
     let mut world = World::new(network());
     let from = upid(9);
     assert!(world.master.accepts(&from, MessageKind::RegisterAgent));

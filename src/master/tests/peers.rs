@@ -1,11 +1,12 @@
-//! What the master tells agents about each other: to agents that do with it what they should.
+//! The updates of peers, applied by correct agents.
 
 use std::net::Ipv6Addr;
 
+use super::super::gate::Gated;
 use super::*;
 use crate::protocol::{PeerInfo, PeersHave, PeersUpdate, digest_of};
 
-/// An agent's table of its peers.
+/// The table of peers of an agent.
 #[derive(Debug, Default)]
 struct Follower {
     have: PeersHave,
@@ -13,7 +14,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Whether the update fits.
+    /// Applies an update. Returns whether it fits.
     fn takes(&mut self, update: &PeersUpdate) -> bool {
         let PeersUpdate { epoch, version, digest, base, changed, removed } = update.clone();
         if (epoch, version) < (self.have.epoch, self.have.version) {
@@ -42,7 +43,7 @@ impl World {
         self.handle(Event::Timeout);
     }
 
-    /// Lets the store finish, and the master do all that is due.
+    /// Ends all commits, and runs everything that is due.
     fn settle(&mut self) {
         self.store();
         self.pass(Duration::from_secs(1));
@@ -55,7 +56,7 @@ impl World {
         self.message(agent, Message::RequestPeers(have));
     }
 
-    /// What was sent about peers, to whom, and the version that it waits for.
+    /// Returns the updates of peers with their receivers and the versions that they wait for.
     fn updates(&mut self) -> Vec<(Vec<Upid>, Arc<PeersUpdate>, Version)> {
         let sent = std::mem::take(&mut self.sent).into_iter();
         let sent = sent.map(|(to, message, when)| (vec![to], message, when));
@@ -67,7 +68,7 @@ impl World {
         updates.collect()
     }
 
-    /// The only update that was sent.
+    /// Returns the only update that was sent.
     fn update(&mut self) -> (Vec<Upid>, Arc<PeersUpdate>) {
         let mut updates = self.updates();
         assert_eq!(updates.len(), 1, "{updates:?}");
@@ -76,7 +77,7 @@ impl World {
         (to, update)
     }
 
-    /// Agents that are registered, and know it.
+    /// Returns a world with registered and subscribed agents.
     fn subscribed<const N: usize>(network: Network, agents: [u8; N]) -> (Self, Follower) {
         let mut world = Self::new(network);
         for agent in agents {
@@ -92,7 +93,7 @@ impl World {
         (world, follower)
     }
 
-    /// Another master reads the state.
+    /// Lets another master load the state.
     fn fail_over(self, network: Network, epoch: u64) -> Self {
         let mut world = Self::restored(network, self.records, self.version);
         world.now = self.now;
@@ -111,7 +112,7 @@ fn changed(update: &PeersUpdate) -> Vec<Ipv4Addr> {
 }
 
 #[test]
-fn an_agent_gets_the_whole_table_and_then_what_changes() {
+fn subscriber_gets_snapshot_then_deltas() {
     let mut world = World::new(network());
     world.register(1);
     let underlay = Some("fd00::2".parse().unwrap());
@@ -136,11 +137,11 @@ fn an_agent_gets_the_whole_table_and_then_what_changes() {
     let expected =
         ["vxlan-1 192.168.1.0/24", "vxlan-2 192.168.129.0/24", "vxlan-2 fd01:b:0:0:1::/80"];
     assert_eq!(subnets, expected);
-    // A gateway without subnets is reached all the same.
+    // A gateway without subnets is a peer as well.
     assert_eq!(whole.changed[&ip(3)].underlay, ip(3));
     assert_eq!(whole.changed[&ip(3)].peer.subnets, []);
 
-    // Five agents in one go are one message, which has them and nothing else; who is told knows it.
+    // Several changes at once are one delta with nothing else.
     let mut follower = Follower::default();
     assert!(follower.takes(&whole));
     (4..=6).for_each(|agent| drop(world.register(agent)));
@@ -159,7 +160,7 @@ fn an_agent_gets_the_whole_table_and_then_what_changes() {
 }
 
 #[test]
-fn what_changes_nothing_for_the_peers_is_not_told() {
+fn change_without_effect_on_peers_is_not_sent() {
     let (mut world, follower) = World::subscribed(network(), [1, 2]);
     let assigned = world.register(1).unwrap();
     world.message(1, report(&assigned, &Status::Ok));
@@ -169,7 +170,7 @@ fn what_changes_nothing_for_the_peers_is_not_told() {
     assert!(world.reload(reordered).accepted);
     world.settle();
     assert_eq!(world.updates(), []);
-    // Who asks is told that nothing has changed, and at once.
+    // A request is answered at once: nothing has changed.
     world.ask(1, follower.have);
     let (to, update) = world.update();
     let PeersHave { epoch, version, digest } = follower.have;
@@ -178,7 +179,7 @@ fn what_changes_nothing_for_the_peers_is_not_told() {
 }
 
 #[test]
-fn a_change_of_the_underlay_is_kept_and_told() {
+fn changed_underlay_is_stored_and_sent() {
     let (mut world, mut follower) = World::subscribed(network(), [1, 2]);
     let moved =
         AgentOptions { underlay: Some("fd00::9".parse().unwrap()), ..AgentOptions::default() };
@@ -192,7 +193,7 @@ fn a_change_of_the_underlay_is_kept_and_told() {
 }
 
 #[test]
-fn nothing_is_told_before_it_is_stored_and_no_pile_is_made_meanwhile() {
+fn peers_wait_for_store_without_piling_up() {
     let (mut world, _) = World::subscribed(network(), [1]);
     world.register(2);
     world.pass(SECOND);
@@ -211,7 +212,7 @@ fn nothing_is_told_before_it_is_stored_and_no_pile_is_made_meanwhile() {
 }
 
 #[test]
-fn who_lacks_as_much_as_the_whole_table_gets_the_whole_table() {
+fn delta_as_long_as_snapshot_becomes_snapshot() {
     let (mut world, _) = World::subscribed(network(), [1, 2]);
     for agent in [1, 2] {
         let underlay = format!("fd00::{agent}").parse().ok();
@@ -223,7 +224,7 @@ fn who_lacks_as_much_as_the_whole_table_gets_the_whole_table() {
 }
 
 #[test]
-fn a_gap_is_filled_from_what_the_agent_has() {
+fn request_after_gap_gets_missing_changes() {
     let (mut world, mut first) = World::subscribed(network(), [1, 2, 3]);
     world.register(4);
     world.settle();
@@ -237,23 +238,23 @@ fn a_gap_is_filled_from_what_the_agent_has() {
     let (to, update) = world.update();
     assert_eq!((to, changed(&update)), (vec![upid(1)], vec![ip(4), ip(5)]));
     assert!(first.takes(&update));
-    // A table that was never made is made anew.
+    // A request with an unknown table gets a snapshot.
     world.ask(1, PeersHave { digest: 1, ..first.have });
     world.settle();
     assert_eq!(world.update().1.base, None);
 }
 
 #[test]
-fn the_log_is_bounded() {
+fn change_log_is_bounded() {
     let (mut world, follower) = World::subscribed(network(), [1, 2, 3]);
     let Phase::Leading(leading) = &mut world.master.phase else { panic!("it leads") };
-    let peers = &mut leading.peers;
+    let peers = leading.peers_mut();
     let info = follower.table[&ip(3)].clone();
     for number in 0..40_000_u128 {
         let moved = PeerInfo { underlay: Ipv6Addr::from(number).into(), ..info.clone() };
-        peers.set(ip(3), Some(moved));
+        peers.set(ip(3), Gated::new(Some(moved), Version(0)));
     }
-    assert_eq!(peers.remembered(), (32 * 1024, 32 * 1024 + 1));
+    assert_eq!(peers.log_sizes(), (32 * 1024, 32 * 1024 + 1));
     world.ask(1, follower.have);
     world.settle();
     let updates = world.updates();
@@ -261,7 +262,7 @@ fn the_log_is_bounded() {
 }
 
 #[test]
-fn a_failover_costs_nobody_the_table() {
+fn failover_sends_deltas_only() {
     let (world, mut follower) = World::subscribed(network(), [1, 2, 3]);
     let mut world = world.fail_over(network(), 2);
     world.register(4);
@@ -277,13 +278,13 @@ fn a_failover_costs_nobody_the_table() {
     assert_eq!(update.base, Some(follower.have.digest));
     let before = follower.have;
     assert!(follower.takes(&update));
-    // What the old master still says is ignored.
+    // Later updates of the old master are ignored.
     let late = PeersUpdate { epoch: 1, version: 99, ..PeersUpdate::default() };
     assert!(follower.takes(&late) && follower.have != before && follower.table.len() == 4);
 }
 
 #[test]
-fn an_overlay_that_is_disabled_or_renamed_or_gone_is_told() {
+fn disabled_and_renamed_overlays_reach_peers() {
     let (mut world, mut follower) = World::subscribed(network(), [1, 2]);
     let overlays = |follower: &Follower| {
         let subnets = follower.table[&ip(1)].peer.subnets.iter();
@@ -301,7 +302,7 @@ fn an_overlay_that_is_disabled_or_renamed_or_gone_is_told() {
 }
 
 #[test]
-fn who_is_forgotten_is_told_nothing_and_the_others_are_told() {
+fn released_agent_is_unsubscribed_and_removed() {
     let (mut world, mut follower) = World::subscribed(network(), [1, 2, 3]);
     assert_eq!(world.metrics(SUBSCRIBERS), [3, 3]);
     let forget = Forget { agents: vec![ip(2)], force: true, dry_run: false };
@@ -317,12 +318,12 @@ fn who_is_forgotten_is_told_nothing_and_the_others_are_told() {
 }
 
 #[test]
-fn who_is_silent_for_five_minutes_is_told_nothing_more() {
+fn silent_subscriber_expires() {
     let (mut world, follower) = World::subscribed(network(), [1, 2]);
     world.pass(Duration::from_secs(200));
     world.ask(1, follower.have);
     world.updates();
-    // The machine wakes up for it, though nothing else happens.
+    // The expiry has a timeout of its own.
     world.now.elapsed = world.master.next_timeout().unwrap();
     world.pass(Duration::ZERO);
     assert_eq!(world.metrics(SUBSCRIBERS), [2, 1]);
@@ -332,7 +333,7 @@ fn who_is_silent_for_five_minutes_is_told_nothing_more() {
 }
 
 #[test]
-fn only_an_agent_that_is_registered_is_told_and_only_by_its_own_word() {
+fn subscribe_needs_registered_sender() {
     let (mut world, follower) = World::subscribed(network(), [1, 2]);
     world.ask(9, PeersHave::default());
     let other = Upid { id: "x".to_owned(), ..upid(1) };
@@ -345,7 +346,7 @@ fn only_an_agent_that_is_registered_is_told_and_only_by_its_own_word() {
     assert_eq!((to, update.base), ([1, 2].map(upid).to_vec(), Some(follower.have.digest)));
     let names = ["internal/request_peers_messages_dropped", "unexpected_messages"];
     assert_eq!(world.metrics(names), [2, 1]);
-    // Whoever asks all the time is told no more often than the others.
+    // An agent with many requests gets no more updates than other agents.
     for _ in 0..1000 {
         world.ask(1, PeersHave { digest: 7, ..PeersHave::default() });
     }
@@ -354,7 +355,7 @@ fn only_an_agent_that_is_registered_is_told_and_only_by_its_own_word() {
 }
 
 #[test]
-fn a_master_that_does_not_lead_tells_nobody() {
+fn recovering_master_sends_no_peers() {
     let (mut world, _) = World::subscribed(network(), [1]);
     world.register(2);
     world.handle(Event::Committed(Err(StoreError::Failed {
@@ -370,7 +371,7 @@ fn a_master_that_does_not_lead_tells_nobody() {
 }
 
 #[test]
-fn sending_is_paced_and_counted() {
+fn sends_are_paced_and_counted() {
     let wide = small("44.0.0.0/8", "20.0.0.0/8");
     let mut world = World::new(wide);
     let agent = |number: u32| Ipv4Addr::from_bits(0xac10_0000 + number);
@@ -403,7 +404,7 @@ fn sending_is_paced_and_counted() {
     // 3,000 tables of 3,000 agents with 36 bytes each.
     assert!((25..60).contains(&slices), "{slices} slices");
     assert_eq!(world.updates(), []);
-    // One change goes to all of them in one message.
+    // One change is one broadcast to all of them.
     say(&mut world, 3000, Message::RegisterAgent(AgentOptions::default()));
     world.settle();
     assert_eq!(world.update().0.len(), 3000);
@@ -412,7 +413,7 @@ fn sending_is_paced_and_counted() {
 const SENT: [&str; 2] = ["internal/update_peers_messages_sent", "internal/update_peers_bytes_sent"];
 
 #[test]
-fn a_table_that_no_agent_would_take_is_a_problem_and_is_not_sent() {
+fn too_large_peer_table_is_reported_and_not_sent() {
     let (mut world, follower) = World::subscribed(network(), [1, 2]);
     let Phase::Leading(leading) = &mut world.master.phase else { panic!("it leads") };
     let info = &follower.table[&ip(1)];
@@ -420,7 +421,8 @@ fn a_table_that_no_agent_would_take_is_a_problem_and_is_not_sent() {
     for number in 0..3000 {
         let mut info = info.clone();
         info.peer.subnets = (0..500).map(|at| (name(at), info.peer.subnets[0].1)).collect();
-        leading.peers.set(Ipv4Addr::from_bits(0xac10_0000 + number), Some(info));
+        let info = Gated::new(Some(info), Version(0));
+        leading.peers_mut().set(Ipv4Addr::from_bits(0xac10_0000 + number), info);
     }
     world.ask(1, PeersHave { digest: 7, ..PeersHave::default() });
     world.settle();
@@ -429,10 +431,11 @@ fn a_table_that_no_agent_would_take_is_a_problem_and_is_not_sent() {
     let problem = &health.problems[0];
     assert!(problem.starts_with("what agents are to be told of their peers has "), "{problem}");
     assert!(world.updates().is_empty());
-    // When it has shrunk, it goes out, and the problem is gone.
+    // A smaller table is sent, and the problem ends.
     let Phase::Leading(leading) = &mut world.master.phase else { panic!("it leads") };
     for number in 0..3000 {
-        leading.peers.set(Ipv4Addr::from_bits(0xac10_0000 + number), None);
+        let gone = Gated::new(None, Version(0));
+        leading.peers_mut().set(Ipv4Addr::from_bits(0xac10_0000 + number), gone);
     }
     world.ask(1, PeersHave { digest: 7, ..PeersHave::default() });
     world.settle();
@@ -467,10 +470,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens on the way, all know the same at the end, and nobody ever knows what is not
-    /// stored.
+    /// For every sequence of steps: all agents have the same peers at the end, and never peers that
+    /// are not stored.
     #[test]
-    fn all_agents_come_to_know_the_same(steps in prop::collection::vec(step(), 1..60)) {
+    fn all_agents_get_the_same_peers(steps in prop::collection::vec(step(), 1..60)) {
         let mut world = World::new(network());
         let mut network = network();
         let mut followers: BTreeMap<u8, Follower> = BTreeMap::new();
@@ -525,9 +528,7 @@ proptest! {
             }
         }
         let Phase::Leading(leading) = &world.master.phase else { panic!("it leads") };
-        let agents = leading.registry.agents.keys();
-        let truth: BTreeMap<_, _> =
-            agents.map(|ip| (*ip, leading.registry.peer(*ip).unwrap())).collect();
+        let truth = leading.peers_of_registry();
         prop_assert_eq!(truth.len(), 5);
         for (agent, follower) in followers {
             prop_assert_eq!(&follower.table, &truth, "agent {}", agent);
@@ -536,9 +537,9 @@ proptest! {
 }
 
 #[test]
-fn who_asks_again_while_the_store_hangs_is_answered_once() {
+fn repeated_request_while_store_hangs_is_answered_once() {
     let (mut world, follower) = World::subscribed(network(), [1, 2]);
-    // A record changes, and the table does not.
+    // The change of this record does not change the table.
     let options = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
     world.message(2, Message::RegisterAgent(options));
     for _ in 0..3 {

@@ -1,8 +1,8 @@
-//! What the store may hold that makes no sense, kind by kind: what is served, what is said of the
-//! rest, and that nobody gets an address which somebody may be using.
+//! Invalid and conflicting records in the store: which agents are served, which problems are
+//! reported, and that no agent gets an address that another agent may be using.
 
 use super::*;
-use crate::protocol::{AgentRecord, OverlayRecord, Record, ReleasedRecord};
+use crate::protocol::{AgentRecord, OverlayRecord, PeersHave, Record, ReleasedRecord};
 use crate::wire::encode_record;
 
 fn had(name: &str, subnet: &str) -> OverlayRecord {
@@ -22,12 +22,12 @@ fn record(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> AgentRecord {
     }
 }
 
-/// One overlay of 256 subnets.
+/// Returns a network with one overlay of 256 subnets.
 fn plain() -> Network {
     small("44.128.0.0/24", "20.0.0.0/16")
 }
 
-/// A master that found these records.
+/// Returns a master that loaded these records.
 fn found<const N: usize>(network: Network, records: [(u8, Vec<u8>); N]) -> World {
     let records = records.map(|(agent, bytes)| (Key::Agent(ip(agent)), bytes));
     let mut world = World::restored(network, BTreeMap::from(records), Version(9));
@@ -40,21 +40,21 @@ fn stored(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> Vec<u8> {
     encode_record(&Record::Agent(record(vtep_ip, overlays)))
 }
 
-/// VTEP address and subnets of a new agent.
+/// Registers an agent, and returns its VTEP address and subnets.
 fn given(world: &mut World, agent: u8) -> Vec<String> {
     let overlays = world.register(agent).expect("it is served");
     let vtep = overlays.iter().take(1).map(|one| one.vtep.ip.address().to_string());
     vtep.chain(subnets(&overlays)).collect()
 }
 
-/// Of a message of protobuf: a field with text.
+/// Encodes a text field of protobuf.
 fn field(number: u8, text: &str) -> Vec<u8> {
     let length = u8::try_from(text.len()).unwrap();
     [&[number << 3 | 2, length], text.as_bytes()].concat()
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_what_it_may_have_is_given_to_nobody() {
+fn unreadable_record_is_named_and_gap_withheld() {
     let overlay = |text: &str| {
         let inner = [field(1, "net"), field(2, text)].concat();
         let vtep = field(1, "44.128.0.2");
@@ -86,7 +86,7 @@ fn what_cannot_be_read_is_named_and_what_it_may_have_is_given_to_nobody() {
         let said = said.unwrap_or_else(|| panic!("{}", problems[0]));
         assert!(said.contains(reason), "{said} does not say {reason}");
         assert_eq!(world.register(2), None);
-        // It had the gap, or what comes after the others.
+        // The record may have the gap, or the addresses after those of the other agents.
         assert_eq!(given(&mut world, 4), ["44.128.0.5", "20.0.4.0/24"]);
         world.delete(2);
         assert_eq!(world.health().problems, [""; 0]);
@@ -95,7 +95,7 @@ fn what_cannot_be_read_is_named_and_what_it_may_have_is_given_to_nobody() {
 }
 
 #[test]
-fn a_vtep_address_that_two_agents_have_is_served_to_the_first() {
+fn vtep_of_two_agents_is_served_to_first() {
     let same = |subnet: &str| stored("44.128.0.1", vec![had("net", subnet)]);
     let records = [(1, same("20.0.0.0/24")), (2, same("20.0.1.0/24"))];
     let mut world = found(plain(), records);
@@ -109,14 +109,14 @@ fn a_vtep_address_that_two_agents_have_is_served_to_the_first() {
         ]
     );
     assert_eq!(given(&mut world, 3), ["44.128.0.2", "20.0.2.0/24"], "the rest of it is kept");
-    // Without the first there is no contradiction any more.
+    // The release of the first agent ends the conflict.
     world.delete(1);
     assert_eq!(world.health().problems, [""; 0]);
     assert_eq!(given(&mut world, 2), ["44.128.0.1", "20.0.1.0/24"]);
 }
 
 #[test]
-fn a_vtep_address_that_no_host_can_have_is_not_served() {
+fn vtep_outside_subnet_is_quarantined() {
     for vtep in ["44.128.1.7", "44.128.0.0", "44.128.0.255"] {
         let bytes = stored(vtep, vec![had("net", "20.0.0.0/24")]);
         let mut world = found(plain(), [(1, bytes)]);
@@ -131,7 +131,7 @@ fn a_vtep_address_that_no_host_can_have_is_not_served() {
 }
 
 #[test]
-fn an_ipv6_vtep_address_in_doubt_is_not_replaced_by_another() {
+fn conflicting_vtep_ip6_is_not_replaced() {
     let with = |vtep6: &str, vtep: &str, subnet: &str| {
         let record = record(vtep, vec![had("vxlan-1", subnet)]);
         let vtep_ip6 = Some(vtep6.parse().unwrap());
@@ -163,7 +163,7 @@ fn an_ipv6_vtep_address_in_doubt_is_not_replaced_by_another() {
 }
 
 #[test]
-fn a_subnet_that_two_agents_have_is_served_to_the_first_and_shown() {
+fn subnet_of_two_agents_is_served_to_first() {
     let same = |vtep: &str| stored(vtep, vec![had("net", "20.0.0.0/24")]);
     let mut world = found(plain(), [(1, same("44.128.0.1")), (2, same("44.128.0.2"))]);
     assert_eq!(world.register(2), Some(Vec::new()), "it gets no other one");
@@ -184,8 +184,8 @@ fn a_subnet_that_two_agents_have_is_served_to_the_first_and_shown() {
 }
 
 #[test]
-fn a_subnet_of_another_length_is_given_to_nobody_in_any_part() {
-    // Longer, shorter, wider than the whole space, and outside.
+fn subnet_of_other_length_is_withheld_whole() {
+    // Longer, shorter, wider than the whole range, and outside.
     let cases = [
         ("20.0.1.64/26", "20.0.2.0/24"),
         ("20.0.0.0/23", "20.0.2.0/24"),
@@ -207,7 +207,7 @@ fn a_subnet_of_another_length_is_given_to_nobody_in_any_part() {
             assert_eq!(given(&mut world, 2)[1], "20.0.0.0/24");
         }
         assert_eq!(given(&mut world, 3).get(1).map_or("", String::as_str), next, "{odd}");
-        // It rests as any other when the agent is deleted.
+        // After the release the subnet is reused late, as any other.
         world.delete(1);
         assert_eq!(world.health().problems.len(), usize::from(next.is_empty()));
         let free = ["20.0.0.0/24", "20.0.1.0/24", "20.0.2.0/24", "20.0.3.0/24"];
@@ -217,13 +217,13 @@ fn a_subnet_of_another_length_is_given_to_nobody_in_any_part() {
 }
 
 #[test]
-fn what_an_agent_has_of_a_removed_overlay_is_given_to_nobody_by_another() {
+fn subnets_of_removed_overlay_are_withheld() {
     let had = vec![had("old", "20.0.0.0/25"), had("older", "20.0.1.0/24")];
     let records = [(1, stored("44.128.0.1", had))];
     let records = records.map(|(agent, bytes)| (Key::Agent(ip(agent)), bytes));
     let mut world = World::restored(plain(), BTreeMap::from(records), Version(9));
     world.load();
-    // What is of the right length it simply has of the other one.
+    // A subnet of the right length is adopted by the other overlay.
     assert_eq!(world.health().problems, [""; 0]);
     world.store();
     assert_eq!(given(&mut world, 1), ["44.128.0.1", "20.0.1.0/24"]);
@@ -234,7 +234,7 @@ fn what_an_agent_has_of_a_removed_overlay_is_given_to_nobody_by_another() {
 }
 
 #[test]
-fn what_a_deleted_agent_had_is_free_only_if_nobody_has_it() {
+fn released_address_of_another_record_stays_taken() {
     let released = Record::Released(ReleasedRecord {
         at: 1_700_000_000,
         vtep_ip: Some("44.128.0.2".parse().unwrap()),
@@ -250,7 +250,7 @@ fn what_a_deleted_agent_had_is_free_only_if_nobody_has_it() {
 }
 
 #[test]
-fn freed_addresses_that_are_cut_in_another_way_rest_all_the_same() {
+fn released_subnet_with_other_prefix_is_reused_last() {
     let released = Record::Released(ReleasedRecord {
         at: 1_700_000_000,
         vtep_ip: Some("44.128.0.1".parse().unwrap()),
@@ -281,7 +281,7 @@ fn record_under_an_address_no_agent_can_have_is_quarantined() {
     };
     assert_eq!(world.health().problems, addresses.map(sentence));
     assert!(world.state().agents.iter().all(|agent| agent.overlays.is_empty()), "not served");
-    // What it may have is given to nobody.
+    // The addresses of the records are withheld.
     assert_eq!(given(&mut world, 9), ["44.128.0.4", "20.0.0.0/24"]);
     assert_eq!(given(&mut world, 8), ["44.128.0.5", "20.0.4.0/24"]);
     for text in addresses {
@@ -310,4 +310,182 @@ fn release_time_no_clock_has_shown_is_named_and_reused_last() {
     assert_eq!(given(&mut world, 12)[1], "10.0.3.0/24");
     assert_eq!(given(&mut world, 13)[1], "10.0.2.0/24");
     assert_eq!(given(&mut world, 14)[1], "10.0.1.0/24", "and no sum of it overflows");
+}
+
+/// The version that the last message to an agent waits for.
+fn valid_from(world: &World, agent: u8) -> Version {
+    let sent = world.sent.iter().rev().find(|(to, ..)| *to == upid(agent));
+    sent.expect("the agent is sent something").2
+}
+
+fn failed_commit() -> Event {
+    Event::Committed(Err(StoreError::Failed {
+        store: "file:/x".to_owned(),
+        action: "commit",
+        reason: "no space".to_owned(),
+    }))
+}
+
+/// Lets the commit that is under way fail, and the state be read again.
+fn fail_and_reload(world: &mut World) {
+    world.writing = None;
+    world.handle(failed_commit());
+    world.now.elapsed = world.master.next_timeout().unwrap();
+    world.handle(Event::Timeout);
+    world.load();
+}
+
+mod contested_address {
+    use super::*;
+
+    fn same_vtep() -> World {
+        let same = |subnet: &str| stored("44.128.0.1", vec![had("net", subnet)]);
+        found(plain(), [(1, same("20.0.0.0/24")), (2, same("20.0.1.0/24"))])
+    }
+
+    #[test]
+    fn vtep_is_sent_when_the_release_is_durable() {
+        let mut world = same_vtep();
+        world.register(1);
+        assert_eq!(valid_from(&world, 1), Version(9), "the first agent has it already");
+        world.delete(1);
+        assert!(world.register(2).is_some());
+        assert_eq!(valid_from(&world, 2), Version(10), "the release is under way");
+        world.store();
+        world.register(2);
+        assert_eq!(valid_from(&world, 2), Version(10), "nothing new is waited for");
+    }
+
+    #[test]
+    fn subnet_is_sent_when_the_release_is_durable() {
+        let same = |vtep: &str| stored(vtep, vec![had("net", "20.0.0.0/24")]);
+        let mut world = found(plain(), [(1, same("44.128.0.1")), (2, same("44.128.0.2"))]);
+        assert_eq!(world.register(2), Some(Vec::new()));
+        assert_eq!(valid_from(&world, 2), Version(9), "no address of it is contested");
+        world.delete(1);
+        assert_eq!(subnets(&world.register(2).unwrap()), ["20.0.0.0/24"]);
+        assert_eq!(valid_from(&world, 2), Version(10));
+    }
+
+    #[test]
+    fn vtep_ip6_is_sent_when_the_release_is_durable() {
+        let same = |number: u8| {
+            let vtep = format!("44.128.0.{number}");
+            let subnet = format!("192.168.{number}.0/24");
+            let vtep_ip6 = Some("fd01:a::1".parse().unwrap());
+            let record = AgentRecord { vtep_ip6, ..record(&vtep, vec![had("vxlan-1", &subnet)]) };
+            encode_record(&Record::Agent(record))
+        };
+        let records = [(1, same(1)), (2, same(2))];
+        let records = records.map(|(agent, bytes)| (Key::Agent(ip(agent)), bytes));
+        let mut world = World::restored(network(), BTreeMap::from(records), Version(9));
+        world.load();
+        world.register(2);
+        world.store();
+        let before = world.version;
+        world.delete(1);
+        assert!(world.register(2).unwrap()[0].vtep.ip6.is_some());
+        assert_eq!(valid_from(&world, 2), before.next());
+    }
+
+    #[test]
+    fn failed_release_leaves_the_address_to_the_first_agent() {
+        let mut world = same_vtep();
+        world.delete(1);
+        assert!(world.register(2).is_some());
+        fail_and_reload(&mut world);
+        assert_eq!(world.abandoned.len(), 1, "the message to agent 2 is dropped");
+        assert_eq!(world.register(2), None);
+        assert!(world.register(1).is_some());
+        assert_eq!(valid_from(&world, 1), Version(9));
+    }
+
+    #[test]
+    fn held_back_message_is_withdrawn_when_its_agent_is_released() {
+        let mut world = same_vtep();
+        world.delete(1);
+        world.register(2);
+        world.delete(2);
+        assert_eq!(world.withdrawn, BTreeSet::from([ip(2)]));
+    }
+
+    #[test]
+    fn address_of_a_quarantined_agent_is_not_served_to_a_later_agent() {
+        // Agent 2 is quarantined because of agent 1, and comes before agent 3 all the same: without
+        // agent 1 it would take the subnet away from agent 3.
+        let records = [
+            (1, stored("44.128.0.1", vec![had("net", "20.0.1.0/24")])),
+            (2, stored("44.128.0.1", vec![had("net", "20.0.2.0/24")])),
+            (3, stored("44.128.0.3", vec![had("net", "20.0.2.0/24")])),
+        ];
+        let mut world = found(plain(), records);
+        assert_eq!(world.register(3), Some(Vec::new()));
+        world.delete(1);
+        world.store();
+        assert_eq!(subnets(&world.register(2).unwrap()), ["20.0.2.0/24"]);
+        assert_eq!(world.register(3), Some(Vec::new()));
+        world.delete(2);
+        assert_eq!(subnets(&world.register(3).unwrap()), ["20.0.2.0/24"]);
+        assert_eq!(valid_from(&world, 3), world.version.next());
+    }
+
+    #[test]
+    fn configured_again_overlay_is_sent_when_the_release_is_durable() {
+        let mut two = plain();
+        two.overlays.push(overlay("other", "21.0.0.0/16"));
+        let same = |vtep: &str| stored(vtep, vec![had("other", "21.0.7.0/24")]);
+        let mut world = found(plain(), [(1, same("44.128.0.1")), (2, same("44.128.0.2"))]);
+        world.register(2);
+        world.store();
+        let before = world.version;
+        world.delete(1);
+        assert!(world.reload(two).accepted);
+        let (to, message, when) = world.sent.last().expect("the change is sent at once");
+        let Message::UpdateAgentOverlays(overlays) = message else { panic!("{message}") };
+        assert_eq!(
+            (to, subnets(overlays)),
+            (&upid(2), vec!["20.0.0.0/24".into(), "21.0.7.0/24".into()])
+        );
+        assert_eq!(*when, before.next());
+    }
+
+    #[test]
+    fn underlay_reaches_peers_when_the_release_is_durable() {
+        let with = |number: u8| {
+            let vtep = format!("44.128.0.{number}");
+            let underlay = Some("fd00::9".parse().unwrap());
+            let record = AgentRecord { underlay, ..record(&vtep, Vec::new()) };
+            encode_record(&Record::Agent(record))
+        };
+        let mut world = found(plain(), [(1, with(1)), (2, with(2))]);
+        let underlay = Some("fd00::9".parse().unwrap());
+        let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
+        world.register_with(1, AgentOptions { underlay, ..gateway });
+        world.register_with(3, gateway);
+        world.store();
+        let before = world.version;
+        world.message(3, Message::RequestPeers(PeersHave::default()));
+        world.delete(1);
+        world.now.elapsed += Duration::from_secs(1);
+        world.handle(Event::Timeout);
+        let (_, message, when) = world.broadcasts.last().expect("the peers are sent");
+        let Message::UpdatePeers(update) = message else { panic!("{message}") };
+        assert!(update.changed.contains_key(&ip(2)) && !update.changed.contains_key(&ip(1)));
+        assert_eq!(*when, before.next());
+    }
+}
+
+#[test]
+fn preview_waits_until_the_state_is_durable() {
+    let mut world = World::new(plain());
+    world.register(1);
+    let (reply, when) = world.request(Request::Preview(Box::new(plain())));
+    assert!(matches!(reply, Reply::Effect(_)));
+    assert_eq!(when, Version(1));
+    // A preview that ends after the loss of the state is not answered with its effect.
+    world.writing = None;
+    world.handle(failed_commit());
+    world.handle(Event::Previewed(RequestId(1), Box::default()));
+    let reply = Reply::Unavailable("file:/x: commit: no space".to_owned());
+    assert_eq!(world.replies.pop(), Some((reply, Version(0))));
 }

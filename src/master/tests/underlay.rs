@@ -1,18 +1,18 @@
-//! Addresses of the underlay that cannot be the agent's own: what is refused, what is said of it,
-//! and when that ends.
+//! Underlay addresses that an agent cannot have: refused registrations, reported problems, and when
+//! they end.
 
 use super::*;
 use crate::protocol::{AgentRecord, PeersHave, PeersUpdate, Record};
 use crate::wire::encode_record;
 
 impl World {
-    /// Registers the agent with an address of the underlay. Whether it is assigned anything.
+    /// Registers the agent with an underlay address. Returns whether it is sent assignments.
     fn register_at(&mut self, agent: u8, underlay: &str) -> bool {
         let underlay = Some(underlay.parse().unwrap());
         self.register_with(agent, AgentOptions { underlay, ..AgentOptions::default() }).is_some()
     }
 
-    /// Where peers are told that each agent is, by its last number.
+    /// Returns the underlay addresses that peers are sent, by the last byte of the agents.
     fn told(&mut self) -> Vec<(u8, String)> {
         self.store();
         self.sent.clear();
@@ -50,7 +50,7 @@ fn at(agent: u8, underlay: &str) -> (u8, String) {
     (agent, underlay.to_owned())
 }
 
-/// What health says of a registration that was refused, since the other agent has the address.
+/// Returns the problem of a registration that was refused because `holder` has the address.
 fn refused(agent: u8, underlay: &str, holder: u8) -> String {
     let (agent, holder) = (ip(agent), ip(holder));
     format!(
@@ -60,7 +60,7 @@ fn refused(agent: u8, underlay: &str, holder: u8) -> String {
     )
 }
 
-/// What a store may hold: agents with these numbers and addresses of the underlay.
+/// Returns stored records of agents with these numbers and underlay addresses.
 fn records(agents: &[(u8, &str)]) -> BTreeMap<Key, Vec<u8>> {
     let record = |(agent, underlay): &(u8, &str)| {
         let record = AgentRecord {
@@ -94,19 +94,19 @@ fn duplicate_underlay_is_refused_until_the_other_agent_leaves_it() {
     assert!(world.register_at(1, "fd00::9"));
     assert_eq!(world.told(), [at(1, "fd00::9"), at(2, "fd00::2")]);
 
-    // The second one moves.
+    // The second agent moves.
     assert!(!world.register_at(3, "fd00::2"));
     assert_eq!(world.problems(), [refused(3, "fd00::2", 2)]);
     assert!(world.register_at(3, "fd00::3"));
     assert_eq!(world.problems(), [""; 0]);
 
-    // The holder is deleted.
+    // The holder is released.
     assert!(!world.register_at(4, "fd00::2"));
     world.delete(2);
     assert_eq!(world.problems(), [""; 0]);
     assert!(world.register_at(4, "fd00::2"));
 
-    // The second one is deleted, or forgotten, though it never was registered.
+    // The second agent is released, though it never was registered.
     assert!(!world.register_at(5, "fd00::2"));
     world.delete(5);
     assert_eq!(world.problems(), [""; 0]);
@@ -119,7 +119,7 @@ fn duplicate_underlay_is_refused_until_the_other_agent_leaves_it() {
 }
 
 #[test]
-fn known_agent_that_claims_the_underlay_of_another_keeps_what_it_had() {
+fn known_agent_with_taken_underlay_keeps_its_record() {
     let mut world = World::new(network());
     assert!(world.register_at(1, "fd00::1"));
     assert!(world.register_at(2, "fd00::2"));
@@ -130,7 +130,7 @@ fn known_agent_that_claims_the_underlay_of_another_keeps_what_it_had() {
     assert_eq!(world.told(), before);
     world.store();
     assert_eq!(world.records.get(&Key::Agent(ip(1))), records.get(&Key::Agent(ip(1))));
-    // It comes back to its own.
+    // The agent registers with its own address again.
     assert!(world.register_at(1, "fd00::1"));
     assert_eq!(world.problems(), [""; 0]);
 }
@@ -145,7 +145,7 @@ fn refused_registration_survives_a_reload_and_ends_with_a_master() {
     assert!(world.reload(other).accepted);
     assert_eq!(world.problems(), [refused(2, "fd00::9", 1)]);
     world.store();
-    // The next master has read who has the address, and hears of the other one when it registers.
+    // The next master loads the holder, and learns of the other agent when it registers.
     let mut world = world.restart(network());
     assert_eq!(world.problems(), [""; 0]);
     assert!(!world.register_at(2, "fd00::9"));
@@ -154,7 +154,7 @@ fn refused_registration_survives_a_reload_and_ends_with_a_master() {
 }
 
 #[test]
-fn registrations_that_wait_for_the_state_are_judged_by_it() {
+fn waiting_registrations_are_checked_against_state() {
     let mut world = World::restored(network(), records(&[(9, "fd00::9")]), Version(9));
     for (agent, underlay) in [(1, "fd00::9"), (2, "fd00::2"), (3, "fd00::2")] {
         assert!(!world.register_at(agent, underlay), "the state is not there");
@@ -181,7 +181,8 @@ fn stored_duplicate_underlay_is_served_for_lowest_agent() {
     assert!(!world.register_at(5, "fd00::9"));
     assert_eq!(world.problems(), [sentence(5, 3), sentence(7, 3)], "said once");
 
-    // The lowest moves, so the next one has it; what it had it does not get back.
+    // The first agent moves, so the next agent has the address. The first agent does not get it
+    // back.
     assert!(world.register_at(3, "fd00::3"));
     assert_eq!(world.problems(), [sentence(7, 5)]);
     assert!(!world.register_at(3, "fd00::9"));
@@ -190,7 +191,7 @@ fn stored_duplicate_underlay_is_served_for_lowest_agent() {
     assert!(world.register_at(3, "fd00::3"));
     assert_eq!(world.told(), [at(3, "fd00::3"), at(5, "fd00::9"), at(8, "fd00::8")]);
 
-    // A reload finds the same, and refuses nothing because of what was there before.
+    // A reload has the same problems, and is not refused because of earlier ones.
     let mut other = network();
     other.overlays.reverse();
     assert!(world.reload(other).accepted);
@@ -201,8 +202,8 @@ fn stored_duplicate_underlay_is_served_for_lowest_agent() {
 }
 
 #[test]
-fn underlay_of_a_record_that_is_set_aside_is_given_to_nobody() {
-    // Both have one VTEP address: the second record is set aside.
+fn underlay_of_quarantined_record_is_reserved() {
+    // Both have one VTEP address: the second record is quarantined.
     let mut stored = records(&[(1, "fd00::1"), (2, "fd00::2")]);
     let twice = records(&[(1, "fd00::2")]).remove(&Key::Agent(ip(1))).unwrap();
     stored.insert(Key::Agent(ip(2)), twice);
@@ -228,7 +229,7 @@ fn underlay_of_no_host_or_inside_of_the_overlays_is_refused() {
         assert!(!world.register_at(1, underlay), "{underlay}");
         let problems = world.problems();
         assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
-        // Records of a store are judged likewise.
+        // Stored records are checked in the same way.
         let mut found = World::restored(network(), records(&[(1, underlay)]), Version(9));
         found.load();
         let problems = found.problems();
@@ -241,7 +242,7 @@ fn underlay_of_no_host_or_inside_of_the_overlays_is_refused() {
 }
 
 #[test]
-fn overlay_over_agents_is_named_and_agents_are_served() {
+fn overlay_containing_agents_is_reported() {
     let over = |name: &str, agents: &str| {
         format!(
             "overlay {name} has 10.0.0.0/24, in which agent {agents} is: hosts there refuse it, and \
@@ -290,9 +291,9 @@ fn refused_registrations_are_named_up_to_a_limit() {
 }
 
 proptest! {
-    /// Whatever agents say and whoever is deleted, peers are told of no two agents at one address.
+    /// For every sequence of steps: peers are sent no two agents with one underlay address.
     #[test]
-    fn peers_are_told_of_no_two_agents_at_one_underlay_address(
+    fn peers_have_distinct_underlays(
         steps in prop::collection::vec((1_u8..6, 0_u8..5, 0_u8..10), 1..60),
         at_start in prop::collection::vec((1_u8..6, 1_u8..4), 0..5),
     ) {
@@ -315,7 +316,7 @@ proptest! {
             let told = world.told();
             let addresses: BTreeSet<&String> = told.iter().map(|(_, address)| address).collect();
             prop_assert_eq!(addresses.len(), told.len(), "{:?}", told);
-            // Who is not told of is named.
+            // Every agent that is not sent is reported.
             let state = world.state();
             let known = state.agents.iter().map(|agent| agent.ip.octets()[3]);
             let problems = world.problems();

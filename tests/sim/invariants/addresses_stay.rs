@@ -1,40 +1,39 @@
-//! The same agent always gets the same addresses, until it is deleted: in the store, and in what it
-//! is told.
+//! An agent keeps its addresses until its release, in the store and in sent assignments.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::{Fact, Invariant};
-use crate::ledger::{Ledger, Share, Step, share_of};
+use crate::ledger::{Allocation, Ledger, Step, allocation_of};
 
 pub(crate) struct AddressesStay {
-    /// Whether overlays change so that agents get other shares of what has the same name.
-    is_rude: bool,
-    /// What each agent was told since it was deleted last.
-    told: HashMap<Ipv4Addr, Share>,
-    /// When each agent was deleted. A commit may hold its deletion and its return.
+    /// Whether overlays change so that agents get other subnets of an overlay with the same name.
+    has_conflicting_changes: bool,
+    /// What was sent to each agent since its last release.
+    told: HashMap<Ipv4Addr, Allocation>,
+    /// When each agent was released. A commit may have its release and its return.
     deleted: HashMap<Ipv4Addr, Vec<Duration>>,
 }
 
 impl AddressesStay {
-    pub(crate) fn new(is_rude: bool) -> Self {
-        Self { is_rude, told: HashMap::new(), deleted: HashMap::new() }
+    pub(crate) fn new(has_conflicting_changes: bool) -> Self {
+        Self { has_conflicting_changes, told: HashMap::new(), deleted: HashMap::new() }
     }
 
-    /// A commit that was wanted at a moment changes an agent's record.
+    /// Checks the change of a record in a commit that was issued at `wanted`.
     fn stored(&mut self, step: &Step, wanted: Duration) -> Result<(), String> {
         let ip = step.ip;
         let deletions = self.deleted.entry(ip).or_default();
         let count = deletions.len();
         deletions.retain(|deleted| *deleted > wanted);
         let is_deleted = deletions.len() < count;
-        let Some(after) = step.after.share().filter(|_| !is_deleted) else {
+        let Some(after) = step.after.allocation().filter(|_| !is_deleted) else {
             self.told.remove(&ip);
             return Ok(());
         };
-        for (place, span) in step.before.share().into_iter().flatten() {
-            // An overlay may have got another name.
+        for (place, span) in step.before.allocation().into_iter().flatten() {
+            // The overlay may have been renamed.
             if after.get(place) != Some(span) && !after.values().any(|now| now == span) {
                 return Err(format!("{ip} had {place:?} {span:?} and has {after:?}"));
             }
@@ -50,15 +49,17 @@ impl Invariant for AddressesStay {
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Stored { by, steps, .. } => {
+            Fact::Committed { by, steps, .. } => {
                 return steps.iter().try_for_each(|step| self.stored(step, by.at));
             }
-            Fact::Deleted { agent } => {
+            Fact::ReleaseRequested { agent } => {
                 self.deleted.entry(*agent).or_default().push(now);
             }
-            Fact::Told { by, to, overlays } if by.epoch == ledger.epoch && !self.is_rude => {
+            Fact::AssignmentsSent { by, to, overlays }
+                if by.epoch == ledger.epoch && !self.has_conflicting_changes =>
+            {
                 let told = self.told.entry(*to).or_default();
-                for (place, span) in share_of(overlays) {
+                for (place, span) in allocation_of(overlays) {
                     let before = *told.entry(place.clone()).or_insert(span);
                     if before != span {
                         return Err(format!(

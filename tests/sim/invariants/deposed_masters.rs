@@ -1,9 +1,9 @@
-//! No write of a deposed master takes effect, and it says nothing but what was durable in its time.
+//! No write of a demoted master takes effect, and it sends only what was durable in its term.
 
 use std::time::Duration;
 
 use super::{Fact, Invariant};
-use crate::ledger::{Ledger, share_of};
+use crate::ledger::{Ledger, allocation_of};
 
 #[derive(Default)]
 pub(crate) struct DeposedMasters {
@@ -13,22 +13,22 @@ pub(crate) struct DeposedMasters {
 
 impl Invariant for DeposedMasters {
     fn name(&self) -> &'static str {
-        "deposed masters change nothing"
+        "demoted masters change nothing"
     }
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
         match fact {
             Fact::EpochBegan => self.ends.push(ledger.version),
-            Fact::Stored { by, epoch, .. } if *epoch != ledger.epoch => {
+            Fact::Committed { by, epoch, .. } if *epoch != ledger.epoch => {
                 return Err(format!(
                     "master {} has written in epoch {epoch}, which ended when epoch {} began",
                     by.master, ledger.epoch
                 ));
             }
-            Fact::Told { by, to, .. } if !by.leads => {
+            Fact::AssignmentsSent { by, to, .. } if !by.leads => {
                 return Err(format!("{to} is told by master {}, which does not lead", by.master));
             }
-            Fact::Told { by, to, overlays } if by.epoch < ledger.epoch => {
+            Fact::AssignmentsSent { by, to, overlays } if by.epoch < ledger.epoch => {
                 let place = usize::try_from(by.epoch).unwrap_or(usize::MAX);
                 let end = self.ends.get(place).copied().unwrap_or(ledger.version);
                 if by.durable > end {
@@ -38,8 +38,8 @@ impl Invariant for DeposedMasters {
                     ));
                 }
                 let stored = ledger.at(*to, by.durable);
-                for (place, span) in share_of(overlays) {
-                    if stored.share().and_then(|share| share.get(&place)) != Some(&span) {
+                for (place, span) in allocation_of(overlays) {
+                    if stored.allocation().and_then(|share| share.get(&place)) != Some(&span) {
                         return Err(format!(
                             "{to} is told {place:?} {span:?} by master {}, which was deposed, and \
                              in its time the store had {stored:?}",

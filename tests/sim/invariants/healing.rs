@@ -1,4 +1,4 @@
-//! When faults have ended, every agent is well or has a reason that is reported and still true.
+//! After all faults, every agent is healthy or has a reported reason that still holds.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -13,14 +13,16 @@ use crate::ledger::Ledger;
 
 pub(crate) struct Healing;
 
-/// Whether the master names the exhaustion of this pool.
+/// Returns whether the master names the exhaustion of this pool. A list of problems that is cut may
+/// do so in the part that is not shown.
 fn is_exhausted(health: &Health, pool: &str) -> bool {
     let names = |problem: &String| problem.starts_with(pool) && problem.contains("is exhausted");
-    health.problems.iter().any(names)
+    let is_cut = health.problems.last().is_some_and(|last| last.starts_with('…'));
+    is_cut || health.problems.iter().any(names)
 }
 
-/// Whether the master says that the agent is not served all that it has.
-pub(crate) fn is_in_doubt(health: &Health, ip: Ipv4Addr) -> bool {
+/// Returns whether the master reports a conflict of the agent.
+pub(crate) fn has_conflict(health: &Health, ip: Ipv4Addr) -> bool {
     let names = format!("agent {ip} ");
     health.problems.iter().any(|problem| problem.starts_with(&names))
 }
@@ -28,7 +30,7 @@ pub(crate) fn is_in_doubt(health: &Health, ip: Ipv4Addr) -> bool {
 fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
     let HealedAgent { info, health, .. } = agent;
     let ip = info.ip;
-    if is_in_doubt(&healed.health, ip) {
+    if has_conflict(&healed.health, ip) {
         return Ok(());
     }
     let is_served = healed.state.agents.iter().any(|served| served.ip == ip);

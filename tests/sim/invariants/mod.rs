@@ -1,8 +1,9 @@
-//! What must always be true, one rule a file. The world tells what happens, in the order in which
-//! it takes effect; a rule that is broken ends the world with a sentence.
+//! The rules that must always hold, one in each file. The world reports facts in the order in which
+//! they take effect. A violation ends the world with a sentence.
 //!
 //! To add a rule: a file here, a line in [`Monitor::new`], and a mutation that only it catches.
 
+mod addresses_are_exclusive;
 mod addresses_stay;
 mod deposed_masters;
 mod healing;
@@ -36,97 +37,100 @@ use crate::kernel::Done;
 use crate::ledger::{Ledger, Step};
 use crate::scenario::Scenario;
 
-/// A rule that was broken.
+/// A violation of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Broken {
+pub(crate) struct Violation {
     pub(crate) rule: &'static str,
-    pub(crate) how: String,
+    pub(crate) detail: String,
 }
 
-/// Nothing, or the rule that was broken.
-pub(crate) type Verdict = Result<(), Broken>;
+/// Nothing, or a violation.
+pub(crate) type RuleResult = Result<(), Violation>;
 
-/// A master at a moment.
+/// A master at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     pub(crate) master: usize,
-    /// Which of its lives.
+    /// The number of its process.
     pub(crate) run: u64,
-    /// What the election has told it last.
+    /// The last result of the election that it received.
     pub(crate) leads: bool,
-    /// The epoch that it believes to be in.
+    /// The epoch of its last load.
     pub(crate) epoch: u64,
-    /// The version that it knows to be durable.
+    /// The durable version by its last load or commit.
     pub(crate) durable: u64,
-    /// Reuses that it has counted as early in this life.
+    /// The early reuses that this process has counted.
     pub(crate) early_reuses: u64,
-    /// When that is.
+    /// The time of this description.
     pub(crate) at: Duration,
     /// Its wall clock.
     pub(crate) unix: u64,
-    /// Its configuration, and those that it had since its commit before.
+    /// Its configuration, and those since its last commit.
     pub(crate) networks: Vec<Arc<Network>>,
 }
 
-/// Something that happened.
+/// A fact that the world reports.
 pub(crate) enum Fact<'a> {
     /// A load took effect: an epoch has begun.
     EpochBegan,
+    /// The store was filled before any master had read it. Records may conflict.
+    Imported { steps: &'a [Step] },
     /// A commit took effect.
-    Stored { by: &'a Writer, epoch: u64, steps: &'a [Step] },
-    /// A master tells an agent its share: the message leaves.
-    Told { by: &'a Writer, to: Ipv4Addr, overlays: &'a [Assignment] },
-    /// An operator has a master delete an agent.
-    Deleted { agent: Ipv4Addr },
-    /// A master says that it has deleted these agents, which it was asked at this moment.
-    Freed { by: &'a Writer, agents: &'a [Ipv4Addr], asked: Duration },
-    /// A master has read its configuration again: it may tell agents.
-    Reread,
-    /// An agent's process has begun.
-    Began { agent: Ipv4Addr, options: AgentOptions, programs: bool },
-    /// An agent wants a container network made.
-    Wanted { agent: Ipv4Addr, network: &'a ContainerNetwork },
-    /// An attempt of a living agent has ended.
-    Made { agent: Ipv4Addr, network: &'a ContainerNetwork, is_done: bool },
-    /// An agent reports.
+    Committed { by: &'a Writer, epoch: u64, steps: &'a [Step] },
+    /// A master sends an agent its assignments.
+    AssignmentsSent { by: &'a Writer, to: Ipv4Addr, overlays: &'a [Assignment] },
+    /// An operator requests the release of an agent.
+    ReleaseRequested { agent: Ipv4Addr },
+    /// A master confirms the release of these agents, which was requested at `asked`.
+    ReleaseConfirmed { by: &'a Writer, agents: &'a [Ipv4Addr], asked: Duration },
+    /// A master has read its configuration again, and may send assignments.
+    ConfigRead,
+    /// An agent's process has started.
+    AgentStarted { agent: Ipv4Addr, options: AgentOptions, programs: bool },
+    /// An agent applies a container network.
+    NetworkDesired { agent: Ipv4Addr, network: &'a ContainerNetwork },
+    /// An attempt of a running agent has ended.
+    NetworkApplied { agent: Ipv4Addr, network: &'a ContainerNetwork, is_done: bool },
+    /// An agent sends a report.
     Reported { agent: Ipv4Addr, overlays: &'a [Assignment] },
-    /// A message leaves a node for an agent, or an agent for a master. What masters say of peers is
-    /// [`Fact::PeersTold`].
-    Sent { agent: Ipv4Addr, is_by_agent: bool },
-    /// A message of an agent reaches a master; a question for peers is [`Fact::PeersWanted`].
-    Asked { agent: Ipv4Addr },
-    /// An agent asks for its peers, and says what it has.
-    PeersAsked { agent: Ipv4Addr, have: PeersHave },
-    /// Such a question reaches this life of a master.
-    PeersWanted { of: (usize, u64), agent: Ipv4Addr },
-    /// A message about peers leaves this life of a master.
-    PeersTold { by: (usize, u64), to: Ipv4Addr },
-    /// A message about peers, whoever sent it, reaches an agent.
-    PeersHeard { agent: Ipv4Addr },
-    /// Somebody lies to an agent about peers in the name of its master.
-    Lied { agent: Ipv4Addr },
-    /// The kernel of an agent was programmed, and is like this now.
+    /// An agent or a master sends a message. Messages about peers from masters are
+    /// [`Fact::PeersSent`].
+    MessageSent { agent: Ipv4Addr, is_by_agent: bool },
+    /// A message of an agent reaches a master. A request for peers is
+    /// [`Fact::PeersRequestReceived`].
+    MessageReceived { agent: Ipv4Addr },
+    /// An agent requests its peers, with the table that it has.
+    PeersRequested { agent: Ipv4Addr, have: PeersHave },
+    /// A request for peers reaches this process of a master.
+    PeersRequestReceived { of: (usize, u64), agent: Ipv4Addr },
+    /// This process of a master sends a message about peers.
+    PeersSent { by: (usize, u64), to: Ipv4Addr },
+    /// A message about peers of any sender reaches an agent.
+    PeersReceived { agent: Ipv4Addr },
+    /// False peers are sent to an agent in the name of its master.
+    FalsePeersSent { agent: Ipv4Addr },
+    /// The kernel of an agent was programmed, with the resulting state.
     Programmed {
         agent: Ipv4Addr,
         desired: &'a Desired,
         done: &'a Done,
         kernel: &'a dataplane::State,
     },
-    /// Something happened to an agent that may make it speak.
-    Provoked { agent: Ipv4Addr },
-    /// A machine wants so many things done at one event.
-    Commanded { who: Ipv4Addr, count: usize, events: usize, is_master: bool },
-    /// Faults have ended long ago.
+    /// An event reached an agent, which may send messages because of it.
+    AgentTriggered { agent: Ipv4Addr },
+    /// A state machine issues commands after an event.
+    CommandsIssued { who: Ipv4Addr, count: usize, events: usize, is_master: bool },
+    /// The faults have ended, and the time for healing has passed.
     Healed(&'a Healed),
 }
 
-/// A cluster that should be well.
+/// A cluster that has to be healthy.
 pub(crate) struct Healed {
     pub(crate) state: State,
     pub(crate) health: MasterHealth,
     pub(crate) agents: Vec<HealedAgent>,
-    /// Whether the leader says nothing of peers.
-    pub(crate) is_mute: bool,
+    /// Whether the leader sends no peers.
+    pub(crate) sends_no_peers: bool,
 }
 
 pub(crate) struct HealedAgent {
@@ -134,19 +138,19 @@ pub(crate) struct HealedAgent {
     pub(crate) health: AgentHealth,
     pub(crate) options: AgentOptions,
     pub(crate) made: Vec<ContainerNetwork>,
-    /// What is in its kernel, if it programs it.
+    /// The state of its kernel, if the agent programs it.
     pub(crate) kernel: Option<dataplane::State>,
 }
 
 /// A rule.
 pub(crate) trait Invariant {
-    /// What must be true, in a few words.
+    /// Returns the rule in a few words.
     fn name(&self) -> &'static str;
 
-    /// Takes note of what happened.
+    /// Checks a fact.
     ///
     /// # Errors
-    /// A sentence, if the rule is broken.
+    /// A sentence, if the rule is violated.
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String>;
 }
 
@@ -157,12 +161,13 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// All rules, or the one with this name.
+    /// Returns all rules, or the one with this name.
     pub(crate) fn new(scenario: &Scenario, only: Option<&str>) -> Self {
         let mut rules: Vec<Box<dyn Invariant>> = vec![
             Box::new(no_overlap::NoOverlap::new(scenario.reuse_after)),
-            Box::new(promises_are_stored::PromisesAreStored::default()),
-            Box::new(addresses_stay::AddressesStay::new(scenario.plan.is_rude)),
+            Box::new(promises_are_stored::AssignmentsAreStored::default()),
+            Box::new(addresses_are_exclusive::AddressesAreExclusive::default()),
+            Box::new(addresses_stay::AddressesStay::new(scenario.plan.has_conflicting_changes)),
             Box::new(deposed_masters::DeposedMasters::default()),
             Box::new(reuse::Reuse::new(scenario)),
             Box::new(reports_are_true::ReportsAreTrue::default()),
@@ -178,49 +183,56 @@ impl Monitor {
         ];
         if let Some(only) = only {
             rules.retain(|rule| rule.name() == only);
-            // That machines do not panic is found by whoever runs the world.
+            // A panic is found by the caller that runs the world.
             assert!(rules.len() == 1 || only == NO_PANIC, "there is no rule '{only}'");
         }
         Self { ledger: Ledger::default(), rules }
     }
 
-    /// Has somebody else hear what happens, too.
+    /// Adds an observer.
     pub(crate) fn add(&mut self, rule: Box<dyn Invariant>) {
         self.rules.push(rule);
     }
 
-    pub(crate) fn observe(&mut self, now: Duration, fact: &Fact<'_>) -> Verdict {
+    pub(crate) fn observe(&mut self, now: Duration, fact: &Fact<'_>) -> RuleResult {
         for rule in &mut self.rules {
-            let verdict = rule.observe(now, fact, &self.ledger);
-            verdict.map_err(|how| Broken { rule: rule.name(), how })?;
+            let result = rule.observe(now, fact, &self.ledger);
+            result.map_err(|detail| Violation { rule: rule.name(), detail })?;
         }
         Ok(())
     }
 
-    /// A load takes effect.
-    pub(crate) fn begin_epoch(&mut self, now: Duration) -> Verdict {
+    /// Reports a load.
+    pub(crate) fn begin_epoch(&mut self, now: Duration) -> RuleResult {
         self.ledger.epoch += 1;
         self.observe(now, &Fact::EpochBegan)
     }
 
-    /// A commit takes effect.
+    /// Reports an import.
+    pub(crate) fn import(&mut self, changes: &[Change]) -> RuleResult {
+        self.begin_epoch(Duration::ZERO)?;
+        let steps = self.ledger.write(self.ledger.version + 1, changes);
+        self.observe(Duration::ZERO, &Fact::Imported { steps: &steps })
+    }
+
+    /// Reports a commit.
     pub(crate) fn write(
         &mut self,
         now: Duration,
         by: &Writer,
         epoch: u64,
         changes: &[Change],
-    ) -> Result<Vec<Step>, Broken> {
+    ) -> Result<Vec<Step>, Violation> {
         let version = self.ledger.version + 1;
         let steps = self.ledger.write(version, changes);
-        self.observe(now, &Fact::Stored { by, epoch, steps: &steps })?;
+        self.observe(now, &Fact::Committed { by, epoch, steps: &steps })?;
         Ok(steps)
     }
 }
 
-/// What must happen when faults have ended.
+/// The rule for the end of all faults.
 pub(crate) const HEALS: &str = "everything heals";
-/// What must not become a storm.
+/// The rule for bounds.
 pub(crate) const BOUNDED: &str = "messages and commands are bounded";
 /// The rule that needs no file.
-pub(crate) const NO_PANIC: &str = "machines never panic";
+pub(crate) const NO_PANIC: &str = "state machines never panic";

@@ -1,6 +1,5 @@
-//! Nobody is flooded: an agent speaks now and then, or because something happened to it; a master
-//! speaks only when it is spoken to or its configuration changes; and what a machine wants done at
-//! a time has a bound.
+//! Messages and commands are bounded: an agent sends messages at intervals or after an event, and a
+//! master only after a message or a change of its configuration.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -9,13 +8,12 @@ use std::time::Duration;
 use super::{BOUNDED, Fact, Invariant};
 use crate::ledger::Ledger;
 
-/// Messages that an agent may send in a minute without any reason from outside: it asks again after
-/// 1 s at the earliest, then waits twice as long each time, and may be started twice; with its
-/// questions for peers it is the same.
+/// Messages that an agent may send in a minute without an event: registrations with a backoff that
+/// begins with 1 s and doubles, for two starts, and the same number of requests for peers.
 const UNPROVOKED_MAX: u64 = 36;
-/// Commands of an agent at one event: an attempt at each of its networks, and a few messages.
+/// Commands of an agent after one event: an attempt at each of its networks, and a few messages.
 const AGENT_COMMANDS_MAX: usize = 24;
-/// Commands of a master at one event, besides answers to all who waited.
+/// Commands of a master after one event, besides answers to all waiting agents.
 const MASTER_COMMANDS_MAX: usize = 8;
 
 #[derive(Default)]
@@ -24,7 +22,7 @@ struct Traffic {
     sent: u64,
     provoked: u64,
     provoked_before: u64,
-    /// Since the beginning.
+    /// Since the start.
     asked: u64,
     answered: u64,
 }
@@ -65,12 +63,12 @@ impl Invariant for NoStorm {
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Provoked { agent } | Fact::Began { agent, .. } => {
+            Fact::AgentTriggered { agent } | Fact::AgentStarted { agent, .. } => {
                 self.of(now, *agent).provoked += 1;
             }
-            Fact::Reread => self.rereads += 1,
-            Fact::Asked { agent } => self.of(now, *agent).asked += 1,
-            Fact::Sent { agent, is_by_agent: true } => {
+            Fact::ConfigRead => self.rereads += 1,
+            Fact::MessageReceived { agent } => self.of(now, *agent).asked += 1,
+            Fact::MessageSent { agent, is_by_agent: true } => {
                 let traffic = self.of(now, *agent);
                 traffic.sent += 1;
                 let Traffic { sent, provoked, provoked_before, .. } = traffic;
@@ -81,7 +79,7 @@ impl Invariant for NoStorm {
                     ));
                 }
             }
-            Fact::Sent { agent, is_by_agent: false } => {
+            Fact::MessageSent { agent, is_by_agent: false } => {
                 let rereads = self.rereads;
                 let traffic = self.of(now, *agent);
                 traffic.answered += 1;
@@ -90,7 +88,7 @@ impl Invariant for NoStorm {
                     return Err(format!("{agent} has asked {asked} times; answers: {answered}"));
                 }
             }
-            Fact::Commanded { who, count, events, is_master } => {
+            Fact::CommandsIssued { who, count, events, is_master } => {
                 let most = if *is_master {
                     MASTER_COMMANDS_MAX * events + 2 * self.agents
                 } else {

@@ -1,6 +1,5 @@
-//! When faults have ended, the kernel of every agent has the peers that the master's state shows,
-//! and no others; and no agent misses its peers, unless the master is one that says nothing of
-//! them.
+//! After all faults, the kernel of every agent has exactly the peers of the master's state, and no
+//! agent misses its peers, unless the master sends none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,22 +9,22 @@ use mesos_network_overlay::addr::{Mac, OverlayName, Subnet};
 use mesos_network_overlay::dataplane::State as Kernel;
 use mesos_network_overlay::protocol::{Assignment, Status};
 
-use super::healing::is_in_doubt;
+use super::healing::has_conflict;
 use super::{Fact, Healed, HealedAgent, Invariant};
 use crate::kernel::routes_to_peers;
-use crate::ledger::{Ledger, Share, Span};
+use crate::ledger::{Allocation, Ledger, Span};
 
 pub(crate) struct PeersAgree;
 
-/// What leads to peers in a kernel, or should.
+/// The neighbors, FDB entries and routes to peers in a kernel.
 #[derive(Debug, Default)]
-struct Ways {
+struct PeerRoutes {
     neighbours: BTreeMap<IpAddr, Mac>,
     forwards: BTreeMap<Mac, IpAddr>,
     routes: BTreeMap<Subnet, IpAddr>,
 }
 
-impl Ways {
+impl PeerRoutes {
     fn of_kernel(kernel: &Kernel) -> Self {
         let mut ways = Self::default();
         for device in kernel.devices.values() {
@@ -36,7 +35,7 @@ impl Ways {
         ways
     }
 
-    /// The way to one overlay of another agent.
+    /// Adds the entries for one overlay of a peer.
     fn add(&mut self, ip: Ipv4Addr, assignment: &Assignment, used: &BTreeSet<&OverlayName>) {
         let vtep = &assignment.vtep;
         let vteps = [Some(vtep.ip), vtep.ip6].into_iter().flatten().map(|vtep| vtep.address());
@@ -54,7 +53,7 @@ impl Ways {
     }
 }
 
-/// The overlays of an agent, but for those that its host has no room for.
+/// Returns the overlays of an agent without those that overlap routes of its host.
 fn used(agent: &HealedAgent) -> BTreeSet<&OverlayName> {
     let is_refused = |assignment: &Assignment| match &assignment.status {
         Some(Status::Failed(reason)) => reason.contains("collides with the host's"),
@@ -64,17 +63,17 @@ fn used(agent: &HealedAgent) -> BTreeSet<&OverlayName> {
     used.map(Assignment::name).collect()
 }
 
-/// Whether what is in a kernel and not shown by the master belongs to an agent of which the master
-/// shows no share: one without overlays, or one that is in doubt.
-struct Hidden<'a>(Vec<(Ipv4Addr, &'a Share)>);
+/// The allocations of agents of which the master shows none: agents without overlays, or with a
+/// conflict.
+struct Hidden<'a>(Vec<(Ipv4Addr, &'a Allocation)>);
 
 impl<'a> Hidden<'a> {
     fn of(healed: &Healed, ledger: &'a Ledger) -> Self {
         let agents = healed.state.agents.iter();
         let hidden =
-            agents.filter(|it| it.overlays.is_empty() || is_in_doubt(&healed.health, it.ip));
+            agents.filter(|it| it.overlays.is_empty() || has_conflict(&healed.health, it.ip));
         let stored =
-            hidden.filter_map(|it| Some((it.ip, ledger.at(it.ip, ledger.version).share()?)));
+            hidden.filter_map(|it| Some((it.ip, ledger.at(it.ip, ledger.version).allocation()?)));
         Self(stored.collect())
     }
 
@@ -91,7 +90,7 @@ fn check_agent(healed: &Healed, agent: &HealedAgent, ledger: &Ledger) -> Result<
     let ip = agent.info.ip;
     let is_served = healed.state.agents.iter().any(|shown| shown.ip == ip);
     let Some(kernel) = &agent.kernel else { return Ok(()) };
-    if healed.is_mute || !is_served || is_in_doubt(&healed.health, ip) {
+    if healed.sends_no_peers || !is_served || has_conflict(&healed.health, ip) {
         return Ok(());
     }
     let is_missed = |problem: &String| problem.contains("does not tell this agent of its peers");
@@ -99,14 +98,14 @@ fn check_agent(healed: &Healed, agent: &HealedAgent, ledger: &Ledger) -> Result<
         return Err(format!("{ip} says that the master tells it of no peers"));
     }
     let used = used(agent);
-    let mut wanted = Ways::default();
+    let mut wanted = PeerRoutes::default();
     let others = healed.state.agents.iter().filter(|other| other.ip != ip);
-    let clear = others.filter(|other| !is_in_doubt(&healed.health, other.ip));
+    let clear = others.filter(|other| !has_conflict(&healed.health, other.ip));
     for other in clear.filter(|_| !used.is_empty()) {
         other.overlays.iter().for_each(|overlay| wanted.add(other.ip, overlay, &used));
     }
     let hidden = Hidden::of(healed, ledger);
-    let Ways { mut neighbours, mut forwards, mut routes } = Ways::of_kernel(kernel);
+    let PeerRoutes { mut neighbours, mut forwards, mut routes } = PeerRoutes::of_kernel(kernel);
     let is_hidden = |address: &IpAddr| hidden.has(Span::of_address(*address));
     neighbours.retain(|vtep, mac| wanted.neighbours.get(vtep) == Some(mac) || !is_hidden(vtep));
     forwards.retain(|mac, to| wanted.forwards.get(mac) == Some(to) || !hidden.is_agent(*to));
@@ -114,7 +113,7 @@ fn check_agent(healed: &Healed, agent: &HealedAgent, ledger: &Ledger) -> Result<
     if (&neighbours, &forwards, &routes) == (&wanted.neighbours, &wanted.forwards, &wanted.routes) {
         return Ok(());
     }
-    let there = Ways { neighbours, forwards, routes };
+    let there = PeerRoutes { neighbours, forwards, routes };
     Err(format!("the kernel of {ip} has {there:?}, and the master shows {wanted:?}"))
 }
 

@@ -1,5 +1,5 @@
-//! An agent programs no way to a peer that was never given what leads there: not the VTEP, not the
-//! subnet behind it, and not before that was stored.
+//! An agent programs only addresses that were allocated to the peer, VTEPs and subnets, after the
+//! allocation was stored.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,25 +11,25 @@ use mesos_network_overlay::dataplane::{Hop, Operation};
 use super::{Fact, Invariant};
 use crate::ledger::{Ledger, Span};
 
-/// For how long after an agent was deleted what is programmed is not judged. While a commit waits
-/// for a store that hangs, an agent can be given something, be deleted, and come back to something
-/// else: what peers were to be told in between waits for the same commit, which has only the last
-/// of it. What corrects it follows at once.
+/// The time after a release for which programmed peers are not checked. While a store hangs, an
+/// agent can be allocated an address, be released, and return to another one. The updates of its
+/// peers in between wait for the same commit, which has only the last address. A correction follows
+/// at once.
 const FLEETING: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Default)]
 pub(crate) struct PeersAreAssigned {
-    /// Everything that each agent ever had.
+    /// Every range that each agent ever had.
     had: HashMap<Ipv4Addr, HashSet<Span>>,
-    /// Who ever had a VTEP.
+    /// The agents that ever had a VTEP.
     holders: HashMap<Span, HashSet<Ipv4Addr>>,
-    /// Who was lied to about peers: what it programmed then may come back.
+    /// The agents that received false peers: what they programmed may come back.
     deceived: HashSet<Ipv4Addr>,
-    /// Until when what is programmed is not judged.
+    /// The end of the time for which programmed peers are not checked.
     judged_from: Duration,
 }
 
-/// Whether a MAC is the one of a VTEP address.
+/// Returns whether a MAC belongs to a VTEP address.
 fn is_mac_of(mac: Mac, vtep: &Span) -> bool {
     let [_, _, _, high, middle, low] = mac.octets();
     vtep.first & 0x00ff_ffff == u128::from(u32::from_be_bytes([0, high, middle, low]))
@@ -67,16 +67,16 @@ impl PeersAreAssigned {
 
 impl Invariant for PeersAreAssigned {
     fn name(&self) -> &'static str {
-        "peers are programmed as they were assigned"
+        "programmed peers were assigned"
     }
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Deleted { .. } => self.judged_from = now + FLEETING,
-            Fact::Stored { steps, .. } => {
+            Fact::ReleaseRequested { .. } => self.judged_from = now + FLEETING,
+            Fact::Imported { steps } | Fact::Committed { steps, .. } => {
                 for step in *steps {
-                    // One commit may have both what an agent got and that it was deleted.
-                    let share = step.after.latest_share();
+                    // One commit may have both an allocation and its release.
+                    let share = step.after.latest_allocation();
                     for span in share.into_iter().flat_map(|share| share.values()) {
                         self.had.entry(step.ip).or_default().insert(*span);
                         if span.first == span.last {
@@ -85,10 +85,10 @@ impl Invariant for PeersAreAssigned {
                     }
                 }
             }
-            Fact::Lied { agent } => {
+            Fact::FalsePeersSent { agent } => {
                 self.deceived.insert(*agent);
             }
-            // Who knows no peers leaves what is there, also what others put there.
+            // An agent without peers leaves all entries, also foreign ones.
             Fact::Programmed { agent, desired, done, .. }
                 if desired.peers.is_some()
                     && !self.deceived.contains(agent)

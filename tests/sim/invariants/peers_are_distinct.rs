@@ -1,5 +1,5 @@
-//! No two peers have one address in a kernel, whatever the agent was told: every agent is reached
-//! by one MAC, and every address by one route.
+//! No two peers have one address in a kernel, whatever update the agent received: every agent has
+//! one MAC, and every address one route.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -49,16 +49,16 @@ fn check(kernel: &State) -> Result<(), String> {
 
 impl Invariant for PeersAreDistinct {
     fn name(&self) -> &'static str {
-        "no two peers have one address"
+        "peers have distinct addresses"
     }
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            // Where nothing is known of peers, what there is stays, whoever made it.
+            // An agent without peers leaves all entries, also foreign ones.
             Fact::Programmed { agent, desired, done, kernel }
                 if done.is_exact && desired.peers.is_some() =>
             {
-                check(kernel).map_err(|how| format!("in the kernel of {agent}: {how}"))
+                check(kernel).map_err(|detail| format!("in the kernel of {agent}: {detail}"))
             }
             _ => Ok(()),
         }

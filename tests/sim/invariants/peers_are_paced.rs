@@ -1,6 +1,5 @@
-//! A storm of registrations costs each agent a handful of messages about peers: besides the answer
-//! to each of its questions a master tells it of changes twice in a second at the most, however
-//! many there are; and it tells nobody who has not asked.
+//! A storm of registrations costs each agent a few messages about peers: besides the answer to each
+//! request a master sends an agent at most two deltas a second. Agents without a request get none.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -9,21 +8,22 @@ use std::time::Duration;
 use super::{Fact, Invariant};
 use crate::ledger::Ledger;
 
-/// How far apart a master's messages about changes are, less what its clock may go wrong.
+/// The interval between two deltas of a master, less the error of its clock.
 const PACE: Duration = Duration::from_millis(490);
-/// How many may come together: what waited for the store, and what came of it.
+/// How many may be sent together: those that waited for the store, and the next one.
 const TOGETHER_MAX: u32 = 3;
-/// How long after a burst of questions each of them may be answered, as when an agent is assigned
-/// again and again and the network doubles what it asks; later it is as many as may come together.
+/// The time after a burst of requests in which each of them may be answered, as when an agent is
+/// assigned repeatedly and the network duplicates its requests. Later as many as may be sent
+/// together.
 const BURST: Duration = Duration::from_secs(1);
 
-/// What a life of a master may still say to an agent.
+/// The messages that a process of a master may still send to an agent.
 struct Allowance {
-    /// Of changes.
+    /// Deltas.
     changes: u32,
-    /// When another one was added.
+    /// When the last delta was added.
     since: Duration,
-    /// Questions that were not answered, and when the last one was asked.
+    /// Unanswered requests, and the time of the last one.
     questions: u32,
     asked: Duration,
 }
@@ -54,12 +54,12 @@ pub(crate) struct PeersArePaced {
 
 impl Invariant for PeersArePaced {
     fn name(&self) -> &'static str {
-        "a storm is told in a handful of messages"
+        "peer updates are paced"
     }
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::PeersWanted { of: (master, run), agent } => {
+            Fact::PeersRequestReceived { of: (master, run), agent } => {
                 let allowance = self.allowances.entry((*master, *run, *agent));
                 let allowance = allowance.or_insert_with(|| Allowance::new(now));
                 allowance.turn_to(now);
@@ -67,7 +67,7 @@ impl Invariant for PeersArePaced {
                 allowance.asked = now;
                 Ok(())
             }
-            Fact::PeersTold { by: (master, run), to } => {
+            Fact::PeersSent { by: (master, run), to } => {
                 let Some(allowance) = self.allowances.get_mut(&(*master, *run, *to)) else {
                     return Err(format!("master {master} tells {to}, which has not asked"));
                 };

@@ -1,5 +1,5 @@
-//! An agent that is started again leaves the ways to its peers as they are until somebody has told
-//! it of peers: its containers, and those of the others, go on.
+//! A restarted agent leaves the entries of its peers until it receives peers: the traffic of
+//! containers goes on.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -12,21 +12,21 @@ use crate::ledger::Ledger;
 
 #[derive(Default)]
 pub(crate) struct PeersStay {
-    /// Whose process was told of peers.
+    /// The agents whose process received peers.
     told: HashSet<Ipv4Addr>,
 }
 
 impl Invariant for PeersStay {
     fn name(&self) -> &'static str {
-        "peers stay until others are known"
+        "peers stay until an update is received"
     }
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Began { agent, .. } => {
+            Fact::AgentStarted { agent, .. } => {
                 self.told.remove(agent);
             }
-            Fact::PeersHeard { agent } => {
+            Fact::PeersReceived { agent } => {
                 self.told.insert(*agent);
             }
             Fact::Programmed { agent, done, .. } if !self.told.contains(agent) => {

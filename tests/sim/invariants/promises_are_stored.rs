@@ -1,5 +1,5 @@
-//! What an agent was told equals what is stored: a promise is durable before it leaves, and an
-//! agent believes nothing but promises.
+//! Assignments equal the stored record when they are sent, and an agent uses only addresses that
+//! were sent to it.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -10,15 +10,15 @@ use mesos_network_overlay::agent::ContainerNetwork;
 use mesos_network_overlay::protocol::{Assignment, Bridge};
 
 use super::{Fact, Invariant};
-use crate::ledger::{Ledger, Span, Stored, share_of};
+use crate::ledger::{Ledger, Span, Stored, allocation_of};
 
 #[derive(Default)]
-pub(crate) struct PromisesAreStored {
-    /// Everything that an agent was ever told, whole and in halves.
+pub(crate) struct AssignmentsAreStored {
+    /// Every range that was ever sent to an agent, whole and in halves.
     told: HashMap<Ipv4Addr, HashSet<Span>>,
 }
 
-impl PromisesAreStored {
+impl AssignmentsAreStored {
     fn is_told(&self, agent: Ipv4Addr, span: Span) -> bool {
         self.told.get(&agent).is_some_and(|told| told.contains(&span))
     }
@@ -41,24 +41,24 @@ fn check_halves(to: Ipv4Addr, assignment: &Assignment) -> Result<(), String> {
     Err(format!("{to} is told bridges that are not the halves of its subnet: {assignment:?}"))
 }
 
-impl Invariant for PromisesAreStored {
+impl Invariant for AssignmentsAreStored {
     fn name(&self) -> &'static str {
-        "what an agent is told is stored"
+        "sent assignments are stored"
     }
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Told { by, to, overlays } => {
+            Fact::AssignmentsSent { by, to, overlays } => {
                 overlays.iter().try_for_each(|assignment| check_halves(*to, assignment))?;
-                // One that was deposed is judged elsewhere.
+                // Another rule checks demoted masters.
                 let is_leading = by.epoch == ledger.epoch;
                 let version = if is_leading { ledger.version } else { by.durable };
                 let stored = ledger.at(*to, version);
                 let told = self.told.entry(*to).or_default();
-                for (place, span) in share_of(overlays) {
+                for (place, span) in allocation_of(overlays) {
                     told.insert(span);
                     let is_stored = match stored {
-                        // Its overlay may have got another name while the promise waited.
+                        // The overlay may have been renamed while the message was held back.
                         Stored::Has(share) => {
                             share.get(&place) == Some(&span)
                                 || share.values().any(|had| *had == span)
@@ -82,7 +82,7 @@ impl Invariant for PromisesAreStored {
                 }
                 Ok(())
             }
-            Fact::Wanted { agent, network } => {
+            Fact::NetworkDesired { agent, network } => {
                 let subnets = match network {
                     ContainerNetwork::Cni(network) => [Some(network.subnet), None],
                     ContainerNetwork::Docker(network) => [network.subnet, network.subnet6],
@@ -90,7 +90,9 @@ impl Invariant for PromisesAreStored {
                 let spans = subnets.iter().flatten().map(Span::of_subnet);
                 let mut unknown = spans.filter(|span| !self.is_told(*agent, *span));
                 match unknown.next() {
-                    Some(span) => Err(format!("{agent} makes {span:?}, which no master told it")),
+                    Some(span) => {
+                        Err(format!("{agent} makes {span:?}, which no master sent to it"))
+                    }
                     None => Ok(()),
                 }
             }

@@ -1,6 +1,6 @@
-//! An agent reports an overlay as ready only if the last attempt at each of its networks, exactly
-//! as they were assigned, has made it; and if its tunnels were programmed without a fault, where
-//! the agent programs them.
+//! An agent reports an overlay as ready only if the last attempt at each of its assigned networks
+//! has succeeded, and if its tunnels were programmed without a fault, where the agent programs
+//! them.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -13,13 +13,13 @@ use mesos_network_overlay::protocol::{AgentOptions, Status};
 use super::{Fact, Invariant};
 use crate::ledger::Ledger;
 
-/// What a process of an agent knows of its networks.
+/// The results of a process of an agent.
 #[derive(Default)]
 struct Known {
     options: AgentOptions,
-    /// Whether it programs tunnels.
+    /// Whether the agent programs tunnels.
     programs: bool,
-    /// Whether all was well with the tunnels of each overlay when they were programmed last.
+    /// Whether the tunnels of each overlay had no fault when they were programmed last.
     tunnels: HashMap<OverlayName, bool>,
     made: HashMap<(String, NetworkKind), (ContainerNetwork, bool)>,
 }
@@ -31,12 +31,12 @@ pub(crate) struct ReportsAreTrue {
 
 impl Invariant for ReportsAreTrue {
     fn name(&self) -> &'static str {
-        "reports are true"
+        "reports match the host"
     }
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::Began { agent, options, programs } => {
+            Fact::AgentStarted { agent, options, programs } => {
                 let (options, programs) = (*options, *programs);
                 self.agents.insert(*agent, Known { options, programs, ..Known::default() });
             }
@@ -48,7 +48,7 @@ impl Invariant for ReportsAreTrue {
                     known.tunnels.insert(space.overlay.clone(), is_well);
                 }
             }
-            Fact::Made { agent, network, is_done } => {
+            Fact::NetworkApplied { agent, network, is_done } => {
                 let key = (network.name().to_string(), network.kind());
                 let made = ((*network).clone(), *is_done);
                 self.agents.entry(*agent).or_default().made.insert(key, made);

@@ -1,5 +1,5 @@
-//! An address goes to another agent only after its release was stored, and either after
-//! `reuse_after` or because nothing else was left; the latter is counted.
+//! An address is allocated to another agent only after its release was stored, and either after
+//! `reuse_after` or because nothing else was left. The latter is counted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -9,24 +9,24 @@ use mesos_network_overlay::addr::{Family, Subnet};
 use mesos_network_overlay::protocol::Network;
 
 use super::{Fact, Invariant, Writer};
-use crate::ledger::{Ledger, Place, Span, Step, Stored};
+use crate::ledger::{AddressKind, Ledger, Span, Step, Stored};
 use crate::scenario::Scenario;
 
 pub(crate) struct Reuse {
     reuse_after: Duration,
-    /// Whether it is known how long anything rested, and what else was left: not where wall clocks
-    /// jump, and not where masters withhold what is in doubt.
+    /// Whether the times since releases are known, and what else was left: not where wall clocks
+    /// jump, and not where masters withhold conflicting addresses.
     is_time_known: bool,
-    /// Who has what.
+    /// The agent of each range.
     holders: HashMap<Span, Ipv4Addr>,
-    /// Who had something last that nobody has, and when it was deleted, in seconds since 1970.
+    /// The agent that had each free range last, and the time of its release in seconds since 1970.
     freed: HashMap<Span, (Ipv4Addr, u64)>,
-    /// When each agent was deleted first since its record was stored last: all that is known of
-    /// what it had, if the commit holds its return as well.
+    /// When each agent was released first since its record was stored last. Nothing else is known
+    /// of its addresses if the commit has its return as well.
     deleted: HashMap<Ipv4Addr, Duration>,
-    /// Everything that was ever given to anybody, by its pool.
-    used: BTreeMap<Place, HashSet<Span>>,
-    /// Early reuses of each life of a master.
+    /// Every range that was ever allocated, by its pool.
+    used: BTreeMap<AddressKind, HashSet<Span>>,
+    /// The early reuses of each process of a master.
     early: HashMap<(usize, u64), u64>,
 }
 
@@ -34,7 +34,9 @@ impl Reuse {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         Self {
             reuse_after: scenario.reuse_after,
-            is_time_known: scenario.faults.clock_jumps.is_none() && !scenario.plan.is_rude,
+            is_time_known: scenario.faults.clock_jumps.is_none()
+                && !scenario.plan.has_conflicting_changes
+                && scenario.imported == 0,
             holders: HashMap::new(),
             freed: HashMap::new(),
             deleted: HashMap::new(),
@@ -43,11 +45,11 @@ impl Reuse {
         }
     }
 
-    /// An agent is given what another gave back at `freed`.
+    /// Checks the reuse of a range that was released at `freed`.
     fn reused(
         &mut self,
         by: &Writer,
-        place: &Place,
+        place: &AddressKind,
         (span, freed): (Span, u64),
     ) -> Result<(), String> {
         let rested = Duration::from_secs(by.unix.saturating_sub(freed));
@@ -74,12 +76,12 @@ impl Reuse {
         Ok(())
     }
 
-    /// An agent is given something.
+    /// Checks an allocation.
     fn given(
         &mut self,
         by: &Writer,
         ip: Ipv4Addr,
-        place: &Place,
+        place: &AddressKind,
         span: Span,
     ) -> Result<(), String> {
         if let Some(holder) = self.holders.insert(span, ip).filter(|holder| *holder != ip) {
@@ -91,7 +93,7 @@ impl Reuse {
         }
     }
 
-    /// What a deleted agent had last, also what it was given and lost within one commit.
+    /// Notes the addresses of a released agent, also those that it got and lost within one commit.
     fn had(&mut self, step: &Step) {
         if let Stored::Had(share, at) = &step.after {
             for (place, span) in share {
@@ -101,7 +103,7 @@ impl Reuse {
         }
     }
 
-    /// An agent has something no longer. A commit may hold its deletion and its return.
+    /// Notes the addresses that an agent lost. A commit may have its release and its return.
     fn gave_back(&mut self, by: &Writer, step: &Step) {
         let deleted = self.deleted.get(&step.ip).copied().filter(|deleted| *deleted <= by.at);
         if deleted.is_some() {
@@ -114,8 +116,8 @@ impl Reuse {
                 by.unix.saturating_sub(ago.as_secs() + 1)
             }
         };
-        let after = step.after.share();
-        for (place, span) in step.before.share().into_iter().flatten() {
+        let after = step.after.allocation();
+        for (place, span) in step.before.allocation().into_iter().flatten() {
             if after.and_then(|after| after.get(place)) == Some(span) {
                 continue;
             }
@@ -124,9 +126,8 @@ impl Reuse {
         }
     }
 
-    /// An agent that was deleted has come back to a master whose overlay is narrower, as one that
-    /// was not given the new configuration yet. It is told to use other addresses, and that it had
-    /// those outside is known to nobody any more.
+    /// Drops the ranges of an agent that returned to a master with a narrower overlay. The master
+    /// allocates other addresses, and no longer knows of those outside of the overlay.
     fn forgotten(&mut self, by: &Writer, step: &Step) {
         let (Stored::Had(before, _) | Stored::Has(before), Stored::Has(after)) =
             (&step.before, &step.after)
@@ -142,12 +143,12 @@ impl Reuse {
     }
 }
 
-/// Whether addresses are within what a pool is of.
-fn covers(network: &Network, place: &Place, span: Span) -> bool {
+/// Returns whether a pool has the addresses.
+fn covers(network: &Network, place: &AddressKind, span: Span) -> bool {
     let whole = match place {
-        Place::Vtep(Family::V4) => Some(network.vtep_subnet),
-        Place::Vtep(Family::V6) => network.vtep_subnet6,
-        Place::Subnet(name, family) => {
+        AddressKind::Vtep(Family::V4) => Some(network.vtep_subnet),
+        AddressKind::Vtep(Family::V6) => network.vtep_subnet6,
+        AddressKind::Subnet(name, family) => {
             let overlay = network.overlays.iter().find(|overlay| overlay.name == *name);
             overlay.and_then(|overlay| overlay.range_of(*family)).map(|range| range.subnet)
         }
@@ -158,13 +159,13 @@ fn covers(network: &Network, place: &Place, span: Span) -> bool {
     })
 }
 
-/// How many agents have room in a pool.
-fn capacity(network: &Network, place: &Place) -> u128 {
+/// Returns the number of agents for which a pool is enough.
+fn capacity(network: &Network, place: &AddressKind) -> u128 {
     let hosts = |subnet: &Subnet, unusable| subnet.count(subnet.family().bits()) - unusable;
     match place {
-        Place::Vtep(Family::V4) => hosts(&network.vtep_subnet, 2),
-        Place::Vtep(Family::V6) => network.vtep_subnet6.map_or(0, |subnet| hosts(&subnet, 1)),
-        Place::Subnet(name, family) => {
+        AddressKind::Vtep(Family::V4) => hosts(&network.vtep_subnet, 2),
+        AddressKind::Vtep(Family::V6) => network.vtep_subnet6.map_or(0, |subnet| hosts(&subnet, 1)),
+        AddressKind::Subnet(name, family) => {
             let overlay = network.overlays.iter().find(|overlay| overlay.name == *name);
             let range = overlay.and_then(|overlay| overlay.range_of(*family));
             range.map_or(0, |range| range.subnet.count(range.prefix))
@@ -174,20 +175,20 @@ fn capacity(network: &Network, place: &Place) -> u128 {
 
 impl Invariant for Reuse {
     fn name(&self) -> &'static str {
-        "addresses rest before others get them"
+        "released addresses are not reused early"
     }
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String> {
         let (by, steps) = match fact {
-            Fact::Stored { by, steps, .. } => (by, steps),
-            Fact::Deleted { agent } => {
+            Fact::Committed { by, steps, .. } => (by, steps),
+            Fact::ReleaseRequested { agent } => {
                 self.deleted.entry(*agent).or_insert(now);
                 return Ok(());
             }
-            Fact::Freed { by, agents, asked } if by.epoch == ledger.epoch => {
+            Fact::ReleaseConfirmed { by, agents, asked } if by.epoch == ledger.epoch => {
                 let is_stored = |agent: &&Ipv4Addr| {
                     self.deleted.get(*agent).is_none_or(|deleted| deleted > asked)
-                        || ledger.at(**agent, ledger.version).share().is_none()
+                        || ledger.at(**agent, ledger.version).allocation().is_none()
                 };
                 return match agents.iter().find(|agent| !is_stored(agent)) {
                     Some(agent) => {
@@ -207,13 +208,13 @@ impl Invariant for Reuse {
         }
         let mut given = Vec::new();
         for step in *steps {
-            let before = step.before.share();
+            let before = step.before.allocation();
             let is_new = |place, span| before.and_then(|before| before.get(place)) != Some(span);
-            let after = step.after.share().into_iter().flatten();
+            let after = step.after.allocation().into_iter().flatten();
             let new = after.filter(|(place, span)| is_new(*place, *span));
             given.extend(new.map(|(place, span)| (step.ip, place, *span)));
         }
-        // All of a commit counts as used: what is given early is given after the rest.
+        // All of a commit counts as used: an early reuse comes after the other allocations.
         for (_, place, span) in &given {
             self.used.entry((*place).clone()).or_default().insert(*span);
         }

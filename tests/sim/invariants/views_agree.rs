@@ -1,12 +1,12 @@
-//! When faults have ended, the master shows of every agent what the agent shows of itself, and the
-//! host has the networks that it says it has, and no others.
+//! After all faults, the master and every agent show the same state of the agent, and the host has
+//! exactly the networks of this state.
 
 use std::time::Duration;
 
 use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
 use mesos_network_overlay::protocol::Status;
 
-use super::healing::is_in_doubt;
+use super::healing::has_conflict;
 use super::{Fact, Healed, HealedAgent, Invariant};
 use crate::ledger::Ledger;
 
@@ -35,12 +35,12 @@ fn check_host(agent: &HealedAgent) -> Result<(), String> {
 
 fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
     let ip = agent.info.ip;
-    if is_in_doubt(&healed.health, ip) {
+    if has_conflict(&healed.health, ip) {
         return Ok(());
     }
     let shown = healed.state.agents.iter().find(|shown| shown.ip == ip);
     let Some(shown) = shown else {
-        // Refused, or else it is not healed; what it had before is no longer promised to it.
+        // The agent is refused, or another rule finds it. It has no addresses any more.
         return Ok(());
     };
     if shown.overlays != agent.info.overlays {

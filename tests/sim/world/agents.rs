@@ -1,4 +1,4 @@
-//! The processes of agents: the real machine, and what does what it wants.
+//! The processes of agents: the real state machine, and the execution of its commands.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,27 +13,27 @@ use mesos_network_overlay::protocol::{AgentOptions, Message, RequestId};
 use mesos_network_overlay::wire;
 
 use super::masters::MasterNode;
-use super::{Happening, Packet, World, clock};
+use super::{Packet, SimEvent, World, clock};
 use crate::chance::Chance;
 use crate::clock::Clock;
-use crate::host::{Fate, Host};
-use crate::invariants::{Fact, Verdict};
+use crate::host::{Host, JobOutcome};
+use crate::invariants::{Fact, RuleResult};
 use crate::kernel::{Job, Kernel};
 
-/// How long a killed agent is away.
+/// How long a killed agent is down.
 const AWAY: Duration = Duration::from_secs(60);
-/// How long a connection attempt that nobody answers lasts.
+/// The timeout of a connection attempt.
 const CONNECTING: Duration = Duration::from_secs(10);
 
-/// The place of an agent.
+/// The node of an agent.
 pub(crate) struct AgentNode {
     pub(crate) ip: Ipv4Addr,
     pub(crate) port: u16,
-    /// Which life its process is in.
+    /// The number of its process.
     pub(crate) run: u64,
     pub(crate) host: Host,
     pub(crate) kernel: Kernel,
-    /// Whether it programs the kernel, and asks for its peers.
+    /// Whether it programs the kernel and requests its peers.
     pub(crate) programs: bool,
     pub(crate) options: AgentOptions,
     pub(crate) process: Option<Process>,
@@ -43,9 +43,9 @@ pub(crate) struct AgentNode {
 pub(crate) struct Process {
     machine: Agent,
     pub(crate) clock: Clock,
-    /// When the timer that counts goes off.
+    /// When the current timer expires.
     timer: Option<Duration>,
-    /// The connection that it keeps: its number, and to whom.
+    /// The number and the remote address of the open link.
     link: Option<(u64, SocketAddrV4)>,
     last_link: u64,
 }
@@ -66,7 +66,7 @@ impl AgentNode {
         node
     }
 
-    /// Chooses what the agent wants.
+    /// Chooses the options of the agent.
     pub(crate) fn configure(&mut self, chance: &mut Chance) {
         self.options = AgentOptions {
             allocate_subnet: !chance.is(0.1),
@@ -83,7 +83,7 @@ impl AgentNode {
 }
 
 impl World {
-    pub(crate) fn start_agent(&mut self, agent: usize) -> Verdict {
+    pub(crate) fn start_agent(&mut self, agent: usize) -> RuleResult {
         if self.agents[agent].process.is_some() {
             return Ok(());
         }
@@ -106,12 +106,12 @@ impl World {
         let (run, ip, options) = (node.run, node.ip, node.options);
         self.note(|| format!("agent {ip} starts, life {run}"));
         self.counts.add("lives of agents", 1);
-        self.monitor.observe(self.now, &Fact::Began { agent: ip, options, programs })?;
+        self.monitor.observe(self.now, &Fact::AgentStarted { agent: ip, options, programs })?;
         self.plan_detection(agent, run);
         Ok(())
     }
 
-    /// Kills an agent. It comes back.
+    /// Kills an agent, and plans its restart.
     pub(super) fn kill_agent(&mut self, agent: usize) {
         let node = &mut self.agents[agent];
         if node.process.take().is_none() {
@@ -119,11 +119,11 @@ impl World {
         }
         let ip = node.ip;
         self.note(|| format!("agent {ip} is killed"));
-        let away = if self.is_troubled { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
-        self.plan_in(away, Happening::AgentStarts(agent));
+        let away = if self.has_faults { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
+        self.plan_in(away, SimEvent::AgentStarts(agent));
     }
 
-    pub(super) fn arrives_at_agent(&mut self, agent: usize, packet: &Packet) -> Verdict {
+    pub(super) fn arrives_at_agent(&mut self, agent: usize, packet: &Packet) -> RuleResult {
         let node = &self.agents[agent];
         let is_its = packet.to.address == node.address() && packet.to.id == Upid::AGENT;
         if node.process.is_none() || !is_its {
@@ -133,7 +133,7 @@ impl World {
         let event = match wire::decode_message(&packet.name, &packet.body) {
             Ok(message) => {
                 if let Message::UpdatePeers(_) = message {
-                    self.monitor.observe(self.now, &Fact::PeersHeard { agent: ip })?;
+                    self.monitor.observe(self.now, &Fact::PeersReceived { agent: ip })?;
                 }
                 Event::Message { from, message }
             }
@@ -142,16 +142,16 @@ impl World {
                 Event::Malformed { from, name, reason }
             }
         };
-        self.tell_agent(agent, run, event)
+        self.deliver_to_agent(agent, run, event)
     }
 
-    pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> Verdict {
+    pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> RuleResult {
         let leader = self.election.leader.map(|master| self.masters[master].address);
-        self.tell_agent(agent, run, Event::Detected(leader))
+        self.deliver_to_agent(agent, run, Event::Detected(leader))
     }
 
-    /// A connection that an agent keeps ends, if it still keeps it.
-    pub(super) fn agent_loses(&mut self, agent: usize, run: u64, link: u64) -> Verdict {
+    /// Ends a link of an agent, if it is still open.
+    pub(super) fn agent_loses(&mut self, agent: usize, run: u64, link: u64) -> RuleResult {
         let node = &mut self.agents[agent];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
             return Ok(());
@@ -159,13 +159,13 @@ impl World {
         match process.link {
             Some((number, address)) if number == link => {
                 process.link = None;
-                self.tell_agent(agent, run, Event::Exited(address))
+                self.deliver_to_agent(agent, run, Event::Exited(address))
             }
             _ => Ok(()),
         }
     }
 
-    /// All connections to a master end.
+    /// Ends all links to a master.
     pub(super) fn links_end(&mut self, master: usize) {
         let address = self.masters[master].address;
         for agent in 0..self.agents.len() {
@@ -174,22 +174,22 @@ impl World {
             if let Some((link, _)) = link.filter(|(_, to)| *to == address) {
                 let run = node.run;
                 let wait = self.chance.time_up_to(Duration::from_secs(2));
-                self.plan_in(wait, Happening::Exited { agent, run, link });
+                self.plan_in(wait, SimEvent::Exited { agent, run, link });
             }
         }
     }
 
-    /// The connection that an agent keeps breaks, if it keeps one.
+    /// Breaks the link of an agent, if one is open.
     pub(super) fn break_link(&mut self, agent: usize) {
         let node = &self.agents[agent];
         let link = node.process.as_ref().and_then(|process| process.link);
         if let Some((link, _)) = link {
             let run = node.run;
-            self.plan_in(Duration::ZERO, Happening::Exited { agent, run, link });
+            self.plan_in(Duration::ZERO, SimEvent::Exited { agent, run, link });
         }
     }
 
-    pub(super) fn agent_timer(&mut self, agent: usize, run: u64, due: Duration) -> Verdict {
+    pub(super) fn agent_timer(&mut self, agent: usize, run: u64, due: Duration) -> RuleResult {
         let node = &mut self.agents[agent];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
             return Ok(());
@@ -201,18 +201,18 @@ impl World {
         self.handle_for_agent(agent, Event::Timeout)
     }
 
-    /// Something happens to an agent that still lives.
-    pub(super) fn tell_agent(&mut self, agent: usize, run: u64, event: Event) -> Verdict {
+    /// Delivers an event to an agent, if its process still runs.
+    pub(super) fn deliver_to_agent(&mut self, agent: usize, run: u64, event: Event) -> RuleResult {
         let node = &self.agents[agent];
         if node.process.is_none() || node.run != run {
             return Ok(());
         }
         let ip = node.ip;
-        self.monitor.observe(self.now, &Fact::Provoked { agent: ip })?;
+        self.monitor.observe(self.now, &Fact::AgentTriggered { agent: ip })?;
         self.handle_for_agent(agent, event)
     }
 
-    fn handle_for_agent(&mut self, agent: usize, event: Event) -> Verdict {
+    fn handle_for_agent(&mut self, agent: usize, event: Event) -> RuleResult {
         let ip = self.agents[agent].ip;
         self.note(|| format!("agent {ip} <- {event}"));
         let Some(process) = &mut self.agents[agent].process else {
@@ -222,7 +222,7 @@ impl World {
         let commands: Vec<Command> =
             std::iter::from_fn(|| process.machine.poll_command()).collect();
         let count = commands.len();
-        let fact = Fact::Commanded { who: ip, count, events: 1, is_master: false };
+        let fact = Fact::CommandsIssued { who: ip, count, events: 1, is_master: false };
         self.monitor.observe(self.now, &fact)?;
         for command in commands {
             let share = self.faults().map_or(0.0, |faults| faults.agent_kills_at_commands);
@@ -238,7 +238,7 @@ impl World {
         Ok(())
     }
 
-    fn run_for_agent(&mut self, agent: usize, command: Command) -> Verdict {
+    fn run_for_agent(&mut self, agent: usize, command: Command) -> RuleResult {
         let node = &mut self.agents[agent];
         let (run, ip) = (node.run, node.ip);
         match command {
@@ -249,33 +249,34 @@ impl World {
                     self.monitor.observe(self.now, &Fact::Reported { agent: ip, overlays })?;
                 }
                 if let Message::RequestPeers(have) = message {
-                    self.monitor.observe(self.now, &Fact::PeersAsked { agent: ip, have })?;
+                    self.monitor.observe(self.now, &Fact::PeersRequested { agent: ip, have })?;
                 }
-                self.monitor.observe(self.now, &Fact::Sent { agent: ip, is_by_agent: true })?;
+                self.monitor
+                    .observe(self.now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
                 let (name, body) = wire::encode_message(&message);
                 let from = Upid::agent(self.agents[agent].address());
                 self.send(Packet { from, to, name: name.to_owned(), body });
             }
             Command::Apply { attempt, network } => {
-                let fact = Fact::Wanted { agent: ip, network: &network };
+                let fact = Fact::NetworkDesired { agent: ip, network: &network };
                 self.monitor.observe(self.now, &fact)?;
-                let faults = self.is_troubled.then_some(&self.scenario.faults);
+                let faults = self.has_faults.then_some(&self.scenario.faults);
                 let kind = network.kind();
-                let (end, fate) = node.host.begin(self.now, kind, faults, &mut self.chance);
-                self.counts.add("fault: driver fails", u64::from(fate != Fate::Works));
+                let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
+                self.counts.add("fault: driver fails", u64::from(outcome != JobOutcome::Works));
                 let made = Box::new(network);
-                let ends = Happening::AttemptEnds { agent, run, attempt, made, fate };
+                let ends = SimEvent::AttemptDone { agent, run, attempt, made, outcome };
                 self.queue.plan(end, ends);
             }
             Command::RetainCni(wanted) => {
                 let when = node.host.cni_free(self.now);
-                self.queue.plan(when, Happening::RetainCni { agent, run, wanted });
+                self.queue.plan(when, SimEvent::RetainCni { agent, run, wanted });
             }
             Command::RetainDocker(wanted) => {
-                let faults = self.is_troubled.then_some(&self.scenario.faults);
+                let faults = self.has_faults.then_some(&self.scenario.faults);
                 let kind = NetworkKind::Docker;
-                let (end, fate) = node.host.begin(self.now, kind, faults, &mut self.chance);
-                self.queue.plan(end, Happening::RetainDocker { agent, run, wanted, fate });
+                let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
+                self.queue.plan(end, SimEvent::RetainDocker { agent, run, wanted, outcome });
             }
             Command::Inspect { attempt, claims } => {
                 self.begin_kernel_job(agent, attempt, Job::Inspect(claims));
@@ -283,13 +284,13 @@ impl World {
             Command::Program { attempt, desired, scope } => {
                 self.begin_kernel_job(agent, attempt, Job::Program(desired, scope));
             }
-            // Nobody asks but the examination, which reads the answers itself.
+            // Only the final examination sends requests, and it reads the replies itself.
             Command::Reply { .. } => {}
         }
         Ok(())
     }
 
-    /// Connects to a master, unless that is so already.
+    /// Opens a link to a master, unless it is open already.
     fn link(&mut self, agent: usize, address: SocketAddrV4) {
         let node = &mut self.agents[agent];
         let (run, ip) = (node.run, node.ip);
@@ -311,32 +312,32 @@ impl World {
         } else {
             Duration::from_millis(1)
         };
-        self.plan_in(wait, Happening::Exited { agent, run, link });
+        self.plan_in(wait, SimEvent::Exited { agent, run, link });
     }
 
-    pub(super) fn attempt_ends(
+    pub(super) fn attempt_done(
         &mut self,
         (agent, run): (usize, u64),
         attempt: u64,
         network: &ContainerNetwork,
-        fate: Fate,
-    ) -> Verdict {
+        outcome: JobOutcome,
+    ) -> RuleResult {
         let node = &mut self.agents[agent];
         if node.run != run {
             return Ok(());
         }
         if node.process.is_none() {
-            // Killed with its agent, in time or not.
+            // The attempt was killed with its agent, before or after its effect.
             if self.chance.is(0.5) {
-                let _ = node.host.finish(network, fate);
+                let _ = node.host.finish(network, outcome);
             }
             return Ok(());
         }
-        let result = node.host.finish(network, fate);
+        let result = node.host.finish(network, outcome);
         let (ip, is_done) = (node.ip, result.is_ok());
-        self.monitor.observe(self.now, &Fact::Made { agent: ip, network, is_done })?;
+        self.monitor.observe(self.now, &Fact::NetworkApplied { agent: ip, network, is_done })?;
         let (overlay, kind) = (network.name().clone(), network.kind());
-        self.tell_agent(agent, run, Event::Applied { attempt, overlay, kind, result })
+        self.deliver_to_agent(agent, run, Event::Applied { attempt, overlay, kind, result })
     }
 
     pub(super) fn retain_cni(&mut self, agent: usize, run: u64, wanted: &BTreeSet<OverlayName>) {
@@ -350,14 +351,14 @@ impl World {
         &mut self,
         (agent, run): (usize, u64),
         wanted: &BTreeSet<OverlayName>,
-        fate: Fate,
-    ) -> Verdict {
+        outcome: JobOutcome,
+    ) -> RuleResult {
         let node = &mut self.agents[agent];
         if node.process.is_none() || node.run != run {
             return Ok(());
         }
-        let result = node.host.retain_docker(wanted, fate);
-        self.tell_agent(agent, run, Event::Removed(result))
+        let result = node.host.retain_docker(wanted, outcome);
+        self.deliver_to_agent(agent, run, Event::Removed(result))
     }
 
     fn set_agent_timer(&mut self, agent: usize) {
@@ -369,11 +370,11 @@ impl World {
         if let Some(due) = due.filter(|due| Some(*due) != process.timer) {
             process.timer = Some(due);
             let run = node.run;
-            self.queue.plan(due.max(self.now), Happening::AgentTimer { agent, run, due });
+            self.queue.plan(due.max(self.now), SimEvent::AgentTimer { agent, run, due });
         }
     }
 
-    /// Asks an agent that lives, and does nothing else of what it wants meanwhile.
+    /// Sends a request to a running agent, and ignores its other commands.
     pub(super) fn ask_agent(&mut self, agent: usize, request: Request) -> Option<Reply> {
         let process = self.agents[agent].process.as_mut()?;
         process.machine.handle(process.clock.read(self.now), Event::Request(RequestId(1), request));

@@ -1,57 +1,57 @@
-//! Who leads: an election in which masters keep sessions. A session that is lost is noticed by the
-//! others first, and by who lost it a little later; agents hear of it when they do.
+//! The election, in which masters keep sessions. Other masters notice a lost session first, and the
+//! master that lost it a little later. Agents notice it after a delay of their own.
 
 use std::time::Duration;
 
-use super::{Happening, World};
+use super::{SimEvent, World};
 
-/// How long a dead master is still believed to live.
+/// The session timeout after the death of a master.
 const SESSION: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
-/// How long a master does not notice that its session was lost. Shorter than any `reuse_after`.
+/// The longest time until a master notices its lost session. Shorter than any `reuse_after`.
 const UNAWARE: Duration = Duration::from_secs(30);
-/// How long the news takes to an agent at most.
+/// The longest delay until an agent is notified.
 const NEWS: Duration = Duration::from_secs(60);
 
 /// The election.
 pub(crate) struct Election {
     pub(crate) leader: Option<usize>,
-    /// Who has a session, in the order in which they came.
+    /// The masters with a session, in the order of their sessions.
     candidates: Vec<usize>,
-    /// What each master was told last.
-    told: Vec<bool>,
+    /// The last notification of each master.
+    notified: Vec<bool>,
 }
 
-/// What the election does.
+/// An event of the election.
 pub(crate) enum Turn {
-    /// The session of this life of a master ends.
+    /// The session of this process of a master ends.
     Ends { master: usize, run: u64 },
-    /// Somebody is elected, if nobody leads.
+    /// A master is elected, if none leads.
     Choose,
 }
 
 impl Election {
     pub(crate) fn new(masters: usize) -> Self {
-        Self { leader: None, candidates: Vec::new(), told: vec![false; masters] }
+        Self { leader: None, candidates: Vec::new(), notified: vec![false; masters] }
     }
 }
 
 impl World {
-    /// A master has been started: its former session has ended.
+    /// Adds a started master to the candidates. Its former session has ended.
     pub(super) fn master_joins(&mut self, master: usize) {
         self.session_ends(master);
-        self.election.told[master] = false;
+        self.election.notified[master] = false;
         self.election.candidates.push(master);
         self.plan_choice();
     }
 
-    /// A master was killed: its session goes on for a while.
+    /// Plans the end of the session of a killed master.
     pub(super) fn master_dies(&mut self, master: usize) {
         let run = self.masters[master].run;
         let wait = self.chance.time_between(SESSION.0, SESSION.1);
-        self.plan_in(wait, Happening::Election(Turn::Ends { master, run }));
+        self.plan_in(wait, SimEvent::Election(Turn::Ends { master, run }));
     }
 
-    /// The leader loses its session and does not know it yet; then it comes back as a candidate.
+    /// Ends the session of the leader, which does not notice yet, and makes it a candidate again.
     pub(super) fn lose_session(&mut self) {
         let Some(master) = self.election.leader else {
             return;
@@ -91,24 +91,24 @@ impl World {
 
     fn plan_choice(&mut self) {
         let wait = self.chance.time_up_to(Duration::from_secs(2));
-        self.plan_in(wait, Happening::Election(Turn::Choose));
+        self.plan_in(wait, SimEvent::Election(Turn::Choose));
     }
 
-    /// The news of who leads goes to everybody.
+    /// Notifies all masters and agents of the leader.
     fn announce(&mut self) {
         for master in 0..self.masters.len() {
             let leads = self.election.leader == Some(master);
-            if self.election.told[master] == leads || self.masters[master].process.is_none() {
+            if self.election.notified[master] == leads || self.masters[master].process.is_none() {
                 continue;
             }
-            self.election.told[master] = leads;
+            self.election.notified[master] = leads;
             let run = self.masters[master].run;
             let longest = if leads { Duration::from_secs(1) } else { UNAWARE };
             let wait = self.news_takes(longest);
-            // What one is told comes in its order.
+            // The notifications of one master keep their order.
             let when = self.masters[master].last_news.max(self.now + wait);
             self.masters[master].last_news = when;
-            self.queue.plan(when, Happening::Elected { master, run, leads });
+            self.queue.plan(when, SimEvent::Elected { master, run, leads });
         }
         for agent in 0..self.agents.len() {
             if self.agents[agent].process.is_some() {
@@ -118,14 +118,14 @@ impl World {
         }
     }
 
-    /// An agent hears who leads, then.
+    /// Plans the notification of an agent.
     pub(super) fn plan_detection(&mut self, agent: usize, run: u64) {
         let wait = self.news_takes(NEWS);
-        self.plan_in(wait, Happening::Detected { agent, run });
+        self.plan_in(wait, SimEvent::Detected { agent, run });
     }
 
     fn news_takes(&mut self, longest: Duration) -> Duration {
-        let is_slow = self.is_troubled && self.chance.is(0.2);
+        let is_slow = self.has_faults && self.chance.is(0.2);
         let longest = if is_slow { longest } else { Duration::from_millis(200) };
         self.chance.time_up_to(longest)
     }

@@ -1,4 +1,4 @@
-//! What goes wrong by itself, and what operators do in the middle of it.
+//! The faults, and the actions of operators in between.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use mesos_network_overlay::protocol::{Assignment, Message, PeerInfo, PeersUpdate
 use mesos_network_overlay::tunnel::Peer;
 use mesos_network_overlay::wire;
 
-use super::{FIRST_AGENT, Happening, Packet, World, jump};
+use super::{FIRST_AGENT, Packet, SimEvent, World, jump};
 use crate::chance::Chance;
 use crate::host::Host;
-use crate::invariants::{Fact, Verdict};
+use crate::invariants::{Fact, RuleResult};
 use crate::kernel::Kernel;
 use crate::scenario::Faults;
 
-/// A kind of trouble.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Trouble {
+pub(crate) enum FaultKind {
     Cut,
     BrokenLink,
     MasterKill,
@@ -32,37 +32,37 @@ pub(crate) enum Trouble {
     Change,
     Replacement,
     LostSession,
-    Intruder,
-    Stranger,
-    Lie,
+    ForeignWriter,
+    ForeignMessage,
+    FalsePeers,
     Drift,
     Obstacle,
     Containers,
 }
 
-const ALL: [Trouble; 16] = [
-    Trouble::Cut,
-    Trouble::BrokenLink,
-    Trouble::MasterKill,
-    Trouble::AgentKill,
-    Trouble::FullDisk,
-    Trouble::ClockJump,
-    Trouble::Deletion,
-    Trouble::Change,
-    Trouble::Replacement,
-    Trouble::LostSession,
-    Trouble::Intruder,
-    Trouble::Stranger,
-    Trouble::Lie,
-    Trouble::Drift,
-    Trouble::Obstacle,
-    Trouble::Containers,
+const ALL: [FaultKind; 16] = [
+    FaultKind::Cut,
+    FaultKind::BrokenLink,
+    FaultKind::MasterKill,
+    FaultKind::AgentKill,
+    FaultKind::FullDisk,
+    FaultKind::ClockJump,
+    FaultKind::Deletion,
+    FaultKind::Change,
+    FaultKind::Replacement,
+    FaultKind::LostSession,
+    FaultKind::ForeignWriter,
+    FaultKind::ForeignMessage,
+    FaultKind::FalsePeers,
+    FaultKind::Drift,
+    FaultKind::Obstacle,
+    FaultKind::Containers,
 ];
 
-impl Trouble {
-    /// Mean time between two of its kind.
+impl FaultKind {
+    /// Returns the mean time between two faults of the kind.
     fn every(self, faults: &Faults, agents: usize) -> Option<Duration> {
-        // What happens to single agents happens more often where there are more.
+        // Faults of single agents are more frequent where there are more agents.
         let of_agents = |every: Option<Duration>| {
             every.map(|every| every * 10 / u32::try_from(agents.max(10)).unwrap_or(10))
         };
@@ -77,9 +77,9 @@ impl Trouble {
             Self::Change => faults.changes,
             Self::Replacement => of_agents(faults.replacements),
             Self::LostSession => faults.lost_sessions,
-            Self::Intruder => faults.intruders,
-            Self::Stranger => of_agents(faults.strangers),
-            Self::Lie => of_agents(faults.lies),
+            Self::ForeignWriter => faults.foreign_writers,
+            Self::ForeignMessage => of_agents(faults.foreign_messages),
+            Self::FalsePeers => of_agents(faults.false_peers_rate),
             Self::Drift => of_agents(faults.drifts),
             Self::Obstacle => of_agents(faults.obstacles),
             Self::Containers => Some(Duration::from_secs(60)),
@@ -88,50 +88,50 @@ impl Trouble {
 }
 
 impl World {
-    pub(super) fn plan_trouble(&mut self) {
-        for trouble in ALL {
-            self.plan_next(trouble);
+    pub(super) fn plan_faults(&mut self) {
+        for fault in ALL {
+            self.plan_next(fault);
         }
     }
 
-    fn plan_next(&mut self, trouble: Trouble) {
-        let every = trouble.every(&self.scenario.faults, self.agents.len());
+    fn plan_next(&mut self, fault: FaultKind) {
+        let every = fault.every(&self.scenario.faults, self.agents.len());
         if let Some(every) = every {
             let wait = self.chance.time_until(every);
-            self.plan_in(wait, Happening::Trouble(trouble));
+            self.plan_in(wait, SimEvent::FaultKind(fault));
         }
     }
 
-    pub(super) fn make_trouble(&mut self, trouble: Trouble) -> Verdict {
-        if !self.is_troubled {
+    pub(super) fn inject_fault(&mut self, fault: FaultKind) -> RuleResult {
+        if !self.has_faults {
             return Ok(());
         }
-        self.plan_next(trouble);
-        self.note(|| format!("trouble: {trouble:?}"));
-        self.counts.add(&format!("fault: {trouble:?}"), 1);
+        self.plan_next(fault);
+        self.note(|| format!("fault: {fault:?}"));
+        self.counts.add(&format!("fault: {fault:?}"), 1);
         let agent = self.chance.index(self.agents.len());
         let master = self.chance.index(self.masters.len());
-        match trouble {
-            Trouble::Cut => self.cut(agent, master),
-            Trouble::BrokenLink => self.break_link(agent),
-            Trouble::MasterKill => self.kill_master(master),
-            Trouble::AgentKill => self.kill_and_reconfigure(agent),
-            Trouble::FullDisk => {
+        match fault {
+            FaultKind::Cut => self.cut(agent, master),
+            FaultKind::BrokenLink => self.break_link(agent),
+            FaultKind::MasterKill => self.kill_master(master),
+            FaultKind::AgentKill => self.kill_and_reconfigure(agent),
+            FaultKind::FullDisk => {
                 self.storage.is_full = true;
                 let wait = self.chance.time_up_to(Duration::from_secs(120));
-                self.plan_in(wait, Happening::DiskFreed);
+                self.plan_in(wait, SimEvent::DiskFreed);
             }
-            Trouble::ClockJump => self.jump_clock(agent, master),
-            Trouble::Deletion => return self.delete_agents(),
-            Trouble::Change => return self.change_configuration(),
-            Trouble::Replacement => self.replace_host(agent),
-            Trouble::LostSession => self.lose_session(),
-            Trouble::Intruder => return self.intrude(),
-            Trouble::Stranger => self.stranger_speaks(agent, master),
-            Trouble::Lie => return self.lie(agent),
-            Trouble::Drift => self.drift(agent, false),
-            Trouble::Obstacle => self.obstruct(agent),
-            Trouble::Containers => {
+            FaultKind::ClockJump => self.jump_clock(agent, master),
+            FaultKind::Deletion => return self.delete_agents(),
+            FaultKind::Change => return self.change_configuration(),
+            FaultKind::Replacement => self.replace_host(agent),
+            FaultKind::LostSession => self.lose_session(),
+            FaultKind::ForeignWriter => return self.write_as_foreigner(),
+            FaultKind::ForeignMessage => self.send_foreign_message(agent, master),
+            FaultKind::FalsePeers => return self.send_false_peers(agent),
+            FaultKind::Drift => self.drift(agent, false),
+            FaultKind::Obstacle => self.obstruct(agent),
+            FaultKind::Containers => {
                 let overlay = self.some_overlay();
                 self.agents[agent].host.use_docker_network(&overlay, &mut self.chance);
             }
@@ -147,7 +147,7 @@ impl World {
         };
         let id = self.wires.cut(alone, &mut self.chance);
         let wait = self.chance.time_up_to(Duration::from_secs(180));
-        self.plan_in(wait, Happening::CutMended(id));
+        self.plan_in(wait, SimEvent::PartitionHealed(id));
     }
 
     fn kill_and_reconfigure(&mut self, agent: usize) {
@@ -163,7 +163,7 @@ impl World {
     fn obstruct(&mut self, agent: usize) {
         self.agents[agent].kernel.obstruct(&mut self.chance);
         let wait = self.chance.time_up_to(Duration::from_secs(300));
-        self.plan_in(wait, Happening::ObstacleRemoved { agent });
+        self.plan_in(wait, SimEvent::ObstacleRemoved { agent });
     }
 
     fn jump_clock(&mut self, agent: usize, master: usize) {
@@ -177,18 +177,18 @@ impl World {
         }
     }
 
-    /// An operator has the leader delete some agents, most of which still run.
-    fn delete_agents(&mut self) -> Verdict {
+    /// Requests the leader to delete some agents, most of which still run.
+    fn delete_agents(&mut self) -> RuleResult {
         let Some(leader) = self.election.leader else {
             return Ok(());
         };
         let mut ips = Vec::new();
         for _ in 0..=self.chance.index(3) {
             let agent = self.agents[self.chance.index(self.agents.len())].ip;
-            self.monitor.observe(self.now, &Fact::Deleted { agent })?;
+            self.monitor.observe(self.now, &Fact::ReleaseRequested { agent })?;
             ips.push(agent.to_string());
         }
-        // As the C++ module does; only those that are gone; whoever it is.
+        // As the C++ module does; only agents that are gone; all agents.
         let force = ["", ",\"force\":false", ",\"force\":true"][self.chance.index(3)];
         let body = format!("{{\"agents\":[\"{}\"]{force}}}", ips.join("\",\""));
         let request = http::Request::post("/overlay-master/agents/delete").body(Bytes::from(body));
@@ -197,9 +197,8 @@ impl World {
         self.ask_master(leader, question).map(|_| ())
     }
 
-    /// An operator changes the configuration, starts some of the masters again, and has others read
-    /// it.
-    fn change_configuration(&mut self) -> Verdict {
+    /// Changes the configuration, and restarts or reloads some masters.
+    fn change_configuration(&mut self) -> RuleResult {
         let what = self.plan.change(&mut self.chance);
         self.note(|| format!("the configuration is changed: {what}"));
         for master in 0..self.masters.len() {
@@ -212,7 +211,7 @@ impl World {
         Ok(())
     }
 
-    /// Another host gets the address of an agent.
+    /// Replaces the host of an agent with another host.
     fn replace_host(&mut self, agent: usize) {
         self.kill_agent(agent);
         let node = &mut self.agents[agent];
@@ -221,11 +220,10 @@ impl World {
         node.configure(&mut self.chance);
     }
 
-    /// Somebody makes himself the writer of the state and stands for no election, as the C++ module
-    /// does whenever an agent registers with it.
-    pub(super) fn intrude(&mut self) -> Verdict {
-        self.note(|| "somebody else becomes the writer".to_owned());
-        self.storage.usurp();
+    /// Begins an epoch without an election, as the C++ module does whenever an agent registers.
+    pub(super) fn write_as_foreigner(&mut self) -> RuleResult {
+        self.note(|| "a foreign process becomes the writer".to_owned());
+        self.storage.begin_foreign_epoch();
         self.monitor.begin_epoch(self.now)
     }
 
@@ -233,8 +231,8 @@ impl World {
         format!("net-{}", self.chance.number(0..3)).parse().expect("it is a name")
     }
 
-    /// Somebody who is nobody says something to an agent or a master.
-    fn stranger_speaks(&mut self, agent: usize, master: usize) {
+    /// Sends a foreign message to an agent or a master.
+    fn send_foreign_message(&mut self, agent: usize, master: usize) {
         let from = Upid::master("10.66.6.6:5050".parse().expect("it is an address"));
         let agent = Upid::agent(self.agents[agent].address());
         let master = Upid::master(self.masters[master].address);
@@ -253,9 +251,9 @@ impl World {
         self.send(Packet { from, to, name: name.to_owned(), body });
     }
 
-    /// Somebody tells an agent of peers in the name of the leader, who does not know of it: from
-    /// the same host, or by a defect of the master.
-    fn lie(&mut self, agent: usize) -> Verdict {
+    /// Sends false peers to an agent in the name of the leader, as another process on its host or a
+    /// defective master may do.
+    fn send_false_peers(&mut self, agent: usize) -> RuleResult {
         let Some(leader) = self.election.leader else {
             return Ok(());
         };
@@ -263,12 +261,12 @@ impl World {
         let (name, body) = wire::encode_message(&Message::UpdatePeers(Arc::new(update)));
         let from = Upid::master(self.masters[leader].address);
         let to = Upid::agent(self.agents[agent].address());
-        self.monitor.observe(self.now, &Fact::Lied { agent: self.agents[agent].ip })?;
+        self.monitor.observe(self.now, &Fact::FalsePeersSent { agent: self.agents[agent].ip })?;
         self.send(Packet { from, to, name: name.to_owned(), body });
         Ok(())
     }
 
-    /// A share that nobody was given: that of the recorded cluster.
+    /// Returns an assignment that this cluster has not made: one of the recorded cluster.
     fn stolen_overlay(&mut self) -> Assignment {
         const AGENT: &[u8] = include_bytes!("../../golden/overlay-agent-overlay.pb");
         let agent = wire::decode(AGENT).expect("the recording is well-formed");
@@ -278,7 +276,7 @@ impl World {
     }
 }
 
-/// A table of peers that is not so, and that cannot be: with addresses that several have.
+/// Returns a false table of peers, in which several agents have one address.
 fn false_peers(chance: &mut Chance) -> PeersUpdate {
     let mut update = PeersUpdate::default();
     for _ in 0..=chance.index(3) {

@@ -1,4 +1,4 @@
-//! The end of all trouble, and whether the cluster is well some time later.
+//! The end of all faults, and the examination of the cluster some time later.
 
 use std::time::Duration;
 
@@ -10,78 +10,77 @@ use mesos_network_overlay::master::{Health, Reply, Request};
 use mesos_network_overlay::protocol::{AgentInfo, State};
 use mesos_network_overlay::wire;
 
-use super::{Happening, World};
-use crate::invariants::{Broken, Fact, HEALS, Healed, HealedAgent, Verdict};
+use super::{SimEvent, World};
+use crate::invariants::{Fact, HEALS, Healed, HealedAgent, RuleResult, Violation};
 
-/// How long a deleted agent or one that heard nothing may take to register again, by the design.
+/// The interval after which agents register again by themselves.
 const REFRESH: Duration = Duration::from_secs(15 * 60);
-/// One to find out, by the commit for an agent that returns, that a job that hung has ended the
-/// epoch of the leader; and one more until all have told it their statuses again, which are not
+/// One interval until the commit for a returning agent shows that a job that hung has ended the
+/// epoch of the leader. Another one until all agents have reported their statuses, which are not
 /// stored.
 const REFRESHES: u32 = 2;
-/// How long everything else may take: the longest waits for an answer and for the store, and what
-/// still hangs.
+/// The time for everything else: the longest backoffs, and jobs that still hang.
 const SLACK: Duration = Duration::from_secs(6 * 60);
-/// When the last intruder has made himself the writer.
+/// The latest time of the last foreign writer.
 const LAST_INTRUSION: Duration = Duration::from_secs(60);
-/// How long the last news may take: that somebody came to all, and the longest pause that an agent
-/// makes which repairs again and again.
+/// The time for the last changes: until all peers have a latecomer, and the longest backoff of an
+/// agent that repairs repeatedly.
 const NEWS: Duration = Duration::from_secs(60);
-/// How long a question may take.
+/// The timeout of a request.
 const ANSWER: Duration = Duration::from_secs(10);
 
-fn broken(how: String) -> Broken {
-    Broken { rule: HEALS, how }
+fn violation(detail: String) -> Violation {
+    Violation { rule: HEALS, detail }
 }
 
 impl World {
-    /// Faults end: cuts are mended, disks are free, and all masters and agents run; the masters
-    /// with the same configuration.
-    pub(super) fn end_trouble(&mut self) -> Verdict {
-        self.note(|| "all trouble ends".to_owned());
-        self.is_troubled = false;
-        self.wires.mend_all();
+    /// Ends all faults: partitions heal, disks are free, and all masters and agents run. All
+    /// masters have the same configuration.
+    pub(super) fn end_faults(&mut self) -> RuleResult {
+        self.note(|| "all faults end".to_owned());
+        self.has_faults = false;
+        self.wires.heal_all();
         self.storage.is_full = false;
         for master in 0..self.masters.len() {
             self.kill_master(master);
             self.start_master(master)?;
         }
-        for agent in 0..self.settled() {
-            // Of the routes that are in the way some stay.
+        for agent in 0..self.initial_agents() {
+            // Some of the foreign routes stay.
             if self.chance.is(0.7) {
                 self.agents[agent].kernel.obstacles.clear();
             }
             self.start_agent(agent)?;
         }
-        if self.scenario.faults.intruders.is_some() {
-            // The last of them is not known to those who begin to lead now.
+        if self.scenario.faults.foreign_writers.is_some() {
+            // A leader that is elected now does not know of the last one.
             let wait = self.chance.time_up_to(LAST_INTRUSION);
-            self.plan_in(wait, Happening::Intrusion);
+            self.plan_in(wait, SimEvent::ForeignWrite);
         }
         Ok(())
     }
 
-    /// How long the cluster may take to heal.
+    /// Returns how long the cluster may take to heal.
     pub(super) fn patience(&self) -> Duration {
         REFRESH * REFRESHES + self.scenario.verify_interval + SLACK
     }
 
-    /// When all are well, one more agent comes or none, and somebody changes something in a kernel:
-    /// the others have to hear of the one, and the agent has to repair the other.
-    pub(super) fn make_news(&mut self) -> Verdict {
-        for latecomer in self.settled()..self.agents.len() {
+    /// Starts the latecomers, and makes foreign changes in a kernel: the other agents have to
+    /// program the latecomer, and the agent has to repair its kernel.
+    pub(super) fn make_late_changes(&mut self) -> RuleResult {
+        for latecomer in self.initial_agents()..self.agents.len() {
             self.start_agent(latecomer)?;
         }
         for _ in 0..2 {
-            let agent = self.chance.index(self.settled());
+            let agent = self.chance.index(self.initial_agents());
             self.drift(agent, true);
         }
         self.run_until(self.now + NEWS)
     }
 
-    /// Whether the cluster is well.
-    pub(super) fn examine(&mut self) -> Verdict {
-        let leader = self.election.leader.ok_or_else(|| broken("nobody leads".to_owned()))?;
+    /// Examines whether the cluster is healthy.
+    pub(super) fn examine(&mut self) -> RuleResult {
+        let leader = self.election.leader.ok_or_else(|| violation("nobody leads".to_owned()))?;
         let state = self.state_of(leader)?;
         let health = self.health_of(leader)?;
         let mut agents = Vec::new();
@@ -92,7 +91,7 @@ impl World {
             let (Some(AgentReply::Overlay(info)), Some(AgentReply::Health(health))) =
                 (info, health)
             else {
-                return Err(broken(format!("agent {} does not answer", node.ip)));
+                return Err(violation(format!("agent {} does not answer", node.ip)));
             };
             let info = AgentInfo { configuration_attempts: None, ..info };
             agents.push(HealedAgent {
@@ -103,13 +102,13 @@ impl World {
                 kernel: node.programs.then(|| node.kernel.state().clone()),
             });
         }
-        let is_mute = self.is_mute(leader);
-        let healed = Healed { state, health: *health, agents, is_mute };
+        let sends_no_peers = self.sends_no_peers(leader);
+        let healed = Healed { state, health: *health, agents, sends_no_peers };
         self.monitor.observe(self.now, &Fact::Healed(&healed))
     }
 
-    /// What the endpoint of a master shows, through the real bytes of an answer.
-    fn state_of(&mut self, master: usize) -> Result<State, Broken> {
+    /// Returns the state of a master, through the real bytes of a response.
+    fn state_of(&mut self, master: usize) -> Result<State, Violation> {
         let request = http::Request::get("/overlay-master/state")
             .header("accept", "application/x-protobuf")
             .body(Bytes::new())
@@ -118,24 +117,26 @@ impl World {
         let reply = self.answer(master, question)?;
         let response = render_master(&reply, &format);
         if response.status() != StatusCode::OK {
-            return Err(broken(format!("the leader answers {}: {reply:?}", response.status())));
+            return Err(violation(format!("the leader answers {}: {reply:?}", response.status())));
         }
-        let state = wire::decode(response.body()).map_err(|error| broken(error.to_string()))?;
-        wire::decode_state(&state).map_err(|error| broken(error.to_string()))
+        let state = wire::decode(response.body()).map_err(|error| violation(error.to_string()))?;
+        wire::decode_state(&state).map_err(|error| violation(error.to_string()))
     }
 
-    fn health_of(&mut self, master: usize) -> Result<Box<Health>, Broken> {
+    fn health_of(&mut self, master: usize) -> Result<Box<Health>, Violation> {
         match self.answer(master, Request::Health)? {
             Reply::Health(health) => Ok(health),
-            other => Err(broken(format!("the leader answers a question of health with {other:?}"))),
+            other => {
+                Err(violation(format!("the leader answers a question of health with {other:?}")))
+            }
         }
     }
 
-    fn answer(&mut self, master: usize, request: Request) -> Result<Reply, Broken> {
+    fn answer(&mut self, master: usize, request: Request) -> Result<Reply, Violation> {
         let id = self.ask_master(master, request)?;
         self.run_until(self.now + ANSWER)?;
         let process = self.masters[master].process.as_mut();
         let reply = process.and_then(|process| process.replies.remove(&id));
-        reply.ok_or_else(|| broken("the leader does not answer".to_owned()))
+        reply.ok_or_else(|| violation("the leader does not answer".to_owned()))
     }
 }

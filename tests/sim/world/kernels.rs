@@ -1,37 +1,37 @@
-//! What agents do with the kernels of their hosts, and what others do there.
+//! The jobs of agents for the kernels of their hosts, and foreign changes there.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesos_network_overlay::agent::{Event, Scope};
 
-use super::{Happening, World};
-use crate::invariants::{Fact, Verdict};
-use crate::kernel::{Done, Fate, Job, Kernel};
+use super::{SimEvent, World};
+use crate::invariants::{Fact, RuleResult};
+use crate::kernel::{Done, Job, JobOutcome, Kernel};
 
-/// How long the news of a change takes to an agent at most.
+/// The longest delay until an agent is notified of a change.
 const NEWS: Duration = Duration::from_millis(50);
 
 impl World {
-    /// An agent begins a job of the kernel.
+    /// Begins a job of the kernel.
     pub(super) fn begin_kernel_job(&mut self, agent: usize, attempt: u64, job: Job) {
-        let faults = self.is_troubled.then_some(&self.scenario.faults);
-        let (end, fate) = Kernel::begin(self.now, &job, faults, &mut self.chance);
-        if fate != Fate::Works {
+        let faults = self.has_faults.then_some(&self.scenario.faults);
+        let (end, outcome) = Kernel::begin(self.now, &job, faults, &mut self.chance);
+        if outcome != JobOutcome::Works {
             self.counts.add("fault: kernel refuses or fails", 1);
         }
         let run = self.agents[agent].run;
-        let ends = Happening::KernelJobEnds { agent, run, attempt, job: Box::new(job), fate };
+        let ends = SimEvent::KernelJobDone { agent, run, attempt, job: Box::new(job), outcome };
         self.queue.plan(end, ends);
     }
 
-    pub(super) fn kernel_job_ends(
+    pub(super) fn kernel_job_done(
         &mut self,
         (agent, run): (usize, u64),
         attempt: u64,
         job: &Job,
-        fate: Fate,
-    ) -> Verdict {
+        outcome: JobOutcome,
+    ) -> RuleResult {
         let node = &mut self.agents[agent];
         if node.run != run {
             return Ok(());
@@ -39,10 +39,10 @@ impl World {
         let is_killed = node.process.is_none();
         let event = match job {
             Job::Inspect(claims) => {
-                Event::Inspected { attempt, result: node.kernel.inspect(claims, fate) }
+                Event::Inspected { attempt, result: node.kernel.inspect(claims, outcome) }
             }
             Job::Program(desired, _) if is_killed => {
-                // Killed with its agent, in time or not.
+                // The job was killed with its agent, before or after its effect.
                 if self.chance.is(0.5) {
                     let done = node.kernel.program_in_part(desired, &mut self.chance);
                     return self.programmed(agent, desired, &done);
@@ -50,12 +50,12 @@ impl World {
                 return Ok(());
             }
             Job::Program(desired, scope) => {
-                let done = node.kernel.program((desired, *scope), fate, &mut self.chance);
+                let done = node.kernel.program((desired, *scope), outcome, &mut self.chance);
                 self.programmed(agent, desired, &done)?;
                 Event::Programmed { attempt, result: done.result }
             }
         };
-        self.tell_agent(agent, run, event)
+        self.deliver_to_agent(agent, run, event)
     }
 
     fn programmed(
@@ -63,7 +63,7 @@ impl World {
         agent: usize,
         desired: &Arc<mesos_network_overlay::tunnel::Desired>,
         done: &Done,
-    ) -> Verdict {
+    ) -> RuleResult {
         self.counts.add("kernel operations", done.operations.len() as u64);
         let node = &self.agents[agent];
         let (ip, kernel) = (node.ip, node.kernel.state());
@@ -71,7 +71,7 @@ impl World {
         self.monitor.observe(self.now, &fact)
     }
 
-    /// Somebody else changes something in the kernel of a host, and the agent hears of it or not.
+    /// Makes a foreign change in the kernel of a host, of which the agent may be notified.
     pub(super) fn drift(&mut self, agent: usize, is_always_told: bool) {
         let is_told = is_always_told || self.chance.is(0.8);
         let node = &mut self.agents[agent];
@@ -79,11 +79,11 @@ impl World {
             return;
         }
         let run = node.run;
-        // Once, until it has looked at it.
+        // One notification until the agent has observed the kernel.
         if node.process.is_some() && !std::mem::replace(&mut node.kernel.is_told, true) {
             let scope = if self.chance.is(0.9) { Scope::Kernel } else { Scope::Everything };
             let wait = self.chance.time_up_to(NEWS);
-            self.plan_in(wait, Happening::Drifted { agent, run, scope });
+            self.plan_in(wait, SimEvent::Drifted { agent, run, scope });
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The processes of masters: the real machine, its real promises, and what does what it wants.
+//! The processes of masters: the real state machine, its real durability gate, and the execution of
+//! its commands.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -8,51 +9,51 @@ use std::time::Duration;
 use mesos_network_overlay::addr::Upid;
 use mesos_network_overlay::machine::Machine as _;
 use mesos_network_overlay::master::{
-    Command, Event, Master, Promise, Promises, Reply, Request, Settings,
+    Command, DurabilityGate, Event, Master, PendingSend, Reply, Request, Settings,
 };
 use mesos_network_overlay::protocol::{Message, Network, RequestId};
 use mesos_network_overlay::wire;
 
-use super::{Happening, Packet, World, clock, master_address};
+use super::{Packet, SimEvent, World, clock, master_address};
 use crate::clock::Clock;
-use crate::invariants::{Broken, Fact, Verdict, Writer};
+use crate::invariants::{Fact, RuleResult, Violation, Writer};
 use crate::storage::{Job, Storage, Work};
 
-/// Events that a master takes at a time.
+/// Events that a master handles in a batch.
 const BATCH_SIZE: usize = 128;
-/// How long it takes to read the configuration.
+/// How long reading the configuration takes.
 const READING: Duration = Duration::from_millis(5);
-/// How long a killed master is away.
+/// How long a killed master is down.
 const AWAY: Duration = Duration::from_secs(40);
 
-/// The place of a master.
+/// The node of a master.
 pub(crate) struct MasterNode {
     pub(crate) address: SocketAddrV4,
-    /// Which life its process is in.
+    /// The number of its process.
     pub(crate) run: u64,
     pub(crate) process: Option<Process>,
-    /// When the last news of the election comes.
+    /// When the last notification of the election arrives.
     pub(crate) last_news: Duration,
 }
 
 /// A running master.
 pub(crate) struct Process {
     machine: Master,
-    promises: Promises,
+    gate: DurabilityGate,
     pub(crate) clock: Clock,
     networks: Vec<Arc<Network>>,
     inbox: VecDeque<Event>,
     is_waking: bool,
-    /// When the timer that counts goes off.
+    /// When the current timer expires.
     timer: Option<Duration>,
     leads: bool,
     epoch: u64,
     durable: u64,
     is_store_busy: bool,
     last_request: u64,
-    /// Agents that are to be deleted, by the number of the request.
+    /// The requests to delete agents, by their number.
     deletions: BTreeMap<u64, (Duration, Vec<Ipv4Addr>)>,
-    /// Answers of this master by the number of the request.
+    /// The replies of this master, by the number of the request.
     pub(crate) replies: BTreeMap<u64, Reply>,
 }
 
@@ -67,7 +68,7 @@ impl Process {
         Self {
             networks: vec![Arc::clone(&settings.network)],
             machine: Master::standing_by(settings, seed),
-            promises: Promises::new(),
+            gate: DurabilityGate::new(),
             clock,
             inbox: VecDeque::new(),
             is_waking: false,
@@ -82,7 +83,7 @@ impl Process {
         }
     }
 
-    /// Takes an event as the runtime does.
+    /// Handles an event as the runtime does.
     fn take(&mut self, now: Duration, event: Event) {
         match &event {
             Event::Leading(leads) => self.leads = *leads,
@@ -98,13 +99,13 @@ impl Process {
             }
             _ => {}
         }
-        self.promises.before(&event);
+        self.gate.observe(&event);
         self.machine.handle(self.clock.read(now), event);
     }
 }
 
 impl World {
-    pub(super) fn start_master(&mut self, master: usize) -> Verdict {
+    pub(super) fn start_master(&mut self, master: usize) -> RuleResult {
         if self.masters[master].process.is_some() {
             return Ok(());
         }
@@ -123,7 +124,7 @@ impl World {
         self.wake_master(master, run)
     }
 
-    /// Kills a master. It comes back.
+    /// Kills a master, and plans its restart.
     pub(super) fn kill_master(&mut self, master: usize) {
         if self.masters[master].process.take().is_none() {
             return;
@@ -131,18 +132,18 @@ impl World {
         self.note(|| format!("master {master} is killed"));
         self.master_dies(master);
         self.links_end(master);
-        let away = if self.is_troubled { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
-        self.plan_in(away, Happening::MasterStarts(master));
+        let away = if self.has_faults { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
+        self.plan_in(away, SimEvent::MasterStarts(master));
     }
 
-    pub(super) fn arrives_at_master(&mut self, master: usize, packet: &Packet) -> Verdict {
+    pub(super) fn arrives_at_master(&mut self, master: usize, packet: &Packet) -> RuleResult {
         let node = &self.masters[master];
         if node.process.is_none() || packet.to.id != Upid::MASTER {
             return Ok(());
         }
         let run = node.run;
-        let is_mute = self.is_mute(master);
-        if is_mute && packet.name.ends_with(".RequestPeersMessage") {
+        let sends_no_peers = self.sends_no_peers(master);
+        if sends_no_peers && packet.name.ends_with(".RequestPeersMessage") {
             return Ok(());
         }
         let from = packet.from.clone();
@@ -156,21 +157,26 @@ impl World {
         let agent = *packet.from.address.ip();
         let is_of_peers = matches!(event, Event::Message { message: Message::RequestPeers(_), .. });
         let fact = if is_of_peers {
-            Fact::PeersWanted { of: (master, run), agent }
+            Fact::PeersRequestReceived { of: (master, run), agent }
         } else {
-            Fact::Asked { agent }
+            Fact::MessageReceived { agent }
         };
         self.monitor.observe(self.now, &fact)?;
-        self.tell_master(master, run, event)
+        self.deliver_to_master(master, run, event)
     }
 
-    /// Whether a master says nothing of peers.
-    pub(super) const fn is_mute(&self, master: usize) -> bool {
-        master < self.scenario.mute_masters
+    /// Returns whether a master sends no peers.
+    pub(super) const fn sends_no_peers(&self, master: usize) -> bool {
+        master < self.scenario.masters_without_peers
     }
 
-    /// Puts an event into the inbox of a master that still lives.
-    pub(super) fn tell_master(&mut self, master: usize, run: u64, event: Event) -> Verdict {
+    /// Puts an event into the inbox of a master, if its process still runs.
+    pub(super) fn deliver_to_master(
+        &mut self,
+        master: usize,
+        run: u64,
+        event: Event,
+    ) -> RuleResult {
         let busy = self.scenario.busy;
         let node = &mut self.masters[master];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
@@ -184,11 +190,11 @@ impl World {
             return self.wake_master(master, run);
         }
         let wait = self.chance.time_up_to(busy);
-        self.plan_in(wait, Happening::MasterWakes { master, run });
+        self.plan_in(wait, SimEvent::MasterWakes { master, run });
         Ok(())
     }
 
-    pub(super) fn master_timer(&mut self, master: usize, run: u64, due: Duration) -> Verdict {
+    pub(super) fn master_timer(&mut self, master: usize, run: u64, due: Duration) -> RuleResult {
         let node = &mut self.masters[master];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
             return Ok(());
@@ -197,11 +203,11 @@ impl World {
             return Ok(());
         }
         process.timer = None;
-        self.tell_master(master, run, Event::Timeout)
+        self.deliver_to_master(master, run, Event::Timeout)
     }
 
-    /// A master takes what is in its inbox, and then what it wants is done, as the runtime does it.
-    pub(super) fn wake_master(&mut self, master: usize, run: u64) -> Verdict {
+    /// Lets a master handle its inbox, and runs its commands, as the runtime does.
+    pub(super) fn wake_master(&mut self, master: usize, run: u64) -> RuleResult {
         let now = self.now;
         let node = &mut self.masters[master];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
@@ -212,7 +218,7 @@ impl World {
         let batch: Vec<Event> = process.inbox.drain(..count).collect();
         if !process.inbox.is_empty() {
             process.is_waking = true;
-            self.queue.plan(now, Happening::MasterWakes { master, run });
+            self.queue.plan(now, SimEvent::MasterWakes { master, run });
         }
         for event in batch {
             self.note(|| format!("master {master} <- {event}"));
@@ -223,8 +229,8 @@ impl World {
         self.do_for_master(master, count)
     }
 
-    /// Does what a master wants, unless it is killed in the middle.
-    fn do_for_master(&mut self, master: usize, events: usize) -> Verdict {
+    /// Runs the commands of a master, unless it is killed in between.
+    fn do_for_master(&mut self, master: usize, events: usize) -> RuleResult {
         let who = *self.masters[master].address.ip();
         let Some(process) = &mut self.masters[master].process else {
             return Ok(());
@@ -232,7 +238,7 @@ impl World {
         let commands: Vec<Command> =
             std::iter::from_fn(|| process.machine.poll_command()).collect();
         let count = commands.len();
-        let fact = Fact::Commanded { who, count, events: events.max(1), is_master: true };
+        let fact = Fact::CommandsIssued { who, count, events: events.max(1), is_master: true };
         self.monitor.observe(self.now, &fact)?;
         for command in commands {
             if self.is_killed_here(master) {
@@ -244,12 +250,12 @@ impl World {
         let Some(process) = &mut self.masters[master].process else {
             return Ok(());
         };
-        let released: Vec<Promise> = process.promises.release().collect();
-        for promise in released {
+        let released: Vec<PendingSend> = process.gate.release().collect();
+        for send in released {
             if self.is_killed_here(master) {
                 return Ok(());
             }
-            self.keep_promise(master, promise)?;
+            self.send_released(master, send)?;
         }
         self.set_master_timer(master);
         Ok(())
@@ -265,7 +271,7 @@ impl World {
         is_killed
     }
 
-    fn run_for_master(&mut self, master: usize, command: Command) -> Verdict {
+    fn run_for_master(&mut self, master: usize, command: Command) -> RuleResult {
         let node = &mut self.masters[master];
         let Some(process) = &mut node.process else {
             return Ok(());
@@ -276,33 +282,33 @@ impl World {
                 self.queue_job(master, Work::Commit { epoch, changes });
             }
             Command::Abandon(reason) => {
-                for promise in process.promises.abandon() {
-                    if let Promise::Reply(id, _) = promise {
+                for send in process.gate.abandon() {
+                    if let PendingSend::Reply(id, _) = send {
                         process.replies.insert(id.0, Reply::Unavailable(reason.clone()));
                     }
                 }
             }
-            Command::Reread(id) => {
+            Command::ReadConfig(id) => {
                 let network = self.plan.network();
                 process.networks.push(Arc::clone(&network));
                 let settings = Settings { network, reuse_after: self.scenario.reuse_after };
-                let (run, event) = (node.run, Box::new(Event::Reread(id, Ok(settings))));
-                self.plan_in(READING, Happening::MasterHears { master, run, event });
-                return self.monitor.observe(self.now, &Fact::Reread);
+                let (run, event) = (node.run, Box::new(Event::ConfigRead(id, Ok(settings))));
+                self.plan_in(READING, SimEvent::MasterReceives { master, run, event });
+                return self.monitor.observe(self.now, &Fact::ConfigRead);
             }
             Command::Preview { id, job } => {
                 let (run, event) = (node.run, Box::new(Event::Previewed(id, Box::new(job.run()))));
-                self.plan_in(READING, Happening::MasterHears { master, run, event });
+                self.plan_in(READING, SimEvent::MasterReceives { master, run, event });
             }
-            Command::Withdraw(agents) => process.promises.withdraw(&agents),
+            Command::Withdraw(agents) => process.gate.withdraw(&agents),
             Command::Send { to, message, when } => {
-                process.promises.hold(when, Promise::Message(vec![to], message));
+                process.gate.hold(when, PendingSend::Message(vec![to], message));
             }
             Command::Broadcast { to, message, when } => {
-                process.promises.hold(when, Promise::Message(to, message));
+                process.gate.hold(when, PendingSend::Message(to, message));
             }
             Command::Reply { id, reply, when } => {
-                process.promises.hold(when, Promise::Reply(id, reply));
+                process.gate.hold(when, PendingSend::Reply(id, reply));
             }
         }
         Ok(())
@@ -311,21 +317,21 @@ impl World {
     fn queue_job(&mut self, master: usize, work: Work) {
         let by = self.writer(master);
         if let Some(process) = &mut self.masters[master].process {
-            assert!(!process.is_store_busy, "a master wants two things of its store at a time");
+            assert!(!process.is_store_busy, "a master has two jobs for its store at a time");
             process.is_store_busy = true;
             let before = process.networks.len().saturating_sub(1);
             process.networks.drain(..before);
         }
-        let faults = self.is_troubled.then_some(&self.scenario.faults);
+        let faults = self.has_faults.then_some(&self.scenario.faults);
         let tools = (&mut self.chance, &mut self.counts);
         let (job, before, after) = Storage::begin(by, work, faults, tools);
-        self.plan_in(before, Happening::StoreActs(Box::new(job), after));
+        self.plan_in(before, SimEvent::StoreJobDone(Box::new(job), after));
     }
 
-    /// What is known of a master that lives.
+    /// Returns a description of a running master.
     fn writer(&self, master: usize) -> Writer {
         let node = &self.masters[master];
-        let process = node.process.as_ref().expect("a master that does something lives");
+        let process = node.process.as_ref().expect("a master with a command runs");
         Writer {
             master,
             run: node.run,
@@ -339,8 +345,8 @@ impl World {
         }
     }
 
-    /// A job of the store takes effect, whether or not who wanted it still lives.
-    pub(super) fn store_acts(&mut self, job: &Job, after: Duration) -> Verdict {
+    /// Applies a job of the store, whether or not its master still runs.
+    pub(super) fn store_job_done(&mut self, job: &Job, after: Duration) -> RuleResult {
         let (event, is_changed) = self.storage.act(job);
         self.note(|| format!("the store acts for master {}: {event}", job.by.master));
         match &job.work {
@@ -354,24 +360,24 @@ impl World {
             Work::Load | Work::Commit { .. } => {}
         }
         let (master, run) = (job.by.master, job.by.run);
-        self.plan_in(after, Happening::MasterHears { master, run, event: Box::new(event) });
+        self.plan_in(after, SimEvent::MasterReceives { master, run, event: Box::new(event) });
         Ok(())
     }
 
-    fn keep_promise(&mut self, master: usize, promise: Promise) -> Verdict {
-        match promise {
-            Promise::Message(to, message) => {
+    fn send_released(&mut self, master: usize, send: PendingSend) -> RuleResult {
+        match send {
+            PendingSend::Message(to, message) => {
                 for to in to {
-                    self.say(master, to, &message)?;
+                    self.send_from_master(master, to, &message)?;
                 }
             }
-            Promise::Reply(id, reply) => {
+            PendingSend::Reply(id, reply) => {
                 let by = self.writer(master);
                 if let Some(process) = &mut self.masters[master].process {
                     if let Some((asked, agents)) = process.deletions.remove(&id.0)
                         && matches!(reply, Reply::State(_))
                     {
-                        let fact = Fact::Freed { by: &by, agents: &agents, asked };
+                        let fact = Fact::ReleaseConfirmed { by: &by, agents: &agents, asked };
                         self.monitor.observe(self.now, &fact)?;
                     }
                     process.replies.insert(id.0, reply);
@@ -381,18 +387,18 @@ impl World {
         Ok(())
     }
 
-    fn say(&mut self, master: usize, to: Upid, message: &Message) -> Verdict {
+    fn send_from_master(&mut self, master: usize, to: Upid, message: &Message) -> RuleResult {
         let agent = *to.address.ip();
         if let Message::UpdateAgentOverlays(overlays) = message {
             let by = self.writer(master);
-            let fact = Fact::Told { by: &by, to: agent, overlays };
+            let fact = Fact::AssignmentsSent { by: &by, to: agent, overlays };
             self.monitor.observe(self.now, &fact)?;
         }
         let fact = if let Message::UpdatePeers(_) = message {
             self.counts.add("messages about peers", 1);
-            Fact::PeersTold { by: (master, self.masters[master].run), to: agent }
+            Fact::PeersSent { by: (master, self.masters[master].run), to: agent }
         } else {
-            Fact::Sent { agent, is_by_agent: false }
+            Fact::MessageSent { agent, is_by_agent: false }
         };
         self.monitor.observe(self.now, &fact)?;
         self.note(|| format!("master {master} says {message} to {to}"));
@@ -411,12 +417,12 @@ impl World {
         if let Some(due) = due.filter(|due| Some(*due) != process.timer) {
             process.timer = Some(due);
             let run = node.run;
-            self.queue.plan(due.max(self.now), Happening::MasterTimer { master, run, due });
+            self.queue.plan(due.max(self.now), SimEvent::MasterTimer { master, run, due });
         }
     }
 
-    /// Asks a master, if it lives. The answer will be among its replies under this number.
-    pub(super) fn ask_master(&mut self, master: usize, request: Request) -> Result<u64, Broken> {
+    /// Sends a request to a master, if it runs. Its reply has the returned number.
+    pub(super) fn ask_master(&mut self, master: usize, request: Request) -> Result<u64, Violation> {
         let node = &mut self.masters[master];
         let run = node.run;
         let Some(process) = &mut node.process else {
@@ -427,7 +433,7 @@ impl World {
         if let Request::DeleteAgents(agents) = &request {
             process.deletions.insert(id, (self.now, agents.clone()));
         }
-        self.tell_master(master, run, Event::Request(RequestId(id), request))?;
+        self.deliver_to_master(master, run, Event::Request(RequestId(id), request))?;
         Ok(id)
     }
 }

@@ -1,10 +1,11 @@
-//! A whole cluster in one thread. What happens next is taken from a queue; the machines are the
-//! real ones, the messages are real bytes, and everything else is simulated and goes wrong.
+//! A whole cluster in one thread. Events come from a queue. The state machines and the bytes of the
+//! messages are real. Everything else is simulated, with faults.
 
 mod agents;
 mod election;
 mod faults;
 mod healing;
+mod import;
 mod kernels;
 mod masters;
 
@@ -20,8 +21,8 @@ use mesos_network_overlay::master::Event as MasterEvent;
 use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::counts::Counts;
-use crate::host::Fate;
-use crate::invariants::{BOUNDED, Broken, Invariant, Monitor, NO_PANIC, Verdict};
+use crate::host::JobOutcome;
+use crate::invariants::{BOUNDED, Invariant, Monitor, NO_PANIC, RuleResult, Violation};
 use crate::kernel::{self, Kernel};
 use crate::plan::Plan;
 use crate::queue::Queue;
@@ -30,16 +31,16 @@ use crate::storage::{Job, Storage};
 use crate::wires::Wires;
 use agents::AgentNode;
 use election::{Election, Turn};
-use faults::Trouble;
+use faults::FaultKind;
 use masters::MasterNode;
 
-/// Lines of a story that are kept.
-const STORY_LINES: usize = 2000;
+/// Lines of the trace that are kept.
+const TRACE_LINES: usize = 2000;
 
-/// Things that happen at one moment. More are a machine that goes round and round.
+/// The most events of one moment. More are a state machine in a loop.
 const AT_A_MOMENT_MAX: usize = 100_000;
 
-/// A message under way.
+/// A message on the network.
 #[derive(Debug)]
 struct Packet {
     from: Upid,
@@ -48,8 +49,8 @@ struct Packet {
     body: Vec<u8>,
 }
 
-/// Something that will happen.
-enum Happening {
+/// A planned event.
+enum SimEvent {
     Arrives(Rc<Packet>),
     MasterStarts(usize),
     MasterWakes {
@@ -66,8 +67,8 @@ enum Happening {
         run: u64,
         leads: bool,
     },
-    StoreActs(Box<Job>, Duration),
-    MasterHears {
+    StoreJobDone(Box<Job>, Duration),
+    MasterReceives {
         master: usize,
         run: u64,
         event: Box<MasterEvent>,
@@ -87,12 +88,12 @@ enum Happening {
         run: u64,
         link: u64,
     },
-    AttemptEnds {
+    AttemptDone {
         agent: usize,
         run: u64,
         attempt: u64,
         made: Box<ContainerNetwork>,
-        fate: Fate,
+        outcome: JobOutcome,
     },
     RetainCni {
         agent: usize,
@@ -103,14 +104,14 @@ enum Happening {
         agent: usize,
         run: u64,
         wanted: BTreeSet<OverlayName>,
-        fate: Fate,
+        outcome: JobOutcome,
     },
-    KernelJobEnds {
+    KernelJobDone {
         agent: usize,
         run: u64,
         attempt: u64,
         job: Box<kernel::Job>,
-        fate: kernel::Fate,
+        outcome: kernel::JobOutcome,
     },
     Drifted {
         agent: usize,
@@ -121,9 +122,9 @@ enum Happening {
         agent: usize,
     },
     Election(Turn),
-    Trouble(Trouble),
-    Intrusion,
-    CutMended(u64),
+    FaultKind(FaultKind),
+    ForeignWrite,
+    PartitionHealed(u64),
     DiskFreed,
 }
 
@@ -132,36 +133,36 @@ pub(crate) struct World {
     scenario: Scenario,
     chance: Chance,
     now: Duration,
-    queue: Queue<Happening>,
+    queue: Queue<SimEvent>,
     wires: Wires,
     storage: Storage,
     election: Election,
     masters: Vec<MasterNode>,
     agents: Vec<AgentNode>,
-    /// The configuration that a master reads when it is started.
+    /// The configuration that a master reads at its start.
     plan: Plan,
     monitor: Monitor,
-    is_troubled: bool,
-    story: Option<VecDeque<String>>,
-    /// How many things have happened at this very moment.
+    has_faults: bool,
+    trace: Option<VecDeque<String>>,
+    /// The number of events of this moment.
     at_this_moment: usize,
-    /// How many things have happened.
+    /// The number of events.
     pub(crate) events: u64,
-    /// And which.
+    /// The events by their kind.
     pub(crate) counts: Counts,
 }
 
-/// Where masters live.
+/// Returns the address of a master.
 fn master_address(master: usize) -> SocketAddrV4 {
     let number = u8::try_from(master + 1).expect("there are few masters");
     SocketAddrV4::new(Ipv4Addr::new(10, 255, 0, number), 5050)
 }
 
-/// The first address of agents.
+/// The IP of the first agent.
 const FIRST_AGENT: u32 = Ipv4Addr::new(10, 0, 0, 1).to_bits();
 
 impl World {
-    /// The world of a scenario, in which only the rule with this name counts, or all.
+    /// Returns the world of a scenario, with only the rule of this name, or with all rules.
     pub(crate) fn new(scenario: Scenario, mut chance: Chance, only: Option<&str>) -> Self {
         let agents = (0..scenario.agents).map(|agent| {
             let ip = Ipv4Addr::from(FIRST_AGENT + u32::try_from(agent).unwrap_or(0));
@@ -181,8 +182,8 @@ impl World {
             masters: (0..scenario.masters).map(MasterNode::new).collect(),
             plan: scenario.plan.clone(),
             monitor: Monitor::new(&scenario, only),
-            is_troubled: !scenario.trouble.is_zero(),
-            story: None,
+            has_faults: !scenario.fault.is_zero(),
+            trace: None,
             at_this_moment: 0,
             events: 0,
             counts: Counts::default(),
@@ -193,32 +194,32 @@ impl World {
         world
     }
 
-    /// Has somebody else hear what happens, too.
+    /// Adds an observer.
     pub(crate) fn watch(&mut self, by: Box<dyn Invariant>) {
         self.monitor.add(by);
     }
 
-    /// The address of an agent.
+    /// Returns the IP of an agent.
     pub(crate) fn address(&self, agent: usize) -> Ipv4Addr {
         self.agents[agent].ip
     }
 
-    /// Keeps the last lines of the story from now on.
-    pub(crate) fn tell_story(&mut self) {
-        self.story = Some(VecDeque::new());
+    /// Keeps the last lines of the trace from now on.
+    pub(crate) fn start_trace(&mut self) {
+        self.trace = Some(VecDeque::new());
     }
 
-    /// The last lines of the story.
-    pub(crate) fn story(&self) -> impl Iterator<Item = &String> {
-        self.story.iter().flatten()
+    /// Returns the last lines of the trace.
+    pub(crate) fn trace(&self) -> impl Iterator<Item = &String> {
+        self.trace.iter().flatten()
     }
 
-    /// Lives through all trouble, and until the cluster should have healed.
-    pub(crate) fn run(&mut self) -> Verdict {
-        self.run_until(self.scenario.trouble)?;
-        self.end_trouble()?;
+    /// Runs through all faults, and until the cluster has to be healed.
+    pub(crate) fn run(&mut self) -> RuleResult {
+        self.run_until(self.scenario.fault)?;
+        self.end_faults()?;
         self.run_until(self.now + self.patience())?;
-        self.make_news()?;
+        self.make_late_changes()?;
         self.examine()
     }
 
@@ -227,103 +228,104 @@ impl World {
     }
 
     fn begin(&mut self) {
+        self.import();
         for master in 0..self.masters.len() {
             let when = self.chance.time_up_to(self.scenario.arrival / 2);
-            self.queue.plan(when, Happening::MasterStarts(master));
+            self.queue.plan(when, SimEvent::MasterStarts(master));
         }
-        for agent in 0..self.settled() {
+        for agent in 0..self.initial_agents() {
             let when = self.chance.time_up_to(self.scenario.arrival);
-            self.queue.plan(when, Happening::AgentStarts(agent));
+            self.queue.plan(when, SimEvent::AgentStarts(agent));
         }
-        self.plan_trouble();
+        self.plan_faults();
     }
 
-    /// How many agents there are before those that come last.
-    fn settled(&self) -> usize {
+    /// Returns the number of agents without the latecomers.
+    fn initial_agents(&self) -> usize {
         self.agents.len() - self.scenario.latecomers
     }
 
-    /// Lives until then.
-    pub(crate) fn run_until(&mut self, end: Duration) -> Verdict {
-        while let Some((when, happening)) = self.queue.next_before(end) {
+    /// Runs until `end`.
+    pub(crate) fn run_until(&mut self, end: Duration) -> RuleResult {
+        while let Some((when, event)) = self.queue.next_before(end) {
             self.at_this_moment = if when == self.now { self.at_this_moment + 1 } else { 0 };
             if self.at_this_moment > AT_A_MOMENT_MAX {
-                let how = format!("{AT_A_MOMENT_MAX} things happen at one moment");
-                return Err(Broken { rule: BOUNDED, how });
+                let detail = format!("{AT_A_MOMENT_MAX} events at one moment");
+                return Err(Violation { rule: BOUNDED, detail });
             }
             self.now = when;
             self.events += 1;
-            self.happen(happening)?;
+            self.dispatch(event)?;
         }
         self.now = end;
         Ok(())
     }
 
-    fn happen(&mut self, happening: Happening) -> Verdict {
-        match happening {
-            Happening::Arrives(packet) => return self.arrives(&packet),
-            Happening::MasterStarts(master) => return self.start_master(master),
-            Happening::MasterWakes { master, run } => return self.wake_master(master, run),
-            Happening::MasterTimer { master, run, due } => {
+    fn dispatch(&mut self, event: SimEvent) -> RuleResult {
+        match event {
+            SimEvent::Arrives(packet) => return self.arrives(&packet),
+            SimEvent::MasterStarts(master) => return self.start_master(master),
+            SimEvent::MasterWakes { master, run } => return self.wake_master(master, run),
+            SimEvent::MasterTimer { master, run, due } => {
                 return self.master_timer(master, run, due);
             }
-            Happening::Elected { master, run, leads } => {
-                return self.tell_master(master, run, MasterEvent::Leading(leads));
+            SimEvent::Elected { master, run, leads } => {
+                return self.deliver_to_master(master, run, MasterEvent::Leading(leads));
             }
-            Happening::StoreActs(job, after) => return self.store_acts(&job, after),
-            Happening::MasterHears { master, run, event } => {
-                return self.tell_master(master, run, *event);
+            SimEvent::StoreJobDone(job, after) => return self.store_job_done(&job, after),
+            SimEvent::MasterReceives { master, run, event } => {
+                return self.deliver_to_master(master, run, *event);
             }
-            Happening::AgentStarts(agent) => return self.start_agent(agent),
-            Happening::AgentTimer { agent, run, due } => return self.agent_timer(agent, run, due),
-            Happening::Detected { agent, run } => return self.agent_detects(agent, run),
-            Happening::Exited { agent, run, link } => return self.agent_loses(agent, run, link),
-            Happening::AttemptEnds { agent, run, attempt, made, fate } => {
-                return self.attempt_ends((agent, run), attempt, &made, fate);
+            SimEvent::AgentStarts(agent) => return self.start_agent(agent),
+            SimEvent::AgentTimer { agent, run, due } => return self.agent_timer(agent, run, due),
+            SimEvent::Detected { agent, run } => return self.agent_detects(agent, run),
+            SimEvent::Exited { agent, run, link } => return self.agent_loses(agent, run, link),
+            SimEvent::AttemptDone { agent, run, attempt, made, outcome } => {
+                return self.attempt_done((agent, run), attempt, &made, outcome);
             }
-            Happening::RetainDocker { agent, run, wanted, fate } => {
-                return self.retain_docker((agent, run), &wanted, fate);
+            SimEvent::RetainDocker { agent, run, wanted, outcome } => {
+                return self.retain_docker((agent, run), &wanted, outcome);
             }
-            Happening::KernelJobEnds { agent, run, attempt, job, fate } => {
-                return self.kernel_job_ends((agent, run), attempt, &job, fate);
+            SimEvent::KernelJobDone { agent, run, attempt, job, outcome } => {
+                return self.kernel_job_done((agent, run), attempt, &job, outcome);
             }
-            Happening::Drifted { agent, run, scope } => {
-                return self.tell_agent(agent, run, AgentEvent::Drifted(scope));
+            SimEvent::Drifted { agent, run, scope } => {
+                return self.deliver_to_agent(agent, run, AgentEvent::Drifted(scope));
             }
-            Happening::ObstacleRemoved { agent } => self.agents[agent].kernel.obstacles.clear(),
-            Happening::Trouble(trouble) => return self.make_trouble(trouble),
-            Happening::Intrusion => return self.intrude(),
-            Happening::RetainCni { agent, run, wanted } => self.retain_cni(agent, run, &wanted),
-            Happening::Election(turn) => self.turn_election(turn),
-            Happening::CutMended(id) => self.wires.mend(id),
-            Happening::DiskFreed => self.storage.is_full = false,
+            SimEvent::ObstacleRemoved { agent } => self.agents[agent].kernel.obstacles.clear(),
+            SimEvent::FaultKind(fault) => return self.inject_fault(fault),
+            SimEvent::ForeignWrite => return self.write_as_foreigner(),
+            SimEvent::RetainCni { agent, run, wanted } => self.retain_cni(agent, run, &wanted),
+            SimEvent::Election(turn) => self.turn_election(turn),
+            SimEvent::PartitionHealed(id) => self.wires.heal(id),
+            SimEvent::DiskFreed => self.storage.is_full = false,
         }
         Ok(())
     }
 
-    /// The faults, while there are any.
+    /// Returns the rates of faults, while faults are injected.
     fn faults(&self) -> Option<&Faults> {
-        self.is_troubled.then_some(&self.scenario.faults)
+        self.has_faults.then_some(&self.scenario.faults)
     }
 
-    fn plan_in(&mut self, wait: Duration, happening: Happening) {
-        self.queue.plan(self.now + wait, happening);
+    fn plan_in(&mut self, wait: Duration, event: SimEvent) {
+        self.queue.plan(self.now + wait, event);
     }
 
-    /// Puts a message on the wires.
+    /// Sends a message.
     fn send(&mut self, packet: Packet) {
         let (from, to) = (*packet.from.address.ip(), *packet.to.address.ip());
         self.counts.add("messages", 1);
-        let faults = self.is_troubled.then_some(&self.scenario.faults);
+        let faults = self.has_faults.then_some(&self.scenario.faults);
         let tools = (&mut self.chance, &mut self.counts);
         let waits = self.wires.carry(from, to, faults, tools);
         let packet = Rc::new(packet);
         for wait in waits.into_iter().flatten() {
-            self.plan_in(wait, Happening::Arrives(Rc::clone(&packet)));
+            self.plan_in(wait, SimEvent::Arrives(Rc::clone(&packet)));
         }
     }
 
-    fn arrives(&mut self, packet: &Packet) -> Verdict {
+    fn arrives(&mut self, packet: &Packet) -> RuleResult {
         let to = packet.to.address;
         if let Some(master) = self.masters.iter().position(|node| node.address == to) {
             return self.arrives_at_master(master, packet);
@@ -337,30 +339,30 @@ impl World {
     }
 
     fn note(&mut self, line: impl FnOnce() -> String) {
-        if let Some(story) = &mut self.story {
-            if story.len() == STORY_LINES {
-                story.pop_front();
+        if let Some(trace) = &mut self.trace {
+            if trace.len() == TRACE_LINES {
+                trace.pop_front();
             }
-            story.push_back(format!("{:>12.6} {}", self.now.as_secs_f64(), line()));
+            trace.push_back(format!("{:>12.6} {}", self.now.as_secs_f64(), line()));
         }
     }
 }
 
-/// A clock of chance for a process that begins now.
+/// Returns a random clock for a process that starts now.
 fn clock(now: Duration, has_jumps: bool, chance: &mut Chance) -> Clock {
     let rate = 1.0 + (chance.time_up_to(Duration::from_millis(1)).as_secs_f64() - 0.0005);
     let ahead = if has_jumps { jump(chance) } else { 0 };
     Clock::new(now, rate, ahead)
 }
 
-/// How far a wall clock is ahead after a jump: seconds mostly, and now and then decades.
+/// Returns how far a wall clock is ahead after a jump: mostly seconds, sometimes decades.
 fn jump(chance: &mut Chance) -> i64 {
     let reach: u64 = [5, 120, 3600, 1_000_000_000][chance.index(4)];
     let seconds = i64::try_from(chance.number(0..reach)).unwrap_or(0);
     if chance.is(0.5) { seconds } else { -seconds }
 }
 
-/// A machine has panicked, or else the simulation.
-pub(crate) fn panicked(reason: &str) -> Broken {
-    Broken { rule: NO_PANIC, how: reason.to_owned() }
+/// Returns the violation for a panic of a state machine or of the simulation.
+pub(crate) fn panicked(reason: &str) -> Violation {
+    Violation { rule: NO_PANIC, detail: reason.to_owned() }
 }
