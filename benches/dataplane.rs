@@ -3,6 +3,8 @@
 //! tunnel. All measurements run in separate network namespaces, which need root. Without root the
 //! benchmark prints that it is skipped.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints")]
+
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,13 +13,13 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
-use mesos_network_overlay::dataplane::{Dataplane, Report};
-use mesos_network_overlay::firewall::{Backend, Firewall, Options, Ruleset};
-use mesos_network_overlay::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+use overlay_linux::dataplane::{Dataplane, Report};
+use overlay_linux::firewall::{Backend, Firewall, Options, Ruleset};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
+use overlay_types::tunnel::{Desired, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice};
 
 /// Number of peers of the measured host.
 const PEERS: u32 = 5_000;
@@ -109,7 +111,7 @@ fn agent(number: u32) -> Ipv4Addr {
 }
 
 fn mac(number: u32) -> Mac {
-    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("a valid OUI"), vtep(number))
+    Mac::for_vtep("70:B3:D5:00:00:00".parse().expect("a valid OUI"), vtep(number))
 }
 
 fn vtep6(number: u32) -> Ipv6Addr {
@@ -136,7 +138,7 @@ fn peer(number: u32) -> Peer {
 fn desired(own: u32, last: u32) -> Arc<Desired> {
     let address = |text: String| text.parse::<InterfaceAddress>().expect("a valid address");
     let device = DeviceName::vtep(Vni::DEFAULT);
-    let local = Local {
+    let local = VxlanDevice {
         device: device.clone(),
         vni: Vni::DEFAULT,
         port: PORT_DEFAULT,
@@ -149,7 +151,7 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
     };
     let subnets_of_overlay =
         ["9.0.0.0/8", "fd01:b::/64"].map(|text| text.parse().expect("a valid subnet"));
-    let space = Space {
+    let space = OverlaySubnets {
         overlay: overlay(),
         device,
         whole: subnets_of_overlay.to_vec(),
@@ -158,7 +160,7 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
     let peers = (1..=last).filter(|number| *number != own);
     let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
     Arc::new(Desired {
-        locals: vec![local],
+        vxlan_devices: vec![local],
         spaces: vec![space],
         peers: Some(peers),
         ..Desired::default()
@@ -194,7 +196,7 @@ fn host_namespace() -> Namespace {
     namespace
 }
 
-/// Creates the same VXLAN device as the dataplane with `ip`.
+/// Creates with `ip` the VXLAN device that the dataplane would create.
 fn create_device_manually(namespace: &Namespace, number: u32) {
     namespace.run(&format!(
         "ip link add vtep1024 address {} mtu 1450 type vxlan id 1024 dstport 64000 local {} \
@@ -207,7 +209,7 @@ fn create_device_manually(namespace: &Namespace, number: u32) {
     namespace.run(&format!("ip addr add {}/64 dev vtep1024 nodad", vtep6(number)));
 }
 
-/// Returns the time that `ip` and `bridge` take to create the same objects.
+/// Returns the time that `ip` and `bridge` take to create the objects of all peers.
 fn time_of_manual_setup(folder: &Path) -> Duration {
     let (mut ip, mut bridge) = (String::new(), String::new());
     for number in 2..=PEERS + 1 {
@@ -403,8 +405,8 @@ fn median(mut rates: Vec<f64>) -> f64 {
 /// The name of a tunnel, and the function that creates it.
 type Tunnel = (&'static str, fn(&Pair));
 
-/// Each tunnel of the product follows the manual tunnel with the same function. A masquerade rule
-/// makes the kernel track every connection, which costs far more than anything else here.
+/// Each tunnel of mesos-overlay follows the equivalent manual tunnel. A masquerade rule makes the
+/// kernel track every connection, which costs far more than anything else here.
 const TUNNELS: [Tunnel; 4] = [
     ("ip and bridge", Pair::connect_manually),
     ("dataplane", Pair::connect_by_dataplane),
@@ -420,8 +422,8 @@ fn measure_throughput() {
     let mut order: [usize; TUNNELS.len()] = std::array::from_fn(|index| index);
     for _ in 0..SETS {
         let pairs: [Pair; TUNNELS.len()] = std::array::from_fn(Pair::new);
-        let with = |index: usize| pairs[index].stream(TUNNELS[index].1);
-        let mut streams: [TcpStream; TUNNELS.len()] = std::array::from_fn(with);
+        let open_stream = |index: usize| pairs[index].stream(TUNNELS[index].1);
+        let mut streams: [TcpStream; TUNNELS.len()] = std::array::from_fn(open_stream);
         // The first turn warms up the streams and does not count.
         for turn in 0..=TURNS {
             // The buffers of the previous stream delay the next one, so the order is random.
@@ -448,9 +450,9 @@ fn measure_throughput() {
 }
 
 /// Formats a ratio to the manual setup with its limit and verdict.
-fn limit(ratio: f64, is_least: bool, limit: f64) -> String {
-    let is_kept = if is_least { ratio >= limit } else { ratio <= limit };
-    let (bound, verdict) = (if is_least { "least" } else { "most" }, verdict(is_kept));
+fn limit(ratio: f64, is_lower_bound: bool, limit: f64) -> String {
+    let is_kept = if is_lower_bound { ratio >= limit } else { ratio <= limit };
+    let (bound, verdict) = (if is_lower_bound { "least" } else { "most" }, verdict(is_kept));
     format!("{ratio:.2} of the manual setup, at {bound} {limit}: {verdict}")
 }
 

@@ -3,6 +3,8 @@
 //! linear scan shows as a ratio close to the ratio of the sizes. A tree shows as a single-digit
 //! ratio for a thousand times the size, caused by its depth and by cache misses.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints")]
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,15 +12,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::clock::Now;
-use mesos_network_overlay::config::parse_master;
 use mesos_network_overlay::http::{render_master, route_master};
-use mesos_network_overlay::ipam::SubnetPool;
-use mesos_network_overlay::machine::Machine as _;
-use mesos_network_overlay::master::{Command, Event, Forget, Master, Reply, Request, Settings};
-use mesos_network_overlay::protocol::{AddressRange, AgentOptions, Message, RequestId};
-use mesos_network_overlay::store::{Change, Epoch, Key, Loaded, Version};
+use overlay_config::parse_master;
+use overlay_engine::ipam::SubnetPool;
+use overlay_engine::master::{Command, Event, Forget, Master, Reply, Request, Settings};
+use overlay_engine::state_machine::StateMachine as _;
+use overlay_store::{Change, Loaded};
+use overlay_types::addr::agent_upid;
+use overlay_types::clock::Now;
+use overlay_types::protocol::{AddressRange, AgentOptions, Message, RequestId};
+use overlay_types::state::{Epoch, Key, RecordChange, Version};
 
 /// Number of runs of each measurement. The fastest run counts, since disturbances only add time.
 const RUNS: usize = 5;
@@ -125,7 +128,7 @@ fn measure_recoveries() {
         let time = best_time(|| {
             let mut master = master();
             let loaded = Loaded { epoch: Epoch(1), version: Version(9), records: records.clone() };
-            master.handle(now(), Event::Loaded(Ok(loaded)));
+            master.handle(now(), Event::Loaded(Ok(loaded.decode())));
             recovered = Some(black_box(master));
         });
         print_time(&format!("load {count} agents in {time:.1?}"), time / count, &mut first);
@@ -158,11 +161,11 @@ fn measure_recoveries() {
 fn stored_records(count: u32) -> Vec<(Key, Vec<u8>)> {
     let mut master = master();
     let loaded = Loaded { epoch: Epoch(1), version: Version(0), records: Vec::new() };
-    master.handle(now(), Event::Loaded(Ok(loaded)));
+    master.handle(now(), Event::Loaded(Ok(loaded.decode())));
     let mut records = BTreeMap::new();
     for (version, agent) in (1..).zip(0..count) {
         for change in register_and_collect_changes(&mut master, agent) {
-            match change {
+            match Change::encode(&change) {
                 Change::Put(key, bytes) => drop(records.insert(key, bytes)),
                 Change::Delete(key) => drop(records.remove(&key)),
             }
@@ -197,7 +200,7 @@ fn measure_state_rendering() {
 fn master_with_agents(count: u32) -> Master {
     let mut master = master();
     let loaded = Loaded { epoch: Epoch(1), version: Version(0), records: Vec::new() };
-    master.handle(now(), Event::Loaded(Ok(loaded)));
+    master.handle(now(), Event::Loaded(Ok(loaded.decode())));
     for agent in 0..count {
         assert!(
             register(&mut master, agent) > 1,
@@ -212,7 +215,7 @@ fn master_with_agents(count: u32) -> Master {
 fn master() -> Master {
     let (config, _) = parse_master("network.json", NETWORK).expect("a valid network");
     let settings = Settings { network: Arc::new(config.network), reuse_after: Duration::ZERO };
-    let mut master = Master::new(settings, 1);
+    let mut master = Master::new(settings, overlay_wire::update_length, 1);
     assert_eq!(master.poll_command(), Some(Command::Load));
     master
 }
@@ -228,8 +231,8 @@ fn register(master: &mut Master, number: u32) -> usize {
 
 /// Registers an agent, and executes the commands of the master as the runtime does. Returns the
 /// changes to commit.
-fn register_and_collect_changes(master: &mut Master, number: u32) -> Vec<Change> {
-    let from = Upid::agent(SocketAddrV4::new(agent(number), 5051));
+fn register_and_collect_changes(master: &mut Master, number: u32) -> Vec<RecordChange> {
+    let from = agent_upid(SocketAddrV4::new(agent(number), 5051));
     let message = Message::RegisterAgent(AgentOptions::default());
     master.handle(now(), Event::Message { from, message });
     let mut collected = Vec::new();

@@ -1,4 +1,4 @@
-// The functions that Mesos calls to create a module, and checks at compile time that the records in
+// The functions that Mesos calls to create a module. Static assertions check that the records in
 // src/module/manifest.rs have the layout that Mesos reads.
 
 #include <cstddef>
@@ -48,7 +48,7 @@ namespace {
 // The object that Mesos keeps for a module. Mesos never deletes it and calls none of its functions.
 class Handle : public Anonymous {};
 
-// Returns the module, or null after logging the reason: Mesos knows no other way to fail.
+// Returns the module, or null after logging the reason: Mesos supports no other error report.
 Anonymous* create(Kind kind, const Parameters& parameters) noexcept
 {
   try {
@@ -58,10 +58,10 @@ Anonymous* create(Kind kind, const Parameters& parameters) noexcept
       pairs.push_back(Parameter{
           rust::String::lossy(parameter.key()), rust::String::lossy(parameter.value())});
     }
-    rust::Box<Part> part = create_part(kind, std::move(pairs));
+    rust::Box<Module> module = create_module(kind, std::move(pairs));
 
     std::unique_ptr<MasterDetector> detector;
-    const std::string election(part->election());
+    const std::string election(module->election());
     if (!election.empty()) {
       Try<MasterDetector*> created = MasterDetector::create(election);
       if (created.isError()) {
@@ -71,7 +71,7 @@ Anonymous* create(Kind kind, const Parameters& parameters) noexcept
       detector.reset(created.get());
     }
 
-    OverlayProcess* process = new OverlayProcess(std::move(part), std::move(detector));
+    OverlayProcess* process = new OverlayProcess(std::move(module), std::move(detector));
     const process::UPID pid = process::spawn(process);
     if (!pid) {
       LOG(ERROR) << "overlay: a process of this name runs already: is another copy of this"

@@ -55,8 +55,8 @@ StateLog::StateLog(std::unique_ptr<Log> _log, const char* _name)
 }
 
 // Replaces the LogStorage. A LogStorage that has failed to become the writer, or was discarded,
-// never retries (src/state/log.cpp of Mesos: `starting` keeps its future). The former one is
-// leaked: its destructor would remove the metric of its successor.
+// never retries (src/state/log.cpp of Mesos: `starting` keeps its future). The former LogStorage is
+// leaked: its destructor would remove the metric of the new LogStorage.
 void StateLog::renew()
 {
   variable = None();

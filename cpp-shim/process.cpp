@@ -82,11 +82,11 @@ Responder::Responder(std::shared_ptr<Promise<Response>> promise) : promise(std::
 Responder::~Responder()
 {
   if (promise != nullptr) {
-    guarded("answer a request", [this]() { respond(unanswered()); });
+    guarded("answer a request", [this]() { respond(interrupted_response()); });
   }
 }
 
-void Responder::respond(const Answer& answer)
+void Responder::respond(const HttpResponse& answer)
 {
   const std::string body(reinterpret_cast<const char*>(answer.body.data()), answer.body.size());
   Response response(body, answer.status, std::string(answer.content_type));
@@ -127,10 +127,10 @@ void Sender::link(rust::Str id, uint32_t ip, uint16_t port) const
 // --- OverlayProcess ------------------------------------------------------------------------------
 
 OverlayProcess::OverlayProcess(
-    rust::Box<Part> _part,
+    rust::Box<Module> _module,
     std::unique_ptr<MasterDetector> _detector)
-  : ProcessBase(std::string(_part->process())),
-    part(std::move(_part)),
+  : ProcessBase(std::string(_module->process())),
+    module(std::move(_module)),
     detector(std::move(_detector)) {}
 
 void OverlayProcess::transmit(const UPID& to, const std::string& name, const std::string& body)
@@ -158,18 +158,18 @@ void OverlayProcess::initialize()
       LOG(ERROR) << "overlay: Mesos has no IPv4 address, which the overlay needs: " << ip.error();
       return;
     }
-    part->start(std::unique_ptr<Sender>(new Sender(this)), ntohl(ip->s_addr), address.port);
+    module->start(std::unique_ptr<Sender>(new Sender(this)), ntohl(ip->s_addr), address.port);
   });
 }
 
 void OverlayProcess::installMessages()
 {
-  for (const rust::String& message : part->messages()) {
+  for (const rust::String& message : module->messages()) {
     const std::string name(message);
     install(name, [this, name](const UPID& from, const std::string& body) {
       guarded("handle a message", [&]() {
         const rust::String sender = rust::String::lossy(stringify(from));
-        part->message(sender, name, bytes(body));
+        module->message(sender, name, bytes(body));
       });
     });
   }
@@ -177,7 +177,7 @@ void OverlayProcess::installMessages()
 
 void OverlayProcess::addRoutes()
 {
-  for (const Route& path : part->routes()) {
+  for (const Route& path : module->routes()) {
     route(
         std::string(path.path),
         std::string(path.realm),
@@ -195,30 +195,30 @@ Future<Response> OverlayProcess::answer(const Request& request)
   const Future<Response> future = promise->future();
   std::unique_ptr<Responder> responder(new Responder(promise));
   guarded("handle a request", [&]() {
-    Question question;
-    question.method = rust::String::lossy(request.method);
-    question.path = rust::String::lossy(request.url.path);
+    HttpRequest forwarded;
+    forwarded.method = rust::String::lossy(request.method);
+    forwarded.path = rust::String::lossy(request.url.path);
     for (const auto& pair : request.url.query) {
-      question.query.push_back(field(pair.first, pair.second));
+      forwarded.query.push_back(field(pair.first, pair.second));
     }
     for (const auto& pair : request.headers) {
-      question.headers.push_back(field(pair.first, pair.second));
+      forwarded.headers.push_back(field(pair.first, pair.second));
     }
     if (request.client.isSome()) {
-      question.client = rust::String::lossy(stringify(request.client.get()));
+      forwarded.client = rust::String::lossy(stringify(request.client.get()));
     }
-    part->request(std::move(question), bytes(request.body), std::move(responder));
+    module->request(std::move(forwarded), bytes(request.body), std::move(responder));
   });
   return future;
 }
 
 void OverlayProcess::addMetrics()
 {
-  const rust::Vec<rust::String> names = part->metrics();
+  const rust::Vec<rust::String> names = module->metrics();
   for (size_t i = 0; i < names.size(); i++) {
     // If another copy of this library has registered the name, the metric of that copy stays.
     process::metrics::add(
-        Gauge(std::string(names[i]), [this, i]() -> Future<double> { return part->metric(i); }));
+        Gauge(std::string(names[i]), [this, i]() -> Future<double> { return module->metric(i); }));
   }
 }
 
@@ -235,24 +235,24 @@ void OverlayProcess::detected(const Future<Option<mesos::MasterInfo>>& leader)
   guarded("detect the leading master", [&]() {
     if (leader.isReady()) {
       const bool hasPid = leader->isSome() && leader->get().has_pid();
-      part->elected(hasPid ? rust::String::lossy(leader->get().pid()) : rust::String());
+      module->elected(hasPid ? rust::String::lossy(leader->get().pid()) : rust::String());
       detect(leader.get());
       return;
     }
     LOG(ERROR) << "overlay: failed to detect the leading master: "
                << (leader.isFailed() ? leader.failure() : "discarded")
                << ": retrying in " << DETECTION_BACKOFF;
-    part->elected(rust::String());
+    module->elected(rust::String());
     process::delay(DETECTION_BACKOFF, self(), &OverlayProcess::restartDetector);
   });
 }
 
-// Replaces the detector: a detector that has failed never recovers. The former one is leaked, since
+// Replaces the detector: a detector that has failed never recovers. The former detector is leaked:
 // its destructor would block this thread of libprocess until the detector's process has ended.
 void OverlayProcess::restartDetector()
 {
   guarded("detect the leading master", [this]() {
-    Try<MasterDetector*> created = MasterDetector::create(std::string(part->election()));
+    Try<MasterDetector*> created = MasterDetector::create(std::string(module->election()));
     if (created.isSome()) {
       detector.release();
       detector.reset(created.get());
@@ -263,12 +263,14 @@ void OverlayProcess::restartDetector()
 
 void OverlayProcess::exited(const UPID& pid)
 {
-  guarded("handle the end of a link", [&]() { part->exited(rust::String::lossy(stringify(pid))); });
+  guarded("handle the end of a link", [&]() {
+    module->exited(rust::String::lossy(stringify(pid)));
+  });
 }
 
 void OverlayProcess::finalize()
 {
-  guarded("stop the process", [this]() { part->stop(); });
+  guarded("stop the process", [this]() { module->stop(); });
 }
 
 // --- The log -------------------------------------------------------------------------------------

@@ -20,14 +20,14 @@
 
 namespace mesos_overlay {
 
-// Carries messages and requests from libprocess to the Rust half of a module, and messages back. It
-// is never deleted: metrics and threads refer to it until the Mesos process ends.
+// Passes messages and requests from libprocess to the Rust half of a module, and messages back. The
+// object is never deleted: metrics and threads refer to it until the Mesos process ends.
 class OverlayProcess : public process::Process<OverlayProcess>
 {
 public:
   // If `detector` is null, the module follows no election.
   OverlayProcess(
-      rust::Box<Part> part,
+      rust::Box<Module> module,
       std::unique_ptr<mesos::master::detector::MasterDetector> detector);
 
   // The operations of `Sender`, executed in this process.
@@ -48,7 +48,7 @@ private:
   void detected(const process::Future<Option<mesos::MasterInfo>>& leader);
   process::Future<process::http::Response> answer(const process::http::Request& request);
 
-  const rust::Box<Part> part;
+  const rust::Box<Module> module;
   std::unique_ptr<mesos::master::detector::MasterDetector> detector;
 };
 

@@ -1,7 +1,7 @@
-// The functions of the C++ half that Rust calls. The C++ half takes no decisions: it carries bytes,
-// strings and handles between libprocess and src/module. No exception leaves it.
+// The functions of the C++ half that Rust calls. The C++ half makes no decisions: it passes bytes,
+// strings and handles between libprocess and src/module. No exception propagates into libprocess.
 //
-// It uses only interfaces of Mesos that compile against every Mesos from 1.4 to 1.12.
+// The C++ half uses only interfaces that every Mesos from 1.4 to 1.12 has.
 
 #ifndef MESOS_OVERLAY_SHIM_HPP
 #define MESOS_OVERLAY_SHIM_HPP
@@ -18,7 +18,7 @@
 
 namespace mesos_overlay {
 
-struct Answer;
+struct HttpResponse;
 class OverlayProcess;
 
 // The pending response of an HTTP request, which is sent exactly once. If Rust drops the responder
@@ -31,13 +31,14 @@ public:
   Responder(const Responder&) = delete;
   Responder& operator=(const Responder&) = delete;
 
-  void respond(const Answer& answer);
+  void respond(const HttpResponse& answer);
 
 private:
   std::shared_ptr<process::Promise<process::http::Response>> promise;
 };
 
-// Sends through the libprocess process of a module. Any thread may call it; it never blocks.
+// Sends through the libprocess process of a module. Any thread may call these functions, which
+// never block.
 class Sender
 {
 public:

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The files of the repository that the build reads.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "CHANGELOG.md",
     "Cargo.toml",
     "LICENSE",
@@ -28,12 +28,13 @@ const SOURCES: [&str; 14] = [
     "cpp-shim/master_modules.json.in",
     "docs/architecture.md",
     "docs/configuration.md",
+    "docs/images/crates.svg",
     "docs/network.json",
     "docs/program.md",
     "modules.json.example",
 ];
 /// Environment variables that the caller of the tests, such as cargo, may have set.
-const VARIABLES: [&str; 11] = [
+const VARIABLES: [&str; 12] = [
     "CARGO",
     "CPPFLAGS",
     "CXX",
@@ -42,6 +43,7 @@ const VARIABLES: [&str; 11] = [
     "MAKEFLAGS",
     "MESOS_PREFIX",
     "NM",
+    "OBJCOPY",
     "PROTOBUF_PREFIX",
     "READELF",
     "RUSTC",
@@ -69,7 +71,7 @@ case $* in
 *)
     echo "cargo $*"
     echo "a library without modules" >target/release/libmesos_network_overlay.so
-    echo program >target/release/mesos-overlay
+    echo "int main;" | g++ -nostdlib -shared -x c -o target/release/mesos-overlay -
     ;;
 esac >>"$here/cargo.log"
 "#;
@@ -547,11 +549,12 @@ fn make_builds_modules_and_program() {
     );
 
     fixture.make(&["CARGOFLAGS=--offline"]).success();
-    let paths = "--manifest-path ROOT/the source/Cargo.toml --target-dir ROOT/the build/target";
+    let flags = "--release --locked --config profile.release.strip=false --offline \
+                 --manifest-path ROOT/the source/Cargo.toml --target-dir ROOT/the build/target";
     assert_eq!(
         fixture.read("tools/cargo.log"),
         format!(
-            "cargo rustc --release --locked --offline {paths} --lib --crate-type cdylib \
+            "cargo rustc {flags} --lib --crate-type cdylib \
              --features mesos\n\
              CXX=g++\n\
              LIBCLANG_PATH=ROOT/tools\n\
@@ -560,9 +563,13 @@ fn make_builds_modules_and_program() {
              -IROOT/mesos/lib/mesos/3rdparty/include/zookeeper\n\
              MESOS_PREFIX=ROOT/mesos\n\
              RUSTC=ROOT/tools/rustc\n\
-             cargo build --release --locked --offline {paths} --bin mesos-overlay\n"
+             cargo build {flags} --bin mesos-overlay\n"
         )
     );
+    for built in ["libmesos_network_overlay.so", "mesos-overlay"] {
+        let debug = fixture.path(&format!("the build/.libs/{built}.debug"));
+        assert!(debug.exists(), "{built} has no separate debug information");
+    }
     let library = "ROOT/the build/.libs/libmesos_network_overlay.so";
     assert!(fixture.path(&library.replace("ROOT/", "")).exists());
     let master = fixture.library_of("the build/master_modules.json");
@@ -594,6 +601,7 @@ fn make_install_keeps_changed_config_files() {
         "usr/share/doc/mesos-overlay/README.md",
         "usr/share/doc/mesos-overlay/docs/architecture.md",
         "usr/share/doc/mesos-overlay/docs/configuration.md",
+        "usr/share/doc/mesos-overlay/docs/images/crates.svg",
         "usr/share/doc/mesos-overlay/docs/program.md",
         "usr/share/doc/mesos-overlay/modules.json.example",
     ];

@@ -3,9 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use mesos_network_overlay::config::{
-    Environment, agent_from_parameters, master_file, master_from_parameters,
-};
+use overlay_config::{Environment, agent_from_parameters, master_file, master_from_parameters};
 use serde_json::Value;
 
 const MASTER: &str = include_str!("../cpp-shim/master_modules.json.in");

@@ -14,7 +14,8 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mesos_network_overlay::store::{Change, FileStore, Key, Store as _, Version};
+use overlay_store::{Change, FileStore, Store as _};
+use overlay_types::state::{Key, Version};
 
 /// Directory of the child's store. The variable is set only for the child process.
 const CHILD_DIR: &str = "STORE_KILL_TEST_DIR";
@@ -164,8 +165,8 @@ fn full_disk_is_reported_and_keeps_committed_state() {
     assert_eq!(
         *failed,
         format!(
-            "failed {store}: commit: File too large (os error 27): make room for it, the state needs \
-             a few MB"
+            "failed {store}: commit: File too large (os error 27): free some disk space, the state \
+             needs a few MB"
         )
     );
     assert_eq!(

@@ -5,6 +5,8 @@
 //! runs on this machine with one and with three servers, from the Debian package. Without this
 //! package the benchmark skips ZooKeeper. The file store is on the disk of the build directory.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
+
 #[path = "../storm/agents.rs"]
 #[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod agents;
@@ -24,18 +26,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use overlay_config::parse_master;
+use overlay_engine::master::{Event, Master, Settings};
+use overlay_engine::state_machine::StateMachine as _;
+use overlay_store::{Change, FileStore, Store, ZooKeeperStore};
+use overlay_types::addr::{OverlayName, Subnet};
+use overlay_types::clock::Now;
+use overlay_types::protocol::{AgentRecord, OverlayRecord, Record};
+use overlay_types::state::Key;
+use overlay_wire::encode_record;
+use tokio::sync::watch;
+
 use agents::Agents;
 use ensemble::Servers;
 use master_process::{MasterProcess, NETWORK, free_address};
-use mesos_network_overlay::addr::{OverlayName, Subnet};
-use mesos_network_overlay::clock::Now;
-use mesos_network_overlay::config::parse_master;
-use mesos_network_overlay::machine::Machine as _;
-use mesos_network_overlay::master::{Event, Master, Settings};
-use mesos_network_overlay::protocol::{AgentRecord, OverlayRecord, Record};
-use mesos_network_overlay::store::{Change, FileStore, Key, Store, ZooKeeperStore};
-use mesos_network_overlay::wire::encode_record;
-use tokio::sync::watch;
 
 /// Number of runs of each storm. The fastest run counts.
 const RUNS: usize = 3;
@@ -172,8 +176,8 @@ fn measure_load(
     let loaded = store.load().map_err(|error| error.to_string())?;
     let store_time = start.elapsed();
     let bytes: usize = loaded.records.iter().map(|(_, bytes)| bytes.len()).sum();
-    let mut master = Master::new(settings, 1);
-    master.handle(Now { elapsed: Duration::ZERO, unix: 0 }, Event::Loaded(Ok(loaded)));
+    let mut master = Master::new(settings, overlay_wire::update_length, 1);
+    master.handle(Now { elapsed: Duration::ZERO, unix: 0 }, Event::Loaded(Ok(loaded.decode())));
     let total_time = start.elapsed();
     let agents = master.metrics().agents.total;
     if u32::try_from(agents) != Ok(STATE_AGENTS) {

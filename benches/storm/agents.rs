@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{AgentOptions, Assignment, Message, Status};
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use overlay_types::addr::{Upid, agent_upid, master_upid};
+use overlay_types::protocol::{AgentOptions, Assignment, Message, Status};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -211,7 +211,7 @@ impl Agents {
         loop {
             let is_running = life.wait_for(|life| is_alive(*life)).await.is_ok();
             let master = leader.wait_for(Option::is_some).await.ok().and_then(|master| *master);
-            let Some(master) = master.filter(|_| is_running).map(Upid::master) else { return };
+            let Some(master) = master.filter(|_| is_running).map(master_upid) else { return };
             tokio::select! {
                 () = self.follow_master(index, &master) => {}
                 _ = life.changed() => {}
@@ -344,8 +344,8 @@ impl Agents {
                 self.checker.lock().check_assignment(ip, &overlays);
                 self.updates.fetch_add(1, Ordering::Relaxed);
                 self.changed.notify_waiters();
-                let is_ready = |overlay| Assignment { status: Some(Status::Ok), ..overlay };
-                let report = overlays.into_iter().map(is_ready).collect();
+                let report_ok = |overlay| Assignment { status: Some(Status::Ok), ..overlay };
+                let report = overlays.into_iter().map(report_ok).collect();
                 let report = request(&agent.upid, from, &Message::AgentRegistered(report));
                 Some((Arc::clone(agent.state.lock().link.as_ref()?), report))
             }
@@ -370,8 +370,8 @@ impl Agents {
         }
     }
 
-    /// Waits for data and appends it to `input`. Returns its length, which is 0 at the end of the
-    /// stream.
+    /// Waits for data and appends it to `input`. Returns the number of appended bytes: 0 at the end
+    /// of the stream.
     async fn read(&self, stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
         loop {
             stream.readable().await?;
@@ -423,7 +423,7 @@ pub(crate) fn index_at(address: Ipv4Addr) -> Option<usize> {
 pub(crate) fn agent_at(index: usize, port: u16) -> Option<Upid> {
     let offset = u32::try_from(index).ok()?;
     let address = Ipv4Addr::from_bits(FIRST_ADDRESS.to_bits().checked_add(offset)?);
-    Some(Upid::agent(SocketAddrV4::new(address, port)))
+    Some(agent_upid(SocketAddrV4::new(address, port)))
 }
 
 /// Listens for connections of the master to any agent.
@@ -443,6 +443,7 @@ async fn leader_change(leader: &mut Leader) {
 
 /// Raises the soft limit of open files for `count` agents. Masters started by this process inherit
 /// the limit.
+#[expect(clippy::disallowed_methods, reason = "this process is our own")]
 pub(crate) fn allow_descriptors(count: usize) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let required = u64::try_from(2 * count + SPARE_DESCRIPTORS).unwrap_or(u64::MAX);

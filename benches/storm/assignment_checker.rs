@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
-use mesos_network_overlay::protocol::{Assignment, State, Status};
+use overlay_types::protocol::{Assignment, State, Status};
 
 /// Number of overlays in the test networks, and the prefix length of an agent's subnet.
 const OVERLAYS: usize = 2;
@@ -68,8 +68,8 @@ impl AssignmentChecker {
     }
 
     /// Checks an assignment that the agent at `ip` received from a master that does not lead. The
-    /// agent ignores it. Still, it must be equal to the current assignment or to one before a
-    /// release.
+    /// agent ignores such an assignment. Still, the assignment must be equal to the current one or
+    /// to one before a release.
     pub(crate) fn check_foreign_assignment(&mut self, ip: Ipv4Addr, overlays: &[Assignment]) {
         self.compared += 1;
         if let Some(agent) = self.agents.get(&ip)
@@ -132,7 +132,7 @@ impl AssignmentChecker {
             let is_equal = agent.overlays.len() == current.len()
                 && agent.overlays.iter().zip(current).all(|(shown, current)| {
                     shown.name() == current.name()
-                        && shown.has_addresses_of(current)
+                        && shown.has_same_addresses(current)
                         && shown.status == Some(Status::Ok)
                 });
             if !is_equal {

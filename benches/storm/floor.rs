@@ -15,11 +15,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::config::parse_master;
-use mesos_network_overlay::master::assignments;
-use mesos_network_overlay::protocol::{AgentOptions, AgentRecord, Message, Network, OverlayRecord};
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use overlay_config::parse_master;
+use overlay_types::addr::master_upid;
+use overlay_types::assignment::build_assignments;
+use overlay_types::protocol::{AgentOptions, AgentRecord, Message, Network, OverlayRecord};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -244,11 +244,11 @@ impl Messages {
             underlay: options.underlay,
         };
         let agent = agent_at(index, port)?;
-        let master = Upid::master(master);
+        let master = master_upid(master);
         let bytes =
             |message| request_to_host(&master, &agent, &message, &agent.address.to_string());
         Some(Self {
-            assignment: bytes(Message::UpdateAgentOverlays(assignments(network, &record))),
+            assignment: bytes(Message::UpdateAgentOverlays(build_assignments(network, &record))),
             acknowledgement: bytes(Message::AgentRegisteredAcknowledgement),
             agent: agent.address,
         })

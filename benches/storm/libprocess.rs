@@ -1,9 +1,9 @@
 //! The part of the libprocess protocol that a simulated agent needs. It deliberately does not use
 //! the transport of the program, which is under test: an error on both ends would stay unnoticed.
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::Message;
-use mesos_network_overlay::wire;
+use overlay_types::addr::Upid;
+use overlay_types::protocol::Message;
+use overlay_wire as wire;
 
 /// The HTTP response to a message.
 pub(crate) const RECEIPT: &[u8] =

@@ -13,6 +13,8 @@
 //! the module from LIBRARY. The measurement covers the whole mesos-master process. With
 //! `--replicated-log`, the state is in the replicated log, as with the C++ module.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
+
 #[expect(dead_code, reason = "agents do not stop in a benchmark")]
 mod agents;
 #[expect(dead_code, reason = "agents do not stop in a benchmark")]
@@ -26,11 +28,12 @@ mod usage;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use agents::Agents;
 use floor::{Floor, Traffic};
 use master_process::{MasterProcess, free_address};
 use mesos::Mesos;
-use tokio::sync::watch;
 use usage::{Usage, cpu_time};
 
 /// Number of runs of each size. The fastest run counts, since disturbances only add time.
@@ -229,7 +232,8 @@ fn print_limits(first: &Storm, last: &Storm, cpp: f64) {
     );
 }
 
-/// Runs the floor, prints its measurements, and returns the CPU time of the storm relative to it.
+/// Runs the floor and prints its measurements. Returns the ratio of the CPU time of `storm` to the
+/// CPU time of the floor.
 fn compare_with_floor(storm: &Storm) -> Result<f64, String> {
     let floors = (0..RUNS).map(|_| run_floor(storm.agents)).collect::<Result<Vec<_>, _>>()?;
     let floor = floors.into_iter().min_by_key(|floor| floor.cpu).ok_or("the floor was not run")?;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use mesos_network_overlay::protocol::State;
-use mesos_network_overlay::wire;
+use overlay_types::protocol::State;
+use overlay_wire as wire;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

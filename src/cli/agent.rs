@@ -8,24 +8,26 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use libprocess::limits::Limits;
+use overlay_config::{AgentConfig, DataplaneKind};
+use overlay_engine::agent::Settings;
+use overlay_linux::cni::CniDirectory;
+use overlay_linux::docker::Docker;
+use overlay_types::addr::{Ensemble, EnsembleError};
+use overlay_types::warnings::Warnings;
+use overlay_zookeeper::detector::{Detector, FixedMaster, follow_election};
+use overlay_zookeeper::session::SESSION_TIMEOUT_DEFAULT;
 
 use super::Failure;
-use super::host::{
-    Addresses, EndSignals, fitted, raise_descriptor_limit, read_config, read_text, runtime,
+use super::process::{
+    ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit, read_agent_config,
+    read_text, runtime,
 };
-use crate::addr::{Ensemble, EnsembleError};
-use crate::agent::Settings;
-use crate::cni::CniDirectory;
-use crate::config::{AgentConfig, DataplaneKind, parse_agent};
-use crate::detector::{Detector, FixedMaster, follow};
-use crate::docker::Docker;
-use crate::limits::Limits;
-use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions};
-use crate::warnings::Warnings;
-use crate::zookeeper::SESSION_TIMEOUT_DEFAULT;
+use crate::runtime::{AgentHost, AgentOptions, DataplaneOptions, Metrics};
 
-/// How long the start waits to learn who leads, for the sake of choosing an address of its own.
-const DETECTION: Duration = Duration::from_secs(3);
+/// Longest wait for the first leader at the start. The agent uses the leader's address only to
+/// choose its own.
+const DETECTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Run an agent.
 #[derive(Debug, Args)]
@@ -35,18 +37,19 @@ Examples:
   mesos-overlay agent --master zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay --cni-dir /var/lib/mesos/cni
   mesos-overlay agent --config agent.json
 
-Flags win over the configuration file. It ends cleanly at SIGTERM; the container networks stay.")]
+Flags have precedence over the configuration file. The agent stops cleanly at SIGTERM, and keeps the
+container networks.")]
 pub(super) struct AgentCommand {
     /// The agent_config
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The master to register with; or, where several elect one,
-    /// zk://[USER:PASSWORD@]HOST:PORT,…/PATH of the election, of our masters or of Mesos; or
-    /// file:///PATH of a file that holds one of these
-    // It may hold a password, which the help is not to show.
+    /// The master to register with; or zk://[USER:PASSWORD@]HOST:PORT,…/PATH of an election of
+    /// several masters, overlay masters or Mesos masters; or file:///PATH of a file with one of
+    /// these addresses
+    // The value may contain a password, which the help must not show.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "MASTER")]
     master: Option<String>,
-    /// Where to write CNI configurations: the Mesos agent's --network_cni_config_dir
+    /// The directory for CNI configurations: the Mesos agent's --network_cni_config_dir
     #[arg(
         long,
         env = "MESOS_OVERLAY_CNI_DIR",
@@ -54,11 +57,11 @@ pub(super) struct AgentCommand {
         required_unless_present = "config"
     )]
     cni_dir: Option<PathBuf>,
-    /// Who makes the tunnels to other agents: vxlan, this one; or external, somebody else, such as
-    /// dcos-net [default: vxlan]
-    #[arg(long, env = "MESOS_OVERLAY_DATAPLANE", value_name = "WHO", value_enum)]
+    /// What creates the tunnels to other agents: vxlan, this agent; or external, another program
+    /// such as dcos-net [default: vxlan]
+    #[arg(long, env = "MESOS_OVERLAY_DATAPLANE", value_name = "KIND", value_enum)]
     dataplane: Option<Dataplane>,
-    /// Where to accept the master and HTTP requests
+    /// The address on which to accept the master and HTTP requests
     #[arg(
         long,
         env = "MESOS_OVERLAY_LISTEN",
@@ -67,10 +70,10 @@ pub(super) struct AgentCommand {
     )]
     listen: SocketAddrV4,
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: TransportOptions,
 }
 
-/// Who makes the tunnels.
+/// The program that creates the tunnels.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Dataplane {
     Vxlan,
@@ -82,7 +85,7 @@ impl AgentCommand {
         raise_descriptor_limit();
         let config = self.configuration()?;
         let settings = Settings::from(&config);
-        let tunnels = TunnelOptions::new(&config.dataplane);
+        let dataplane = DataplaneOptions::new(&config.dataplane);
         let cni = CniDirectory::new(
             config.cni_dir,
             config.cni_data_dir,
@@ -98,13 +101,13 @@ impl AgentCommand {
         let docker = Docker::new(config.docker, settings.options.command_timeout);
         let metrics = Metrics::new();
         let warnings = metrics.warnings().clone();
-        let limits = fitted(config.limits, &warnings);
+        let limits = fit_limits(config.limits, &warnings);
         let options = move |master| AgentOptions {
             settings,
             master,
             cni,
             docker,
-            tunnels,
+            dataplane,
             seed: fastrand::u64(..),
             metrics,
         };
@@ -113,10 +116,7 @@ impl AgentCommand {
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
-        let mut config = match &self.config {
-            Some(path) => read_config(path, parse_agent)?,
-            None => AgentConfig::new(PathBuf::new()),
-        };
+        let mut config = read_agent_config(self.config.as_deref())?;
         if let Some(master) = &self.master {
             config.master = Some(master.clone());
         }
@@ -135,7 +135,7 @@ impl AgentCommand {
     }
 }
 
-/// How the master is found.
+/// How the agent finds its master.
 enum Master {
     Fixed(FixedMaster),
     Elected(Ensemble),
@@ -150,7 +150,7 @@ impl Master {
 
     fn parse(text: &str) -> Result<Self, Failure> {
         if text.starts_with("file://") {
-            let message = "it names a file again: write zk://… or IP:PORT into it";
+            let message = "it names another file: write zk://… or IP:PORT into it";
             return Err(Failure::new(message));
         }
         if text.starts_with("zk://") {
@@ -170,46 +170,52 @@ impl fmt::Display for Master {
     }
 }
 
-/// Finds the master, for as long as the second of the result is polled. Third, where it is now, if
-/// that is known soon.
-async fn detect(
-    master: Master,
-    warnings: Warnings,
-) -> (Detector, Pin<Box<dyn Future<Output = Infallible>>>, Option<SocketAddrV4>) {
+/// A running detection of the master.
+struct Detection {
+    detector: Detector,
+    /// Detects the master while the caller polls this future.
+    work: Pin<Box<dyn Future<Output = Infallible>>>,
+    /// The master's address, if it was known within [`DETECTION_TIMEOUT`].
+    address: Option<SocketAddrV4>,
+}
+
+/// Starts to detect the master.
+async fn detect(master: Master, warnings: Warnings) -> Detection {
     match master {
         Master::Fixed(master) => {
-            let now = master.resolve().await.ok();
-            (Detector::Fixed(master), Box::pin(std::future::pending()), now)
+            let address = master.resolve().await.ok();
+            let work = Box::pin(std::future::pending());
+            Detection { detector: Detector::Fixed(master), work, address }
         }
         Master::Elected(ensemble) => {
-            let (leader, work) = follow(ensemble, SESSION_TIMEOUT_DEFAULT, warnings);
+            let (leader, work) = follow_election(ensemble, SESSION_TIMEOUT_DEFAULT, warnings);
             let mut work = Box::pin(work);
             let mut found = leader.clone();
-            let now = tokio::select! {
-                now = found.wait_for(Option::is_some) => now.ok().and_then(|now| *now),
+            let address = tokio::select! {
+                found = found.wait_for(Option::is_some) => found.ok().and_then(|found| *found),
                 never = &mut work => match never {},
-                () = tokio::time::sleep(DETECTION) => None,
+                () = tokio::time::sleep(DETECTION_TIMEOUT) => None,
             };
-            (Detector::Watched(leader), work, now)
+            Detection { detector: Detector::Elected(leader), work, address }
         }
     }
 }
 
 async fn serve(
-    (listen, addresses, limits): (SocketAddrV4, &Addresses, Limits),
+    (listen, addresses, limits): (SocketAddrV4, &TransportOptions, Limits),
     (master, warnings): (Master, Warnings),
     options: impl FnOnce(Detector) -> AgentOptions,
 ) -> Result<(), Failure> {
-    let mut signals = EndSignals::watch()?;
+    let mut signals = ShutdownSignals::watch()?;
     let name = master.to_string();
-    // Of several addresses the one from which the master is reached; it need not be there yet.
-    let (master, detecting, towards) = detect(master, warnings).await;
-    let transport = addresses.bind(listen, towards, limits)?;
+    // A host with several addresses advertises the one from which the master is reached.
+    let Detection { detector, work, address } = detect(master, warnings).await;
+    let transport = addresses.bind(listen, address, limits)?;
     let advertise = transport.advertise;
     log::info!(
         "overlay agent at {advertise}, master {name}: see http://{advertise}/overlay-agent/overlay"
     );
-    let mut host = AgentHost::start(options(master), transport)
+    let mut host = AgentHost::start(options(detector), transport)
         .map_err(|error| Failure::new(format!("start the thread of the dataplane: {error}")))?;
     tokio::select! {
         () = signals.received() => {
@@ -217,6 +223,6 @@ async fn serve(
             Ok(())
         }
         () = host.stopped() => Err(Failure::new("the agent stopped by itself: this is a bug")),
-        never = detecting => match never {},
+        never = work => match never {},
     }
 }

@@ -1,26 +1,26 @@
 //! `mesos-overlay check`.
 //!
-//! Problems go to stdout, since they are what was asked for; that there were any is the failure, on
-//! stderr.
+//! Problems are the result of this subcommand, so they go to stdout. The failure on stderr only
+//! counts them.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use overlay_config::{Config, Problem, Problems, parse};
+use overlay_engine::master::Effect;
 use serde::Serialize;
 
 use super::Failure;
-use super::host::{counted, name_of, read_text, refused};
-use super::http_client::{EffectAnswer, MasterClient, block_on};
-use super::output::{Form, Output};
-use super::reload;
-use super::room::describe;
-use crate::config::{Config, Problem, Problems, parse};
-use crate::master::Effect;
+use super::capacity::describe;
+use super::http_client::{EffectResponse, MasterClient, block_on};
+use super::output::{Output, OutputFormat};
+use super::process::{config_refused, display_name, pluralize, read_text};
+use super::reload::print_effect;
 
-/// How much of a line is shown around a problem, in characters: a file may be one endless line.
+/// Characters of a line that are shown around a problem: a file may be one endless line.
 const EXCERPT: usize = 100;
-/// Most of it that stands before the problem.
+/// Most characters of the excerpt before the problem.
 const EXCERPT_BEFORE: usize = 90;
 
 /// Show every problem of a configuration file.
@@ -32,26 +32,27 @@ Examples:
   ssh master cat /etc/mesos/network.json | mesos-overlay check -
   mesos-overlay check network.json --against 10.0.0.1:5050
 
-Takes a network file, a master_config or an agent_config, whichever its keys make it. A warning is about
-what is legal but unwise. With --against, a running master tells what the network would do to its agents,
-and nothing changes. Exit code 0 without problems, 1 with problems.")]
+Accepts a network file, a master_config or an agent_config, and tells them apart by their keys. A
+warning concerns a legal but unwise setting. With --against, a running master reports the effect
+of the network on its agents, and nothing changes. Exit code 0 without problems, 1 with problems.")]
 pub(super) struct CheckCommand {
     /// The file, or - for stdin
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Show what it would do to the agents of this running master, and whether that would refuse it
+    /// Show the effect on the agents of this running master, and whether the master would refuse
+    /// the file
     #[arg(long, env = "MESOS_OVERLAY_AGAINST", value_name = "IP:PORT")]
     against: Option<String>,
     #[command(flatten)]
-    form: Form,
+    format: OutputFormat,
 }
 
-/// With `--json`.
+/// The output with `--json`.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     file: &'a str,
     ok: bool,
-    /// What the file configures, if it is ok.
+    /// Describes the configuration, if the file is ok.
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<String>,
     problems: &'a [Problem],
@@ -60,7 +61,7 @@ struct Report<'a> {
 
 impl CheckCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let name = name_of(&self.file);
+        let name = display_name(&self.file);
         let text = read_text(&self.file)?;
         let parsed = parse(&name, &text);
         let mut output = Output::new();
@@ -68,82 +69,83 @@ impl CheckCommand {
             Ok((config, warnings)) => (Some(summary(config)), [].as_slice(), warnings.as_slice()),
             Err(problems) => (None, problems.as_slice(), problems.warnings()),
         };
-        let effect = self.effect(&text, &parsed)?;
-        if let Some((_, effect)) = &effect
-            && self.form.json
+        let preview = self.preview(&text, &parsed)?;
+        if let Some((_, response)) = &preview
+            && self.format.json
         {
-            reload::show(&mut output, effect, &self.form)?;
-        } else if self.form.json {
+            output.json_text(&String::from_utf8_lossy(&response.body))?;
+        } else if self.format.json {
             let ok = summary.is_some();
             output.json(&Report { file: &name, ok, summary, problems, warnings })?;
         } else {
-            show(&mut output, &text, "", problems)?;
-            show(&mut output, &text, "warning: ", warnings)?;
+            print_problems(&mut output, &text, "", problems)?;
+            print_problems(&mut output, &text, "warning: ", warnings)?;
             if let Some(summary) = summary {
                 let count = match warnings.len() {
                     0 => String::new(),
-                    number => format!("; {}", counted(number as u128, "warning")),
+                    number => format!("; {}", pluralize(number as u128, "warning")),
                 };
                 output.line(format_args!("{name}: ok: {summary}{count}"))?;
             }
         }
-        match (&parsed, effect) {
+        match (&parsed, preview) {
             (Ok(_), None) => output.finish(),
-            (Ok(_), Some((master, effect))) => {
-                if !self.form.json {
-                    reload::show(&mut output, &effect, &self.form)?;
+            (Ok(_), Some((master, response))) => {
+                if !self.format.json {
+                    print_effect(&mut output, &response.effect)?;
                 }
-                verdict(output, &name, &master, &effect.effect, &self.form)
+                conclude(output, &name, &master, &response.effect, &self.format)
             }
             (Err(problems), _) => {
                 output.finish()?;
-                Err(refused(&name, problems))
+                Err(config_refused(&name, problems))
             }
         }
     }
 
-    /// What the master says to it, if one is to be asked and there is something to ask.
-    fn effect(
+    /// Returns the master's preview of a valid network, if `--against` names a master.
+    fn preview(
         &self,
         text: &str,
         parsed: &Result<(Config, Vec<Problem>), Problems>,
-    ) -> Result<Option<(MasterClient, EffectAnswer)>, Failure> {
+    ) -> Result<Option<(MasterClient, EffectResponse)>, Failure> {
         let Some(against) = &self.against else {
             return Ok(None);
         };
         let master = MasterClient::of(against, "--against")?;
         match parsed {
             Ok((Config::Master(_), _)) => {
-                let effect = block_on(master.preview(text.to_owned()))?;
-                Ok(Some((master, effect)))
+                let response = block_on(master.preview(text.to_owned()))?;
+                Ok(Some((master, response)))
             }
             Ok((Config::Agent(_), _)) => Err(Failure::usage(
-                "check: --against is for a network file or a master_config: this is an agent_config",
+                "check: --against is for a network file or a master_config: this is an \
+                 agent_config",
             )),
             Err(_) => Ok(None),
         }
     }
 }
 
-/// What the master would do, in the last line.
-fn verdict(
+/// Prints in the last line whether the master would accept the file.
+fn conclude(
     mut output: Output,
     name: &str,
     master: &MasterClient,
     effect: &Effect,
-    form: &Form,
+    format: &OutputFormat,
 ) -> Result<(), Failure> {
     if !effect.accepted {
         output.finish()?;
-        let problems = counted(effect.problems.len() as u128, "problem");
+        let problems = pluralize(effect.problems.len() as u128, "problem");
         return Err(Failure::new(format!(
-            "{name}: master {master} would refuse it: {problems}: take the change back, or forget the \
+            "{name}: master {master} would refuse it: {problems}: revert the change, or forget the \
              agents"
         )));
     }
-    if !form.json {
-        let agents = counted(effect.agents.len() as u128, "agent");
-        output.line(format_args!("master {master} would take it, and tell {agents}"))?;
+    if !format.json {
+        let agents = pluralize(effect.agents.len() as u128, "agent");
+        output.line(format_args!("master {master} would accept it, and notify {agents}"))?;
     }
     output.finish()
 }
@@ -165,40 +167,45 @@ fn summary(config: &Config) -> String {
     }
 }
 
-/// Writes the problems, and under those of one place the line that they are about.
-fn show(output: &mut Output, text: &str, mark: &str, problems: &[Problem]) -> Result<(), Failure> {
+/// Writes the problems, and after the last problem of a line the excerpt of that line.
+fn print_problems(
+    output: &mut Output,
+    text: &str,
+    severity: &str,
+    problems: &[Problem],
+) -> Result<(), Failure> {
     let mut lines = text.lines().enumerate();
     let mut current = None;
     let mut problems = problems.iter().peekable();
     while let Some(problem) = problems.next() {
-        output.line(Marked { mark, problem })?;
-        let Some(place) = problem.place.position() else { continue };
-        if problems.peek().is_some_and(|next| next.place == problem.place) {
+        output.line(ProblemLine { severity, problem })?;
+        let Some(position) = problem.location.position() else { continue };
+        if problems.peek().is_some_and(|next| next.location == problem.location) {
             continue;
         }
-        // Problems come in the order of their lines, so one walk finds them all.
-        while current.is_none_or(|(index, _)| index + 1 < place.0) {
+        // Problems are sorted by line, so one pass over the text finds all lines.
+        while current.is_none_or(|(index, _)| index + 1 < position.0) {
             let Some(line) = lines.next() else { break };
             current = Some(line);
         }
-        let line = current.filter(|(index, _)| index + 1 == place.0);
+        let line = current.filter(|(index, _)| index + 1 == position.0);
         if let Some((_, line)) = line.filter(|(_, line)| !line.trim().is_empty()) {
-            output.line(excerpt(line, place))?;
+            output.line(excerpt(line, position))?;
         }
     }
     Ok(())
 }
 
-/// A problem with the mark of a warning where compilers have it: behind the place.
-struct Marked<'a> {
-    mark: &'a str,
+/// A problem with its severity after the position, as compilers print it.
+struct ProblemLine<'a> {
+    severity: &'a str,
     problem: &'a Problem,
 }
 
-impl std::fmt::Display for Marked<'_> {
+impl std::fmt::Display for ProblemLine<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Problem { place, key, message } = self.problem;
-        write!(f, "{place}: {}", self.mark)?;
+        let Problem { location, key, message } = self.problem;
+        write!(f, "{location}: {}", self.severity)?;
         if !key.is_empty() {
             write!(f, "{key}: ")?;
         }
@@ -206,11 +213,12 @@ impl std::fmt::Display for Marked<'_> {
     }
 }
 
-/// The line around the column, harmless to a terminal, with a caret under the column.
+/// Returns the part of the line around the column, without control characters, and a caret under
+/// the column.
 fn excerpt(line: &str, (number, column): (usize, usize)) -> String {
     let caret = column.saturating_sub(1);
     let start = (caret + 1).saturating_sub(EXCERPT_BEFORE);
-    // One for one, so that the caret stays under its character.
+    // Replace one character by one, so that the caret stays in its column.
     let plain = |letter: char| match letter {
         '"' | '\'' | '\\' => letter,
         _ if letter.escape_debug().len() > 1 => ' ',
@@ -236,12 +244,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_caret_stands_under_the_problem() {
+    fn excerpt_has_caret_under_problem() {
         assert_eq!(excerpt("{ \"a\":\t1 }", (12, 8)), "  12 | { \"a\": 1 }\n     |        ^");
     }
 
     #[test]
-    fn of_an_endless_line_the_part_around_the_problem_is_shown() {
+    fn excerpt_of_long_line_surrounds_problem() {
         let line = format!("{}X{}", "a".repeat(1000), "b".repeat(1000));
         let shown = excerpt(&line, (1, 1001));
         let (text, caret) = shown.split_once('\n').unwrap();

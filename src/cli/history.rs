@@ -3,37 +3,37 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use clap::Args;
+use overlay_types::addr::Subnet;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Failure;
-use super::answer::each_element;
-use super::http_client::{HISTORY, MasterAddress, block_on};
-use super::output::{Form, Output, Table, harmless};
-use crate::addr::Subnet;
+use super::http_client::{HISTORY, MasterAddress, MasterClient, block_on};
+use super::output::{Output, OutputFormat, Table, sanitize, sanitize_lines};
+use super::response::for_each_element;
 
-/// Show who had which addresses when, and why that changed.
+/// Show which agent had which addresses at which time, and why that changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mesos-overlay history --master 10.0.0.1:5050 --agent 10.0.0.7
   mesos-overlay history --master 10.0.0.1:5050 --address 192.168.5.17
 
-The master keeps the last 30,000 changes or so. Times are in UTC.")]
+The master keeps about the last 30,000 changes. Times are in UTC.")]
 pub(super) struct HistoryCommand {
     #[command(flatten)]
     master: MasterAddress,
-    /// Show what happened to this agent only
+    /// Show the changes of this agent only
     #[arg(long, env = "MESOS_OVERLAY_AGENT", value_name = "IP")]
     agent: Option<Ipv4Addr>,
-    /// Show what happened to this address only: that of a VTEP, or one in a subnet
+    /// Show the changes of this address only: of a VTEP, or of a subnet that contains the address
     #[arg(long, env = "MESOS_OVERLAY_ADDRESS", value_name = "IP", conflicts_with = "json")]
     address: Option<IpAddr>,
     #[command(flatten)]
-    form: Form,
+    format: OutputFormat,
 }
 
-/// What a master answers.
+/// A master's response.
 #[derive(Debug, Deserialize)]
 struct History<'a> {
     #[serde(borrow)]
@@ -50,12 +50,12 @@ struct Entry {
     vtep_ip: Option<String>,
     vtep_ip6: Option<String>,
     #[serde(default)]
-    overlays: Vec<Share>,
+    overlays: Vec<OverlayAddresses>,
     reason: String,
 }
 
 #[derive(Debug, Deserialize)]
-struct Share {
+struct OverlayAddresses {
     name: String,
     subnet: Option<String>,
     subnet6: Option<String>,
@@ -65,27 +65,10 @@ impl HistoryCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let master = self.master.client()?;
         let body = block_on(master.history(self.agent))?;
-        let mut output = Output::new();
         let history: History<'_> =
             serde_json::from_slice(&body).map_err(|error| master.unexpected(HISTORY, &error))?;
-        if self.form.json {
-            output.json_text(&String::from_utf8_lossy(&body))?;
-            return output.finish();
-        }
-        let mut table =
-            Table::with_sentences(&["TIME", "AGENT", "EVENT", "OF", "ADDRESSES", "WHY"]);
-        let mut failed = None;
-        let shown = each_element("entries", history.entries, |entry| {
-            let entry: Entry = serde_json::from_str(entry).map_err(|error| error.to_string())?;
-            let added = self.add(&mut table, &mut output, &entry);
-            added.map_err(|failure| failed.insert(failure).to_string())
-        });
-        if let Err(reason) = shown {
-            return Err(failed.unwrap_or_else(|| master.unexpected(HISTORY, &reason)));
-        }
-        table.finish(&mut output)?;
-        output.finish()?;
-        if history.unreadable_parts > 0 {
+        self.format.print_body(&body, |output| self.print(output, &master, &history))?;
+        if history.unreadable_parts > 0 && !self.format.json {
             return Err(Failure::new(format!(
                 "history: {} parts of it cannot be read: the rest is complete",
                 history.unreadable_parts
@@ -94,31 +77,56 @@ impl HistoryCommand {
         Ok(())
     }
 
-    /// A row for each thing that the agent got or lost, or one for what has no addresses.
-    fn add(&self, table: &mut Table, output: &mut Output, entry: &Entry) -> Result<(), Failure> {
-        let both = |one: &Option<String>, other: &Option<String>| {
-            one.iter().chain(other).map(|text| harmless(text)).collect::<Vec<_>>()
+    fn print(
+        &self,
+        output: &mut Output,
+        master: &MasterClient,
+        history: &History<'_>,
+    ) -> Result<(), Failure> {
+        let mut table =
+            Table::with_sentences(&["TIME", "AGENT", "EVENT", "OF", "ADDRESSES", "WHY"]);
+        let mut write_failure = None;
+        let read = for_each_element("entries", history.entries, |entry| {
+            let entry: Entry = serde_json::from_str(entry).map_err(|error| error.to_string())?;
+            let added = self.add_entry(&mut table, output, &entry);
+            added.map_err(|failure| write_failure.insert(failure).to_string())
+        });
+        if let Err(reason) = read {
+            return Err(write_failure.unwrap_or_else(|| master.unexpected(HISTORY, &reason)));
+        }
+        table.finish(output)
+    }
+
+    /// Adds a row for the VTEP and each overlay of the entry, or one row if it has no addresses.
+    fn add_entry(
+        &self,
+        table: &mut Table,
+        output: &mut Output,
+        entry: &Entry,
+    ) -> Result<(), Failure> {
+        let address_pair = |v4: &Option<String>, v6: &Option<String>| {
+            v4.iter().chain(v6).cloned().collect::<Vec<_>>()
         };
-        let mut rows = vec![("vtep".to_owned(), both(&entry.vtep_ip, &entry.vtep_ip6))];
-        for Share { name, subnet, subnet6 } in &entry.overlays {
-            rows.push((harmless(name), both(subnet, subnet6)));
+        let mut rows = vec![("vtep".to_owned(), address_pair(&entry.vtep_ip, &entry.vtep_ip6))];
+        for OverlayAddresses { name, subnet, subnet6 } in &entry.overlays {
+            rows.push((sanitize(name), address_pair(subnet, subnet6)));
         }
         rows.retain(|(_, addresses)| !addresses.is_empty());
         if rows.is_empty() {
             rows.push((String::new(), Vec::new()));
         }
-        let is_wanted = |addresses: &[String]| match self.address {
+        let matches_flag = |addresses: &[String]| match self.address {
             None => true,
-            Some(wanted) => addresses.iter().any(|text| is_in(wanted, text)),
+            Some(address) => addresses.iter().any(|text| is_address_or_in_subnet(address, text)),
         };
-        for (of, addresses) in rows.into_iter().filter(|(_, addresses)| is_wanted(addresses)) {
+        for (of, addresses) in rows.into_iter().filter(|(_, addresses)| matches_flag(addresses)) {
             let cells = [
-                harmless(&entry.time),
-                entry.agent.as_deref().map(harmless).unwrap_or_default(),
-                harmless(&entry.event),
+                sanitize(&entry.time),
+                entry.agent.as_deref().map(sanitize).unwrap_or_default(),
+                sanitize(&entry.event),
                 of,
-                addresses.join("\n"),
-                harmless(&entry.reason),
+                sanitize_lines(&addresses),
+                sanitize(&entry.reason),
             ];
             table.row(output, cells)?;
         }
@@ -126,8 +134,8 @@ impl HistoryCommand {
     }
 }
 
-/// Whether `address` is `text`, an address, or in it, a subnet.
-fn is_in(address: IpAddr, text: &str) -> bool {
+/// Returns whether `text` is `address`, or a subnet that contains it.
+fn is_address_or_in_subnet(address: IpAddr, text: &str) -> bool {
     match text.parse::<Subnet>() {
         Ok(subnet) => subnet.contains(address),
         Err(_) => text.parse() == Ok(address),

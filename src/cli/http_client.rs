@@ -1,4 +1,4 @@
-//! Questions to a running master over HTTP: ours, or one with the C++ modules.
+//! HTTP client for running masters and agents, of mesos-overlay or with the C++ modules.
 
 use std::fmt;
 use std::future::Future;
@@ -12,17 +12,18 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use overlay_engine::master::{Effect, ReleaseResult};
+use overlay_types::escape::bounded_line;
+use overlay_types::protocol::State;
+use overlay_zookeeper::detector::FixedMaster;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Failure;
-use super::answer::{self, BodyError, read_body};
-use super::output::harmless;
-use crate::detector::FixedMaster;
-use crate::escape::bounded_line;
-use crate::master::{Effect, ReleaseResult};
-use crate::protocol::State;
+use super::output::sanitize;
+use super::response::{self, BodyError, read_body};
 
 const STATE: &str = "/overlay-master/state";
 const HEALTH: &str = "/overlay-master/health";
@@ -31,42 +32,43 @@ pub(super) const HISTORY: &str = "/overlay-master/history";
 const PREVIEW: &str = "/overlay-master/preview";
 const RELOAD: &str = "/overlay-master/reload";
 
-/// A master in reach answers at once; what takes longer is a firewall.
+/// A reachable master accepts at once. A longer delay indicates a firewall that drops packets.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A master with its state on a slow disk takes a second; what takes this long hangs.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// An agent answers from memory.
+/// A master with its state on a slow disk takes a second. A longer delay means that it hangs.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// An agent responds from memory.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest head of an answer, in bytes: those of masters have 300, a proxy may add cookies.
+/// Longest head of a response, in bytes. The heads of masters have 300; a proxy may add cookies.
 const HEAD_MAX: usize = 64 * 1024;
-/// Most headers of an answer.
+/// Most headers of a response.
 const HEADERS_MAX: usize = 100;
 const MIB: usize = 1024 * 1024;
-/// Longest state: that of 100,000 agents in two overlays, or of 20,000 in ten.
+/// Longest state: 100,000 agents in two overlays, or 20,000 agents in ten.
 const STATE_MAX: usize = 128 * MIB;
-/// Longest health: a master with 20,000 agents that it cannot serve has a problem of 200 bytes for
-/// each of them.
+/// Longest health: a master with 20,000 agents that it cannot serve reports a problem of 200 bytes
+/// for each agent.
 const HEALTH_MAX: usize = 8 * MIB;
 /// Longest history: a master keeps 32,768 entries, of 400 bytes in two overlays.
 const HISTORY_MAX: usize = 64 * MIB;
-/// Longest effect of another network: 20,000 agents whose addresses change in ten overlays.
+/// Longest effect of a changed configuration: 20,000 agents whose addresses change in ten overlays.
 const EFFECT_MAX: usize = 32 * MIB;
-/// Longest list of what becomes of forgotten agents: this, and for each of them the second number,
-/// enough for two subnets of each of 128 overlays.
-const FORGET_MAX: (usize, usize) = (64 * 1024, 16 * 1024);
-/// Longest answer of an agent: 128 overlays take 128 KiB, and its problems less.
+/// Longest response to a deletion without agents, and the addition for each agent: two subnets in
+/// each of 128 overlays.
+const DELETE_BASE_MAX: usize = 64 * 1024;
+const DELETE_AGENT_MAX: usize = 16 * 1024;
+/// Longest response of an agent: 128 overlays take 128 KiB, and its problems less.
 const AGENT_MAX: usize = MIB;
-/// How many bytes of an error's page are looked at for its first line.
+/// Bytes of an error page in which its first line is searched.
 const ERROR_PAGE_MAX: usize = 4096;
-/// How much of an error's text is repeated, in characters: a proxy may answer with a page.
+/// Characters of an error's text that are repeated: a proxy may respond with a page.
 const REASON_MAX: usize = 200;
 
-/// Which master.
+/// The flag that names a running master.
 #[derive(Debug, Args)]
 pub(super) struct MasterAddress {
     /// The running master
-    // Agents have the same variable, and there it may hold a password: nothing repeats it, clap
-    // neither.
+    // Agents read the same variable, whose value may contain a password. So no message shows the
+    // value.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
     master: String,
 }
@@ -77,7 +79,7 @@ impl MasterAddress {
     }
 }
 
-/// Asks one master.
+/// HTTP client of one master.
 #[derive(Debug)]
 pub(super) struct MasterClient(FixedMaster);
 
@@ -87,7 +89,7 @@ impl fmt::Display for MasterClient {
     }
 }
 
-/// What a master says of itself, as far as it is shown.
+/// The displayed part of a master's health.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Health {
     pub(super) status: String,
@@ -97,69 +99,67 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Why the agent is not served although the master has a record of it: it is not in the state
-    /// then.
-    pub(super) fn set_aside(&self, ip: Ipv4Addr) -> Option<&str> {
-        let beginning = format!("agent {ip} is not served: ");
-        self.problems.iter().find_map(|problem| problem.strip_prefix(&beginning))
+    /// Returns why the master does not serve an agent of which it has a record. Such an agent is
+    /// not in the state.
+    pub(super) fn quarantine_reason(&self, ip: Ipv4Addr) -> Option<&str> {
+        let prefix = format!("agent {ip} is not served: ");
+        self.problems.iter().find_map(|problem| problem.strip_prefix(&prefix))
     }
 }
 
-/// What a master says to another configuration.
+/// A master's response to a preview or a reload.
 #[derive(Debug)]
-pub(super) struct EffectAnswer {
+pub(super) struct EffectResponse {
     pub(super) effect: Effect,
-    /// As the master wrote it.
+    /// The JSON of the master.
     pub(super) body: Bytes,
 }
 
-/// Runs the questions of a subcommand; one thread is enough for them.
+/// Runs the requests of a subcommand on the calling thread.
 pub(super) fn block_on<T>(
-    questions: impl Future<Output = Result<T, Failure>>,
+    requests: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("start the runtime: {error}")))?
-        .block_on(questions)
+        .block_on(requests)
 }
 
 impl MasterClient {
-    /// Asks the master at the address that was given with this flag.
+    /// Creates the client for the address that was given with `flag`.
     pub(super) fn of(address: &str, flag: &str) -> Result<Self, Failure> {
         address.parse().map(Self).map_err(|error| Failure::usage(format!("{flag}: {error}")))
     }
 
-    /// The state, as the master wrote it.
+    /// Returns the master's JSON of its state.
     pub(super) async fn state(&self) -> Result<Bytes, Failure> {
-        let (status, body) = self.ask(Method::GET, STATE, Bytes::new(), STATE_MAX).await?;
-        self.insist_on_success(STATE, status, &body)?;
-        Ok(body)
+        let response = self.request(Method::GET, STATE, Bytes::new(), STATE_MAX).await?;
+        self.success_body(STATE, response, &[])
     }
 
-    /// The health; `None` if the master has none to show, as those with the C++ modules.
+    /// Returns the health; `None` if the master has no such endpoint, like the C++ modules.
     pub(super) async fn health(&self) -> Result<Option<Health>, Failure> {
-        let (status, body) = self.ask(Method::GET, HEALTH, Bytes::new(), HEALTH_MAX).await?;
+        let (status, body) = self.request(Method::GET, HEALTH, Bytes::new(), HEALTH_MAX).await?;
         if status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        // One that is not well says so with 503, in the same form.
+        // A failed master responds with 503 and a health in the usual form.
         let health = serde_json::from_slice(&body);
         if health.is_err() {
-            self.insist_on_success(HEALTH, status, &body)?;
+            self.require_success(HEALTH, status, &body)?;
         }
         health.map(Some).map_err(|error| self.unexpected(HEALTH, &error))
     }
 
-    /// Deletes agents; the state without them, as the master wrote it.
+    /// Deletes agents of a C++ master. Returns the JSON of its state afterwards.
     pub(super) async fn delete(&self, agents: &[Ipv4Addr]) -> Result<Bytes, Failure> {
-        let body = serde_json::json!({ "agents": agents }).to_string();
-        let (status, body) = self.ask(Method::POST, DELETE, body.into(), STATE_MAX).await?;
-        self.insist_on_success(DELETE, status, &body)?;
-        Ok(body)
+        let body = serde_json::json!({ "agents": agents }).to_string().into();
+        let response = self.request(Method::POST, DELETE, body, STATE_MAX).await?;
+        self.success_body(DELETE, response, &[])
     }
 
-    /// Forgets agents, and tells what became of each.
+    /// Forgets agents. Returns the result for each agent.
     pub(super) async fn forget(
         &self,
         agents: &[Ipv4Addr],
@@ -167,127 +167,124 @@ impl MasterClient {
         dry_run: bool,
     ) -> Result<Vec<ReleaseResult>, Failure> {
         #[derive(Deserialize)]
-        struct Fates {
+        struct Results {
             agents: Vec<ReleaseResult>,
         }
         let body = serde_json::json!({ "agents": agents, "force": force, "dry_run": dry_run });
-        let (base, each) = FORGET_MAX;
-        let max = STATE_MAX.min(base + each * agents.len());
-        let body = body.to_string().into();
-        let (status, body) = self.ask(Method::POST, DELETE, body, max).await?;
-        // That some agents are running is an answer.
-        if status != StatusCode::CONFLICT {
-            self.insist_on_success(DELETE, status, &body)?;
-        }
-        let fates: Fates =
-            serde_json::from_slice(&body).map_err(|error| self.unexpected(DELETE, &error))?;
-        Ok(fates.agents)
+        let max = STATE_MAX.min(DELETE_BASE_MAX + DELETE_AGENT_MAX * agents.len());
+        let response = self.request(Method::POST, DELETE, body.to_string().into(), max).await?;
+        // The status is 409 if some agents are running. The body has the results then too.
+        let body = self.success_body(DELETE, response, &[StatusCode::CONFLICT])?;
+        Ok(self.parse::<Results>(DELETE, &body)?.agents)
     }
 
-    /// The history of all agents or of one, as the master wrote it.
+    /// Returns the master's JSON of the history, of all agents or of one.
     pub(super) async fn history(&self, agent: Option<Ipv4Addr>) -> Result<Bytes, Failure> {
         let path = match agent {
             Some(ip) => format!("{HISTORY}?agent={ip}"),
             None => HISTORY.to_owned(),
         };
-        let (status, body) = self.ask(Method::GET, &path, Bytes::new(), HISTORY_MAX).await?;
-        self.insist_on_success(HISTORY, status, &body)?;
-        Ok(body)
+        let response = self.request(Method::GET, &path, Bytes::new(), HISTORY_MAX).await?;
+        self.success_body(HISTORY, response, &[])
     }
 
-    /// What the network in the text of a configuration would do.
-    pub(super) async fn preview(&self, text: String) -> Result<EffectAnswer, Failure> {
+    /// Returns the effect that the configuration in `text` would have.
+    pub(super) async fn preview(&self, text: String) -> Result<EffectResponse, Failure> {
         self.effect(PREVIEW, text.into()).await
     }
 
-    /// Has the master read its configuration again.
-    pub(super) async fn reload(&self) -> Result<EffectAnswer, Failure> {
+    /// Makes the master read its configuration again. Returns the effect.
+    pub(super) async fn reload(&self) -> Result<EffectResponse, Failure> {
         self.effect(RELOAD, Bytes::new()).await
     }
 
-    async fn effect(&self, path: &str, body: Bytes) -> Result<EffectAnswer, Failure> {
-        let (status, body) = self.ask(Method::POST, path, body, EFFECT_MAX).await?;
-        // A refusal is an answer.
-        if !matches!(status, StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY) {
-            self.insist_on_success(path, status, &body)?;
-        }
-        let effect =
-            serde_json::from_slice(&body).map_err(|error| self.unexpected(path, &error))?;
-        Ok(EffectAnswer { effect, body })
+    async fn effect(&self, path: &str, body: Bytes) -> Result<EffectResponse, Failure> {
+        let response = self.request(Method::POST, path, body, EFFECT_MAX).await?;
+        // A master that refuses the configuration responds with these statuses and the effect.
+        let refusals = [StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY];
+        let body = self.success_body(path, response, &refusals)?;
+        Ok(EffectResponse { effect: self.parse(path, &body)?, body })
     }
 
-    /// What is in a state that this master wrote.
+    /// Decodes a state of this master.
     pub(super) fn read_state(&self, body: &[u8]) -> Result<State, Failure> {
-        answer::read_state(body).map_err(|error| self.unexpected(STATE, &error))
+        response::read_state(body).map_err(|error| self.unexpected(STATE, &error))
     }
 
-    async fn ask(
+    async fn request(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
         max: usize,
     ) -> Result<(StatusCode, Bytes), Failure> {
-        let address = self.0.resolve().await.map_err(Failure::new)?;
-        let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-        let stream = match connecting {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                let remedy = "is the master running there? --master names its address";
-                return Err(self.failure(format_args!("connect: {error}: {remedy}")));
-            }
-            Err(_) => {
-                let seconds = CONNECT_TIMEOUT.as_secs();
-                let remedy = "check the address and the firewalls in between";
-                return Err(
-                    self.failure(format_args!("connect: no answer in {seconds} s: {remedy}"))
-                );
-            }
-        };
-        match timeout(ANSWER_TIMEOUT, exchange(stream, address, method, path, body, max)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(reason)) => Err(self.failure(format_args!(
-                "{path}: no whole answer in HTTP: {reason}: is this the address of a master?"
+        let address = self.0.resolve().await.map_err(|error| Failure::new(error.to_string()))?;
+        let stream = connect(address).await.map_err(|error| {
+            let remedy = match error {
+                ConnectError::Io(_) => "is the master running there? --master names its address",
+                ConnectError::Timeout => "check the address and the firewalls in between",
+            };
+            self.failure(format_args!("connect: {error}: {remedy}"))
+        })?;
+        let exchange = exchange(stream, address, method, path, body, max);
+        match timeout(RESPONSE_TIMEOUT, exchange).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.failure(format_args!(
+                "{path}: no complete HTTP response: {error}: is this the address of a master?"
             ))),
             Err(_) => {
-                let seconds = ANSWER_TIMEOUT.as_secs();
-                Err(self.failure(format_args!("{path}: no whole answer in {seconds} s: ask again")))
+                let seconds = RESPONSE_TIMEOUT.as_secs();
+                Err(self.failure(format_args!(
+                    "{path}: no complete response in {seconds} s: try again"
+                )))
             }
         }
     }
 
-    fn insist_on_success(
+    /// Returns the body of a successful response. The `accepted` statuses are successes too.
+    fn success_body(
         &self,
         path: &str,
-        status: StatusCode,
-        body: &[u8],
-    ) -> Result<(), Failure> {
-        // Where a line is cut in the middle of a character, that one is shown as unknown.
+        (status, body): (StatusCode, Bytes),
+        accepted: &[StatusCode],
+    ) -> Result<Bytes, Failure> {
+        if !accepted.contains(&status) {
+            self.require_success(path, status, &body)?;
+        }
+        Ok(body)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, Failure> {
+        serde_json::from_slice(body).map_err(|error| self.unexpected(path, &error))
+    }
+
+    fn require_success(&self, path: &str, status: StatusCode, body: &[u8]) -> Result<(), Failure> {
+        // If the cut splits a character, the replacement character is shown.
         let text = String::from_utf8_lossy(&body[..body.len().min(ERROR_PAGE_MAX)]);
         let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
         let reason = bounded_line(line, REASON_MAX);
         let separator = if reason.is_empty() { "" } else { ": " };
-        let said = format!("{path}: {status}{separator}{reason}");
+        let response = format!("{path}: {status}{separator}{reason}");
         let remedy = match status {
             StatusCode::OK => return Ok(()),
             StatusCode::NOT_FOUND => "this is no overlay master: --master names its address",
             StatusCode::SERVICE_UNAVAILABLE => {
-                "it is not ready: ask again, and see its log if that lasts"
+                "it is not ready: try again, and see its log if that lasts"
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                "it wants to know who asks: ask with curl and its credentials"
+                "it requires authentication: use curl with credentials"
             }
             _ => "see its log",
         };
-        Err(self.failure(format_args!("{said}: {remedy}")))
+        Err(self.failure(format_args!("{response}: {remedy}")))
     }
 
-    /// An answer that is not of the form that a master gives to a request of `path`.
+    /// Creates the failure for a response that is not one of a master to a request of `path`.
     pub(super) fn unexpected(&self, path: &str, error: &dyn fmt::Display) -> Failure {
-        // It may repeat what came, as far as that reaches.
-        let error: String = harmless(&error.to_string()).chars().take(REASON_MAX).collect();
+        // The error may quote the response.
+        let error: String = sanitize(&error.to_string()).chars().take(REASON_MAX).collect();
         self.failure(format_args!(
-            "{path}: not what a master answers: {error}: is this the address of a master?"
+            "{path}: not the response of a master: {error}: is this the address of a master?"
         ))
     }
 
@@ -296,23 +293,48 @@ impl MasterClient {
     }
 }
 
-/// What an agent answers to a GET, which is ours, or one of the C++ modules.
-pub(super) async fn ask_agent(
+/// Sends a GET request to an agent, of mesos-overlay or with the C++ module. Returns the response.
+pub(super) async fn get_from_agent(
     address: SocketAddrV4,
     path: &str,
 ) -> Result<(StatusCode, Bytes), String> {
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(stream) => stream.map_err(|error| error.to_string())?,
-        Err(_) => return Err(format!("no answer in {} s", CONNECT_TIMEOUT.as_secs())),
-    };
-    let answer = exchange(stream, address, Method::GET, path, Bytes::new(), AGENT_MAX);
-    match timeout(AGENT_TIMEOUT, answer).await {
-        Ok(answer) => answer.map_err(|reason| harmless(&reason)),
-        Err(_) => Err(format!("{path}: no whole answer in {} s", AGENT_TIMEOUT.as_secs())),
+    let stream = connect(address).await.map_err(|error| error.to_string())?;
+    let exchange = exchange(stream, address, Method::GET, path, Bytes::new(), AGENT_MAX);
+    match timeout(AGENT_TIMEOUT, exchange).await {
+        Ok(response) => response.map_err(|error| sanitize(&error.to_string())),
+        Err(_) => Err(format!("{path}: no complete response in {} s", AGENT_TIMEOUT.as_secs())),
     }
 }
 
-/// One request and its answer over a fresh connection, whose body has at most `max` bytes.
+/// Why a server cannot be reached.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    #[error(transparent)]
+    Io(std::io::Error),
+    #[error("no answer in {} s", CONNECT_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+async fn connect(address: SocketAddrV4) -> Result<TcpStream, ConnectError> {
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(stream) => stream.map_err(ConnectError::Io),
+        Err(_) => Err(ConnectError::Timeout),
+    }
+}
+
+/// Why a connection brought no complete response.
+#[derive(Debug, thiserror::Error)]
+enum ExchangeError {
+    #[error("{}", with_sources(.0))]
+    Http(hyper::Error),
+    #[error(transparent)]
+    Request(http::Error),
+    /// Only [`BodyError::TooLong`]: errors of the connection are [`Self::Http`].
+    #[error(transparent)]
+    Body(BodyError),
+}
+
+/// Sends one request over a new connection. The body of the response has at most `max` bytes.
 async fn exchange(
     stream: TcpStream,
     address: SocketAddrV4,
@@ -320,12 +342,11 @@ async fn exchange(
     path: &str,
     body: Bytes,
     max: usize,
-) -> Result<(StatusCode, Bytes), String> {
-    let sentence = |error: hyper::Error| with_sources(&error);
+) -> Result<(StatusCode, Bytes), ExchangeError> {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_MAX).max_headers(HEADERS_MAX);
     let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(sentence)?;
+        builder.handshake(TokioIo::new(stream)).await.map_err(ExchangeError::Http)?;
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -334,29 +355,29 @@ async fn exchange(
         .header(CONTENT_TYPE, "application/json")
         .header(CONNECTION, "close")
         .body(Full::new(body))
-        .map_err(|error| error.to_string())?;
-    let answering = async {
-        let response = sender.send_request(request).await.map_err(sentence)?;
+        .map_err(ExchangeError::Request)?;
+    let response = async {
+        let response = sender.send_request(request).await.map_err(ExchangeError::Http)?;
         let status = response.status();
         let body = read_body(response.into_body(), max).await.map_err(|error| match error {
-            BodyError::Http(error) => with_sources(&error),
-            too_long @ BodyError::TooLong { .. } => too_long.to_string(),
+            BodyError::Http(error) => ExchangeError::Http(error),
+            too_long @ BodyError::TooLong { .. } => ExchangeError::Body(too_long),
         })?;
         Ok((status, body))
     };
-    // The connection is what moves the bytes; that it ended is told by the answer.
-    let moving = async {
+    // The connection transfers the bytes. If it ends early, the response reports the error.
+    let transfer = async {
         let _ = connection.await;
         std::future::pending().await
     };
     tokio::select! {
         biased;
-        answer = answering => answer,
-        never = moving => never,
+        response = response => response,
+        never = transfer => never,
     }
 }
 
-/// The error and what caused it: hyper says in the first only what it did.
+/// Returns the error and its causes. The first error of hyper names only the failed operation.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -375,7 +396,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that sends `beginning` to whoever connects, and then `rest` until it is closed.
+    /// Starts a server that sends `beginning`, and then `rest` until the client disconnects.
     fn serve(beginning: &str, rest: &'static [u8]) -> SocketAddrV4 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
@@ -385,51 +406,52 @@ mod tests {
             let _ = stream.read(&mut [0; 4096]);
             let _ = stream.write_all(beginning.as_bytes());
             while !rest.is_empty() && stream.write_all(rest).is_ok() {}
-            // What was sent must be read before the end is.
+            // Wait until the client has read everything: closing earlier would reset the
+            // connection.
             let _ = stream.read(&mut [0; 4096]);
         };
         thread::Builder::new().spawn(serve).unwrap();
         address
     }
 
-    /// What comes of a question to the server, and the most memory that was taken for it.
-    fn ask(address: SocketAddrV4) -> (Result<(StatusCode, Bytes), String>, u64) {
+    /// Sends a request to the server. Returns the response and the peak memory.
+    fn get(address: SocketAddrV4) -> (Result<(StatusCode, Bytes), String>, u64) {
         let mut result = None;
         let taken = allocation_counter::measure(|| {
-            let asking = async { Ok(ask_agent(address, "/overlay-agent/overlay").await) };
-            result = block_on(asking).ok();
+            let request = async { Ok(get_from_agent(address, "/overlay-agent/overlay").await) };
+            result = block_on(request).ok();
         });
         (result.unwrap(), taken.bytes_max)
     }
 
     #[test]
-    fn answer_in_chunks_of_one_byte_takes_little_memory() {
+    fn response_in_chunks_of_one_byte_takes_little_memory() {
         let length = 64 * 1024;
         let chunks = "1\r\nx\r\n".repeat(length);
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let (answer, taken) = ask(serve(&format!("{head}{chunks}0\r\n\r\n"), b""));
-        assert_eq!(answer.unwrap().1.len(), length);
+        let (response, taken) = get(serve(&format!("{head}{chunks}0\r\n\r\n"), b""));
+        assert_eq!(response.unwrap().1.len(), length);
         assert!(taken < 8 * length as u64, "{taken} bytes");
     }
 
     #[test]
-    fn answer_beyond_limit_is_refused() {
+    fn response_beyond_limit_is_refused() {
         let expected = Err("the body has more than 1 MiB".to_owned());
         let length = AGENT_MAX + 1;
         let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-        assert_eq!(ask(serve(&announced, b"")).0, expected);
+        assert_eq!(get(serve(&announced, b"")).0, expected);
         let endless = "HTTP/1.1 200 OK\r\n\r\n";
-        let (answer, taken) = ask(serve(endless, &[b'x'; 1024]));
-        assert_eq!(answer, expected);
+        let (response, taken) = get(serve(endless, &[b'x'; 1024]));
+        assert_eq!(response, expected);
         assert!(taken < 4 * AGENT_MAX as u64, "{taken} bytes");
     }
 
     #[test]
-    fn answer_with_endless_head_is_refused() {
+    fn response_with_endless_head_is_refused() {
         let refused = |beginning: &str, rest: &'static [u8]| {
-            let (answer, taken) = ask(serve(beginning, rest));
+            let (response, taken) = get(serve(beginning, rest));
             assert!(taken < 4 * HEAD_MAX as u64, "{taken} bytes");
-            answer.unwrap_err()
+            response.unwrap_err()
         };
         let too_large = "message head is too large";
         assert_eq!(refused("HTTP/1.1 200 ", b"OK and more "), too_large);
@@ -438,12 +460,12 @@ mod tests {
     }
 
     #[test]
-    fn error_page_is_shown_to_its_limit() {
+    fn error_page_is_shown_up_to_limit() {
         let client = MasterClient::of("127.0.0.1:5050", "--master").unwrap();
         let page = vec![0xff; 16 * MIB];
         let mut failure = None;
         let taken = allocation_counter::measure(|| {
-            failure = client.insist_on_success(STATE, StatusCode::BAD_GATEWAY, &page).err();
+            failure = client.require_success(STATE, StatusCode::BAD_GATEWAY, &page).err();
         });
         let length = failure.unwrap().to_string().chars().count();
         assert!(length < 2 * REASON_MAX, "{length} characters");

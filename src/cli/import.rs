@@ -1,29 +1,29 @@
 //! `mesos-overlay import`.
 //!
-//! Everything that can be refused is refused before anything is written. What is written counts as
-//! a whole or not at all: see [`crate::store::Archive`].
+//! All checks run before the first write. The new state takes effect as a whole or not at all: see
+//! [`overlay_store::Archive`].
 
 use std::path::PathBuf;
 
 use clap::Args;
+use overlay_store::{ImportedState, Snapshot, parse_state};
+use overlay_wire::Inventory;
 use serde::Serialize;
 
 use super::Failure;
-use super::answer::is_json_within;
-use super::host::{counted, name_of, read_bytes};
-use super::output::{Form, Output, complain, harmless};
-use super::place::{Place, StoreOptions, failure};
-use crate::store::{Content, Snapshot, read_form};
-use crate::wire::Inventory;
+use super::output::{DryRun, Output, OutputFormat, print_error, sanitize};
+use super::process::{display_name, pluralize, read_bytes};
+use super::response::is_json_within;
+use super::store_uri::{StoreOptions, StoreUri, network_required, store_failure};
 
 /// Longest file. A state of 20,000 agents with a full history has 15 MiB in the form of `export`,
-/// and 120 MiB in that of a master with ten overlays.
+/// and 120 MiB as the JSON of a master with ten overlays.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
-/// Most memory that JSON may take when it is read. The state of a master takes 10 times the length
-/// of its text, and no more than this at 100 MiB; hostile JSON takes 90 times its length.
+/// Most memory that parsed JSON may take. The state of a master takes 10 times the length of its
+/// text, which reaches this limit at 100 MiB. Hostile JSON takes 90 times its length.
 const MEMORY_MAX: usize = 1024 * 1024 * 1024;
 
-/// Put the state of a file into a store.
+/// Write the state of a file into a store.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -33,10 +33,10 @@ Examples:
   mesos-overlay import state.pb --to log:/var/lib/mesos/overlay_replicated_log --config network.json
   curl 10.0.0.1:5050/overlay-master/state | mesos-overlay import - --to file
 
-Takes what `export` has written, in either form, and the JSON that a master shows, ours or the C++ module.
-Stop all masters of the store first. A master that is started on it afterwards gives every agent what it
-had. What is interrupted leaves the store as it was, or with all of the new state, or such that no master
-takes it before the import is done again.")]
+Accepts the files of `export`, in either form, and the JSON state of a master, of mesos-overlay or
+of the C++ module. Stop all masters of the store first. Start them afterwards: every agent keeps its
+addresses. An interrupted import leaves the former state, or the whole new state, or a store that
+masters refuse until the import is repeated.")]
 pub(super) struct ImportCommand {
     /// The file, or - for stdin
     #[arg(value_name = "FILE")]
@@ -44,30 +44,25 @@ pub(super) struct ImportCommand {
     /// The store: 'file', in the work directory; zk://[USER:PASSWORD@]HOST:PORT,…/PATH, or
     /// file:///PATH of a file with such an address; log:DIR, a replicated log of Mesos, to be
     /// copied to every master of the cluster
-    // It may hold a password, which neither the help nor clap's own errors are to show.
+    // The value may contain a password, which neither the help nor the errors of clap may show.
     #[arg(long, env = "MESOS_OVERLAY_TO", value_name = "STORE", hide_env_values = true)]
     to: String,
-    /// Put it in the place of the state that is there
+    /// Replace the state that is in the store
     #[arg(
         long,
         env = "MESOS_OVERLAY_REPLACE",
         value_parser = clap::builder::BoolishValueParser::new()
     )]
     replace: bool,
-    /// Show what would be done, and do nothing
-    #[arg(
-        long,
-        env = "MESOS_OVERLAY_DRY_RUN",
-        value_parser = clap::builder::BoolishValueParser::new()
-    )]
-    dry_run: bool,
+    #[command(flatten)]
+    dry_run: DryRun,
     #[command(flatten)]
     store: StoreOptions,
     #[command(flatten)]
-    form: Form,
+    format: OutputFormat,
 }
 
-/// With `--json`.
+/// The output with `--json`.
 #[derive(Debug, Serialize)]
 struct Report {
     store: String,
@@ -75,10 +70,10 @@ struct Report {
     imported: Inventory,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced: Option<Inventory>,
-    /// Of the store, if it was written.
+    /// The version of the store after the import.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<u64>,
-    /// Where the former state is, if it was set aside.
+    /// The directory of the former state, if the store keeps it.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<PathBuf>,
     warnings: Vec<String>,
@@ -86,108 +81,99 @@ struct Report {
 
 impl ImportCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let place = self.to.parse::<Place>();
-        let place = place.map_err(|error| Failure::usage(format!("--to: {error}")))?;
+        let uri = StoreUri::from_flag("--to", &self.to)?;
         let network = self.store.network()?;
-        if matches!(place, Place::Log(_)) && network.is_none() {
-            return Err(Failure::usage(
-                "--to log: the C++ modules want to know the network: give its file as --config",
-            ));
+        if matches!(uri, StoreUri::ReplicatedLog(_)) && network.is_none() {
+            return Err(network_required("--to log"));
         }
-        let Content { records, counts, doubts: mut warnings } = self.read()?;
-        let mut store = self.store.open(&place, network)?;
+        let ImportedState { records, counts, mut warnings } = self.read()?;
+        let mut store = self.store.open(&uri, network)?;
         self.store.refuse_running_masters(&store)?;
-        let former = store.archive.look().map_err(failure)?.filter(|former| !former.is_empty());
+        let former = store.archive.read_snapshot().map_err(store_failure)?;
+        let former = former.filter(|former| !former.is_empty());
         if let Some(former) = &former {
-            self.refuse_former(&store.name, former)?;
-            warnings.extend(stays(former));
+            self.require_replace_flag(&store.name, former)?;
+            warnings.extend(unknown_records_warning(former));
         }
         let mut report = Report {
             store: store.name,
-            dry_run: self.dry_run,
+            dry_run: self.dry_run.dry_run,
             imported: Inventory::of(&records),
             replaced: former.map(|former| Inventory::of(&former.records)),
             version: None,
             kept: None,
             warnings,
         };
-        if !self.dry_run {
-            let replaced = store.archive.replace(&records, counts).map_err(failure)?;
+        if !report.dry_run {
+            let replaced = store.archive.replace(&records, counts).map_err(store_failure)?;
             report.version = Some(replaced.version.0);
             report.kept = replaced.kept;
         }
-        self.show(&report)
+        self.format.print(&report, |output| print(output, &report))
     }
 
-    fn read(&self) -> Result<Content, Failure> {
-        let name = name_of(&self.file);
+    fn read(&self) -> Result<ImportedState, Failure> {
+        let name = display_name(&self.file);
         let bytes = read_bytes(&self.file, FILE_MAX)?;
         if bytes.trim_ascii_start().starts_with(b"{") && !is_json_within(&bytes, MEMORY_MAX) {
             return Err(Failure::new(format!(
-                "{name}: reading it would take more than {} MiB of memory: it is no state: is it the \
-                 right file?",
+                "{name}: reading it would take more than {} MiB of memory: it is no state: is it \
+                 the right file?",
                 MEMORY_MAX / (1024 * 1024)
             )));
         }
-        let problems = match read_form(&bytes) {
+        let problems = match parse_state(&bytes) {
             Ok(content) => return Ok(content),
             Err(problems) => problems,
         };
         if let [problem] = &*problems {
-            return Err(Failure::new(format!("{name}: {}", harmless(problem))));
+            return Err(Failure::new(format!("{name}: {}", sanitize(problem))));
         }
         for problem in &problems {
-            complain(format_args!("{name}: {}", harmless(problem)));
+            print_error(format_args!("{name}: {}", sanitize(problem)));
         }
-        let count = counted(problems.len() as u128, "problem");
-        Err(Failure::new(format!("{name}: {count}: nothing was imported: mend them and try again")))
+        let count = pluralize(problems.len() as u128, "problem");
+        Err(Failure::new(format!("{name}: {count}: nothing was imported: fix them and try again")))
     }
 
-    fn refuse_former(&self, name: &str, former: &Snapshot) -> Result<(), Failure> {
+    fn require_replace_flag(&self, name: &str, former: &Snapshot) -> Result<(), Failure> {
         if self.replace {
             return Ok(());
         }
         Err(Failure::new(format!(
-            "{name}: holds a state: {} (version {}): export it first, then --replace puts this one in \
-             its place",
+            "{name}: holds a state: {} (version {}): export it first, then replace it with \
+             --replace",
             Inventory::of(&former.records),
             former.counts.version
         )))
     }
-
-    fn show(&self, report: &Report) -> Result<(), Failure> {
-        let mut output = Output::new();
-        if self.form.json {
-            output.json(report)?;
-            return output.finish();
-        }
-        for warning in &report.warnings {
-            output.line(format_args!("warning: {}", harmless(warning)))?;
-        }
-        let Report { store, imported, .. } = report;
-        let instead = report.replaced.map(|former| format!(" in the place of {former}"));
-        let instead = instead.unwrap_or_default();
-        match report.version {
-            None => output.line(format_args!("{store}: would get {imported}{instead}"))?,
-            Some(version) => {
-                output.line(format_args!("{store}: {imported}{instead} (version {version})"))?;
-            }
-        }
-        if let Some(kept) = &report.kept {
-            output.line(format_args!("the former directory is {}", kept.display()))?;
-        }
-        output.finish()
-    }
 }
 
-/// What is not replaced.
-fn stays(former: &Snapshot) -> Option<String> {
+fn print(output: &mut Output, report: &Report) -> Result<(), Failure> {
+    output.labelled_lines("warning", &report.warnings)?;
+    let Report { store, imported, .. } = report;
+    let replaced = report.replaced.map(|former| format!(" in the place of {former}"));
+    let replaced = replaced.unwrap_or_default();
+    match report.version {
+        None => output.line(format_args!("{store}: would get {imported}{replaced}"))?,
+        Some(version) => {
+            output.line(format_args!("{store}: {imported}{replaced} (version {version})"))?;
+        }
+    }
+    if let Some(kept) = &report.kept {
+        output.line(format_args!("the former directory is {}", kept.display()))?;
+    }
+    Ok(())
+}
+
+/// Returns a warning if the import does not replace all records.
+fn unknown_records_warning(former: &Snapshot) -> Option<String> {
     let count = former.unknown.len();
     (count > 0).then(|| {
         format!(
-            "a later version of mesos-overlay has written {} there that this one does not know: what \
-             it wrote stays",
-            counted(count as u128, "record")
+            "a later version of mesos-overlay has written {} that this version does not know: they \
+             stay in the store",
+            pluralize(count as u128, "record")
         )
     })
 }

@@ -1,47 +1,46 @@
-//! The program's face: one file for each subcommand, and what they share.
+//! The command line: one module for each subcommand, and the code that subcommands share.
 //!
-//! Exit codes: 0 done, 1 failed with one line on stderr, 2 a usage that the help explains. Every
-//! flag has an environment variable beside it. Results go to stdout, the log and errors to stderr.
+//! Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage. Every flag has an
+//! environment variable. Results go to stdout; the log and errors go to stderr.
 
 mod agent;
-mod answer;
+mod capacity;
 mod check;
 mod clean;
 mod demo;
 mod doctor;
-mod echo;
 mod export;
 mod forget;
 mod history;
-mod host;
 mod http_client;
 mod import;
 mod master;
 mod output;
-mod place;
 mod plan;
+mod process;
 mod reload;
-mod room;
+mod response;
 mod state;
+mod store_uri;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use overlay_types::escape;
 
-use crate::escape;
 use crate::logging::LimitedLogger;
-use output::complain;
+use output::print_error;
 
 const EXAMPLES: &str = "\
 Examples:
-  mesos-overlay demo                                   see it work, on this machine, in seconds
-  mesos-overlay check network.json                     every problem of a configuration
-  mesos-overlay plan network.json --agents 1000        who would get what, and what runs out first
+  mesos-overlay demo                                   run a cluster on this machine, in seconds
+  mesos-overlay check network.json                     list every problem of a configuration
+  mesos-overlay plan network.json --agents 1000        preview allocations and the first shortage
   mesos-overlay master --config network.json
   mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
   mesos-overlay state --master 10.0.0.1:5050
-  mesos-overlay doctor --probe                         what is wrong on this host, and what mends it
+  mesos-overlay doctor --probe                         find problems of this host, and remedies
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -50,7 +49,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 #[command(name = "mesos-overlay", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
     /// What to log to stderr: off, error, warn, info, debug or trace [default: info for master and
-    /// agent, off for the others, whose errors are their result]
+    /// agent, off for the other subcommands, which report errors as their result]
     #[arg(long, global = true, env = "MESOS_OVERLAY_LOG", value_name = "LEVEL")]
     log: Option<log::LevelFilter>,
     #[command(subcommand)]
@@ -59,45 +58,45 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a master: it gives every agent its share of the overlays
+    /// Run a master, which allocates subnets of the overlays to agents
     Master(master::MasterCommand),
-    /// Run an agent: it makes the container networks of its share
+    /// Run an agent, which creates the container networks of its host
     Agent(agent::AgentCommand),
-    /// Remove everything that agents made on this host
+    /// Remove everything that agents created on this host
     Clean(clean::CleanCommand),
-    /// See it work: hosts and containers on this machine, and nothing left of them
+    /// Run a temporary cluster on this machine: hosts, containers, and pings between them
     Demo(demo::DemoCommand),
-    /// Find out what is wrong with this host, and what mends it
+    /// Find problems of this host, and show their remedies
     Doctor(doctor::DoctorCommand),
     /// Show every problem of a configuration file
     Check(check::CheckCommand),
-    /// Show who would get what, and what runs out first
+    /// Preview the allocations of agents, and the pool that is exhausted first
     Plan(plan::PlanCommand),
-    /// Show what the agents of a running master have, and how they are
+    /// Show the allocations and the status of a running master's agents
     State(state::StateCommand),
-    /// Free the addresses of agents that are gone
+    /// Release the addresses of agents that are gone
     Forget(forget::ForgetCommand),
-    /// Have a running master read its configuration again
+    /// Make a running master read its configuration again
     Reload(reload::ReloadCommand),
-    /// Show who had which addresses when, and why that changed
+    /// Show which agent had which addresses at which time, and why that changed
     History(history::HistoryCommand),
     /// Write the state of a store into a file
     Export(export::ExportCommand),
-    /// Put the state of a file into a store
+    /// Write the state of a file into a store
     Import(import::ImportCommand),
 }
 
-/// Runs the program with these arguments, the first being its name.
+/// Runs the program with these arguments. The first argument is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                // It quotes the arguments, and a script may have them from somebody else.
-                complain(error.render().to_string().trim_end());
+                // The error quotes arguments, which a script may pass on from an untrusted source.
+                print_error(error.render().to_string().trim_end());
                 return ExitCode::from(2);
             }
-            // Help and version go to stdout. Printing fails only if nobody reads.
+            // Help and version go to stdout. Printing fails only if the reader has closed it.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -127,7 +126,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(escape::one_line(&format!("mesos-overlay: {failure}")));
+            print_error(escape::one_line(&format!("mesos-overlay: {failure}")));
             ExitCode::from(if failure.is_usage { 2 } else { 1 })
         }
     }
@@ -137,13 +136,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn install_logger(level: log::LevelFilter) {
     let logger = env_logger::Builder::new().filter_level(level).format_target(false).build();
     let level = logger.filter();
-    // Only a second run in one process fails here, and it has the logger of the first.
+    // This fails only at a second run in one process, which keeps the logger of the first.
     if log::set_boxed_logger(Box::new(LimitedLogger::new(logger))).is_ok() {
         log::set_max_level(level);
     }
 }
 
-/// Why a subcommand failed, in one line: what, on which object, why, and what to do.
+/// Why a subcommand failed, in one line: the action, its object, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct Failure {
@@ -156,7 +155,7 @@ impl Failure {
         Self { message: message.into(), is_usage: false }
     }
 
-    /// Arguments that contradict each other in a way that clap cannot tell.
+    /// Creates the failure for arguments that are wrong in a way that clap cannot detect.
     fn usage(message: impl Into<String>) -> Self {
         Self { message: message.into(), is_usage: true }
     }

@@ -1,37 +1,35 @@
 //! Results on stdout: lines, JSON and tables.
 //!
-//! Whoever reads may stop reading, as `head` does: then the rest is dropped silently, and the exit
-//! code is what it would have been. There is no colour, so that nothing depends on whether a
-//! terminal reads.
+//! If the reader closes stdout early, as `head` does, the rest is dropped silently and the exit
+//! code does not change. The output has no color, so it does not depend on a terminal.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal as _, StdoutLock, Write};
 
 use clap::Args;
 use comfy_table::{ColumnConstraint, ContentArrangement, Table as Grid, Width, presets};
+use overlay_types::escape;
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use super::Failure;
-use crate::escape;
 
-/// Rows that are laid out together: enough to see the widths of the columns, and no burden if there
-/// are millions.
+/// Rows that are laid out together. This bounds the memory for a table of millions of rows.
 const ROWS_MAX: usize = 1000;
 /// Spaces between columns.
 const GAP: u16 = 2;
-/// A sentence in a narrower column is easier to read if the terminal breaks it.
+/// Narrowest column in which sentences are wrapped. Below it, the terminal wraps them.
 const SENTENCE_MIN: u16 = 24;
-/// Longest text of somebody else that is shown, in characters. The longest of ours are the changes
-/// of a configuration.
-const STRANGER_MAX: usize = 8192;
-/// What stands in an empty cell, so that columns can be counted.
-const NOTHING: &str = "-";
+/// Longest text of a peer that is shown, in characters. The longest legitimate texts are the
+/// changes of a configuration.
+const FOREIGN_TEXT_MAX: usize = 8192;
+/// Text of an empty cell, so that scripts can count columns.
+const EMPTY_CELL: &str = "-";
 
-/// The form of a result.
+/// The flag that selects JSON or text.
 #[derive(Debug, Args)]
-pub(super) struct Form {
+pub(super) struct OutputFormat {
     /// Print JSON, for programs
     #[arg(
         long,
@@ -41,7 +39,52 @@ pub(super) struct Form {
     pub(super) json: bool,
 }
 
-/// Where results go.
+impl OutputFormat {
+    /// Prints `report` as JSON with `--json`; otherwise prints what `print_text` writes.
+    pub(super) fn print(
+        &self,
+        report: &impl Serialize,
+        print_text: impl FnOnce(&mut Output) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut output = Output::new();
+        if self.json {
+            output.json(report)?;
+        } else {
+            print_text(&mut output)?;
+        }
+        output.finish()
+    }
+
+    /// Prints the JSON that a master wrote with `--json`; otherwise prints what `print_text`
+    /// writes.
+    pub(super) fn print_body(
+        &self,
+        body: &[u8],
+        print_text: impl FnOnce(&mut Output) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut output = Output::new();
+        if self.json {
+            output.json_text(&String::from_utf8_lossy(body))?;
+        } else {
+            print_text(&mut output)?;
+        }
+        output.finish()
+    }
+}
+
+/// Shared flag of subcommands that can show their actions without doing them.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct DryRun {
+    /// Show what would be done, and change nothing
+    #[arg(
+        long,
+        env = "MESOS_OVERLAY_DRY_RUN",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub(super) dry_run: bool,
+}
+
+/// Buffered writer to stdout.
 pub(super) struct Output {
     stdout: BufWriter<Pipe>,
 }
@@ -52,16 +95,21 @@ impl Output {
         Self { stdout: BufWriter::new(pipe) }
     }
 
-    /// Writes a line, or several. Whatever it quotes, a terminal shows all of it.
+    /// Writes one or several lines. Characters that a terminal would interpret are escaped.
     pub(super) fn line(&mut self, line: impl Display) -> Result<(), Failure> {
         self.write(&escape::lines(&line.to_string()))
+    }
+
+    /// Writes a line for each text, escaped, after `label` and a colon.
+    pub(super) fn labelled_lines(&mut self, label: &str, texts: &[String]) -> Result<(), Failure> {
+        texts.iter().try_for_each(|text| self.line(format_args!("{label}: {}", sanitize(text))))
     }
 
     fn write(&mut self, line: &str) -> Result<(), Failure> {
         writeln!(self.stdout, "{line}").map_err(|error| failure(&error))
     }
 
-    /// Writes `value` as JSON on one line, without holding it in memory as text.
+    /// Writes `value` as JSON on one line, without building the whole text in memory.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let mut serializer =
             serde_json::Serializer::with_formatter(&mut self.stdout, VisibleFormatter);
@@ -69,12 +117,12 @@ impl Output {
         self.write("")
     }
 
-    /// Writes JSON that a master wrote. It means the same as before.
+    /// Writes JSON of a master, with invisible characters escaped. Its meaning does not change.
     pub(super) fn json_text(&mut self, text: &str) -> Result<(), Failure> {
         self.write(&escape::json(text.trim_end()))
     }
 
-    /// Writes what was not yet written. To be called before a failure is told on stderr.
+    /// Flushes the output. Call this before a failure is printed on stderr.
     pub(super) fn finish(mut self) -> Result<(), Failure> {
         self.stdout.flush().map_err(|error| failure(&error))
     }
@@ -101,8 +149,8 @@ impl Formatter for VisibleFormatter {
     }
 }
 
-/// Writes to stderr what is no result. It fails only where nobody reads.
-pub(super) fn complain(line: impl Display) {
+/// Writes a line to stderr. Errors are ignored: they mean that the reader has closed it.
+pub(super) fn print_error(line: impl Display) {
     let _ = writeln!(io::stderr(), "{}", escape::lines(&line.to_string()));
 }
 
@@ -110,14 +158,14 @@ fn failure(error: &io::Error) -> Failure {
     Failure::new(format!("write the output: {error}"))
 }
 
-/// Stdout, until nobody reads it any more.
+/// Stdout that drops everything after the reader has closed it.
 struct Pipe {
     stdout: StdoutLock<'static>,
     is_closed: bool,
 }
 
 impl Pipe {
-    fn unless_closed(&mut self, result: io::Result<()>) -> io::Result<()> {
+    fn ignore_broken_pipe(&mut self, result: io::Result<()>) -> io::Result<()> {
         match result {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.is_closed = true;
@@ -132,25 +180,25 @@ impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.is_closed {
             let result = self.stdout.write_all(bytes);
-            self.unless_closed(result)?;
+            self.ignore_broken_pipe(result)?;
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         let result = self.stdout.flush();
-        self.unless_closed(result)
+        self.ignore_broken_pipe(result)
     }
 }
 
-/// Rows of cells in columns that two spaces keep apart. Every cell is in every row, so that a line
-/// found by grep says everything.
+/// A table with columns separated by two spaces. Every row repeats all its cells, so that a line
+/// found by grep is complete.
 pub(super) struct Table {
     header: Option<Vec<String>>,
     rows: Vec<Vec<String>>,
-    /// How wide the columns have become so far.
+    /// Widest cell of each column so far.
     widths: Vec<u16>,
-    /// Into how much the last column is to be fitted.
+    /// Width of the terminal, if the last column is wrapped.
     wrap_width: Option<u16>,
 }
 
@@ -164,27 +212,27 @@ impl Table {
         }
     }
 
-    /// The same, with sentences in the last column: in a terminal they are broken to its width.
+    /// Creates a table with sentences in the last column, which a terminal shows wrapped.
     pub(super) fn with_sentences(header: &[&str]) -> Self {
         Self { wrap_width: terminal_width(), ..Self::new(header) }
     }
 
-    /// Adds a row. What was added so far may be written.
+    /// Adds a row. Writes the collected rows when their number reaches the limit.
     pub(super) fn row<const N: usize>(
         &mut self,
         output: &mut Output,
         cells: [String; N],
     ) -> Result<(), Failure> {
-        // Before the widths of columns are known: an escape sequence is wider than what it shows.
+        // Escape before the widths are measured: an escape sequence is wider than its character.
         let fill = |cell: String| match escape::lines(&cell) {
-            text if text.is_empty() => NOTHING.to_owned(),
+            text if text.is_empty() => EMPTY_CELL.to_owned(),
             text => text.into_owned(),
         };
         self.rows.push(cells.into_iter().map(fill).collect());
         if self.rows.len() < ROWS_MAX { Ok(()) } else { self.write(output) }
     }
 
-    /// Writes the rows that were not yet written.
+    /// Writes the remaining rows.
     pub(super) fn finish(mut self, output: &mut Output) -> Result<(), Failure> {
         self.write(output)
     }
@@ -206,7 +254,7 @@ impl Table {
         for (index, column) in grid.column_iter_mut().enumerate() {
             column.set_padding((0, if index == last { 0 } else { GAP }));
             if index < last {
-                // Addresses are not broken, however narrow the terminal.
+                // Addresses are never wrapped, even in a narrow terminal.
                 let width = self.widths[index].saturating_add(GAP);
                 column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
                 before_last = before_last.saturating_add(width);
@@ -225,21 +273,26 @@ impl Table {
     }
 }
 
-/// `None` where it does not matter: nobody breaks lines in a file.
+/// Returns the width of the terminal; `None` if stdout is none, since files are not wrapped.
 fn terminal_width() -> Option<u16> {
     let stdout = io::stdout();
     let size = stdout.is_terminal().then(|| tcgetwinsize(&stdout))?;
     size.ok().map(|size| size.ws_col).filter(|&width| width > 0)
 }
 
-/// The IPv4 and the IPv6 of something, in one cell.
-pub(super) fn both(v4: Option<impl Display>, v6: Option<impl Display>) -> String {
+/// Returns the IPv4 and the IPv6 address of an object as the lines of one cell.
+pub(super) fn address_pair(v4: Option<impl Display>, v6: Option<impl Display>) -> String {
     let v4 = v4.map(|v4| v4.to_string());
     let v6 = v6.map(|v6| v6.to_string());
     v4.into_iter().chain(v6).collect::<Vec<_>>().join("\n")
 }
 
-/// What somebody else wrote, harmless to a terminal: one line of visible characters, not endless.
-pub(super) fn harmless(text: &str) -> String {
-    escape::bounded_line(text, STRANGER_MAX)
+/// Returns text of a peer as one line of visible characters with a limited length.
+pub(super) fn sanitize(text: &str) -> String {
+    escape::bounded_line(text, FOREIGN_TEXT_MAX)
+}
+
+/// Returns texts of a peer as the lines of one cell.
+pub(super) fn sanitize_lines(texts: &[String]) -> String {
+    texts.iter().map(|text| sanitize(text)).collect::<Vec<_>>().join("\n")
 }

@@ -4,17 +4,17 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use clap::Args;
+use overlay_types::protocol::{AgentInfo, Assignment, Bridge, State, Status};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Failure;
-use super::answer::shown_problems;
-use super::host::counted;
 use super::http_client::{Health, MasterAddress, MasterClient, block_on};
-use super::output::{Form, Output, Table, both, harmless};
-use crate::protocol::{AgentInfo, Assignment, Bridge, State, Status};
+use super::output::{Output, OutputFormat, Table, address_pair, sanitize};
+use super::process::pluralize;
+use super::response::displayed_problems;
 
-/// Show what the agents of a running master have, and how they are.
+/// Show the allocations and the status of a running master's agents.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -22,8 +22,8 @@ Examples:
   mesos-overlay state --master 10.0.0.1:5050 --agent 10.0.0.7
   mesos-overlay state --master 10.0.0.1:5050 --json | jq '.agents | length'
 
-The master may also be a mesos-master with the C++ modules. Exit code 0 if it answered, whatever the
-agents' status.")]
+The master may also be a mesos-master with the C++ modules. Exit code 0 if the master answered,
+whatever the status of its agents.")]
 pub(super) struct StateCommand {
     #[command(flatten)]
     master: MasterAddress,
@@ -31,17 +31,17 @@ pub(super) struct StateCommand {
     #[arg(long, env = "MESOS_OVERLAY_AGENT", value_name = "IP")]
     agent: Option<Ipv4Addr>,
     #[command(flatten)]
-    form: Form,
+    format: OutputFormat,
 }
 
-/// A state whose agents are left as the master wrote them.
+/// A state whose agents are kept as the master's JSON.
 #[derive(Deserialize)]
-struct Unread<'a> {
+struct RawState<'a> {
     #[serde(borrow, default)]
     agents: Vec<&'a RawValue>,
 }
 
-/// The part of an agent that tells which one it is.
+/// The part of an agent's JSON that identifies it.
 #[derive(Deserialize)]
 struct Identity {
     ip: Ipv4Addr,
@@ -53,7 +53,7 @@ impl StateCommand {
         block_on(async {
             let body = master.state().await?;
             let state = master.read_state(&body)?;
-            if self.form.json {
+            if self.format.json {
                 return self.print_json(&master, &body);
             }
             let health = master.health().await?;
@@ -61,19 +61,21 @@ impl StateCommand {
         })
     }
 
-    /// The master's own JSON, or the part of it that is about the agent.
+    /// Prints the master's JSON, or the part of the agent.
     fn print_json(&self, master: &MasterClient, body: &[u8]) -> Result<(), Failure> {
         let text = String::from_utf8_lossy(body);
         let mut output = Output::new();
         match self.agent {
             None => output.json_text(&text)?,
             Some(ip) => {
-                let unread: Unread<'_> = serde_json::from_str(&text)
+                let state: RawState<'_> = serde_json::from_str(&text)
                     .map_err(|error| Failure::new(format!("master {master}: {error}")))?;
-                let is_it = |agent: &&&RawValue| {
-                    serde_json::from_str(agent.get()).is_ok_and(|it: Identity| it.ip == ip)
+                let is_selected = |agent: &&&RawValue| {
+                    let identity = serde_json::from_str(agent.get());
+                    identity.is_ok_and(|identity: Identity| identity.ip == ip)
                 };
-                let agent = unread.agents.iter().find(is_it).ok_or_else(|| unknown(master, ip))?;
+                let agent = state.agents.iter().find(is_selected);
+                let agent = agent.ok_or_else(|| unknown_agent(master, ip))?;
                 output.json_text(agent.get())?;
             }
         }
@@ -91,76 +93,78 @@ impl StateCommand {
         if let Some(ip) = self.agent {
             state.agents.retain(|agent| agent.ip == ip);
             if state.agents.is_empty() {
-                return Err(unknown(master, ip));
+                return Err(unknown_agent(master, ip));
             }
         }
         let mut output = Output::new();
         if !state.agents.is_empty() {
-            // The C++ modules have no order among overlays, ours has that of the configuration.
+            // An overlay master lists overlays in the order of the configuration. The C++ modules
+            // have no stable order.
             print_agents(&mut output, &state, health.is_none(), health)?;
             output.line("")?;
         }
         output.line(summary)?;
-        for problem in health.map(|health| shown_problems(&health.problems)).unwrap_or_default() {
+        for problem in health.map(|health| displayed_problems(&health.problems)).unwrap_or_default()
+        {
             output.line(format_args!("problem: {problem}"))?;
         }
         output.finish()
     }
 }
 
-/// `master 10.0.0.1:5050: ok: 3 agents: 2 ok, 1 failed, 0 unreported (epoch 1, version 3)`
+/// Returns a line such as `master 10.0.0.1:5050: ok: 3 agents: 2 ok, 1 failed, 0 unreported (epoch
+/// 1, version 3)`.
 fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> String {
-    let standing = |agent: &Arc<AgentInfo>| match set_aside(health, agent.ip) {
-        Some(_) => Standing::Failed,
-        None => Standing::of(agent),
+    let status_of = |agent: &Arc<AgentInfo>| match quarantine_reason(health, agent.ip) {
+        Some(_) => AgentStatus::Failed,
+        None => AgentStatus::of(agent),
     };
-    let count = |wanted| {
+    let count = |status| {
         let agents = state.agents.iter();
-        agents.filter(|agent| standing(agent) == wanted).count()
+        agents.filter(|agent| status_of(agent) == status).count()
     };
-    let agents = counted(state.agents.len() as u128, "agent");
-    let standings = format!(
+    let agents = pluralize(state.agents.len() as u128, "agent");
+    let agents = format!(
         "{agents}: {} ok, {} failed, {} unreported",
-        count(Standing::Ok),
-        count(Standing::Failed),
-        count(Standing::Unreported)
+        count(AgentStatus::Ok),
+        count(AgentStatus::Failed),
+        count(AgentStatus::Unreported)
     );
     match health {
         Some(Health { status, epoch, version, .. }) => {
-            let status = harmless(status);
-            format!("master {master}: {status}: {standings} (epoch {epoch}, version {version})")
+            let status = sanitize(status);
+            format!("master {master}: {status}: {agents} (epoch {epoch}, version {version})")
         }
-        None => format!("master {master}: {standings} (it shows no health)"),
+        None => format!("master {master}: {agents} (it shows no health)"),
     }
 }
 
-/// Why the master does not serve this agent.
-fn set_aside(health: Option<&Health>, ip: Ipv4Addr) -> Option<&str> {
-    health.and_then(|health| health.set_aside(ip))
+/// Returns why the master does not serve this agent.
+fn quarantine_reason(health: Option<&Health>, ip: Ipv4Addr) -> Option<&str> {
+    health.and_then(|health| health.quarantine_reason(ip))
 }
 
-fn unknown(master: &MasterClient, ip: Ipv4Addr) -> Failure {
+fn unknown_agent(master: &MasterClient, ip: Ipv4Addr) -> Failure {
     Failure::new(format!(
-        "agent {ip}: master {master} knows no such agent: without --agent it shows those that it knows"
+        "agent {ip}: master {master} knows no such agent: omit --agent to see the agents that it \
+         knows"
     ))
 }
 
-/// An agent in one word. One with a failed overlay has failed.
+/// The status of an agent. An agent with a failed overlay has failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum AgentStatus {
     Ok,
     Failed,
     Unreported,
 }
 
-impl Standing {
+impl AgentStatus {
     fn of(agent: &Arc<AgentInfo>) -> Self {
-        let has = |wanted: fn(&Option<Status>) -> bool| {
-            agent.overlays.iter().any(|overlay| wanted(&overlay.status))
-        };
-        if has(|status| matches!(status, Some(Status::Failed(_)))) {
+        let mut statuses = agent.overlays.iter().map(|overlay| &overlay.status);
+        if statuses.clone().any(|status| matches!(status, Some(Status::Failed(_)))) {
             Self::Failed
-        } else if has(|status| !matches!(status, Some(Status::Ok))) {
+        } else if statuses.any(|status| !matches!(status, Some(Status::Ok))) {
             Self::Unreported
         } else {
             Self::Ok
@@ -168,7 +172,7 @@ impl Standing {
     }
 }
 
-/// A table of who has what, and what became of it.
+/// Prints a table of the allocations and the status of each agent.
 pub(super) fn print_agents(
     output: &mut Output,
     state: &State,
@@ -190,8 +194,8 @@ pub(super) fn print_agents(
         if is_sorted_by_name {
             overlays.sort_by_key(|overlay| overlay.name());
         }
-        let set_aside = set_aside(health, agent.ip);
-        add_agent(&mut table, output, agent, &overlays, set_aside)?;
+        let quarantine_reason = quarantine_reason(health, agent.ip);
+        add_agent(&mut table, output, agent, &overlays, quarantine_reason)?;
     }
     table.finish(output)
 }
@@ -201,13 +205,13 @@ fn add_agent(
     output: &mut Output,
     agent: &AgentInfo,
     overlays: &[&Assignment],
-    set_aside: Option<&str>,
+    quarantine_reason: Option<&str>,
 ) -> Result<(), Failure> {
     if overlays.is_empty() {
         let mut cells = [const { String::new() }; 8];
         cells[0] = agent.ip.to_string();
-        cells[7] = match set_aside {
-            Some(reason) => format!("not served: {}", harmless(reason)),
+        cells[7] = match quarantine_reason {
+            Some(reason) => format!("not served: {}", sanitize(reason)),
             None => "no overlay".to_owned(),
         };
         return table.row(output, cells);
@@ -216,18 +220,18 @@ fn add_agent(
         let Assignment { vtep, subnet, subnet6, mesos_bridge, docker_bridge, status, .. } = overlay;
         let half = |bridge: &Option<Bridge>| {
             let bridge = bridge.as_ref();
-            both(bridge.and_then(|half| half.subnet), bridge.and_then(|half| half.subnet6))
+            address_pair(bridge.and_then(|half| half.subnet), bridge.and_then(|half| half.subnet6))
         };
         let status = match status {
             None => "unreported".to_owned(),
-            Some(status) => harmless(&status.to_string()),
+            Some(status) => sanitize(&status.to_string()),
         };
         let cells = [
             agent.ip.to_string(),
-            both(Some(vtep.ip), vtep.ip6),
+            address_pair(Some(vtep.ip), vtep.ip6),
             vtep.mac.to_string(),
             overlay.name().to_string(),
-            both(subnet.as_ref(), subnet6.as_ref()),
+            address_pair(subnet.as_ref(), subnet6.as_ref()),
             half(mesos_bridge),
             half(docker_bridge),
             status,

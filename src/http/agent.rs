@@ -1,46 +1,47 @@
 //! The endpoints of the agent.
 
 use http::{Method, StatusCode};
+use libprocess::limits::RequestClass;
+use overlay_engine::agent::{self, Agent, Condition, Reply};
+use overlay_engine::state_machine::StateMachine as _;
+use overlay_wire as wire;
 
-use super::{Format, Request, Response, insist_on_method, metrics, not_found, path};
-use crate::agent::{Agent, Condition, Reply, Request as Question};
-use crate::limits::RequestClass;
-use crate::machine::Machine as _;
-use crate::wire;
+use super::{Format, Request, Response, metrics, not_found, path, require_method};
 
 const OVERLAY: &str = "/overlay-agent/overlay";
 const HEALTH: &str = "/overlay-agent/health";
 const METRICS: &str = "/overlay-agent/metrics";
 
-/// Longest body of a request in bytes: none is looked at.
+/// Maximum length of a request's body in bytes. No endpoint reads the body.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 
-/// What a request to the agent may cost: its answers have the size of its own share.
+/// Returns the limits of a request to the agent. No response is large, since the agent knows only
+/// its own assignments.
 #[must_use]
 pub const fn classify_agent(_: &Method, _: &str) -> RequestClass {
     RequestClass { body_max: BODY_BYTES_MAX, is_heavy: false }
 }
 
-/// What `request` asks of the agent, and in which form it wants the answer.
+/// Returns the request to the agent's state machine, and the format of the response.
 ///
 /// # Errors
-/// The response, where the agent need not be asked.
-pub fn route_agent(request: &Request) -> Result<(Question, Format), Box<Response>> {
-    let question = match path(request) {
-        OVERLAY => Question::Overlay,
-        HEALTH => Question::Health,
-        METRICS => Question::Metrics,
+/// The response to an invalid request.
+pub fn route_agent(request: &Request) -> Result<(agent::Request, Format), Box<Response>> {
+    let agent_request = match path(request) {
+        OVERLAY => agent::Request::Overlay,
+        HEALTH => agent::Request::Health,
+        METRICS => agent::Request::Metrics,
         _ => return Err(not_found(request, &[OVERLAY, HEALTH, METRICS])),
     };
-    insist_on_method(request, &[Method::GET, Method::HEAD])?;
-    let format = match question {
-        Question::Metrics => Format::of_one_form(request),
-        Question::Overlay | Question::Health => Format::of(request)?,
+    require_method(request, &[Method::GET, Method::HEAD])?;
+    let format = match agent_request {
+        agent::Request::Metrics => Format::fixed(request),
+        agent::Request::Overlay | agent::Request::Health => Format::negotiated(request)?,
     };
-    Ok((question, format))
+    Ok((agent_request, format))
 }
 
-/// The response with the agent's reply.
+/// Returns the response with the agent's reply.
 #[must_use]
 pub fn render_agent(reply: &Reply, format: &Format) -> Response {
     match reply {
@@ -50,7 +51,7 @@ pub fn render_agent(reply: &Reply, format: &Format) -> Response {
                 Condition::Ok | Condition::Degraded => StatusCode::OK,
                 Condition::Registering | Condition::Detached => StatusCode::SERVICE_UNAVAILABLE,
             };
-            format.value(status, health)
+            format.json_value(status, health)
         }
         Reply::Metrics(snapshot) => metrics::render(Agent::CATALOGUE, snapshot, format),
     }

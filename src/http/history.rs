@@ -1,20 +1,27 @@
-//! The history of the addresses as JSON.
+//! The address history as JSON.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::StatusCode;
+use overlay_engine::master::HistoryView;
+use overlay_types::escape::bounded_line;
+use overlay_types::protocol::{Addresses, HistoryEntry, OverlayRecord};
 use serde::Serialize;
 
 use super::{Format, Response};
-use crate::escape::bounded_line;
-use crate::master::HistoryView;
-use crate::protocol::{Addresses, HistoryEntry, OverlayRecord};
 
-/// `{"entries":[…]}`, the earliest first.
+/// Maximum length of a shown reason in characters, which is enough for the changes of a
+/// configuration. Any process that can write to the master's store chooses the reason.
+const REASON_MAX: usize = 8192;
+
+/// Unix time of the start of the year 9999. RFC 3339 cannot represent times after that year.
+const YEAR_9999: u64 = 253_370_764_800;
+
+/// `{"entries":[…]}`, in chronological order.
 #[derive(Serialize)]
 struct Body {
     entries: Vec<Entry>,
-    /// Parts of the history that cannot be read.
+    /// Number of history segments that cannot be read.
     #[serde(skip_serializing_if = "is_zero")]
     unreadable_parts: usize,
 }
@@ -22,7 +29,7 @@ struct Body {
 #[derive(Serialize)]
 struct Entry {
     at: u64,
-    /// The same for people.
+    /// `at` in RFC 3339.
     time: String,
     version: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,12 +40,12 @@ struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     vtep_ip6: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    overlays: Vec<Share>,
+    overlays: Vec<OverlayAddresses>,
     reason: String,
 }
 
 #[derive(Serialize)]
-struct Share {
+struct OverlayAddresses {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     subnet: Option<String>,
@@ -54,14 +61,14 @@ const fn is_zero(number: &usize) -> bool {
 pub(super) fn render(history: &HistoryView, format: &Format) -> Response {
     let (entries, unreadable_parts) = history.entries();
     let entries = entries.into_iter().map(Entry::from).collect();
-    format.value(StatusCode::OK, &Body { entries, unreadable_parts })
+    format.json_value(StatusCode::OK, &Body { entries, unreadable_parts })
 }
 
 impl From<HistoryEntry> for Entry {
     fn from(entry: HistoryEntry) -> Self {
         let HistoryEntry { at, version, agent, event, addresses, reason } = entry;
         let Addresses { vtep_ip, vtep_ip6, overlays } = addresses;
-        // A clock that was far off when it was written must not keep the rest from being shown.
+        // A time of a wrong clock is shown as 1970, so that the entry is displayed nevertheless.
         let time = UNIX_EPOCH.checked_add(Duration::from_secs(at));
         let time = time.filter(|_| at < YEAR_9999).unwrap_or(UNIX_EPOCH);
         Self {
@@ -72,20 +79,13 @@ impl From<HistoryEntry> for Entry {
             event: event.to_string(),
             vtep_ip: vtep_ip.map(|ip| ip.to_string()),
             vtep_ip6: vtep_ip6.map(|ip| ip.to_string()),
-            overlays: overlays.into_iter().map(Share::from).collect(),
+            overlays: overlays.into_iter().map(OverlayAddresses::from).collect(),
             reason: bounded_line(&reason, REASON_MAX),
         }
     }
 }
 
-/// Longest reason that is shown, in characters: enough for the changes of a configuration. Who can
-/// write into the store of the master chooses it.
-const REASON_MAX: usize = 8192;
-
-/// Later times cannot be written in the form of RFC 3339.
-const YEAR_9999: u64 = 253_370_764_800;
-
-impl From<OverlayRecord> for Share {
+impl From<OverlayRecord> for OverlayAddresses {
     fn from(record: OverlayRecord) -> Self {
         let OverlayRecord { name, subnet, subnet6 } = record;
         Self {
@@ -98,11 +98,12 @@ impl From<OverlayRecord> for Share {
 
 #[cfg(test)]
 mod tests {
+    use overlay_types::protocol::HistoryEvent;
+
     use super::*;
-    use crate::protocol::HistoryEvent;
 
     #[test]
-    fn reason_from_a_hostile_store_is_escaped_and_cut() {
+    fn reason_of_hostile_store_is_escaped_and_cut() {
         let entry = HistoryEntry {
             at: 0,
             version: 1,

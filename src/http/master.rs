@@ -3,19 +3,19 @@
 use std::net::Ipv4Addr;
 
 use http::{Method, StatusCode};
+use libprocess::limits::RequestClass;
+use overlay_config::parse_master;
+use overlay_engine::master::{
+    self, Condition, Effect, Forget, Master, ReleaseOutcome, ReleaseResult, Reply,
+};
+use overlay_engine::state_machine::StateMachine as _;
+use overlay_types::protocol::Network;
+use overlay_wire as wire;
 
 use super::{
-    Format, Request, Response, error, history, insist_on_method, insist_on_same_origin, metrics,
-    not_found, path, unavailable,
+    Format, Request, Response, error, history, metrics, not_found, path, require_method,
+    require_same_origin, unavailable,
 };
-use crate::config::parse_master;
-use crate::limits::RequestClass;
-use crate::machine::Machine as _;
-use crate::master::{
-    Condition, Effect, Forget, Master, ReleaseOutcome, ReleaseResult, Reply, Request as Question,
-};
-use crate::protocol::Network;
-use crate::wire;
 
 const STATE: &str = "/overlay-master/state";
 const DELETE: &str = "/overlay-master/agents/delete";
@@ -25,18 +25,19 @@ const HISTORY: &str = "/overlay-master/history";
 const PREVIEW: &str = "/overlay-master/preview";
 const RELOAD: &str = "/overlay-master/reload";
 
-/// Most agents that one request can delete: more than any cluster has.
+/// Maximum number of agents in one request. No cluster is larger.
 const DELETE_MAX: usize = 100_000;
 
-/// Longest list of agents to delete, in bytes: each address has at most 18 with its quotes and
+/// Maximum length of a list of agents in bytes. An address takes at most 18 with its quotes and
 /// comma.
 const DELETE_BYTES_MAX: usize = DELETE_MAX * 18 + 1024;
-/// Longest network file that is previewed, in bytes: several times what the most overlays need.
+/// Maximum length of a previewed network file in bytes. The maximum number of overlays needs much
+/// less.
 const NETWORK_BYTES_MAX: usize = 128 * 1024;
-/// Longest body of any other request in bytes: none is looked at.
+/// Maximum length of any other request's body in bytes. No other endpoint reads the body.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 
-/// What a request to the master may cost.
+/// Returns the limits of a request to the master.
 #[must_use]
 pub fn classify_master(_: &Method, path: &str) -> RequestClass {
     let body_max = match path.trim_end_matches('/') {
@@ -49,54 +50,55 @@ pub fn classify_master(_: &Method, path: &str) -> RequestClass {
     RequestClass { body_max, is_heavy }
 }
 
-/// What `request` asks of the master, and in which form it wants the answer.
+/// Returns the request to the master's state machine, and the format of the response.
 ///
 /// # Errors
-/// The response, where the master need not be asked.
-pub fn route_master(request: &Request) -> Result<(Question, Format), Box<Response>> {
-    let question = match path(request) {
+/// The response to an invalid request.
+pub fn route_master(request: &Request) -> Result<(master::Request, Format), Box<Response>> {
+    let master_request = match path(request) {
         STATE => {
-            insist_on_method(request, &[Method::GET, Method::HEAD])?;
-            Question::State
+            require_method(request, &[Method::GET, Method::HEAD])?;
+            master::Request::State
         }
         HEALTH => {
-            insist_on_method(request, &[Method::GET, Method::HEAD])?;
-            Question::Health
+            require_method(request, &[Method::GET, Method::HEAD])?;
+            master::Request::Health
         }
         METRICS => {
-            insist_on_method(request, &[Method::GET, Method::HEAD])?;
-            return Ok((Question::Metrics, Format::of_one_form(request)));
+            require_method(request, &[Method::GET, Method::HEAD])?;
+            return Ok((master::Request::Metrics, Format::fixed(request)));
         }
         DELETE => {
-            insist_on_method(request, &[Method::POST])?;
-            insist_on_same_origin(request)?;
+            require_method(request, &[Method::POST])?;
+            require_same_origin(request)?;
             agents_to_delete(request)?
         }
         HISTORY => {
-            insist_on_method(request, &[Method::GET, Method::HEAD])?;
-            Question::History(agent_of_history(request)?)
+            require_method(request, &[Method::GET, Method::HEAD])?;
+            master::Request::History(agent_of_history(request)?)
         }
         PREVIEW => {
-            insist_on_method(request, &[Method::POST])?;
-            insist_on_same_origin(request)?;
-            Question::Preview(Box::new(network_to_preview(request)?))
+            require_method(request, &[Method::POST])?;
+            require_same_origin(request)?;
+            master::Request::Preview(Box::new(network_to_preview(request)?))
         }
         RELOAD => {
-            insist_on_method(request, &[Method::POST])?;
-            insist_on_same_origin(request)?;
-            Question::Reload
+            require_method(request, &[Method::POST])?;
+            require_same_origin(request)?;
+            master::Request::Reload
         }
         _ => {
-            let known = [STATE, DELETE, HEALTH, METRICS, HISTORY, PREVIEW, RELOAD];
-            return Err(not_found(request, &known));
+            let endpoints = [STATE, DELETE, HEALTH, METRICS, HISTORY, PREVIEW, RELOAD];
+            return Err(not_found(request, &endpoints));
         }
     };
-    Ok((question, Format::of(request)?))
+    Ok((master_request, Format::negotiated(request)?))
 }
 
-/// `{"agents":["10.0.0.1"]}`, as the C++ module has it: one bad address refuses all. With `force`
-/// or `dry_run` it is a question of ours, of which the C++ module knows nothing.
-fn agents_to_delete(request: &Request) -> Result<Question, Box<Response>> {
+/// Parses `{"agents":["10.0.0.1"]}` as the C++ module does: one invalid address refuses the whole
+/// request. The extensions `force` and `dry_run`, which the C++ module ignores, select another
+/// request.
+fn agents_to_delete(request: &Request) -> Result<master::Request, Box<Response>> {
     #[derive(serde::Deserialize)]
     struct Body {
         agents: Vec<Ipv4Addr>,
@@ -104,8 +106,7 @@ fn agents_to_delete(request: &Request) -> Result<Question, Box<Response>> {
         dry_run: Option<bool>,
     }
     let refuse = |reason: &str| {
-        let message = format!("{reason}: write {{\"agents\":[\"10.0.0.1\"]}}");
-        Box::new(error(StatusCode::BAD_REQUEST, &message))
+        Box::new(bad_request(&format!("{reason}: write {{\"agents\":[\"10.0.0.1\"]}}")))
     };
     let body: Body =
         serde_json::from_slice(request.body()).map_err(|error| refuse(&error.to_string()))?;
@@ -114,72 +115,69 @@ fn agents_to_delete(request: &Request) -> Result<Question, Box<Response>> {
     }
     let Body { agents, force, dry_run } = body;
     if force.is_none() && dry_run.is_none() {
-        return Ok(Question::DeleteAgents(agents));
+        return Ok(master::Request::DeleteAgents(agents));
     }
     let (force, dry_run) = (force.unwrap_or_default(), dry_run.unwrap_or_default());
-    Ok(Question::Forget(Forget { agents, force, dry_run }))
+    Ok(master::Request::Forget(Forget { agents, force, dry_run }))
 }
 
-/// The agent of `?agent=10.0.0.1`, if there is one.
+/// Returns the agent of the query `?agent=10.0.0.1`, if present.
 fn agent_of_history(request: &Request) -> Result<Option<Ipv4Addr>, Box<Response>> {
     let query = request.uri().query().unwrap_or_default();
-    let given = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == "agent");
-    let parsed = given.map(|(_, ip)| ip.parse()).transpose();
-    parsed.map_err(|error| {
-        let message = format!("agent: {error}: write ?agent=10.0.0.1");
-        Box::new(error_response(&message))
-    })
+    let parameter =
+        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == "agent");
+    let parsed = parameter.map(|(_, ip)| ip.parse()).transpose();
+    parsed.map_err(|error| Box::new(bad_request(&format!("agent: {error}: write ?agent=10.0.0.1"))))
 }
 
-fn error_response(message: &str) -> Response {
+fn bad_request(message: &str) -> Response {
     error(StatusCode::BAD_REQUEST, message)
 }
 
-/// The network of the network file or `master_config` in the body.
+/// Parses the network file or `master_config` in the body.
 fn network_to_preview(request: &Request) -> Result<Network, Box<Response>> {
     let text = std::str::from_utf8(request.body());
-    let text = text.map_err(|error| Box::new(error_response(&error.to_string())))?;
+    let text = text.map_err(|error| Box::new(bad_request(&error.to_string())))?;
     match parse_master("request", text) {
         Ok((config, _)) => Ok(config.network),
-        Err(problems) => Err(Box::new(error_response(&problems.to_string()))),
+        Err(problems) => Err(Box::new(bad_request(&problems.to_string()))),
     }
 }
 
-/// What became of agents that were to be forgotten.
+/// The results of a release, for each agent.
 #[derive(serde::Serialize)]
-struct Fates<'a> {
+struct DeleteResults<'a> {
     agents: &'a [ReleaseResult],
 }
 
-/// The response with the master's reply.
+/// Returns the response with the master's reply.
 #[must_use]
 pub fn render_master(reply: &Reply, format: &Format) -> Response {
     match reply {
         Reply::State(state) => format.message(&wire::encode_state(state)),
         Reply::Health(health) => {
             let status = match health.status {
-                // Nothing is wrong with one that waits: nobody should be woken by it.
+                // A standby master is healthy and must not trigger an alert.
                 Condition::Ok | Condition::Degraded | Condition::Standby => StatusCode::OK,
                 Condition::Recovering | Condition::Failed => StatusCode::SERVICE_UNAVAILABLE,
             };
-            format.value(status, health)
+            format.json_value(status, health)
         }
-        Reply::ReleaseResults(fates) => {
-            let is_refused = |fate: &ReleaseResult| {
-                matches!(fate.result, ReleaseOutcome::Running | ReleaseOutcome::MayBeRunning)
-            };
-            let is_refused = fates.iter().any(is_refused);
+        Reply::ReleaseResults(results) => {
+            let is_refused = results.iter().any(|agent| {
+                matches!(agent.result, ReleaseOutcome::Running | ReleaseOutcome::MayBeRunning)
+            });
             let status = if is_refused { StatusCode::CONFLICT } else { StatusCode::OK };
-            format.value(status, &Fates { agents: fates })
+            format.json_value(status, &DeleteResults { agents: results })
         }
         Reply::History(history) => history::render(history, format),
         Reply::Effect(effect) => {
             let status = if effect.accepted { StatusCode::OK } else { StatusCode::CONFLICT };
-            format.value(status, effect)
+            format.json_value(status, effect)
         }
         Reply::Misconfigured(problems) => {
             let effect = Effect { problems: problems.clone(), ..Effect::default() };
-            format.value(StatusCode::UNPROCESSABLE_ENTITY, &effect)
+            format.json_value(StatusCode::UNPROCESSABLE_ENTITY, &effect)
         }
         Reply::Metrics(snapshot) => metrics::render(Master::CATALOGUE, snapshot, format),
         Reply::Unavailable(reason) => unavailable(reason),

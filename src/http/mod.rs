@@ -1,9 +1,10 @@
-//! The HTTP endpoints: from a request to a question for a machine, and from its reply to a
-//! response. `/overlay-master/state`, `/overlay-master/agents/delete` and `/overlay-agent/overlay`
-//! are those of the C++ modules, byte for byte; the others are ours.
+//! The HTTP endpoints: routing of requests to a state machine, and rendering of its replies.
 //!
-//! Everything here is a function of its arguments. Large replies take milliseconds to render: the
-//! runtime renders them on a thread that nothing else waits for.
+//! `/overlay-master/state`, `/overlay-master/agents/delete` and `/overlay-agent/overlay` return the
+//! same bytes as the C++ modules. All other endpoints are extensions.
+//!
+//! All functions are pure. A large reply takes milliseconds to render, so the runtime renders it on
+//! a blocking thread.
 
 mod agent;
 mod history;
@@ -21,32 +22,33 @@ use http::header::{
     RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use overlay_types::escape;
+use overlay_wire as wire;
 use serde::Serialize;
 
 pub use agent::{classify_agent, render_agent, route_agent};
 pub use master::{classify_master, render_master, route_master};
 
-use crate::{escape, wire};
-
-/// A request, as a transport hands it over.
+/// A request from a transport, with its whole body.
 pub type Request = http::Request<Bytes>;
-/// What the transport sends back.
+/// The response to a transport.
 pub type Response = http::Response<Bytes>;
 
-/// Bodies shorter than this are not worth compressing; libprocess draws the line here too.
+/// Minimum length of a compressed body. libprocess has the same threshold.
 const GZIP_MIN: usize = 1024;
-/// Longest text of an error, in characters: enough for all problems of a configuration.
+/// Maximum length of an error's text in characters, which is enough for all problems of a
+/// configuration.
 const ERROR_MAX: usize = 64 * 1024;
-/// Longest name of a JSONP callback.
+/// Maximum length of the name of a JSONP callback.
 const CALLBACK_MAX: usize = 128;
-/// Seconds after which a client should ask again while the state is not there.
+/// Seconds after which a client should retry while the state is unavailable.
 const RETRY_SECONDS: u32 = 2;
 
-/// In which form the client wants the answer.
+/// The format of a response, from the headers and the query of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
     body: BodyFormat,
-    is_gzip_welcome: bool,
+    accepts_gzip: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,12 +60,12 @@ enum BodyFormat {
 }
 
 impl Format {
-    /// What `request` asks for. JSON is preferred, as in the C++ modules.
+    /// Selects the format by the header `Accept`. JSON is preferred, as in the C++ modules.
     ///
     /// # Errors
-    /// The response that says why it cannot be given.
-    fn of(request: &Request) -> Result<Self, Box<Response>> {
-        let accepts = |wanted| accepts(request.headers(), "application/*", wanted);
+    /// The response with the reason if no format is acceptable.
+    fn negotiated(request: &Request) -> Result<Self, Box<Response>> {
+        let accepts = |media_type| accepts(request.headers(), "application/*", media_type);
         let body = if accepts("application/json") {
             match callback(request)? {
                 Some(name) => BodyFormat::Jsonp(name),
@@ -72,24 +74,24 @@ impl Format {
         } else if accepts("application/x-protobuf") {
             BodyFormat::Protobuf
         } else {
-            // 406 would be the word of HTTP; clients of the C++ modules know this one.
+            // HTTP suggests 406, but clients of the C++ modules expect this status.
             return Err(Box::new(error(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "this is available as application/json and application/x-protobuf",
+                "the available types are application/json and application/x-protobuf",
             )));
         };
-        Ok(Self { body, ..Self::of_one_form(request) })
+        Ok(Self { body, ..Self::fixed(request) })
     }
 
-    /// For an answer that has one form, whatever `request` asks for.
-    fn of_one_form(request: &Request) -> Self {
-        // A client that does not say so does not expect it, as in libprocess.
-        let is_gzip_welcome = is_welcome(request.headers(), &ACCEPT_ENCODING, &["gzip", "*"]);
-        Self { body: BodyFormat::Json, is_gzip_welcome }
+    /// Returns the format of an endpoint with a single content type, which ignores `Accept`.
+    fn fixed(request: &Request) -> Self {
+        // Without the header, the client does not expect compression, as in libprocess.
+        let accepts_gzip = has_weight(request.headers(), &ACCEPT_ENCODING, &["gzip", "*"]);
+        Self { body: BodyFormat::Json, accepts_gzip }
     }
 
-    /// The response with a protobuf message.
-    fn message<M: wire::Message>(&self, message: &M) -> Response {
+    /// Returns the response with a protobuf message, as protobuf or JSON.
+    fn message<M: wire::JsonMessage>(&self, message: &M) -> Response {
         match self.body {
             BodyFormat::Protobuf => {
                 self.respond(StatusCode::OK, "application/x-protobuf", message.encode_to_vec())
@@ -100,8 +102,8 @@ impl Format {
         }
     }
 
-    /// The response with something of ours, which has no protobuf form.
-    fn value(&self, status: StatusCode, value: &impl Serialize) -> Response {
+    /// Returns the response with a value of an extension, which has no protobuf form.
+    fn json_value(&self, status: StatusCode, value: &impl Serialize) -> Response {
         match serde_json::to_string(value) {
             Ok(text) => self.json(status, text),
             Err(reason) => error(StatusCode::INTERNAL_SERVER_ERROR, &reason.to_string()),
@@ -109,7 +111,7 @@ impl Format {
     }
 
     fn json(&self, status: StatusCode, text: String) -> Response {
-        // Strangers choose texts in it, which a terminal may show.
+        // The text may contain input of unauthenticated peers, and a terminal may show it.
         let text = match escape::json(&text) {
             Cow::Borrowed(_) => text,
             Cow::Owned(escaped) => escaped,
@@ -126,10 +128,10 @@ impl Format {
     }
 
     fn respond(&self, status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
-        let is_compressed = self.is_gzip_welcome && body.len() >= GZIP_MIN;
+        let is_compressed = self.accepts_gzip && body.len() >= GZIP_MIN;
         let (body, is_compressed) = match is_compressed.then(|| gzip(&body)) {
             Some(Ok(compressed)) => (compressed, true),
-            // Writing to memory does not fail; if it did, the plain body is as good.
+            // Writing to memory does not fail. The plain body would be correct too.
             Some(Err(_)) | None => (body, false),
         };
         let mut response = response(status, content_type, body);
@@ -147,7 +149,8 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// The name of the JSONP callback. It becomes code in somebody's page, so it must be a plain name.
+/// Returns the name of the JSONP callback. The name becomes code in a web page, so it must be a
+/// plain identifier.
 fn callback(request: &Request) -> Result<Option<String>, Box<Response>> {
     let query = request.uri().query().unwrap_or_default();
     let Some((_, name)) =
@@ -155,23 +158,24 @@ fn callback(request: &Request) -> Result<Option<String>, Box<Response>> {
     else {
         return Ok(None);
     };
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "_$.".contains(letter);
-    if name.is_empty() || name.len() > CALLBACK_MAX || !name.chars().all(is_plain) {
+    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "_$.".contains(letter);
+    if name.is_empty() || name.len() > CALLBACK_MAX || !name.chars().all(is_allowed) {
         let message = "jsonp: write the name of a function: letters, digits, '_', '$' and '.'";
         return Err(Box::new(error(StatusCode::BAD_REQUEST, message)));
     }
     Ok(Some(name.into_owned()))
 }
 
-/// Whether the client takes this media type. A client that says nothing takes everything.
-fn accepts(headers: &HeaderMap, kind: &str, wanted: &str) -> bool {
-    let entries = [wanted, kind, "*/*"];
-    !headers.contains_key(ACCEPT) || is_welcome(headers, &ACCEPT, &entries)
+/// Returns whether the client accepts this media type. Without the header, it accepts all types.
+fn accepts(headers: &HeaderMap, wildcard: &str, media_type: &str) -> bool {
+    let entries = [media_type, wildcard, "*/*"];
+    !headers.contains_key(ACCEPT) || has_weight(headers, &ACCEPT, &entries)
 }
 
-/// Whether a list of the kind of RFC 9110, section 12.5, gives weight to something that `entries`
-/// names, the most specific first: that one decides.
-fn is_welcome(headers: &HeaderMap, name: &HeaderName, entries: &[&str]) -> bool {
+/// Returns whether a header with a list of RFC 9110, section 12.5, gives a positive weight to one
+/// of `entries`. The entries are sorted from specific to general, and the first listed entry
+/// decides.
+fn has_weight(headers: &HeaderMap, name: &HeaderName, entries: &[&str]) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let listed: Vec<(String, f32)> = values
         .flat_map(|value| value.split(','))
@@ -186,13 +190,13 @@ fn is_welcome(headers: &HeaderMap, name: &HeaderName, entries: &[&str]) -> bool 
     deciding.is_some_and(|(_, weight)| *weight > 0.0)
 }
 
-/// Refuses a method that is not in `allowed`.
-fn insist_on_method(request: &Request, allowed: &[Method]) -> Result<(), Box<Response>> {
+/// Refuses a request whose method is not in `allowed`.
+fn require_method(request: &Request, allowed: &[Method]) -> Result<(), Box<Response>> {
     if allowed.contains(request.method()) {
         return Ok(());
     }
     let list = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    let message = format!("{} is not allowed here: use {list}", request.method());
+    let message = format!("method {} is not allowed: use {list}", request.method());
     let mut response = error(StatusCode::METHOD_NOT_ALLOWED, &message);
     if let Ok(list) = HeaderValue::from_str(&list) {
         response.headers_mut().insert(ALLOW, list);
@@ -200,8 +204,8 @@ fn insist_on_method(request: &Request, allowed: &[Method]) -> Result<(), Box<Res
     Err(Box::new(response))
 }
 
-/// Refuses what a page of another site makes a browser send: it must not change anything here.
-fn insist_on_same_origin(request: &Request) -> Result<(), Box<Response>> {
+/// Refuses a cross-site request of a browser: a page of another site must not change the state.
+fn require_same_origin(request: &Request) -> Result<(), Box<Response>> {
     let Some(origin) = request.headers().get(ORIGIN) else {
         return Ok(());
     };
@@ -213,25 +217,25 @@ fn insist_on_same_origin(request: &Request) -> Result<(), Box<Response>> {
     Err(Box::new(error(StatusCode::FORBIDDEN, "refused: the request comes from another site")))
 }
 
-/// The path with its trailing slashes removed, as libprocess 1.6 and later has it.
+/// Returns the path without trailing slashes, as libprocess 1.6 and later do.
 fn path(request: &Request) -> &str {
     request.uri().path().trim_end_matches('/')
 }
 
-fn not_found(request: &Request, known: &[&str]) -> Box<Response> {
+fn not_found(request: &Request, endpoints: &[&str]) -> Box<Response> {
     let path: String = request.uri().path().chars().take(100).collect();
-    let message = format!("nothing is at {path}: there are {}", known.join(", "));
+    let message = format!("no endpoint at {path}: the endpoints are {}", endpoints.join(", "));
     Box::new(error(StatusCode::NOT_FOUND, &message))
 }
 
-/// The machine cannot answer now.
+/// Returns the response of a state machine that cannot answer at present.
 fn unavailable(reason: &str) -> Response {
     let mut response = error(StatusCode::SERVICE_UNAVAILABLE, reason);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
     response
 }
 
-/// A response that says what is wrong, mostly in one line. It may quote the request.
+/// Returns an error response with a text, mostly of one line. The text may quote the request.
 #[must_use]
 pub fn error(status: StatusCode, message: &str) -> Response {
     let message = escape::bounded_lines(message, ERROR_MAX) + "\n";

@@ -1,10 +1,11 @@
-//! The endpoints as a client sees them, with the recorded bodies as the measure.
+//! Requests and responses of the endpoints, compared with recorded bodies of the C++ modules.
+
+use overlay_engine::agent::{Reply as AgentReply, Request as AgentRequest};
+use overlay_engine::master::{
+    Effect, Forget, ReleaseOutcome, ReleaseResult, Reply as MasterReply, Request as MasterRequest,
+};
 
 use super::*;
-use crate::agent::{Reply as AgentReply, Request as AgentQuestion};
-use crate::master::{
-    Effect, Forget, ReleaseOutcome, ReleaseResult, Reply as MasterReply, Request as MasterQuestion,
-};
 
 const STATE_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-master-state.json");
 const OVERLAY_JSON: &[u8] = include_bytes!("../../tests/golden/overlay-agent-overlay.json");
@@ -22,7 +23,7 @@ fn get(path: &str, headers: &[(&str, &str)]) -> Request {
     request("GET", path, headers, "")
 }
 
-/// The recorded state as the answer to `request`, or the refusal of it.
+/// Returns the response with the recorded state, or the error response.
 fn state(request: &Request) -> Response {
     let recorded = wire::decode_state(&wire::parse_json(STATE_JSON).unwrap()).unwrap();
     match route_master(request) {
@@ -48,7 +49,7 @@ fn text(response: &Response) -> &str {
 }
 
 #[test]
-fn the_recorded_bodies_come_out_byte_for_byte() {
+fn rendered_bodies_match_recorded_bytes() {
     let json = [
         (state(&get("/overlay-master/state", &[])), STATE_JSON),
         (overlay(&get("/overlay-agent/overlay", &[])), OVERLAY_JSON),
@@ -67,7 +68,7 @@ fn the_recorded_bodies_come_out_byte_for_byte() {
 }
 
 #[test]
-fn jsonp_wraps_the_answer_in_a_plain_function() {
+fn jsonp_wraps_response_in_valid_callback() {
     let response = state(&get("/overlay-master/state/?jsonp=app.on%5FState", &[]));
     assert_eq!(content_type(&response), "text/javascript");
     let text = text(&response);
@@ -79,23 +80,27 @@ fn jsonp_wraps_the_answer_in_a_plain_function() {
 }
 
 #[test]
-fn the_form_follows_accept() {
-    let form = |accept: &str| {
+fn content_type_follows_accept() {
+    let negotiated = |accept: &str| {
         let response = overlay(&get("/overlay-agent/overlay", &[("accept", accept)]));
         (response.status().as_u16(), content_type(&response).to_owned())
     };
     let json = (200, "application/json".to_owned());
     let protobuf = (200, "application/x-protobuf".to_owned());
-    assert_eq!(form("*/*"), json);
-    assert_eq!(form("text/html, application/*;q=0.8"), json);
-    assert_eq!(form("application/x-protobuf, application/json"), json);
-    assert_eq!(form("application/json;q=0, application/x-protobuf"), protobuf);
-    assert_eq!(form("application/json;q=0, */*"), protobuf, "the more specific entry decides");
-    assert_eq!(form("text/html").0, 415);
+    assert_eq!(negotiated("*/*"), json);
+    assert_eq!(negotiated("text/html, application/*;q=0.8"), json);
+    assert_eq!(negotiated("application/x-protobuf, application/json"), json);
+    assert_eq!(negotiated("application/json;q=0, application/x-protobuf"), protobuf);
+    assert_eq!(
+        negotiated("application/json;q=0, */*"),
+        protobuf,
+        "the more specific entry decides"
+    );
+    assert_eq!(negotiated("text/html").0, 415);
 }
 
 #[test]
-fn long_answers_are_compressed_for_those_who_take_it() {
+fn long_response_is_compressed_if_accepted() {
     let response = state(&get("/overlay-master/state", &[("accept-encoding", "deflate, gzip")]));
     assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
     let mut plain = Vec::new();
@@ -109,15 +114,15 @@ fn long_answers_are_compressed_for_those_who_take_it() {
 }
 
 #[test]
-fn deleting_takes_a_list_of_addresses_and_nothing_else() {
+fn delete_accepts_only_list_of_addresses() {
     let delete = |headers: &[(&str, &str)], body: &str| {
         route_master(&request("POST", "/overlay-master/agents/delete", headers, body))
-            .map(|(question, _)| question)
+            .map(|(routed, _)| routed)
             .map_err(|response| (response.status().as_u16(), text(&response).to_owned()))
     };
     assert_eq!(
         delete(&[], r#"{"agents":["10.0.0.1","10.0.0.2"]}"#),
-        Ok(MasterQuestion::DeleteAgents(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]))
+        Ok(MasterRequest::DeleteAgents(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()]))
     );
     assert_eq!(
         delete(&[], r#"{"agents":["10.0.0.300"]}"#),
@@ -138,7 +143,7 @@ fn deleting_takes_a_list_of_addresses_and_nothing_else() {
 }
 
 #[test]
-fn deleting_with_force_or_a_dry_run_is_a_question_of_ours() {
+fn delete_with_force_or_dry_run_is_forget_request() {
     let delete = |body: &str| {
         let request = request("POST", "/overlay-master/agents/delete", &[], body);
         route_master(&request).unwrap().0
@@ -146,40 +151,40 @@ fn deleting_with_force_or_a_dry_run_is_a_question_of_ours() {
     let agents = vec![[10, 0, 0, 1].into()];
     let forget = |force, dry_run| {
         let agents = agents.clone();
-        MasterQuestion::Forget(Forget { agents, force, dry_run })
+        MasterRequest::Forget(Forget { agents, force, dry_run })
     };
     assert_eq!(delete(r#"{"agents":["10.0.0.1"],"force":false}"#), forget(false, false));
     assert_eq!(delete(r#"{"agents":["10.0.0.1"],"force":true}"#), forget(true, false));
     assert_eq!(delete(r#"{"agents":["10.0.0.1"],"dry_run":true}"#), forget(false, true));
-    assert_eq!(delete(r#"{"agents":["10.0.0.1"]}"#), MasterQuestion::DeleteAgents(agents.clone()));
+    assert_eq!(delete(r#"{"agents":["10.0.0.1"]}"#), MasterRequest::DeleteAgents(agents.clone()));
 
     let (_, format) = route_master(&get("/overlay-master/state", &[])).unwrap();
-    let mut fate = ReleaseResult::unknown([10, 0, 0, 1].into());
-    let answer = |fate: &ReleaseResult| {
-        let response = render_master(&MasterReply::ReleaseResults(vec![fate.clone()]), &format);
+    let mut result = ReleaseResult::unknown([10, 0, 0, 1].into());
+    let answer = |result: &ReleaseResult| {
+        let response = render_master(&MasterReply::ReleaseResults(vec![result.clone()]), &format);
         (response.status().as_u16(), text(&response).to_owned())
     };
     let plain = r#"{"agents":[{"ip":"10.0.0.1","subnets":[],"result":"not_known"}]}"#;
-    assert_eq!(answer(&fate), (200, plain.to_owned()));
-    fate.result = ReleaseOutcome::Running;
-    fate.last_seen_seconds_ago = Some(3);
+    assert_eq!(answer(&result), (200, plain.to_owned()));
+    result.result = ReleaseOutcome::Running;
+    result.last_seen_seconds_ago = Some(3);
     let running =
         r#"{"agents":[{"ip":"10.0.0.1","subnets":[],"result":"running","heard_seconds_ago":3}]}"#;
-    assert_eq!(answer(&fate), (409, running.to_owned()));
+    assert_eq!(answer(&result), (409, running.to_owned()));
 }
 
 #[test]
-fn another_network_is_read_before_the_master_is_asked() {
+fn preview_of_invalid_network_is_refused() {
     let preview = |body: &str| {
         route_master(&request("POST", "/overlay-master/preview", &[], body))
-            .map(|(question, _)| question)
+            .map(|(routed, _)| routed)
             .map_err(|response| (response.status().as_u16(), text(&response).to_owned()))
     };
     let network = include_str!("../../docs/network.json");
-    let Ok(MasterQuestion::Preview(parsed)) = preview(network) else { panic!("no preview") };
+    let Ok(MasterRequest::Preview(parsed)) = preview(network) else { panic!("no preview") };
     assert_eq!(parsed.overlays.len(), 2);
     let wrapped = format!(r#"{{"network":{network}}}"#);
-    assert!(matches!(preview(&wrapped), Ok(MasterQuestion::Preview(_))));
+    assert!(matches!(preview(&wrapped), Ok(MasterRequest::Preview(_))));
     let (status, problems) = preview("{}").unwrap_err();
     assert_eq!(status, 400);
     assert!(problems.starts_with("request:1:1: vtep_subnet: "), "{problems}");
@@ -204,7 +209,7 @@ fn another_network_is_read_before_the_master_is_asked() {
 }
 
 #[test]
-fn what_changes_something_is_not_for_pages_of_other_sites() {
+fn cross_site_post_is_refused() {
     let evil = [("host", "10.0.0.1:5050"), ("origin", "http://evil.example")];
     for path in ["/overlay-master/reload", "/overlay-master/preview"] {
         let refused = route_master(&request("POST", path, &evil, "{}")).unwrap_err();
@@ -212,20 +217,20 @@ fn what_changes_something_is_not_for_pages_of_other_sites() {
         assert_eq!(route_master(&get(path, &[])).unwrap_err().status(), 405, "{path}");
     }
     let own = [("host", "10.0.0.1:5050"), ("origin", "http://10.0.0.1:5050")];
-    let (question, _) = route_master(&request("POST", "/overlay-master/reload", &own, "")).unwrap();
-    assert_eq!(question, MasterQuestion::Reload);
+    let (routed, _) = route_master(&request("POST", "/overlay-master/reload", &own, "")).unwrap();
+    assert_eq!(routed, MasterRequest::Reload);
 }
 
 #[test]
-fn the_history_is_asked_for_all_agents_or_for_one() {
+fn history_query_selects_all_agents_or_one() {
     let route = |path: &str| match route_master(&get(path, &[])) {
-        Ok((question, _)) => Ok(question),
+        Ok((routed, _)) => Ok(routed),
         Err(response) => Err(text(&response).to_owned()),
     };
-    assert_eq!(route("/overlay-master/history"), Ok(MasterQuestion::History(None)));
+    assert_eq!(route("/overlay-master/history"), Ok(MasterRequest::History(None)));
     assert_eq!(
         route("/overlay-master/history?agent=10.0.0.1"),
-        Ok(MasterQuestion::History(Some([10, 0, 0, 1].into())))
+        Ok(MasterRequest::History(Some([10, 0, 0, 1].into())))
     );
     assert_eq!(
         route("/overlay-master/history?agent=x"),
@@ -234,9 +239,9 @@ fn the_history_is_asked_for_all_agents_or_for_one() {
 }
 
 #[test]
-fn everything_else_is_refused_with_the_right_status() {
+fn invalid_requests_get_matching_status() {
     let status = |request: Request| match route_master(&request) {
-        Ok((question, _)) => panic!("{request:?} became {question:?}"),
+        Ok((routed, _)) => panic!("{request:?} became {routed:?}"),
         Err(response) => response.status().as_u16(),
     };
     assert_eq!(status(get("/", &[])), 404);
@@ -247,14 +252,14 @@ fn everything_else_is_refused_with_the_right_status() {
     assert_eq!(status(request("DELETE", "/overlay-master/health", &[], "")), 405);
     let response = route_master(&get("/overlay-master/agents/delete", &[])).unwrap_err();
     assert_eq!(response.headers()[ALLOW], "POST");
-    assert_eq!(text(&response), "GET is not allowed here: use POST\n");
+    assert_eq!(text(&response), "method GET is not allowed: use POST\n");
     assert_eq!(route_agent(&get("/x", &[])).unwrap_err().status(), 404);
     let post = request("POST", "/overlay-agent/overlay", &[], "");
     assert_eq!(route_agent(&post).unwrap_err().status(), 405);
 }
 
 #[test]
-fn what_is_not_there_yet_is_unavailable() {
+fn unavailable_reply_has_retry_after() {
     let (_, format) = route_master(&get("/overlay-master/state", &[])).unwrap();
     let reply = MasterReply::Unavailable("the state is being read".to_owned());
     let response = render_master(&reply, &format);
@@ -263,15 +268,15 @@ fn what_is_not_there_yet_is_unavailable() {
     assert_eq!(text(&response), "the state is being read\n");
     assert!(matches!(
         route_agent(&get("/overlay-agent/health", &[])),
-        Ok((AgentQuestion::Health, _))
+        Ok((AgentRequest::Health, _))
     ));
 }
 
-/// Obeyed or not shown by a terminal: colour, direction of writing, a separator of lines.
+/// Characters that a terminal obeys or hides: color, direction of writing, line separator.
 const HOSTILE: &str = "\u{1b}[31m\u{9b}\u{202e}\u{2028}\u{200b}\u{e0041}";
 
 #[test]
-fn errors_that_quote_a_request_are_escaped_and_bounded() {
+fn error_quoting_request_is_escaped_and_bounded() {
     let response = error(StatusCode::BAD_REQUEST, &format!("no {HOSTILE}\nsecond line"));
     assert_eq!(
         text(&response),
@@ -293,7 +298,7 @@ fn errors_that_quote_a_request_are_escaped_and_bounded() {
 }
 
 #[test]
-fn json_that_quotes_a_stranger_is_escaped_and_means_the_same() {
+fn json_with_hostile_text_is_escaped_and_equivalent() {
     let effect = Effect { problems: vec![HOSTILE.to_owned()], ..Effect::default() };
     let answer = |path: &str| {
         let (_, format) = route_master(&request("POST", path, &[], "")).unwrap();

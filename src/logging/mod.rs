@@ -1,13 +1,14 @@
-//! The limits of the log: every line is visible text of bounded length, and no call site can fill a
-//! disk.
+//! The limits of the log: every line is printable text of bounded length, and no call site can fill
+//! a disk.
 //!
-//! A stranger triggers lines as fast as messages arrive. So each call site has an allowance, all
-//! call sites have one together, and how many lines were left out is said as soon as the call site
-//! writes again, or at the next flush. Levels debug and trace are not limited: an operator asked
-//! for them.
+//! Unauthenticated peers can trigger a line with every message. So each call site has a rate limit,
+//! and all call sites together have one. The number of omitted lines is logged with the next line
+//! of the call site, or by the next flush. The levels debug and trace are not limited, since an
+//! operator must enable them.
 //!
-//! This also runs in a thread of Mesos: it takes no lock, starts no thread, and does not allocate
-//! unless a line is left out. Who installs the logger calls [`log::Log::flush`] from time to time.
+//! The logger also runs on threads of Mesos: it takes no lock, starts no thread, and allocates only
+//! when it omits a line. The code that installs the logger must call [`log::Log::flush`]
+//! periodically.
 
 mod sites;
 
@@ -17,68 +18,69 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{Level, Log, Metadata, Record};
+use overlay_types::escape::Escaper;
+use overlay_types::text::pluralize;
 
-use crate::escape::Escaper;
-use crate::words::counted;
-use sites::{Allowance, LeftOut, Site, Sites};
+use sites::{Omitted, RateLimit, Site, Sites};
 
-/// How often [`log::Log::flush`] is to be called, so that lines that were left out are told soon
-/// after a flood.
+/// Interval of the calls of [`log::Log::flush`], which log the number of omitted lines after a
+/// flood.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// Longest line, in characters. The longest sentences of ours have a few hundred.
+/// Maximum length of a line in characters. The longest messages have a few hundred.
 const LINE_MAX: usize = 4096;
-/// Lines of one call site at once: the agents of a rack register together.
+/// Burst of one call site in lines. The agents of a rack register at the same time.
 const SITE_BURST: u64 = 100;
-/// Time in which a call site regains one line. With lines of 150 bytes, a flood that lasts a day
-/// writes 130 MB.
+/// Interval after which a call site may write another line. With lines of 150 bytes, a flood that
+/// lasts a day writes 130 MB.
 const SITE_INTERVAL: Duration = Duration::from_millis(100);
-/// Bytes of all call sites at once.
+/// Burst of all call sites in bytes.
 const TOTAL_BURST: u64 = 1024 * 1024;
-/// Time in which all call sites regain one byte: 16 KiB in a second, 1.4 GB in a day.
+/// Interval after which all call sites may write another byte: 16 KiB per second, 1.4 GB per day.
 const TOTAL_INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / (16 * 1024));
-/// A call site that was silent for so long writes one line although all together may not: a flood
-/// does not hide another error.
+/// A call site that was silent for this time writes one line even if the total limit is reached, so
+/// that a flood does not hide another error.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Lines that this process has left out.
-static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+/// Number of lines that this process has omitted.
+static OMITTED: AtomicU64 = AtomicU64::new(0);
 
-/// Returns how many lines this process has left out.
+/// Returns the number of lines that this process has omitted.
 #[must_use]
 pub fn lines_left_out() -> u64 {
-    LEFT_OUT.load(Ordering::Relaxed)
+    OMITTED.load(Ordering::Relaxed)
 }
 
-/// Passes the lines on to another logger that the limits allow, escaped and cut.
+/// Forwards the lines within the limits to another logger, escaped and truncated.
 pub struct LimitedLogger<L> {
     inner: L,
     sites: Sites,
-    total: Allowance,
-    /// Nanoseconds since the logger was made.
+    total: RateLimit,
+    /// Returns the nanoseconds since the creation of the logger.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl<L: Log> LimitedLogger<L> {
-    /// Limits what reaches `inner`.
+    /// Creates a logger that forwards to `inner`.
     pub fn new(inner: L) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "there is no other clock at a call site")]
+        #[expect(clippy::disallowed_methods, reason = "a call site has no other clock")]
         let start = Instant::now();
         let elapsed = move || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Self::with_clock(inner, elapsed)
     }
 
     fn with_clock(inner: L, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        let total = Allowance::new(TOTAL_INTERVAL, TOTAL_BURST);
+        let total = RateLimit::new(TOTAL_INTERVAL, TOTAL_BURST);
         Self { inner, sites: Sites::new(SITE_INTERVAL, SITE_BURST), total, clock: Box::new(clock) }
     }
 
-    /// Writes the line, and how many of its kind were left out before. Returns its bytes.
-    fn write(&self, record: &Record<'_>, left_out: u64) -> u64 {
-        let line = Line { text: record.args(), left_out, bytes: Cell::new(0) };
-        let mut same = Record::builder();
-        same.metadata(record.metadata().clone()).line(record.line());
-        same.module_path(record.module_path()).file(record.file());
-        self.inner.log(&same.args(format_args!("{line}")).build());
+    /// Writes the line with the number of lines omitted before. Returns the length of the line in
+    /// bytes.
+    fn write(&self, record: &Record<'_>, omitted: u64) -> u64 {
+        let line = Line { text: record.args(), omitted, bytes: Cell::new(0) };
+        let mut bounded = Record::builder();
+        bounded.metadata(record.metadata().clone()).line(record.line());
+        bounded.module_path(record.module_path()).file(record.file());
+        self.inner.log(&bounded.args(format_args!("{line}")).build());
         line.bytes.get()
     }
 }
@@ -99,26 +101,28 @@ impl<L: Log> Log for LimitedLogger<L> {
         let now = (self.clock)();
         let site = self.sites.of(record);
         let may_write = self.total.has(now) || site.is_silent(now, SILENCE);
-        if !may_write || !site.allowance.take(now) {
-            site.leave_out(record);
-            LEFT_OUT.fetch_add(1, Ordering::Relaxed);
+        if !may_write || !site.limit.take(now) {
+            site.omit(record);
+            OMITTED.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let bytes = self.write(record, site.begin_line(now));
         self.total.charge(now, bytes);
     }
 
-    /// Says of every call site that has left out lines how many, and flushes the other logger.
+    /// Logs the number of omitted lines of every call site, and flushes the inner logger.
     fn flush(&self) {
-        for LeftOut { place, count, example } in self.sites.all().filter_map(Site::take_left_out) {
-            let metadata = Metadata::builder().level(place.level).target(place.module).build();
+        for Omitted { location, count, example } in self.sites.all().filter_map(Site::take_omitted)
+        {
+            let metadata =
+                Metadata::builder().level(location.level).target(location.module).build();
             if !self.enabled(&metadata) {
                 continue;
             }
             let mut record = Record::builder();
-            record.metadata(metadata).line(place.line);
-            record.module_path_static(Some(place.module)).file_static(place.file);
-            let count = counted(count, "line");
+            record.metadata(metadata).line(location.line);
+            record.module_path_static(Some(location.module)).file_static(location.file);
+            let count = pluralize(count, "line");
             let text = format_args!("left out {count} like this one: {example}");
             let bytes = self.write(&record.args(text).build(), 0);
             self.total.charge((self.clock)(), bytes);
@@ -134,10 +138,10 @@ impl<L> fmt::Debug for LimitedLogger<L> {
     }
 }
 
-/// A line as it is written. Nothing of it is held in memory.
+/// A line that is formatted while it is written, without a buffer.
 struct Line<'a> {
     text: &'a fmt::Arguments<'a>,
-    left_out: u64,
+    omitted: u64,
     bytes: Cell<u64>,
 }
 
@@ -150,8 +154,8 @@ impl fmt::Display for Line<'_> {
         }
         let bytes = escaper.finish()?;
         self.bytes.set(u64::try_from(bytes).unwrap_or(u64::MAX));
-        if self.left_out > 0 {
-            write!(f, " ({} like this left out before)", counted(self.left_out, "line"))?;
+        if self.omitted > 0 {
+            write!(f, " ({} like this left out before)", pluralize(self.omitted, "line"))?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What is counted of each call site, in memory of fixed size: remote senders choose the
-//! lines, but not the call sites that write them.
+//! Rate limit and counters of each call site. The memory has a fixed size: a remote sender can
+//! choose the text of a line, but not the call site.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::OnceLock;
@@ -7,26 +7,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use log::{Level, Record};
+use overlay_types::escape;
 
-use crate::escape;
-
-/// Call sites that are counted each for itself: several times what this program and its libraries
-/// have. All others share one allowance.
+/// Maximum number of call sites with their own limit, which is several times the number of call
+/// sites in the program and its libraries. All further call sites share one limit.
 const SITES_MAX: usize = 1024;
-/// Characters of a line that stands for those like it.
+/// Maximum length of the logged example of the omitted lines, in characters.
 const EXAMPLE_MAX: usize = 160;
 
-/// How much may be written, as in the generic cell rate algorithm: a burst, and then a unit in each
-/// interval.
+/// A rate limit by the generic cell rate algorithm: a burst, and then a unit in each interval.
 #[derive(Debug)]
-pub(super) struct Allowance {
+pub(super) struct RateLimit {
     interval: u64,
     burst: u64,
-    /// When all of it has been regained.
+    /// Time at which the whole burst is available again.
     full_at: AtomicU64,
 }
 
-impl Allowance {
+impl RateLimit {
     pub(super) fn new(interval: Duration, burst: u64) -> Self {
         let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         Self { interval, burst: interval.saturating_mul(burst), full_at: AtomicU64::new(0) }
@@ -41,13 +39,13 @@ impl Allowance {
         full_at.saturating_sub(now).saturating_add(self.interval) <= self.burst
     }
 
-    /// Takes a unit. Returns whether one was left.
+    /// Takes a unit. Returns whether a unit was left.
     pub(super) fn take(&self, now: u64) -> bool {
         let next = |full_at: u64| self.allows(full_at, now).then(|| self.after(full_at, now, 1));
         self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
-    /// Takes units that were used, also if they were not left.
+    /// Takes used units, even if fewer units are left.
     pub(super) fn charge(&self, now: u64, units: u64) {
         let next = |full_at: u64| Some(self.after(full_at, now, units));
         let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
@@ -58,21 +56,25 @@ impl Allowance {
     }
 }
 
-/// A place in the source code that writes lines.
+/// The source location of a call site.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct SourceLocation {
     pub(super) level: Level,
     pub(super) module: &'static str,
     pub(super) file: Option<&'static str>,
     pub(super) line: Option<u32>,
 }
 
-/// The place of all call sites for which there is no other.
-const SHARED: Place =
-    Place { level: Level::Warn, module: module_path!(), file: Some(file!()), line: Some(line!()) };
+/// The location of the shared call site.
+const SHARED: SourceLocation = SourceLocation {
+    level: Level::Warn,
+    module: module_path!(),
+    file: Some(file!()),
+    line: Some(line!()),
+};
 
-impl Place {
-    /// `None` for a record that no macro of `log` has made.
+impl SourceLocation {
+    /// Returns `None` for a record that was not created by a macro of `log`.
     fn of(record: &Record<'_>) -> Option<Self> {
         Some(Self {
             level: record.level(),
@@ -94,23 +96,23 @@ impl Place {
     }
 }
 
-/// What is known of one call site.
+/// Rate limit and counters of one call site.
 #[derive(Debug)]
 pub(super) struct Site {
-    place: OnceLock<Place>,
-    pub(super) allowance: Allowance,
-    /// When it wrote a line last; 0 if it never did.
+    location: OnceLock<SourceLocation>,
+    pub(super) limit: RateLimit,
+    /// Time of the last written line; 0 if no line was written.
     written_at: AtomicU64,
-    /// Lines that were left out and that no line has told of.
-    left_out: AtomicU64,
-    /// The first line that was left out.
+    /// Number of omitted lines that is not logged yet.
+    omitted: AtomicU64,
+    /// The first omitted line.
     example: OnceLock<String>,
 }
 
-/// Lines of one call site that were left out.
+/// The omitted lines of one call site.
 #[derive(Debug)]
-pub(super) struct LeftOut<'a> {
-    pub(super) place: &'a Place,
+pub(super) struct Omitted<'a> {
+    pub(super) location: &'a SourceLocation,
     pub(super) count: u64,
     pub(super) example: &'a str,
 }
@@ -118,43 +120,43 @@ pub(super) struct LeftOut<'a> {
 impl Site {
     fn new(interval: Duration, burst: u64) -> Self {
         Self {
-            place: OnceLock::new(),
-            allowance: Allowance::new(interval, burst),
+            location: OnceLock::new(),
+            limit: RateLimit::new(interval, burst),
             written_at: AtomicU64::new(0),
-            left_out: AtomicU64::new(0),
+            omitted: AtomicU64::new(0),
             example: OnceLock::new(),
         }
     }
 
-    /// Returns whether it has written nothing for `silence`.
+    /// Returns whether the call site has written no line for `silence`.
     pub(super) fn is_silent(&self, now: u64, silence: Duration) -> bool {
         let written_at = self.written_at.load(Ordering::Relaxed);
         let elapsed = Duration::from_nanos(now.saturating_sub(written_at));
         written_at == 0 || elapsed >= silence
     }
 
-    /// Notes that it writes a line. Returns how many were left out before.
+    /// Records a written line. Returns the number of lines omitted before.
     pub(super) fn begin_line(&self, now: u64) -> u64 {
         self.written_at.store(now.max(1), Ordering::Relaxed);
-        self.left_out.swap(0, Ordering::Relaxed)
+        self.omitted.swap(0, Ordering::Relaxed)
     }
 
-    /// Counts a line that is not written.
-    pub(super) fn leave_out(&self, record: &Record<'_>) {
+    /// Counts an omitted line.
+    pub(super) fn omit(&self, record: &Record<'_>) {
         self.example.get_or_init(|| escape::bounded_args(*record.args(), EXAMPLE_MAX));
-        self.left_out.fetch_add(1, Ordering::Relaxed);
+        self.omitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns what was left out and not yet told of; `None` if nothing was.
-    pub(super) fn take_left_out(&self) -> Option<LeftOut<'_>> {
-        let count = self.left_out.swap(0, Ordering::Relaxed);
-        let place = self.place.get().unwrap_or(&SHARED);
+    /// Returns and resets the number of omitted lines; `None` if it is 0.
+    pub(super) fn take_omitted(&self) -> Option<Omitted<'_>> {
+        let count = self.omitted.swap(0, Ordering::Relaxed);
+        let location = self.location.get().unwrap_or(&SHARED);
         let example = self.example.get().map_or("", String::as_str);
-        (count > 0).then_some(LeftOut { place, count, example })
+        (count > 0).then_some(Omitted { location, count, example })
     }
 }
 
-/// All call sites.
+/// The call sites of the process.
 #[derive(Debug)]
 pub(super) struct Sites {
     sites: Box<[Site]>,
@@ -169,13 +171,13 @@ impl Sites {
 
     /// Returns the call site of the record.
     pub(super) fn of(&self, record: &Record<'_>) -> &Site {
-        let Some(place) = Place::of(record) else {
+        let Some(location) = SourceLocation::of(record) else {
             return &self.shared;
         };
-        let (before, from) = self.sites.split_at(place.index());
+        let (before, from) = self.sites.split_at(location.index());
         let mut probed = from.iter().chain(before);
-        // The first that is free becomes that of this place.
-        let owner = probed.find(|site| site.place.get_or_init(|| place).is_same(&place));
+        // The first free slot becomes the slot of this call site.
+        let owner = probed.find(|site| site.location.get_or_init(|| location).is_same(&location));
         owner.unwrap_or(&self.shared)
     }
 

@@ -1,4 +1,4 @@
-//! A flood of one call site, of many, and hostile lines.
+//! Floods of one call site and of many call sites, and hostile lines.
 
 use std::sync::Arc;
 use std::thread;
@@ -23,14 +23,14 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let place = format!("{}:{}", record.file().unwrap_or("-"), record.line().unwrap_or(0));
-        self.0.lock().push(format!("{} {place} {}", record.level(), record.args()));
+        let location = format!("{}:{}", record.file().unwrap_or("-"), record.line().unwrap_or(0));
+        self.0.lock().push(format!("{} {location} {}", record.level(), record.args()));
     }
 
     fn flush(&self) {}
 }
 
-/// A logger, what it writes, and its clock in milliseconds.
+/// Returns a logger, its written lines, and its clock in milliseconds.
 fn logger() -> (LimitedLogger<Lines>, Lines, Arc<AtomicU64>) {
     let (lines, clock) = (Lines::default(), Arc::new(AtomicU64::new(0)));
     let time = Arc::clone(&clock);
@@ -63,7 +63,7 @@ fn flood_of_one_call_site_is_limited_and_counted() {
     let next = "INFO src/a.rs:7 agent 5 registers (399900 lines like this left out before)";
     assert_eq!(lines.take(), [next]);
 
-    // A minute later all of the burst is regained, and no more.
+    // After a minute the whole burst is available again, and no more.
     clock.store(60_000, Ordering::Relaxed);
     for _ in 0..1000 {
         log(&logger, Level::Info, 7, format_args!("again"));
@@ -74,7 +74,7 @@ fn flood_of_one_call_site_is_limited_and_counted() {
 }
 
 #[test]
-fn flush_after_a_flood_tells_what_was_left_out() {
+fn flush_after_flood_logs_omitted_lines() {
     let (logger, lines, _) = logger();
     for number in 0..250 {
         log(&logger, Level::Warn, 7, format_args!("link {number} \u{1b}[31m{}", "x".repeat(500)));
@@ -82,18 +82,18 @@ fn flush_after_a_flood_tells_what_was_left_out() {
     }
     lines.take();
     logger.flush();
-    let told = lines.take();
-    assert_eq!(told.len(), 2);
-    let long = told.iter().find(|line| line.contains("a.rs:7")).unwrap();
+    let flushed = lines.take();
+    assert_eq!(flushed.len(), 2);
+    let long = flushed.iter().find(|line| line.contains("a.rs:7")).unwrap();
     let opening = r"WARN src/a.rs:7 left out 150 lines like this one: link 100 \u{1b}[31mxxx";
     assert!(long.starts_with(opening) && long.ends_with("xx… (cut)"), "{long}");
-    assert!(told.contains(&"WARN src/a.rs:8 left out 150 lines like this one: few".to_owned()));
+    assert!(flushed.contains(&"WARN src/a.rs:8 left out 150 lines like this one: few".to_owned()));
     logger.flush();
     assert!(lines.take().is_empty());
 }
 
 #[test]
-fn flood_of_one_call_site_leaves_others_alone() {
+fn flood_of_one_call_site_does_not_limit_others() {
     let (logger, lines, _) = logger();
     for _ in 0..1000 {
         log(&logger, Level::Error, 7, format_args!("flood"));
@@ -114,11 +114,11 @@ fn flood_of_many_call_sites_is_limited_in_bytes() {
         }
     }
     let bytes: usize = lines.take().iter().map(String::len).sum();
-    // The burst, 20 s of the rate, and each call site twice after 10 s of silence.
+    // The burst, 20 s of the rate, and two lines of each call site after 10 s of silence.
     assert!(bytes > 1024 * 1024, "{bytes}");
     assert!(bytes < 1024 * 1024 + 20 * 16 * 1024 + 2 * 600 * 4100, "{bytes}");
 
-    // Another call site is heard at once, and only once.
+    // A silent call site writes one line.
     log(&logger, Level::Error, 700, format_args!("the store failed"));
     log(&logger, Level::Error, 700, format_args!("the store failed"));
     assert_eq!(lines.take(), ["ERROR src/a.rs:700 the store failed"]);
@@ -128,8 +128,8 @@ fn flood_of_many_call_sites_is_limited_in_bytes() {
 fn debug_lines_are_not_limited() {
     let (logger, lines, _) = logger();
     for _ in 0..1000 {
-        log(&logger, Level::Debug, 7, format_args!("asked for"));
-        log(&logger, Level::Trace, 7, format_args!("not asked for"));
+        log(&logger, Level::Debug, 7, format_args!("enabled"));
+        log(&logger, Level::Trace, 7, format_args!("not enabled"));
     }
     assert_eq!(lines.take().len(), 1000);
 }
@@ -145,7 +145,7 @@ fn line_is_escaped_and_cut() {
 }
 
 #[test]
-fn more_call_sites_than_are_counted_share_an_allowance() {
+fn call_sites_beyond_maximum_share_limit() {
     let (logger, lines, clock) = logger();
     for line in 0..5000 {
         clock.fetch_add(1, Ordering::Relaxed);
@@ -154,13 +154,13 @@ fn more_call_sites_than_are_counted_share_an_allowance() {
     let written = lines.take().len();
     assert!((1024 + 100..1024 + 600).contains(&written), "{written}");
     logger.flush();
-    let told = lines.take();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("WARN src/logging/sites.rs:"), "{told:?}");
+    let flushed = lines.take();
+    assert_eq!(flushed.len(), 1, "{flushed:?}");
+    assert!(flushed[0].starts_with("WARN src/logging/sites.rs:"), "{flushed:?}");
 }
 
 #[test]
-fn lines_of_many_threads_are_all_counted() {
+fn lines_of_concurrent_threads_are_counted() {
     let (logger, lines, _) = logger();
     thread::scope(|scope| {
         for _ in 0..8 {

@@ -4,38 +4,40 @@ use std::net::SocketAddrV4;
 use std::path::Path;
 use std::sync::Arc;
 
+use overlay_config::{agent_file, agent_from_parameters};
+use overlay_engine::agent::Settings;
+use overlay_linux::cni::CniDirectory;
+use overlay_linux::docker::Docker;
+use overlay_zookeeper::detector::{Detector, FixedMaster};
 use tokio::sync::watch;
 
-use super::Kind;
+use super::configured::{Configured, Task};
+use super::kind::Kind;
 use super::parameters::{Inputs, read_text};
-use super::part::Configured;
 use super::realm::Access;
-use crate::agent::Settings;
-use crate::cni::CniDirectory;
-use crate::config::{agent_file, agent_from_parameters};
-use crate::detector::{Detector, FixedMaster};
-use crate::docker::Docker;
-use crate::runtime::{AgentHost, AgentOptions, Metrics, TunnelOptions, judge_for_agent, supervise};
-use crate::transport::mesos::Gateway;
+use crate::runtime::gateway::Gateway;
+use crate::runtime::{
+    AgentHost, AgentOptions, DataplaneOptions, Metrics, agent_admission, supervise,
+};
 
-/// Path, what a request may do, and what `/help` says.
+/// Path, access, and text of `/help` of each route.
 pub(super) const ROUTES: [(&str, Access, &str); 3] = [
     (
         "/overlay",
         Access::Read,
-        "### TL;DR; ###\nWhat this agent has of the overlay networks.\n\n\
+        "### TL;DR; ###\nThe overlay networks of this agent.\n\n\
          ### DESCRIPTION ###\nJSON, or protobuf where `Accept` says `application/x-protobuf`.\n\n\
          Query parameters:\n\n>        jsonp=VALUE   Wraps the JSON in a call of this function.\n",
     ),
     (
         "/health",
         Access::Read,
-        "### TL;DR; ###\nWhether the overlay agent is well, and what needs an operator.\n",
+        "### TL;DR; ###\nCondition of the overlay agent, and problems for an operator.\n",
     ),
-    ("/metrics", Access::Read, "### TL;DR; ###\nWhat the overlay agent counts, for Prometheus.\n"),
+    ("/metrics", Access::Read, "### TL;DR; ###\nMetrics of the overlay agent, for Prometheus.\n"),
 ];
 
-/// Reads the configuration; what it says can then be started.
+/// Reads the configuration of the agent module.
 pub(super) fn configure(
     inputs: &Inputs,
     leader: watch::Receiver<Option<SocketAddrV4>>,
@@ -45,7 +47,7 @@ pub(super) fn configure(
     let master =
         Master::read(master).map_err(|reason| format!("{}: master: {reason}", Kind::Agent))?;
     let settings = Settings::from(&config);
-    let tunnels = TunnelOptions::new(&config.dataplane);
+    let dataplane = DataplaneOptions::new(&config.dataplane);
     let directory = move || {
         CniDirectory::new(
             config.cni_dir.clone(),
@@ -54,12 +56,12 @@ pub(super) fn configure(
             config.port_mapper,
         )
     };
-    // Now, since the containerizer reads it right after the modules are made.
+    // The containerizer reads the directory right after the creation of the modules.
     directory().prepare().map_err(|reason| format!("{}: {reason}", Kind::Agent))?;
     let docker = Docker::new(config.docker, settings.options.command_timeout);
     let metrics = Metrics::new();
     let gauges = Arc::new(metrics.clone());
-    let gateway = Gateway::new(config.limits, judge_for_agent());
+    let gateway = Gateway::new(config.limits, agent_admission());
     let transports = Arc::clone(&gateway);
     let election = master.election();
     let start = Box::new(move |address, ended| {
@@ -70,38 +72,36 @@ pub(super) fn configure(
                 master: master.detector(&leader),
                 cni: directory(),
                 docker: docker.clone(),
-                tunnels: tunnels.clone(),
+                dataplane: dataplane.clone(),
                 metrics: metrics.clone(),
                 seed: fastrand::u64(..),
             };
             AgentHost::start(options, transports.transport(address))
         };
         let restarted = move || counted.count_restart();
-        Box::pin(supervise("overlay agent", start, restarted, ended)) as super::part::Task
+        Box::pin(supervise("overlay agent", start, restarted, ended)) as Task
     });
     Ok(Configured { gateway, start, election, gauges })
 }
 
-/// How the master is found.
+/// How the agent finds the master.
 #[derive(Debug, PartialEq, Eq)]
 enum Master {
-    /// It is where the configuration says.
+    /// The configured address.
     Fixed(FixedMaster),
-    /// Mesos' own detector follows the election at this `zk://` URL.
+    /// The detector of Mesos follows the election at this `zk://` URL.
     Elected(String),
 }
 
 impl Master {
-    /// Reads `HOST:PORT`, `zk://…`, or the `file://` of a file that holds one of these.
+    /// Parses `HOST:PORT`, `zk://…`, or the `file://` URL of a file with one of these.
     fn read(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("file://") {
             let content = read_text(Path::new(path))?;
             let content = Some(content.trim()).filter(|content| !content.starts_with("file://"));
-            // The content is not repeated: it may hold a password.
+            // The message omits the content, which may contain a password.
             return content.and_then(|content| Self::read(content).ok()).ok_or_else(|| {
-                format!(
-                    "{path}: it holds no address of a master: write zk://… or HOST:PORT into it"
-                )
+                format!("{path}: no address of a master: write zk://… or HOST:PORT into it")
             });
         }
         if text.starts_with("zk://") {
@@ -120,7 +120,7 @@ impl Master {
     fn detector(&self, leader: &watch::Receiver<Option<SocketAddrV4>>) -> Detector {
         match self {
             Self::Fixed(master) => Detector::Fixed(master.clone()),
-            Self::Elected(_) => Detector::Watched(leader.clone()),
+            Self::Elected(_) => Detector::Elected(leader.clone()),
         }
     }
 }
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_holds_what_could_stand_in_its_place() {
+    fn file_url_is_replaced_by_content() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "zk://10.0.0.1:2181/mesos").unwrap();
         let url = format!("file://{}", file.path().display());
@@ -144,7 +144,7 @@ mod tests {
         for content in [url.as_str(), secret, ""] {
             std::fs::write(file.path(), content).unwrap();
             let refused = Master::read(&url).unwrap_err();
-            let expected = "it holds no address of a master: write zk://… or HOST:PORT into it";
+            let expected = "no address of a master: write zk://… or HOST:PORT into it";
             assert_eq!(refused, format!("{}: {expected}", file.path().display()));
         }
     }

@@ -1,6 +1,6 @@
-//! The border: what C++ calls and what it is called for. Only bytes, strings, numbers and handles
-//! cross. Every entry is guarded: cxx would abort Mesos at a panic.
-#![expect(unsafe_code, reason = "the border is made of it")]
+//! The interface to C++. Only bytes, strings, numbers and handles cross it. Every function that C++
+//! calls catches panics, since cxx would abort Mesos.
+#![expect(unsafe_code, reason = "cxx needs it")]
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -9,16 +9,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use cxx::UniquePtr;
 use log::{Level, LevelFilter};
+use overlay_store::Log;
+use overlay_types::addr::Upid;
 use parking_lot::Mutex;
 
-use super::guard::{guarded, log_panics};
-use super::http::{self, Answer, Parts};
-use super::log_place::LogPlace;
+use super::configured::Route;
+use super::http::{self, RequestParts, ResponseParts};
+use super::panic::{guarded, log_panics};
 use super::parameters::Inputs;
-use super::part;
-use crate::addr::Upid;
-use crate::store::Log;
-use crate::transport::mesos::{Gateway, Process, Responder};
+use super::replicated_log::LogLocation;
+use super::{Kind, instance};
+use crate::runtime::gateway::{Gateway, Process, Responder};
 
 #[allow(
     missing_debug_implementations,
@@ -29,7 +30,7 @@ use crate::transport::mesos::{Gateway, Process, Responder};
 )]
 #[cxx::bridge(namespace = "mesos_overlay")]
 mod ffi {
-    /// Which module.
+    /// The kind of a module.
     enum Kind {
         Master,
         Agent,
@@ -41,7 +42,7 @@ mod ffi {
         value: String,
     }
 
-    /// A header, or a part of a query.
+    /// A header or a field of a query.
     struct Field {
         name: String,
         value: String,
@@ -55,7 +56,7 @@ mod ffi {
     }
 
     /// An HTTP request without its body.
-    struct Question {
+    struct HttpRequest {
         method: String,
         path: String,
         query: Vec<Field>,
@@ -65,7 +66,7 @@ mod ffi {
     }
 
     /// An HTTP response.
-    struct Answer {
+    struct HttpResponse {
         status: u16,
         content_type: String,
         headers: Vec<Field>,
@@ -73,24 +74,29 @@ mod ffi {
     }
 
     extern "Rust" {
-        type Part;
+        type Module;
 
-        fn create_part(kind: Kind, parameters: Vec<Parameter>) -> Result<Box<Part>>;
-        fn unanswered() -> Answer;
+        fn create_module(kind: Kind, parameters: Vec<Parameter>) -> Result<Box<Module>>;
+        fn interrupted_response() -> HttpResponse;
 
-        fn process(self: &Part) -> &str;
-        fn election(self: &Part) -> &str;
-        fn messages(self: &Part) -> Vec<String>;
-        fn routes(self: &Part) -> Vec<Route>;
-        fn metrics(self: &Part) -> Vec<String>;
-        fn metric(self: &Part, index: usize) -> f64;
+        fn process(self: &Module) -> &str;
+        fn election(self: &Module) -> &str;
+        fn messages(self: &Module) -> Vec<String>;
+        fn routes(self: &Module) -> Vec<Route>;
+        fn metrics(self: &Module) -> Vec<String>;
+        fn metric(self: &Module, index: usize) -> f64;
 
-        fn start(self: &Part, sender: UniquePtr<Sender>, ip: u32, port: u16);
-        fn message(self: &Part, from: &str, name: &str, body: &[u8]);
-        fn request(self: &Part, question: Question, body: &[u8], responder: UniquePtr<Responder>);
-        fn exited(self: &Part, pid: &str);
-        fn elected(self: &Part, pid: &str);
-        fn stop(self: &Part);
+        fn start(self: &Module, sender: UniquePtr<Sender>, ip: u32, port: u16);
+        fn message(self: &Module, from: &str, name: &str, body: &[u8]);
+        fn request(
+            self: &Module,
+            request: HttpRequest,
+            body: &[u8],
+            responder: UniquePtr<Responder>,
+        );
+        fn exited(self: &Module, pid: &str);
+        fn elected(self: &Module, pid: &str);
+        fn stop(self: &Module);
     }
 
     unsafe extern "C++" {
@@ -102,7 +108,7 @@ mod ffi {
         fn link(self: &Sender, id: &str, ip: u32, port: u16) -> Result<()>;
 
         type Responder;
-        fn respond(self: Pin<&mut Responder>, answer: &Answer) -> Result<()>;
+        fn respond(self: Pin<&mut Responder>, response: &HttpResponse) -> Result<()>;
 
         include!("mesos-overlay/cpp-shim/log.hpp");
 
@@ -121,15 +127,15 @@ mod ffi {
     }
 }
 
-// SAFETY: its functions may be called on any thread (shim.hpp): they hold a pointer that stays
-// valid, and dispatch.
+// SAFETY: any thread may call its functions (shim.hpp): they dispatch to a process that is never
+// deleted.
 unsafe impl Send for ffi::Sender {}
 // SAFETY: as above.
 unsafe impl Sync for ffi::Sender {}
-// SAFETY: it holds a libprocess promise, which may be completed on any thread.
+// SAFETY: it contains a libprocess promise, which any thread may complete.
 unsafe impl Send for ffi::Responder {}
 
-// SAFETY: what it holds are handles on libprocess processes, which dispatch.
+// SAFETY: it contains handles of libprocess processes, which dispatch.
 unsafe impl Send for ffi::StateLog {}
 
 /// The log of Mesos.
@@ -154,35 +160,36 @@ impl super::Sink for Glog {
     }
 }
 
-/// What C++ holds of a module.
-struct Part(part::Part);
+/// The handle of a module in C++.
+struct Module(instance::Module);
 
-fn create_part(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box<Part>, String> {
+fn create_module(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box<Module>, String> {
     let panicked = Err("create the module: it panicked, which is a defect".to_owned());
     guarded("create the module", panicked, || {
         super::install_logger(Glog).map_err(|reason| format!("write to the log: {reason}"))?;
         log_panics();
         let kind = match kind {
-            ffi::Kind::Master => part::Kind::Master,
-            _ => part::Kind::Agent,
+            ffi::Kind::Master => Kind::Master,
+            _ => Kind::Agent,
         };
-        let parameters = parameters.into_iter().map(|one| (one.key, one.value)).collect();
-        let part = part::Part::create(kind, &Inputs::new(parameters), open_log)?;
-        Ok(Box::new(Part(part)))
+        let parameters =
+            parameters.into_iter().map(|parameter| (parameter.key, parameter.value)).collect();
+        let module = instance::Module::create(kind, &Inputs::new(parameters), open_log)?;
+        Ok(Box::new(Module(module)))
     })
 }
 
-fn unanswered() -> ffi::Answer {
-    let nothing = ffi::Answer {
+fn interrupted_response() -> ffi::HttpResponse {
+    let fallback = ffi::HttpResponse {
         status: 503,
         content_type: String::new(),
         headers: Vec::new(),
         body: Vec::new(),
     };
-    guarded("answer a request", nothing, || to_cxx(http::unanswered()))
+    guarded("answer a request", fallback, || to_cxx(http::interrupted_response()))
 }
 
-impl Part {
+impl Module {
     const fn process(&self) -> &str {
         self.0.process()
     }
@@ -197,7 +204,7 @@ impl Part {
     }
 
     fn routes(&self) -> Vec<ffi::Route> {
-        let route = |route: part::Route| ffi::Route {
+        let route = |route: Route| ffi::Route {
             path: route.path.to_owned(),
             realm: route.realm.to_owned(),
             help: route.help.to_owned(),
@@ -223,22 +230,27 @@ impl Part {
         self.0.message(from, name, body);
     }
 
-    fn request(&self, question: ffi::Question, body: &[u8], responder: UniquePtr<ffi::Responder>) {
+    fn request(
+        &self,
+        request: ffi::HttpRequest,
+        body: &[u8],
+        responder: UniquePtr<ffi::Responder>,
+    ) {
         let fields = |fields: Vec<ffi::Field>| {
             fields.into_iter().map(|field| (field.name, field.value)).collect()
         };
-        guarded("take a request", (), || {
-            let is_head = question.method == "HEAD";
+        guarded("handle a request", (), || {
+            let is_head = request.method == "HEAD";
             let gateway = Arc::clone(self.0.gateway());
             let responder = MesosResponder { responder, is_head, gateway };
-            let parts = Parts {
-                method: &question.method,
-                path: &question.path,
-                query: fields(question.query),
-                headers: fields(question.headers),
+            let parts = RequestParts {
+                method: &request.method,
+                path: &request.path,
+                query: fields(request.query),
+                headers: fields(request.headers),
                 body,
             };
-            self.0.request(parts, &question.client, Box::new(responder));
+            self.0.request(parts, &request.client, Box::new(responder));
         });
     }
 
@@ -255,12 +267,13 @@ impl Part {
     }
 }
 
-fn open_log(place: &LogPlace) -> Result<Arc<dyn Log>, String> {
-    let directory = place.directory.to_str().ok_or("its path is no text in UTF-8")?;
-    let url = place.url.as_deref().unwrap_or_default();
-    let log = ffi::open_log(directory, place.quorum, url, milliseconds(place.session_timeout))
-        .map_err(|reason| reason.to_string())?;
-    Ok(Arc::new(MesosLog { log: Mutex::new(log), timeout: milliseconds(place.timeout) }))
+fn open_log(location: &LogLocation) -> Result<Arc<dyn Log>, String> {
+    let directory = location.directory.to_str().ok_or("the path is not UTF-8")?;
+    let url = location.url.as_deref().unwrap_or_default();
+    let log =
+        ffi::open_log(directory, location.quorum, url, milliseconds(location.session_timeout))
+            .map_err(|reason| reason.to_string())?;
+    Ok(Arc::new(MesosLog { log: Mutex::new(log), timeout: milliseconds(location.timeout) }))
 }
 
 fn milliseconds(duration: Duration) -> u64 {
@@ -286,7 +299,7 @@ impl Log for MesosLog {
 
 impl Drop for MesosLog {
     fn drop(&mut self) {
-        // To close it would wait for libprocess, which may be gone (log.hpp).
+        // Closing the log would wait for libprocess, which may no longer run (log.hpp).
         let _ = std::mem::replace(self.log.get_mut(), UniquePtr::null()).into_raw();
     }
 }
@@ -295,25 +308,26 @@ struct MesosProcess(UniquePtr<ffi::Sender>);
 
 impl Process for MesosProcess {
     fn send(&self, to: &Upid, name: &'static str, body: &[u8]) {
-        let (ip, port) = parts(to.address);
+        let (ip, port) = split_address(to.address);
         if let Err(reason) = self.0.send(&to.id, ip, port, name, body) {
             log::error!("send {name} to {to}: {reason}");
         }
     }
 
     fn link(&self, to: &Upid) {
-        let (ip, port) = parts(to.address);
+        let (ip, port) = split_address(to.address);
         if let Err(reason) = self.0.link(&to.id, ip, port) {
             log::error!("link to {to}: {reason}");
         }
     }
 }
 
-fn parts(address: SocketAddrV4) -> (u32, u16) {
+fn split_address(address: SocketAddrV4) -> (u32, u16) {
     (u32::from(*address.ip()), address.port())
 }
 
-/// Whoever waits in libprocess, which must not be called any more when its process has ended.
+/// The pending response of a request in libprocess. It must not be used after its process has
+/// ended.
 struct MesosResponder {
     responder: UniquePtr<ffi::Responder>,
     is_head: bool,
@@ -322,10 +336,10 @@ struct MesosResponder {
 
 impl Responder for MesosResponder {
     fn respond(mut self: Box<Self>, response: ::http::Response<Bytes>) {
-        let answer = to_cxx(http::answer(response, self.is_head));
+        let response = to_cxx(http::split_response(response, self.is_head));
         let gateway = Arc::clone(&self.gateway);
         gateway.with_process(|_| {
-            if let Err(reason) = self.responder.pin_mut().respond(&answer) {
+            if let Err(reason) = self.responder.pin_mut().respond(&response) {
                 log::error!("answer a request: {reason}");
             }
         });
@@ -338,17 +352,18 @@ impl Drop for MesosResponder {
         self.gateway.with_process(|_| {
             drop(std::mem::replace(&mut responder, UniquePtr::null()));
         });
-        // Its destructor would answer: rather lose it, in a process that is about to end.
+        // The destructor would send a response to a process that has ended. So the responder is
+        // leaked.
         let _ = responder.into_raw();
     }
 }
 
-fn to_cxx(answer: Answer) -> ffi::Answer {
+fn to_cxx(response: ResponseParts) -> ffi::HttpResponse {
     let field = |(name, value)| ffi::Field { name, value };
-    ffi::Answer {
-        status: answer.status,
-        content_type: answer.content_type,
-        headers: answer.headers.into_iter().map(field).collect(),
-        body: answer.body.into(),
+    ffi::HttpResponse {
+        status: response.status,
+        content_type: response.content_type,
+        headers: response.headers.into_iter().map(field).collect(),
+        body: response.body.into(),
     }
 }

@@ -1,31 +1,31 @@
-//! Requests and responses between libprocess, which has taken them apart, and our endpoints.
+//! Converts requests and responses between libprocess, which passes their parts, and the endpoints.
 
 use bytes::Bytes;
 use form_urlencoded::Serializer;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use libprocess::Rejection;
 
-use crate::transport::Refusal;
-use crate::transport::mesos::Gateway;
+use crate::runtime::gateway::Gateway;
 
-/// A request as libprocess gives it.
+/// The parts of a request from libprocess.
 #[derive(Debug)]
-pub struct Parts<'a> {
+pub struct RequestParts<'a> {
     /// `GET`, `POST`...
     pub method: &'a str,
-    /// Path with the id of the process, without the query.
+    /// Path with the ID of the process, without the query.
     pub path: &'a str,
     /// The query, decoded.
     pub query: Vec<(String, String)>,
-    /// Names and values as they came.
+    /// Names and values as received.
     pub headers: Vec<(String, String)>,
     /// The whole body.
     pub body: &'a [u8],
 }
 
-/// An answer for libprocess.
+/// The parts of a response for libprocess.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct ResponseParts {
     /// The status code.
     pub status: u16,
     /// `Content-Type`.
@@ -36,25 +36,24 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// Puts a request together again. A header that is none is left out: nothing of ours depends on
-/// such a one.
+/// Assembles a request. Invalid headers are omitted, since no endpoint needs them.
 ///
 /// # Errors
-/// With the response to what is no request for us, or has too long a body.
-pub(super) fn request(
-    parts: Parts<'_>,
+/// The response to an invalid request or a body that is too long.
+pub(super) fn assemble_request(
+    parts: RequestParts<'_>,
     gateway: &Gateway,
 ) -> Result<Request<Bytes>, Box<Response<Bytes>>> {
     let method = Method::from_bytes(parts.method.as_bytes());
-    let most = method.as_ref().map_or(0, |method| gateway.body_max(method, parts.path));
-    if method.is_ok() && parts.body.len() > most {
-        let refusal = Refusal::BodyTooLarge(most);
+    let body_max = method.as_ref().map_or(0, |method| gateway.body_max(method, parts.path));
+    if method.is_ok() && parts.body.len() > body_max {
+        let refusal = Rejection::BodyTooLarge(body_max);
         return Err(Box::new(crate::http::error(refusal.status(), &refusal.to_string())));
     }
     assemble(parts).map_err(|reason| Box::new(bad_request(&reason)))
 }
 
-fn assemble(parts: Parts<'_>) -> Result<Request<Bytes>, http::Error> {
+fn assemble(parts: RequestParts<'_>) -> Result<Request<Bytes>, http::Error> {
     let mut target = parts.path.to_owned();
     if !parts.query.is_empty() {
         let query = Serializer::new(String::new()).extend_pairs(parts.query).finish();
@@ -72,9 +71,10 @@ fn assemble(parts: Parts<'_>) -> Result<Request<Bytes>, http::Error> {
     Ok(request)
 }
 
-/// Takes a response apart. libprocess sends a body with every answer, so it gets none for HEAD.
+/// Splits a response into its parts. libprocess sends the body of every response, so the response
+/// to HEAD gets an empty body.
 #[must_use]
-pub fn answer(response: Response<Bytes>, is_head: bool) -> Answer {
+pub fn split_response(response: Response<Bytes>, is_head: bool) -> ResponseParts {
     let (mut head, body) = response.into_parts();
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let content_type = head.headers.remove(CONTENT_TYPE).as_ref().map(text).unwrap_or_default();
@@ -82,16 +82,20 @@ pub fn answer(response: Response<Bytes>, is_head: bool) -> Answer {
     let mut headers: Vec<_> = headers.collect();
     headers.sort();
     let body = if is_head { Bytes::new() } else { body };
-    Answer { status: head.status.as_u16(), content_type, headers, body }
+    ResponseParts { status: head.status.as_u16(), content_type, headers, body }
 }
 
-/// The answer that is given when nobody gave one: the part has ended, or its task panicked.
+/// Returns the response to a request that the module did not answer, because the module has ended
+/// or its task panicked.
 #[must_use]
-pub fn unanswered() -> Answer {
-    answer(crate::http::error(StatusCode::SERVICE_UNAVAILABLE, "interrupted: try again"), false)
+pub fn interrupted_response() -> ResponseParts {
+    split_response(
+        crate::http::error(StatusCode::SERVICE_UNAVAILABLE, "interrupted: try again"),
+        false,
+    )
 }
 
-/// The answer to what is no request for us.
+/// Returns the response to an invalid request.
 fn bad_request(reason: &http::Error) -> Response<Bytes> {
     crate::http::error(StatusCode::BAD_REQUEST, &format!("malformed request: {reason}"))
 }
@@ -100,9 +104,9 @@ fn bad_request(reason: &http::Error) -> Response<Bytes> {
 mod tests {
     use super::*;
 
-    fn parts<'a>(path: &'a str, query: &[(&str, &str)]) -> Parts<'a> {
+    fn parts<'a>(path: &'a str, query: &[(&str, &str)]) -> RequestParts<'a> {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        Parts {
+        RequestParts {
             method: "GET",
             path,
             query: query.iter().map(own).collect(),
@@ -112,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_put_together_again() {
+    fn request_is_assembled_from_parts() {
         let request = assemble(parts("/overlay-master/state", &[("jsonp", "a b&c")])).unwrap();
         assert_eq!(request.uri(), "/overlay-master/state?jsonp=a+b%26c");
         assert_eq!(request.headers().len(), 1);
@@ -121,15 +125,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused() {
+    fn invalid_request_is_refused() {
         assert!(assemble(parts("/overlay-master/ \u{0}", &[])).is_err());
-        assert!(assemble(Parts { method: "G T", ..parts("/", &[]) }).is_err());
+        assert!(assemble(RequestParts { method: "G T", ..parts("/", &[]) }).is_err());
     }
 
     #[test]
-    fn an_answer_to_head_has_no_body() {
+    fn response_to_head_has_no_body() {
         let response = || crate::http::error(StatusCode::NOT_FOUND, "nothing");
-        let expected = Answer {
+        let expected = ResponseParts {
             status: 404,
             content_type: "text/plain; charset=utf-8".to_owned(),
             headers: vec![
@@ -138,7 +142,7 @@ mod tests {
             ],
             body: Bytes::from_static(b"nothing\n"),
         };
-        assert_eq!(answer(response(), false), expected);
-        assert_eq!(answer(response(), true).body, Bytes::new());
+        assert_eq!(split_response(response(), false), expected);
+        assert_eq!(split_response(response(), true).body, Bytes::new());
     }
 }

@@ -1,16 +1,17 @@
-//! Our log lines become those of Mesos: glog, with file and line.
+//! Sends the log of the module to the log of Mesos: glog, with file and line.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use once_cell::sync::OnceCell;
 
 use crate::logging::LimitedLogger;
 
-/// Targets of our own records begin with this.
-const OWN: &str = "mesos_network_overlay";
+/// Prefixes of the targets of this project's crates.
+const OWN: [&str; 3] = ["mesos_network_overlay", "overlay_", "libprocess"];
 
-/// Where the lines go.
+/// The destination of the lines.
 pub trait Sink: Send + Sync + 'static {
-    /// What is wanted now: operators raise it for a while with Mesos' `/logging/toggle`.
+    /// Returns the current verbosity, which operators raise temporarily with `/logging/toggle` of
+    /// Mesos.
     fn verbosity(&self) -> LevelFilter;
 
     /// Writes a line.
@@ -21,17 +22,17 @@ struct Logger<S>(S);
 
 impl<S: Sink> Log for Logger<S> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries speak of their own matters below warnings.
-        let is_ours = metadata.target().starts_with(OWN);
+        // Below warnings, lines of third-party libraries do not concern the operator.
+        let is_own = OWN.iter().any(|prefix| metadata.target().starts_with(prefix));
         let limit =
-            if is_ours { self.0.verbosity() } else { LevelFilter::Warn.min(self.0.verbosity()) };
+            if is_own { self.0.verbosity() } else { LevelFilter::Warn.min(self.0.verbosity()) };
         metadata.level() <= limit
     }
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let text = record.args().to_string();
-            let file = place(record.file().unwrap_or("unknown"));
+            let file = shown_name(record.file().unwrap_or("unknown"));
             self.0.write(record.level(), &file, record.line().unwrap_or(0), &text);
         }
     }
@@ -39,20 +40,25 @@ impl<S: Sink> Log for Logger<S> {
     fn flush(&self) {}
 }
 
-/// The name of a file of ours as glog should show it, which cuts it off at the last slash: with its
-/// room, for there are many `mod.rs`, and with ours, since Mesos has a `master.cpp` too.
-fn place(file: &str) -> String {
-    match file.strip_prefix("src/") {
-        Some(path) => format!("overlay.{}", path.replace('/', ".")),
-        None => file.to_owned(),
-    }
+/// Returns the name of a source file for glog, which truncates the name at the last slash. The name
+/// includes crate and module, since there are many `mod.rs`, and a prefix, since Mesos has a
+/// `master.cpp` too.
+fn shown_name(file: &str) -> String {
+    let path = match file.strip_prefix("crates/").and_then(|path| path.split_once("/src/")) {
+        Some((name, path)) => format!("{name}.{path}"),
+        None => match file.strip_prefix("src/") {
+            Some(path) => path.to_owned(),
+            None => return file.to_owned(),
+        },
+    };
+    format!("overlay.{}", path.replace('/', "."))
 }
 
-/// Sends the log to `sink`, within the limits of [`LimitedLogger`]. Only the first call does
-/// something: both modules may live in one process, and they share this library.
+/// Sends the log to `sink`, within the limits of [`LimitedLogger`]. Only the first call has an
+/// effect: both modules may run in one process, where they share this library.
 ///
 /// # Errors
-/// When something else in this library has installed a logger, so that there would be no log.
+/// When another logger is installed in this library, so that `sink` would get no lines.
 pub fn install(sink: impl Sink) -> Result<(), log::SetLoggerError> {
     static INSTALLED: OnceCell<()> = OnceCell::new();
     INSTALLED.get_or_try_init(|| {
@@ -90,7 +96,7 @@ mod tests {
             &Record::builder()
                 .level(level)
                 .target(target)
-                .file(Some("src/master/mod.rs"))
+                .file(Some("crates/engine/src/master/mod.rs"))
                 .line(Some(7))
                 .args(format_args!("ignored \u{1b}[0m\nof \u{202e}10.0.0.1"))
                 .build(),
@@ -100,40 +106,40 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_one_line_with_its_place() {
+    fn record_is_one_line_with_file_and_line() {
         assert_eq!(
-            lines(LevelFilter::Info, "mesos_network_overlay::master", Level::Warn),
-            [r"WARN overlay.master.mod.rs:7 ignored \u{1b}[0m\nof \u{202e}10.0.0.1"]
+            lines(LevelFilter::Info, "overlay_engine::master", Level::Warn),
+            [r"WARN overlay.engine.master.mod.rs:7 ignored \u{1b}[0m\nof \u{202e}10.0.0.1"]
         );
     }
 
     #[test]
-    fn flood_of_a_stranger_does_not_fill_the_log_of_mesos() {
+    fn flood_does_not_fill_log_of_mesos() {
         let lines = Arc::default();
         let logger = LimitedLogger::new(Logger(Lines(LevelFilter::Info, Arc::clone(&lines))));
         for _ in 0..10_000 {
             let mut record = Record::builder();
-            record.level(Level::Info).target("mesos_network_overlay::master");
-            record.module_path_static(Some("mesos_network_overlay::master"));
-            record.file_static(Some("src/master/mod.rs")).line(Some(7));
+            record.level(Level::Info).target("overlay_engine::master");
+            record.module_path_static(Some("overlay_engine::master"));
+            record.file_static(Some("crates/engine/src/master/mod.rs")).line(Some(7));
             logger.log(&record.args(format_args!("agent registered")).build());
         }
         logger.flush();
         let lines = lines.lock();
         assert!(lines.len() < 1000, "{}", lines.len());
         let last = lines.last().unwrap();
-        let told = "INFO overlay.master.mod.rs:7 left out ";
+        let start = "INFO overlay.engine.master.mod.rs:7 left out ";
         assert!(
-            last.starts_with(told) && last.ends_with("like this one: agent registered"),
+            last.starts_with(start) && last.ends_with("like this one: agent registered"),
             "{last}"
         );
     }
 
     #[test]
-    fn more_is_said_of_ourselves_than_of_libraries() {
-        let ours = "mesos_network_overlay::runtime";
-        assert!(lines(LevelFilter::Info, ours, Level::Debug).is_empty());
-        assert_eq!(lines(LevelFilter::Trace, ours, Level::Debug).len(), 1);
+    fn libraries_are_logged_from_warnings_on() {
+        let own = "mesos_network_overlay::runtime";
+        assert!(lines(LevelFilter::Info, own, Level::Debug).is_empty());
+        assert_eq!(lines(LevelFilter::Trace, own, Level::Debug).len(), 1);
         assert!(lines(LevelFilter::Trace, "redb", Level::Info).is_empty());
         assert_eq!(lines(LevelFilter::Info, "redb", Level::Warn).len(), 1);
     }

@@ -1,10 +1,10 @@
-//! The records that Mesos finds with `dlsym` (`mesos/module.hpp`). They are Rust's because a C++
-//! global does not leave a cdylib: rustc hides every symbol that is not its own.
+//! The records that Mesos finds with `dlsym` (`mesos/module.hpp`). They are defined in Rust because
+//! rustc hides every C++ symbol of a cdylib.
 #![expect(unsafe_code, reason = "Mesos reads these records by their names")]
 
 use std::ffi::c_char;
 
-/// What bindgen reads from the headers of this Mesos: the record's first part, and versions.
+/// Bindings from the headers of Mesos: the base of the record, and the versions.
 #[allow(
     dead_code,
     unreachable_pub,
@@ -22,7 +22,7 @@ mod headers {
 
 use headers::{MESOS_MODULE_API_VERSION, MESOS_VERSION, mesos_modules_ModuleBase as ModuleBase};
 
-/// Stands for what only C++ knows.
+/// A type that only C++ defines.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Opaque([u8; 0]);
@@ -35,24 +35,24 @@ unsafe extern "C" {
 /// `mesos::modules::Module<Anonymous>`.
 #[repr(C)]
 #[derive(Debug)]
-pub struct Module {
+pub struct ModuleRecord {
     base: ModuleBase,
     create: unsafe extern "C" fn(*const Opaque) -> *mut Opaque,
 }
 
-// SAFETY: nobody writes to it, and what it points to is static.
-unsafe impl Sync for Module {}
+// SAFETY: the record is never written, and its pointers refer to static data.
+unsafe impl Sync for ModuleRecord {}
 
-// The other half of these checks is in cpp-shim/create.cpp.
+// cpp-shim/create.cpp checks the C++ side.
 const _: () = assert!(size_of::<ModuleBase>() == 7 * size_of::<*const ()>());
-const _: () = assert!(size_of::<Module>() == 8 * size_of::<*const ()>());
-const _: () = assert!(std::mem::offset_of!(Module, create) == 7 * size_of::<*const ()>());
+const _: () = assert!(size_of::<ModuleRecord>() == 8 * size_of::<*const ()>());
+const _: () = assert!(std::mem::offset_of!(ModuleRecord, create) == 7 * size_of::<*const ()>());
 
 const fn module(
     description: &'static std::ffi::CStr,
     create: unsafe extern "C" fn(*const Opaque) -> *mut Opaque,
-) -> Module {
-    Module {
+) -> ModuleRecord {
+    ModuleRecord {
         base: ModuleBase {
             moduleApiVersion: MESOS_MODULE_API_VERSION.as_ptr().cast::<c_char>(),
             mesosVersion: MESOS_VERSION.as_ptr().cast::<c_char>(),
@@ -60,26 +60,27 @@ const fn module(
             authorName: c"mesos-overlay".as_ptr(),
             authorEmail: c"".as_ptr(),
             description: description.as_ptr(),
-            // Without it Mesos insists on its own version exactly, which is what the ABI needs.
+            // Without this function, Mesos loads only a module built for exactly its own version,
+            // which the ABI requires.
             compatible: None,
         },
         create,
     }
 }
 
-const MASTER: Module = module(c"Master of overlay networks", mesos_overlay_create_master);
-const AGENT: Module = module(c"Agent of overlay networks", mesos_overlay_create_agent);
+const MASTER: ModuleRecord = module(c"Master of overlay networks", mesos_overlay_create_master);
+const AGENT: ModuleRecord = module(c"Agent of overlay networks", mesos_overlay_create_agent);
 
 /// The master module.
 #[unsafe(no_mangle)]
-pub static com_mesosphere_mesos_MasterOverlayHelper: Module = MASTER;
+pub static com_mesosphere_mesos_MasterOverlayHelper: ModuleRecord = MASTER;
 /// The agent module.
 #[unsafe(no_mangle)]
-pub static com_mesosphere_mesos_AgentOverlayHelper: Module = AGENT;
+pub static com_mesosphere_mesos_AgentOverlayHelper: ModuleRecord = AGENT;
 
-/// The master module under the name that the C++ one had.
+/// The master module under the name of the C++ module.
 #[unsafe(no_mangle)]
-pub static com_mesosphere_mesos_OverlayMasterManager: Module = MASTER;
-/// The agent module under the name that the C++ one had.
+pub static com_mesosphere_mesos_OverlayMasterManager: ModuleRecord = MASTER;
+/// The agent module under the name of the C++ module.
 #[unsafe(no_mangle)]
-pub static com_mesosphere_mesos_OverlayAgentManager: Module = AGENT;
+pub static com_mesosphere_mesos_OverlayAgentManager: ModuleRecord = AGENT;

@@ -4,64 +4,63 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overlay_config::{MasterConfig, StoreKind, master_file, master_from_parameters};
+use overlay_engine::master::Settings;
+use overlay_store::{Change, FileStore, Loaded, MemoryStore, ReplicatedLogStore, Store};
+use overlay_types::protocol::Network;
+use overlay_types::state::{Epoch, StoreError, Version};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Kind;
-use super::log_place::{LogPlace, OpenLog, OpeningLog, resolve};
+use super::configured::{Configured, Task};
+use super::kind::Kind;
 use super::parameters::Inputs;
-use super::part::{Configured, Task};
 use super::realm::Access;
-use crate::config::{MasterConfig, StoreKind, master_file, master_from_parameters};
-use crate::master::Settings;
-use crate::protocol::Network;
-use crate::runtime::{MasterHost, MasterOptions, Metrics, judge_for_master, supervise};
-use crate::store::{
-    Change, Epoch, FileStore, Loaded, MemoryStore, ReplicatedLogStore, Store, StoreError, Version,
-};
-use crate::transport::mesos::Gateway;
+use super::replicated_log::{LogLocation, OpenLog, OpeningLog, resolve};
+use crate::runtime::gateway::Gateway;
+use crate::runtime::{MasterHost, MasterOptions, Metrics, master_admission, supervise};
 
-/// Path, what a request may do, and what `/help` says.
+/// Path, access, and text of `/help` of each route.
 pub(super) const ROUTES: [(&str, Access, &str); 6] = [
     (
         "/state",
         Access::Read,
-        "### TL;DR; ###\nThe overlay networks, and what every agent has of them.\n\n\
+        "### TL;DR; ###\nThe overlay networks, and the allocations of every agent.\n\n\
          ### DESCRIPTION ###\nJSON, or protobuf where `Accept` says `application/x-protobuf`.\n\n\
          Query parameters:\n\n>        jsonp=VALUE   Wraps the JSON in a call of this function.\n",
     ),
     (
         "/agents/delete",
         Access::Write,
-        "### TL;DR; ###\nForgets agents, and frees their addresses.\n\n\
+        "### TL;DR; ###\nReleases agents and their addresses.\n\n\
          ### DESCRIPTION ###\nPOST `{\"agents\":[\"10.0.0.1\"]}`. An agent that still runs gets \
-         its addresses again as long as nobody else has them.\n",
+         its addresses again unless another agent has them.\n",
     ),
     (
         "/health",
         Access::Read,
-        "### TL;DR; ###\nWhether the overlay master is well, and what needs an operator.\n",
+        "### TL;DR; ###\nCondition of the overlay master, and problems for an operator.\n",
     ),
     (
         "/history",
         Access::Read,
-        "### TL;DR; ###\nWho had which overlay addresses when, and why that changed.\n\n\
-         ### DESCRIPTION ###\nQuery parameters:\n\n>        agent=IP   Shows what happened to this \
-         agent only.\n",
+        "### TL;DR; ###\nHistory of the overlay addresses of every agent, with reasons.\n\n\
+         ### DESCRIPTION ###\nQuery parameters:\n\n>        agent=IP   Selects the entries of this \
+         agent.\n",
     ),
     (
         "/preview",
         Access::Read,
-        "### TL;DR; ###\nWhat a network file would do to the agents; nothing changes.\n\n\
+        "### TL;DR; ###\nEffect of a network file on the agents; nothing changes.\n\n\
          ### DESCRIPTION ###\nPOST the network file.\n",
     ),
-    ("/metrics", Access::Read, "### TL;DR; ###\nWhat the overlay master counts, for Prometheus.\n"),
+    ("/metrics", Access::Read, "### TL;DR; ###\nMetrics of the overlay master, for Prometheus.\n"),
 ];
 
-/// How long nobody may lead before that is worth a line: longer than any election takes.
-const LEADERLESS: Duration = Duration::from_secs(30);
+/// Time without a leader after which a warning is logged. No election takes that long.
+const LEADERLESS_MAX: Duration = Duration::from_secs(30);
 
-/// Reads the configuration; what it says can then be started.
+/// Reads the configuration of the master module.
 pub(super) fn configure(
     inputs: &Inputs,
     leader: watch::Receiver<Option<SocketAddrV4>>,
@@ -69,20 +68,21 @@ pub(super) fn configure(
 ) -> Result<Configured, String> {
     let config = inputs.read(Kind::Master, master_file, master_from_parameters)?;
     refuse_zookeeper(&config)?;
-    let place = LogPlace::of(&config).map_err(|reason| format!("{}: {reason}", Kind::Master))?;
-    let shared = place.as_ref().and_then(|place| place.url.clone());
-    // Where mesos-master itself is elected; the log's path need not be the same.
-    let election = shared.map(|url| inputs.environment.mesos_zk.clone().unwrap_or(url));
+    let location = LogLocation::from_config(&config)
+        .map_err(|reason| format!("{}: {reason}", Kind::Master))?;
+    let log_url = location.as_ref().and_then(|location| location.url.clone());
+    // The election of mesos-master may have another path than the log.
+    let election = log_url.map(|url| inputs.environment.mesos_zk.clone().unwrap_or(url));
     let election = election.map(|url| resolve(&url)).transpose()?;
     let metrics = Metrics::new();
     let gauges = Arc::new(metrics.clone());
-    let gateway = Gateway::new(config.limits, judge_for_master());
+    let gateway = Gateway::new(config.limits, master_admission());
     let transports = Arc::clone(&gateway);
     let is_elected = election.is_some();
     let start = Box::new(move |address, ended| {
-        let (leads, leading) = watch::channel(false);
+        let (leading_sender, leading) = watch::channel(false);
         let network = Arc::new(config.network.clone());
-        let store = store(&config, place, open_log, &network);
+        let store = create_store(&config, location, open_log, &network);
         let counted = metrics.clone();
         let start = move || {
             let network = Arc::clone(&network);
@@ -91,7 +91,7 @@ pub(super) fn configure(
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
                 metrics: metrics.clone(),
-                reread: None,
+                read_config: None,
                 seed: fastrand::u64(..),
             };
             MasterHost::start(options, transports.transport(address))
@@ -99,44 +99,45 @@ pub(super) fn configure(
         Box::pin(async move {
             tokio::select! {
                 () = supervise("overlay master", start, || counted.count_restart(), ended) => {}
-                () = tell_whether_leading(leader, address, leads), if is_elected => {}
+                () = follow_election(leader, address, leading_sender), if is_elected => {}
             }
         }) as Task
     });
     Ok(Configured { gateway, start, election, gauges })
 }
 
-/// Says whether this master, at `own`, is the leader, at each change of who is.
-async fn tell_whether_leading(
+/// Reports at each change of the leader whether the master at `own` leads.
+async fn follow_election(
     mut leader: watch::Receiver<Option<SocketAddrV4>>,
     own: SocketAddrV4,
-    leads: watch::Sender<bool>,
+    leading: watch::Sender<bool>,
 ) {
     loop {
         let now = *leader.borrow_and_update();
-        leads.send_replace(now == Some(own));
+        leading.send_replace(now == Some(own));
         let changed = match now {
             Some(_) => leader.changed().await,
-            None => match tokio::time::timeout(LEADERLESS, leader.changed()).await {
+            None => match tokio::time::timeout(LEADERLESS_MAX, leader.changed()).await {
                 Ok(changed) => changed,
                 Err(_) => {
                     log::warn!(
-                        "overlay master: for {LEADERLESS:?} nobody leads: is the path in ZooKeeper \
-                         that of --zk of mesos-master? MESOS_ZK or zk.url names it"
+                        "overlay master: no master has led for {LEADERLESS_MAX:?}: check that the \
+                         path in ZooKeeper, from MESOS_ZK or zk.url, is that of --zk of \
+                         mesos-master"
                     );
                     leader.changed().await
                 }
             },
         };
         if changed.is_err() {
-            // Whoever follows the election has ended, and so will this.
+            // The election is no longer followed: the module is about to stop.
             std::future::pending().await
         }
     }
 }
 
-/// Mesos holds the election, at an address of its own, and a state that is elsewhere would need
-/// another one.
+/// Refuses a store in ZooKeeper. Mesos holds the election of the module, and such a store would
+/// need another election.
 fn refuse_zookeeper(config: &MasterConfig) -> Result<(), String> {
     match &config.store {
         StoreKind::ZooKeeper(_) => Err(format!(
@@ -148,21 +149,21 @@ fn refuse_zookeeper(config: &MasterConfig) -> Result<(), String> {
     }
 }
 
-/// The store, for this host and the next ones: one that was open must not be made anew, if its file
-/// has vanished. One that cannot be opened does not keep Mesos from starting: the master says
-/// FAILED, and tries again.
-fn store(
+/// Creates the store. Restarts of the state machine keep the store, so that a store whose file was
+/// deleted is not created again. If the store cannot be opened, Mesos still starts: the master
+/// reports FAILED and retries.
+fn create_store(
     config: &MasterConfig,
-    place: Option<LogPlace>,
+    location: Option<LogLocation>,
     open_log: OpenLog,
     network: &Arc<Network>,
 ) -> SharedStore {
-    let store: Box<dyn Store> = if let Some(place) = place {
-        log::info!("overlay master: its state is in the log in {}", place.directory.display());
-        let log = Arc::new(OpeningLog::start(place, open_log));
+    let store: Box<dyn Store> = if let Some(location) = location {
+        log::info!("overlay master: the state is in the log in {}", location.directory.display());
+        let log = Arc::new(OpeningLog::start(location, open_log));
         Box::new(ReplicatedLogStore::new(log, Arc::clone(network)))
     } else if config.store == StoreKind::File {
-        log::info!("overlay master: its state is in {}", config.work_dir.display());
+        log::info!("overlay master: the state is in {}", config.work_dir.display());
         Box::new(FileStore::at(&config.work_dir))
     } else {
         log::warn!(
@@ -174,7 +175,7 @@ fn store(
     SharedStore(Arc::new(Mutex::new(store)))
 }
 
-/// A store that one host after the other uses.
+/// A store that successive instances of the state machine use.
 #[derive(Clone)]
 struct SharedStore(Arc<Mutex<Box<dyn Store>>>);
 

@@ -1,29 +1,33 @@
-//! The two Mesos modules: the same machines as in the program, as guests of mesos-master and
+//! The two Mesos modules: the state machines of the program, embedded in mesos-master and
 //! mesos-agent.
 //!
 //! ```text
-//!   libprocess threads ── bridge ── Part ── Gateway ── queue ─┐
-//!                                                             ▼  threads of ours
-//!   libprocess threads ◀── bridge ◀── Process ◀────── supervised host: machine and executor
+//!   libprocess threads ── bridge ── Module ── Gateway ── queue ─┐
+//!                                                               ▼  threads of the module
+//!   libprocess threads ◀── bridge ◀── Process ◀──── supervised state machine and executor
 //! ```
 //!
-//! A [`Part`] is one module: made by Mesos' `create` on its main thread, started when its
-//! libprocess process is, stopped when that ends. The rules for a guest: never exit, abort, change
-//! signals, environment, umask or working directory; no thread of libprocess waits for us, no panic
-//! and no exception crosses, and every descriptor is closed on exec, since the agent forks tasks.
+//! A [`Module`] is created on the main thread of Mesos, started with its libprocess process, and
+//! stopped when that process ends. Embedded code must not exit or abort the process, or change its
+//! signals, environment, umask or working directory. It must not block a thread of libprocess, and
+//! no panic or exception may propagate into Mesos. Every descriptor is closed on exec, since the
+//! agent forks tasks.
 //!
-//! What needs the headers of Mesos is the feature `mesos`: `bridge`, the only room with `unsafe`,
-//! and `manifest`. The rest knows Mesos only through traits, and is tested without it.
+//! The feature `mesos` adds the modules that need the headers of Mesos: `bridge`, the only module
+//! with `unsafe` calls, and `manifest`. The other modules use Mesos only through traits, and their
+//! tests need no Mesos.
 
 mod agent;
-mod guard;
+mod configured;
 mod http;
-mod log_place;
+mod instance;
+mod kind;
 mod logger;
 mod master;
+mod panic;
 mod parameters;
-mod part;
 mod realm;
+mod replicated_log;
 
 #[cfg(all(feature = "mesos", not(test)))]
 mod bridge;
@@ -33,9 +37,11 @@ pub mod manifest;
 #[cfg(test)]
 mod tests;
 
-pub use self::http::{Answer, Parts, answer, unanswered};
-pub use guard::log_panics;
-pub use log_place::{LogPlace, OpenLog};
+pub use self::http::{RequestParts, ResponseParts, interrupted_response, split_response};
+pub use self::panic::log_panics;
+pub use configured::{Gauges, Route};
+pub use instance::Module;
+pub use kind::Kind;
 pub use logger::{Sink, install as install_logger};
 pub use parameters::Inputs;
-pub use part::{Gauges, Kind, Part, Route};
+pub use replicated_log::{LogLocation, OpenLog};

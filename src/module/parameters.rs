@@ -1,26 +1,27 @@
-//! What a module is configured with: the parameters of the module file, a file that one of them
-//! names, the environment of the Mesos process.
+//! The configuration of a module: the parameters of the module file, a file that a parameter names,
+//! and the environment of the Mesos process.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::Kind;
-use crate::config::{Environment, Problem, Problems};
+use overlay_config::{Environment, Problem, Problems};
 
-/// More than any configuration; the parser has its own, stricter limit and words for it.
+use super::kind::Kind;
+
+/// Maximum length of a file in bytes. The parser has a stricter limit with a message of its own.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 
-/// What Mesos gives a module when it makes it. Not printed: it may hold a password.
+/// The input of a module at its creation. `Debug` omits values, which may contain a password.
 pub struct Inputs {
     pub(super) parameters: Vec<(String, String)>,
     pub(super) environment: Environment,
 }
 
-/// Which parameter names a file, and which file.
+/// Returns the parameter that names a file, and the path.
 type NamedFile = fn(&[(String, String)]) -> Option<(String, PathBuf)>;
-/// The configuration that parameters, the named file's name and text, and the environment make.
+/// Parses the configuration from the parameters, name and text of the file, and the environment.
 type Parse<T> = fn(&[(String, String)], Option<(&str, &str)>, &Environment) -> Parsed<T>;
 type Parsed<T> = Result<(T, Vec<Problem>), Problems>;
 
@@ -32,11 +33,11 @@ impl fmt::Debug for Inputs {
 }
 
 impl Inputs {
-    /// These parameters, and what the C++ modules read from the environment. To be called on the
-    /// thread on which Mesos makes modules: only that one may read the environment.
+    /// Adds the environment variables that the C++ modules read. The caller must be the thread on
+    /// which Mesos creates modules, since other threads may change the environment later.
     #[must_use]
     pub fn new(parameters: Vec<(String, String)>) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "the flags of Mesos that are set there")]
+        #[expect(clippy::disallowed_methods, reason = "flags of Mesos in the environment")]
         let read = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let environment = Environment {
             mesos_master: read("MESOS_MASTER"),
@@ -46,7 +47,7 @@ impl Inputs {
         Self { parameters, environment }
     }
 
-    /// The checked configuration. Its warnings and problems go to the log, a line each.
+    /// Parses and checks the configuration. Each warning and problem is logged in a line.
     pub(super) fn read<T>(
         &self,
         kind: Kind,
@@ -74,32 +75,32 @@ impl Inputs {
                     log::error!("{kind}: {problem}");
                 }
                 let count = problems.as_slice().len();
-                let them = if count == 1 { "1 problem" } else { "these problems" };
-                Err(format!("{kind}: not loaded: mend {them} of its configuration (above)"))
+                let problems = if count == 1 { "1 problem" } else { "these problems" };
+                Err(format!("{kind}: not loaded: fix {problems} of its configuration (above)"))
             }
         }
     }
 }
 
-/// The content of a file that the configuration names. Anything else than a file could keep the
-/// main thread of Mesos waiting.
+/// Reads a file that the configuration names. Reading anything but a regular file could block the
+/// main thread of Mesos.
 pub(super) fn read_text(path: &Path) -> Result<String, String> {
     let read = || {
         if !std::fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it is no file"));
+            return Err(io::Error::other("not a regular file"));
         }
         let mut text = String::new();
         let length = File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
         if u64::try_from(length).is_ok_and(|length| length > FILE_MAX) {
             let mebibytes = FILE_MAX / (1024 * 1024);
-            let reason = format!("it has more than {mebibytes} MiB: is it the right file?");
+            let reason = format!("larger than {mebibytes} MiB: check the path");
             return Err(io::Error::new(ErrorKind::FileTooLarge, reason));
         }
         Ok(text)
     };
     read().map_err(|error| {
         let remedy = match error.kind() {
-            ErrorKind::InvalidData => "it is no text in UTF-8: save it as such".to_owned(),
+            ErrorKind::InvalidData => "not UTF-8: save the file as UTF-8".to_owned(),
             ErrorKind::NotFound => format!("{error}: check the path"),
             ErrorKind::PermissionDenied => format!("{error}: let the user of Mesos read it"),
             _ => error.to_string(),

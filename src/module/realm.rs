@@ -1,24 +1,25 @@
-//! Which of Mesos' authentication realms protects an endpoint.
+//! The authentication realm of Mesos for an endpoint.
 //!
-//! The names are those of `src/master/constants.hpp` and `src/slave/constants.hpp` of Mesos, the
-//! same from 1.4 to 1.12. They are not in an installed header.
+//! The names come from `src/master/constants.hpp` and `src/slave/constants.hpp` of Mesos 1.4 to
+//! 1.12. No installed header contains them.
 
 use std::path::Path;
 
-use super::Kind;
+use super::kind::Kind;
 
-/// What a request may do.
+/// The access that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
     Write,
 }
 
-/// The realm of an endpoint of the part `kind` in the program at `executable`.
+/// Returns the realm of an endpoint of a module in the Mesos program `executable`.
 ///
-/// A realm is guarded only in the program that it belongs to: one of the agent's in mesos-master,
-/// where DC/OS has both modules, would leave the endpoint open. So the program decides; one of
-/// another name, such as mesos-local, which guards neither, gets the realm of the part.
+/// Mesos protects a realm only in the program to which the realm belongs. DC/OS loads both modules
+/// into mesos-master, where a realm of the agent would leave the endpoint open. So the program
+/// determines the realm. In a program of another name, such as mesos-local, the module determines
+/// the realm.
 pub(super) fn realm(kind: Kind, access: Access, executable: Option<&Path>) -> &'static str {
     let name = executable.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let is_master = if name.contains("mesos-master") {
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_decides_and_then_the_part() {
+    fn program_determines_realm_before_module() {
         let realm = |kind, path: &str| realm(kind, Access::Read, Some(Path::new(path)));
         assert_eq!(realm(Kind::Master, "/usr/sbin/mesos-master"), "mesos-master-readonly");
         assert_eq!(realm(Kind::Agent, "/usr/sbin/mesos-master"), "mesos-master-readonly");

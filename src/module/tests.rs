@@ -1,4 +1,4 @@
-//! A part as Mesos would use it, with a process that only notes what it is asked to send.
+//! A module as Mesos uses it, with a fake process that records sent messages.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,27 +7,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use overlay_config::Environment;
+use overlay_store::Log;
+use overlay_types::addr::{Upid, master_upid};
+use overlay_wire as wire;
 use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
 
-use super::http::Parts;
-use super::log_place::LogPlace;
+use super::http::RequestParts;
 use super::parameters::Inputs;
-use super::{Kind, Part};
-use crate::addr::Upid;
-use crate::config::Environment;
-use crate::store::Log;
-use crate::transport::mesos::{Process, Responder};
-use crate::wire;
+use super::replicated_log::LogLocation;
+use super::{Kind, Module};
+use crate::runtime::gateway::{Process, Responder};
 
-/// No test waits longer for something that must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout for events that must happen.
+const TIMEOUT: Duration = Duration::from_secs(20);
 const NETWORK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/network.json");
 
-/// A process has one part of a kind, and the tests are one process.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock()
+/// Serializes the tests: they share a process, which has one module of a kind.
+fn serialize() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock()
 }
 
 fn inputs(parameters: &[(&str, &str)]) -> Inputs {
@@ -36,13 +36,13 @@ fn inputs(parameters: &[(&str, &str)]) -> Inputs {
     Inputs { parameters, environment: Environment::default() }
 }
 
-fn no_log(_: &LogPlace) -> Result<Arc<dyn Log>, String> {
-    Err("there is none here".to_owned())
+fn no_log(_: &LogLocation) -> Result<Arc<dyn Log>, String> {
+    Err("no log".to_owned())
 }
 
-fn master(work_dir: &Path) -> Part {
+fn master(work_dir: &Path) -> Module {
     let inputs = inputs(&[("overlays", NETWORK), ("work_dir", work_dir.to_str().unwrap())]);
-    Part::create(Kind::Master, &inputs, no_log).unwrap()
+    Module::create(Kind::Master, &inputs, no_log).unwrap()
 }
 
 #[derive(Debug, PartialEq)]
@@ -51,9 +51,9 @@ enum Sent {
     Link(Upid),
 }
 
-struct Note(Sender<Sent>);
+struct RecordingProcess(Sender<Sent>);
 
-impl Process for Note {
+impl Process for RecordingProcess {
     fn send(&self, to: &Upid, name: &'static str, body: &[u8]) {
         self.0.send(Sent::Message(to.clone(), name, body.to_vec())).unwrap();
     }
@@ -63,39 +63,40 @@ impl Process for Note {
     }
 }
 
-fn started(part: &Part) -> Receiver<Sent> {
+fn start(module: &Module) -> Receiver<Sent> {
     let (sender, sent) = mpsc::channel();
-    part.start(Arc::new(Note(sender)), "10.0.0.1:5050".parse().unwrap());
+    module.start(Arc::new(RecordingProcess(sender)), "10.0.0.1:5050".parse().unwrap());
     sent
 }
 
-struct Waiting(Sender<Response<Bytes>>);
+struct WaitingClient(Sender<Response<Bytes>>);
 
-impl Responder for Waiting {
+impl Responder for WaitingClient {
     fn respond(self: Box<Self>, response: Response<Bytes>) {
         self.0.send(response).unwrap();
     }
 }
 
-fn question(path: &str) -> Parts<'_> {
-    Parts { method: "GET", path, query: Vec::new(), headers: Vec::new(), body: b"" }
+fn get_request(path: &str) -> RequestParts<'_> {
+    RequestParts { method: "GET", path, query: Vec::new(), headers: Vec::new(), body: b"" }
 }
 
-fn get(part: &Part, path: &str) -> Response<Bytes> {
+fn get(module: &Module, path: &str) -> Response<Bytes> {
     let (sender, answer) = mpsc::channel();
-    part.request(question(path), "10.0.0.2:40000", Box::new(Waiting(sender)));
-    answer.recv_timeout(PATIENCE).unwrap()
+    module.request(get_request(path), "10.0.0.2:40000", Box::new(WaitingClient(sender)));
+    answer.recv_timeout(TIMEOUT).unwrap()
 }
 
-/// What the master tells the agent 10.0.0.7 that registers.
-fn register(part: &Part, sent: &Receiver<Sent>) -> Vec<u8> {
+/// Registers the agent 10.0.0.7, and returns the assignment from the master.
+fn register(module: &Module, sent: &Receiver<Sent>) -> Vec<u8> {
     let agent = "overlay-agent@10.0.0.7:5051";
     let register = "mesos.modules.overlay.internal.RegisterAgentMessage";
-    let options = crate::protocol::AgentOptions::default();
-    let (name, body) = wire::encode_message(&crate::protocol::Message::RegisterAgent(options));
+    let options = overlay_types::protocol::AgentOptions::default();
+    let (name, body) =
+        wire::encode_message(&overlay_types::protocol::Message::RegisterAgent(options));
     assert_eq!(name, register);
-    part.message(agent, name, &body);
-    match sent.recv_timeout(PATIENCE).unwrap() {
+    module.message(agent, name, &body);
+    match sent.recv_timeout(TIMEOUT).unwrap() {
         Sent::Message(to, name, body) => {
             assert_eq!(to.to_string(), agent);
             assert_eq!(name, "mesos.modules.overlay.internal.UpdateAgentOverlaysMessage");
@@ -106,110 +107,115 @@ fn register(part: &Part, sent: &Receiver<Sent>) -> Vec<u8> {
 }
 
 #[test]
-fn a_master_serves_and_keeps_what_it_promised() {
-    let _alone = alone();
+fn restarted_master_sends_same_assignment() {
+    let _guard = serialize();
     let directory = TempDir::new().unwrap();
-    let part = master(directory.path());
-    let sent = started(&part);
-    let promised = register(&part, &sent);
-    let state = get(&part, "/overlay-master/state");
+    let module = master(directory.path());
+    let sent = start(&module);
+    let assignment = register(&module, &sent);
+    let state = get(&module, "/overlay-master/state");
     assert_eq!(state.status(), StatusCode::OK);
     assert!(String::from_utf8_lossy(state.body()).contains("10.0.0.7"));
-    assert_eq!(get(&part, "/overlay-master/health").status(), StatusCode::OK);
-    part.stop();
-    drop(part);
-    let part = master(directory.path());
-    let sent = started(&part);
-    assert_eq!(register(&part, &sent), promised);
+    assert_eq!(get(&module, "/overlay-master/health").status(), StatusCode::OK);
+    module.stop();
+    drop(module);
+    let module = master(directory.path());
+    let sent = start(&module);
+    assert_eq!(register(&module, &sent), assignment);
 }
 
 #[test]
-fn a_stopped_part_answers_and_calls_nobody() {
-    let _alone = alone();
+fn stopped_module_sends_nothing() {
+    let _guard = serialize();
     let directory = TempDir::new().unwrap();
-    let part = master(directory.path());
-    let sent = started(&part);
-    register(&part, &sent);
-    part.stop();
-    part.message("overlay-agent@10.0.0.8:5051", wire::MESSAGE_NAMES[0], b"");
-    part.exited("overlay-agent@10.0.0.7:5051");
+    let module = master(directory.path());
+    let sent = start(&module);
+    register(&module, &sent);
+    module.stop();
+    module.message("overlay-agent@10.0.0.8:5051", wire::MESSAGE_NAMES[0], b"");
+    module.exited("overlay-agent@10.0.0.7:5051");
     let (sender, answer) = mpsc::channel();
-    part.request(question("/overlay-master/state"), "10.0.0.2:40000", Box::new(Waiting(sender)));
-    assert!(answer.recv().is_err(), "the responder is let go");
-    assert!(sent.recv().is_err(), "the process is let go");
-    part.stop();
+    module.request(
+        get_request("/overlay-master/state"),
+        "10.0.0.2:40000",
+        Box::new(WaitingClient(sender)),
+    );
+    assert!(answer.recv().is_err(), "the responder is dropped");
+    assert!(sent.recv().is_err(), "the process is dropped");
+    module.stop();
 }
 
 #[test]
-fn there_is_one_part_of_a_kind_in_a_process() {
-    let _alone = alone();
+fn second_module_of_same_kind_is_refused() {
+    let _guard = serialize();
     let directory = TempDir::new().unwrap();
-    let part = master(directory.path());
-    let second = Part::create(Kind::Master, &inputs(&[("overlays", NETWORK)]), no_log).unwrap_err();
+    let module = master(directory.path());
+    let second =
+        Module::create(Kind::Master, &inputs(&[("overlays", NETWORK)]), no_log).unwrap_err();
     assert_eq!(
         second,
         "overlay master: this process has one already: com_mesosphere_mesos_MasterOverlayHelper \
          and com_mesosphere_mesos_OverlayMasterManager are two names of one module: load one"
     );
-    drop(part);
+    drop(module);
     drop(master(directory.path()));
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_does_not_keep_mesos_from_starting() {
-    let _alone = alone();
-    let part = master(Path::new("/dev/null/nowhere"));
-    let _sent = started(&part);
-    let answer = get(&part, "/overlay-master/health");
+fn module_starts_without_usable_store() {
+    let _guard = serialize();
+    let module = master(Path::new("/dev/null/nowhere"));
+    let _sent = start(&module);
+    let answer = get(&module, "/overlay-master/health");
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(get(&part, "/overlay-master/state").status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(&module, "/overlay-master/state").status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[test]
-fn an_agent_follows_the_election() {
-    let _alone = alone();
+fn agent_follows_election() {
+    let _guard = serialize();
     let directory = TempDir::new().unwrap();
     let cni = directory.path().join("cni");
-    let part = Part::create(
+    let module = Module::create(
         Kind::Agent,
         &inputs(&[
             ("master", "zk://user:secret@10.0.0.1:2181/mesos"),
             ("cni_dir", cni.to_str().unwrap()),
-            // The network of the machine is not the test's.
+            // The test must not change the network of this machine.
             ("dataplane", "external"),
         ]),
         no_log,
     )
     .unwrap();
-    assert!(cni.is_dir(), "the containerizer reads it before the part is started");
-    assert_eq!(part.election(), Some("zk://user:secret@10.0.0.1:2181/mesos"));
-    let sent = started(&part);
-    part.elected(Some("master@10.0.0.2:5050"));
-    let second = Upid::master("10.0.0.2:5050".parse().unwrap());
-    assert_eq!(sent.recv_timeout(PATIENCE), Ok(Sent::Link(second.clone())));
-    assert!(matches!(sent.recv_timeout(PATIENCE), Ok(Sent::Message(to, ..)) if to == second));
-    part.elected(Some("no process at all"));
-    part.elected(Some("master@10.0.0.3:5050"));
-    let third = Upid::master("10.0.0.3:5050".parse().unwrap());
-    let mut after = std::iter::repeat_with(|| sent.recv_timeout(PATIENCE).unwrap());
+    assert!(cni.is_dir(), "the containerizer reads it before the module is started");
+    assert_eq!(module.election(), Some("zk://user:secret@10.0.0.1:2181/mesos"));
+    let sent = start(&module);
+    module.elected(Some("master@10.0.0.2:5050"));
+    let second = master_upid("10.0.0.2:5050".parse().unwrap());
+    assert_eq!(sent.recv_timeout(TIMEOUT), Ok(Sent::Link(second.clone())));
+    assert!(matches!(sent.recv_timeout(TIMEOUT), Ok(Sent::Message(to, ..)) if to == second));
+    module.elected(Some("no UPID"));
+    module.elected(Some("master@10.0.0.3:5050"));
+    let third = master_upid("10.0.0.3:5050".parse().unwrap());
+    let mut after = std::iter::repeat_with(|| sent.recv_timeout(TIMEOUT).unwrap());
     assert!(after.any(|sent| sent == Sent::Link(third.clone())));
-    part.stop();
+    module.stop();
 }
 
 #[test]
-fn what_is_wrong_with_the_parameters_is_said() {
-    let _alone = alone();
-    let refused = |kind, parameters: &[(&str, &str)]| {
-        Part::create(kind, &inputs(parameters), no_log).map(|_| ()).unwrap_err()
+fn invalid_parameters_are_refused_with_reason() {
+    let _guard = serialize();
+    let refuse = |kind, parameters: &[(&str, &str)]| {
+        Module::create(kind, &inputs(parameters), no_log).map(|_| ()).unwrap_err()
     };
     assert_eq!(
-        refused(Kind::Master, &[("overlays", "/nowhere/network.json")]),
+        refuse(Kind::Master, &[("overlays", "/nowhere/network.json")]),
         "overlay master: parameter 'overlays': read /nowhere/network.json: No such file or \
          directory (os error 2): check the path"
     );
     assert_eq!(
-        refused(Kind::Master, &[("overlays", "/dev/zero")]),
-        "overlay master: parameter 'overlays': read /dev/zero: it is no file"
+        refuse(Kind::Master, &[("overlays", "/dev/zero")]),
+        "overlay master: parameter 'overlays': read /dev/zero: not a regular file"
     );
     let overlays = r#"[{"name":"vxlan-1","subnet":"192.168.0.0/17","prefix":24}]"#;
     let shared = [
@@ -219,26 +225,27 @@ fn what_is_wrong_with_the_parameters_is_said() {
         ("store", "zk://user:secret@10.0.0.1:2181/overlay"),
     ];
     assert_eq!(
-        refused(Kind::Master, &shared),
+        refuse(Kind::Master, &shared),
         "overlay master: store: an address of ZooKeeper is for the program alone: in Mesos, write \
          replicated_log_dir for a state that several masters share"
     );
     assert_eq!(
-        refused(Kind::Agent, &[]),
-        "overlay agent: not loaded: mend these problems of its configuration (above)"
+        refuse(Kind::Agent, &[]),
+        "overlay agent: not loaded: fix these problems of its configuration (above)"
     );
     assert_eq!(
-        refused(Kind::Agent, &[("master", "file:///nowhere"), ("cni_dir", "/tmp/cni")]),
+        refuse(Kind::Agent, &[("master", "file:///nowhere"), ("cni_dir", "/tmp/cni")]),
         "overlay agent: master: read /nowhere: No such file or directory (os error 2): check the \
          path"
     );
     assert_eq!(
-        refused(Kind::Agent, &[("master", "10.0.0.1:5050"), ("cni_dir", "/dev/null/cni")]),
+        refuse(Kind::Agent, &[("master", "10.0.0.1:5050"), ("cni_dir", "/dev/null/cni")]),
         "overlay agent: create directory /dev/null/cni: Not a directory (os error 20)"
     );
 }
 
-/// What a thread blocks for good. While it makes another thread, glibc blocks everything in it.
+/// Returns the signals that a thread blocks. While a thread creates another, glibc blocks all
+/// signals temporarily.
 fn blocked_signals(status: &Path) -> Option<String> {
     const EVERYTHING: &str = "fffffffffffbfeff";
     let mut blocked = None;
@@ -254,12 +261,12 @@ fn blocked_signals(status: &Path) -> Option<String> {
 }
 
 #[test]
-fn no_signal_is_handled_on_our_threads() {
-    let _alone = alone();
+fn threads_of_module_block_signals() {
+    let _guard = serialize();
     let directory = TempDir::new().unwrap();
-    let part = master(directory.path());
-    let _sent = started(&part);
-    get(&part, "/overlay-master/health");
+    let module = master(directory.path());
+    let _sent = start(&module);
+    get(&module, "/overlay-master/health");
     let mut checked = 0;
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
         let path = task.unwrap().path();
@@ -268,10 +275,10 @@ fn no_signal_is_handled_on_our_threads() {
             continue;
         }
         if let Some(blocked) = blocked_signals(&path.join("status")) {
-            // All but SIGKILL and SIGSTOP, which cannot be, the two that glibc keeps, and faults.
+            // All signals but SIGKILL and SIGSTOP, two signals of glibc, and faults.
             assert_eq!(blocked, "fffffffe7ffbfa27", "thread {name}");
             checked += 1;
         }
     }
-    assert!(checked >= 3, "only {checked} threads are ours");
+    assert!(checked >= 3, "only {checked} threads of the module");
 }

@@ -1,4 +1,4 @@
-//! Runs the agent.
+//! Runs the agent: its service, its event sources and its command executor.
 
 use std::fmt;
 use std::io;
@@ -8,42 +8,40 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
+use libprocess::{RequestClass, Sender, Transport};
+use overlay_engine::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettings};
+use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
+use overlay_linux::cni::CniDirectory;
+use overlay_linux::docker::Docker;
+use overlay_types::addr::{AGENT_PROCESS, Upid, agent_upid};
+use overlay_types::protocol::{Message, MessageKind, RequestId};
+use overlay_wire as wire;
+use overlay_zookeeper::detector::{Detector, FixedMaster};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::inbox::{Inbox, Inputs, Stopped};
-use super::networks::Networks;
-use super::running::Running;
-use super::tunnels::{Job, TunnelOptions, Tunnels};
-use super::{Executor, Hosted, Metrics};
-use crate::addr::Upid;
-use crate::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettings};
-use crate::cni::CniDirectory;
-use crate::detector::{Detector, FixedMaster};
-use crate::docker::Docker;
+use super::container_networks::ContainerNetworks;
+use super::dataplane_thread::{DataplaneOptions, DataplaneThread, Job};
+use super::inbox::{Inbox, PendingReplies, Stopped};
+use super::service_tasks::ServiceTasks;
+use super::{Executor, Metrics, RuntimeStatus, Service};
 use crate::http::{
     Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
 };
-use crate::machine::Machine as _;
-use crate::metrics::HostCounters;
-use crate::protocol::{Message, MessageKind, Refused, RequestId};
-use crate::transport::{RequestClass, Sender, Transport};
-use crate::warnings::Warnings;
-use crate::wire;
 
-/// How long to wait before a name that could not be resolved is tried again.
+/// Interval after which a failed name resolution is tried again.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
-/// Least time between two looks at the master's name: a master that refuses connections would
-/// otherwise have the resolver asked at every attempt.
-const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest interval between two resolutions of the master's name. Otherwise a master that refuses
+/// connections would cause a resolution for every attempt.
+const RESOLVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-impl Hosted for Agent {
-    type Question = Request;
+impl Service for Agent {
+    type Request = Request;
     type Reply = Reply;
 
-    const PROCESS: &'static str = Upid::AGENT;
+    const PROCESS: &'static str = AGENT_PROCESS;
 
-    fn takes(kind: MessageKind) -> bool {
+    fn handles(kind: MessageKind) -> bool {
         matches!(
             kind,
             MessageKind::UpdateAgentOverlays
@@ -72,23 +70,20 @@ impl Hosted for Agent {
         Some(Event::Exited(address))
     }
 
-    fn request(id: RequestId, question: Request) -> Event {
-        Event::Request(id, question)
+    fn request(id: RequestId, request: Request) -> Event {
+        Event::Request(id, request)
     }
 
-    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters, warnings: &Warnings) {
+    fn complete(reply: &mut Reply, runtime: RuntimeStatus) {
         match reply {
             Reply::Health(health) => {
-                health.refused = refused.sanitized();
-                if !warnings.is_empty() {
+                if runtime.complete_health(&mut health.refused, &mut health.problems) {
                     health.status = health.status.degraded();
-                    health.problems.extend(warnings.texts());
                 }
             }
             Reply::Metrics(snapshot) => {
-                snapshot.host = host;
-                if !warnings.is_empty() {
-                    Self::degrade(&mut snapshot.machine);
+                if runtime.complete_metrics(&mut snapshot.host) {
+                    Self::degrade(&mut snapshot.metrics);
                 }
             }
             Reply::Overlay(_) => {}
@@ -108,27 +103,27 @@ impl Hosted for Agent {
     }
 }
 
-/// What an agent needs to run.
+/// The parameters of an agent.
 #[derive(Debug)]
 pub struct AgentOptions {
-    /// How it behaves.
+    /// The settings of the state machine.
     pub settings: Settings,
-    /// Whom it registers with.
+    /// The source of the master's address.
     pub master: Detector,
-    /// Where it writes CNI configurations.
+    /// The directory of CNI configurations.
     pub cni: CniDirectory,
-    /// The Docker engine of its host.
+    /// The Docker engine of the host.
     pub docker: Docker,
-    /// How it programs the network of its host, if its settings say that it does.
-    pub tunnels: TunnelOptions,
-    /// What its waits are drawn from: must differ between agents.
+    /// The options of the dataplane, for settings with a dataplane.
+    pub dataplane: DataplaneOptions,
+    /// Seed of the random backoff intervals. Must differ between agents.
     pub seed: u64,
-    /// Where its numbers are shown.
+    /// The metrics that the agent updates.
     pub metrics: Metrics<Agent>,
 }
 
-/// A running agent. Dropped, it stops; the container networks stay.
-pub struct AgentHost(Running<Agent>);
+/// A running agent. Dropping it stops the agent. The container networks stay.
+pub struct AgentHost(ServiceTasks<Agent>);
 
 impl fmt::Debug for AgentHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,90 +132,93 @@ impl fmt::Debug for AgentHost {
 }
 
 impl AgentHost {
-    /// Starts an agent that is reached over `transport`, whose address is the agent's identity. To
-    /// be called within a tokio runtime, from a thread in the host's network namespace.
+    /// Starts an agent with the address of `transport` as its identity. Must be called within a
+    /// tokio runtime, from a thread in the network namespace of the host.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// When a thread cannot be created.
     pub fn start(options: AgentOptions, transport: impl Transport) -> io::Result<Self> {
-        let AgentOptions { settings, master, cni, docker, tunnels, seed, metrics } = options;
-        let own = Upid::agent(transport.address());
+        let AgentOptions { settings, master, cni, docker, dataplane, seed, metrics } = options;
+        let own = agent_upid(transport.address());
         let (inbox, receiver) = Inbox::new(metrics);
         let detect = Arc::new(Notify::new());
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
         if !settings.tunnel.programs {
-            tunnels.tell_of_former();
+            dataplane.warn_stale_dataplane();
         }
-        let has_tunnels = settings.tunnel != TunnelSettings::NONE;
-        let start = || Tunnels::start(tunnels, settings.tunnel.programs, inbox.clone());
-        let tunnels = has_tunnels.then(start).transpose()?;
-        let machine = Agent::new(*own.address.ip(), settings, seed);
+        let dataplane = if settings.tunnel == TunnelSettings::NONE {
+            None
+        } else {
+            let programs = settings.tunnel.programs;
+            Some(DataplaneThread::start(dataplane, programs, inbox.clone())?)
+        };
+        let state_machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let executor = AgentExecutor {
             own,
             sender,
-            networks: Networks::new(cni, docker, inbox.clone()),
-            tunnels,
+            networks: ContainerNetworks::new(cni, docker, inbox.clone()),
+            dataplane,
             detect,
             _detector: detector,
         };
-        Ok(Self(Running::start(machine, executor, (inbox, receiver), transport)))
+        Ok(Self(ServiceTasks::start(state_machine, executor, (inbox, receiver), transport)))
     }
 
-    /// Asks the agent, as a request over HTTP would.
+    /// Sends a request to the agent and awaits the reply, as an HTTP request does.
     ///
     /// # Errors
-    /// When it has stopped.
-    pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
-        self.0.ask(question).await
+    /// When the agent has stopped.
+    pub async fn request(&self, request: Request) -> Result<Reply, Stopped> {
+        self.0.request(request).await
     }
 
-    /// Its numbers, which outlive it.
+    /// Returns the metrics, which outlive the agent.
     #[must_use]
     pub fn metrics(&self) -> Metrics<Agent> {
         self.0.metrics()
     }
 
-    /// Waits until the agent has stopped by itself, which it never should.
+    /// Waits until the agent has stopped by itself, which only a defect causes.
     pub async fn stopped(&mut self) {
         self.0.stopped().await;
     }
 
-    /// Stops it, and returns when it has. A `docker` that is running is killed.
+    /// Stops the agent and waits for its end. A running `docker` command is killed.
     pub async fn stop(self) {
         self.0.stop().await;
     }
 }
 
-/// Tells the agent where its master is, at the start and whenever it wants to know again.
+/// Sends the address of the master to the agent, at the start and whenever the agent requests it.
 async fn detect_master(master: Detector, inbox: Inbox<Agent>, detect: Arc<Notify>) {
     match master {
         Detector::Fixed(master) => resolve_master(master, inbox, detect).await,
-        Detector::Watched(leader) => follow_leader(leader, inbox, detect).await,
+        Detector::Elected(leader) => follow_leader(leader, inbox, detect).await,
     }
 }
 
-/// Tells of every new leader at once, and of the present one when the agent asks. A leader that is
-/// named again has led no more in between, and knows nothing of the agent.
+/// Sends every new leader at once, and the current leader when the agent requests it. A leader that
+/// is elected again lost its leadership in between, and has lost the registration of the agent.
 async fn follow_leader(
     mut leader: watch::Receiver<Option<SocketAddrV4>>,
     inbox: Inbox<Agent>,
     detect: Arc<Notify>,
 ) {
-    let mut told = None;
-    let mut is_news = false;
+    let mut last_sent = None;
+    let mut is_new = false;
     loop {
         let address = *leader.borrow_and_update();
-        if is_news && told.is_some() && told == address {
-            inbox.tell(Event::Detected(None)).await;
+        if is_new && last_sent.is_some() && last_sent == address {
+            inbox.send(Event::Detected(None)).await;
         }
-        inbox.tell(Event::Detected(address)).await;
-        told = address;
-        is_news = tokio::select! {
+        inbox.send(Event::Detected(address)).await;
+        last_sent = address;
+        is_new = tokio::select! {
             changed = leader.changed() => {
                 if changed.is_err() {
-                    // Whoever watched has stopped: the leader it named last is as good as any.
+                    // The follower of the election has stopped: the last known leader stays.
                     detect.notified().await;
                 }
                 changed.is_ok()
@@ -236,15 +234,15 @@ async fn resolve_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<No
         match master.resolve().await {
             Ok(address) => {
                 was_resolved = true;
-                inbox.tell(Event::Detected(Some(address))).await;
-                tokio::time::sleep(RESOLVE_PAUSE).await;
+                inbox.send(Event::Detected(Some(address))).await;
+                tokio::time::sleep(RESOLVE_INTERVAL_MIN).await;
                 detect.notified().await;
             }
             Err(reason) => {
                 log::error!("{reason}; trying again in {RESOLVE_RETRY:?}");
-                // A resolver that fails says nothing about the master that was found before.
+                // After a failed resolution, the last resolved address stays.
                 if !was_resolved {
-                    inbox.tell(Event::Detected(None)).await;
+                    inbox.send(Event::Detected(None)).await;
                 }
                 tokio::time::sleep(RESOLVE_RETRY).await;
             }
@@ -255,28 +253,28 @@ async fn resolve_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<No
 struct AgentExecutor {
     own: Upid,
     sender: Box<dyn Sender>,
-    networks: Networks,
-    /// `None` where the machine asks nothing of it.
-    tunnels: Option<Tunnels>,
+    networks: ContainerNetworks,
+    /// `None` if the settings have no dataplane.
+    dataplane: Option<DataplaneThread>,
     detect: Arc<Notify>,
-    /// The task that looks for the master; ends with the agent.
+    /// The task that detects the master. Ends with the agent.
     _detector: JoinSet<()>,
 }
 
 impl AgentExecutor {
     fn queue(&self, job: Job) {
-        if let Some(tunnels) = &self.tunnels {
-            tunnels.queue(job);
+        if let Some(dataplane) = &self.dataplane {
+            dataplane.queue(job);
         }
     }
 }
 
 impl Executor<Agent> for AgentExecutor {
-    fn before(&mut self, _: &Event) {
+    fn observe(&mut self, _: &Event) {
         self.networks.reap();
     }
 
-    fn run(&mut self, command: Command, inputs: &mut Inputs<Agent>) {
+    fn execute(&mut self, command: Command, replies: &mut PendingReplies<Agent>) {
         match command {
             Command::Detect => self.detect.notify_one(),
             Command::Link(to) => self.sender.link(&to),
@@ -291,28 +289,32 @@ impl Executor<Agent> for AgentExecutor {
             Command::Program { attempt, desired, scope } => {
                 self.queue(Job::Program { attempt, desired, scope });
             }
-            Command::RetainCni(wanted) => self.networks.retain_cni(wanted),
-            Command::RetainDocker(wanted) => self.networks.retain_docker(wanted),
-            Command::Reply { id, reply } => inputs.reply(id, reply),
+            Command::RetainCni(overlays) => self.networks.retain_cni(overlays),
+            Command::RetainDocker(overlays) => self.networks.retain_docker(overlays),
+            Command::Reply { id, reply } => replies.send(id, reply),
         }
     }
 
-    fn settled(&mut self, _: &mut Inputs<Agent>) {}
+    fn flush(&mut self, _: &mut PendingReplies<Agent>) {}
 }
 
 #[cfg(test)]
 mod tests {
+    use overlay_engine::metrics::HostCounters;
+    use overlay_types::protocol::RejectedMessages;
+    use overlay_types::warnings::Warnings;
+
     use super::super::inbox::Input;
     use super::*;
 
     #[tokio::test]
-    async fn a_leader_that_is_elected_again_is_registered_with_again() {
+    async fn leader_elected_again_is_detected_again() {
         let (inbox, mut events) = Inbox::new(Metrics::new());
         let (election, leader) = watch::channel(None);
         let detect = Arc::new(Notify::new());
         let follower = tokio::spawn(follow_leader(leader, inbox, Arc::clone(&detect)));
         let mut next = async || match events.recv().await {
-            Some(Input::Event(Event::Detected(address))) => address.map(|one| one.port()),
+            Some(Input::Event(Event::Detected(address))) => address.map(|address| address.port()),
             _ => Some(0),
         };
         let at = |port| Some(SocketAddrV4::new([10, 0, 0, 1].into(), port));
@@ -320,7 +322,7 @@ mod tests {
         election.send_replace(at(1));
         assert_eq!(next().await, Some(1));
         detect.notify_one();
-        assert_eq!(next().await, Some(1), "the agent asked");
+        assert_eq!(next().await, Some(1), "the agent requested the leader");
         election.send_replace(at(2));
         assert_eq!(next().await, Some(2));
         election.send_replace(at(2));
@@ -329,8 +331,8 @@ mod tests {
     }
 
     #[test]
-    fn standing_warning_degrades_ok_and_never_hides_a_worse_status() {
-        use crate::agent::{Condition, Counters, Health};
+    fn standing_warning_degrades_ok_and_keeps_worse_status() {
+        use overlay_engine::agent::{Condition, Counters, Health};
         let warnings = Warnings::new();
         let after = |status, warnings: &Warnings| {
             let health = Health {
@@ -340,10 +342,12 @@ mod tests {
                 networks: Vec::new(),
                 dataplane: None,
                 counters: Counters::default(),
-                refused: Refused::default(),
+                refused: RejectedMessages::default(),
             };
             let mut reply = Reply::Health(Box::new(health));
-            Agent::complete(&mut reply, Refused::default(), HostCounters::default(), warnings);
+            let runtime =
+                RuntimeStatus::new(RejectedMessages::default(), HostCounters::default(), warnings);
+            Agent::complete(&mut reply, runtime);
             match reply {
                 Reply::Health(health) => (health.status, health.problems),
                 other => panic!("{other:?}"),

@@ -1,53 +1,51 @@
-//! The way into a machine: messages, HTTP requests and the results of what it wanted done become
-//! events.
+//! The input of a state machine: messages, HTTP requests and results of commands become events.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
+use libprocess::limits::Limit;
+use libprocess::{Admission, Handler, Incoming, Rejection, RequestClass, Reservation};
+use overlay_engine::state_machine::should_log_sample;
+use overlay_types::escape::bounded_args;
+use overlay_types::protocol::{MessageKind, RejectedMessages, RequestId};
+use overlay_wire as wire;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{Hosted, INBOX_SIZE, Metrics};
-use crate::escape::bounded_args;
+use super::{INBOX_SIZE, Metrics, RuntimeStatus, Service};
 use crate::http::{Request, Response, error};
-use crate::limits::Limit;
-use crate::machine::is_worth_a_line;
-use crate::protocol::{MessageKind, Refused, RequestId};
-use crate::transport::{Admission, Handler, Incoming, Refusal, RequestClass, Reservation};
-use crate::wire;
 
-/// Heavy requests that are processed at the same time. A heavy request takes a processor for a good
-/// part of a second, and memory of many times its answer.
+/// Number of heavy requests that are processed concurrently. A heavy request uses a processor for a
+/// large part of a second, and many times the memory of its response.
 const HEAVY_REQUESTS: usize = 2;
-/// Longest text that is kept of what was refused last, in characters.
+/// Longest kept text of the last refusal, in characters.
 const LAST_MAX: usize = 512;
 
-/// What comes into a machine.
-pub(super) enum Input<M: Hosted> {
-    /// Something happened.
+/// An input of a state machine.
+pub(super) enum Input<M: Service> {
     Event(M::Event),
-    /// A message came, which is not decoded yet.
+    /// A message that is not decoded yet.
     Message(Incoming, Reservation),
-    /// Somebody asks, and waits for the reply.
-    Question(M::Question, oneshot::Sender<M::Reply>),
+    /// A request whose sender waits for the reply.
+    Request(M::Request, oneshot::Sender<M::Reply>),
 }
 
-/// The machine has stopped.
+/// The state machine has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it has stopped")]
+#[error("the state machine has stopped")]
 pub struct Stopped;
 
-/// The sending end. Clones lead to the same machine.
-pub(super) struct Inbox<M: Hosted> {
+/// The sending end of the queue of a state machine. Clones send to the same queue.
+pub(super) struct Inbox<M: Service> {
     sender: mpsc::Sender<Input<M>>,
-    refused: Arc<Mutex<Refused>>,
+    refused: Arc<Mutex<RejectedMessages>>,
     heavy: Arc<Semaphore>,
     metrics: Metrics<M>,
 }
 
-impl<M: Hosted> Clone for Inbox<M> {
+impl<M: Service> Clone for Inbox<M> {
     fn clone(&self) -> Self {
         Self {
             sender: self.sender.clone(),
@@ -58,7 +56,7 @@ impl<M: Hosted> Clone for Inbox<M> {
     }
 }
 
-impl<M: Hosted> Inbox<M> {
+impl<M: Service> Inbox<M> {
     pub(super) fn new(metrics: Metrics<M>) -> (Self, mpsc::Receiver<Input<M>>) {
         let (sender, receiver) = mpsc::channel(INBOX_SIZE);
         let heavy = Arc::new(Semaphore::new(HEAVY_REQUESTS));
@@ -69,45 +67,46 @@ impl<M: Hosted> Inbox<M> {
         &self.metrics
     }
 
-    /// Tells the machine. An event for a machine that has stopped is lost, as it would be a moment
-    /// later.
-    pub(super) async fn tell(&self, event: M::Event) {
+    /// Sends an event. An event for a stopped state machine is dropped.
+    pub(super) async fn send(&self, event: M::Event) {
         let _ = self.sender.send(Input::Event(event)).await;
     }
 
-    /// The same from a thread of our own.
-    pub(super) fn tell_blocking(&self, event: M::Event) {
+    /// Sends an event from a thread outside the tokio runtime.
+    pub(super) fn send_blocking(&self, event: M::Event) {
         let _ = self.sender.blocking_send(Input::Event(event));
     }
 
-    pub(super) async fn ask(&self, question: M::Question) -> Result<M::Reply, Stopped> {
+    /// Sends a request and awaits the reply.
+    pub(super) async fn request(&self, request: M::Request) -> Result<M::Reply, Stopped> {
         let (sender, receiver) = oneshot::channel();
-        self.sender.send(Input::Question(question, sender)).await.map_err(|_| Stopped)?;
+        self.sender.send(Input::Request(request, sender)).await.map_err(|_| Stopped)?;
         let mut reply = receiver.await.map_err(|_| Stopped)?;
         let refused = self.refused.lock().clone();
-        M::complete(&mut reply, refused, self.metrics.host(), self.metrics.warnings());
+        let runtime = RuntimeStatus::new(refused, self.metrics.host(), self.metrics.warnings());
+        M::complete(&mut reply, runtime);
         Ok(reply)
     }
 }
 
 /// See [`Handler::admit`].
-pub(super) fn admit<M: Hosted>(to: &str, name: &str) -> Result<Admission, Refusal> {
+pub(super) fn admit<M: Service>(to: &str, name: &str) -> Result<Admission, Rejection> {
     if to != M::PROCESS {
-        return Err(Refusal::UnknownProcess(to.chars().take(80).collect()));
+        return Err(Rejection::UnknownProcess(to.chars().take(80).collect()));
     }
-    let Some(kind) = wire::kind_of(name).filter(|kind| M::takes(*kind)) else {
+    let Some(kind) = wire::kind_of(name).filter(|kind| M::handles(*kind)) else {
         return Ok(Admission::IGNORED);
     };
     let is_registration = kind == MessageKind::RegisterAgent;
     Ok(Admission { body_max: kind.body_max(), is_read: true, is_registration })
 }
 
-/// The event that a message is for a machine. It is decoded only where its kind is one that the
-/// machine takes and its sender one that may send it.
-pub(super) fn event_of<M: Hosted>(machine: &M, message: &Incoming) -> M::Event {
+/// Converts a message to an event. Decodes only messages of a kind that the service handles, from a
+/// sender that it accepts.
+pub(super) fn message_event<M: Service>(state_machine: &M, message: &Incoming) -> M::Event {
     let Incoming { from, name, body, .. } = message;
     if let Some(kind) = wire::kind_of(name)
-        && !(M::takes(kind) && machine.accepts(from, kind))
+        && !(M::handles(kind) && state_machine.accepts(from, kind))
     {
         return M::ignored(from.clone(), kind);
     }
@@ -120,8 +119,8 @@ pub(super) fn event_of<M: Hosted>(machine: &M, message: &Incoming) -> M::Event {
     }
 }
 
-impl<M: Hosted> Handler for Inbox<M> {
-    fn admit(&self, to: &str, name: &str) -> Result<Admission, Refusal> {
+impl<M: Service> Handler for Inbox<M> {
+    fn admit(&self, to: &str, name: &str) -> Result<Admission, Rejection> {
         admit::<M>(to, name)
     }
 
@@ -141,96 +140,104 @@ impl<M: Hosted> Handler for Inbox<M> {
             Some(slot) => slot.await.ok(),
             None => None,
         };
-        // A network file to read, or the state of a large cluster to print, takes a while.
-        let routed = match off_the_loop(&path, move || M::route(&request)).await {
+        // Parsing a network file or rendering the state of a large cluster is slow.
+        let routed = match run_blocking(&path, move || M::route(&request)).await {
             Ok(routed) => routed,
             Err(response) => return response,
         };
-        let (question, format) = match routed {
+        let (request, format) = match routed {
             Ok(routed) => routed,
             Err(response) => return *response,
         };
-        let Ok(reply) = self.ask(question).await else {
+        let Ok(reply) = self.request(request).await else {
             return error(StatusCode::SERVICE_UNAVAILABLE, "stopping");
         };
-        off_the_loop(&path, move || M::render(&reply, &format)).await.unwrap_or_else(|it| it)
+        run_blocking(&path, move || M::render(&reply, &format))
+            .await
+            .unwrap_or_else(|response| response)
     }
 
     async fn exited(&self, peer: SocketAddrV4) {
         if let Some(event) = M::exited(peer) {
-            self.tell(event).await;
+            self.send(event).await;
         }
     }
 
-    async fn ended(&self) {
+    fn unknown_process_hint(&self) -> &'static str {
+        "no such process at this address: check that it is the address of an overlay master or \
+         agent, or of a Mesos process with the module"
+    }
+
+    async fn stopped(&self) {
         self.sender.closed().await;
     }
 
-    fn refused(&self, peer: SocketAddr, refusal: &Refusal) {
-        if let Some(limit) = refusal.limit() {
+    fn rejected(&self, peer: SocketAddr, rejection: &Rejection) {
+        if let Some(limit) = rejection.limit() {
             self.metrics.count_limit(limit);
         }
-        // Clients that keep a connection and come back later do nothing wrong.
-        if refusal.limit() == Some(Limit::HttpIdleTimeout) {
+        // Idle connections of well-behaved clients are closed too.
+        if rejection.limit() == Some(Limit::HttpIdleTimeout) {
             return;
         }
         self.metrics.count_refused();
         let count = {
             let mut refused = self.refused.lock();
             refused.count += 1;
-            let last = format_args!("from {peer}: {refusal}");
+            let last = format_args!("from {peer}: {rejection}");
             refused.last = Some(bounded_args(last, LAST_MAX));
             refused.count
         };
-        // Not under the lock: the log may be on a disk that hangs.
-        if is_worth_a_line(count) {
-            log::warn!("peer {peer}: {refusal} ({count} refused since the start)");
+        // Logs after the lock is released: the log may be on a disk that hangs.
+        if should_log_sample(count) {
+            log::warn!("peer {peer}: {rejection} ({count} refused since the start)");
         }
     }
 }
 
-/// Does what takes long on a thread that nothing else waits for.
+/// Runs slow work on a thread of the blocking pool.
 ///
 /// # Errors
-/// With the response that it failed, which only a defect can cause.
-async fn off_the_loop<T: Send + 'static>(
+/// With a response of status 500 if the work panicked, which is a defect.
+async fn run_blocking<T: Send + 'static>(
     path: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Response> {
     tokio::task::spawn_blocking(work).await.map_err(|reason| {
         let path = bounded_args(format_args!("{path}"), LAST_MAX);
         log::error!("answer a request of {path}: {reason}: this is a defect");
-        error(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made")
+        error(StatusCode::INTERNAL_SERVER_ERROR, "the response could not be rendered")
     })
 }
 
-/// The receiving end's book of who waits for a reply.
-pub(super) struct Inputs<M: Hosted> {
-    waiting: HashMap<RequestId, oneshot::Sender<M::Reply>>,
+/// The requests that wait for a reply of the state machine.
+pub(super) struct PendingReplies<M: Service> {
+    by_id: HashMap<RequestId, oneshot::Sender<M::Reply>>,
     last_id: u64,
 }
 
-impl<M: Hosted> Inputs<M> {
+impl<M: Service> PendingReplies<M> {
     pub(super) fn new() -> Self {
-        Self { waiting: HashMap::new(), last_id: 0 }
+        Self { by_id: HashMap::new(), last_id: 0 }
     }
 
-    pub(super) fn event(&mut self, machine: &M, input: Input<M>) -> M::Event {
+    /// Converts an input to an event, and registers a request for its reply.
+    pub(super) fn convert_input(&mut self, state_machine: &M, input: Input<M>) -> M::Event {
         match input {
             Input::Event(event) => event,
-            Input::Message(message, _memory) => event_of(machine, &message),
-            Input::Question(question, sender) => {
+            Input::Message(message, _memory) => message_event(state_machine, &message),
+            Input::Request(request, sender) => {
                 self.last_id += 1;
                 let id = RequestId(self.last_id);
-                self.waiting.insert(id, sender);
-                M::request(id, question)
+                self.by_id.insert(id, sender);
+                M::request(id, request)
             }
         }
     }
 
-    /// Answers whoever waits for it; who went away needs no answer.
-    pub(super) fn reply(&mut self, id: RequestId, reply: M::Reply) {
-        if let Some(sender) = self.waiting.remove(&id) {
+    /// Sends a reply. A reply is dropped if its client has disconnected.
+    pub(super) fn send(&mut self, id: RequestId, reply: M::Reply) {
+        if let Some(sender) = self.by_id.remove(&id) {
             let _ = sender.send(reply);
         }
     }
@@ -240,17 +247,18 @@ impl<M: Hosted> Inputs<M> {
 mod tests {
     use std::time::Duration;
 
+    use overlay_config::AgentConfig;
+    use overlay_engine::agent::{self, Agent};
+    use overlay_engine::master::{self, Master};
+    use overlay_types::addr::{AGENT_PROCESS, MASTER_PROCESS};
+    use overlay_types::protocol::Network;
+
     use super::*;
-    use crate::addr::Upid;
-    use crate::agent::{self, Agent};
-    use crate::config::AgentConfig;
-    use crate::master::{self, Master};
-    use crate::protocol::Network;
 
     fn message(name: &str, body: &'static [u8]) -> Incoming {
         Incoming {
             from: "overlay-agent@10.0.0.7:5051".parse().unwrap(),
-            to: Upid::MASTER.to_owned(),
+            to: MASTER_PROCESS.to_owned(),
             name: name.to_owned(),
             body: body.into(),
         }
@@ -262,54 +270,55 @@ mod tests {
             vtep_subnet6: None,
             vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
             vtep_mtu: None,
-            vxlan: crate::protocol::Vxlan::default(),
+            vxlan: overlay_types::protocol::Vxlan::default(),
             overlays: Vec::new(),
         };
         let reuse_after = Duration::ZERO;
-        Master::new(master::Settings { network: Arc::new(network), reuse_after }, 1)
+        let settings = master::Settings { network: Arc::new(network), reuse_after };
+        Master::new(settings, overlay_wire::update_length, 1)
     }
 
     #[test]
     fn message_is_admitted_by_process_and_role() {
-        let refused = admit::<Master>(Upid::AGENT, MessageKind::RegisterAgent.name());
-        assert_eq!(refused, Err(Refusal::UnknownProcess(Upid::AGENT.to_owned())));
-        let to_master = |name: &str| admit::<Master>(Upid::MASTER, name).unwrap();
+        let refused = admit::<Master>(AGENT_PROCESS, MessageKind::RegisterAgent.name());
+        assert_eq!(refused, Err(Rejection::UnknownProcess(AGENT_PROCESS.to_owned())));
+        let to_master = |name: &str| admit::<Master>(MASTER_PROCESS, name).unwrap();
         let register = to_master(MessageKind::RegisterAgent.name());
         assert!(register.is_registration && register.is_read && register.body_max <= 4096);
         let report = to_master(MessageKind::AgentRegistered.name());
         assert!(!report.is_registration && report.body_max < 1024 * 1024);
         assert_eq!(to_master(MessageKind::UpdatePeers.name()), Admission::IGNORED);
         assert_eq!(to_master("mesos.modules.overlay.internal.Later"), Admission::IGNORED);
-        let to_agent = admit::<Agent>(Upid::AGENT, MessageKind::RegisterAgent.name());
+        let to_agent = admit::<Agent>(AGENT_PROCESS, MessageKind::RegisterAgent.name());
         assert_eq!(to_agent, Ok(Admission::IGNORED));
     }
 
     #[test]
-    fn message_of_another_role_or_an_unknown_sender_is_not_decoded() {
+    fn message_of_other_role_or_unknown_sender_is_ignored() {
         let garbage = b"\xff\xff";
         let master = master();
         let to_master =
-            |kind: MessageKind| event_of(&master, &message(kind.name(), garbage)).to_string();
+            |kind: MessageKind| message_event(&master, &message(kind.name(), garbage)).to_string();
         let ignored = "ignored AgentRegisteredMessage from overlay-agent@10.0.0.7:5051";
         assert_eq!(to_master(MessageKind::AgentRegistered), ignored);
         assert!(to_master(MessageKind::UpdatePeers).starts_with("ignored UpdatePeersMessage"));
         assert!(to_master(MessageKind::RegisterAgent).starts_with("malformed "));
         let settings = agent::Settings::from(&AgentConfig::new("/c".into()));
         let agent = Agent::new([10, 0, 0, 8].into(), settings, 1);
-        let event = event_of(&agent, &message(MessageKind::UpdatePeers.name(), garbage));
+        let event = message_event(&agent, &message(MessageKind::UpdatePeers.name(), garbage));
         assert!(event.to_string().starts_with("ignored UpdatePeersMessage"), "{event}");
         let long = "x".repeat(10_000);
-        let event = event_of(&master, &message(&long, b""));
+        let event = message_event(&master, &message(&long, b""));
         assert!(event.to_string().len() < 400, "{event}");
     }
 
     #[tokio::test]
-    async fn refusal_is_counted_with_its_limit_and_kept_to_a_length() {
+    async fn refusal_is_counted_by_limit_and_truncated() {
         let (inbox, _receiver) = Inbox::<Master>::new(Metrics::new());
         let peer = "10.0.0.9:40000".parse().unwrap();
-        inbox.refused(peer, &Refusal::Limit(Limit::Requests));
-        inbox.refused(peer, &Refusal::UnknownProcess("x".repeat(10_000)));
-        inbox.refused(peer, &Refusal::Limit(Limit::HttpIdleTimeout));
+        inbox.rejected(peer, &Rejection::Limit(Limit::Requests));
+        inbox.rejected(peer, &Rejection::UnknownProcess("x".repeat(10_000)));
+        inbox.rejected(peer, &Rejection::Limit(Limit::HttpIdleTimeout));
         let host = inbox.metrics().host();
         assert_eq!(host.limits[Limit::HttpIdleTimeout as usize], 1);
         assert_eq!((host.refused, host.limits[Limit::Requests as usize]), (2, 1));

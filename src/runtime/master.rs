@@ -1,4 +1,4 @@
-//! Runs the master.
+//! Runs the master: its service, its event sources and its command executor.
 
 use std::fmt;
 use std::io;
@@ -6,37 +6,38 @@ use std::net::SocketAddrV4;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use super::inbox::{Inbox, Inputs, Stopped};
-use super::running::Running;
-use super::store_thread::{Job, StoreThread};
-use super::{Executor, Hosted, Metrics};
-use crate::addr::Upid;
-use crate::http::{
-    Format, Request as HttpRequest, Response, classify_master, render_master, route_master,
-};
-use crate::machine::Machine as _;
-use crate::master::{
+use bytes::Bytes;
+use http::Method;
+use libprocess::{RequestClass, Sender, Transport};
+use overlay_engine::master::{
     Command, DurabilityGate, Effect, Event, Master, PendingSend, PreviewJob, Reply, Request,
     Settings,
 };
-use crate::metrics::HostCounters;
-use crate::protocol::{Message, MessageKind, Refused, RequestId};
-use crate::store::{Store, StoreError};
-use crate::transport::{RequestClass, Sender, Transport};
-use crate::warnings::Warnings;
-use crate::wire;
-use bytes::Bytes;
-use http::Method;
+use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
+use overlay_store::Store;
+use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
+use overlay_types::protocol::{Message, MessageKind, RequestId};
+use overlay_types::state::StoreError;
+use overlay_wire as wire;
+use overlay_wire::update_length;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-impl Hosted for Master {
-    type Question = Request;
+use super::inbox::{Inbox, PendingReplies, Stopped};
+use super::service_tasks::ServiceTasks;
+use super::store_thread::{Job, StoreThread};
+use super::{Executor, Metrics, RuntimeStatus, Service};
+use crate::http::{
+    Format, Request as HttpRequest, Response, classify_master, render_master, route_master,
+};
+
+impl Service for Master {
+    type Request = Request;
     type Reply = Reply;
 
-    const PROCESS: &'static str = Upid::MASTER;
+    const PROCESS: &'static str = MASTER_PROCESS;
 
-    fn takes(kind: MessageKind) -> bool {
+    fn handles(kind: MessageKind) -> bool {
         matches!(
             kind,
             MessageKind::RegisterAgent | MessageKind::AgentRegistered | MessageKind::RequestPeers
@@ -63,23 +64,20 @@ impl Hosted for Master {
         None
     }
 
-    fn request(id: RequestId, question: Request) -> Event {
-        Event::Request(id, question)
+    fn request(id: RequestId, request: Request) -> Event {
+        Event::Request(id, request)
     }
 
-    fn complete(reply: &mut Reply, refused: Refused, host: HostCounters, warnings: &Warnings) {
+    fn complete(reply: &mut Reply, runtime: RuntimeStatus) {
         match reply {
             Reply::Health(health) => {
-                health.refused = refused.sanitized();
-                if !warnings.is_empty() {
+                if runtime.complete_health(&mut health.refused, &mut health.problems) {
                     health.status = health.status.degraded();
-                    health.problems.extend(warnings.texts());
                 }
             }
             Reply::Metrics(snapshot) => {
-                snapshot.host = host;
-                if !warnings.is_empty() {
-                    Self::degrade(&mut snapshot.machine);
+                if runtime.complete_metrics(&mut snapshot.host) {
+                    Self::degrade(&mut snapshot.metrics);
                 }
             }
             Reply::State(_)
@@ -104,24 +102,24 @@ impl Hosted for Master {
     }
 }
 
-/// How a master reads its configuration again.
-pub type Reread = Arc<dyn Fn() -> Result<Settings, Vec<String>> + Send + Sync>;
+/// Reads the configuration of a master again. Returns the settings or every problem. May block.
+pub type ReadConfig = Arc<dyn Fn() -> Result<Settings, Vec<String>> + Send + Sync>;
 
-/// What a master needs to run.
+/// The parameters of a master.
 pub struct MasterOptions {
-    /// How it behaves.
+    /// The settings of the state machine.
     pub settings: Settings,
-    /// Where its state is.
+    /// The durable state.
     pub store: Box<dyn Store>,
-    /// The election: whether this master leads. Every change of it counts, also one that was taken
-    /// back at once; when its sender is gone this master leads no more. `None`: it leads from the
-    /// start, and there is no other.
+    /// The election: whether this master leads. Every change counts, even if it is reverted at
+    /// once. If the sender is dropped, this master loses its leadership. `None` for a single
+    /// master, which leads from the start.
     pub leading: Option<watch::Receiver<bool>>,
-    /// Reads its configuration again, if it can: the settings, or every problem. It may block.
-    pub reread: Option<Reread>,
-    /// What its waits are drawn from.
+    /// Reads the configuration again. `None` if the configuration cannot be reloaded.
+    pub read_config: Option<ReadConfig>,
+    /// Seed of the random backoff intervals.
     pub seed: u64,
-    /// Where its numbers are shown.
+    /// The metrics that the master updates.
     pub metrics: Metrics<Master>,
 }
 
@@ -131,13 +129,13 @@ impl fmt::Debug for MasterOptions {
     }
 }
 
-/// A running master. Dropped, it stops; what it was writing is finished.
+/// A running master. Dropping it stops the master. A write in progress is finished.
 pub struct MasterHost {
-    running: Running<Master>,
+    tasks: ServiceTasks<Master>,
     election: Option<AbortOnDrop>,
 }
 
-/// A task that ends with its owner.
+/// A task that is aborted when this handle is dropped.
 struct AbortOnDrop(JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
@@ -153,95 +151,96 @@ impl fmt::Debug for MasterHost {
 }
 
 impl MasterHost {
-    /// Starts a master that is reached over `transport`. To be called within a tokio runtime.
+    /// Starts a master that receives messages and requests over `transport`. Must be called within
+    /// a tokio runtime.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// When a thread cannot be created.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
-        let MasterOptions { settings, store, leading, reread, seed, metrics } = options;
-        let own = Upid::master(transport.address());
+        let MasterOptions { settings, store, leading, read_config, seed, metrics } = options;
+        let own = master_upid(transport.address());
         let (inbox, receiver) = Inbox::new(metrics);
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
-            results.tell_blocking(do_job(store, job));
+            results.send_blocking(run_job(store, job));
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
-        let rereader = Rereader { reread, inbox: inbox.clone() };
-        let executor = MasterExecutor { own, sender, store, gate: DurabilityGate::new(), rereader };
-        let machine = match &leading {
-            None => Master::new(settings, seed),
-            Some(_) => Master::standing_by(settings, seed),
+        let reloader = ConfigReloader { read_config, inbox: inbox.clone() };
+        let executor = MasterExecutor { own, sender, store, gate: DurabilityGate::new(), reloader };
+        let state_machine = match &leading {
+            None => Master::new(settings, update_length, seed),
+            Some(_) => Master::standing_by(settings, update_length, seed),
         };
-        let follow = |leading| AbortOnDrop(tokio::spawn(follow(leading, inbox.clone())));
-        let election = leading.map(follow);
-        let running = Running::start(machine, executor, (inbox, receiver), transport);
-        Ok(Self { running, election })
+        let election = leading
+            .map(|leading| AbortOnDrop(tokio::spawn(follow_election(leading, inbox.clone()))));
+        let tasks = ServiceTasks::start(state_machine, executor, (inbox, receiver), transport);
+        Ok(Self { tasks, election })
     }
 
-    /// Asks the master, as a request over HTTP would.
+    /// Sends a request to the master and awaits the reply, as an HTTP request does.
     ///
     /// # Errors
-    /// When it has stopped.
-    pub async fn ask(&self, question: Request) -> Result<Reply, Stopped> {
-        self.running.ask(question).await
+    /// When the master has stopped.
+    pub async fn request(&self, request: Request) -> Result<Reply, Stopped> {
+        self.tasks.request(request).await
     }
 
-    /// Its numbers, which outlive it.
+    /// Returns the metrics, which outlive the master.
     #[must_use]
     pub fn metrics(&self) -> Metrics<Master> {
-        self.running.metrics()
+        self.tasks.metrics()
     }
 
-    /// Waits until the master has stopped by itself, which it never should.
+    /// Waits until the master has stopped by itself, which only a defect causes.
     pub async fn stopped(&mut self) {
-        self.running.stopped().await;
+        self.tasks.stopped().await;
     }
 
-    /// Stops it, and returns when its store is closed.
+    /// Stops the master and waits until its store is closed.
     pub async fn stop(self) {
         drop(self.election);
-        self.running.stop().await;
+        self.tasks.stop().await;
     }
 }
 
-/// Tells the machine what the election says.
-async fn follow(mut leading: watch::Receiver<bool>, inbox: Inbox<Master>) {
-    let mut told = false;
+/// Sends every change of the leadership to the master.
+async fn follow_election(mut leading: watch::Receiver<bool>, inbox: Inbox<Master>) {
+    let mut last_sent = false;
     loop {
         let leads = *leading.borrow_and_update();
-        // What was said in between, and nobody saw: another master may have led meanwhile.
-        if told && leads {
-            inbox.tell(Event::Leading(false)).await;
+        // The leadership was lost and won again in between, and another master may have led
+        // meanwhile.
+        if last_sent && leads {
+            inbox.send(Event::Leading(false)).await;
         }
-        inbox.tell(Event::Leading(leads)).await;
-        told = leads;
+        inbox.send(Event::Leading(leads)).await;
+        last_sent = leads;
         if leading.changed().await.is_err() {
-            log::error!("the election has ended: this master leads no more");
-            inbox.tell(Event::Leading(false)).await;
+            log::error!("the election task has ended: lost leadership");
+            inbox.send(Event::Leading(false)).await;
             return;
         }
     }
 }
 
-fn do_job(store: &mut dyn Store, job: Job) -> Event {
+fn run_job(store: &mut dyn Store, job: Job) -> Event {
     match job {
-        Job::Load => Event::Loaded(guard("load", || store.load())),
+        Job::Load => Event::Loaded(catch_panic("load", || store.load_records())),
         Job::Commit { epoch, changes } => {
-            Event::Committed(guard("commit", || store.commit(epoch, &changes)))
+            Event::Committed(catch_panic("commit", || store.commit_records(epoch, &changes)))
         }
     }
 }
 
-/// Makes an error of a panic: the master waits for the end of a job, and without one it would
-/// send nothing any more and look well. The state is then read again, as after any error of a
-/// commit.
-fn guard<T>(
+/// Converts a panic of the store to an error. The master waits for the result of every job: without
+/// a result it would stop allocating and still seem healthy. After the error, the master loads the
+/// state again, as after any failed commit.
+fn catch_panic<T>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let reason =
-            "it panicked, which is a defect: see what the log or stderr says of it".to_owned();
+        let reason = "the store panicked, which is a defect: see the log or stderr".to_owned();
         Err(StoreError::Failed { store: "store".to_owned(), action, reason })
     })
 }
@@ -251,21 +250,23 @@ struct MasterExecutor {
     sender: Box<dyn Sender>,
     store: StoreThread,
     gate: DurabilityGate,
-    rereader: Rereader,
+    reloader: ConfigReloader,
 }
 
-/// Reads the configuration again, and tells the machine.
-struct Rereader {
-    reread: Option<Reread>,
+/// Reads the configuration again and previews changes of the network, on threads of the blocking
+/// pool.
+struct ConfigReloader {
+    read_config: Option<ReadConfig>,
     inbox: Inbox<Master>,
 }
 
-impl Rereader {
-    fn start(&self, id: RequestId) {
-        let (reread, inbox) = (self.reread.clone(), self.inbox.clone());
+impl ConfigReloader {
+    /// Reads the configuration again. The result is an event.
+    fn reload(&self, id: RequestId) {
+        let (read_config, inbox) = (self.read_config.clone(), self.inbox.clone());
         tokio::spawn(async move {
-            let reading = tokio::task::spawn_blocking(move || match reread {
-                Some(reread) => reread(),
+            let reading = tokio::task::spawn_blocking(move || match read_config {
+                Some(read_config) => read_config(),
                 None => Err(vec![
                     "this master cannot read its configuration again: restart it".to_owned(),
                 ]),
@@ -273,13 +274,11 @@ impl Rereader {
             let settings = reading.await.unwrap_or_else(|error| {
                 Err(vec![format!("read the configuration: {error}, which is a defect")])
             });
-            inbox.tell(Event::ConfigRead(id, settings)).await;
+            inbox.send(Event::ConfigRead(id, settings)).await;
         });
     }
-}
 
-impl Rereader {
-    /// Runs a preview where nothing waits for it. Its client's slot bounds how many there are.
+    /// Runs a preview. The result is an event. The request limits bound the number of previews.
     fn preview(&self, id: RequestId, job: PreviewJob) {
         let inbox = self.inbox.clone();
         tokio::spawn(async move {
@@ -288,23 +287,23 @@ impl Rereader {
                 problems: vec![format!("preview the network: {error}, which is a defect")],
                 ..Effect::default()
             });
-            inbox.tell(Event::Previewed(id, Box::new(effect))).await;
+            inbox.send(Event::Previewed(id, Box::new(effect))).await;
         });
     }
 }
 
 impl Executor<Master> for MasterExecutor {
-    fn before(&mut self, event: &Event) {
+    fn observe(&mut self, event: &Event) {
         self.gate.observe(event);
     }
 
-    fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
+    fn execute(&mut self, command: Command, replies: &mut PendingReplies<Master>) {
         match command {
             Command::Load => self.store.queue(Job::Load),
             Command::Abandon(reason) => {
                 for send in self.gate.abandon() {
                     if let PendingSend::Reply(id, _) = send {
-                        inputs.reply(id, Reply::Unavailable(reason.clone()));
+                        replies.send(id, Reply::Unavailable(reason.clone()));
                     }
                 }
             }
@@ -312,8 +311,8 @@ impl Executor<Master> for MasterExecutor {
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
             }
-            Command::ReadConfig(id) => self.rereader.start(id),
-            Command::Preview { id, job } => self.rereader.preview(id, *job),
+            Command::ReadConfig(id) => self.reloader.reload(id),
+            Command::Preview { id, job } => self.reloader.preview(id, *job),
             Command::Send { to, message, when } => {
                 self.gate.hold(when, PendingSend::Message(vec![to], message));
             }
@@ -326,7 +325,7 @@ impl Executor<Master> for MasterExecutor {
         }
     }
 
-    fn settled(&mut self, inputs: &mut Inputs<Master>) {
+    fn flush(&mut self, replies: &mut PendingReplies<Master>) {
         for send in self.gate.release() {
             match send {
                 PendingSend::Message(to, message) => {
@@ -336,7 +335,7 @@ impl Executor<Master> for MasterExecutor {
                         self.sender.send(&self.own, &to, name, &body);
                     }
                 }
-                PendingSend::Reply(id, reply) => inputs.reply(id, reply),
+                PendingSend::Reply(id, reply) => replies.send(id, reply),
             }
         }
     }
@@ -344,13 +343,15 @@ impl Executor<Master> for MasterExecutor {
 
 #[cfg(test)]
 mod tests {
+    use overlay_store::{Change, Loaded};
+    use overlay_types::state::{Epoch, Version};
+
     use super::super::inbox::Input;
     use super::*;
-    use crate::store::{Change, Epoch, Loaded, Version};
 
-    struct Broken;
+    struct PanickingStore;
 
-    impl Store for Broken {
+    impl Store for PanickingStore {
         fn load(&mut self) -> Result<Loaded, StoreError> {
             panic!("a page is damaged")
         }
@@ -361,18 +362,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_election_that_was_lost_and_won_again_is_told_as_both() {
+    async fn leadership_lost_and_regained_sends_both_events() {
         let (inbox, mut events) = Inbox::new(Metrics::new());
         let (election, leading) = watch::channel(false);
-        let follower = tokio::spawn(follow(leading, inbox));
+        let follower = tokio::spawn(follow_election(leading, inbox));
         let mut next = async || match events.recv().await {
             Some(Input::Event(event)) => event.to_string(),
-            Some(Input::Question(..) | Input::Message(..)) | None => "nothing".to_owned(),
+            Some(Input::Request(..) | Input::Message(..)) | None => "nothing".to_owned(),
         };
         assert_eq!(next().await, "not elected");
         election.send_replace(true);
         assert_eq!(next().await, "elected");
-        // Faster than anybody could see.
+        // The receiver sees only the last value.
         election.send_replace(false);
         election.send_replace(true);
         assert_eq!((next().await, next().await), ("not elected".into(), "elected".into()));
@@ -382,16 +383,16 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_panics_has_failed() {
-        let words = "it panicked, which is a defect: see what the log or stderr says of it";
+    fn store_panic_becomes_error() {
+        let reason = "the store panicked, which is a defect: see the log or stderr";
         assert_eq!(
-            do_job(&mut Broken, Job::Load).to_string(),
-            format!("not loaded: store: load: {words}")
+            run_job(&mut PanickingStore, Job::Load).to_string(),
+            format!("not loaded: store: load: {reason}")
         );
         let commit = Job::Commit { epoch: Epoch(1), changes: Vec::new() };
         assert_eq!(
-            do_job(&mut Broken, commit).to_string(),
-            format!("not committed: store: commit: {words}")
+            run_job(&mut PanickingStore, commit).to_string(),
+            format!("not committed: store: commit: {reason}")
         );
     }
 }

@@ -1,39 +1,41 @@
-//! The numbers of a machine, for whoever wants to read them at any time and on any thread: Mesos
-//! asks for its metrics one by one, on threads of its own, which must not wait for a machine.
+//! The metrics of a state machine, readable at any time on any thread. Mesos reads metrics one by
+//! one on its own threads, which must not wait for a state machine.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::limits::Limit;
-use crate::logging::lines_left_out;
-use crate::machine::Machine;
-use crate::metrics::{Catalogue, HostCounters, Kind};
-use crate::warnings::Warnings;
+use libprocess::limits::Limit;
+use overlay_engine::metrics::{Catalogue, HostCounters, Kind};
+use overlay_engine::state_machine::StateMachine;
+use overlay_types::warnings::Warnings;
 
-/// The numbers of a machine. Clones show the same numbers, and reading takes no lock.
+use crate::logging::lines_left_out;
+
+/// The metrics of a state machine. Clones share the values, and reading takes no lock.
 ///
-/// Made before the machine, and kept when it is started again: pass a clone to each host of it, one
-/// after the other. Each number is read by itself, so two of them may be of different moments.
-pub struct Metrics<M: Machine> {
+/// Create the metrics before the state machine and keep them when it is restarted: pass a clone to
+/// each of its hosts in turn. Each value is read separately, so two values may be of different
+/// moments.
+pub struct Metrics<M: StateMachine> {
     shared: Arc<Shared>,
-    machine: PhantomData<fn() -> M>,
+    state_machine: PhantomData<fn() -> M>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// What the machine shows, in the order of the catalogue.
+    /// The metrics of the state machine, in the order of the catalogue.
     values: Box<[AtomicU64]>,
     process_restarts: AtomicU64,
     refused: AtomicU64,
-    /// What each limit refused.
+    /// The number of refusals of each limit.
     limits: [AtomicU64; Limit::COUNT],
     warnings: Warnings,
 }
 
-impl<M: Machine> Metrics<M> {
-    /// All zero, until a machine runs.
+impl<M: StateMachine> Metrics<M> {
+    /// Creates metrics that are 0 until a state machine runs.
     #[must_use]
     pub fn new() -> Self {
         let values = M::CATALOGUE.metrics.iter().map(|_| AtomicU64::new(0)).collect();
@@ -44,47 +46,49 @@ impl<M: Machine> Metrics<M> {
             limits: Default::default(),
             warnings: Warnings::new(),
         };
-        Self { shared: Arc::new(shared), machine: PhantomData }
+        Self { shared: Arc::new(shared), state_machine: PhantomData }
     }
 
-    /// Names, kinds and meanings, in the order of the indices.
+    /// Returns the names, kinds and help texts, in the order of the indices.
     #[must_use]
     pub const fn catalogue() -> &'static Catalogue<M::Metrics> {
         M::CATALOGUE
     }
 
-    /// The number at this index of the catalogue; 0 beyond its end.
+    /// Returns the value at an index of the catalogue, and 0 beyond its end.
     #[must_use]
     pub fn get(&self, index: usize) -> f64 {
-        let of_host =
-            M::CATALOGUE.metrics.get(index).and_then(|metric| metric.read_host(&self.host()));
-        let of_machine =
-            || self.shared.values.get(index).map_or(0, |value| value.load(Ordering::Relaxed));
-        of_host.unwrap_or_else(of_machine) as f64
+        let metric = M::CATALOGUE.metrics.get(index);
+        let value = match metric.and_then(|metric| metric.read_host(&self.host())) {
+            Some(value) => value,
+            None => self.shared.values.get(index).map_or(0, |value| value.load(Ordering::Relaxed)),
+        };
+        value as f64
     }
 
-    /// The standing warnings of the machine's adapters. While there is one, the status `ok` is
-    /// shown as `degraded`.
+    /// Returns the standing warnings of the adapters. While there is one, the status `ok` becomes
+    /// `degraded`.
     #[must_use]
     pub fn warnings(&self) -> &Warnings {
         &self.shared.warnings
     }
 
-    /// Notes that the machine is started again because it had stopped by itself.
+    /// Counts a restart of the state machine after it stopped by itself.
     pub fn count_restart(&self) {
         self.shared.process_restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts something that was refused, because of a limit or otherwise.
+    /// Counts a refusal, because of a limit or another reason.
     pub(super) fn count_refused(&self) {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts something that a limit refused or ended.
+    /// Counts a message, request or connection that a limit refused or ended.
     pub(super) fn count_limit(&self, limit: Limit) {
         self.shared.limits[limit as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns the counters of the runtime.
     pub(super) fn host(&self) -> HostCounters {
         HostCounters {
             process_restarts: self.shared.process_restarts.load(Ordering::Relaxed),
@@ -94,18 +98,18 @@ impl<M: Machine> Metrics<M> {
         }
     }
 
-    /// Shows how `machine` is now.
-    pub(super) fn publish(&self, machine: &M) {
-        let (mut machine, host) = (machine.metrics(), self.host());
+    /// Publishes the current metrics of `state_machine`.
+    pub(super) fn publish(&self, state_machine: &M) {
+        let (mut current, host) = (state_machine.metrics(), self.host());
         if !self.shared.warnings.is_empty() {
-            M::degrade(&mut machine);
+            M::degrade(&mut current);
         }
         for (metric, value) in M::CATALOGUE.metrics.iter().zip(&self.shared.values) {
-            value.store(metric.read(&machine, &host), Ordering::Relaxed);
+            value.store(metric.read(&current, &host), Ordering::Relaxed);
         }
     }
 
-    /// The machine has ended: it is in no state any more. What was counted stays.
+    /// Sets all gauges to 0, because the state machine has ended and is in no state. Counters stay.
     fn clear_gauges(&self) {
         for (metric, value) in M::CATALOGUE.metrics.iter().zip(&self.shared.values) {
             if metric.kind == Kind::Gauge {
@@ -115,29 +119,29 @@ impl<M: Machine> Metrics<M> {
     }
 }
 
-impl<M: Machine> Clone for Metrics<M> {
+impl<M: StateMachine> Clone for Metrics<M> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), machine: PhantomData }
+        Self { shared: Arc::clone(&self.shared), state_machine: PhantomData }
     }
 }
 
-impl<M: Machine> Default for Metrics<M> {
+impl<M: StateMachine> Default for Metrics<M> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<M: Machine> fmt::Debug for Metrics<M> {
+impl<M: StateMachine> fmt::Debug for Metrics<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let metrics = M::CATALOGUE.metrics.iter().enumerate();
         f.debug_map().entries(metrics.map(|(at, metric)| (metric.name, self.get(at)))).finish()
     }
 }
 
-/// Shows the numbers of a machine while it runs, however it ends.
-pub(super) struct Publisher<M: Machine>(pub(super) Metrics<M>);
+/// Publishes the metrics of a running state machine. Clears the gauges when it is dropped.
+pub(super) struct Publisher<M: StateMachine>(pub(super) Metrics<M>);
 
-impl<M: Machine> Drop for Publisher<M> {
+impl<M: StateMachine> Drop for Publisher<M> {
     fn drop(&mut self) {
         self.0.clear_gauges();
     }
@@ -147,23 +151,31 @@ impl<M: Machine> Drop for Publisher<M> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::inbox::{Inbox, Inputs};
+    use overlay_engine::master::{Command, Condition, Event, Master, Reply, Request, Settings};
+    use overlay_types::protocol::{Network, Vxlan};
+    use overlay_types::state::{Epoch, LoadedState, Version};
+
+    use super::super::inbox::{Inbox, PendingReplies};
     use super::super::{Executor, drive};
     use super::*;
-    use crate::master::{Command, Condition, Event, Master, Reply, Request, Settings};
-    use crate::protocol::{Network, Vxlan};
-    use crate::store::{Epoch, Loaded, Version};
 
-    struct Idle;
+    /// Executes only replies.
+    struct ReplyExecutor;
 
-    impl Executor<Master> for Idle {
-        fn before(&mut self, _: &Event) {}
-        fn run(&mut self, command: Command, inputs: &mut Inputs<Master>) {
+    impl Executor<Master> for ReplyExecutor {
+        fn observe(&mut self, _: &Event) {}
+
+        fn execute(&mut self, command: Command, replies: &mut PendingReplies<Master>) {
             if let Command::Reply { id, reply, .. } = command {
-                inputs.reply(id, reply);
+                replies.send(id, reply);
             }
         }
-        fn settled(&mut self, _: &mut Inputs<Master>) {}
+
+        fn flush(&mut self, _: &mut PendingReplies<Master>) {}
+    }
+
+    fn loaded(epoch: Epoch, version: Version) -> LoadedState {
+        LoadedState { epoch, version, agents: Vec::new(), history: Vec::new() }
     }
 
     fn master() -> Master {
@@ -175,10 +187,14 @@ mod tests {
             vxlan: Vxlan::default(),
             overlays: Vec::new(),
         };
-        Master::new(Settings { network: Arc::new(network), reuse_after: Duration::ZERO }, 1)
+        Master::new(
+            Settings { network: Arc::new(network), reuse_after: Duration::ZERO },
+            overlay_wire::update_length,
+            1,
+        )
     }
 
-    /// The numbers of these names, read on a thread that knows nothing of the machine.
+    /// Reads the metrics with these names on another thread.
     async fn read<const N: usize>(metrics: &Metrics<Master>, names: [&'static str; N]) -> [f64; N] {
         let metrics = metrics.clone();
         let read = move || {
@@ -190,18 +206,18 @@ mod tests {
         tokio::task::spawn_blocking(read).await.unwrap()
     }
 
-    async fn until<const N: usize>(
+    async fn wait_until<const N: usize>(
         metrics: &Metrics<Master>,
         names: [&'static str; N],
-        wanted: [f64; N],
+        expected: [f64; N],
     ) {
-        while read(metrics, names).await != wanted {
+        while read(metrics, names).await != expected {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     #[tokio::test]
-    async fn the_numbers_are_there_before_the_machine_and_after_it() {
+    async fn metrics_exist_before_and_after_state_machine() {
         const NAMES: [&str; 5] =
             ["recovering", "status/ok", "version", "malformed_messages", "refused"];
         let metrics = Metrics::new();
@@ -209,30 +225,34 @@ mod tests {
         assert_eq!(metrics.get(usize::MAX).to_bits(), 0);
 
         let (inbox, receiver) = Inbox::new(metrics.clone());
-        let machine = tokio::spawn(drive(master(), Idle, receiver, metrics.clone()));
-        until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 0.0]).await;
-        let loaded = Loaded { epoch: Epoch(3), version: Version(41), records: Vec::new() };
-        inbox.tell(Event::Loaded(Ok(loaded))).await;
+        let state_machine = tokio::spawn(drive(master(), ReplyExecutor, receiver, metrics.clone()));
+        wait_until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 0.0]).await;
+        let loaded = loaded(Epoch(3), Version(41));
+        inbox.send(Event::Loaded(Ok(loaded))).await;
         let from = "overlay-agent@10.0.0.1:5051".parse().unwrap();
-        let (name, reason) = ("nonsense".to_owned(), "it is".to_owned());
-        inbox.tell(Event::Malformed { from, name, reason }).await;
-        until(&metrics, NAMES, [0.0, 1.0, 41.0, 1.0, 0.0]).await;
-        // Whoever listens counts it, and the machine hears nothing of it.
+        let (name, reason) = ("nonsense".to_owned(), "malformed".to_owned());
+        inbox.send(Event::Malformed { from, name, reason }).await;
+        wait_until(&metrics, NAMES, [0.0, 1.0, 41.0, 1.0, 0.0]).await;
+        // The listener counts a refusal without an event of the state machine.
         metrics.count_refused();
         assert_eq!(read(&metrics, NAMES).await, [0.0, 1.0, 41.0, 1.0, 1.0]);
 
         drop(inbox);
-        machine.await.unwrap();
-        assert_eq!(read(&metrics, NAMES).await, [0.0, 0.0, 0.0, 1.0, 1.0], "it is in no state");
+        state_machine.await.unwrap();
+        assert_eq!(
+            read(&metrics, NAMES).await,
+            [0.0, 0.0, 0.0, 1.0, 1.0],
+            "the state machine has ended"
+        );
         metrics.count_restart();
         let (_inbox, receiver) = Inbox::new(metrics.clone());
-        tokio::spawn(drive(master(), Idle, receiver, metrics.clone()));
-        until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 1.0]).await;
+        tokio::spawn(drive(master(), ReplyExecutor, receiver, metrics.clone()));
+        wait_until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 1.0]).await;
         assert_eq!(read(&metrics, ["process_restarts"]).await, [1.0]);
     }
 
     async fn health(inbox: &Inbox<Master>) -> (Condition, Vec<String>) {
-        match inbox.ask(Request::Health).await {
+        match inbox.request(Request::Health).await {
             Ok(Reply::Health(health)) => (health.status, health.problems),
             other => panic!("{other:?}"),
         }
@@ -243,23 +263,27 @@ mod tests {
         const NAMES: [&str; 3] = ["status/ok", "status/degraded", "status/recovering"];
         let metrics = Metrics::new();
         let (inbox, receiver) = Inbox::new(metrics.clone());
-        tokio::spawn(drive(master(), Idle, receiver, metrics.clone()));
+        tokio::spawn(drive(master(), ReplyExecutor, receiver, metrics.clone()));
         let warnings = metrics.warnings();
         warnings.set("acl", Some("anybody can write /overlay".to_owned()));
         let texts = || vec!["anybody can write /overlay".to_owned()];
-        assert_eq!(health(&inbox).await, (Condition::Recovering, texts()), "a worse status stays");
-        until(&metrics, NAMES, [0.0, 0.0, 1.0]).await;
-        let loaded = Loaded { epoch: Epoch(1), version: Version(1), records: Vec::new() };
-        inbox.tell(Event::Loaded(Ok(loaded))).await;
+        assert_eq!(
+            health(&inbox).await,
+            (Condition::Recovering, texts()),
+            "the worse status stays"
+        );
+        wait_until(&metrics, NAMES, [0.0, 0.0, 1.0]).await;
+        let loaded = loaded(Epoch(1), Version(1));
+        inbox.send(Event::Loaded(Ok(loaded))).await;
         assert_eq!(health(&inbox).await, (Condition::Degraded, texts()));
-        until(&metrics, NAMES, [0.0, 1.0, 0.0]).await;
-        let Ok(Reply::Metrics(snapshot)) = inbox.ask(Request::Metrics).await else { panic!() };
-        assert_eq!(snapshot.machine.status, Condition::Degraded);
-        // Without any event of the machine.
+        wait_until(&metrics, NAMES, [0.0, 1.0, 0.0]).await;
+        let Ok(Reply::Metrics(snapshot)) = inbox.request(Request::Metrics).await else { panic!() };
+        assert_eq!(snapshot.metrics.status, Condition::Degraded);
+        // The end of a warning is published without an event of the state machine.
         warnings.set("acl", None);
-        until(&metrics, NAMES, [1.0, 0.0, 0.0]).await;
+        wait_until(&metrics, NAMES, [1.0, 0.0, 0.0]).await;
         assert_eq!(health(&inbox).await, (Condition::Ok, Vec::new()));
-        let Ok(Reply::Metrics(snapshot)) = inbox.ask(Request::Metrics).await else { panic!() };
-        assert_eq!(snapshot.machine.status, Condition::Ok);
+        let Ok(Reply::Metrics(snapshot)) = inbox.request(Request::Metrics).await else { panic!() };
+        assert_eq!(snapshot.metrics.status, Condition::Ok);
     }
 }

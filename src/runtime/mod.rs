@@ -1,156 +1,199 @@
-//! Runs the machines: feeds them what happens, does what they want done, and decides nothing.
+//! Runs the state machines: feeds events to them and executes their commands. The runtime makes no
+//! decisions.
 //!
 //! ```text
-//!   transport ─┐                                     ┌─▶ client: messages, links
+//!   transport ─┐                                     ┌─▶ sender: messages, links
 //!   http      ─┼─▶ Inbox ─▶ drive: handle, poll ─────┼─▶ store thread (master)
 //!   adapters  ─┘    ▲                                ├─▶ cni, docker, detector (agent)
 //!                   └────────── results ◀────────────┘
 //! ```
-//! Each machine lives in one task, which nothing blocks: what takes long happens elsewhere and
-//! comes back as an event.
+//! Each state machine runs in one task, which never blocks. Slow operations run in other tasks or
+//! threads, and their results come back as events.
 
 mod agent;
-mod contested;
+mod container_networks;
+mod dataplane_thread;
+mod election_aware_store;
+pub mod gateway;
 mod inbox;
 mod master;
 mod metrics;
-mod networks;
-mod running;
+mod service_tasks;
 mod store_thread;
 mod supervisor;
-mod tunnels;
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Method;
-use tokio::sync::mpsc;
+use libprocess::RequestClass;
+use overlay_engine::agent::Agent;
+use overlay_engine::master::Master;
+use overlay_engine::metrics::HostCounters;
+use overlay_engine::state_machine::StateMachine;
+use overlay_types::addr::Upid;
+use overlay_types::clock::Now;
+use overlay_types::protocol::{Message, MessageKind, RejectedMessages, RequestId};
+use overlay_types::warnings::Warnings;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-pub use agent::{AgentHost, AgentOptions};
-pub use contested::Contested;
-pub use inbox::Stopped;
-pub use master::{MasterHost, MasterOptions, Reread};
-pub use metrics::Metrics;
-pub use supervisor::{Host, supervise};
-pub use tunnels::TunnelOptions;
-
-use crate::addr::Upid;
-use crate::agent::Agent;
-use crate::clock::Now;
+use self::gateway::AdmissionRules;
+use self::inbox::{Input, PendingReplies};
+use self::metrics::Publisher;
 use crate::http::{Format, Request, Response};
-use crate::machine::Machine;
-use crate::master::Master;
-use crate::metrics::HostCounters;
-use crate::protocol::{Message, MessageKind, Refused, RequestId};
-use crate::transport::RequestClass;
-use crate::transport::mesos::Judge;
-use crate::warnings::Warnings;
-use inbox::{Input, Inputs};
-use metrics::Publisher;
+pub use agent::{AgentHost, AgentOptions};
+pub use dataplane_thread::DataplaneOptions;
+pub use election_aware_store::ElectionAwareStore;
+pub use inbox::Stopped;
+pub use master::{MasterHost, MasterOptions, ReadConfig};
+pub use metrics::Metrics;
+pub use supervisor::{Supervised, supervise};
 
-/// Events that wait for a machine. When there are more, the connections that bring them wait.
+/// Capacity of the queue of a state machine. When the queue is full, the senders wait.
 const INBOX_SIZE: usize = 4096;
-/// Events that are taken at a time.
+/// Largest number of events that are received at a time.
 const BATCH_SIZE: usize = 128;
 
-/// What a machine needs to be reached from outside.
-trait Hosted: Machine<Event: Send, Command: Send> + Send + 'static {
-    type Question: Send;
+/// A state machine that is reached over libprocess and HTTP.
+trait Service: StateMachine<Event: Send, Command: Send> + Send + 'static {
+    type Request: Send;
     type Reply: Send + 'static;
 
-    /// The id of its libprocess process.
+    /// The id of the libprocess process.
     const PROCESS: &'static str;
 
-    /// Whether such a message is meant for it.
-    fn takes(kind: MessageKind) -> bool;
+    /// Whether the service handles messages of this kind.
+    fn handles(kind: MessageKind) -> bool;
 
-    /// Whether it has to do with the sender of such a message.
+    /// Whether the service accepts messages of this kind from this sender.
     fn accepts(&self, from: &Upid, kind: MessageKind) -> bool;
 
+    /// Returns the event of a decoded message.
     fn message(from: Upid, message: Message) -> Self::Event;
-    /// A message that it does not take, or not from this sender.
+    /// Returns the event of a message that the service does not handle or accept.
     fn ignored(from: Upid, kind: MessageKind) -> Self::Event;
+    /// Returns the event of a message that cannot be decoded.
     fn malformed(from: Upid, name: String, reason: String) -> Self::Event;
+    /// Returns the event of a lost link to the process at `address`, if the service needs one.
     fn exited(address: SocketAddrV4) -> Option<Self::Event>;
-    fn request(id: RequestId, question: Self::Question) -> Self::Event;
+    /// Returns the event of an HTTP request.
+    fn request(id: RequestId, request: Self::Request) -> Self::Event;
 
-    /// Fills in what the machine cannot know.
-    fn complete(reply: &mut Self::Reply, refused: Refused, host: HostCounters, warnings: &Warnings);
+    /// Fills in the fields of a reply that only the runtime knows.
+    fn complete(reply: &mut Self::Reply, runtime: RuntimeStatus);
 
     fn classify(method: &Method, path: &str) -> RequestClass;
-    fn route(request: &Request) -> Result<(Self::Question, Format), Box<Response>>;
+    fn route(request: &Request) -> Result<(Self::Request, Format), Box<Response>>;
     fn render(reply: &Self::Reply, format: &Format) -> Response;
 }
 
-/// Does what a machine wants done.
-trait Executor<M: Hosted>: Send {
-    /// Sees an event before the machine does.
-    fn before(&mut self, event: &M::Event);
-
-    /// Does it, or starts it. It never waits.
-    fn run(&mut self, command: M::Command, inputs: &mut Inputs<M>);
-
-    /// Called when the machine wants nothing more for the moment.
-    fn settled(&mut self, inputs: &mut Inputs<M>);
+/// The state of the runtime that replies of a state machine include.
+struct RuntimeStatus {
+    refused: RejectedMessages,
+    counters: HostCounters,
+    /// Standing warnings. While there is one, the status `ok` becomes `degraded`.
+    warnings: Vec<String>,
 }
 
-/// The loop: until nobody can send an event any more, or the task is aborted.
-async fn drive<M: Hosted>(
-    mut machine: M,
+impl RuntimeStatus {
+    fn new(refused: RejectedMessages, counters: HostCounters, warnings: &Warnings) -> Self {
+        Self { refused, counters, warnings: warnings.texts() }
+    }
+
+    /// Completes a health reply. Returns whether its status must be degraded.
+    fn complete_health(self, refused: &mut RejectedMessages, problems: &mut Vec<String>) -> bool {
+        *refused = self.refused.sanitized();
+        let has_warnings = !self.warnings.is_empty();
+        problems.extend(self.warnings);
+        has_warnings
+    }
+
+    /// Completes a metrics reply. Returns whether its status must be degraded.
+    fn complete_metrics(self, counters: &mut HostCounters) -> bool {
+        *counters = self.counters;
+        !self.warnings.is_empty()
+    }
+}
+
+/// Executes the commands of a state machine.
+trait Executor<M: Service>: Send {
+    /// Sees an event before the state machine handles it.
+    fn observe(&mut self, event: &M::Event);
+
+    /// Executes a command, or starts its execution. Never blocks.
+    fn execute(&mut self, command: M::Command, replies: &mut PendingReplies<M>);
+
+    /// Sends buffered output. Called when the state machine has no further command.
+    fn flush(&mut self, replies: &mut PendingReplies<M>);
+}
+
+/// Runs the event loop of a state machine until all senders of events are dropped, or the task is
+/// aborted.
+async fn drive<M: Service>(
+    mut state_machine: M,
     mut executor: impl Executor<M>,
     mut receiver: mpsc::Receiver<Input<M>>,
     metrics: Metrics<M>,
 ) {
-    let mut warnings = metrics.warnings().subscribe();
+    let warnings_changed = Arc::new(Notify::new());
+    let notify = Arc::clone(&warnings_changed);
+    metrics.warnings().on_change(move || notify.notify_one());
     let publisher = Publisher(metrics);
     let clock = Clock::start();
-    let mut inputs = Inputs::new();
+    let mut replies = PendingReplies::new();
     let mut batch = Vec::with_capacity(BATCH_SIZE);
     loop {
-        while let Some(command) = machine.poll_command() {
+        while let Some(command) = state_machine.poll_command() {
             log::trace!("{}: {command}", M::PROCESS);
-            executor.run(command, &mut inputs);
+            executor.execute(command, &mut replies);
         }
-        executor.settled(&mut inputs);
-        publisher.0.publish(&machine);
+        executor.flush(&mut replies);
+        publisher.0.publish(&state_machine);
         tokio::select! {
             biased;
-            () = clock.sleep_until(machine.next_timeout()) => {
-                machine.handle(clock.now(), M::TIMEOUT);
+            () = clock.sleep_until(state_machine.next_timeout()) => {
+                state_machine.handle(clock.now(), M::TIMEOUT);
             }
-            // Only the published status changes. `publisher` keeps the registry alive.
-            _ = warnings.changed() => {}
+            // Publishes the changed status; the state machine has no event.
+            () = warnings_changed.notified() => {}
             count = receiver.recv_many(&mut batch, BATCH_SIZE) => {
                 if count == 0 {
                     return;
                 }
                 for input in batch.drain(..) {
-                    let event = inputs.event(&machine, input);
+                    let event = replies.convert_input(&state_machine, input);
                     log::trace!("{}: {event}", M::PROCESS);
                     #[cfg(feature = "faults")]
-                    assert!(!event.to_string().contains("overlay-test-panic-in-machine"), "asked to");
-                    executor.before(&event);
-                    machine.handle(clock.now(), event);
+                    panic_on_request(&event.to_string());
+                    executor.observe(&event);
+                    state_machine.handle(clock.now(), event);
                 }
             }
         }
     }
 }
 
-/// How the transport of a module judges what is for the master.
-#[must_use]
-pub const fn judge_for_master() -> Judge {
-    Judge { admit: inbox::admit::<Master>, classify: <Master as Hosted>::classify }
+/// Panics if a test has sent an event that requests a panic.
+#[cfg(feature = "faults")]
+fn panic_on_request(event: &str) {
+    assert!(!event.contains("overlay-test-panic-in-machine"), "a test requested this panic");
 }
 
-/// How the transport of a module judges what is for the agent.
+/// Returns the admission rules of the master for the transport of its module.
 #[must_use]
-pub const fn judge_for_agent() -> Judge {
-    Judge { admit: inbox::admit::<Agent>, classify: <Agent as Hosted>::classify }
+pub const fn master_admission() -> AdmissionRules {
+    AdmissionRules { admit: inbox::admit::<Master>, classify: <Master as Service>::classify }
 }
 
-/// The two clocks of [`Now`].
+/// Returns the admission rules of the agent for the transport of its module.
+#[must_use]
+pub const fn agent_admission() -> AdmissionRules {
+    AdmissionRules { admit: inbox::admit::<Agent>, classify: <Agent as Service>::classify }
+}
+
+/// The monotonic clock and the wall clock of [`Now`].
 struct Clock {
     start: Instant,
 }
@@ -160,14 +203,17 @@ impl Clock {
         Self { start: Instant::now() }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the runtime is where the wall clock is read")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the runtime reads the wall clock for the state machines"
+    )]
     fn now(&self) -> Now {
-        // A clock before 1970 is a broken one; the machines cope with any number.
+        // A clock before 1970 is broken. The state machines accept any number.
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Now { elapsed: self.start.elapsed(), unix }
     }
 
-    /// Never, if there is no such moment.
+    /// Sleeps until `elapsed` after the start; forever without a time.
     async fn sleep_until(&self, elapsed: Option<Duration>) {
         match elapsed {
             Some(elapsed) => tokio::time::sleep_until(self.start + elapsed).await,

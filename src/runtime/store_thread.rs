@@ -1,18 +1,20 @@
-//! The thread of the store: a write takes as long as the disk does, and nothing else waits for it.
+//! The thread of the store. Writes block as long as the disk needs, so they run on a separate
+//! thread.
 
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use crate::store::{Change, Epoch, Store};
+use overlay_store::Store;
+use overlay_types::state::{Epoch, RecordChange};
 
-/// What the store is to do.
+/// A job of the store.
 #[derive(Debug)]
 pub(super) enum Job {
     Load,
-    Commit { epoch: Epoch, changes: Vec<Change> },
+    Commit { epoch: Epoch, changes: Vec<RecordChange> },
 }
 
-/// A store on a thread of its own. Dropped, it finishes what it has begun.
+/// A store on a thread of its own. Dropping it finishes the queued jobs.
 #[derive(Debug)]
 pub(super) struct StoreThread {
     jobs: Option<mpsc::Sender<Job>>,
@@ -20,29 +22,29 @@ pub(super) struct StoreThread {
 }
 
 impl StoreThread {
-    /// Does every job with `store` and hands the result to `done`.
+    /// Starts a thread that calls `run_job` with `store` and every queued job.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// When the thread cannot be created.
     pub(super) fn start(
         mut store: Box<dyn Store>,
-        mut done: impl FnMut(&mut dyn Store, Job) + Send + 'static,
+        mut run_job: impl FnMut(&mut dyn Store, Job) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, receiver) = mpsc::channel::<Job>();
         let work = move || {
             for job in receiver {
-                done(store.as_mut(), job);
+                run_job(store.as_mut(), job);
             }
         };
         let thread = std::thread::Builder::new().name("overlay-store".to_owned()).spawn(work)?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Queues a job. The machine sees to it that there is one at a time.
+    /// Queues a job. The state machine queues one job at a time.
     pub(super) fn queue(&self, job: Job) {
         let is_queued = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !is_queued {
-            log::error!("the thread of the store has ended: nothing is stored any more");
+            log::error!("the store thread has ended: nothing is stored");
         }
     }
 }
@@ -53,7 +55,7 @@ impl Drop for StoreThread {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("the thread of the store ended by a panic");
+            log::error!("the store thread panicked");
         }
     }
 }

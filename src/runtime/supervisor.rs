@@ -1,32 +1,33 @@
-//! Keeps a host running where a defect in it must not take others down: inside of Mesos.
+//! Restarts the host of a module ([`MasterHost`] or [`AgentHost`]) in a Mesos process. A defect of
+//! the host must not end Mesos.
 
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use overlay_types::clock::Backoff;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{AgentHost, MasterHost};
-use crate::clock::Backoff;
 
-/// Waits between attempts to start a host that keeps stopping.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A host that ran this long begins with the shortest wait again.
-const HEALTHY: Duration = Duration::from_secs(600);
+/// Shortest and longest interval between restarts of a host that stops repeatedly.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A host that ran for this time restarts after the shortest interval again.
+const HEALTHY_AFTER: Duration = Duration::from_secs(600);
 
-/// Something that runs and that should not stop by itself.
-pub trait Host: Send + 'static {
-    /// Waits until it has stopped by itself.
+/// A host that the supervisor restarts.
+pub trait Supervised: Send + 'static {
+    /// Waits until the host has stopped by itself.
     fn stopped(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Stops it, and returns when nothing of it runs any more.
+    /// Stops the host and waits for the end of all its tasks.
     fn stop(self) -> impl Future<Output = ()> + Send;
 }
 
-impl Host for MasterHost {
+impl Supervised for MasterHost {
     async fn stopped(&mut self) {
         Self::stopped(self).await;
     }
@@ -36,7 +37,7 @@ impl Host for MasterHost {
     }
 }
 
-impl Host for AgentHost {
+impl Supervised for AgentHost {
     async fn stopped(&mut self) {
         Self::stopped(self).await;
     }
@@ -46,15 +47,15 @@ impl Host for AgentHost {
     }
 }
 
-/// Starts `name`, and starts it again whenever it has stopped by itself, which `restarted` is told,
-/// until `end` is sent or dropped.
-pub async fn supervise<H: Host>(
+/// Starts the host `name`, and restarts it whenever it stops by itself, until `end` is sent or
+/// dropped. Calls `on_restart` before each restart.
+pub async fn supervise<H: Supervised>(
     name: &str,
     mut start: impl FnMut() -> io::Result<H>,
-    mut restarted: impl FnMut(),
+    mut on_restart: impl FnMut(),
     mut end: oneshot::Receiver<()>,
 ) {
-    let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
+    let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
     let mut random = fastrand::Rng::new();
     loop {
         let started = Instant::now();
@@ -70,16 +71,16 @@ pub async fn supervise<H: Host>(
                     }
                 }
                 host.stop().await;
-                if started.elapsed() >= HEALTHY {
+                if started.elapsed() >= HEALTHY_AFTER {
                     backoff.reset();
                 }
             }
             Err(reason) => log::error!("{name}: start: {reason}"),
         }
-        let pause = backoff.next_wait(&mut random);
-        log::error!("{name}: it stopped by itself, a defect: starting it again in {pause:?}");
+        let interval = backoff.next_delay(&mut random);
+        log::error!("{name}: it stopped by itself, a defect: starting it again in {interval:?}");
         tokio::select! {
-            () = tokio::time::sleep(pause) => restarted(),
+            () = tokio::time::sleep(interval) => on_restart(),
             _ = &mut end => return,
         }
     }

@@ -7,7 +7,7 @@ fn valid_file_prints_one_line() {
     let dir = TestDir::with_network();
     assert_eq!(
         dir.run("check network.json").success(),
-        "network.json: ok: a network of 2 overlays, room for 128 agents\n"
+        "network.json: ok: a network of 2 overlays, capacity for 128 agents\n"
     );
 }
 
@@ -35,7 +35,7 @@ network.json:3:17: overlays[0].name: is missing: write the name of the network, 
 network.json:3:19: overlays[0].nam: is no key: did you mean 'name'?
   3 |   "overlays": [ { "nam": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 24 } ] }
     |                   ^
-mesos-overlay: network.json: 4 problems: mend them and try again
+mesos-overlay: network.json: 4 problems: fix them and try again
 exit code 1
 "#
     );
@@ -52,7 +52,7 @@ network.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such a
 network.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
   1 | {}
     | ^
-mesos-overlay: network.json: 3 problems: mend them and try again
+mesos-overlay: network.json: 3 problems: fix them and try again
 exit code 1
 "#
     );
@@ -74,7 +74,7 @@ fn warning_is_marked_and_exits_with_0() {
         r#"network.json:1:18: warning: vtep_subnet: '45.128.0.0/16' is public space: hosts of its owner cannot be reached from here; write private space, as in 10.0.0.0/8
   1 | { "vtep_subnet": "45.128.0.0/16",
     |                  ^
-network.json: ok: a network of 2 overlays (1 disabled), room for 256 agents; 1 warning
+network.json: ok: a network of 2 overlays (1 disabled), capacity for 256 agents; 1 warning
 "#
     );
 }
@@ -87,7 +87,7 @@ fn agent_and_master_configs_are_recognized() {
         dir.run("check f").success()
     };
     let master = format!(r#"{{"network":{},"reuse_after":"5mins"}}"#, crate::support::NETWORK);
-    assert_eq!(check(&master), "f: ok: a network of 2 overlays, room for 128 agents\n");
+    assert_eq!(check(&master), "f: ok: a network of 2 overlays, capacity for 128 agents\n");
     assert_eq!(
         check(r#"{"cni_dir":"/var/lib/mesos/cni","master":"10.0.0.1:5050"}"#),
         "f: ok: an agent with container networks for Mesos and Docker\n"
@@ -104,7 +104,7 @@ fn json_output_has_documented_keys() {
         serde_json::json!({
             "file": "network.json",
             "ok": true,
-            "summary": "a network of 2 overlays, room for 128 agents",
+            "summary": "a network of 2 overlays, capacity for 128 agents",
             "problems": [],
             "warnings": []
         })
@@ -126,7 +126,7 @@ fn json_output_has_documented_keys() {
             "warnings": []
         })
     );
-    assert_eq!(outcome.failure(), "mesos-overlay: bad.json: 1 problem: mend it and try again\n");
+    assert_eq!(outcome.failure(), "mesos-overlay: bad.json: 1 problem: fix it and try again\n");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn environment_variable_enables_json() {
 fn dash_reads_stdin() {
     let dir = TestDir::new();
     let checked = dir.run_with("check -", &[], crate::support::NETWORK);
-    assert_eq!(checked.success(), "stdin: ok: a network of 2 overlays, room for 128 agents\n");
+    assert_eq!(checked.success(), "stdin: ok: a network of 2 overlays, capacity for 128 agents\n");
     let checked = dir.run_with("check -", &[], "[]");
     assert!(checked.stdout.starts_with("stdin:1:1: is a list"), "{checked:?}");
 }
@@ -163,7 +163,7 @@ fn unreadable_file_fails_with_one_line() {
     assert_eq!(check("directory"), "mesos-overlay: read directory: Is a directory (os error 21)\n");
     assert_eq!(
         check("latin-1.json"),
-        "mesos-overlay: read latin-1.json: it is no text in UTF-8: save it as such\n"
+        "mesos-overlay: read latin-1.json: it is not UTF-8 text: save it as UTF-8\n"
     );
 }
 
@@ -175,7 +175,7 @@ fn closed_pipe_keeps_exit_code() {
     dir.write("bad.json", "[]");
     assert_eq!(
         dir.run_into_closed_pipe("check bad.json").failure(),
-        "mesos-overlay: bad.json: 1 problem: mend it and try again\n"
+        "mesos-overlay: bad.json: 1 problem: fix it and try again\n"
     );
 }
 
@@ -189,5 +189,5 @@ fn warnings_are_shown_beside_problems() {
     assert!(outcome.stdout.contains(": verify_interval: "), "{}", outcome.stdout);
     let warning = outcome.stdout.lines().find(|line| line.contains(" warning: "));
     assert!(warning.is_some_and(|line| line.contains("overlay_mtu")), "{}", outcome.stdout);
-    assert!(outcome.stderr.ends_with(": 1 problem: mend it and try again\n"), "{}", outcome.stderr);
+    assert!(outcome.stderr.ends_with(": 1 problem: fix it and try again\n"), "{}", outcome.stderr);
 }

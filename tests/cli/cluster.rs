@@ -1,8 +1,9 @@
 //! Operator commands against a running master and running agents.
 
-use crate::support::{Master, NETWORK, TestDir, start_agent};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+
+use crate::support::{Master, NETWORK, TestDir, start_agent};
 
 /// Starts a master and two agents. The agent 127.0.0.2 registers first.
 fn start_two_agents() -> (TestDir, Master, [crate::support::RunningProcess; 2]) {
@@ -42,10 +43,10 @@ master MASTER: ok: 2 agents: 2 ok, 0 failed, 0 unreported (epoch 1, version 2)
     assert_eq!(json["agents"][1]["overlays"][0]["subnet"], "192.168.1.0/24");
     for agent in agents {
         let (status, log) = agent.terminate();
-        assert!(status.success() && log.ends_with("ending: SIGTERM\n"), "{status}: {log}");
+        assert!(status.success() && log.ends_with("stopping: SIGTERM\n"), "{status}: {log}");
     }
     let (status, log) = master.process.terminate();
-    assert!(status.success() && log.ends_with("ending: SIGTERM\n"), "{status}: {log}");
+    assert!(status.success() && log.ends_with("stopping: SIGTERM\n"), "{status}: {log}");
 }
 
 #[test]
@@ -58,11 +59,12 @@ fn agent_logs_refusals_of_foreign_server_sparsely() {
     let arguments =
         format!("agent --config agent.json --master {} --listen 127.0.0.2:0", server.address);
     let mut agent = crate::support::RunningProcess::start(&dir, &arguments);
-    let reason = agent.expect_log(&format!("send to {}: it refused a message: ", server.address));
+    let reason =
+        agent.expect_log(&format!("send to {}: the peer refused a message: ", server.address));
     assert_eq!(
         reason,
-        "404: no such process is there: see that this is the address of an overlay master or agent, \
-         or of the Mesos with its module (1 refused since the start)"
+        "404: no such process at this address: check that it is the address of an overlay master \
+         or agent, or of a Mesos process with the module (1 refused since the start)"
     );
     agent.expect_log("(4 refused since the start)");
     let (_, log) = agent.terminate();
@@ -129,7 +131,7 @@ AGENT      VTEP IP     SUBNETS           RESULT
 127.0.0.9  -           -                 not known
 127.0.0.2  44.128.0.1  192.168.0.0/24    deleted
                        192.168.128.0/24
-mesos-overlay: forget 127.0.0.9: master {} knows no such agent: `mesos-overlay state` shows those that it knows
+mesos-overlay: forget 127.0.0.9: master {} knows no such agent: `mesos-overlay state` shows the known agents
 exit code 1
 ",
             master.address
@@ -157,15 +159,15 @@ fn quarantined_agent_can_be_forgotten() {
     let conflict = "44.128.0.1 is no host address of the VTEP subnet 10.255.0.0/16";
     let state = master.wait_for_state(&dir, |state| state.contains("problem: "));
     let problem = format!(
-        "\nproblem: agent 127.0.0.2 is not served: {conflict}: mend the configuration or delete \
+        "\nproblem: agent 127.0.0.2 is not served: {conflict}: fix the configuration or delete \
          the agent\n"
     );
     assert!(state.contains(&problem), "{state}");
     let forget =
         |rest: &str| dir.run(&format!("forget --master {} 127.0.0.2 {rest}", master.address));
     let error = forget("").failure();
-    let reason = "leads not long enough to know whether it is running: ask again in two minutes, or \
-                  give --force\n";
+    let reason = "has not led long enough to know whether it is running: try again in two minutes, \
+                  or give --force\n";
     assert!(error.ends_with(reason), "{error}");
     let forget = |rest: &str| forget(&format!("--force {rest}"));
     let preview = &forget("--dry-run --json").json()["agents"][0];

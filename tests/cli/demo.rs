@@ -106,7 +106,10 @@ fn demo_interrupted_early_removes_everything() {
     process.expect_log("master at ");
     let (status, log) = process.terminate();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.ends_with("mesos-overlay: ended before it was done\n"), "{log}");
+    assert!(
+        log.ends_with("mesos-overlay: stopped by a signal before the demo was complete\n"),
+        "{log}"
+    );
     assert_no_leftovers(&dir);
 }
 

@@ -93,6 +93,6 @@ fn invalid_arguments_are_refused() {
 fn master_behind_election_is_not_queried() {
     let environment = [("MESOS_OVERLAY_MASTER", "zk://user:password@10.0.0.1/mesos")];
     let outcome = TestDir::new().run_with(&format!("doctor {CLOSED_AGENT}"), &environment, "");
-    assert!(outcome.stdout.contains("master           not asked: "), "{outcome:?}");
+    assert!(outcome.stdout.contains("master           not queried: "), "{outcome:?}");
     assert!(!outcome.transcript().contains("password"), "{outcome:?}");
 }

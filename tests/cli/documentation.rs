@@ -206,8 +206,8 @@ fn changed_subnet() -> String {
     };
     let problem = |ip: &str, subnet: &str| {
         format!(
-            "agent {ip} is not served its share: overlay vxlan-1: {subnet} is none of the /24 subnets \
-             of 10.4.0.0/17: mend the configuration or delete the agent"
+            "agent {ip} is not served its allocation: overlay vxlan-1: {subnet} is none of the /24 subnets \
+             of 10.4.0.0/17: fix the configuration or delete the agent"
         )
     };
     let agents = [("10.0.0.7", "192.168.0.0/24"), ("10.0.0.8", "192.168.1.0/24")];

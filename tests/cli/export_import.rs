@@ -139,7 +139,7 @@ fn import_into_used_store_requires_replace() {
         dir.run(import).failure(),
         format!(
             "mesos-overlay: {store}: holds a state: {inventory} (version 13): export it first, then \
-             --replace puts this one in its place\n"
+             replace it with --replace\n"
         )
     );
     let warnings = "\
@@ -179,8 +179,8 @@ fn export_and_import_of_locked_store_fail() {
     let master = Master::start(&dir);
     let expected = "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, \
                     such as a running `mesos-overlay master` or mesos-master with this module \
-                    (`fuser work/overlay-master.redb` shows which): stop that one, or use another work \
-                    directory\n";
+                    (`fuser work/overlay-master.redb` shows it): stop that process, or use another \
+                    work directory\n";
     for arguments in ["export --from file -o out.json", "import state.json --to file --replace"] {
         assert_eq!(dir.run(&format!("{arguments} --work-dir work")).failure(), expected);
     }
@@ -206,22 +206,22 @@ fn records_of_later_version_are_kept() {
         dir.run("export --from file --work-dir work --form cpp --config network.json -o cpp.pb")
             .failure(),
         format!(
-            "mesos-overlay: file:work/overlay-master.redb: {later} that this one does not know: export \
-             with that version, or with --form json, which keeps them\n"
+            "mesos-overlay: file:work/overlay-master.redb: {later} that this version does not know: \
+             export with that version, or with --form json, which keeps them\n"
         )
     );
     assert!(!dir.path("cpp.pb").exists());
     assert_eq!(
         dir.run("import all.json --to file --work-dir other").failure(),
         format!(
-            "mesos-overlay: all.json: unknown: {later} that this one does not know: import it with \
-             that version, or empty the list to go without\n"
+            "mesos-overlay: all.json: unknown: {later} that this version does not know: import the \
+             file with the later version, or empty the list to omit them\n"
         )
     );
     assert!(!dir.path("other").exists());
     let report = dir.run("import state.json --to file --work-dir work --replace").success();
     let warning =
-        format!("warning: {later} there that this one does not know: what it wrote stays\n");
+        format!("warning: {later} that this version does not know: they stay in the store\n");
     assert!(report.contains(&warning), "{report}");
     dir.run("export --from file --work-dir work -o again.json").success();
     assert_eq!(records(&dir, "again.json")["unknown"], unknown);
@@ -238,12 +238,12 @@ fn invalid_store_or_file_fails_with_one_line() {
     );
     assert_eq!(
         usage_error("import network.json --to memory"),
-        "mesos-overlay: --to: memory is gone with its master: a running one shows its state at \
-         /overlay-master/state\n"
+        "mesos-overlay: --to: the state in memory ends with its master: a running master shows it \
+         at /overlay-master/state\n"
     );
     assert_eq!(
         usage_error("export --from log:"),
-        "mesos-overlay: --from: log: names no directory: write it behind, as in \
+        "mesos-overlay: --from: log: names no directory: append it, as in \
          log:/var/lib/mesos/overlay_replicated_log\n"
     );
     assert_eq!(
@@ -253,12 +253,12 @@ fn invalid_store_or_file_fails_with_one_line() {
     );
     assert_eq!(
         usage_error("export --from file --form cpp"),
-        "mesos-overlay: --form cpp: the C++ modules want to know the network: give its file as \
+        "mesos-overlay: --form cpp: the C++ modules need the network: give its file as \
          --config\n"
     );
     assert_eq!(
         usage_error("import network.json --to log:log"),
-        "mesos-overlay: --to log: the C++ modules want to know the network: give its file as \
+        "mesos-overlay: --to log: the C++ modules need the network: give its file as \
          --config\n"
     );
     for (from, name) in
@@ -267,7 +267,7 @@ fn invalid_store_or_file_fails_with_one_line() {
         assert_eq!(
             dir.run(&format!("export --from {from}")).failure(),
             format!(
-                "mesos-overlay: {name}: there is no state: no master has begun one there, or an \
+                "mesos-overlay: {name}: there is no state: no master has written one, or an \
                  import was not finished\n"
             )
         );
@@ -275,8 +275,9 @@ fn invalid_store_or_file_fails_with_one_line() {
     }
     assert_eq!(
         dir.run("export --from log:.").failure(),
-        "mesos-overlay: log:.: read: it has no file CURRENT and so is no replicated log of Mesos: name \
-         the directory overlay_replicated_log in the replicated_log_dir of the master\n"
+        "mesos-overlay: log:.: read: the directory has no file CURRENT, so it is no replicated log of \
+         Mesos: name the directory overlay_replicated_log in the replicated_log_dir of the \
+         master\n"
     );
     dir.write("empty", "");
     dir.write("text", "some text");
@@ -286,15 +287,16 @@ fn invalid_store_or_file_fails_with_one_line() {
     dir.write("bytes", [0xff; 8]);
     for file in ["text", "bytes"] {
         let expected = format!(
-            "mesos-overlay: {file}: it is neither an exported state, nor JSON of a master, nor the \
-             state of the C++ modules: network-state: "
+            "mesos-overlay: {file}: it is neither an exported state, nor the JSON state of a \
+             master, nor the state of the C++ modules: network-state: "
         );
         let error = import(file);
         assert!(error.starts_with(&expected), "{error}");
     }
     assert_eq!(
         import("network.json"),
-        "mesos-overlay: network.json: it is neither an exported state nor what a master shows\n"
+        "mesos-overlay: network.json: it is neither an exported state nor the JSON state of a \
+         master\n"
     );
     assert!(!dir.path("none").exists(), "the failed command created a directory");
 }
@@ -327,8 +329,8 @@ fn import_of_implausible_epoch_is_refused() {
     assert_eq!(
         dir.run("import state.json --to file --work-dir work").failure(),
         format!(
-            "mesos-overlay: state.json: no state has come to epoch {count}: put that of a backup in \
-             its place, or 0, from which it is counted anew\n"
+            "mesos-overlay: state.json: impossible epoch {count}: write the number from a \
+             backup, or 0 to restart the count\n"
         )
     );
     assert!(!dir.path("work").exists());
@@ -344,16 +346,16 @@ fn import_of_damaged_file_reports_every_problem() {
         outcome.transcript(),
         "\
 state.json: agents[0]: invalid IPv4 address syntax
-state.json: history[1]: event: 'lost' is none
-mesos-overlay: state.json: 2 problems: nothing was imported: mend them and try again
+state.json: history[1]: event: 'lost' is not an event
+mesos-overlay: state.json: 2 problems: nothing was imported: fix them and try again
 exit code 1
 "
     );
     assert!(!dir.path("work").exists());
     dir.write("cut.json", &EXPORTED_STATE[..700]);
     let error = dir.run("import cut.json --to file --work-dir work").failure();
-    let expected = "mesos-overlay: cut.json: it is neither an exported state nor what a master shows: \
-                json: EOF while parsing";
+    let expected = "mesos-overlay: cut.json: it is neither an exported state nor the JSON state of \
+                a master: json: EOF while parsing";
     assert!(error.starts_with(expected), "{error}");
 }
 

@@ -58,7 +58,7 @@ fn forget_unknown_agents_sends_no_deletion() {
 AGENT     VTEP IP  SUBNETS  RESULT
 10.0.0.9  -        -        not known
 10.0.0.8  -        -        not known
-mesos-overlay: forget 10.0.0.9, 10.0.0.8: master MASTER knows no such agent: `mesos-overlay state` shows those that it knows
+mesos-overlay: forget 10.0.0.9, 10.0.0.8: master MASTER knows no such agent: `mesos-overlay state` shows the known agents
 exit code 1
 "
     );
@@ -99,7 +99,7 @@ fn forget_refused_by_master_fails_with_one_line() {
     ]);
     assert_eq!(
         forget(&master, "127.0.0.1"),
-        "mesos-overlay: master MASTER: /overlay-master/agents/delete: 403 Forbidden: refused: it wants \
-         to know who asks: ask with curl and its credentials\nexit code 1\n"
+        "mesos-overlay: master MASTER: /overlay-master/agents/delete: 403 Forbidden: refused: it \
+         requires authentication: use curl with credentials\nexit code 1\n"
     );
 }

@@ -28,14 +28,14 @@ AGENT      OF       BEFORE  AFTER        WHEN
     assert_eq!(
         run(&format!("check new.json --against {address}")),
         format!(
-            "new.json: ok: a network of 3 overlays, room for 128 agents\n{effect}master MASTER would \
-             take it, and tell 1 agent\nexit code 0\n"
+            "new.json: ok: a network of 3 overlays, capacity for 128 agents\n{effect}master MASTER would \
+             accept it, and notify 1 agent\nexit code 0\n"
         )
     );
     dir.write("network.json", network_with_third_overlay());
     assert_eq!(
         run(&format!("reload --master {address}")),
-        format!("{effect}master MASTER: done: 1 agent told\nexit code 0\n")
+        format!("{effect}master MASTER: done: 1 agent notified\nexit code 0\n")
     );
     agent.expect_log("the master assigned 3 overlays");
     agent.expect_log("overlay vxlan-3: wrote the cni configuration");
@@ -45,30 +45,30 @@ AGENT      OF       BEFORE  AFTER        WHEN
     dir.write("network.json", NETWORK);
     master.process.send_sighup();
     master.process.expect_log("reading the configuration again: SIGHUP");
-    master.process.expect_log("took over another configuration: overlay vxlan-3 is removed");
+    master.process.expect_log("applied another configuration: overlay vxlan-3 is removed");
     agent.expect_log("removed the cni configuration of vxlan-3");
 
     // The master refuses a subnet that excludes an assigned one, and a file that is no JSON.
     let narrow = NETWORK.replace("192.168.0.0/17", "192.168.1.0/24");
     dir.write("network.json", &narrow);
     let output = run(&format!("reload --master {address}"));
-    let problem = "problem: agent 127.0.0.2 is not served its share: overlay vxlan-1: \
-                   192.168.0.0/24 is none of the /24 subnets of 192.168.1.0/24: mend the \
+    let problem = "problem: agent 127.0.0.2 is not served its allocation: overlay vxlan-1: \
+                   192.168.0.0/24 is none of the /24 subnets of 192.168.1.0/24: fix the \
                    configuration or delete the agent\n";
-    let failure = "mesos-overlay: reload: master MASTER refused its configuration and goes on as it \
-                   was: 1 problem\nexit code 1\n";
+    let failure = "mesos-overlay: reload: master MASTER refused its configuration and continues \
+                   unchanged: 1 problem\nexit code 1\n";
     assert!(output.ends_with(&format!("{problem}{failure}")), "{output}");
     master
         .process
-        .expect_log("refused another configuration: agent 127.0.0.2 is not served its share");
+        .expect_log("refused another configuration: agent 127.0.0.2 is not served its allocation");
     let output = run(&format!("check network.json --against {address}"));
-    let failure = "mesos-overlay: network.json: master MASTER would refuse it: 1 problem: take the \
-                   change back, or forget the agents\nexit code 1\n";
+    let failure = "mesos-overlay: network.json: master MASTER would refuse it: 1 problem: revert the \
+                   change, or forget the agents\nexit code 1\n";
     assert!(output.ends_with(&format!("{problem}{failure}")), "{output}");
     dir.write("network.json", "{");
     let output = run(&format!("reload --master {address}"));
     assert!(output.starts_with("problem: network.json:1:"), "{output}");
-    assert!(output.ends_with("goes on as it was: 1 problem\nexit code 1\n"), "{output}");
+    assert!(output.ends_with("continues unchanged: 1 problem\nexit code 1\n"), "{output}");
     let state = dir.run(&format!("state --master {address}")).success();
     assert!(state.contains("vxlan-1  192.168.0.0/24 "), "{state}");
 }
@@ -102,7 +102,7 @@ fn agent_with_external_dataplane_warns_of_stale_one() {
         agent.expect_log("detected master");
         agent.terminate().1
     };
-    let warning = "and nobody keeps that right any more";
+    let warning = "and no agent maintains that dataplane now";
     assert!(!start().contains(warning));
     std::fs::create_dir(dir.path("state")).unwrap();
     dir.write("state/agent.lock", "");
@@ -120,13 +120,13 @@ fn forget_running_agent_needs_force_and_is_in_history() {
     let forget = |arguments: &str| {
         let outcome = dir.run(&format!("forget --master {address} 127.0.0.2 {arguments}"));
         let transcript = outcome.transcript().replace(&address, "MASTER");
-        mask_seconds(&transcript, "heard ")
+        mask_seconds(&transcript, "last seen ")
     };
     let refused = "\
 AGENT      VTEP IP     SUBNETS           RESULT
-127.0.0.2  44.128.0.1  192.168.0.0/24    kept: heard N s ago
+127.0.0.2  44.128.0.1  192.168.0.0/24    kept: last seen N s ago
                        192.168.128.0/24
-mesos-overlay: forget 127.0.0.2: master MASTER heard it within half an hour: stop it, and forget it with --force
+mesos-overlay: forget 127.0.0.2: master MASTER has seen it within half an hour: stop it, and forget it with --force
 exit code 1
 ";
     assert_eq!(forget(""), refused);
@@ -142,7 +142,7 @@ exit code 1
             mask_seconds(&words.join(" "), "by force, ")
         })
         .collect();
-    let reason = "it was forgotten by force, N s after it was last heard";
+    let reason = "released by force, N s after it was last seen";
     assert_eq!(
         rows,
         [

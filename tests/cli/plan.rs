@@ -21,7 +21,7 @@ vtep_subnet  44.128.0.0/16     one address  65534   -                      -
 vxlan-1      192.168.0.0/17    /24          128     125                    125
 vxlan-2      192.168.128.0/17  /24          128     125                    125
 
-room for 128 agents: then there is no more of vxlan-1 and vxlan-2
+capacity for 128 agents: then nothing is left in vxlan-1 and vxlan-2
 "
     );
 }
@@ -54,8 +54,8 @@ vtep_subnet  44.128.0.0/16     one address  65534   -                      -
 vxlan-1      192.168.0.0/17    /24          128     125                    125
 vxlan-2      192.168.128.0/17  /24          128     125                    125
 
-room for 128 agents: then there is no more of vxlan-1 and vxlan-2
-mesos-overlay: network.json: 128 of 130 agents fit: from agent 129 on there is no more of vxlan-1 and vxlan-2: write more space, or a longer prefix
+capacity for 128 agents: then nothing is left in vxlan-1 and vxlan-2
+mesos-overlay: network.json: 128 of 130 agents fit: from agent 129 on, nothing is left in vxlan-1 and vxlan-2: configure more address space, or a longer prefix
 exit code 1
 "
     );
@@ -95,8 +95,8 @@ dual          10.0.0.0/16    /24          256                   125             
 dual          fd01:b::/64    /80          65536                 125                    125
 six           fd01:c::/64    /120         72057594037927936     0                      126
 
-room for 2 agents: then there is no more of vtep_subnet
-mesos-overlay: dual.json: 2 of 3 agents fit: from agent 3 on they get nothing at all: write a larger vtep_subnet
+capacity for 2 agents: then nothing is left in vtep_subnet
+mesos-overlay: dual.json: 2 of 3 agents fit: from agent 3 on, agents get nothing at all: configure a larger vtep_subnet
 exit code 1
 "
     );
@@ -186,7 +186,7 @@ fn plan_of_million_agents_fits_in_300_mb() {
     assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
     let last = "1000000  44.15.66.64/8  70:b3:d5:0f:42:40  large    10.244.35.240/28";
     assert!(stdout.contains(last), "{stdout}");
-    assert!(stdout.ends_with("\nroom for 1048576 agents: then there is no more of large\n"));
+    assert!(stdout.ends_with("\ncapacity for 1048576 agents: then nothing is left in large\n"));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn invalid_file_is_refused_with_every_problem() {
 bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"
 bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"
 bad.json:1:13: overlays: is empty: write at least one overlay, with name, subnet and prefix
-mesos-overlay: bad.json: 3 problems: mend them and try again
+mesos-overlay: bad.json: 3 problems: fix them and try again
 exit code 1
 "
     );

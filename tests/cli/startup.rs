@@ -13,7 +13,7 @@ fn second_master_on_same_store_is_refused() {
         dir.run(arguments).failure(),
         "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, such as a \
          running `mesos-overlay master` or mesos-master with this module (`fuser \
-         work/overlay-master.redb` shows which): stop that one, or use another work directory\n"
+         work/overlay-master.redb` shows it): stop that process, or use another work directory\n"
     );
 }
 
@@ -30,7 +30,7 @@ fn unusable_listen_address_is_refused() {
         listen(&address),
         format!(
             "mesos-overlay: listen on {address}: Address already in use (os error 98): is another \
-             one running? Mesos itself has 5050 and 5051: --listen chooses another address\n"
+             instance running? Mesos itself uses 5050 and 5051: --listen chooses another address\n"
         )
     );
     assert_eq!(
@@ -49,7 +49,7 @@ fn invalid_config_is_refused_with_every_problem() {
         "\
 bad.json:1:14: cni_dir: 'cni' is relative: write a path from /, such as \"/var/lib/mesos/cni\"
 bad.json:2:3: portmapper: is no key: did you mean 'port_mapper'?
-mesos-overlay: bad.json: 2 problems: mend them and try again
+mesos-overlay: bad.json: 2 problems: fix them and try again
 exit code 1
 "
     );
@@ -64,7 +64,7 @@ bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"
 bad.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
 bad.json:1:3: cni_dir: is no key here: it belongs in agent_config
 bad.json:2:3: portmapper: is no key: the keys here are vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays
-mesos-overlay: bad.json: 5 problems: mend them and try again
+mesos-overlay: bad.json: 5 problems: fix them and try again
 exit code 1
 ");
     assert_eq!(
@@ -88,7 +88,7 @@ fn agent_without_usable_master_is_refused() {
              zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay",
         ),
         ("file://none", "read none: No such file or directory (os error 2): check the path"),
-        ("file://once", "once: it names a file again: write zk://… or IP:PORT into it"),
+        ("file://once", "once: it names another file: write zk://… or IP:PORT into it"),
         ("file://bad", "bad: ' a b' is no master: write IP:PORT or NAME:PORT, as in 10.0.0.1:5050"),
     ];
     dir.write("once", "file:///etc/master\n");
@@ -162,7 +162,7 @@ fn config_warnings_are_logged() {
     );
     assert_eq!(
         master.expect_log("WARN ] "),
-        "the state is kept in memory only: a restart forgets all allocations"
+        "the state is in memory only: a restart loses all allocations"
     );
 }
 
@@ -176,7 +176,7 @@ fn flags_override_store_and_work_dir_keys() {
         let arguments = format!("master --config master.json --listen 127.0.0.1:0 {flags}");
         RunningProcess::start(&dir, &arguments)
     };
-    start("").expect_log("the state is kept in memory only");
+    start("").expect_log("the state is in memory only");
     assert!(!work_dir.exists());
     start("--store file").expect_log("overlay master at ");
     assert!(work_dir.join("overlay-master.redb").exists());

@@ -90,8 +90,8 @@ fn unknown_agent_fails() {
         assert_eq!(
             TestDir::new().run(&arguments).failure(),
             format!(
-                "mesos-overlay: agent 10.0.0.9: master {} knows no such agent: without --agent it \
-                 shows those that it knows\n",
+                "mesos-overlay: agent 10.0.0.9: master {} knows no such agent: omit --agent to \
+                 see the agents that it knows\n",
                 master.address
             )
         );
@@ -113,12 +113,12 @@ fn unusable_master_fails_with_one_line() {
     assert_eq!(
         failure(http_response("503 Service Unavailable", "the state is being read\n")),
         "mesos-overlay: master MASTER: /overlay-master/state: 503 Service Unavailable: the state is \
-         being read: it is not ready: ask again, and see its log if that lasts\n"
+         being read: it is not ready: try again, and see its log if that lasts\n"
     );
     assert_eq!(
         failure(http_response("401 Unauthorized", "")),
-        "mesos-overlay: master MASTER: /overlay-master/state: 401 Unauthorized: it wants to know who \
-         asks: ask with curl and its credentials\n"
+        "mesos-overlay: master MASTER: /overlay-master/state: 401 Unauthorized: it requires \
+         authentication: use curl with credentials\n"
     );
     assert_eq!(
         failure(http_response("500 Internal Server Error", "\r\n\u{1b}[31mbroken\r\nmore")),
@@ -127,22 +127,22 @@ fn unusable_master_fails_with_one_line() {
     );
     assert_eq!(
         failure(http_response("200 OK", "<html>")),
-        "mesos-overlay: master MASTER: /overlay-master/state: not what a master answers: expected \
+        "mesos-overlay: master MASTER: /overlay-master/state: not the response of a master: expected \
          value at line 1 column 1: is this the address of a master?\n"
     );
     assert_eq!(
         failure(http_response("200 OK", r#"{"agents":[]}"#)),
-        "mesos-overlay: master MASTER: /overlay-master/state: not what a master answers: network: is \
+        "mesos-overlay: master MASTER: /overlay-master/state: not the response of a master: network: is \
          missing: is this the address of a master?\n"
     );
     assert_eq!(
         failure("220 smtp.example ready\r\n".to_owned()),
-        "mesos-overlay: master MASTER: /overlay-master/state: no whole answer in HTTP: invalid HTTP \
+        "mesos-overlay: master MASTER: /overlay-master/state: no complete HTTP response: invalid HTTP \
          version parsed: is this the address of a master?\n"
     );
     assert_eq!(
         failure("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{".to_owned()),
-        "mesos-overlay: master MASTER: /overlay-master/state: no whole answer in HTTP: error reading a body from connection: end of file before \
+        "mesos-overlay: master MASTER: /overlay-master/state: no complete HTTP response: error reading a body from connection: end of file before \
          message length reached: is this the address of a master?\n"
     );
 }

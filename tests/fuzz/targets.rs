@@ -8,16 +8,15 @@ use std::fmt::Display;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use bytes::Bytes;
-use mesos_network_overlay::config::{parse, parse_agent, parse_master};
+use libprocess::UNKNOWN_BODY_MAX;
+use libprocess::read_message;
 use mesos_network_overlay::http::{route_agent, route_master};
-use mesos_network_overlay::protocol::{MessageKind, Network, Record, ReleasedRecord};
-use mesos_network_overlay::store::{
-    Change, Counts, Key, Log, ReplicatedLogStore, Store as _, read_form, reread_znode,
-};
-use mesos_network_overlay::transport::UNKNOWN_BODY_MAX;
-use mesos_network_overlay::transport::libprocess::read_message;
-use mesos_network_overlay::wire::mesos::modules::overlay::State;
-use mesos_network_overlay::wire::{
+use overlay_config::{parse, parse_agent, parse_master};
+use overlay_store::{Change, Log, ReplicatedLogStore, Store as _, parse_state, roundtrip_znode};
+use overlay_types::protocol::{MessageKind, Network, Record, ReleasedRecord};
+use overlay_types::state::{Counts, Key};
+use overlay_wire::mesos::modules::overlay::State;
+use overlay_wire::{
     MESSAGE_NAMES, Replica, StateFile, decode_candidate, decode_history, decode_message,
     decode_record, decode_replica, decode_state, encode_candidate, encode_history, encode_message,
     encode_record, encode_replica, encode_state, implausible_candidate, kind_of, parse_json,
@@ -96,8 +95,8 @@ pub fn history(data: &[u8]) {
 pub fn znode(data: &[u8]) {
     let (path, content) = first_line(data);
     let Ok(path) = std::str::from_utf8(path) else { return };
-    let Some((path, content)) = reread_znode(path, content) else { return };
-    assert_eq!(reread_znode(&path, &content), Some((path, content)));
+    let Some((path, content)) = roundtrip_znode(path, content) else { return };
+    assert_eq!(roundtrip_znode(&path, &content), Some((path, content)));
 }
 
 /// A replicated log in memory, without leader election.
@@ -182,9 +181,9 @@ pub fn replica(mut data: &[u8]) {
 
 /// Decodes a state file in any supported format.
 pub fn state_file(data: &[u8]) {
-    match read_form(data) {
+    match parse_state(data) {
         Ok(content) => {
-            content.doubts.iter().for_each(assert_one_line);
+            content.warnings.iter().for_each(assert_one_line);
             let records = content.records;
             let file = StateFile { records, ..StateFile::default() };
             assert_eq!(StateFile::parse(&file.print()), Ok(file));

@@ -1,5 +1,5 @@
-//! A master and an agent run as an operator runs them, with a Docker daemon that starts late,
-//! containers of Mesos and of Docker, and restarts of master and agent.
+//! A master and an agent, started as an operator starts them: with a Docker daemon that starts
+//! late, containers of Mesos and of Docker, and restarts of master and agent.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -71,7 +71,7 @@ impl Host {
         state["agents"][0]["overlays"].as_array().cloned().unwrap_or_default()
     }
 
-    /// Waits until the master shows two overlays whose state is as expected.
+    /// Waits until the master shows two overlays, and both states are as expected.
     fn wait_for_state(&self, failure: &str, is_expected: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut waited = Duration::ZERO;
         loop {
@@ -121,7 +121,7 @@ fn restarts_and_late_docker_keep_containers_running() {
     let master = host.start_master();
     let agent = host.start_agent();
 
-    // Docker does not run yet: the agent reports that, and configures the Mesos bridge anyway.
+    // Docker does not run yet. The agent reports the problem, and configures the Mesos bridge.
     let is_docker_missing = |state: &Value| {
         let reason = state["error"].as_str().unwrap_or_default();
         state["status"] == "STATUS_FAILED" && reason.contains("the Docker daemon is not running")
@@ -172,7 +172,7 @@ fn restarts_and_late_docker_keep_containers_running() {
         "the gateway of the Mesos bridge does not answer"
     );
 
-    // The agent repairs what another process removes.
+    // The agent restores a CNI file and a Docker network that another process removed.
     fs::remove_file(host.cni_file().0).expect("a removable file");
     let mut waited = Duration::ZERO;
     while !host.daemon.path("cni/vxlan-1.conf").exists() {

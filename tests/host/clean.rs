@@ -1,6 +1,7 @@
-//! `mesos-overlay clean` after an agent has programmed everything: the host is as before the agent,
-//! and foreign objects are unchanged. The host is a network namespace. The program runs as its
-//! first process, so that it treats the namespace as a host, and with an `/etc` of its own.
+//! `mesos-overlay clean` after an agent has programmed the host: the host has the same state as
+//! before the agent, and foreign objects are unchanged. The host is a network namespace. The
+//! program runs as its first process, so that it treats the namespace as a host, and with an `/etc`
+//! of its own.
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ const AGENT: &str = "10.0.0.1:5051";
 const WITH_ETC: &str = "mount --bind \"$0\" /etc || exit 1
 if [ -e /etc/nft ]; then mount --bind /etc/nft /usr/sbin/nft || exit 1; fi
 exec \"$@\"";
-/// Stands for nft on a kernel without nftables.
+/// Replaces nft: behaves like nft on a kernel without nftables.
 const NFT_WITHOUT_KERNEL_SUPPORT: &str = "#!/bin/sh
 echo 'netlink: Error: cache initialization failed: Operation not supported' >&2
 exit 1
@@ -293,7 +294,7 @@ fn clean_restores_previous_host_state() {
             (
                 Some(1),
                 "mesos-overlay: clean: /state/agent.lock is held by process 1, an agent that runs: \
-                 stop it, or it would make everything again\n"
+                 stop it, or it would create everything again\n"
                     .to_owned()
             )
         );
@@ -338,7 +339,7 @@ fn clean_restores_previous_host_state() {
 
 /// Returns the expected actions while a container is connected to an overlay.
 fn planned_actions(firewall: &str) -> Vec<String> {
-    let in_use = "failed: containers are on m-vxlan-1: end them (PORT)";
+    let in_use = "failed: containers are on m-vxlan-1: stop them (PORT)";
     let chains = |program: &str, names: &[&str]| -> Vec<String> {
         let chain = |name: &&str| format!("remove {program} chain {name} would be done");
         names.iter().map(chain).collect()
@@ -395,8 +396,8 @@ fn planned_actions(firewall: &str) -> Vec<String> {
 fn failed_report(lines: &[String]) -> String {
     let count = lines.len();
     format!(
-        "ACTION RESULT\n{}\nmesos-overlay: clean: 2 of {count} actions failed: do what is said of \
-         them, and run it again\n",
+        "ACTION RESULT\n{}\nmesos-overlay: clean: 2 of {count} actions failed: follow the reasons, \
+         and run it again\n",
         lines.join("\n")
     )
 }

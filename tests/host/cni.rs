@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mesos_network_overlay::addr::{Mtu, OverlayName};
-use mesos_network_overlay::agent::CniNetwork;
-use mesos_network_overlay::cni::{CniDirectory, Outcome};
+use overlay_linux::cni::{CniDirectory, Outcome};
+use overlay_types::addr::{Mtu, OverlayName};
+use overlay_types::container_network::CniNetwork;
 use serde_json::{Value, json};
 
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
@@ -32,11 +32,12 @@ impl Host {
         self.root.path().join(name)
     }
 
-    /// Writes the overlay's configuration. The plugins in `plugins` decide its form.
-    fn configuration(&self, plugins: &[&str]) -> Value {
+    /// Writes the overlay's CNI configuration, and returns its content. The configuration uses the
+    /// port mapper if `plugin_dirs` is empty, or if one of these directories has the port mapper.
+    fn configuration(&self, plugin_dirs: &[&str]) -> Value {
         let data_dir = Some(self.path("data"));
-        let plugins = plugins.iter().map(PathBuf::from).collect();
-        let directory = CniDirectory::new(self.path("cni"), data_dir, plugins, true);
+        let plugin_dirs = plugin_dirs.iter().map(PathBuf::from).collect();
+        let directory = CniDirectory::new(self.path("cni"), data_dir, plugin_dirs, true);
         directory.prepare().expect("a new directory");
         assert_eq!(directory.write(&network()), Ok(Outcome::Created));
         let content = fs::read(self.path("cni/vxlan-1.conf")).expect("a written file");

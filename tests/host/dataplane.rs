@@ -1,13 +1,13 @@
 //! The dataplane on the real kernel: connectivity of three hosts, adoption of existing devices,
-//! repair of drift, and cleaning.
+//! repair of drift, and removal of all managed objects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{DeviceName, Mtu, Vni};
-use mesos_network_overlay::dataplane::{Dataplane, Heard, Monitor};
-use mesos_network_overlay::tunnel::Desired;
+use overlay_linux::dataplane::{Dataplane, KernelEvent, Monitor};
+use overlay_types::addr::{DeviceName, Mtu, Vni};
+use overlay_types::tunnel::Desired;
 
 use crate::hosts::{Host, Hosts, Underlay, desired};
 use crate::traffic::{Stream, now, on_drop, sleep, transfer};
@@ -77,7 +77,7 @@ fn restart_adopts_dataplane_without_packet_loss() {
 fn dcos_net_dataplane_is_adopted_without_packet_loss() {
     let hosts = Hosts::new(2, Underlay::V4);
     let [first, second] = &hosts.hosts[..] else { panic!("two hosts") };
-    // dcos-net creates these objects.
+    // Create the objects that dcos-net creates.
     for (host, other) in [(first, second), (second, first)] {
         let (own, peer) = (host.number, other.number);
         let namespace = &host.namespace;
@@ -125,7 +125,7 @@ fn while_repairing(host: &Host, desired: &Arc<Desired>, act: impl FnOnce()) {
                 while !is_over.load(Ordering::Relaxed) {
                     let watch = dataplane.watch(desired);
                     let event = monitor.wait(Duration::from_millis(50), &watch);
-                    if event.expect("monitor socket works") != Heard::Nothing {
+                    if event.expect("monitor socket works") != KernelEvent::Unrelated {
                         dataplane.verify(desired).expect("kernel state is readable");
                     }
                 }
@@ -167,7 +167,7 @@ fn drift_is_repaired_within_one_second() {
         host.namespace.inside(|| {
             let mut dataplane = Dataplane::open().expect("a netlink socket");
             let observed = dataplane.observe(&desired).expect("kernel state is readable");
-            mesos_network_overlay::dataplane::plan(&desired, &observed).operations.is_empty()
+            overlay_linux::dataplane::plan(&desired, &observed).operations.is_empty()
         })
     };
     while_repairing(host, &desired, || {
@@ -204,7 +204,7 @@ fn vtep_mtu_follows_underlay() {
     let shown = host.namespace.run("ip link show vtep1024");
     assert!(shown.contains("mtu 1350"), "{shown}");
     let mut fixed = desired;
-    fixed.locals[0].mtu = Mtu::new(1300).ok();
+    fixed.vxlan_devices[0].mtu = Mtu::new(1300).ok();
     host.verify(&fixed);
     let shown = host.namespace.run("ip link show vtep1024");
     assert!(shown.contains("mtu 1300"), "{shown}");
@@ -218,9 +218,9 @@ fn overlay_with_own_vni_gets_own_device() {
         let mut desired = hosts.desired(host);
         let vni = Vni::new(2048).expect("a valid VNI");
         let device = DeviceName::vtep(vni);
-        let mut second = desired.locals[0].clone();
+        let mut second = desired.vxlan_devices[0].clone();
         (second.device, second.vni) = (device.clone(), vni);
-        desired.locals.push(second);
+        desired.vxlan_devices.push(second);
         desired.spaces[0].device = device;
         desired
     };

@@ -1,10 +1,10 @@
-//! Errors of the dataplane: what the kernel refuses, and how the error is reported.
+//! Errors of the dataplane: operations that the kernel refuses, and their reports.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
 
-use mesos_network_overlay::dataplane::{Dataplane, Report};
-use mesos_network_overlay::tunnel::Desired;
+use overlay_linux::dataplane::{Dataplane, Report};
+use overlay_types::tunnel::Desired;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::hosts::{Hosts, Underlay};
@@ -26,8 +26,8 @@ fn refused_operation_is_reported_with_remedy() {
     assert_eq!(
         messages(&host.verify(&desired)),
         [format!(
-            "{add}: address already in use: see who has UDP port 64000 with 'ss -ulpn sport = \
-             :64000', or set another port on all agents"
+            "{add}: address already in use: find the owner of UDP port 64000 with 'ss -ulpn sport \
+             = :64000', or set another port on all agents"
         )]
     );
     drop(socket);
@@ -35,10 +35,8 @@ fn refused_operation_is_reported_with_remedy() {
     host.namespace.run("ip link add vtep1024 type bridge");
     assert_eq!(
         messages(&host.verify(&desired)),
-        [
-            "device vtep1024 is a bridge device that is not ours, so it is left alone: remove it with \
-             'ip link delete vtep1024' or rename it"
-        ]
+        ["device vtep1024 is a foreign bridge device, so it is left alone: remove it with 'ip \
+             link delete vtep1024' or rename it"]
     );
     host.namespace.run("ip link delete vtep1024");
 
@@ -53,9 +51,9 @@ fn refused_operation_is_reported_with_remedy() {
     host.namespace.run("ip route add 192.168.2.0/24 via 10.0.0.2");
     assert_eq!(
         messages(&host.verify(&desired)),
-        ["add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024: file exists: a route \
-             through eth0 has it: remove it with 'ip route delete 192.168.2.0/24', or give the \
-             overlay another subnet"]
+        ["add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024: file exists: the \
+             new route conflicts with a route through eth0: remove that route with 'ip route \
+             delete 192.168.2.0/24', or give the overlay another subnet"]
     );
     host.namespace.run("ip route delete 192.168.2.0/24");
     let report = host.verify(&desired);
@@ -97,7 +95,7 @@ fn collisions_with_host_routes_are_found() {
             let mut dataplane = Dataplane::open().expect("a netlink socket");
             dataplane.collisions(&hosts.desired(host)).expect("kernel state is readable")
         });
-        let found: Vec<_> = found.iter().map(|collision| collision.obstacle.to_string()).collect();
+        let found: Vec<_> = found.iter().map(|collision| collision.object.to_string()).collect();
         found
     };
     host.namespace.run("ip route add default via 10.0.0.2");

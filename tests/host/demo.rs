@@ -143,9 +143,9 @@ fn demo_as_root_shows_diagram_and_matrix_and_cleans_up() {
         "\n│   m-vxlan-1      m-vxlan-2   │ │   m-vxlan-1      m-vxlan-2   │ │   m-vxlan-1 ",
         "\n│           vtep1024           │ │           vtep1024           │ │           vtep1024 ",
         "\nunderlay, with the master at 10.0.0.254:5050\n",
-        "\nContainers made by the CNI plugins bridge and host-local in /usr/lib/cni.\n",
+        "\nContainers attached by the CNI plugins bridge and host-local in /usr/lib/cni.\n",
         "\nfrom \\ to          c1   c2   c3   c4   c5   c6\n",
-        "\n60 of 60 pings were answered, with 84 and 1420 bytes, ",
+        "\n60 of 60 pings had a reply, with unfragmented packets of 84 and 1420 bytes\n",
     ] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
@@ -181,7 +181,7 @@ fn demo_without_plugins_gives_same_container_addresses() {
     assert_full_connectivity(&environment.json(&before, 0));
     let output = environment.output(&before, &[]);
     let text = String::from_utf8_lossy(&output.stdout);
-    let expected = "Containers made without CNI plugins: there are none in /usr/lib/cni, ";
+    let expected = "Containers attached without CNI plugins: there are none in /usr/lib/cni, ";
     assert!(text.contains(expected), "{text}");
 }
 
@@ -209,10 +209,10 @@ fn demo_with_lost_pings_shows_them_and_fails() {
     let (text, errors) = (String::from_utf8_lossy(&text), String::from_utf8_lossy(&errors));
     assert_eq!(output.status.code(), Some(1), "{text}{errors}");
     assert!(text.contains("c1 192.168.77.2    · lost lost lost lost lost\n"), "{text}");
-    assert!(text.contains("\n0 of 60 pings were answered, "), "{text}");
+    assert!(text.contains("\n0 of 60 pings had a reply, "), "{text}");
     assert!(text.contains("\nc6 to c5, 1420 bytes: "), "{text}");
-    let last = "mesos-overlay: 60 of 60 pings had no answer: see which above, or run it with --log \
-                debug\n";
+    let last = "mesos-overlay: 60 of 60 pings had no reply: see the lines above, or run it with \
+                --log debug\n";
     assert!(errors.ends_with(last), "{errors}");
     // A plugin that reports the reason of its failure.
     install("cat >/dev/null; echo '{\"code\":11,\"msg\":\"it rains\"}'; exit 1");
@@ -233,7 +233,7 @@ fn demo_without_namespaces_reports_reason_and_continues() {
     let shown = environment.json(&before, 0);
     assert_eq!(
         shown["loopback"],
-        "make a network namespace: No space left on device (os error 28): run it as root, or after \
+        "create a network namespace: No space left on device (os error 28): run it as root, or after \
          'sysctl -w user.max_net_namespaces=10000'"
     );
     assert_eq!(shown["state"]["agents"].as_array().map(Vec::len), Some(3));

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{Mtu, OverlayName};
-use mesos_network_overlay::agent::DockerNetwork;
-use mesos_network_overlay::docker::{Docker, Outcome, Reason};
+use overlay_linux::docker::{Docker, DockerFailure, Outcome};
+use overlay_types::addr::{Mtu, OverlayName};
+use overlay_types::container_network::DockerNetwork;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ async fn remove_keeps_network_with_container() {
     assert_eq!(daemon.client().ensure(&network).await, Ok(Outcome::Unchanged));
     assert_eq!(
         daemon.client().remove(&network.name).await.unwrap_err().to_string(),
-        "docker network vxlan-1: has containers and cannot be removed: end them (web)"
+        "docker network vxlan-1: has containers and cannot be removed: stop them (web)"
     );
     daemon.succeed(&["rm", "--force", "web"]);
     assert_eq!(daemon.client().remove(&network.name).await, Ok(true));
@@ -124,7 +124,7 @@ async fn unassigned_network_with_container_is_kept() {
     // The container was never started, so Docker itself would remove its network.
     daemon.succeed(&["create", "--name=web", "--net=vxlan-1", IMAGE, "/bin/busybox", "true"]);
     let names = BTreeSet::from([assigned.name.clone()]);
-    let removal = daemon.client().remove_unwanted(&names).await.unwrap();
+    let removal = daemon.client().remove_stale(&names).await.unwrap();
     assert_eq!(removal.removed, []);
     assert_eq!(
         removal.kept[0].to_string(),
@@ -132,7 +132,7 @@ async fn unassigned_network_with_container_is_kept() {
          the agent removes it"
     );
     daemon.succeed(&["rm", "web"]);
-    let removal = daemon.client().remove_unwanted(&names).await.unwrap();
+    let removal = daemon.client().remove_stale(&names).await.unwrap();
     assert_eq!((removal.removed, removal.kept), (vec![stale.name], Vec::new()));
     assert_eq!(daemon.client().exists(&assigned.name).await, Ok(true));
     daemon.inspect("lab");
@@ -153,12 +153,12 @@ async fn differing_network_is_kept_and_difference_reported() {
     assert_eq!(
         daemon.client().ensure(&vxlan_1()).await.unwrap_err().to_string(),
         "docker network vxlan-1: exists, but bridge is one that Docker named instead of d-vxlan-1, \
-         subnet is 192.168.0.0/24 instead of 192.168.0.128/25, mtu is 1500 instead of 1420: end \
-         its containers and run 'docker network rm vxlan-1', then the agent makes it anew"
+         subnet is 192.168.0.0/24 instead of 192.168.0.128/25, mtu is 1500 instead of 1420: stop \
+         its containers and run 'docker network rm vxlan-1', then the agent creates it again"
     );
     assert_eq!(
         daemon.client().remove(&vxlan_1().name).await.unwrap_err().to_string(),
-        "docker network vxlan-1: is not the agent's: it is left alone"
+        "docker network vxlan-1: is not managed by the agent, so it is left alone"
     );
     assert_eq!(daemon.inspect("vxlan-1")["Id"], id.trim());
     daemon.succeed(&["network", "rm", "vxlan-1"]);
@@ -224,7 +224,7 @@ async fn hanging_or_stopped_daemon_is_reported_in_time() {
 
     assert!(daemon.stop(), "dockerd: {}", daemon.log());
     let error = daemon.client().ensure(&vxlan_1()).await.unwrap_err();
-    assert!(matches!(error.reason, Reason::NotRunning { .. }), "{error:?}");
+    assert!(matches!(error.reason, DockerFailure::NotRunning { .. }), "{error:?}");
     let error = error.to_string();
     let expected = "docker network vxlan-1: the Docker daemon is not running: ";
     assert!(error.starts_with(expected), "{error}");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use mesos_network_overlay::docker::Docker;
+use overlay_linux::docker::Docker;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 

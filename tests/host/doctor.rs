@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::{fs, thread};
 
-use mesos_network_overlay::addr::Vni;
-use mesos_network_overlay::protocol::{
+use overlay_types::addr::Vni;
+use overlay_types::protocol::{
     AddressRange, AgentInfo, Assignment, Bridge, Network, Overlay, State, Status, Vtep, Vxlan,
 };
-use mesos_network_overlay::tunnel::Desired;
-use mesos_network_overlay::wire;
+use overlay_types::tunnel::Desired;
+use overlay_wire as wire;
 use serde_json::{Value, json};
 
 use crate::hosts::{Host, Hosts, Underlay, device, overlay};
@@ -29,7 +29,8 @@ const AGENT_PORT: u16 = 5051;
 const MASTER_PORT: u16 = 5050;
 const PROBE_OK: &str = "2 peers reached through the tunnel, with small and full-size packets";
 
-/// An HTTP server that answers with the content whose path is a prefix of the requested path.
+/// An HTTP server. It answers with the first entry of the contents that has a path that is a prefix
+/// of the requested path.
 struct FakeServer {
     listener: Arc<TcpListener>,
     thread: Option<JoinHandle<()>>,
@@ -91,7 +92,7 @@ fn network_overlay() -> Overlay {
 
 /// Returns the agent information that matches the dataplane of a host.
 fn info(number: u8, desired: &Desired) -> AgentInfo {
-    let (local, space) = (&desired.locals[0], &desired.spaces[0]);
+    let (local, space) = (&desired.vxlan_devices[0], &desired.spaces[0]);
     let bridge = Bridge {
         name: overlay().mesos_bridge(),
         subnet: format!("192.168.{number}.0/25").parse().ok(),
@@ -168,7 +169,7 @@ impl DiagnosedCluster {
         &self.hosts.hosts[usize::from(number) - 1]
     }
 
-    /// Repairs the dataplane of a host, as its agent would.
+    /// Repairs the dataplane of a host, as the agent of the host would.
     fn repair(&self, number: u8) {
         let host = self.host(number);
         let report = host.verify(&self.hosts.desired(host));
@@ -318,16 +319,19 @@ fn host_without_agent_is_diagnosed_without_changes() {
     let arguments = ["doctor", "--probe", "--config", config.to_str().expect("a UTF-8 path")];
     let diagnosis = run_doctor_in(&host.namespace, &arguments);
     assert_eq!(diagnosis.wrong(), [""; 0]);
-    assert_eq!(diagnosis.findings_of("mtu"), ["the underlay has room for packets of 1450 bytes"]);
+    assert_eq!(diagnosis.findings_of("mtu"), ["the underlay carries packets of 1450 bytes"]);
     assert_eq!(diagnosis.findings_of("forwarding"), ["net.ipv4.ip_forward is 0"]);
-    assert_eq!(diagnosis.findings_of("firewall"), ["rules are made by nftables"]);
-    assert!(diagnosis.findings_of("kernel")[0].ends_with(" makes VXLAN devices"), "{diagnosis:?}");
+    assert_eq!(diagnosis.findings_of("firewall"), ["the firewall backend is nftables"]);
+    assert!(
+        diagnosis.findings_of("kernel")[0].ends_with(" creates VXLAN devices"),
+        "{diagnosis:?}"
+    );
     // A foreign device with the name of the future VTEP is found as well.
     host.namespace.run("ip link add vtep1024 type bridge");
     let diagnosis = run_doctor_in(&host.namespace, &arguments);
     diagnosis.assert_finding(&[
-        "device vtep1024 is a bridge device, not ours",
-        "if nobody needs it, 'ip link delete vtep1024'\n",
+        "device vtep1024 is a foreign bridge device",
+        "if the device is not needed, 'ip link delete vtep1024'\n",
     ]);
     host.namespace.run("ip link delete vtep1024");
     assert_eq!(before, dump(), "the doctor changed the host");
@@ -385,7 +389,7 @@ fn printed_commands_repair_host() {
     diagnosis.assert_finding(&[
         "subnet 192.168.0.0/16 of overlay vxlan-1 collides",
         "192.168.77.0/24 via 10.0.0.2 dev eth0",
-        "if nobody needs the route, 'ip route delete 192.168.77.0/24'\n",
+        "if the route is not needed, 'ip route delete 192.168.77.0/24'\n",
     ]);
     diagnosis.assert_finding(&["CNI plugin host-local is not in", "containernetworking-plugins"]);
     host.run("ip route delete 192.168.77.0/24");
@@ -414,9 +418,12 @@ fn check_port_holder_is_named(cluster: &DiagnosedCluster) {
     let holder = Process(command.spawn().expect("sleep starts"));
     // This drop closes the test's own handle of the socket.
     drop(command);
-    let taken = format!("UDP port 64000 is taken by process {}", holder.0.id());
+    let taken = format!("UDP port 64000 is used by process {}", holder.0.id());
     let diagnosis = cluster.diagnose_with_probe(1);
-    diagnosis.assert_finding(&[&taken, &format!("stop it, as with 'kill {}', or", holder.0.id())]);
+    diagnosis.assert_finding(&[
+        &taken,
+        &format!("stop the process, as with 'kill {}', or", holder.0.id()),
+    ]);
     // A killed process holds its port until the process is reaped.
     drop(holder);
     cluster.apply(1, &diagnosis);
@@ -433,22 +440,23 @@ fn probe_locates_packet_loss() {
     check_different_vni_or_mac_is_located(&cluster);
 }
 
-const SECOND: &str = "agent 10.0.0.2, VTEP 44.128.0.2";
+/// The second agent, as findings name it.
+const SECOND_AGENT: &str = "agent 10.0.0.2, VTEP 44.128.0.2";
 
 fn check_unreachable_peer_is_located(cluster: &DiagnosedCluster) {
     let peer = &cluster.host(2).namespace;
     peer.run("ip link delete vtep1024");
     cluster
         .diagnose_with_probe(1)
-        .assert_finding(&[SECOND, "nobody listens on UDP port 64000 there"]);
+        .assert_finding(&[SECOND_AGENT, "nothing listens on UDP port 64000 there"]);
     cluster.repair(2);
 
     peer.run("ip link set eth0 down");
     // The kernel retries a known neighbor for longer than a probe waits.
     cluster.host(1).namespace.run("ip neigh flush dev eth0");
     cluster.diagnose_with_probe(1).assert_finding(&[
-        SECOND,
-        "10.0.0.1 says that the host is unreachable",
+        SECOND_AGENT,
+        "10.0.0.1 reports that the host is unreachable",
         "mesos-overlay forget 10.0.0.2",
     ]);
     peer.run("ip link set eth0 up");
@@ -461,16 +469,16 @@ fn check_too_small_mtu_is_located(cluster: &DiagnosedCluster) {
     peer.run("ip link set eth0 mtu 1400");
     let diagnosis = cluster.diagnose_with_probe(1);
     diagnosis.assert_finding(&[
-        SECOND,
-        "bytes arrive, and of 1450 do not",
+        SECOND_AGENT,
+        "bytes arrive, packets of 1450 bytes do not",
         "to 1500, or set vtep_mtu",
     ]);
-    let arrives = diagnosis.findings_of("probe").into_iter().find_map(|what| {
-        let (_, rest) = what.split_once("VTEP 44.128.0.2: packets of ")?;
+    let largest = diagnosis.findings_of("probe").into_iter().find_map(|summary| {
+        let (_, rest) = summary.split_once("VTEP 44.128.0.2: packets of ")?;
         rest.split(' ').next()?.parse::<u32>().ok()
     });
     // veth accepts four more bytes, for a VLAN tag.
-    assert!(arrives.is_some_and(|bytes| (1350..=1354).contains(&bytes)), "{diagnosis:?}");
+    assert!(largest.is_some_and(|bytes| (1350..=1354).contains(&bytes)), "{diagnosis:?}");
     peer.run("ip link set eth0 mtu 1500");
     cluster.assert_healthy(1);
 }
@@ -484,13 +492,15 @@ fn check_dropping_firewall_is_located(cluster: &DiagnosedCluster) {
         let diagnosis = cluster.diagnose_with_probe(1);
         match verdict {
             "drop" => diagnosis.assert_finding(&[
-                SECOND,
-                "it answers in the underlay, and not in the tunnel",
+                SECOND_AGENT,
+                "the peer answers in the underlay, and not in the tunnel",
                 "so a firewall drops UDP port 64000 in one direction",
                 "run 'mesos-overlay doctor --probe' on 10.0.0.2",
             ]),
             // A reject of nftables looks as if no process listened on the port.
-            _ => diagnosis.assert_finding(&[SECOND, "nobody listens on UDP port 64000 there"]),
+            _ => {
+                diagnosis.assert_finding(&[SECOND_AGENT, "nothing listens on UDP port 64000 there"])
+            }
         }
         let peer_diagnosis = cluster.diagnose_without_probe(2);
         peer_diagnosis.assert_finding(&[
@@ -512,12 +522,12 @@ fn check_different_vni_or_mac_is_located(cluster: &DiagnosedCluster) {
         cluster.agents[1].lock().expect("lock is not poisoned")[0].1 = text;
     };
     let mut desired = cluster.hosts.desired(host);
-    desired.locals[0].vni = other.overlays[0].vtep.vni;
+    desired.vxlan_devices[0].vni = other.overlays[0].vtep.vni;
     host.verify(&desired);
     report(&other);
     cluster.diagnose_with_probe(1).assert_finding(&[
-        "agent 10.0.0.2, VTEP 44.128.0.2: it has VNI 2048, and device vtep1024 1024",
-        "see whether both agents have the same master",
+        "agent 10.0.0.2, VTEP 44.128.0.2: the peer has VNI 2048, and device vtep1024 has VNI 1024",
+        "check that both agents have the same master",
     ]);
     report(&info(2, &cluster.hosts.desired(host)));
     cluster.repair(2);
@@ -529,7 +539,7 @@ fn check_different_vni_or_mac_is_located(cluster: &DiagnosedCluster) {
     first.run(&format!("bridge fdb replace {wrong} dev vtep1024 dst 10.0.0.2 self permanent"));
     let diagnosis = cluster.diagnose_with_probe(1);
     diagnosis.assert_finding(&[
-        "it has MAC 70:b3:d5:80:00:02, and this host sends to 02:00:00:00:00:02",
+        "the peer has MAC 70:b3:d5:80:00:02, and this host sends to 02:00:00:00:00:02",
         "command: ip neigh replace 44.128.0.2 lladdr 70:b3:d5:80:00:02 dev vtep1024 nud permanent",
     ]);
     cluster.apply(1, &diagnosis);

@@ -43,7 +43,8 @@ impl Servers {
             Path::new(CLASSES).join("zookeeper.jar").exists(),
             "the Debian package zookeeper is missing: run 'tests/run host' as root"
         );
-        // /tmp may be in memory, which makes durable writes look cheap. The build directory is not.
+        // /tmp may be in memory, where durable writes are cheaper than on a disk. The build
+        // directory is on a disk.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let ports = free_ports(count * 3);
         let peers: String = (0..count)
@@ -83,7 +84,7 @@ impl Servers {
         servers.collect::<Vec<_>>().join(",")
     }
 
-    /// Kills a server with SIGKILL, as a power cut would end it.
+    /// Kills a server with SIGKILL, which simulates a power failure.
     pub(crate) fn kill(&mut self, n: usize) {
         if let Some(mut child) = self.servers[n].child.take() {
             let _ = child.kill();
@@ -113,7 +114,7 @@ impl Servers {
     pub(crate) fn wait_until_serving(&self) {
         for server in self.servers.iter().filter(|server| server.child.is_some()) {
             let mut waited = Duration::ZERO;
-            while !ask(server.port, "srvr").contains("Mode: ") {
+            while !send_command(server.port, "srvr").contains("Mode: ") {
                 assert!(
                     waited < TIMEOUT,
                     "{}",
@@ -132,8 +133,8 @@ impl Drop for Servers {
     }
 }
 
-/// Sends a four-letter command. Returns the answer, or an empty string without one.
-fn ask(port: u16, command: &str) -> String {
+/// Sends a four-letter command. Returns the answer, or an empty string if there is no answer.
+fn send_command(port: u16, command: &str) -> String {
     let mut answer = String::new();
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
     if let Ok(mut stream) = TcpStream::connect(address) {

@@ -4,14 +4,14 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use mesos_network_overlay::firewall::{Backend, Firewall, Monitor, Options, Outcome, Ruleset};
+use overlay_linux::firewall::{Backend, Firewall, Monitor, Options, Outcome, Ruleset};
 
 use crate::hosts::{Host, Hosts, Underlay};
 use crate::namespace::require_root_and_files;
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 
-/// Three hosts, of which the tests select the members of the overlays.
+/// Three hosts with programmed dataplanes, and a firewall for each host.
 struct FirewalledHosts {
     hosts: Hosts,
     firewalls: Vec<Firewall>,
@@ -56,7 +56,7 @@ impl FirewalledHosts {
         receiver.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket timeout");
         self.host(0).container.inside(|| {
             let sender = UdpSocket::bind("0.0.0.0:0").expect("a free port");
-            sender.send_to(b"who", address).expect("a route");
+            sender.send_to(b"test", address).expect("a route");
         });
         receiver.recv_from(&mut [0; 8]).ok().map(|(_, from)| from.ip().to_string())
     }
@@ -223,13 +223,14 @@ fn backend_change_replaces_all_rules() {
         setup.firewalls[0] = Firewall::new(backend);
         setup.verify(0, &rules);
         assert_eq!(setup.verify(0, &rules), Outcome::Unchanged);
-        let found = setup.host(0).namespace.inside(Firewall::found).expect("it can be listed");
+        let found =
+            setup.host(0).namespace.inside(Firewall::list_owned).expect("the rules can be listed");
         assert_eq!(found.is_empty(), backend == Backend::None, "{backend:?}: {found:?}");
         for other in BACKENDS {
-            let is_there = found.iter().any(|what| what == main_object(other));
-            assert_eq!(is_there, other == backend, "{backend:?}: {found:?}");
+            let exists = found.iter().any(|object| object == main_object(other));
+            assert_eq!(exists, other == backend, "{backend:?}: {found:?}");
         }
-        let is_set = |what: &String| what.starts_with("ipset");
+        let is_set = |object: &String| object.starts_with("ipset");
         assert_eq!(found.iter().any(is_set), backend == iptables, "{found:?}");
     }
 }

@@ -1,14 +1,14 @@
 //! The firewall next to the rules of Docker engines that are not installed: the test creates the
 //! rules of each engine. `tests/host/docker.rs` uses a real engine.
 
-use mesos_network_overlay::firewall::{Backend, Firewall, Options, Outcome, Ruleset};
+use overlay_linux::firewall::{Backend, Firewall, Options, Outcome, Ruleset};
 
 use crate::hosts::{Host, Hosts, Underlay};
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run};
 
-/// The rules of an engine. `{bridge}` is the overlay's bridge, `{ends}` the verdict on a packet
-/// from outside to an unpublished port, and `{raw}` the verdict on a packet from another host
-/// straight to a container. The gateway mode decides both verdicts. The device with the name of
+/// The rules of an engine. `{bridge}` is the overlay's bridge, `{ends}` is the verdict on a packet
+/// from outside to an unpublished port, and `{raw}` is the verdict on a packet from another host
+/// directly to a container. The gateway mode decides both verdicts. The device with the name of
 /// Docker's default bridge stands for a second overlay network, which Docker isolates from the
 /// first.
 struct Layout {
@@ -251,8 +251,8 @@ fn containers_reach_each_other_with_every_docker_engine() {
     }
 }
 
-/// For this reason the agent creates networks with the gateway mode `nat-unprotected` where the
-/// engine supports gateway modes, and reports networks of older engines.
+/// Shows why the agent creates networks with the gateway mode `nat-unprotected` where the engine
+/// supports gateway modes, and why it reports networks of older engines.
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn closed_gateway_mode_overrides_firewall_rules() {

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use mesos_network_overlay::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
-use mesos_network_overlay::dataplane::{Dataplane, Report};
-use mesos_network_overlay::host::HostSettings;
-use mesos_network_overlay::tunnel::{Desired, Local, PORT_DEFAULT, Peer, Space};
+use overlay_linux::dataplane::{Dataplane, Report};
+use overlay_linux::host::HostSettings;
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
+use overlay_types::tunnel::{Desired, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice};
 
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files};
 use crate::traffic::can_ping;
@@ -47,7 +47,7 @@ pub(crate) fn device() -> DeviceName {
 }
 
 fn mac(number: u8) -> Mac {
-    Mac::of_vtep("70:B3:D5:00:00:00".parse().expect("a valid OUI"), vtep(number))
+    Mac::for_vtep("70:B3:D5:00:00:00".parse().expect("a valid OUI"), vtep(number))
 }
 
 fn vtep(number: u8) -> Ipv4Addr {
@@ -170,7 +170,7 @@ impl Hosts {
 }
 
 pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay) -> Desired {
-    let local = Local {
+    let local = VxlanDevice {
         device: device(),
         vni: Vni::DEFAULT,
         port: PORT_DEFAULT,
@@ -182,7 +182,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         ip6: Some(interface(&format!("{}/64", vtep6(own)))),
     };
     let whole = ["192.168.0.0/16", "fd01:b::/64"].map(|text| text.parse().expect("a valid subnet"));
-    let space = Space {
+    let space = OverlaySubnets {
         overlay: overlay(),
         device: device(),
         whole: whole.to_vec(),
@@ -197,7 +197,12 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
     let peers = all.filter(|number| *number != own);
     let peers: BTreeMap<_, _> =
         peers.map(|number| (underlay.address(number), peer(number))).collect();
-    Desired { locals: vec![local], spaces: vec![space], peers: Some(peers), ..Desired::default() }
+    Desired {
+        vxlan_devices: vec![local],
+        spaces: vec![space],
+        peers: Some(peers),
+        ..Desired::default()
+    }
 }
 
 impl Host {
@@ -227,7 +232,7 @@ impl Host {
         host
     }
 
-    /// IPv4 address of the container.
+    /// Returns the IPv4 address of the container.
     pub(crate) fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, self.number, 2)
     }
@@ -236,7 +241,8 @@ impl Host {
         Ipv6Addr::new(0xfd01, 0xb, 0, 0, self.number.into(), 0, 0, 2)
     }
 
-    /// Host settings. Only in the namespace of process 1 do they write files in `/etc`.
+    /// Returns the host settings. They write no files in `/etc`, because this namespace is not the
+    /// namespace of process 1.
     pub(crate) fn settings(&self) -> HostSettings {
         HostSettings::new(self.dir.path())
     }

@@ -1,11 +1,17 @@
 //! Tests against the real kernel, the real CNI plugins, a real Docker daemon and real ZooKeeper
 //! servers. They need root and the Debian packages containernetworking-plugins, docker.io,
-//! busybox-static, iproute2, ipset, iptables, nftables, zookeeper and default-jre-headless, and are
-//! run by `tests/run host`. Without root or a package the tests fail; they are never skipped.
+//! busybox-static, iproute2, ipset, iptables, nftables, zookeeper and default-jre-headless, and
+//! `tests/run host` runs them. Without root or a package the tests fail; they are never skipped.
 //!
 //! Every test uses network namespaces of its own and leaves the machine's own namespace alone. Only
 //! ZooKeeper and its clients use loopback ports of the machine. A test removes its processes,
 //! namespaces and files when it ends, also after a failure.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the test runner shows the output if a test fails"
+)]
 mod agent;
 mod clean;
 mod cluster;

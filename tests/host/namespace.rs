@@ -16,12 +16,12 @@ pub(crate) const BUSYBOX: &str = "/bin/busybox";
 pub(crate) fn require_root_and_files(files: &[&str]) {
     assert!(
         rustix::process::geteuid().is_root(),
-        "this test makes network namespaces, which needs root: run 'tests/run host' as root"
+        "this test creates network namespaces, which needs root: run 'tests/run host' as root"
     );
     for file in files {
         assert!(
             Path::new(file).exists(),
-            "{file} is missing: run 'tests/run host' as root, which installs it"
+            "{file} is missing: 'tests/run host', run as root, installs it"
         );
     }
 }
@@ -49,7 +49,7 @@ impl Namespace {
         Self { path: Path::new("/proc").join(pid).join("ns/net"), name: None }
     }
 
-    /// Enables IPv6. A new namespace has IPv6 disabled if the machine has.
+    /// Enables IPv6. IPv6 is disabled in a new namespace if the machine disables it.
     pub(crate) fn enable_ipv6(&self) {
         self.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0");
         self.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
@@ -69,7 +69,7 @@ impl Namespace {
         command
     }
 
-    /// Runs `act` on a thread of this process inside this namespace, and returns the result.
+    /// Runs `act` on a new thread of this process in this namespace, and returns the result.
     pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let enter = || {
             let namespace = std::fs::File::open(self.path()).expect("an existing namespace");

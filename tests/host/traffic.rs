@@ -1,4 +1,4 @@
-//! Traffic between containers, whether a CNI plugin, Docker or the test created them.
+//! Traffic between containers that a CNI plugin, Docker or the test created.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -9,15 +9,15 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use crate::namespace::{BUSYBOX, Namespace, run};
 
-/// Size of the receive buffer in bytes: some ten seconds of a stream.
+/// Size of the receive buffer in bytes. It holds about ten seconds of a stream.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
-#[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
+#[expect(clippy::disallowed_methods, reason = "the kernel under test uses the real clock")]
 pub(crate) fn sleep(time: Duration) {
     std::thread::sleep(time);
 }
 
-#[expect(clippy::disallowed_methods, reason = "the kernel cannot be given another clock")]
+#[expect(clippy::disallowed_methods, reason = "the kernel under test uses the real clock")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }

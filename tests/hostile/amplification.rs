@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{AgentOptions, Message, MessageKind};
+use overlay_types::addr::{Upid, agent_upid, master_upid};
+use overlay_types::protocol::{AgentOptions, Message, MessageKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -55,7 +55,7 @@ async fn send(from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> String {
 async fn amplifying_messages_stay_within_memory_limit() {
     let victim = Victim::start(50).await;
     let to = victim.address();
-    let master = Upid::master(to);
+    let master = master_upid(to);
     // 16 KB inflate to 16 MiB, and decode to 8 million overlays.
     let empty_overlays = b"\x0a\x00".repeat(8 * 1024 * 1024);
     let empty_peers = b"\x32\x00".repeat(8 * 1024 * 1024);
@@ -72,7 +72,7 @@ async fn amplifying_messages_stay_within_memory_limit() {
         let mut sending = JoinSet::new();
         for (index, (body, is_compressed)) in bodies.iter().cycle().take(400).enumerate() {
             let from = attacker(index % 50);
-            let own = Upid::agent(SocketAddrV4::new(from, 5051));
+            let own = agent_upid(SocketAddrV4::new(from, 5051));
             // Half of the attackers are registered agents.
             if index < 25 {
                 let register = Message::RegisterAgent(AgentOptions::default());
@@ -99,7 +99,7 @@ async fn report_of_unregistered_sender_is_not_decoded() {
     let victim = Victim::start(1).await;
     let to = victim.address();
     let from = attacker(0);
-    let own = Upid::agent(SocketAddrV4::new(from, 5051));
+    let own = agent_upid(SocketAddrV4::new(from, 5051));
     let name = MessageKind::AgentRegistered.name();
     let garbage = message(&own, name, b"no protobuf", false);
     assert_eq!(send(from, to, &garbage).await, "202");
@@ -108,7 +108,7 @@ async fn report_of_unregistered_sender_is_not_decoded() {
     assert_eq!(counters["agent_registered_messages_dropped"], 1, "{counters}");
     // After the sender's registration, the master decodes the same message and finds it malformed.
     let register = Message::RegisterAgent(AgentOptions::default());
-    let register = request(&own, &Upid::master(to), &register);
+    let register = request(&own, &master_upid(to), &register);
     assert_eq!(send(from, to, &register).await, "202");
     assert_eq!(send(from, to, &garbage).await, "202");
     let counters = &victim.health().await["counters"];

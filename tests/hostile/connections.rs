@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{AgentOptions, Message, PeersHave};
+use overlay_types::addr::{agent_upid, master_upid};
+use overlay_types::protocol::{AgentOptions, Message, PeerTableVersion};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -39,10 +39,10 @@ async fn hold(to: SocketAddrV4, count: usize, addresses: usize, bytes: &[u8]) ->
     held
 }
 
-/// A message that the master ignores.
+/// Returns a message that the master ignores.
 fn ignored_message(to: SocketAddrV4) -> Vec<u8> {
-    let from = Upid::agent(SocketAddrV4::new(attacker(0), 5051));
-    request(&from, &Upid::master(to), &Message::RequestPeers(PeersHave::default()))
+    let from = agent_upid(SocketAddrV4::new(attacker(0), 5051));
+    request(&from, &master_upid(to), &Message::RequestPeers(PeerTableVersion::default()))
 }
 
 #[tokio::test]
@@ -88,14 +88,14 @@ async fn http_connection_flood_does_not_block_health() {
 async fn new_agent_is_served_during_replies_to_closed_ports() {
     let victim = Victim::start(20).await;
     let to = victim.address();
-    let master = Upid::master(to);
+    let master = master_upid(to);
     let attack = async {
         let mut sending = JoinSet::new();
         for index in 0..40 {
             let from = attacker(index);
             let mut bytes = Vec::new();
             for port in 1..=200 {
-                let own = Upid::agent(SocketAddrV4::new(from, 20_000 + port));
+                let own = agent_upid(SocketAddrV4::new(from, 20_000 + port));
                 let register = Message::RegisterAgent(AgentOptions::default());
                 bytes.extend(request(&own, &master, &register));
                 bytes.extend(request(&own, &master, &Message::AgentRegistered(Vec::new())));

@@ -3,8 +3,8 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{AgentOptions, Message};
+use overlay_types::addr::{agent_upid, master_upid};
+use overlay_types::protocol::{AgentOptions, Message};
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -28,10 +28,10 @@ async fn toggled_registrations_do_not_fill_log_or_store() {
         let mut sending = JoinSet::new();
         for index in 0..ATTACKERS {
             let from = attacker(index);
-            let own = Upid::agent(SocketAddrV4::new(from, 5051));
+            let own = agent_upid(SocketAddrV4::new(from, 5051));
             let toggled = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
             let both = [AgentOptions::default(), toggled]
-                .map(|options| request(&own, &Upid::master(to), &Message::RegisterAgent(options)));
+                .map(|options| request(&own, &master_upid(to), &Message::RegisterAgent(options)));
             let bytes = both.concat().repeat(REGISTRATIONS / 2);
             sending.spawn(async move {
                 let mut stream = connect(from, to).await.unwrap();

@@ -6,7 +6,8 @@
 //! measurements. The limits here allow for a build without optimization on a busy machine;
 //! `docs/security.md` has the figures.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::print_stdout, reason = "the costs of each attack are printed")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "../../benches/storm/agents.rs"]
 #[expect(dead_code, reason = "these tests stop no agent")]

@@ -1,4 +1,4 @@
-//! Bodies that do not end, answers that the client does not read, and slow requests.
+//! Request bodies and heads that do not end, answers that the client does not read, and previews.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::master_process::NETWORK;
 use crate::victim::{TIMEOUT, Victim, attacker, connect};
 
-/// Number of agents. The state of so many agents has megabytes.
+/// Number of agents. The state of this number of agents has several megabytes.
 const AGENTS: usize = 1500;
 
 /// Opens a connection, sends `bytes`, and holds the connection without reading.

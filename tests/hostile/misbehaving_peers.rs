@@ -1,13 +1,13 @@
-//! Thousands of peers that send garbage, lie, stall or never read must not keep honest agents from
-//! their addresses, nor an operator from the health.
+//! Thousands of peers send garbage, impersonate agents, stall or never read. Honest agents must
+//! still receive their addresses, and health requests must still be answered.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{AgentOptions, Message};
+use overlay_types::addr::{agent_upid, master_upid};
+use overlay_types::protocol::{AgentOptions, Message};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -20,18 +20,18 @@ use crate::master_process::{MasterProcess, free_address};
 const HONEST_AGENTS: usize = 200;
 const GARBAGE_SENDERS: u16 = 1000;
 const SLOW_SENDERS: u16 = 700;
-const LIARS: u16 = 200;
+const IMPERSONATORS: u16 = 200;
 const OVERSIZED_SENDERS: u16 = 50;
-const DEAF_AGENTS: u16 = 50;
+const NON_READING_AGENTS: u16 = 50;
 
 /// Time limits on a busy machine: for the honest agents, and for a health request.
 const AGENTS_TIMEOUT: Duration = Duration::from_secs(20);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
-static REFUSED_LIES: AtomicUsize = AtomicUsize::new(0);
+static REFUSED_IMPERSONATIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// Network of the registering agents that never read.
-const DEAF_AGENT_NETWORK: [u8; 2] = [127, 8];
+/// Network of the attackers that register and never read.
+const NON_READING_AGENT_NETWORK: [u8; 2] = [127, 8];
 /// Network of all other attackers.
 const ATTACKER_NETWORK: [u8; 2] = [127, 9];
 
@@ -47,17 +47,18 @@ async fn honest_agents_among_misbehaving_peers_are_served() {
     for index in 0..SLOW_SENDERS {
         tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_slowly));
     }
-    for index in 0..LIARS {
+    for index in 0..IMPERSONATORS {
         tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_false_registration));
     }
     for index in 0..OVERSIZED_SENDERS {
         tokio::spawn(forever(address, ATTACKER_NETWORK, index, send_oversized));
     }
     let mut listeners = Vec::new();
-    for index in 0..DEAF_AGENTS {
-        let own = SocketAddr::from((numbered_address(DEAF_AGENT_NETWORK, index), address.port()));
+    for index in 0..NON_READING_AGENTS {
+        let own =
+            SocketAddr::from((numbered_address(NON_READING_AGENT_NETWORK, index), address.port()));
         listeners.push(TcpListener::bind(own).await.unwrap());
-        tokio::spawn(forever(address, DEAF_AGENT_NETWORK, index, never_read));
+        tokio::spawn(forever(address, NON_READING_AGENT_NETWORK, index, never_read));
     }
     // By now the flood has begun, and the attackers hold their connections.
     sleep(Duration::from_secs(1)).await;
@@ -89,9 +90,9 @@ async fn honest_agents_among_misbehaving_peers_are_served() {
     assert!(slowest < HEALTH_TIMEOUT, "the health took {slowest:.2?}");
 
     let mut state = master.state().await.unwrap();
-    let is_deaf = |ip: Ipv4Addr| ip.octets().starts_with(&DEAF_AGENT_NETWORK);
-    state.agents.retain(|agent| !is_deaf(agent.ip));
-    assert!(REFUSED_LIES.load(Ordering::Relaxed) > usize::from(LIARS));
+    let is_non_reading = |ip: Ipv4Addr| ip.octets().starts_with(&NON_READING_AGENT_NETWORK);
+    state.agents.retain(|agent| !is_non_reading(agent.ip));
+    assert!(REFUSED_IMPERSONATIONS.load(Ordering::Relaxed) > usize::from(IMPERSONATORS));
     // The state has no other agent, so no false registration succeeded.
     agents.checker.lock().check_state(&state).unwrap();
 }
@@ -142,7 +143,7 @@ async fn send_slowly(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
 async fn send_false_registration(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
     let victim = SocketAddrV4::new(Ipv4Addr::new(127, 3, 0, fastrand::u8(1..)), 5051);
     let message = Message::RegisterAgent(AgentOptions::default());
-    let message = request(&Upid::agent(victim), &Upid::master(master), &message);
+    let message = request(&agent_upid(victim), &master_upid(master), &message);
     loop {
         stream.write_all(&message).await?;
         let mut answer = [0; 4096];
@@ -151,7 +152,7 @@ async fn send_false_registration(mut stream: TcpStream, master: SocketAddrV4) ->
             return Ok(());
         }
         if answer.starts_with(b"HTTP/1.1 400 ") {
-            REFUSED_LIES.fetch_add(1, Ordering::Relaxed);
+            REFUSED_IMPERSONATIONS.fetch_add(1, Ordering::Relaxed);
         }
         sleep(Duration::from_millis(200)).await;
     }
@@ -174,9 +175,9 @@ async fn send_oversized(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()
 /// Registers as fast as possible, and reads neither receipts nor assignments.
 async fn never_read(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
     let SocketAddr::V4(own) = stream.local_addr()? else { return Ok(()) };
-    let own = Upid::agent(SocketAddrV4::new(*own.ip(), master.port()));
+    let own = agent_upid(SocketAddrV4::new(*own.ip(), master.port()));
     let message = Message::RegisterAgent(AgentOptions::default());
-    let messages = request(&own, &Upid::master(master), &message).repeat(20);
+    let messages = request(&own, &master_upid(master), &message).repeat(20);
     loop {
         stream.write_all(&messages).await?;
         sleep(Duration::from_millis(100)).await;

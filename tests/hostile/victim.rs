@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::protocol::{AgentOptions, Message};
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use overlay_types::addr::{agent_upid, master_upid};
+use overlay_types::protocol::{AgentOptions, Message};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ use crate::libprocess::request;
 use crate::master_process::{MasterProcess, NETWORK, free_address};
 use crate::usage::Usage;
 
-/// Connections that the master accepts.
+/// Maximum number of connections that the master accepts.
 const CONNECTIONS: usize = 12_000;
 /// Maximum growth of the master's memory in an attack, in MiB.
 const MEMORY_MAX: f64 = 200.0;
@@ -44,6 +44,7 @@ pub(crate) struct Victim {
 }
 
 impl Victim {
+    #[expect(clippy::disallowed_methods, reason = "this process is our own")]
     pub(crate) async fn start(agents: usize) -> Self {
         let limit = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
@@ -65,8 +66,8 @@ impl Victim {
         self.master.address
     }
 
-    /// Runs an attack and measures the master meanwhile. Afterwards the honest agents must still
-    /// have their links.
+    /// Runs an attack, and measures the master meanwhile. Fails if an honest agent loses its
+    /// connection.
     pub(crate) async fn measure_attack<T>(
         &self,
         attack: &str,
@@ -130,7 +131,7 @@ impl Victim {
         let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
         let SocketAddr::V4(own) = listener.local_addr().unwrap() else { unreachable!() };
         let register = Message::RegisterAgent(AgentOptions::default());
-        let register = request(&Upid::agent(own), &Upid::master(self.address()), &register);
+        let register = request(&agent_upid(own), &master_upid(self.address()), &register);
         let served = async {
             let mut link = connect(ip, self.address()).await.unwrap();
             link.write_all(&register).await.unwrap();
@@ -143,7 +144,7 @@ impl Victim {
         served.unwrap_or_else(|_| panic!("{ip} was not served: {}", self.master.log()));
     }
 
-    /// Number of refusals by a limit, from the master's metrics.
+    /// Returns the number of refusals by a limit, from the master's metrics.
     pub(crate) async fn refusals(&self, limit: &str) -> u64 {
         let metrics = self.get_from(OPERATOR, "/overlay-master/metrics").await.unwrap();
         let sample = format!("mesos_overlay_master_limit_refusals_total{{limit=\"{limit}\"}} ");
@@ -155,7 +156,7 @@ impl Victim {
         self.master.health().await.unwrap()
     }
 
-    /// Size of the log in bytes.
+    /// Returns the size of the log in bytes.
     pub(crate) fn log_size(&self) -> u64 {
         fs::metadata(self.dir.path().join("master.log")).unwrap().len()
     }

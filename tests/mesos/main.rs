@@ -3,6 +3,8 @@
 //!
 //! Every test removes all that it created, also when it fails.
 
+#![expect(clippy::print_stdout, reason = "the test runner shows it if a test fails")]
+
 mod boundary;
 mod cluster;
 mod library;

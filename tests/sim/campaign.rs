@@ -1,5 +1,4 @@
-//! Runs worlds, one seed after the other, and prints the command that repeats a world with a
-//! violation.
+//! Runs one world for each seed, and prints the command that repeats a world with a violation.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use crate::invariants::Violation;
 use crate::scenario::Scenario;
 use crate::world::{World, panicked};
 
-/// The result of a world.
+/// The outcome of a world.
 pub(crate) struct Outcome {
     pub(crate) simulated: Duration,
     pub(crate) events: u64,
@@ -29,7 +28,7 @@ pub(crate) enum Size {
     Large(usize),
 }
 
-/// Runs the world of a seed, with only the rule of this name, or with all rules.
+/// Runs the world of a seed, with only the invariant of this name, or with all invariants.
 pub(crate) fn run_world(seed: u64, size: Size, only: Option<&str>, has_trace: bool) -> Outcome {
     let mut chance = Chance::of(seed);
     let scenario = match size {
@@ -47,8 +46,8 @@ pub(crate) fn run_world(seed: u64, size: Size, only: Option<&str>, has_trace: bo
     if has_trace {
         world.start_trace();
     }
-    let lived = catch_unwind(AssertUnwindSafe(|| world.run()));
-    let result = lived.unwrap_or_else(|panic| {
+    let run = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let result = run.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         Err(panicked(text.unwrap_or("it panicked")))
@@ -62,7 +61,7 @@ pub(crate) fn run_world(seed: u64, size: Size, only: Option<&str>, has_trace: bo
 /// Runs the worlds of seeds until the seeds or the time end.
 ///
 /// # Panics
-/// When a rule is violated: with the end of the trace and the command that repeats the world.
+/// When an invariant is violated: with the end of the trace and the command that repeats the world.
 pub(crate) fn run_campaign(
     test: &str,
     size: Size,
@@ -70,7 +69,7 @@ pub(crate) fn run_campaign(
     time: Duration,
 ) {
     let begun = now();
-    let watch = Watch::start();
+    let watch = Watchdog::start();
     let (mut count, mut simulated, mut counts) = (0, Duration::ZERO, Counts::default());
     for seed in seeds {
         watch.begin(seed);
@@ -89,18 +88,18 @@ pub(crate) fn run_campaign(
     let rate = hours * 60.0 / begun.elapsed().as_secs_f64();
     println!(
         "{test}: {count} seeds, {hours:.1} simulated hours, {rate:.0} cluster-minutes a second, no \
-         rule violated\n{counts}"
+         invariant violated\n{counts}"
     );
 }
 
-/// Names the seed of a world that does not end: a state machine in a loop prints nothing.
-struct Watch {
+/// Prints the seed of a world that does not end: a state machine in a loop prints nothing.
+struct Watchdog {
     seed: Arc<AtomicU64>,
 }
 
-impl Watch {
-    /// How long a world may take before it is named.
-    const PATIENCE: Duration = Duration::from_secs(60);
+impl Watchdog {
+    /// The time after which the seed of a running world is printed.
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     fn start() -> Self {
         let seed = Arc::new(AtomicU64::new(0));
@@ -108,7 +107,7 @@ impl Watch {
         let watch = move || {
             let mut before = 0;
             loop {
-                thread::park_timeout(Self::PATIENCE);
+                thread::park_timeout(Self::TIMEOUT);
                 let Some(seed) = weak.upgrade() else { return };
                 let now = seed.load(Ordering::Relaxed);
                 if now == before && now != 0 {
@@ -132,17 +131,17 @@ fn fail(test: &str, seed: u64, size: Size, violation: &Violation) -> ! {
         println!("{line}");
     }
     let is_same = outcome.result.as_ref().err() == Some(violation);
-    let doubt = if is_same { "" } else { "the seed has led to another world the second time\n" };
+    let difference = if is_same { "" } else { "the second run of the seed had another result\n" };
     panic!(
-        "{}: {}\n{doubt}see it again: {}={seed} cargo test --profile sim --features mutations \
+        "{}: {}\n{difference}repeat: {}={seed} cargo test --profile sim --features mutations \
          --test sim {test} -- --nocapture",
-        violation.rule,
+        violation.invariant,
         violation.detail,
         crate::SEED,
     )
 }
 
-#[expect(clippy::disallowed_methods, reason = "a campaign lasts as long as it was given")]
+#[expect(clippy::disallowed_methods, reason = "a campaign runs for a given time")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -10,7 +10,7 @@ impl Chance {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// Returns true in `share` of all cases.
+    /// Returns true with the probability `share`.
     pub(crate) fn is(&mut self, share: f64) -> bool {
         share > 0.0 && self.0.f64() < share
     }
@@ -34,12 +34,12 @@ impl Chance {
         longest.mul_f64(share * share * share)
     }
 
-    /// Returns a time between the two, equally distributed.
+    /// Returns a time between `shortest` and `longest`, uniformly distributed.
     pub(crate) fn time_between(&mut self, shortest: Duration, longest: Duration) -> Duration {
         shortest + longest.saturating_sub(shortest).mul_f64(self.0.f64())
     }
 
-    /// Returns the time until the next event of a kind that happens once in `mean`.
+    /// Returns the time until the next event, exponentially distributed with this mean.
     pub(crate) fn time_until(&mut self, mean: Duration) -> Duration {
         let share = 1.0 - self.0.f64();
         mean.mul_f64(-share.ln()).min(mean * 8)

@@ -1,9 +1,9 @@
-//! The two clocks of a process: a monotonic one that runs a little fast or slow, and the wall
+//! The two clocks of a process: a monotonic clock that runs a little fast or slow, and the wall
 //! clock, which an operator or a time server may set.
 
 use std::time::Duration;
 
-use mesos_network_overlay::clock::Now;
+use overlay_types::clock::Now;
 
 /// The start of every world, in seconds since 1970.
 const BEGINNING: i64 = 1_700_000_000;
@@ -23,7 +23,7 @@ impl Clock {
         Self { started, rate, ahead }
     }
 
-    /// Returns what the process reads at `now`.
+    /// Returns the time that the process reads at `now`.
     pub(crate) fn read(&self, now: Duration) -> Now {
         let elapsed = now.saturating_sub(self.started).mul_f64(self.rate);
         let seconds = BEGINNING + i64::try_from(now.as_secs()).unwrap_or(i64::MAX) + self.ahead;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::OverlayName;
-use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
+use overlay_types::addr::OverlayName;
+use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 
 use crate::chance::Chance;
 use crate::scenario::Faults;
@@ -30,7 +30,7 @@ pub(crate) enum JobOutcome {
 /// One host.
 #[derive(Default)]
 pub(crate) struct Host {
-    made: BTreeMap<(OverlayName, NetworkKind), ContainerNetwork>,
+    networks: BTreeMap<(OverlayName, NetworkKind), ContainerNetwork>,
     /// Overlays whose Docker network is used by containers and cannot be replaced.
     used: BTreeSet<OverlayName>,
     /// When the CNI directory has finished all its jobs.
@@ -75,15 +75,15 @@ impl Host {
         if outcome == JobOutcome::Fails {
             return Err(format!("{SIMULATED}: the {} fails", network.kind()));
         }
-        let differs = self.made.get(&key).is_some_and(|made| made != network);
+        let differs = self.networks.get(&key).is_some_and(|existing| existing != network);
         if differs && network.kind() == NetworkKind::Docker && self.used.contains(network.name()) {
             return Err(format!("the docker network {} differs and is in use", network.name()));
         }
-        self.made.insert(key, network.clone());
+        self.networks.insert(key, network.clone());
         if outcome == JobOutcome::Works { Ok(()) } else { Err(format!("{SIMULATED}: it hangs")) }
     }
 
-    /// Lets containers begin or end to use the Docker network of an overlay.
+    /// Adds or removes the containers that use the Docker network of an overlay.
     pub(crate) fn use_docker_network(&mut self, overlay: &OverlayName, chance: &mut Chance) {
         if chance.is(0.5) {
             self.used.insert(overlay.clone());
@@ -92,39 +92,44 @@ impl Host {
         }
     }
 
-    /// Removes the CNI configurations of other overlays.
-    pub(crate) fn retain_cni(&mut self, wanted: &BTreeSet<OverlayName>) {
-        self.made.retain(|(name, kind), _| *kind != NetworkKind::Cni || wanted.contains(name));
+    /// Removes all CNI configurations, except those of these overlays.
+    pub(crate) fn retain_cni(&mut self, desired: &BTreeSet<OverlayName>) {
+        self.networks.retain(|(name, kind), _| *kind != NetworkKind::Cni || desired.contains(name));
     }
 
-    /// Removes the Docker networks of other overlays, but for those that containers use.
+    /// Removes all Docker networks, except those of these overlays. Networks that containers use
+    /// stay.
     pub(crate) fn retain_docker(
         &mut self,
-        wanted: &BTreeSet<OverlayName>,
+        desired: &BTreeSet<OverlayName>,
         outcome: JobOutcome,
     ) -> Result<Vec<String>, String> {
         if outcome == JobOutcome::Fails {
             return Err(format!("{SIMULATED}: docker does not answer"));
         }
-        let mut kept = Vec::new();
-        self.made.retain(|(name, kind), _| {
-            let is_wanted = *kind != NetworkKind::Docker || wanted.contains(name);
+        let mut not_removed = Vec::new();
+        self.networks.retain(|(name, kind), _| {
+            let is_desired = *kind != NetworkKind::Docker || desired.contains(name);
             let is_used = self.used.contains(name);
-            if !is_wanted && is_used {
-                kept.push(format!("docker network {name}: is in use"));
+            if !is_desired && is_used {
+                not_removed.push(format!("docker network {name}: is in use"));
             }
-            is_wanted || is_used
+            is_desired || is_used
         });
-        if outcome == JobOutcome::Works { Ok(kept) } else { Err(format!("{SIMULATED}: it hangs")) }
+        if outcome == JobOutcome::Works {
+            Ok(not_removed)
+        } else {
+            Err(format!("{SIMULATED}: it hangs"))
+        }
     }
 
-    /// When the CNI directory has finished all its jobs.
+    /// Returns when the CNI directory has finished all its jobs.
     pub(crate) fn cni_free(&self, now: Duration) -> Duration {
         self.cni_free.max(now)
     }
 
     /// Returns the networks of the host.
     pub(crate) fn networks(&self) -> impl Iterator<Item = &ContainerNetwork> {
-        self.made.values()
+        self.networks.values()
     }
 }

@@ -7,14 +7,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{DeviceName, Mac, Mtu, Subnet};
-use mesos_network_overlay::agent::{Programmed, Scope};
-use mesos_network_overlay::dataplane::{
-    Hop, Observed, Operation, RouteKey, State, plan, plan_change,
-};
-use mesos_network_overlay::tunnel::{
-    Collision, Desired, Fault, HostAddress, HostRoute, collisions,
-};
+use overlay_engine::agent::{Programmed, Scope};
+use overlay_linux::dataplane::{Hop, Observed, Operation, RouteKey, State, plan, plan_change};
+use overlay_types::addr::{DeviceName, Mac, Mtu, Subnet};
+use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
 
 use crate::chance::Chance;
 use crate::host::SIMULATED;
@@ -22,7 +18,7 @@ use crate::scenario::Faults;
 
 /// How long a job takes without faults, besides the time for each peer.
 const USUAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-/// The time for each peer, as measured of a kernel that gets thousands at a time.
+/// The time for each peer, measured while a kernel programs thousands of peers.
 const PEER: Duration = Duration::from_micros(20);
 /// The longest time for which a job hangs.
 const HANGING: Duration = Duration::from_secs(20);
@@ -63,13 +59,13 @@ pub(crate) struct Kernel {
     /// The host's own routes that may overlap an overlay.
     pub(crate) obstacles: Vec<HostRoute>,
     /// Whether the process was notified of changes since its last job.
-    pub(crate) is_told: bool,
+    pub(crate) is_notified: bool,
     /// The programmed peers of a kernel that only takes time.
     plain: Option<BTreeMap<IpAddr, Mac>>,
 }
 
 impl Kernel {
-    /// Returns a kernel without faults, which costs little to simulate.
+    /// Returns a kernel without faults that is cheap to simulate.
     pub(crate) fn plain() -> Self {
         Self { plain: Some(BTreeMap::new()), ..Self::default() }
     }
@@ -81,7 +77,7 @@ impl Kernel {
     /// Drops the observation, for a new process.
     pub(crate) fn forget(&mut self) {
         self.known = None;
-        self.is_told = true;
+        self.is_notified = true;
     }
 
     /// Returns when a job that begins now ends, and its outcome.
@@ -142,10 +138,10 @@ impl Kernel {
         outcome: JobOutcome,
         chance: &mut Chance,
     ) -> Done {
-        self.is_told = false;
+        self.is_notified = false;
         let mut done = Done::default();
         if let Some(plain) = &mut self.plain {
-            let Some(local) = desired.locals.first() else { return done };
+            let Some(local) = desired.vxlan_devices.first() else { return done };
             for (agent, peer) in desired.peers.iter().flatten() {
                 if plain.insert(*agent, peer.mac) != Some(peer.mac) {
                     let device = local.device.clone();
@@ -160,8 +156,8 @@ impl Kernel {
             return done;
         }
         let has_devices = |known: &&Rc<Observed>| {
-            let mut locals = desired.locals.iter();
-            locals.all(|local| known.state.devices.contains_key(&local.device))
+            let mut vxlan_devices = desired.vxlan_devices.iter();
+            vxlan_devices.all(|local| known.state.devices.contains_key(&local.device))
         };
         let is_change = !scope.has_kernel() && self.known.as_ref().filter(has_devices).is_some();
         let mut is_to_be_read = !is_change;
@@ -192,7 +188,7 @@ impl Kernel {
 
     fn read(&mut self, desired: &Desired) -> Rc<Observed> {
         let is_known = |underlay: &IpAddr| self.actual.underlay_mtus.contains_key(underlay);
-        let underlays = desired.locals.iter().map(|local| local.underlay);
+        let underlays = desired.vxlan_devices.iter().map(|local| local.underlay);
         let unknown: Vec<IpAddr> = underlays.filter(|underlay| !is_known(underlay)).collect();
         if !unknown.is_empty() {
             let ethernet = Mtu::new(1500).expect("it is an MTU");
@@ -212,7 +208,7 @@ impl Kernel {
     ) -> bool {
         let Some(mut known) = self.known.take() else { return false };
         let plan = plan_change(self.settled.take().as_deref(), desired, &known);
-        self.settled = plan.leaves_out_no_peer().then(|| Arc::clone(desired));
+        self.settled = plan.includes_every_peer().then(|| Arc::clone(desired));
         let is_as_known = Rc::ptr_eq(&known, &self.actual);
         if is_as_known {
             // Avoids a copy of the shared state.
@@ -220,7 +216,7 @@ impl Kernel {
         }
         done.result.faults.clear();
         for problem in plan.problems {
-            done.result.faults.push(Fault { part: problem.part(), reason: problem.to_string() });
+            done.result.faults.push(Fault { scope: problem.scope(), reason: problem.to_string() });
         }
         let share = if let JobOutcome::Refuses(share) = outcome { share } else { 0.0 };
         let mut is_done = true;
@@ -230,7 +226,7 @@ impl Kernel {
             if !is_there || chance.is(share) {
                 is_done = false;
                 let reason = format!("{SIMULATED}: the kernel refuses to {operation}");
-                done.result.faults.push(Fault { part: operation.part(), reason });
+                done.result.faults.push(Fault { scope: operation.scope(), reason });
                 continue;
             }
             Rc::make_mut(&mut self.actual).state.perform(&operation);
@@ -259,17 +255,17 @@ impl Kernel {
                     state.perform(&Operation::RemoveAddress(name, address));
                 }
             }
-            2 => device.neighbours.clear(),
+            2 => device.neighbors.clear(),
             3 => {
                 device.forwards.pop_first();
             }
             4 => {
                 let stray = "44.128.66.6".parse().expect("it is an address");
-                device.neighbours.insert(stray, device.link.mac);
+                device.neighbors.insert(stray, device.link.mac);
             }
             5 => {
                 device.link.is_up = false;
-                device.neighbours.clear();
+                device.neighbors.clear();
                 state.routes.retain(|_, hop| !hop.is_on(&name));
             }
             _ => match route {

@@ -1,12 +1,13 @@
-//! The contents of the store at every version, which the rules compare with.
+//! The contents of the store at every version, for comparison by the invariants.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use mesos_network_overlay::addr::{Family, OverlayName, Subnet};
-use mesos_network_overlay::protocol::{Assignment, OverlayRecord, Record};
-use mesos_network_overlay::store::{Change, Key};
-use mesos_network_overlay::wire;
+use overlay_store::Change;
+use overlay_types::addr::{Family, OverlayName, Subnet};
+use overlay_types::protocol::{Assignment, OverlayRecord, Record};
+use overlay_types::state::Key;
+use overlay_wire as wire;
 
 /// The kind of an agent's address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,38 +47,38 @@ impl Span {
 /// The addresses of one agent.
 pub(crate) type Allocation = BTreeMap<AddressKind, Span>;
 
-fn add_overlays(share: &mut Allocation, overlays: &[OverlayRecord]) {
+fn add_overlays(allocation: &mut Allocation, overlays: &[OverlayRecord]) {
     for overlay in overlays {
         for subnet in overlay.subnet.iter().chain(&overlay.subnet6) {
-            let place = AddressKind::Subnet(overlay.name.clone(), subnet.family());
-            share.insert(place, Span::of_subnet(subnet));
+            let kind = AddressKind::Subnet(overlay.name.clone(), subnet.family());
+            allocation.insert(kind, Span::of_subnet(subnet));
         }
     }
 }
 
-fn add_vteps(share: &mut Allocation, vteps: impl IntoIterator<Item = IpAddr>) {
+fn add_vteps(allocation: &mut Allocation, vteps: impl IntoIterator<Item = IpAddr>) {
     for vtep in vteps {
         let span = Span::of_address(vtep);
-        share.insert(AddressKind::Vtep(span.family), span);
+        allocation.insert(AddressKind::Vtep(span.family), span);
     }
 }
 
 /// Returns the addresses in assignments.
 pub(crate) fn allocation_of(assignments: &[Assignment]) -> Allocation {
-    let mut share = Allocation::new();
+    let mut allocation = Allocation::new();
     for assignment in assignments {
         let vtep = &assignment.vtep;
         let vteps = [Some(vtep.ip), vtep.ip6];
-        add_vteps(&mut share, vteps.into_iter().flatten().map(|vtep| vtep.address()));
+        add_vteps(&mut allocation, vteps.into_iter().flatten().map(|vtep| vtep.address()));
         for subnet in assignment.subnet.iter().chain(&assignment.subnet6) {
-            let place = AddressKind::Subnet(assignment.name().clone(), subnet.family());
-            share.insert(place, Span::of_subnet(subnet));
+            let kind = AddressKind::Subnet(assignment.name().clone(), subnet.family());
+            allocation.insert(kind, Span::of_subnet(subnet));
         }
     }
-    share
+    allocation
 }
 
-/// What the store has of an agent.
+/// The stored record of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stored {
     Nothing,
@@ -89,36 +90,36 @@ pub(crate) enum Stored {
 
 impl Stored {
     fn of(bytes: &[u8]) -> Self {
-        let mut share = Allocation::new();
+        let mut allocation = Allocation::new();
         match wire::decode_record(bytes) {
             Ok(Record::Agent(record)) => {
-                add_vteps(&mut share, [IpAddr::V4(record.vtep_ip)]);
-                add_vteps(&mut share, record.vtep_ip6.map(IpAddr::V6));
-                add_overlays(&mut share, &record.overlays);
-                Self::Has(share)
+                add_vteps(&mut allocation, [IpAddr::V4(record.vtep_ip)]);
+                add_vteps(&mut allocation, record.vtep_ip6.map(IpAddr::V6));
+                add_overlays(&mut allocation, &record.overlays);
+                Self::Has(allocation)
             }
             Ok(Record::Released(record)) => {
-                add_vteps(&mut share, record.vtep_ip.map(IpAddr::V4));
-                add_vteps(&mut share, record.vtep_ip6.map(IpAddr::V6));
-                add_overlays(&mut share, &record.overlays);
-                Self::Had(share, record.at)
+                add_vteps(&mut allocation, record.vtep_ip.map(IpAddr::V4));
+                add_vteps(&mut allocation, record.vtep_ip6.map(IpAddr::V6));
+                add_overlays(&mut allocation, &record.overlays);
+                Self::Had(allocation, record.at)
             }
-            Err(error) => panic!("a master has stored what cannot be read: {error}"),
+            Err(error) => panic!("a master has stored an unreadable record: {error}"),
         }
     }
 
     /// Returns the addresses of a registered agent.
     pub(crate) fn allocation(&self) -> Option<&Allocation> {
         match self {
-            Self::Has(share) => Some(share),
+            Self::Has(allocation) => Some(allocation),
             Self::Nothing | Self::Had(..) => None,
         }
     }
 
-    /// Returns the addresses of the agent, also those before its release.
+    /// Returns the addresses of the agent, or its former addresses after a release.
     pub(crate) fn latest_allocation(&self) -> Option<&Allocation> {
         match self {
-            Self::Has(share) | Self::Had(share, _) => Some(share),
+            Self::Has(allocation) | Self::Had(allocation, _) => Some(allocation),
             Self::Nothing => None,
         }
     }
@@ -159,7 +160,7 @@ impl Ledger {
         steps
     }
 
-    /// Returns what was stored of an agent at a version.
+    /// Returns the stored record of an agent at a version.
     pub(crate) fn at(&self, ip: Ipv4Addr, version: u64) -> &Stored {
         let history = self.history.get(&ip).map_or(&[][..], Vec::as_slice);
         let later = history.partition_point(|(written, _)| *written <= version);

@@ -1,9 +1,11 @@
 //! Simulates whole clusters in one thread from one seed: masters, agents, a store, an election,
 //! Docker, CNI, kernels, and a network between them. First faults are injected, during which every
-//! rule must hold. Then the faults end, and the cluster has to heal.
+//! invariant must hold. Then the faults end, and the cluster has to heal.
 //!
 //! The state machines are the real ones, and so are the messages, the durability gate of a master,
 //! and the epochs of the store. CONTRIBUTING.md describes how to run the simulator.
+
+#![expect(clippy::print_stdout, reason = "the seeds of a failure are printed")]
 
 mod campaign;
 mod chance;
@@ -27,12 +29,12 @@ use std::time::Duration;
 
 use campaign::{Size, run_campaign, run_world};
 
-/// The seed of a world to be repeated.
+/// The environment variable with the seed of the world to repeat.
 const SEED: &str = "MESOS_OVERLAY_SEED";
-/// For how many seconds fresh seeds are run.
+/// The environment variable with the number of seconds for fresh seeds.
 const SECONDS: &str = "MESOS_OVERLAY_SIM_SECONDS";
 
-#[expect(clippy::disallowed_methods, reason = "how to run a test is not part of its code")]
+#[expect(clippy::disallowed_methods, reason = "the caller of the test sets the seed and the time")]
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number")))
@@ -63,10 +65,10 @@ fn two_thousand_agents() {
 }
 
 /// The time within which nearly all other agents have programmed an agent.
-const KNOWN_WITHIN: Duration = Duration::from_secs(2);
-/// The most messages about peers to an agent, however many agents register at once: one for each
-/// half second of the storm, and one that answers its request.
-const HANDFUL: u32 = 8;
+const PROGRAMMED_WITHIN: Duration = Duration::from_secs(2);
+/// The most messages about peers to an agent, for any number of agents that register at once: one
+/// for each half second of the storm, and the answer to its request.
+const PEER_MESSAGES_MAX: u32 = 8;
 
 #[test]
 fn thousand_agents_program_each_other_in_time() {
@@ -78,10 +80,14 @@ fn thousand_agents_program_each_other_in_time() {
         assert_eq!(times.of(100).map(|_| ()), Some(()), "{SEED}={seed}: {times} of all others");
     }
     for times in &spread.later {
-        let known = times.of(95).expect("all know it at last");
-        assert!(known <= KNOWN_WITHIN, "{SEED}={seed}: {times}");
+        let known = times.of(95).expect("all other agents have programmed it");
+        assert!(known <= PROGRAMMED_WITHIN, "{SEED}={seed}: {times}");
     }
-    assert!(spread.most <= HANDFUL, "{SEED}={seed}: {} messages to one agent", spread.most);
+    assert!(
+        spread.most <= PEER_MESSAGES_MAX,
+        "{SEED}={seed}: {} messages to one agent",
+        spread.most
+    );
 }
 
 #[test]

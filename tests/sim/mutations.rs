@@ -1,10 +1,11 @@
-//! Every rule finds defects: a build with a mutation violates the rule that has to catch it. Only
-//! that rule is checked in these worlds, so that no other rule catches the mutation first.
+//! Every invariant detects defects: a build with a mutation violates the invariant that has to
+//! catch it. Only that invariant is checked in these worlds, so that no other invariant catches the
+//! mutation first.
 
 use std::collections::BTreeSet;
 use std::thread;
 
-use mesos_network_overlay::mutation::Mutation;
+use overlay_types::mutation::Mutation;
 
 use crate::campaign::{Size, run_world};
 
@@ -13,8 +14,8 @@ const SEEDS_MAX: u64 = 5000;
 /// Worlds of different mutations that run at a time.
 const THREADS: usize = 2;
 
-/// Returns the rule that has to catch a mutation.
-const fn rule(mutation: Mutation) -> &'static str {
+/// Returns the invariant that has to catch a mutation.
+const fn invariant(mutation: Mutation) -> &'static str {
     match mutation {
         Mutation::SkipStoredReservations => "allocations do not overlap",
         Mutation::SendBeforeDurable
@@ -51,13 +52,13 @@ const fn rule(mutation: Mutation) -> &'static str {
     }
 }
 
-/// Returns how many seeds it took until the rule was violated.
+/// Returns how many seeds it took until the invariant was violated.
 fn seeds_until_caught(mutation: Mutation) -> Option<u64> {
     Mutation::select(Some(mutation));
-    let rule = rule(mutation);
+    let invariant = invariant(mutation);
     let is_caught = |seed: &u64| {
-        let result = run_world(*seed, Size::Any, Some(rule), false).result;
-        result.is_err_and(|violation| violation.rule == rule)
+        let result = run_world(*seed, Size::Any, Some(invariant), false).result;
+        result.is_err_and(|violation| violation.invariant == invariant)
     };
     let caught = (1..=SEEDS_MAX).find(is_caught);
     Mutation::select(None);
@@ -79,14 +80,14 @@ fn every_mutation_breaks_its_rule() {
             threads.into_iter().flat_map(|thread| thread.join().expect("the thread has ended"));
         ended.collect()
     });
-    println!("{:<24} {:<40} seeds", "defect", "rule");
+    println!("{:<24} {:<40} seeds", "defect", "invariant");
     for (mutation, seeds) in &caught {
         let seeds = seeds.map_or_else(|| "not caught".to_owned(), |seeds| seeds.to_string());
-        println!("{:<24} {:<40} {seeds}", format!("{mutation:?}"), rule(*mutation));
+        println!("{:<24} {:<40} {seeds}", format!("{mutation:?}"), invariant(*mutation));
     }
     let missed = caught.iter().filter(|(_, seeds)| seeds.is_none());
     let missed: Vec<Mutation> = missed.map(|(mutation, _)| *mutation).collect();
     assert_eq!(missed, [], "not caught within {SEEDS_MAX} seeds");
-    let rules: BTreeSet<&str> = Mutation::ALL.iter().map(|one| rule(*one)).collect();
-    assert_eq!(rules.len(), 17, "every rule catches something");
+    let invariants: BTreeSet<&str> = Mutation::ALL.iter().map(|one| invariant(*one)).collect();
+    assert_eq!(invariants.len(), 17, "every invariant catches something");
 }

@@ -1,11 +1,12 @@
-//! The configurations of a cluster, one after the other: each changes the one before in a way that
-//! is allowed on a running cluster. They are written as JSON and read by the real parser.
+//! The configurations of a cluster, one after the other. Each differs from the previous one by a
+//! change that is allowed on a running cluster. They are written as JSON and read by the real
+//! parser.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use mesos_network_overlay::config::parse_master;
-use mesos_network_overlay::protocol::Network;
+use overlay_config::parse_master;
+use overlay_types::protocol::Network;
 
 use crate::chance::Chance;
 
@@ -14,7 +15,7 @@ use crate::chance::Chance;
 pub(crate) struct Plan {
     vtep_prefix: u8,
     /// The second byte of the VTEP subnet.
-    vtep_place: u8,
+    vtep_second_byte: u8,
     vtep6: bool,
     vtep_mtu: Option<u16>,
     overlays: Vec<Overlay>,
@@ -31,30 +32,30 @@ struct Overlay {
     length: u8,
     v6: bool,
     is_enabled: bool,
-    is_there: bool,
+    is_present: bool,
 }
 
 /// The most overlays.
 const OVERLAYS_MAX: usize = 4;
 
 impl Plan {
-    /// Returns the first configuration: sometimes with room for all agents, sometimes not.
+    /// Returns the first configuration: sometimes large enough for all agents, sometimes not.
     pub(crate) fn of(agents: usize, chance: &mut Chance) -> Self {
         let bits = |count: usize| u8::try_from(count.max(1).next_power_of_two().ilog2());
-        let bits = bits(agents + 2).expect("there are not that many agents");
+        let bits = bits(agents + 2).expect("the number of agents is small");
         let is_tight = chance.is(0.4);
-        let room = if is_tight { bits.saturating_sub(1) } else { bits + 2 };
+        let spare_bits = if is_tight { bits.saturating_sub(1) } else { bits + 2 };
         let overlays = (0..1 + chance.index(OVERLAYS_MAX)).map(|number| {
             let length = 24 + u8::try_from(chance.index(5)).unwrap_or(0);
-            let length = length.max(16 + room);
+            let length = length.max(16 + spare_bits);
             Overlay {
                 number,
                 is_renamed: false,
-                prefix: length - room,
+                prefix: length - spare_bits,
                 length,
                 v6: chance.is(0.3),
                 is_enabled: chance.is(0.8),
-                is_there: true,
+                is_present: true,
             }
         });
         let overlays = overlays.collect();
@@ -62,7 +63,7 @@ impl Plan {
         let (vtep6, has_conflicting_changes) = (chance.is(0.3), chance.is(0.3));
         Self {
             vtep_prefix,
-            vtep_place: 128,
+            vtep_second_byte: 128,
             vtep6,
             vtep_mtu: None,
             overlays,
@@ -70,10 +71,10 @@ impl Plan {
         }
     }
 
-    /// Returns two overlays with room for all agents.
-    pub(crate) fn with_room(agents: usize) -> Self {
+    /// Returns two overlays that are large enough for all agents.
+    pub(crate) fn large_enough(agents: usize) -> Self {
         let bits = |count: usize| u8::try_from(count.next_power_of_two().ilog2());
-        let bits = bits(agents + 2).expect("there are not that many agents");
+        let bits = bits(agents + 2).expect("the number of agents is small");
         let overlay = |number| Overlay {
             number,
             is_renamed: false,
@@ -81,11 +82,11 @@ impl Plan {
             length: 16 + bits,
             v6: false,
             is_enabled: true,
-            is_there: true,
+            is_present: true,
         };
         Self {
             vtep_prefix: 16,
-            vtep_place: 128,
+            vtep_second_byte: 128,
             vtep6: false,
             vtep_mtu: None,
             overlays: vec![overlay(0), overlay(1)],
@@ -120,7 +121,7 @@ impl Plan {
                 "an overlay made smaller"
             }
             3 => {
-                self.vtep_place = if self.vtep_place == 128 { 129 } else { 128 };
+                self.vtep_second_byte = if self.vtep_second_byte == 128 { 129 } else { 128 };
                 "the VTEP subnet moved"
             }
             _ => {
@@ -141,7 +142,7 @@ impl Plan {
                 "an overlay enabled or disabled"
             }
             2 | 3 => {
-                overlay.is_there = !overlay.is_there;
+                overlay.is_present = !overlay.is_present;
                 "an overlay removed or brought back"
             }
             4 if overlay.prefix > 16 => {
@@ -165,9 +166,14 @@ impl Plan {
                 "the MTU of VTEPs"
             }
             _ if count < OVERLAYS_MAX => {
-                let (number, is_there, is_enabled) = (count, true, true);
-                let added =
-                    Overlay { number, is_there, is_enabled, is_renamed: false, ..overlay.clone() };
+                let (number, is_present, is_enabled) = (count, true, true);
+                let added = Overlay {
+                    number,
+                    is_present,
+                    is_enabled,
+                    is_renamed: false,
+                    ..overlay.clone()
+                };
                 self.overlays.push(added);
                 "an overlay added"
             }
@@ -180,19 +186,20 @@ impl Plan {
         let text = self.text();
         match parse_master("network.json", &text) {
             Ok((config, _)) => Arc::new(config.network),
-            Err(problems) => panic!("the simulation has written a bad file: {problems}\n{text}"),
+            Err(problems) => panic!("the simulation wrote an invalid file: {problems}\n{text}"),
         }
     }
 
     fn text(&self) -> String {
-        let mut there: Vec<&Overlay> = self.overlays.iter().filter(|one| one.is_there).collect();
-        if there.is_empty() {
-            there.extend(self.overlays.first());
+        let mut present: Vec<&Overlay> =
+            self.overlays.iter().filter(|one| one.is_present).collect();
+        if present.is_empty() {
+            present.extend(self.overlays.first());
         }
-        let overlays: Vec<String> = there.into_iter().map(Overlay::text).collect();
+        let overlays: Vec<String> = present.into_iter().map(Overlay::text).collect();
         let mut text = format!(
             r#"{{"vtep_subnet":"44.{}.0.0/{}","vtep_mac_oui":"70:B3:D5:00:00:00""#,
-            self.vtep_place, self.vtep_prefix
+            self.vtep_second_byte, self.vtep_prefix
         );
         if self.vtep6 {
             text += r#","vtep_subnet6":"fd01:a::/64""#;

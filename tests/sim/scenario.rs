@@ -42,7 +42,7 @@ pub(crate) struct Faults {
     pub(crate) deletions: Option<Duration>,
     pub(crate) changes: Option<Duration>,
     pub(crate) replacements: Option<Duration>,
-    /// Mean time between leaders that lose their session and do not know it.
+    /// Mean time between leaders that lose their session without noticing.
     pub(crate) lost_sessions: Option<Duration>,
     /// Mean time between processes that make themselves the writer of the state without an
     /// election.
@@ -93,7 +93,7 @@ impl Scenario {
     pub(crate) fn large(agents: usize, chance: &mut Chance) -> Self {
         let mut scenario = Self::with(3, agents, chance);
         scenario.fault = Duration::from_secs(240);
-        // The kernel of each of them has all peers.
+        // The kernel of each programming agent has all peers, which costs memory.
         scenario.programming = 0.05;
         scenario
     }
@@ -110,7 +110,7 @@ impl Scenario {
             arrival: Duration::from_secs(1),
             fault: Duration::ZERO,
             faults: Faults::default(),
-            plan: Plan::with_room(agents),
+            plan: Plan::large_enough(agents),
             imported: 0,
             busy: Duration::from_millis(20),
             ..Self::with(1, agents, chance)
@@ -122,8 +122,8 @@ impl Scenario {
         let fault = chance.time_between(minutes(2, 2), minutes(20, 20));
         let reuse_after = Duration::from_secs(chance.number(60..600));
         let faults = Faults::of(masters, chance);
-        // Where a leader may learn only by its next write that it was demoted, a latecomer may not
-        // be served in time.
+        // If a leader may learn of its demotion only by its next write, a latecomer may not be
+        // served in time.
         let is_sure = faults.foreign_writers.is_none() && faults.store_hanging == 0.0;
         let imported = if agents > 1 && chance.is(0.25) { 2 + chance.index(agents - 1) } else { 0 };
         // The conflicts of an import end by releases.

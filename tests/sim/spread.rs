@@ -1,6 +1,6 @@
-//! Measures how fast a new agent reaches its peers without faults, and what a storm costs. The time
-//! is simulated, with the usual delays of a network, a store and kernels. So the figures are the
-//! same on every machine, and can be asserted.
+//! Measures how fast the peers of a new agent program it without faults, and the messages of a
+//! storm of registrations. The time is simulated, with the usual delays of a network, a store and
+//! kernels. So the figures are the same on every machine, and can be asserted.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use mesos_network_overlay::dataplane::Operation;
+use overlay_linux::dataplane::Operation;
 
 use crate::chance::Chance;
 use crate::invariants::{Fact, Invariant, Violation};
@@ -20,9 +20,9 @@ use crate::world::World;
 /// How long the storm of the first registrations is measured.
 const STORM: Duration = Duration::from_secs(12);
 /// The interval between the registrations after the storm.
-const PAUSE: Duration = Duration::from_secs(4);
+const INTERVAL: Duration = Duration::from_secs(4);
 /// The percentages of the agents that are printed.
-const SHARES: [usize; 4] = [50, 95, 99, 100];
+const PERCENTAGES: [usize; 4] = [50, 95, 99, 100];
 
 /// The times at which agents programmed their peers.
 #[derive(Default)]
@@ -32,7 +32,7 @@ struct Log {
     /// How long after that each other agent had programmed it.
     programmed: HashMap<Ipv4Addr, HashMap<Ipv4Addr, Duration>>,
     /// The number of messages about peers to each agent.
-    told: HashMap<Ipv4Addr, u32>,
+    messages: HashMap<Ipv4Addr, u32>,
 }
 
 struct Probe(Rc<RefCell<Log>>);
@@ -48,7 +48,7 @@ impl Invariant for Probe {
             Fact::MessageSent { agent, is_by_agent: true } => {
                 log.registered.entry(*agent).or_insert(now);
             }
-            Fact::PeersSent { to, .. } => *log.told.entry(*to).or_default() += 1,
+            Fact::PeersSent { to, .. } => *log.messages.entry(*to).or_default() += 1,
             Fact::Programmed { agent, done, .. } => {
                 for operation in &done.operations {
                     if let Operation::SetForward(_, _, IpAddr::V4(peer)) = operation {
@@ -79,20 +79,20 @@ impl Times {
         self.times.extend(programmed.into_iter().flat_map(HashMap::values));
     }
 
-    /// Returns when this percentage had programmed the agent, or `None` if so many never did.
-    pub(crate) fn of(&self, share: usize) -> Option<Duration> {
+    /// Returns when this percentage of agents had programmed the agent, or `None` if fewer did.
+    pub(crate) fn of(&self, percentage: usize) -> Option<Duration> {
         let mut times = self.times.clone();
         times.sort_unstable();
-        let count = (times.len() + self.missing) * share;
+        let count = (times.len() + self.missing) * percentage;
         times.get(count.div_ceil(100).checked_sub(1)?).copied()
     }
 }
 
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SHARES.into_iter().try_for_each(|share| match self.of(share) {
-            Some(time) => write!(f, "  {share} %: {:.2} s", time.as_secs_f64()),
-            None => write!(f, "  {share} %: never"),
+        PERCENTAGES.into_iter().try_for_each(|percentage| match self.of(percentage) {
+            Some(time) => write!(f, "  {percentage} %: {:.2} s", time.as_secs_f64()),
+            None => write!(f, "  {percentage} %: never"),
         })
     }
 }
@@ -128,25 +128,25 @@ impl fmt::Display for Spread {
 /// start one after the other.
 ///
 /// # Errors
-/// When a rule is violated.
+/// When an invariant is violated.
 pub(crate) fn measure(seed: u64, agents: usize, later: usize) -> Result<Spread, Violation> {
     let mut chance = Chance::of(seed);
     let scenario = Scenario::calm(agents, later, &mut chance);
     let mut world = World::new(scenario, chance, None);
     let log = Rc::new(RefCell::new(Log::default()));
-    world.watch(Box::new(Probe(Rc::clone(&log))));
+    world.add_observer(Box::new(Probe(Rc::clone(&log))));
     world.run_until(STORM)?;
     let mut storm = Times::default();
-    let told: Vec<u32> = log.borrow().told.values().copied().collect();
-    let mean = f64::from(told.iter().sum::<u32>()) / agents as f64;
-    let most = told.into_iter().max().unwrap_or(0);
+    let messages: Vec<u32> = log.borrow().messages.values().copied().collect();
+    let mean = f64::from(messages.iter().sum::<u32>()) / agents as f64;
+    let most = messages.into_iter().max().unwrap_or(0);
     for agent in 0..agents {
         storm.add(log.borrow().programmed.get(&world.address(agent)), agents - 1);
     }
     let mut each = Vec::new();
     for agent in agents..agents + later {
         world.start_agent(agent)?;
-        world.run_until(world.now() + PAUSE)?;
+        world.run_until(world.now() + INTERVAL)?;
         let mut times = Times::default();
         times.add(log.borrow().programmed.get(&world.address(agent)), agent);
         each.push(times);

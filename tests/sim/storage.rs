@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
-use mesos_network_overlay::master::Event;
-use mesos_network_overlay::store::{Change, Epoch, MemoryStore, Store as _, StoreError};
+use overlay_engine::master::Event;
+use overlay_store::{Change, MemoryStore, Store as _};
+use overlay_types::state::{Epoch, RecordChange, StoreError};
 
 use crate::chance::Chance;
 use crate::counts::Counts;
@@ -26,7 +27,7 @@ pub(crate) struct Job {
 
 pub(crate) enum Work {
     Load,
-    Commit { epoch: Epoch, changes: Vec<Change> },
+    Commit { epoch: Epoch, changes: Vec<RecordChange> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,13 +75,13 @@ impl Storage {
 
     /// Fills the store before any master has read it.
     pub(crate) fn import(&mut self, changes: &[Change]) {
-        let loaded = self.memory.load().expect("memory can be read");
+        let loaded = self.memory.load_records().expect("memory can be read");
         self.memory.commit(loaded.epoch, changes).expect("memory can be written");
     }
 
     /// Begins an epoch for a process that takes no part in the election. Writes nothing.
     pub(crate) fn begin_foreign_epoch(&mut self) {
-        self.memory.load().expect("memory can be read");
+        self.memory.load_records().expect("memory can be read");
     }
 
     /// Applies a job. Returns the answer, and whether the state has changed.
@@ -95,7 +96,7 @@ impl Storage {
                 if job.outcome == JobOutcome::FailsBefore || self.is_full {
                     return (Event::Loaded(Err(failed("load", "no page can be read"))), false);
                 }
-                let loaded = self.memory.load();
+                let loaded = self.memory.load_records();
                 if job.outcome == JobOutcome::FailsAfter {
                     return (Event::Loaded(Err(failed("load", "the answer is lost"))), true);
                 }
@@ -105,7 +106,7 @@ impl Storage {
                 if job.outcome == JobOutcome::FailsBefore || self.is_full {
                     return (Event::Committed(Err(failed("commit", "the disk is full"))), false);
                 }
-                let result = self.memory.commit(*epoch, changes);
+                let result = self.memory.commit_records(*epoch, changes);
                 let is_done = result.is_ok();
                 if is_done && job.outcome == JobOutcome::FailsAfter {
                     return (Event::Committed(Err(failed("commit", "the answer is lost"))), true);

@@ -13,7 +13,7 @@ use super::agents::Leader;
 use super::crash::{Masters, Tally};
 use super::master_process::{MasterProcess, free_address};
 
-/// A master that the function `start` starts in a directory and at an address.
+/// A master. The function `start` starts the master in a directory and at an address.
 pub(crate) struct Single<S> {
     start: S,
     dir: TempDir,

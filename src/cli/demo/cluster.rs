@@ -1,6 +1,5 @@
-//! A master and agents, each as the other subcommands run them, in one process. Every agent has a
-//! thread and a runtime of its own: what it opens and starts is then in the network namespace of
-//! its host, where it has one.
+//! A master and agents in one process. Every agent has its own thread and runtime, so that all
+//! sockets and subprocesses of the agent are in the network namespace of its host.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,63 +9,65 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use libprocess::{Server, ServerOptions, TcpTransport};
+use overlay_config::{AgentConfig, DataplaneKind, FirewallKind, MasterConfig};
+use overlay_engine::agent;
+use overlay_engine::master::{Reply, Request, Settings};
+use overlay_linux::cni::CniDirectory;
+use overlay_linux::docker::Docker;
+use overlay_store::FileStore;
+use overlay_types::protocol::{State, Status};
+use overlay_zookeeper::detector::Detector;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::namespace::Namespace;
 use super::progress::Progress;
-use super::stage::Namespace;
-use crate::agent;
 use crate::cli::Failure;
-use crate::cni::CniDirectory;
-use crate::config::{AgentConfig, DataplaneKind, FirewallKind, MasterConfig};
-use crate::detector::Detector;
-use crate::docker::Docker;
-use crate::master::{Reply, Request, Settings};
-use crate::protocol::{State, Status};
-use crate::runtime::{AgentHost, AgentOptions, MasterHost, MasterOptions, Metrics, TunnelOptions};
-use crate::store::FileStore;
-use crate::transport::libprocess::{Libprocess, Server, ServerOptions};
+use crate::runtime::{
+    AgentHost, AgentOptions, DataplaneOptions, MasterHost, MasterOptions, Metrics,
+};
 
-/// Longest time that the cluster may take, and each agent of it. Most of it is for machines that
-/// are busy.
-const DEADLINE: Duration = Duration::from_mins(1);
-const DEADLINE_OF_AGENT: Duration = Duration::from_secs(2);
-/// How often the master and the agents are asked how far they are.
-const POLL: Duration = Duration::from_millis(20);
+/// Timeout of the cluster to become ready, and the addition for each agent. Most of it is for busy
+/// machines.
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
+const READY_TIMEOUT_PER_AGENT: Duration = Duration::from_secs(2);
+/// Interval between two queries of the state of the master and the agents.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The CNI configurations of each agent, by the names of their files.
 pub(super) type CniFiles = BTreeMap<Ipv4Addr, BTreeMap<String, String>>;
 
-/// Where an agent is.
-pub(super) struct Seat {
+/// The address and the host of an agent.
+pub(super) struct AgentLocation {
     pub(super) address: SocketAddrV4,
-    /// Its host, whose network it programs; without one it programs nothing.
+    /// The host that the agent programs. Without a host, the agent programs nothing.
     pub(super) host: Option<Namespace>,
 }
 
-/// An agent that runs.
-pub(super) struct Member {
+/// A running agent.
+pub(super) struct RunningAgent {
     pub(super) ip: Ipv4Addr,
     pub(super) folder: PathBuf,
-    /// What is spawned here runs on its host.
+    /// Tasks that are spawned here run on the agent's host.
     pub(super) handle: Handle,
     agent: AgentHost,
-    has_tunnels: bool,
+    has_host: bool,
     end: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
 
-/// The master and the agents.
+/// The running master and agents.
 pub(super) struct Cluster {
     master: MasterHost,
     pub(super) address: SocketAddrV4,
-    pub(super) members: Vec<Member>,
+    pub(super) agents: Vec<RunningAgent>,
     folder: PathBuf,
     firewall: FirewallKind,
 }
 
 impl Cluster {
-    /// A master at `listen`, with its files and those of the agents to come in `folder`.
+    /// Starts a master at `listen`. The files of the master and of all agents are in `folder`.
     pub(super) fn start(
         config: MasterConfig,
         listen: SocketAddrV4,
@@ -84,24 +85,24 @@ impl Cluster {
             },
             store: Box::new(store),
             leading: None,
-            reread: None,
+            read_config: None,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
         };
         let master = MasterHost::start(options, transport)
             .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
-        Ok(Self { master, address, members: Vec::new(), folder: folder.to_owned(), firewall })
+        Ok(Self { master, address, agents: Vec::new(), folder: folder.to_owned(), firewall })
     }
 
     /// Starts an agent.
-    pub(super) async fn add(&mut self, seat: Seat) -> Result<(), Failure> {
-        let ip = *seat.address.ip();
+    pub(super) async fn add_agent(&mut self, location: AgentLocation) -> Result<(), Failure> {
+        let ip = *location.address.ip();
         let folder = self.folder.join(format!("agent-{ip}"));
-        let has_tunnels = seat.host.is_some();
-        let options = self.options(&folder, has_tunnels).map_err(Failure::new)?;
+        let has_host = location.host.is_some();
+        let options = self.options(&folder, has_host).map_err(Failure::new)?;
         let (started, start) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        let work = move || run(seat, options, started, ended);
+        let work = move || run_agent(location, options, started, ended);
         let thread = Builder::new()
             .name("overlay-host".to_owned())
             .spawn(work)
@@ -110,15 +111,15 @@ impl Cluster {
             Ok(started) => started.map_err(Failure::new)?,
             Err(_) => return Err(Failure::new(format!("agent {ip}: its thread has ended"))),
         };
-        self.members.push(Member { ip, folder, handle, agent, has_tunnels, end, thread });
+        self.agents.push(RunningAgent { ip, folder, handle, agent, has_host, end, thread });
         Ok(())
     }
 
-    fn options(&self, folder: &Path, has_tunnels: bool) -> Result<AgentOptions, String> {
+    fn options(&self, folder: &Path, has_host: bool) -> Result<AgentOptions, String> {
         let mut config = AgentConfig::new(folder.join("cni"));
-        // An engine of this machine is on no host of the demo.
+        // The Docker engine of this machine runs on no host of the demo.
         config.options.docker_bridge = false;
-        if has_tunnels {
+        if has_host {
             config.port_mapper = false;
             config.cni_data_dir = Some(folder.join("leases"));
             config.dataplane.firewall = self.firewall;
@@ -136,7 +137,7 @@ impl Cluster {
         let master = self.address.to_string().parse();
         Ok(AgentOptions {
             settings,
-            tunnels: TunnelOptions::new(&config.dataplane),
+            dataplane: DataplaneOptions::new(&config.dataplane),
             master: Detector::Fixed(master.map_err(|error| format!("master: {error}"))?),
             cni,
             docker,
@@ -145,21 +146,21 @@ impl Cluster {
         })
     }
 
-    /// The state that the master shows when every agent has told it what became of every overlay,
-    /// and has programmed the way to all others.
-    pub(super) async fn settle(&self, progress: &Progress) -> Result<State, Failure> {
-        let wait = async {
+    /// Waits until every agent has reported the status of every overlay, and has programmed the
+    /// tunnels to all other agents. Returns the state of the master.
+    pub(super) async fn wait_until_ready(&self, progress: &Progress) -> Result<State, Failure> {
+        let ready = async {
             let state = self.wait_until_reported(progress).await?;
-            for member in &self.members {
-                while !member.is_settled(self.members.len()).await? {
-                    tokio::time::sleep(POLL).await;
+            for agent in &self.agents {
+                while !agent.is_ready(self.agents.len()).await? {
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }
             Ok(state)
         };
-        let count = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
-        let deadline = DEADLINE + DEADLINE_OF_AGENT.saturating_mul(count);
-        match tokio::time::timeout(deadline, wait).await {
+        let count = u32::try_from(self.agents.len()).unwrap_or(u32::MAX);
+        let deadline = READY_TIMEOUT + READY_TIMEOUT_PER_AGENT.saturating_mul(count);
+        match tokio::time::timeout(deadline, ready).await {
             Ok(result) => result,
             Err(_) => Err(Failure::new(format!(
                 "the agents were not ready within {deadline:?}: run it with --log debug"
@@ -168,38 +169,38 @@ impl Cluster {
     }
 
     async fn wait_until_reported(&self, progress: &Progress) -> Result<State, Failure> {
-        let mut told = BTreeMap::new();
+        let mut reported = BTreeMap::new();
         loop {
-            let state = match self.master.ask(Request::State).await {
+            let state = match self.master.request(Request::State).await {
                 Ok(Reply::State(state)) => state,
                 Ok(_) => {
-                    tokio::time::sleep(POLL).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                     continue;
                 }
                 Err(stopped) => return Err(Failure::new(format!("master: {stopped}"))),
             };
-            tell_news(&state, &mut told, progress);
-            let is_settled =
+            report_changes(&state, &mut reported, progress);
+            let is_final =
                 |status: &Option<Status>| matches!(status, Some(Status::Ok | Status::Failed(_)));
             let mut overlays = state.agents.iter().flat_map(|agent| &agent.overlays);
-            if state.agents.len() == self.members.len()
-                && overlays.all(|overlay| is_settled(&overlay.status))
+            if state.agents.len() == self.agents.len()
+                && overlays.all(|overlay| is_final(&overlay.status))
             {
                 return Ok(state);
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// What each agent has written.
+    /// Returns the CNI configurations of all agents.
     pub(super) fn cni_files(&self) -> CniFiles {
-        self.members.iter().map(|member| (member.ip, member.cni_files())).collect()
+        self.agents.iter().map(|agent| (agent.ip, agent.cni_files())).collect()
     }
 
     pub(super) async fn stop(self) {
-        for Member { agent, end, thread, .. } in self.members {
+        for RunningAgent { agent, end, thread, .. } in self.agents {
             agent.stop().await;
-            // It fails only if the thread has ended.
+            // Sending fails only if the thread has ended.
             let _ = end.send(());
             let _ = thread.join();
         }
@@ -207,22 +208,22 @@ impl Cluster {
     }
 }
 
-impl Member {
-    /// Whether it has nothing to do any more, in a cluster of `count`.
-    async fn is_settled(&self, count: usize) -> Result<bool, Failure> {
-        if !self.has_tunnels {
+impl RunningAgent {
+    /// Returns whether the agent has programmed the tunnels in a cluster of `count` agents.
+    async fn is_ready(&self, count: usize) -> Result<bool, Failure> {
+        if !self.has_host {
             return Ok(true);
         }
-        match self.agent.ask(agent::Request::Health).await {
-            Ok(agent::Reply::Health(health)) => Ok(health.dataplane.is_some_and(|tunnel| {
-                tunnel.peers == Some(count) && tunnel.status != "configuring"
+        match self.agent.request(agent::Request::Health).await {
+            Ok(agent::Reply::Health(health)) => Ok(health.dataplane.is_some_and(|dataplane| {
+                dataplane.peers == Some(count) && dataplane.status != "configuring"
             })),
             Ok(_) => Ok(false),
             Err(stopped) => Err(Failure::new(format!("agent {}: {stopped}", self.ip))),
         }
     }
 
-    /// The CNI configurations that it has written, by the names of their files.
+    /// Returns the CNI configurations that the agent has written, by the names of their files.
     pub(super) fn cni_files(&self) -> BTreeMap<String, String> {
         let entries = std::fs::read_dir(self.folder.join("cni")).into_iter().flatten().flatten();
         let read = |entry: std::fs::DirEntry| {
@@ -235,16 +236,16 @@ impl Member {
 
 type Started = Result<(AgentHost, Handle), String>;
 
-/// The thread of an agent, until it is told to end.
-fn run(
-    seat: Seat,
+/// Runs an agent on the calling thread, until `ended` is sent or dropped.
+fn run_agent(
+    location: AgentLocation,
     options: AgentOptions,
     started: oneshot::Sender<Started>,
     ended: oneshot::Receiver<()>,
 ) {
-    let ip = *seat.address.ip();
+    let ip = *location.address.ip();
     let enter = || -> io::Result<_> {
-        seat.host.as_ref().map_or(Ok(()), Namespace::enter)?;
+        location.host.as_ref().map_or(Ok(()), Namespace::enter)?;
         tokio::runtime::Builder::new_current_thread().enable_all().build()
     };
     let runtime = match enter() {
@@ -256,26 +257,26 @@ fn run(
     };
     runtime.block_on(async {
         let start = || {
-            let agent = AgentHost::start(options, bind(seat.address)?);
+            let agent = AgentHost::start(options, bind(location.address)?);
             agent.map_err(|error| format!("agent {ip}: start its thread: {error}"))
         };
         let agent = start();
         if started.send(agent.map(|agent| (agent, Handle::current()))).is_ok() {
-            // Also when it is dropped.
+            // An error means that the sender was dropped, which ends the agent too.
             let _ = ended.await;
         }
     });
 }
 
-fn bind(address: SocketAddrV4) -> Result<Libprocess, String> {
+fn bind(address: SocketAddrV4) -> Result<TcpTransport, String> {
     let server =
         Server::bind(address).map_err(|error| format!("listen on {}: {error}", address.ip()))?;
     let options = ServerOptions { require_peer_address_match: true, ..ServerOptions::default() };
-    Ok(Libprocess { advertise: server.local_addr(), server, options })
+    Ok(TcpTransport { advertise: server.local_addr(), server, options })
 }
 
-/// Tells what changed since the last look, a line for each agent.
-fn tell_news(state: &State, told: &mut BTreeMap<Ipv4Addr, String>, progress: &Progress) {
+/// Reports the agents whose status differs from the last reported one.
+fn report_changes(state: &State, reported: &mut BTreeMap<Ipv4Addr, String>, progress: &Progress) {
     for agent in &state.agents {
         let statuses: Vec<&str> = agent
             .overlays
@@ -288,9 +289,9 @@ fn tell_news(state: &State, told: &mut BTreeMap<Ipv4Addr, String>, progress: &Pr
             })
             .collect();
         let line = format!("agent {} registered: {}", agent.ip, statuses.join(", "));
-        if told.get(&agent.ip) != Some(&line) {
+        if reported.get(&agent.ip) != Some(&line) {
             progress.step(&line);
-            told.insert(agent.ip, line);
+            reported.insert(agent.ip, line);
         }
     }
 }

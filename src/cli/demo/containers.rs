@@ -1,6 +1,6 @@
-//! Containers: network namespaces that are put on the network which an agent has written a CNI
-//! configuration for, by the plugins that it names, as Mesos does it. Where these are not
-//! installed, the same is made here: bridge, pair of devices, the same addresses.
+//! Containers: network namespaces that are attached to the network of an agent's CNI configuration.
+//! The CNI plugins that the configuration names attach them, as in Mesos. Where the plugins are not
+//! installed, the demo creates the bridge, the pair of devices and the same addresses itself.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
@@ -9,48 +9,51 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use overlay_linux::cni::{PLUGIN_FOLDERS, PLUGINS};
+use overlay_linux::dataplane::{LinkBuilder, LinkBuilderError};
+use overlay_linux::subprocess::{SubprocessError, run_command};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mtu, Subnet};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::cluster::Member;
+use super::cluster::RunningAgent;
 use super::hosts::UPLINK;
-use super::stage::{Namespace, device};
-use crate::addr::{DeviceName, InterfaceAddress, Mtu, Subnet};
+use super::namespace::{Namespace, device};
 use crate::cli::Failure;
-use crate::cni::{PLUGIN_FOLDERS, PLUGINS};
-use crate::dataplane::{Wiring, WiringError};
-use crate::program::{Failure as ProgramFailure, run_command};
 
-/// How long a plugin may take; it takes tens of milliseconds.
+/// Timeout of a plugin. A plugin usually takes tens of milliseconds.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// The gateway is the first address of a subnet, and the first container has the second.
-const FIRST: u128 = 2;
+/// Number of the first container's address in its subnet. The gateway has number 1.
+const FIRST_CONTAINER: u128 = 2;
 
-/// Who makes containers.
+/// How containers are attached to their network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Maker {
-    /// The plugins in this folder.
-    Plugins(&'static str),
-    /// This program.
-    Ourselves,
+pub(super) enum NetworkSetup {
+    /// By the CNI plugins in this folder.
+    CniPlugins(&'static str),
+    /// By the demo itself.
+    BuiltIn,
 }
 
-impl Maker {
-    /// The plugins if they are there.
-    pub(super) fn find() -> Self {
-        let is_whole =
-            |folder: &&&str| PLUGINS.iter().all(|it| Path::new(folder).join(it).exists());
-        PLUGIN_FOLDERS.iter().find(is_whole).map_or(Self::Ourselves, |folder| Self::Plugins(folder))
+impl NetworkSetup {
+    /// Selects the CNI plugins if a folder has all of them.
+    pub(super) fn detect() -> Self {
+        let has_all =
+            |folder: &&&str| PLUGINS.iter().all(|name| Path::new(folder).join(name).exists());
+        PLUGIN_FOLDERS.iter().find(has_all).map_or(Self::BuiltIn, |folder| Self::CniPlugins(folder))
     }
 
-    /// In words.
+    /// Describes the setup for the report.
     pub(super) fn describe(self) -> String {
         match self {
-            Self::Plugins(folder) => {
-                format!("made by the CNI plugins bridge and host-local in {folder}")
+            Self::CniPlugins(folder) => {
+                format!("attached by the CNI plugins bridge and host-local in {folder}")
             }
-            Self::Ourselves => {
-                format!("made without CNI plugins: there are none in {}", PLUGIN_FOLDERS.join(", "))
+            Self::BuiltIn => {
+                format!(
+                    "attached without CNI plugins: there are none in {}",
+                    PLUGIN_FOLDERS.join(", ")
+                )
             }
         }
     }
@@ -70,7 +73,7 @@ pub(super) struct Container {
     pub(super) namespace: Arc<Namespace>,
 }
 
-/// The part of a CNI configuration that is needed to do what its plugins do.
+/// The part of a CNI configuration that is needed without its plugins.
 #[derive(Debug, Deserialize)]
 struct Configuration {
     name: String,
@@ -86,79 +89,80 @@ struct Ipam {
     subnet: String,
 }
 
-/// What a plugin answers, in the form that Mesos reads.
+/// The result of a plugin, in the form that Mesos reads.
 #[derive(Debug, Deserialize)]
-struct Answer {
-    ip4: AnswerIp,
+struct PluginResult {
+    ip4: PluginAddress,
 }
 
 #[derive(Debug, Deserialize)]
-struct AnswerIp {
+struct PluginAddress {
     ip: String,
 }
 
-/// What a plugin answers that failed.
+/// The error of a failed plugin.
 #[derive(Debug, Deserialize)]
-struct Complaint {
+struct PluginError {
     msg: String,
 }
 
-/// A container in each network of a host, the first with this number.
-pub(super) async fn make(
-    member: &Member,
+/// Creates a container in each network of the agent's host. Their numbers start at `first`.
+pub(super) async fn create(
+    agent: &RunningAgent,
     first: usize,
-    maker: Maker,
+    setup: NetworkSetup,
 ) -> Result<Vec<Container>, Failure> {
-    let ip = member.ip;
-    let files = member.cni_files();
+    let ip = agent.ip;
+    let files = agent.cni_files();
     let work = async move {
         let mut containers = Vec::new();
         for (name, content) in files {
             let number = first + containers.len();
-            let made = make_one(format!("c{number}"), ip, &content, maker).await;
+            let container = create_container(format!("c{number}"), ip, &content, setup).await;
             let failed = |error| format!("container c{number} on {ip} by {name}: {error}");
-            containers.push(made.map_err(failed)?);
+            containers.push(container.map_err(failed)?);
         }
         Ok::<_, String>(containers)
     };
-    // On the host's own thread, so that it is done in its network.
-    match member.handle.spawn(work).await {
-        Ok(made) => made.map_err(Failure::new),
+    // The thread of the agent is in the network namespace of its host.
+    match agent.handle.spawn(work).await {
+        Ok(containers) => containers.map_err(Failure::new),
         Err(error) => Err(Failure::new(format!("containers on {ip}: {error}"))),
     }
 }
 
-async fn make_one(
+async fn create_container(
     name: String,
     agent: Ipv4Addr,
     content: &str,
-    maker: Maker,
+    setup: NetworkSetup,
 ) -> Result<Container, String> {
     let configuration: Configuration =
         serde_json::from_str(content).map_err(|error| error.to_string())?;
     let subnet: Subnet =
         configuration.ipam.subnet.parse().map_err(|error| format!("its subnet: {error}"))?;
-    let namespace = Namespace::new().map_err(|error| format!("make a namespace: {error}"))?;
-    let address = match maker {
-        Maker::Plugins(folder) => {
-            add_by_plugin(Path::new(folder), &configuration.plugin, content, &name, &namespace)
-                .await?
+    let namespace = Namespace::new().map_err(|error| format!("create a namespace: {error}"))?;
+    let address = match setup {
+        NetworkSetup::CniPlugins(folder) => {
+            run_plugin(Path::new(folder), &configuration.plugin, content, &name, &namespace).await?
         }
-        Maker::Ourselves => add_by_ourselves(&configuration, &subnet, &name, &namespace)?,
+        NetworkSetup::BuiltIn => {
+            attach_without_plugins(&configuration, &subnet, &name, &namespace)?
+        }
     };
     Ok(Container {
         name,
         agent,
         overlay: configuration.name,
         bridge: configuration.bridge,
-        gateway: host_of(&subnet, 1)?,
+        gateway: host_address(&subnet, 1)?,
         address,
         mtu: configuration.mtu,
         namespace: Arc::new(namespace),
     })
 }
 
-async fn add_by_plugin(
+async fn run_plugin(
     folder: &Path,
     plugin: &str,
     content: &str,
@@ -174,33 +178,37 @@ async fn add_by_plugin(
         .env("CNI_IFNAME", UPLINK)
         .env("CNI_PATH", folder);
     let deadline = Instant::now() + PLUGIN_TIMEOUT;
-    let named = |reason: String| format!("{}: {reason}", program.display());
+    let error = |reason: String| format!("{}: {reason}", program.display());
     let finished = match run_command(command, content.as_bytes(), deadline).await {
         Ok(finished) => finished,
-        Err(ProgramFailure::NotFound) => return Err(named("it is gone".to_owned())),
-        Err(ProgramFailure::Start(error) | ProgramFailure::Lost(error)) => {
-            return Err(named(error.to_string()));
+        Err(SubprocessError::NotFound) => {
+            return Err(error("the plugin no longer exists".to_owned()));
         }
-        Err(ProgramFailure::TimedOut) => {
-            return Err(named(format!("it did not end within {PLUGIN_TIMEOUT:?}")));
+        Err(SubprocessError::Start(reason) | SubprocessError::Io(reason)) => {
+            return Err(error(reason.to_string()));
         }
-        Err(ProgramFailure::TooMuchOutput) => return Err(named("it writes on and on".to_owned())),
+        Err(SubprocessError::TimedOut) => {
+            return Err(error(format!("the plugin did not exit within {PLUGIN_TIMEOUT:?}")));
+        }
+        Err(SubprocessError::TooMuchOutput) => {
+            return Err(error("the plugin writes too much output".to_owned()));
+        }
     };
     if !finished.success {
-        let said = serde_json::from_slice(&finished.stdout).map(|Complaint { msg }| msg);
-        return Err(named(said.unwrap_or_else(|_| finished.complaint(&[]))));
+        let reason = serde_json::from_slice(&finished.stdout).map(|PluginError { msg }| msg);
+        return Err(error(reason.unwrap_or_else(|_| finished.error_line(&[]))));
     }
-    let answer: Answer =
-        serde_json::from_slice(&finished.stdout).map_err(|error| named(error.to_string()))?;
-    let ip: Option<InterfaceAddress> = answer.ip4.ip.parse().ok();
+    let result: PluginResult =
+        serde_json::from_slice(&finished.stdout).map_err(|reason| error(reason.to_string()))?;
+    let ip: Option<InterfaceAddress> = result.ip4.ip.parse().ok();
     match ip.map(|ip| ip.address()) {
         Some(IpAddr::V4(ip)) => Ok(ip),
-        _ => Err(named(format!("it gave the address '{}'", answer.ip4.ip.escape_debug()))),
+        _ => Err(error(format!("unexpected address '{}'", result.ip4.ip.escape_debug()))),
     }
 }
 
-/// What the plugins do for the first container of a network.
-fn add_by_ourselves(
+/// Does the work of the plugins for the first container of a network.
+fn attach_without_plugins(
     configuration: &Configuration,
     subnet: &Subnet,
     name: &str,
@@ -209,33 +217,33 @@ fn add_by_ourselves(
     let bridge: DeviceName =
         configuration.bridge.parse().map_err(|error| format!("its bridge: {error}"))?;
     let mtu = Mtu::new(configuration.mtu).map_err(|error| format!("its mtu: {error}"))?;
-    let (gateway, address) = (host_of(subnet, 1)?, host_of(subnet, FIRST)?);
-    let with_length = |ip: Ipv4Addr| {
+    let (gateway, address) = (host_address(subnet, 1)?, host_address(subnet, FIRST_CONTAINER)?);
+    let with_prefix = |ip: Ipv4Addr| {
         InterfaceAddress::within(subnet, ip.into()).ok_or_else(|| format!("{ip}: not in {subnet}"))
     };
-    let (gateway_there, address_there) = (with_length(gateway)?, with_length(address)?);
+    let (gateway_interface, container_interface) = (with_prefix(gateway)?, with_prefix(address)?);
     let port = device(&format!("veth-{name}"));
-    let outside = || {
-        let mut wiring = Wiring::open()?;
-        wiring.add_bridge(&bridge)?;
-        wiring.add_address(&bridge, &gateway_there)?;
-        wiring.add_pair(&port, &device(UPLINK), namespace.as_fd())?;
-        wiring.set_up(&port, Some(mtu))?;
-        wiring.set_master(&port, &bridge)
+    let attach_to_bridge = || {
+        let mut links = LinkBuilder::open()?;
+        links.add_bridge(&bridge)?;
+        links.add_address(&bridge, &gateway_interface)?;
+        links.add_veth_pair(&port, &device(UPLINK), namespace.as_fd())?;
+        links.set_up(&port, Some(mtu))?;
+        links.set_master(&port, &bridge)
     };
-    outside().map_err(|error: WiringError| error.to_string())?;
-    let inside = || {
-        let mut wiring = Wiring::open()?;
-        wiring.set_up(&device(UPLINK), Some(mtu))?;
-        wiring.add_address(&device(UPLINK), &address_there)?;
-        wiring.add_default_route(gateway)
+    attach_to_bridge().map_err(|error: LinkBuilderError| error.to_string())?;
+    let configure_container = || {
+        let mut links = LinkBuilder::open()?;
+        links.set_up(&device(UPLINK), Some(mtu))?;
+        links.add_address(&device(UPLINK), &container_interface)?;
+        links.add_default_route(gateway)
     };
-    let made = namespace.inside(inside).map_err(|error| error.to_string())?;
-    made.map_err(|error: WiringError| error.to_string())?;
+    let configured = namespace.run(configure_container).map_err(|error| error.to_string())?;
+    configured.map_err(|error: LinkBuilderError| error.to_string())?;
     Ok(address)
 }
 
-fn host_of(subnet: &Subnet, number: u128) -> Result<Ipv4Addr, String> {
+fn host_address(subnet: &Subnet, number: u128) -> Result<Ipv4Addr, String> {
     match subnet.address_at(number) {
         Some(IpAddr::V4(ip)) => Ok(ip),
         _ => Err(format!("its subnet {subnet} has no address number {number} of IPv4")),

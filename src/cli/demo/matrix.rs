@@ -1,5 +1,5 @@
-//! Pings from every container to every other, with small packets and with the largest that an
-//! overlay carries, and what came of them.
+//! Pings from every container to every other container, with small packets and with the largest
+//! that an overlay carries, and the matrix of their round-trip times.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,35 +7,35 @@ use std::net::Ipv4Addr;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
+use overlay_doctor::echo::{EchoRequest, IcmpError, Outcome, Prober};
 use serde::Serialize;
 
 use super::containers::Container;
-use crate::cli::echo::{Echo, Outcome, Prober, Refusal};
 
-/// A small packet: what `ping` sends.
+/// Bytes of a small packet: the default of `ping`.
 const SMALL: u32 = 84;
-/// How long an answer is waited for, and how often it is tried: a machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout of a reply, and number of attempts: a machine may be busy.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 const TRIES: u32 = 3;
-/// Columns of a cell.
-const CELL: usize = 5;
+/// Width of a cell of the matrix.
+const CELL_WIDTH: usize = 5;
 
-/// A ping, by the names of the containers.
+/// A ping between two containers, which are identified by their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Ping {
     pub(super) from: String,
     pub(super) to: String,
-    /// Of the packet, with its headers.
+    /// Length of the packet with its headers.
     pub(super) bytes: u32,
-    /// How long the answer took; nothing if there was none.
+    /// The round-trip time; `None` without a reply.
     pub(super) microseconds: Option<u64>,
-    /// Why there was none.
+    /// Why there was no reply.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }
 
-/// Pings everybody from everywhere, all at once, so that what is lost is waited for at the same
-/// time. Blocks.
+/// Pings every container from every other container. The pings run concurrently, so that their
+/// timeouts overlap. Blocks.
 pub(super) fn ping_all(containers: &[Container]) -> Vec<Ping> {
     let all = || containers.iter();
     let pairs = all().flat_map(|from| all().map(move |to| (from, to)));
@@ -63,26 +63,26 @@ fn sizes(from: &Container, to: &Container) -> [u32; 2] {
     [SMALL, from.mtu.min(to.mtu)]
 }
 
-/// The thread stays where the container is.
+/// Pings with all sizes. The calling thread stays in the namespace of the container.
 fn ping(from: &Container, to: &Container) -> Result<[Result<Duration, String>; 2], String> {
     from.namespace.enter().map_err(|error| error.to_string())?;
     let (source, target) = (from.address.into(), to.address.into());
     let mut prober = Prober::open(&[source].into()).map_err(|error| error.to_string())?;
-    // One after the other: of two at once the second waits until the first was taken.
+    // Send one after the other: of two concurrent pings, the second would measure the first too.
     Ok(sizes(from, to).map(|size| {
-        let echo = Echo { from: source, to: target, size };
-        took(&prober.round(&[echo], TRIES, PATIENCE).outcomes[0])
+        let echo = EchoRequest { from: source, to: target, size };
+        round_trip_time(&prober.round(&[echo], TRIES, REPLY_TIMEOUT).outcomes[0])
     }))
 }
 
-/// How long it took, or why there was no answer.
-fn took(outcome: &Outcome) -> Result<Duration, String> {
+/// Returns the round-trip time, or why there was no reply.
+fn round_trip_time(outcome: &Outcome) -> Result<Duration, String> {
     match outcome {
-        Outcome::Answered(took) => Ok(*took),
-        Outcome::Silent => Err(format!("no answer to {TRIES} of them, within {PATIENCE:?} each")),
-        Outcome::TooBig(_) => Err("it is larger than what passes on the way".to_owned()),
-        Outcome::Refused(Refusal { by, .. }) => {
-            Err(format!("{by} has no way to it, or forbids it"))
+        Outcome::Replied(took) => Ok(*took),
+        Outcome::NoReply => Err(format!("no reply to {TRIES} pings within {REPLY_TIMEOUT:?} each")),
+        Outcome::TooBig(_) => Err("the packet is larger than the path allows".to_owned()),
+        Outcome::Unreachable(IcmpError { reporter, .. }) => {
+            Err(format!("{reporter} has no route to the target, or forbids the ping"))
         }
         Outcome::NotSent(reason) => Err(reason.clone()),
     }
@@ -96,19 +96,19 @@ impl Ping {
     }
 }
 
-/// One line for each container, and in its columns how long the slower of its pings took.
+/// Draws the matrix. Each cell shows the slower ping of a row's container to a column's container.
 pub(super) fn draw(containers: &[(&str, Ipv4Addr)], pings: &[Ping]) -> Vec<String> {
     let width = containers.iter().map(|(name, ip)| name.len() + 1 + ip.to_string().len()).max();
     let width = width.unwrap_or(0);
     let mut head = format!("{:width$}", "from \\ to");
     for (name, _) in containers {
-        head += &format!("{name:>CELL$}");
+        head += &format!("{name:>CELL_WIDTH$}");
     }
     let mut lines = vec![head];
     for (from, ip) in containers {
         let mut line = format!("{:width$}", format!("{from} {ip}"));
         for (to, _) in containers {
-            line += &format!("{:>CELL$}", cell(from, to, pings));
+            line += &format!("{:>CELL_WIDTH$}", cell(from, to, pings));
         }
         lines.push(line);
     }
@@ -116,8 +116,8 @@ pub(super) fn draw(containers: &[(&str, Ipv4Addr)], pings: &[Ping]) -> Vec<Strin
 }
 
 fn cell(from: &str, to: &str, pings: &[Ping]) -> String {
-    let own = pings.iter().filter(|ping| ping.from == from && ping.to == to);
-    let times: Option<Vec<u64>> = own.map(|ping| ping.microseconds).collect();
+    let matching = pings.iter().filter(|ping| ping.from == from && ping.to == to);
+    let times: Option<Vec<u64>> = matching.map(|ping| ping.microseconds).collect();
     match times.map(|times| times.into_iter().max()) {
         None => "lost".to_owned(),
         Some(None) => "·".to_owned(),
@@ -125,7 +125,7 @@ fn cell(from: &str, to: &str, pings: &[Ping]) -> String {
     }
 }
 
-/// In at most four columns.
+/// Formats a time in at most four columns.
 fn milliseconds(microseconds: u64) -> String {
     let hundredths = microseconds.div_ceil(10);
     match hundredths {
@@ -135,13 +135,13 @@ fn milliseconds(microseconds: u64) -> String {
     }
 }
 
-/// How many there were, how fast, and why some had no answer.
+/// Returns the number of replies, and a line for each ping without a reply.
 pub(super) fn summary(pings: &[Ping]) -> Vec<String> {
     let sizes: BTreeSet<u32> = pings.iter().map(|ping| ping.bytes).collect();
     let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
-    let answered = pings.iter().filter(|ping| ping.microseconds.is_some()).count();
+    let replied = pings.iter().filter(|ping| ping.microseconds.is_some()).count();
     let mut lines = vec![format!(
-        "{answered} of {} pings were answered, with {} bytes, none of which may be cut in pieces",
+        "{replied} of {} pings had a reply, with unfragmented packets of {} bytes",
         pings.len(),
         sizes.join(" and ")
     )];
@@ -158,12 +158,12 @@ mod tests {
     use super::*;
 
     fn ping(from: &str, to: &str, bytes: u32, took: Option<u64>) -> Ping {
-        let error = took.is_none().then(|| "no answer within 1s".to_owned());
+        let error = took.is_none().then(|| "no reply within 1s".to_owned());
         Ping { from: from.into(), to: to.into(), bytes, microseconds: took, error }
     }
 
     #[test]
-    fn the_slower_ping_is_shown_and_what_is_lost_is_named() {
+    fn matrix_shows_slower_ping_and_lost_pings() {
         let containers =
             [("c1", Ipv4Addr::new(192, 168, 0, 2)), ("c2", Ipv4Addr::new(192, 168, 128, 2))];
         let pings = [
@@ -183,15 +183,14 @@ mod tests {
         assert_eq!(
             summary(&pings),
             [
-                "3 of 4 pings were answered, with 84 and 1420 bytes, none of which may be cut in \
-                 pieces",
-                "c2 to c1, 1420 bytes: no answer within 1s"
+                "3 of 4 pings had a reply, with unfragmented packets of 84 and 1420 bytes",
+                "c2 to c1, 1420 bytes: no reply within 1s"
             ]
         );
     }
 
     #[test]
-    fn times_have_four_columns() {
+    fn times_have_at_most_four_columns() {
         let shown = [1, 9_994, 12_345, 99_991, 123_456, 2_999_000].map(milliseconds);
         assert_eq!(shown, ["0.01", "10.0", "12.3", "100", "123", "2999"]);
         assert_eq!(milliseconds(9_981), "9.99");

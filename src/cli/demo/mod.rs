@@ -1,57 +1,56 @@
-//! `mesos-overlay demo`: a whole cluster on this machine, and nothing of it left afterwards.
+//! `mesos-overlay demo`: a temporary cluster on this machine.
 //!
-//! It runs what the other subcommands run: the file store, the libprocess transport, the CNI
-//! writer, the dataplane and its firewall. Each agent is on a host that is a network namespace,
-//! with containers that then ping each other. Where there cannot be namespaces it is a master and
-//! agents on loopback addresses, which have addresses to give and nothing to connect.
+//! The demo runs the code of the other subcommands: the file store, the libprocess transport, the
+//! CNI writer, the dataplane and its firewall. Each agent is on a host that is a network namespace,
+//! with containers that ping each other. Where namespaces are forbidden, the demo runs a master and
+//! agents on loopback addresses, without tunnels and containers.
 
 mod cluster;
 mod containers;
+mod diagram;
 mod hosts;
 mod matrix;
-mod picture;
+mod namespace;
 mod progress;
 mod report;
-mod stage;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 use clap::Args;
+use overlay_config::{FirewallKind, MasterConfig, parse_master};
+use overlay_linux::firewall::Backend;
+use overlay_types::protocol::State;
 
-use self::cluster::{Cluster, Seat};
-use self::containers::{Container, Maker};
+use self::cluster::{AgentLocation, Cluster};
+use self::containers::{Container, NetworkSetup};
 use self::matrix::Ping;
 use self::progress::Progress;
 use super::Failure;
-use super::host::{EndSignals, raise_descriptor_limit, runtime};
-use super::output::{Form, Output};
-use crate::config::{FirewallKind, MasterConfig, parse_master};
-use crate::firewall::Backend;
-use crate::protocol::State;
+use super::output::OutputFormat;
+use super::process::{ShutdownSignals, raise_descriptor_limit, runtime};
 
-/// The documented example.
+/// The network of the demo: the documented example.
 const NETWORK_FILE: &str = "docs/network.json";
 const NETWORK: &str = include_str!("../../../docs/network.json");
-/// As many agents as the network of the example has room for.
+/// Most agents: the capacity of the example network.
 const AGENTS_MAX: i64 = 128;
-/// On how many hosts there are containers: a larger matrix has no room in a terminal, and tells
-/// nothing new.
+/// Most hosts with containers: a larger matrix does not fit into a terminal.
 const HOSTS_WITH_CONTAINERS: usize = 8;
 
-/// See it work: hosts on this machine, containers on them, pings between them
+/// Run a temporary cluster on this machine: hosts, containers, and pings between them
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mesos-overlay demo
   mesos-overlay demo --agents 10 --json
 
-As root, or as anybody where user namespaces are permitted, each host is a network namespace of its
-own, with a real agent; elsewhere the agents are on loopback addresses, and there are no containers.
-All of it is in one process, and gone with it. This machine's own network, its files and its Docker
-are not touched. Exit code 1 if a container does not reach another.")]
+As root, or where user namespaces are permitted, each host is a network namespace with a real
+agent. Elsewhere the agents are on loopback addresses, without containers. The demo is one
+process, and leaves nothing when it ends. It does not change the network, the files or the Docker
+of this machine. Exit code 1 if a container does not reach another container.")]
 pub(super) struct DemoCommand {
-    /// How many agents, each with a host. There are containers on the first eight
+    /// The number of agents, each with a host. The first eight hosts have containers
     #[arg(
         long,
         env = "MESOS_OVERLAY_AGENTS",
@@ -59,7 +58,7 @@ pub(super) struct DemoCommand {
         value_parser = clap::value_parser!(u8).range(1..=AGENTS_MAX)
     )]
     agents: u8,
-    /// Put the agents on loopback addresses, even where there could be hosts
+    /// Run the agents on loopback addresses, even where hosts are possible
     #[arg(
         long,
         env = "MESOS_OVERLAY_LOOPBACK",
@@ -67,28 +66,28 @@ pub(super) struct DemoCommand {
     )]
     loopback: bool,
     #[command(flatten)]
-    form: Form,
-    /// Find out whether there can be hosts, and do nothing else
+    format: OutputFormat,
+    /// Test whether hosts are possible, and do nothing else
     #[arg(long, hide = true)]
     probe: bool,
 }
 
-/// What there is to make a demo of.
-struct Ground {
-    /// Why there are no hosts.
+/// What the demo can use on this machine.
+struct Environment {
+    /// Why hosts are not possible; `None` if they are.
     obstacle: Option<String>,
     has_firewall: bool,
 }
 
-/// What the demo came to.
-struct Shown {
-    /// As the master shows it.
+/// The result of the demo.
+struct DemoResult {
+    /// The state that the master shows.
     state: State,
     master: SocketAddrV4,
     cni: cluster::CniFiles,
-    ground: Ground,
-    maker: Maker,
-    /// None without hosts.
+    environment: Environment,
+    network_setup: NetworkSetup,
+    /// Empty without hosts.
     containers: Vec<Container>,
     pings: Vec<Ping>,
 }
@@ -96,37 +95,44 @@ struct Shown {
 impl DemoCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         if self.probe {
-            return stage::probe();
+            return namespace::probe();
         }
         raise_descriptor_limit();
         let (config, _) =
             parse_master(NETWORK_FILE, NETWORK).map_err(|error| Failure::new(error.to_string()))?;
         let obstacle =
-            if self.loopback { Some("--loopback".to_owned()) } else { stage::obstacle() };
-        let mut ground = Ground { obstacle, has_firewall: false };
-        if ground.obstacle.is_none() {
-            // Every thread that is started from here on comes along.
-            stage::enter()?;
-            ground.has_firewall = matches!(Backend::detect(), Ok(Backend::Nftables));
+            if self.loopback { Some("--loopback".to_owned()) } else { namespace::obstacle() };
+        let mut environment = Environment { obstacle, has_firewall: false };
+        if environment.obstacle.is_none() {
+            // Threads inherit the namespaces, so this precedes the start of the runtime.
+            namespace::enter()?;
+            environment.has_firewall = matches!(Backend::detect(), Ok(Backend::Nftables));
         }
         let runtime = runtime()?;
-        let result = runtime.block_on(self.show(config, ground));
-        // A ping that is still waited for is not worth it.
+        let result = runtime.block_on(self.run_and_report(config, environment));
+        // Do not wait for pings that are still running after a signal.
         runtime.shutdown_background();
         result
     }
 
-    async fn show(&self, config: MasterConfig, ground: Ground) -> Result<(), Failure> {
-        let mut signals = EndSignals::watch()?;
-        let progress = Progress::start(&self.form);
+    async fn run_and_report(
+        &self,
+        config: MasterConfig,
+        environment: Environment,
+    ) -> Result<(), Failure> {
+        let mut signals = ShutdownSignals::watch()?;
+        let progress = Progress::start(&self.format);
         let folder = tempfile::Builder::new()
             .prefix("mesos-overlay-demo.")
             .tempdir()
-            .map_err(|error| Failure::new(format!("make a temporary directory: {error}")))?;
+            .map_err(|error| Failure::new(format!("create a temporary directory: {error}")))?;
         let mut cluster = None;
+        let run = self.run_cluster(config, environment, folder.path(), &mut cluster, &progress);
         let result = tokio::select! {
-            result = self.play(config, ground, folder.path(), &mut cluster, &progress) => result,
-            () = signals.received() => Err(Failure::new("ended before it was done")),
+            result = run => result,
+            () = signals.received() => {
+                Err(Failure::new("stopped by a signal before the demo was complete"))
+            }
         };
         progress.end();
         if let Some(cluster) = cluster {
@@ -135,50 +141,49 @@ impl DemoCommand {
         folder
             .close()
             .map_err(|error| Failure::new(format!("remove the temporary directory: {error}")))?;
-        let shown = result?;
-        let mut output = Output::new();
-        if self.form.json {
-            report::print_json(&mut output, &shown)?;
-        } else {
-            report::print(&mut output, &shown)?;
-        }
-        output.finish()?;
-        report::verdict(&shown.state, &shown.pings)
+        let result = result?;
+        let json = report::json(&result)?;
+        self.format.print(&json, |output| report::print(output, &result))?;
+        report::require_success(&result.state, &result.pings)
     }
 
-    async fn play(
+    /// Runs the cluster and the pings. The cluster is stored in `slot`, so that the caller can stop
+    /// it even if this future is dropped.
+    async fn run_cluster(
         &self,
         config: MasterConfig,
-        ground: Ground,
+        environment: Environment,
         folder: &Path,
-        place: &mut Option<Cluster>,
+        slot: &mut Option<Cluster>,
         progress: &Progress,
-    ) -> Result<Shown, Failure> {
-        let is_real = ground.obstacle.is_none();
-        let listen = if is_real {
+    ) -> Result<DemoResult, Failure> {
+        let has_hosts = environment.obstacle.is_none();
+        let listen = if has_hosts {
             hosts::build_underlay()?;
             hosts::MASTER
         } else {
             SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)
         };
         let firewall =
-            if ground.has_firewall { FirewallKind::Nftables } else { FirewallKind::None };
-        let cluster = place.insert(Cluster::start(config, listen, folder, firewall)?);
+            if environment.has_firewall { FirewallKind::Nftables } else { FirewallKind::None };
+        let cluster = slot.insert(Cluster::start(config, listen, folder, firewall)?);
         progress.step(&format!("master at {}, its state in a file", cluster.address));
         for number in 1..=self.agents {
-            let seat = if is_real { hosts::build(number)? } else { on_loopback(number) };
-            cluster.add(seat).await?;
+            let location =
+                if has_hosts { hosts::build(number)? } else { loopback_location(number) };
+            cluster.add_agent(location).await?;
         }
-        let state = cluster.settle(progress).await?;
-        let maker = Maker::find();
+        let state = cluster.wait_until_ready(progress).await?;
+        let network_setup = NetworkSetup::detect();
         let mut containers: Vec<Container> = Vec::new();
-        if is_real {
-            for member in cluster.members.iter().take(HOSTS_WITH_CONTAINERS) {
+        if has_hosts {
+            for agent in cluster.agents.iter().take(HOSTS_WITH_CONTAINERS) {
                 let first = containers.len() + 1;
-                let made = containers::make(member, first, maker).await?;
-                let told: Vec<_> = made.iter().map(|it| it.address.to_string()).collect();
-                progress.step(&format!("containers on {}: {}", member.ip, told.join(", ")));
-                containers.extend(made);
+                let created = containers::create(agent, first, network_setup).await?;
+                let addresses: Vec<_> =
+                    created.iter().map(|container| container.address.to_string()).collect();
+                progress.step(&format!("containers on {}: {}", agent.ip, addresses.join(", ")));
+                containers.extend(created);
             }
         }
         let (containers, pings) = tokio::task::spawn_blocking(move || {
@@ -188,12 +193,12 @@ impl DemoCommand {
         .await
         .map_err(|error| Failure::new(format!("ping: {error}")))?;
         let (master, cni) = (cluster.address, cluster.cni_files());
-        Ok(Shown { state, master, cni, ground, maker, containers, pings })
+        Ok(DemoResult { state, master, cni, environment, network_setup, containers, pings })
     }
 }
 
-/// An agent without a host. The master has the first of these addresses.
-fn on_loopback(number: u8) -> Seat {
+/// Returns the location of an agent without a host. The master has the first loopback address.
+fn loopback_location(number: u8) -> AgentLocation {
     let ip = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(number));
-    Seat { address: SocketAddrV4::new(ip, 0), host: None }
+    AgentLocation { address: SocketAddrV4::new(ip, 0), host: None }
 }

@@ -1,13 +1,12 @@
-//! What is going on, on stderr: a spinner on a terminal, plain lines elsewhere, nothing for
-//! programs.
+//! Progress on stderr: a spinner on a terminal, plain lines elsewhere, and nothing with `--json`.
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use overlay_types::escape::one_line;
 
-use crate::cli::output::{Form, complain};
-use crate::escape::one_line;
+use crate::cli::output::{OutputFormat, print_error};
 
 pub(super) enum Progress {
     Spinner(ProgressBar),
@@ -16,8 +15,8 @@ pub(super) enum Progress {
 }
 
 impl Progress {
-    pub(super) fn start(form: &Form) -> Self {
-        if form.json {
+    pub(super) fn start(format: &OutputFormat) -> Self {
+        if format.json {
             return Self::Silent;
         }
         if !io::stderr().is_terminal() {
@@ -35,7 +34,7 @@ impl Progress {
     pub(super) fn step(&self, line: &str) {
         match self {
             Self::Spinner(bar) => bar.println(format!("  {}", one_line(line))),
-            Self::Lines => complain(format_args!("  {}", one_line(line))),
+            Self::Lines => print_error(format_args!("  {}", one_line(line))),
             Self::Silent => {}
         }
     }

@@ -1,50 +1,40 @@
-//! `mesos-overlay doctor`: what is wrong with a host, before an agent runs on it and after.
+//! `mesos-overlay doctor`: diagnoses a host, before an agent runs on it and afterwards.
 //!
-//! First everything is looked at, which changes nothing; then the findings are made of that, by
-//! functions of plain data. What is tried out is tried in a network namespace that is thrown away.
-//! Only `--probe` sends packets, to the peers that the kernel knows.
+//! The command first observes the host, which changes nothing. Pure functions then derive the
+//! findings from the observation. Tests of the kernel run in a temporary network namespace. Only
+//! `--probe` sends packets, to the peers that the kernel knows.
 
-mod ask;
-mod finding;
-mod host;
-mod look;
-mod observed;
-mod overlay;
-mod probe;
-mod rules;
-#[cfg(test)]
-mod tests;
-mod trial;
+mod agent_query;
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use clap::Args;
+use overlay_config::AgentConfig;
+use overlay_doctor::observation::{MasterObservation, Observation};
+use overlay_doctor::{Finding, QueryResults, Severity};
 use serde::Serialize;
 
-use self::finding::{Finding, Grade};
-use self::observed::{MasterSeen, Observed};
 use super::Failure;
-use super::host::{counted, read_config};
 use super::http_client::{MasterClient, block_on};
-use super::output::{Form, Output, harmless};
-use crate::config::{AgentConfig, parse_agent};
+use super::output::{Output, OutputFormat, sanitize};
+use super::process::{pluralize, read_agent_config};
 
-/// Find out what is wrong with this host, and what mends it.
+/// Find problems of this host, and show their remedies.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mesos-overlay doctor --config agent.json             before an agent runs here
-  mesos-overlay doctor                                 afterwards
-  mesos-overlay doctor --master 10.0.0.1:5050 --probe  all that there is
+  mesos-overlay doctor                                 while an agent runs here
+  mesos-overlay doctor --master 10.0.0.1:5050 --probe  every check
 
-Run it as root on the host of the agent. It changes nothing, and sends packets with --probe only. Exit
-code 0 if nothing is wrong, be there warnings; 1 if something is.")]
+Run it as root on the host of the agent. It changes nothing, and sends packets only with --probe.
+Exit code 0 if nothing is wrong, even with warnings; 1 if something is.")]
 pub(super) struct DoctorCommand {
-    /// The agent_config: what the agent is to do here
+    /// The agent_config of this host
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the local agent answers
+    /// The address of the local agent
     #[arg(
         long,
         env = "MESOS_OVERLAY_AGENT_ADDRESS",
@@ -52,12 +42,13 @@ pub(super) struct DoctorCommand {
         default_value = "127.0.0.1:5051"
     )]
     agent: SocketAddrV4,
-    /// The running master, with whose state this host is compared
-    // Agents have the same variable, and there it may hold a password: nothing repeats it.
+    /// The running master, whose state is compared with this host
+    // Agents read the same variable, whose value may contain a password. So no message shows the
+    // value.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
     master: Option<String>,
-    /// Send packets through the tunnel to every peer, small and as large as fit, and name the cause
-    /// of a loss
+    /// Send packets through the tunnel to every peer, small ones and the largest that fit, and find
+    /// the cause of a loss
     #[arg(
         long,
         env = "MESOS_OVERLAY_PROBE",
@@ -65,133 +56,86 @@ pub(super) struct DoctorCommand {
     )]
     probe: bool,
     #[command(flatten)]
-    form: Form,
+    format: OutputFormat,
 }
 
-/// With `--json`.
+/// The output with `--json`.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
-    /// Whether nothing is wrong.
+    /// Whether no finding is wrong.
     ok: bool,
     findings: &'a [Finding],
 }
 
 impl DoctorCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = match &self.config {
-            Some(path) => read_config(path, parse_agent)?,
-            None => AgentConfig::new(PathBuf::new()),
-        };
-        let observed = block_on(self.observe(config))?;
-        let mut findings = host::check(&observed);
-        findings.extend(overlay::check(&observed));
+        let config = read_agent_config(self.config.as_deref())?;
+        let observed = self.observe(config)?;
+        let mut findings = overlay_doctor::check(&observed);
         if self.probe {
-            findings.extend(probe::check(&observed, self.agent.port())?);
+            let port = self.agent.port();
+            let probed = overlay_doctor::probe(&observed, |ips| agent_query::agents(ips, port));
+            findings.extend(probed.map_err(|error| {
+                Failure::new(format!("doctor: probe: {error}: run it as root"))
+            })?);
         }
         for finding in &mut findings {
-            // Much of it is what others wrote.
-            let rest = finding.command.iter_mut().chain(&mut finding.advice);
-            for text in [&mut finding.what, &mut finding.why].into_iter().chain(rest) {
-                *text = harmless(text);
+            // Findings quote responses of peers and output of other programs.
+            let remedies = finding.command.iter_mut().chain(&mut finding.advice);
+            for text in [&mut finding.summary, &mut finding.explanation].into_iter().chain(remedies)
+            {
+                *text = sanitize(text);
             }
         }
-        self.show(&findings)
+        self.report(&findings)
     }
 
-    async fn observe(&self, config: AgentConfig) -> Result<Observed, Failure> {
-        let is_root = rustix::process::geteuid().is_root();
-        let agent = ask::local_agent(self.agent).await;
-        let master = self.ask_master().await?;
-        let docker = ask::docker(&config).await;
-        let firewall = config.dataplane.firewall;
-        let info = agent.answer.as_ref().ok().map(|answer| &answer.info);
-        let state = master.as_ref().and_then(|master| master.answer.as_ref().ok());
-        let tunnel = ask::tunnel(&config, info, state)
-            .map_err(|error| Failure::new(format!("doctor: {error}")))?;
-        // Other programs are run by a thread that is not within this runtime.
-        let look = move || {
-            let needs_root = || Err("that needs root".to_owned());
-            let trials = if is_root { trial::run(firewall) } else { needs_root() };
-            let ports = tunnel.ports();
-            Looked {
-                trials,
-                settings: look::settings(&tunnel),
-                holders: look::holders(&ports, is_root),
-                managers: look::managers(&ports),
-                rules: look::rules(),
-                offloads: look::offloads(tunnel.devices()),
-                tunnel,
-            }
-        };
-        let looked = std::thread::Builder::new().name("doctor-look".to_owned()).spawn(look);
-        let looked = looked.map_err(|error| Failure::new(format!("doctor: start: {error}")))?;
-        let looked = looked.join().map_err(|_| Failure::new("doctor: looking ended by a panic"))?;
-        Ok(Observed {
-            is_root,
-            kernel: look::kernel(),
-            trials: looked.trials,
-            settings: looked.settings,
-            holders: looked.holders,
-            managers: looked.managers,
-            rules: looked.rules,
-            plugins: look::plugins(&config),
-            docker,
-            offloads: looked.offloads,
-            tunnel: looked.tunnel,
-            agent,
-            master,
-            config,
-        })
+    fn observe(&self, config: AgentConfig) -> Result<Observation, Failure> {
+        let answers = block_on(async {
+            Ok(QueryResults {
+                agent: agent_query::local_agent(self.agent).await,
+                master: self.query_master().await?,
+                docker: agent_query::docker(&config).await,
+            })
+        })?;
+        overlay_doctor::observe(config, answers)
+            .map_err(|error| Failure::new(format!("doctor: {error}")))
     }
 
-    /// Where masters are elected, their address is known to who elects them only.
-    async fn ask_master(&self) -> Result<Option<MasterSeen>, Failure> {
+    /// Queries the master, if `--master` is an address. The doctor does not follow an election.
+    async fn query_master(&self) -> Result<Option<MasterObservation>, Failure> {
         let address = match self.master.as_deref() {
             None | Some("") => return Ok(None),
             Some(address) if address.contains("://") => return Ok(None),
             Some(address) => address,
         };
         let client = MasterClient::of(address, "--master")?;
-        Ok(Some(ask::master(&client).await))
+        Ok(Some(agent_query::master(&client).await))
     }
 
-    fn show(&self, findings: &[Finding]) -> Result<(), Failure> {
-        let count = |grade| findings.iter().filter(|finding| finding.result == grade).count();
-        let wrong = count(Grade::Wrong);
-        let mut output = Output::new();
-        if self.form.json {
-            output.json(&Report { ok: wrong == 0, findings })?;
-        } else {
-            for finding in findings {
-                output.line(finding)?;
-            }
+    /// Prints the findings. Fails if one of them is wrong.
+    fn report(&self, findings: &[Finding]) -> Result<(), Failure> {
+        let count =
+            |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+        let wrong = count(Severity::Wrong);
+        let print_text = |output: &mut Output| {
+            findings.iter().try_for_each(|finding| output.line(finding))?;
             output.line("")?;
             output.line(format_args!(
                 "{}: {} ok, {}, {}, {wrong} wrong",
-                counted(findings.len() as u128, "finding"),
-                count(Grade::Ok),
-                counted(count(Grade::Note) as u128, "note"),
-                counted(count(Grade::Warning) as u128, "warning"),
-            ))?;
-        }
-        output.finish()?;
+                pluralize(findings.len() as u128, "finding"),
+                count(Severity::Ok),
+                pluralize(count(Severity::Note) as u128, "note"),
+                pluralize(count(Severity::Warning) as u128, "warning"),
+            ))
+        };
+        self.format.print(&Report { ok: wrong == 0, findings }, print_text)?;
         match wrong {
             0 => Ok(()),
-            1 => Err(Failure::new("doctor: 1 thing is wrong: mend it as shown")),
+            1 => Err(Failure::new("doctor: 1 thing is wrong: fix it as shown")),
             more => {
-                Err(Failure::new(format!("doctor: {more} things are wrong: mend them as shown")))
+                Err(Failure::new(format!("doctor: {more} things are wrong: fix them as shown")))
             }
         }
     }
-}
-
-/// What a thread looks at.
-struct Looked {
-    trials: Result<observed::Trials, String>,
-    settings: std::collections::BTreeMap<String, u32>,
-    holders: Vec<observed::Holder>,
-    managers: observed::Managers,
-    rules: observed::Rules,
-    offloads: std::collections::BTreeMap<String, bool>,
-    tunnel: observed::Tunnel,
 }

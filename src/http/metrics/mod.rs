@@ -1,8 +1,10 @@
-//! The metrics as Prometheus reads them: OpenMetrics text.
+//! The metrics in the OpenMetrics text format of Prometheus.
 
 use std::fmt;
 
 use http::StatusCode;
+use overlay_engine::metrics::{Catalogue, Family, Kind, Series, Snapshot};
+use overlay_types::escape::lines;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
@@ -12,12 +14,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::{Format, Response, error};
-use crate::escape::lines;
-use crate::metrics::{Catalogue, Family, Kind, Series, Snapshot};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The response with all numbers of a machine.
+/// Returns the response with all metrics of a state machine.
 pub(super) fn render<S>(
     catalogue: &Catalogue<S>,
     snapshot: &Snapshot<S>,
@@ -46,9 +46,9 @@ impl Collector for Families {
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
             match family.series.as_slice() {
                 [only] if only.labels.is_empty() => encode_value(family.kind, only.value, metric)?,
-                all => {
-                    for Series { labels, value } in all {
-                        // Line breaks are escaped by the encoder, as OpenMetrics has it.
+                series => {
+                    for Series { labels, value } in series {
+                        // The encoder escapes line breaks in the way of OpenMetrics.
                         let visible = labels.iter().map(|(name, value)| (*name, lines(value)));
                         let labels: Vec<_> = visible.collect();
                         encode_value(family.kind, *value, metric.encode_family(&labels)?)?;

@@ -1,19 +1,20 @@
-//! The metrics as Prometheus sees them, and their names as Mesos shows them.
+//! The metrics in the format of Prometheus, and the names of the metrics of Mesos.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use overlay_engine::agent::{self, Agent};
+use overlay_engine::master::{self, Master};
+use overlay_engine::metrics::{HostCounters, Metric};
+use overlay_engine::state_machine::StateMachine;
+
 use super::super::{render_agent, render_master, route_agent, route_master};
 use super::*;
-use crate::agent::{self, Agent};
-use crate::machine::Machine;
-use crate::master::{self, Master};
-use crate::metrics::{HostCounters, Metric};
 
 const GOLDEN_MASTER: &str = include_str!("../../../tests/golden/metrics-master.json");
 const GOLDEN_AGENT: &str = include_str!("../../../tests/golden/metrics-agent.json");
 
 fn request(method: &str, path: &str) -> super::super::Request {
-    // There is one form, whatever a reader says to accept.
+    // The endpoint has one content type and ignores the header.
     let builder = http::Request::builder().method(method).uri(path);
     builder.header("accept", "text/plain;version=0.0.4").body(bytes::Bytes::new()).unwrap()
 }
@@ -30,23 +31,23 @@ fn samples(text: &str) -> String {
         .fold(String::new(), |all, line| all + line + "\n")
 }
 
-fn of_master(snapshot: Snapshot<master::Metrics>) -> String {
-    let (question, format) = route_master(&request("GET", "/overlay-master/metrics")).unwrap();
-    assert_eq!(question, master::Request::Metrics);
+fn render_master_metrics(snapshot: Snapshot<master::Metrics>) -> String {
+    let (routed, format) = route_master(&request("GET", "/overlay-master/metrics")).unwrap();
+    assert_eq!(routed, master::Request::Metrics);
     let reply = master::Reply::Metrics(Box::new(snapshot));
     text(&render_master(&reply, &format)).to_owned()
 }
 
-fn of_agent(snapshot: Snapshot<agent::Metrics>) -> String {
-    let (question, format) = route_agent(&request("GET", "/overlay-agent/metrics")).unwrap();
-    assert_eq!(question, agent::Request::Metrics);
+fn render_agent_metrics(snapshot: Snapshot<agent::Metrics>) -> String {
+    let (routed, format) = route_agent(&request("GET", "/overlay-agent/metrics")).unwrap();
+    assert_eq!(routed, agent::Request::Metrics);
     let reply = agent::Reply::Metrics(Box::new(snapshot));
     text(&render_agent(&reply, &format)).to_owned()
 }
 
-fn a_master() -> Snapshot<master::Metrics> {
+fn master_snapshot() -> Snapshot<master::Metrics> {
     Snapshot {
-        machine: master::Metrics {
+        metrics: master::Metrics {
             status: master::Condition::Degraded,
             epoch: 3,
             version: 41,
@@ -67,9 +68,9 @@ fn a_master() -> Snapshot<master::Metrics> {
     }
 }
 
-fn an_agent() -> Snapshot<agent::Metrics> {
+fn agent_snapshot() -> Snapshot<agent::Metrics> {
     Snapshot {
-        machine: agent::Metrics {
+        metrics: agent::Metrics {
             status: agent::Condition::Registering,
             overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
             peers: 4,
@@ -82,7 +83,7 @@ fn an_agent() -> Snapshot<agent::Metrics> {
 }
 
 #[test]
-fn a_small_catalogue_comes_out_as_prometheus_wants_it() {
+fn small_catalogue_has_openmetrics_format() {
     const CATALOGUE: Catalogue<u64> = Catalogue {
         mesos_prefix: "box/",
         prometheus_prefix: "box",
@@ -103,8 +104,8 @@ fn a_small_catalogue_comes_out_as_prometheus_wants_it() {
         ],
     };
     let host = HostCounters { refused: 2, ..HostCounters::default() };
-    let snapshot = Snapshot { machine: 5, host, configured: vec![odd] };
-    let format = Format::of_one_form(&request("GET", "/"));
+    let snapshot = Snapshot { metrics: 5, host, configured: vec![odd] };
+    let format = Format::fixed(&request("GET", "/"));
     assert_eq!(
         text(&render(&CATALOGUE, &snapshot, &format)),
         "\
@@ -128,8 +129,8 @@ box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5
 }
 
 #[test]
-fn the_numbers_of_a_master_come_out() {
-    let samples = samples(&of_master(a_master()));
+fn master_metrics_are_rendered() {
+    let samples = samples(&render_master_metrics(master_snapshot()));
     for line in [
         "mesos_overlay_master_recovering 0",
         "mesos_overlay_master_process_restarts_total 1",
@@ -151,15 +152,15 @@ fn the_numbers_of_a_master_come_out() {
     ] {
         assert!(samples.contains(&format!("{line}\n")), "{line} is not in\n{samples}");
     }
-    let mut recovering = a_master();
-    recovering.machine.status = master::Condition::Failed;
-    assert!(of_master(recovering).contains("\nmesos_overlay_master_recovering 1\n"));
+    let mut recovering = master_snapshot();
+    recovering.metrics.status = master::Condition::Failed;
+    assert!(render_master_metrics(recovering).contains("\nmesos_overlay_master_recovering 1\n"));
 }
 
 #[test]
-fn the_numbers_of_an_agent_come_out() {
+fn agent_metrics_are_rendered() {
     assert_eq!(
-        samples(&of_agent(an_agent())),
+        samples(&render_agent_metrics(agent_snapshot())),
         "\
 mesos_overlay_agent_registering 1
 mesos_overlay_agent_overlay_config_failed 0
@@ -217,25 +218,25 @@ mesos_overlay_agent_log_lines_left_out_total 0
     );
 }
 
-/// The names as Mesos shows them.
-fn mesos_names<M: Machine>() -> BTreeSet<String> {
+/// Returns the names of the metrics of Mesos.
+fn mesos_names<M: StateMachine>() -> BTreeSet<String> {
     let names = M::CATALOGUE.metrics.iter().map(|metric| metric.name);
     names.map(|name| format!("{}{name}", M::CATALOGUE.mesos_prefix)).collect()
 }
 
 #[test]
-fn every_name_that_the_cpp_modules_showed_is_there() {
-    let missing = |golden: &str, ours: &BTreeSet<String>| -> Vec<String> {
+fn every_metric_name_of_cpp_modules_exists() {
+    let missing = |golden: &str, names: &BTreeSet<String>| -> Vec<String> {
         let recorded: BTreeMap<String, f64> = serde_json::from_str(golden).unwrap();
-        // Those of the log are shown by the log itself.
-        let theirs = recorded.into_keys().filter(|name| !name.contains("/log/"));
-        theirs.filter(|name| !ours.contains(name)).collect()
+        // The replicated log of Mesos exports its own metrics.
+        let expected = recorded.into_keys().filter(|name| !name.contains("/log/"));
+        expected.filter(|name| !names.contains(name)).collect()
     };
     assert_eq!(missing(GOLDEN_MASTER, &mesos_names::<Master>()), [""; 0]);
     assert_eq!(missing(GOLDEN_AGENT, &mesos_names::<Agent>()), [""; 0]);
 }
 
-/// Each family is announced once, all of its numbers follow, and nothing else.
+/// Asserts that each family is declared once and followed by its samples only.
 fn assert_valid(text: &str) {
     let mut seen = BTreeSet::new();
     let body = text.strip_suffix("# EOF\n").unwrap();
@@ -245,7 +246,7 @@ fn assert_valid(text: &str) {
         assert!(help.ends_with('.') && !help.contains(['\\', '"']), "{family}: {help}");
         let is_plain = |letter: char| letter.is_ascii_lowercase() || "_0123456789".contains(letter);
         assert!(family.chars().all(is_plain), "{family}");
-        assert!(seen.insert(family), "{family} is there twice");
+        assert!(seen.insert(family), "{family} is duplicated");
         let mut lines = rest.lines();
         let suffix = match lines.next().unwrap().strip_prefix(&format!("# TYPE {family} ")) {
             Some("counter") => "_total",
@@ -257,22 +258,22 @@ fn assert_valid(text: &str) {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<u64>().is_ok(), "{line}");
             assert_eq!(name.split('{').next(), Some(&*format!("{family}{suffix}")), "{line}");
-            assert!(series.insert(name), "{line} is there twice");
+            assert!(series.insert(name), "{line} is duplicated");
         }
-        assert!(!series.is_empty(), "{family} has no number");
+        assert!(!series.is_empty(), "{family} has no sample");
     }
 }
 
 #[test]
-fn families_are_announced_once_and_named_as_they_should() {
-    assert_valid(&of_master(a_master()));
-    assert_valid(&of_agent(an_agent()));
+fn families_are_declared_once_with_valid_names() {
+    assert_valid(&render_master_metrics(master_snapshot()));
+    assert_valid(&render_agent_metrics(agent_snapshot()));
     assert_eq!(mesos_names::<Master>().len(), Master::CATALOGUE.metrics.len());
     assert_eq!(mesos_names::<Agent>().len(), Agent::CATALOGUE.metrics.len());
 }
 
 #[test]
-fn only_reading_is_allowed() {
+fn metrics_refuse_post() {
     assert!(route_master(&request("HEAD", "/overlay-master/metrics/")).is_ok());
     let refused = route_master(&request("POST", "/overlay-master/metrics")).unwrap_err();
     assert_eq!(refused.status(), 405);

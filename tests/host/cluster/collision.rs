@@ -108,8 +108,9 @@ fn used_overlay_with_later_collision_survives_restart() {
     cluster.wait_for("health reports the collision and a complete dataplane", || {
         let health = cluster.host(2).health();
         let problems = health["problems"].as_array().cloned().unwrap_or_default();
-        let is_reported =
-            |what: &str| problems.iter().any(|it| it.as_str().is_some_and(|it| it.contains(what)));
+        let is_reported = |text: &str| {
+            problems.iter().any(|problem| problem.as_str().is_some_and(|it| it.contains(text)))
+        };
         health["dataplane"]["status"] == "ok"
             && is_reported("subnet 192.168.0.0/17 of overlay vxlan-1 collides")
     });

@@ -13,7 +13,7 @@ use crate::namespace::run;
 use crate::traffic::{now, sleep};
 
 /// Time limit for a repair on a busy machine. The specified time is one second.
-const BOUND: Duration = Duration::from_secs(5);
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lists the managed objects of a host, without counters and indices.
 const DUMP: &str = "\
     ip -d link show vtep1024 | sed 's/^[0-9]*: //'
@@ -26,7 +26,8 @@ const DUMP: &str = "\
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.vtep1024.rp_filter
     sysctl net.ipv6.conf.vtep1024.disable_ipv6";
 
-/// A command, and the part of the listing that it changes for good: the text before and after.
+/// A command, and the part of the listing that stays changed after the repair, if any: the text
+/// before and after.
 type Drift = (&'static str, Option<(&'static str, &'static str)>);
 const DRIFTS: [[Drift; 7]; 3] = [
     [
@@ -68,7 +69,7 @@ fn dump(host: &Host) -> String {
     lines.join("\n")
 }
 
-/// Runs `act` and returns the time until the listing is as expected, or the difference after a
+/// Runs `act`. Returns the time until the listing is as expected, or the difference after a
 /// timeout.
 fn measure_repair(host: &Host, expected: &str, act: impl FnOnce()) -> Result<Duration, String> {
     let start = now();
@@ -79,7 +80,7 @@ fn measure_repair(host: &Host, expected: &str, act: impl FnOnce()) -> Result<Dur
         if shown == expected {
             return Ok(elapsed);
         }
-        if elapsed > BOUND {
+        if elapsed > REPAIR_TIMEOUT {
             let missing = expected.lines().filter(|line| !shown.contains(line));
             let surplus = shown.lines().filter(|line| !expected.contains(line));
             let lines: Vec<_> = missing

@@ -26,13 +26,13 @@ const SMALL_MTU: u8 = 6;
 const REASONS: [(u8, &str); 5] = [
     (
         PORT_TAKEN,
-        "add device vtep1024 with VNI 1024 on UDP port 64000: address already in use: see who has \
-         UDP port 64000 with 'ss -ulpn sport = :64000', or set another port on all agents",
+        "add device vtep1024 with VNI 1024 on UDP port 64000: address already in use: find the \
+         owner of UDP port 64000 with 'ss -ulpn sport = :64000', or set another port on all agents",
     ),
     (
         NAME_TAKEN,
-        "device vtep1024 is a bridge device that is not ours, so it is left alone: remove it with \
-         'ip link delete vtep1024' or rename it",
+        "device vtep1024 is a foreign bridge device, so it is left alone: remove it with 'ip link \
+         delete vtep1024' or rename it",
     ),
     (NO_NET_ADMIN, "peration not permitted: run the agent as root, or give it CAP_NET_ADMIN"),
     (

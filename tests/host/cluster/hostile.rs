@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Vni;
-use mesos_network_overlay::protocol::{
-    AddressRange, Assignment, Message, PeerInfo, PeersUpdate, digest_of,
+use overlay_types::addr::Vni;
+use overlay_types::protocol::{
+    AddressRange, Assignment, Message, PeerInfo, PeersUpdate, peer_digest,
 };
-use mesos_network_overlay::tunnel::Peer;
-use mesos_network_overlay::wire::{decode_agent, encode_message, parse_json};
+use overlay_types::tunnel::Peer;
+use overlay_wire::{decode_agent, encode_message, parse_json};
 use serde_json::Value;
 
 use super::container::Container;
@@ -38,23 +38,23 @@ const HOSTILE_CLAIMS: [(Claim, &str); 7] = [
     ),
     (
         ([10, 0, 0, 62], [44, 128, 0, 62], "70:b3:d5:80:00:62", "10.0.0.0/25"),
-        "agent 10.0.0.62: its subnet 10.0.0.0/25 is not one of overlay vxlan-1: see the overlay's \
+        "agent 10.0.0.62: its subnet 10.0.0.0/25 is outside overlay vxlan-1: check the overlay's \
          subnet at the master",
     ),
     (
         ([10, 0, 0, 63], [44, 128, 0, 63], "71:b3:d5:80:00:63", "192.168.63.0/24"),
-        "agent 10.0.0.63: its MAC address 71:b3:d5:80:00:63 is that of no single host: set another \
+        "agent 10.0.0.63: its MAC address 71:b3:d5:80:00:63 is not unicast: set another \
          vtep_mac_oui",
     ),
     (
         ([10, 0, 0, 64], [10, 0, 0, 100], "70:b3:d5:80:00:64", "192.168.64.0/24"),
-        "agent 10.0.0.64: its VTEP address 10.0.0.100 is not one of the VTEP subnet: see the \
-         master's vtep_subnet",
+        "agent 10.0.0.64: its VTEP address 10.0.0.100 is no host address of the VTEP subnet: check \
+         vtep_subnet at the master",
     ),
     (
         ([127, 0, 0, 9], [44, 128, 0, 65], "70:b3:d5:80:00:65", "192.168.65.0/24"),
-        "agent 127.0.0.9: its address 127.0.0.9 is that of no host: see under which address it \
-         registers",
+        "agent 127.0.0.9: its address 127.0.0.9 is not a host address: check the address that \
+         the agent advertises",
     ),
     (
         ([192, 168, 3, 3], [44, 128, 0, 66], "70:b3:d5:80:00:66", "192.168.66.0/24"),
@@ -79,14 +79,14 @@ fn peers_message(version: u64) -> Vec<u8> {
     };
     let claims = HOSTILE_CLAIMS.iter().map(|(claim, _)| *claim).chain([HONEST_CLAIM]);
     let changed: BTreeMap<_, _> = claims.map(info).collect();
-    let digests = changed.iter().map(|(ip, info)| digest_of(*ip, info));
+    let digests = changed.iter().map(|(ip, info)| peer_digest(*ip, info));
     let digest = digests.fold(0, u64::wrapping_add);
     let removed = BTreeSet::new();
     let update = PeersUpdate { epoch: 1, version, digest, base: None, changed, removed };
     encode_message(&Message::UpdatePeers(Arc::new(update))).1
 }
 
-/// Sends `body` to an agent as an UpdatePeersMessage of the process at `from`. Returns the answer.
+/// Sends `body` to an agent as an UpdatePeersMessage of the process `from`. Returns the answer.
 fn send(sender: &Namespace, agent: IpAddr, from: &str, body: &[u8]) -> String {
     send_message(sender, agent, from, ("UpdatePeersMessage", body))
 }
@@ -136,7 +136,7 @@ fn hostile_peers_message_applies_only_valid_entries() {
     let before = routes();
     let master = format!("overlay-master@{MASTER_ADDRESS}");
 
-    // A foreign sender under its own address, and a foreign sender under the master's address.
+    // A foreign sender first sends with its own address, and then with the master's address.
     let foreign_sender = Namespace::new();
     connect_to_switch(&cluster.switch, &foreign_sender, 50, Underlay::V4);
     let honest = "overlay-master@10.0.0.50:5050";
@@ -149,7 +149,7 @@ fn hostile_peers_message_applies_only_valid_entries() {
     assert_eq!(routes(), before);
     assert_eq!(host.health()["status"], "ok", "{}", cluster.logs());
 
-    // The same message from the master's own address.
+    // The same message, sent from the master's host.
     assert!(send(&cluster.namespace, agent, &master, &peers_message(1000)).contains(" 202 "));
     cluster.wait_for_status(1, "vxlan-1", |status| {
         status.starts_with("agent 10.0.0.6") && status.ends_with("see the agent's health")

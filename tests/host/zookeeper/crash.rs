@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fastrand::Rng;
-use mesos_network_overlay::detector::follow;
-use mesos_network_overlay::warnings::Warnings;
+use overlay_types::warnings::Warnings;
+use overlay_zookeeper::detector::follow_election;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -68,7 +68,8 @@ impl ElectedMasters {
         let credentials = address.credentials().expect("credentials in the address");
         let address = format!("zk://{credentials}@{}{PATH}", address.servers());
         fs::write(dir.path().join("zk"), address).expect("an address");
-        let (leader, work) = follow(ensemble(&servers, "", PATH), SESSION, Warnings::new());
+        let (leader, work) =
+            follow_election(ensemble(&servers, "", PATH), SESSION, Warnings::new());
         tokio::spawn(async move { match work.await {} });
         let mut elected =
             Self { servers, dir, masters: Vec::new(), leader, pending_faults: Vec::new() };
@@ -111,7 +112,7 @@ impl ElectedMasters {
         servers.iter().for_each(|&server| self.servers.kill(server));
         tally.add("masters killed", masters.len());
         tally.add("ZooKeeper servers killed", servers.len());
-        // Short delays end before the session expires, long delays end after.
+        // Short delays end before the session expires, and long delays end afterwards.
         sleep(SESSION.mul_f64(random.f64().powi(2) * 1.5)).await;
         servers.iter().for_each(|&server| self.servers.restart(server));
         masters.iter().try_for_each(|&master| self.restart(master))
@@ -145,7 +146,7 @@ impl Masters for ElectedMasters {
             Some(Fault::AllMasters) => self.crash(&[0, 1, 2], &[], random, tally).await,
             Some(Fault::OneServer) => self.crash(&[], &[server], random, tally).await,
             Some(Fault::TwoServers) => {
-                tally.add("times most servers were killed at once", 1);
+                tally.add("times two of three servers were killed at once", 1);
                 self.crash(&[], &[server, (server + 1) % SERVERS], random, tally).await
             }
             Some(Fault::LeaderAndServer) => {

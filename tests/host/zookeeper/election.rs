@@ -1,12 +1,12 @@
-//! The election: agents follow the leader, masters stand for election, and Mesos masters take part.
+//! The election: agents follow the leader, and masters and Mesos masters are candidates.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Ensemble;
-use mesos_network_overlay::detector::{Contender, Watched, follow};
-use mesos_network_overlay::warnings::Warnings;
-use mesos_network_overlay::wire::decode_candidate;
+use overlay_types::addr::Ensemble;
+use overlay_types::warnings::Warnings;
+use overlay_wire::decode_candidate;
+use overlay_zookeeper::detector::{Contender, ElectionWarnings, follow_election};
 use tokio::runtime::Runtime;
 use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
@@ -31,7 +31,7 @@ pub(super) fn address(text: &str) -> SocketAddrV4 {
 
 /// Follows the leader as an agent without credentials does.
 fn follow_leader(servers: &Servers, path: &str) -> Receiver<Option<SocketAddrV4>> {
-    let (leader, work) = follow(ensemble(servers, "", path), SESSION, Warnings::new());
+    let (leader, work) = follow_election(ensemble(servers, "", path), SESSION, Warnings::new());
     tokio::spawn(async move { match work.await {} });
     leader
 }
@@ -71,10 +71,8 @@ fn agent_follows_leading_mesos_master() {
         assert_eq!(*leader.borrow(), None);
         let first = announce(&client, "/mesos/json.info_", RECORDED).await;
         wait_until(&mut leader, Some(address("127.0.0.1:5050"))).await;
-        // A master of an older Mesos version stands behind the first master.
-        let mut second = address("10.0.0.2:5052").to_string();
-        second.insert_str(0, "master@");
-        announce(&client, "/mesos/", second.as_bytes()).await;
+        // A master of an older Mesos version is the candidate after the first master.
+        announce(&client, "/mesos/", b"master@10.0.0.2:5052").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(
             *leader.borrow(),
@@ -88,7 +86,7 @@ fn agent_follows_leading_mesos_master() {
         wait_until(&mut leader, None).await;
     });
     // The follower keeps the last leader during an outage of ZooKeeper, and finds the new leader
-    // after.
+    // afterwards.
     runtime().block_on(async {
         let mut leader = follow_leader(&servers, "/mesos");
         let first = client(&servers).await;
@@ -107,7 +105,7 @@ fn agent_follows_leading_mesos_master() {
 }
 
 fn start_contender(ensemble: &Ensemble, listen_address: &str) -> Contender {
-    let watched = Watched { state: Vec::new(), warnings: Warnings::new() };
+    let watched = ElectionWarnings { state: Vec::new(), warnings: Warnings::new() };
     Contender::start(ensemble.clone(), SESSION, address(listen_address), watched)
 }
 
@@ -139,7 +137,7 @@ fn second_master_leads_after_first_leader() {
             Err(Error::NoAuth),
             "deletion without credentials"
         );
-        // After the deletion of its znode, the first master stands again, behind the second.
+        // After the deletion of its znode, the first master is a candidate again, after the second.
         client.auth("digest", b"overlay:secret").await.expect("accepted credentials");
         client.delete(&path, None).await.expect("deleted");
         wait_until(&mut second_leads, true).await;
@@ -150,7 +148,7 @@ fn second_master_leads_after_first_leader() {
         wait_until(&mut first_leads, true).await;
         assert!(start.elapsed() < SESSION, "takeover took {:?}", start.elapsed());
         wait_until(&mut leader, Some(address("10.0.0.1:5050"))).await;
-        // The first master withdraws, as after the loss of its epoch, and stands again.
+        // The first master withdraws, as after the loss of its epoch, and is a candidate again.
         first.withdrawal().withdraw();
         wait_until(&mut first_leads, false).await;
         wait_until(&mut first_leads, true).await;
@@ -181,7 +179,7 @@ fn partitioned_leader_stops_leading_before_session_timeout() {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
-fn master_withdraws_when_mesos_master_stands() {
+fn master_withdraws_when_mesos_master_is_candidate() {
     let servers = Servers::start(1, TICK);
     runtime().block_on(async {
         let client = client(&servers).await;
@@ -190,7 +188,7 @@ fn master_withdraws_when_mesos_master_stands() {
         let contender = start_contender(&ensemble(&servers, "", "/mesos"), "10.0.0.1:5050");
         let mut leads = contender.leading();
         wait_until(&mut leads, true).await;
-        // A Mesos master stands behind the leader, which must withdraw as well.
+        // A Mesos master becomes a candidate after the leader. The leader must withdraw.
         let mesos_znode = announce(&client, "/mesos/json.info_", RECORDED).await;
         wait_until(&mut leads, false).await;
         let own_znode_is_deleted = async {

@@ -6,10 +6,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Ensemble;
-use mesos_network_overlay::store::{
-    Archive as _, Change, Key, Store as _, StoreError, Version, ZooKeeperStore,
-};
+use overlay_store::{Archive as _, Change, Store as _, ZooKeeperStore};
+use overlay_types::addr::Ensemble;
+use overlay_types::state::{Key, StoreError, Version};
 use tempfile::TempDir;
 use zookeeper_client::{Acls, Client, CreateMode};
 
@@ -98,7 +97,7 @@ fn readers_see_complete_states_during_commits() {
         // Read until at least one commit happened between two reads.
         let is_unchanged = |versions: &[u64]| versions.last() == versions.first();
         while versions.len() < 12 || is_unchanged(&versions) && !writer.is_finished() {
-            let seen = open(&address).look().expect("a readable store").expect("a state");
+            let seen = open(&address).read_snapshot().expect("a readable store").expect("a state");
             let expected = seen.counts.version.to_string().repeat(40).into_bytes();
             assert_eq!((seen.counts.epoch, seen.records.len()), (epoch.0, 3000));
             assert!(
@@ -160,7 +159,7 @@ fn state_is_exported_and_imported_while_master_leads() {
         fail(&dir, &format!("{} --replace", import(&to))),
         format!(
             "mesos-overlay: {to}: masters are running (127.0.0.1:5050, json.info_0000000008): stop \
-             them all first; who was killed is gone after its session timeout\n"
+             them all first; a killed master disappears after its session timeout\n"
         )
     );
     for (path, _) in candidates {
@@ -191,7 +190,7 @@ fn killed_import_never_leaves_partial_state_as_valid() {
         child.wait().expect("ended");
         // ZooKeeper may still execute requests that were sent before the kill.
         sleep(Duration::from_millis(200));
-        let seen = open(&address).look().expect("a readable store");
+        let seen = open(&address).read_snapshot().expect("a readable store");
         // Adapt the delay, so that the kills happen around the end of an import on any machine.
         limit = if seen.is_some() { limit / 2 } else { limit * 3 / 2 + 10 };
         match (seen, open(&address).load()) {
@@ -204,9 +203,9 @@ fn killed_import_never_leaves_partial_state_as_valid() {
                 assert_eq!(
                     reason,
                     format!(
-                        "the state at {root} is not whole, since an import into it was interrupted: \
-                         import it again; or remove it (`deleteall {root}`), which begins with an \
-                         empty plan that knows no agent"
+                        "the state at {root} is incomplete, because an import into it was \
+                         interrupted: import it again; or remove it (`deleteall {root}`): the \
+                         masters then start with an empty state"
                     )
                 );
                 assert!(fail(&dir, &format!("export --from {address}")).contains("not finished"));

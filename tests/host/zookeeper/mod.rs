@@ -10,7 +10,7 @@ mod storm;
 
 use std::time::{Duration, Instant};
 
-use mesos_network_overlay::addr::Ensemble;
+use overlay_types::addr::Ensemble;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ensemble::Servers;
@@ -46,7 +46,7 @@ fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test measures how long something takes")]
+#[expect(clippy::disallowed_methods, reason = "tests measure the duration of events")]
 fn now() -> Instant {
     Instant::now()
 }

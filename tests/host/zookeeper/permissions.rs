@@ -1,13 +1,13 @@
 //! Insecure access lists and foreign candidates in ZooKeeper: masters and agents warn until the
-//! operator has repaired them.
+//! operator has fixed the access lists or deleted the candidates.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Ensemble;
-use mesos_network_overlay::detector::{Contender, Watched, follow};
-use mesos_network_overlay::store::{Store as _, ZooKeeperStore};
-use mesos_network_overlay::warnings::Warnings;
+use overlay_store::{Store as _, ZooKeeperStore};
+use overlay_types::addr::Ensemble;
+use overlay_types::warnings::Warnings;
+use overlay_zookeeper::detector::{Contender, ElectionWarnings, follow_election};
 use tokio::sync::watch::Receiver;
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission};
 
@@ -26,14 +26,14 @@ impl Participant {
     fn master(location: &Ensemble) -> Self {
         let warnings = Warnings::new();
         let state = ZooKeeperStore::new(location.clone(), SESSION).expect("a store").znodes();
-        let watched = Watched { state, warnings: warnings.clone() };
+        let watched = ElectionWarnings { state, warnings: warnings.clone() };
         let master = Contender::start(location.clone(), SESSION, address("10.0.0.1:5050"), watched);
         Self { master: Some(master), leader: None, warnings }
     }
 
     fn agent(location: &Ensemble) -> Self {
         let warnings = Warnings::new();
-        let (leader, work) = follow(location.clone(), SESSION, warnings.clone());
+        let (leader, work) = follow_election(location.clone(), SESSION, warnings.clone());
         tokio::spawn(async move { match work.await {} });
         Self { master: None, leader: Some(leader), warnings }
     }
@@ -44,19 +44,25 @@ impl Participant {
 
     /// Waits for a single warning, and returns its text.
     async fn wait_for_warning(&self) -> String {
-        let mut changes = self.warnings.subscribe();
-        let waiting = changes.wait_for(|warnings| !warnings.is_empty());
-        let warnings = tokio::time::timeout(TIMEOUT, waiting).await;
-        let warnings = warnings.expect("a warning comes").expect("an open channel").clone();
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
-        warnings.into_values().next().expect("a warning")
+        self.wait_for(|texts| !texts.is_empty()).await;
+        let texts = self.warnings.texts();
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        texts.into_iter().next().expect("a warning")
     }
 
     async fn wait_for_no_warning(&self) {
-        let mut changes = self.warnings.subscribe();
-        let waiting = changes.wait_for(std::collections::BTreeMap::is_empty);
-        let ended = tokio::time::timeout(TIMEOUT, waiting).await;
-        assert!(ended.is_ok(), "{:?}", self.warnings.texts());
+        self.wait_for(<[String]>::is_empty).await;
+    }
+
+    /// Waits until the texts of all warnings satisfy `is_expected`.
+    async fn wait_for(&self, is_expected: impl Fn(&[String]) -> bool) {
+        let poll = async {
+            while !is_expected(&self.warnings.texts()) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let reached = tokio::time::timeout(TIMEOUT, poll).await;
+        assert!(reached.is_ok(), "{:?}", self.warnings.texts());
     }
 }
 
@@ -159,7 +165,8 @@ fn foreign_candidate_is_named_until_it_is_deleted() {
         let path_acl = [owner, reader];
         let persistent = CreateMode::Persistent.with_acls(Acls::new(&path_acl));
         operator.create("/rogue", b"", &persistent).await.expect("created");
-        // A persistent znode in first place would silently end leadership for ever.
+        // A persistent znode in first place prevents every master from leading, until it is
+        // deleted.
         let rogue = "/rogue/json.info_-000000001";
         operator.create(rogue, content, &persistent).await.expect("created");
         let master = Participant::master(&location);
@@ -170,15 +177,15 @@ fn foreign_candidate_is_named_until_it_is_deleted() {
         let text = master.wait_for_warning().await;
         assert!(text.starts_with(&fault), "{text}");
         let effect = format!(
-            "it comes first, so that no master can lead, and agents follow it: find out who made \
-             it, and delete it: in zkCli.sh, `delete {rogue}` (after `addauth"
+            "it comes first, so that no master can lead, and agents follow it: find the client that \
+             created it, and delete it: in zkCli.sh, `delete {rogue}` (after `addauth"
         );
         assert!(text.contains(&effect), "{text}");
         assert!(!*master.leading().borrow());
         let mut agent = Participant::agent(&ensemble(&servers, "", "/rogue"));
         let text = agent.wait_for_warning().await;
         assert!(text.starts_with(&fault), "{text}");
-        assert!(text.contains("agents take it for the leading master"), "{text}");
+        assert!(text.contains("agents follow it as the leading master"), "{text}");
         operator.delete(rogue, None).await.expect("deleted");
         wait_until(&mut master.leading(), true).await;
         master.wait_for_no_warning().await;
@@ -190,7 +197,7 @@ fn foreign_candidate_is_named_until_it_is_deleted() {
         operator.create(later, b"\xff\n", &persistent).await.expect("created");
         let text = master.wait_for_warning().await;
         assert!(
-            text.contains("it will be followed when the masters before it have gone"),
+            text.contains("agents follow it when the masters before it are gone"),
             "{text}"
         );
         assert!(*master.leading().borrow());

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Ensemble;
-use mesos_network_overlay::store::conformance::{self, Subject};
-use mesos_network_overlay::store::{
-    Change, Counts, Epoch, Key, Loaded, Store, StoreError, Version, ZooKeeperStore,
-};
+use overlay_store::conformance::{self, StoreFixture};
+use overlay_store::{Change, Loaded, Store, ZooKeeperStore};
+use overlay_types::addr::Ensemble;
+use overlay_types::state::{Counts, Epoch, Key, StoreError, Version};
 
 use super::{SERVERS, SESSION, TICK, ensemble, now, sleep, suspend};
 use crate::ensemble::Servers;
@@ -51,7 +50,7 @@ fn zookeeper_store_passes_conformance_suite() {
         count.set(count.get() + 1);
         let address = ensemble(&servers, "", &format!("/conformance/{}", count.get()));
         let (archived, forged) = (address.clone(), address.clone());
-        Subject {
+        StoreFixture {
             open: Box::new(move || Box::new(open(&address))),
             archive: Some(Box::new(move || Box::new(open(&archived)))),
             forge: Box::new(move |counts| forge(&forged, counts)),
@@ -72,8 +71,9 @@ fn later_epoch_fences_late_commits() {
     let second = new.load().expect("loaded");
     assert_eq!((second.version, second.records.len()), (Version(1), 5000));
     for changes in [&many[..], &many[..1], &[]] {
-        let deposed = StoreError::Deposed { store: address.to_string(), epoch: first.epoch.0 };
-        assert_eq!(old.commit(first.epoch, changes), Err(deposed));
+        let epoch_ended =
+            StoreError::EpochEnded { store: address.to_string(), epoch: first.epoch.0 };
+        assert_eq!(old.commit(first.epoch, changes), Err(epoch_ended));
     }
     assert_eq!(new.commit(second.epoch, &[]), Ok(Version(2)));
     assert_eq!(open(&address).load().expect("loaded").records, second.records);
@@ -168,7 +168,7 @@ fn server_kills_lose_no_committed_batch() {
     let mut writer = Writer::start(&address);
     let commits = |writer: &mut Writer, count| (0..count).for_each(|_| writer.commit());
     commits(&mut writer, 20);
-    let calm = std::mem::take(&mut writer.longest);
+    let longest_without_outage = std::mem::take(&mut writer.longest);
     for server in 0..SERVERS {
         servers.kill(server);
         commits(&mut writer, 20);
@@ -176,12 +176,13 @@ fn server_kills_lose_no_committed_batch() {
         commits(&mut writer, 20);
         servers.wait_until_serving();
     }
-    let rolling = std::mem::take(&mut writer.longest);
+    let longest_in_outage = std::mem::take(&mut writer.longest);
     println!(
-        "{} commits, {} of unknown outcome; the longest took {calm:?}, in an outage {rolling:?}",
+        "{} commits, {} of unknown outcome; the longest took \
+         {longest_without_outage:?}, in an outage {longest_in_outage:?}",
         writer.version.0, writer.failures
     );
-    // Kill all servers at once during commits, as a power cut would.
+    // Kill all servers at once during commits, which simulates a power failure.
     for _ in 0..3 {
         std::thread::scope(|scope| {
             let committing = scope.spawn(|| (0..30).for_each(|_| writer.commit()));
@@ -242,15 +243,15 @@ fn state_with_credentials_is_closed_to_other_users() {
         (
             "",
             format!(
-                "load: {root}/epoch may not be used by everybody: write the user and the password \
-                 that it was made with, as in zk://USER:PASSWORD@HOST:PORT/PATH"
+                "load: {root}/epoch may not be used without credentials: write the user and the \
+                 password that created it, as in zk://USER:PASSWORD@HOST:PORT/PATH"
             ),
         ),
         (
             "overlay:wrong@",
             format!(
                 "load: {root}/epoch may not be used with this user and password: write those that \
-                 it was made with, or have its owner change its access list (setAcl)"
+                 created it, or let its owner change its access list (setAcl)"
             ),
         ),
     ];
@@ -267,7 +268,7 @@ fn state_with_credentials_is_closed_to_other_users() {
 #[ignore = "needs packages: tests/run host"]
 fn operator_errors_name_cause_and_remedy() {
     let servers = Servers::start(1, TICK);
-    let address = ensemble(&servers, "", "/mend");
+    let address = ensemble(&servers, "", "/fix");
     let mut store = open(&address);
     let epoch = store.load().expect("loaded").epoch;
     let huge = [Change::Put(key(1), vec![0; 1_000_000])];
@@ -275,8 +276,8 @@ fn operator_errors_name_cause_and_remedy() {
     assert_eq!(
         failure(store.commit(epoch, &huge)),
         format!(
-            "{address}: commit: the record of agent 0.0.0.1 has 1000000 bytes, and ZooKeeper takes \
-             900000: configure fewer overlays"
+            "{address}: commit: the record of agent 0.0.0.1 has 1000000 bytes, and the limit of \
+             ZooKeeper is 900000: configure fewer overlays"
         )
     );
     assert_eq!(
@@ -291,14 +292,14 @@ fn operator_errors_name_cause_and_remedy() {
             client.set_data(path, data.as_bytes(), None).await
         })
     };
-    write("/mend/state/head", "{}").expect("written");
+    write("/fix/state/head", "{}").expect("written");
     let error = store.load().expect_err("damaged state").to_string();
     assert_eq!(
         error,
         format!(
-            "{address}: load: /mend/state/head is damaged (missing field `format` at line 1 column \
-             2): put a copy of /mend/state back, or remove it (`deleteall /mend/state`), which begins \
-             with an empty plan that knows no agent"
+            "{address}: load: /fix/state/head is damaged (missing field `format` at line 1 column \
+             2): restore a copy of /fix/state, or remove it (`deleteall /fix/state`): the masters \
+             then start with an empty state"
         )
     );
     drop(servers);
@@ -306,8 +307,8 @@ fn operator_errors_name_cause_and_remedy() {
     assert_eq!(
         error,
         format!(
-            "{address}: load: no server of {} answers within 4s: see that most of them run and are \
-             reached from here, or mend the zk:// address",
+            "{address}: load: no server of {} answers within 4s: check that most of them run and \
+             are reachable from this host, or fix the zk:// address",
             address.servers()
         )
     );

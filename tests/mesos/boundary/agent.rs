@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use mesos_network_overlay::wire::mesos;
+use overlay_wire::mesos;
 use serde_json::Value;
 
 use super::host::{AGENT, Build, Host, MASTER, text};

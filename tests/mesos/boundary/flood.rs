@@ -4,7 +4,7 @@ use std::io::{BufReader, Write as _};
 use std::path::Path;
 use std::thread;
 
-use mesos_network_overlay::wire::MESSAGE_NAMES;
+use overlay_wire::MESSAGE_NAMES;
 
 use super::agent::load_agent;
 use super::host::{Build, Host};

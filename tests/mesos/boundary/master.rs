@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::thread;
 
 use flate2::read::GzDecoder;
-use mesos_network_overlay::wire::{self, mesos};
+use overlay_wire::{self as wire, mesos};
 use prost::Message as _;
 use serde_json::json;
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use mesos_network_overlay::agent::Agent;
-use mesos_network_overlay::master::Master;
 use mesos_network_overlay::runtime::Metrics;
+use overlay_engine::agent::Agent;
+use overlay_engine::master::Master;
 use serde_json::{Map, Value};
 
 use super::agent::load_agent;

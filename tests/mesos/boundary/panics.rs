@@ -24,7 +24,7 @@ fn panic_at_boundary_drops_one_message() {
             deliver(host.address, &register.to, &register.name, AT_BOUNDARY, &register.body);
         assert_eq!(status, 202);
         wait_for("log line of the panic", || {
-            let lines = host.log_lines("it panicked, which is a defect: Mesos goes on");
+            let lines = host.log_lines("panicked, which is a defect: Mesos continues");
             (lines.len() == count).then_some(())
         });
     }

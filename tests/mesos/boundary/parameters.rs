@@ -23,7 +23,7 @@ fn load_errors(host: &mut Host, symbol: &str, parameters: &[(&str, &str)]) -> Ve
 #[ignore = "mesos: needs MESOS_PREFIX"]
 fn invalid_parameters_are_named_and_can_be_fixed() {
     let mut host = Host::start(Build::release());
-    let end = ": not loaded: mend 1 problem of its configuration (above)";
+    let end = ": not loaded: fix 1 problem of its configuration (above)";
     let network = host.write("network.json", NETWORK);
     let broken = host.write("broken.json", "{\"vtep_subnet\": ");
     let unknown = host.write("unknown.json", &NETWORK.replacen("vtep_mtu", "vtep_mtuu", 1));
@@ -42,7 +42,7 @@ fn invalid_parameters_are_named_and_can_be_fixed() {
     );
     let directory = host.path("");
     let lines = load_errors(&mut host, MASTER, &[("overlays", text(&directory))]);
-    assert!(lines[0].ends_with(": it is no file") && lines.len() == 1, "{lines:?}");
+    assert!(lines[0].ends_with(": not a regular file") && lines.len() == 1, "{lines:?}");
 
     let below = host.path("network.json/below");
     let lines = load_errors(&mut host, MASTER, &[("overlays", text(&below))]);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mesos_network_overlay::wire::{self, mesos};
+use overlay_wire::{self as wire, mesos};
 
 pub(crate) type Register = mesos::modules::overlay::internal::RegisterAgentMessage;
 pub(crate) type Update = mesos::modules::overlay::internal::UpdateAgentOverlaysMessage;

@@ -56,7 +56,7 @@ fn invalid_master_parameters_are_named() {
     let problem = format!("] overlay master: {broken}:2:15: bad JSON: no value here");
     master(
         &[("overlays", &broken)],
-        &[&problem, "] overlay: overlay master: not loaded: mend 1 problem of"],
+        &[&problem, "] overlay: overlay master: not loaded: fix 1 problem of"],
     );
     let wrong = hub.write(
         "wrong.json",
@@ -71,9 +71,9 @@ fn invalid_master_parameters_are_named() {
         &[("workdir", "/var/lib/overlay")],
         &["] overlay master: parameter 'workdir': is no parameter: did you mean 'work_dir'?"],
     );
-    master(&[("overlays", &hub.text("."))], &[": it is no file"]);
+    master(&[("overlays", &hub.text("."))], &[": not a regular file"]);
     let binary = hub.write("binary.json", b"\xff\xfe{}");
-    master(&[("overlays", &binary)], &["it is no text in UTF-8: save it as such"]);
+    master(&[("overlays", &binary)], &["not UTF-8: save the file as UTF-8"]);
 }
 
 #[test]

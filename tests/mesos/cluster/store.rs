@@ -33,7 +33,7 @@ fn master_with_full_disk_waits_for_space() {
         health.as_ref().is_some_and(|(status, text)| *status == 503 && text.contains("failed"))
     };
     wait_until("health with the status failed", health, is_failed);
-    let line = master.wait_for_log("make room for it");
+    let line = master.wait_for_log("free some disk space");
     assert!(line.starts_with('E') || line.starts_with('W'), "{line}");
     let snapshot = hub.get(MASTER_PORT, "/metrics/snapshot").expect("a response").json();
     assert_eq!(snapshot["overlay/master/recovering"], 1.0);

@@ -1,9 +1,8 @@
-//! An address is sent to an agent only if it is exclusive in the durable state: the stored record
-//! of the agent has the address, and the stored record of no agent that precedes it has it.
+//! An address is sent to an agent only if it is exclusive in the durable state: no stored record of
+//! an agent with a lower IP has the address.
 //!
-//! Records that were imported may conflict. Of the agents with one address the one with the lowest
-//! IP precedes the others, and has the address until its release is durable. Another rule checks
-//! that the record of the agent itself is stored.
+//! Imported records may conflict. The agent with the lowest IP owns the address until its release
+//! is durable. Another invariant checks that the stored record of the agent itself has the address.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -20,12 +19,13 @@ pub(crate) struct AddressesAreExclusive {
 
 impl AddressesAreExclusive {
     fn stored(&mut self, step: &Step) {
-        for span in step.before.allocation().into_iter().flat_map(|share| share.values()) {
+        for span in step.before.allocation().into_iter().flat_map(|allocation| allocation.values())
+        {
             if let Some(holders) = self.holders.get_mut(span) {
                 holders.remove(&step.ip);
             }
         }
-        for span in step.after.allocation().into_iter().flat_map(|share| share.values()) {
+        for span in step.after.allocation().into_iter().flat_map(|allocation| allocation.values()) {
             self.holders.entry(*span).or_default().insert(step.ip);
         }
     }
@@ -43,11 +43,11 @@ impl Invariant for AddressesAreExclusive {
                 Ok(())
             }
             Fact::AssignmentsSent { by, to, overlays } if by.epoch == ledger.epoch => {
-                for (place, span) in allocation_of(overlays) {
+                for (kind, span) in allocation_of(overlays) {
                     let first = self.holders.get(&span).and_then(BTreeSet::first);
                     if let Some(first) = first.filter(|first| *first < to) {
                         return Err(format!(
-                            "{to} is sent {place:?} {span:?} by master {} in epoch {}, and the \
+                            "{to} is sent {kind:?} {span:?} by master {} in epoch {}, and the \
                              stored record of {first} has it at version {}",
                             by.master, by.epoch, ledger.version
                         ));

@@ -10,32 +10,32 @@ use crate::ledger::{Allocation, Ledger, Step, allocation_of};
 pub(crate) struct AddressesStay {
     /// Whether overlays change so that agents get other subnets of an overlay with the same name.
     has_conflicting_changes: bool,
-    /// What was sent to each agent since its last release.
-    told: HashMap<Ipv4Addr, Allocation>,
-    /// When each agent was released. A commit may have its release and its return.
+    /// The addresses that were sent to each agent since its last release.
+    sent: HashMap<Ipv4Addr, Allocation>,
+    /// When each agent was released. One commit may contain a release and a return.
     deleted: HashMap<Ipv4Addr, Vec<Duration>>,
 }
 
 impl AddressesStay {
     pub(crate) fn new(has_conflicting_changes: bool) -> Self {
-        Self { has_conflicting_changes, told: HashMap::new(), deleted: HashMap::new() }
+        Self { has_conflicting_changes, sent: HashMap::new(), deleted: HashMap::new() }
     }
 
-    /// Checks the change of a record in a commit that was issued at `wanted`.
-    fn stored(&mut self, step: &Step, wanted: Duration) -> Result<(), String> {
+    /// Checks the change of a record in a commit that was issued at `issued`.
+    fn stored(&mut self, step: &Step, issued: Duration) -> Result<(), String> {
         let ip = step.ip;
         let deletions = self.deleted.entry(ip).or_default();
         let count = deletions.len();
-        deletions.retain(|deleted| *deleted > wanted);
+        deletions.retain(|deleted| *deleted > issued);
         let is_deleted = deletions.len() < count;
         let Some(after) = step.after.allocation().filter(|_| !is_deleted) else {
-            self.told.remove(&ip);
+            self.sent.remove(&ip);
             return Ok(());
         };
-        for (place, span) in step.before.allocation().into_iter().flatten() {
+        for (kind, span) in step.before.allocation().into_iter().flatten() {
             // The overlay may have been renamed.
-            if after.get(place) != Some(span) && !after.values().any(|now| now == span) {
-                return Err(format!("{ip} had {place:?} {span:?} and has {after:?}"));
+            if after.get(kind) != Some(span) && !after.values().any(|now| now == span) {
+                return Err(format!("{ip} had {kind:?} {span:?} and has {after:?}"));
             }
         }
         Ok(())
@@ -58,12 +58,12 @@ impl Invariant for AddressesStay {
             Fact::AssignmentsSent { by, to, overlays }
                 if by.epoch == ledger.epoch && !self.has_conflicting_changes =>
             {
-                let told = self.told.entry(*to).or_default();
-                for (place, span) in allocation_of(overlays) {
-                    let before = *told.entry(place.clone()).or_insert(span);
+                let sent = self.sent.entry(*to).or_default();
+                for (kind, span) in allocation_of(overlays) {
+                    let before = *sent.entry(kind.clone()).or_insert(span);
                     if before != span {
                         return Err(format!(
-                            "{to} was told {place:?} {before:?} and is now told {span:?}"
+                            "{to} was sent {kind:?} {before:?} and is now sent {span:?}"
                         ));
                     }
                 }

@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mesos_network_overlay::agent::Condition;
-use mesos_network_overlay::master::{Condition as MasterCondition, Health};
-use mesos_network_overlay::protocol::Status;
+use overlay_engine::agent::Condition;
+use overlay_engine::master::{Condition as MasterCondition, Health};
+use overlay_types::protocol::Status;
 
 use super::{Fact, HEALS, Healed, HealedAgent, Invariant};
 use crate::host::SIMULATED;
@@ -13,8 +13,8 @@ use crate::ledger::Ledger;
 
 pub(crate) struct Healing;
 
-/// Returns whether the master names the exhaustion of this pool. A list of problems that is cut may
-/// do so in the part that is not shown.
+/// Returns whether the master reports that this pool is exhausted. If the list of problems is cut,
+/// the report may be in the missing part.
 fn is_exhausted(health: &Health, pool: &str) -> bool {
     let names = |problem: &String| problem.starts_with(pool) && problem.contains("is exhausted");
     let is_cut = health.problems.last().is_some_and(|last| last.starts_with('…'));
@@ -44,7 +44,7 @@ fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
         }
     }
     if let Some(problem) = health.problems.iter().find(|problem| problem.contains(SIMULATED)) {
-        return Err(format!("{ip} still says: {problem}"));
+        return Err(format!("{ip} still reports: {problem}"));
     }
     for assignment in &info.overlays {
         match &assignment.status {
@@ -55,10 +55,13 @@ fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
     }
     let enabled = healed.state.network.overlays.iter().filter(|overlay| overlay.enabled);
     for overlay in enabled {
-        let is_there = info.overlays.iter().any(|had| *had.name() == overlay.name);
+        let is_assigned = info.overlays.iter().any(|had| *had.name() == overlay.name);
         let pool = format!("overlay {}", overlay.name);
-        if !is_there && agent.options.allocate_subnet && !is_exhausted(&healed.health, &pool) {
-            return Err(format!("{ip} has nothing of overlay {}, and no reason", overlay.name));
+        if !is_assigned && agent.options.allocate_subnet && !is_exhausted(&healed.health, &pool) {
+            return Err(format!(
+                "{ip} is not assigned overlay {}, without a reported reason",
+                overlay.name
+            ));
         }
     }
     Ok(())

@@ -1,21 +1,22 @@
-//! The rules that must always hold, one in each file. The world reports facts in the order in which
-//! they take effect. A violation ends the world with a sentence.
+//! The invariants that must always hold, one in each file. The world reports facts in the order in
+//! which they take effect. A violation ends the world with a sentence.
 //!
-//! To add a rule: a file here, a line in [`Monitor::new`], and a mutation that only it catches.
+//! To add an invariant: a file here, a line in [`Monitor::new`], and a mutation that no other
+//! invariant catches.
 
 mod addresses_are_exclusive;
 mod addresses_stay;
-mod deposed_masters;
+mod assignments_are_stored;
+mod bounds;
+mod demoted_masters;
 mod healing;
 mod no_overlap;
-mod no_storm;
 mod peers_agree;
 mod peers_are_assigned;
 mod peers_are_distinct;
 mod peers_are_paced;
 mod peers_never_age;
 mod peers_stay;
-mod promises_are_stored;
 mod reports_are_true;
 mod reuse;
 mod views_agree;
@@ -24,30 +25,31 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesos_network_overlay::agent::{ContainerNetwork, Health as AgentHealth};
-use mesos_network_overlay::dataplane;
-use mesos_network_overlay::master::Health as MasterHealth;
-use mesos_network_overlay::protocol::{
-    AgentInfo, AgentOptions, Assignment, Network, PeersHave, State,
+use overlay_engine::agent::Health as AgentHealth;
+use overlay_engine::master::Health as MasterHealth;
+use overlay_linux::dataplane;
+use overlay_store::Change;
+use overlay_types::container_network::ContainerNetwork;
+use overlay_types::protocol::{
+    AgentInfo, AgentOptions, Assignment, Network, PeerTableVersion, State,
 };
-use mesos_network_overlay::store::Change;
-use mesos_network_overlay::tunnel::Desired;
+use overlay_types::tunnel::Desired;
 
 use crate::kernel::Done;
 use crate::ledger::{Ledger, Step};
 use crate::scenario::Scenario;
 
-/// A violation of a rule.
+/// A violation of an invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
-    pub(crate) rule: &'static str,
+    pub(crate) invariant: &'static str,
     pub(crate) detail: String,
 }
 
-/// Nothing, or a violation.
-pub(crate) type RuleResult = Result<(), Violation>;
+/// The result of checking all invariants.
+pub(crate) type InvariantResult = Result<(), Violation>;
 
-/// A master at one moment.
+/// A snapshot of a master.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     pub(crate) master: usize,
@@ -63,9 +65,9 @@ pub(crate) struct Writer {
     pub(crate) early_reuses: u64,
     /// The time of this description.
     pub(crate) at: Duration,
-    /// Its wall clock.
+    /// The wall clock of the master.
     pub(crate) unix: u64,
-    /// Its configuration, and those since its last commit.
+    /// The current configuration, and all configurations since the last commit.
     pub(crate) networks: Vec<Arc<Network>>,
 }
 
@@ -100,7 +102,7 @@ pub(crate) enum Fact<'a> {
     /// [`Fact::PeersRequestReceived`].
     MessageReceived { agent: Ipv4Addr },
     /// An agent requests its peers, with the table that it has.
-    PeersRequested { agent: Ipv4Addr, have: PeersHave },
+    PeersRequested { agent: Ipv4Addr, have: PeerTableVersion },
     /// A request for peers reaches this process of a master.
     PeersRequestReceived { of: (usize, u64), agent: Ipv4Addr },
     /// This process of a master sends a message about peers.
@@ -119,7 +121,7 @@ pub(crate) enum Fact<'a> {
     /// An event reached an agent, which may send messages because of it.
     AgentTriggered { agent: Ipv4Addr },
     /// A state machine issues commands after an event.
-    CommandsIssued { who: Ipv4Addr, count: usize, events: usize, is_master: bool },
+    CommandsIssued { node: Ipv4Addr, count: usize, events: usize, is_master: bool },
     /// The faults have ended, and the time for healing has passed.
     Healed(&'a Healed),
 }
@@ -137,41 +139,41 @@ pub(crate) struct HealedAgent {
     pub(crate) info: AgentInfo,
     pub(crate) health: AgentHealth,
     pub(crate) options: AgentOptions,
-    pub(crate) made: Vec<ContainerNetwork>,
+    pub(crate) networks: Vec<ContainerNetwork>,
     /// The state of its kernel, if the agent programs it.
     pub(crate) kernel: Option<dataplane::State>,
 }
 
-/// A rule.
+/// An invariant.
 pub(crate) trait Invariant {
-    /// Returns the rule in a few words.
+    /// Returns the invariant in a few words.
     fn name(&self) -> &'static str;
 
     /// Checks a fact.
     ///
     /// # Errors
-    /// A sentence, if the rule is violated.
+    /// A sentence, if the invariant is violated.
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, ledger: &Ledger) -> Result<(), String>;
 }
 
-/// All rules.
+/// All invariants.
 pub(crate) struct Monitor {
     pub(crate) ledger: Ledger,
-    rules: Vec<Box<dyn Invariant>>,
+    invariants: Vec<Box<dyn Invariant>>,
 }
 
 impl Monitor {
-    /// Returns all rules, or the one with this name.
+    /// Creates a monitor of all invariants, or of the invariant with this name.
     pub(crate) fn new(scenario: &Scenario, only: Option<&str>) -> Self {
-        let mut rules: Vec<Box<dyn Invariant>> = vec![
+        let mut invariants: Vec<Box<dyn Invariant>> = vec![
             Box::new(no_overlap::NoOverlap::new(scenario.reuse_after)),
-            Box::new(promises_are_stored::AssignmentsAreStored::default()),
+            Box::new(assignments_are_stored::AssignmentsAreStored::default()),
             Box::new(addresses_are_exclusive::AddressesAreExclusive::default()),
             Box::new(addresses_stay::AddressesStay::new(scenario.plan.has_conflicting_changes)),
-            Box::new(deposed_masters::DeposedMasters::default()),
+            Box::new(demoted_masters::DemotedMasters::default()),
             Box::new(reuse::Reuse::new(scenario)),
             Box::new(reports_are_true::ReportsAreTrue::default()),
-            Box::new(no_storm::NoStorm::new(scenario.agents)),
+            Box::new(bounds::Bounds::new(scenario.agents)),
             Box::new(healing::Healing),
             Box::new(views_agree::ViewsAgree),
             Box::new(peers_agree::PeersAgree),
@@ -182,34 +184,34 @@ impl Monitor {
             Box::new(peers_stay::PeersStay::default()),
         ];
         if let Some(only) = only {
-            rules.retain(|rule| rule.name() == only);
+            invariants.retain(|invariant| invariant.name() == only);
             // A panic is found by the caller that runs the world.
-            assert!(rules.len() == 1 || only == NO_PANIC, "there is no rule '{only}'");
+            assert!(invariants.len() == 1 || only == NO_PANIC, "there is no invariant '{only}'");
         }
-        Self { ledger: Ledger::default(), rules }
+        Self { ledger: Ledger::default(), invariants }
     }
 
     /// Adds an observer.
-    pub(crate) fn add(&mut self, rule: Box<dyn Invariant>) {
-        self.rules.push(rule);
+    pub(crate) fn add(&mut self, invariant: Box<dyn Invariant>) {
+        self.invariants.push(invariant);
     }
 
-    pub(crate) fn observe(&mut self, now: Duration, fact: &Fact<'_>) -> RuleResult {
-        for rule in &mut self.rules {
-            let result = rule.observe(now, fact, &self.ledger);
-            result.map_err(|detail| Violation { rule: rule.name(), detail })?;
+    pub(crate) fn observe(&mut self, now: Duration, fact: &Fact<'_>) -> InvariantResult {
+        for invariant in &mut self.invariants {
+            let result = invariant.observe(now, fact, &self.ledger);
+            result.map_err(|detail| Violation { invariant: invariant.name(), detail })?;
         }
         Ok(())
     }
 
     /// Reports a load.
-    pub(crate) fn begin_epoch(&mut self, now: Duration) -> RuleResult {
+    pub(crate) fn begin_epoch(&mut self, now: Duration) -> InvariantResult {
         self.ledger.epoch += 1;
         self.observe(now, &Fact::EpochBegan)
     }
 
     /// Reports an import.
-    pub(crate) fn import(&mut self, changes: &[Change]) -> RuleResult {
+    pub(crate) fn import(&mut self, changes: &[Change]) -> InvariantResult {
         self.begin_epoch(Duration::ZERO)?;
         let steps = self.ledger.write(self.ledger.version + 1, changes);
         self.observe(Duration::ZERO, &Fact::Imported { steps: &steps })
@@ -230,9 +232,9 @@ impl Monitor {
     }
 }
 
-/// The rule for the end of all faults.
+/// The name of the invariant that is checked after all faults.
 pub(crate) const HEALS: &str = "everything heals";
-/// The rule for bounds.
+/// The name of the invariant for bounds.
 pub(crate) const BOUNDED: &str = "messages and commands are bounded";
-/// The rule that needs no file.
+/// The name of the invariant that the campaign checks itself.
 pub(crate) const NO_PANIC: &str = "state machines never panic";

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Family;
+use overlay_types::addr::Family;
 
 use super::{Fact, Invariant};
 use crate::ledger::{Allocation, Ledger, Span, Stored, allocation_of};
@@ -12,19 +12,19 @@ use crate::ledger::{Allocation, Ledger, Span, Stored, allocation_of};
 pub(crate) struct NoOverlap {
     /// The agent of each range, by the first address.
     held: BTreeMap<(Family, u128), (u128, Ipv4Addr)>,
-    /// When each range was released.
+    /// The time of the last release of each range.
     freed: HashMap<Span, Duration>,
-    /// When a range was reused early.
+    /// The time of the last early reuse of each range.
     early: HashMap<Span, Duration>,
-    /// Ranges that several imported records have. Another rule checks them.
-    contested: HashSet<Span>,
+    /// The ranges that several imported records have. Another invariant checks them.
+    conflicting: HashSet<Span>,
     reuse_after: Duration,
 }
 
 impl NoOverlap {
     pub(crate) fn new(reuse_after: Duration) -> Self {
         let (held, freed, early) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { held, freed, early, contested: HashSet::new(), reuse_after }
+        Self { held, freed, early, conflicting: HashSet::new(), reuse_after }
     }
 
     /// Returns another agent that has an address of `span`.
@@ -34,17 +34,24 @@ impl NoOverlap {
         before.filter(|(_, (last, had))| *last >= span.first && *had != ip).map(|(_, held)| held.1)
     }
 
-    fn give_back(&mut self, now: Duration, share: &Allocation) {
-        for span in share.values().filter(|span| !self.contested.contains(span)) {
+    fn release(&mut self, now: Duration, allocation: &Allocation) {
+        for span in allocation.values().filter(|span| !self.conflicting.contains(span)) {
             self.held.remove(&(span.family, span.first));
             self.freed.insert(*span, now);
         }
     }
 
-    fn take(&mut self, now: Duration, ip: Ipv4Addr, share: &Allocation) -> Result<(), String> {
-        for (place, span) in share.iter().filter(|(_, span)| !self.contested.contains(span)) {
+    fn allocate(
+        &mut self,
+        now: Duration,
+        ip: Ipv4Addr,
+        allocation: &Allocation,
+    ) -> Result<(), String> {
+        for (kind, span) in allocation.iter().filter(|(_, span)| !self.conflicting.contains(span)) {
             if let Some(other) = self.other(*span, ip) {
-                return Err(format!("{ip} is given {place:?} {span:?}, of which {other} has some"));
+                return Err(format!(
+                    "{ip} gets {kind:?} {span:?}, which overlaps an allocation of {other}"
+                ));
             }
             if self.freed.get(span).is_some_and(|freed| now < *freed + self.reuse_after) {
                 self.early.insert(*span, now);
@@ -70,35 +77,35 @@ impl Invariant for NoOverlap {
                     .flat_map(BTreeMap::values)
                 {
                     if !seen.insert(*span) {
-                        self.contested.insert(*span);
+                        self.conflicting.insert(*span);
                     }
                 }
                 for step in *steps {
-                    if let Stored::Has(share) = &step.after {
-                        self.take(now, step.ip, share)?;
+                    if let Stored::Has(allocation) = &step.after {
+                        self.allocate(now, step.ip, allocation)?;
                     }
                 }
                 Ok(())
             }
             Fact::Committed { steps, .. } => {
                 let gone = steps.iter().filter_map(|step| step.before.allocation());
-                gone.for_each(|share| self.give_back(now, share));
+                gone.for_each(|allocation| self.release(now, allocation));
                 for step in *steps {
-                    if let Stored::Has(share) = &step.after {
-                        self.take(now, step.ip, share)?;
+                    if let Stored::Has(allocation) = &step.after {
+                        self.allocate(now, step.ip, allocation)?;
                     }
                 }
                 Ok(())
             }
-            // A master that does not know yet that it was demoted may repeat earlier assignments.
-            // Their addresses are not reused for longer than that, unless nothing else was left.
+            // A master that has not noticed its demotion may repeat earlier assignments. The
+            // cooldown of their addresses is longer than that time, except after an early reuse.
             Fact::AssignmentsSent { to, overlays, .. } => {
-                for (place, span) in allocation_of(overlays) {
+                for (kind, span) in allocation_of(overlays) {
                     if let Some(other) = self.other(span, *to)
-                        && !self.contested.contains(&span)
+                        && !self.conflicting.contains(&span)
                         && !self.early.contains_key(&span)
                     {
-                        return Err(format!("{to} is told {place:?}, which {other} has"));
+                        return Err(format!("{to} is sent {kind:?}, which {other} has"));
                     }
                 }
                 Ok(())

@@ -1,13 +1,13 @@
 //! After all faults, the kernel of every agent has exactly the peers of the master's state, and no
-//! agent misses its peers, unless the master sends none.
+//! agent reports missing peers, unless the master sends none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{Mac, OverlayName, Subnet};
-use mesos_network_overlay::dataplane::State as Kernel;
-use mesos_network_overlay::protocol::{Assignment, Status};
+use overlay_linux::dataplane::State as Kernel;
+use overlay_types::addr::{Mac, OverlayName, Subnet};
+use overlay_types::protocol::{Assignment, Status};
 
 use super::healing::has_conflict;
 use super::{Fact, Healed, HealedAgent, Invariant};
@@ -19,20 +19,20 @@ pub(crate) struct PeersAgree;
 /// The neighbors, FDB entries and routes to peers in a kernel.
 #[derive(Debug, Default)]
 struct PeerRoutes {
-    neighbours: BTreeMap<IpAddr, Mac>,
+    neighbors: BTreeMap<IpAddr, Mac>,
     forwards: BTreeMap<Mac, IpAddr>,
     routes: BTreeMap<Subnet, IpAddr>,
 }
 
 impl PeerRoutes {
     fn of_kernel(kernel: &Kernel) -> Self {
-        let mut ways = Self::default();
+        let mut routes = Self::default();
         for device in kernel.devices.values() {
-            ways.neighbours.extend(&device.neighbours);
-            ways.forwards.extend(&device.forwards);
+            routes.neighbors.extend(&device.neighbors);
+            routes.forwards.extend(&device.forwards);
         }
-        ways.routes.extend(routes_to_peers(kernel).map(|(key, gateway)| (key.subnet, *gateway)));
-        ways
+        routes.routes.extend(routes_to_peers(kernel).map(|(key, gateway)| (key.subnet, *gateway)));
+        routes
     }
 
     /// Adds the entries for one overlay of a peer.
@@ -40,7 +40,7 @@ impl PeerRoutes {
         let vtep = &assignment.vtep;
         let vteps = [Some(vtep.ip), vtep.ip6].into_iter().flatten().map(|vtep| vtep.address());
         for address in vteps.clone() {
-            self.neighbours.insert(address, vtep.mac);
+            self.neighbors.insert(address, vtep.mac);
         }
         self.forwards.insert(vtep.mac, ip.into());
         if !used.contains(assignment.name()) {
@@ -63,8 +63,8 @@ fn used(agent: &HealedAgent) -> BTreeSet<&OverlayName> {
     used.map(Assignment::name).collect()
 }
 
-/// The allocations of agents of which the master shows none: agents without overlays, or with a
-/// conflict.
+/// The allocations that the state of the master does not show: of agents without overlays, or with
+/// a conflict.
 struct Hidden<'a>(Vec<(Ipv4Addr, &'a Allocation)>);
 
 impl<'a> Hidden<'a> {
@@ -78,7 +78,7 @@ impl<'a> Hidden<'a> {
     }
 
     fn has(&self, span: Span) -> bool {
-        self.0.iter().any(|(_, share)| share.values().any(|had| *had == span))
+        self.0.iter().any(|(_, allocation)| allocation.values().any(|had| *had == span))
     }
 
     fn is_agent(&self, address: IpAddr) -> bool {
@@ -93,28 +93,30 @@ fn check_agent(healed: &Healed, agent: &HealedAgent, ledger: &Ledger) -> Result<
     if healed.sends_no_peers || !is_served || has_conflict(&healed.health, ip) {
         return Ok(());
     }
-    let is_missed = |problem: &String| problem.contains("does not tell this agent of its peers");
+    let is_missed = |problem: &String| problem.contains("the master sends no peers to this agent");
     if agent.health.problems.iter().any(is_missed) {
-        return Err(format!("{ip} says that the master tells it of no peers"));
+        return Err(format!("{ip} reports that the master sends no peers"));
     }
     let used = used(agent);
-    let mut wanted = PeerRoutes::default();
+    let mut expected = PeerRoutes::default();
     let others = healed.state.agents.iter().filter(|other| other.ip != ip);
     let clear = others.filter(|other| !has_conflict(&healed.health, other.ip));
     for other in clear.filter(|_| !used.is_empty()) {
-        other.overlays.iter().for_each(|overlay| wanted.add(other.ip, overlay, &used));
+        other.overlays.iter().for_each(|overlay| expected.add(other.ip, overlay, &used));
     }
     let hidden = Hidden::of(healed, ledger);
-    let PeerRoutes { mut neighbours, mut forwards, mut routes } = PeerRoutes::of_kernel(kernel);
+    let PeerRoutes { mut neighbors, mut forwards, mut routes } = PeerRoutes::of_kernel(kernel);
     let is_hidden = |address: &IpAddr| hidden.has(Span::of_address(*address));
-    neighbours.retain(|vtep, mac| wanted.neighbours.get(vtep) == Some(mac) || !is_hidden(vtep));
-    forwards.retain(|mac, to| wanted.forwards.get(mac) == Some(to) || !hidden.is_agent(*to));
-    routes.retain(|subnet, via| wanted.routes.get(subnet) == Some(via) || !is_hidden(via));
-    if (&neighbours, &forwards, &routes) == (&wanted.neighbours, &wanted.forwards, &wanted.routes) {
+    neighbors.retain(|vtep, mac| expected.neighbors.get(vtep) == Some(mac) || !is_hidden(vtep));
+    forwards.retain(|mac, to| expected.forwards.get(mac) == Some(to) || !hidden.is_agent(*to));
+    routes.retain(|subnet, via| expected.routes.get(subnet) == Some(via) || !is_hidden(via));
+    if (&neighbors, &forwards, &routes)
+        == (&expected.neighbors, &expected.forwards, &expected.routes)
+    {
         return Ok(());
     }
-    let there = PeerRoutes { neighbours, forwards, routes };
-    Err(format!("the kernel of {ip} has {there:?}, and the master shows {wanted:?}"))
+    let actual = PeerRoutes { neighbors, forwards, routes };
+    Err(format!("the kernel of {ip} has {actual:?}, and the master shows {expected:?}"))
 }
 
 impl Invariant for PeersAgree {

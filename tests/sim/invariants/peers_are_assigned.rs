@@ -5,17 +5,17 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{Mac, Subnet};
-use mesos_network_overlay::dataplane::{Hop, Operation};
+use overlay_linux::dataplane::{Hop, Operation};
+use overlay_types::addr::{Mac, Subnet};
 
 use super::{Fact, Invariant};
 use crate::ledger::{Ledger, Span};
 
 /// The time after a release for which programmed peers are not checked. While a store hangs, an
-/// agent can be allocated an address, be released, and return to another one. The updates of its
-/// peers in between wait for the same commit, which has only the last address. A correction follows
-/// at once.
-const FLEETING: Duration = Duration::from_secs(5 * 60);
+/// agent can get an address, be released, and return with another address. All peer updates in
+/// between wait for the same commit, which contains only the last address. A correction follows at
+/// once.
+const UNCHECKED: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Default)]
 pub(crate) struct PeersAreAssigned {
@@ -23,10 +23,10 @@ pub(crate) struct PeersAreAssigned {
     had: HashMap<Ipv4Addr, HashSet<Span>>,
     /// The agents that ever had a VTEP.
     holders: HashMap<Span, HashSet<Ipv4Addr>>,
-    /// The agents that received false peers: what they programmed may come back.
+    /// The agents that received false peers, which they may program again later.
     deceived: HashSet<Ipv4Addr>,
     /// The end of the time for which programmed peers are not checked.
-    judged_from: Duration,
+    checked_from: Duration,
 }
 
 /// Returns whether a MAC belongs to a VTEP address.
@@ -51,7 +51,7 @@ impl PeersAreAssigned {
 
     fn is_assigned(&self, operation: &Operation) -> bool {
         match operation {
-            Operation::SetNeighbour(_, vtep, mac) => {
+            Operation::SetNeighbor(_, vtep, mac) => {
                 self.holders(*vtep).any(|agent| self.has_had_mac(agent, *mac))
             }
             Operation::SetForward(_, mac, IpAddr::V4(agent)) => self.has_had_mac(*agent, *mac),
@@ -72,12 +72,12 @@ impl Invariant for PeersAreAssigned {
 
     fn observe(&mut self, now: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
-            Fact::ReleaseRequested { .. } => self.judged_from = now + FLEETING,
+            Fact::ReleaseRequested { .. } => self.checked_from = now + UNCHECKED,
             Fact::Imported { steps } | Fact::Committed { steps, .. } => {
                 for step in *steps {
                     // One commit may have both an allocation and its release.
-                    let share = step.after.latest_allocation();
-                    for span in share.into_iter().flat_map(|share| share.values()) {
+                    let allocation = step.after.latest_allocation();
+                    for span in allocation.into_iter().flat_map(|allocation| allocation.values()) {
                         self.had.entry(step.ip).or_default().insert(*span);
                         if span.first == span.last {
                             self.holders.entry(*span).or_default().insert(step.ip);
@@ -92,11 +92,13 @@ impl Invariant for PeersAreAssigned {
             Fact::Programmed { agent, desired, done, .. }
                 if desired.peers.is_some()
                     && !self.deceived.contains(agent)
-                    && now >= self.judged_from =>
+                    && now >= self.checked_from =>
             {
                 let mut unknown = done.operations.iter().filter(|it| !self.is_assigned(it));
                 if let Some(operation) = unknown.next() {
-                    return Err(format!("{agent} was to {operation}, which nobody was given"));
+                    return Err(format!(
+                        "{agent} was to {operation}, which no agent was allocated"
+                    ));
                 }
             }
             _ => {}

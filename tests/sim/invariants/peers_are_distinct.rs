@@ -1,11 +1,11 @@
-//! No two peers have one address in a kernel, whatever update the agent received: every agent has
-//! one MAC, and every address one route.
+//! No two peers have the same address in a kernel, even after a false update: every agent has one
+//! MAC, and every address has one route.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Subnet;
-use mesos_network_overlay::dataplane::State;
+use overlay_linux::dataplane::State;
+use overlay_types::addr::Subnet;
 
 use super::{Fact, Invariant};
 use crate::kernel::routes_to_peers;
@@ -19,18 +19,18 @@ fn check(kernel: &State) -> Result<(), String> {
         if let Some(twice) = device.forwards.values().find(|agent| !agents.insert(*agent)) {
             return Err(format!("two MACs lead to {twice} on {name}"));
         }
-        let known: HashSet<_> = device.neighbours.values().collect();
+        let known: HashSet<_> = device.neighbors.values().collect();
         let mut strays = device.forwards.iter().filter(|(mac, _)| !known.contains(mac));
         if let Some((mac, agent)) = strays.next() {
             return Err(format!("{mac} of {agent} on {name} is the MAC of no VTEP"));
         }
         if let Some((vtep, _)) =
-            device.neighbours.iter().find(|(_, mac)| !device.forwards.contains_key(mac))
+            device.neighbors.iter().find(|(_, mac)| !device.forwards.contains_key(mac))
         {
-            return Err(format!("VTEP {vtep} on {name} leads to nobody"));
+            return Err(format!("VTEP {vtep} on {name} has no FDB entry"));
         }
-        let own = device.neighbours.keys().find(|vtep| {
-            device.link.mac == device.neighbours[vtep]
+        let own = device.neighbors.keys().find(|vtep| {
+            device.link.mac == device.neighbors[vtep]
                 || device.addresses.iter().any(|own| own.address() == **vtep)
         });
         if let Some(own) = own {
@@ -40,7 +40,7 @@ fn check(kernel: &State) -> Result<(), String> {
     let mut last: Option<Subnet> = None;
     for (key, _) in routes_to_peers(kernel) {
         if let Some(before) = last.filter(|before| before.overlaps(&key.subnet)) {
-            return Err(format!("{} is routed, and {before} as well", key.subnet));
+            return Err(format!("route {} overlaps route {before}", key.subnet));
         }
         last = Some(key.subnet);
     }

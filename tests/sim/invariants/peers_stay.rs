@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mesos_network_overlay::dataplane::Operation;
+use overlay_linux::dataplane::Operation;
 
 use super::{Fact, Invariant};
 use crate::ledger::Ledger;
@@ -13,7 +13,7 @@ use crate::ledger::Ledger;
 #[derive(Default)]
 pub(crate) struct PeersStay {
     /// The agents whose process received peers.
-    told: HashSet<Ipv4Addr>,
+    informed: HashSet<Ipv4Addr>,
 }
 
 impl Invariant for PeersStay {
@@ -24,16 +24,16 @@ impl Invariant for PeersStay {
     fn observe(&mut self, _: Duration, fact: &Fact<'_>, _: &Ledger) -> Result<(), String> {
         match fact {
             Fact::AgentStarted { agent, .. } => {
-                self.told.remove(agent);
+                self.informed.remove(agent);
             }
             Fact::PeersReceived { agent } => {
-                self.told.insert(*agent);
+                self.informed.insert(*agent);
             }
-            Fact::Programmed { agent, done, .. } if !self.told.contains(agent) => {
+            Fact::Programmed { agent, done, .. } if !self.informed.contains(agent) => {
                 let is_loss = |operation: &&Operation| {
                     matches!(
                         operation,
-                        Operation::RemoveForward(..) | Operation::RemoveNeighbour(..)
+                        Operation::RemoveForward(..) | Operation::RemoveNeighbor(..)
                     )
                 };
                 if let Some(operation) = done.operations.iter().find(is_loss) {

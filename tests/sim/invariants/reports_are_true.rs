@@ -6,27 +6,27 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::OverlayName;
-use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
-use mesos_network_overlay::protocol::{AgentOptions, Status};
+use overlay_types::addr::OverlayName;
+use overlay_types::container_network::{ContainerNetwork, NetworkKind};
+use overlay_types::protocol::{AgentOptions, Status};
 
 use super::{Fact, Invariant};
 use crate::ledger::Ledger;
 
 /// The results of a process of an agent.
 #[derive(Default)]
-struct Known {
+struct AgentResults {
     options: AgentOptions,
     /// Whether the agent programs tunnels.
     programs: bool,
     /// Whether the tunnels of each overlay had no fault when they were programmed last.
     tunnels: HashMap<OverlayName, bool>,
-    made: HashMap<(String, NetworkKind), (ContainerNetwork, bool)>,
+    networks: HashMap<(String, NetworkKind), (ContainerNetwork, bool)>,
 }
 
 #[derive(Default)]
 pub(crate) struct ReportsAreTrue {
-    agents: HashMap<Ipv4Addr, Known>,
+    agents: HashMap<Ipv4Addr, AgentResults>,
 }
 
 impl Invariant for ReportsAreTrue {
@@ -38,37 +38,41 @@ impl Invariant for ReportsAreTrue {
         match fact {
             Fact::AgentStarted { agent, options, programs } => {
                 let (options, programs) = (*options, *programs);
-                self.agents.insert(*agent, Known { options, programs, ..Known::default() });
+                self.agents
+                    .insert(*agent, AgentResults { options, programs, ..AgentResults::default() });
             }
             Fact::Programmed { agent, desired, done, .. } => {
-                let known = self.agents.entry(*agent).or_default();
+                let results = self.agents.entry(*agent).or_default();
                 for space in &desired.spaces {
                     let mut faults = done.result.faults.iter();
-                    let is_well = !faults.any(|it| desired.is_hit(&space.overlay, &it.part));
-                    known.tunnels.insert(space.overlay.clone(), is_well);
+                    let is_ok =
+                        !faults.any(|it| desired.is_overlay_affected(&space.overlay, &it.scope));
+                    results.tunnels.insert(space.overlay.clone(), is_ok);
                 }
             }
             Fact::NetworkApplied { agent, network, is_done } => {
                 let key = (network.name().to_string(), network.kind());
-                let made = ((*network).clone(), *is_done);
-                self.agents.entry(*agent).or_default().made.insert(key, made);
+                let applied = ((*network).clone(), *is_done);
+                self.agents.entry(*agent).or_default().networks.insert(key, applied);
             }
             Fact::Reported { agent, overlays } => {
-                let known = self.agents.entry(*agent).or_default();
+                let results = self.agents.entry(*agent).or_default();
                 let ready = overlays.iter().filter(|one| one.status == Some(Status::Ok));
                 for assignment in ready {
                     let name = assignment.name();
-                    if known.programs && known.tunnels.get(name) != Some(&true) {
+                    if results.programs && results.tunnels.get(name) != Some(&true) {
                         return Err(format!("{agent} reports {name} as ready without its tunnels"));
                     }
-                    let networks = ContainerNetwork::all_of(assignment, &known.options)?;
-                    let is_made = |network: &ContainerNetwork| {
-                        let made = known.made.get(&(network.name().to_string(), network.kind()));
-                        made.is_some_and(|(made, is_done)| made == network && *is_done)
+                    let networks = ContainerNetwork::from_assignment(assignment, &results.options)
+                        .map_err(|error| error.to_string())?;
+                    let is_applied = |network: &ContainerNetwork| {
+                        let key = (network.name().to_string(), network.kind());
+                        let applied = results.networks.get(&key);
+                        applied.is_some_and(|(applied, is_done)| applied == network && *is_done)
                     };
-                    if let Some(network) = networks.iter().find(|network| !is_made(network)) {
+                    if let Some(network) = networks.iter().find(|network| !is_applied(network)) {
                         return Err(format!(
-                            "{agent} reports as ready, and it is not: {network:?}"
+                            "{agent} reports a network as ready that is not: {network:?}"
                         ));
                     }
                 }

@@ -1,12 +1,12 @@
 //! An address is allocated to another agent only after its release was stored, and either after
-//! `reuse_after` or because nothing else was left. The latter is counted.
+//! `reuse_after` or because no other address was left. The master counts early reuses.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{Family, Subnet};
-use mesos_network_overlay::protocol::Network;
+use overlay_types::addr::{Family, Subnet};
+use overlay_types::protocol::Network;
 
 use super::{Fact, Invariant, Writer};
 use crate::ledger::{AddressKind, Ledger, Span, Step, Stored};
@@ -14,15 +14,15 @@ use crate::scenario::Scenario;
 
 pub(crate) struct Reuse {
     reuse_after: Duration,
-    /// Whether the times since releases are known, and what else was left: not where wall clocks
-    /// jump, and not where masters withhold conflicting addresses.
+    /// Whether the cooldowns and the free addresses are known. They are unknown if wall clocks
+    /// jump, or if masters reserve conflicting addresses.
     is_time_known: bool,
     /// The agent of each range.
     holders: HashMap<Span, Ipv4Addr>,
     /// The agent that had each free range last, and the time of its release in seconds since 1970.
     freed: HashMap<Span, (Ipv4Addr, u64)>,
-    /// When each agent was released first since its record was stored last. Nothing else is known
-    /// of its addresses if the commit has its return as well.
+    /// When each agent was first released since its record was last stored. If one commit has both
+    /// the release and the return, no other time of the release is known.
     deleted: HashMap<Ipv4Addr, Duration>,
     /// Every range that was ever allocated, by its pool.
     used: BTreeMap<AddressKind, HashSet<Span>>,
@@ -46,22 +46,23 @@ impl Reuse {
     }
 
     /// Checks the reuse of a range that was released at `freed`.
-    fn reused(
+    fn check_reuse(
         &mut self,
         by: &Writer,
-        place: &AddressKind,
+        kind: &AddressKind,
         (span, freed): (Span, u64),
     ) -> Result<(), String> {
-        let rested = Duration::from_secs(by.unix.saturating_sub(freed));
-        if !self.is_time_known || rested >= self.reuse_after {
+        let cooldown = Duration::from_secs(by.unix.saturating_sub(freed));
+        if !self.is_time_known || cooldown >= self.reuse_after {
             return Ok(());
         }
-        let used = self.used.get(place).map_or(0, |used| used.len() as u128);
-        let capacities = by.networks.iter().map(|network| capacity(network, place));
+        let used = self.used.get(kind).map_or(0, |used| used.len() as u128);
+        let capacities = by.networks.iter().map(|network| capacity(network, kind));
         let capacity = capacities.min().unwrap_or(0);
         if used < capacity {
             return Err(format!(
-                "{place:?} {span:?} rested for {rested:?}, and only {used} of {capacity} were used"
+                "{kind:?} {span:?} was reused after {cooldown:?}, and only {used} of {capacity} \
+                 were used"
             ));
         }
         let early = self.early.entry((by.master, by.run)).or_default();
@@ -69,42 +70,43 @@ impl Reuse {
         if *early > by.early_reuses {
             let (master, counted) = (by.master, by.early_reuses);
             return Err(format!(
-                "{place:?} {span:?} rested for {rested:?}; {early} early reuses by master {master}, \
-                 which has counted {counted}"
+                "{kind:?} {span:?} was reused after {cooldown:?}; {early} early reuses \
+                 by master {master}, which has counted {counted}"
             ));
         }
         Ok(())
     }
 
     /// Checks an allocation.
-    fn given(
+    fn check_allocation(
         &mut self,
         by: &Writer,
         ip: Ipv4Addr,
-        place: &AddressKind,
+        kind: &AddressKind,
         span: Span,
     ) -> Result<(), String> {
         if let Some(holder) = self.holders.insert(span, ip).filter(|holder| *holder != ip) {
-            return Err(format!("{ip} gets {place:?} of {holder}, whose release is not stored"));
+            return Err(format!("{ip} gets {kind:?} of {holder}, whose release is not stored"));
         }
         match self.freed.remove(&span) {
-            Some((former, freed)) if former != ip => self.reused(by, place, (span, freed)),
+            Some((former, freed)) if former != ip => self.check_reuse(by, kind, (span, freed)),
             _ => Ok(()),
         }
     }
 
-    /// Notes the addresses of a released agent, also those that it got and lost within one commit.
-    fn had(&mut self, step: &Step) {
-        if let Stored::Had(share, at) = &step.after {
-            for (place, span) in share {
-                self.used.entry(place.clone()).or_default().insert(*span);
+    /// Notes the addresses of a released agent, including addresses that it got and lost within one
+    /// commit.
+    fn note_released(&mut self, step: &Step) {
+        if let Stored::Had(allocation, at) = &step.after {
+            for (kind, span) in allocation {
+                self.used.entry(kind.clone()).or_default().insert(*span);
                 self.freed.insert(*span, (step.ip, *at));
             }
         }
     }
 
     /// Notes the addresses that an agent lost. A commit may have its release and its return.
-    fn gave_back(&mut self, by: &Writer, step: &Step) {
+    fn note_lost(&mut self, by: &Writer, step: &Step) {
         let deleted = self.deleted.get(&step.ip).copied().filter(|deleted| *deleted <= by.at);
         if deleted.is_some() {
             self.deleted.remove(&step.ip);
@@ -117,8 +119,8 @@ impl Reuse {
             }
         };
         let after = step.after.allocation();
-        for (place, span) in step.before.allocation().into_iter().flatten() {
-            if after.and_then(|after| after.get(place)) == Some(span) {
+        for (kind, span) in step.before.allocation().into_iter().flatten() {
+            if after.and_then(|after| after.get(kind)) == Some(span) {
                 continue;
             }
             self.holders.remove(span);
@@ -127,16 +129,16 @@ impl Reuse {
     }
 
     /// Drops the ranges of an agent that returned to a master with a narrower overlay. The master
-    /// allocates other addresses, and no longer knows of those outside of the overlay.
-    fn forgotten(&mut self, by: &Writer, step: &Step) {
+    /// allocates other addresses, and no longer knows the addresses outside of the overlay.
+    fn drop_unknown(&mut self, by: &Writer, step: &Step) {
         let (Stored::Had(before, _) | Stored::Has(before), Stored::Has(after)) =
             (&step.before, &step.after)
         else {
             return;
         };
-        for (place, span) in before {
-            let is_other = after.get(place).is_some_and(|other| other != span);
-            if is_other && by.networks.iter().any(|network| !covers(network, place, *span)) {
+        for (kind, span) in before {
+            let is_other = after.get(kind).is_some_and(|other| other != span);
+            if is_other && by.networks.iter().any(|network| !covers(network, kind, *span)) {
                 self.freed.remove(span);
             }
         }
@@ -144,8 +146,8 @@ impl Reuse {
 }
 
 /// Returns whether a pool has the addresses.
-fn covers(network: &Network, place: &AddressKind, span: Span) -> bool {
-    let whole = match place {
+fn covers(network: &Network, kind: &AddressKind, span: Span) -> bool {
+    let whole = match kind {
         AddressKind::Vtep(Family::V4) => Some(network.vtep_subnet),
         AddressKind::Vtep(Family::V6) => network.vtep_subnet6,
         AddressKind::Subnet(name, family) => {
@@ -160,9 +162,9 @@ fn covers(network: &Network, place: &AddressKind, span: Span) -> bool {
 }
 
 /// Returns the number of agents for which a pool is enough.
-fn capacity(network: &Network, place: &AddressKind) -> u128 {
+fn capacity(network: &Network, kind: &AddressKind) -> u128 {
     let hosts = |subnet: &Subnet, unusable| subnet.count(subnet.family().bits()) - unusable;
-    match place {
+    match kind {
         AddressKind::Vtep(Family::V4) => hosts(&network.vtep_subnet, 2),
         AddressKind::Vtep(Family::V6) => network.vtep_subnet6.map_or(0, |subnet| hosts(&subnet, 1)),
         AddressKind::Subnet(name, family) => {
@@ -191,33 +193,33 @@ impl Invariant for Reuse {
                         || ledger.at(**agent, ledger.version).allocation().is_none()
                 };
                 return match agents.iter().find(|agent| !is_stored(agent)) {
-                    Some(agent) => {
-                        Err(format!("{agent} is said to be deleted, and has all it had"))
-                    }
+                    Some(agent) => Err(format!(
+                        "the release of {agent} is confirmed, and it still has its addresses"
+                    )),
                     None => Ok(()),
                 };
             }
             _ => return Ok(()),
         };
         for step in *steps {
-            self.gave_back(by, step);
+            self.note_lost(by, step);
         }
         for step in *steps {
-            self.had(step);
-            self.forgotten(by, step);
+            self.note_released(step);
+            self.drop_unknown(by, step);
         }
         let mut given = Vec::new();
         for step in *steps {
             let before = step.before.allocation();
-            let is_new = |place, span| before.and_then(|before| before.get(place)) != Some(span);
+            let is_new = |kind, span| before.and_then(|before| before.get(kind)) != Some(span);
             let after = step.after.allocation().into_iter().flatten();
-            let new = after.filter(|(place, span)| is_new(*place, *span));
-            given.extend(new.map(|(place, span)| (step.ip, place, *span)));
+            let new = after.filter(|(kind, span)| is_new(*kind, *span));
+            given.extend(new.map(|(kind, span)| (step.ip, kind, *span)));
         }
-        // All of a commit counts as used: an early reuse comes after the other allocations.
-        for (_, place, span) in &given {
-            self.used.entry((*place).clone()).or_default().insert(*span);
+        // All allocations of a commit count as used: a master reuses early only after the others.
+        for (_, kind, span) in &given {
+            self.used.entry((*kind).clone()).or_default().insert(*span);
         }
-        given.into_iter().try_for_each(|(ip, place, span)| self.given(by, ip, place, span))
+        given.into_iter().try_for_each(|(ip, kind, span)| self.check_allocation(by, ip, kind, span))
     }
 }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use mesos_network_overlay::agent::{ContainerNetwork, NetworkKind};
-use mesos_network_overlay::protocol::Status;
+use overlay_types::container_network::{ContainerNetwork, NetworkKind};
+use overlay_types::protocol::Status;
 
 use super::healing::has_conflict;
 use super::{Fact, Healed, HealedAgent, Invariant};
@@ -15,20 +15,23 @@ pub(crate) struct ViewsAgree;
 fn check_host(agent: &HealedAgent) -> Result<(), String> {
     let ip = agent.info.ip;
     for assignment in &agent.info.overlays {
-        let networks = ContainerNetwork::all_of(assignment, &agent.options).unwrap_or_default();
-        let mut missing = networks.iter().filter(|network| !agent.made.contains(network));
+        let networks =
+            ContainerNetwork::from_assignment(assignment, &agent.options).unwrap_or_default();
+        let mut missing = networks.iter().filter(|network| !agent.networks.contains(network));
         if let Some(network) = missing.next()
             && assignment.status == Some(Status::Ok)
         {
-            return Err(format!("{ip} says that it has made what is not there: {network:?}"));
+            return Err(format!(
+                "{ip} reports a network as ready that its host does not have: {network:?}"
+            ));
         }
     }
     let is_assigned = |network: &&ContainerNetwork| {
         agent.info.overlays.iter().any(|overlay| overlay.name() == network.name())
     };
-    let left = agent.made.iter().filter(|network| network.kind() == NetworkKind::Cni);
+    let left = agent.networks.iter().filter(|network| network.kind() == NetworkKind::Cni);
     match left.into_iter().find(|network| !is_assigned(network)) {
-        Some(network) => Err(format!("{ip} still has what is not assigned: {network:?}")),
+        Some(network) => Err(format!("{ip} still has a network that is not assigned: {network:?}")),
         None => Ok(()),
     }
 }
@@ -40,7 +43,7 @@ fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
     }
     let shown = healed.state.agents.iter().find(|shown| shown.ip == ip);
     let Some(shown) = shown else {
-        // The agent is refused, or another rule finds it. It has no addresses any more.
+        // The agent has no addresses: it is refused, or another invariant finds the violation.
         return Ok(());
     };
     if shown.overlays != agent.info.overlays {

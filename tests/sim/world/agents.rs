@@ -4,26 +4,25 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{OverlayName, Upid};
-use mesos_network_overlay::agent::{
-    Agent, Command, ContainerNetwork, Event, NetworkKind, Reply, Request, Settings, TunnelSettings,
-};
-use mesos_network_overlay::machine::Machine as _;
-use mesos_network_overlay::protocol::{AgentOptions, Message, RequestId};
-use mesos_network_overlay::wire;
+use overlay_engine::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettings};
+use overlay_engine::state_machine::StateMachine as _;
+use overlay_types::addr::{AGENT_PROCESS, OverlayName, agent_upid};
+use overlay_types::container_network::{ContainerNetwork, NetworkKind};
+use overlay_types::protocol::{AgentOptions, Message, RequestId};
+use overlay_wire as wire;
 
 use super::masters::MasterNode;
 use super::{Packet, SimEvent, World, clock};
 use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::host::{Host, JobOutcome};
-use crate::invariants::{Fact, RuleResult};
+use crate::invariants::{Fact, InvariantResult};
 use crate::kernel::{Job, Kernel};
 
 /// How long a killed agent is down.
-const AWAY: Duration = Duration::from_secs(60);
+const DOWNTIME_MAX: Duration = Duration::from_secs(60);
 /// The timeout of a connection attempt.
-const CONNECTING: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The node of an agent.
 pub(crate) struct AgentNode {
@@ -33,7 +32,7 @@ pub(crate) struct AgentNode {
     pub(crate) run: u64,
     pub(crate) host: Host,
     pub(crate) kernel: Kernel,
-    /// Whether it programs the kernel and requests its peers.
+    /// Whether the agent programs the kernel and requests its peers.
     pub(crate) programs: bool,
     pub(crate) options: AgentOptions,
     pub(crate) process: Option<Process>,
@@ -83,7 +82,7 @@ impl AgentNode {
 }
 
 impl World {
-    pub(crate) fn start_agent(&mut self, agent: usize) -> RuleResult {
+    pub(crate) fn start_agent(&mut self, agent: usize) -> InvariantResult {
         if self.agents[agent].process.is_some() {
             return Ok(());
         }
@@ -104,8 +103,8 @@ impl World {
         node.run += 1;
         node.process = Some(Process { machine, clock, timer: None, link: None, last_link: 0 });
         let (run, ip, options) = (node.run, node.ip, node.options);
-        self.note(|| format!("agent {ip} starts, life {run}"));
-        self.counts.add("lives of agents", 1);
+        self.note(|| format!("agent {ip} starts, run {run}"));
+        self.counts.add("starts of agents", 1);
         self.monitor.observe(self.now, &Fact::AgentStarted { agent: ip, options, programs })?;
         self.plan_detection(agent, run);
         Ok(())
@@ -119,14 +118,15 @@ impl World {
         }
         let ip = node.ip;
         self.note(|| format!("agent {ip} is killed"));
-        let away = if self.has_faults { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
+        let away =
+            if self.has_faults { self.chance.time_up_to(DOWNTIME_MAX) } else { Duration::ZERO };
         self.plan_in(away, SimEvent::AgentStarts(agent));
     }
 
-    pub(super) fn arrives_at_agent(&mut self, agent: usize, packet: &Packet) -> RuleResult {
+    pub(super) fn arrives_at_agent(&mut self, agent: usize, packet: &Packet) -> InvariantResult {
         let node = &self.agents[agent];
-        let is_its = packet.to.address == node.address() && packet.to.id == Upid::AGENT;
-        if node.process.is_none() || !is_its {
+        let is_addressee = packet.to.address == node.address() && packet.to.id == AGENT_PROCESS;
+        if node.process.is_none() || !is_addressee {
             return Ok(());
         }
         let (from, ip, run) = (packet.from.clone(), node.ip, node.run);
@@ -145,13 +145,13 @@ impl World {
         self.deliver_to_agent(agent, run, event)
     }
 
-    pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> RuleResult {
+    pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> InvariantResult {
         let leader = self.election.leader.map(|master| self.masters[master].address);
         self.deliver_to_agent(agent, run, Event::Detected(leader))
     }
 
     /// Ends a link of an agent, if it is still open.
-    pub(super) fn agent_loses(&mut self, agent: usize, run: u64, link: u64) -> RuleResult {
+    pub(super) fn agent_loses(&mut self, agent: usize, run: u64, link: u64) -> InvariantResult {
         let node = &mut self.agents[agent];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
             return Ok(());
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    pub(super) fn agent_timer(&mut self, agent: usize, run: u64, due: Duration) -> RuleResult {
+    pub(super) fn agent_timer(&mut self, agent: usize, run: u64, due: Duration) -> InvariantResult {
         let node = &mut self.agents[agent];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
             return Ok(());
@@ -202,7 +202,12 @@ impl World {
     }
 
     /// Delivers an event to an agent, if its process still runs.
-    pub(super) fn deliver_to_agent(&mut self, agent: usize, run: u64, event: Event) -> RuleResult {
+    pub(super) fn deliver_to_agent(
+        &mut self,
+        agent: usize,
+        run: u64,
+        event: Event,
+    ) -> InvariantResult {
         let node = &self.agents[agent];
         if node.process.is_none() || node.run != run {
             return Ok(());
@@ -212,7 +217,7 @@ impl World {
         self.handle_for_agent(agent, event)
     }
 
-    fn handle_for_agent(&mut self, agent: usize, event: Event) -> RuleResult {
+    fn handle_for_agent(&mut self, agent: usize, event: Event) -> InvariantResult {
         let ip = self.agents[agent].ip;
         self.note(|| format!("agent {ip} <- {event}"));
         let Some(process) = &mut self.agents[agent].process else {
@@ -222,7 +227,7 @@ impl World {
         let commands: Vec<Command> =
             std::iter::from_fn(|| process.machine.poll_command()).collect();
         let count = commands.len();
-        let fact = Fact::CommandsIssued { who: ip, count, events: 1, is_master: false };
+        let fact = Fact::CommandsIssued { node: ip, count, events: 1, is_master: false };
         self.monitor.observe(self.now, &fact)?;
         for command in commands {
             let share = self.faults().map_or(0.0, |faults| faults.agent_kills_at_commands);
@@ -238,7 +243,7 @@ impl World {
         Ok(())
     }
 
-    fn run_for_agent(&mut self, agent: usize, command: Command) -> RuleResult {
+    fn run_for_agent(&mut self, agent: usize, command: Command) -> InvariantResult {
         let node = &mut self.agents[agent];
         let (run, ip) = (node.run, node.ip);
         match command {
@@ -254,7 +259,7 @@ impl World {
                 self.monitor
                     .observe(self.now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
                 let (name, body) = wire::encode_message(&message);
-                let from = Upid::agent(self.agents[agent].address());
+                let from = agent_upid(self.agents[agent].address());
                 self.send(Packet { from, to, name: name.to_owned(), body });
             }
             Command::Apply { attempt, network } => {
@@ -268,15 +273,15 @@ impl World {
                 let ends = SimEvent::AttemptDone { agent, run, attempt, made, outcome };
                 self.queue.plan(end, ends);
             }
-            Command::RetainCni(wanted) => {
+            Command::RetainCni(desired) => {
                 let when = node.host.cni_free(self.now);
-                self.queue.plan(when, SimEvent::RetainCni { agent, run, wanted });
+                self.queue.plan(when, SimEvent::RetainCni { agent, run, desired });
             }
-            Command::RetainDocker(wanted) => {
+            Command::RetainDocker(desired) => {
                 let faults = self.has_faults.then_some(&self.scenario.faults);
                 let kind = NetworkKind::Docker;
                 let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
-                self.queue.plan(end, SimEvent::RetainDocker { agent, run, wanted, outcome });
+                self.queue.plan(end, SimEvent::RetainDocker { agent, run, desired, outcome });
             }
             Command::Inspect { attempt, claims } => {
                 self.begin_kernel_job(agent, attempt, Job::Inspect(claims));
@@ -306,7 +311,7 @@ impl World {
         let is_up = |master: &MasterNode| master.address == address && master.process.is_some();
         let to = *address.ip();
         let wait = if self.wires.is_cut(ip, to) || self.wires.is_cut(to, ip) {
-            CONNECTING
+            CONNECT_TIMEOUT
         } else if self.masters.iter().any(is_up) {
             return;
         } else {
@@ -321,7 +326,7 @@ impl World {
         attempt: u64,
         network: &ContainerNetwork,
         outcome: JobOutcome,
-    ) -> RuleResult {
+    ) -> InvariantResult {
         let node = &mut self.agents[agent];
         if node.run != run {
             return Ok(());
@@ -340,24 +345,24 @@ impl World {
         self.deliver_to_agent(agent, run, Event::Applied { attempt, overlay, kind, result })
     }
 
-    pub(super) fn retain_cni(&mut self, agent: usize, run: u64, wanted: &BTreeSet<OverlayName>) {
+    pub(super) fn retain_cni(&mut self, agent: usize, run: u64, desired: &BTreeSet<OverlayName>) {
         let node = &mut self.agents[agent];
         if node.process.is_some() && node.run == run {
-            node.host.retain_cni(wanted);
+            node.host.retain_cni(desired);
         }
     }
 
     pub(super) fn retain_docker(
         &mut self,
         (agent, run): (usize, u64),
-        wanted: &BTreeSet<OverlayName>,
+        desired: &BTreeSet<OverlayName>,
         outcome: JobOutcome,
-    ) -> RuleResult {
+    ) -> InvariantResult {
         let node = &mut self.agents[agent];
         if node.process.is_none() || node.run != run {
             return Ok(());
         }
-        let result = node.host.retain_docker(wanted, outcome);
+        let result = node.host.retain_docker(desired, outcome);
         self.deliver_to_agent(agent, run, Event::Removed(result))
     }
 

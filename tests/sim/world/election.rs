@@ -1,5 +1,5 @@
-//! The election, in which masters keep sessions. Other masters notice a lost session first, and the
-//! master that lost it a little later. Agents notice it after a delay of their own.
+//! The election, in which masters keep sessions. The other masters notice a lost session first, and
+//! the master that lost it a little later. Each agent notices a new leader after a random delay.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use super::{SimEvent, World};
 /// The session timeout after the death of a master.
 const SESSION: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// The longest time until a master notices its lost session. Shorter than any `reuse_after`.
-const UNAWARE: Duration = Duration::from_secs(30);
+const UNAWARE_MAX: Duration = Duration::from_secs(30);
 /// The longest delay until an agent is notified.
-const NEWS: Duration = Duration::from_secs(60);
+const NOTIFICATION_MAX: Duration = Duration::from_secs(60);
 
 /// The election.
 pub(crate) struct Election {
@@ -22,7 +22,7 @@ pub(crate) struct Election {
 }
 
 /// An event of the election.
-pub(crate) enum Turn {
+pub(crate) enum ElectionEvent {
     /// The session of this process of a master ends.
     Ends { master: usize, run: u64 },
     /// A master is elected, if none leads.
@@ -48,7 +48,7 @@ impl World {
     pub(super) fn master_dies(&mut self, master: usize) {
         let run = self.masters[master].run;
         let wait = self.chance.time_between(SESSION.0, SESSION.1);
-        self.plan_in(wait, SimEvent::Election(Turn::Ends { master, run }));
+        self.plan_in(wait, SimEvent::Election(ElectionEvent::Ends { master, run }));
     }
 
     /// Ends the session of the leader, which does not notice yet, and makes it a candidate again.
@@ -61,14 +61,14 @@ impl World {
         self.election.candidates.push(master);
     }
 
-    pub(super) fn turn_election(&mut self, turn: Turn) {
-        match turn {
-            Turn::Ends { master, run } => {
+    pub(super) fn handle_election(&mut self, event: ElectionEvent) {
+        match event {
+            ElectionEvent::Ends { master, run } => {
                 if self.masters[master].run == run && self.masters[master].process.is_none() {
                     self.session_ends(master);
                 }
             }
-            Turn::Choose => {
+            ElectionEvent::Choose => {
                 if self.election.leader.is_none()
                     && let Some(&master) = self.election.candidates.first()
                 {
@@ -91,7 +91,7 @@ impl World {
 
     fn plan_choice(&mut self) {
         let wait = self.chance.time_up_to(Duration::from_secs(2));
-        self.plan_in(wait, SimEvent::Election(Turn::Choose));
+        self.plan_in(wait, SimEvent::Election(ElectionEvent::Choose));
     }
 
     /// Notifies all masters and agents of the leader.
@@ -103,11 +103,11 @@ impl World {
             }
             self.election.notified[master] = leads;
             let run = self.masters[master].run;
-            let longest = if leads { Duration::from_secs(1) } else { UNAWARE };
-            let wait = self.news_takes(longest);
+            let longest = if leads { Duration::from_secs(1) } else { UNAWARE_MAX };
+            let wait = self.notification_delay(longest);
             // The notifications of one master keep their order.
-            let when = self.masters[master].last_news.max(self.now + wait);
-            self.masters[master].last_news = when;
+            let when = self.masters[master].last_notification.max(self.now + wait);
+            self.masters[master].last_notification = when;
             self.queue.plan(when, SimEvent::Elected { master, run, leads });
         }
         for agent in 0..self.agents.len() {
@@ -120,11 +120,11 @@ impl World {
 
     /// Plans the notification of an agent.
     pub(super) fn plan_detection(&mut self, agent: usize, run: u64) {
-        let wait = self.news_takes(NEWS);
+        let wait = self.notification_delay(NOTIFICATION_MAX);
         self.plan_in(wait, SimEvent::Detected { agent, run });
     }
 
-    fn news_takes(&mut self, longest: Duration) -> Duration {
+    fn notification_delay(&mut self, longest: Duration) -> Duration {
         let is_slow = self.has_faults && self.chance.is(0.2);
         let longest = if is_slow { longest } else { Duration::from_millis(200) };
         self.chance.time_up_to(longest)

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesos_network_overlay::addr::{Mac, OverlayName, Upid};
 use mesos_network_overlay::http::route_master;
-use mesos_network_overlay::master::Request;
-use mesos_network_overlay::protocol::{Assignment, Message, PeerInfo, PeersUpdate, digest_of};
-use mesos_network_overlay::tunnel::Peer;
-use mesos_network_overlay::wire;
+use overlay_engine::master::Request;
+use overlay_types::addr::{Mac, OverlayName, agent_upid, master_upid};
+use overlay_types::protocol::{Assignment, Message, PeerInfo, PeersUpdate, peer_digest};
+use overlay_types::tunnel::Peer;
+use overlay_wire as wire;
 
 use super::{FIRST_AGENT, Packet, SimEvent, World, jump};
 use crate::chance::Chance;
 use crate::host::Host;
-use crate::invariants::{Fact, RuleResult};
+use crate::invariants::{Fact, InvariantResult};
 use crate::kernel::Kernel;
 use crate::scenario::Faults;
 
@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    pub(super) fn inject_fault(&mut self, fault: FaultKind) -> RuleResult {
+    pub(super) fn inject_fault(&mut self, fault: FaultKind) -> InvariantResult {
         if !self.has_faults {
             return Ok(());
         }
@@ -178,7 +178,7 @@ impl World {
     }
 
     /// Requests the leader to delete some agents, most of which still run.
-    fn delete_agents(&mut self) -> RuleResult {
+    fn delete_agents(&mut self) -> InvariantResult {
         let Some(leader) = self.election.leader else {
             return Ok(());
         };
@@ -198,7 +198,7 @@ impl World {
     }
 
     /// Changes the configuration, and restarts or reloads some masters.
-    fn change_configuration(&mut self) -> RuleResult {
+    fn change_configuration(&mut self) -> InvariantResult {
         let what = self.plan.change(&mut self.chance);
         self.note(|| format!("the configuration is changed: {what}"));
         for master in 0..self.masters.len() {
@@ -221,7 +221,7 @@ impl World {
     }
 
     /// Begins an epoch without an election, as the C++ module does whenever an agent registers.
-    pub(super) fn write_as_foreigner(&mut self) -> RuleResult {
+    pub(super) fn write_as_foreigner(&mut self) -> InvariantResult {
         self.note(|| "a foreign process becomes the writer".to_owned());
         self.storage.begin_foreign_epoch();
         self.monitor.begin_epoch(self.now)
@@ -233,9 +233,9 @@ impl World {
 
     /// Sends a foreign message to an agent or a master.
     fn send_foreign_message(&mut self, agent: usize, master: usize) {
-        let from = Upid::master("10.66.6.6:5050".parse().expect("it is an address"));
-        let agent = Upid::agent(self.agents[agent].address());
-        let master = Upid::master(self.masters[master].address);
+        let from = master_upid("10.66.6.6:5050".parse().expect("it is an address"));
+        let agent = agent_upid(self.agents[agent].address());
+        let master = master_upid(self.masters[master].address);
         let (to, message) = match self.chance.number(0..5) {
             0 => (agent, Message::AgentRegisteredAcknowledgement),
             1 => (agent, Message::UpdateAgentOverlays(vec![self.stolen_overlay()])),
@@ -253,14 +253,14 @@ impl World {
 
     /// Sends false peers to an agent in the name of the leader, as another process on its host or a
     /// defective master may do.
-    fn send_false_peers(&mut self, agent: usize) -> RuleResult {
+    fn send_false_peers(&mut self, agent: usize) -> InvariantResult {
         let Some(leader) = self.election.leader else {
             return Ok(());
         };
         let update = false_peers(&mut self.chance);
         let (name, body) = wire::encode_message(&Message::UpdatePeers(Arc::new(update)));
-        let from = Upid::master(self.masters[leader].address);
-        let to = Upid::agent(self.agents[agent].address());
+        let from = master_upid(self.masters[leader].address);
+        let to = agent_upid(self.agents[agent].address());
         self.monitor.observe(self.now, &Fact::FalsePeersSent { agent: self.agents[agent].ip })?;
         self.send(Packet { from, to, name: name.to_owned(), body });
         Ok(())
@@ -293,7 +293,7 @@ fn false_peers(chance: &mut Chance) -> PeersUpdate {
         let peer = Peer { ip: Some(vtep), ip6: None, mac, subnets };
         update.changed.insert(ip, PeerInfo { underlay: ip.into(), peer });
     }
-    let digests = update.changed.iter().map(|(ip, info)| digest_of(*ip, info));
+    let digests = update.changed.iter().map(|(ip, info)| peer_digest(*ip, info));
     update.digest = digests.fold(0, u64::wrapping_add);
     if chance.is(0.2) {
         update.digest = chance.seed();

@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use mesos_network_overlay::agent::{Reply as AgentReply, Request as AgentRequest};
 use mesos_network_overlay::http::{render_master, route_master};
-use mesos_network_overlay::master::{Health, Reply, Request};
-use mesos_network_overlay::protocol::{AgentInfo, State};
-use mesos_network_overlay::wire;
+use overlay_engine::agent::{Reply as AgentReply, Request as AgentRequest};
+use overlay_engine::master::{Health, Reply, Request};
+use overlay_types::protocol::{AgentInfo, State};
+use overlay_wire as wire;
 
 use super::{SimEvent, World};
-use crate::invariants::{Fact, HEALS, Healed, HealedAgent, RuleResult, Violation};
+use crate::invariants::{Fact, HEALS, Healed, HealedAgent, InvariantResult, Violation};
 
 /// The interval after which agents register again by themselves.
 const REFRESH: Duration = Duration::from_secs(15 * 60);
-/// One interval until the commit for a returning agent shows that a job that hung has ended the
-/// epoch of the leader. Another one until all agents have reported their statuses, which are not
+/// The number of these intervals until all statuses are correct. After the first interval, the
+/// commit for a returning agent has failed if a hanging load ended the epoch of the leader. After
+/// the second interval, all agents have reported their statuses again, since statuses are not
 /// stored.
 const REFRESHES: u32 = 2;
 /// The time for everything else: the longest backoffs, and jobs that still hang.
@@ -25,18 +26,18 @@ const SLACK: Duration = Duration::from_secs(6 * 60);
 const LAST_INTRUSION: Duration = Duration::from_secs(60);
 /// The time for the last changes: until all peers have a latecomer, and the longest backoff of an
 /// agent that repairs repeatedly.
-const NEWS: Duration = Duration::from_secs(60);
+const LATE_CHANGES: Duration = Duration::from_secs(60);
 /// The timeout of a request.
 const ANSWER: Duration = Duration::from_secs(10);
 
 fn violation(detail: String) -> Violation {
-    Violation { rule: HEALS, detail }
+    Violation { invariant: HEALS, detail }
 }
 
 impl World {
     /// Ends all faults: partitions heal, disks are free, and all masters and agents run. All
     /// masters have the same configuration.
-    pub(super) fn end_faults(&mut self) -> RuleResult {
+    pub(super) fn end_faults(&mut self) -> InvariantResult {
         self.note(|| "all faults end".to_owned());
         self.has_faults = false;
         self.wires.heal_all();
@@ -53,7 +54,7 @@ impl World {
             self.start_agent(agent)?;
         }
         if self.scenario.faults.foreign_writers.is_some() {
-            // A leader that is elected now does not know of the last one.
+            // The foreign writer may come after the election of the next leader.
             let wait = self.chance.time_up_to(LAST_INTRUSION);
             self.plan_in(wait, SimEvent::ForeignWrite);
         }
@@ -61,13 +62,13 @@ impl World {
     }
 
     /// Returns how long the cluster may take to heal.
-    pub(super) fn patience(&self) -> Duration {
+    pub(super) fn healing_time(&self) -> Duration {
         REFRESH * REFRESHES + self.scenario.verify_interval + SLACK
     }
 
     /// Starts the latecomers, and makes foreign changes in a kernel: the other agents have to
     /// program the latecomer, and the agent has to repair its kernel.
-    pub(super) fn make_late_changes(&mut self) -> RuleResult {
+    pub(super) fn make_late_changes(&mut self) -> InvariantResult {
         for latecomer in self.initial_agents()..self.agents.len() {
             self.start_agent(latecomer)?;
         }
@@ -75,12 +76,12 @@ impl World {
             let agent = self.chance.index(self.initial_agents());
             self.drift(agent, true);
         }
-        self.run_until(self.now + NEWS)
+        self.run_until(self.now + LATE_CHANGES)
     }
 
     /// Examines whether the cluster is healthy.
-    pub(super) fn examine(&mut self) -> RuleResult {
-        let leader = self.election.leader.ok_or_else(|| violation("nobody leads".to_owned()))?;
+    pub(super) fn examine(&mut self) -> InvariantResult {
+        let leader = self.election.leader.ok_or_else(|| violation("no master leads".to_owned()))?;
         let state = self.state_of(leader)?;
         let health = self.health_of(leader)?;
         let mut agents = Vec::new();
@@ -98,7 +99,7 @@ impl World {
                 info,
                 health: *health,
                 options: node.options,
-                made: node.host.networks().cloned().collect(),
+                networks: node.host.networks().cloned().collect(),
                 kernel: node.programs.then(|| node.kernel.state().clone()),
             });
         }
@@ -126,9 +127,9 @@ impl World {
     fn health_of(&mut self, master: usize) -> Result<Box<Health>, Violation> {
         match self.answer(master, Request::Health)? {
             Reply::Health(health) => Ok(health),
-            other => {
-                Err(violation(format!("the leader answers a question of health with {other:?}")))
-            }
+            other => Err(violation(format!(
+                "the leader answers a request for its health with {other:?}"
+            ))),
         }
     }
 

@@ -1,16 +1,16 @@
-//! The records that a store has before the first master reads it, as after an import: some of them
-//! conflict.
+//! The records that the store has before the first load, as after an import. Some of them conflict.
 
 use std::net::IpAddr;
 
-use mesos_network_overlay::addr::Subnet;
-use mesos_network_overlay::protocol::{AddressRange, AgentRecord, Network, OverlayRecord, Record};
-use mesos_network_overlay::store::{Change, Key};
-use mesos_network_overlay::wire;
+use overlay_store::Change;
+use overlay_types::addr::Subnet;
+use overlay_types::protocol::{AddressRange, AgentRecord, Network, OverlayRecord, Record};
+use overlay_types::state::Key;
+use overlay_wire as wire;
 
 use super::World;
 
-/// The address of a host in a subnet of VTEPs.
+/// Returns the host address with this number in a VTEP subnet.
 fn host(subnet: &Subnet, number: u128) -> Option<IpAddr> {
     subnet.address_at(number + 1).filter(|address| *address != subnet.last())
 }
@@ -32,10 +32,10 @@ impl World {
             }
         }
         self.storage.import(&changes);
-        self.monitor.import(&changes).expect("nothing can be wrong yet");
+        self.monitor.import(&changes).expect("an import violates no invariant");
     }
 
-    /// The record of an agent. Each of its addresses is that of an agent before it now and then.
+    /// Returns the record of an agent. Some of its addresses belong to an agent with a lower IP.
     fn imported_record(&mut self, network: &Network, agent: usize) -> Option<AgentRecord> {
         let mut number = || {
             let is_contested = agent > 0 && self.chance.is(0.3);

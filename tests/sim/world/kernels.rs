@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesos_network_overlay::agent::{Event, Scope};
+use overlay_engine::agent::{Event, Scope};
 
 use super::{SimEvent, World};
-use crate::invariants::{Fact, RuleResult};
+use crate::invariants::{Fact, InvariantResult};
 use crate::kernel::{Done, Job, JobOutcome, Kernel};
 
 /// The longest delay until an agent is notified of a change.
-const NEWS: Duration = Duration::from_millis(50);
+const NOTIFICATION_DELAY: Duration = Duration::from_millis(50);
 
 impl World {
     /// Begins a job of the kernel.
@@ -31,7 +31,7 @@ impl World {
         attempt: u64,
         job: &Job,
         outcome: JobOutcome,
-    ) -> RuleResult {
+    ) -> InvariantResult {
         let node = &mut self.agents[agent];
         if node.run != run {
             return Ok(());
@@ -61,9 +61,9 @@ impl World {
     fn programmed(
         &mut self,
         agent: usize,
-        desired: &Arc<mesos_network_overlay::tunnel::Desired>,
+        desired: &Arc<overlay_types::tunnel::Desired>,
         done: &Done,
-    ) -> RuleResult {
+    ) -> InvariantResult {
         self.counts.add("kernel operations", done.operations.len() as u64);
         let node = &self.agents[agent];
         let (ip, kernel) = (node.ip, node.kernel.state());
@@ -72,17 +72,17 @@ impl World {
     }
 
     /// Makes a foreign change in the kernel of a host, of which the agent may be notified.
-    pub(super) fn drift(&mut self, agent: usize, is_always_told: bool) {
-        let is_told = is_always_told || self.chance.is(0.8);
+    pub(super) fn drift(&mut self, agent: usize, is_always_notified: bool) {
+        let is_notified = is_always_notified || self.chance.is(0.8);
         let node = &mut self.agents[agent];
-        if !node.kernel.drift(&mut self.chance) || !is_told {
+        if !node.kernel.drift(&mut self.chance) || !is_notified {
             return;
         }
         let run = node.run;
         // One notification until the agent has observed the kernel.
-        if node.process.is_some() && !std::mem::replace(&mut node.kernel.is_told, true) {
+        if node.process.is_some() && !std::mem::replace(&mut node.kernel.is_notified, true) {
             let scope = if self.chance.is(0.9) { Scope::Kernel } else { Scope::Everything };
-            let wait = self.chance.time_up_to(NEWS);
+            let wait = self.chance.time_up_to(NOTIFICATION_DELAY);
             self.plan_in(wait, SimEvent::Drifted { agent, run, scope });
         }
     }

@@ -6,25 +6,26 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::Upid;
-use mesos_network_overlay::machine::Machine as _;
-use mesos_network_overlay::master::{
+use overlay_engine::master::{
     Command, DurabilityGate, Event, Master, PendingSend, Reply, Request, Settings,
 };
-use mesos_network_overlay::protocol::{Message, Network, RequestId};
-use mesos_network_overlay::wire;
+use overlay_engine::state_machine::StateMachine as _;
+use overlay_store::Change;
+use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
+use overlay_types::protocol::{Message, Network, RequestId};
+use overlay_wire as wire;
 
 use super::{Packet, SimEvent, World, clock, master_address};
 use crate::clock::Clock;
-use crate::invariants::{Fact, RuleResult, Violation, Writer};
+use crate::invariants::{Fact, InvariantResult, Violation, Writer};
 use crate::storage::{Job, Storage, Work};
 
 /// Events that a master handles in a batch.
 const BATCH_SIZE: usize = 128;
 /// How long reading the configuration takes.
-const READING: Duration = Duration::from_millis(5);
+const CONFIG_READ_TIME: Duration = Duration::from_millis(5);
 /// How long a killed master is down.
-const AWAY: Duration = Duration::from_secs(40);
+const DOWNTIME_MAX: Duration = Duration::from_secs(40);
 
 /// The node of a master.
 pub(crate) struct MasterNode {
@@ -33,7 +34,7 @@ pub(crate) struct MasterNode {
     pub(crate) run: u64,
     pub(crate) process: Option<Process>,
     /// When the last notification of the election arrives.
-    pub(crate) last_news: Duration,
+    pub(crate) last_notification: Duration,
 }
 
 /// A running master.
@@ -59,7 +60,12 @@ pub(crate) struct Process {
 
 impl MasterNode {
     pub(crate) fn new(master: usize) -> Self {
-        Self { address: master_address(master), run: 0, process: None, last_news: Duration::ZERO }
+        Self {
+            address: master_address(master),
+            run: 0,
+            process: None,
+            last_notification: Duration::ZERO,
+        }
     }
 }
 
@@ -67,7 +73,7 @@ impl Process {
     fn new(settings: Settings, seed: u64, clock: Clock) -> Self {
         Self {
             networks: vec![Arc::clone(&settings.network)],
-            machine: Master::standing_by(settings, seed),
+            machine: Master::standing_by(settings, overlay_wire::update_length, seed),
             gate: DurabilityGate::new(),
             clock,
             inbox: VecDeque::new(),
@@ -105,7 +111,7 @@ impl Process {
 }
 
 impl World {
-    pub(super) fn start_master(&mut self, master: usize) -> RuleResult {
+    pub(super) fn start_master(&mut self, master: usize) -> InvariantResult {
         if self.masters[master].process.is_some() {
             return Ok(());
         }
@@ -118,8 +124,8 @@ impl World {
         node.run += 1;
         node.process = Some(process);
         let run = node.run;
-        self.note(|| format!("master {master} starts, life {run}"));
-        self.counts.add("lives of masters", 1);
+        self.note(|| format!("master {master} starts, run {run}"));
+        self.counts.add("starts of masters", 1);
         self.master_joins(master);
         self.wake_master(master, run)
     }
@@ -132,13 +138,14 @@ impl World {
         self.note(|| format!("master {master} is killed"));
         self.master_dies(master);
         self.links_end(master);
-        let away = if self.has_faults { self.chance.time_up_to(AWAY) } else { Duration::ZERO };
+        let away =
+            if self.has_faults { self.chance.time_up_to(DOWNTIME_MAX) } else { Duration::ZERO };
         self.plan_in(away, SimEvent::MasterStarts(master));
     }
 
-    pub(super) fn arrives_at_master(&mut self, master: usize, packet: &Packet) -> RuleResult {
+    pub(super) fn arrives_at_master(&mut self, master: usize, packet: &Packet) -> InvariantResult {
         let node = &self.masters[master];
-        if node.process.is_none() || packet.to.id != Upid::MASTER {
+        if node.process.is_none() || packet.to.id != MASTER_PROCESS {
             return Ok(());
         }
         let run = node.run;
@@ -176,7 +183,7 @@ impl World {
         master: usize,
         run: u64,
         event: Event,
-    ) -> RuleResult {
+    ) -> InvariantResult {
         let busy = self.scenario.busy;
         let node = &mut self.masters[master];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
@@ -194,7 +201,12 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn master_timer(&mut self, master: usize, run: u64, due: Duration) -> RuleResult {
+    pub(super) fn master_timer(
+        &mut self,
+        master: usize,
+        run: u64,
+        due: Duration,
+    ) -> InvariantResult {
         let node = &mut self.masters[master];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
             return Ok(());
@@ -207,7 +219,7 @@ impl World {
     }
 
     /// Lets a master handle its inbox, and runs its commands, as the runtime does.
-    pub(super) fn wake_master(&mut self, master: usize, run: u64) -> RuleResult {
+    pub(super) fn wake_master(&mut self, master: usize, run: u64) -> InvariantResult {
         let now = self.now;
         let node = &mut self.masters[master];
         let Some(process) = node.process.as_mut().filter(|_| node.run == run) else {
@@ -230,15 +242,15 @@ impl World {
     }
 
     /// Runs the commands of a master, unless it is killed in between.
-    fn do_for_master(&mut self, master: usize, events: usize) -> RuleResult {
-        let who = *self.masters[master].address.ip();
+    fn do_for_master(&mut self, master: usize, events: usize) -> InvariantResult {
+        let node = *self.masters[master].address.ip();
         let Some(process) = &mut self.masters[master].process else {
             return Ok(());
         };
         let commands: Vec<Command> =
             std::iter::from_fn(|| process.machine.poll_command()).collect();
         let count = commands.len();
-        let fact = Fact::CommandsIssued { who, count, events: events.max(1), is_master: true };
+        let fact = Fact::CommandsIssued { node, count, events: events.max(1), is_master: true };
         self.monitor.observe(self.now, &fact)?;
         for command in commands {
             if self.is_killed_here(master) {
@@ -271,7 +283,7 @@ impl World {
         is_killed
     }
 
-    fn run_for_master(&mut self, master: usize, command: Command) -> RuleResult {
+    fn run_for_master(&mut self, master: usize, command: Command) -> InvariantResult {
         let node = &mut self.masters[master];
         let Some(process) = &mut node.process else {
             return Ok(());
@@ -293,12 +305,12 @@ impl World {
                 process.networks.push(Arc::clone(&network));
                 let settings = Settings { network, reuse_after: self.scenario.reuse_after };
                 let (run, event) = (node.run, Box::new(Event::ConfigRead(id, Ok(settings))));
-                self.plan_in(READING, SimEvent::MasterReceives { master, run, event });
+                self.plan_in(CONFIG_READ_TIME, SimEvent::MasterReceives { master, run, event });
                 return self.monitor.observe(self.now, &Fact::ConfigRead);
             }
             Command::Preview { id, job } => {
                 let (run, event) = (node.run, Box::new(Event::Previewed(id, Box::new(job.run()))));
-                self.plan_in(READING, SimEvent::MasterReceives { master, run, event });
+                self.plan_in(CONFIG_READ_TIME, SimEvent::MasterReceives { master, run, event });
             }
             Command::Withdraw(agents) => process.gate.withdraw(&agents),
             Command::Send { to, message, when } => {
@@ -346,15 +358,18 @@ impl World {
     }
 
     /// Applies a job of the store, whether or not its master still runs.
-    pub(super) fn store_job_done(&mut self, job: &Job, after: Duration) -> RuleResult {
+    pub(super) fn store_job_done(&mut self, job: &Job, after: Duration) -> InvariantResult {
         let (event, is_changed) = self.storage.act(job);
-        self.note(|| format!("the store acts for master {}: {event}", job.by.master));
+        self.note(|| format!("the store runs a job of master {}: {event}", job.by.master));
         match &job.work {
             Work::Load if is_changed => self.monitor.begin_epoch(self.now)?,
             Work::Commit { epoch, changes } if is_changed => {
-                let steps = self.monitor.write(self.now, &job.by, epoch.0, changes)?;
+                let changes: Vec<Change> = changes.iter().map(Change::encode).collect();
+                let steps = self.monitor.write(self.now, &job.by, epoch.0, &changes)?;
                 for step in steps {
-                    self.note(|| format!("the store has of {}: {:?}", step.ip, step.after));
+                    self.note(|| {
+                        format!("the store has the record of {}: {:?}", step.ip, step.after)
+                    });
                 }
             }
             Work::Load | Work::Commit { .. } => {}
@@ -364,7 +379,7 @@ impl World {
         Ok(())
     }
 
-    fn send_released(&mut self, master: usize, send: PendingSend) -> RuleResult {
+    fn send_released(&mut self, master: usize, send: PendingSend) -> InvariantResult {
         match send {
             PendingSend::Message(to, message) => {
                 for to in to {
@@ -387,7 +402,7 @@ impl World {
         Ok(())
     }
 
-    fn send_from_master(&mut self, master: usize, to: Upid, message: &Message) -> RuleResult {
+    fn send_from_master(&mut self, master: usize, to: Upid, message: &Message) -> InvariantResult {
         let agent = *to.address.ip();
         if let Message::UpdateAgentOverlays(overlays) = message {
             let by = self.writer(master);
@@ -401,9 +416,9 @@ impl World {
             Fact::MessageSent { agent, is_by_agent: false }
         };
         self.monitor.observe(self.now, &fact)?;
-        self.note(|| format!("master {master} says {message} to {to}"));
+        self.note(|| format!("master {master} sends {message} to {to}"));
         let (name, body) = wire::encode_message(message);
-        let from = Upid::master(self.masters[master].address);
+        let from = master_upid(self.masters[master].address);
         self.send(Packet { from, to, name: name.to_owned(), body });
         Ok(())
     }

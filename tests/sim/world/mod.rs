@@ -14,15 +14,16 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
-use mesos_network_overlay::addr::{OverlayName, Upid};
-use mesos_network_overlay::agent::{ContainerNetwork, Event as AgentEvent, Scope};
-use mesos_network_overlay::master::Event as MasterEvent;
+use overlay_engine::agent::{Event as AgentEvent, Scope};
+use overlay_engine::master::Event as MasterEvent;
+use overlay_types::addr::{OverlayName, Upid};
+use overlay_types::container_network::ContainerNetwork;
 
 use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::counts::Counts;
 use crate::host::JobOutcome;
-use crate::invariants::{BOUNDED, Invariant, Monitor, NO_PANIC, RuleResult, Violation};
+use crate::invariants::{BOUNDED, Invariant, InvariantResult, Monitor, NO_PANIC, Violation};
 use crate::kernel::{self, Kernel};
 use crate::plan::Plan;
 use crate::queue::Queue;
@@ -30,14 +31,14 @@ use crate::scenario::{Faults, Scenario};
 use crate::storage::{Job, Storage};
 use crate::wires::Wires;
 use agents::AgentNode;
-use election::{Election, Turn};
+use election::{Election, ElectionEvent};
 use faults::FaultKind;
 use masters::MasterNode;
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 2000;
 
-/// The most events of one moment. More are a state machine in a loop.
+/// The most events of one moment. More events mean a state machine in a loop.
 const AT_A_MOMENT_MAX: usize = 100_000;
 
 /// A message on the network.
@@ -98,12 +99,12 @@ enum SimEvent {
     RetainCni {
         agent: usize,
         run: u64,
-        wanted: BTreeSet<OverlayName>,
+        desired: BTreeSet<OverlayName>,
     },
     RetainDocker {
         agent: usize,
         run: u64,
-        wanted: BTreeSet<OverlayName>,
+        desired: BTreeSet<OverlayName>,
         outcome: JobOutcome,
     },
     KernelJobDone {
@@ -121,7 +122,7 @@ enum SimEvent {
     ObstacleRemoved {
         agent: usize,
     },
-    Election(Turn),
+    Election(ElectionEvent),
     FaultKind(FaultKind),
     ForeignWrite,
     PartitionHealed(u64),
@@ -162,7 +163,8 @@ fn master_address(master: usize) -> SocketAddrV4 {
 const FIRST_AGENT: u32 = Ipv4Addr::new(10, 0, 0, 1).to_bits();
 
 impl World {
-    /// Returns the world of a scenario, with only the rule of this name, or with all rules.
+    /// Returns the world of a scenario, with only the invariant of this name, or with all
+    /// invariants.
     pub(crate) fn new(scenario: Scenario, mut chance: Chance, only: Option<&str>) -> Self {
         let agents = (0..scenario.agents).map(|agent| {
             let ip = Ipv4Addr::from(FIRST_AGENT + u32::try_from(agent).unwrap_or(0));
@@ -195,8 +197,8 @@ impl World {
     }
 
     /// Adds an observer.
-    pub(crate) fn watch(&mut self, by: Box<dyn Invariant>) {
-        self.monitor.add(by);
+    pub(crate) fn add_observer(&mut self, observer: Box<dyn Invariant>) {
+        self.monitor.add(observer);
     }
 
     /// Returns the IP of an agent.
@@ -214,11 +216,11 @@ impl World {
         self.trace.iter().flatten()
     }
 
-    /// Runs through all faults, and until the cluster has to be healed.
-    pub(crate) fn run(&mut self) -> RuleResult {
+    /// Runs the phase of faults and the phase of healing, and examines the cluster.
+    pub(crate) fn run(&mut self) -> InvariantResult {
         self.run_until(self.scenario.fault)?;
         self.end_faults()?;
-        self.run_until(self.now + self.patience())?;
+        self.run_until(self.now + self.healing_time())?;
         self.make_late_changes()?;
         self.examine()
     }
@@ -246,12 +248,12 @@ impl World {
     }
 
     /// Runs until `end`.
-    pub(crate) fn run_until(&mut self, end: Duration) -> RuleResult {
+    pub(crate) fn run_until(&mut self, end: Duration) -> InvariantResult {
         while let Some((when, event)) = self.queue.next_before(end) {
             self.at_this_moment = if when == self.now { self.at_this_moment + 1 } else { 0 };
             if self.at_this_moment > AT_A_MOMENT_MAX {
                 let detail = format!("{AT_A_MOMENT_MAX} events at one moment");
-                return Err(Violation { rule: BOUNDED, detail });
+                return Err(Violation { invariant: BOUNDED, detail });
             }
             self.now = when;
             self.events += 1;
@@ -261,7 +263,7 @@ impl World {
         Ok(())
     }
 
-    fn dispatch(&mut self, event: SimEvent) -> RuleResult {
+    fn dispatch(&mut self, event: SimEvent) -> InvariantResult {
         match event {
             SimEvent::Arrives(packet) => return self.arrives(&packet),
             SimEvent::MasterStarts(master) => return self.start_master(master),
@@ -283,8 +285,8 @@ impl World {
             SimEvent::AttemptDone { agent, run, attempt, made, outcome } => {
                 return self.attempt_done((agent, run), attempt, &made, outcome);
             }
-            SimEvent::RetainDocker { agent, run, wanted, outcome } => {
-                return self.retain_docker((agent, run), &wanted, outcome);
+            SimEvent::RetainDocker { agent, run, desired, outcome } => {
+                return self.retain_docker((agent, run), &desired, outcome);
             }
             SimEvent::KernelJobDone { agent, run, attempt, job, outcome } => {
                 return self.kernel_job_done((agent, run), attempt, &job, outcome);
@@ -295,8 +297,8 @@ impl World {
             SimEvent::ObstacleRemoved { agent } => self.agents[agent].kernel.obstacles.clear(),
             SimEvent::FaultKind(fault) => return self.inject_fault(fault),
             SimEvent::ForeignWrite => return self.write_as_foreigner(),
-            SimEvent::RetainCni { agent, run, wanted } => self.retain_cni(agent, run, &wanted),
-            SimEvent::Election(turn) => self.turn_election(turn),
+            SimEvent::RetainCni { agent, run, desired } => self.retain_cni(agent, run, &desired),
+            SimEvent::Election(event) => self.handle_election(event),
             SimEvent::PartitionHealed(id) => self.wires.heal(id),
             SimEvent::DiskFreed => self.storage.is_full = false,
         }
@@ -325,14 +327,14 @@ impl World {
         }
     }
 
-    fn arrives(&mut self, packet: &Packet) -> RuleResult {
+    fn arrives(&mut self, packet: &Packet) -> InvariantResult {
         let to = packet.to.address;
         if let Some(master) = self.masters.iter().position(|node| node.address == to) {
             return self.arrives_at_master(master, packet);
         }
-        let place = to.ip().to_bits().checked_sub(FIRST_AGENT);
-        let place = place.and_then(|place| usize::try_from(place).ok());
-        match place.filter(|&place| place < self.agents.len()) {
+        let index = to.ip().to_bits().checked_sub(FIRST_AGENT);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        match index.filter(|&index| index < self.agents.len()) {
             Some(agent) => self.arrives_at_agent(agent, packet),
             None => Ok(()),
         }
@@ -364,5 +366,5 @@ fn jump(chance: &mut Chance) -> i64 {
 
 /// Returns the violation for a panic of a state machine or of the simulation.
 pub(crate) fn panicked(reason: &str) -> Violation {
-    Violation { rule: NO_PANIC, detail: reason.to_owned() }
+    Violation { invariant: NO_PANIC, detail: reason.to_owned() }
 }

@@ -1,8 +1,8 @@
 //! The crash test: thousands of agents register, crash, restart and are replaced by new agents,
-//! while masters, agents and other processes are killed. No message may contradict an earlier
-//! message, and the cluster must be healthy again when the kills end.
+//! while masters, agents and other processes are killed. No assignment may contradict an earlier
+//! assignment, and the cluster must be healthy again when the kills end.
 //!
-//! A seed fixes what is killed, and in which order. The rest of the timing depends on the machine.
+//! A seed determines the killed processes and their order. The timing depends on the machine.
 
 mod real;
 
@@ -24,8 +24,8 @@ use super::agents::{Agents, Leader};
 use super::master_process::{health, send_request, state};
 use real::RealAgents;
 
-/// A network with room for 2,046 agents: slightly more than are alive at a time. Agents that
-/// register late receive addresses of agents that were released.
+/// A network with addresses for 2,046 agents, slightly more than the agents that run at a time.
+/// Agents that register late receive addresses of agents that were released.
 pub(crate) const NETWORK: &str = r#"{
     "reuse_after": "0s",
     "network": {
@@ -42,11 +42,11 @@ pub(crate) const NETWORK: &str = r#"{
 pub(crate) const AGENTS: usize = 2600;
 pub(crate) const ALIVE: usize = 1800;
 /// Number of real agent processes.
-const REAL: usize = 3;
+const REAL_AGENTS: usize = 3;
 
 /// Upper bounds for one round: simulated agents that crash, and simulated agents that are replaced.
-const CRASHES: usize = 256;
-const REPLACED: usize = 512;
+const CRASHES_MAX: usize = 256;
+const REPLACEMENTS_MAX: usize = 512;
 
 /// Number of rounds between two health checks of the whole cluster.
 const ROUNDS_PER_HEALTH_CHECK: usize = 6;
@@ -84,7 +84,7 @@ pub(crate) trait Masters {
     /// Waits until all masters are healthy. Returns the address of the leader.
     async fn wait_for_leader(&mut self) -> Result<SocketAddrV4, String>;
 
-    /// The log of the masters.
+    /// Returns the log of the masters.
     fn log(&self) -> String;
 }
 
@@ -110,7 +110,8 @@ impl fmt::Display for Tally {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a developer sets seed and duration")]
-fn number(variable: &str) -> Option<u64> {
+/// Returns the number in an environment variable.
+fn number_from_env(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number")))
 }
@@ -118,15 +119,15 @@ fn number(variable: &str) -> Option<u64> {
 /// Runs the crash test for `seconds`, or for the duration in the environment. A failure prints its
 /// cause and the command that replays the run.
 pub(crate) async fn crash(command: &str, seconds: u64, masters: &mut impl Masters) {
-    let seed = number(SEED).unwrap_or_else(|| fastrand::u64(..));
-    let duration = Duration::from_secs(number(SECONDS).unwrap_or(seconds));
+    let seed = number_from_env(SEED).unwrap_or_else(|| fastrand::u64(..));
+    let duration = Duration::from_secs(number_from_env(SECONDS).unwrap_or(seconds));
     let replay = format!("{SEED}={seed} {SECONDS}={} {command}", duration.as_secs());
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let leader = masters.watch_leader();
     let agents = Agents::start(leader.clone(), AGENTS).expect("agents");
     // The agents' tasks run only from the first `await` on, so these agents never connect.
     (ALIVE..AGENTS).for_each(|index| agents.kill(index));
-    let real = RealAgents::start(dir.path(), &masters.address(), REAL);
+    let real = RealAgents::start(dir.path(), &masters.address(), REAL_AGENTS);
     let random = Rng::with_seed(seed);
     let mut crash = Crash { agents, real, masters, leader, random, tally: Tally::default() };
     if let Err(fault) = crash.run(duration).await {
@@ -179,7 +180,7 @@ impl<M: Masters> Crash<'_, M> {
         let is_over = Cell::new(false);
         let fault = async {
             wait_for_random_progress(&self.agents, &mut random).await;
-            let real_crash = self.real.crash(random.usize(..REAL));
+            let real_crash = self.real.crash(random.usize(..REAL_AGENTS));
             let masters_fault = self.masters.inject_fault(&mut random, &mut killed).await;
             is_over.set(true);
             real_crash.and(masters_fault)
@@ -196,7 +197,7 @@ impl<M: Masters> Crash<'_, M> {
         self.agents.checker.lock().check()
     }
 
-    /// Waits until the cluster is healthy, and checks that all agents have their assignments. Has
+    /// Waits until the cluster is healthy, and checks that all agents have their assignments. Makes
     /// the master forget agents that no longer exist, and returns the number of these agents.
     async fn wait_until_healthy(&mut self) -> Result<usize, String> {
         self.agents.take_max_registrations();
@@ -247,7 +248,7 @@ impl<M: Masters> Crash<'_, M> {
         self.agents.checker.lock().check_state(&state)?;
         self.real.check_state(&state)?;
         let health = health(leader).await?;
-        let count = ALIVE + REAL;
+        let count = ALIVE + REAL_AGENTS;
         if health["status"] == "ok"
             && health["agents"]["ok"] == count
             && state.agents.len() == count
@@ -263,13 +264,13 @@ impl<M: Masters> Crash<'_, M> {
         let (mut alive, mut dead) = self.agents.running_and_stopped();
         self.random.shuffle(&mut alive);
         self.random.shuffle(&mut dead);
-        for (gone, added) in alive.iter().zip(&dead).take(REPLACED) {
+        for (gone, added) in alive.iter().zip(&dead).take(REPLACEMENTS_MAX) {
             self.agents.kill(*gone);
             self.agents.checker.lock().release(self.agents.ip(*gone));
             self.agents.restart(*added);
         }
         let gone: Vec<Ipv4Addr> =
-            alive.iter().take(REPLACED).map(|&index| self.agents.ip(index)).collect();
+            alive.iter().take(REPLACEMENTS_MAX).map(|&index| self.agents.ip(index)).collect();
         forget(leader, &gone).await?;
         self.masters.kill_leader(&mut self.tally).await?;
         match self.wait_until_healthy().await? {
@@ -295,8 +296,8 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
     let (mut alive, mut dead) = agents.running_and_stopped();
     random.shuffle(&mut alive);
     random.shuffle(&mut dead);
-    let (gone, rest) = alive.split_at(random.usize(1..REPLACED));
-    let crashed = &rest[..random.usize(1..CRASHES)];
+    let (gone, rest) = alive.split_at(random.usize(1..REPLACEMENTS_MAX));
+    let crashed = &rest[..random.usize(1..CRASHES_MAX)];
     for &index in crashed.iter().chain(gone) {
         agents.kill(index);
     }
@@ -325,7 +326,7 @@ async fn churn(agents: &Agents, leader: &Leader, random: &mut Rng, tally: &mut T
     }
 }
 
-/// Has a master forget agents. After an error, the outcome is unknown.
+/// Makes a master forget agents. After an error, the outcome is unknown.
 async fn forget(leader: SocketAddrV4, agents: &[Ipv4Addr]) -> Result<(), String> {
     let body = serde_json::json!({ "agents": agents, "force": true }).to_string();
     send_request(leader, "POST /overlay-master/agents/delete", "application/json", &body)

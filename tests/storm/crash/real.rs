@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use mesos_network_overlay::protocol::{Assignment, State};
+use overlay_types::protocol::{Assignment, State};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 

@@ -1,0 +1,166 @@
+//! The keys of `agent_config` about how the agent programs the network of its host.
+
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+
+use overlay_types::addr::special_address;
+
+use super::document::{Document, Node, Object};
+use super::text::abbreviate;
+
+/// How many characters of an invalid value a message repeats.
+const GIVEN_SHOWN: usize = 40;
+
+/// The program that creates the tunnels to other agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataplaneKind {
+    /// The agent.
+    Vxlan,
+    /// Another program, such as dcos-net.
+    External,
+}
+
+/// The tool that creates the firewall rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirewallKind {
+    /// nftables if installed, otherwise iptables with ipset.
+    Auto,
+    /// nftables.
+    Nftables,
+    /// iptables with ipset.
+    Iptables,
+    /// No tool: the operator maintains the rules.
+    None,
+}
+
+/// How the agent programs the network of its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataplaneConfig {
+    /// The program that creates the tunnels.
+    pub kind: DataplaneKind,
+    /// The local address of the tunnels, if it differs from the address that the agent advertises.
+    pub underlay: Option<Ipv6Addr>,
+    /// The tool that creates the firewall rules.
+    pub firewall: FirewallKind,
+    /// Whether packets that leave the overlays get the address of the host as source address.
+    pub masquerade: bool,
+    /// Whether the firewall blocks traffic between containers of different overlays.
+    pub isolate_overlays: bool,
+    /// Whether the firewall accepts VXLAN packets only from agents that the master reports.
+    pub known_agents_only: bool,
+    /// Whether the agent applies the required settings of the host.
+    pub host_settings: bool,
+    /// Whether the agent refuses overlays that overlap routes or addresses of the host.
+    pub refuse_collisions: bool,
+    /// The directory for the previous values of changed host settings.
+    pub state_dir: PathBuf,
+}
+
+impl DataplaneConfig {
+    /// Default of `state_dir`.
+    pub(super) const STATE_DIR_DEFAULT: &'static str = "/var/lib/mesos-overlay";
+}
+
+impl Default for DataplaneConfig {
+    fn default() -> Self {
+        Self {
+            kind: DataplaneKind::Vxlan,
+            underlay: None,
+            firewall: FirewallKind::Auto,
+            masquerade: true,
+            isolate_overlays: false,
+            known_agents_only: true,
+            host_settings: true,
+            refuse_collisions: true,
+            state_dir: Self::STATE_DIR_DEFAULT.into(),
+        }
+    }
+}
+
+pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> DataplaneConfig {
+    let mut config = DataplaneConfig::default();
+    let kinds = [("vxlan", DataplaneKind::Vxlan), ("external", DataplaneKind::External)];
+    if let Some(node) = object.value("dataplane") {
+        config.kind = read_choice(document, &node, &kinds).unwrap_or(config.kind);
+    }
+    let firewalls = [
+        ("auto", FirewallKind::Auto),
+        ("nftables", FirewallKind::Nftables),
+        ("iptables", FirewallKind::Iptables),
+        ("none", FirewallKind::None),
+    ];
+    if let Some(node) = object.value("firewall") {
+        config.firewall = read_choice(document, &node, &firewalls).unwrap_or(config.firewall);
+    }
+    config.underlay = object.value("underlay").and_then(|node| read_underlay(document, &node));
+    config.masquerade = document.read_boolean_or(object, "masquerade", config.masquerade);
+    config.isolate_overlays =
+        document.read_boolean_or(object, "isolate_overlays", config.isolate_overlays);
+    config.known_agents_only =
+        document.read_boolean_or(object, "known_agents_only", config.known_agents_only);
+    config.host_settings = document.read_boolean_or(object, "host_settings", config.host_settings);
+    config.refuse_collisions =
+        document.read_boolean_or(object, "refuse_collisions", config.refuse_collisions);
+    if let Some(node) = object.value("state_dir") {
+        let path = document.read_absolute_path(&node, DataplaneConfig::STATE_DIR_DEFAULT);
+        config.state_dir = path.unwrap_or(config.state_dir);
+    }
+    warn_about_unused_keys(document, object, &config);
+    config
+}
+
+fn read_underlay<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Ipv6Addr> {
+    let expected = "an IPv6 address of this host, such as \"fd00::5\"";
+    let text = document.read_word(node, expected)?;
+    match text.parse::<Ipv6Addr>() {
+        Ok(ip) => {
+            let special = special_address(ip.into());
+            if let Some(kind) = special {
+                document.refuse(node, format_args!("{ip} is {kind} address: write {expected}"));
+            }
+            special.is_none().then_some(ip)
+        }
+        Err(_) => {
+            let text = abbreviate(&text, GIVEN_SHOWN);
+            document.refuse(node, format_args!("'{text}' is no IPv6 address: write {expected}"));
+            None
+        }
+    }
+}
+
+/// Reads one of several words.
+fn read_choice<'a, T: Copy>(
+    document: &mut Document<'a>,
+    node: &Node<'a>,
+    choices: &[(&str, T)],
+) -> Option<T> {
+    let words: Vec<_> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+    let (last, others) = words.split_last()?;
+    let expected = format!("{} or {last}", others.join(", "));
+    let text = document.read_word(node, &expected)?;
+    let found = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    if found.is_none() {
+        let text = abbreviate(&text, GIVEN_SHOWN);
+        document.refuse(node, format_args!("'{text}' is not a valid value: write {expected}"));
+    }
+    found
+}
+
+fn warn_about_unused_keys<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    config: &DataplaneConfig,
+) {
+    const FIREWALL_KEYS: [&str; 3] = ["masquerade", "isolate_overlays", "known_agents_only"];
+    const DATAPLANE_KEYS: [&str; 3] = ["firewall", "underlay", "host_settings"];
+    let (keys, reason) = if config.kind == DataplaneKind::External {
+        ([DATAPLANE_KEYS, FIREWALL_KEYS].concat(), "'dataplane' is external")
+    } else if config.firewall == FirewallKind::None {
+        (FIREWALL_KEYS.to_vec(), "'firewall' is none")
+    } else {
+        return;
+    };
+    for node in keys.iter().filter_map(|key| object.value(key)) {
+        document.warn(&node, format_args!("has no effect: {reason}"));
+    }
+}

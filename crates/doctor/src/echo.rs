@@ -1,0 +1,546 @@
+//! ICMP echo requests with a given source and size, and their outcomes: replies with round-trip
+//! times, and errors of routers and hosts.
+//!
+//! Requests are never fragmented. They are sent in paced bursts. The raw sockets also receive ICMP
+//! errors for UDP packets of the tunnels, which distinguish a closed port from a silent one.
+//! Everything happens in the network namespace of the calling thread. The program `ping` is not
+//! needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, ipproto, recvfrom, sendto,
+    socket_with,
+};
+
+/// Length of the header of an echo request.
+const ICMP_HEADER: usize = 8;
+const V4_HEADER: usize = 20;
+const V6_HEADER: usize = 40;
+/// Number of requests in a burst. The replies to a burst fit the receive buffer of a socket.
+const BURST: usize = 64;
+/// Interval between two bursts, in which replies are received.
+const BURST_INTERVAL: Duration = Duration::from_millis(10);
+/// Size of the receive buffer. No packet is larger.
+const BUFFER: usize = 65_536;
+/// IP protocol numbers.
+const ICMP: u8 = 1;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+/// ICMP message types (RFC 792).
+const ECHO_REPLY: u8 = 0;
+const DESTINATION_UNREACHABLE: u8 = 3;
+const ECHO_REQUEST: u8 = 8;
+/// ICMPv6 message types (RFC 4443).
+const V6_DESTINATION_UNREACHABLE: u8 = 1;
+const V6_PACKET_TOO_BIG: u8 = 2;
+const V6_ECHO_REQUEST: u8 = 128;
+const V6_ECHO_REPLY: u8 = 129;
+
+/// An echo request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EchoRequest {
+    /// Source address, which must be an address of this host.
+    pub from: IpAddr,
+    /// Destination address.
+    pub to: IpAddr,
+    /// Length of the whole packet in bytes, IP header included.
+    pub size: u32,
+}
+
+/// The outcome of an echo request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A reply arrived after this round-trip time.
+    Replied(Duration),
+    /// Neither a reply nor an ICMP error arrived.
+    NoReply,
+    /// A router or host reported the packet as undeliverable.
+    Unreachable(IcmpError),
+    /// The packet exceeds the MTU of a link, which the reporting router may name.
+    TooBig(Option<u32>),
+    /// The kernel did not send the packet, with its reason.
+    NotSent(String),
+}
+
+impl Outcome {
+    /// Returns whether a reply arrived.
+    #[must_use]
+    pub const fn has_reply(&self) -> bool {
+        matches!(self, Self::Replied(_))
+    }
+
+    /// Returns whether a reply may still arrive.
+    const fn is_open(&self) -> bool {
+        matches!(self, Self::NoReply | Self::Unreachable(_))
+    }
+}
+
+/// An ICMP error that reports an undeliverable packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IcmpError {
+    /// The reporting router or host.
+    pub reporter: IpAddr,
+    /// The reported reason.
+    pub reason: UnreachableReason,
+}
+
+/// Why a packet is undeliverable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnreachableReason {
+    /// There is no route.
+    Network,
+    /// The host does not answer in its own network.
+    Host,
+    /// Nothing listens on the port.
+    Port,
+    /// A firewall refuses the packet.
+    Prohibited,
+}
+
+/// The outcomes of a round of echo requests.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// One outcome for each request, in order.
+    pub outcomes: Vec<Outcome>,
+    /// ICMP errors for UDP packets of this host, by the packet's destination and port.
+    pub datagram_errors: BTreeMap<(IpAddr, u16), IcmpError>,
+}
+
+/// Sent requests by sequence number: index of the request, and time of sending.
+type Pending = BTreeMap<u16, (usize, Instant)>;
+
+/// A received ICMP message that concerns this host's packets.
+#[derive(Debug, PartialEq, Eq)]
+enum IcmpMessage {
+    EchoReply { number: u16, from: IpAddr },
+    RequestError { number: u16, outcome: Outcome },
+    DatagramError { to: IpAddr, port: u16, error: IcmpError },
+}
+
+/// Raw sockets, one for each source address.
+#[derive(Debug)]
+pub struct Prober {
+    sockets: BTreeMap<IpAddr, OwnedFd>,
+    identifier: u16,
+    next_number: u16,
+    buffer: Vec<u8>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a probe waits for answers, and cli reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl Prober {
+    /// Opens a socket for each of `sources`. Addresses that this host does not have are skipped,
+    /// and requests from them have the outcome [`Outcome::NotSent`].
+    ///
+    /// # Errors
+    /// When a raw socket cannot be opened.
+    pub fn open(sources: &BTreeSet<IpAddr>) -> io::Result<Self> {
+        let mut sockets = BTreeMap::new();
+        for source in sources {
+            let socket = open(*source)?;
+            match bind(&socket, &SocketAddr::new(*source, 0)) {
+                Ok(()) => drop(sockets.insert(*source, socket)),
+                Err(Errno::ADDRNOTAVAIL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let identifier = fastrand::u16(..);
+        Ok(Self { sockets, identifier, next_number: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// Sends all requests, and repeats those without a reply up to `tries` times. Waits at most
+    /// `timeout` after each try.
+    pub fn round(&mut self, requests: &[EchoRequest], tries: u32, timeout: Duration) -> Round {
+        let mut round =
+            Round { outcomes: vec![Outcome::NoReply; requests.len()], ..Round::default() };
+        let mut pending = Pending::new();
+        for _ in 0..tries {
+            let open: Vec<usize> =
+                (0..requests.len()).filter(|index| round.outcomes[*index].is_open()).collect();
+            for (count, index) in open.iter().enumerate() {
+                let number = self.next_number;
+                self.next_number = number.wrapping_add(1);
+                pending.insert(number, (*index, now()));
+                if let Err(outcome) = self.send(&requests[*index], number) {
+                    round.outcomes[*index] = outcome;
+                }
+                if count % BURST == BURST - 1 {
+                    self.receive_replies(requests, &pending, &mut round, BURST_INTERVAL);
+                }
+            }
+            if !open.is_empty() {
+                self.receive_replies(requests, &pending, &mut round, timeout);
+            }
+        }
+        round
+    }
+
+    fn send(&self, request: &EchoRequest, number: u16) -> Result<(), Outcome> {
+        let not_sent = |error: Errno| match error {
+            Errno::MSGSIZE => Outcome::TooBig(None),
+            error => Outcome::NotSent(io::Error::from(error).to_string()),
+        };
+        let socket = self.sockets.get(&request.from);
+        let socket = socket.ok_or_else(|| {
+            Outcome::NotSent(format!("this host has no address {}", request.from))
+        })?;
+        let packet = encode(request, self.identifier, number);
+        let to = SocketAddr::new(request.to, 0);
+        sendto(socket, &packet, SendFlags::DONTWAIT, &to).map(drop).map_err(not_sent)
+    }
+
+    /// Receives messages until no request is open or the timeout ends.
+    fn receive_replies(
+        &mut self,
+        requests: &[EchoRequest],
+        pending: &Pending,
+        round: &mut Round,
+        timeout: Duration,
+    ) {
+        let end = now() + timeout;
+        while round.outcomes.iter().any(Outcome::is_open) {
+            let left = end.saturating_duration_since(now());
+            if left.is_zero() {
+                return;
+            }
+            let mut ready: Vec<_> =
+                self.sockets.values().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+            let timeout = Timespec::try_from(left).ok();
+            match poll(&mut ready, timeout.as_ref()) {
+                Ok(0) => return,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    log::warn!("doctor: wait for echo replies: {error}");
+                    return;
+                }
+            }
+            for message in self.receive() {
+                record(message, requests, pending, round);
+            }
+        }
+    }
+
+    /// Receives all messages that have arrived.
+    fn receive(&mut self) -> Vec<IcmpMessage> {
+        let mut messages = Vec::new();
+        for (source, socket) in &self.sockets {
+            loop {
+                match recvfrom(socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
+                    Ok((_, length, from)) => {
+                        let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+                        let bytes = &self.buffer[..length.min(BUFFER)];
+                        messages.extend(match (source, from) {
+                            (IpAddr::V4(_), _) => parse_v4(bytes, self.identifier),
+                            (IpAddr::V6(_), Some(from)) => {
+                                parse_v6(bytes, from.ip(), self.identifier)
+                            }
+                            (IpAddr::V6(_), None) => None,
+                        });
+                    }
+                    Err(Errno::INTR) => {}
+                    // The kernel reports other errors, of earlier packets, once each.
+                    Err(Errno::AGAIN) => break,
+                    Err(_) => {}
+                }
+            }
+        }
+        messages
+    }
+}
+
+fn open(source: IpAddr) -> io::Result<OwnedFd> {
+    let (family, protocol) = match source {
+        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+    };
+    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
+    // The probe must measure the path MTU, not use the MTU that the kernel has cached.
+    match source {
+        IpAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
+        IpAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?,
+    }
+    Ok(socket)
+}
+
+fn record(message: IcmpMessage, requests: &[EchoRequest], pending: &Pending, round: &mut Round) {
+    match message {
+        IcmpMessage::EchoReply { number, from } => {
+            if let Some((index, at)) = pending.get(&number)
+                && requests[*index].to == from
+                && !round.outcomes[*index].has_reply()
+            {
+                round.outcomes[*index] = Outcome::Replied(now().duration_since(*at));
+            }
+        }
+        IcmpMessage::RequestError { number, outcome } => {
+            if let Some((index, _)) = pending.get(&number)
+                && !round.outcomes[*index].has_reply()
+            {
+                round.outcomes[*index] = outcome;
+            }
+        }
+        IcmpMessage::DatagramError { to, port, error } => {
+            round.datagram_errors.insert((to, port), error);
+        }
+    }
+}
+
+/// Encodes an echo request without its IP header. The kernel adds the checksum of ICMPv6.
+fn encode(request: &EchoRequest, identifier: u16, number: u16) -> Vec<u8> {
+    let header = if request.to.is_ipv4() { V4_HEADER } else { V6_HEADER };
+    let length = usize::try_from(request.size).unwrap_or(BUFFER).saturating_sub(header);
+    let mut packet: Vec<u8> =
+        vec![if request.to.is_ipv4() { ECHO_REQUEST } else { V6_ECHO_REQUEST }, 0, 0, 0];
+    packet.extend(identifier.to_be_bytes());
+    packet.extend(number.to_be_bytes());
+    packet.resize(length.max(ICMP_HEADER), 0x5a);
+    if request.to.is_ipv4() {
+        let sum = checksum(&packet).to_be_bytes();
+        packet[2..4].copy_from_slice(&sum);
+    }
+    packet
+}
+
+/// Returns the internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the carry is folded in above")]
+    let sum = sum as u16;
+    !sum
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// Parses a message with its IP header, as a raw IPv4 socket receives it.
+fn parse_v4(bytes: &[u8], identifier: u16) -> Option<IcmpMessage> {
+    let from = v4_address(bytes, 12)?;
+    let message = bytes.get(v4_header_length(bytes)?..)?;
+    let (kind, code) = (*message.first()?, *message.get(1)?);
+    if kind == ECHO_REPLY {
+        return parse_echo_reply(message, from, identifier);
+    }
+    if kind != DESTINATION_UNREACHABLE {
+        return None;
+    }
+    let outcome = match code {
+        4 => Outcome::TooBig(u16_at(message, 6).map(u32::from).filter(|mtu| *mtu > 0)),
+        0 | 5 | 6 | 11 => unreachable(from, UnreachableReason::Network),
+        1 | 7 | 8 | 12 => unreachable(from, UnreachableReason::Host),
+        2 | 3 => unreachable(from, UnreachableReason::Port),
+        _ => unreachable(from, UnreachableReason::Prohibited),
+    };
+    let packet = message.get(ICMP_HEADER..)?;
+    let to = v4_address(packet, 16)?;
+    let payload = packet.get(v4_header_length(packet)?..)?;
+    match *packet.get(9)? {
+        ICMP => parse_request_error(payload, ECHO_REQUEST, outcome, identifier),
+        UDP => parse_datagram_error(payload, to, outcome),
+        _ => None,
+    }
+}
+
+/// Parses a message without its IP header, as a raw IPv6 socket receives it.
+fn parse_v6(message: &[u8], from: IpAddr, identifier: u16) -> Option<IcmpMessage> {
+    let (kind, code) = (*message.first()?, *message.get(1)?);
+    if kind == V6_ECHO_REPLY {
+        return parse_echo_reply(message, from, identifier);
+    }
+    let outcome = match (kind, code) {
+        (V6_PACKET_TOO_BIG, _) => {
+            let mtu: [u8; 4] = message.get(4..8)?.try_into().ok()?;
+            Outcome::TooBig(Some(u32::from_be_bytes(mtu)))
+        }
+        (V6_DESTINATION_UNREACHABLE, 0) => unreachable(from, UnreachableReason::Network),
+        (V6_DESTINATION_UNREACHABLE, 3) => unreachable(from, UnreachableReason::Host),
+        (V6_DESTINATION_UNREACHABLE, 4) => unreachable(from, UnreachableReason::Port),
+        (V6_DESTINATION_UNREACHABLE, _) => unreachable(from, UnreachableReason::Prohibited),
+        _ => return None,
+    };
+    let packet = message.get(ICMP_HEADER..)?;
+    let octets: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+    let to = IpAddr::V6(Ipv6Addr::from(octets));
+    let payload = packet.get(V6_HEADER..)?;
+    match *packet.get(6)? {
+        ICMPV6 => parse_request_error(payload, V6_ECHO_REQUEST, outcome, identifier),
+        UDP => parse_datagram_error(payload, to, outcome),
+        _ => None,
+    }
+}
+
+fn v4_header_length(packet: &[u8]) -> Option<usize> {
+    Some(usize::from(packet.first()? & 0xf) * 4)
+}
+
+fn v4_address(packet: &[u8], at: usize) -> Option<IpAddr> {
+    let octets: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
+    Some(IpAddr::V4(Ipv4Addr::from(octets)))
+}
+
+const fn unreachable(reporter: IpAddr, reason: UnreachableReason) -> Outcome {
+    Outcome::Unreachable(IcmpError { reporter, reason })
+}
+
+fn parse_echo_reply(message: &[u8], from: IpAddr, identifier: u16) -> Option<IcmpMessage> {
+    let is_own = u16_at(message, 4)? == identifier;
+    is_own.then_some(IcmpMessage::EchoReply { number: u16_at(message, 6)?, from })
+}
+
+/// Parses the payload of an undeliverable ICMP packet.
+fn parse_request_error(
+    payload: &[u8],
+    request_type: u8,
+    outcome: Outcome,
+    identifier: u16,
+) -> Option<IcmpMessage> {
+    let is_own = *payload.first()? == request_type && u16_at(payload, 4)? == identifier;
+    is_own.then_some(IcmpMessage::RequestError { number: u16_at(payload, 6)?, outcome })
+}
+
+/// Parses the payload of an undeliverable UDP packet. A packet that is too large is no sign of a
+/// closed port.
+fn parse_datagram_error(payload: &[u8], to: IpAddr, outcome: Outcome) -> Option<IcmpMessage> {
+    match outcome {
+        Outcome::Unreachable(error) => {
+            Some(IcmpMessage::DatagramError { to, port: u16_at(payload, 2)?, error })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request_to(to: &str, size: u32) -> EchoRequest {
+        let to: IpAddr = to.parse().unwrap();
+        EchoRequest { from: to, to, size }
+    }
+
+    /// Returns an IPv4 packet with the message as its payload.
+    fn packet(protocol: u8, from: [u8; 4], to: [u8; 4], message: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+        packet.extend(from);
+        packet.extend(to);
+        packet.extend(message);
+        packet
+    }
+
+    #[test]
+    fn request_has_requested_size_and_checksum() {
+        let bytes = encode(&request_to("10.0.0.2", 1450), 0x1234, 7);
+        assert_eq!(bytes.len(), 1430);
+        assert_eq!((bytes[0], &bytes[4..8]), (8, &[0x12, 0x34, 0, 7][..]));
+        assert_eq!(checksum(&bytes), 0, "the checksum of a packet with its checksum is 0");
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0x220d);
+        assert_eq!(checksum(&[0xff; 3]), 0x00ff);
+        assert_eq!(encode(&request_to("fd00::2", 1430), 1, 1).len(), 1390);
+        assert_eq!(encode(&request_to("fd00::2", 1), 1, 1).len(), ICMP_HEADER);
+    }
+
+    #[test]
+    fn foreign_messages_are_ignored() {
+        let reply = [0, 0, 0, 0, 0x12, 0x34, 0, 7];
+        let bytes = packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &reply);
+        let from = "10.0.0.2".parse().unwrap();
+        assert_eq!(parse_v4(&bytes, 0x1234), Some(IcmpMessage::EchoReply { number: 7, from }));
+        assert_eq!(parse_v4(&bytes, 0x1235), None);
+        let mut with_options = bytes.clone();
+        with_options[0] = 0x46;
+        with_options.splice(20..20, [0; 4]);
+        assert_eq!(
+            parse_v4(&with_options, 0x1234),
+            Some(IcmpMessage::EchoReply { number: 7, from })
+        );
+        let request = encode(&request_to("10.0.0.1", 84), 0x1234, 7);
+        let request = packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &request);
+        assert_eq!(parse_v4(&request, 0x1234), None, "a request is no reply");
+        let from = "fd00::2".parse().unwrap();
+        let reply = [129, 0, 0, 0, 0x12, 0x34, 0, 7];
+        assert_eq!(
+            parse_v6(&reply, from, 0x1234),
+            Some(IcmpMessage::EchoReply { number: 7, from })
+        );
+        for length in 0..bytes.len() {
+            assert_eq!(parse_v4(&bytes[..length], 0x1234), None);
+        }
+    }
+
+    #[test]
+    fn only_first_reply_of_destination_counts() {
+        let requests = [request_to("10.0.0.2", 84)];
+        let mut round = Round { outcomes: vec![Outcome::NoReply], ..Round::default() };
+        let pending = Pending::from([(7, (0, now()))]);
+        let mut reply = |number, from: &str| {
+            let message = IcmpMessage::EchoReply { number, from: from.parse().unwrap() };
+            record(message, &requests, &pending, &mut round);
+            round.outcomes[0].clone()
+        };
+        assert_eq!(reply(8, "10.0.0.2"), Outcome::NoReply);
+        assert_eq!(reply(7, "10.0.0.3"), Outcome::NoReply);
+        let first = reply(7, "10.0.0.2");
+        assert!(first.has_reply(), "{first:?}");
+        assert_eq!(reply(7, "10.0.0.2"), first, "the round-trip time stays");
+    }
+
+    #[test]
+    fn icmp_error_for_request_has_its_number() {
+        let request = packet(1, [10, 0, 0, 1], [10, 0, 0, 2], &[8, 0, 0, 0, 0x12, 0x34, 0, 9]);
+        let outcome_of = |code, mtu: u8| {
+            let mut message = vec![3, code, 0, 0, 0, 0, 5, mtu];
+            message.extend(&request);
+            let bytes = packet(1, [10, 0, 0, 9], [10, 0, 0, 1], &message);
+            match parse_v4(&bytes, 0x1234) {
+                Some(IcmpMessage::RequestError { number: 9, outcome }) => outcome,
+                other => panic!("{other:?}"),
+            }
+        };
+        let reporter = "10.0.0.9".parse().unwrap();
+        assert_eq!(outcome_of(1, 0), unreachable(reporter, UnreachableReason::Host));
+        assert_eq!(outcome_of(0, 0), unreachable(reporter, UnreachableReason::Network));
+        assert_eq!(outcome_of(13, 0), unreachable(reporter, UnreachableReason::Prohibited));
+        assert_eq!(outcome_of(4, 0x78), Outcome::TooBig(Some(1400)));
+    }
+
+    #[test]
+    fn icmp_error_for_tunnel_packet_has_its_port() {
+        let port = 64_000_u16.to_be_bytes();
+        let datagram =
+            packet(17, [10, 0, 0, 1], [10, 0, 0, 2], &[1, 2, port[0], port[1], 0, 0, 0, 0]);
+        let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
+        message.extend(datagram);
+        let reporter = IpAddr::from([10, 0, 0, 2]);
+        let error = IcmpError { reporter, reason: UnreachableReason::Port };
+        assert_eq!(
+            parse_v4(&packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &message), 1),
+            Some(IcmpMessage::DatagramError { to: reporter, port: 64_000, error })
+        );
+        let mut message = vec![1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, 16, 17, 64];
+        let (from, to): (Ipv6Addr, Ipv6Addr) =
+            ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
+        message.extend(from.octets().into_iter().chain(to.octets()));
+        message.extend([1, 2, port[0], port[1], 0, 0, 0, 0]);
+        let to = IpAddr::V6(to);
+        let error = IcmpError { reporter: to, reason: UnreachableReason::Port };
+        let expected = IcmpMessage::DatagramError { to, port: 64_000, error };
+        assert_eq!(parse_v6(&message, to, 1), Some(expected));
+    }
+}

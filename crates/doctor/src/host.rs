@@ -1,0 +1,412 @@
+//! Checks of the host itself: kernel, settings, firewalls and programs. The checks are pure
+//! functions of the observation.
+
+use overlay_linux::docker::DockerFailure;
+use overlay_types::text::pluralize;
+
+use super::finding::{Finding, Severity};
+use super::observation::{NetworkManager, Observation, PortOwner};
+use super::rules;
+
+/// Kernels before this version miscalculate the checksums of packets that are masqueraded into a
+/// VXLAN device without outer checksums.
+const CHECKSUM_FIX_VERSION: (u32, u32) = (5, 8);
+/// A table causes a warning if at least this percentage of its entries is used.
+const NEARLY_FULL_PERCENT: u64 = 90;
+
+/// Runs all checks of the host in a fixed order.
+pub(crate) fn check(observation: &Observation) -> Vec<Finding> {
+    let checks: [fn(&Observation) -> Vec<Finding>; 12] = [
+        kernel,
+        forwarding,
+        rp_filter,
+        br_netfilter,
+        offload,
+        udp_port,
+        rules::udp_rules,
+        rules::forward_policy,
+        managers,
+        plugins,
+        docker,
+        tables,
+    ];
+    checks.iter().flat_map(|check| check(observation)).collect()
+}
+
+fn kernel(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "kernel";
+    let kernel_support = match &observation.kernel_support {
+        Ok(kernel_support) => kernel_support,
+        Err(reason) => {
+            let summary = format!("VXLAN and firewall support not tested: {reason}");
+            return vec![
+                Finding::note(CHECK, summary).with_advice("run 'mesos-overlay doctor' as root"),
+            ];
+        }
+    };
+    let mut findings = Vec::new();
+    let kernel = &observation.kernel;
+    match (&kernel_support.vxlan, &kernel_support.vxlan6) {
+        (Err(reason), _) => findings.push(
+            Finding::wrong(
+                CHECK,
+                format!("kernel {kernel} cannot create a VXLAN device: {reason}"),
+                "no tunnel can be created",
+            )
+            .with_command("modprobe vxlan")
+            .with_advice("install the kernel's modules if this module is missing"),
+        ),
+        (Ok(()), Err(reason)) => {
+            let finding = Finding::wrong(
+                CHECK,
+                format!("kernel {kernel} cannot create a VXLAN device with IPv6: {reason}"),
+                "overlays with IPv6 cannot be created",
+            )
+            .with_advice("start the kernel without ipv6.disable=1, or use IPv4 overlays only");
+            let is_needed = observation.needs_ipv6();
+            findings.push(if is_needed { finding } else { finding.at_most(Severity::Note) });
+        }
+        (Ok(()), Ok(())) => {
+            findings.push(Finding::ok(CHECK, format!("kernel {kernel} creates VXLAN devices")));
+        }
+    }
+    findings.push(match &kernel_support.firewall {
+        Ok(backend) => Finding::ok("firewall", format!("the firewall backend is {backend}")),
+        Err(reason) => Finding::wrong(
+            "firewall",
+            format!("firewall rules cannot be created: {reason}"),
+            "traffic that leaves the overlays is not masqueraded, and packets of unknown hosts \
+             are not dropped",
+        )
+        .with_advice("install nftables, or iptables and ipset, or set firewall to none"),
+    });
+    findings
+}
+
+/// Lowers the finding to a note if the agent has not run yet and will fix the problem itself.
+fn note_if_agent_will_fix(observation: &Observation, finding: Finding) -> Finding {
+    if observation.is_before_first_run() && observation.config.dataplane.host_settings {
+        let finding = finding.at_most(Severity::Note);
+        return Finding { command: None, ..finding }.with_advice("no action: the agent sets it");
+    }
+    finding
+}
+
+fn forwarding(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "forwarding";
+    let mut settings = vec![("ipv4/ip_forward", "net.ipv4.ip_forward")];
+    if observation.needs_ipv6() {
+        settings.push(("ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"));
+    }
+    settings.retain(|(path, _)| observation.setting(path) == Some(0));
+    if settings.is_empty() {
+        return vec![Finding::ok(CHECK, "this host forwards")];
+    }
+    let mut findings = Vec::new();
+    for (_, name) in settings {
+        let finding = Finding::wrong(
+            CHECK,
+            format!("{name} is 0"),
+            "this host does not forward packets, so other hosts do not reach its containers",
+        )
+        .with_command(format!("sysctl -w {name}=1"));
+        findings.push(note_if_agent_will_fix(observation, finding));
+    }
+    findings
+}
+
+/// Checks for strict `rp_filter` (1). The kernel uses the maximum of the setting of all devices and
+/// the setting of the device.
+fn rp_filter(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "rp-filter";
+    let all = observation.setting("ipv4/conf/all/rp_filter").unwrap_or(0);
+    let mut findings = Vec::new();
+    for device in observation.tunnel.devices() {
+        let Some(own) = observation.setting(&format!("ipv4/conf/{device}/rp_filter")) else {
+            continue;
+        };
+        if all.max(own) == 1 {
+            findings.push(
+                Finding::wrong(
+                    CHECK,
+                    format!("device {device} has rp_filter 1, strict"),
+                    "packets of peers are dropped if their reverse path is another device",
+                )
+                .with_command(format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2")),
+            );
+        }
+    }
+    if findings.is_empty() {
+        findings
+            .push(Finding::ok(CHECK, "packets whose reverse path is another device are accepted"));
+    }
+    findings
+}
+
+fn br_netfilter(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "br-netfilter";
+    if observation.setting("bridge/bridge-nf-call-iptables") != Some(1) {
+        return vec![Finding::ok(CHECK, "bridged packets do not pass through iptables")];
+    }
+    let summary = "net.bridge.bridge-nf-call-iptables is 1";
+    let path = "packets between containers on one bridge pass through the FORWARD chain";
+    if rules::forward_chain_drops(observation) {
+        return vec![
+            Finding::warning(CHECK, summary, format!("{path}, which drops them"))
+                .with_command("sysctl -w net.bridge.bridge-nf-call-iptables=0"),
+        ];
+    }
+    let effect = match (&observation.rules.nft, &observation.rules.iptables) {
+        (None, None) => "whose rules could not be read",
+        _ => "which accepts them",
+    };
+    vec![Finding::note(CHECK, format!("{summary}: {path}, {effect}"))]
+}
+
+fn offload(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "offload";
+    let kernel = &observation.kernel;
+    if kernel_version(kernel).is_none_or(|version| version >= CHECKSUM_FIX_VERSION) {
+        return vec![Finding::ok(CHECK, format!("kernel {kernel} calculates checksums correctly"))];
+    }
+    let mut findings = Vec::new();
+    for device in observation.tunnel.devices() {
+        let mut existing = observation.tunnel.observed.state.devices.keys();
+        let exists = existing.any(|existing| existing.as_str() == device);
+        if !exists || observation.offloads.get(&device) == Some(&false) {
+            continue;
+        }
+        findings.push(
+            Finding::warning(
+                CHECK,
+                format!("kernel {kernel} leaves the checksums of device {device} to the hardware"),
+                "before 5.8 the checksums of masqueraded packets are wrong, and the peer drops \
+                 the packets",
+            )
+            .with_command(format!("ethtool -K {device} tx-checksum-ip-generic off")),
+        );
+    }
+    if findings.is_empty() {
+        return vec![Finding::ok(CHECK, "no VXLAN device leaves checksums to the hardware")];
+    }
+    findings
+}
+
+/// Returns the major and minor version from the release of a kernel.
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+    number().zip(number())
+}
+
+fn udp_port(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "udp-port";
+    let tunnel = &observation.tunnel;
+    let mut findings = Vec::new();
+    for PortOwner { port, pid, name } in &observation.port_owners {
+        findings.push(
+            Finding::wrong(
+                CHECK,
+                format!("UDP port {port} is used by process {pid} ({name})"),
+                "VXLAN cannot use the port, so no packet of a peer arrives",
+            )
+            .with_advice(format!(
+                "stop the process, as with 'kill {pid}', or set another vtep_port at the master"
+            )),
+        );
+    }
+    for (name, vni, port) in &tunnel.observed.foreign_vxlans {
+        if tunnel.ports().contains(port) {
+            let summary = format!("VXLAN device {name} with VNI {vni} shares UDP port {port}");
+            findings.push(Finding::note(CHECK, summary));
+        }
+    }
+    if findings.is_empty() {
+        let ports: Vec<_> = tunnel.ports().iter().map(ToString::to_string).collect();
+        findings.push(if observation.is_root {
+            Finding::ok(CHECK, format!("UDP port {} is free for VXLAN", ports.join(" and ")))
+        } else {
+            Finding::note(CHECK, "processes on the UDP port not checked: this check needs root")
+        });
+    }
+    findings
+}
+
+fn managers(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "managers";
+    let managers = &observation.managers;
+    let mut findings = Vec::new();
+    for manager in managers.networks.iter().filter(|manager| !manager.has_exclusion) {
+        let NetworkManager { name, exclusion_file, .. } = manager;
+        let finding = Finding::warning(
+            CHECK,
+            format!("{name} runs and does not ignore the overlays' devices"),
+            "it removes addresses and routes that it does not know",
+        )
+        .with_advice(format!("set host_settings to true: the agent then writes {exclusion_file}"));
+        findings.push(note_if_agent_will_fix(observation, finding));
+    }
+    for port in observation.tunnel.ports() {
+        let explanation = "the packets of peers are dropped";
+        if managers.firewalld == Some(false) {
+            let summary = format!("firewalld does not open UDP port {port}");
+            let open = format!("--add-port={port}/udp");
+            let command = format!("firewall-cmd {open} && firewall-cmd --permanent {open}");
+            let finding = Finding::warning(CHECK, summary, explanation);
+            findings.push(finding.with_command(command));
+        }
+        if managers.ufw == Some(false) {
+            let summary = format!("ufw does not open UDP port {port}");
+            let finding = Finding::warning(CHECK, summary, explanation);
+            findings.push(finding.with_command(format!("ufw allow {port}/udp")));
+        }
+    }
+    if findings.is_empty() {
+        let running: Vec<_> = managers
+            .networks
+            .iter()
+            .map(|manager| manager.name)
+            .chain(managers.firewalld.map(|_| "firewalld"))
+            .chain(managers.ufw.map(|_| "ufw"))
+            .collect();
+        findings.push(Finding::ok(
+            CHECK,
+            match running[..] {
+                [] => "no other program manages the network or its firewall".to_owned(),
+                _ => format!("{} do not interfere with the overlays", running.join(" and ")),
+            },
+        ));
+    }
+    findings
+}
+
+fn plugins(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "cni-plugins";
+    let plugins = &observation.plugins;
+    if plugins.missing.is_empty() {
+        let options = &observation.config.options;
+        let summary = if options.allocate_subnet && options.mesos_bridge {
+            "bridge and host-local are installed"
+        } else {
+            "no CNI plugin is needed: mesos_bridge is off"
+        };
+        return vec![Finding::ok(CHECK, summary)];
+    }
+    let directories: Vec<_> =
+        plugins.searched.iter().map(|directory| directory.display().to_string()).collect();
+    let directories = directories.join(":");
+    // Without cni_plugins_dir, the plugins may be in another directory.
+    let is_configured = !observation.config.cni_plugins_dir.is_empty();
+    let severity = if is_configured { Severity::Wrong } else { Severity::Warning };
+    let mut findings = Vec::new();
+    for plugin in &plugins.missing {
+        let finding = Finding::wrong(
+            CHECK,
+            format!("CNI plugin {plugin} is not in {directories}"),
+            "tasks of the MesosContainerizer get no network",
+        )
+        .with_advice(
+            "install the CNI plugins, in Debian the package containernetworking-plugins, and name \
+             their directory in cni_plugins_dir",
+        );
+        findings.push(finding.at_most(severity));
+    }
+    findings
+}
+
+fn docker(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "docker";
+    let examined = match &observation.docker {
+        None => return vec![Finding::ok(CHECK, "Docker is not needed: docker_bridge is off")],
+        Some(Err(DockerFailure::PermissionDenied { .. })) if !observation.is_root => {
+            let summary = "not checked: no permission to use Docker's socket";
+            let finding = Finding::note(CHECK, summary);
+            return vec![finding.with_advice("run 'mesos-overlay doctor' as root")];
+        }
+        Some(Err(reason)) => return vec![docker_unavailable(CHECK, reason)],
+        Some(Ok(examined)) => examined,
+    };
+    let engine = &examined.engine;
+    let mut findings = Vec::new();
+    for (name, containers) in &examined.unfit {
+        let finding = Finding::wrong(
+            CHECK,
+            format!("docker network {name} does not have the gateway mode nat-unprotected"),
+            format!("Docker {engine} drops packets of other agents to its containers"),
+        );
+        let remove = format!("docker network rm {name}");
+        findings.push(if containers.is_empty() {
+            finding.with_command(remove).with_advice("the agent then creates the network again")
+        } else {
+            finding.with_advice(format!(
+                "stop the containers {} and run '{remove}': the agent then creates the network \
+                 again",
+                containers.join(", ")
+            ))
+        });
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("Docker {engine} answers")));
+    }
+    findings
+}
+
+fn docker_unavailable(check: &'static str, reason: &DockerFailure) -> Finding {
+    let explanation = "tasks of the DockerContainerizer get no network";
+    let disable = "set network_config.docker_bridge to false in the agent_config";
+    match reason {
+        DockerFailure::NotRunning { message } => {
+            Finding::wrong(check, format!("{}: {message}", DockerFailure::NOT_RUNNING), explanation)
+                .with_command("systemctl start docker")
+                .with_advice(format!("if no task on this host needs a Docker network, {disable}"))
+        }
+        DockerFailure::ProgramNotFound { program } => {
+            Finding::wrong(check, format!("program '{}' not found", program.display()), explanation)
+                .with_advice(format!("install Docker, or {disable}"))
+        }
+        // All other reasons include their remedy.
+        reason => Finding::wrong(check, reason.to_string(), explanation),
+    }
+}
+
+fn tables(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "tables";
+    let mut findings = Vec::new();
+    let count = observation.setting("netfilter/nf_conntrack_count").map(u64::from);
+    let max = observation.setting("netfilter/nf_conntrack_max").map(u64::from);
+    if let (Some(count), Some(max)) = (count, max.filter(|max| *max > 0))
+        && count * 100 >= max * NEARLY_FULL_PERCENT
+    {
+        let finding = Finding::wrong(
+            CHECK,
+            format!("{count} of {max} connections are tracked"),
+            "when the table is full, packets of new connections are dropped",
+        )
+        .with_command(format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2));
+        findings.push(if count >= max { finding } else { finding.at_most(Severity::Warning) });
+    }
+    let devices = observation.tunnel.observed.state.devices.values();
+    let count = devices.map(|device| device.neighbors.len()).sum::<usize>() as u64;
+    for family in ["ipv4", "ipv6"] {
+        let max = observation.setting(&format!("{family}/neigh/default/gc_thresh3"));
+        let Some(max) = max.map(u64::from) else { continue };
+        if count * 100 < max * NEARLY_FULL_PERCENT {
+            continue;
+        }
+        let neighbors = pluralize(count, "neighbor");
+        let name = format!("net.{family}.neigh.default.gc_thresh3");
+        findings.push(
+            Finding::warning(
+                CHECK,
+                format!("{neighbors} on the VXLAN devices, and the {family} table holds {max}"),
+                "kernels that also count permanent entries remove other entries",
+            )
+            .with_command(format!("sysctl -w {name}={}", (count * 2).max(max * 2))),
+        );
+    }
+    if findings.is_empty() {
+        let summary = "the tables of connections and neighbors have free entries";
+        findings.push(Finding::ok(CHECK, summary));
+    }
+    findings
+}

@@ -1,0 +1,235 @@
+//! The observed state of a host as plain data. All findings except those of the probe derive from
+//! this data alone.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use overlay_config::{AgentConfig, DataplaneKind};
+use overlay_linux::dataplane;
+use overlay_linux::docker::{DockerFailure, EngineReport};
+use overlay_types::protocol::{AgentInfo, State};
+use overlay_types::tunnel::{Collision, Desired, HostAddress};
+
+/// The observed state of a host.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// Whether the doctor runs as root. Without root, some checks are skipped.
+    pub is_root: bool,
+    /// The configuration of the agent, or the default configuration.
+    pub config: AgentConfig,
+    /// Release of the kernel, as `uname -r` prints it.
+    pub kernel: String,
+    /// Features that the kernel supports, or why they were not tested.
+    pub kernel_support: Result<KernelSupport, String>,
+    /// Numeric settings below `/proc/sys/net`, by their path. A setting that does not exist is
+    /// absent.
+    pub settings: BTreeMap<String, u32>,
+    /// Processes with a socket on a UDP port of the tunnels.
+    pub port_owners: Vec<PortOwner>,
+    /// Programs that manage networks and firewalls on this host.
+    pub managers: NetworkManagement,
+    /// The rules of the host's firewalls.
+    pub rules: FirewallRules,
+    /// The CNI plugins.
+    pub plugins: CniPlugins,
+    /// The state of the Docker engine, or why it is unknown; `None` if the agent does not use
+    /// Docker.
+    pub docker: Option<Result<EngineReport, DockerFailure>>,
+    /// Whether each device leaves checksums to the hardware. A device that ethtool cannot read is
+    /// absent.
+    pub offloads: BTreeMap<String, bool>,
+    /// The overlays in the kernel.
+    pub tunnel: TunnelState,
+    /// The local agent.
+    pub agent: AgentObservation,
+    /// The master; `None` if the operator named no master.
+    pub master: Option<MasterObservation>,
+}
+
+/// Features that the kernel supports, tested in a temporary network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelSupport {
+    /// Whether a VXLAN device with its entries can be created.
+    pub vxlan: Result<(), String>,
+    /// Whether a VXLAN device with IPv6 can be created.
+    pub vxlan6: Result<(), String>,
+    /// The firewall backend that creates the rules.
+    pub firewall: Result<&'static str, String>,
+}
+
+/// A process with a socket on a UDP port that VXLAN needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortOwner {
+    /// The UDP port.
+    pub port: u16,
+    /// Process ID.
+    pub pid: u32,
+    /// Name of the process.
+    pub name: String,
+}
+
+/// Programs that manage networks and firewalls.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkManagement {
+    /// Network managers that run on this host.
+    pub networks: Vec<NetworkManager>,
+    /// Whether firewalld accepts VXLAN packets; `None` if it does not run.
+    pub firewalld: Option<bool>,
+    /// Whether ufw accepts VXLAN packets; `None` if it is not enabled.
+    pub ufw: Option<bool>,
+}
+
+/// A network manager that runs and would change the overlays' devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkManager {
+    /// Its name.
+    pub name: &'static str,
+    /// The file with which the agent excludes the overlays' devices from the network manager.
+    pub exclusion_file: &'static str,
+    /// Whether that file exists.
+    pub has_exclusion: bool,
+}
+
+/// The listed rules of the host's firewalls; `None` where the listing failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FirewallRules {
+    /// `nft -a list ruleset`
+    pub nft: Option<String>,
+    /// `iptables -S`
+    pub iptables: Option<String>,
+    /// `ip6tables -S`
+    pub ip6tables: Option<String>,
+}
+
+/// The installed CNI plugins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CniPlugins {
+    /// The searched directories.
+    pub searched: Vec<PathBuf>,
+    /// Needed plugins that none of these directories contains.
+    pub missing: Vec<&'static str>,
+}
+
+/// The overlays in the kernel, and their desired state as far as it is known.
+#[derive(Debug, Clone, Default)]
+pub struct TunnelState {
+    /// The desired state.
+    pub desired: Desired,
+    /// The source of the desired state.
+    pub source: DesiredSource,
+    /// The observed state.
+    pub observed: dataplane::Observed,
+    /// The changes from the observed to the desired state, and the problems.
+    pub plan: dataplane::Plan,
+    /// Networks of the host that overlap the overlays.
+    pub collisions: Vec<Collision>,
+    /// The host's addresses.
+    pub addresses: Vec<HostAddress>,
+    /// Peers whose address has no route, with the error of the kernel.
+    pub unroutable: Vec<(IpAddr, String)>,
+}
+
+/// The source of the desired state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DesiredSource {
+    /// Defaults: no assignment is known, and the kernel has no overlay.
+    #[default]
+    Defaults,
+    /// The network of the master. The assignment of this host is unknown.
+    MasterNetwork,
+    /// The observed state of the kernel.
+    Kernel,
+    /// The assignments of this host.
+    Assignments,
+}
+
+impl TunnelState {
+    /// Returns whether overlays are programmed on this host.
+    pub fn is_programmed(&self) -> bool {
+        !self.observed.state.devices.is_empty()
+    }
+
+    /// Returns the UDP ports of the tunnels.
+    pub fn ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> =
+            self.desired.vxlan_devices.iter().map(|local| local.port).collect();
+        ports.dedup();
+        ports
+    }
+
+    /// Returns the names of the desired devices.
+    pub fn devices(&self) -> impl Iterator<Item = String> {
+        self.desired.vxlan_devices.iter().map(|local| local.device.to_string())
+    }
+
+    /// Returns the device of the host that has this address.
+    pub fn device_with(&self, address: IpAddr) -> Option<&str> {
+        let own = self.addresses.iter().find(|own| own.address.address() == address);
+        own.map(|own| own.device.as_str())
+    }
+}
+
+/// The local agent.
+#[derive(Debug, Clone)]
+pub struct AgentObservation {
+    /// The queried address.
+    pub address: String,
+    /// The report of the agent, or why there is none.
+    pub answer: Result<AgentReport, AgentQueryError>,
+}
+
+/// Why there is no report of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentQueryError {
+    /// The query got no response, with the reason.
+    NoResponse(String),
+    /// The HTTP response does not come from an overlay agent.
+    NotAnAgent(String),
+}
+
+/// The report of an agent about itself.
+#[derive(Debug, Clone)]
+pub struct AgentReport {
+    /// The assignments of the agent.
+    pub info: AgentInfo,
+    /// Status and problems; `None` if the agent reports no health, like the C++ module.
+    pub health: Option<(String, Vec<String>)>,
+    /// Whether another program manages the tunnels, as with the C++ module.
+    pub is_external: bool,
+}
+
+/// The master.
+#[derive(Debug, Clone)]
+pub struct MasterObservation {
+    /// The queried address.
+    pub address: String,
+    /// The state of the cluster, or why it is unknown.
+    pub answer: Result<State, String>,
+}
+
+impl Observation {
+    /// Returns a numeric setting below `/proc/sys/net`.
+    pub fn setting(&self, name: &str) -> Option<u32> {
+        self.settings.get(name).copied()
+    }
+
+    /// Returns whether the overlays need IPv6.
+    pub fn needs_ipv6(&self) -> bool {
+        let is_v6 = |subnet: &overlay_types::addr::Subnet| subnet.first().is_ipv6();
+        self.tunnel.desired.vxlan_devices.iter().any(|local| local.ip6.is_some())
+            || self.tunnel.desired.spaces.iter().any(|space| space.whole.iter().any(is_v6))
+    }
+
+    /// Returns whether another program manages the tunnels.
+    pub fn is_external(&self) -> bool {
+        self.config.dataplane.kind == DataplaneKind::External
+            || self.agent.answer.as_ref().is_ok_and(|report| report.is_external)
+    }
+
+    /// Returns whether no agent has run on this host yet. Settings that the agent will configure
+    /// are then not reported as problems.
+    pub fn is_before_first_run(&self) -> bool {
+        !self.tunnel.is_programmed() && self.agent.answer.is_err()
+    }
+}

@@ -1,0 +1,797 @@
+//! The complete text of every finding: summary, explanation, command and advice.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use overlay_config::AgentConfig;
+use overlay_linux::dataplane::{self, Device, Identity, Link, Operation, Problem};
+use overlay_linux::docker::{DockerFailure, EngineReport};
+use overlay_types::addr::{DeviceName, Family, Mac, Mtu, Vni};
+use overlay_types::protocol::{AgentInfo, Network, State, Vxlan};
+use overlay_types::tunnel::{
+    Desired, HostAddress, HostRoute, OverlaySubnets, VxlanDevice, collisions,
+};
+
+use super::finding::Finding;
+use super::observation::{
+    AgentObservation, AgentQueryError, AgentReport, CniPlugins, DesiredSource, FirewallRules,
+    KernelSupport, MasterObservation, NetworkManagement, NetworkManager, Observation, PortOwner,
+    TunnelState,
+};
+use super::{host, local_checks, overlay};
+
+fn device() -> DeviceName {
+    DeviceName::vtep(Vni::DEFAULT)
+}
+
+fn mac(last: u8) -> Mac {
+    Mac::from([0x70, 0xb3, 0xd5, 0x80, 0, last])
+}
+
+fn local() -> VxlanDevice {
+    VxlanDevice {
+        device: device(),
+        vni: Vni::DEFAULT,
+        port: 64_000,
+        mac: mac(1),
+        underlay: "10.0.0.1".parse().unwrap(),
+        mtu: None,
+        containers_mtu: None,
+        ip: "44.128.0.1/16".parse().ok(),
+        ip6: None,
+    }
+}
+
+fn space() -> OverlaySubnets {
+    OverlaySubnets {
+        overlay: "vxlan-1".parse().unwrap(),
+        device: device(),
+        whole: vec!["192.168.0.0/17".parse().unwrap()],
+        own: vec!["192.168.0.0/24".parse().unwrap()],
+    }
+}
+
+/// Returns a device with one peer.
+fn device_with_peer() -> Device {
+    let identity = Identity { vni: Vni::DEFAULT, port: 64_000, family: Family::V4 };
+    let mut device = Device::bare(Link {
+        identity,
+        mac: mac(1),
+        mtu: Mtu::new(1450).unwrap(),
+        underlay: "10.0.0.1".parse().ok(),
+        is_learning: false,
+        is_up: true,
+        is_marked: true,
+        has_ipv6: false,
+        has_loose_rp_filter: true,
+    });
+    device.addresses.extend(local().addresses());
+    device.neighbors.insert("44.128.0.2".parse().unwrap(), mac(2));
+    device.forwards.insert(mac(2), "10.0.0.2".parse().unwrap());
+    device
+}
+
+/// Returns a host with an agent and no problems.
+fn healthy_host() -> Observation {
+    let mut observed = dataplane::Observed::default();
+    observed.state.devices.insert(device(), device_with_peer());
+    observed.underlay_mtus.insert("10.0.0.1".parse().unwrap(), Mtu::new(1500).unwrap());
+    let desired =
+        Desired { vxlan_devices: vec![local()], spaces: vec![space()], ..Desired::default() };
+    let info = AgentInfo {
+        ip: "10.0.0.1".parse().unwrap(),
+        overlays: Vec::new(),
+        configuration_attempts: None,
+    };
+    let network = Network {
+        vtep_subnet: "44.128.0.0/16".parse().unwrap(),
+        vtep_subnet6: None,
+        vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
+        vtep_mtu: None,
+        vxlan: Vxlan::default(),
+        overlays: Vec::new(),
+    };
+    let state = State { network: network.into(), agents: vec![info.clone().into()] };
+    let settings = [
+        ("ipv4/ip_forward", 1),
+        ("ipv4/conf/all/rp_filter", 0),
+        ("ipv4/conf/vtep1024/rp_filter", 2),
+        ("netfilter/nf_conntrack_count", 10),
+        ("netfilter/nf_conntrack_max", 1000),
+        ("ipv4/neigh/default/gc_thresh3", 1024),
+    ];
+    Observation {
+        is_root: true,
+        config: AgentConfig::new(PathBuf::new()),
+        kernel: "6.1.0-18-amd64".to_owned(),
+        kernel_support: Ok(KernelSupport {
+            vxlan: Ok(()),
+            vxlan6: Ok(()),
+            firewall: Ok("nftables"),
+        }),
+        settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
+        port_owners: Vec::new(),
+        managers: NetworkManagement::default(),
+        rules: FirewallRules { nft: Some(String::new()), ..FirewallRules::default() },
+        plugins: CniPlugins { searched: vec!["/usr/lib/cni".into()], missing: Vec::new() },
+        docker: Some(Ok(EngineReport { engine: "28.5.2".to_owned(), unfit: Vec::new() })),
+        offloads: BTreeMap::new(),
+        tunnel: TunnelState {
+            desired,
+            source: DesiredSource::Assignments,
+            observed,
+            addresses: vec![HostAddress {
+                address: "10.0.0.1/24".parse().unwrap(),
+                device: "eth0".to_owned(),
+            }],
+            ..TunnelState::default()
+        },
+        agent: AgentObservation {
+            address: "127.0.0.1:5051".to_owned(),
+            answer: Ok(AgentReport {
+                info,
+                health: Some(("ok".to_owned(), Vec::new())),
+                is_external: false,
+            }),
+        },
+        master: Some(MasterObservation { address: "10.0.0.9:5050".to_owned(), answer: Ok(state) }),
+    }
+}
+
+/// Returns a host on which no agent has run.
+fn fresh_host() -> Observation {
+    let mut observation = healthy_host();
+    observation.tunnel.observed.state = dataplane::State::default();
+    observation.tunnel.source = DesiredSource::Defaults;
+    observation.agent.answer = Err(AgentQueryError::NoResponse("Connection refused".to_owned()));
+    observation.master = None;
+    observation
+}
+
+fn all_findings(observation: &Observation) -> Vec<Finding> {
+    let mut findings = host::check(observation);
+    findings.extend(overlay::check(observation));
+    findings
+}
+
+/// Returns the text of the findings that `inject_fault` adds on a healthy host.
+fn findings_after(inject_fault: impl FnOnce(&mut Observation)) -> String {
+    findings_on(healthy_host(), inject_fault)
+}
+
+fn findings_on(
+    mut observation: Observation,
+    inject_fault: impl FnOnce(&mut Observation),
+) -> String {
+    let before = all_findings(&observation);
+    inject_fault(&mut observation);
+    let new = all_findings(&observation).into_iter().filter(|finding| !before.contains(finding));
+    new.map(|finding| finding.to_string()).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn healthy_host_has_no_problem() {
+    let shown: Vec<_> = all_findings(&healthy_host()).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "ok       kernel           kernel 6.1.0-18-amd64 creates VXLAN devices",
+            "ok       firewall         the firewall backend is nftables",
+            "ok       forwarding       this host forwards",
+            "ok       rp-filter        packets whose reverse path is another device are accepted",
+            "ok       br-netfilter     bridged packets do not pass through iptables",
+            "ok       offload          kernel 6.1.0-18-amd64 calculates checksums correctly",
+            "ok       udp-port         UDP port 64000 is free for VXLAN",
+            "ok       udp-rules        no rule drops the packets of peers",
+            "ok       forward-policy   no chain drops packets that are forwarded for the overlays",
+            "ok       managers         no other program manages the network or its firewall",
+            "ok       cni-plugins      bridge and host-local are installed",
+            "ok       docker           Docker 28.5.2 answers",
+            "ok       tables           the tables of connections and neighbors have free entries",
+            "ok       agent            the agent at 127.0.0.1:5051 has 0 overlays",
+            "ok       master           master 10.0.0.9:5050 knows this agent, 10.0.0.1",
+            "ok       collisions       no route or address of the host overlaps the overlays",
+            "ok       mtu              the underlay carries packets of 1450 bytes",
+            "ok       dataplane        the kernel matches the desired state of the overlays",
+            "ok       peers            the kernel has a route to each of 1 peer",
+        ]
+    );
+}
+
+/// Returns the lines of a finding. The kind of a remedy is `run` for a command, or `do` for advice.
+fn lines(severity: &str, check: &str, summary: &str, remedies: &[(&str, &str)]) -> String {
+    let mut text = format!("{severity:<7}  {check:<15}  {summary}");
+    for (kind, remedy) in remedies {
+        let label = if *kind == "run" { "  fix with" } else { "  what to do" };
+        text += &format!("\n{:<7}  {label:<15}  {remedy}", "");
+    }
+    text
+}
+
+#[test]
+fn missing_kernel_support_is_reported() {
+    let kernel_support =
+        |observation: &mut Observation| observation.kernel_support.clone().unwrap();
+    let text = findings_after(|observation| {
+        let vxlan = Err("the kernel has no VXLAN".to_owned());
+        observation.kernel_support = Ok(KernelSupport { vxlan, ..kernel_support(observation) });
+    });
+    let summary = "kernel 6.1.0-18-amd64 cannot create a VXLAN device: the kernel has no VXLAN: \
+                   no tunnel can be created";
+    let advice = "install the kernel's modules if this module is missing";
+    assert_eq!(
+        text,
+        lines("wrong", "kernel", summary, &[("run", "modprobe vxlan"), ("do", advice)])
+    );
+    let no_v6 = |observation: &mut Observation| {
+        observation.kernel_support =
+            Ok(KernelSupport { vxlan6: Err("no IPv6".to_owned()), ..kernel_support(observation) });
+    };
+    let summary = "kernel 6.1.0-18-amd64 cannot create a VXLAN device with IPv6: no IPv6: \
+                   overlays with IPv6 cannot be created";
+    let advice = "start the kernel without ipv6.disable=1, or use IPv4 overlays only";
+    assert_eq!(findings_after(no_v6), lines("note", "kernel", summary, &[("do", advice)]));
+    let mut with_v6 = healthy_host();
+    with_v6.tunnel.desired.vxlan_devices[0].ip6 = "fd01:a::1/64".parse().ok();
+    assert_eq!(findings_on(with_v6, no_v6), lines("wrong", "kernel", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        let firewall = Err("program 'nft' not found".to_owned());
+        observation.kernel_support = Ok(KernelSupport { firewall, ..kernel_support(observation) });
+    });
+    let summary = "firewall rules cannot be created: program 'nft' not found: traffic that leaves \
+                   the overlays is not masqueraded, and packets of unknown hosts are not dropped";
+    let advice = "install nftables, or iptables and ipset, or set firewall to none";
+    assert_eq!(text, lines("wrong", "firewall", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        observation.kernel_support = Err("the test needs root".to_owned())
+    });
+    let summary = "VXLAN and firewall support not tested: the test needs root";
+    let advice = "run 'mesos-overlay doctor' as root";
+    assert_eq!(text, lines("note", "kernel", summary, &[("do", advice)]));
+}
+
+#[test]
+fn wrong_setting_is_reported_with_sysctl_command() {
+    let set = |name: &'static str, value| {
+        move |observation: &mut Observation| observation.settings.extend([(name.to_owned(), value)])
+    };
+    let summary = "net.ipv4.ip_forward is 0: this host does not forward packets, so other hosts \
+                   do not reach its containers";
+    assert_eq!(
+        findings_after(set("ipv4/ip_forward", 0)),
+        lines("wrong", "forwarding", summary, &[("run", "sysctl -w net.ipv4.ip_forward=1")])
+    );
+    assert_eq!(
+        findings_on(fresh_host(), set("ipv4/ip_forward", 0)),
+        lines("note", "forwarding", summary, &[("do", "no action: the agent sets it")])
+    );
+    let summary = "device vtep1024 has rp_filter 1, strict: packets of peers are dropped if their \
+                   reverse path is another device";
+    let command = "sysctl -w net.ipv4.conf.vtep1024.rp_filter=2";
+    assert_eq!(
+        findings_after(set("ipv4/conf/vtep1024/rp_filter", 1)),
+        lines("wrong", "rp-filter", summary, &[("run", command)])
+    );
+    // The kernel uses the larger value.
+    assert_eq!(findings_after(set("ipv4/conf/all/rp_filter", 1)), "");
+    let summary = "net.bridge.bridge-nf-call-iptables is 1: packets between containers on one \
+                   bridge pass through the FORWARD chain, which accepts them";
+    let on = set("bridge/bridge-nf-call-iptables", 1);
+    assert_eq!(findings_after(on), lines("note", "br-netfilter", summary, &[]));
+    let summary = "950 of 1000 connections are tracked: when the table is full, packets of new \
+                   connections are dropped";
+    let command = "sysctl -w net.netfilter.nf_conntrack_max=2000";
+    let count = "netfilter/nf_conntrack_count";
+    assert_eq!(
+        findings_after(set(count, 950)),
+        lines("warning", "tables", summary, &[("run", command)])
+    );
+    let summary = summary.replace("950", "1000");
+    assert_eq!(
+        findings_after(set(count, 1000)),
+        lines("wrong", "tables", &summary, &[("run", command)])
+    );
+    let summary = "1 neighbor on the VXLAN devices, and the ipv4 table holds 1: kernels that \
+                   also count permanent entries remove other entries";
+    let command = "sysctl -w net.ipv4.neigh.default.gc_thresh3=2";
+    let thresh = set("ipv4/neigh/default/gc_thresh3", 1);
+    assert_eq!(findings_after(thresh), lines("warning", "tables", summary, &[("run", command)]));
+}
+
+#[test]
+fn old_kernel_with_checksum_offload_is_reported() {
+    let summary = "kernel 5.4.0-150-generic leaves the checksums of device vtep1024 to the \
+                   hardware: before 5.8 the checksums of masqueraded packets are wrong, and the \
+                   peer drops the packets";
+    let command = "ethtool -K vtep1024 tx-checksum-ip-generic off";
+    let old = |observation: &mut Observation| {
+        observation.kernel = "5.4.0-150-generic".to_owned();
+        observation.kernel_support = Err(String::new());
+    };
+    let text = findings_after(old);
+    assert!(text.ends_with(&lines("warning", "offload", summary, &[("run", command)])), "{text}");
+    let text = findings_after(|observation| {
+        old(observation);
+        observation.offloads.insert("vtep1024".to_owned(), false);
+    });
+    let fixed = "no VXLAN device leaves checksums to the hardware";
+    assert!(text.ends_with(&lines("ok", "offload", fixed, &[])), "{text}");
+}
+
+#[test]
+fn owner_of_udp_port_is_named() {
+    let text = findings_after(|observation| {
+        let owner = PortOwner { port: 64_000, pid: 4711, name: "nc".to_owned() };
+        observation.port_owners.push(owner);
+    });
+    let summary = "UDP port 64000 is used by process 4711 (nc): VXLAN cannot use the port, so no \
+                   packet of a peer arrives";
+    let stop = "stop the process, as with 'kill 4711', or set another vtep_port at the master";
+    assert_eq!(text, lines("wrong", "udp-port", summary, &[("do", stop)]));
+    let text = findings_after(|observation| {
+        observation.tunnel.observed.foreign_vxlans.push((
+            "calico".to_owned(),
+            Vni::new(4096).unwrap(),
+            64_000,
+        ));
+    });
+    let summary = "VXLAN device calico with VNI 4096 shares UDP port 64000";
+    assert_eq!(text, lines("note", "udp-port", summary, &[]));
+    let line = "  12: 0A000001:FA00 00000000:0000 07 00000000:00000000 00:00000000 00000000     \
+                0  0 12345 2 0000000000000000 0";
+    assert_eq!(local_checks::udp_socket(line), Some((64_000, 12_345)));
+    assert_eq!(local_checks::udp_socket("  sl  local_address"), None);
+}
+
+#[test]
+fn rule_that_drops_tunnels_is_reported_with_removal() {
+    let nft = |text: &'static str| {
+        move |observation: &mut Observation| observation.rules.nft = Some(text.to_owned())
+    };
+    let text = findings_after(nft("table inet site { # handle 3
+    chain in { # handle 1
+        type filter hook input priority filter; policy accept;
+        udp dport 64000 counter packets 0 bytes 0 drop # handle 7
+    }
+}
+table inet mesos_overlay { # handle 4
+    chain input { # handle 1
+        type filter hook input priority -10; policy accept;
+        udp dport 64000 ip saddr != @agents4 drop # handle 2
+    }
+}"));
+    let summary = "a rule of nftables in table inet site, chain in: 'udp dport 64000 counter \
+                   packets 0 bytes 0 drop': VXLAN packets to UDP port 64000 are dropped on this \
+                   host";
+    let command = "nft delete rule inet site in handle 7";
+    assert_eq!(text, lines("wrong", "udp-rules", summary, &[("run", command)]));
+    let strict = "table inet site { # handle 3
+    chain in { # handle 1
+        type filter hook input priority filter; policy drop;
+        tcp dport 22 accept # handle 7
+    }
+}";
+    let summary = "chain in of nftables table inet site drops packets that no rule accepts, and \
+                   no rule names UDP port 64000: the packets of peers are dropped";
+    let command = "nft insert rule inet site in udp dport 64000 accept";
+    assert_eq!(
+        findings_after(nft(strict)),
+        lines("warning", "udp-rules", summary, &[("run", command)])
+    );
+    let port_range = strict.replace("tcp dport 22", "udp dport { 53, 60000-65000 }");
+    assert_eq!(findings_after(|observation| observation.rules.nft = Some(port_range)), "");
+}
+
+#[test]
+fn rule_against_unknown_hosts_is_a_warning() {
+    let table = |rules: &str| {
+        format!(
+            "table inet site {{ # handle 3\n chain in {{ # handle 1\n  type filter hook input \
+             priority filter; policy accept;\n{rules} }}\n}}"
+        )
+    };
+    let advice = "check that the packets of every agent are accepted, or remove the rule: nft \
+                  delete rule inet site in handle 8";
+    for (rules, drop) in [
+        ("", "udp dport 64000 ip saddr != 10.0.0.0/8 drop"),
+        ("udp dport 64000 ip saddr 10.0.0.0/8 accept # handle 7\n", "udp dport 64000 drop"),
+    ] {
+        let listing = table(&format!("{rules}{drop} # handle 8\n"));
+        let summary = format!(
+            "a rule of nftables in table inet site, chain in: '{drop}': VXLAN packets to UDP port \
+             64000 are dropped unless other rules accept them"
+        );
+        let text = findings_after(|observation| observation.rules.nft = Some(listing));
+        assert_eq!(text, lines("warning", "udp-rules", &summary, &[("do", advice)]));
+    }
+    let rule = "INPUT ! -s 10.0.0.0/8 -p udp -m udp --dport 64000 -j DROP";
+    let text =
+        findings_after(|observation| observation.rules.iptables = Some(format!("-A {rule}\n")));
+    let summary = format!(
+        "a rule of iptables: '{rule}': VXLAN packets to UDP port 64000 are dropped unless other \
+         rules accept them"
+    );
+    let advice = format!(
+        "check that the packets of every agent are accepted, or remove the rule: iptables -D \
+         {rule}"
+    );
+    assert_eq!(text, lines("warning", "udp-rules", &summary, &[("do", &advice)]));
+}
+
+#[test]
+fn nftables_forward_policy_is_reported() {
+    let table = |rule: &str| {
+        let listing = format!(
+            "table inet site {{ # handle 3\n chain fwd {{ # handle 1\n  type filter hook forward \
+             priority filter; policy drop;\n{rule} # handle 2\n }}\n}}"
+        );
+        move |observation: &mut Observation| observation.rules.nft = Some(listing)
+    };
+    let summary = "chain fwd of nftables table inet site drops packets that no rule accepts, and \
+                   no rule names device vtep1024: packets between the tunnels and the containers \
+                   are dropped";
+    let command = "nft insert rule inet site fwd iifname vtep1024 accept && nft insert rule inet \
+                   site fwd oifname vtep1024 accept";
+    let expected = lines("warning", "forward-policy", summary, &[("run", command)]);
+    assert_eq!(findings_after(table("ct state established accept")), expected);
+    assert_eq!(findings_after(table("iifname \"vtep1024\" accept")), "");
+    assert_eq!(findings_after(table("iifname \"vtep*\" accept")), "");
+    for family in ["table ip6 site", "table bridge site"] {
+        let mut observation = healthy_host();
+        table("ct state established accept")(&mut observation);
+        let listing = observation.rules.nft.unwrap().replace("table inet site", family);
+        let text = findings_after(|observation| observation.rules.nft = Some(listing));
+        assert_eq!(text, "", "{family} does not process these packets");
+    }
+}
+
+#[test]
+fn checks_without_root_are_noted() {
+    let mut observation = healthy_host();
+    (observation.is_root, observation.rules) = (false, FirewallRules::default());
+    observation.settings.insert("bridge/bridge-nf-call-iptables".to_owned(), 1);
+    observation.docker = Some(Err(DockerFailure::PermissionDenied { message: String::new() }));
+    let findings = all_findings(&observation);
+    let shown = |check: &str| {
+        let of_check = findings.iter().find(|finding| finding.check == check);
+        of_check.expect("a finding of every check").to_string()
+    };
+    let root = [("do", "run 'mesos-overlay doctor' as root")];
+    for check in ["udp-rules", "forward-policy"] {
+        let summary = "no firewall rules could be read";
+        assert_eq!(shown(check), lines("note", check, summary, &root));
+    }
+    let summary = "not checked: no permission to use Docker's socket";
+    assert_eq!(shown("docker"), lines("note", "docker", summary, &root));
+    assert!(shown("br-netfilter").ends_with(" FORWARD chain, whose rules could not be read"));
+}
+
+#[test]
+fn iptables_rules_are_reported() {
+    let text = findings_after(|observation| {
+        observation.rules.iptables = Some(
+            "-P INPUT DROP\n-P FORWARD DROP\n-A INPUT -p udp -m udp --dport 64000 -j DROP\n"
+                .to_owned(),
+        );
+    });
+    let first = lines(
+        "wrong",
+        "udp-rules",
+        "a rule of iptables: 'INPUT -p udp -m udp --dport 64000 -j DROP': VXLAN packets to UDP \
+         port 64000 are dropped on this host",
+        &[("run", "iptables -D INPUT -p udp -m udp --dport 64000 -j DROP")],
+    );
+    let second = lines(
+        "warning",
+        "udp-rules",
+        "chain INPUT of iptables drops packets that no rule accepts, and no rule names UDP port \
+         64000: the packets of peers are dropped",
+        &[("run", "iptables -I INPUT -p udp --dport 64000 -j ACCEPT")],
+    );
+    let third = lines(
+        "wrong",
+        "forward-policy",
+        "chain FORWARD of iptables drops packets that no rule accepts, and the agent's rules are \
+         missing: packets between the tunnels and the containers are dropped",
+        &[(
+            "run",
+            "iptables -I FORWARD -i vtep1024 -j ACCEPT && iptables -I FORWARD -o vtep1024 -j ACCEPT",
+        )],
+    );
+    assert_eq!(text, [first, second, third].join("\n"));
+    let text = findings_after(|observation| {
+        observation.rules.iptables = Some(
+            "-P FORWARD DROP\n-A FORWARD -j MESOS-OVERLAY\n-A INPUT -j MESOS-OVERLAY-IN\n-A \
+             MESOS-OVERLAY-IN -p udp --dport 64000 -j DROP\n"
+                .to_owned(),
+        );
+    });
+    assert_eq!(text, "", "the agent creates these rules");
+    for accept in ["-j ACCEPT", "-o vtep1024 -j ACCEPT"] {
+        let listing = format!("-P FORWARD DROP\n-A FORWARD {accept}\n");
+        assert_eq!(
+            findings_after(|observation| observation.rules.iptables = Some(listing)),
+            "",
+            "{accept}"
+        );
+    }
+}
+
+#[test]
+fn interfering_network_managers_are_reported() {
+    let networkd = NetworkManager {
+        name: "systemd-networkd",
+        exclusion_file: "/etc/systemd/network/00-mesos-overlay.network",
+        has_exclusion: false,
+    };
+    let summary = "systemd-networkd runs and does not ignore the overlays' devices: it removes \
+                   addresses and routes that it does not know";
+    let advice = "set host_settings to true: the agent then writes \
+                  /etc/systemd/network/00-mesos-overlay.network";
+    let run = |observation: &mut Observation| observation.managers.networks.push(networkd.clone());
+    assert_eq!(findings_after(run), lines("warning", "managers", summary, &[("do", advice)]));
+    let text = findings_on(fresh_host(), run);
+    assert_eq!(text, lines("note", "managers", summary, &[("do", "no action: the agent sets it")]));
+    let summary = "firewalld does not open UDP port 64000: the packets of peers are dropped";
+    let command = "firewall-cmd --add-port=64000/udp && firewall-cmd --permanent \
+                   --add-port=64000/udp";
+    let text = findings_after(|observation| observation.managers.firewalld = Some(false));
+    assert_eq!(text, lines("warning", "managers", summary, &[("run", command)]));
+    let summary = "ufw does not open UDP port 64000: the packets of peers are dropped";
+    let text = findings_after(|observation| observation.managers.ufw = Some(false));
+    assert_eq!(text, lines("warning", "managers", summary, &[("run", "ufw allow 64000/udp")]));
+}
+
+#[test]
+fn missing_cni_plugin_is_reported() {
+    let remove_plugin =
+        |observation: &mut Observation| observation.plugins.missing.push("host-local");
+    let summary = "CNI plugin host-local is not in /usr/lib/cni: tasks of the MesosContainerizer \
+                   get no network";
+    let advice = "install the CNI plugins, in Debian the package containernetworking-plugins, and \
+                  name their directory in cni_plugins_dir";
+    assert_eq!(
+        findings_after(remove_plugin),
+        lines("warning", "cni-plugins", summary, &[("do", advice)])
+    );
+    let mut configured = healthy_host();
+    configured.config.cni_plugins_dir = vec!["/usr/lib/cni".into()];
+    assert_eq!(
+        findings_on(configured, remove_plugin),
+        lines("wrong", "cni-plugins", summary, &[("do", advice)])
+    );
+}
+
+#[test]
+fn stopped_docker_daemon_is_one_problem() {
+    let text = findings_after(|observation| {
+        observation.docker =
+            Some(Err(DockerFailure::NotRunning { message: "no socket".to_owned() }));
+    });
+    let summary = "the Docker daemon is not running: no socket: tasks of the DockerContainerizer \
+                   get no network";
+    let advice = [
+        ("run", "systemctl start docker"),
+        (
+            "do",
+            "if no task on this host needs a Docker network, set network_config.docker_bridge to \
+             false in the agent_config",
+        ),
+    ];
+    let daemon = lines("wrong", "docker", summary, &advice);
+    assert_eq!(text, daemon);
+    // The agent's report of the same cause is not another problem.
+    let not_running = DockerFailure::NotRunning { message: "no socket".to_owned() };
+    let problems =
+        ["vxlan-1", "vxlan-2"].map(|name| format!("{name}: docker network {name}: {not_running}"));
+    let text = findings_after(|observation| {
+        observation.docker = Some(Err(not_running.clone()));
+        let answer = observation.agent.answer.as_mut().unwrap();
+        let other = "vxlan-3: no space".to_owned();
+        let all = problems.iter().cloned().chain([other]).collect();
+        answer.health = Some(("degraded".to_owned(), all));
+    });
+    let summary = "vxlan-3: no space: the agent reports this problem and retries";
+    let other = lines(
+        "wrong",
+        "agent",
+        summary,
+        &[("do", "fix the reported problem, or see the agent's log")],
+    );
+    let summary = "the agent has 2 problems because the Docker daemon does not run, as shown above";
+    let rest =
+        lines("note", "agent", summary, &[("do", "fix the Docker daemon: the agent retries")]);
+    assert_eq!(text, [daemon, other, rest].join("\n"));
+}
+
+#[test]
+fn missing_docker_and_unfit_network_are_reported() {
+    let text = findings_after(|observation| {
+        observation.docker =
+            Some(Err(DockerFailure::ProgramNotFound { program: PathBuf::from("/no/docker") }));
+    });
+    let summary = "program '/no/docker' not found: tasks of the DockerContainerizer get no network";
+    let advice = "install Docker, or set network_config.docker_bridge to false in the agent_config";
+    assert_eq!(text, lines("wrong", "docker", summary, &[("do", advice)]));
+    let with_unfit = |containers: &'static [&str]| {
+        move |observation: &mut Observation| {
+            let containers = containers.iter().map(|&name| name.to_owned()).collect();
+            let unfit = vec![("vxlan-1".to_owned(), containers)];
+            observation.docker = Some(Ok(EngineReport { engine: "28.5.2".to_owned(), unfit }));
+        }
+    };
+    let summary = "docker network vxlan-1 does not have the gateway mode nat-unprotected: Docker \
+                   28.5.2 drops packets of other agents to its containers";
+    let advice =
+        [("run", "docker network rm vxlan-1"), ("do", "the agent then creates the network again")];
+    assert_eq!(findings_after(with_unfit(&[])), lines("wrong", "docker", summary, &advice));
+    let advice = "stop the containers web, db and run 'docker network rm vxlan-1': the agent then \
+                  creates the network again";
+    assert_eq!(
+        findings_after(with_unfit(&["web", "db"])),
+        lines("wrong", "docker", summary, &[("do", advice)])
+    );
+}
+
+#[test]
+fn problems_of_agent_and_master_are_reported() {
+    let text = findings_after(|observation| {
+        let answer = observation.agent.answer.as_mut().unwrap();
+        answer.health = Some(("degraded".to_owned(), vec!["docker hangs".to_owned()]));
+    });
+    let summary = "docker hangs: the agent reports this problem and retries";
+    let advice = "fix the reported problem, or see the agent's log";
+    assert_eq!(text, lines("wrong", "agent", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        let answer = observation.agent.answer.as_mut().unwrap();
+        answer.health = Some(("detached".to_owned(), Vec::new()));
+    });
+    let summary = "the agent at 127.0.0.1:5051 is detached: no master has sent its assignment";
+    let advice = "check that the master runs and is reachable, and see the agent's log";
+    assert_eq!(text, lines("wrong", "agent", summary, &[("do", advice)]));
+    let no_response = || AgentQueryError::NoResponse("Connection refused".to_owned());
+    let text = findings_after(|observation| observation.agent.answer = Err(no_response()));
+    let summary = "no agent answers at 127.0.0.1:5051: Connection refused: the programmed \
+                   dataplane stays, but nothing is repaired and no peer is added";
+    let advice = "start the agent, or name its address with --agent";
+    assert!(text.starts_with(&lines("warning", "agent", summary, &[("do", advice)])), "{text}");
+    let not_an_agent = || AgentQueryError::NotAnAgent("404 Not Found".to_owned());
+    let text = findings_after(|observation| observation.agent.answer = Err(not_an_agent()));
+    let summary = "something else answers at 127.0.0.1:5051 (404 Not Found), perhaps a Mesos \
+                   agent: it is unknown whether an agent maintains the programmed dataplane";
+    let advice = "give the address of the overlay agent as --agent";
+    assert!(text.starts_with(&lines("warning", "agent", summary, &[("do", advice)])), "{text}");
+    let text = findings_after(|observation| {
+        let master = observation.master.as_mut().unwrap();
+        master.answer.as_mut().unwrap().agents.clear();
+    });
+    let summary = "master 10.0.0.9:5050 does not know this agent, 10.0.0.1: its peers do not know \
+                   the agent, and drop its packets";
+    let advice = "check that the agent has the same master, and which address the agent advertises";
+    assert_eq!(text, lines("wrong", "master", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        observation.master.as_mut().unwrap().answer =
+            Err("master 10.0.0.9:5050: connect".to_owned());
+    });
+    let summary = "master 10.0.0.9:5050: connect: starting agents get no assignment, and running \
+                   agents learn of no new peer";
+    assert_eq!(text, lines("wrong", "master", summary, &[]));
+}
+
+#[test]
+fn collision_with_route_is_reported() {
+    let text = findings_after(|observation| {
+        let route = HostRoute {
+            subnet: "192.168.77.0/24".parse().unwrap(),
+            device: Some("eth0".to_owned()),
+            gateway: "10.0.0.2".parse().ok(),
+            is_ours: false,
+        };
+        observation.tunnel.collisions = collisions(&observation.tunnel.desired, &[route], &[]);
+    });
+    let summary = "subnet 192.168.0.0/17 of overlay vxlan-1 collides with the host's route \
+                   '192.168.77.0/24 via 10.0.0.2 dev eth0': the overlay would make these \
+                   addresses unreachable, so the agent refuses the overlay";
+    let advice = "change the subnet of the overlay at the master, or the addresses of the host; \
+                  if the route is not needed, 'ip route delete 192.168.77.0/24'";
+    assert_eq!(text, lines("wrong", "collisions", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        let route = HostRoute {
+            subnet: "192.168.77.0/24".parse().unwrap(),
+            device: Some("eth1".to_owned()),
+            gateway: None,
+            is_ours: false,
+        };
+        let own = HostRoute {
+            subnet: "192.168.0.0/17".parse().unwrap(),
+            device: None,
+            gateway: None,
+            is_ours: true,
+        };
+        observation.tunnel.collisions = collisions(&observation.tunnel.desired, &[route, own], &[]);
+    });
+    let summary = "subnet 192.168.0.0/17 of overlay vxlan-1 collides with the host's route \
+                   '192.168.77.0/24 dev eth1': the overlay was in use before, so the agent keeps \
+                   it until the next reboot";
+    // A route of the host's own network must not be deleted.
+    let advice = "change the subnet of the overlay at the master, or the addresses of the host";
+    assert_eq!(text, lines("wrong", "collisions", summary, &[("do", advice)]));
+}
+
+#[test]
+fn foreign_device_and_missing_entry_are_reported() {
+    let text = findings_after(|observation| {
+        let (device, other) = (device(), "other".to_owned());
+        let problem = Problem::VniTaken { device, vni: Vni::DEFAULT, port: 64_000, other };
+        observation.tunnel.plan.problems.push(problem);
+    });
+    let summary = "VXLAN device other has VNI 1024 on UDP port 64000, which device vtep1024 \
+                   needs: the agent does not change foreign devices, and creates no tunnel";
+    let advice = "find its owner; if the device is not needed, 'ip link delete other'";
+    assert_eq!(text, lines("wrong", "dataplane", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        observation.tunnel.plan.operations.push(Operation::SetUp(device()));
+    });
+    let summary = "the kernel differs from the desired state, missing change: set device vtep1024 \
+                   up: a running agent repairs it within its verify_interval";
+    assert_eq!(text, lines("wrong", "dataplane", summary, &[("run", "ip link set vtep1024 up")]));
+    let text = findings_after(|observation| {
+        observation.agent.answer.as_mut().unwrap().is_external = true;
+        let kind = "dummy".to_owned();
+        observation.tunnel.plan.problems.push(Problem::NameTaken { device: device(), kind });
+        observation.tunnel.plan.operations.push(Operation::SetUp(device()));
+    });
+    let summary = "another program manages the tunnels: they are not compared with the assignment";
+    assert_eq!(text, lines("note", "dataplane", summary, &[]));
+    let text = findings_after(|observation| {
+        let unroutable = &mut observation.tunnel.unroutable;
+        unroutable.push(("10.0.0.2".parse().unwrap(), "Network is unreachable".to_owned()));
+    });
+    let summary = "no route to agent 10.0.0.2: Network is unreachable: tunnel packets to the \
+                   agent cannot be sent";
+    assert_eq!(text, lines("wrong", "peers", summary, &[("do", "see 'ip route get 10.0.0.2'")]));
+    let text = findings_after(|observation| {
+        observation.tunnel.observed.state.devices.get_mut(&device()).unwrap().forwards.clear();
+    });
+    let summary = "device vtep1024 has no FDB entry for 70:b3:d5:80:00:02, the MAC of VTEP \
+                   44.128.0.2: packets to the VTEP are dropped";
+    let advice = "start the agent, or see its log";
+    assert_eq!(text, lines("wrong", "peers", summary, &[("do", advice)]));
+}
+
+#[test]
+fn mtu_that_does_not_fit_is_reported() {
+    let text = findings_after(|observation| {
+        let mtu = Mtu::new(1400).unwrap();
+        observation.tunnel.observed.underlay_mtus.insert("10.0.0.1".parse().unwrap(), mtu);
+    });
+    let summary = "device vtep1024 has an MTU of 1450, and the underlay carries 1350: large \
+                   packets are fragmented, and many routers drop fragments";
+    let advice = "set vtep_mtu to 1350 or less, or remove it";
+    let command = "ip link set vtep1024 mtu 1350";
+    assert_eq!(text, lines("wrong", "mtu", summary, &[("run", command), ("do", advice)]));
+    let mtu_problem = Problem::ContainersDoNotFit {
+        device: device(),
+        mtu: Mtu::new(1350).unwrap(),
+        containers: Mtu::new(1420).unwrap(),
+        overhead: 50,
+        underlay: "10.0.0.1".parse().unwrap(),
+    };
+    let text = findings_after(|observation| {
+        observation.tunnel.plan.problems.push(mtu_problem.clone());
+    });
+    let summary = "device vtep1024 has an MTU of 1350, and the containers 1420: large packets of \
+                   containers do not fit";
+    let advice = "set network_config.overlay_mtu to 1350 or less, or, if the network between the \
+                  agents carries 1470 bytes, 'ip link set eth0 mtu 1470'";
+    assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
+    let text =
+        findings_on(fresh_host(), |observation| observation.tunnel.plan.problems.push(mtu_problem));
+    let summary = summary.replace("has", "would have");
+    assert_eq!(text, lines("wrong", "mtu", &summary, &[("do", advice)]));
+    let text = findings_after(|observation| observation.tunnel.observed.underlay_mtus.clear());
+    let summary = "no device of this host has the address 10.0.0.1: the tunnels of this agent use \
+                   it as their source";
+    let advice = "restore the address of the host, or register the agent with another address";
+    assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
+}

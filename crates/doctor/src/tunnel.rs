@@ -1,0 +1,199 @@
+//! Observes the overlays in the kernel, and derives the desired state from the known assignments.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use overlay_config::AgentConfig;
+use overlay_linux::dataplane::{self, Dataplane, DataplaneError};
+use overlay_linux::source::{own_address, source_towards};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, Subnet};
+use overlay_types::protocol::{AgentInfo, State, Vxlan};
+use overlay_types::tunnel::{Desired, HostAddress, OverlaySubnets, Peer, VxlanDevice, collisions};
+
+use super::observation::{DesiredSource, TunnelState};
+
+/// Observes the kernel and compares it with the assignments of `info`, or else of `master`.
+///
+/// # Errors
+/// When a netlink request fails.
+pub(crate) fn observe(
+    config: &AgentConfig,
+    info: Option<&AgentInfo>,
+    master: Option<&State>,
+) -> Result<TunnelState, DataplaneError> {
+    let mut dataplane = Dataplane::open()?;
+    let (routes, addresses) = dataplane.host_routes_and_addresses()?;
+    let existing = dataplane.observe(&Desired::default())?;
+    let info = info
+        .filter(|info| !info.overlays.is_empty())
+        .or_else(|| master.and_then(|state| agent_with_address(state, &addresses)));
+    let (desired, source) = match info {
+        Some(info) => {
+            let options = config.registered_options();
+            let mut desired =
+                Desired::for_assignments(info.ip, &options, info.overlays.iter(), None);
+            desired.peers = master.map(|state| peers(state, info.ip, &existing, &desired));
+            (desired, DesiredSource::Assignments)
+        }
+        None => without_assignments(config, master, &existing),
+    };
+    let observed = dataplane.observe(&desired)?;
+    let plan = dataplane::plan(&desired, &observed);
+    let collisions = match source {
+        DesiredSource::Assignments | DesiredSource::MasterNetwork => {
+            collisions(&desired, &routes, &addresses)
+        }
+        DesiredSource::Kernel | DesiredSource::Defaults => Vec::new(),
+    };
+    let unroutable = unroutable(&observed);
+    Ok(TunnelState { desired, source, observed, plan, collisions, addresses, unroutable })
+}
+
+/// Returns the agent in the master's state that has an address of this host.
+fn agent_with_address<'a>(state: &'a State, addresses: &[HostAddress]) -> Option<&'a AgentInfo> {
+    let is_own = |ip| addresses.iter().any(|own| own.address.address() == IpAddr::V4(ip));
+    state.agents.iter().map(AsRef::as_ref).find(|agent: &&AgentInfo| is_own(agent.ip))
+}
+
+/// Returns the other agents from the master's state. The state does not contain the underlay
+/// addresses of tunnels over IPv6. The kernel's forwarding entries have them.
+fn peers(
+    state: &State,
+    own: Ipv4Addr,
+    existing: &dataplane::Observed,
+    desired: &Desired,
+) -> BTreeMap<IpAddr, Peer> {
+    let is_v6 = desired.vxlan_devices.first().is_some_and(|local| local.underlay.is_ipv6());
+    let forward = |mac: Mac| {
+        existing.state.devices.values().find_map(|device| device.forwards.get(&mac).copied())
+    };
+    let mut peers = BTreeMap::new();
+    for agent in state.agents.iter().filter(|agent| agent.ip != own) {
+        let Some(first) = agent.overlays.first() else { continue };
+        let v4 = |address: IpAddr| if let IpAddr::V4(ip) = address { Some(ip) } else { None };
+        let v6 = |address: IpAddr| if let IpAddr::V6(ip) = address { Some(ip) } else { None };
+        let mut peer = Peer {
+            ip: v4(first.vtep.ip.address()),
+            ip6: first.vtep.ip6.and_then(|ip6| v6(ip6.address())),
+            mac: first.vtep.mac,
+            subnets: Vec::new(),
+        };
+        for overlay in &agent.overlays {
+            let subnets = [overlay.subnet, overlay.subnet6].into_iter().flatten();
+            peer.subnets.extend(subnets.map(|subnet| (overlay.name().clone(), subnet)));
+        }
+        let underlay = if is_v6 { forward(peer.mac) } else { Some(IpAddr::V4(agent.ip)) };
+        peers.extend(underlay.map(|underlay| (underlay, peer)));
+    }
+    peers
+}
+
+/// Derives the desired state without assignments: the existing devices, or else the device that an
+/// agent would create.
+fn without_assignments(
+    config: &AgentConfig,
+    master: Option<&State>,
+    existing: &dataplane::Observed,
+) -> (Desired, DesiredSource) {
+    if !existing.state.devices.is_empty() {
+        let vxlan_devices = existing_devices(config, existing);
+        return (Desired { vxlan_devices, ..Desired::default() }, DesiredSource::Kernel);
+    }
+    let local = default_device(config, master);
+    match master {
+        Some(state) => (from_network(local, state), DesiredSource::MasterNetwork),
+        None => {
+            let desired = Desired { vxlan_devices: vec![local], ..Desired::default() };
+            (desired, DesiredSource::Defaults)
+        }
+    }
+}
+
+/// Returns the configured underlay address, or else the source address of the default route.
+fn underlay(config: &AgentConfig) -> Option<IpAddr> {
+    let configured = config.dataplane.underlay.map(IpAddr::V6);
+    configured.or_else(|| own_address(None).ok().map(IpAddr::V4))
+}
+
+fn containers_mtu(config: &AgentConfig) -> Option<Mtu> {
+    config.options.allocate_subnet.then_some(config.options.overlay_mtu)
+}
+
+/// Describes the existing devices as desired devices.
+fn existing_devices(config: &AgentConfig, existing: &dataplane::Observed) -> Vec<VxlanDevice> {
+    let underlay = underlay(config);
+    let local = |(name, device): (&DeviceName, &dataplane::Device)| {
+        let link = &device.link;
+        let address = |is_v4: bool| {
+            device.addresses.iter().find(|own| own.address().is_ipv4() == is_v4).copied()
+        };
+        Some(VxlanDevice {
+            device: name.clone(),
+            vni: link.identity.vni,
+            port: link.identity.port,
+            mac: link.mac,
+            underlay: link.underlay.or(underlay)?,
+            mtu: Some(link.mtu),
+            containers_mtu: containers_mtu(config),
+            ip: address(true),
+            ip6: address(false),
+        })
+    };
+    existing.state.devices.iter().filter_map(local).collect()
+}
+
+/// Returns the device that an agent would create. The VTEP addresses are not set.
+fn default_device(config: &AgentConfig, master: Option<&State>) -> VxlanDevice {
+    let vxlan = master.map_or_else(Vxlan::default, |state| state.network.vxlan.clone());
+    VxlanDevice {
+        device: vxlan.device,
+        vni: vxlan.vni,
+        port: vxlan.port,
+        mac: Mac::from([0x70, 0xb3, 0xd5, 0, 0, 1]),
+        underlay: underlay(config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        mtu: None,
+        containers_mtu: containers_mtu(config),
+        ip: None,
+        ip6: None,
+    }
+}
+
+/// Adds the VTEP subnets and overlays of the master's network to the default device.
+fn from_network(mut local: VxlanDevice, state: &State) -> Desired {
+    let network = &state.network;
+    let vxlan = &network.vxlan;
+    let first = |subnet: &Subnet| InterfaceAddress::within(subnet, subnet.first());
+    local.mtu = network.vtep_mtu;
+    local.ip = first(&network.vtep_subnet);
+    local.ip6 = network.vtep_subnet6.as_ref().and_then(first);
+    let enabled = network.overlays.iter().filter(|overlay| overlay.enabled);
+    let spaces = enabled.map(|overlay| OverlaySubnets {
+        overlay: overlay.name.clone(),
+        device: match overlay.vni.filter(|vni| *vni != vxlan.vni) {
+            Some(vni) => DeviceName::vtep(vni),
+            None => vxlan.device.clone(),
+        },
+        whole: [overlay.range, overlay.range6]
+            .into_iter()
+            .flatten()
+            .map(|range| range.subnet)
+            .collect(),
+        own: Vec::new(),
+    });
+    let spaces = spaces.collect();
+    Desired { vxlan_devices: vec![local], spaces, ..Desired::default() }
+}
+
+/// Returns the peers to which the kernel has no route. No packet is sent.
+fn unroutable(observed: &dataplane::Observed) -> Vec<(IpAddr, String)> {
+    let mut unroutable = BTreeMap::new();
+    for device in observed.state.devices.values() {
+        for peer in device.forwards.values() {
+            let to = SocketAddr::new(*peer, device.link.identity.port);
+            if let Err(error) = source_towards(device.link.underlay, to) {
+                unroutable.insert(*peer, error.to_string());
+            }
+        }
+    }
+    unroutable.into_iter().collect()
+}

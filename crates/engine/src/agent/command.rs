@@ -1,0 +1,154 @@
+//! The commands of the agent.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use overlay_types::addr::{OverlayName, Upid};
+use overlay_types::container_network::ContainerNetwork;
+use overlay_types::protocol::{AgentInfo, Message, RequestId};
+use overlay_types::tunnel::Desired;
+
+use super::{Health, Metrics};
+use crate::metrics::Snapshot;
+
+/// The part of the observed state to read before the desired state is applied.
+///
+/// The desired state is always applied as a whole. Parts outside the scope are assumed to match the
+/// last observation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Nothing: only the desired state has changed.
+    Change,
+    /// The devices, addresses, routes, neighbors and FDB entries of the kernel.
+    Kernel,
+    /// The rules of the firewall.
+    Firewall,
+    /// Kernel and firewall.
+    Everything,
+}
+
+impl Scope {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Change => "the change",
+            Self::Kernel => "the kernel",
+            Self::Firewall => "the firewall",
+            Self::Everything => "everything",
+        }
+    }
+
+    /// Returns whether the scope includes the kernel.
+    #[must_use]
+    pub const fn has_kernel(self) -> bool {
+        matches!(self, Self::Kernel | Self::Everything)
+    }
+
+    /// Returns whether the scope includes the firewall.
+    #[must_use]
+    pub const fn has_firewall(self) -> bool {
+        matches!(self, Self::Firewall | Self::Everything)
+    }
+
+    /// Returns the smallest scope that includes both.
+    pub(super) const fn union(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Change, scope) | (scope, Self::Change) => scope,
+            (Self::Kernel, Self::Kernel) => Self::Kernel,
+            (Self::Firewall, Self::Firewall) => Self::Firewall,
+            _ => Self::Everything,
+        }
+    }
+}
+
+/// A command to the runtime, which runs it with its adapters and makes no decision of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Detect the leading master again: the current master does not answer.
+    Detect,
+    /// Keep a connection to this process, and report its end.
+    Link(Upid),
+    /// Send a message.
+    Send {
+        /// The receiver.
+        to: Upid,
+        /// The message.
+        message: Message,
+    },
+    /// Configure this container network. Changes nothing if the network is as described.
+    Apply {
+        /// Number of the attempt, for the result.
+        attempt: u64,
+        /// The desired network.
+        network: ContainerNetwork,
+    },
+    /// Find collisions between these claims and the addresses and routes of the host.
+    Inspect {
+        /// Number of the attempt, for the result.
+        attempt: u64,
+        /// The desired state of all valid assignments.
+        claims: Arc<Desired>,
+    },
+    /// Apply the desired state to the host's network.
+    Program {
+        /// Number of the attempt, for the result.
+        attempt: u64,
+        /// The desired state.
+        desired: Arc<Desired>,
+        /// The state to observe first.
+        scope: Scope,
+    },
+    /// Remove managed CNI configurations, except those of these overlays.
+    RetainCni(BTreeSet<OverlayName>),
+    /// Remove managed Docker networks without containers, except those of these overlays. The
+    /// result is [`super::Event::Removed`].
+    RetainDocker(BTreeSet<OverlayName>),
+    /// Answer a request.
+    Reply {
+        /// The request.
+        id: RequestId,
+        /// The reply.
+        reply: Reply,
+    },
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Detect => f.write_str("detect the master"),
+            Self::Link(to) => write!(f, "link {to}"),
+            Self::Send { to, message } => write!(f, "send {message} to {to}"),
+            Self::Apply { attempt, network } => {
+                write!(f, "attempt {attempt}: {} of {}", network.kind(), network.name())
+            }
+            Self::Inspect { attempt, claims } => {
+                write!(f, "attempt {attempt}: inspect for {} overlays", claims.spaces.len())
+            }
+            Self::Program { attempt, desired, scope } => {
+                let (spaces, scope) = (desired.spaces.len(), scope.name());
+                match &desired.peers {
+                    Some(peers) => write!(
+                        f,
+                        "attempt {attempt}: program {scope} for {spaces} overlays, {} peers",
+                        peers.len()
+                    ),
+                    None => write!(f, "attempt {attempt}: program {scope} for {spaces} overlays"),
+                }
+            }
+            Self::RetainCni(names) => write!(f, "retain {} cni configurations", names.len()),
+            Self::RetainDocker(names) => write!(f, "retain {} docker networks", names.len()),
+            Self::Reply { id, .. } => write!(f, "reply to request {}", id.0),
+        }
+    }
+}
+
+/// The reply to a [`super::Request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// To [`super::Request::Overlay`].
+    Overlay(AgentInfo),
+    /// To [`super::Request::Health`].
+    Health(Box<Health>),
+    /// To [`super::Request::Metrics`].
+    Metrics(Box<Snapshot<Metrics>>),
+}

@@ -1,0 +1,154 @@
+//! The events of the agent.
+
+use std::fmt;
+use std::net::SocketAddrV4;
+
+use overlay_types::addr::{OverlayName, Upid};
+use overlay_types::container_network::NetworkKind;
+use overlay_types::protocol::{Message, MessageKind, RequestId};
+use overlay_types::tunnel::{Collision, Fault};
+
+use super::command::Scope;
+
+/// An event. The runtime creates events from the reports of its adapters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The time of [`next_timeout`](crate::state_machine::StateMachine::next_timeout) has come.
+    Timeout,
+    /// The detector found the leading master, or that there is none.
+    Detected(Option<SocketAddrV4>),
+    /// The linked connection to this address has ended or could not be made.
+    Exited(SocketAddrV4),
+    /// A well-formed message. Its sender and content are not verified.
+    Message {
+        /// The sender that the message names.
+        from: Upid,
+        /// The content.
+        message: Message,
+    },
+    /// A message that could not be decoded.
+    Malformed {
+        /// The sender that the message names.
+        from: Upid,
+        /// The name of the message, as received.
+        name: String,
+        /// Why the message could not be decoded.
+        reason: String,
+    },
+    /// A message that is not for an agent, or not from its master. The runtime did not decode it.
+    Ignored {
+        /// The sender that the message names.
+        from: Upid,
+        /// The kind of the message.
+        kind: MessageKind,
+    },
+    /// The result of [`super::Command::Apply`].
+    Applied {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// The overlay, from the command.
+        overlay: OverlayName,
+        /// The network of the overlay, from the command.
+        kind: NetworkKind,
+        /// Success if the network is as desired, or why it is not.
+        result: Result<(), String>,
+    },
+    /// The result of [`super::Command::Inspect`].
+    Inspected {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// The collisions, or why the host could not be inspected.
+        result: Result<Vec<Collision>, String>,
+    },
+    /// The result of [`super::Command::Program`].
+    Programmed {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// The changes and the faults.
+        result: Programmed,
+    },
+    /// Another process changed the host's network, possibly a managed object.
+    Drifted(Scope),
+    /// The result of [`super::Command::RetainDocker`]: the networks that remain, one sentence each,
+    /// or why the removal failed as a whole.
+    Removed(Result<Vec<String>, String>),
+    /// A request over HTTP. The client waits for the [`super::Command::Reply`] with this id.
+    Request(RequestId, Request),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("timeout"),
+            Self::Detected(Some(address)) => write!(f, "detected master {address}"),
+            Self::Detected(None) => f.write_str("detected no master"),
+            Self::Exited(address) => write!(f, "connection to {address} ended"),
+            Self::Message { from, message } => write!(f, "{message} from {from}"),
+            Self::Ignored { from, kind } => write!(f, "ignored {kind} from {from}"),
+            Self::Malformed { from, name, reason } => {
+                write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
+            }
+            Self::Applied { attempt, overlay, kind, result } => {
+                let result = result.as_ref().map_or_else(String::as_str, |()| "done");
+                write!(f, "attempt {attempt}, {kind} of {overlay}: {result}")
+            }
+            Self::Inspected { attempt, result: Ok(collisions) } => {
+                write!(f, "attempt {attempt}, inspected: {} collisions", collisions.len())
+            }
+            Self::Inspected { attempt, result: Err(reason) } => {
+                write!(f, "attempt {attempt}, not inspected: {reason}")
+            }
+            Self::Programmed { attempt, result: Programmed { changes, faults, .. } } => {
+                let faults = faults.len();
+                write!(f, "attempt {attempt}, programmed: {changes} changes, {faults} faults")
+            }
+            Self::Drifted(scope) => write!(f, "drifted: {scope:?}"),
+            Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),
+            Self::Removed(Err(reason)) => write!(f, "no docker networks removed: {reason}"),
+            Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
+        }
+    }
+}
+
+/// The result of programming the host's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// The number of changes.
+    pub changes: u64,
+    /// Descriptions of the first changes.
+    pub examples: Vec<String>,
+    /// Differences from the desired state that remain.
+    pub faults: Vec<Fault>,
+}
+
+impl Programmed {
+    /// The number of changes that are described.
+    pub const EXAMPLES: usize = 3;
+
+    /// Counts changes and keeps the descriptions of the first.
+    pub fn add(&mut self, changes: impl ExactSizeIterator<Item: ToString>) {
+        self.changes += changes.len() as u64;
+        let missing = Self::EXAMPLES.saturating_sub(self.examples.len());
+        self.examples.extend(changes.take(missing).map(|change| change.to_string()));
+    }
+
+    /// Describes the changes in one line.
+    pub(super) fn summary(&self) -> String {
+        let described = self.examples.join(", ");
+        match self.changes.saturating_sub(self.examples.len() as u64) {
+            0 => described,
+            more => format!("{described}, and {more} more"),
+        }
+    }
+}
+
+/// A request over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// The assignments of all overlays, with their status.
+    Overlay,
+    /// The health of the agent.
+    Health,
+    /// The metrics of the agent.
+    Metrics,
+}

@@ -1,0 +1,174 @@
+//! The metrics of an agent.
+
+use libprocess::limits::Limit;
+
+use super::view::{Condition, Counters, OverlayTally};
+use crate::metrics::{Catalogue, Metric, with_host_counters};
+
+/// The values that the metrics of an agent are read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// The condition of the agent.
+    pub status: Condition,
+    /// The overlays, counted by status.
+    pub overlays: OverlayTally,
+    /// Agents in the table of peers; 0 without a table.
+    pub peers: u64,
+    /// Peers that the agent left out, as a whole or in part, because of a fault.
+    pub peers_left_out: u64,
+    /// Events since the start.
+    pub counters: Counters,
+}
+
+impl Metrics {
+    fn is_in(&self, status: Condition) -> u64 {
+        u64::from(self.status == status)
+    }
+}
+
+const STATUS: &str = "1 for the state that the agent is in.";
+const OVERLAYS: &str = "Assigned overlays, by their status.";
+
+/// The metrics up to the comment have the names and the meaning of the C++ module.
+pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
+    mesos_prefix: "overlay/slave/",
+    prometheus_prefix: "mesos_overlay_agent",
+    metrics: with_host_counters!(
+        [
+            Metric::gauge(
+                "registering",
+                "1 while the master has not acknowledged what the agent reported.",
+                |metrics| metrics.is_in(Condition::Registering)
+                    | metrics.is_in(Condition::Detached),
+            ),
+            Metric::gauge(
+                "overlay_config_failed",
+                "1 while an overlay has failed and its quick attempts are used up.",
+                |metrics| u64::from(metrics.overlays.has_given_up),
+            ),
+            Metric::gauge("overlays_without_subnets", "Overlays without IPv4.", |metrics| {
+                metrics.overlays.without_subnet
+            }),
+            Metric::counter(
+                "overlay_config_failures",
+                "Attempts at a container network that failed.",
+                |metrics| metrics.counters.overlay_config_failures,
+            ),
+            Metric::counter(
+                "docker_cmd_failures",
+                "Attempts at a Docker network that failed.",
+                |metrics| metrics.counters.docker_cmd_failures,
+            ),
+            Metric::counter(
+                "internal/register_agent_messages_sent",
+                "RegisterAgentMessages sent.",
+                |metrics| metrics.counters.register_agent_messages_sent,
+            ),
+            Metric::counter(
+                "internal/update_agent_overlays_messages_received",
+                "UpdateAgentOverlaysMessages received.",
+                |metrics| metrics.counters.update_agent_overlays_messages_received,
+            ),
+            Metric::counter(
+                "internal/update_agent_overlays_messages_dropped",
+                "UpdateAgentOverlaysMessages that contradict themselves or exceed the limits.",
+                |metrics| metrics.counters.update_agent_overlays_messages_dropped,
+            ),
+            Metric::counter(
+                "internal/agent_registered_messages_sent",
+                "AgentRegisteredMessages sent.",
+                |metrics| metrics.counters.agent_registered_messages_sent,
+            ),
+            Metric::counter(
+                "internal/agent_registered_messages_dropped",
+                "AgentRegisteredMessages not sent, since the agent had to register first.",
+                |metrics| metrics.counters.agent_registered_messages_dropped,
+            ),
+            Metric::counter(
+                "internal/agent_registered_acknowledgements_received",
+                "AgentRegisteredAcknowledgements received.",
+                |metrics| metrics.counters.agent_registered_acknowledgements_received,
+            ),
+            Metric::counter(
+                "internal/agent_registered_acknowledgements_dropped",
+                "AgentRegisteredAcknowledgements that the agent did not expect.",
+                |metrics| metrics.counters.agent_registered_acknowledgements_dropped,
+            ),
+            // The C++ module does not have the following metrics.
+            Metric::gauge_of("status/ok", "status", STATUS, |metrics| metrics.is_in(Condition::Ok)),
+            Metric::gauge_of("status/degraded", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Degraded)
+            }),
+            Metric::gauge_of("status/registering", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Registering)
+            }),
+            Metric::gauge_of("status/detached", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Detached)
+            }),
+            Metric::gauge_of("overlays/ok", "state", OVERLAYS, |metrics| metrics.overlays.ok),
+            Metric::gauge_of("overlays/failed", "state", OVERLAYS, |metrics| metrics
+                .overlays
+                .failed),
+            Metric::gauge_of("overlays/configuring", "state", OVERLAYS, |metrics| {
+                metrics.overlays.configuring
+            }),
+            Metric::process_restarts("Restarts of the agent after it stopped by itself.",),
+            Metric::counter(
+                "connections_lost",
+                "Connections to the master that ended or were refused.",
+                |metrics| metrics.counters.connections_lost,
+            ),
+            Metric::counter(
+                "malformed_messages",
+                "Messages that could not be decoded.",
+                |metrics| metrics.counters.malformed_messages,
+            ),
+            Metric::counter(
+                "unexpected_messages",
+                "Messages that are for a master, or from a process other than the master.",
+                |metrics| metrics.counters.unexpected_messages,
+            ),
+            Metric::counter(
+                "request_peers_messages_sent",
+                "RequestPeersMessages sent.",
+                |metrics| { metrics.counters.request_peers_messages_sent }
+            ),
+            Metric::counter(
+                "update_peers_messages_received",
+                "UpdatePeersMessages received.",
+                |metrics| metrics.counters.update_peers_messages_received,
+            ),
+            Metric::counter(
+                "update_peers_messages_dropped",
+                "UpdatePeersMessages that were older than the table of peers, or did not match it.",
+                |metrics| metrics.counters.update_peers_messages_dropped,
+            ),
+            Metric::gauge(
+                "peers",
+                "Agents in the table of peers, including this agent.",
+                |metrics| { metrics.peers }
+            ),
+            Metric::gauge(
+                "peers_left_out",
+                "Peers left out because of a fault, as a whole or in part.",
+                |metrics| metrics.peers_left_out,
+            ),
+            Metric::counter(
+                "dataplane_changes",
+                "Devices, addresses, neighbors, FDB entries, routes and rule sets changed.",
+                |metrics| metrics.counters.dataplane_changes,
+            ),
+            Metric::counter(
+                "dataplane_repairs",
+                "Repairs of objects that another process changed.",
+                |metrics| metrics.counters.dataplane_repairs,
+            ),
+            Metric::counter(
+                "dataplane_failures",
+                "Attempts to program the dataplane that failed, as a whole or in part.",
+                |metrics| metrics.counters.dataplane_failures,
+            ),
+        ],
+        []
+    ),
+};

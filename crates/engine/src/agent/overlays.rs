@@ -1,0 +1,604 @@
+//! The assigned overlays and the status of their container networks: the attempt under way, the
+//! result of the last attempt, and the time of the next attempt.
+//!
+//! The networks are independent. A stopped Docker engine delays no CNI configuration, and the retry
+//! of a failed network does not touch a working network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+use std::time::Duration;
+
+use overlay_types::addr::OverlayName;
+use overlay_types::clock::{Backoff, Now};
+use overlay_types::container_network::{ContainerNetwork, NetworkKind};
+use overlay_types::mutation::Mutation;
+use overlay_types::protocol::{Assignment, Status};
+use overlay_types::tunnel::Collision;
+
+use super::limits::{Verdict, check_assignments};
+use super::view::{NetworkHealth, OverlayTally};
+use super::{Context, Settings, TunnelSettings};
+
+/// Bounds of the backoff after a failed attempt, for the quick attempts.
+const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// All overlays of the agent, in the order of the master.
+#[derive(Debug, Default)]
+pub(super) struct Overlays {
+    list: Vec<Overlay>,
+    last_attempt: u64,
+    /// Attempts under way at networks that are no longer assigned. If such a network is assigned
+    /// again before the attempt ends, the new network waits for the end.
+    orphans: Vec<NetworkAttempt>,
+}
+
+impl Overlays {
+    /// Replaces the assignments. Networks that stay assigned are not touched. If a new assignment
+    /// exceeds the limits, the previous assignment of the overlay stays in use. Returns whether an
+    /// overlay was added, changed or removed.
+    pub(super) fn update(
+        &mut self,
+        now: Now,
+        assignments: Vec<Assignment>,
+        settings: &Settings,
+    ) -> bool {
+        let attempts = self.take_attempts();
+        let mut previous = std::mem::take(&mut self.list);
+        let mut has_changed = assignments.len() != previous.len();
+        let verdicts = check_assignments(assignments, |name| in_use(&previous, name));
+        for verdict in verdicts {
+            let old = take_overlay(&mut previous, verdict.overlay());
+            let (overlay, is_changed) = match (verdict, old) {
+                (Verdict::Accept(assignment), old) => Overlay::new(now, assignment, settings, old),
+                (Verdict::Keep(_, reason), Some(old)) => old.keep(reason),
+                (Verdict::Keep(..), None) => continue,
+                (Verdict::Refuse(assignment, reason), old) => {
+                    Overlay::invalid(assignment, reason, old)
+                }
+            };
+            has_changed |= is_changed;
+            self.list.push(overlay);
+        }
+        self.attach_attempts(attempts);
+        has_changed
+    }
+
+    /// Takes the attempts under way at networks that are or were assigned.
+    fn take_attempts(&mut self) -> Vec<NetworkAttempt> {
+        let mut attempts = std::mem::take(&mut self.orphans);
+        for task in self.list.iter().flat_map(|overlay| &overlay.tasks) {
+            if let Some(running) = task.running {
+                let (overlay, kind) = (task.network.name().clone(), task.network.kind());
+                attempts.push(NetworkAttempt { overlay, kind, running });
+            }
+        }
+        attempts
+    }
+
+    /// Makes each network wait for an attempt under way at a network of the same overlay and kind.
+    fn attach_attempts(&mut self, mut attempts: Vec<NetworkAttempt>) {
+        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+            let position = attempts.iter().position(|attempt| attempt.is_at(&task.network));
+            let Some(attempt) = position.map(|position| attempts.swap_remove(position)) else {
+                continue;
+            };
+            if task.running.is_none() {
+                task.wait_for(attempt.running);
+            }
+        }
+        self.orphans = attempts;
+    }
+
+    /// Starts an attempt at each due network that is not delayed, and returns the network with the
+    /// number of the attempt.
+    pub(super) fn take_due(
+        &mut self,
+        now: Now,
+        is_delayed: impl Fn(&ContainerNetwork) -> bool,
+    ) -> Vec<(u64, ContainerNetwork)> {
+        let mut due = Vec::new();
+        let admitted = self.list.iter_mut().filter(|overlay| overlay.is_admitted());
+        for task in admitted.flat_map(|overlay| &mut overlay.tasks) {
+            if task.due.is_some_and(|due| due <= now.elapsed) && !is_delayed(&task.network) {
+                self.last_attempt += 1;
+                task.due = None;
+                task.running = Some(Running { attempt: self.last_attempt, is_outdated: false });
+                due.push((self.last_attempt, task.network.clone()));
+            }
+        }
+        due
+    }
+
+    /// Handles the end of an attempt. Returns whether the status of the overlay changed, or `None`
+    /// if the attempt is outdated.
+    pub(super) fn finish_attempt(
+        &mut self,
+        context: &mut Context<'_>,
+        attempt: u64,
+        (name, kind): (&OverlayName, NetworkKind),
+        result: Result<(), String>,
+    ) -> Option<bool> {
+        self.orphans.retain(|orphan| orphan.running.attempt != attempt);
+        let overlay = self.list.iter_mut().find(|overlay| overlay.assignment.name() == name)?;
+        let before = overlay.status();
+        let task = overlay.tasks.iter_mut().find(|task| {
+            task.network.kind() == kind
+                && task.running.as_ref().is_some_and(|running| running.attempt == attempt)
+        })?;
+        task.finish_attempt(context, result);
+        Some(overlay.status() != before)
+    }
+
+    /// Applies the collisions that an inspection of the host found.
+    ///
+    /// A collision keeps an overlay from being admitted. Admitted overlays stay, since their
+    /// containers run. So do overlays that the agent programmed before its restart: their
+    /// collisions are late. Returns whether the status of an overlay changed, and the collisions of
+    /// the overlays that stay.
+    pub(super) fn admit(&mut self, collisions: &[Collision]) -> (bool, BTreeSet<String>) {
+        let mut has_changed = false;
+        let mut late = BTreeSet::new();
+        for overlay in self.list.iter_mut().filter(|overlay| !overlay.is_invalid()) {
+            let before = overlay.status();
+            let (name, device) = (overlay.assignment.name(), &overlay.assignment.vtep.device);
+            let mut found = collisions.iter().filter(|collision| collision.concerns(name, device));
+            let first = found.clone().next();
+            let early = found.find(|collision| !collision.is_programmed);
+            match early {
+                Some(early) if !overlay.is_admitted() => {
+                    overlay.admission = Admission::Collides(early.to_string());
+                }
+                Some(_) | None => {
+                    late.extend(first.map(ToString::to_string));
+                    overlay.admission = Admission::Admitted;
+                }
+            }
+            has_changed |= overlay.status() != before;
+        }
+        (has_changed, late)
+    }
+
+    /// Notes that the inspection of the host failed. Overlays without an earlier inspection fail
+    /// with this reason. Returns whether the status of an overlay changed.
+    pub(super) fn fail_inspection(&mut self, reason: &str) -> bool {
+        let mut has_changed = false;
+        for overlay in &mut self.list {
+            let before = overlay.status();
+            if overlay.is_admission_pending() {
+                overlay.admission = Admission::Unknown(reason.to_owned());
+            }
+            has_changed |= overlay.status() != before;
+        }
+        has_changed
+    }
+
+    /// Returns whether an overlay waits for the inspection of the host.
+    pub(super) fn is_admission_pending(&self) -> bool {
+        self.list.iter().any(Overlay::is_admission_pending)
+    }
+
+    /// Returns the assignments in use.
+    pub(super) fn admitted(&self) -> impl Iterator<Item = &Assignment> {
+        let admitted = self.list.iter().filter(|overlay| overlay.is_admitted());
+        admitted.map(|overlay| &overlay.assignment)
+    }
+
+    /// Returns all assignments that are within the limits, without their status.
+    pub(super) fn valid(&self) -> impl Iterator<Item = &Assignment> {
+        let valid = self.list.iter().filter(|overlay| !overlay.is_invalid());
+        valid.map(|overlay| &overlay.assignment)
+    }
+
+    /// Sets the status of the tunnel of each overlay. Returns whether the status of an overlay
+    /// changed.
+    pub(super) fn set_tunnels(&mut self, mut tunnels: BTreeMap<OverlayName, Status>) -> bool {
+        let mut has_changed = false;
+        for overlay in &mut self.list {
+            if let Some(tunnel) = tunnels.remove(overlay.assignment.name()) {
+                let before = overlay.status();
+                overlay.tunnel = tunnel;
+                has_changed |= overlay.status() != before;
+            }
+        }
+        has_changed
+    }
+
+    /// Returns whether the agent has attempted every network at least once.
+    pub(super) fn are_attempted(&self) -> bool {
+        self.list.iter().all(|overlay| overlay.status() != Status::Configuring)
+    }
+
+    /// Returns when the next attempt at a network that is not delayed is due.
+    pub(super) fn next_due(
+        &self,
+        is_delayed: impl Fn(&ContainerNetwork) -> bool,
+    ) -> Option<Duration> {
+        let admitted = self.list.iter().filter(|overlay| overlay.is_admitted());
+        let tasks = admitted.flat_map(|overlay| &overlay.tasks);
+        tasks.filter(|task| !is_delayed(&task.network)).filter_map(|task| task.due).min()
+    }
+
+    /// Returns all assignments, with their status.
+    pub(super) fn assignments(&self) -> Vec<Assignment> {
+        let mut assignments = Vec::with_capacity(self.list.len());
+        for overlay in &self.list {
+            let status = Some(overlay.status());
+            assignments.push(Assignment { status, ..overlay.assignment.clone() });
+        }
+        assignments
+    }
+
+    /// Returns the overlays whose CNI configuration must not be removed. The list includes invalid
+    /// assignments, for which the agent neither creates nor removes anything.
+    pub(super) fn cni_names(&self) -> BTreeSet<OverlayName> {
+        let kept = self
+            .list
+            .iter()
+            .filter(|overlay| overlay.is_invalid() || overlay.has_network(NetworkKind::Cni));
+        kept.map(|overlay| overlay.assignment.name().clone()).collect()
+    }
+
+    /// Returns the overlays whose Docker network must not be removed. The list includes assignments
+    /// that the agent cannot use, since such an assignment does not say whether the overlay has a
+    /// Docker network.
+    pub(super) fn docker_names(&self) -> BTreeSet<OverlayName> {
+        let kept = self.list.iter().filter(|overlay| {
+            overlay.options_error.is_some()
+                || overlay.is_invalid()
+                || overlay.has_network(NetworkKind::Docker)
+        });
+        kept.map(|overlay| overlay.assignment.name().clone()).collect()
+    }
+
+    /// Returns the number of attempts at the network with the most attempts.
+    pub(super) fn attempts(&self) -> u32 {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        tasks.map(|task| task.attempts).max().unwrap_or(0)
+    }
+
+    /// Resets the attempts for a new master, so that failed networks get their quick attempts
+    /// again.
+    pub(super) fn reset_attempts(&mut self) {
+        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+            task.attempts = 0;
+            task.backoff.reset();
+        }
+    }
+
+    /// Returns the failed overlays, each with the reason.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (&OverlayName, String)> {
+        self.list.iter().filter_map(|overlay| match overlay.status() {
+            Status::Failed(reason) => Some((overlay.assignment.name(), reason)),
+            Status::Ok | Status::Configuring => None,
+        })
+    }
+
+    /// Counts the overlays by status.
+    pub(super) fn tally(&self, settings: &Settings) -> OverlayTally {
+        let mut tally = OverlayTally::default();
+        for overlay in &self.list {
+            *match overlay.status() {
+                Status::Ok => &mut tally.ok,
+                Status::Failed(_) => &mut tally.failed,
+                Status::Configuring => &mut tally.configuring,
+            } += 1;
+            tally.without_subnet += u64::from(overlay.assignment.overlay.range.is_none());
+            tally.has_given_up |= overlay.options_error.is_some()
+                || overlay.limit_error.is_some()
+                || overlay.tasks.iter().any(|task| task.has_given_up(settings));
+        }
+        tally
+    }
+
+    /// Returns the health of every network.
+    pub(super) fn health(&self, now: Now) -> Vec<NetworkHealth> {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        tasks.map(|task| task.health(now)).collect()
+    }
+}
+
+/// Returns the assignment of an overlay that the agent uses.
+fn in_use<'a>(overlays: &'a [Overlay], name: &OverlayName) -> Option<&'a Assignment> {
+    let mut valid = overlays.iter().filter(|overlay| !overlay.is_invalid());
+    valid.find(|overlay| overlay.assignment.name() == name).map(|overlay| &overlay.assignment)
+}
+
+fn take_overlay(overlays: &mut Vec<Overlay>, name: &OverlayName) -> Option<Overlay> {
+    let position = overlays.iter().position(|overlay| overlay.assignment.name() == name)?;
+    Some(overlays.swap_remove(position))
+}
+
+/// One overlay on this agent.
+#[derive(Debug)]
+struct Overlay {
+    assignment: Assignment,
+    /// Why the assignment does not fit the options of the agent.
+    options_error: Option<String>,
+    /// Why the latest assignment exceeds the limits of a network. Either that assignment is
+    /// `assignment` and its admission is [`Admission::Invalid`], or the previous assignment is
+    /// still in use.
+    limit_error: Option<String>,
+    admission: Admission,
+    /// The status of the overlay's tunnel.
+    tunnel: Status,
+    tasks: Vec<Task>,
+}
+
+/// Whether the overlay collides with addresses or routes of the host.
+#[derive(Debug, Clone)]
+enum Admission {
+    /// The inspection of the host has not ended.
+    Pending,
+    /// The inspection of the host failed, for this reason. The agent repeats the inspection.
+    Unknown(String),
+    /// The overlay does not collide.
+    Admitted,
+    /// The overlay collides, as described.
+    Collides(String),
+    /// The assignment exceeds the limits of a network, so the agent does not inspect the host.
+    Invalid,
+}
+
+impl Overlay {
+    const fn is_admitted(&self) -> bool {
+        matches!(self.admission, Admission::Admitted)
+    }
+
+    const fn is_admission_pending(&self) -> bool {
+        matches!(self.admission, Admission::Pending | Admission::Unknown(_))
+    }
+
+    const fn is_invalid(&self) -> bool {
+        matches!(self.admission, Admission::Invalid)
+    }
+
+    fn has_network(&self, kind: NetworkKind) -> bool {
+        self.tasks.iter().any(|task| task.network.kind() == kind)
+    }
+
+    /// Keeps the previous assignment in use, because the new assignment exceeds the limits. Returns
+    /// also whether the reason is new.
+    fn keep(self, reason: String) -> (Self, bool) {
+        let has_changed = self.limit_error.as_ref() != Some(&reason);
+        let overlay = Self { limit_error: Some(reason), ..self };
+        if has_changed {
+            overlay.log_limit_error();
+        }
+        (overlay, has_changed)
+    }
+
+    /// Creates the overlay of an assignment that the agent does not use, because it exceeds the
+    /// limits. Returns also whether the assignment or the reason is new.
+    fn invalid(assignment: Assignment, reason: String, old: Option<Self>) -> (Self, bool) {
+        let overlay = Self {
+            assignment: Assignment { status: None, ..assignment },
+            options_error: None,
+            limit_error: Some(reason),
+            admission: Admission::Invalid,
+            tunnel: Status::Configuring,
+            tasks: Vec::new(),
+        };
+        let has_changed = old.is_none_or(|old| {
+            old.assignment != overlay.assignment || old.limit_error != overlay.limit_error
+        });
+        if has_changed {
+            overlay.log_limit_error();
+        }
+        (overlay, has_changed)
+    }
+
+    fn log_limit_error(&self) {
+        if let Some(reason) = &self.limit_error {
+            log::error!("overlay {}: {reason}", self.assignment.name());
+        }
+    }
+
+    /// Creates the overlay of a valid assignment. Keeps the unchanged networks of `old`. Returns
+    /// also whether the overlay differs from `old`.
+    fn new(
+        now: Now,
+        assignment: Assignment,
+        settings: &Settings,
+        old: Option<Self>,
+    ) -> (Self, bool) {
+        let assignment = Assignment { status: None, ..assignment };
+        let (networks, options_error) =
+            match ContainerNetwork::from_assignment(&assignment, &settings.options) {
+                Ok(networks) => (networks, None),
+                Err(error) => (Vec::new(), Some(error.to_string())),
+            };
+        let mut has_changed = old.as_ref().is_none_or(|old| {
+            old.assignment != assignment
+                || old.tasks.len() != networks.len()
+                || old.limit_error.is_some()
+        });
+        let initial = (settings.tunnel.initial_admission(), settings.tunnel.initial_status());
+        let (mut old_tasks, (admission, tunnel)) = match old {
+            Some(old) if old.is_invalid() || old.has_other_addresses(&assignment) => {
+                (old.tasks, initial)
+            }
+            Some(old) => (old.tasks, (old.admission, old.tunnel)),
+            None => (Vec::new(), initial),
+        };
+        let mut tasks = Vec::with_capacity(networks.len());
+        for network in networks {
+            let position = old_tasks.iter().position(|old| old.network.kind() == network.kind());
+            let old = position.map(|position| old_tasks.swap_remove(position));
+            tasks.push(match old {
+                Some(old) if old.network == network => old,
+                old => {
+                    has_changed = true;
+                    Task::new(now, network, old.and_then(|old| old.running))
+                }
+            });
+        }
+        let limit_error = None;
+        (Self { assignment, options_error, limit_error, admission, tunnel, tasks }, has_changed)
+    }
+
+    /// Returns whether the addresses of `other` differ, so that the host has to be inspected again.
+    fn has_other_addresses(&self, other: &Assignment) -> bool {
+        let Assignment { overlay, vtep, .. } = &self.assignment;
+        !self.assignment.has_same_addresses(other)
+            || (overlay.range, overlay.range6) != (other.overlay.range, other.overlay.range6)
+            || *vtep != other.vtep
+    }
+
+    fn status(&self) -> Status {
+        if let Some(reason) = &self.limit_error {
+            return Status::Failed(reason.clone());
+        }
+        match &self.admission {
+            Admission::Pending => return Status::Configuring,
+            Admission::Unknown(reason) | Admission::Collides(reason) => {
+                return Status::Failed(reason.clone());
+            }
+            Admission::Admitted | Admission::Invalid => {}
+        }
+        let mut reasons: Vec<&str> = self.options_error.as_deref().into_iter().collect();
+        for part in iter::once(&self.tunnel).chain(self.tasks.iter().map(|task| &task.status)) {
+            match part {
+                Status::Configuring if !Mutation::ReportBeforeApplied.is_on() => {
+                    return Status::Configuring;
+                }
+                Status::Failed(reason) => reasons.push(reason),
+                Status::Configuring | Status::Ok => {}
+            }
+        }
+        if reasons.is_empty() { Status::Ok } else { Status::Failed(reasons.join("; ")) }
+    }
+}
+
+impl TunnelSettings {
+    /// Returns the admission of a new overlay.
+    const fn initial_admission(self) -> Admission {
+        if self.refuses_collisions { Admission::Pending } else { Admission::Admitted }
+    }
+
+    /// Returns the status of the tunnel of a new overlay.
+    const fn initial_status(self) -> Status {
+        if self.programs { Status::Configuring } else { Status::Ok }
+    }
+}
+
+/// One container network that the agent configures and verifies.
+#[derive(Debug)]
+struct Task {
+    network: ContainerNetwork,
+    running: Option<Running>,
+    /// The result of the last attempt.
+    status: Status,
+    attempts: u32,
+    backoff: Backoff,
+    /// When the next attempt or verification is due, since `Now::elapsed` 0. `None` during an
+    /// attempt.
+    due: Option<Duration>,
+}
+
+/// An attempt under way.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    attempt: u64,
+    /// Whether the attempt configures a network that is no longer desired. The desired network
+    /// waits for its end: two attempts at the same network never run at the same time.
+    is_outdated: bool,
+}
+
+/// An attempt under way and its network.
+#[derive(Debug)]
+struct NetworkAttempt {
+    overlay: OverlayName,
+    kind: NetworkKind,
+    running: Running,
+}
+
+impl NetworkAttempt {
+    fn is_at(&self, network: &ContainerNetwork) -> bool {
+        self.overlay == *network.name() && self.kind == network.kind()
+    }
+}
+
+impl Task {
+    fn new(now: Now, network: ContainerNetwork, running: Option<Running>) -> Self {
+        let mut task = Self {
+            network,
+            running: None,
+            status: Status::Configuring,
+            attempts: 0,
+            backoff: Backoff::new(RETRY_BACKOFF.0, RETRY_BACKOFF.1),
+            due: Some(now.elapsed),
+        };
+        if let Some(running) = running {
+            task.wait_for(running);
+        }
+        task
+    }
+
+    /// Delays this network until the attempt at its predecessor has ended.
+    const fn wait_for(&mut self, running: Running) {
+        self.running = Some(Running { is_outdated: true, ..running });
+        self.due = None;
+    }
+
+    /// Returns whether the network has failed and has used up its quick attempts.
+    const fn has_given_up(&self, settings: &Settings) -> bool {
+        matches!(self.status, Status::Failed(_))
+            && self.attempts >= settings.max_configuration_attempts
+    }
+
+    /// Logs the result of an attempt. A result that equals the last result is not repeated above
+    /// the level `debug`.
+    fn log_result(&self, result: &Status) {
+        let name = self.network.name();
+        let is_new = self.status != *result;
+        match result {
+            Status::Ok if is_new => {
+                log::info!("overlay {name}: its {} is ready", self.network.kind())
+            }
+            Status::Failed(reason) if is_new => log::error!("overlay {name}: {reason}"),
+            Status::Failed(reason) => log::debug!("overlay {name}: {reason}"),
+            Status::Ok | Status::Configuring => {}
+        }
+    }
+
+    fn finish_attempt(&mut self, context: &mut Context<'_>, result: Result<(), String>) {
+        let Context { now, settings, random } = context;
+        let was_outdated = self.running.take().is_some_and(|running| running.is_outdated);
+        if was_outdated {
+            self.due = Some(now.elapsed);
+            return;
+        }
+        let was_ok = self.status == Status::Ok;
+        let is_ok = result.is_ok();
+        let result = result.map_or_else(Status::Failed, |()| Status::Ok);
+        self.log_result(&result);
+        self.status = result;
+        let delay = if is_ok {
+            // A verification does not count: `attempts` shows the attempts until the first success.
+            if !was_ok {
+                self.attempts = self.attempts.saturating_add(1);
+            }
+            self.backoff.reset();
+            settings.verify_interval
+        } else {
+            self.attempts = if was_ok { 1 } else { self.attempts.saturating_add(1) };
+            if self.attempts < settings.max_configuration_attempts {
+                self.backoff.next_delay(random)
+            } else {
+                settings.verify_interval
+            }
+        };
+        let is_given_up = !is_ok && Mutation::NeverRetryNetwork.is_on();
+        self.due = (!is_given_up).then_some(now.elapsed + delay);
+    }
+
+    fn health(&self, now: Now) -> NetworkHealth {
+        NetworkHealth {
+            overlay: self.network.name().to_string(),
+            network: self.network.kind().to_string(),
+            status: self.status.to_string(),
+            attempts: self.attempts,
+            next_attempt_seconds: self.due.map(|due| due.saturating_sub(now.elapsed).as_secs()),
+        }
+    }
+}

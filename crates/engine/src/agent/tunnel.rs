@@ -1,0 +1,403 @@
+//! When the agent inspects and programs the host's network, and the result.
+//!
+//! ```text
+//!   assigned -> inspect (find collisions) -> program -> verify ...
+//! ```
+//! One job runs at a time. Changes during a job are combined into the next job.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_types::addr::OverlayName;
+use overlay_types::clock::{Backoff, Now};
+use overlay_types::mutation::Mutation;
+use overlay_types::protocol::Status;
+use overlay_types::tunnel::{Desired, Fault, FaultScope};
+
+use super::command::{Command, Scope};
+use super::event::Programmed;
+use super::view::TunnelHealth;
+use super::{Context, Counters};
+
+/// Bounds of the backoff after a failure.
+const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Debounce of drift: another process that changes the host's network may not have finished.
+const DRIFT_DEBOUNCE: Duration = Duration::from_millis(20);
+/// Interval until the verification after a change. The kernel reports changes of other processes
+/// together with the agent's own changes, and the agent cannot distinguish them.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval until the verification after a repair. Another process may go on with its changes.
+const REPAIR_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest interval between two observations that found no drift. Changes of unmanaged objects,
+/// such as firewall rules, may follow each other.
+const IDLE_INTERVAL: Duration = Duration::from_millis(500);
+/// Bounds of the interval between two repairs. An agent that repairs without an interval would
+/// compete with another process for every packet.
+const REPAIR_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Time without a repair after which the interval between repairs is reset.
+const REPAIR_RESET: Duration = Duration::from_secs(60);
+/// Consecutive repairs after which the interval between repairs grows. An operator, or a program
+/// that starts, makes a few changes one after the other.
+const QUICK_REPAIRS: u32 = 16;
+/// Number of peer faults that the agent names. A master may send thousands of invalid peers, and
+/// each fault is a line in the log.
+const PEER_FAULTS_MAX: usize = 64;
+
+/// What the agent does with the network of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelSettings {
+    /// Whether the agent programs the tunnels to other agents. Otherwise another program does, such
+    /// as dcos-net.
+    pub programs: bool,
+    /// Whether the agent refuses overlays that collide with addresses or routes of the host.
+    pub refuses_collisions: bool,
+}
+
+impl TunnelSettings {
+    /// The settings of an agent that shares its host with other agents: it does nothing.
+    pub const NONE: Self = Self { programs: false, refuses_collisions: false };
+}
+
+/// The jobs at the host's network, and the result of the last job.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    settings: TunnelSettings,
+    /// The desired state of all valid assignments, with or without collisions. `None` until the
+    /// first assignment, and the agent changes nothing until then.
+    claims: Option<Arc<Desired>>,
+    /// The desired state of the admitted overlays.
+    desired: Option<Arc<Desired>>,
+    running: Option<Running>,
+    last_attempt: u64,
+    /// When the next verification is due. It starts with an inspection for collisions.
+    verify_due: Option<Duration>,
+    /// The next program job besides the verification.
+    scheduled: Option<Scheduled>,
+    backoff: Backoff,
+    repair_interval: Duration,
+    consecutive_repairs: u32,
+    /// Earliest time of the next observation after drift.
+    drift_not_before: Duration,
+    /// The faults of the last program job.
+    faults: Vec<Fault>,
+    /// Number of peers that were left out, as a whole or in part.
+    peers_left_out: usize,
+    /// Collisions of overlays that are in use.
+    late_collisions: BTreeSet<String>,
+    last_repair: Option<Repair>,
+    /// The desired state of the last program job.
+    programmed: Option<Arc<Desired>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    attempt: u64,
+    job: Job,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Job {
+    Inspect,
+    Program { scope: Scope, desired: Arc<Desired> },
+}
+
+/// A program job that is due later.
+#[derive(Debug, Clone, Copy)]
+struct Scheduled {
+    scope: Scope,
+    due: Duration,
+}
+
+#[derive(Debug)]
+struct Repair {
+    at: Now,
+    summary: String,
+}
+
+impl Tunnel {
+    pub(super) const fn new(settings: TunnelSettings) -> Self {
+        Self {
+            settings,
+            claims: None,
+            desired: None,
+            running: None,
+            last_attempt: 0,
+            verify_due: None,
+            scheduled: None,
+            backoff: Backoff::new(RETRY_BACKOFF.0, RETRY_BACKOFF.1),
+            repair_interval: REPAIR_INTERVAL.0,
+            consecutive_repairs: 0,
+            drift_not_before: Duration::ZERO,
+            faults: Vec::new(),
+            peers_left_out: 0,
+            late_collisions: BTreeSet::new(),
+            last_repair: None,
+            programmed: None,
+        }
+    }
+
+    /// Returns whether this agent programs the kernel, and so needs its peers.
+    pub(super) const fn programs(&self) -> bool {
+        self.settings.programs
+    }
+
+    /// Sets the desired state of all valid assignments, for the inspection.
+    pub(super) fn set_claims(&mut self, now: Now, claims: Desired) {
+        let has_changed = self.claims.as_deref() != Some(&claims);
+        if has_changed && self.settings != TunnelSettings::NONE {
+            self.claims = Some(Arc::new(claims));
+            self.verify_due = Some(now.elapsed);
+        }
+    }
+
+    /// Sets the desired state of the admitted overlays, and schedules its application.
+    pub(super) fn set_desired(&mut self, now: Now, desired: Desired, scope: Scope) {
+        if !self.settings.programs {
+            return;
+        }
+        let has_changed = self.desired.as_deref() != Some(&desired);
+        if has_changed {
+            self.desired = Some(Arc::new(desired));
+        }
+        if has_changed || scope != Scope::Change {
+            self.schedule(scope, now.elapsed);
+        }
+    }
+
+    /// Schedules an observation, because another process changed the host's network.
+    pub(super) fn handle_drift(&mut self, now: Now, scope: Scope) {
+        if self.programmed.is_some() && !Mutation::IgnoreDrift.is_on() {
+            self.schedule(scope, (now.elapsed + DRIFT_DEBOUNCE).max(self.drift_not_before));
+        }
+    }
+
+    fn schedule(&mut self, scope: Scope, due: Duration) {
+        self.scheduled = Some(match self.scheduled {
+            None => Scheduled { scope, due },
+            Some(old) => Scheduled { scope: old.scope.union(scope), due: old.due.min(due) },
+        });
+    }
+
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        if self.running.is_some() {
+            return None;
+        }
+        let scheduled = self.scheduled.map(|scheduled| scheduled.due);
+        [self.verify_due, scheduled].into_iter().flatten().min()
+    }
+
+    /// Starts the next job if one is due, and returns its command.
+    pub(super) fn take_due(&mut self, now: Now) -> Option<Command> {
+        if self.running.is_some() {
+            return None;
+        }
+        let attempt = self.last_attempt + 1;
+        let (command, job) = if self.verify_due.is_some_and(|due| due <= now.elapsed) {
+            self.verify_due = None;
+            if self.settings.refuses_collisions {
+                let claims = self.claims.clone()?;
+                (Command::Inspect { attempt, claims }, Job::Inspect)
+            } else {
+                self.begin_program(attempt, Scope::Everything)?
+            }
+        } else {
+            let scheduled = self.scheduled.filter(|scheduled| scheduled.due <= now.elapsed)?;
+            self.begin_program(attempt, scheduled.scope)?
+        };
+        self.last_attempt = attempt;
+        self.running = Some(Running { attempt, job });
+        Some(command)
+    }
+
+    /// Creates a program job, which replaces the scheduled job.
+    fn begin_program(&mut self, attempt: u64, scope: Scope) -> Option<(Command, Job)> {
+        self.scheduled = None;
+        let desired = self.desired.clone()?;
+        let job = Job::Program { scope, desired: Arc::clone(&desired) };
+        Some((Command::Program { attempt, desired, scope }, job))
+    }
+
+    /// Ends the job of this attempt. Returns `None` if another job or none is running.
+    fn end_job(&mut self, attempt: u64) -> Option<Job> {
+        self.running.take_if(|running| running.attempt == attempt).map(|running| running.job)
+    }
+
+    /// Handles the end of an inspection. Returns whether the inspection is the current job.
+    pub(super) fn finish_inspection(
+        &mut self,
+        context: &mut Context<'_>,
+        attempt: u64,
+        is_ok: bool,
+    ) -> bool {
+        if self.end_job(attempt).is_none() {
+            return false;
+        }
+        let verify_interval = context.settings.verify_interval;
+        if !is_ok {
+            let delay = self.backoff.next_delay(context.random);
+            self.verify_within(context.now, delay.min(verify_interval));
+        } else if !self.settings.programs {
+            self.backoff.reset();
+            self.verify_within(context.now, verify_interval);
+        }
+        true
+    }
+
+    fn verify_within(&mut self, now: Now, delay: Duration) {
+        let due = now.elapsed + delay;
+        self.verify_due = Some(self.verify_due.map_or(due, |before| before.min(due)));
+    }
+
+    /// Sets the collisions of overlays in use. Such overlays stay, since their containers run.
+    pub(super) fn set_late_collisions(&mut self, sentences: BTreeSet<String>) {
+        for sentence in sentences.difference(&self.late_collisions) {
+            log::warn!("{sentence}; the overlay stays, since it was in use before");
+        }
+        self.late_collisions = sentences;
+    }
+
+    /// Handles the end of a program job. Returns the status of the tunnel of each overlay, or `None`
+    /// if the job is not the current job.
+    pub(super) fn finish_program(
+        &mut self,
+        context: &mut Context<'_>,
+        attempt: u64,
+        result: Programmed,
+        counters: &mut Counters,
+    ) -> Option<BTreeMap<OverlayName, Status>> {
+        let Job::Program { scope, desired } = self.end_job(attempt)? else { return None };
+        let now = context.now;
+        counters.dataplane_changes += result.changes;
+        let was_programmed =
+            self.programmed.as_ref().is_some_and(|programmed| Arc::ptr_eq(programmed, &desired));
+        let has_changed = result.changes > 0;
+        // Changes are a repair if the same state was applied before without faults.
+        let is_repair =
+            has_changed && was_programmed && scope != Scope::Change && self.faults.is_empty();
+        if is_repair {
+            counters.dataplane_repairs += 1;
+            self.record_repair(now, result.summary());
+        } else if has_changed {
+            log::info!("applied dataplane changes: {}", result.summary());
+        }
+        self.programmed = Some(Arc::clone(&desired));
+        if !has_changed && scope != Scope::Change {
+            self.drift_not_before = self.drift_not_before.max(now.elapsed + IDLE_INTERVAL);
+        }
+        self.set_faults(result.faults);
+        let verify_interval = context.settings.verify_interval;
+        if self.faults.is_empty() {
+            self.backoff.reset();
+            let delay = match has_changed {
+                true if is_repair => REPAIR_RECHECK_INTERVAL.max(self.repair_interval),
+                true => RECHECK_INTERVAL,
+                false => verify_interval,
+            };
+            self.verify_within(now, delay.min(verify_interval));
+        } else {
+            counters.dataplane_failures += 1;
+            let delay = self.backoff.next_delay(context.random);
+            if !Mutation::NeverRetryKernel.is_on() {
+                self.verify_within(now, delay.min(verify_interval));
+            }
+        }
+        Some(self.statuses(&desired))
+    }
+
+    /// Replaces the faults, and logs the new faults.
+    fn set_faults(&mut self, faults: Vec<Fault>) {
+        let (faults, peers_left_out) = limit_peer_faults(faults);
+        for fault in &faults {
+            if !self.faults.contains(fault) {
+                log::error!("{}", fault.reason);
+            }
+        }
+        self.faults = faults;
+        self.peers_left_out = peers_left_out;
+    }
+
+    /// Logs a repair, and sets the interval until the next repair.
+    fn record_repair(&mut self, now: Now, summary: String) {
+        log::warn!("repaired changes of another process: {summary}");
+        let last = self.last_repair.as_ref().map(|repair| repair.at.elapsed);
+        let is_consecutive =
+            last.is_some_and(|last| now.elapsed.saturating_sub(last) < REPAIR_RESET);
+        self.consecutive_repairs =
+            if is_consecutive { self.consecutive_repairs.saturating_add(1) } else { 1 };
+        self.repair_interval = if self.consecutive_repairs > QUICK_REPAIRS {
+            REPAIR_INTERVAL.1.min(self.repair_interval * 2)
+        } else {
+            REPAIR_INTERVAL.0
+        };
+        self.drift_not_before = now.elapsed + self.repair_interval;
+        self.last_repair = Some(Repair { at: now, summary });
+    }
+
+    /// Returns the status of the tunnel of each overlay.
+    fn statuses(&self, desired: &Desired) -> BTreeMap<OverlayName, Status> {
+        let mut statuses = BTreeMap::new();
+        for space in &desired.spaces {
+            statuses.insert(space.overlay.clone(), self.status_of(desired, &space.overlay));
+        }
+        statuses
+    }
+
+    fn status_of(&self, desired: &Desired, overlay: &OverlayName) -> Status {
+        let mut faults =
+            self.faults.iter().filter(|fault| desired.is_overlay_affected(overlay, &fault.scope));
+        let Some(first) = faults.next() else { return Status::Ok };
+        Status::Failed(match faults.count() {
+            0 => first.reason.clone(),
+            more => format!("{}; and {more} more: see the agent's health", first.reason),
+        })
+    }
+
+    /// Returns the number of peers that the agent left out, as a whole or in part.
+    pub(super) const fn peers_left_out(&self) -> usize {
+        self.peers_left_out
+    }
+
+    /// Returns the faults and the collisions of overlays in use, one sentence each.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
+        self.faults.iter().map(|fault| &fault.reason).chain(&self.late_collisions)
+    }
+
+    pub(super) fn health(&self, peers: Option<usize>, counters: &Counters) -> Option<TunnelHealth> {
+        if self.settings == TunnelSettings::NONE {
+            return None;
+        }
+        let status = match (&self.programmed, &self.faults[..]) {
+            _ if !self.settings.programs => "external".to_owned(),
+            (None, _) => "configuring".to_owned(),
+            (Some(_), []) => "ok".to_owned(),
+            (Some(_), faults) => format!("failed: {} problems", faults.len()),
+        };
+        Some(TunnelHealth {
+            status,
+            peers,
+            repairs: counters.dataplane_repairs,
+            last_repair: self.last_repair.as_ref().map(|repair| repair.summary.clone()),
+            last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),
+        })
+    }
+}
+
+/// Limits the number of peer faults. Returns also the number of peers with a fault.
+fn limit_peer_faults(mut faults: Vec<Fault>) -> (Vec<Fault>, usize) {
+    let mut agents = BTreeSet::new();
+    let mut peer_faults = 0;
+    faults.retain(|fault| {
+        let FaultScope::Agent(agent) = fault.scope else { return true };
+        agents.insert(agent);
+        peer_faults += 1;
+        peer_faults <= PEER_FAULTS_MAX
+    });
+    if peer_faults > PEER_FAULTS_MAX {
+        let more = peer_faults - PEER_FAULTS_MAX;
+        faults.push(Fault::of_host(format!(
+            "{more} more problems with peers: 'mesos-overlay doctor --master MASTER' names them all"
+        )));
+    }
+    (faults, agents.len())
+}

@@ -1,0 +1,510 @@
+//! Tests of the inspection and the programming of the host's network.
+
+use std::collections::BTreeSet;
+
+use overlay_types::container_network::NetworkKind;
+use overlay_types::protocol::{PeerInfo, PeerTableVersion, peer_digest};
+use overlay_types::tunnel::{
+    Collision, Fault, FaultScope, HostObject, HostRoute, Peer, PeerFault, SubnetOwner,
+    validate_peers,
+};
+
+use super::tests::{MASTER, NOTHING, REPORT, World, assignment};
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const INSPECT: &str = "attempt 1: inspect for 1 overlays";
+const ASK: &str = "send RequestPeersMessage with version 0.0 to overlay-master@10.0.0.1:5050";
+
+fn world() -> World {
+    let options = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+    let tunnel = TunnelSettings { programs: true, refuses_collisions: true };
+    World::with_tunnel(options, tunnel)
+}
+
+impl World {
+    fn finish_inspection(&mut self, attempt: u64, collisions: Vec<Collision>) -> Vec<String> {
+        self.handle(Event::Inspected { attempt, result: Ok(collisions) })
+    }
+
+    fn finish_program(&mut self, attempt: u64, changes: u64, faults: Vec<Fault>) -> Vec<String> {
+        let examples = (0..changes.min(1)).map(|_| "add route".to_owned()).collect();
+        self.handle(Event::Programmed { attempt, result: Programmed { changes, examples, faults } })
+    }
+
+    /// Registers the agent with an inspected and programmed overlay, without peers.
+    fn set_up_tunnel(&mut self) {
+        self.detect();
+        assert_eq!(
+            self.assign(vec![assignment("vxlan-1", 1)]),
+            ["retain 1 cni configurations", ASK, INSPECT]
+        );
+        assert_eq!(
+            self.finish_inspection(1, Vec::new()),
+            ["attempt 2: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+        );
+        assert_eq!(
+            self.finish_attempt(1, NetworkKind::Cni, Ok(())),
+            NOTHING,
+            "the tunnel is not programmed yet"
+        );
+        assert_eq!(self.finish_program(2, 9, Vec::new()), [REPORT]);
+        assert_eq!(self.acknowledge(), NOTHING);
+        assert_eq!(self.health().status, Condition::Ok);
+        assert_eq!(self.health().dataplane.unwrap().status, "ok");
+    }
+
+    /// Ends a program job without a change.
+    pub(super) fn finish_program_unchanged(&mut self, attempt: u64) -> Vec<String> {
+        self.finish_program(attempt, 0, Vec::new())
+    }
+
+    /// Advances to the next program job, and returns its attempt. Inspections before it find no
+    /// collision.
+    fn next_program(&mut self) -> u64 {
+        let mut commands = self.advance();
+        loop {
+            let number = |command: &String| {
+                command.split([' ', ':']).nth(1).and_then(|number| number.parse().ok())
+            };
+            let find =
+                |word| commands.iter().find(|command| command.contains(word)).and_then(number);
+            if let Some(attempt) = find(": program ") {
+                return attempt;
+            }
+            commands = match find(": inspect ") {
+                Some(attempt) => self.finish_inspection(attempt, Vec::new()),
+                None => self.advance(),
+            };
+        }
+    }
+
+    fn update_peers(&mut self, version: u64, numbers: &[u8]) -> Vec<String> {
+        self.message(MASTER, Message::UpdatePeers(std::sync::Arc::new(table(version, numbers))))
+    }
+}
+
+fn table(version: u64, numbers: &[u8]) -> PeersUpdate {
+    let info = |number: &u8| {
+        let ip = Ipv4Addr::new(10, 0, 0, *number);
+        let subnet = format!("192.168.{number}.0/24").parse().unwrap();
+        let peer = Peer {
+            ip: Some([44, 128, 0, *number].into()),
+            ip6: None,
+            mac: format!("70:b3:d5:80:00:{number:02x}").parse().unwrap(),
+            subnets: vec![("vxlan-1".parse().unwrap(), subnet)],
+        };
+        (ip, PeerInfo { underlay: ip.into(), peer })
+    };
+    let changed: std::collections::BTreeMap<_, _> = numbers.iter().map(info).collect();
+    let digest =
+        changed.iter().fold(0, |sum: u64, (ip, it)| sum.wrapping_add(peer_digest(*ip, it)));
+    PeersUpdate { epoch: 1, version, digest, base: None, changed, removed: BTreeSet::new() }
+}
+
+fn collision() -> Collision {
+    Collision {
+        owner: SubnetOwner::Overlay("vxlan-1".parse().unwrap()),
+        subnet: "192.168.0.0/16".parse().unwrap(),
+        object: HostObject::Route(HostRoute {
+            subnet: "192.168.7.0/24".parse().unwrap(),
+            device: Some("eth0".to_owned()),
+            gateway: None,
+            is_ours: false,
+        }),
+        is_programmed: false,
+    }
+}
+
+#[test]
+fn agent_inspects_programs_and_reports() {
+    let mut world = world();
+    world.set_up_tunnel();
+    assert_eq!(
+        world.update_peers(1, &[1, 2, 5]),
+        ["attempt 3: program the change for 1 overlays, 2 peers"]
+    );
+    assert_eq!(world.finish_program(3, 6, Vec::new()), NOTHING);
+    assert_eq!(world.health().dataplane.unwrap().peers, Some(3));
+    assert_eq!(world.update_peers(2, &[1, 2, 5]), NOTHING, "the snapshot is repeated");
+    assert_eq!(world.metrics(["dataplane_changes", "dataplane_repairs", "peers"]), [15, 0, 3]);
+}
+
+#[test]
+fn events_before_assignment_change_nothing() {
+    let mut world = world();
+    world.detect();
+    assert_eq!(world.update_peers(1, &[1, 2, 5]), NOTHING);
+    assert_eq!(world.handle(Event::Drifted(Scope::Kernel)), NOTHING);
+}
+
+#[test]
+fn changes_during_program_job_are_combined() {
+    let mut world = world();
+    world.set_up_tunnel();
+    assert_eq!(
+        world.update_peers(1, &[1, 5]),
+        ["attempt 3: program the change for 1 overlays, 1 peers"]
+    );
+    assert_eq!(world.update_peers(2, &[1, 2, 5]), NOTHING);
+    assert_eq!(world.update_peers(3, &[1, 2, 3, 5]), NOTHING);
+    assert_eq!(
+        world.finish_program(3, 3, Vec::new()),
+        ["attempt 4: program the change for 1 overlays, 3 peers"]
+    );
+}
+
+#[test]
+fn colliding_overlay_is_refused_until_collision_ends() {
+    let mut world = world();
+    world.detect();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(
+        world.finish_inspection(1, vec![collision()]),
+        [REPORT, "attempt 2: program everything for 0 overlays"]
+    );
+    let reason = "subnet 192.168.0.0/16 of overlay vxlan-1 collides with the host's route \
+                  '192.168.7.0/24 dev eth0': give the overlay another subnet at the master, or \
+                  give this host another address";
+    let status = world.info().overlays[0].status.clone();
+    assert_eq!(status, Some(overlay_types::protocol::Status::Failed(reason.to_owned())));
+    assert_eq!(world.finish_program(2, 0, Vec::new()), NOTHING);
+    assert_eq!(world.acknowledge(), NOTHING);
+    assert_eq!(world.health().status, Condition::Degraded);
+    // The operator removes the collision.
+    let commands = loop {
+        let commands = world.advance();
+        if commands.iter().any(|command| command.contains("inspect")) {
+            break commands;
+        }
+    };
+    assert_eq!(commands, ["attempt 3: inspect for 1 overlays"]);
+    assert_eq!(
+        world.finish_inspection(3, Vec::new()),
+        ["attempt 4: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+    );
+}
+
+#[test]
+fn late_collision_keeps_overlay() {
+    let mut world = world();
+    world.set_up_tunnel();
+    while !world.advance().iter().any(|command| command.contains("inspect")) {}
+    assert_eq!(
+        world.finish_inspection(3, vec![collision()]),
+        ["attempt 4: program everything for 1 overlays"]
+    );
+    assert_eq!(world.finish_program(4, 0, Vec::new()), NOTHING);
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    assert!(health.problems[0].contains("route '192.168.7.0/24 dev eth0'"), "{health:?}");
+}
+
+#[test]
+fn overlay_in_use_before_restart_is_kept() {
+    let mut world = world();
+    world.detect();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    let late = Collision { is_programmed: true, ..collision() };
+    assert_eq!(
+        world.finish_inspection(1, vec![late.clone()]),
+        ["attempt 2: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+    );
+    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(world.finish_program(2, 0, Vec::new()), [REPORT]);
+    world.acknowledge();
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    assert!(health.problems[0].contains("route '192.168.7.0/24 dev eth0'"), "{health:?}");
+    // A collision that is not late refuses the overlay, even beside a late collision.
+    let mut world = self::world();
+    world.detect();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    assert_eq!(
+        world.finish_inspection(1, vec![late, collision()]),
+        [REPORT, "attempt 2: program everything for 0 overlays"]
+    );
+}
+
+#[test]
+fn failed_inspection_is_reported_and_retried() {
+    let mut world = world();
+    world.detect();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    let fails = |attempt| Event::Inspected { attempt, result: Err("no buffers".to_owned()) };
+    assert_eq!(world.handle(fails(1)), [REPORT], "nothing is programmed");
+    let status = world.info().overlays[0].status.clone();
+    assert_eq!(status, Some(overlay_types::protocol::Status::Failed("no buffers".to_owned())));
+    world.acknowledge();
+    let start = world.now.elapsed;
+    while !world.advance().iter().any(|command| command.contains("attempt 2: inspect")) {}
+    assert!(world.now.elapsed - start <= 2 * SECOND);
+    assert_eq!(
+        world.finish_inspection(2, Vec::new()),
+        ["attempt 3: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+    );
+}
+
+#[test]
+fn drift_is_repaired_with_growing_interval() {
+    let mut world = world();
+    world.set_up_tunnel();
+    let mut intervals = Vec::new();
+    for _ in 0..40 {
+        let start = world.now.elapsed;
+        assert_eq!(world.handle(Event::Drifted(Scope::Kernel)), NOTHING);
+        let attempt = world.next_program();
+        intervals.push((world.now.elapsed - start).as_millis());
+        assert_eq!(world.finish_program(attempt, 1, Vec::new()), NOTHING);
+    }
+    assert_eq!(intervals[..4], [20, 200, 200, 200], "quick repairs");
+    assert!(intervals[..16].iter().all(|interval| *interval <= 200), "{intervals:?}");
+    assert!(
+        intervals[30..].iter().all(|interval| *interval > 5000),
+        "consecutive repairs: {intervals:?}"
+    );
+    // The kernel also reports the agent's own changes. An observation without drift is no repair.
+    world.handle(Event::Drifted(Scope::Kernel));
+    let attempt = world.next_program();
+    assert_eq!(world.finish_program(attempt, 0, Vec::new()), NOTHING);
+    assert_eq!(world.metrics(["dataplane_repairs"]), [40]);
+    assert_eq!(world.health().dataplane.unwrap().last_repair.as_deref(), Some("add route"));
+}
+
+#[test]
+fn kernel_and_firewall_drift_are_combined() {
+    let mut world = world();
+    world.set_up_tunnel();
+    world.handle(Event::Drifted(Scope::Kernel));
+    world.handle(Event::Drifted(Scope::Firewall));
+    assert_eq!(world.advance(), ["attempt 3: program everything for 1 overlays"]);
+}
+
+#[test]
+fn fault_fails_affected_overlays_and_is_retried() {
+    let mut world = world();
+    world.set_up_tunnel();
+    world.update_peers(1, &[1, 2, 5]);
+    let scope = FaultScope::Subnet("192.168.2.0/24".parse().unwrap());
+    let fault = Fault { scope, reason: "add route: refused: remove it".to_owned() };
+    let other =
+        Fault { scope: FaultScope::Device("vtep9".parse().unwrap()), reason: "no".to_owned() };
+    assert_eq!(world.finish_program(3, 3, vec![fault.clone(), other]), [REPORT]);
+    let failed = overlay_types::protocol::Status::Failed(fault.reason);
+    assert_eq!(world.info().overlays[0].status, Some(failed));
+    assert_eq!(world.health().problems.len(), 3, "the overlay and both faults");
+    let start = world.now.elapsed;
+    assert_eq!(world.advance(), ["attempt 4: inspect for 1 overlays"]);
+    assert!(world.now.elapsed - start <= SECOND);
+    assert_eq!(world.acknowledge(), NOTHING);
+    assert_eq!(
+        world.finish_inspection(4, Vec::new()),
+        ["attempt 5: program everything for 1 overlays, 2 peers"]
+    );
+    assert_eq!(world.finish_program(5, 1, Vec::new()), [REPORT], "the fault is fixed");
+    assert_eq!(world.info().overlays[0].status, Some(overlay_types::protocol::Status::Ok));
+}
+
+#[test]
+fn hostile_peer_fails_only_own_overlays() {
+    let agents = Desired::for_assignments(
+        Ipv4Addr::new(10, 0, 0, 5),
+        &world().agent.settings.options,
+        [assignment("vxlan-1", 5)].iter(),
+        Some(std::collections::BTreeMap::from([(
+            "192.168.9.9".parse().unwrap(),
+            table(1, &[9]).changed.remove(&Ipv4Addr::new(10, 0, 0, 9)).unwrap().peer,
+        )])),
+    );
+    let (peers, faults) = validate_peers(&agents);
+    assert!(peers.is_empty());
+    assert!(matches!(faults[..], [(_, PeerFault::InsideOverlay(..))]), "{faults:?}");
+    assert!(
+        agents.is_overlay_affected(&"vxlan-1".parse().unwrap(), &FaultScope::Agent(faults[0].0))
+    );
+    assert!(
+        !agents.is_overlay_affected(&"vxlan-2".parse().unwrap(), &FaultScope::Agent(faults[0].0))
+    );
+}
+
+#[test]
+fn master_without_peers_is_reported() {
+    let mut world = world();
+    world.set_up_tunnel();
+    for _ in 0..4 {
+        while !world.advance().iter().any(|command| command.contains("RequestPeers")) {
+            // The other jobs end, so that time advances.
+            for attempt in 3..20 {
+                world.finish_inspection(attempt, Vec::new());
+                world.finish_program(attempt, 0, Vec::new());
+            }
+        }
+    }
+    let health = world.health();
+    assert!(health.problems.iter().any(|it| it.contains("sends no peers")), "{health:?}");
+}
+
+#[test]
+fn external_dataplane_still_refuses_collisions() {
+    let options = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+    let mut world =
+        World::with_tunnel(options, TunnelSettings { programs: false, refuses_collisions: true });
+    world.detect();
+    assert_eq!(
+        world.assign(vec![assignment("vxlan-1", 1)]),
+        ["retain 1 cni configurations", INSPECT]
+    );
+    assert_eq!(world.finish_inspection(1, Vec::new()), ["attempt 1: cni network of vxlan-1"]);
+    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), [REPORT]);
+    assert_eq!(world.health().dataplane.unwrap().status, "external");
+}
+
+#[test]
+fn request_to_new_master_has_current_digest() {
+    let mut world = world();
+    world.set_up_tunnel();
+    world.update_peers(7, &[1, 2, 5]);
+    world.finish_program(3, 3, Vec::new());
+    let other: SocketAddrV4 = "10.0.0.9:5050".parse().unwrap();
+    world.handle(Event::Detected(Some(other)));
+    while !world.advance().iter().any(|command| command.contains("RegisterAgent")) {}
+    let assigned = vec![assignment("vxlan-1", 1)];
+    let from = "overlay-master@10.0.0.9:5050";
+    world.agent.handle(
+        world.now,
+        Event::Message {
+            from: from.parse().unwrap(),
+            message: Message::UpdateAgentOverlays(assigned),
+        },
+    );
+    let sent: Vec<_> = std::iter::from_fn(|| world.agent.poll_command()).collect();
+    let digest = table(7, &[1, 2, 5]).digest;
+    let have = Message::RequestPeers(PeerTableVersion { epoch: 1, version: 7, digest });
+    let to: Upid = from.parse().unwrap();
+    assert!(sent.contains(&Command::Send { to, message: have }), "{sent:?}");
+}
+
+#[test]
+fn allowed_collisions_skip_inspection() {
+    let options = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
+    let tunnel = TunnelSettings { programs: true, refuses_collisions: false };
+    let mut world = World::with_tunnel(options, tunnel);
+    world.detect();
+    assert_eq!(
+        world.assign(vec![assignment("vxlan-1", 1)]),
+        [
+            "retain 1 cni configurations",
+            ASK,
+            "attempt 1: program everything for 1 overlays",
+            "attempt 1: cni network of vxlan-1"
+        ]
+    );
+    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), NOTHING);
+    assert_eq!(world.finish_program(1, 9, Vec::new()), [REPORT]);
+    assert_eq!(world.acknowledge(), NOTHING);
+    // Another process may have changed the network during the job.
+    while !world.advance().iter().any(|it| it == "attempt 2: program everything for 1 overlays") {}
+    assert_eq!(world.now.elapsed.as_secs(), 10);
+    assert_eq!(world.finish_program(2, 0, Vec::new()), NOTHING);
+    let verified = world.now.elapsed;
+    // Unmanaged firewall rules change often.
+    assert_eq!(world.handle(Event::Drifted(Scope::Firewall)), NOTHING);
+    assert_eq!(world.advance(), ["attempt 3: program the firewall for 1 overlays"]);
+    assert_eq!((world.now.elapsed - verified).as_millis(), 500);
+    assert_eq!(world.finish_program(3, 0, Vec::new()), NOTHING);
+    while !world.advance().iter().any(|it| it == "attempt 4: program everything for 1 overlays") {}
+    assert_eq!((world.now.elapsed - verified).as_secs(), 60);
+}
+
+#[test]
+fn overlay_with_own_vni_has_own_device() {
+    let mut world = world();
+    world.detect();
+    let mut own = assignment("vxlan-2", 2);
+    let vni = overlay_types::addr::Vni::new(7).unwrap();
+    (own.vtep.vni, own.vtep.device, own.vtep.port) = (vni, "vtep7".parse().unwrap(), 4789);
+    let overlays = vec![assignment("vxlan-1", 1), own];
+    let message = Message::UpdateAgentOverlays(overlays);
+    world.agent.handle(world.now, Event::Message { from: MASTER.parse().unwrap(), message });
+    let claims =
+        std::iter::from_fn(|| world.agent.poll_command()).find_map(|command| match command {
+            Command::Inspect { claims, .. } => Some(claims),
+            _ => None,
+        });
+    let claims = claims.expect("the host is inspected");
+    let vxlan_devices = claims.vxlan_devices.iter();
+    let vxlan_devices: Vec<_> =
+        vxlan_devices.map(|it| format!("{} {} {}", it.device, it.vni, it.port)).collect();
+    assert_eq!(vxlan_devices, ["vtep1024 1024 64000", "vtep7 7 4789"]);
+    let carried = claims.spaces.iter().map(|space| format!("{} {}", space.overlay, space.device));
+    assert_eq!(carried.collect::<Vec<_>>(), ["vxlan-1 vtep1024", "vxlan-2 vtep7"]);
+}
+
+#[test]
+fn duplicate_peer_underlay_keeps_first_and_names_second() {
+    let options = AgentOptions {
+        docker_bridge: false,
+        underlay: "fd00::5".parse().ok(),
+        ..AgentOptions::default()
+    };
+    let tunnel = TunnelSettings { programs: true, refuses_collisions: true };
+    let mut world = World::with_tunnel(options, tunnel);
+    world.set_up_tunnel();
+    let mut update = table(1, &[2, 3, 4, 5]);
+    let underlays = [(2, "fd00::9"), (3, "fd00::9"), (4, "fd00::5"), (5, "fd00::5")];
+    for (number, underlay) in underlays {
+        let info = update.changed.get_mut(&Ipv4Addr::new(10, 0, 0, number)).unwrap();
+        info.underlay = underlay.parse().unwrap();
+    }
+    let digests = update.changed.iter().map(|(ip, info)| peer_digest(*ip, info));
+    update.digest = digests.fold(0, u64::wrapping_add);
+    let message = Message::UpdatePeers(std::sync::Arc::new(update));
+    world.agent.handle(world.now, Event::Message { from: MASTER.parse().unwrap(), message });
+    let desired = std::iter::from_fn(|| world.agent.poll_command()).find_map(|it| match it {
+        Command::Program { desired, .. } => Some(desired),
+        _ => None,
+    });
+    let (peers, faults) = validate_peers(&desired.expect("the peers are programmed"));
+    let peers: Vec<_> = peers.iter().map(|(at, peer)| format!("{at} {}", peer.mac)).collect();
+    assert_eq!(peers, ["fd00::9 70:b3:d5:80:00:02"]);
+    let faults = faults.iter().map(|(agent, fault)| {
+        let scope = FaultScope::Agent(*agent);
+        Fault { scope, reason: format!("agent {agent}: {fault}") }
+    });
+    let report = world.finish_program(3, 3, faults.collect());
+    assert_eq!(report, [REPORT], "the overlay has failed");
+    let remedy =
+        "set another underlay on one of the two agents, or delete one of them at the master";
+    let expected = [(3, "fd00::9", 2), (4, "fd00::5", 5)].map(|(agent, at, other)| {
+        format!(
+            "agent 10.0.0.{agent}: its underlay address {at} belongs to agent 10.0.0.{other}: \
+             {remedy}"
+        )
+    });
+    let problems = world.health().problems;
+    assert_eq!(problems[1..], expected);
+    assert_eq!(
+        problems[0],
+        format!("vxlan-1: {}; and 1 more: see the agent's health", expected[0])
+    );
+    assert_eq!(world.health().dataplane.unwrap().status, "failed: 2 problems");
+    assert_eq!(world.metrics(["peers_left_out"]), [2]);
+}
+
+#[test]
+fn peer_faults_are_named_up_to_limit() {
+    let mut world = world();
+    world.set_up_tunnel();
+    world.update_peers(1, &[2, 5]);
+    let fault = |number: u32| Fault {
+        scope: FaultScope::Agent(Ipv4Addr::from(number).into()),
+        reason: format!("agent {number}: wrong"),
+    };
+    world.finish_program(3, 0, (0..1000).map(fault).collect());
+    let problems = world.health().problems;
+    assert_eq!(problems.len(), 1 + 64 + 1, "the overlay, peers, and the rest of them");
+    let rest =
+        "936 more problems with peers: 'mesos-overlay doctor --master MASTER' names them all";
+    assert_eq!(problems.last().map(String::as_str), Some(rest));
+    assert_eq!(world.metrics(["peers_left_out"]), [1000]);
+}

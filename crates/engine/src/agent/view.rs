@@ -1,0 +1,116 @@
+//! The counters and the health of the agent.
+
+use overlay_types::protocol::RejectedMessages;
+use serde::Serialize;
+
+use crate::state_machine::Degrade;
+
+/// Events since the start. The counters above the comment have the names of the C++ module's
+/// metrics, without the prefix `overlay/slave/`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names are those of the metrics, which have a help text")]
+pub struct Counters {
+    pub register_agent_messages_sent: u64,
+    pub update_agent_overlays_messages_received: u64,
+    pub update_agent_overlays_messages_dropped: u64,
+    pub agent_registered_messages_sent: u64,
+    pub agent_registered_messages_dropped: u64,
+    pub agent_registered_acknowledgements_received: u64,
+    pub agent_registered_acknowledgements_dropped: u64,
+    pub overlay_config_failures: u64,
+    pub docker_cmd_failures: u64,
+    // The C++ module does not have the following counters.
+    pub malformed_messages: u64,
+    pub unexpected_messages: u64,
+    pub connections_lost: u64,
+    pub request_peers_messages_sent: u64,
+    pub update_peers_messages_received: u64,
+    pub update_peers_messages_dropped: u64,
+    pub dataplane_changes: u64,
+    pub dataplane_repairs: u64,
+    pub dataplane_failures: u64,
+}
+
+/// The condition of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// Registered, and every overlay is ready.
+    Ok,
+    /// Registered, but some overlay is not ready.
+    Degraded,
+    /// A master is known, but has not acknowledged the agent yet.
+    Registering,
+    /// No master is known.
+    Detached,
+}
+
+impl Degrade for Condition {
+    const OK: Self = Self::Ok;
+    const DEGRADED: Self = Self::Degraded;
+}
+
+/// The health of the agent: `/overlay-agent/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// The condition.
+    pub status: Condition,
+    /// Problems that need an operator, one sentence each.
+    pub problems: Vec<String>,
+    /// The process with which the agent registers.
+    pub master: Option<String>,
+    /// The container networks.
+    pub networks: Vec<NetworkHealth>,
+    /// The tunnels to other agents, if the agent programs them or checks for collisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataplane: Option<TunnelHealth>,
+    /// Events since the start.
+    pub counters: Counters,
+    /// Messages refused before they reached the state machine. The host fills them in.
+    pub refused: RejectedMessages,
+}
+
+/// The overlays, counted by status.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OverlayTally {
+    /// Ready for containers.
+    pub ok: u64,
+    /// Not usable.
+    pub failed: u64,
+    /// A network of the overlay is being configured for the first time.
+    pub configuring: u64,
+    /// Without IPv4, in any status.
+    pub without_subnet: u64,
+    /// Whether an overlay has used up its quick attempts, or cannot be configured at all.
+    pub has_given_up: bool,
+}
+
+/// The health of one container network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkHealth {
+    /// The overlay.
+    pub overlay: String,
+    /// `cni network` or `docker network`.
+    pub network: String,
+    /// `configuring`, `ok`, or `failed: ` and the reason.
+    pub status: String,
+    /// Attempts since the network was last ready.
+    pub attempts: u32,
+    /// Seconds until the next attempt or verification.
+    pub next_attempt_seconds: Option<u64>,
+}
+
+/// The health of the tunnels to other agents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TunnelHealth {
+    /// `external`, `configuring`, `ok`, or `failed: ` and the number of problems.
+    pub status: String,
+    /// Agents in the table of peers, including this agent; `None` without a table.
+    pub peers: Option<usize>,
+    /// Repairs of objects that another process changed.
+    pub repairs: u64,
+    /// The last repair.
+    pub last_repair: Option<String>,
+    /// The time of the last repair, in seconds since 1970.
+    pub last_repair_unix: Option<u64>,
+}

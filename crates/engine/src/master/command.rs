@@ -1,0 +1,131 @@
+//! The commands of the master for its runtime.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use overlay_types::addr::Upid;
+use overlay_types::protocol::{Message, RequestId, State};
+use overlay_types::state::{Epoch, RecordChange, Version};
+
+use super::effect::{Effect, PreviewJob};
+use super::history::HistoryView;
+use super::metrics::Metrics;
+use super::view::{Health, ReleaseResult};
+use crate::metrics::Snapshot;
+
+/// A command to the runtime, which runs it with its adapters and makes no decision of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Load the state and begin an epoch. No other job of the store is under way.
+    Load,
+    /// Abandon all pending sends: their version will never be durable, or this master lost
+    /// leadership. Messages are dropped, since agents repeat theirs. Requests are answered with
+    /// [`Reply::Unavailable`] and this reason.
+    Abandon(String),
+    /// Drop the pending messages to these agents. The agents were released, so the addresses in the
+    /// messages are no longer allocated to them.
+    Withdraw(BTreeSet<Ipv4Addr>),
+    /// Write these changes. No other job of the store is under way.
+    Commit {
+        /// The epoch that the load began.
+        epoch: Epoch,
+        /// All changes since the previous commit, for one durable write.
+        changes: Vec<RecordChange>,
+    },
+    /// Send a message once `when` is durable.
+    Send {
+        /// The receiver.
+        to: Upid,
+        /// The message.
+        message: Message,
+        /// The version that must be durable first.
+        when: Version,
+    },
+    /// Send a message to many agents once `when` is durable. All receivers get the same bytes.
+    Broadcast {
+        /// The receivers.
+        to: Vec<Upid>,
+        /// The message.
+        message: Message,
+        /// The version that must be durable first.
+        when: Version,
+    },
+    /// Read the configuration again. The result is [`super::Event::ConfigRead`] with this id.
+    ReadConfig(RequestId),
+    /// Compute the effect of another network. The result is [`super::Event::Previewed`] with this
+    /// id. The job takes long, so it has to run on a thread of its own.
+    Preview {
+        /// The request.
+        id: RequestId,
+        /// The job.
+        job: Box<PreviewJob>,
+    },
+    /// Answer a request once `when` is durable.
+    Reply {
+        /// The request.
+        id: RequestId,
+        /// The answer.
+        reply: Reply,
+        /// The version that must be durable first.
+        when: Version,
+    },
+}
+
+impl Command {
+    /// Returns the command that answers a request at once. Only for replies without allocated
+    /// addresses.
+    pub(super) const fn immediate_reply(id: RequestId, reply: Reply) -> Self {
+        Self::Reply { id, reply, when: Version(0) }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load => f.write_str("load"),
+            Self::Abandon(reason) => write!(f, "abandon pending sends: {reason}"),
+            Self::Withdraw(agents) => {
+                write!(f, "withdraw pending messages to {} released agents", agents.len())
+            }
+            Self::Commit { epoch, changes } => {
+                write!(f, "commit {} changes in epoch {}", changes.len(), epoch.0)
+            }
+            Self::Send { to, message, when } => {
+                write!(f, "send {message} to {to} when version {} is durable", when.0)
+            }
+            Self::Broadcast { to, message, when } => {
+                let count = to.len();
+                write!(f, "send {message} to {count} agents when version {} is durable", when.0)
+            }
+            Self::ReadConfig(id) => write!(f, "read the configuration for request {}", id.0),
+            Self::Preview { id, .. } => write!(f, "preview for request {}", id.0),
+            Self::Reply { id, when, .. } => {
+                write!(f, "reply to request {} when version {} is durable", id.0, when.0)
+            }
+        }
+    }
+}
+
+/// The answer to a [`super::Request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The whole cluster: to [`super::Request::State`], and to [`super::Request::DeleteAgents`]
+    /// after the release.
+    State(State),
+    /// To [`super::Request::Forget`]: the result for each agent.
+    ReleaseResults(Vec<ReleaseResult>),
+    /// To [`super::Request::History`].
+    History(HistoryView),
+    /// To [`super::Request::Reload`] and [`super::Request::Preview`].
+    Effect(Box<Effect>),
+    /// To [`super::Request::Reload`]: every problem of a configuration that was not applied.
+    Misconfigured(Vec<String>),
+    /// To [`super::Request::Health`].
+    Health(Box<Health>),
+    /// To [`super::Request::Metrics`].
+    Metrics(Box<Snapshot<Metrics>>),
+    /// Why the request cannot be answered now: the state is not loaded, or was lost while the
+    /// request waited.
+    Unavailable(String),
+}

@@ -1,0 +1,221 @@
+//! The metrics of a master.
+
+use libprocess::limits::Limit;
+
+use super::view::{AgentTally, Condition, Counters, PeersTally, PoolUsage};
+use crate::metrics::{Catalogue, Family, Kind, Metric, Series, with_host_counters};
+
+/// The values that the metrics of a master are read from. Their number does not depend on the size
+/// of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// The condition of the master.
+    pub status: Condition,
+    /// The epoch: how many masters have led this state; 0 before the state is loaded.
+    pub epoch: u64,
+    /// The durable version of the state.
+    pub version: u64,
+    /// The agents, counted by their last report.
+    pub agents: AgentTally,
+    /// The table of peers and its subscribers.
+    pub peers: PeersTally,
+    /// Events since the start.
+    pub counters: Counters,
+}
+
+impl Metrics {
+    fn is_in(&self, status: Condition) -> u64 {
+        u64::from(self.status == status)
+    }
+}
+
+const STATUS: &str = "1 for the state that the master is in.";
+const AGENTS: &str = "Agents that have addresses, by their last report.";
+
+/// The metrics up to the comment have the names and the meaning of the C++ module.
+pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
+    mesos_prefix: "overlay/master/",
+    prometheus_prefix: "mesos_overlay_master",
+    metrics: with_host_counters!(
+        [
+            Metric::gauge(
+                "recovering",
+                "1 while the master cannot serve, since its state is not loaded.",
+                |metrics| metrics.is_in(Condition::Recovering) | metrics.is_in(Condition::Failed),
+            ),
+            Metric::process_restarts("Restarts of the master after it stopped by itself.",),
+            Metric::counter(
+                "ip_allocation_failures",
+                "Registrations refused, since no VTEP address was left.",
+                |metrics| metrics.counters.ip_allocation_failures,
+            ),
+            Metric::counter(
+                "ip6_allocation_failures",
+                "Registrations without an IPv6 VTEP address, since none was left.",
+                |metrics| metrics.counters.ip6_allocation_failures,
+            ),
+            Metric::counter(
+                "subnet_allocation_failures",
+                "Allocations that failed, since an overlay had no IPv4 subnet left.",
+                |metrics| metrics.counters.subnet_allocation_failures,
+            ),
+            Metric::counter(
+                "subnet6_allocation_failures",
+                "Allocations that failed, since an overlay had no IPv6 subnet left.",
+                |metrics| metrics.counters.subnet6_allocation_failures,
+            ),
+            // Bridges are halves of a subnet, and the configuration allows no subnet without
+            // halves.
+            Metric::counter(
+                "bridge_allocation_failures",
+                "Bridges that could not be allocated. Always 0; kept for existing dashboards.",
+                |_| 0,
+            ),
+            Metric::counter(
+                "internal/register_agent_messages_received",
+                "RegisterAgentMessages received.",
+                |metrics| metrics.counters.register_agent_messages_received,
+            ),
+            Metric::counter(
+                "internal/register_agent_messages_dropped",
+                "RegisterAgentMessages that the master did not answer.",
+                |metrics| metrics.counters.register_agent_messages_dropped,
+            ),
+            Metric::counter(
+                "internal/update_agent_overlays_messages_sent",
+                "UpdateAgentOverlaysMessages sent, or held back until the state is durable.",
+                |metrics| metrics.counters.update_agent_overlays_messages_sent,
+            ),
+            Metric::counter(
+                "internal/agent_registered_messages_received",
+                "AgentRegisteredMessages received.",
+                |metrics| metrics.counters.agent_registered_messages_received,
+            ),
+            Metric::counter(
+                "internal/agent_registered_messages_dropped",
+                "AgentRegisteredMessages of agents that are not registered.",
+                |metrics| metrics.counters.agent_registered_messages_dropped,
+            ),
+            Metric::counter(
+                "internal/agent_registered_acknowledgements_sent",
+                "AgentRegisteredAcknowledgements sent.",
+                |metrics| metrics.counters.agent_registered_acknowledgements_sent,
+            ),
+            // The C++ module does not have the following metrics.
+            Metric::gauge_of("status/ok", "status", STATUS, |metrics| metrics.is_in(Condition::Ok)),
+            Metric::gauge_of("status/degraded", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Degraded)
+            }),
+            Metric::gauge_of("status/standby", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Standby)
+            }),
+            Metric::gauge_of("status/recovering", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Recovering)
+            }),
+            Metric::gauge_of("status/failed", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Failed)
+            }),
+            Metric::gauge_of("agents/ok", "state", AGENTS, |metrics| metrics.agents.ok as u64),
+            Metric::gauge_of("agents/failed", "state", AGENTS, |metrics| metrics.agents.failed
+                as u64),
+            Metric::gauge_of("agents/unreported", "state", AGENTS, |metrics| {
+                metrics.agents.unreported as u64
+            }),
+            Metric::gauge(
+                "epoch",
+                "Masters that have led this state; 0 before the state is loaded.",
+                |metrics| metrics.epoch,
+            ),
+            Metric::gauge("version", "Durable version of the state.", |metrics| {
+                metrics.version
+            }),
+            Metric::gauge(
+                "peers",
+                "Agents in the table of peers that the master sends.",
+                |metrics| metrics.peers.agents as u64,
+            ),
+            Metric::gauge(
+                "peers_subscribers",
+                "Agents that are subscribed to the table of peers.",
+                |metrics| metrics.peers.subscribers as u64,
+            ),
+            Metric::counter(
+                "internal/request_peers_messages_received",
+                "RequestPeersMessages received.",
+                |metrics| metrics.counters.request_peers_messages_received,
+            ),
+            Metric::counter(
+                "internal/request_peers_messages_dropped",
+                "RequestPeersMessages of agents that are not registered.",
+                |metrics| metrics.counters.request_peers_messages_dropped,
+            ),
+            Metric::counter(
+                "internal/update_peers_messages_sent",
+                "UpdatePeersMessages sent, or held back until the state is durable.",
+                |metrics| metrics.counters.update_peers_messages_sent,
+            ),
+            Metric::counter(
+                "internal/update_peers_bytes_sent",
+                "Bytes of the UpdatePeersMessages.",
+                |metrics| metrics.counters.update_peers_bytes_sent,
+            ),
+            Metric::counter("commits", "Durable writes of the state.", |metrics| {
+                metrics.counters.commits
+            }),
+            Metric::counter(
+                "store_failures",
+                "Reads and writes of the state that failed.",
+                |metrics| metrics.counters.store_failures,
+            ),
+            Metric::counter(
+                "malformed_messages",
+                "Messages that could not be decoded.",
+                |metrics| metrics.counters.malformed_messages,
+            ),
+            Metric::counter("unexpected_messages", "Messages that are for agents.", |metrics| {
+                metrics.counters.unexpected_messages
+            }),
+            Metric::counter(
+                "unknown_overlays_reported",
+                "Reported overlays that were not assigned to the agent.",
+                |metrics| metrics.counters.unknown_overlays_reported,
+            ),
+            Metric::counter(
+                "outdated_overlays_reported",
+                "Reported overlays whose addresses differ from the assigned addresses.",
+                |metrics| metrics.counters.outdated_overlays_reported,
+            ),
+            Metric::counter(
+                "registrations_refused",
+                "Registrations refused for an underlay address that cannot be the agent's own.",
+                |metrics| metrics.counters.registrations_refused,
+            ),
+            Metric::counter(
+                "early_reuses",
+                "Addresses allocated to another agent before their cooldown (reuse_after) ended.",
+                |metrics| metrics.counters.early_reuses,
+            ),
+        ],
+        [Limit::RegistrationsPerSecond, Limit::RegistrationsPerSecondPerAddress]
+    ),
+};
+
+/// Returns the usage of the address pools.
+pub(super) fn pools(usage: &[PoolUsage]) -> Vec<Family> {
+    let family = |name, help, value: fn(&PoolUsage) -> u128| {
+        let series = |pool: &PoolUsage| Series {
+            labels: vec![("pool", pool.name.clone()), ("subnet", pool.subnet.clone())],
+            // An IPv6 pool may have more addresses than a u64 can count.
+            value: u64::try_from(value(pool)).unwrap_or(u64::MAX),
+        };
+        Family { name, kind: Kind::Gauge, help, series: usage.iter().map(series).collect() }
+    };
+    vec![
+        family("pool_in_use", "Allocations from an address pool, one for each agent.", |pool| {
+            pool.in_use
+        }),
+        family("pool_capacity", "Agents for which an address pool is large enough.", |pool| {
+            pool.capacity
+        }),
+    ]
+}

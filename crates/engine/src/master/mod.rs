@@ -1,0 +1,319 @@
+//! The master: allocates the addresses of the overlays, sends every agent its assignments, and
+//! collects the reports of the agents.
+//!
+//! A pure state machine: no IO, no clock.
+
+mod command;
+mod durability_gate;
+mod effect;
+mod event;
+mod gate;
+mod history;
+mod leading;
+mod metrics;
+mod peers;
+mod phase;
+mod registry;
+mod reload;
+mod requests;
+mod state_writer;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_types::addr::Upid;
+use overlay_types::clock::{Backoff, Now};
+use overlay_types::protocol::{
+    AgentOptions, Assignment, Message, MessageKind, Network, PeerTableVersion, PeersUpdate,
+};
+
+use crate::metrics::Catalogue;
+use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
+pub use command::{Command, Reply};
+pub use durability_gate::{DurabilityGate, PendingSend};
+pub use effect::{AddressEffect, AgentEffect, Effect, PreviewJob};
+pub use event::{Event, Forget, Request};
+pub use history::HistoryView;
+pub use metrics::Metrics;
+use phase::{Phase, Standby};
+pub use view::{
+    AgentTally, Condition, Counters, Health, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult,
+};
+
+/// The most registrations that are kept while the state is loaded. Further registrations are
+/// dropped: agents register again.
+const WAITING_MAX: usize = 100_000;
+/// The answer of a master that does not lead.
+const NOT_LEADING: &str = "this is not the leading master: ask the one that leads";
+/// Bounds of the backoff after a failure of the store.
+const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The settings of a master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The overlays and the address spaces.
+    pub network: Arc<Network>,
+    /// The cooldown of a released address. An earlier reuse is counted and logged.
+    pub reuse_after: Duration,
+}
+
+/// Returns the length of an update on the wire, in bytes. The engine does not know the encoding,
+/// and paces updates by their length.
+pub type UpdateLength = fn(&PeersUpdate) -> usize;
+
+/// The master. See [`StateMachine`] for how to run it.
+///
+/// Addresses are allocated in memory at once, and the changes go into the next commit. Until that
+/// commit is durable, the runtime holds back the messages. So the order of messages is the order of
+/// allocations, and one commit has all changes that were made during the commit before.
+#[derive(Debug)]
+pub struct Master {
+    settings: Settings,
+    /// Whether an election decides when this master leads.
+    is_elected: bool,
+    phase: Phase,
+    update_length: UpdateLength,
+    store_backoff: Backoff,
+    random: fastrand::Rng,
+    outbox: Outbox,
+}
+
+/// The commands for the runtime, and the counters.
+#[derive(Debug, Default)]
+struct Outbox {
+    counters: Counters,
+    commands: VecDeque<Command>,
+}
+
+impl Outbox {
+    fn push(&mut self, command: Command) {
+        self.commands.push_back(command);
+    }
+
+    fn extend(&mut self, commands: impl IntoIterator<Item = Command>) {
+        self.commands.extend(commands);
+    }
+
+    /// Counts a report of an agent that is not registered. It is not acknowledged, so the agent
+    /// registers again.
+    fn drop_report(&mut self, from: &Upid) {
+        self.counters.agent_registered_messages_dropped += 1;
+        if should_log_sample(self.counters.agent_registered_messages_dropped) {
+            log::warn!("ignored a report from {from}, which is not registered: it will register");
+        }
+    }
+
+    /// Counts a request for peers of an agent that is not registered. It registers, and then
+    /// requests its peers again.
+    fn drop_request_for_peers(&mut self, from: &Upid) {
+        self.counters.request_peers_messages_dropped += 1;
+        if should_log_sample(self.counters.request_peers_messages_dropped) {
+            log::warn!("ignored a request for peers from {from}: it is not registered here");
+        }
+    }
+}
+
+impl Master {
+    /// Returns a master that leads from the start, since no other master exists. Its first command
+    /// is to load its state. `seed` is the seed of its random delays.
+    #[must_use]
+    pub fn new(settings: Settings, update_length: UpdateLength, seed: u64) -> Self {
+        let mut master = Self::standing_by(settings, update_length, seed);
+        master.is_elected = false;
+        master.elected(true);
+        master
+    }
+
+    /// Returns a master with an election: it leads from an [`Event::Leading`] with `true` until the
+    /// next one with `false`.
+    #[must_use]
+    pub fn standing_by(settings: Settings, update_length: UpdateLength, seed: u64) -> Self {
+        Self {
+            settings,
+            is_elected: true,
+            phase: Phase::Standby(Standby::default()),
+            update_length,
+            store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
+            random: fastrand::Rng::with_seed(seed),
+            outbox: Outbox::default(),
+        }
+    }
+}
+
+impl StateMachine for Master {
+    type Event = Event;
+    type Command = Command;
+    type Metrics = Metrics;
+
+    const TIMEOUT: Event = Event::Timeout;
+    const CATALOGUE: &'static Catalogue<Metrics> = &metrics::CATALOGUE;
+
+    fn handle(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Timeout => {
+                self.retry_store(now);
+                if let Phase::Leading(leading) = &mut self.phase {
+                    leading.serve_peers(now, &mut self.outbox);
+                }
+            }
+            Event::Leading(leads) => self.elected(leads),
+            Event::Loaded(Ok(loaded)) => self.loaded(now, loaded),
+            Event::Loaded(Err(error)) | Event::Committed(Err(error)) => {
+                self.store_failed(now, error);
+            }
+            Event::Committed(Ok(version)) => self.committed(version),
+            Event::Message { from, message } => self.message(now, from, message),
+            Event::Malformed { from, name, reason } => {
+                let malformed = &mut self.outbox.counters.malformed_messages;
+                *malformed += 1;
+                if should_log_sample(*malformed) {
+                    log::warn!("ignored {} from {from}: {reason}", name.escape_debug());
+                }
+            }
+            Event::Reload(network) => {
+                let network = Arc::new(network);
+                self.reload(now, Settings { network, ..self.settings });
+            }
+            Event::Ignored { from, kind } => self.ignored(&from, kind),
+            Event::ConfigRead(id, settings) => self.finish_reload(now, id, settings),
+            Event::Previewed(id, effect) => self.previewed(id, effect),
+            Event::Request(id, request) => self.request(now, id, request),
+        }
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.finish_event(now, &mut self.outbox);
+        }
+    }
+
+    fn poll_command(&mut self) -> Option<Command> {
+        self.outbox.commands.pop_front()
+    }
+
+    fn next_timeout(&self) -> Option<Duration> {
+        match &self.phase {
+            Phase::Recovering(recovering) => recovering.retry_due(),
+            Phase::Standby(standby) => standby.retry_due(),
+            Phase::Leading(leading) => leading.next_timeout(),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        let (epoch, version, agents, peers) = match &self.phase {
+            Phase::Standby(_) | Phase::Recovering(_) => Default::default(),
+            Phase::Leading(leading) => {
+                let (agents, peers) = (leading.agents_tally(), leading.peers_tally());
+                (leading.epoch().0, leading.durable().0, agents, peers)
+            }
+        };
+        Metrics {
+            status: self.condition(),
+            epoch,
+            version,
+            agents,
+            peers,
+            counters: self.outbox.counters.clone(),
+        }
+    }
+
+    fn degrade(metrics: &mut Metrics) {
+        metrics.status = metrics.status.degraded();
+    }
+}
+
+impl Master {
+    fn message(&mut self, now: Now, from: Upid, message: Message) {
+        let counters = &mut self.outbox.counters;
+        match message {
+            Message::RegisterAgent(options) => {
+                counters.register_agent_messages_received += 1;
+                self.register(now, from, options);
+            }
+            Message::AgentRegistered(overlays) => {
+                counters.agent_registered_messages_received += 1;
+                self.report(now, from, overlays);
+            }
+            Message::RequestPeers(have) => {
+                counters.request_peers_messages_received += 1;
+                self.subscribe(now, from, have);
+            }
+            Message::UpdateAgentOverlays(_)
+            | Message::AgentRegisteredAcknowledgement
+            | Message::UpdatePeers(_) => {
+                counters.unexpected_messages += 1;
+                if should_log_sample(counters.unexpected_messages) {
+                    log::warn!("ignored {message} from {from}: it is meant for an agent");
+                }
+            }
+        }
+    }
+
+    /// Returns whether this master accepts a message of this kind from the sender. Only a
+    /// registered agent may report or request its peers, and only under the UPID with which it
+    /// registered: a reply to each port of an address would cost a connection.
+    #[must_use]
+    pub fn accepts(&self, from: &Upid, kind: MessageKind) -> bool {
+        match &self.phase {
+            Phase::Leading(leading) => leading.accepts(from, kind),
+            Phase::Standby(_) | Phase::Recovering(_) => kind == MessageKind::RegisterAgent,
+        }
+    }
+
+    /// Counts a message that was not decoded, and logs a sample of such messages.
+    fn ignored(&mut self, from: &Upid, kind: MessageKind) {
+        let counters = &mut self.outbox.counters;
+        let (count, reason) = match kind {
+            MessageKind::AgentRegistered => {
+                counters.agent_registered_messages_received += 1;
+                let dropped = &mut counters.agent_registered_messages_dropped;
+                (dropped, "it is not registered, and will register")
+            }
+            MessageKind::RequestPeers => {
+                counters.request_peers_messages_received += 1;
+                let dropped = &mut counters.request_peers_messages_dropped;
+                (dropped, "it is not registered, and will register")
+            }
+            MessageKind::RegisterAgent
+            | MessageKind::UpdateAgentOverlays
+            | MessageKind::AgentRegisteredAcknowledgement
+            | MessageKind::UpdatePeers => {
+                (&mut counters.unexpected_messages, "the message is meant for an agent")
+            }
+        };
+        *count += 1;
+        if should_log_sample(*count) {
+            log::warn!("ignored {kind} from {from}: {reason} ({count} ignored since the start)");
+        }
+    }
+
+    fn register(&mut self, now: Now, from: Upid, options: AgentOptions) {
+        let is_dropped = match &mut self.phase {
+            Phase::Leading(leading) => {
+                leading.register(now, from, &options, &mut self.outbox);
+                false
+            }
+            Phase::Recovering(recovering) => !recovering.keep(from, options),
+            Phase::Standby(_) => {
+                log::debug!("ignored the registration of {from}: this master does not lead");
+                true
+            }
+        };
+        self.outbox.counters.register_agent_messages_dropped += u64::from(is_dropped);
+    }
+
+    fn report(&mut self, now: Now, from: Upid, overlays: Vec<Assignment>) {
+        match &mut self.phase {
+            Phase::Leading(leading) => leading.report(now, from, overlays, &mut self.outbox),
+            Phase::Standby(_) | Phase::Recovering(_) => self.outbox.drop_report(&from),
+        }
+    }
+
+    fn subscribe(&mut self, now: Now, from: Upid, have: PeerTableVersion) {
+        match &mut self.phase {
+            Phase::Leading(leading) => leading.subscribe(now, from, have, &mut self.outbox),
+            Phase::Standby(_) | Phase::Recovering(_) => self.outbox.drop_request_for_peers(&from),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The reload of the configuration by a running master.
+//!
+//! The master refuses a configuration under which an allocation of an agent could not be served,
+//! and keeps its current configuration. At the start there is no current configuration: records
+//! that conflict with the new configuration are quarantined.
+
+use overlay_types::clock::Now;
+use overlay_types::protocol::{Network, RequestId};
+use overlay_types::text::truncate_list;
+
+use super::effect::{Effect, differences};
+use super::phase::Phase;
+use super::{Command, Master, Reply, Settings};
+
+impl Master {
+    /// Applies other settings, unless an agent would lose an allocation.
+    pub(super) fn reload(&mut self, now: Now, settings: Settings) -> Effect {
+        let Phase::Leading(leading) = &mut self.phase else {
+            let effect = self.effect_without_agents(&settings.network);
+            log::info!(
+                "applied another configuration: it is checked against the agents when the state is \
+                 loaded"
+            );
+            self.settings = settings;
+            return effect;
+        };
+        if settings == self.settings {
+            // Computing a plan takes long: repeated requests must not be able to cause that work.
+            log::info!("read the configuration again: it has not changed");
+            return Effect { accepted: true, ..Effect::default() };
+        }
+        let effect = leading.reconfigure(now, &settings, &mut self.outbox);
+        if effect.accepted {
+            self.settings = settings;
+        }
+        effect
+    }
+
+    /// Previews another network. If agents are known, a job outside of the state machine computes
+    /// the effect. Changes nothing.
+    pub(super) fn preview(&mut self, now: Now, id: RequestId, network: Network) {
+        let command = match &self.phase {
+            Phase::Leading(leading) => {
+                let job = Box::new(leading.preview_job(now, network));
+                Command::Preview { id, job }
+            }
+            Phase::Standby(_) | Phase::Recovering(_) => {
+                let effect = self.effect_without_agents(&network);
+                Command::immediate_reply(id, Reply::Effect(Box::new(effect)))
+            }
+        };
+        self.outbox.push(command);
+    }
+
+    /// Answers the request for a preview. The effect contains addresses of agents, so the answer
+    /// waits until they are durable. A master that lost leadership does not know whether they are
+    /// durable, and answers that it is unavailable.
+    pub(super) fn previewed(&mut self, id: RequestId, effect: Box<Effect>) {
+        let command = match &self.phase {
+            Phase::Leading(leading) => leading.gate_reply(Reply::Effect(effect)).into_command(id),
+            Phase::Standby(_) | Phase::Recovering(_) => {
+                Command::immediate_reply(id, Reply::Unavailable(self.unavailable_reason()))
+            }
+        };
+        self.outbox.push(command);
+    }
+
+    /// Returns the effect on a master that knows no agents.
+    fn effect_without_agents(&self, network: &Network) -> Effect {
+        let warning = "this master does not know the agents now: when it does, \
+                       it quarantines agents that conflict with this configuration";
+        Effect {
+            accepted: true,
+            changes: differences(&self.settings.network, network),
+            warnings: vec![warning.to_owned()],
+            ..Effect::default()
+        }
+    }
+}
+
+/// Logs a line for each of the first few problems: every agent may have one.
+pub(super) fn log_refused(problems: &[String]) {
+    let (few, more) = truncate_list(problems);
+    for problem in few {
+        log::error!("refused another configuration: {problem}");
+    }
+    if more > 0 {
+        log::error!(
+            "refused another configuration: {more} more problems: see the answer to reload"
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! Requests over HTTP, and the health and metrics of the master.
+
+use std::time::Duration;
+
+use overlay_types::clock::Now;
+use overlay_types::protocol::{RejectedMessages, RequestId};
+use overlay_types::state::StoreError;
+
+use super::command::{Command, Reply};
+use super::event::Request;
+use super::metrics::{self, Metrics};
+use super::phase::{Phase, Progress};
+use super::reload::log_refused;
+use super::view::{Condition, Health};
+use super::{Master, NOT_LEADING, Settings};
+use crate::metrics::{HostCounters, Snapshot};
+use crate::state_machine::StateMachine as _;
+
+/// The most problems that the health lists.
+const PROBLEMS_MAX: usize = 100;
+
+impl Master {
+    pub(super) fn request(&mut self, now: Now, id: RequestId, request: Request) {
+        let command = match (&mut self.phase, request) {
+            (_, Request::Health) => {
+                Command::immediate_reply(id, Reply::Health(Box::new(self.health())))
+            }
+            (_, Request::Metrics) => {
+                Command::immediate_reply(id, Reply::Metrics(Box::new(self.snapshot())))
+            }
+            (_, Request::Reload) => Command::ReadConfig(id),
+            (_, Request::Preview(network)) => return self.preview(now, id, *network),
+            (Phase::Standby(_) | Phase::Recovering(_), _) => {
+                Command::immediate_reply(id, Reply::Unavailable(self.unavailable_reason()))
+            }
+            (Phase::Leading(leading), request) => {
+                leading.answer(now, request, &mut self.outbox).into_command(id)
+            }
+        };
+        self.outbox.push(command);
+    }
+
+    /// Returns why a master without a loaded state does not answer.
+    pub(super) fn unavailable_reason(&self) -> String {
+        match &self.phase {
+            Phase::Standby(_) => NOT_LEADING.to_owned(),
+            Phase::Recovering(recovering) => match recovering.progress() {
+                Progress::Failed(error, _) => error.to_string(),
+                Progress::Queued | Progress::Reading => "the state is being read".to_owned(),
+            },
+            Phase::Leading(_) => String::new(),
+        }
+    }
+
+    /// Applies the configuration that was read for a request, and answers the request.
+    pub(super) fn finish_reload(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        settings: Result<Settings, Vec<String>>,
+    ) {
+        let reply = match settings {
+            Ok(settings) => Reply::Effect(Box::new(self.reload(now, settings))),
+            Err(problems) => {
+                log_refused(&problems);
+                Reply::Misconfigured(problems)
+            }
+        };
+        let command = match &self.phase {
+            Phase::Leading(leading) => leading.gate_reply(reply).into_command(id),
+            Phase::Standby(_) | Phase::Recovering(_) => Command::immediate_reply(id, reply),
+        };
+        self.outbox.push(command);
+    }
+
+    pub(super) fn condition(&self) -> Condition {
+        match &self.phase {
+            Phase::Standby(_) => Condition::Standby,
+            Phase::Recovering(recovering) => match recovering.progress() {
+                Progress::Failed(..) => Condition::Failed,
+                Progress::Queued | Progress::Reading => Condition::Recovering,
+            },
+            Phase::Leading(leading) if leading.has_problems() => Condition::Degraded,
+            Phase::Leading(_) => Condition::Ok,
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot<Metrics> {
+        let configured = match &self.phase {
+            Phase::Standby(_) | Phase::Recovering(_) => Vec::new(),
+            Phase::Leading(leading) => metrics::pools(&leading.usage()),
+        };
+        Snapshot { metrics: self.metrics(), host: HostCounters::default(), configured }
+    }
+
+    fn health(&self) -> Health {
+        let Metrics { status, epoch, version, agents, peers, counters } = self.metrics();
+        let (problems, pools) = match &self.phase {
+            Phase::Standby(standby) => {
+                let sentence = |(error, _): &(StoreError, Duration)| {
+                    format!(
+                        "{error}: the state is read again soon, unless another master is elected"
+                    )
+                };
+                (standby.demoted_by_store().into_iter().map(sentence).collect(), Vec::new())
+            }
+            Phase::Recovering(recovering) => match recovering.progress() {
+                Progress::Failed(error, _) => (vec![error.to_string()], Vec::new()),
+                Progress::Queued | Progress::Reading => (Vec::new(), Vec::new()),
+            },
+            Phase::Leading(leading) => (leading.problems(), leading.usage()),
+        };
+        let problems = first_problems(problems);
+        let refused = RejectedMessages::default();
+        Health { status, problems, epoch, version, agents, peers, pools, counters, refused }
+    }
+}
+
+/// Returns the first problems, and the number of the others: foreign senders can cause many
+/// problems, and the health is requested often.
+fn first_problems(mut problems: Vec<String>) -> Vec<String> {
+    let more = problems.len().saturating_sub(PROBLEMS_MAX);
+    if more > 0 {
+        problems.truncate(PROBLEMS_MAX);
+        problems.push(format!("… and {more} more problems: fix those above first"));
+    }
+    problems
+}

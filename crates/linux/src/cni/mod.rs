@@ -1,0 +1,26 @@
+//! Networks of the MesosContainerizer: one CNI configuration file per overlay, in the directory
+//! that the Mesos agent reads.
+//!
+//! Mesos parses every file of that directory, including hidden and temporary ones, in no order. The
+//! first file with a network's name wins. So a file is written to a staging directory and then
+//! renamed, and a second file with the name of an overlay is an error. Only managed files are
+//! replaced or removed: operators keep their own networks in the same directory.
+//!
+//! All calls block and belong on a thread for blocking work.
+
+mod configuration;
+mod directory;
+mod error;
+mod leases;
+
+pub use directory::{CniDirectory, Outcome, Removal};
+pub use error::CniError;
+pub use leases::Leases;
+
+/// The plugins that our configurations name, without the port mapper of Mesos.
+pub const PLUGINS: [&str; 2] = [configuration::BRIDGE_PLUGIN, configuration::IPAM_PLUGIN];
+/// The plugin directories of distributions and of the plugins' own packages.
+pub const PLUGIN_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
+
+#[cfg(test)]
+mod tests;

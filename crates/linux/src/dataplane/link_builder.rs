@@ -1,0 +1,181 @@
+//! Builds demo hosts and containers out of network namespaces: bridges, veth pairs, addresses. For
+//! demonstrations, where the `ip` program may be missing. These links carry no mark and are not
+//! reconciled: the kernel removes them with their namespace.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::net::if_::if_nametoindex;
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mtu};
+
+use super::apply::{if_header, write_address};
+use super::message::Batch;
+use super::socket::Netlink;
+use super::uapi::{
+    AF_INET, IFF_UP, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
+    IFLA_MTU, IFLA_NET_NS_FD, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN, RTA_GATEWAY, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT,
+    VETH_INFO_PEER,
+};
+
+/// A change that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{action}: {reason}")]
+pub struct LinkBuilderError {
+    action: String,
+    reason: String,
+}
+
+impl LinkBuilderError {
+    fn new(action: String, error: &io::Error) -> Self {
+        Self { action, reason: error.to_string() }
+    }
+}
+
+/// Changes the network namespace of the thread that opened this builder. Only that thread may call
+/// the other methods.
+#[derive(Debug)]
+pub struct LinkBuilder {
+    netlink: Netlink,
+}
+
+impl LinkBuilder {
+    /// Opens a builder for the calling thread's network namespace. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses a netlink socket.
+    pub fn open() -> Result<Self, LinkBuilderError> {
+        match Netlink::open(NETLINK_ROUTE) {
+            Ok(netlink) => Ok(Self { netlink }),
+            Err(error) => Err(LinkBuilderError::new("open a netlink socket".to_owned(), &error)),
+        }
+    }
+
+    /// Adds a bridge that is up.
+    ///
+    /// # Errors
+    /// When the kernel refuses. This applies to all following methods as well.
+    pub fn add_bridge(&mut self, name: &DeviceName) -> Result<(), LinkBuilderError> {
+        self.run(format!("add bridge {name}"), |batch| {
+            begin_new_link(batch, name);
+            batch.nested(IFLA_LINKINFO, |batch| batch.text(IFLA_INFO_KIND, "bridge"));
+        })
+    }
+
+    /// Adds a veth pair: `name`, which is up, and `peer` in `namespace`, which is down.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn add_veth_pair(
+        &mut self,
+        name: &DeviceName,
+        peer: &DeviceName,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), LinkBuilderError> {
+        self.run(format!("add devices {name} and {peer}"), |batch| {
+            begin_new_link(batch, name);
+            batch.nested(IFLA_LINKINFO, |batch| {
+                batch.text(IFLA_INFO_KIND, "veth");
+                batch.nested(IFLA_INFO_DATA, |batch| {
+                    batch.nested(VETH_INFO_PEER, |batch| {
+                        batch.header(&if_header(0, 0, 0));
+                        batch.text(IFLA_IFNAME, peer.as_str());
+                        batch.attribute(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+                    });
+                });
+            });
+        })
+    }
+
+    /// Makes a device a port of a bridge.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn set_master(
+        &mut self,
+        name: &DeviceName,
+        bridge: &DeviceName,
+    ) -> Result<(), LinkBuilderError> {
+        let action = format!("attach {name} to bridge {bridge}");
+        let (index, bridge) = (index_of(name, &action)?, index_of(bridge, &action)?);
+        self.run(action, |batch| {
+            batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
+            batch.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
+        })
+    }
+
+    /// Sets a device up, and sets its MTU if `mtu` is given.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn set_up(&mut self, name: &DeviceName, mtu: Option<Mtu>) -> Result<(), LinkBuilderError> {
+        let action = format!("set {name} up");
+        let index = index_of(name, &action)?;
+        self.run(action, |batch| {
+            batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, IFF_UP, IFF_UP));
+            if let Some(mtu) = mtu {
+                batch.attribute(IFLA_MTU, &mtu.bytes().to_ne_bytes());
+            }
+        })
+    }
+
+    /// Adds an address to a device.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn add_address(
+        &mut self,
+        name: &DeviceName,
+        ip: &InterfaceAddress,
+    ) -> Result<(), LinkBuilderError> {
+        let action = format!("add address {ip} to {name}");
+        let index = index_of(name, &action)?;
+        self.run(action, |batch| {
+            write_address(batch, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, index, ip);
+        })
+    }
+
+    /// Adds a default route through `gateway`.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn add_default_route(&mut self, gateway: Ipv4Addr) -> Result<(), LinkBuilderError> {
+        self.run(format!("add default route via {gateway}"), |batch| {
+            let mut header = [0; 12];
+            (header[0], header[4], header[5]) = (AF_INET, RT_TABLE_MAIN, RTPROT_BOOT);
+            (header[6], header[7]) = (RT_SCOPE_UNIVERSE, RTN_UNICAST);
+            batch.begin(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &header);
+            batch.address(RTA_GATEWAY, gateway.into());
+        })
+    }
+
+    fn run(
+        &mut self,
+        action: String,
+        write: impl FnOnce(&mut Batch),
+    ) -> Result<(), LinkBuilderError> {
+        let mut batch = Batch::default();
+        write(&mut batch);
+        let error = match self.netlink.run(&mut batch) {
+            Ok(errors) => errors.first().map(|error| error.errno.into()),
+            Err(error) => Some(error),
+        };
+        match error {
+            None => Ok(()),
+            Some(error) => Err(LinkBuilderError::new(action, &error)),
+        }
+    }
+}
+
+fn begin_new_link(batch: &mut Batch, name: &DeviceName) {
+    let header = if_header(0, IFF_UP, IFF_UP);
+    batch.begin(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &header);
+    batch.text(IFLA_IFNAME, name.as_str());
+}
+
+fn index_of(name: &DeviceName, action: &str) -> Result<u32, LinkBuilderError> {
+    if_nametoindex(name.as_str())
+        .map_err(|error| LinkBuilderError::new(format!("{action}: find {name}"), &error.into()))
+}

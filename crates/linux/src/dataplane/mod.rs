@@ -1,0 +1,257 @@
+//! The VXLAN dataplane: programs the kernel's devices, addresses, neighbors, forwarding entries and
+//! routes until they match the desired state of [`overlay_types::tunnel`], and repairs drift.
+//! [`plan()`] makes all decisions and is pure. The rest reads and writes through netlink from this
+//! process.
+//!
+//! An object is managed if it has our mark: a device has an alias, which covers all entries on the
+//! device, and a route has a protocol number. Unmanaged objects are never changed or removed. All
+//! calls act on the network namespace of the thread that calls [`Dataplane::open`], and only that
+//! thread may call the other methods. All calls block, for milliseconds.
+
+mod apply;
+mod change;
+mod error;
+mod link_builder;
+mod message;
+mod monitor;
+mod observe;
+mod plan;
+mod socket;
+mod state;
+#[cfg(test)]
+mod tests;
+mod uapi;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
+
+pub use self::change::plan_change;
+pub use self::error::{DataplaneError, Failure};
+pub use self::link_builder::{LinkBuilder, LinkBuilderError};
+pub use self::monitor::{KernelEvent, Monitor, Watch};
+pub use self::observe::Bridge;
+use self::observe::Indices;
+pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
+use self::socket::Netlink;
+pub use self::state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
+
+/// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
+/// routing daemon is known to use it.
+pub const PROTOCOL: u8 = 109;
+/// Alias that marks our devices.
+pub const MARK: &str = "mesos-overlay";
+/// Maximum number of times that a verification reads the state, if another program changes it at
+/// the same time. The next verification repairs the remaining differences.
+const VERIFY_ROUNDS_MAX: usize = 3;
+
+/// Result of a verification or an update.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The changes that were applied, in order. Empty if the kernel had the desired state.
+    pub done: Vec<Operation>,
+    /// The changes that the kernel refused.
+    pub failures: Vec<Failure>,
+    /// The parts of the desired state that the plan leaves out, and why.
+    pub problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Returns whether the kernel has the complete desired state.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.failures.is_empty() && self.problems.is_empty()
+    }
+
+    /// Returns the remaining differences from the desired state.
+    pub fn faults(&self) -> impl Iterator<Item = Fault> {
+        let failures = self.failures.iter().map(Failure::fault);
+        failures.chain(self.problems.iter().map(Problem::fault))
+    }
+}
+
+impl Failure {
+    fn fault(&self) -> Fault {
+        Fault { scope: self.operation.scope(), reason: self.to_string() }
+    }
+}
+
+impl Problem {
+    fn fault(&self) -> Fault {
+        Fault { scope: self.scope(), reason: self.to_string() }
+    }
+}
+
+/// The overlays' state in the kernel of this host.
+#[derive(Debug)]
+pub struct Dataplane {
+    netlink: Netlink,
+    indices: Indices,
+    /// `None` if the kernel may differ from the state that this process last read or wrote.
+    cache: Option<CachedState>,
+}
+
+/// The last observed state, with the changes that were applied since.
+#[derive(Debug)]
+struct CachedState {
+    observed: Observed,
+    /// The desired state that `observed` matches. `None` if the plan left out a peer.
+    applied: Option<Arc<Desired>>,
+}
+
+impl Dataplane {
+    /// Opens the dataplane of the calling thread's network namespace. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses a netlink socket.
+    pub fn open() -> Result<Self, DataplaneError> {
+        let netlink = Netlink::open(NETLINK_ROUTE).map_err(DataplaneError::Open)?;
+        Ok(Self { netlink, indices: BTreeMap::new(), cache: None })
+    }
+
+    /// Reads the observed state. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn observe(&mut self, desired: &Desired) -> Result<Observed, DataplaneError> {
+        self.cache = None;
+        let (observed, indices) =
+            observe::observe(&mut self.netlink, desired).map_err(DataplaneError::Read)?;
+        self.indices = indices;
+        Ok(observed)
+    }
+
+    /// Returns the conflicts of `desired` with routes and addresses of the host. Needs no
+    /// privilege. Objects that this program made are no conflict. Call this before an overlay is
+    /// programmed.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn collisions(&mut self, desired: &Desired) -> Result<Vec<Collision>, DataplaneError> {
+        let (routes, addresses) = self.host_routes_and_addresses()?;
+        Ok(collisions(desired, &routes, &addresses))
+    }
+
+    /// Returns the host's unicast routes, our routes, and the host's addresses. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn host_routes_and_addresses(
+        &mut self,
+    ) -> Result<(Vec<HostRoute>, Vec<HostAddress>), DataplaneError> {
+        observe::host_routes_and_addresses(&mut self.netlink).map_err(DataplaneError::Read)
+    }
+
+    /// Reads the observed state and repairs every difference from the desired state. Correct
+    /// objects are not touched, so traffic through them continues.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn verify(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
+        let mut report = Report::default();
+        for _ in 0..VERIFY_ROUNDS_MAX {
+            let observed = self.observe(desired)?;
+            let cache = CachedState { observed, applied: None };
+            if !self.reconcile(desired, cache, &mut report) {
+                break;
+            }
+        }
+        Ok(report)
+    }
+
+    /// Applies a new desired state to the cached state, without reading the kernel's state again.
+    /// One peer that is added or removed costs a few operations. Falls back to [`Self::verify`].
+    ///
+    /// # Errors
+    /// When the kernel's state must be read and the read fails.
+    pub fn update(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
+        let mut report = Report::default();
+        match self.cache.take() {
+            // The MTU of an underlay that is new in `desired` was not read.
+            Some(cache) if covers(&cache.observed, desired) => {
+                if self.reconcile(desired, cache, &mut report) || !report.failures.is_empty() {
+                    let done = std::mem::take(&mut report.done);
+                    report = self.verify(desired)?;
+                    report.done.splice(0..0, done);
+                }
+                Ok(report)
+            }
+            _ => self.verify(desired),
+        }
+    }
+
+    /// Plans and applies once. Returns whether the state must be read again, because another
+    /// program changed it meanwhile.
+    fn reconcile(
+        &mut self,
+        desired: &Arc<Desired>,
+        cache: CachedState,
+        report: &mut Report,
+    ) -> bool {
+        let CachedState { mut observed, applied } = cache;
+        let plan = plan_change(applied.as_deref(), desired, &observed);
+        let applied = plan.includes_every_peer().then(|| Arc::clone(desired));
+        let result = apply::apply(&mut self.netlink, &mut self.indices, plan.operations);
+        result.done.iter().for_each(|operation| observed.state.perform(operation));
+        report.done.extend(result.done);
+        report.failures = result.failures;
+        report.problems = plan.problems;
+        if result.is_stale {
+            return true;
+        }
+        if report.failures.is_empty() {
+            self.cache = Some(CachedState { observed, applied });
+        }
+        false
+    }
+
+    /// Removes every managed object from the kernel.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn clean(&mut self) -> Result<Report, DataplaneError> {
+        self.verify(&Arc::default())
+    }
+
+    /// Lists the bridges of this host, managed or not. The CNI plugin and Docker make the bridges
+    /// of containers. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn bridges(&mut self) -> Result<Vec<Bridge>, DataplaneError> {
+        observe::bridges(&mut self.netlink).map_err(DataplaneError::Read)
+    }
+
+    /// Removes a bridge.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_bridge(&mut self, bridge: &Bridge) -> Result<(), DataplaneError> {
+        apply::remove_bridge(&mut self.netlink, bridge)
+            .map_err(|error| DataplaneError::Remove(bridge.name.clone(), error))
+    }
+
+    /// Returns the objects that a [`Monitor`] should watch. Every call that changes the kernel may
+    /// change this result.
+    #[must_use]
+    pub fn watch(&self, desired: &Desired) -> Watch {
+        let underlays: Vec<_> = desired.vxlan_devices.iter().map(|local| local.underlay).collect();
+        let underlay_indices = self.cache.iter().flat_map(|cache| &cache.observed.underlay_indices);
+        Watch {
+            devices: desired.vxlan_devices.iter().map(|local| local.device.clone()).collect(),
+            indices: self.indices.values().chain(underlay_indices).copied().collect(),
+            underlays,
+            spaces: desired.spaces.iter().flat_map(|space| space.whole.iter().copied()).collect(),
+        }
+    }
+}
+
+/// Returns whether `observed` has all information that a plan for `desired` needs.
+fn covers(observed: &Observed, desired: &Desired) -> bool {
+    desired.vxlan_devices.iter().all(|local| {
+        observed.state.devices.contains_key(&local.device)
+            && observed.underlay_mtus.contains_key(&local.underlay)
+    })
+}

@@ -1,0 +1,161 @@
+//! Receives the kernel's events about changes by other programs, so that a repair need not wait for
+//! the next verification.
+//!
+//! An event only triggers a verification. The verification reads the state itself, so it does not
+//! depend on the content of events. The kernel reports our own changes as well. The caller discards
+//! the events that are pending after its own changes, and verifies soon after.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use overlay_types::addr::{DeviceName, Subnet};
+
+use super::PROTOCOL;
+use super::message::{Message, address, attributes, messages, text, u16_at, u32_at};
+use super::observe::route;
+use super::socket::{Netlink, has_lost_messages};
+use super::uapi::{
+    IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NUD_PERMANENT,
+    RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
+    RTM_NEWNETCONF, RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, RTNLGRP_NEIGH,
+};
+
+/// The objects whose changes trigger a verification.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// Our devices.
+    pub(super) devices: Vec<DeviceName>,
+    /// Indices of our devices, and of the devices that have our underlay addresses.
+    pub(super) indices: Vec<u32>,
+    /// Our underlay addresses.
+    pub(super) underlays: Vec<IpAddr>,
+    /// The subnets of the overlays.
+    pub(super) spaces: Vec<Subnet>,
+}
+
+/// Result of waiting for events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// No event, or none about a watched object.
+    Unrelated,
+    /// An object of this kind changed.
+    Changed(&'static str),
+    /// A network setting changed, of the host or of a watched device.
+    SettingChanged,
+    /// The receive buffer was full and events are lost. Any object may have changed.
+    Overrun,
+}
+
+/// A subscription to the kernel's events.
+#[derive(Debug)]
+pub struct Monitor {
+    netlink: Netlink,
+}
+
+impl Monitor {
+    /// Opens a monitor of the calling thread's network namespace. Open it before the state is read:
+    /// otherwise a change between the two is missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses a netlink socket.
+    pub fn open() -> io::Result<Self> {
+        let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+        netlink.join(&[
+            RTNLGRP_LINK,
+            RTNLGRP_NEIGH,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV6_IFADDR,
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV4_NETCONF,
+            RTNLGRP_IPV6_NETCONF,
+        ])?;
+        Ok(Self { netlink })
+    }
+
+    /// Waits for events, at most for `timeout`, and returns the first one about an object of
+    /// `watch`. It may return early without one.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn wait(&mut self, timeout: Duration, watch: &Watch) -> io::Result<KernelEvent> {
+        self.netlink.set_timeout(timeout)?;
+        match self.netlink.receive() {
+            Ok(bytes) => {
+                let change = messages(bytes).find_map(|message| watch.event(&message));
+                Ok(change.unwrap_or(KernelEvent::Unrelated))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(KernelEvent::Unrelated),
+            Err(error) if has_lost_messages(&error) => Ok(KernelEvent::Overrun),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Discards all pending events. Call it before the state is read anyway, and after our own
+    /// changes: the kernel reports a change before it acknowledges the request.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn discard_pending(&mut self) -> io::Result<()> {
+        self.netlink.drain()
+    }
+}
+
+impl AsFd for Monitor {
+    /// The descriptor is readable while events are pending.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netlink.borrowed()
+    }
+}
+
+impl Watch {
+    /// Returns the event if the message is about a watched object.
+    fn event(&self, message: &Message<'_>) -> Option<KernelEvent> {
+        let body = message.body;
+        if message.kind == RTM_NEWNETCONF {
+            let mut attributes = attributes(body, 4);
+            let (_, index) = attributes.find(|(kind, _)| *kind == NETCONFA_IFINDEX)?;
+            let index = u32_at(index, 0)?;
+            let is_watched = index == NETCONFA_IFINDEX_ALL || self.indices.contains(&index);
+            return is_watched.then_some(KernelEvent::SettingChanged);
+        }
+        let index = u32_at(body, 4)?;
+        let is_watched = self.indices.contains(&index);
+        match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => {
+                let mut attributes = attributes(body, 16);
+                let is_named = attributes.any(|attribute| self.is_device_name(attribute));
+                (is_watched || is_named).then_some(KernelEvent::Changed("device"))
+            }
+            RTM_NEWADDR | RTM_DELADDR => {
+                let mut attributes = attributes(body, 8);
+                let is_underlay = attributes.any(|attribute| self.is_underlay(attribute));
+                (is_watched || is_underlay).then_some(KernelEvent::Changed("address"))
+            }
+            RTM_NEWNEIGH | RTM_DELNEIGH => {
+                let is_permanent = u16_at(body, 8)? & NUD_PERMANENT != 0;
+                (is_watched && (is_permanent || message.kind == RTM_DELNEIGH))
+                    .then_some(KernelEvent::Changed("neighbor"))
+            }
+            RTM_NEWROUTE | RTM_DELROUTE => {
+                let route = route(body)?;
+                let is_inside = self.spaces.iter().any(|space| space.covers(&route.key.subnet));
+                (route.protocol == PROTOCOL || is_inside).then_some(KernelEvent::Changed("route"))
+            }
+            _ => None,
+        }
+    }
+
+    fn is_device_name(&self, (kind, value): (u16, &[u8])) -> bool {
+        kind == IFLA_IFNAME && self.devices.iter().any(|device| device.as_str() == text(value))
+    }
+
+    fn is_underlay(&self, (kind, value): (u16, &[u8])) -> bool {
+        let is_address = kind == IFA_LOCAL || kind == IFA_ADDRESS;
+        is_address && address(value).is_some_and(|ip| self.underlays.contains(&ip))
+    }
+}

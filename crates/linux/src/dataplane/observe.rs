@@ -1,0 +1,452 @@
+//! Reads the managed objects and conflicting objects from the kernel. The requests contain filters
+//! that older kernels ignore, so all answers are filtered here again.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::{fs, io};
+
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
+use overlay_types::tunnel::{Desired, HostAddress, HostRoute, VxlanDevice};
+
+use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
+use super::plan::Observed;
+use super::socket::Netlink;
+use super::state::{Device, Hop, Identity, Link, RouteKey};
+use super::uapi::{
+    AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
+    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
+    IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
+    IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
+    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE,
+    RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+};
+use super::{MARK, PROTOCOL};
+
+/// Indices of our devices.
+pub(super) type Indices = BTreeMap<DeviceName, u32>;
+
+/// Kind of a bridge in the kernel.
+const BRIDGE_KIND: &str = "bridge";
+
+/// A bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// The devices that are its ports. A container's port has its other end in the container.
+    pub ports: Vec<String>,
+    pub(super) index: u32,
+}
+
+/// A device of the host.
+#[derive(Debug)]
+struct HostLink {
+    index: u32,
+    name: String,
+    /// Index of the bridge that the device is a port of.
+    master: Option<u32>,
+    is_up: bool,
+    mac: Option<Mac>,
+    mtu: u32,
+    alias: String,
+    kind: String,
+    vxlan: Option<Vxlan>,
+}
+
+#[derive(Debug, Default)]
+struct Vxlan {
+    vni: u32,
+    port: u16,
+    local: Option<IpAddr>,
+    is_learning: bool,
+}
+
+/// Reads the observed state and the indices of our devices.
+pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(Observed, Indices)> {
+    let links = links(netlink)?;
+    let addresses = addresses(netlink)?;
+    let mut observed = Observed::default();
+    let mut indices = Indices::new();
+    for link in &links {
+        classify(link, desired, &mut observed, &mut indices);
+    }
+    for (index, address) in &addresses {
+        let link = links.iter().find(|link| link.index == *index);
+        let is_underlay =
+            desired.vxlan_devices.iter().any(|local| local.underlay == address.address());
+        if let Some(mtu) = link.and_then(|link| Mtu::new(link.mtu.min(Mtu::MAX)).ok())
+            && is_underlay
+        {
+            observed.underlay_mtus.insert(address.address(), mtu);
+            observed.underlay_indices.push(*index);
+        }
+    }
+    for (name, &index) in &indices {
+        let Some(device) = observed.state.devices.get_mut(name) else { continue };
+        let own = addresses.iter().filter(|(owner, _)| *owner == index);
+        device.addresses.extend(own.map(|(_, address)| *address));
+        for family in [AF_INET, AF_INET6] {
+            device.neighbors.extend(neighbors(netlink, family, index)?);
+        }
+        device.forwards = forwards(netlink, index)?;
+    }
+    for family in [AF_INET, AF_INET6] {
+        for route in routes(netlink, family, Some(PROTOCOL))? {
+            let hop = route.hop(&indices);
+            // Our routes have distinct keys. A second route with the same key is foreign, so the
+            // entry is recorded as wrong.
+            let hop =
+                if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
+            observed.state.routes.insert(route.key, hop);
+        }
+    }
+    Ok((observed, indices))
+}
+
+/// Returns the unicast routes of the main table, our routes, and the host's addresses.
+pub(super) fn host_routes_and_addresses(
+    netlink: &mut Netlink,
+) -> io::Result<(Vec<HostRoute>, Vec<HostAddress>)> {
+    let names: BTreeMap<u32, String> =
+        links(netlink)?.into_iter().map(|link| (link.index, link.name)).collect();
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let routes = routes(netlink, family, None)?;
+        found.extend(routes.into_iter().filter(Route::is_of_host).map(|route| HostRoute {
+            subnet: route.key.subnet,
+            device: route.index.and_then(|index| names.get(&index).cloned()),
+            gateway: route.gateway,
+            is_ours: route.protocol == PROTOCOL,
+        }));
+    }
+    let named =
+        |(index, address)| Some(HostAddress { address, device: names.get(&index).cloned()? });
+    Ok((found, addresses(netlink)?.into_iter().filter_map(named).collect()))
+}
+
+/// Records a device of the host as managed, as unmanaged with a conflicting name, or as a foreign
+/// VXLAN device.
+fn classify(link: &HostLink, desired: &Desired, observed: &mut Observed, indices: &mut Indices) {
+    let local = desired.vxlan_devices.iter().find(|local| local.device.as_str() == link.name);
+    let own = link.vxlan.as_ref().and_then(|vxlan| managed_device(link, vxlan, local));
+    if let Some((name, device)) = own {
+        indices.insert(name.clone(), link.index);
+        observed.state.devices.insert(name, device);
+        return;
+    }
+    if let Some(local) = local {
+        let kind = if link.kind.is_empty() { "physical" } else { &link.kind };
+        observed.name_conflicts.insert(local.device.clone(), kind.to_owned());
+    }
+    if let Some(vxlan) = &link.vxlan
+        && let Ok(vni) = Vni::new(vxlan.vni)
+    {
+        observed.foreign_vxlans.push((link.name.clone(), vni, vxlan.port));
+    }
+}
+
+/// Returns the device if it is managed: it has our mark, or its name, VNI, port and MAC match the
+/// desired device, as after an upgrade from dcos-net.
+fn managed_device(
+    link: &HostLink,
+    vxlan: &Vxlan,
+    local: Option<&VxlanDevice>,
+) -> Option<(DeviceName, Device)> {
+    let name: DeviceName = link.name.parse().ok()?;
+    let is_marked = link.alias == MARK;
+    let is_v6 = vxlan.local.is_some_and(|local| local.is_ipv6());
+    let identity = Identity {
+        vni: Vni::new(vxlan.vni).ok()?,
+        port: vxlan.port,
+        family: if is_v6 { Family::V6 } else { Family::V4 },
+    };
+    let is_adopted = local.is_some_and(|local| {
+        (local.vni, local.port, Some(local.mac)) == (identity.vni, identity.port, link.mac)
+    });
+    if !is_marked && !is_adopted {
+        return None;
+    }
+    let link = Link {
+        identity,
+        mac: link.mac?,
+        mtu: Mtu::new(link.mtu).ok()?,
+        underlay: vxlan.local,
+        is_learning: vxlan.is_learning,
+        is_up: link.is_up,
+        is_marked,
+        has_ipv6: read_sysctl(&disable_ipv6_setting(&name)) == Some(0),
+        has_loose_rp_filter: read_sysctl(&rp_filter_setting(&name)) == Some(2),
+    };
+    Some((name, Device::bare(link)))
+}
+
+/// Returns the path of the setting that disables IPv6 on a device. The namespace is that of the
+/// calling thread. The kernel removes the setting with the device, so it is never restored.
+pub(super) fn disable_ipv6_setting(device: &DeviceName) -> String {
+    format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6")
+}
+
+/// Returns the path of the reverse path filter of a device; see [`disable_ipv6_setting`].
+pub(super) fn rp_filter_setting(device: &DeviceName) -> String {
+    format!("/proc/sys/net/ipv4/conf/{device}/rp_filter")
+}
+
+fn read_sysctl(path: &str) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Lists the bridges of the host with their ports.
+pub(super) fn bridges(netlink: &mut Netlink) -> io::Result<Vec<Bridge>> {
+    let links = links(netlink)?;
+    let mut ports: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for link in &links {
+        if let Some(master) = link.master {
+            ports.entry(master).or_default().push(link.name.clone());
+        }
+    }
+    let bridges = links.into_iter().filter(|link| link.kind == BRIDGE_KIND);
+    let bridges = bridges.map(|link| Bridge {
+        ports: ports.remove(&link.index).unwrap_or_default(),
+        name: link.name,
+        index: link.index,
+    });
+    Ok(bridges.collect())
+}
+
+/// Lists the devices of the host.
+fn links(netlink: &mut Netlink) -> io::Result<Vec<HostLink>> {
+    let mut header = [0; 16];
+    header[0] = AF_UNSPEC;
+    netlink.dump(
+        RTM_GETLINK,
+        &header,
+        |batch| batch.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes()),
+        |links: &mut Vec<HostLink>, message| links.extend(link(message)),
+        Vec::new,
+    )
+}
+
+fn link(message: Message<'_>) -> Option<HostLink> {
+    let mut link = HostLink {
+        index: u32_at(message.body, 4)?,
+        name: String::new(),
+        master: None,
+        is_up: u32_at(message.body, 8)? & IFF_UP != 0,
+        mac: None,
+        mtu: 0,
+        alias: String::new(),
+        kind: String::new(),
+        vxlan: None,
+    };
+    for (kind, value) in attributes(message.body, 16) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_ADDRESS => link.mac = mac(value),
+            IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_IFALIAS => link.alias = text(value),
+            IFLA_MASTER => link.master = u32_at(value, 0),
+            IFLA_LINKINFO => {
+                for (kind, value) in attributes(value, 0) {
+                    match kind {
+                        IFLA_INFO_KIND => link.kind = text(value),
+                        IFLA_INFO_DATA if link.kind == "vxlan" => link.vxlan = Some(vxlan(value)),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn vxlan(value: &[u8]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for (kind, value) in attributes(value, 0) {
+        match kind {
+            IFLA_VXLAN_ID => vxlan.vni = u32_at(value, 0).unwrap_or(0),
+            IFLA_VXLAN_PORT => vxlan.port = u16_at(value, 0).map_or(0, u16::from_be),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = address(value),
+            IFLA_VXLAN_LEARNING => vxlan.is_learning = value.first() == Some(&1),
+            _ => {}
+        }
+    }
+    vxlan
+}
+
+/// Lists all addresses of global scope, with the index of their device.
+fn addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, InterfaceAddress)>> {
+    netlink.dump(
+        RTM_GETADDR,
+        &[0; 8],
+        |_| {},
+        |addresses: &mut Vec<_>, message| addresses.extend(global_address(message.body)),
+        Vec::new,
+    )
+}
+
+fn global_address(body: &[u8]) -> Option<(u32, InterfaceAddress)> {
+    let (prefix, scope) = (*body.get(1)?, *body.get(3)?);
+    let mut own = None;
+    for (kind, value) in attributes(body, 8) {
+        // On a point-to-point link IFA_ADDRESS is the address of the other end.
+        if kind == IFA_LOCAL || (kind == IFA_ADDRESS && own.is_none()) {
+            own = address(value);
+        }
+    }
+    let subnet = Subnet::containing(own?, prefix)?;
+    let address = InterfaceAddress::within(&subnet, own?)?;
+    (scope == RT_SCOPE_UNIVERSE).then_some((u32_at(body, 4)?, address))
+}
+
+/// Lists the permanent entries of a neighbor table or of the FDB. `read` gets the address, the MAC
+/// and the flags of an entry.
+fn entries<T>(
+    netlink: &mut Netlink,
+    family: u8,
+    index: u32,
+    read: impl Fn(Option<IpAddr>, Option<Mac>, u8) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    let mut header = [0; 12];
+    header[0] = family;
+    netlink.dump(
+        RTM_GETNEIGH,
+        &header,
+        |batch| batch.attribute(NDA_IFINDEX, &index.to_ne_bytes()),
+        |entries: &mut Vec<_>, message| {
+            let is_on_device = u32_at(message.body, 4) == Some(index);
+            let is_permanent =
+                u16_at(message.body, 8).is_some_and(|state| state & NUD_PERMANENT != 0);
+            if message.body.first() != Some(&family) || !is_on_device || !is_permanent {
+                return;
+            }
+            let (mut destination, mut own_mac) = (None, None);
+            for (kind, value) in attributes(message.body, 12) {
+                match kind {
+                    NDA_DST => destination = address(value),
+                    NDA_LLADDR => own_mac = mac(value),
+                    _ => {}
+                }
+            }
+            let flags = message.body.get(10).copied().unwrap_or(0);
+            entries.extend(read(destination, own_mac, flags));
+        },
+        Vec::new,
+    )
+}
+
+fn neighbors(netlink: &mut Netlink, family: u8, index: u32) -> io::Result<Vec<(IpAddr, Mac)>> {
+    let entries = entries(netlink, family, index, |ip, mac, _| Some((ip?, mac?)))?;
+    // In some versions the kernel's own multicast entries are permanent.
+    Ok(entries.into_iter().filter(|(ip, _)| !ip.is_multicast()).collect())
+}
+
+/// Lists the FDB entries of unicast MACs. The entries that flood packets are foreign.
+fn forwards(netlink: &mut Netlink, index: u32) -> io::Result<BTreeMap<Mac, IpAddr>> {
+    let read = |ip, mac: Option<Mac>, flags: u8| {
+        let mac = mac.filter(|mac| mac.octets() != [0; 6] && mac.octets()[0] & 1 == 0)?;
+        (flags & NTF_SELF != 0).then_some((mac, ip?))
+    };
+    Ok(entries(netlink, AF_BRIDGE, index, read)?.into_iter().collect())
+}
+
+fn mac(value: &[u8]) -> Option<Mac> {
+    <[u8; 6]>::try_from(value).ok().map(Mac::from)
+}
+
+/// A route of the main table.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) key: RouteKey,
+    pub(super) protocol: u8,
+    pub(super) index: Option<u32>,
+    gateway: Option<IpAddr>,
+    kind: u8,
+    flags: u32,
+}
+
+impl Route {
+    /// Returns whether the route is a unicast route of the host or one of our routes, and not an
+    /// entry of the kernel's route cache.
+    fn is_of_host(&self) -> bool {
+        let is_ours = self.protocol == PROTOCOL;
+        (self.kind == RTN_UNICAST || is_ours) && self.flags & RTM_F_CLONED == 0
+    }
+
+    fn hop(&self, indices: &Indices) -> Hop {
+        let device = indices.iter().find(|(_, index)| Some(**index) == self.index);
+        match (self.kind, device, self.gateway) {
+            (RTN_UNREACHABLE, ..) => Hop::Unreachable,
+            (RTN_UNICAST, Some((device, _)), Some(gateway)) => Hop::Via {
+                device: device.clone(),
+                gateway,
+                is_onlink: self.flags & RTNH_F_ONLINK != 0,
+            },
+            _ => Hop::Elsewhere,
+        }
+    }
+}
+
+/// Lists the routes of the main table, of one protocol or of all.
+pub(super) fn routes(
+    netlink: &mut Netlink,
+    family: u8,
+    protocol: Option<u8>,
+) -> io::Result<Vec<Route>> {
+    let mut header = [0; 12];
+    (header[0], header[4], header[5]) = (family, RT_TABLE_MAIN, protocol.unwrap_or(0));
+    netlink.dump(
+        RTM_GETROUTE,
+        &header,
+        |batch| batch.attribute(RTA_TABLE, &u32::from(RT_TABLE_MAIN).to_ne_bytes()),
+        |routes: &mut Vec<_>, message| {
+            let route = route(message.body).filter(|route| {
+                message.body.first() == Some(&family)
+                    && protocol.is_none_or(|protocol| route.protocol == protocol)
+            });
+            routes.extend(route);
+        },
+        Vec::new,
+    )
+}
+
+/// Parses the route of a message. Returns `None` for a route of another table or with a TOS.
+pub(super) fn route(body: &[u8]) -> Option<Route> {
+    let [family, prefix, _, tos, table, protocol, _, kind] = *body.get(..8)? else { return None };
+    let any = match family {
+        AF_INET => IpAddr::from([0; 4]),
+        AF_INET6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let (mut to, mut metric, mut index, mut gateway) = (any, 0, None, None);
+    // The header field has 8 bits only. The attribute has the full table number.
+    let mut full_table = u32::from(table);
+    for (attribute, value) in attributes(body, 12) {
+        match attribute {
+            RTA_DST => to = address(value).filter(|to| family_of(*to) == family)?,
+            RTA_PRIORITY => metric = u32_at(value, 0)?,
+            RTA_OIF => index = u32_at(value, 0),
+            RTA_GATEWAY => gateway = address(value),
+            RTA_VIA => gateway = value.get(2..).and_then(address),
+            // Only the first next hop of a multipath route is read.
+            RTA_MULTIPATH => {
+                index = u32_at(value, 4);
+                let hop = value.get(..usize::from(u16_at(value, 0)?)).unwrap_or_default();
+                let mut attributes = attributes(hop, 8);
+                gateway = attributes.find_map(|(kind, value)| match kind {
+                    RTA_GATEWAY => address(value),
+                    RTA_VIA => value.get(2..).and_then(address),
+                    _ => None,
+                });
+            }
+            RTA_TABLE => full_table = u32_at(value, 0)?,
+            _ => {}
+        }
+    }
+    if full_table != u32::from(RT_TABLE_MAIN) || tos != 0 {
+        return None;
+    }
+    let key = RouteKey { subnet: Subnet::containing(to, prefix)?, metric };
+    Some(Route { key, protocol, index, gateway, kind, flags: u32_at(body, 8)? })
+}

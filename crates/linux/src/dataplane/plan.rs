@@ -1,0 +1,423 @@
+//! Plans the operations between the observed and the desired state. No other code decides about
+//! changes in the kernel. Pure.
+//!
+//! The order disturbs traffic least: first the devices, then new and changed entries, and last the
+//! removal of stale entries.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use overlay_types::addr::{DeviceName, Family, Mtu, Vni};
+use overlay_types::tunnel::{
+    Desired, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
+};
+
+use super::state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
+
+/// Metric of our IPv6 routes to peers. The kernel replaces the metric 0 by this metric.
+const METRIC_V6: u32 = 1024;
+/// Metric of the unreachable routes that keep packets to unallocated overlay addresses on the host.
+/// Other programs use lower metrics, so their routes to the same subnet win.
+pub const METRIC_UNALLOCATED: u32 = 65_000;
+/// Assumed MTU of an underlay with an unknown MTU: the MTU of Ethernet.
+const UNDERLAY_MTU_DEFAULT: u32 = 1500;
+/// Minimum MTU of a device with IPv4: every host accepts packets of 576 bytes (RFC 791).
+const MTU_MIN_V4: u32 = 576;
+
+/// The observed state of the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The managed objects: those with our mark, and VXLAN devices that match a desired device by
+    /// name, identity and MAC.
+    pub state: State,
+    /// Unmanaged devices that have the name of a desired device, with their kind.
+    pub name_conflicts: BTreeMap<DeviceName, String>,
+    /// Unmanaged VXLAN devices, with their VNI and UDP port.
+    pub foreign_vxlans: Vec<(String, Vni, u16)>,
+    /// MTU of the device that has the underlay address.
+    pub underlay_mtus: BTreeMap<IpAddr, Mtu>,
+    /// Indices of the devices that have the underlay addresses.
+    pub underlay_indices: Vec<u32>,
+}
+
+/// The operations to apply, and the parts of the desired state that are impossible.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The operations, in order.
+    pub operations: Vec<Operation>,
+    /// The parts that are left out, and why.
+    pub problems: Vec<Problem>,
+}
+
+/// A reason why a part of the desired state is impossible.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// An unmanaged device has the name of a desired device.
+    #[error(
+        "device {device} is a foreign {kind} device, so it is left alone: remove it with 'ip link \
+         delete {device}' or rename it"
+    )]
+    NameTaken {
+        /// The device name.
+        device: DeviceName,
+        /// Kind of the unmanaged device.
+        kind: String,
+    },
+    /// The kernel allows only one VXLAN device with the same VNI and UDP port.
+    #[error(
+        "device {device} cannot have VNI {vni} on UDP port {port}, which VXLAN device {other} has: \
+         remove {other}, or set another VNI or port on all agents"
+    )]
+    VniTaken {
+        /// Our device.
+        device: DeviceName,
+        /// The VNI.
+        vni: Vni,
+        /// The UDP port.
+        port: u16,
+        /// The device that has both.
+        other: String,
+    },
+    /// The MTU of the underlay leaves too little for the device.
+    #[error(
+        "device {device} would have an MTU of {mtu}, and needs {least}: raise the MTU of the \
+         device with {underlay} to {}",
+        .least + .overhead
+    )]
+    MtuTooSmall {
+        /// Our device.
+        device: DeviceName,
+        /// The MTU that the underlay leaves.
+        mtu: u32,
+        /// The least MTU.
+        least: u32,
+        /// The bytes that VXLAN adds to each packet.
+        overhead: u32,
+        /// This host's address in the underlay.
+        underlay: IpAddr,
+    },
+    /// The MTU of the containers exceeds the MTU of the device. The device is programmed anyway.
+    #[error(
+        "device {device} has an MTU of {mtu}, and the containers have one of {containers}: set \
+         network_config.overlay_mtu to {mtu} or less, or raise the MTU of the device with \
+         {underlay} to {}",
+        .containers.bytes() + .overhead
+    )]
+    ContainersDoNotFit {
+        /// Our device.
+        device: DeviceName,
+        /// Its MTU.
+        mtu: Mtu,
+        /// MTU of the containers.
+        containers: Mtu,
+        /// The bytes that VXLAN adds to each packet.
+        overhead: u32,
+        /// This host's address in the underlay.
+        underlay: IpAddr,
+    },
+    /// A peer, or a part of it, is left out.
+    #[error("agent {agent}: {fault}")]
+    Peer {
+        /// The peer.
+        agent: IpAddr,
+        /// The reason.
+        fault: PeerFault,
+    },
+}
+
+impl Plan {
+    /// Returns whether the plan has every peer completely. Otherwise the removal of one peer may
+    /// resolve the conflict of another peer.
+    #[must_use]
+    pub fn includes_every_peer(&self) -> bool {
+        !self.problems.iter().any(|problem| matches!(problem, Problem::Peer { .. }))
+    }
+}
+
+impl Problem {
+    /// The object that the problem affects.
+    #[must_use]
+    pub fn scope(&self) -> FaultScope {
+        match self {
+            Self::NameTaken { device, .. }
+            | Self::VniTaken { device, .. }
+            | Self::MtuTooSmall { device, .. }
+            | Self::ContainersDoNotFit { device, .. } => FaultScope::Device(device.clone()),
+            Self::Peer { agent, .. } => FaultScope::Agent(*agent),
+        }
+    }
+}
+
+/// Returns the desired state of the kernel, and the parts of `desired` that are impossible.
+pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Problem>) {
+    let (peers, faults) = validate_peers(desired);
+    let mut problems = Vec::new();
+    let mut state = State::default();
+    for (index, local) in desired.vxlan_devices.iter().enumerate() {
+        match target_link(local, observed) {
+            Ok(link) => {
+                problems.extend(check_containers_mtu(local, link.mtu));
+                let mut device = Device::bare(link);
+                device.addresses.extend(local.addresses());
+                add_peers(&mut device, local, desired, &peers, index == 0);
+                if desired.peers.is_none() {
+                    keep_peers(&mut device, observed.state.devices.get(&local.device));
+                }
+                state.devices.insert(local.device.clone(), device);
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for space in &desired.spaces {
+        add_routes(&mut state, space, &peers);
+        if desired.peers.is_none() {
+            keep_routes(&mut state, space, &observed.state);
+        }
+    }
+    problems.extend(faults.into_iter().map(|(agent, fault)| Problem::Peer { agent, fault }));
+    (state, problems)
+}
+
+fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Problem> {
+    let device = local.device.clone();
+    if let Some(kind) = observed.name_conflicts.get(&device) {
+        return Err(Problem::NameTaken { device, kind: kind.clone() });
+    }
+    let (vni, port) = (local.vni, local.port);
+    let other = observed
+        .foreign_vxlans
+        .iter()
+        .find(|(_, other_vni, other_port)| (*other_vni, *other_port) == (vni, port));
+    if let Some((other, ..)) = other {
+        return Err(Problem::VniTaken { device, vni, port, other: other.clone() });
+    }
+    let family = if local.underlay.is_ipv4() { Family::V4 } else { Family::V6 };
+    Ok(Link {
+        identity: Identity { vni, port, family },
+        mac: local.mac,
+        mtu: target_mtu(local, observed)?,
+        underlay: Some(local.underlay),
+        is_learning: false,
+        is_up: true,
+        is_marked: true,
+        has_ipv6: local.ip6.is_some(),
+        has_loose_rp_filter: true,
+    })
+}
+
+fn target_mtu(local: &VxlanDevice, observed: &Observed) -> Result<Mtu, Problem> {
+    let least = if local.ip6.is_some() { Mtu::MIN_IPV6 } else { MTU_MIN_V4 };
+    let overhead = local.overhead();
+    let available =
+        observed.underlay_mtus.get(&local.underlay).map_or(UNDERLAY_MTU_DEFAULT, |mtu| mtu.bytes());
+    let mtu = local.mtu.map_or_else(|| available.saturating_sub(overhead), Mtu::bytes);
+    Mtu::new(mtu).ok().filter(|mtu| mtu.bytes() >= least).ok_or_else(|| Problem::MtuTooSmall {
+        device: local.device.clone(),
+        mtu,
+        least,
+        overhead,
+        underlay: local.underlay,
+    })
+}
+
+/// Returns a problem if packets of the containers exceed the MTU of the device.
+fn check_containers_mtu(local: &VxlanDevice, mtu: Mtu) -> Option<Problem> {
+    let containers = local.containers_mtu.filter(|containers| *containers > mtu)?;
+    let (device, underlay) = (local.device.clone(), local.underlay);
+    let overhead = local.overhead();
+    Some(Problem::ContainersDoNotFit { device, mtu, containers, overhead, underlay })
+}
+
+/// Adds the peers with a subnet in an overlay of the device. The first device gets all peers.
+fn add_peers(
+    device: &mut Device,
+    local: &VxlanDevice,
+    desired: &Desired,
+    peers: &BTreeMap<IpAddr, Peer>,
+    is_first: bool,
+) {
+    let spaces = desired.spaces.iter().filter(|space| space.device == local.device);
+    let overlays: Vec<_> = spaces.map(|space| &space.overlay).collect();
+    for (&agent, peer) in peers {
+        if is_first || peer.subnets.iter().any(|(overlay, _)| overlays.contains(&overlay)) {
+            device.neighbors.extend(peer.addresses().map(|address| (address, peer.mac)));
+            device.forwards.insert(peer.mac, agent);
+        }
+    }
+}
+
+/// Adds the unreachable routes of an overlay, and the routes to its peers.
+fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr, Peer>) {
+    let unallocated = |subnet| RouteKey { subnet, metric: METRIC_UNALLOCATED };
+    let whole = space.whole.iter().map(|&subnet| (unallocated(subnet), Hop::Unreachable));
+    state.routes.extend(whole);
+    if !state.devices.contains_key(&space.device) {
+        return;
+    }
+    for peer in peers.values() {
+        for (_, subnet) in peer.subnets.iter().filter(|(overlay, _)| *overlay == space.overlay) {
+            let Some(gateway) = peer.gateway(subnet) else { continue };
+            let metric = if gateway.is_ipv4() { 0 } else { METRIC_V6 };
+            let hop = Hop::Via { device: space.device.clone(), gateway, is_onlink: true };
+            state.routes.insert(RouteKey { subnet: *subnet, metric }, hop);
+        }
+    }
+}
+
+/// Keeps the observed peers of a device while the master has not sent the list of peers.
+fn keep_peers(device: &mut Device, observed: Option<&Device>) {
+    if let Some(observed) = observed {
+        device.neighbors.clone_from(&observed.neighbors);
+        device.forwards.clone_from(&observed.forwards);
+    }
+}
+
+/// Keeps the observed routes to peers while the master has not sent the list of peers.
+fn keep_routes(state: &mut State, space: &OverlaySubnets, observed: &State) {
+    let is_kept = |(key, hop): &(&RouteKey, &Hop)| {
+        matches!(hop, Hop::Via { device, .. } if *device == space.device)
+            && space.whole.iter().any(|whole| whole.covers(&key.subnet))
+    };
+    let kept: Vec<_> = observed.routes.iter().filter(is_kept).collect();
+    state.routes.extend(kept.into_iter().map(|(key, hop)| (*key, hop.clone())));
+}
+
+/// Plans the operations that change the observed state into the desired state.
+#[must_use]
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let (target, problems) = target(desired, observed);
+    Plan { operations: difference(&target, observed.state.clone()), problems }
+}
+
+/// Plans the operations that change `current` into `target`.
+pub(super) fn difference(target: &State, current: State) -> Vec<Operation> {
+    let mut steps = Steps { current, operations: Vec::new() };
+    steps.remove_devices(target);
+    for (name, desired) in &target.devices {
+        steps.repair_link(name, &desired.link);
+        steps.repair_addresses(name, desired);
+        steps.add_entries(name, desired);
+    }
+    steps.repair_routes(target);
+    for (name, desired) in &target.devices {
+        steps.remove_entries(name, desired);
+    }
+    steps.operations
+}
+
+/// The operations so far, and the state after them.
+struct Steps {
+    current: State,
+    operations: Vec<Operation>,
+}
+
+impl Steps {
+    fn push(&mut self, operation: Operation) {
+        self.current.perform(&operation);
+        self.operations.push(operation);
+    }
+
+    /// Removes devices that are not desired, and devices with a wrong identity.
+    fn remove_devices(&mut self, target: &State) {
+        let is_stale = |(name, device): &(&DeviceName, &Device)| {
+            let desired = target.devices.get(*name);
+            desired.is_none_or(|desired| desired.link.identity != device.link.identity)
+        };
+        let stale: Vec<_> = self.current.devices.iter().filter(is_stale).collect();
+        let stale: Vec<_> = stale.into_iter().map(|(name, _)| name.clone()).collect();
+        for name in stale {
+            self.push(Operation::RemoveDevice(name));
+        }
+    }
+
+    fn repair_link(&mut self, name: &DeviceName, desired: &Link) {
+        let device = || name.clone();
+        if !self.current.devices.contains_key(name) {
+            self.push(Operation::AddDevice(device(), desired.clone()));
+        }
+        let Some(link) = self.current.devices.get(name).map(|device| device.link.clone()) else {
+            return;
+        };
+        let changes = [
+            (!link.is_marked, Operation::Mark(device())),
+            (link.is_learning, Operation::StopLearning(device())),
+            (link.mac != desired.mac, Operation::SetMac(device(), desired.mac)),
+            (link.mtu != desired.mtu, Operation::SetMtu(device(), desired.mtu)),
+            (desired.has_ipv6 && !link.has_ipv6, Operation::EnableIpv6(device())),
+            (
+                desired.has_loose_rp_filter && !link.has_loose_rp_filter,
+                Operation::SetLooseRpFilter(device()),
+            ),
+            (!link.is_up, Operation::SetUp(device())),
+        ];
+        if let Some(underlay) = desired.underlay.filter(|ip| link.underlay != Some(*ip)) {
+            self.push(Operation::SetUnderlay(device(), underlay));
+        }
+        for (is_needed, operation) in changes {
+            if is_needed {
+                self.push(operation);
+            }
+        }
+    }
+
+    /// Removes stale addresses, and then adds missing addresses. With an address, the kernel also
+    /// removes secondary addresses and routes. The plan restores these.
+    fn repair_addresses(&mut self, name: &DeviceName, desired: &Device) {
+        let addresses = |steps: &Self| steps.current.devices[name].addresses.clone();
+        for address in &addresses(self) - &desired.addresses {
+            self.push(Operation::RemoveAddress(name.clone(), address));
+        }
+        for address in &desired.addresses - &addresses(self) {
+            self.push(Operation::AddAddress(name.clone(), address));
+        }
+    }
+
+    fn add_entries(&mut self, name: &DeviceName, desired: &Device) {
+        let current = &self.current.devices[name];
+        let mut changes = Vec::new();
+        for (ip, mac) in &desired.neighbors {
+            if current.neighbors.get(ip) != Some(mac) {
+                changes.push(Operation::SetNeighbor(name.clone(), *ip, *mac));
+            }
+        }
+        for (mac, agent) in &desired.forwards {
+            if current.forwards.get(mac) != Some(agent) {
+                changes.push(Operation::SetForward(name.clone(), *mac, *agent));
+            }
+        }
+        changes.into_iter().for_each(|change| self.push(change));
+    }
+
+    fn repair_routes(&mut self, target: &State) {
+        let mut changes = Vec::new();
+        for (key, hop) in &target.routes {
+            match self.current.routes.get(key) {
+                Some(current) if current == hop => {}
+                Some(_) => changes.push(Operation::ChangeRoute(*key, hop.clone())),
+                None => changes.push(Operation::AddRoute(*key, hop.clone())),
+            }
+        }
+        for (key, hop) in &self.current.routes {
+            if !target.routes.contains_key(key) {
+                changes.push(Operation::RemoveRoute(*key, hop.clone()));
+            }
+        }
+        changes.into_iter().for_each(|change| self.push(change));
+    }
+
+    fn remove_entries(&mut self, name: &DeviceName, desired: &Device) {
+        let current = &self.current.devices[name];
+        let mut changes = Vec::new();
+        for (mac, agent) in &current.forwards {
+            if !desired.forwards.contains_key(mac) {
+                changes.push(Operation::RemoveForward(name.clone(), *mac, *agent));
+            }
+        }
+        for ip in current.neighbors.keys() {
+            if !desired.neighbors.contains_key(ip) {
+                changes.push(Operation::RemoveNeighbor(name.clone(), *ip));
+            }
+        }
+        changes.into_iter().for_each(|change| self.push(change));
+    }
+}

@@ -1,0 +1,340 @@
+//! The managed part of the kernel's state, observed or desired, and a model of the kernel's
+//! reaction to each operation.
+//!
+//! The kernel removes more than an operation asks for. The plan follows this model, so it restores
+//! those objects in the same run. `docs/dataplane.md` has the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
+use overlay_types::tunnel::FaultScope;
+
+/// The managed part of the kernel's state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// Our VXLAN devices.
+    pub devices: BTreeMap<DeviceName, Device>,
+    /// The routes with our protocol number.
+    pub routes: BTreeMap<RouteKey, Hop>,
+}
+
+/// A VXLAN device and its entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The device itself.
+    pub link: Link,
+    /// Its addresses, without those that the kernel assigns itself.
+    pub addresses: BTreeSet<InterfaceAddress>,
+    /// The permanent neighbors: VTEP addresses and their MACs.
+    pub neighbors: BTreeMap<IpAddr, Mac>,
+    /// The FDB entries: MACs and the underlay address of each MAC's agent.
+    pub forwards: BTreeMap<Mac, IpAddr>,
+}
+
+/// A VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The properties that never change.
+    pub identity: Identity,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Source address of the encapsulated packets.
+    pub underlay: Option<IpAddr>,
+    /// Whether the device learns FDB entries from packets. Learning must be off: with learning, the
+    /// device drops packets that a peer sends from an address that is not in its FDB entry.
+    pub is_learning: bool,
+    /// Whether it is up.
+    pub is_up: bool,
+    /// Whether it has our mark.
+    pub is_marked: bool,
+    /// Whether IPv6 is enabled. The plan enables it only if the device has an IPv6 address.
+    pub has_ipv6: bool,
+    /// Whether `rp_filter` is 2: the device accepts packets if the route back uses another device.
+    pub has_loose_rp_filter: bool,
+}
+
+/// The properties of a VXLAN device that the kernel cannot change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// UDP port.
+    pub port: u16,
+    /// Address family of the underlay.
+    pub family: Family,
+}
+
+/// The properties by which the kernel distinguishes routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// The destination.
+    pub subnet: Subnet,
+    /// The metric. The kernel prefers the lower one.
+    pub metric: u32,
+}
+
+/// The target of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hop {
+    /// A peer.
+    Via {
+        /// The VXLAN device.
+        device: DeviceName,
+        /// The VTEP address of the peer.
+        gateway: IpAddr,
+        /// Whether the kernel uses the gateway without a route to it.
+        is_onlink: bool,
+    },
+    /// No host. The sender gets an ICMP error.
+    Unreachable,
+    /// A target that our routes never have.
+    Elsewhere,
+}
+
+/// One change of the kernel's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Add a device that is up.
+    AddDevice(DeviceName, Link),
+    /// Remove a device.
+    RemoveDevice(DeviceName),
+    /// Set the alias that marks a device as managed.
+    Mark(DeviceName),
+    /// Set the source address of encapsulated packets.
+    SetUnderlay(DeviceName, IpAddr),
+    /// Disable the learning of FDB entries.
+    StopLearning(DeviceName),
+    /// Set the MAC.
+    SetMac(DeviceName, Mac),
+    /// Set the MTU.
+    SetMtu(DeviceName, Mtu),
+    /// Enable IPv6 on a device.
+    EnableIpv6(DeviceName),
+    /// Set `rp_filter` to 2: accept packets if the route back uses another device.
+    SetLooseRpFilter(DeviceName),
+    /// Set a device up.
+    SetUp(DeviceName),
+    /// Add an address.
+    AddAddress(DeviceName, InterfaceAddress),
+    /// Remove an address.
+    RemoveAddress(DeviceName, InterfaceAddress),
+    /// Set the MAC of a VTEP address.
+    SetNeighbor(DeviceName, IpAddr, Mac),
+    /// Remove the neighbor entry of a VTEP address.
+    RemoveNeighbor(DeviceName, IpAddr),
+    /// Set the FDB entry of a MAC.
+    SetForward(DeviceName, Mac, IpAddr),
+    /// Remove the FDB entry of a MAC.
+    RemoveForward(DeviceName, Mac, IpAddr),
+    /// Add a route that does not exist.
+    AddRoute(RouteKey, Hop),
+    /// Change the target of a managed route.
+    ChangeRoute(RouteKey, Hop),
+    /// Remove a managed route.
+    RemoveRoute(RouteKey, Hop),
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} metric {}", self.subnet, self.metric)
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Via { device, gateway, .. } => write!(f, "via {gateway} on {device}"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Elsewhere => f.write_str("elsewhere"),
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddDevice(device, link) => {
+                let Identity { vni, port, .. } = link.identity;
+                write!(f, "add device {device} with VNI {vni} on UDP port {port}")
+            }
+            Self::RemoveDevice(device) => write!(f, "remove device {device}"),
+            Self::Mark(device) => write!(f, "mark device {device}"),
+            Self::SetUnderlay(device, ip) => write!(f, "send from {ip} on device {device}"),
+            Self::StopLearning(device) => write!(f, "stop device {device} from learning"),
+            Self::SetMac(device, mac) => write!(f, "set MAC {mac} of device {device}"),
+            Self::SetMtu(device, mtu) => write!(f, "set MTU {mtu} of device {device}"),
+            Self::EnableIpv6(device) => write!(f, "enable IPv6 on device {device}"),
+            Self::SetLooseRpFilter(device) => write!(f, "set rp_filter 2 of device {device}"),
+            Self::SetUp(device) => write!(f, "set device {device} up"),
+            Self::AddAddress(device, ip) => write!(f, "add address {ip} on device {device}"),
+            Self::RemoveAddress(device, ip) => write!(f, "remove address {ip} of device {device}"),
+            Self::SetNeighbor(device, ip, mac) => {
+                write!(f, "set neighbor {ip} to {mac} on device {device}")
+            }
+            Self::RemoveNeighbor(device, ip) => write!(f, "remove neighbor {ip} on {device}"),
+            Self::SetForward(device, mac, agent) => {
+                write!(f, "forward {mac} to {agent} on device {device}")
+            }
+            Self::RemoveForward(device, mac, agent) => {
+                write!(f, "remove forwarding of {mac} to {agent} on device {device}")
+            }
+            Self::AddRoute(key, hop) => write!(f, "add route to {key} {hop}"),
+            Self::ChangeRoute(key, hop) => write!(f, "change route to {key} {hop}"),
+            Self::RemoveRoute(key, hop) => write!(f, "remove route to {key} {hop}"),
+        }
+    }
+}
+
+impl Operation {
+    /// Returns the device that the operation adds or requires.
+    #[must_use]
+    pub const fn device(&self) -> Option<&DeviceName> {
+        match self {
+            Self::AddDevice(device, _)
+            | Self::RemoveDevice(device)
+            | Self::Mark(device)
+            | Self::SetUnderlay(device, _)
+            | Self::StopLearning(device)
+            | Self::SetMac(device, _)
+            | Self::SetMtu(device, _)
+            | Self::EnableIpv6(device)
+            | Self::SetLooseRpFilter(device)
+            | Self::SetUp(device)
+            | Self::AddAddress(device, _)
+            | Self::RemoveAddress(device, _)
+            | Self::SetNeighbor(device, ..)
+            | Self::RemoveNeighbor(device, _)
+            | Self::SetForward(device, ..)
+            | Self::RemoveForward(device, ..)
+            | Self::AddRoute(_, Hop::Via { device, .. })
+            | Self::ChangeRoute(_, Hop::Via { device, .. }) => Some(device),
+            Self::AddRoute(..) | Self::ChangeRoute(..) | Self::RemoveRoute(..) => None,
+        }
+    }
+
+    /// Returns the object that a failure of this operation affects.
+    #[must_use]
+    pub fn scope(&self) -> FaultScope {
+        match self {
+            Self::SetForward(_, _, agent) | Self::RemoveForward(_, _, agent) => {
+                FaultScope::Agent(*agent)
+            }
+            Self::AddRoute(key, _) | Self::ChangeRoute(key, _) | Self::RemoveRoute(key, _) => {
+                FaultScope::Subnet(key.subnet)
+            }
+            on_device => on_device.device().cloned().map_or(FaultScope::Host, FaultScope::Device),
+        }
+    }
+}
+
+impl Device {
+    /// Creates a device without entries.
+    #[must_use]
+    pub const fn bare(link: Link) -> Self {
+        Self {
+            link,
+            addresses: BTreeSet::new(),
+            neighbors: BTreeMap::new(),
+            forwards: BTreeMap::new(),
+        }
+    }
+}
+
+impl State {
+    /// Changes this state as the kernel does when it accepts `operation`.
+    pub fn perform(&mut self, operation: &Operation) {
+        match operation {
+            // A new device has no alias, even if the request sets an alias. Its settings are the
+            // host's defaults: IPv6 may be disabled, and `rp_filter` may be strict.
+            Operation::AddDevice(device, link) => {
+                let bare = Link { is_marked: false, has_ipv6: false, ..link.clone() };
+                let link = Link { has_loose_rp_filter: false, ..bare };
+                self.devices.insert(device.clone(), Device::bare(link));
+            }
+            Operation::RemoveDevice(device) => {
+                self.devices.remove(device);
+                self.routes.retain(|_, hop| !hop.is_on(device));
+            }
+            Operation::RemoveAddress(device, address) => self.remove_address(device, address),
+            Operation::AddRoute(key, hop) | Operation::ChangeRoute(key, hop) => {
+                self.routes.insert(*key, hop.clone());
+            }
+            Operation::RemoveRoute(key, _) => {
+                self.routes.remove(key);
+            }
+            on_device => {
+                let device = on_device.device().and_then(|name| self.devices.get_mut(name));
+                if let Some(device) = device {
+                    device.perform(on_device);
+                }
+            }
+        }
+    }
+
+    /// Removes an address. With an IPv4 address the kernel also removes the secondary addresses of
+    /// the same subnet. With the last IPv4 address it also removes the device's IPv4 routes.
+    fn remove_address(&mut self, name: &DeviceName, address: &InterfaceAddress) {
+        let Some(device) = self.devices.get_mut(name) else { return };
+        device.addresses.remove(address);
+        if address.family() == Family::V6 {
+            return;
+        }
+        let subnet = Subnet::containing(address.address(), address.prefix());
+        device.addresses.retain(|other| {
+            subnet.is_none_or(|subnet| {
+                other.prefix() != subnet.prefix() || !subnet.contains(other.address())
+            })
+        });
+        if !device.addresses.iter().any(|other| other.family() == Family::V4) {
+            self.routes.retain(|key, hop| key.subnet.family() == Family::V6 || !hop.is_on(name));
+        }
+    }
+}
+
+impl Device {
+    fn perform(&mut self, operation: &Operation) {
+        let link = &mut self.link;
+        match operation {
+            Operation::Mark(_) => link.is_marked = true,
+            Operation::SetUnderlay(_, ip) => link.underlay = Some(*ip),
+            Operation::StopLearning(_) => link.is_learning = false,
+            // The kernel flushes the neighbor tables, even if the MAC stays.
+            Operation::SetMac(_, mac) => {
+                link.mac = *mac;
+                self.neighbors.clear();
+            }
+            Operation::SetMtu(_, mtu) => link.mtu = *mtu,
+            Operation::EnableIpv6(_) => link.has_ipv6 = true,
+            Operation::SetLooseRpFilter(_) => link.has_loose_rp_filter = true,
+            Operation::SetUp(_) => link.is_up = true,
+            Operation::AddAddress(_, address) => {
+                self.addresses.insert(*address);
+            }
+            Operation::SetNeighbor(_, ip, mac) => {
+                self.neighbors.insert(*ip, *mac);
+            }
+            Operation::RemoveNeighbor(_, ip) => {
+                self.neighbors.remove(ip);
+            }
+            Operation::SetForward(_, mac, agent) => {
+                self.forwards.insert(*mac, *agent);
+            }
+            Operation::RemoveForward(_, mac, _) => {
+                self.forwards.remove(mac);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Hop {
+    /// Returns whether the route uses this device.
+    #[must_use]
+    pub fn is_on(&self, name: &DeviceName) -> bool {
+        matches!(self, Self::Via { device, .. } if device == name)
+    }
+}

@@ -1,0 +1,510 @@
+//! Tests of the plan against arbitrary states of the kernel. [`State::perform`] models the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use overlay_types::addr::{
+    DeviceName, Family, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni,
+};
+use overlay_types::tunnel::{
+    ExcludedPeer, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
+};
+use proptest::prelude::*;
+use rustix::io::Errno;
+
+use super::plan::target;
+use super::*;
+
+fn device(number: u32) -> DeviceName {
+    DeviceName::vtep(Vni::new(1024 + number).unwrap())
+}
+
+fn overlay(number: u32) -> OverlayName {
+    format!("o{number}").parse().unwrap()
+}
+
+fn mac(number: u8) -> Mac {
+    Mac::from([0x70, 0xb3, 0xd5, 0x80, 0, number])
+}
+
+fn vtep(number: u8) -> IpAddr {
+    Ipv4Addr::new(44, 128, 0, number).into()
+}
+
+fn vtep6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd01, 0xa, 0, 0, 0, 0, 0, number.into()).into()
+}
+
+fn interface(address: IpAddr) -> InterfaceAddress {
+    let prefix = if address.is_ipv4() { 16 } else { 64 };
+    InterfaceAddress::within(&Subnet::containing(address, prefix).unwrap(), address).unwrap()
+}
+
+fn agent(number: u8) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, number).into()
+}
+
+fn subnet(overlay: u32, number: u8) -> Subnet {
+    Subnet::containing(
+        Ipv4Addr::new(192, 168 + u8::try_from(overlay).unwrap(), number, 0).into(),
+        24,
+    )
+    .unwrap()
+}
+
+fn subnet6(number: u8) -> Subnet {
+    let address = Ipv6Addr::new(0xfd01, 0xb, 0, 0, number.into(), 0, 0, 0);
+    Subnet::containing(address.into(), 80).unwrap()
+}
+
+fn peer(number: u8) -> Peer {
+    Peer {
+        ip: Some(Ipv4Addr::new(44, 128, 0, number)),
+        ip6: Some(Ipv6Addr::new(0xfd01, 0xa, 0, 0, 0, 0, 0, number.into())),
+        mac: mac(number),
+        subnets: vec![
+            (overlay(0), subnet(0, number)),
+            (overlay(0), subnet6(number)),
+            (overlay(1), subnet(1, number)),
+        ],
+    }
+}
+
+/// A host with two overlays on one device or on a device each, and peers.
+fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
+    let local = |number: u32| VxlanDevice {
+        device: device(number),
+        vni: Vni::new(1024 + number).unwrap(),
+        port: 64000,
+        mac: mac(1),
+        underlay: agent(1),
+        mtu: None,
+        containers_mtu: None,
+        ip: Some(interface(vtep(1))),
+        ip6: Some(interface(vtep6(1))),
+    };
+    let space = |number: u32| OverlaySubnets {
+        overlay: overlay(number),
+        device: device(number.min(devices - 1)),
+        whole: if number == 0 {
+            vec!["192.168.0.0/16".parse().unwrap(), "fd01:b::/64".parse().unwrap()]
+        } else {
+            vec!["192.169.0.0/16".parse().unwrap()]
+        },
+        own: vec![subnet(number, 1)],
+    };
+    Desired {
+        vxlan_devices: (0..devices).map(local).collect(),
+        spaces: (0..2).map(space).collect(),
+        peers: Some(peers.into_iter().map(|number| (agent(number), peer(number))).collect()),
+        excluded_peers: Vec::new(),
+    }
+}
+
+fn any_desired() -> impl Strategy<Value = Desired> {
+    let some = (1..3_u32, prop::collection::btree_set(2..9_u8, 0..6));
+    prop_oneof![
+        1 => Just(Desired::default()),
+        8 => some.prop_map(|(devices, peers)| desired(devices, peers)),
+    ]
+}
+
+fn any_link() -> impl Strategy<Value = Link> {
+    let numbers = (1024..1027_u32, 63999..64001_u16, 1..3_u8, 1400..1451_u32);
+    let flags = any::<[bool; 5]>();
+    (numbers, flags, prop::option::of(1..3_u8)).prop_map(|((vni, port, own, mtu), flags, from)| {
+        let [is_learning, is_up, is_marked, has_ipv6, has_loose_rp_filter] = flags;
+        Link {
+            identity: Identity { vni: Vni::new(vni).unwrap(), port, family: Family::V4 },
+            mac: mac(own),
+            mtu: Mtu::new(mtu).unwrap(),
+            underlay: from.map(agent),
+            is_learning,
+            is_up,
+            is_marked,
+            has_ipv6,
+            has_loose_rp_filter,
+        }
+    })
+}
+
+fn any_device() -> impl Strategy<Value = Device> {
+    let address = prop_oneof![(1..4_u8).prop_map(vtep), (1..4_u8).prop_map(vtep6)];
+    let neighbors = prop::collection::btree_map(
+        prop_oneof![(1..9_u8).prop_map(vtep), (1..9_u8).prop_map(vtep6)],
+        (1..9_u8).prop_map(mac),
+        0..12,
+    );
+    let forwards =
+        prop::collection::btree_map((1..9_u8).prop_map(mac), (1..9_u8).prop_map(agent), 0..12);
+    let addresses = prop::collection::btree_set(address.prop_map(interface), 0..4);
+    (any_link(), addresses, neighbors, forwards).prop_map(
+        |(link, addresses, neighbors, forwards)| Device { link, addresses, neighbors, forwards },
+    )
+}
+
+fn any_state() -> impl Strategy<Value = State> {
+    let devices = prop::collection::btree_map((0..3_u32).prop_map(device), any_device(), 0..3);
+    let whole = ["192.168.0.0/16", "192.169.0.0/16", "fd01:b::/64"];
+    let to = prop_oneof![
+        (0..2_u32, 1..9_u8).prop_map(|(overlay, number)| subnet(overlay, number)),
+        (1..9_u8).prop_map(subnet6),
+        (0..3_usize).prop_map(move |index| whole[index].parse().unwrap()),
+    ];
+    let metric = prop_oneof![Just(0_u32), Just(1024), Just(METRIC_UNALLOCATED)];
+    let key = (to, metric).prop_map(|(subnet, metric)| RouteKey { subnet, metric });
+    let hop = prop_oneof![
+        (0..3_u32, 1..9_u8, any::<bool>()).prop_map(|(number, gateway, is_onlink)| Hop::Via {
+            device: device(number),
+            gateway: vtep(gateway),
+            is_onlink,
+        }),
+        Just(Hop::Unreachable),
+        Just(Hop::Elsewhere),
+    ];
+    (devices, prop::collection::btree_map(key, hop, 0..20))
+        .prop_map(|(devices, routes)| State { devices, routes })
+}
+
+fn any_observed() -> impl Strategy<Value = Observed> {
+    (any_state(), any::<[bool; 2]>()).prop_map(|(mut state, [is_taken, is_known])| {
+        let mut observed = Observed::default();
+        if is_taken {
+            state.devices.remove(&device(0));
+            observed.name_conflicts.insert(device(0), "bridge".to_owned());
+        }
+        if is_known {
+            observed.underlay_mtus.insert(agent(1), Mtu::new(9000).unwrap());
+        }
+        Observed { state, ..observed }
+    })
+}
+
+/// Peers with their own addresses. Sometimes one peer has addresses of another peer.
+fn any_peers() -> impl Strategy<Value = BTreeMap<u8, u8>> {
+    let numbers = prop::collection::btree_set(2..40_u8, 0..38);
+    let wrong = prop::option::weighted(0.2, (2..40_u8, 1..40_u8));
+    (numbers, wrong).prop_map(|(numbers, wrong)| {
+        numbers.into_iter().map(|number| (number, number)).chain(wrong).collect()
+    })
+}
+
+/// Returns the subnet of twice the size that contains `subnet`.
+fn doubled(subnet: Subnet) -> Subnet {
+    Subnet::containing(subnet.first(), subnet.prefix() - 1).unwrap()
+}
+
+/// Returns the desired state with a peer for each key of `peers`. The value is the number of the
+/// agent from which the peer copies all or some addresses.
+fn with_peers(devices: u32, peers: &BTreeMap<u8, u8>) -> Desired {
+    let mut desired = desired(devices, []);
+    let peers = peers.iter().map(|(&number, &like)| {
+        let own = peer(number);
+        let other = peer(like);
+        let peer = match number % 4 {
+            _ if like == number => own,
+            0 => other,
+            1 => {
+                let wide = other.subnets.into_iter().map(|(name, subnet)| (name, doubled(subnet)));
+                Peer { subnets: wide.collect(), ..own }
+            }
+            2 => Peer { mac: other.mac, ..own },
+            _ => Peer { ip6: other.ip6, ..own },
+        };
+        (agent(number), peer)
+    });
+    desired.peers = Some(peers.collect());
+    desired
+}
+
+fn state_after(observed: &Observed, operations: &[Operation]) -> Observed {
+    let mut after = observed.clone();
+    operations.iter().for_each(|operation| after.state.perform(operation));
+    after
+}
+
+proptest! {
+    #[test]
+    fn applied_plan_reaches_desired_state(
+        desired in any_desired(),
+        observed in any_observed(),
+    ) {
+        let plan = plan(&desired, &observed);
+        let after = state_after(&observed, &plan.operations);
+        let (target, _) = target(&desired, &observed);
+        prop_assert_eq!(&after.state, &target);
+        prop_assert_eq!(super::plan(&desired, &after).operations, []);
+    }
+
+    #[test]
+    fn plan_never_changes_unmanaged_device(
+        desired in any_desired(),
+        observed in any_observed(),
+    ) {
+        prop_assume!(observed.name_conflicts.contains_key(&device(0)));
+        for operation in plan(&desired, &observed).operations {
+            let text = operation.to_string();
+            let is_about_routes = text.contains("remove route");
+            prop_assert!(is_about_routes || !text.contains(device(0).as_str()), "{text}");
+        }
+    }
+
+    #[test]
+    fn plan_has_no_duplicate_operation(desired in any_desired(), observed in any_observed()) {
+        let mut seen = BTreeSet::new();
+        for operation in plan(&desired, &observed).operations {
+            prop_assert!(seen.insert(operation.to_string()), "{operation} is planned twice");
+        }
+    }
+
+    #[test]
+    fn partial_plan_matches_full_plan(
+        devices in 1..3_u32,
+        before in any_peers(),
+        changes in prop::collection::btree_map(2..40_u8, prop::option::of(1..40_u8), 0..6),
+    ) {
+        let mut after = before.clone();
+        for (number, like) in changes {
+            match like {
+                Some(like) => after.insert(number, if like % 2 == 0 { number } else { like }),
+                None => after.remove(&number),
+            };
+        }
+        let (before, after) = (with_peers(devices, &before), with_peers(devices, &after));
+        let observed = Observed::default();
+        let first = plan(&before, &observed);
+        let applied = first.includes_every_peer().then_some(&before);
+        let applied_state = state_after(&observed, &first.operations);
+        let change = plan_change(applied, &after, &applied_state);
+        let whole = plan(&after, &applied_state);
+        prop_assert_eq!(&change.problems, &whole.problems);
+        let [by_change, by_whole] =
+            [&change, &whole].map(|plan| state_after(&applied_state, &plan.operations));
+        prop_assert_eq!(by_change, by_whole);
+        prop_assert_eq!(change.operations.len(), whole.operations.len());
+    }
+
+    #[test]
+    fn changed_peer_costs_only_its_entries(count in 2..120_u8) {
+        let before = desired(1, 2..count);
+        let observed = Observed::default();
+        let state = state_after(&observed, &plan(&before, &observed).operations);
+        let added = plan(&desired(1, 2..=count), &state).operations;
+        prop_assert_eq!(added.len(), 6, "2 neighbors, an FDB entry, 3 routes: {:?}", added);
+        let removed = plan(&desired(1, 3..count), &state).operations;
+        prop_assert!(removed.len() <= 6, "{:?}", removed);
+    }
+}
+
+#[test]
+fn plan_order_is_device_address_entry_route() {
+    let operations = plan(&desired(1, [2]), &Observed::default()).operations;
+    let texts: Vec<_> = operations.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "add device vtep1024 with VNI 1024 on UDP port 64000",
+            "mark device vtep1024",
+            "enable IPv6 on device vtep1024",
+            "set rp_filter 2 of device vtep1024",
+            "add address 44.128.0.1/16 on device vtep1024",
+            "add address fd01:a::1/64 on device vtep1024",
+            "set neighbor 44.128.0.2 to 70:b3:d5:80:00:02 on device vtep1024",
+            "set neighbor fd01:a::2 to 70:b3:d5:80:00:02 on device vtep1024",
+            "forward 70:b3:d5:80:00:02 to 10.0.0.2 on device vtep1024",
+            "add route to 192.168.0.0/16 metric 65000 unreachable",
+            "add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024",
+            "add route to 192.169.0.0/16 metric 65000 unreachable",
+            "add route to 192.169.2.0/24 metric 0 via 44.128.0.2 on vtep1024",
+            "add route to fd01:b::/64 metric 65000 unreachable",
+            "add route to fd01:b:0:0:2::/80 metric 1024 via fd01:a::2 on vtep1024",
+        ]
+    );
+}
+
+#[test]
+fn changed_mac_restores_neighbors() {
+    let desired_state = desired(1, [2]);
+    let observed = Observed::default();
+    let mut observed = state_after(&observed, &plan(&desired_state, &observed).operations);
+    let own = observed.state.devices.get_mut(&device(0)).unwrap();
+    own.link.mac = mac(7);
+    let operations = plan(&desired_state, &observed).operations;
+    assert!(matches!(operations[0], Operation::SetMac(..)));
+    assert!(matches!(operations[1..], [Operation::SetNeighbor(..), Operation::SetNeighbor(..)]));
+}
+
+#[test]
+fn replaced_vtep_address_restores_routes() {
+    let desired_state = desired(1, [2]);
+    let observed = Observed::default();
+    let mut observed = state_after(&observed, &plan(&desired_state, &observed).operations);
+    let own = observed.state.devices.get_mut(&device(0)).unwrap();
+    own.addresses = BTreeSet::from([interface(vtep(9)), interface(vtep6(1))]);
+    let operations = plan(&desired_state, &observed).operations;
+    let texts: Vec<_> = operations.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "remove address 44.128.0.9/16 of device vtep1024",
+            "add address 44.128.0.1/16 on device vtep1024",
+            "add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024",
+            "add route to 192.169.2.0/24 metric 0 via 44.128.0.2 on vtep1024",
+        ]
+    );
+}
+
+fn problems(desired: &Desired, observed: &Observed) -> Vec<String> {
+    plan(desired, observed).problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn problem_names_conflict_and_remedy() {
+    let mut observed = Observed::default();
+    observed.name_conflicts.insert(device(0), "bridge".to_owned());
+    let desired_state = desired(1, [2]);
+    assert_eq!(
+        problems(&desired_state, &observed),
+        ["device vtep1024 is a foreign bridge device, so it is left alone: remove it with 'ip \
+             link delete vtep1024' or rename it"]
+    );
+    // The unreachable routes of the overlay stay.
+    let operations = plan(&desired_state, &observed).operations;
+    assert!(operations.iter().all(|operation| operation.to_string().contains("unreachable")));
+    let foreign_vxlans = vec![("flannel.1".to_owned(), Vni::new(1024).unwrap(), 64000)];
+    assert_eq!(
+        problems(&desired_state, &Observed { foreign_vxlans, ..Observed::default() }),
+        ["device vtep1024 cannot have VNI 1024 on UDP port 64000, which VXLAN device flannel.1 \
+             has: remove flannel.1, or set another VNI or port on all agents"]
+    );
+    let underlay_mtus = BTreeMap::from([(agent(1), Mtu::new(1300).unwrap())]);
+    assert_eq!(
+        problems(&desired_state, &Observed { underlay_mtus, ..Observed::default() }),
+        ["device vtep1024 would have an MTU of 1250, and needs 1280: raise the MTU of the device \
+             with 10.0.0.1 to 1330"]
+    );
+}
+
+#[test]
+fn invalid_peer_is_left_out_and_named() {
+    let mut desired_state = desired(1, [2]);
+    let mut add = |address: &str, change: &dyn Fn(&mut Peer)| {
+        let number = 10 + u8::try_from(desired_state.peers.as_ref().unwrap().len()).unwrap();
+        let mut peer = peer(number);
+        change(&mut peer);
+        desired_state.peers.as_mut().unwrap().insert(address.parse().unwrap(), peer);
+    };
+    add("127.0.0.1", &|_| {});
+    add("192.168.7.7", &|_| {});
+    add("fe80::1", &|_| {});
+    add("10.0.0.20", &|peer| peer.mac = Mac::from([1; 6]));
+    add("10.0.0.21", &|peer| peer.ip = Some(Ipv4Addr::new(8, 8, 8, 8)));
+    add("10.0.0.22", &|peer| peer.ip = Some(Ipv4Addr::new(44, 128, 0, 2)));
+    add("10.0.0.23", &|peer| peer.subnets = vec![(overlay(0), "0.0.0.0/0".parse().unwrap())]);
+    add("10.0.0.24", &|peer| peer.subnets = vec![(overlay(0), subnet(0, 1))]);
+    add("10.0.0.25", &|peer| {
+        peer.subnets = vec![(overlay(0), "192.168.2.128/25".parse().unwrap())];
+    });
+    add("10.0.0.26", &|peer| {
+        peer.ip6 = None;
+        peer.subnets = vec![(overlay(0), subnet6(9)), (overlay(9), subnet(0, 30))];
+    });
+    add("10.0.0.27", &|peer| {
+        peer.subnets = vec![(overlay(0), subnet(0, 40)), (overlay(0), subnet(0, 41))];
+    });
+    add("fd00::99", &|_| {});
+    add("::ffff:10.0.0.9", &|_| {});
+    let (agent, other) = (Ipv4Addr::new(10, 0, 0, 7), Ipv4Addr::new(10, 0, 0, 2));
+    let fault = PeerFault::UnderlayTaken { underlay: other.into(), other };
+    desired_state.excluded_peers =
+        vec![ExcludedPeer { agent, overlays: [overlay(0)].into(), fault }];
+    assert!(desired_state.is_overlay_affected(&overlay(0), &FaultScope::Agent(agent.into())));
+    assert!(!desired_state.is_overlay_affected(&overlay(1), &FaultScope::Agent(agent.into())));
+    assert_eq!(
+        problems(&desired_state, &Observed::default()),
+        [
+            "agent 10.0.0.7: its underlay address 10.0.0.2 belongs to agent 10.0.0.2: set another \
+             underlay on one of the two agents, or delete one of them at the master",
+            "agent 10.0.0.20: its MAC address 01:01:01:01:01:01 is not unicast: set another \
+             vtep_mac_oui",
+            "agent 10.0.0.21: its VTEP address 8.8.8.8 is no host address of the VTEP subnet: \
+             check vtep_subnet at the master",
+            "agent 10.0.0.22: its VTEP address 44.128.0.2 belongs to agent 10.0.0.2: delete one of \
+             the two agents at the master",
+            "agent 10.0.0.23: its subnet 0.0.0.0/0 is outside overlay o0: check the overlay's \
+             subnet at the master",
+            "agent 10.0.0.24: its subnet 192.168.1.0/24 overlaps 192.168.1.0/24 of agent 10.0.0.1: \
+             delete one of the two agents",
+            "agent 10.0.0.25: its subnet 192.168.2.128/25 overlaps 192.168.2.0/24 of agent \
+             10.0.0.2: delete one of the two agents",
+            "agent 10.0.0.26: its subnet fd01:b:0:0:9::/80 is IPv6 and its VTEP has no IPv6 \
+             address: set vtep_subnet6",
+            "agent 10.0.0.27: its subnet 192.168.41.0/24 is its second in overlay o0: check the \
+             agent in the master's state",
+            "agent 127.0.0.1: its address 127.0.0.1 is not a host address: check the address \
+             that the agent advertises",
+            "agent 192.168.7.7: its address 192.168.7.7 lies inside of 192.168.0.0/16 of the \
+             overlays: give the overlay another subnet",
+            "agent ::ffff:10.0.0.9: its address ::ffff:10.0.0.9 is not a host address: check \
+             the address that the agent advertises",
+            "agent fd00::99: its address fd00::99 and this host's underlay differ in address \
+             family: register both agents with the same family",
+            "agent fe80::1: its address fe80::1 is not a host address: check the address that \
+             the agent advertises",
+        ]
+    );
+    let left: Vec<_> = validate_peers(&desired_state).0.into_keys().collect();
+    assert_eq!(left.len(), 6, "{left:?}");
+}
+
+#[test]
+fn peer_is_only_on_devices_of_its_overlays() {
+    let mut desired_state = desired(2, [2, 3]);
+    desired_state
+        .peers
+        .as_mut()
+        .unwrap()
+        .get_mut(&agent(3))
+        .unwrap()
+        .subnets
+        .retain(|(name, _)| *name == overlay(0));
+    let (state, problems) = target(&desired_state, &Observed::default());
+    assert_eq!(problems, []);
+    assert_eq!(state.devices[&device(0)].forwards.len(), 2);
+    assert_eq!(state.devices[&device(1)].forwards.len(), 1);
+}
+
+#[test]
+fn error_names_remedy() {
+    let text = |operation: Operation, errno: Errno, message: Option<&str>| {
+        Failure::new(operation, errno, message.map(str::to_owned)).to_string()
+    };
+    let (state, _) = target(&desired(1, [2]), &Observed::default());
+    let add = || Operation::AddDevice(device(0), state.devices[&device(0)].link.clone());
+    assert_eq!(
+        text(add(), Errno::PERM, None),
+        "add device vtep1024 with VNI 1024 on UDP port 64000: operation not permitted: run the \
+         agent as root, or give it CAP_NET_ADMIN"
+    );
+    assert_eq!(
+        text(add(), Errno::ADDRINUSE, None),
+        "add device vtep1024 with VNI 1024 on UDP port 64000: address already in use: find the \
+         owner of UDP port 64000 with 'ss -ulpn sport = :64000', or set another port on all agents"
+    );
+    assert_eq!(
+        text(add(), Errno::OPNOTSUPP, Some("Unknown device type.")),
+        "add device vtep1024 with VNI 1024 on UDP port 64000: operation not supported (Unknown \
+         device type): the kernel has no VXLAN: load it with 'modprobe vxlan', or install the \
+         kernel's extra modules"
+    );
+    let hop = Hop::Unreachable;
+    let key = RouteKey { subnet: subnet(0, 2), metric: 0 };
+    let mut failure = Failure::new(Operation::AddRoute(key, hop), Errno::EXIST, None);
+    failure.holder = Some("a route through eth0".to_owned());
+    assert_eq!(
+        failure.to_string(),
+        "add route to 192.168.2.0/24 metric 0 unreachable: file exists: the new route conflicts \
+         with a route through eth0: remove that route with 'ip route delete 192.168.2.0/24', or \
+         give the overlay another subnet"
+    );
+}

@@ -1,0 +1,73 @@
+//! Numbers of the kernel's netlink interface, in the widths of the message fields that hold them.
+//!
+//! `libc` has most numbers in the right width. This module narrows the numbers that are `c_int`
+//! there. The numbers that are not in `libc` come from `linux-raw-sys`, which `rustix` needs
+//! anyway. Neither crate has `netconf.h` and `veth.h`.
+
+pub(super) use libc::{
+    IFA_ADDRESS, IFA_F_NODAD, IFA_FLAGS, IFA_LOCAL, IFLA_ADDRESS, IFLA_EXT_MASK, IFLA_IFALIAS,
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
+    IFLA_NET_NS_FD, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_NOARP, NUD_PERMANENT,
+    RT_SCOPE_NOWHERE, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH,
+    RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH,
+    RTM_DELROUTE, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTN_UNICAST, RTN_UNREACHABLE,
+    RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTPROT_BOOT,
+};
+use linux_raw_sys::netlink as raw;
+pub(super) use raw::RTNH_F_ONLINK;
+
+/// Length of the header of every message.
+pub(super) const NLMSG_HEADER: usize = size_of::<libc::nlmsghdr>();
+pub(super) const NLM_F_REQUEST: u16 = to_u16(libc::NLM_F_REQUEST);
+pub(super) const NLM_F_ACK: u16 = to_u16(libc::NLM_F_ACK);
+pub(super) const NLM_F_DUMP_INTR: u16 = to_u16(libc::NLM_F_DUMP_INTR);
+pub(super) const NLM_F_DUMP: u16 = to_u16(libc::NLM_F_DUMP);
+pub(super) const NLM_F_REPLACE: u16 = to_u16(libc::NLM_F_REPLACE);
+pub(super) const NLM_F_EXCL: u16 = to_u16(libc::NLM_F_EXCL);
+pub(super) const NLM_F_CREATE: u16 = to_u16(libc::NLM_F_CREATE);
+pub(super) const NLM_F_CAPPED: u16 = to_u16(libc::NLM_F_CAPPED);
+pub(super) const NLM_F_ACK_TLVS: u16 = to_u16(libc::NLM_F_ACK_TLVS);
+pub(super) const NLMSG_ERROR: u16 = to_u16(libc::NLMSG_ERROR);
+pub(super) const NLMSG_DONE: u16 = to_u16(libc::NLMSG_DONE);
+pub(super) const NLMSG_OVERRUN: u16 = to_u16(libc::NLMSG_OVERRUN);
+pub(super) const NLMSGERR_ATTR_MSG: u16 = raw::nlmsgerr_attrs::NLMSGERR_ATTR_MSG as u16;
+pub(super) const NLA_F_NESTED: u16 = to_u16(libc::NLA_F_NESTED);
+/// `libc` has the complement as a negative `c_int`, which does not fit a `u16`.
+pub(super) const NLA_TYPE_MASK: u16 = !to_u16(libc::NLA_F_NESTED | libc::NLA_F_NET_BYTEORDER);
+
+pub(super) const AF_UNSPEC: u8 = to_u8(libc::AF_UNSPEC);
+pub(super) const AF_INET: u8 = to_u8(libc::AF_INET);
+pub(super) const AF_BRIDGE: u8 = to_u8(libc::AF_BRIDGE);
+pub(super) const AF_INET6: u8 = to_u8(libc::AF_INET6);
+
+pub(super) const IFF_UP: u32 = libc::IFF_UP as u32;
+pub(super) const RTEXT_FILTER_SKIP_STATS: u32 = libc::RTEXT_FILTER_SKIP_STATS as u32;
+pub(super) const IFLA_VXLAN_ID: u16 = raw::IFLA_VXLAN_ID as u16;
+pub(super) const IFLA_VXLAN_LOCAL: u16 = raw::IFLA_VXLAN_LOCAL as u16;
+pub(super) const IFLA_VXLAN_LEARNING: u16 = raw::IFLA_VXLAN_LEARNING as u16;
+pub(super) const IFLA_VXLAN_PORT: u16 = raw::IFLA_VXLAN_PORT as u16;
+pub(super) const IFLA_VXLAN_LOCAL6: u16 = raw::IFLA_VXLAN_LOCAL6 as u16;
+pub(super) const IFLA_VXLAN_UDP_CSUM: u16 = raw::IFLA_VXLAN_UDP_CSUM as u16;
+
+/// From `linux/veth.h`.
+pub(super) const VETH_INFO_PEER: u16 = 1;
+/// From `linux/netconf.h`.
+pub(super) const NETCONFA_IFINDEX: u16 = 1;
+/// From `linux/netconf.h`: -1 in the kernel's `int`. The setting applies to the whole host.
+pub(super) const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
+
+/// Narrows a number at compile time. Fails to compile if the number does not fit.
+const fn to_u16(number: libc::c_int) -> u16 {
+    assert!(0 <= number && number <= 0xffff, "the number exceeds its field");
+    let [low, high, ..] = number.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
+/// Narrows a number like [`to_u16`].
+const fn to_u8(number: libc::c_int) -> u8 {
+    assert!(0 <= number && number <= 0xff, "the number exceeds its field");
+    let [low, ..] = number.to_le_bytes();
+    low
+}

@@ -1,0 +1,101 @@
+//! Runs `nft`, `iptables` and `ipset`. Each call applies many changes, so a few calls are enough
+//! for any number of rules.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use crate::subprocess::{SubprocessError, find_system_program, run_blocking};
+
+/// Timeout of a program. It includes the 5 seconds that iptables waits for its lock.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the firewall could not be programmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FirewallError {
+    /// The program does not exist.
+    #[error(
+        "firewall: program '{0}' not found: install nftables, or iptables and ipset, or set \
+         firewall to none"
+    )]
+    ProgramNotFound(&'static str),
+    /// The kernel does not support our nftables rules, and iptables is missing.
+    #[error(
+        "firewall: this kernel does not support our nftables rules ({message}), and iptables with \
+         ipset is not installed: install them, or a kernel of 5.2 or later with nftables, or set \
+         firewall to none"
+    )]
+    NoNftables {
+        /// The error line of `nft`.
+        message: String,
+    },
+    /// The program could not be run.
+    #[error("firewall: run '{command}': {reason}: see why this host cannot start programs")]
+    Start {
+        /// The command.
+        command: String,
+        /// The system's error.
+        reason: String,
+    },
+    /// The program was killed at the deadline.
+    #[error(
+        "firewall: '{command}' did not end within {timeout} and was killed: see which program \
+         locks the rules, or set firewall to none",
+        timeout = humantime::format_duration(TIMEOUT)
+    )]
+    TimedOut {
+        /// The command.
+        command: String,
+    },
+    /// The program was killed because its output was too long.
+    #[error("firewall: '{command}' wrote too much and was killed: this host has too many rules")]
+    TooMuchOutput {
+        /// The command.
+        command: String,
+    },
+    /// The program failed.
+    #[error("firewall: '{command}' failed: {message}: {}", remedy(message))]
+    Refused {
+        /// The command.
+        command: String,
+        /// Its error line.
+        message: String,
+    },
+}
+
+/// Returns the remedy for an error line.
+fn remedy(message: &str) -> &'static str {
+    let message = message.to_lowercase();
+    if message.contains("not permitted") || message.contains("permission denied") {
+        "run the agent as root, or give it CAP_NET_ADMIN"
+    } else {
+        "run it as root by hand, or set firewall to none"
+    }
+}
+
+/// Returns whether the program exists.
+pub(super) fn has(program: &str) -> bool {
+    find_system_program(program).is_some()
+}
+
+/// Runs a program and returns its output. Any exit status other than 0 is an error.
+pub(super) fn run(
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, FirewallError> {
+    let path = find_system_program(program).ok_or(FirewallError::ProgramNotFound(program))?;
+    let command = format!("{program} {}", arguments.join(" "));
+    let arguments = arguments.iter().map(OsStr::new);
+    match run_blocking(&path, arguments, input.as_bytes(), TIMEOUT) {
+        Ok(output) if output.success => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => {
+            Err(FirewallError::Refused { command, message: output.error_line(&["Error: "]) })
+        }
+        Err(SubprocessError::NotFound) => Err(FirewallError::ProgramNotFound(program)),
+        Err(SubprocessError::Start(error) | SubprocessError::Io(error)) => {
+            Err(FirewallError::Start { command, reason: error.to_string() })
+        }
+        Err(SubprocessError::TimedOut) => Err(FirewallError::TimedOut { command }),
+        Err(SubprocessError::TooMuchOutput) => Err(FirewallError::TooMuchOutput { command }),
+    }
+}

@@ -1,0 +1,190 @@
+//! Host-wide settings that the overlays need: the host forwards packets, and the programs that
+//! manage its network ignore our devices. [`HostSettings::restore`] restores the former settings.
+//! [`HostLock`] ensures that only one agent programs a host.
+//!
+//! The former value of a setting is saved to a file before the change. So a later run can restore
+//! it, even without the configuration. Files are written atomically and carry our mark. Foreign
+//! files are never changed.
+
+mod drop_in;
+mod error;
+mod lock;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use overlay_types::tunnel::Desired;
+
+pub use self::error::HostError;
+pub use self::lock::HostLock;
+
+/// Paths of the host's files. Tests use other paths.
+#[derive(Debug, Clone)]
+pub(crate) struct HostPaths {
+    /// `/etc`.
+    pub(crate) etc: PathBuf,
+    /// `/proc`.
+    pub(crate) proc: PathBuf,
+}
+
+impl Default for HostPaths {
+    fn default() -> Self {
+        Self { etc: "/etc".into(), proc: "/proc".into() }
+    }
+}
+
+/// Result of [`HostSettings::restore`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RestoreResult {
+    /// Descriptions of the changes.
+    pub done: Vec<String>,
+    /// Descriptions of the changes that failed, with the error.
+    pub failed: Vec<(String, HostError)>,
+}
+
+impl RestoreResult {
+    /// Records the result of one change. Returns whether it succeeded.
+    fn record(&mut self, change: String, result: Result<(), HostError>) -> bool {
+        match result {
+            Ok(()) => self.done.push(change),
+            Err(error) => {
+                self.failed.push((change, error));
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// The settings of this host, in the calling thread's network namespace.
+#[derive(Debug)]
+pub struct HostSettings {
+    state_dir: PathBuf,
+    paths: HostPaths,
+}
+
+impl HostSettings {
+    /// Creates the settings. `state_dir` holds the file with the former values.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self::with_paths(state_dir, HostPaths::default())
+    }
+
+    /// Creates the settings with another `/etc` and `/proc`.
+    #[must_use]
+    pub(crate) fn with_paths(state_dir: &Path, paths: HostPaths) -> Self {
+        Self { state_dir: state_dir.to_owned(), paths }
+    }
+
+    /// Applies the settings that `desired` needs and returns descriptions of the changes. A host
+    /// without overlays needs none. If all settings are right, this reads only a few files.
+    ///
+    /// After an error the remaining changes are still made.
+    ///
+    /// # Errors
+    /// When a setting, a managed file, or the file with the former values cannot be written.
+    pub fn apply(&self, desired: &Desired) -> Result<Vec<String>, HostError> {
+        self.apply_all(desired, false)
+    }
+
+    /// Applies the settings after [`HostError::Reload`]: the programs that manage the network
+    /// reload their configuration even if no file changed.
+    ///
+    /// # Errors
+    /// See [`Self::apply`].
+    pub fn retry(&self, desired: &Desired) -> Result<Vec<String>, HostError> {
+        self.apply_all(desired, true)
+    }
+
+    fn apply_all(&self, desired: &Desired, must_reload: bool) -> Result<Vec<String>, HostError> {
+        if desired.vxlan_devices.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sysctl = self.sysctl();
+        let mut done = sysctl.apply(has_ipv6(desired))?;
+        if self.is_host_namespace() {
+            done.extend(drop_in::apply(
+                &self.paths,
+                desired,
+                &sysctl.changed_accept_ra()?,
+                must_reload,
+            )?);
+        }
+        Ok(done)
+    }
+
+    /// Restores the former settings and removes our files. A setting that another program has
+    /// changed since keeps its value. After an error the remaining changes are still made.
+    #[must_use]
+    pub fn restore(&self) -> RestoreResult {
+        let mut restored = RestoreResult::default();
+        // The files first: otherwise the programs that read them undo the other changes.
+        if self.is_host_namespace() {
+            drop_in::remove(&self.paths, &mut restored);
+        }
+        self.sysctl().restore(&mut restored);
+        restored
+    }
+
+    /// Returns whether former values are saved, which [`Self::restore`] would restore.
+    #[must_use]
+    pub fn has_saved_settings(&self) -> bool {
+        self.sysctl().saved.exists()
+    }
+
+    /// Describes the changes that [`Self::restore`] makes.
+    ///
+    /// # Errors
+    /// When the file with the former values cannot be read.
+    pub fn preview_restore(&self) -> Result<Vec<String>, HostError> {
+        let mut list = Vec::new();
+        if self.is_host_namespace() {
+            list.extend(
+                drop_in::owned_files(&self.paths).map(|path| format!("remove {}", path.display())),
+            );
+        }
+        list.extend(self.sysctl().preview_restore()?.iter().map(ToString::to_string));
+        Ok(list)
+    }
+
+    fn sysctl(&self) -> sysctl::Sysctl {
+        sysctl::Sysctl {
+            root: self.paths.proc.join("sys/net"),
+            saved: self.state_dir.join(sysctl::SAVED_FILE),
+        }
+    }
+
+    /// Returns whether this is the network namespace of the host's process 1. The programs that
+    /// read the files in `/etc` manage only that namespace.
+    fn is_host_namespace(&self) -> bool {
+        let namespace = |of: &str| fs::read_link(self.paths.proc.join(of).join("ns/net")).ok();
+        match (namespace("1"), namespace("thread-self")) {
+            (Some(first), Some(own)) => first == own,
+            // Without permission to read the namespace of process 1, this process does not manage
+            // the host.
+            _ => false,
+        }
+    }
+}
+
+fn has_ipv6(desired: &Desired) -> bool {
+    desired.vxlan_devices.iter().any(|local| local.ip6.is_some())
+}
+
+/// Writes a file atomically, readable for every user.
+fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new().prefix(".mesos-overlay").tempfile_in(folder)?;
+    file.write_all(content)?;
+    // Not at creation: the umask, which belongs to the host process, would clear bits.
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(io::Error::from)?;
+    fs::File::open(folder)?.sync_all()
+}

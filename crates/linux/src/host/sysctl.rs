@@ -1,0 +1,190 @@
+//! The host's settings in `/proc/sys/net` that forwarding needs, and their former values, so that
+//! they can be restored. The settings of our devices are not restored: the kernel removes them with
+//! the device. A setting that another program has changed since keeps its value.
+//!
+//! Forwarding has two side effects. A host that forwards IPv6 ignores router advertisements and
+//! loses its default route. So each device that accepts them is first set to accept them always.
+//! When forwarding is disabled again, the kernel also disables it for each device, and enables
+//! redirects. So the per-device forwarding and disabled redirects are saved as well.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::{fmt, fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::{HostError, RestoreResult, write_atomically};
+
+/// Name of the file with the former values.
+pub(super) const SAVED_FILE: &str = "host-settings.json";
+/// Forwarding of IPv4.
+pub(super) const FORWARD_V4: &str = "ipv4/ip_forward";
+/// Forwarding of IPv6.
+pub(super) const FORWARD_V6: &str = "ipv6/conf/all/forwarding";
+/// The IPv6 settings of each device, and the defaults for new devices.
+const DEVICES_V6: &str = "ipv6/conf";
+/// The IPv4 settings of each device, and the defaults for new devices.
+const DEVICES_V4: &str = "ipv4/conf";
+/// Forwarding of a device.
+const FORWARDING: &str = "/forwarding";
+/// Whether the host accepts ICMP redirects.
+const REDIRECTS_V4: &str = "ipv4/conf/all/accept_redirects";
+/// How a device accepts router advertisements.
+const ACCEPT_RA: &str = "/accept_ra";
+/// Router advertisements are accepted unless the host forwards.
+const ACCEPT_UNLESS_FORWARDING: u32 = 1;
+/// Router advertisements are accepted, even if the host forwards.
+const ACCEPT_ALWAYS: u32 = 2;
+
+/// The value of a setting before and after our change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedSetting {
+    before: u32,
+    after: u32,
+}
+
+/// A setting and the value to set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Setting {
+    name: String,
+    value: u32,
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "set net/{} to {}", self.name, self.value)
+    }
+}
+
+/// The settings below `root`, and the file with their former values.
+#[derive(Debug)]
+pub(super) struct Sysctl {
+    pub(super) root: PathBuf,
+    pub(super) saved: PathBuf,
+}
+
+impl Sysctl {
+    /// Enables forwarding of IPv4, and of IPv6 if `has_ipv6`. Returns descriptions of the changes.
+    pub(super) fn apply(&self, has_ipv6: bool) -> Result<Vec<String>, HostError> {
+        let mut desired = vec![(FORWARD_V4.to_owned(), 1)];
+        if has_ipv6 && self.read(FORWARD_V6) == Some(0) {
+            desired.extend(self.accept_ra_to_change().map(|name| (name, ACCEPT_ALWAYS)));
+        }
+        if has_ipv6 {
+            desired.push((FORWARD_V6.to_owned(), 1));
+        }
+        let change = |(name, after): (String, u32)| {
+            let before = self.read(&name).filter(|before| *before != after)?;
+            Some((name, before, after))
+        };
+        let changes: Vec<_> = desired.into_iter().filter_map(change).collect();
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut saved = self.load()?;
+        for (name, value) in changes.iter().flat_map(|(name, ..)| self.reset_with(name)) {
+            saved.entry(name).or_insert(SavedSetting { before: value, after: value });
+        }
+        for (name, before, after) in &changes {
+            // An earlier change may have saved the former value, which must not be replaced.
+            let entry = saved.entry(name.clone());
+            entry.or_insert(SavedSetting { before: *before, after: *after }).after = *after;
+        }
+        self.save(&saved)?;
+        let changes = changes.into_iter().map(|(name, _, value)| Setting { name, value });
+        changes.map(|setting| self.set(&setting).map(|()| setting.to_string())).collect()
+    }
+
+    /// Restores the former values, and removes the file with them if all could be restored.
+    pub(super) fn restore(&self, result: &mut RestoreResult) {
+        let settings = match self.preview_restore() {
+            Ok(settings) => settings,
+            Err(error) => {
+                result.record("restore the settings of the host".to_owned(), Err(error));
+                return;
+            }
+        };
+        let mut is_complete = true;
+        for setting in settings {
+            is_complete &= result.record(setting.to_string(), self.set(&setting));
+        }
+        if is_complete
+            && let Err(error) = fs::remove_file(&self.saved)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            let change = format!("remove {}", self.saved.display());
+            result.record(change, Err(HostError::file("remove", &self.saved, &error)));
+        }
+    }
+
+    /// Returns the settings to restore: the settings that still have the value of our change.
+    pub(super) fn preview_restore(&self) -> Result<Vec<Setting>, HostError> {
+        let mut saved: Vec<_> = self.load()?.into_iter().collect();
+        saved.retain(|(name, changed)| self.read(name) == Some(changed.after));
+        // Forwarding first: when it changes, the kernel resets settings of devices.
+        saved.sort_by_key(|(name, _)| !matches!(name.as_str(), FORWARD_V4 | FORWARD_V6));
+        let setting =
+            |(name, changed): (String, SavedSetting)| Setting { name, value: changed.before };
+        Ok(saved.into_iter().map(setting).collect())
+    }
+
+    /// Returns the settings of the devices that were set to accept router advertisements always.
+    pub(super) fn changed_accept_ra(&self) -> Result<Vec<String>, HostError> {
+        let names = self.load()?.into_keys();
+        Ok(names.filter(|name| name.ends_with(ACCEPT_RA)).collect())
+    }
+
+    fn load(&self) -> Result<BTreeMap<String, SavedSetting>, HostError> {
+        let failed = |error| HostError::file("read", &self.saved, &error);
+        match fs::read(&self.saved) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn save(&self, saved: &BTreeMap<String, SavedSetting>) -> Result<(), HostError> {
+        let write = || write_atomically(&self.saved, &serde_json::to_vec(saved)?);
+        write().map_err(|error: io::Error| HostError::file("write", &self.saved, &error))
+    }
+
+    /// Returns the settings of the devices that accept router advertisements only while the host
+    /// does not forward.
+    fn accept_ra_to_change(&self) -> impl Iterator<Item = String> {
+        let settings = self.device_settings(DEVICES_V6, ACCEPT_RA);
+        settings.filter(|name| self.read(name) == Some(ACCEPT_UNLESS_FORWARDING))
+    }
+
+    /// Returns the settings that the kernel resets when forwarding is disabled again, with their
+    /// current values.
+    fn reset_with(&self, forwarding: &str) -> Vec<(String, u32)> {
+        let (devices, redirects) = match forwarding {
+            FORWARD_V4 => (DEVICES_V4, Some(REDIRECTS_V4)),
+            FORWARD_V6 => (DEVICES_V6, None),
+            _ => return Vec::new(),
+        };
+        let forwards = self.device_settings(devices, FORWARDING).map(|name| (name, 1));
+        let ignored = redirects.map(|name| (name.to_owned(), 0));
+        forwards.chain(ignored).filter(|(name, value)| self.read(name) == Some(*value)).collect()
+    }
+
+    /// Returns the name of a setting for each device, and for the defaults of new devices.
+    fn device_settings(&self, folder: &str, setting: &str) -> impl Iterator<Item = String> {
+        let entries = fs::read_dir(self.root.join(folder)).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.map(move |device| format!("{folder}/{device}{setting}"))
+    }
+
+    fn read(&self, name: &str) -> Option<u32> {
+        fs::read_to_string(self.root.join(name)).ok()?.trim().parse().ok()
+    }
+
+    fn set(&self, setting: &Setting) -> Result<(), HostError> {
+        let Setting { name, value } = setting;
+        fs::write(self.root.join(name), value.to_string()).map_err(|error| HostError::Write {
+            name: format!("net/{name}"),
+            value: *value,
+            reason: error.to_string(),
+        })
+    }
+}

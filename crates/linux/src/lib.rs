@@ -1,0 +1,17 @@
+//! Configures the Linux host of an agent.
+//!
+//! - [`cni`]: CNI configuration files of the MesosContainerizer
+//! - [`docker`]: Docker networks of the DockerContainerizer
+//! - [`dataplane`]: VXLAN devices, neighbors, forwarding entries and routes, through netlink
+//! - [`firewall`]: masquerade, VXLAN from known agents only, forwarding, isolation
+//! - [`host`]: host settings that forwarding needs, and the lock of a host
+//! - [`source`]: finds the source address that the kernel chooses for a destination
+//! - [`subprocess`]: runs other programs with a deadline
+
+pub mod cni;
+pub mod dataplane;
+pub mod docker;
+pub mod firewall;
+pub mod host;
+pub mod source;
+pub mod subprocess;

@@ -1,0 +1,172 @@
+//! The messages between agent and master.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Assignment, PeerTableVersion, PeersUpdate};
+use crate::addr::Mtu;
+
+/// A message between agent and master. The variants are in the order of a registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Agent to master: requests an assignment.
+    RegisterAgent(AgentOptions),
+    /// Master to agent: carries the assignments.
+    UpdateAgentOverlays(Vec<Assignment>),
+    /// Agent to master: reports the status of the assignments.
+    AgentRegistered(Vec<Assignment>),
+    /// Master to agent: acknowledges the report.
+    AgentRegisteredAcknowledgement,
+    /// Agent to master: subscribes to peer updates. The agent sends the request after its
+    /// registration, renews it at an interval, and repeats it when an update does not apply.
+    RequestPeers(PeerTableVersion),
+    /// Master to agent: a snapshot of the peer table, or a delta. Thousands of agents get the same
+    /// update, so the content is shared.
+    UpdatePeers(Arc<PeersUpdate>),
+}
+
+/// The kind of a message, known before the content is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are documented at `Message`")]
+pub enum MessageKind {
+    RegisterAgent,
+    UpdateAgentOverlays,
+    AgentRegistered,
+    AgentRegisteredAcknowledgement,
+    RequestPeers,
+    UpdatePeers,
+}
+
+impl MessageKind {
+    /// All kinds, in the order of a registration.
+    pub const ALL: [Self; 6] = [
+        Self::RegisterAgent,
+        Self::UpdateAgentOverlays,
+        Self::AgentRegistered,
+        Self::AgentRegisteredAcknowledgement,
+        Self::RequestPeers,
+        Self::UpdatePeers,
+    ];
+
+    /// Returns the full name of the protobuf message, which is the message name in libprocess.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RegisterAgent => "mesos.modules.overlay.internal.RegisterAgentMessage",
+            Self::UpdateAgentOverlays => {
+                "mesos.modules.overlay.internal.UpdateAgentOverlaysMessage"
+            }
+            Self::AgentRegistered => "mesos.modules.overlay.internal.AgentRegisteredMessage",
+            Self::AgentRegisteredAcknowledgement => {
+                "mesos.modules.overlay.internal.AgentRegisteredAcknowledgement"
+            }
+            Self::RequestPeers => "mesos.modules.overlay.internal.RequestPeersMessage",
+            Self::UpdatePeers => "mesos.modules.overlay.internal.UpdatePeersMessage",
+        }
+    }
+
+    /// Returns the maximum length of the body in bytes. It includes space for fields of later
+    /// versions. An assignment of one overlay has about 500 bytes. A report also contains failure
+    /// reasons.
+    #[must_use]
+    pub const fn body_max(self) -> usize {
+        match self {
+            Self::RegisterAgent | Self::AgentRegisteredAcknowledgement | Self::RequestPeers => {
+                4 * 1024
+            }
+            Self::UpdateAgentOverlays => 256 * 1024,
+            Self::AgentRegistered => 512 * 1024,
+            Self::UpdatePeers => PeersUpdate::BYTES_MAX,
+        }
+    }
+}
+
+impl fmt::Display for MessageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name();
+        f.write_str(name.rsplit_once('.').map_or(name, |(_, short)| short))
+    }
+}
+
+impl Message {
+    /// Returns the kind of the message.
+    #[must_use]
+    pub const fn kind(&self) -> MessageKind {
+        match self {
+            Self::RegisterAgent(_) => MessageKind::RegisterAgent,
+            Self::UpdateAgentOverlays(_) => MessageKind::UpdateAgentOverlays,
+            Self::AgentRegistered(_) => MessageKind::AgentRegistered,
+            Self::AgentRegisteredAcknowledgement => MessageKind::AgentRegisteredAcknowledgement,
+            Self::RequestPeers(_) => MessageKind::RequestPeers,
+            Self::UpdatePeers(_) => MessageKind::UpdatePeers,
+        }
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RegisterAgent(_) => f.write_str("RegisterAgentMessage"),
+            Self::UpdateAgentOverlays(overlays) => {
+                write!(f, "UpdateAgentOverlaysMessage of {} overlays", overlays.len())
+            }
+            Self::AgentRegistered(overlays) => {
+                write!(f, "AgentRegisteredMessage of {} overlays", overlays.len())
+            }
+            Self::AgentRegisteredAcknowledgement => f.write_str("AgentRegisteredAcknowledgement"),
+            Self::RequestPeers(PeerTableVersion { epoch, version, .. }) => {
+                write!(f, "RequestPeersMessage with version {epoch}.{version}")
+            }
+            Self::UpdatePeers(update) => {
+                let PeersUpdate { epoch, version, base, changed, removed, .. } = &**update;
+                let form = if base.is_some() { "delta" } else { "snapshot" };
+                let (changed, removed) = (changed.len(), removed.len());
+                write!(
+                    f,
+                    "UpdatePeersMessage of version {epoch}.{version}: {form}, {changed} changed \
+                     and {removed} removed agents"
+                )
+            }
+        }
+    }
+}
+
+/// Options of an agent: `network_config` of the agent's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentOptions {
+    /// Whether the agent gets a subnet of each overlay. Without subnets the host only routes.
+    pub allocate_subnet: bool,
+    /// Whether the MesosContainerizer gets one half of each subnet.
+    pub mesos_bridge: bool,
+    /// Whether the DockerContainerizer gets one half of each subnet.
+    pub docker_bridge: bool,
+    /// MTU of the containers.
+    pub overlay_mtu: Mtu,
+    /// Timeout of an external command such as `docker`.
+    pub command_timeout: Duration,
+    /// Whether Docker networks get IPv6.
+    pub enable_ipv6: bool,
+    /// IPv6 underlay address. Without one, peers send tunnel packets to the agent's IPv4 address.
+    pub underlay: Option<Ipv6Addr>,
+}
+
+impl AgentOptions {
+    /// Default of `command_timeout`.
+    pub const COMMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            allocate_subnet: true,
+            mesos_bridge: true,
+            docker_bridge: true,
+            overlay_mtu: Mtu::OVERLAY_DEFAULT,
+            command_timeout: Self::COMMAND_TIMEOUT_DEFAULT,
+            enable_ipv6: true,
+            underlay: None,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Types that master and agent share: the network of a cluster, assignments, stored records, the
+//! messages between master and agent, and election candidates. The crate `overlay-wire` encodes and
+//! decodes them.
+
+mod assignment;
+mod candidate;
+mod history;
+pub mod limits;
+mod message;
+mod network;
+mod peers;
+mod record;
+mod request;
+
+pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
+pub use candidate::Candidate;
+pub use history::{HistoryEntry, HistoryEvent};
+pub use message::{AgentOptions, Message, MessageKind};
+pub use network::{AddressRange, Network, Overlay, Vxlan};
+pub use peers::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
+pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};
+pub use request::{RejectedMessages, RequestId};

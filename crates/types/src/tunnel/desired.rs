@@ -1,0 +1,48 @@
+//! The desired state of the host's network, computed from the assignments.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{Desired, OverlaySubnets, Peer, VxlanDevice};
+use crate::protocol::{AgentOptions, Assignment, Vtep};
+
+impl Desired {
+    /// Computes the desired network state of the host of the agent at `ip`.
+    #[must_use]
+    pub fn for_assignments<'a>(
+        ip: Ipv4Addr,
+        options: &AgentOptions,
+        assignments: impl Iterator<Item = &'a Assignment>,
+        peers: Option<BTreeMap<IpAddr, Peer>>,
+    ) -> Self {
+        let mut desired = Self { peers, ..Self::default() };
+        for assignment in assignments {
+            let Vtep { device, .. } = &assignment.vtep;
+            if !desired.vxlan_devices.iter().any(|known| known.device == *device) {
+                desired.vxlan_devices.push(vxlan_device(ip, options, &assignment.vtep));
+            }
+            let ranges = [assignment.overlay.range, assignment.overlay.range6];
+            desired.spaces.push(OverlaySubnets {
+                overlay: assignment.name().clone(),
+                device: device.clone(),
+                whole: ranges.into_iter().flatten().map(|range| range.subnet).collect(),
+                own: [assignment.subnet, assignment.subnet6].into_iter().flatten().collect(),
+            });
+        }
+        desired
+    }
+}
+
+fn vxlan_device(ip: Ipv4Addr, options: &AgentOptions, vtep: &Vtep) -> VxlanDevice {
+    VxlanDevice {
+        device: vtep.device.clone(),
+        vni: vtep.vni,
+        port: vtep.port,
+        mac: vtep.mac,
+        underlay: options.underlay.map_or(IpAddr::V4(ip), IpAddr::V6),
+        mtu: vtep.mtu,
+        containers_mtu: options.allocate_subnet.then_some(options.overlay_mtu),
+        ip: Some(vtep.ip),
+        ip6: vtep.ip6,
+    }
+}

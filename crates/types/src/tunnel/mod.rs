@@ -1,0 +1,104 @@
+//! The desired tunnel state of a host: VXLAN devices, the subnets of every overlay, and the peers.
+//! The agent computes it, the dataplane programs the kernel with it, and the firewall derives its
+//! rules from it. All three share these types.
+
+mod collision;
+mod desired;
+mod fault;
+mod peer;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
+pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
+pub use fault::{Fault, FaultScope};
+pub use peer::{ExcludedPeer, Peer, PeerFault, validate_peers};
+
+/// Default UDP port of VXLAN. dcos-net uses the same port, so both agents can share a cluster.
+pub const PORT_DEFAULT: u16 = 64000;
+
+/// The desired tunnel state of a host. The default is the state of a host without overlays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// VXLAN devices: one for all overlays without their own VNI, and one for each other VNI. The
+    /// first device carries every peer. The other devices carry the peers that have a subnet in one
+    /// of their overlays.
+    pub vxlan_devices: Vec<VxlanDevice>,
+    /// Subnets of the overlays of this agent.
+    pub spaces: Vec<OverlaySubnets>,
+    /// Other agents by their underlay address. `None` until the master has sent the peers: then the
+    /// peers in the kernel are kept.
+    pub peers: Option<BTreeMap<IpAddr, Peer>>,
+    /// Other agents that are not in `peers`, because they claim the address of a peer or of this
+    /// host. They are not programmed; their faults are reported.
+    pub excluded_peers: Vec<ExcludedPeer>,
+}
+
+/// One VXLAN device of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanDevice {
+    /// Name of the device.
+    pub device: DeviceName,
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// UDP port, the same on every agent.
+    pub port: u16,
+    /// MAC address, unique among all agents.
+    pub mac: Mac,
+    /// Source address of tunnel packets. Its family is the family of the underlay.
+    pub underlay: IpAddr,
+    /// MTU; without a value, the largest MTU that the underlay supports.
+    pub mtu: Option<Mtu>,
+    /// MTU of the containers. The device must carry their packets without fragmentation.
+    pub containers_mtu: Option<Mtu>,
+    /// IPv4 address.
+    pub ip: Option<InterfaceAddress>,
+    /// IPv6 address.
+    pub ip6: Option<InterfaceAddress>,
+}
+
+impl VxlanDevice {
+    /// Returns the number of bytes that VXLAN adds to a packet.
+    #[must_use]
+    pub const fn overhead(&self) -> u32 {
+        overhead(self.underlay)
+    }
+
+    /// Returns the IPv4 and the IPv6 address.
+    pub fn addresses(&self) -> impl Iterator<Item = InterfaceAddress> {
+        self.ip.into_iter().chain(self.ip6)
+    }
+}
+
+/// Returns the number of bytes that VXLAN adds to a packet for the family of `underlay`: the outer
+/// IP header, UDP, VXLAN, and the inner Ethernet header (RFC 7348, section 5).
+#[must_use]
+pub const fn overhead(underlay: IpAddr) -> u32 {
+    const UDP_VXLAN_ETHERNET: u32 = 8 + 8 + 14;
+    match underlay {
+        IpAddr::V4(_) => 20 + UDP_VXLAN_ETHERNET,
+        IpAddr::V6(_) => 40 + UDP_VXLAN_ETHERNET,
+    }
+}
+
+/// The subnets of an overlay on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlaySubnets {
+    /// The overlay.
+    pub overlay: OverlayName,
+    /// VXLAN device that carries the overlay.
+    pub device: DeviceName,
+    /// Subnets of the overlay, one for each family.
+    pub whole: Vec<Subnet>,
+    /// Subnets of this agent.
+    pub own: Vec<Subnet>,
+}
+
+impl Desired {
+    /// Returns the subnets of an overlay.
+    #[must_use]
+    pub fn space(&self, overlay: &OverlayName) -> Option<&OverlaySubnets> {
+        self.spaces.iter().find(|space| space.overlay == *overlay)
+    }
+}

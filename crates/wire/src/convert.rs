@@ -1,0 +1,324 @@
+//! Converts between the protobuf types and the types of [`overlay_types::protocol`].
+//!
+//! This is the only check of received values: an unusable name, subnet or address is refused with
+//! the path of its field.
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Vni, special_address};
+use overlay_types::protocol::{
+    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay, State, Status,
+    Vtep, Vxlan,
+};
+use overlay_types::tunnel::PORT_DEFAULT;
+
+use super::error::ConvertError;
+use super::field::{convert_list, parse_field, parse_subnet, to_text};
+use super::mesos::modules::overlay as pb;
+use super::mesos::modules::overlay::agent_overlay_info::State as PbState;
+use super::mesos::modules::overlay::agent_overlay_info::state::Status as PbStatus;
+use super::mesos::modules::overlay::internal;
+
+pub(super) fn options_to_pb(options: &AgentOptions) -> internal::AgentNetworkConfig {
+    let defaults = AgentOptions::default();
+    let timeout = u32::try_from(options.command_timeout.as_millis()).unwrap_or(u32::MAX);
+    internal::AgentNetworkConfig {
+        allocate_subnet: Some(options.allocate_subnet),
+        mesos_bridge: Some(options.mesos_bridge),
+        docker_bridge: Some(options.docker_bridge),
+        overlay_mtu: Some(options.overlay_mtu.bytes()),
+        command_timeout: (options.command_timeout != defaults.command_timeout).then_some(timeout),
+        enable_ipv6: (options.enable_ipv6 != defaults.enable_ipv6).then_some(options.enable_ipv6),
+        underlay: options.underlay.map(to_text),
+    }
+}
+
+pub(super) fn options_from_pb(
+    pb: &internal::AgentNetworkConfig,
+) -> Result<AgentOptions, ConvertError> {
+    Ok(AgentOptions {
+        allocate_subnet: pb.allocate_subnet(),
+        mesos_bridge: pb.mesos_bridge(),
+        docker_bridge: pb.docker_bridge(),
+        overlay_mtu: Mtu::new(pb.overlay_mtu())
+            .map_err(|error| ConvertError::field("overlay_mtu", error))?,
+        command_timeout: Duration::from_millis(pb.command_timeout().into()),
+        enable_ipv6: pb.enable_ipv6(),
+        underlay: pb.underlay.as_deref().map(parse_underlay).transpose()?,
+    })
+}
+
+/// Parses the IPv6 address to which peers send tunnel packets. It must be the address of a single
+/// host. The master checks that no other agent uses the address.
+fn parse_underlay(text: &str) -> Result<Ipv6Addr, ConvertError> {
+    let address: Ipv6Addr = parse_field("underlay", text)?;
+    match special_address(address.into()) {
+        Some(kind) => Err(ConvertError::field("underlay", format!("{address} is {kind} address"))),
+        None => Ok(address),
+    }
+}
+
+pub(super) fn assignment_to_pb(assignment: &Assignment) -> pb::AgentOverlayInfo {
+    pb::AgentOverlayInfo {
+        info: Some(overlay_to_pb(&assignment.overlay)),
+        subnet: assignment.subnet.map(to_text),
+        mesos_bridge: assignment.mesos_bridge.as_ref().map(bridge_to_pb),
+        docker_bridge: assignment.docker_bridge.as_ref().map(bridge_to_pb),
+        backend: Some(pb::BackendInfo { vxlan: Some(vtep_to_pb(&assignment.vtep)) }),
+        state: assignment.status.as_ref().map(status_to_pb),
+        subnet6: assignment.subnet6.map(to_text),
+    }
+}
+
+pub(super) fn assignments_from_pb(
+    list: &[pb::AgentOverlayInfo],
+) -> Result<Vec<Assignment>, ConvertError> {
+    convert_list("overlays", list, assignment_from_pb)
+}
+
+fn assignment_from_pb(pb: &pb::AgentOverlayInfo) -> Result<Assignment, ConvertError> {
+    let info = pb.info.as_ref().ok_or_else(|| ConvertError::missing("info"))?;
+    let vxlan = pb.backend.as_ref().and_then(|backend| backend.vxlan.as_ref());
+    let vxlan = vxlan.ok_or_else(|| ConvertError::missing("backend.vxlan"))?;
+    Ok(Assignment {
+        overlay: overlay_from_pb(info).map_err(|error| error.within("info"))?,
+        subnet: parse_subnet("subnet", pb.subnet.as_deref(), Family::V4)?,
+        subnet6: parse_subnet("subnet6", pb.subnet6.as_deref(), Family::V6)?,
+        mesos_bridge: optional_bridge_from_pb("mesos_bridge", pb.mesos_bridge.as_ref())?,
+        docker_bridge: optional_bridge_from_pb("docker_bridge", pb.docker_bridge.as_ref())?,
+        vtep: vtep_from_pb(vxlan).map_err(|error| error.within("backend.vxlan"))?,
+        status: pb.state.as_ref().and_then(status_from_pb),
+    })
+}
+
+fn overlay_to_pb(overlay: &Overlay) -> pb::OverlayInfo {
+    pb::OverlayInfo {
+        name: Some(to_text(&overlay.name)),
+        subnet: overlay.range.map(|range| to_text(range.subnet)),
+        prefix: overlay.range.map(|range| range.prefix.into()),
+        subnet6: overlay.range6.map(|range| to_text(range.subnet)),
+        prefix6: overlay.range6.map(|range| range.prefix.into()),
+        // The C++ master leaves the field unset if the overlay is enabled.
+        enabled: (!overlay.enabled).then_some(false),
+        vni: overlay.vni.map(Vni::number),
+    }
+}
+
+fn overlay_from_pb(pb: &pb::OverlayInfo) -> Result<Overlay, ConvertError> {
+    Ok(Overlay {
+        name: parse_field("name", pb.name())?,
+        range: parse_range("subnet", pb.subnet.as_deref(), "prefix", pb.prefix, Family::V4)?,
+        range6: parse_range("subnet6", pb.subnet6.as_deref(), "prefix6", pb.prefix6, Family::V6)?,
+        vni: pb.vni.map(|number| vni_from_pb("vni", number)).transpose()?,
+        enabled: pb.enabled(),
+    })
+}
+
+fn parse_range(
+    subnet_field: &str,
+    subnet_text: Option<&str>,
+    prefix_field: &str,
+    prefix: Option<u32>,
+    family: Family,
+) -> Result<Option<AddressRange>, ConvertError> {
+    let Some(subnet) = parse_subnet(subnet_field, subnet_text, family)? else {
+        return Ok(None);
+    };
+    let prefix = prefix.ok_or_else(|| ConvertError::missing(prefix_field))?;
+    u8::try_from(prefix)
+        .ok()
+        .filter(|&prefix| prefix >= subnet.prefix() && prefix < family.bits())
+        .map(|prefix| Some(AddressRange { subnet, prefix }))
+        .ok_or_else(|| {
+            let reason = format!("an agent's subnet in {subnet} cannot be a /{prefix}");
+            ConvertError::field(prefix_field, reason)
+        })
+}
+
+fn bridge_to_pb(bridge: &Bridge) -> pb::BridgeInfo {
+    pb::BridgeInfo {
+        name: Some(to_text(&bridge.name)),
+        ip: bridge.subnet.map(to_text),
+        ip6: bridge.subnet6.map(to_text),
+    }
+}
+
+fn optional_bridge_from_pb(
+    field: &str,
+    pb: Option<&pb::BridgeInfo>,
+) -> Result<Option<Bridge>, ConvertError> {
+    pb.map(bridge_from_pb).transpose().map_err(|error| error.within(field))
+}
+
+fn bridge_from_pb(pb: &pb::BridgeInfo) -> Result<Bridge, ConvertError> {
+    Ok(Bridge {
+        name: parse_field("name", pb.name())?,
+        subnet: parse_subnet("ip", pb.ip.as_deref(), Family::V4)?,
+        subnet6: parse_subnet("ip6", pb.ip6.as_deref(), Family::V6)?,
+    })
+}
+
+fn vtep_to_pb(vtep: &Vtep) -> pb::VxLanInfo {
+    pb::VxLanInfo {
+        vni: Some(vtep.vni.number()),
+        vtep_name: Some(to_text(&vtep.device)),
+        vtep_ip: Some(to_text(vtep.ip)),
+        vtep_mac: Some(to_text(vtep.mac)),
+        vtep_ip6: vtep.ip6.map(to_text),
+        vtep_mtu: vtep.mtu.map(Mtu::bytes),
+        vtep_port: port_to_pb(vtep.port),
+    }
+}
+
+fn vtep_from_pb(pb: &pb::VxLanInfo) -> Result<Vtep, ConvertError> {
+    Ok(Vtep {
+        vni: vni_from_pb("vni", pb.vni())?,
+        device: parse_field("vtep_name", pb.vtep_name())?,
+        port: port_from_pb(pb.vtep_port)?,
+        ip: parse_address("vtep_ip", pb.vtep_ip(), Family::V4)?,
+        ip6: pb
+            .vtep_ip6
+            .as_deref()
+            .map(|ip6| parse_address("vtep_ip6", ip6, Family::V6))
+            .transpose()?,
+        mac: parse_field("vtep_mac", pb.vtep_mac())?,
+        mtu: mtu_from_pb(pb.vtep_mtu)?,
+    })
+}
+
+fn parse_address(
+    field: &str,
+    text: &str,
+    family: Family,
+) -> Result<InterfaceAddress, ConvertError> {
+    let address: InterfaceAddress = parse_field(field, text)?;
+    if address.family() == family {
+        Ok(address)
+    } else {
+        Err(ConvertError::field(field, format!("'{text}' is no {family} address")))
+    }
+}
+
+fn mtu_from_pb(bytes: Option<u32>) -> Result<Option<Mtu>, ConvertError> {
+    bytes.map(Mtu::new).transpose().map_err(|error| ConvertError::field("vtep_mtu", error))
+}
+
+fn vni_from_pb(field: &str, number: u32) -> Result<Vni, ConvertError> {
+    Vni::new(number).map_err(|error| ConvertError::field(field, error))
+}
+
+/// The C++ modules have no such field, so the default port is left unset.
+fn port_to_pb(port: u16) -> Option<u32> {
+    (port != PORT_DEFAULT).then_some(port.into())
+}
+
+fn port_from_pb(number: Option<u32>) -> Result<u16, ConvertError> {
+    let Some(number) = number else { return Ok(PORT_DEFAULT) };
+    let port = u16::try_from(number).ok().filter(|port| *port != 0);
+    port.ok_or_else(|| ConvertError::field("vtep_port", format!("{number} is no UDP port")))
+}
+
+fn status_to_pb(status: &Status) -> PbState {
+    let (status, error) = match status {
+        Status::Configuring => (PbStatus::Configuring, None),
+        Status::Ok => (PbStatus::Ok, None),
+        Status::Failed(reason) => (PbStatus::Failed, Some(truncate_reason(reason).to_owned())),
+    };
+    PbState { status: Some(status.into()), error }
+}
+
+fn status_from_pb(pb: &PbState) -> Option<Status> {
+    match pb.status() {
+        PbStatus::Invalid => None,
+        PbStatus::Configuring => Some(Status::Configuring),
+        PbStatus::Ok => Some(Status::Ok),
+        PbStatus::Failed => Some(Status::Failed(truncate_reason(pb.error()).to_owned())),
+    }
+}
+
+/// Truncates the reason of a failure to the length that is sent and kept. A report with the maximum
+/// number of overlays stays below the maximum length of a message.
+fn truncate_reason(reason: &str) -> &str {
+    const REASON_BYTES_MAX: usize = 2048;
+    &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)]
+}
+
+/// Converts a state into the protobuf of `/overlay-master/state`.
+#[must_use]
+pub fn encode_state(state: &State) -> pb::State {
+    pb::State {
+        network: Some(encode_network(&state.network)),
+        agents: state.agents.iter().map(|agent| encode_agent(agent)).collect(),
+    }
+}
+
+/// Converts the protobuf of `/overlay-master/state` into a state.
+///
+/// # Errors
+/// If a field is unusable.
+pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
+    let network = state.network.as_ref();
+    let network = network.ok_or_else(|| ConvertError::missing("network"))?;
+    Ok(State {
+        network: Arc::new(network_from_pb(network).map_err(|error| error.within("network"))?),
+        agents: convert_list("agents", &state.agents, |agent| decode_agent(agent).map(Arc::new))?,
+    })
+}
+
+/// Converts an agent into the protobuf of `/overlay-agent/overlay`.
+#[must_use]
+pub fn encode_agent(agent: &AgentInfo) -> pb::AgentInfo {
+    pb::AgentInfo {
+        ip: Some(to_text(agent.ip)),
+        overlays: agent.overlays.iter().map(assignment_to_pb).collect(),
+        configuration_attempts: agent.configuration_attempts,
+    }
+}
+
+/// Converts the protobuf of `/overlay-agent/overlay` into an agent.
+///
+/// # Errors
+/// If a field is unusable.
+pub fn decode_agent(agent: &pb::AgentInfo) -> Result<AgentInfo, ConvertError> {
+    Ok(AgentInfo {
+        ip: parse_field("ip", agent.ip())?,
+        overlays: assignments_from_pb(&agent.overlays)?,
+        configuration_attempts: agent.configuration_attempts,
+    })
+}
+
+pub(super) fn encode_network(network: &Network) -> pb::NetworkConfig {
+    let Vxlan { vni, device, port } = &network.vxlan;
+    pb::NetworkConfig {
+        vtep_subnet: Some(to_text(network.vtep_subnet)),
+        vtep_mac_oui: Some(to_text(network.vtep_mac_oui)),
+        overlays: network.overlays.iter().map(overlay_to_pb).collect(),
+        vtep_subnet6: network.vtep_subnet6.map(to_text),
+        vtep_mtu: network.vtep_mtu.map(Mtu::bytes),
+        vtep_vni: (*vni != Vni::DEFAULT).then_some(vni.number()),
+        vtep_name: (*device != DeviceName::vtep(*vni)).then(|| to_text(device)),
+        vtep_port: port_to_pb(*port),
+    }
+}
+
+fn network_from_pb(pb: &pb::NetworkConfig) -> Result<Network, ConvertError> {
+    let vtep_subnet = parse_subnet("vtep_subnet", Some(pb.vtep_subnet()), Family::V4)?;
+    let mut vxlan = match pb.vtep_vni {
+        Some(number) => Vxlan::with_vni(vni_from_pb("vtep_vni", number)?),
+        None => Vxlan::default(),
+    };
+    if let Some(name) = &pb.vtep_name {
+        vxlan.device = parse_field("vtep_name", name)?;
+    }
+    vxlan.port = port_from_pb(pb.vtep_port)?;
+    Ok(Network {
+        vxlan,
+        vtep_subnet: vtep_subnet.ok_or_else(|| ConvertError::missing("vtep_subnet"))?,
+        vtep_subnet6: parse_subnet("vtep_subnet6", pb.vtep_subnet6.as_deref(), Family::V6)?,
+        vtep_mac_oui: parse_field("vtep_mac_oui", pb.vtep_mac_oui())?,
+        vtep_mtu: mtu_from_pb(pb.vtep_mtu)?,
+        overlays: convert_list("overlays", &pb.overlays, overlay_from_pb)?,
+    })
+}

@@ -1,0 +1,78 @@
+//! Detection of the leading master for agents, and the election among masters.
+
+mod contender;
+mod fixed;
+mod follower;
+mod group;
+
+use std::convert::Infallible;
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use overlay_types::addr::Ensemble;
+use overlay_types::warnings::Warnings;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use zookeeper_client::AuthId;
+
+use crate::session::{GuardedZnodes, Session, SessionError};
+pub use contender::{Contender, ElectionWarnings, Withdrawal};
+pub use fixed::{FixedMaster, FixedMasterError, ResolveError};
+pub use follower::follow_election;
+
+/// Key of the warning that foreign clients can change the election or the state.
+const ACCESS_WARNING: &str = "zookeeper-access";
+/// Key of the warning that a candidate of the election is no master.
+const CANDIDATE_WARNING: &str = "zookeeper-candidate";
+/// Interval of checks of access lists. A warning must end after the operator has fixed the list.
+const ACCESS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Lists the candidates of the election at the path of `ensemble`, the leader first. A candidate is
+/// its address, or the name of its znode if the content is malformed.
+///
+/// # Errors
+/// When the servers do not reply, or refuse to list the candidates.
+pub async fn list_candidates(
+    ensemble: &Ensemble,
+    session_timeout: Duration,
+) -> Result<Vec<String>, SessionError> {
+    let session = Session::open(ensemble, session_timeout).await?;
+    let path = ensemble.path();
+    let explain = |error| session.error(path, &error);
+    let listed = group::list(&session, path).await.map_err(explain)?;
+    let mut candidates = Vec::new();
+    for member in listed.map(|(members, _)| members).unwrap_or_default() {
+        if let Some(content) = group::read(&session, path, &member).await.map_err(explain)? {
+            candidates.push(match content.candidate {
+                Ok(candidate) => candidate.address.to_string(),
+                Err(_) => member.name,
+            });
+        }
+    }
+    Ok(candidates)
+}
+
+/// Checks access lists at an interval and updates the warning, until the future is dropped.
+async fn watch_access(
+    session: &Session,
+    guarded: &GuardedZnodes,
+    own: Option<&[AuthId]>,
+    warnings: &Warnings,
+) -> Infallible {
+    loop {
+        // Without a reply, the last warning stays.
+        if let Ok(warning) = session.access_warning(guarded, own).await {
+            warnings.set(ACCESS_WARNING, warning);
+        }
+        sleep(ACCESS_INTERVAL).await;
+    }
+}
+
+/// The source of the master's address.
+#[derive(Debug)]
+pub enum Detector {
+    /// The configuration contains the name or address of the master.
+    Fixed(FixedMaster),
+    /// A follower of the election sends the address of the leading master, or `None`.
+    Elected(watch::Receiver<Option<SocketAddrV4>>),
+}
