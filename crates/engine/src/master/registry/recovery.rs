@@ -1,12 +1,12 @@
-//! Builds a registry from the records of all agents. The records come from the store at the start,
-//! and from the previous registry for another configuration or after a release.
+//! Builds a registry from the records of all agents: at the start from what the store has, and for
+//! another configuration or after a release from the registry before.
 //!
 //! No record can stop the master. A record that cannot be read, or that conflicts with the
-//! configuration or another record, is quarantined and reported. The other records are served.
+//! configuration or another record, is quarantined and reported, and the rest is served.
 //! Conflicting addresses are allocated to no other agent, since a container may use them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use overlay_types::addr::{Family, OverlayName, Subnet};
@@ -19,14 +19,14 @@ use overlay_types::state::{RecordChange, UnreadableRecord, Version};
 use super::agents::{
     ActiveAgent, AgentState, QuarantinedAgent, UnservedOverlay, UnservedParts, ValidFrom,
 };
-use super::claims::{Claims, Ownership};
+use super::claims::Claims;
 use super::shortages::Pool;
 use super::{ChangeContext, RELEASED_AT_MAX, Registry};
 
-/// The agents with the reported statuses of their overlays.
+/// The agents with what they reported of their overlays.
 pub(in crate::master) type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
 
-/// The record of one agent before the registry is built.
+/// What is known of one agent before the registry is built.
 #[derive(Debug)]
 enum KnownRecord {
     /// The record of a registered agent. If the agent was served before, the versions of the
@@ -41,9 +41,9 @@ enum KnownRecord {
 /// The versions of the addresses in a registry that is built.
 #[derive(Debug, Clone, Copy)]
 struct BuildVersions {
-    /// The version that makes newly served addresses exclusive.
+    /// The version that makes exclusive what was not served before.
     newly_served: Version,
-    /// The version of changed records.
+    /// The version of a record that is changed.
     next: Version,
 }
 
@@ -54,7 +54,7 @@ pub(in crate::master) struct Recovered {
     pub(in crate::master) adopted: Vec<AdoptedAgent>,
 }
 
-/// An agent that keeps its addresses under the new name of an overlay.
+/// An agent that keeps addresses under the name of another overlay.
 #[derive(Debug)]
 pub(in crate::master) struct AdoptedAgent {
     pub(in crate::master) ip: Ipv4Addr,
@@ -63,8 +63,7 @@ pub(in crate::master) struct AdoptedAgent {
     pub(in crate::master) addresses: Addresses,
 }
 
-/// Returns whether an agent can have this address. A master never stores a record under another
-/// address.
+/// Returns whether an agent can have this address. Other records were written by someone else.
 const fn is_possible(ip: Ipv4Addr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast()
 }
@@ -87,7 +86,7 @@ impl Registry {
         Self::build(network, known.collect(), versions)
     }
 
-    /// Builds the registry of another network with the same agents and their reported statuses.
+    /// Builds the registry of another network with the same agents and what they reported last.
     pub(in crate::master) fn rebuilt(
         &self,
         network: Arc<Network>,
@@ -120,26 +119,34 @@ impl Registry {
         recovered
     }
 
-    /// Builds a registry. If several records have one address, the agent with the lowest IP owns
-    /// it, even if that agent is quarantined. The choice must depend only on the stored records, so
-    /// that it is the same after a restart.
+    /// Builds a registry. Of the agents whose records have one address the agent with the lowest IP
+    /// comes first, also where that agent is quarantined, and under whatever overlay and in whatever
+    /// subnet the records have the address: a choice that depends on anything but the stored records
+    /// would be another one after a restart.
     fn build(
         network: Arc<Network>,
         mut known: Vec<(Ipv4Addr, KnownRecord)>,
         versions: BuildVersions,
     ) -> Recovered {
         known.sort_by_key(|(ip, _)| (!is_possible(*ip), *ip));
-        let mut registry = Self::new(network);
+        let first = usize::from(Mutation::SkipFirstRecord.is_on()).min(known.len());
+        known.drain(..first);
+        // Before any record is served: an agent may precede others with subnets that no pool has.
         let mut claims = Claims::default();
+        for (ip, known) in &known {
+            if let KnownRecord::Agent(record, _) = known {
+                claims.claim(*ip, record);
+            }
+        }
+        let mut registry = Self::new(network);
         let mut released = Vec::new();
         let mut unreadable = 0;
-        let first = usize::from(Mutation::SkipFirstRecord.is_on());
-        for (ip, known) in known.into_iter().skip(first) {
+        for (ip, known) in known {
             match known {
                 KnownRecord::Agent(record, before) => {
-                    let result = registry.restore(ip, &record, before, versions, &mut claims);
+                    let result = registry.restore(ip, &record, before, versions, &claims);
                     if let Err(reason) = result {
-                        registry.quarantine(ip, reason, record, &mut claims);
+                        registry.quarantine(ip, reason, record, &claims);
                     }
                 }
                 KnownRecord::Released(record) => released.push((ip, record)),
@@ -150,10 +157,9 @@ impl Registry {
                 }
             }
         }
-        let adopted = registry.adopt(versions.next);
+        let adopted = registry.adopt(versions.next, &claims);
         registry.reserve_conflicts();
-        // This comes after all records: the addresses of a released agent are free only if no other
-        // record has them.
+        // After all records: the addresses of a released agent are free only if no record has them.
         for (ip, record) in released {
             registry.restore_released(ip, record);
         }
@@ -166,15 +172,15 @@ impl Registry {
     /// Puts an agent into the active state.
     ///
     /// # Errors
-    /// Returns why the agent cannot have its VTEP address: an agent without a VTEP cannot be
-    /// served. The registry is unchanged.
+    /// Why the VTEP address cannot be the agent's own: without one it cannot be served. Nothing has
+    /// changed then.
     fn restore(
         &mut self,
         ip: Ipv4Addr,
         record: &AgentRecord,
         before: Option<ValidFrom>,
         versions: BuildVersions,
-        claims: &mut Claims,
+        claims: &Claims,
     ) -> Result<(), String> {
         let newly_served = versions.newly_served;
         if Mutation::SkipStoredReservations.is_on() {
@@ -194,12 +200,12 @@ impl Registry {
         }
         let mut unserved = UnservedParts::default();
         if let Some(vtep6) = record.vtep_ip6 {
-            match self.restore_vtep_ip6(ip, vtep6.into(), claims) {
-                Ok(Ownership::First) => {
+            match self.restore_vtep_ip6(ip, vtep6, claims) {
+                Ok(true) => {
                     let served_before = before.as_ref().and_then(|before| before.vtep_ip6);
                     valid_from.vtep_ip6 = Some(served_before.unwrap_or(newly_served));
                 }
-                Ok(Ownership::Unknown) => {}
+                Ok(false) => {}
                 Err(reason) => unserved.vtep_ip6 = Some(reason),
             }
         }
@@ -217,84 +223,91 @@ impl Registry {
         Ok(())
     }
 
-    /// Reserves the IPv6 address of a VTEP. Without a `vtep_subnet6` the address is not served, and
-    /// stays in the record until one is configured.
+    /// Reserves the IPv6 address of a VTEP, and returns whether the agent comes first with it.
+    /// Without a subnet for them it is not served, and waits until one is configured.
     ///
     /// # Errors
-    /// Returns how the address conflicts with the configuration or another agent.
+    /// How the address conflicts with the configuration or another agent.
     fn restore_vtep_ip6(
         &mut self,
         ip: Ipv4Addr,
-        vtep_ip6: IpAddr,
-        claims: &mut Claims,
-    ) -> Result<Ownership, String> {
+        vtep_ip6: Ipv6Addr,
+        claims: &Claims,
+    ) -> Result<bool, String> {
         if self.pools.has_vteps6() {
-            self.pools.reserve_vtep(vtep_ip6)?;
-            return Ok(Ownership::First);
+            self.pools.reserve_vtep(vtep_ip6.into())?;
+            return Ok(true);
         }
-        Ok(claims.claim_address(ip, vtep_ip6))
+        Ok(claims.is_first_with_vtep6(ip, vtep_ip6))
     }
 
-    /// Reserves the subnets of an overlay in an agent's record, and returns the subnets that the
-    /// agent owns. An overlay or a family that is not configured is no conflict: the record keeps
-    /// its subnets until it is configured again.
+    /// Reserves what the record of an agent has of an overlay, and returns the subnets of which the
+    /// agent comes first. An overlay or a family that is not configured is no conflict: the record
+    /// waits until it is configured again.
     ///
     /// # Errors
-    /// Returns how the subnets conflict with the configuration or another agent.
+    /// How the subnets conflict with the configuration or another agent.
     fn restore_overlay(
         &mut self,
         ip: Ipv4Addr,
         record: &OverlayRecord,
-        claims: &mut Claims,
+        claims: &Claims,
     ) -> Result<Vec<Subnet>, UnservedOverlay> {
         let mut held = record.clone();
         let mut owned = Vec::new();
         let mut conflict = None;
         for piece in [&mut held.subnet, &mut held.subnet6] {
             let Some(subnet) = *piece else { continue };
-            if self.pools.has(&record.name, subnet.family()) {
-                match self.pools.reserve(&record.name, subnet) {
-                    Ok(()) => owned.push(subnet),
-                    Err(reason) => {
-                        *piece = piece.filter(|_| !self.pools.is_taken(&record.name, subnet));
-                        conflict.get_or_insert(reason);
-                    }
+            let earlier = claims.earlier_agent(ip, &subnet);
+            match self.restore_subnet(&record.name, subnet, earlier) {
+                Ok(()) if earlier.is_none() => owned.push(subnet),
+                Ok(()) => {}
+                Err(reason) => {
+                    let is_taken = self.pools.is_taken(&record.name, subnet);
+                    *piece = piece.filter(|_| earlier.is_none() && !is_taken);
+                    conflict.get_or_insert(reason);
                 }
-            } else if self.claim_outside_pools(ip, subnet, claims) == Ownership::First {
-                owned.push(subnet);
             }
         }
         conflict.map_or(Ok(owned), |reason| Err(UnservedOverlay { reason, held }))
     }
 
-    /// Claims a subnet outside of the pool of its overlay. A subnet that overlaps another pool is
-    /// served only if [`Self::adopt`] moves it there.
-    fn claim_outside_pools(&self, ip: Ipv4Addr, subnet: Subnet, claims: &mut Claims) -> Ownership {
-        if self.pools.overlaps(&subnet) {
-            return Ownership::Unknown;
+    /// Reserves a subnet in the pool of its overlay, if there is one. `earlier` is an agent that
+    /// comes first with an address of the subnet.
+    ///
+    /// # Errors
+    /// How the subnet conflicts with the configuration or the earlier agent. An overlay that is not
+    /// configured has a conflict only where a pool has the addresses: otherwise nothing is served
+    /// to either agent.
+    fn restore_subnet(
+        &mut self,
+        name: &OverlayName,
+        subnet: Subnet,
+        earlier: Option<Ipv4Addr>,
+    ) -> Result<(), String> {
+        let is_configured = self.pools.has(name, subnet.family());
+        let is_conflict = if is_configured {
+            // A slot that is not free is refused by its pool.
+            self.pools.overlay_with_free(subnet) == Some(name)
+        } else {
+            self.pools.overlaps(&subnet)
+        };
+        if let Some(earlier) = earlier.filter(|_| is_conflict) {
+            return Err(format!(
+                "overlay {name}: the record of agent {earlier} has addresses of {subnet}"
+            ));
         }
-        claims.claim_subnet(ip, subnet)
+        if is_configured { self.pools.reserve(name, subnet) } else { Ok(()) }
     }
 
-    /// Quarantines an agent. The agent still owns its addresses before agents with a higher IP: its
-    /// containers may be running, and it is served when its conflict ends.
-    fn quarantine(
-        &mut self,
-        ip: Ipv4Addr,
-        reason: String,
-        record: AgentRecord,
-        claims: &mut Claims,
-    ) {
-        let AgentRecord { vtep_ip, vtep_ip6, overlays, underlay, .. } = record.clone();
-        if let Some(vtep_ip6) = vtep_ip6.filter(|_| !self.pools.has_vteps6()) {
-            claims.claim_address(ip, vtep_ip6.into());
-        }
-        for overlay in &overlays {
-            for subnet in overlay.subnets() {
-                if !self.pools.has(&overlay.name, subnet.family()) {
-                    self.claim_outside_pools(ip, subnet, claims);
-                }
-            }
+    /// Quarantines an agent. It comes before later agents with its addresses as any other agent:
+    /// its containers may be running, and it is served when its conflict ends.
+    fn quarantine(&mut self, ip: Ipv4Addr, reason: String, record: AgentRecord, claims: &Claims) {
+        let AgentRecord { vtep_ip, vtep_ip6, mut overlays, underlay, .. } = record.clone();
+        for OverlayRecord { subnet, subnet6, .. } in &mut overlays {
+            let is_first = |subnet: &Subnet| claims.earlier_agent(ip, subnet).is_none();
+            *subnet = subnet.filter(is_first);
+            *subnet6 = subnet6.filter(is_first);
         }
         let mut held =
             ReleasedRecord { vtep_ip: Some(vtep_ip), vtep_ip6, overlays, ..no_addresses() };
@@ -304,10 +317,10 @@ impl Registry {
         self.agents.insert(ip, AgentState::Quarantined(Box::new(agent)));
     }
 
-    /// Moves subnets of overlays that are no longer configured to the configured overlay that
-    /// contains them, if the prefix is the same. So an overlay can be renamed. The changed records
-    /// have the version `next`.
-    fn adopt(&mut self, next: Version) -> Vec<AdoptedAgent> {
+    /// Keeps the addresses of an overlay that is no longer configured and that are now just what an
+    /// agent gets of another overlay, under the name of that overlay: so an overlay can be renamed.
+    /// The changed records have the version `next`.
+    fn adopt(&mut self, next: Version, claims: &Claims) -> Vec<AdoptedAgent> {
         let network = Arc::clone(&self.network);
         let is_configured =
             |name: &OverlayName| network.overlays.iter().any(|overlay| overlay.name == *name);
@@ -319,65 +332,89 @@ impl Registry {
             .map(|(ip, agent)| (ip, agent.clone()))
             .collect();
         let mut all = Vec::new();
-        for (ip, agent) in candidates {
-            let ActiveAgent { mut record, mut valid_from, unserved, .. } = agent;
-            let before = record.clone();
-            for index in 0..record.overlays.len() {
-                if !is_configured(&record.overlays[index].name) {
-                    self.adopt_overlay(&mut record, index, (&mut valid_from, next));
+        for (ip, mut agent) in candidates {
+            let before = agent.record.clone();
+            let had_unserved = agent.unserved_overlays().count();
+            for index in 0..agent.record.overlays.len() {
+                if !is_configured(&agent.record.overlays[index].name) {
+                    self.adopt_overlay(ip, &mut agent, index, claims, next);
                 }
             }
-            let addresses = Addresses::gained(Some(&before), &record);
-            if !addresses.is_empty() {
-                record.overlays.retain(|overlay| !overlay.is_empty());
-                let change = RecordChange::PutAgent(ip, Record::Agent(record.clone()));
+            let addresses = Addresses::gained(Some(&before), &agent.record);
+            let is_adopted = !addresses.is_empty();
+            if is_adopted {
+                agent.record.overlays.retain(|overlay| !overlay.is_empty());
+                let change = RecordChange::PutAgent(ip, Record::Agent(agent.record.clone()));
                 all.push(AdoptedAgent { ip, change, addresses });
-                valid_from.record = next;
+                agent.valid_from.record = next;
+            }
+            if is_adopted || agent.unserved_overlays().count() != had_unserved {
+                let ActiveAgent { record, valid_from, unserved, .. } = agent;
                 self.put_active(ip, record, valid_from, unserved, next);
             }
         }
         all
     }
 
+    /// Moves the subnets of one overlay in the record of an agent to the overlays that have them
+    /// now, as far as the agent comes first with them.
     fn adopt_overlay(
         &mut self,
-        record: &mut AgentRecord,
+        ip: Ipv4Addr,
+        agent: &mut ActiveAgent,
         index: usize,
-        (valid_from, next): (&mut ValidFrom, Version),
+        claims: &Claims,
+        next: Version,
     ) {
-        for piece in record.overlays[index].subnets() {
+        let ActiveAgent { record, valid_from, unserved, .. } = agent;
+        let former = record.overlays[index].clone();
+        for piece in former.subnets() {
             let Some(home) = self.pools.overlay_with_free(piece).cloned() else { continue };
-            let has = |overlay: &OverlayRecord| match piece.family() {
-                Family::V4 => overlay.subnet.is_some(),
-                Family::V6 => overlay.subnet6.is_some(),
-            };
+            if claims.earlier_agent(ip, &piece).is_some() {
+                continue;
+            }
+            let family = piece.family();
             let position = record.overlays.iter().position(|overlay| overlay.name == home);
-            let is_full = position.is_some_and(|position| has(&record.overlays[position]));
-            if is_full || self.pools.reserve(&home, piece).is_err() {
+            let occupant = position.and_then(|at| *subnet_of(&mut record.overlays[at], family));
+            if let Some(occupant) = occupant {
+                // Named, since the agent may have been served both in different overlays.
+                let reason = format!(
+                    "overlay {}: the agent cannot have {piece} of overlay {home}, since its record \
+                     has {occupant} there",
+                    former.name
+                );
+                let part = UnservedOverlay { reason, held: record.overlays[index].clone() };
+                let parts = unserved.get_or_insert_default();
+                parts.overlays.entry(former.name.clone()).or_insert(part);
+                continue;
+            }
+            if self.pools.reserve(&home, piece).is_err() {
                 continue;
             }
             if valid_from.of_subnet(piece).is_none() {
                 valid_from.subnets.push((piece, next));
             }
             let position = position.unwrap_or_else(|| {
-                record.overlays.push(OverlayRecord { name: home, subnet: None, subnet6: None });
+                let name = home.clone();
+                record.overlays.push(OverlayRecord { name, subnet: None, subnet6: None });
                 record.overlays.len() - 1
             });
-            match piece.family() {
-                Family::V4 => {
-                    record.overlays[position].subnet = Some(piece);
-                    record.overlays[index].subnet = None;
+            *subnet_of(&mut record.overlays[position], family) = Some(piece);
+            *subnet_of(&mut record.overlays[index], family) = None;
+            // The part that stays unserved holds what the record has of it now.
+            if let Some(parts) = unserved {
+                if let Some(part) = parts.overlays.get_mut(&home) {
+                    *subnet_of(&mut part.held, family) = Some(piece);
                 }
-                Family::V6 => {
-                    record.overlays[position].subnet6 = Some(piece);
-                    record.overlays[index].subnet6 = None;
+                if let Some(part) = parts.overlays.get_mut(&former.name) {
+                    *subnet_of(&mut part.held, family) = None;
                 }
             }
         }
     }
 
-    /// Reserves every address of a record that is not served, since containers may use it. Served
-    /// addresses are reserved already.
+    /// Withholds every address that the record of an agent has and that is not served: it may be in
+    /// use all the same. Served addresses are taken, so nothing happens to them.
     fn reserve_conflicts(&mut self) {
         if Mutation::SkipStoredReservations.is_on() {
             return;
@@ -407,7 +444,7 @@ impl Registry {
         if record.at > RELEASED_AT_MAX {
             self.late_releases.insert(ip);
         }
-        // The prefix may have changed: every subnet that overlaps the released subnet is used last.
+        // The range may be cut in another way now: whatever overlaps the subnet waits as well.
         for overlay in &record.overlays {
             for subnet in overlay.subnets() {
                 self.pools.retire(&subnet, record.at);
@@ -416,14 +453,14 @@ impl Registry {
         self.agents.insert(ip, AgentState::Released(record));
     }
 
-    /// Reserves the free addresses of `record`, and removes addresses that another agent has.
-    /// Addresses that the configuration does not cover stay in the record.
+    /// Reserves the addresses of `record` that are free, and removes those from it that another
+    /// agent has. Addresses that the configuration does not cover stay in it.
     fn reserve_free_addresses(&mut self, record: &mut ReleasedRecord) {
         let pools = &mut self.pools;
         let mut keep = |vtep: IpAddr| {
             let is_free = !pools.is_vtep_taken(vtep);
             if is_free {
-                // This fails only for an address that the configuration does not cover.
+                // Where the configuration does not cover it there is nothing to reserve.
                 let _ = pools.reserve_vtep(vtep);
             }
             is_free
@@ -444,12 +481,12 @@ impl Registry {
         record.overlays.retain(|had| !had.is_empty());
     }
 
-    /// Returns the reported statuses of all active agents.
+    /// Returns what the agents reported of their overlays.
     pub(in crate::master) fn reports(&self) -> Reports {
         self.agents.iter_active().map(|(ip, agent)| (ip, Arc::clone(&agent.info))).collect()
     }
 
-    /// Restores the reported statuses of overlays with unchanged addresses.
+    /// Restores what agents reported of overlays of which they have the same addresses now.
     pub(in crate::master) fn restore_reports(&mut self, reports: &Reports) {
         for (ip, old) in reports {
             self.agents.edit_info(*ip, |info| {
@@ -463,8 +500,8 @@ impl Registry {
         }
     }
 
-    /// Carries over the data of the previous registry that the records do not have. Marks every
-    /// agent as changed in `version`.
+    /// Carries over from the registry before what is not in the records. Every agent may have
+    /// changed, in `version` at the latest.
     fn carry_over(&mut self, before: &Self, version: Version) {
         self.changed.extend(before.agents.iter_active().map(|(ip, _)| (ip, version)));
         self.changed.extend(&before.changed);
@@ -480,6 +517,14 @@ impl Registry {
             Pool::Vtep6 => network.vtep_subnet6.is_some(),
             Pool::Vtep => true,
         });
+    }
+}
+
+/// Returns the place of a record that has the subnet of this family.
+const fn subnet_of(record: &mut OverlayRecord, family: Family) -> &mut Option<Subnet> {
+    match family {
+        Family::V4 => &mut record.subnet,
+        Family::V6 => &mut record.subnet6,
     }
 }
 
