@@ -13,18 +13,21 @@ use crate::ledger::Ledger;
 
 pub(crate) struct Healing;
 
-/// Returns whether the master reports that this pool is exhausted. If the list of problems is cut,
-/// the report may be in the missing part.
-fn is_exhausted(health: &Health, pool: &str) -> bool {
-    let names = |problem: &String| problem.starts_with(pool) && problem.contains("is exhausted");
-    let is_cut = health.problems.last().is_some_and(|last| last.starts_with('…'));
-    is_cut || health.problems.iter().any(names)
+/// Returns whether the list of problems is cut: a report may be in the missing part.
+fn is_cut(health: &Health) -> bool {
+    health.problems.last().is_some_and(|last| last.starts_with('…'))
 }
 
-/// Returns whether the master reports a conflict of the agent.
+/// Returns whether the master reports that this pool is exhausted, as far as the list goes.
+fn is_exhausted(health: &Health, pool: &str) -> bool {
+    let names = |problem: &String| problem.starts_with(pool) && problem.contains("is exhausted");
+    is_cut(health) || health.problems.iter().any(names)
+}
+
+/// Returns whether the master reports a conflict of the agent, as far as the list goes.
 pub(crate) fn has_conflict(health: &Health, ip: Ipv4Addr) -> bool {
     let names = format!("agent {ip} ");
-    health.problems.iter().any(|problem| problem.starts_with(&names))
+    is_cut(health) || health.problems.iter().any(|problem| problem.starts_with(&names))
 }
 
 fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {

@@ -11,6 +11,7 @@
 //! exhausted. `allocate` returns what `peek` returned.
 
 mod free_set;
+mod pool;
 mod subnet_pool;
 mod vtep_pool;
 
@@ -19,8 +20,9 @@ mod tests;
 
 use std::time::Duration;
 
-pub use subnet_pool::{SubnetPool, SubnetPoolError};
-pub use vtep_pool::{VtepAddress, VtepPool, VtepPoolError};
+pub use pool::{Layout, Pool, PoolError};
+pub use subnet_pool::{SubnetLayout, SubnetPool};
+pub use vtep_pool::{VtepAddress, VtepLayout, VtepPool};
 
 /// An address or a subnet that a pool allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use overlay_types::protocol::AddressRange;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::{Allocated, SubnetPool, SubnetPoolError, VtepAddress, VtepPool, VtepPoolError};
+use super::{Allocated, Layout, Pool, PoolError, SubnetPool, VtepPool};
 
 fn subnet(text: &str) -> Subnet {
     text.parse().unwrap()
@@ -20,8 +20,8 @@ fn range(text: &str, prefix: u8) -> AddressRange {
     AddressRange { subnet: subnet(text), prefix }
 }
 
-/// The operations of both pools, with errors as words.
-trait Pool {
+/// The operations of a pool, with errors as words.
+trait TestPool {
     type Item: Copy + Eq + Debug;
 
     fn peek(&self) -> Option<Allocated<Self::Item>>;
@@ -32,63 +32,32 @@ trait Pool {
     fn counts(&self) -> [u128; 3];
 }
 
-impl Pool for SubnetPool {
-    type Item = Subnet;
-
-    fn peek(&self) -> Option<Allocated<Subnet>> {
-        self.peek()
-    }
-
-    fn allocate(&mut self) -> Option<Allocated<Subnet>> {
-        self.allocate()
-    }
-
-    fn reserve(&mut self, item: Subnet) -> Result<(), &'static str> {
-        self.reserve(item).map_err(|error| match error {
-            SubnetPoolError::Foreign { .. } => "foreign",
-            SubnetPoolError::InUse { .. } => "in use",
-            SubnetPoolError::NotInUse { .. } => "not in use",
-        })
-    }
-
-    fn free(&mut self, item: Subnet, now: u64) -> Result<(), &'static str> {
-        self.free(item, now).map_err(|error| match error {
-            SubnetPoolError::Foreign { .. } => "foreign",
-            SubnetPoolError::InUse { .. } => "in use",
-            SubnetPoolError::NotInUse { .. } => "not in use",
-        })
-    }
-
-    fn counts(&self) -> [u128; 3] {
-        [self.capacity(), self.in_use(), self.available()]
+/// Returns an error of a pool as words.
+const fn words(error: &PoolError) -> &'static str {
+    match error {
+        PoolError::Foreign { .. } => "foreign",
+        PoolError::InUse { .. } => "in use",
+        PoolError::NotInUse { .. } => "not in use",
     }
 }
 
-impl<A: VtepAddress> Pool for VtepPool<A> {
-    type Item = A;
+impl<L: Layout<Item: Eq + Debug>> TestPool for Pool<L> {
+    type Item = L::Item;
 
-    fn peek(&self) -> Option<Allocated<A>> {
+    fn peek(&self) -> Option<Allocated<L::Item>> {
         self.peek()
     }
 
-    fn allocate(&mut self) -> Option<Allocated<A>> {
+    fn allocate(&mut self) -> Option<Allocated<L::Item>> {
         self.allocate()
     }
 
-    fn reserve(&mut self, item: A) -> Result<(), &'static str> {
-        self.reserve(item).map_err(|error| match error {
-            VtepPoolError::Foreign { .. } => "foreign",
-            VtepPoolError::InUse { .. } => "in use",
-            VtepPoolError::NotInUse { .. } => "not in use",
-        })
+    fn reserve(&mut self, item: L::Item) -> Result<(), &'static str> {
+        self.reserve(item).map_err(|error| words(&error))
     }
 
-    fn free(&mut self, item: A, now: u64) -> Result<(), &'static str> {
-        self.free(item, now).map_err(|error| match error {
-            VtepPoolError::Foreign { .. } => "foreign",
-            VtepPoolError::InUse { .. } => "in use",
-            VtepPoolError::NotInUse { .. } => "not in use",
-        })
+    fn free(&mut self, item: L::Item, now: u64) -> Result<(), &'static str> {
+        self.free(item, now).map_err(|error| words(&error))
     }
 
     fn counts(&self) -> [u128; 3] {
@@ -181,7 +150,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
 
 /// Runs the operations on the pool and on the model. `items` are all items that the pool can
 /// allocate, in order. `foreign` items are not in the pool.
-fn compare<P: Pool>(
+fn compare<P: TestPool>(
     mut pool: P,
     items: &[P::Item],
     foreign: &[P::Item],
