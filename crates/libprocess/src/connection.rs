@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connections::ConnectionGuard;
 use super::framing::Body;
 use super::head::{self, Head};
-use super::server::{CheckedMessage, ServerState};
+use super::server_state::{CheckedMessage, RATE_LIMIT_DELAY, ServerState};
 use super::{encode, http, socket};
 use crate::addresses::{Account, Reservation};
 use crate::limits::Limit;
@@ -35,10 +35,6 @@ const INPUT_SLACK: usize = 512;
 
 /// Maximum length of buffered acknowledgments, in bytes.
 const OUTPUT_LIMIT: usize = 2 * 1024;
-
-/// Delay before the next read after a message exceeded a rate limit, because rejected messages also
-/// cost time.
-pub(super) const RATE_LIMIT_DELAY: Duration = Duration::from_millis(100);
 
 /// How long the peer may take to read a final response, and how many reads are discarded meanwhile.
 /// An immediate close would make the kernel discard the response.

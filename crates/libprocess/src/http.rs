@@ -30,10 +30,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::HEADERS_LIMIT;
-use super::connection::RATE_LIMIT_DELAY;
 use super::connections::{CloseHandle, ConnectionGuard};
 use super::head::{self, Encoding, Framing, MessageHead};
-use super::server::{CheckedMessage, ServerState};
+use super::server_state::{CheckedMessage, RATE_LIMIT_DELAY, ServerState};
 use crate::addresses::{Account, Reservation, Resource};
 use crate::limits::Limit;
 use crate::{Handler, Rejection, RequestClass};

@@ -117,6 +117,8 @@ mod head;
 #[cfg(feature = "net")]
 mod http;
 #[cfg(feature = "net")]
+mod outgoing;
+#[cfg(feature = "net")]
 mod parse;
 #[cfg(feature = "net")]
 mod peer;
@@ -124,6 +126,8 @@ mod peer;
 mod replies;
 #[cfg(feature = "net")]
 mod server;
+#[cfg(feature = "net")]
+mod server_state;
 #[cfg(feature = "net")]
 mod socket;
 #[cfg(feature = "net")]
@@ -143,7 +147,8 @@ pub use {
     handler::{Admission, Handler, Incoming, Rejection, Sender, Transport, UNKNOWN_BODY_MAX},
     head::check_names,
     parse::read_message,
-    server::{Server, ServerOptions},
+    server::Server,
+    server_state::ServerOptions,
     tcp::TcpTransport,
 };
 

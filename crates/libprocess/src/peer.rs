@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::client::{Peer, Shared, UnsentBytes};
+use super::outgoing::{Peer, Shared, UnsentBytes};
 use super::replies::Replies;
 use super::socket;
 use crate::limits::Limit;

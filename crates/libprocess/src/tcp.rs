@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::client::Client;
 use crate::handler::{Handler, Sender, Transport};
-use crate::server::{Server, ServerOptions};
+use crate::server::Server;
+use crate::server_state::ServerOptions;
 use crate::upid::Upid;
 
 /// The transport of a program over TCP: a listening server, and a client with its own connections.

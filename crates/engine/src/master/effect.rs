@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use overlay_types::addr::Upid;
 use overlay_types::protocol::{Network, Overlay};
+use overlay_types::text::truncate_list;
 use serde::{Deserialize, Serialize};
 
 use super::registry::{AdoptedAgent, ChangeContext, Recovered, Registration, Registry};
@@ -195,4 +196,17 @@ pub(super) fn differences(old: &Network, new: &Network) -> Vec<String> {
         sentences.push("the overlays have another order".to_owned());
     }
     sentences
+}
+
+/// Logs a line for each of the first few problems: every agent may have one.
+pub(super) fn log_refused(problems: &[String]) {
+    let (few, more) = truncate_list(problems);
+    for problem in few {
+        log::error!("refused another configuration: {problem}");
+    }
+    if more > 0 {
+        log::error!(
+            "refused another configuration: {more} more problems: see the answer to reload"
+        );
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{Command, Reply};
+use super::effect::log_refused;
 use super::effect::{Effect, PreviewJob, ReconfigurationPlan};
 use super::event::{Forget, Request};
 #[cfg(test)]
@@ -17,7 +18,6 @@ use super::peers::Peers;
 use super::registry::{
     AdoptedAgent, ChangeContext, Notice, Recovered, RegisterError, Registration, Registry, Reports,
 };
-use super::reload::log_refused;
 use super::state_writer::StateWriter;
 use super::view::{AgentTally, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult};
 use super::{Outbox, Settings, UpdateLength};

@@ -6,7 +6,6 @@
 
 use overlay_types::clock::Now;
 use overlay_types::protocol::{Network, RequestId};
-use overlay_types::text::truncate_list;
 
 use super::effect::{Effect, differences};
 use super::phase::Phase;
@@ -75,18 +74,5 @@ impl Master {
             warnings: vec![warning.to_owned()],
             ..Effect::default()
         }
-    }
-}
-
-/// Logs a line for each of the first few problems: every agent may have one.
-pub(super) fn log_refused(problems: &[String]) {
-    let (few, more) = truncate_list(problems);
-    for problem in few {
-        log::error!("refused another configuration: {problem}");
-    }
-    if more > 0 {
-        log::error!(
-            "refused another configuration: {more} more problems: see the answer to reload"
-        );
     }
 }

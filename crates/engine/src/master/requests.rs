@@ -7,10 +7,10 @@ use overlay_types::protocol::{RejectedMessages, RequestId};
 use overlay_types::state::StoreError;
 
 use super::command::{Command, Reply};
+use super::effect::log_refused;
 use super::event::Request;
 use super::metrics::{self, Metrics};
 use super::phase::{Phase, Progress};
-use super::reload::log_refused;
 use super::view::{Condition, Health};
 use super::{Master, NOT_LEADING, Settings};
 use crate::metrics::{HostCounters, Snapshot};
