@@ -293,7 +293,7 @@ fn clean_restores_previous_host_state() {
             host.clean(&[]),
             (
                 Some(1),
-                "mesos-overlay: clean: /state/agent.lock is held by process 1, an agent that runs: \
+                "mesos-overlay: clean: /state/agent.lock is held by process 1, a running agent: \
                  stop it, or it would create everything again\n"
                     .to_owned()
             )
