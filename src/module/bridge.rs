@@ -1,6 +1,7 @@
 //! The interface to C++. Only bytes, strings, numbers and handles cross it. Every function that C++
 //! calls catches panics, since cxx would abort Mesos.
 #![expect(unsafe_code, reason = "cxx needs it")]
+#![expect(clippy::allow_attributes, reason = "cxx takes no expect for generated code")]
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 use std::ffi::c_char;
 
 /// Bindings from the headers of Mesos: the base of the record, and the versions.
+#[expect(clippy::allow_attributes, reason = "generated code may not need each of these")]
 #[allow(
     dead_code,
     unreachable_pub,
