@@ -23,10 +23,10 @@ use super::claims::Claims;
 use super::shortages::Pool;
 use super::{ChangeContext, RELEASED_AT_MAX, Registry};
 
-/// The agents with what they reported of their overlays.
+/// The agents with the reported statuses of their overlays.
 pub(in crate::master) type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
 
-/// What is known of one agent before the registry is built.
+/// The record of one agent before the registry is built.
 #[derive(Debug)]
 enum KnownRecord {
     /// The record of a registered agent. If the agent was served before, the versions of the
@@ -41,9 +41,9 @@ enum KnownRecord {
 /// The versions of the addresses in a registry that is built.
 #[derive(Debug, Clone, Copy)]
 struct BuildVersions {
-    /// The version that makes exclusive what was not served before.
+    /// The version that makes newly served addresses exclusive.
     newly_served: Version,
-    /// The version of a record that is changed.
+    /// The version of changed records.
     next: Version,
 }
 
@@ -54,7 +54,7 @@ pub(in crate::master) struct Recovered {
     pub(in crate::master) adopted: Vec<AdoptedAgent>,
 }
 
-/// An agent that keeps addresses under the name of another overlay.
+/// An agent that keeps its addresses under the new name of an overlay.
 #[derive(Debug)]
 pub(in crate::master) struct AdoptedAgent {
     pub(in crate::master) ip: Ipv4Addr,
@@ -63,7 +63,8 @@ pub(in crate::master) struct AdoptedAgent {
     pub(in crate::master) addresses: Addresses,
 }
 
-/// Returns whether an agent can have this address. Other records were written by someone else.
+/// Returns whether an agent can have this address. A master never stores a record under another
+/// address.
 const fn is_possible(ip: Ipv4Addr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast()
 }
@@ -86,7 +87,7 @@ impl Registry {
         Self::build(network, known.collect(), versions)
     }
 
-    /// Builds the registry of another network with the same agents and what they reported last.
+    /// Builds the registry of another network with the same agents and their reported statuses.
     pub(in crate::master) fn rebuilt(
         &self,
         network: Arc<Network>,
@@ -119,10 +120,9 @@ impl Registry {
         recovered
     }
 
-    /// Builds a registry. Of the agents whose records have one address the agent with the lowest IP
-    /// comes first, also where that agent is quarantined, and under whatever overlay and in whatever
-    /// subnet the records have the address: a choice that depends on anything but the stored records
-    /// would be another one after a restart.
+    /// Builds a registry. If several records have one address, the agent with the lowest IP owns
+    /// it, even if that agent is quarantined, and whatever the overlay name and the prefix in the
+    /// records. The choice depends only on the stored records, so it is the same after a restart.
     fn build(
         network: Arc<Network>,
         mut known: Vec<(Ipv4Addr, KnownRecord)>,
@@ -300,8 +300,8 @@ impl Registry {
         if is_configured { self.pools.reserve(name, subnet) } else { Ok(()) }
     }
 
-    /// Quarantines an agent. It comes before later agents with its addresses as any other agent:
-    /// its containers may be running, and it is served when its conflict ends.
+    /// Quarantines an agent. The agent still owns its addresses before agents with a higher IP: its
+    /// containers may be running, and it is served when its conflict ends.
     fn quarantine(&mut self, ip: Ipv4Addr, reason: String, record: AgentRecord, claims: &Claims) {
         let AgentRecord { vtep_ip, vtep_ip6, mut overlays, underlay, .. } = record.clone();
         for OverlayRecord { subnet, subnet6, .. } in &mut overlays {
@@ -317,9 +317,9 @@ impl Registry {
         self.agents.insert(ip, AgentState::Quarantined(Box::new(agent)));
     }
 
-    /// Keeps the addresses of an overlay that is no longer configured and that are now just what an
-    /// agent gets of another overlay, under the name of that overlay: so an overlay can be renamed.
-    /// The changed records have the version `next`.
+    /// Moves subnets of overlays that are no longer configured to the configured overlay that
+    /// contains them, if the prefix is the same. So an overlay can be renamed. The changed records
+    /// have the version `next`.
     fn adopt(&mut self, next: Version, claims: &Claims) -> Vec<AdoptedAgent> {
         let network = Arc::clone(&self.network);
         let is_configured =
@@ -413,8 +413,8 @@ impl Registry {
         }
     }
 
-    /// Withholds every address that the record of an agent has and that is not served: it may be in
-    /// use all the same. Served addresses are taken, so nothing happens to them.
+    /// Reserves every address of a record that is not served, since containers may use it. Served
+    /// addresses are reserved already.
     fn reserve_conflicts(&mut self) {
         if Mutation::SkipStoredReservations.is_on() {
             return;
@@ -453,8 +453,8 @@ impl Registry {
         self.agents.insert(ip, AgentState::Released(record));
     }
 
-    /// Reserves the addresses of `record` that are free, and removes those from it that another
-    /// agent has. Addresses that the configuration does not cover stay in it.
+    /// Reserves the free addresses of `record`, and removes addresses that another agent has.
+    /// Addresses that the configuration does not cover stay in the record.
     fn reserve_free_addresses(&mut self, record: &mut ReleasedRecord) {
         let pools = &mut self.pools;
         let mut keep = |vtep: IpAddr| {
@@ -481,12 +481,12 @@ impl Registry {
         record.overlays.retain(|had| !had.is_empty());
     }
 
-    /// Returns what the agents reported of their overlays.
+    /// Returns the reported statuses of all active agents.
     pub(in crate::master) fn reports(&self) -> Reports {
         self.agents.iter_active().map(|(ip, agent)| (ip, Arc::clone(&agent.info))).collect()
     }
 
-    /// Restores what agents reported of overlays of which they have the same addresses now.
+    /// Restores the reported statuses of overlays with unchanged addresses.
     pub(in crate::master) fn restore_reports(&mut self, reports: &Reports) {
         for (ip, old) in reports {
             self.agents.edit_info(*ip, |info| {
@@ -500,8 +500,8 @@ impl Registry {
         }
     }
 
-    /// Carries over from the registry before what is not in the records. Every agent may have
-    /// changed, in `version` at the latest.
+    /// Carries over the data of the previous registry that the records do not have. Marks every
+    /// agent as changed in `version`.
     fn carry_over(&mut self, before: &Self, version: Version) {
         self.changed.extend(before.agents.iter_active().map(|(ip, _)| (ip, version)));
         self.changed.extend(&before.changed);
