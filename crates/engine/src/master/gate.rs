@@ -101,6 +101,11 @@ impl Gate {
         gated.value
     }
 
+    /// Returns the version before which no value of the collection is sent.
+    pub(super) const fn valid_from(self) -> Version {
+        self.0
+    }
+
     /// Gates a value of the collection.
     pub(super) const fn wrap<T>(self, value: T) -> Gated<T> {
         Gated { value, valid_from: self.0 }

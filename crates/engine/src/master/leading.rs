@@ -299,6 +299,10 @@ impl Leading {
                 self.peers.unsubscribe(ip);
             }
         }
+        debug_assert!(
+            self.peers.valid_from() <= self.writer.latest_version(),
+            "the peers wait for a version that no commit makes"
+        );
         self.peers.schedule(now.elapsed);
         if let Some(commit) = self.writer.take_commit() {
             out.push(commit);

@@ -153,6 +153,11 @@ impl Peers {
         }
     }
 
+    /// Returns the version from which the table may be sent.
+    pub(super) const fn valid_from(&self) -> Version {
+        self.gate.valid_from()
+    }
+
     /// Returns a problem that needs an operator.
     pub(super) fn problem(&self) -> Option<String> {
         self.too_large.map(|bytes| {

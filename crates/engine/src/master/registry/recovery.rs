@@ -157,7 +157,7 @@ impl Registry {
                 }
             }
         }
-        let adopted = registry.adopt(versions.next, &claims);
+        let adopted = registry.adopt(versions, &claims);
         registry.reserve_conflicts();
         // After all records: the addresses of a released agent are free only if no record has them.
         for (ip, record) in released {
@@ -318,9 +318,9 @@ impl Registry {
     }
 
     /// Moves subnets of overlays that are no longer configured to the configured overlay that
-    /// contains them, if the prefix is the same. So an overlay can be renamed. The changed records
-    /// have the version `next`.
-    fn adopt(&mut self, next: Version, claims: &Claims) -> Vec<AdoptedAgent> {
+    /// contains them, if the prefix is the same. So an overlay can be renamed.
+    fn adopt(&mut self, versions: BuildVersions, claims: &Claims) -> Vec<AdoptedAgent> {
+        let BuildVersions { newly_served, next } = versions;
         let network = Arc::clone(&self.network);
         let is_configured =
             |name: &OverlayName| network.overlays.iter().any(|overlay| overlay.name == *name);
@@ -350,7 +350,9 @@ impl Registry {
             }
             if is_adopted || agent.unserved_overlays().count() != had_unserved {
                 let ActiveAgent { record, valid_from, unserved, .. } = agent;
-                self.put_active(ip, record, valid_from, unserved, next);
+                // An unchanged record is in no commit: its peers would wait for `next` forever.
+                let version = if is_adopted { next } else { newly_served };
+                self.put_active(ip, record, valid_from, unserved, version);
             }
         }
         all

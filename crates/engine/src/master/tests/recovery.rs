@@ -553,6 +553,27 @@ mod overlapping_records {
     }
 
     #[test]
+    fn peers_are_sent_when_unserved_part_needs_no_commit() {
+        let overlays =
+            vec![overlay_record("other", "20.0.0.0/24"), overlay_record("net", "20.0.1.0/24")];
+        let mut world = load_records(renamed(), [(1, stored("44.128.0.1", overlays))]);
+        let gateway = AgentOptions { allocate_subnet: false, ..AgentOptions::default() };
+        world.register_with(3, gateway);
+        world.store();
+        assert_eq!(world.health().problems.len(), 1, "{:?}", world.health().problems);
+
+        let mut world = world.restart(renamed());
+        world.register_with(3, gateway);
+        world.message(3, Message::RequestPeers(PeerTableVersion::default()));
+        world.now.elapsed += Duration::from_secs(1);
+        world.handle(Event::Timeout);
+        let (_, message, when) = world.broadcasts.last().expect("the peers are sent");
+        let Message::UpdatePeers(update) = message else { panic!("{message}") };
+        assert!(update.changed.contains_key(&ip(1)), "{update:?}");
+        assert!(*when <= world.version, "no commit makes {when:?} durable");
+    }
+
+    #[test]
     fn reload_that_makes_records_overlap_is_refused() {
         let records = [
             (1, stored("44.128.0.1", vec![overlay_record("one", "21.0.0.0/24")])),
