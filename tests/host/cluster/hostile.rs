@@ -230,7 +230,7 @@ fn hostile_assignments_create_no_device() {
     // More overlays than a network may have: the agent applies none of them.
     let many = (0..500).map(|number| copy_assignment(original, &format!("o{number}"), 0));
     update(many.collect());
-    let refused = "overlays: has more than 128 entries: what is configured stays";
+    let refused = "overlays: has more than 128 entries: the present configuration stays";
     cluster.wait_for("the assignment is refused", || {
         host.health()["problems"].to_string().contains(refused)
     });

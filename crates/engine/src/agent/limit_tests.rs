@@ -304,8 +304,8 @@ fn message_with_too_many_overlays_is_refused() {
     assert_eq!(world.assign(many(2000)), NOTHING);
     let problem = |reason: &str| {
         format!(
-            "refused the assignment of master {MASTER}: {reason}: what is configured stays; correct the \
-             master's network configuration"
+            "refused the assignment of master {MASTER}: {reason}: the present configuration stays; \
+             correct the master's network configuration"
         )
     };
     let count = problem("it has 2000 overlays, and a network has at most 128");

@@ -300,8 +300,8 @@ impl Agent {
     fn refuse_update(&mut self, from: &Upid, reason: &str) {
         self.counters.update_agent_overlays_messages_dropped += 1;
         let sentence = format!(
-            "refused the assignment of master {from}: {reason}: what is configured stays; correct \
-             the master's network configuration"
+            "refused the assignment of master {from}: {reason}: the present configuration stays; \
+             correct the master's network configuration"
         );
         if should_log_sample(self.counters.update_agent_overlays_messages_dropped) {
             log::error!("{sentence}");
