@@ -9,13 +9,15 @@
 //! keys that they know (`keys`) and note every problem on the way. `warnings` reports settings
 //! that are legal but unwise. Parameters and the environment (`parameters`, `environment`) are
 //! further members of the same objects, so each key has one reader; `source` tells the origins
-//! apart in messages. The page for operators is `docs/configuration.md`.
+//! apart in messages. The page for operators is `docs/configuration.md`. Files of credentials have
+//! a format of their own (`credential`), whose messages never quote them.
 //!
 //! This crate never reads a file or the environment and never panics: every text results in a
 //! configuration or in problems.
 
 mod address_ranges;
 mod agent;
+mod credential;
 mod dataplane;
 mod document;
 mod environment;
@@ -34,6 +36,10 @@ mod vxlan;
 mod warnings;
 
 pub use agent::{AgentConfig, parse_agent};
+pub use credential::{
+    CREDENTIALS_FILE_MAX, Credential, CredentialError, Credentials, credential_mode_warning,
+    credential_path,
+};
 pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind};
 use document::{Document, Member};
 pub use environment::Environment;
@@ -76,6 +82,8 @@ fn count_known(members: &[Member<'_>], schemas: &[&Schema]) -> usize {
     members.iter().filter(is_known).count()
 }
 
+#[cfg(test)]
+mod credential_tests;
 #[cfg(test)]
 mod message_tests;
 #[cfg(test)]

@@ -1,0 +1,292 @@
+//! Credentials in the formats of Mesos: one for a client, a list for a server.
+//!
+//! No message repeats any part of a file: a malformed file may have its secret in any place.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use subtle::ConstantTimeEq as _;
+
+/// Longest file of credentials, in bytes: thousands of principals.
+pub const CREDENTIALS_FILE_MAX: u64 = 1024 * 1024;
+
+/// Permission bits that a file with secrets must not have: those of the group, of others, and the
+/// right to execute.
+const EXCESS_MODE: u32 = 0o177;
+const PERMISSION_BITS: u32 = 0o7777;
+
+/// Most characters of a principal or a secret.
+pub(super) const WORD_MAX: usize = 1024;
+
+/// The scheme of basic authentication, with the space after it.
+const BASIC: &str = "Basic ";
+
+pub(super) const ONE: &str = r#"{"principal": "NAME", "secret": "SECRET"}"#;
+pub(super) const LIST: &str = r#"{"credentials": [{"principal": "NAME", "secret": "SECRET"}, …]}"#;
+
+/// A principal and its secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    pub(super) principal: String,
+    pub(super) secret: String,
+}
+
+/// The credentials that a server accepts. There is at least one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    secrets: BTreeMap<String, String>,
+}
+
+/// Why a text holds no credentials.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialError {
+    /// The text has no content.
+    #[error("it is empty: write {expected}")]
+    Empty {
+        /// The format.
+        expected: &'static str,
+    },
+    /// The text begins like JSON, and is none.
+    #[error("line {line}, column {column}: invalid JSON: write {expected}")]
+    Json {
+        /// The line, counted from 1.
+        line: usize,
+        /// The column, counted from 1.
+        column: usize,
+        /// The format.
+        expected: &'static str,
+    },
+    /// A list where one credential is expected, or the other way round.
+    #[error("it holds {found}: write {expected}")]
+    OtherFormat {
+        /// The content.
+        found: &'static str,
+        /// The format.
+        expected: &'static str,
+    },
+    /// One of the credentials is invalid.
+    #[error("{place}: {reason}")]
+    Invalid {
+        /// The position in the file.
+        place: String,
+        /// The fault and the remedy.
+        reason: &'static str,
+    },
+}
+
+impl Credential {
+    /// Parses the content of a file for `--credential`: JSON, or a line with principal and secret.
+    ///
+    /// # Errors
+    /// Returns the first fault.
+    pub fn parse(text: &str) -> Result<Self, CredentialError> {
+        let text = trim(text);
+        let first = if is_json(text) {
+            let json = parse_json(text, ONE)?;
+            if json.get("credentials").is_some() {
+                let found = "a list of credentials, as a master reads it";
+                return Err(CredentialError::OtherFormat { found, expected: ONE });
+            }
+            from_json(&json, || "credential".to_owned())?
+        } else {
+            let mut lines = text_lines(text);
+            let first = lines.next().ok_or(CredentialError::Empty { expected: ONE })??;
+            if lines.next().is_some() {
+                let found = "several lines";
+                return Err(CredentialError::OtherFormat { found, expected: ONE });
+            }
+            first.1
+        };
+        Ok(first)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        &self.principal
+    }
+
+    /// Returns the value of the header `Authorization` for basic authentication. It contains the
+    /// secret.
+    #[must_use]
+    pub fn basic_authorization(&self) -> String {
+        let pair = format!("{}:{}", self.principal, self.secret);
+        format!("{BASIC}{}", BASE64_STANDARD.encode(pair))
+    }
+
+    /// Checks that basic authentication can carry the values (RFC 7617, section 2).
+    fn checked(
+        principal: &str,
+        secret: &str,
+        place: impl FnOnce() -> String,
+    ) -> Result<Self, CredentialError> {
+        let is_valid = |text: &str| !text.chars().any(char::is_control);
+        let reason = if principal.is_empty() {
+            "the principal is empty: write a name"
+        } else if secret.is_empty() {
+            "the secret is empty: choose one"
+        } else if principal.contains(':') {
+            "the principal contains a colon, which basic authentication does not allow: choose \
+             another name"
+        } else if !is_valid(principal) || !is_valid(secret) {
+            "it contains a control character, which basic authentication does not allow: choose \
+             others"
+        } else if principal.chars().count().max(secret.chars().count()) > WORD_MAX {
+            "it has more than 1024 characters: choose shorter ones"
+        } else {
+            return Ok(Self { principal: principal.to_owned(), secret: secret.to_owned() });
+        };
+        Err(CredentialError::Invalid { place: place(), reason })
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential").field("principal", &self.principal).finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Parses the content of a file for `--credentials`: JSON, or a line with principal and secret
+    /// for each credential.
+    ///
+    /// # Errors
+    /// Returns the first fault.
+    pub fn parse(text: &str) -> Result<Self, CredentialError> {
+        let text = trim(text);
+        let mut list = Self { secrets: BTreeMap::new() };
+        if is_json(text) {
+            let json = parse_json(text, LIST)?;
+            let Some(Value::Array(elements)) = json.get("credentials") else {
+                let found = match json.get("principal") {
+                    Some(_) => "one credential, as a client reads it",
+                    None => "no list 'credentials'",
+                };
+                return Err(CredentialError::OtherFormat { found, expected: LIST });
+            };
+            for (index, element) in elements.iter().enumerate() {
+                let place = || format!("credentials[{index}]");
+                list.insert(from_json(element, place)?, place)?;
+            }
+        } else {
+            for line in text_lines(text) {
+                let (number, credential) = line?;
+                list.insert(credential, || format!("line {number}"))?;
+            }
+        }
+        if list.secrets.is_empty() {
+            return Err(CredentialError::Empty { expected: LIST });
+        }
+        Ok(list)
+    }
+
+    fn insert(
+        &mut self,
+        Credential { principal, secret }: Credential,
+        place: impl FnOnce() -> String,
+    ) -> Result<(), CredentialError> {
+        if self.secrets.insert(principal, secret).is_some() {
+            let reason = "another credential has the same principal: remove one of them";
+            return Err(CredentialError::Invalid { place: place(), reason });
+        }
+        Ok(())
+    }
+
+    /// The names, in their order.
+    pub fn principals(&self) -> impl Iterator<Item = &str> {
+        self.secrets.keys().map(String::as_str)
+    }
+
+    /// Returns the principal whose credential the header `Authorization` of a request contains;
+    /// `None` if the header has another scheme or an unknown principal, or if the secret is wrong.
+    ///
+    /// The time of the comparison reveals the length of a secret, and nothing else of it.
+    #[must_use]
+    pub fn authenticate(&self, authorization: &str) -> Option<&str> {
+        let scheme = authorization.get(..BASIC.len())?;
+        let encoded = authorization.get(BASIC.len()..)?.trim();
+        if !scheme.eq_ignore_ascii_case(BASIC) {
+            return None;
+        }
+        let pair = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
+        let (principal, secret) = pair.split_once(':')?;
+        let (principal, expected) = self.secrets.get_key_value(principal)?;
+        let is_equal = bool::from(expected.as_bytes().ct_eq(secret.as_bytes()));
+        is_equal.then_some(principal)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let principals: Vec<&str> = self.principals().collect();
+        f.debug_struct("Credentials").field("principals", &principals).finish_non_exhaustive()
+    }
+}
+
+/// Returns the path of a file of credentials. Mesos also writes it as a `file://` URL.
+#[must_use]
+pub fn credential_path(flag: &Path) -> &Path {
+    flag.to_str().and_then(|text| text.strip_prefix("file://")).map_or(flag, Path::new)
+}
+
+/// Returns a warning if `mode`, the mode of the file `name`, lets other users read it.
+#[must_use]
+pub fn credential_mode_warning(name: &str, mode: u32) -> Option<String> {
+    let mode = mode & PERMISSION_BITS;
+    (mode & EXCESS_MODE != 0).then(|| {
+        format!(
+            "{name}: the file holds secrets, and its mode {mode:04o} is wider than 0600: restrict \
+             it with `chmod 600 {name}`"
+        )
+    })
+}
+
+/// Returns the text without the byte order mark that some editors write, and without outer space.
+fn trim(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}').trim()
+}
+
+fn is_json(text: &str) -> bool {
+    text.starts_with(['{', '[', '"'])
+}
+
+fn parse_json(text: &str, expected: &'static str) -> Result<Value, CredentialError> {
+    // Only the position of the error is used: its text can quote the file.
+    serde_json::from_str(text).map_err(|error| CredentialError::Json {
+        line: error.line(),
+        column: error.column(),
+        expected,
+    })
+}
+
+fn from_json(json: &Value, place: impl Fn() -> String) -> Result<Credential, CredentialError> {
+    let member = |key, reason| match json.get(key) {
+        Some(Value::String(text)) => Ok(Cow::Borrowed(text.as_str())),
+        _ => Err(CredentialError::Invalid { place: place(), reason }),
+    };
+    let principal = member("principal", "it has no text 'principal': write the name")?;
+    let secret = member("secret", "it has no text 'secret': write the secret")?;
+    Credential::checked(&principal, &secret, place)
+}
+
+/// Returns the credential of each line that is not empty, with the number of the line.
+fn text_lines(text: &str) -> impl Iterator<Item = Result<(usize, Credential), CredentialError>> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(index, line)| {
+        let number = index + 1;
+        let place = || format!("line {number}");
+        let mut words = line.split_whitespace();
+        let (Some(principal), Some(secret), None) = (words.next(), words.next(), words.next())
+        else {
+            let reason = "it is not a principal and a secret, separated by a space: write these \
+                          two, or use JSON for names with spaces";
+            return Err(CredentialError::Invalid { place: place(), reason });
+        };
+        Ok((number, Credential::checked(principal, secret, place)?))
+    })
+}
