@@ -17,11 +17,12 @@ use overlay_types::addr::{Upid, agent_upid, master_upid};
 use overlay_types::protocol::{AgentOptions, Assignment, Message, Status};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::assignment_checker::AssignmentChecker;
+use super::assignment_checker::{AssignmentChecker, Event};
 use super::libprocess::{RECEIPT, request, take_message, take_receipts};
 
 /// The address of the first agent. The other agents have the following addresses.
@@ -84,6 +85,9 @@ struct Agent {
 
 #[derive(Default)]
 struct AgentState {
+    /// The life that accepts connections: messages to earlier lives are lost, as if each life had
+    /// its own listener.
+    listening_life: u64,
     link: Option<Arc<TcpStream>>,
     is_acknowledged: bool,
     /// Number of registrations since the last call of `take_max_registrations`.
@@ -178,6 +182,7 @@ impl Agents {
             self.alive.fetch_sub(usize::from(was_alive), Ordering::Relaxed);
             was_alive
         });
+        self.checker.lock().record(self.ip(index), Event::Killed);
     }
 
     /// Starts a stopped agent again.
@@ -188,6 +193,7 @@ impl Agents {
             self.alive.fetch_add(usize::from(was_dead), Ordering::Relaxed);
             was_dead
         });
+        self.checker.lock().record(self.ip(index), Event::Restarted);
     }
 
     /// Returns the address of an agent.
@@ -209,9 +215,15 @@ impl Agents {
         let mut life = self.agents[index].life.subscribe();
         let mut leader = self.leader.clone();
         loop {
-            let is_running = life.wait_for(|life| is_alive(*life)).await.is_ok();
+            let Ok(current) = life.wait_for(|life| is_alive(*life)).await.map(|life| *life) else {
+                return;
+            };
+            if self.agents[index].state.lock().listening_life != current {
+                self.drop_queued_connections(index).await;
+                self.agents[index].state.lock().listening_life = current;
+            }
             let master = leader.wait_for(Option::is_some).await.ok().and_then(|master| *master);
-            let Some(master) = master.filter(|_| is_running).map(master_upid) else { return };
+            let Some(master) = master.map(master_upid) else { return };
             tokio::select! {
                 () = self.follow_master(index, &master) => {}
                 _ = life.changed() => {}
@@ -224,6 +236,14 @@ impl Agents {
             }
             drop(state);
             self.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until `accept` has dropped all connections that masters made to earlier lives of an
+    /// agent. The kernel accepts connections in order, so another connection ends after them.
+    async fn drop_queued_connections(&self, index: usize) {
+        if let Ok(mut last) = TcpStream::connect(self.agents[index].upid.address).await {
+            let _ = last.read(&mut [0]).await;
         }
     }
 
@@ -292,8 +312,10 @@ impl Agents {
             };
             let Some(index) = self.index_of(&stream) else { continue };
             self.traffic.connections.fetch_add(1, Ordering::Relaxed);
-            let mut life = self.agents[index].life.subscribe();
-            if !is_alive(*life.borrow_and_update()) {
+            let agent = &self.agents[index];
+            let mut life = agent.life.subscribe();
+            let current = *life.borrow_and_update();
+            if !is_alive(current) || agent.state.lock().listening_life != current {
                 continue;
             }
             let agents = Arc::clone(&self);
@@ -341,7 +363,11 @@ impl Agents {
         let is_own_master = *self.leader.borrow() == Some(from.address);
         match message {
             Message::UpdateAgentOverlays(overlays) if is_own_master => {
-                self.checker.lock().check_assignment(ip, &overlays);
+                let mut checker = self.checker.lock();
+                let vtep = overlays.first().map(|assignment| assignment.vtep.ip.address());
+                checker.record(ip, Event::Assigned(from.address, vtep));
+                checker.check_assignment(ip, &overlays);
+                drop(checker);
                 self.updates.fetch_add(1, Ordering::Relaxed);
                 self.changed.notify_waiters();
                 let report_ok = |overlay| Assignment { status: Some(Status::Ok), ..overlay };

@@ -1,14 +1,18 @@
 //! Checks the assignments that agents receive. Until an agent is released, all its assignments are
 //! equal, and no other agent gets any of its addresses.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
 
 use overlay_types::protocol::{Assignment, State, Status};
 
 /// Number of overlays in the test networks, and the prefix length of an agent's subnet.
 const OVERLAYS: usize = 2;
 const PREFIX: u8 = 24;
+/// Number of events of an agent that a violation shows.
+const SHOWN_EVENTS: usize = 12;
 
 /// The assignments of all agents, and the violations found so far.
 #[derive(Default)]
@@ -22,6 +26,31 @@ pub(crate) struct AssignmentChecker {
     pub(crate) reused: usize,
     /// Violations by a master.
     violations: Vec<String>,
+    /// The last events of each agent, which explain a violation.
+    events: HashMap<Ipv4Addr, VecDeque<(Instant, Event)>>,
+}
+
+/// An event of an agent.
+#[derive(Clone, Copy)]
+pub(crate) enum Event {
+    Killed,
+    Restarted,
+    /// The test asks a master to forget the agent.
+    Released,
+    /// The master at this address sent this VTEP address.
+    Assigned(SocketAddrV4, Option<IpAddr>),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Killed => f.write_str("killed"),
+            Self::Restarted => f.write_str("restarted"),
+            Self::Released => f.write_str("released"),
+            Self::Assigned(master, Some(vtep)) => write!(f, "got {vtep} from {master}"),
+            Self::Assigned(master, None) => write!(f, "got no overlay from {master}"),
+        }
+    }
 }
 
 /// The assignments of one agent.
@@ -40,7 +69,10 @@ impl AssignmentChecker {
         match self.agents.get_mut(&ip) {
             Some(agent) if agent.current == overlays => agent.is_binding = true,
             Some(agent) if agent.is_binding => {
-                let violation = format!("{ip} got {:?} and then {overlays:?}", agent.current);
+                let current = exclusive_addresses(&agent.current).collect::<Vec<_>>();
+                let addresses = exclusive_addresses(overlays).collect::<Vec<_>>();
+                let events = self.events(ip);
+                let violation = format!("{ip} got {current:?} and then {addresses:?}{events}");
                 return self.add_violation(violation);
             }
             Some(agent) => {
@@ -89,6 +121,7 @@ impl AssignmentChecker {
         if let Some(agent) = self.agents.get_mut(&ip) {
             agent.is_binding = false;
         }
+        self.record(ip, Event::Released);
     }
 
     /// Adds a violation.
@@ -99,6 +132,21 @@ impl AssignmentChecker {
     /// Returns the number of agents with an assignment that was not released.
     pub(crate) fn count(&self) -> usize {
         self.agents.values().filter(|agent| agent.is_binding).count()
+    }
+
+    /// Records an event of the agent at `ip`.
+    pub(crate) fn record(&mut self, ip: Ipv4Addr, event: Event) {
+        let events = self.events.entry(ip).or_default();
+        if events.len() == SHOWN_EVENTS {
+            events.pop_front();
+        }
+        events.push_back((now(), event));
+    }
+
+    /// Returns the last events of the agent at `ip`, with their ages.
+    fn events(&self, ip: Ipv4Addr) -> String {
+        let events = self.events.get(&ip).into_iter().flatten();
+        events.map(|(at, event)| format!("\n  {ip} {event} {:?} ago", at.elapsed())).collect()
     }
 
     /// Fails if there was a violation.
@@ -167,7 +215,8 @@ impl AssignmentChecker {
             let other = self.owners.get(&address).filter(|other| **other != ip);
             if let Some(other) = other {
                 if self.agents.get(other).is_some_and(|agent| agent.is_binding) {
-                    return Err(format!("{ip} got {address}, which {other} has"));
+                    let (events, others) = (self.events(ip), self.events(*other));
+                    return Err(format!("{ip} got {address}, which {other} has{events}{others}"));
                 }
                 is_reused = true;
             }
@@ -185,4 +234,9 @@ fn exclusive_addresses(overlays: &[Assignment]) -> impl Iterator<Item = String> 
     vteps.chain(
         overlays.iter().filter_map(|assignment| assignment.subnet).map(|subnet| subnet.to_string()),
     )
+}
+
+#[expect(clippy::disallowed_methods, reason = "the events of a real run")]
+fn now() -> Instant {
+    Instant::now()
 }

@@ -57,10 +57,11 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Time limit for the next progress of the agents: no progress happens without a leader.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of registrations that an agent needs once everything runs again. The first
-/// registrations can arrive while the master loads its state, and one can be lost with a commit
-/// that was in progress.
-const REGISTRATIONS_MAX: usize = 5;
+/// Maximum number of registrations that an agent needs once everything runs again: 2 on an idle
+/// machine. The first registrations can arrive while the master loads its state, one can be lost with
+/// a commit that was in progress, and a busy machine answers after the retry interval. Within the
+/// time limit, an agent without answers registers about 25 times.
+const REGISTRATIONS_MAX: usize = 12;
 
 /// Environment variable with the seed of a run to replay.
 const SEED: &str = "MESOS_OVERLAY_SEED";
@@ -131,7 +132,9 @@ pub(crate) async fn crash(command: &str, seconds: u64, masters: &mut impl Master
     let random = Rng::with_seed(seed);
     let mut crash = Crash { agents, real, masters, leader, random, tally: Tally::default() };
     if let Err(fault) = crash.run(duration).await {
-        panic!("{fault}\n{}\n{}{}\n{replay}", crash.masters.log(), crash.real.log(), crash.tally);
+        let (masters, agents) = (crash.masters.log(), crash.real.log());
+        let _ = writeln!(std::io::stderr(), "{masters}\n{agents}");
+        panic!("{fault}{}\n{replay}", crash.tally);
     }
     // The test runner hides the output of `print!` for a test that passes.
     let _ = writeln!(std::io::stderr(), "\n{replay}{}", crash.tally);
