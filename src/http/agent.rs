@@ -6,13 +6,13 @@ use overlay_engine::agent::{self, Agent, Condition, Reply};
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_wire as wire;
 
-use super::{Format, Request, Response, metrics, not_found, path, require_method};
+use super::{Format, JSONP, Request, Response, metrics, not_found, path, require_read};
 
 const OVERLAY: &str = "/overlay-agent/overlay";
 const HEALTH: &str = "/overlay-agent/health";
 const METRICS: &str = "/overlay-agent/metrics";
 
-/// Maximum length of a request's body in bytes. No endpoint reads the body.
+/// Maximum length of a request's body in bytes. Every body is refused.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 
 /// Returns the limits of a request to the agent. No response is large, since the agent knows only
@@ -33,10 +33,15 @@ pub fn route_agent(request: &Request) -> Result<(agent::Request, Format), Box<Re
         METRICS => agent::Request::Metrics,
         _ => return Err(not_found(request, &[OVERLAY, HEALTH, METRICS])),
     };
-    require_method(request, &[Method::GET, Method::HEAD])?;
     let format = match agent_request {
-        agent::Request::Metrics => Format::fixed(request),
-        agent::Request::Overlay | agent::Request::Health => Format::negotiated(request)?,
+        agent::Request::Metrics => {
+            require_read(request, &[])?;
+            metrics::negotiate(request)
+        }
+        agent::Request::Overlay | agent::Request::Health => {
+            require_read(request, &[JSONP])?;
+            Format::negotiated(request)?
+        }
     };
     Ok((agent_request, format))
 }

@@ -12,9 +12,10 @@ use overlay_engine::state_machine::StateMachine as _;
 use overlay_types::protocol::Network;
 use overlay_wire as wire;
 
+use super::keys::{check_members, require_no_body};
 use super::{
-    Format, Request, Response, error, history, metrics, not_found, path, require_method,
-    require_same_origin, unavailable,
+    Format, JSONP, Request, Response, bad_request, history, metrics, not_found, path, require_post,
+    require_read, unavailable,
 };
 
 const STATE: &str = "/overlay-master/state";
@@ -25,6 +26,9 @@ const HISTORY: &str = "/overlay-master/history";
 const PREVIEW: &str = "/overlay-master/preview";
 const RELOAD: &str = "/overlay-master/reload";
 
+/// The parameter of the history that selects an agent.
+const AGENT: &str = "agent";
+
 /// Maximum number of agents in one request. No cluster is larger.
 const DELETE_MAX: usize = 100_000;
 
@@ -34,7 +38,7 @@ const DELETE_BYTES_MAX: usize = DELETE_MAX * 18 + 1024;
 /// Maximum length of a previewed network file in bytes. The maximum number of overlays needs much
 /// less.
 const NETWORK_BYTES_MAX: usize = 128 * 1024;
-/// Maximum length of any other request's body in bytes. No other endpoint reads the body.
+/// Maximum length of any other request's body in bytes. Other endpoints take none.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 
 /// Returns the limits of a request to the master.
@@ -57,34 +61,32 @@ pub fn classify_master(_: &Method, path: &str) -> RequestClass {
 pub fn route_master(request: &Request) -> Result<(master::Request, Format), Box<Response>> {
     let master_request = match path(request) {
         STATE => {
-            require_method(request, &[Method::GET, Method::HEAD])?;
+            require_read(request, &[JSONP])?;
             master::Request::State
         }
         HEALTH => {
-            require_method(request, &[Method::GET, Method::HEAD])?;
+            require_read(request, &[JSONP])?;
             master::Request::Health
         }
         METRICS => {
-            require_method(request, &[Method::GET, Method::HEAD])?;
-            return Ok((master::Request::Metrics, Format::fixed(request)));
+            require_read(request, &[])?;
+            return Ok((master::Request::Metrics, metrics::negotiate(request)));
         }
         DELETE => {
-            require_method(request, &[Method::POST])?;
-            require_same_origin(request)?;
+            require_post(request, &[JSONP])?;
             agents_to_delete(request)?
         }
         HISTORY => {
-            require_method(request, &[Method::GET, Method::HEAD])?;
+            require_read(request, &[AGENT, JSONP])?;
             master::Request::History(agent_of_history(request)?)
         }
         PREVIEW => {
-            require_method(request, &[Method::POST])?;
-            require_same_origin(request)?;
+            require_post(request, &[JSONP])?;
             master::Request::Preview(Box::new(network_to_preview(request)?))
         }
         RELOAD => {
-            require_method(request, &[Method::POST])?;
-            require_same_origin(request)?;
+            require_post(request, &[JSONP])?;
+            require_no_body(request)?;
             master::Request::Reload
         }
         _ => {
@@ -97,7 +99,8 @@ pub fn route_master(request: &Request) -> Result<(master::Request, Format), Box<
 
 /// Parses `{"agents":["10.0.0.1"]}` as the C++ module does: one invalid address refuses the whole
 /// request. The extensions `force` and `dry_run`, which the C++ module ignores, select another
-/// request.
+/// request. Unlike the C++ module, this master refuses unknown keys: a misspelled `dry_run` must
+/// not delete agents.
 fn agents_to_delete(request: &Request) -> Result<master::Request, Box<Response>> {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -108,6 +111,8 @@ fn agents_to_delete(request: &Request) -> Result<master::Request, Box<Response>>
     let refuse = |reason: &str| {
         Box::new(bad_request(&format!("{reason}: write {{\"agents\":[\"10.0.0.1\"]}}")))
     };
+    check_members(request.body(), &["agents", "force", "dry_run"])
+        .map_err(|reason| refuse(&reason))?;
     let body: Body =
         serde_json::from_slice(request.body()).map_err(|error| refuse(&error.to_string()))?;
     if body.agents.len() > DELETE_MAX {
@@ -124,14 +129,9 @@ fn agents_to_delete(request: &Request) -> Result<master::Request, Box<Response>>
 /// Returns the agent of the query `?agent=10.0.0.1`, if present.
 fn agent_of_history(request: &Request) -> Result<Option<Ipv4Addr>, Box<Response>> {
     let query = request.uri().query().unwrap_or_default();
-    let parameter =
-        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == "agent");
+    let parameter = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == AGENT);
     let parsed = parameter.map(|(_, ip)| ip.parse()).transpose();
     parsed.map_err(|error| Box::new(bad_request(&format!("agent: {error}: write ?agent=10.0.0.1"))))
-}
-
-fn bad_request(message: &str) -> Response {
-    error(StatusCode::BAD_REQUEST, message)
 }
 
 /// Parses the network file or `master_config` in the body.

@@ -8,6 +8,7 @@
 
 mod agent;
 mod history;
+mod keys;
 mod master;
 mod metrics;
 
@@ -26,6 +27,8 @@ use overlay_types::escape;
 use overlay_wire as wire;
 use serde::Serialize;
 
+use keys::{require_no_body, require_query};
+
 pub use agent::{classify_agent, render_agent, route_agent};
 pub use master::{classify_master, render_master, route_master};
 
@@ -41,6 +44,8 @@ const GZIP_MIN: usize = 1024;
 const ERROR_MAX: usize = 64 * 1024;
 /// Maximum length of the name of a JSONP callback.
 const CALLBACK_MAX: usize = 128;
+/// The parameter with the name of a JSONP callback.
+const JSONP: &str = "jsonp";
 /// Seconds after which a client should retry while the state is unavailable.
 const RETRY_SECONDS: u32 = 2;
 
@@ -57,6 +62,9 @@ enum BodyFormat {
     /// JSON wrapped in a call of this function.
     Jsonp(String),
     Protobuf,
+    /// Version 0.0.4 of the text format of Prometheus.
+    PrometheusText,
+    OpenMetrics,
 }
 
 impl Format {
@@ -80,14 +88,13 @@ impl Format {
                 "the available types are application/json and application/x-protobuf",
             )));
         };
-        Ok(Self { body, ..Self::fixed(request) })
+        Ok(Self::new(body, request))
     }
 
-    /// Returns the format of an endpoint with a single content type, which ignores `Accept`.
-    fn fixed(request: &Request) -> Self {
+    fn new(body: BodyFormat, request: &Request) -> Self {
         // Without the header, the client does not expect compression, as in libprocess.
         let accepts_gzip = has_weight(request.headers(), &ACCEPT_ENCODING, &["gzip", "*"]);
-        Self { body: BodyFormat::Json, accepts_gzip }
+        Self { body, accepts_gzip }
     }
 
     /// Returns the response with a protobuf message, as protobuf or JSON.
@@ -96,9 +103,7 @@ impl Format {
             BodyFormat::Protobuf => {
                 self.respond(StatusCode::OK, "application/x-protobuf", message.encode_to_vec())
             }
-            BodyFormat::Json | BodyFormat::Jsonp(_) => {
-                self.json(StatusCode::OK, wire::print_json(message))
-            }
+            _ => self.json(StatusCode::OK, wire::print_json(message)),
         }
     }
 
@@ -121,9 +126,7 @@ impl Format {
                 let text = format!("{name}({text});");
                 self.respond(status, "text/javascript", text.into_bytes())
             }
-            BodyFormat::Json | BodyFormat::Protobuf => {
-                self.respond(status, "application/json", text.into_bytes())
-            }
+            _ => self.respond(status, "application/json", text.into_bytes()),
         }
     }
 
@@ -154,7 +157,7 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
 fn callback(request: &Request) -> Result<Option<String>, Box<Response>> {
     let query = request.uri().query().unwrap_or_default();
     let Some((_, name)) =
-        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == "jsonp")
+        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == JSONP)
     else {
         return Ok(None);
     };
@@ -176,18 +179,56 @@ fn accepts(headers: &HeaderMap, wildcard: &str, media_type: &str) -> bool {
 /// of `entries`. The entries are sorted from specific to general, and the first listed entry
 /// decides.
 fn has_weight(headers: &HeaderMap, name: &HeaderName, entries: &[&str]) -> bool {
+    let listed = weighted_entries(headers, name);
+    let deciding = entries.iter().find_map(|entry| listed.iter().find(|found| found.is(entry)));
+    deciding.is_some_and(|found| found.weight > 0.0)
+}
+
+/// An entry of a list of RFC 9110, section 12.5.
+struct WeightedEntry {
+    token: String,
+    /// The parameter `version` of a media type.
+    version: Option<String>,
+    weight: f32,
+}
+
+impl WeightedEntry {
+    fn is(&self, token: &str) -> bool {
+        self.token == token
+    }
+}
+
+/// Returns the entries of all values of a header.
+fn weighted_entries(headers: &HeaderMap, name: &HeaderName) -> Vec<WeightedEntry> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    let listed: Vec<(String, f32)> = values
-        .flat_map(|value| value.split(','))
-        .map(|entry| {
-            let mut parts = entry.split(';').map(str::trim);
-            let token = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok());
-            (token, weight.unwrap_or(1.0))
-        })
-        .collect();
-    let deciding = entries.iter().find_map(|entry| listed.iter().find(|(token, _)| token == entry));
-    deciding.is_some_and(|(_, weight)| *weight > 0.0)
+    let parse = |entry: &str| {
+        let mut parts = entry.split(';').map(|part| part.trim().to_ascii_lowercase());
+        let token = parts.next().unwrap_or_default();
+        let (mut version, mut weight) = (None, 1.0);
+        for part in parts {
+            match part.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
+                Some(("version", value)) => version = Some(value.trim_matches('"').to_owned()),
+                Some(("q", value)) => weight = value.parse().unwrap_or(weight),
+                _ => {}
+            }
+        }
+        WeightedEntry { token, version, weight }
+    };
+    values.flat_map(|value| value.split(',')).map(parse).collect()
+}
+
+/// Checks a request that reads: method, query and body.
+fn require_read(request: &Request, parameters: &[&str]) -> Result<(), Box<Response>> {
+    require_method(request, &[Method::GET, Method::HEAD])?;
+    require_query(request, parameters)?;
+    require_no_body(request)
+}
+
+/// Checks a request with a body, or one that changes the state: method, origin and query.
+fn require_post(request: &Request, parameters: &[&str]) -> Result<(), Box<Response>> {
+    require_method(request, &[Method::POST])?;
+    require_same_origin(request)?;
+    require_query(request, parameters)
 }
 
 /// Refuses a request whose method is not in `allowed`.
@@ -233,6 +274,10 @@ fn unavailable(reason: &str) -> Response {
     let mut response = error(StatusCode::SERVICE_UNAVAILABLE, reason);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
     response
+}
+
+fn bad_request(message: &str) -> Response {
+    error(StatusCode::BAD_REQUEST, message)
 }
 
 /// Returns an error response with a text, mostly of one line. The text may quote the request.

@@ -313,3 +313,94 @@ fn json_with_hostile_text_is_escaped_and_equivalent() {
     let response = answer("/overlay-master/reload?jsonp=show");
     assert!(text(&response).contains(escaped), "{:?}", text(&response));
 }
+
+#[test]
+fn unknown_and_duplicate_keys_of_delete_are_refused() {
+    let refused = |body: &str| {
+        let request = request("POST", "/overlay-master/agents/delete", &[], body);
+        let response = route_master(&request).unwrap_err();
+        assert_eq!(response.status(), 400, "{body}");
+        text(&response).to_owned()
+    };
+    let example = "write {\"agents\":[\"10.0.0.1\"]}\n";
+    assert_eq!(
+        refused(r#"{"agents":["10.0.0.1"],"dryrun":true}"#),
+        format!("'dryrun' is no key: did you mean 'dry_run'?: {example}")
+    );
+    assert_eq!(
+        refused(r#"{"agents":["10.0.0.1"],"x":true}"#),
+        format!("'x' is no key: the keys here are agents, force, dry_run: {example}")
+    );
+    assert_eq!(
+        refused(r#"{"agents":["10.0.0.1"],"dry_run":true,"dry_run":false}"#),
+        format!("'dry_run' is given more than once: keep one of them: {example}")
+    );
+    for body in [
+        r#"{"agents":[],"agents":["10.0.0.1"]}"#,
+        r#"{"Agents":["10.0.0.1"]}"#,
+        "agents=10.0.0.1&dry_run=true",
+    ] {
+        refused(body);
+    }
+}
+
+#[test]
+fn unknown_and_duplicate_parameters_are_refused_by_every_endpoint() {
+    let route = |method: &str, path: &str| {
+        let request = request(method, path, &[], "");
+        let routed = if path.starts_with("/overlay-agent") {
+            route_agent(&request).map(drop)
+        } else {
+            route_master(&request).map(drop)
+        };
+        routed.map_err(|response| (response.status().as_u16(), text(&response).to_owned()))
+    };
+    let endpoints = [
+        ("GET", "/overlay-master/state"),
+        ("GET", "/overlay-master/health"),
+        ("GET", "/overlay-master/metrics"),
+        ("GET", "/overlay-master/history"),
+        ("POST", "/overlay-master/agents/delete"),
+        ("POST", "/overlay-master/preview"),
+        ("POST", "/overlay-master/reload"),
+        ("GET", "/overlay-agent/overlay"),
+        ("GET", "/overlay-agent/health"),
+        ("GET", "/overlay-agent/metrics"),
+    ];
+    for (method, path) in endpoints {
+        for query in ["dry_run=true", "agnet=10.0.0.1", "=", "jsonp=a&jsonp=b", "%64ry_run"] {
+            let (status, reason) = route(method, &format!("{path}?{query}")).unwrap_err();
+            assert_eq!(status, 400, "{path}?{query}");
+            assert!(reason.starts_with("query: "), "{reason}");
+        }
+    }
+    let reason = |path: &str| route("GET", path).unwrap_err().1;
+    assert_eq!(
+        reason("/overlay-master/history?agnet=10.0.0.1"),
+        "query: 'agnet' is no parameter: did you mean 'agent'?\n"
+    );
+    assert_eq!(
+        reason("/overlay-agent/metrics?x"),
+        "query: 'x' is no parameter: this endpoint takes no parameters\n"
+    );
+    assert_eq!(
+        reason("/overlay-master/history?agent=10.0.0.1&agent=10.0.0.2"),
+        "query: 'agent' is given more than once: keep one of them\n"
+    );
+    let cached = "/overlay-master/state?jsonp=jQuery1.cb&_=1481&_timestamp=2";
+    assert_eq!(route("GET", cached), Ok(()));
+}
+
+#[test]
+fn body_of_endpoint_without_body_is_refused() {
+    let routed = |method: &str, path: &str, body: &str| {
+        let routed = route_master(&request(method, path, &[], body));
+        routed.map(|(routed, _)| routed).map_err(|response| text(&response).to_owned())
+    };
+    let refused = "this endpoint takes no body: send the request without one\n".to_owned();
+    let reload = |body: &str| routed("POST", "/overlay-master/reload", body);
+    assert_eq!(reload(r#"{"dry_run":true}"#), Err(refused.clone()));
+    assert_eq!(reload("dry_run=true"), Err(refused.clone()));
+    assert_eq!(reload(" { }\n"), Ok(MasterRequest::Reload));
+    assert_eq!(routed("GET", "/overlay-master/state", "{\"agents\":[]}"), Err(refused));
+}

@@ -1,7 +1,7 @@
 //! Tests against the real kernel, the real CNI plugins, a real Docker daemon and real ZooKeeper
 //! servers. They need root and the Debian packages containernetworking-plugins, docker.io,
-//! busybox-static, iproute2, ipset, iptables, nftables, zookeeper and default-jre-headless, and
-//! `tests/run host` runs them. Without root or a package the tests fail; they are never skipped.
+//! busybox-static, iproute2, ipset, iptables, nftables, prometheus, zookeeper and
+//! default-jre-headless, and `tests/run host` runs them. Without root or a package the tests fail; they are never skipped.
 //!
 //! Every test uses network namespaces of its own and leaves the machine's own namespace alone. Only
 //! ZooKeeper and its clients use loopback ports of the machine. A test removes its processes,
@@ -26,6 +26,7 @@ mod ensemble;
 mod firewall;
 mod firewall_docker;
 mod hosts;
+mod metrics;
 mod namespace;
 mod process;
 mod traffic;

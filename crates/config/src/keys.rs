@@ -155,17 +155,9 @@ impl Schema {
         self.keys.iter().chain(self.included.iter().flat_map(|schema| schema.keys)).copied()
     }
 
-    /// Returns the key most similar to `name`. At most a third of its letters may differ.
+    /// Returns the key most similar to `name`.
     pub(super) fn nearest(&self, name: &str) -> Option<&'static str> {
-        if name.len() > COMPARED_MAX {
-            return None;
-        }
-        let lower = name.to_lowercase().replace('-', "_");
-        let distances = self.names().map(|key| (strsim::damerau_levenshtein(&lower, key), key));
-        distances
-            .filter(|(distance, key)| *distance <= key.len() / 3)
-            .min_by_key(|(distance, _)| *distance)
-            .map(|(_, key)| key)
+        nearest_key(name, self.names())
     }
 
     /// Describes the unknown key `name`, with a suggestion.
@@ -180,6 +172,21 @@ impl Schema {
             format!("is no {noun}: the {noun}s here are {}", names.join(", "))
         }
     }
+}
+
+/// Returns the name of `names` that is most similar to `name`. At most a third of its letters may
+/// differ.
+#[must_use]
+pub fn nearest_key<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if name.len() > COMPARED_MAX {
+        return None;
+    }
+    let lower = name.to_lowercase().replace('-', "_");
+    let distances = names.map(|key| (strsim::damerau_levenshtein(&lower, key), key));
+    distances
+        .filter(|(distance, key)| *distance <= key.len() / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, key)| key)
 }
 
 const fn object(description: &'static str, keys: &'static [&'static str]) -> Schema {

@@ -44,6 +44,7 @@ pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind};
 use document::{Document, Member};
 pub use environment::Environment;
 use keys::Schema;
+pub use keys::nearest_key;
 pub use master::{
     EnsembleSource, MasterConfig, StoreKind, StoreKindError, ZooKeeper, parse_master,
 };

@@ -1,8 +1,11 @@
-//! The metrics in the OpenMetrics text format of Prometheus.
+//! The metrics in the two text formats that Prometheus reads: its own, and OpenMetrics.
+
+mod text;
 
 use std::fmt;
 
-use http::StatusCode;
+use http::header::ACCEPT;
+use http::{HeaderMap, StatusCode};
 use overlay_engine::metrics::{Catalogue, Family, Kind, Series, Snapshot};
 use overlay_types::escape::lines;
 use prometheus_client::collector::Collector;
@@ -13,9 +16,38 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::{Format, Response, error};
+use super::{BodyFormat, Format, Request, Response, error, weighted_entries};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Selects the format by the header `Accept`. The text format of Prometheus is the default, since
+/// every scraper reads it.
+pub(super) fn negotiate(request: &Request) -> Format {
+    let body = if prefers_openmetrics(request.headers()) {
+        BodyFormat::OpenMetrics
+    } else {
+        BodyFormat::PrometheusText
+    };
+    Format::new(body, request)
+}
+
+/// Returns whether the client lists OpenMetrics, with no smaller weight than the text format.
+fn prefers_openmetrics(headers: &HeaderMap) -> bool {
+    let entries = weighted_entries(headers, &ACCEPT);
+    let weight = |token: &str, versions: &[&str]| {
+        let has_version = |version: &Option<String>| {
+            version.as_ref().is_none_or(|version| versions.contains(&version.as_str()))
+        };
+        let listed = entries.iter().filter(|entry| entry.is(token) && has_version(&entry.version));
+        listed.map(|entry| entry.weight).reduce(f32::max)
+    };
+    let text = weight("text/plain", &["0.0.4"])
+        .or_else(|| weight("text/*", &[]))
+        .or_else(|| weight("*/*", &[]));
+    let openmetrics = weight("application/openmetrics-text", &["0.0.1", "1.0.0"]);
+    openmetrics.is_some_and(|openmetrics| openmetrics > 0.0 && openmetrics >= text.unwrap_or(0.0))
+}
 
 /// Returns the response with all metrics of a state machine.
 pub(super) fn render<S>(
@@ -23,8 +55,13 @@ pub(super) fn render<S>(
     snapshot: &Snapshot<S>,
     format: &Format,
 ) -> Response {
+    let families = snapshot.families(catalogue);
+    if format.body == BodyFormat::PrometheusText {
+        let text = text::encode(catalogue.prometheus_prefix, &families);
+        return format.respond(StatusCode::OK, PROMETHEUS_TEXT, text.into_bytes());
+    }
     let mut registry = Registry::with_prefix(catalogue.prometheus_prefix);
-    registry.register_collector(Box::new(Families(snapshot.families(catalogue))));
+    registry.register_collector(Box::new(Families(families)));
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => format.respond(StatusCode::OK, OPEN_METRICS, text.into_bytes()),

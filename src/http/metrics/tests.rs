@@ -13,10 +13,13 @@ use super::*;
 const GOLDEN_MASTER: &str = include_str!("../../../tests/golden/metrics-master.json");
 const GOLDEN_AGENT: &str = include_str!("../../../tests/golden/metrics-agent.json");
 
-fn request(method: &str, path: &str) -> super::super::Request {
-    // The endpoint has one content type and ignores the header.
+fn request(method: &str, path: &str) -> Request {
+    request_accepting("application/openmetrics-text", method, path)
+}
+
+fn request_accepting(accept: &str, method: &str, path: &str) -> Request {
     let builder = http::Request::builder().method(method).uri(path);
-    builder.header("accept", "text/plain;version=0.0.4").body(bytes::Bytes::new()).unwrap()
+    builder.header("accept", accept).body(bytes::Bytes::new()).unwrap()
 }
 
 fn text(response: &Response) -> &str {
@@ -82,8 +85,8 @@ fn agent_snapshot() -> Snapshot<agent::Metrics> {
     }
 }
 
-#[test]
-fn small_catalogue_has_openmetrics_format() {
+/// Returns a small catalogue in both formats: OpenMetrics and the text format of Prometheus.
+fn render_small_catalogue() -> [String; 2] {
     const CATALOGUE: Catalogue<u64> = Catalogue {
         mesos_prefix: "box/",
         prometheus_prefix: "box",
@@ -105,9 +108,73 @@ fn small_catalogue_has_openmetrics_format() {
     };
     let host = HostCounters { refused: 2, ..HostCounters::default() };
     let snapshot = Snapshot { metrics: 5, host, configured: vec![odd] };
-    let format = Format::fixed(&request("GET", "/"));
+    ["application/openmetrics-text", "text/plain"].map(|accept| {
+        let format = negotiate(&request_accepting(accept, "GET", "/"));
+        let response = render(&CATALOGUE, &snapshot, &format);
+        std::str::from_utf8(response.body()).unwrap().to_owned()
+    })
+}
+
+#[test]
+fn small_catalogue_has_format_of_prometheus_text() {
+    let [_, text] = render_small_catalogue();
     assert_eq!(
-        text(&render(&CATALOGUE, &snapshot, &format)),
+        text,
+        "\
+# HELP box_opened_total How often it was opened.
+# TYPE box_opened_total counter
+box_opened_total 5
+# HELP box_lids Its lids.
+# TYPE box_lids gauge
+box_lids{state=\"open\"} 1
+box_lids{state=\"shut\"} 0
+# HELP box_refused_total What did not fit.
+# TYPE box_refused_total counter
+box_refused_total 2
+# HELP box_content What is in it.
+# TYPE box_content gauge
+box_content{what=\"a \\\"b\\\\\\n\"} 4
+box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5
+"
+    );
+}
+
+#[test]
+fn accept_decides_between_text_and_openmetrics() {
+    let content_type = |accept: &str| {
+        let request = request_accepting(accept, "GET", "/overlay-agent/metrics");
+        let (_, format) = route_agent(&request).unwrap();
+        let reply = agent::Reply::Metrics(Box::new(agent_snapshot()));
+        render_agent(&reply, &format).headers()[http::header::CONTENT_TYPE].clone()
+    };
+    // The headers of Prometheus 1 and 2, of curl, and of a browser.
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.8,\
+                      application/openmetrics-text;version=0.0.1;q=0.75,\
+                      text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    for accept in [prometheus, "application/openmetrics-text, */*", "application/openmetrics-text"]
+    {
+        assert_eq!(content_type(accept), OPEN_METRICS, "{accept}");
+    }
+    for accept in [
+        "text/plain;version=0.0.4",
+        "text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.5",
+        "application/openmetrics-text;version=9.0.0,text/plain;q=0.1",
+        "application/openmetrics-text;q=0, text/plain",
+        "*/*",
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "application/json",
+    ] {
+        assert_eq!(content_type(accept), PROMETHEUS_TEXT, "{accept}");
+    }
+    let request = http::Request::get("/overlay-agent/metrics").body(bytes::Bytes::new()).unwrap();
+    assert_eq!(negotiate(&request).body, BodyFormat::PrometheusText);
+}
+
+#[test]
+fn small_catalogue_has_openmetrics_format() {
+    let [text, _] = render_small_catalogue();
+    assert_eq!(
+        text,
         "\
 # HELP box_opened How often it was opened.
 # TYPE box_opened counter

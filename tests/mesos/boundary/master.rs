@@ -133,7 +133,7 @@ fn endpoints_check_method_and_body() {
     assert_eq!(health.json()["status"], "ok");
     let metrics = send("GET", "/overlay-master/metrics", b"");
     assert_eq!(metrics.status, 200, "{metrics:?}");
-    assert!(metrics.content_type().starts_with("application/openmetrics-text;"), "{metrics:?}");
+    assert!(metrics.content_type().starts_with("text/plain; version=0.0.4"), "{metrics:?}");
 
     for (method, target, allowed) in [
         ("POST", STATE, "GET, HEAD"),
