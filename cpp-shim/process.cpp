@@ -183,13 +183,15 @@ void OverlayProcess::addRoutes()
         std::string(path.realm),
         std::string(path.help),
         AuthenticatedHttpRequestHandler(
-            [this](const Request& request, const Option<Principal>&) {
-              return answer(request);
+            [this](const Request& request, const Option<Principal>& principal) {
+              return answer(request, principal);
             }));
   }
 }
 
-Future<Response> OverlayProcess::answer(const Request& request)
+Future<Response> OverlayProcess::answer(
+    const Request& request,
+    const Option<Principal>& principal)
 {
   auto promise = std::make_shared<Promise<Response>>();
   const Future<Response> future = promise->future();
@@ -206,6 +208,10 @@ Future<Response> OverlayProcess::answer(const Request& request)
     }
     if (request.client.isSome()) {
       forwarded.client = rust::String::lossy(stringify(request.client.get()));
+    }
+    forwarded.is_authenticated = principal.isSome();
+    if (principal.isSome() && principal->value.isSome()) {
+      forwarded.principal = rust::String::lossy(principal->value.get());
     }
     module->request(std::move(forwarded), bytes(request.body), std::move(responder));
   });

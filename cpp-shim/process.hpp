@@ -10,6 +10,7 @@
 
 #include <mesos/master/detector.hpp>
 
+#include <process/authenticator.hpp>
 #include <process/http.hpp>
 #include <process/pid.hpp>
 #include <process/process.hpp>
@@ -46,7 +47,9 @@ private:
   void detect(const Option<mesos::MasterInfo>& previous);
   void restartDetector();
   void detected(const process::Future<Option<mesos::MasterInfo>>& leader);
-  process::Future<process::http::Response> answer(const process::http::Request& request);
+  process::Future<process::http::Response> answer(
+      const process::http::Request& request,
+      const Option<process::http::authentication::Principal>& principal);
 
   const rust::Box<Module> module;
   std::unique_ptr<mesos::master::detector::MasterDetector> detector;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use libprocess::limits::Limits;
-use overlay_config::{AgentConfig, DataplaneKind};
+use overlay_config::{AgentConfig, DataplaneKind, HttpConfig, parse_agent};
 use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
@@ -19,11 +19,13 @@ use overlay_zookeeper::detector::{Detector, FixedMaster, follow_election};
 use overlay_zookeeper::session::SESSION_TIMEOUT_DEFAULT;
 
 use super::Failure;
+use super::http_options::HttpOptions;
 use super::process::{
-    ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit, read_agent_config,
-    read_text, runtime,
+    ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
+    read_agent_config, read_text, reread_config, runtime,
 };
-use crate::runtime::{AgentHost, AgentOptions, DataplaneOptions, Metrics};
+use crate::http::Realms;
+use crate::runtime::{AccessControl, AgentHost, AgentOptions, DataplaneOptions, Metrics};
 
 /// Longest wait for the first leader at the start. The agent uses the leader's address only to
 /// choose its own.
@@ -71,6 +73,8 @@ pub(super) struct AgentCommand {
     listen: SocketAddrV4,
     #[command(flatten)]
     addresses: TransportOptions,
+    #[command(flatten)]
+    http: HttpOptions,
 }
 
 /// The program that creates the tunnels.
@@ -102,6 +106,8 @@ impl AgentCommand {
         let metrics = Metrics::new();
         let warnings = metrics.warnings().clone();
         let limits = fit_limits(config.limits, &warnings);
+        let access = self.http.access(&config.http, Realms::AGENT, false, &warnings)?;
+        let control = access.clone();
         let options = move |master| AgentOptions {
             settings,
             master,
@@ -110,9 +116,30 @@ impl AgentCommand {
             dataplane,
             seed: fastrand::u64(..),
             metrics,
+            access,
         };
-        let transport = (self.listen, &self.addresses, limits);
-        runtime()?.block_on(serve(transport, (master, warnings), options))
+        runtime()?.block_on(self.serve(limits, (master, warnings), control, options))
+    }
+
+    /// Reads the access lists and the credentials again.
+    fn reload_access(&self, control: &AccessControl, warnings: &Warnings) {
+        let config = match &self.config {
+            Some(path) => reread_config(path, parse_agent).map(|config| config.http),
+            None => Ok(HttpConfig::default()),
+        };
+        let read = config
+            .and_then(|config| self.http.read(&config, warnings).map_err(|reason| vec![reason]));
+        match read {
+            Ok((config, credentials)) => {
+                control.replace(config, credentials);
+                log::info!("read acls, hostnames and credentials again");
+            }
+            Err(problems) => {
+                for problem in problems {
+                    log::error!("acls, hostnames and credentials stay as they are: {problem}");
+                }
+            }
+        }
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
@@ -201,28 +228,40 @@ async fn detect(master: Master, warnings: Warnings) -> Detection {
     }
 }
 
-async fn serve(
-    (listen, addresses, limits): (SocketAddrV4, &TransportOptions, Limits),
-    (master, warnings): (Master, Warnings),
-    options: impl FnOnce(Detector) -> AgentOptions,
-) -> Result<(), Failure> {
-    let mut signals = ShutdownSignals::watch()?;
-    let name = master.to_string();
-    // A host with several addresses advertises the one from which the master is reached.
-    let Detection { detector, work, address } = detect(master, warnings).await;
-    let transport = addresses.bind(listen, address, limits)?;
-    let advertise = transport.advertise;
-    log::info!(
-        "overlay agent at {advertise}, master {name}: see http://{advertise}/overlay-agent/overlay"
-    );
-    let mut host = AgentHost::start(options(detector), transport)
-        .map_err(|error| Failure::new(format!("start the thread of the dataplane: {error}")))?;
-    tokio::select! {
-        () = signals.received() => {
-            host.stop().await;
-            Ok(())
+impl AgentCommand {
+    async fn serve(
+        &self,
+        limits: Limits,
+        (master, warnings): (Master, Warnings),
+        access: AccessControl,
+        options: impl FnOnce(Detector) -> AgentOptions,
+    ) -> Result<(), Failure> {
+        let mut signals = ShutdownSignals::watch()?;
+        let mut reload = ReloadSignal::watch()?;
+        let name = master.to_string();
+        // A host with several addresses advertises the one from which the master is reached.
+        let Detection { detector, mut work, address } = detect(master, warnings.clone()).await;
+        let mut transport = self.addresses.bind(self.listen, address, limits)?;
+        self.http.listen_on_unix(&mut transport, None)?;
+        let advertise = transport.advertise;
+        log::info!(
+            "overlay agent at {advertise}, master {name}: see \
+             http://{advertise}/overlay-agent/overlay"
+        );
+        let mut host = AgentHost::start(options(detector), transport)
+            .map_err(|error| Failure::new(format!("start the thread of the dataplane: {error}")))?;
+        loop {
+            tokio::select! {
+                () = signals.received() => {
+                    host.stop().await;
+                    return Ok(());
+                }
+                () = host.stopped() => {
+                    return Err(Failure::new("the agent stopped by itself: this is a bug"));
+                }
+                () = reload.received() => self.reload_access(&access, &warnings),
+                never = &mut work => match never {},
+            }
         }
-        () = host.stopped() => Err(Failure::new("the agent stopped by itself: this is a bug")),
-        never = work => match never {},
     }
 }

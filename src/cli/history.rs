@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use clap::Args;
 use overlay_types::addr::Subnet;
+use overlay_types::protocol::Author;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -52,6 +53,8 @@ struct Entry {
     #[serde(default)]
     overlays: Vec<OverlayAddresses>,
     reason: String,
+    principal: Option<String>,
+    client: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,12 +129,21 @@ impl HistoryCommand {
                 sanitize(&entry.event),
                 of,
                 sanitize_lines(&addresses),
-                sanitize(&entry.reason),
+                sanitize(&entry.reason) + &by_author(entry),
             ];
             table.row(output, cells)?;
         }
         Ok(())
     }
+}
+
+/// Returns who requested the change, as an addition to its reason.
+fn by_author(entry: &Entry) -> String {
+    let author = Author { principal: entry.principal.clone(), client: entry.client.clone() };
+    if author == Author::default() {
+        return String::new();
+    }
+    format!(" (by {})", sanitize(&author.to_string()))
 }
 
 /// Returns whether `text` is `address`, or a subnet that contains it.

@@ -10,16 +10,24 @@ use overlay_config::{MasterConfig, StoreKind, parse_master};
 use overlay_engine::master::{Request, Settings};
 use overlay_store::{FileStore, MemoryStore, Store, ZooKeeperStore};
 use overlay_types::addr::Ensemble;
+use overlay_types::protocol::Author;
 use overlay_types::warnings::Warnings;
 use overlay_zookeeper::detector::{Contender, ElectionWarnings};
 
 use super::Failure;
+use super::http_options::HttpOptions;
 use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
     read_config, reread_config, runtime,
 };
 use super::store_uri::{open_zookeeper, parse_session_timeout};
-use crate::runtime::{ElectionAwareStore, MasterHost, MasterOptions, Metrics, ReadConfig};
+use crate::http::Realms;
+use crate::runtime::{
+    AccessControl, ElectionAwareStore, MasterHost, MasterOptions, Metrics, ReadConfig,
+};
+
+/// The name of the Unix socket in the work directory.
+const HTTP_SOCKET: &str = "http.sock";
 
 /// Run a master.
 #[derive(Debug, Args)]
@@ -66,6 +74,17 @@ pub(super) struct MasterCommand {
     zk_session_timeout: Duration,
     #[command(flatten)]
     addresses: TransportOptions,
+    #[command(flatten)]
+    http: HttpOptions,
+    /// Let every client that reaches this master change its state. Without this flag and without
+    /// --credentials, only clients on this host may
+    #[arg(
+        long,
+        env = "MESOS_OVERLAY_INSECURE_WRITES",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        conflicts_with = "credentials"
+    )]
+    insecure_writes: bool,
 }
 
 impl MasterCommand {
@@ -74,8 +93,11 @@ impl MasterCommand {
         let store = self.store.as_deref().map(str::parse::<StoreKind>).transpose();
         let store = store.map_err(|error| Failure::usage(format!("--store: {error}")))?;
         let config = read_config(&self.config, parse_master)?;
-        let store = self.open_store(store.as_ref().unwrap_or(&config.store), &config)?;
-        runtime()?.block_on(self.serve(config, store))
+        let kind = store.unwrap_or_else(|| config.store.clone());
+        let store = self.open_store(&kind, &config)?;
+        let work_dir = self.work_dir.as_ref().unwrap_or(&config.work_dir);
+        let socket = (kind == StoreKind::File).then(|| work_dir.join(HTTP_SOCKET));
+        runtime()?.block_on(self.serve(config, store, socket))
     }
 
     fn open_store(&self, store: &StoreKind, config: &MasterConfig) -> Result<OpenedStore, Failure> {
@@ -96,22 +118,32 @@ impl MasterCommand {
         }
     }
 
-    async fn serve(self, config: MasterConfig, store: OpenedStore) -> Result<(), Failure> {
+    async fn serve(
+        self,
+        config: MasterConfig,
+        store: OpenedStore,
+        socket: Option<PathBuf>,
+    ) -> Result<(), Failure> {
         let mut signals = ShutdownSignals::watch()?;
         let mut reload = ReloadSignal::watch()?;
         let metrics = Metrics::new();
         let warnings = metrics.warnings().clone();
         let limits = fit_limits(config.limits, &warnings);
-        let transport = self.addresses.bind(self.listen, None, limits)?;
+        let access =
+            self.http.access(&config.http, Realms::MASTER, self.insecure_writes, &warnings)?;
+        let mut transport = self.addresses.bind(self.listen, None, limits)?;
+        self.http.listen_on_unix(&mut transport, socket.as_deref())?;
         let advertise = transport.advertise;
-        let (store, contender) = store.join_election(self.zk_session_timeout, advertise, warnings);
+        let (store, contender) =
+            store.join_election(self.zk_session_timeout, advertise, warnings.clone());
         let options = MasterOptions {
             settings: settings(&config),
             store,
             leading: contender.as_ref().map(Contender::leading),
-            read_config: Some(self.reread(config)),
+            read_config: Some(self.reread(config, access.clone(), warnings)),
             seed: fastrand::u64(..),
             metrics,
+            access,
         };
         let mut host = MasterHost::start(options, transport)
             .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
@@ -130,18 +162,28 @@ impl MasterCommand {
                 }
                 () = reload.received() => {
                     // The master logs the result. If it has stopped, the branch above reports that.
-                    let _ = host.request(Request::Reload).await;
+                    let signal = Author { client: Some("SIGHUP".to_owned()), ..Author::default() };
+                    let _ = host.request(Request::By(signal, Box::new(Request::Reload))).await;
                 }
             }
         }
     }
 
-    /// Returns the function that reads the configuration again. The store and its directory cannot
+    /// Returns the function that reads the configuration and the credentials again. Who may read and
+    /// write changes at once, even if the network is refused afterwards. The store and its directory cannot
     /// change while the master runs.
-    fn reread(&self, config: MasterConfig) -> ReadConfig {
-        let path = self.config.clone();
+    fn reread(
+        &self,
+        config: MasterConfig,
+        access: AccessControl,
+        warnings: Warnings,
+    ) -> ReadConfig {
+        let (path, http) = (self.config.clone(), self.http.clone());
         Arc::new(move || {
             let new = reread_config(&path, parse_master)?;
+            let (rules, credentials) =
+                http.read(&new.http, &warnings).map_err(|reason| vec![reason])?;
+            access.replace(rules, credentials);
             if (&new.store, &new.work_dir) != (&config.store, &config.work_dir) {
                 log::warn!("a changed store or work_dir takes effect at the next start");
             }

@@ -13,6 +13,7 @@ mod export;
 mod forget;
 mod history;
 mod http_client;
+mod http_options;
 mod import;
 mod master;
 mod output;

@@ -14,6 +14,9 @@ use super::{Format, Response};
 /// configuration. Any process that can write to the master's store chooses the reason.
 const REASON_MAX: usize = 8192;
 
+/// Maximum length of a shown principal or client in characters.
+const AUTHOR_MAX: usize = 256;
+
 /// Unix time of the start of the year 9999. RFC 3339 cannot represent times after that year.
 const YEAR_9999: u64 = 253_370_764_800;
 
@@ -42,6 +45,12 @@ struct Entry {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     overlays: Vec<OverlayAddresses>,
     reason: String,
+    /// Who requested the change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    principal: Option<String>,
+    /// The address of the requester.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -66,7 +75,7 @@ pub(super) fn render(history: &HistoryView, format: &Format) -> Response {
 
 impl From<HistoryEntry> for Entry {
     fn from(entry: HistoryEntry) -> Self {
-        let HistoryEntry { at, version, agent, event, addresses, reason } = entry;
+        let HistoryEntry { at, version, agent, event, addresses, reason, author } = entry;
         let Addresses { vtep_ip, vtep_ip6, overlays } = addresses;
         // A time of a wrong clock is shown as 1970, so that the entry is displayed nevertheless.
         let time = UNIX_EPOCH.checked_add(Duration::from_secs(at));
@@ -81,6 +90,8 @@ impl From<HistoryEntry> for Entry {
             vtep_ip6: vtep_ip6.map(|ip| ip.to_string()),
             overlays: overlays.into_iter().map(OverlayAddresses::from).collect(),
             reason: bounded_line(&reason, REASON_MAX),
+            principal: author.principal.map(|text| bounded_line(&text, AUTHOR_MAX)),
+            client: author.client.map(|text| bounded_line(&text, AUTHOR_MAX)),
         }
     }
 }
@@ -98,7 +109,7 @@ impl From<OverlayRecord> for OverlayAddresses {
 
 #[cfg(test)]
 mod tests {
-    use overlay_types::protocol::HistoryEvent;
+    use overlay_types::protocol::{Author, HistoryEvent};
 
     use super::*;
 
@@ -111,6 +122,7 @@ mod tests {
             event: HistoryEvent::Configured,
             addresses: Addresses::default(),
             reason: format!("\u{1b}[2J\u{202e}\n{}", "x".repeat(1_000_000)),
+            author: Author::default(),
         };
         let reason = Entry::from(entry).reason;
         assert!(reason.starts_with(r"\u{1b}[2J\u{202e}\nxx"), "{reason}");

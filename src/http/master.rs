@@ -10,12 +10,13 @@ use overlay_engine::master::{
 };
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_types::protocol::Network;
+use overlay_types::text::count_and_list;
 use overlay_wire as wire;
 
 use super::keys::{check_members, require_no_body};
 use super::{
-    Format, JSONP, Request, Response, bad_request, history, metrics, not_found, path, require_post,
-    require_read, unavailable,
+    Access, Format, JSONP, Request, Response, bad_request, history, metrics, not_found, path,
+    require_post, require_read, unavailable,
 };
 
 const STATE: &str = "/overlay-master/state";
@@ -52,6 +53,38 @@ pub fn classify_master(_: &Method, path: &str) -> RequestClass {
     let is_heavy =
         matches!(path.trim_end_matches('/'), STATE | DELETE | HISTORY | PREVIEW | RELOAD);
     RequestClass { body_max, is_heavy }
+}
+
+/// Returns the access that a request to the master needs. The endpoints are in the same realms in
+/// Mesos.
+#[must_use]
+pub fn access_to_master(path: &str) -> Access {
+    match path.trim_end_matches('/') {
+        DELETE | RELOAD => Access::Write,
+        _ => Access::Read,
+    }
+}
+
+/// Describes the change that a request makes, for the log; `None` if it only reads.
+#[must_use]
+pub fn describe_change(request: &master::Request) -> Option<String> {
+    match request {
+        master::Request::DeleteAgents(agents) => {
+            Some(format!("delete {}", count_and_list(agents, "agent")))
+        }
+        master::Request::Forget(Forget { dry_run: true, .. }) => None,
+        master::Request::Forget(Forget { agents, force, .. }) => {
+            let how = if *force { ", running or not" } else { "" };
+            Some(format!("delete {}{how}", count_and_list(agents, "agent")))
+        }
+        master::Request::Reload => Some("read the configuration again".to_owned()),
+        master::Request::By(_, request) => describe_change(request),
+        master::Request::State
+        | master::Request::Health
+        | master::Request::Metrics
+        | master::Request::History(_)
+        | master::Request::Preview(_) => None,
+    }
 }
 
 /// Returns the request to the master's state machine, and the format of the response.

@@ -6,8 +6,10 @@
 //! All functions are pure. A large reply takes milliseconds to render, so the runtime renders it on
 //! a blocking thread.
 
+mod access;
 mod agent;
 mod history;
+mod host;
 mod keys;
 mod master;
 mod metrics;
@@ -29,8 +31,9 @@ use serde::Serialize;
 
 use keys::{require_no_body, require_query};
 
+pub use access::{Access, AccessRules, Authentication, Denial, MesosClient, Realms, client_of};
 pub use agent::{classify_agent, render_agent, route_agent};
-pub use master::{classify_master, render_master, route_master};
+pub use master::{access_to_master, classify_master, describe_change, render_master, route_master};
 
 /// A request from a transport, with its whole body.
 pub type Request = http::Request<Bytes>;
@@ -245,8 +248,15 @@ fn require_method(request: &Request, allowed: &[Method]) -> Result<(), Box<Respo
     Err(Box::new(response))
 }
 
+/// Set by browsers for servers that they trust, also behind a proxy that changes `Host`. Pages
+/// cannot set it.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Refuses a cross-site request of a browser: a page of another site must not change the state.
 fn require_same_origin(request: &Request) -> Result<(), Box<Response>> {
+    if request.headers().get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin") {
+        return Ok(());
+    }
     let Some(origin) = request.headers().get(ORIGIN) else {
         return Ok(());
     };

@@ -64,6 +64,7 @@ pub(super) fn configure(
     let gateway = Gateway::new(config.limits, agent_admission());
     let transports = Arc::clone(&gateway);
     let election = master.election();
+    let access = inputs.access(config.http.clone(), &[]);
     let start = Box::new(move |address, ended| {
         let counted = metrics.clone();
         let start = move || {
@@ -74,6 +75,7 @@ pub(super) fn configure(
                 docker: docker.clone(),
                 dataplane: dataplane.clone(),
                 metrics: metrics.clone(),
+                access: access.clone(),
                 seed: fastrand::u64(..),
             };
             AgentHost::start(options, transports.transport(address))

@@ -20,6 +20,7 @@ use super::panic::{guarded, log_panics};
 use super::parameters::Inputs;
 use super::replicated_log::LogLocation;
 use super::{Kind, instance};
+use crate::http::MesosClient;
 use crate::runtime::gateway::{Gateway, Process, Responder};
 
 #[allow(
@@ -64,6 +65,10 @@ mod ffi {
         headers: Vec<Field>,
         /// Address and port, empty where unknown.
         client: String,
+        /// Whether the realm has authenticated the client.
+        is_authenticated: bool,
+        /// The authenticated principal, empty if it has no name.
+        principal: String,
     }
 
     /// An HTTP response.
@@ -251,7 +256,11 @@ impl Module {
                 headers: fields(request.headers),
                 body,
             };
-            self.0.request(parts, &request.client, Box::new(responder));
+            let client = MesosClient {
+                peer: request.client.parse().ok(),
+                principal: request.is_authenticated.then_some(request.principal),
+            };
+            self.0.request(parts, client, Box::new(responder));
         });
     }
 

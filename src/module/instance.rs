@@ -21,6 +21,7 @@ use super::parameters::Inputs;
 use super::realm::{Access, realm};
 use super::replicated_log::OpenLog;
 use super::{agent, http, master, panic};
+use crate::http::MesosClient;
 use crate::runtime::gateway::{Gateway, Process, Responder};
 
 /// Timeout for the end of a module. Mesos blocks during that time.
@@ -147,11 +148,11 @@ impl Module {
         });
     }
 
-    /// Handles a request of the client `peer`.
-    pub fn request(&self, parts: RequestParts<'_>, peer: &str, reply: Box<dyn Responder>) {
+    /// Handles a request of `client`.
+    pub fn request(&self, parts: RequestParts<'_>, client: MesosClient, reply: Box<dyn Responder>) {
         panic::guarded("handle a request", (), || {
             match http::assemble_request(parts, &self.gateway) {
-                Ok(request) => self.gateway.request(request, peer, reply),
+                Ok(request) => self.gateway.request(request, client, reply),
                 Err(response) => reply.respond(*response),
             }
         });

@@ -57,6 +57,9 @@ pub(super) const ROUTES: [(&str, Access, &str); 6] = [
     ("/metrics", Access::Read, "### TL;DR; ###\nMetrics of the overlay master, for Prometheus.\n"),
 ];
 
+/// The names of masters in Mesos-DNS and in DC/OS. No other domain can have them.
+const MESOS_DNS_NAMES: [&str; 2] = ["leader.mesos", "master.mesos"];
+
 /// Time without a leader after which a warning is logged. No election takes that long.
 const LEADERLESS_MAX: Duration = Duration::from_secs(30);
 
@@ -79,6 +82,7 @@ pub(super) fn configure(
     let gateway = Gateway::new(config.limits, master_admission());
     let transports = Arc::clone(&gateway);
     let is_elected = election.is_some();
+    let access = inputs.access(config.http.clone(), &MESOS_DNS_NAMES);
     let start = Box::new(move |address, ended| {
         let (leading_sender, leading) = watch::channel(false);
         let network = Arc::new(config.network.clone());
@@ -91,6 +95,7 @@ pub(super) fn configure(
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
                 metrics: metrics.clone(),
+                access: access.clone(),
                 read_config: None,
                 seed: fastrand::u64(..),
             };

@@ -6,9 +6,11 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
-use overlay_config::{Environment, Problem, Problems};
+use overlay_config::{Environment, HttpConfig, Problem, Problems};
 
 use super::kind::Kind;
+use crate::http::{AccessRules, Authentication};
+use crate::runtime::AccessControl;
 
 /// Maximum length of a file in bytes. The parser has a stricter limit with a message of its own.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -17,6 +19,8 @@ const FILE_MAX: u64 = 16 * 1024 * 1024;
 pub struct Inputs {
     pub(super) parameters: Vec<(String, String)>,
     pub(super) environment: Environment,
+    /// The name of the host that Mesos advertises, if it was configured.
+    pub(super) hostname: Option<String>,
 }
 
 /// Returns the parameter that names a file, and the path.
@@ -44,7 +48,19 @@ impl Inputs {
             mesos_zk: read("MESOS_ZK"),
             mesos_quorum: read("MESOS_QUORUM"),
         };
-        Self { parameters, environment }
+        let hostname = read("MESOS_HOSTNAME").or_else(hostname_flag);
+        Self { parameters, environment, hostname }
+    }
+
+    /// Returns the access control of a module, whose clients Mesos authenticates. `names` are
+    /// further names of the host.
+    pub(super) fn access(&self, config: HttpConfig, names: &[&str]) -> AccessControl {
+        let authentication = Authentication::Mesos;
+        let rules = AccessRules { config, authentication, ..AccessRules::default() };
+        let access = AccessControl::new(rules);
+        let names = names.iter().map(|&name| name.to_owned());
+        access.add_names(self.hostname.clone().into_iter().chain(names));
+        access
     }
 
     /// Parses and checks the configuration. Each warning and problem is logged in a line.
@@ -80,6 +96,14 @@ impl Inputs {
             }
         }
     }
+}
+
+/// Returns the value of the flag `--hostname` of the Mesos process.
+fn hostname_flag() -> Option<String> {
+    let command_line = std::fs::read("/proc/self/cmdline").ok()?;
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    let value = arguments.find_map(|argument| argument.strip_prefix(b"--hostname="))?;
+    String::from_utf8(value.to_vec()).ok()
 }
 
 /// Reads a file that the configuration names. Reading anything but a regular file could block the

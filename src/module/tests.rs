@@ -18,6 +18,7 @@ use super::http::RequestParts;
 use super::parameters::Inputs;
 use super::replicated_log::LogLocation;
 use super::{Kind, Module};
+use crate::http::MesosClient;
 use crate::runtime::gateway::{Process, Responder};
 
 /// Timeout for events that must happen.
@@ -33,7 +34,7 @@ fn serialize() -> MutexGuard<'static, ()> {
 fn inputs(parameters: &[(&str, &str)]) -> Inputs {
     let parameters =
         parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Inputs { parameters, environment: Environment::default() }
+    Inputs { parameters, environment: Environment::default(), hostname: None }
 }
 
 fn no_log(_: &LogLocation) -> Result<Arc<dyn Log>, String> {
@@ -81,9 +82,14 @@ fn get_request(path: &str) -> RequestParts<'_> {
     RequestParts { method: "GET", path, query: Vec::new(), headers: Vec::new(), body: b"" }
 }
 
+fn client(principal: Option<&str>) -> MesosClient {
+    let peer = "10.0.0.2:40000".parse().ok();
+    MesosClient { peer, principal: principal.map(str::to_owned) }
+}
+
 fn get(module: &Module, path: &str) -> Response<Bytes> {
     let (sender, answer) = mpsc::channel();
-    module.request(get_request(path), "10.0.0.2:40000", Box::new(WaitingClient(sender)));
+    module.request(get_request(path), client(None), Box::new(WaitingClient(sender)));
     answer.recv_timeout(TIMEOUT).unwrap()
 }
 
@@ -135,13 +141,53 @@ fn stopped_module_sends_nothing() {
     module.message("overlay-agent@10.0.0.8:5051", wire::MESSAGE_NAMES[0], b"");
     module.exited("overlay-agent@10.0.0.7:5051");
     let (sender, answer) = mpsc::channel();
-    module.request(
-        get_request("/overlay-master/state"),
-        "10.0.0.2:40000",
-        Box::new(WaitingClient(sender)),
-    );
+    let waiting = Box::new(WaitingClient(sender));
+    module.request(get_request("/overlay-master/state"), client(None), waiting);
     assert!(answer.recv().is_err(), "the responder is dropped");
     assert!(sent.recv().is_err(), "the process is dropped");
+    module.stop();
+}
+
+#[test]
+fn acls_decide_by_principal_of_mesos_and_history_names_it() {
+    let _guard = serialize();
+    let directory = TempDir::new().unwrap();
+    let parameters = [
+        ("overlays", NETWORK),
+        ("work_dir", directory.path().to_str().unwrap()),
+        ("acls", r#"{"write":["ops"]}"#),
+        ("hostnames", r#"["overlay.example.com"]"#),
+    ];
+    let module = Module::create(Kind::Master, &inputs(&parameters), no_log).unwrap();
+    let sent = start(&module);
+    register(&module, &sent);
+    let send = |method: &str, path: &str, host: &str, principal: Option<&str>| {
+        let (sender, answer) = mpsc::channel();
+        let parts = RequestParts {
+            method,
+            body: if method == "POST" { br#"{"agents":["10.0.0.7"]}"# } else { b"" },
+            headers: vec![("Host".to_owned(), host.to_owned())],
+            ..get_request(path)
+        };
+        module.request(parts, client(principal), Box::new(WaitingClient(sender)));
+        answer.recv_timeout(TIMEOUT).unwrap()
+    };
+    let delete = |principal| send("POST", "/overlay-master/agents/delete", "10.0.0.1", principal);
+    assert_eq!(delete(Some("viewer")).status(), StatusCode::FORBIDDEN);
+    assert_eq!(delete(None).status(), StatusCode::FORBIDDEN);
+    assert_eq!(delete(Some("ops")).status(), StatusCode::OK);
+    let state = |host| send("GET", "/overlay-master/state", host, None).status();
+    for host in ["10.0.0.1:5050", "leader.mesos", "overlay.example.com"] {
+        assert_eq!(state(host), StatusCode::OK, "{host}");
+    }
+    assert_eq!(state("evil.example"), StatusCode::FORBIDDEN);
+    let history = get(&module, "/overlay-master/history");
+    let history: serde_json::Value = serde_json::from_slice(history.body()).unwrap();
+    let released = &history["entries"][1];
+    assert_eq!(
+        (&released["event"], &released["principal"], &released["client"]),
+        (&"released".into(), &"ops".into(), &"10.0.0.2:40000".into())
+    );
     module.stop();
 }
 

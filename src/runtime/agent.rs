@@ -14,7 +14,7 @@ use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
 use overlay_types::addr::{AGENT_PROCESS, Upid, agent_upid};
-use overlay_types::protocol::{Message, MessageKind, RequestId};
+use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
 use overlay_wire as wire;
 use overlay_zookeeper::detector::{Detector, FixedMaster};
 use tokio::sync::{Notify, watch};
@@ -24,9 +24,9 @@ use super::container_networks::ContainerNetworks;
 use super::dataplane_thread::{DataplaneOptions, DataplaneThread, Job};
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::service_tasks::ServiceTasks;
-use super::{Executor, Metrics, RuntimeStatus, Service};
+use super::{AccessControl, Executor, Metrics, RuntimeStatus, Service};
 use crate::http::{
-    Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
+    Access, Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
 };
 
 /// Interval after which a failed name resolution is tried again.
@@ -90,6 +90,18 @@ impl Service for Agent {
         }
     }
 
+    fn access(_: &str) -> Access {
+        Access::Read
+    }
+
+    fn describe_change(_: &Request) -> Option<String> {
+        None
+    }
+
+    fn with_author(request: Request, _: Author) -> Request {
+        request
+    }
+
     fn classify(method: &Method, path: &str) -> RequestClass {
         classify_agent(method, path)
     }
@@ -120,6 +132,8 @@ pub struct AgentOptions {
     pub seed: u64,
     /// The metrics that the agent updates.
     pub metrics: Metrics<Agent>,
+    /// Who may use the HTTP endpoints.
+    pub access: AccessControl,
 }
 
 /// A running agent. Dropping it stops the agent. The container networks stay.
@@ -138,9 +152,11 @@ impl AgentHost {
     /// # Errors
     /// When a thread cannot be created.
     pub fn start(options: AgentOptions, transport: impl Transport) -> io::Result<Self> {
-        let AgentOptions { settings, master, cni, docker, dataplane, seed, metrics } = options;
+        let AgentOptions { settings, master, cni, docker, dataplane, seed, metrics, access } =
+            options;
         let own = agent_upid(transport.address());
-        let (inbox, receiver) = Inbox::new(metrics);
+        access.resolve_names(*own.address.ip());
+        let (inbox, receiver) = Inbox::with_access(metrics, access);
         let detect = Arc::new(Notify::new());
         let mut detector = JoinSet::new();
         detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));

@@ -23,7 +23,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::http::error;
+use crate::http::{MesosClient, error};
 
 /// Capacity of the queue. 10,000 agents that register at once send 10,000 messages, and libprocess
 /// delivers them faster than the host handles them.
@@ -177,9 +177,15 @@ impl Gateway {
         (self.rules.classify)(method, path).body_max
     }
 
-    /// Queues a request of the client `peer`.
-    pub fn request(&self, request: Request<Bytes>, peer: &str, responder: Box<dyn Responder>) {
-        let peer = peer.parse().unwrap_or(UNKNOWN_PEER);
+    /// Queues a request of `client`.
+    pub fn request(
+        &self,
+        mut request: Request<Bytes>,
+        client: MesosClient,
+        responder: Box<dyn Responder>,
+    ) {
+        let peer = client.peer.unwrap_or(UNKNOWN_PEER);
+        request.extensions_mut().insert(client);
         let refusal = match self.reserve_slots(&request, peer) {
             Ok(slots) => match self.enqueue(Item::Request(Box::new(request), responder, slots)) {
                 Ok(()) => return,
@@ -366,7 +372,8 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         let mut request = Request::new(Bytes::from_static(body));
         *request.uri_mut() = "/overlay-master/state".parse().unwrap();
-        gateway.request(request, "10.0.0.2:40000", Box::new(ChannelResponder(sender)));
+        let client = MesosClient { peer: "10.0.0.2:40000".parse().ok(), principal: None };
+        gateway.request(request, client, Box::new(ChannelResponder(sender)));
         receiver
     }
 

@@ -14,8 +14,8 @@ use overlay_wire as wire;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{INBOX_SIZE, Metrics, RuntimeStatus, Service};
-use crate::http::{Request, Response, error};
+use super::{AccessControl, INBOX_SIZE, Metrics, RuntimeStatus, Service};
+use crate::http::{Denial, Format, Request, Response, client_of, error};
 
 /// Number of heavy requests that are processed concurrently. A heavy request uses a processor for a
 /// large part of a second, and many times the memory of its response.
@@ -43,6 +43,7 @@ pub(super) struct Inbox<M: Service> {
     refused: Arc<Mutex<RejectedMessages>>,
     heavy: Arc<Semaphore>,
     metrics: Metrics<M>,
+    access: AccessControl,
 }
 
 impl<M: Service> Clone for Inbox<M> {
@@ -52,15 +53,25 @@ impl<M: Service> Clone for Inbox<M> {
             refused: Arc::clone(&self.refused),
             heavy: Arc::clone(&self.heavy),
             metrics: self.metrics.clone(),
+            access: self.access.clone(),
         }
     }
 }
 
 impl<M: Service> Inbox<M> {
+    /// Creates a queue whose HTTP requests need no access.
+    #[cfg(test)]
     pub(super) fn new(metrics: Metrics<M>) -> (Self, mpsc::Receiver<Input<M>>) {
+        Self::with_access(metrics, AccessControl::default())
+    }
+
+    pub(super) fn with_access(
+        metrics: Metrics<M>,
+        access: AccessControl,
+    ) -> (Self, mpsc::Receiver<Input<M>>) {
         let (sender, receiver) = mpsc::channel(INBOX_SIZE);
         let heavy = Arc::new(Semaphore::new(HEAVY_REQUESTS));
-        (Self { sender, refused: Arc::default(), heavy, metrics }, receiver)
+        (Self { sender, refused: Arc::default(), heavy, metrics, access }, receiver)
     }
 
     pub(super) const fn metrics(&self) -> &Metrics<M> {
@@ -86,6 +97,38 @@ impl<M: Service> Inbox<M> {
         let runtime = RuntimeStatus::new(refused, self.metrics.host(), self.metrics.warnings());
         M::complete(&mut reply, runtime);
         Ok(reply)
+    }
+}
+
+impl<M: Service> Inbox<M> {
+    /// Passes a request to the state machine, and renders the reply.
+    async fn answer(&self, path: &str, request: M::Request, format: Format) -> Response {
+        let Ok(reply) = self.request(request).await else {
+            return error(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+        };
+        run_blocking(path, move || M::render(&reply, &format))
+            .await
+            .unwrap_or_else(|response| response)
+    }
+
+    /// Counts and logs a refused request, and returns the response.
+    fn deny(&self, request: &Request, denial: Denial) -> Response {
+        let Denial { reason, has_wrong_credentials, .. } = &denial;
+        // A browser, and `curl --anyauth`, ask without credentials first.
+        let is_first_attempt =
+            denial.status() == StatusCode::UNAUTHORIZED && !has_wrong_credentials;
+        if !is_first_attempt {
+            let count = self.metrics.count_denial(*has_wrong_credentials);
+            if should_log_sample(count) {
+                let (method, path) = (request.method(), request.uri().path());
+                let client = client_of(request);
+                log::warn!(
+                    "audit: refused {method} {path} of {client}: {reason} ({count} such requests \
+                     since the start)"
+                );
+            }
+        }
+        denial.into_response()
     }
 }
 
@@ -134,6 +177,10 @@ impl<M: Service> Handler for Inbox<M> {
 
     async fn respond(&self, request: Request) -> Response {
         let path = request.uri().path().to_owned();
+        let author = match self.access.authorize(&request, M::access(&path)) {
+            Ok(author) => author,
+            Err(denial) => return self.deny(&request, *denial),
+        };
         let is_heavy = M::classify(request.method(), &path).is_heavy;
         let _slot = match is_heavy.then(|| Arc::clone(&self.heavy).acquire_owned()) {
             // The semaphore is never closed.
@@ -149,12 +196,13 @@ impl<M: Service> Handler for Inbox<M> {
             Ok(routed) => routed,
             Err(response) => return *response,
         };
-        let Ok(reply) = self.request(request).await else {
-            return error(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+        let Some(change) = M::describe_change(&request) else {
+            return self.answer(&path, request, format).await;
         };
-        run_blocking(&path, move || M::render(&reply, &format))
-            .await
-            .unwrap_or_else(|response| response)
+        let request = M::with_author(request, author.clone());
+        let response = self.answer(&path, request, format).await;
+        log::info!("audit: {author}: {change}: {}", response.status());
+        response
     }
 
     async fn exited(&self, peer: SocketAddrV4) {

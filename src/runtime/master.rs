@@ -16,7 +16,7 @@ use overlay_engine::master::{
 use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_store::Store;
 use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
-use overlay_types::protocol::{Message, MessageKind, RequestId};
+use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
 use overlay_types::state::StoreError;
 use overlay_wire as wire;
 use overlay_wire::update_length;
@@ -26,9 +26,10 @@ use tokio::task::JoinHandle;
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::service_tasks::ServiceTasks;
 use super::store_thread::{Job, StoreThread};
-use super::{Executor, Metrics, RuntimeStatus, Service};
+use super::{AccessControl, Executor, Metrics, RuntimeStatus, Service};
 use crate::http::{
-    Format, Request as HttpRequest, Response, classify_master, render_master, route_master,
+    Access, Format, Request as HttpRequest, Response, access_to_master, classify_master,
+    describe_change, render_master, route_master,
 };
 
 impl Service for Master {
@@ -89,6 +90,18 @@ impl Service for Master {
         }
     }
 
+    fn access(path: &str) -> Access {
+        access_to_master(path)
+    }
+
+    fn describe_change(request: &Request) -> Option<String> {
+        describe_change(request)
+    }
+
+    fn with_author(request: Request, author: Author) -> Request {
+        Request::By(author, Box::new(request))
+    }
+
     fn classify(method: &Method, path: &str) -> RequestClass {
         classify_master(method, path)
     }
@@ -121,6 +134,8 @@ pub struct MasterOptions {
     pub seed: u64,
     /// The metrics that the master updates.
     pub metrics: Metrics<Master>,
+    /// Who may use the HTTP endpoints.
+    pub access: AccessControl,
 }
 
 impl fmt::Debug for MasterOptions {
@@ -157,9 +172,11 @@ impl MasterHost {
     /// # Errors
     /// When a thread cannot be created.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
-        let MasterOptions { settings, store, leading, read_config, seed, metrics } = options;
+        let MasterOptions { settings, store, leading, read_config, seed, metrics, access } =
+            options;
         let own = master_upid(transport.address());
-        let (inbox, receiver) = Inbox::new(metrics);
+        access.resolve_names(*own.address.ip());
+        let (inbox, receiver) = Inbox::with_access(metrics, access);
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
             results.send_blocking(run_job(store, job));

@@ -29,6 +29,8 @@ struct Shared {
     values: Box<[AtomicU64]>,
     process_restarts: AtomicU64,
     refused: AtomicU64,
+    authentication_failures: AtomicU64,
+    forbidden_requests: AtomicU64,
     /// The number of refusals of each limit.
     limits: [AtomicU64; Limit::COUNT],
     warnings: Warnings,
@@ -43,6 +45,8 @@ impl<M: StateMachine> Metrics<M> {
             values,
             process_restarts: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            authentication_failures: AtomicU64::new(0),
+            forbidden_requests: AtomicU64::new(0),
             limits: Default::default(),
             warnings: Warnings::new(),
         };
@@ -83,6 +87,17 @@ impl<M: StateMachine> Metrics<M> {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a request that was refused because of its client. Returns the number of such
+    /// requests.
+    pub(super) fn count_denial(&self, has_wrong_credentials: bool) -> u64 {
+        let counter = if has_wrong_credentials {
+            &self.shared.authentication_failures
+        } else {
+            &self.shared.forbidden_requests
+        };
+        counter.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Counts a message, request or connection that a limit refused or ended.
     pub(super) fn count_limit(&self, limit: Limit) {
         self.shared.limits[limit as usize].fetch_add(1, Ordering::Relaxed);
@@ -95,6 +110,8 @@ impl<M: StateMachine> Metrics<M> {
             refused: self.shared.refused.load(Ordering::Relaxed),
             limits: self.shared.limits.each_ref().map(|count| count.load(Ordering::Relaxed)),
             log_lines_left_out: lines_left_out(),
+            authentication_failures: self.shared.authentication_failures.load(Ordering::Relaxed),
+            forbidden_requests: self.shared.forbidden_requests.load(Ordering::Relaxed),
         }
     }
 

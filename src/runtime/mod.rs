@@ -10,6 +10,7 @@
 //! Each state machine runs in one task, which never blocks. Slow operations run in other tasks or
 //! threads, and their results come back as events.
 
+mod access_control;
 mod agent;
 mod container_networks;
 mod dataplane_thread;
@@ -34,7 +35,7 @@ use overlay_engine::metrics::HostCounters;
 use overlay_engine::state_machine::StateMachine;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
-use overlay_types::protocol::{Message, MessageKind, RejectedMessages, RequestId};
+use overlay_types::protocol::{Author, Message, MessageKind, RejectedMessages, RequestId};
 use overlay_types::warnings::Warnings;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -42,7 +43,8 @@ use tokio::time::Instant;
 use self::gateway::AdmissionRules;
 use self::inbox::{Input, PendingReplies};
 use self::metrics::Publisher;
-use crate::http::{Format, Request, Response};
+use crate::http::{Access, Format, Request, Response};
+pub use access_control::AccessControl;
 pub use agent::{AgentHost, AgentOptions};
 pub use dataplane_thread::DataplaneOptions;
 pub use election_aware_store::ElectionAwareStore;
@@ -83,6 +85,13 @@ trait Service: StateMachine<Event: Send, Command: Send> + Send + 'static {
 
     /// Fills in the fields of a reply that only the runtime knows.
     fn complete(reply: &mut Self::Reply, runtime: RuntimeStatus);
+
+    /// Returns the access that a request to this path needs.
+    fn access(path: &str) -> Access;
+    /// Describes the change that a request makes; `None` if it only reads.
+    fn describe_change(request: &Self::Request) -> Option<String>;
+    /// Returns a request that names its client.
+    fn with_author(request: Self::Request, author: Author) -> Self::Request;
 
     fn classify(method: &Method, path: &str) -> RequestClass;
     fn route(request: &Request) -> Result<(Self::Request, Format), Box<Response>>;

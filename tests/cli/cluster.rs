@@ -195,7 +195,8 @@ fn forged_sender_address_is_refused_and_counted() {
     );
     assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
     let health = exchange(
-        "GET /overlay-master/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
+        "GET /overlay-master/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            .to_owned(),
     );
     let (_, health) = health.split_once("\r\n\r\n").unwrap();
     let health: serde_json::Value = serde_json::from_str(health).unwrap();
@@ -203,7 +204,8 @@ fn forged_sender_address_is_refused_and_counted() {
     let last = health["refused"]["last"].as_str().unwrap();
     assert!(last.contains("UPID IP address validation failed"), "{last}");
     let metrics = exchange(
-        "GET /overlay-master/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(),
+        "GET /overlay-master/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            .to_owned(),
     );
     assert!(metrics.contains("\nmesos_overlay_master_refused_total 1\n"), "{metrics}");
 }

@@ -121,7 +121,7 @@ fn delete(master: SocketAddrV4, agents: &[String]) {
         let length = body.len();
         write!(
             stream,
-            "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+            "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
              Content-Length: {length}\r\n\r\n{body}"
         )
         .unwrap();
@@ -136,7 +136,7 @@ fn delete(master: SocketAddrV4, agents: &[String]) {
 
 fn get(master: SocketAddrV4, path: &str) -> String {
     let mut stream = TcpStream::connect(master).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
     response

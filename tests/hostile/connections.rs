@@ -18,7 +18,7 @@ const TOO_MANY: usize = 15_000;
 /// Number of connections that are opened concurrently.
 const CONCURRENCY: usize = 200;
 
-const GET: &str = "GET /overlay-master/health HTTP/1.1\r\nHost: x\r\n\r\n";
+const GET: &str = "GET /overlay-master/health HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// Opens `count` connections from `addresses` source addresses in turn, sends `bytes` on each, and
 /// holds the connections.

@@ -45,14 +45,14 @@ async fn unfinished_request_bodies_are_bounded() {
     let to = victim.address();
     let length = 1_700_000;
     let head = format!(
-        "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
     );
     let bytes = [head.as_bytes(), &vec![b' '; length - 1]].concat();
     let attack = start_all(to, 120, 8, &bytes);
     let _held = victim.measure_attack("120 bodies of 1.7 MB that do not end", attack).await;
     let own = victim.refusals("request_bytes_per_address").await;
     assert!(own + victim.refusals("request_bytes").await > 0);
-    let head = "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\n\
+    let head = "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: localhost\r\n\
                 Content-Length: 16777216\r\n\r\n";
     let attack = start_all(to, 120, 8, head.as_bytes());
     let mut held = victim.measure_attack("120 bodies of 16 MiB", attack).await;
@@ -76,7 +76,7 @@ async fn unfinished_request_heads_are_bounded() {
 #[ignore = "attack, runs alone: tests/run hostile"]
 async fn unread_answers_are_bounded() {
     let victim = Victim::start(AGENTS).await;
-    let get = "GET /overlay-master/state HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4);
+    let get = "GET /overlay-master/state HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(4);
     let attack = start_all(victim.address(), 480, 30, get.as_bytes());
     let _held = victim.measure_attack("480 clients that do not read the state", attack).await;
     let limits =
@@ -94,10 +94,10 @@ async fn previews_do_not_delay_master() {
     let victim = Victim::start(AGENTS).await;
     let body = NETWORK.replace("vxlan-2", "vxlan-3");
     let post = format!(
-        "POST /overlay-master/preview HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /overlay-master/preview HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    let reload = "POST /overlay-master/reload HTTP/1.1\r\nHost: x\r\n\r\n";
+    let reload = "POST /overlay-master/reload HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let attack = async {
         let mut held = start_all(victim.address(), 30, 6, post.as_bytes()).await;
         held.extend(start_all(victim.address(), 30, 6, reload.as_bytes()).await);
@@ -118,7 +118,7 @@ async fn bodies_of_many_hosts_do_not_block_registrations() {
     // The bodies exceed the limit of all bodies together; each host stays within its own limit.
     let length = 1_000_000;
     let head = format!(
-        "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        "POST /overlay-master/agents/delete HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
     );
     let large = [head.as_bytes(), &vec![b' '; length - 1]].concat();
     let small = [head.as_bytes(), &[b' '; 9000]].concat();

@@ -115,7 +115,8 @@ impl Victim {
 
     /// Sends a GET request from an address, and returns the answer.
     pub(crate) async fn get_from(&self, from: Ipv4Addr, path: &str) -> io::Result<String> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let exchange = async {
             let mut stream = connect(from, self.address()).await?;
             stream.write_all(request.as_bytes()).await?;

@@ -11,6 +11,7 @@ use overlay_types::protocol::AgentOptions;
 use super::dataplane::{self, DataplaneConfig};
 use super::document::{Document, Node, Object};
 use super::environment::RunMode;
+use super::http::{self, HttpConfig};
 use super::keys::{AGENT, AGENT_NETWORK};
 use super::limits::{self, Side};
 use super::problem::{Problem, Problems};
@@ -47,6 +48,8 @@ pub struct AgentConfig {
     pub dataplane: DataplaneConfig,
     /// Limits on the resources that peers can make the agent use.
     pub limits: Limits,
+    /// Who may use the HTTP endpoints, and under which names.
+    pub http: HttpConfig,
     /// The environment variables of the Mesos module that supplied `master`.
     pub from_environment: Vec<&'static str>,
 }
@@ -91,6 +94,7 @@ impl AgentConfig {
             verify_interval: Self::VERIFY_INTERVAL_DEFAULT,
             dataplane: DataplaneConfig::default(),
             limits: Limits::for_client(),
+            http: HttpConfig::default(),
             from_environment: Vec::new(),
         }
     }
@@ -120,6 +124,7 @@ impl fmt::Debug for AgentConfig {
             .field("verify_interval", &self.verify_interval)
             .field("dataplane", &self.dataplane)
             .field("limits", &self.limits)
+            .field("http", &self.http)
             .field("from_environment", &self.from_environment)
             .finish()
     }
@@ -168,8 +173,10 @@ pub(super) fn read<'a>(
     });
     let dataplane = dataplane::read(document, &object);
     let limits = limits::read(document, &object, Side::Agent);
+    let http = http::read(document, &object);
     Some(AgentConfig {
         limits,
+        http,
         master,
         cni_dir: cni_dir?,
         cni_data_dir,

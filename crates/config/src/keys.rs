@@ -46,6 +46,8 @@ pub(super) const MASTER: Schema = object(
         "store",
         "work_dir",
         "limits",
+        "acls",
+        "hostnames",
     ],
 );
 /// `limits` of `master_config` and of `agent_config`.
@@ -75,6 +77,8 @@ pub(super) const LIMITS: Schema = object(
         "http_idle_timeout",
     ],
 );
+/// `acls` of `master_config` and of `agent_config`.
+pub(super) const ACLS: Schema = object("'acls'", &["read", "write"]);
 /// `zk` of `master_config`.
 pub(super) const ZOOKEEPER: Schema =
     object("'zk' of master_config", &["url", "quorum", "session_timeout"]);
@@ -101,6 +105,8 @@ pub(super) const AGENT: Schema = object(
         "refuse_collisions",
         "state_dir",
         "limits",
+        "acls",
+        "hostnames",
     ],
 );
 /// `network_config` of `agent_config`.
@@ -131,11 +137,12 @@ pub(super) const AGENT_MODULE: Schema = Schema {
 };
 
 /// All schemas. Operators easily write a key into the wrong object or into the wrong file.
-const ALL: [&Schema; 9] = [
+const ALL: [&Schema; 10] = [
     &NETWORK,
     &OVERLAY,
     &MASTER,
     &LIMITS,
+    &ACLS,
     &ZOOKEEPER,
     &AGENT,
     &AGENT_NETWORK,
@@ -216,9 +223,11 @@ mod tests {
     #[test]
     fn keys_belong_to_one_object() {
         let mut keys: Vec<_> = ALL.iter().flat_map(|schema| schema.keys).collect();
-        // Both configurations have limits.
-        let limits = keys.iter().position(|key| **key == "limits");
-        keys.remove(limits.expect("'limits' is a key"));
+        // Both configurations have these keys.
+        for shared in ["limits", "acls", "hostnames"] {
+            let position = keys.iter().position(|key| **key == shared);
+            keys.remove(position.expect("a shared key"));
+        }
         keys.sort_unstable();
         let count = keys.len();
         keys.dedup();

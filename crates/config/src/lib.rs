@@ -21,6 +21,7 @@ mod credential;
 mod dataplane;
 mod document;
 mod environment;
+mod http;
 mod keys;
 mod limits;
 mod master;
@@ -43,6 +44,7 @@ pub use credential::{
 pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind};
 use document::{Document, Member};
 pub use environment::Environment;
+pub use http::{Acls, HttpConfig, Principals, normalize_hostname};
 use keys::Schema;
 pub use keys::nearest_key;
 pub use master::{

@@ -11,6 +11,7 @@ use overlay_types::protocol::Network;
 
 use super::document::{Document, Member, Node, Object};
 use super::environment::RunMode;
+use super::http::{self, HttpConfig};
 use super::keys::{MASTER, NETWORK, ZOOKEEPER};
 use super::limits::{self, Side};
 use super::network;
@@ -36,6 +37,8 @@ pub struct MasterConfig {
     pub work_dir: PathBuf,
     /// Limits on the resources that peers can make the master use.
     pub limits: Limits,
+    /// Who may use the HTTP endpoints, and under which names.
+    pub http: HttpConfig,
     /// The environment variables of the Mesos module that supplied parts of `zk`.
     pub from_environment: Vec<&'static str>,
 }
@@ -184,8 +187,10 @@ pub(super) fn read<'a>(
         .value("work_dir")
         .and_then(|node| document.read_absolute_path(&node, MasterConfig::WORK_DIR_DEFAULT));
     let limits = limits::read(document, &object, Side::Master);
+    let http = http::read(document, &object);
     Some(MasterConfig {
         limits,
+        http,
         network: network?,
         zk,
         replicated_log_dir,

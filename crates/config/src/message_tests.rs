@@ -41,6 +41,15 @@ fn parse_agent_warnings_match_full_text() {
 /// Inputs that the master refuses.
 const MASTER_REFUSALS: &[Row] = &[
     (
+        r#"{"network":{$V,"overlays":[$A]},"acls":{"reed":[],"read":[""],"write":"ANY"},"hostnames":["a.b:80"]}"#,
+        &[
+            r#"1:148: acls.reed: is no key: did you mean 'read'?"#,
+            r#"1:166: acls.read[0]: is no principal: write a principal such as "ops", or "ANY" in the place of the list"#,
+            r#"1:178: acls.write: is "ANY", which would let strangers release agents: write a list of principals"#,
+            r#"1:198: hostnames[0]: is no host name: write a name such as "overlay.example.com", without port"#,
+        ],
+    ),
+    (
         r#"{"a":[1,]}"#,
         &[
             r#"1:9: bad JSON: no value here: write a string in double quotes, a number, true, false, a list or an object, and no comma after the last"#,
@@ -741,7 +750,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"1:17: overlay_mtu: is no key here: it belongs in 'network_config' of agent_config"#,
             r#"1:36: vtep_subnet: is no key here: it belongs in the network"#,
             r#"1:66: cni-dir: is no key: did you mean 'cni_dir'?"#,
-            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir, limits"#,
+            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir, limits, acls, hostnames"#,
         ],
     ),
     (

@@ -173,6 +173,7 @@ fn parse_agent_minimal_file_has_defaults() {
     assert_eq!(warnings, []);
     let expected = AgentConfig {
         limits: Limits::for_client(),
+        http: HttpConfig::default(),
         master: None,
         cni_dir: "/c".into(),
         cni_data_dir: None,

@@ -25,6 +25,10 @@ pub struct HostCounters {
     pub limits: [u64; Limit::COUNT],
     /// Log lines that the process suppressed because of their rate.
     pub log_lines_left_out: u64,
+    /// Requests with wrong credentials.
+    pub authentication_failures: u64,
+    /// Requests that were refused because of their client or their host name.
+    pub forbidden_requests: u64,
 }
 
 /// One metric, read from the values `S` of a state machine or from its host.
@@ -93,6 +97,19 @@ impl<S> Metric<S> {
     pub(crate) const fn log_lines_left_out() -> Self {
         let help = "Log lines that this process suppressed because of their rate.";
         Self::host_counter("log_lines_left_out", help, |host| host.log_lines_left_out)
+    }
+
+    /// Creates the counter of requests with wrong credentials.
+    pub(crate) const fn authentication_failures() -> Self {
+        let help = "HTTP requests with a wrong principal or secret.";
+        let read = |host: &HostCounters| host.authentication_failures;
+        Self::host_counter("authentication_failures", help, read)
+    }
+
+    /// Creates the counter of refused clients.
+    pub(crate) const fn forbidden_requests() -> Self {
+        let help = "HTTP requests refused because of their client or the host name in them.";
+        Self::host_counter("forbidden_requests", help, |host| host.forbidden_requests)
     }
 
     /// Creates a gauge.
@@ -195,6 +212,8 @@ macro_rules! with_host_counters {
             Metric::limit(Limit::WriteTimeout),
             Metric::limit(Limit::HttpIdleTimeout),
             Metric::log_lines_left_out(),
+            Metric::authentication_failures(),
+            Metric::forbidden_requests(),
         ]
     };
 }

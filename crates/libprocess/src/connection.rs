@@ -25,7 +25,7 @@ use super::server_state::{CheckedMessage, RATE_LIMIT_DELAY, ServerState};
 use super::{encode, http, socket};
 use crate::addresses::{Account, Reservation};
 use crate::limits::Limit;
-use crate::{Handler, Rejection};
+use crate::{Handler, Rejection, RequestSource};
 
 /// Buffer size of one read. Most messages fit twice.
 const READ_SIZE: usize = 8 * 1024;
@@ -134,10 +134,14 @@ impl<H: Handler> Connection<H> {
             EndReason::Http => {
                 self.flush().await;
                 let received = self.input.freeze();
-                // Boxed, because this future is much larger than the rest of the connection.
                 let (peer, account, link) = (self.peer, self.account, self.guard);
-                let client = http::HttpClient { peer, account, link };
-                Box::pin(http::serve(self.stream, received, client, self.server)).await;
+                // The address is unknown only if the connection has ended.
+                let Ok(local) = self.stream.local_addr() else { return };
+                let source = RequestSource::Tcp { peer, local };
+                let client = http::HttpClient { peer, source, account, link };
+                // Boxed, because this future is much larger than the rest of the connection.
+                let halves = self.stream.into_split();
+                Box::pin(http::serve(halves, received, client, self.server)).await;
             }
         }
     }

@@ -27,6 +27,23 @@ pub struct Incoming {
     pub body: Bytes,
 }
 
+/// The connection on which an HTTP request arrived. It is in the extensions of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestSource {
+    /// A TCP connection.
+    Tcp {
+        /// The address of the client.
+        peer: SocketAddr,
+        /// The address of this server that the client connected to.
+        local: SocketAddr,
+    },
+    /// A connection to the Unix socket.
+    Unix {
+        /// The user id of the client, if the system reports it.
+        user: Option<u32>,
+    },
+}
+
 /// A transport for messages and HTTP requests that is ready to be opened.
 pub trait Transport: Send + 'static {
     /// Returns the advertised address.
@@ -86,7 +103,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Classifies an HTTP request by its method and path.
     fn classify(&self, method: &http::Method, path: &str) -> RequestClass;
 
-    /// Answers an HTTP request that is not a message.
+    /// Answers an HTTP request that is not a message. A server adds its [`RequestSource`] to the
+    /// extensions of the request.
     fn respond(
         &self,
         request: http::Request<Bytes>,
@@ -137,6 +155,9 @@ pub enum Rejection {
         /// The source address of the connection.
         actual: IpAddr,
     },
+    /// A message arrived on the Unix socket, whose clients have no address.
+    #[error("the Unix socket is for HTTP requests only: send messages to the TCP port")]
+    MessageOnUnixSocket,
     /// No process has this id.
     #[error("unknown process '{id}'", id = .0.escape_debug())]
     UnknownProcess(String),
@@ -180,7 +201,7 @@ impl Rejection {
             Self::Malformed(_) | Self::Path | Self::Sender(_) | Self::AddressMismatch { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            Self::Truncated => StatusCode::BAD_REQUEST,
+            Self::Truncated | Self::MessageOnUnixSocket => StatusCode::BAD_REQUEST,
             // Not 400, because libprocess returns 500 here.
             Self::Escape => StatusCode::INTERNAL_SERVER_ERROR,
             Self::UnknownProcess(_) => StatusCode::NOT_FOUND,

@@ -23,9 +23,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
@@ -35,7 +33,7 @@ use super::head::{self, Encoding, Framing, MessageHead};
 use super::server_state::{CheckedMessage, RATE_LIMIT_DELAY, ServerState};
 use crate::addresses::{Account, Reservation, Resource};
 use crate::limits::Limit;
-use crate::{Handler, Rejection, RequestClass};
+use crate::{Handler, Rejection, RequestClass, RequestSource};
 
 /// Interval of the checks for idle connections and for clients that do not read.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,14 +51,15 @@ const LIBPROCESS_FROM: HeaderName = HeaderName::from_static("libprocess-from");
 /// The client of a connection.
 pub(super) struct HttpClient {
     pub(super) peer: SocketAddr,
+    pub(super) source: RequestSource,
     pub(super) account: Arc<Account>,
     /// The entry among all accepted connections.
     pub(super) link: Arc<ConnectionGuard>,
 }
 
-/// Serves a connection. `received` contains the bytes that were read before.
+/// Serves the halves of a connection. `received` contains the bytes that were read before.
 pub(super) async fn serve<H: Handler>(
-    stream: TcpStream,
+    (read, write): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     received: Bytes,
     client: HttpClient,
     server: Arc<ServerState<H>>,
@@ -79,7 +78,6 @@ pub(super) async fn serve<H: Handler>(
             async move { Ok::<_, Infallible>(session.answer(request).await) }
         })
     };
-    let (read, write) = stream.into_split();
     let write = MonitoredWriter { write, activity };
     let io = TokioIo::new(tokio::io::join(Cursor::new(received).chain(read), write));
     let connection = http1::Builder::new()
@@ -116,12 +114,12 @@ struct Activity {
 }
 
 /// The write half of a connection. Records the progress of the client.
-struct MonitoredWriter {
-    write: OwnedWriteHalf,
+struct MonitoredWriter<W> {
+    write: W,
     activity: Arc<Activity>,
 }
 
-impl MonitoredWriter {
+impl<W> MonitoredWriter<W> {
     fn record(&self, written: &Poll<io::Result<usize>>) {
         self.activity.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(Ok(count)) = written {
@@ -130,7 +128,7 @@ impl MonitoredWriter {
     }
 }
 
-impl AsyncWrite for MonitoredWriter {
+impl<W: AsyncWrite + Unpin> AsyncWrite for MonitoredWriter<W> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -206,7 +204,8 @@ impl<H: Handler> Session<H> {
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
         self.guard.received();
         self.client.link.received();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.insert(self.client.source);
         let checked = match self.check_head(&parts) {
             Ok(checked) => checked,
             Err(rejection) => return self.reject(&rejection, true),
@@ -257,6 +256,9 @@ impl<H: Handler> Session<H> {
         let from = last(&parts.headers, &LIBPROCESS_FROM);
         let user_agent = last(&parts.headers, &USER_AGENT);
         if head::is_message(parts.method.as_str(), from, user_agent) {
+            if matches!(self.client.source, RequestSource::Unix { .. }) {
+                return Err(Rejection::MessageOnUnixSocket);
+            }
             self.activity.has_messages.store(true, Ordering::Relaxed);
             let head = MessageHead {
                 envelope: head::envelope(parts.uri.path(), from, user_agent),

@@ -136,6 +136,8 @@ mod tcp;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "net")]
+mod unix;
 
 pub use limits::RequestClass;
 pub use upid::{Upid, UpidError};
@@ -144,12 +146,15 @@ pub use upid::{Upid, UpidError};
 pub use {
     addresses::Reservation,
     client::Client,
-    handler::{Admission, Handler, Incoming, Rejection, Sender, Transport, UNKNOWN_BODY_MAX},
+    handler::{
+        Admission, Handler, Incoming, Rejection, RequestSource, Sender, Transport, UNKNOWN_BODY_MAX,
+    },
     head::check_names,
     parse::read_message,
     server::Server,
     server_state::ServerOptions,
     tcp::TcpTransport,
+    unix::UnixServer,
 };
 
 /// Longest head of a request in bytes: the same limit as in libprocess.

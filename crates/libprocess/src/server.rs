@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::connections::CloseHandle;
 use super::server_state::{ServerOptions, ServerState};
 use super::socket;
+use super::unix::{self, UnixServer};
 use crate::Handler;
 use crate::limits::Limit;
 
@@ -30,6 +31,7 @@ const CLOSING_MAX: usize = 16;
 pub struct Server {
     listener: TcpListener,
     local: SocketAddrV4,
+    unix: Option<UnixServer>,
 }
 
 impl Server {
@@ -43,7 +45,12 @@ impl Server {
         let SocketAddr::V4(local) = listener.local_addr()? else {
             return Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
         };
-        Ok(Self { listener, local })
+        Ok(Self { listener, local, unix: None })
+    }
+
+    /// Serves HTTP on a Unix socket as well.
+    pub fn add_unix(&mut self, unix: UnixServer) {
+        self.unix = Some(unix);
     }
 
     /// Serves until `shutdown` completes or the future is dropped. Then all connections are closed.
@@ -61,6 +68,15 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
+                accepted = unix::accept(self.unix.as_ref()) => {
+                    match accepted {
+                        Ok(stream) => unix::serve(&server, &mut tasks, stream),
+                        Err(error) => {
+                            delay_if_exhausted("a Unix socket", &error, &mut is_exhausted).await;
+                        }
+                    }
+                    continue;
+                }
                 Some(ended) = tasks.join_next() => {
                     log_panic(ended);
                     continue;
@@ -78,7 +94,9 @@ impl Server {
                         log_panic(ended);
                     }
                 }
-                Err(error) => delay_if_exhausted(self.local, &error, &mut is_exhausted).await,
+                Err(error) => {
+                    delay_if_exhausted(&self.local.to_string(), &error, &mut is_exhausted).await;
+                }
             }
         }
     }
@@ -92,7 +110,7 @@ impl Server {
 
 /// Delays the next accept if an immediate retry cannot succeed. Other errors affect only one
 /// connection, which was aborted before it was accepted.
-async fn delay_if_exhausted(local: SocketAddrV4, error: &io::Error, is_exhausted: &mut bool) {
+async fn delay_if_exhausted(local: &str, error: &io::Error, is_exhausted: &mut bool) {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     if !error.raw_os_error().is_some_and(|code| exhausted.iter().any(|e| e.raw_os_error() == code))
     {

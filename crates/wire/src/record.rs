@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use overlay_types::addr::Family;
 use overlay_types::protocol::{
-    Addresses, AgentRecord, HistoryEntry, HistoryEvent, OverlayRecord, Record, ReleasedRecord,
+    Addresses, AgentRecord, Author, HistoryEntry, HistoryEvent, OverlayRecord, Record,
+    ReleasedRecord,
 };
 use prost::Message as _;
 
@@ -43,7 +44,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
 /// [`decode_history`].
 #[must_use]
 pub fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
-    let HistoryEntry { at, version, agent, event, addresses, reason } = entry;
+    let HistoryEntry { at, version, agent, event, addresses, reason, author } = entry;
     let event = match event {
         HistoryEvent::Other => Event::Other,
         HistoryEvent::Assigned => Event::Assigned,
@@ -61,6 +62,8 @@ pub fn encode_history(entry: &HistoryEntry) -> Vec<u8> {
         vtep_ip6: addresses.vtep_ip6.map(to_text),
         overlays: addresses.overlays.iter().map(overlay_to_pb).collect(),
         reason: Some(reason.clone()),
+        principal: author.principal.clone(),
+        client: author.client.clone(),
     };
     pb::HistorySegment { entries: vec![entry] }.encode_to_vec()
 }
@@ -94,6 +97,7 @@ fn entry_from_pb(pb: &pb::HistoryEntry) -> Result<HistoryEntry, ConvertError> {
             overlays: overlays_from_pb(&pb.overlays)?,
         },
         reason: pb.reason().to_owned(),
+        author: Author { principal: pb.principal.clone(), client: pb.client.clone() },
     })
 }
 

@@ -25,7 +25,7 @@ use super::namespace::Namespace;
 use super::progress::Progress;
 use crate::cli::Failure;
 use crate::runtime::{
-    AgentHost, AgentOptions, DataplaneOptions, MasterHost, MasterOptions, Metrics,
+    AccessControl, AgentHost, AgentOptions, DataplaneOptions, MasterHost, MasterOptions, Metrics,
 };
 
 /// Timeout of the cluster to become ready, and the addition for each agent. Most of it is for busy
@@ -88,6 +88,7 @@ impl Cluster {
             read_config: None,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
+            access: AccessControl::default(),
         };
         let master = MasterHost::start(options, transport)
             .map_err(|error| Failure::new(format!("start the thread of the store: {error}")))?;
@@ -143,6 +144,7 @@ impl Cluster {
             docker,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
+            access: AccessControl::default(),
         })
     }
 

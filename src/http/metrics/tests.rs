@@ -66,6 +66,8 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
                 _ => 0,
             }),
             log_lines_left_out: 8,
+            authentication_failures: 3,
+            forbidden_requests: 4,
         },
         configured: Vec::new(),
     }
@@ -216,6 +218,8 @@ fn master_metrics_are_rendered() {
         "mesos_overlay_master_limit_refusals_total{limit=\"connections_per_address\"} 2",
         "mesos_overlay_master_limit_refusals_total{limit=\"write_timeout\"} 0",
         "mesos_overlay_master_log_lines_left_out_total 8",
+        "mesos_overlay_master_authentication_failures_total 3",
+        "mesos_overlay_master_forbidden_requests_total 4",
     ] {
         assert!(samples.contains(&format!("{line}\n")), "{line} is not in\n{samples}");
     }
@@ -281,6 +285,8 @@ mesos_overlay_agent_limit_refusals_total{limit=\"request_timeout\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"write_timeout\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"http_idle_timeout\"} 0
 mesos_overlay_agent_log_lines_left_out_total 0
+mesos_overlay_agent_authentication_failures_total 0
+mesos_overlay_agent_forbidden_requests_total 0
 "
     );
 }

@@ -137,7 +137,7 @@ fn modules_under_load_do_not_block_libprocess() {
         let name = "mesos.modules.overlay.internal.RegisterAgentMessage";
         let garbage = [0xffu8; 64];
         let message = encode("overlay-master", name, "overlay-agent@127.0.0.4:1", &garbage);
-        let request = b"GET /overlay-master/state HTTP/1.1\r\nHost: host\r\n\r\n";
+        let request = b"GET /overlay-master/state HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let mut stream = connect(address);
         let mut drain = stream.try_clone().expect("a descriptor");
         let read = move || std::io::copy(&mut drain, &mut std::io::sink());

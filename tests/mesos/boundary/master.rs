@@ -211,7 +211,7 @@ fn concurrent_requests_get_one_response_each() {
     let send_pipelined = move || -> Vec<Response> {
         // Ten pipelined requests on each connection.
         let mut stream = connect(address);
-        let more = format!("GET {STATE} HTTP/1.1\r\nHost: host\r\n\r\n");
+        let more = format!("GET {STATE} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let requests = [more.repeat(9).into_bytes(), request("GET", STATE, &[], b"")].concat();
         stream.write_all(&requests).expect("data is sent");
         let mut reader = BufReader::new(stream);
@@ -243,7 +243,7 @@ fn disconnects_at_any_time_are_handled() {
     let (host, agent) = start_master_with_agent(Build::release());
     for round in 0..100 {
         let mut stream = connect(host.address);
-        let request = format!("GET {STATE} HTTP/1.1\r\nHost: host\r\n\r\n");
+        let request = format!("GET {STATE} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let part = if round % 3 == 0 { request.len() } else { round % request.len() };
         stream.write_all(&request.as_bytes()[..part]).expect("data is sent");
         // The stream is dropped before the response arrives.

@@ -60,7 +60,7 @@ fn panic_in_master_restarts_it_with_its_state() {
 
     // Requests before and after the panic on the same connection.
     let mut stream = connect(host.address);
-    let get = format!("GET {STATE} HTTP/1.1\r\nHost: host\r\n\r\n");
+    let get = format!("GET {STATE} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let panic = encode(&register.to, &register.name, IN_STATE_MACHINE, &register.body);
     let requests = [get.repeat(20).as_bytes(), &panic, get.repeat(20).as_bytes()].concat();
     stream.write_all(&requests).expect("data is sent");

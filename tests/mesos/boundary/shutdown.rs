@@ -30,7 +30,7 @@ fn start_under_load(build: Build) -> (Host, TcpStream) {
     assert!(host.module_thread_count() > 0);
 
     let mut stream = connect(host.address);
-    let get = "GET /overlay-master/state HTTP/1.1\r\nHost: host\r\n\r\n";
+    let get = "GET /overlay-master/state HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stream.write_all(get.repeat(REQUESTS).as_bytes()).expect("data is sent");
     let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
     assert_eq!(read_response(&mut reader).expect("the first response").status, 200);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use overlay_types::addr::Upid;
-use overlay_types::protocol::{Message, MessageKind, Network, RequestId};
+use overlay_types::protocol::{Author, Message, MessageKind, Network, RequestId};
 use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::Settings;
@@ -116,6 +116,18 @@ pub enum Request {
     Reload,
     /// The effect of another network.
     Preview(Box<Network>),
+    /// A request of a known client, which the history names.
+    By(Author, Box<Self>),
+}
+
+impl Request {
+    /// Returns the client, if it is known, and the request.
+    pub(super) fn split_author(self) -> (Author, Self) {
+        match self {
+            Self::By(author, request) => (author, *request),
+            request => (Author::default(), request),
+        }
+    }
 }
 
 /// A request to release agents that are gone.

@@ -139,7 +139,7 @@ impl History {
 mod tests {
     use std::collections::BTreeMap;
 
-    use overlay_types::protocol::{Addresses, HistoryEvent};
+    use overlay_types::protocol::{Addresses, Author, HistoryEvent};
 
     use super::*;
 
@@ -151,6 +151,7 @@ mod tests {
             event: HistoryEvent::Assigned,
             addresses: Addresses::default(),
             reason: "registered".to_owned(),
+            author: Author::default(),
         }
     }
 

@@ -26,7 +26,7 @@ use overlay_types::addr::{Family, Upid};
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Addresses, AgentOptions, Assignment, HistoryEvent, Message, MessageKind, Network,
+    Addresses, AgentOptions, Assignment, Author, HistoryEvent, Message, MessageKind, Network,
     PeerTableVersion,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
@@ -374,6 +374,11 @@ impl Leading {
         Gated::new(reply, self.writer.latest_version())
     }
 
+    /// Sets the client that entries of the history name as the author of changes.
+    pub(super) fn set_author(&mut self, author: Author) {
+        self.writer.set_author(author);
+    }
+
     /// Answers a request that needs the state.
     pub(super) fn answer(&mut self, now: Now, request: Request, out: &mut Outbox) -> Gated<Reply> {
         let reply = match request {
@@ -392,6 +397,7 @@ impl Leading {
             }
             Request::Forget(forget) => self.forget(now, &forget).into_reply(Reply::ReleaseResults),
             Request::History(agent) => self.gate_reply(Reply::History(self.writer.history(agent))),
+            Request::By(_, request) => return self.answer(now, *request, out),
             // `Master::request` answers the other requests, except `State`, in every phase.
             Request::State
             | Request::Health

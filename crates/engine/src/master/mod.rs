@@ -21,14 +21,15 @@ mod state_writer;
 mod tests;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::addr::Upid;
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
-    AgentOptions, Assignment, Message, MessageKind, Network, PeerTableVersion, PeersUpdate,
+    AgentOptions, Assignment, Author, Message, MessageKind, Network, PeerTableVersion, PeersUpdate,
+    RequestId,
 };
 
 use crate::metrics::Catalogue;
@@ -79,6 +80,8 @@ pub struct Master {
     update_length: UpdateLength,
     store_backoff: Backoff,
     random: fastrand::Rng,
+    /// The clients of reloads whose configuration is being read.
+    reload_authors: BTreeMap<RequestId, Author>,
     outbox: Outbox,
 }
 
@@ -139,6 +142,7 @@ impl Master {
             update_length,
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
             random: fastrand::Rng::with_seed(seed),
+            reload_authors: BTreeMap::new(),
             outbox: Outbox::default(),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use overlay_types::clock::Now;
-use overlay_types::protocol::{RejectedMessages, RequestId};
+use overlay_types::protocol::{Author, RejectedMessages, RequestId};
 use overlay_types::state::StoreError;
 
 use super::command::{Command, Reply};
@@ -21,6 +21,7 @@ const PROBLEMS_MAX: usize = 100;
 
 impl Master {
     pub(super) fn request(&mut self, now: Now, id: RequestId, request: Request) {
+        let (author, request) = request.split_author();
         let command = match (&mut self.phase, request) {
             (_, Request::Health) => {
                 Command::immediate_reply(id, Reply::Health(Box::new(self.health())))
@@ -28,13 +29,19 @@ impl Master {
             (_, Request::Metrics) => {
                 Command::immediate_reply(id, Reply::Metrics(Box::new(self.snapshot())))
             }
-            (_, Request::Reload) => Command::ReadConfig(id),
+            (_, Request::Reload) => {
+                self.reload_authors.insert(id, author);
+                Command::ReadConfig(id)
+            }
             (_, Request::Preview(network)) => return self.preview(now, id, *network),
             (Phase::Standby(_) | Phase::Recovering(_), _) => {
                 Command::immediate_reply(id, Reply::Unavailable(self.unavailable_reason()))
             }
             (Phase::Leading(leading), request) => {
-                leading.answer(now, request, &mut self.outbox).into_command(id)
+                leading.set_author(author);
+                let answer = leading.answer(now, request, &mut self.outbox);
+                leading.set_author(Author::default());
+                answer.into_command(id)
             }
         };
         self.outbox.push(command);
@@ -59,6 +66,10 @@ impl Master {
         id: RequestId,
         settings: Result<Settings, Vec<String>>,
     ) {
+        let author = self.reload_authors.remove(&id).unwrap_or_default();
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.set_author(author);
+        }
         let reply = match settings {
             Ok(settings) => Reply::Effect(Box::new(self.reload(now, settings))),
             Err(problems) => {
@@ -66,6 +77,9 @@ impl Master {
                 Reply::Misconfigured(problems)
             }
         };
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.set_author(Author::default());
+        }
         let command = match &self.phase {
             Phase::Leading(leading) => leading.gate_reply(reply).into_command(id),
             Phase::Standby(_) | Phase::Recovering(_) => Command::immediate_reply(id, reply),

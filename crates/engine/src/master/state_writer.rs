@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{Addresses, HistoryEntry, HistoryEvent};
+use overlay_types::protocol::{Addresses, Author, HistoryEntry, HistoryEvent};
 use overlay_types::state::{Epoch, Key, RecordChange, Version};
 
 use super::command::Command;
@@ -24,11 +24,14 @@ pub(super) struct StateWriter {
     /// The changes of the next commit: the last change of each key.
     pending: BTreeMap<Key, RecordChange>,
     history: History,
+    /// The client that requested the current changes.
+    author: Author,
 }
 
 impl StateWriter {
     pub(super) const fn new(epoch: Epoch, durable: Version, history: History) -> Self {
-        Self { epoch, durable, is_writing: false, pending: BTreeMap::new(), history }
+        let author = Author { principal: None, client: None };
+        Self { epoch, durable, is_writing: false, pending: BTreeMap::new(), history, author }
     }
 
     pub(super) const fn epoch(&self) -> Epoch {
@@ -74,6 +77,11 @@ impl StateWriter {
         }
     }
 
+    /// Sets the client that following entries of the history name.
+    pub(super) fn set_author(&mut self, author: Author) {
+        self.author = author;
+    }
+
     /// Adds an entry to the history, in the next commit.
     pub(super) fn note(
         &mut self,
@@ -84,7 +92,9 @@ impl StateWriter {
         reason: &str,
     ) {
         let (version, reason) = (self.next_version().0, reason.to_owned());
-        self.history.note(HistoryEntry { at: now.unix, version, agent, event, addresses, reason });
+        let (at, author) = (now.unix, self.author.clone());
+        let entry = HistoryEntry { at, version, agent, event, addresses, reason, author };
+        self.history.note(entry);
     }
 
     /// Returns the history, including entries that are not stored yet.

@@ -20,6 +20,27 @@ pub struct HistoryEntry {
     pub addresses: Addresses,
     /// Reason of the change.
     pub reason: String,
+    /// Client that requested the change.
+    pub author: Author,
+}
+
+/// The client that requested a change. Empty if no client did, or if it is unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Author {
+    /// Authenticated principal.
+    pub principal: Option<String>,
+    /// Address of the client, or another description.
+    pub client: Option<String>,
+}
+
+impl fmt::Display for Author {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.principal.as_deref().filter(|name| !name.is_empty()), &self.client) {
+            (Some(principal), Some(client)) => write!(f, "{principal} from {client}"),
+            (Some(text), None) => f.write_str(text),
+            (None, client) => f.write_str(client.as_deref().unwrap_or("unknown client")),
+        }
+    }
 }
 
 /// Kind of a change of allocations.

@@ -14,7 +14,7 @@ mod request;
 
 pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use candidate::Candidate;
-pub use history::{HistoryEntry, HistoryEvent};
+pub use history::{Author, HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message, MessageKind};
 pub use network::{AddressRange, Network, Overlay, Vxlan};
 pub use peers::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};

@@ -12,7 +12,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use overlay_types::addr::Family;
 use overlay_types::escape;
 use overlay_types::protocol::{
-    Addresses, AgentRecord, HistoryEntry, HistoryEvent, OverlayRecord, Record, ReleasedRecord,
+    Addresses, AgentRecord, Author, HistoryEntry, HistoryEvent, OverlayRecord, Record,
+    ReleasedRecord,
 };
 use overlay_types::state::{Counts, Key};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,10 @@ struct HistoryItem {
     #[serde(flatten)]
     addresses: AddressItems,
     reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    principal: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -324,6 +329,7 @@ impl RecordReader {
                 event: event.ok_or_else(|| format!("event: '{}' is not an event", item.event))?,
                 addresses: item.addresses.into_addresses()?,
                 reason: item.reason,
+                author: Author { principal: item.principal, client: item.client },
             };
             Ok((item.part, encode_history(&entry)))
         });
@@ -426,6 +432,8 @@ fn history_item(part: u64, entry: &HistoryEntry) -> HistoryItem {
         event: entry.event.to_string(),
         addresses: (&entry.addresses).into(),
         reason: entry.reason.clone(),
+        principal: entry.author.principal.clone(),
+        client: entry.author.client.clone(),
     }
 }
 

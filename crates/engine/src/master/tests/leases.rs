@@ -1,6 +1,6 @@
 //! The release of agents that are gone, and the history of addresses.
 
-use overlay_types::protocol::{HistoryEntry, HistoryEvent};
+use overlay_types::protocol::{Author, HistoryEntry, HistoryEvent};
 
 use super::*;
 
@@ -36,6 +36,43 @@ fn verdicts(results: &[ReleaseResult]) -> Vec<(u8, ReleaseOutcome, Option<u64>)>
         (result.ip.octets()[3], result.result, result.last_seen_seconds_ago)
     };
     results.iter().map(verdict).collect()
+}
+
+#[test]
+fn history_names_client_of_delete_and_reload() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    let author =
+        Author { principal: Some("ops".to_owned()), client: Some("10.0.0.9:40000".to_owned()) };
+    let by = |request| Request::By(author.clone(), Box::new(request));
+    world.request(by(Request::DeleteAgents(vec![ip(1)])));
+    world.store();
+    world.register(1);
+    world.store();
+    let mut renamed = network();
+    renamed.overlays[0].name = "renamed".parse().unwrap();
+    let id = RequestId(7);
+    world.handle(Event::Request(id, by(Request::Reload)));
+    let reuse_after = Duration::ZERO;
+    let settings = Settings { network: Arc::new(renamed), reuse_after };
+    world.handle(Event::ConfigRead(id, Ok(settings)));
+    world.store();
+    world.register(2);
+    let authors: Vec<_> =
+        world.history(None).into_iter().map(|entry| (entry.event, entry.author)).collect();
+    let nobody = Author::default;
+    assert_eq!(
+        authors,
+        [
+            (HistoryEvent::Assigned, nobody()),
+            (HistoryEvent::Released, author.clone()),
+            (HistoryEvent::Returned, nobody()),
+            (HistoryEvent::Renamed, author.clone()),
+            (HistoryEvent::Configured, author.clone()),
+            (HistoryEvent::Assigned, nobody()),
+        ]
+    );
 }
 
 #[test]
@@ -163,7 +200,7 @@ fn history_lists_addresses_times_and_reasons() {
     let shown: Vec<String> = world
         .history(None)
         .iter()
-        .map(|HistoryEntry { at, version, agent, event, addresses, reason }| {
+        .map(|HistoryEntry { at, version, agent, event, addresses, reason, .. }| {
             let agent = agent.map_or("-".to_owned(), |ip| ip.to_string());
             let names = addresses.overlays.iter().flat_map(|overlay| {
                 overlay.subnets().map(|subnet| format!("{} {subnet}", overlay.name))
