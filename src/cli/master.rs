@@ -162,16 +162,18 @@ impl MasterCommand {
                 }
                 () = reload.received() => {
                     // The master logs the result. If it has stopped, the branch above reports that.
-                    let signal = Author { client: Some("SIGHUP".to_owned()), ..Author::default() };
-                    let _ = host.request(Request::By(signal, Box::new(Request::Reload))).await;
+                    let client = Some("SIGHUP".to_owned());
+                    let author = Author { client, ..Author::default() };
+                    let request = Request::By(author, Box::new(Request::Reload));
+                    let _ = host.request(request).await;
                 }
             }
         }
     }
 
-    /// Returns the function that reads the configuration and the credentials again. Who may read and
-    /// write changes at once, even if the network is refused afterwards. The store and its directory cannot
-    /// change while the master runs.
+    /// Returns the function that reads the configuration and the credentials again. Who may read
+    /// and write changes at once, even if the network is refused afterwards. The store and its
+    /// directory cannot change while the master runs.
     fn reread(
         &self,
         config: MasterConfig,

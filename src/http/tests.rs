@@ -345,7 +345,7 @@ fn unknown_and_duplicate_keys_of_delete_are_refused() {
 }
 
 #[test]
-fn unknown_and_duplicate_parameters_are_refused_by_every_endpoint() {
+fn unknown_and_duplicate_parameters_are_refused_everywhere() {
     let route = |method: &str, path: &str| {
         let request = request(method, path, &[], "");
         let routed = if path.starts_with("/overlay-agent") {
