@@ -2,7 +2,6 @@
 //! socket.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
