@@ -1,3 +1,5 @@
+//! Decisions of the access rules: clients, credentials, lists of principals and host names.
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use bytes::Bytes;
