@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -13,16 +13,17 @@ use overlay_config::{AgentConfig, DataplaneKind, HttpConfig, parse_agent};
 use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
-use overlay_types::addr::{Ensemble, EnsembleError};
+use overlay_types::addr::Ensemble;
 use overlay_types::warnings::Warnings;
 use overlay_zookeeper::detector::{Detector, FixedMaster, follow_election};
 use overlay_zookeeper::session::SESSION_TIMEOUT_DEFAULT;
 
 use super::Failure;
 use super::http_options::HttpOptions;
+use super::master_address::MasterSource;
 use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
-    read_agent_config, read_text, reread_config, runtime,
+    read_agent_config, reread_config, runtime,
 };
 use crate::http::Realms;
 use crate::runtime::{AccessControl, AgentHost, AgentOptions, DataplaneOptions, Metrics};
@@ -170,21 +171,14 @@ enum Master {
 
 impl Master {
     fn read(text: &str) -> Result<Self, Failure> {
-        let Some(path) = text.strip_prefix("file://") else { return Self::parse(text) };
-        let content = read_text(Path::new(path))?;
-        Self::parse(content.trim()).map_err(|failure| Failure::new(format!("{path}: {failure}")))
-    }
-
-    fn parse(text: &str) -> Result<Self, Failure> {
-        if text.starts_with("file://") {
-            let message = "it names another file: write zk://… or IP:PORT into it";
-            return Err(Failure::new(message));
+        match MasterSource::read(text)? {
+            MasterSource::Fixed(master) => Ok(Self::Fixed(master)),
+            MasterSource::Elected(ensemble) => Ok(Self::Elected(ensemble)),
+            MasterSource::Socket(_) => Err(Failure::new(
+                "an agent registers over the network, not over a Unix socket: give IP:PORT or an \
+                 election",
+            )),
         }
-        if text.starts_with("zk://") {
-            let ensemble = text.parse().map_err(|error: EnsembleError| error.to_string());
-            return ensemble.map(Self::Elected).map_err(Failure::new);
-        }
-        text.parse().map(Self::Fixed).map_err(|error| Failure::new(format!("{error}")))
     }
 }
 

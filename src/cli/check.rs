@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::Failure;
 use super::capacity::describe;
 use super::http_client::{EffectResponse, MasterClient, block_on};
+use super::master_address::{CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat};
 use super::process::{config_refused, display_name, pluralize, read_text};
 use super::reload::print_effect;
@@ -40,9 +41,12 @@ pub(super) struct CheckCommand {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Show the effect on the agents of this running master, and whether the master would refuse
-    /// the file
-    #[arg(long, env = "MESOS_OVERLAY_AGAINST", value_name = "IP:PORT")]
+    /// the file. The value is that of `state --master`
+    // The value may contain a password, which the help must not show.
+    #[arg(long, env = "MESOS_OVERLAY_AGAINST", hide_env_values = true, value_name = "MASTER")]
     against: Option<String>,
+    #[command(flatten)]
+    credential: CredentialFile,
     #[command(flatten)]
     format: OutputFormat,
 }
@@ -112,11 +116,15 @@ impl CheckCommand {
         let Some(against) = &self.against else {
             return Ok(None);
         };
-        let master = MasterClient::of(against, "--against")?;
+        let source = MasterSource::from_flag("--against", against)?;
         match parsed {
             Ok((Config::Master(_), _)) => {
-                let response = block_on(master.preview(text.to_owned()))?;
-                Ok(Some((master, response)))
+                let credential = self.credential.read()?;
+                block_on(async {
+                    let master = MasterClient::find(&source, credential.as_ref()).await?;
+                    let response = master.preview(text.to_owned()).await?;
+                    Ok(Some((master, response)))
+                })
             }
             Ok((Config::Agent(_), _)) => Err(Failure::usage(
                 "check: --against is for a network file or a master_config: this is an \

@@ -14,7 +14,8 @@ use overlay_types::protocol::{AgentInfo, State};
 use serde::Serialize;
 
 use super::Failure;
-use super::http_client::{MasterAddress, MasterClient, block_on};
+use super::http_client::{MasterClient, block_on};
+use super::master_address::MasterAddress;
 use super::output::{DryRun, Output, OutputFormat, Table, sanitize, sanitize_lines};
 
 /// Release the addresses of agents that are gone.

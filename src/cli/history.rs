@@ -9,8 +9,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Failure;
-use super::http_client::{HISTORY, MasterAddress, MasterClient, block_on};
+use super::http_client::{HISTORY, MasterClient, block_on};
+use super::master_address::MasterAddress;
 use super::output::{Output, OutputFormat, Table, sanitize, sanitize_lines};
+use super::process::pluralize;
 use super::response::for_each_element;
 
 /// Show which agent had which addresses at which time, and why that changed.
@@ -72,9 +74,9 @@ impl HistoryCommand {
             serde_json::from_slice(&body).map_err(|error| master.unexpected(HISTORY, &error))?;
         self.format.print_body(&body, |output| self.print(output, &master, &history))?;
         if history.unreadable_parts > 0 && !self.format.json {
+            let parts = pluralize(history.unreadable_parts as u128, "part");
             return Err(Failure::new(format!(
-                "history: {} parts of it cannot be read: the rest is complete",
-                history.unreadable_parts
+                "history: {parts} of it cannot be read: the rest is complete"
             )));
         }
         Ok(())

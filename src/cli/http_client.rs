@@ -1,29 +1,27 @@
 //! HTTP client for running masters and agents, of mesos-overlay or with the C++ modules.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Args;
-use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode};
-use http_body_util::Full;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{Method, StatusCode};
 use overlay_engine::master::{Effect, ReleaseResult};
 use overlay_types::escape::bounded_line;
 use overlay_types::protocol::State;
-use overlay_zookeeper::detector::FixedMaster;
+use overlay_zookeeper::detector::find_leader;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Failure;
-use super::output::sanitize;
-use super::response::{self, BodyError, read_body};
+use super::http_exchange::{ConnectError, Endpoint, Exchange, connect, exchange};
+use super::master_address::{Authorization, MasterSource};
+use super::output::{print_error, sanitize};
+use super::response;
 
 const STATE: &str = "/overlay-master/state";
 const HEALTH: &str = "/overlay-master/health";
@@ -32,16 +30,8 @@ pub(super) const HISTORY: &str = "/overlay-master/history";
 const PREVIEW: &str = "/overlay-master/preview";
 const RELOAD: &str = "/overlay-master/reload";
 
-/// A reachable master accepts at once. A longer delay indicates a firewall that drops packets.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A master with its state on a slow disk takes a second. A longer delay means that it hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// An agent responds from memory.
-const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest head of a response, in bytes. The heads of masters have 300; a proxy may add cookies.
-const HEAD_MAX: usize = 64 * 1024;
-/// Most headers of a response.
-const HEADERS_MAX: usize = 100;
 const MIB: usize = 1024 * 1024;
 /// Longest state: 100,000 agents in two overlays, or 20,000 agents in ten.
 const STATE_MAX: usize = 128 * MIB;
@@ -56,36 +46,26 @@ const EFFECT_MAX: usize = 32 * MIB;
 /// each of 128 overlays.
 const DELETE_BASE_MAX: usize = 64 * 1024;
 const DELETE_AGENT_MAX: usize = 16 * 1024;
-/// Longest response of an agent: 128 overlays take 128 KiB, and its problems less.
-const AGENT_MAX: usize = MIB;
 /// Bytes of an error page in which its first line is searched.
 const ERROR_PAGE_MAX: usize = 4096;
 /// Characters of an error's text that are repeated: a proxy may respond with a page.
 const REASON_MAX: usize = 200;
 
-/// The flag that names a running master.
-#[derive(Debug, Args)]
-pub(super) struct MasterAddress {
-    /// The running master
-    // Agents read the same variable, whose value may contain a password. So no message shows the
-    // value.
-    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
-    master: String,
-}
+/// Most masters that are asked for the leader: each may name the next, while leadership changes.
+const LEADERS_MAX: usize = 3;
 
-impl MasterAddress {
-    pub(super) fn client(&self) -> Result<MasterClient, Failure> {
-        MasterClient::of(&self.master, "--master")
-    }
-}
-
-/// HTTP client of one master.
+/// HTTP client of one master. If that master is a standby, its leader.
 #[derive(Debug)]
-pub(super) struct MasterClient(FixedMaster);
+pub(super) struct MasterClient {
+    endpoint: RefCell<Endpoint>,
+    /// The election that named the master.
+    election: Option<String>,
+    authorization: Option<Authorization>,
+}
 
 impl fmt::Display for MasterClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.endpoint.borrow().fmt(f)
     }
 }
 
@@ -96,6 +76,15 @@ pub(super) struct Health {
     pub(super) problems: Vec<String>,
     pub(super) epoch: u64,
     pub(super) version: u64,
+    /// The leading master, if this one is a standby and knows it.
+    #[serde(default)]
+    leader: Option<Leader>,
+}
+
+/// The leading master in the health of a standby.
+#[derive(Debug, Deserialize)]
+struct Leader {
+    address: String,
 }
 
 impl Health {
@@ -119,17 +108,36 @@ pub(super) struct EffectResponse {
 pub(super) fn block_on<T>(
     requests: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(format!("start the runtime: {error}")))?
-        .block_on(requests)
+        .map_err(|error| Failure::new(format!("start the runtime: {error}")))?;
+    let result = runtime.block_on(requests);
+    // A resolver that hangs must not delay the end.
+    runtime.shutdown_background();
+    result
 }
 
 impl MasterClient {
-    /// Creates the client for the address that was given with `flag`.
-    pub(super) fn of(address: &str, flag: &str) -> Result<Self, Failure> {
-        address.parse().map(Self).map_err(|error| Failure::usage(format!("{flag}: {error}")))
+    /// Creates the client of the master at `source`. Finds the leader, if that is an election.
+    pub(super) async fn find(
+        source: &MasterSource,
+        authorization: Option<&Authorization>,
+    ) -> Result<Self, Failure> {
+        let mut election = None;
+        let endpoint = match source {
+            MasterSource::Fixed(master) => Endpoint::Named(master.clone()),
+            MasterSource::Socket(path) => Endpoint::Socket(path.clone()),
+            MasterSource::Elected(ensemble) => {
+                let leader = find_leader(ensemble).await.map_err(|error| {
+                    Failure::new(format!("find the leading master at {ensemble}: {error}"))
+                })?;
+                election = Some(ensemble.to_string());
+                Endpoint::Tcp(leader)
+            }
+        };
+        let authorization = authorization.cloned();
+        Ok(Self { endpoint: RefCell::new(endpoint), election, authorization })
     }
 
     /// Returns the master's JSON of its state.
@@ -140,7 +148,9 @@ impl MasterClient {
 
     /// Returns the health; `None` if the master has no such endpoint, like the C++ modules.
     pub(super) async fn health(&self) -> Result<Option<Health>, Failure> {
-        let (status, body) = self.request(Method::GET, HEALTH, Bytes::new(), HEALTH_MAX).await?;
+        // Every master, also a standby, answers for itself.
+        let request = self.exchange(Method::GET, HEALTH, Bytes::new(), HEALTH_MAX);
+        let (status, body) = self.send(request).await?;
         if status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -211,6 +221,7 @@ impl MasterClient {
         response::read_state(body).map_err(|error| self.unexpected(STATE, &error))
     }
 
+    /// Sends a request. A standby refuses it: then sends it to the leader that the standby names.
     async fn request(
         &self,
         method: Method,
@@ -218,16 +229,67 @@ impl MasterClient {
         body: Bytes,
         max: usize,
     ) -> Result<(StatusCode, Bytes), Failure> {
-        let address = self.0.resolve().await.map_err(|error| Failure::new(error.to_string()))?;
-        let stream = connect(address).await.map_err(|error| {
-            let remedy = match error {
-                ConnectError::Io(_) => "is the master running there? --master names its address",
-                ConnectError::Timeout => "check the address and the firewalls in between",
-            };
-            self.failure(format_args!("connect: {error}: {remedy}"))
-        })?;
-        let exchange = exchange(stream, address, method, path, body, max);
-        match timeout(RESPONSE_TIMEOUT, exchange).await {
+        let request = self.exchange(method, path, body, max);
+        let mut asked = vec![self.to_string()];
+        loop {
+            let response = self.send(request.clone()).await?;
+            if response.0 != StatusCode::SERVICE_UNAVAILABLE {
+                return Ok(response);
+            }
+            let Some(leader) = self.leader_of_standby().await? else { return Ok(response) };
+            let is_repetition = asked.contains(&leader.to_string());
+            if is_repetition || asked.len() > LEADERS_MAX {
+                return Err(self.failure(format_args!(
+                    "it is a standby and names {leader} as the leader, which does not lead \
+                     either: the leadership is changing: try again"
+                )));
+            }
+            print_error(format_args!(
+                "mesos-overlay: master {self} is a standby: asking the leader {leader}"
+            ));
+            asked.push(leader.to_string());
+            self.endpoint.replace(Endpoint::Tcp(leader));
+        }
+    }
+
+    fn exchange<'a>(
+        &'a self,
+        method: Method,
+        path: &'a str,
+        body: Bytes,
+        max: usize,
+    ) -> Exchange<'a> {
+        let authorization = self.authorization.as_ref().map(|authorization| &authorization.header);
+        Exchange { method, path, body, authorization, max }
+    }
+
+    /// Returns the leader, if this master is a standby; `None` if it is none.
+    async fn leader_of_standby(&self) -> Result<Option<SocketAddrV4>, Failure> {
+        let health = match self.health().await {
+            Ok(Some(health)) if health.status == "standby" => health,
+            // The refusal of the first request says more.
+            Ok(_) | Err(_) => return Ok(None),
+        };
+        let Some(leader) = health.leader else {
+            return Err(self.failure(format_args!(
+                "it is a standby and does not know the leading master: give the address of the \
+                 leader, or the zk:// address of the election, as --master"
+            )));
+        };
+        leader.address.parse().map(Some).map_err(|_| {
+            let leader = bounded_line(&leader.address, REASON_MAX);
+            self.failure(format_args!(
+                "it is a standby, and its leader '{leader}' is no IPv4 address with a port: give \
+                 the address of the leader as --master"
+            ))
+        })
+    }
+
+    async fn send(&self, request: Exchange<'_>) -> Result<(StatusCode, Bytes), Failure> {
+        let endpoint = self.endpoint.borrow().clone();
+        let path = request.path;
+        let stream = connect(&endpoint).await.map_err(|error| self.unreachable(&error))?;
+        match timeout(RESPONSE_TIMEOUT, exchange(stream, request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.failure(format_args!(
                 "{path}: no complete HTTP response: {error}: is this the address of a master?"
@@ -239,6 +301,30 @@ impl MasterClient {
                 )))
             }
         }
+    }
+
+    fn unreachable(&self, error: &ConnectError) -> Failure {
+        let is_socket = matches!(*self.endpoint.borrow(), Endpoint::Socket(_));
+        let remedy = match (error, &self.election) {
+            (ConnectError::Resolve(error), _) => return Failure::new(error.to_string()),
+            (ConnectError::Io(error), _) if is_socket => match error.kind() {
+                ErrorKind::PermissionDenied => "run the command as root, or as the master's user",
+                _ => "is the master running, with this path as its --http-socket?",
+            },
+            (ConnectError::Io(_), None) => {
+                "is the master running there? --master names its address"
+            }
+            (ConnectError::Io(_) | ConnectError::Timeout, Some(election)) => {
+                return self.failure(format_args!(
+                    "connect: {error}: the election at {election} names it as the leader: if it \
+                     was just stopped, try again"
+                ));
+            }
+            (ConnectError::Timeout | ConnectError::ResolveTimeout, _) => {
+                "check the address and the firewalls in between"
+            }
+        };
+        self.failure(format_args!("connect: {error}: {remedy}"))
     }
 
     /// Returns the body of a successful response. The `accepted` statuses are successes too.
@@ -272,11 +358,30 @@ impl MasterClient {
                 "it is not ready: try again, and see its log if that lasts"
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                "it requires authentication: use curl with credentials"
+                return Err(self.failure(format_args!("{response}: {}", self.login_remedy(status))));
             }
             _ => "see its log",
         };
         Err(self.failure(format_args!("{response}: {remedy}")))
+    }
+
+    /// Returns what to do about 401, an unknown client, or 403, a client without the permission.
+    fn login_remedy(&self, status: StatusCode) -> String {
+        match (&self.authorization, status == StatusCode::UNAUTHORIZED) {
+            (None, true) => {
+                "give the file of a credential that it accepts, as --credential FILE".to_owned()
+            }
+            (None, false) => "run the command on the master's host, or give --credential FILE, or \
+                              start the master with --credentials or --insecure-writes"
+                .to_owned(),
+            (Some(Authorization { file, .. }), true) => {
+                format!("it does not accept the credential in {file}: check principal and secret")
+            }
+            (Some(Authorization { file, .. }), false) => format!(
+                "its access list does not allow this to the principal in {file}: use the \
+                 credential of another principal, or change the list"
+            ),
+        }
     }
 
     /// Creates the failure for a response that is not one of a master to a request of `path`.
@@ -293,175 +398,14 @@ impl MasterClient {
     }
 }
 
-/// Sends a GET request to an agent, of mesos-overlay or with the C++ module. Returns the response.
-pub(super) async fn get_from_agent(
-    address: SocketAddrV4,
-    path: &str,
-) -> Result<(StatusCode, Bytes), String> {
-    let stream = connect(address).await.map_err(|error| error.to_string())?;
-    let exchange = exchange(stream, address, Method::GET, path, Bytes::new(), AGENT_MAX);
-    match timeout(AGENT_TIMEOUT, exchange).await {
-        Ok(response) => response.map_err(|error| sanitize(&error.to_string())),
-        Err(_) => Err(format!("{path}: no complete response in {} s", AGENT_TIMEOUT.as_secs())),
-    }
-}
-
-/// Why a server cannot be reached.
-#[derive(Debug, thiserror::Error)]
-enum ConnectError {
-    #[error(transparent)]
-    Io(std::io::Error),
-    #[error("no answer in {} s", CONNECT_TIMEOUT.as_secs())]
-    Timeout,
-}
-
-async fn connect(address: SocketAddrV4) -> Result<TcpStream, ConnectError> {
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(stream) => stream.map_err(ConnectError::Io),
-        Err(_) => Err(ConnectError::Timeout),
-    }
-}
-
-/// Why a connection brought no complete response.
-#[derive(Debug, thiserror::Error)]
-enum ExchangeError {
-    #[error("{}", with_sources(.0))]
-    Http(hyper::Error),
-    #[error(transparent)]
-    Request(http::Error),
-    /// Only [`BodyError::TooLong`]: errors of the connection are [`Self::Http`].
-    #[error(transparent)]
-    Body(BodyError),
-}
-
-/// Sends one request over a new connection. The body of the response has at most `max` bytes.
-async fn exchange(
-    stream: TcpStream,
-    address: SocketAddrV4,
-    method: Method,
-    path: &str,
-    body: Bytes,
-    max: usize,
-) -> Result<(StatusCode, Bytes), ExchangeError> {
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_MAX).max_headers(HEADERS_MAX);
-    let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(ExchangeError::Http)?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, address.to_string())
-        .header(ACCEPT, "application/json")
-        .header(CONTENT_TYPE, "application/json")
-        .header(CONNECTION, "close")
-        .body(Full::new(body))
-        .map_err(ExchangeError::Request)?;
-    let response = async {
-        let response = sender.send_request(request).await.map_err(ExchangeError::Http)?;
-        let status = response.status();
-        let body = read_body(response.into_body(), max).await.map_err(|error| match error {
-            BodyError::Http(error) => ExchangeError::Http(error),
-            too_long @ BodyError::TooLong { .. } => ExchangeError::Body(too_long),
-        })?;
-        Ok((status, body))
-    };
-    // The connection transfers the bytes. If it ends early, the response reports the error.
-    let transfer = async {
-        let _ = connection.await;
-        std::future::pending().await
-    };
-    tokio::select! {
-        biased;
-        response = response => response,
-        never = transfer => never,
-    }
-}
-
-/// Returns the error and its causes. The first error of hyper names only the failed operation.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
-    use std::net::{SocketAddr, TcpListener};
-    use std::thread;
-
     use super::*;
-
-    /// Starts a server that sends `beginning`, and then `rest` until the client disconnects.
-    fn serve(beginning: &str, rest: &'static [u8]) -> SocketAddrV4 {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
-        let beginning = beginning.to_owned();
-        let serve = move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(beginning.as_bytes());
-            while !rest.is_empty() && stream.write_all(rest).is_ok() {}
-            // Wait until the client has read everything: closing earlier would reset the
-            // connection.
-            let _ = stream.read(&mut [0; 4096]);
-        };
-        thread::Builder::new().spawn(serve).unwrap();
-        address
-    }
-
-    /// Sends a request to the server. Returns the response and the peak memory.
-    fn get(address: SocketAddrV4) -> (Result<(StatusCode, Bytes), String>, u64) {
-        let mut result = None;
-        let taken = allocation_counter::measure(|| {
-            let request = async { Ok(get_from_agent(address, "/overlay-agent/overlay").await) };
-            result = block_on(request).ok();
-        });
-        (result.unwrap(), taken.bytes_max)
-    }
-
-    #[test]
-    fn response_in_chunks_of_one_byte_takes_little_memory() {
-        let length = 64 * 1024;
-        let chunks = "1\r\nx\r\n".repeat(length);
-        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let (response, taken) = get(serve(&format!("{head}{chunks}0\r\n\r\n"), b""));
-        assert_eq!(response.unwrap().1.len(), length);
-        assert!(taken < 8 * length as u64, "{taken} bytes");
-    }
-
-    #[test]
-    fn response_beyond_limit_is_refused() {
-        let expected = Err("the body has more than 1 MiB".to_owned());
-        let length = AGENT_MAX + 1;
-        let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-        assert_eq!(get(serve(&announced, b"")).0, expected);
-        let endless = "HTTP/1.1 200 OK\r\n\r\n";
-        let (response, taken) = get(serve(endless, &[b'x'; 1024]));
-        assert_eq!(response, expected);
-        assert!(taken < 4 * AGENT_MAX as u64, "{taken} bytes");
-    }
-
-    #[test]
-    fn response_with_endless_head_is_refused() {
-        let refused = |beginning: &str, rest: &'static [u8]| {
-            let (response, taken) = get(serve(beginning, rest));
-            assert!(taken < 4 * HEAD_MAX as u64, "{taken} bytes");
-            response.unwrap_err()
-        };
-        let too_large = "message head is too large";
-        assert_eq!(refused("HTTP/1.1 200 ", b"OK and more "), too_large);
-        assert_eq!(refused("HTTP/1.1 200 OK\r\nX: ", b"xxxxxxxxxxxx"), too_large);
-        assert_eq!(refused("HTTP/1.1 200 OK\r\n", b"X: y\r\n"), too_large);
-    }
 
     #[test]
     fn error_page_is_shown_up_to_limit() {
-        let client = MasterClient::of("127.0.0.1:5050", "--master").unwrap();
+        let source = MasterSource::from_flag("--master", "127.0.0.1:5050").unwrap();
+        let client = block_on(MasterClient::find(&source, None)).unwrap();
         let page = vec![0xff; 16 * MIB];
         let mut failure = None;
         let taken = allocation_counter::measure(|| {

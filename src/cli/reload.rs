@@ -5,7 +5,8 @@ use clap::Args;
 use overlay_engine::master::{AgentEffect, Effect};
 
 use super::Failure;
-use super::http_client::{MasterAddress, block_on};
+use super::http_client::block_on;
+use super::master_address::MasterAddress;
 use super::output::{Output, OutputFormat, Table, sanitize, sanitize_lines};
 use super::process::pluralize;
 

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Failure;
-use super::http_client::{Health, MasterAddress, MasterClient, block_on};
+use super::http_client::{Health, MasterClient, block_on};
+use super::master_address::MasterAddress;
 use super::output::{Output, OutputFormat, Table, address_pair, sanitize};
 use super::process::pluralize;
 use super::response::displayed_problems;

@@ -88,11 +88,3 @@ fn invalid_arguments_are_refused() {
     let failure = dir.run("doctor --config missing.json").failure();
     assert!(failure.starts_with("mesos-overlay: read missing.json: No such file"), "{failure}");
 }
-
-#[test]
-fn master_behind_election_is_not_queried() {
-    let environment = [("MESOS_OVERLAY_MASTER", "zk://user:password@10.0.0.1/mesos")];
-    let outcome = TestDir::new().run_with(&format!("doctor {CLOSED_AGENT}"), &environment, "");
-    assert!(outcome.stdout.contains("master           not queried: "), "{outcome:?}");
-    assert!(!outcome.transcript().contains("password"), "{outcome:?}");
-}

@@ -99,7 +99,8 @@ fn forget_refused_by_master_fails_with_one_line() {
     ]);
     assert_eq!(
         forget(&master, "127.0.0.1"),
-        "mesos-overlay: master MASTER: /overlay-master/agents/delete: 403 Forbidden: refused: it \
-         requires authentication: use curl with credentials\nexit code 1\n"
+        "mesos-overlay: master MASTER: /overlay-master/agents/delete: 403 Forbidden: refused: run \
+         the command on the master's host, or give --credential FILE, or start the master with \
+         --credentials or --insecure-writes\nexit code 1\n"
     );
 }

@@ -54,8 +54,9 @@ fn wrong_usage_reports_error_with_exit_code_2() {
          10.0.0.1:5050"
     );
     assert_eq!(
-        first_error_line("forget 10.0.0.7 --master zk://user:password@10.0.0.1/mesos"),
-        "mesos-overlay: --master: zk:// is not supported yet: write the master's address as IP:PORT"
+        first_error_line("forget 10.0.0.7 --master zk://user:password@10.0.0.1"),
+        "mesos-overlay: --master: names no path in ZooKeeper: write one after the servers, as in \
+         zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay"
     );
     assert_eq!(
         first_error_line("clean"),
@@ -84,8 +85,8 @@ fn output_without_terminal_has_no_color() {
 #[test]
 fn help_hides_passwords_from_environment() {
     const SECRET: &str = "zk://user:password@10.0.0.1/mesos";
-    let environment =
-        ["MASTER", "STORE", "FROM", "TO"].map(|name| (format!("MESOS_OVERLAY_{name}"), SECRET));
+    let environment = ["MASTER", "STORE", "FROM", "TO", "AGAINST"]
+        .map(|name| (format!("MESOS_OVERLAY_{name}"), SECRET));
     let environment = environment.each_ref().map(|(name, secret)| (name.as_str(), *secret));
     for subcommand in SUBCOMMANDS {
         let help = TestDir::new().run_with(&format!("{subcommand} --help"), &environment, "");

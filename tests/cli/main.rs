@@ -16,6 +16,7 @@ mod export_import;
 mod forget;
 mod help;
 mod lifecycle;
+mod login;
 mod plan;
 mod startup;
 mod state;

@@ -117,8 +117,8 @@ fn unusable_master_fails_with_one_line() {
     );
     assert_eq!(
         failure(http_response("401 Unauthorized", "")),
-        "mesos-overlay: master MASTER: /overlay-master/state: 401 Unauthorized: it requires \
-         authentication: use curl with credentials\n"
+        "mesos-overlay: master MASTER: /overlay-master/state: 401 Unauthorized: give the file \
+         of a credential that it accepts, as --credential FILE\n"
     );
     assert_eq!(
         failure(http_response("500 Internal Server Error", "\r\n\u{1b}[31mbroken\r\nmore")),

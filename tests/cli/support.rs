@@ -1,7 +1,8 @@
 //! Runs the built binary: once, or as a process that lives as long as a test.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -268,39 +269,56 @@ pub(crate) struct FakeMaster {
 
 impl FakeMaster {
     pub(crate) fn start(responses: Vec<(&'static str, String)>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1:0", responses)
+    }
+
+    /// Starts a server at an address.
+    pub(crate) fn start_at(address: &str, responses: Vec<(&'static str, String)>) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         // The thread is detached: it ends with the test process.
         let serve = move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut request = Vec::new();
-                let mut buffer = [0; 1024];
-                while !is_complete_request(&request) {
-                    match stream.read(&mut buffer) {
-                        Ok(0) | Err(_) => break,
-                        Ok(length) => request.extend_from_slice(&buffer[..length]),
-                    }
-                }
-                let request = String::from_utf8_lossy(&request);
-                let path = request.split(' ').nth(1).unwrap_or_default();
-                let response = responses.iter().find(|(key, _)| {
-                    let (expected_path, text) = key.split_once(' ').unwrap_or((key, ""));
-                    expected_path == path && request.contains(text)
-                });
-                let not_found = http_response("404 Not Found", "");
-                let response = response.map_or(&not_found, |(_, response)| response);
-                let _ = stream.write_all(response.as_bytes());
-            }
+            listener.incoming().for_each(|stream| respond(stream.unwrap(), &responses));
         };
         Builder::new().spawn(serve).unwrap();
         Self { address }
+    }
+
+    /// Starts a server on a Unix socket.
+    pub(crate) fn start_on_socket(path: &Path, responses: Vec<(&'static str, String)>) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let serve = move || {
+            listener.incoming().for_each(|stream| respond(stream.unwrap(), &responses));
+        };
+        Builder::new().spawn(serve).unwrap();
+        Self { address: format!("unix:{}", path.display()) }
     }
 
     /// Starts a server that responds only to `/overlay-master/state`.
     pub(crate) fn with_state(response: String) -> Self {
         Self::start(vec![("/overlay-master/state", response)])
     }
+}
+
+/// Reads one request and sends its response.
+fn respond(mut stream: impl Read + Write, responses: &[(&str, String)]) {
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    while !is_complete_request(&request) {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => request.extend_from_slice(&buffer[..length]),
+        }
+    }
+    let request = String::from_utf8_lossy(&request);
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let response = responses.iter().find(|(key, _)| {
+        let (expected_path, text) = key.split_once(' ').unwrap_or((key, ""));
+        expected_path == path && request.contains(text)
+    });
+    let not_found = http_response("404 Not Found", "");
+    let response = response.map_or(&not_found, |(_, response)| response);
+    let _ = stream.write_all(response.as_bytes());
 }
 
 /// Whether `request` contains a complete head and body.

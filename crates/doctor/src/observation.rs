@@ -186,6 +186,8 @@ pub enum AgentQueryError {
     NoResponse(String),
     /// The HTTP response does not come from an overlay agent.
     NotAnAgent(String),
+    /// The agent requires a credential, or another one. Contains the HTTP status.
+    NoPermission(String),
 }
 
 /// The report of an agent about itself.

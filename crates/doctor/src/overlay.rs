@@ -83,6 +83,11 @@ fn agent_unavailable(
             "it is unknown whether an agent maintains the programmed dataplane",
             "give the address of the overlay agent as --agent",
         ),
+        AgentQueryError::NoPermission(status) => (
+            format!("the agent at {address} refuses the request ({status})"),
+            "it is unknown whether the agent maintains the programmed dataplane",
+            "give the file of a credential that the agent accepts as --credential",
+        ),
     };
     let finding = if observation.tunnel.is_programmed() {
         Finding::warning(check, summary, explanation)

@@ -661,6 +661,12 @@ fn problems_of_agent_and_master_are_reported() {
                    agent: it is unknown whether an agent maintains the programmed dataplane";
     let advice = "give the address of the overlay agent as --agent";
     assert!(text.starts_with(&lines("warning", "agent", summary, &[("do", advice)])), "{text}");
+    let refused = || AgentQueryError::NoPermission("401 Unauthorized".to_owned());
+    let text = findings_after(|observation| observation.agent.answer = Err(refused()));
+    let summary = "the agent at 127.0.0.1:5051 refuses the request (401 Unauthorized): it is \
+                   unknown whether the agent maintains the programmed dataplane";
+    let advice = "give the file of a credential that the agent accepts as --credential";
+    assert!(text.starts_with(&lines("warning", "agent", summary, &[("do", advice)])), "{text}");
     let text = findings_after(|observation| {
         let master = observation.master.as_mut().unwrap();
         master.answer.as_mut().unwrap().agents.clear();

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use http::StatusCode;
 use overlay_config::AgentConfig;
 use overlay_doctor::observation::{
     AgentObservation, AgentQueryError, AgentReport, MasterObservation,
@@ -15,7 +16,9 @@ use overlay_wire::{decode_agent, parse_json};
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
-use crate::cli::http_client::{MasterClient, block_on, get_from_agent};
+use crate::cli::http_client::{MasterClient, block_on};
+use crate::cli::http_exchange::{Endpoint, get_from_agent};
+use crate::cli::master_address::{AgentAddress, Authorization, MasterSource};
 use crate::cli::output::sanitize;
 use crate::cli::response::displayed_problems;
 
@@ -38,11 +41,21 @@ struct TunnelHealth {
 }
 
 /// Returns the assignment of an agent, the local one or that of a peer.
-pub(super) async fn agent_info(address: SocketAddrV4) -> Result<AgentInfo, AgentQueryError> {
-    let (status, body) =
-        get_from_agent(address, OVERLAY).await.map_err(AgentQueryError::NoResponse)?;
-    if !status.is_success() {
-        return Err(AgentQueryError::NotAnAgent(status.to_string()));
+async fn agent_info(
+    endpoint: &Endpoint,
+    authorization: Option<&Authorization>,
+) -> Result<AgentInfo, AgentQueryError> {
+    let (status, body) = get_from_agent(endpoint, OVERLAY, authorization)
+        .await
+        .map_err(AgentQueryError::NoResponse)?;
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            return Err(AgentQueryError::NoPermission(status.to_string()));
+        }
+        status if !status.is_success() => {
+            return Err(AgentQueryError::NotAnAgent(status.to_string()));
+        }
+        _ => {}
     }
     let no_agent =
         |error: &dyn fmt::Display| AgentQueryError::NotAnAgent(sanitize(&error.to_string()));
@@ -50,11 +63,16 @@ pub(super) async fn agent_info(address: SocketAddrV4) -> Result<AgentInfo, Agent
     decode_agent(&parsed).map_err(|error| no_agent(&error))
 }
 
-pub(super) async fn local_agent(address: SocketAddrV4) -> AgentObservation {
+pub(super) async fn local_agent(
+    address: &AgentAddress,
+    authorization: Option<&Authorization>,
+) -> AgentObservation {
+    let endpoint = address.endpoint();
     let answer = async {
-        let info = agent_info(address).await?;
-        let (_, body) =
-            get_from_agent(address, HEALTH).await.map_err(AgentQueryError::NoResponse)?;
+        let info = agent_info(&endpoint, authorization).await?;
+        let (_, body) = get_from_agent(&endpoint, HEALTH, authorization)
+            .await
+            .map_err(AgentQueryError::NoResponse)?;
         let health: Option<Health> = serde_json::from_slice(&body).ok();
         let is_external = health.as_ref().is_none_or(|health| {
             health.dataplane.as_ref().is_none_or(|dataplane| dataplane.status == "external")
@@ -64,10 +82,21 @@ pub(super) async fn local_agent(address: SocketAddrV4) -> AgentObservation {
         });
         Ok(AgentReport { info, health, is_external })
     };
-    AgentObservation { address: address.to_string(), answer: answer.await }
+    AgentObservation { address: endpoint.to_string(), answer: answer.await }
 }
 
-pub(super) async fn master(client: &MasterClient) -> MasterObservation {
+/// Queries the state of the master at `source`. A failure to find it is a finding of the doctor.
+pub(super) async fn master(
+    source: &MasterSource,
+    authorization: Option<&Authorization>,
+) -> MasterObservation {
+    let client = match MasterClient::find(source, authorization).await {
+        Ok(client) => client,
+        Err(failure) => {
+            let answer = Err(failure.to_string());
+            return MasterObservation { address: source.to_string(), answer };
+        }
+    };
     let state = async {
         let body = client.state().await?;
         client.read_state(&body)
@@ -90,7 +119,9 @@ pub(super) fn agents(ips: &BTreeSet<Ipv4Addr>, port: u16) -> BTreeMap<Ipv4Addr, 
     let answers = block_on(async {
         let mut queries = JoinSet::new();
         for &ip in ips {
-            queries.spawn(async move { (ip, agent_info(SocketAddrV4::new(ip, port)).await) });
+            // A peer is another host, which must not learn the operator's credential.
+            let endpoint = Endpoint::Tcp(SocketAddrV4::new(ip, port));
+            queries.spawn(async move { (ip, agent_info(&endpoint, None).await) });
         }
         Ok(queries.join_all().await)
     });

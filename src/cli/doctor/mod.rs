@@ -6,17 +6,17 @@
 
 mod agent_query;
 
-use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use clap::Args;
 use overlay_config::AgentConfig;
-use overlay_doctor::observation::{MasterObservation, Observation};
+use overlay_doctor::observation::Observation;
 use overlay_doctor::{Finding, QueryResults, Severity};
 use serde::Serialize;
 
 use super::Failure;
-use super::http_client::{MasterClient, block_on};
+use super::http_client::block_on;
+use super::master_address::{AgentAddress, CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat, sanitize};
 use super::process::{pluralize, read_agent_config};
 
@@ -41,12 +41,14 @@ pub(super) struct DoctorCommand {
         value_name = "IP:PORT",
         default_value = "127.0.0.1:5051"
     )]
-    agent: SocketAddrV4,
-    /// The running master, whose state is compared with this host
+    agent: AgentAddress,
+    /// The running master, whose state is compared with this host: as for `state --master`
     // Agents read the same variable, whose value may contain a password. So no message shows the
     // value.
-    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "IP:PORT")]
+    #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "MASTER")]
     master: Option<String>,
+    #[command(flatten)]
+    credential: CredentialFile,
     /// Send packets through the tunnel to every peer, small ones and the largest that fit, and find
     /// the cause of a loss
     #[arg(
@@ -73,7 +75,7 @@ impl DoctorCommand {
         let observed = self.observe(config)?;
         let mut findings = overlay_doctor::check(&observed);
         if self.probe {
-            let port = self.agent.port();
+            let port = self.agent.port_of_peers();
             let probed = overlay_doctor::probe(&observed, |ips| agent_query::agents(ips, port));
             findings.extend(probed.map_err(|error| {
                 Failure::new(format!("doctor: probe: {error}: run it as root"))
@@ -91,26 +93,23 @@ impl DoctorCommand {
     }
 
     fn observe(&self, config: AgentConfig) -> Result<Observation, Failure> {
+        let master = self.master.as_deref().filter(|address| !address.is_empty());
+        let master = master.map(|address| MasterSource::from_flag("--master", address));
+        let master = master.transpose()?;
+        let credential = self.credential.read()?;
         let answers = block_on(async {
+            let master = match &master {
+                Some(source) => Some(agent_query::master(source, credential.as_ref()).await),
+                None => None,
+            };
             Ok(QueryResults {
-                agent: agent_query::local_agent(self.agent).await,
-                master: self.query_master().await?,
+                agent: agent_query::local_agent(&self.agent, credential.as_ref()).await,
+                master,
                 docker: agent_query::docker(&config).await,
             })
         })?;
         overlay_doctor::observe(config, answers)
             .map_err(|error| Failure::new(format!("doctor: {error}")))
-    }
-
-    /// Queries the master, if `--master` is an address. The doctor does not follow an election.
-    async fn query_master(&self) -> Result<Option<MasterObservation>, Failure> {
-        let address = match self.master.as_deref() {
-            None | Some("") => return Ok(None),
-            Some(address) if address.contains("://") => return Ok(None),
-            Some(address) => address,
-        };
-        let client = MasterClient::of(address, "--master")?;
-        Ok(Some(agent_query::master(&client).await))
     }
 
     /// Prints the findings. Fails if one of them is wrong.

@@ -169,7 +169,7 @@ pub(super) async fn leader(session: &Session, path: &str) -> Result<Leader, Sess
 }
 
 /// Whether the address of a candidate can belong to a host.
-fn is_reachable(candidate: &Candidate) -> bool {
+pub(super) fn is_reachable(candidate: &Candidate) -> bool {
     let ip = candidate.address.ip();
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
 }

@@ -4,6 +4,7 @@ mod contender;
 mod fixed;
 mod follower;
 mod group;
+mod lookup;
 
 use std::convert::Infallible;
 use std::net::SocketAddrV4;
@@ -19,6 +20,7 @@ use crate::session::{GuardedZnodes, Session, SessionError};
 pub use contender::{Contender, ElectionWarnings, Withdrawal};
 pub use fixed::{FixedMaster, FixedMasterError, ResolveError};
 pub use follower::follow_election;
+pub use lookup::{LookupError, find_leader};
 
 /// Key of the warning that foreign clients can change the election or the state.
 const ACCESS_WARNING: &str = "zookeeper-access";
