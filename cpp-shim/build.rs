@@ -84,6 +84,9 @@ impl Mesos {
         for flag in &self.flags {
             build.flag(flag);
         }
+        if env::var_os("CARGO_FEATURE_FAULTS").is_some() {
+            build.define("MESOS_OVERLAY_FAULTS", None);
+        }
         build.compile("mesos_overlay_shim");
     }
 

@@ -52,6 +52,7 @@ class Handle : public Anonymous {};
 Anonymous* create(Kind kind, const Parameters& parameters) noexcept
 {
   try {
+    close_log_at_exit();
     rust::Vec<Parameter> pairs;
     for (int i = 0; i < parameters.parameter_size(); i++) {
       const mesos::Parameter& parameter = parameters.parameter(i);
@@ -81,9 +82,9 @@ Anonymous* create(Kind kind, const Parameters& parameters) noexcept
     }
     return new Handle();
   } catch (const std::exception& e) {
-    LOG(ERROR) << "overlay: " << e.what();
+    log_failure(nullptr, e.what());
   } catch (...) {
-    LOG(ERROR) << "overlay: failed to create the module: unknown exception";
+    log_failure("create the module", "unknown exception");
   }
   return nullptr;
 }

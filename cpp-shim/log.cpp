@@ -1,5 +1,9 @@
 #include "log.hpp"
 
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -39,6 +43,59 @@ Duration milliseconds(uint64_t count)
 const char TIMEOUT[] =
   "timed out: check that enough masters run, and that they reach each other and ZooKeeper";
 
+const char CLOSED[] = "Mesos is about to end";
+
+// Longest wait for an operation, so that the end of the wait is a valid time.
+const uint64_t WAIT_MAX = 24 * 60 * 60 * 1000;
+
+// Separates the thread of the store from the end of libprocess. Never destroyed.
+struct Gate
+{
+  std::mutex lock;
+  std::condition_variable changed;
+  bool closed = false;
+};
+
+Gate& gate()
+{
+  static Gate* gate = new Gate();
+  return *gate;
+}
+
+// Runs `work`, which calls libprocess and does not wait. Throws if Mesos is about to end.
+template <typename F>
+auto call(F&& work) -> decltype(work())
+{
+  std::lock_guard<std::mutex> lock(gate().lock);
+  if (gate().closed) {
+    throw std::runtime_error(CLOSED);
+  }
+  return work();
+}
+
+// Waits until the future has completed. Returns false after the timeout. Throws if Mesos is about to
+// end. Future::await would spawn a libprocess process, which starts libprocess again after its end.
+template <typename T>
+bool await(const Future<T>& future, uint64_t timeout)
+{
+  future.onAny([](const Future<T>&) {
+    try {
+      std::lock_guard<std::mutex> lock(gate().lock);
+      gate().changed.notify_all();
+    } catch (...) {
+      // The wait ends at its timeout.
+    }
+  });
+  std::unique_lock<std::mutex> lock(gate().lock);
+  const std::chrono::milliseconds longest(std::min(timeout, WAIT_MAX));
+  gate().changed.wait_for(
+      lock, longest, [&future]() { return gate().closed || !future.isPending(); });
+  if (gate().closed) {
+    throw std::runtime_error(CLOSED);
+  }
+  return !future.isPending();
+}
+
 // Returns the reason why a completed future has no result.
 template <typename T>
 std::runtime_error reason(const Future<T>& future)
@@ -51,12 +108,12 @@ std::runtime_error reason(const Future<T>& future)
 StateLog::StateLog(std::unique_ptr<Log> _log, const char* _name)
   : log(std::move(_log)), name(_name)
 {
-  renew();
+  call([this]() { renew(); });
 }
 
 // Replaces the LogStorage. A LogStorage that has failed to become the writer, or was discarded,
 // never retries (src/state/log.cpp of Mesos: `starting` keeps its future). The former LogStorage is
-// leaked: its destructor would remove the metric of the new LogStorage.
+// leaked: its destructor would remove the metric of the new LogStorage. Must run in `call`.
 void StateLog::renew()
 {
   variable = None();
@@ -71,15 +128,15 @@ std::unique_ptr<std::string> StateLog::fetch(uint64_t timeout)
 {
   variable = None();
   if (fetching.isNone()) {
-    fetching = state->fetch(name);
+    call([this]() { fetching = state->fetch(name); });
   }
   const Future<Variable> future = fetching.get();
-  if (!future.await(milliseconds(timeout))) {
+  if (!await(future, timeout)) {
     // The fetch continues, and the next call waits for the same future.
     throw std::runtime_error(TIMEOUT);
   }
   if (!future.isReady()) {
-    renew();
+    call([this]() { renew(); });
     throw reason(future);
   }
   fetching = None();
@@ -93,16 +150,24 @@ bool StateLog::store(rust::Slice<const uint8_t> value, uint64_t timeout)
     throw std::runtime_error("the log has not been read yet");
   }
   const std::string bytes(reinterpret_cast<const char*>(value.data()), value.size());
-  const Future<Option<Variable>> future = state->store(variable->mutate(bytes));
+  const Future<Option<Variable>> future =
+    call([this, &bytes]() { return state->store(variable->mutate(bytes)); });
   // The next write needs the variable of this write, or a new fetch.
   variable = None();
-  const bool completed = future.await(milliseconds(timeout));
+  const bool completed = await(future, timeout);
   if (!completed || !future.isReady()) {
-    renew();
+    call([this]() { renew(); });
     throw completed ? reason(future) : std::runtime_error(TIMEOUT);
   }
   variable = future.get();
   return variable.isSome();
+}
+
+void close_log()
+{
+  std::lock_guard<std::mutex> lock(gate().lock);
+  gate().closed = true;
+  gate().changed.notify_all();
 }
 
 std::unique_ptr<StateLog> open_log(
@@ -113,6 +178,8 @@ std::unique_ptr<StateLog> open_log(
 {
   const std::string directory(_directory);
   const std::string url(_url);
+  // Opening may wait for a disk, so only its beginning is checked.
+  call([]() {});
   std::unique_ptr<Log> log;
   if (url.empty()) {
     log.reset(new Log(

@@ -1,6 +1,10 @@
 #include "process.hpp"
 
+#include <chrono>
+#include <cstdlib>
 #include <exception>
+#include <mutex>
+#include <new>
 #include <utility>
 
 #include <glog/logging.h>
@@ -43,6 +47,9 @@ namespace {
 // Interval between a failed detection and the next attempt.
 const Duration DETECTION_BACKOFF = Seconds(5);
 
+// Longest wait at the exit of the process for a line that a thread writes to the log.
+const std::chrono::milliseconds EXIT_WAIT(100);
+
 // Runs a callback of libprocess or Rust. An exception that leaves the callback would end the Mesos
 // process.
 template <typename F>
@@ -51,10 +58,44 @@ void guarded(const char* action, F&& work) noexcept
   try {
     work();
   } catch (const std::exception& e) {
-    LOG(ERROR) << "overlay: failed to " << action << ": " << e.what();
+    log_failure(action, e.what());
   } catch (...) {
-    LOG(ERROR) << "overlay: failed to " << action << ": unknown exception";
+    log_failure(action, "unknown exception");
   }
+}
+
+// Protects the log of Mesos from the threads of the modules while the process exits: they run until
+// the end, and glog's variables are destroyed before. Never destroyed.
+struct LogGate
+{
+  std::timed_mutex lock;
+  bool closed = false;
+};
+
+LogGate& logGate()
+{
+  static LogGate* gate = new LogGate();
+  return *gate;
+}
+
+void closeLog()
+{
+  LogGate& gate = logGate();
+  // If a thread hangs in a write, exit anyway: glog itself holds a lock then.
+  if (gate.lock.try_lock_for(EXIT_WAIT)) {
+    gate.closed = true;
+    gate.lock.unlock();
+  }
+}
+
+Response response(const HttpResponse& answer)
+{
+  const std::string body(reinterpret_cast<const char*>(answer.body.data()), answer.body.size());
+  Response response(body, answer.status, std::string(answer.content_type));
+  for (const Field& header : answer.headers) {
+    response.headers[std::string(header.name)] = std::string(header.value);
+  }
+  return response;
 }
 
 Field field(const std::string& name, const std::string& value)
@@ -73,7 +114,42 @@ UPID upid(rust::Str id, uint32_t ip, uint16_t port)
   return UPID(std::string(id), net::IP(ip), port);
 }
 
+#ifdef MESOS_OVERLAY_FAULTS
+// In a build with fault injection, such a request fails as if no memory were left.
+void throwInTest(const Request& request)
+{
+  if (request.headers.contains("X-Overlay-Test-No-Memory")) {
+    throw std::bad_alloc();
+  }
+}
+#else
+void throwInTest(const Request&) {}
+#endif
+
 } // namespace {
+
+void log_failure(const char* action, const char* reason) noexcept
+{
+  try {
+    if (action == nullptr) {
+      LOG(ERROR) << "overlay: " << reason;
+    } else {
+      LOG(ERROR) << "overlay: failed to " << action << ": " << reason;
+    }
+  } catch (...) {
+    // There is no memory for the line. The failure has been handled.
+  }
+}
+
+void close_log_at_exit()
+{
+  // Handlers run in the reverse order of their registration, so this one runs before the
+  // destructors of libmesos, which was loaded before.
+  static const int registered = std::atexit(closeLog);
+  if (registered != 0) {
+    LOG(WARNING) << "overlay: failed to register a function for the exit of the process";
+  }
+}
 
 // --- Responder -----------------------------------------------------------------------------------
 
@@ -88,14 +164,10 @@ Responder::~Responder()
 
 void Responder::respond(const HttpResponse& answer)
 {
-  const std::string body(reinterpret_cast<const char*>(answer.body.data()), answer.body.size());
-  Response response(body, answer.status, std::string(answer.content_type));
-  for (const Field& header : answer.headers) {
-    response.headers[std::string(header.name)] = std::string(header.value);
-  }
+  const Response sent = response(answer);
   std::shared_ptr<Promise<Response>> pending = std::move(promise);
   promise = nullptr;
-  pending->set(response);
+  pending->set(sent);
 }
 
 // --- Sender --------------------------------------------------------------------------------------
@@ -130,6 +202,8 @@ OverlayProcess::OverlayProcess(
     rust::Box<Module> _module,
     std::unique_ptr<MasterDetector> _detector)
   : ProcessBase(std::string(_module->process())),
+    interrupted(response(interrupted_response())),
+    noValue(0.0),
     module(std::move(_module)),
     detector(std::move(_detector)) {}
 
@@ -146,17 +220,17 @@ void OverlayProcess::connect(const UPID& to)
 void OverlayProcess::initialize()
 {
   guarded("start the process", [this]() {
-    installMessages();
     addRoutes();
     addMetrics();
-    if (detector != nullptr) {
-      detect(None());
-    }
     const process::network::inet::Address address = self().address;
     Try<struct in_addr> ip = address.ip.in();
     if (ip.isError()) {
-      LOG(ERROR) << "overlay: Mesos has no IPv4 address, which the overlay needs: " << ip.error();
+      module->refuse_address(rust::String::lossy(stringify(address.ip)));
       return;
+    }
+    installMessages();
+    if (detector != nullptr) {
+      detect(None());
     }
     module->start(std::unique_ptr<Sender>(new Sender(this)), ntohl(ip->s_addr), address.port);
   });
@@ -193,10 +267,13 @@ Future<Response> OverlayProcess::answer(
     const Request& request,
     const Option<Principal>& principal)
 {
-  auto promise = std::make_shared<Promise<Response>>();
-  const Future<Response> future = promise->future();
-  std::unique_ptr<Responder> responder(new Responder(promise));
+  // Copying a future allocates nothing.
+  Future<Response> future = interrupted;
   guarded("handle a request", [&]() {
+    throwInTest(request);
+    auto promise = std::make_shared<Promise<Response>>();
+    std::unique_ptr<Responder> responder(new Responder(promise));
+    future = promise->future();
     HttpRequest forwarded;
     forwarded.method = rust::String::lossy(request.method);
     forwarded.path = rust::String::lossy(request.url.path);
@@ -223,8 +300,11 @@ void OverlayProcess::addMetrics()
   const rust::Vec<rust::String> names = module->metrics();
   for (size_t i = 0; i < names.size(); i++) {
     // If another copy of this library has registered the name, the metric of that copy stays.
-    process::metrics::add(
-        Gauge(std::string(names[i]), [this, i]() -> Future<double> { return module->metric(i); }));
+    process::metrics::add(Gauge(std::string(names[i]), [this, i]() -> Future<double> {
+      Future<double> value = noValue;
+      guarded("read a metric", [&]() { value = Future<double>(module->metric(i)); });
+      return value;
+    }));
   }
 }
 
@@ -285,6 +365,11 @@ void write_log(int32_t severity, rust::Str file, uint32_t line, rust::Str text)
 {
   guarded("write to the log", [&]() {
     const std::string name(file);
+    LogGate& gate = logGate();
+    std::lock_guard<std::timed_mutex> lock(gate.lock);
+    if (gate.closed) {
+      return;
+    }
     google::LogMessage(name.c_str(), static_cast<int>(line), severity).stream()
       << std::string(text);
   });

@@ -11,6 +11,7 @@
 #include <mesos/master/detector.hpp>
 
 #include <process/authenticator.hpp>
+#include <process/future.hpp>
 #include <process/http.hpp>
 #include <process/pid.hpp>
 #include <process/process.hpp>
@@ -20,6 +21,13 @@
 #include "mesos-overlay/src/module/bridge.rs.h"
 
 namespace mesos_overlay {
+
+// Logs the failure of an action in an exception handler, or just the reason if `action` is null.
+// Never throws.
+void log_failure(const char* action, const char* reason) noexcept;
+
+// Stops the output of the modules to the log of Mesos when the process exits.
+void close_log_at_exit();
 
 // Passes messages and requests from libprocess to the Rust half of a module, and messages back. The
 // object is never deleted: metrics and threads refer to it until the Mesos process ends.
@@ -51,6 +59,9 @@ private:
       const process::http::Request& request,
       const Option<process::http::authentication::Principal>& principal);
 
+  // Results for calls that fail before they have a future of their own.
+  const process::Future<process::http::Response> interrupted;
+  const process::Future<double> noValue;
   const rust::Box<Module> module;
   std::unique_ptr<mesos::master::detector::MasterDetector> detector;
 };

@@ -93,6 +93,7 @@ mod ffi {
         fn metric(self: &Module, index: usize) -> f64;
 
         fn start(self: &Module, sender: UniquePtr<Sender>, ip: u32, port: u16);
+        fn refuse_address(self: &Module, address: &str);
         fn message(self: &Module, from: &str, name: &str, body: &[u8]);
         fn request(
             self: &Module,
@@ -127,6 +128,8 @@ mod ffi {
         ) -> Result<UniquePtr<StateLog>>;
         fn fetch(self: Pin<&mut StateLog>, milliseconds: u64) -> Result<UniquePtr<CxxString>>;
         fn store(self: Pin<&mut StateLog>, value: &[u8], milliseconds: u64) -> Result<bool>;
+
+        fn close_log() -> Result<()>;
 
         fn write_log(severity: i32, file: &str, line: u32, text: &str);
         fn log_verbosity() -> i32;
@@ -167,7 +170,7 @@ impl super::Sink for Glog {
 }
 
 /// The handle of a module in C++.
-struct Module(instance::Module);
+struct Module(instance::Module, Kind);
 
 fn create_module(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box<Module>, String> {
     let panicked = Err("create the module: it panicked, which is a defect".to_owned());
@@ -181,7 +184,7 @@ fn create_module(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box
         let parameters =
             parameters.into_iter().map(|parameter| (parameter.key, parameter.value)).collect();
         let module = instance::Module::create(kind, &Inputs::new(parameters), open_log)?;
-        Ok(Box::new(Module(module)))
+        Ok(Box::new(Module(module, kind)))
     })
 }
 
@@ -228,8 +231,13 @@ impl Module {
 
     fn start(&self, sender: UniquePtr<ffi::Sender>, ip: u32, port: u16) {
         guarded("start", (), || {
-            self.0.start(Arc::new(MesosProcess(sender)), SocketAddrV4::new(ip.into(), port));
+            let process = MesosProcess { sender, has_log: self.1 == Kind::Master };
+            self.0.start(Arc::new(process), SocketAddrV4::new(ip.into(), port));
         });
+    }
+
+    fn refuse_address(&self, address: &str) {
+        guarded("refuse the address of Mesos", (), || self.0.refuse_address(address));
     }
 
     fn message(&self, from: &str, name: &str, body: &[u8]) {
@@ -314,19 +322,35 @@ impl Drop for MesosLog {
     }
 }
 
-struct MesosProcess(UniquePtr<ffi::Sender>);
+struct MesosProcess {
+    sender: UniquePtr<ffi::Sender>,
+    /// Whether a replicated log of Mesos belongs to the module.
+    has_log: bool,
+}
+
+impl Drop for MesosProcess {
+    /// Ends the operations of the log: the gateway drops this at the end of the process, when the
+    /// thread of the store may still wait for libprocess.
+    fn drop(&mut self) {
+        if self.has_log
+            && let Err(reason) = ffi::close_log()
+        {
+            log::error!("close the replicated log: {reason}");
+        }
+    }
+}
 
 impl Process for MesosProcess {
     fn send(&self, to: &Upid, name: &'static str, body: &[u8]) {
         let (ip, port) = split_address(to.address);
-        if let Err(reason) = self.0.send(&to.id, ip, port, name, body) {
+        if let Err(reason) = self.sender.send(&to.id, ip, port, name, body) {
             log::error!("send {name} to {to}: {reason}");
         }
     }
 
     fn link(&self, to: &Upid) {
         let (ip, port) = split_address(to.address);
-        if let Err(reason) = self.0.link(&to.id, ip, port) {
+        if let Err(reason) = self.sender.link(&to.id, ip, port) {
             log::error!("link to {to}: {reason}");
         }
     }

@@ -95,6 +95,20 @@ pub fn interrupted_response() -> ResponseParts {
     )
 }
 
+/// Returns the response of a module that cannot run in this Mesos: for the path of its health a
+/// health, else an error.
+pub(super) fn failed_response(path: &str, reason: &str) -> Response<Bytes> {
+    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    if !path.trim_end_matches('/').ends_with("/health") {
+        return crate::http::error(unavailable, reason);
+    }
+    let health = serde_json::json!({ "status": "failed", "problems": [reason] });
+    let mut response = crate::http::error(unavailable, "");
+    *response.body_mut() = health.to_string().into();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 /// Returns the response to an invalid request.
 fn bad_request(reason: &http::Error) -> Response<Bytes> {
     crate::http::error(StatusCode::BAD_REQUEST, &format!("malformed request: {reason}"))

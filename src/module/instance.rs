@@ -4,10 +4,13 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use once_cell::sync::OnceCell;
 use overlay_types::addr::Upid;
+use overlay_types::escape::bounded_line;
 use overlay_wire as wire;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
@@ -24,10 +27,17 @@ use super::{agent, http, master, panic};
 use crate::http::MesosClient;
 use crate::runtime::gateway::{Gateway, Process, Responder};
 
-/// Timeout for the end of a module. Mesos blocks during that time.
-const STOP_MAX: Duration = Duration::from_secs(5);
-/// Timeout for threads that still run afterwards.
+/// Longest wait for the end of a module, and then for the end of its threads. A thread of libprocess,
+/// which all of Mesos shares, blocks during that time.
+const STOP_MAX: Duration = Duration::from_millis(20);
+const THREADS_END_MAX: Duration = Duration::from_millis(10);
+/// Longest time for a module to end, after Mesos has continued without it.
+const BACKGROUND_STOP_MAX: Duration = Duration::from_secs(5);
+/// Longest time for threads that still run afterwards.
 const ABANDON_MAX: Duration = Duration::from_millis(500);
+
+/// Longest part of an address in a message, in characters. A scope is part of an IPv6 address.
+const ADDRESS_MAX: usize = 100;
 
 /// A module of Mesos.
 pub struct Module {
@@ -37,6 +47,8 @@ pub struct Module {
     leader: watch::Sender<Option<SocketAddrV4>>,
     election: Option<String>,
     lifecycle: Mutex<Lifecycle>,
+    /// Why the module cannot run in this Mesos.
+    failure: OnceCell<String>,
     _claim: Claim,
 }
 
@@ -74,6 +86,7 @@ impl Module {
             leader,
             election: configured.election,
             lifecycle: Mutex::new(Lifecycle::Created(runtime, configured.start)),
+            failure: OnceCell::new(),
             _claim: claim,
         })
     }
@@ -139,6 +152,19 @@ impl Module {
         };
     }
 
+    /// Handles an address of Mesos that is no IPv4 address. The module does not start, and its
+    /// health says why.
+    pub fn refuse_address(&self, address: &str) {
+        let address = bounded_line(address, ADDRESS_MAX);
+        let reason = format!(
+            "Mesos advertises {address}, which is no IPv4 address, and the overlay protocol has \
+             only IPv4 addresses: start Mesos with an IPv4 address as --advertise_ip or --ip"
+        );
+        log::error!("{}: not started: {reason}", self.kind);
+        let _ = self.failure.set(reason);
+        self.stop();
+    }
+
     /// Handles a message of the process `from`.
     pub fn message(&self, from: &str, name: &str, body: &[u8]) {
         panic::guarded("handle a message", (), || {
@@ -151,6 +177,9 @@ impl Module {
     /// Handles a request of `client`.
     pub fn request(&self, parts: RequestParts<'_>, client: MesosClient, reply: Box<dyn Responder>) {
         panic::guarded("handle a request", (), || {
+            if let Some(reason) = self.failure.get() {
+                return reply.respond(http::failed_response(parts.path, reason));
+            }
             match http::assemble_request(parts, &self.gateway) {
                 Ok(request) => self.gateway.request(request, client, reply),
                 Err(response) => reply.respond(*response),
@@ -179,30 +208,62 @@ impl Module {
         self.leader.send_replace(leader);
     }
 
-    /// Stops the module. After the return, the module no longer calls Mesos.
+    /// Stops the module. After the return, the module no longer calls Mesos. A module that has not
+    /// ended by then ends on its own threads.
     pub fn stop(&self) {
         let lifecycle = std::mem::replace(&mut *self.lifecycle.lock(), Lifecycle::Stopped);
-        let runtime = match lifecycle {
+        match lifecycle {
             Lifecycle::Started(runtime, end, task) => {
                 drop(end);
-                let stopped =
-                    runtime.block_on(async { tokio::time::timeout(STOP_MAX, task).await });
-                if stopped.is_err() {
-                    log::warn!(
-                        "{}: the module has not ended in {STOP_MAX:?}: Mesos continues without it",
-                        self.kind
-                    );
+                // A wait in the runtime would last for ever if the threads of the runtime hang.
+                let (ending, ended) = mpsc::channel::<()>();
+                runtime.spawn(async move {
+                    let _ = task.await;
+                    drop(ending);
+                });
+                let has_ended = ended.recv_timeout(STOP_MAX) == Err(RecvTimeoutError::Disconnected);
+                self.leave_mesos();
+                if has_ended {
+                    runtime.shutdown_timeout(THREADS_END_MAX);
+                } else {
+                    end_in_background(self.kind, runtime, ended);
                 }
-                Some(runtime)
             }
-            Lifecycle::Created(runtime, _) => Some(runtime),
-            Lifecycle::Stopped => None,
-        };
+            Lifecycle::Created(runtime, _) => {
+                self.leave_mesos();
+                runtime.shutdown_timeout(THREADS_END_MAX);
+            }
+            Lifecycle::Stopped => self.leave_mesos(),
+        }
+    }
+
+    fn leave_mesos(&self) {
         self.gateway.close();
+        self.gateway.detach();
+    }
+}
+
+/// Ends a runtime on a thread of its own, after the task of the module has ended.
+fn end_in_background(kind: Kind, runtime: Runtime, ended: mpsc::Receiver<()>) {
+    let runtime = Arc::new(Mutex::new(Some(runtime)));
+    let shared = Arc::clone(&runtime);
+    let end = move || {
+        if ended.recv_timeout(BACKGROUND_STOP_MAX) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("{kind}: the module has not ended in {BACKGROUND_STOP_MAX:?}: abandoned");
+        }
+        let runtime = shared.lock().take();
         if let Some(runtime) = runtime {
             runtime.shutdown_timeout(ABANDON_MAX);
         }
-        self.gateway.detach();
+    };
+    let name = format!("{}-end", kind.process());
+    let thread = with_signals_blocked(|| std::thread::Builder::new().name(name).spawn(end));
+    if let Err(reason) = thread {
+        log::error!("{kind}: start a thread: {reason}: the module is abandoned");
+        let runtime = runtime.lock().take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -217,7 +278,7 @@ async fn run(kind: Kind, task: Task, gateway: Arc<Gateway>) {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        self.stop();
+        panic::guarded("stop", (), || self.stop());
     }
 }
 
@@ -251,9 +312,19 @@ impl Drop for Claim {
     }
 }
 
-/// Creates the threads of the module. They must not handle signals of Mesos, so this function
-/// blocks the signals while it creates the threads: a thread inherits the mask of its creator.
+/// Creates the threads of the module.
 fn runtime(kind: Kind) -> std::io::Result<Runtime> {
+    // Linux truncates the name of a thread to 15 characters.
+    let mut builder = Builder::new_multi_thread();
+    let builder = builder.worker_threads(2).thread_name(kind.process()).enable_all();
+    with_signals_blocked(|| builder.build())
+}
+
+/// Creates threads that must not handle signals of Mesos: blocks the signals meanwhile, since a
+/// thread inherits the mask of its creator.
+pub(super) fn with_signals_blocked<T>(
+    create: impl FnOnce() -> std::io::Result<T>,
+) -> std::io::Result<T> {
     let mut blocked = SigSet::all();
     for fault in [Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV, Signal::SIGTRAP]
     {
@@ -262,12 +333,7 @@ fn runtime(kind: Kind) -> std::io::Result<Runtime> {
     }
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
-    // Linux truncates the name of a thread to 15 characters.
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name(kind.process())
-        .enable_all()
-        .build();
+    let created = create();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    runtime
+    created
 }

@@ -23,6 +23,8 @@ use crate::runtime::gateway::{Process, Responder};
 
 /// Timeout for events that must happen.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Limit of the time for which a module blocks a thread of Mesos at its end, on a busy machine.
+const STOP_MAX: Duration = Duration::from_millis(250);
 const NETWORK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/network.json");
 
 /// Serializes the tests: they share a process, which has one module of a kind.
@@ -146,6 +148,72 @@ fn stopped_module_sends_nothing() {
     assert!(answer.recv().is_err(), "the responder is dropped");
     assert!(sent.recv().is_err(), "the process is dropped");
     module.stop();
+}
+
+/// Blocks the thread of the module that responds, until the sender is dropped.
+struct HangingClient(Sender<()>, Arc<Mutex<Receiver<()>>>);
+
+impl Responder for HangingClient {
+    fn respond(self: Box<Self>, _: Response<Bytes>) {
+        let _ = self.0.send(());
+        let _ = self.1.lock().recv_timeout(TIMEOUT);
+    }
+}
+
+#[test]
+fn stop_of_hanging_module_is_bounded() {
+    let _guard = serialize();
+    let directory = TempDir::new().unwrap();
+    let module = master(directory.path());
+    let sent = start(&module);
+    register(&module, &sent);
+    let (hung, hanging) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    let released = Arc::new(Mutex::new(released));
+    // Both threads of the module hang, so that no timer of its runtime works.
+    for _ in 0..2 {
+        let client = HangingClient(hung.clone(), Arc::clone(&released));
+        module.request(get_request("/overlay-master/state"), "10.0.0.2:40000", Box::new(client));
+    }
+    for _ in 0..2 {
+        hanging.recv_timeout(TIMEOUT).unwrap();
+    }
+    let start = now();
+    module.stop();
+    let duration = start.elapsed();
+    assert!(duration < STOP_MAX, "{duration:?}");
+    // The process is released, although the threads of the module still hang.
+    assert!(sent.try_iter().next().is_none());
+    assert_eq!(sent.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    drop(release);
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test measures a time limit")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+#[test]
+fn module_without_ipv4_address_reports_failure() {
+    let _guard = serialize();
+    let directory = TempDir::new().unwrap();
+    let module = master(directory.path());
+    module.refuse_address("fd00::1");
+    let reason = "Mesos advertises fd00::1, which is no IPv4 address, and the overlay protocol \
+                  has only IPv4 addresses: start Mesos with an IPv4 address as --advertise_ip or \
+                  --ip";
+    let health = get(&module, "/overlay-master/health");
+    assert_eq!(health.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(health.headers()["content-type"], "application/json");
+    let health: serde_json::Value = serde_json::from_slice(health.body()).unwrap();
+    assert_eq!(health, serde_json::json!({ "status": "failed", "problems": [reason] }));
+    let state = get(&module, "/overlay-master/state");
+    assert_eq!(state.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(state.body(), &format!("{reason}\n"));
+    // A later start has no effect.
+    let sent = start(&module);
+    assert_eq!(sent.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    assert_eq!(get(&module, "/overlay-master/health").status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[test]

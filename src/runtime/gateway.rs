@@ -118,8 +118,8 @@ impl Gateway {
         *self.process.write() = Some(process);
     }
 
-    /// Refuses all further items, and drops the queued ones. Must be called after the last host has
-    /// stopped.
+    /// Refuses all further items, and drops the queued ones. A host that still runs keeps the items
+    /// that it has received.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         *self.parked.lock() = None;
@@ -305,8 +305,10 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
+        // `close` may run at the same time. It clears what is parked before it.
+        let mut parked = self.gateway.parked.lock();
         if !self.gateway.is_closed.load(Ordering::Acquire) {
-            *self.gateway.parked.lock() = self.items.take();
+            *parked = self.items.take();
         }
     }
 }

@@ -52,6 +52,11 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn start(build: Build) -> Self {
+        Self::start_with_env(build, &[])
+    }
+
+    /// Starts a host with more environment variables.
+    pub(crate) fn start_with_env(build: Build, environment: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let log = fs::File::create(directory.path().join("log")).expect("a log");
         let mut command = Command::new(build.program);
@@ -62,6 +67,7 @@ impl Host {
         }
         command.env("LIBPROCESS_IP", "127.0.0.1").env("LIBPROCESS_PORT", "0");
         command.env("GLOG_logtostderr", "1");
+        command.envs(environment.iter().copied());
         // Mesos never frees its singletons, so leak detection is off. libmesos is not instrumented,
         // so its containers have no annotations for overflow detection.
         command.env("ASAN_OPTIONS", "detect_leaks=0:detect_container_overflow=0");
@@ -81,7 +87,9 @@ impl Host {
         let commands = child.stdin.take();
         let address = SocketAddr::from(([0; 4], 0));
         let mut host = Self { child, commands, replies, build, directory, address };
-        host.address = host.command(&["address"])[0].parse().expect("an address");
+        let advertised: SocketAddr = host.command(&["address"])[0].parse().expect("an address");
+        // The host always listens on this address.
+        host.address = SocketAddr::from(([127, 0, 0, 1], advertised.port()));
         host
     }
 

@@ -5,7 +5,7 @@ use std::io::{BufReader, Write as _};
 use super::agent::load_agent_with_embedded_master;
 use super::host::{Build, Host};
 use super::master::{NETWORK, golden, listen_as_agent, register_recorded_agent};
-use super::peer::{Register, connect, deliver, encode, post, read_response, wait_for};
+use super::peer::{Register, connect, deliver, encode, get, post, read_response, wait_for};
 
 const STATE: &str = "/overlay-master/state";
 /// Senders whose messages make a build with fault injection panic.
@@ -33,6 +33,21 @@ fn panic_at_boundary_drops_one_message() {
     assert!(lines.iter().all(|line| line.starts_with('E')), "{lines:?}");
     register_recorded_agent(&host, &listen_as_agent());
     assert_eq!(host.metric(RESTARTS), 0.0);
+    assert!(host.exit().0.success());
+}
+
+#[test]
+#[ignore = "mesos: needs MESOS_PREFIX"]
+fn exception_at_boundary_is_answered() {
+    let mut host = Host::start(Build::with_fault_injection());
+    host.load_master(NETWORK);
+    for count in 1..=3 {
+        let response = get(host.address, STATE, &[("X-Overlay-Test-No-Memory", "1")]);
+        assert_eq!((response.status, response.text()), (503, "interrupted: try again\n"));
+        let lines = host.log_lines("overlay: failed to handle a request: std::bad_alloc");
+        assert_eq!(lines.len(), count, "{}", host.log());
+    }
+    assert_eq!(host.get(STATE).status, 200);
     assert!(host.exit().0.success());
 }
 

@@ -132,3 +132,32 @@ fn second_module_of_same_kind_is_refused() {
     let (status, log) = host.exit();
     assert!(status.success(), "{status}: {log}");
 }
+
+#[test]
+#[ignore = "mesos: needs MESOS_PREFIX"]
+fn mesos_without_ipv4_address_gets_failed_modules() {
+    let environment = [("LIBPROCESS_ADVERTISE_IP", "fd00::1")];
+    let mut host = Host::start_with_env(Build::release(), &environment);
+    let network = host.write("network.json", NETWORK);
+    let work_dir = host.path("work");
+    let parameters = [("overlays", text(&network)), ("work_dir", text(&work_dir))];
+    assert!(host.load(MASTER, &parameters), "{}", host.log());
+    let cni = host.path("cni");
+    let parameters =
+        [("master", "127.0.0.1:1"), ("cni_dir", text(&cni)), ("dataplane", "external")];
+    assert!(host.load(AGENT, &parameters), "{}", host.log());
+    for module in ["master", "agent"] {
+        let health = host.get(&format!("/overlay-{module}/health"));
+        assert_eq!(health.status, 503, "{health:?}");
+        let health = health.json();
+        assert_eq!(health["status"], "failed");
+        let reason = health["problems"][0].as_str().expect("a problem");
+        let start = "Mesos advertises fd00::1, which is no IPv4 address, and the overlay protocol";
+        assert!(reason.starts_with(start), "{reason}");
+        let lines = host.log_lines(&format!("overlay {module}: not started: {reason}"));
+        assert_eq!(lines.len(), 1, "{}", host.log());
+    }
+    assert_eq!(host.get("/metrics/snapshot").status, 200);
+    assert_eq!(host.module_thread_count(), 0);
+    assert!(host.exit().0.success());
+}

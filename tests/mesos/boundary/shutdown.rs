@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 
 use super::agent::{load_agent, load_agent_with_embedded_master, write_script};
-use super::host::{AGENT, Build, Host, text};
+use super::host::{AGENT, Build, Host, MASTER, text};
 use super::master::{NETWORK, golden};
 use super::peer::{Peer, Update, connect, deliver, read_response, wait_for};
 
@@ -125,4 +125,31 @@ fn finalize_kills_hanging_docker() {
     assert!(duration < FINALIZE_MAX_MS, "{duration} ms: {}", host.log());
     wait_for("end of docker", || (!child.exists()).then_some(()));
     assert!(host.exit().0.success());
+}
+
+/// Time for which the end of a module may block libprocess, on a busy machine.
+const STOP_MAX_MS: u64 = 500;
+
+#[test]
+#[ignore = "mesos: needs MESOS_PREFIX"]
+fn finalize_ends_waiting_operation_of_log() {
+    let mut host = Host::start(Build::release());
+    let network = host.write("network.json", NETWORK);
+    let log = host.path("log-replica");
+    // No ZooKeeper runs there, so the log never has a quorum.
+    let parameters = [
+        ("overlays", text(&network)),
+        ("replicated_log_dir", text(&log)),
+        ("zk", r#"{"url":"zk://127.0.0.1:9/mesos","quorum":2}"#),
+    ];
+    assert!(host.load(MASTER, &parameters), "{}", host.log());
+    wait_for("state that waits for the log", || {
+        let health = host.get("/overlay-master/health");
+        (health.status == 503 || health.status == 200).then_some(())
+    });
+    let duration: u64 = host.command(&["finalize"])[0].parse().expect("milliseconds");
+    assert!(duration < STOP_MAX_MS, "{duration} ms: {}", host.log());
+    wait_for("end of the module threads", || (host.module_thread_count() == 0).then_some(()));
+    let (status, log) = host.exit();
+    assert!(status.success(), "{status}: {log}");
 }
