@@ -73,8 +73,8 @@ auto call(F&& work) -> decltype(work())
   return work();
 }
 
-// Waits until the future has completed. Returns false after the timeout. Throws if Mesos is about to
-// end. Future::await would spawn a libprocess process, which starts libprocess again after its end.
+// Waits until the future has completed. Returns false after the timeout. Throws if Mesos is about
+// to end. Future::await would spawn a libprocess process, which starts libprocess again after its end.
 template <typename T>
 bool await(const Future<T>& future, uint64_t timeout)
 {

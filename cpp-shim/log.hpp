@@ -20,8 +20,8 @@
 
 namespace mesos_overlay {
 
-// Ends every wait for a log, and refuses further operations: Mesos is about to end. After the return,
-// no operation calls libprocess. An operation would start libprocess again.
+// Ends every wait for a log, and refuses further operations: Mesos is about to end. After the
+// return, no operation calls libprocess, which that would start again.
 void close_log();
 
 // One variable in one log. The functions block, so only a thread of the Rust half may call them.
@@ -52,9 +52,9 @@ private:
   Option<process::Future<mesos::state::Variable>> fetching;
 };
 
-// Opens the log in `directory`, unless Mesos is about to end. Its replicas find each other at `url` ("zk://…"). If `url` is
-// empty, the log has one replica. Throws if the URL is invalid. Mesos itself ends the process if the
-// directory is unusable.
+// Opens the log in `directory`, unless Mesos is about to end. Its replicas find each other at `url`
+// ("zk://…"). If `url` is empty, the log has one replica. Throws if the URL is invalid. Mesos itself
+// ends the process if the directory is unusable.
 std::unique_ptr<StateLog> open_log(
     rust::Str directory,
     uint32_t quorum,

@@ -27,8 +27,8 @@ use super::{agent, http, master, panic};
 use crate::http::MesosClient;
 use crate::runtime::gateway::{Gateway, Process, Responder};
 
-/// Longest wait for the end of a module, and then for the end of its threads. A thread of libprocess,
-/// which all of Mesos shares, blocks during that time.
+/// Longest wait for the end of a module, and then for the end of its threads. A thread of
+/// libprocess, which all of Mesos shares, blocks during that time.
 const STOP_MAX: Duration = Duration::from_millis(20);
 const THREADS_END_MAX: Duration = Duration::from_millis(10);
 /// Longest time for a module to end, after Mesos has continued without it.

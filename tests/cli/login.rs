@@ -242,8 +242,8 @@ fn standby_without_leader_is_reported() {
     );
     assert_eq!(
         failure(&standby(Some("leader\u{1b}[0m"))),
-        "mesos-overlay: master MASTER: it is a standby, and its leader 'leader\\u{1b}[0m' is no IPv4 \
-         address with a port: give the address of the leader as --master\n"
+        "mesos-overlay: master MASTER: it is a standby, and its leader 'leader\\u{1b}[0m' is no \
+         IPv4 address with a port: give the address of the leader as --master\n"
     );
 }
 

@@ -14,6 +14,7 @@ use super::matrix::{self, Ping};
 use super::{DemoResult, diagram};
 use crate::cli::Failure;
 use crate::cli::output::Output;
+use crate::cli::process::pluralize;
 use crate::cli::state::print_agents;
 
 /// The output with `--json`.
@@ -102,8 +103,9 @@ pub(super) fn require_success(state: &State, pings: &[Ping]) -> Result<(), Failu
     let failed =
         overlays.filter(|overlay| matches!(overlay.status, Some(Status::Failed(_)))).count();
     if failed > 0 {
+        let failed = pluralize(failed as u128, "overlay");
         return Err(Failure::new(format!(
-            "{failed} overlays of agents failed: see the column STATUS, or 'state' of --json"
+            "{failed} of agents failed: see the column STATUS, or 'state' of --json"
         )));
     }
     let lost = pings.iter().filter(|ping| ping.error.is_some()).count();
