@@ -48,12 +48,16 @@ const char CLOSED[] = "Mesos is about to end";
 // Longest wait for an operation, so that the end of the wait is a valid time.
 const uint64_t WAIT_MAX = 24 * 60 * 60 * 1000;
 
+// Longest wait at the end of Mesos for a log that is being opened, which calls libprocess.
+const std::chrono::milliseconds OPENING_WAIT(1000);
+
 // Separates the thread of the store from the end of libprocess. Never destroyed.
 struct Gate
 {
   std::mutex lock;
   std::condition_variable changed;
   bool closed = false;
+  bool opening = false;
 };
 
 Gate& gate()
@@ -108,7 +112,13 @@ std::runtime_error reason(const Future<T>& future)
 StateLog::StateLog(std::unique_ptr<Log> _log, const char* _name)
   : log(std::move(_log)), name(_name)
 {
-  call([this]() { renew(); });
+  try {
+    call([this]() { renew(); });
+  } catch (...) {
+    // The destructor would wait for libprocess.
+    log.release();
+    throw;
+  }
 }
 
 // Replaces the LogStorage. A LogStorage that has failed to become the writer, or was discarded,
@@ -165,9 +175,10 @@ bool StateLog::store(rust::Slice<const uint8_t> value, uint64_t timeout)
 
 void close_log()
 {
-  std::lock_guard<std::mutex> lock(gate().lock);
+  std::unique_lock<std::mutex> lock(gate().lock);
   gate().closed = true;
   gate().changed.notify_all();
+  gate().changed.wait_for(lock, OPENING_WAIT, []() { return !gate().opening; });
 }
 
 std::unique_ptr<StateLog> open_log(
@@ -178,8 +189,13 @@ std::unique_ptr<StateLog> open_log(
 {
   const std::string directory(_directory);
   const std::string url(_url);
-  // Opening may wait for a disk, so only its beginning is checked.
-  call([]() {});
+  // Opening may wait for a disk, so it does not hold the lock.
+  call([]() { gate().opening = true; });
+  const std::shared_ptr<void> opening(nullptr, [](void*) {
+    std::lock_guard<std::mutex> lock(gate().lock);
+    gate().opening = false;
+    gate().changed.notify_all();
+  });
   std::unique_ptr<Log> log;
   if (url.empty()) {
     log.reset(new Log(

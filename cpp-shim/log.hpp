@@ -20,8 +20,9 @@
 
 namespace mesos_overlay {
 
-// Ends every wait for a log, and refuses further operations: Mesos is about to end. After the
-// return, no operation calls libprocess, which that would start again.
+// Ends every wait for a log, and refuses further operations: Mesos is about to end. Waits for a log
+// that is being opened, at most a second. After the return, no operation calls libprocess, which
+// that would start again.
 void close_log();
 
 // One variable in one log. The functions block, so only a thread of the Rust half may call them.

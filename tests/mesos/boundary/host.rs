@@ -87,9 +87,10 @@ impl Host {
         let commands = child.stdin.take();
         let address = SocketAddr::from(([0; 4], 0));
         let mut host = Self { child, commands, replies, build, directory, address };
-        let advertised: SocketAddr = host.command(&["address"])[0].parse().expect("an address");
-        // The host always listens on this address.
-        host.address = SocketAddr::from(([127, 0, 0, 1], advertised.port()));
+        let advertised = host.command(&["address"]).remove(0);
+        let port = advertised.rsplit(':').next().and_then(|port| port.parse().ok());
+        // The host always listens on this address, whatever it advertises.
+        host.address = SocketAddr::from(([127, 0, 0, 1], port.expect("a port")));
         host
     }
 
