@@ -172,8 +172,9 @@ fn stop_of_hanging_module_is_bounded() {
     let released = Arc::new(Mutex::new(released));
     // Both threads of the module hang, so that no timer of its runtime works.
     for _ in 0..2 {
-        let client = HangingClient(hung.clone(), Arc::clone(&released));
-        module.request(get_request("/overlay-master/state"), "10.0.0.2:40000", Box::new(client));
+        let responder = HangingClient(hung.clone(), Arc::clone(&released));
+        let request = get_request("/overlay-master/state");
+        module.request(request, client(None), Box::new(responder));
     }
     for _ in 0..2 {
         hanging.recv_timeout(TIMEOUT).unwrap();
