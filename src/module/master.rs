@@ -192,4 +192,8 @@ impl Store for SharedStore {
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
         self.0.lock().commit(epoch, changes)
     }
+
+    fn check(&mut self) -> Result<(), StoreError> {
+        self.0.lock().check()
+    }
 }

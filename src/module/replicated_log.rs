@@ -2,12 +2,13 @@
 //! location by the rules of the C++ module.
 
 use std::fmt;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_config::{MasterConfig, ZooKeeper};
-use overlay_store::Log;
+use overlay_store::{FileId, Log};
 use parking_lot::{Condvar, Mutex};
 
 use super::panic::guarded;
@@ -15,6 +16,8 @@ use super::parameters::read_text;
 
 /// Name of the log's directory in `replicated_log_dir`, as in the C++ module.
 const DIRECTORY: &str = "overlay_replicated_log";
+/// The lock file in the directory of a LevelDB database.
+const LEVELDB_LOCK: &str = "LOCK";
 /// Default timeout of an operation, as in the C++ module.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
@@ -86,7 +89,10 @@ pub(super) fn resolve(url: &str) -> Result<String, String> {
 
 /// Creates the directory and checks that it is writable. Mesos would end the process if it is not.
 fn create_directory(directory: &Path) -> Result<(), String> {
-    let attempt = std::fs::create_dir_all(directory)
+    let attempt = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
         .and_then(|()| tempfile::Builder::new().prefix(".overlay-").tempfile_in(directory));
     match attempt {
         Ok(_) => Ok(()),
@@ -105,7 +111,36 @@ pub(super) struct OpeningLog {
     timeout: Duration,
 }
 
-type Opened = Result<Arc<dyn Log>, String>;
+type Opened = Result<CheckedLog, String>;
+
+/// An open log, and the files by which its directory is recognized.
+#[derive(Clone)]
+struct CheckedLog {
+    log: Arc<dyn Log>,
+    files: Vec<(PathBuf, FileId)>,
+}
+
+impl CheckedLog {
+    fn new(log: Arc<dyn Log>, directory: &Path) -> Self {
+        let paths = [directory.to_owned(), directory.join(LEVELDB_LOCK)];
+        let identify = |path: PathBuf| FileId::at(&path).ok().map(|id| (path, id));
+        Self { log, files: paths.into_iter().filter_map(identify).collect() }
+    }
+
+    /// Checks that the directory is still the one that LevelDB has open. LevelDB would write to a
+    /// removed directory without an error.
+    fn check(&self) -> Result<(), String> {
+        self.files.iter().try_for_each(|(path, id)| {
+            id.check_path(path).map_err(|difference| {
+                format!(
+                    "{} {difference}: this master assigns no addresses until it is back; otherwise \
+                     restore the directory, or that of another master, and restart mesos-master",
+                    path.display()
+                )
+            })
+        })
+    }
+}
 
 impl OpeningLog {
     /// Opens the log on a new thread.
@@ -115,6 +150,7 @@ impl OpeningLog {
         let work = move || {
             let panicked = Err("it panicked, which is a defect".to_owned());
             let log = guarded("open the replicated log", panicked, || open(&location));
+            let log = log.map(|log| CheckedLog::new(log, &location.directory));
             *cell.0.lock() = Some(log);
             cell.1.notify_all();
         };
@@ -136,11 +172,25 @@ impl OpeningLog {
 
 impl Log for OpeningLog {
     fn fetch(&self) -> Result<Vec<u8>, String> {
-        self.wait()?.fetch()
+        let opened = self.wait()?;
+        opened.check()?;
+        opened.log.fetch()
     }
 
     fn store(&self, value: &[u8]) -> Result<bool, String> {
-        self.wait()?.store(value)
+        let opened = self.wait()?;
+        opened.check()?;
+        let is_stored = opened.log.store(value)?;
+        opened.check()?;
+        Ok(is_stored)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match &*self.opened.0.lock() {
+            Some(Ok(opened)) => opened.check(),
+            // A fetch reports the error.
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 }
 
@@ -174,6 +224,38 @@ mod tests {
         let shared = [("replicated_log_dir", text), ("url", url), ("quorum", "2")];
         let shared = location_of(&shared).unwrap().unwrap();
         assert_eq!((shared.quorum, shared.url.as_deref()), (2, Some(url)));
+    }
+
+    #[test]
+    fn store_into_removed_directory_fails() {
+        struct Accepting;
+        impl Log for Accepting {
+            fn fetch(&self) -> Result<Vec<u8>, String> {
+                Ok(Vec::new())
+            }
+
+            fn store(&self, _: &[u8]) -> Result<bool, String> {
+                Ok(true)
+            }
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let (directory, away) = (parent.path().join("log"), parent.path().join("away"));
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join(LEVELDB_LOCK), "").unwrap();
+        let log = CheckedLog::new(Arc::new(Accepting), &directory);
+        let opened = Arc::new((Mutex::new(Some(Ok(log))), Condvar::new()));
+        let log = OpeningLog { opened, timeout: Duration::from_secs(1) };
+        assert_eq!((log.store(b"value"), log.check()), (Ok(true), Ok(())));
+        std::fs::rename(&directory, &away).unwrap();
+        for error in [log.check(), log.store(b"value").map(drop), log.fetch().map(drop)] {
+            let error = error.unwrap_err();
+            assert!(error.contains("/log was removed or moved away, or its"), "{error}");
+        }
+        std::fs::rename(&away, &directory).unwrap();
+        std::fs::rename(directory.join(LEVELDB_LOCK), directory.join("old")).unwrap();
+        std::fs::write(directory.join(LEVELDB_LOCK), "").unwrap();
+        let error = log.store(b"value").unwrap_err();
+        assert!(error.contains("/log/LOCK was replaced: another file has its path: "), "{error}");
     }
 
     #[test]

@@ -40,4 +40,9 @@ impl<S: Store> Store for ElectionAwareStore<S> {
         let result = self.store.commit(epoch, changes);
         self.withdraw_if_fenced(result)
     }
+
+    fn check(&mut self) -> Result<(), StoreError> {
+        let result = self.store.check();
+        self.withdraw_if_fenced(result)
+    }
 }

@@ -179,7 +179,9 @@ impl MasterHost {
         let (inbox, receiver) = Inbox::with_access(metrics, access);
         let results = inbox.clone();
         let store = StoreThread::start(store, move |store, job| {
-            results.send_blocking(run_job(store, job));
+            if let Some(event) = run_job(store, job) {
+                results.send_blocking(event);
+            }
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let reloader = ConfigReloader { read_config, inbox: inbox.clone() };
@@ -240,11 +242,14 @@ async fn follow_election(mut leading: watch::Receiver<bool>, inbox: Inbox<Master
     }
 }
 
-fn run_job(store: &mut dyn Store, job: Job) -> Event {
+/// Runs a job, and returns its result. A successful check has none.
+fn run_job(store: &mut dyn Store, job: Job) -> Option<Event> {
     match job {
-        Job::Load => Event::Loaded(catch_panic("load", || store.load_records())),
+        Job::Load => Some(Event::Loaded(catch_panic("load", || store.load_records()))),
+        Job::Check => catch_panic("check", || store.check()).err().map(Event::StoreLost),
         Job::Commit { epoch, changes } => {
-            Event::Committed(catch_panic("commit", || store.commit_records(epoch, &changes)))
+            let result = catch_panic("commit", || store.commit_records(epoch, &changes));
+            Some(Event::Committed(result))
         }
     }
 }
@@ -403,12 +408,12 @@ mod tests {
     fn store_panic_becomes_error() {
         let reason = "the store panicked, which is a defect: see the log or stderr";
         assert_eq!(
-            run_job(&mut PanickingStore, Job::Load).to_string(),
+            run_job(&mut PanickingStore, Job::Load).unwrap().to_string(),
             format!("not loaded: store: load: {reason}")
         );
         let commit = Job::Commit { epoch: Epoch(1), changes: Vec::new() };
         assert_eq!(
-            run_job(&mut PanickingStore, commit).to_string(),
+            run_job(&mut PanickingStore, commit).unwrap().to_string(),
             format!("not committed: store: commit: {reason}")
         );
     }

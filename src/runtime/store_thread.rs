@@ -1,17 +1,26 @@
 //! The thread of the store. Writes block as long as the disk needs, so they run on a separate
 //! thread.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use overlay_store::Store;
 use overlay_types::state::{Epoch, RecordChange};
+
+/// Interval of the checks of an idle store: the health reports a lost state within seconds.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A job of the store.
 #[derive(Debug)]
 pub(super) enum Job {
     Load,
-    Commit { epoch: Epoch, changes: Vec<RecordChange> },
+    /// Check that the state is still there. The thread adds this job while the queue is empty.
+    Check,
+    Commit {
+        epoch: Epoch,
+        changes: Vec<RecordChange>,
+    },
 }
 
 /// A store on a thread of its own. Dropping it finishes the queued jobs.
@@ -32,8 +41,12 @@ impl StoreThread {
     ) -> std::io::Result<Self> {
         let (jobs, receiver) = mpsc::channel::<Job>();
         let work = move || {
-            for job in receiver {
-                run_job(store.as_mut(), job);
+            loop {
+                match receiver.recv_timeout(CHECK_INTERVAL) {
+                    Ok(job) => run_job(store.as_mut(), job),
+                    Err(RecvTimeoutError::Timeout) => run_job(store.as_mut(), Job::Check),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
         };
         let thread = std::thread::Builder::new().name("overlay-store".to_owned()).spawn(work)?;

@@ -177,12 +177,20 @@ warning: 192.168.0.0/25 of agent 10.0.0.88 overlaps 192.168.0.0/24 of agent 10.0
 fn export_and_import_of_locked_store_fail() {
     let dir = dir_with_state();
     let master = Master::start(&dir);
-    let expected = "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, \
-                    such as a running `mesos-overlay master` or mesos-master with this module \
-                    (`fuser work/overlay-master.redb` shows it): stop that process, or use another \
-                    work directory\n";
-    for arguments in ["export --from file -o out.json", "import state.json --to file --replace"] {
-        assert_eq!(dir.run(&format!("{arguments} --work-dir work")).failure(), expected);
+    let expected = |file: &str| {
+        format!(
+            "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, such \
+             as a running `mesos-overlay master` or mesos-master with this module (`fuser \
+             work/overlay-master.{file}` shows it): stop that process, or use another work \
+             directory\n"
+        )
+    };
+    for (arguments, file) in [
+        ("export --from file -o out.json", "redb"),
+        ("import state.json --to file --replace", "redb"),
+    ] {
+        let error = dir.run(&format!("{arguments} --work-dir work")).failure();
+        assert_eq!(error, expected(file));
     }
     assert!(!dir.path("out.json").exists());
     // The running master is not affected.

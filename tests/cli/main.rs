@@ -20,5 +20,6 @@ mod login;
 mod plan;
 mod startup;
 mod state;
+mod state_file;
 mod support;
 mod untrusted_input;

@@ -13,7 +13,7 @@ fn second_master_on_same_store_is_refused() {
         dir.run(arguments).failure(),
         "mesos-overlay: file:work/overlay-master.redb: open: another process has it open, such as a \
          running `mesos-overlay master` or mesos-master with this module (`fuser \
-         work/overlay-master.redb` shows it): stop that process, or use another work directory\n"
+         work/overlay-master.lock` shows it): stop that process, or use another work directory\n"
     );
 }
 

@@ -15,6 +15,7 @@
 #[doc(hidden)]
 pub mod conformance;
 mod file;
+mod identity;
 mod key;
 mod log_directory;
 mod memory;
@@ -23,6 +24,7 @@ mod state_format;
 mod zookeeper;
 
 pub use file::FileStore;
+pub use identity::FileId;
 pub use log_directory::LogDirectory;
 pub use memory::MemoryStore;
 pub use replicated_log::{Log, ReplicatedLogStore};
@@ -81,6 +83,16 @@ pub trait Store: Send {
     /// other error the changes may or may not be durable. Only a new [`Store::load`] shows which is
     /// the case, and this handle may refuse every commit until then.
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError>;
+
+    /// Checks, without a write, that the state still is what this handle loaded and committed. The
+    /// check is cheap, so that a master without commits repeats it every few seconds.
+    ///
+    /// # Errors
+    /// When the state is lost, for example because its file was replaced. Then a commit would fail
+    /// too, and this handle may refuse every commit until the next [`Self::load`].
+    fn check(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Loads the state and decodes its records. See [`Self::load`].
     ///

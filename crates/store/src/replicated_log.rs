@@ -31,6 +31,14 @@ pub trait Log: Send + Sync {
     /// # Errors
     /// With the reason. The value may or may not be written.
     fn store(&self, value: &[u8]) -> Result<bool, String>;
+
+    /// Checks without IO to other replicas that the files of this replica are still there.
+    ///
+    /// # Errors
+    /// With the reason and a remedy.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A store in a replicated log.
@@ -179,6 +187,17 @@ impl Store for ReplicatedLogStore {
             Ok(false) => Err(StoreError::EpochEnded { store: self.to_string(), epoch: epoch.0 }),
             Err(reason) => Err(self.store_error("commit", reason)),
         }
+    }
+
+    fn check(&mut self) -> Result<(), StoreError> {
+        if self.state.is_none() {
+            return Ok(());
+        }
+        let lost = self.log.check().err();
+        lost.map_or(Ok(()), |reason| {
+            self.state = None;
+            Err(self.store_error("check", reason))
+        })
     }
 }
 

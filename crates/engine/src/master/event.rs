@@ -22,6 +22,8 @@ pub enum Event {
     Loaded(Result<LoadedState, StoreError>),
     /// The result of [`super::Command::Commit`].
     Committed(Result<Version, StoreError>),
+    /// The store has lost the state between two commits, for example because its file was replaced.
+    StoreLost(StoreError),
     /// A well-formed message. Its sender and content are not verified.
     Message {
         /// The sender that the message names.
@@ -70,6 +72,7 @@ impl fmt::Display for Event {
             Self::Loaded(Err(error)) => write!(f, "not loaded: {error}"),
             Self::Committed(Ok(version)) => write!(f, "committed version {}", version.0),
             Self::Committed(Err(error)) => write!(f, "not committed: {error}"),
+            Self::StoreLost(error) => write!(f, "state lost: {error}"),
             Self::Message { from, message } => write!(f, "{message} from {from}"),
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())

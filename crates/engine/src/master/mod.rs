@@ -170,6 +170,7 @@ impl StateMachine for Master {
                 self.store_failed(now, error);
             }
             Event::Committed(Ok(version)) => self.committed(version),
+            Event::StoreLost(error) => self.store_lost(now, error),
             Event::Message { from, message } => self.message(now, from, message),
             Event::Malformed { from, name, reason } => {
                 let malformed = &mut self.outbox.counters.malformed_messages;

@@ -189,6 +189,15 @@ impl Master {
         self.phase = Phase::Leading(Box::new(leading));
     }
 
+    /// Handles the loss of the state between two commits, as after a failed commit. While a job of
+    /// the store is under way, the result of that job reports the loss.
+    pub(super) fn store_lost(&mut self, now: Now, error: StoreError) {
+        match &self.phase {
+            Phase::Leading(leading) if !leading.is_writing() => self.store_failed(now, error),
+            Phase::Leading(_) | Phase::Recovering(_) | Phase::Standby(_) => {}
+        }
+    }
+
     /// Schedules another load, unless another master leads: allocations since the last commit are
     /// not stored.
     pub(super) fn store_failed(&mut self, now: Now, error: StoreError) {

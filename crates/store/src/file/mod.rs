@@ -3,54 +3,79 @@
 //!
 //! Why redb: one commit is one `fsync`, and after a kill or a power cut the file opens with the
 //! last complete commit. Keys and values are plain bytes, so that a later redb can read the file.
-//! There are two tables: the records, and three counters. redb locks the file, so only one process
-//! at a time can open the file. Within that process, the epoch fences late commits of an earlier
-//! master.
+//! The module `tables` has the tables: the records, and three counters. The module `lock` admits one
+//! process at a time. Within that process, the epoch fences late commits of an earlier master.
 //!
 //! The database is closed after any error, because the memory of redb may then differ from the
-//! file. The next load opens the file again.
+//! file. The next load opens the file again, but only the same file: a path whose file was removed
+//! or replaced does not hold the state that agents rely on. Before and after every commit, the store
+//! checks that the path still leads to the open file, and that no other process wrote to the file
+//! (`backend`).
+
+mod backend;
+mod lock;
+mod open;
+mod tables;
 
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use overlay_types::state::{Counts, Epoch, Key, StoreError, Version};
+use redb::Database;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, StorageBackend, TableDefinition};
 
+use self::backend::{Loss, StateFile};
+use self::lock::{LockError, WorkDirLock};
+use self::open::{
+    OpenError, create_directory, open_and_verify, open_copy, read_unlocked, sync_directory,
+};
+use self::tables::{
+    COUNTERS, CommitOutcome, EPOCH_COUNTER, EpochOutcome, FORMAT, FORMAT_COUNTER, RECORDS,
+    VERSION_COUNTER, begin_epoch, commit, read_counts, read_format, read_snapshot,
+};
+use crate::identity::FileId;
 use crate::key::KeyBytes as _;
 use crate::{
-    Archive, Change, EpochPurpose, Loaded, Replacement, Snapshot, Store, hex_name,
-    replace_by_commit, with_counts_remedy,
+    Archive, Change, EpochPurpose, Loaded, Replacement, Snapshot, Store, replace_by_commit,
+    with_counts_remedy,
 };
 
 /// Name of the file in the work directory.
 const FILE_NAME: &str = "overlay-master.redb";
 
-/// Version of the format of the tables. A file with a later version is refused.
-const FORMAT: u64 = 1;
-
 /// The state of 10,000 agents is a few MB and is read once; redb's own default is 1 GiB.
 const CACHE_BYTES: usize = 16 << 20;
 
-const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
-
-const COUNTERS: TableDefinition<'_, &[u8], u64> = TableDefinition::new("counters");
-const FORMAT_COUNTER: &[u8] = b"format";
-const EPOCH_COUNTER: &[u8] = b"epoch";
-const VERSION_COUNTER: &[u8] = b"version";
+/// The reason for a file to which another process wrote.
+const OVERWRITTEN: &str = "another process wrote to the file";
 
 /// A store in a file.
 #[derive(Debug)]
 pub struct FileStore {
     path: PathBuf,
     /// `None` before the first load of [`FileStore::at`], and after an error until the next load.
-    database: Option<Database>,
+    database: Option<OpenDatabase>,
     /// The directory in which the first load creates missing parts. Later loads create nothing: a
     /// file that vanished is an error, not an empty state.
     create_in: Option<PathBuf>,
+    /// Held from the first load, also after an error: no other master may start meanwhile.
+    lock: Option<WorkDirLock>,
+    /// The file that was opened first. No other file holds the state of this master.
+    id: Option<FileId>,
+    /// The counts of the last successful load or commit.
+    acknowledged: Counts,
+    /// Why the content is no longer the state of this master, for good: another process wrote to
+    /// the file. The file is not opened again, since redb would repair and so change it.
+    overwritten: Option<String>,
+}
+
+/// An open database, and its file.
+#[derive(Debug)]
+struct OpenDatabase {
+    database: Database,
+    file: Arc<StateFile>,
 }
 
 impl FileStore {
@@ -72,10 +97,22 @@ impl FileStore {
     /// that load, which the caller can try again.
     #[must_use]
     pub fn at(dir: &Path) -> Self {
-        Self { path: dir.join(FILE_NAME), database: None, create_in: Some(dir.to_owned()) }
+        Self {
+            path: dir.join(FILE_NAME),
+            database: None,
+            create_in: Some(dir.to_owned()),
+            lock: None,
+            id: None,
+            acknowledged: Counts::default(),
+            overwritten: None,
+        }
     }
 
-    fn create_and_open(&mut self) -> Result<Database, StoreError> {
+    fn create_and_open(&mut self) -> Result<OpenDatabase, StoreError> {
+        if let Some(reason) = &self.overwritten {
+            return Err(self.lost_error("open", reason));
+        }
+        self.lock_directory()?;
         if let Some(dir) = &self.create_in {
             self.create_missing(dir).map_err(|error| self.store_error("open", &error))?;
         }
@@ -84,11 +121,49 @@ impl FileStore {
         Ok(database)
     }
 
-    /// Creates the directory and an empty state if they are missing.
+    /// Locks the directory, which the first call creates. Later calls check the lock.
+    fn lock_directory(&mut self) -> Result<(), StoreError> {
+        if let Some(lock) = &self.lock {
+            return lock.check().map_err(|reason| self.lost_error("open", &reason));
+        }
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
+        create_directory(dir).map_err(|error| self.store_error("open", &error.into()))?;
+        let lock = WorkDirLock::acquire(dir).map_err(|error| match error {
+            LockError::Held(path) => self.open_error(held_by_other(&path)),
+            LockError::Io(error) => self.store_error("open", &error.into()),
+        })?;
+        self.lock = Some(lock);
+        Ok(())
+    }
+
+    /// Checks that the path of the state leads to the open file, that this process alone wrote to
+    /// the file, and that the lock of the directory is in place. If not, the file is abandoned.
+    fn check_file(&mut self, open: &OpenDatabase, action: &'static str) -> Result<(), StoreError> {
+        let lock = self.lock.as_ref().map_or(Ok(()), WorkDirLock::check);
+        let checked = lock.map_err(Loss::Moved).and_then(|()| open.file.check(&self.path));
+        let Err(loss) = checked else { return Ok(()) };
+        open.file.abandon();
+        let reason = match loss {
+            Loss::Moved(reason) => reason,
+            Loss::Overwritten => self.overwritten.insert(OVERWRITTEN.to_owned()).clone(),
+        };
+        Err(self.lost_error(action, &reason))
+    }
+
+    /// Creates the error for a state that this master no longer holds.
+    fn lost_error(&self, action: &'static str, reason: &str) -> StoreError {
+        let reason = format!(
+            "{reason}: this master assigns no addresses until the same file is back; otherwise \
+             stop this master, restore the latest copy of the state and start one master"
+        );
+        StoreError::Failed { store: self.to_string(), action, reason }
+    }
+
+    /// Creates an empty state if it is missing.
     fn create_missing(&self, dir: &Path) -> Result<(), redb::Error> {
-        create_directory(dir)?;
         if !self.path.try_exists()? {
             self.create_file(dir, None, Counts::default())?;
+            log::info!("created an empty state in {self}: no agent has addresses yet");
         }
         // Also for an existing file: the process that created it may have been killed before.
         Ok(sync_directory(dir)?)
@@ -136,7 +211,6 @@ impl FileStore {
         records: &[(Key, Vec<u8>)],
         former: Counts,
     ) -> Result<bool, redb::Error> {
-        create_directory(dir)?;
         let is_missing = !self.path.try_exists()?;
         if is_missing {
             self.create_file(dir, Some(records), former)?;
@@ -145,11 +219,20 @@ impl FileStore {
         Ok(is_missing)
     }
 
-    fn open_database(&self) -> Result<Database, StoreError> {
-        let database =
-            open_and_verify(&self.path).map_err(|error| self.store_error("open", &error))?;
-        match read_format(&database) {
-            Ok(Some(FORMAT)) => Ok(database),
+    fn open_database(&mut self) -> Result<OpenDatabase, StoreError> {
+        let (database, file) =
+            open_and_verify(&self.path, self.id).map_err(|error| match error {
+                OpenError::OtherFile(reason) => self.lost_error("open", &reason),
+                OpenError::Database(error) => self.store_error("open", &error),
+            })?;
+        self.check_format(&database)?;
+        self.id = Some(file.id());
+        Ok(OpenDatabase { database, file })
+    }
+
+    fn check_format(&self, database: &Database) -> Result<(), StoreError> {
+        match read_format(database) {
+            Ok(Some(FORMAT)) => Ok(()),
             Ok(Some(format)) if format > FORMAT => Err(self.open_error(format!(
                 "it was written by a later version of mesos-overlay (format {format}, this version \
                  supports {FORMAT}): run the later version"
@@ -160,21 +243,44 @@ impl FileStore {
     }
 
     fn begin_epoch(&mut self, purpose: EpochPurpose) -> Result<Loaded, StoreError> {
-        let database = match self.database.take() {
-            Some(database) => database,
+        let open = match self.database.take() {
+            Some(open) => open,
             None => self.create_and_open()?,
         };
-        let begun =
-            begin_epoch(&database, purpose).map_err(|error| self.store_error("load", &error))?;
+        self.check_file(&open, "load")?;
+        self.refuse_older_state(&open)?;
+        let begun = begin_epoch(&open.database, purpose)
+            .map_err(|error| self.store_error("load", &error))?;
         let (loaded, unknown) = match begun {
             EpochOutcome::Begun { loaded, unknown } => (loaded, unknown),
             EpochOutcome::InvalidCounts(reason) => return Err(self.counts_error("load", &reason)),
         };
-        self.database = Some(database);
+        self.check_file(&open, "load")?;
+        self.acknowledged = Counts { epoch: loaded.epoch.0, version: loaded.version.0 };
+        self.database = Some(open);
         if unknown > 0 {
             log::warn!("{self}: kept and not used: {unknown} records of unknown kind");
         }
         Ok(loaded)
+    }
+
+    /// Fails if the file lacks what this master has stored: an older copy was written into it.
+    fn refuse_older_state(&mut self, open: &OpenDatabase) -> Result<(), StoreError> {
+        let counts =
+            read_counts(&open.database).map_err(|error| self.store_error("load", &error))?;
+        let Counts { epoch, version } = self.acknowledged;
+        if counts.epoch >= epoch && counts.version >= version {
+            return Ok(());
+        }
+        open.file.abandon();
+        let reason = format!(
+            "the file holds an older state, version {} of epoch {}, and this master stored version \
+             {version} of epoch {epoch}",
+            counts.version, counts.epoch
+        );
+        let error = self.lost_error("load", &reason);
+        self.overwritten = Some(reason);
+        Err(error)
     }
 
     fn store_error(&self, action: &'static str, error: &redb::Error) -> StoreError {
@@ -194,14 +300,9 @@ impl FileStore {
 
     /// Returns the text of `error` with a remedy for the operator.
     fn with_remedy(&self, error: &redb::Error) -> String {
-        let path = self.path.display();
         match error {
             redb::Error::Io(error) => self.with_io_remedy(error),
-            redb::Error::DatabaseAlreadyOpen => format!(
-                "another process has it open, such as a running `mesos-overlay master` or \
-                 mesos-master with this module (`fuser {path}` shows it): stop that process, or \
-                 use another work directory"
-            ),
+            redb::Error::DatabaseAlreadyOpen => held_by_other(&self.path),
             redb::Error::Corrupted(_)
             | redb::Error::UpgradeRequired(_)
             | redb::Error::TableTypeMismatch { .. }
@@ -249,11 +350,12 @@ impl Store for FileStore {
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
-        let Some(database) = self.database.take() else {
+        let Some(open) = self.database.take() else {
             let reason = "an earlier operation failed: load the state first".to_owned();
             return Err(StoreError::Failed { store: self.to_string(), action: "commit", reason });
         };
-        let outcome = commit(&database, epoch, changes)
+        self.check_file(&open, "commit")?;
+        let outcome = commit(&open.database, epoch, changes)
             .map_err(|error| self.store_error("commit", &error))?;
         let result = match outcome {
             CommitOutcome::Committed(version) => Ok(version),
@@ -265,27 +367,33 @@ impl Store for FileStore {
                 return Err(self.counts_error("commit", &reason));
             }
         };
-        self.database = Some(database);
+        // Also after the commit: the file may have been replaced meanwhile.
+        self.check_file(&open, "commit")?;
+        if let Ok(version) = result {
+            self.acknowledged = Counts { epoch: epoch.0, version: version.0 };
+        }
+        self.database = Some(open);
         result
+    }
+
+    fn check(&mut self) -> Result<(), StoreError> {
+        let Some(open) = self.database.take() else { return Ok(()) };
+        self.check_file(&open, "check")?;
+        self.database = Some(open);
+        Ok(())
     }
 }
 
 impl Archive for FileStore {
     fn read_snapshot(&mut self) -> Result<Option<Snapshot>, StoreError> {
-        if self.database.is_none() {
-            let exists = self.path.try_exists();
-            if !exists.map_err(|error| self.store_error("read", &error.into()))? {
-                return Ok(None);
-            }
+        let error = |error: redb::Error| self.store_error("open", &error);
+        if let Some(open) = &self.database {
+            return read_snapshot(&open.database).map(Some).map_err(error);
         }
-        let database = match self.database.take() {
-            Some(database) => database,
-            None => self.open_database()?,
-        };
-        let snapshot =
-            read_snapshot(&database).map_err(|error| self.store_error("read", &error))?;
-        self.database = Some(database);
-        Ok(Some(snapshot))
+        let Some(bytes) = read_unlocked(&self.path).map_err(error)? else { return Ok(None) };
+        let database = open_copy(&bytes).map_err(error)?;
+        self.check_format(&database)?;
+        read_snapshot(&database).map(Some).map_err(error)
     }
 
     fn replace(
@@ -293,6 +401,7 @@ impl Archive for FileStore {
         records: &[(Key, Vec<u8>)],
         former: Counts,
     ) -> Result<Replacement, StoreError> {
+        self.lock_directory()?;
         if let Some(dir) = self.create_in.take_if(|_| self.database.is_none()) {
             let is_new = self
                 .create_with_records(&dir, records, former)
@@ -322,168 +431,17 @@ impl fmt::Display for FileStore {
     }
 }
 
-/// Opens an existing database and verifies its content on the disk.
-fn open_and_verify(path: &Path) -> Result<Database, redb::Error> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    drop_cached_pages(&file)?;
-    // An empty file is refused, because it means that a state was lost. `create_with_backend` would
-    // create a database in an empty file.
-    if file.metadata()?.len() == 0 {
-        return Err(redb::Error::Corrupted("the file is empty".to_owned()));
-    }
-    Ok(verify(FileBackend::new(file)?)?)
+/// Returns the reason why a state is not opened whose lock at `path` another process holds.
+fn held_by_other(path: &Path) -> String {
+    format!(
+        "another process has it open, such as a running `mesos-overlay master` or mesos-master \
+         with this module (`fuser {}` shows it): stop that process, or use another work directory",
+        path.display()
+    )
 }
 
-fn verify(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
-    let mut builder = Database::builder();
-    // Without the check, redb trusts the pages of a closed file, and panics at a damaged page.
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-    builder.create_with_backend(backend)
-}
-
-/// Drops the cached pages of `file`, so that they are read from the disk again. After a failed
-/// `fsync`, Linux marks the pages that it could not write as clean. This process and the next
-/// process would load these pages as durable.
-fn drop_cached_pages(file: &File) -> io::Result<()> {
-    file.sync_data()?;
-    match rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {
-        // The file system has no page cache.
-        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => Ok(()),
-        result => Ok(result?),
-    }
-}
-
-/// Creates `dir` and its missing parents, accessible to the owner only, and syncs their entries.
-fn create_directory(dir: &Path) -> io::Result<()> {
-    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-    let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    missing.iter().filter_map(|path| path.parent()).try_for_each(sync_directory)
-}
-
-fn sync_directory(dir: &Path) -> io::Result<()> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    File::open(dir)?.sync_all()
-}
-
-/// Reads the format of the tables. Returns `None` if the file has none.
-fn read_format(database: &Database) -> Result<Option<u64>, redb::Error> {
-    match database.begin_read()?.open_table(COUNTERS) {
-        Ok(counters) => Ok(counters.get(FORMAT_COUNTER)?.map(|format| format.value())),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-enum EpochOutcome {
-    Begun {
-        loaded: Loaded,
-        /// Number of records whose key this version cannot read.
-        unknown: usize,
-    },
-    /// No state can have reached the counts of the file, for this reason.
-    InvalidCounts(String),
-}
-
-enum CommitOutcome {
-    Committed(Version),
-    /// A later epoch has begun. Nothing was written.
-    EpochEnded,
-    /// The version cannot be incremented, for this reason. Nothing was written.
-    InvalidCounts(String),
-}
-
-/// Reads the state of the last commit.
-fn read_snapshot(database: &Database) -> Result<Snapshot, redb::Error> {
-    let transaction = database.begin_read()?;
-    let counters = transaction.open_table(COUNTERS)?;
-    let epoch = counter(&counters, EPOCH_COUNTER)?;
-    let counts = Counts { epoch, version: counter(&counters, VERSION_COUNTER)? };
-    let (counts, warning) = counts.corrected();
-    let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
-    Ok(Snapshot { counts, records, unknown, warnings: warning.into_iter().collect() })
-}
-
-/// The records of this version, and the records of a later version of this program.
-type Records = (Vec<(Key, Vec<u8>)>, Vec<(String, Vec<u8>)>);
-
-fn read_records(
-    table: &impl redb::ReadableTable<&'static [u8], &'static [u8]>,
-) -> Result<Records, redb::Error> {
-    let mut records = Vec::new();
-    let mut unknown = Vec::new();
-    for entry in table.iter()? {
-        let (key, bytes) = entry?;
-        let bytes = bytes.value().to_vec();
-        match Key::from_bytes(key.value()) {
-            Some(key) => records.push((key, bytes)),
-            None => unknown.push((hex_name(key.value()), bytes)),
-        }
-    }
-    Ok((records, unknown))
-}
-
-fn begin_epoch(database: &Database, purpose: EpochPurpose) -> Result<EpochOutcome, redb::Error> {
-    let transaction = database.begin_write()?;
-    let (records, unknown) = read_records(&transaction.open_table(RECORDS)?)?;
-    let (epoch, version) = {
-        let mut counters = transaction.open_table(COUNTERS)?;
-        let epoch = counter(&counters, EPOCH_COUNTER)?;
-        let counts = Counts { epoch, version: counter(&counters, VERSION_COUNTER)? };
-        let Counts { epoch, version } = match purpose.next_counts(counts) {
-            Ok(begun) => begun,
-            Err(reason) => return Ok(EpochOutcome::InvalidCounts(reason)),
-        };
-        counters.insert(EPOCH_COUNTER, epoch)?;
-        counters.insert(VERSION_COUNTER, version)?;
-        (Epoch(epoch), Version(version))
-    };
-    transaction.commit()?;
-    let loaded = Loaded { epoch, version, records };
-    Ok(EpochOutcome::Begun { loaded, unknown: unknown.len() })
-}
-
-fn commit(
-    database: &Database,
-    epoch: Epoch,
-    changes: &[Change],
-) -> Result<CommitOutcome, redb::Error> {
-    let transaction = database.begin_write()?;
-    let version = {
-        let mut counters = transaction.open_table(COUNTERS)?;
-        if counter(&counters, EPOCH_COUNTER)? != epoch.0 {
-            return Ok(CommitOutcome::EpochEnded);
-        }
-        let version = Version(counter(&counters, VERSION_COUNTER)?).next();
-        if let Err(reason) = (Counts { epoch: epoch.0, version: version.0 }).check() {
-            return Ok(CommitOutcome::InvalidCounts(reason));
-        }
-        counters.insert(VERSION_COUNTER, version.0)?;
-        let mut records = transaction.open_table(RECORDS)?;
-        for change in changes {
-            match change {
-                Change::Put(key, bytes) => {
-                    records.insert(&*key.to_bytes(), &**bytes)?;
-                }
-                Change::Delete(key) => {
-                    records.remove(&*key.to_bytes())?;
-                }
-            }
-        }
-        version
-    };
-    transaction.commit()?;
-    Ok(CommitOutcome::Committed(version))
-}
-
-fn counter(
-    counters: &impl redb::ReadableTable<&'static [u8], u64>,
-    name: &[u8],
-) -> Result<u64, redb::Error> {
-    let missing = || redb::Error::Corrupted("a counter is missing".to_owned());
-    counters.get(name)?.map(|value| value.value()).ok_or_else(missing)
-}
-
+#[cfg(test)]
+mod identity_tests;
 #[cfg(test)]
 mod power_tests;
 #[cfg(test)]

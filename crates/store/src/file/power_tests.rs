@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use redb::StorageBackend;
 
+use super::open::verify;
 use super::*;
 
 /// Bytes that a disk writes atomically.

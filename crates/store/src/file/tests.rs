@@ -1,13 +1,14 @@
 //! Tests of the file store beyond the conformance suite: locking, refused files and their error
 //! messages, damaged files.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::rc::Rc;
 
-use redb::ReadableTable as _;
+use redb::{ReadableTable as _, TableDefinition};
 
+use super::lock::LOCK_NAME;
 use super::*;
 use crate::conformance::{self, StoreFixture};
 
@@ -62,7 +63,8 @@ fn open_creates_directories_for_owner_only() {
     assert_eq!(mode(dir.parent().unwrap()), 0o700);
     assert_eq!(mode(&dir.join(FILE_NAME)), 0o600);
     assert_eq!(store.to_string(), format!("file:{}/overlay-master.redb", dir.display()));
-    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "no temporary file remains");
+    assert_eq!(mode(&dir.join(LOCK_NAME)), 0o600);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "no temporary file remains");
 }
 
 #[test]
@@ -79,9 +81,12 @@ fn second_open_names_lock_holder_and_remedy() {
     let first = FileStore::open(dir.path()).unwrap();
     assert_eq!(
         open_error(dir.path()),
-        "file:FILE: open: another process has it open, such as a running `mesos-overlay master` or \
-         mesos-master with this module (`fuser FILE` shows it): stop that process, or use another \
-         work directory"
+        format!(
+            "file:FILE: open: another process has it open, such as a running `mesos-overlay \
+             master` or mesos-master with this module (`fuser {}` shows it): stop that process, or \
+             use another work directory",
+            dir.path().join(LOCK_NAME).display()
+        )
     );
     drop(first);
     FileStore::open(dir.path()).unwrap();

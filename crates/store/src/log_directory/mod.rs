@@ -11,8 +11,9 @@ mod manifest;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -127,12 +128,13 @@ impl LogDirectory {
         let prefix = format!(".{}.", name.to_string_lossy());
         let temporary = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?;
         for (name, bytes) in &files {
-            let mut file = File::create_new(temporary.path().join(name))?;
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600);
+            let mut file = options.open(temporary.path().join(name))?;
             file.write_all(bytes)?;
             file.sync_all()?;
         }
-        // The mode of a directory that LevelDB creates.
-        fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        fs::set_permissions(temporary.path(), Permissions::from_mode(0o700))?;
         File::open(temporary.path())?.sync_all()?;
         let kept = if is_empty(&self.path)? {
             fs::rename(temporary.path(), &self.path)?;

@@ -182,6 +182,31 @@ fn demoted_master_without_election_reloads() {
 }
 
 #[test]
+fn lost_state_fails_leading_master_and_drops_pending_sends() {
+    let error = StoreError::Failed {
+        store: "file:state".to_owned(),
+        action: "check",
+        reason: "the file was removed".to_owned(),
+    };
+    let lost = || Event::StoreLost(error.clone());
+    let mut candidate = Candidate::new();
+    assert_eq!(candidate.after(lost()), NOTHING, "a standby master holds no state");
+    candidate.after(Event::Leading(true));
+    assert_eq!(candidate.after(lost()), NOTHING, "the load reports the loss");
+    candidate.after(loaded(1, 5));
+    candidate.register(1);
+    assert_eq!(candidate.after(lost()), NOTHING, "the commit reports the loss");
+    candidate.after(committed(6));
+    assert_eq!(candidate.health().0, Condition::Ok);
+    let abandon = "abandon pending sends: the state could not be written: ask again";
+    assert_eq!(candidate.after(lost()), [abandon]);
+    assert_eq!(candidate.health(), (Condition::Failed, vec![error.to_string()]));
+    assert_eq!(candidate.register(2), NOTHING, "the registration waits");
+    candidate.now.elapsed = candidate.master.next_timeout().unwrap();
+    assert_eq!(candidate.after(Event::Timeout), ["load"]);
+}
+
+#[test]
 fn failed_store_is_retried_only_while_leading() {
     let mut candidate = Candidate::new();
     candidate.after(Event::Leading(true));
