@@ -20,7 +20,7 @@ use overlay_linux::cni::{CniDirectory, Leases};
 use overlay_linux::dataplane::{Bridge, Dataplane, plan};
 use overlay_linux::docker::{Docker, DockerFailure};
 use overlay_linux::firewall::{Backend, Firewall};
-use overlay_linux::host::{HostError, HostLock, HostSettings};
+use overlay_linux::host::{HostError, HostLock, HostSettings, write_private};
 use overlay_types::addr::{DeviceName, OverlayName};
 use overlay_types::tunnel::Desired;
 use serde::Serialize;
@@ -423,9 +423,8 @@ impl RemainingBridges {
                 _ => Ok(()),
             };
         }
-        fs::create_dir_all(state_dir)?;
         let lines = self.overlays.iter().map(|overlay| format!("{overlay}\n"));
-        fs::write(path, lines.collect::<String>())
+        write_private(&path, lines.collect::<String>().as_bytes())
     }
 }
 

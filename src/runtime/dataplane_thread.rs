@@ -195,6 +195,14 @@ impl Worker {
 
     /// Takes the lock of the host: only one agent at a time may program the host.
     fn acquire_lock(&mut self) -> Result<(), HostError> {
+        // Another agent may hold the lock of a file that replaced the locked file.
+        if self.lock.take_if(|lock| !lock.is_at_its_path()).is_some() {
+            let path = HostLock::path_in(&self.options.state_dir);
+            log::warn!(
+                "{}: the lock file was removed or replaced: locking it again",
+                path.display()
+            );
+        }
         if self.lock.is_none() {
             self.lock = Some(HostLock::acquire(&self.options.state_dir)?);
         }

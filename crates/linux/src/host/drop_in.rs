@@ -14,7 +14,7 @@ use std::{fs, io};
 use overlay_types::tunnel::{Desired, VxlanDevice};
 
 use super::sysctl::{FORWARD_V4, FORWARD_V6};
-use super::{HostError, HostPaths, RestoreResult, has_ipv6, write_atomically};
+use super::{HostError, HostPaths, RestoreResult, has_ipv6, write_public};
 use crate::subprocess::{SubprocessError, run_blocking};
 
 /// The first line of every managed file, which marks it.
@@ -177,7 +177,7 @@ fn write(path: &Path, content: &str) -> Result<Option<String>, HostError> {
     if found.is_ok_and(|found| found == content) {
         return Ok(None);
     }
-    write_atomically(path, content.as_bytes())
+    write_public(path, content.as_bytes())
         .map_err(|error| HostError::file("write", path, &error))?;
     Ok(Some(format!("write {}", path.display())))
 }

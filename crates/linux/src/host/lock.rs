@@ -1,15 +1,19 @@
 //! The lock that an agent holds while it programs a host. The kernel releases the lock when the
 //! process ends for any reason, so the file alone does not mean that the lock is held.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::HostError;
+use rustix::fs::OFlags;
+
+use super::{HostError, create_private_directory};
 
 /// Name of the lock file in the state directory.
 const NAME: &str = "agent.lock";
+/// The mode of the lock file: whoever can open the file can hold the lock.
+const OWNER_ONLY: u32 = 0o600;
 
 /// The lock of the only process that programs this host. Dropping it releases the lock.
 #[derive(Debug)]
@@ -27,9 +31,9 @@ impl HostLock {
     pub fn acquire(state_dir: &Path) -> Result<Self, HostError> {
         let path = Self::path_in(state_dir);
         let failed = |error| HostError::file("lock", &path, &error);
-        fs::create_dir_all(state_dir).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
+        create_private_directory(state_dir).map_err(failed)?;
+        let mut options = options();
+        options.create(true).truncate(false).mode(OWNER_ONLY);
         loop {
             let lock = Self::lock(options.open(&path).map_err(failed)?, &path)?;
             // `clean` removes the file before it releases the lock. If that happened after the file
@@ -46,7 +50,7 @@ impl HostLock {
     /// When another process holds it, or the file cannot be written.
     pub fn acquire_existing(state_dir: &Path) -> Result<Option<Self>, HostError> {
         let path = Self::path_in(state_dir);
-        match OpenOptions::new().read(true).write(true).open(&path) {
+        match options().open(&path) {
             Ok(file) => Self::lock(file, &path).map(Some),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(HostError::file("lock", &path, &error)),
@@ -77,6 +81,11 @@ impl HostLock {
 
     fn lock(mut file: File, path: &Path) -> Result<Self, HostError> {
         let path = path.to_owned();
+        // Earlier versions made a file that every user could lock.
+        if file.metadata().is_ok_and(|found| found.permissions().mode() & 0o077 != 0) {
+            let restricted = file.set_permissions(Permissions::from_mode(OWNER_ONLY));
+            restricted.map_err(|error| HostError::file("restrict", &path, &error))?;
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -95,11 +104,21 @@ impl HostLock {
         Ok(Self { file, path })
     }
 
-    fn is_at_its_path(&self) -> bool {
+    /// Returns whether the lock file is still at its path. If not, another process may lock the
+    /// file that is there.
+    #[must_use]
+    pub fn is_at_its_path(&self) -> bool {
         let identity = |found: fs::Metadata| (found.dev(), found.ino());
         let own = self.file.metadata().map(identity).ok();
         own.is_some() && own == fs::metadata(&self.path).map(identity).ok()
     }
+}
+
+/// Returns the options to open a lock file. A link of another user is not followed.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options
 }
 
 /// Replaces the content of the lock file with the ID of this process.

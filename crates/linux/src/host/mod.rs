@@ -14,7 +14,7 @@ mod sysctl;
 mod tests;
 
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -176,14 +176,33 @@ fn has_ipv6(desired: &Desired) -> bool {
     desired.vxlan_devices.iter().any(|local| local.ip6.is_some())
 }
 
+/// Writes a file of the state directory atomically, accessible to its owner only.
+///
+/// # Errors
+/// When the directory or the file cannot be created or written.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    create_private_directory(path.parent().unwrap_or_else(|| Path::new(".")))?;
+    write_atomically(path, content, 0o600)
+}
+
+/// Creates a directory and its missing parents, accessible to the owner only. The mode of an
+/// existing directory stays: it may be shared.
+fn create_private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// Writes a file atomically, readable for every user.
-fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_public(path: &Path, content: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new(".")))?;
+    write_atomically(path, content, 0o644)
+}
+
+fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new().prefix(".mesos-overlay").tempfile_in(folder)?;
     file.write_all(content)?;
     // Not at creation: the umask, which belongs to the host process, would clear bits.
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(io::Error::from)?;
     fs::File::open(folder)?.sync_all()

@@ -13,7 +13,7 @@ use std::{fmt, fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, RestoreResult, write_atomically};
+use super::{HostError, RestoreResult, write_private};
 
 /// Name of the file with the former values.
 pub(super) const SAVED_FILE: &str = "host-settings.json";
@@ -144,7 +144,7 @@ impl Sysctl {
     }
 
     fn save(&self, saved: &BTreeMap<String, SavedSetting>) -> Result<(), HostError> {
-        let write = || write_atomically(&self.saved, &serde_json::to_vec(saved)?);
+        let write = || write_private(&self.saved, &serde_json::to_vec(saved)?);
         write().map_err(|error: io::Error| HostError::file("write", &self.saved, &error))
     }
 

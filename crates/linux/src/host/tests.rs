@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use overlay_types::addr::{DeviceName, Vni};
@@ -240,6 +241,41 @@ fn lock_is_held_by_one_process() {
     drop(lock);
     assert!(HostLock::is_stale(&state) && !HostLock::is_stale(&host.path("other")));
     HostLock::acquire(&state).unwrap();
+}
+
+#[test]
+fn lock_and_saved_settings_are_for_owner_only() {
+    let host = TestHost::new(&[]);
+    let state = host.path("new/state");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    drop(HostLock::acquire(&state).unwrap());
+    assert_eq!(mode(&state), 0o700);
+    let lock = HostLock::path_in(&state);
+    // An earlier version made the lock file for all users.
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+    let held = fs::File::open(&lock).unwrap();
+    held.try_lock_shared().unwrap();
+    assert!(matches!(HostLock::acquire(&state), Err(HostError::Held { .. })));
+    assert_eq!(mode(&lock), 0o600);
+    let saved = state.join("saved");
+    write_private(&saved, b"text").unwrap();
+    assert_eq!(mode(&saved), 0o600);
+}
+
+#[test]
+fn removed_or_replaced_lock_is_detected() {
+    let host = TestHost::new(&[]);
+    let state = host.path("state");
+    let lock = HostLock::acquire(&state).unwrap();
+    assert!(lock.is_at_its_path());
+    fs::remove_file(HostLock::path_in(&state)).unwrap();
+    assert!(!lock.is_at_its_path());
+    let _other = HostLock::acquire(&state).unwrap();
+    assert!(!lock.is_at_its_path());
+    fs::remove_file(HostLock::path_in(&state)).unwrap();
+    std::os::unix::fs::symlink(host.path("target"), HostLock::path_in(&state)).unwrap();
+    assert!(HostLock::acquire(&state).is_err());
+    assert!(!host.path("target").exists(), "the link was followed");
 }
 
 #[test]
