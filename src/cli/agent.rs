@@ -23,7 +23,7 @@ use super::http_options::HttpOptions;
 use super::master_address::MasterSource;
 use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
-    read_agent_config, reread_config, runtime,
+    read_agent_config, reread_config, run_to_end,
 };
 use crate::http::Realms;
 use crate::runtime::{AccessControl, AgentHost, AgentOptions, DataplaneOptions, Metrics};
@@ -119,7 +119,7 @@ impl AgentCommand {
             metrics,
             access,
         };
-        runtime()?.block_on(self.serve(limits, (master, warnings), control, options))
+        run_to_end(self.serve(limits, (master, warnings), control, options))
     }
 
     /// Reads the access lists and the credentials again.

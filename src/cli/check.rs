@@ -3,12 +3,14 @@
 //! Problems are the result of this subcommand, so they go to stdout. The failure on stderr only
 //! counts them.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
 use overlay_config::{Config, Problem, Problems, parse};
 use overlay_engine::master::Effect;
+use overlay_types::secret;
 use serde::Serialize;
 
 use super::Failure;
@@ -182,6 +184,7 @@ fn print_problems(
     severity: &str,
     problems: &[Problem],
 ) -> Result<(), Failure> {
+    let secret_lines = find_secret_lines(text);
     let mut lines = text.lines().enumerate();
     let mut current = None;
     let mut problems = problems.iter().peekable();
@@ -197,11 +200,26 @@ fn print_problems(
             current = Some(line);
         }
         let line = current.filter(|(index, _)| index + 1 == position.0);
-        if let Some((_, line)) = line.filter(|(_, line)| !line.trim().is_empty()) {
-            output.line(excerpt(line, position))?;
+        if let Some((index, line)) = line.filter(|(_, line)| !line.trim().is_empty()) {
+            if secret_lines.contains(&index) {
+                output.line(format_args!(
+                    "  {} | (not shown: it may contain a password)",
+                    index + 1
+                ))?;
+            } else {
+                output.line(excerpt(line, position))?;
+            }
         }
     }
     Ok(())
+}
+
+/// Returns the indexes of the lines that may contain a password. A line break may divide an address,
+/// so the lines next to a part of one count as well.
+fn find_secret_lines(text: &str) -> HashSet<usize> {
+    let lines = text.lines().enumerate();
+    let found = lines.filter(|(_, line)| secret::may_contain_part(line));
+    found.flat_map(|(index, _)| index.saturating_sub(1)..=index + 1).collect()
 }
 
 /// A problem with its severity after the position, as compilers print it.

@@ -1,7 +1,7 @@
 //! `mesos-overlay master`.
 
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use overlay_engine::master::{Request, Settings};
 use overlay_store::{FileStore, MemoryStore, Store, ZooKeeperStore};
 use overlay_types::addr::Ensemble;
 use overlay_types::protocol::Author;
+use overlay_types::secret::may_contain;
 use overlay_types::warnings::Warnings;
 use overlay_zookeeper::detector::{Contender, ElectionWarnings};
 
@@ -18,7 +19,7 @@ use super::Failure;
 use super::http_options::HttpOptions;
 use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
-    read_config, reread_config, runtime,
+    read_config, reread_config, run_to_end,
 };
 use super::store_uri::{open_zookeeper, parse_session_timeout};
 use crate::http::Realms;
@@ -97,14 +98,16 @@ impl MasterCommand {
         let store = self.open_store(&kind, &config)?;
         let work_dir = self.work_dir.as_ref().unwrap_or(&config.work_dir);
         let socket = (kind == StoreKind::File).then(|| work_dir.join(HTTP_SOCKET));
-        runtime()?.block_on(self.serve(config, store, socket))
+        run_to_end(self.serve(config, store, socket))
     }
 
     fn open_store(&self, store: &StoreKind, config: &MasterConfig) -> Result<OpenedStore, Failure> {
         match store {
             StoreKind::File => {
-                let store = FileStore::open(self.work_dir.as_ref().unwrap_or(&config.work_dir))
-                    .map_err(|error| Failure::new(error.to_string()))?;
+                let work_dir = self.work_dir.as_ref().unwrap_or(&config.work_dir);
+                refuse_address(work_dir)?;
+                let store =
+                    FileStore::open(work_dir).map_err(|error| Failure::new(error.to_string()))?;
                 Ok(OpenedStore::Exclusive(Box::new(store)))
             }
             StoreKind::Memory => {
@@ -192,6 +195,16 @@ impl MasterCommand {
             Ok(settings(&new))
         })
     }
+}
+
+/// Refuses a work directory that is an address of ZooKeeper. Messages name the directory, and the
+/// address may contain a password.
+fn refuse_address(work_dir: &Path) -> Result<(), Failure> {
+    if may_contain(&work_dir.to_string_lossy()) {
+        let reason = "it looks like an address of ZooKeeper: give that as --store";
+        return Err(Failure::usage(format!("--work-dir: {reason}")));
+    }
+    Ok(())
 }
 
 fn settings(config: &MasterConfig) -> Settings {

@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use overlay_types::escape;
+use overlay_types::{escape, secret};
 
 use crate::logging::LimitedLogger;
 use output::print_error;
@@ -91,12 +91,17 @@ enum Command {
 
 /// Runs the program with these arguments. The first argument is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let given = given_texts(&arguments);
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                // The error quotes arguments, which a script may pass on from an untrusted source.
-                print_error(error.render().to_string().trim_end());
+                // The error quotes arguments, which a script may pass on from an untrusted source,
+                // and of which one may be an address with a password at a wrong place.
+                let text = error.render().to_string();
+                let text = secret::redact(text.trim_end(), given.iter().map(String::as_str));
+                print_error(text);
                 return ExitCode::from(2);
             }
             // Help and version go to stdout. Printing fails only if the reader has closed it.
@@ -129,10 +134,21 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            print_error(escape::one_line(&format!("mesos-overlay: {failure}")));
+            // A path may be an address with a password by mistake.
+            let secrets = given.iter().map(String::as_str).filter(|text| secret::may_contain(text));
+            let text = format!("mesos-overlay: {failure}");
+            print_error(escape::one_line(&secret::redact(&text, secrets)));
             ExitCode::from(if failure.is_usage { 2 } else { 1 })
         }
     }
+}
+
+/// Returns the arguments, and the values of the variables that replace flags.
+fn given_texts(arguments: &[OsString]) -> Vec<String> {
+    let is_flag = |name: &OsString| name.to_string_lossy().starts_with("MESOS_OVERLAY_");
+    let variables = std::env::vars_os().filter(|(name, _)| is_flag(name)).map(|(_, value)| value);
+    let texts = arguments.iter().cloned().chain(variables);
+    texts.map(|text| text.to_string_lossy().into_owned()).collect()
 }
 
 /// Sends the log to stderr, within the limits of [`LimitedLogger`].

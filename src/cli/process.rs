@@ -1,10 +1,12 @@
 //! Shared code of the subcommands: reading files, and for master and agent the listening address,
 //! signals and resource limits.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use libprocess::limits::Limits;
@@ -12,8 +14,10 @@ use libprocess::{Server, ServerOptions, TcpTransport};
 use overlay_config::{AgentConfig, EnsembleSource, Problem, Problems, parse_agent};
 use overlay_linux::source;
 use overlay_types::addr::Ensemble;
+use overlay_types::secret::show_path;
 pub(super) use overlay_types::text::pluralize;
 use overlay_types::warnings::Warnings;
+use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -22,6 +26,10 @@ use super::output::print_error;
 
 /// Longest text file. The parser of configurations has a stricter limit, with its own message.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
+
+/// Longest wait at the end of the process for a blocking operation, such as a read on a file
+/// system that hangs.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Flags of the libprocess transport of a master or an agent.
 #[derive(Debug, Args)]
@@ -136,7 +144,7 @@ pub(super) fn config_refused(file: &str, problems: &Problems) -> Failure {
 
 /// Returns the name of the file at `path` for messages.
 pub(super) fn display_name(path: &Path) -> String {
-    if is_stdin(path) { "stdin".to_owned() } else { path.display().to_string() }
+    if is_stdin(path) { "stdin".to_owned() } else { show_path(path) }
 }
 
 /// Reads a text file of limited size; `-` is stdin.
@@ -146,6 +154,21 @@ pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
         let reason = "it is not UTF-8 text: save it as UTF-8";
         Failure::new(format!("read {}: {reason}", display_name(path)))
     })
+}
+
+/// Reads a text file again. Opening or reading a pipe could wait forever, and so would the reload
+/// and the end of the process.
+fn read_regular_file(path: &Path) -> Result<String, Failure> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let file = options.open(path);
+    let is_regular = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+    if file.is_ok_and(|file| !is_regular(&file)) {
+        let reason = "it is no regular file, so it cannot be read again: restart the master, or \
+                      give it a regular file";
+        return Err(Failure::new(format!("read {}: {reason}", display_name(path))));
+    }
+    read_text(path)
 }
 
 /// Reads a file of at most `max` bytes; `-` is stdin.
@@ -200,6 +223,15 @@ pub(super) fn fit_limits(limits: Limits, warnings: &Warnings) -> Limits {
     limits
 }
 
+/// Runs `main` on a new multi-threaded runtime. At the end, reads of files that hang are left to
+/// the end of the process.
+pub(super) fn run_to_end<T>(main: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(main);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    result
+}
+
 /// Creates a multi-threaded tokio runtime.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
@@ -218,7 +250,7 @@ pub(super) fn reread_config<T>(
         let reason = "it came from stdin: restart the master, or give it a file";
         return Err(vec![format!("read the configuration again: {reason}")]);
     }
-    let text = read_text(path).map_err(|failure| vec![failure.to_string()])?;
+    let text = read_regular_file(path).map_err(|failure| vec![failure.to_string()])?;
     match parse(&display_name(path), &text) {
         Ok((config, warnings)) => {
             warnings.iter().for_each(|warning| log::warn!("{warning}"));

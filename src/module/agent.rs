@@ -8,6 +8,7 @@ use overlay_config::{agent_file, agent_from_parameters};
 use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
+use overlay_types::addr::Ensemble;
 use overlay_zookeeper::detector::{Detector, FixedMaster};
 use tokio::sync::watch;
 
@@ -107,6 +108,8 @@ impl Master {
             });
         }
         if text.starts_with("zk://") {
+            // Mesos would repeat an address that it cannot parse, with the password.
+            text.parse::<Ensemble>().map_err(|error| error.to_string())?;
             return Ok(Self::Elected(text.to_owned()));
         }
         text.parse().map(Self::Fixed).map_err(|reason| format!("{reason}"))

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use overlay_config::{Environment, HttpConfig, Problem, Problems};
+use overlay_types::secret::show_path;
 
 use super::kind::Kind;
 use crate::http::{AccessRules, Authentication};
@@ -129,6 +130,6 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
             ErrorKind::PermissionDenied => format!("{error}: let the user of Mesos read it"),
             _ => error.to_string(),
         };
-        format!("read {}: {remedy}", path.display())
+        format!("read {}: {remedy}", show_path(path))
     })
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use overlay_config::{MasterConfig, ZooKeeper};
 use overlay_store::{FileId, Log};
+use overlay_types::addr::Ensemble;
 use parking_lot::{Condvar, Mutex};
 
 use super::panic::guarded;
@@ -76,10 +77,16 @@ impl LogLocation {
 
 /// Returns the `zk://` URL. A `file://` URL names a file that contains it.
 pub(super) fn resolve(url: &str) -> Result<String, String> {
-    let Some(path) = url.strip_prefix("file://") else { return Ok(url.to_owned()) };
+    // Mesos would repeat an address that it cannot parse, with the password.
+    let check = |url: &str| url.parse::<Ensemble>().map(drop);
+    let Some(path) = url.strip_prefix("file://") else {
+        check(url).map_err(|error| format!("zk.url: {error}"))?;
+        return Ok(url.to_owned());
+    };
     let text = read_text(Path::new(path)).map_err(|reason| format!("zk.url: {reason}"))?;
     let text = text.trim();
     if text.starts_with("zk://") {
+        check(text).map_err(|error| format!("zk.url: {path}: {error}"))?;
         return Ok(text.to_owned());
     }
     Err(format!(

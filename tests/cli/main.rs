@@ -18,6 +18,7 @@ mod help;
 mod lifecycle;
 mod login;
 mod plan;
+mod secrets;
 mod startup;
 mod state;
 mod state_file;

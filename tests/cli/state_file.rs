@@ -17,7 +17,7 @@ use crate::support::{Master, RunningProcess, TestDir, start_agent};
 const DETECTION_MAX: Duration = Duration::from_secs(10);
 
 /// Returns the body of a GET request.
-fn get(master: SocketAddrV4, path: &str) -> String {
+pub(crate) fn get(master: SocketAddrV4, path: &str) -> String {
     let mut stream = TcpStream::connect(master).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
+use overlay_types::secret;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -416,10 +417,41 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
     }
 }
 
+/// Begins the messages about text that is no JSON.
+const BAD_JSON: &str = "bad JSON";
+
+/// Keys whose values may contain a password. Their readers never quote a value.
+const ADDRESS_KEYS: [&str; 3] = ["master", "store", "url"];
+
+/// The message about a text that another key than an address has, and that may contain a password.
+const NOT_REPEATED: &str = "looks like an address with a password, which this key does not take, \
+                            and is not repeated: write the address as 'master', 'store' or 'url'";
+
 fn finding(sources: &[Source<'_>], node: &Node<'_>, message: impl fmt::Display) -> Finding {
     let offset = sources[node.source].offset_of(node.raw);
-    let message = one_line(&message.to_string());
+    let mut message = one_line(&message.to_string());
+    let key = node.path.rsplit('.').next().unwrap_or_default();
+    let is_address = ADDRESS_KEYS.contains(&key);
+    if !is_address && has_secret_text(&sources[node.source], node, &message) {
+        NOT_REPEATED.clone_into(&mut message);
+    }
     Finding { source: node.source, offset, key: node.path.clone(), message }
+}
+
+/// Whether `node` is a text that may contain a password, and that `message` may quote.
+fn has_secret_text(source: &Source<'_>, node: &Node<'_>, message: &str) -> bool {
+    match node.encoding {
+        // The messages about a whole file, or about bad JSON, do not quote it.
+        Encoding::Plain => {
+            let is_value = matches!(source.origin, Origin::Parameter(_) | Origin::Variable(_));
+            is_value && !message.starts_with(BAD_JSON) && secret::may_contain(node.raw)
+        }
+        Encoding::Json if node.raw.starts_with('"') => {
+            let text = serde_json::from_str::<Cow<'_, str>>(node.raw);
+            secret::may_contain(text.as_deref().unwrap_or(node.raw))
+        }
+        Encoding::Json => false,
+    }
 }
 
 /// Converts `line` and `column` of serde_json into an offset. serde_json counts columns in bytes;

@@ -1,6 +1,8 @@
 //! The keys of the configuration files, the parameters of the Mesos modules, and the messages about
 //! unknown keys.
 
+use overlay_types::secret;
+
 use super::text::{abbreviate, one_line};
 
 /// The keys of one object, or all the parameters of one module.
@@ -202,7 +204,11 @@ const fn object(description: &'static str, keys: &'static [&'static str]) -> Sch
 
 /// Returns the path of the key `name` in the object at `path`.
 pub(super) fn join(path: &str, name: &str) -> String {
-    let name = one_line(&abbreviate(name, COMPARED_MAX));
+    let name = if secret::may_contain_part(name) {
+        secret::HIDDEN.to_owned()
+    } else {
+        one_line(&abbreviate(name, COMPARED_MAX))
+    };
     if path.is_empty() { name } else { format!("{path}.{name}") }
 }
 

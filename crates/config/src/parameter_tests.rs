@@ -442,6 +442,41 @@ fn debug_and_problems_of_parameters_hide_passwords() {
     }
 }
 
+#[test]
+fn malformed_address_in_any_parameter_is_not_repeated() {
+    let malformed = [
+        "ZK://u:secret@a:1/p",
+        "'zk://u:secret@a:1/p'",
+        "\u{feff}zk://u:secret@a:1/p",
+        "zk://u:secret%40a:1/p",
+        "zk:u:secret@a",
+        "/x:zk//u:secret@a",
+        "zk://u:12/secret@a:1/p",
+        "{ \"zk://u:secret@a:1/p\": 1 }",
+        "[ \"zk://u:secret@a:1/p\" ]",
+        "{ \"url\": zk://u:secret@a:1/p }",
+        "{ \"url\": \"ZK://u:secret@a:1/p\" }",
+    ];
+    let names = |schema: &'static Schema| schema.names().chain(["zk://u:secret@a", "u:secret@a"]);
+    for text in malformed {
+        for (schema, is_master) in [(&MASTER_MODULE, true), (&AGENT_MODULE, false)] {
+            for name in names(schema) {
+                let pairs: Pairs<'_> = &[(name, text)];
+                let problems = if is_master {
+                    master(pairs, None).map(|parsed| parsed.1)
+                } else {
+                    agent(pairs, None).map(|parsed| parsed.1)
+                };
+                let shown = match problems {
+                    Ok(warnings) => format!("{warnings:?}"),
+                    Err(problems) => format!("{problems} {problems:?}"),
+                };
+                assert!(!shown.contains("secret"), "{name}: {shown}");
+            }
+        }
+    }
+}
+
 /// Parameters, the content of the file `f`, the values of MESOS_MASTER, MESOS_ZK and MESOS_QUORUM,
 /// and the expected messages.
 type Row = (Pairs<'static>, Option<&'static str>, [&'static str; 3], &'static [&'static str]);

@@ -1,5 +1,7 @@
 //! Prepares texts for messages: on one line, short, and without passwords.
 
+use overlay_types::secret;
+
 /// Returns `text` on one line and harmless to a terminal. A file may hold line breaks, escape
 /// sequences and direction marks in its keys and values.
 pub(super) fn one_line(text: &str) -> String {
@@ -24,7 +26,9 @@ pub(super) fn abbreviate(text: &str, length: usize) -> String {
 /// Returns `url` without its user and password, because configurations are logged.
 pub(super) fn redacted(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
+        (Some((scheme @ "zk", _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
+        // Malformed, or without a password.
+        _ if secret::may_contain_part(url) => secret::HIDDEN.to_owned(),
         _ => url.to_owned(),
     }
 }

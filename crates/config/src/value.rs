@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use overlay_types::addr::{Family, Mtu, Subnet, Vni};
+use overlay_types::secret::{may_contain, quote};
 
 use super::document::{Document, Node, Object};
 use super::text::abbreviate;
@@ -25,7 +26,10 @@ const GIVEN_SHOWN: usize = 24;
 
 /// A path depends on the working directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{}' is relative: write a path from /, such as \"{example}\"", .path.display())]
+#[error(
+    "{} is relative: write a path from /, such as \"{example}\"",
+    quote(&.path.to_string_lossy())
+)]
 pub struct RelativePathError {
     path: PathBuf,
     example: &'static str,
@@ -254,6 +258,9 @@ impl<'a> Document<'a> {
             self.refuse(node, message);
         } else if text.chars().any(char::is_control) {
             self.refuse(node, format_args!("'{text}' contains a control character: remove it"));
+        } else if may_contain(&text) {
+            // Messages name paths.
+            self.refuse(node, format_args!("is no path: write one such as \"{example}\""));
         } else {
             return Some(text.into());
         }

@@ -7,6 +7,7 @@
 //! - [`escape`]: escapes untrusted text before it is shown
 //! - [`mutation`]: deliberate defects that the simulator must detect
 //! - [`protocol`]: networks, assignments, records, messages
+//! - [`secret`]: keeps passwords out of messages
 //! - [`state`]: epochs, versions, and changes of a stored state
 //! - [`text`]: phrases shared by log and error messages
 //! - [`tunnel`]: the desired state of VXLAN devices, overlay subnets and peers
@@ -19,6 +20,7 @@ pub mod container_network;
 pub mod escape;
 pub mod mutation;
 pub mod protocol;
+pub mod secret;
 pub mod state;
 pub mod text;
 pub mod tunnel;

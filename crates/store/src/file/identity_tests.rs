@@ -2,7 +2,7 @@
 //! of reading a state without changing it.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use super::lock::LOCK_NAME;
 use super::*;
@@ -84,7 +84,12 @@ fn file_on_other_file_system_is_refused() {
     fs::remove_file(&link).unwrap();
     symlink(shm.path(), &link).unwrap();
     let lock = link.join(LOCK_NAME);
-    let reason = "is hidden: a file of another file system has its path";
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    let reason = if device(here.path()) == device(shm.path()) {
+        "was replaced: another file has its path"
+    } else {
+        "is hidden: a file of another file system has its path"
+    };
     assert_lost(&mut store, epoch, &format!("the lock file {} {reason}", lock.display()));
     // A mount over the file alone.
     fs::remove_file(&link).unwrap();

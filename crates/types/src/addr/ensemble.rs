@@ -2,6 +2,7 @@
 //! `zk://user:password@host:port,host:port/path`.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// Default port of a ZooKeeper server.
@@ -71,6 +72,9 @@ pub enum EnsembleError {
     /// ZooKeeper rejects the path.
     #[error("has an unusable path: write names between slashes, none of them empty, '.' or '..'")]
     Path,
+    /// A part of the credentials may follow the first slash.
+    #[error("the path contains '@': a user or a password must not contain '/' or '@' after it")]
+    SlashBeforeAt,
     /// A server is malformed. Servers are numbered from 1.
     #[error(
         "server {0} is not HOST:PORT: write the servers as in {example}",
@@ -88,6 +92,10 @@ impl FromStr for Ensemble {
     fn from_str(text: &str) -> Result<Self, EnsembleError> {
         let rest = text.trim().strip_prefix(SCHEME).ok_or(EnsembleError::Scheme)?;
         let (rest, path) = rest.split_at(rest.find('/').ok_or(EnsembleError::NoPath)?);
+        // Otherwise messages would show the end of a password as a part of the path.
+        if path.contains('@') || path.to_ascii_lowercase().contains("%40") {
+            return Err(EnsembleError::SlashBeforeAt);
+        }
         let path = path.strip_suffix('/').unwrap_or(path);
         if path.is_empty() {
             return Err(EnsembleError::NoPath);
@@ -116,6 +124,9 @@ impl FromStr for Ensemble {
 }
 
 fn parse_server(text: &str) -> Option<(String, u16)> {
+    if let Some(text) = text.strip_prefix('[') {
+        return parse_ipv6_server(text);
+    }
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, port.parse().ok()?),
         None => (text, PORT_DEFAULT),
@@ -123,6 +134,18 @@ fn parse_server(text: &str) -> Option<(String, u16)> {
     let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     let is_usable = !host.is_empty() && port > 0 && host.bytes().all(is_host);
     is_usable.then(|| (host.to_owned(), port))
+}
+
+/// Parses `IPv6]:PORT` or `IPv6]`. The host keeps its brackets, as connect strings have them.
+fn parse_ipv6_server(text: &str) -> Option<(String, u16)> {
+    let (host, rest) = text.split_once(']')?;
+    let host: Ipv6Addr = host.parse().ok()?;
+    let port = match rest.strip_prefix(':') {
+        Some(port) => port.parse().ok().filter(|port| *port > 0)?,
+        None if rest.is_empty() => PORT_DEFAULT,
+        None => return None,
+    };
+    Some((format!("[{host}]"), port))
 }
 
 #[cfg(test)]
@@ -142,6 +165,8 @@ mod tests {
             plain.to_string(),
             "zk://10.0.0.1:2181,zk-2.example:2182,zk3:2181/mesos/overlay"
         );
+        let v6 = parse("zk://u:p@[::1]:2182,[fd00:0:0::A],h/p").unwrap();
+        assert_eq!(v6.servers(), "[::1]:2182,[fd00::a]:2181,h:2181");
         let secret = parse("zk://overlay:s3:cr@t@a:1/p").unwrap();
         assert_eq!(secret.credentials(), Some("overlay:s3:cr@t"));
         assert_eq!(format!("{secret} {secret:?}"), "zk://…@a:1/p zk://…@a:1/p");
@@ -161,6 +186,13 @@ mod tests {
             ("zk://a:1,b:0/mesos", EnsembleError::Server(2)),
             ("zk://a:1,,b:1/mesos", EnsembleError::Server(2)),
             ("zk://user:secret,a:1/mesos", EnsembleError::Server(1)),
+            ("zk://u:12/secret@a:1/mesos", EnsembleError::SlashBeforeAt),
+            ("zk://u/:secret%40a:1/mesos", EnsembleError::SlashBeforeAt),
+            ("zk://[::1/mesos", EnsembleError::Server(1)),
+            ("zk://[::1]2181/mesos", EnsembleError::Server(1)),
+            ("zk://[::1]:0/mesos", EnsembleError::Server(1)),
+            ("zk://[secret]:2181/mesos", EnsembleError::Server(1)),
+            ("zk://::1:2181/mesos", EnsembleError::Server(1)),
             ("zk://secret@a:1/mesos", EnsembleError::Credentials),
             ("zk://:secret@a:1/mesos", EnsembleError::Credentials),
             ("zk://user:@a:1/mesos", EnsembleError::Credentials),

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 
+use overlay_types::secret::quote;
+
 /// Default port: the port of a Mesos master.
 const PORT_DEFAULT: u16 = 5050;
 
@@ -66,7 +68,7 @@ pub enum FixedMasterError {
     #[error("{0} is not supported yet: write the master's address as IP:PORT")]
     Unsupported(&'static str),
     /// The text is no host and port.
-    #[error("'{0}' is no master: write IP:PORT or NAME:PORT, as in 10.0.0.1:5050")]
+    #[error("{} is no master: write IP:PORT or NAME:PORT, as in 10.0.0.1:5050", quote(.0))]
     Malformed(String),
 }
 
@@ -112,6 +114,17 @@ mod tests {
             "zk://user:secret@a:2181/mesos".parse::<FixedMaster>().unwrap_err().to_string(),
             "zk:// is not supported yet: write the master's address as IP:PORT"
         );
+    }
+
+    #[test]
+    fn malformed_address_with_password_is_not_repeated() {
+        for text in ["ZK://u:secret@a:1/p", "\"zk://u:secret@a:1/p\"", "\u{feff}zk://u:secret@a/p"]
+        {
+            let error = text.parse::<FixedMaster>().unwrap_err().to_string();
+            let expected = "the given text is no master: write IP:PORT or NAME:PORT, as in \
+                            10.0.0.1:5050";
+            assert_eq!(error, expected);
+        }
     }
 
     #[tokio::test]

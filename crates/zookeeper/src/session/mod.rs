@@ -134,3 +134,22 @@ impl Session {
         create.await.map_err(|error: Error| self.error(path, &error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn session_connects_to_ipv6_server() {
+        let server = TcpListener::bind("[::1]:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let ensemble = format!("zk://user:password@[::1]:{port}/path").parse().unwrap();
+        let opening = Session::open(&ensemble, Duration::from_secs(5));
+        tokio::select! {
+            accepted = server.accept() => assert!(accepted.is_ok()),
+            opened = opening => panic!("{opened:?} without a connection"),
+        }
+    }
+}
