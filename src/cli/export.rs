@@ -2,21 +2,18 @@
 //!
 //! The command only reads the store: the leading master is not affected.
 
-use std::fs::{File, Permissions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use overlay_store::{LogDirectory, Snapshot, encode_cpp_state};
 use overlay_types::protocol::Network;
 use overlay_wire::{Inventory, StateFile};
-use tempfile::NamedTempFile;
 
 use super::Failure;
 use super::output::{Output, print_error, sanitize};
-use super::process::{is_stdin, pluralize};
+use super::output_file;
+use super::process::pluralize;
 use super::store_uri::{OpenedArchive, StoreOptions, StoreUri, network_required, store_failure};
 
 /// Write the state of a store into a file.
@@ -70,11 +67,11 @@ impl ExportCommand {
         for warning in &snapshot.warnings {
             print_error(format_args!("{name}: warning: {}", sanitize(warning)));
         }
-        if is_stdin(&self.output) {
-            return write_to_stdout(&content);
-        }
-        write_to_file(&self.output, &content)
+        output_file::write(&self.output, &content)
             .map_err(|reason| Failure::new(format!("write {}: {reason}", self.output.display())))?;
+        if output_file::is_stdout(&self.output) {
+            return Ok(());
+        }
         let mut output = Output::new();
         output.line(format_args!(
             "{}: {} of {name} (version {})",
@@ -139,45 +136,4 @@ fn refuse_unknown_records(name: &str, snapshot: &Snapshot) -> Result<(), Failure
          export with that version, or with --form json, which keeps them",
         pluralize(snapshot.unknown.len() as u128, "record")
     )))
-}
-
-fn write_to_stdout(content: &[u8]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(content).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("write the output: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Replaces the file atomically: a failed export must not damage an older backup.
-fn write_to_file(path: &Path, content: &[u8]) -> Result<(), String> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Path::new("."));
-    let file = tempfile::Builder::new().prefix(".mesos-overlay.").tempfile_in(parent);
-    let file = file.map_err(|error| {
-        // The error itself would name the temporary file, which the operator does not know.
-        let why = match error.kind() {
-            ErrorKind::NotFound => "no such directory: make it".to_owned(),
-            ErrorKind::NotADirectory => "it is no directory: name one".to_owned(),
-            ErrorKind::PermissionDenied => {
-                "permission denied: run it as its owner, or name another directory".to_owned()
-            }
-            kind => kind.to_string(),
-        };
-        format!("{}: {why}", parent.display())
-    })?;
-    fill_and_rename(file, path, content)
-        .and_then(|()| File::open(parent)?.sync_all())
-        .map_err(|error| error.to_string())
-}
-
-/// Writes the content, syncs it, and renames the file to `path`.
-fn fill_and_rename(mut file: NamedTempFile, path: &Path, content: &[u8]) -> io::Result<()> {
-    file.as_file().set_permissions(Permissions::from_mode(0o600))?;
-    file.as_file_mut().write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -19,6 +19,7 @@ mod import;
 mod master;
 mod master_address;
 mod output;
+mod output_file;
 mod plan;
 mod process;
 mod reload;

@@ -17,6 +17,7 @@ mod forget;
 mod help;
 mod lifecycle;
 mod login;
+mod output_files;
 mod plan;
 mod secrets;
 mod startup;
