@@ -29,5 +29,6 @@ mod hosts;
 mod metrics;
 mod namespace;
 mod process;
+mod state_file;
 mod traffic;
 mod zookeeper;
