@@ -36,7 +36,8 @@ impl ReloadCommand {
             print_effect(output, effect)?;
             if effect.accepted {
                 let agents = pluralize(effect.agents.len() as u128, "agent");
-                output.line(format_args!("master {master}: done: {agents} notified"))?;
+                output
+                    .line(format_args!("master {master}: done: assignments queued for {agents}"))?;
             }
             Ok(())
         })?;

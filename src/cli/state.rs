@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
-use overlay_types::protocol::{AgentInfo, Assignment, Bridge, State, Status};
+use overlay_types::protocol::{AgentContact, AgentInfo, Assignment, Bridge, State, Status};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -14,6 +15,9 @@ use super::master_address::MasterAddress;
 use super::output::{Output, OutputFormat, Table, address_pair, sanitize};
 use super::process::pluralize;
 use super::response::displayed_problems;
+
+/// Unix time of the start of the year 9999. RFC 3339 cannot represent times after that year.
+const YEAR_9999: u64 = 253_370_764_800;
 
 /// Show the allocations and the status of a running master's agents.
 #[derive(Debug, Args)]
@@ -118,6 +122,7 @@ impl StateCommand {
 fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> String {
     let status_of = |agent: &Arc<AgentInfo>| match quarantine_reason(health, agent.ip) {
         Some(_) => AgentStatus::Failed,
+        None if contact_of(state, agent.ip).is_stale => AgentStatus::Stale,
         None => AgentStatus::of(agent),
     };
     let count = |status| {
@@ -131,6 +136,10 @@ fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> Str
         count(AgentStatus::Failed),
         count(AgentStatus::Unreported)
     );
+    let others = [(AgentStatus::Unassigned, "without overlay"), (AgentStatus::Stale, "stale")];
+    let others = others.map(|(status, name)| (count(status), name));
+    let others = others.iter().filter(|(count, _)| *count > 0);
+    let agents = others.fold(agents, |text, (count, name)| format!("{text}, {count} {name}"));
     match health {
         Some(Health { status, epoch, version, .. }) => {
             let status = sanitize(status);
@@ -138,6 +147,18 @@ fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> Str
         }
         None => format!("master {master}: {agents} (it shows no health)"),
     }
+}
+
+/// Returns when the master has last seen an agent.
+fn contact_of(state: &State, ip: Ipv4Addr) -> AgentContact {
+    state.contacts.get(&ip).copied().unwrap_or_default()
+}
+
+/// Returns the time of the last message of an agent.
+fn last_seen(contact: AgentContact) -> String {
+    let time = contact.last_seen.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at)));
+    let time = time.filter(|_| contact.last_seen.is_some_and(|at| at < YEAR_9999));
+    time.map(|time| humantime::format_rfc3339_seconds(time).to_string()).unwrap_or_default()
 }
 
 /// Returns why the master does not serve this agent.
@@ -158,12 +179,18 @@ enum AgentStatus {
     Ok,
     Failed,
     Unreported,
+    /// No overlay is assigned.
+    Unassigned,
+    /// The master has not seen the agent for too long. Its last report does not count.
+    Stale,
 }
 
 impl AgentStatus {
     fn of(agent: &Arc<AgentInfo>) -> Self {
         let mut statuses = agent.overlays.iter().map(|overlay| &overlay.status);
-        if statuses.clone().any(|status| matches!(status, Some(Status::Failed(_)))) {
+        if agent.overlays.is_empty() {
+            Self::Unassigned
+        } else if statuses.clone().any(|status| matches!(status, Some(Status::Failed(_)))) {
             Self::Failed
         } else if statuses.any(|status| !matches!(status, Some(Status::Ok))) {
             Self::Unreported
@@ -180,55 +207,77 @@ pub(super) fn print_agents(
     is_sorted_by_name: bool,
     health: Option<&Health>,
 ) -> Result<(), Failure> {
-    let mut table = Table::with_sentences(&[
-        "AGENT",
-        "VTEP IP",
-        "VTEP MAC",
-        "OVERLAY",
-        "SUBNET",
-        "MESOS HALF",
-        "DOCKER HALF",
-        "STATUS",
-    ]);
+    // A master with the C++ modules does not show when it has last seen an agent.
+    let has_contacts = !state.contacts.is_empty();
+    let mut header = HEADER.to_vec();
+    if !has_contacts {
+        header.retain(|name| *name != LAST_SEEN);
+    }
+    let mut table = Table::with_sentences(&header);
     for agent in &state.agents {
         let mut overlays: Vec<&Assignment> = agent.overlays.iter().collect();
         if is_sorted_by_name {
             overlays.sort_by_key(|overlay| overlay.name());
         }
         let quarantine_reason = quarantine_reason(health, agent.ip);
-        add_agent(&mut table, output, agent, &overlays, quarantine_reason)?;
+        for cells in agent_rows(agent, &overlays, contact_of(state, agent.ip), quarantine_reason) {
+            if has_contacts {
+                table.row(output, cells)?;
+            } else {
+                let [agent, _, vtep_ip, vtep_mac, overlay, subnet, mesos, docker, status] = cells;
+                let cells = [agent, vtep_ip, vtep_mac, overlay, subnet, mesos, docker, status];
+                table.row(output, cells)?;
+            }
+        }
     }
     table.finish(output)
 }
 
-fn add_agent(
-    table: &mut Table,
-    output: &mut Output,
+const LAST_SEEN: &str = "LAST SEEN";
+const HEADER: [&str; 9] = [
+    "AGENT",
+    LAST_SEEN,
+    "VTEP IP",
+    "VTEP MAC",
+    "OVERLAY",
+    "SUBNET",
+    "MESOS HALF",
+    "DOCKER HALF",
+    "STATUS",
+];
+
+/// Returns the rows of an agent: one for each overlay, or one.
+fn agent_rows(
     agent: &AgentInfo,
     overlays: &[&Assignment],
+    contact: AgentContact,
     quarantine_reason: Option<&str>,
-) -> Result<(), Failure> {
+) -> Vec<[String; 9]> {
+    let stale = if contact.is_stale { "stale, last report: " } else { "" };
     if overlays.is_empty() {
-        let mut cells = [const { String::new() }; 8];
+        let mut cells = [const { String::new() }; 9];
         cells[0] = agent.ip.to_string();
-        cells[7] = match quarantine_reason {
+        cells[1] = last_seen(contact);
+        cells[8] = match quarantine_reason {
             Some(reason) => format!("not served: {}", sanitize(reason)),
+            None if contact.is_stale => "stale, no overlay".to_owned(),
             None => "no overlay".to_owned(),
         };
-        return table.row(output, cells);
+        return vec![cells];
     }
-    for overlay in overlays {
+    let row = |overlay: &&Assignment| {
         let Assignment { vtep, subnet, subnet6, mesos_bridge, docker_bridge, status, .. } = overlay;
         let half = |bridge: &Option<Bridge>| {
             let bridge = bridge.as_ref();
             address_pair(bridge.and_then(|half| half.subnet), bridge.and_then(|half| half.subnet6))
         };
         let status = match status {
-            None => "unreported".to_owned(),
-            Some(status) => sanitize(&status.to_string()),
+            None => format!("{stale}unreported"),
+            Some(status) => format!("{stale}{}", sanitize(&status.to_string())),
         };
-        let cells = [
+        [
             agent.ip.to_string(),
+            last_seen(contact),
             address_pair(Some(vtep.ip), vtep.ip6),
             vtep.mac.to_string(),
             overlay.name().to_string(),
@@ -236,8 +285,7 @@ fn add_agent(
             half(mesos_bridge),
             half(docker_bridge),
             status,
-        ];
-        table.row(output, cells)?;
-    }
-    Ok(())
+        ]
+    };
+    overlays.iter().map(row).collect()
 }

@@ -61,8 +61,8 @@ impl Service for Master {
         Event::Malformed { from, name, reason }
     }
 
-    fn exited(_: SocketAddrV4) -> Option<Event> {
-        None
+    fn exited(address: SocketAddrV4) -> Option<Event> {
+        Some(Event::Exited(address))
     }
 
     fn request(id: RequestId, request: Request) -> Event {
@@ -333,6 +333,7 @@ impl Executor<Master> for MasterExecutor {
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
             }
+            Command::Link(to) => self.sender.link(&to),
             Command::ReadConfig(id) => self.reloader.reload(id),
             Command::Preview { id, job } => self.reloader.preview(id, *job),
             Command::Send { to, message, when } => {

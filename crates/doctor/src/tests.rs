@@ -91,7 +91,11 @@ fn healthy_host() -> Observation {
         vxlan: Vxlan::default(),
         overlays: Vec::new(),
     };
-    let state = State { network: network.into(), agents: vec![info.clone().into()] };
+    let state = State {
+        network: network.into(),
+        agents: vec![info.clone().into()],
+        contacts: Default::default(),
+    };
     let settings = [
         ("ipv4/ip_forward", 1),
         ("ipv4/conf/all/rp_filter", 0),

@@ -74,11 +74,15 @@ pub enum Mutation {
     IgnoreDrift,
     /// A failed kernel operation is not retried.
     NeverRetryKernel,
+    /// No agent becomes stale.
+    IgnoreSilence,
+    /// A silent agent is stale without an attempt to link to it.
+    CallSilentAgentsStale,
 }
 
 impl Mutation {
     /// All defects.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::SendBeforeDurable,
         Self::SendAbandonedMessages,
         Self::SendBeforeReleaseIsDurable,
@@ -112,6 +116,8 @@ impl Mutation {
         Self::AcceptConflictingPeers,
         Self::IgnoreDrift,
         Self::NeverRetryKernel,
+        Self::IgnoreSilence,
+        Self::CallSilentAgentsStale,
     ];
 
     /// Whether this thread runs with the defect.

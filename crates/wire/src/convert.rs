@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Vni, special_address};
 use overlay_types::protocol::{
-    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay, State, Status,
-    Vtep, Vxlan,
+    AddressRange, AgentContact, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay,
+    State, Status, Vtep, Vxlan,
 };
 use overlay_types::tunnel::PORT_DEFAULT;
 
@@ -250,7 +250,17 @@ fn truncate_reason(reason: &str) -> &str {
 pub fn encode_state(state: &State) -> pb::State {
     pb::State {
         network: Some(encode_network(&state.network)),
-        agents: state.agents.iter().map(|agent| encode_agent(agent)).collect(),
+        agents: state.agents.iter().map(|agent| encode_agent_of(state, agent)).collect(),
+    }
+}
+
+/// Converts an agent of a state, with the time at which its master has last seen it.
+fn encode_agent_of(state: &State, agent: &AgentInfo) -> pb::AgentInfo {
+    let contact = state.contacts.get(&agent.ip).copied().unwrap_or_default();
+    pb::AgentInfo {
+        last_seen: contact.last_seen,
+        stale: contact.is_stale.then_some(true),
+        ..encode_agent(agent)
     }
 }
 
@@ -261,9 +271,14 @@ pub fn encode_state(state: &State) -> pb::State {
 pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
     let network = state.network.as_ref();
     let network = network.ok_or_else(|| ConvertError::missing("network"))?;
+    let agents = convert_list("agents", &state.agents, |agent| decode_agent(agent).map(Arc::new))?;
+    let contacts = agents.iter().zip(&state.agents).map(|(agent, pb)| {
+        (agent.ip, AgentContact { last_seen: pb.last_seen, is_stale: pb.stale() })
+    });
     Ok(State {
         network: Arc::new(network_from_pb(network).map_err(|error| error.within("network"))?),
-        agents: convert_list("agents", &state.agents, |agent| decode_agent(agent).map(Arc::new))?,
+        contacts: contacts.filter(|(_, contact)| *contact != AgentContact::default()).collect(),
+        agents,
     })
 }
 
@@ -274,6 +289,8 @@ pub fn encode_agent(agent: &AgentInfo) -> pb::AgentInfo {
         ip: Some(to_text(agent.ip)),
         overlays: agent.overlays.iter().map(assignment_to_pb).collect(),
         configuration_attempts: agent.configuration_attempts,
+        last_seen: None,
+        stale: None,
     }
 }
 

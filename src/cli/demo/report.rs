@@ -140,7 +140,11 @@ mod tests {
             error: error.map(str::to_owned),
         };
         let (config, _) = overlay_config::parse_master("network.json", NETWORK).unwrap();
-        let state = State { network: config.network.into(), agents: Vec::new() };
+        let state = State {
+            network: config.network.into(),
+            agents: Vec::new(),
+            contacts: Default::default(),
+        };
         assert!(require_success(&state, &[ping(None), ping(None)]).is_ok());
         let failure = require_success(&state, &[ping(None), ping(Some("no reply within 1s"))]);
         assert_eq!(

@@ -98,6 +98,7 @@ impl Simulation {
                 }
                 Command::Abandon(_)
                 | Command::Withdraw(_)
+                | Command::Link(_)
                 | Command::ReadConfig(_)
                 | Command::Preview { .. }
                 | Command::Send { .. }

@@ -19,6 +19,7 @@ mod peers_never_age;
 mod peers_stay;
 mod reports_are_true;
 mod reuse;
+mod silence;
 mod views_agree;
 
 use std::net::Ipv4Addr;
@@ -124,6 +125,8 @@ pub(crate) enum Fact<'a> {
     CommandsIssued { node: Ipv4Addr, count: usize, events: usize, is_master: bool },
     /// The faults have ended, and the time for healing has passed.
     Healed(&'a Healed),
+    /// Afterwards, one agent has ended for ever, and the time until it is stale has passed.
+    StayedAway { dead: Ipv4Addr, state: &'a State },
 }
 
 /// A cluster that has to be healthy.
@@ -182,6 +185,7 @@ impl Monitor {
             Box::new(peers_are_paced::PeersArePaced::default()),
             Box::new(peers_never_age::PeersNeverAge::default()),
             Box::new(peers_stay::PeersStay::default()),
+            Box::new(silence::Silence),
         ];
         if let Some(only) = only {
             invariants.retain(|invariant| invariant.name() == only);

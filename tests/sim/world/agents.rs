@@ -116,8 +116,9 @@ impl World {
         if node.process.take().is_none() {
             return;
         }
-        let ip = node.ip;
+        let (ip, address) = (node.ip, node.address());
         self.note(|| format!("agent {ip} is killed"));
+        self.links_to_agent_end(address);
         let away =
             if self.has_faults { self.chance.time_up_to(DOWNTIME_MAX) } else { Duration::ZERO };
         self.plan_in(away, SimEvent::AgentStarts(agent));

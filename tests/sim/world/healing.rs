@@ -27,6 +27,9 @@ const LAST_INTRUSION: Duration = Duration::from_secs(60);
 /// The time for the last changes: until all peers have a latecomer, and the longest backoff of an
 /// agent that repairs repeatedly.
 const LATE_CHANGES: Duration = Duration::from_secs(60);
+/// The time within which a dead agent is stale: the end of its link, its time to return, and one more
+/// attempt to reach it, or its last message and the first attempt.
+const STALE_WITHIN: Duration = Duration::from_secs(2 + 195 + 10 + 3);
 /// The timeout of a request.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -77,6 +80,20 @@ impl World {
             self.drift(agent, true);
         }
         self.run_until(self.now + LATE_CHANGES)
+    }
+
+    /// Kills an agent for ever, and examines who is stale.
+    pub(super) fn examine_silence(&mut self) -> InvariantResult {
+        let leader = self.election.leader.ok_or_else(|| violation("no master leads".to_owned()))?;
+        let dead = self.chance.index(self.agents.len());
+        self.agents[dead].process = None;
+        let address = self.agents[dead].address();
+        self.note(|| format!("agent {address} is killed for ever"));
+        self.links_to_agent_end(address);
+        self.run_until(self.now + STALE_WITHIN)?;
+        let state = self.state_of(leader)?;
+        let fact = Fact::StayedAway { dead: *address.ip(), state: &state };
+        self.monitor.observe(self.now, &fact)
     }
 
     /// Examines whether the cluster is healthy.

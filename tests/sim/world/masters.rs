@@ -1,7 +1,7 @@
 //! The processes of masters: the real state machine, its real durability gate, and the execution of
 //! its commands.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
 use overlay_types::protocol::{Message, Network, RequestId};
 use overlay_wire as wire;
 
+use super::agents::AgentNode;
 use super::{Packet, SimEvent, World, clock, master_address};
 use crate::clock::Clock;
 use crate::invariants::{Fact, InvariantResult, Violation, Writer};
@@ -24,6 +25,8 @@ use crate::storage::{Job, Storage, Work};
 const BATCH_SIZE: usize = 128;
 /// How long reading the configuration takes.
 const CONFIG_READ_TIME: Duration = Duration::from_millis(5);
+/// The timeout of an attempt to link to an agent.
+const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a killed master is down.
 const DOWNTIME_MAX: Duration = Duration::from_secs(40);
 
@@ -51,6 +54,8 @@ pub(crate) struct Process {
     epoch: u64,
     durable: u64,
     is_store_busy: bool,
+    /// The open links to agents.
+    pub(super) links: BTreeSet<SocketAddrV4>,
     last_request: u64,
     /// The requests to delete agents, by their number.
     deletions: BTreeMap<u64, (Duration, Vec<Ipv4Addr>)>,
@@ -83,6 +88,7 @@ impl Process {
             epoch: 0,
             durable: 0,
             is_store_busy: false,
+            links: BTreeSet::new(),
             last_request: 0,
             deletions: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -300,6 +306,7 @@ impl World {
                     }
                 }
             }
+            Command::Link(to) => self.link_to_agent(master, to.address),
             Command::ReadConfig(id) => {
                 let network = self.plan.network();
                 process.networks.push(Arc::clone(&network));
@@ -324,6 +331,40 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Opens a link to an agent, unless it is open already.
+    fn link_to_agent(&mut self, master: usize, address: SocketAddrV4) {
+        let node = &mut self.masters[master];
+        let (run, own) = (node.run, *node.address.ip());
+        let Some(process) = node.process.as_mut().filter(|it| !it.links.contains(&address)) else {
+            return;
+        };
+        let is_up = |agent: &AgentNode| agent.address() == address && agent.process.is_some();
+        let wait = if self.wires.is_cut(own, *address.ip()) {
+            LINK_TIMEOUT
+        } else if self.agents.iter().any(is_up) {
+            process.links.insert(address);
+            return;
+        } else {
+            Duration::from_millis(1)
+        };
+        let event = Box::new(Event::Exited(address));
+        self.plan_in(wait, SimEvent::MasterReceives { master, run, event });
+    }
+
+    /// Ends the links of all masters to an agent.
+    pub(super) fn links_to_agent_end(&mut self, address: SocketAddrV4) {
+        for master in 0..self.masters.len() {
+            let node = &mut self.masters[master];
+            let run = node.run;
+            let links = node.process.as_mut().map(|process| &mut process.links);
+            if links.is_some_and(|links| links.remove(&address)) {
+                let wait = self.chance.time_up_to(Duration::from_secs(2));
+                let event = Box::new(Event::Exited(address));
+                self.plan_in(wait, SimEvent::MasterReceives { master, run, event });
+            }
+        }
     }
 
     fn queue_job(&mut self, master: usize, work: Work) {

@@ -222,7 +222,8 @@ impl World {
         self.end_faults()?;
         self.run_until(self.now + self.healing_time())?;
         self.make_late_changes()?;
-        self.examine()
+        self.examine()?;
+        self.examine_silence()
     }
 
     pub(crate) const fn now(&self) -> Duration {

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use overlay_types::addr::Upid;
 use overlay_types::protocol::{Message, RequestId, State};
 use overlay_types::state::{Epoch, RecordChange, Version};
+use overlay_types::text::pluralize;
 
 use super::effect::{Effect, PreviewJob};
 use super::history::HistoryView;
@@ -23,8 +24,9 @@ pub enum Command {
     /// leadership. Messages are dropped, since agents repeat theirs. Requests are answered with
     /// [`Reply::Unavailable`] and this reason.
     Abandon(String),
-    /// Drop the pending messages to these agents. The agents were released, so the addresses in the
-    /// messages are no longer allocated to them.
+    /// Drop the pending messages to these agents and about them, and remove them from pending
+    /// states. The agents were released, so the addresses in the messages are no longer allocated
+    /// to them.
     Withdraw(BTreeSet<Ipv4Addr>),
     /// Write these changes. No other job of the store is under way.
     Commit {
@@ -51,6 +53,9 @@ pub enum Command {
         /// The version that must be durable first.
         when: Version,
     },
+    /// Link to an agent: [`super::Event::Exited`] with its address is sent when the link cannot be
+    /// opened, or ends. A second link to an agent has no effect.
+    Link(Upid),
     /// Read the configuration again. The result is [`super::Event::ConfigRead`] with this id.
     ReadConfig(RequestId),
     /// Compute the effect of another network. The result is [`super::Event::Previewed`] with this
@@ -86,18 +91,20 @@ impl fmt::Display for Command {
             Self::Load => f.write_str("load"),
             Self::Abandon(reason) => write!(f, "abandon pending sends: {reason}"),
             Self::Withdraw(agents) => {
-                write!(f, "withdraw pending messages to {} released agents", agents.len())
+                let agents = pluralize(agents.len(), "released agent");
+                write!(f, "withdraw pending messages to {agents}")
             }
             Self::Commit { epoch, changes } => {
-                write!(f, "commit {} changes in epoch {}", changes.len(), epoch.0)
+                write!(f, "commit {} in epoch {}", pluralize(changes.len(), "change"), epoch.0)
             }
             Self::Send { to, message, when } => {
                 write!(f, "send {message} to {to} when version {} is durable", when.0)
             }
             Self::Broadcast { to, message, when } => {
-                let count = to.len();
-                write!(f, "send {message} to {count} agents when version {} is durable", when.0)
+                let agents = pluralize(to.len(), "agent");
+                write!(f, "send {message} to {agents} when version {} is durable", when.0)
             }
+            Self::Link(to) => write!(f, "link {to}"),
             Self::ReadConfig(id) => write!(f, "read the configuration for request {}", id.0),
             Self::Preview { id, .. } => write!(f, "preview for request {}", id.0),
             Self::Reply { id, when, .. } => {

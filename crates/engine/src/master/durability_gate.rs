@@ -51,12 +51,23 @@ impl DurabilityGate {
         self.waiting.entry(when).or_default().push(send);
     }
 
-    /// Removes the messages to these agents.
+    /// Removes the messages to these agents, the peer updates that contain them, and the agents
+    /// from states. An agent that misses an update requests its peers again.
     pub fn withdraw(&mut self, agents: &BTreeSet<Ipv4Addr>) {
         let is_kept = |send: &mut PendingSend| match send {
+            PendingSend::Message(_, Message::UpdatePeers(update))
+                if agents.iter().any(|ip| update.changed.contains_key(ip)) =>
+            {
+                false
+            }
             PendingSend::Message(to, _) => {
                 to.retain(|to| !agents.contains(to.address.ip()));
                 !to.is_empty()
+            }
+            PendingSend::Reply(_, Reply::State(state)) => {
+                state.agents.retain(|agent| !agents.contains(&agent.ip));
+                state.contacts.retain(|ip, _| !agents.contains(ip));
+                true
             }
             PendingSend::Reply(..) => true,
         };

@@ -1,7 +1,7 @@
 //! The events of the master.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use overlay_types::addr::Upid;
 use overlay_types::protocol::{Author, Message, MessageKind, Network, RequestId};
@@ -48,6 +48,8 @@ pub enum Event {
         /// The kind of the message.
         kind: MessageKind,
     },
+    /// The link to this address has ended, or could not be opened.
+    Exited(SocketAddrV4),
     /// Another configuration of the network.
     Reload(Network),
     /// The result of [`super::Command::ReadConfig`]: the settings, or every problem of the
@@ -81,6 +83,7 @@ impl fmt::Display for Event {
             Self::Previewed(id, effect) => {
                 write!(f, "previewed for request {}: {} agents change", id.0, effect.agents.len())
             }
+            Self::Exited(address) => write!(f, "link to {address} ended"),
             Self::Reload(network) => {
                 write!(f, "another configuration, of {} overlays", network.overlays.len())
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,21 +16,21 @@ use super::gate::Gated;
 use super::history::History;
 use super::peers::Peers;
 use super::registry::{
-    AdoptedAgent, ChangeContext, Notice, Recovered, RegisterError, Registration, Registry, Reports,
+    AdoptedAgent, ChangeContext, LastKnown, Notice, Recovered, RegisterError, Registration,
+    Registry,
 };
 use super::state_writer::StateWriter;
 use super::view::{AgentTally, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult};
 use super::{Outbox, Settings, UpdateLength};
-use crate::state_machine::should_log_sample;
 use overlay_types::addr::{Family, Upid};
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
     Addresses, AgentOptions, Assignment, Author, HistoryEvent, Message, MessageKind, Network,
-    PeerTableVersion,
+    PeerTableVersion, RequestId,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
-use overlay_types::text::{count_and_list, truncate_list};
+use overlay_types::text::{count_and_list, pluralize, truncate_list};
 
 /// An agent that was last seen within this time counts as running. Agents register again within a
 /// quarter of an hour, and one of these messages may get lost. Agents with the C++ modules do not
@@ -39,6 +39,9 @@ const RUNNING: Duration = Duration::from_secs(30 * 60);
 /// How long after the election an unseen agent may be running. Every running agent registers with a
 /// new master, and repeats an unanswered registration after at most a minute.
 const SETTLING: Duration = Duration::from_secs(2 * 60);
+
+/// The topic of a refused registration in the log.
+const REGISTRATION: &str = "registration";
 
 /// The state of a master that leads.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub(super) struct Leading {
     reuse_after: Duration,
     /// When the state was loaded, since `Now::elapsed` 0.
     since: Duration,
+    /// The previews that are being computed from the registry of this term.
+    previews: BTreeSet<RequestId>,
 }
 
 /// The assignments that are held back until a version is durable. While a disk hangs, agents repeat
@@ -58,7 +63,7 @@ pub(super) struct Leading {
 #[derive(Debug, Default)]
 struct PendingUpdates {
     held: HashMap<Upid, Version>,
-    /// Agents that were released while their assignments were held back.
+    /// Agents that were released while messages or replies were held back.
     withdrawn: BTreeSet<Ipv4Addr>,
 }
 
@@ -94,16 +99,16 @@ impl Leading {
         settings: &Settings,
         loaded: LoadedState,
         update_length: UpdateLength,
-        reports: &Reports,
+        last_known: LastKnown,
     ) -> Self {
         let LoadedState { epoch, version, agents, history } = loaded;
         let Recovered { mut registry, adopted } =
             Registry::recover(Arc::clone(&settings.network), version, agents);
-        registry.restore_reports(reports);
+        registry.restore_last_known(last_known, now);
         log_conflicts(&registry);
         log::info!(
-            "recovered {} agents from version {} of the state; epoch {} begins",
-            registry.tally().total,
+            "recovered {} from version {} of the state; epoch {} begins",
+            pluralize(registry.tally().total, "agent"),
             version.0,
             epoch.0
         );
@@ -114,6 +119,7 @@ impl Leading {
             pending_updates: PendingUpdates::default(),
             reuse_after: settings.reuse_after,
             since: now.elapsed,
+            previews: BTreeSet::new(),
         };
         leading.note_adopted(now, adopted);
         leading
@@ -152,7 +158,8 @@ impl Leading {
         let ip = *from.address.ip();
         let context = self.context(now);
         let result = self.registry.register(ip, options, context);
-        self.registry.record_contact(&from, now.elapsed);
+        self.registry.record_contact(&from, now, false);
+        self.registry.end_requests(ip);
         match result {
             Ok(registration) => {
                 let is_changed = !registration.changes.is_empty();
@@ -164,7 +171,7 @@ impl Leading {
             }
             Err(error) => {
                 out.counters.register_agent_messages_dropped += 1;
-                log_refused_registration(&from, error, out);
+                log_refused_registration(now, &from, error, out);
             }
         }
     }
@@ -178,31 +185,47 @@ impl Leading {
         reason: &str,
         out: &mut Outbox,
     ) {
-        let Registration { changes, notices, gained, is_return } = registration;
-        self.writer.change(changes);
-        if !gained.is_empty() {
-            let event = if is_return { HistoryEvent::Returned } else { HistoryEvent::Assigned };
-            self.writer.note(now, Some(ip), event, gained, reason);
+        let Registration { changes, notices, returned, assigned } = registration;
+        if changes.is_empty() {
+            debug_assert!(assigned.is_empty(), "a new address is in the record");
+        } else {
+            self.writer.change(changes);
+            let gained = [(HistoryEvent::Returned, returned), (HistoryEvent::Assigned, assigned)];
+            for (event, addresses) in gained.into_iter().filter(|(_, gained)| !gained.is_empty()) {
+                self.writer.note(now, Some(ip), event, addresses, reason);
+            }
         }
-        notices.iter().for_each(|notice| self.log_notice(ip, notice, out));
+        out.causes.end(ip, REGISTRATION);
+        if notices.iter().all(|notice| matches!(notice, Notice::EarlyReuse(_))) {
+            out.causes.clear(ip);
+        }
+        notices.iter().for_each(|notice| self.log_notice(now, ip, notice, out));
     }
 
-    fn log_notice(&self, ip: Ipv4Addr, notice: &Notice, out: &mut Outbox) {
+    fn log_notice(&self, now: Now, ip: Ipv4Addr, notice: &Notice, out: &mut Outbox) {
         let counters = &mut out.counters;
+        let causes = &mut out.causes;
+        let mut repeated = |topic: &str| causes.note(ip, topic, "", now.elapsed);
         match notice {
             Notice::NoVtep6 => {
                 counters.ip6_allocation_failures += 1;
-                log::warn!("agent {ip} gets no IPv6 VTEP address: vtep_subnet6 is exhausted");
+                if let Some(count) = repeated("VTEP") {
+                    log::warn!(
+                        "agent {ip} gets no IPv6 VTEP address: vtep_subnet6 is exhausted{count}"
+                    );
+                }
             }
             Notice::NoSubnet(overlay, family) => {
                 match family {
                     Family::V4 => counters.subnet_allocation_failures += 1,
                     Family::V6 => counters.subnet6_allocation_failures += 1,
                 }
-                log::warn!(
-                    "agent {ip} gets no subnet of overlay {overlay}: its {family} space is \
-                     exhausted: widen it or delete dead agents"
-                );
+                if let Some(count) = repeated(&format!("{overlay} {family}")) {
+                    log::warn!(
+                        "agent {ip} gets no subnet of overlay {overlay}: its {family} space is \
+                         exhausted: widen it or delete dead agents{count}"
+                    );
+                }
             }
             Notice::EarlyReuse(address) => {
                 counters.early_reuses += 1;
@@ -238,7 +261,13 @@ impl Leading {
         overlays: Vec<Assignment>,
         out: &mut Outbox,
     ) {
-        self.registry.record_contact(&from, now.elapsed);
+        // Another process on the agent's host does not know the agent's overlays.
+        if !self.registry.is_contact(&from) {
+            self.registry.record_other_process(&from);
+            out.drop_report(&from);
+            return;
+        }
+        self.registry.record_contact(&from, now, false);
         let Some(report) = self.registry.report(*from.address.ip(), overlays) else {
             out.drop_report(&from);
             return;
@@ -264,10 +293,11 @@ impl Leading {
     ) {
         // Another process on the agent's host would otherwise receive the agent's updates.
         if !self.registry.is_contact(&from) {
+            self.registry.record_other_process(&from);
             out.drop_request_for_peers(&from);
             return;
         }
-        self.registry.record_contact(&from, now.elapsed);
+        self.registry.record_contact(&from, now, true);
         let (latest, durable) = (self.writer.latest_version(), self.writer.durable());
         let answer = self.peers.subscribe(from.clone(), have, now.elapsed, (latest, durable));
         if let Some((update, bytes)) = answer {
@@ -275,6 +305,21 @@ impl Leading {
             out.counters.update_peers_bytes_sent += bytes as u64;
             out.push(update.into_send(from));
         }
+    }
+
+    /// Notes a message that was not decoded: the process is not the process of its agent.
+    pub(super) fn record_other_process(&mut self, from: &Upid) {
+        self.registry.record_other_process(from);
+    }
+
+    /// Handles the deadlines of silent agents, and links to those that may be silent.
+    pub(super) fn check_silent_agents(&mut self, now: Now, out: &mut Outbox) {
+        out.extend(self.registry.take_silent(now.elapsed).into_iter().map(Command::Link));
+    }
+
+    /// Handles the end of a link to an agent.
+    pub(super) fn link_ended(&mut self, now: Now, address: SocketAddrV4) {
+        self.registry.link_ended(address, now.elapsed);
     }
 
     /// Sends the next slice of peer updates, if one is due.
@@ -314,9 +359,9 @@ impl Leading {
         self.pending_updates.committed(version);
     }
 
-    /// Returns when the next peer update or expiry is due.
+    /// Returns when a peer update, an expiry or the deadline of a silent agent is due.
     pub(super) fn next_timeout(&self) -> Option<Duration> {
-        self.peers.next_timeout()
+        self.peers.next_timeout().into_iter().chain(self.registry.next_silence()).min()
     }
 
     /// Applies another configuration, unless an agent would lose an allocation.
@@ -365,8 +410,15 @@ impl Leading {
     }
 
     /// Returns the job that previews another network.
-    pub(super) fn preview_job(&self, now: Now, network: Network) -> PreviewJob {
+    pub(super) fn preview_job(&mut self, now: Now, id: RequestId, network: Network) -> PreviewJob {
+        self.previews.insert(id);
         PreviewJob::new(&self.registry, network, self.context(now))
+    }
+
+    /// Notes the end of a preview. Returns false if an earlier term of this master began it: the
+    /// allocations of that term may never have been stored.
+    pub(super) fn end_preview(&mut self, id: RequestId) -> bool {
+        self.previews.remove(&id)
     }
 
     /// Holds a reply back until the version with every change until now is durable.
@@ -411,16 +463,16 @@ impl Leading {
 
     /// Releases an agent. Returns whether the agent was known.
     fn release(&mut self, now: Now, ip: Ipv4Addr, reason: &str) -> bool {
-        let is_held_back = |valid_from| valid_from > self.writer.durable();
-        if self.registry.valid_from(ip).is_some_and(is_held_back) {
-            self.pending_updates.withdrawn.insert(ip);
-        }
+        let is_anything_held_back = self.writer.latest_version() > self.writer.durable();
         let context = self.context(now);
         let Some((change, addresses)) = self.registry.release(ip, context) else {
             return false;
         };
         if !Mutation::SkipStoringRelease.is_on() {
             self.writer.change([change]);
+        }
+        if is_anything_held_back {
+            self.pending_updates.withdrawn.insert(ip);
         }
         self.writer.note(now, Some(ip), HistoryEvent::Released, addresses, reason);
         true
@@ -492,9 +544,14 @@ impl Leading {
         self.writer.durable()
     }
 
-    /// Returns the reports of the agents, for the next recovery of this master.
-    pub(super) fn reports(&self) -> Reports {
-        self.registry.reports()
+    /// Returns what agents have sent, for the next recovery of this master.
+    pub(super) fn into_last_known(self) -> LastKnown {
+        self.registry.into_last_known()
+    }
+
+    /// Returns the time of the earliest last message of an agent, in seconds since 1970.
+    pub(super) fn oldest_contact(&self) -> Option<u64> {
+        self.registry.oldest_contact()
     }
 
     /// Returns the number of agents whose assignments are held back.
@@ -554,24 +611,35 @@ fn log_conflicts(registry: &Registry) {
     }
 }
 
-fn log_refused_registration(from: &Upid, error: RegisterError, out: &mut Outbox) {
+/// Logs a refused registration. The agent repeats it, so only the first with one cause is logged,
+/// and a count from time to time.
+fn log_refused_registration(now: Now, from: &Upid, error: RegisterError, out: &mut Outbox) {
     let counters = &mut out.counters;
+    let causes = &mut out.causes;
+    let mut repeated =
+        |cause: &str| causes.note(*from.address.ip(), REGISTRATION, cause, now.elapsed);
     match error {
         RegisterError::NoVtep(subnet) => {
             counters.ip_allocation_failures += 1;
-            log::warn!(
-                "cannot register {from}: no VTEP address is left in {subnet}: widen vtep_subnet or \
-                 delete dead agents"
-            );
+            if let Some(count) = repeated("no VTEP address") {
+                log::warn!(
+                    "cannot register {from}: no VTEP address is left in {subnet}: widen \
+                     vtep_subnet or delete dead agents{count}"
+                );
+            }
         }
         RegisterError::Underlay(fault) => {
             counters.registrations_refused += 1;
-            if should_log_sample(counters.registrations_refused) {
-                log::warn!("refused the registration of {from}: {fault}");
+            if let Some(count) = repeated(&fault.to_string()) {
+                log::warn!("refused the registration of {from}: {fault}{count}");
             }
         }
         RegisterError::Quarantined(reason) => {
-            log::warn!("cannot register {from}: {reason}: fix the configuration or delete it");
+            if let Some(count) = repeated(&reason) {
+                log::warn!(
+                    "cannot register {from}: {reason}: fix the configuration or delete it{count}"
+                );
+            }
         }
     }
 }

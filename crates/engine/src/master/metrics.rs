@@ -17,6 +17,9 @@ pub struct Metrics {
     pub version: u64,
     /// The agents, counted by their last report.
     pub agents: AgentTally,
+    /// When the agent that is silent for the longest time was last seen, in seconds since 1970; 0
+    /// if no agent was seen since the election.
+    pub oldest_contact: u64,
     /// The table of peers and its subscribers.
     pub peers: PeersTally,
     /// Events since the start.
@@ -121,6 +124,16 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             Metric::gauge_of("agents/unreported", "state", AGENTS, |metrics| {
                 metrics.agents.unreported as u64
             }),
+            Metric::gauge_of("agents/unassigned", "state", AGENTS, |metrics| {
+                metrics.agents.unassigned as u64
+            }),
+            Metric::gauge_of("agents/stale", "state", AGENTS, |metrics| metrics.agents.stale
+                as u64),
+            Metric::gauge(
+                "oldest_contact_timestamp_seconds",
+                "When the agent that is silent for the longest time was last seen; 0 without one.",
+                |metrics| metrics.oldest_contact,
+            ),
             Metric::gauge(
                 "epoch",
                 "Masters that have led this state; 0 before the state is loaded.",

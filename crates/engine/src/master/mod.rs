@@ -15,6 +15,7 @@ mod peers;
 mod phase;
 mod registry;
 mod reload;
+mod repeated_causes;
 mod requests;
 mod state_writer;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_types::addr::Upid;
+use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
     AgentOptions, Assignment, Author, Message, MessageKind, Network, PeerTableVersion, PeersUpdate,
@@ -41,6 +42,9 @@ pub use event::{Event, Forget, Request};
 pub use history::HistoryView;
 pub use metrics::Metrics;
 use phase::{Phase, Standby};
+use registry::LastKnown;
+use reload::Reloads;
+use repeated_causes::RepeatedCauses;
 pub use view::{
     AgentTally, Condition, Counters, Health, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult,
 };
@@ -79,6 +83,9 @@ pub struct Master {
     phase: Phase,
     update_length: UpdateLength,
     store_backoff: Backoff,
+    /// What agents have sent to this master before it began to read its state again.
+    last_known: LastKnown,
+    reloads: Reloads,
     random: fastrand::Rng,
     /// The clients of reloads whose configuration is being read.
     reload_authors: BTreeMap<RequestId, Author>,
@@ -89,6 +96,8 @@ pub struct Master {
 #[derive(Debug, Default)]
 struct Outbox {
     counters: Counters,
+    /// The causes for which agents were refused, for the log.
+    causes: RepeatedCauses,
     commands: VecDeque<Command>,
 }
 
@@ -141,6 +150,8 @@ impl Master {
             phase: Phase::Standby(Standby::default()),
             update_length,
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
+            last_known: LastKnown::default(),
+            reloads: Reloads::default(),
             random: fastrand::Rng::with_seed(seed),
             reload_authors: BTreeMap::new(),
             outbox: Outbox::default(),
@@ -162,6 +173,7 @@ impl StateMachine for Master {
                 self.retry_store(now);
                 if let Phase::Leading(leading) = &mut self.phase {
                     leading.serve_peers(now, &mut self.outbox);
+                    leading.check_silent_agents(now, &mut self.outbox);
                 }
             }
             Event::Leading(leads) => self.elected(leads),
@@ -172,6 +184,11 @@ impl StateMachine for Master {
             Event::Committed(Ok(version)) => self.committed(version),
             Event::StoreLost(error) => self.store_lost(now, error),
             Event::Message { from, message } => self.message(now, from, message),
+            Event::Exited(address) => {
+                if let Phase::Leading(leading) = &mut self.phase {
+                    leading.link_ended(now, address);
+                }
+            }
             Event::Malformed { from, name, reason } => {
                 let malformed = &mut self.outbox.counters.malformed_messages;
                 *malformed += 1;
@@ -206,11 +223,12 @@ impl StateMachine for Master {
     }
 
     fn metrics(&self) -> Metrics {
-        let (epoch, version, agents, peers) = match &self.phase {
+        let (epoch, version, agents, peers, oldest_contact) = match &self.phase {
             Phase::Standby(_) | Phase::Recovering(_) => Default::default(),
             Phase::Leading(leading) => {
                 let (agents, peers) = (leading.agents_tally(), leading.peers_tally());
-                (leading.epoch().0, leading.durable().0, agents, peers)
+                let oldest_contact = leading.oldest_contact().unwrap_or_default();
+                (leading.epoch().0, leading.durable().0, agents, peers, oldest_contact)
             }
         };
         Metrics {
@@ -218,6 +236,7 @@ impl StateMachine for Master {
             epoch,
             version,
             agents,
+            oldest_contact,
             peers,
             counters: self.outbox.counters.clone(),
         }
@@ -230,6 +249,11 @@ impl StateMachine for Master {
 
 impl Master {
     fn message(&mut self, now: Now, from: Upid, message: Message) {
+        // The runtime asks `accepts` before it decodes a message, which is some events ago.
+        if !is_agent(&from) {
+            self.ignored(&from, message.kind());
+            return;
+        }
         let counters = &mut self.outbox.counters;
         match message {
             Message::RegisterAgent(options) => {
@@ -261,6 +285,7 @@ impl Master {
     #[must_use]
     pub fn accepts(&self, from: &Upid, kind: MessageKind) -> bool {
         match &self.phase {
+            _ if !is_agent(from) => false,
             Phase::Leading(leading) => leading.accepts(from, kind),
             Phase::Standby(_) | Phase::Recovering(_) => kind == MessageKind::RegisterAgent,
         }
@@ -268,8 +293,16 @@ impl Master {
 
     /// Counts a message that was not decoded, and logs a sample of such messages.
     fn ignored(&mut self, from: &Upid, kind: MessageKind) {
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.record_other_process(from);
+        }
         let counters = &mut self.outbox.counters;
         let (count, reason) = match kind {
+            MessageKind::RegisterAgent if !is_agent(from) => {
+                counters.register_agent_messages_received += 1;
+                let dropped = &mut counters.register_agent_messages_dropped;
+                (dropped, "agents have the name overlay-agent")
+            }
             MessageKind::AgentRegistered => {
                 counters.agent_registered_messages_received += 1;
                 let dropped = &mut counters.agent_registered_messages_dropped;
@@ -319,6 +352,23 @@ impl Master {
         match &mut self.phase {
             Phase::Leading(leading) => leading.subscribe(now, from, have, &mut self.outbox),
             Phase::Standby(_) | Phase::Recovering(_) => self.outbox.drop_request_for_peers(&from),
+        }
+    }
+}
+
+/// Returns whether a process has the name of agents. Another process on the host of an agent must
+/// not take the agent's place.
+fn is_agent(from: &Upid) -> bool {
+    from.id == AGENT_PROCESS
+}
+
+#[cfg(test)]
+impl Master {
+    /// Returns the entry of an agent in the table of peers.
+    fn peer_of(&self, ip: std::net::Ipv4Addr) -> overlay_types::protocol::PeerInfo {
+        match &self.phase {
+            Phase::Leading(leading) => leading.peers_of_registry()[&ip].clone(),
+            Phase::Standby(_) | Phase::Recovering(_) => panic!("the master does not lead"),
         }
     }
 }

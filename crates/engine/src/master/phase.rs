@@ -15,7 +15,7 @@ use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::command::Command;
 use super::leading::Leading;
-use super::registry::Reports;
+use super::registry::LastKnown;
 use super::{Master, NOT_LEADING, WAITING_MAX};
 
 #[derive(Debug)]
@@ -51,9 +51,6 @@ impl Standby {
 pub(super) struct Recovering {
     /// The latest registration of each agent, handled when the state is loaded.
     waiting: BTreeMap<Ipv4Addr, (Upid, AgentOptions)>,
-    /// The reports of agents before the store failed. Agents do not notice the failure, and would
-    /// report again only after a quarter of an hour.
-    reported: Reports,
     progress: Progress,
 }
 
@@ -70,7 +67,7 @@ pub(super) enum Progress {
 
 impl Recovering {
     const fn new(progress: Progress) -> Self {
-        Self { waiting: BTreeMap::new(), reported: Reports::new(), progress }
+        Self { waiting: BTreeMap::new(), progress }
     }
 
     pub(super) const fn progress(&self) -> &Progress {
@@ -121,6 +118,7 @@ impl Master {
                 if let Phase::Standby(standby) = &mut self.phase {
                     standby.demoted_by_store = None;
                 }
+                self.last_known = LastKnown::default();
             }
             (Phase::Recovering(_) | Phase::Leading(_), _) => {}
         }
@@ -138,8 +136,14 @@ impl Master {
         if demoted_by_store.is_none() {
             self.store_backoff.reset();
         }
+        let is_by_store = demoted_by_store.is_some();
         let standby = Standby { is_store_busy, demoted_by_store };
         self.leave(Phase::Standby(standby), NOT_LEADING);
+        // Agents send their next messages to the leader that the election knows.
+        let last_known = mem::take(&mut self.last_known);
+        if is_by_store {
+            self.last_known = last_known.without_reports();
+        }
     }
 
     /// Changes to another phase. Requests that wait for this phase are answered with `why`.
@@ -147,7 +151,11 @@ impl Master {
         let unanswered = match mem::replace(&mut self.phase, next) {
             Phase::Standby(_) => return,
             Phase::Recovering(Recovering { waiting, .. }) => waiting.len(),
-            Phase::Leading(leading) => leading.pending_update_count(),
+            Phase::Leading(leading) => {
+                let unanswered = leading.pending_update_count();
+                self.last_known = leading.into_last_known();
+                unanswered
+            }
         };
         let unanswered = u64::try_from(unanswered).unwrap_or(u64::MAX);
         self.outbox.counters.register_agent_messages_dropped += unanswered;
@@ -179,9 +187,9 @@ impl Master {
             return;
         };
         let waiting = mem::take(&mut recovering.waiting);
-        let reported = mem::take(&mut recovering.reported);
+        let last_known = mem::take(&mut self.last_known);
         let mut leading =
-            Leading::recover(now, &self.settings, loaded, self.update_length, &reported);
+            Leading::recover(now, &self.settings, loaded, self.update_length, last_known);
         self.store_backoff.reset();
         for (from, options) in waiting.into_values() {
             leading.register(now, from, &options, &mut self.outbox);
@@ -232,9 +240,8 @@ impl Master {
         let progress = Progress::Failed(error, now.elapsed + wait);
         match &mut self.phase {
             Phase::Recovering(recovering) => recovering.progress = progress,
-            Phase::Leading(leading) => {
-                let mut recovering = Recovering::new(progress);
-                recovering.reported = leading.reports();
+            Phase::Leading(_) => {
+                let recovering = Recovering::new(progress);
                 let why = "the state could not be written: ask again";
                 self.leave(Phase::Recovering(recovering), why);
             }

@@ -31,7 +31,7 @@ impl Master {
             }
             (_, Request::Reload) => {
                 self.reload_authors.insert(id, author);
-                Command::ReadConfig(id)
+                return self.queue_reload(now, id);
             }
             (_, Request::Preview(network)) => return self.preview(now, id, *network),
             (Phase::Standby(_) | Phase::Recovering(_), _) => {
@@ -67,6 +67,9 @@ impl Master {
         settings: Result<Settings, Vec<String>>,
     ) {
         let author = self.reload_authors.remove(&id).unwrap_or_default();
+        if !self.end_reading(now, id) {
+            return;
+        }
         if let Phase::Leading(leading) = &mut self.phase {
             leading.set_author(author);
         }
@@ -108,7 +111,7 @@ impl Master {
     }
 
     fn health(&self) -> Health {
-        let Metrics { status, epoch, version, agents, peers, counters } = self.metrics();
+        let Metrics { status, epoch, version, agents, peers, counters, .. } = self.metrics();
         let (problems, pools) = match &self.phase {
             Phase::Standby(standby) => {
                 let sentence = |(error, _): &(StoreError, Duration)| {

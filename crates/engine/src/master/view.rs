@@ -92,24 +92,32 @@ pub struct AgentTally {
     pub failed: usize,
     /// Agents without a failed overlay, and with an overlay of which this master has no report.
     pub unreported: usize,
+    /// Agents to which no overlay is assigned.
+    pub unassigned: usize,
+    /// Agents that were not seen for too long. Their reports do not count.
+    pub stale: usize,
 }
 
 impl AgentTally {
-    pub(super) fn add(&mut self, info: &AgentInfo) {
+    pub(super) fn add(&mut self, info: &AgentInfo, is_stale: bool) {
         self.total += 1;
-        *self.slot(info) += 1;
+        *self.slot(info, is_stale) += 1;
     }
 
-    pub(super) fn remove(&mut self, info: &AgentInfo) {
+    pub(super) fn remove(&mut self, info: &AgentInfo, is_stale: bool) {
         self.total -= 1;
-        *self.slot(info) -= 1;
+        *self.slot(info, is_stale) -= 1;
     }
 
-    fn slot(&mut self, info: &AgentInfo) -> &mut usize {
+    fn slot(&mut self, info: &AgentInfo, is_stale: bool) -> &mut usize {
         let has = |is_match: fn(&Option<Status>) -> bool| {
             info.overlays.iter().any(|overlay| is_match(&overlay.status))
         };
-        if has(|status| matches!(status, Some(Status::Failed(_)))) {
+        if is_stale {
+            &mut self.stale
+        } else if info.overlays.is_empty() {
+            &mut self.unassigned
+        } else if has(|status| matches!(status, Some(Status::Failed(_)))) {
             &mut self.failed
         } else if has(|status| !matches!(status, Some(Status::Ok))) {
             &mut self.unreported

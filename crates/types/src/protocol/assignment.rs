@@ -1,5 +1,6 @@
 //! Assignments of overlays to agents, and their status.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -138,4 +139,15 @@ pub struct State {
     pub network: Arc<Network>,
     /// Agents in the order of their addresses.
     pub agents: Vec<Arc<AgentInfo>>,
+    /// When agents were last seen. Empty in the state of a master with the C++ module.
+    pub contacts: BTreeMap<Ipv4Addr, AgentContact>,
+}
+
+/// When a master has last seen an agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentContact {
+    /// Seconds since 1970; `None` if the agent was not seen since the election of the master.
+    pub last_seen: Option<u64>,
+    /// Whether the agent was not seen for too long.
+    pub is_stale: bool,
 }

@@ -12,7 +12,7 @@ mod peers;
 mod record;
 mod request;
 
-pub use assignment::{AgentInfo, Assignment, Bridge, State, Status, Vtep};
+pub use assignment::{AgentContact, AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use candidate::Candidate;
 pub use history::{Author, HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message, MessageKind};

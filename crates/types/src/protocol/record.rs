@@ -95,6 +95,28 @@ impl Addresses {
         }
     }
 
+    /// Splits the addresses into those that `former` has, and the rest.
+    #[must_use]
+    pub fn partition(self, former: &Self) -> (Self, Self) {
+        let had = |subnet: Subnet, name: &OverlayName| {
+            let mut overlays = former.overlays.iter().filter(|overlay| overlay.name == *name);
+            overlays.any(|overlay| overlay.subnets().any(|had| had == subnet))
+        };
+        let part = |is_former: bool| {
+            let overlays = self.overlays.iter().map(|OverlayRecord { name, subnet, subnet6 }| {
+                let is_of_part = |subnet: &Subnet| had(*subnet, name) == is_former;
+                let (subnet, subnet6) = (subnet.filter(is_of_part), subnet6.filter(is_of_part));
+                OverlayRecord { name: name.clone(), subnet, subnet6 }
+            });
+            Self {
+                vtep_ip: self.vtep_ip.filter(|ip| (former.vtep_ip == Some(*ip)) == is_former),
+                vtep_ip6: self.vtep_ip6.filter(|ip| (former.vtep_ip6 == Some(*ip)) == is_former),
+                overlays: overlays.filter(|overlay| !overlay.is_empty()).collect(),
+            }
+        };
+        (part(true), part(false))
+    }
+
     /// Whether there is no address.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

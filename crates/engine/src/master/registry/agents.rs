@@ -31,6 +31,8 @@ pub(super) struct ActiveAgent {
     pub(super) unserved: Option<Box<UnservedParts>>,
     /// The assignments of the agent with the statuses that it reported.
     pub(super) info: Arc<AgentInfo>,
+    /// Whether the agent was not seen for too long. See [`super::contacts`].
+    pub(super) is_stale: bool,
 }
 
 /// An agent that is not served.
@@ -218,7 +220,7 @@ impl Agents {
     pub(super) fn insert(&mut self, ip: Ipv4Addr, state: AgentState) {
         let has_conflict = match &state {
             AgentState::Active(agent) => {
-                self.tally.add(&agent.info);
+                self.tally.add(&agent.info, agent.is_stale);
                 agent.unserved.is_some()
             }
             AgentState::Quarantined(_) => true,
@@ -230,7 +232,7 @@ impl Agents {
             self.conflicting.remove(&ip);
         }
         if let Some(AgentState::Active(before)) = self.states.insert(ip, state) {
-            self.tally.remove(&before.info);
+            self.tally.remove(&before.info, before.is_stale);
         }
     }
 
@@ -239,7 +241,7 @@ impl Agents {
         self.conflicting.remove(&ip);
         let state = self.states.remove(&ip)?;
         if let AgentState::Active(agent) = &state {
-            self.tally.remove(&agent.info);
+            self.tally.remove(&agent.info, agent.is_stale);
         }
         Some(state)
     }
@@ -253,10 +255,19 @@ impl Agents {
         let Some(AgentState::Active(agent)) = self.states.get_mut(&ip) else {
             return None;
         };
-        self.tally.remove(&agent.info);
+        self.tally.remove(&agent.info, agent.is_stale);
         let result = edit(Arc::make_mut(&mut agent.info));
-        self.tally.add(&agent.info);
+        self.tally.add(&agent.info, agent.is_stale);
         Some(result)
+    }
+
+    /// Notes whether an agent was not seen for too long.
+    pub(super) fn set_stale(&mut self, ip: Ipv4Addr, is_stale: bool) {
+        if let Some(AgentState::Active(agent)) = self.states.get_mut(&ip) {
+            self.tally.remove(&agent.info, agent.is_stale);
+            agent.is_stale = is_stale;
+            self.tally.add(&agent.info, agent.is_stale);
+        }
     }
 
     /// Returns the versions of an active agent's addresses.

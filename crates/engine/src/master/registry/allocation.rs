@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{AgentOptions, AgentRecord, Overlay, OverlayRecord, Record};
+use overlay_types::protocol::{
+    Addresses, AgentOptions, AgentRecord, Overlay, OverlayRecord, Record,
+};
 use overlay_types::state::{Key, RecordChange};
 
 use super::address_pools::{Address, Subnets};
@@ -71,7 +73,7 @@ impl Registry {
         };
         if let Some(old) = old {
             self.agents.remove(ip);
-            registration.is_return = true;
+            registration.returned = Addresses::from(old.clone());
             record.vtep_ip6 = old
                 .vtep_ip6
                 .filter(|&vtep6| !self.pools.has_vteps6() || self.reclaim_vtep(vtep6.into(), ip));

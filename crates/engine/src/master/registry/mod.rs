@@ -11,6 +11,8 @@ mod claims;
 mod contacts;
 mod problems;
 mod recovery;
+mod seen;
+mod shared_addresses;
 mod shortages;
 mod underlay;
 
@@ -19,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_types::addr::{Family, OverlayName, Subnet, Upid};
+use overlay_types::addr::{Family, OverlayName, Subnet};
 use overlay_types::assignment;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
@@ -34,7 +36,7 @@ use super::view::{AgentTally, PoolUsage, ReleaseOutcome, ReleaseResult};
 use address_pools::AddressPools;
 use agents::{ActiveAgent, AgentState, Agents, QuarantinedAgent, UnservedParts, ValidFrom};
 use contacts::Contacts;
-pub(super) use recovery::{AdoptedAgent, Recovered, Reports};
+pub(super) use recovery::{AdoptedAgent, LastKnown, Recovered};
 use shortages::Shortages;
 pub(super) use underlay::UnderlayFault;
 use underlay::Underlays;
@@ -126,10 +128,10 @@ pub(super) struct Registration {
     /// The changes of the store.
     pub(super) changes: Vec<RecordChange>,
     pub(super) notices: Vec<Notice>,
-    /// The addresses that the agent gained by the registration.
-    pub(super) gained: Addresses,
-    /// Whether the agent returns after a release.
-    pub(super) is_return: bool,
+    /// The addresses that the agent gained by the registration, and had before its release.
+    pub(super) returned: Addresses,
+    /// The other addresses that the agent gained by the registration.
+    pub(super) assigned: Addresses,
 }
 
 impl Registry {
@@ -177,7 +179,8 @@ impl Registry {
         if old == Some(&record) {
             return Ok(registration);
         }
-        registration.gained = Addresses::gained(old, &record);
+        let gained = Addresses::gained(old, &record);
+        (registration.returned, registration.assigned) = gained.partition(&registration.returned);
         let change = RecordChange::PutAgent(ip, Record::Agent(record.clone()));
         registration.changes.push(change);
         let (valid_from, unserved) = match before {
@@ -197,21 +200,6 @@ impl Registry {
         Ok(registration)
     }
 
-    /// Notes that a message was received from the agent at `upid`.
-    pub(super) fn record_contact(&mut self, upid: &Upid, elapsed: Duration) {
-        if self.agents.is_known(*upid.address.ip()) {
-            self.contacts.record(upid, elapsed);
-        }
-    }
-
-    /// Returns whether `upid` is a registered agent. If the agent sent a message since the
-    /// election, the UPID has to be the UPID of its last message.
-    pub(super) fn is_contact(&self, upid: &Upid) -> bool {
-        let ip = *upid.address.ip();
-        self.agents.is_active(ip)
-            && self.contacts.upid(ip).is_none_or(|registered| registered == upid)
-    }
-
     /// Returns whether the agent has a record that was not released.
     pub(super) fn is_known(&self, ip: Ipv4Addr) -> bool {
         self.agents.is_known(ip)
@@ -220,16 +208,6 @@ impl Registry {
     /// Returns whether the agent is registered.
     pub(super) fn is_active(&self, ip: Ipv4Addr) -> bool {
         self.agents.is_active(ip)
-    }
-
-    /// Returns where the agent can be reached, if it was seen since the election.
-    pub(super) fn contact(&self, ip: Ipv4Addr) -> Option<&Upid> {
-        self.contacts.upid(ip)
-    }
-
-    /// Returns when the agent was last seen, if it was seen since the election.
-    pub(super) fn last_seen(&self, ip: Ipv4Addr) -> Option<Duration> {
-        self.contacts.last_seen(ip)
     }
 
     /// Returns the registered agents.
@@ -257,16 +235,21 @@ impl Registry {
             return Some(report);
         }
         self.agents.edit_info(ip, |info| {
+            let mut seen = BTreeSet::new();
             for reported in reported {
                 let mut overlays = info.overlays.iter_mut();
                 let Some(assigned) = overlays.find(|it| it.name() == reported.name()) else {
                     report.unknown += 1;
                     continue;
                 };
+                let is_repeated = !seen.insert(assigned.name().clone());
                 if Mutation::KeepFirstStatus.is_on() && assigned.status.is_some() {
                     continue;
                 }
-                assigned.status = if reported.has_same_addresses(assigned) {
+                assigned.status = if is_repeated {
+                    let reason = "the agent reports this overlay more than once: restart it";
+                    Some(Status::Failed(reason.to_owned()))
+                } else if reported.has_same_addresses(assigned) {
                     reported.status.map(Status::sanitized)
                 } else {
                     report.outdated += 1;
@@ -278,6 +261,7 @@ impl Registry {
                     )))
                 };
             }
+            info.overlays.iter_mut().filter(|it| !seen.contains(it.name())).for_each(omit_status);
         })?;
         Some(report)
     }
@@ -403,7 +387,11 @@ impl Registry {
             }
             AgentState::Released(_) => None,
         });
-        let state = State { network: Arc::clone(&self.network), agents: agents.collect() };
+        let state = State {
+            network: Arc::clone(&self.network),
+            agents: agents.collect(),
+            contacts: self.contact_times(),
+        };
         Gated::new(state, valid_from)
     }
 
@@ -486,7 +474,8 @@ impl Registry {
         version: Version,
     ) {
         let info = Arc::new(AgentInfo { ip, overlays: Vec::new(), configuration_attempts: None });
-        let mut agent = ActiveAgent { record, valid_from, unserved, info };
+        let is_stale = self.contacts.stale().contains(&ip);
+        let mut agent = ActiveAgent { record, valid_from, unserved, info, is_stale };
         let mut overlays = self.build_assignments(&agent);
         let (mut underlay_before, underlay) = (None, agent.record.underlay);
         if let Some(before) = self.agents.active(ip) {
@@ -562,6 +551,15 @@ impl Registry {
 fn plain_assignments(agent: &ActiveAgent) -> Vec<Assignment> {
     let plain = |one: &Assignment| Assignment { status: None, ..one.clone() };
     agent.info.overlays.iter().map(plain).collect()
+}
+
+/// Changes the status of an overlay that the last report of its agent omits. Without an earlier
+/// status, the overlay is newer than the report, or the agent never reports it: both are no success.
+fn omit_status(assigned: &mut Assignment) {
+    if assigned.status.is_some() {
+        let reason = "the last report of the agent omits this overlay: see its log, or restart it";
+        assigned.status = Some(Status::Failed(reason.to_owned()));
+    }
 }
 
 /// Lists the addresses of an assignment for a sentence.

@@ -14,6 +14,7 @@ impl Registry {
             || !self.shortages.is_empty()
             || self.underlays.has_problems()
             || self.tally().failed > 0
+            || self.has_silent_agents()
             || self.impossible_release_times().is_some()
     }
 
@@ -35,6 +36,7 @@ impl Registry {
                 pluralize(failed, "agent")
             ));
         }
+        problems.extend(self.silent_agents());
         problems
     }
 

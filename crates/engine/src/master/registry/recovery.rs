@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use overlay_types::addr::{Family, OverlayName, Subnet};
+use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
     Addresses, AgentInfo, AgentRecord, Network, OverlayRecord, Record, ReleasedRecord,
@@ -20,11 +21,29 @@ use super::agents::{
     ActiveAgent, AgentState, QuarantinedAgent, UnservedOverlay, UnservedParts, ValidFrom,
 };
 use super::claims::Claims;
+use super::contacts::Contacts;
 use super::shortages::Pool;
 use super::{ChangeContext, RELEASED_AT_MAX, Registry};
 
+/// What agents have sent to a master and the store does not have. A master that reads its state
+/// again keeps it, since agents do not notice that.
+///
+/// The addresses in it may be in no durable version, so nothing but a registry can read it.
+#[derive(Debug, Default)]
+pub(in crate::master) struct LastKnown {
+    reports: Reports,
+    contacts: Contacts,
+}
+
+impl LastKnown {
+    /// Keeps only who was seen when: another master may have changed the assignments.
+    pub(in crate::master) fn without_reports(self) -> Self {
+        Self { reports: Reports::new(), ..self }
+    }
+}
+
 /// The agents with the reported statuses of their overlays.
-pub(in crate::master) type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
+type Reports = BTreeMap<Ipv4Addr, Arc<AgentInfo>>;
 
 /// The record of one agent before the registry is built.
 #[derive(Debug)]
@@ -483,13 +502,28 @@ impl Registry {
         record.overlays.retain(|had| !had.is_empty());
     }
 
+    /// Returns what the agents have sent, for the next recovery of this master.
+    pub(in crate::master) fn into_last_known(mut self) -> LastKnown {
+        LastKnown { reports: self.reports(), contacts: self.take_contacts() }
+    }
+
+    /// Restores what agents have sent before the state was read again. Every agent gets the time to
+    /// send its next message.
+    pub(in crate::master) fn restore_last_known(&mut self, last_known: LastKnown, now: Now) {
+        let LastKnown { reports, mut contacts } = last_known;
+        self.restore_reports(&reports);
+        contacts.restart(now.elapsed);
+        self.restore_contacts(contacts);
+        self.expect_agents(now);
+    }
+
     /// Returns the reported statuses of all active agents.
-    pub(in crate::master) fn reports(&self) -> Reports {
+    fn reports(&self) -> Reports {
         self.agents.iter_active().map(|(ip, agent)| (ip, Arc::clone(&agent.info))).collect()
     }
 
     /// Restores the reported statuses of overlays with unchanged addresses.
-    pub(in crate::master) fn restore_reports(&mut self, reports: &Reports) {
+    fn restore_reports(&mut self, reports: &Reports) {
         for (ip, old) in reports {
             self.agents.edit_info(*ip, |info| {
                 for overlay in &mut info.overlays {
@@ -509,7 +543,7 @@ impl Registry {
         self.changed.extend(&before.changed);
         self.restore_reports(&before.reports());
         self.carry_over_refusals(before);
-        self.contacts.clone_from(&before.contacts);
+        self.restore_contacts(before.contacts.clone());
         let network = Arc::clone(&self.network);
         self.shortages = before.shortages.of_pools(|pool| match pool {
             Pool::Overlay(name, family) => {

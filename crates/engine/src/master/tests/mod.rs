@@ -2,10 +2,13 @@
 //! the tests can make fail.
 
 mod configuration;
+mod contacts;
 mod leadership;
 mod leases;
 mod peers;
 mod recovery;
+mod reloads;
+mod reports;
 mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +58,8 @@ struct World {
     loads: usize,
     /// The requests to read the configuration again.
     rereads: Vec<RequestId>,
+    /// The processes to which the master links.
+    links: Vec<Upid>,
 }
 
 impl World {
@@ -80,6 +85,7 @@ impl World {
             withdrawn: BTreeSet::new(),
             loads: 0,
             rereads: Vec::new(),
+            links: Vec::new(),
         };
         world.run_commands();
         world
@@ -103,6 +109,7 @@ impl World {
                 Command::Load => self.loads += 1,
                 Command::Abandon(reason) => self.abandoned.push(reason),
                 Command::Withdraw(agents) => self.withdrawn.extend(agents),
+                Command::Link(to) => self.links.push(to),
                 Command::ReadConfig(id) => self.rereads.push(id),
                 Command::Preview { id, job } => {
                     let effect = Box::new(job.run());
@@ -396,7 +403,7 @@ fn report_is_shown_and_acknowledged() {
     world.message(1, report(&overlays, &failed));
     let shown = Some(Status::Failed(r"docker: not\nrunning\u{202e}".to_owned()));
     assert_eq!(world.statuses(1), [shown.clone(), shown]);
-    assert_eq!(world.health().agents, AgentTally { total: 1, ok: 0, failed: 1, unreported: 0 });
+    assert_eq!(world.health().agents, AgentTally { total: 1, failed: 1, ..AgentTally::default() });
     assert_eq!(
         world.health().problems,
         ["1 agent with a failed overlay: see the state for the reasons"]

@@ -1,0 +1,173 @@
+//! The messages of agents: which process an agent is, when it was last seen, and whether it is stale.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, UNIX_EPOCH};
+
+use overlay_types::addr::Upid;
+use overlay_types::clock::Now;
+use overlay_types::mutation::Mutation;
+use overlay_types::protocol::AgentContact;
+use overlay_types::text::{pluralize, truncate_list};
+
+use super::Registry;
+use super::contacts::{Contacts, SILENCE_MAX};
+
+impl Registry {
+    /// Notes a message of the agent at `upid`. `is_request` tells whether it requests peers.
+    pub(in crate::master) fn record_contact(&mut self, upid: &Upid, now: Now, is_request: bool) {
+        let ip = *upid.address.ip();
+        if self.agents.is_known(ip) && self.contacts.record(upid, now, is_request) {
+            self.agents.set_stale(ip, false);
+            log::info!("agent {ip} is seen again: it is not stale any more");
+        }
+    }
+
+    /// Notes that an agent registered. See [`Contacts::end_requests`].
+    pub(in crate::master) fn end_requests(&mut self, ip: Ipv4Addr) {
+        self.contacts.end_requests(ip);
+    }
+
+    /// Notes a message of a process that is not the process of its agent.
+    pub(in crate::master) fn record_other_process(&mut self, from: &Upid) {
+        self.contacts.shared.record(from);
+    }
+
+    /// Returns whether `upid` is a registered agent. If the agent sent a message since the
+    /// election, the UPID has to be the UPID of its last message.
+    pub(in crate::master) fn is_contact(&self, upid: &Upid) -> bool {
+        let ip = *upid.address.ip();
+        self.agents.is_active(ip)
+            && self.contacts.upid(ip).is_none_or(|registered| registered == upid)
+    }
+
+    /// Returns where the agent can be reached, if it was seen since the election.
+    pub(in crate::master) fn contact(&self, ip: Ipv4Addr) -> Option<&Upid> {
+        self.contacts.upid(ip)
+    }
+
+    /// Returns when the agent was last seen, if it was seen since the election.
+    pub(in crate::master) fn last_seen(&self, ip: Ipv4Addr) -> Option<Duration> {
+        self.contacts.last_seen(ip)
+    }
+
+    /// Returns the contacts, for the next recovery of this master.
+    pub(super) fn take_contacts(&mut self) -> Contacts {
+        std::mem::take(&mut self.contacts)
+    }
+
+    /// Restores the contacts with the agents of this registry.
+    pub(super) fn restore_contacts(&mut self, mut contacts: Contacts) {
+        contacts.retain(|ip| self.agents.is_known(ip));
+        for ip in contacts.stale() {
+            self.agents.set_stale(*ip, true);
+        }
+        self.contacts = contacts;
+    }
+
+    /// Gives each agent that was not seen yet the same time to send its first message.
+    pub(super) fn expect_agents(&mut self, now: Now) {
+        let deadline = now.elapsed + SILENCE_MAX;
+        let known: Vec<Ipv4Addr> =
+            self.agents.iter().map(|(ip, _)| ip).filter(|ip| self.agents.is_known(*ip)).collect();
+        known.into_iter().for_each(|ip| self.contacts.expect(ip, deadline));
+    }
+
+    /// Handles the deadlines of silent agents. Returns the processes to which the master links.
+    pub(in crate::master) fn take_silent(&mut self, elapsed: Duration) -> Vec<Upid> {
+        let due = self.contacts.take_due(elapsed);
+        if Mutation::IgnoreSilence.is_on() {
+            return due.links;
+        }
+        for ip in &due.stale {
+            self.agents.set_stale(*ip, true);
+        }
+        for ip in &due.returned {
+            self.agents.set_stale(*ip, false);
+        }
+        if !due.stale.is_empty() {
+            log::warn!("{}", stale_sentence(&due.stale, due.stale.len(), |ip| self.seen_at(ip)));
+        }
+        due.links
+    }
+
+    /// Handles the end of a link to an agent.
+    pub(in crate::master) fn link_ended(&mut self, address: SocketAddrV4, elapsed: Duration) {
+        let stale = self.contacts.exited(address, elapsed);
+        if let Some(ip) = stale.filter(|_| !Mutation::IgnoreSilence.is_on()) {
+            self.agents.set_stale(ip, true);
+            log::warn!("{}", stale_sentence(&[ip], 1, |ip| self.seen_at(ip)));
+        }
+    }
+
+    /// Returns when [`Self::take_silent`] has something to do.
+    pub(in crate::master) fn next_silence(&self) -> Option<Duration> {
+        self.contacts.next_timeout()
+    }
+
+    /// Returns the time of the earliest last message of an agent, in seconds since 1970.
+    pub(in crate::master) fn oldest_contact(&self) -> Option<u64> {
+        self.contacts.oldest_unix()
+    }
+
+    /// Returns when each known agent was last seen, and whether it is stale.
+    pub(super) fn contact_times(&self) -> BTreeMap<Ipv4Addr, AgentContact> {
+        let known = self.agents.iter().map(|(ip, _)| ip);
+        let contact = |ip: Ipv4Addr| AgentContact {
+            last_seen: self.contacts.last_seen_unix(ip),
+            is_stale: self.contacts.stale().contains(&ip) && !Mutation::IgnoreSilence.is_on(),
+        };
+        let all = known.filter(|ip| self.agents.is_known(*ip)).map(|ip| (ip, contact(ip)));
+        all.filter(|(_, contact)| *contact != AgentContact::default()).collect()
+    }
+
+    pub(super) fn has_silent_agents(&self) -> bool {
+        !self.contacts.stale().is_empty() || self.contacts.shared.has_any()
+    }
+
+    /// Returns a sentence about the stale agents, and one for each two agents with one IP.
+    pub(super) fn silent_agents(&self) -> impl Iterator<Item = String> {
+        let stale = self.contacts.stale();
+        let first: Vec<Ipv4Addr> = stale.iter().copied().take(NAMED_MAX).collect();
+        let sentence =
+            (!first.is_empty()).then(|| stale_sentence(&first, stale.len(), |ip| self.seen_at(ip)));
+        sentence.into_iter().chain(self.contacts.shared.sentences())
+    }
+
+    fn seen_at(&self, ip: Ipv4Addr) -> Option<u64> {
+        self.contacts.last_seen_unix(ip)
+    }
+}
+
+/// The most agents of a sentence: as many as [`truncate_list`] returns.
+const NAMED_MAX: usize = 10;
+
+/// Describes `count` stale agents. `agents` has the first of them.
+fn stale_sentence(
+    agents: &[Ipv4Addr],
+    count: usize,
+    seen_at: impl Fn(Ipv4Addr) -> Option<u64>,
+) -> String {
+    let name = |ip: &Ipv4Addr| match seen_at(*ip) {
+        Some(unix) => {
+            let time = UNIX_EPOCH + Duration::from_secs(unix.min(super::RELEASED_AT_MAX));
+            format!("{ip} (last seen {})", humantime::format_rfc3339_seconds(time))
+        }
+        None => format!("{ip} (not seen since the election)"),
+    };
+    let first = truncate_list(agents).0;
+    let names: Vec<String> = first.iter().map(name).collect();
+    let rest = match count.saturating_sub(first.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "{} stale: {}{rest}: start it again, or release its addresses with `mesos-overlay forget`",
+        pluralize_agents(count),
+        names.join(", ")
+    )
+}
+
+fn pluralize_agents(count: usize) -> String {
+    format!("{} {}", pluralize(count, "agent"), if count == 1 { "is" } else { "are" })
+}
