@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Bytes, Incoming};
-use overlay_types::protocol::State;
+use overlay_types::protocol::{AgentContact, State};
 use overlay_types::text::pluralize;
 use overlay_wire as wire;
 use serde::Deserialize;
@@ -78,7 +78,11 @@ pub(super) fn read_state(body: &[u8]) -> Result<State, String> {
     if let Some(agents) = parts.agents {
         for_each_element("agents", agents, |agent| {
             let agent = wire::parse_json(agent.as_bytes()).map_err(|error| error.to_string())?;
+            let contact = wire::decode_contact(&agent);
             let agent = wire::decode_agent(&agent).map_err(|error| error.to_string())?;
+            if contact != AgentContact::default() {
+                state.contacts.insert(agent.ip, contact);
+            }
             state.agents.push(Arc::new(agent));
             Ok(())
         })?;

@@ -125,7 +125,9 @@ fn fake_master() -> FakeMaster {
                   set network_config.docker_bridge to false in its agent_config";
     let ok = serde_json::json!({ "status": "STATUS_OK" });
     let failed = serde_json::json!({ "status": "STATUS_FAILED", "error": reason });
-    let agents = [agent("10.0.0.7", 1, &ok), agent("10.0.0.8", 2, &failed)];
+    let mut agents = [agent("10.0.0.7", 1, &ok), agent("10.0.0.8", 2, &failed)];
+    agents[0]["last_seen"] = 1_795_939_200.into();
+    agents[1]["last_seen"] = 1_795_939_217.into();
     let network: serde_json::Value = serde_json::from_str(crate::support::NETWORK).unwrap();
     let state = |agents: &[serde_json::Value]| {
         let state = serde_json::json!({ "network": network, "agents": agents });

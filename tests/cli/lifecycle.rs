@@ -35,7 +35,7 @@ AGENT      OF       BEFORE  AFTER        WHEN
     dir.write("network.json", network_with_third_overlay());
     assert_eq!(
         run(&format!("reload --master {address}")),
-        format!("{effect}master MASTER: done: 1 agent notified\nexit code 0\n")
+        format!("{effect}master MASTER: done: assignments queued for 1 agent\nexit code 0\n")
     );
     agent.expect_log("the master assigned 3 overlays");
     agent.expect_log("overlay vxlan-3: wrote the cni configuration");

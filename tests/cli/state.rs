@@ -61,7 +61,7 @@ AGENT     VTEP IP  VTEP MAC  OVERLAY  SUBNET  MESOS HALF  DOCKER HALF  STATUS
 10.0.0.7  -        -         -        -       -           -            no overlay
 10.0.0.8  -        -         -        -       -           -            not served: its record is unreadable: x: y
 
-master MASTER: degraded: 2 agents: 1 ok, 1 failed, 0 unreported (epoch 1, version 2)
+master MASTER: degraded: 2 agents: 0 ok, 1 failed, 0 unreported, 1 without overlay (epoch 1, version 2)
 problem: agent 10.0.0.8 is not served: its record is unreadable: x: y
 "
     );

@@ -239,7 +239,8 @@ impl Master {
         for _ in 0..TIMEOUT.as_millis() / POLL_INTERVAL.as_millis() {
             let outcome = dir.run(&format!("state --master {}", self.address));
             if outcome.code == Some(0) && is_expected(&outcome.stdout) {
-                return outcome.stdout.replace(&self.address.to_string(), "MASTER");
+                let shown = outcome.stdout.replace(&self.address.to_string(), "MASTER");
+                return mask_times(&shown);
             }
             park_timeout(POLL_INTERVAL);
         }
@@ -335,4 +336,14 @@ fn is_complete_request(request: &[u8]) -> bool {
 pub(crate) fn http_response(status: &str, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+/// Replaces every time such as `2026-11-29T08:00:00Z` by `TIME`, padded to the same width.
+pub(crate) fn mask_times(text: &str) -> String {
+    let is_time = |word: &str| word.len() == 20 && word.ends_with('Z') && word.contains("-");
+    let mut masked = text.to_owned();
+    for word in text.split_whitespace().filter(|word| is_time(word)) {
+        masked = masked.replace(word, &format!("{:<20}", "TIME"));
+    }
+    masked
 }

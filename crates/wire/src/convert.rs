@@ -272,14 +272,19 @@ pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
     let network = state.network.as_ref();
     let network = network.ok_or_else(|| ConvertError::missing("network"))?;
     let agents = convert_list("agents", &state.agents, |agent| decode_agent(agent).map(Arc::new))?;
-    let contacts = agents.iter().zip(&state.agents).map(|(agent, pb)| {
-        (agent.ip, AgentContact { last_seen: pb.last_seen, is_stale: pb.stale() })
-    });
+    let contacts =
+        agents.iter().zip(&state.agents).map(|(agent, pb)| (agent.ip, decode_contact(pb)));
     Ok(State {
         network: Arc::new(network_from_pb(network).map_err(|error| error.within("network"))?),
         contacts: contacts.filter(|(_, contact)| *contact != AgentContact::default()).collect(),
         agents,
     })
+}
+
+/// Returns when a master has last seen an agent of `/overlay-master/state`.
+#[must_use]
+pub fn decode_contact(agent: &pb::AgentInfo) -> AgentContact {
+    AgentContact { last_seen: agent.last_seen, is_stale: agent.stale() }
 }
 
 /// Converts an agent into the protobuf of `/overlay-agent/overlay`.
