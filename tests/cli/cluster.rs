@@ -143,7 +143,10 @@ exit code 1
     first.expect_log("registered with the master");
     let state = master.wait_for_state(&dir, |state| count_ok(state) == 6);
     for (ip, vtep) in [("127.0.0.2", 1), ("127.0.0.3", 2), ("127.0.0.4", 3)] {
-        assert!(state.contains(&format!("\n{ip}  {:<20}  44.128.0.{vtep}/16  ", "TIME")), "{state}");
+        assert!(
+            state.contains(&format!("\n{ip}  {:<20}  44.128.0.{vtep}/16  ", "TIME")),
+            "{state}"
+        );
     }
     drop(second);
 }
