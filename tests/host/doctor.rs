@@ -141,7 +141,7 @@ impl DiagnosedCluster {
             overlays: vec![network_overlay()],
         };
         let agents = infos.iter().cloned().map(Arc::new).collect();
-        let contacts = Default::default();
+        let contacts = std::collections::BTreeMap::new();
         let state = State { network: Arc::new(network), agents, contacts };
         let state = wire::print_json(&wire::encode_state(&state));
         let master = Arc::new(Mutex::new(vec![("/overlay-master/state", state)]));

@@ -94,7 +94,7 @@ fn healthy_host() -> Observation {
     let state = State {
         network: network.into(),
         agents: vec![info.clone().into()],
-        contacts: Default::default(),
+        contacts: BTreeMap::new(),
     };
     let settings = [
         ("ipv4/ip_forward", 1),

@@ -1,5 +1,6 @@
 //! The output of the demo, as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use overlay_types::protocol::{State, Status};
@@ -140,11 +141,8 @@ mod tests {
             error: error.map(str::to_owned),
         };
         let (config, _) = overlay_config::parse_master("network.json", NETWORK).unwrap();
-        let state = State {
-            network: config.network.into(),
-            agents: Vec::new(),
-            contacts: Default::default(),
-        };
+        let state =
+            State { network: config.network.into(), agents: Vec::new(), contacts: BTreeMap::new() };
         assert!(require_success(&state, &[ping(None), ping(None)]).is_ok());
         let failure = require_success(&state, &[ping(None), ping(Some("no reply within 1s"))]);
         assert_eq!(
