@@ -1,6 +1,5 @@
 //! The output of the demo, as text and as JSON.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use overlay_types::protocol::{State, Status};
@@ -128,6 +127,8 @@ The demo is removed. To run a cluster:
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::super::NETWORK;
     use super::*;
 
