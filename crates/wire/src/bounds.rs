@@ -4,7 +4,7 @@
 //! hundreds of bytes in memory.
 
 use overlay_types::protocol::limits::OVERLAYS_MAX;
-use overlay_types::protocol::{MessageKind, PeersUpdate};
+use overlay_types::protocol::{HeldAddresses, MessageKind, PeersUpdate, RegistrationProblems};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
@@ -52,11 +52,42 @@ const PEERS: [RepeatedField; 3] = [
     },
 ];
 
+/// An IPv4 address of 4 bytes and a prefix, each with its key, and the length of the address.
+const SUBNET_MIN: usize = 8;
+
+const HELD: RepeatedField = RepeatedField {
+    name: "subnets",
+    number: 1,
+    max: HeldAddresses::MAX,
+    entry_min: SUBNET_MIN,
+    nested: &[],
+};
+
+const PROBLEMS: [RepeatedField; 2] = [
+    RepeatedField {
+        name: "reasons",
+        number: 2,
+        max: RegistrationProblems::REASONS_MAX,
+        entry_min: 1,
+        nested: &[],
+    },
+    RepeatedField {
+        name: "reassigned",
+        number: 3,
+        max: HeldAddresses::MAX,
+        // The subnet with its key and length, and the IPv4 address of the agent.
+        entry_min: SUBNET_MIN + 8,
+        nested: &[],
+    },
+];
+
 /// Returns the repeated fields of a message.
 const fn repeated_fields(kind: MessageKind) -> &'static [RepeatedField] {
     match kind {
         MessageKind::UpdateAgentOverlays | MessageKind::AgentRegistered => &[OVERLAYS],
         MessageKind::UpdatePeers => &PEERS,
+        MessageKind::HeldAddresses => &[HELD],
+        MessageKind::RegistrationProblems => &PROBLEMS,
         MessageKind::RegisterAgent
         | MessageKind::AgentRegisteredAcknowledgement
         | MessageKind::RequestPeers => &[],

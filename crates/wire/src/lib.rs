@@ -14,6 +14,7 @@ mod json;
 mod logged_state;
 mod message;
 mod peers;
+mod problems;
 mod protocol;
 mod record;
 mod replica;

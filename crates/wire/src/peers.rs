@@ -93,10 +93,7 @@ fn peer_to_pb<'a>(ip: Ipv4Addr, info: &'a PeerInfo, names: &mut OverlayNames<'a>
     let PeerInfo { underlay, peer } = info;
     let subnets = peer.subnets.iter().map(|(name, subnet)| pb::PeerSubnet {
         overlay: Some(names.index(name)),
-        address: Some(match subnet.first() {
-            IpAddr::V4(first) => first.octets().to_vec(),
-            IpAddr::V6(first) => first.octets().to_vec(),
-        }),
+        address: Some(first_octets(subnet)),
         prefix: Some(subnet.prefix().into()),
     });
     pb::Peer {
@@ -139,22 +136,32 @@ fn subnet_from_pb(
     let name = name.ok_or_else(|| {
         ConvertError::field("overlay", format!("{} is no index of an overlay", pb.overlay()))
     })?;
-    let address = pb.address();
+    Ok((name.clone(), parse_subnet(pb.address(), pb.prefix())?))
+}
+
+/// Returns the bytes of the first address of a subnet.
+pub(super) fn first_octets(subnet: &Subnet) -> Vec<u8> {
+    match subnet.first() {
+        IpAddr::V4(first) => first.octets().to_vec(),
+        IpAddr::V6(first) => first.octets().to_vec(),
+    }
+}
+
+/// Converts the first address and the prefix of a subnet.
+pub(super) fn parse_subnet(address: &[u8], prefix: u32) -> Result<Subnet, ConvertError> {
     let first = match address.len() {
         4 => parse_octets("address", Some(address))?.map(|octets: [u8; 4]| IpAddr::from(octets)),
         _ => parse_octets("address", Some(address))?.map(|octets: [u8; 16]| IpAddr::from(octets)),
     };
     let first = first.ok_or_else(|| ConvertError::missing("address"))?;
-    let prefix = u8::try_from(pb.prefix()).ok();
-    let subnet = prefix.and_then(|prefix| Subnet::containing(first, prefix));
-    let subnet = subnet.filter(|subnet| subnet.first() == first).ok_or_else(|| {
-        ConvertError::field("prefix", format!("{first}/{} is no subnet", pb.prefix()))
-    })?;
-    Ok((name.clone(), subnet))
+    let subnet = u8::try_from(prefix).ok().and_then(|prefix| Subnet::containing(first, prefix));
+    subnet
+        .filter(|subnet| subnet.first() == first)
+        .ok_or_else(|| ConvertError::field("prefix", format!("{first}/{prefix} is no subnet")))
 }
 
 /// Checks that the optional bytes of `field` have the length `N`.
-fn parse_octets<const N: usize>(
+pub(super) fn parse_octets<const N: usize>(
     field: &str,
     bytes: Option<&[u8]>,
 ) -> Result<Option<[u8; N]>, ConvertError> {
@@ -166,7 +173,7 @@ fn parse_octets<const N: usize>(
     octets.transpose()
 }
 
-fn malformed(name: &'static str, error: &prost::DecodeError) -> ConvertError {
+pub(super) fn malformed(name: &'static str, error: &prost::DecodeError) -> ConvertError {
     DecodeError::Malformed { name, reason: error.to_string() }.into()
 }
 

@@ -7,16 +7,18 @@ use super::convert::{assignment_to_pb, assignments_from_pb, options_from_pb, opt
 use super::error::ConvertError;
 use super::mesos::modules::overlay::{AgentOverlayInfo, internal};
 use super::message::{self, DecodeError, decode};
-use super::peers;
+use super::{peers, problems};
 
 /// The names of all messages that [`decode_message`] knows.
-pub const MESSAGE_NAMES: [&str; 6] = [
+pub const MESSAGE_NAMES: [&str; 8] = [
     MessageKind::RegisterAgent.name(),
     MessageKind::UpdateAgentOverlays.name(),
     MessageKind::AgentRegistered.name(),
     MessageKind::AgentRegisteredAcknowledgement.name(),
     MessageKind::RequestPeers.name(),
     MessageKind::UpdatePeers.name(),
+    MessageKind::HeldAddresses.name(),
+    MessageKind::RegistrationProblems.name(),
 ];
 
 /// Returns the kind of the message called `name`, if it is a message of the overlay modules.
@@ -45,6 +47,10 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         }
         Message::RequestPeers(have) => (message.kind().name(), peers::encode_request(*have)),
         Message::UpdatePeers(update) => (message.kind().name(), peers::encode_update(update)),
+        Message::HeldAddresses(held) => (message.kind().name(), problems::encode_held(held)),
+        Message::RegistrationProblems(found) => {
+            (message.kind().name(), problems::encode_problems(found))
+        }
     }
 }
 
@@ -104,5 +110,9 @@ pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError>
         }
         MessageKind::RequestPeers => peers::decode_request(bytes).map(Message::RequestPeers),
         MessageKind::UpdatePeers => peers::decode_update(bytes).map(Message::UpdatePeers),
+        MessageKind::HeldAddresses => problems::decode_held(bytes).map(Message::HeldAddresses),
+        MessageKind::RegistrationProblems => {
+            problems::decode_problems(bytes).map(Message::RegistrationProblems)
+        }
     }
 }

@@ -259,7 +259,11 @@ impl Agent {
             Message::UpdateAgentOverlays(assignments) => self.assign(now, from, assignments),
             Message::AgentRegisteredAcknowledgement => self.handle_acknowledgement(now),
             Message::UpdatePeers(update) => self.update_peers(now, &update),
-            Message::RegisterAgent(_) | Message::AgentRegistered(_) | Message::RequestPeers(_) => {
+            Message::RegistrationProblems(_) => {}
+            Message::RegisterAgent(_)
+            | Message::AgentRegistered(_)
+            | Message::RequestPeers(_)
+            | Message::HeldAddresses(_) => {
                 self.count_ignored(from, message.kind());
             }
         }

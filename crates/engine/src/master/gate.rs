@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use overlay_types::addr::Upid;
-use overlay_types::protocol::{Assignment, Message, PeersUpdate, RequestId};
+use overlay_types::protocol::{
+    Assignment, Message, PeersUpdate, Reassigned, RegistrationProblems, RequestId,
+};
 use overlay_types::state::Version;
 
 use super::command::{Command, Reply};
@@ -43,6 +45,16 @@ impl Gated<Vec<Assignment>> {
     /// Returns the command that sends the assignments to their agent.
     pub(super) fn into_update(self, to: Upid) -> Command {
         let message = Message::UpdateAgentOverlays(self.value);
+        Command::Send { to, message, when: self.valid_from }
+    }
+}
+
+impl Gated<Vec<Reassigned>> {
+    /// Returns the command that sends the problems of its registration to an agent, with the
+    /// addresses that other agents have.
+    pub(super) fn into_problems(self, to: Upid, problems: RegistrationProblems) -> Command {
+        let problems = RegistrationProblems { reassigned: self.value, ..problems };
+        let message = Message::RegistrationProblems(problems);
         Command::Send { to, message, when: self.valid_from }
     }
 }

@@ -15,6 +15,7 @@ use super::gate::Gate;
 use super::gate::Gated;
 use super::history::History;
 use super::peers::Peers;
+use super::registration_problems::{ProblematicAgents, repetition};
 use super::registry::{
     AdoptedAgent, ChangeContext, LastKnown, Notice, Recovered, RegisterError, Registration,
     Registry,
@@ -26,8 +27,8 @@ use overlay_types::addr::{Family, Upid};
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Addresses, AgentOptions, Assignment, Author, HistoryEvent, Message, MessageKind, Network,
-    PeerTableVersion, RequestId,
+    Addresses, AgentOptions, Assignment, Author, HeldAddresses, HistoryEvent, Message, MessageKind,
+    Network, PeerTableVersion, RequestId,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_types::text::{count_and_list, pluralize, truncate_list};
@@ -40,9 +41,6 @@ const RUNNING: Duration = Duration::from_secs(30 * 60);
 /// new master, and repeats an unanswered registration after at most a minute.
 const SETTLING: Duration = Duration::from_secs(2 * 60);
 
-/// The topic of a refused registration in the log.
-const REGISTRATION: &str = "registration";
-
 /// The state of a master that leads.
 #[derive(Debug)]
 pub(super) struct Leading {
@@ -50,6 +48,7 @@ pub(super) struct Leading {
     writer: StateWriter,
     peers: Peers,
     pending_updates: PendingUpdates,
+    problems: ProblematicAgents,
     /// The cooldown: how long a released address is not reused while other addresses are left.
     reuse_after: Duration,
     /// When the state was loaded, since `Now::elapsed` 0.
@@ -117,6 +116,7 @@ impl Leading {
             registry,
             writer: StateWriter::new(epoch, version, History::recover(history)),
             pending_updates: PendingUpdates::default(),
+            problems: ProblematicAgents::default(),
             reuse_after: settings.reuse_after,
             since: now.elapsed,
             previews: BTreeSet::new(),
@@ -141,9 +141,11 @@ impl Leading {
                 self.registry.is_contact(from)
             }
             MessageKind::RegisterAgent => true,
+            MessageKind::HeldAddresses => self.problems.has(from),
             MessageKind::UpdateAgentOverlays
             | MessageKind::AgentRegisteredAcknowledgement
-            | MessageKind::UpdatePeers => false,
+            | MessageKind::UpdatePeers
+            | MessageKind::RegistrationProblems => false,
         }
     }
 
@@ -166,17 +168,53 @@ impl Leading {
                 if is_changed {
                     log::info!("{from} registered: allocation or options changed");
                 }
-                self.store_registration(now, ip, registration, "it registered", out);
+                let reasons = self.store_registration(now, ip, registration, "it registered", out);
+                self.note_problems(&from, reasons);
                 self.send_assignments(from, is_changed, out);
             }
             Err(error) => {
                 out.counters.register_agent_messages_dropped += 1;
-                log_refused_registration(now, &from, error, out);
+                let has_new = count_refused_registration(&error, out);
+                for (reason, count) in self.problems.replace(&from, true, vec![error.to_string()]) {
+                    if has_new {
+                        log::warn!("cannot register {from}: {reason}{}", repetition(count));
+                    }
+                }
             }
         }
     }
 
-    /// Stores a registration, with its reason in the history.
+    /// Notes the problems of an accepted registration, and logs the new problems. `reasons` are
+    /// those of the allocation; the conflicts of the record are added.
+    fn note_problems(&mut self, from: &Upid, mut reasons: Vec<String>) {
+        let ip = *from.address.ip();
+        reasons.extend(self.registry.conflicts_of(ip));
+        for (reason, count) in self.problems.replace(from, false, reasons) {
+            log::warn!("agent {ip} is not served as a whole: {reason}{}", repetition(count));
+        }
+    }
+
+    /// Answers an agent whose last registration has problems. If the registration was refused, the
+    /// answer names the held addresses that other agents have.
+    pub(super) fn send_problems(&mut self, from: Upid, held: &HeldAddresses, out: &mut Outbox) {
+        let Some(problems) = self.problems.get(&from) else {
+            return;
+        };
+        let (ip, durable) = (*from.address.ip(), self.writer.durable());
+        let reassigned = if problems.is_refused {
+            self.registry.reassigned(ip, held, durable)
+        } else {
+            // Behind the assignment, to which the problems belong.
+            let valid_from = self.registry.valid_from(ip);
+            Gated::new(Vec::new(), valid_from.unwrap_or(Version(0)))
+        };
+        if self.problems.add_answer(ip, reassigned.valid_from(), durable) {
+            out.counters.registration_problems_messages_sent += 1;
+            out.push(reassigned.into_problems(from, problems));
+        }
+    }
+
+    /// Stores a registration, with its reason in the history. Returns a sentence for each shortage.
     fn store_registration(
         &mut self,
         now: Now,
@@ -184,7 +222,7 @@ impl Leading {
         registration: Registration,
         reason: &str,
         out: &mut Outbox,
-    ) {
+    ) -> Vec<String> {
         let Registration { changes, notices, returned, assigned } = registration;
         if changes.is_empty() {
             debug_assert!(assigned.is_empty(), "a new address is in the record");
@@ -195,37 +233,30 @@ impl Leading {
                 self.writer.note(now, Some(ip), event, addresses, reason);
             }
         }
-        out.causes.end(ip, REGISTRATION);
-        if notices.iter().all(|notice| matches!(notice, Notice::EarlyReuse(_))) {
-            out.causes.clear(ip);
-        }
-        notices.iter().for_each(|notice| self.log_notice(now, ip, notice, out));
+        notices.iter().filter_map(|notice| self.count_notice(ip, notice, out)).collect()
     }
 
-    fn log_notice(&self, now: Now, ip: Ipv4Addr, notice: &Notice, out: &mut Outbox) {
+    /// Counts a notice. Returns a sentence if it is a shortage, and otherwise logs it.
+    fn count_notice(&self, ip: Ipv4Addr, notice: &Notice, out: &mut Outbox) -> Option<String> {
         let counters = &mut out.counters;
-        let causes = &mut out.causes;
-        let mut repeated = |topic: &str| causes.note(ip, topic, "", now.elapsed);
         match notice {
             Notice::NoVtep6 => {
                 counters.ip6_allocation_failures += 1;
-                if let Some(count) = repeated("VTEP") {
-                    log::warn!(
-                        "agent {ip} gets no IPv6 VTEP address: vtep_subnet6 is exhausted{count}"
-                    );
-                }
+                Some(
+                    "the agent gets no IPv6 VTEP address: vtep_subnet6 is exhausted: widen it or \
+                     delete dead agents"
+                        .to_owned(),
+                )
             }
             Notice::NoSubnet(overlay, family) => {
                 match family {
                     Family::V4 => counters.subnet_allocation_failures += 1,
                     Family::V6 => counters.subnet6_allocation_failures += 1,
                 }
-                if let Some(count) = repeated(&format!("{overlay} {family}")) {
-                    log::warn!(
-                        "agent {ip} gets no subnet of overlay {overlay}: its {family} space is \
-                         exhausted: widen it or delete dead agents{count}"
-                    );
-                }
+                Some(format!(
+                    "the agent gets no subnet of overlay {overlay}: its {family} space is \
+                     exhausted: widen it or delete dead agents"
+                ))
             }
             Notice::EarlyReuse(address) => {
                 counters.early_reuses += 1;
@@ -234,6 +265,7 @@ impl Leading {
                      else is left",
                     humantime::format_duration(self.reuse_after)
                 );
+                None
             }
         }
     }
@@ -392,7 +424,10 @@ impl Leading {
         }
         for (ip, registration) in registrations {
             let reason = "the configuration has changed";
-            self.store_registration(now, ip, registration, reason, out);
+            let reasons = self.store_registration(now, ip, registration, reason, out);
+            if let Some(upid) = self.registry.contact(ip).cloned() {
+                self.note_problems(&upid, reasons);
+            }
         }
         for upid in updated {
             self.send_assignments(upid, true, out);
@@ -464,6 +499,7 @@ impl Leading {
     /// Releases an agent. Returns whether the agent was known.
     fn release(&mut self, now: Now, ip: Ipv4Addr, reason: &str) -> bool {
         let is_anything_held_back = self.writer.latest_version() > self.writer.durable();
+        self.problems.remove(ip);
         let context = self.context(now);
         let Some((change, addresses)) = self.registry.release(ip, context) else {
             return false;
@@ -492,6 +528,7 @@ impl Leading {
             if !self.registry.is_known(ip) {
                 if !forget.dry_run {
                     self.registry.forget_refusal(ip);
+                    self.problems.remove(ip);
                 }
                 results.push(Gated::new(ReleaseResult::unknown(ip), Version(0)));
                 continue;
@@ -611,36 +648,20 @@ fn log_conflicts(registry: &Registry) {
     }
 }
 
-/// Logs a refused registration. The agent repeats it, so only the first with one cause is logged,
-/// and a count from time to time.
-fn log_refused_registration(now: Now, from: &Upid, error: RegisterError, out: &mut Outbox) {
+/// Counts a refused registration. Returns whether it may be logged: an agent can send any number of
+/// underlay addresses, each of which is a new reason.
+fn count_refused_registration(error: &RegisterError, out: &mut Outbox) -> bool {
     let counters = &mut out.counters;
-    let causes = &mut out.causes;
-    let mut repeated =
-        |cause: &str| causes.note(*from.address.ip(), REGISTRATION, cause, now.elapsed);
     match error {
-        RegisterError::NoVtep(subnet) => {
+        RegisterError::NoVtep(_) => {
             counters.ip_allocation_failures += 1;
-            if let Some(count) = repeated("no VTEP address") {
-                log::warn!(
-                    "cannot register {from}: no VTEP address is left in {subnet}: widen \
-                     vtep_subnet or delete dead agents{count}"
-                );
-            }
+            true
         }
-        RegisterError::Underlay(fault) => {
+        RegisterError::Underlay(_) => {
             counters.registrations_refused += 1;
-            if let Some(count) = repeated(&fault.to_string()) {
-                log::warn!("refused the registration of {from}: {fault}{count}");
-            }
+            should_log_sample(counters.registrations_refused)
         }
-        RegisterError::Quarantined(reason) => {
-            if let Some(count) = repeated(&reason) {
-                log::warn!(
-                    "cannot register {from}: {reason}: fix the configuration or delete it{count}"
-                );
-            }
-        }
+        RegisterError::Quarantined(_) => true,
     }
 }
 

@@ -172,6 +172,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Bytes of the UpdatePeersMessages.",
                 |metrics| metrics.counters.update_peers_bytes_sent,
             ),
+            Metric::counter(
+                "internal/registration_problems_messages_sent",
+                "RegistrationProblemsMessages sent to agents that are not served as a whole.",
+                |metrics| metrics.counters.registration_problems_messages_sent,
+            ),
             Metric::counter("commits", "Durable writes of the state.", |metrics| {
                 metrics.counters.commits
             }),

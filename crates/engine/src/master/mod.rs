@@ -13,9 +13,9 @@ mod leading;
 mod metrics;
 mod peers;
 mod phase;
+mod registration_problems;
 mod registry;
 mod reload;
-mod repeated_causes;
 mod requests;
 mod state_writer;
 #[cfg(test)]
@@ -29,8 +29,8 @@ use std::time::Duration;
 use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
-    AgentOptions, Assignment, Author, Message, MessageKind, Network, PeerTableVersion, PeersUpdate,
-    RequestId,
+    AgentOptions, Assignment, Author, HeldAddresses, Message, MessageKind, Network,
+    PeerTableVersion, PeersUpdate, RequestId,
 };
 
 use crate::metrics::Catalogue;
@@ -44,7 +44,6 @@ pub use metrics::Metrics;
 use phase::{Phase, Standby};
 use registry::LastKnown;
 use reload::Reloads;
-use repeated_causes::RepeatedCauses;
 pub use view::{
     AgentTally, Condition, Counters, Health, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult,
 };
@@ -96,8 +95,6 @@ pub struct Master {
 #[derive(Debug, Default)]
 struct Outbox {
     counters: Counters,
-    /// The causes for which agents were refused, for the log.
-    causes: RepeatedCauses,
     commands: VecDeque<Command>,
 }
 
@@ -268,9 +265,11 @@ impl Master {
                 counters.request_peers_messages_received += 1;
                 self.subscribe(now, from, have);
             }
+            Message::HeldAddresses(held) => self.send_problems(from, &held),
             Message::UpdateAgentOverlays(_)
             | Message::AgentRegisteredAcknowledgement
-            | Message::UpdatePeers(_) => {
+            | Message::UpdatePeers(_)
+            | Message::RegistrationProblems(_) => {
                 counters.unexpected_messages += 1;
                 if should_log_sample(counters.unexpected_messages) {
                     log::warn!("ignored {message} from {from}: it is meant for an agent");
@@ -313,10 +312,13 @@ impl Master {
                 let dropped = &mut counters.request_peers_messages_dropped;
                 (dropped, "it is not registered, and will register")
             }
+            // The registration of the sender has no problems.
+            MessageKind::HeldAddresses => return,
             MessageKind::RegisterAgent
             | MessageKind::UpdateAgentOverlays
             | MessageKind::AgentRegisteredAcknowledgement
-            | MessageKind::UpdatePeers => {
+            | MessageKind::UpdatePeers
+            | MessageKind::RegistrationProblems => {
                 (&mut counters.unexpected_messages, "the message is meant for an agent")
             }
         };
@@ -352,6 +354,13 @@ impl Master {
         match &mut self.phase {
             Phase::Leading(leading) => leading.subscribe(now, from, have, &mut self.outbox),
             Phase::Standby(_) | Phase::Recovering(_) => self.outbox.drop_request_for_peers(&from),
+        }
+    }
+
+    /// Answers an agent whose last registration has problems. Other agents get no answer.
+    fn send_problems(&mut self, from: Upid, held: &HeldAddresses) {
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.send_problems(from, held, &mut self.outbox);
         }
     }
 }

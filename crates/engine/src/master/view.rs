@@ -27,6 +27,7 @@ pub struct Counters {
     pub request_peers_messages_dropped: u64,
     pub update_peers_messages_sent: u64,
     pub update_peers_bytes_sent: u64,
+    pub registration_problems_messages_sent: u64,
     pub malformed_messages: u64,
     pub unexpected_messages: u64,
     pub unknown_overlays_reported: u64,

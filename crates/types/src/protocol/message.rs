@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Assignment, PeerTableVersion, PeersUpdate};
+use super::{Assignment, HeldAddresses, PeerTableVersion, PeersUpdate, RegistrationProblems};
 use crate::addr::Mtu;
 
 /// A message between agent and master. The variants are in the order of a registration.
@@ -25,6 +25,12 @@ pub enum Message {
     /// Master to agent: a snapshot of the peer table, or a delta. Thousands of agents get the same
     /// update, so the content is shared.
     UpdatePeers(Arc<PeersUpdate>),
+    /// Agent to master: the addresses that the host of the agent uses. Follows each registration,
+    /// and requests the problems of the registration.
+    HeldAddresses(HeldAddresses),
+    /// Master to agent: why the agent is not served, or not as a whole. Sent only to agents that
+    /// sent their held addresses.
+    RegistrationProblems(RegistrationProblems),
 }
 
 /// The kind of a message, known before the content is decoded.
@@ -37,17 +43,21 @@ pub enum MessageKind {
     AgentRegisteredAcknowledgement,
     RequestPeers,
     UpdatePeers,
+    HeldAddresses,
+    RegistrationProblems,
 }
 
 impl MessageKind {
-    /// All kinds, in the order of a registration.
-    pub const ALL: [Self; 6] = [
+    /// All kinds, in the order of [`Message`].
+    pub const ALL: [Self; 8] = [
         Self::RegisterAgent,
         Self::UpdateAgentOverlays,
         Self::AgentRegistered,
         Self::AgentRegisteredAcknowledgement,
         Self::RequestPeers,
         Self::UpdatePeers,
+        Self::HeldAddresses,
+        Self::RegistrationProblems,
     ];
 
     /// Returns the full name of the protobuf message, which is the message name in libprocess.
@@ -64,6 +74,10 @@ impl MessageKind {
             }
             Self::RequestPeers => "mesos.modules.overlay.internal.RequestPeersMessage",
             Self::UpdatePeers => "mesos.modules.overlay.internal.UpdatePeersMessage",
+            Self::HeldAddresses => "mesos.modules.overlay.internal.HeldAddressesMessage",
+            Self::RegistrationProblems => {
+                "mesos.modules.overlay.internal.RegistrationProblemsMessage"
+            }
         }
     }
 
@@ -79,6 +93,9 @@ impl MessageKind {
             Self::UpdateAgentOverlays => 256 * 1024,
             Self::AgentRegistered => 512 * 1024,
             Self::UpdatePeers => PeersUpdate::BYTES_MAX,
+            // At most 24 bytes for each subnet.
+            Self::HeldAddresses => 16 * 1024,
+            Self::RegistrationProblems => 256 * 1024,
         }
     }
 }
@@ -101,6 +118,8 @@ impl Message {
             Self::AgentRegisteredAcknowledgement => MessageKind::AgentRegisteredAcknowledgement,
             Self::RequestPeers(_) => MessageKind::RequestPeers,
             Self::UpdatePeers(_) => MessageKind::UpdatePeers,
+            Self::HeldAddresses(_) => MessageKind::HeldAddresses,
+            Self::RegistrationProblems(_) => MessageKind::RegistrationProblems,
         }
     }
 }
@@ -127,6 +146,19 @@ impl fmt::Display for Message {
                     f,
                     "UpdatePeersMessage of version {epoch}.{version}: {form}, {changed} changed \
                      and {removed} removed agents"
+                )
+            }
+            Self::HeldAddresses(held) => {
+                write!(f, "HeldAddressesMessage with {} subnets", held.subnets().len())
+            }
+            Self::RegistrationProblems(problems) => {
+                let RegistrationProblems { is_refused, reasons, reassigned } = problems;
+                let result = if *is_refused { "refused" } else { "accepted" };
+                let (reasons, reassigned) = (reasons.len(), reassigned.len());
+                write!(
+                    f,
+                    "RegistrationProblemsMessage: {result}, {reasons} reasons, {reassigned} \
+                     reassigned subnets"
                 )
             }
         }

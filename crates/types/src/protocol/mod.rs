@@ -10,6 +10,7 @@ mod message;
 mod network;
 mod peers;
 mod record;
+mod registration_problems;
 mod request;
 
 pub use assignment::{AgentContact, AgentInfo, Assignment, Bridge, State, Status, Vtep};
@@ -19,4 +20,5 @@ pub use message::{AgentOptions, Message, MessageKind};
 pub use network::{AddressRange, Network, Overlay, Vxlan};
 pub use peers::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};
+pub use registration_problems::{HeldAddresses, Reassigned, RegistrationProblems};
 pub use request::{RejectedMessages, RequestId};

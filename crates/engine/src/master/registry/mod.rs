@@ -10,6 +10,7 @@ mod allocation;
 mod claims;
 mod contacts;
 mod problems;
+mod reassigned;
 mod recovery;
 mod seen;
 mod shared_addresses;
@@ -100,14 +101,17 @@ pub(super) enum Notice {
     EarlyReuse(String),
 }
 
-/// Why a registration is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a registration is refused. The text is for the operators of the master and of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RegisterError {
     /// No VTEP address is left.
+    #[error("no VTEP address is left in {0}: widen vtep_subnet or delete dead agents")]
     NoVtep(Subnet),
     /// The record of the agent is quarantined.
+    #[error("{0}: fix the master's configuration or delete the agent")]
     Quarantined(String),
     /// The agent cannot have the underlay address that it sent.
+    #[error(transparent)]
     Underlay(UnderlayFault),
 }
 

@@ -1,6 +1,7 @@
 //! The conflicts and other problems of a registry, as sentences for the operator.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use overlay_types::text::pluralize;
 
@@ -42,42 +43,19 @@ impl Registry {
 
     /// Returns the conflicts, each with a sentence for the operator.
     pub(in crate::master) fn conflicts(&self) -> BTreeMap<Conflict, String> {
-        let remedy = "fix the configuration or delete the agent";
         let mut conflicts = BTreeMap::new();
         for (ip, state) in self.agents.iter_conflicting() {
-            match state {
-                AgentState::Quarantined(agent) => {
-                    let reason = &agent.reason;
-                    let remedy = match agent.record {
-                        Some(_) => remedy,
-                        None => {
-                            "addresses that it may have are not allocated until the agent is deleted"
-                        }
-                    };
-                    let sentence = format!("agent {ip} is not served: {reason}: {remedy}");
-                    conflicts.insert(Conflict::Agent(ip), sentence);
-                }
-                AgentState::Active(agent) => {
-                    let parts = agent.unserved.as_deref();
-                    if let Some(reason) = parts.and_then(|parts| parts.vtep_ip6.as_ref()) {
-                        let sentence = format!(
-                            "agent {ip} is not served its IPv6 VTEP address: {reason}: {remedy}"
-                        );
-                        conflicts.insert(Conflict::Vtep6(ip), sentence);
-                    }
-                    for (name, unserved) in agent.unserved_overlays() {
-                        let reason = &unserved.reason;
-                        let sentence =
-                            format!("agent {ip} is not served its allocation: {reason}: {remedy}");
-                        conflicts.insert(Conflict::Overlay(ip, name.clone()), sentence);
-                    }
-                }
-                AgentState::Released(_) => {}
-            }
+            conflicts.extend(conflicts_of_state(ip, state));
         }
         let underlays = self.unserved_underlays();
         conflicts.extend(underlays.map(|(ip, sentence)| (Conflict::Underlay(ip), sentence)));
         conflicts
+    }
+
+    /// Returns a sentence for each conflict of the agent's record.
+    pub(in crate::master) fn conflicts_of(&self, ip: Ipv4Addr) -> Vec<String> {
+        let state = self.agents.get(ip);
+        state.map_or_else(Vec::new, |state| conflicts_of_state(ip, state).into_values().collect())
     }
 
     /// Returns a sentence about the released agents whose time of release is impossible. Their
@@ -103,4 +81,37 @@ impl Registry {
     pub(in crate::master) fn shortages(&self) -> impl Iterator<Item = String> {
         self.shortages.sentences()
     }
+}
+
+/// Returns the conflicts of one agent's record, each with a sentence for the operator.
+fn conflicts_of_state(ip: Ipv4Addr, state: &AgentState) -> BTreeMap<Conflict, String> {
+    let remedy = "fix the configuration or delete the agent";
+    let mut conflicts = BTreeMap::new();
+    match state {
+        AgentState::Quarantined(agent) => {
+            let reason = &agent.reason;
+            let remedy = match agent.record {
+                Some(_) => remedy,
+                None => "addresses that it may have are not allocated until the agent is deleted",
+            };
+            let sentence = format!("agent {ip} is not served: {reason}: {remedy}");
+            conflicts.insert(Conflict::Agent(ip), sentence);
+        }
+        AgentState::Active(agent) => {
+            let parts = agent.unserved.as_deref();
+            if let Some(reason) = parts.and_then(|parts| parts.vtep_ip6.as_ref()) {
+                let sentence =
+                    format!("agent {ip} is not served its IPv6 VTEP address: {reason}: {remedy}");
+                conflicts.insert(Conflict::Vtep6(ip), sentence);
+            }
+            for (name, unserved) in agent.unserved_overlays() {
+                let reason = &unserved.reason;
+                let sentence =
+                    format!("agent {ip} is not served its allocation: {reason}: {remedy}");
+                conflicts.insert(Conflict::Overlay(ip, name.clone()), sentence);
+            }
+        }
+        AgentState::Released(_) => {}
+    }
+    conflicts
 }

@@ -84,38 +84,6 @@ fn report_of_failed_commit_is_not_shown_afterwards() {
 }
 
 #[test]
-fn refused_agent_is_counted_at_every_attempt_and_logged_once() {
-    let mut world = World::new(small("44.128.0.0/30", "20.0.0.0/8"));
-    (1..=2).for_each(|agent| drop(world.register(agent)));
-    world.store();
-    let unlogged = |world: &World| world.master.outbox.causes.unlogged();
-    for attempt in 0..100 {
-        world.now.elapsed = Duration::from_secs(attempt * 30);
-        assert_eq!(world.register(3), None);
-    }
-    assert_eq!((world.health().counters.ip_allocation_failures, unlogged(&world)), (100, 99));
-    world.now.elapsed = Duration::from_secs(3600);
-    world.register(3);
-    assert_eq!(unlogged(&world), 0, "a line with a count, once an hour");
-    world.register(3);
-    assert_eq!(unlogged(&world), 1);
-    world.delete(1);
-    assert!(world.register(3).is_some());
-    world.delete(3);
-    world.register(1);
-    assert_eq!(world.register(3), None);
-    assert_eq!(unlogged(&world), 0, "the cause had ended, and is logged again");
-}
-
-#[test]
-fn agent_without_subnet_is_logged_once() {
-    let mut world = World::new(small("44.128.0.0/29", "20.0.0.0/24"));
-    (0..50).for_each(|_| (1..=3).for_each(|agent| drop(world.register(agent))));
-    let unlogged = world.master.outbox.causes.unlogged();
-    assert_eq!(unlogged, 2 * 49, "one line for each agent without a subnet");
-}
-
-#[test]
 fn history_tells_returned_from_new_addresses() {
     let mut world = World::new(small("44.128.0.0/29", "20.0.0.0/23"));
     world.register(1);
