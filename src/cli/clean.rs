@@ -196,7 +196,10 @@ impl Report {
         let mut overlays = self.found_or_default("the leases of host-local", leases);
         let bridges = self.found_or_default("the bridges", kernel.bridges());
         overlays.retain(|name| find(&bridges, &name.mesos_bridge()).is_some());
-        for (overlay, path) in files {
+        for error in files.unreadable {
+            self.add("find the CNI configurations".to_owned(), Err(error.to_string()));
+        }
+        for (overlay, path) in files.files {
             let action = format!("remove CNI configuration {}", path.display());
             self.run(action, || cni.remove(&overlay).map_err(|error| error.to_string()));
             overlays.insert(overlay);
@@ -210,7 +213,20 @@ impl Report {
         let runtime = runtime()?;
         let networks = match runtime.block_on(docker.ours()) {
             Ok(networks) => networks,
-            Err(DockerFailure::ProgramNotFound { .. }) => return Ok(false),
+            Err(reason @ DockerFailure::ProgramNotFound { .. }) => {
+                let Some(socket) =
+                    docker.existing_socket().filter(|_| config.options.docker_bridge)
+                else {
+                    return Ok(false);
+                };
+                let reason = format!(
+                    "{reason}: {} exists, so this host may have Docker networks: name the program \
+                     with --docker, or give --keep-docker",
+                    socket.display()
+                );
+                self.add("find the Docker networks".to_owned(), Err(reason));
+                return Ok(true);
+            }
             // An agent without Docker networks does not use Docker, so its errors do not matter.
             Err(_) if !config.options.docker_bridge => return Ok(true),
             Err(reason) => {
@@ -288,7 +304,9 @@ impl Report {
                     }),
                 }
             }
-            if !leases.path(overlay).exists() {
+            let path = leases.path(overlay);
+            let what = format!("the leases {}", path.display());
+            if !self.found_or_default(&what, leases.has(overlay)) {
                 continue;
             }
             let action = format!("remove leases {}", leases.path(overlay).display());

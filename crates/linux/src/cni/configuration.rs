@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::container_network::CniNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -84,6 +84,13 @@ pub(super) fn is_ours(content: &[u8], overlay: &OverlayName) -> bool {
         }
 }
 
+/// Returns the subnet of the containers in a managed file.
+pub(super) fn subnet_of(content: &[u8]) -> Option<Subnet> {
+    let found: ExistingConfig = serde_json::from_slice(content).ok()?;
+    let ipam = found.delegate.map_or(found.ipam, |delegate| delegate.ipam)?;
+    ipam.subnet?.parse().ok()
+}
+
 /// Returns the network name that Mesos reads from `content`.
 pub(super) fn declared_name(content: &[u8]) -> Option<String> {
     let declared: Declared<'_> = serde_json::from_slice(content).ok()?;
@@ -140,6 +147,7 @@ struct ExistingConfig {
     #[serde(rename = "type")]
     plugin: Option<String>,
     bridge: Option<String>,
+    ipam: Option<ExistingIpam>,
     delegate: Option<ExistingDelegate>,
 }
 
@@ -148,6 +156,12 @@ struct ExistingDelegate {
     #[serde(rename = "type")]
     plugin: Option<String>,
     bridge: Option<String>,
+    ipam: Option<ExistingIpam>,
+}
+
+#[derive(Deserialize)]
+struct ExistingIpam {
+    subnet: Option<String>,
 }
 
 /// The name stays unparsed: a generic JSON value can take 90 times the memory of the file.

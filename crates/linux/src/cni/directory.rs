@@ -7,13 +7,13 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::container_network::CniNetwork;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::configuration::{
-    BRIDGE_PLUGIN, Form, IPAM_PLUGIN, PORT_MAPPER_PLUGIN, declared_name, is_ours, render,
+    BRIDGE_PLUGIN, Form, IPAM_PLUGIN, PORT_MAPPER_PLUGIN, declared_name, is_ours, render, subnet_of,
 };
 use super::error::CniError;
 
@@ -48,6 +48,16 @@ pub struct Removal {
     pub removed: Vec<OverlayName>,
     /// The errors of the files that could not be read or removed. The removal continued after each.
     pub failed: Vec<CniError>,
+}
+
+/// The managed files of the directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct ManagedFiles {
+    /// The files by their overlays.
+    pub files: BTreeMap<OverlayName, PathBuf>,
+    /// The errors of the files that could not be read. They have the names of managed files.
+    pub unreadable: Vec<CniError>,
 }
 
 /// The directory from which the Mesos agent reads CNI configurations (its
@@ -118,22 +128,50 @@ impl CniDirectory {
         Ok(outcome)
     }
 
-    /// Lists the managed files by their overlays. Foreign and unreadable files are left out.
+    /// Lists the managed files by their overlays, without foreign files.
     ///
     /// # Errors
     /// When the directory cannot be read. A missing directory has no files.
-    pub fn ours(&self) -> Result<BTreeMap<OverlayName, PathBuf>, CniError> {
+    pub fn ours(&self) -> Result<ManagedFiles, CniError> {
+        let mut managed = ManagedFiles::default();
+        self.read_managed_files(|overlay, path, _| drop(managed.files.insert(overlay, path)))
+            .map(|unreadable| ManagedFiles { unreadable, ..managed })
+    }
+
+    /// Lists the subnets of the managed files.
+    ///
+    /// # Errors
+    /// When the directory or a file of it cannot be read. A missing directory has no files.
+    pub fn subnets(&self) -> Result<BTreeMap<OverlayName, Vec<Subnet>>, CniError> {
+        let mut subnets = BTreeMap::new();
+        let unreadable = self.read_managed_files(|overlay, _, content| {
+            subnets.insert(overlay, subnet_of(&content).into_iter().collect());
+        })?;
+        unreadable.into_iter().next().map_or(Ok(subnets), Err)
+    }
+
+    /// Reads all managed files. Returns the errors of the files that could not be read.
+    fn read_managed_files(
+        &self,
+        mut found: impl FnMut(OverlayName, PathBuf, Vec<u8>),
+    ) -> Result<Vec<CniError>, CniError> {
         let paths = match entries(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             paths => {
                 paths.map_err(|error| CniError::io("read directory", &self.directory, &error))?
             }
         };
-        let managed = |path: PathBuf| {
-            let overlay = overlay_of(&path)?;
-            matches!(read_managed(&path, &overlay), Ok(Some(_))).then_some((overlay, path))
-        };
-        Ok(paths.into_iter().filter_map(managed).collect())
+        let mut unreadable = Vec::new();
+        for path in paths {
+            let Some(overlay) = overlay_of(&path) else { continue };
+            match read_managed(&path, &overlay) {
+                Ok(Some(content)) => found(overlay, path, content),
+                Err(error @ CniError::Io { .. }) => unreadable.push(error),
+                // A foreign object, or a file that was removed meanwhile.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        Ok(unreadable)
     }
 
     /// Removes the managed file of an overlay, and the staging files of an interrupted write.
@@ -156,11 +194,13 @@ impl CniDirectory {
     pub fn remove_stale(&self, assigned: &BTreeSet<OverlayName>) -> Removal {
         let _guard = self.lock.lock();
         let mut removal = Removal::default();
-        let ours = self.ours().unwrap_or_else(|error| {
-            removal.failed.push(error);
-            BTreeMap::new()
+        let ManagedFiles { files, unreadable } = self.ours().unwrap_or_else(|error| {
+            let unreadable = vec![error];
+            ManagedFiles { unreadable, ..ManagedFiles::default() }
         });
-        for (overlay, path) in ours.into_iter().filter(|(overlay, _)| !assigned.contains(overlay)) {
+        removal.failed = unreadable;
+        for (overlay, path) in files.into_iter().filter(|(overlay, _)| !assigned.contains(overlay))
+        {
             match fs::remove_file(&path) {
                 Ok(()) => removal.removed.push(overlay),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -343,7 +383,11 @@ fn clear_staging(directory: &Path) -> Result<(), CniError> {
 }
 
 fn remove_staging(staging: &Path) -> io::Result<()> {
-    if !fs::symlink_metadata(staging).is_ok_and(|found| found.is_dir()) {
+    let found = match fs::symlink_metadata(staging) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !found.is_dir() {
         return Ok(());
     }
     for entry in fs::read_dir(staging)? {

@@ -37,9 +37,23 @@ impl Leases {
     /// # Errors
     /// When the directory cannot be read. A missing directory has no leases.
     pub fn networks(&self) -> Result<BTreeSet<OverlayName>, CniError> {
-        let names = names(&self.data_dir)?;
-        let names = names.into_iter().filter(|name| self.data_dir.join(name).is_dir());
-        Ok(names.filter_map(|name| name.parse().ok()).collect())
+        let mut networks = BTreeSet::new();
+        for name in names(&self.data_dir)? {
+            if let Ok(overlay) = name.parse()
+                && is_directory(&self.data_dir.join(name))?
+            {
+                networks.insert(overlay);
+            }
+        }
+        Ok(networks)
+    }
+
+    /// Returns whether the overlay has a lease directory.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn has(&self, overlay: &OverlayName) -> Result<bool, CniError> {
+        is_directory(&self.path(overlay))
     }
 
     /// Returns the path of the lease directory of an overlay.
@@ -70,6 +84,15 @@ impl Leases {
             fs::remove_dir(&directory)
         };
         remove().map_err(|error| CniError::io("remove", &directory, &error))
+    }
+}
+
+/// Returns whether this is an existing directory.
+fn is_directory(path: &Path) -> Result<bool, CniError> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(CniError::io("read", path, &error)),
     }
 }
 

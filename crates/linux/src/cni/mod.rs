@@ -13,7 +13,7 @@ mod directory;
 mod error;
 mod leases;
 
-pub use directory::{CniDirectory, Outcome, Removal};
+pub use directory::{CniDirectory, ManagedFiles, Outcome, Removal};
 pub use error::CniError;
 pub use leases::Leases;
 

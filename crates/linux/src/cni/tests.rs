@@ -1,6 +1,6 @@
 //! Tests of the directory of CNI configurations, on a real file system.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -289,4 +289,34 @@ fn failed_directory_creation_is_named() {
         test.text(&directory.remove_stale(&overlays(&[])).failed[0]),
         "read directory /file/cni: Not a directory (os error 20)"
     );
+}
+
+#[test]
+fn subnets_of_managed_files_are_listed() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("cni");
+    let cni = |port_mapper| CniDirectory::new(directory.clone(), None, Vec::new(), port_mapper);
+    assert_eq!(cni(true).subnets(), Ok(BTreeMap::new()));
+    let network = |name: &str, subnet: &str| {
+        let name: OverlayName = name.parse().unwrap();
+        let (bridge, subnet) = (name.mesos_bridge(), subnet.parse().unwrap());
+        CniNetwork { name, bridge, subnet, mtu: Mtu::OVERLAY_DEFAULT }
+    };
+    cni(true).write(&network("a", "192.168.1.0/25")).unwrap();
+    cni(false).write(&network("b", "192.168.2.0/25")).unwrap();
+    fs::write(directory.join("c.conf"), "{}").unwrap();
+    let expected = [("a", "192.168.1.0/25"), ("b", "192.168.2.0/25")];
+    let expected =
+        expected.map(|(name, subnet)| (name.parse().unwrap(), vec![subnet.parse().unwrap()]));
+    assert_eq!(cni(true).subnets(), Ok(BTreeMap::from(expected)));
+    // A directory that cannot be read is no empty directory.
+    let path = directory.join("d.conf");
+    fs::write(&path, "").unwrap();
+    let files = cni(true).ours().unwrap();
+    assert_eq!((files.files.len(), files.unreadable.len()), (2, 0), "the file is foreign");
+    fs::remove_dir_all(&directory).unwrap();
+    fs::write(&directory, "").unwrap();
+    for error in [cni(true).subnets().unwrap_err(), cni(true).ours().unwrap_err()] {
+        assert!(error.to_string().starts_with("read directory "), "{error}");
+    }
 }

@@ -247,8 +247,7 @@ impl ErrorKind {
             .any(has)
         {
             Self::NotRunning
-        } else if has("no such network")
-            || (has("network") && has("not found"))
+        } else if text.lines().any(is_missing_network)
             // No network has this name, but the IDs of several networks begin with it.
             || has("based on id prefix")
         {
@@ -269,6 +268,26 @@ impl ErrorKind {
             Self::Other
         }
     }
+}
+
+/// Returns whether a line of lower-case letters says that a network does not exist: `no such
+/// network: NAME` (20.10), or `network NAME not found`. Other messages have these words as well, for
+/// example about a plugin of a network that is not found.
+fn is_missing_network(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    line.contains("no such network")
+        || words
+            .windows(4)
+            .any(|found| matches!(found, ["network", _, "not", last] if last.starts_with("found")))
+}
+
+/// Returns whether a command failed only because networks do not exist.
+pub(super) fn is_missing_network_only(output: &ProcessOutput) -> bool {
+    let text = String::from_utf8_lossy(&output.stderr).to_lowercase();
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty()).peekable();
+    lines.peek().is_some()
+        && lines.all(|line| line.starts_with("warning") || is_missing_network(line))
+        && text.lines().any(is_missing_network)
 }
 
 /// Removes Docker's question to the operator from the message about a daemon that does not run.

@@ -13,13 +13,14 @@
 mod engine;
 mod error;
 mod network;
+mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::container_network::DockerNetwork;
 use tokio::time::Instant;
 
@@ -148,22 +149,52 @@ impl Docker {
         &self,
         assigned: &BTreeSet<OverlayName>,
     ) -> Result<Removal, DockerFailure> {
+        self.remove_unused(|name| !assigned.contains(name)).await
+    }
+
+    /// Removes the managed networks of these overlays. Networks with containers stay.
+    ///
+    /// # Errors
+    /// When the networks cannot be listed.
+    pub async fn remove_overlays(
+        &self,
+        overlays: &BTreeSet<OverlayName>,
+    ) -> Result<Removal, DockerFailure> {
+        self.remove_unused(|name| overlays.contains(name)).await
+    }
+
+    async fn remove_unused(
+        &self,
+        is_stale: impl Fn(&OverlayName) -> bool,
+    ) -> Result<Removal, DockerFailure> {
         let mut removal = Removal::default();
         let networks = match self.managed_networks().await {
             // A host without Docker has no networks.
             Err(DockerFailure::ProgramNotFound { .. }) => return Ok(removal),
             networks => networks?,
         };
-        for (name, found) in networks {
-            if assigned.contains(&name) {
-                continue;
-            }
+        for (name, found) in networks.into_iter().filter(|(name, _)| is_stale(name)) {
             match self.call(&name).remove_unused(&found).await {
                 Ok(()) => removal.removed.push(name),
                 Err(error) => removal.kept.push(error),
             }
         }
         Ok(removal)
+    }
+
+    /// Lists the subnets of the managed networks.
+    ///
+    /// # Errors
+    /// When the networks cannot be listed. A host without Docker has no networks.
+    pub async fn subnets(&self) -> Result<BTreeMap<OverlayName, Vec<Subnet>>, DockerFailure> {
+        let networks = match self.managed_networks().await {
+            Err(DockerFailure::ProgramNotFound { .. }) => Vec::new(),
+            networks => networks?,
+        };
+        let subnets = |found: &InspectedNetwork| {
+            found.subnets().filter_map(|text| text.parse().ok()).collect()
+        };
+        Ok(networks.iter().map(|(name, found)| (name.clone(), subnets(found))).collect())
     }
 
     /// Lists the managed networks with their containers, running or stopped.
@@ -228,14 +259,26 @@ impl Docker {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let inspect: Vec<&str> = ["network", "inspect"].into_iter().chain(ids).collect();
-        // The command fails if a network was removed meanwhile. It prints all other networks
-        // anyway.
+        let command = ["network", "inspect"];
+        let inspect: Vec<&str> = command.into_iter().chain(ids.iter().copied()).collect();
         let inspected = self.run(&inspect, deadline).await?;
-        InspectedNetwork::parse_all(&inspected.stdout).map_err(|error| DockerFailure::Unreadable {
-            command: short_command(&inspect),
-            reason: error.to_string(),
-        })
+        // The command fails if a network was removed meanwhile. It prints all other networks
+        // anyway. After any other failure it prints an empty list, which does not mean that there
+        // are no networks.
+        if !inspected.success && !error::is_missing_network_only(&inspected) {
+            return Err(command_failure(&command, &inspected));
+        }
+        let unreadable =
+            |reason| DockerFailure::Unreadable { command: short_command(&command), reason };
+        let networks = InspectedNetwork::parse_all(&inspected.stdout)
+            .map_err(|error| unreadable(error.to_string()))?;
+        let stderr = String::from_utf8_lossy(&inspected.stderr);
+        let is_answered =
+            |id: &&str| networks.iter().any(|found| found.id == **id) || stderr.contains(*id);
+        match ids.iter().find(|id| !is_answered(id)) {
+            Some(id) => Err(unreadable(format!("it does not mention the network {id}"))),
+            None => Ok(networks),
+        }
     }
 
     async fn run(

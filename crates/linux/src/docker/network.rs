@@ -235,7 +235,7 @@ impl InspectedNetwork {
         join_subnets(&found)
     }
 
-    fn subnets(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn subnets(&self) -> impl Iterator<Item = &str> {
         self.ipam.config.iter().flatten().map(|pool| pool.subnet.as_str())
     }
 

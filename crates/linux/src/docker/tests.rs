@@ -595,9 +595,12 @@ async fn remove_stale_keeps_foreign_and_used_networks() {
         listed("foreign", managed_options).replace("d-foreign", "br0"),
         listed("odd", managed_options).replace("\"odd\"", "\"no overlay\""),
     ];
-    let inspected = format!("cat <<'EOF'\n[{}]\nEOF\nexit 1", networks.join(","));
+    let inspected = format!(
+        "cat <<'EOF'\n[{}]\nEOF\necho 'Error: No such network: 2' >&2; exit 1",
+        networks.join(",")
+    );
     let fake = FakeDocker::new(&[
-        Answer("echo 1; echo 2"),
+        Answer("echo id-unused; echo 2"),
         Answer(&inspected),
         Answer("true"),
         Answer("echo id-unused"),
@@ -617,7 +620,7 @@ async fn remove_stale_keeps_foreign_and_used_networks() {
         fake.calls(),
         [
             "network ls --no-trunc --quiet --filter=driver=bridge",
-            "network inspect 1 2",
+            "network inspect id-unused 2",
             &format!("{ps}unused --filter=network=unused"),
             "network rm id-unused",
             &format!("{ps}stopped --filter=network=stopped"),
@@ -638,4 +641,67 @@ async fn remove_stale_without_docker_removes_nothing() {
     let fake = FakeDocker::new(&[Answer(down)]);
     let error = fake.docker(Duration::from_secs(60)).remove_stale(&assigned).await.unwrap_err();
     assert!(matches!(error, DockerFailure::NotRunning { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn failed_inspection_is_no_empty_list() {
+    let failures = [
+        (
+            "echo '[]'; echo 'Error response from daemon: context deadline exceeded' >&2; exit 1",
+            "'docker network inspect' failed: context deadline exceeded",
+        ),
+        (
+            "echo '[]'; echo 'Cannot connect to the Docker daemon. Is the docker daemon running?' \
+             >&2; exit 1",
+            "the Docker daemon is not running",
+        ),
+        (
+            "echo '[]'; echo 'Error response from daemon: plugin of network x: driver not found' \
+             >&2; exit 1",
+            "'docker network inspect' failed: plugin of network x: driver not found",
+        ),
+        (
+            "echo '[]'",
+            "'docker network inspect' gave an answer that cannot be parsed: it does not mention the \
+             network id-a",
+        ),
+        ("echo '[]'; exit 1", "'docker network inspect' failed: the program wrote no error"),
+    ];
+    for (answer, reason) in failures {
+        let answers = [Answer("echo id-a; echo id-b"), Answer(answer)];
+        let fake = FakeDocker::new(&answers);
+        let docker = fake.docker(Duration::from_secs(60));
+        let error = docker.remove_stale(&BTreeSet::new()).await.unwrap_err().to_string();
+        assert!(error.starts_with(reason), "{error}");
+        let fake = FakeDocker::new(&answers);
+        let error = fake.docker(Duration::from_secs(60)).ours().await.unwrap_err().to_string();
+        assert!(error.starts_with(reason), "{error}");
+    }
+    // Both networks were removed meanwhile.
+    let gone = "echo '[]'; echo 'Error response from daemon: network id-a not found' >&2; echo \
+                'Error: No such network: id-b' >&2; exit 1";
+    let fake = FakeDocker::new(&[Answer("echo id-a; echo id-b"), Answer(gone)]);
+    let docker = fake.docker(Duration::from_secs(60));
+    assert_eq!(docker.remove_stale(&BTreeSet::new()).await, Ok(Removal::default()));
+}
+
+#[tokio::test]
+async fn networks_of_named_overlays_are_removed_alone() {
+    let options = r#","com.docker.network.bridge.enable_ip_masquerade":"false",
+        "com.docker.network.driver.mtu":"1420""#;
+    let subnet = r#""Config":[{"Subnet":"192.168.3.128/25"}]"#;
+    let networks = [listed("a", options), listed("b", options)];
+    let networks = networks.map(|network| network.replace(r#""Config":[]"#, subnet));
+    let inspected = format!("cat <<'EOF'\n[{}]\nEOF\n", networks.join(","));
+    let list = [Answer("echo id-a; echo id-b"), Answer(&inspected)];
+    let [listed, inspected] = list;
+    let fake = FakeDocker::new(&[listed, inspected, Answer("true"), Answer("echo id-a")]);
+    let overlays = BTreeSet::from(["a".parse().unwrap()]);
+    let docker = fake.docker(Duration::from_secs(60));
+    let removal = docker.remove_overlays(&overlays).await.unwrap();
+    assert_eq!((removal.removed, removal.kept), (vec!["a".parse().unwrap()], Vec::new()));
+    let fake = FakeDocker::new(&list);
+    let found = fake.docker(Duration::from_secs(60)).subnets().await.unwrap();
+    let subnet = vec!["192.168.3.128/25".parse().unwrap()];
+    assert_eq!(found[&"b".parse::<OverlayName>().unwrap()], subnet);
 }
