@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use overlay_config::{AgentConfig, DataplaneKind, HttpConfig, parse_agent};
 use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
+use overlay_linux::source;
 use overlay_types::addr::Ensemble;
 use overlay_types::warnings::Warnings;
 use overlay_zookeeper::detector::{Detector, FixedMaster, follow_election};
@@ -26,11 +27,19 @@ use super::process::{
     read_agent_config, reread_config, run_to_end,
 };
 use crate::http::Realms;
-use crate::runtime::{AccessControl, AgentHost, AgentOptions, DataplaneOptions, Metrics};
+use crate::runtime::{
+    AccessControl, AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, Metrics, is_own,
+};
 
 /// Longest wait for the first leader at the start. The agent uses the leader's address only to
 /// choose its own.
 const DETECTION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval of the checks whether the host still has the advertised address.
+const ADDRESS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Consecutive checks that have to find the same new address. A renewed lease removes the address of
+/// the host for a moment.
+const ADDRESS_CHECKS: u32 = 3;
 
 /// Run an agent.
 #[derive(Debug, Args)]
@@ -91,33 +100,38 @@ impl AgentCommand {
         let config = self.configuration()?;
         let settings = Settings::from(&config);
         let dataplane = DataplaneOptions::new(&config.dataplane);
-        let cni = CniDirectory::new(
-            config.cni_dir,
-            config.cni_data_dir,
-            config.cni_plugins_dir,
-            config.port_mapper,
-        );
+        let cni = move || {
+            CniDirectory::new(
+                config.cni_dir.clone(),
+                config.cni_data_dir.clone(),
+                config.cni_plugins_dir.clone(),
+                config.port_mapper,
+            )
+        };
         let master = config
             .master
             .ok_or_else(|| Failure::new("no master: give --master IP:PORT or the key 'master'"))?;
         let master =
             Master::read(&master).map_err(|failure| Failure::new(format!("master: {failure}")))?;
-        cni.prepare().map_err(|error| Failure::new(error.to_string()))?;
+        cni().prepare().map_err(|error| Failure::new(error.to_string()))?;
         let docker = Docker::new(config.docker, settings.options.command_timeout);
         let metrics = Metrics::new();
         let warnings = metrics.warnings().clone();
         let limits = fit_limits(config.limits, &warnings);
         let access = self.http.access(&config.http, Realms::AGENT, false, &warnings)?;
         let control = access.clone();
+        let follows_host = self.addresses.follows_host(self.listen);
+        let address_remedy = if follows_host { AddressRemedy::Follow } else { AddressRemedy::Flag };
         let options = move |master| AgentOptions {
-            settings,
+            settings: settings.clone(),
             master,
-            cni,
-            docker,
-            dataplane,
+            cni: cni(),
+            docker: docker.clone(),
+            dataplane: dataplane.clone(),
             seed: fastrand::u64(..),
-            metrics,
-            access,
+            metrics: metrics.clone(),
+            access: access.clone(),
+            address_remedy,
         };
         run_to_end(self.serve(limits, (master, warnings), control, options))
     }
@@ -222,40 +236,91 @@ async fn detect(master: Master, warnings: Warnings) -> Detection {
     }
 }
 
+/// How the agent of one address ended.
+enum End {
+    /// A signal requested the end of the program.
+    Stopped,
+    /// The host has lost the address, and has this address instead.
+    Moved(Ipv4Addr),
+}
+
 impl AgentCommand {
     async fn serve(
         &self,
         limits: Limits,
         (master, warnings): (Master, Warnings),
         access: AccessControl,
-        options: impl FnOnce(Detector) -> AgentOptions,
+        options: impl Fn(Detector) -> AgentOptions,
     ) -> Result<(), Failure> {
         let mut signals = ShutdownSignals::watch()?;
         let mut reload = ReloadSignal::watch()?;
         let name = master.to_string();
         // A host with several addresses advertises the one from which the master is reached.
-        let Detection { detector, mut work, address } = detect(master, warnings.clone()).await;
-        let mut transport = self.addresses.bind(self.listen, address, limits)?;
-        self.http.listen_on_unix(&mut transport, None)?;
-        let advertise = transport.advertise;
-        log::info!(
-            "overlay agent at {advertise}, master {name}: see \
-             http://{advertise}/overlay-agent/overlay"
-        );
-        let mut host = AgentHost::start(options(detector), transport)
-            .map_err(|error| Failure::new(format!("start the thread of the dataplane: {error}")))?;
+        let Detection { detector, mut work, mut address } = detect(master, warnings.clone()).await;
+        let mut listen = self.listen;
         loop {
-            tokio::select! {
-                () = signals.received() => {
-                    host.stop().await;
-                    return Ok(());
+            let mut transport = self.addresses.bind(listen, address, limits)?;
+            self.http.listen_on_unix(&mut transport, None)?;
+            listen.set_port(transport.server.local_addr().port());
+            let advertise = transport.advertise;
+            log::info!(
+                "overlay agent at {advertise}, master {name}: see \
+                 http://{advertise}/overlay-agent/overlay"
+            );
+            let mut host = AgentHost::start(options(detector.clone()), transport)
+                .map_err(|error| Failure::new(format!("start a thread of the agent: {error}")))?;
+            let follows_host = self.addresses.follows_host(listen);
+            let end = loop {
+                tokio::select! {
+                    () = signals.received() => break End::Stopped,
+                    () = host.stopped() => {
+                        return Err(Failure::new("the agent stopped by itself: this is a bug"));
+                    }
+                    () = reload.received() => self.reload_access(&access, &warnings),
+                    never = &mut work => match never {},
+                    moved = new_address(*advertise.ip(), &detector), if follows_host => {
+                        break End::Moved(moved);
+                    }
                 }
-                () = host.stopped() => {
-                    return Err(Failure::new("the agent stopped by itself: this is a bug"));
-                }
-                () = reload.received() => self.reload_access(&access, &warnings),
-                never = &mut work => match never {},
-            }
+            };
+            host.stop().await;
+            let End::Moved(moved) = end else { return Ok(()) };
+            let old = advertise.ip();
+            log::warn!(
+                "this host has the address {moved} instead of {old}: the agent registers as \
+                 {moved} from now on; the master keeps the record of {old}: if no other host has \
+                 that address, release it with 'mesos-overlay forget {old}'"
+            );
+            address = master_address(&detector).await;
+        }
+    }
+}
+
+/// Returns the address of the master, as far as it is known now.
+async fn master_address(detector: &Detector) -> Option<SocketAddrV4> {
+    match detector {
+        Detector::Fixed(master) => master.resolve().await.ok(),
+        Detector::Elected(leader) => *leader.borrow(),
+    }
+}
+
+/// Waits until the host has lost the address `own`, and has another address that lasts.
+async fn new_address(own: Ipv4Addr, detector: &Detector) -> Ipv4Addr {
+    let (mut candidate, mut checks) = (None, 0);
+    loop {
+        tokio::time::sleep(ADDRESS_CHECK_INTERVAL).await;
+        let found = if is_own(own.into()) {
+            None
+        } else {
+            let new = source::own_address(master_address(detector).await).ok();
+            new.filter(|new| *new != own && !new.is_loopback())
+        };
+        checks = if found == candidate { checks + 1 } else { 1 };
+        candidate = found;
+        if let Some(new) = candidate
+            && checks >= ADDRESS_CHECKS
+        {
+            return new;
         }
     }
 }

@@ -50,6 +50,12 @@ pub(super) struct TransportOptions {
 }
 
 impl TransportOptions {
+    /// Returns whether the advertised address follows the host: it is neither configured nor the
+    /// address of `listen`.
+    pub(super) const fn follows_host(&self, listen: SocketAddrV4) -> bool {
+        self.advertise.is_none() && listen.ip().is_unspecified()
+    }
+
     /// Listens on `listen`, and determines the address to advertise. `peer` is the address of a
     /// peer, if one is known: the advertised address is that from which the peer is reached.
     pub(super) fn bind(

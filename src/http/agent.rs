@@ -54,7 +54,9 @@ pub fn render_agent(reply: &Reply, format: &Format) -> Response {
         Reply::Health(health) => {
             let status = match health.status {
                 Condition::Ok | Condition::Degraded => StatusCode::OK,
-                Condition::Registering | Condition::Detached => StatusCode::SERVICE_UNAVAILABLE,
+                Condition::Registering | Condition::Detached | Condition::Failed => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
             };
             format.json_value(status, health)
         }

@@ -18,7 +18,7 @@ use super::parameters::{Inputs, read_text};
 use super::realm::Access;
 use crate::runtime::gateway::Gateway;
 use crate::runtime::{
-    AgentHost, AgentOptions, DataplaneOptions, Metrics, agent_admission, supervise,
+    AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, Metrics, agent_admission, supervise,
 };
 
 /// Path, access, and text of `/help` of each route.
@@ -78,6 +78,7 @@ pub(super) fn configure(
                 metrics: metrics.clone(),
                 access: access.clone(),
                 seed: fastrand::u64(..),
+                address_remedy: AddressRemedy::Mesos,
             };
             AgentHost::start(options, transports.transport(address))
         };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use super::container_networks::ContainerNetworks;
 use super::dataplane_thread::{DataplaneOptions, DataplaneThread, Job};
 use super::inbox::{Inbox, PendingReplies, Stopped};
+use super::own_address::{self, AddressRemedy};
 use super::service_tasks::ServiceTasks;
 use super::{AccessControl, Executor, Metrics, RuntimeStatus, Service};
 use crate::http::{
@@ -47,6 +48,7 @@ impl Service for Agent {
             MessageKind::UpdateAgentOverlays
                 | MessageKind::AgentRegisteredAcknowledgement
                 | MessageKind::UpdatePeers
+                | MessageKind::RegistrationProblems
         )
     }
 
@@ -134,6 +136,8 @@ pub struct AgentOptions {
     pub metrics: Metrics<Agent>,
     /// Who may use the HTTP endpoints.
     pub access: AccessControl,
+    /// What an operator does when the host loses the agent's address.
+    pub address_remedy: AddressRemedy,
 }
 
 /// A running agent. Dropping it stops the agent. The container networks stay.
@@ -152,14 +156,26 @@ impl AgentHost {
     /// # Errors
     /// When a thread cannot be created.
     pub fn start(options: AgentOptions, transport: impl Transport) -> io::Result<Self> {
-        let AgentOptions { settings, master, cni, docker, dataplane, seed, metrics, access } =
-            options;
+        let AgentOptions {
+            settings,
+            master,
+            cni,
+            docker,
+            dataplane,
+            seed,
+            metrics,
+            access,
+            address_remedy,
+        } = options;
         let own = agent_upid(transport.address());
         access.resolve_names(*own.address.ip());
         let (inbox, receiver) = Inbox::with_access(metrics, access);
         let detect = Arc::new(Notify::new());
-        let mut detector = JoinSet::new();
-        detector.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
+        let underlay = settings.options.underlay.map(IpAddr::V6);
+        let addresses = [Some(IpAddr::V4(*own.address.ip())), underlay].into_iter().flatten();
+        tasks.spawn(own_address::watch(addresses, address_remedy, inbox.clone()));
         if !settings.tunnel.programs {
             dataplane.warn_stale_dataplane();
         }
@@ -169,16 +185,12 @@ impl AgentHost {
             let programs = settings.tunnel.programs;
             Some(DataplaneThread::start(dataplane, programs, inbox.clone())?)
         };
+        let mut networks =
+            ContainerNetworks::new(cni, docker, settings.manages_docker(), inbox.clone());
+        networks.find();
         let state_machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
-        let executor = AgentExecutor {
-            own,
-            sender,
-            networks: ContainerNetworks::new(cni, docker, inbox.clone()),
-            dataplane,
-            detect,
-            _detector: detector,
-        };
+        let executor = AgentExecutor { own, sender, networks, dataplane, detect, _tasks: tasks };
         Ok(Self(ServiceTasks::start(state_machine, executor, (inbox, receiver), transport)))
     }
 
@@ -273,8 +285,8 @@ struct AgentExecutor {
     /// `None` if the settings have no dataplane.
     dataplane: Option<DataplaneThread>,
     detect: Arc<Notify>,
-    /// The task that detects the master. Ends with the agent.
-    _detector: JoinSet<()>,
+    /// The tasks that detect the master and watch the address. They end with the agent.
+    _tasks: JoinSet<()>,
 }
 
 impl AgentExecutor {
@@ -307,6 +319,9 @@ impl Executor<Agent> for AgentExecutor {
             }
             Command::RetainCni(overlays) => self.networks.retain_cni(overlays),
             Command::RetainDocker(overlays) => self.networks.retain_docker(overlays),
+            Command::RemoveCni(overlays) => self.networks.remove_cni(overlays),
+            Command::RemoveDocker(overlays) => self.networks.remove_docker(overlays),
+            Command::FindNetworks => self.networks.find(),
             Command::Reply { id, reply } => replies.send(id, reply),
         }
     }

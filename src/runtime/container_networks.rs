@@ -6,10 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use overlay_engine::agent::{Agent, Event};
 use overlay_linux::cni::{self, CniDirectory};
-use overlay_linux::docker::{self, Docker};
+use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
 use overlay_types::addr::OverlayName;
 use overlay_types::container_network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
 use tokio::sync::{Semaphore, mpsc};
@@ -22,11 +24,24 @@ use super::inbox::Inbox;
 /// timeout of a call starts when the call starts, not while it is queued.
 const DOCKER_CALLS: usize = 4;
 
+/// Interval of the connections to the socket of a Docker daemon that does not run.
+const DOCKER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A job in the CNI directory. The number of queued jobs is bounded by the number of networks,
 /// because the agent starts one attempt of a network at a time.
 enum CniJob {
     Write { attempt: u64, network: CniNetwork },
     Retain(BTreeSet<OverlayName>),
+    Remove(BTreeSet<OverlayName>),
+    Find,
+}
+
+/// The Docker networks that a removal removes.
+enum DockerRemoval {
+    /// All managed networks except those of these overlays.
+    Except(BTreeSet<OverlayName>),
+    /// The managed networks of these overlays.
+    Only(BTreeSet<OverlayName>),
 }
 
 /// The container networks of one agent.
@@ -35,13 +50,22 @@ pub(super) struct ContainerNetworks {
     cni_jobs: mpsc::UnboundedSender<CniJob>,
     docker: Arc<Docker>,
     docker_calls: Arc<Semaphore>,
+    /// Whether the Docker networks of the host belong to this agent.
+    manages_docker: bool,
+    /// Whether a task waits for the start of the Docker daemon.
+    is_waiting_for_docker: Arc<AtomicBool>,
     /// The running tasks, which end when this is dropped.
     tasks: JoinSet<()>,
 }
 
 impl ContainerNetworks {
     /// Starts the task of the CNI directory. Must be called within a tokio runtime.
-    pub(super) fn new(cni: CniDirectory, docker: Docker, inbox: Inbox<Agent>) -> Self {
+    pub(super) fn new(
+        cni: CniDirectory,
+        docker: Docker,
+        manages_docker: bool,
+        inbox: Inbox<Agent>,
+    ) -> Self {
         let (cni_jobs, jobs) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         tasks.spawn(run_cni_jobs(Arc::new(cni), jobs, inbox.clone()));
@@ -50,6 +74,8 @@ impl ContainerNetworks {
             cni_jobs,
             docker: Arc::new(docker),
             docker_calls: Arc::new(Semaphore::new(DOCKER_CALLS)),
+            manages_docker,
+            is_waiting_for_docker: Arc::default(),
             tasks,
         }
     }
@@ -72,23 +98,65 @@ impl ContainerNetworks {
         self.queue(CniJob::Retain(overlays));
     }
 
+    /// Removes the managed CNI configurations of these overlays, and lists the rest.
+    pub(super) fn remove_cni(&self, overlays: BTreeSet<OverlayName>) {
+        self.queue(CniJob::Remove(overlays));
+    }
+
+    /// Lists the managed networks. The results are events.
+    pub(super) fn find(&mut self) {
+        self.queue(CniJob::Find);
+        if self.manages_docker {
+            let (docker, inbox) = (Arc::clone(&self.docker), self.inbox.clone());
+            let calls = Arc::clone(&self.docker_calls);
+            self.tasks.spawn(async move {
+                // The semaphore is never closed.
+                let _permit = calls.acquire().await;
+                find_docker(&docker, &inbox).await;
+            });
+        }
+    }
+
     /// Removes the managed Docker networks of all other overlays, unless a container uses them. The
     /// result is an event.
     pub(super) fn retain_docker(&mut self, overlays: BTreeSet<OverlayName>) {
+        self.remove_docker_networks(DockerRemoval::Except(overlays));
+    }
+
+    /// Removes the managed Docker networks of these overlays, unless a container uses them, and
+    /// lists the rest. The results are events.
+    pub(super) fn remove_docker(&mut self, overlays: BTreeSet<OverlayName>) {
+        self.remove_docker_networks(DockerRemoval::Only(overlays));
+    }
+
+    fn remove_docker_networks(&mut self, removal: DockerRemoval) {
         let inbox = self.inbox.clone();
         let docker = Arc::clone(&self.docker);
         let calls = Arc::clone(&self.docker_calls);
+        let is_waiting = Arc::clone(&self.is_waiting_for_docker);
         self.tasks.spawn(async move {
             // The semaphore is never closed.
-            let _permit = calls.acquire().await;
+            let permit = calls.acquire().await;
+            let lists_rest = matches!(removal, DockerRemoval::Only(_));
             let mut call = JoinSet::new();
-            call.spawn(async move { remove_docker(&docker, &overlays).await });
-            let result = match call.join_next().await {
-                Some(Ok(result)) => result,
-                Some(Err(error)) => Err(error.to_string()),
+            let engine = Arc::clone(&docker);
+            call.spawn(async move { remove_docker(&engine, &removal).await });
+            let (result, is_down) = match call.join_next().await {
+                Some(Ok(result)) => {
+                    let is_down = matches!(result, Err(DockerFailure::NotRunning { .. }));
+                    (result.map_err(|reason| reason.to_string()), is_down)
+                }
+                Some(Err(error)) => (Err(error.to_string()), false),
                 None => return,
             };
             inbox.send(Event::Removed(result)).await;
+            if lists_rest {
+                find_docker(&docker, &inbox).await;
+            }
+            drop(permit);
+            if is_down {
+                wait_for_docker(&docker, &is_waiting, &inbox).await;
+            }
         });
     }
 
@@ -104,28 +172,56 @@ impl ContainerNetworks {
         let inbox = self.inbox.clone();
         let docker = Arc::clone(&self.docker);
         let calls = Arc::clone(&self.docker_calls);
+        let is_waiting = Arc::clone(&self.is_waiting_for_docker);
         self.tasks.spawn(async move {
             // The semaphore is never closed.
-            let _permit = calls.acquire().await;
+            let permit = calls.acquire().await;
             let overlay = network.name.clone();
             // A separate task, so that a panic becomes a result: the agent waits for a result. The
             // task and its `docker` process end when the set is dropped.
             let mut call = JoinSet::new();
-            call.spawn(async move { ensure_docker(&docker, &network).await });
-            let result = match call.join_next().await {
-                Some(Ok(result)) => result,
-                Some(Err(error)) => Err(format!("create the docker network: {error}")),
+            let engine = Arc::clone(&docker);
+            call.spawn(async move { ensure_docker(&engine, &network).await });
+            let (result, is_down) = match call.join_next().await {
+                Some(Ok(result)) => {
+                    let reason = result.as_ref().err().map(|error| &error.reason);
+                    let is_down = matches!(reason, Some(DockerFailure::NotRunning { .. }));
+                    (result.map_err(|error| error.to_string()), is_down)
+                }
+                Some(Err(error)) => (Err(format!("create the docker network: {error}")), false),
                 None => return,
             };
             inbox
                 .send(Event::Applied { attempt, overlay, kind: NetworkKind::Docker, result })
                 .await;
+            drop(permit);
+            if is_down {
+                wait_for_docker(&docker, &is_waiting, &inbox).await;
+            }
         });
     }
 }
 
-async fn ensure_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), String> {
-    let outcome = docker.ensure(network).await.map_err(|error| error.to_string())?;
+/// Waits until the Docker daemon accepts connections, and sends an event. One task waits at a time.
+async fn wait_for_docker(docker: &Docker, is_waiting: &AtomicBool, inbox: &Inbox<Agent>) {
+    if is_waiting.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    // If a daemon listens already, the `docker` program uses another one, or the daemon accepts no
+    // requests yet: the retries of the networks find it.
+    if docker.is_listening().await == Some(false) {
+        while docker.is_listening().await == Some(false) {
+            tokio::time::sleep(DOCKER_CHECK_INTERVAL).await;
+        }
+        log::info!("the docker daemon has started: trying its networks again");
+        is_waiting.store(false, Ordering::SeqCst);
+        inbox.send(Event::DockerStarted).await;
+    }
+    is_waiting.store(false, Ordering::SeqCst);
+}
+
+async fn ensure_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), DockerError> {
+    let outcome = docker.ensure(network).await?;
     if outcome != docker::Outcome::Unchanged {
         log::info!("overlay {}: created the docker network", network.name);
     }
@@ -134,13 +230,25 @@ async fn ensure_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), S
 
 async fn remove_docker(
     docker: &Docker,
-    overlays: &BTreeSet<OverlayName>,
-) -> Result<Vec<String>, String> {
-    let removal = docker.remove_stale(overlays).await.map_err(|reason| reason.to_string())?;
+    removal: &DockerRemoval,
+) -> Result<Vec<String>, DockerFailure> {
+    let (removal, reason) = match removal {
+        DockerRemoval::Except(overlays) => {
+            (docker.remove_stale(overlays).await?, "no longer assigned")
+        }
+        DockerRemoval::Only(overlays) => {
+            (docker.remove_overlays(overlays).await?, "another agent has its subnet")
+        }
+    };
     for name in removal.removed {
-        log::info!("removed the docker network of {name}: no longer assigned");
+        log::info!("removed the docker network of {name}: {reason}");
     }
     Ok(removal.kept.iter().map(ToString::to_string).collect())
+}
+
+async fn find_docker(docker: &Docker, inbox: &Inbox<Agent>) {
+    let networks = docker.subnets().await.map_err(|reason| reason.to_string());
+    inbox.send(Event::FoundNetworks { kind: NetworkKind::Docker, networks }).await;
 }
 
 async fn run_cni_jobs(
@@ -160,14 +268,36 @@ async fn run_cni_jobs(
                 inbox.send(Event::Applied { attempt, overlay, kind, result }).await;
             }
             CniJob::Retain(overlays) => {
-                let removed =
-                    tokio::task::spawn_blocking(move || remove_cni(&cni, &overlays)).await;
-                if let Err(error) = removed {
-                    log::error!("remove the cni configurations of other overlays: {error}");
-                }
+                let removed = run_cni_job(cni, move |cni| remove_other_cni(cni, &overlays)).await;
+                inbox.send(Event::CniRemoved(removed.unwrap_or_else(|error| vec![error]))).await;
             }
+            CniJob::Remove(overlays) => {
+                let job = Arc::clone(&cni);
+                let removed = run_cni_job(job, move |cni| remove_cni(cni, &overlays)).await;
+                inbox.send(Event::CniRemoved(removed.unwrap_or_else(|error| vec![error]))).await;
+                find_cni(cni, &inbox).await;
+            }
+            CniJob::Find => find_cni(cni, &inbox).await,
         }
     }
+}
+
+/// Runs a job on a thread for blocking work.
+///
+/// # Errors
+/// A sentence if the job panicked, which is a defect.
+async fn run_cni_job<T: Send + 'static>(
+    cni: Arc<CniDirectory>,
+    job: impl FnOnce(&CniDirectory) -> T + Send + 'static,
+) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(move || job(&cni)).await;
+    done.map_err(|error| format!("work in the directory of CNI configurations: {error}"))
+}
+
+async fn find_cni(cni: Arc<CniDirectory>, inbox: &Inbox<Agent>) {
+    let found = run_cni_job(cni, |cni| cni.subnets().map_err(|error| error.to_string())).await;
+    let (kind, networks) = (NetworkKind::Cni, found.and_then(|networks| networks));
+    inbox.send(Event::FoundNetworks { kind, networks }).await;
 }
 
 fn write_cni(cni: &CniDirectory, network: &CniNetwork) -> Result<(), String> {
@@ -178,14 +308,27 @@ fn write_cni(cni: &CniDirectory, network: &CniNetwork) -> Result<(), String> {
     Ok(())
 }
 
-fn remove_cni(cni: &CniDirectory, overlays: &BTreeSet<OverlayName>) {
+/// Removes the managed configurations of all other overlays. Returns why some remain.
+fn remove_other_cni(cni: &CniDirectory, overlays: &BTreeSet<OverlayName>) -> Vec<String> {
     let removal = cni.remove_stale(overlays);
     for name in removal.removed {
         log::info!("removed the cni configuration of {name}: no longer assigned");
     }
-    for error in removal.failed {
-        log::warn!("{error}");
+    removal.failed.iter().map(ToString::to_string).collect()
+}
+
+/// Removes the managed configurations of these overlays. Returns why some remain.
+fn remove_cni(cni: &CniDirectory, overlays: &BTreeSet<OverlayName>) -> Vec<String> {
+    let mut failures = Vec::new();
+    for overlay in overlays {
+        match cni.remove(overlay) {
+            Ok(()) => log::info!(
+                "removed the cni configuration of {overlay}: another agent has its subnet"
+            ),
+            Err(error) => failures.push(error.to_string()),
+        }
     }
+    failures
 }
 
 #[cfg(test)]
@@ -193,7 +336,6 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
-    use std::time::Duration;
 
     use overlay_types::addr::{DeviceName, Mtu};
 
@@ -213,7 +355,7 @@ mod tests {
         let cni = CniDirectory::new(directory.join("cni"), None, Vec::new(), true);
         let (inbox, receiver) = Inbox::new(Metrics::new());
         let docker = Docker::new(program, Duration::from_secs(20));
-        (ContainerNetworks::new(cni, docker, inbox), receiver)
+        (ContainerNetworks::new(cni, docker, true, inbox), receiver)
     }
 
     fn bridge() -> DeviceName {
@@ -221,9 +363,12 @@ mod tests {
     }
 
     async fn applied(receiver: &mut mpsc::Receiver<Input<Agent>>) -> Result<(), String> {
-        match receiver.recv().await {
-            Some(Input::Event(Event::Applied { result, .. })) => result,
-            _ => panic!("no result of an attempt"),
+        loop {
+            match receiver.recv().await {
+                Some(Input::Event(Event::Applied { result, .. })) => return result,
+                Some(_) => {}
+                None => panic!("no result of an attempt"),
+            }
         }
     }
 
@@ -276,5 +421,75 @@ mod tests {
             peak = peak.max(running);
         }
         assert!(running == 0 && peak <= DOCKER_CALLS, "{peak} concurrent calls");
+    }
+
+    async fn next_event(receiver: &mut mpsc::Receiver<Input<Agent>>) -> Event {
+        match receiver.recv().await {
+            Some(Input::Event(event)) => event,
+            _ => panic!("no event"),
+        }
+    }
+
+    #[tokio::test]
+    async fn networks_of_other_agents_are_removed_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut networks, mut receiver) = networks(directory.path(), "exit 1");
+        for (name, subnet) in [("a", "192.168.1.0/25"), ("b", "192.168.2.0/25")] {
+            let network = CniNetwork {
+                name: name.parse().unwrap(),
+                bridge: format!("m-{name}").parse().unwrap(),
+                subnet: subnet.parse().unwrap(),
+                mtu: Mtu::OVERLAY_DEFAULT,
+            };
+            networks.apply(1, ContainerNetwork::Cni(network));
+            assert_eq!(applied(&mut receiver).await, Ok(()));
+        }
+        networks.remove_cni(BTreeSet::from(["a".parse().unwrap()]));
+        assert_eq!(next_event(&mut receiver).await, Event::CniRemoved(Vec::new()));
+        let found = [("b".parse().unwrap(), vec!["192.168.2.0/25".parse().unwrap()])];
+        let (kind, expected) = (NetworkKind::Cni, Ok(found.into()));
+        assert_eq!(
+            next_event(&mut receiver).await,
+            Event::FoundNetworks { kind, networks: expected }
+        );
+        // A directory that cannot be read is no empty directory.
+        let cni = directory.path().join("cni");
+        fs::remove_dir_all(&cni).unwrap();
+        fs::write(&cni, "").unwrap();
+        networks.retain_cni(BTreeSet::new());
+        match next_event(&mut receiver).await {
+            Event::CniRemoved(failures) => {
+                assert!(failures[0].contains("Not a directory"), "{failures:?}");
+            }
+            other => panic!("{other}"),
+        }
+        networks.find();
+        for _ in 0..2 {
+            match next_event(&mut receiver).await {
+                Event::FoundNetworks { networks: Err(_), .. } => {}
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn started_docker_daemon_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("docker.sock");
+        let program = directory.path().join("docker");
+        let message = "Cannot connect to the Docker daemon. Is the docker daemon running?";
+        fs::write(&program, format!("#!/bin/sh\necho '{message}' >&2; exit 1\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let cni = CniDirectory::new(directory.path().join("cni"), None, Vec::new(), true);
+        let (inbox, mut receiver) = Inbox::new(Metrics::new());
+        let docker = Docker::new(program, Duration::from_secs(20));
+        let docker = docker.with_host(&format!("unix://{}", socket.display()));
+        let mut networks = ContainerNetworks::new(cni, docker, true, inbox);
+        networks.retain_docker(BTreeSet::new());
+        assert!(matches!(next_event(&mut receiver).await, Event::Removed(Err(_))));
+        tokio::time::sleep(DOCKER_CHECK_INTERVAL / 2).await;
+        let _daemon = tokio::net::UnixListener::bind(&socket).unwrap();
+        let event = tokio::time::timeout(DOCKER_CHECK_INTERVAL * 5, next_event(&mut receiver));
+        assert_eq!(event.await, Ok(Event::DockerStarted));
     }
 }

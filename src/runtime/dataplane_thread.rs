@@ -175,6 +175,7 @@ impl Worker {
             // Takes the lock early, so that `clean` refuses a host whose agent waits for its
             // master. If the lock is held by another process, the first job reports that.
             let _ = self.acquire_lock();
+            self.find_vteps();
         }
         loop {
             match jobs.try_recv() {
@@ -213,6 +214,22 @@ impl Worker {
         match &mut self.dataplane {
             Some(dataplane) => Ok(dataplane),
             none => Ok(none.insert(Dataplane::open()?)),
+        }
+    }
+
+    /// Sends the addresses of the managed devices that an earlier process left. Without them the
+    /// agent does not notice that another agent has its VTEP address, until it has an assignment.
+    fn find_vteps(&mut self) {
+        let observed =
+            self.dataplane().and_then(|dataplane| dataplane.observe(&Desired::default()));
+        match observed {
+            Ok(observed) => {
+                let devices = observed.state.devices.into_values();
+                let addresses = devices.flat_map(|device| device.addresses);
+                let vteps = addresses.map(|address| address.address()).collect();
+                self.inbox.send_blocking(Event::FoundVteps(vteps));
+            }
+            Err(error) => log::warn!("find the devices of an earlier agent: {error}"),
         }
     }
 

@@ -41,7 +41,10 @@ impl Service for Master {
     fn handles(kind: MessageKind) -> bool {
         matches!(
             kind,
-            MessageKind::RegisterAgent | MessageKind::AgentRegistered | MessageKind::RequestPeers
+            MessageKind::RegisterAgent
+                | MessageKind::AgentRegistered
+                | MessageKind::RequestPeers
+                | MessageKind::HeldAddresses
         )
     }
 

@@ -19,6 +19,7 @@ pub mod gateway;
 mod inbox;
 mod master;
 mod metrics;
+mod own_address;
 mod service_tasks;
 mod store_thread;
 mod supervisor;
@@ -51,6 +52,8 @@ pub use election_aware_store::ElectionAwareStore;
 pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions, ReadConfig};
 pub use metrics::Metrics;
+pub use own_address::AddressRemedy;
+pub(crate) use own_address::is_own;
 pub use supervisor::{Supervised, supervise};
 
 /// Capacity of the queue of a state machine. When the queue is full, the senders wait.

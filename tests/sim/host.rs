@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use overlay_types::addr::OverlayName;
+use overlay_engine::agent::FoundNetworks;
+use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 
 use crate::chance::Chance;
@@ -123,6 +124,18 @@ impl Host {
         }
     }
 
+    /// Removes the CNI configurations of these overlays. Returns the removed networks.
+    pub(crate) fn remove_cni(&mut self, overlays: &BTreeSet<OverlayName>) -> Vec<ContainerNetwork> {
+        let removed = overlays.iter();
+        removed.filter_map(|name| self.networks.remove(&(name.clone(), NetworkKind::Cni))).collect()
+    }
+
+    /// Returns the networks of a kind with their subnets.
+    pub(crate) fn found(&self, kind: NetworkKind) -> FoundNetworks {
+        let networks = self.networks.values().filter(|network| network.kind() == kind);
+        networks.map(|network| (network.name().clone(), subnets(network))).collect()
+    }
+
     /// Returns when the CNI directory has finished all its jobs.
     pub(crate) fn cni_free(&self, now: Duration) -> Duration {
         self.cni_free.max(now)
@@ -131,5 +144,15 @@ impl Host {
     /// Returns the networks of the host.
     pub(crate) fn networks(&self) -> impl Iterator<Item = &ContainerNetwork> {
         self.networks.values()
+    }
+}
+
+/// Returns the subnets of a network.
+pub(crate) fn subnets(network: &ContainerNetwork) -> Vec<Subnet> {
+    match network {
+        ContainerNetwork::Cni(network) => vec![network.subnet],
+        ContainerNetwork::Docker(network) => {
+            network.subnet.into_iter().chain(network.subnet6).collect()
+        }
     }
 }

@@ -25,7 +25,8 @@ use super::namespace::Namespace;
 use super::progress::Progress;
 use crate::cli::Failure;
 use crate::runtime::{
-    AccessControl, AgentHost, AgentOptions, DataplaneOptions, MasterHost, MasterOptions, Metrics,
+    AccessControl, AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, MasterHost,
+    MasterOptions, Metrics,
 };
 
 /// Timeout of the cluster to become ready, and the addition for each agent. Most of it is for busy
@@ -145,6 +146,7 @@ impl Cluster {
             seed: fastrand::u64(..),
             metrics: Metrics::new(),
             access: AccessControl::default(),
+            address_remedy: AddressRemedy::Flag,
         })
     }
 

@@ -260,6 +260,7 @@ mesos_overlay_agent_status{status=\"ok\"} 0
 mesos_overlay_agent_status{status=\"degraded\"} 0
 mesos_overlay_agent_status{status=\"registering\"} 1
 mesos_overlay_agent_status{status=\"detached\"} 0
+mesos_overlay_agent_status{status=\"failed\"} 0
 mesos_overlay_agent_overlays{state=\"ok\"} 1
 mesos_overlay_agent_overlays{state=\"failed\"} 1
 mesos_overlay_agent_overlays{state=\"configuring\"} 0
@@ -270,6 +271,7 @@ mesos_overlay_agent_unexpected_messages_total 0
 mesos_overlay_agent_request_peers_messages_sent_total 0
 mesos_overlay_agent_update_peers_messages_received_total 0
 mesos_overlay_agent_update_peers_messages_dropped_total 0
+mesos_overlay_agent_registration_problems_messages_received_total 0
 mesos_overlay_agent_peers 4
 mesos_overlay_agent_peers_left_out 1
 mesos_overlay_agent_dataplane_changes_total 0

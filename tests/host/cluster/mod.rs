@@ -10,6 +10,7 @@ mod hostile;
 mod membership;
 mod reachability;
 mod restart;
+mod unserved;
 mod vni;
 
 use std::fs;

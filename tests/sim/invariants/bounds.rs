@@ -9,8 +9,9 @@ use super::{BOUNDED, Fact, Invariant};
 use crate::ledger::Ledger;
 
 /// Messages that an agent may send in a minute without an event: registrations with a backoff that
-/// begins with 1 s and doubles, for two starts, and the same number of requests for peers.
-const UNPROVOKED_MAX: u64 = 36;
+/// begins with 1 s and doubles, for two starts, each with the held addresses, and the same number
+/// of requests for peers.
+const UNPROVOKED_MAX: u64 = 54;
 /// Commands of an agent after one event: an attempt at each of its networks, and a few messages.
 const AGENT_COMMANDS_MAX: usize = 24;
 /// Commands of a master after one event, besides answers to all waiting agents.
@@ -72,7 +73,7 @@ impl Invariant for Bounds {
                 let traffic = self.of(now, *agent);
                 traffic.sent += 1;
                 let Traffic { sent, provoked, provoked_before, .. } = traffic;
-                if *sent > UNPROVOKED_MAX + 2 * (*provoked + *provoked_before) {
+                if *sent > UNPROVOKED_MAX + 3 * (*provoked + *provoked_before) {
                     return Err(format!(
                         "{agent} has sent {sent} messages within a minute with {provoked} events, \
                          after a minute with {provoked_before} events"

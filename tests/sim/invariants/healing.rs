@@ -39,10 +39,12 @@ fn check_agent(healed: &Healed, agent: &HealedAgent) -> Result<(), String> {
     let is_served = healed.state.agents.iter().any(|served| served.ip == ip);
     match health.status {
         Condition::Ok | Condition::Degraded => {}
-        Condition::Registering if !is_served && is_exhausted(&healed.health, "the VTEP subnet") => {
+        Condition::Registering | Condition::Failed
+            if !is_served && is_exhausted(&healed.health, "the VTEP subnet") =>
+        {
             return Ok(());
         }
-        Condition::Registering | Condition::Detached => {
+        Condition::Registering | Condition::Detached | Condition::Failed => {
             return Err(format!("{ip} is {:?}: {:?}", health.status, healed.health.problems));
         }
     }

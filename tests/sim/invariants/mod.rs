@@ -17,6 +17,7 @@ mod peers_are_distinct;
 mod peers_are_paced;
 mod peers_never_age;
 mod peers_stay;
+mod reassigned_networks;
 mod reports_are_true;
 mod reuse;
 mod silence;
@@ -32,7 +33,7 @@ use overlay_linux::dataplane;
 use overlay_store::Change;
 use overlay_types::container_network::ContainerNetwork;
 use overlay_types::protocol::{
-    AgentInfo, AgentOptions, Assignment, Network, PeerTableVersion, State,
+    AgentInfo, AgentOptions, Assignment, Network, PeerTableVersion, RegistrationProblems, State,
 };
 use overlay_types::tunnel::Desired;
 
@@ -82,6 +83,8 @@ pub(crate) enum Fact<'a> {
     Committed { by: &'a Writer, epoch: u64, steps: &'a [Step] },
     /// A master sends an agent its assignments.
     AssignmentsSent { by: &'a Writer, to: Ipv4Addr, overlays: &'a [Assignment] },
+    /// A master sends an agent the problems of its registration.
+    ProblemsSent { by: &'a Writer, to: Ipv4Addr, problems: &'a RegistrationProblems },
     /// An operator requests the release of an agent.
     ReleaseRequested { agent: Ipv4Addr },
     /// A master confirms the release of these agents, which was requested at `asked`.
@@ -94,6 +97,9 @@ pub(crate) enum Fact<'a> {
     NetworkDesired { agent: Ipv4Addr, network: &'a ContainerNetwork },
     /// An attempt of a running agent has ended.
     NetworkApplied { agent: Ipv4Addr, network: &'a ContainerNetwork, is_done: bool },
+    /// An agent has removed a container network, because the master named its subnet as assigned to
+    /// another agent.
+    NetworkDropped { agent: Ipv4Addr, network: &'a ContainerNetwork },
     /// An agent sends a report.
     Reported { agent: Ipv4Addr, overlays: &'a [Assignment] },
     /// An agent or a master sends a message. Messages about peers from masters are
@@ -186,6 +192,7 @@ impl Monitor {
             Box::new(peers_never_age::PeersNeverAge::default()),
             Box::new(peers_stay::PeersStay::default()),
             Box::new(silence::Silence),
+            Box::new(reassigned_networks::ReassignedNetworks::default()),
         ];
         if let Some(only) = only {
             invariants.retain(|invariant| invariant.name() == only);

@@ -106,7 +106,17 @@ impl World {
         self.note(|| format!("agent {ip} starts, run {run}"));
         self.counts.add("starts of agents", 1);
         self.monitor.observe(self.now, &Fact::AgentStarted { agent: ip, options, programs })?;
+        self.find_networks(agent, run)?;
         self.plan_detection(agent, run);
+        Ok(())
+    }
+
+    /// Delivers the list of the managed networks of a host.
+    fn find_networks(&mut self, agent: usize, run: u64) -> InvariantResult {
+        for kind in [NetworkKind::Cni, NetworkKind::Docker] {
+            let networks = Ok(self.agents[agent].host.found(kind));
+            self.deliver_to_agent(agent, run, Event::FoundNetworks { kind, networks })?;
+        }
         Ok(())
     }
 
@@ -284,6 +294,17 @@ impl World {
                 let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
                 self.queue.plan(end, SimEvent::RetainDocker { agent, run, desired, outcome });
             }
+            Command::RemoveCni(overlays) => {
+                let when = node.host.cni_free(self.now);
+                self.queue.plan(when, SimEvent::RemoveCni { agent, run, overlays });
+            }
+            Command::RemoveDocker(overlays) => {
+                let faults = self.has_faults.then_some(&self.scenario.faults);
+                let kind = NetworkKind::Docker;
+                let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
+                self.queue.plan(end, SimEvent::RemoveDocker { agent, run, overlays, outcome });
+            }
+            Command::FindNetworks => self.find_networks(agent, run)?,
             Command::Inspect { attempt, claims } => {
                 self.begin_kernel_job(agent, attempt, Job::Inspect(claims));
             }
@@ -351,6 +372,46 @@ impl World {
         if node.process.is_some() && node.run == run {
             node.host.retain_cni(desired);
         }
+    }
+
+    pub(super) fn remove_cni(
+        &mut self,
+        agent: usize,
+        run: u64,
+        overlays: &BTreeSet<OverlayName>,
+    ) -> InvariantResult {
+        let node = &mut self.agents[agent];
+        if node.process.is_none() || node.run != run {
+            return Ok(());
+        }
+        self.counts.add("networks of other agents removed", overlays.len() as u64);
+        for network in node.host.remove_cni(overlays) {
+            let fact = Fact::NetworkDropped { agent: node.ip, network: &network };
+            self.monitor.observe(self.now, &fact)?;
+        }
+        self.deliver_to_agent(agent, run, Event::CniRemoved(Vec::new()))?;
+        self.find_networks(agent, run)
+    }
+
+    pub(super) fn remove_docker(
+        &mut self,
+        (agent, run): (usize, u64),
+        overlays: &BTreeSet<OverlayName>,
+        outcome: JobOutcome,
+    ) -> InvariantResult {
+        let node = &mut self.agents[agent];
+        if node.process.is_none() || node.run != run {
+            return Ok(());
+        }
+        let kept: BTreeSet<OverlayName> = node
+            .host
+            .found(NetworkKind::Docker)
+            .into_keys()
+            .filter(|name| !overlays.contains(name))
+            .collect();
+        let result = node.host.retain_docker(&kept, outcome);
+        self.deliver_to_agent(agent, run, Event::Removed(result))?;
+        self.find_networks(agent, run)
     }
 
     pub(super) fn retain_docker(

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesos_network_overlay::http::route_master;
 use overlay_engine::master::Request;
-use overlay_types::addr::{Mac, OverlayName, agent_upid, master_upid};
-use overlay_types::protocol::{Assignment, Message, PeerInfo, PeersUpdate, peer_digest};
+use overlay_types::addr::{Mac, OverlayName, Subnet, agent_upid, master_upid};
+use overlay_types::protocol::{
+    Assignment, Message, PeerInfo, PeersUpdate, Reassigned, RegistrationProblems, peer_digest,
+};
 use overlay_types::tunnel::Peer;
 use overlay_wire as wire;
 
@@ -236,11 +238,12 @@ impl World {
         let from = master_upid("10.66.6.6:5050".parse().expect("it is an address"));
         let agent = agent_upid(self.agents[agent].address());
         let master = master_upid(self.masters[master].address);
-        let (to, message) = match self.chance.number(0..5) {
+        let (to, message) = match self.chance.number(0..6) {
             0 => (agent, Message::AgentRegisteredAcknowledgement),
             1 => (agent, Message::UpdateAgentOverlays(vec![self.stolen_overlay()])),
             2 => (agent, Message::UpdateAgentOverlays(Vec::new())),
             3 => (agent, Message::UpdatePeers(Arc::new(false_peers(&mut self.chance)))),
+            4 => (agent, Message::RegistrationProblems(false_refusal())),
             _ => (master, Message::AgentRegistered(vec![self.stolen_overlay()])),
         };
         let (name, mut body) = wire::encode_message(&message);
@@ -273,6 +276,18 @@ impl World {
         let mut agent = wire::decode_agent(&agent).expect("the recording can be read");
         let index = self.chance.index(agent.overlays.len());
         agent.overlays.swap_remove(index)
+    }
+}
+
+/// Returns a refusal in which another agent has most subnets of the cluster.
+fn false_refusal() -> RegistrationProblems {
+    let subnets = (0..=255)
+        .filter_map(|third| Subnet::containing(Ipv4Addr::new(192, 168, third, 0).into(), 25));
+    let agent = Ipv4Addr::from(FIRST_AGENT);
+    RegistrationProblems {
+        is_refused: true,
+        reasons: vec!["false".to_owned()],
+        reassigned: subnets.map(|subnet| Reassigned { subnet, agent }).collect(),
     }
 }
 

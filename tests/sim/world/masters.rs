@@ -450,6 +450,15 @@ impl World {
             let fact = Fact::AssignmentsSent { by: &by, to: agent, overlays };
             self.monitor.observe(self.now, &fact)?;
         }
+        if let Message::RegistrationProblems(problems) = message {
+            let by = self.writer(master);
+            self.counts.add(
+                "refusals with reassigned addresses",
+                u64::from(!problems.reassigned.is_empty()),
+            );
+            let fact = Fact::ProblemsSent { by: &by, to: agent, problems };
+            self.monitor.observe(self.now, &fact)?;
+        }
         let fact = if let Message::UpdatePeers(_) = message {
             self.counts.add("messages about peers", 1);
             Fact::PeersSent { by: (master, self.masters[master].run), to: agent }

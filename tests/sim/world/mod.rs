@@ -101,6 +101,17 @@ enum SimEvent {
         run: u64,
         desired: BTreeSet<OverlayName>,
     },
+    RemoveCni {
+        agent: usize,
+        run: u64,
+        overlays: BTreeSet<OverlayName>,
+    },
+    RemoveDocker {
+        agent: usize,
+        run: u64,
+        overlays: BTreeSet<OverlayName>,
+        outcome: JobOutcome,
+    },
     RetainDocker {
         agent: usize,
         run: u64,
@@ -285,6 +296,12 @@ impl World {
             SimEvent::Exited { agent, run, link } => return self.agent_loses(agent, run, link),
             SimEvent::AttemptDone { agent, run, attempt, made, outcome } => {
                 return self.attempt_done((agent, run), attempt, &made, outcome);
+            }
+            SimEvent::RemoveCni { agent, run, overlays } => {
+                return self.remove_cni(agent, run, &overlays);
+            }
+            SimEvent::RemoveDocker { agent, run, overlays, outcome } => {
+                return self.remove_docker((agent, run), &overlays, outcome);
             }
             SimEvent::RetainDocker { agent, run, desired, outcome } => {
                 return self.retain_docker((agent, run), &desired, outcome);

@@ -98,11 +98,21 @@ pub enum Command {
         /// The state to observe first.
         scope: Scope,
     },
-    /// Remove managed CNI configurations, except those of these overlays.
+    /// Remove managed CNI configurations, except those of these overlays. The result is
+    /// [`super::Event::CniRemoved`].
     RetainCni(BTreeSet<OverlayName>),
     /// Remove managed Docker networks without containers, except those of these overlays. The
     /// result is [`super::Event::Removed`].
     RetainDocker(BTreeSet<OverlayName>),
+    /// Remove the managed CNI configurations of these overlays. The results are
+    /// [`super::Event::CniRemoved`], and [`super::Event::FoundNetworks`] with those that remain.
+    RemoveCni(BTreeSet<OverlayName>),
+    /// Remove the managed Docker networks of these overlays that have no containers. The results are
+    /// [`super::Event::Removed`], and [`super::Event::FoundNetworks`] with those that remain.
+    RemoveDocker(BTreeSet<OverlayName>),
+    /// List the managed container networks again. The results are
+    /// [`super::Event::FoundNetworks`].
+    FindNetworks,
     /// Answer a request.
     Reply {
         /// The request.
@@ -137,6 +147,9 @@ impl fmt::Display for Command {
             }
             Self::RetainCni(names) => write!(f, "retain {} cni configurations", names.len()),
             Self::RetainDocker(names) => write!(f, "retain {} docker networks", names.len()),
+            Self::RemoveCni(names) => write!(f, "remove {} cni configurations", names.len()),
+            Self::RemoveDocker(names) => write!(f, "remove {} docker networks", names.len()),
+            Self::FindNetworks => f.write_str("find the container networks"),
             Self::Reply { id, .. } => write!(f, "reply to request {}", id.0),
         }
     }

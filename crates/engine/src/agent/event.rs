@@ -1,7 +1,7 @@
 //! The events of the agent.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 
 use overlay_types::addr::{OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
@@ -9,6 +9,7 @@ use overlay_types::protocol::{Message, MessageKind, RequestId};
 use overlay_types::tunnel::{Collision, Fault};
 
 use super::command::Scope;
+use super::refusal::FoundNetworks;
 
 /// An event. The runtime creates events from the reports of its adapters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +73,23 @@ pub enum Event {
     /// The result of [`super::Command::RetainDocker`]: the networks that remain, one sentence each,
     /// or why the removal failed as a whole.
     Removed(Result<Vec<String>, String>),
+    /// The result of a removal of CNI configurations: why some remain, one sentence each.
+    CniRemoved(Vec<String>),
+    /// The managed container networks of this kind on the host, or why they cannot be listed. The
+    /// runtime lists them at the start.
+    FoundNetworks {
+        /// The kind of the networks.
+        kind: NetworkKind,
+        /// The networks, by overlay.
+        networks: Result<FoundNetworks, String>,
+    },
+    /// The Docker daemon accepts connections, after an attempt failed since it did not run.
+    DockerStarted,
+    /// The addresses of the managed VXLAN devices at the start.
+    FoundVteps(Vec<IpAddr>),
+    /// Why the agent cannot be reached at its address: the host does not have it any more. `None`
+    /// when the host has the address again.
+    OwnAddress(Option<String>),
     /// A request over HTTP. The client waits for the [`super::Command::Reply`] with this id.
     Request(RequestId, Request),
 }
@@ -105,6 +123,19 @@ impl fmt::Display for Event {
             Self::Drifted(scope) => write!(f, "drifted: {scope:?}"),
             Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),
             Self::Removed(Err(reason)) => write!(f, "no docker networks removed: {reason}"),
+            Self::CniRemoved(failures) => {
+                write!(f, "removed cni configurations with {} failures", failures.len())
+            }
+            Self::FoundNetworks { kind, networks: Ok(networks) } => {
+                write!(f, "found {} {kind}s", networks.len())
+            }
+            Self::FoundNetworks { kind, networks: Err(reason) } => {
+                write!(f, "found no {kind}s: {reason}")
+            }
+            Self::DockerStarted => f.write_str("the docker daemon started"),
+            Self::FoundVteps(vteps) => write!(f, "found {} VTEP addresses", vteps.len()),
+            Self::OwnAddress(None) => f.write_str("the host has the agent's address"),
+            Self::OwnAddress(Some(problem)) => f.write_str(problem),
             Self::Request(id, request) => write!(f, "request {}: {request:?}", id.0),
         }
     }

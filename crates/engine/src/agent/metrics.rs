@@ -39,7 +39,8 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "registering",
                 "1 while the master has not acknowledged what the agent reported.",
                 |metrics| metrics.is_in(Condition::Registering)
-                    | metrics.is_in(Condition::Detached),
+                    | metrics.is_in(Condition::Detached)
+                    | metrics.is_in(Condition::Failed),
             ),
             Metric::gauge(
                 "overlay_config_failed",
@@ -105,6 +106,9 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             Metric::gauge_of("status/detached", "status", STATUS, |metrics| {
                 metrics.is_in(Condition::Detached)
             }),
+            Metric::gauge_of("status/failed", "status", STATUS, |metrics| {
+                metrics.is_in(Condition::Failed)
+            }),
             Metric::gauge_of("overlays/ok", "state", OVERLAYS, |metrics| metrics.overlays.ok),
             Metric::gauge_of("overlays/failed", "state", OVERLAYS, |metrics| metrics
                 .overlays
@@ -142,6 +146,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "update_peers_messages_dropped",
                 "UpdatePeersMessages that were older than the table of peers, or did not match it.",
                 |metrics| metrics.counters.update_peers_messages_dropped,
+            ),
+            Metric::counter(
+                "registration_problems_messages_received",
+                "RegistrationProblemsMessages received.",
+                |metrics| metrics.counters.registration_problems_messages_received,
             ),
             Metric::gauge(
                 "peers",

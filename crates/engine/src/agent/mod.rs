@@ -3,6 +3,7 @@
 //!
 //! A pure state machine: no IO, no clock, no randomness of its own.
 
+mod cni_gc;
 mod command;
 mod docker_gc;
 mod event;
@@ -12,6 +13,10 @@ mod limits;
 mod metrics;
 mod overlays;
 mod peers;
+mod refusal;
+#[cfg(test)]
+mod refusal_tests;
+mod refused;
 mod registration;
 #[cfg(test)]
 mod tests;
@@ -21,7 +26,7 @@ mod tunnel_tests;
 mod view;
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use overlay_config::{AgentConfig, DataplaneKind};
@@ -36,12 +41,15 @@ use overlay_types::tunnel::{Collision, Desired};
 
 use crate::metrics::{Catalogue, HostCounters, Snapshot};
 use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
+use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use docker_gc::DockerGc;
 pub use event::{Event, Programmed, Request};
 pub use metrics::Metrics;
 use overlays::Overlays;
 use peers::{ApplyResult, OwnAddresses, Peers};
+pub use refusal::FoundNetworks;
+use refusal::{Found, Refusal, held_addresses, reassigned_vtep_problem};
 use registration::{Phase, Registration};
 use tunnel::Tunnel;
 pub use tunnel::TunnelSettings;
@@ -83,6 +91,16 @@ pub struct Settings {
     pub tunnel: TunnelSettings,
 }
 
+impl Settings {
+    /// Returns whether the Docker networks of the host belong to this agent. An agent without
+    /// subnets may share the host with another agent, as on the masters of DC/OS. The Docker
+    /// networks belong to the other agent.
+    #[must_use]
+    pub const fn manages_docker(&self) -> bool {
+        self.options.docker_bridge && self.options.allocate_subnet && self.removes_docker_networks
+    }
+}
+
 impl From<&AgentConfig> for Settings {
     /// Converts the configuration of the only agent on a host.
     fn from(config: &AgentConfig) -> Self {
@@ -115,6 +133,7 @@ pub struct Agent {
     random: fastrand::Rng,
     registration: Registration,
     overlays: Overlays,
+    cni_gc: CniGc,
     docker_gc: DockerGc,
     tunnel: Tunnel,
     peers: Peers,
@@ -122,6 +141,14 @@ pub struct Agent {
     has_assignments: bool,
     /// Why the agent refused the last assignment message as a whole.
     refused_update: Option<String>,
+    /// What the master says about the registration.
+    refusal: Refusal,
+    /// What the host had before the first assignment.
+    found: Found,
+    /// The VTEP address of this host that another agent has, and that agent.
+    reassigned_vtep: Option<(IpAddr, Ipv4Addr)>,
+    /// Why the agent cannot be reached at its address.
+    address_problem: Option<String>,
     /// Whether the status of an overlay has changed since the last report.
     has_unreported_change: bool,
     counters: Counters,
@@ -141,9 +168,14 @@ impl Agent {
             random: fastrand::Rng::with_seed(seed),
             registration: Registration::new(),
             overlays: Overlays::default(),
+            cni_gc: CniGc::default(),
             docker_gc: DockerGc::default(),
             has_assignments: false,
             refused_update: None,
+            refusal: Refusal::default(),
+            found: Found::default(),
+            reassigned_vtep: None,
+            address_problem: None,
             has_unreported_change: false,
             counters: Counters::default(),
             commands: VecDeque::new(),
@@ -177,6 +209,16 @@ impl StateMachine for Agent {
             Event::Removed(result) => {
                 self.docker_gc.finish_removal(now, result, self.settings.verify_interval);
             }
+            Event::CniRemoved(failures) => {
+                self.cni_gc.finish_removal(now, failures, self.settings.verify_interval);
+            }
+            Event::FoundNetworks { kind, networks } => self.found_networks(kind, networks),
+            Event::DockerStarted => {
+                self.overlays.retry_failed(now, NetworkKind::Docker);
+                self.docker_gc.retry_failed(now);
+            }
+            Event::FoundVteps(vteps) => self.found_vteps(vteps),
+            Event::OwnAddress(problem) => self.set_address_problem(now, problem),
             Event::Request(id, request) => {
                 let reply = self.reply(now, request);
                 self.commands.push_back(Command::Reply { id, reply });
@@ -193,6 +235,7 @@ impl StateMachine for Agent {
         let due = [
             self.registration.due(),
             self.overlays.next_due(|network| self.docker_gc.delays(network)),
+            self.cni_gc.due(),
             self.docker_gc.next_due(&self.overlays.docker_names()),
             self.tunnel.next_due(),
             self.peers.due(),
@@ -202,8 +245,12 @@ impl StateMachine for Agent {
 
     fn metrics(&self) -> Metrics {
         let overlays = self.overlays.tally(&self.settings);
-        let status = if self.registration.master().is_none() {
+        let status = if self.address_problem.is_some() {
+            Condition::Failed
+        } else if self.registration.master().is_none() {
             Condition::Detached
+        } else if self.refusal.is_refused() {
+            Condition::Failed
         } else if !self.registration.is_acknowledged() {
             Condition::Registering
         } else if self.is_degraded(overlays) {
@@ -234,6 +281,7 @@ impl Agent {
         }
         self.overlays.reset_attempts();
         self.refused_update = None;
+        self.refusal = Refusal::default();
         self.peers.stop_requests();
         match address {
             Some(address) => log::info!("detected master {address}"),
@@ -259,7 +307,7 @@ impl Agent {
             Message::UpdateAgentOverlays(assignments) => self.assign(now, from, assignments),
             Message::AgentRegisteredAcknowledgement => self.handle_acknowledgement(now),
             Message::UpdatePeers(update) => self.update_peers(now, &update),
-            Message::RegistrationProblems(_) => {}
+            Message::RegistrationProblems(problems) => self.handle_problems(now, from, &problems),
             Message::RegisterAgent(_)
             | Message::AgentRegistered(_)
             | Message::RequestPeers(_)
@@ -321,16 +369,15 @@ impl Agent {
             return;
         }
         self.refused_update = None;
+        self.refusal.note_assignment();
+        self.found.clear();
+        self.reassigned_vtep = None;
         let count = assignments.len();
         let is_first = !std::mem::replace(&mut self.has_assignments, true);
         if self.overlays.update(now, assignments, &self.settings) || is_first {
             log::info!("the master assigned {count} overlays");
             self.commands.push_back(Command::RetainCni(self.overlays.cni_names()));
-            let options = &self.settings.options;
-            // An agent without subnets may share the host with another agent, as on the masters of
-            // DC/OS. The Docker networks belong to the other agent.
-            let has_docker = options.docker_bridge && options.allocate_subnet;
-            if has_docker && self.settings.removes_docker_networks {
+            if self.settings.manages_docker() {
                 self.docker_gc.schedule(now);
             }
         }
@@ -414,6 +461,10 @@ impl Agent {
         if self.overlays.is_admission_pending() || !self.has_assignments {
             return;
         }
+        self.program_admitted(now, scope);
+    }
+
+    fn program_admitted(&mut self, now: Now, scope: Scope) {
         let peers = self.peers.by_underlay();
         let mut desired = Desired::for_assignments(
             self.ip,
@@ -480,6 +531,9 @@ impl Agent {
             }
             let message = Message::RegisterAgent(self.settings.options);
             self.commands.push_back(Command::Link(master.clone()));
+            self.commands.push_back(Command::Send { to: master.clone(), message });
+            let held = held_addresses(&self.found, self.overlays.held_subnets());
+            let message = Message::HeldAddresses(held);
             self.commands.push_back(Command::Send { to: master, message });
         }
         if let Some(master) = self.registration.master()
@@ -491,8 +545,9 @@ impl Agent {
         }
         self.commands.extend(self.tunnel.take_due(now));
         let docker_names = self.overlays.docker_names();
-        if self.docker_gc.take_due(now, &docker_names) {
-            self.commands.push_back(Command::RetainDocker(docker_names));
+        self.commands.extend(self.docker_gc.take_due(now, &docker_names));
+        if self.cni_gc.take_due(now) && self.has_assignments {
+            self.commands.push_back(Command::RetainCni(self.overlays.cni_names()));
         }
         let docker_gc = &self.docker_gc;
         let due = self.overlays.take_due(now, |network| docker_gc.delays(network));
@@ -526,9 +581,19 @@ impl Agent {
     fn is_degraded(&self, overlays: OverlayTally) -> bool {
         overlays.failed > 0
             || self.refused_update.is_some()
-            || !self.docker_gc.problems().is_empty()
+            || !self.refusal.is_empty()
+            || !self.cni_gc.problems().is_empty()
+            || self.docker_gc.problems().next().is_some()
             || self.tunnel.problems().next().is_some()
-            || self.peers.is_unanswered()
+            || self.gets_no_peers()
+    }
+
+    /// Returns whether the master serves this agent, and sends it no peers.
+    fn gets_no_peers(&self) -> bool {
+        self.peers.is_unanswered()
+            && self.address_problem.is_none()
+            && !self.refusal.is_refused()
+            && self.registration.is_acknowledged()
     }
 
     fn health(&self, now: Now) -> Health {
@@ -545,20 +610,33 @@ impl Agent {
     }
 
     fn problems(&self, status: Condition) -> Vec<String> {
-        let mut problems: Vec<String> =
-            self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        let mut problems: Vec<String> = self.address_problem.clone().into_iter().collect();
+        if let Some(master) = self.registration.master() {
+            problems.extend(self.refusal.sentences(master));
+        }
+        problems.extend(self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")));
+        problems.extend(self.found.problems().cloned());
         problems.extend(self.refused_update.clone());
-        problems.extend_from_slice(self.docker_gc.problems());
+        problems.extend_from_slice(self.cni_gc.problems());
+        problems.extend(self.docker_gc.problems().cloned());
         problems.extend(self.tunnel.problems().cloned());
-        if self.peers.is_unanswered() {
+        if self.gets_no_peers() {
             problems.push(no_peers_problem());
+        }
+        if !self.has_assignments
+            && let Some((vtep, agent)) = self.reassigned_vtep
+        {
+            problems.push(reassigned_vtep_problem(vtep, agent));
         }
         match status {
             Condition::Detached => problems.push("no master is known".to_owned()),
-            Condition::Registering if self.registration.unanswered() > UNANSWERED_MAX => {
+            Condition::Registering | Condition::Failed
+                if self.address_problem.is_none()
+                    && self.registration.unanswered() > UNANSWERED_MAX =>
+            {
                 problems.extend(self.registration.master().map(unanswered_problem));
             }
-            Condition::Registering | Condition::Degraded | Condition::Ok => {}
+            Condition::Registering | Condition::Failed | Condition::Degraded | Condition::Ok => {}
         }
         problems
     }

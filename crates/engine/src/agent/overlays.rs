@@ -6,16 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{Assignment, Status};
+use overlay_types::protocol::{Assignment, Reassigned, Status};
 use overlay_types::tunnel::Collision;
 
 use super::limits::{Verdict, check_assignments};
+use super::refusal::{find, reassigned_problem, reassigned_vtep_problem, single};
 use super::view::{NetworkHealth, OverlayTally};
 use super::{Context, Settings, TunnelSettings};
 
@@ -138,7 +140,7 @@ impl Overlays {
     pub(super) fn admit(&mut self, collisions: &[Collision]) -> (bool, BTreeSet<String>) {
         let mut has_changed = false;
         let mut late = BTreeSet::new();
-        for overlay in self.list.iter_mut().filter(|overlay| !overlay.is_invalid()) {
+        for overlay in self.list.iter_mut().filter(|overlay| overlay.is_usable()) {
             let before = overlay.status();
             let (name, device) = (overlay.assignment.name(), &overlay.assignment.vtep.device);
             let mut found = collisions.iter().filter(|collision| collision.concerns(name, device));
@@ -183,10 +185,53 @@ impl Overlays {
         admitted.map(|overlay| &overlay.assignment)
     }
 
-    /// Returns all assignments that are within the limits, without their status.
+    /// Returns all assignments that are within the limits, without their status and without those
+    /// whose addresses another agent has.
     pub(super) fn valid(&self) -> impl Iterator<Item = &Assignment> {
-        let valid = self.list.iter().filter(|overlay| !overlay.is_invalid());
+        let valid = self.list.iter().filter(|overlay| overlay.is_usable());
         valid.map(|overlay| &overlay.assignment)
+    }
+
+    /// Returns the subnets of all assignments in use, and the addresses of their VTEPs.
+    pub(super) fn held_subnets(&self) -> impl Iterator<Item = Subnet> {
+        self.valid().flat_map(|assignment| {
+            let subnets = [assignment.subnet, assignment.subnet6].into_iter().flatten();
+            subnets.chain(vteps(assignment).filter_map(single))
+        })
+    }
+
+    /// Stops to use the overlays whose addresses another agent has. An overlay without its subnet
+    /// keeps no container network. An overlay without its VTEP address keeps its container networks,
+    /// whose subnets are still assigned. Returns the overlays without their subnet, and whether any
+    /// overlay changed.
+    pub(super) fn drop_reassigned(
+        &mut self,
+        reassigned: &[Reassigned],
+    ) -> (BTreeSet<OverlayName>, bool) {
+        let attempts = self.take_attempts();
+        let mut without_subnet = BTreeSet::new();
+        let mut has_changed = false;
+        for overlay in self.list.iter_mut().filter(|overlay| overlay.is_usable()) {
+            let assignment = &overlay.assignment;
+            let mut subnets = assignment.subnet.into_iter().chain(assignment.subnet6);
+            let subnet = subnets.find_map(|subnet| find(reassigned, subnet));
+            let vtep = vteps(assignment)
+                .find_map(|vtep| Some((vtep, find(reassigned, single(vtep)?)?.agent)));
+            let problem = match (subnet, vtep) {
+                (Some(subnet), _) => reassigned_problem(subnet),
+                (None, Some((vtep, agent))) => reassigned_vtep_problem(vtep, agent),
+                (None, None) => continue,
+            };
+            log::error!("overlay {}: {problem}", assignment.name());
+            has_changed = true;
+            if subnet.is_some() {
+                without_subnet.insert(assignment.name().clone());
+                overlay.tasks.clear();
+            }
+            overlay.admission = Admission::Reassigned(problem);
+        }
+        self.attach_attempts(attempts);
+        (without_subnet, has_changed)
     }
 
     /// Sets the status of the tunnel of each overlay. Returns whether the status of an overlay
@@ -265,6 +310,16 @@ impl Overlays {
         }
     }
 
+    /// Makes an attempt at every failed network of this kind due now.
+    pub(super) fn retry_failed(&mut self, now: Now, kind: NetworkKind) {
+        let tasks = self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks);
+        for task in tasks.filter(|task| task.network.kind() == kind) {
+            if matches!(task.status, Status::Failed(_)) && task.due.is_some() {
+                task.due = Some(now.elapsed);
+            }
+        }
+    }
+
     /// Returns the failed overlays, each with the reason.
     pub(super) fn failures(&self) -> impl Iterator<Item = (&OverlayName, String)> {
         self.list.iter().filter_map(|overlay| match overlay.status() {
@@ -299,8 +354,14 @@ impl Overlays {
 
 /// Returns the assignment of an overlay that the agent uses.
 fn in_use<'a>(overlays: &'a [Overlay], name: &OverlayName) -> Option<&'a Assignment> {
-    let mut valid = overlays.iter().filter(|overlay| !overlay.is_invalid());
+    let mut valid = overlays.iter().filter(|overlay| overlay.is_usable());
     valid.find(|overlay| overlay.assignment.name() == name).map(|overlay| &overlay.assignment)
+}
+
+/// Returns the addresses of the VTEP of an assignment.
+fn vteps(assignment: &Assignment) -> impl Iterator<Item = IpAddr> {
+    let vtep = &assignment.vtep;
+    [Some(vtep.ip), vtep.ip6].into_iter().flatten().map(|address| address.address())
 }
 
 fn take_overlay(overlays: &mut Vec<Overlay>, name: &OverlayName) -> Option<Overlay> {
@@ -337,6 +398,8 @@ enum Admission {
     Collides(String),
     /// The assignment exceeds the limits of a network, so the agent does not inspect the host.
     Invalid,
+    /// Another agent has addresses of the assignment by now, as described.
+    Reassigned(String),
 }
 
 impl Overlay {
@@ -350,6 +413,11 @@ impl Overlay {
 
     const fn is_invalid(&self) -> bool {
         matches!(self.admission, Admission::Invalid)
+    }
+
+    /// Returns whether the agent may use the assignment, as soon as the host is inspected.
+    const fn is_usable(&self) -> bool {
+        !matches!(self.admission, Admission::Invalid | Admission::Reassigned(_))
     }
 
     fn has_network(&self, kind: NetworkKind) -> bool {
@@ -411,10 +479,11 @@ impl Overlay {
             old.assignment != assignment
                 || old.tasks.len() != networks.len()
                 || old.limit_error.is_some()
+                || !old.is_usable()
         });
         let initial = (settings.tunnel.initial_admission(), settings.tunnel.initial_status());
         let (mut old_tasks, (admission, tunnel)) = match old {
-            Some(old) if old.is_invalid() || old.has_other_addresses(&assignment) => {
+            Some(old) if !old.is_usable() || old.has_other_addresses(&assignment) => {
                 (old.tasks, initial)
             }
             Some(old) => (old.tasks, (old.admission, old.tunnel)),
@@ -450,7 +519,9 @@ impl Overlay {
         }
         match &self.admission {
             Admission::Pending => return Status::Configuring,
-            Admission::Unknown(reason) | Admission::Collides(reason) => {
+            Admission::Unknown(reason)
+            | Admission::Collides(reason)
+            | Admission::Reassigned(reason) => {
                 return Status::Failed(reason.clone());
             }
             Admission::Admitted | Admission::Invalid => {}

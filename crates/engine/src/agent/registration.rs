@@ -144,6 +144,20 @@ impl Registration {
         }
     }
 
+    /// Notes that the master refused the registration. The agent repeats it, with the backoff of an
+    /// unanswered registration.
+    pub(super) const fn note_refusal(&mut self) {
+        self.unanswered = 0;
+        self.is_acknowledged = false;
+    }
+
+    /// Makes the next registration due now, if a master is known: the address of this host works
+    /// again.
+    pub(super) fn register_now(&mut self, now: Now) {
+        self.backoff.reset();
+        self.due = self.master.is_some().then_some(now.elapsed);
+    }
+
     /// Notes that a report is sent now. Returns its receiver, or `None` without a master.
     pub(super) fn begin_report(&mut self, now: Now, random: &mut fastrand::Rng) -> Option<Upid> {
         let master = self.master.clone()?;

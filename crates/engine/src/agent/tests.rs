@@ -6,7 +6,7 @@ use overlay_types::protocol::{AddressRange, Bridge, Overlay, RequestId, Status, 
 
 use super::*;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 pub(super) struct World {
     pub(super) agent: Agent,
@@ -14,11 +14,11 @@ pub(super) struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(AgentOptions { docker_bridge: false, ..AgentOptions::default() })
     }
 
-    fn with(options: AgentOptions) -> Self {
+    pub(super) fn with(options: AgentOptions) -> Self {
         Self::with_tunnel(options, TunnelSettings::NONE)
     }
 
@@ -69,7 +69,7 @@ impl World {
         self.finish_attempt_at("vxlan-1", attempt, kind, result)
     }
 
-    fn finish_attempt_at(
+    pub(super) fn finish_attempt_at(
         &mut self,
         overlay: &str,
         attempt: u64,
@@ -83,14 +83,17 @@ impl World {
     pub(super) fn detect(&mut self) {
         let address = MASTER.parse::<Upid>().unwrap().address;
         assert_eq!(self.handle(Event::Detected(Some(address))), NOTHING);
+        let mut commands = self.advance();
+        let held = commands.pop().unwrap();
+        assert!(held.starts_with("send HeldAddressesMessage with "), "{held}");
         assert_eq!(
-            self.advance(),
+            commands,
             [format!("link {MASTER}"), format!("send RegisterAgentMessage to {MASTER}")]
         );
     }
 
     /// Registers the agent, with one overlay that has a CNI network.
-    fn register(&mut self) {
+    pub(super) fn register(&mut self) {
         self.detect();
         assert_eq!(
             self.assign(vec![assignment("vxlan-1", 1)]),
@@ -186,7 +189,7 @@ fn unanswered_registration_repeats_with_backoff() {
     let mut last = world.now.elapsed;
     for bound in [2, 4, 8, 16, 32, 60, 60] {
         let commands = world.advance();
-        assert_eq!(commands.len(), 2, "{commands:?}");
+        assert_eq!(commands.len(), 3, "{commands:?}");
         let delay = world.now.elapsed - last;
         let bound = Duration::from_secs(bound);
         assert!(delay >= bound / 2 && delay <= bound, "{delay:?} instead of up to {bound:?}");
@@ -221,7 +224,7 @@ fn connection_end_reregisters_without_network_attempts() {
     world.register();
     world.handle(Event::Exited("10.0.0.1:5050".parse().unwrap()));
     assert_eq!(world.health().status, Condition::Registering);
-    assert_eq!(world.advance().len(), 2, "the agent links and registers");
+    assert_eq!(world.advance().len(), 3, "the agent links and registers");
     assert!(world.now.elapsed < SECOND, "the agent registers within a second");
     // The same assignment again: the agent configures nothing and reports at once.
     assert_eq!(world.assign(vec![assignment("vxlan-1", 1)]), [REPORT]);
@@ -659,7 +662,14 @@ fn unassigned_docker_network_is_removed_when_unused() {
     assert_eq!(commands, ["retain 1 docker networks", "attempt 3: docker network of vxlan-1"]);
     // Docker is down. The last known problem stays.
     world.handle(Event::Removed(Err("the Docker daemon is not running".to_owned())));
-    assert_eq!(world.health().problems, [kept]);
+    let down = "cannot remove docker networks that are no longer assigned: the Docker daemon is \
+                not running";
+    assert_eq!(world.health().problems, [kept, down]);
+    // It starts.
+    world.now.elapsed += SECOND;
+    let commands = world.handle(Event::DockerStarted);
+    assert_eq!(commands, ["retain 1 docker networks"]);
+    world.handle(Event::Removed(Err("the Docker daemon is not running".to_owned())));
     world.now.elapsed += Duration::from_secs(60);
     assert!(world.handle(Event::Timeout).contains(&"retain 1 docker networks".to_owned()));
     world.handle(Event::Removed(Ok(Vec::new())));
@@ -710,4 +720,24 @@ fn agent_without_docker_networks_removes_none() {
         assert_eq!(commands[0], "retain 0 cni configurations");
         assert!(!commands.iter().any(|line| line.contains("docker networks")), "{commands:?}");
     }
+}
+
+#[test]
+fn started_docker_daemon_gets_its_networks_at_once() {
+    let mut world = World::with(AgentOptions { mesos_bridge: false, ..AgentOptions::default() });
+    world.detect();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    for attempt in 1..=5 {
+        let down = Err("the Docker daemon is not running");
+        world.finish_attempt(attempt, NetworkKind::Docker, down);
+        world.handle(Event::Removed(Ok(Vec::new())));
+        world.now.elapsed += Duration::from_secs(60);
+        world.handle(Event::Timeout);
+    }
+    world.finish_attempt(6, NetworkKind::Docker, Err("the Docker daemon is not running"));
+    world.now.elapsed += SECOND;
+    let commands = world.handle(Event::DockerStarted);
+    assert_eq!(commands, ["attempt 7: docker network of vxlan-1"]);
+    // It is under way already.
+    assert_eq!(world.handle(Event::DockerStarted), NOTHING);
 }

@@ -26,6 +26,7 @@ pub struct Counters {
     pub request_peers_messages_sent: u64,
     pub update_peers_messages_received: u64,
     pub update_peers_messages_dropped: u64,
+    pub registration_problems_messages_received: u64,
     pub dataplane_changes: u64,
     pub dataplane_repairs: u64,
     pub dataplane_failures: u64,
@@ -43,6 +44,8 @@ pub enum Condition {
     Registering,
     /// No master is known.
     Detached,
+    /// The master refuses the agent, or the host has lost the agent's address.
+    Failed,
 }
 
 impl Degrade for Condition {

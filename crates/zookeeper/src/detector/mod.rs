@@ -71,7 +71,7 @@ async fn watch_access(
 }
 
 /// The source of the master's address.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Detector {
     /// The configuration contains the name or address of the master.
     Fixed(FixedMaster),

@@ -1,0 +1,100 @@
+//! Watches the addresses under which master and peers reach the agent. When the host loses one, the
+//! answers of the master do not arrive, and every other symptom leads to a wrong remedy.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use overlay_engine::agent::{Agent, Event};
+use overlay_linux::source::source_towards;
+
+use super::inbox::Inbox;
+
+/// Interval of the checks. A check takes a few system calls.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What an operator does when the host has lost the address of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressRemedy {
+    /// Nothing: the program finds the new address of the host and registers again.
+    Follow,
+    /// The address is a flag of the program.
+    Flag,
+    /// Mesos chose the address.
+    Mesos,
+}
+
+impl fmt::Display for AddressRemedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Follow => {
+                "give it back to the host, or give the host another address: the agent registers \
+                 with that one"
+            }
+            Self::Flag => {
+                "give it back to the host, or restart the agent with another --advertise or --listen"
+            }
+            Self::Mesos => {
+                "give it back to the host, or restart the Mesos agent with its new address as --ip \
+                 or --advertise_ip"
+            }
+        })
+    }
+}
+
+/// Returns whether the host has this address. The kernel chooses an address of the host as the
+/// source of packets to itself. A socket can be bound to any address on hosts with
+/// `ip_nonlocal_bind`, so binding does not show it.
+pub(crate) fn is_own(address: IpAddr) -> bool {
+    // The port has no meaning: no packet is sent.
+    source_towards(None, SocketAddr::new(address, 9)).is_ok_and(|source| source == address)
+}
+
+/// Sends an event when the host loses one of the addresses, and when it has all of them again. An
+/// address that the host does not have at the start is not watched: it belongs to a NAT.
+pub(super) async fn watch(
+    addresses: impl IntoIterator<Item = IpAddr>,
+    remedy: AddressRemedy,
+    inbox: Inbox<Agent>,
+) {
+    let watched: Vec<IpAddr> = addresses.into_iter().filter(|own| is_own(*own)).collect();
+    if watched.is_empty() {
+        return;
+    }
+    let mut lost = None;
+    let mut interval = tokio::time::interval(CHECK_INTERVAL);
+    loop {
+        interval.tick().await;
+        let now_lost = watched.iter().find(|own| !is_own(**own)).copied();
+        if now_lost != lost {
+            lost = now_lost;
+            let problem = lost.map(|address| {
+                format!(
+                    "this host has no address {address} any more, and master and peers reach this \
+                     agent only there: {remedy}"
+                )
+            });
+            inbox.send(Event::OwnAddress(problem)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Metrics;
+    use super::*;
+
+    #[test]
+    fn own_address_is_distinguished_from_foreign_address() {
+        assert!(is_own("127.0.0.1".parse().unwrap()));
+        assert!(!is_own("192.0.2.77".parse().unwrap()));
+        assert!(!is_own("2001:db8::77".parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn foreign_address_is_not_watched() {
+        let (inbox, mut receiver) = Inbox::<Agent>::new(Metrics::new());
+        watch(["192.0.2.77".parse().unwrap()], AddressRemedy::Flag, inbox).await;
+        assert!(receiver.recv().await.is_none());
+    }
+}
