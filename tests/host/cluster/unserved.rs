@@ -53,6 +53,7 @@ impl Host {
 }
 
 /// Returns how long it takes until the agent reports the problem.
+#[expect(clippy::disallowed_methods, reason = "tests measure the duration of events")]
 fn time_until_problem(host: &Host, begin: &str) -> (Duration, Value) {
     let start = Instant::now();
     loop {
@@ -78,7 +79,7 @@ fn agent_follows_new_address_of_host() {
     cluster.host(1).namespace().run("ip addr del 10.0.0.1/24 dev eth0");
     let problem = "this host has no address 10.0.0.1 any more";
     let (elapsed, health) = time_until_problem(cluster.host(1), problem);
-    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+    assert!(elapsed < Duration::from_secs(20), "without an event, a minute passes: {elapsed:?}");
     assert_eq!(health["status"], "failed", "{health}");
     let text = health["problems"].to_string();
     assert!(text.contains("give the host another address") && !text.contains("external"), "{text}");

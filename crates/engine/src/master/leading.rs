@@ -23,6 +23,7 @@ use super::registry::{
 use super::state_writer::StateWriter;
 use super::view::{AgentTally, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult};
 use super::{Outbox, Settings, UpdateLength};
+use crate::state_machine::should_log_sample;
 use overlay_types::addr::{Family, Upid};
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;

@@ -7,9 +7,9 @@ mod leadership;
 mod leases;
 mod peers;
 mod recovery;
+mod refused;
 mod reloads;
 mod reports;
-mod refused;
 mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
