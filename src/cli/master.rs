@@ -13,7 +13,7 @@ use overlay_types::addr::Ensemble;
 use overlay_types::protocol::Author;
 use overlay_types::secret::may_contain;
 use overlay_types::warnings::Warnings;
-use overlay_zookeeper::detector::{Contender, ElectionWarnings};
+use overlay_zookeeper::detector::{Contender, ElectionWarnings, Progress, progress_deadline};
 
 use super::Failure;
 use super::http_options::HttpOptions;
@@ -24,7 +24,8 @@ use super::process::{
 use super::store_uri::{open_zookeeper, parse_session_timeout};
 use crate::http::Realms;
 use crate::runtime::{
-    AccessControl, ElectionAwareStore, MasterHost, MasterOptions, Metrics, ReadConfig,
+    AccessControl, ElectionAwareStore, MasterHost, MasterOptions, Metrics, ProgressOptions,
+    ReadConfig,
 };
 
 /// The name of the Unix socket in the work directory.
@@ -137,12 +138,25 @@ impl MasterCommand {
         let mut transport = self.addresses.bind(self.listen, None, limits)?;
         self.http.listen_on_unix(&mut transport, socket.as_deref())?;
         let advertise = transport.advertise;
-        let (store, contender) =
-            store.join_election(self.zk_session_timeout, advertise, warnings.clone());
+        let progress = ProgressOptions {
+            listener: Some(transport.server.local_addr()),
+            ..ProgressOptions::default()
+        };
+        let progress = match &store {
+            OpenedStore::Exclusive(_) => progress,
+            OpenedStore::Shared(..) => {
+                ProgressOptions { deadline: progress_deadline(self.zk_session_timeout), ..progress }
+            }
+        };
+        let proof = progress.progress.clone();
+        let election = (self.zk_session_timeout, advertise, warnings.clone(), proof);
+        let (store, contender) = store.join_election(election)?;
         let options = MasterOptions {
             settings: settings(&config),
             store,
             leading: contender.as_ref().map(Contender::leading),
+            leader: contender.as_ref().map(Contender::leader),
+            progress,
             read_config: Some(self.reread(config, access.clone(), warnings)),
             seed: fastrand::u64(..),
             metrics,
@@ -219,20 +233,28 @@ enum OpenedStore {
 
 impl OpenedStore {
     /// Joins the election of a shared store as the master at `address`. Returns the store, and the
-    /// candidacy. Call this within a tokio runtime.
+    /// candidacy.
     fn join_election(
         self,
-        session_timeout: Duration,
-        address: SocketAddrV4,
-        warnings: Warnings,
-    ) -> (Box<dyn Store>, Option<Contender>) {
+        (session_timeout, address, warnings, progress): (
+            Duration,
+            SocketAddrV4,
+            Warnings,
+            Progress,
+        ),
+    ) -> Result<(Box<dyn Store>, Option<Contender>), Failure> {
         match self {
-            Self::Exclusive(store) => (store, None),
+            Self::Exclusive(store) => Ok((store, None)),
             Self::Shared(store, ensemble) => {
                 log::info!("the state and the election of the leader are in {ensemble}");
                 let watched = ElectionWarnings { state: store.znodes(), warnings };
-                let contender = Contender::start(ensemble, session_timeout, address, watched);
-                (Box::new(ElectionAwareStore::new(*store, contender.withdrawal())), Some(contender))
+                let election = (ensemble, session_timeout);
+                let contender = Contender::start(election, address, watched, Some(progress))
+                    .map_err(|error| {
+                        Failure::new(format!("start the thread of the election: {error}"))
+                    })?;
+                let store = ElectionAwareStore::new(*store, contender.withdrawal());
+                Ok((Box::new(store), Some(contender)))
             }
         }
     }

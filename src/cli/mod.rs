@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use overlay_types::{escape, secret};
 
-use crate::logging::LimitedLogger;
+use crate::logging;
 use output::print_error;
 
 const EXAMPLES: &str = "\
@@ -115,7 +115,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         _ => log::LevelFilter::Off,
     };
     let level = cli.log.unwrap_or(default);
-    install_logger(level);
+    // These subcommands serve, or hold namespaces, and must react to signals while nobody reads
+    // stderr. The others may wait for their reader.
+    let is_service =
+        matches!(cli.command, Command::Master(_) | Command::Agent(_) | Command::Demo(_));
+    if let Err(failure) = install_logger(level, is_service) {
+        print_error(format_args!("mesos-overlay: {failure}"));
+        return ExitCode::from(1);
+    }
     let result = match cli.command {
         Command::Master(command) => command.run(),
         Command::Agent(command) => command.run(),
@@ -132,7 +139,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Import(command) => command.run(),
     };
     log::logger().flush();
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // A path may be an address with a password by mistake.
@@ -141,7 +148,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             print_error(escape::one_line(&secret::redact(&text, secrets)));
             ExitCode::from(if failure.is_usage { 2 } else { 1 })
         }
-    }
+    };
+    logging::drain();
+    code
 }
 
 /// Returns the arguments, and the values of the variables that replace flags.
@@ -152,13 +161,14 @@ fn given_texts(arguments: &[OsString]) -> Vec<String> {
     texts.map(|text| text.to_string_lossy().into_owned()).collect()
 }
 
-/// Sends the log to stderr, within the limits of [`LimitedLogger`].
-fn install_logger(level: log::LevelFilter) {
-    let logger = env_logger::Builder::new().filter_level(level).format_target(false).build();
-    let level = logger.filter();
-    // This fails only at a second run in one process, which keeps the logger of the first.
-    if log::set_boxed_logger(Box::new(LimitedLogger::new(logger))).is_ok() {
-        log::set_max_level(level);
+/// Sends the log to stderr. The log of a service never blocks.
+fn install_logger(level: log::LevelFilter, is_service: bool) -> Result<(), Failure> {
+    if is_service {
+        logging::queue_log_to_stderr(level)
+            .map_err(|error| Failure::new(format!("start the thread of the log: {error}")))
+    } else {
+        logging::log_to_stderr(level);
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use super::Failure;
+use crate::logging::print_to_stderr;
 
 /// Rows that are laid out together. This bounds the memory for a table of millions of rows.
 const ROWS_MAX: usize = 1000;
@@ -149,9 +150,10 @@ impl Formatter for VisibleFormatter {
     }
 }
 
-/// Writes a line to stderr. Errors are ignored: they mean that the reader has closed it.
+/// Writes a line to stderr, in a service through the queue of the log. Errors are ignored: they
+/// mean that the reader has closed it.
 pub(super) fn print_error(line: impl Display) {
-    let _ = writeln!(io::stderr(), "{}", escape::lines(&line.to_string()));
+    print_to_stderr(&escape::lines(&line.to_string()));
 }
 
 fn failure(error: &io::Error) -> Failure {

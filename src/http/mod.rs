@@ -279,6 +279,16 @@ fn not_found(request: &Request, endpoints: &[&str]) -> Box<Response> {
     Box::new(error(StatusCode::NOT_FOUND, &message))
 }
 
+/// Returns the response for a state machine that hangs.
+pub fn stalled(path: &str, reason: &str) -> Response {
+    if !path.trim_end_matches('/').ends_with("/health") {
+        return unavailable(reason);
+    }
+    let health = serde_json::json!({ "status": "failed", "problems": [reason] });
+    let text = escape::json(&health.to_string()).into_owned();
+    response(StatusCode::SERVICE_UNAVAILABLE, "application/json", text.into_bytes())
+}
+
 /// Returns the response of a state machine that cannot answer at present.
 fn unavailable(reason: &str) -> Response {
     let mut response = error(StatusCode::SERVICE_UNAVAILABLE, reason);

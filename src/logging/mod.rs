@@ -9,8 +9,13 @@
 //! The logger also runs on threads of Mesos: it takes no lock, starts no thread, and allocates only
 //! when it omits a line. The code that installs the logger must call [`log::Log::flush`]
 //! periodically.
+//!
+//! Writing may block, so the module [`queue`] has a thread that writes the lines of a service.
 
+mod panics;
+mod queue;
 mod sites;
+mod stderr;
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
@@ -21,7 +26,10 @@ use log::{Level, Log, Metadata, Record};
 use overlay_types::escape::Escaper;
 use overlay_types::text::pluralize;
 
+pub use panics::log_panics;
+pub use queue::{LineQueue, LineWriter, lines_dropped, reader_problem};
 use sites::{Omitted, RateLimit, Site, Sites};
+pub use stderr::{drain, log_to_stderr, print_to_stderr, queue_log_to_stderr};
 
 /// Interval of the calls of [`log::Log::flush`], which log the number of omitted lines after a
 /// flood.

@@ -183,8 +183,10 @@ fn create_module(kind: ffi::Kind, parameters: Vec<ffi::Parameter>) -> Result<Box
         };
         let parameters =
             parameters.into_iter().map(|parameter| (parameter.key, parameter.value)).collect();
-        let module = instance::Module::create(kind, &Inputs::new(parameters), open_log)?;
-        Ok(Box::new(Module(module, kind)))
+        let module = instance::Module::create(kind, &Inputs::new(parameters), open_log);
+        // After a refusal, Mesos ends the process, and the problems must be in its log.
+        super::drain_log();
+        Ok(Box::new(Module(module?, kind)))
     })
 }
 

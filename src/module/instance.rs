@@ -23,7 +23,7 @@ use super::kind::Kind;
 use super::parameters::Inputs;
 use super::realm::{Access, realm};
 use super::replicated_log::OpenLog;
-use super::{agent, http, master, panic};
+use super::{agent, http, logger, master, panic};
 use crate::http::MesosClient;
 use crate::runtime::gateway::{Gateway, Process, Responder};
 
@@ -240,6 +240,7 @@ impl Module {
     fn leave_mesos(&self) {
         self.gateway.close();
         self.gateway.detach();
+        logger::drain();
     }
 }
 

@@ -1,9 +1,15 @@
 //! Sends the log of the module to the log of Mesos: glog, with file and line.
 
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use once_cell::sync::OnceCell;
+use overlay_types::text::pluralize;
 
-use crate::logging::LimitedLogger;
+use super::instance::with_signals_blocked;
+use crate::logging::{LimitedLogger, LineQueue, LineWriter};
 
 /// Prefixes of the targets of this project's crates.
 const OWN: [&str; 3] = ["mesos_network_overlay", "overlay_", "libprocess"];
@@ -54,19 +60,82 @@ fn shown_name(file: &str) -> String {
     format!("overlay.{}", path.replace('/', "."))
 }
 
+/// The lines on their way to the log of Mesos.
+static QUEUE: OnceCell<LineQueue<Line>> = OnceCell::new();
+
+/// Longest wait for the log of Mesos.
+const DRAIN_MAX: Duration = Duration::from_millis(200);
+
+/// A line for a [`Sink`].
+struct Line {
+    level: Level,
+    file: String,
+    line: u32,
+    text: String,
+}
+
+/// A sink that writes on a thread of its own. glog writes on the thread that logs, and holds one
+/// lock for the whole process meanwhile: while nobody reads the stderr of Mesos, a line would block
+/// the state machine, or a thread of libprocess.
+struct QueuedSink<S>(Arc<S>, LineQueue<Line>);
+
+impl<S: Sink> Sink for QueuedSink<S> {
+    fn verbosity(&self) -> LevelFilter {
+        self.0.verbosity()
+    }
+
+    fn write(&self, level: Level, file: &str, line: u32, text: &str) {
+        let bytes = file.len() + text.len();
+        let line = Line { level, file: file.to_owned(), line, text: text.to_owned() };
+        self.1.push(line, bytes, level > Level::Info);
+    }
+}
+
+/// Writes the lines of the queue to a sink.
+struct SinkWriter<S>(Arc<S>);
+
+impl<S: Sink> LineWriter<Line> for SinkWriter<S> {
+    fn write(&mut self, line: Line) -> io::Result<()> {
+        self.0.write(line.level, &line.file, line.line, &line.text);
+        Ok(())
+    }
+
+    fn write_dropped(&mut self, count: u64) -> io::Result<()> {
+        let count = pluralize(count, "line");
+        let text = format!("dropped {count} of the overlay module here: the log of Mesos hung");
+        self.0.write(Level::Warn, &shown_name(file!()), line!(), &text);
+        Ok(())
+    }
+}
+
 /// Sends the log to `sink`, within the limits of [`LimitedLogger`]. Only the first call has an
 /// effect: both modules may run in one process, where they share this library.
 ///
 /// # Errors
-/// When another logger is installed in this library, so that `sink` would get no lines.
-pub fn install(sink: impl Sink) -> Result<(), log::SetLoggerError> {
-    static INSTALLED: OnceCell<()> = OnceCell::new();
-    INSTALLED.get_or_try_init(|| {
-        log::set_boxed_logger(Box::new(LimitedLogger::new(Logger(sink))))?;
-        log::set_max_level(LevelFilter::Trace);
-        Ok(())
-    })?;
-    Ok(())
+/// When another logger is installed in this library, so that `sink` would get no lines, or when the
+/// thread that writes cannot be created.
+pub fn install(sink: impl Sink) -> Result<(), String> {
+    QUEUE
+        .get_or_try_init(|| {
+            let sink = Arc::new(sink);
+            let writer = SinkWriter(Arc::clone(&sink));
+            let queue = with_signals_blocked(|| LineQueue::start("overlay-log", writer))
+                .map_err(|error| format!("start the thread of the log: {error}"))?;
+            let logger = Logger(QueuedSink(sink, queue.clone()));
+            log::set_boxed_logger(Box::new(LimitedLogger::new(logger)))
+                .map_err(|error| error.to_string())?;
+            log::set_max_level(LevelFilter::Trace);
+            Ok(queue)
+        })
+        .map(drop)
+}
+
+/// Waits for the log of Mesos, but not long: Mesos may end soon, and a log that hangs must not hold
+/// it up.
+pub fn drain() {
+    if let Some(queue) = QUEUE.get() {
+        queue.drain(DRAIN_MAX);
+    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use overlay_config::{MasterConfig, StoreKind, master_file, master_from_parameters};
 use overlay_engine::master::Settings;
 use overlay_store::{Change, FileStore, Loaded, MemoryStore, ReplicatedLogStore, Store};
-use overlay_types::protocol::Network;
+use overlay_types::protocol::{Leader, Network};
 use overlay_types::state::{Epoch, StoreError, Version};
+use overlay_types::warnings::Warnings;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -18,7 +19,9 @@ use super::parameters::Inputs;
 use super::realm::Access;
 use super::replicated_log::{LogLocation, OpenLog, OpeningLog, resolve};
 use crate::runtime::gateway::Gateway;
-use crate::runtime::{MasterHost, MasterOptions, Metrics, master_admission, supervise};
+use crate::runtime::{
+    MasterHost, MasterOptions, Metrics, ProgressOptions, master_admission, supervise,
+};
 
 /// Path, access, and text of `/help` of each route.
 pub(super) const ROUTES: [(&str, Access, &str); 6] = [
@@ -60,8 +63,10 @@ pub(super) const ROUTES: [(&str, Access, &str); 6] = [
 /// The names of masters in Mesos-DNS and in DC/OS. No other domain can have them.
 const MESOS_DNS_NAMES: [&str; 2] = ["leader.mesos", "master.mesos"];
 
-/// Time without a leader after which a warning is logged. No election takes that long.
+/// Time without a leader after which the master needs an operator. No election takes that long.
 const LEADERLESS_MAX: Duration = Duration::from_secs(30);
+/// Key of the failure that no master leads.
+const LEADERLESS_FAILURE: &str = "no-leader";
 
 /// Reads the configuration of the master module.
 pub(super) fn configure(
@@ -85,6 +90,8 @@ pub(super) fn configure(
     let access = inputs.access(config.http.clone(), &MESOS_DNS_NAMES);
     let start = Box::new(move |address, ended| {
         let (leading_sender, leading) = watch::channel(false);
+        let (leader_sender, leader_changes) = watch::channel(None);
+        let warnings = metrics.warnings().clone();
         let network = Arc::new(config.network.clone());
         let store = create_store(&config, location, open_log, &network);
         let counted = metrics.clone();
@@ -94,6 +101,8 @@ pub(super) fn configure(
                 settings: Settings { network, reuse_after: config.reuse_after },
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
+                leader: is_elected.then(|| leader_changes.clone()),
+                progress: ProgressOptions::default(),
                 metrics: metrics.clone(),
                 access: access.clone(),
                 read_config: None,
@@ -104,7 +113,8 @@ pub(super) fn configure(
         Box::pin(async move {
             tokio::select! {
                 () = supervise("overlay master", start, || counted.count_restart(), ended) => {}
-                () = follow_election(leader, address, leading_sender), if is_elected => {}
+                () = follow_election(leader, address, (leading_sender, leader_sender), warnings),
+                    if is_elected => {}
             }
         }) as Task
     });
@@ -115,21 +125,27 @@ pub(super) fn configure(
 async fn follow_election(
     mut leader: watch::Receiver<Option<SocketAddrV4>>,
     own: SocketAddrV4,
-    leading: watch::Sender<bool>,
+    (leading, shown): (watch::Sender<bool>, watch::Sender<Option<Leader>>),
+    warnings: Warnings,
 ) {
     loop {
         let now = *leader.borrow_and_update();
         leading.send_replace(now == Some(own));
+        shown.send_replace(now.map(|address| Leader { address, id: None }));
+        if now.is_some() {
+            warnings.set_failure(LEADERLESS_FAILURE, None);
+        }
         let changed = match now {
             Some(_) => leader.changed().await,
             None => match tokio::time::timeout(LEADERLESS_MAX, leader.changed()).await {
                 Ok(changed) => changed,
                 Err(_) => {
-                    log::warn!(
+                    let failure = format!(
                         "overlay master: no master has led for {LEADERLESS_MAX:?}: check that the \
                          path in ZooKeeper, from MESOS_ZK or zk.url, is that of --zk of \
                          mesos-master"
                     );
+                    warnings.set_failure(LEADERLESS_FAILURE, Some(failure));
                     leader.changed().await
                 }
             },

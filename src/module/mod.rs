@@ -42,6 +42,6 @@ pub use self::panic::log_panics;
 pub use configured::{Gauges, Route};
 pub use instance::Module;
 pub use kind::Kind;
-pub use logger::{Sink, install as install_logger};
+pub use logger::{Sink, drain as drain_log, install as install_logger};
 pub use parameters::Inputs;
 pub use replicated_log::{LogLocation, OpenLog};

@@ -1,6 +1,8 @@
 //! Catches panics where Mesos calls the module: a panic would end mesos-master or mesos-agent.
 
-use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use crate::logging::log_panics;
 
 /// Runs `work`. If it panics, the panic is logged (see [`log_panics`]) and `fallback` is returned.
 pub(super) fn guarded<T>(action: &'static str, fallback: T, work: impl FnOnce() -> T) -> T {
@@ -10,26 +12,6 @@ pub(super) fn guarded<T>(action: &'static str, fallback: T, work: impl FnOnce() 
         log::error!("{action}: panicked, which is a defect: Mesos continues");
         fallback
     })
-}
-
-/// Sends panics to the log of Mesos instead of stderr. The hook belongs to this library's copy of
-/// the standard library, so other code in the process is not affected.
-#[expect(clippy::disallowed_methods, reason = "the hook of this library's copy of std")]
-pub fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| log::error!("{}", describe(panic))));
-}
-
-fn describe(panic: &PanicHookInfo<'_>) -> String {
-    let payload = panic.payload();
-    let text = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message");
-    let location = panic.location().map_or_else(String::new, |location| format!(" at {location}"));
-    let thread = std::thread::current();
-    let thread = thread.name().unwrap_or("without a name").to_owned();
-    format!("a panic{location} in thread {thread}: {}", text.escape_debug())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Runs the agent: its service, its event sources and its command executor.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddrV4};
@@ -16,7 +17,7 @@ use overlay_linux::docker::Docker;
 use overlay_types::addr::{AGENT_PROCESS, Upid, agent_upid};
 use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
 use overlay_wire as wire;
-use overlay_zookeeper::detector::{Detector, FixedMaster};
+use overlay_zookeeper::detector::{Detector, ELECTION_FAILURE, FixedMaster};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -25,13 +26,19 @@ use super::dataplane_thread::{DataplaneOptions, DataplaneThread, Job};
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::own_address::{self, AddressRemedy};
 use super::service_tasks::ServiceTasks;
-use super::{AccessControl, Executor, Metrics, RuntimeStatus, Service};
+use super::{AccessControl, Executor, Metrics, ProgressOptions, RuntimeStatus, Service};
 use crate::http::{
     Access, Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
 };
 
 /// Interval after which a failed name resolution is tried again.
 const RESOLVE_RETRY: Duration = Duration::from_secs(5);
+/// Key of the failure to resolve the master's name.
+const RESOLVE_FAILURE: &str = "master-name";
+/// Time without a leader after which an agent needs an operator. No election takes that long.
+const LEADERLESS_MAX: Duration = Duration::from_secs(30);
+/// Key of the failure that no master leads.
+const LEADERLESS_FAILURE: &str = "no-leader";
 /// Shortest interval between two resolutions of the master's name. Otherwise a master that refuses
 /// connections would cause a resolution for every attempt.
 const RESOLVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -79,13 +86,14 @@ impl Service for Agent {
     fn complete(reply: &mut Reply, runtime: RuntimeStatus) {
         match reply {
             Reply::Health(health) => {
-                if runtime.complete_health(&mut health.refused, &mut health.problems) {
-                    health.status = health.status.degraded();
+                let host = (&mut health.refused, &mut health.log);
+                if let Some(severity) = runtime.complete_health(host, &mut health.problems) {
+                    health.status = health.status.degraded(severity);
                 }
             }
             Reply::Metrics(snapshot) => {
-                if runtime.complete_metrics(&mut snapshot.host) {
-                    Self::degrade(&mut snapshot.metrics);
+                if let Some(severity) = runtime.complete_metrics(&mut snapshot.host) {
+                    Self::degrade(&mut snapshot.metrics, severity);
                 }
             }
             Reply::Overlay(_) => {}
@@ -191,7 +199,9 @@ impl AgentHost {
         let state_machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let executor = AgentExecutor { own, sender, networks, dataplane, detect, _tasks: tasks };
-        Ok(Self(ServiceTasks::start(state_machine, executor, (inbox, receiver), transport)))
+        let progress = (ProgressOptions::default(), None);
+        let inbox = (inbox, receiver);
+        Ok(Self(ServiceTasks::start(state_machine, executor, inbox, transport, progress)))
     }
 
     /// Sends a request to the agent and awaits the reply, as an HTTP request does.
@@ -244,6 +254,7 @@ async fn follow_leader(
         inbox.send(Event::Detected(address)).await;
         last_sent = address;
         is_new = tokio::select! {
+            never = report_missing_leader(address, &inbox) => match never {},
             changed = leader.changed() => {
                 if changed.is_err() {
                     // The follower of the election has stopped: the last known leader stays.
@@ -256,18 +267,40 @@ async fn follow_leader(
     }
 }
 
+/// Sets a failure after some time without a leader, unless a more precise reason is known.
+async fn report_missing_leader(leader: Option<SocketAddrV4>, inbox: &Inbox<Agent>) -> Infallible {
+    let warnings = inbox.metrics().warnings();
+    if leader.is_some() {
+        warnings.set_failure(LEADERLESS_FAILURE, None);
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(LEADERLESS_MAX).await;
+        let text = || {
+            format!(
+                "no master has led the election for {LEADERLESS_MAX:?}: see whether masters run, \
+                 and whether their election has the path of this agent's master"
+            )
+        };
+        let is_unknown = !warnings.has_failure(ELECTION_FAILURE);
+        warnings.set_failure(LEADERLESS_FAILURE, is_unknown.then(text));
+    }
+}
+
 async fn resolve_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Notify>) {
     let mut was_resolved = false;
     loop {
         match master.resolve().await {
             Ok(address) => {
                 was_resolved = true;
+                inbox.metrics().warnings().set_failure(RESOLVE_FAILURE, None);
                 inbox.send(Event::Detected(Some(address))).await;
                 tokio::time::sleep(RESOLVE_INTERVAL_MIN).await;
                 detect.notified().await;
             }
             Err(reason) => {
-                log::error!("{reason}; trying again in {RESOLVE_RETRY:?}");
+                let failure = format!("{reason}; trying again in {RESOLVE_RETRY:?}");
+                inbox.metrics().warnings().set_failure(RESOLVE_FAILURE, Some(failure));
                 // After a failed resolution, the last resolved address stays.
                 if !was_resolved {
                     inbox.send(Event::Detected(None)).await;
@@ -331,7 +364,7 @@ impl Executor<Agent> for AgentExecutor {
 
 #[cfg(test)]
 mod tests {
-    use overlay_engine::metrics::HostCounters;
+    use overlay_engine::metrics::{HostCounters, LogTally};
     use overlay_types::protocol::RejectedMessages;
     use overlay_types::warnings::Warnings;
 
@@ -374,6 +407,7 @@ mod tests {
                 dataplane: None,
                 counters: Counters::default(),
                 refused: RejectedMessages::default(),
+                log: LogTally::default(),
             };
             let mut reply = Reply::Health(Box::new(health));
             let runtime =
@@ -392,6 +426,15 @@ mod tests {
             (Condition::Degraded, Condition::Degraded),
             (Condition::Registering, Condition::Registering),
             (Condition::Detached, Condition::Detached),
+        ] {
+            assert_eq!(after(status, &warnings), (expected, problems.clone()));
+        }
+        // Without an election, a registered agent serves its containers.
+        warnings.set_failure("acl", Some("second".to_owned()));
+        for (status, expected) in [
+            (Condition::Ok, Condition::Degraded),
+            (Condition::Registering, Condition::Failed),
+            (Condition::Detached, Condition::Failed),
         ] {
             assert_eq!(after(status, &warnings), (expected, problems.clone()));
         }

@@ -14,8 +14,9 @@ use overlay_wire as wire;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::progress::Probe;
 use super::{AccessControl, INBOX_SIZE, Metrics, RuntimeStatus, Service};
-use crate::http::{Denial, Format, Request, Response, client_of, error};
+use crate::http::{Denial, Format, Request, Response, client_of, error, stalled};
 
 /// Number of heavy requests that are processed concurrently. A heavy request uses a processor for a
 /// large part of a second, and many times the memory of its response.
@@ -30,6 +31,8 @@ pub(super) enum Input<M: Service> {
     Message(Incoming, Reservation),
     /// A request whose sender waits for the reply.
     Request(M::Request, oneshot::Sender<M::Reply>),
+    /// A probe of the progress.
+    Probe(Probe),
 }
 
 /// The state machine has stopped.
@@ -86,6 +89,11 @@ impl<M: Service> Inbox<M> {
     /// Sends an event from a thread outside the tokio runtime.
     pub(super) fn send_blocking(&self, event: M::Event) {
         let _ = self.sender.blocking_send(Input::Event(event));
+    }
+
+    /// Sends a probe. A probe of a stopped state machine is dropped.
+    pub(super) async fn probe(&self, probe: Probe) {
+        let _ = self.sender.send(Input::Probe(probe)).await;
     }
 
     /// Sends a request and awaits the reply.
@@ -196,6 +204,9 @@ impl<M: Service> Handler for Inbox<M> {
             Ok(routed) => routed,
             Err(response) => return *response,
         };
+        if let Some(reason) = self.metrics.stalled() {
+            return stalled(&path, &reason);
+        }
         let Some(change) = M::describe_change(&request) else {
             return self.answer(&path, request, format).await;
         };
@@ -269,9 +280,14 @@ impl<M: Service> PendingReplies<M> {
         Self { by_id: HashMap::new(), last_id: 0 }
     }
 
-    /// Converts an input to an event, and registers a request for its reply.
-    pub(super) fn convert_input(&mut self, state_machine: &M, input: Input<M>) -> M::Event {
-        match input {
+    /// Converts an input to an event, and registers a request for its reply. A probe is returned as
+    /// it is.
+    pub(super) fn convert_input(
+        &mut self,
+        state_machine: &M,
+        input: Input<M>,
+    ) -> Result<M::Event, Probe> {
+        Ok(match input {
             Input::Event(event) => event,
             Input::Message(message, _memory) => message_event(state_machine, &message),
             Input::Request(request, sender) => {
@@ -280,7 +296,8 @@ impl<M: Service> PendingReplies<M> {
                 self.by_id.insert(id, sender);
                 M::request(id, request)
             }
-        }
+            Input::Probe(probe) => return Err(probe),
+        })
     }
 
     /// Sends a reply. A reply is dropped if its client has disconnected.

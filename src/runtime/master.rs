@@ -16,7 +16,7 @@ use overlay_engine::master::{
 use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_store::Store;
 use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
-use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
+use overlay_types::protocol::{Author, Leader, Message, MessageKind, RequestId};
 use overlay_types::state::StoreError;
 use overlay_wire as wire;
 use overlay_wire::update_length;
@@ -24,9 +24,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::inbox::{Inbox, PendingReplies, Stopped};
+use super::progress::Probe;
 use super::service_tasks::ServiceTasks;
 use super::store_thread::{Job, StoreThread};
-use super::{AccessControl, Executor, Metrics, RuntimeStatus, Service};
+use super::{AccessControl, Executor, Metrics, ProgressOptions, RuntimeStatus, Service};
 use crate::http::{
     Access, Format, Request as HttpRequest, Response, access_to_master, classify_master,
     describe_change, render_master, route_master,
@@ -75,13 +76,14 @@ impl Service for Master {
     fn complete(reply: &mut Reply, runtime: RuntimeStatus) {
         match reply {
             Reply::Health(health) => {
-                if runtime.complete_health(&mut health.refused, &mut health.problems) {
-                    health.status = health.status.degraded();
+                let host = (&mut health.refused, &mut health.log);
+                if let Some(severity) = runtime.complete_health(host, &mut health.problems) {
+                    health.status = health.status.degraded(severity);
                 }
             }
             Reply::Metrics(snapshot) => {
-                if runtime.complete_metrics(&mut snapshot.host) {
-                    Self::degrade(&mut snapshot.metrics);
+                if let Some(severity) = runtime.complete_metrics(&mut snapshot.host) {
+                    Self::degrade(&mut snapshot.metrics, severity);
                 }
             }
             Reply::State(_)
@@ -131,6 +133,10 @@ pub struct MasterOptions {
     /// once. If the sender is dropped, this master loses its leadership. `None` for a single
     /// master, which leads from the start.
     pub leading: Option<watch::Receiver<bool>>,
+    /// The leading master, with an election that shows it.
+    pub leader: Option<watch::Receiver<Option<Leader>>>,
+    /// How the progress of the master is probed.
+    pub progress: ProgressOptions,
     /// Reads the configuration again. `None` if the configuration cannot be reloaded.
     pub read_config: Option<ReadConfig>,
     /// Seed of the random backoff intervals.
@@ -150,7 +156,7 @@ impl fmt::Debug for MasterOptions {
 /// A running master. Dropping it stops the master. A write in progress is finished.
 pub struct MasterHost {
     tasks: ServiceTasks<Master>,
-    election: Option<AbortOnDrop>,
+    election: Vec<AbortOnDrop>,
 }
 
 /// A task that is aborted when this handle is dropped.
@@ -175,8 +181,9 @@ impl MasterHost {
     /// # Errors
     /// When a thread cannot be created.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
-        let MasterOptions { settings, store, leading, read_config, seed, metrics, access } =
-            options;
+        let MasterOptions { settings, store, leading, leader, read_config, seed, .. } = options;
+        let (metrics, access) = (options.metrics, options.access);
+        let progress = (options.progress, store.activity());
         let own = master_upid(transport.address());
         access.resolve_names(*own.address.ip());
         let (inbox, receiver) = Inbox::with_access(metrics, access);
@@ -193,9 +200,11 @@ impl MasterHost {
             None => Master::new(settings, update_length, seed),
             Some(_) => Master::standing_by(settings, update_length, seed),
         };
-        let election = leading
-            .map(|leading| AbortOnDrop(tokio::spawn(follow_election(leading, inbox.clone()))));
-        let tasks = ServiceTasks::start(state_machine, executor, (inbox, receiver), transport);
+        let leading = leading.map(|leading| tokio::spawn(follow_election(leading, inbox.clone())));
+        let leader = leader.map(|leader| tokio::spawn(follow_leader(leader, inbox.clone())));
+        let election = leading.into_iter().chain(leader).map(AbortOnDrop).collect();
+        let inbox = (inbox, receiver);
+        let tasks = ServiceTasks::start(state_machine, executor, inbox, transport, progress);
         Ok(Self { tasks, election })
     }
 
@@ -245,7 +254,18 @@ async fn follow_election(mut leading: watch::Receiver<bool>, inbox: Inbox<Master
     }
 }
 
-/// Runs a job, and returns its result. A successful check has none.
+/// Sends every change of the leading master to this master.
+async fn follow_leader(mut leader: watch::Receiver<Option<Leader>>, inbox: Inbox<Master>) {
+    loop {
+        let current = leader.borrow_and_update().clone();
+        inbox.send(Event::LeaderChanged(current)).await;
+        if leader.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs a job, and returns its result. A successful check has none, nor has a probe.
 fn run_job(store: &mut dyn Store, job: Job) -> Option<Event> {
     match job {
         Job::Load => Some(Event::Loaded(catch_panic("load", || store.load_records()))),
@@ -253,6 +273,10 @@ fn run_job(store: &mut dyn Store, job: Job) -> Option<Event> {
         Job::Commit { epoch, changes } => {
             let result = catch_panic("commit", || store.commit_records(epoch, &changes));
             Some(Event::Committed(result))
+        }
+        Job::Probe(probe) => {
+            probe.pass();
+            None
         }
     }
 }
@@ -351,6 +375,10 @@ impl Executor<Master> for MasterExecutor {
         }
     }
 
+    fn probe(&mut self, probe: Probe) {
+        self.store.queue(Job::Probe(probe.enter_store()));
+    }
+
     fn flush(&mut self, replies: &mut PendingReplies<Master>) {
         for send in self.gate.release() {
             match send {
@@ -394,7 +422,9 @@ mod tests {
         let follower = tokio::spawn(follow_election(leading, inbox));
         let mut next = async || match events.recv().await {
             Some(Input::Event(event)) => event.to_string(),
-            Some(Input::Request(..) | Input::Message(..)) | None => "nothing".to_owned(),
+            Some(Input::Request(..) | Input::Message(..) | Input::Probe(_)) | None => {
+                "nothing".to_owned()
+            }
         };
         assert_eq!(next().await, "not elected");
         election.send_replace(true);

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use libprocess::limits::Limit;
-use overlay_engine::metrics::{Catalogue, HostCounters, Kind};
+use overlay_engine::metrics::{Catalogue, HostCounters, Kind, LogTally};
 use overlay_engine::state_machine::StateMachine;
 use overlay_types::warnings::Warnings;
+use parking_lot::Mutex;
 
-use crate::logging::lines_left_out;
+use super::worst_severity;
+use crate::logging::{lines_dropped, lines_left_out};
 
 /// The metrics of a state machine. Clones share the values, and reading takes no lock.
 ///
@@ -34,6 +36,8 @@ struct Shared {
     /// The number of refusals of each limit.
     limits: [AtomicU64; Limit::COUNT],
     warnings: Warnings,
+    /// Why the state machine counts as hanging.
+    stalled: Mutex<Option<String>>,
 }
 
 impl<M: StateMachine> Metrics<M> {
@@ -49,6 +53,7 @@ impl<M: StateMachine> Metrics<M> {
             forbidden_requests: AtomicU64::new(0),
             limits: Default::default(),
             warnings: Warnings::new(),
+            stalled: Mutex::new(None),
         };
         Self { shared: Arc::new(shared), state_machine: PhantomData }
     }
@@ -75,6 +80,24 @@ impl<M: StateMachine> Metrics<M> {
     #[must_use]
     pub fn warnings(&self) -> &Warnings {
         &self.shared.warnings
+    }
+
+    /// Returns why the state machine counts as hanging; `None` if it answers.
+    pub(super) fn stalled(&self) -> Option<String> {
+        self.shared.stalled.lock().clone()
+    }
+
+    /// Sets why the state machine counts as hanging. It cannot publish its status then.
+    pub(super) fn set_stalled(&self, reason: Option<String>) {
+        if reason.is_some() {
+            for (metric, value) in M::CATALOGUE.metrics.iter().zip(&self.shared.values) {
+                if metric.name.starts_with("status/") {
+                    let is_failed = metric.name == "status/failed";
+                    value.store(u64::from(is_failed), Ordering::Relaxed);
+                }
+            }
+        }
+        *self.shared.stalled.lock() = reason;
     }
 
     /// Counts a restart of the state machine after it stopped by itself.
@@ -109,17 +132,17 @@ impl<M: StateMachine> Metrics<M> {
             process_restarts: self.shared.process_restarts.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
             limits: self.shared.limits.each_ref().map(|count| count.load(Ordering::Relaxed)),
-            log_lines_left_out: lines_left_out(),
             authentication_failures: self.shared.authentication_failures.load(Ordering::Relaxed),
             forbidden_requests: self.shared.forbidden_requests.load(Ordering::Relaxed),
+            log: LogTally { lines_left_out: lines_left_out(), lines_dropped: lines_dropped() },
         }
     }
 
     /// Publishes the current metrics of `state_machine`.
     pub(super) fn publish(&self, state_machine: &M) {
         let (mut current, host) = (state_machine.metrics(), self.host());
-        if !self.shared.warnings.is_empty() {
-            M::degrade(&mut current);
+        if let Some(severity) = worst_severity(&self.shared.warnings) {
+            M::degrade(&mut current, severity);
         }
         for (metric, value) in M::CATALOGUE.metrics.iter().zip(&self.shared.values) {
             value.store(metric.read(&current, &host), Ordering::Relaxed);

@@ -20,6 +20,7 @@ mod inbox;
 mod master;
 mod metrics;
 mod own_address;
+mod progress;
 mod service_tasks;
 mod store_thread;
 mod supervisor;
@@ -32,19 +33,21 @@ use http::Method;
 use libprocess::RequestClass;
 use overlay_engine::agent::Agent;
 use overlay_engine::master::Master;
-use overlay_engine::metrics::HostCounters;
+use overlay_engine::metrics::{HostCounters, LogTally};
 use overlay_engine::state_machine::StateMachine;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::protocol::{Author, Message, MessageKind, RejectedMessages, RequestId};
-use overlay_types::warnings::Warnings;
+use overlay_types::warnings::{Severity, Warnings};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use self::gateway::AdmissionRules;
 use self::inbox::{Input, PendingReplies};
 use self::metrics::Publisher;
+use self::progress::Probe;
 use crate::http::{Access, Format, Request, Response};
+use crate::logging::reader_problem;
 pub use access_control::AccessControl;
 pub use agent::{AgentHost, AgentOptions};
 pub use dataplane_thread::DataplaneOptions;
@@ -54,6 +57,7 @@ pub use master::{MasterHost, MasterOptions, ReadConfig};
 pub use metrics::Metrics;
 pub use own_address::AddressRemedy;
 pub(crate) use own_address::is_own;
+pub use progress::ProgressOptions;
 pub use supervisor::{Supervised, supervise};
 
 /// Capacity of the queue of a state machine. When the queue is full, the senders wait.
@@ -105,27 +109,40 @@ trait Service: StateMachine<Event: Send, Command: Send> + Send + 'static {
 struct RuntimeStatus {
     refused: RejectedMessages,
     counters: HostCounters,
-    /// Standing warnings. While there is one, the status `ok` becomes `degraded`.
+    /// Standing warnings.
     warnings: Vec<String>,
+    /// The effect of the warnings on the status.
+    severity: Option<Severity>,
+}
+
+/// Returns the effect of the warnings, and of a log that loses lines, on the status.
+fn worst_severity(warnings: &Warnings) -> Option<Severity> {
+    warnings.worst().or_else(|| reader_problem().map(|_| Severity::Degraded))
 }
 
 impl RuntimeStatus {
     fn new(refused: RejectedMessages, counters: HostCounters, warnings: &Warnings) -> Self {
-        Self { refused, counters, warnings: warnings.texts() }
+        let severity = worst_severity(warnings);
+        let warnings = warnings.texts().into_iter().chain(reader_problem()).collect();
+        Self { refused, counters, warnings, severity }
     }
 
-    /// Completes a health reply. Returns whether its status must be degraded.
-    fn complete_health(self, refused: &mut RejectedMessages, problems: &mut Vec<String>) -> bool {
+    /// Completes a health reply. Returns the effect of the warnings on its status.
+    fn complete_health(
+        self,
+        (refused, log): (&mut RejectedMessages, &mut LogTally),
+        problems: &mut Vec<String>,
+    ) -> Option<Severity> {
         *refused = self.refused.sanitized();
-        let has_warnings = !self.warnings.is_empty();
+        *log = self.counters.log;
         problems.extend(self.warnings);
-        has_warnings
+        self.severity
     }
 
-    /// Completes a metrics reply. Returns whether its status must be degraded.
-    fn complete_metrics(self, counters: &mut HostCounters) -> bool {
+    /// Completes a metrics reply. Returns the effect of the warnings on its status.
+    fn complete_metrics(self, counters: &mut HostCounters) -> Option<Severity> {
         *counters = self.counters;
-        !self.warnings.is_empty()
+        self.severity
     }
 }
 
@@ -136,6 +153,11 @@ trait Executor<M: Service>: Send {
 
     /// Executes a command, or starts its execution. Never blocks.
     fn execute(&mut self, command: M::Command, replies: &mut PendingReplies<M>);
+
+    /// Passes a probe on to everything behind the state machine.
+    fn probe(&mut self, probe: Probe) {
+        probe.pass();
+    }
 
     /// Sends buffered output. Called when the state machine has no further command.
     fn flush(&mut self, replies: &mut PendingReplies<M>);
@@ -175,7 +197,13 @@ async fn drive<M: Service>(
                     return;
                 }
                 for input in batch.drain(..) {
-                    let event = replies.convert_input(&state_machine, input);
+                    let event = match replies.convert_input(&state_machine, input) {
+                        Ok(event) => event,
+                        Err(probe) => {
+                            executor.probe(probe);
+                            continue;
+                        }
+                    };
                     log::trace!("{}: {event}", M::PROCESS);
                     #[cfg(feature = "faults")]
                     panic_on_request(&event.to_string());

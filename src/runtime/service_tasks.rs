@@ -1,10 +1,14 @@
 //! The tasks of a running state machine and its transport.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::inbox::{Inbox, Input, Stopped};
-use super::{Executor, Metrics, Service, drive};
+use super::progress::watch_progress;
+use super::{Executor, Metrics, ProgressOptions, Service, drive};
 use crate::logging::FLUSH_INTERVAL;
 
 /// The tasks of a service. Dropping this aborts the tasks.
@@ -13,6 +17,7 @@ pub(super) struct ServiceTasks<M: Service> {
     state_machine: JoinHandle<()>,
     transport: JoinHandle<()>,
     flusher: JoinHandle<()>,
+    progress: JoinHandle<()>,
 }
 
 /// Flushes the log at an interval, which logs the number of omitted lines.
@@ -30,13 +35,16 @@ impl<M: Service> ServiceTasks<M> {
         executor: impl Executor<M> + 'static,
         (inbox, receiver): (Inbox<M>, mpsc::Receiver<Input<M>>),
         transport: impl Future<Output = ()> + Send + 'static,
+        (progress, activity): (ProgressOptions, Option<Arc<AtomicU64>>),
     ) -> Self {
         let metrics = inbox.metrics().clone();
+        let progress = tokio::spawn(watch_progress(inbox.clone(), progress, activity));
         Self {
             inbox,
             state_machine: tokio::spawn(drive(state_machine, executor, receiver, metrics)),
             transport: tokio::spawn(transport),
             flusher: tokio::spawn(flush_log()),
+            progress,
         }
     }
 
@@ -73,6 +81,7 @@ impl<M: Service> ServiceTasks<M> {
         self.transport.abort();
         self.state_machine.abort();
         self.flusher.abort();
+        self.progress.abort();
     }
 }
 
@@ -102,8 +111,8 @@ mod tests {
             (tokio::spawn(defect()), tokio::spawn(end())),
         ] {
             let (inbox, _receiver) = Inbox::<Master>::new(Metrics::new());
-            let flusher = tokio::spawn(end());
-            let mut tasks = ServiceTasks { inbox, state_machine, transport, flusher };
+            let (flusher, progress) = (tokio::spawn(end()), tokio::spawn(end()));
+            let mut tasks = ServiceTasks { inbox, state_machine, transport, flusher, progress };
             tasks.stopped().await;
             tasks.stop().await;
         }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use overlay_store::Store;
 use overlay_types::state::{Epoch, RecordChange};
 
+use super::progress::Probe;
+
 /// Interval of the checks of an idle store: the health reports a lost state within seconds.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -15,12 +17,14 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Job {
     Load,
-    /// Check that the state is still there. The thread adds this job while the queue is empty.
+    /// Check that the state is still there. The thread adds this job while the queue is empty, and
+    /// before each probe.
     Check,
     Commit {
         epoch: Epoch,
         changes: Vec<RecordChange>,
     },
+    Probe(Probe),
 }
 
 /// A store on a thread of its own. Dropping it finishes the queued jobs.
@@ -43,7 +47,13 @@ impl StoreThread {
         let work = move || {
             loop {
                 match receiver.recv_timeout(CHECK_INTERVAL) {
-                    Ok(job) => run_job(store.as_mut(), job),
+                    Ok(job) => {
+                        // Probes arrive more often than the interval of the checks.
+                        if matches!(job, Job::Probe(_)) {
+                            run_job(store.as_mut(), Job::Check);
+                        }
+                        run_job(store.as_mut(), job);
+                    }
                     Err(RecvTimeoutError::Timeout) => run_job(store.as_mut(), Job::Check),
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
@@ -53,7 +63,7 @@ impl StoreThread {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Queues a job. The state machine queues one job at a time.
+    /// Queues a job. The state machine queues one job at a time, and there is one probe at a time.
     pub(super) fn queue(&self, job: Job) {
         let is_queued = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !is_queued {

@@ -16,6 +16,7 @@ mod export_import;
 mod forget;
 mod help;
 mod lifecycle;
+mod log_reader;
 mod login;
 mod output_files;
 mod plan;

@@ -4,6 +4,7 @@
 //! Metrics of the C++ modules keep their names: dashboards and alerts use them.
 
 use libprocess::limits::Limit;
+use serde::Serialize;
 
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +24,21 @@ pub struct HostCounters {
     pub refused: u64,
     /// What each limit refused, in the order of [`Limit`].
     pub limits: [u64; Limit::COUNT],
-    /// Log lines that the process suppressed because of their rate.
-    pub log_lines_left_out: u64,
     /// Requests with wrong credentials.
     pub authentication_failures: u64,
     /// Requests that were refused because of their client or their host name.
     pub forbidden_requests: u64,
+    /// Log lines that the process did not write.
+    pub log: LogTally,
+}
+
+/// Log lines that the process did not write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LogTally {
+    /// Lines that were suppressed because of their rate.
+    pub lines_left_out: u64,
+    /// Lines that the reader of the log did not take.
+    pub lines_dropped: u64,
 }
 
 /// One metric, read from the values `S` of a state machine or from its host.
@@ -96,7 +106,13 @@ impl<S> Metric<S> {
     /// Creates the counter of suppressed log lines.
     pub(crate) const fn log_lines_left_out() -> Self {
         let help = "Log lines that this process suppressed because of their rate.";
-        Self::host_counter("log_lines_left_out", help, |host| host.log_lines_left_out)
+        Self::host_counter("log_lines_left_out", help, |host| host.log.lines_left_out)
+    }
+
+    /// Creates the counter of dropped log lines.
+    pub(crate) const fn log_lines_dropped() -> Self {
+        let help = "Log lines that this process dropped, since the reader of the log hung.";
+        Self::host_counter("log_lines_dropped", help, |host| host.log.lines_dropped)
     }
 
     /// Creates the counter of requests with wrong credentials.
@@ -214,6 +230,7 @@ macro_rules! with_host_counters {
             Metric::log_lines_left_out(),
             Metric::authentication_failures(),
             Metric::forbidden_requests(),
+            Metric::log_lines_dropped(),
         ]
     };
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use overlay_types::clock::Now;
+use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
 
@@ -39,9 +40,8 @@ pub trait StateMachine {
     /// Returns the current values of the metrics.
     fn metrics(&self) -> Self::Metrics;
 
-    /// Changes the status `ok` to `degraded`, because of a warning that only the host knows. A
-    /// worse status stays.
-    fn degrade(metrics: &mut Self::Metrics);
+    /// Worsens the status, because of a warning that only the host knows. A worse status stays.
+    fn degrade(metrics: &mut Self::Metrics, severity: Severity);
 }
 
 /// The status of a state machine, of which warnings change one value to another.
@@ -51,10 +51,18 @@ pub trait Degrade: PartialEq + Sized {
     /// The status with a problem that needs an operator.
     const DEGRADED: Self;
 
+    /// Returns the status while a failure lasts.
+    #[must_use]
+    fn failed(self) -> Self;
+
     /// Returns the status while a warning lasts: `ok` becomes `degraded`, a worse status stays.
     #[must_use]
-    fn degraded(self) -> Self {
-        if self == Self::OK { Self::DEGRADED } else { self }
+    fn degraded(self, severity: Severity) -> Self {
+        match severity {
+            Severity::Degraded if self == Self::OK => Self::DEGRADED,
+            Severity::Degraded => self,
+            Severity::Failed => self.failed(),
+        }
     }
 }
 

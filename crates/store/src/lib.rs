@@ -35,6 +35,8 @@ pub use zookeeper::roundtrip_znode;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use overlay_types::protocol::HistoryEntry;
 use overlay_types::state::{
@@ -92,6 +94,12 @@ pub trait Store: Send {
     /// too, and this handle may refuse every commit until the next [`Self::load`].
     fn check(&mut self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Returns a counter that grows while an operation makes progress, for a store whose operations
+    /// may take longer than a hanging store is tolerated.
+    fn activity(&self) -> Option<Arc<AtomicU64>> {
+        None
     }
 
     /// Loads the state and decodes its records. See [`Self::load`].

@@ -1,5 +1,6 @@
 //! Standing warnings. An adapter sets a warning and clears it when the condition ends. Health lists
-//! the warnings as problems, and a status `ok` becomes `degraded`.
+//! the warnings as problems, and a status `ok` becomes `degraded`. A failure is a warning that also
+//! makes the status `failed`.
 //!
 //! Examples are a ZooKeeper path that every client can write, and a limit that was reduced. The
 //! state machines do not see these conditions. This module is only the registry.
@@ -18,8 +19,17 @@ type Listener = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct Registry {
-    texts: BTreeMap<String, String>,
+    texts: BTreeMap<String, (Severity, String)>,
     listener: Option<Listener>,
+}
+
+/// The effect of a warning on the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// A status `ok` becomes `degraded`.
+    Degraded,
+    /// The status becomes `failed`.
+    Failed,
 }
 
 /// The result of setting one warning.
@@ -27,7 +37,7 @@ struct Registry {
 enum Change {
     Unchanged,
     /// The warning is new, or its text changed.
-    Begun(String),
+    Begun(Severity, String),
     Ended(String),
 }
 
@@ -41,23 +51,36 @@ impl Warnings {
     /// Sets the warning `key` to `text`, or clears it. Logs a new warning, a changed text and the
     /// end of a warning. An unchanged warning is not logged again.
     pub fn set(&self, key: &str, text: Option<String>) {
+        self.replace_and_log(key, text.map(|text| (Severity::Degraded, text)));
+    }
+
+    /// Sets the failure `key` to `text`, or clears it, as [`Self::set`] does.
+    pub fn set_failure(&self, key: &str, text: Option<String>) {
+        self.replace_and_log(key, text.map(|text| (Severity::Failed, text)));
+    }
+
+    fn replace_and_log(&self, key: &str, warning: Option<(Severity, String)>) {
         // Logs without the lock: the log may be on a disk that hangs.
-        match self.replace(key, text) {
-            Change::Begun(text) => log::warn!("{text}"),
+        match self.replace(key, warning) {
+            Change::Begun(Severity::Failed, text) => log::error!("{text}"),
+            Change::Begun(Severity::Degraded, text) => log::warn!("{text}"),
             Change::Ended(text) => log::info!("resolved: {text}"),
             Change::Unchanged => {}
         }
     }
 
-    fn replace(&self, key: &str, text: Option<String>) -> Change {
+    fn replace(&self, key: &str, warning: Option<(Severity, String)>) -> Change {
         let mut registry = self.0.lock();
-        let change = match text {
-            Some(text) if registry.texts.get(key) == Some(&text) => Change::Unchanged,
-            Some(text) => {
-                registry.texts.insert(key.to_owned(), text.clone());
-                Change::Begun(text)
+        let change = match warning {
+            Some(warning) if registry.texts.get(key) == Some(&warning) => Change::Unchanged,
+            Some((severity, text)) => {
+                registry.texts.insert(key.to_owned(), (severity, text.clone()));
+                Change::Begun(severity, text)
             }
-            None => registry.texts.remove(key).map_or(Change::Unchanged, Change::Ended),
+            None => {
+                let ended = registry.texts.remove(key);
+                ended.map_or(Change::Unchanged, |(_, text)| Change::Ended(text))
+            }
         };
         let listener = registry.listener.clone().filter(|_| change != Change::Unchanged);
         drop(registry);
@@ -67,10 +90,25 @@ impl Warnings {
         change
     }
 
-    /// Returns the texts of all warnings, in the order of their keys.
+    /// Returns the texts of all warnings, in the order of their keys, failures first.
     #[must_use]
     pub fn texts(&self) -> Vec<String> {
-        self.0.lock().texts.values().cloned().collect()
+        let registry = self.0.lock();
+        let of = |severity| registry.texts.values().filter(move |(own, _)| *own == severity);
+        let sorted = of(Severity::Failed).chain(of(Severity::Degraded));
+        sorted.map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Returns the worst severity; `None` without a warning.
+    #[must_use]
+    pub fn worst(&self) -> Option<Severity> {
+        self.0.lock().texts.values().map(|(severity, _)| *severity).max()
+    }
+
+    /// Returns whether the failure `key` is set.
+    #[must_use]
+    pub fn has_failure(&self, key: &str) -> bool {
+        self.0.lock().texts.get(key).is_some_and(|(severity, _)| *severity == Severity::Failed)
     }
 
     /// Whether there is no warning.
@@ -123,11 +161,26 @@ mod tests {
     #[test]
     fn change_is_logged_once() {
         let warnings = Warnings::new();
-        let text = |text: &str| Some(text.to_owned());
-        assert_eq!(warnings.replace("a", text("one")), Change::Begun("one".to_owned()));
+        let text = |text: &str| Some((Severity::Degraded, text.to_owned()));
+        let begun = |text: &str| Change::Begun(Severity::Degraded, text.to_owned());
+        assert_eq!(warnings.replace("a", text("one")), begun("one"));
         assert_eq!(warnings.replace("a", text("one")), Change::Unchanged);
-        assert_eq!(warnings.replace("a", text("two")), Change::Begun("two".to_owned()));
+        assert_eq!(warnings.replace("a", text("two")), begun("two"));
         assert_eq!(warnings.replace("a", None), Change::Ended("two".to_owned()));
         assert_eq!(warnings.replace("a", None), Change::Unchanged);
+    }
+
+    #[test]
+    fn failure_is_worst_and_listed_first() {
+        let warnings = Warnings::new();
+        assert_eq!(warnings.worst(), None);
+        warnings.set("a", Some("open path".to_owned()));
+        assert_eq!(warnings.worst(), Some(Severity::Degraded));
+        warnings.set_failure("b", Some("no server".to_owned()));
+        assert_eq!(warnings.worst(), Some(Severity::Failed));
+        assert!(warnings.has_failure("b") && !warnings.has_failure("a"));
+        assert_eq!(warnings.texts(), ["no server", "open path"]);
+        warnings.set_failure("b", None);
+        assert_eq!(warnings.worst(), Some(Severity::Degraded));
     }
 }

@@ -26,7 +26,7 @@ use super::progress::Progress;
 use crate::cli::Failure;
 use crate::runtime::{
     AccessControl, AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, MasterHost,
-    MasterOptions, Metrics,
+    MasterOptions, Metrics, ProgressOptions,
 };
 
 /// Timeout of the cluster to become ready, and the addition for each agent. Most of it is for busy
@@ -86,6 +86,8 @@ impl Cluster {
             },
             store: Box::new(store),
             leading: None,
+            leader: None,
+            progress: ProgressOptions::default(),
             read_config: None,
             seed: fastrand::u64(..),
             metrics: Metrics::new(),

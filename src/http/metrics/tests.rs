@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use overlay_engine::agent::{self, Agent};
 use overlay_engine::master::{self, Master};
-use overlay_engine::metrics::{HostCounters, Metric};
+use overlay_engine::metrics::{HostCounters, LogTally, Metric};
 use overlay_engine::state_machine::StateMachine;
 
 use super::super::{render_agent, render_master, route_agent, route_master};
@@ -73,9 +73,9 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
                 1 => 2,
                 _ => 0,
             }),
-            log_lines_left_out: 8,
             authentication_failures: 3,
             forbidden_requests: 4,
+            log: LogTally { lines_left_out: 8, lines_dropped: 9 },
         },
         configured: Vec::new(),
     }
@@ -231,6 +231,7 @@ fn master_metrics_are_rendered() {
         "mesos_overlay_master_log_lines_left_out_total 8",
         "mesos_overlay_master_authentication_failures_total 3",
         "mesos_overlay_master_forbidden_requests_total 4",
+        "mesos_overlay_master_log_lines_dropped_total 9",
     ] {
         assert!(samples.contains(&format!("{line}\n")), "{line} is not in\n{samples}");
     }
@@ -300,6 +301,7 @@ mesos_overlay_agent_limit_refusals_total{limit=\"http_idle_timeout\"} 0
 mesos_overlay_agent_log_lines_left_out_total 0
 mesos_overlay_agent_authentication_failures_total 0
 mesos_overlay_agent_forbidden_requests_total 0
+mesos_overlay_agent_log_lines_dropped_total 0
 "
     );
 }

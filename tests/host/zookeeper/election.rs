@@ -106,7 +106,8 @@ fn agent_follows_leading_mesos_master() {
 
 fn start_contender(ensemble: &Ensemble, listen_address: &str) -> Contender {
     let watched = ElectionWarnings { state: Vec::new(), warnings: Warnings::new() };
-    Contender::start(ensemble.clone(), SESSION, address(listen_address), watched)
+    let election = (ensemble.clone(), SESSION);
+    Contender::start(election, address(listen_address), watched, None).expect("a thread")
 }
 
 #[test]

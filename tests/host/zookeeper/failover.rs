@@ -18,23 +18,30 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_mesos-overlay");
 const NETWORK: &str = include_str!("../../../docs/network.json");
 
 /// Maximum failover time beyond the session timeout.
-const FAILOVER_MARGIN: Duration = Duration::from_secs(3);
+pub(super) const FAILOVER_MARGIN: Duration = Duration::from_secs(3);
 /// Time limit for all other events.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+fn free_address(ip: Ipv4Addr) -> SocketAddrV4 {
+    let listener = TcpListener::bind((ip, 0)).expect("a port");
+    SocketAddrV4::new(ip, listener.local_addr().expect("a bound address").port())
+}
+
 /// A running subcommand. Dropping this value kills the process.
-struct Process {
-    child: Child,
-    address: SocketAddrV4,
+pub(super) struct Process {
+    pub(super) child: Child,
+    pub(super) address: SocketAddrV4,
 }
 
 impl Process {
     fn start(dir: &Path, name: &str, ip: Ipv4Addr, arguments: &[&str]) -> Self {
-        let listener = TcpListener::bind((ip, 0)).expect("a port");
-        let address = SocketAddrV4::new(ip, listener.local_addr().expect("a bound address").port());
-        drop(listener);
+        let address = free_address(ip);
         let log = File::create(dir.join(format!("{name}.log"))).expect("a log");
+        Self::start_with_log(dir, address, arguments, log.into())
+    }
+
+    fn start_with_log(dir: &Path, address: SocketAddrV4, arguments: &[&str], log: Stdio) -> Self {
         let child = Command::new(PROGRAM)
             .args(arguments)
             .args(["--listen", &address.to_string()])
@@ -48,23 +55,23 @@ impl Process {
     }
 
     /// Kills the process with SIGKILL, as a crash would end it.
-    fn kill(mut self) {
+    pub(super) fn kill(mut self) {
         self.child.kill().expect("a running process");
         self.child.wait().expect("an exit status");
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("a running process");
     }
 
     /// Stops the process with SIGTERM, and asserts that the exit code is 0.
-    fn terminate(mut self) {
+    pub(super) fn terminate(mut self) {
         self.signal(Signal::TERM);
         assert!(self.child.wait().expect("an exit status").success());
     }
 
-    /// Sends a GET request. Returns the body of a 200 answer.
-    fn get(&self, path: &str) -> Option<Value> {
+    /// Sends a GET request. Returns the body of a 200 answer, and health of any status.
+    pub(super) fn get(&self, path: &str) -> Option<Value> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         let host = self.address;
@@ -73,10 +80,11 @@ impl Process {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        head.starts_with("HTTP/1.1 200 ").then(|| serde_json::from_str(body).ok())?
+        let is_health = path.ends_with("/health");
+        (is_health || head.starts_with("HTTP/1.1 200 ")).then(|| serde_json::from_str(body).ok())?
     }
 
-    fn status(&self) -> String {
+    pub(super) fn status(&self) -> String {
         let health = self.get("/overlay-master/health");
         health.and_then(|health| Some(health["status"].as_str()?.to_owned())).unwrap_or_default()
     }
@@ -90,15 +98,15 @@ impl Drop for Process {
 }
 
 /// Masters and agents on an ensemble.
-struct Cluster {
-    servers: Servers,
-    dir: tempfile::TempDir,
-    masters: Vec<Process>,
+pub(super) struct Cluster {
+    pub(super) servers: Servers,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) masters: Vec<Process>,
     started: usize,
 }
 
 impl Cluster {
-    fn start(masters: usize) -> Self {
+    pub(super) fn start(masters: usize) -> Self {
         let servers = Servers::start(SERVERS, TICK);
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("network.json"), NETWORK).expect("a network file");
@@ -109,21 +117,27 @@ impl Cluster {
         cluster
     }
 
-    fn start_master(&mut self) {
+    pub(super) fn start_master(&mut self) {
+        let log = self.dir.path().join(format!("master-{}.log", self.started + 1));
+        self.start_master_with_log(File::create(log).expect("a log").into());
+    }
+
+    pub(super) fn start_master_with_log(&mut self, log: Stdio) {
         self.started += 1;
         let store = format!("file://{}", self.dir.path().join("zk").display());
         let session = format!("{}s", SESSION.as_secs());
-        let name = format!("master-{}", self.started);
         let arguments = [
             &["master", "--config", "network.json", "--store", &store][..],
             &["--zk-session-timeout", &session],
         ];
-        let (dir, ip) = (self.dir.path(), Ipv4Addr::LOCALHOST);
-        self.masters.push(Process::start(dir, &name, ip, &arguments.concat()));
+        let address = free_address(Ipv4Addr::LOCALHOST);
+        let arguments = arguments.concat();
+        let master = Process::start_with_log(self.dir.path(), address, &arguments, log);
+        self.masters.push(master);
     }
 
     /// Starts an agent. Its ensemble address has no credentials, because agents only read.
-    fn start_agent(&self, number: u8) -> Process {
+    pub(super) fn start_agent(&self, number: u8) -> Process {
         let name = format!("agent-{number}");
         let config = serde_json::json!({
             "cni_dir": self.dir.path().join(&name),
@@ -138,7 +152,7 @@ impl Cluster {
         Process::start(self.dir.path(), &name, ip, &["agent", "--config", &file])
     }
 
-    fn wait_until<T>(&self, failure: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    pub(super) fn wait_until<T>(&self, failure: &str, mut found: impl FnMut() -> Option<T>) -> T {
         let start = now();
         loop {
             if let Some(found) = found() {
@@ -159,7 +173,7 @@ impl Cluster {
     }
 
     /// Waits for a leader, and returns its index. Fails if several masters lead.
-    fn wait_for_leader(&self) -> usize {
+    pub(super) fn wait_for_leader(&self) -> usize {
         self.wait_until("there is no leader", || {
             let leads = |master: &Process| matches!(&*master.status(), "ok" | "degraded");
             let leaders: Vec<usize> =
@@ -171,7 +185,7 @@ impl Cluster {
 
     /// Waits until a master shows `count` agents with overlays that are ready. Returns address and
     /// subnets of each agent.
-    fn wait_for_agents(&self, count: usize) -> Vec<(String, String)> {
+    pub(super) fn wait_for_agents(&self, count: usize) -> Vec<(String, String)> {
         self.wait_until("not every agent is ready", || {
             let state =
                 self.masters.iter().find_map(|master| master.get("/overlay-master/state"))?;
@@ -204,6 +218,13 @@ fn failover_keeps_allocations_within_time_limit() {
     let standby_count =
         cluster.masters.iter().filter(|master| master.status() == "standby").count();
     assert_eq!(standby_count, 2, "masters on standby");
+    let leader_address = cluster.masters[leader].address.to_string();
+    for master in cluster.masters.iter().filter(|master| master.status() == "standby") {
+        let health = master.get("/overlay-master/health").expect("an answer");
+        assert_eq!(health["leader"]["address"], leader_address, "{health}");
+        let id = health["leader"]["id"].as_str().expect("an id");
+        assert!(id.starts_with("mesos-overlay-"), "{health}");
+    }
 
     // The leader crashes, and another agent registers during the failover.
     cluster.masters.swap_remove(leader).kill();
@@ -267,16 +288,31 @@ fn zookeeper_outage_keeps_allocations() {
     // Stop all servers for longer than the session timeout.
     (0..SERVERS).for_each(|server| cluster.servers.kill(server));
     sleep(SESSION * 2);
-    assert!(
-        cluster.masters.iter().all(|master| master.status() == "standby"),
-        "a master leads without ZooKeeper"
-    );
+    // No master leads, and masters and agents say why.
+    for master in &cluster.masters {
+        let health = master.get("/overlay-master/health").expect("an answer");
+        assert_eq!(health["status"], "failed", "{health}");
+        assert_names_outage(&health);
+    }
+    // Registered agents serve their containers, but would not find a new leader.
+    for agent in &agents {
+        let health = agent.get("/overlay-agent/health").expect("an answer");
+        assert_ne!(health["status"], "ok", "{health}");
+        assert_names_outage(&health);
+    }
     (0..SERVERS).for_each(|server| cluster.servers.restart(server));
     cluster.servers.wait_until_serving();
     let start = now();
     assert_eq!(cluster.wait_for_agents(2), before);
     println!("served again {:?} after the ensemble", start.elapsed());
     drop(agents);
+}
+
+/// Asserts that the first problem names the servers that do not answer, and the remedy.
+fn assert_names_outage(health: &Value) {
+    let problem = health["problems"][0].as_str().expect("a problem");
+    assert!(problem.contains("check that most of them run"), "{problem}");
+    assert!(!problem.contains("secret"), "{problem}");
 }
 
 #[test]

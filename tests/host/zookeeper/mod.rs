@@ -4,6 +4,7 @@ mod crash;
 mod election;
 mod export_import;
 mod failover;
+mod hang;
 mod lookup;
 mod permissions;
 mod store;

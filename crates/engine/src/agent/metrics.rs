@@ -38,9 +38,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             Metric::gauge(
                 "registering",
                 "1 while the master has not acknowledged what the agent reported.",
-                |metrics| metrics.is_in(Condition::Registering)
-                    | metrics.is_in(Condition::Detached)
-                    | metrics.is_in(Condition::Failed),
+                |metrics| {
+                    metrics.is_in(Condition::Registering)
+                        | metrics.is_in(Condition::Detached)
+                        | metrics.is_in(Condition::Failed)
+                },
             ),
             Metric::gauge(
                 "overlay_config_failed",

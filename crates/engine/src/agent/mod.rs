@@ -38,8 +38,9 @@ use overlay_types::protocol::{
     AgentInfo, AgentOptions, Assignment, Message, MessageKind, PeersUpdate, RejectedMessages,
 };
 use overlay_types::tunnel::{Collision, Desired};
+use overlay_types::warnings::Severity;
 
-use crate::metrics::{Catalogue, HostCounters, Snapshot};
+use crate::metrics::{Catalogue, HostCounters, LogTally, Snapshot};
 use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
 use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
@@ -263,8 +264,8 @@ impl StateMachine for Agent {
         Metrics { status, overlays, peers, peers_left_out, counters: self.counters.clone() }
     }
 
-    fn degrade(metrics: &mut Metrics) {
-        metrics.status = metrics.status.degraded();
+    fn degrade(metrics: &mut Metrics, severity: Severity) {
+        metrics.status = metrics.status.degraded(severity);
     }
 }
 
@@ -606,6 +607,7 @@ impl Agent {
             dataplane: self.tunnel.health(self.peers.count(), &counters),
             counters,
             refused: RejectedMessages::default(),
+            log: LogTally::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 use overlay_types::protocol::RejectedMessages;
 use serde::Serialize;
 
+use crate::metrics::LogTally;
 use crate::state_machine::Degrade;
 
 /// Events since the start. The counters above the comment have the names of the C++ module's
@@ -44,13 +45,22 @@ pub enum Condition {
     Registering,
     /// No master is known.
     Detached,
-    /// The master refuses the agent, or the host has lost the agent's address.
+    /// The agent cannot find its master, the master refuses the agent, or the host has lost the
+    /// agent's address: an operator must act.
     Failed,
 }
 
 impl Degrade for Condition {
     const OK: Self = Self::Ok;
     const DEGRADED: Self = Self::Degraded;
+
+    /// An agent that is registered serves its containers without the election.
+    fn failed(self) -> Self {
+        match self {
+            Self::Ok | Self::Degraded => Self::Degraded,
+            Self::Registering | Self::Detached | Self::Failed => Self::Failed,
+        }
+    }
 }
 
 /// The health of the agent: `/overlay-agent/health`.
@@ -71,6 +81,8 @@ pub struct Health {
     pub counters: Counters,
     /// Messages refused before they reached the state machine. The host fills them in.
     pub refused: RejectedMessages,
+    /// Lines that the log lacks. The host fills them in.
+    pub log: LogTally,
 }
 
 /// The overlays, counted by status.

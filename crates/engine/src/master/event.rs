@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use overlay_types::addr::Upid;
-use overlay_types::protocol::{Author, Message, MessageKind, Network, RequestId};
+use overlay_types::protocol::{Author, Leader, Message, MessageKind, Network, RequestId};
 use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::Settings;
@@ -18,6 +18,9 @@ pub enum Event {
     /// The result of the election: whether this master leads. Sent at every change. The runtime may
     /// repeat the result to a standby master.
     Leading(bool),
+    /// The leading master, or that none is known. Sent at every change to a master with an
+    /// election.
+    LeaderChanged(Option<Leader>),
     /// The result of [`super::Command::Load`].
     Loaded(Result<LoadedState, StoreError>),
     /// The result of [`super::Command::Commit`].
@@ -67,6 +70,8 @@ impl fmt::Display for Event {
             Self::Timeout => f.write_str("timeout"),
             Self::Leading(true) => f.write_str("elected"),
             Self::Leading(false) => f.write_str("not elected"),
+            Self::LeaderChanged(Some(leader)) => write!(f, "the leading master is {leader}"),
+            Self::LeaderChanged(None) => f.write_str("no leading master is known"),
             Self::Loaded(Ok(loaded)) => {
                 let records = loaded.agents.len() + loaded.history.len();
                 write!(f, "loaded {records} records of version {}", loaded.version.0)

@@ -29,9 +29,10 @@ use std::time::Duration;
 use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
-    AgentOptions, Assignment, Author, HeldAddresses, Message, MessageKind, Network,
+    AgentOptions, Assignment, Author, HeldAddresses, Leader, Message, MessageKind, Network,
     PeerTableVersion, PeersUpdate, RequestId,
 };
+use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
 use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
@@ -51,8 +52,6 @@ pub use view::{
 /// The most registrations that are kept while the state is loaded. Further registrations are
 /// dropped: agents register again.
 const WAITING_MAX: usize = 100_000;
-/// The answer of a master that does not lead.
-const NOT_LEADING: &str = "this is not the leading master: ask the one that leads";
 /// Bounds of the backoff after a failure of the store.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -79,6 +78,8 @@ pub struct Master {
     settings: Settings,
     /// Whether an election decides when this master leads.
     is_elected: bool,
+    /// The leading master, if it is known.
+    leader: Option<Leader>,
     phase: Phase,
     update_length: UpdateLength,
     store_backoff: Backoff,
@@ -144,6 +145,7 @@ impl Master {
         Self {
             settings,
             is_elected: true,
+            leader: None,
             phase: Phase::Standby(Standby::default()),
             update_length,
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
@@ -174,6 +176,7 @@ impl StateMachine for Master {
                 }
             }
             Event::Leading(leads) => self.elected(leads),
+            Event::LeaderChanged(leader) => self.leader_changed(leader),
             Event::Loaded(Ok(loaded)) => self.loaded(now, loaded),
             Event::Loaded(Err(error)) | Event::Committed(Err(error)) => {
                 self.store_failed(now, error);
@@ -239,8 +242,8 @@ impl StateMachine for Master {
         }
     }
 
-    fn degrade(metrics: &mut Metrics) {
-        metrics.status = metrics.status.degraded();
+    fn degrade(metrics: &mut Metrics, severity: Severity) {
+        metrics.status = metrics.status.degraded(severity);
     }
 }
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::AgentOptions;
+use overlay_types::protocol::{AgentOptions, Leader};
 use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::command::Command;
 use super::leading::Leading;
 use super::registry::LastKnown;
-use super::{Master, NOT_LEADING, WAITING_MAX};
+use super::{Master, WAITING_MAX};
 
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -124,6 +124,20 @@ impl Master {
         }
     }
 
+    /// Notes the leading master, which a master on standby names to its clients.
+    pub(super) fn leader_changed(&mut self, leader: Option<Leader>) {
+        if leader == self.leader {
+            return;
+        }
+        if matches!(self.phase, Phase::Standby(_)) {
+            match &leader {
+                Some(leader) => log::info!("on standby: the leading master is {leader}"),
+                None => log::info!("on standby: no leading master is known"),
+            }
+        }
+        self.leader = leader;
+    }
+
     /// Drops the state and all pending sends.
     fn step_down(&mut self, demoted_by_store: Option<(StoreError, Duration)>) {
         let is_store_busy = match &self.phase {
@@ -138,7 +152,8 @@ impl Master {
         }
         let is_by_store = demoted_by_store.is_some();
         let standby = Standby { is_store_busy, demoted_by_store };
-        self.leave(Phase::Standby(standby), NOT_LEADING);
+        let why = self.not_leading_reason();
+        self.leave(Phase::Standby(standby), &why);
         // Agents send their next messages to the leader that the election knows.
         let last_known = mem::take(&mut self.last_known);
         if is_by_store {

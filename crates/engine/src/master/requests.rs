@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use overlay_types::clock::Now;
-use overlay_types::protocol::{Author, RejectedMessages, RequestId};
+use overlay_types::protocol::{Author, Leader, RejectedMessages, RequestId};
 use overlay_types::state::StoreError;
 
 use super::command::{Command, Reply};
@@ -12,8 +12,8 @@ use super::event::Request;
 use super::metrics::{self, Metrics};
 use super::phase::{Phase, Progress};
 use super::view::{Condition, Health};
-use super::{Master, NOT_LEADING, Settings};
-use crate::metrics::{HostCounters, Snapshot};
+use super::{Master, Settings};
+use crate::metrics::{HostCounters, LogTally, Snapshot};
 use crate::state_machine::StateMachine as _;
 
 /// The most problems that the health lists.
@@ -50,12 +50,22 @@ impl Master {
     /// Returns why a master without a loaded state does not answer.
     pub(super) fn unavailable_reason(&self) -> String {
         match &self.phase {
-            Phase::Standby(_) => NOT_LEADING.to_owned(),
+            Phase::Standby(_) => self.not_leading_reason(),
             Phase::Recovering(recovering) => match recovering.progress() {
                 Progress::Failed(error, _) => error.to_string(),
                 Progress::Queued | Progress::Reading => "the state is being read".to_owned(),
             },
             Phase::Leading(_) => String::new(),
+        }
+    }
+
+    /// Returns the answer of a master that does not lead, which names the leader.
+    pub(super) fn not_leading_reason(&self) -> String {
+        match &self.leader {
+            Some(Leader { address, .. }) => {
+                format!("this is not the leading master: ask http://{address}, which leads")
+            }
+            None => "this is not the leading master, and it knows no master that leads".to_owned(),
         }
     }
 
@@ -127,9 +137,20 @@ impl Master {
             },
             Phase::Leading(leading) => (leading.problems(), leading.usage()),
         };
-        let problems = first_problems(problems);
-        let refused = RejectedMessages::default();
-        Health { status, problems, epoch, version, agents, peers, pools, counters, refused }
+        let is_standby = matches!(self.phase, Phase::Standby(_));
+        Health {
+            status,
+            problems: first_problems(problems),
+            leader: self.leader.clone().filter(|_| is_standby),
+            epoch,
+            version,
+            agents,
+            peers,
+            pools,
+            counters,
+            refused: RejectedMessages::default(),
+            log: LogTally::default(),
+        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_types::protocol::{AgentInfo, RejectedMessages, Status};
+use overlay_types::protocol::{AgentInfo, Leader, RejectedMessages, Status};
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::LogTally;
 use crate::state_machine::Degrade;
 
 /// Events since the start. The counters above the comment have the names of the C++ module's
@@ -50,13 +51,18 @@ pub enum Condition {
     Standby,
     /// The master is loading its state, and serves no agents yet.
     Recovering,
-    /// The master cannot read or write its state. It retries by itself.
+    /// The master cannot read or write its state, or cannot take part in the election. It retries
+    /// by itself.
     Failed,
 }
 
 impl Degrade for Condition {
     const OK: Self = Self::Ok;
     const DEGRADED: Self = Self::Degraded;
+
+    fn failed(self) -> Self {
+        Self::Failed
+    }
 }
 
 /// The health of the master: `/overlay-master/health`.
@@ -66,6 +72,9 @@ pub struct Health {
     pub status: Condition,
     /// A sentence for each problem that needs an operator.
     pub problems: Vec<String>,
+    /// The leading master, if this master is on standby and knows the leader.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader: Option<Leader>,
     /// How many masters have led this state; 0 before the state is loaded.
     pub epoch: u64,
     /// The durable version of the state.
@@ -80,6 +89,8 @@ pub struct Health {
     pub counters: Counters,
     /// Messages refused before they reached the state machine. The runtime fills them in.
     pub refused: RejectedMessages,
+    /// Lines that the log lacks. The runtime fills them in.
+    pub log: LogTally,
 }
 
 /// The agents, counted by their last report. An agent with one failed overlay counts as failed.

@@ -16,11 +16,13 @@ mod snapshot;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use overlay_types::addr::Ensemble;
 use overlay_types::state::{Counts, Epoch, Key, StoreError, Version};
-use overlay_zookeeper::session::Session;
+use overlay_zookeeper::session::{Session, SessionError};
 use tokio::runtime::{Builder, Runtime};
 
 use self::epoch::{EpochError, EpochHandle, OnMissing};
@@ -41,6 +43,8 @@ pub struct ZooKeeperStore {
     /// Whether the state existed at an earlier load. A state that vanished is an error, not an
     /// empty state.
     existed: bool,
+    /// Number of replies of the servers.
+    replies: Arc<AtomicU64>,
 }
 
 impl ZooKeeperStore {
@@ -56,7 +60,8 @@ impl ZooKeeperStore {
             .enable_time()
             .build()?;
         let runtime = Some(runtime);
-        Ok(Self { ensemble, session_timeout, runtime, handle: None, existed: false })
+        let replies = Arc::default();
+        Ok(Self { ensemble, session_timeout, runtime, handle: None, existed: false, replies })
     }
 
     fn block_on<T>(
@@ -67,6 +72,11 @@ impl ZooKeeperStore {
             Some(runtime) => runtime.block_on(work),
             None => Err(EpochError::Failed("the store is closed".to_owned())),
         }
+    }
+
+    async fn open_session(&self) -> Result<Session, SessionError> {
+        let session = Session::open(&self.ensemble, self.session_timeout).await?;
+        Ok(session.with_counter(&self.replies))
     }
 
     fn error(&self, action: &'static str, error: EpochError) -> StoreError {
@@ -107,7 +117,7 @@ impl ZooKeeperStore {
         let begin = async {
             let session = match former_session.filter(|session| !session.has_ended()) {
                 Some(session) => session,
-                None => Session::open(&self.ensemble, self.session_timeout).await?,
+                None => self.open_session().await?,
             };
             let layout = Layout::under(self.ensemble.path());
             EpochHandle::begin(session, layout, on_missing, (purpose, &store_uri)).await
@@ -160,6 +170,10 @@ impl Archive for ZooKeeperStore {
 }
 
 impl Store for ZooKeeperStore {
+    fn activity(&self) -> Option<Arc<AtomicU64>> {
+        Some(Arc::clone(&self.replies))
+    }
+
     fn load(&mut self) -> Result<Loaded, StoreError> {
         let on_missing = if self.existed { OnMissing::Fail } else { OnMissing::Create };
         self.begin_epoch(on_missing, EpochPurpose::Load)
@@ -176,7 +190,7 @@ impl Store for ZooKeeperStore {
         }
         let write = async {
             if handle.session.has_ended() {
-                handle.set_session(Session::open(&self.ensemble, self.session_timeout).await?);
+                handle.set_session(self.open_session().await?);
             }
             handle.commit(changes).await
         };

@@ -1,6 +1,9 @@
 //! Candidates of the master election.
 
+use std::fmt;
 use std::net::SocketAddrV4;
+
+use serde::Serialize;
 
 /// A candidate as agents see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,6 +12,26 @@ pub struct Candidate {
     pub id: String,
     /// Address at which the master accepts connections.
     pub address: SocketAddrV4,
+}
+
+/// The leading master of an election.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leader {
+    /// Address at which the leader accepts connections.
+    pub address: SocketAddrV4,
+    /// Id of the leader's candidate, if the election shows it. Every start of a master has another
+    /// id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+impl fmt::Display for Leader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.id {
+            Some(id) => write!(f, "{} ({})", self.address, id.escape_debug()),
+            None => self.address.fmt(f),
+        }
+    }
 }
 
 impl Candidate {

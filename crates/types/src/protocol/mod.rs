@@ -14,7 +14,7 @@ mod registration_problems;
 mod request;
 
 pub use assignment::{AgentContact, AgentInfo, Assignment, Bridge, State, Status, Vtep};
-pub use candidate::Candidate;
+pub use candidate::{Candidate, Leader};
 pub use history::{Author, HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, Message, MessageKind};
 pub use network::{AddressRange, Network, Overlay, Vxlan};

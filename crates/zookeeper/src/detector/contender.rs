@@ -6,22 +6,33 @@
 //! timeout. The lease starts when this master *sends* a heartbeat that the leader of the servers
 //! then acknowledges. A master whose process was suspended or swapped out may act as the leader for
 //! a moment. The epoch of the store fences such a master.
+//!
+//! A master that hangs must not lead either, although its heartbeats continue. So the candidacy
+//! also ends when no probe of [`Progress`] has passed in time: the znode is deleted, and the session
+//! is closed. The candidacy and its session run on a thread of their own: a runtime whose threads
+//! are all blocked cannot keep them alive in part.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::addr::Ensemble;
-use overlay_types::protocol::Candidate;
+use overlay_types::protocol::{Candidate, Leader};
 use overlay_types::warnings::Warnings;
 use overlay_wire::encode_candidate;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zookeeper_client::{CreateMode, Error, EventType, OneshotWatcher};
 
-use super::{CANDIDATE_WARNING, group, watch_access};
+use super::group::MEMBERS_MAX;
+use super::{
+    CANDIDATE_WARNING, ELECTION_FAILURE, Progress, group, open_session, progress_deadline,
+    watch_access,
+};
 use crate::session::{GuardedZnodes, Session, SessionError};
 
 /// Shortest interval between two attempts, as in Mesos.
@@ -34,9 +45,8 @@ const MESOS_ELECTION_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// the session timeout, as after a crash.
 const RESIGN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Largest number of members that are read. There are fewer masters, and a client that creates
-/// thousands of members must not delay the election.
-const MEMBERS_MAX: usize = 64;
+/// Longest id of a leader that is shown, in characters.
+const ID_MAX: usize = 80;
 
 /// Name of the candidate's znode, without the number.
 const LABEL: &str = "json.info_";
@@ -55,9 +65,12 @@ pub struct ElectionWarnings {
 #[derive(Debug)]
 pub struct Contender {
     leading: watch::Receiver<bool>,
+    leader: watch::Receiver<Option<Leader>>,
     withdraw: Arc<Notify>,
     end: Arc<Notify>,
     task: JoinHandle<()>,
+    /// `None` only while the contender is dropped.
+    runtime: Option<Runtime>,
 }
 
 /// A handle that moves a contender to the end of the queue.
@@ -65,7 +78,8 @@ pub struct Contender {
 pub struct Withdrawal(Arc<Notify>);
 
 impl Withdrawal {
-    /// Ends the candidacy and begins a new one, because another master has the state.
+    /// Ends the candidacy and begins a new one, because another master has the state, or this master
+    /// cannot use the state.
     pub fn withdraw(&self) {
         self.0.notify_one();
     }
@@ -73,32 +87,49 @@ impl Withdrawal {
 
 impl Contender {
     /// Stands for the election at the path of `ensemble`, as the master at `address`. Creates the
-    /// path if it is missing. Must be called within a tokio runtime.
-    #[must_use]
+    /// path if it is missing. Without `progress`, the master never counts as hanging.
+    ///
+    /// # Errors
+    /// When the thread cannot be created.
     pub fn start(
-        ensemble: Ensemble,
-        session_timeout: Duration,
+        (ensemble, session_timeout): (Ensemble, Duration),
         address: SocketAddrV4,
         warnings: ElectionWarnings,
-    ) -> Self {
-        let (sender, leading) = watch::channel(false);
+        progress: Option<Progress>,
+    ) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("overlay-elect")
+            .enable_time()
+            .build()?;
+        let (leading_sender, leading) = watch::channel(false);
+        let (leader_sender, leader) = watch::channel(None);
         let (withdraw, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let candidacy = Candidacy {
             ensemble,
             session_timeout,
             candidate: Candidate::own(address, fastrand::u64(..)),
-            leading: sender,
+            leading: leading_sender,
+            leader: leader_sender,
             withdraw: Arc::clone(&withdraw),
             end: Arc::clone(&end),
             election_warnings: warnings,
+            progress,
         };
-        Self { leading, withdraw, end, task: tokio::spawn(candidacy.run()) }
+        let task = runtime.spawn(candidacy.run());
+        Ok(Self { leading, leader, withdraw, end, task, runtime: Some(runtime) })
     }
 
     /// Returns a receiver of whether this master leads.
     #[must_use]
     pub fn leading(&self) -> watch::Receiver<bool> {
         self.leading.clone()
+    }
+
+    /// Returns a receiver of the leading master, if it is known.
+    #[must_use]
+    pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
+        self.leader.clone()
     }
 
     /// Returns a handle that withdraws the candidacy.
@@ -117,6 +148,10 @@ impl Contender {
 impl Drop for Contender {
     fn drop(&mut self) {
         self.task.abort();
+        if let Some(runtime) = self.runtime.take() {
+            // Does not wait for the runtime, which would panic inside another runtime.
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -126,8 +161,10 @@ enum StandDown {
     Failed(SessionError),
     /// Mesos masters use this election. Contains the path of their candidate.
     MesosElection(String),
-    /// Another master has the state.
+    /// Another master has the state, or this master cannot use it.
     Withdrawn,
+    /// This master hangs. Contains what a probe waits for.
+    Stalled(String),
     /// The contender resigned.
     Resigned,
 }
@@ -155,50 +192,69 @@ struct Candidacy {
     session_timeout: Duration,
     candidate: Candidate,
     leading: watch::Sender<bool>,
+    leader: watch::Sender<Option<Leader>>,
     withdraw: Arc<Notify>,
     end: Arc<Notify>,
     election_warnings: ElectionWarnings,
+    progress: Option<Progress>,
 }
 
 impl Candidacy {
     async fn run(self) {
-        let mut last = String::new();
         loop {
             let began = Instant::now();
             let Err(reason) = self.stand().await;
             self.set_leading(false);
+            self.leader.send_replace(None);
             let interval = match reason {
                 StandDown::Resigned => return,
                 StandDown::Withdrawn => {
-                    log::warn!("another master has the state: standing for election again");
+                    log::warn!("withdrew from the election: standing behind the other masters");
+                    Duration::ZERO
+                }
+                StandDown::Stalled(awaited) => {
+                    log::error!("withdrew from the election: {awaited} does not answer");
                     Duration::ZERO
                 }
                 StandDown::Failed(error) => {
-                    self.log_new_error(&mut last, error.to_string());
+                    self.set_failure(Some(format!("{error}; trying again")));
                     RETRY_INTERVAL.saturating_sub(began.elapsed())
                 }
                 StandDown::MesosElection(path) => {
-                    let warning = format!(
-                        "stand for election at {}: {path} is a Mesos master, and an overlay master \
-                         must not join its election: choose a separate path",
-                        self.ensemble
-                    );
-                    self.election_warnings.warnings.set(CANDIDATE_WARNING, Some(warning));
+                    self.set_failure(Some(format!(
+                        "{path} is a Mesos master, and an overlay master must not join its \
+                         election: choose a separate path"
+                    )));
                     MESOS_ELECTION_RETRY_INTERVAL
                 }
             };
+            let wait = async {
+                sleep(interval).await;
+                if let Some(progress) = &self.progress {
+                    progress.resumed(progress_deadline(self.session_timeout)).await;
+                }
+            };
             tokio::select! {
-                () = sleep(interval) => {}
+                () = wait => {}
                 () = self.end.notified() => return,
             }
         }
     }
 
-    /// Logs an error, unless it is equal to the last logged error: repetitions would fill the log.
-    fn log_new_error(&self, last: &mut String, error: String) {
-        if *last != error {
-            log::warn!("stand for election at {}: {error}; trying again", self.ensemble);
-            *last = error;
+    /// Sets or clears the reason why no master, or at least not this one, can lead.
+    fn set_failure(&self, reason: Option<String>) {
+        let text = |reason| format!("stand for election at {}: {reason}", self.ensemble);
+        self.election_warnings.warnings.set_failure(ELECTION_FAILURE, reason.map(text));
+    }
+
+    /// Waits until this master hangs.
+    async fn stalled(&self, session: &Session) -> StandDown {
+        match &self.progress {
+            Some(progress) => {
+                let deadline = progress_deadline(session.timeout());
+                StandDown::Stalled(progress.stalled(deadline).await)
+            }
+            None => std::future::pending().await,
         }
     }
 
@@ -208,7 +264,9 @@ impl Candidacy {
 
     /// Stands for election until the session ends.
     async fn stand(&self) -> Result<Infallible, StandDown> {
-        let session = Session::open(&self.ensemble, self.session_timeout).await?;
+        let location = (&self.ensemble, self.session_timeout);
+        let warnings = &self.election_warnings.warnings;
+        let session = open_session(location, warnings, "stand for election").await?;
         session.create_path().await?;
         self.refuse_mesos_election(&session).await?;
         let started = Instant::now();
@@ -220,8 +278,9 @@ impl Candidacy {
             never = self.watch_access(&session, &own) => match never {},
             never = keep_lease(&session, &lease) => match never {},
             () = self.lead_while_leased(&session, lease.subscribe(), is_first.subscribe()) => {
-                session.error(self.ensemble.path(), &Error::Timeout).into()
+                SessionError::no_quorum(&self.ensemble, lease_length(session.timeout())).into()
             }
+            stalled = self.stalled(&session) => stalled,
             () = self.withdraw.notified() => StandDown::Withdrawn,
             () = self.end.notified() => StandDown::Resigned,
         };
@@ -241,7 +300,7 @@ impl Candidacy {
         let Some((members, _)) = group::list(session, path).await.map_err(explain)? else {
             return Ok(());
         };
-        match foreign_candidates(session, path, &members).await.map_err(explain)?.mesos {
+        match read_candidates(session, path, &members).await.map_err(explain)?.mesos {
             Some(mesos) => Err(StandDown::MesosElection(mesos)),
             None => Ok(()),
         }
@@ -317,12 +376,18 @@ impl Candidacy {
             let error = session.error(&format!("{path}/{own}"), &Error::NoNode);
             return Err(CheckError::StandDown(error.into()));
         }
-        let foreign = foreign_candidates(session, path, &members).await?;
-        if let Some(mesos) = foreign.mesos {
+        let candidates = read_candidates(session, path, &members).await?;
+        if let Some(mesos) = candidates.mesos {
             return Err(CheckError::StandDown(StandDown::MesosElection(mesos)));
         }
-        self.election_warnings.warnings.set(CANDIDATE_WARNING, foreign.warning);
-        is_first.send_replace(members.first().is_some_and(|member| member.name == own));
+        self.election_warnings.warnings.set(CANDIDATE_WARNING, candidates.warning);
+        self.set_failure(candidates.blocking);
+        is_first.send_replace(candidates.first.is_some_and(|first| first == own));
+        self.leader.send_if_modified(|leader| {
+            let is_changed = *leader != candidates.leader;
+            *leader = candidates.leader;
+            is_changed
+        });
         Ok(watcher)
     }
 
@@ -351,44 +416,63 @@ impl Candidacy {
     }
 }
 
-/// Members of the election that are not masters of this program.
+/// The leader, and members of the election that are not masters of this program.
 #[derive(Debug, Default)]
-struct ForeignCandidates {
+struct Candidates {
+    /// The name of the first member that takes part in the election.
+    first: Option<String>,
+    /// The first member, if it is a master.
+    leader: Option<Leader>,
     /// The path of a Mesos master. In a shared election, its agents and frameworks would follow an
     /// overlay master, and its masters would lead the overlay.
     mesos: Option<String>,
-    /// Set if a member is no master at all. Such a member has an effect only if it is the first:
-    /// then agents follow it as the leader. Agents with the C++ modules follow it whatever its
-    /// content. If another master led too, it would split the cluster.
+    /// Set if a member is no master at all, and does not prevent leadership.
     warning: Option<String>,
+    /// Set if the first member is no master, but a living client. Agents follow it as the leader:
+    /// agents with the C++ modules follow it whatever its content. If another master led too, it
+    /// would split the cluster. Leadership continues at the end of the client's session.
+    blocking: Option<String>,
 }
 
-async fn foreign_candidates(
+async fn read_candidates(
     session: &Session,
     path: &str,
     members: &[group::Member],
-) -> Result<ForeignCandidates, Error> {
-    let mut foreign = ForeignCandidates::default();
-    for (index, member) in members.iter().take(MEMBERS_MAX).enumerate() {
+) -> Result<Candidates, Error> {
+    let mut candidates = Candidates::default();
+    for member in members.iter().take(MEMBERS_MAX) {
         let Some(content) = group::read(session, path, member).await? else { continue };
+        if content.is_persistent {
+            candidates.warning = candidates.warning.or_else(|| content.ignored_warning());
+            continue;
+        }
+        let is_first = candidates.first.is_none();
+        candidates.first.get_or_insert_with(|| member.name.clone());
         match (&content.defect, &content.candidate) {
-            (Some(defect), _) => {
-                let effect = if index == 0 {
-                    "it comes first, so that no master can lead, and agents follow it"
-                } else {
-                    "agents follow it when the masters before it are gone"
-                };
-                let text = || format!("{defect}: {effect}: {}", content.remedy());
-                foreign.warning.get_or_insert_with(text);
+            (Some(defect), _) if is_first => {
+                candidates.blocking = Some(format!(
+                    "{defect}: it comes first, so that no master can lead, and agents follow it: {}",
+                    content.remedy()
+                ));
             }
-            (None, Ok(candidate)) if candidate.is_own() => {}
+            (Some(defect), _) => {
+                let effect = "agents follow it when the masters before it are gone";
+                let text = || format!("{defect}: {effect}: {}", content.remedy());
+                candidates.warning.get_or_insert_with(text);
+            }
+            (None, Ok(candidate)) if candidate.is_own() => {
+                if is_first {
+                    let id = candidate.id.chars().take(ID_MAX).collect();
+                    candidates.leader = Some(Leader { address: candidate.address, id: Some(id) });
+                }
+            }
             (None, _) => {
-                foreign.mesos = Some(format!("{path}/{}", member.name));
-                return Ok(foreign);
+                candidates.mesos = Some(format!("{path}/{}", member.name));
+                return Ok(candidates);
             }
         }
     }
-    Ok(foreign)
+    Ok(candidates)
 }
 
 /// Returns the length of the lease after a heartbeat: three quarters of the session timeout. The

@@ -11,6 +11,10 @@ use zookeeper_client::{Error, OneshotWatcher};
 
 use crate::session::{Session, SessionError};
 
+/// Largest number of members that are read. There are fewer masters, and a client that creates
+/// thousands of members must not delay the election.
+pub(super) const MEMBERS_MAX: usize = 64;
+
 /// Number of attempts to read the leader, which may disappear between the list and the read.
 const ATTEMPTS: usize = 10;
 
@@ -68,6 +72,9 @@ pub(super) struct MemberContent {
     pub(super) candidate: Result<Candidate, String>,
     /// Why the member is no master, with an excerpt of the content. `None` for a master.
     pub(super) defect: Option<String>,
+    /// Whether the znode is not ephemeral, so that no process is behind it. Such a member takes no
+    /// part in the election: otherwise one foreign znode would end leadership for ever.
+    pub(super) is_persistent: bool,
     /// Whether the znode has children.
     has_children: bool,
     path: String,
@@ -90,7 +97,19 @@ impl MemberContent {
             let content = excerpt(bytes);
             format!("{path} in the election is no master: {reason}; its content is '{content}'")
         });
-        Self { candidate, defect, has_children: children > 0, path }
+        let (is_persistent, has_children) = (owner == 0, children > 0);
+        Self { candidate, defect, is_persistent, has_children, path }
+    }
+
+    /// Returns the warning about a persistent member.
+    pub(super) fn ignored_warning(&self) -> Option<String> {
+        self.defect.as_ref().map(|defect| {
+            format!(
+                "{defect}: masters and agents of this program ignore it, and agents with the C++ \
+                 modules may follow it: {}",
+                self.remedy()
+            )
+        })
     }
 
     /// Returns the commands that delete the znode.
@@ -153,19 +172,37 @@ pub(super) async fn leader(session: &Session, path: &str) -> Result<Leader, Sess
             }
             return Ok(Leader { found: None, warning: None, watcher });
         };
-        let Some(first) = members.first() else {
-            return Ok(Leader { found: None, warning: None, watcher });
-        };
-        if let Some(content) = read(session, path, first).await.map_err(explain)? {
-            let warning = content.defect.as_ref().map(|defect| {
-                format!("{defect}: agents follow it as the leading master: {}", content.remedy())
-            });
-            let candidate = content.candidate.ok().filter(is_reachable);
-            let found = candidate.map(|candidate| (first.clone(), candidate));
+        if let Some((found, warning)) =
+            first_master(session, path, &members).await.map_err(explain)?
+        {
             return Ok(Leader { found, warning, watcher });
         }
     }
     Err(explain(Error::NoNode))
+}
+
+/// Returns the first member that takes part in the election, if its address is usable, and a
+/// warning about members that are no masters. Returns `None` if a member has disappeared.
+async fn first_master(
+    session: &Session,
+    path: &str,
+    members: &[Member],
+) -> Result<Option<(Option<(Member, Candidate)>, Option<String>)>, Error> {
+    let mut ignored = None;
+    for member in members.iter().take(MEMBERS_MAX) {
+        let Some(content) = read(session, path, member).await? else { return Ok(None) };
+        if content.is_persistent {
+            ignored = ignored.or_else(|| content.ignored_warning());
+            continue;
+        }
+        let warning = content.defect.as_ref().map(|defect| {
+            format!("{defect}: agents follow it as the leading master: {}", content.remedy())
+        });
+        let candidate = content.candidate.ok().filter(is_reachable);
+        let found = candidate.map(|candidate| (member.clone(), candidate));
+        return Ok(Some((found, warning.or(ignored))));
+    }
+    Ok(Some((None, ignored)))
 }
 
 /// Whether the address of a candidate can belong to a host.

@@ -5,6 +5,7 @@ mod fixed;
 mod follower;
 mod group;
 mod lookup;
+mod progress;
 
 use std::convert::Infallible;
 use std::net::SocketAddrV4;
@@ -21,11 +22,14 @@ pub use contender::{Contender, ElectionWarnings, Withdrawal};
 pub use fixed::{FixedMaster, FixedMasterError, ResolveError};
 pub use follower::follow_election;
 pub use lookup::{LookupError, find_leader};
+pub use progress::{Progress, progress_deadline};
 
 /// Key of the warning that foreign clients can change the election or the state.
 const ACCESS_WARNING: &str = "zookeeper-access";
 /// Key of the warning that a candidate of the election is no master.
 const CANDIDATE_WARNING: &str = "zookeeper-candidate";
+/// Key of the failure that this process cannot take part in the election.
+pub const ELECTION_FAILURE: &str = "zookeeper-election";
 /// Interval of checks of access lists. A warning must end after the operator has fixed the list.
 const ACCESS_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -52,6 +56,26 @@ pub async fn list_candidates(
         }
     }
     Ok(candidates)
+}
+
+/// Opens a session. Sets the failure `action` if the servers do not answer soon.
+async fn open_session(
+    (ensemble, session_timeout): (&Ensemble, Duration),
+    warnings: &Warnings,
+    action: &str,
+) -> Result<Session, SessionError> {
+    let opening = Session::open(ensemble, session_timeout);
+    tokio::pin!(opening);
+    tokio::select! {
+        opened = &mut opening => return opened,
+        () = sleep(session_timeout / 2) => {}
+    }
+    // The reason of an earlier attempt is more precise.
+    if !warnings.has_failure(ELECTION_FAILURE) {
+        let error = SessionError::unanswered(ensemble);
+        warnings.set_failure(ELECTION_FAILURE, Some(format!("{action} at {ensemble}: {error}")));
+    }
+    opening.await
 }
 
 /// Checks access lists at an interval and updates the warning, until the future is dropped.

@@ -32,6 +32,24 @@ impl SessionError {
         })
     }
 
+    /// Explains that no server has answered yet.
+    pub(crate) fn unanswered(ensemble: &Ensemble) -> Self {
+        let servers = ensemble.servers();
+        Self(format!(
+            "no server of {servers} answers yet: check that most of them run and are reachable \
+             from this host"
+        ))
+    }
+
+    /// Explains that the servers completed no heartbeat for `silence`.
+    pub(crate) fn no_quorum(ensemble: &Ensemble, silence: Duration) -> Self {
+        let servers = ensemble.servers();
+        Self(format!(
+            "the servers {servers} have completed no heartbeat for {silence:?}: check that most of \
+             them run, reach each other, and are reachable from this host"
+        ))
+    }
+
     /// Explains why a request for the znode at `path` failed.
     pub(super) fn request(
         ensemble: &Ensemble,

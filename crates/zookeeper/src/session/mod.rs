@@ -11,7 +11,8 @@
 mod access;
 mod error;
 
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use overlay_types::addr::Ensemble;
@@ -35,6 +36,8 @@ pub const SESSION_TIMEOUTS: std::ops::RangeInclusive<Duration> =
 pub struct Session {
     client: Client,
     ensemble: Ensemble,
+    /// Number of replies, which proves progress.
+    replies: Arc<AtomicU64>,
 }
 
 impl Session {
@@ -54,9 +57,15 @@ impl Session {
         let servers = ensemble.servers();
         let connecting = timeout(session_timeout * 2, connector.connect(&servers)).await;
         match connecting.unwrap_or(Err(Error::Timeout)) {
-            Ok(client) => Ok(Self { client, ensemble: ensemble.clone() }),
+            Ok(client) => Ok(Self { client, ensemble: ensemble.clone(), replies: Arc::default() }),
             Err(error) => Err(SessionError::connect(ensemble, session_timeout, &error)),
         }
+    }
+
+    /// Counts the replies in `replies`.
+    #[must_use]
+    pub fn with_counter(self, replies: &Arc<AtomicU64>) -> Self {
+        Self { replies: Arc::clone(replies), ..self }
     }
 
     /// Returns the client for requests.
@@ -86,7 +95,10 @@ impl Session {
         request: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
         match timeout(self.timeout(), request).await {
-            Ok(reply) => reply.map_err(Into::into),
+            Ok(reply) => {
+                self.replies.fetch_add(1, Ordering::Relaxed);
+                reply.map_err(Into::into)
+            }
             Err(_) => Err(Error::Timeout),
         }
     }

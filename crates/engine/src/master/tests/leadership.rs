@@ -62,7 +62,7 @@ fn epoch_ended(epoch: u64) -> StoreError {
 
 const NOTHING: [&str; 0] = [];
 const ABANDON: &str =
-    "abandon pending sends: this is not the leading master: ask the one that leads";
+    "abandon pending sends: this is not the leading master, and it knows no master that leads";
 
 #[test]
 fn state_is_loaded_after_election() {
@@ -90,7 +90,7 @@ fn state_is_loaded_after_election() {
 #[test]
 fn standby_master_refuses_requests() {
     let mut candidate = Candidate::new();
-    let reason = ["this is not the leading master: ask the one that leads"];
+    let reason = ["this is not the leading master, and it knows no master that leads"];
     assert_eq!(candidate.request(Request::State), reason);
     assert_eq!(candidate.request(Request::DeleteAgents(vec![ip(1)])), reason);
     assert_eq!(candidate.register(1), NOTHING);
@@ -221,4 +221,28 @@ fn failed_store_is_retried_only_while_leading() {
     assert_eq!(candidate.after(Event::Leading(false)), [ABANDON]);
     assert_eq!(candidate.master.next_timeout(), None);
     assert_eq!(candidate.after(Event::Leading(true)), ["load"], "the load starts at once");
+}
+
+#[test]
+fn standby_master_names_leader() {
+    let mut candidate = Candidate::new();
+    let leader = Leader { address: "10.0.0.2:5050".parse().unwrap(), id: Some("m-2".to_owned()) };
+    let leader_in_health = |candidate: &mut Candidate| {
+        candidate.master.handle(candidate.now, Event::Request(RequestId(1), Request::Health));
+        match candidate.master.poll_command() {
+            Some(Command::Reply { reply: Reply::Health(health), .. }) => health.leader,
+            other => panic!("{other:?} instead of the health"),
+        }
+    };
+    assert_eq!(candidate.after(Event::LeaderChanged(Some(leader.clone()))), NOTHING);
+    assert_eq!(leader_in_health(&mut candidate), Some(leader));
+    let reason = ["this is not the leading master: ask http://10.0.0.2:5050, which leads"];
+    assert_eq!(candidate.request(Request::State), reason);
+    assert_eq!(candidate.after(Event::LeaderChanged(None)), NOTHING);
+    assert_eq!(leader_in_health(&mut candidate), None);
+    candidate.after(Event::Leading(true));
+    candidate.after(loaded(1, 0));
+    let own = Leader { address: "10.0.0.1:5050".parse().unwrap(), id: None };
+    candidate.after(Event::LeaderChanged(Some(own)));
+    assert_eq!(leader_in_health(&mut candidate), None, "the leader itself");
 }
