@@ -151,6 +151,34 @@ fn wrong_credentials_are_a_failure() {
 
 #[test]
 #[ignore = "needs packages: tests/run host"]
+fn leader_without_access_to_state_withdraws() {
+    let mut cluster = Cluster::start(0);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let addresses = cluster.servers.addresses();
+    runtime.block_on(async {
+        let client = Client::connect(&addresses).await.expect("a client");
+        client.auth("digest", b"other:secret").await.expect("accepted credentials");
+        let open = CreateMode::Persistent.with_acls(Acls::anyone_all());
+        client.create("/overlay", b"", &open).await.expect("created");
+        let foreign = CreateMode::Persistent.with_acls(Acls::creator_all());
+        client.create("/overlay/state", b"", &foreign).await.expect("created");
+    });
+    cluster.start_master();
+    let log = cluster.dir.path().join("master-1.log");
+    cluster.wait_until("the leader does not withdraw", || {
+        let log = fs::read_to_string(&log).expect("a log");
+        log.contains("withdrew from the election: standing behind").then_some(())
+    });
+    let health = cluster.wait_until("the master is not failed", || {
+        let health = cluster.masters[0].get("/overlay-master/health")?;
+        (health["status"] == "failed").then_some(health)
+    });
+    assert!(health["problems"].to_string().contains("may not be used"), "{health}");
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
 fn foreign_client_in_first_place_is_a_failure_until_it_ends() {
     let mut cluster = Cluster::start(0);
     let runtime =

@@ -198,7 +198,8 @@ fn foreign_candidate_is_named_until_it_is_deleted() {
         agent.wait_for_no_warning().await;
         // Garbage behind the leader: the master continues to lead, and warns.
         let later = "/rogue/x_2147483000";
-        operator.create(later, b"\xff\n", &persistent).await.expect("created");
+        let ephemeral = CreateMode::Ephemeral.with_acls(Acls::new(&path_acl));
+        operator.create(later, b"\xff\n", &ephemeral).await.expect("created");
         let text = master.wait_for_warning().await;
         assert!(text.contains("agents follow it when the masters before it are gone"), "{text}");
         assert!(*master.leading().borrow());

@@ -246,3 +246,19 @@ fn standby_master_names_leader() {
     candidate.after(Event::LeaderChanged(Some(own)));
     assert_eq!(leader_in_health(&mut candidate), None, "the leader itself");
 }
+
+#[test]
+fn report_of_other_process_on_agent_host_is_dropped() {
+    let mut candidate = Candidate::new();
+    candidate.after(Event::Leading(true));
+    candidate.after(loaded(1, 0));
+    candidate.register(1);
+    candidate.after(committed(1));
+    let mut from = upid(1);
+    from.address.set_port(from.address.port() + 1);
+    let message = Message::AgentRegistered(Vec::new());
+    assert_eq!(candidate.after(Event::Message { from, message }), NOTHING);
+    let counters = candidate.master.metrics().counters;
+    assert_eq!(counters.agent_registered_messages_dropped, 1);
+    assert_eq!(counters.agent_registered_acknowledgements_sent, 0);
+}
