@@ -14,7 +14,7 @@ use overlay_wire as wire;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::progress::Probe;
+use super::progress::{PROBE_PATH, Probe};
 use super::{AccessControl, INBOX_SIZE, Metrics, RuntimeStatus, Service};
 use crate::http::{Denial, Format, Request, Response, client_of, error, stalled};
 
@@ -185,6 +185,9 @@ impl<M: Service> Handler for Inbox<M> {
 
     async fn respond(&self, request: Request) -> Response {
         let path = request.uri().path().to_owned();
+        if path == PROBE_PATH {
+            return error(StatusCode::NOT_FOUND, "no endpoint: the probe of the listener");
+        }
         let author = match self.access.authorize(&request, M::access(&path)) {
             Ok(author) => author,
             Err(denial) => return self.deny(&request, *denial),

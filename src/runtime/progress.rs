@@ -25,6 +25,9 @@ const PROBES: u32 = 6;
 /// Key of the failure.
 const FAILURE: &str = "progress";
 
+/// The path of a probe of the listener. It has no content, so that it needs no credentials.
+pub(super) const PROBE_PATH: &str = "/overlay-probe";
+
 const STATE_MACHINE: &str = "the state machine";
 const STORE: &str = "the store";
 
@@ -125,14 +128,15 @@ async fn has_passed(
     }
 }
 
-/// Waits for any answer of the server at `listener`. The path does not exist, so that the answer
-/// needs neither the state machine nor credentials. A closed connection is an answer, too: the
+/// Waits for any answer of the server at `listener`. The answer needs neither the state machine nor
+/// credentials. A closed connection is an answer, too: the
 /// server may be at a limit.
 async fn await_answer(listener: SocketAddrV4) -> io::Result<()> {
     let ip = if listener.ip().is_unspecified() { Ipv4Addr::LOCALHOST } else { *listener.ip() };
     let address = SocketAddrV4::new(ip, listener.port());
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("HEAD / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("HEAD {PROBE_PATH} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     if stream.write_all(request.as_bytes()).await.is_ok() {
         let _ = stream.read(&mut [0]).await;
     }
