@@ -66,8 +66,8 @@ impl Refusal {
 }
 
 fn sentence(master: &Upid, is_refused: bool, reason: &str) -> String {
-    let action = if is_refused { "refuses this agent" } else { "does not serve all overlays" };
-    format!("master {} {action}: {reason}", master.address)
+    let action = if is_refused { "refuses this agent: " } else { "does not serve all overlays: " };
+    format!("master {} {action}{reason}", master.address)
 }
 
 /// The managed objects that the host had before this agent got an assignment, for example those of
