@@ -5,11 +5,12 @@ use std::fs;
 use std::net::{SocketAddrV4, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
+use std::thread::park_timeout;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 
-use crate::support::{NETWORK, RunningProcess, TestDir};
+use crate::support::{NETWORK, POLL_INTERVAL, RunningProcess, TIMEOUT, TestDir};
 
 /// Starts a master with these arguments. Returns the process and the address.
 fn start(dir: &TestDir, arguments: &str) -> (RunningProcess, SocketAddrV4) {
@@ -17,8 +18,21 @@ fn start(dir: &TestDir, arguments: &str) -> (RunningProcess, SocketAddrV4) {
         format!("master --config master.json --listen 127.0.0.1:0 --work-dir work {arguments}");
     let mut process = RunningProcess::start(dir, &arguments);
     let address = process.expect_log("overlay master at ");
-    let address = address.split(':').take(2).collect::<Vec<_>>().join(":");
-    (process, address.parse().unwrap())
+    let address = address.split(':').take(2).collect::<Vec<_>>().join(":").parse().unwrap();
+    wait_until_ready(address);
+    (process, address)
+}
+
+/// Waits until the master at this address has read its state: it refuses changes before.
+fn wait_until_ready(address: SocketAddrV4) {
+    let request = request("GET", "/overlay-master/state", "Host: localhost\r\n");
+    for _ in 0..TIMEOUT.as_millis() / POLL_INTERVAL.as_millis() {
+        if !exchange(TcpStream::connect(address).unwrap(), &request).starts_with("HTTP/1.1 503 ") {
+            return;
+        }
+        park_timeout(POLL_INTERVAL);
+    }
+    panic!("the master at {address} does not read its state");
 }
 
 fn request(method: &str, path: &str, headers: &str) -> String {

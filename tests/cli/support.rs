@@ -15,9 +15,9 @@ use tempfile::TempDir;
 pub(crate) const NETWORK: &str = include_str!("../../docs/network.json");
 
 /// Upper bound for any step on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval between two polls of an awaited condition.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The exit code and the output of a finished run.
 #[derive(Debug, PartialEq, Eq)]
