@@ -90,8 +90,9 @@ fn hung_leader_is_replaced_and_says_why() {
         let stopped = StoppedThreads::stop(&hung, threads);
         expect_failover(&cluster, fault, start, 1);
         if threads == "overlay-store" {
-            let health = hung.get("/overlay-master/health").expect("an answer");
-            assert_eq!(health["status"], "failed", "{health}");
+            let health = cluster.wait_until("the hung master is not failed", || {
+                hung.get("/overlay-master/health").filter(|health| health["status"] == "failed")
+            });
             let problem = health["problems"][0].as_str().expect("a problem");
             assert!(problem.starts_with("the store has not answered for more than "), "{problem}");
         }
@@ -163,6 +164,7 @@ fn leader_without_access_to_state_withdraws() {
         client.create("/overlay", b"", &open).await.expect("created");
         let foreign = CreateMode::Persistent.with_acls(Acls::creator_all());
         client.create("/overlay/state", b"", &foreign).await.expect("created");
+        client.create("/overlay/state/epoch", b"1", &foreign).await.expect("created");
     });
     cluster.start_master();
     let log = cluster.dir.path().join("master-1.log");
