@@ -31,6 +31,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use overlay_types::addr::Ensemble;
 use overlay_types::{escape, secret};
 
 use crate::logging;
@@ -115,10 +116,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         _ => log::LevelFilter::Off,
     };
     let level = cli.log.unwrap_or(default);
-    // These subcommands serve, or hold namespaces, and must react to signals while nobody reads
-    // stderr. The others may wait for their reader.
-    let is_service =
-        matches!(cli.command, Command::Master(_) | Command::Agent(_) | Command::Demo(_));
+    // These subcommands serve, and must react to signals while nobody reads stderr. The others may
+    // wait for their reader. The demo may not have a thread before it creates its user namespace.
+    let is_service = matches!(cli.command, Command::Master(_) | Command::Agent(_));
     if let Err(failure) = install_logger(level, is_service) {
         print_error(format_args!("mesos-overlay: {failure}"));
         return ExitCode::from(1);
@@ -143,7 +143,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // A path may be an address with a password by mistake.
-            let secrets = given.iter().map(String::as_str).filter(|text| secret::may_contain(text));
+            let secrets = given
+                .iter()
+                .map(String::as_str)
+                .filter(|text| secret::may_contain(text) && !is_address_without_password(text));
             let text = format!("mesos-overlay: {failure}");
             print_error(escape::one_line(&secret::redact(&text, secrets)));
             ExitCode::from(if failure.is_usage { 2 } else { 1 })
@@ -159,6 +162,13 @@ fn given_texts(arguments: &[OsString]) -> Vec<String> {
     let variables = std::env::vars_os().filter(|(name, _)| is_flag(name)).map(|(_, value)| value);
     let texts = arguments.iter().cloned().chain(variables);
     texts.map(|text| text.to_string_lossy().into_owned()).collect()
+}
+
+/// Whether an argument is a valid address of ZooKeeper without a user, also behind `--flag=`.
+fn is_address_without_password(argument: &str) -> bool {
+    let value = argument.split_once('=').filter(|(flag, _)| flag.starts_with("--"));
+    let address = value.map_or(argument, |(_, value)| value).parse::<Ensemble>();
+    address.is_ok_and(|address| address.credentials().is_none())
 }
 
 /// Sends the log to stderr. The log of a service never blocks.

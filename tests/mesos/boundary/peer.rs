@@ -15,6 +15,9 @@ pub(crate) type Update = mesos::modules::overlay::internal::UpdateAgentOverlaysM
 pub(crate) type Registered = mesos::modules::overlay::internal::AgentRegisteredMessage;
 pub(crate) type Acknowledgement = mesos::modules::overlay::internal::AgentRegisteredAcknowledgement;
 
+/// The message of an agent that the C++ modules do not know.
+const HELD_ADDRESSES: &str = "mesos.modules.overlay.internal.HeldAddressesMessage";
+
 /// Upper bound for any awaited event.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -262,16 +265,22 @@ impl Peer {
         format!("{}@{}", self.id, self.address)
     }
 
-    /// Waits for the next message.
+    /// Waits for the next message that the C++ modules know.
     pub(crate) fn receive(&self) -> Message {
-        let message = self.messages.recv_timeout(TIMEOUT).expect("a message arrives");
+        let message = self.receive_within(TIMEOUT).expect("a message arrives");
         assert_eq!(message.to, self.id);
         message
     }
 
-    /// Waits for the next message until the timeout.
+    /// Waits for the next message that the C++ modules know, until the timeout. After each
+    /// registration, an agent names the addresses that it holds: a C++ master ignores that.
     pub(crate) fn receive_within(&self, timeout: Duration) -> Option<Message> {
-        self.messages.recv_timeout(timeout).ok()
+        loop {
+            let message = self.messages.recv_timeout(timeout).ok()?;
+            if message.name != HELD_ADDRESSES {
+                return Some(message);
+            }
+        }
     }
 
     /// Sends a message to the process `to` at `address`, and checks its receipt.
