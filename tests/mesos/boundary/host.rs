@@ -207,9 +207,12 @@ impl Host {
         tasks.flatten().filter_map(name).collect()
     }
 
-    /// Returns the number of threads of the modules.
+    /// Returns the number of threads of the modules, without the thread of the log: it serves both
+    /// modules, and runs until the process ends.
     pub(crate) fn module_thread_count(&self) -> usize {
-        self.threads().iter().filter(|(name, _)| name.starts_with("overlay-")).count()
+        let threads = self.threads();
+        let names = threads.iter().map(|(name, _)| name.as_str());
+        names.filter(|name| name.starts_with("overlay-") && *name != "overlay-log").count()
     }
 
     /// Returns the resident memory, in KiB.
