@@ -10,7 +10,7 @@
 //! when it omits a line. The code that installs the logger must call [`log::Log::flush`]
 //! periodically.
 //!
-//! Writing may block, so the module [`queue`] has a thread that writes the lines of a service.
+//! Writing may block, so the module `queue` has a thread that writes the lines of a service.
 
 mod panics;
 mod queue;
