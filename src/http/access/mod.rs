@@ -12,10 +12,15 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use libprocess::RequestSource;
 use overlay_config::{Acls, Credentials, HttpConfig, Principals};
+use overlay_types::escape::bounded_line;
 use overlay_types::protocol::Author;
 
 use super::host::require_known_host;
 use super::{Request, Response, error};
+
+/// Longest principal in the log and in the history, in characters. Mesos passes names of any length,
+/// and the history stores one for each changed agent.
+const PRINCIPAL_MAX: usize = 256;
 
 /// The access that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +161,7 @@ impl AccessRules {
         {
             require_local(request, &source)?;
         }
+        let principal = principal.map(|name| bounded_line(&name, PRINCIPAL_MAX));
         Ok(Author { principal, client: Some(source.to_string()) })
     }
 
@@ -229,7 +235,7 @@ const PROXY_HEADERS: [HeaderName; 4] = [
 /// Refuses a client of another host, and a client behind a proxy.
 fn require_local(request: &Request, source: &Source) -> Result<(), Box<Denial>> {
     let is_proxied = PROXY_HEADERS.iter().any(|name| request.headers().contains_key(name));
-    let who = match source {
+    let client = match source {
         Source::Connection(RequestSource::Unix { .. }) => return Ok(()),
         Source::Connection(RequestSource::Tcp { peer, local }) => {
             let (peer, local) = (peer.ip().to_canonical(), local.ip().to_canonical());
@@ -242,7 +248,7 @@ fn require_local(request: &Request, source: &Source) -> Result<(), Box<Denial>> 
         Source::Mesos(_) | Source::Unknown => "a client of unknown address".to_owned(),
     };
     Err(Box::new(Denial::forbidden(format!(
-        "{who} may not write: without --credentials, only clients on the host of this process may: \
+        "{client} may not write: without --credentials, only clients on the host of this process may: \
          send the request there, or start this process with --credentials FILE, or with \
          --insecure-writes"
     ))))

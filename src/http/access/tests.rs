@@ -173,6 +173,17 @@ fn in_mesos_realm_and_acls_decide() {
 }
 
 #[test]
+fn long_principal_is_shortened_for_log_and_history() {
+    let name = format!("ops\n\u{202e}{}", "x".repeat(100_000));
+    let acls = Acls { read: Principals::Authenticated, write: listed(&[&name]) };
+    let request = of_mesos(Some(&name), "10.0.0.1");
+    let author = in_mesos(acls).authorize(&request, WRITE).unwrap();
+    let principal = author.principal.unwrap();
+    assert!(principal.starts_with("ops") && principal.chars().count() <= PRINCIPAL_MAX);
+    assert!(!principal.contains(['\n', '\u{202e}']), "{principal}");
+}
+
+#[test]
 fn foreign_host_name_is_refused_unless_authenticated() {
     let foreign = [("host", "evil.example:5050")];
     let local = tcp("127.0.0.1:40000");
