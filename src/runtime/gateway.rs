@@ -305,7 +305,7 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        // `close` may run at the same time. It clears what is parked before it.
+        // `close` may run at the same time. It clears the requests that were parked before.
         let mut parked = self.gateway.parked.lock();
         if !self.gateway.is_closed.load(Ordering::Acquire) {
             *parked = self.items.take();

@@ -129,8 +129,7 @@ async fn has_passed(
 }
 
 /// Waits for any answer of the server at `listener`. The answer needs neither the state machine nor
-/// credentials. A closed connection is an answer, too: the
-/// server may be at a limit.
+/// credentials. A closed connection is an answer, too: the server may be at a limit.
 async fn await_answer(listener: SocketAddrV4) -> io::Result<()> {
     let ip = if listener.ip().is_unspecified() { Ipv4Addr::LOCALHOST } else { *listener.ip() };
     let address = SocketAddrV4::new(ip, listener.port());

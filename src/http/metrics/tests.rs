@@ -110,7 +110,7 @@ fn render_small_catalogue() -> [String; 2] {
     let odd = Family {
         name: "content",
         kind: Kind::Gauge,
-        help: "What is in it.",
+        help: "Content of the box.",
         series: vec![
             Series { labels: vec![("what", "a \"b\\\n".to_owned())], value: 4 },
             Series { labels: vec![("what", "\u{1b}[2J\u{202e}日本".to_owned())], value: 5 },
@@ -141,7 +141,7 @@ box_lids{state=\"shut\"} 0
 # HELP box_refused_total What did not fit.
 # TYPE box_refused_total counter
 box_refused_total 2
-# HELP box_content What is in it.
+# HELP box_content Content of the box.
 # TYPE box_content gauge
 box_content{what=\"a \\\"b\\\\\\n\"} 4
 box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5
@@ -196,7 +196,7 @@ box_lids{state=\"shut\"} 0
 # HELP box_refused What did not fit.
 # TYPE box_refused counter
 box_refused_total 2
-# HELP box_content What is in it.
+# HELP box_content Content of the box.
 # TYPE box_content gauge
 box_content{what=\"a \\\"b\\\\\\n\"} 4
 box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5

@@ -82,7 +82,7 @@ impl World {
         self.run_until(self.now + LATE_CHANGES)
     }
 
-    /// Kills an agent for ever, and examines who is stale.
+    /// Kills an agent for ever, and checks which agents are stale.
     pub(super) fn examine_silence(&mut self) -> InvariantResult {
         let leader = self.election.leader.ok_or_else(|| violation("no master leads".to_owned()))?;
         let dead = self.chance.index(self.agents.len());

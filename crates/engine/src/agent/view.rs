@@ -79,9 +79,9 @@ pub struct Health {
     pub dataplane: Option<TunnelHealth>,
     /// Events since the start.
     pub counters: Counters,
-    /// Messages refused before they reached the state machine. The host fills them in.
+    /// Messages refused before they reached the state machine. The runtime sets them.
     pub refused: RejectedMessages,
-    /// Lines that the log lacks. The host fills them in.
+    /// Counts of omitted and dropped log lines. The runtime sets them.
     pub log: LogTally,
 }
 

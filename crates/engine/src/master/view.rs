@@ -89,7 +89,7 @@ pub struct Health {
     pub counters: Counters,
     /// Messages refused before they reached the state machine. The runtime fills them in.
     pub refused: RejectedMessages,
-    /// Lines that the log lacks. The runtime fills them in.
+    /// Counts of omitted and dropped log lines. The runtime sets them.
     pub log: LogTally,
 }
 

@@ -12,7 +12,7 @@ use super::{HostError, create_private_directory};
 
 /// Name of the lock file in the state directory.
 const NAME: &str = "agent.lock";
-/// The mode of the lock file: whoever can open the file can hold the lock.
+/// The mode of the lock file: a process that can open the file can hold the lock.
 const OWNER_ONLY: u32 = 0o600;
 
 /// The lock of the only process that programs this host. Dropping it releases the lock.

@@ -54,7 +54,7 @@ impl WorkDirLock {
         // A link of another user would make this process lock or create a foreign file.
         options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         let file = options.open(&path)?;
-        // Whoever can open the file can hold the lock.
+        // A process that can open the file can hold the lock.
         restrict_to_owner(&file, &path)?;
         try_lock(&file, &path)?;
         let directory = lock_directory(dir)?;

@@ -264,7 +264,8 @@ impl FileStore {
         Ok(loaded)
     }
 
-    /// Fails if the file lacks what this master has stored: an older copy was written into it.
+    /// Fails if the file is older than the state that this master stored: an older copy was written
+    /// into the file.
     fn refuse_older_state(&mut self, open: &OpenDatabase) -> Result<(), StoreError> {
         let counts =
             read_counts(&open.database).map_err(|error| self.store_error("load", &error))?;
