@@ -163,6 +163,8 @@ impl Module {
         log::error!("{}: not started: {reason}", self.kind);
         let _ = self.failure.set(reason);
         self.stop();
+        // Mesos runs on, and its process answers requests until `stop`.
+        self.gateway.attach(Arc::new(FailedProcess));
     }
 
     /// Handles a message of the process `from`.
@@ -242,6 +244,15 @@ impl Module {
         self.gateway.detach();
         logger::drain();
     }
+}
+
+/// The process of a module that cannot run in this Mesos. It sends nothing.
+struct FailedProcess;
+
+impl Process for FailedProcess {
+    fn send(&self, _: &Upid, _: &'static str, _: &[u8]) {}
+
+    fn link(&self, _: &Upid) {}
 }
 
 /// Ends a runtime on a thread of its own, after the task of the module has ended.

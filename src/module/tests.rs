@@ -200,6 +200,12 @@ fn module_without_ipv4_address_reports_failure() {
     let directory = TempDir::new().unwrap();
     let module = master(directory.path());
     module.refuse_address("fd00::1");
+    let is_attached = |module: &Module| {
+        let mut is_attached = false;
+        module.gateway().with_process(|_| is_attached = true);
+        is_attached
+    };
+    assert!(is_attached(&module), "libprocess answers requests");
     let reason = "Mesos advertises fd00::1, which is no IPv4 address, and the overlay protocol \
                   has only IPv4 addresses: start Mesos with an IPv4 address as --advertise_ip or \
                   --ip";
@@ -215,6 +221,8 @@ fn module_without_ipv4_address_reports_failure() {
     let sent = start(&module);
     assert_eq!(sent.try_recv(), Err(mpsc::TryRecvError::Disconnected));
     assert_eq!(get(&module, "/overlay-master/health").status(), StatusCode::SERVICE_UNAVAILABLE);
+    module.stop();
+    assert!(!is_attached(&module), "libprocess has ended");
 }
 
 #[test]
