@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use libprocess::limits::Limit;
-use libprocess::{Admission, Handler, Incoming, Rejection, RequestClass, Reservation};
+use libprocess::{
+    Admission, Handler, Incoming, Rejection, RequestClass, Reservation, UNIX_PEER,
+};
 use overlay_engine::state_machine::should_log_sample;
 use overlay_types::escape::bounded_args;
 use overlay_types::protocol::{MessageKind, RejectedMessages, RequestId};
@@ -243,6 +245,10 @@ impl<M: Service> Handler for Inbox<M> {
             return;
         }
         self.metrics.count_refused();
+        let peer = match peer {
+            UNIX_PEER => "the Unix socket".to_owned(),
+            address => address.to_string(),
+        };
         let count = {
             let mut refused = self.refused.lock();
             refused.count += 1;
@@ -392,5 +398,8 @@ mod tests {
         assert_eq!((host.refused, host.limits[Limit::Requests as usize]), (2, 1));
         let last = inbox.refused.lock().last.clone().unwrap();
         assert!(last.chars().count() <= LAST_MAX + 10, "{last}");
+        inbox.rejected(UNIX_PEER, &Rejection::Limit(Limit::Requests));
+        let last = inbox.refused.lock().last.clone().unwrap();
+        assert!(last.starts_with("from the Unix socket: limit "), "{last}");
     }
 }

@@ -3,7 +3,9 @@
 //! An account exists until its connections are closed and its rates are those of an idle peer. A
 //! peer therefore cannot reset its rates by connecting again. A part of every total is reserved for
 //! addresses that hold little, so that a new address is served while other addresses are at their
-//! limits.
+//! limits. The clients of the Unix socket have an account of their own, to which the totals do not
+//! apply: only the owner of this process can use the socket, also while all other clients are
+//! refused.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -29,6 +31,9 @@ const UNRESERVED_BODY_MAX: usize = 2 * 1024;
 const SWEEP_FROM: usize = 1024;
 /// Maximum number of accounts. Further addresses share one account.
 const ACCOUNTS_MAX: usize = 64 * 1024;
+/// Failed logins of one address per second. A burst of [`BURST_SECONDS`] is allowed, for a script
+/// with an outdated secret.
+const FAILED_LOGINS_PER_SECOND: u64 = 1;
 
 /// A limited resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub struct Addresses {
     messages: RateState,
     registrations: RateState,
     accounts: Mutex<Accounts>,
+    /// Account of the clients of the Unix socket.
+    unix: Arc<Account>,
 }
 
 #[derive(Debug)]
@@ -78,6 +85,9 @@ pub struct Account {
     held: [AtomicUsize; Resource::COUNT],
     messages: RateState,
     registrations: RateState,
+    failed_logins: RateState,
+    /// Whether the totals do not apply to the account.
+    is_exempt: bool,
 }
 
 impl Addresses {
@@ -93,7 +103,13 @@ impl Addresses {
             messages: RateState::default(),
             registrations: RateState::default(),
             accounts: Mutex::new(accounts),
+            unix: Arc::new(Account { is_exempt: true, ..Account::default() }),
         })
+    }
+
+    /// Returns the account of the clients of the Unix socket.
+    pub fn unix_account(&self) -> Arc<Account> {
+        Arc::clone(&self.unix)
     }
 
     /// Returns the account of the address of a peer.
@@ -164,6 +180,23 @@ impl Addresses {
         if is_within { Ok(()) } else { Err(Rejection::Limit(limit)) }
     }
 
+    /// Checks that not too many logins of the address have failed recently. Otherwise an attacker
+    /// could try secrets at the rate of requests.
+    ///
+    /// # Errors
+    /// If too many have failed.
+    pub fn check_logins(&self, account: &Account) -> Result<(), Rejection> {
+        let rate = Rate::of(FAILED_LOGINS_PER_SECOND);
+        let is_within = account.failed_logins.has(rate, self.nanoseconds());
+        if is_within { Ok(()) } else { Err(Rejection::FailedLogins) }
+    }
+
+    /// Counts a failed login of the address.
+    pub fn count_failed_login(&self, account: &Account) {
+        let rate = Rate::of(FAILED_LOGINS_PER_SECOND);
+        account.failed_logins.take(rate, rate.burst, self.nanoseconds());
+    }
+
     /// Reserves `amount` of a resource until the reservation is dropped.
     ///
     /// # Errors
@@ -199,6 +232,7 @@ impl Account {
         Arc::strong_count(self) == 1
             && self.messages.advance(now) == 0
             && self.registrations.advance(now) == 0
+            && self.failed_logins.advance(now) == 0
     }
 }
 
@@ -238,9 +272,10 @@ impl Reservation {
             Resource::RequestBytes => own_before + more <= SMALL_HOLDING_MAX,
         };
         let reserved = if is_small { 0 } else { most / RESERVED_DIVISOR };
+        let used = if self.account.is_exempt { own_before } else { all_before };
         let exceeded = if !is_first && own_before + more > limits.size(per_address) {
             Some(per_address)
-        } else if all_before + more > most - reserved {
+        } else if used + more > most - reserved {
             Some(total)
         } else {
             None
@@ -293,6 +328,11 @@ impl RateState {
     /// Returns how far the sender is in advance of its rate, in nanoseconds.
     fn advance(&self, now: u64) -> u64 {
         self.0.load(Ordering::Relaxed).saturating_sub(now)
+    }
+
+    /// Whether another event is within the rate.
+    fn has(&self, rate: Rate, now: u64) -> bool {
+        self.advance(now) + rate.interval <= rate.burst
     }
 
     /// Counts an event. Returns false if the sender would be more than `burst` in advance.
@@ -380,6 +420,39 @@ mod tests {
             held.extend(reserve(last, SMALL_HOLDING_MAX));
         }
         assert!(reserve(203, UNRESERVED_BODY_MAX).is_ok(), "a registration");
+    }
+
+    #[test]
+    fn reserve_for_unix_socket_ignores_totals() {
+        let all = addresses(&[(Limit::RequestsPerAddress, 2), (Limit::Requests, 4)]);
+        let reserve = |account: &Arc<Account>| all.reserve(account, Resource::Requests, 1);
+        let _held: Vec<_> =
+            (1..=4).map(|last| reserve(&all.account(peer(last))).unwrap()).collect();
+        assert_eq!(reserve(&all.account(peer(5))).unwrap_err(), Rejection::Limit(Limit::Requests));
+        let unix = all.unix_account();
+        let _own = [reserve(&unix).unwrap(), reserve(&unix).unwrap()];
+        let limit = Rejection::Limit(Limit::RequestsPerAddress);
+        assert_eq!(reserve(&unix).unwrap_err(), limit);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_logins_beyond_burst_refuse_logins_of_address() {
+        let all = addresses(&[]);
+        let account = all.account(peer(1));
+        for _ in 0..BURST_SECONDS {
+            assert_eq!(all.check_logins(&account), Ok(()));
+            all.count_failed_login(&account);
+        }
+        assert_eq!(all.check_logins(&account), Err(Rejection::FailedLogins));
+        assert_eq!(all.check_logins(&all.account(peer(2))), Ok(()));
+        // Refused logins do not prolong the time, and a new connection does not end it.
+        drop(account);
+        let account = all.account(peer(1));
+        assert_eq!(all.check_logins(&account), Err(Rejection::FailedLogins));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(all.check_logins(&account), Ok(()));
+        all.count_failed_login(&account);
+        assert_eq!(all.check_logins(&account), Err(Rejection::FailedLogins));
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,8 @@
 //! send nothing for hours, and treats the end of the link as the exit of its peer. So only the
 //! number of links is bounded. At a limit, the address with the most connections loses the
 //! connection that was idle for the longest time. Connections with a registration are closed last,
-//! so that idle connections do not replace a link in use.
+//! so that idle connections do not replace a link in use. A connection of the Unix socket is never
+//! closed for a connection of another client.
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeSet, HashMap};
@@ -17,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::UNIX_PEER;
 use crate::limits::{Limit, Limits};
 
 /// The part of all connections that is reserved for new addresses is one divided by this number.
@@ -41,7 +43,7 @@ struct Table {
     /// Index of each connection in `open`.
     positions: HashMap<u64, usize>,
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
-    /// The addresses, ordered by their number of connections.
+    /// The addresses, ordered by their number of connections, without the Unix socket.
     by_count: BTreeSet<(usize, IpAddr)>,
     last_number: u64,
 }
@@ -199,7 +201,9 @@ impl Table {
         let of_address = self.by_address.entry(address).or_default();
         self.by_count.remove(&(of_address.len(), address));
         of_address.insert(connection.number);
-        self.by_count.insert((of_address.len(), address));
+        if address != UNIX_PEER.ip() {
+            self.by_count.insert((of_address.len(), address));
+        }
         self.positions.insert(connection.number, self.open.len());
         self.open.push(connection);
     }
@@ -216,6 +220,7 @@ impl Table {
             of_address.get_mut().remove(&number);
             match of_address.get().len() {
                 0 => drop(of_address.remove()),
+                _ if address == UNIX_PEER.ip() => {}
                 count => drop(self.by_count.insert((count, address))),
             }
         }
@@ -242,7 +247,10 @@ impl Table {
             return self.longest_idle_of(address);
         }
         let sample = (0..SAMPLE).filter_map(|_| self.open.get(random.usize(..self.open.len())));
-        let of_busiest = sample.filter(|connection| self.count_of(connection.peer.ip()) == most);
+        let of_busiest = sample.filter(|connection| {
+            let address = connection.peer.ip();
+            address != UNIX_PEER.ip() && self.count_of(address) == most
+        });
         let found = of_busiest.min_by_key(|connection| connection.usage.rank());
         found.map(|connection| connection.number).or_else(|| self.longest_idle_of(address))
     }
@@ -343,6 +351,23 @@ mod tests {
             let closed = fixture.connect(&format!("10.0.1.{address}:1")).await;
             assert!(closed.is_none_or(|(peer, _)| peer != "10.0.0.1:1"));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unix_socket_is_evicted_by_its_own_limit_only() {
+        let mut fixture = Fixture::new(16, 4);
+        for port in 1..=4 {
+            assert_eq!(fixture.connect(&format!("0.0.0.0:{port}")).await, None);
+        }
+        for address in 1..=100 {
+            let closed = fixture.connect(&format!("127.0.0.{address}:1")).await;
+            assert!(closed.is_none_or(|(peer, _)| peer.starts_with("127.")));
+        }
+        let closed = Some(("0.0.0.0:1".to_owned(), Limit::ConnectionsPerAddress));
+        assert_eq!(fixture.connect("0.0.0.0:5").await, closed);
+        fixture.open.retain(|peer, _| !peer.starts_with("0."));
+        let table = fixture.connections.table.lock();
+        assert!(!table.by_address.contains_key(&UNIX_PEER.ip()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,6 +27,9 @@ pub struct Incoming {
     pub body: Bytes,
 }
 
+/// Stands for all clients of the Unix socket in the place of an address. No TCP client has it.
+pub const UNIX_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// The connection on which an HTTP request arrived. It is in the extensions of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestSource {
@@ -118,7 +121,7 @@ pub trait Handler: Send + Sync + 'static {
     fn stopped(&self) -> impl Future<Output = ()> + Send;
 
     /// Called when input of `peer` is rejected before it reaches a process, or when a limit ends a
-    /// connection.
+    /// connection. The clients of the Unix socket are [`UNIX_PEER`].
     fn rejected(&self, peer: SocketAddr, rejection: &Rejection);
 
     /// Returns the text that is logged when a peer answers that the receiver of a message does not
@@ -158,6 +161,12 @@ pub enum Rejection {
     /// A message arrived on the Unix socket, whose clients have no address.
     #[error("the Unix socket is for HTTP requests only: send messages to the TCP port")]
     MessageOnUnixSocket,
+    /// Too many logins of the address have failed.
+    #[error(
+        "too many requests of this address had wrong credentials: check principal and secret, and \
+         try again in some seconds"
+    )]
+    FailedLogins,
     /// No process has this id.
     #[error("unknown process '{id}'", id = .0.escape_debug())]
     UnknownProcess(String),
@@ -209,6 +218,7 @@ impl Rejection {
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Encoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Stalled => StatusCode::REQUEST_TIMEOUT,
+            Self::FailedLogins => StatusCode::TOO_MANY_REQUESTS,
             Self::Busy | Self::Evicted(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Limit(limit) => match limit.unit() {
                 Unit::PerSecond => StatusCode::TOO_MANY_REQUESTS,

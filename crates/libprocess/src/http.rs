@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName,
+    HeaderValue, USER_AGENT,
 };
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -281,6 +282,9 @@ impl<H: Handler> Session<H> {
             return Err(Rejection::BodyTooLarge(body_max));
         }
         self.server.addresses.count_request(account)?;
+        if parts.headers.contains_key(AUTHORIZATION) {
+            self.server.addresses.check_logins(account)?;
+        }
         Ok(CheckedRequest { body_max, is_kept: true, message: None, is_heavy })
     }
 
@@ -340,7 +344,11 @@ impl<H: Handler> Session<H> {
 
     /// Answers a request. The memory of the response is released when the client has read it.
     async fn respond(&self, request: Request<Bytes>) -> Response<Full<Bytes>> {
+        let has_credentials = request.headers().contains_key(AUTHORIZATION);
         let (parts, body) = self.server.handler.respond(request).await.into_parts();
+        if has_credentials && parts.status == StatusCode::UNAUTHORIZED {
+            self.server.addresses.count_failed_login(&self.client.account);
+        }
         if body.len() <= SMALL_RESPONSE {
             return Response::from_parts(parts, Full::new(body));
         }

@@ -147,7 +147,8 @@ pub use {
     addresses::Reservation,
     client::Client,
     handler::{
-        Admission, Handler, Incoming, Rejection, RequestSource, Sender, Transport, UNKNOWN_BODY_MAX,
+        Admission, Handler, Incoming, Rejection, RequestSource, Sender, Transport, UNIX_PEER,
+        UNKNOWN_BODY_MAX,
     },
     head::check_names,
     parse::read_message,
