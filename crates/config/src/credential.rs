@@ -10,6 +10,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 /// Longest file of credentials, in bytes: thousands of principals.
@@ -36,10 +37,15 @@ pub struct Credential {
     pub(super) secret: String,
 }
 
+/// A SHA-256 digest.
+pub(super) type SecretDigest = [u8; 32];
+
 /// The credentials that a server accepts. There is at least one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    secrets: BTreeMap<String, String>,
+    /// The digest of each principal's secret. Digests have one length, so their comparison does not
+    /// reveal the length of a secret.
+    pub(super) digests: BTreeMap<String, SecretDigest>,
 }
 
 /// Why a text holds no credentials.
@@ -159,7 +165,7 @@ impl Credentials {
     /// Returns the first fault.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
         let text = trim(text);
-        let mut list = Self { secrets: BTreeMap::new() };
+        let mut list = Self { digests: BTreeMap::new() };
         if is_json(text) {
             let json = parse_json(text, LIST)?;
             let Some(Value::Array(elements)) = json.get("credentials") else {
@@ -179,7 +185,7 @@ impl Credentials {
                 list.insert(credential, || format!("line {number}"))?;
             }
         }
-        if list.secrets.is_empty() {
+        if list.digests.is_empty() {
             return Err(CredentialError::Empty { expected: LIST });
         }
         Ok(list)
@@ -190,7 +196,7 @@ impl Credentials {
         Credential { principal, secret }: Credential,
         place: impl FnOnce() -> String,
     ) -> Result<(), CredentialError> {
-        if self.secrets.insert(principal, secret).is_some() {
+        if self.digests.insert(principal, digest(&secret)).is_some() {
             let reason = "another credential has the same principal: remove one of them";
             return Err(CredentialError::Invalid { place: place(), reason });
         }
@@ -199,13 +205,13 @@ impl Credentials {
 
     /// The names, in their order.
     pub fn principals(&self) -> impl Iterator<Item = &str> {
-        self.secrets.keys().map(String::as_str)
+        self.digests.keys().map(String::as_str)
     }
 
     /// Returns the principal whose credential the header `Authorization` of a request contains;
     /// `None` if the header has another scheme or an unknown principal, or if the secret is wrong.
     ///
-    /// The time of the comparison reveals the length of a secret, and nothing else of it.
+    /// The time depends on the length of the given secret only, also for an unknown principal.
     #[must_use]
     pub fn authenticate(&self, authorization: &str) -> Option<&str> {
         let scheme = authorization.get(..BASIC.len())?;
@@ -215,10 +221,18 @@ impl Credentials {
         }
         let pair = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
         let (principal, secret) = pair.split_once(':')?;
-        let (principal, expected) = self.secrets.get_key_value(principal)?;
-        let is_equal = bool::from(expected.as_bytes().ct_eq(secret.as_bytes()));
-        is_equal.then_some(principal)
+        let known = self.digests.get_key_value(principal);
+        let expected = known.map_or(&UNKNOWN, |(_, expected)| expected);
+        let is_equal = bool::from(digest(secret).ct_eq(expected));
+        known.filter(|_| is_equal).map(|(principal, _)| principal.as_str())
     }
+}
+
+/// Is compared with the secret of an unknown principal.
+const UNKNOWN: SecretDigest = [0; 32];
+
+pub(super) fn digest(secret: &str) -> SecretDigest {
+    Sha256::digest(secret).into()
 }
 
 impl fmt::Debug for Credentials {

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use proptest::prelude::*;
 
 use super::credential::{
-    Credential, Credentials, LIST, ONE, WORD_MAX, credential_mode_warning, credential_path,
+    Credential, Credentials, LIST, ONE, WORD_MAX, credential_mode_warning, credential_path, digest,
 };
 
 const SECRET: &str = "Wr0ng-Horse-77";
@@ -59,6 +59,11 @@ fn authentication_requires_known_principal_and_its_secret() {
     for pair in ["reader:ü", "writer:a b:c", "other:ü", "reader:", "reader", ":", ""] {
         assert_eq!(credentials.authenticate(&header(pair)), None, "{pair}");
     }
+    for pair in ["reader:a b:", "reader:a b:c\0", "reader:a b:cc", "Reader:a b:c"] {
+        assert_eq!(credentials.authenticate(&header(pair)), None, "{pair}");
+    }
+    let long = header(&format!("reader:{}", "x".repeat(1_000_000)));
+    assert_eq!(credentials.authenticate(&long), None);
     for other in ["", "Basic", "Basic ", "Basic ü!", "Bearer cmVhZGVyOmEgYjpj", "Bäsic x"] {
         assert_eq!(credentials.authenticate(other), None, "{other}");
     }
@@ -207,4 +212,14 @@ proptest! {
         let shown = format!("{one:?} {list:?}");
         prop_assert!(!shown.contains(&secret), "{shown}");
     }
+}
+
+#[test]
+fn credentials_of_server_hold_digests_of_one_length() {
+    let credentials = Credentials::parse("reader x\nwriter a-much-longer-secret").unwrap();
+    let lengths: Vec<_> = credentials.digests.values().map(|digest| digest.len()).collect();
+    assert_eq!(lengths, [32, 32]);
+    // SHA-256 of "abc", from FIPS 180-2.
+    let abc = digest("abc").map(|byte| format!("{byte:02x}")).concat();
+    assert_eq!(abc, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
