@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use http::header::HOST;
 use overlay_config::normalize_hostname;
 use overlay_types::escape::bounded_line;
+use overlay_types::secret::quote;
 
 use super::Request;
 use super::access::Denial;
@@ -29,9 +30,13 @@ pub(super) fn require_known_host(
         if host.is_some_and(|host| is_known(host, listed, own)) {
             continue;
         }
-        let shown = bounded_line(host.unwrap_or("(not a text)"), NAME_SHOWN);
+        // An absolute URL may contain a user and a password.
+        let shown = host.map_or_else(
+            || "the name in the request".to_owned(),
+            |host| quote(&bounded_line(host, NAME_SHOWN)),
+        );
         return Err(Box::new(Denial::forbidden(format!(
-            "'{shown}' is no name of this server: use its IP address, or list the name in \
+            "{shown} is no name of this server: use its IP address, or list the name in \
              'hostnames' of the configuration"
         ))));
     }
@@ -41,14 +46,14 @@ pub(super) fn require_known_host(
 /// Whether `host`, with or without a port, is an IP address or a name of this server.
 fn is_known(host: &str, listed: &BTreeSet<String>, own: &BTreeSet<String>) -> bool {
     if let Some(bracketed) = host.strip_prefix('[') {
-        let address = bracketed.split_once(']').map(|(address, _)| address);
+        let Some((address, after)) = bracketed.split_once(']') else { return false };
         // A scope follows the address of a link.
-        let address = address.map(|address| address.split('%').next().unwrap_or_default());
-        return address
-            .is_some_and(|address| address.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()));
+        let address = address.split('%').next().unwrap_or_default();
+        let has_port = after.is_empty() || after.strip_prefix(':').is_some_and(is_port);
+        return has_port && address.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6());
     }
     let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        Some((name, port)) if is_port(port) => name,
         Some(_) => return false,
         None => host,
     };
@@ -57,6 +62,10 @@ fn is_known(host: &str, listed: &BTreeSet<String>, own: &BTreeSet<String>) -> bo
     }
     normalize_hostname(name)
         .is_some_and(|name| name == LOCALHOST || listed.contains(&name) || own.contains(&name))
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -90,6 +99,12 @@ mod tests {
             "master1.evil.example",
             "[evil.example]",
             "[10.0.0.1]",
+            "[::1].evil.example",
+            "[::1]x",
+            "[::1]:80x",
+            "[::1",
+            "user@10.0.0.1",
+            "10.0.0.1,evil.example",
             "10.0.0.1:x",
             "master2",
             "",

@@ -254,18 +254,23 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses a cross-site request of a browser: a page of another site must not change the state.
 fn require_same_origin(request: &Request) -> Result<(), Box<Response>> {
-    if request.headers().get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin") {
-        return Ok(());
-    }
-    let Some(origin) = request.headers().get(ORIGIN) else {
-        return Ok(());
+    let headers = request.headers();
+    let refused = || {
+        let message = "refused: the request comes from another site";
+        Err(Box::new(error(StatusCode::FORBIDDEN, message)))
     };
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-    if host.is_some() && origin.map(|(_, authority)| authority) == host {
-        return Ok(());
+    // `none` is a request of the user, such as a bookmark.
+    let mut sites = headers.get_all(SEC_FETCH_SITE).iter().peekable();
+    if sites.peek().is_some() {
+        let is_own = sites.all(|site| site == "same-origin" || site == "none");
+        return if is_own { Ok(()) } else { refused() };
     }
-    Err(Box::new(error(StatusCode::FORBIDDEN, "refused: the request comes from another site")))
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let is_own = |origin: &HeaderValue| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        host.is_some() && origin.map(|(_, authority)| authority) == host
+    };
+    if headers.get_all(ORIGIN).iter().all(is_own) { Ok(()) } else { refused() }
 }
 
 /// Returns the path without trailing slashes, as libprocess 1.6 and later do.
@@ -273,9 +278,14 @@ fn path(request: &Request) -> &str {
     request.uri().path().trim_end_matches('/')
 }
 
+/// Returns the response to a request for an unknown path. Its paths are relative, since a proxy may
+/// serve this server below a prefix.
 fn not_found(request: &Request, endpoints: &[&str]) -> Box<Response> {
     let path: String = request.uri().path().chars().take(100).collect();
-    let message = format!("no endpoint at {path}: the endpoints are {}", endpoints.join(", "));
+    let path = path.trim_start_matches('/');
+    let endpoints = endpoints.iter().map(|endpoint| endpoint.trim_start_matches('/'));
+    let endpoints = endpoints.collect::<Vec<_>>().join(", ");
+    let message = format!("no endpoint at '{path}': the endpoints of this server are {endpoints}");
     Box::new(error(StatusCode::NOT_FOUND, &message))
 }
 

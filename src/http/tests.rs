@@ -216,9 +216,48 @@ fn cross_site_post_is_refused() {
         assert_eq!(refused.status(), 403, "{path}");
         assert_eq!(route_master(&get(path, &[])).unwrap_err().status(), 405, "{path}");
     }
-    let own = [("host", "10.0.0.1:5050"), ("origin", "http://10.0.0.1:5050")];
-    let (routed, _) = route_master(&request("POST", "/overlay-master/reload", &own, "")).unwrap();
-    assert_eq!(routed, MasterRequest::Reload);
+    let host = ("host", "10.0.0.1:5050");
+    let (own, site) = (("origin", "http://10.0.0.1:5050"), "sec-fetch-site");
+    let reload = |headers: &[(&str, &str)]| {
+        let routed = route_master(&request("POST", "/overlay-master/reload", headers, ""));
+        routed.map(|(routed, _)| routed).map_err(|response| response.status().as_u16())
+    };
+    for headers in [
+        &[host, own][..],
+        // A proxy has changed the host.
+        &[host, evil[1], (site, "same-origin")],
+        &[host, (site, "none")],
+    ] {
+        assert_eq!(reload(headers), Ok(MasterRequest::Reload), "{headers:?}");
+    }
+    for headers in [
+        &[host, (site, "cross-site")][..],
+        &[host, own, (site, "same-site")],
+        &[host, (site, "same-origin"), (site, "cross-site")],
+        &[host, own, evil[1]],
+        &[host, ("origin", "null")],
+        &[own],
+    ] {
+        assert_eq!(reload(headers), Err(403), "{headers:?}");
+    }
+}
+
+#[test]
+fn unknown_path_lists_relative_paths() {
+    let response = route_master(&get("//overlay-master/stat", &[])).unwrap_err();
+    assert_eq!(
+        text(&response),
+        "no endpoint at 'overlay-master/stat': the endpoints of this server are \
+         overlay-master/state, overlay-master/agents/delete, overlay-master/health, \
+         overlay-master/metrics, overlay-master/history, overlay-master/preview, \
+         overlay-master/reload\n"
+    );
+    let response = route_agent(&get("/", &[])).unwrap_err();
+    assert_eq!(
+        text(&response),
+        "no endpoint at '': the endpoints of this server are overlay-agent/overlay, \
+         overlay-agent/health, overlay-agent/metrics\n"
+    );
 }
 
 #[test]

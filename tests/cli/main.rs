@@ -20,6 +20,7 @@ mod log_reader;
 mod login;
 mod output_files;
 mod plan;
+mod proxy_prefix;
 mod secrets;
 mod startup;
 mod state;

@@ -177,9 +177,11 @@ impl AccessRules {
             (Authentication::Mesos | Authentication::None { .. }, _) => Ok(None),
             (Authentication::Basic { credentials, realms }, _) => {
                 let realm = realms.of(access);
-                if let Some(value) = request.headers().get(AUTHORIZATION) {
-                    let value = value.to_str().unwrap_or_default();
-                    return match credentials.authenticate(value) {
+                let mut values = request.headers().get_all(AUTHORIZATION).iter();
+                if let Some(value) = values.next() {
+                    // Of two headers, a proxy may have checked the other one.
+                    let value = value.to_str().ok().filter(|_| values.next().is_none());
+                    return match value.and_then(|value| credentials.authenticate(value)) {
                         Some(principal) => Ok(Some(principal.to_owned())),
                         None => Err(Box::new(Denial::unauthorized(realm, true))),
                     };
@@ -224,17 +226,29 @@ impl AccessRules {
     }
 }
 
-/// Headers of a proxy. Its clients are not local although its connection is.
-const PROXY_HEADERS: [HeaderName; 4] = [
+/// Headers of a proxy, besides those that begin with [`FORWARDED_PREFIX`]. The clients of a proxy
+/// are not local although its connection is.
+const PROXY_HEADERS: [HeaderName; 9] = [
     http::header::FORWARDED,
     http::header::VIA,
-    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("true-client-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("x-cluster-client-ip"),
+    HeaderName::from_static("x-envoy-external-address"),
+    HeaderName::from_static("x-original-forwarded-for"),
     HeaderName::from_static("x-real-ip"),
 ];
+/// Begins `X-Forwarded-For`, `X-Forwarded-Host` and others.
+const FORWARDED_PREFIX: &str = "x-forwarded-";
+
+fn is_of_proxy(header: &HeaderName) -> bool {
+    PROXY_HEADERS.contains(header) || header.as_str().starts_with(FORWARDED_PREFIX)
+}
 
 /// Refuses a client of another host, and a client behind a proxy.
 fn require_local(request: &Request, source: &Source) -> Result<(), Box<Denial>> {
-    let is_proxied = PROXY_HEADERS.iter().any(|name| request.headers().contains_key(name));
+    let is_proxied = request.headers().keys().any(is_of_proxy);
     let client = match source {
         Source::Connection(RequestSource::Unix { .. }) => return Ok(()),
         Source::Connection(RequestSource::Tcp { peer, local }) => {

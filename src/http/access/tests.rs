@@ -93,7 +93,9 @@ fn without_credentials_only_local_clients_write() {
     );
     assert!(decide(&rules, &remote, READ).is_ok());
     assert!(decide(&without_credentials(true), &remote, WRITE).is_ok());
-    for header in ["x-forwarded-for", "forwarded", "via", "x-real-ip"] {
+    for header in
+        ["x-forwarded-for", "x-forwarded-proto", "forwarded", "via", "x-real-ip", "x-client-ip"]
+    {
         let proxied = request(tcp("127.0.0.1:40000"), &[host[0], (header, "10.0.0.9")]);
         let (status, reason) = decide(&rules, &proxied, WRITE).unwrap_err();
         assert!(status == 403 && reason.starts_with("a client of a proxy may not"), "{reason}");
@@ -121,6 +123,7 @@ fn credentials_authenticate_in_realms_of_mesos() {
             assert!(challenge(&[(name, &basic(wrong).1)]), "{wrong}");
         }
         assert!(challenge(&[(name, "Bearer secret")]) && challenge(&[(name, "Basic %%%")]));
+        assert!(challenge(&[(name, &right), (name, &right)]), "two headers");
         // A local client has no privilege.
         let local = request(tcp("127.0.0.1:1"), &[]);
         assert_eq!(decide(&rules, &local, access).unwrap_err().0, 401);
@@ -213,4 +216,8 @@ fn foreign_host_name_is_refused_unless_authenticated() {
     *absolute.uri_mut() = "http://evil.example/overlay-master/state".parse().unwrap();
     assert!(decide(&without_credentials(true), &absolute, READ).is_err());
     assert!(decide(&without_credentials(true), &request(local, &[]), READ).is_ok());
+    *absolute.uri_mut() = "http://ops:s3cr3t@10.0.0.1/overlay-master/state".parse().unwrap();
+    let (status, reason) = decide(&without_credentials(true), &absolute, READ).unwrap_err();
+    assert_eq!(status, 403);
+    assert!(reason.starts_with("the given text is no name of this server: "), "{reason}");
 }
