@@ -18,6 +18,7 @@ use overlay_types::addr::Ensemble;
 use overlay_types::warnings::Warnings;
 use overlay_zookeeper::detector::{Detector, FixedMaster, follow_election};
 use overlay_zookeeper::session::SESSION_TIMEOUT_DEFAULT;
+use tokio::task::JoinHandle;
 
 use super::Failure;
 use super::http_options::HttpOptions;
@@ -136,25 +137,26 @@ impl AgentCommand {
         run_to_end(self.serve(limits, (master, warnings), control, options))
     }
 
-    /// Reads the access lists and the credentials again.
-    fn reload_access(&self, control: &AccessControl, warnings: &Warnings) {
-        let config = match &self.config {
-            Some(path) => reread_config(path, parse_agent).map(|config| config.http),
-            None => Ok(HttpConfig::default()),
-        };
-        let read = config
-            .and_then(|config| self.http.read(&config, warnings).map_err(|reason| vec![reason]));
-        match read {
-            Ok((config, credentials)) => {
-                control.replace(config, credentials);
-                log::info!("read acls, hostnames and credentials again");
-            }
-            Err(problems) => {
-                for problem in problems {
-                    log::error!("acls, hostnames and credentials stay as they are: {problem}");
+    /// Reads the access lists and the credentials again, on a thread of the blocking pool: the
+    /// files may be on a disk that hangs.
+    fn reload_access(&self, control: &AccessControl, warnings: &Warnings) -> JoinHandle<()> {
+        let (path, http) = (self.config.clone(), self.http.clone());
+        let (control, warnings) = (control.clone(), warnings.clone());
+        tokio::task::spawn_blocking(move || {
+            let config = match &path {
+                Some(path) => reread_config(path, parse_agent).map(|config| config.http),
+                None => Ok(HttpConfig::default()),
+            };
+            let read = config.and_then(|config| http.read(&config).map_err(|reason| vec![reason]));
+            match read {
+                Ok(access) => access.apply(&control, &warnings),
+                Err(problems) => {
+                    for problem in problems {
+                        log::error!("acls, hostnames and credentials stay as they are: {problem}");
+                    }
                 }
             }
-        }
+        })
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
@@ -258,6 +260,7 @@ impl AgentCommand {
         // A host with several addresses advertises the one from which the master is reached.
         let Detection { detector, mut work, mut address } = detect(master, warnings.clone()).await;
         let mut listen = self.listen;
+        let mut reloading = None;
         loop {
             let mut transport = self.addresses.bind(listen, address, limits)?;
             self.http.listen_on_unix(&mut transport, None)?;
@@ -276,7 +279,11 @@ impl AgentCommand {
                     () = host.stopped() => {
                         return Err(Failure::new("the agent stopped by itself: this is a bug"));
                     }
-                    () = reload.received() => self.reload_access(&access, &warnings),
+                    // One after the other: otherwise earlier content could be applied last.
+                    () = reload.received(), if reloading.is_none() => {
+                        reloading = Some(self.reload_access(&access, &warnings));
+                    }
+                    () = ended(&mut reloading) => reloading = None,
                     never = &mut work => match never {},
                     moved = new_address(*advertise.ip(), &detector), if follows_host => {
                         break End::Moved(moved);
@@ -293,6 +300,15 @@ impl AgentCommand {
             );
             address = master_address(&detector).await;
         }
+    }
+}
+
+/// Waits until a task has ended. Without a task, the future never completes.
+async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        // A panic is in the log.
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
     }
 }
 

@@ -17,6 +17,9 @@ use super::process::read_bytes;
 use crate::http::{AccessRules, Authentication, Realms};
 use crate::runtime::AccessControl;
 
+/// Key of the warning that other users can read the credentials.
+const CREDENTIALS_WARNING: &str = "credentials";
+
 /// Flags of the HTTP endpoints.
 #[derive(Debug, Clone, Args)]
 pub(super) struct HttpOptions {
@@ -41,6 +44,23 @@ pub(super) struct HttpOptions {
     http_socket: Option<PathBuf>,
 }
 
+/// Who may use the endpoints, as read from the configuration, the flags and the credentials.
+pub(super) struct HttpAccess {
+    config: HttpConfig,
+    credentials: Option<Credentials>,
+    /// Whether other users can read the credentials.
+    mode_warning: Option<String>,
+}
+
+impl HttpAccess {
+    /// Replaces the rules of a running server.
+    pub(super) fn apply(self, control: &AccessControl, warnings: &Warnings) {
+        warnings.set(CREDENTIALS_WARNING, self.mode_warning);
+        control.replace(self.config, self.credentials);
+        log::info!("applied acls, hostnames and credentials");
+    }
+}
+
 fn parse_hostname(text: &str) -> Result<String, &'static str> {
     normalize_hostname(text).ok_or("is no host name: write a name without port")
 }
@@ -54,7 +74,9 @@ impl HttpOptions {
         insecure_writes: bool,
         warnings: &Warnings,
     ) -> Result<AccessControl, Failure> {
-        let (config, credentials) = self.read(config, warnings).map_err(Failure::new)?;
+        let HttpAccess { config, credentials, mode_warning } =
+            self.read(config).map_err(Failure::new)?;
+        warnings.set(CREDENTIALS_WARNING, mode_warning);
         let authentication = match credentials {
             Some(credentials) => Authentication::Basic { credentials, realms },
             None => {
@@ -71,13 +93,8 @@ impl HttpOptions {
         Ok(AccessControl::new(rules))
     }
 
-    /// Reads the credentials, and adds the flags to `config`. Sets a warning if other users can
-    /// read the credentials.
-    pub(super) fn read(
-        &self,
-        config: &HttpConfig,
-        warnings: &Warnings,
-    ) -> Result<(HttpConfig, Option<Credentials>), String> {
+    /// Reads the credentials, and adds the flags to `config`.
+    pub(super) fn read(&self, config: &HttpConfig) -> Result<HttpAccess, String> {
         let mut config = config.clone();
         config.hostnames.extend(self.hostnames.iter().cloned());
         let Some(path) = self.credentials.as_deref().map(credential_path) else {
@@ -86,7 +103,7 @@ impl HttpOptions {
                             remove 'acls'"
                     .to_owned());
             }
-            return Ok((config, None));
+            return Ok(HttpAccess { config, credentials: None, mode_warning: None });
         };
         let failure = |reason: String| format!("credentials: {}: {reason}", path.display());
         let metadata = fs::metadata(path).map_err(|error| failure(error.to_string()))?;
@@ -99,8 +116,8 @@ impl HttpOptions {
         let text = String::from_utf8(text).map_err(|_| failure("it is no UTF-8".to_owned()))?;
         let credentials = Credentials::parse(&text).map_err(|error| failure(error.to_string()))?;
         let name = path.display().to_string();
-        warnings.set("credentials", credential_mode_warning(&name, metadata.permissions().mode()));
-        Ok((config, Some(credentials)))
+        let mode_warning = credential_mode_warning(&name, metadata.permissions().mode());
+        Ok(HttpAccess { config, credentials: Some(credentials), mode_warning })
     }
 
     /// Serves HTTP on the Unix socket as well. Without the flag, the socket is at `default`, which

@@ -25,7 +25,7 @@ use super::store_uri::{open_zookeeper, parse_session_timeout};
 use crate::http::Realms;
 use crate::runtime::{
     AccessControl, ElectionAwareStore, MasterHost, MasterOptions, Metrics, ProgressOptions,
-    ReadConfig,
+    ReadConfig, ReadConfiguration,
 };
 
 /// The name of the Unix socket in the work directory.
@@ -178,19 +178,19 @@ impl MasterCommand {
                     return Err(Failure::new("the master stopped by itself: this is a bug"));
                 }
                 () = reload.received() => {
-                    // The master logs the result. If it has stopped, the branch above reports that.
                     let client = Some("SIGHUP".to_owned());
                     let author = Author { client, ..Author::default() };
                     let request = Request::By(author, Box::new(Request::Reload));
-                    let _ = host.request(request).await;
+                    // The master logs the result. In another task, since signals are handled
+                    // while the file, the state machine or the store hangs.
+                    tokio::spawn(host.request(request));
                 }
             }
         }
     }
 
-    /// Returns the function that reads the configuration and the credentials again. Who may read
-    /// and write changes at once, even if the network is refused afterwards. The store and its
-    /// directory cannot change while the master runs.
+    /// Returns the function that reads the configuration and the credentials again. The store and
+    /// its directory cannot change while the master runs.
     fn reread(
         &self,
         config: MasterConfig,
@@ -200,13 +200,16 @@ impl MasterCommand {
         let (path, http) = (self.config.clone(), self.http.clone());
         Arc::new(move || {
             let new = reread_config(&path, parse_master)?;
-            let (rules, credentials) =
-                http.read(&new.http, &warnings).map_err(|reason| vec![reason])?;
-            access.replace(rules, credentials);
-            if (&new.store, &new.work_dir) != (&config.store, &config.work_dir) {
-                log::warn!("a changed store or work_dir takes effect at the next start");
-            }
-            Ok(settings(&new))
+            let new_access = http.read(&new.http).map_err(|reason| vec![reason])?;
+            let has_other_store = (&new.store, &new.work_dir) != (&config.store, &config.work_dir);
+            let (access, warnings) = (access.clone(), warnings.clone());
+            let apply = move || {
+                new_access.apply(&access, &warnings);
+                if has_other_store {
+                    log::warn!("a changed store or work_dir takes effect at the next start");
+                }
+            };
+            Ok(ReadConfiguration { settings: settings(&new), apply: Box::new(apply) })
         })
     }
 }

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use libprocess::limits::Limit;
-use libprocess::{
-    Admission, Handler, Incoming, Rejection, RequestClass, Reservation, UNIX_PEER,
-};
+use libprocess::{Admission, Handler, Incoming, Rejection, RequestClass, Reservation, UNIX_PEER};
 use overlay_engine::state_machine::should_log_sample;
 use overlay_types::escape::bounded_args;
 use overlay_types::protocol::{MessageKind, RejectedMessages, RequestId};

@@ -1,5 +1,6 @@
 //! Runs the master: its service, its event sources and its command executor.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
@@ -20,6 +21,7 @@ use overlay_types::protocol::{Author, Leader, Message, MessageKind, RequestId};
 use overlay_types::state::StoreError;
 use overlay_wire as wire;
 use overlay_wire::update_length;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -120,8 +122,25 @@ impl Service for Master {
     }
 }
 
-/// Reads the configuration of a master again. Returns the settings or every problem. May block.
-pub type ReadConfig = Arc<dyn Fn() -> Result<Settings, Vec<String>> + Send + Sync>;
+/// Reads and checks the configuration of a master again. Returns it, or every problem. Applies
+/// nothing. May block.
+pub type ReadConfig = Arc<dyn Fn() -> Result<ReadConfiguration, Vec<String>> + Send + Sync>;
+
+/// A configuration that was read again.
+pub struct ReadConfiguration {
+    /// The settings of the state machine, which may refuse them.
+    pub settings: Settings,
+    /// Applies the rest. Called if the state machine has accepted the settings, so that a reload
+    /// applies either all or nothing.
+    pub apply: Box<dyn FnOnce() + Send>,
+}
+
+impl fmt::Debug for ReadConfiguration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("ReadConfiguration");
+        debug.field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
 
 /// The parameters of a master.
 pub struct MasterOptions {
@@ -194,7 +213,8 @@ impl MasterHost {
             }
         })?;
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
-        let reloader = ConfigReloader { read_config, inbox: inbox.clone() };
+        let reloader =
+            ConfigReloader { read_config, inbox: inbox.clone(), accepted: Arc::default() };
         let executor = MasterExecutor { own, sender, store, gate: DurabilityGate::new(), reloader };
         let state_machine = match &leading {
             None => Master::new(settings, update_length, seed),
@@ -208,12 +228,16 @@ impl MasterHost {
         Ok(Self { tasks, election })
     }
 
-    /// Sends a request to the master and awaits the reply, as an HTTP request does.
+    /// Sends a request to the master and awaits the reply, as an HTTP request does. A master that
+    /// hangs does not reply, so a caller that has to end awaits the reply in another task.
     ///
     /// # Errors
     /// When the master has stopped.
-    pub async fn request(&self, request: Request) -> Result<Reply, Stopped> {
-        self.tasks.request(request).await
+    pub fn request(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Reply, Stopped>> + Send + use<> {
+        self.tasks.request(request)
     }
 
     /// Returns the metrics, which outlive the master.
@@ -307,12 +331,18 @@ struct MasterExecutor {
 struct ConfigReloader {
     read_config: Option<ReadConfig>,
     inbox: Inbox<Master>,
+    /// What is applied if the state machine accepts the settings that were read for a request.
+    accepted: Arc<Mutex<HashMap<RequestId, ApplyRest>>>,
 }
+
+/// See [`ReadConfiguration::apply`].
+type ApplyRest = Box<dyn FnOnce() + Send>;
 
 impl ConfigReloader {
     /// Reads the configuration again. The result is an event.
     fn reload(&self, id: RequestId) {
         let (read_config, inbox) = (self.read_config.clone(), self.inbox.clone());
+        let accepted = Arc::clone(&self.accepted);
         tokio::spawn(async move {
             let reading = tokio::task::spawn_blocking(move || match read_config {
                 Some(read_config) => read_config(),
@@ -320,11 +350,24 @@ impl ConfigReloader {
                     "this master cannot read its configuration again: restart it".to_owned(),
                 ]),
             });
-            let settings = reading.await.unwrap_or_else(|error| {
+            let read = reading.await.unwrap_or_else(|error| {
                 Err(vec![format!("read the configuration: {error}, which is a defect")])
+            });
+            let settings = read.map(|ReadConfiguration { settings, apply }| {
+                accepted.lock().insert(id, apply);
+                settings
             });
             inbox.send(Event::ConfigRead(id, settings)).await;
         });
+    }
+
+    /// Applies the rest of a configuration if the reply says that the state machine has accepted its
+    /// settings. Other replies change nothing.
+    fn finish(&self, id: RequestId, reply: &Reply) {
+        let Some(apply) = self.accepted.lock().remove(&id) else { return };
+        if matches!(reply, Reply::Effect(effect) if effect.accepted) {
+            apply();
+        }
     }
 
     /// Runs a preview. The result is an event. The request limits bound the number of previews.
@@ -370,6 +413,7 @@ impl Executor<Master> for MasterExecutor {
                 self.gate.hold(when, PendingSend::Message(to, message));
             }
             Command::Reply { id, reply, when } => {
+                self.reloader.finish(id, &reply);
                 self.gate.hold(when, PendingSend::Reply(id, reply));
             }
         }
@@ -436,6 +480,40 @@ mod tests {
         drop(election);
         assert_eq!((next().await, next().await), ("not elected".into(), "nothing".into()));
         follower.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn hung_reload_does_not_delay_stop() {
+        let (started, mut is_started) = tokio::sync::mpsc::channel(1);
+        let (end, hang) = std::sync::mpsc::channel::<()>();
+        let hang = Mutex::new(hang);
+        let read_config = Arc::new(move || {
+            let _ = started.blocking_send(());
+            let _ = hang.lock().recv();
+            Err(Vec::new())
+        });
+        let network = overlay_config::parse_master("", include_str!("../../docs/network.json"));
+        let network = Arc::new(network.unwrap().0.network);
+        let options = MasterOptions {
+            settings: Settings { network, reuse_after: std::time::Duration::ZERO },
+            store: Box::new(overlay_store::MemoryStore::new()),
+            leading: None,
+            leader: None,
+            progress: ProgressOptions::default(),
+            read_config: Some(read_config),
+            seed: 1,
+            metrics: Metrics::new(),
+            access: AccessControl::default(),
+        };
+        let server = libprocess::Server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let advertise = server.local_addr();
+        let transport = libprocess::TcpTransport { server, options: Default::default(), advertise };
+        let host = MasterHost::start(options, transport).unwrap();
+        let reply = tokio::spawn(host.request(Request::Reload));
+        is_started.recv().await.unwrap();
+        host.stop().await;
+        assert_eq!(reply.await.unwrap().err(), Some(Stopped));
+        drop(end);
     }
 
     #[test]

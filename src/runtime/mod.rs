@@ -53,7 +53,7 @@ pub use agent::{AgentHost, AgentOptions};
 pub use dataplane_thread::DataplaneOptions;
 pub use election_aware_store::ElectionAwareStore;
 pub use inbox::Stopped;
-pub use master::{MasterHost, MasterOptions, ReadConfig};
+pub use master::{MasterHost, MasterOptions, ReadConfig, ReadConfiguration};
 pub use metrics::Metrics;
 pub use own_address::AddressRemedy;
 pub(crate) use own_address::is_own;

@@ -49,8 +49,12 @@ impl<M: Service> ServiceTasks<M> {
     }
 
     /// Sends a request to the state machine and awaits the reply.
-    pub(super) async fn request(&self, request: M::Request) -> Result<M::Reply, Stopped> {
-        self.inbox.request(request).await
+    pub(super) fn request(
+        &self,
+        request: M::Request,
+    ) -> impl Future<Output = Result<M::Reply, Stopped>> + Send + use<M> {
+        let inbox = self.inbox.clone();
+        async move { inbox.request(request).await }
     }
 
     pub(super) fn metrics(&self) -> Metrics<M> {

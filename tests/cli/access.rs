@@ -10,7 +10,7 @@ use std::thread::park_timeout;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 
-use crate::support::{NETWORK, POLL_INTERVAL, RunningProcess, TIMEOUT, TestDir};
+use crate::support::{NETWORK, POLL_INTERVAL, RunningProcess, TIMEOUT, TestDir, start_agent};
 
 /// Starts a master with these arguments. Returns the process and the address.
 fn start(dir: &TestDir, arguments: &str) -> (RunningProcess, SocketAddrV4) {
@@ -92,7 +92,7 @@ fn credentials_and_acls_decide_and_changes_are_audited() {
     dir.write("credentials", "ops second\n");
     fs::set_permissions(dir.path("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
     master.send_sighup();
-    master.expect_log("read the configuration again");
+    master.expect_log("applied acls, hostnames and credentials");
     assert_eq!(status(&reload(&basic("ops:first"))), "401");
     assert_eq!(status(&reload(&basic("ops:second"))), "200");
     // A malformed file leaves the credentials as they are, and no message repeats it.
@@ -106,6 +106,84 @@ fn credentials_and_acls_decide_and_changes_are_audited() {
     assert!(metrics.contains("\nmesos_overlay_master_forbidden_requests_total 1\n"));
     let (_, log) = master.terminate();
     assert!(!log.contains("hunter2") && !log.contains("second"), "{log}");
+}
+
+/// Returns the status of a reload.
+fn reload(address: SocketAddrV4, headers: &str) -> u16 {
+    let request = request("POST", "/overlay-master/reload", headers);
+    let response = exchange(TcpStream::connect(address).unwrap(), &request);
+    response.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn reload_applies_all_or_nothing() {
+    let dir = TestDir::new();
+    let write = |network: &str, writers: &str| {
+        let acls = format!(r#"{{"read":"ANY","write":{writers}}}"#);
+        dir.write("master.json", format!(r#"{{"network":{network},"acls":{acls}}}"#));
+    };
+    write(NETWORK, r#"["ops"]"#);
+    dir.write("credentials", "ops first\nnext other\n");
+    fs::set_permissions(dir.path("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
+    let (mut master, address) = start(&dir, "--credentials credentials");
+    let _agent = start_agent(&dir, address, "127.0.0.7");
+    let health = request("GET", "/overlay-master/health", "Host: localhost\r\n");
+    for _ in 0..TIMEOUT.as_millis() / POLL_INTERVAL.as_millis() {
+        let health = exchange(TcpStream::connect(address).unwrap(), &health);
+        if health.contains(r#""agents":{"total":1,"#) {
+            break;
+        }
+        park_timeout(POLL_INTERVAL);
+    }
+    // The network would take the addresses of the agent, so lists and credentials stay too.
+    let moved = NETWORK.replace("192.168.128.0/17", "172.20.0.0/17");
+    assert_ne!(moved, NETWORK);
+    write(&moved, r#"["next"]"#);
+    dir.write("credentials", "ops second\nnext other\n");
+    assert_eq!(reload(address, &basic("ops:first")), 409);
+    assert_eq!(reload(address, &basic("ops:first")), 409, "the former secret");
+    assert_eq!(reload(address, &basic("next:other")), 403, "the former list");
+    master.send_sighup();
+    master.expect_log("audit: ops from ");
+    assert_eq!(reload(address, &basic("ops:first")), 409, "after SIGHUP");
+    // The credentials are wrong, so the network stays too.
+    write(&NETWORK.replace("192.168.128.0/17", "192.168.128.0/16"), r#"["next"]"#);
+    dir.write("credentials", "ops\n");
+    assert_eq!(reload(address, &basic("ops:first")), 422);
+    // Everything is right.
+    write(NETWORK, r#"["next"]"#);
+    dir.write("credentials", "ops second\nnext other\n");
+    assert_eq!(reload(address, &basic("ops:first")), 200);
+    assert_eq!(reload(address, &basic("ops:second")), 403);
+    assert_eq!(reload(address, &basic("next:other")), 200);
+}
+
+#[test]
+fn failed_logins_beyond_limit_are_refused_without_check() {
+    let dir = TestDir::new();
+    dir.write("master.json", NETWORK);
+    dir.write("credentials", "ops right\n");
+    let (mut master, address) = start(&dir, "--credentials credentials");
+    let failures: Vec<_> = (0..40).map(|_| reload(address, &basic("ops:wrong"))).collect();
+    let checked = failures.iter().filter(|status| **status == 401).count();
+    assert!((10..20).contains(&checked), "{failures:?}");
+    assert!(failures.iter().all(|status| matches!(status, 401 | 429)), "{failures:?}");
+    assert_eq!(reload(address, &basic("ops:right")), 429);
+    let line = master.expect_log("peer 127.0.0.1:");
+    assert!(line.contains(": too many requests of this address had wrong credentials: "), "{line}");
+    // Requests without credentials, and the Unix socket, are not affected.
+    assert_eq!(reload(address, "Host: localhost\r\n"), 401);
+    let socket = UnixStream::connect(dir.path("work").join("http.sock")).unwrap();
+    let right = request("POST", "/overlay-master/reload", &basic("ops:right"));
+    assert!(exchange(socket, &right).starts_with("HTTP/1.1 200 "));
+    // A second later, one more login is checked.
+    for _ in 0..TIMEOUT.as_millis() / POLL_INTERVAL.as_millis() {
+        if reload(address, &basic("ops:right")) == 200 {
+            return;
+        }
+        park_timeout(POLL_INTERVAL);
+    }
+    panic!("the address stays refused");
 }
 
 #[test]
