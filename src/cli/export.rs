@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use overlay_store::{LogDirectory, Snapshot, encode_cpp_state};
 use overlay_types::protocol::Network;
+use overlay_types::secret::show_path;
 use overlay_wire::{Inventory, StateFile};
 
 use super::Failure;
@@ -75,7 +76,7 @@ impl ExportCommand {
         let mut output = Output::new();
         output.line(format_args!(
             "{}: {} of {name} (version {})",
-            self.output.display(),
+            show_path(&self.output),
             Inventory::of(&snapshot.records),
             snapshot.counts.version
         ))?;

@@ -1,6 +1,6 @@
 //! HTTP client for running masters and agents, of mesos-overlay or with the C++ modules.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::io::ErrorKind;
@@ -61,6 +61,20 @@ pub(super) struct MasterClient {
     /// The election that named the master.
     election: Option<String>,
     authorization: Option<Authorization>,
+    login: Cell<Login>,
+}
+
+/// Whether the master gets the credential. Basic authentication reveals the secret to the server,
+/// so only a server that requires it gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Login {
+    /// The master was named by the operator, or by a master that has accepted the credential.
+    IfRequired,
+    /// The master has required the credential and accepted it.
+    Accepted,
+    /// The master was named by a standby that has not required the credential, which may belong to
+    /// another cluster.
+    Never,
 }
 
 impl fmt::Display for MasterClient {
@@ -137,7 +151,8 @@ impl MasterClient {
             }
         };
         let authorization = authorization.cloned();
-        Ok(Self { endpoint: RefCell::new(endpoint), election, authorization })
+        let login = Cell::new(Login::IfRequired);
+        Ok(Self { endpoint: RefCell::new(endpoint), election, authorization, login })
     }
 
     /// Returns the master's JSON of its state.
@@ -249,6 +264,10 @@ impl MasterClient {
             ));
             asked.push(leader.to_string());
             self.endpoint.replace(Endpoint::Tcp(leader));
+            self.login.update(|login| match login {
+                Login::Accepted => Login::IfRequired,
+                Login::IfRequired | Login::Never => Login::Never,
+            });
         }
     }
 
@@ -259,8 +278,7 @@ impl MasterClient {
         body: Bytes,
         max: usize,
     ) -> Exchange<'a> {
-        let authorization = self.authorization.as_ref().map(|authorization| &authorization.header);
-        Exchange { method, path, body, authorization, max }
+        Exchange { method, path, body, authorization: None, max }
     }
 
     /// Returns the leader, if this master is a standby; `None` if it is none.
@@ -285,7 +303,25 @@ impl MasterClient {
         })
     }
 
-    async fn send(&self, request: Exchange<'_>) -> Result<(StatusCode, Bytes), Failure> {
+    /// Sends a request, with the credential if the master requires it.
+    async fn send<'a>(&'a self, mut request: Exchange<'a>) -> Result<(StatusCode, Bytes), Failure> {
+        let header = self.authorization.as_ref().map(|authorization| &authorization.header);
+        if self.login.get() != Login::Accepted {
+            let response = self.send_once(request.clone()).await?;
+            let is_refused = response.0 == StatusCode::UNAUTHORIZED;
+            if !is_refused || header.is_none() || self.login.get() == Login::Never {
+                return Ok(response);
+            }
+        }
+        request.authorization = header;
+        let response = self.send_once(request).await?;
+        if response.0 != StatusCode::UNAUTHORIZED {
+            self.login.set(Login::Accepted);
+        }
+        Ok(response)
+    }
+
+    async fn send_once(&self, request: Exchange<'_>) -> Result<(StatusCode, Bytes), Failure> {
         let endpoint = self.endpoint.borrow().clone();
         let path = request.path;
         let stream = connect(&endpoint).await.map_err(|error| self.unreachable(&error))?;
@@ -374,8 +410,18 @@ impl MasterClient {
             (None, false) => "run the command on the master's host, or give --credential FILE, or \
                               start the master with --credentials or --insecure-writes"
                 .to_owned(),
+            (Some(_), true) if self.login.get() == Login::Never => {
+                "a standby that requires no credential has named it, so it does not get the \
+                 credential: if it is the right master, give its address as --master"
+                    .to_owned()
+            }
             (Some(Authorization { file, .. }), true) => {
                 format!("it does not accept the credential in {file}: check principal and secret")
+            }
+            (Some(_), false) if self.login.get() != Login::Accepted => {
+                "it does not take the credential: run the command on the master's host, or start \
+                 the master with --credentials or --insecure-writes"
+                    .to_owned()
             }
             (Some(Authorization { file, .. }), false) => format!(
                 "its access list does not allow this to the principal in {file}: use the \

@@ -184,22 +184,27 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// Sends a GET request to an agent, of mesos-overlay or with the C++ module. Returns the response.
+/// The agent gets the credential if it requires one.
 pub(super) async fn get_from_agent(
     endpoint: &Endpoint,
     path: &str,
     authorization: Option<&Authorization>,
 ) -> Result<(StatusCode, Bytes), String> {
-    let stream = connect(endpoint).await.map_err(|error| error.to_string())?;
-    let request = Exchange {
-        method: Method::GET,
-        path,
-        body: Bytes::new(),
-        authorization: authorization.map(|authorization| &authorization.header),
-        max: AGENT_MAX,
+    let get = async |authorization| {
+        let stream = connect(endpoint).await.map_err(|error| error.to_string())?;
+        let body = Bytes::new();
+        let request = Exchange { method: Method::GET, path, body, authorization, max: AGENT_MAX };
+        match timeout(AGENT_TIMEOUT, exchange(stream, request)).await {
+            Ok(response) => response.map_err(|error| sanitize(&error.to_string())),
+            Err(_) => Err(format!("{path}: no complete response in {} s", AGENT_TIMEOUT.as_secs())),
+        }
     };
-    match timeout(AGENT_TIMEOUT, exchange(stream, request)).await {
-        Ok(response) => response.map_err(|error| sanitize(&error.to_string())),
-        Err(_) => Err(format!("{path}: no complete response in {} s", AGENT_TIMEOUT.as_secs())),
+    let response = get(None).await?;
+    match authorization {
+        Some(Authorization { header, .. }) if response.0 == StatusCode::UNAUTHORIZED => {
+            get(Some(header)).await
+        }
+        _ => Ok(response),
     }
 }
 

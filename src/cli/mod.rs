@@ -27,7 +27,9 @@ mod response;
 mod state;
 mod store_uri;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -97,19 +99,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let given = given_texts(&arguments);
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            if error.use_stderr() {
-                // The error quotes arguments, which a script may pass on from an untrusted source,
-                // and of which one may be an address with a password at a wrong place.
-                let text = error.render().to_string();
-                let text = secret::redact(text.trim_end(), given.iter().map(String::as_str));
-                print_error(text);
-                return ExitCode::from(2);
-            }
-            // Help and version go to stdout. Printing fails only if the reader has closed it.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
+        Err(error) => return report_unparsed(&error, &given),
     };
     let default = match cli.command {
         Command::Master(_) | Command::Agent(_) => log::LevelFilter::Info,
@@ -154,6 +144,29 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     logging::drain();
     code
+}
+
+/// Prints the error of wrong arguments, or the help or the version. Returns the exit code.
+fn report_unparsed(error: &clap::Error, given: &[String]) -> ExitCode {
+    // The error quotes arguments, which a script may pass on from an untrusted source, and of which
+    // one may be an address with a password at a wrong place. Help shows values of variables.
+    let text = error.render().to_string();
+    let redacted = secret::redact(text.trim_end(), given.iter().map(String::as_str));
+    if error.use_stderr() {
+        // With the queue, a service with a wrong flag ends also if nobody reads stderr.
+        if let Err(failure) = install_logger(log::LevelFilter::Off, true) {
+            print_error(format_args!("mesos-overlay: {failure}"));
+        }
+        print_error(redacted);
+        logging::drain();
+        return ExitCode::from(2);
+    }
+    // Printing fails only if the reader has closed stdout.
+    let _ = match redacted {
+        Cow::Borrowed(_) => error.print(),
+        Cow::Owned(text) => writeln!(std::io::stdout(), "{text}"),
+    };
+    ExitCode::SUCCESS
 }
 
 /// Returns the arguments, and the values of the variables that replace flags.

@@ -109,19 +109,27 @@ fn master_serves_and_stops_while_nobody_reads_stderr() {
     drop(reader);
 }
 
-#[test]
-fn refused_configuration_ends_while_nobody_reads_stderr() {
+/// Runs the program while nobody reads stderr. Returns the exit code.
+fn code_without_reader(arguments: &[&str]) -> Option<i32> {
     let dir = TestDir::new();
     dir.write("network.json", "{");
     let (_reader, writer) = full_pipe();
-    let mut master = Command::new(program())
-        .args(["master", "--config", "network.json", "--store", "memory"])
+    let mut child = Command::new(program())
+        .args(arguments)
         .current_dir(dir.path("."))
         .stdin(Stdio::null())
         .stdout(File::create("/dev/null").unwrap())
         .stderr(writer)
         .spawn()
         .unwrap();
-    let status = poll_until(|| master.try_wait().unwrap());
-    assert_eq!(status.code(), Some(1));
+    poll_until(|| child.try_wait().unwrap()).code()
+}
+
+#[test]
+fn refused_start_ends_while_nobody_reads_stderr() {
+    let configuration = ["master", "--config", "network.json", "--store", "memory"];
+    assert_eq!(code_without_reader(&configuration), Some(1));
+    for wrong in [&["master", "--wrong"][..], &["agent"], &["master", "--config"]] {
+        assert_eq!(code_without_reader(wrong), Some(2), "{wrong:?}");
+    }
 }

@@ -36,6 +36,9 @@ fn set_mode(dir: &TestDir, mode: u32) {
     std::fs::set_permissions(dir.path("credential"), Permissions::from_mode(mode)).unwrap();
 }
 
+/// Every path that a subcommand requests.
+const PATHS: [&str; 6] = ["state", "health", "agents/delete", "preview", "reload", "history"];
+
 /// The responses of a master to all subcommands. Each key ends with `condition`, a text that the
 /// request must contain.
 fn responses(condition: &str) -> Vec<(&'static str, String)> {
@@ -56,28 +59,55 @@ fn responses(condition: &str) -> Vec<(&'static str, String)> {
     .into()
 }
 
-/// A master that refuses every request with this status, except for its health.
-fn refusing_master(status: &str, health: &str) -> FakeMaster {
-    let mut refusals = vec![("/overlay-master/health", http_response("200 OK", health))];
-    for path in ["state", "agents/delete", "preview", "reload", "history"] {
-        let key: &'static str = format!("/overlay-master/{path}").leak();
-        refusals.push((key, http_response(status, "no\n")));
-    }
-    FakeMaster::start(refusals)
+/// The responses of a master that requires the credential.
+fn authenticating() -> Vec<(&'static str, String)> {
+    let mut pages = responses(HEADER);
+    pages.extend(refusals("401 Unauthorized", ""));
+    pages
 }
 
-fn standby(leader: Option<&str>) -> FakeMaster {
+/// Refusals of every path with this status. Each key ends with `condition`.
+fn refusals(status: &str, condition: &str) -> Vec<(&'static str, String)> {
+    let refusal = |path: &str| {
+        let key: &'static str = format!("/overlay-master/{path} {condition}").leak();
+        (key, http_response(status, "no\n"))
+    };
+    PATHS.map(refusal).into()
+}
+
+/// A master that refuses every request with this status, except for its health.
+fn refusing_master(status: &str, health: &str) -> FakeMaster {
+    let mut pages = vec![("/overlay-master/health", http_response("200 OK", health))];
+    pages.extend(refusals(status, ""));
+    FakeMaster::start(pages)
+}
+
+fn health_of_standby(leader: Option<&str>) -> String {
     let leader = leader.map(|address| serde_json::json!({ "address": address, "id": "x" }));
     let health = serde_json::json!({
         "status": "standby", "problems": [], "epoch": 0, "version": 0, "leader": leader
     });
-    refusing_master("503 Service Unavailable", &health.to_string())
+    health.to_string()
+}
+
+/// A standby that requires no credential.
+fn standby(leader: Option<&str>) -> FakeMaster {
+    refusing_master("503 Service Unavailable", &health_of_standby(leader))
+}
+
+/// A standby that requires the credential.
+fn authenticating_standby(leader: &str) -> FakeMaster {
+    let health: &'static str = format!("/overlay-master/health {HEADER}").leak();
+    let mut pages = vec![(health, http_response("200 OK", &health_of_standby(Some(leader))))];
+    pages.extend(refusals("503 Service Unavailable", HEADER));
+    pages.extend(refusals("401 Unauthorized", ""));
+    FakeMaster::start(pages)
 }
 
 #[test]
 fn credential_is_sent_by_every_subcommand() {
     let dir = directory();
-    let master = FakeMaster::start(responses(HEADER));
+    let master = FakeMaster::start(authenticating());
     for subcommand in SUBCOMMANDS {
         let arguments = subcommand.replace("MASTER", &master.address);
         dir.run(&format!("{arguments} --credential credential")).success();
@@ -99,8 +129,7 @@ fn doctor_sends_credential_to_master_and_agent() {
     let key: &'static str = format!("/overlay-agent/overlay {HEADER}").leak();
     let refuse = |path| (path, http_response("401 Unauthorized", ""));
     let mut pages = vec![(key, http_response("200 OK", agent)), refuse("/overlay-agent/overlay")];
-    pages.extend(responses(HEADER));
-    pages.push(refuse("/overlay-master/state"));
+    pages.extend(authenticating());
     let server = FakeMaster::start(pages);
     let finding = |options: &str, check: &str| {
         let address = &server.address;
@@ -124,7 +153,13 @@ fn doctor_sends_credential_to_master_and_agent() {
 fn refused_login_has_remedy_and_no_secret() {
     let dir = directory();
     let failure = |status: &str, options: &str| {
-        let master = refusing_master(status, HEALTH);
+        let mut pages = Vec::new();
+        if !options.is_empty() {
+            pages.extend(refusals(status, HEADER));
+            pages.extend(refusals("401 Unauthorized", ""));
+        }
+        pages.extend(refusals(status, ""));
+        let master = FakeMaster::start(pages);
         for subcommand in SUBCOMMANDS {
             let arguments = subcommand.replace("MASTER", &master.address);
             let error = dir.run(&format!("{arguments} {options}")).failure();
@@ -153,6 +188,53 @@ fn refused_login_has_remedy_and_no_secret() {
         "its access list does not allow this to the principal in credential: use the credential of \
          another principal, or change the list\n"
     );
+    // A master without credentials does not ask for one.
+    let master = refusing_master("403 Forbidden", HEALTH);
+    let error = dir.run(&format!("reload --master {} {login}", master.address)).failure();
+    assert!(error.contains(": no: it does not take the credential: run the command "), "{error}");
+}
+
+#[test]
+fn credential_is_sent_only_to_master_that_requires_it() {
+    let dir = directory();
+    // A request with the credential would not be answered.
+    let mut pages: Vec<_> = refusals("400 Bad Request", "authorization: ");
+    pages.extend(responses(""));
+    let open = FakeMaster::start(pages);
+    for subcommand in SUBCOMMANDS {
+        let arguments = subcommand.replace("MASTER", &open.address);
+        dir.run(&format!("{arguments} --credential credential")).success();
+    }
+    let arguments = format!("doctor --agent 127.0.0.77:9 --master {}", open.address);
+    let report = dir.run(&format!("{arguments} --credential credential")).stdout;
+    assert!(!report.contains("400 Bad Request"), "{report}");
+}
+
+#[test]
+fn credential_is_not_sent_to_leader_that_open_standby_names() {
+    let dir = directory();
+    // The leader of another cluster, which would get the secret.
+    let leader = FakeMaster::start(authenticating());
+    let open = standby(Some(&leader.address));
+    for subcommand in SUBCOMMANDS {
+        let arguments = subcommand.replace("MASTER", &open.address);
+        let error = dir.run(&format!("{arguments} --credential credential")).failure();
+        let end = ": 401 Unauthorized: no: a standby that requires no credential has named it, so \
+                   it does not get the credential: if it is the right master, give its address as \
+                   --master\n";
+        assert!(error.ends_with(end), "{error}");
+    }
+}
+
+#[test]
+fn redirect_is_not_followed() {
+    let dir = directory();
+    let other = FakeMaster::start(authenticating());
+    let location = format!("302 Found\r\nLocation: http://{}/overlay-master/state", other.address);
+    let master = FakeMaster::with_state(http_response(&location, ""));
+    let command = format!("state --master {} --credential credential", master.address);
+    let error = dir.run(&command).failure();
+    assert!(error.contains("/overlay-master/state: 302 Found: see its log"), "{error}");
 }
 
 #[test]
@@ -190,7 +272,7 @@ fn unusable_credential_is_refused_without_its_content() {
 #[test]
 fn credential_that_others_can_read_is_warned_about() {
     let dir = directory();
-    let master = FakeMaster::start(responses(HEADER));
+    let master = FakeMaster::start(authenticating());
     let arguments = format!("state --master {} --credential credential", master.address);
     set_mode(&dir, 0o640);
     let outcome = dir.run(&arguments);
@@ -209,9 +291,9 @@ fn credential_that_others_can_read_is_warned_about() {
 #[test]
 fn standby_leads_every_subcommand_to_its_leader() {
     let dir = directory();
-    let leader = FakeMaster::start(responses(HEADER));
-    let second = standby(Some(&leader.address));
-    let first = standby(Some(&second.address));
+    let leader = FakeMaster::start(authenticating());
+    let second = authenticating_standby(&leader.address);
+    let first = authenticating_standby(&second.address);
     for subcommand in SUBCOMMANDS {
         let arguments = subcommand.replace("MASTER", &first.address);
         let outcome = dir.run(&format!("{arguments} --credential credential"));

@@ -101,6 +101,19 @@ fn malformed_address_in_environment_hides_password() {
     }
 }
 
+#[test]
+fn help_hides_password_of_any_variable() {
+    let dir = TestDir::new();
+    let address = format!("zk://u:{SECRET}@127.0.0.1:1/overlay");
+    for subcommand in ["master", "agent", "doctor", "state", "export", "import", "clean"] {
+        for variable in ["LISTEN", "WORK_DIR", "CONFIG", "MASTER", "STORE", "FROM", "TO"] {
+            let variable = format!("MESOS_OVERLAY_{variable}");
+            let help = dir.run_with(&format!("{subcommand} --help"), &[(&variable, &address)], "");
+            assert!(!help.success().contains(SECRET), "{subcommand} {variable}");
+        }
+    }
+}
+
 /// Configurations that have the address in the place of each value, and as a key.
 fn configurations(address: &str) -> Vec<String> {
     let quoted = serde_json::to_string(address).unwrap();

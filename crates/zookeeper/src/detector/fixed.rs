@@ -63,10 +63,13 @@ pub enum ResolveError {
 /// Why a text is no address of a master.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FixedMasterError {
-    /// The scheme of the URL is not supported. The error omits the rest, which may contain a
-    /// password.
-    #[error("{0} is not supported yet: write the master's address as IP:PORT")]
-    Unsupported(&'static str),
+    /// The text is a URL of this scheme, which names an election or a file. The error omits the
+    /// rest, which may contain a password.
+    #[error(
+        "a {0} URL is not the address of one master: write IP:PORT or NAME:PORT, as in \
+         10.0.0.1:5050"
+    )]
+    Url(&'static str),
     /// The text is no host and port.
     #[error("{} is no master: write IP:PORT or NAME:PORT, as in 10.0.0.1:5050", quote(.0))]
     Malformed(String),
@@ -78,7 +81,7 @@ impl FromStr for FixedMaster {
     fn from_str(text: &str) -> Result<Self, FixedMasterError> {
         for scheme in ["zk://", "file://"] {
             if text.starts_with(scheme) {
-                return Err(FixedMasterError::Unsupported(scheme));
+                return Err(FixedMasterError::Url(scheme));
             }
         }
         let malformed = || FixedMasterError::Malformed(text.to_owned());
@@ -112,7 +115,8 @@ mod tests {
         }
         assert_eq!(
             "zk://user:secret@a:2181/mesos".parse::<FixedMaster>().unwrap_err().to_string(),
-            "zk:// is not supported yet: write the master's address as IP:PORT"
+            "a zk:// URL is not the address of one master: write IP:PORT or NAME:PORT, as in \
+             10.0.0.1:5050"
         );
     }
 
