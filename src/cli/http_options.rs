@@ -1,6 +1,6 @@
 //! Flags of the HTTP endpoints of a master or an agent: who may use them, and where.
 
-use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use overlay_config::{
 use overlay_types::warnings::Warnings;
 
 use super::Failure;
-use super::process::read_bytes;
+use super::process::{open_without_waiting, read_up_to};
 use crate::http::{AccessRules, Authentication, Realms};
 use crate::runtime::AccessControl;
 
@@ -106,12 +106,15 @@ impl HttpOptions {
             return Ok(HttpAccess { config, credentials: None, mode_warning: None });
         };
         let failure = |reason: String| format!("credentials: {}: {reason}", path.display());
-        let metadata = fs::metadata(path).map_err(|error| failure(error.to_string()))?;
-        if !metadata.is_file() {
-            return Err(failure("it is no regular file".to_owned()));
-        }
-        let text = read_bytes(path, CREDENTIALS_FILE_MAX);
-        let text = text.map_err(|error| format!("credentials: {error}"))?;
+        let read = || {
+            let mut file = open_without_waiting(path)?;
+            let metadata = file.metadata()?;
+            if !metadata.is_file() {
+                return Err(io::Error::other("it is no regular file"));
+            }
+            Ok((metadata, read_up_to(&mut file, CREDENTIALS_FILE_MAX)?))
+        };
+        let (metadata, text) = read().map_err(|error| failure(error.to_string()))?;
         // The error of a conversion would hold the text.
         let text = String::from_utf8(text).map_err(|_| failure("it is no UTF-8".to_owned()))?;
         let credentials = Credentials::parse(&text).map_err(|error| failure(error.to_string()))?;

@@ -155,54 +155,69 @@ pub(super) fn display_name(path: &Path) -> String {
 
 /// Reads a text file of limited size; `-` is stdin.
 pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
-    let bytes = read_bytes(path, FILE_MAX)?;
+    to_text(path, read_bytes(path, FILE_MAX)?)
+}
+
+fn to_text(path: &Path, bytes: Vec<u8>) -> Result<String, Failure> {
+    // The error of the conversion would hold the text.
     String::from_utf8(bytes).map_err(|_| {
         let reason = "it is not UTF-8 text: save it as UTF-8";
         Failure::new(format!("read {}: {reason}", display_name(path)))
     })
 }
 
-/// Reads a text file again. Opening or reading a pipe could wait forever, and so would the reload
-/// and the end of the process.
+/// Opens a file without waiting: opening a pipe could wait forever, and so would a reload and the
+/// end of the process. The caller checks the metadata of the opened file, since the path may name
+/// another file by then.
+pub(super) fn open_without_waiting(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Reads a text file again.
 fn read_regular_file(path: &Path) -> Result<String, Failure> {
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    let file = options.open(path);
-    let is_regular = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
-    if file.is_ok_and(|file| !is_regular(&file)) {
-        let reason = "it is no regular file, so it cannot be read again: restart the master, or \
-                      give it a regular file";
-        return Err(Failure::new(format!("read {}: {reason}", display_name(path))));
-    }
-    read_text(path)
+    let read = || {
+        let mut file = open_without_waiting(path)?;
+        if !file.metadata()?.is_file() {
+            let reason = "it is no regular file, so it cannot be read again: restart the master, \
+                          or give it a regular file";
+            return Err(io::Error::other(reason));
+        }
+        read_up_to(&mut file, FILE_MAX)
+    };
+    read().map_err(|error| read_failure(path, &error)).and_then(|bytes| to_text(path, bytes))
 }
 
 /// Reads a file of at most `max` bytes; `-` is stdin.
 pub(super) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
-    let read = |source: &mut dyn Read| {
-        let mut bytes = Vec::new();
-        let length = source.take(max + 1).read_to_end(&mut bytes)?;
-        if u64::try_from(length).is_ok_and(|length| length > max) {
-            let mebibytes = max / (1024 * 1024);
-            return Err(io::Error::new(
-                ErrorKind::FileTooLarge,
-                format!("it has more than {mebibytes} MiB: is it the right file?"),
-            ));
-        }
-        Ok(bytes)
-    };
     let bytes = if is_stdin(path) {
-        read(&mut io::stdin().lock())
+        read_up_to(&mut io::stdin().lock(), max)
     } else {
-        File::open(path).and_then(|mut file| read(&mut file))
+        File::open(path).and_then(|mut file| read_up_to(&mut file, max))
     };
-    bytes.map_err(|error: io::Error| {
-        let reason = match error.kind() {
-            ErrorKind::NotFound => format!("{error}: check the path"),
-            _ => error.to_string(),
-        };
-        Failure::new(format!("read {}: {reason}", display_name(path)))
-    })
+    bytes.map_err(|error| read_failure(path, &error))
+}
+
+/// Reads everything, at most `max` bytes.
+pub(super) fn read_up_to(source: &mut dyn Read, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let length = source.take(max + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(length).is_ok_and(|length| length > max) {
+        let mebibytes = max / (1024 * 1024);
+        return Err(io::Error::new(
+            ErrorKind::FileTooLarge,
+            format!("it has more than {mebibytes} MiB: is it the right file?"),
+        ));
+    }
+    Ok(bytes)
+}
+
+fn read_failure(path: &Path, error: &io::Error) -> Failure {
+    let reason = match error.kind() {
+        ErrorKind::NotFound => format!("{error}: check the path"),
+        _ => error.to_string(),
+    };
+    Failure::new(format!("read {}: {reason}", display_name(path)))
 }
 
 pub(super) fn is_stdin(path: &Path) -> bool {
