@@ -270,6 +270,9 @@ async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Response> {
     tokio::task::spawn_blocking(work).await.map_err(|reason| {
+        if reason.is_cancelled() {
+            return error(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+        }
         let path = bounded_args(format_args!("{path}"), LAST_MAX);
         log::error!("answer a request of {path}: {reason}: this is a defect");
         error(StatusCode::INTERNAL_SERVER_ERROR, "the response could not be rendered")

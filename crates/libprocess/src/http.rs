@@ -240,6 +240,9 @@ impl<H: Handler> Session<H> {
         self.activity.answering.fetch_sub(1, Ordering::Relaxed);
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
         answered.unwrap_or_else(|error| {
+            if error.is_cancelled() {
+                return text(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable.");
+            }
             log::error!("answer a request of {}: {error}: this is a defect", self.client.peer);
             text(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error.")
         })
