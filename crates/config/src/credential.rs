@@ -3,12 +3,13 @@
 //! No message repeats any part of a file: a malformed file may have its secret in any place.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -66,6 +67,14 @@ pub enum CredentialError {
         column: usize,
         /// The format.
         expected: &'static str,
+    },
+    /// A key occurs twice in one object. Of two lists or secrets, one would not count.
+    #[error("line {line}, column {column}: a key is given more than once: keep one of them")]
+    RepeatedKey {
+        /// The line, counted from 1.
+        line: usize,
+        /// The column, counted from 1.
+        column: usize,
     },
     /// A list where one credential is expected, or the other way round.
     #[error("it holds {found}: write {expected}")]
@@ -270,12 +279,76 @@ fn is_json(text: &str) -> bool {
 }
 
 fn parse_json(text: &str, expected: &'static str) -> Result<Value, CredentialError> {
-    // Only the position of the error is used: its text can quote the file.
-    serde_json::from_str(text).map_err(|error| CredentialError::Json {
+    // Only the position of an error is used: its text can quote the file.
+    let json = serde_json::from_str(text).map_err(|error| CredentialError::Json {
         line: error.line(),
         column: error.column(),
         expected,
-    })
+    })?;
+    serde_json::from_str::<UniqueKeys>(text).map_err(|error| CredentialError::RepeatedKey {
+        line: error.line(),
+        column: error.column(),
+    })?;
+    Ok(json)
+}
+
+/// JSON whose objects have each key once.
+struct UniqueKeys;
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UniqueKeysVisitor)
+    }
+}
+
+struct UniqueKeysVisitor;
+
+impl<'de> Visitor<'de> for UniqueKeysVisitor {
+    type Value = UniqueKeys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueKeys, A::Error> {
+        let mut keys = BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if !keys.insert(key) {
+                return Err(A::Error::custom("repeated"));
+            }
+            map.next_value::<UniqueKeys>()?;
+        }
+        Ok(UniqueKeys)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<UniqueKeys, A::Error> {
+        while elements.next_element::<UniqueKeys>()?.is_some() {}
+        Ok(UniqueKeys)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<UniqueKeys, E> {
+        Ok(UniqueKeys)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<UniqueKeys, E> {
+        Ok(UniqueKeys)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<UniqueKeys, E> {
+        Ok(UniqueKeys)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<UniqueKeys, E> {
+        Ok(UniqueKeys)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<UniqueKeys, E> {
+        Ok(UniqueKeys)
+    }
+
+    fn visit_unit<E>(self) -> Result<UniqueKeys, E> {
+        Ok(UniqueKeys)
+    }
 }
 
 fn from_json(json: &Value, place: impl Fn() -> String) -> Result<Credential, CredentialError> {

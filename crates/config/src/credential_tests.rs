@@ -223,3 +223,22 @@ fn credentials_of_server_hold_digests_of_one_length() {
     let abc = digest("abc").map(|byte| format!("{byte:02x}")).concat();
     assert_eq!(abc, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
+
+#[test]
+fn repeated_key_is_refused_without_its_value() {
+    let twice = format!(r#"{{"principal": "a", "secret": "{SECRET}", "secret": "x"}}"#);
+    let expected = format!(
+        "line 1, column {}: a key is given more than once: keep one of them",
+        twice.rfind(':').unwrap()
+    );
+    assert_eq!(refuse_one(&twice), expected);
+    let lists = r#"{"credentials": [{"principal": "a", "secret": "x"}],
+                    "credentials": [{"principal": "b", "secret": "y"}]}"#;
+    let error = Credentials::parse(lists).unwrap_err().to_string();
+    assert!(error.starts_with("line 2, ") && error.contains("a key is given more"), "{error}");
+    let in_list = format!(r#"{{"credentials": [{twice}]}}"#);
+    let error = Credentials::parse(&in_list).unwrap_err().to_string();
+    assert!(error.contains("a key is given more than once"), "{error}");
+    let other = r#"{"principal": "a", "secret": "x", "more": [1, -1, 1.5, true, null, {"a": ""}]}"#;
+    assert!(Credential::parse(other).is_ok());
+}
