@@ -1,8 +1,8 @@
 //! Tests of assignments that exceed the limits of a network.
 
-use overlay_types::addr::{DeviceName, Subnet};
+use overlay_types::addr::{DeviceName, OverlayName, Subnet};
 use overlay_types::container_network::NetworkKind;
-use overlay_types::protocol::{AddressRange, Status};
+use overlay_types::protocol::{AddressRange, AgentOptions, Assignment, Status};
 
 use super::tests::{MASTER, NOTHING, REPORT, World, assignment};
 use super::*;

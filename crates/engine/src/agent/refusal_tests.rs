@@ -1,7 +1,9 @@
 //! Tests of an agent that the master refuses, and of an agent whose host loses its address.
 
 use overlay_types::addr::Subnet;
-use overlay_types::protocol::{HeldAddresses, Reassigned, RegistrationProblems, Status};
+use overlay_types::protocol::{
+    AgentOptions, HeldAddresses, Reassigned, RegistrationProblems, Status,
+};
 
 use super::tests::{MASTER, NOTHING, REPORT, SECOND, World, assignment};
 use super::*;

@@ -1,10 +1,13 @@
 //! Tests of the whole agent: events, and the exact commands that follow.
 
-use overlay_types::addr::Mtu;
+use overlay_types::addr::{Mtu, OverlayName};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
-use overlay_types::protocol::{AddressRange, Bridge, Overlay, RequestId, Status, Vtep};
+use overlay_types::protocol::{
+    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Overlay, RequestId, Status, Vtep,
+};
 
 use super::*;
+use crate::metrics::HostCounters;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 

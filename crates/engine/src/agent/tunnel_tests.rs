@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use overlay_types::container_network::NetworkKind;
-use overlay_types::protocol::{PeerInfo, PeerTableVersion, peer_digest};
+use overlay_types::protocol::{AgentOptions, PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
 use overlay_types::tunnel::{
-    Collision, Fault, FaultScope, HostObject, HostRoute, Peer, PeerFault, SubnetOwner,
+    Collision, Desired, Fault, FaultScope, HostObject, HostRoute, Peer, PeerFault, SubnetOwner,
     validate_peers,
 };
 

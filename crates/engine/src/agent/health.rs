@@ -1,0 +1,117 @@
+//! The health and the replies of the agent.
+
+use overlay_types::addr::Upid;
+use overlay_types::clock::Now;
+use overlay_types::protocol::{AgentInfo, RejectedMessages};
+
+use super::refusal::reassigned_vtep_problem;
+use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request};
+use crate::metrics::{HostCounters, LogTally, Snapshot};
+use crate::state_machine::StateMachine as _;
+
+/// Consecutive unanswered registrations after which the health shows a problem.
+pub(super) const UNANSWERED_MAX: u32 = 3;
+
+/// Describes a master that does not answer. The protocol has no refusal, so only the master knows
+/// the reason.
+pub(super) fn unanswered_problem(master: &Upid) -> String {
+    format!(
+        "master {master} has not answered {UNANSWERED_MAX} registrations: see whether it runs, and \
+         the problems that http://{}/overlay-master/health names",
+        master.address
+    )
+}
+
+/// Describes a master that sends no peers. A C++ module never sends peers.
+fn no_peers_problem() -> String {
+    "the master sends no peers to this agent: let mesos-overlay be the master, or set dataplane to \
+     external and let dcos-net find them"
+        .to_owned()
+}
+
+impl Agent {
+    pub(super) fn reply(&self, now: Now, request: Request) -> Reply {
+        match request {
+            Request::Overlay => Reply::Overlay(self.info()),
+            Request::Health => Reply::Health(Box::new(self.health(now))),
+            Request::Metrics => Reply::Metrics(Box::new(self.snapshot())),
+        }
+    }
+
+    pub(super) fn info(&self) -> AgentInfo {
+        AgentInfo {
+            ip: self.ip,
+            overlays: self.overlays.assignments(),
+            configuration_attempts: Some(self.overlays.attempts()),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot<Metrics> {
+        let host = HostCounters::default();
+        Snapshot { metrics: self.metrics(), host, configured: Vec::new() }
+    }
+
+    pub(super) fn is_degraded(&self, overlays: OverlayTally) -> bool {
+        overlays.failed > 0
+            || self.refused_update.is_some()
+            || !self.refusal.is_empty()
+            || !self.cni_gc.problems().is_empty()
+            || self.docker_gc.problems().next().is_some()
+            || self.tunnel.problems().next().is_some()
+            || self.gets_no_peers()
+    }
+
+    /// Returns whether the master serves this agent, and sends it no peers.
+    pub(super) fn gets_no_peers(&self) -> bool {
+        self.peers.is_unanswered()
+            && self.address_problem.is_none()
+            && !self.refusal.is_refused()
+            && self.registration.is_acknowledged()
+    }
+
+    pub(super) fn health(&self, now: Now) -> Health {
+        let Metrics { status, counters, .. } = self.metrics();
+        Health {
+            status,
+            problems: self.problems(status),
+            master: self.registration.master().map(ToString::to_string),
+            networks: self.overlays.health(now),
+            dataplane: self.tunnel.health(self.peers.count(), &counters),
+            counters,
+            refused: RejectedMessages::default(),
+            log: LogTally::default(),
+        }
+    }
+
+    pub(super) fn problems(&self, status: Condition) -> Vec<String> {
+        let mut problems: Vec<String> = self.address_problem.clone().into_iter().collect();
+        if let Some(master) = self.registration.master() {
+            problems.extend(self.refusal.sentences(master));
+        }
+        problems.extend(self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")));
+        problems.extend(self.found.problems().cloned());
+        problems.extend(self.refused_update.clone());
+        problems.extend_from_slice(self.cni_gc.problems());
+        problems.extend(self.docker_gc.problems().cloned());
+        problems.extend(self.tunnel.problems().cloned());
+        if self.gets_no_peers() {
+            problems.push(no_peers_problem());
+        }
+        if !self.has_assignments
+            && let Some((vtep, agent)) = self.reassigned_vtep
+        {
+            problems.push(reassigned_vtep_problem(vtep, agent));
+        }
+        match status {
+            Condition::Detached => problems.push("no master is known".to_owned()),
+            Condition::Registering | Condition::Failed
+                if self.address_problem.is_none()
+                    && self.registration.unanswered() > UNANSWERED_MAX =>
+            {
+                problems.extend(self.registration.master().map(unanswered_problem));
+            }
+            Condition::Registering | Condition::Failed | Condition::Degraded | Condition::Ok => {}
+        }
+        problems
+    }
+}
