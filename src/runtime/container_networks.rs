@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use overlay_engine::agent::{Agent, Event};
+use overlay_engine::agent::{Agent, Event, FoundNetworks, has_named_subnet};
 use overlay_linux::cni::{self, CniDirectory};
 use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::container_network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -32,7 +32,7 @@ const DOCKER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 enum CniJob {
     Write { attempt: u64, network: CniNetwork },
     Retain(BTreeSet<OverlayName>),
-    Remove(BTreeSet<OverlayName>),
+    Remove(FoundNetworks),
     Find,
 }
 
@@ -40,8 +40,8 @@ enum CniJob {
 enum DockerRemoval {
     /// All managed networks except those of these overlays.
     Except(BTreeSet<OverlayName>),
-    /// The managed networks of these overlays.
-    Only(BTreeSet<OverlayName>),
+    /// The managed networks of these overlays with these subnets.
+    Only(FoundNetworks),
 }
 
 /// The container networks of one agent.
@@ -98,8 +98,9 @@ impl ContainerNetworks {
         self.queue(CniJob::Retain(overlays));
     }
 
-    /// Removes the managed CNI configurations of these overlays, and lists the rest.
-    pub(super) fn remove_cni(&self, overlays: BTreeSet<OverlayName>) {
+    /// Removes the managed CNI configurations of these overlays with these subnets, and lists the
+    /// rest.
+    pub(super) fn remove_cni(&self, overlays: FoundNetworks) {
         self.queue(CniJob::Remove(overlays));
     }
 
@@ -123,9 +124,9 @@ impl ContainerNetworks {
         self.remove_docker_networks(DockerRemoval::Except(overlays));
     }
 
-    /// Removes the managed Docker networks of these overlays, unless a container uses them, and
-    /// lists the rest. The results are events.
-    pub(super) fn remove_docker(&mut self, overlays: BTreeSet<OverlayName>) {
+    /// Removes the managed Docker networks of these overlays with these subnets, unless a container
+    /// uses them, and lists the rest. The results are events.
+    pub(super) fn remove_docker(&mut self, overlays: FoundNetworks) {
         self.remove_docker_networks(DockerRemoval::Only(overlays));
     }
 
@@ -237,13 +238,24 @@ async fn remove_docker(
             (docker.remove_stale(overlays).await?, "no longer assigned")
         }
         DockerRemoval::Only(overlays) => {
-            (docker.remove_overlays(overlays).await?, "another agent has its subnet")
+            let named = still_named(docker.subnets().await?, overlays);
+            (docker.remove_overlays(&named).await?, "another agent has its subnet")
         }
     };
     for name in removal.removed {
         log::info!("removed the docker network of {name}: {reason}");
     }
     Ok(removal.kept.iter().map(ToString::to_string).collect())
+}
+
+/// Returns the overlays whose networks on the host have a named subnet. Since the agent ordered the
+/// removal, an assignment may have replaced a network.
+fn still_named(found: FoundNetworks, named: &FoundNetworks) -> BTreeSet<OverlayName> {
+    let is_named = |overlay: &OverlayName, subnets: &[Subnet]| {
+        named.get(overlay).is_some_and(|named| has_named_subnet(subnets, named))
+    };
+    let found = found.into_iter().filter(|(overlay, subnets)| is_named(overlay, subnets));
+    found.map(|(overlay, _)| overlay).collect()
 }
 
 async fn find_docker(docker: &Docker, inbox: &Inbox<Agent>) {
@@ -317,10 +329,14 @@ fn remove_other_cni(cni: &CniDirectory, overlays: &BTreeSet<OverlayName>) -> Vec
     removal.failed.iter().map(ToString::to_string).collect()
 }
 
-/// Removes the managed configurations of these overlays. Returns why some remain.
-fn remove_cni(cni: &CniDirectory, overlays: &BTreeSet<OverlayName>) -> Vec<String> {
+/// Removes the managed configurations of these overlays with these subnets. Returns why some remain.
+fn remove_cni(cni: &CniDirectory, overlays: &FoundNetworks) -> Vec<String> {
+    let found = match cni.subnets() {
+        Ok(found) => found,
+        Err(error) => return vec![error.to_string()],
+    };
     let mut failures = Vec::new();
-    for overlay in overlays {
+    for overlay in &still_named(found, overlays) {
         match cni.remove(overlay) {
             Ok(()) => log::info!(
                 "removed the cni configuration of {overlay}: another agent has its subnet"
@@ -444,7 +460,18 @@ mod tests {
             networks.apply(1, ContainerNetwork::Cni(network));
             assert_eq!(applied(&mut receiver).await, Ok(()));
         }
-        networks.remove_cni(BTreeSet::from(["a".parse().unwrap()]));
+        let named = |overlay: &str, subnet: &str| {
+            FoundNetworks::from([(overlay.parse().unwrap(), vec![subnet.parse().unwrap()])])
+        };
+        // The network has another subnet by now.
+        networks.remove_cni(named("a", "192.168.3.0/24"));
+        assert_eq!(next_event(&mut receiver).await, Event::CniRemoved(Vec::new()));
+        match next_event(&mut receiver).await {
+            Event::FoundNetworks { networks: Ok(found), .. } => assert_eq!(found.len(), 2),
+            other => panic!("{other}"),
+        }
+        // The name of an assigned subnet covers both of its halves.
+        networks.remove_cni(named("a", "192.168.1.0/24"));
         assert_eq!(next_event(&mut receiver).await, Event::CniRemoved(Vec::new()));
         let found = [("b".parse().unwrap(), vec!["192.168.2.0/25".parse().unwrap()])];
         let (kind, expected) = (NetworkKind::Cni, Ok(found.into()));

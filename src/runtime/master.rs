@@ -216,10 +216,13 @@ impl MasterHost {
         let reloader =
             ConfigReloader { read_config, inbox: inbox.clone(), accepted: Arc::default() };
         let executor = MasterExecutor { own, sender, store, gate: DurabilityGate::new(), reloader };
-        let state_machine = match &leading {
+        let mut state_machine = match &leading {
             None => Master::new(settings, update_length, seed),
             Some(_) => Master::standing_by(settings, update_length, seed),
         };
+        if inbox.metrics().restarts() > 0 {
+            state_machine = state_machine.after_restart();
+        }
         let leading = leading.map(|leading| tokio::spawn(follow_election(leading, inbox.clone())));
         let leader = leader.map(|leader| tokio::spawn(follow_leader(leader, inbox.clone())));
         let election = leading.into_iter().chain(leader).map(AbortOnDrop).collect();

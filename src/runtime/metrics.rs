@@ -105,6 +105,11 @@ impl<M: StateMachine> Metrics<M> {
         self.shared.process_restarts.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns how often the state machine was restarted after it stopped by itself.
+    pub(super) fn restarts(&self) -> u64 {
+        self.shared.process_restarts.load(Ordering::Relaxed)
+    }
+
     /// Counts a refusal, because of a limit or another reason.
     pub(super) fn count_refused(&self) {
         self.shared.refused.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +134,7 @@ impl<M: StateMachine> Metrics<M> {
     /// Returns the counters of the runtime.
     pub(super) fn host(&self) -> HostCounters {
         HostCounters {
-            process_restarts: self.shared.process_restarts.load(Ordering::Relaxed),
+            process_restarts: self.restarts(),
             refused: self.shared.refused.load(Ordering::Relaxed),
             limits: self.shared.limits.each_ref().map(|count| count.load(Ordering::Relaxed)),
             authentication_failures: self.shared.authentication_failures.load(Ordering::Relaxed),

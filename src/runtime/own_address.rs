@@ -2,6 +2,7 @@
 //! answers of the master do not arrive, and every other symptom leads to a wrong remedy.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -42,12 +43,29 @@ impl fmt::Display for AddressRemedy {
     }
 }
 
-/// Returns whether the host has this address. The kernel chooses an address of the host as the
+/// Returns whether the host has this address, or `None` if that cannot be found out now: a process
+/// without free descriptors or memory knows nothing about the addresses. The kernel chooses an address of the host as the
 /// source of packets to itself. A socket can be bound to any address on hosts with
 /// `ip_nonlocal_bind`, so binding does not show it.
-pub(crate) fn is_own(address: IpAddr) -> bool {
+fn has_address(address: IpAddr) -> Option<bool> {
     // The port has no meaning: no packet is sent.
-    source_towards(None, SocketAddr::new(address, 9)).is_ok_and(|source| source == address)
+    judge(source_towards(None, SocketAddr::new(address, 9)), address)
+}
+
+fn judge(source: io::Result<IpAddr>, address: IpAddr) -> Option<bool> {
+    /// Errors of a process that lacks resources, from errno.h: ENOMEM, ENFILE, EMFILE, ENOBUFS.
+    const RESOURCES: [i32; 4] = [12, 23, 24, 105];
+
+    match source {
+        Ok(source) => Some(source == address),
+        Err(error) if error.raw_os_error().is_some_and(|code| RESOURCES.contains(&code)) => None,
+        Err(_) => Some(false),
+    }
+}
+
+/// Returns whether the host certainly has this address.
+pub(crate) fn is_own(address: IpAddr) -> bool {
+    has_address(address) == Some(true)
 }
 
 /// Sends an event when the host loses one of the addresses, and when it has all of them again. An
@@ -65,7 +83,12 @@ pub(super) async fn watch(
     let mut interval = tokio::time::interval(CHECK_INTERVAL);
     loop {
         interval.tick().await;
-        let now_lost = watched.iter().find(|own| !is_own(**own)).copied();
+        let states: Vec<Option<bool>> = watched.iter().map(|own| has_address(*own)).collect();
+        if states.contains(&None) {
+            continue;
+        }
+        let lacking = states.iter().position(|has_address| *has_address == Some(false));
+        let now_lost = lacking.and_then(|index| watched.get(index)).copied();
         if now_lost != lost {
             lost = now_lost;
             let problem = lost.map(|address| {
@@ -89,6 +112,17 @@ mod tests {
         assert!(is_own("127.0.0.1".parse().unwrap()));
         assert!(!is_own("192.0.2.77".parse().unwrap()));
         assert!(!is_own("2001:db8::77".parse().unwrap()));
+    }
+
+    #[test]
+    fn lack_of_descriptors_says_nothing_about_address() {
+        let address = "10.0.0.1".parse().unwrap();
+        let error = |code| judge(Err(io::Error::from_raw_os_error(code)), address);
+        assert_eq!([12, 23, 24, 105].map(error), [None; 4]);
+        // ENETUNREACH: without the address and without a route.
+        assert_eq!(error(101), Some(false));
+        assert_eq!(judge(Ok(address), address), Some(true));
+        assert_eq!(judge(Ok("10.0.0.2".parse().unwrap()), address), Some(false));
     }
 
     #[tokio::test]

@@ -60,6 +60,8 @@ pub(crate) fn run_world(seed: u64, size: Size, only: Option<&str>, has_trace: bo
 
 /// Runs the worlds of seeds until the seeds or the time end.
 ///
+/// Returns the events by their kind.
+///
 /// # Panics
 /// When an invariant is violated: with the end of the trace and the command that repeats the world.
 pub(crate) fn run_campaign(
@@ -67,7 +69,7 @@ pub(crate) fn run_campaign(
     size: Size,
     seeds: impl Iterator<Item = u64>,
     time: Duration,
-) {
+) -> Counts {
     let begun = now();
     let watch = Watchdog::start();
     let (mut count, mut simulated, mut counts) = (0, Duration::ZERO, Counts::default());
@@ -90,6 +92,7 @@ pub(crate) fn run_campaign(
         "{test}: {count} seeds, {hours:.1} simulated hours, {rate:.0} cluster-minutes a second, no \
          invariant violated\n{counts}"
     );
+    counts
 }
 
 /// Prints the seed of a world that does not end: a state machine in a loop prints nothing.

@@ -15,6 +15,10 @@ impl Counts {
         }
     }
 
+    pub(crate) fn get(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
     pub(crate) fn add_all(&mut self, others: &Self) {
         others.0.iter().for_each(|(what, count)| self.add(what, *count));
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use overlay_engine::agent::FoundNetworks;
+use overlay_engine::agent::{FoundNetworks, has_named_subnet};
 use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 
@@ -124,10 +124,41 @@ impl Host {
         }
     }
 
-    /// Removes the CNI configurations of these overlays. Returns the removed networks.
-    pub(crate) fn remove_cni(&mut self, overlays: &BTreeSet<OverlayName>) -> Vec<ContainerNetwork> {
-        let removed = overlays.iter();
-        removed.filter_map(|name| self.networks.remove(&(name.clone(), NetworkKind::Cni))).collect()
+    /// Adds a network that an earlier process of the agent left.
+    pub(crate) fn leave(&mut self, network: ContainerNetwork) {
+        self.networks.insert((network.name().clone(), network.kind()), network);
+    }
+
+    /// Removes the CNI configurations of these overlays with these subnets. Returns the removed
+    /// networks.
+    pub(crate) fn remove_cni(&mut self, named: &FoundNetworks) -> Vec<ContainerNetwork> {
+        let names = self.named(NetworkKind::Cni, named).into_iter();
+        names.filter_map(|name| self.networks.remove(&(name, NetworkKind::Cni))).collect()
+    }
+
+    /// Removes the Docker networks of these overlays with these subnets, unless containers use
+    /// them. Returns the result, and the removed networks.
+    pub(crate) fn remove_docker(
+        &mut self,
+        named: &FoundNetworks,
+        outcome: JobOutcome,
+    ) -> (Result<Vec<String>, String>, Vec<ContainerNetwork>) {
+        let names = self.named(NetworkKind::Docker, named);
+        let all = self.found(NetworkKind::Docker).into_keys();
+        let kept = all.filter(|name| !names.contains(name)).collect();
+        let before = self.networks.clone();
+        let result = self.retain_docker(&kept, outcome);
+        let removed = before.into_iter().filter(|(key, _)| !self.networks.contains_key(key));
+        (result, removed.map(|(_, network)| network).collect())
+    }
+
+    /// Returns the overlays whose network of this kind has a named subnet.
+    fn named(&self, kind: NetworkKind, named: &FoundNetworks) -> BTreeSet<OverlayName> {
+        let found = self.found(kind).into_iter();
+        let is_named = |name: &OverlayName, subnets: &[Subnet]| {
+            named.get(name).is_some_and(|named| has_named_subnet(subnets, named))
+        };
+        found.filter(|(name, subnets)| is_named(name, subnets)).map(|(name, _)| name).collect()
     }
 
     /// Returns the networks of a kind with their subnets.

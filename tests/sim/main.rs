@@ -42,14 +42,19 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn fixed_seeds() {
-    run_campaign("fixed_seeds", Size::Any, 1..=40, Duration::from_secs(600));
+    let counts = run_campaign("fixed_seeds", Size::Any, 1..=40, Duration::from_secs(600));
+    for what in [world::REFUSED, world::REMOVED] {
+        assert!(counts.get(what) > 0, "no world has {what}");
+    }
 }
 
 #[test]
 fn fresh_seeds() {
     let seconds = Duration::from_secs(number(SECONDS).unwrap_or(5));
     match number(SEED) {
-        Some(seed) => run_campaign("fresh_seeds", Size::Any, std::iter::once(seed), seconds),
+        Some(seed) => {
+            run_campaign("fresh_seeds", Size::Any, std::iter::once(seed), seconds);
+        }
         None => {
             let fresh = std::iter::repeat_with(|| fastrand::u64(..));
             run_campaign("fresh_seeds", Size::Any, fresh, seconds);

@@ -125,7 +125,7 @@ impl Scenario {
         // If a leader may learn of its demotion only by its next write, a latecomer may not be
         // served in time.
         let is_sure = faults.foreign_writers.is_none() && faults.store_hanging == 0.0;
-        let imported = if agents > 1 && chance.is(0.25) { 2 + chance.index(agents - 1) } else { 0 };
+        let imported = if agents > 1 && chance.is(0.35) { 2 + chance.index(agents - 1) } else { 0 };
         // The conflicts of an import end by releases.
         let imported_faults = Faults { deletions: Some(Duration::from_secs(30)), ..faults.clone() };
         let faults = if imported > 0 { imported_faults } else { faults };

@@ -78,11 +78,17 @@ pub enum Mutation {
     IgnoreSilence,
     /// A silent agent is stale without an attempt to link to it.
     CallSilentAgentsStale,
+    /// A refusal names addresses whose assignment to another agent is not durable.
+    NameBeforeDurable,
+    /// A refused agent removes all of its container networks.
+    RemoveUnnamedNetworks,
+    /// An agent applies a refusal of an earlier registration.
+    ApplyLateRefusals,
 }
 
 impl Mutation {
     /// All defects.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 38] = [
         Self::SendBeforeDurable,
         Self::SendAbandonedMessages,
         Self::SendBeforeReleaseIsDurable,
@@ -118,6 +124,9 @@ impl Mutation {
         Self::NeverRetryKernel,
         Self::IgnoreSilence,
         Self::CallSilentAgentsStale,
+        Self::NameBeforeDurable,
+        Self::RemoveUnnamedNetworks,
+        Self::ApplyLateRefusals,
     ];
 
     /// Whether this thread runs with the defect.

@@ -12,30 +12,35 @@ use super::field::convert_list;
 use super::mesos::modules::overlay::internal as pb;
 use super::peers::{first_octets, malformed, parse_octets, parse_subnet};
 
-/// Longest reason in characters. A character has at most four bytes.
-const REASON_MAX: usize = RegistrationProblems::REASON_BYTES_MAX / 4;
+/// Longest reason, in bytes of a sent message and in characters of a received message.
+const REASON_MAX: usize = RegistrationProblems::REASON_BYTES_MAX;
 
 pub(super) fn encode_held(held: &HeldAddresses) -> Vec<u8> {
     let subnets = held.subnets().iter().map(subnet_to_pb).collect();
-    pb::HeldAddressesMessage { subnets }.encode_to_vec()
+    let registration = Some(held.registration());
+    pb::HeldAddressesMessage { subnets, registration }.encode_to_vec()
 }
 
 pub(super) fn decode_held(bytes: &[u8]) -> Result<HeldAddresses, ConvertError> {
     let pb = pb::HeldAddressesMessage::decode(bytes)
         .map_err(|error| malformed(MessageKind::HeldAddresses.name(), &error))?;
-    convert_list("subnets", &pb.subnets, subnet_from_pb).map(HeldAddresses::new)
+    let held = convert_list("subnets", &pb.subnets, subnet_from_pb).map(HeldAddresses::new)?;
+    Ok(held.with_registration(pb.registration()))
 }
 
 pub(super) fn encode_problems(problems: &RegistrationProblems) -> Vec<u8> {
-    let RegistrationProblems { is_refused, reasons, reassigned } = problems;
+    let RegistrationProblems { is_refused, reasons, reassigned, registration } = problems;
     let reassigned = reassigned.iter().map(|Reassigned { subnet, agent }| pb::ReassignedSubnet {
         subnet: Some(subnet_to_pb(subnet)),
         agent: Some(agent.octets().to_vec()),
     });
+    let reasons =
+        reasons.iter().map(|reason| reason[..reason.floor_char_boundary(REASON_MAX)].to_owned());
     let message = pb::RegistrationProblemsMessage {
         refused: Some(*is_refused),
-        reasons: reasons.iter().take(RegistrationProblems::REASONS_MAX).cloned().collect(),
+        reasons: reasons.take(RegistrationProblems::REASONS_MAX).collect(),
         reassigned: reassigned.collect(),
+        registration: Some(*registration),
     };
     message.encode_to_vec()
 }
@@ -54,6 +59,7 @@ pub(super) fn decode_problems(bytes: &[u8]) -> Result<RegistrationProblems, Conv
         is_refused: pb.refused(),
         reasons: pb.reasons.iter().map(|reason| bounded_line(reason, REASON_MAX)).collect(),
         reassigned,
+        registration: pb.registration(),
     })
 }
 
@@ -76,6 +82,7 @@ mod tests {
         HeldAddresses::new(
             ["44.128.0.3/32", "192.168.3.0/25", "fd01:b::/80"].map(|text| text.parse().unwrap()),
         )
+        .with_registration(u64::MAX)
     }
 
     fn problems() -> RegistrationProblems {
@@ -84,6 +91,7 @@ mod tests {
             is_refused: true,
             reasons: vec!["no VTEP address is left in 44.128.0.0/29".to_owned()],
             reassigned: vec![Reassigned { subnet, agent: Ipv4Addr::new(10, 0, 0, 9) }],
+            registration: u64::MAX,
         }
     }
 
@@ -114,13 +122,26 @@ mod tests {
         let reassigned = held.subnets().iter().map(|subnet| Reassigned { subnet: *subnet, agent });
         let problems = RegistrationProblems {
             is_refused: true,
-            reasons: vec!["€".repeat(REASON_MAX); RegistrationProblems::REASONS_MAX],
+            reasons: vec!["€".repeat(REASON_MAX / 3); RegistrationProblems::REASONS_MAX],
             reassigned: reassigned.collect(),
+            registration: u64::MAX,
         };
         for message in [Message::HeldAddresses(held), Message::RegistrationProblems(problems)] {
             let (name, body) = encode_message(&message);
             assert_eq!(decode_message(name, &body), Ok(message));
         }
+    }
+
+    #[test]
+    fn reason_keeps_its_remedy_and_is_cut_between_characters() {
+        let sentence = "x".repeat(400) + ": fix the configuration or delete the agent";
+        let reasons = vec![sentence.clone(), "€".repeat(REASON_MAX)];
+        let sent = RegistrationProblems { reasons, ..problems() };
+        let (name, body) = encode_message(&Message::RegistrationProblems(sent));
+        let Ok(Message::RegistrationProblems(decoded)) = decode_message(name, &body) else {
+            panic!("not decoded")
+        };
+        assert_eq!(decoded.reasons, [sentence, "€".repeat(REASON_MAX / 3)]);
     }
 
     #[test]
@@ -137,6 +158,7 @@ mod tests {
             refused: Some(true),
             reasons: vec![text],
             reassigned: Vec::new(),
+            registration: None,
         };
         let Ok(Message::RegistrationProblems(decoded)) =
             decode_message(name, &message.encode_to_vec())
@@ -150,7 +172,7 @@ mod tests {
             agent: Some(vec![10, 0, 0, 9]),
         }];
         let message =
-            pb::RegistrationProblemsMessage { refused: None, reasons: Vec::new(), reassigned };
+            pb::RegistrationProblemsMessage { refused: None, reassigned, ..Default::default() };
         assert_eq!(
             decode_message(name, &message.encode_to_vec()).unwrap_err().to_string(),
             "reassigned[0].prefix: 10.0.0.1/24 is no subnet"

@@ -81,11 +81,12 @@ impl Invariant for Bounds {
                 }
             }
             Fact::MessageSent { agent, is_by_agent: false } => {
+                // An assignment, and the problems that remain.
                 let rereads = self.rereads;
                 let traffic = self.of(now, *agent);
                 traffic.answered += 1;
                 let Traffic { received, answered, .. } = traffic;
-                if *answered > *received + rereads {
+                if *answered > *received + 2 * rereads {
                     return Err(format!(
                         "{agent} sent {received} messages and got {answered} answers"
                     ));

@@ -27,7 +27,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_engine::agent::Health as AgentHealth;
+use overlay_engine::agent::{FoundNetworks, Health as AgentHealth};
 use overlay_engine::master::Health as MasterHealth;
 use overlay_linux::dataplane;
 use overlay_store::Change;
@@ -100,6 +100,10 @@ pub(crate) enum Fact<'a> {
     /// An agent has removed a container network, because the master named its subnet as assigned to
     /// another agent.
     NetworkDropped { agent: Ipv4Addr, network: &'a ContainerNetwork },
+    /// An agent orders the removal of CNI configurations for the same reason.
+    RemovalOrdered { agent: Ipv4Addr, named: &'a FoundNetworks },
+    /// Assignments of its master reach an agent.
+    AssignmentsReceived { agent: Ipv4Addr },
     /// An agent sends a report.
     Reported { agent: Ipv4Addr, overlays: &'a [Assignment] },
     /// An agent or a master sends a message. Messages about peers from masters are

@@ -1,10 +1,12 @@
 //! An agent removes a container network outside of an assignment only if a master named its subnet
-//! as assigned to another agent, and a master names an address only if the stored record of the
-//! other agent has it.
+//! as assigned to another agent, after the last assignment reached the agent. A master names an
+//! address only if the stored record of the other agent has it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
+
+use overlay_types::addr::Subnet;
 
 use super::{Fact, Invariant};
 use crate::host::subnets;
@@ -16,6 +18,8 @@ pub(crate) struct ReassignedNetworks {
     stored: HashMap<Ipv4Addr, BTreeSet<Span>>,
     /// The addresses that any master named to an agent.
     named: HashMap<Ipv4Addr, BTreeSet<Span>>,
+    /// Those that were named since the last assignment reached the agent.
+    latest: HashMap<Ipv4Addr, BTreeSet<Span>>,
 }
 
 impl ReassignedNetworks {
@@ -47,6 +51,7 @@ impl Invariant for ReassignedNetworks {
                 for reassigned in &problems.reassigned {
                     let span = Span::of_subnet(&reassigned.subnet);
                     self.named.entry(*to).or_default().insert(span);
+                    self.latest.entry(*to).or_default().insert(span);
                     let is_stored = self.has_overlap(reassigned.agent, span);
                     if by.epoch == ledger.epoch && (!is_stored || reassigned.agent == *to) {
                         return Err(format!(
@@ -55,6 +60,19 @@ impl Invariant for ReassignedNetworks {
                             by.master, reassigned.subnet, reassigned.agent, ledger.version
                         ));
                     }
+                }
+            }
+            Fact::AssignmentsReceived { agent } => drop(self.latest.remove(agent)),
+            Fact::RemovalOrdered { agent, named } => {
+                let latest = self.latest.get(agent);
+                let is_late = |subnet: &&Subnet| {
+                    !latest.is_some_and(|latest| latest.contains(&Span::of_subnet(subnet)))
+                };
+                if let Some(subnet) = named.values().flatten().find(is_late) {
+                    return Err(format!(
+                        "{agent} removes the network of {subnet}, which no master named since the \
+                         last assignment"
+                    ));
                 }
             }
             Fact::NetworkDropped { agent, network } => {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use overlay_engine::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettings};
+use overlay_engine::agent::{
+    Agent, Command, Event, FoundNetworks, Reply, Request, Settings, TunnelSettings,
+};
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_types::addr::{AGENT_PROCESS, OverlayName, agent_upid};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
@@ -19,6 +21,8 @@ use crate::host::{Host, JobOutcome};
 use crate::invariants::{Fact, InvariantResult};
 use crate::kernel::{Job, Kernel};
 
+/// The count of networks that agents have removed since other agents have their subnets.
+pub(crate) const REMOVED: &str = "networks of other agents removed";
 /// How long a killed agent is down.
 const DOWNTIME_MAX: Duration = Duration::from_secs(60);
 /// The timeout of a connection attempt.
@@ -145,6 +149,13 @@ impl World {
             Ok(message) => {
                 if let Message::UpdatePeers(_) = message {
                     self.monitor.observe(self.now, &Fact::PeersReceived { agent: ip })?;
+                }
+                let process = node.process.as_ref();
+                let is_of_master = process.is_some_and(|process| process.machine.has_master(&from));
+                if let Message::UpdateAgentOverlays(_) = message
+                    && is_of_master
+                {
+                    self.monitor.observe(self.now, &Fact::AssignmentsReceived { agent: ip })?;
                 }
                 Event::Message { from, message }
             }
@@ -294,15 +305,17 @@ impl World {
                 let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
                 self.queue.plan(end, SimEvent::RetainDocker { agent, run, desired, outcome });
             }
-            Command::RemoveCni(overlays) => {
+            Command::RemoveCni(named) => {
                 let when = node.host.cni_free(self.now);
-                self.queue.plan(when, SimEvent::RemoveCni { agent, run, overlays });
+                let fact = Fact::RemovalOrdered { agent: ip, named: &named };
+                self.monitor.observe(self.now, &fact)?;
+                self.queue.plan(when, SimEvent::RemoveCni { agent, run, named });
             }
-            Command::RemoveDocker(overlays) => {
+            Command::RemoveDocker(named) => {
                 let faults = self.has_faults.then_some(&self.scenario.faults);
                 let kind = NetworkKind::Docker;
                 let (end, outcome) = node.host.begin(self.now, kind, faults, &mut self.chance);
-                self.queue.plan(end, SimEvent::RemoveDocker { agent, run, overlays, outcome });
+                self.queue.plan(end, SimEvent::RemoveDocker { agent, run, named, outcome });
             }
             Command::FindNetworks => self.find_networks(agent, run)?,
             Command::Inspect { attempt, claims } => {
@@ -378,17 +391,14 @@ impl World {
         &mut self,
         agent: usize,
         run: u64,
-        overlays: &BTreeSet<OverlayName>,
+        named: &FoundNetworks,
     ) -> InvariantResult {
         let node = &mut self.agents[agent];
         if node.process.is_none() || node.run != run {
             return Ok(());
         }
-        self.counts.add("networks of other agents removed", overlays.len() as u64);
-        for network in node.host.remove_cni(overlays) {
-            let fact = Fact::NetworkDropped { agent: node.ip, network: &network };
-            self.monitor.observe(self.now, &fact)?;
-        }
+        let (ip, removed) = (node.ip, node.host.remove_cni(named));
+        self.note_removed(ip, &removed)?;
         self.deliver_to_agent(agent, run, Event::CniRemoved(Vec::new()))?;
         self.find_networks(agent, run)
     }
@@ -396,22 +406,25 @@ impl World {
     pub(super) fn remove_docker(
         &mut self,
         (agent, run): (usize, u64),
-        overlays: &BTreeSet<OverlayName>,
+        named: &FoundNetworks,
         outcome: JobOutcome,
     ) -> InvariantResult {
         let node = &mut self.agents[agent];
         if node.process.is_none() || node.run != run {
             return Ok(());
         }
-        let kept: BTreeSet<OverlayName> = node
-            .host
-            .found(NetworkKind::Docker)
-            .into_keys()
-            .filter(|name| !overlays.contains(name))
-            .collect();
-        let result = node.host.retain_docker(&kept, outcome);
+        let (ip, (result, removed)) = (node.ip, node.host.remove_docker(named, outcome));
+        self.note_removed(ip, &removed)?;
         self.deliver_to_agent(agent, run, Event::Removed(result))?;
         self.find_networks(agent, run)
+    }
+
+    /// Reports the networks that an agent has removed since other agents have their subnets.
+    fn note_removed(&mut self, agent: Ipv4Addr, removed: &[ContainerNetwork]) -> InvariantResult {
+        self.counts.add(REMOVED, removed.len() as u64);
+        removed.iter().try_for_each(|network| {
+            self.monitor.observe(self.now, &Fact::NetworkDropped { agent, network })
+        })
     }
 
     pub(super) fn retain_docker(

@@ -288,6 +288,7 @@ fn false_refusal() -> RegistrationProblems {
         is_refused: true,
         reasons: vec!["false".to_owned()],
         reassigned: subnets.map(|subnet| Reassigned { subnet, agent }).collect(),
+        registration: 0,
     }
 }
 

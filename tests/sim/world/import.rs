@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use overlay_store::Change;
-use overlay_types::addr::Subnet;
+use overlay_types::addr::{Mtu, Subnet};
+use overlay_types::container_network::{CniNetwork, ContainerNetwork, DockerNetwork};
 use overlay_types::protocol::{AddressRange, AgentRecord, Network, OverlayRecord, Record};
 use overlay_types::state::Key;
 use overlay_wire as wire;
@@ -31,23 +32,54 @@ impl World {
                 changes.push(Change::Put(Key::Agent(self.agents[agent].ip), bytes));
             }
         }
+        self.leave_networks(&network);
         self.storage.import(&changes);
         self.monitor.import(&changes).expect("an import violates no invariant");
     }
 
-    /// Returns the record of an agent. Some of its addresses belong to an agent with a lower IP.
+    /// Leaves container networks on the hosts, as after the restore of an old or edited state: other
+    /// agents have or get their subnets.
+    fn leave_networks(&mut self, network: &Network) {
+        for agent in 0..self.agents.len() {
+            for overlay in &network.overlays {
+                let number = self.chance.index(self.agents.len()) as u128;
+                let subnet = overlay.range.and_then(|range| range.subnet.nth(range.prefix, number));
+                let halves = subnet.filter(|_| self.chance.is(0.7)).and_then(|it| it.halves());
+                let Some((lower, upper)) = halves else { continue };
+                let bridge = |prefix| format!("{prefix}-{}", overlay.name).parse();
+                let (name, mtu) = (overlay.name.clone(), Mtu::OVERLAY_DEFAULT);
+                let host = &mut self.agents[agent].host;
+                host.leave(ContainerNetwork::Cni(CniNetwork {
+                    name: name.clone(),
+                    bridge: bridge('m').expect("it is a device name"),
+                    subnet: lower,
+                    mtu,
+                }));
+                host.leave(ContainerNetwork::Docker(DockerNetwork {
+                    name,
+                    bridge: bridge('d').expect("it is a device name"),
+                    subnet: Some(upper),
+                    subnet6: None,
+                    mtu,
+                }));
+            }
+        }
+    }
+
+    /// Returns the record of an agent. Some of its addresses belong to an agent with a lower IP. Such
+    /// a VTEP address leads to a refusal, so it is more frequent.
     fn imported_record(&mut self, network: &Network, agent: usize) -> Option<AgentRecord> {
-        let mut number = || {
-            let is_contested = agent > 0 && self.chance.is(0.3);
+        let mut number = |share: f64| {
+            let is_contested = agent > 0 && self.chance.is(share);
             (if is_contested { self.chance.index(agent) } else { agent }) as u128
         };
-        let IpAddr::V4(vtep_ip) = host(&network.vtep_subnet, number())? else { return None };
-        let vtep_ip6 = network.vtep_subnet6.and_then(|subnet| host(&subnet, number()));
+        let IpAddr::V4(vtep_ip) = host(&network.vtep_subnet, number(0.5))? else { return None };
+        let vtep_ip6 = network.vtep_subnet6.and_then(|subnet| host(&subnet, number(0.3)));
         let subnet = |range: AddressRange, number| range.subnet.nth(range.prefix, number);
         let overlays = network.overlays.iter().map(|overlay| OverlayRecord {
             name: overlay.name.clone(),
-            subnet: overlay.range.and_then(|range| subnet(range, number())),
-            subnet6: overlay.range6.and_then(|range| subnet(range, number())),
+            subnet: overlay.range.and_then(|range| subnet(range, number(0.3))),
+            subnet6: overlay.range6.and_then(|range| subnet(range, number(0.3))),
         });
         let overlays = overlays.filter(|overlay| !overlay.is_empty()).collect();
         let options = self.agents[agent].options;

@@ -21,6 +21,8 @@ use crate::clock::Clock;
 use crate::invariants::{Fact, InvariantResult, Violation, Writer};
 use crate::storage::{Job, Storage, Work};
 
+/// The count of refusals that name addresses of other agents.
+pub(crate) const REFUSED: &str = "refusals with reassigned addresses";
 /// Events that a master handles in a batch.
 const BATCH_SIZE: usize = 128;
 /// How long reading the configuration takes.
@@ -452,10 +454,7 @@ impl World {
         }
         if let Message::RegistrationProblems(problems) = message {
             let by = self.writer(master);
-            self.counts.add(
-                "refusals with reassigned addresses",
-                u64::from(!problems.reassigned.is_empty()),
-            );
+            self.counts.add(REFUSED, u64::from(!problems.reassigned.is_empty()));
             let fact = Fact::ProblemsSent { by: &by, to: agent, problems };
             self.monitor.observe(self.now, &fact)?;
         }

@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
-use overlay_engine::agent::{Event as AgentEvent, Scope};
+use overlay_engine::agent::{Event as AgentEvent, FoundNetworks, Scope};
 use overlay_engine::master::Event as MasterEvent;
 use overlay_types::addr::{OverlayName, Upid};
 use overlay_types::container_network::ContainerNetwork;
@@ -31,9 +31,11 @@ use crate::scenario::{Faults, Scenario};
 use crate::storage::{Job, Storage};
 use crate::wires::Wires;
 use agents::AgentNode;
+pub(crate) use agents::REMOVED;
 use election::{Election, ElectionEvent};
 use faults::FaultKind;
 use masters::MasterNode;
+pub(crate) use masters::REFUSED;
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 2000;
@@ -104,12 +106,12 @@ enum SimEvent {
     RemoveCni {
         agent: usize,
         run: u64,
-        overlays: BTreeSet<OverlayName>,
+        named: FoundNetworks,
     },
     RemoveDocker {
         agent: usize,
         run: u64,
-        overlays: BTreeSet<OverlayName>,
+        named: FoundNetworks,
         outcome: JobOutcome,
     },
     RetainDocker {
@@ -297,11 +299,11 @@ impl World {
             SimEvent::AttemptDone { agent, run, attempt, made, outcome } => {
                 return self.attempt_done((agent, run), attempt, &made, outcome);
             }
-            SimEvent::RemoveCni { agent, run, overlays } => {
-                return self.remove_cni(agent, run, &overlays);
+            SimEvent::RemoveCni { agent, run, named } => {
+                return self.remove_cni(agent, run, &named);
             }
-            SimEvent::RemoveDocker { agent, run, overlays, outcome } => {
-                return self.remove_docker((agent, run), &overlays, outcome);
+            SimEvent::RemoveDocker { agent, run, named, outcome } => {
+                return self.remove_docker((agent, run), &named, outcome);
             }
             SimEvent::RetainDocker { agent, run, desired, outcome } => {
                 return self.retain_docker((agent, run), &desired, outcome);

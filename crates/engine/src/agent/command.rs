@@ -9,7 +9,7 @@ use overlay_types::container_network::ContainerNetwork;
 use overlay_types::protocol::{AgentInfo, Message, RequestId};
 use overlay_types::tunnel::Desired;
 
-use super::{Health, Metrics};
+use super::{FoundNetworks, Health, Metrics};
 use crate::metrics::Snapshot;
 
 /// The part of the observed state to read before the desired state is applied.
@@ -104,12 +104,14 @@ pub enum Command {
     /// Remove managed Docker networks without containers, except those of these overlays. The
     /// result is [`super::Event::Removed`].
     RetainDocker(BTreeSet<OverlayName>),
-    /// Remove the managed CNI configurations of these overlays. The results are
-    /// [`super::Event::CniRemoved`], and [`super::Event::FoundNetworks`] with those that remain.
-    RemoveCni(BTreeSet<OverlayName>),
-    /// Remove the managed Docker networks of these overlays that have no containers. The results are
-    /// [`super::Event::Removed`], and [`super::Event::FoundNetworks`] with those that remain.
-    RemoveDocker(BTreeSet<OverlayName>),
+    /// Remove the managed CNI configurations of these overlays, if they still have these subnets:
+    /// see [`super::has_named_subnet`]. The results are [`super::Event::CniRemoved`], and
+    /// [`super::Event::FoundNetworks`] with those that remain.
+    RemoveCni(FoundNetworks),
+    /// Remove the managed Docker networks of these overlays, if they still have these subnets and
+    /// have no containers. The results are [`super::Event::Removed`], and
+    /// [`super::Event::FoundNetworks`] with those that remain.
+    RemoveDocker(FoundNetworks),
     /// List the managed container networks again. The results are
     /// [`super::Event::FoundNetworks`].
     FindNetworks,

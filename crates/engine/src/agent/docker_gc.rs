@@ -13,21 +13,23 @@ use overlay_types::clock::Now;
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 
 use super::command::Command;
+use super::refusal::FoundNetworks;
+use super::refused::add_networks;
 
 /// The networks that a removal removes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Removal {
     /// All networks except those of these overlays.
     Except(BTreeSet<OverlayName>),
-    /// The networks of these overlays.
-    Only(BTreeSet<OverlayName>),
+    /// The networks of these overlays with these subnets.
+    Only(FoundNetworks),
 }
 
 impl Removal {
     fn affects(&self, name: &OverlayName) -> bool {
         match self {
             Self::Except(kept) => !kept.contains(name),
-            Self::Only(removed) => removed.contains(name),
+            Self::Only(removed) => removed.contains_key(name),
         }
     }
 }
@@ -39,8 +41,9 @@ enum Pending {
     Nothing,
     /// All networks that are not assigned.
     Unassigned,
-    /// The networks of these overlays. An agent without an assignment removes no others.
-    Only(BTreeSet<OverlayName>),
+    /// The networks of these overlays with these subnets. An agent without an assignment removes no
+    /// others.
+    Only(FoundNetworks),
 }
 
 /// The state of the garbage collection.
@@ -67,12 +70,12 @@ impl DockerGc {
     }
 
     /// Makes a removal of the networks of these overlays due now: other agents have their subnets.
-    pub(super) fn schedule_only(&mut self, now: Now, overlays: BTreeSet<OverlayName>) {
+    pub(super) fn schedule_only(&mut self, now: Now, overlays: FoundNetworks) {
         match &mut self.pending {
             Pending::Nothing => self.pending = Pending::Only(overlays),
             // The overlays are not assigned.
             Pending::Unassigned => {}
-            Pending::Only(pending) => pending.extend(overlays),
+            Pending::Only(pending) => add_networks(pending, overlays),
         }
         self.due = Some(now.elapsed);
     }

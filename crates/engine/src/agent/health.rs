@@ -89,7 +89,7 @@ impl Agent {
             problems.extend(self.refusal.sentences(master));
         }
         problems.extend(self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")));
-        problems.extend(self.found.problems().cloned());
+        problems.extend(self.found.problems(self.refusal.is_refused()).cloned());
         problems.extend(self.refused_update.clone());
         problems.extend_from_slice(self.cni_gc.problems());
         problems.extend(self.docker_gc.problems().cloned());

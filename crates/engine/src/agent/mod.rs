@@ -50,8 +50,8 @@ use health::{UNANSWERED_MAX, unanswered_problem};
 pub use metrics::Metrics;
 use overlays::Overlays;
 use peers::{OwnAddresses, Peers};
-pub use refusal::FoundNetworks;
 use refusal::{Found, Refusal, held_addresses};
+pub use refusal::{FoundNetworks, has_named_subnet};
 use registration::Registration;
 pub use settings::Settings;
 use tunnel::Tunnel;
@@ -101,19 +101,20 @@ impl Agent {
     /// agents: their delays are drawn from it.
     #[must_use]
     pub fn new(ip: Ipv4Addr, settings: Settings, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
         Self {
             ip,
+            refusal: Refusal::new(random.u64(..)),
             tunnel: Tunnel::new(settings.tunnel),
             peers: Peers::new(OwnAddresses { ip, underlay: settings.options.underlay }),
             settings,
-            random: fastrand::Rng::with_seed(seed),
+            random,
             registration: Registration::new(),
             overlays: Overlays::default(),
             cni_gc: CniGc::default(),
             docker_gc: DockerGc::default(),
             has_assignments: false,
             refused_update: None,
-            refusal: Refusal::default(),
             found: Found::default(),
             reassigned_vtep: None,
             address_problem: None,
@@ -222,7 +223,7 @@ impl Agent {
         }
         self.overlays.reset_attempts();
         self.refused_update = None;
-        self.refusal = Refusal::default();
+        self.refusal.reset();
         self.peers.stop_requests();
         match address {
             Some(address) => log::info!("detected master {address}"),
@@ -300,7 +301,8 @@ impl Agent {
             self.commands.push_back(Command::Link(master.clone()));
             self.commands.push_back(Command::Send { to: master.clone(), message });
             let held = held_addresses(&self.found, self.overlays.held_subnets());
-            let message = Message::HeldAddresses(held);
+            let registration = self.refusal.next_registration();
+            let message = Message::HeldAddresses(held.with_registration(registration));
             self.commands.push_back(Command::Send { to: master, message });
         }
         if let Some(master) = self.registration.master()

@@ -17,7 +17,7 @@ use overlay_types::protocol::{Assignment, Reassigned, Status};
 use overlay_types::tunnel::Collision;
 
 use super::limits::{Verdict, check_assignments};
-use super::refusal::{find, reassigned_problem, reassigned_vtep_problem, single};
+use super::refusal::{FoundNetworks, find, reassigned_problem, reassigned_vtep_problem, single};
 use super::view::{NetworkHealth, OverlayTally};
 use super::{Context, Settings, TunnelSettings};
 
@@ -202,30 +202,29 @@ impl Overlays {
 
     /// Stops to use the overlays whose addresses another agent has. An overlay without its subnet
     /// keeps no container network. An overlay without its VTEP address keeps its container networks,
-    /// whose subnets are still assigned. Returns the overlays without their subnet, and whether any
-    /// overlay changed.
-    pub(super) fn drop_reassigned(
-        &mut self,
-        reassigned: &[Reassigned],
-    ) -> (BTreeSet<OverlayName>, bool) {
+    /// whose subnets are still assigned. Returns the overlays without their subnets, with these
+    /// subnets, and whether any overlay changed.
+    pub(super) fn drop_reassigned(&mut self, reassigned: &[Reassigned]) -> (FoundNetworks, bool) {
         let attempts = self.take_attempts();
-        let mut without_subnet = BTreeSet::new();
+        let mut without_subnet = FoundNetworks::new();
         let mut has_changed = false;
         for overlay in self.list.iter_mut().filter(|overlay| overlay.is_usable()) {
             let assignment = &overlay.assignment;
-            let mut subnets = assignment.subnet.into_iter().chain(assignment.subnet6);
-            let subnet = subnets.find_map(|subnet| find(reassigned, subnet));
+            let subnets = assignment.subnet.into_iter().chain(assignment.subnet6);
+            let subnets: Vec<Reassigned> =
+                subnets.filter_map(|subnet| find(reassigned, subnet)).collect();
             let vtep = vteps(assignment)
                 .find_map(|vtep| Some((vtep, find(reassigned, single(vtep)?)?.agent)));
-            let problem = match (subnet, vtep) {
-                (Some(subnet), _) => reassigned_problem(subnet),
+            let problem = match (subnets.first(), vtep) {
+                (Some(subnet), _) => reassigned_problem(*subnet),
                 (None, Some((vtep, agent))) => reassigned_vtep_problem(vtep, agent),
                 (None, None) => continue,
             };
             log::error!("overlay {}: {problem}", assignment.name());
             has_changed = true;
-            if subnet.is_some() {
-                without_subnet.insert(assignment.name().clone());
+            if !subnets.is_empty() {
+                let subnets = subnets.iter().map(|it| it.subnet).collect();
+                without_subnet.insert(assignment.name().clone(), subnets);
                 overlay.tasks.clear();
             }
             overlay.admission = Admission::Reassigned(problem);

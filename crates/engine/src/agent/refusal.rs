@@ -1,11 +1,12 @@
 //! What the master says about the registration of this agent: why it is refused or served only in
 //! part, and which addresses of this host other agents have by now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_types::addr::{OverlayName, Subnet, Upid};
 use overlay_types::container_network::NetworkKind;
+use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{HeldAddresses, Reassigned, RegistrationProblems};
 
 use crate::state_machine::should_log_sample;
@@ -13,9 +14,23 @@ use crate::state_machine::should_log_sample;
 /// Container networks with their subnets, by overlay.
 pub type FoundNetworks = BTreeMap<OverlayName, Vec<Subnet>>;
 
+/// Returns whether a container network with these subnets has one of the named subnets, or a part of
+/// one. To be checked right before the network is removed: since the master has named the subnets,
+/// another assignment may have replaced the network.
+#[must_use]
+pub fn has_named_subnet(subnets: &[Subnet], named: &[Subnet]) -> bool {
+    subnets.iter().any(|subnet| named.iter().any(|named| named.covers(subnet)))
+}
+
 /// The problems that the master reported since the last assignment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Refusal {
+    /// The number of the last registration. The numbers of a process begin at random, so that no
+    /// answer to an earlier process of this agent has one of them.
+    last: u64,
+    /// How many of the last registrations may be refused: those since the last assignment, or since
+    /// the last refusal.
+    open: u64,
     is_refused: bool,
     /// The current problems, each with the number of messages that had it.
     reasons: Vec<(String, u64)>,
@@ -24,6 +39,37 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// Returns a refusal without problems. `last` is the number before that of the next
+    /// registration.
+    pub(super) const fn new(last: u64) -> Self {
+        Self { last, open: 0, is_refused: false, reasons: Vec::new(), earlier: Vec::new() }
+    }
+
+    /// Forgets everything that the former master said.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.last);
+    }
+
+    /// Returns the number of the next registration.
+    pub(super) const fn next_registration(&mut self) -> u64 {
+        self.last = self.last.wrapping_add(1);
+        self.open = self.open.saturating_add(1);
+        self.last
+    }
+
+    /// Returns whether a refusal answers a registration since the last assignment. Such a refusal
+    /// counts once, and ends the wait for those of earlier registrations.
+    ///
+    /// A refusal of an earlier registration may name addresses that this agent got since.
+    pub(super) fn take_answer(&mut self, registration: u64) -> bool {
+        let later = self.last.wrapping_sub(registration);
+        let is_answer = later < self.open;
+        if is_answer {
+            self.open = later;
+        }
+        is_answer || Mutation::ApplyLateRefusals.is_on()
+    }
+
     /// Replaces the problems. A problem is logged when it is new, and later with its count.
     pub(super) fn update(&mut self, master: &Upid, problems: &RegistrationProblems) {
         self.is_refused = problems.is_refused;
@@ -47,6 +93,7 @@ impl Refusal {
     /// Notes an assignment: the master serves this agent, and repeats problems that have not ended.
     pub(super) fn note_assignment(&mut self) {
         self.is_refused = false;
+        self.open = 0;
         self.earlier = std::mem::take(&mut self.reasons);
     }
 
@@ -77,8 +124,8 @@ pub(super) struct Found {
     cni: FoundNetworks,
     docker: FoundNetworks,
     vteps: Vec<IpAddr>,
-    /// The kinds of networks that could not be listed.
-    unknown: BTreeSet<NetworkKind>,
+    /// The kinds of networks that could not be listed, each with a sentence.
+    unknown: BTreeMap<NetworkKind, String>,
     /// A sentence for each overlay of the host that another agent has by now.
     reassigned: BTreeMap<OverlayName, String>,
 }
@@ -95,9 +142,11 @@ impl Found {
                 networks
             }
             Err(reason) => {
-                if self.unknown.insert(kind) {
-                    log::warn!("cannot list the {kind}s of this host: {reason}");
+                let sentence = format!("cannot list the {kind}s of this host: {reason}");
+                if self.unknown.get(&kind) != Some(&sentence) {
+                    log::warn!("{sentence}");
                 }
+                self.unknown.insert(kind, sentence);
                 FoundNetworks::new()
             }
         };
@@ -131,20 +180,21 @@ impl Found {
         networks.chain(self.vteps.iter().copied().filter_map(single))
     }
 
-    /// Returns the found networks of this kind whose subnets another agent has, and notes a problem
-    /// for each.
+    /// Returns the found networks of this kind whose subnets another agent has, with these subnets,
+    /// and notes a problem for each.
     pub(super) fn reassigned_networks(
         &mut self,
         kind: NetworkKind,
         reassigned: &[Reassigned],
-    ) -> BTreeSet<OverlayName> {
-        let mut overlays = BTreeSet::new();
+    ) -> FoundNetworks {
+        let mut overlays = FoundNetworks::new();
         let networks = self.networks_mut(kind);
         let mut sentences = Vec::new();
         for (overlay, subnets) in networks.iter() {
-            let holder = subnets.iter().find_map(|subnet| find(reassigned, *subnet));
-            if let Some(holder) = holder {
-                overlays.insert(overlay.clone());
+            let holders: Vec<Reassigned> =
+                subnets.iter().filter_map(|subnet| find(reassigned, *subnet)).collect();
+            if let Some(&holder) = holders.first() {
+                overlays.insert(overlay.clone(), holders.iter().map(|it| it.subnet).collect());
                 sentences.push((overlay.clone(), reassigned_problem(holder)));
             }
         }
@@ -164,9 +214,12 @@ impl Found {
         vteps.find_map(|vtep| find(reassigned, single(*vtep)?).map(|found| (*vtep, found.agent)))
     }
 
-    /// Returns a sentence for each overlay of the host that another agent has.
-    pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.reassigned.values()
+    /// Returns a sentence for each overlay of the host that another agent has. While the agent is
+    /// refused, also for each kind of networks that could not be listed: those that another agent
+    /// has stay.
+    pub(super) fn problems(&self, is_refused: bool) -> impl Iterator<Item = &String> {
+        let unlisted = self.unknown.values().filter(move |_| is_refused);
+        self.reassigned.values().chain(unlisted)
     }
 }
 
@@ -185,7 +238,9 @@ pub(super) fn single(address: IpAddr) -> Option<Subnet> {
 
 /// Returns the reassignment of exactly this subnet.
 pub(super) fn find(reassigned: &[Reassigned], subnet: Subnet) -> Option<Reassigned> {
-    reassigned.iter().find(|reassigned| reassigned.subnet == subnet).copied()
+    let is_named =
+        |it: &&Reassigned| it.subnet == subnet || Mutation::RemoveUnnamedNetworks.is_on();
+    reassigned.iter().find(is_named).map(|named| Reassigned { subnet, ..*named })
 }
 
 /// Describes a subnet of this host that another agent has.

@@ -25,11 +25,14 @@ fn refusal(reassigned: &[&str]) -> RegistrationProblems {
         is_refused: true,
         reasons: vec![NO_VTEP.to_owned()],
         reassigned: reassigned.collect(),
+        registration: 0,
     }
 }
 
 impl World {
+    /// Refuses the last registration.
     fn refuse(&mut self, problems: RegistrationProblems) -> Vec<String> {
+        let problems = RegistrationProblems { registration: self.registration, ..problems };
         self.message(MASTER, Message::RegistrationProblems(problems))
     }
 
@@ -47,7 +50,8 @@ impl World {
             self.agent.handle(self.now, Event::Timeout);
             while let Some(command) = self.agent.poll_command() {
                 if let Command::Send { message: Message::HeldAddresses(held), .. } = command {
-                    return held;
+                    self.registration = held.registration();
+                    return HeldAddresses::new(held.subnets().iter().copied());
                 }
             }
         }
@@ -185,6 +189,7 @@ fn found_vtep_of_other_agent_stops_tunnels() {
     world.handle(Event::FoundVteps(vec!["44.128.0.3".parse().unwrap()]));
     world.detect();
     assert_eq!(world.refuse(refusal(&["192.168.3.0/25"])), NOTHING, "it does not hold this");
+    world.held_at_registration();
     let commands = world.refuse(refusal(&["44.128.0.3/32"]));
     assert_eq!(commands, ["attempt 1: program everything for 0 overlays"]);
     let problems = world.health().problems;
@@ -207,15 +212,73 @@ fn refusal_of_stranger_or_earlier_registration_changes_nothing() {
 }
 
 #[test]
+fn refusal_of_registration_before_assignment_changes_nothing() {
+    let mut world = World::new();
+    world.detect();
+    let before = world.registration;
+    // The answer to the first registration is under way for a long time.
+    world.held_at_registration();
+    let second = assignment("vxlan-1", 1);
+    let assigned = second.subnet.unwrap().to_string();
+    world.assign(vec![second]);
+    world.finish_attempt(1, NetworkKind::Cni, Ok(()));
+    world.acknowledge();
+    world.held_at_registration();
+    let refuse = |world: &mut World, registration| {
+        let refused = RegistrationProblems { registration, ..refusal(&[&assigned]) };
+        world.message(MASTER, Message::RegistrationProblems(refused))
+    };
+    for registration in [before, before + 1, world.registration + 1, 0] {
+        assert_eq!(refuse(&mut world, registration), NOTHING, "{registration}");
+        assert_eq!(world.health().problems, [""; 0]);
+    }
+    let last = world.registration;
+    assert_eq!(refuse(&mut world, last), ["remove 1 cni configurations"]);
+    assert_eq!(refuse(&mut world, last), NOTHING, "a repeated message");
+}
+
+#[test]
+fn restarted_agent_ignores_refusal_of_its_earlier_process() {
+    let numbers = |seed| {
+        let agent = Agent::new(Ipv4Addr::LOCALHOST, World::new().agent.settings, seed);
+        let mut world = World { agent, ..World::new() };
+        world.detect();
+        world.registration
+    };
+    assert_ne!(numbers(1), numbers(2));
+}
+
+#[test]
+fn removal_is_limited_to_named_subnets() {
+    let mut world = World::with(AgentOptions::default());
+    world.find(NetworkKind::Docker, &[("vxlan-1", "192.168.3.128/25")]);
+    world.find(NetworkKind::Cni, &[("vxlan-1", "192.168.3.0/25"), ("vxlan-2", "192.168.9.0/25")]);
+    world.detect();
+    let named = ["192.168.3.0/25", "192.168.3.128/25"];
+    let refused = RegistrationProblems { registration: world.registration, ..refusal(&named) };
+    let from = MASTER.parse().unwrap();
+    let message = Message::RegistrationProblems(refused);
+    world.agent.handle(world.now, Event::Message { from, message });
+    let networks =
+        |text: &str| FoundNetworks::from([("vxlan-1".parse().unwrap(), vec![subnet(text)])]);
+    // An assignment may replace a network before the removal, so the removal checks its subnet.
+    assert_eq!(world.agent.poll_command(), Some(Command::RemoveCni(networks(named[0]))));
+    assert_eq!(world.agent.poll_command(), Some(Command::RemoveDocker(networks(named[1]))));
+    let has = |had: &str, named: &str| has_named_subnet(&[subnet(had)], &[subnet(named)]);
+    assert!(has("192.168.3.0/25", "192.168.3.0/25"));
+    assert!(has("192.168.3.0/25", "192.168.3.0/24"), "a half of an assigned subnet");
+    assert!(!has("192.168.3.0/25", "192.168.3.0/26"), "containers may use the rest");
+    assert!(!has("192.168.4.0/25", "192.168.3.0/25"));
+}
+
+#[test]
 fn partly_served_agent_is_degraded_until_served() {
     let mut world = World::new();
     world.register();
     let reason = "the agent gets no subnet of overlay vxlan-2: its IPv4 space is exhausted";
-    let problems = RegistrationProblems {
-        is_refused: false,
-        reasons: vec![reason.to_owned()],
-        reassigned: Vec::new(),
-    };
+    let reasons = vec![reason.to_owned()];
+    let problems =
+        RegistrationProblems { is_refused: false, reasons, ..RegistrationProblems::default() };
     assert_eq!(world.refuse(problems), NOTHING);
     let health = world.health();
     assert_eq!(health.status, Condition::Degraded);
@@ -232,7 +295,12 @@ fn unlisted_networks_are_listed_again_while_refused() {
     let networks = Err("read directory /cni: permission denied".to_owned());
     world.handle(Event::FoundNetworks { kind: NetworkKind::Cni, networks });
     world.detect();
+    assert_eq!(world.health().problems, [""; 0]);
     assert_eq!(world.refuse(refusal(&[])), ["find the container networks"]);
+    let unlisted =
+        "cannot list the cni networks of this host: read directory /cni: permission denied";
+    assert_eq!(world.health().problems, [REFUSED, unlisted]);
+    world.held_at_registration();
     world.find(NetworkKind::Cni, &[]);
     assert_eq!(world.refuse(refusal(&[])), NOTHING);
 }

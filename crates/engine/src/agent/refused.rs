@@ -8,11 +8,19 @@ use std::net::IpAddr;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
+use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Reassigned, RegistrationProblems};
 
 use super::refusal::{FoundNetworks, reassigned_vtep_problem};
 use super::registration::Phase;
 use super::{Agent, Command, Scope};
+
+/// Adds networks with their subnets to other networks.
+pub(super) fn add_networks(networks: &mut FoundNetworks, others: FoundNetworks) {
+    for (overlay, subnets) in others {
+        networks.entry(overlay).or_default().extend(subnets);
+    }
+}
 
 impl Agent {
     /// Notes the managed networks of the host. After an assignment a list may be outdated, unless
@@ -43,7 +51,9 @@ impl Agent {
     ) {
         self.counters.registration_problems_messages_received += 1;
         // A refusal that arrives after an assignment answers an earlier registration.
-        if problems.is_refused && self.registration.phase() != Phase::Registering {
+        let is_late =
+            self.registration.phase() != Phase::Registering && !Mutation::ApplyLateRefusals.is_on();
+        if problems.is_refused && (is_late || !self.refusal.take_answer(problems.registration)) {
             return;
         }
         self.refusal.update(from, problems);
@@ -63,8 +73,8 @@ impl Agent {
         }
         let (mut cni, has_changed) = self.overlays.drop_reassigned(reassigned);
         let mut docker = cni.clone();
-        cni.extend(self.found.reassigned_networks(NetworkKind::Cni, reassigned));
-        docker.extend(self.found.reassigned_networks(NetworkKind::Docker, reassigned));
+        add_networks(&mut cni, self.found.reassigned_networks(NetworkKind::Cni, reassigned));
+        add_networks(&mut docker, self.found.reassigned_networks(NetworkKind::Docker, reassigned));
         if !cni.is_empty() {
             self.commands.push_back(Command::RemoveCni(cni));
         }

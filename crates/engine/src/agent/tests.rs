@@ -14,6 +14,8 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) struct World {
     pub(super) agent: Agent,
     pub(super) now: Now,
+    /// The number of the last registration.
+    pub(super) registration: u64,
 }
 
 impl World {
@@ -34,15 +36,21 @@ impl World {
             tunnel,
         };
         let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
-        Self { agent, now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 } }
+        let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };
+        Self { agent, now, registration: 0 }
     }
 
     /// Handles an event. Returns the commands, one line each.
     pub(super) fn handle(&mut self, event: Event) -> Vec<String> {
         self.agent.handle(self.now, event);
-        std::iter::from_fn(|| self.agent.poll_command())
-            .map(|command| command.to_string())
-            .collect()
+        let mut commands = Vec::new();
+        while let Some(command) = self.agent.poll_command() {
+            if let Command::Send { message: Message::HeldAddresses(held), .. } = &command {
+                self.registration = held.registration();
+            }
+            commands.push(command.to_string());
+        }
+        commands
     }
 
     /// Advances the clock to the next timeout, and handles it.

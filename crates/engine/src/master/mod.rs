@@ -22,15 +22,15 @@ mod state_writer;
 mod tests;
 mod view;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
-    AgentOptions, Assignment, Author, HeldAddresses, Leader, Message, MessageKind, Network,
-    PeerTableVersion, PeersUpdate, RequestId,
+    AgentOptions, Assignment, HeldAddresses, Leader, Message, MessageKind, Network,
+    PeerTableVersion, PeersUpdate,
 };
 use overlay_types::warnings::Severity;
 
@@ -85,10 +85,10 @@ pub struct Master {
     store_backoff: Backoff,
     /// What agents have sent to this master before it began to read its state again.
     last_known: LastKnown,
+    /// Whether agents do not notice the begin of the next term.
+    is_unnoticed: bool,
     reloads: Reloads,
     random: fastrand::Rng,
-    /// The clients of reloads whose configuration is being read.
-    reload_authors: BTreeMap<RequestId, Author>,
     outbox: Outbox,
 }
 
@@ -150,11 +150,21 @@ impl Master {
             update_length,
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
             last_known: LastKnown::default(),
+            is_unnoticed: false,
             reloads: Reloads::default(),
             random: fastrand::Rng::with_seed(seed),
-            reload_authors: BTreeMap::new(),
             outbox: Outbox::default(),
         }
+    }
+}
+
+impl Master {
+    /// Notes that this master replaces a master of the same process that stopped by a defect. Agents
+    /// do not notice that while the process keeps its connections, so silence proves nothing about
+    /// an agent that this master has not seen.
+    #[must_use]
+    pub fn after_restart(self) -> Self {
+        Self { is_unnoticed: true, ..self }
     }
 }
 
@@ -167,9 +177,13 @@ impl StateMachine for Master {
     const CATALOGUE: &'static Catalogue<Metrics> = &metrics::CATALOGUE;
 
     fn handle(&mut self, now: Now, event: Event) {
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.set_now(now);
+        }
         match event {
             Event::Timeout => {
                 self.retry_store(now);
+                self.retry_reading(now);
                 if let Phase::Leading(leading) = &mut self.phase {
                     leading.serve_peers(now, &mut self.outbox);
                     leading.check_silent_agents(now, &mut self.outbox);
@@ -184,11 +198,12 @@ impl StateMachine for Master {
             Event::Committed(Ok(version)) => self.committed(version),
             Event::StoreLost(error) => self.store_lost(now, error),
             Event::Message { from, message } => self.message(now, from, message),
-            Event::Exited(address) => {
-                if let Phase::Leading(leading) = &mut self.phase {
-                    leading.link_ended(now, address);
+            Event::Exited(address) => match &mut self.phase {
+                Phase::Leading(leading) => leading.link_ended(now, address),
+                Phase::Standby(_) | Phase::Recovering(_) => {
+                    self.last_known.link_ended(now, address);
                 }
-            }
+            },
             Event::Malformed { from, name, reason } => {
                 let malformed = &mut self.outbox.counters.malformed_messages;
                 *malformed += 1;
@@ -215,11 +230,12 @@ impl StateMachine for Master {
     }
 
     fn next_timeout(&self) -> Option<Duration> {
-        match &self.phase {
+        let due = match &self.phase {
             Phase::Recovering(recovering) => recovering.retry_due(),
             Phase::Standby(standby) => standby.retry_due(),
             Phase::Leading(leading) => leading.next_timeout(),
-        }
+        };
+        due.into_iter().chain(self.reloads.next_timeout()).min()
     }
 
     fn metrics(&self) -> Metrics {
@@ -289,6 +305,9 @@ impl Master {
         match &self.phase {
             _ if !is_agent(from) => false,
             Phase::Leading(leading) => leading.accepts(from, kind),
+            Phase::Recovering(recovering) if kind == MessageKind::HeldAddresses => {
+                recovering.is_waiting(from)
+            }
             Phase::Standby(_) | Phase::Recovering(_) => kind == MessageKind::RegisterAgent,
         }
     }
@@ -362,8 +381,10 @@ impl Master {
 
     /// Answers an agent whose last registration has problems. Other agents get no answer.
     fn send_problems(&mut self, from: Upid, held: &HeldAddresses) {
-        if let Phase::Leading(leading) = &mut self.phase {
-            leading.send_problems(from, held, &mut self.outbox);
+        match &mut self.phase {
+            Phase::Leading(leading) => leading.send_problems(from, held, &mut self.outbox),
+            Phase::Recovering(recovering) => recovering.ask_problems(&from, held),
+            Phase::Standby(_) => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{AgentOptions, Leader};
+use overlay_types::protocol::{AgentOptions, HeldAddresses, Leader};
 use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::command::Command;
@@ -50,8 +50,18 @@ impl Standby {
 #[derive(Debug)]
 pub(super) struct Recovering {
     /// The latest registration of each agent, handled when the state is loaded.
-    waiting: BTreeMap<Ipv4Addr, (Upid, AgentOptions)>,
+    waiting: BTreeMap<Ipv4Addr, Waiting>,
     progress: Progress,
+}
+
+/// A registration that waits for the state.
+#[derive(Debug)]
+struct Waiting {
+    from: Upid,
+    options: AgentOptions,
+    /// The number of the registration, if the agent wants to know its problems. The held addresses
+    /// are not kept: the master of many agents would need too much memory for them.
+    asks: Option<u64>,
 }
 
 /// The progress of the recovery.
@@ -87,9 +97,23 @@ impl Recovering {
         let ip = *from.address.ip();
         let is_kept = self.waiting.len() < WAITING_MAX || self.waiting.contains_key(&ip);
         if is_kept {
-            self.waiting.insert(ip, (from, options));
+            self.waiting.insert(ip, Waiting { from, options, asks: None });
         }
         is_kept
+    }
+
+    /// Returns whether the last registration of this process waits.
+    pub(super) fn is_waiting(&self, from: &Upid) -> bool {
+        self.waiting.get(from.address.ip()).is_some_and(|waiting| waiting.from == *from)
+    }
+
+    /// Notes that an agent wants to know the problems of its registration.
+    pub(super) fn ask_problems(&mut self, from: &Upid, held: &HeldAddresses) {
+        if let Some(waiting) = self.waiting.get_mut(from.address.ip())
+            && waiting.from == *from
+        {
+            waiting.asks = Some(held.registration());
+        }
     }
 }
 
@@ -118,6 +142,7 @@ impl Master {
                 if let Phase::Standby(standby) = &mut self.phase {
                     standby.demoted_by_store = None;
                 }
+                self.is_unnoticed = false;
                 self.last_known = LastKnown::default();
             }
             (Phase::Recovering(_) | Phase::Leading(_), _) => {}
@@ -151,6 +176,7 @@ impl Master {
             self.store_backoff.reset();
         }
         let is_by_store = demoted_by_store.is_some();
+        self.is_unnoticed &= is_by_store;
         let standby = Standby { is_store_busy, demoted_by_store };
         let why = self.not_leading_reason();
         self.leave(Phase::Standby(standby), &why);
@@ -202,12 +228,19 @@ impl Master {
             return;
         };
         let waiting = mem::take(&mut recovering.waiting);
-        let last_known = mem::take(&mut self.last_known);
+        let mut last_known = mem::take(&mut self.last_known);
+        if mem::take(&mut self.is_unnoticed) {
+            last_known.begin_unnoticed();
+        }
         let mut leading =
             Leading::recover(now, &self.settings, loaded, self.update_length, last_known);
         self.store_backoff.reset();
-        for (from, options) in waiting.into_values() {
-            leading.register(now, from, &options, &mut self.outbox);
+        for Waiting { from, options, asks } in waiting.into_values() {
+            leading.register(now, from.clone(), &options, &mut self.outbox);
+            if let Some(registration) = asks {
+                let held = HeldAddresses::default().with_registration(registration);
+                leading.send_problems(from, &held, &mut self.outbox);
+            }
         }
         self.phase = Phase::Leading(Box::new(leading));
     }

@@ -13,6 +13,10 @@ use crate::state_machine::should_log_sample;
 /// The most agents that are kept. Every host can send a registration that is refused.
 const AGENTS_MAX: usize = 10_000;
 
+/// The most ended problems that are kept for each agent. An agent can send any number of options,
+/// each of which causes another problem.
+const ENDED_CAUSES_MAX: usize = 8;
+
 /// The agents whose registration has problems, or had problems before.
 #[derive(Debug, Default)]
 pub(super) struct ProblematicAgents {
@@ -95,6 +99,7 @@ impl ProblematicAgents {
             is_refused,
             reasons,
             reassigned: Vec::new(),
+            registration: 0,
         })
     }
 
@@ -112,6 +117,14 @@ impl ProblematicAgents {
     }
 }
 
+#[cfg(test)]
+impl ProblematicAgents {
+    /// Returns the number of causes that are kept for an agent.
+    pub(super) fn cause_count(&self, ip: Ipv4Addr) -> usize {
+        self.agents[&ip].causes.len()
+    }
+}
+
 impl ProblematicAgent {
     /// Counts a problem, and returns its count.
     fn count(&mut self, reason: &str) -> u64 {
@@ -120,8 +133,11 @@ impl ProblematicAgent {
             cause.count += 1;
             return cause.count;
         }
-        if self.causes.len() >= RegistrationProblems::REASONS_MAX {
-            self.causes.retain(|cause| cause.is_current);
+        let ended = self.causes.iter().filter(|cause| !cause.is_current).count();
+        if ended > ENDED_CAUSES_MAX
+            && let Some(oldest) = self.causes.iter().position(|cause| !cause.is_current)
+        {
+            self.causes.remove(oldest);
         }
         self.causes.push(Cause { reason: reason.to_owned(), count: 1, is_current: true });
         1

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use overlay_types::clock::Now;
-use overlay_types::protocol::{Network, RequestId};
+use overlay_types::protocol::{Author, Network, RequestId};
 
 use super::effect::{Effect, differences};
 use super::phase::Phase;
@@ -18,43 +18,79 @@ use super::{Command, Master, Reply, Settings};
 /// that hangs.
 const READING_MAX: Duration = Duration::from_secs(60);
 
+/// The most requests that wait. While the file cannot be read, every request would wait.
+const WAITING_MAX: usize = 100;
+
+/// A request to read the configuration again.
+#[derive(Debug)]
+struct Reading {
+    id: RequestId,
+    author: Author,
+    /// When the reading began. The time of the request while it waits.
+    since: Duration,
+}
+
 /// The requests to read the configuration again. One is read at a time: otherwise an earlier request
 /// could read earlier content and apply it last.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
-    /// The request whose configuration is being read, and since when.
-    reading: Option<(RequestId, Duration)>,
-    waiting: VecDeque<RequestId>,
+    /// The request whose configuration is being read.
+    reading: Option<Reading>,
+    waiting: VecDeque<Reading>,
+}
+
+impl Reloads {
+    /// Returns when the next request does not wait any more for the request before it.
+    pub(super) fn next_timeout(&self) -> Option<Duration> {
+        let reading = self.reading.as_ref().filter(|_| !self.waiting.is_empty())?;
+        Some(reading.since + READING_MAX)
+    }
 }
 
 impl Master {
     /// Reads the configuration again after all earlier requests to do so.
-    pub(super) fn queue_reload(&mut self, now: Now, id: RequestId) {
-        let is_hung = |(_, since): &(RequestId, Duration)| *since + READING_MAX <= now.elapsed;
-        self.reloads.waiting.push_back(id);
-        if self.reloads.reading.as_ref().is_none_or(is_hung) {
+    pub(super) fn queue_reload(&mut self, now: Now, id: RequestId, author: Author) {
+        if self.reloads.waiting.len() >= WAITING_MAX {
+            let reason = "too many requests wait for the configuration: see whether its file can be \
+                          read";
+            self.outbox.push(Command::immediate_reply(id, Reply::Unavailable(reason.to_owned())));
+            return;
+        }
+        self.reloads.waiting.push_back(Reading { id, author, since: now.elapsed });
+        if self.reloads.reading.is_none() {
+            self.read_next_config(now);
+        }
+        self.retry_reading(now);
+    }
+
+    /// Begins to read the configuration for the next request, if the reading for the request before
+    /// it takes too long.
+    pub(super) fn retry_reading(&mut self, now: Now) {
+        if self.reloads.next_timeout().is_some_and(|due| due <= now.elapsed) {
             self.read_next_config(now);
         }
     }
 
     fn read_next_config(&mut self, now: Now) {
-        self.reloads.reading = self.reloads.waiting.pop_front().map(|id| (id, now.elapsed));
-        if let Some((id, _)) = self.reloads.reading {
+        let next = self.reloads.waiting.pop_front();
+        self.reloads.reading = next.map(|next| Reading { since: now.elapsed, ..next });
+        if let Some(Reading { id, .. }) = self.reloads.reading {
             self.outbox.push(Command::ReadConfig(id));
         }
     }
 
-    /// Notes that a configuration was read, and begins to read the next. Returns false if a later
-    /// request did not wait for this result: it is answered, and not applied.
-    pub(super) fn end_reading(&mut self, now: Now, id: RequestId) -> bool {
-        if self.reloads.reading.is_none_or(|(reading, _)| reading != id) {
+    /// Notes that a configuration was read, and begins to read the next. Returns the client of the
+    /// request, or `None` if a later request did not wait for this result: it is answered, and not
+    /// applied.
+    pub(super) fn end_reading(&mut self, now: Now, id: RequestId) -> Option<Author> {
+        let Some(Reading { author, .. }) = self.reloads.reading.take_if(|it| it.id == id) else {
             let reason = "the configuration was read too slowly, and a later request was served";
             let reply = Reply::Unavailable(reason.to_owned());
             self.outbox.push(Command::immediate_reply(id, reply));
-            return false;
-        }
+            return None;
+        };
         self.read_next_config(now);
-        true
+        Some(author)
     }
 
     /// Applies other settings, unless an agent would lose an allocation.

@@ -30,8 +30,7 @@ impl Master {
                 Command::immediate_reply(id, Reply::Metrics(Box::new(self.snapshot())))
             }
             (_, Request::Reload) => {
-                self.reload_authors.insert(id, author);
-                return self.queue_reload(now, id);
+                return self.queue_reload(now, id, author);
             }
             (_, Request::Preview(network)) => return self.preview(now, id, *network),
             (Phase::Standby(_) | Phase::Recovering(_), _) => {
@@ -76,10 +75,7 @@ impl Master {
         id: RequestId,
         settings: Result<Settings, Vec<String>>,
     ) {
-        let author = self.reload_authors.remove(&id).unwrap_or_default();
-        if !self.end_reading(now, id) {
-            return;
-        }
+        let Some(author) = self.end_reading(now, id) else { return };
         if let Phase::Leading(leading) = &mut self.phase {
             leading.set_author(author);
         }

@@ -152,7 +152,7 @@ impl fmt::Display for Message {
                 write!(f, "HeldAddressesMessage with {} subnets", held.subnets().len())
             }
             Self::RegistrationProblems(problems) => {
-                let RegistrationProblems { is_refused, reasons, reassigned } = problems;
+                let RegistrationProblems { is_refused, reasons, reassigned, .. } = problems;
                 let result = if *is_refused { "refused" } else { "accepted" };
                 let (reasons, reassigned) = (reasons.len(), reassigned.len());
                 write!(

@@ -10,7 +10,10 @@ use crate::addr::Subnet;
 /// VTEP is a subnet of one address. The agent sends them with its registration, since the master
 /// forgets the former addresses of an agent when other agents get them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HeldAddresses(Vec<Subnet>);
+pub struct HeldAddresses {
+    registration: u64,
+    subnets: Vec<Subnet>,
+}
 
 impl HeldAddresses {
     /// Maximum number of subnets: an IPv4 and an IPv6 subnet of each overlay for each kind of
@@ -24,13 +27,26 @@ impl HeldAddresses {
         subnets.sort_unstable();
         subnets.dedup();
         subnets.truncate(Self::MAX);
-        Self(subnets)
+        Self { registration: 0, subnets }
+    }
+
+    /// Sets the number of the registration that the message follows.
+    #[must_use]
+    pub fn with_registration(self, registration: u64) -> Self {
+        Self { registration, ..self }
+    }
+
+    /// Returns the number of the registration that the message follows. Each registration of an
+    /// agent has another number.
+    #[must_use]
+    pub const fn registration(&self) -> u64 {
+        self.registration
     }
 
     /// Returns the subnets, sorted.
     #[must_use]
     pub fn subnets(&self) -> &[Subnet] {
-        &self.0
+        &self.subnets
     }
 }
 
@@ -44,13 +60,16 @@ pub struct RegistrationProblems {
     /// The addresses of the agent's host that the durable state assigns to other agents. Empty if
     /// the registration is not refused: the assignment then says what the agent has.
     pub reassigned: Vec<Reassigned>,
+    /// The number of the registration that was refused, from [`HeldAddresses`]. A refusal of an
+    /// earlier registration may arrive after an assignment of the same addresses.
+    pub registration: u64,
 }
 
 impl RegistrationProblems {
     /// Maximum number of reasons.
     pub const REASONS_MAX: usize = 2 * OVERLAYS_MAX;
-    /// Maximum length of a reason in bytes.
-    pub const REASON_BYTES_MAX: usize = 512;
+    /// Maximum length of a reason in bytes: the longest sentences have their remedy at the end.
+    pub const REASON_BYTES_MAX: usize = 800;
 }
 
 /// Addresses that another agent has by now.

@@ -84,6 +84,11 @@ impl Leading {
         leading
     }
 
+    /// Sets the time of the event that follows.
+    pub(in crate::master) const fn set_now(&mut self, now: Now) {
+        self.registry.set_now(now);
+    }
+
     fn context(&self, now: Now) -> ChangeContext {
         ChangeContext {
             unix: now.unix,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use overlay_types::clock::Now;
-use overlay_types::protocol::{Addresses, HistoryEvent, Network, RequestId};
+use overlay_types::protocol::{Addresses, HeldAddresses, HistoryEvent, Network, RequestId};
 
 use super::super::effect::{Effect, PreviewJob, ReconfigurationPlan, log_refused};
 use super::super::registry::{AdoptedAgent, ChangeContext};
@@ -45,7 +45,9 @@ impl Leading {
             }
         }
         for upid in updated {
-            self.send_assignments(upid, true, out);
+            self.send_assignments(upid.clone(), true, out);
+            // The agent takes its problems as ended when it gets an assignment.
+            self.send_problems(upid, &HeldAddresses::default(), out);
         }
         effect
     }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use overlay_types::addr::{Family, Upid};
 use overlay_types::clock::Now;
-use overlay_types::protocol::{AgentOptions, HeldAddresses, HistoryEvent};
+use overlay_types::protocol::{AgentOptions, HeldAddresses, HistoryEvent, RegistrationProblems};
 use overlay_types::state::Version;
 
 use super::super::Outbox;
@@ -26,8 +26,15 @@ impl Leading {
         let ip = *from.address.ip();
         let context = self.context(now);
         let result = self.registry.register(ip, options, context);
-        self.registry.record_contact(&from, now, false);
-        self.registry.end_requests(ip);
+        if matches!(result, Err(RegisterError::Underlay(_)))
+            && self.registry.has_other_process(&from)
+        {
+            // Any process on the agent's host can send an underlay address that is refused.
+            self.registry.record_other_process(&from);
+        } else {
+            self.registry.record_contact(&from, now, false);
+            self.registry.end_requests(ip);
+        }
         match result {
             Ok(registration) => {
                 let is_changed = !registration.changes.is_empty();
@@ -71,6 +78,7 @@ impl Leading {
         let Some(problems) = self.problems.get(&from) else {
             return;
         };
+        let problems = RegistrationProblems { registration: held.registration(), ..problems };
         let (ip, durable) = (*from.address.ip(), self.writer.durable());
         let reassigned = if problems.is_refused {
             self.registry.reassigned(ip, held, durable)

@@ -74,7 +74,10 @@ impl Leading {
             let is_settling = now.elapsed.saturating_sub(self.since) < SETTLING;
             let outcome = if is_running && !forget.force {
                 ReleaseOutcome::Running
-            } else if silence.is_none() && is_settling && !forget.force {
+            } else if silence.is_none()
+                && (is_settling || self.registry.may_run_unseen(ip))
+                && !forget.force
+            {
                 ReleaseOutcome::MayBeRunning
             } else if forget.dry_run {
                 ReleaseOutcome::WouldBeDeleted

@@ -9,6 +9,7 @@ use overlay_types::protocol::{AgentInfo, AgentRecord, OverlayRecord, ReleasedRec
 use overlay_types::state::Version;
 
 use super::super::view::AgentTally;
+use super::owners::Owners;
 
 /// The state of one agent.
 #[derive(Debug, Clone)]
@@ -153,6 +154,7 @@ pub(super) struct Agents {
     conflicting: BTreeSet<Ipv4Addr>,
     /// The active agents, counted by their last report.
     tally: AgentTally,
+    owners: Owners,
 }
 
 impl Agents {
@@ -212,15 +214,22 @@ impl Agents {
         !self.conflicting.is_empty()
     }
 
+    /// Returns the agents that have addresses of the subnet exclusively.
+    pub(super) fn owners_of(&self, subnet: &Subnet) -> impl Iterator<Item = Ipv4Addr> {
+        self.owners.of(subnet)
+    }
+
     pub(super) const fn tally(&self) -> AgentTally {
         self.tally
     }
 
     /// Sets the state of an agent, in place of its previous state.
     pub(super) fn insert(&mut self, ip: Ipv4Addr, state: AgentState) {
+        self.remove(ip);
         let has_conflict = match &state {
             AgentState::Active(agent) => {
                 self.tally.add(&agent.info, agent.is_stale);
+                self.owners.insert(ip, agent);
                 agent.unserved.is_some()
             }
             AgentState::Quarantined(_) => true,
@@ -228,12 +237,8 @@ impl Agents {
         };
         if has_conflict {
             self.conflicting.insert(ip);
-        } else {
-            self.conflicting.remove(&ip);
         }
-        if let Some(AgentState::Active(before)) = self.states.insert(ip, state) {
-            self.tally.remove(&before.info, before.is_stale);
-        }
+        self.states.insert(ip, state);
     }
 
     /// Removes an agent.
@@ -242,6 +247,7 @@ impl Agents {
         let state = self.states.remove(&ip)?;
         if let AgentState::Active(agent) = &state {
             self.tally.remove(&agent.info, agent.is_stale);
+            self.owners.remove(agent);
         }
         Some(state)
     }

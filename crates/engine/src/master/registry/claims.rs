@@ -6,12 +6,14 @@
 //! and every master that reads them makes the same one.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use overlay_types::addr::{Family, Subnet};
 use overlay_types::protocol::{AgentRecord, OverlayRecord};
 use rangemap::RangeInclusiveMap;
+
+use super::owners::range;
 
 /// The first agent of each address. Records are added in the order of their agents.
 #[derive(Debug, Default)]
@@ -19,14 +21,6 @@ pub(super) struct Claims {
     v4: RangeInclusiveMap<u128, Ipv4Addr>,
     v6: RangeInclusiveMap<u128, Ipv4Addr>,
     vteps6: BTreeMap<Ipv6Addr, Ipv4Addr>,
-}
-
-fn range(subnet: &Subnet) -> RangeInclusive<u128> {
-    let bits = |address| match address {
-        IpAddr::V4(v4) => u128::from(Ipv4Addr::to_bits(v4)),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    bits(subnet.first())..=bits(subnet.last())
 }
 
 impl Claims {

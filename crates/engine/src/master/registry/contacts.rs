@@ -4,7 +4,9 @@
 //! missed requests. Other agents may be silent for as long as they run: agents with the C++ module,
 //! and agents that leave the dataplane to another program. The master links to a silent agent. Such
 //! an agent is stale if the link cannot be opened, or if the link has ended and the agent does not
-//! return.
+//! return. An agent that is silent from the election on is stale as well, since every running agent
+//! registers with a new leader. Only a leader that restarted after a defect, in a Mesos process,
+//! does not know whether such an agent runs: agents do not notice that restart.
 //!
 //! Every agent has at most one deadline. The deadlines are ordered, so a message and a timeout cost
 //! the same for any number of agents.
@@ -24,20 +26,22 @@ use super::shared_addresses::SharedAddresses;
 pub(in crate::master) const SILENCE_MAX: Duration = Duration::from_secs(3 * 60 + 15);
 /// After this time, an attempt to open a link has failed or succeeded. Linux ends an attempt after
 /// about two minutes. Success is not notified.
-const LINK_TIMEOUT: Duration = Duration::from_secs(150);
+pub(super) const LINK_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// A master that handles a deadline so late was stopped, or its host was. Its agents could not reach
 /// it meanwhile.
 const LATE: Duration = Duration::from_secs(30);
 
 /// The most deadlines of one timeout. Each may lead to a link.
-const SLICE: usize = 50;
+pub(super) const SLICE: usize = 50;
 
 /// The link of the master to a silent agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Closed,
+    /// The link is being opened, and the agent has been silent since.
     Opening,
+    /// The link is open, or the agent was seen after the attempt began.
     Open,
 }
 
@@ -70,7 +74,13 @@ pub(in crate::master) struct Contacts {
     /// The agents that were seen since the election, the earliest first.
     by_last_seen: BTreeSet<(Duration, Ipv4Addr)>,
     stale: BTreeSet<Ipv4Addr>,
+    /// The agents of which this master cannot know whether they run.
+    unknown: BTreeSet<Ipv4Addr>,
+    /// Whether this leader began without the notice of the agents.
+    is_unnoticed: bool,
     pub(super) shared: SharedAddresses,
+    /// The time of the latest event.
+    now: Option<Now>,
 }
 
 /// What the deadlines of agents have led to.
@@ -106,6 +116,16 @@ impl Contacts {
             }
             _ => false,
         };
+        self.unknown.remove(&ip);
+        // The transport keeps a link that it has, and reports its end once.
+        let link = match &before {
+            Some(Contact { last: Some(last), link: Link::Opening | Link::Open, .. })
+                if last.upid.address == upid.address =>
+            {
+                Link::Open
+            }
+            _ => Link::Closed,
+        };
         if let Some(previous) = before.and_then(|contact| contact.last)
             && previous.upid.address != upid.address
         {
@@ -116,7 +136,7 @@ impl Contacts {
         self.by_last_seen.insert((now.elapsed, ip));
         let last = LastMessage { upid: upid.clone(), elapsed: now.elapsed, unix: now.unix };
         let (last, deadline) = (Some(last), Some(deadline));
-        self.agents.insert(ip, Contact { last, is_periodic, link: Link::Closed, deadline });
+        self.agents.insert(ip, Contact { last, is_periodic, link, deadline });
         self.stale.remove(&ip)
     }
 
@@ -131,10 +151,11 @@ impl Contacts {
     pub(super) fn remove(&mut self, ip: Ipv4Addr) {
         self.take(ip);
         self.stale.remove(&ip);
+        self.unknown.remove(&ip);
         self.shared.remove(ip);
     }
 
-    /// Removes an agent, except from the stale agents.
+    /// Removes an agent, except from the stale and the unknown agents.
     fn take(&mut self, ip: Ipv4Addr) -> Option<Contact> {
         let contact = self.agents.remove(&ip)?;
         if let Some(deadline) = contact.deadline {
@@ -158,6 +179,9 @@ impl Contacts {
         }
         let is_stale = contact.link == Link::Opening;
         contact.link = Link::Closed;
+        if contact.is_periodic {
+            return None;
+        }
         // A broken link gives the agent time to return. Afterwards, and also of a stale agent, the
         // master tries again.
         self.set_deadline(ip, Some(elapsed + SILENCE_MAX));
@@ -176,9 +200,9 @@ impl Contacts {
     /// Gives every agent the time to send its next message: the master received none for a while.
     pub(super) fn restart(&mut self, elapsed: Duration) {
         let deadline = elapsed + SILENCE_MAX;
+        self.shared.restart(elapsed);
         self.deadlines.clear();
         for (ip, contact) in &mut self.agents {
-            contact.link = Link::Closed;
             contact.deadline = Some(deadline);
             self.deadlines.insert((deadline, *ip));
         }
@@ -212,9 +236,13 @@ impl Contacts {
                     due.links.push(last.upid.clone());
                     Some(elapsed + LINK_TIMEOUT)
                 }
-                (Some(_), Link::Opening) if !contact.is_periodic => {
+                (Some(_), Link::Opening | Link::Open) if !contact.is_periodic => {
                     contact.link = Link::Open;
                     due.returned.extend(self.stale.take(&ip));
+                    None
+                }
+                (None, _) if self.is_unnoticed => {
+                    self.unknown.insert(ip);
                     None
                 }
                 _ => {
@@ -241,9 +269,34 @@ impl Contacts {
         self.last_message(ip).map(|last| last.elapsed)
     }
 
-    /// Returns when the agent was last seen, in seconds since 1970.
+    /// Returns when the agent was last seen, in seconds since 1970. The time is never after the
+    /// present, also if the wall clock of the host was set back.
     pub(super) fn last_seen_unix(&self, ip: Ipv4Addr) -> Option<u64> {
-        self.last_message(ip).map(|last| last.unix)
+        let last = self.last_message(ip)?;
+        let by_interval = self
+            .now
+            .map(|now| now.unix.saturating_sub(now.elapsed.saturating_sub(last.elapsed).as_secs()));
+        Some(by_interval.map_or(last.unix, |time| time.min(last.unix)))
+    }
+
+    /// Sets the time of the latest event.
+    pub(super) const fn set_now(&mut self, now: Now) {
+        self.now = Some(now);
+    }
+
+    /// Notes that agents do not notice the begin of this leader.
+    pub(super) const fn begin_unnoticed(&mut self) {
+        self.is_unnoticed = true;
+    }
+
+    /// Returns whether an agent that was not seen may run for any time.
+    pub(super) fn may_run_unseen(&self, ip: Ipv4Addr) -> bool {
+        self.is_unnoticed && self.last_message(ip).is_none()
+    }
+
+    /// Returns the agents of which this master cannot know whether they run.
+    pub(super) const fn unknown(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.unknown
     }
 
     fn last_message(&self, ip: Ipv4Addr) -> Option<&LastMessage> {

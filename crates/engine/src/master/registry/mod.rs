@@ -9,6 +9,7 @@ mod agents;
 mod allocation;
 mod claims;
 mod contacts;
+mod owners;
 mod problems;
 mod reassigned;
 mod recovery;

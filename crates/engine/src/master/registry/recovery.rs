@@ -6,7 +6,7 @@
 //! Conflicting addresses are allocated to no other agent, since a container may use them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use overlay_types::addr::{Family, OverlayName, Subnet};
@@ -39,6 +39,16 @@ impl LastKnown {
     /// Keeps only who was seen when: another master may have changed the assignments.
     pub(in crate::master) fn without_reports(self) -> Self {
         Self { reports: Reports::new(), ..self }
+    }
+
+    /// Handles the end of a link to an agent while no registry does.
+    pub(in crate::master) fn link_ended(&mut self, now: Now, address: SocketAddrV4) {
+        self.contacts.exited(address, now.elapsed);
+    }
+
+    /// Notes that the agents do not notice the begin of this leader. See [`Contacts`].
+    pub(in crate::master) const fn begin_unnoticed(&mut self) {
+        self.contacts.begin_unnoticed();
     }
 }
 

@@ -33,6 +33,24 @@ impl Registry {
         self.contacts.shared.record(from);
     }
 
+    /// Sets the time of the latest event.
+    pub(in crate::master) const fn set_now(&mut self, now: Now) {
+        self.contacts.set_now(now);
+    }
+
+    /// Returns whether a process other than `upid` is the process of a known agent that is not
+    /// stale.
+    pub(in crate::master) fn has_other_process(&self, upid: &Upid) -> bool {
+        let ip = *upid.address.ip();
+        self.contacts.upid(ip).is_some_and(|known| known != upid)
+            && !self.contacts.stale().contains(&ip)
+    }
+
+    /// Returns whether an agent that was not seen may run for any time. See [`Contacts`].
+    pub(in crate::master) fn may_run_unseen(&self, ip: Ipv4Addr) -> bool {
+        self.contacts.may_run_unseen(ip)
+    }
+
     /// Returns whether `upid` is a registered agent. If the agent sent a message since the
     /// election, the UPID has to be the UPID of its last message.
     pub(in crate::master) fn is_contact(&self, upid: &Upid) -> bool {
@@ -67,6 +85,7 @@ impl Registry {
 
     /// Gives each agent that was not seen yet the same time to send its first message.
     pub(super) fn expect_agents(&mut self, now: Now) {
+        self.set_now(now);
         let deadline = now.elapsed + SILENCE_MAX;
         let known: Vec<Ipv4Addr> =
             self.agents.iter().map(|(ip, _)| ip).filter(|ip| self.agents.is_known(*ip)).collect();
@@ -122,16 +141,22 @@ impl Registry {
     }
 
     pub(super) fn has_silent_agents(&self) -> bool {
-        !self.contacts.stale().is_empty() || self.contacts.shared.has_any()
+        !self.contacts.stale().is_empty()
+            || !self.contacts.unknown().is_empty()
+            || self.contacts.shared.has_any()
     }
 
-    /// Returns a sentence about the stale agents, and one for each two agents with one IP.
+    /// Returns a sentence about the stale agents, one about the agents that may be running, and one
+    /// for each two agents with one IP.
     pub(super) fn silent_agents(&self) -> impl Iterator<Item = String> {
         let stale = self.contacts.stale();
         let first: Vec<Ipv4Addr> = stale.iter().copied().take(NAMED_MAX).collect();
         let sentence =
             (!first.is_empty()).then(|| stale_sentence(&first, stale.len(), |ip| self.seen_at(ip)));
-        sentence.into_iter().chain(self.contacts.shared.sentences())
+        let unknown = self.contacts.unknown();
+        let first: Vec<Ipv4Addr> = unknown.iter().copied().take(NAMED_MAX).collect();
+        let unknown = (!first.is_empty()).then(|| unknown_sentence(&first, unknown.len()));
+        sentence.into_iter().chain(unknown).chain(self.contacts.shared.sentences())
     }
 
     fn seen_at(&self, ip: Ipv4Addr) -> Option<u64> {
@@ -164,6 +189,23 @@ fn stale_sentence(
     format!(
         "{} stale: {}{rest}: start it again, or release its addresses with `mesos-overlay forget`",
         pluralize_agents(count),
+        names.join(", ")
+    )
+}
+
+/// Describes `count` agents that were not seen after a restart that agents do not notice. `agents`
+/// has the first of them.
+fn unknown_sentence(agents: &[Ipv4Addr], count: usize) -> String {
+    let names: Vec<String> = agents.iter().map(ToString::to_string).collect();
+    let rest = match count.saturating_sub(agents.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "it is not known whether {} {}: {}{rest}: no message was received since this master \
+         restarted after a defect: restart mesos-master, and every running agent registers again",
+        pluralize(count, "agent"),
+        if count == 1 { "runs" } else { "run" },
         names.join(", ")
     )
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddrV4;
 
-use overlay_types::protocol::AgentContact;
+use overlay_types::protocol::{AgentContact, HeldAddresses};
 
 use super::*;
 
@@ -187,7 +187,7 @@ fn store_failure_keeps_contacts_and_gives_time() {
     let contact = AgentContact { last_seen: Some(START), is_stale: false };
     assert_eq!(world.state().contacts, BTreeMap::from([(ip(1), contact)]));
     world.pass_seconds(86_400);
-    assert_eq!(world.links, [upid(1), upid(1)], "the master may have missed the end of the link");
+    assert_eq!(world.links, [upid(1)], "the link is still open");
     assert_eq!(world.stale(), NONE, "the agent does not notice the failure and stays silent");
 }
 
@@ -254,8 +254,10 @@ fn second_agent_at_one_ip_is_reported_while_first_runs() {
     let mut world = world_with_ready_agent();
     world.register_from("10.0.0.1:5052".parse().unwrap());
     assert_eq!(world.health().problems, [""; 0], "the first agent may have ended");
-    world.pass_seconds(10);
+    world.pass_seconds(149);
+    assert_eq!(world.health().problems, [""; 0]);
     assert_eq!(world.links, [upid(1)]);
+    world.pass_seconds(1);
     assert_eq!(world.health().problems, [SHARED], "the link to the first agent is open");
     assert_eq!(world.health().status, Condition::Degraded);
     world.handle(Event::Exited(upid(1).address));
@@ -290,4 +292,158 @@ fn agent_that_moved_to_another_port_is_no_second_agent() {
         world.pass_seconds(100);
         assert_eq!((world.health().problems, before), (Vec::new(), 1));
     }
+}
+
+#[test]
+fn refused_registration_of_other_process_keeps_agent() {
+    let mut world = world_with_ready_agent();
+    let underlay = Some("fd00::5".parse().unwrap());
+    let options = AgentOptions { underlay, ..AgentOptions::default() };
+    world.register_with(2, options).unwrap();
+    world.store();
+    world.pass_seconds(100);
+    let before = world.state().contacts[&ip(1)];
+    let other = agent_upid("10.0.0.1:6000".parse().unwrap());
+    for message in [
+        Message::RegisterAgent(options),
+        report(&[], &Status::Ok),
+        Message::RequestPeers(PeerTableVersion::default()),
+        Message::HeldAddresses(HeldAddresses::default()),
+    ] {
+        world.handle(Event::Message { from: other.clone(), message });
+    }
+    assert_eq!(world.state().contacts[&ip(1)], before, "another process was seen, not the agent");
+    assert!(world.master.accepts(&upid(1), MessageKind::AgentRegistered));
+    assert_eq!(world.metrics(["agents/ok"]), [1]);
+    world.pass_seconds(95);
+    assert_eq!(world.stale(), [ip(1)]);
+    // The agent was started again with another port and other options.
+    world.handle(Event::Message { from: other, message: Message::RegisterAgent(options) });
+    assert_eq!(world.stale(), NONE);
+}
+
+#[test]
+fn master_after_unnoticed_restart_does_not_know_silent_agents() {
+    let mut world = World::new(network());
+    (1..=3).for_each(|agent| drop(world.register(agent)));
+    world.store();
+    let mut world = World::restored(network(), world.records, world.version);
+    world.master = world.master.after_restart();
+    world.load();
+    world.register(1);
+    world.pass_seconds(194);
+    assert_eq!(world.health().problems, [""; 0]);
+    world.pass_seconds(86_400);
+    assert_eq!(world.stale(), NONE);
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    assert_eq!(
+        health.problems,
+        [
+            "it is not known whether 2 agents run: 10.0.0.2, 10.0.0.3: no message was received since \
+          this master restarted after a defect: restart mesos-master, and every running agent \
+          registers again"
+        ]
+    );
+    assert_eq!((health.agents.unreported, health.agents.stale), (3, 0));
+    let agents = vec![ip(2)];
+    let forget = Forget { agents, force: false, dry_run: false };
+    let (reply, _) = world.request(Request::Forget(forget));
+    let Reply::ReleaseResults(results) = reply else { panic!("{reply:?}") };
+    assert_eq!(results[0].result, ReleaseOutcome::MayBeRunning);
+    world.register(2);
+    world.request_peers(3);
+    assert_eq!(world.health().problems, [""; 0]);
+    // Every agent that runs registers with the next leader.
+    let mut world = world.restart(network());
+    world.pass_seconds(195);
+    assert_eq!(world.stale(), [ip(1), ip(2), ip(3)]);
+}
+
+#[test]
+fn last_seen_is_never_after_the_present() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    world.pass_seconds(100);
+    world.register(2);
+    world.store();
+    // The clock of the host was an hour ahead.
+    world.now.unix -= 3600;
+    world.handle(Event::Timeout);
+    let seen = |world: &mut World, agent| world.state().contacts[&ip(agent)].last_seen.unwrap();
+    assert_eq!(seen(&mut world, 2), world.now.unix);
+    assert_eq!(seen(&mut world, 1), world.now.unix - 100);
+    assert_eq!(world.metrics(["oldest_contact_timestamp_seconds"]), [world.now.unix - 100]);
+    // Set forward, the clock changes nothing: the host may have been suspended.
+    world.now.unix += 7200;
+    world.register(2);
+    assert_eq!(seen(&mut world, 2), world.now.unix);
+    assert_eq!(seen(&mut world, 1), START);
+}
+
+#[test]
+fn end_of_open_link_gives_time_also_after_messages() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    world.pass_seconds(1000);
+    assert_eq!(world.links, [upid(1)]);
+    world.register(1);
+    world.pass_seconds(1000);
+    assert_eq!(world.links, [upid(1)], "the link is still open, and is not opened again");
+    world.register(1);
+    world.pass_seconds(190);
+    // The link ends shortly before the agent would be called silent: it starts again.
+    world.handle(Event::Exited(upid(1).address));
+    world.pass_seconds(190);
+    assert_eq!((world.stale(), world.links.len()), (vec![], 1));
+    // The agent registers while the master opens the link. The end of the attempt is no news.
+    world.pass_seconds(5);
+    assert_eq!(world.links.len(), 2);
+    world.register(1);
+    world.handle(Event::Exited(upid(1).address));
+    assert_eq!(world.stale(), NONE);
+}
+
+#[test]
+fn link_that_ends_while_state_is_read_is_noticed() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    world.pass_seconds(1000);
+    world.register(2);
+    world.writing = None;
+    let failed = StoreError::Failed { store: "s".into(), action: "commit", reason: "full".into() };
+    world.handle(Event::Committed(Err(failed)));
+    world.handle(Event::Exited(upid(1).address));
+    world.load();
+    world.pass_seconds(195);
+    assert_eq!(world.links.len(), 2, "the master links again");
+    world.handle(Event::Exited(upid(1).address));
+    assert_eq!(world.stale(), [ip(1)]);
+}
+
+#[test]
+fn agents_with_other_ports_are_linked_in_slices() {
+    let mut world = World::new(network());
+    (1..=200).for_each(|agent| drop(world.register(agent)));
+    world.store();
+    for agent in 1..=200 {
+        world.register_from(SocketAddrV4::new(ip(agent), 5052));
+    }
+    let mut most = 0;
+    while world.master.next_timeout().is_some_and(|due| due <= world.now.elapsed) {
+        let before = world.links.len();
+        world.handle(Event::Timeout);
+        most = most.max(world.links.len() - before);
+    }
+    assert_eq!((world.links.len(), most), (200, 50));
+    // A process that toggles its port causes one link.
+    let before = world.links.len();
+    for port in 6000..6100 {
+        world.register_from(SocketAddrV4::new(ip(1), port));
+    }
+    world.pass_seconds(0);
+    assert_eq!(world.links.len() - before, 1);
 }

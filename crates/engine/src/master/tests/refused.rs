@@ -68,7 +68,7 @@ fn refused_agent_is_sent_reason_and_durable_holders() {
     world.store();
     assert_eq!(world.register(1), None);
     let (problems, when) = world.hold(1, &held).unwrap();
-    let expected = [reassigned("192.168.1.0/25", 2), reassigned("44.128.0.1/32", 7)];
+    let expected = [reassigned("44.128.0.1/32", 7), reassigned("192.168.1.0/25", 2)];
     assert_eq!(problems.reassigned, expected);
     assert!(when <= world.version);
     assert_eq!(world.metrics(["internal/registration_problems_messages_sent"]), [2]);
@@ -114,7 +114,7 @@ fn agent_with_shortage_is_sent_reason_after_assignment() {
     let expected = RegistrationProblems {
         is_refused: false,
         reasons: vec![reason.to_owned()],
-        reassigned: Vec::new(),
+        ..RegistrationProblems::default()
     };
     assert_eq!((problems, when), (expected, Version(2)), "with the assignment of the agent");
     // While the store hangs, the agent repeats itself and is answered once.
@@ -128,6 +128,73 @@ fn agent_with_shortage_is_sent_reason_after_assignment() {
     world.store();
     assert_eq!(world.register(2).map(|overlays| overlays.len()), Some(1));
     assert_eq!(world.hold(2, &[]), None);
+}
+
+#[test]
+fn answer_has_number_of_registration() {
+    let mut world = exhausted();
+    assert_eq!(world.register(1), None);
+    for number in [7, u64::MAX] {
+        let held = HeldAddresses::default().with_registration(number);
+        world.message(1, Message::HeldAddresses(held));
+        let Some((_, Message::RegistrationProblems(problems), _)) = world.sent.last() else {
+            panic!("no answer")
+        };
+        assert_eq!(problems.registration, number);
+    }
+}
+
+#[test]
+fn registration_before_recovery_is_sent_its_problems() {
+    let mut world = exhausted();
+    world.store();
+    let mut world =
+        World::restored(small("44.128.0.0/29", "192.168.0.0/20"), world.records, world.version);
+    assert_eq!(world.register(1), None);
+    assert!(world.master.accepts(&upid(1), MessageKind::HeldAddresses));
+    assert!(!world.master.accepts(&upid(2), MessageKind::HeldAddresses), "it did not register");
+    let held = || HeldAddresses::default().with_registration(7);
+    world.message(1, Message::HeldAddresses(held()));
+    world.message(2, Message::HeldAddresses(held()));
+    world.load();
+    let problems = world.sent.iter().filter_map(|(to, message, _)| match message {
+        Message::RegistrationProblems(problems) => Some((to, problems)),
+        _ => None,
+    });
+    let reasons = vec![NO_VTEP.to_owned()];
+    let registration = 7;
+    let expected =
+        RegistrationProblems { is_refused: true, reasons, registration, ..Default::default() };
+    assert_eq!(problems.collect::<Vec<_>>(), [(&upid(1), &expected)]);
+}
+
+#[test]
+fn reload_repeats_problems_after_new_assignment() {
+    let mut world = World::new(small("44.128.0.0/28", "192.168.0.0/24"));
+    world.register(1).unwrap();
+    world.store();
+    world.register(2);
+    world.store();
+    let mut wider = small("44.128.0.0/28", "192.168.0.0/24");
+    wider.overlays.push(overlay("new", "10.128.0.0/16"));
+    assert!(world.reload(wider).accepted);
+    world.store();
+    let last: Vec<&Message> = world
+        .sent
+        .iter()
+        .filter(|(to, ..)| *to == upid(2))
+        .map(|(_, message, _)| message)
+        .collect();
+    let [.., Message::UpdateAgentOverlays(overlays), Message::RegistrationProblems(problems)] =
+        &last[..]
+    else {
+        panic!("{last:?}")
+    };
+    assert_eq!((overlays.len(), problems.reasons.len()), (1, 1));
+    assert!(problems.reasons[0].contains("no subnet of overlay net"), "{problems:?}");
+    let mut to_first = world.sent.iter().rev().filter(|(to, ..)| *to == upid(1));
+    let (_, last, _) = to_first.next().unwrap();
+    assert_eq!(last.kind(), MessageKind::UpdateAgentOverlays, "it has no problem");
 }
 
 fn record(vtep: u8, subnet: &str) -> StoredRecord {
@@ -215,6 +282,7 @@ mod log {
         let mut agents = ProblematicAgents::default();
         for number in 0..2000_u32 {
             agents.replace(&upid(1), true, vec![number.to_string()]);
+            assert!(agents.cause_count(ip(1)) <= 10, "the causes of one agent are bounded");
         }
         assert_eq!(agents.get(&upid(1)).unwrap().reasons, ["1999"]);
         let mut logged = 0;

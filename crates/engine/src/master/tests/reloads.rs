@@ -65,6 +65,32 @@ fn configuration_that_is_read_too_slowly_is_not_applied() {
 }
 
 #[test]
+fn request_behind_hung_reading_is_served_after_a_minute() {
+    let mut world = World::new(network());
+    world.handle(Event::Request(RequestId(1), Request::Reload));
+    world.now.elapsed += Duration::from_secs(5);
+    assert_eq!(world.master.next_timeout(), None);
+    world.handle(Event::Request(RequestId(2), Request::Reload));
+    assert_eq!(world.master.next_timeout(), Some(Duration::from_secs(60)));
+    world.now.elapsed = Duration::from_secs(60);
+    world.handle(Event::Timeout);
+    assert_eq!(world.rereads, [RequestId(1), RequestId(2)]);
+    world.handle(Event::ConfigRead(RequestId(2), settings(with_overlay("a", "10.1.0.0/16"))));
+    assert_eq!(world.state().network.overlays.len(), 3);
+    assert_eq!(world.master.next_timeout(), None);
+}
+
+#[test]
+fn requests_behind_hung_reading_are_bounded() {
+    let mut world = World::new(network());
+    for id in 1..=102 {
+        world.handle(Event::Request(RequestId(id), Request::Reload));
+    }
+    let reason = "too many requests wait for the configuration: see whether its file can be read";
+    assert_eq!(world.take_changes(), [[reason]]);
+}
+
+#[test]
 fn preview_of_earlier_term_is_not_answered() {
     let mut world = World::new(network());
     world.register(1);
