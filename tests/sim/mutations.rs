@@ -50,9 +50,9 @@ const fn invariant(mutation: Mutation) -> &'static str {
         Mutation::RemovePeersAtStart => "peers stay until an update is received",
         Mutation::AcceptConflictingPeers => "peers have distinct addresses",
         Mutation::IgnoreSilence | Mutation::CallSilentAgentsStale => "only dead agents are stale",
-        Mutation::NameBeforeDurable
-        | Mutation::RemoveUnnamedNetworks
-        | Mutation::ApplyLateRefusals => "only reassigned networks are removed",
+        Mutation::NameBeforeDurable | Mutation::RemoveUnnamedNetworks => {
+            "only reassigned networks are removed"
+        }
     }
 }
 

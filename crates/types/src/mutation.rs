@@ -82,13 +82,11 @@ pub enum Mutation {
     NameBeforeDurable,
     /// A refused agent removes all of its container networks.
     RemoveUnnamedNetworks,
-    /// An agent applies a refusal of an earlier registration.
-    ApplyLateRefusals,
 }
 
 impl Mutation {
     /// All defects.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 37] = [
         Self::SendBeforeDurable,
         Self::SendAbandonedMessages,
         Self::SendBeforeReleaseIsDurable,
@@ -126,7 +124,6 @@ impl Mutation {
         Self::CallSilentAgentsStale,
         Self::NameBeforeDurable,
         Self::RemoveUnnamedNetworks,
-        Self::ApplyLateRefusals,
     ];
 
     /// Whether this thread runs with the defect.

@@ -67,7 +67,7 @@ impl Refusal {
         if is_answer {
             self.open = later;
         }
-        is_answer || Mutation::ApplyLateRefusals.is_on()
+        is_answer
     }
 
     /// Replaces the problems. A problem is logged when it is new, and later with its count.

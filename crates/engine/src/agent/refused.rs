@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
-use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Reassigned, RegistrationProblems};
 
 use super::refusal::{FoundNetworks, reassigned_vtep_problem};
@@ -51,8 +50,7 @@ impl Agent {
     ) {
         self.counters.registration_problems_messages_received += 1;
         // A refusal that arrives after an assignment answers an earlier registration.
-        let is_late =
-            self.registration.phase() != Phase::Registering && !Mutation::ApplyLateRefusals.is_on();
+        let is_late = self.registration.phase() != Phase::Registering;
         if problems.is_refused && (is_late || !self.refusal.take_answer(problems.registration)) {
             return;
         }

@@ -316,6 +316,9 @@ impl Master {
     fn ignored(&mut self, from: &Upid, kind: MessageKind) {
         if let Phase::Leading(leading) = &mut self.phase {
             leading.record_other_process(from);
+            if kind == MessageKind::HeldAddresses {
+                leading.expect_registrations(from);
+            }
         }
         let counters = &mut self.outbox.counters;
         let (count, reason) = match kind {

@@ -75,6 +75,7 @@ impl Leading {
         held: &HeldAddresses,
         out: &mut Outbox,
     ) {
+        self.expect_registrations(&from);
         let Some(problems) = self.problems.get(&from) else {
             return;
         };
@@ -91,6 +92,12 @@ impl Leading {
             out.counters.registration_problems_messages_sent += 1;
             out.push(reassigned.into_problems(from, problems));
         }
+    }
+
+    /// Notes that an agent follows its registrations with its held addresses. Such an agent registers
+    /// again by itself.
+    pub(in crate::master) fn expect_registrations(&mut self, from: &Upid) {
+        self.registry.expect_registrations(from);
     }
 
     /// Stores a registration, with its reason in the history. Returns a sentence for each shortage.

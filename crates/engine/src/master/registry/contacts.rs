@@ -4,7 +4,8 @@
 //! missed requests. Other agents may be silent for as long as they run: agents with the C++ module,
 //! and agents that leave the dataplane to another program. The master links to a silent agent. Such
 //! an agent is stale if the link cannot be opened, or if the link has ended and the agent does not
-//! return. An agent that is silent from the election on is stale as well, since every running agent
+//! return. It is stale as well if it has missed three registrations, where it is known to register
+//! again by itself. An agent that is silent from the election on is stale as well, since every running agent
 //! registers with a new leader. Only a leader that restarted after a defect, in a Mesos process,
 //! does not know whether such an agent runs: agents do not notice that restart.
 //!
@@ -24,6 +25,9 @@ use super::shared_addresses::SharedAddresses;
 /// How long an agent may be silent: three intervals of the longest request interval, which is a
 /// minute, and some seconds for the way of the message.
 pub(in crate::master) const SILENCE_MAX: Duration = Duration::from_secs(3 * 60 + 15);
+/// How long an agent may be silent that registers again by itself: three of its longest intervals, and
+/// a minute. A link to a host without power may stay open for ever.
+const REGISTRATION_SILENCE_MAX: Duration = Duration::from_secs(3 * 15 * 60 + 60);
 /// After this time, an attempt to open a link has failed or succeeded. Linux ends an attempt after
 /// about two minutes. Success is not notified.
 pub(super) const LINK_TIMEOUT: Duration = Duration::from_secs(150);
@@ -62,6 +66,8 @@ struct Contact {
     last: Option<LastMessage>,
     /// Whether the agent has requested its peers since its registration.
     is_periodic: bool,
+    /// Whether the agent registers again by itself. Agents with the C++ module do not.
+    registers_again: bool,
     link: Link,
     deadline: Option<Duration>,
 }
@@ -99,7 +105,13 @@ impl Contacts {
         if !self.agents.contains_key(&ip) {
             self.deadlines.insert((deadline, ip));
             let deadline = Some(deadline);
-            let contact = Contact { last: None, is_periodic: false, link: Link::Closed, deadline };
+            let contact = Contact {
+                last: None,
+                is_periodic: false,
+                registers_again: false,
+                link: Link::Closed,
+                deadline,
+            };
             self.agents.insert(ip, contact);
         }
     }
@@ -126,6 +138,9 @@ impl Contacts {
             }
             _ => Link::Closed,
         };
+        let registers_again = before.as_ref().is_some_and(|contact| {
+            contact.registers_again && contact.last.as_ref().is_some_and(|last| last.upid == *upid)
+        });
         if let Some(previous) = before.and_then(|contact| contact.last)
             && previous.upid.address != upid.address
         {
@@ -136,8 +151,18 @@ impl Contacts {
         self.by_last_seen.insert((now.elapsed, ip));
         let last = LastMessage { upid: upid.clone(), elapsed: now.elapsed, unix: now.unix };
         let (last, deadline) = (Some(last), Some(deadline));
-        self.agents.insert(ip, Contact { last, is_periodic, link, deadline });
+        self.agents.insert(ip, Contact { last, is_periodic, registers_again, link, deadline });
         self.stale.remove(&ip)
+    }
+
+    /// Notes that the agent has sent a message that only agents send that register again by
+    /// themselves.
+    pub(super) fn expect_registrations(&mut self, upid: &Upid) {
+        if let Some(contact) = self.agents.get_mut(upid.address.ip())
+            && contact.last.as_ref().is_some_and(|last| last.upid == *upid)
+        {
+            contact.registers_again = true;
+        }
     }
 
     /// Notes that the agent registered. It may request no peers from now on, for example because it
@@ -236,10 +261,15 @@ impl Contacts {
                     due.links.push(last.upid.clone());
                     Some(elapsed + LINK_TIMEOUT)
                 }
-                (Some(_), Link::Opening | Link::Open) if !contact.is_periodic => {
+                (Some(last), Link::Opening | Link::Open)
+                    if !contact.is_periodic
+                        && (!contact.registers_again
+                            || elapsed < last.elapsed + REGISTRATION_SILENCE_MAX) =>
+                {
                     contact.link = Link::Open;
                     due.returned.extend(self.stale.take(&ip));
-                    None
+                    let next = last.elapsed + REGISTRATION_SILENCE_MAX;
+                    contact.registers_again.then_some(next)
                 }
                 (None, _) if self.is_unnoticed => {
                     self.unknown.insert(ip);

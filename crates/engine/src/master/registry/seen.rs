@@ -28,6 +28,11 @@ impl Registry {
         self.contacts.end_requests(ip);
     }
 
+    /// Notes that the agent registers again by itself. See [`Contacts::expect_registrations`].
+    pub(in crate::master) fn expect_registrations(&mut self, upid: &Upid) {
+        self.contacts.expect_registrations(upid);
+    }
+
     /// Notes a message of a process that is not the process of its agent.
     pub(in crate::master) fn record_other_process(&mut self, from: &Upid) {
         self.contacts.shared.record(from);

@@ -447,3 +447,34 @@ fn agents_with_other_ports_are_linked_in_slices() {
     world.pass_seconds(0);
     assert_eq!(world.links.len() - before, 1);
 }
+
+#[test]
+fn agent_without_requests_misses_three_registrations() {
+    let mut world = World::new(network());
+    for agent in [1, 2] {
+        world.register(agent);
+        world.store();
+    }
+    // Agent 1 is a mesos-overlay with the dataplane `external`, agent 2 has the C++ module.
+    let follow = |world: &mut World| {
+        let (from, kind) = (upid(1), MessageKind::HeldAddresses);
+        world.handle(Event::Ignored { from, kind });
+    };
+    follow(&mut world);
+    for _ in 0..10 {
+        world.pass_seconds(15 * 60);
+        world.register(1);
+        follow(&mut world);
+    }
+    assert_eq!(world.links, [upid(1), upid(2)]);
+    // The hosts lose their power: the links stay open.
+    world.pass_seconds(46 * 60 - 1);
+    assert_eq!(world.stale(), NONE);
+    world.pass_seconds(1);
+    assert_eq!(world.stale(), [ip(1)], "nothing is known about agent 2");
+    world.register(1);
+    follow(&mut world);
+    assert_eq!(world.stale(), NONE);
+    world.pass_seconds(46 * 60);
+    assert_eq!(world.stale(), [ip(1)]);
+}
