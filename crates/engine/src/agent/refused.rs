@@ -11,7 +11,6 @@ use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{Reassigned, RegistrationProblems};
 
 use super::refusal::{FoundNetworks, reassigned_vtep_problem};
-use super::registration::Phase;
 use super::{Agent, Command, Scope};
 
 /// Adds networks with their subnets to other networks.
@@ -49,9 +48,7 @@ impl Agent {
         problems: &RegistrationProblems,
     ) {
         self.counters.registration_problems_messages_received += 1;
-        // A refusal that arrives after an assignment answers an earlier registration.
-        let is_late = self.registration.phase() != Phase::Registering;
-        if problems.is_refused && (is_late || !self.refusal.take_answer(problems.registration)) {
+        if problems.is_refused && !self.refusal.take_answer(problems.registration) {
             return;
         }
         self.refusal.update(from, problems);

@@ -65,6 +65,21 @@ fn configuration_that_is_read_too_slowly_is_not_applied() {
 }
 
 #[test]
+fn slow_configuration_does_not_end_later_reading() {
+    let mut world = World::new(network());
+    world.handle(Event::Request(RequestId(1), Request::Reload));
+    world.now.elapsed += Duration::from_secs(60);
+    world.handle(Event::Request(RequestId(2), Request::Reload));
+    world.handle(Event::ConfigRead(RequestId(1), settings(with_overlay("a", "10.1.0.0/16"))));
+    assert_eq!(world.state().network.overlays.len(), 2);
+    world.replies.clear();
+    let last = with_overlay("b", "10.2.0.0/16");
+    world.handle(Event::ConfigRead(RequestId(2), settings(last.clone())));
+    assert_eq!(world.take_changes(), [["overlay b is added: 10.2.0.0/16 in /24"]]);
+    assert_eq!(*world.state().network, last);
+}
+
+#[test]
 fn request_behind_hung_reading_is_served_after_a_minute() {
     let mut world = World::new(network());
     world.handle(Event::Request(RequestId(1), Request::Reload));
