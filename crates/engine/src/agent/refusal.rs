@@ -14,9 +14,9 @@ use crate::state_machine::should_log_sample;
 /// Container networks with their subnets, by overlay.
 pub type FoundNetworks = BTreeMap<OverlayName, Vec<Subnet>>;
 
-/// Returns whether a container network with these subnets has one of the named subnets, or a part of
-/// one. To be checked right before the network is removed: since the master has named the subnets,
-/// another assignment may have replaced the network.
+/// Returns whether a container network with these subnets has one of the named subnets, or a part
+/// of one. To be checked right before the network is removed: since the master has named the
+/// subnets, another assignment may have replaced the network.
 #[must_use]
 pub fn has_named_subnet(subnets: &[Subnet], named: &[Subnet]) -> bool {
     subnets.iter().any(|subnet| named.iter().any(|named| named.covers(subnet)))

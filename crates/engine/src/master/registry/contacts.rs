@@ -5,9 +5,9 @@
 //! and agents that leave the dataplane to another program. The master links to a silent agent. Such
 //! an agent is stale if the link cannot be opened, or if the link has ended and the agent does not
 //! return. It is stale as well if it has missed three registrations, where it is known to register
-//! again by itself. An agent that is silent from the election on is stale as well, since every running agent
-//! registers with a new leader. Only a leader that restarted after a defect, in a Mesos process,
-//! does not know whether such an agent runs: agents do not notice that restart.
+//! again by itself. An agent that is silent from the election on is stale as well, since every
+//! running agent registers with a new leader. Only a leader that restarted after a defect, in a
+//! Mesos process, does not know whether such an agent runs: agents do not notice that restart.
 //!
 //! Every agent has at most one deadline. The deadlines are ordered, so a message and a timeout cost
 //! the same for any number of agents.
@@ -25,8 +25,8 @@ use super::shared_addresses::SharedAddresses;
 /// How long an agent may be silent: three intervals of the longest request interval, which is a
 /// minute, and some seconds for the way of the message.
 pub(in crate::master) const SILENCE_MAX: Duration = Duration::from_secs(3 * 60 + 15);
-/// How long an agent may be silent that registers again by itself: three of its longest intervals, and
-/// a minute. A link to a host without power may stay open for ever.
+/// How long an agent may be silent that registers again by itself: three of its longest intervals,
+/// and a minute. A link to a host without power may stay open for ever.
 const REGISTRATION_SILENCE_MAX: Duration = Duration::from_secs(3 * 15 * 60 + 60);
 /// After this time, an attempt to open a link has failed or succeeded. Linux ends an attempt after
 /// about two minutes. Success is not notified.
@@ -166,10 +166,11 @@ impl Contacts {
     }
 
     /// Notes that the agent registered. It may request no peers from now on, for example because it
-    /// was started with other options.
+    /// was started with other options, or register no more by itself, as a C++ module in its place.
     pub(super) fn end_requests(&mut self, ip: Ipv4Addr) {
         if let Some(contact) = self.agents.get_mut(&ip) {
             contact.is_periodic = false;
+            contact.registers_again = false;
         }
     }
 

@@ -477,4 +477,8 @@ fn agent_without_requests_misses_three_registrations() {
     assert_eq!(world.stale(), NONE);
     world.pass_seconds(46 * 60);
     assert_eq!(world.stale(), [ip(1)]);
+    // A C++ module takes its place, at the same address.
+    world.register(1);
+    world.pass_seconds(86_400);
+    assert_eq!(world.stale(), NONE);
 }
