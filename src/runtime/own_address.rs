@@ -44,9 +44,10 @@ impl fmt::Display for AddressRemedy {
 }
 
 /// Returns whether the host has this address, or `None` if that cannot be found out now: a process
-/// without free descriptors or memory knows nothing about the addresses. The kernel chooses an address of the host as the
-/// source of packets to itself. A socket can be bound to any address on hosts with
-/// `ip_nonlocal_bind`, so binding does not show it.
+/// without free descriptors or memory knows nothing about the addresses.
+///
+/// The kernel chooses an address of the host as the source of packets to itself. A socket can be
+/// bound to any address on hosts with `ip_nonlocal_bind`, so binding does not show it.
 fn has_address(address: IpAddr) -> Option<bool> {
     // The port has no meaning: no packet is sent.
     judge(source_towards(None, SocketAddr::new(address, 9)), address)
