@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
+use super::errors::OVERWRITTEN;
+use super::open::drop_cached_pages;
 use crate::identity::FileId;
 
 /// The bytes that are compared. The header of a redb file is shorter; it has checksums of the whole
@@ -66,100 +68,145 @@ pub(super) enum Loss {
     Overwritten,
 }
 
-/// The open file of the state.
+/// What is known of the content of the file.
+#[derive(Debug)]
+enum Content {
+    /// This process wrote this last.
+    Own(Box<Fingerprint>),
+    /// A write failed, or the file was abandoned. Nothing is written until it is opened again.
+    Unknown,
+    /// Another process wrote to the file.
+    Foreign,
+}
+
+/// The file of the state. It stays open and locked until the store is dropped, also while it is no
+/// longer the state: no other process may open it meanwhile, and no other file gets its inode.
 #[derive(Debug)]
 pub(super) struct StateFile {
-    backend: FileBackend,
-    /// The same open file. Locks belong to the open file, so closing this handle releases none.
     file: File,
     id: FileId,
-    /// What this process wrote last. `None` after [`Self::abandon`].
-    written: Mutex<Option<Fingerprint>>,
+    content: Mutex<Content>,
 }
 
 impl StateFile {
-    pub(super) fn new(file: File) -> Result<Self, redb::DatabaseError> {
-        let same = file.try_clone().map_err(redb::StorageError::from)?;
-        let id = FileId::of(&same).map_err(redb::StorageError::from)?;
-        let fingerprint = Fingerprint::read(&same).map_err(redb::StorageError::from)?;
-        let backend = FileBackend::new(file)?;
-        Ok(Self { backend, file: same, id, written: Mutex::new(Some(fingerprint)) })
+    pub(super) fn new(file: File) -> io::Result<Self> {
+        let id = FileId::of(&file)?;
+        Ok(Self { file, id, content: Mutex::new(Content::Unknown) })
     }
 
-    pub(super) const fn id(&self) -> FileId {
-        self.id
+    /// Creates the backend of a database in this file, which another process may have changed since
+    /// the last database was closed.
+    pub(super) fn backend(file: &Arc<Self>) -> Result<StateBackend, redb::Error> {
+        drop_cached_pages(&file.file)?;
+        // An empty file is refused, because it means that a state was lost. redb would create a
+        // database in an empty file.
+        let fingerprint = Fingerprint::read(&file.file)?;
+        if fingerprint.length == 0 {
+            return Err(redb::Error::Corrupted("the file is empty".to_owned()));
+        }
+        *file.content.lock() = Content::Own(Box::new(fingerprint));
+        // A lock belongs to the open file, which both handles share.
+        let backend = FileBackend::new(file.file.try_clone()?)?;
+        Ok(StateBackend { file: Arc::clone(file), backend })
+    }
+
+    /// Checks that `path` is the path of this file.
+    ///
+    /// # Errors
+    /// With the difference, as a sentence.
+    pub(super) fn check_path(&self, path: &Path) -> Result<(), String> {
+        self.id.check_path(path).map_err(|difference| format!("the file {difference}"))
     }
 
     /// Checks that `path` is the path of this file, and that no other process wrote to the file.
     pub(super) fn check(&self, path: &Path) -> Result<(), Loss> {
-        let moved = |difference| Loss::Moved(format!("the file {difference}"));
-        self.id.check_path(path).map_err(moved)?;
-        let found = Fingerprint::read(&self.file)
-            .map_err(|error| Loss::Moved(format!("the file cannot be checked: {error}")))?;
-        match &*self.written.lock() {
-            Some(written) if *written == found => Ok(()),
-            _ => Err(Loss::Overwritten),
+        self.check_path(path).map_err(Loss::Moved)?;
+        match self.check_content(&mut self.content.lock()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Loss::Overwritten),
+            Err(error) => Err(Loss::Moved(format!("the file cannot be checked: {error}"))),
         }
     }
 
-    /// Refuses all writes from now on. redb writes to the file when it closes the database, which
-    /// would damage the copy that an operator has put there.
-    pub(super) fn abandon(&self) {
-        *self.written.lock() = None;
+    /// Returns false if another process wrote to the file.
+    fn check_content(&self, content: &mut Content) -> io::Result<bool> {
+        if let Content::Own(written) = content
+            && Fingerprint::read(&self.file)? != **written
+        {
+            *content = Content::Foreign;
+        }
+        Ok(!matches!(content, Content::Foreign))
     }
 
-    /// Runs `write`, which changes the file as `note` changes the fingerprint.
+    /// Refuses all writes until the file is opened again. redb writes to the file when it closes
+    /// the database, which would damage the copy that an operator has put there.
+    pub(super) fn abandon(&self) {
+        *self.content.lock() = Content::Unknown;
+    }
+
+    /// Runs `write`, which changes the file as `note` changes the fingerprint. Writes nothing if
+    /// another process wrote to the file: it may have done so since the check before the commit.
     fn write_with(
         &self,
         note: impl FnOnce(&mut Fingerprint),
-        write: impl FnOnce(&FileBackend) -> io::Result<()>,
+        write: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut written = self.written.lock();
-        let Some(fingerprint) = &mut *written else {
-            return Err(io::Error::other("the file is no longer the state of this master"));
+        let mut content = self.content.lock();
+        let is_own = self.check_content(&mut content)?;
+        let Content::Own(fingerprint) = &mut *content else {
+            let reason = if is_own { "an earlier write to the file failed" } else { OVERWRITTEN };
+            return Err(io::Error::other(reason));
         };
         note(fingerprint);
-        write(&self.backend)
+        let result = write();
+        if result.is_err() {
+            *content = Content::Unknown;
+        }
+        result
     }
 }
 
-/// The backend of redb. The store keeps another reference, to check the file.
+/// The backend of redb.
 #[derive(Debug)]
-pub(super) struct StateBackend(pub(super) Arc<StateFile>);
+pub(super) struct StateBackend {
+    file: Arc<StateFile>,
+    backend: FileBackend,
+}
 
 impl StorageBackend for StateBackend {
     fn len(&self) -> io::Result<u64> {
-        self.0.backend.len()
+        self.backend.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.backend.read(offset, out)
+        self.backend.read(offset, out)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.write_with(
+        self.file.write_with(
             |fingerprint| fingerprint.set_length(length),
-            |backend| backend.set_len(length),
+            || self.backend.set_len(length),
         )
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.backend.sync_data()
+        self.backend.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_with(
+        self.file.write_with(
             |fingerprint| fingerprint.write(offset, data),
-            |backend| backend.write(offset, data),
+            || self.backend.write(offset, data),
         )
     }
 
+    /// Keeps the locks, which [`StateFile`] holds.
     fn close(&self) -> io::Result<()> {
-        self.0.backend.close()
+        Ok(())
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.backend.try_lock_range(start, end)
+        self.backend.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(
@@ -167,22 +214,22 @@ impl StorageBackend for StateBackend {
         start: Bound<u64>,
         end: Bound<u64>,
     ) -> Result<bool, BackendError> {
-        self.0.backend.try_lock_shared_range(start, end)
+        self.backend.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.backend.lock_range(start, end)
+        self.backend.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.backend.lock_shared_range(start, end)
+        self.backend.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.backend.unlock_range(start, end)
+        self.backend.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.backend.query_lock_range(start, end)
+        self.backend.query_lock_range(start, end)
     }
 }

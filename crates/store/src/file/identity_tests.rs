@@ -168,6 +168,97 @@ fn missing_or_replaced_lock_file_fails_commits() {
     assert_eq!(store.commit(epoch, &[put(2)]), Ok(Version(3)));
 }
 
+/// Opens a second store on `dir`, which is refused.
+#[track_caller]
+fn assert_locked(dir: &Path) {
+    let second = FileStore::open(dir).unwrap_err().to_string();
+    assert!(second.contains("open: another process has it open"), "{second}");
+}
+
+#[test]
+fn failed_store_stays_locked_in_readable_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (mut store, epoch, path) = opened(dir.path());
+    let lock = dir.path().join(LOCK_NAME);
+    fs::remove_file(&lock).unwrap();
+    assert!(store.check().is_err());
+    assert_locked(dir.path());
+    // The second store made another lock file.
+    let replaced = "was replaced: another file has its path";
+    let error = store.load().unwrap_err().to_string();
+    assert!(error.contains(&format!("the lock file {} {replaced}", lock.display())), "{error}");
+    assert!(store.commit(epoch, &[put(2)]).is_err());
+    fs::remove_file(&path).unwrap();
+    fs::remove_file(&lock).unwrap();
+    assert_locked(dir.path());
+    assert!(!path.exists(), "the second store created a state");
+    drop(store);
+    FileStore::open(dir.path()).unwrap();
+}
+
+#[test]
+fn failed_store_keeps_its_file_locked() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut store, _, path) = opened(dir.path());
+    // The same file in another directory, as after a move to another volume of a union.
+    fs::hard_link(&path, other.path().join(FILE_NAME)).unwrap();
+    fs::remove_file(&path).unwrap();
+    for _ in 0..2 {
+        assert!(store.check().is_ok() || store.load().is_err());
+        assert_locked(other.path());
+        store.database = None;
+    }
+    fs::hard_link(other.path().join(FILE_NAME), &path).unwrap();
+    assert_eq!(store.load().unwrap().version, Version(2), "the same file is back");
+    assert_locked(other.path());
+}
+
+#[test]
+fn file_overwritten_between_check_and_commit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    drop(FileStore::open(dir.path()).unwrap());
+    let backup = fs::read(&path).unwrap();
+    let (mut store, epoch, path) = opened(dir.path());
+    let database = store.database.take().unwrap();
+    let error = store.run_checked("commit", || {
+        fs::write(&path, &backup)?;
+        commit(&database, epoch, &[put(2)])
+    });
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains(": commit: another process wrote to the file: "), "{error}");
+    drop(database);
+    assert_eq!(fs::read(&path).unwrap(), backup, "the store wrote to the restored copy");
+}
+
+#[test]
+fn file_moved_between_check_and_commit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, epoch, path) = opened(dir.path());
+    let database = store.database.take().unwrap();
+    let error = store.run_checked("commit", || {
+        fs::rename(&path, dir.path().join("away"))?;
+        commit(&database, epoch, &[put(2)])
+    });
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains(&format!(": commit: {REMOVED}: ")), "{error}");
+}
+
+#[test]
+fn failed_write_is_no_overwritten_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, epoch, _) = opened(dir.path());
+    let database = store.database.take().unwrap();
+    // As on a full disk.
+    store.file.as_ref().unwrap().abandon();
+    let error = store.run_checked("commit", || commit(&database, epoch, &[put(2)]));
+    let error = error.err().unwrap().to_string();
+    assert!(error.ends_with(": commit: an earlier write to the file failed"), "{error}");
+    drop(database);
+    assert_eq!(store.load().unwrap().version, Version(2));
+}
+
 #[test]
 fn wider_modes_of_state_and_lock_are_withdrawn() {
     let dir = tempfile::tempdir().unwrap();

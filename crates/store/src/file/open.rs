@@ -4,57 +4,20 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::sync::Arc;
 
 use redb::backends::InMemoryBackend;
 use redb::{Database, StorageBackend};
 
 use super::CACHE_BYTES;
-use super::backend::{StateBackend, StateFile};
+use super::backend::StateFile;
 use super::lock::restrict_to_owner;
 use crate::STATE_BYTES_MAX;
-use crate::identity::FileId;
 
-/// Why a file cannot be opened as the state.
-pub(super) enum OpenError {
-    /// The path leads to another file than before, for this reason.
-    OtherFile(String),
-    Database(redb::Error),
-}
-
-impl<E: Into<redb::Error>> From<E> for OpenError {
-    fn from(error: E) -> Self {
-        Self::Database(error.into())
-    }
-}
-
-/// Opens an existing database and verifies its content on the disk. With an `id`, opens this file
-/// only.
-pub(super) fn open_and_verify(
-    path: &Path,
-    id: Option<FileId>,
-) -> Result<(Database, Arc<StateFile>), OpenError> {
-    // Before the file is opened, so that a missing file has the same error as a replaced file.
-    if let Some(id) = id {
-        id.check_path(path)
-            .map_err(|difference| OpenError::OtherFile(format!("the file {difference}")))?;
-    }
+/// Opens an existing file.
+pub(super) fn open_file(path: &Path) -> Result<StateFile, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    if let Some(id) = id
-        && FileId::of(&file)? != id
-    {
-        return Err(OpenError::OtherFile("the file was replaced".to_owned()));
-    }
     restrict_to_owner(&file, path)?;
-    drop_cached_pages(&file)?;
-    // An empty file is refused, because it means that a state was lost. `create_with_backend` would
-    // create a database in an empty file.
-    if file.metadata()?.len() == 0 {
-        return Err(redb::Error::Corrupted("the file is empty".to_owned()).into());
-    }
-    let file = Arc::new(StateFile::new(file)?);
-    let database = verify(StateBackend(Arc::clone(&file)))?;
-    Ok((database, file))
+    Ok(StateFile::new(file)?)
 }
 
 /// Reads the file at `path`, unless a process has it open as a database. Returns `None` if there is
@@ -90,6 +53,7 @@ pub(super) fn open_copy(bytes: &[u8]) -> Result<Database, redb::Error> {
     Ok(verify(copy)?)
 }
 
+/// Opens a database and verifies its content.
 pub(super) fn verify(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
     let mut builder = Database::builder();
     // Without the check, redb trusts the pages of a closed file, and panics at a damaged page.
@@ -100,7 +64,7 @@ pub(super) fn verify(backend: impl StorageBackend) -> Result<Database, redb::Dat
 /// Drops the cached pages of `file`, so that they are read from the disk again. After a failed
 /// `fsync`, Linux marks the pages that it could not write as clean. This process and the next
 /// process would load these pages as durable.
-fn drop_cached_pages(file: &File) -> io::Result<()> {
+pub(super) fn drop_cached_pages(file: &File) -> io::Result<()> {
     file.sync_data()?;
     match rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {
         // The file system has no page cache.

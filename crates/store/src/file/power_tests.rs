@@ -3,6 +3,7 @@
 //! every acknowledged commit. Each round continues from the image of a cut, so that cuts also hit
 //! the repair of the file.
 
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;

@@ -2,6 +2,7 @@
 //! messages, damaged files.
 
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::rc::Rc;
@@ -9,6 +10,7 @@ use std::rc::Rc;
 use redb::{ReadableTable as _, TableDefinition};
 
 use super::lock::LOCK_NAME;
+use super::tables::{COUNTERS, EPOCH_COUNTER, FORMAT_COUNTER, RECORDS, VERSION_COUNTER};
 use super::*;
 use crate::conformance::{self, StoreFixture};
 
