@@ -313,3 +313,40 @@ fn operator_errors_name_cause_and_remedy() {
         )
     );
 }
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn incomplete_state_is_named_with_its_missing_part() {
+    let servers = Servers::start(1, TICK);
+    let address = ensemble(&servers, "", "/fix");
+    open(&address).load().expect("loaded");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let remove = |path: &str| {
+        runtime.block_on(async {
+            let client = zookeeper_client::Client::connect(&address.servers()).await?;
+            client.delete(path, None).await
+        })
+    };
+    let load_error = || open(&address).load().expect_err("an incomplete state").to_string();
+    let damaged = |path: &str| {
+        format!(
+            "{address}: load: {path} is damaged (it is missing): restore a copy of /fix/state, or \
+             remove it (`deleteall /fix/state`): the masters then start with an empty state"
+        )
+    };
+    for path in ["/fix/state/pending", "/fix/state/agents/07", "/fix/state/head"] {
+        remove(path).expect("removed");
+        assert_eq!(load_error(), damaged(path));
+    }
+    remove("/fix/state/epoch").expect("removed");
+    assert_eq!(
+        load_error(),
+        format!(
+            "{address}: load: /fix/state exists without its znode 'epoch', so it is no state of \
+             overlay masters: a foreign client created it, or a removal was interrupted: restore a \
+             copy of it, or remove it (`deleteall /fix/state`): the masters then start with an \
+             empty state; or use another path"
+        )
+    );
+}

@@ -113,18 +113,22 @@ impl EpochHandle {
         purpose: EpochPurpose,
     ) -> Result<(), EpochError> {
         let path = self.layout.epoch();
+        let mut is_foreign = false;
         for _ in 0..ATTEMPTS {
             let client = self.session.client();
             let (bytes, stat) = match self.session.with_timeout(client.get_data(&path)).await {
                 Ok(found) => found,
                 Err(Error::NoNode) => {
-                    match on_missing {
-                        OnMissing::Create => self.create_state(Head::new(0, 0)).await?,
-                        OnMissing::CreateUnfinished => {
-                            self.create_state(Head::unfinished()).await?;
-                        }
-                        OnMissing::Fail => return Err(self.missing_state_error()),
+                    // All znodes of a state are created at once.
+                    if is_foreign {
+                        return Err(self.foreign_root_error());
                     }
+                    let head = match on_missing {
+                        OnMissing::Create => Head::new(0, 0),
+                        OnMissing::CreateUnfinished => Head::unfinished(),
+                        OnMissing::Fail => return Err(self.missing_state_error()),
+                    };
+                    is_foreign = !self.create_state(head).await?;
                     continue;
                 }
                 Err(error) => return Err(self.session.error(&path, &error).into()),
@@ -150,15 +154,16 @@ impl EpochHandle {
         )))
     }
 
-    /// Creates an empty state in one request. A state that another master created meanwhile is
-    /// accepted.
-    async fn create_state(&self, head: Head) -> Result<(), EpochError> {
+    /// Creates an empty state in one request. Returns false if its root exists, for example because
+    /// another master created the state meanwhile.
+    async fn create_state(&self, head: Head) -> Result<bool, EpochError> {
         self.session.create_path().await?;
         let root = self.layout.root();
         let mut multi = self.session.client().new_multi_writer();
         self.map_add_error(self.add_empty_state(&mut multi, head))?;
         match self.session.with_timeout(multi.commit()).await {
-            Ok(_) | Err(Error::NodeExists) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(Error::NodeExists) => Ok(false),
             Err(error) => Err(self.session.error(root, &error).into()),
         }
     }
@@ -185,8 +190,7 @@ impl EpochHandle {
                     Head::parse(&bytes).map_err(|reason| self.damaged_error(&path, &reason))?;
                 Ok((head, stat.mzxid))
             }
-            Err(Error::NoNode) => Err(self.missing_state_error()),
-            Err(error) => Err(self.session.error(&path, &error).into()),
+            Err(error) => Err(self.read_error(&path, &error)),
         }
     }
 
@@ -201,9 +205,7 @@ impl EpochHandle {
         for (group, list) in lists {
             let names = match self.session.with_timeout(list).await {
                 Ok(names) => names,
-                Err(error) => {
-                    return Err(self.session.error(&self.layout.group(group), &error).into());
-                }
+                Err(error) => return Err(self.read_error(&self.layout.group(group), &error)),
             };
             for name in names {
                 match record_key(group, &name) {
@@ -270,7 +272,7 @@ impl EpochHandle {
     pub(super) async fn pending_parts(&self) -> Result<Vec<u32>, EpochError> {
         let pending = self.layout.pending();
         let names = self.session.with_timeout(self.session.client().list_children(&pending)).await;
-        let names = names.map_err(|error| self.session.error(&pending, &error))?;
+        let names = names.map_err(|error| self.read_error(&pending, &error))?;
         // A foreign znode, such as "05", is not read as a part.
         let number =
             |name: &String| name.parse().ok().filter(|number: &u32| number.to_string() == *name);
@@ -466,6 +468,26 @@ impl EpochHandle {
              restart the masters: they then start with an empty state",
             self.layout.root()
         ))
+    }
+
+    /// Creates the error for a root without an epoch. No master creates such a root, and no restart
+    /// helps.
+    fn foreign_root_error(&self) -> EpochError {
+        EpochError::Failed(format!(
+            "{root} exists without its znode 'epoch', so it is no state of overlay masters: a \
+             foreign client created it, or a removal was interrupted: restore a copy of it, or \
+             remove it (`deleteall {root}`): the masters then start with an empty state; or use \
+             another path",
+            root = self.layout.root()
+        ))
+    }
+
+    /// Explains why a part of an existing state cannot be read.
+    fn read_error(&self, path: &str, error: &Error) -> EpochError {
+        match error {
+            Error::NoNode => self.damaged_error(path, "it is missing"),
+            error => self.session.error(path, error).into(),
+        }
     }
 
     fn counts_error(&self, path: &str, reason: &str) -> EpochError {
