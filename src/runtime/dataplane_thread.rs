@@ -14,6 +14,7 @@ use overlay_engine::agent::{Agent, Event, Programmed, Scope};
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
 use overlay_linux::firewall::{self, Backend, Firewall, FirewallError, Outcome, Ruleset};
 use overlay_linux::host::{HostError, HostLock, HostSettings};
+use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Collision, Desired, Fault};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -154,6 +155,8 @@ struct ChangeListeners {
     watch: Watch,
     reported_kernel: bool,
     reported_rules: bool,
+    /// The errors of the monitors.
+    errors: Repetitions,
 }
 
 impl Worker {
@@ -345,7 +348,10 @@ impl ChangeListeners {
 
     /// Closes the monitors. Until they are open again, only the next verification finds drift.
     fn close(&mut self, error: &io::Error) {
-        log::warn!("cannot listen for changes of the host's network: {error}");
+        let problem = format!("cannot listen for changes of the host's network: {error}");
+        if let Some(repetition) = self.errors.note(&problem) {
+            log::warn!("{problem}{repetition}");
+        }
         (self.kernel, self.rules) = (None, None);
     }
 

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use overlay_types::clock::Backoff;
+use overlay_types::repetition::Repetitions;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -57,8 +58,10 @@ pub async fn supervise<H: Supervised>(
 ) {
     let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
     let mut random = fastrand::Rng::new();
+    let mut repetitions = Repetitions::new();
     loop {
         let started = Instant::now();
+        let mut problem = "it stopped by itself, a defect".to_owned();
         let started_host = catch_unwind(AssertUnwindSafe(&mut start))
             .unwrap_or_else(|_| Err(io::Error::other("it panicked")));
         match started_host {
@@ -73,12 +76,15 @@ pub async fn supervise<H: Supervised>(
                 host.stop().await;
                 if started.elapsed() >= HEALTHY_AFTER {
                     backoff.reset();
+                    repetitions.clear();
                 }
             }
-            Err(reason) => log::error!("{name}: start: {reason}"),
+            Err(reason) => problem = format!("start: {reason}"),
         }
         let interval = backoff.next_delay(&mut random);
-        log::error!("{name}: it stopped by itself, a defect: starting it again in {interval:?}");
+        if let Some(repetition) = repetitions.note(&problem) {
+            log::error!("{name}: {problem}{repetition}: starting it again in {interval:?}");
+        }
         tokio::select! {
             () = tokio::time::sleep(interval) => on_restart(),
             _ = &mut end => return,

@@ -7,6 +7,7 @@
 //! - [`escape`]: escapes untrusted text before it is shown
 //! - [`mutation`]: deliberate defects that the simulator must detect
 //! - [`protocol`]: networks, assignments, records, messages
+//! - [`repetition`]: logs a repeated cause once, and then with a count
 //! - [`secret`]: keeps passwords out of messages
 //! - [`state`]: epochs, versions, and changes of a stored state
 //! - [`text`]: phrases shared by log and error messages
@@ -20,6 +21,7 @@ pub mod container_network;
 pub mod escape;
 pub mod mutation;
 pub mod protocol;
+pub mod repetition;
 pub mod secret;
 pub mod state;
 pub mod text;

@@ -38,6 +38,7 @@ use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Message, MessageKind};
+use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
@@ -73,6 +74,8 @@ pub struct Agent {
     settings: Settings,
     random: fastrand::Rng,
     registration: Registration,
+    /// The connections that were lost since the master last answered.
+    lost_connections: Repetitions,
     overlays: Overlays,
     cni_gc: CniGc,
     docker_gc: DockerGc,
@@ -110,6 +113,7 @@ impl Agent {
             settings,
             random,
             registration: Registration::new(),
+            lost_connections: Repetitions::new(),
             overlays: Overlays::default(),
             cni_gc: CniGc::default(),
             docker_gc: DockerGc::default(),
@@ -234,7 +238,13 @@ impl Agent {
     fn handle_exit(&mut self, now: Now, address: SocketAddrV4) {
         if self.registration.handle_exit(now, address, &mut self.random) {
             self.counters.connections_lost += 1;
-            log::warn!("connection to master {address} ended or was refused: registering again");
+            let problem = format!("connection to master {address} ended or was refused");
+            if self.registration.unanswered() == 0 {
+                self.lost_connections.clear();
+            }
+            if let Some(repetition) = self.lost_connections.note(&problem) {
+                log::warn!("{problem}{repetition}: registering again");
+            }
             self.commands.push_back(Command::Detect);
         }
     }

@@ -32,6 +32,7 @@ use overlay_types::protocol::{
     AgentOptions, Assignment, HeldAddresses, Leader, Message, MessageKind, Network,
     PeerTableVersion, PeersUpdate,
 };
+use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
@@ -83,6 +84,8 @@ pub struct Master {
     phase: Phase,
     update_length: UpdateLength,
     store_backoff: Backoff,
+    /// The errors of the store since it last worked for a while.
+    store_errors: Repetitions,
     /// What agents have sent to this master before it began to read its state again.
     last_known: LastKnown,
     /// Whether agents do not notice the begin of the next term.
@@ -149,6 +152,7 @@ impl Master {
             phase: Phase::Standby(Standby::default()),
             update_length,
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
+            store_errors: Repetitions::new(),
             last_known: LastKnown::default(),
             is_unnoticed: false,
             reloads: Reloads::default(),

@@ -18,6 +18,10 @@ use super::leading::Leading;
 use super::registry::LastKnown;
 use super::{Master, WAITING_MAX};
 
+/// A state that was in use for this time had no fault: the next error of the store is a new one. A
+/// store that can be read and not written fails sooner, and must not be read every second.
+const STORE_WORKS_AFTER: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(super) enum Phase {
     Standby(Standby),
@@ -234,7 +238,6 @@ impl Master {
         }
         let mut leading =
             Leading::recover(now, &self.settings, loaded, self.update_length, last_known);
-        self.store_backoff.reset();
         for Waiting { from, options, asks } in waiting.into_values() {
             leading.register(now, from.clone(), &options, &mut self.outbox);
             if let Some(registration) = asks {
@@ -262,11 +265,20 @@ impl Master {
             log::warn!("{error}: ignored: the job belongs to an earlier term of this master");
             return;
         }
+        if let Phase::Leading(leading) = &self.phase
+            && leading.age(now) >= STORE_WORKS_AFTER
+        {
+            self.store_has_worked();
+        }
+        let repetition = self.store_errors.note(&error.to_string());
         if self.is_elected && matches!(error, StoreError::EpochEnded { .. }) {
             let wait = self.store_backoff.next_delay(&mut self.random);
-            log::error!(
-                "{error}; reading the state again in {wait:.1?} if the election has no other leader"
-            );
+            if let Some(repetition) = repetition {
+                log::error!(
+                    "{error}{repetition}; reading the state again in {wait:.1?} if the election has \
+                     no other leader"
+                );
+            }
             self.step_down(Some((error, now.elapsed + wait)));
             // The job that failed has ended.
             if let Phase::Standby(standby) = &mut self.phase {
@@ -282,9 +294,12 @@ impl Master {
             return;
         }
         let wait = self.store_backoff.next_delay(&mut self.random);
-        log::error!(
-            "{error}; reading the state again in {wait:.1?}, no address is sent until then"
-        );
+        if let Some(repetition) = repetition {
+            log::error!(
+                "{error}{repetition}; reading the state again in {wait:.1?}, no address is sent \
+                 until then"
+            );
+        }
         let progress = Progress::Failed(error, now.elapsed + wait);
         match &mut self.phase {
             Phase::Recovering(recovering) => recovering.progress = progress,
@@ -323,6 +338,12 @@ impl Master {
         }
         if let Phase::Leading(leading) = &mut self.phase {
             leading.committed(version);
+            self.store_has_worked();
         }
+    }
+
+    fn store_has_worked(&mut self) {
+        self.store_backoff.reset();
+        self.store_errors.clear();
     }
 }

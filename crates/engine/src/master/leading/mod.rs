@@ -273,6 +273,11 @@ impl Leading {
         self.writer.is_writing()
     }
 
+    /// Returns the time since the state was loaded.
+    pub(in crate::master) const fn age(&self, now: Now) -> Duration {
+        now.elapsed.saturating_sub(self.since)
+    }
+
     pub(in crate::master) const fn epoch(&self) -> Epoch {
         self.writer.epoch()
     }
