@@ -142,13 +142,10 @@ impl MasterCommand {
             listener: Some(transport.server.local_addr()),
             ..ProgressOptions::default()
         };
-        let progress = match &store {
-            OpenedStore::Exclusive(_) => progress,
-            OpenedStore::Shared(..) => {
-                ProgressOptions { deadline: progress_deadline(self.zk_session_timeout), ..progress }
-            }
-        };
         let proof = progress.progress.clone();
+        if matches!(store, OpenedStore::Shared(..)) {
+            proof.set_deadline(progress_deadline(self.zk_session_timeout));
+        }
         let election = (self.zk_session_timeout, advertise, warnings.clone(), proof);
         let (store, contender) = store.join_election(election)?;
         let options = MasterOptions {
@@ -156,6 +153,7 @@ impl MasterCommand {
             store,
             leading: contender.as_ref().map(Contender::leading),
             leader: contender.as_ref().map(Contender::leader),
+            lease: contender.as_ref().map(Contender::lease),
             progress,
             read_config: Some(self.reread(config, access.clone(), warnings)),
             seed: fastrand::u64(..),
@@ -256,7 +254,8 @@ impl OpenedStore {
                     .map_err(|error| {
                         Failure::new(format!("start the thread of the election: {error}"))
                     })?;
-                let store = ElectionAwareStore::new(*store, contender.withdrawal());
+                let store =
+                    ElectionAwareStore::new(*store, contender.withdrawal(), contender.lease());
                 Ok((Box::new(store), Some(contender)))
             }
         }

@@ -102,6 +102,7 @@ pub(super) fn configure(
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
                 leader: is_elected.then(|| leader_changes.clone()),
+                lease: None,
                 progress: ProgressOptions::default(),
                 metrics: metrics.clone(),
                 access: access.clone(),

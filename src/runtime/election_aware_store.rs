@@ -1,12 +1,13 @@
 //! Couples a shared store with the election of masters. The store may detect a new leader before
 //! the election does: the master with the latest epoch has the state.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use overlay_store::{Change, Loaded, Store};
 use overlay_types::state::{Epoch, StoreError, Version};
-use overlay_zookeeper::detector::Withdrawal;
+use overlay_zookeeper::detector::{Lease, Withdrawal};
 
 /// Number of consecutive failures after which another master shall try. One failure is normal when
 /// a server of ZooKeeper restarts.
@@ -23,14 +24,26 @@ const FAILURES_MAX: u32 = 3;
 pub struct ElectionAwareStore<S> {
     store: S,
     withdrawal: Withdrawal,
+    lease: Lease,
     /// Number of consecutive failures.
     failures: u32,
 }
 
-impl<S: Store> ElectionAwareStore<S> {
-    /// Wraps `store`. Uses `withdrawal` when another master has the state.
-    pub const fn new(store: S, withdrawal: Withdrawal) -> Self {
-        Self { store, withdrawal, failures: 0 }
+impl<S: Store + fmt::Display> ElectionAwareStore<S> {
+    /// Wraps `store`. Uses `withdrawal` when another master has the state. Refuses every operation
+    /// after the end of `lease`.
+    pub const fn new(store: S, withdrawal: Withdrawal, lease: Lease) -> Self {
+        Self { store, withdrawal, lease, failures: 0 }
+    }
+
+    /// Refuses an operation of a former leader. A process that was suspended would otherwise begin
+    /// an epoch, and so demote the next leader.
+    fn check_lease(&self, action: &'static str) -> Result<(), StoreError> {
+        if self.lease.lasts() {
+            return Ok(());
+        }
+        let reason = "this master no longer leads".to_owned();
+        Err(StoreError::Failed { store: self.store.to_string(), action, reason })
     }
 
     fn withdraw_on_failure<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -47,13 +60,15 @@ impl<S: Store> ElectionAwareStore<S> {
     }
 }
 
-impl<S: Store> Store for ElectionAwareStore<S> {
+impl<S: Store + fmt::Display> Store for ElectionAwareStore<S> {
     fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.check_lease("load")?;
         let result = self.store.load();
         self.withdraw_on_failure(result)
     }
 
     fn commit(&mut self, epoch: Epoch, changes: &[Change]) -> Result<Version, StoreError> {
+        self.check_lease("commit")?;
         let result = self.store.commit(epoch, changes);
         self.withdraw_on_failure(result)
     }
@@ -68,5 +83,35 @@ impl<S: Store> Store for ElectionAwareStore<S> {
             Ok(()) => Ok(()),
             failed => self.withdraw_on_failure(failed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_store::MemoryStore;
+    use overlay_types::warnings::Warnings;
+    use overlay_zookeeper::detector::{Contender, ElectionWarnings};
+    use tokio::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn store_is_used_during_the_lease_only() {
+        let unreachable = "zk://127.0.0.1:1/overlay".parse().unwrap();
+        let watched = ElectionWarnings { state: Vec::new(), warnings: Warnings::new() };
+        let election = (unreachable, Duration::from_secs(1));
+        let own = "127.0.0.1:5050".parse().unwrap();
+        let contender = Contender::start(election, own, watched, None).unwrap();
+        let lease = Lease::new();
+        let mut store =
+            ElectionAwareStore::new(MemoryStore::new(), contender.withdrawal(), lease.clone());
+        let error = store.load().unwrap_err().to_string();
+        assert_eq!(error, "memory: load: this master no longer leads");
+        lease.begin(Instant::now() + Duration::from_secs(60));
+        let epoch = store.load().unwrap().epoch;
+        assert_eq!(store.commit(epoch, &[]), Ok(Version(1)));
+        lease.end();
+        let error = store.commit(epoch, &[]).unwrap_err().to_string();
+        assert_eq!(error, "memory: commit: this master no longer leads");
     }
 }

@@ -21,6 +21,7 @@ use overlay_types::protocol::{Author, Leader, Message, MessageKind, RequestId};
 use overlay_types::state::StoreError;
 use overlay_wire as wire;
 use overlay_wire::update_length;
+use overlay_zookeeper::detector::Lease;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -154,6 +155,9 @@ pub struct MasterOptions {
     pub leading: Option<watch::Receiver<bool>>,
     /// The leading master, with an election that shows it.
     pub leader: Option<watch::Receiver<Option<Leader>>>,
+    /// The lease of the leadership, if the election has one. Without a lease, a process that was
+    /// suspended sends messages until the election reports its demotion.
+    pub lease: Option<Lease>,
     /// How the progress of the master is probed.
     pub progress: ProgressOptions,
     /// Reads the configuration again. `None` if the configuration cannot be reloaded.
@@ -201,6 +205,7 @@ impl MasterHost {
     /// When a thread cannot be created.
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
         let MasterOptions { settings, store, leading, leader, read_config, seed, .. } = options;
+        let lease = options.lease;
         let (metrics, access) = (options.metrics, options.access);
         let progress = (options.progress, store.activity());
         let own = master_upid(transport.address());
@@ -215,7 +220,9 @@ impl MasterHost {
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let reloader =
             ConfigReloader { read_config, inbox: inbox.clone(), accepted: Arc::default() };
-        let executor = MasterExecutor { own, sender, store, gate: DurabilityGate::new(), reloader };
+        let gate = DurabilityGate::new();
+        let executor =
+            MasterExecutor { own, sender, store, gate, reloader, lease, is_elected: false };
         let mut state_machine = match &leading {
             None => Master::new(settings, update_length, seed),
             Some(_) => Master::standing_by(settings, update_length, seed),
@@ -327,6 +334,9 @@ struct MasterExecutor {
     store: StoreThread,
     gate: DurabilityGate,
     reloader: ConfigReloader,
+    lease: Option<Lease>,
+    /// Whether the election has reported that this master leads.
+    is_elected: bool,
 }
 
 /// Reads the configuration again and previews changes of the network, on threads of the blocking
@@ -389,7 +399,15 @@ impl ConfigReloader {
 
 impl Executor<Master> for MasterExecutor {
     fn observe(&mut self, event: &Event) {
+        if let Event::Leading(leads) = event {
+            self.is_elected = *leads;
+        }
         self.gate.observe(event);
+    }
+
+    fn interruption(&mut self) -> Option<Event> {
+        let has_ended = self.lease.as_ref().is_some_and(|lease| !lease.lasts());
+        (self.is_elected && has_ended).then_some(Event::Leading(false))
     }
 
     fn execute(&mut self, command: Command, replies: &mut PendingReplies<Master>) {
@@ -444,9 +462,14 @@ impl Executor<Master> for MasterExecutor {
 
 #[cfg(test)]
 mod tests {
-    use overlay_store::{Change, Loaded};
-    use overlay_types::state::{Epoch, Version};
+    use std::time::Duration;
 
+    use overlay_store::{Change, Loaded, MemoryStore};
+    use overlay_types::protocol::Network;
+    use overlay_types::state::{Epoch, Version};
+    use tokio::time::Instant;
+
+    use super::super::drive;
     use super::super::inbox::Input;
     use super::*;
 
@@ -502,6 +525,7 @@ mod tests {
             store: Box::new(overlay_store::MemoryStore::new()),
             leading: None,
             leader: None,
+            lease: None,
             progress: ProgressOptions::default(),
             read_config: Some(read_config),
             seed: 1,
@@ -517,6 +541,85 @@ mod tests {
         host.stop().await;
         assert_eq!(reply.await.unwrap().err(), Some(Stopped));
         drop(end);
+    }
+
+    /// A sender without a network.
+    struct NoSender;
+
+    impl Sender for NoSender {
+        fn send(&self, _: &Upid, _: &Upid, _: &'static str, _: &Bytes) {}
+
+        fn link(&self, _: &Upid) {}
+    }
+
+    /// A master that leads while `lease` lasts.
+    async fn start_with_lease(lease: Lease) -> Inbox<Master> {
+        let (inbox, receiver) = Inbox::new(Metrics::new());
+        let results = inbox.clone();
+        let store = StoreThread::start(Box::new(MemoryStore::new()), move |store, job| {
+            if let Some(event) = run_job(store, job) {
+                results.send_blocking(event);
+            }
+        });
+        let network = Network {
+            vtep_subnet: "44.128.0.0/16".parse().unwrap(),
+            vtep_subnet6: None,
+            vtep_mac_oui: "70:B3:D5:00:00:00".parse().unwrap(),
+            vtep_mtu: None,
+            vxlan: overlay_types::protocol::Vxlan::default(),
+            overlays: Vec::new(),
+        };
+        let settings = Settings { network: Arc::new(network), reuse_after: Duration::ZERO };
+        let executor = MasterExecutor {
+            own: master_upid("127.0.0.1:5050".parse().unwrap()),
+            sender: Box::new(NoSender),
+            store: store.unwrap(),
+            gate: DurabilityGate::new(),
+            reloader: ConfigReloader {
+                read_config: None,
+                inbox: inbox.clone(),
+                accepted: Arc::default(),
+            },
+            lease: Some(lease),
+            is_elected: false,
+        };
+        let master = Master::standing_by(settings, update_length, 1);
+        tokio::spawn(drive(master, executor, receiver, inbox.metrics().clone()));
+        inbox.send(Event::Leading(true)).await;
+        inbox
+    }
+
+    /// Returns whether the master answers with its state.
+    async fn leads(inbox: &Inbox<Master>) -> bool {
+        matches!(inbox.request(Request::State).await.unwrap(), Reply::State(_))
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_after_the_end_of_the_lease() {
+        let lease = Lease::new();
+        lease.begin(Instant::now() + Duration::from_secs(60));
+        let inbox = start_with_lease(lease.clone()).await;
+        while !leads(&inbox).await {
+            tokio::task::yield_now().await;
+        }
+        // As after a suspension: the election has not reported the end yet.
+        lease.end();
+        assert!(!leads(&inbox).await);
+        lease.begin(Instant::now() + Duration::from_secs(60));
+        assert!(!leads(&inbox).await, "a new lease needs a new term");
+        inbox.send(Event::Leading(true)).await;
+        while !leads(&inbox).await {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn outdated_election_result_has_no_effect() {
+        let inbox = start_with_lease(Lease::new()).await;
+        for _ in 0..20 {
+            assert!(!leads(&inbox).await);
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]

@@ -151,6 +151,11 @@ trait Executor<M: Service>: Send {
     /// Sees an event before the state machine handles it.
     fn observe(&mut self, event: &M::Event);
 
+    /// Returns an event that the state machine must handle before any output is sent.
+    fn interruption(&mut self) -> Option<M::Event> {
+        None
+    }
+
     /// Executes a command, or starts its execution. Never blocks.
     fn execute(&mut self, command: M::Command, replies: &mut PendingReplies<M>);
 
@@ -182,6 +187,13 @@ async fn drive<M: Service>(
         while let Some(command) = state_machine.poll_command() {
             log::trace!("{}: {command}", M::PROCESS);
             executor.execute(command, &mut replies);
+        }
+        // The process may have been suspended since the last event.
+        if let Some(event) = executor.interruption() {
+            log::trace!("{}: {event}", M::PROCESS);
+            executor.observe(&event);
+            state_machine.handle(clock.now(), event);
+            continue;
         }
         executor.flush(&mut replies);
         publisher.0.publish(&state_machine);

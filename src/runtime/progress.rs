@@ -22,6 +22,9 @@ use super::inbox::Inbox;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// Number of probes within the deadline.
 const PROBES: u32 = 6;
+/// Longest interval between two probes. The servers of ZooKeeper may grant a much shorter session
+/// timeout than the operator requested, and with it a shorter deadline.
+const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Key of the failure.
 const FAILURE: &str = "progress";
 
@@ -36,15 +39,20 @@ const STORE: &str = "the store";
 pub struct ProgressOptions {
     /// The proof of progress, which the election of a master also uses.
     pub progress: Progress,
-    /// Time without progress after which the service counts as hanging.
-    pub deadline: Duration,
     /// The listening address of a server of this process.
     pub listener: Option<SocketAddrV4>,
 }
 
 impl Default for ProgressOptions {
     fn default() -> Self {
-        Self { progress: Progress::new(), deadline: DEADLINE_DEFAULT, listener: None }
+        Self { progress: Progress::new(DEADLINE_DEFAULT), listener: None }
+    }
+}
+
+impl ProgressOptions {
+    /// Returns the interval between two probes.
+    fn interval(&self) -> Duration {
+        (self.progress.deadline() / PROBES).min(INTERVAL_MAX)
     }
 }
 
@@ -87,13 +95,13 @@ async fn send_probes<M: Service>(
     options: &ProgressOptions,
     activity: Option<&AtomicU64>,
 ) {
-    let interval = options.deadline / PROBES;
     loop {
         let start = Instant::now();
         if let Some(listener) = options.listener {
             options.progress.wait_for(&format!("the listener at {listener}"));
-            while !matches!(timeout(options.deadline, await_answer(listener)).await, Ok(Ok(()))) {
-                sleep(interval).await;
+            let deadline = options.progress.deadline();
+            while !matches!(timeout(deadline, await_answer(listener)).await, Ok(Ok(()))) {
+                sleep(options.interval()).await;
             }
         }
         options.progress.wait_for(STATE_MACHINE);
@@ -102,7 +110,7 @@ async fn send_probes<M: Service>(
         if has_passed(passing, options, activity).await {
             options.progress.prove(start);
         }
-        sleep(interval).await;
+        sleep(options.interval()).await;
     }
 }
 
@@ -117,7 +125,7 @@ async fn has_passed(
     let mut last = count();
     loop {
         let start = Instant::now();
-        match timeout(options.deadline / PROBES, &mut passing).await {
+        match timeout(options.interval(), &mut passing).await {
             Ok(passed) => return passed.is_ok(),
             Err(_) if options.progress.is_waiting_for(STORE) && count() != last => {
                 last = count();
@@ -147,12 +155,13 @@ async fn report_stalls<M: Service>(inbox: &Inbox<M>, options: &ProgressOptions) 
     let metrics = inbox.metrics();
     let warnings = metrics.warnings();
     loop {
-        let awaited = options.progress.stalled_at(options.deadline);
-        let failure = awaited.as_ref().map(|awaited| stall_problem(awaited, options.deadline));
+        let awaited = options.progress.awaited_by_stall();
+        let deadline = options.progress.deadline();
+        let failure = awaited.as_ref().map(|awaited| stall_problem(awaited, deadline));
         let is_state_machine = awaited.is_some_and(|awaited| awaited == STATE_MACHINE);
         metrics.set_stalled(failure.clone().filter(|_| is_state_machine));
         warnings.set_failure(FAILURE, failure);
-        sleep(options.deadline / PROBES).await;
+        sleep(options.interval()).await;
     }
 }
 
@@ -200,7 +209,7 @@ mod tests {
         let metrics = inbox.metrics().clone();
         let hung = Arc::new(AtomicU64::new(0));
         tokio::spawn(serve(receiver, Arc::clone(&hung)));
-        let options = ProgressOptions { deadline: DEADLINE, ..ProgressOptions::default() };
+        let options = ProgressOptions { progress: Progress::new(DEADLINE), listener: None };
         tokio::spawn(watch_progress(inbox, options, None));
         sleep(DEADLINE * 2).await;
         let texts = || metrics.warnings().texts();
@@ -226,7 +235,7 @@ mod tests {
         let metrics = inbox.metrics().clone();
         tokio::spawn(serve(receiver, Arc::new(AtomicU64::new(2))));
         let activity = Arc::new(AtomicU64::new(0));
-        let options = ProgressOptions { deadline: DEADLINE, ..ProgressOptions::default() };
+        let options = ProgressOptions { progress: Progress::new(DEADLINE), listener: None };
         tokio::spawn(watch_progress(inbox, options, Some(Arc::clone(&activity))));
         for _ in 0..100 {
             activity.fetch_add(1, Ordering::Relaxed);

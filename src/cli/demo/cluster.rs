@@ -87,6 +87,7 @@ impl Cluster {
             store: Box::new(store),
             leading: None,
             leader: None,
+            lease: None,
             progress: ProgressOptions::default(),
             read_config: None,
             seed: fastrand::u64(..),

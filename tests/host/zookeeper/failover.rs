@@ -102,6 +102,8 @@ pub(super) struct Cluster {
     pub(super) servers: Servers,
     pub(super) dir: tempfile::TempDir,
     pub(super) masters: Vec<Process>,
+    /// The session timeout that the next master requests.
+    pub(super) session: Duration,
     started: usize,
 }
 
@@ -112,7 +114,9 @@ impl Cluster {
         fs::write(dir.path().join("network.json"), NETWORK).expect("a network file");
         let address = format!("zk://overlay:secret@{}/overlay", servers.addresses());
         fs::write(dir.path().join("zk"), address).expect("an address");
-        let mut cluster = Self { servers, dir, masters: Vec::new(), started: 0 };
+        let masters_started = Vec::new();
+        let mut cluster =
+            Self { servers, dir, masters: masters_started, session: SESSION, started: 0 };
         (0..masters).for_each(|_| cluster.start_master());
         cluster
     }
@@ -125,7 +129,7 @@ impl Cluster {
     pub(super) fn start_master_with_log(&mut self, log: Stdio) {
         self.started += 1;
         let store = format!("file://{}", self.dir.path().join("zk").display());
-        let session = format!("{}s", SESSION.as_secs());
+        let session = format!("{}s", self.session.as_secs());
         let arguments = [
             &["master", "--config", "network.json", "--store", &store][..],
             &["--zk-session-timeout", &session],

@@ -2,7 +2,8 @@
 //! killed, stopped, or hangs in part. A log that nobody reads does not stop the leader.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use rustix::process::Signal;
 use zookeeper_client::{Acls, Client, CreateMode};
 
 use super::failover::{Cluster, FAILOVER_MARGIN, Process};
-use super::{SESSION, now, sleep};
+use super::{SESSION, TICK, now, sleep};
 
 /// Stopped threads of a process. Dropping this value lets them continue.
 struct StoppedThreads(Vec<Pid>);
@@ -104,6 +105,66 @@ fn hung_leader_is_replaced_and_says_why() {
         });
     }
     drop(agents);
+}
+
+/// A process that continues after SIGCONT runs whatever its threads were about to do. Requests that
+/// waited in its sockets are answered by a master that does not lead.
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn resumed_leader_answers_and_stores_nothing() {
+    let mut cluster = Cluster::start(2);
+    let agents = [cluster.start_agent(1)];
+    for _ in 0..3 {
+        cluster.wait_for_agents(1);
+        let former = cluster.masters.swap_remove(cluster.wait_for_leader());
+        former.signal(Signal::STOP);
+        cluster.wait_for_leader();
+        cluster.wait_for_agents(1);
+        let epoch =
+            || cluster.masters[0].get("/overlay-master/health").expect("health")["epoch"].clone();
+        let before = epoch();
+        assert!(before.is_u64(), "{before}");
+        let mut waiting: Vec<TcpStream> = (0..50)
+            .map(|_| {
+                let mut stream = TcpStream::connect(former.address).expect("a connection");
+                let path = "/overlay-master/state";
+                let request =
+                    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+                stream.write_all(request.as_bytes()).expect("a request");
+                stream
+            })
+            .collect();
+        former.signal(Signal::CONT);
+        let answered_as_leader = waiting.iter_mut().filter_map(|stream| {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an answer");
+            answer.starts_with("HTTP/1.1 200 ").then_some(answer)
+        });
+        assert_eq!(answered_as_leader.count(), 0, "a former leader answers with its state");
+        cluster.masters.push(former);
+        cluster.wait_until("the former leader is not on standby", || {
+            (cluster.masters.last()?.status() == "standby").then_some(())
+        });
+        let epoch =
+            cluster.masters[0].get("/overlay-master/health").expect("health")["epoch"].clone();
+        assert_eq!(epoch, before, "the former leader has begun an epoch");
+    }
+    drop(agents);
+}
+
+/// The servers grant at most 20 ticks. The probes must be more frequent than a deadline that the
+/// servers have shortened.
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn leader_with_shortened_session_timeout_keeps_leading() {
+    let mut cluster = Cluster::start(0);
+    cluster.session = Duration::from_secs(600);
+    cluster.start_master();
+    cluster.wait_for_leader();
+    sleep(TICK * 20 * 3 / 5 + SESSION);
+    let log = fs::read_to_string(cluster.dir.path().join("master-1.log")).expect("a log");
+    assert!(!log.contains("withdrew from the election"), "{log}");
+    assert_eq!(cluster.wait_for_leader(), 0);
 }
 
 #[test]

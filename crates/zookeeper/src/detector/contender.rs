@@ -4,8 +4,9 @@
 //! one session timeout after the last heartbeat that the servers received. This master must stop
 //! leading earlier, by its own clock. So leadership is a lease, which is shorter than the session
 //! timeout. The lease starts when this master *sends* a heartbeat that the leader of the servers
-//! then acknowledges. A master whose process was suspended or swapped out may act as the leader for
-//! a moment. The epoch of the store fences such a master.
+//! then acknowledges. A master whose process was suspended or swapped out does not act as the leader
+//! afterwards: it asks [`Lease`] before it sends anything. The epoch of the store fences what such a
+//! master had sent to the store before.
 //!
 //! A master that hangs must not lead either, although its heartbeats continue. So the candidacy
 //! also ends when no probe of [`Progress`] has passed in time: the znode is deleted, and the session
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use overlay_types::addr::Ensemble;
 use overlay_types::protocol::{Candidate, Leader};
+use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Warnings;
 use overlay_wire::encode_candidate;
 use tokio::runtime::{Builder, Runtime};
@@ -30,13 +32,16 @@ use zookeeper_client::{CreateMode, Error, EventType, OneshotWatcher};
 
 use super::group::MEMBERS_MAX;
 use super::{
-    CANDIDATE_WARNING, ELECTION_FAILURE, Progress, group, open_session, progress_deadline,
+    CANDIDATE_WARNING, ELECTION_FAILURE, Lease, Progress, group, open_session, progress_deadline,
     watch_access,
 };
 use crate::session::{GuardedZnodes, Session, SessionError};
 
 /// Shortest interval between two attempts, as in Mesos.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A candidacy of this length was stable: the next withdrawal has a new cause.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// Interval between two checks of an election that Mesos masters use.
 const MESOS_ELECTION_RETRY_INTERVAL: Duration = Duration::from_secs(30);
@@ -66,6 +71,7 @@ pub struct ElectionWarnings {
 pub struct Contender {
     leading: watch::Receiver<bool>,
     leader: watch::Receiver<Option<Leader>>,
+    lease: Lease,
     withdraw: Arc<Notify>,
     end: Arc<Notify>,
     task: JoinHandle<()>,
@@ -105,19 +111,21 @@ impl Contender {
         let (leading_sender, leading) = watch::channel(false);
         let (leader_sender, leader) = watch::channel(None);
         let (withdraw, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let lease = Lease::new();
         let candidacy = Candidacy {
             ensemble,
             session_timeout,
             candidate: Candidate::own(address, fastrand::u64(..)),
             leading: leading_sender,
             leader: leader_sender,
+            lease: lease.clone(),
             withdraw: Arc::clone(&withdraw),
             end: Arc::clone(&end),
             election_warnings: warnings,
             progress,
         };
         let task = runtime.spawn(candidacy.run());
-        Ok(Self { leading, leader, withdraw, end, task, runtime: Some(runtime) })
+        Ok(Self { leading, leader, lease, withdraw, end, task, runtime: Some(runtime) })
     }
 
     /// Returns a receiver of whether this master leads.
@@ -130,6 +138,12 @@ impl Contender {
     #[must_use]
     pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
         self.leader.clone()
+    }
+
+    /// Returns the lease, which lasts while this master may act as the leader.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.lease.clone()
     }
 
     /// Returns a handle that withdraws the candidacy.
@@ -193,6 +207,7 @@ struct Candidacy {
     candidate: Candidate,
     leading: watch::Sender<bool>,
     leader: watch::Sender<Option<Leader>>,
+    lease: Lease,
     withdraw: Arc<Notify>,
     end: Arc<Notify>,
     election_warnings: ElectionWarnings,
@@ -201,19 +216,32 @@ struct Candidacy {
 
 impl Candidacy {
     async fn run(self) {
+        let mut withdrawals = Repetitions::new();
         loop {
             let began = Instant::now();
             let Err(reason) = self.stand().await;
             self.set_leading(false);
             self.leader.send_replace(None);
+            if began.elapsed() >= STABLE_AFTER {
+                withdrawals.clear();
+            }
             let interval = match reason {
                 StandDown::Resigned => return,
                 StandDown::Withdrawn => {
-                    log::warn!("withdrew from the election: standing behind the other masters");
+                    if let Some(repetition) = withdrawals.note("withdrawn") {
+                        log::warn!(
+                            "withdrew from the election{repetition}: standing behind the other \
+                             masters"
+                        );
+                    }
                     Duration::ZERO
                 }
                 StandDown::Stalled(awaited) => {
-                    log::error!("withdrew from the election: {awaited} does not answer");
+                    if let Some(repetition) = withdrawals.note(&awaited) {
+                        log::error!(
+                            "withdrew from the election{repetition}: {awaited} does not answer"
+                        );
+                    }
                     Duration::ZERO
                 }
                 StandDown::Failed(error) => {
@@ -231,7 +259,7 @@ impl Candidacy {
             let wait = async {
                 sleep(interval).await;
                 if let Some(progress) = &self.progress {
-                    progress.resumed(progress_deadline(self.session_timeout)).await;
+                    progress.resumed().await;
                 }
             };
             tokio::select! {
@@ -251,14 +279,18 @@ impl Candidacy {
     async fn stalled(&self, session: &Session) -> StandDown {
         match &self.progress {
             Some(progress) => {
-                let deadline = progress_deadline(session.timeout());
-                StandDown::Stalled(progress.stalled(deadline).await)
+                // The servers may have granted another timeout than this master requested.
+                progress.set_deadline(progress_deadline(session.timeout()));
+                StandDown::Stalled(progress.stalled().await)
             }
             None => std::future::pending().await,
         }
     }
 
     fn set_leading(&self, leads: bool) {
+        if !leads {
+            self.lease.end();
+        }
         self.leading.send_if_modified(|leading| std::mem::replace(leading, leads) != leads);
     }
 
@@ -405,7 +437,14 @@ impl Candidacy {
             if Instant::now() >= end {
                 return;
             }
-            self.set_leading(*is_first.borrow_and_update());
+            let (is_first_now, leads) = (*is_first.borrow_and_update(), *self.leading.borrow());
+            if is_first_now && leads && !self.lease.renew(end) {
+                return;
+            }
+            if is_first_now && !leads {
+                self.lease.begin(end);
+            }
+            self.set_leading(is_first_now);
             tokio::select! {
                 biased;
                 () = sleep_until(end) => return,

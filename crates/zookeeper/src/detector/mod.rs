@@ -4,6 +4,7 @@ mod contender;
 mod fixed;
 mod follower;
 mod group;
+mod lease;
 mod lookup;
 mod progress;
 
@@ -21,6 +22,7 @@ use crate::session::{GuardedZnodes, Session, SessionError};
 pub use contender::{Contender, ElectionWarnings, Withdrawal};
 pub use fixed::{FixedMaster, FixedMasterError, ResolveError};
 pub use follower::follow_election;
+pub use lease::Lease;
 pub use lookup::{LookupError, find_leader};
 pub use progress::{Progress, progress_deadline};
 

@@ -25,20 +25,32 @@ struct Proof {
     proven: Instant,
     /// What the current probe waits for.
     awaited: String,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// Time without progress after which the process counts as hanging.
+    deadline: Duration,
 }
 
 impl Progress {
-    /// Creates the proof of a process that has just started.
+    /// Creates the proof of a process that has just started. Without a probe for `deadline`, the
+    /// process counts as hanging.
     #[must_use]
-    pub fn new() -> Self {
-        let proof = Proof { proven: Instant::now(), awaited: "the first probe".to_owned() };
+    pub fn new(deadline: Duration) -> Self {
+        let awaited = "the first probe".to_owned();
+        let proof = Proof { proven: Instant::now(), awaited, deadline };
         Self(Arc::new(watch::channel(proof).0))
+    }
+
+    /// Returns the time without progress after which the process counts as hanging.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.0.borrow().deadline
+    }
+
+    /// Changes the deadline.
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.0.send_if_modified(|proof| {
+            proof.deadline = deadline;
+            false
+        });
     }
 
     /// Notes what the current probe waits for, such as `the store`.
@@ -67,29 +79,32 @@ impl Progress {
         });
     }
 
-    /// Returns what the current probe waits for, if no probe has passed for `deadline`.
+    /// Returns what the current probe waits for, if no probe has passed within the deadline.
     #[must_use]
-    pub fn stalled_at(&self, deadline: Duration) -> Option<String> {
+    pub fn awaited_by_stall(&self) -> Option<String> {
         let proof = self.0.borrow();
-        (proof.proven.elapsed() >= deadline).then(|| proof.awaited.clone())
+        (proof.proven.elapsed() >= proof.deadline).then(|| proof.awaited.clone())
     }
 
-    /// Waits until no probe has passed for `deadline`. Returns what the probe waits for.
-    pub async fn stalled(&self, deadline: Duration) -> String {
+    /// Waits until no probe has passed within the deadline. Returns what the probe waits for.
+    pub async fn stalled(&self) -> String {
         loop {
-            if let Some(awaited) = self.stalled_at(deadline) {
+            if let Some(awaited) = self.awaited_by_stall() {
                 return awaited;
             }
-            let end = self.0.borrow().proven + deadline;
+            let end = {
+                let proof = self.0.borrow();
+                proof.proven + proof.deadline
+            };
             sleep_until(end).await;
         }
     }
 
-    /// Waits until a probe has passed within `deadline`.
-    pub async fn resumed(&self, deadline: Duration) {
+    /// Waits until a probe has passed within the deadline.
+    pub async fn resumed(&self) {
         let mut proofs = self.0.subscribe();
         // The sender is this value.
-        let _ = proofs.wait_for(|proof| proof.proven.elapsed() < deadline).await;
+        let _ = proofs.wait_for(|proof| proof.proven.elapsed() < proof.deadline).await;
     }
 }
 
@@ -103,10 +118,11 @@ mod tests {
 
     #[tokio::test]
     async fn progress_stalls_after_deadline_and_resumes_with_a_probe() {
-        let progress = Progress::new();
-        assert_eq!(progress.stalled_at(DEADLINE), None);
+        let progress = Progress::new(DEADLINE * 1000);
+        assert_eq!(progress.awaited_by_stall(), None);
         progress.wait_for("the store");
-        assert_eq!(progress.stalled(DEADLINE).await, "the store");
+        progress.set_deadline(DEADLINE);
+        assert_eq!(progress.stalled().await, "the store");
         let late = Instant::now();
         let prover = progress.clone();
         tokio::spawn(async move {
@@ -114,9 +130,9 @@ mod tests {
             prover.prove(late - DEADLINE);
             prover.prove(Instant::now());
         });
-        progress.resumed(DEADLINE).await;
+        progress.resumed().await;
         assert!(late.elapsed() >= DEADLINE, "an outdated probe proves nothing");
-        assert_eq!(progress.stalled_at(DEADLINE), None);
+        assert_eq!(progress.awaited_by_stall(), None);
     }
 
     #[test]
