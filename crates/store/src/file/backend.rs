@@ -233,3 +233,30 @@ impl StorageBackend for StateBackend {
         self.backend.query_lock_range(start, end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_write_is_no_foreign_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        std::fs::write(&path, "state").unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let file = Arc::new(StateFile::new(file).unwrap());
+        let backend = StateFile::backend(&file).unwrap();
+        let full = || Err(io::ErrorKind::StorageFull.into());
+        assert!(file.write_with(|fingerprint| fingerprint.write(0, b"S"), full).is_err());
+        assert!(file.check(&path).is_ok());
+        let error = backend.write(0, b"S").unwrap_err().to_string();
+        assert_eq!(error, "an earlier write to the file failed");
+        let backend = StateFile::backend(&file).unwrap();
+        backend.write(0, b"S").unwrap();
+        assert!(file.check(&path).is_ok());
+        std::fs::write(&path, "other").unwrap();
+        assert_eq!(backend.write(0, b"S").unwrap_err().to_string(), OVERWRITTEN);
+        assert!(matches!(file.check(&path), Err(Loss::Overwritten)));
+        assert_eq!(std::fs::read(&path).unwrap(), b"other");
+    }
+}

@@ -93,8 +93,15 @@ impl FileStore {
             ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
                 "the work directory must be a directory"
             }
-            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+            // The path exists, since a missing file is created.
+            ErrorKind::NotFound => {
+                "if it is a symbolic link, mount the file system to which it leads"
+            }
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::IsADirectory => {
                 return self.not_a_state(&error.to_string());
+            }
+            _ if Errno::from_io_error(error) == Some(Errno::IO) => {
+                "the disk or its file system fails: see the log of the kernel (`dmesg`)"
             }
             _ => return error.to_string(),
         };

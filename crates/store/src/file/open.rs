@@ -2,11 +2,12 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use redb::backends::InMemoryBackend;
 use redb::{Database, StorageBackend};
+use rustix::fs::OFlags;
 
 use super::CACHE_BYTES;
 use super::backend::StateFile;
@@ -16,18 +17,29 @@ use crate::STATE_BYTES_MAX;
 /// Opens an existing file.
 pub(super) fn open_file(path: &Path) -> Result<StateFile, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
+    refuse_special_file(&file)?;
     restrict_to_owner(&file, path)?;
     Ok(StateFile::new(file)?)
+}
+
+fn refuse_special_file(file: &File) -> Result<(), redb::Error> {
+    if file.metadata()?.is_file() {
+        return Ok(());
+    }
+    Err(redb::Error::Corrupted("it is no regular file".to_owned()))
 }
 
 /// Reads the file at `path`, unless a process has it open as a database. Returns `None` if there is
 /// no file. redb writes even to a database that it only reads, so the caller opens a copy.
 pub(super) fn read_unlocked(path: &Path) -> Result<Option<Vec<u8>>, redb::Error> {
-    let file = match File::open(path) {
+    // Opening a FIFO would wait for a writer.
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
+    refuse_special_file(&file)?;
     // A shared lock: a running master would change the file meanwhile.
     match file.try_lock_shared() {
         Ok(()) => {}

@@ -114,6 +114,26 @@ fn file_without_state_is_refused_unchanged() {
 }
 
 #[test]
+fn special_file_is_refused_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let no_state = "the file is damaged, or no state of an overlay master (";
+    let reason = format!("{no_state}DB corrupted: it is no regular file): ");
+    assert!(open_error(dir.path()).contains(&reason));
+    let error = FileStore::at(dir.path()).read_snapshot().unwrap_err().to_string();
+    assert!(error.contains(&reason), "{error}");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(open_error(dir.path()).contains(no_state));
+    fs::remove_dir(&path).unwrap();
+    std::os::unix::fs::symlink("/nonexistent/state", &path).unwrap();
+    let error = open_error(dir.path());
+    assert!(error.ends_with("mount the file system to which it leads"), "{error}");
+}
+
+#[test]
 fn foreign_database_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     Database::create(dir.path().join(FILE_NAME)).unwrap();
@@ -173,7 +193,8 @@ fn file_system_error_has_remedy() {
     );
     assert_eq!(
         message(5),
-        "file:/state/overlay-master.redb: commit: Input/output error (os error 5)"
+        "file:/state/overlay-master.redb: commit: Input/output error (os error 5): the disk or its \
+         file system fails: see the log of the kernel (`dmesg`)"
     );
 }
 
