@@ -618,7 +618,7 @@ mod tests {
         let inbox = start_with_lease(Lease::new()).await;
         for _ in 0..20 {
             assert!(!leads(&inbox).await);
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

@@ -88,3 +88,49 @@ fn unmounted_or_hidden_state_stops_assignments() {
     assert!(master.stop());
     drop(mounts);
 }
+
+/// Starts a master whose state is on a small file system at `work_dir`.
+fn start_master(host: &Namespace, root: &Path, work_dir: &Path, log: &Path) -> Process {
+    let network = root.join("network.json");
+    fs::write(&network, NETWORK).expect("a network file");
+    let mut command = host.command(PROGRAM);
+    command.args(["master", "--listen", "127.0.0.1:5050"]);
+    command.arg("--config").arg(&network).arg("--work-dir").arg(work_dir);
+    let master = Process::spawn(command, log);
+    wait_for_log(log, "epoch 1 begins", 1);
+    master
+}
+
+#[test]
+#[ignore = "needs root: tests/run host"]
+fn full_disk_is_reported_until_there_is_space() {
+    require_root_and_files(&[]);
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (work_dir, log) = (root.path().join("work"), root.path().join("log"));
+    fs::create_dir(&work_dir).expect("a new directory");
+    let mut tmpfs = Command::new("mount");
+    succeed(tmpfs.args(["-t", "tmpfs", "-o", "size=1m", "mesos-overlay-test"]).arg(&work_dir));
+    let mounts = Mounts(&work_dir);
+    let host = Namespace::new();
+    let master = start_master(&host, root.path(), &work_dir, &log);
+    let filler = work_dir.join("filler");
+    assert!(fs::write(&filler, vec![0; 2 << 20]).is_err(), "the file system is full");
+    // A registration needs a commit. Its body is that of the recorded traffic.
+    let body = root.path().join("body");
+    fs::write(&body, b"\x0a\x09\x08\x01\x10\x01\x18\x01\x20\x8c\x0b").expect("a body");
+    for agent in 2..40 {
+        let mut curl = host.command("curl");
+        curl.args(["-s", "--interface", &format!("127.0.0.{agent}"), "-X", "POST"]);
+        let from = format!("Libprocess-From: overlay-agent@127.0.0.{agent}:5051");
+        curl.args(["-H", &from, "--data-binary", &format!("@{}", body.display())]);
+        let message = "mesos.modules.overlay.internal.RegisterAgentMessage";
+        succeed(curl.arg(format!("http://127.0.0.1:5050/overlay-master/{message}")));
+    }
+    wait_for_log(&log, "No space left on device (os error 28): free some disk space", 1);
+    fs::remove_file(&filler).expect("a file");
+    wait_for_log(&log, "epoch 2 begins", 1);
+    let content = fs::read_to_string(&log).expect("a log");
+    assert!(!content.contains("another process wrote"), "{content}");
+    assert!(master.stop());
+    drop(mounts);
+}

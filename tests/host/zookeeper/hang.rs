@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use zookeeper_client::{Acls, Client, CreateMode};
 
 use super::failover::{Cluster, FAILOVER_MARGIN, Process};
-use super::{SESSION, TICK, now, sleep};
+use super::{SESSION, TICK, now, sleep, suspend};
 
 /// Stopped threads of a process. Dropping this value lets them continue.
 struct StoppedThreads(Vec<Pid>);
@@ -149,6 +149,34 @@ fn resumed_leader_answers_and_stores_nothing() {
             cluster.masters[0].get("/overlay-master/health").expect("health")["epoch"].clone();
         assert_eq!(epoch, before, "the former leader has begun an epoch");
     }
+    drop(agents);
+}
+
+#[test]
+#[ignore = "needs packages: tests/run host"]
+fn session_that_expires_twice_is_reported_twice() {
+    let mut cluster = Cluster::start(1);
+    let agents = [cluster.start_agent(1)];
+    cluster.wait_for_agents(1);
+    for round in 1..=2 {
+        suspend(&cluster.servers, SESSION * 2);
+        let expected =
+            [("master-1.log", "stand for election at"), ("agent-1.log", "find the master at")];
+        for (name, action) in expected {
+            cluster.wait_until("the end of the outage is not logged", || {
+                let log = fs::read_to_string(cluster.dir.path().join(name)).ok()?;
+                let is_logged = |level: &str, text: &str| {
+                    let has_text = |line: &&str| line.contains(level) && line.contains(text);
+                    log.lines().filter(has_text).count() >= round
+                };
+                let resolved = format!("resolved: {action}");
+                (is_logged("ERROR", action) && is_logged("INFO", &resolved)).then_some(())
+            });
+        }
+        cluster.wait_for_leader();
+        cluster.wait_for_agents(1);
+    }
+    cluster.masters.clear();
     drop(agents);
 }
 
