@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_sent_after_the_end_of_the_lease() {
+    async fn ended_lease_stops_replies_until_next_term() {
         let lease = Lease::new();
         lease.begin(Instant::now() + Duration::from_secs(60));
         let inbox = start_with_lease(lease.clone()).await;

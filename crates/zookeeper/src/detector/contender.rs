@@ -230,8 +230,8 @@ impl Candidacy {
                 StandDown::Withdrawn => {
                     if let Some(repetition) = withdrawals.note("withdrawn") {
                         log::warn!(
-                            "withdrew from the election{repetition}: standing behind the other \
-                             masters"
+                            "withdrew from the election: standing behind the other \
+                             masters{repetition}"
                         );
                     }
                     Duration::ZERO
@@ -239,7 +239,7 @@ impl Candidacy {
                 StandDown::Stalled(awaited) => {
                     if let Some(repetition) = withdrawals.note(&awaited) {
                         log::error!(
-                            "withdrew from the election{repetition}: {awaited} does not answer"
+                            "withdrew from the election: {awaited} does not answer{repetition}"
                         );
                     }
                     Duration::ZERO
