@@ -262,3 +262,33 @@ fn report_of_other_process_on_agent_host_is_dropped() {
     assert_eq!(counters.agent_registered_messages_dropped, 1);
     assert_eq!(counters.agent_registered_acknowledgements_sent, 0);
 }
+
+/// A load proves nothing about writes: a state that can be read and not written is not read again
+/// every second.
+#[test]
+fn store_backoff_grows_until_commit_or_minute_of_work() {
+    let mut candidate = Candidate::new();
+    candidate.after(Event::Leading(true));
+    candidate.after(loaded(1, 0));
+    let fail = |candidate: &mut Candidate| {
+        let (store, reason) = ("zk://a/x".to_owned(), "too large".to_owned());
+        let error = StoreError::Failed { store, action: "commit", reason };
+        candidate.after(Event::StoreLost(error));
+        let due = candidate.master.next_timeout().expect("another load");
+        let wait = due - candidate.now.elapsed;
+        candidate.now.elapsed = due;
+        assert_eq!(candidate.after(Event::Timeout), ["load"]);
+        candidate.after(loaded(2, 0));
+        wait
+    };
+    let first = Duration::from_secs(1);
+    assert!(fail(&mut candidate) <= first);
+    let waits: Vec<Duration> = (0..4).map(|_| fail(&mut candidate)).collect();
+    assert!(waits[3] >= first * 8, "{waits:?}");
+    candidate.register(1);
+    candidate.after(committed(1));
+    assert!(fail(&mut candidate) <= first, "a commit succeeded");
+    assert!(fail(&mut candidate) >= first);
+    candidate.now.elapsed += Duration::from_secs(60);
+    assert!(fail(&mut candidate) <= first, "the state was in use for a minute");
+}
