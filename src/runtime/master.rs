@@ -521,8 +521,8 @@ mod tests {
         let network = overlay_config::parse_master("", include_str!("../../docs/network.json"));
         let network = Arc::new(network.unwrap().0.network);
         let options = MasterOptions {
-            settings: Settings { network, reuse_after: std::time::Duration::ZERO },
-            store: Box::new(overlay_store::MemoryStore::new()),
+            settings: Settings { network, reuse_after: Duration::ZERO },
+            store: Box::new(MemoryStore::new()),
             leading: None,
             leader: None,
             lease: None,
