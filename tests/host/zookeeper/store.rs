@@ -335,7 +335,7 @@ fn incomplete_state_is_named_with_its_missing_part() {
              remove it (`deleteall /fix/state`): the masters then start with an empty state"
         )
     };
-    for path in ["/fix/state/pending", "/fix/state/agents/07", "/fix/state/head"] {
+    for path in ["/fix/state/pending", "/fix/state/agents/7", "/fix/state/head"] {
         remove(path).expect("removed");
         assert_eq!(load_error(), damaged(path));
     }
