@@ -85,23 +85,30 @@ struct ApplyRun<'a> {
 impl ApplyRun<'_> {
     /// Sends the pending operations and records their results.
     fn flush(&mut self, batch: &mut Batch, pending: &mut Vec<Operation>) {
-        let errors = match self.netlink.run(batch) {
-            Ok(errors) => errors,
-            Err(error) => {
-                log::warn!("lost the kernel's answers: {error}: the kernel's state is read again");
-                self.result.is_stale = true;
-                let _ = self.netlink.drain();
-                Vec::new()
+        match self.netlink.run(batch) {
+            Ok(errors) => {
+                let mut errors = errors.into_iter().peekable();
+                for (index, operation) in pending.drain(..).enumerate() {
+                    match errors.next_if(|error| error.index == index) {
+                        None => self.result.done.push(operation),
+                        Some(error) => self.result.add_error(operation, error),
+                    }
+                }
             }
-        };
-        batch.clear();
-        let mut errors = errors.into_iter().peekable();
-        for (index, operation) in pending.drain(..).enumerate() {
-            match errors.next_if(|error| error.index == index) {
-                None => self.result.done.push(operation),
-                Some(error) => self.result.add_error(operation, error),
-            }
+            Err(error) => self.lose_answers(pending, &error),
         }
+        batch.clear();
+    }
+
+    /// Records operations whose answers were lost: they took effect or not, so they count as failed
+    /// until the kernel's state is read again.
+    fn lose_answers(&mut self, pending: &mut Vec<Operation>, error: &io::Error) {
+        log::warn!("lost the kernel's answers: {error}: the kernel's state is read again");
+        self.result.is_stale = true;
+        // What cannot be drained has the sequence number of an earlier request, and is ignored.
+        let _ = self.netlink.drain();
+        let lost = pending.drain(..).map(|operation| Failure::unanswered(operation, error));
+        self.result.failures.extend(lost);
     }
 
     /// Adopts the routes that exist already and use one of our devices: an earlier dataplane made
@@ -112,7 +119,11 @@ impl ApplyRun<'_> {
         }
         let mut existing = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            existing.extend(routes(self.netlink, family, None).unwrap_or_default());
+            match routes(self.netlink, family, None) {
+                Ok(routes) => existing.extend(routes),
+                // The failures stay. The next verification tries again.
+                Err(error) => log::warn!("read the routes that exist already: {error}"),
+            }
         }
         let mut batch = Batch::default();
         let mut pending = Vec::new();
@@ -176,7 +187,7 @@ impl ApplyRun<'_> {
                         self.result.add_error(operation, error);
                         return;
                     }
-                    Err(error) => Err(error),
+                    Err(error) => return self.lose_answers(&mut vec![operation], &error),
                 }
             }
         };
@@ -210,6 +221,7 @@ impl ApplyRun<'_> {
             (_, Some(Some(index))) => index,
             (_, Some(None)) => {
                 self.result.is_stale = true;
+                self.result.failures.push(Failure::without_device(operation.clone()));
                 return false;
             }
         };
@@ -451,5 +463,57 @@ fn write_route(
     if let Some(Hop::Via { gateway, .. }) = hop {
         batch.address(RTA_GATEWAY, *gateway);
         batch.attribute(RTA_OIF, &index.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_sys::protocols::NETLINK_ROUTE;
+    use rustix::net::sockopt;
+
+    use super::*;
+
+    /// Operations on a device that does not exist, so that the kernel refuses each, and the
+    /// operation changes nothing.
+    fn removals(count: u8) -> (Indices, Vec<Operation>) {
+        let device: DeviceName = "vtep1024".parse().unwrap();
+        let indices = Indices::from([(device.clone(), 0x7fff_ffff)]);
+        let remove = |last| Operation::RemoveNeighbor(device.clone(), [192, 0, 2, last].into());
+        (indices, (0..count).map(remove).collect())
+    }
+
+    #[test]
+    fn lost_answers_are_failures() {
+        let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
+        // The smallest buffer of the kernel holds only some of the answers.
+        sockopt::set_socket_recv_buffer_size(netlink.borrowed(), 1).unwrap();
+        let (mut indices, operations) = removals(200);
+        let result = apply(&mut netlink, &mut indices, operations.clone());
+        assert!(result.is_stale && result.done.is_empty(), "{result:?}");
+        let failed: Vec<_> = result.failures.iter().map(|failure| &failure.operation).collect();
+        assert_eq!(failed, operations.iter().collect::<Vec<_>>());
+        assert_eq!(
+            result.failures[0].to_string(),
+            "remove neighbor 192.0.2.0 on vtep1024: the kernel's answer was lost (no buffer space \
+             available): the next verification tries again"
+        );
+        // The next answers belong to the next requests.
+        let (_, operations) = removals(1);
+        let result = apply(&mut netlink, &mut indices, operations);
+        assert!(!result.is_stale, "{result:?}");
+        assert_eq!(result.done.len() + result.failures.len(), 1);
+    }
+
+    #[test]
+    fn operation_on_missing_device_is_failure() {
+        let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
+        let (_, operations) = removals(1);
+        let result = apply(&mut netlink, &mut Indices::new(), operations);
+        assert!(result.is_stale && result.done.is_empty(), "{result:?}");
+        assert_eq!(
+            result.failures[0].to_string(),
+            "remove neighbor 192.0.2.0 on vtep1024: another program removed the device: the next \
+             verification tries again"
+        );
     }
 }

@@ -49,6 +49,18 @@ impl Failure {
         Self { operation, errno: Some(errno), reason, holder: None }
     }
 
+    /// Creates a failure of an operation whose answer was lost.
+    pub(super) fn unanswered(operation: Operation, error: &io::Error) -> Self {
+        let reason = format!("the kernel's answer was lost ({})", describe(error));
+        Self { operation, errno: None, reason, holder: None }
+    }
+
+    /// Creates a failure of an operation whose device is missing.
+    pub(super) fn without_device(operation: Operation) -> Self {
+        let reason = "another program removed the device".to_owned();
+        Self { operation, errno: None, reason, holder: None }
+    }
+
     pub(super) fn io(operation: Operation, error: &io::Error) -> Self {
         let errno = Errno::from_io_error(error);
         Self { operation, errno, reason: describe(error), holder: None }
