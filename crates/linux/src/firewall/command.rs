@@ -2,6 +2,7 @@
 //! for any number of rules.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::time::Duration;
 
 use crate::subprocess::{SubprocessError, find_system_program, run_blocking};
@@ -72,30 +73,80 @@ fn remedy(message: &str) -> &'static str {
     }
 }
 
-/// Returns whether the program exists.
-pub(super) fn has(program: &str) -> bool {
-    find_system_program(program).is_some()
+impl FirewallError {
+    /// Returns whether a program failed because the kernel lacks what the program configures. Then
+    /// the host has no such rules. Every other failure leaves open which rules the host has.
+    pub(super) fn is_unsupported(&self) -> bool {
+        const UNSUPPORTED: [&str; 4] = [
+            "not supported",
+            "invalid argument",
+            // iptables, with the reason "Table does not exist".
+            "can't initialize",
+            // ipset
+            "cannot open session to kernel",
+        ];
+        let Self::Refused { message, .. } = self else { return false };
+        let message = message.to_lowercase();
+        let is_forbidden =
+            message.contains("not permitted") || message.contains("permission denied");
+        !is_forbidden && UNSUPPORTED.iter().any(|text| message.contains(text))
+    }
+
+    /// Returns whether a dry run of nft failed because nft or the kernel lacks a feature of our
+    /// rules.
+    pub(super) fn lacks_feature(&self) -> bool {
+        const MISSING: [&str; 2] = ["no such file or directory", "syntax error"];
+        let Self::Refused { message, .. } = self else { return false };
+        let message = message.to_lowercase();
+        self.is_unsupported() || MISSING.iter().any(|text| message.contains(text))
+    }
 }
 
-/// Runs a program and returns its output. Any exit status other than 0 is an error.
-pub(super) fn run(
-    program: &'static str,
-    arguments: &[&str],
-    input: &str,
-) -> Result<String, FirewallError> {
-    let path = find_system_program(program).ok_or(FirewallError::ProgramNotFound(program))?;
-    let command = format!("{program} {}", arguments.join(" "));
-    let arguments = arguments.iter().map(OsStr::new);
-    match run_blocking(&path, arguments, input.as_bytes(), TIMEOUT) {
-        Ok(output) if output.success => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(output) => {
-            Err(FirewallError::Refused { command, message: output.error_line(&["Error: "]) })
+/// Runs the programs of the firewall.
+pub(super) trait Tools: fmt::Debug + Send {
+    /// Returns whether the program exists.
+    fn has(&self, program: &str) -> bool;
+
+    /// Runs a program and returns its output. Any exit status other than 0 is an error.
+    fn run(
+        &self,
+        program: &'static str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String, FirewallError>;
+}
+
+/// The programs of this host.
+#[derive(Debug)]
+pub(super) struct SystemTools;
+
+impl Tools for SystemTools {
+    fn has(&self, program: &str) -> bool {
+        find_system_program(program).is_some()
+    }
+
+    fn run(
+        &self,
+        program: &'static str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String, FirewallError> {
+        let path = find_system_program(program).ok_or(FirewallError::ProgramNotFound(program))?;
+        let command = format!("{program} {}", arguments.join(" "));
+        let arguments = arguments.iter().map(OsStr::new);
+        match run_blocking(&path, arguments, input.as_bytes(), TIMEOUT) {
+            Ok(output) if output.success => {
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+            Ok(output) => {
+                Err(FirewallError::Refused { command, message: output.error_line(&["Error: "]) })
+            }
+            Err(SubprocessError::NotFound) => Err(FirewallError::ProgramNotFound(program)),
+            Err(SubprocessError::Start(error) | SubprocessError::Io(error)) => {
+                Err(FirewallError::Start { command, reason: error.to_string() })
+            }
+            Err(SubprocessError::TimedOut) => Err(FirewallError::TimedOut { command }),
+            Err(SubprocessError::TooMuchOutput) => Err(FirewallError::TooMuchOutput { command }),
         }
-        Err(SubprocessError::NotFound) => Err(FirewallError::ProgramNotFound(program)),
-        Err(SubprocessError::Start(error) | SubprocessError::Io(error)) => {
-            Err(FirewallError::Start { command, reason: error.to_string() })
-        }
-        Err(SubprocessError::TimedOut) => Err(FirewallError::TimedOut { command }),
-        Err(SubprocessError::TooMuchOutput) => Err(FirewallError::TooMuchOutput { command }),
     }
 }

@@ -20,6 +20,9 @@ pub(super) const INPUT: &str = "MESOS-OVERLAY-IN";
 /// Chain that masquerades.
 pub(super) const MASQUERADE: &str = "MESOS-OVERLAY";
 
+/// Docker's chain for the rules of other programs. Docker evaluates it before its other chains.
+pub(super) const DOCKER_USER: &str = "DOCKER-USER";
+
 /// All managed chains.
 pub(super) const CHAINS: [&str; 4] = [FORWARD, EXTERNAL, INPUT, MASQUERADE];
 /// Suffix of the temporary set that is filled and then swapped in.
@@ -34,6 +37,48 @@ pub(super) enum Scope {
     Everything,
 }
 
+/// A rule that jumps from a foreign chain to a managed chain.
+#[derive(Debug)]
+pub(super) struct Jump {
+    pub(super) table: &'static str,
+    pub(super) from: &'static str,
+    /// `-I` for the beginning of the chain, `-A` for its end.
+    position: &'static str,
+    pub(super) to: &'static str,
+    /// The scope that needs the jump.
+    scope: Scope,
+}
+
+/// All jumps. Docker inserts its chains before the first jump, so `DOCKER-USER` gets a jump as
+/// well.
+pub(super) const JUMPS: [Jump; 5] = {
+    use Scope::{Everything, Forward};
+    const fn jump(
+        table: &'static str,
+        from: &'static str,
+        position: &'static str,
+        to: &'static str,
+        scope: Scope,
+    ) -> Jump {
+        Jump { table, from, position, to, scope }
+    }
+    [
+        jump("filter", "FORWARD", "-I", FORWARD, Forward),
+        jump("filter", DOCKER_USER, "-I", FORWARD, Forward),
+        jump("filter", "FORWARD", "-A", EXTERNAL, Forward),
+        jump("filter", "INPUT", "-I", INPUT, Everything),
+        jump("nat", "POSTROUTING", "-I", MASQUERADE, Everything),
+    ]
+};
+
+/// Returns whether a set is ours. A crash may leave a temporary set behind.
+pub(super) fn is_own_set(name: &str) -> bool {
+    [Family::V4, Family::V6].map(agents_set).iter().any(|set| {
+        let suffix = name.strip_prefix(set);
+        suffix.is_some_and(|suffix| suffix.is_empty() || suffix == TEMPORARY_SUFFIX)
+    })
+}
+
 /// Returns the name of the ipset with the addresses of agents.
 pub(super) const fn agents_set(family: Family) -> &'static str {
     match family {
@@ -42,8 +87,9 @@ pub(super) const fn agents_set(family: Family) -> &'static str {
     }
 }
 
-/// Returns the chains as input of `iptables-restore --noflush`, which replaces them atomically.
-pub(super) fn script(rules: &Ruleset, family: Family, scope: Scope) -> String {
+/// Returns the chains, and those of the `missing` jumps that the scope needs, as input of
+/// `iptables-restore --noflush`, which replaces each table's chains atomically.
+pub(super) fn script(rules: &Ruleset, family: Family, scope: Scope, missing: &[&Jump]) -> String {
     let spaces = rules.subnets(family, None);
     let mut filter = format!("*filter\n:{FORWARD} - [0:0]\n:{EXTERNAL} - [0:0]\n");
     if scope == Scope::Everything && rules.isolate {
@@ -62,6 +108,7 @@ pub(super) fn script(rules: &Ruleset, family: Family, scope: Scope) -> String {
         let _ = writeln!(filter, "-A {EXTERNAL} -d {space} {established} -j ACCEPT");
     }
     if scope == Scope::Forward {
+        add_jumps(&mut filter, "filter", scope, missing);
         return filter + "COMMIT\n";
     }
     let _ = writeln!(filter, ":{INPUT} - [0:0]");
@@ -72,8 +119,20 @@ pub(super) fn script(rules: &Ruleset, family: Family, scope: Scope) -> String {
             let _ = writeln!(filter, "-A {INPUT} -p udp --dport {port} {unknown} -j DROP");
         }
     }
+    add_jumps(&mut filter, "filter", scope, missing);
     filter.push_str("COMMIT\n");
-    filter + &masquerade(rules, &spaces)
+    let mut nat = masquerade(rules, &spaces);
+    add_jumps(&mut nat, "nat", scope, missing);
+    filter + &nat + "COMMIT\n"
+}
+
+fn add_jumps(text: &mut String, table: &str, scope: Scope, missing: &[&Jump]) {
+    let is_needed = |jump: &&&Jump| {
+        jump.table == table && (scope == Scope::Everything || jump.scope == Scope::Forward)
+    };
+    for Jump { from, position, to, .. } in missing.iter().filter(is_needed) {
+        let _ = writeln!(text, "{position} {from} -j {to}");
+    }
 }
 
 fn isolate(filter: &mut String, rules: &Ruleset, family: Family) {
@@ -101,7 +160,7 @@ fn masquerade(rules: &Ruleset, spaces: &[Subnet]) -> String {
             let _ = writeln!(nat, "-A {MASQUERADE} -s {space} -j MASQUERADE");
         }
     }
-    nat + "COMMIT\n"
+    nat
 }
 
 /// Returns the set of agents as input of `ipset restore`. A temporary set is filled and then

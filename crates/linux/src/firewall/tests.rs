@@ -8,7 +8,7 @@ use overlay_types::tunnel::{Desired, OverlaySubnets, Peer, VxlanDevice};
 
 use super::*;
 
-fn desired() -> Desired {
+pub(super) fn desired() -> Desired {
     let device = DeviceName::vtep(Vni::DEFAULT);
     let space = |overlay: &str, whole: &[&str]| OverlaySubnets {
         overlay: overlay.parse().unwrap(),
@@ -76,7 +76,7 @@ fn options_remove_and_add_rules() {
 #[test]
 fn iptables_script_has_own_chains() {
     let rules = Ruleset::new(&desired(), Options { isolate: true, ..Options::default() });
-    let script = iptables::script(&rules, Family::V6, Scope::Everything);
+    let script = iptables::script(&rules, Family::V6, Scope::Everything, &[]);
     assert_eq!(
         script,
         "*filter\n:MESOS-OVERLAY - [0:0]\n:MESOS-OVERLAY-OUT - [0:0]\n\
@@ -92,7 +92,7 @@ fn iptables_script_has_own_chains() {
          -A MESOS-OVERLAY -d fd01:b::/64 -j RETURN\n\
          -A MESOS-OVERLAY -s fd01:b::/64 -j MASQUERADE\nCOMMIT\n"
     );
-    let script = iptables::script(&rules, Family::V4, Scope::Everything);
+    let script = iptables::script(&rules, Family::V4, Scope::Everything, &[]);
     assert!(script.contains("-A MESOS-OVERLAY -s 192.168.0.0/17 -d 192.168.128.0/17 -j DROP\n"));
     assert_eq!(
         iptables::sets(&rules, Family::V4),
@@ -147,7 +147,7 @@ fn agent_changes_touch_only_changed_agents() {
 #[test]
 fn error_names_remedy() {
     assert_eq!(
-        run("no-such-nft", &[], "").unwrap_err().to_string(),
+        SystemTools.run("no-such-nft", &[], "").unwrap_err().to_string(),
         "firewall: program 'no-such-nft' not found: install nftables, or iptables and ipset, or \
          set firewall to none"
     );
