@@ -156,6 +156,7 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
         device,
         whole: subnets_of_overlay.to_vec(),
         own: subnets(own).to_vec(),
+        bridges: Vec::new(),
     };
     let peers = (1..=last).filter(|number| *number != own);
     let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
@@ -339,7 +340,7 @@ impl Pair {
             host.inside(|| {
                 let backend = Backend::detect().expect("a firewall backend");
                 let result = Firewall::new(backend)
-                    .verify(&Ruleset::new(&desired_state, Options::default()));
+                    .verify(&Ruleset::new(&desired_state, &Options::default()));
                 result.expect("root may create rules");
             });
         }

@@ -22,7 +22,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::container_networks::ContainerNetworks;
-use super::dataplane_thread::{DataplaneOptions, DataplaneThread, Job};
+use super::dataplane_thread::{DataplaneThread, Job};
+use super::dataplane_worker::{DataplaneOptions, HostNetwork};
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::own_address::{self, AddressRemedy};
 use super::service_tasks::ServiceTasks;
@@ -191,7 +192,8 @@ impl AgentHost {
             None
         } else {
             let programs = settings.tunnel.programs;
-            Some(DataplaneThread::start(dataplane, programs, inbox.clone())?)
+            let create = move |wake| HostNetwork::new(dataplane.clone(), wake);
+            Some(DataplaneThread::start(create, programs, inbox.clone())?)
         };
         let mut networks =
             ContainerNetworks::new(cni, docker, settings.manages_docker(), inbox.clone());

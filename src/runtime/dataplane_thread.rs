@@ -1,81 +1,52 @@
-//! The thread that inspects and programs the network of the host for the agent. Netlink and the
-//! firewall commands block. The same thread listens for foreign changes.
+//! The thread that works on the network of the host for the agent: its calls block. A panic of the
+//! work is reported, counted, and followed by a new start.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{io, thread};
 
-use overlay_config::{DataplaneConfig, FirewallKind};
 use overlay_engine::agent::{Agent, Event, Programmed, Scope};
-use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
-use overlay_linux::firewall::{self, Backend, Firewall, FirewallError, Outcome, Ruleset};
-use overlay_linux::host::{HostError, HostLock, HostSettings};
-use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Collision, Desired, Fault};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::inbox::Inbox;
 
-/// The options of the dataplane.
-#[derive(Debug, Clone)]
-pub struct DataplaneOptions {
-    /// The backend of the firewall rules. `None` selects the best available backend.
-    pub firewall: Option<Backend>,
-    /// The options of the firewall rules.
-    pub rules: firewall::Options,
-    /// Whether the agent manages the settings of the host. Otherwise the operator manages them.
-    pub host_settings: bool,
-    /// The directory of the former host settings, and of the lock of the agent that programs the
-    /// host.
-    pub state_dir: PathBuf,
-}
-
-impl DataplaneOptions {
-    /// Returns the options of the configuration.
-    #[must_use]
-    pub fn new(config: &DataplaneConfig) -> Self {
-        Self {
-            firewall: match config.firewall {
-                FirewallKind::Auto => None,
-                FirewallKind::Nftables => Some(Backend::Nftables),
-                FirewallKind::Iptables => Some(Backend::Iptables),
-                FirewallKind::None => Some(Backend::None),
-            },
-            rules: firewall::Options {
-                masquerade: config.masquerade,
-                known_agents_only: config.known_agents_only,
-                isolate: config.isolate_overlays,
-            },
-            host_settings: config.host_settings,
-            state_dir: config.state_dir.clone(),
-        }
-    }
-
-    /// Warns if an earlier agent has programmed this host. An agent without a dataplane does not
-    /// maintain that state, and outdated state drops packets.
-    pub(super) fn warn_stale_dataplane(&self) {
-        if HostLock::is_stale(&self.state_dir) {
-            log::warn!(
-                "an agent with dataplane vxlan has programmed this host ({}), and no agent \
-                 maintains that dataplane now: until a reboot its firewall drops packets of agents \
-                 that join later: stop this agent and run `mesos-overlay clean`, or set dataplane \
-                 to vxlan again",
-                HostLock::path_in(&self.state_dir).display()
-            );
-        }
-    }
-}
+/// Wait after a panic outside of a job. The agent delays further attempts at a job itself.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// The failure of a job that panicked.
+const PANICKED: &str = "the dataplane thread panicked, which is a defect: it starts again, and the \
+                        agent tries again: report the lines of the log with 'panic'";
 
 /// A job of the dataplane thread.
 #[derive(Debug)]
 pub(super) enum Job {
     Inspect { attempt: u64, claims: Arc<Desired> },
     Program { attempt: u64, desired: Arc<Desired>, scope: Scope },
+}
+
+/// What the thread does. All calls but [`Self::listen`] return soon.
+pub(super) trait Work {
+    /// Takes the lock of the host before the first job, so that `clean` refuses a host whose agent
+    /// waits for its master.
+    fn lock_early(&mut self);
+
+    /// Returns the addresses of the managed devices that an earlier process left. Without them the
+    /// agent does not notice that another agent has its VTEP address, until it has an assignment.
+    fn find_vteps(&mut self) -> Vec<IpAddr>;
+
+    /// Returns the conflicts of the desired state with objects of the host.
+    fn inspect(&mut self, claims: &Desired) -> Result<Vec<Collision>, String>;
+
+    /// Programs the desired state.
+    fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed;
+
+    /// Waits for a job or a foreign change. Returns the scope of a change.
+    fn listen(&mut self) -> Option<Scope>;
 }
 
 /// The dataplane thread. Dropping it finishes the queued jobs. The programmed dataplane stays.
@@ -87,21 +58,31 @@ pub(super) struct DataplaneThread {
 }
 
 impl DataplaneThread {
-    /// Starts the thread in the network namespace of the calling thread. Without `programs`, the
-    /// thread only inspects the host.
+    /// Starts the thread in the network namespace of the calling thread. `create` creates the work
+    /// at the start and after each panic; it gets a descriptor that is readable when a job is
+    /// queued. Without `programs`, the thread only inspects the host.
     ///
     /// # Errors
     /// When the thread or the eventfd cannot be created.
-    pub(super) fn start(
-        options: DataplaneOptions,
+    pub(super) fn start<W: Work>(
+        create: impl Fn(Arc<OwnedFd>) -> W + Send + 'static,
         programs: bool,
         inbox: Inbox<Agent>,
     ) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (jobs, receiver) = mpsc::channel();
-        let worker = Worker::new(options, inbox, Arc::clone(&wake));
-        let work = move || worker.run(programs, &receiver);
-        let thread = thread::Builder::new().name("overlay-tunnel".to_owned()).spawn(work)?;
+        let shared = Arc::clone(&wake);
+        let supervise = move || {
+            let mut start = programs.then_some(Task::Begin);
+            loop {
+                let mut work = create(Arc::clone(&shared));
+                match run(&mut work, &inbox, &receiver, start.take()) {
+                    Ended::Closed => return,
+                    Ended::Panicked(task) => report_panic(&inbox, &task),
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("overlay-tunnel".to_owned()).spawn(supervise)?;
         Ok(Self { jobs: Some(jobs), wake, thread: Some(thread) })
     }
 
@@ -133,258 +114,173 @@ impl Drop for DataplaneThread {
     }
 }
 
-struct Worker {
-    options: DataplaneOptions,
-    inbox: Inbox<Agent>,
-    wake: Arc<OwnedFd>,
-    /// The lock of the host. The thread takes the lock at its start, or in the first job while no
-    /// other process holds it.
-    lock: Option<HostLock>,
-    dataplane: Option<Dataplane>,
-    firewall: Option<Firewall>,
-    /// The error of the last attempt to apply the host settings.
-    settings_error: Option<HostError>,
-    listeners: ChangeListeners,
+/// One step of the thread.
+#[derive(Debug)]
+enum Task {
+    Begin,
+    Job(Job),
+    Listen,
 }
 
-/// The monitors of foreign changes, and the changes that were reported since the last job.
-#[derive(Default)]
-struct ChangeListeners {
-    kernel: Option<dataplane::Monitor>,
-    rules: Option<firewall::Monitor>,
-    watch: Watch,
-    reported_kernel: bool,
-    reported_rules: bool,
-    /// The errors of the monitors.
-    errors: Repetitions,
+/// Why a run of the work has ended.
+enum Ended {
+    /// The owner of the thread has dropped it.
+    Closed,
+    /// The task panicked.
+    Panicked(Task),
 }
 
-impl Worker {
-    fn new(options: DataplaneOptions, inbox: Inbox<Agent>, wake: Arc<OwnedFd>) -> Self {
-        Self {
-            options,
-            inbox,
-            wake,
-            lock: None,
-            dataplane: None,
-            firewall: None,
-            settings_error: None,
-            listeners: ChangeListeners::default(),
-        }
-    }
-
-    fn run(mut self, programs: bool, jobs: &mpsc::Receiver<Job>) {
-        if programs {
-            // Takes the lock early, so that `clean` refuses a host whose agent waits for its
-            // master. If the lock is held by another process, the first job reports that.
-            let _ = self.acquire_lock();
-            self.find_vteps();
-        }
-        loop {
-            match jobs.try_recv() {
-                Ok(Job::Inspect { attempt, claims }) => {
-                    let result = self.inspect(&claims).map_err(|error| error.to_string());
-                    self.inbox.send_blocking(Event::Inspected { attempt, result });
-                }
-                Ok(Job::Program { attempt, desired, scope }) => {
-                    let result = self.program(&desired, scope);
-                    self.listeners.drop_own_events();
-                    self.inbox.send_blocking(Event::Programmed { attempt, result });
-                }
-                Err(TryRecvError::Empty) => self.listen(),
-                Err(TryRecvError::Disconnected) => return,
-            }
-        }
-    }
-
-    /// Takes the lock of the host: only one agent at a time may program the host.
-    fn acquire_lock(&mut self) -> Result<(), HostError> {
-        // Another agent may hold the lock of a file that replaced the locked file.
-        if self.lock.take_if(|lock| !lock.is_at_its_path()).is_some() {
-            let path = HostLock::path_in(&self.options.state_dir);
-            log::warn!(
-                "{}: the lock file was removed or replaced: locking it again",
-                path.display()
-            );
-        }
-        if self.lock.is_none() {
-            self.lock = Some(HostLock::acquire(&self.options.state_dir)?);
-        }
-        Ok(())
-    }
-
-    fn dataplane(&mut self) -> Result<&mut Dataplane, DataplaneError> {
-        match &mut self.dataplane {
-            Some(dataplane) => Ok(dataplane),
-            none => Ok(none.insert(Dataplane::open()?)),
-        }
-    }
-
-    /// Sends the addresses of the managed devices that an earlier process left. Without them the
-    /// agent does not notice that another agent has its VTEP address, until it has an assignment.
-    fn find_vteps(&mut self) {
-        let observed =
-            self.dataplane().and_then(|dataplane| dataplane.observe(&Desired::default()));
-        match observed {
-            Ok(observed) => {
-                let devices = observed.state.devices.into_values();
-                let addresses = devices.flat_map(|device| device.addresses);
-                let vteps = addresses.map(|address| address.address()).collect();
-                self.inbox.send_blocking(Event::FoundVteps(vteps));
-            }
-            Err(error) => log::warn!("find the devices of an earlier agent: {error}"),
-        }
-    }
-
-    fn inspect(&mut self, claims: &Desired) -> Result<Vec<Collision>, DataplaneError> {
-        self.dataplane()?.collisions(claims)
-    }
-
-    fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed {
-        // Opens the monitors before the state is read, so that no change is missed.
-        self.listeners.open();
-        let mut result = Programmed::default();
-        if let Err(error) = self.acquire_lock() {
-            result.faults.push(Fault::of_host(error));
-            return result;
-        }
-        self.apply_rules(desired, scope, &mut result);
-        if self.options.host_settings && scope == Scope::Everything {
-            self.apply_settings(desired, &mut result);
-        }
-        // A job of any scope reports this error until the settings are applied.
-        result.faults.extend(self.settings_error.as_ref().map(Fault::of_host));
-        match self.apply_kernel(desired, scope) {
-            Ok(report) => {
-                result.faults.extend(report.faults());
-                result.add(report.done.iter());
-            }
-            Err(error) => result.faults.push(Fault::of_host(error)),
-        }
-        result
-    }
-
-    fn apply_settings(&mut self, desired: &Desired, result: &mut Programmed) {
-        let settings = HostSettings::new(&self.options.state_dir);
-        let applied = match self.settings_error {
-            Some(HostError::Reload { .. }) => settings.retry(desired),
-            _ => settings.apply(desired),
+/// Executes jobs, and listens for changes in between, until the queue of jobs is closed.
+fn run(
+    work: &mut impl Work,
+    inbox: &Inbox<Agent>,
+    jobs: &mpsc::Receiver<Job>,
+    first: Option<Task>,
+) -> Ended {
+    let mut next = first;
+    loop {
+        let task = match next.take() {
+            Some(task) => task,
+            None => match jobs.try_recv() {
+                Ok(job) => Task::Job(job),
+                Err(TryRecvError::Empty) => Task::Listen,
+                Err(TryRecvError::Disconnected) => return Ended::Closed,
+            },
         };
-        self.settings_error = applied.as_ref().err().cloned();
-        result.add(applied.unwrap_or_default().into_iter());
-    }
-
-    fn apply_kernel(
-        &mut self,
-        desired: &Arc<Desired>,
-        scope: Scope,
-    ) -> Result<Report, DataplaneError> {
-        let dataplane = self.dataplane()?;
-        let report =
-            if scope.has_kernel() { dataplane.verify(desired) } else { dataplane.update(desired) };
-        self.listeners.watch = self.dataplane()?.watch(desired);
-        report
-    }
-
-    fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) {
-        let rules = Ruleset::new(desired, self.options.rules);
-        let outcome = self.firewall().and_then(|firewall| {
-            if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
-        });
-        match outcome {
-            Ok(Outcome::Unchanged) => {}
-            Ok(Outcome::Made | Outcome::Repaired) => {
-                let action = if rules.is_empty() { "removed" } else { "installed" };
-                result.add(std::iter::once(format!("{action} the firewall rules")));
-            }
-            Err(error) => result.faults.push(Fault::of_host(error)),
-        }
-    }
-
-    fn firewall(&mut self) -> Result<&mut Firewall, FirewallError> {
-        match &mut self.firewall {
-            Some(firewall) => Ok(firewall),
-            none => {
-                let backend = match self.options.firewall {
-                    Some(backend) => backend,
-                    None => Backend::detect()?,
-                };
-                Ok(none.insert(Firewall::new(backend)))
-            }
-        }
-    }
-
-    /// Waits for a job or a relevant foreign change.
-    fn listen(&mut self) {
-        match self.listeners.wait(&self.wake) {
-            Ok(Some(scope)) => self.inbox.send_blocking(Event::Drifted(scope)),
+        match catch_unwind(AssertUnwindSafe(|| execute(work, &task))) {
+            Ok(Some(event)) => inbox.send_blocking(event),
             Ok(None) => {}
-            Err(error) => self.listeners.close(&error),
+            Err(_) => return Ended::Panicked(task),
         }
     }
 }
 
-impl ChangeListeners {
-    /// Opens the monitors that are closed. A monitor that cannot be opened stays closed.
-    fn open(&mut self) {
-        (self.reported_kernel, self.reported_rules) = (false, false);
-        if self.kernel.is_none() {
-            self.kernel = dataplane::Monitor::open().ok();
+/// Executes a task. Returns its result.
+fn execute(work: &mut impl Work, task: &Task) -> Option<Event> {
+    match task {
+        Task::Begin => {
+            work.lock_early();
+            Some(Event::FoundVteps(work.find_vteps()))
         }
-        if self.rules.is_none() {
-            self.rules = firewall::Monitor::open().ok();
+        Task::Job(Job::Inspect { attempt, claims }) => {
+            Some(Event::Inspected { attempt: *attempt, result: work.inspect(claims) })
+        }
+        Task::Job(Job::Program { attempt, desired, scope }) => {
+            Some(Event::Programmed { attempt: *attempt, result: work.program(desired, *scope) })
+        }
+        Task::Listen => work.listen().map(Event::Drifted),
+    }
+}
+
+/// Counts a panic, and reports a failure of the task: the agent waits for its result.
+fn report_panic(inbox: &Inbox<Agent>, task: &Task) {
+    inbox.metrics().count_dataplane_restart();
+    let event = match task {
+        Task::Job(Job::Inspect { attempt, .. }) => {
+            Event::Inspected { attempt: *attempt, result: Err(PANICKED.to_owned()) }
+        }
+        Task::Job(Job::Program { attempt, .. }) => {
+            let faults = vec![Fault::of_host(PANICKED)];
+            let result = Programmed { faults, ..Programmed::default() };
+            Event::Programmed { attempt: *attempt, result }
+        }
+        Task::Begin | Task::Listen => {
+            log::error!("{PANICKED}");
+            thread::park_timeout(RESTART_DELAY);
+            Event::Drifted(Scope::Everything)
+        }
+    };
+    inbox.send_blocking(event);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use overlay_engine::agent::Agent;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use tokio::sync::mpsc as tokio_mpsc;
+
+    use super::super::Metrics;
+    use super::super::inbox::Input;
+    use super::*;
+
+    /// A host whose first calls panic.
+    struct PanickingWork {
+        calls: Arc<AtomicUsize>,
+        wake: Arc<OwnedFd>,
+    }
+
+    /// The number of calls that panic.
+    const PANICS: usize = 2;
+
+    impl PanickingWork {
+        fn call(&self) {
+            assert!(self.calls.fetch_add(1, Ordering::SeqCst) >= PANICS, "a defect");
         }
     }
 
-    /// Drops the events that were received during a job, which are almost always caused by the job.
-    /// The state machine verifies the dataplane soon after a change, and so finds foreign changes.
-    fn drop_own_events(&mut self) {
-        let kernel = self.kernel.as_mut().map_or(Ok(()), dataplane::Monitor::discard_pending);
-        let rules = self.rules.as_mut().map_or(Ok(()), firewall::Monitor::discard_pending);
-        if let Err(error) = kernel.and(rules) {
-            self.close(&error);
+    impl Work for PanickingWork {
+        fn lock_early(&mut self) {}
+
+        fn find_vteps(&mut self) -> Vec<IpAddr> {
+            Vec::new()
+        }
+
+        fn inspect(&mut self, _: &Desired) -> Result<Vec<Collision>, String> {
+            self.call();
+            Ok(Vec::new())
+        }
+
+        fn program(&mut self, _: &Arc<Desired>, _: Scope) -> Programmed {
+            self.call();
+            Programmed { changes: 1, ..Programmed::default() }
+        }
+
+        fn listen(&mut self) -> Option<Scope> {
+            let _ = poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], None);
+            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            None
         }
     }
 
-    /// Closes the monitors. Until they are open again, only the next verification finds drift.
-    fn close(&mut self, error: &io::Error) {
-        let problem = format!("cannot listen for changes of the host's network: {error}");
-        if let Some(repetition) = self.errors.note(&problem) {
-            log::warn!("{problem}{repetition}");
+    fn next_event(receiver: &mut tokio_mpsc::Receiver<Input<Agent>>) -> Event {
+        match receiver.blocking_recv() {
+            Some(Input::Event(event)) => event,
+            _ => panic!("an event"),
         }
-        (self.kernel, self.rules) = (None, None);
     }
 
-    /// Waits for a change. Returns its scope, unless it was reported already since the last job.
-    fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Scope>> {
-        let kernel = self.kernel.as_ref().map(|kernel| kernel.as_fd());
-        let rules = self.rules.as_ref().map(|rules| rules.as_fd());
-        let fds = [Some(wake.as_fd()), kernel, rules].into_iter().flatten();
-        let mut polled: Vec<_> =
-            fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+    #[test]
+    fn panicking_job_fails_and_thread_starts_again() {
+        let metrics: Metrics<Agent> = Metrics::new();
+        let (inbox, mut receiver) = Inbox::new(metrics.clone());
+        let calls = Arc::new(AtomicUsize::new(0));
+        let create = move |wake| PanickingWork { calls: Arc::clone(&calls), wake };
+        let thread = DataplaneThread::start(create, true, inbox).unwrap();
+        assert!(matches!(next_event(&mut receiver), Event::FoundVteps(_)));
+
+        thread.queue(Job::Inspect { attempt: 1, claims: Arc::default() });
+        match next_event(&mut receiver) {
+            Event::Inspected { attempt: 1, result: Err(reason) } => assert_eq!(reason, PANICKED),
+            event => panic!("{event}"),
         }
-        drop(polled);
-        let _ = rustix::io::read(wake, &mut [0; 8]);
-        let timeout = Duration::from_millis(1);
-        if let Some(kernel) = &mut self.kernel {
-            let observed = kernel.wait(timeout, &self.watch)?;
-            if observed != KernelEvent::Unrelated {
-                kernel.discard_pending()?;
-                if !std::mem::replace(&mut self.reported_kernel, true) {
-                    let is_kernel = matches!(observed, KernelEvent::Changed(_));
-                    return Ok(Some(if is_kernel { Scope::Kernel } else { Scope::Everything }));
-                }
+        let program =
+            |attempt| Job::Program { attempt, desired: Arc::default(), scope: Scope::Everything };
+        thread.queue(program(2));
+        match next_event(&mut receiver) {
+            Event::Programmed { attempt: 2, result } => {
+                assert_eq!(result.faults, [Fault::of_host(PANICKED)]);
             }
+            event => panic!("{event}"),
         }
-        if let Some(rules) = &mut self.rules
-            && rules.wait(timeout)?
-            && !std::mem::replace(&mut self.reported_rules, true)
-        {
-            return Ok(Some(Scope::Firewall));
+        thread.queue(program(3));
+        match next_event(&mut receiver) {
+            Event::Programmed { attempt: 3, result } => {
+                assert_eq!((result.changes, result.faults), (1, Vec::new()));
+            }
+            event => panic!("{event}"),
         }
-        Ok(None)
+        assert_eq!(metrics.host().dataplane_restarts, 2);
     }
 }

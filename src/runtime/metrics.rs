@@ -30,6 +30,7 @@ struct Shared {
     /// The metrics of the state machine, in the order of the catalogue.
     values: Box<[AtomicU64]>,
     process_restarts: AtomicU64,
+    dataplane_restarts: AtomicU64,
     refused: AtomicU64,
     authentication_failures: AtomicU64,
     forbidden_requests: AtomicU64,
@@ -48,6 +49,7 @@ impl<M: StateMachine> Metrics<M> {
         let shared = Shared {
             values,
             process_restarts: AtomicU64::new(0),
+            dataplane_restarts: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             authentication_failures: AtomicU64::new(0),
             forbidden_requests: AtomicU64::new(0),
@@ -105,6 +107,11 @@ impl<M: StateMachine> Metrics<M> {
         self.shared.process_restarts.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a restart of the dataplane thread after a panic.
+    pub(super) fn count_dataplane_restart(&self) {
+        self.shared.dataplane_restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns how often the state machine was restarted after it stopped by itself.
     pub(super) fn restarts(&self) -> u64 {
         self.shared.process_restarts.load(Ordering::Relaxed)
@@ -135,6 +142,7 @@ impl<M: StateMachine> Metrics<M> {
     pub(super) fn host(&self) -> HostCounters {
         HostCounters {
             process_restarts: self.restarts(),
+            dataplane_restarts: self.shared.dataplane_restarts.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
             limits: self.shared.limits.each_ref().map(|count| count.load(Ordering::Relaxed)),
             authentication_failures: self.shared.authentication_failures.load(Ordering::Relaxed),

@@ -31,7 +31,7 @@ impl FirewalledHosts {
     }
 
     fn rules(&self, options: Options) -> Ruleset {
-        Ruleset::new(&self.hosts.desired(self.host(0)), options)
+        Ruleset::new(&self.hosts.desired(self.host(0)), &options)
     }
 
     fn verify(&mut self, index: usize, rules: &Ruleset) -> Outcome {
@@ -113,7 +113,7 @@ fn packets_from_unknown_agents_are_dropped() {
         setup.firewalls[0] = Firewall::new(backend);
         let mut desired = setup.hosts.desired(setup.host(0));
         desired.peers = None;
-        let without_peers = Ruleset::new(&desired, Options::default());
+        let without_peers = Ruleset::new(&desired, &Options::default());
         assert_eq!(setup.verify(0, &without_peers), Outcome::Made);
         assert_eq!(setup.verify(0, &without_peers), Outcome::Unchanged);
         assert!(setup.host(2).container_can_ping(&to, 16), "{backend:?}");
@@ -133,7 +133,7 @@ fn forward_policy_drop_does_not_block_overlays() {
         // The rules exist before Docker starts, and are repaired afterwards.
         for index in 0..3 {
             let desired = setup.hosts.desired(setup.host(index));
-            setup.verify(index, &Ruleset::new(&desired, Options::default()));
+            setup.verify(index, &Ruleset::new(&desired, &Options::default()));
         }
         for host in &setup.hosts.hosts {
             for program in ["iptables", "ip6tables"] {
@@ -145,7 +145,7 @@ fn forward_policy_drop_does_not_block_overlays() {
         }
         for index in 0..3 {
             let desired = setup.hosts.desired(setup.host(index));
-            let rules = Ruleset::new(&desired, Options::default());
+            let rules = Ruleset::new(&desired, &Options::default());
             assert_eq!(setup.verify(index, &rules), Outcome::Repaired);
             assert_eq!(setup.verify(index, &rules), Outcome::Unchanged);
         }

@@ -207,7 +207,7 @@ impl FirewalledHosts {
 
     fn verify(&mut self) {
         for (host, firewall) in self.hosts.hosts.iter().zip(&mut self.firewalls) {
-            let rules = Ruleset::new(&self.hosts.desired(host), Options::default());
+            let rules = Ruleset::new(&self.hosts.desired(host), &Options::default());
             let mut verify = || host.namespace.inside(|| firewall.verify(&rules));
             verify().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(verify(), Ok(Outcome::Unchanged));

@@ -187,6 +187,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         device: device(),
         whole: whole.to_vec(),
         own: subnets(own).to_vec(),
+        bridges: Vec::new(),
     };
     let peer = |number: u8| Peer {
         ip: Some(vtep(number)),

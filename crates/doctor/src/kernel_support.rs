@@ -63,6 +63,7 @@ fn example_overlay(has_v6: bool) -> Desired {
         device,
         whole: subnets.clone(),
         own: Vec::new(),
+        bridges: Vec::new(),
     };
     let peer = Peer {
         ip: Some(Ipv4Addr::new(198, 51, 100, 2)),
@@ -72,7 +73,7 @@ fn example_overlay(has_v6: bool) -> Desired {
     };
     let agent = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
     let peers = Some(BTreeMap::from([(agent, peer)]));
-    Desired { vxlan_devices: vec![local], spaces: vec![space], peers, excluded_peers: Vec::new() }
+    Desired { vxlan_devices: vec![local], spaces: vec![space], peers, ..Desired::default() }
 }
 
 fn test_dataplane(desired: Desired) -> Result<(), String> {
@@ -92,7 +93,7 @@ fn test_firewall(kind: FirewallKind) -> Result<&'static str, String> {
         FirewallKind::None => return Ok("none"),
     };
     let options = Options { isolate: true, ..Options::default() };
-    let rules = Ruleset::new(&example_overlay(true), options);
+    let rules = Ruleset::new(&example_overlay(true), &options);
     Firewall::new(backend).verify(&rules).map_err(|error| error.to_string())?;
     Ok(match backend {
         Backend::Nftables => "nftables",

@@ -48,6 +48,7 @@ fn space() -> OverlaySubnets {
         device: device(),
         whole: vec!["192.168.0.0/17".parse().unwrap()],
         own: vec!["192.168.0.0/24".parse().unwrap()],
+        bridges: Vec::new(),
     }
 }
 

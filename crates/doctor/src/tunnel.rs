@@ -179,6 +179,7 @@ fn from_network(mut local: VxlanDevice, state: &State) -> Desired {
             .map(|range| range.subnet)
             .collect(),
         own: Vec::new(),
+        bridges: Vec::new(),
     });
     let spaces = spaces.collect();
     Desired { vxlan_devices: vec![local], spaces, ..Desired::default() }

@@ -20,6 +20,8 @@ pub enum Kind {
 pub struct HostCounters {
     /// How often the host restarted the state machine after it stopped by itself.
     pub process_restarts: u64,
+    /// How often the thread of the dataplane started again after a panic.
+    pub dataplane_restarts: u64,
     /// Messages and requests that were refused before they reached the state machine.
     pub refused: u64,
     /// What each limit refused, in the order of [`Limit`].

@@ -68,6 +68,7 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
         },
         host: HostCounters {
             process_restarts: 1,
+            dataplane_restarts: 2,
             refused: 5,
             limits: std::array::from_fn(|limit| match limit {
                 1 => 2,
@@ -278,6 +279,7 @@ mesos_overlay_agent_peers_left_out 1
 mesos_overlay_agent_dataplane_changes_total 0
 mesos_overlay_agent_dataplane_repairs_total 0
 mesos_overlay_agent_dataplane_failures_total 0
+mesos_overlay_agent_dataplane_restarts_total 0
 mesos_overlay_agent_refused_total 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections_per_address\"} 0

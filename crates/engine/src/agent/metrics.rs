@@ -179,6 +179,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Attempts to program the dataplane that failed, as a whole or in part.",
                 |metrics| metrics.counters.dataplane_failures,
             ),
+            Metric::host_counter(
+                "dataplane_restarts",
+                "Restarts of the thread that programs the network of the host, after a panic.",
+                |host| host.dataplane_restarts,
+            ),
         ],
         []
     ),

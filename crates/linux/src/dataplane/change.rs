@@ -57,7 +57,7 @@ fn with_peers(
         vxlan_devices: desired.vxlan_devices.clone(),
         spaces: desired.spaces.clone(),
         peers: Some(peers.collect()),
-        excluded_peers: Vec::new(),
+        ..Desired::default()
     }
 }
 

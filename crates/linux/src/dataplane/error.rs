@@ -19,6 +19,12 @@ pub enum DataplaneError {
     /// The state of the kernel could not be read.
     #[error("read the kernel's network state: {0}: the next verification reads it again")]
     Read(#[source] io::Error),
+    /// The rules of the firewall are missing.
+    #[error(
+        "new overlays are not programmed: the host has no firewall rules for them, and would \
+         accept packets from everybody: see the other problem"
+    )]
+    WithoutRules,
     /// A bridge could not be removed.
     #[error("remove bridge {0}: {1}: remove it with 'ip link delete {0}'")]
     Remove(String, #[source] io::Error),

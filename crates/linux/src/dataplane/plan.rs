@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use overlay_types::addr::{DeviceName, Family, Mtu, Vni};
+use overlay_types::addr::{DeviceName, Family, Mtu, Subnet, Vni};
 use overlay_types::tunnel::{
     Desired, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
 };
@@ -38,6 +38,25 @@ pub struct Observed {
     pub underlay_mtus: BTreeMap<IpAddr, Mtu>,
     /// Indices of the devices that have the underlay addresses.
     pub underlay_indices: Vec<u32>,
+}
+
+impl Observed {
+    /// Returns whether the kernel already has all desired devices and overlays. Addresses, peers
+    /// and settings may differ.
+    #[must_use]
+    pub fn includes_overlays(&self, desired: &Desired) -> bool {
+        let has_device = |local: &VxlanDevice| {
+            let device = self.state.devices.get(&local.device);
+            device.is_some_and(|device| {
+                (device.link.identity.vni, device.link.identity.port) == (local.vni, local.port)
+            })
+        };
+        let has_route = |&subnet: &Subnet| {
+            self.state.routes.contains_key(&RouteKey { subnet, metric: METRIC_UNALLOCATED })
+        };
+        desired.vxlan_devices.iter().all(has_device)
+            && desired.spaces.iter().flat_map(|space| &space.whole).all(has_route)
+    }
 }
 
 /// The operations to apply, and the parts of the desired state that are impossible.

@@ -92,12 +92,13 @@ fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
             vec!["192.169.0.0/16".parse().unwrap()]
         },
         own: vec![subnet(number, 1)],
+        bridges: Vec::new(),
     };
     Desired {
         vxlan_devices: (0..devices).map(local).collect(),
         spaces: (0..2).map(space).collect(),
         peers: Some(peers.into_iter().map(|number| (agent(number), peer(number))).collect()),
-        excluded_peers: Vec::new(),
+        ..Desired::default()
     }
 }
 
@@ -294,6 +295,26 @@ proptest! {
         let removed = plan(&desired(1, 3..count), &state).operations;
         prop_assert!(removed.len() <= 6, "{:?}", removed);
     }
+}
+
+#[test]
+fn new_device_port_or_overlay_is_not_included() {
+    let desired = desired(2, [2, 3]);
+    let none = Observed::default();
+    assert!(!none.includes_overlays(&desired) && none.includes_overlays(&Desired::default()));
+    let complete = state_after(&none, &plan(&desired, &none).operations);
+    assert!(complete.includes_overlays(&desired));
+    let other_peers = Desired { peers: Some(BTreeMap::new()), ..desired.clone() };
+    assert!(complete.includes_overlays(&other_peers), "peers open nothing");
+    let mut other_port = desired.clone();
+    other_port.vxlan_devices[1].port += 1;
+    assert!(!complete.includes_overlays(&other_port));
+    let mut other_overlay = desired.clone();
+    other_overlay.spaces[0].whole.push("203.0.113.0/24".parse().unwrap());
+    assert!(!complete.includes_overlays(&other_overlay));
+    let mut without_device = complete;
+    without_device.state.devices.remove(&desired.vxlan_devices[1].device);
+    assert!(!without_device.includes_overlays(&desired));
 }
 
 #[test]

@@ -143,10 +143,10 @@ impl FakeHost {
 #[test]
 fn failing_program_never_reads_as_no_rules() {
     for backend in [Backend::Nftables, Backend::Iptables] {
-        let known = Ruleset::new(&desired(), Options::default());
+        let known = Ruleset::new(&desired(), &Options::default());
         // After a restart the agent has not received the list of peers, so it keeps the agents.
         let restarted = Desired { peers: None, ..desired() };
-        let restarted = Ruleset::new(&restarted, Options::default());
+        let restarted = Ruleset::new(&restarted, &Options::default());
         let host = FakeHost::default();
         host.firewall(backend).verify(&known).unwrap();
         let before = host.0.lock().runs;
@@ -170,7 +170,7 @@ fn failing_program_never_reads_as_no_rules() {
 fn failed_clean_is_error() {
     for backend in [Backend::Nftables, Backend::Iptables] {
         let host = FakeHost::default();
-        let known = Ruleset::new(&desired(), Options::default());
+        let known = Ruleset::new(&desired(), &Options::default());
         host.firewall(backend).verify(&known).unwrap();
         let mut run = 0;
         loop {

@@ -35,7 +35,7 @@ use self::listing::Listing;
 pub use self::monitor::Monitor;
 pub use self::nftables::TABLE as NFTABLES_TABLE;
 use self::ruleset::AgentChanges;
-pub use self::ruleset::{Options, Ruleset};
+pub use self::ruleset::{Ingress, Options, Ruleset};
 
 /// The firewall that holds the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use overlay_types::addr::{DeviceName, Family, OverlayName, Subnet};
 use overlay_types::tunnel::{Desired, validate_peers};
 
 /// The operator's options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Whether packets that leave the overlays are masqueraded with this host's address. Without
     /// masquerade, other networks need routes to the overlays.
@@ -17,11 +17,31 @@ pub struct Options {
     pub known_agents_only: bool,
     /// Whether the overlays are isolated from each other. The C++ modules do not isolate them.
     pub isolate: bool,
+    /// Whether hosts outside of the overlays may open flows to containers without a published port.
+    pub ingress: Ingress,
+    /// TCP ports of our program on this host, and of the agents on other hosts, that containers do
+    /// not reach. Empty in a Mesos process: executors and schedulers in containers need its port.
+    pub control_ports: BTreeSet<u16>,
+}
+
+/// What happens to a new flow from outside of the overlays to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ingress {
+    /// The flow passes, as with the C++ modules.
+    Open,
+    /// The flow is dropped, unless it goes to a published port or comes from this host.
+    Closed,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { masquerade: true, known_agents_only: true, isolate: false }
+        Self {
+            masquerade: true,
+            known_agents_only: true,
+            isolate: false,
+            ingress: Ingress::Closed,
+            control_ports: BTreeSet::new(),
+        }
     }
 }
 
@@ -61,7 +81,7 @@ impl AgentChanges {
 impl Ruleset {
     /// Returns the rules for a desired state of the dataplane.
     #[must_use]
-    pub fn new(desired: &Desired, options: Options) -> Self {
+    pub fn new(desired: &Desired, options: &Options) -> Self {
         if desired.vxlan_devices.is_empty() {
             return Self::default();
         }

@@ -15,6 +15,7 @@ pub(super) fn desired() -> Desired {
         device: device.clone(),
         whole: whole.iter().map(|text| text.parse().unwrap()).collect(),
         own: Vec::new(),
+        bridges: Vec::new(),
     };
     let peer = Peer { ip: None, ip6: None, mac: Mac::from([4; 6]), subnets: Vec::new() };
     Desired {
@@ -34,13 +35,13 @@ pub(super) fn desired() -> Desired {
             space("b", &["192.168.128.0/17"]),
         ],
         peers: Some(BTreeMap::from([(IpAddr::from([10, 0, 0, 2]), peer)])),
-        excluded_peers: Vec::new(),
+        ..Desired::default()
     }
 }
 
 #[test]
 fn nftables_script_replaces_one_table() {
-    let rules = Ruleset::new(&desired(), Options::default());
+    let rules = Ruleset::new(&desired(), &Options::default());
     assert_eq!(
         nftables::script(&rules).replace('\t', "  "),
         "table inet mesos_overlay\ndelete table inet mesos_overlay\ntable inet mesos_overlay {\n  \
@@ -59,23 +60,24 @@ fn nftables_script_replaces_one_table() {
 
 #[test]
 fn options_remove_and_add_rules() {
-    let none = Options { masquerade: false, known_agents_only: false, isolate: false };
-    let script = nftables::script(&Ruleset::new(&desired(), none));
+    let none = Options { masquerade: false, known_agents_only: false, ..Options::default() };
+    let script = nftables::script(&Ruleset::new(&desired(), &none));
     assert!(!script.contains("chain"), "{script}");
-    let script = nftables::script(&Ruleset::new(&desired(), Options { isolate: true, ..none }));
+    let script =
+        nftables::script(&Ruleset::new(&desired(), &Options { isolate: true, ..none.clone() }));
     assert!(
         script.contains(
             "ip saddr @overlay0_4 ip daddr @spaces4 ip daddr != @overlay0_4 counter drop"
         ),
         "{script}"
     );
-    let nothing = Ruleset::new(&Desired::default(), Options::default());
+    let nothing = Ruleset::new(&Desired::default(), &Options::default());
     assert_eq!(nftables::script(&nothing), nftables::remove());
 }
 
 #[test]
 fn iptables_script_has_own_chains() {
-    let rules = Ruleset::new(&desired(), Options { isolate: true, ..Options::default() });
+    let rules = Ruleset::new(&desired(), &Options { isolate: true, ..Options::default() });
     let script = iptables::script(&rules, Family::V6, Scope::Everything, &[]);
     assert_eq!(
         script,
@@ -112,13 +114,13 @@ fn invalid_peer_is_not_admitted_by_firewall() {
         let peer = Peer { mac: Mac::from([2, 0, 0, 0, 0, number]), ..peer.clone() };
         peers.insert(address.parse().unwrap(), peer);
     }
-    let rules = Ruleset::new(&desired, Options::default());
+    let rules = Ruleset::new(&desired, &Options::default());
     assert_eq!(rules.agents, Some([IpAddr::from([10, 0, 0, 2])].into()));
 }
 
 #[test]
 fn agent_changes_touch_only_changed_agents() {
-    let before = Ruleset::new(&desired(), Options::default());
+    let before = Ruleset::new(&desired(), &Options::default());
     let mut after = before.clone();
     after.agents = Some([[10, 0, 0, 3].into(), "fd00::3".parse().unwrap()].into());
     let changes = after.agent_changes_since(&before).unwrap();

@@ -246,6 +246,7 @@ mod tests {
             device: device.clone(),
             whole: vec![whole.parse().unwrap()],
             own: Vec::new(),
+            bridges: Vec::new(),
         };
         let spaces = vec![space("one", "192.168.0.0/17"), space("two", "fd01:b::/64")];
         Desired { vxlan_devices: vec![local], spaces, ..Desired::default() }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Desired, OverlaySubnets, Peer, VxlanDevice};
+use super::{Desired, OverlayBridge, OverlaySubnets, Peer, VxlanDevice};
 use crate::protocol::{AgentOptions, Assignment, Vtep};
 
 impl Desired {
@@ -27,10 +27,20 @@ impl Desired {
                 device: device.clone(),
                 whole: ranges.into_iter().flatten().map(|range| range.subnet).collect(),
                 own: [assignment.subnet, assignment.subnet6].into_iter().flatten().collect(),
+                bridges: bridges(assignment).collect(),
             });
         }
         desired
     }
+}
+
+/// Returns the bridges of the containerizers that the agent manages.
+fn bridges(assignment: &Assignment) -> impl Iterator<Item = OverlayBridge> {
+    let bridges = [&assignment.mesos_bridge, &assignment.docker_bridge].into_iter().flatten();
+    bridges.map(|bridge| OverlayBridge {
+        device: bridge.name.clone(),
+        subnets: [bridge.subnet, bridge.subnet6].into_iter().flatten().collect(),
+    })
 }
 
 fn vxlan_device(ip: Ipv4Addr, options: &AgentOptions, vtep: &Vtep) -> VxlanDevice {

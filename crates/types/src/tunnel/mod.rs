@@ -7,8 +7,8 @@ mod desired;
 mod fault;
 mod peer;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
@@ -33,6 +33,11 @@ pub struct Desired {
     /// Other agents that are not in `peers`, because they claim the address of a peer or of this
     /// host. They are not programmed; their faults are reported.
     pub excluded_peers: Vec<ExcludedPeer>,
+    /// Addresses of the other agents, by which the master knows them. An agent with an IPv6 underlay
+    /// has another address there.
+    pub agents: BTreeSet<Ipv4Addr>,
+    /// Addresses of the masters that are no Mesos processes: containers need no connection to them.
+    pub masters: BTreeSet<SocketAddrV4>,
 }
 
 /// One VXLAN device of this host.
@@ -93,6 +98,17 @@ pub struct OverlaySubnets {
     pub whole: Vec<Subnet>,
     /// Subnets of this agent.
     pub own: Vec<Subnet>,
+    /// Bridges of the overlay on this host, one for each containerizer.
+    pub bridges: Vec<OverlayBridge>,
+}
+
+/// A bridge of an overlay, with its part of the subnets of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayBridge {
+    /// Name of the bridge.
+    pub device: DeviceName,
+    /// Subnets of its containers, one for each family.
+    pub subnets: Vec<Subnet>,
 }
 
 impl Desired {

@@ -1,0 +1,335 @@
+//! Inspects and programs the network of the host for the agent, and listens for foreign changes.
+//! Netlink and the firewall commands block.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_config::{DataplaneConfig, FirewallKind};
+use overlay_engine::agent::{Programmed, Scope};
+use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
+use overlay_linux::firewall::{self, Backend, Firewall, FirewallError, Outcome, Ruleset};
+use overlay_linux::host::{HostError, HostLock, HostSettings};
+use overlay_types::repetition::Repetitions;
+use overlay_types::tunnel::{Collision, Desired, Fault};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::dataplane_thread::Work;
+
+/// The options of the dataplane.
+#[derive(Debug, Clone)]
+pub struct DataplaneOptions {
+    /// The backend of the firewall rules. `None` selects the best available backend.
+    pub firewall: Option<Backend>,
+    /// The options of the firewall rules.
+    pub rules: firewall::Options,
+    /// Whether the agent manages the settings of the host. Otherwise the operator manages them.
+    pub host_settings: bool,
+    /// The directory of the former host settings, and of the lock of the agent that programs the
+    /// host.
+    pub state_dir: PathBuf,
+}
+
+impl DataplaneOptions {
+    /// Returns the options of the configuration.
+    #[must_use]
+    pub fn new(config: &DataplaneConfig) -> Self {
+        Self {
+            firewall: match config.firewall {
+                FirewallKind::Auto => None,
+                FirewallKind::Nftables => Some(Backend::Nftables),
+                FirewallKind::Iptables => Some(Backend::Iptables),
+                FirewallKind::None => Some(Backend::None),
+            },
+            rules: firewall::Options {
+                masquerade: config.masquerade,
+                known_agents_only: config.known_agents_only,
+                isolate: config.isolate_overlays,
+                ..firewall::Options::default()
+            },
+            host_settings: config.host_settings,
+            state_dir: config.state_dir.clone(),
+        }
+    }
+
+    /// Warns if an earlier agent has programmed this host. An agent without a dataplane does not
+    /// maintain that state, and outdated state drops packets.
+    pub(super) fn warn_stale_dataplane(&self) {
+        if HostLock::is_stale(&self.state_dir) {
+            log::warn!(
+                "an agent with dataplane vxlan has programmed this host ({}), and no agent \
+                 maintains that dataplane now: until a reboot its firewall drops packets of agents \
+                 that join later: stop this agent and run `mesos-overlay clean`, or set dataplane \
+                 to vxlan again",
+                HostLock::path_in(&self.state_dir).display()
+            );
+        }
+    }
+}
+
+/// The network of this host.
+pub(super) struct HostNetwork {
+    options: DataplaneOptions,
+    /// Readable when a job is queued.
+    wake: Arc<OwnedFd>,
+    /// The lock of the host. The thread takes the lock at its start, or in the first job while no
+    /// other process holds it.
+    lock: Option<HostLock>,
+    dataplane: Option<Dataplane>,
+    firewall: Option<Firewall>,
+    /// The error of the last attempt to apply the host settings.
+    settings_error: Option<HostError>,
+    listeners: ChangeListeners,
+}
+
+/// The monitors of foreign changes, and the changes that were reported since the last job.
+#[derive(Default)]
+struct ChangeListeners {
+    kernel: Option<dataplane::Monitor>,
+    rules: Option<firewall::Monitor>,
+    watch: Watch,
+    reported_kernel: bool,
+    reported_rules: bool,
+    /// The errors of the monitors.
+    errors: Repetitions,
+}
+
+impl HostNetwork {
+    pub(super) fn new(options: DataplaneOptions, wake: Arc<OwnedFd>) -> Self {
+        Self {
+            options,
+            wake,
+            lock: None,
+            dataplane: None,
+            firewall: None,
+            settings_error: None,
+            listeners: ChangeListeners::default(),
+        }
+    }
+
+    /// Takes the lock of the host: only one agent at a time may program the host.
+    fn acquire_lock(&mut self) -> Result<(), HostError> {
+        // Another agent may hold the lock of a file that replaced the locked file.
+        if self.lock.take_if(|lock| !lock.is_at_its_path()).is_some() {
+            let path = HostLock::path_in(&self.options.state_dir);
+            log::warn!(
+                "{}: the lock file was removed or replaced: locking it again",
+                path.display()
+            );
+        }
+        if self.lock.is_none() {
+            self.lock = Some(HostLock::acquire(&self.options.state_dir)?);
+        }
+        Ok(())
+    }
+
+    fn dataplane(&mut self) -> Result<&mut Dataplane, DataplaneError> {
+        match &mut self.dataplane {
+            Some(dataplane) => Ok(dataplane),
+            none => Ok(none.insert(Dataplane::open()?)),
+        }
+    }
+
+    fn apply(&mut self, desired: &Arc<Desired>, scope: Scope, result: &mut Programmed) {
+        let is_removal = desired.vxlan_devices.is_empty();
+        // No device exists without rules: they come first, and go last.
+        let has_rules = is_removal || self.apply_rules(desired, scope, result);
+        if self.options.host_settings && scope == Scope::Everything {
+            self.apply_settings(desired, result);
+        }
+        // A job of any scope reports this error until the settings are applied.
+        result.faults.extend(self.settings_error.as_ref().map(Fault::of_host));
+        let applied = match self.apply_kernel(desired, scope, has_rules) {
+            Ok(report) => {
+                result.faults.extend(report.faults());
+                result.add(report.done.iter());
+                report.is_complete()
+            }
+            Err(error) => {
+                result.faults.push(Fault::of_host(error));
+                false
+            }
+        };
+        if is_removal && applied {
+            self.apply_rules(desired, scope, result);
+        }
+    }
+
+    fn apply_settings(&mut self, desired: &Desired, result: &mut Programmed) {
+        let settings = HostSettings::new(&self.options.state_dir);
+        let applied = match self.settings_error {
+            Some(HostError::Reload { .. }) => settings.retry(desired),
+            _ => settings.apply(desired),
+        };
+        self.settings_error = applied.as_ref().err().cloned();
+        result.add(applied.unwrap_or_default().into_iter());
+    }
+
+    /// Programs the kernel. Without rules it opens nothing new: it only maintains the devices and
+    /// overlays that the kernel has.
+    fn apply_kernel(
+        &mut self,
+        desired: &Arc<Desired>,
+        scope: Scope,
+        has_rules: bool,
+    ) -> Result<Report, DataplaneError> {
+        let dataplane = self.dataplane()?;
+        if !has_rules && !dataplane.observe(desired)?.includes_overlays(desired) {
+            return Err(DataplaneError::WithoutRules);
+        }
+        let report =
+            if scope.has_kernel() { dataplane.verify(desired) } else { dataplane.update(desired) };
+        self.listeners.watch = self.dataplane()?.watch(desired);
+        report
+    }
+
+    /// Applies the rules of the firewall. Returns whether the host has them.
+    fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) -> bool {
+        let rules = Ruleset::new(desired, &self.options.rules);
+        let outcome = self.firewall().and_then(|firewall| {
+            if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
+        });
+        match outcome {
+            Ok(Outcome::Unchanged) => {}
+            Ok(Outcome::Made | Outcome::Repaired) => {
+                let action = if rules.is_empty() { "removed" } else { "installed" };
+                result.add(std::iter::once(format!("{action} the firewall rules")));
+            }
+            Err(error) => {
+                result.faults.push(Fault::of_host(error));
+                return false;
+            }
+        }
+        true
+    }
+
+    fn firewall(&mut self) -> Result<&mut Firewall, FirewallError> {
+        match &mut self.firewall {
+            Some(firewall) => Ok(firewall),
+            none => {
+                let backend = match self.options.firewall {
+                    Some(backend) => backend,
+                    None => Backend::detect()?,
+                };
+                Ok(none.insert(Firewall::new(backend)))
+            }
+        }
+    }
+}
+
+impl Work for HostNetwork {
+    fn lock_early(&mut self) {
+        // If the lock is held by another process, the first job reports that.
+        let _ = self.acquire_lock();
+    }
+
+    fn find_vteps(&mut self) -> Vec<IpAddr> {
+        let observed =
+            self.dataplane().and_then(|dataplane| dataplane.observe(&Desired::default()));
+        match observed {
+            Ok(observed) => {
+                let devices = observed.state.devices.into_values();
+                let addresses = devices.flat_map(|device| device.addresses);
+                addresses.map(|address| address.address()).collect()
+            }
+            Err(error) => {
+                log::warn!("find the devices of an earlier agent: {error}");
+                Vec::new()
+            }
+        }
+    }
+
+    fn inspect(&mut self, claims: &Desired) -> Result<Vec<Collision>, String> {
+        let dataplane = self.dataplane().map_err(|error| error.to_string())?;
+        dataplane.collisions(claims).map_err(|error| error.to_string())
+    }
+
+    fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed {
+        // Opens the monitors before the state is read, so that no change is missed.
+        self.listeners.open();
+        let mut result = Programmed::default();
+        if let Err(error) = self.acquire_lock() {
+            result.faults.push(Fault::of_host(error));
+        } else {
+            self.apply(desired, scope, &mut result);
+        }
+        self.listeners.drop_own_events();
+        result
+    }
+
+    fn listen(&mut self) -> Option<Scope> {
+        self.listeners.wait(&self.wake).unwrap_or_else(|error| {
+            self.listeners.close(&error);
+            None
+        })
+    }
+}
+
+impl ChangeListeners {
+    /// Opens the monitors that are closed. A monitor that cannot be opened stays closed.
+    fn open(&mut self) {
+        (self.reported_kernel, self.reported_rules) = (false, false);
+        if self.kernel.is_none() {
+            self.kernel = dataplane::Monitor::open().ok();
+        }
+        if self.rules.is_none() {
+            self.rules = firewall::Monitor::open().ok();
+        }
+    }
+
+    /// Drops the events that were received during a job, which are almost always caused by the job.
+    /// The state machine verifies the dataplane soon after a change, and so finds foreign changes.
+    fn drop_own_events(&mut self) {
+        let kernel = self.kernel.as_mut().map_or(Ok(()), dataplane::Monitor::discard_pending);
+        let rules = self.rules.as_mut().map_or(Ok(()), firewall::Monitor::discard_pending);
+        if let Err(error) = kernel.and(rules) {
+            self.close(&error);
+        }
+    }
+
+    /// Closes the monitors. Until they are open again, only the next verification finds drift.
+    fn close(&mut self, error: &io::Error) {
+        let problem = format!("cannot listen for changes of the host's network: {error}");
+        if let Some(repetition) = self.errors.note(&problem) {
+            log::warn!("{problem}{repetition}");
+        }
+        (self.kernel, self.rules) = (None, None);
+    }
+
+    /// Waits for a change. Returns its scope, unless it was reported already since the last job.
+    fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Scope>> {
+        let kernel = self.kernel.as_ref().map(|kernel| kernel.as_fd());
+        let rules = self.rules.as_ref().map(|rules| rules.as_fd());
+        let fds = [Some(wake.as_fd()), kernel, rules].into_iter().flatten();
+        let mut polled: Vec<_> =
+            fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        drop(polled);
+        let _ = rustix::io::read(wake, &mut [0; 8]);
+        let timeout = Duration::from_millis(1);
+        if let Some(kernel) = &mut self.kernel {
+            let observed = kernel.wait(timeout, &self.watch)?;
+            if observed != KernelEvent::Unrelated {
+                kernel.discard_pending()?;
+                if !std::mem::replace(&mut self.reported_kernel, true) {
+                    let is_kernel = matches!(observed, KernelEvent::Changed(_));
+                    return Ok(Some(if is_kernel { Scope::Kernel } else { Scope::Everything }));
+                }
+            }
+        }
+        if let Some(rules) = &mut self.rules
+            && rules.wait(timeout)?
+            && !std::mem::replace(&mut self.reported_rules, true)
+        {
+            return Ok(Some(Scope::Firewall));
+        }
+        Ok(None)
+    }
+}
