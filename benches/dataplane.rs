@@ -5,9 +5,10 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -19,7 +20,9 @@ use nix::unistd::Pid;
 use overlay_linux::dataplane::{Dataplane, Report};
 use overlay_linux::firewall::{Backend, Firewall, Options, Ruleset};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
-use overlay_types::tunnel::{Desired, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice};
+use overlay_types::tunnel::{
+    Desired, OverlayBridge, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice,
+};
 
 /// Number of peers of the measured host.
 const PEERS: u32 = 5_000;
@@ -34,6 +37,13 @@ const THROUGHPUT_LIMIT: f64 = 0.95;
 const SETS: usize = 5;
 /// Number of turns in which data is sent through each tunnel of a set.
 const TURNS: usize = 20;
+/// Number of pairs of the comparison with and without the closing rules, the duration of each
+/// measurement, and the least median ratio.
+const CLOSED_PAIRS: usize = 20;
+const CLOSED_TURN: Duration = Duration::from_millis(500);
+const CLOSED_LIMIT: f64 = 0.97;
+/// Numbers of peers of the comparison of rule changes.
+const RULE_PEERS: [u32; 2] = [10, 10_000];
 /// Duration of a turn: long enough to make buffers of a few milliseconds irrelevant.
 const TURN: Duration = Duration::from_millis(100);
 
@@ -47,7 +57,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     measure_programming();
+    measure_rule_changes();
     measure_throughput();
+    measure_closing_rules();
     ExitCode::SUCCESS
 }
 
@@ -156,14 +168,19 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
         device,
         whole: subnets_of_overlay.to_vec(),
         own: subnets(own).to_vec(),
-        bridges: Vec::new(),
+        bridges: vec![OverlayBridge {
+            device: "m-vxlan-1".parse().expect("a valid device name"),
+            subnets: subnets(own).to_vec(),
+        }],
     };
-    let peers = (1..=last).filter(|number| *number != own);
-    let peers = peers.map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
+    let others = || (1..=last).filter(|number| *number != own);
+    let peers = others().map(|number| (IpAddr::from(agent(number)), peer(number))).collect();
     Arc::new(Desired {
         vxlan_devices: vec![local],
         spaces: vec![space],
         peers: Some(peers),
+        agents: others().map(agent).collect(),
+        masters: BTreeSet::from([SocketAddrV4::new(agent(2), 5050)]),
         ..Desired::default()
     })
 }
@@ -277,6 +294,37 @@ fn measure_programming() {
     println!("  one more peer, {} operations                {:>10.1?}  of CPU", change.1, change.0);
 }
 
+/// Returns the options with all rules.
+fn all_rules() -> Options {
+    Options { isolate: true, control_ports: BTreeSet::from([5051]), ..Options::default() }
+}
+
+/// Compares the time to add and remove one peer in the rules among few and among many peers.
+fn measure_rule_changes() {
+    println!("\nrules: one peer is added and removed, median of {CLOSED_PAIRS} runs");
+    let backend = Backend::detect().expect("a firewall backend");
+    let mut times = Vec::new();
+    for peers in RULE_PEERS {
+        let rules = |last| Ruleset::new(&desired(1, last), &all_rules());
+        let (without, with) = (rules(peers + 1), rules(peers + 2));
+        let namespace = host_namespace();
+        let seconds = namespace.inside(|| {
+            let mut firewall = Firewall::new(backend);
+            firewall.verify(&without).expect("root may create rules");
+            let mut change = || {
+                let start = now();
+                firewall.update(&with).expect("root may create rules");
+                firewall.update(&without).expect("root may create rules");
+                start.elapsed().as_secs_f64()
+            };
+            median(std::iter::repeat_with(&mut change).take(CLOSED_PAIRS).collect())
+        });
+        println!("  {peers:>6} peers{:>47.1} ms", seconds * 1e3);
+        times.push(seconds);
+    }
+    println!("  ratio {:.2}", times[1] / times[0]);
+}
+
 /// Two hosts with one container each.
 struct Pair {
     hosts: [Namespace; 2],
@@ -339,10 +387,33 @@ impl Pair {
             let desired_state = desired(own, 2);
             host.inside(|| {
                 let backend = Backend::detect().expect("a firewall backend");
-                let result = Firewall::new(backend)
-                    .verify(&Ruleset::new(&desired_state, &Options::default()));
+                let result =
+                    Firewall::new(backend).verify(&Ruleset::new(&desired_state, &all_rules()));
                 result.expect("root may create rules");
             });
+        }
+        self.connect_by_dataplane();
+    }
+
+    /// Connects by the dataplane, with masquerade and the check of senders by hand: what the agent
+    /// has without the rules that close overlays.
+    fn connect_with_open_rules(&self) {
+        let table = "table inet open {
+            set agents { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 }; }
+            chain input {
+                type filter hook input priority -10
+                udp dport 64000 ip saddr != @agents counter drop
+            }
+            chain post {
+                type nat hook postrouting priority 99
+                oifname vtep1024 return
+                ip daddr 9.0.0.0/8 return
+                ip saddr 9.0.0.0/8 masquerade
+            }
+        }";
+        for host in &self.hosts {
+            let netns = format!("--net={}", host.path().display());
+            run(Command::new("nsenter").arg(netns).args(["--", "nft", table]));
         }
         self.connect_by_dataplane();
     }
@@ -447,6 +518,85 @@ fn measure_throughput() {
     ];
     for (((name, _), rate), note) in TUNNELS.iter().zip(rates).zip(notes) {
         println!("{}", format!("  {name:<42} {rate:>6.2} Gbit/s  {note}").trim_end());
+    }
+}
+
+/// The variants of the comparison with and without the closing rules.
+const CLOSED_TUNNELS: [Tunnel; 3] = [
+    ("all rules", Pair::connect_by_agent),
+    ("masquerade and known agents", Pair::connect_with_open_rules),
+    ("no rules", Pair::connect_by_dataplane),
+];
+
+/// Compares the throughput with all rules to that without the closing rules, and to that without
+/// any rule. All pairs of hosts exist at the same time. A ratio compares two measurements that
+/// follow each other, in random order. The kernel forwards the packets of both hosts on the
+/// sending thread, so the CPU time of this thread includes all rules.
+fn measure_closing_rules() {
+    println!(
+        "\nTCP with closed overlays, {CLOSED_PAIRS} pairs of {CLOSED_TURN:?}, alternating in \
+         random order"
+    );
+    let pairs: [Pair; CLOSED_TUNNELS.len()] = std::array::from_fn(Pair::new);
+    let open_stream = |index: usize| pairs[index].stream(CLOSED_TUNNELS[index].1);
+    let mut streams: [TcpStream; CLOSED_TUNNELS.len()] = std::array::from_fn(open_stream);
+    let mut order = [0, 1, 2];
+    // The first turn warms up the streams and does not count.
+    let turns: Vec<[Sample; 3]> = (0..=CLOSED_PAIRS)
+        .map(|_| {
+            fastrand::shuffle(&mut order);
+            let mut samples = [Sample::default(); 3];
+            for index in order {
+                samples[index] = Sample::measure(&mut streams[index], CLOSED_TURN);
+            }
+            samples
+        })
+        .skip(1)
+        .collect();
+    for (index, (name, _)) in CLOSED_TUNNELS.iter().enumerate() {
+        let of = |value: fn(&Sample) -> f64| {
+            median(turns.iter().map(|samples| value(&samples[index])).collect())
+        };
+        let (rate, cpu) = (of(|sample| sample.rate), of(|sample| sample.cpu_per_byte));
+        println!("  {name:<42} {rate:>6.2} Gbit/s  {cpu:.3} ns of CPU per byte");
+    }
+    for (index, (name, _)) in CLOSED_TUNNELS.iter().enumerate().skip(1) {
+        let ratios = |ratio: fn(&Sample, &Sample) -> f64| {
+            let mut ratios: Vec<_> =
+                turns.iter().map(|samples| ratio(&samples[0], &samples[index])).collect();
+            ratios.sort_by(f64::total_cmp);
+            let [low, middle, high] = [1, 2, 3].map(|part| ratios[part * ratios.len() / 4]);
+            (middle, format!("{middle:.3} (quartiles {low:.3} and {high:.3})"))
+        };
+        let (median, rate) = ratios(|all, other| all.rate / other.rate);
+        let (_, cpu) = ratios(|all, other| other.cpu_per_byte / all.cpu_per_byte);
+        let verdict = verdict(median >= CLOSED_LIMIT);
+        let limit = if index == 1 {
+            format!(", at least {CLOSED_LIMIT}: {verdict}")
+        } else {
+            ": the cost of connection tracking and of all rules".to_owned()
+        };
+        println!("  all rules / {name:<30} {rate}{limit}");
+        println!("  {:<42} {cpu} by CPU time per byte", "");
+    }
+}
+
+/// The throughput of one turn.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    /// In Gbit/s.
+    rate: f64,
+    /// CPU time of the sending thread, in nanoseconds per byte.
+    cpu_per_byte: f64,
+}
+
+impl Sample {
+    fn measure(stream: &mut TcpStream, time: Duration) -> Self {
+        let (start, cpu) = (now(), thread_cpu_time());
+        let rate = rate(stream, time);
+        let bytes = rate * 1e9 / 8.0 * start.elapsed().as_secs_f64();
+        let nanoseconds = (thread_cpu_time() - cpu).as_secs_f64() * 1e9;
+        Self { rate, cpu_per_byte: nanoseconds / bytes }
     }
 }
 

@@ -214,7 +214,11 @@ fn master_with_agents(count: u32) -> Master {
 /// Returns a master that waits for its state from the store.
 fn master() -> Master {
     let (config, _) = parse_master("network.json", NETWORK).expect("a valid network");
-    let settings = Settings { network: Arc::new(config.network), reuse_after: Duration::ZERO };
+    let settings = Settings {
+        network: Arc::new(config.network),
+        reuse_after: Duration::ZERO,
+        is_program: false,
+    };
     let mut master = Master::new(settings, overlay_wire::update_length, 1);
     assert_eq!(master.poll_command(), Some(Command::Load));
     master

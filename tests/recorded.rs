@@ -29,8 +29,11 @@ const NETWORK: &str = r#"{
 fn first_allocation_matches_recorded_master() {
     let golden = include_bytes!("golden/UpdateAgentOverlaysMessage.http");
     let (config, _) = overlay_config::parse_master("network.json", NETWORK).unwrap();
-    let settings =
-        master::Settings { network: Arc::new(config.network), reuse_after: Duration::ZERO };
+    let settings = master::Settings {
+        network: Arc::new(config.network),
+        reuse_after: Duration::ZERO,
+        is_program: false,
+    };
     let mut master = Master::new(settings, update_length, 1);
     let (epoch, version) = (Epoch(1), Version(0));
     let state = LoadedState { epoch, version, agents: Vec::new(), history: Vec::new() };
@@ -57,7 +60,10 @@ fn recorded_assignments_are_within_agent_limits() {
         let mut agent = Agent::new(recorded.ip, settings, 1);
         let master = master_upid("10.0.0.1:5050".parse().unwrap());
         agent.handle(NOW, agent::Event::Detected(Some(master.address)));
-        let message = Message::UpdateAgentOverlays(recorded.overlays.clone());
+        let message = Message::UpdateAgentOverlays {
+            overlays: recorded.overlays.clone(),
+            from_program: false,
+        };
         agent.handle(NOW, agent::Event::Message { from: master, message });
         agent.handle(NOW, agent::Event::Request(RequestId(1), agent::Request::Health));
         let health =

@@ -170,7 +170,11 @@ fn measure_load(
     drop(store);
 
     let (config, _) = parse_master("network", NETWORK).map_err(|problems| problems.to_string())?;
-    let settings = Settings { network: Arc::new(config.network), reuse_after: config.reuse_after };
+    let settings = Settings {
+        network: Arc::new(config.network),
+        reuse_after: config.reuse_after,
+        is_program: true,
+    };
     let start = now();
     let mut store = open();
     let loaded = store.load().map_err(|error| error.to_string())?;

@@ -362,7 +362,7 @@ impl Agents {
         let ip = *agent.upid.address.ip();
         let is_own_master = *self.leader.borrow() == Some(from.address);
         match message {
-            Message::UpdateAgentOverlays(overlays) if is_own_master => {
+            Message::UpdateAgentOverlays { overlays, .. } if is_own_master => {
                 let mut checker = self.checker.lock();
                 let vtep = overlays.first().map(|assignment| assignment.vtep.ip.address());
                 checker.record(ip, Event::Assigned(from.address, vtep));
@@ -376,7 +376,7 @@ impl Agents {
                 Some((Arc::clone(agent.state.lock().link.as_ref()?), report))
             }
             // Like the real agent, a simulated agent ignores masters other than the leader.
-            Message::UpdateAgentOverlays(overlays) => {
+            Message::UpdateAgentOverlays { overlays, .. } => {
                 self.checker.lock().check_foreign_assignment(ip, &overlays);
                 None
             }

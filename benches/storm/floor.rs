@@ -248,7 +248,10 @@ impl Messages {
         let bytes =
             |message| request_to_host(&master, &agent, &message, &agent.address.to_string());
         Some(Self {
-            assignment: bytes(Message::UpdateAgentOverlays(build_assignments(network, &record))),
+            assignment: bytes(Message::UpdateAgentOverlays {
+                overlays: build_assignments(network, &record),
+                from_program: false,
+            }),
             acknowledgement: bytes(Message::AgentRegisteredAcknowledgement),
             agent: agent.address,
         })

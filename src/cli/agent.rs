@@ -1,5 +1,6 @@
 //! `mesos-overlay agent`.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -100,7 +101,7 @@ impl AgentCommand {
         raise_descriptor_limit();
         let config = self.configuration()?;
         let settings = Settings::from(&config);
-        let dataplane = DataplaneOptions::new(&config.dataplane);
+        let dataplane = config.dataplane;
         let cni = move || {
             CniDirectory::new(
                 config.cni_dir.clone(),
@@ -123,12 +124,12 @@ impl AgentCommand {
         let control = access.clone();
         let follows_host = self.addresses.follows_host(self.listen);
         let address_remedy = if follows_host { AddressRemedy::Follow } else { AddressRemedy::Flag };
-        let options = move |master| AgentOptions {
+        let options = move |master, ports| AgentOptions {
             settings: settings.clone(),
             master,
             cni: cni(),
             docker: docker.clone(),
-            dataplane: dataplane.clone(),
+            dataplane: DataplaneOptions::new(&dataplane, ports),
             seed: fastrand::u64(..),
             metrics: metrics.clone(),
             access: access.clone(),
@@ -225,15 +226,15 @@ async fn detect(master: Master, warnings: Warnings) -> Detection {
             Detection { detector: Detector::Fixed(master), work, address }
         }
         Master::Elected(ensemble) => {
-            let (leader, work) = follow_election(ensemble, SESSION_TIMEOUT_DEFAULT, warnings);
+            let (election, work) = follow_election(ensemble, SESSION_TIMEOUT_DEFAULT, warnings);
             let mut work = Box::pin(work);
-            let mut found = leader.clone();
+            let mut found = election.leader.clone();
             let address = tokio::select! {
                 found = found.wait_for(Option::is_some) => found.ok().and_then(|found| *found),
                 never = &mut work => match never {},
                 () = tokio::time::sleep(DETECTION_TIMEOUT) => None,
             };
-            Detection { detector: Detector::Elected(leader), work, address }
+            Detection { detector: Detector::Elected(election), work, address }
         }
     }
 }
@@ -252,7 +253,7 @@ impl AgentCommand {
         limits: Limits,
         (master, warnings): (Master, Warnings),
         access: AccessControl,
-        options: impl Fn(Detector) -> AgentOptions,
+        options: impl Fn(Detector, BTreeSet<u16>) -> AgentOptions,
     ) -> Result<(), Failure> {
         let mut signals = ShutdownSignals::watch()?;
         let mut reload = ReloadSignal::watch()?;
@@ -270,7 +271,8 @@ impl AgentCommand {
                 "overlay agent at {advertise}, master {name}: see \
                  http://{advertise}/overlay-agent/overlay"
             );
-            let mut host = AgentHost::start(options(detector.clone()), transport)
+            let ports = [listen.port(), advertise.port()].into();
+            let mut host = AgentHost::start(options(detector.clone(), ports), transport)
                 .map_err(|error| Failure::new(format!("start a thread of the agent: {error}")))?;
             let follows_host = self.addresses.follows_host(listen);
             let end = loop {
@@ -316,7 +318,7 @@ async fn ended(task: &mut Option<JoinHandle<()>>) {
 async fn master_address(detector: &Detector) -> Option<SocketAddrV4> {
     match detector {
         Detector::Fixed(master) => master.resolve().await.ok(),
-        Detector::Elected(leader) => *leader.borrow(),
+        Detector::Elected(election) => *election.leader.borrow(),
     }
 }
 

@@ -223,7 +223,11 @@ fn refuse_address(work_dir: &Path) -> Result<(), Failure> {
 }
 
 fn settings(config: &MasterConfig) -> Settings {
-    Settings { network: Arc::new(config.network.clone()), reuse_after: config.reuse_after }
+    Settings {
+        network: Arc::new(config.network.clone()),
+        reuse_after: config.reuse_after,
+        is_program: true,
+    }
 }
 
 /// A store that this master alone opens, or that several masters share.

@@ -1,5 +1,6 @@
 //! The agent module.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
 use overlay_types::addr::Ensemble;
-use overlay_zookeeper::detector::{Detector, FixedMaster};
+use overlay_zookeeper::detector::{Detector, Election, FixedMaster};
 use tokio::sync::watch;
 
 use super::configured::{Configured, Task};
@@ -48,7 +49,7 @@ pub(super) fn configure(
     let master =
         Master::read(master).map_err(|reason| format!("{}: master: {reason}", Kind::Agent))?;
     let settings = Settings::from(&config);
-    let dataplane = DataplaneOptions::new(&config.dataplane);
+    let dataplane = DataplaneOptions::new(&config.dataplane, BTreeSet::new());
     let directory = move || {
         CniDirectory::new(
             config.cni_dir.clone(),
@@ -126,7 +127,8 @@ impl Master {
     fn detector(&self, leader: &watch::Receiver<Option<SocketAddrV4>>) -> Detector {
         match self {
             Self::Fixed(master) => Detector::Fixed(master.clone()),
-            Self::Elected(_) => Detector::Elected(leader.clone()),
+            // Mesos reports only the leading master.
+            Self::Elected(_) => Detector::Elected(Election::of_leader(leader.clone())),
         }
     }
 }

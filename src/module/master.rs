@@ -98,7 +98,7 @@ pub(super) fn configure(
         let start = move || {
             let network = Arc::clone(&network);
             let options = MasterOptions {
-                settings: Settings { network, reuse_after: config.reuse_after },
+                settings: Settings { network, reuse_after: config.reuse_after, is_program: false },
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
                 leader: is_elected.then(|| leader_changes.clone()),

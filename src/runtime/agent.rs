@@ -1,5 +1,6 @@
 //! Runs the agent: its service, its event sources and its command executor.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -10,14 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Method;
 use libprocess::{RequestClass, Sender, Transport};
-use overlay_engine::agent::{Agent, Command, Event, Reply, Request, Settings, TunnelSettings};
+use overlay_engine::agent::{
+    Agent, Command, Event, FoundMasters, Reply, Request, Settings, TunnelSettings,
+};
 use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
 use overlay_types::addr::{AGENT_PROCESS, Upid, agent_upid};
 use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
 use overlay_wire as wire;
-use overlay_zookeeper::detector::{Detector, ELECTION_FAILURE, FixedMaster};
+use overlay_zookeeper::detector::{Detector, ELECTION_FAILURE, Election, FixedMaster};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -235,7 +238,24 @@ impl AgentHost {
 async fn detect_master(master: Detector, inbox: Inbox<Agent>, detect: Arc<Notify>) {
     match master {
         Detector::Fixed(master) => resolve_master(master, inbox, detect).await,
-        Detector::Elected(leader) => follow_leader(leader, inbox, detect).await,
+        Detector::Elected(Election { leader, programs }) => {
+            tokio::join!(follow_programs(programs, &inbox), follow_leader(leader, &inbox, detect));
+        }
+    }
+}
+
+/// Sends the programs among the candidates of the election, now and after every change. They stay
+/// after the follower of the election has stopped.
+async fn follow_programs(
+    mut programs: watch::Receiver<BTreeSet<SocketAddrV4>>,
+    inbox: &Inbox<Agent>,
+) {
+    loop {
+        let found = FoundMasters::Elected(programs.borrow_and_update().clone());
+        inbox.send(Event::FoundMasters(found)).await;
+        if programs.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -243,7 +263,7 @@ async fn detect_master(master: Detector, inbox: Inbox<Agent>, detect: Arc<Notify
 /// is elected again lost its leadership in between, and has lost the registration of the agent.
 async fn follow_leader(
     mut leader: watch::Receiver<Option<SocketAddrV4>>,
-    inbox: Inbox<Agent>,
+    inbox: &Inbox<Agent>,
     detect: Arc<Notify>,
 ) {
     let mut last_sent = None;
@@ -256,7 +276,7 @@ async fn follow_leader(
         inbox.send(Event::Detected(address)).await;
         last_sent = address;
         is_new = tokio::select! {
-            never = report_missing_leader(address, &inbox) => match never {},
+            never = report_missing_leader(address, inbox) => match never {},
             changed = leader.changed() => {
                 if changed.is_err() {
                     // The follower of the election has stopped: the last known leader stays.
@@ -292,10 +312,11 @@ async fn report_missing_leader(leader: Option<SocketAddrV4>, inbox: &Inbox<Agent
 async fn resolve_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<Notify>) {
     let mut was_resolved = false;
     loop {
-        match master.resolve().await {
-            Ok(address) => {
+        match master.resolve_all().await {
+            Ok((address, all)) => {
                 was_resolved = true;
                 inbox.metrics().warnings().set_failure(RESOLVE_FAILURE, None);
+                inbox.send(Event::FoundMasters(FoundMasters::Named(all))).await;
                 inbox.send(Event::Detected(Some(address))).await;
                 tokio::time::sleep(RESOLVE_INTERVAL_MIN).await;
                 detect.notified().await;
@@ -378,7 +399,10 @@ mod tests {
         let (inbox, mut events) = Inbox::new(Metrics::new());
         let (election, leader) = watch::channel(None);
         let detect = Arc::new(Notify::new());
-        let follower = tokio::spawn(follow_leader(leader, inbox, Arc::clone(&detect)));
+        let follower = tokio::spawn({
+            let detect = Arc::clone(&detect);
+            async move { follow_leader(leader, &inbox, detect).await }
+        });
         let mut next = async || match events.recv().await {
             Some(Input::Event(Event::Detected(address))) => address.map(|address| address.port()),
             _ => Some(0),

@@ -1,17 +1,18 @@
 //! Inspects and programs the network of the host for the agent, and listens for foreign changes.
 //! Netlink and the firewall commands block.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_config::{DataplaneConfig, FirewallKind};
+use overlay_config::{DataplaneConfig, FirewallKind, OverlayIngress};
 use overlay_engine::agent::{Programmed, Scope};
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
-use overlay_linux::firewall::{self, Backend, Firewall, FirewallError, Outcome, Ruleset};
+use overlay_linux::firewall::{self, Backend, Firewall, FirewallError, Ingress, Outcome, Ruleset};
 use overlay_linux::host::{HostError, HostLock, HostSettings};
 use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Collision, Desired, Fault};
@@ -19,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::dataplane_thread::Work;
+use super::own_address::is_own;
 
 /// The options of the dataplane.
 #[derive(Debug, Clone)]
@@ -35,9 +37,10 @@ pub struct DataplaneOptions {
 }
 
 impl DataplaneOptions {
-    /// Returns the options of the configuration.
+    /// Returns the options of the configuration. Containers do not reach `control_ports` of this host
+    /// and of other agents; a Mesos process has none, since executors in containers need its port.
     #[must_use]
-    pub fn new(config: &DataplaneConfig) -> Self {
+    pub fn new(config: &DataplaneConfig, control_ports: BTreeSet<u16>) -> Self {
         Self {
             firewall: match config.firewall {
                 FirewallKind::Auto => None,
@@ -49,11 +52,26 @@ impl DataplaneOptions {
                 masquerade: config.masquerade,
                 known_agents_only: config.known_agents_only,
                 isolate: config.isolate_overlays,
-                ..firewall::Options::default()
+                ingress: match config.overlay_ingress {
+                    OverlayIngress::Open => Ingress::Open,
+                    OverlayIngress::Closed => Ingress::Closed,
+                },
+                control_ports,
             },
             host_settings: config.host_settings,
             state_dir: config.state_dir.clone(),
         }
+    }
+
+    /// Returns the options of the rules for a desired state. A master on this host is reached at every
+    /// address of the host, so its port is closed as a whole.
+    fn rules_for(&self, desired: &Desired) -> firewall::Options {
+        let mut rules = self.rules.clone();
+        let local = desired.masters.iter().filter(|master| is_own((*master.ip()).into()));
+        rules.control_ports.extend(local.map(SocketAddrV4::port));
+        // The master sends no peers, so no sender is known.
+        rules.known_agents_only &= !desired.accepts_every_sender;
+        rules
     }
 
     /// Warns if an earlier agent has programmed this host. An agent without a dataplane does not
@@ -189,7 +207,7 @@ impl HostNetwork {
 
     /// Applies the rules of the firewall. Returns whether the host has them.
     fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) -> bool {
-        let rules = Ruleset::new(desired, &self.options.rules);
+        let rules = Ruleset::new(desired, &self.options.rules_for(desired));
         let outcome = self.firewall().and_then(|firewall| {
             if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
         });

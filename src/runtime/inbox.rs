@@ -349,7 +349,8 @@ mod tests {
             overlays: Vec::new(),
         };
         let reuse_after = Duration::ZERO;
-        let settings = master::Settings { network: Arc::new(network), reuse_after };
+        let settings =
+            master::Settings { network: Arc::new(network), reuse_after, is_program: false };
         Master::new(settings, overlay_wire::update_length, 1)
     }
 

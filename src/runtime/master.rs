@@ -521,7 +521,7 @@ mod tests {
         let network = overlay_config::parse_master("", include_str!("../../docs/network.json"));
         let network = Arc::new(network.unwrap().0.network);
         let options = MasterOptions {
-            settings: Settings { network, reuse_after: Duration::ZERO },
+            settings: Settings { network, reuse_after: Duration::ZERO, is_program: true },
             store: Box::new(MemoryStore::new()),
             leading: None,
             leader: None,
@@ -569,7 +569,8 @@ mod tests {
             vxlan: overlay_types::protocol::Vxlan::default(),
             overlays: Vec::new(),
         };
-        let settings = Settings { network: Arc::new(network), reuse_after: Duration::ZERO };
+        let settings =
+            Settings { network: Arc::new(network), reuse_after: Duration::ZERO, is_program: true };
         let executor = MasterExecutor {
             own: master_upid("127.0.0.1:5050".parse().unwrap()),
             sender: Box::new(NoSender),

@@ -241,7 +241,7 @@ mod tests {
             overlays: Vec::new(),
         };
         Master::new(
-            Settings { network: Arc::new(network), reuse_after: Duration::ZERO },
+            Settings { network: Arc::new(network), reuse_after: Duration::ZERO, is_program: false },
             overlay_wire::update_length,
             1,
         )

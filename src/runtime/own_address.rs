@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use overlay_engine::agent::{Agent, Event};
 use overlay_linux::source::source_towards;
 
@@ -53,15 +54,36 @@ fn has_address(address: IpAddr) -> Option<bool> {
     judge(source_towards(None, SocketAddr::new(address, 9)), address)
 }
 
+/// Judges the source address that the kernel chooses for packets to `address`.
 fn judge(source: io::Result<IpAddr>, address: IpAddr) -> Option<bool> {
-    /// Errors of a process that lacks resources, from errno.h: ENOMEM, ENFILE, EMFILE, ENOBUFS.
-    const RESOURCES: [i32; 4] = [12, 23, 24, 105];
-
     match source {
-        Ok(source) => Some(source == address),
-        Err(error) if error.raw_os_error().is_some_and(|code| RESOURCES.contains(&code)) => None,
+        Ok(source) if source == address => Some(true),
+        Err(error) if lacks_resources(&error) => None,
+        // The source is the first address of a subnet, also for packets to another address of this
+        // host in that subnet.
+        Ok(_) | Err(_) => is_on_device(address),
+    }
+}
+
+/// Returns whether a device has this address, or `None` if that cannot be found out now.
+fn is_on_device(address: IpAddr) -> Option<bool> {
+    let found = |device: InterfaceAddress| {
+        let found = device.address?;
+        let v4 = found.as_sockaddr_in().map(|found| found.ip().into());
+        v4.or_else(|| found.as_sockaddr_in6().map(|found| found.ip().into()))
+    };
+    match getifaddrs() {
+        Ok(devices) => Some(devices.filter_map(found).any(|found: IpAddr| found == address)),
+        Err(errno) if lacks_resources(&errno.into()) => None,
         Err(_) => Some(false),
     }
+}
+
+fn lacks_resources(error: &io::Error) -> bool {
+    /// ENOMEM, ENFILE, EMFILE and ENOBUFS of errno.h.
+    const RESOURCES: [i32; 4] = [12, 23, 24, 105];
+
+    error.raw_os_error().is_some_and(|code| RESOURCES.contains(&code))
 }
 
 /// Returns whether the host certainly has this address.
@@ -117,13 +139,13 @@ mod tests {
 
     #[test]
     fn lack_of_descriptors_says_nothing_about_address() {
-        let address = "10.0.0.1".parse().unwrap();
+        let address = "192.0.2.1".parse().unwrap();
         let error = |code| judge(Err(io::Error::from_raw_os_error(code)), address);
         assert_eq!([12, 23, 24, 105].map(error), [None; 4]);
         // ENETUNREACH: without the address and without a route.
         assert_eq!(error(101), Some(false));
         assert_eq!(judge(Ok(address), address), Some(true));
-        assert_eq!(judge(Ok("10.0.0.2".parse().unwrap()), address), Some(false));
+        assert_eq!(judge(Ok("192.0.2.2".parse().unwrap()), address), Some(false));
     }
 
     #[tokio::test]

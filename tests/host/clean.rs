@@ -30,7 +30,7 @@ exit 1
 ";
 
 /// Commands that create foreign objects, as similar to managed objects as possible.
-const FOREIGN_OBJECTS: [&str; 20] = [
+const FOREIGN_OBJECTS: [&str; 24] = [
     "ip link add vtep7 type vxlan id 7 dstport 64007 local 10.0.0.1",
     "ip addr add 44.7.0.1/16 dev vtep7",
     "ip link set vtep7 up",
@@ -50,6 +50,10 @@ const FOREIGN_OBJECTS: [&str; 20] = [
     // iptables creates its chains with the first rule, and keeps them.
     "iptables -A INPUT -s 172.30.0.0/16 -j ACCEPT",
     "ip6tables -A INPUT -s fd09::/64 -j ACCEPT",
+    "iptables -t mangle -A FORWARD -s 172.30.0.0/16 -j ACCEPT",
+    "ip6tables -t mangle -A FORWARD -s fd09::/64 -j ACCEPT",
+    "iptables -t mangle -A INPUT -s 172.30.0.0/16 -j ACCEPT",
+    "ip6tables -t mangle -A INPUT -s fd09::/64 -j ACCEPT",
     "ipset create mesos-overlay-lab hash:ip",
     "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.vtep7.forwarding=1",
 ];
@@ -340,15 +344,22 @@ fn clean_restores_previous_host_state() {
 /// Returns the expected actions while a container is connected to an overlay.
 fn planned_actions(firewall: &str) -> Vec<String> {
     let in_use = "failed: containers are on m-vxlan-1: stop them (PORT)";
-    let chains = |program: &str, names: &[&str]| -> Vec<String> {
-        let chain = |name: &&str| format!("remove {program} chain {name} would be done");
+    let chains = |program: &str, names: &[String]| -> Vec<String> {
+        let chain = |name: &String| format!("remove {program} chain {name} would be done");
         names.iter().map(chain).collect()
     };
-    let (of_nat, out) = ("MESOS-OVERLAY of nat", "MESOS-OVERLAY-OUT of filter");
-    let (of_filter, input) = ("MESOS-OVERLAY of filter", "MESOS-OVERLAY-IN of filter");
-    let rules = |program: &str| match firewall {
-        "nftables" => chains(program, &[of_filter, out]),
-        _ => chains(program, &[of_filter, input, out, of_nat]),
+    let of = |table: &str, suffixes: &[&str]| -> Vec<String> {
+        suffixes.iter().map(|suffix| format!("MESOS-OVERLAY{suffix} of {table}")).collect()
+    };
+    let rules = |program: &str| {
+        let mut names = of("filter", &["", "-OUT", "-SRC", "-TUN"]);
+        if firewall == "iptables" {
+            let numbered = ["-F0", "-F1", "-I0", "-I1", "-IN", "-INS", "-N0", "-N1"];
+            let others = ["-OUT", "-PORTS", "-STR", "-TIN", "-TUN"];
+            names.extend(of("mangle", &[&[""][..], &numbered, &others].concat()));
+            names.extend(of("nat", &[""]));
+        }
+        chains(program, &names)
     };
     let settings = ["all", "d-lab", "default", "eth0", "lo", "m-lab", "vtep7", "wire"]
         .map(|device| format!("set net/ipv6/conf/{device}/accept_ra to 1 would be done"));
@@ -367,8 +378,8 @@ fn planned_actions(firewall: &str) -> Vec<String> {
     }
     lines.extend(["iptables", "ip6tables"].into_iter().flat_map(rules));
     if firewall == "iptables" {
-        let sets = ["mesos-overlay-4", "mesos-overlay-6"];
-        lines.extend(sets.map(|set| format!("remove ipset {set} would be done")));
+        let sets = ["4", "6", "inner-4", "inner-6", "hosts", "masters"];
+        lines.extend(sets.map(|set| format!("remove ipset mesos-overlay-{set} would be done")));
     }
     lines.extend([
         format!("remove bridge m-vxlan-1 {in_use}"),
@@ -465,6 +476,7 @@ fn kernel_without_nftables_uses_iptables_or_fails() {
             && state["error"].as_str().is_some_and(|error| error.starts_with(reason))
     };
     drop(host.start_until(&networks(), reports_reason));
+    // Without rules the device would accept packets from everybody.
     let devices = host.daemon.namespace.devices();
-    assert!(devices.contains(&"vtep1024".to_owned()), "{devices:?}");
+    assert!(!devices.contains(&"vtep1024".to_owned()), "{devices:?}");
 }

@@ -22,6 +22,8 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct DockerDaemon {
     /// `None` before the first start.
     child: Option<Child>,
+    /// The content of the daemon's configuration file.
+    pub(crate) config: String,
     dir: tempfile::TempDir,
     pub(crate) namespace: Namespace,
 }
@@ -38,7 +40,7 @@ impl DockerDaemon {
     pub(crate) fn stopped() -> Self {
         require_root_and_files(&[DOCKERD, DOCKER, BUSYBOX, "/usr/sbin/iptables"]);
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Self { child: None, dir, namespace: Namespace::new() }
+        Self { child: None, config: "{}".to_owned(), dir, namespace: Namespace::new() }
     }
 
     /// Starts the daemon, and waits until the daemon is ready.
@@ -46,7 +48,7 @@ impl DockerDaemon {
         let log = fs::File::create(self.path("log")).expect("a log");
         let mut command = self.namespace.command(DOCKERD);
         // The machine's /etc/docker/daemon.json must not have an effect on the test.
-        fs::write(self.path("daemon.json"), "{}").expect("a configuration");
+        fs::write(self.path("daemon.json"), &self.config).expect("a configuration");
         command.arg("--config-file").arg(self.path("daemon.json"));
         // The test removes its control groups afterwards. The driver cgroupfs works without
         // systemd.

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use overlay_linux::firewall::{Backend, Firewall, Monitor, Options, Outcome, Ruleset};
+use overlay_types::tunnel::{Desired, OverlaySubnets};
 
 use crate::hosts::{Host, Hosts, Underlay};
 use crate::namespace::require_root_and_files;
@@ -32,6 +33,13 @@ impl FirewalledHosts {
 
     fn rules(&self, options: Options) -> Ruleset {
         Ruleset::new(&self.hosts.desired(self.host(0)), &options)
+    }
+
+    /// Returns the rules of the first host for a list of peers without one agent.
+    fn rules_without(&self, number: u8) -> Ruleset {
+        let mut desired = self.hosts.desired(self.host(0));
+        desired.peers.as_mut().expect("peers").remove(&Underlay::V4.address(number));
+        Ruleset::new(&desired, &Options::default())
     }
 
     fn verify(&mut self, index: usize, rules: &Ruleset) -> Outcome {
@@ -84,18 +92,14 @@ fn only_traffic_leaving_overlays_is_masqueraded() {
 fn packets_from_unknown_agents_are_dropped() {
     for backend in BACKENDS {
         let mut setup = FirewalledHosts::new(backend);
-        let mut rules = setup.rules(Options::default());
         let to = setup.host(0).address().to_string();
         assert!(setup.host(2).container_can_ping(&to, 16));
-        let agents = rules.agents.as_mut().expect("known_agents_only is the default");
-        agents.retain(|agent| *agent != Underlay::V4.address(3));
+        let rules = setup.rules_without(3);
         setup.verify(0, &rules);
         assert!(!setup.host(2).container_can_ping(&to, 16), "{backend:?}");
         assert!(setup.host(1).container_can_ping(&to, 16), "{backend:?}");
         // The third agent returns, the second leaves. The update changes only these two.
-        let agents = rules.agents.as_mut().expect("known_agents_only is the default");
-        agents.remove(&Underlay::V4.address(2));
-        agents.insert(Underlay::V4.address(3));
+        let rules = setup.rules_without(2);
         assert_eq!(setup.update(0, &rules), Outcome::Made);
         assert!(setup.host(2).container_can_ping(&to, 16), "{backend:?}");
         assert!(!setup.host(1).container_can_ping(&to, 16), "{backend:?}");
@@ -104,7 +108,7 @@ fn packets_from_unknown_agents_are_dropped() {
         // Another process empties the set.
         setup.host(0).namespace.run(match backend {
             Backend::Iptables => "ipset flush mesos-overlay-4",
-            _ => "nft flush set inet mesos_overlay agents4",
+            _ => "nft flush set inet mesos_overlay inner4_24",
         });
         assert!(!setup.host(2).container_can_ping(&to, 16), "{backend:?}");
         assert_eq!(setup.verify(0, &rules), Outcome::Repaired);
@@ -121,7 +125,24 @@ fn packets_from_unknown_agents_are_dropped() {
         let all_agents_allowed = Options { known_agents_only: false, ..Options::default() };
         let rules = setup.rules(all_agents_allowed);
         setup.verify(0, &rules);
-        assert!(setup.host(2).container_can_ping(&to, 16), "{backend:?}");
+        assert!(setup.host(1).container_can_ping(&to, 16), "{backend:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn first_start_without_peers_accepts_no_sender() {
+    for backend in BACKENDS {
+        let mut setup = FirewalledHosts::new(backend);
+        let to = setup.host(0).address().to_string();
+        let desired = setup.hosts.desired(setup.host(0));
+        let without_peers = Desired { peers: None, ..desired.clone() };
+        let rules = Ruleset::new(&without_peers, &Options::default());
+        assert_eq!(setup.verify(0, &rules), Outcome::Made);
+        assert_eq!(setup.verify(0, &rules), Outcome::Unchanged);
+        assert!(!setup.host(1).container_can_ping(&to, 16), "{backend:?}");
+        setup.update(0, &Ruleset::new(&desired, &Options::default()));
+        assert!(setup.host(1).container_can_ping(&to, 16), "{backend:?}");
     }
 }
 
@@ -160,18 +181,28 @@ fn forward_policy_drop_does_not_block_overlays() {
 fn isolate_option_separates_overlays() {
     for backend in BACKENDS {
         let mut setup = FirewalledHosts::new(backend);
-        let mut rules = setup.rules(Options { isolate: true, ..Options::default() });
-        let subnets = ["192.168.1.0/24", "192.168.2.0/24"];
-        let space = |text: &str| [text.parse().expect("a valid subnet")].into();
-        rules.spaces = [("a", subnets[0]), ("b", subnets[1])]
-            .map(|(name, text)| (name.parse().expect("a valid overlay name"), space(text)))
-            .into();
+        // The first container belongs to the first overlay, the other containers to the second.
+        let mut desired = setup.hosts.desired(setup.host(0));
+        let whole = |text: &str| vec![text.parse().expect("a valid subnet")];
+        let own = OverlaySubnets { whole: whole("192.168.0.0/23"), ..desired.spaces[0].clone() };
+        let other = OverlaySubnets {
+            overlay: "b".parse().expect("a valid overlay name"),
+            whole: whole("192.168.2.0/23"),
+            bridges: Vec::new(),
+            ..own.clone()
+        };
+        desired.spaces = vec![own, other];
+        for (overlay, _) in
+            desired.peers.iter_mut().flatten().flat_map(|(_, peer)| &mut peer.subnets)
+        {
+            *overlay = desired.spaces[1].overlay.clone();
+        }
         let to = setup.host(1).address().to_string();
         assert!(setup.host(0).container_can_ping(&to, 16));
-        setup.verify(0, &rules);
+        let rules = |isolate| Ruleset::new(&desired, &Options { isolate, ..Options::default() });
+        setup.verify(0, &rules(true));
         assert!(!setup.host(0).container_can_ping(&to, 16), "{backend:?}");
-        rules.isolate = false;
-        setup.verify(0, &rules);
+        setup.verify(0, &rules(false));
         assert!(setup.host(0).container_can_ping(&to, 16), "{backend:?}");
     }
 }
@@ -215,7 +246,7 @@ fn backend_change_replaces_all_rules() {
     setup.host(0).namespace.run("iptables -P FORWARD DROP");
     let main_object = |backend| match backend {
         Backend::Nftables => "nftables table inet mesos_overlay",
-        Backend::Iptables => "iptables chain MESOS-OVERLAY-IN of filter",
+        Backend::Iptables => "iptables chain MESOS-OVERLAY-IN of mangle",
         Backend::None => "",
     };
     let [nft, iptables] = BACKENDS;
@@ -254,6 +285,10 @@ fn clean_keeps_foreign_rules() {
             // These rules create the tables of iptables and ip6tables.
             "iptables -A INPUT -s 10.9.0.0/16 -j ACCEPT",
             "ip6tables -A INPUT -s fd09::/64 -j ACCEPT",
+            "iptables -t mangle -A FORWARD -s 10.9.0.0/16 -j ACCEPT",
+            "ip6tables -t mangle -A FORWARD -s fd09::/64 -j ACCEPT",
+            "iptables -t mangle -A INPUT -s 10.9.0.0/16 -j ACCEPT",
+            "ip6tables -t mangle -A INPUT -s fd09::/64 -j ACCEPT",
         ] {
             namespace.run(line);
         }

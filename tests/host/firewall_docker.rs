@@ -8,9 +8,8 @@ use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run};
 
 /// The rules of an engine. `{bridge}` is the overlay's bridge, `{ends}` is the verdict on a packet
 /// from outside to an unpublished port, and `{raw}` is the verdict on a packet from another host
-/// directly to a container. The gateway mode decides both verdicts. The device with the name of
-/// Docker's default bridge stands for a second overlay network, which Docker isolates from the
-/// first.
+/// directly to a container. The gateway mode decides both verdicts. The device d-vxlan-1 stands for
+/// a second overlay network, which Docker isolates from the first.
 struct Layout {
     engines: &'static str,
     tool: Tool,
@@ -38,8 +37,8 @@ const LAYOUTS: [Layout; 6] = [
             -I FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
             -I FORWARD -j DOCKER-ISOLATION\n\
             -I FORWARD -j DOCKER-USER\n\
-            -A DOCKER-ISOLATION -i {bridge} -o docker0 -j DROP\n\
-            -A DOCKER-ISOLATION -i docker0 -o {bridge} -j DROP\n\
+            -A DOCKER-ISOLATION -i {bridge} -o d-vxlan-1 -j DROP\n\
+            -A DOCKER-ISOLATION -i d-vxlan-1 -o {bridge} -j DROP\n\
             -A DOCKER-USER -j RETURN\nCOMMIT\n",
         has_modes: false,
     },
@@ -55,8 +54,8 @@ const LAYOUTS: [Layout; 6] = [
             -I FORWARD -j DOCKER-ISOLATION-STAGE-1\n\
             -I FORWARD -j DOCKER-USER\n\
             -A DOCKER-ISOLATION-STAGE-1 -i {bridge} ! -o {bridge} -j DOCKER-ISOLATION-STAGE-2\n\
-            -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2\n\
-            -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP\n\
+            -A DOCKER-ISOLATION-STAGE-1 -i d-vxlan-1 ! -o d-vxlan-1 -j DOCKER-ISOLATION-STAGE-2\n\
+            -A DOCKER-ISOLATION-STAGE-2 -o d-vxlan-1 -j DROP\n\
             -A DOCKER-ISOLATION-STAGE-2 -o {bridge} -j DROP\n\
             -A DOCKER-USER -j RETURN\nCOMMIT\n",
         has_modes: false,
@@ -75,8 +74,8 @@ const LAYOUTS: [Layout; 6] = [
             -I FORWARD -j DOCKER-USER\n\
             -A DOCKER ! -i {bridge} -o {bridge} -j {ends}\n\
             -A DOCKER-ISOLATION-STAGE-1 -i {bridge} ! -o {bridge} -j DOCKER-ISOLATION-STAGE-2\n\
-            -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2\n\
-            -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP\n\
+            -A DOCKER-ISOLATION-STAGE-1 -i d-vxlan-1 ! -o d-vxlan-1 -j DOCKER-ISOLATION-STAGE-2\n\
+            -A DOCKER-ISOLATION-STAGE-2 -o d-vxlan-1 -j DROP\n\
             -A DOCKER-ISOLATION-STAGE-2 -o {bridge} -j DROP\nCOMMIT\n",
         has_modes: true,
     },
@@ -96,8 +95,8 @@ const LAYOUTS: [Layout; 6] = [
             -A DOCKER-BRIDGE -o {bridge} -j DOCKER\n\
             -A DOCKER ! -i {bridge} -o {bridge} -j {ends}\n\
             -A DOCKER-ISOLATION-STAGE-1 -i {bridge} ! -o {bridge} -j DOCKER-ISOLATION-STAGE-2\n\
-            -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2\n\
-            -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP\n\
+            -A DOCKER-ISOLATION-STAGE-1 -i d-vxlan-1 ! -o d-vxlan-1 -j DOCKER-ISOLATION-STAGE-2\n\
+            -A DOCKER-ISOLATION-STAGE-2 -o d-vxlan-1 -j DROP\n\
             -A DOCKER-ISOLATION-STAGE-2 -o {bridge} -j DROP\nCOMMIT\n",
         has_modes: true,
     },
@@ -187,13 +186,13 @@ impl FirewalledHosts {
         hosts.program();
         let neighbor = Namespace::new();
         let network = &hosts.hosts[0].namespace;
-        network.run("ip link add docker0 type bridge");
-        network.run("ip link set docker0 up");
-        network.run("ip addr add 192.168.1.129/25 dev docker0");
+        network.run("ip link add d-vxlan-1 type bridge");
+        network.run("ip link set d-vxlan-1 up");
+        network.run("ip addr add 192.168.1.129/25 dev d-vxlan-1");
         let inside = neighbor.path();
         let inside = inside.display();
         network.run(&format!("ip link add veth1 type veth peer name eth0 netns {inside}"));
-        network.run("ip link set veth1 master docker0 up");
+        network.run("ip link set veth1 master d-vxlan-1 up");
         neighbor.run("ip link set eth0 up");
         neighbor.run("ip addr add 192.168.1.130/25 dev eth0");
         neighbor.run("ip route add default via 192.168.1.129");

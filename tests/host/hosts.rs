@@ -9,7 +9,9 @@ use std::sync::Arc;
 use overlay_linux::dataplane::{Dataplane, Report};
 use overlay_linux::host::HostSettings;
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet, Vni};
-use overlay_types::tunnel::{Desired, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice};
+use overlay_types::tunnel::{
+    Desired, OverlayBridge, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice,
+};
 
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files};
 use crate::traffic::can_ping;
@@ -65,6 +67,20 @@ fn interface(text: &str) -> InterfaceAddress {
 fn subnets(number: u8) -> [Subnet; 2] {
     let subnet = |text: String| text.parse().expect("a valid subnet");
     [subnet(format!("192.168.{number}.0/24")), subnet(format!("fd01:b:0:0:{number}::/80"))]
+}
+
+/// Returns the bridges of a host: the first has the container of [`Host`], a test may create the
+/// second.
+fn bridges(number: u8) -> [OverlayBridge; 2] {
+    let halves = subnets(number).map(|subnet| subnet.halves().expect("a subnet of many hosts"));
+    let bridge = |device: &str, subnets: [Subnet; 2]| OverlayBridge {
+        device: device.parse().expect("a valid device name"),
+        subnets: subnets.to_vec(),
+    };
+    [
+        bridge("m-vxlan-1", halves.map(|(lower, _)| lower)),
+        bridge("d-vxlan-1", halves.map(|(_, upper)| upper)),
+    ]
 }
 
 impl Underlay {
@@ -187,7 +203,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         device: device(),
         whole: whole.to_vec(),
         own: subnets(own).to_vec(),
-        bridges: Vec::new(),
+        bridges: bridges(own).to_vec(),
     };
     let peer = |number: u8| Peer {
         ip: Some(vtep(number)),
@@ -195,13 +211,14 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         mac: mac(number),
         subnets: subnets(number).map(|subnet| (overlay(), subnet)).to_vec(),
     };
-    let peers = all.filter(|number| *number != own);
+    let others: Vec<u8> = all.filter(|number| *number != own).collect();
     let peers: BTreeMap<_, _> =
-        peers.map(|number| (underlay.address(number), peer(number))).collect();
+        others.iter().map(|number| (underlay.address(*number), peer(*number))).collect();
     Desired {
         vxlan_devices: vec![local],
         spaces: vec![space],
         peers: Some(peers),
+        agents: others.iter().map(|number| Ipv4Addr::new(10, 0, 0, *number)).collect(),
         ..Desired::default()
     }
 }

@@ -25,6 +25,8 @@ mod doctor;
 mod ensemble;
 mod firewall;
 mod firewall_docker;
+mod firewall_forged;
+mod firewall_upgrade;
 mod hosts;
 mod metrics;
 mod namespace;

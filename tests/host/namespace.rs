@@ -44,6 +44,11 @@ impl Namespace {
         namespace
     }
 
+    /// Returns an existing namespace, which dropping this value keeps.
+    pub(crate) const fn of_path(path: PathBuf) -> Self {
+        Self { path, name: None }
+    }
+
     /// Returns the namespace of a running process, such as the first process of a container.
     pub(crate) fn of_process(pid: &str) -> Self {
         Self { path: Path::new("/proc").join(pid).join("ns/net"), name: None }

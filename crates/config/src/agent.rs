@@ -163,7 +163,8 @@ pub(super) fn read<'a>(
     let docker = object.value("docker").and_then(|node| read_docker(document, &node));
     let options = document
         .nested_object(&object, "network_config", &AGENT_NETWORK)
-        .map(|object| read_options(document, &object));
+        .map(|object| read_options(document, &object))
+        .unwrap_or_default();
     let attempts = object
         .value("max_configuration_attempts")
         .and_then(|node| document.read_number(&node, 1..=AgentConfig::CONFIGURATION_ATTEMPTS_MAX));
@@ -171,7 +172,7 @@ pub(super) fn read<'a>(
         let range = AgentConfig::VERIFY_INTERVAL_MIN..=AgentConfig::VERIFY_INTERVAL_MAX;
         document.read_duration(&node, range, "60s")
     });
-    let dataplane = dataplane::read(document, &object);
+    let dataplane = dataplane::read(document, &object, &options);
     let limits = limits::read(document, &object, Side::Agent);
     let http = http::read(document, &object);
     Some(AgentConfig {
@@ -183,7 +184,7 @@ pub(super) fn read<'a>(
         cni_plugins_dir: cni_plugins_dir.unwrap_or_default(),
         port_mapper,
         docker: docker.unwrap_or_else(|| AgentConfig::DOCKER_DEFAULT.into()),
-        options: options.unwrap_or_default(),
+        options,
         max_configuration_attempts: attempts.unwrap_or(AgentConfig::CONFIGURATION_ATTEMPTS_DEFAULT),
         verify_interval: verify_interval.unwrap_or(AgentConfig::VERIFY_INTERVAL_DEFAULT),
         dataplane,

@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use overlay_types::addr::special_address;
+use overlay_types::protocol::AgentOptions;
 
 use super::document::{Document, Node, Object};
 use super::text::abbreviate;
@@ -33,6 +34,15 @@ pub enum FirewallKind {
     None,
 }
 
+/// What the firewall does with new flows from outside of the overlays to containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverlayIngress {
+    /// Such flows pass.
+    Open,
+    /// Only flows to published ports and flows of the host itself pass.
+    Closed,
+}
+
 /// How the agent programs the network of its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataplaneConfig {
@@ -46,6 +56,8 @@ pub struct DataplaneConfig {
     pub masquerade: bool,
     /// Whether the firewall blocks traffic between containers of different overlays.
     pub isolate_overlays: bool,
+    /// What the firewall does with new flows from outside of the overlays.
+    pub overlay_ingress: OverlayIngress,
     /// Whether the firewall accepts VXLAN packets only from agents that the master reports.
     pub known_agents_only: bool,
     /// Whether the agent applies the required settings of the host.
@@ -69,6 +81,7 @@ impl Default for DataplaneConfig {
             firewall: FirewallKind::Auto,
             masquerade: true,
             isolate_overlays: false,
+            overlay_ingress: OverlayIngress::Closed,
             known_agents_only: true,
             host_settings: true,
             refuse_collisions: true,
@@ -77,7 +90,12 @@ impl Default for DataplaneConfig {
     }
 }
 
-pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> DataplaneConfig {
+/// Reads the keys of `object`. `options` are those that the agent registers with.
+pub(super) fn read<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    options: &AgentOptions,
+) -> DataplaneConfig {
     let mut config = DataplaneConfig::default();
     let kinds = [("vxlan", DataplaneKind::Vxlan), ("external", DataplaneKind::External)];
     if let Some(node) = object.value("dataplane") {
@@ -96,6 +114,7 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Data
     config.masquerade = document.read_boolean_or(object, "masquerade", config.masquerade);
     config.isolate_overlays =
         document.read_boolean_or(object, "isolate_overlays", config.isolate_overlays);
+    config.overlay_ingress = read_ingress(document, object, &config, options);
     config.known_agents_only =
         document.read_boolean_or(object, "known_agents_only", config.known_agents_only);
     config.host_settings = document.read_boolean_or(object, "host_settings", config.host_settings);
@@ -106,7 +125,23 @@ pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> Data
         config.state_dir = path.unwrap_or(config.state_dir);
     }
     warn_about_unused_keys(document, object, &config);
+    warn_about_isolation(document, object, &config);
     config
+}
+
+/// Reads `overlay_ingress`. Without masquerade the network outside has routes to the containers, and
+/// an agent without subnets is a gateway for other hosts: both exist for flows from outside.
+fn read_ingress<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    config: &DataplaneConfig,
+    options: &AgentOptions,
+) -> OverlayIngress {
+    let choices = [("open", OverlayIngress::Open), ("closed", OverlayIngress::Closed)];
+    let chosen = object.value("overlay_ingress");
+    let chosen = chosen.and_then(|node| read_choice(document, &node, &choices));
+    let is_closed = config.masquerade && options.allocate_subnet;
+    chosen.unwrap_or(if is_closed { OverlayIngress::Closed } else { OverlayIngress::Open })
 }
 
 fn read_underlay<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Ipv6Addr> {
@@ -151,10 +186,11 @@ fn warn_about_unused_keys<'a>(
     object: &Object<'a>,
     config: &DataplaneConfig,
 ) {
-    const FIREWALL_KEYS: [&str; 3] = ["masquerade", "isolate_overlays", "known_agents_only"];
+    const FIREWALL_KEYS: [&str; 4] =
+        ["masquerade", "isolate_overlays", "overlay_ingress", "known_agents_only"];
     const DATAPLANE_KEYS: [&str; 3] = ["firewall", "underlay", "host_settings"];
     let (keys, reason) = if config.kind == DataplaneKind::External {
-        ([DATAPLANE_KEYS, FIREWALL_KEYS].concat(), "'dataplane' is external")
+        ([&DATAPLANE_KEYS[..], &FIREWALL_KEYS].concat(), "'dataplane' is external")
     } else if config.firewall == FirewallKind::None {
         (FIREWALL_KEYS.to_vec(), "'firewall' is none")
     } else {
@@ -162,5 +198,22 @@ fn warn_about_unused_keys<'a>(
     };
     for node in keys.iter().filter_map(|key| object.value(key)) {
         document.warn(&node, format_args!("has no effect: {reason}"));
+    }
+}
+
+/// Warns that the addresses of packets show nothing where every host can send packets into the
+/// overlays.
+fn warn_about_isolation<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    config: &DataplaneConfig,
+) {
+    let has_rules = config.kind == DataplaneKind::Vxlan && config.firewall != FirewallKind::None;
+    if has_rules
+        && config.isolate_overlays
+        && !config.known_agents_only
+        && let Some(node) = object.value("isolate_overlays")
+    {
+        document.warn(&node, "does not hold against forged packets: 'known_agents_only' is false");
     }
 }

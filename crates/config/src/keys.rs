@@ -102,6 +102,7 @@ pub(super) const AGENT: Schema = object(
         "firewall",
         "masquerade",
         "isolate_overlays",
+        "overlay_ingress",
         "known_agents_only",
         "host_settings",
         "refuse_collisions",

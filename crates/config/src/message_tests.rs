@@ -750,7 +750,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"1:17: overlay_mtu: is no key here: it belongs in 'network_config' of agent_config"#,
             r#"1:36: vtep_subnet: is no key here: it belongs in the network"#,
             r#"1:66: cni-dir: is no key: did you mean 'cni_dir'?"#,
-            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, known_agents_only, host_settings, refuse_collisions, state_dir, limits, acls, hostnames"#,
+            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, host_settings, refuse_collisions, state_dir, limits, acls, hostnames"#,
         ],
     ),
     (
@@ -839,7 +839,16 @@ const AGENT_WARNINGS: &[Row] = &[
         ],
     ),
     (
-        r#"{"cni_dir":"/c","firewall":"none","isolate_overlays":true}"#,
-        &[r#"1:54: isolate_overlays: has no effect: 'firewall' is none"#],
+        r#"{"cni_dir":"/c","firewall":"none","isolate_overlays":true,"overlay_ingress":"open"}"#,
+        &[
+            r#"1:54: isolate_overlays: has no effect: 'firewall' is none"#,
+            r#"1:77: overlay_ingress: has no effect: 'firewall' is none"#,
+        ],
+    ),
+    (
+        r#"{"cni_dir":"/c","isolate_overlays":true,"known_agents_only":false}"#,
+        &[
+            r#"1:36: isolate_overlays: does not hold against forged packets: 'known_agents_only' is false"#,
+        ],
     ),
 ];

@@ -189,6 +189,7 @@ fn parse_agent_minimal_file_has_defaults() {
             firewall: FirewallKind::Auto,
             masquerade: true,
             isolate_overlays: false,
+            overlay_ingress: OverlayIngress::Closed,
             known_agents_only: true,
             host_settings: true,
             refuse_collisions: true,
@@ -207,7 +208,8 @@ fn parse_agent_reads_every_key() {
         "overlay_mtu":1400,"command_timeout":30000,"enable_ipv6":false},
         "max_configuration_attempts":1,"verify_interval":"5mins","dataplane":"vxlan",
         "underlay":"fd00::5","firewall":"iptables","masquerade":false,"isolate_overlays":true,
-        "known_agents_only":false,"host_settings":false,"refuse_collisions":false,"state_dir":"/s"}"#;
+        "overlay_ingress":"closed","known_agents_only":false,"host_settings":false,
+        "refuse_collisions":false,"state_dir":"/s"}"#;
     let (config, _) = parse_agent("f", text).unwrap();
     assert_eq!(config.master.as_deref(), Some("10.0.0.1:5050"));
     assert_eq!(config.cni_plugins_dir, ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from));
@@ -226,12 +228,28 @@ fn parse_agent_reads_every_key() {
         firewall: FirewallKind::Iptables,
         masquerade: false,
         isolate_overlays: true,
+        overlay_ingress: OverlayIngress::Closed,
         known_agents_only: false,
         host_settings: false,
         refuse_collisions: false,
         state_dir: "/s".into(),
     };
     assert_eq!(config.dataplane, expected);
+}
+
+#[test]
+fn overlay_ingress_default_follows_masquerade_and_subnet() {
+    let gateway = r#""network_config":{"allocate_subnet":false}"#;
+    for (keys, expected) in [
+        (r#""masquerade":true"#, OverlayIngress::Closed),
+        (r#""masquerade":false"#, OverlayIngress::Open),
+        (gateway, OverlayIngress::Open),
+        (r#""masquerade":false,"overlay_ingress":"closed""#, OverlayIngress::Closed),
+        (r#""overlay_ingress":"open""#, OverlayIngress::Open),
+    ] {
+        let (config, _) = parse_agent("f", &format!(r#"{{"cni_dir":"/c",{keys}}}"#)).unwrap();
+        assert_eq!(config.dataplane.overlay_ingress, expected, "{keys}");
+    }
 }
 
 #[test]

@@ -11,11 +11,16 @@ use std::thread;
 use nix::sched::{CloneFlags, unshare};
 use overlay_config::FirewallKind;
 use overlay_linux::dataplane::Dataplane;
-use overlay_linux::firewall::{Backend, Firewall, Options, Ruleset};
+use overlay_linux::firewall::{Backend, Firewall, InnerCheck, Options, Ruleset};
 use overlay_types::addr::{DeviceName, Mac, OverlayName, Subnet, Vni};
-use overlay_types::tunnel::{Desired, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice};
+use overlay_types::tunnel::{
+    Desired, OverlayBridge, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice,
+};
 
 use super::observation::KernelSupport;
+
+/// A port for the rules that close control ports.
+const CONTROL_PORT: u16 = 5051;
 
 /// Tests the dataplane of both families, and the configured firewall.
 ///
@@ -58,12 +63,13 @@ fn example_overlay(has_v6: bool) -> Desired {
     let subnet = "203.0.113.0/25".parse().ok();
     let subnet6 = "2001:db8:1::/64".parse().ok().filter(|_| has_v6);
     let subnets: Vec<Subnet> = [subnet, subnet6].into_iter().flatten().collect();
+    let bridge = overlay.mesos_bridge();
     let space = OverlaySubnets {
         overlay: overlay.clone(),
         device,
         whole: subnets.clone(),
         own: Vec::new(),
-        bridges: Vec::new(),
+        bridges: vec![OverlayBridge { device: bridge, subnets: subnets.clone() }],
     };
     let peer = Peer {
         ip: Some(Ipv4Addr::new(198, 51, 100, 2)),
@@ -92,10 +98,15 @@ fn test_firewall(kind: FirewallKind) -> Result<&'static str, String> {
         FirewallKind::Iptables => Backend::Iptables,
         FirewallKind::None => return Ok("none"),
     };
-    let options = Options { isolate: true, ..Options::default() };
+    let control_ports = [CONTROL_PORT].into();
+    let options = Options { isolate: true, control_ports, ..Options::default() };
     let rules = Ruleset::new(&example_overlay(true), &options);
-    Firewall::new(backend).verify(&rules).map_err(|error| error.to_string())?;
+    let mut firewall = Firewall::new(backend);
+    firewall.verify(&rules).map_err(|error| error.to_string())?;
     Ok(match backend {
+        Backend::Nftables if firewall.inner_check() == Some(InnerCheck::Membership) => {
+            "nftables, which cannot compare a packet in the tunnel with its sender"
+        }
         Backend::Nftables => "nftables",
         Backend::Iptables => "iptables and ipset",
         Backend::None => "none",

@@ -34,9 +34,11 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         Message::RegisterAgent(options) => encode_named(&internal::RegisterAgentMessage {
             network_config: Some(options_to_pb(options)),
         }),
-        Message::UpdateAgentOverlays(overlays) => {
+        Message::UpdateAgentOverlays { overlays, from_program } => {
             let overlays = assignments_to_pb(overlays);
-            encode_named(&internal::UpdateAgentOverlaysMessage { overlays })
+            // A module leaves the field unset, and so sends what a C++ module sends.
+            let program = from_program.then_some(true);
+            encode_named(&internal::UpdateAgentOverlaysMessage { overlays, program })
         }
         Message::AgentRegistered(overlays) => {
             let overlays = assignments_to_pb(overlays);
@@ -98,7 +100,9 @@ pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError>
         }
         MessageKind::UpdateAgentOverlays => {
             let message: internal::UpdateAgentOverlaysMessage = decode(bytes)?;
-            assignments_from_pb(&message.overlays).map(Message::UpdateAgentOverlays)
+            let from_program = message.program();
+            let overlays = assignments_from_pb(&message.overlays)?;
+            Ok(Message::UpdateAgentOverlays { overlays, from_program })
         }
         MessageKind::AgentRegistered => {
             let message: internal::AgentRegisteredMessage = decode(bytes)?;

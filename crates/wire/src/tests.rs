@@ -38,7 +38,7 @@ fn recorded_messages_round_trip_to_same_bytes() {
     assert_eq!(options.overlay_mtu.bytes(), 1420);
 
     let update = golden!("UpdateAgentOverlaysMessage.http");
-    let protocol::Message::UpdateAgentOverlays(overlays) =
+    let protocol::Message::UpdateAgentOverlays { overlays, .. } =
         round_trip("UpdateAgentOverlaysMessage", update)
     else {
         panic!("not an update")
@@ -47,6 +47,17 @@ fn recorded_messages_round_trip_to_same_bytes() {
     assert_eq!(overlays[1].subnet6.unwrap().to_string(), "fd01:b::/80");
     assert_eq!(overlays[0].vtep.mac.to_string(), "70:b3:d5:80:00:01");
     assert_eq!(overlays[0].status, None);
+
+    // Only a program says what it is: a module sends what the C++ module sends.
+    let message = |from_program| {
+        let overlays = overlays.clone();
+        protocol::Message::UpdateAgentOverlays { overlays, from_program }
+    };
+    let (name, plain) = encode_message(&message(false));
+    let (_, program) = encode_message(&message(true));
+    assert_eq!(program, [&plain[..], &[0xa0, 0x06, 0x01]].concat());
+    assert_eq!(decode_message(name, &program), Ok(message(true)));
+    assert_eq!(decode_message(name, &plain), Ok(message(false)));
 
     let registered = golden!("AgentRegisteredMessage.http");
     let protocol::Message::AgentRegistered(overlays) =

@@ -83,6 +83,7 @@ impl Cluster {
             settings: Settings {
                 network: Arc::new(config.network),
                 reuse_after: config.reuse_after,
+                is_program: true,
             },
             store: Box::new(store),
             leading: None,
@@ -104,7 +105,8 @@ impl Cluster {
         let ip = *location.address.ip();
         let folder = self.folder.join(format!("agent-{ip}"));
         let has_host = location.host.is_some();
-        let options = self.options(&folder, has_host).map_err(Failure::new)?;
+        let options =
+            self.options(&folder, location.address.port(), has_host).map_err(Failure::new)?;
         let (started, start) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let work = move || run_agent(location, options, started, ended);
@@ -120,7 +122,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn options(&self, folder: &Path, has_host: bool) -> Result<AgentOptions, String> {
+    fn options(&self, folder: &Path, port: u16, has_host: bool) -> Result<AgentOptions, String> {
         let mut config = AgentConfig::new(folder.join("cni"));
         // The Docker engine of this machine runs on no host of the demo.
         config.options.docker_bridge = false;
@@ -142,7 +144,7 @@ impl Cluster {
         let master = self.address.to_string().parse();
         Ok(AgentOptions {
             settings,
-            dataplane: DataplaneOptions::new(&config.dataplane),
+            dataplane: DataplaneOptions::new(&config.dataplane, [port].into()),
             master: Detector::Fixed(master.map_err(|error| format!("master: {error}"))?),
             cni,
             docker,

@@ -62,6 +62,7 @@ impl Simulation {
         let settings = Settings {
             network: Arc::clone(network),
             reuse_after: MasterConfig::REUSE_AFTER_DEFAULT,
+            is_program: true,
         };
         let mut simulation =
             Self { master: Master::new(settings, update_length, 0), version: Version(0) };
@@ -93,7 +94,9 @@ impl Simulation {
                     self.version = self.version.next();
                     self.master.handle(Self::NOW, Event::Committed(Ok(self.version)));
                 }
-                Command::Send { message: Message::UpdateAgentOverlays(overlays), .. } => {
+                Command::Send {
+                    message: Message::UpdateAgentOverlays { overlays, .. }, ..
+                } => {
                     assignments = overlays;
                 }
                 Command::Abandon(_)

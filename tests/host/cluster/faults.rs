@@ -9,7 +9,6 @@ use super::Cluster;
 use super::container::Container;
 use crate::hosts::Underlay;
 use crate::namespace::require_root_and_files;
-use crate::process::{PROGRAM, Process};
 use crate::traffic::can_ping;
 
 const SETPRIV: &str = "/usr/bin/setpriv";
@@ -47,17 +46,11 @@ const REASONS: [(u8, &str); 5] = [
     ),
 ];
 
-impl Cluster {
-    /// Starts an agent through a wrapper command, which execs the program.
-    fn start_agent_with_wrapper(&mut self, number: u8, wrapper: &[&str]) {
-        let host = self.host_mut(number);
-        let config = host.write_config();
-        let mut command = host.namespace().command("env");
-        command.args(wrapper);
-        let listen = format!("{}:5051", Underlay::V4.address(number));
-        command.args([PROGRAM, "agent", "--config", &config, "--listen", &listen]);
-        host.agent = Some(Process::spawn(command, &host.daemon.path("agent.log")));
-    }
+/// Starts an agent through a wrapper command, which execs the program.
+fn start_with_wrapper(cluster: &mut Cluster, number: u8, wrapper: &[&str]) {
+    let host = cluster.host_mut(number);
+    host.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+    host.start_agent();
 }
 
 #[test]
@@ -77,10 +70,11 @@ fn host_faults_are_reported_and_affect_no_other_host() {
         cluster.host_mut(number).start_agent();
     }
     let wrapper = [SETPRIV, "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
-    cluster.start_agent_with_wrapper(NO_NET_ADMIN, &wrapper);
+    start_with_wrapper(&mut cluster, NO_NET_ADMIN, &wrapper);
     // In a mount namespace without nft, iptables and ipset.
     let hide = "mount -t tmpfs tmpfs /usr/sbin && exec \"$@\"";
-    cluster.start_agent_with_wrapper(NO_FIREWALL, &["unshare", "--mount", "sh", "-c", hide, "sh"]);
+    let wrapper = ["unshare", "--mount", "sh", "-c", hide, "sh"];
+    start_with_wrapper(&mut cluster, NO_FIREWALL, &wrapper);
 
     cluster.wait_for_status(HEALTHY, "vxlan-1", |status| status == "STATUS_OK");
     for (number, reason) in REASONS {

@@ -222,7 +222,10 @@ fn hostile_assignments_create_no_device() {
     let routes = || host.namespace().run("ip route show");
     let before = (devices(), routes());
     let update = |assignments: Vec<Assignment>| {
-        let (_, body) = encode_message(&Message::UpdateAgentOverlays(assignments));
+        let (_, body) = encode_message(&Message::UpdateAgentOverlays {
+            overlays: assignments,
+            from_program: false,
+        });
         let message = ("UpdateAgentOverlaysMessage", &*body);
         assert!(send_message(&cluster.namespace, agent, &master, message).contains(" 202 "));
     };

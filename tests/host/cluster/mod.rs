@@ -2,6 +2,7 @@
 //! real processes in network namespaces that a switch connects. The real CNI plugins and real
 //! Docker daemons create the containers. Only the agents program the kernel.
 
+mod closed;
 mod collision;
 mod container;
 mod drift;
@@ -43,6 +44,8 @@ const MASTER_ADDRESS: &str = "10.0.0.100:5050";
 struct Cluster {
     /// The first field, so that the master stops before its namespace is removed.
     master: Option<Process>,
+    /// The agent's host that runs the master. `None` is the master's own host.
+    master_host: Option<u8>,
     hosts: Vec<Host>,
     switch: Namespace,
     namespace: Namespace,
@@ -57,6 +60,8 @@ struct Host {
     daemon: DockerDaemon,
     /// The agent_config, which a test may change before it starts the agent.
     config: Value,
+    /// The command that runs the agent's command line, such as one that changes the mounts.
+    wrapper: Vec<String>,
 }
 
 impl Cluster {
@@ -75,8 +80,15 @@ impl Cluster {
         connect_to_switch(&switch, &namespace, MASTER_HOST, Underlay::V4);
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::write(dir.path().join("network.json"), network).expect("a network file");
-        let mut cluster =
-            Self { master: None, hosts: Vec::new(), switch, namespace, dir, underlay };
+        let mut cluster = Self {
+            master: None,
+            master_host: None,
+            hosts: Vec::new(),
+            switch,
+            namespace,
+            dir,
+            underlay,
+        };
         cluster.start_master();
         cluster
     }
@@ -108,7 +120,9 @@ impl Cluster {
         let path_text = |path: &std::path::Path| path.to_str().expect("a UTF-8 path").to_owned();
         let arguments = ["--config", &path_text(&config), "--work-dir", &path_text(&work)];
         let arguments = [&["master", "--listen", MASTER_ADDRESS][..], &arguments[..]].concat();
-        self.master = Some(Process::start(&self.namespace, &path("log"), "", &arguments));
+        let namespace =
+            self.master_host.map_or(&self.namespace, |host| self.host(host).namespace());
+        self.master = Some(Process::start(namespace, &path("log"), "", &arguments));
     }
 
     /// Adds a host without Docker. Does not start its agent.
@@ -128,7 +142,7 @@ impl Cluster {
             self.underlay.add_address(&daemon.namespace, number);
             config["underlay"] = json!(self.underlay.address(number));
         }
-        self.hosts.push(Host { number, agent: None, daemon, config });
+        self.hosts.push(Host { number, agent: None, daemon, config, wrapper: Vec::new() });
         self.hosts.last_mut().expect("an added host")
     }
 
@@ -234,10 +248,11 @@ impl Host {
     fn start_agent(&mut self) {
         let config = self.write_config();
         let listen = format!("{}:5051", Underlay::V4.address(self.number));
-        let arguments = ["agent", "--config", &config, "--listen", &listen];
-        let log = self.daemon.path("agent.log");
-        let docker = self.daemon.socket();
-        self.agent = Some(Process::start(&self.daemon.namespace, &log, &docker, &arguments));
+        let mut command = self.daemon.namespace.command("env");
+        command.args(&self.wrapper).arg(PROGRAM);
+        command.args(["agent", "--config", &config, "--listen", &listen]);
+        command.env("DOCKER_HOST", self.daemon.socket());
+        self.agent = Some(Process::spawn(command, &self.daemon.path("agent.log")));
     }
 
     /// Writes the agent_config, and returns its path.

@@ -68,9 +68,10 @@ impl ElectedMasters {
         let credentials = address.credentials().expect("credentials in the address");
         let address = format!("zk://{credentials}@{}{PATH}", address.servers());
         fs::write(dir.path().join("zk"), address).expect("an address");
-        let (leader, work) =
+        let (election, work) =
             follow_election(ensemble(&servers, "", PATH), SESSION, Warnings::new());
         tokio::spawn(async move { match work.await {} });
+        let leader = election.leader;
         let mut elected =
             Self { servers, dir, masters: Vec::new(), leader, pending_faults: Vec::new() };
         for number in 0..MASTERS {

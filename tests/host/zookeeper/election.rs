@@ -31,9 +31,9 @@ pub(super) fn address(text: &str) -> SocketAddrV4 {
 
 /// Follows the leader as an agent without credentials does.
 fn follow_leader(servers: &Servers, path: &str) -> Receiver<Option<SocketAddrV4>> {
-    let (leader, work) = follow_election(ensemble(servers, "", path), SESSION, Warnings::new());
+    let (election, work) = follow_election(ensemble(servers, "", path), SESSION, Warnings::new());
     tokio::spawn(async move { match work.await {} });
-    leader
+    election.leader
 }
 
 pub(super) async fn client(servers: &Servers) -> Client {

@@ -35,9 +35,9 @@ impl Participant {
 
     fn agent(location: &Ensemble) -> Self {
         let warnings = Warnings::new();
-        let (leader, work) = follow_election(location.clone(), SESSION, warnings.clone());
+        let (election, work) = follow_election(location.clone(), SESSION, warnings.clone());
         tokio::spawn(async move { match work.await {} });
-        Self { master: None, leader: Some(leader), warnings }
+        Self { master: None, leader: Some(election.leader), warnings }
     }
 
     fn leading(&self) -> Receiver<bool> {

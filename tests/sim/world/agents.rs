@@ -152,7 +152,7 @@ impl World {
                 }
                 let process = node.process.as_ref();
                 let is_of_master = process.is_some_and(|process| process.machine.has_master(&from));
-                if let Message::UpdateAgentOverlays(_) = message
+                if let Message::UpdateAgentOverlays { .. } = message
                     && is_of_master
                 {
                     self.monitor.observe(self.now, &Fact::AssignmentsReceived { agent: ip })?;

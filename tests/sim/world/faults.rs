@@ -240,8 +240,16 @@ impl World {
         let master = master_upid(self.masters[master].address);
         let (to, message) = match self.chance.number(0..6) {
             0 => (agent, Message::AgentRegisteredAcknowledgement),
-            1 => (agent, Message::UpdateAgentOverlays(vec![self.stolen_overlay()])),
-            2 => (agent, Message::UpdateAgentOverlays(Vec::new())),
+            1 => (
+                agent,
+                Message::UpdateAgentOverlays {
+                    overlays: vec![self.stolen_overlay()],
+                    from_program: false,
+                },
+            ),
+            2 => {
+                (agent, Message::UpdateAgentOverlays { overlays: Vec::new(), from_program: false })
+            }
             3 => (agent, Message::UpdatePeers(Arc::new(false_peers(&mut self.chance)))),
             4 => (agent, Message::RegistrationProblems(false_refusal())),
             _ => (master, Message::AgentRegistered(vec![self.stolen_overlay()])),

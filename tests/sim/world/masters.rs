@@ -124,7 +124,8 @@ impl World {
             return Ok(());
         }
         let network = self.plan.network();
-        let settings = Settings { network, reuse_after: self.scenario.reuse_after };
+        let settings =
+            Settings { network, reuse_after: self.scenario.reuse_after, is_program: true };
         let has_jumps = self.scenario.faults.clock_jumps.is_some();
         let clock = clock(self.now, has_jumps, &mut self.chance);
         let process = Process::new(settings, self.chance.seed(), clock);
@@ -312,7 +313,8 @@ impl World {
             Command::ReadConfig(id) => {
                 let network = self.plan.network();
                 process.networks.push(Arc::clone(&network));
-                let settings = Settings { network, reuse_after: self.scenario.reuse_after };
+                let settings =
+                    Settings { network, reuse_after: self.scenario.reuse_after, is_program: true };
                 let (run, event) = (node.run, Box::new(Event::ConfigRead(id, Ok(settings))));
                 self.plan_in(CONFIG_READ_TIME, SimEvent::MasterReceives { master, run, event });
                 return self.monitor.observe(self.now, &Fact::ConfigRead);
@@ -447,7 +449,7 @@ impl World {
 
     fn send_from_master(&mut self, master: usize, to: Upid, message: &Message) -> InvariantResult {
         let agent = *to.address.ip();
-        if let Message::UpdateAgentOverlays(overlays) = message {
+        if let Message::UpdateAgentOverlays { overlays, .. } = message {
             let by = self.writer(master);
             let fact = Fact::AssignmentsSent { by: &by, to: agent, overlays };
             self.monitor.observe(self.now, &fact)?;

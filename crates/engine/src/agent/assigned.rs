@@ -25,13 +25,20 @@ impl Agent {
     }
 
     /// Handles the assignments of the master.
-    pub(super) fn assign(&mut self, now: Now, from: &Upid, assignments: Vec<Assignment>) {
+    pub(super) fn assign(
+        &mut self,
+        now: Now,
+        from: &Upid,
+        assignments: Vec<Assignment>,
+        from_program: bool,
+    ) {
         self.counters.update_agent_overlays_messages_received += 1;
         if let Err(reason) = limits::check_message(&assignments) {
             self.refuse_update(from, &reason);
             return;
         }
         self.refused_update = None;
+        self.masters.note_assignment(from.address, from_program);
         self.refusal.note_assignment();
         self.found.clear();
         self.reassigned_vtep = None;

@@ -1,5 +1,6 @@
 //! The events of the agent.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddrV4};
 
@@ -18,6 +19,8 @@ pub enum Event {
     Timeout,
     /// The detector found the leading master, or that there is none.
     Detected(Option<SocketAddrV4>),
+    /// The detector found masters besides the leading master.
+    FoundMasters(FoundMasters),
     /// The linked connection to this address has ended or could not be made.
     Exited(SocketAddrV4),
     /// A well-formed message. Its sender and content are not verified.
@@ -100,6 +103,12 @@ impl fmt::Display for Event {
             Self::Timeout => f.write_str("timeout"),
             Self::Detected(Some(address)) => write!(f, "detected master {address}"),
             Self::Detected(None) => f.write_str("detected no master"),
+            Self::FoundMasters(FoundMasters::Elected(addresses)) => {
+                write!(f, "found {} programs in the election", addresses.len())
+            }
+            Self::FoundMasters(FoundMasters::Named(addresses)) => {
+                write!(f, "the master's name has {} addresses", addresses.len())
+            }
             Self::Exited(address) => write!(f, "connection to {address} ended"),
             Self::Message { from, message } => write!(f, "{message} from {from}"),
             Self::Ignored { from, kind } => write!(f, "ignored {kind} from {from}"),
@@ -171,6 +180,15 @@ impl Programmed {
             more => format!("{described}, and {more} more"),
         }
     }
+}
+
+/// Masters that the detector found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoundMasters {
+    /// The candidates of the election that are masters of this program, with those on standby.
+    Elected(BTreeSet<SocketAddrV4>),
+    /// The addresses of the configured name, which may be those of Mesos masters.
+    Named(BTreeSet<SocketAddrV4>),
 }
 
 /// A request over HTTP.

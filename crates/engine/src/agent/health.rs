@@ -29,6 +29,10 @@ fn no_peers_problem() -> String {
         .to_owned()
 }
 
+/// The consequence for the firewall. The master is named by [`no_peers_problem`].
+pub(super) const EVERY_SENDER_PROBLEM: &str =
+    "the master sends no peers: VXLAN packets of every host are accepted";
+
 impl Agent {
     pub(super) fn reply(&self, now: Now, request: Request) -> Reply {
         match request {
@@ -58,7 +62,9 @@ impl Agent {
             || !self.cni_gc.problems().is_empty()
             || self.docker_gc.problems().next().is_some()
             || self.tunnel.problems().next().is_some()
+            || self.tunnel.is_overdue()
             || self.gets_no_peers()
+            || self.accepts_every_sender
     }
 
     /// Returns whether the master serves this agent, and sends it no peers.
@@ -73,7 +79,7 @@ impl Agent {
         let Metrics { status, counters, .. } = self.metrics();
         Health {
             status,
-            problems: self.problems(status),
+            problems: self.problems(now, status),
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
             dataplane: self.tunnel.health(self.peers.count(), &counters),
@@ -83,7 +89,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn problems(&self, status: Condition) -> Vec<String> {
+    pub(super) fn problems(&self, now: Now, status: Condition) -> Vec<String> {
         let mut problems: Vec<String> = self.address_problem.clone().into_iter().collect();
         if let Some(master) = self.registration.master() {
             problems.extend(self.refusal.sentences(master));
@@ -94,8 +100,12 @@ impl Agent {
         problems.extend_from_slice(self.cni_gc.problems());
         problems.extend(self.docker_gc.problems().cloned());
         problems.extend(self.tunnel.problems().cloned());
+        problems.extend(self.tunnel.overdue_problem(now));
         if self.gets_no_peers() {
             problems.push(no_peers_problem());
+        }
+        if self.accepts_every_sender {
+            problems.push(EVERY_SENDER_PROBLEM.to_owned());
         }
         if !self.has_assignments
             && let Some((vtep, agent)) = self.reassigned_vtep

@@ -35,7 +35,24 @@ impl Agent {
             peers,
         );
         desired.excluded_peers = self.peers.excluded_peers();
+        desired.agents = self.peers.agents();
+        desired.masters = self.masters.programs();
+        desired.accepts_every_sender = self.accepts_every_sender;
         self.tunnel.set_desired(now, desired, scope);
+    }
+
+    /// Accepts VXLAN packets of every sender if the master sends no peers, as before there were
+    /// tables of peers. A table ends it.
+    pub(super) fn update_accepted_senders(&mut self, now: Now) {
+        let accepts = self.tunnel.programs()
+            && self.peers.count().is_none()
+            // A program sends peers, so its table is late.
+            && !self.masters.is_program()
+            && (self.accepts_every_sender || self.gets_no_peers());
+        if accepts != self.accepts_every_sender {
+            self.accepts_every_sender = accepts;
+            self.program(now, Scope::Change);
+        }
     }
 
     pub(super) fn finish_inspection(

@@ -13,6 +13,7 @@ mod host_network;
 #[cfg(test)]
 mod limit_tests;
 mod limits;
+mod masters;
 mod metrics;
 mod overlays;
 mod peers;
@@ -46,8 +47,9 @@ use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
 use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use docker_gc::DockerGc;
-pub use event::{Event, Programmed, Request};
+pub use event::{Event, FoundMasters, Programmed, Request};
 use health::{UNANSWERED_MAX, unanswered_problem};
+use masters::Masters;
 pub use metrics::Metrics;
 use overlays::Overlays;
 use peers::{OwnAddresses, Peers};
@@ -81,6 +83,7 @@ pub struct Agent {
     docker_gc: DockerGc,
     tunnel: Tunnel,
     peers: Peers,
+    masters: Masters,
     /// Whether a master has sent an assignment since the start of this agent.
     has_assignments: bool,
     /// Why the agent refused the last assignment message as a whole.
@@ -91,6 +94,9 @@ pub struct Agent {
     found: Found,
     /// The VTEP address of this host that another agent has, and that agent.
     reassigned_vtep: Option<(IpAddr, Ipv4Addr)>,
+    /// Whether VXLAN packets of every sender are accepted, because the master sends no peers. The
+    /// next master may send none either, so a change of the master alone closes nothing.
+    accepts_every_sender: bool,
     /// Why the agent cannot be reached at its address.
     address_problem: Option<String>,
     /// Whether the status of an overlay has changed since the last report.
@@ -110,6 +116,7 @@ impl Agent {
             refusal: Refusal::new(random.u64(..)),
             tunnel: Tunnel::new(settings.tunnel),
             peers: Peers::new(OwnAddresses { ip, underlay: settings.options.underlay }),
+            masters: Masters::default(),
             settings,
             random,
             registration: Registration::new(),
@@ -121,6 +128,7 @@ impl Agent {
             refused_update: None,
             found: Found::default(),
             reassigned_vtep: None,
+            accepts_every_sender: false,
             address_problem: None,
             has_unreported_change: false,
             counters: Counters::default(),
@@ -141,6 +149,10 @@ impl StateMachine for Agent {
         match event {
             Event::Timeout => {}
             Event::Detected(address) => self.set_master(now, address),
+            Event::FoundMasters(found) => {
+                self.masters.set_found(found);
+                self.program(now, Scope::Change);
+            }
             Event::Exited(address) => self.handle_exit(now, address),
             Event::Message { from, message } => self.handle_message(now, &from, message),
             Event::Malformed { from, name, reason } => self.count_malformed(&from, &name, &reason),
@@ -256,7 +268,9 @@ impl Agent {
             return;
         }
         match message {
-            Message::UpdateAgentOverlays(assignments) => self.assign(now, from, assignments),
+            Message::UpdateAgentOverlays { overlays, from_program } => {
+                self.assign(now, from, overlays, from_program);
+            }
             Message::AgentRegisteredAcknowledgement => self.handle_acknowledgement(now),
             Message::UpdatePeers(update) => self.update_peers(now, &update),
             Message::RegistrationProblems(problems) => self.handle_problems(now, from, &problems),
@@ -322,6 +336,8 @@ impl Agent {
             let message = Message::RequestPeers(have);
             self.commands.push_back(Command::Send { to: master.clone(), message });
         }
+        self.update_accepted_senders(now);
+        self.tunnel.note_overdue(now);
         self.commands.extend(self.tunnel.take_due(now));
         let docker_names = self.overlays.docker_names();
         self.commands.extend(self.docker_gc.take_due(now, &docker_names));

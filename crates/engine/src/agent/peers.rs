@@ -1,6 +1,6 @@
 //! The table of peers, and when the agent requests it from the master.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -227,6 +227,11 @@ impl Peers {
             });
         }
         excluded_peers
+    }
+
+    /// Returns the identities of the other agents.
+    pub(super) fn agents(&self) -> BTreeSet<Ipv4Addr> {
+        self.table.keys().copied().filter(|ip| *ip != self.own.ip).collect()
     }
 
     /// Returns the number of agents, including this agent, or `None` without a table.

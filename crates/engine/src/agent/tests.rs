@@ -64,7 +64,10 @@ impl World {
     }
 
     pub(super) fn assign(&mut self, assignments: Vec<Assignment>) -> Vec<String> {
-        self.message(MASTER, Message::UpdateAgentOverlays(assignments))
+        self.message(
+            MASTER,
+            Message::UpdateAgentOverlays { overlays: assignments, from_program: false },
+        )
     }
 
     pub(super) fn acknowledge(&mut self) -> Vec<String> {
@@ -257,7 +260,10 @@ fn message_from_other_process_is_ignored() {
     world.register();
     for from in ["overlay-master@10.0.0.9:5050", "overlay-master@10.0.0.1:5051", "x@10.0.0.1:5050"]
     {
-        let update = Message::UpdateAgentOverlays(vec![assignment("evil", 9)]);
+        let update = Message::UpdateAgentOverlays {
+            overlays: vec![assignment("evil", 9)],
+            from_program: false,
+        };
         assert_eq!(world.message(from, update), NOTHING);
         assert_eq!(world.message(from, Message::AgentRegisteredAcknowledgement), NOTHING);
     }

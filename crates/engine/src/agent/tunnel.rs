@@ -40,6 +40,8 @@ const REPAIR_RESET: Duration = Duration::from_secs(60);
 /// Consecutive repairs after which the interval between repairs grows. An operator, or a program
 /// that starts, makes a few changes one after the other.
 const QUICK_REPAIRS: u32 = 16;
+/// Time after which a job hangs: each call of a program ends after 30 seconds, with an error.
+const JOB_MAX: Duration = Duration::from_mins(2);
 /// Number of peer faults that the agent names. A master may send thousands of invalid peers, and
 /// each fault is a line in the log.
 const PEER_FAULTS_MAX: usize = 64;
@@ -94,6 +96,10 @@ pub(super) struct Tunnel {
 struct Running {
     attempt: u64,
     job: Job,
+    /// When the job began, since `Now::elapsed` 0.
+    since: Duration,
+    /// Whether the job takes longer than [`JOB_MAX`].
+    is_overdue: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,8 +186,8 @@ impl Tunnel {
     }
 
     pub(super) fn next_due(&self) -> Option<Duration> {
-        if self.running.is_some() {
-            return None;
+        if let Some(running) = &self.running {
+            return (!running.is_overdue).then_some(running.since + JOB_MAX);
         }
         let scheduled = self.scheduled.map(|scheduled| scheduled.due);
         [self.verify_due, scheduled].into_iter().flatten().min()
@@ -206,8 +212,28 @@ impl Tunnel {
             self.begin_program(attempt, scheduled.scope)?
         };
         self.last_attempt = attempt;
-        self.running = Some(Running { attempt, job });
+        self.running = Some(Running { attempt, job, since: now.elapsed, is_overdue: false });
         Some(command)
+    }
+
+    /// Notes whether the running job hangs, and logs it once.
+    pub(super) fn note_overdue(&mut self, now: Now) {
+        let Some(running) = &mut self.running else { return };
+        if !running.is_overdue && now.elapsed >= running.since + JOB_MAX {
+            running.is_overdue = true;
+            log::error!("{}", overdue_problem(JOB_MAX));
+        }
+    }
+
+    /// Returns whether the running job hangs.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.is_overdue)
+    }
+
+    /// Describes the running job if it hangs.
+    pub(super) fn overdue_problem(&self, now: Now) -> Option<String> {
+        let overdue = self.running.as_ref().filter(|running| running.is_overdue);
+        overdue.map(|running| overdue_problem(now.elapsed.saturating_sub(running.since)))
     }
 
     /// Creates a program job, which replaces the scheduled job.
@@ -381,6 +407,15 @@ impl Tunnel {
             last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),
         })
     }
+}
+
+/// Describes a job that hangs.
+fn overdue_problem(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    format!(
+        "the dataplane job has run for {seconds} s: see which program locks the rules of the \
+         firewall, and whether the kernel answers"
+    )
 }
 
 /// Limits the number of peer faults. Returns also the number of peers with a fault.

@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use overlay_types::container_network::NetworkKind;
-use overlay_types::protocol::{AgentOptions, PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
+use overlay_types::protocol::{
+    AgentOptions, Assignment, PeerInfo, PeerTableVersion, PeersUpdate, peer_digest,
+};
 use overlay_types::tunnel::{
     Collision, Desired, Fault, FaultScope, HostObject, HostRoute, Peer, PeerFault, SubnetOwner,
     validate_peers,
 };
 
+use super::health::EVERY_SENDER_PROBLEM;
 use super::tests::{MASTER, NOTHING, REPORT, World, assignment};
 use super::*;
 
@@ -32,11 +35,23 @@ impl World {
         self.handle(Event::Programmed { attempt, result: Programmed { changes, examples, faults } })
     }
 
+    /// Ends the jobs that run, and those that follow at once.
+    fn finish_jobs(&mut self) {
+        for attempt in 3..60 {
+            self.finish_program(attempt, 0, Vec::new());
+        }
+    }
+
+    /// Assigns as a master that sends peers later.
+    fn assign_from_program(&mut self, overlays: Vec<Assignment>) -> Vec<String> {
+        self.message(MASTER, Message::UpdateAgentOverlays { overlays, from_program: true })
+    }
+
     /// Registers the agent with an inspected and programmed overlay, without peers.
     fn set_up_tunnel(&mut self) {
         self.detect();
         assert_eq!(
-            self.assign(vec![assignment("vxlan-1", 1)]),
+            self.assign_from_program(vec![assignment("vxlan-1", 1)]),
             ["retain 1 cni configurations", ASK, INSPECT]
         );
         assert_eq!(
@@ -158,7 +173,7 @@ fn changes_during_program_job_are_combined() {
 fn colliding_overlay_is_refused_until_collision_ends() {
     let mut world = world();
     world.detect();
-    world.assign(vec![assignment("vxlan-1", 1)]);
+    world.assign_from_program(vec![assignment("vxlan-1", 1)]);
     assert_eq!(
         world.finish_inspection(1, vec![collision()]),
         [REPORT, "attempt 2: program everything for 0 overlays"]
@@ -344,6 +359,103 @@ fn master_without_peers_is_reported() {
     assert!(health.problems.iter().any(|it| it.contains("sends no peers")), "{health:?}");
 }
 
+/// Returns the desired state that the event programs.
+fn desired_after(world: &mut World, event: Event) -> Option<std::sync::Arc<Desired>> {
+    world.agent.handle(world.now, event);
+    let mut commands = std::iter::from_fn(|| world.agent.poll_command());
+    commands.find_map(|command| match command {
+        Command::Program { desired, .. } => Some(desired),
+        _ => None,
+    })
+}
+
+#[test]
+fn master_without_peers_opens_vxlan_until_it_sends_them() {
+    let mut world = world();
+    world.set_up_tunnel();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    world.acknowledge();
+    while !world.agent.accepts_every_sender {
+        world.advance();
+        world.finish_jobs();
+    }
+    world.finish_jobs();
+    assert_eq!(world.metrics(["request_peers_messages_sent"]), [4], "closed until then");
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    assert!(health.problems.iter().any(|it| it == EVERY_SENDER_PROBLEM), "{health:?}");
+    let next: SocketAddrV4 = "10.0.0.9:5050".parse().unwrap();
+    world.handle(Event::Detected(Some(next)));
+    let problems = world.health().problems;
+    assert!(problems.iter().any(|it| it == EVERY_SENDER_PROBLEM), "a new master closes nothing");
+    let message = Message::UpdatePeers(std::sync::Arc::new(table(1, &[1, 2, 5])));
+    let from = "overlay-master@10.0.0.9:5050".parse().unwrap();
+    let desired = desired_after(&mut world, Event::Message { from, message }).unwrap();
+    assert!(!desired.accepts_every_sender && desired.peers.is_some());
+    assert_eq!(desired.agents, [1, 2].map(|last| Ipv4Addr::new(10, 0, 0, last)).into());
+}
+
+#[test]
+fn program_without_peers_opens_nothing() {
+    let mut world = world();
+    world.set_up_tunnel();
+    let overlays = vec![assignment("vxlan-1", 1)];
+    world.assign_from_program(overlays);
+    for attempt in 3..100 {
+        world.now.elapsed = world.agent.next_timeout().unwrap();
+        let desired = desired_after(&mut world, Event::Timeout);
+        assert!(desired.is_none_or(|desired| !desired.accepts_every_sender));
+        world.finish_inspection(attempt, Vec::new());
+        world.finish_program(attempt, 0, Vec::new());
+        world.acknowledge();
+    }
+}
+
+#[test]
+fn master_programs_are_desired_before_first_job_and_on_standby() {
+    let mut world = world();
+    world.detect();
+    let at = |last: u8| SocketAddrV4::new([10, 0, 0, last].into(), 5050);
+    let elected = |last: &[u8]| {
+        Event::FoundMasters(FoundMasters::Elected(last.iter().map(|last| at(*last)).collect()))
+    };
+    assert_eq!(world.handle(elected(&[1])), NOTHING);
+    let overlays = vec![assignment("vxlan-1", 1)];
+    world.assign_from_program(overlays);
+    let inspected = Event::Inspected { attempt: 1, result: Ok(Vec::new()) };
+    let desired = desired_after(&mut world, inspected).unwrap();
+    assert_eq!(desired.masters, [at(1)].into());
+    world.finish_program(2, 1, Vec::new());
+    assert_eq!(
+        world.handle(elected(&[1, 2])),
+        ["attempt 3: program the change for 1 overlays"],
+        "a change of the masters changes the rules only"
+    );
+    world.finish_program(3, 1, Vec::new());
+    assert_eq!(world.handle(elected(&[2, 1])), NOTHING);
+}
+
+#[test]
+fn job_that_hangs_is_a_problem_until_it_ends() {
+    let mut world = world();
+    world.set_up_tunnel();
+    world.update_peers(1, &[1, 5]);
+    let began = world.now.elapsed;
+    while world.now.elapsed < began + 120 * SECOND {
+        assert!(world.agent.tunnel.overdue_problem(world.now).is_none());
+        world.advance();
+    }
+    world.now.elapsed = began + 125 * SECOND;
+    world.handle(Event::Timeout);
+    let health = world.health();
+    assert_eq!(health.status, Condition::Degraded);
+    let expected = "the dataplane job has run for 125 s: see which program locks the rules of the \
+                    firewall, and whether the kernel answers";
+    assert_eq!(health.problems[0], expected);
+    world.finish_program(3, 1, Vec::new());
+    assert!(!world.health().problems.iter().any(|it| it == expected));
+}
+
 #[test]
 fn external_dataplane_still_refuses_collisions() {
     let options = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
@@ -374,7 +486,7 @@ fn request_to_new_master_has_current_digest() {
         world.now,
         Event::Message {
             from: from.parse().unwrap(),
-            message: Message::UpdateAgentOverlays(assigned),
+            message: Message::UpdateAgentOverlays { overlays: assigned, from_program: false },
         },
     );
     let sent: Vec<_> = std::iter::from_fn(|| world.agent.poll_command()).collect();
@@ -391,7 +503,7 @@ fn allowed_collisions_skip_inspection() {
     let mut world = World::with_tunnel(options, tunnel);
     world.detect();
     assert_eq!(
-        world.assign(vec![assignment("vxlan-1", 1)]),
+        world.assign_from_program(vec![assignment("vxlan-1", 1)]),
         [
             "retain 1 cni configurations",
             ASK,
@@ -424,7 +536,7 @@ fn overlay_with_own_vni_has_own_device() {
     let vni = overlay_types::addr::Vni::new(7).unwrap();
     (own.vtep.vni, own.vtep.device, own.vtep.port) = (vni, "vtep7".parse().unwrap(), 4789);
     let overlays = vec![assignment("vxlan-1", 1), own];
-    let message = Message::UpdateAgentOverlays(overlays);
+    let message = Message::UpdateAgentOverlays { overlays, from_program: false };
     world.agent.handle(world.now, Event::Message { from: MASTER.parse().unwrap(), message });
     let claims =
         std::iter::from_fn(|| world.agent.poll_command()).find_map(|command| match command {

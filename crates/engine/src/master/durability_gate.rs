@@ -114,7 +114,10 @@ mod tests {
     fn withdraw_removes_messages_to_agents_only() {
         let update = |agent: &str| {
             let to = agent_upid(agent.parse().unwrap());
-            PendingSend::Message(vec![to], Message::UpdateAgentOverlays(Vec::new()))
+            PendingSend::Message(
+                vec![to],
+                Message::UpdateAgentOverlays { overlays: Vec::new(), from_program: false },
+            )
         };
         let mut gate = DurabilityGate::new();
         for send in [update("10.0.0.1:5051"), update("10.0.0.2:5051"), reply(1)] {

@@ -42,9 +42,10 @@ impl Gated<Vec<Assignment>> {
         self.value.len()
     }
 
-    /// Returns the command that sends the assignments to their agent.
-    pub(super) fn into_update(self, to: Upid) -> Command {
-        let message = Message::UpdateAgentOverlays(self.value);
+    /// Returns the command that sends the assignments to their agent. `from_program` is part of
+    /// the message.
+    pub(super) fn into_update(self, to: Upid, from_program: bool) -> Command {
+        let message = Message::UpdateAgentOverlays { overlays: self.value, from_program };
         Command::Send { to, message, when: self.valid_from }
     }
 }

@@ -63,6 +63,9 @@ pub struct Settings {
     pub network: Arc<Network>,
     /// The cooldown of a released address. An earlier reuse is counted and logged.
     pub reuse_after: Duration,
+    /// Whether the master is a program of its own, and no module in a Mesos process. Agents that know
+    /// it close its port to containers.
+    pub is_program: bool,
 }
 
 /// Returns the length of an update on the wire, in bytes. The engine does not know the encoding,
@@ -289,7 +292,7 @@ impl Master {
                 self.subscribe(now, from, have);
             }
             Message::HeldAddresses(held) => self.send_problems(from, &held),
-            Message::UpdateAgentOverlays(_)
+            Message::UpdateAgentOverlays { .. }
             | Message::AgentRegisteredAcknowledgement
             | Message::UpdatePeers(_)
             | Message::RegistrationProblems(_) => {

@@ -6,8 +6,9 @@ use std::fmt::Write as _;
 use overlay_types::addr::Family;
 
 use super::command::{FirewallError, Tools};
-use super::iptables::{self, Jump, Scope};
-use super::ruleset::Ruleset;
+use super::elements::ListedElements;
+use super::ipsets;
+use super::iptables::{self, Chain, JUMPS, Jump, Table};
 
 /// Seconds that iptables waits for its lock, which another program may hold.
 const LOCK_SECONDS: &str = "5";
@@ -82,7 +83,7 @@ impl SavedRules {
     /// their creation, which varies.
     pub(super) fn own_chains(&self) -> BTreeSet<(&str, &str)> {
         let chains = self.chains().map(|(table, chain, _)| (table, chain));
-        chains.filter(|(_, chain)| iptables::CHAINS.contains(chain)).collect()
+        chains.filter(|(_, chain)| iptables::is_own_chain(chain)).collect()
     }
 
     /// Returns whether iptables drops forwarded packets unless a rule accepts them.
@@ -97,63 +98,75 @@ impl SavedRules {
         self.lines().filter(|line| *line == (jump.table, &rule)).count()
     }
 
-    /// Returns whether a jump must be added. Without Docker there is no chain `DOCKER-USER`.
-    fn lacks(&self, jump: &Jump) -> bool {
-        let mut chains = self.chains();
-        let has_chain = jump.from != iptables::DOCKER_USER
-            || chains.any(|(table, chain, _)| (table, chain) == (jump.table, jump.from));
-        has_chain && self.count(jump) == 0
+    fn has_chain(&self, table: &str, chain: &str) -> bool {
+        self.chains().any(|(other, name, _)| (other, name) == (table, chain))
+    }
+
+    /// Returns the input of `iptables-restore --noflush` that replaces all our chains of all tables,
+    /// and their jumps. It replaces each table atomically.
+    pub(super) fn replacement(&self, tables: &[Table]) -> String {
+        tables.iter().map(|table| self.replacement_of(table)).collect()
+    }
+
+    fn replacement_of(&self, table: &Table) -> String {
+        let own = self.own_chains().into_iter().filter(|(name, _)| *name == table.name);
+        let outdated: Vec<_> =
+            own.map(|(_, chain)| chain).filter(|chain| !table.has(chain)).collect();
+        let mut text = String::new();
+        // The declaration of an existing chain removes its rules.
+        for chain in table.chains.iter().map(|chain| chain.name.as_str()) {
+            let _ = writeln!(text, ":{chain} - [0:0]");
+        }
+        for chain in &outdated {
+            let _ = writeln!(text, "-F {chain}");
+        }
+        for Chain { name, rules } in &table.chains {
+            for rule in rules {
+                let _ = writeln!(text, "-A {name} {rule}");
+            }
+        }
+        for jump in JUMPS.iter().filter(|jump| jump.table == table.name) {
+            self.add_jump(&mut text, jump, table.has(jump.to));
+        }
+        for chain in outdated {
+            let _ = writeln!(text, "-X {chain}");
+        }
+        if text.is_empty() { text } else { format!("*{}\n{text}COMMIT\n", table.name) }
+    }
+
+    /// Adds the jump if it is missing, or removes all jumps to a chain that is removed. Without
+    /// Docker there is no chain `DOCKER-USER`.
+    fn add_jump(&self, text: &mut String, jump: &Jump, is_needed: bool) {
+        let Jump { table, from, position, to } = jump;
+        let count = self.count(jump);
+        if !is_needed {
+            for _ in 0..count {
+                let _ = writeln!(text, "-D {from} -j {to}");
+            }
+        } else if count == 0 && (*from != iptables::DOCKER_USER || self.has_chain(table, from)) {
+            let _ = writeln!(text, "{position} {from} -j {to}");
+        }
     }
 }
 
-/// Makes our chains and the jumps to them, all at once for each table.
-pub(super) fn make(
+/// Replaces all our chains and the jumps to them, all at once for each table.
+pub(super) fn replace(
     tools: &dyn Tools,
-    rules: &Ruleset,
     family: Family,
-    scope: Scope,
+    saved: &SavedRules,
+    tables: &[Table],
 ) -> Result<(), FirewallError> {
-    let saved = SavedRules::read(tools, family)?;
-    let missing: Vec<_> = iptables::JUMPS.iter().filter(|jump| saved.lacks(jump)).collect();
-    let script = iptables::script(rules, family, scope, &missing);
-    restore(tools, family, &script)
-}
-
-/// Makes the sets of agents.
-pub(super) fn make_sets(
-    tools: &dyn Tools,
-    rules: &Ruleset,
-    family: Family,
-) -> Result<(), FirewallError> {
-    tools.run("ipset", &["restore"], &iptables::sets(rules, family)).map(drop)
-}
-
-/// Removes the jumps to our chains and the chains, all at once for each table.
-pub(super) fn remove(tools: &dyn Tools, family: Family) -> Result<(), FirewallError> {
-    let saved = SavedRules::read(tools, family)?;
-    let chains = saved.own_chains();
-    let tables: BTreeSet<&str> = chains.iter().map(|(table, _)| *table).collect();
-    let mut script = String::new();
-    for table in tables {
-        let _ = writeln!(script, "*{table}");
-        for jump in iptables::JUMPS.iter().filter(|jump| jump.table == table) {
-            for _ in 0..saved.count(jump) {
-                let _ = writeln!(script, "-D {} -j {}", jump.from, jump.to);
-            }
-        }
-        for command in ["-F", "-X"] {
-            for (_, chain) in chains.iter().filter(|(other, _)| *other == table) {
-                let _ = writeln!(script, "{command} {chain}");
-            }
-        }
-        script.push_str("COMMIT\n");
+    let script = saved.replacement(tables);
+    if script.is_empty() {
+        return Ok(());
     }
-    if script.is_empty() { Ok(()) } else { restore(tools, family, &script) }
-}
-
-fn restore(tools: &dyn Tools, family: Family, script: &str) -> Result<(), FirewallError> {
     let restore = Programs::of(family).restore;
-    tools.run(restore, &["--noflush", "-w", LOCK_SECONDS], script).map(drop)
+    tools.run(restore, &["--noflush", "-w", LOCK_SECONDS], &script).map(drop)
+}
+
+/// Removes the jumps to our chains and the chains.
+pub(super) fn remove(tools: &dyn Tools, family: Family) -> Result<(), FirewallError> {
+    replace(tools, family, &SavedRules::read(tools, family)?, &iptables::no_tables())
 }
 
 /// Describes our chains for an operator.
@@ -178,14 +191,19 @@ pub(super) fn own_sets(tools: &dyn Tools) -> Result<Vec<String>, FirewallError> 
         Err(error) if error.is_unsupported() => String::new(),
         Err(error) => return Err(error),
     };
-    Ok(listed.lines().filter(|name| iptables::is_own_set(name)).map(str::to_owned).collect())
+    Ok(listed.lines().filter(|name| ipsets::is_own(name)).map(str::to_owned).collect())
 }
 
-/// Lists the elements of the sets of agents.
+/// Makes all sets.
+pub(super) fn make_sets(tools: &dyn Tools, elements: &ListedElements) -> Result<(), FirewallError> {
+    tools.run("ipset", &["restore"], &ipsets::script(elements)).map(drop)
+}
+
+/// Lists our sets with their elements.
 pub(super) fn list_sets(tools: &dyn Tools) -> Result<String, FirewallError> {
     let found = own_sets(tools)?;
     let mut listed = String::new();
-    for set in [Family::V4, Family::V6].map(iptables::agents_set) {
+    for (set, ..) in ipsets::SETS {
         if found.iter().any(|found| found == set) {
             listed.push_str(&tools.run("ipset", &["save", set], "")?);
         }

@@ -95,7 +95,9 @@ impl FirewallError {
     /// Returns whether a dry run of nft failed because nft or the kernel lacks a feature of our
     /// rules.
     pub(super) fn lacks_feature(&self) -> bool {
-        const MISSING: [&str; 2] = ["no such file or directory", "syntax error"];
+        // The last two: nft before 1.0.1 about a set with a part of a packet.
+        const MISSING: [&str; 4] =
+            ["no such file or directory", "syntax error", "concat", "typeof"];
         let Self::Refused { message, .. } = self else { return false };
         let message = message.to_lowercase();
         self.is_unsupported() || MISSING.iter().any(|text| message.contains(text))

@@ -1,111 +1,11 @@
 //! Tests with programs that fail: a failure is reported, and opens nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
 use overlay_types::tunnel::Desired;
-use parking_lot::Mutex;
 
 use super::command::{FirewallError, SystemTools, Tools};
+use super::fake_host::{FakeHost, refused};
 use super::tests::desired;
 use super::*;
-
-/// A host with simulated programs, of which one run can fail.
-#[derive(Debug, Clone, Default)]
-struct FakeHost(Arc<Mutex<FakeState>>);
-
-#[derive(Debug, Default)]
-struct FakeState {
-    table: Option<String>,
-    /// The rules of iptables and of ip6tables.
-    saved: [String; 2],
-    sets: BTreeMap<String, BTreeSet<String>>,
-    runs: usize,
-    /// The run that fails, and its error.
-    failure: Option<(usize, FirewallError)>,
-}
-
-impl FakeState {
-    fn run(&mut self, command: &str, input: &str) -> Result<String, FirewallError> {
-        match command {
-            "nft --check -f -" => Ok(String::new()),
-            "nft list tables" => {
-                Ok(self.table.as_ref().map_or("", |_| "table inet mesos_overlay\n").to_owned())
-            }
-            "nft -s list table inet mesos_overlay" => {
-                self.table.clone().ok_or_else(|| refused("No such file or directory"))
-            }
-            "nft -f -" => {
-                let new = input.strip_prefix(&nftables::remove()).expect("the whole table");
-                self.table = (!new.is_empty()).then(|| new.to_owned());
-                Ok(String::new())
-            }
-            "iptables-save " => Ok(self.saved[0].clone()),
-            "ip6tables-save " => Ok(self.saved[1].clone()),
-            "iptables-restore --noflush -w 5" | "ip6tables-restore --noflush -w 5" => {
-                let saved = &mut self.saved[usize::from(command.starts_with("ip6"))];
-                *saved = if input.contains("-X ") { String::new() } else { input.to_owned() };
-                Ok(String::new())
-            }
-            "ipset restore" => {
-                input.lines().for_each(|line| self.change_set(line));
-                Ok(String::new())
-            }
-            "ipset list -n" => Ok(self.sets.keys().map(|set| format!("{set}\n")).collect()),
-            _ => self.run_on_set(command),
-        }
-    }
-
-    fn change_set(&mut self, line: &str) {
-        match *line.split(' ').collect::<Vec<_>>() {
-            ["create", "-exist", set, ..] => _ = self.sets.entry(set.to_owned()).or_default(),
-            ["flush", set] => self.sets.get_mut(set).expect("a set").clear(),
-            ["add", "-exist", set, agent] => {
-                _ = self.sets.get_mut(set).expect("a set").insert(agent.to_owned());
-            }
-            ["swap", set, other] => {
-                let (own, new) = (self.sets[set].clone(), self.sets[other].clone());
-                self.sets.extend([(set.to_owned(), new), (other.to_owned(), own)]);
-            }
-            ["destroy", set] => _ = self.sets.remove(set),
-            _ => panic!("unknown line {line}"),
-        }
-    }
-
-    fn run_on_set(&mut self, command: &str) -> Result<String, FirewallError> {
-        if let Some(set) = command.strip_prefix("ipset destroy ") {
-            self.sets.remove(set);
-            return Ok(String::new());
-        }
-        let set = command.strip_prefix("ipset save ").expect("a known command");
-        let agents = self.sets.get(set).ok_or_else(|| refused("The set does not exist"))?;
-        Ok(agents.iter().map(|agent| format!("add {set} {agent}\n")).collect())
-    }
-}
-
-impl Tools for FakeHost {
-    fn has(&self, _: &str) -> bool {
-        true
-    }
-
-    fn run(
-        &self,
-        program: &'static str,
-        arguments: &[&str],
-        input: &str,
-    ) -> Result<String, FirewallError> {
-        let mut state = self.0.lock();
-        state.runs += 1;
-        match &state.failure {
-            Some((run, error)) if *run == state.runs => Err(error.clone()),
-            _ => state.run(&format!("{program} {}", arguments.join(" ")), input),
-        }
-    }
-}
-
-fn refused(message: &str) -> FirewallError {
-    FirewallError::Refused { command: "x".to_owned(), message: message.to_owned() }
-}
 
 /// Failures that do not tell which rules the host has.
 fn failures() -> [FirewallError; 6] {
@@ -118,26 +18,6 @@ fn failures() -> [FirewallError; 6] {
         refused("Operation not permitted"),
         refused("can't initialize iptables table `filter': Permission denied"),
     ]
-}
-
-impl FakeHost {
-    fn firewall(&self, backend: Backend) -> Firewall {
-        Firewall { backend, applied: None, tools: Box::new(self.clone()) }
-    }
-
-    /// Makes the run after `runs` further runs fail, or none.
-    fn fail(&self, failure: Option<(usize, FirewallError)>) {
-        let mut state = self.0.lock();
-        state.failure = failure.map(|(runs, error)| (state.runs + 1 + runs, error));
-    }
-
-    fn accepts_only_known_agent(&self) -> bool {
-        let state = self.0.lock();
-        let table = state.table.as_deref().unwrap_or_default();
-        let in_table = table.contains("elements = { 10.0.0.2 }") && table.contains("chain input");
-        let in_set = state.sets.get("mesos-overlay-4").is_some_and(|set| set.contains("10.0.0.2"));
-        in_table || (in_set && state.saved[0].contains("--match-set mesos-overlay-4 src -j DROP"))
-    }
 }
 
 #[test]
@@ -157,10 +37,10 @@ fn failing_program_never_reads_as_no_rules() {
             let mut firewall = host.firewall(backend);
             host.fail(Some((run, error.clone())));
             assert_eq!(firewall.verify(&restarted), Err(error.clone()), "{backend:?} run {run}");
-            assert!(host.accepts_only_known_agent(), "{backend:?} run {run} {error}: {host:?}");
+            assert!(host.accepts_only_known_agents(), "{backend:?} run {run} {error}: {host:?}");
             host.fail(None);
             assert_eq!(firewall.verify(&restarted), Ok(Outcome::Made), "{backend:?} run {run}");
-            assert!(host.accepts_only_known_agent(), "{backend:?} run {run} {error}: {host:?}");
+            assert!(host.accepts_only_known_agents(), "{backend:?} run {run} {error}: {host:?}");
             assert_eq!(firewall.verify(&restarted), Ok(Outcome::Unchanged));
         }
     }

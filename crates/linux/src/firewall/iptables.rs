@@ -1,32 +1,30 @@
 //! Writes the rules as managed iptables chains.
 //!
-//! Without nft these chains hold all rules. With nft they hold only the rules that accept forwarded
-//! packets: an nftables table cannot accept a packet that the FORWARD chain of iptables drops. The
-//! only changed chain of Docker is `DOCKER-USER`, which Docker reserves for other programs.
+//! Without nft these chains hold all rules: those that drop packets in the table `mangle`, which
+//! [`super::ipt_mangle`] writes. With nft they hold only the rules that accept forwarded packets: an
+//! nftables table cannot accept a packet that the FORWARD chain of iptables drops. The only changed
+//! chain of Docker is `DOCKER-USER`, which Docker reserves for other programs.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
+use overlay_types::addr::Family;
 
-use overlay_types::addr::{Family, Subnet};
+use super::ipt_mangle;
+use super::ruleset::Ruleset;
 
-use super::ruleset::{AgentChanges, Ruleset};
-
-/// Chain that isolates overlays and accepts their packets, before other chains decide.
-pub const FORWARD: &str = "MESOS-OVERLAY";
-/// Chain that accepts packets to and from other networks, after Docker's chains have decided.
-pub(super) const EXTERNAL: &str = "MESOS-OVERLAY-OUT";
-/// Chain that drops VXLAN packets from unknown senders.
+/// The beginning of the names of our chains, and our chain for packets that pass this host. In
+/// `filter` it accepts packets before other chains decide, in `nat` it masquerades.
+pub const CHAIN: &str = "MESOS-OVERLAY";
+/// Chain of `filter` for packets with a source in an overlay.
+const SOURCE: &str = "MESOS-OVERLAY-SRC";
+/// Chain of `filter` for packets from a tunnel.
+const TUNNEL: &str = "MESOS-OVERLAY-TUN";
+/// Chain of `filter` that accepts packets to and from other networks, after Docker's chains have
+/// decided.
+const EXTERNAL: &str = "MESOS-OVERLAY-OUT";
+/// Chain for packets to this host. A former version had it in `filter`.
 pub(super) const INPUT: &str = "MESOS-OVERLAY-IN";
-/// Chain that masquerades.
-pub(super) const MASQUERADE: &str = "MESOS-OVERLAY";
 
 /// Docker's chain for the rules of other programs. Docker evaluates it before its other chains.
 pub(super) const DOCKER_USER: &str = "DOCKER-USER";
-
-/// All managed chains.
-pub(super) const CHAINS: [&str; 4] = [FORWARD, EXTERNAL, INPUT, MASQUERADE];
-/// Suffix of the temporary set that is filled and then swapped in.
-pub(super) const TEMPORARY_SUFFIX: &str = "-new";
 
 /// The rules that the chains contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,161 +35,119 @@ pub(super) enum Scope {
     Everything,
 }
 
-/// A rule that jumps from a foreign chain to a managed chain.
+/// Our chains of one table of iptables.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) name: &'static str,
+    pub(super) chains: Vec<Chain>,
+}
+
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) name: String,
+    /// The rules, without the chain.
+    pub(super) rules: Vec<String>,
+}
+
+impl Table {
+    pub(super) const fn new(name: &'static str) -> Self {
+        Self { name, chains: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, name: impl Into<String>, rules: Vec<String>) {
+        self.chains.push(Chain { name: name.into(), rules });
+    }
+
+    pub(super) fn has(&self, chain: &str) -> bool {
+        self.chains.iter().any(|other| other.name == chain)
+    }
+}
+
+/// A rule that jumps from a foreign chain to a managed chain. It exists as long as the managed
+/// chain.
 #[derive(Debug)]
 pub(super) struct Jump {
     pub(super) table: &'static str,
     pub(super) from: &'static str,
     /// `-I` for the beginning of the chain, `-A` for its end.
-    position: &'static str,
+    pub(super) position: &'static str,
     pub(super) to: &'static str,
-    /// The scope that needs the jump.
-    scope: Scope,
 }
 
 /// All jumps. Docker inserts its chains before the first jump, so `DOCKER-USER` gets a jump as
 /// well.
-pub(super) const JUMPS: [Jump; 5] = {
-    use Scope::{Everything, Forward};
+pub(super) const JUMPS: [Jump; 7] = {
     const fn jump(
         table: &'static str,
         from: &'static str,
         position: &'static str,
         to: &'static str,
-        scope: Scope,
     ) -> Jump {
-        Jump { table, from, position, to, scope }
+        Jump { table, from, position, to }
     }
     [
-        jump("filter", "FORWARD", "-I", FORWARD, Forward),
-        jump("filter", DOCKER_USER, "-I", FORWARD, Forward),
-        jump("filter", "FORWARD", "-A", EXTERNAL, Forward),
-        jump("filter", "INPUT", "-I", INPUT, Everything),
-        jump("nat", "POSTROUTING", "-I", MASQUERADE, Everything),
+        jump("mangle", "FORWARD", "-I", CHAIN),
+        jump("mangle", "INPUT", "-I", INPUT),
+        jump("filter", "FORWARD", "-I", CHAIN),
+        jump("filter", DOCKER_USER, "-I", CHAIN),
+        jump("filter", "FORWARD", "-A", EXTERNAL),
+        // Of a former version.
+        jump("filter", "INPUT", "-I", INPUT),
+        jump("nat", "POSTROUTING", "-I", CHAIN),
     ]
 };
 
-/// Returns whether a set is ours. A crash may leave a temporary set behind.
-pub(super) fn is_own_set(name: &str) -> bool {
-    [Family::V4, Family::V6].map(agents_set).iter().any(|set| {
-        let suffix = name.strip_prefix(set);
-        suffix.is_some_and(|suffix| suffix.is_empty() || suffix == TEMPORARY_SUFFIX)
-    })
+/// Returns whether a chain is ours, also one of a former version.
+pub(super) fn is_own_chain(name: &str) -> bool {
+    let chains = [CHAIN, SOURCE, TUNNEL, EXTERNAL, INPUT];
+    chains.contains(&name) || ipt_mangle::is_own_chain(name)
 }
 
-/// Returns the name of the ipset with the addresses of agents.
-pub(super) const fn agents_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "mesos-overlay-4",
-        Family::V6 => "mesos-overlay-6",
-    }
+/// Returns all tables without our chains, in the order in which they are changed: the chains that
+/// drop packets come first.
+pub(super) const fn no_tables() -> [Table; 3] {
+    [Table::new("mangle"), Table::new("filter"), Table::new("nat")]
 }
 
-/// Returns the chains, and those of the `missing` jumps that the scope needs, as input of
-/// `iptables-restore --noflush`, which replaces each table's chains atomically.
-pub(super) fn script(rules: &Ruleset, family: Family, scope: Scope, missing: &[&Jump]) -> String {
-    let spaces = rules.subnets(family, None);
-    let mut filter = format!("*filter\n:{FORWARD} - [0:0]\n:{EXTERNAL} - [0:0]\n");
-    if scope == Scope::Everything && rules.isolate {
-        isolate(&mut filter, rules, family);
+/// Returns our chains of all tables.
+pub(super) fn tables(rules: &Ruleset, family: Family, scope: Scope) -> [Table; 3] {
+    let [mut mangle, mut filter, mut nat] = no_tables();
+    if scope == Scope::Everything {
+        ipt_mangle::write(&mut mangle, rules, family);
+        masquerade(&mut nat, rules, family);
     }
-    for space in &spaces {
-        for other in &spaces {
-            let _ = writeln!(filter, "-A {FORWARD} -s {space} -d {other} -j ACCEPT");
-        }
-        for device in &rules.devices {
-            let _ = writeln!(filter, "-A {FORWARD} -i {device} -d {space} -j ACCEPT");
-            let _ = writeln!(filter, "-A {FORWARD} -o {device} -s {space} -j ACCEPT");
-        }
-        let _ = writeln!(filter, "-A {EXTERNAL} -s {space} -j ACCEPT");
-        let established = "-m conntrack --ctstate RELATED,ESTABLISHED";
-        let _ = writeln!(filter, "-A {EXTERNAL} -d {space} {established} -j ACCEPT");
-    }
-    if scope == Scope::Forward {
-        add_jumps(&mut filter, "filter", scope, missing);
-        return filter + "COMMIT\n";
-    }
-    let _ = writeln!(filter, ":{INPUT} - [0:0]");
-    if rules.agents.is_some() {
-        let set = agents_set(family);
-        for port in &rules.ports {
-            let unknown = format!("-m set ! --match-set {set} src");
-            let _ = writeln!(filter, "-A {INPUT} -p udp --dport {port} {unknown} -j DROP");
-        }
-    }
-    add_jumps(&mut filter, "filter", scope, missing);
-    filter.push_str("COMMIT\n");
-    let mut nat = masquerade(rules, &spaces);
-    add_jumps(&mut nat, "nat", scope, missing);
-    filter + &nat + "COMMIT\n"
+    accept(&mut filter, rules, family);
+    [mangle, filter, nat]
 }
 
-fn add_jumps(text: &mut String, table: &str, scope: Scope, missing: &[&Jump]) {
-    let is_needed = |jump: &&&Jump| {
-        jump.table == table && (scope == Scope::Everything || jump.scope == Scope::Forward)
-    };
-    for Jump { from, position, to, .. } in missing.iter().filter(is_needed) {
-        let _ = writeln!(text, "{position} {from} -j {to}");
-    }
+/// Accepts packets of the overlays. Two levels of chains: the number of rules grows with the number
+/// of overlays, and not with its square.
+fn accept(filter: &mut Table, rules: &Ruleset, family: Family) {
+    let layout = &rules.layout;
+    let spaces = layout.spaces(family);
+    let to_space = || spaces.iter().map(|space| format!("-d {space} -j ACCEPT"));
+    let from_space = spaces.iter().map(|space| format!("-s {space} -g {SOURCE}"));
+    let from_tunnel = layout.devices.iter().map(|device| format!("-i {device} -g {TUNNEL}"));
+    filter.add(CHAIN, from_space.chain(from_tunnel).collect());
+    let to_tunnel = layout.devices.iter().map(|device| format!("-o {device} -j ACCEPT"));
+    filter.add(SOURCE, to_space().chain(to_tunnel).collect());
+    filter.add(TUNNEL, to_space().collect());
+    let external = spaces.iter().flat_map(|space| {
+        let established = "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT";
+        [format!("-s {space} -j ACCEPT"), format!("-d {space} {established} -j ACCEPT")]
+    });
+    filter.add(EXTERNAL, external.collect());
 }
 
-fn isolate(filter: &mut String, rules: &Ruleset, family: Family) {
-    for name in rules.spaces.keys() {
-        for own in rules.subnets(family, Some(name)) {
-            for other in rules.spaces.keys().filter(|other| *other != name) {
-                for to in rules.subnets(family, Some(other)) {
-                    let _ = writeln!(filter, "-A {FORWARD} -s {own} -d {to} -j DROP");
-                }
-            }
-        }
+fn masquerade(nat: &mut Table, rules: &Ruleset, family: Family) {
+    let layout = &rules.layout;
+    if !layout.masquerade {
+        return;
     }
-}
-
-fn masquerade(rules: &Ruleset, spaces: &[Subnet]) -> String {
-    let mut nat = format!("*nat\n:{MASQUERADE} - [0:0]\n");
-    if rules.masquerade {
-        for device in &rules.devices {
-            let _ = writeln!(nat, "-A {MASQUERADE} -o {device} -j RETURN");
-        }
-        for space in spaces {
-            let _ = writeln!(nat, "-A {MASQUERADE} -d {space} -j RETURN");
-        }
-        for space in spaces {
-            let _ = writeln!(nat, "-A {MASQUERADE} -s {space} -j MASQUERADE");
-        }
-    }
-    nat
-}
-
-/// Returns the set of agents as input of `ipset restore`. A temporary set is filled and then
-/// swapped in, so that the change is atomic.
-pub(super) fn sets(rules: &Ruleset, family: Family) -> String {
-    let set = agents_set(family);
-    let kind = if family == Family::V4 { "inet" } else { "inet6" };
-    let mut text = String::new();
-    let temporary = format!("{set}{TEMPORARY_SUFFIX}");
-    for name in [set, &temporary] {
-        let _ = writeln!(text, "create -exist {name} hash:ip family {kind} maxelem 1048576");
-    }
-    let _ = writeln!(text, "flush {temporary}");
-    for agent in rules.agents(family) {
-        let _ = writeln!(text, "add -exist {temporary} {agent}");
-    }
-    let _ = write!(text, "swap {set} {temporary}\ndestroy {temporary}\n");
-    text
-}
-
-/// Returns the changes of the sets of agents as input of `ipset restore`.
-pub(super) fn agents(changes: &AgentChanges) -> String {
-    let set = |agent: &IpAddr| match agent {
-        IpAddr::V4(_) => agents_set(Family::V4),
-        IpAddr::V6(_) => agents_set(Family::V6),
-    };
-    let mut text = String::new();
-    for (verb, agents) in [("add", &changes.added), ("del", &changes.removed)] {
-        for agent in agents {
-            let _ = writeln!(text, "{verb} {} {agent}", set(agent));
-        }
-    }
-    text
+    let spaces = layout.spaces(family);
+    let mut chain = Vec::new();
+    chain.extend(layout.devices.iter().map(|device| format!("-o {device} -j RETURN")));
+    chain.extend(spaces.iter().map(|space| format!("-d {space} -j RETURN")));
+    chain.extend(spaces.iter().map(|space| format!("-s {space} -j MASQUERADE")));
+    nat.add(CHAIN, chain);
 }

@@ -1,55 +1,63 @@
-//! Parses the listings of our rules. The addresses of agents are collected separately, since they
-//! change one by one. All other rules are compared as text.
+//! Parses the listings of our rules. The elements of the sets that change with the peers and the
+//! masters are collected separately, since they change one by one. All other rules are compared as
+//! text.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::iptables;
+use super::elements::ListedElements;
+use super::{ipsets, iptables, nftables};
 
 /// The observed rules.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
-    /// All rules without the agents, as listed.
+    /// All rules without the elements of dynamic sets, as listed.
     pub(super) rest: String,
-    /// The elements of the sets of agents.
-    pub(super) agents: BTreeSet<IpAddr>,
+    /// The elements of the dynamic sets.
+    pub(super) elements: ListedElements,
 }
 
 impl Listing {
     /// Adds our table, as `nft` lists it.
     pub(super) fn add_table(&mut self, text: &str) {
-        let mut is_agents_set = false;
+        let mut set = None;
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
-            match line.trim() {
-                line if line.starts_with("set ") => {
-                    is_agents_set = line.starts_with("set agents");
+            let words = line.trim();
+            if let Some(name) = words.strip_prefix("set ") {
+                let name = name.trim_end_matches(" {");
+                set = Some(name).filter(|name| nftables::is_dynamic(name));
+            } else if let Some(set) = set
+                && let Some(elements) = words.strip_prefix("elements = {")
+            {
+                self.add_elements(set, elements);
+                // nft breaks long lists into several lines.
+                let mut is_complete = line.ends_with('}');
+                while !is_complete && let Some(more) = lines.next() {
+                    self.add_elements(set, more);
+                    is_complete = more.ends_with('}');
                 }
-                line if is_agents_set && line.starts_with("elements = {") => {
-                    self.add_elements(line.trim_start_matches("elements = {"));
-                    // nft breaks long lists into several lines.
-                    let mut is_complete = line.ends_with('}');
-                    while !is_complete && let Some(more) = lines.next() {
-                        self.add_elements(more);
-                        is_complete = more.ends_with('}');
-                    }
-                    continue;
-                }
-                _ => {}
+                continue;
             }
             self.add_line(line);
         }
     }
 
-    fn add_elements(&mut self, text: &str) {
-        let words = text.split([',', ' ', '\t', '}']).filter(|word| !word.is_empty());
-        for word in words {
-            match word.parse() {
-                Ok(agent) => _ = self.agents.insert(agent),
-                // Our rules have only addresses here. Any other word in `rest` counts as a
-                // difference.
-                Err(_) => self.add_line(word),
+    fn add_elements(&mut self, set: &str, text: &str) {
+        let elements = text.trim_end_matches('}').split(',').map(str::trim);
+        for element in elements.filter(|element| !element.is_empty()) {
+            let parts: Option<Vec<_>> = element.split(" . ").map(normalize).collect();
+            self.add_element(set, element, parts.map(|parts| parts.join(" . ")));
+        }
+    }
+
+    /// Adds an element. Our rules have no other elements than those that can be parsed. Any other
+    /// element in `rest` counts as a difference.
+    fn add_element(&mut self, set: &str, text: &str, element: Option<String>) {
+        match element {
+            Some(element) => {
+                self.elements.entry(set.to_owned()).or_default().insert(element);
             }
+            None => self.add_line(text),
         }
     }
 
@@ -57,7 +65,7 @@ impl Listing {
     /// chain DOCKER-USER: Docker sets them when it starts, and then our chains are needed.
     pub(super) fn add_chains(&mut self, text: &str) {
         let is_relevant = |line: &&str| {
-            line.contains(iptables::FORWARD)
+            line.contains(iptables::CHAIN)
                 || line.starts_with(":FORWARD ")
                 || line.starts_with(":DOCKER-USER ")
         };
@@ -67,12 +75,14 @@ impl Listing {
         }
     }
 
-    /// Adds our ipset, as `ipset save` lists it.
+    /// Adds one of our ipsets, as `ipset save` lists it.
     pub(super) fn add_set(&mut self, text: &str) {
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             match *words.as_slice() {
-                ["add", _, agent] if agent.parse::<IpAddr>().is_ok() => self.add_elements(agent),
+                ["add", set, element] => {
+                    self.add_element(set, line, ipsets::normalize(element));
+                }
                 // Without the hash size, which grows with the number of entries.
                 ["create", set, kind, "family", family, ..] => {
                     self.add_line(&format!("create {set} {kind} family {family}"));
@@ -88,30 +98,51 @@ impl Listing {
     }
 }
 
+/// Returns a part of an element of nft as we write it: an address, a port, or a hexadecimal number.
+fn normalize(part: &str) -> Option<String> {
+    if let Some(digits) = part.strip_prefix("0x") {
+        return u128::from_str_radix(digits, 16).ok().map(|number| format!("{number:#x}"));
+    }
+    let address = part.parse::<IpAddr>().ok().map(|address| address.to_string());
+    address.or_else(|| part.parse::<u16>().ok().map(|port| port.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn agents(texts: &[&str]) -> BTreeSet<IpAddr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
+    fn elements(sets: &[(&str, &[&str])]) -> ListedElements {
+        let set = |(set, elements): &(&str, &[&str])| {
+            ((*set).to_owned(), elements.iter().map(|&element| element.to_owned()).collect())
+        };
+        sets.iter().map(set).collect()
     }
 
     #[test]
-    fn table_agents_are_not_in_rest() {
+    fn dynamic_elements_are_not_in_rest() {
         let mut listing = Listing::default();
         // The output of nft 1.0.6.
         listing.add_table(
-            "table inet mesos_overlay {\n\tset spaces4 {\n\t\telements = { 192.168.0.0/16 }\n\t}\n\n\
+            "table inet mesos_overlay {\n\tset spaces4_16 {\n\t\telements = { 192.168.0.0 }\n\t}\n\n\
              \tset agents4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.2, 10.0.0.3,\n\
-             \t\t\t     10.0.0.4 }\n\t}\n\n\tset agents6 {\n\t\ttype ipv6_addr\n\
-             \t\telements = { fd00::2 }\n\t}\n}\n",
+             \t\t\t     10.0.0.4 }\n\t}\n\n\tset inner4_24 {\n\t\ttypeof ip saddr . @th,336,32\n\
+             \t\telements = { 10.0.0.2 . 0xa000002,\n\t\t\t     10.0.0.3 . 0x0a000003 }\n\t}\n\n\
+             \tset masters4 {\n\t\telements = { 10.0.0.2 . 5050 }\n\t}\n}\n",
         );
-        assert_eq!(listing.agents, agents(&["10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::2"]));
+        assert_eq!(
+            listing.elements,
+            elements(&[
+                ("agents4", &["10.0.0.2", "10.0.0.3", "10.0.0.4"]),
+                ("inner4_24", &["10.0.0.2 . 0xa000002", "10.0.0.3 . 0xa000003"]),
+                ("masters4", &["10.0.0.2 . 5050"]),
+            ])
+        );
         assert_eq!(
             listing.rest,
-            "table inet mesos_overlay {\n\tset spaces4 {\n\t\telements = { 192.168.0.0/16 }\n\t}\n\n\
+            "table inet mesos_overlay {\n\tset spaces4_16 {\n\t\telements = { 192.168.0.0 }\n\t}\n\n\
              \tset agents4 {\n\t\ttype ipv4_addr\n\t}\n\n\
-             \tset agents6 {\n\t\ttype ipv6_addr\n\t}\n}\n"
+             \tset inner4_24 {\n\t\ttypeof ip saddr . @th,336,32\n\t}\n\n\
+             \tset masters4 {\n\t}\n}\n"
         );
     }
 
@@ -120,19 +151,30 @@ mod tests {
         let mut listing = Listing::default();
         listing.add_set(
             "create mesos-overlay-4 hash:ip family inet hashsize 2048 maxelem 1048576 bucketsize \
-             12 initval 0x1\nadd mesos-overlay-4 10.0.0.2\nadd mesos-overlay-4 10.0.0.3 timeout 5\n",
+             12 initval 0x1\nadd mesos-overlay-4 10.0.0.2\nadd mesos-overlay-4 10.0.0.3 timeout 5\n\
+             add mesos-overlay-inner-6 fd01:b:0:0:2::/80\nadd mesos-overlay-inner-6 fd01:a::2\n\
+             add mesos-overlay-masters 10.0.0.2,tcp:5050\n\
+             add mesos-overlay-masters 10.0.0.3,6:5050\nadd mesos-overlay-4 eth0\n",
         );
-        assert_eq!(listing.agents, agents(&["10.0.0.2"]));
+        assert_eq!(
+            listing.elements,
+            elements(&[
+                ("mesos-overlay-4", &["10.0.0.2"]),
+                ("mesos-overlay-inner-6", &["fd01:a::2", "fd01:b:0:0:2::/80"]),
+                ("mesos-overlay-masters", &["10.0.0.2,5050", "10.0.0.3,5050"]),
+            ])
+        );
         assert_eq!(
             listing.rest,
-            "create mesos-overlay-4 hash:ip family inet\nadd mesos-overlay-4 10.0.0.3 timeout 5\n"
+            "create mesos-overlay-4 hash:ip family inet\nadd mesos-overlay-4 10.0.0.3 timeout 5\n\
+             add mesos-overlay-4 eth0\n"
         );
     }
 
     #[test]
-    fn element_that_is_no_address_is_a_difference() {
+    fn element_with_timeout_is_a_difference() {
         let mut listing = Listing::default();
         listing.add_table("\tset agents4 {\n\t\telements = { 10.0.0.2 timeout 5s }\n\t}\n");
-        assert_eq!(listing.rest, "\tset agents4 {\ntimeout\n5s\n\t}\n");
+        assert_eq!(listing.rest, "\tset agents4 {\n10.0.0.2 timeout 5s\n\t}\n");
     }
 }

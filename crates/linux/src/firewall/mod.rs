@@ -1,7 +1,8 @@
-//! Programs the firewall: masquerade for packets that leave the overlays, VXLAN packets from known
-//! agents only, forwarding where another program drops it, and isolation. [`Ruleset`] is the
-//! desired state and is pure. The managed rules are one nftables table, or managed iptables chains.
-//! Foreign rules are not removed.
+//! Programs the firewall: VXLAN packets from known agents with their sources only, containers with
+//! their addresses only, no control ports for containers, no flows from outside of the overlays,
+//! isolation, masquerade for packets that leave the overlays, and forwarding where another program
+//! drops it. [`Ruleset`] is the desired state and is pure. The managed rules are one nftables table,
+//! or managed iptables chains. Foreign rules are not removed.
 //!
 //! A verification compares the current listing of the rules with the listing right after the rules
 //! were made. So this module need not parse a format that changes between versions, and it detects
@@ -11,12 +12,21 @@
 
 mod chains;
 mod command;
+mod elements;
 #[cfg(test)]
 mod failure_tests;
+#[cfg(test)]
+mod fake_host;
+mod ipsets;
+mod ipt_mangle;
 mod iptables;
+mod kept;
 mod listing;
 mod monitor;
+mod nft_chains;
 mod nftables;
+#[cfg(test)]
+mod restart_tests;
 mod ruleset;
 mod table;
 #[cfg(test)]
@@ -29,12 +39,13 @@ use overlay_types::addr::Family;
 use self::chains::SavedRules;
 pub use self::command::FirewallError;
 use self::command::{SystemTools, Tools};
-pub use self::iptables::FORWARD as IPTABLES_CHAIN;
+use self::elements::{ElementChanges, ListedElements};
+pub use self::iptables::CHAIN as IPTABLES_CHAIN;
 use self::iptables::Scope;
+use self::kept::Format;
 use self::listing::Listing;
 pub use self::monitor::Monitor;
 pub use self::nftables::TABLE as NFTABLES_TABLE;
-use self::ruleset::AgentChanges;
 pub use self::ruleset::{Ingress, Options, Ruleset};
 
 /// The firewall that holds the rules.
@@ -46,6 +57,15 @@ pub enum Backend {
     Iptables,
     /// No rules: the operator maintains them.
     None,
+}
+
+/// How the source of a packet inside of the tunnel is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InnerCheck {
+    /// The source must belong to the agent that sent the packet.
+    Pair,
+    /// The source must belong to any agent: nft cannot compare the two, and iptables neither.
+    Membership,
 }
 
 /// Result of a verification or an update.
@@ -63,7 +83,9 @@ pub enum Outcome {
 #[derive(Debug)]
 struct AppliedRules {
     rules: Ruleset,
-    /// The listing without the agents.
+    /// All elements, if some of them were kept.
+    kept: Option<ListedElements>,
+    /// The listing without the elements.
     rest: String,
 }
 
@@ -71,6 +93,8 @@ struct AppliedRules {
 #[derive(Debug)]
 pub struct Firewall {
     backend: Backend,
+    /// The check that this host supports. `None` until the first verification.
+    check: Option<InnerCheck>,
     /// The rules that were made last. `None` if the rules on the host are unknown.
     applied: Option<AppliedRules>,
     tools: Box<dyn Tools>,
@@ -90,7 +114,7 @@ impl Backend {
         let has_iptables = tools.has("iptables-restore") && tools.has("ipset");
         // A dry run checks all features: kernels before 5.2 have nftables, but no masquerade for
         // both families in one table.
-        match tools.run("nft", &["--check", "-f", "-"], nftables::PROBE) {
+        match probe(tools, nftables::PROBE) {
             Ok(_) => Ok(Self::Nftables),
             Err(FirewallError::ProgramNotFound(_)) if has_iptables => Ok(Self::Iptables),
             Err(error) if error.lacks_feature() && has_iptables => Ok(Self::Iptables),
@@ -102,11 +126,34 @@ impl Backend {
     }
 }
 
+impl InnerCheck {
+    /// Finds the best check that nft supports. nft before 1.0.1 has no sets with a part of a packet.
+    fn detect(tools: &dyn Tools) -> Result<Self, FirewallError> {
+        match probe(tools, nftables::PAIR_PROBE) {
+            Ok(_) => Ok(Self::Pair),
+            Err(error) if error.lacks_feature() => Ok(Self::Membership),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Checks rules without making them.
+fn probe(tools: &dyn Tools, rules: &str) -> Result<String, FirewallError> {
+    tools.run("nft", &["--check", "-f", "-"], rules)
+}
+
 impl Firewall {
     /// Creates a firewall. The rules on the host are unknown at first.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, applied: None, tools: Box::new(SystemTools) }
+        Self { backend, check: None, applied: None, tools: Box::new(SystemTools) }
+    }
+
+    /// Returns how the source of a packet inside of the tunnel is checked. `None` before the first
+    /// verification, and without rules.
+    #[must_use]
+    pub const fn inner_check(&self) -> Option<InnerCheck> {
+        self.check
     }
 
     /// Compares the rules with the desired rules, and makes them again if they differ.
@@ -114,102 +161,149 @@ impl Firewall {
     /// # Errors
     /// When a program fails. The next call tries again.
     pub fn verify(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
-        if self.backend == Backend::None {
+        let Some(format) = self.format()? else {
             if self.applied.is_none() {
                 if let Err(error) = self.clean() {
                     log::warn!("rules of an earlier agent may remain: {error}");
                 }
-                self.applied = Some(AppliedRules { rules: rules.clone(), rest: String::new() });
+                let rules = rules.clone();
+                self.applied = Some(AppliedRules { rules, kept: None, rest: String::new() });
             }
             return Ok(Outcome::Unchanged);
-        }
-        let rules = &*self.with_kept_agents(rules)?;
+        };
+        let (rules, kept) = self.with_kept_elements(format, rules)?;
+        let listed = format.listed(&rules);
+        let elements = kept.as_ref().unwrap_or(&listed);
         let outcome = match &self.applied {
-            Some(applied) if applied.rules == *rules => {
+            Some(applied) if applied.rules == *rules && applied.kept == kept => {
                 let listing = self.listing()?;
-                if listing.rest == applied.rest && listing.agents == rules.listed_agents() {
+                if listing.rest == applied.rest && listing.elements == *elements {
                     return Ok(Outcome::Unchanged);
                 }
                 Outcome::Repaired
             }
             _ => Outcome::Made,
         };
-        if self.applied.take().is_none() {
-            self.remove_other_backend()?;
-        }
+        let is_first = self.applied.take().is_none();
         if rules.is_empty() {
             self.clean()?;
         } else {
-            self.make(rules)?;
+            self.make(format, &rules, elements)?;
+            if is_first {
+                self.remove_other_backend()?;
+            }
         }
-        self.applied = Some(AppliedRules { rules: rules.clone(), rest: self.listing()?.rest });
+        let rest = self.listing()?.rest;
+        self.applied = Some(AppliedRules { rules: rules.into_owned(), kept, rest });
         Ok(outcome)
     }
 
-    /// Adds the agents of the existing rules if the list of peers is still unknown. So a restarted
-    /// agent accepts no unknown senders before it receives the list.
-    fn with_kept_agents<'a>(&self, rules: &'a Ruleset) -> Result<Cow<'a, Ruleset>, FirewallError> {
-        if !rules.keeps_agents {
-            return Ok(Cow::Borrowed(rules));
-        }
-        let agents = match &self.applied {
-            Some(applied) => applied.rules.agents.clone(),
-            // An empty set belongs to a cluster of one agent, or to no rule.
-            None => Some(self.listing()?.agents).filter(|agents| !agents.is_empty()),
+    /// Returns how the backend lists elements. `None` without a backend.
+    fn format(&mut self) -> Result<Option<Format>, FirewallError> {
+        self.check = match (self.backend, self.check) {
+            (Backend::None, _) => return Ok(None),
+            (Backend::Iptables, _) => Some(InnerCheck::Membership),
+            (Backend::Nftables, None) => Some(InnerCheck::detect(&*self.tools)?),
+            (Backend::Nftables, known) => known,
         };
-        Ok(Cow::Owned(Ruleset { agents, keeps_agents: false, ..rules.clone() }))
+        Ok(match self.backend {
+            Backend::Nftables => self.check.map(Format::Nftables),
+            Backend::Iptables | Backend::None => Some(Format::Ipset),
+        })
     }
 
-    /// Applies new desired rules without a check of the existing rules. If only agents changed, the
-    /// cost depends on the number of changed agents. Falls back to [`Self::verify`].
+    /// Adds the elements of the existing rules if the list of peers is still unknown. So a restarted
+    /// agent accepts no unknown senders before it receives the list.
+    fn with_kept_elements<'a>(
+        &self,
+        format: Format,
+        rules: &'a Ruleset,
+    ) -> Result<(Cow<'a, Ruleset>, Option<ListedElements>), FirewallError> {
+        if !rules.keeps_elements {
+            return Ok((Cow::Borrowed(rules), None));
+        }
+        let existing = match &self.applied {
+            Some(applied) => match &applied.kept {
+                Some(kept) => kept.clone(),
+                None => format.listed(&applied.rules),
+            },
+            None => self.listing()?.elements,
+        };
+        let mut rules = rules.clone();
+        let kept = format.keep(&mut rules, existing);
+        Ok((Cow::Owned(rules), Some(kept)))
+    }
+
+    /// Applies new desired rules without a check of the existing rules. If only elements changed,
+    /// the cost depends on the number of changed elements. Falls back to [`Self::verify`].
     ///
     /// # Errors
     /// See [`Self::verify`].
     pub fn update(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
-        if let Some(applied) = &self.applied
-            && let Some(changes) = rules.agent_changes_since(&applied.rules)
+        let format = self.format()?;
+        if let Some(AppliedRules { rules: before, kept: None, rest }) = &self.applied
+            && let Some(check) = format.map(Format::check)
+            && let Some(changes) = rules.changes_since(before, check)
         {
             if changes.is_empty() {
                 return Ok(Outcome::Unchanged);
             }
-            let (changed, rest) = (self.change_agents(&changes), applied.rest.clone());
-            if changed.is_ok() {
-                self.applied = Some(AppliedRules { rules: rules.clone(), rest });
-                return Ok(Outcome::Made);
+            match self.change_elements(rules, &changes) {
+                Ok(()) => {
+                    let (rules, rest) = (rules.clone(), rest.clone());
+                    self.applied = Some(AppliedRules { rules, kept: None, rest });
+                    return Ok(Outcome::Made);
+                }
+                // Another program has changed the set, so all rules are made again.
+                Err(error) => log::warn!("{error}: making all rules again"),
             }
-            // Another program has changed the set, so all rules are made again.
             self.applied = None;
         }
         self.verify(rules)
     }
 
-    fn change_agents(&self, changes: &AgentChanges) -> Result<(), FirewallError> {
+    fn change_elements(
+        &self,
+        rules: &Ruleset,
+        changes: &ElementChanges,
+    ) -> Result<(), FirewallError> {
         let tools = &*self.tools;
-        match self.backend {
-            Backend::Nftables => tools.run("nft", &["-f", "-"], &nftables::agents(changes)),
-            Backend::Iptables => tools.run("ipset", &["restore"], &iptables::agents(changes)),
-            Backend::None => return Ok(()),
+        match (self.backend, self.check) {
+            (Backend::Nftables, Some(check)) => {
+                tools.run("nft", &["-f", "-"], &nftables::changes(&rules.layout, check, changes))
+            }
+            (Backend::Iptables, _) => tools.run("ipset", &["restore"], &ipsets::changes(changes)),
+            (Backend::Nftables | Backend::None, _) => return Ok(()),
         }
         .map(drop)
     }
 
-    /// Makes all rules.
-    fn make(&self, rules: &Ruleset) -> Result<(), FirewallError> {
+    /// Makes all rules, those that drop packets first.
+    fn make(
+        &self,
+        format: Format,
+        rules: &Ruleset,
+        elements: &ListedElements,
+    ) -> Result<(), FirewallError> {
         let tools = &*self.tools;
-        if self.backend == Backend::Nftables {
-            tools.run("nft", &["-f", "-"], &nftables::script(rules))?;
+        match format {
+            Format::Nftables(check) => {
+                let script = nftables::script(&rules.layout, check, elements);
+                tools.run("nft", &["-f", "-"], &script)?;
+            }
+            Format::Ipset => chains::make_sets(tools, elements)?,
         }
         for family in [Family::V4, Family::V6] {
-            match self.backend {
-                Backend::Iptables => {
-                    chains::make_sets(tools, rules, family)?;
-                    chains::make(tools, rules, family, Scope::Everything)?;
+            let saved = SavedRules::read(tools, family)?;
+            let tables = match format {
+                Format::Ipset => iptables::tables(rules, family, Scope::Everything),
+                Format::Nftables(_) if saved.drops_forwarded() => {
+                    iptables::tables(rules, family, Scope::Forward)
                 }
-                Backend::Nftables if SavedRules::read(tools, family)?.drops_forwarded() => {
-                    chains::make(tools, rules, family, Scope::Forward)?;
-                }
-                Backend::Nftables | Backend::None => {}
-            }
+                // Also removes the chains of the other backend, which the operator chose before.
+                Format::Nftables(_) => iptables::no_tables(),
+            };
+            chains::replace(tools, family, &saved, &tables)?;
         }
         Ok(())
     }
@@ -248,20 +342,12 @@ impl Firewall {
     }
 
     /// Removes the rules of the other backend, which the operator chose before. They are no longer
-    /// updated, so they drop the packets of new agents.
+    /// updated, so they drop the packets of new agents. The rules of this backend exist already.
     fn remove_other_backend(&self) -> Result<(), FirewallError> {
-        let tools = &*self.tools;
-        if self.backend == Backend::Iptables {
-            return table::remove(tools);
+        match self.backend {
+            Backend::Iptables => table::remove(&*self.tools),
+            Backend::Nftables | Backend::None => chains::remove_sets(&*self.tools),
         }
-        for family in [Family::V4, Family::V6] {
-            // The nftables backend uses the other chains as well.
-            let saved = SavedRules::read(tools, family)?;
-            if saved.own_chains().iter().any(|(_, chain)| *chain == iptables::INPUT) {
-                chains::remove(tools, family)?;
-            }
-        }
-        chains::remove_sets(tools)
     }
 
     /// Describes the rules that [`Self::clean`] removes.

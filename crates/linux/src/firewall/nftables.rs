@@ -1,50 +1,69 @@
 //! Writes the rules as one managed nftables table. One transaction replaces the whole table, so
 //! that every packet meets either all old or all new rules. Foreign tables are not changed.
+//! [`super::nft_chains`] writes the chains.
+//!
+//! All sets are plain hash sets, and a subnet is an element with the masked address. A packet that
+//! is in a chain while the table is replaced does not find the elements of interval sets and of
+//! verdict maps any more: with them, packets leaked and were lost at every replacement (Linux 6.18).
 //!
 //! The input of nft is text: not every nft reads JSON, and text is easier to read in a test.
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 use std::net::IpAddr;
 
-use overlay_types::addr::Family;
+use overlay_types::addr::{Family, Subnet};
 
-use super::ruleset::{AgentChanges, Ruleset};
+use super::InnerCheck;
+use super::elements::{Element, ElementChanges, ListedElements, SetName};
+use super::nft_chains;
+use super::ruleset::{Layout, Ruleset, Senders};
 
 /// Our table.
 pub const TABLE: &str = "inet mesos_overlay";
 
-/// The smallest table that uses every feature that a kernel may not support.
+/// A small table that uses every feature that a kernel or nft may not support.
 pub(super) const PROBE: &str = "table inet mesos_overlay_probe {
-    set agents { type ipv4_addr; flags interval; }
-    chain input { type filter hook input priority -10; ip saddr != @agents counter drop; }
+    set own { type ifname . ipv4_addr; elements = { \"lo\" . 127.0.0.0 }; }
+    set spaces { type ipv4_addr; elements = { 127.0.0.0 }; }
+    set ports { type ipv4_addr . inet_service; }
+    chain stranger { ct state established,related accept; ct status dnat accept; counter drop; }
+    chain input {
+        type filter hook input priority -10; policy accept;
+        iifname . ip saddr & 255.0.0.0 @own counter accept
+        ip daddr . tcp dport @ports counter drop
+        ip daddr & 255.0.0.0 @spaces goto stranger
+    }
     chain postrouting { type nat hook postrouting priority 99; oifname != lo masquerade; }
 }
 ";
 
+/// As [`PROBE`], for the check of pairs.
+pub(super) const PAIR_PROBE: &str = "table inet mesos_overlay_probe {
+    set inner4 { typeof ip saddr . @th,336,32; elements = { 10.0.0.2 . 0xc0a80200 }; }
+    set inner6 { typeof ip6 saddr . @th,304,128; elements = { fd00::2 . 0xfd01000b }; }
+    chain input {
+        type filter hook input priority -10; policy accept;
+        ip saddr . @th,336,32 & 0xffffff00 @inner4 accept
+        ip6 saddr . @th,304,128 & 0xffffffffffffffffffff000000000000 @inner6 accept
+        @th,224,16 0x0800 @th,336,32 & 0xffff8000 == 0xc0a80000 counter drop
+    }
+}
+";
+
 /// Returns the input of `nft -f -` that replaces the table.
-pub(super) fn script(rules: &Ruleset) -> String {
-    let mut text = remove();
-    if rules.is_empty() {
-        return text;
-    }
+pub(super) fn script(layout: &Layout, check: InnerCheck, elements: &ListedElements) -> String {
     let mut body = String::new();
-    for family in [Family::V4, Family::V6] {
-        let (_, suffix) = keywords(family);
-        let kind = if family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
-        set(&mut body, &format!("spaces{suffix}"), kind, true, &rules.subnets(family, None));
-        set(&mut body, &format!("agents{suffix}"), kind, false, &rules.agents(family));
-        if rules.isolate {
-            for (index, name) in rules.spaces.keys().enumerate() {
-                let subnets = rules.subnets(family, Some(name));
-                set(&mut body, &format!("overlay{index}_{suffix}"), kind, true, &subnets);
-            }
-        }
+    static_sets(&mut body, layout);
+    for set in dynamic_sets(layout) {
+        let name = set_name(layout, check, set);
+        let none = BTreeSet::new();
+        let elements = elements.get(&name).unwrap_or(&none);
+        write_set(&mut body, &name, &set_type(layout, check, set), elements);
     }
-    input(&mut body, rules);
-    forward(&mut body, rules);
-    postrouting(&mut body, rules);
-    let _ = write!(text, "table {TABLE} {{\n{body}}}\n");
-    text
+    let has_gateways = elements.contains_key(&set_name(layout, check, SetName::Gateways));
+    nft_chains::write(&mut body, layout, check, has_gateways);
+    format!("{}table {TABLE} {{\n{body}}}\n", remove())
 }
 
 /// Returns the input of nft that removes the table. It succeeds without a table as well.
@@ -52,95 +71,208 @@ pub(super) fn remove() -> String {
     format!("table {TABLE}\ndelete table {TABLE}\n")
 }
 
-/// Returns the input of nft that changes the sets of agents, in one transaction.
-pub(super) fn agents(changes: &AgentChanges) -> String {
+/// Returns the input of nft that changes elements, in one transaction.
+pub(super) fn changes(layout: &Layout, check: InnerCheck, changes: &ElementChanges) -> String {
     let mut text = String::new();
-    for (verb, agents) in [("add", &changes.added), ("delete", &changes.removed)] {
-        for family in [Family::V4, Family::V6] {
-            let (_, suffix) = keywords(family);
-            let is_of_family = |agent: &&IpAddr| agent.is_ipv4() == (family == Family::V4);
-            let elements = list(agents.iter().filter(is_of_family));
-            if !elements.is_empty() {
-                let _ = writeln!(text, "{verb} element {TABLE} agents{suffix} {{ {elements} }}");
-            }
+    for (verb, changed) in [("add", &changes.added), ("delete", &changes.removed)] {
+        for set in changed.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((name, _)) = set.first() else { continue };
+            let name = set_name(layout, check, *name);
+            let elements = list(set.iter().map(|(_, element)| element_text(check, element)));
+            let _ = writeln!(text, "{verb} element {TABLE} {name} {{ {elements} }}");
         }
     }
     text
 }
 
-/// Returns nft's protocol keyword of a family, and the suffix of our sets.
-const fn keywords(family: Family) -> (&'static str, &'static str) {
-    match family {
-        Family::V4 => ("ip", "4"),
-        Family::V6 => ("ip6", "6"),
+/// Returns the elements of the rules as nft lists them.
+pub(super) fn listed(rules: &Ruleset, check: InnerCheck) -> ListedElements {
+    let mut listed = ListedElements::new();
+    for (set, element) in rules.elements.iter() {
+        let name = set_name(&rules.layout, check, set);
+        listed.entry(name).or_default().insert(element_text(check, &element));
     }
+    listed
+}
+
+/// Returns whether the elements of a set change with the peers and the masters.
+pub(super) fn is_dynamic(set: &str) -> bool {
+    ["agents", "hosts", "gateways", "inner", "members", "masters"]
+        .iter()
+        .any(|beginning| set.starts_with(beginning))
+}
+
+/// Returns the family and the length of the subnets in a set of sources, from its name.
+pub(super) fn inner_prefix(set: &str, check: InnerCheck) -> Option<(Family, u8)> {
+    let (family, prefix) = set.strip_prefix(inner_name(check))?.split_once('_')?;
+    let family = [Family::V4, Family::V6].into_iter().find(|known| suffix(*known) == family)?;
+    prefix.parse().ok().filter(|prefix| *prefix <= family.bits()).map(|prefix| (family, prefix))
+}
+
+/// Returns the name of a set with dynamic elements.
+pub(super) fn set_name(layout: &Layout, check: InnerCheck, set: SetName) -> String {
+    let outer = suffix(layout.underlay());
+    match set {
+        SetName::Agents => format!("agents{outer}"),
+        SetName::Hosts => "hosts4".to_owned(),
+        SetName::Gateways => format!("gateways{outer}"),
+        SetName::Inner(family, prefix) => {
+            format!("{}{}_{prefix}", inner_name(check), suffix(family))
+        }
+        SetName::Masters => "masters4".to_owned(),
+    }
+}
+
+const fn inner_name(check: InnerCheck) -> &'static str {
+    match check {
+        InnerCheck::Pair => "inner",
+        InnerCheck::Membership => "members",
+    }
+}
+
+/// Returns nft's type of a set with dynamic elements.
+fn set_type(layout: &Layout, check: InnerCheck, set: SetName) -> String {
+    match set {
+        SetName::Agents | SetName::Gateways => format!("type {}", address(layout.underlay())),
+        SetName::Hosts => "type ipv4_addr".to_owned(),
+        SetName::Inner(family, _) if check == InnerCheck::Pair => {
+            let outer = keyword(layout.underlay());
+            format!("typeof {outer} saddr . {}", nft_chains::inner_source(family))
+        }
+        SetName::Inner(family, _) => format!("type {}", address(family)),
+        SetName::Masters => "type ipv4_addr . inet_service".to_owned(),
+    }
+}
+
+/// Returns the dynamic sets of a layout.
+pub(super) fn dynamic_sets(layout: &Layout) -> Vec<SetName> {
+    let mut sets = Vec::new();
+    if layout.senders != Senders::Any {
+        sets.push(SetName::Agents);
+    }
+    if !layout.control_ports.is_empty() {
+        sets.push(SetName::Hosts);
+    }
+    if layout.senders == Senders::Sources {
+        sets.push(SetName::Gateways);
+        sets.extend(
+            layout.prefixes.iter().map(|(family, prefix)| SetName::Inner(*family, *prefix)),
+        );
+    }
+    sets.push(SetName::Masters);
+    sets
+}
+
+/// Returns an element as nft lists it: hexadecimal numbers have no leading zeros.
+fn element_text(check: InnerCheck, element: &Element) -> String {
+    match element {
+        Element::Address(address) => address.to_string(),
+        Element::Inner { outer, subnet } if check == InnerCheck::Pair => {
+            format!("{outer} . {}", hex(subnet.first()))
+        }
+        Element::Inner { subnet, .. } => subnet.first().to_string(),
+        Element::Socket(socket) => format!("{} . {}", socket.ip(), socket.port()),
+    }
+}
+
+/// Writes the sets whose elements belong to the layout.
+fn static_sets(body: &mut String, layout: &Layout) {
+    for family in [Family::V4, Family::V6] {
+        let kind = address(family);
+        for (prefix, subnets) in by_prefix(layout.spaces(family)) {
+            let name = format!("spaces{}_{prefix}", suffix(family));
+            write_set(body, &name, &format!("type {kind}"), subnets.iter().map(Subnet::first));
+            if layout.isolate {
+                // Each overlay has one subnet of a family.
+                let pairs = subnets.iter().map(|subnet| {
+                    let first = subnet.first();
+                    format!("{first} . {first}")
+                });
+                let name = format!("pairs{}_{prefix}", suffix(family));
+                write_set(body, &name, &format!("type {kind} . {kind}"), pairs);
+            }
+        }
+    }
+    if !layout.bridges.is_empty() {
+        let bridges = || layout.bridges.keys().map(|bridge| format!("\"{bridge}\""));
+        write_set(body, "bridges", "type ifname", bridges());
+        let pairs = bridges().map(|bridge| format!("{bridge} . {bridge}"));
+        write_set(body, "same_bridge", "type ifname . ifname", pairs);
+    }
+    for family in [Family::V4, Family::V6] {
+        let subnets = layout.bridge_subnets(family);
+        for prefix in prefixes(subnets.iter().map(|(_, subnet)| *subnet)) {
+            let own = subnets.iter().filter(|(_, subnet)| subnet.prefix() == prefix);
+            let own = own.map(|(bridge, subnet)| format!("\"{bridge}\" . {}", subnet.first()));
+            let name = format!("own{}_{prefix}", suffix(family));
+            write_set(body, &name, &format!("type ifname . {}", address(family)), own);
+        }
+    }
+    if !layout.control_ports.is_empty() {
+        write_set(body, "control_ports", "type inet_service", &layout.control_ports);
+    }
+}
+
+fn write_set<T: Display>(
+    body: &mut String,
+    name: &str,
+    kind: &str,
+    elements: impl IntoIterator<Item = T>,
+) {
+    let _ = write!(body, "\tset {name} {{\n\t\t{kind}\n");
+    let elements = list(elements);
+    if !elements.is_empty() {
+        let _ = writeln!(body, "\t\telements = {{ {elements} }}");
+    }
+    body.push_str("\t}\n");
 }
 
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn set<T: Display>(body: &mut String, name: &str, kind: &str, has_ranges: bool, items: &[T]) {
-    let _ = write!(body, "\tset {name} {{\n\t\ttype {kind}\n");
-    if has_ranges {
-        body.push_str("\t\tflags interval\n");
-    }
-    if !items.is_empty() {
-        let _ = writeln!(body, "\t\telements = {{ {} }}", list(items));
-    }
-    body.push_str("\t}\n");
+/// Returns the subnets of each length.
+fn by_prefix(subnets: BTreeSet<Subnet>) -> impl Iterator<Item = (u8, Vec<Subnet>)> {
+    let lengths = prefixes(subnets.iter().copied());
+    lengths.into_iter().map(move |prefix| {
+        let subnets = subnets.iter().copied().filter(|subnet| subnet.prefix() == prefix);
+        (prefix, subnets.collect())
+    })
 }
 
-/// The chain runs before the chains of other programs: a rule that accepts a packet there does not
-/// skip this chain.
-fn input(body: &mut String, rules: &Ruleset) {
-    if rules.agents.is_none() {
-        return;
-    }
-    let ports = list(&rules.ports);
-    body.push_str("\tchain input {\n\t\ttype filter hook input priority -10; policy accept;\n");
-    for family in [Family::V4, Family::V6] {
-        let (ip, suffix) = keywords(family);
-        let _ = writeln!(
-            body,
-            "\t\tudp dport {{ {ports} }} {ip} saddr != @agents{suffix} counter drop"
-        );
-    }
-    body.push_str("\t}\n");
+/// Returns the lengths of subnets.
+pub(super) fn prefixes(subnets: impl Iterator<Item = Subnet>) -> BTreeSet<u8> {
+    subnets.map(|subnet| subnet.prefix()).collect()
 }
 
-fn forward(body: &mut String, rules: &Ruleset) {
-    if !rules.isolate {
-        return;
+/// Returns nft's keyword of a family.
+pub(super) const fn keyword(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
     }
-    body.push_str("\tchain forward {\n\t\ttype filter hook forward priority -10; policy accept;\n");
-    for family in [Family::V4, Family::V6] {
-        let (ip, suffix) = keywords(family);
-        for index in 0..rules.spaces.len() {
-            let _ = writeln!(
-                body,
-                "\t\t{ip} saddr @overlay{index}_{suffix} {ip} daddr @spaces{suffix} \
-                 {ip} daddr != @overlay{index}_{suffix} counter drop"
-            );
-        }
-    }
-    body.push_str("\t}\n");
 }
 
-/// Packets that enter a tunnel or stay on the host keep their source address.
-fn postrouting(body: &mut String, rules: &Ruleset) {
-    if !rules.masquerade {
-        return;
+/// Returns the suffix of our sets and chains of a family.
+pub(super) const fn suffix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "4",
+        Family::V6 => "6",
     }
-    let devices = list(rules.devices.iter().map(|device| format!("\"{device}\"")));
-    body.push_str("\tchain postrouting {\n\t\ttype nat hook postrouting priority 99;\n");
-    for (family, multicast) in [(Family::V4, "224.0.0.0/4"), (Family::V6, "ff00::/8")] {
-        let (ip, suffix) = keywords(family);
-        let _ = writeln!(
-            body,
-            "\t\t{ip} saddr @spaces{suffix} {ip} daddr != @spaces{suffix} {ip} daddr != \
-             {multicast} oifname != {{ {devices} }} masquerade"
-        );
+}
+
+/// Returns nft's type of an address.
+const fn address(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
     }
-    body.push_str("\t}\n");
+}
+
+/// Returns an address as a number.
+pub(super) fn hex(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{:#x}", u32::from(address)),
+        IpAddr::V6(address) => format!("{:#x}", u128::from(address)),
+    }
 }

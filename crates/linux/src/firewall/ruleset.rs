@@ -2,10 +2,15 @@
 //! independent of the backend: [`super::nftables`] and [`super::iptables`] write the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use overlay_types::addr::{DeviceName, Family, OverlayName, Subnet};
-use overlay_types::tunnel::{Desired, validate_peers};
+use overlay_types::tunnel::{Desired, VxlanDevice};
+
+use super::InnerCheck;
+use super::elements::{ElementChanges, Elements, SetName};
+
+/// Docker's default bridge. Docker masquerades its containers as we do.
+const DOCKER_BRIDGE: &str = "docker0";
 
 /// The operator's options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +18,8 @@ pub struct Options {
     /// Whether packets that leave the overlays are masqueraded with this host's address. Without
     /// masquerade, other networks need routes to the overlays.
     pub masquerade: bool,
-    /// Whether VXLAN packets are accepted only from agents in the master's list of peers.
+    /// Whether VXLAN packets are accepted only from agents in the master's list of peers, and only
+    /// with sources of the sending agent.
     pub known_agents_only: bool,
     /// Whether the overlays are isolated from each other. The C++ modules do not isolate them.
     pub isolate: bool,
@@ -25,11 +31,12 @@ pub struct Options {
 }
 
 /// What happens to a new flow from outside of the overlays to a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ingress {
     /// The flow passes, as with the C++ modules.
     Open,
     /// The flow is dropped, unless it goes to a published port or comes from this host.
+    #[default]
     Closed,
 }
 
@@ -45,37 +52,54 @@ impl Default for Options {
     }
 }
 
+/// Which VXLAN packets are accepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Senders {
+    /// Packets of every sender.
+    #[default]
+    Any,
+    /// Packets of the agents, whatever is inside of them: the sources of the agents are unknown.
+    Agents,
+    /// Packets of the agents with sources of the agents.
+    Sources,
+}
+
+/// The part of the rules that does not change with the peers and the masters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// The subnets of every overlay.
+    pub(super) spaces: BTreeMap<OverlayName, BTreeSet<Subnet>>,
+    /// The bridges of the overlays on this host, with the subnets of their containers.
+    pub(super) bridges: BTreeMap<DeviceName, BTreeSet<Subnet>>,
+    /// Our VXLAN devices.
+    pub(super) devices: BTreeSet<DeviceName>,
+    /// Their UDP ports.
+    pub(super) ports: BTreeSet<u16>,
+    /// The subnets of the VTEPs.
+    pub(super) vteps: BTreeSet<Subnet>,
+    /// Whether the underlay of this host is IPv6. All peers have the same family.
+    pub(super) has_ipv6_underlay: bool,
+    pub(super) senders: Senders,
+    /// Families and lengths of the subnets of all agents.
+    pub(super) prefixes: BTreeSet<(Family, u8)>,
+    /// See [`Options::masquerade`].
+    pub(super) masquerade: bool,
+    /// See [`Options::isolate`].
+    pub(super) isolate: bool,
+    /// See [`Options::ingress`].
+    pub(super) ingress: Ingress,
+    /// See [`Options::control_ports`].
+    pub(super) control_ports: BTreeSet<u16>,
+}
+
 /// The rules of a host. The default has no rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The subnets of every overlay.
-    pub spaces: BTreeMap<OverlayName, BTreeSet<Subnet>>,
-    /// Our VXLAN devices.
-    pub devices: BTreeSet<DeviceName>,
-    /// Their UDP ports.
-    pub ports: BTreeSet<u16>,
-    /// The accepted senders of VXLAN packets. `None` accepts every sender.
-    pub agents: Option<BTreeSet<IpAddr>>,
-    /// Whether the agents of the existing rules are kept, because the master has not sent the list
-    /// of peers. `agents` applies only if there are no existing rules.
-    pub keeps_agents: bool,
-    /// See [`Options::masquerade`].
-    pub masquerade: bool,
-    /// See [`Options::isolate`].
-    pub isolate: bool,
-}
-
-/// The difference between two sets of agents.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct AgentChanges {
-    pub(super) added: Vec<IpAddr>,
-    pub(super) removed: Vec<IpAddr>,
-}
-
-impl AgentChanges {
-    pub(super) const fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty()
-    }
+    pub(super) layout: Layout,
+    pub(super) elements: Elements,
+    /// Whether the elements of the existing rules are kept, because the master has not sent the list
+    /// of peers. Without existing rules no VXLAN packet is accepted.
+    pub(super) keeps_elements: bool,
 }
 
 impl Ruleset {
@@ -85,67 +109,114 @@ impl Ruleset {
         if desired.vxlan_devices.is_empty() {
             return Self::default();
         }
-        let mut spaces: BTreeMap<OverlayName, BTreeSet<Subnet>> = BTreeMap::new();
-        for space in &desired.spaces {
-            spaces.entry(space.overlay.clone()).or_default().extend(&space.whole);
-        }
-        // Without the list of peers no sender is blocked or admitted.
-        let known = desired.peers.as_ref().filter(|_| options.known_agents_only);
-        // An invalid peer, such as one with a container's address, is not programmed, and its
-        // packets are not accepted either.
-        let agents = known.map(|_| validate_peers(desired).0.into_keys().collect());
+        let elements = Elements::new(desired, options);
         Self {
-            spaces,
-            devices: desired.vxlan_devices.iter().map(|local| local.device.clone()).collect(),
-            ports: desired.vxlan_devices.iter().map(|local| local.port).collect(),
-            agents,
-            keeps_agents: options.known_agents_only && desired.peers.is_none(),
-            masquerade: options.masquerade,
-            isolate: options.isolate,
+            layout: Layout::new(desired, options, &elements),
+            elements,
+            keeps_elements: options.known_agents_only && desired.peers.is_none(),
         }
     }
 
     /// Returns whether the host needs no rules.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.devices.is_empty()
+        self.layout.devices.is_empty()
     }
 
-    /// Returns the subnets of a family, of one overlay or of all.
-    pub(super) fn subnets(&self, family: Family, overlay: Option<&OverlayName>) -> Vec<Subnet> {
-        let is_selected = |name: &OverlayName| overlay.is_none_or(|overlay| overlay == name);
-        let spaces = self.spaces.iter().filter(|(name, _)| is_selected(name));
-        let subnets = spaces.flat_map(|(_, subnets)| subnets.iter().copied());
-        subnets.filter(|subnet| subnet.family() == family).collect()
+    /// Returns whether packets of other networks may come through the tunnel.
+    pub(super) fn accepts_external(&self) -> bool {
+        let has_gateway = self.elements.names().any(|set| set == SetName::Gateways);
+        self.layout.ingress == Ingress::Open || has_gateway
     }
 
-    /// Returns the agents of a family.
-    pub(super) fn agents(&self, family: Family) -> Vec<IpAddr> {
-        let agents = self.agents.iter().flatten().copied();
-        agents.filter(|agent| agent.is_ipv4() == (family == Family::V4)).collect()
+    /// Returns the changes of the elements since `before`. Returns `None` if anything else changed.
+    /// A check of pairs decides on packets of other networks by an element, the other check by a
+    /// rule.
+    pub(super) fn changes_since(&self, before: &Self, check: InnerCheck) -> Option<ElementChanges> {
+        let is_same = self.layout == before.layout
+            && !self.keeps_elements
+            && (check == InnerCheck::Pair || self.accepts_external() == before.accepts_external());
+        is_same.then(|| self.elements.changes_since(&before.elements))
+    }
+}
+
+impl Layout {
+    fn new(desired: &Desired, options: &Options, elements: &Elements) -> Self {
+        let mut spaces: BTreeMap<OverlayName, BTreeSet<Subnet>> = BTreeMap::new();
+        let mut bridges: BTreeMap<DeviceName, BTreeSet<Subnet>> = BTreeMap::new();
+        for space in &desired.spaces {
+            spaces.entry(space.overlay.clone()).or_default().extend(&space.whole);
+            for bridge in &space.bridges {
+                bridges.entry(bridge.device.clone()).or_default().extend(&bridge.subnets);
+            }
+        }
+        let devices = &desired.vxlan_devices;
+        let addresses = devices.iter().flat_map(VxlanDevice::addresses);
+        // The allocations of all agents in an overlay have one length.
+        let own = desired.spaces.iter().flat_map(|space| &space.own);
+        let peers = elements.names().filter_map(|set| match set {
+            SetName::Inner(family, prefix) => Some((family, prefix)),
+            _ => None,
+        });
+        let hosts = [Family::V4, Family::V6].map(|family| (family, family.bits()));
+        Self {
+            spaces,
+            bridges,
+            devices: devices.iter().map(|device| device.device.clone()).collect(),
+            ports: devices.iter().map(|device| device.port).collect(),
+            vteps: addresses
+                .filter_map(|vtep| Subnet::containing(vtep.address(), vtep.prefix()))
+                .collect(),
+            has_ipv6_underlay: devices.iter().any(|device| device.underlay.is_ipv6()),
+            senders: if options.known_agents_only { Senders::Sources } else { Senders::Any },
+            prefixes: own
+                .map(|subnet| (subnet.family(), subnet.prefix()))
+                .chain(peers)
+                .chain(hosts)
+                .collect(),
+            masquerade: options.masquerade,
+            isolate: options.isolate,
+            ingress: options.ingress,
+            control_ports: options.control_ports.clone(),
+        }
     }
 
-    /// Returns the desired content of the sets of agents.
-    pub(super) fn listed_agents(&self) -> BTreeSet<IpAddr> {
-        self.agents.clone().unwrap_or_default()
+    /// Returns the family of the underlay.
+    pub(super) const fn underlay(&self) -> Family {
+        if self.has_ipv6_underlay { Family::V6 } else { Family::V4 }
     }
 
-    /// Returns the changes of the agents since `before`. Returns `None` if anything else changed.
-    pub(super) fn agent_changes_since(&self, before: &Self) -> Option<AgentChanges> {
-        let none = BTreeSet::new();
-        let (new, old) = match (&self.agents, &before.agents) {
-            (Some(new), Some(old)) => (new, old),
-            // Every sender is accepted, as before.
-            (None, None) if !self.keeps_agents => (&none, &none),
-            _ => return None,
-        };
-        let is_same = self.spaces == before.spaces
-            && self.devices == before.devices
-            && self.ports == before.ports
-            && (self.masquerade, self.isolate) == (before.masquerade, before.isolate);
-        is_same.then(|| AgentChanges {
-            added: new.difference(old).copied().collect(),
-            removed: old.difference(new).copied().collect(),
-        })
+    /// Returns the subnets of all overlays of a family.
+    pub(super) fn spaces(&self, family: Family) -> BTreeSet<Subnet> {
+        of_family(self.spaces.values().flatten(), family).collect()
     }
+
+    /// Returns the subnets of the overlays and of the VTEPs. A packet from outside of the overlays
+    /// has no source there.
+    pub(super) fn internal(&self, family: Family) -> BTreeSet<Subnet> {
+        of_family(self.spaces.values().flatten().chain(&self.vteps), family).collect()
+    }
+
+    /// Returns the subnets of the bridges of a family, with the bridges.
+    pub(super) fn bridge_subnets(&self, family: Family) -> Vec<(&DeviceName, Subnet)> {
+        let bridges = self.bridges.iter();
+        let subnets = bridges.flat_map(|(bridge, subnets)| {
+            of_family(subnets.iter(), family).map(move |subnet| (bridge, subnet))
+        });
+        subnets.collect()
+    }
+
+    /// Returns Docker's default bridge, unless it is a bridge of an overlay.
+    pub(super) fn docker_bridge(&self) -> Option<&'static str> {
+        let is_ours = self.bridges.keys().any(|bridge| bridge.as_str() == DOCKER_BRIDGE);
+        (!is_ours).then_some(DOCKER_BRIDGE)
+    }
+}
+
+/// Returns the subnets of a family.
+pub(super) fn of_family<'a>(
+    subnets: impl Iterator<Item = &'a Subnet>,
+    family: Family,
+) -> impl Iterator<Item = Subnet> {
+    subnets.copied().filter(move |subnet| subnet.family() == family)
 }

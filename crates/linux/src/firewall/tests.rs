@@ -1,149 +1,324 @@
-//! Tests of the rules as text: the input of the programs.
+//! Tests of the rules as text: the input of the programs. The files in `expected` have the texts for
+//! the first of three hosts with two overlays.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use overlay_types::addr::{DeviceName, Mac, Vni};
-use overlay_types::tunnel::{Desired, OverlaySubnets, Peer, VxlanDevice};
+use overlay_types::addr::{DeviceName, Mac, Subnet, Vni};
+use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets, Peer, VxlanDevice};
 
 use super::*;
 
+/// Returns the desired state of the first of three hosts.
 pub(super) fn desired() -> Desired {
+    desired_with_underlay(Family::V4)
+}
+
+fn underlay(host: u8, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 0, 0, host).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host.into()).into(),
+    }
+}
+
+fn parse(texts: &[&str]) -> Vec<Subnet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn peer(host: u8) -> Peer {
+    let subnets = [
+        ("a", format!("192.168.{host}.0/24")),
+        ("a", format!("fd01:b:0:0:{host}::/80")),
+        ("b", format!("192.168.{}.0/24", 128 + host)),
+    ];
+    Peer {
+        ip: Some(Ipv4Addr::new(44, 128, 0, host)),
+        ip6: Some(Ipv6Addr::new(0xfd01, 0xa, 0, 0, 0, 0, 0, host.into())),
+        mac: Mac::from([2, 0, 0, 0, 0, host]),
+        subnets: subnets.map(|(name, text)| (name.parse().unwrap(), text.parse().unwrap())).into(),
+    }
+}
+
+/// Returns the desired state of the first of three hosts. The second has the master.
+fn desired_with_underlay(family: Family) -> Desired {
     let device = DeviceName::vtep(Vni::DEFAULT);
-    let space = |overlay: &str, whole: &[&str]| OverlaySubnets {
+    let bridge = |name: &str, subnets: &[&str]| OverlayBridge {
+        device: name.parse().unwrap(),
+        subnets: parse(subnets),
+    };
+    let space = |overlay: &str, whole: &[&str], own: &[&str], bridges| OverlaySubnets {
         overlay: overlay.parse().unwrap(),
         device: device.clone(),
-        whole: whole.iter().map(|text| text.parse().unwrap()).collect(),
-        own: Vec::new(),
-        bridges: Vec::new(),
+        whole: parse(whole),
+        own: parse(own),
+        bridges,
     };
-    let peer = Peer { ip: None, ip6: None, mac: Mac::from([4; 6]), subnets: Vec::new() };
     Desired {
         vxlan_devices: vec![VxlanDevice {
             device: device.clone(),
             vni: Vni::DEFAULT,
             port: 64000,
-            mac: Mac::from([2; 6]),
-            underlay: Ipv4Addr::new(10, 0, 0, 1).into(),
+            mac: Mac::from([2, 0, 0, 0, 0, 1]),
+            underlay: underlay(1, family),
             mtu: None,
             containers_mtu: None,
-            ip: None,
-            ip6: None,
+            ip: "44.128.0.1/16".parse().ok(),
+            ip6: "fd01:a::1/64".parse().ok(),
         }],
         spaces: vec![
-            space("a", &["192.168.0.0/17", "fd01:b::/64"]),
-            space("b", &["192.168.128.0/17"]),
+            space(
+                "a",
+                &["192.168.0.0/17", "fd01:b::/64"],
+                &["192.168.1.0/24", "fd01:b:0:0:1::/80"],
+                vec![
+                    bridge("m-a", &["192.168.1.0/25", "fd01:b:0:0:1::/81"]),
+                    bridge("d-a", &["192.168.1.128/25", "fd01:b:0:0:1:8000::/81"]),
+                ],
+            ),
+            space(
+                "b",
+                &["192.168.128.0/17"],
+                &["192.168.129.0/24"],
+                vec![bridge("m-b", &["192.168.129.0/25"])],
+            ),
         ],
-        peers: Some(BTreeMap::from([(IpAddr::from([10, 0, 0, 2]), peer)])),
+        peers: Some([2, 3].map(|host| (underlay(host, family), peer(host))).into()),
+        agents: [2, 3].map(|host| Ipv4Addr::new(10, 0, 0, host)).into(),
+        masters: ["10.0.0.2:5050".parse().unwrap()].into(),
         ..Desired::default()
     }
 }
 
-#[test]
-fn nftables_script_replaces_one_table() {
-    let rules = Ruleset::new(&desired(), &Options::default());
-    assert_eq!(
-        nftables::script(&rules).replace('\t', "  "),
-        "table inet mesos_overlay\ndelete table inet mesos_overlay\ntable inet mesos_overlay {\n  \
-         set spaces4 {\n    type ipv4_addr\n    flags interval\n    elements = { 192.168.0.0/17, \
-         192.168.128.0/17 }\n  }\n  set agents4 {\n    type ipv4_addr\n    elements = { 10.0.0.2 \
-         }\n  }\n  set spaces6 {\n    type ipv6_addr\n    flags interval\n    elements = { \
-         fd01:b::/64 }\n  }\n  set agents6 {\n    type ipv6_addr\n  }\n  chain input {\n    type \
-         filter hook input priority -10; policy accept;\n    udp dport { 64000 } ip saddr != \
-         @agents4 counter drop\n    udp dport { 64000 } ip6 saddr != @agents6 counter drop\n  }\n  \
-         chain postrouting {\n    type nat hook postrouting priority 99;\n    ip saddr @spaces4 ip \
-         daddr != @spaces4 ip daddr != 224.0.0.0/4 oifname != { \"vtep1024\" } masquerade\n    ip6 \
-         saddr @spaces6 ip6 daddr != @spaces6 ip6 daddr != ff00::/8 oifname != { \"vtep1024\" } \
-         masquerade\n  }\n}\n"
-    );
+/// Returns the options of an agent with control ports.
+pub(super) fn program(isolate: bool) -> Options {
+    Options { isolate, control_ports: [5051].into(), ..Options::default() }
+}
+
+fn open() -> Options {
+    Options { ingress: Ingress::Open, ..program(false) }
+}
+
+fn nft(rules: &Ruleset, check: InnerCheck) -> String {
+    nftables::script(&rules.layout, check, &nftables::listed(rules, check))
+}
+
+/// Returns the input of `iptables-restore` on a host without rules of ours.
+fn ipt(rules: &Ruleset, family: Family, scope: Scope) -> String {
+    SavedRules::default().replacement(&iptables::tables(rules, family, scope))
+}
+
+/// Returns the texts, each with the name of its file.
+fn texts() -> Vec<(&'static str, String)> {
+    use InnerCheck::{Membership, Pair};
+    let desired = desired();
+    let rules = |options: Options| Ruleset::new(&desired, &options);
+    let module = Options::default();
+    let without_conntrack = Options { masquerade: false, ..open() };
+    let any = Options { known_agents_only: false, ..without_conntrack.clone() };
+    let ipv6 = Ruleset::new(&desired_with_underlay(Family::V6), &program(true));
+    let mut gateway = desired.clone();
+    gateway.peers.as_mut().unwrap().values_mut().for_each(|peer| peer.subnets.clear());
+    let gateway = Ruleset::new(&gateway, &program(false));
+    let isolated = rules(program(true));
+    vec![
+        ("nft-closed", nft(&rules(program(false)), Pair)),
+        ("nft-isolated", nft(&isolated, Pair)),
+        ("nft-open", nft(&rules(without_conntrack), Pair)),
+        ("nft-any-sender", nft(&rules(any), Pair)),
+        ("nft-module", nft(&rules(module.clone()), Pair)),
+        ("nft-ipv6-underlay", nft(&ipv6, Pair)),
+        ("nft-gateway", nft(&gateway, Pair)),
+        ("nft-membership", nft(&isolated, Membership)),
+        ("nft-membership-gateway", nft(&gateway, Membership)),
+        ("ipsets", ipsets::script(&ipsets::listed(&isolated))),
+        ("iptables-isolated", ipt(&isolated, Family::V4, Scope::Everything)),
+        ("ip6tables-isolated", ipt(&isolated, Family::V6, Scope::Everything)),
+        ("iptables-open", ipt(&rules(open()), Family::V4, Scope::Everything)),
+        ("iptables-gateway", ipt(&gateway, Family::V4, Scope::Everything)),
+        ("iptables-module", ipt(&rules(module), Family::V4, Scope::Everything)),
+        ("iptables-forward", ipt(&isolated, Family::V4, Scope::Forward)),
+    ]
 }
 
 #[test]
-fn options_remove_and_add_rules() {
-    let none = Options { masquerade: false, known_agents_only: false, ..Options::default() };
-    let script = nftables::script(&Ruleset::new(&desired(), &none));
-    assert!(!script.contains("chain"), "{script}");
-    let script =
-        nftables::script(&Ruleset::new(&desired(), &Options { isolate: true, ..none.clone() }));
-    assert!(
-        script.contains(
-            "ip saddr @overlay0_4 ip daddr @spaces4 ip daddr != @overlay0_4 counter drop"
-        ),
-        "{script}"
-    );
-    let nothing = Ruleset::new(&Desired::default(), &Options::default());
-    assert_eq!(nftables::script(&nothing), nftables::remove());
+fn rules_match_expected_texts() {
+    let expected = BTreeMap::from([
+        ("nft-closed", include_str!("expected/nft-closed.txt")),
+        ("nft-isolated", include_str!("expected/nft-isolated.txt")),
+        ("nft-open", include_str!("expected/nft-open.txt")),
+        ("nft-any-sender", include_str!("expected/nft-any-sender.txt")),
+        ("nft-module", include_str!("expected/nft-module.txt")),
+        ("nft-ipv6-underlay", include_str!("expected/nft-ipv6-underlay.txt")),
+        ("nft-gateway", include_str!("expected/nft-gateway.txt")),
+        ("nft-membership", include_str!("expected/nft-membership.txt")),
+        ("nft-membership-gateway", include_str!("expected/nft-membership-gateway.txt")),
+        ("ipsets", include_str!("expected/ipsets.txt")),
+        ("iptables-isolated", include_str!("expected/iptables-isolated.txt")),
+        ("ip6tables-isolated", include_str!("expected/ip6tables-isolated.txt")),
+        ("iptables-open", include_str!("expected/iptables-open.txt")),
+        ("iptables-gateway", include_str!("expected/iptables-gateway.txt")),
+        ("iptables-module", include_str!("expected/iptables-module.txt")),
+        ("iptables-forward", include_str!("expected/iptables-forward.txt")),
+    ]);
+    let texts = texts();
+    assert_eq!(texts.len(), expected.len());
+    for (name, text) in texts {
+        assert_eq!(text, expected[name], "{name}");
+    }
 }
 
 #[test]
-fn iptables_script_has_own_chains() {
-    let rules = Ruleset::new(&desired(), &Options { isolate: true, ..Options::default() });
-    let script = iptables::script(&rules, Family::V6, Scope::Everything, &[]);
-    assert_eq!(
-        script,
-        "*filter\n:MESOS-OVERLAY - [0:0]\n:MESOS-OVERLAY-OUT - [0:0]\n\
-         -A MESOS-OVERLAY -s fd01:b::/64 -d fd01:b::/64 -j ACCEPT\n\
-         -A MESOS-OVERLAY -i vtep1024 -d fd01:b::/64 -j ACCEPT\n\
-         -A MESOS-OVERLAY -o vtep1024 -s fd01:b::/64 -j ACCEPT\n\
-         -A MESOS-OVERLAY-OUT -s fd01:b::/64 -j ACCEPT\n\
-         -A MESOS-OVERLAY-OUT -d fd01:b::/64 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
-         :MESOS-OVERLAY-IN - [0:0]\n\
-         -A MESOS-OVERLAY-IN -p udp --dport 64000 -m set ! --match-set mesos-overlay-6 src -j DROP\n\
-         COMMIT\n*nat\n:MESOS-OVERLAY - [0:0]\n\
-         -A MESOS-OVERLAY -o vtep1024 -j RETURN\n\
-         -A MESOS-OVERLAY -d fd01:b::/64 -j RETURN\n\
-         -A MESOS-OVERLAY -s fd01:b::/64 -j MASQUERADE\nCOMMIT\n"
-    );
-    let script = iptables::script(&rules, Family::V4, Scope::Everything, &[]);
-    assert!(script.contains("-A MESOS-OVERLAY -s 192.168.0.0/17 -d 192.168.128.0/17 -j DROP\n"));
-    assert_eq!(
-        iptables::sets(&rules, Family::V4),
-        "create -exist mesos-overlay-4 hash:ip family inet maxelem 1048576\n\
-         create -exist mesos-overlay-4-new hash:ip family inet maxelem 1048576\n\
-         flush mesos-overlay-4-new\nadd -exist mesos-overlay-4-new 10.0.0.2\n\
-         swap mesos-overlay-4 mesos-overlay-4-new\ndestroy mesos-overlay-4-new\n"
-    );
+fn host_without_devices_has_no_rules() {
+    let rules = Ruleset::new(&Desired::default(), &Options::default());
+    assert!(rules.is_empty());
+    assert_eq!(rules, Ruleset::default());
+}
+
+#[test]
+fn host_without_bridges_has_no_bridge_rules() {
+    let mut desired = desired();
+    desired.spaces.iter_mut().for_each(|space| space.bridges.clear());
+    let rules = Ruleset::new(&desired, &program(true));
+    let text = nft(&rules, InnerCheck::Pair);
+    assert!(!text.contains("bridge") && text.contains("chain forward"), "{text}");
 }
 
 #[test]
 fn invalid_peer_is_not_admitted_by_firewall() {
     let mut desired = desired();
     let peers = desired.peers.as_mut().unwrap();
-    let peer = peers.values().next().unwrap().clone();
     for (number, address) in [(5, "192.168.7.7"), (6, "224.0.0.1"), (7, "::ffff:10.0.0.9")] {
-        let peer = Peer { mac: Mac::from([2, 0, 0, 0, 0, number]), ..peer.clone() };
-        peers.insert(address.parse().unwrap(), peer);
+        peers.insert(address.parse().unwrap(), peer(number));
     }
+    // The subnet of another overlay is not accepted, and its peer is no gateway.
+    let subnet = "192.168.4.0/24".parse().unwrap();
+    let foreign = Peer { subnets: vec![("b".parse().unwrap(), subnet)], ..peer(4) };
+    peers.insert(underlay(4, Family::V4), foreign);
     let rules = Ruleset::new(&desired, &Options::default());
-    assert_eq!(rules.agents, Some([IpAddr::from([10, 0, 0, 2])].into()));
+    let listed = nftables::listed(&rules, InnerCheck::Pair);
+    assert_eq!(listed["agents4"], ["10.0.0.2", "10.0.0.3", "10.0.0.4"].map(str::to_owned).into());
+    assert!(!listed["inner4_24"].iter().any(|element| element.starts_with("10.0.0.4 ")));
+    assert!(!listed.contains_key("gateways4"), "{listed:?}");
+}
+
+/// Returns the desired state with this number of peers.
+fn desired_with_peers(count: u16) -> Desired {
+    let mut desired = desired();
+    let whole: Subnet = "192.0.0.0/9".parse().unwrap();
+    desired.spaces[0].whole = vec![whole];
+    let peers = (0..count).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let subnet = whole.nth(24, u128::from(number) + 5).unwrap();
+        let peer = Peer {
+            ip: Some(Ipv4Addr::new(44, 128, high + 1, low)),
+            ip6: None,
+            mac: Mac::from([2, 0, 0, 1, high, low]),
+            subnets: vec![("a".parse().unwrap(), subnet)],
+        };
+        (Ipv4Addr::new(10, 1, high, low).into(), peer)
+    });
+    desired.peers = Some(peers.collect());
+    desired
 }
 
 #[test]
-fn agent_changes_touch_only_changed_agents() {
-    let before = Ruleset::new(&desired(), &Options::default());
-    let mut after = before.clone();
-    after.agents = Some([[10, 0, 0, 3].into(), "fd00::3".parse().unwrap()].into());
-    let changes = after.agent_changes_since(&before).unwrap();
+fn batch_of_one_peer_is_as_long_with_10000_peers() {
+    let lengths = |count: u16| {
+        let [before, after] = [count, count + 1]
+            .map(|count| Ruleset::new(&desired_with_peers(count), &program(true)));
+        [InnerCheck::Pair, InnerCheck::Membership].map(|check| {
+            let changes = after.changes_since(&before, check).unwrap();
+            assert_eq!(changes.removed, []);
+            let nft = nftables::changes(&after.layout, check, &changes);
+            (changes.added.len(), nft.lines().count(), ipsets::changes(&changes).lines().count())
+        })
+    };
+    assert_eq!(lengths(10), [(4, 3, 4); 2]);
+    assert_eq!(lengths(10_000), [(4, 3, 4); 2]);
+}
+
+#[test]
+fn changes_touch_only_changed_elements() {
+    let before = Ruleset::new(&desired(), &program(false));
+    let mut desired = desired();
+    let peers = desired.peers.as_mut().unwrap();
+    peers.remove(&underlay(3, Family::V4));
+    peers.insert(underlay(4, Family::V4), Peer { ip6: None, ..peer(4) });
+    peers
+        .get_mut(&underlay(4, Family::V4))
+        .unwrap()
+        .subnets
+        .retain(|(_, subnet)| subnet.family() == Family::V4);
+    desired.agents = [Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 4)].into();
+    desired.masters = ["10.0.0.4:5050".parse().unwrap()].into();
+    let after = Ruleset::new(&desired, &program(false));
+    let changes = after.changes_since(&before, InnerCheck::Pair).unwrap();
     assert_eq!(
-        nftables::agents(&changes),
-        "add element inet mesos_overlay agents4 { 10.0.0.3 }\n\
-         add element inet mesos_overlay agents6 { fd00::3 }\n\
-         delete element inet mesos_overlay agents4 { 10.0.0.2 }\n"
+        nftables::changes(&after.layout, InnerCheck::Pair, &changes),
+        "add element inet mesos_overlay agents4 { 10.0.0.4 }\n\
+         add element inet mesos_overlay hosts4 { 10.0.0.4 }\n\
+         add element inet mesos_overlay inner4_24 { 10.0.0.4 . 0xc0a80400, 10.0.0.4 . 0xc0a88400 }\n\
+         add element inet mesos_overlay inner4_32 { 10.0.0.4 . 0xa000004, 10.0.0.4 . 0x2c800004 }\n\
+         add element inet mesos_overlay masters4 { 10.0.0.4 . 5050 }\n\
+         delete element inet mesos_overlay agents4 { 10.0.0.3 }\n\
+         delete element inet mesos_overlay hosts4 { 10.0.0.3 }\n\
+         delete element inet mesos_overlay inner4_24 { 10.0.0.3 . 0xc0a80300, 10.0.0.3 . 0xc0a88300 }\n\
+         delete element inet mesos_overlay inner4_32 { 10.0.0.3 . 0xa000003, 10.0.0.3 . 0x2c800003 }\n\
+         delete element inet mesos_overlay inner6_80 { 10.0.0.3 . 0xfd01000b000000000003000000000000 }\n\
+         delete element inet mesos_overlay inner6_128 { 10.0.0.3 . 0xfd01000a000000000000000000000003 }\n\
+         delete element inet mesos_overlay masters4 { 10.0.0.2 . 5050 }\n"
     );
     assert_eq!(
-        iptables::agents(&changes),
-        "add mesos-overlay-4 10.0.0.3\nadd mesos-overlay-6 fd00::3\ndel mesos-overlay-4 10.0.0.2\n"
+        ipsets::changes(&changes),
+        "add mesos-overlay-4 10.0.0.4\nadd mesos-overlay-hosts 10.0.0.4\n\
+         add mesos-overlay-inner-4 192.168.4.0/24\nadd mesos-overlay-inner-4 192.168.132.0/24\n\
+         add mesos-overlay-inner-4 10.0.0.4\nadd mesos-overlay-inner-4 44.128.0.4\n\
+         add mesos-overlay-masters 10.0.0.4,5050\n\
+         del mesos-overlay-4 10.0.0.3\ndel mesos-overlay-hosts 10.0.0.3\n\
+         del mesos-overlay-inner-4 192.168.3.0/24\ndel mesos-overlay-inner-4 192.168.131.0/24\n\
+         del mesos-overlay-inner-4 10.0.0.3\ndel mesos-overlay-inner-4 44.128.0.3\n\
+         del mesos-overlay-inner-6 fd01:b:0:0:3::/80\ndel mesos-overlay-inner-6 fd01:a::3\n\
+         del mesos-overlay-masters 10.0.0.2,5050\n"
     );
-    assert!(before.agent_changes_since(&before).unwrap().is_empty());
-    after.isolate = true;
-    assert_eq!(after.agent_changes_since(&before), None);
-    assert_eq!(Ruleset::default().agent_changes_since(&before), None);
-    // Rules that accept every sender have no changes. Without the list of peers all rules are made
-    // again.
-    let every_sender = Ruleset { agents: None, ..before.clone() };
-    assert!(every_sender.agent_changes_since(&every_sender).unwrap().is_empty());
-    let unknown = Ruleset { keeps_agents: true, ..every_sender.clone() };
-    assert_eq!(unknown.agent_changes_since(&every_sender), None);
+}
+
+#[test]
+fn other_changes_make_all_rules() {
+    use InnerCheck::{Membership, Pair};
+    let before = Ruleset::new(&desired(), &program(false));
+    assert!(before.changes_since(&before, Pair).unwrap().is_empty());
+    let others = [
+        Ruleset::new(&desired(), &program(true)),
+        Ruleset::new(&desired(), &open()),
+        Ruleset::new(&desired(), &Options::default()),
+        Ruleset::new(&Desired { peers: None, ..desired() }, &program(false)),
+        Ruleset::default(),
+    ];
+    for other in others {
+        assert_eq!(other.changes_since(&before, Pair), None, "{other:?}");
+    }
+    // The first gateway changes a rule, unless the source is checked against the sender.
+    let mut gateway = desired();
+    gateway.peers.as_mut().unwrap().values_mut().for_each(|peer| peer.subnets.clear());
+    let gateway = Ruleset::new(&gateway, &program(false));
+    assert!(gateway.changes_since(&before, Pair).is_some());
+    assert_eq!(gateway.changes_since(&before, Membership), None);
+    let any = Options { known_agents_only: false, ..program(false) };
+    let any = Ruleset::new(&desired(), &any);
+    assert!(any.changes_since(&any, Pair).unwrap().is_empty());
+}
+
+#[test]
+fn listed_elements_equal_written_elements() {
+    for family in [Family::V4, Family::V6] {
+        for check in [InnerCheck::Pair, InnerCheck::Membership] {
+            let rules = Ruleset::new(&desired_with_underlay(family), &program(true));
+            let mut listing = Listing::default();
+            listing.add_table(&nft(&rules, check));
+            assert_eq!(listing.elements, nftables::listed(&rules, check), "{check:?}");
+            assert!(listing.rest.contains("elements = { 5051 }"), "{}", listing.rest);
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,12 @@ pub enum Message {
     /// Agent to master: requests an assignment.
     RegisterAgent(AgentOptions),
     /// Master to agent: carries the assignments.
-    UpdateAgentOverlays(Vec<Assignment>),
+    UpdateAgentOverlays {
+        /// The assignments of the agent.
+        overlays: Vec<Assignment>,
+        /// Whether the master says that it is no Mesos process: containers need no connection to it.
+        from_program: bool,
+    },
     /// Agent to master: reports the status of the assignments.
     AgentRegistered(Vec<Assignment>),
     /// Master to agent: acknowledges the report.
@@ -113,7 +118,7 @@ impl Message {
     pub const fn kind(&self) -> MessageKind {
         match self {
             Self::RegisterAgent(_) => MessageKind::RegisterAgent,
-            Self::UpdateAgentOverlays(_) => MessageKind::UpdateAgentOverlays,
+            Self::UpdateAgentOverlays { .. } => MessageKind::UpdateAgentOverlays,
             Self::AgentRegistered(_) => MessageKind::AgentRegistered,
             Self::AgentRegisteredAcknowledgement => MessageKind::AgentRegisteredAcknowledgement,
             Self::RequestPeers(_) => MessageKind::RequestPeers,
@@ -128,7 +133,7 @@ impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RegisterAgent(_) => f.write_str("RegisterAgentMessage"),
-            Self::UpdateAgentOverlays(overlays) => {
+            Self::UpdateAgentOverlays { overlays, .. } => {
                 write!(f, "UpdateAgentOverlaysMessage of {} overlays", overlays.len())
             }
             Self::AgentRegistered(overlays) => {

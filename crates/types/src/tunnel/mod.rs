@@ -30,6 +30,9 @@ pub struct Desired {
     /// Other agents by their underlay address. `None` until the master has sent the peers: then the
     /// peers in the kernel are kept.
     pub peers: Option<BTreeMap<IpAddr, Peer>>,
+    /// Whether VXLAN packets of every sender are accepted while `peers` is `None`: the master sends
+    /// no peers, as the C++ modules. Otherwise the senders of the existing rules stay.
+    pub accepts_every_sender: bool,
     /// Other agents that are not in `peers`, because they claim the address of a peer or of this
     /// host. They are not programmed; their faults are reported.
     pub excluded_peers: Vec<ExcludedPeer>,

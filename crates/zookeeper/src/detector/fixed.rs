@@ -1,6 +1,7 @@
 //! A master that the configuration names: `10.0.0.1:5050` or `master.example:5050`. A name is
 //! resolved each time, because its address may change.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::str::FromStr;
@@ -9,6 +10,9 @@ use overlay_types::secret::quote;
 
 /// Default port: the port of a Mesos master.
 const PORT_DEFAULT: u16 = 5050;
+
+/// Largest number of addresses of a name. A cluster has fewer masters.
+const ADDRESSES_MAX: usize = 64;
 
 /// The host name or address of a master, and its port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,15 +27,29 @@ impl FixedMaster {
     /// # Errors
     /// When the name cannot be resolved to an IPv4 address.
     pub async fn resolve(&self) -> Result<SocketAddrV4, ResolveError> {
+        self.resolve_all().await.map(|(first, _)| first)
+    }
+
+    /// Resolves the current address of the master, the first of all addresses of its name. Returns
+    /// also all addresses.
+    ///
+    /// # Errors
+    /// When the name cannot be resolved to an IPv4 address.
+    pub async fn resolve_all(
+        &self,
+    ) -> Result<(SocketAddrV4, BTreeSet<SocketAddrV4>), ResolveError> {
         let host = || self.host.clone();
         let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
-        let mut addresses = found
+        let addresses = found
             .map_err(|error| ResolveError::Failed { host: host(), reason: error.to_string() })?;
-        let v4 = addresses.find_map(|address| match address {
+        let v4 = addresses.filter_map(|address| match address {
             SocketAddr::V4(v4) => Some(v4),
             SocketAddr::V6(_) => None,
         });
-        v4.ok_or_else(|| ResolveError::NoIpv4Address { host: host() })
+        let v4: Vec<_> = v4.take(ADDRESSES_MAX).collect();
+        let first = v4.first().copied();
+        let first = first.ok_or_else(|| ResolveError::NoIpv4Address { host: host() })?;
+        Ok((first, v4.into_iter().collect()))
     }
 }
 

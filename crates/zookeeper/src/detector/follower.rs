@@ -4,6 +4,7 @@
 //! During an outage of ZooKeeper, the last leader stays until the servers report another leader. A
 //! master that lost its leadership detects that by itself.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use zookeeper_client::{EventType, SessionState};
 
-use super::group::{self, Leader};
-use super::{CANDIDATE_WARNING, ELECTION_FAILURE, open_session, watch_access};
+use super::group::{self, Leader, ProgramCache};
+use super::{CANDIDATE_WARNING, ELECTION_FAILURE, Election, open_session, watch_access};
 use crate::session::{GuardedZnodes, Session, SessionError};
 
 /// Shortest interval between two attempts, as in Mesos.
@@ -24,42 +25,71 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// The action in error messages.
 const ACTION: &str = "find the master";
 
-/// Follows the election at the path of `ensemble`. Returns a receiver of the leader, and the future
+/// Follows the election at the path of `ensemble`. Returns what the follower finds, and the future
 /// that must be polled to follow the election. A leader that is elected again is sent again. Sets
 /// `warnings` if foreign clients can change the election, or the leader is no master.
 pub fn follow_election(
     ensemble: Ensemble,
     session_timeout: Duration,
     warnings: Warnings,
-) -> (watch::Receiver<Option<SocketAddrV4>>, impl Future<Output = Infallible> + Send) {
-    let (sender, receiver) = watch::channel(None);
+) -> (Election, impl Future<Output = Infallible> + Send) {
+    let (leader, leader_receiver) = watch::channel(None);
+    let (programs, programs_receiver) = watch::channel(BTreeSet::new());
+    let election = Election { leader: leader_receiver, programs: programs_receiver };
     let work = async move {
-        let mut leader = None;
+        let outputs = Outputs { leader, programs, warnings };
+        let warnings = &outputs.warnings;
+        let mut known = Known::default();
         loop {
             let began = Instant::now();
-            let outputs = (&sender, &warnings);
-            let session = follow_session(&ensemble, session_timeout, outputs, &mut leader);
+            let session = follow_session(&ensemble, session_timeout, &outputs, &mut known);
             let Err(error) = session.await;
             let failure = format!("{ACTION} at {ensemble}: {error}; trying again");
             warnings.set_failure(ELECTION_FAILURE, Some(failure));
             sleep(RETRY_INTERVAL.saturating_sub(began.elapsed())).await;
         }
     };
-    (receiver, work)
+    (election, work)
 }
 
-/// Follows the election until the session ends. `last` is the candidate that was sent last. The
-/// same address in a new candidate is sent again, because that master has lost its volatile state.
+/// The receivers of what the follower finds.
+struct Outputs {
+    leader: watch::Sender<Option<SocketAddrV4>>,
+    programs: watch::Sender<BTreeSet<SocketAddrV4>>,
+    warnings: Warnings,
+}
+
+/// What the follower knows of the election, also after the end of a session.
+#[derive(Default)]
+struct Known {
+    /// The candidate that was sent last.
+    leader: Option<group::Member>,
+    programs: ProgramCache,
+}
+
+/// Follows the election until the session ends. The same address in a new candidate is sent again,
+/// because that master has lost its volatile state.
 async fn follow_session(
     ensemble: &Ensemble,
     session_timeout: Duration,
-    (leader, warnings): (&watch::Sender<Option<SocketAddrV4>>, &Warnings),
-    last: &mut Option<group::Member>,
+    Outputs { leader, programs, warnings }: &Outputs,
+    known: &mut Known,
 ) -> Result<Infallible, SessionError> {
     let session = open_session((ensemble, session_timeout), warnings, ACTION).await?;
     let guarded = GuardedZnodes { election: ensemble.path().to_owned(), state: Vec::new() };
     loop {
-        let Leader { found, warning, watcher } = group::leader(&session, ensemble.path()).await?;
+        let path = ensemble.path();
+        let Leader { found, warning, members, watcher } = group::leader(&session, path).await?;
+        group::update_programs(&session, path, &members, &mut known.programs)
+            .await
+            .map_err(|error| session.error(path, &error))?;
+        // Sent before the leader: the firewall closes the ports of masters on standby.
+        let found_programs: BTreeSet<_> = known.programs.values().flatten().copied().collect();
+        programs.send_if_modified(|before| {
+            let is_changed = *before != found_programs;
+            *before = found_programs;
+            is_changed
+        });
         // A first member without a usable address leaves the agent without a master.
         if found.is_none() && warning.is_some() {
             warnings.set_failure(CANDIDATE_WARNING, warning);
@@ -69,12 +99,12 @@ async fn follow_session(
         warnings.set_failure(ELECTION_FAILURE, None);
         let (member, address) =
             found.map(|(member, candidate)| (member, candidate.address)).unzip();
-        if member != *last {
+        if member != known.leader {
             match address {
                 Some(address) => log::info!("{ensemble}: the leading master is {address}"),
                 None => log::warn!("{ensemble}: no master leads: waiting for a leader"),
             }
-            *last = member;
+            known.leader = member;
             leader.send_replace(address);
         }
         let event = tokio::select! {

@@ -5,6 +5,9 @@
 //! `_` and a number. The part before the number is the label, which selects the format of the
 //! content.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+
 use overlay_types::protocol::Candidate;
 use overlay_wire::{decode_candidate, implausible_candidate};
 use zookeeper_client::{Error, OneshotWatcher};
@@ -101,6 +104,12 @@ impl MemberContent {
         Self { candidate, defect, is_persistent, has_children, path }
     }
 
+    /// Returns the address of the candidate if it is a master of this program.
+    fn program(&self) -> Option<SocketAddrV4> {
+        let candidate = self.candidate.as_ref().ok().filter(|_| self.defect.is_none())?;
+        (candidate.is_own() && is_reachable(candidate)).then_some(candidate.address)
+    }
+
     /// Returns the warning about a persistent member.
     pub(super) fn ignored_warning(&self) -> Option<String> {
         self.defect.as_ref().map(|defect| {
@@ -170,12 +179,12 @@ pub(super) async fn leader(session: &Session, path: &str) -> Result<Leader, Sess
             if stat.is_some() {
                 continue;
             }
-            return Ok(Leader { found: None, warning: None, watcher });
+            return Ok(Leader { found: None, warning: None, members: Vec::new(), watcher });
         };
         if let Some((found, warning)) =
             first_master(session, path, &members).await.map_err(explain)?
         {
-            return Ok(Leader { found, warning, watcher });
+            return Ok(Leader { found, warning, members, watcher });
         }
     }
     Err(explain(Error::NoNode))
@@ -211,12 +220,38 @@ pub(super) fn is_reachable(candidate: &Candidate) -> bool {
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
 }
 
+/// The addresses of candidates that are masters of this program, by member. `None` for other members.
+pub(super) type ProgramCache = BTreeMap<Member, Option<SocketAddrV4>>;
+
+/// Updates the cache for the present members. The content of a member never changes, so that each is
+/// read once: thousands of agents follow the election.
+pub(super) async fn update_programs(
+    session: &Session,
+    path: &str,
+    members: &[Member],
+    cache: &mut ProgramCache,
+) -> Result<(), Error> {
+    let members = &members[..members.len().min(MEMBERS_MAX)];
+    cache.retain(|member, _| members.contains(member));
+    for member in members {
+        if cache.contains_key(member) {
+            continue;
+        }
+        // A member that has disappeared changes the election, so that it is read again.
+        let Some(content) = read(session, path, member).await? else { continue };
+        cache.insert(member.clone(), content.program());
+    }
+    Ok(())
+}
+
 /// The leader of an election.
 pub(super) struct Leader {
     /// `None` if there is no leader with a usable address.
     pub(super) found: Option<(Member, Candidate)>,
     /// Set if the first member of the election is no master.
     pub(super) warning: Option<String>,
+    /// All members.
+    pub(super) members: Vec<Member>,
     /// Fires at the next change of the election.
     pub(super) watcher: OneshotWatcher,
 }
@@ -260,6 +295,19 @@ mod tests {
     fn content(name: &str, bytes: &[u8], ephemeral_owner: i64) -> MemberContent {
         let label = Member::parse(name).unwrap().label().to_owned();
         MemberContent::new(format!("/overlay/{name}"), &label, bytes, (ephemeral_owner, 0))
+    }
+
+    #[test]
+    fn program_among_candidates_has_own_id() {
+        let address = "10.0.0.1:5050".parse().unwrap();
+        let own = overlay_wire::encode_candidate(&Candidate::own(address, 7));
+        let name = "json.info_0000000001";
+        assert_eq!(content(name, own.as_bytes(), 5).program(), Some(address));
+        assert_eq!(content(name, own.as_bytes(), 0).program(), None, "no process is behind it");
+        let mesos = Candidate { id: "f692c292".to_owned(), address };
+        let mesos = overlay_wire::encode_candidate(&mesos);
+        assert_eq!(content(name, mesos.as_bytes(), 5).program(), None);
+        assert_eq!(content("x_0", b"a", 5).program(), None);
     }
 
     #[test]

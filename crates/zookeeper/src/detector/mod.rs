@@ -8,6 +8,7 @@ mod lease;
 mod lookup;
 mod progress;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -101,6 +102,23 @@ async fn watch_access(
 pub enum Detector {
     /// The configuration contains the name or address of the master.
     Fixed(FixedMaster),
-    /// A follower of the election sends the address of the leading master, or `None`.
-    Elected(watch::Receiver<Option<SocketAddrV4>>),
+    /// A follower of the election sends what it finds.
+    Elected(Election),
+}
+
+/// What a follower of the election finds.
+#[derive(Debug, Clone)]
+pub struct Election {
+    /// The address of the leading master, or `None`.
+    pub leader: watch::Receiver<Option<SocketAddrV4>>,
+    /// The addresses of all candidates that are masters of this program.
+    pub programs: watch::Receiver<BTreeSet<SocketAddrV4>>,
+}
+
+impl Election {
+    /// Returns the election of a follower that knows only the leading master.
+    #[must_use]
+    pub fn of_leader(leader: watch::Receiver<Option<SocketAddrV4>>) -> Self {
+        Self { leader, programs: watch::channel(BTreeSet::new()).1 }
+    }
 }

@@ -44,6 +44,8 @@ pub(in crate::master) struct Leading {
     problems: ProblematicAgents,
     /// The cooldown: how long a released address is not reused while other addresses are left.
     reuse_after: Duration,
+    /// See [`Settings::is_program`].
+    is_program: bool,
     /// When the state was loaded, since `Now::elapsed` 0.
     since: Duration,
     /// The previews that are being computed from the registry of this term.
@@ -77,6 +79,7 @@ impl Leading {
             pending_updates: PendingUpdates::default(),
             problems: ProblematicAgents::default(),
             reuse_after: settings.reuse_after,
+            is_program: settings.is_program,
             since: now.elapsed,
             previews: BTreeSet::new(),
         };

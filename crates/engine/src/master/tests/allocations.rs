@@ -368,7 +368,7 @@ proptest! {
             // The messages that are sent now.
             let version = world.version;
             for (to, message, _) in world.sent.extract_if(.., |(_, _, when)| *when <= version) {
-                let Message::UpdateAgentOverlays(overlays) = message else { continue };
+                let Message::UpdateAgentOverlays { overlays, .. } = message else { continue };
                 let known = addresses_by_agent.entry(*to.address.ip()).or_default();
                 for one in overlays {
                     let vtep = one.vtep.ip.to_string();

@@ -76,7 +76,7 @@ fn assert_accepted(sentences: &[&str], network: &Network, first: &[&str], second
     let updates: Vec<(Upid, Vec<String>)> = world.sent[before.0..]
         .iter()
         .map(|(to, message, when)| match message {
-            Message::UpdateAgentOverlays(overlays) => {
+            Message::UpdateAgentOverlays { overlays, .. } => {
                 assert!(*when <= world.version);
                 (to.clone(), shown(overlays))
             }
@@ -636,7 +636,7 @@ proptest! {
             }
             world.store();
             for (to, message, _) in std::mem::take(&mut world.sent) {
-                let Message::UpdateAgentOverlays(overlays) = message else { continue };
+                let Message::UpdateAgentOverlays { overlays, .. } = message else { continue };
                 let agent = to.address.ip().octets()[3];
                 for one in overlays {
                     let vtep = one.vtep.ip.address().to_string();

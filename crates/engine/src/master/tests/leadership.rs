@@ -10,8 +10,11 @@ struct Candidate {
 
 impl Candidate {
     fn new() -> Self {
-        let settings =
-            Settings { network: Arc::new(network()), reuse_after: Duration::from_secs(3600) };
+        let settings = Settings {
+            network: Arc::new(network()),
+            reuse_after: Duration::from_secs(3600),
+            is_program: false,
+        };
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };
         Self { master: Master::standing_by(settings, update_length, 1), now }
     }

@@ -55,7 +55,7 @@ fn history_names_client_of_delete_and_reload() {
     let id = RequestId(7);
     world.handle(Event::Request(id, by(Request::Reload)));
     let reuse_after = Duration::ZERO;
-    let settings = Settings { network: Arc::new(renamed), reuse_after };
+    let settings = Settings { network: Arc::new(renamed), reuse_after, is_program: false };
     world.handle(Event::ConfigRead(id, Ok(settings)));
     world.store();
     world.register(2);

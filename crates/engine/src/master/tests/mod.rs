@@ -74,8 +74,11 @@ impl World {
     }
 
     fn restored(network: Network, records: BTreeMap<Key, StoredRecord>, version: Version) -> Self {
-        let settings =
-            Settings { network: Arc::new(network), reuse_after: Duration::from_secs(3600) };
+        let settings = Settings {
+            network: Arc::new(network),
+            reuse_after: Duration::from_secs(3600),
+            is_program: false,
+        };
         let mut world = Self {
             master: Master::new(settings, update_length, 1),
             now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 },
@@ -195,7 +198,7 @@ impl World {
         let (to, message, _) = self.sent.get(before)?;
         assert_eq!(*to, upid(agent));
         match message {
-            Message::UpdateAgentOverlays(overlays) => Some(overlays.clone()),
+            Message::UpdateAgentOverlays { overlays, .. } => Some(overlays.clone()),
             other => panic!("{other} instead of an update"),
         }
     }
@@ -214,7 +217,7 @@ impl World {
         self.handle(Event::Request(RequestId(2), Request::Reload));
         assert_eq!(self.rereads.pop(), Some(RequestId(2)));
         let reuse_after = Duration::from_secs(3600);
-        let settings = Settings { network: Arc::new(network), reuse_after };
+        let settings = Settings { network: Arc::new(network), reuse_after, is_program: false };
         self.handle(Event::ConfigRead(RequestId(2), Ok(settings)));
         match self.replies.pop() {
             Some((Reply::Effect(effect), _)) => *effect,

@@ -442,7 +442,7 @@ mod contested_address {
         world.delete(1);
         assert!(world.reload(two).accepted);
         let (to, message, when) = world.sent.last().expect("the change is sent at once");
-        let Message::UpdateAgentOverlays(overlays) = message else { panic!("{message}") };
+        let Message::UpdateAgentOverlays { overlays, .. } = message else { panic!("{message}") };
         assert_eq!(
             (to, subnets(overlays)),
             (&upid(2), vec!["20.0.0.0/24".into(), "21.0.7.0/24".into()])

@@ -185,8 +185,11 @@ fn reload_repeats_problems_after_new_assignment() {
         .filter(|(to, ..)| *to == upid(2))
         .map(|(_, message, _)| message)
         .collect();
-    let [.., Message::UpdateAgentOverlays(overlays), Message::RegistrationProblems(problems)] =
-        &last[..]
+    let [
+        ..,
+        Message::UpdateAgentOverlays { overlays, .. },
+        Message::RegistrationProblems(problems),
+    ] = &last[..]
     else {
         panic!("{last:?}")
     };

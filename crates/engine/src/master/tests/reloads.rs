@@ -10,7 +10,11 @@ fn with_overlay(name: &str, subnet: &str) -> Network {
 }
 
 fn settings(network: Network) -> Result<Settings, Vec<String>> {
-    Ok(Settings { network: Arc::new(network), reuse_after: Duration::from_secs(3600) })
+    Ok(Settings {
+        network: Arc::new(network),
+        reuse_after: Duration::from_secs(3600),
+        is_program: false,
+    })
 }
 
 impl World {

@@ -1,0 +1,129 @@
+//! The elements of the sets that change while the layout of the rules stays: with the peers, and
+//! with the masters. A change of one peer changes a few elements, whatever the number of peers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddrV4};
+
+use overlay_types::addr::{Family, Subnet};
+use overlay_types::tunnel::{Desired, Peer, validate_peers};
+
+use super::ruleset::Options;
+
+/// A set of elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SetName {
+    /// Underlay addresses of the peers: the accepted senders of VXLAN packets.
+    Agents,
+    /// Addresses of the other agents, by which the master knows them.
+    Hosts,
+    /// Underlay addresses of the peers without a subnet. They forward packets from other networks.
+    Gateways,
+    /// Sources of the packets inside of the tunnel, for subnets of one family and length.
+    Inner(Family, u8),
+    /// Masters that containers do not reach.
+    Masters,
+}
+
+/// An element of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Element {
+    Address(IpAddr),
+    /// A subnet of a peer, or one of its addresses as a subnet.
+    Inner {
+        /// Underlay address of the peer.
+        outer: IpAddr,
+        subnet: Subnet,
+    },
+    Socket(SocketAddrV4),
+}
+
+/// The elements of all sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Elements(BTreeMap<SetName, BTreeSet<Element>>);
+
+/// The elements of the sets as a program lists them, by the program's name of the set. Sets without
+/// elements are missing.
+pub(super) type ListedElements = BTreeMap<String, BTreeSet<String>>;
+
+/// The difference between the elements of two rulesets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ElementChanges {
+    pub(super) added: Vec<(SetName, Element)>,
+    pub(super) removed: Vec<(SetName, Element)>,
+}
+
+impl ElementChanges {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty()
+    }
+}
+
+impl Elements {
+    /// Returns the elements for a desired state. An invalid peer, such as one with a container's
+    /// address, is not programmed, and its packets are not accepted either.
+    pub(super) fn new(desired: &Desired, options: &Options) -> Self {
+        let mut elements = Self::default();
+        let known = options.known_agents_only.then(|| validate_peers(desired).0);
+        for (outer, peer) in known.into_iter().flatten() {
+            elements.insert(SetName::Agents, Element::Address(outer));
+            // Before the validation: a peer whose subnets are all invalid is no gateway.
+            let peers = desired.peers.as_ref();
+            if peers.and_then(|peers| peers.get(&outer)).is_some_and(|peer| peer.subnets.is_empty())
+            {
+                elements.insert(SetName::Gateways, Element::Address(outer));
+            }
+            elements.insert_inner(outer, &peer);
+        }
+        let hosts = desired.agents.iter().filter(|_| !options.control_ports.is_empty());
+        for &host in hosts {
+            elements.insert(SetName::Hosts, Element::Address(host.into()));
+        }
+        for &master in &desired.masters {
+            elements.insert(SetName::Masters, Element::Socket(master));
+        }
+        elements
+    }
+
+    /// Adds the sources of the packets that the peer sends through the tunnel. A peer answers with
+    /// its underlay address where its kernel chooses no other source, as with dcos-net.
+    fn insert_inner(&mut self, outer: IpAddr, peer: &Peer) {
+        let host = |address: IpAddr| {
+            let prefix = if address.is_ipv4() { Family::V4.bits() } else { Family::V6.bits() };
+            Subnet::containing(address, prefix)
+        };
+        let addresses = peer.addresses().chain([outer]).filter_map(host);
+        for subnet in peer.subnets.iter().map(|(_, subnet)| *subnet).chain(addresses) {
+            let set = SetName::Inner(subnet.family(), subnet.prefix());
+            self.insert(set, Element::Inner { outer, subnet });
+        }
+    }
+
+    fn insert(&mut self, set: SetName, element: Element) {
+        self.0.entry(set).or_default().insert(element);
+    }
+
+    /// Returns the names of the sets with elements.
+    pub(super) fn names(&self) -> impl Iterator<Item = SetName> {
+        self.0.keys().copied()
+    }
+
+    /// Returns all elements with their sets.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SetName, Element)> {
+        self.0.iter().flat_map(|(set, elements)| elements.iter().map(|element| (*set, *element)))
+    }
+
+    /// Returns the changes since `before`.
+    pub(super) fn changes_since(&self, before: &Self) -> ElementChanges {
+        ElementChanges { added: self.difference(before), removed: before.difference(self) }
+    }
+
+    fn difference(&self, other: &Self) -> Vec<(SetName, Element)> {
+        let none = BTreeSet::new();
+        let sets = self.0.iter();
+        let differences = sets.flat_map(|(set, elements)| {
+            let other = other.0.get(set).unwrap_or(&none);
+            elements.difference(other).map(|element| (*set, *element))
+        });
+        differences.collect()
+    }
+}

@@ -1,0 +1,135 @@
+//! Writes the ipsets of the iptables backend.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddrV4};
+
+use overlay_types::addr::{Family, Subnet};
+
+use super::elements::{Element, ElementChanges, ListedElements, SetName};
+use super::ruleset::Ruleset;
+
+/// Suffix of the temporary set that is filled and then swapped in.
+const TEMPORARY_SUFFIX: &str = "-new";
+/// Addresses of the other agents, by which the master knows them.
+pub(super) const HOSTS: &str = "mesos-overlay-hosts";
+/// Masters that containers do not reach.
+pub(super) const MASTERS: &str = "mesos-overlay-masters";
+
+/// All sets, with their types and their families.
+pub(super) const SETS: [(&str, &str, Family, u32); 6] = [
+    (agents(Family::V4), "hash:ip", Family::V4, 1 << 20),
+    (agents(Family::V6), "hash:ip", Family::V6, 1 << 20),
+    (inner(Family::V4), "hash:net", Family::V4, 1 << 22),
+    (inner(Family::V6), "hash:net", Family::V6, 1 << 22),
+    (HOSTS, "hash:ip", Family::V4, 1 << 20),
+    (MASTERS, "hash:ip,port", Family::V4, 1 << 16),
+];
+
+/// Returns the name of the set with the underlay addresses of the peers.
+pub(super) const fn agents(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "mesos-overlay-4",
+        Family::V6 => "mesos-overlay-6",
+    }
+}
+
+/// Returns the name of the set with the sources of the packets inside of the tunnel.
+pub(super) const fn inner(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "mesos-overlay-inner-4",
+        Family::V6 => "mesos-overlay-inner-6",
+    }
+}
+
+/// Returns whether a set has the sources of the packets inside of the tunnel.
+pub(super) fn is_inner(set: &str) -> bool {
+    [Family::V4, Family::V6].map(inner).contains(&set)
+}
+
+/// Returns whether a set is ours. A crash may leave a temporary set behind.
+pub(super) fn is_own(name: &str) -> bool {
+    SETS.iter().any(|(set, ..)| {
+        let suffix = name.strip_prefix(set);
+        suffix.is_some_and(|suffix| suffix.is_empty() || suffix == TEMPORARY_SUFFIX)
+    })
+}
+
+/// Returns all sets as input of `ipset restore`. A temporary set is filled and then swapped in, so
+/// that the change of each set is atomic.
+pub(super) fn script(elements: &ListedElements) -> String {
+    let mut text = String::new();
+    for (set, kind, family, max) in SETS {
+        let family = if family == Family::V4 { "inet" } else { "inet6" };
+        let temporary = format!("{set}{TEMPORARY_SUFFIX}");
+        for name in [set, &temporary] {
+            let _ = writeln!(text, "create -exist {name} {kind} family {family} maxelem {max}");
+        }
+        let _ = writeln!(text, "flush {temporary}");
+        for element in elements.get(set).unwrap_or(&BTreeSet::new()) {
+            let _ = writeln!(text, "add -exist {temporary} {element}");
+        }
+        let _ = write!(text, "swap {set} {temporary}\ndestroy {temporary}\n");
+    }
+    text
+}
+
+/// Returns the changes of elements as input of `ipset restore`.
+pub(super) fn changes(changes: &ElementChanges) -> String {
+    let mut text = String::new();
+    for (verb, changed) in [("add", &changes.added), ("del", &changes.removed)] {
+        for (set, element) in changed {
+            if let Some(name) = set_name(*set, element) {
+                let _ = writeln!(text, "{verb} {name} {}", element_text(element));
+            }
+        }
+    }
+    text
+}
+
+/// Returns the elements of the rules as ipset lists them.
+pub(super) fn listed(rules: &Ruleset) -> ListedElements {
+    let mut listed = ListedElements::new();
+    for (set, element) in rules.elements.iter() {
+        if let Some(name) = set_name(set, &element) {
+            listed.entry(name.to_owned()).or_default().insert(element_text(&element));
+        }
+    }
+    listed
+}
+
+/// Returns an element of a listing as we write it, or `None` if we write no such element.
+pub(super) fn normalize(element: &str) -> Option<String> {
+    // ipset lists the number of the protocol on a host without /etc/protocols.
+    if let Some((address, port)) = element.split_once(',') {
+        let port = port.strip_prefix("tcp:").or_else(|| port.strip_prefix("6:")).unwrap_or(port);
+        let socket = SocketAddrV4::new(address.parse().ok()?, port.parse().ok()?);
+        return Some(element_text(&Element::Socket(socket)));
+    }
+    let address = element.parse::<IpAddr>().ok().map(|address| address.to_string());
+    address.or_else(|| element.parse::<Subnet>().ok().map(|subnet| subnet.to_string()))
+}
+
+/// Returns the set of an element. No rule needs the set of gateways.
+fn set_name(set: SetName, element: &Element) -> Option<&'static str> {
+    match (set, element) {
+        (SetName::Agents, Element::Address(IpAddr::V4(_))) => Some(agents(Family::V4)),
+        (SetName::Agents, Element::Address(IpAddr::V6(_))) => Some(agents(Family::V6)),
+        (SetName::Inner(family, _), _) => Some(inner(family)),
+        (SetName::Hosts, _) => Some(HOSTS),
+        (SetName::Masters, _) => Some(MASTERS),
+        (SetName::Agents | SetName::Gateways, _) => None,
+    }
+}
+
+fn element_text(element: &Element) -> String {
+    match element {
+        Element::Address(address) => address.to_string(),
+        Element::Inner { subnet, .. } if subnet.prefix() == subnet.family().bits() => {
+            subnet.first().to_string()
+        }
+        Element::Inner { subnet, .. } => subnet.to_string(),
+        // The protocol is TCP if none is given. A name needs /etc/protocols.
+        Element::Socket(socket) => format!("{},{}", socket.ip(), socket.port()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Tests of a start without the list of peers, next to existing rules.
+
+use overlay_types::tunnel::Desired;
+
+use super::fake_host::{FakeHost, refused};
+use super::tests::{desired, program};
+use super::*;
+
+const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
+
+fn without_peers() -> Ruleset {
+    let unknown = Desired { peers: None, agents: [].into(), masters: [].into(), ..desired() };
+    Ruleset::new(&unknown, &program(true))
+}
+
+/// Returns the listed elements of the host.
+fn elements(host: &FakeHost, backend: Backend) -> ListedElements {
+    host.firewall(backend).listing().unwrap().elements
+}
+
+#[test]
+fn first_start_without_peers_accepts_no_sender() {
+    for backend in BACKENDS {
+        let host = FakeHost::default();
+        let mut firewall = host.firewall(backend);
+        assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Made));
+        assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Unchanged));
+        assert_eq!(elements(&host, backend), ListedElements::new());
+        let state = host.0.lock();
+        let has_rule = match backend {
+            Backend::Nftables => {
+                let table = state.table.as_deref().unwrap_or_default();
+                table.contains("udp dport 64000 goto vxlan") && table.contains("@inner4_24 accept")
+            }
+            _ => state.saved[0].contains("! --match-set mesos-overlay-4 src -j DROP"),
+        };
+        assert!(has_rule, "{backend:?} {state:?}");
+    }
+}
+
+#[test]
+fn restart_keeps_all_elements() {
+    for backend in BACKENDS {
+        let host = FakeHost::default();
+        let known = Ruleset::new(&desired(), &program(true));
+        host.firewall(backend).verify(&known).unwrap();
+        let before = elements(&host, backend);
+        assert!(before.len() >= 7 || backend == Backend::Iptables, "{before:?}");
+        let mut firewall = host.firewall(backend);
+        assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Made));
+        assert_eq!(elements(&host, backend), before);
+        assert_eq!(firewall.update(&without_peers()), Ok(Outcome::Unchanged));
+        assert_eq!(firewall.update(&known), Ok(Outcome::Made));
+        assert_eq!(elements(&host, backend), before);
+        // The list of peers is unknown again.
+        assert_eq!(firewall.update(&without_peers()), Ok(Outcome::Made));
+        assert_eq!(elements(&host, backend), before);
+    }
+}
+
+#[test]
+fn agents_of_former_version_are_kept_without_check_of_sources() {
+    let host = FakeHost::default();
+    host.0.lock().table = Some(
+        "table inet mesos_overlay {\n\tset agents4 {\n\t\ttype ipv4_addr\n\
+         \t\telements = { 10.0.0.2 }\n\t}\n}\n"
+            .to_owned(),
+    );
+    let mut firewall = host.firewall(Backend::Nftables);
+    assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Made));
+    assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Unchanged));
+    let table = host.0.lock().table.clone().unwrap();
+    assert!(table.contains("\t\tip saddr @agents4 accept\n\t\tcounter drop\n"), "{table}");
+    assert!(!table.contains("inner"), "{table}");
+    let agents = [("agents4".to_owned(), ["10.0.0.2".to_owned()].into())].into();
+    assert_eq!(elements(&host, Backend::Nftables), agents);
+}
+
+#[test]
+fn elements_of_other_underlay_are_not_kept() {
+    let host = FakeHost::default();
+    host.0.lock().table = Some(
+        "table inet mesos_overlay {\n\tset agents6 {\n\t\telements = { fd00::2 }\n\t}\n\
+         \tset inner4_24 {\n\t\telements = { fd00::2 . 0xc0a80200 }\n\t}\n\
+         \tset hosts4 {\n\t\telements = { 10.0.0.2 }\n\t}\n}\n"
+            .to_owned(),
+    );
+    host.firewall(Backend::Nftables).verify(&without_peers()).unwrap();
+    let hosts = [("hosts4".to_owned(), ["10.0.0.2".to_owned()].into())].into();
+    assert_eq!(elements(&host, Backend::Nftables), hosts);
+}
+
+#[test]
+fn nft_without_pairs_checks_membership() {
+    let host = FakeHost::default();
+    let mut firewall = host.firewall(Backend::Nftables);
+    let known = Ruleset::new(&desired(), &program(true));
+    host.fail(Some((0, refused("can not use variable sized data types in concat expressions"))));
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Made));
+    assert_eq!(firewall.inner_check(), Some(InnerCheck::Membership));
+    assert!(host.0.lock().table.as_deref().unwrap_or_default().contains("@members4_24"));
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Unchanged));
+    // Every other failure is an error.
+    let mut firewall = host.firewall(Backend::Nftables);
+    host.fail(Some((0, refused("Device or resource busy"))));
+    assert_eq!(firewall.verify(&known), Err(refused("Device or resource busy")));
+    assert_eq!(firewall.inner_check(), None);
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Made));
+    assert_eq!(firewall.inner_check(), Some(InnerCheck::Pair));
+}
+
+#[test]
+fn former_chains_are_replaced() {
+    let host = FakeHost::default();
+    let former = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:MESOS-OVERLAY-IN -\n:MESOS-OVERLAY-LAB -\n\
+                  -A INPUT -j MESOS-OVERLAY-IN\n-A INPUT -j MESOS-OVERLAY-IN\n\
+                  -A MESOS-OVERLAY-IN -p udp -j DROP\nCOMMIT\n";
+    host.0.lock().saved[0] = former.to_owned();
+    host.firewall(Backend::Iptables).verify(&Ruleset::new(&desired(), &program(true))).unwrap();
+    let saved = host.0.lock().saved[0].clone();
+    let (before, filter) = saved.split_once("*filter").unwrap();
+    let (filter, mangle) = filter.split_once("COMMIT").unwrap();
+    assert!(!filter.contains("MESOS-OVERLAY-IN"), "{filter}");
+    assert!(filter.contains(":MESOS-OVERLAY-LAB"), "{filter}");
+    assert!((before.to_owned() + mangle).contains("-A INPUT -j MESOS-OVERLAY-IN"), "{saved}");
+}
