@@ -57,6 +57,7 @@ impl DataplaneOptions {
                     OverlayIngress::Closed => Ingress::Closed,
                 },
                 control_ports,
+                local_ports: BTreeSet::new(),
             },
             host_settings: config.host_settings,
             state_dir: config.state_dir.clone(),
@@ -68,7 +69,7 @@ impl DataplaneOptions {
     fn rules_for(&self, desired: &Desired) -> firewall::Options {
         let mut rules = self.rules.clone();
         let local = desired.masters.iter().filter(|master| is_own((*master.ip()).into()));
-        rules.control_ports.extend(local.map(SocketAddrV4::port));
+        rules.local_ports.extend(local.map(SocketAddrV4::port));
         // The master sends no peers, so no sender is known.
         rules.known_agents_only &= !desired.accepts_every_sender;
         rules
@@ -349,5 +350,23 @@ impl ChangeListeners {
             return Ok(Some(Scope::Firewall));
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_follow_local_master_and_master_without_peers() {
+        let config = DataplaneConfig::default();
+        let options = DataplaneOptions::new(&config, [5051].into());
+        let masters = ["127.0.0.1:5050", "192.0.2.1:5060"].map(|master| master.parse().unwrap());
+        let mut desired = Desired { masters: masters.into(), ..Desired::default() };
+        let rules = options.rules_for(&desired);
+        assert_eq!((rules.control_ports, rules.local_ports), ([5051].into(), [5050].into()));
+        assert!(rules.known_agents_only);
+        desired.accepts_every_sender = true;
+        assert!(!options.rules_for(&desired).known_agents_only);
     }
 }

@@ -54,6 +54,11 @@ impl SavedRules {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn parse(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// Returns the listing.
     pub(super) fn text(&self) -> &str {
         &self.0
@@ -91,6 +96,12 @@ impl SavedRules {
         self.chains().any(|(table, chain, policy)| {
             table == "filter" && matches!((chain, policy), ("FORWARD", "DROP") | ("DOCKER-USER", _))
         })
+    }
+
+    /// Returns the bridges that Docker protects.
+    pub(super) fn docker_bridges(&self) -> BTreeSet<&str> {
+        let rules = self.lines().filter(|(table, _)| *table == "filter");
+        rules.filter_map(|(_, line)| iptables::docker_bridge(line)).collect()
     }
 
     fn count(&self, jump: &Jump) -> usize {

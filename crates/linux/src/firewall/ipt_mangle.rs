@@ -143,7 +143,8 @@ impl Chains<'_> {
         let mut rules = self.masters();
         if self.family == Family::V4 {
             let hosts = format!("-m set --match-set {} dst -j DROP", ipsets::HOSTS);
-            rules.extend(self.control_ports().map(|ports| format!("{ports} {hosts}")));
+            let ports = port_conditions(&self.layout.control_ports);
+            rules.extend(ports.map(|ports| format!("{ports} {hosts}")));
         }
         rules.extend(self.layout.ports.iter().map(|port| {
             format!("-p udp --dport {port} -m conntrack ! --ctstate ESTABLISHED -j DROP")
@@ -156,14 +157,6 @@ impl Chains<'_> {
         let set = ipsets::MASTERS;
         let rule = format!("-p tcp -m set --match-set {set} dst,dst -j DROP");
         Some(rule).filter(|_| self.family == Family::V4).into_iter().collect()
-    }
-
-    /// Returns conditions on the control ports.
-    fn control_ports(&self) -> impl Iterator<Item = String> {
-        let ports: Vec<String> = self.layout.control_ports.iter().map(u16::to_string).collect();
-        let rules = ports.chunks(MULTIPORT_MAX).map(|ports| ports.join(","));
-        let rules = rules.map(|ports| format!("-p tcp -m multiport --dports {ports}"));
-        rules.collect::<Vec<_>>().into_iter()
     }
 
     fn input(&self, mangle: &mut Table) {
@@ -195,11 +188,20 @@ impl Chains<'_> {
             mangle.add(format!("{FROM_BRIDGE_IN}{number}"), rules);
         }
         mangle.add(TUNNEL_IN, self.tunnel_rules(PORTS));
+        let ports = &self.layout.control_ports | &self.layout.local_ports;
         let mut rules: Vec<_> =
-            self.control_ports().map(|ports| format!("{ports} -j DROP")).collect();
+            port_conditions(&ports).map(|ports| format!("{ports} -j DROP")).collect();
         rules.extend(self.masters());
         let ports = self.layout.ports.iter();
         rules.extend(ports.map(|port| format!("-p udp --dport {port} -j DROP")));
         mangle.add(PORTS, rules);
     }
+}
+
+/// Returns conditions on TCP ports.
+fn port_conditions(ports: &BTreeSet<u16>) -> impl Iterator<Item = String> {
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let chunks = ports.chunks(MULTIPORT_MAX).map(|ports| ports.join(","));
+    let conditions = chunks.map(|ports| format!("-p tcp -m multiport --dports {ports}"));
+    conditions.collect::<Vec<_>>().into_iter()
 }

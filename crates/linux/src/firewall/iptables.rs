@@ -5,6 +5,8 @@
 //! nftables table cannot accept a packet that the FORWARD chain of iptables drops. The only changed
 //! chain of Docker is `DOCKER-USER`, which Docker reserves for other programs.
 
+use std::collections::BTreeSet;
+
 use overlay_types::addr::Family;
 
 use super::ipt_mangle;
@@ -97,6 +99,14 @@ pub(super) const JUMPS: [Jump; 7] = {
     ]
 };
 
+/// Returns the bridge in a rule of `iptables-save` by which Docker decides on packets to a network.
+pub(super) fn docker_bridge(line: &str) -> Option<&str> {
+    match *line.split(' ').collect::<Vec<_>>() {
+        ["-A", _, "-o", bridge, "-j", "DOCKER"] => Some(bridge),
+        _ => None,
+    }
+}
+
 /// Returns whether a chain is ours, also one of a former version.
 pub(super) fn is_own_chain(name: &str) -> bool {
     let chains = [CHAIN, SOURCE, TUNNEL, EXTERNAL, INPUT];
@@ -109,20 +119,28 @@ pub(super) const fn no_tables() -> [Table; 3] {
     [Table::new("mangle"), Table::new("filter"), Table::new("nat")]
 }
 
-/// Returns our chains of all tables.
-pub(super) fn tables(rules: &Ruleset, family: Family, scope: Scope) -> [Table; 3] {
+/// Returns our chains of all tables. `docker_bridges` are the bridges that Docker protects.
+pub(super) fn tables(
+    rules: &Ruleset,
+    family: Family,
+    scope: Scope,
+    docker_bridges: &BTreeSet<&str>,
+) -> [Table; 3] {
     let [mut mangle, mut filter, mut nat] = no_tables();
     if scope == Scope::Everything {
         ipt_mangle::write(&mut mangle, rules, family);
         masquerade(&mut nat, rules, family);
     }
-    accept(&mut filter, rules, family);
+    accept(&mut filter, rules, family, docker_bridges);
     [mangle, filter, nat]
 }
 
 /// Accepts packets of the overlays. Two levels of chains: the number of rules grows with the number
 /// of overlays, and not with its square.
-fn accept(filter: &mut Table, rules: &Ruleset, family: Family) {
+///
+/// Engines before 28 protect their networks by the policy of FORWARD: what their chains did not
+/// accept must not be accepted here.
+fn accept(filter: &mut Table, rules: &Ruleset, family: Family, docker_bridges: &BTreeSet<&str>) {
     let layout = &rules.layout;
     let spaces = layout.spaces(family);
     let to_space = || spaces.iter().map(|space| format!("-d {space} -j ACCEPT"));
@@ -132,11 +150,14 @@ fn accept(filter: &mut Table, rules: &Ruleset, family: Family) {
     let to_tunnel = layout.devices.iter().map(|device| format!("-o {device} -j ACCEPT"));
     filter.add(SOURCE, to_space().chain(to_tunnel).collect());
     filter.add(TUNNEL, to_space().collect());
+    let is_foreign = |bridge: &&&str| !layout.bridges.keys().any(|own| own.as_str() == **bridge);
+    let to_docker = docker_bridges.iter().filter(is_foreign);
+    let to_docker = to_docker.map(|bridge| format!("-o {bridge} -j RETURN"));
     let external = spaces.iter().flat_map(|space| {
         let established = "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT";
         [format!("-s {space} -j ACCEPT"), format!("-d {space} {established} -j ACCEPT")]
     });
-    filter.add(EXTERNAL, external.collect());
+    filter.add(EXTERNAL, to_docker.chain(external).collect());
 }
 
 fn masquerade(nat: &mut Table, rules: &Ruleset, family: Family) {

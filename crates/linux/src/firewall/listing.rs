@@ -61,13 +61,14 @@ impl Listing {
         }
     }
 
-    /// Adds our chains from the output of `iptables-save`. Also adds the policy of FORWARD and the
-    /// chain DOCKER-USER: Docker sets them when it starts, and then our chains are needed.
+    /// Adds our chains from the output of `iptables-save`. Also adds the policy of FORWARD, the chain
+    /// DOCKER-USER and the bridges of Docker: our chains depend on them.
     pub(super) fn add_chains(&mut self, text: &str) {
         let is_relevant = |line: &&str| {
             line.contains(iptables::CHAIN)
                 || line.starts_with(":FORWARD ")
                 || line.starts_with(":DOCKER-USER ")
+                || iptables::docker_bridge(line).is_some()
         };
         for line in text.lines().filter(is_relevant) {
             // Without the packet counters in brackets.

@@ -295,10 +295,11 @@ impl Firewall {
         }
         for family in [Family::V4, Family::V6] {
             let saved = SavedRules::read(tools, family)?;
+            let bridges = saved.docker_bridges();
             let tables = match format {
-                Format::Ipset => iptables::tables(rules, family, Scope::Everything),
+                Format::Ipset => iptables::tables(rules, family, Scope::Everything, &bridges),
                 Format::Nftables(_) if saved.drops_forwarded() => {
-                    iptables::tables(rules, family, Scope::Forward)
+                    iptables::tables(rules, family, Scope::Forward, &bridges)
                 }
                 // Also removes the chains of the other backend, which the operator chose before.
                 Format::Nftables(_) => iptables::no_tables(),

@@ -67,6 +67,9 @@ impl Chains<'_> {
         if !self.layout.control_ports.is_empty() {
             rules.push("tcp dport @control_ports counter drop".to_owned());
         }
+        if !self.layout.local_ports.is_empty() {
+            rules.push("tcp dport @local_ports counter drop".to_owned());
+        }
         rules.push("ip daddr . tcp dport @masters4 counter drop".to_owned());
         for port in &self.layout.ports {
             rules.push(format!("udp dport {port} counter drop"));

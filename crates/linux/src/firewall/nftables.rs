@@ -211,6 +211,9 @@ fn static_sets(body: &mut String, layout: &Layout) {
     if !layout.control_ports.is_empty() {
         write_set(body, "control_ports", "type inet_service", &layout.control_ports);
     }
+    if !layout.local_ports.is_empty() {
+        write_set(body, "local_ports", "type inet_service", &layout.local_ports);
+    }
 }
 
 fn write_set<T: Display>(

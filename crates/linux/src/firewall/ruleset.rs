@@ -28,6 +28,9 @@ pub struct Options {
     /// TCP ports of our program on this host, and of the agents on other hosts, that containers do
     /// not reach. Empty in a Mesos process: executors and schedulers in containers need its port.
     pub control_ports: BTreeSet<u16>,
+    /// Further TCP ports of our programs on this host, such as that of a master. On other hosts
+    /// another process may have them, which containers need.
+    pub local_ports: BTreeSet<u16>,
 }
 
 /// What happens to a new flow from outside of the overlays to a container.
@@ -48,6 +51,7 @@ impl Default for Options {
             isolate: false,
             ingress: Ingress::Closed,
             control_ports: BTreeSet::new(),
+            local_ports: BTreeSet::new(),
         }
     }
 }
@@ -90,6 +94,8 @@ pub(super) struct Layout {
     pub(super) ingress: Ingress,
     /// See [`Options::control_ports`].
     pub(super) control_ports: BTreeSet<u16>,
+    /// See [`Options::local_ports`].
+    pub(super) local_ports: BTreeSet<u16>,
 }
 
 /// The rules of a host. The default has no rules.
@@ -178,6 +184,7 @@ impl Layout {
             isolate: options.isolate,
             ingress: options.ingress,
             control_ports: options.control_ports.clone(),
+            local_ports: options.local_ports.clone(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Tests of the rules as text: the input of the programs. The files in `expected` have the texts for
 //! the first of three hosts with two overlays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_types::addr::{DeviceName, Mac, Subnet, Vni};
@@ -104,7 +104,7 @@ fn nft(rules: &Ruleset, check: InnerCheck) -> String {
 
 /// Returns the input of `iptables-restore` on a host without rules of ours.
 fn ipt(rules: &Ruleset, family: Family, scope: Scope) -> String {
-    SavedRules::default().replacement(&iptables::tables(rules, family, scope))
+    SavedRules::default().replacement(&iptables::tables(rules, family, scope, &BTreeSet::new()))
 }
 
 /// Returns the texts, each with the name of its file.
@@ -306,6 +306,44 @@ fn other_changes_make_all_rules() {
     let any = Options { known_agents_only: false, ..program(false) };
     let any = Ruleset::new(&desired(), &any);
     assert!(any.changes_since(&any, Pair).unwrap().is_empty());
+}
+
+#[test]
+fn port_of_local_master_is_closed_on_this_host_only() {
+    let options = Options { local_ports: [5050].into(), ..program(false) };
+    let rules = Ruleset::new(&desired(), &options);
+    let text = nft(&rules, InnerCheck::Pair);
+    assert!(text.contains("tcp dport @local_ports counter drop"), "{text}");
+    assert!(text.contains("ip daddr @hosts4 tcp dport @control_ports counter drop"), "{text}");
+    assert_eq!(text.matches("@local_ports").count(), 1);
+    let script = ipt(&rules, Family::V4, Scope::Everything);
+    let here = "-A MESOS-OVERLAY-PORTS -p tcp -m multiport --dports 5050,5051 -j DROP\n";
+    let elsewhere = "-m multiport --dports 5051 -m set --match-set mesos-overlay-hosts dst -j DROP";
+    assert!(script.contains(here) && script.contains(elsewhere), "{script}");
+    // In a Mesos process the port of the agent is not known to the rules.
+    let module = Options { local_ports: [5050].into(), ..Options::default() };
+    let text = nft(&Ruleset::new(&desired(), &module), InnerCheck::Pair);
+    assert!(text.contains("@local_ports") && !text.contains("@hosts4"), "{text}");
+}
+
+#[test]
+fn networks_of_docker_stay_closed_to_overlays() {
+    let saved = SavedRules::parse(
+        "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j DOCKER-USER\n\
+         -A FORWARD -o br-0a1b -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+         -A FORWARD -o br-0a1b -j DOCKER\n-A FORWARD -o d-a -j DOCKER\n\
+         -A FORWARD -i br-0a1b -o br-0a1b -j ACCEPT\nCOMMIT\n*nat\n\
+         -A PREROUTING -o br-no -j DOCKER\nCOMMIT\n",
+    );
+    let bridges = saved.docker_bridges();
+    assert_eq!(bridges, BTreeSet::from(["br-0a1b", "d-a"]));
+    let rules = Ruleset::new(&desired(), &program(false));
+    let tables = iptables::tables(&rules, Family::V4, Scope::Forward, &bridges);
+    let script = SavedRules::default().replacement(&tables);
+    let external: Vec<_> =
+        script.lines().filter(|line| line.starts_with("-A MESOS-OVERLAY-OUT ")).collect();
+    assert_eq!(external[0], "-A MESOS-OVERLAY-OUT -o br-0a1b -j RETURN", "before what accepts");
+    assert!(external[1..].iter().all(|line| line.ends_with(" -j ACCEPT")), "{external:?}");
 }
 
 #[test]

@@ -154,6 +154,8 @@ fn unpublished_port_rows<'a>(lab: &'a Lab, containers: &'a Containers) -> Vec<Ro
         request(("container of another Docker network", &other[0].namespace), target, Drop),
         request(("other Docker network of host 2", &other[1].namespace), target, Drop),
         request(("Docker container (Docker's isolation)", &peer[0].namespace), isolated, Drop),
+        request(("container a1 (Docker's isolation)", lab.container("a1")), isolated, Drop),
+        request(("container a2 (Docker's isolation)", lab.container("a2")), isolated, Drop),
         request(("host 1", lab.host(1)), isolated, Pass),
         request(("stranger by route", lab.stranger()), target, Drop),
         request(("stranger by route", lab.stranger()), through_2, Drop),
