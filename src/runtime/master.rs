@@ -344,7 +344,8 @@ struct MasterExecutor {
 struct ConfigReloader {
     read_config: Option<ReadConfig>,
     inbox: Inbox<Master>,
-    /// What is applied if the state machine accepts the settings that were read for a request.
+    /// The functions that apply the rest of a configuration, by the request that read it. A function
+    /// runs if the state machine accepts the settings.
     accepted: Arc<Mutex<HashMap<RequestId, ApplyRest>>>,
 }
 

@@ -95,20 +95,21 @@ impl ApplyRun<'_> {
                     }
                 }
             }
-            Err(error) => self.lose_answers(pending, &error),
+            Err(error) => self.lose_answers(pending.drain(..), &error),
         }
         batch.clear();
     }
 
     /// Records operations whose answers were lost: they took effect or not, so they count as failed
     /// until the kernel's state is read again.
-    fn lose_answers(&mut self, pending: &mut Vec<Operation>, error: &io::Error) {
+    fn lose_answers(&mut self, operations: impl IntoIterator<Item = Operation>, error: &io::Error) {
         log::warn!("lost the kernel's answers: {error}: the kernel's state is read again");
         self.result.is_stale = true;
         // What cannot be drained has the sequence number of an earlier request, and is ignored.
         let _ = self.netlink.drain();
-        let lost = pending.drain(..).map(|operation| Failure::unanswered(operation, error));
-        self.result.failures.extend(lost);
+        let operations = operations.into_iter();
+        let failures = operations.map(|operation| Failure::unanswered(operation, error));
+        self.result.failures.extend(failures);
     }
 
     /// Adopts the routes that exist already and use one of our devices: an earlier dataplane made
@@ -187,7 +188,7 @@ impl ApplyRun<'_> {
                         self.result.add_error(operation, error);
                         return;
                     }
-                    Err(error) => return self.lose_answers(&mut vec![operation], &error),
+                    Err(error) => return self.lose_answers([operation], &error),
                 }
             }
         };

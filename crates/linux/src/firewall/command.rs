@@ -74,8 +74,8 @@ fn remedy(message: &str) -> &'static str {
 }
 
 impl FirewallError {
-    /// Returns whether a program failed because the kernel lacks what the program configures. Then
-    /// the host has no such rules. Every other failure leaves open which rules the host has.
+    /// Returns whether a program failed because the kernel does not support its rules. Then the host
+    /// has no such rules. After every other failure the rules of the host are unknown.
     pub(super) fn is_unsupported(&self) -> bool {
         const UNSUPPORTED: [&str; 4] = [
             "not supported",
@@ -92,8 +92,8 @@ impl FirewallError {
         !is_forbidden && UNSUPPORTED.iter().any(|text| message.contains(text))
     }
 
-    /// Returns whether a dry run of nft failed because nft or the kernel lacks a feature of our
-    /// rules.
+    /// Returns whether a dry run of nft failed because nft or the kernel does not support a feature
+    /// of our rules.
     pub(super) fn lacks_feature(&self) -> bool {
         // The last two: nft before 1.0.1 about a set with a part of a packet.
         const MISSING: [&str; 4] =

@@ -131,7 +131,13 @@ impl InnerCheck {
     fn detect(tools: &dyn Tools) -> Result<Self, FirewallError> {
         match probe(tools, nftables::PAIR_PROBE) {
             Ok(_) => Ok(Self::Pair),
-            Err(error) if error.lacks_feature() => Ok(Self::Membership),
+            Err(error) if error.lacks_feature() => {
+                log::warn!(
+                    "{error}; until nft 1.0.1 or later is installed, VXLAN packets are not compared \
+                     with their sender, and a known agent can forge addresses of other agents"
+                );
+                Ok(Self::Membership)
+            }
             Err(error) => Err(error),
         }
     }
@@ -164,7 +170,10 @@ impl Firewall {
         let Some(format) = self.format()? else {
             if self.applied.is_none() {
                 if let Err(error) = self.clean() {
-                    log::warn!("rules of an earlier agent may remain: {error}");
+                    log::warn!(
+                        "{error}; rules of an earlier agent may remain: restart this agent once the \
+                         cause is fixed"
+                    );
                 }
                 let rules = rules.clone();
                 self.applied = Some(AppliedRules { rules, kept: None, rest: String::new() });

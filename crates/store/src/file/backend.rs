@@ -68,7 +68,7 @@ pub(super) enum Loss {
     Overwritten,
 }
 
-/// What is known of the content of the file.
+/// The state of the file, as far as this process has checked it.
 #[derive(Debug)]
 enum Content {
     /// This process wrote this last.

@@ -1,5 +1,5 @@
-//! The lease of a leading master. Whoever acts as the leader asks here first: a process that was
-//! suspended continues wherever it was, before the election detects the end of the lease.
+//! The lease of a leading master. A master checks its lease before it acts as the leader: a process
+//! that was suspended continues at any point, before the election detects the end of the lease.
 
 use std::sync::Arc;
 
