@@ -134,7 +134,8 @@ pub(super) fn udp_rules(observation: &Observation) -> Vec<Finding> {
 }
 
 /// Returns the rules of nftables that process packets of the given families. The agent's own table
-/// is excluded. The tables of iptables are excluded if iptables lists them itself.
+/// is excluded, and its chains in tables of iptables, which current versions make in nftables. The
+/// table `filter` of iptables is excluded if iptables lists it itself.
 fn foreign_nft_rules(observation: &Observation, has_v4: bool, has_v6: bool) -> Vec<Rule<'_>> {
     let is_of_iptables = |table: &str| {
         observation.rules.iptables.is_some() && ["ip filter", "ip6 filter"].contains(&table)
@@ -146,8 +147,9 @@ fn foreign_nft_rules(observation: &Observation, has_v4: bool, has_v6: bool) -> V
         _ => true,
     };
     let mut rules = parse_nft(observation.rules.nft.as_deref().unwrap_or(""));
-    rules.retain(|Rule { table, .. }| {
-        *table != OWN_TABLE && !is_of_iptables(table) && processes_family(table)
+    rules.retain(|Rule { table, chain, .. }| {
+        let is_own = *table == OWN_TABLE || chain.starts_with(OWN_CHAIN);
+        !is_own && !is_of_iptables(table) && processes_family(table)
     });
     rules
 }

@@ -388,6 +388,31 @@ table inet mesos_overlay { # handle 4
 }
 
 #[test]
+fn own_iptables_chains_in_nftables_are_not_reported() {
+    // The output of nft 1.0.6 for chains of iptables 1.8.9.
+    let listing = "table ip mangle { # handle 1
+    chain MESOS-OVERLAY-PORTS { # handle 17
+        udp dport 64000 counter packets 0 bytes 0 drop # handle 74
+    }
+    chain INPUT { # handle 2
+        type filter hook input priority mangle; policy accept;
+        counter packets 0 bytes 0 jump MESOS-OVERLAY-IN # handle 76
+    }
+}";
+    let nft =
+        |text: String| move |observation: &mut Observation| observation.rules.nft = Some(text);
+    assert_eq!(findings_after(nft(listing.to_owned())), "");
+    let summary = "a rule of nftables in table ip mangle, chain SITE: 'udp dport 64000 counter \
+                   packets 0 bytes 0 drop': VXLAN packets to UDP port 64000 are dropped on this \
+                   host";
+    let command = "nft delete rule ip mangle SITE handle 74";
+    assert_eq!(
+        findings_after(nft(listing.replace("MESOS-OVERLAY-PORTS", "SITE"))),
+        lines("wrong", "udp-rules", summary, &[("run", command)])
+    );
+}
+
+#[test]
 fn rule_against_unknown_hosts_is_a_warning() {
     let table = |rules: &str| {
         format!(
