@@ -22,7 +22,7 @@ pub enum DataplaneError {
     /// The rules of the firewall are missing.
     #[error(
         "new overlays are not programmed: the host has no firewall rules for them, and would \
-         accept packets from everybody: see the other problem"
+         accept packets of every host: fix the other problem, which names the firewall"
     )]
     WithoutRules,
     /// A bridge could not be removed.

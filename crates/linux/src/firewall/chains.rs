@@ -1,4 +1,4 @@
-//! Our iptables chains and ipsets on this host.
+//! Reads, replaces and removes the managed iptables chains and ipsets of this host.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ const LOCK_SECONDS: &str = "5";
 
 /// The iptables programs of a family.
 struct Programs {
+    /// The program that an operator uses for a single rule.
     change: &'static str,
     save: &'static str,
     restore: &'static str,
@@ -113,8 +114,8 @@ impl SavedRules {
         self.chains().any(|(other, name, _)| (other, name) == (table, chain))
     }
 
-    /// Returns the input of `iptables-restore --noflush` that replaces all our chains of all tables,
-    /// and their jumps. It replaces each table atomically.
+    /// Returns the input of `iptables-restore --noflush` that replaces all our chains of all
+    /// tables, and their jumps. It replaces each table atomically.
     pub(super) fn replacement(&self, tables: &[Table]) -> String {
         tables.iter().map(|table| self.replacement_of(table)).collect()
     }
@@ -145,8 +146,9 @@ impl SavedRules {
         if text.is_empty() { text } else { format!("*{}\n{text}COMMIT\n", table.name) }
     }
 
-    /// Adds the jump if it is missing, or removes all jumps to a chain that is removed. Without
-    /// Docker there is no chain `DOCKER-USER`.
+    /// Writes the command that adds a missing jump, or the commands that remove all jumps to a
+    /// chain that is removed. Without Docker there is no chain `DOCKER-USER`, and so no jump from
+    /// it.
     fn add_jump(&self, text: &mut String, jump: &Jump, is_needed: bool) {
         let Jump { table, from, position, to } = jump;
         let count = self.count(jump);
@@ -160,7 +162,7 @@ impl SavedRules {
     }
 }
 
-/// Replaces all our chains and the jumps to them, all at once for each table.
+/// Replaces the managed chains and the jumps to them, atomically for each table.
 pub(super) fn replace(
     tools: &dyn Tools,
     family: Family,

@@ -48,7 +48,10 @@ pub enum FirewallError {
         command: String,
     },
     /// The program was killed because its output was too long.
-    #[error("firewall: '{command}' wrote too much and was killed: this host has too many rules")]
+    #[error(
+        "firewall: '{command}' wrote too much and was killed: this host has too many rules: remove \
+         rules that it does not need, or set firewall to none"
+    )]
     TooMuchOutput {
         /// The command.
         command: String,
@@ -74,14 +77,14 @@ fn remedy(message: &str) -> &'static str {
 }
 
 impl FirewallError {
-    /// Returns whether a program failed because the kernel does not support its rules. Then the host
-    /// has no such rules. After every other failure the rules of the host are unknown.
+    /// Returns whether a program failed because the kernel does not support its rules. Then the
+    /// host has no such rules. After every other failure the rules of the host are unknown.
     pub(super) fn is_unsupported(&self) -> bool {
         const UNSUPPORTED: [&str; 4] = [
             "not supported",
             "invalid argument",
-            // iptables, with the reason "Table does not exist".
-            "can't initialize",
+            // iptables. Its text "can't initialize" has other reasons too, such as missing memory.
+            "table does not exist",
             // ipset
             "cannot open session to kernel",
         ];
@@ -94,10 +97,14 @@ impl FirewallError {
 
     /// Returns whether a dry run of nft failed because nft or the kernel does not support a feature
     /// of our rules.
-    pub(super) fn lacks_feature(&self) -> bool {
-        // The last two: nft before 1.0.1 about a set with a part of a packet.
-        const MISSING: [&str; 4] =
-            ["no such file or directory", "syntax error", "concat", "typeof"];
+    pub(super) fn is_missing_feature(&self) -> bool {
+        const MISSING: [&str; 4] = [
+            "no such file or directory",
+            "syntax error",
+            // nft before 1.0.1, about a set with a part of a packet.
+            "concat",
+            "typeof",
+        ];
         let Self::Refused { message, .. } = self else { return false };
         let message = message.to_lowercase();
         self.is_unsupported() || MISSING.iter().any(|text| message.contains(text))

@@ -1,5 +1,5 @@
-//! The elements of the sets that change while the layout of the rules stays: with the peers, and
-//! with the masters. A change of one peer changes a few elements, whatever the number of peers.
+//! The elements of the sets that follow the peers and the masters, while the other rules stay
+//! unchanged. A change of one peer changes a few elements, independent of the number of peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddrV4};
@@ -12,15 +12,17 @@ use super::ruleset::Options;
 /// A set of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum SetName {
-    /// Underlay addresses of the peers: the accepted senders of VXLAN packets.
+    /// Underlay addresses of the peers: the accepted senders of VXLAN packets. Where the inner
+    /// source is compared with the sender, these sets decide only about sources outside of the
+    /// overlays, and a restarted agent recognizes by them that the rules knew peers.
     Agents,
-    /// Addresses of the other agents, by which the master knows them.
+    /// Addresses under which the other agents are registered with the master.
     Hosts,
     /// Underlay addresses of the peers without a subnet. They forward packets from other networks.
     Gateways,
-    /// Sources of the packets inside of the tunnel, for subnets of one family and length.
+    /// Accepted sources of the packets inside of the tunnel, for subnets of one family and length.
     Inner(Family, u8),
-    /// Masters that containers do not reach.
+    /// Masters whose ports are closed to containers.
     Masters,
 }
 
@@ -63,13 +65,13 @@ impl Elements {
     /// address, is not programmed, and its packets are not accepted either.
     pub(super) fn new(desired: &Desired, options: &Options) -> Self {
         let mut elements = Self::default();
-        let known = options.known_agents_only.then(|| validate_peers(desired).0);
-        for (outer, peer) in known.into_iter().flatten() {
+        let valid = options.known_agents_only.then(|| validate_peers(desired).0);
+        for (outer, peer) in valid.into_iter().flatten() {
             elements.insert(SetName::Agents, Element::Address(outer));
-            // Before the validation: a peer whose subnets are all invalid is no gateway.
-            let peers = desired.peers.as_ref();
-            if peers.and_then(|peers| peers.get(&outer)).is_some_and(|peer| peer.subnets.is_empty())
-            {
+            // The validation removes invalid subnets. A peer whose subnets are all invalid is no
+            // gateway, so the subnets that the master sent decide.
+            let sent = desired.peers.as_ref().and_then(|peers| peers.get(&outer));
+            if sent.is_some_and(|peer| peer.subnets.is_empty()) {
                 elements.insert(SetName::Gateways, Element::Address(outer));
             }
             elements.insert_inner(outer, &peer);
@@ -84,8 +86,9 @@ impl Elements {
         elements
     }
 
-    /// Adds the sources of the packets that the peer sends through the tunnel. A peer answers with
-    /// its underlay address where its kernel chooses no other source, as with dcos-net.
+    /// Adds the sources of the packets that the peer sends through the tunnel. These include its
+    /// underlay address, which the peer's kernel uses if it chooses no other source, as with
+    /// dcos-net.
     fn insert_inner(&mut self, outer: IpAddr, peer: &Peer) {
         let host = |address: IpAddr| {
             let prefix = if address.is_ipv4() { Family::V4.bits() } else { Family::V6.bits() };

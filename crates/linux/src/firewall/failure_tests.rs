@@ -7,8 +7,8 @@ use super::fake_host::{FakeHost, refused};
 use super::tests::desired;
 use super::*;
 
-/// Failures that do not tell which rules the host has.
-fn failures() -> [FirewallError; 6] {
+/// Failures after which the rules of the host are unknown.
+fn failures() -> [FirewallError; 7] {
     let command = "x".to_owned();
     [
         FirewallError::TimedOut { command: command.clone() },
@@ -17,6 +17,7 @@ fn failures() -> [FirewallError; 6] {
         refused("the program wrote no error and ended with signal: 9 (SIGKILL)"),
         refused("Operation not permitted"),
         refused("can't initialize iptables table `filter': Permission denied"),
+        refused("can't initialize iptables table `filter': Memory allocation problem"),
     ]
 }
 
@@ -90,15 +91,33 @@ fn only_missing_support_selects_iptables() {
 }
 
 #[test]
+fn host_without_iptables_reports_failure_of_nft() {
+    let host = FakeHost::default();
+    host.0.lock().is_without_iptables = true;
+    let unsupported = "Could not process rule: Operation not supported";
+    host.fail(Some((0, refused(unsupported))));
+    let message = unsupported.to_owned();
+    assert_eq!(Backend::detect_with(&host), Err(FirewallError::NoNftables { message }));
+    // After another failure the kernel may well support the rules.
+    for error in failures() {
+        host.fail(Some((0, error.clone())));
+        assert_eq!(Backend::detect_with(&host), Err(error));
+    }
+}
+
+#[test]
 fn missing_support_means_no_rules() {
     for message in [
         "cache initialization failed: Invalid argument",
         "iptables v1.8.9 (legacy): can't initialize iptables table `filter': Table does not exist",
+        "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist",
         "Cannot open session to kernel.",
         "Protocol not supported",
     ] {
         assert!(refused(message).is_unsupported(), "{message}");
     }
-    assert!(failures().iter().all(|error| !error.is_unsupported() && !error.lacks_feature()));
+    for error in failures() {
+        assert!(!error.is_unsupported() && !error.is_missing_feature(), "{error}");
+    }
     assert!(!SystemTools.has("no-such-nft"));
 }

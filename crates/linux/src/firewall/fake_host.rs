@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::command::{FirewallError, Tools};
 use super::{Backend, Firewall, nftables};
 
-/// A host with simulated programs, of which one run can fail.
+/// A host with simulated programs. A test can make one of their runs fail.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FakeHost(pub(super) Arc<Mutex<FakeState>>);
 
@@ -19,6 +19,8 @@ pub(super) struct FakeState {
     pub(super) saved: [String; 2],
     pub(super) sets: BTreeMap<String, BTreeSet<String>>,
     pub(super) runs: usize,
+    /// Whether only nft is installed.
+    pub(super) is_without_iptables: bool,
     /// The run that fails, and its error.
     failure: Option<(usize, FirewallError)>,
 }
@@ -120,8 +122,8 @@ fn restored(saved: &str, input: &str) -> String {
 }
 
 impl Tools for FakeHost {
-    fn has(&self, _: &str) -> bool {
-        true
+    fn has(&self, program: &str) -> bool {
+        program == "nft" || !self.0.lock().is_without_iptables
     }
 
     fn run(

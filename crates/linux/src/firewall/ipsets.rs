@@ -11,12 +11,12 @@ use super::ruleset::Ruleset;
 
 /// Suffix of the temporary set that is filled and then swapped in.
 const TEMPORARY_SUFFIX: &str = "-new";
-/// Addresses of the other agents, by which the master knows them.
+/// Name of the set with the addresses under which other agents are registered with the master.
 pub(super) const HOSTS: &str = "mesos-overlay-hosts";
-/// Masters that containers do not reach.
+/// Name of the set with the masters whose ports are closed to containers.
 pub(super) const MASTERS: &str = "mesos-overlay-masters";
 
-/// All sets, with their types and their families.
+/// All sets, each with its type, its family and its maximum number of elements.
 pub(super) const SETS: [(&str, &str, Family, u32); 6] = [
     (agents(Family::V4), "hash:ip", Family::V4, 1 << 20),
     (agents(Family::V6), "hash:ip", Family::V6, 1 << 20),
@@ -98,7 +98,8 @@ pub(super) fn listed(rules: &Ruleset) -> ListedElements {
     listed
 }
 
-/// Returns an element of a listing as we write it, or `None` if we write no such element.
+/// Returns a listed element in the form in which the agent writes it, or `None` for an element that
+/// the agent never writes.
 pub(super) fn normalize(element: &str) -> Option<String> {
     // ipset lists the number of the protocol on a host without /etc/protocols.
     if let Some((address, port)) = element.split_once(',') {

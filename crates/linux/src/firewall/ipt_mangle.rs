@@ -1,11 +1,14 @@
 //! Writes the iptables chains that drop packets, in the table `mangle`.
 //!
-//! The hooks of `mangle` have the priority -150: before `filter` (0), where a rule of another
-//! program that accepts a packet would skip our chains, and after conntrack (-200) and the
-//! destination NAT of `nat` PREROUTING (-100 of an earlier hook), so that a port and an address are
-//! those of the receiver. The rules are those of [`super::nft_chains`], with one exception: iptables
-//! cannot compare the sender of a VXLAN packet with the source of the packet inside. The source is
-//! checked after the kernel has removed the headers: it must belong to any agent.
+//! The chains FORWARD and INPUT of `mangle` have the priority -150. They come before `filter` (0),
+//! where a rule of another program that accepts a packet would skip our chains. They come after
+//! conntrack (-200) and the destination NAT of `nat`, which is in the earlier hook PREROUTING. So a
+//! port and an address are those of the receiver.
+//!
+//! The rules are those of [`super::nft_chains`], with two exceptions. iptables cannot compare the
+//! sender of a VXLAN packet with the source of the packet inside. So the source is checked after
+//! the kernel has removed the headers, and must belong to some agent. And the rule that closes the
+//! VXLAN port always uses conntrack.
 
 use std::collections::BTreeSet;
 
@@ -31,13 +34,14 @@ const PORTS: &str = "MESOS-OVERLAY-PORTS";
 /// Maximum number of ports in one rule of the match `multiport`.
 const MULTIPORT_MAX: usize = 15;
 
-/// Beginnings of the names of chains for one bridge or overlay; a number follows. For forwarded
-/// packets from a bridge, packets from a bridge to this host, and packets from an isolated overlay.
+/// Chain for forwarded packets from one bridge. The number of the bridge follows.
 const FROM_BRIDGE: &str = "MESOS-OVERLAY-F";
+/// Chain for packets from one bridge to this host. The number of the bridge follows.
 const FROM_BRIDGE_IN: &str = "MESOS-OVERLAY-N";
+/// Chain for packets from one isolated overlay. The number of the overlay follows.
 const ISOLATED: &str = "MESOS-OVERLAY-I";
 
-/// Returns whether a chain is ours.
+/// Returns whether a chain is one of the managed chains of `mangle`.
 pub(super) fn is_own_chain(name: &str) -> bool {
     let is_numbered = |beginning| {
         let number = name.strip_prefix(beginning).unwrap_or_default();
@@ -59,10 +63,12 @@ struct Chains<'a> {
     rules: &'a Ruleset,
     layout: &'a Layout,
     family: Family,
+    /// The subnets of all overlays of the family.
     spaces: BTreeSet<Subnet>,
 }
 
 impl Chains<'_> {
+    /// Writes the chain for forwarded packets, and the chains that it goes to.
     fn forward(&self, mangle: &mut Table) {
         let is_closed = self.layout.ingress == Ingress::Closed;
         let mut rules: Vec<String> = self
@@ -118,6 +124,8 @@ impl Chains<'_> {
         rules
     }
 
+    /// Writes the chain for packets from containers of the overlays, and those of isolated
+    /// overlays.
     fn inside(&self, mangle: &mut Table) {
         let mut rules = Vec::new();
         if self.layout.isolate {
@@ -152,13 +160,14 @@ impl Chains<'_> {
         rules
     }
 
-    /// Returns the rule that closes the masters. Only IPv4 has them.
+    /// Returns the rule that closes the ports of the masters. Masters have only IPv4 addresses.
     fn masters(&self) -> Vec<String> {
         let set = ipsets::MASTERS;
         let rule = format!("-p tcp -m set --match-set {set} dst,dst -j DROP");
         Some(rule).filter(|_| self.family == Family::V4).into_iter().collect()
     }
 
+    /// Writes the chain for packets to this host, and the chains that it goes to.
     fn input(&self, mangle: &mut Table) {
         let mut rules: Vec<String> = self
             .bridges()
@@ -198,7 +207,7 @@ impl Chains<'_> {
     }
 }
 
-/// Returns conditions on TCP ports.
+/// Returns conditions on TCP ports, each for as many ports as one rule can name.
 fn port_conditions(ports: &BTreeSet<u16>) -> impl Iterator<Item = String> {
     let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
     let chunks = ports.chunks(MULTIPORT_MAX).map(|ports| ports.join(","));

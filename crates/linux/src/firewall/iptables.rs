@@ -1,9 +1,9 @@
 //! Writes the rules as managed iptables chains.
 //!
 //! Without nft these chains hold all rules: those that drop packets in the table `mangle`, which
-//! [`super::ipt_mangle`] writes. With nft they hold only the rules that accept forwarded packets: an
-//! nftables table cannot accept a packet that the FORWARD chain of iptables drops. The only changed
-//! chain of Docker is `DOCKER-USER`, which Docker reserves for other programs.
+//! [`super::ipt_mangle`] writes. With nft they hold only the rules that accept forwarded packets:
+//! an nftables table cannot accept a packet that the FORWARD chain of iptables drops. The only
+//! changed chain of Docker is `DOCKER-USER`, which Docker reserves for other programs.
 
 use std::collections::BTreeSet;
 
@@ -12,15 +12,16 @@ use overlay_types::addr::Family;
 use super::ipt_mangle;
 use super::ruleset::Ruleset;
 
-/// The beginning of the names of our chains, and our chain for packets that pass this host. In
-/// `filter` it accepts packets before other chains decide, in `nat` it masquerades.
+/// The beginning of the names of all managed chains, and the name of the first chain of each table.
+/// In `mangle` the first chain drops forwarded packets, in `filter` it accepts packets before other
+/// chains decide, in `nat` it masquerades.
 pub const CHAIN: &str = "MESOS-OVERLAY";
 /// Chain of `filter` for packets with a source in an overlay.
 const SOURCE: &str = "MESOS-OVERLAY-SRC";
 /// Chain of `filter` for packets from a tunnel.
 const TUNNEL: &str = "MESOS-OVERLAY-TUN";
-/// Chain of `filter` that accepts packets to and from other networks, after Docker's chains have
-/// decided.
+/// Chain of `filter` that accepts packets between the overlays and other networks. Docker's chains
+/// decide before it. `mangle` has a chain of the same name.
 const EXTERNAL: &str = "MESOS-OVERLAY-OUT";
 /// Chain for packets to this host. A former version had it in `filter`.
 pub(super) const INPUT: &str = "MESOS-OVERLAY-IN";
@@ -31,7 +32,7 @@ pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 /// The rules that the chains contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Only the rules that nft cannot replace.
+    /// Only the rules that accept forwarded packets, since nft cannot replace them.
     Forward,
     /// All rules.
     Everything,
@@ -99,7 +100,8 @@ pub(super) const JUMPS: [Jump; 7] = {
     ]
 };
 
-/// Returns the bridge in a rule of `iptables-save` by which Docker decides on packets to a network.
+/// Returns the bridge of a network if the line of `iptables-save` is the rule by which Docker
+/// decides about packets to that network.
 pub(super) fn docker_bridge(line: &str) -> Option<&str> {
     match *line.split(' ').collect::<Vec<_>>() {
         ["-A", _, "-o", bridge, "-j", "DOCKER"] => Some(bridge),
@@ -135,11 +137,11 @@ pub(super) fn tables(
     [mangle, filter, nat]
 }
 
-/// Accepts packets of the overlays. Two levels of chains: the number of rules grows with the number
-/// of overlays, and not with its square.
+/// Adds the chains that accept packets of the overlays. There are two levels of chains, so that the
+/// number of rules grows linearly with the number of overlays.
 ///
-/// Engines before 28 protect their networks by the policy of FORWARD: what their chains did not
-/// accept must not be accepted here.
+/// Docker engines before 28 protect their networks by the policy of FORWARD. Packets to such a
+/// network that Docker's chains did not accept are not accepted here either.
 fn accept(filter: &mut Table, rules: &Ruleset, family: Family, docker_bridges: &BTreeSet<&str>) {
     let layout = &rules.layout;
     let spaces = layout.spaces(family);

@@ -1,5 +1,5 @@
 //! Keeps the elements of existing rules until the master has sent the list of peers. So a restarted
-//! agent accepts no unknown sender, and the known agents stay connected.
+//! agent accepts no unknown sender, and the agents that the rules know stay connected.
 
 use super::elements::{ListedElements, SetName};
 use super::ruleset::{Layout, Ruleset, Senders};
@@ -21,7 +21,7 @@ impl Format {
         }
     }
 
-    /// Returns the check of the packets inside of the tunnel.
+    /// Returns how the source of a packet inside of the tunnel is checked.
     pub(super) const fn check(self) -> InnerCheck {
         match self {
             Self::Nftables(check) => check,
@@ -29,10 +29,11 @@ impl Format {
         }
     }
 
-    /// Adds the existing elements to the rules. Returns all elements.
+    /// Adapts the layout of the rules to the existing elements. Returns these elements together
+    /// with the elements of the rules.
     ///
-    /// Without agents the rules accept no VXLAN packet. Existing agents without a source come from
-    /// a former version: then the sources are not checked, as before.
+    /// If no existing set has agents, the rules accept no VXLAN packet. Existing agents without
+    /// sources come from rules of a former version. Then the sources are not checked, as before.
     pub(super) fn keep(self, rules: &mut Ruleset, existing: ListedElements) -> ListedElements {
         let has_agents = existing.contains_key(&self.agents(&rules.layout));
         let mut kept = existing;

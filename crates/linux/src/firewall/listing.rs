@@ -1,6 +1,6 @@
-//! Parses the listings of our rules. The elements of the sets that change with the peers and the
-//! masters are collected separately, since they change one by one. All other rules are compared as
-//! text.
+//! Parses the listings of the managed rules. The elements of the dynamic sets, which follow the
+//! peers and the masters, are collected separately, since they change one by one. All other rules
+//! are compared as text.
 
 use std::net::IpAddr;
 
@@ -50,8 +50,8 @@ impl Listing {
         }
     }
 
-    /// Adds an element. Our rules have no other elements than those that can be parsed. Any other
-    /// element in `rest` counts as a difference.
+    /// Adds an element. Every element that the agent writes can be parsed. Any other element is
+    /// foreign: it goes into `rest`, so that the verification finds a difference.
     fn add_element(&mut self, set: &str, text: &str, element: Option<String>) {
         match element {
             Some(element) => {
@@ -61,8 +61,8 @@ impl Listing {
         }
     }
 
-    /// Adds our chains from the output of `iptables-save`. Also adds the policy of FORWARD, the chain
-    /// DOCKER-USER and the bridges of Docker: our chains depend on them.
+    /// Adds the managed chains from the output of `iptables-save`. Adds also the policy of FORWARD,
+    /// the chain DOCKER-USER and the bridges of Docker, since the managed chains depend on them.
     pub(super) fn add_chains(&mut self, text: &str) {
         let is_relevant = |line: &&str| {
             line.contains(iptables::CHAIN)
@@ -76,7 +76,7 @@ impl Listing {
         }
     }
 
-    /// Adds one of our ipsets, as `ipset save` lists it.
+    /// Adds managed ipsets, as `ipset save` lists them.
     pub(super) fn add_set(&mut self, text: &str) {
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
@@ -99,7 +99,8 @@ impl Listing {
     }
 }
 
-/// Returns a part of an element of nft as we write it: an address, a port, or a hexadecimal number.
+/// Returns a part of a listed element of nft in the form in which the agent writes it: an address,
+/// a port, or a hexadecimal number.
 fn normalize(part: &str) -> Option<String> {
     if let Some(digits) = part.strip_prefix("0x") {
         return u128::from_str_radix(digits, 16).ok().map(|number| format!("{number:#x}"));

@@ -1,14 +1,21 @@
-//! Programs the firewall: VXLAN packets from known agents with their sources only, containers with
-//! their addresses only, no control ports for containers, no flows from outside of the overlays,
-//! isolation, masquerade for packets that leave the overlays, and forwarding where another program
-//! drops it. [`Ruleset`] is the desired state and is pure. The managed rules are one nftables table,
-//! or managed iptables chains. Foreign rules are not removed.
+//! Programs the firewall of the host. The rules:
+//!
+//! * accept VXLAN packets only from known agents, and only with sources of the sending agent;
+//! * accept packets of containers only with the containers' own addresses;
+//! * close the ports of agents and masters, and the VXLAN port, to containers;
+//! * drop new flows from outside of the overlays to containers;
+//! * isolate the overlays from each other, if configured;
+//! * masquerade packets that leave the overlays;
+//! * accept forwarded packets of the overlays where another program drops them.
+//!
+//! [`Ruleset`] is the desired state and is pure. The managed rules are one nftables table, or
+//! managed iptables chains. Foreign rules are not removed.
 //!
 //! A verification compares the current listing of the rules with the listing right after the rules
 //! were made. So this module need not parse a format that changes between versions, and it detects
 //! every added or removed rule. The first verification after a start therefore makes all rules
-//! again, atomically. All calls block while a program runs, and act on the caller's network
-//! namespace.
+//! again, each table atomically. All calls block while a program runs, and act on the caller's
+//! network namespace.
 
 mod chains;
 mod command;
@@ -64,11 +71,12 @@ pub enum Backend {
 pub enum InnerCheck {
     /// The source must belong to the agent that sent the packet.
     Pair,
-    /// The source must belong to any agent: nft cannot compare the two, and iptables neither.
+    /// The source must belong to some agent. iptables, and nft before 1.0.1, cannot compare the
+    /// source with the sender.
     Membership,
 }
 
-/// Result of a verification or an update.
+/// The result of a verification or an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The rules matched the desired rules.
@@ -83,9 +91,10 @@ pub enum Outcome {
 #[derive(Debug)]
 struct AppliedRules {
     rules: Ruleset,
-    /// All elements, if some of them were kept.
+    /// All elements of the sets, if elements of earlier rules were kept: see
+    /// [`Ruleset::keeps_elements`].
     kept: Option<ListedElements>,
-    /// The listing without the elements.
+    /// The listing without the elements of the sets.
     rest: String,
 }
 
@@ -93,7 +102,7 @@ struct AppliedRules {
 #[derive(Debug)]
 pub struct Firewall {
     backend: Backend,
-    /// The check that this host supports. `None` until the first verification.
+    /// The check of inner sources that this host supports. `None` until the first verification.
     check: Option<InnerCheck>,
     /// The rules that were made last. `None` if the rules on the host are unknown.
     applied: Option<AppliedRules>,
@@ -117,8 +126,9 @@ impl Backend {
         match probe(tools, nftables::PROBE) {
             Ok(_) => Ok(Self::Nftables),
             Err(FirewallError::ProgramNotFound(_)) if has_iptables => Ok(Self::Iptables),
-            Err(error) if error.lacks_feature() && has_iptables => Ok(Self::Iptables),
-            Err(FirewallError::Refused { message, .. }) if !has_iptables => {
+            Err(error) if !error.is_missing_feature() => Err(error),
+            Err(_) if has_iptables => Ok(Self::Iptables),
+            Err(FirewallError::Refused { message, .. }) => {
                 Err(FirewallError::NoNftables { message })
             }
             Err(error) => Err(error),
@@ -127,11 +137,12 @@ impl Backend {
 }
 
 impl InnerCheck {
-    /// Finds the best check that nft supports. nft before 1.0.1 has no sets with a part of a packet.
+    /// Finds the best check that nft supports. nft before 1.0.1 supports no sets whose elements are
+    /// parts of a packet.
     fn detect(tools: &dyn Tools) -> Result<Self, FirewallError> {
         match probe(tools, nftables::PAIR_PROBE) {
             Ok(_) => Ok(Self::Pair),
-            Err(error) if error.lacks_feature() => {
+            Err(error) if error.is_missing_feature() => {
                 log::warn!(
                     "{error}; until nft 1.0.1 or later is installed, VXLAN packets are not compared \
                      with their sender, and a known agent can forge addresses of other agents"
@@ -167,7 +178,7 @@ impl Firewall {
     /// # Errors
     /// When a program fails. The next call tries again.
     pub fn verify(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
-        let Some(format) = self.format()? else {
+        let Some(format) = self.detect_format()? else {
             if self.applied.is_none() {
                 if let Err(error) = self.clean() {
                     log::warn!(
@@ -207,8 +218,9 @@ impl Firewall {
         Ok(outcome)
     }
 
-    /// Returns how the backend lists elements. `None` without a backend.
-    fn format(&mut self) -> Result<Option<Format>, FirewallError> {
+    /// Detects the check of inner sources once. Returns how the backend lists elements, or `None`
+    /// without a backend.
+    fn detect_format(&mut self) -> Result<Option<Format>, FirewallError> {
         self.check = match (self.backend, self.check) {
             (Backend::None, _) => return Ok(None),
             (Backend::Iptables, _) => Some(InnerCheck::Membership),
@@ -221,8 +233,9 @@ impl Firewall {
         })
     }
 
-    /// Adds the elements of the existing rules if the list of peers is still unknown. So a restarted
-    /// agent accepts no unknown senders before it receives the list.
+    /// Returns the rules, with the elements of the existing rules if the list of peers is still
+    /// unknown. So a restarted agent accepts no unknown sender before it receives the list. Returns
+    /// also all elements, if existing elements were kept.
     fn with_kept_elements<'a>(
         &self,
         format: Format,
@@ -249,7 +262,7 @@ impl Firewall {
     /// # Errors
     /// See [`Self::verify`].
     pub fn update(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
-        let format = self.format()?;
+        let format = self.detect_format()?;
         if let Some(AppliedRules { rules: before, kept: None, rest }) = &self.applied
             && let Some(check) = format.map(Format::check)
             && let Some(changes) = rules.changes_since(before, check)
@@ -263,7 +276,7 @@ impl Firewall {
                     self.applied = Some(AppliedRules { rules, kept: None, rest });
                     return Ok(Outcome::Made);
                 }
-                // Another program has changed the set, so all rules are made again.
+                // Another program may have changed a set, so all rules are made again.
                 Err(error) => log::warn!("{error}: making all rules again"),
             }
             self.applied = None;

@@ -4,7 +4,8 @@
 //!
 //! All sets are plain hash sets, and a subnet is an element with the masked address. A packet that
 //! is in a chain while the table is replaced does not find the elements of interval sets and of
-//! verdict maps any more: with them, packets leaked and were lost at every replacement (Linux 6.18).
+//! verdict maps any more: with them, packets leaked and were lost at every replacement (Linux
+//! 6.18).
 //!
 //! The input of nft is text: not every nft reads JSON, and text is easier to read in a test.
 
@@ -22,7 +23,8 @@ use super::ruleset::{Layout, Ruleset, Senders};
 /// Our table.
 pub const TABLE: &str = "inet mesos_overlay";
 
-/// A small table that uses every feature that a kernel or nft may not support.
+/// A small table with every feature of our rules that the kernel or nft may not support, except
+/// that of [`PAIR_PROBE`].
 pub(super) const PROBE: &str = "table inet mesos_overlay_probe {
     set own { type ifname . ipv4_addr; elements = { \"lo\" . 127.0.0.0 }; }
     set spaces { type ipv4_addr; elements = { 127.0.0.0 }; }
@@ -38,7 +40,7 @@ pub(super) const PROBE: &str = "table inet mesos_overlay_probe {
 }
 ";
 
-/// As [`PROBE`], for the check of pairs.
+/// A small table that compares the source of a packet inside of the tunnel with its sender.
 pub(super) const PAIR_PROBE: &str = "table inet mesos_overlay_probe {
     set inner4 { typeof ip saddr . @th,336,32; elements = { 10.0.0.2 . 0xc0a80200 }; }
     set inner6 { typeof ip6 saddr . @th,304,128; elements = { fd00::2 . 0xfd01000b }; }
@@ -95,7 +97,7 @@ pub(super) fn listed(rules: &Ruleset, check: InnerCheck) -> ListedElements {
     listed
 }
 
-/// Returns whether the elements of a set change with the peers and the masters.
+/// Returns whether a set is dynamic: its elements follow the peers and the masters.
 pub(super) fn is_dynamic(set: &str) -> bool {
     ["agents", "hosts", "gateways", "inner", "members", "masters"]
         .iter()

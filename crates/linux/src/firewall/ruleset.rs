@@ -9,7 +9,8 @@ use overlay_types::tunnel::{Desired, VxlanDevice};
 use super::InnerCheck;
 use super::elements::{ElementChanges, Elements, SetName};
 
-/// Docker's default bridge. Docker masquerades its containers as we do.
+/// Docker's default bridge. Docker masquerades packets of its containers, so they get the address
+/// of this host too.
 const DOCKER_BRIDGE: &str = "docker0";
 
 /// The operator's options.
@@ -25,11 +26,11 @@ pub struct Options {
     pub isolate: bool,
     /// Whether hosts outside of the overlays may open flows to containers without a published port.
     pub ingress: Ingress,
-    /// TCP ports of our program on this host, and of the agents on other hosts, that containers do
-    /// not reach. Empty in a Mesos process: executors and schedulers in containers need its port.
+    /// TCP ports that are closed to containers: on this host, and on the hosts of the other agents.
+    /// Empty in a Mesos process: executors and schedulers in containers need its port.
     pub control_ports: BTreeSet<u16>,
-    /// Further TCP ports of our programs on this host, such as that of a master. On other hosts
-    /// another process may have them, which containers need.
+    /// Further TCP ports that are closed to containers, on this host only, such as that of a
+    /// master. On another host the port may belong to a process that containers need.
     pub local_ports: BTreeSet<u16>,
 }
 
@@ -62,9 +63,9 @@ pub(super) enum Senders {
     /// Packets of every sender.
     #[default]
     Any,
-    /// Packets of the agents, whatever is inside of them: the sources of the agents are unknown.
+    /// Packets of the agents with any inner source: the sources of the agents are unknown.
     Agents,
-    /// Packets of the agents with sources of the agents.
+    /// Packets of the agents whose inner sources belong to the agents: see [`InnerCheck`].
     Sources,
 }
 
@@ -75,16 +76,16 @@ pub(super) struct Layout {
     pub(super) spaces: BTreeMap<OverlayName, BTreeSet<Subnet>>,
     /// The bridges of the overlays on this host, with the subnets of their containers.
     pub(super) bridges: BTreeMap<DeviceName, BTreeSet<Subnet>>,
-    /// Our VXLAN devices.
+    /// The managed VXLAN devices.
     pub(super) devices: BTreeSet<DeviceName>,
-    /// Their UDP ports.
+    /// The UDP ports of these devices.
     pub(super) ports: BTreeSet<u16>,
     /// The subnets of the VTEPs.
     pub(super) vteps: BTreeSet<Subnet>,
     /// Whether the underlay of this host is IPv6. All peers have the same family.
     pub(super) has_ipv6_underlay: bool,
     pub(super) senders: Senders,
-    /// Families and lengths of the subnets of all agents.
+    /// Families and prefix lengths of the subnets and addresses of all agents.
     pub(super) prefixes: BTreeSet<(Family, u8)>,
     /// See [`Options::masquerade`].
     pub(super) masquerade: bool,
@@ -103,8 +104,8 @@ pub(super) struct Layout {
 pub struct Ruleset {
     pub(super) layout: Layout,
     pub(super) elements: Elements,
-    /// Whether the elements of the existing rules are kept, because the master has not sent the list
-    /// of peers. Without existing rules no VXLAN packet is accepted.
+    /// Whether the elements of the existing rules are kept, because the master has not sent the
+    /// list of peers. Then the rules accept no VXLAN packet if there are no existing rules.
     pub(super) keeps_elements: bool,
 }
 
@@ -135,9 +136,9 @@ impl Ruleset {
         self.layout.ingress == Ingress::Open || has_gateway
     }
 
-    /// Returns the changes of the elements since `before`. Returns `None` if anything else changed.
-    /// A check of pairs decides on packets of other networks by an element, the other check by a
-    /// rule.
+    /// Returns the changes of the elements since `before`, or `None` if anything else changed.
+    /// Whether packets of other networks are accepted is an element for [`InnerCheck::Pair`], and a
+    /// rule for [`InnerCheck::Membership`].
     pub(super) fn changes_since(&self, before: &Self, check: InnerCheck) -> Option<ElementChanges> {
         let is_same = self.layout == before.layout
             && !self.keeps_elements
@@ -158,7 +159,7 @@ impl Layout {
         }
         let devices = &desired.vxlan_devices;
         let addresses = devices.iter().flat_map(VxlanDevice::addresses);
-        // The allocations of all agents in an overlay have one length.
+        // In an overlay, the subnets of all agents have the same length.
         let own = desired.spaces.iter().flat_map(|space| &space.own);
         let peers = elements.names().filter_map(|set| match set {
             SetName::Inner(family, prefix) => Some((family, prefix)),
@@ -198,8 +199,8 @@ impl Layout {
         of_family(self.spaces.values().flatten(), family).collect()
     }
 
-    /// Returns the subnets of the overlays and of the VTEPs. A packet from outside of the overlays
-    /// has no source there.
+    /// Returns the subnets of the overlays and of the VTEPs. A packet that a gateway forwards from
+    /// another network has no source in them.
     pub(super) fn internal(&self, family: Family) -> BTreeSet<Subnet> {
         of_family(self.spaces.values().flatten().chain(&self.vteps), family).collect()
     }

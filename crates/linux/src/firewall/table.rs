@@ -1,4 +1,4 @@
-//! Our nftables table on this host.
+//! Lists and removes the managed nftables table of this host.
 
 use super::command::{FirewallError, Tools};
 use super::nftables;
@@ -11,7 +11,7 @@ fn exists(tools: &dyn Tools) -> Result<bool, FirewallError> {
     if !tools.has("nft") {
         return Ok(false);
     }
-    // `list table` fails for a missing table as for every other reason.
+    // `list table` fails in the same way for a missing table and for every other reason.
     match tools.run("nft", &["list", "tables"], "") {
         Ok(tables) => {
             let own = format!("table {}", nftables::TABLE);
@@ -22,7 +22,7 @@ fn exists(tools: &dyn Tools) -> Result<bool, FirewallError> {
     }
 }
 
-/// Lists the table without counters. The listing is empty without the table.
+/// Lists the table without counters. Returns an empty listing if the table does not exist.
 pub(super) fn list(tools: &dyn Tools) -> Result<String, FirewallError> {
     if !exists(tools)? {
         return Ok(String::new());
