@@ -1,5 +1,5 @@
-//! The thread that works on the network of the host for the agent: its calls block. A panic of the
-//! work is reported, counted, and followed by a new start.
+//! The thread that inspects and programs the network of the host for the agent, since the calls
+//! block. If a call panics, the thread reports and counts the panic, and goes on with a new worker.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::inbox::Inbox;
 
-/// Wait after a panic outside of a job. The agent delays further attempts at a job itself.
+/// Delay after a panic outside of a job. After a panic of a job, the agent delays the next attempt.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 /// The failure of a job that panicked.
 const PANICKED: &str = "the dataplane thread panicked, which is a defect: it starts again, and the \
@@ -29,8 +29,8 @@ pub(super) enum Job {
     Program { attempt: u64, desired: Arc<Desired>, scope: Scope },
 }
 
-/// What the thread does. All calls but [`Self::listen`] return soon.
-pub(super) trait Work {
+/// The calls of the thread. Each call ends by itself, except [`Self::listen`], which waits.
+pub(super) trait Worker {
     /// Takes the lock of the host before the first job, so that `clean` refuses a host whose agent
     /// waits for its master.
     fn lock_early(&mut self);
@@ -45,7 +45,8 @@ pub(super) trait Work {
     /// Programs the desired state.
     fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed;
 
-    /// Waits for a job or a foreign change. Returns the scope of a change.
+    /// Waits until a job is queued or another program changes the network of the host. Returns the
+    /// scope of such a change.
     fn listen(&mut self) -> Option<Scope>;
 }
 
@@ -58,13 +59,13 @@ pub(super) struct DataplaneThread {
 }
 
 impl DataplaneThread {
-    /// Starts the thread in the network namespace of the calling thread. `create` creates the work
-    /// at the start and after each panic; it gets a descriptor that is readable when a job is
+    /// Starts the thread in the network namespace of the calling thread. `create` creates the
+    /// worker at the start and after each panic, with a descriptor that is readable when a job is
     /// queued. Without `programs`, the thread only inspects the host.
     ///
     /// # Errors
     /// When the thread or the eventfd cannot be created.
-    pub(super) fn start<W: Work>(
+    pub(super) fn start<W: Worker>(
         create: impl Fn(Arc<OwnedFd>) -> W + Send + 'static,
         programs: bool,
         inbox: Inbox<Agent>,
@@ -75,10 +76,10 @@ impl DataplaneThread {
         let supervise = move || {
             let mut start = programs.then_some(Task::Begin);
             loop {
-                let mut work = create(Arc::clone(&shared));
-                match run(&mut work, &inbox, &receiver, start.take()) {
-                    Ended::Closed => return,
-                    Ended::Panicked(task) => report_panic(&inbox, &task),
+                let mut worker = create(Arc::clone(&shared));
+                match run(&mut worker, &inbox, &receiver, start.take()) {
+                    RunEnd::Closed => return,
+                    RunEnd::Panicked(task) => report_panic(&inbox, &task),
                 }
             }
         };
@@ -90,7 +91,10 @@ impl DataplaneThread {
     pub(super) fn queue(&self, job: Job) {
         let is_queued = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !is_queued {
-            log::error!("the dataplane thread has ended: the dataplane is no longer programmed");
+            log::error!(
+                "the dataplane thread has ended: the dataplane is no longer programmed: restart \
+                 the agent"
+            );
         }
         self.wake_up();
     }
@@ -117,13 +121,14 @@ impl Drop for DataplaneThread {
 /// One step of the thread.
 #[derive(Debug)]
 enum Task {
+    /// The first step of a thread that programs the host.
     Begin,
     Job(Job),
     Listen,
 }
 
-/// Why a run of the work has ended.
-enum Ended {
+/// Why [`run`] has ended.
+enum RunEnd {
     /// The owner of the thread has dropped it.
     Closed,
     /// The task panicked.
@@ -132,11 +137,11 @@ enum Ended {
 
 /// Executes jobs, and listens for changes in between, until the queue of jobs is closed.
 fn run(
-    work: &mut impl Work,
+    worker: &mut impl Worker,
     inbox: &Inbox<Agent>,
     jobs: &mpsc::Receiver<Job>,
     first: Option<Task>,
-) -> Ended {
+) -> RunEnd {
     let mut next = first;
     loop {
         let task = match next.take() {
@@ -144,35 +149,35 @@ fn run(
             None => match jobs.try_recv() {
                 Ok(job) => Task::Job(job),
                 Err(TryRecvError::Empty) => Task::Listen,
-                Err(TryRecvError::Disconnected) => return Ended::Closed,
+                Err(TryRecvError::Disconnected) => return RunEnd::Closed,
             },
         };
-        match catch_unwind(AssertUnwindSafe(|| execute(work, &task))) {
+        match catch_unwind(AssertUnwindSafe(|| execute(worker, &task))) {
             Ok(Some(event)) => inbox.send_blocking(event),
             Ok(None) => {}
-            Err(_) => return Ended::Panicked(task),
+            Err(_) => return RunEnd::Panicked(task),
         }
     }
 }
 
-/// Executes a task. Returns its result.
-fn execute(work: &mut impl Work, task: &Task) -> Option<Event> {
+/// Executes a task. Returns the event for the agent, if there is one.
+fn execute(worker: &mut impl Worker, task: &Task) -> Option<Event> {
     match task {
         Task::Begin => {
-            work.lock_early();
-            Some(Event::FoundVteps(work.find_vteps()))
+            worker.lock_early();
+            Some(Event::FoundVteps(worker.find_vteps()))
         }
         Task::Job(Job::Inspect { attempt, claims }) => {
-            Some(Event::Inspected { attempt: *attempt, result: work.inspect(claims) })
+            Some(Event::Inspected { attempt: *attempt, result: worker.inspect(claims) })
         }
         Task::Job(Job::Program { attempt, desired, scope }) => {
-            Some(Event::Programmed { attempt: *attempt, result: work.program(desired, *scope) })
+            Some(Event::Programmed { attempt: *attempt, result: worker.program(desired, *scope) })
         }
-        Task::Listen => work.listen().map(Event::Drifted),
+        Task::Listen => worker.listen().map(Event::Drifted),
     }
 }
 
-/// Counts a panic, and reports a failure of the task: the agent waits for its result.
+/// Counts a panic, and reports the task as failed, since the agent waits for the result of a job.
 fn report_panic(inbox: &Inbox<Agent>, task: &Task) {
     inbox.metrics().count_dataplane_restart();
     let event = match task {
@@ -205,8 +210,8 @@ mod tests {
     use super::super::inbox::Input;
     use super::*;
 
-    /// A host whose first calls panic.
-    struct PanickingWork {
+    /// A worker whose first calls panic.
+    struct PanickingWorker {
         calls: Arc<AtomicUsize>,
         wake: Arc<OwnedFd>,
     }
@@ -214,13 +219,13 @@ mod tests {
     /// The number of calls that panic.
     const PANICS: usize = 2;
 
-    impl PanickingWork {
+    impl PanickingWorker {
         fn call(&self) {
             assert!(self.calls.fetch_add(1, Ordering::SeqCst) >= PANICS, "a defect");
         }
     }
 
-    impl Work for PanickingWork {
+    impl Worker for PanickingWorker {
         fn lock_early(&mut self) {}
 
         fn find_vteps(&mut self) -> Vec<IpAddr> {
@@ -256,7 +261,7 @@ mod tests {
         let metrics: Metrics<Agent> = Metrics::new();
         let (inbox, mut receiver) = Inbox::new(metrics.clone());
         let calls = Arc::new(AtomicUsize::new(0));
-        let create = move |wake| PanickingWork { calls: Arc::clone(&calls), wake };
+        let create = move |wake| PanickingWorker { calls: Arc::clone(&calls), wake };
         let thread = DataplaneThread::start(create, true, inbox).unwrap();
         assert!(matches!(next_event(&mut receiver), Event::FoundVteps(_)));
 

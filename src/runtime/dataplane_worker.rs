@@ -1,5 +1,5 @@
-//! Inspects and programs the network of the host for the agent, and listens for foreign changes.
-//! Netlink and the firewall commands block.
+//! Inspects and programs the network of the host for the agent, and listens for changes of other
+//! programs. Netlink and the firewall programs block.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +19,7 @@ use overlay_types::tunnel::{Collision, Desired, Fault};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::dataplane_thread::Work;
+use super::dataplane_thread::Worker;
 use super::own_address::is_own;
 
 /// The options of the dataplane.
@@ -37,8 +37,8 @@ pub struct DataplaneOptions {
 }
 
 impl DataplaneOptions {
-    /// Returns the options of the configuration. Containers do not reach `control_ports` of this host
-    /// and of other agents; a Mesos process has none, since executors in containers need its port.
+    /// Returns the options of the configuration. `control_ports` are closed to containers: see
+    /// [`firewall::Options::control_ports`].
     #[must_use]
     pub fn new(config: &DataplaneConfig, control_ports: BTreeSet<u16>) -> Self {
         Self {
@@ -64,13 +64,13 @@ impl DataplaneOptions {
         }
     }
 
-    /// Returns the options of the rules for a desired state. A master on this host is reached at every
-    /// address of the host, so its port is closed as a whole.
+    /// Returns the options of the rules for a desired state. Containers would reach a master on
+    /// this host at every address of the host, so its port is closed at all of them.
     fn rules_for(&self, desired: &Desired) -> firewall::Options {
         let mut rules = self.rules.clone();
         let local = desired.masters.iter().filter(|master| is_own((*master.ip()).into()));
         rules.local_ports.extend(local.map(SocketAddrV4::port));
-        // The master sends no peers, so no sender is known.
+        // A master that sends no peers names no senders, so all are accepted.
         rules.known_agents_only &= !desired.accepts_every_sender;
         rules
     }
@@ -95,8 +95,8 @@ pub(super) struct HostNetwork {
     options: DataplaneOptions,
     /// Readable when a job is queued.
     wake: Arc<OwnedFd>,
-    /// The lock of the host. The thread takes the lock at its start, or in the first job while no
-    /// other process holds it.
+    /// The lock of the host. The thread takes the lock at its start, or, if another process holds
+    /// it then, in the first job after that process has ended.
     lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
@@ -105,11 +105,13 @@ pub(super) struct HostNetwork {
     listeners: ChangeListeners,
 }
 
-/// The monitors of foreign changes, and the changes that were reported since the last job.
+/// The monitors of changes by other programs, and the changes that were reported since the last
+/// job.
 #[derive(Default)]
 struct ChangeListeners {
     kernel: Option<dataplane::Monitor>,
     rules: Option<firewall::Monitor>,
+    /// The objects of the kernel whose changes matter.
     watch: Watch,
     reported_kernel: bool,
     reported_rules: bool,
@@ -155,7 +157,7 @@ impl HostNetwork {
 
     fn apply(&mut self, desired: &Arc<Desired>, scope: Scope, result: &mut Programmed) {
         let is_removal = desired.vxlan_devices.is_empty();
-        // No device exists without rules: they come first, and go last.
+        // The rules are made before the devices and removed after them, so that no device is open.
         let has_rules = is_removal || self.apply_rules(desired, scope, result);
         if self.options.host_settings && scope == Scope::Everything {
             self.apply_settings(desired, result);
@@ -188,8 +190,8 @@ impl HostNetwork {
         result.add(applied.unwrap_or_default().into_iter());
     }
 
-    /// Programs the kernel. Without rules it opens nothing new: it only maintains the devices and
-    /// overlays that the kernel has.
+    /// Programs the kernel. If the rules are missing, the kernel is programmed only if it already
+    /// has all desired devices and overlays: then no new device is open to every host.
     fn apply_kernel(
         &mut self,
         desired: &Arc<Desired>,
@@ -206,7 +208,7 @@ impl HostNetwork {
         report
     }
 
-    /// Applies the rules of the firewall. Returns whether the host has them.
+    /// Applies the rules of the firewall. Returns whether that succeeded.
     fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) -> bool {
         let rules = Ruleset::new(desired, &self.options.rules_for(desired));
         let outcome = self.firewall().and_then(|firewall| {
@@ -240,7 +242,7 @@ impl HostNetwork {
     }
 }
 
-impl Work for HostNetwork {
+impl Worker for HostNetwork {
     fn lock_early(&mut self) {
         // If the lock is held by another process, the first job reports that.
         let _ = self.acquire_lock();
@@ -358,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_follow_local_master_and_master_without_peers() {
+    fn rules_for_local_master_and_for_master_without_peers() {
         let config = DataplaneConfig::default();
         let options = DataplaneOptions::new(&config, [5051].into());
         let masters = ["127.0.0.1:5050", "192.0.2.1:5060"].map(|master| master.parse().unwrap());

@@ -129,8 +129,9 @@ pub(super) fn read<'a>(
     config
 }
 
-/// Reads `overlay_ingress`. Without masquerade the network outside has routes to the containers, and
-/// an agent without subnets is a gateway for other hosts: both exist for flows from outside.
+/// Reads `overlay_ingress`. The default is `open` without masquerade, where the network outside has
+/// routes to the containers, and on an agent without subnets, which is a gateway for other hosts:
+/// operators choose both so that flows from outside reach containers.
 fn read_ingress<'a>(
     document: &mut Document<'a>,
     object: &Object<'a>,
@@ -201,8 +202,8 @@ fn warn_about_unused_keys<'a>(
     }
 }
 
-/// Warns that the addresses of packets show nothing where every host can send packets into the
-/// overlays.
+/// Warns if isolation is configured while every host can send packets into the overlays: the
+/// sources of such packets can be forged, and isolation compares sources.
 fn warn_about_isolation<'a>(
     document: &mut Document<'a>,
     object: &Object<'a>,

@@ -19,7 +19,7 @@ pub enum Event {
     Timeout,
     /// The detector found the leading master, or that there is none.
     Detected(Option<SocketAddrV4>),
-    /// The detector found masters besides the leading master.
+    /// The detector found all masters of the cluster that it can know, such as those on standby.
     FoundMasters(FoundMasters),
     /// The linked connection to this address has ended or could not be made.
     Exited(SocketAddrV4),
@@ -185,7 +185,7 @@ impl Programmed {
 /// Masters that the detector found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundMasters {
-    /// The candidates of the election that are masters of this program, with those on standby.
+    /// The candidates of the election that are masters of this program, including those on standby.
     Elected(BTreeSet<SocketAddrV4>),
     /// The addresses of the configured name, which may be those of Mesos masters.
     Named(BTreeSet<SocketAddrV4>),

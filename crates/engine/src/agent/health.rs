@@ -29,7 +29,7 @@ fn no_peers_problem() -> String {
         .to_owned()
 }
 
-/// The consequence for the firewall. The master is named by [`no_peers_problem`].
+/// The consequence of a master without peers for the firewall. [`no_peers_problem`] has the remedy.
 pub(super) const EVERY_SENDER_PROBLEM: &str =
     "the master sends no peers: VXLAN packets of every host are accepted";
 

@@ -41,12 +41,13 @@ impl Agent {
         self.tunnel.set_desired(now, desired, scope);
     }
 
-    /// Accepts VXLAN packets of every sender if the master sends no peers, as before there were
-    /// tables of peers. A table ends it.
+    /// Decides whether VXLAN packets of every sender are accepted. They are accepted while the
+    /// master sends no peers, since the rules would otherwise drop all packets between containers.
+    /// The first table of peers ends that.
     pub(super) fn update_accepted_senders(&mut self, now: Now) {
         let accepts = self.tunnel.programs()
             && self.peers.count().is_none()
-            // A program sends peers, so its table is late.
+            // A master that is a program sends peers, so its table is only late.
             && !self.masters.is_program()
             && (self.accepts_every_sender || self.gets_no_peers());
         if accepts != self.accepts_every_sender {

@@ -1,22 +1,23 @@
-//! The masters that are programs of their own. Containers need no connection to them, so the firewall
-//! closes their ports. The port of a Mesos master stays open: schedulers in containers connect to it.
+//! The masters that are programs of their own. Containers need no connection to them, so the
+//! firewall closes their ports. The port of a Mesos master stays open: schedulers in containers
+//! connect to it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 
 use super::event::FoundMasters;
 
-/// What the agent knows of its masters.
+/// The masters that the agent knows.
 #[derive(Debug, Default)]
 pub(super) struct Masters {
     /// The candidates of the election that are masters of this program.
     elected: BTreeSet<SocketAddrV4>,
     /// The addresses of the configured name.
     named: BTreeSet<SocketAddrV4>,
-    /// Whether a master at the configured name has said that it is a program.
+    /// Whether the last assignment from an address of the name came from a program.
     is_named_program: bool,
-    /// The master that sent the last assignment, if it said that it is a program. It stays until the
-    /// next master assigns, so that a failover opens nothing.
+    /// The master that sent the last assignment, if it said that it is a program. It stays until
+    /// the next master assigns, so that a failover opens nothing.
     assigning: Option<SocketAddrV4>,
 }
 

@@ -1,5 +1,5 @@
-//! The agent: registers with the master, configures the container networks of the assigned overlays,
-//! and reports their status.
+//! The agent: registers with the master, configures the container networks of the assigned
+//! overlays, and reports their status.
 //!
 //! A pure state machine: no IO, no clock, no randomness of its own.
 
@@ -94,8 +94,8 @@ pub struct Agent {
     found: Found,
     /// The VTEP address of this host that another agent has, and that agent.
     reassigned_vtep: Option<(IpAddr, Ipv4Addr)>,
-    /// Whether VXLAN packets of every sender are accepted, because the master sends no peers. The
-    /// next master may send none either, so a change of the master alone closes nothing.
+    /// Whether VXLAN packets of every sender are accepted, because the master sends no peers. This
+    /// stays set when another master leads, which may send no peers either.
     accepts_every_sender: bool,
     /// Why the agent cannot be reached at its address.
     address_problem: Option<String>,

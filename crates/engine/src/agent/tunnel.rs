@@ -40,7 +40,8 @@ const REPAIR_RESET: Duration = Duration::from_secs(60);
 /// Consecutive repairs after which the interval between repairs grows. An operator, or a program
 /// that starts, makes a few changes one after the other.
 const QUICK_REPAIRS: u32 = 16;
-/// Time after which a job hangs: each call of a program ends after 30 seconds, with an error.
+/// Time after which a job counts as hung. A job ends with an error if a program of the firewall
+/// runs for more than 30 seconds.
 const JOB_MAX: Duration = Duration::from_mins(2);
 /// Number of peer faults that the agent names. A master may send thousands of invalid peers, and
 /// each fault is a line in the log.
@@ -96,9 +97,9 @@ pub(super) struct Tunnel {
 struct Running {
     attempt: u64,
     job: Job,
-    /// When the job began, since `Now::elapsed` 0.
+    /// `Now::elapsed` at the start of the job.
     since: Duration,
-    /// Whether the job takes longer than [`JOB_MAX`].
+    /// Whether the job has run for [`JOB_MAX`].
     is_overdue: bool,
 }
 
@@ -216,7 +217,7 @@ impl Tunnel {
         Some(command)
     }
 
-    /// Notes whether the running job hangs, and logs it once.
+    /// Marks the running job as overdue after [`JOB_MAX`], and logs that once.
     pub(super) fn note_overdue(&mut self, now: Now) {
         let Some(running) = &mut self.running else { return };
         if !running.is_overdue && now.elapsed >= running.since + JOB_MAX {
@@ -225,12 +226,12 @@ impl Tunnel {
         }
     }
 
-    /// Returns whether the running job hangs.
+    /// Returns whether the running job is overdue.
     pub(super) fn is_overdue(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.is_overdue)
     }
 
-    /// Describes the running job if it hangs.
+    /// Describes the running job if it is overdue.
     pub(super) fn overdue_problem(&self, now: Now) -> Option<String> {
         let overdue = self.running.as_ref().filter(|running| running.is_overdue);
         overdue.map(|running| overdue_problem(now.elapsed.saturating_sub(running.since)))
@@ -283,8 +284,8 @@ impl Tunnel {
         self.late_collisions = sentences;
     }
 
-    /// Handles the end of a program job. Returns the status of the tunnel of each overlay, or `None`
-    /// if the job is not the current job.
+    /// Handles the end of a program job. Returns the status of the tunnel of each overlay, or
+    /// `None` if the job is not the current job.
     pub(super) fn finish_program(
         &mut self,
         context: &mut Context<'_>,
@@ -409,7 +410,7 @@ impl Tunnel {
     }
 }
 
-/// Describes a job that hangs.
+/// Describes a job that is overdue.
 fn overdue_problem(duration: Duration) -> String {
     let seconds = duration.as_secs();
     format!(
