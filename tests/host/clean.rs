@@ -476,7 +476,7 @@ fn kernel_without_nftables_uses_iptables_or_fails() {
             && state["error"].as_str().is_some_and(|error| error.starts_with(reason))
     };
     drop(host.start_until(&networks(), reports_reason));
-    // Without rules the device would accept packets from everybody.
+    // Without rules the device would accept packets of every host.
     let devices = host.daemon.namespace.devices();
     assert!(!devices.contains(&"vtep1024".to_owned()), "{devices:?}");
 }

@@ -1,5 +1,5 @@
-//! VXLAN packets of a hostile agent: forged sources inside of the tunnel, frames that move the
-//! header, and packets during a replacement of the rules.
+//! VXLAN packets of a hostile agent: forged sources inside of the tunnel, frames that shift the
+//! inner header, and packets during a replacement of the rules.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -208,7 +208,8 @@ impl AttackedHosts {
     }
 }
 
-/// Packets of the third agent: whether they arrive with nft, and with iptables.
+/// Returns packets of the third agent, each with its name and whether it arrives with nftables and
+/// with iptables.
 fn packets() -> Vec<(&'static str, Inner, bool, bool)> {
     let own = || Inner::from("192.168.3.2");
     let other = || Inner::from("192.168.2.2");

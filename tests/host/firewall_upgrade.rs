@@ -1,5 +1,6 @@
-//! The rules of the former version, which had no checks inside of the tunnel: the first start of
-//! this version replaces them, opens nothing meanwhile, and leaves nothing behind.
+//! The rules of the former version, which did not check packets inside of the tunnel. The first
+//! start of this version replaces the former rules, accepts no unknown sender meanwhile, and leaves
+//! none of the former rules.
 
 use overlay_linux::firewall::{Backend, Firewall, Options, Outcome, Ruleset};
 use overlay_types::tunnel::Desired;

@@ -99,7 +99,7 @@ fn host_faults_are_reported_and_affect_no_other_host() {
                 && can_ping(&other.namespace, one.address(), size)
         });
     };
-    // Without rules it would accept packets from everybody, so it has no tunnel.
+    // Without rules the tunnel would accept packets of every host, so the host has no tunnel.
     let closed = &containers[usize::from(NO_FIREWALL - 1)];
     assert!(!can_ping(&closed.namespace, containers[0].address(), 100), "{}", cluster.logs());
     cluster.host(SMALL_MTU).namespace().run("ip link set eth0 mtu 1400");

@@ -1,4 +1,4 @@
-//! Tests of a start without the list of peers, next to existing rules.
+//! Tests of a start before the master has sent the list of peers, with and without existing rules.
 
 use overlay_types::tunnel::Desired;
 
@@ -59,7 +59,7 @@ fn restart_keeps_all_elements() {
 }
 
 #[test]
-fn agents_of_former_version_are_kept_without_check_of_sources() {
+fn former_rules_without_sources_keep_agents_unchecked() {
     let host = FakeHost::default();
     host.0.lock().table = Some(
         "table inet mesos_overlay {\n\tset agents4 {\n\t\ttype ipv4_addr\n\
@@ -110,7 +110,7 @@ fn nft_without_pairs_checks_membership() {
 }
 
 #[test]
-fn former_chains_are_replaced() {
+fn chains_of_former_version_are_replaced() {
     let host = FakeHost::default();
     let former = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:MESOS-OVERLAY-IN -\n:MESOS-OVERLAY-LAB -\n\
                   -A INPUT -j MESOS-OVERLAY-IN\n-A INPUT -j MESOS-OVERLAY-IN\n\

@@ -1,5 +1,5 @@
-//! Tests of the rules as text: the input of the programs. The files in `expected` have the texts for
-//! the first of three hosts with two overlays.
+//! Tests of the rules as text: the input of the programs. The files in `expected` have the texts
+//! for the first of three hosts with two overlays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -184,7 +184,7 @@ fn host_without_bridges_has_no_bridge_rules() {
 }
 
 #[test]
-fn invalid_peer_is_not_admitted_by_firewall() {
+fn packets_of_invalid_peer_are_not_accepted() {
     let mut desired = desired();
     let peers = desired.peers.as_mut().unwrap();
     for (number, address) in [(5, "192.168.7.7"), (6, "224.0.0.1"), (7, "::ffff:10.0.0.9")] {
@@ -222,7 +222,7 @@ fn desired_with_peers(count: u16) -> Desired {
 }
 
 #[test]
-fn batch_of_one_peer_is_as_long_with_10000_peers() {
+fn change_of_one_peer_is_as_long_with_10000_peers() {
     let lengths = |count: u16| {
         let [before, after] = [count, count + 1]
             .map(|count| Ruleset::new(&desired_with_peers(count), &program(true)));
@@ -283,7 +283,7 @@ fn changes_touch_only_changed_elements() {
 }
 
 #[test]
-fn other_changes_make_all_rules() {
+fn changes_of_layout_make_all_rules() {
     use InnerCheck::{Membership, Pair};
     let before = Ruleset::new(&desired(), &program(false));
     assert!(before.changes_since(&before, Pair).unwrap().is_empty());
@@ -327,7 +327,7 @@ fn port_of_local_master_is_closed_on_this_host_only() {
 }
 
 #[test]
-fn networks_of_docker_stay_closed_to_overlays() {
+fn external_chain_accepts_nothing_to_docker_networks() {
     let saved = SavedRules::parse(
         "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j DOCKER-USER\n\
          -A FORWARD -o br-0a1b -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\

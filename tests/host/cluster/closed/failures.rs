@@ -87,7 +87,7 @@ fn hanging_and_failing_nft_open_nothing() {
     }
     cluster.wait_until_ok();
 
-    // The agent that starts again finds a failing program: the rules before it stay in force.
+    // The agent starts again, and its program fails: the rules from before the start stay in force.
     fs::write(fault_file(&cluster, FAILS), "").expect("a file");
     let host = cluster.host_mut(FAILS);
     host.agent.take().expect("a running process").kill();

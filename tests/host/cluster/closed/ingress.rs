@@ -1,4 +1,5 @@
-//! The key `overlay_ingress`, gateways, and a restart of the agent while strangers send.
+//! The key `overlay_ingress`, gateways, and a restart of the agent while a host outside sends
+//! packets.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,7 +84,8 @@ fn rows<'a>(
         by_vxlan(3, "192.168.1.2", "other agent's subnet", of_others),
         by_vxlan(3, "44.128.0.2", "other agent's VTEP", of_others),
         by_vxlan(3, "192.168.77.2", "unallocated", Drop),
-        // An ipset does not see the outer source, so a gateway opens the tunnel to external sources.
+        // iptables cannot compare the outer source, so with a gateway every known agent may send
+        // external sources.
         by_vxlan(2, "8.8.8.8", "external", if of_others == Pass { Pass } else { ingress }),
         by_vxlan(2, "192.168.1.2", "own subnet", Pass),
     ]
@@ -128,7 +130,7 @@ fn count_intrusions_during(
 fn overlay_ingress_and_gateways_decide_about_external_sources() {
     let mut different = Vec::new();
     for rules in [Rules::Nftables, Rules::IptablesNft] {
-        // With ipsets, a gateway may use the source of other agents, but of no unallocated subnet.
+        // With iptables, an agent may use the sources of other agents, but no unallocated sources.
         let of_others = if rules == Rules::Nftables { Drop } else { Pass };
         let mut cluster = start(rules);
         let container = Container::for_mesos(cluster.host(1), "vxlan-1");
@@ -138,7 +140,7 @@ fn overlay_ingress_and_gateways_decide_about_external_sources() {
         different.extend(differences(closed.iter(), rules.name(), |row| row.expected));
         drop(closed);
 
-        // The rules of the killed agent stay until the next agent has made its own.
+        // The rules of the killed agent stay until the next agent has made its rules.
         let stranger = Namespace::of_path(cluster.namespace.path());
         let intrusions = count_intrusions_during(&stranger, &container, || {
             restart(&mut cluster, 1);

@@ -12,10 +12,11 @@ use crate::namespace::{Namespace, require_root_and_files, succeed};
 
 const XTABLES_NFT: &str = "/usr/sbin/xtables-nft-multi";
 const XTABLES_LEGACY: &str = "/usr/sbin/xtables-legacy-multi";
-/// Address of the host outside: no agent, and no master of the program.
+/// Address of the stranger: the host outside of the overlays. It has no agent and no master, and
+/// stands for the host of a Mesos master too.
 pub(super) const STRANGER: &str = "10.0.0.101";
 
-/// The programs that hold the rules.
+/// The backend of the agent's rules, and the variant of iptables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rules {
     Nftables,
@@ -40,8 +41,8 @@ impl Rules {
         }
     }
 
-    /// Returns the command that runs the agent. In its mount namespace, the legacy program stands
-    /// in the place of the program for nftables.
+    /// Returns the command that runs the agent. For legacy iptables, the command starts a mount
+    /// namespace in which the legacy program covers the variant for nftables.
     pub(super) fn wrapper(self) -> Vec<String> {
         let cover = format!("mount --bind {XTABLES_LEGACY} {XTABLES_NFT} && exec \"$@\"");
         let wrapper = match self {
@@ -52,16 +53,16 @@ impl Rules {
     }
 }
 
-/// The hosts 1 and 2 have Docker. The master runs on host 2. Host 3 is a known agent whose root is
-/// hostile.
+/// Three hosts with agents, and the stranger. Hosts 1 and 2 have Docker, and the master runs on
+/// host 2. Host 3 is a known agent whose root user is hostile.
 pub(super) struct Lab {
     pub(super) containers: BTreeMap<&'static str, Container>,
     pub(super) cluster: Cluster,
 }
 
 impl Lab {
-    /// Starts the agents with `config` added to the configuration of each, and Docker with this
-    /// configuration.
+    /// Starts the agents and Docker. `config` is added to the configuration of each agent, and
+    /// `daemon` is the configuration of Docker.
     pub(super) fn new(rules: Rules, daemon: &str, config: &Value) -> Self {
         require_root_and_files(&[XTABLES_NFT, XTABLES_LEGACY, "/usr/sbin/nft", "/usr/sbin/ipset"]);
         let mut cluster = Cluster::new(Underlay::V4);
@@ -114,7 +115,7 @@ impl Lab {
         self.cluster.host(number).namespace()
     }
 
-    /// Returns the host outside.
+    /// Returns the host outside of the overlays.
     pub(super) const fn stranger(&self) -> &Namespace {
         &self.cluster.namespace
     }
@@ -130,7 +131,8 @@ impl Lab {
     }
 }
 
-/// Prepares a host, so that no setting besides the rules drops a forged packet.
+/// Prepares a host, so that nothing besides the rules drops a forged packet: no `rp_filter`, an
+/// IPv6 address, and a default route.
 pub(super) fn prepare_host(host: &Host) {
     let (number, host) = (host.number, host.namespace());
     for name in ["all", "default", "eth0"] {
@@ -150,7 +152,7 @@ fn start_docker(cluster: &mut Cluster, config: &str) {
     });
 }
 
-/// Moves the master with its address to host 2. Its former host becomes the host outside, which has
+/// Moves the master with its address to host 2. Its former host becomes the stranger, which has
 /// routes to the containers through host 1.
 fn move_master(cluster: &mut Cluster) {
     cluster.master.take().expect("a running process").kill();

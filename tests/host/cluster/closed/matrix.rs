@@ -1,5 +1,5 @@
-//! The matrix of sources and targets, for every backend of the rules. The last run of the same rows
-//! without the rules shows that each attack passes then: no row is vacuous.
+//! The matrix of sources and targets, for every backend of the rules. At last the same rows run
+//! without the rules, and each attack has to pass: so every drop before was a drop of the rules.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -33,7 +33,8 @@ fn connect<'a>(from: &'a Namespace, to: &str) -> Action<'a> {
     Action::Connect { from, source: None, to: socket(to) }
 }
 
-/// A container sends VXLAN by UDP to `underlay`. Masquerade lends the packet the host's address.
+/// A container sends a VXLAN packet by UDP to `underlay`. Masquerade gives the packet the address
+/// of the container's host, which is a known agent.
 fn vxlan_of_container<'a>(
     (from, to): (&'a Namespace, &'a Namespace),
     (host, underlay): (u8, &str),
@@ -95,7 +96,7 @@ fn container_rows(lab: &Lab) -> Vec<Row<'_>> {
         .collect()
 }
 
-/// Rows of containers of the master's host, and of targets behind the tunnel.
+/// Rows of containers of the master's host, and of targets at VTEP addresses.
 fn master_and_tunnel_rows(lab: &Lab) -> Vec<Row<'_>> {
     let mut rows = Vec::new();
     for (name, source, gateway) in [

@@ -1,5 +1,5 @@
-//! Closed overlays: containers cannot pose as hosts, strangers do not get in, and everything that
-//! worked without the rules still works.
+//! Closed overlays: containers send from their own addresses only and reach no control ports, hosts
+//! outside of the overlays reach published ports only, and permitted traffic passes as before.
 
 mod failures;
 mod ingress;

@@ -13,7 +13,7 @@ const VLAN: u16 = 0x8100;
 /// Flag "more fragments" of an IPv4 header.
 const MORE_FRAGMENTS: u16 = 0x2000;
 
-/// What a probe sends: the receiver finds its own datagrams by these values.
+/// The marks of a probe, by which the receiver recognizes its own datagrams.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     /// The content of the datagram.

@@ -1,5 +1,5 @@
-//! Everything that containers and hosts may do, with real Docker daemons and CNI plugins: published
-//! ports, health checks, port mappers, services of hosts, and Docker's own isolation.
+//! Permitted traffic, with real Docker daemons and CNI plugins: published ports, health checks,
+//! port mappers and services of hosts. Docker's own isolation still drops packets.
 
 use serde_json::{Value, json};
 
