@@ -75,8 +75,7 @@ fn kernel(observation: &Observation) -> Vec<Finding> {
         Err(reason) => Finding::wrong(
             "firewall",
             format!("firewall rules cannot be created: {reason}"),
-            "traffic that leaves the overlays is not masqueraded, and packets of unknown hosts \
-             are not dropped",
+            "the agent creates no new tunnel, which would accept packets of every host",
         )
         .with_advice("install nftables, or iptables and ipset, or set firewall to none"),
     });

@@ -243,8 +243,8 @@ fn missing_kernel_support_is_reported() {
         let firewall = Err("program 'nft' not found".to_owned());
         observation.kernel_support = Ok(KernelSupport { firewall, ..kernel_support(observation) });
     });
-    let summary = "firewall rules cannot be created: program 'nft' not found: traffic that leaves \
-                   the overlays is not masqueraded, and packets of unknown hosts are not dropped";
+    let summary = "firewall rules cannot be created: program 'nft' not found: the agent creates no \
+                   new tunnel, which would accept packets of every host";
     let advice = "install nftables, or iptables and ipset, or set firewall to none";
     assert_eq!(text, lines("wrong", "firewall", summary, &[("do", advice)]));
     let text = findings_after(|observation| {

@@ -30,14 +30,15 @@ pub struct Desired {
     /// Other agents by their underlay address. `None` until the master has sent the peers: then the
     /// peers in the kernel are kept.
     pub peers: Option<BTreeMap<IpAddr, Peer>>,
-    /// Whether VXLAN packets of every sender are accepted while `peers` is `None`: the master sends
-    /// no peers, as the C++ modules. Otherwise the senders of the existing rules stay.
+    /// Whether VXLAN packets of every sender are accepted while `peers` is `None`, because the
+    /// master sends no peers: a C++ master never does. Otherwise the senders of the existing rules
+    /// stay.
     pub accepts_every_sender: bool,
     /// Other agents that are not in `peers`, because they claim the address of a peer or of this
     /// host. They are not programmed; their faults are reported.
     pub excluded_peers: Vec<ExcludedPeer>,
-    /// Addresses of the other agents, by which the master knows them. An agent with an IPv6 underlay
-    /// has another address there.
+    /// Addresses under which the other agents are registered with the master. The underlay
+    /// addresses in `peers` differ from them if the underlay is IPv6.
     pub agents: BTreeSet<Ipv4Addr>,
     /// Addresses of the masters that are no Mesos processes: containers need no connection to them.
     pub masters: BTreeSet<SocketAddrV4>,
