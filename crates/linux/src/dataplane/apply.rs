@@ -95,17 +95,22 @@ impl ApplyRun<'_> {
                     }
                 }
             }
-            Err(error) => self.lose_answers(pending.drain(..), &error),
+            Err(error) => self.record_lost_answers(pending.drain(..), &error),
         }
         batch.clear();
     }
 
-    /// Records operations whose answers were lost: they took effect or not, so they count as failed
-    /// until the kernel's state is read again.
-    fn lose_answers(&mut self, operations: impl IntoIterator<Item = Operation>, error: &io::Error) {
+    /// Records operations whose answers were lost. Whether they took effect is unknown, so they
+    /// count as failed until the kernel's state is read again.
+    fn record_lost_answers(
+        &mut self,
+        operations: impl IntoIterator<Item = Operation>,
+        error: &io::Error,
+    ) {
         log::warn!("lost the kernel's answers: {error}: the kernel's state is read again");
         self.result.is_stale = true;
-        // What cannot be drained has the sequence number of an earlier request, and is ignored.
+        // Answers that cannot be drained have the sequence numbers of earlier requests, and are
+        // ignored later.
         let _ = self.netlink.drain();
         let operations = operations.into_iter();
         let failures = operations.map(|operation| Failure::unanswered(operation, error));
@@ -188,7 +193,7 @@ impl ApplyRun<'_> {
                         self.result.add_error(operation, error);
                         return;
                     }
-                    Err(error) => return self.lose_answers([operation], &error),
+                    Err(error) => return self.record_lost_answers([operation], &error),
                 }
             }
         };
@@ -474,8 +479,8 @@ mod tests {
 
     use super::*;
 
-    /// Operations on a device that does not exist, so that the kernel refuses each, and the
-    /// operation changes nothing.
+    /// Returns operations on a device that does not exist. The kernel refuses each of them, so they
+    /// change nothing.
     fn removals(count: u8) -> (Indices, Vec<Operation>) {
         let device: DeviceName = "vtep1024".parse().unwrap();
         let indices = Indices::from([(device.clone(), 0x7fff_ffff)]);

@@ -25,9 +25,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// The action in error messages.
 const ACTION: &str = "find the master";
 
-/// Follows the election at the path of `ensemble`. Returns what the follower finds, and the future
-/// that must be polled to follow the election. A leader that is elected again is sent again. Sets
-/// `warnings` if foreign clients can change the election, or the leader is no master.
+/// Follows the election at the path of `ensemble`. Returns receivers of the masters that the
+/// follower finds, and the future that must be polled to follow the election. A leader that is
+/// elected again is sent again. Sets `warnings` if foreign clients can change the election, or the
+/// leader is no master.
 pub fn follow_election(
     ensemble: Ensemble,
     session_timeout: Duration,
@@ -52,14 +53,14 @@ pub fn follow_election(
     (election, work)
 }
 
-/// The receivers of what the follower finds.
+/// The senders of the masters that the follower finds, and its warnings.
 struct Outputs {
     leader: watch::Sender<Option<SocketAddrV4>>,
     programs: watch::Sender<BTreeSet<SocketAddrV4>>,
     warnings: Warnings,
 }
 
-/// What the follower knows of the election, also after the end of a session.
+/// The state of the election that the follower keeps from one session to the next.
 #[derive(Default)]
 struct Known {
     /// The candidate that was sent last.

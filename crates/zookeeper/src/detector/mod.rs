@@ -102,11 +102,11 @@ async fn watch_access(
 pub enum Detector {
     /// The configuration contains the name or address of the master.
     Fixed(FixedMaster),
-    /// A follower of the election sends what it finds.
+    /// A follower of the election sends the masters that it finds.
     Elected(Election),
 }
 
-/// What a follower of the election finds.
+/// The masters that a follower of the election finds.
 #[derive(Debug, Clone)]
 pub struct Election {
     /// The address of the leading master, or `None`.
