@@ -93,7 +93,6 @@ fn hanging_and_failing_nft_open_nothing() {
     host.agent.take().expect("a running process").kill();
     host.start_agent();
     wait_for_failure(&cluster, FAILS);
-    let containers = [1, 3].map(|number| Container::for_mesos(cluster.host(number), "vxlan-1"));
     let target = Container::for_mesos(cluster.host(FAILS), "vxlan-1").namespace;
     let address = |text: &str| text.parse().expect("a valid address");
     let packet_to = |source: &str| VxlanPacket::new(FAILS, (source, "192.168.1.2"), Shape::Plain);
@@ -110,7 +109,6 @@ fn hanging_and_failing_nft_open_nothing() {
     ];
     let different = differences(rows.iter(), "nft fails", |row| row.expected);
     assert!(different.is_empty(), "{}\n{}", different.join("\n"), cluster.logs());
-    drop(containers);
     fs::remove_file(fault_file(&cluster, FAILS)).expect("an existing file");
     cluster.wait_until_ok();
 }

@@ -192,6 +192,9 @@ fn mapped_port_and_service_rows<'a>(lab: &'a Lab, containers: &'a Containers) ->
     }
     let agent = ("agent port of host 1", "10.0.0.1:5051");
     rows.push(request(("stranger", lab.stranger()), agent, Pass));
+    // Shows that the DNAT works, so that the rules drop the packets of the containers.
+    let by_dnat = ("agent port by a foreign DNAT", "10.0.0.1:9091");
+    rows.push(request(("stranger", lab.stranger()), by_dnat, Pass));
     let mesos_half = ("Mesos container of host 1", "192.168.0.2:80");
     rows.push(request(("host 1 (health check)", lab.host(1)), mesos_half, Pass));
     rows.push(request(("host 2 (health check)", lab.host(2)), mesos_half, Pass));
