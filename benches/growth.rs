@@ -20,7 +20,7 @@ use overlay_engine::state_machine::StateMachine as _;
 use overlay_store::{Change, Loaded};
 use overlay_types::addr::agent_upid;
 use overlay_types::clock::Now;
-use overlay_types::protocol::{AddressRange, AgentOptions, Message, RequestId};
+use overlay_types::protocol::{AddressRange, AgentOptions, MasterKind, Message, RequestId};
 use overlay_types::state::{Epoch, Key, RecordChange, Version};
 
 /// Number of runs of each measurement. The fastest run counts, since disturbances only add time.
@@ -217,7 +217,7 @@ fn master() -> Master {
     let settings = Settings {
         network: Arc::new(config.network),
         reuse_after: Duration::ZERO,
-        is_program: false,
+        kind: MasterKind::Module,
     };
     let mut master = Master::new(settings, overlay_wire::update_length, 1);
     assert_eq!(master.poll_command(), Some(Command::Load));

@@ -9,7 +9,7 @@ use overlay_engine::master::{self, Master};
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_types::addr::{agent_upid, master_upid};
 use overlay_types::clock::Now;
-use overlay_types::protocol::{AgentOptions, Message, RequestId};
+use overlay_types::protocol::{AgentOptions, MasterKind, Message, RequestId};
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_wire::{decode_state, encode_message, parse_json, update_length};
 
@@ -32,7 +32,8 @@ fn first_allocation_matches_recorded_master() {
     let settings = master::Settings {
         network: Arc::new(config.network),
         reuse_after: Duration::ZERO,
-        is_program: false,
+        // The masters of this project append fields of their own.
+        kind: MasterKind::Other,
     };
     let mut master = Master::new(settings, update_length, 1);
     let (epoch, version) = (Epoch(1), Version(0));
@@ -62,7 +63,7 @@ fn recorded_assignments_are_within_agent_limits() {
         agent.handle(NOW, agent::Event::Detected(Some(master.address)));
         let message = Message::UpdateAgentOverlays {
             overlays: recorded.overlays.clone(),
-            from_program: false,
+            master: MasterKind::Other,
         };
         agent.handle(NOW, agent::Event::Message { from: master, message });
         agent.handle(NOW, agent::Event::Request(RequestId(1), agent::Request::Health));

@@ -32,7 +32,7 @@ use overlay_engine::state_machine::StateMachine as _;
 use overlay_store::{Change, FileStore, Store, ZooKeeperStore};
 use overlay_types::addr::{OverlayName, Subnet};
 use overlay_types::clock::Now;
-use overlay_types::protocol::{AgentRecord, OverlayRecord, Record};
+use overlay_types::protocol::{AgentRecord, MasterKind, OverlayRecord, Record};
 use overlay_types::state::Key;
 use overlay_wire::encode_record;
 use tokio::sync::watch;
@@ -173,7 +173,7 @@ fn measure_load(
     let settings = Settings {
         network: Arc::new(config.network),
         reuse_after: config.reuse_after,
-        is_program: true,
+        kind: MasterKind::Program,
     };
     let start = now();
     let mut store = open();

@@ -19,7 +19,9 @@ use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use overlay_config::parse_master;
 use overlay_types::addr::master_upid;
 use overlay_types::assignment::build_assignments;
-use overlay_types::protocol::{AgentOptions, AgentRecord, Message, Network, OverlayRecord};
+use overlay_types::protocol::{
+    AgentOptions, AgentRecord, MasterKind, Message, Network, OverlayRecord,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -250,7 +252,7 @@ impl Messages {
         Some(Self {
             assignment: bytes(Message::UpdateAgentOverlays {
                 overlays: build_assignments(network, &record),
-                from_program: false,
+                master: MasterKind::Other,
             }),
             acknowledgement: bytes(Message::AgentRegisteredAcknowledgement),
             agent: agent.address,

@@ -10,7 +10,7 @@ use overlay_config::{MasterConfig, StoreKind, parse_master};
 use overlay_engine::master::{Request, Settings};
 use overlay_store::{FileStore, MemoryStore, Store, ZooKeeperStore};
 use overlay_types::addr::Ensemble;
-use overlay_types::protocol::Author;
+use overlay_types::protocol::{Author, MasterKind};
 use overlay_types::secret::may_contain;
 use overlay_types::warnings::Warnings;
 use overlay_zookeeper::detector::{Contender, ElectionWarnings, Progress, progress_deadline};
@@ -226,7 +226,7 @@ fn settings(config: &MasterConfig) -> Settings {
     Settings {
         network: Arc::new(config.network.clone()),
         reuse_after: config.reuse_after,
-        is_program: true,
+        kind: MasterKind::Program,
     }
 }
 

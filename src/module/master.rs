@@ -7,7 +7,7 @@ use std::time::Duration;
 use overlay_config::{MasterConfig, StoreKind, master_file, master_from_parameters};
 use overlay_engine::master::Settings;
 use overlay_store::{Change, FileStore, Loaded, MemoryStore, ReplicatedLogStore, Store};
-use overlay_types::protocol::{Leader, Network};
+use overlay_types::protocol::{Leader, MasterKind, Network};
 use overlay_types::state::{Epoch, StoreError, Version};
 use overlay_types::warnings::Warnings;
 use parking_lot::Mutex;
@@ -98,7 +98,11 @@ pub(super) fn configure(
         let start = move || {
             let network = Arc::clone(&network);
             let options = MasterOptions {
-                settings: Settings { network, reuse_after: config.reuse_after, is_program: false },
+                settings: Settings {
+                    network,
+                    reuse_after: config.reuse_after,
+                    kind: MasterKind::Module,
+                },
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
                 leader: is_elected.then(|| leader_changes.clone()),

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_config::{DataplaneConfig, FirewallKind, OverlayIngress};
-use overlay_engine::agent::{Programmed, Scope};
+use overlay_engine::agent::{FirewallState, Programmed, Scope};
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
-use overlay_linux::firewall::{self, Backend, Firewall, FirewallError, Ingress, Outcome, Ruleset};
+use overlay_linux::firewall::{
+    self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, Ruleset,
+};
 use overlay_linux::host::{HostError, HostLock, HostSettings};
 use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Collision, Desired, Fault};
@@ -225,6 +227,7 @@ impl HostNetwork {
                 return false;
             }
         }
+        result.firewall = self.firewall.as_ref().map(state_of);
         true
     }
 
@@ -239,6 +242,22 @@ impl HostNetwork {
                 Ok(none.insert(Firewall::new(backend)))
             }
         }
+    }
+}
+
+/// Describes the rules for the health of the agent.
+fn state_of(firewall: &Firewall) -> FirewallState {
+    FirewallState {
+        backend: match firewall.backend() {
+            Backend::Nftables => "nftables",
+            Backend::Iptables => "iptables",
+            Backend::None => "none",
+        },
+        inner_check: firewall.inner_check().map(|check| match check {
+            InnerCheck::Pair => "pair",
+            InnerCheck::Membership => "membership",
+        }),
+        keeps_agents: firewall.keeps_agents(),
     }
 }
 

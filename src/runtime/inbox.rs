@@ -326,7 +326,7 @@ mod tests {
     use overlay_engine::agent::{self, Agent};
     use overlay_engine::master::{self, Master};
     use overlay_types::addr::{AGENT_PROCESS, MASTER_PROCESS};
-    use overlay_types::protocol::Network;
+    use overlay_types::protocol::{MasterKind, Network};
 
     use super::*;
 
@@ -350,7 +350,7 @@ mod tests {
         };
         let reuse_after = Duration::ZERO;
         let settings =
-            master::Settings { network: Arc::new(network), reuse_after, is_program: false };
+            master::Settings { network: Arc::new(network), reuse_after, kind: MasterKind::Module };
         Master::new(settings, overlay_wire::update_length, 1)
     }
 

@@ -466,7 +466,7 @@ mod tests {
     use std::time::Duration;
 
     use overlay_store::{Change, Loaded, MemoryStore};
-    use overlay_types::protocol::Network;
+    use overlay_types::protocol::{MasterKind, Network};
     use overlay_types::state::{Epoch, Version};
     use tokio::time::Instant;
 
@@ -522,7 +522,7 @@ mod tests {
         let network = overlay_config::parse_master("", include_str!("../../docs/network.json"));
         let network = Arc::new(network.unwrap().0.network);
         let options = MasterOptions {
-            settings: Settings { network, reuse_after: Duration::ZERO, is_program: true },
+            settings: Settings { network, reuse_after: Duration::ZERO, kind: MasterKind::Program },
             store: Box::new(MemoryStore::new()),
             leading: None,
             leader: None,
@@ -570,8 +570,11 @@ mod tests {
             vxlan: overlay_types::protocol::Vxlan::default(),
             overlays: Vec::new(),
         };
-        let settings =
-            Settings { network: Arc::new(network), reuse_after: Duration::ZERO, is_program: true };
+        let settings = Settings {
+            network: Arc::new(network),
+            reuse_after: Duration::ZERO,
+            kind: MasterKind::Program,
+        };
         let executor = MasterExecutor {
             own: master_upid("127.0.0.1:5050".parse().unwrap()),
             sender: Box::new(NoSender),

@@ -205,7 +205,7 @@ mod tests {
     use std::time::Duration;
 
     use overlay_engine::master::{Command, Condition, Event, Master, Reply, Request, Settings};
-    use overlay_types::protocol::{Network, Vxlan};
+    use overlay_types::protocol::{MasterKind, Network, Vxlan};
     use overlay_types::state::{Epoch, LoadedState, Version};
 
     use super::super::inbox::{Inbox, PendingReplies};
@@ -241,7 +241,11 @@ mod tests {
             overlays: Vec::new(),
         };
         Master::new(
-            Settings { network: Arc::new(network), reuse_after: Duration::ZERO, is_program: false },
+            Settings {
+                network: Arc::new(network),
+                reuse_after: Duration::ZERO,
+                kind: MasterKind::Module,
+            },
             overlay_wire::update_length,
             1,
         )

@@ -1,6 +1,6 @@
 //! Encodes and decodes the messages between agents and master.
 
-use overlay_types::protocol::{Assignment, Message, MessageKind, PeersUpdate};
+use overlay_types::protocol::{Assignment, MasterKind, Message, MessageKind, PeersUpdate};
 
 use super::bounds::{self, BoundError};
 use super::convert::{assignment_to_pb, assignments_from_pb, options_from_pb, options_to_pb};
@@ -34,11 +34,11 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         Message::RegisterAgent(options) => encode_named(&internal::RegisterAgentMessage {
             network_config: Some(options_to_pb(options)),
         }),
-        Message::UpdateAgentOverlays { overlays, from_program } => {
+        Message::UpdateAgentOverlays { overlays, master } => {
             let overlays = assignments_to_pb(overlays);
-            // A module leaves the field unset, and so sends what a C++ module sends.
-            let program = from_program.then_some(true);
-            encode_named(&internal::UpdateAgentOverlaysMessage { overlays, program })
+            let program = (*master == MasterKind::Program).then_some(true);
+            let peers = master.sends_peers().then_some(true);
+            encode_named(&internal::UpdateAgentOverlaysMessage { overlays, program, peers })
         }
         Message::AgentRegistered(overlays) => {
             let overlays = assignments_to_pb(overlays);
@@ -100,9 +100,13 @@ pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError>
         }
         MessageKind::UpdateAgentOverlays => {
             let message: internal::UpdateAgentOverlaysMessage = decode(bytes)?;
-            let from_program = message.program();
+            let master = match (message.program(), message.peers()) {
+                (true, _) => MasterKind::Program,
+                (false, true) => MasterKind::Module,
+                (false, false) => MasterKind::Other,
+            };
             let overlays = assignments_from_pb(&message.overlays)?;
-            Ok(Message::UpdateAgentOverlays { overlays, from_program })
+            Ok(Message::UpdateAgentOverlays { overlays, master })
         }
         MessageKind::AgentRegistered => {
             let message: internal::AgentRegisteredMessage = decode(bytes)?;

@@ -1,7 +1,9 @@
 //! Compares the encoding with recorded messages and JSON of the C++ modules (see
 //! `tests/golden/README`).
 
-use overlay_types::protocol::{self, AgentRecord, OverlayRecord, Record, ReleasedRecord, Status};
+use overlay_types::protocol::{
+    self, AgentRecord, MasterKind, OverlayRecord, Record, ReleasedRecord, Status,
+};
 
 use super::mesos::modules::overlay as pb;
 use super::*;
@@ -48,16 +50,24 @@ fn recorded_messages_round_trip_to_same_bytes() {
     assert_eq!(overlays[0].vtep.mac.to_string(), "70:b3:d5:80:00:01");
     assert_eq!(overlays[0].status, None);
 
-    // Only a program says what it is: a module sends what the C++ module sends.
-    let message = |from_program| {
+    // Masters of this project append fields that the C++ module does not know.
+    let message = |master| {
         let overlays = overlays.clone();
-        protocol::Message::UpdateAgentOverlays { overlays, from_program }
+        protocol::Message::UpdateAgentOverlays { overlays, master }
     };
-    let (name, plain) = encode_message(&message(false));
-    let (_, program) = encode_message(&message(true));
-    assert_eq!(program, [&plain[..], &[0xa0, 0x06, 0x01]].concat());
-    assert_eq!(decode_message(name, &program), Ok(message(true)));
-    assert_eq!(decode_message(name, &plain), Ok(message(false)));
+    let (name, plain) = encode_message(&message(MasterKind::Other));
+    for (master, fields) in [
+        (MasterKind::Other, &[][..]),
+        (MasterKind::Module, &[0xa8, 0x06, 0x01]),
+        (MasterKind::Program, &[0xa0, 0x06, 0x01, 0xa8, 0x06, 0x01]),
+    ] {
+        let (_, encoded) = encode_message(&message(master));
+        assert_eq!(encoded, [&plain[..], fields].concat());
+        assert_eq!(decode_message(name, &encoded), Ok(message(master)));
+    }
+    // A program of a former version.
+    let former = [&plain[..], &[0xa0, 0x06, 0x01]].concat();
+    assert_eq!(decode_message(name, &former), Ok(message(MasterKind::Program)));
 
     let registered = golden!("AgentRegisteredMessage.http");
     let protocol::Message::AgentRegistered(overlays) =

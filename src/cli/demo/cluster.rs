@@ -16,7 +16,7 @@ use overlay_engine::master::{Reply, Request, Settings};
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
 use overlay_store::FileStore;
-use overlay_types::protocol::{State, Status};
+use overlay_types::protocol::{MasterKind, State, Status};
 use overlay_zookeeper::detector::Detector;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -83,7 +83,7 @@ impl Cluster {
             settings: Settings {
                 network: Arc::new(config.network),
                 reuse_after: config.reuse_after,
-                is_program: true,
+                kind: MasterKind::Program,
             },
             store: Box::new(store),
             leading: None,

@@ -10,7 +10,7 @@ use overlay_engine::master::{Command, Event, Master, Settings};
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_types::addr::agent_upid;
 use overlay_types::clock::Now;
-use overlay_types::protocol::{AgentOptions, Assignment, Message, Network};
+use overlay_types::protocol::{AgentOptions, Assignment, MasterKind, Message, Network};
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_wire::update_length;
 
@@ -62,7 +62,7 @@ impl Simulation {
         let settings = Settings {
             network: Arc::clone(network),
             reuse_after: MasterConfig::REUSE_AFTER_DEFAULT,
-            is_program: true,
+            kind: MasterKind::Program,
         };
         let mut simulation =
             Self { master: Master::new(settings, update_length, 0), version: Version(0) };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use overlay_types::addr::Vni;
 use overlay_types::protocol::{
-    AddressRange, Assignment, Message, PeerInfo, PeersUpdate, peer_digest,
+    AddressRange, Assignment, MasterKind, Message, PeerInfo, PeersUpdate, peer_digest,
 };
 use overlay_types::tunnel::Peer;
 use overlay_wire::{decode_agent, encode_message, parse_json};
@@ -224,7 +224,7 @@ fn hostile_assignments_create_no_device() {
     let update = |assignments: Vec<Assignment>| {
         let (_, body) = encode_message(&Message::UpdateAgentOverlays {
             overlays: assignments,
-            from_program: false,
+            master: MasterKind::Other,
         });
         let message = ("UpdateAgentOverlaysMessage", &*body);
         assert!(send_message(&cluster.namespace, agent, &master, message).contains(" 202 "));

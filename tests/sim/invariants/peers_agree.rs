@@ -93,7 +93,10 @@ fn check_agent(healed: &Healed, agent: &HealedAgent, ledger: &Ledger) -> Result<
     if healed.sends_no_peers || !is_served || has_conflict(&healed.health, ip) {
         return Ok(());
     }
-    let is_missed = |problem: &String| problem.contains("the master sends no peers to this agent");
+    let is_missed = |problem: &String| {
+        problem.contains("the master sends no peers to this agent")
+            || problem.contains("the master does not answer requests for the table of peers")
+    };
     if agent.health.problems.iter().any(is_missed) {
         return Err(format!("{ip} reports that the master sends no peers"));
     }

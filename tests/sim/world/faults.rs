@@ -9,7 +9,8 @@ use mesos_network_overlay::http::route_master;
 use overlay_engine::master::Request;
 use overlay_types::addr::{Mac, OverlayName, Subnet, agent_upid, master_upid};
 use overlay_types::protocol::{
-    Assignment, Message, PeerInfo, PeersUpdate, Reassigned, RegistrationProblems, peer_digest,
+    Assignment, MasterKind, Message, PeerInfo, PeersUpdate, Reassigned, RegistrationProblems,
+    peer_digest,
 };
 use overlay_types::tunnel::Peer;
 use overlay_wire as wire;
@@ -244,12 +245,13 @@ impl World {
                 agent,
                 Message::UpdateAgentOverlays {
                     overlays: vec![self.stolen_overlay()],
-                    from_program: false,
+                    master: MasterKind::Other,
                 },
             ),
-            2 => {
-                (agent, Message::UpdateAgentOverlays { overlays: Vec::new(), from_program: false })
-            }
+            2 => (
+                agent,
+                Message::UpdateAgentOverlays { overlays: Vec::new(), master: MasterKind::Other },
+            ),
             3 => (agent, Message::UpdatePeers(Arc::new(false_peers(&mut self.chance)))),
             4 => (agent, Message::RegistrationProblems(false_refusal())),
             _ => (master, Message::AgentRegistered(vec![self.stolen_overlay()])),

@@ -12,7 +12,7 @@ use overlay_engine::master::{
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_store::Change;
 use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
-use overlay_types::protocol::{Message, Network, RequestId};
+use overlay_types::protocol::{MasterKind, Message, Network, RequestId};
 use overlay_wire as wire;
 
 use super::agents::AgentNode;
@@ -125,7 +125,7 @@ impl World {
         }
         let network = self.plan.network();
         let settings =
-            Settings { network, reuse_after: self.scenario.reuse_after, is_program: true };
+            Settings { network, reuse_after: self.scenario.reuse_after, kind: MasterKind::Program };
         let has_jumps = self.scenario.faults.clock_jumps.is_some();
         let clock = clock(self.now, has_jumps, &mut self.chance);
         let process = Process::new(settings, self.chance.seed(), clock);
@@ -313,8 +313,11 @@ impl World {
             Command::ReadConfig(id) => {
                 let network = self.plan.network();
                 process.networks.push(Arc::clone(&network));
-                let settings =
-                    Settings { network, reuse_after: self.scenario.reuse_after, is_program: true };
+                let settings = Settings {
+                    network,
+                    reuse_after: self.scenario.reuse_after,
+                    kind: MasterKind::Program,
+                };
                 let (run, event) = (node.run, Box::new(Event::ConfigRead(id, Ok(settings))));
                 self.plan_in(CONFIG_READ_TIME, SimEvent::MasterReceives { master, run, event });
                 return self.monitor.observe(self.now, &Fact::ConfigRead);

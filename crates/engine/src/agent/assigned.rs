@@ -3,7 +3,7 @@
 use overlay_types::addr::{OverlayName, Upid};
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
-use overlay_types::protocol::{Assignment, Message};
+use overlay_types::protocol::{Assignment, MasterKind, Message};
 use overlay_types::tunnel::Desired;
 
 use super::registration::Phase;
@@ -30,7 +30,7 @@ impl Agent {
         now: Now,
         from: &Upid,
         assignments: Vec<Assignment>,
-        from_program: bool,
+        master: MasterKind,
     ) {
         self.counters.update_agent_overlays_messages_received += 1;
         if let Err(reason) = limits::check_message(&assignments) {
@@ -38,7 +38,7 @@ impl Agent {
             return;
         }
         self.refused_update = None;
-        self.masters.note_assignment(from.address, from_program);
+        self.masters.note_assignment(from.address, master);
         self.refusal.note_assignment();
         self.found.clear();
         self.reassigned_vtep = None;

@@ -159,6 +159,21 @@ pub struct Programmed {
     pub examples: Vec<String>,
     /// Differences from the desired state that remain.
     pub faults: Vec<Fault>,
+    /// The rules of the firewall. `None` if the host may have no rules, or outdated rules.
+    pub firewall: Option<FirewallState>,
+}
+
+/// The rules of the firewall after a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirewallState {
+    /// The program of the rules: `nftables` or `iptables`. `none` if the operator maintains them.
+    pub backend: &'static str,
+    /// How the source of a packet inside of the tunnel is checked, for the health. `None` if it is
+    /// not checked.
+    pub inner_check: Option<&'static str>,
+    /// Whether the rules keep the known agents of earlier rules, because the table of peers is
+    /// missing.
+    pub keeps_agents: bool,
 }
 
 impl Programmed {

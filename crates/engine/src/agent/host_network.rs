@@ -41,15 +41,15 @@ impl Agent {
         self.tunnel.set_desired(now, desired, scope);
     }
 
-    /// Decides whether VXLAN packets of every sender are accepted. They are accepted while the
-    /// master sends no peers, since the rules would otherwise drop all packets between containers.
-    /// The first table of peers ends that.
+    /// Accepts VXLAN packets of every sender if the master is a C++ module, which sends no peers. A
+    /// table ends it. A host that knew its peers before stays closed: its master once sent them.
     pub(super) fn update_accepted_senders(&mut self, now: Now) {
         let accepts = self.tunnel.programs()
             && self.peers.count().is_none()
-            // A master that is a program sends peers, so its table is only late.
-            && !self.masters.is_program()
-            && (self.accepts_every_sender || self.gets_no_peers());
+            // The table of such a master is late.
+            && !self.masters.sends_peers()
+            && (self.accepts_every_sender
+                || (self.gets_no_peers() && self.tunnel.keeps_no_agents()));
         if accepts != self.accepts_every_sender {
             self.accepts_every_sender = accepts;
             self.program(now, Scope::Change);

@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 
+use overlay_types::protocol::MasterKind;
+
 use super::event::FoundMasters;
 
 /// The masters that the agent knows.
@@ -19,6 +21,8 @@ pub(super) struct Masters {
     /// The master that sent the last assignment, if it said that it is a program. It stays until
     /// the next master assigns, so that a failover opens nothing.
     assigning: Option<SocketAddrV4>,
+    /// Whether the master that sent the last assignment sends the table of peers.
+    sends_peers: bool,
 }
 
 impl Masters {
@@ -29,17 +33,19 @@ impl Masters {
         }
     }
 
-    /// Notes the assignment of the master at `address`, and whether it says that it is a program.
-    pub(super) fn note_assignment(&mut self, address: SocketAddrV4, from_program: bool) {
-        self.assigning = from_program.then_some(address);
+    /// Notes the assignment of the master at `address`, and what it says of itself.
+    pub(super) fn note_assignment(&mut self, address: SocketAddrV4, kind: MasterKind) {
+        let is_program = kind == MasterKind::Program;
+        self.assigning = is_program.then_some(address);
+        self.sends_peers = kind.sends_peers();
         if self.named.contains(&address) {
-            self.is_named_program = from_program;
+            self.is_named_program = is_program;
         }
     }
 
-    /// Returns whether the master that sent the last assignment is a program.
-    pub(super) const fn is_program(&self) -> bool {
-        self.assigning.is_some()
+    /// Returns whether the master that sent the last assignment sends the table of peers.
+    pub(super) const fn sends_peers(&self) -> bool {
+        self.sends_peers
     }
 
     /// Returns the addresses of all masters that are programs.
@@ -66,7 +72,7 @@ mod tests {
         let mut masters = Masters::default();
         masters.set_found(FoundMasters::Named(addresses(&[1, 2])));
         assert_eq!(masters.programs(), addresses(&[]), "it may be a Mesos master");
-        masters.note_assignment(address(1), false);
+        masters.note_assignment(address(1), MasterKind::Module);
         assert_eq!(masters.programs(), addresses(&[]));
     }
 
@@ -74,13 +80,13 @@ mod tests {
     fn program_closes_all_addresses_of_its_name() {
         let mut masters = Masters::default();
         masters.set_found(FoundMasters::Named(addresses(&[1, 2])));
-        masters.note_assignment(address(1), true);
+        masters.note_assignment(address(1), MasterKind::Program);
         assert_eq!(masters.programs(), addresses(&[1, 2]));
         masters.set_found(FoundMasters::Named(addresses(&[3])));
         assert_eq!(masters.programs(), addresses(&[1, 3]), "the known master stays");
-        masters.note_assignment(address(3), true);
+        masters.note_assignment(address(3), MasterKind::Program);
         assert_eq!(masters.programs(), addresses(&[3]));
-        masters.note_assignment(address(3), false);
+        masters.note_assignment(address(3), MasterKind::Other);
         assert_eq!(masters.programs(), addresses(&[]), "a module replaced the program");
     }
 
@@ -89,10 +95,10 @@ mod tests {
         let mut masters = Masters::default();
         masters.set_found(FoundMasters::Elected(addresses(&[1, 2])));
         assert_eq!(masters.programs(), addresses(&[1, 2]));
-        masters.note_assignment(address(1), true);
+        masters.note_assignment(address(1), MasterKind::Program);
         masters.set_found(FoundMasters::Elected(addresses(&[2])));
         assert_eq!(masters.programs(), addresses(&[1, 2]), "the last master stays");
-        masters.note_assignment(address(2), true);
+        masters.note_assignment(address(2), MasterKind::Program);
         assert_eq!(masters.programs(), addresses(&[2]));
     }
 }

@@ -47,7 +47,7 @@ use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
 use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use docker_gc::DockerGc;
-pub use event::{Event, FoundMasters, Programmed, Request};
+pub use event::{Event, FirewallState, FoundMasters, Programmed, Request};
 use health::{UNANSWERED_MAX, unanswered_problem};
 use masters::Masters;
 pub use metrics::Metrics;
@@ -268,8 +268,8 @@ impl Agent {
             return;
         }
         match message {
-            Message::UpdateAgentOverlays { overlays, from_program } => {
-                self.assign(now, from, overlays, from_program);
+            Message::UpdateAgentOverlays { overlays, master } => {
+                self.assign(now, from, overlays, master);
             }
             Message::AgentRegisteredAcknowledgement => self.handle_acknowledgement(now),
             Message::UpdatePeers(update) => self.update_peers(now, &update),

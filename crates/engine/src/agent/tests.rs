@@ -3,7 +3,8 @@
 use overlay_types::addr::{Mtu, OverlayName};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::protocol::{
-    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, Overlay, RequestId, Status, Vtep,
+    AddressRange, AgentInfo, AgentOptions, Assignment, Bridge, MasterKind, Overlay, RequestId,
+    Status, Vtep,
 };
 
 use super::*;
@@ -66,7 +67,7 @@ impl World {
     pub(super) fn assign(&mut self, assignments: Vec<Assignment>) -> Vec<String> {
         self.message(
             MASTER,
-            Message::UpdateAgentOverlays { overlays: assignments, from_program: false },
+            Message::UpdateAgentOverlays { overlays: assignments, master: MasterKind::Other },
         )
     }
 
@@ -262,7 +263,7 @@ fn message_from_other_process_is_ignored() {
     {
         let update = Message::UpdateAgentOverlays {
             overlays: vec![assignment("evil", 9)],
-            from_program: false,
+            master: MasterKind::Other,
         };
         assert_eq!(world.message(from, update), NOTHING);
         assert_eq!(world.message(from, Message::AgentRegisteredAcknowledgement), NOTHING);

@@ -16,7 +16,7 @@ use overlay_types::protocol::Status;
 use overlay_types::tunnel::{Desired, Fault, FaultScope};
 
 use super::command::{Command, Scope};
-use super::event::Programmed;
+use super::event::{FirewallState, Programmed};
 use super::view::TunnelHealth;
 use super::{Context, Counters};
 
@@ -91,6 +91,8 @@ pub(super) struct Tunnel {
     last_repair: Option<Repair>,
     /// The desired state of the last program job.
     programmed: Option<Arc<Desired>>,
+    /// The rules of the firewall after the last job that could apply them.
+    firewall: Option<FirewallState>,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Tunnel {
             late_collisions: BTreeSet::new(),
             last_repair: None,
             programmed: None,
+            firewall: None,
         }
     }
 
@@ -313,6 +316,9 @@ impl Tunnel {
             self.drift_not_before = self.drift_not_before.max(now.elapsed + IDLE_INTERVAL);
         }
         self.set_faults(result.faults);
+        if result.firewall.is_some() {
+            self.firewall = result.firewall;
+        }
         let verify_interval = context.settings.verify_interval;
         if self.faults.is_empty() {
             self.backoff.reset();
@@ -390,6 +396,11 @@ impl Tunnel {
         self.faults.iter().map(|fault| &fault.reason).chain(&self.late_collisions)
     }
 
+    /// Returns whether it is known that the firewall has no agents of earlier rules.
+    pub(super) fn keeps_no_agents(&self) -> bool {
+        self.firewall.as_ref().is_some_and(|firewall| !firewall.keeps_agents)
+    }
+
     pub(super) fn health(&self, peers: Option<usize>, counters: &Counters) -> Option<TunnelHealth> {
         if self.settings == TunnelSettings::NONE {
             return None;
@@ -403,6 +414,8 @@ impl Tunnel {
         Some(TunnelHealth {
             status,
             peers,
+            firewall: self.firewall.as_ref().map(|firewall| firewall.backend),
+            inner_check: self.firewall.as_ref().and_then(|firewall| firewall.inner_check),
             repairs: counters.dataplane_repairs,
             last_repair: self.last_repair.as_ref().map(|repair| repair.summary.clone()),
             last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),

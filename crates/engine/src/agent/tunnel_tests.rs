@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{
-    AgentOptions, Assignment, PeerInfo, PeerTableVersion, PeersUpdate, peer_digest,
+    AgentOptions, Assignment, MasterKind, PeerInfo, PeerTableVersion, PeersUpdate, peer_digest,
 };
 use overlay_types::tunnel::{
     Collision, Desired, Fault, FaultScope, HostObject, HostRoute, Peer, PeerFault, SubnetOwner,
@@ -32,7 +32,14 @@ impl World {
 
     fn finish_program(&mut self, attempt: u64, changes: u64, faults: Vec<Fault>) -> Vec<String> {
         let examples = (0..changes.min(1)).map(|_| "add route".to_owned()).collect();
-        self.handle(Event::Programmed { attempt, result: Programmed { changes, examples, faults } })
+        self.finish_program_with(
+            attempt,
+            Programmed { changes, examples, faults, firewall: Some(firewall(false)) },
+        )
+    }
+
+    fn finish_program_with(&mut self, attempt: u64, result: Programmed) -> Vec<String> {
+        self.handle(Event::Programmed { attempt, result })
     }
 
     /// Ends the jobs that run, and those that follow at once.
@@ -44,11 +51,15 @@ impl World {
 
     /// Assigns as a master that sends peers later.
     fn assign_from_program(&mut self, overlays: Vec<Assignment>) -> Vec<String> {
-        self.message(MASTER, Message::UpdateAgentOverlays { overlays, from_program: true })
+        self.message(MASTER, Message::UpdateAgentOverlays { overlays, master: MasterKind::Program })
     }
 
     /// Registers the agent with an inspected and programmed overlay, without peers.
     fn set_up_tunnel(&mut self) {
+        self.set_up_tunnel_with(firewall(false));
+    }
+
+    fn set_up_tunnel_with(&mut self, firewall: FirewallState) {
         self.detect();
         assert_eq!(
             self.assign_from_program(vec![assignment("vxlan-1", 1)]),
@@ -63,7 +74,8 @@ impl World {
             NOTHING,
             "the tunnel is not programmed yet"
         );
-        assert_eq!(self.finish_program(2, 9, Vec::new()), [REPORT]);
+        let result = Programmed { changes: 9, firewall: Some(firewall), ..Programmed::default() };
+        assert_eq!(self.finish_program_with(2, result), [REPORT]);
         assert_eq!(self.acknowledge(), NOTHING);
         assert_eq!(self.health().status, Condition::Ok);
         assert_eq!(self.health().dataplane.unwrap().status, "ok");
@@ -97,6 +109,10 @@ impl World {
     fn update_peers(&mut self, version: u64, numbers: &[u8]) -> Vec<String> {
         self.message(MASTER, Message::UpdatePeers(std::sync::Arc::new(table(version, numbers))))
     }
+}
+
+fn firewall(keeps_agents: bool) -> FirewallState {
+    FirewallState { backend: "nftables", inner_check: Some("pair"), keeps_agents }
 }
 
 fn table(version: u64, numbers: &[u8]) -> PeersUpdate {
@@ -346,6 +362,8 @@ fn hostile_peer_fails_only_own_overlays() {
 fn master_without_peers_is_reported() {
     let mut world = world();
     world.set_up_tunnel();
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    world.acknowledge();
     for _ in 0..4 {
         while !world.advance().iter().any(|command| command.contains("RequestPeers")) {
             // The other jobs end, so that time advances.
@@ -395,20 +413,50 @@ fn master_without_peers_opens_vxlan_until_it_sends_them() {
     assert_eq!(desired.agents, [1, 2].map(|last| Ipv4Addr::new(10, 0, 0, last)).into());
 }
 
-#[test]
-fn program_without_peers_opens_nothing() {
-    let mut world = world();
-    world.set_up_tunnel();
-    let overlays = vec![assignment("vxlan-1", 1)];
-    world.assign_from_program(overlays);
-    for attempt in 3..100 {
-        world.now.elapsed = world.agent.next_timeout().unwrap();
-        let desired = desired_after(&mut world, Event::Timeout);
-        assert!(desired.is_none_or(|desired| !desired.accepts_every_sender));
-        world.finish_inspection(attempt, Vec::new());
-        world.finish_program(attempt, 0, Vec::new());
-        world.acknowledge();
+/// Lets the master answer no request for peers, and checks that the agent accepts no unknown sender.
+fn assert_closed_without_answers(world: &mut World, firewall: Option<&FirewallState>) {
+    world.acknowledge();
+    while world.metrics(["request_peers_messages_sent"])[0] < 7 {
+        world.advance();
+        for attempt in 3..60 {
+            world.finish_inspection(attempt, Vec::new());
+            let firewall = firewall.cloned();
+            world.finish_program_with(attempt, Programmed { firewall, ..Programmed::default() });
+        }
+        assert!(!world.agent.accepts_every_sender);
     }
+    assert_eq!(world.health().status, Condition::Degraded);
+}
+
+#[test]
+fn master_of_this_project_without_answers_opens_nothing() {
+    for master in [MasterKind::Program, MasterKind::Module] {
+        let mut world = world();
+        world.set_up_tunnel();
+        let overlays = vec![assignment("vxlan-1", 1)];
+        world.message(MASTER, Message::UpdateAgentOverlays { overlays, master });
+        assert_closed_without_answers(&mut world, Some(&firewall(false)));
+        let problems = world.health().problems;
+        assert!(problems[0].contains("does not answer requests for the table"), "{problems:?}");
+    }
+}
+
+#[test]
+fn host_with_former_peers_stays_closed_without_answers() {
+    let mut world = world();
+    world.set_up_tunnel_with(firewall(true));
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    assert_closed_without_answers(&mut world, Some(&firewall(true)));
+    let problems = world.health().problems;
+    assert!(problems.iter().any(|it| it.contains("from the former peers only")), "{problems:?}");
+}
+
+#[test]
+fn host_whose_rules_are_unknown_stays_closed_without_answers() {
+    let mut world = world();
+    world.set_up_tunnel_with(firewall(true));
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    assert_closed_without_answers(&mut world, None);
 }
 
 #[test]
@@ -486,7 +534,7 @@ fn request_to_new_master_has_current_digest() {
         world.now,
         Event::Message {
             from: from.parse().unwrap(),
-            message: Message::UpdateAgentOverlays { overlays: assigned, from_program: false },
+            message: Message::UpdateAgentOverlays { overlays: assigned, master: MasterKind::Other },
         },
     );
     let sent: Vec<_> = std::iter::from_fn(|| world.agent.poll_command()).collect();
@@ -536,7 +584,7 @@ fn overlay_with_own_vni_has_own_device() {
     let vni = overlay_types::addr::Vni::new(7).unwrap();
     (own.vtep.vni, own.vtep.device, own.vtep.port) = (vni, "vtep7".parse().unwrap(), 4789);
     let overlays = vec![assignment("vxlan-1", 1), own];
-    let message = Message::UpdateAgentOverlays { overlays, from_program: false };
+    let message = Message::UpdateAgentOverlays { overlays, master: MasterKind::Other };
     world.agent.handle(world.now, Event::Message { from: MASTER.parse().unwrap(), message });
     let claims =
         std::iter::from_fn(|| world.agent.poll_command()).find_map(|command| match command {

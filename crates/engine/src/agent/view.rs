@@ -122,6 +122,12 @@ pub struct TunnelHealth {
     pub status: String,
     /// Agents in the table of peers, including this agent; `None` without a table.
     pub peers: Option<usize>,
+    /// The program of the firewall rules: `nftables`, `iptables` or `none`; `None` before the first
+    /// rules.
+    pub firewall: Option<&'static str>,
+    /// How the source of a packet inside of the tunnel is checked: `pair` or `membership`; `None`
+    /// without a check.
+    pub inner_check: Option<&'static str>,
     /// Repairs of objects that another process changed.
     pub repairs: u64,
     /// The last repair.

@@ -103,6 +103,7 @@ impl Default for DurabilityGate {
 #[cfg(test)]
 mod tests {
     use overlay_types::addr::agent_upid;
+    use overlay_types::protocol::MasterKind;
 
     use super::*;
 
@@ -116,7 +117,7 @@ mod tests {
             let to = agent_upid(agent.parse().unwrap());
             PendingSend::Message(
                 vec![to],
-                Message::UpdateAgentOverlays { overlays: Vec::new(), from_program: false },
+                Message::UpdateAgentOverlays { overlays: Vec::new(), master: MasterKind::Other },
             )
         };
         let mut gate = DurabilityGate::new();

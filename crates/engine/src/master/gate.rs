@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use overlay_types::addr::Upid;
 use overlay_types::protocol::{
-    Assignment, Message, PeersUpdate, Reassigned, RegistrationProblems, RequestId,
+    Assignment, MasterKind, Message, PeersUpdate, Reassigned, RegistrationProblems, RequestId,
 };
 use overlay_types::state::Version;
 
@@ -42,10 +42,9 @@ impl Gated<Vec<Assignment>> {
         self.value.len()
     }
 
-    /// Returns the command that sends the assignments to their agent. `from_program` is part of
-    /// the message.
-    pub(super) fn into_update(self, to: Upid, from_program: bool) -> Command {
-        let message = Message::UpdateAgentOverlays { overlays: self.value, from_program };
+    /// Returns the command that sends the assignments to their agent.
+    pub(super) fn into_update(self, to: Upid, master: MasterKind) -> Command {
+        let message = Message::UpdateAgentOverlays { overlays: self.value, master };
         Command::Send { to, message, when: self.valid_from }
     }
 }

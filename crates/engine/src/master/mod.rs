@@ -29,7 +29,7 @@ use std::time::Duration;
 use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
-    AgentOptions, Assignment, HeldAddresses, Leader, Message, MessageKind, Network,
+    AgentOptions, Assignment, HeldAddresses, Leader, MasterKind, Message, MessageKind, Network,
     PeerTableVersion, PeersUpdate,
 };
 use overlay_types::repetition::Repetitions;
@@ -63,9 +63,9 @@ pub struct Settings {
     pub network: Arc<Network>,
     /// The cooldown of a released address. An earlier reuse is counted and logged.
     pub reuse_after: Duration,
-    /// Whether the master is a program of its own, and no module in a Mesos process. Agents that know
-    /// it close its port to containers.
-    pub is_program: bool,
+    /// What the master says of itself to its agents. Agents close the port of a program to
+    /// containers.
+    pub kind: MasterKind,
 }
 
 /// Returns the length of an update on the wire, in bytes. The engine does not know the encoding,

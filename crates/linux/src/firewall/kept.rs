@@ -1,6 +1,8 @@
 //! Keeps the elements of existing rules until the master has sent the list of peers. So a restarted
 //! agent accepts no unknown sender, and the agents that the rules know stay connected.
 
+use overlay_types::addr::Family;
+
 use super::elements::{ListedElements, SetName};
 use super::ruleset::{Layout, Ruleset, Senders};
 use super::{InnerCheck, ipsets, nftables};
@@ -10,6 +12,12 @@ use super::{InnerCheck, ipsets, nftables};
 pub(super) enum Format {
     Nftables(InnerCheck),
     Ipset,
+}
+
+/// Returns whether the elements of a set are the underlay addresses of agents, in a listing of either
+/// backend.
+pub(super) fn has_agents(set: &str) -> bool {
+    set.starts_with("agents") || [Family::V4, Family::V6].map(ipsets::agents).contains(&set)
 }
 
 impl Format {

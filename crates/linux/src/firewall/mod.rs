@@ -166,11 +166,24 @@ impl Firewall {
         Self { backend, check: None, applied: None, tools: Box::new(SystemTools) }
     }
 
+    /// Returns the firewall that holds the rules.
+    #[must_use]
+    pub const fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// Returns how the source of a packet inside of the tunnel is checked. `None` before the first
     /// verification, and without rules.
     #[must_use]
     pub const fn inner_check(&self) -> Option<InnerCheck> {
         self.check
+    }
+
+    /// Returns whether the rules keep the known agents of earlier rules.
+    #[must_use]
+    pub fn keeps_agents(&self) -> bool {
+        let kept = self.applied.as_ref().and_then(|applied| applied.kept.as_ref());
+        kept.is_some_and(|kept| kept.keys().any(|set| kept::has_agents(set)))
     }
 
     /// Compares the rules with the desired rules, and makes them again if they differ.

@@ -26,6 +26,7 @@ fn first_start_without_peers_accepts_no_sender() {
         assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Made));
         assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Unchanged));
         assert_eq!(elements(&host, backend), ListedElements::new());
+        assert!(!firewall.keeps_agents(), "{backend:?}");
         let state = host.0.lock();
         let has_rule = match backend {
             Backend::Nftables => {
@@ -49,8 +50,10 @@ fn restart_keeps_all_elements() {
         let mut firewall = host.firewall(backend);
         assert_eq!(firewall.verify(&without_peers()), Ok(Outcome::Made));
         assert_eq!(elements(&host, backend), before);
+        assert!(firewall.keeps_agents(), "{backend:?}");
         assert_eq!(firewall.update(&without_peers()), Ok(Outcome::Unchanged));
         assert_eq!(firewall.update(&known), Ok(Outcome::Made));
+        assert!(!firewall.keeps_agents(), "{backend:?}");
         assert_eq!(elements(&host, backend), before);
         // The list of peers is unknown again.
         assert_eq!(firewall.update(&without_peers()), Ok(Outcome::Made));

@@ -8,6 +8,27 @@ use std::time::Duration;
 use super::{Assignment, HeldAddresses, PeerTableVersion, PeersUpdate, RegistrationProblems};
 use crate::addr::Mtu;
 
+/// What a master says of itself in the assignments that it sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MasterKind {
+    /// The master says nothing, as a C++ module. It sends no peers.
+    #[default]
+    Other,
+    /// A module of this project in a Mesos process. It sends the table of peers.
+    Module,
+    /// A program of its own, which also sends the table of peers. Containers need no connection to
+    /// it.
+    Program,
+}
+
+impl MasterKind {
+    /// Returns whether the master sends the table of peers.
+    #[must_use]
+    pub const fn sends_peers(self) -> bool {
+        matches!(self, Self::Module | Self::Program)
+    }
+}
+
 /// A message between agent and master. The variants are in the order of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -17,8 +38,8 @@ pub enum Message {
     UpdateAgentOverlays {
         /// The assignments of the agent.
         overlays: Vec<Assignment>,
-        /// Whether the master says that it is no Mesos process: containers need no connection to it.
-        from_program: bool,
+        /// What the master says of itself.
+        master: MasterKind,
     },
     /// Agent to master: reports the status of the assignments.
     AgentRegistered(Vec<Assignment>),

@@ -16,7 +16,7 @@ mod request;
 pub use assignment::{AgentContact, AgentInfo, Assignment, Bridge, State, Status, Vtep};
 pub use candidate::{Candidate, Leader};
 pub use history::{Author, HistoryEntry, HistoryEvent};
-pub use message::{AgentOptions, Message, MessageKind};
+pub use message::{AgentOptions, MasterKind, Message, MessageKind};
 pub use network::{AddressRange, Network, Overlay, Vxlan};
 pub use peers::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};

@@ -14,7 +14,7 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Assignment, Author, Message, MessageKind, PeerTableVersion, RequestId,
+    Assignment, Author, MasterKind, Message, MessageKind, PeerTableVersion, RequestId,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_types::text::{count_and_list, pluralize, truncate_list};
@@ -44,8 +44,8 @@ pub(in crate::master) struct Leading {
     problems: ProblematicAgents,
     /// The cooldown: how long a released address is not reused while other addresses are left.
     reuse_after: Duration,
-    /// See [`Settings::is_program`].
-    is_program: bool,
+    /// See [`Settings::kind`].
+    kind: MasterKind,
     /// When the state was loaded, since `Now::elapsed` 0.
     since: Duration,
     /// The previews that are being computed from the registry of this term.
@@ -79,7 +79,7 @@ impl Leading {
             pending_updates: PendingUpdates::default(),
             problems: ProblematicAgents::default(),
             reuse_after: settings.reuse_after,
-            is_program: settings.is_program,
+            kind: settings.kind,
             since: now.elapsed,
             previews: BTreeSet::new(),
         };

@@ -173,7 +173,7 @@ impl Leading {
         }
         out.counters.update_agent_overlays_messages_sent += 1;
         log::debug!("{to} registered and is assigned {} overlays", assignments.overlay_count());
-        out.push(assignments.into_update(to, self.is_program));
+        out.push(assignments.into_update(to, self.kind));
     }
 }
 

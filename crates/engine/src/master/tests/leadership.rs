@@ -13,7 +13,7 @@ impl Candidate {
         let settings = Settings {
             network: Arc::new(network()),
             reuse_after: Duration::from_secs(3600),
-            is_program: false,
+            kind: MasterKind::Module,
         };
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };
         Self { master: Master::standing_by(settings, update_length, 1), now }

@@ -1,6 +1,6 @@
 //! The release of agents that are gone, and the history of addresses.
 
-use overlay_types::protocol::{Author, HistoryEntry, HistoryEvent};
+use overlay_types::protocol::{Author, HistoryEntry, HistoryEvent, MasterKind};
 
 use super::*;
 
@@ -55,7 +55,7 @@ fn history_names_client_of_delete_and_reload() {
     let id = RequestId(7);
     world.handle(Event::Request(id, by(Request::Reload)));
     let reuse_after = Duration::ZERO;
-    let settings = Settings { network: Arc::new(renamed), reuse_after, is_program: false };
+    let settings = Settings { network: Arc::new(renamed), reuse_after, kind: MasterKind::Module };
     world.handle(Event::ConfigRead(id, Ok(settings)));
     world.store();
     world.register(2);

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use overlay_types::addr::{OverlayName, Subnet, agent_upid};
-use overlay_types::protocol::{AddressRange, Overlay, State, Status, Vxlan};
+use overlay_types::protocol::{AddressRange, MasterKind, Overlay, State, Status, Vxlan};
 use overlay_types::protocol::{HistoryEntry, PeersUpdate, Record, RequestId};
 use overlay_types::state::{
     Epoch, Key, LoadedPart, LoadedState, RecordChange, StoreError, UnreadableRecord, Version,
@@ -77,7 +77,7 @@ impl World {
         let settings = Settings {
             network: Arc::new(network),
             reuse_after: Duration::from_secs(3600),
-            is_program: false,
+            kind: MasterKind::Module,
         };
         let mut world = Self {
             master: Master::new(settings, update_length, 1),
@@ -217,7 +217,8 @@ impl World {
         self.handle(Event::Request(RequestId(2), Request::Reload));
         assert_eq!(self.rereads.pop(), Some(RequestId(2)));
         let reuse_after = Duration::from_secs(3600);
-        let settings = Settings { network: Arc::new(network), reuse_after, is_program: false };
+        let settings =
+            Settings { network: Arc::new(network), reuse_after, kind: MasterKind::Module };
         self.handle(Event::ConfigRead(RequestId(2), Ok(settings)));
         match self.replies.pop() {
             Some((Reply::Effect(effect), _)) => *effect,

@@ -139,7 +139,10 @@ fn unexpected_reports_are_counted() {
 
     // Messages that only a master sends, and malformed messages.
     world.message(1, Message::AgentRegisteredAcknowledgement);
-    world.message(1, Message::UpdateAgentOverlays { overlays: Vec::new(), from_program: false });
+    world.message(
+        1,
+        Message::UpdateAgentOverlays { overlays: Vec::new(), master: MasterKind::Other },
+    );
     let malformed =
         Event::Malformed { from: upid(1), name: "x".to_owned(), reason: "y".to_owned() };
     world.handle(malformed);

@@ -13,7 +13,7 @@ fn settings(network: Network) -> Result<Settings, Vec<String>> {
     Ok(Settings {
         network: Arc::new(network),
         reuse_after: Duration::from_secs(3600),
-        is_program: false,
+        kind: MasterKind::Module,
     })
 }
 
