@@ -30,7 +30,7 @@ use super::process::{
 };
 use crate::http::Realms;
 use crate::runtime::{
-    AccessControl, AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, Metrics, is_own,
+    AccessControl, AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, Metrics, has_address,
 };
 
 /// Longest wait for the first leader at the start. The agent uses the leader's address only to
@@ -327,11 +327,12 @@ async fn new_address(own: Ipv4Addr, detector: &Detector) -> Ipv4Addr {
     let (mut candidate, mut checks) = (None, 0);
     loop {
         tokio::time::sleep(ADDRESS_CHECK_INTERVAL).await;
-        let found = if is_own(own.into()) {
-            None
-        } else {
+        // Nothing is known about the address while the process has no free descriptors.
+        let found = if has_address(own.into()) == Some(false) {
             let new = source::own_address(master_address(detector).await).ok();
             new.filter(|new| *new != own && !new.is_loopback())
+        } else {
+            None
         };
         checks = if found == candidate { checks + 1 } else { 1 };
         candidate = found;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::dataplane_thread::Worker;
-use super::own_address::is_own;
+use super::local_masters::LocalMasters;
+use super::own_address::has_address;
 
 /// The options of the dataplane.
 #[derive(Debug, Clone)]
@@ -66,12 +67,10 @@ impl DataplaneOptions {
         }
     }
 
-    /// Returns the options of the rules for a desired state. Containers would reach a master on
-    /// this host at every address of the host, so its port is closed at all of them.
-    fn rules_for(&self, desired: &Desired) -> firewall::Options {
+    /// Returns the options of the rules for a desired state.
+    fn rules_for(&self, desired: &Desired, local_masters: &mut LocalMasters) -> firewall::Options {
         let mut rules = self.rules.clone();
-        let local = desired.masters.iter().filter(|master| is_own((*master.ip()).into()));
-        rules.local_ports.extend(local.map(SocketAddrV4::port));
+        rules.local_ports.extend(local_masters.ports(&desired.masters, has_address));
         // A master that sends no peers names no senders, so all are accepted.
         rules.known_agents_only &= !desired.accepts_every_sender;
         rules
@@ -104,6 +103,7 @@ pub(super) struct HostNetwork {
     firewall: Option<Firewall>,
     /// The error of the last attempt to apply the host settings.
     settings_error: Option<HostError>,
+    local_masters: LocalMasters,
     listeners: ChangeListeners,
 }
 
@@ -130,6 +130,7 @@ impl HostNetwork {
             dataplane: None,
             firewall: None,
             settings_error: None,
+            local_masters: LocalMasters::default(),
             listeners: ChangeListeners::default(),
         }
     }
@@ -212,7 +213,8 @@ impl HostNetwork {
 
     /// Applies the rules of the firewall. Returns whether that succeeded.
     fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) -> bool {
-        let rules = Ruleset::new(desired, &self.options.rules_for(desired));
+        let options = self.options.rules_for(desired, &mut self.local_masters);
+        let rules = Ruleset::new(desired, &options);
         let outcome = self.firewall().and_then(|firewall| {
             if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
         });
@@ -384,10 +386,11 @@ mod tests {
         let options = DataplaneOptions::new(&config, [5051].into());
         let masters = ["127.0.0.1:5050", "192.0.2.1:5060"].map(|master| master.parse().unwrap());
         let mut desired = Desired { masters: masters.into(), ..Desired::default() };
-        let rules = options.rules_for(&desired);
+        let mut local = LocalMasters::default();
+        let rules = options.rules_for(&desired, &mut local);
         assert_eq!((rules.control_ports, rules.local_ports), ([5051].into(), [5050].into()));
         assert!(rules.known_agents_only);
         desired.accepts_every_sender = true;
-        assert!(!options.rules_for(&desired).known_agents_only);
+        assert!(!options.rules_for(&desired, &mut local).known_agents_only);
     }
 }

@@ -18,6 +18,7 @@ mod dataplane_worker;
 mod election_aware_store;
 pub mod gateway;
 mod inbox;
+mod local_masters;
 mod master;
 mod metrics;
 mod own_address;
@@ -57,7 +58,7 @@ pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions, ReadConfig, ReadConfiguration};
 pub use metrics::Metrics;
 pub use own_address::AddressRemedy;
-pub(crate) use own_address::is_own;
+pub(crate) use own_address::has_address;
 pub use progress::ProgressOptions;
 pub use supervisor::{Supervised, supervise};
 

@@ -49,7 +49,7 @@ impl fmt::Display for AddressRemedy {
 ///
 /// The kernel chooses an address of the host as the source of packets to itself. A socket can be
 /// bound to any address on hosts with `ip_nonlocal_bind`, so binding does not show it.
-fn has_address(address: IpAddr) -> Option<bool> {
+pub(crate) fn has_address(address: IpAddr) -> Option<bool> {
     // The port has no meaning: no packet is sent.
     judge(source_towards(None, SocketAddr::new(address, 9)), address)
 }
@@ -74,8 +74,7 @@ fn is_on_device(address: IpAddr) -> Option<bool> {
     };
     match getifaddrs() {
         Ok(devices) => Some(devices.filter_map(found).any(|found: IpAddr| found == address)),
-        Err(errno) if lacks_resources(&errno.into()) => None,
-        Err(_) => Some(false),
+        Err(_) => None,
     }
 }
 
@@ -86,26 +85,24 @@ fn lacks_resources(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| RESOURCES.contains(&code))
 }
 
-/// Returns whether the host certainly has this address.
-pub(crate) fn is_own(address: IpAddr) -> bool {
-    has_address(address) == Some(true)
-}
-
 /// Sends an event when the host loses one of the addresses, and when it has all of them again. An
-/// address that the host does not have at the start is not watched: it belongs to a NAT.
+/// address that the host does not have at the start is not watched: it belongs to a NAT. If that
+/// cannot be found out at the start, it is found out later.
 pub(super) async fn watch(
     addresses: impl IntoIterator<Item = IpAddr>,
     remedy: AddressRemedy,
     inbox: Inbox<Agent>,
 ) {
-    let watched: Vec<IpAddr> = addresses.into_iter().filter(|own| is_own(*own)).collect();
-    if watched.is_empty() {
-        return;
-    }
+    let mut unknown: Vec<IpAddr> = addresses.into_iter().collect();
+    let mut watched = Vec::new();
     let mut lost = None;
     let mut interval = tokio::time::interval(CHECK_INTERVAL);
     loop {
         interval.tick().await;
+        watched.extend(take_own(&mut unknown, has_address));
+        if watched.is_empty() && unknown.is_empty() {
+            return;
+        }
         let states: Vec<Option<bool>> = watched.iter().map(|own| has_address(*own)).collect();
         if states.contains(&None) {
             continue;
@@ -125,6 +122,21 @@ pub(super) async fn watch(
     }
 }
 
+/// Takes the addresses of which it can be found out whether the host has them. Returns those that it
+/// has.
+fn take_own(
+    unknown: &mut Vec<IpAddr>,
+    has_address: impl Fn(IpAddr) -> Option<bool>,
+) -> Vec<IpAddr> {
+    let mut own = Vec::new();
+    unknown.retain(|address| {
+        let found = has_address(*address);
+        own.extend((found == Some(true)).then_some(*address));
+        found.is_none()
+    });
+    own
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Metrics;
@@ -132,9 +144,20 @@ mod tests {
 
     #[test]
     fn own_address_is_distinguished_from_foreign_address() {
-        assert!(is_own("127.0.0.1".parse().unwrap()));
-        assert!(!is_own("192.0.2.77".parse().unwrap()));
-        assert!(!is_own("2001:db8::77".parse().unwrap()));
+        let has_address = |address: &str| has_address(address.parse().unwrap());
+        assert_eq!(has_address("127.0.0.1"), Some(true));
+        assert_eq!(has_address("192.0.2.77"), Some(false));
+        assert_eq!(has_address("2001:db8::77"), Some(false));
+    }
+
+    #[test]
+    fn unknown_address_is_watched_once_it_is_known() {
+        let [own, foreign] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
+        let mut unknown = vec![own, foreign];
+        assert_eq!(take_own(&mut unknown, |_| None), Vec::<IpAddr>::new());
+        assert_eq!(unknown, [own, foreign]);
+        assert_eq!(take_own(&mut unknown, |address| Some(address == own)), [own]);
+        assert_eq!(unknown, Vec::<IpAddr>::new());
     }
 
     #[test]

@@ -43,10 +43,12 @@ const POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(1), Duration:
 /// `PATH`.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
-/// Finds a program in the directories of system programs.
+/// Finds a program in the directories of system programs. A path that cannot be read counts as
+/// found: the error of its start names the cause.
 #[must_use]
 pub fn find_system_program(program: &str) -> Option<PathBuf> {
-    FOLDERS.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
+    let mut paths = FOLDERS.iter().map(|folder| Path::new(folder).join(program));
+    paths.find(|path| path.try_exists().unwrap_or(true))
 }
 
 /// The output and exit status of a program.

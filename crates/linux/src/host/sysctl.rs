@@ -97,14 +97,17 @@ impl Sysctl {
 
     /// Restores the former values, and removes the file with them if all could be restored.
     pub(super) fn restore(&self, result: &mut RestoreResult) {
-        let settings = match self.preview_restore() {
-            Ok(settings) => settings,
+        let (settings, unreadable) = match self.changed() {
+            Ok(changed) => changed,
             Err(error) => {
                 result.record("restore the settings of the host".to_owned(), Err(error));
                 return;
             }
         };
-        let mut is_complete = true;
+        let mut is_complete = unreadable.is_empty();
+        for (name, error) in unreadable {
+            result.record(format!("restore net/{name}"), Err(error));
+        }
         for setting in settings {
             is_complete &= result.record(setting.to_string(), self.set(&setting));
         }
@@ -119,13 +122,25 @@ impl Sysctl {
 
     /// Returns the settings to restore: the settings that still have the value of our change.
     pub(super) fn preview_restore(&self) -> Result<Vec<Setting>, HostError> {
-        let mut saved: Vec<_> = self.load()?.into_iter().collect();
-        saved.retain(|(name, changed)| self.read(name) == Some(changed.after));
+        let (settings, unreadable) = self.changed()?;
+        unreadable.into_iter().next().map_or(Ok(settings), |(_, error)| Err(error))
+    }
+
+    /// Returns the settings that still have the value of our change, and those that cannot be read.
+    fn changed(&self) -> Result<(Vec<Setting>, Vec<(String, HostError)>), HostError> {
+        let (mut saved, mut unreadable) = (Vec::new(), Vec::new());
+        for (name, changed) in self.load()? {
+            match self.try_read(&name) {
+                Ok(Some(value)) if value == changed.after => saved.push((name, changed)),
+                Ok(_) => {}
+                Err(error) => unreadable.push((name, error)),
+            }
+        }
         // Forwarding first: when it changes, the kernel resets settings of devices.
         saved.sort_by_key(|(name, _)| !matches!(name.as_str(), FORWARD_V4 | FORWARD_V6));
         let setting =
             |(name, changed): (String, SavedSetting)| Setting { name, value: changed.before };
-        Ok(saved.into_iter().map(setting).collect())
+        Ok((saved.into_iter().map(setting).collect(), unreadable))
     }
 
     /// Returns the settings of the devices that were set to accept router advertisements always.
@@ -176,7 +191,18 @@ impl Sysctl {
     }
 
     fn read(&self, name: &str) -> Option<u32> {
-        fs::read_to_string(self.root.join(name)).ok()?.trim().parse().ok()
+        self.try_read(name).ok().flatten()
+    }
+
+    /// Reads a setting. Returns `None` if the kernel has no such setting, for example because its
+    /// device is gone.
+    fn try_read(&self, name: &str) -> Result<Option<u32>, HostError> {
+        let path = self.root.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.trim().parse().ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(HostError::file("read", &path, &error)),
+        }
     }
 
     fn set(&self, setting: &Setting) -> Result<(), HostError> {

@@ -136,6 +136,24 @@ fn changes_are_made_once_and_restored() {
 }
 
 #[test]
+fn unreadable_setting_is_named_and_its_former_value_kept() {
+    let host = TestHost::new(&ALL);
+    let settings = host.settings();
+    settings.apply(&desired(false)).unwrap();
+    fs::create_dir_all(host.path("proc/sys/net/ipv4/unreadable")).unwrap();
+    let saved = r#"{"ipv4/unreadable":{"before":7,"after":1},"ipv4/ip_forward":{"before":0,"after":1},
+        "ipv4/conf/gone/forwarding":{"before":0,"after":1}}"#;
+    host.write("state/host-settings.json", saved);
+    assert!(settings.preview_restore().is_err());
+    let restored = settings.restore();
+    let done = host.descriptions(Ok(restored.done));
+    assert_eq!(done.last().map(String::as_str), Some("set net/ipv4/ip_forward to 0"));
+    let failed: Vec<_> = restored.failed.iter().map(|(change, _)| change.as_str()).collect();
+    assert_eq!(failed, ["restore net/ipv4/unreadable"]);
+    assert!(settings.has_saved_settings(), "the next run restores it");
+}
+
+#[test]
 fn failed_restore_is_named_and_rest_continues() {
     let host = TestHost::new(&ALL);
     let settings = host.settings();
