@@ -102,6 +102,7 @@ impl AgentCommand {
         let config = self.configuration()?;
         let settings = Settings::from(&config);
         let dataplane = config.dataplane;
+        let verify_interval = config.verify_interval;
         let cni = move || {
             CniDirectory::new(
                 config.cni_dir.clone(),
@@ -129,7 +130,7 @@ impl AgentCommand {
             master,
             cni: cni(),
             docker: docker.clone(),
-            dataplane: DataplaneOptions::new(&dataplane, ports),
+            dataplane: DataplaneOptions::new(&dataplane, ports, verify_interval),
             seed: fastrand::u64(..),
             metrics: metrics.clone(),
             access: access.clone(),

@@ -19,7 +19,7 @@ use overlay_config::AgentConfig;
 use overlay_linux::cni::{CniDirectory, Leases};
 use overlay_linux::dataplane::{Bridge, Dataplane, plan};
 use overlay_linux::docker::{Docker, DockerFailure};
-use overlay_linux::firewall::{Backend, Firewall};
+use overlay_linux::firewall::{Backend, Firewall, RulesFile};
 use overlay_linux::host::{HostError, HostLock, HostSettings, write_private};
 use overlay_types::addr::{DeviceName, OverlayName};
 use overlay_types::tunnel::Desired;
@@ -55,8 +55,8 @@ pub(super) struct CleanCommand {
         required_unless_present = "config"
     )]
     cni_dir: Option<PathBuf>,
-    /// The directory of the agent's lock and of the former host settings; otherwise the key
-    /// state_dir, or /var/lib/mesos-overlay
+    /// The directory of the agent's lock, firewall rules and former host settings; otherwise the
+    /// key state_dir, or /var/lib/mesos-overlay
     #[arg(long, env = "MESOS_OVERLAY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// The docker program of the agent; otherwise the key docker, or the program in PATH
@@ -124,7 +124,7 @@ impl CleanCommand {
         overlays.extend(remaining.overlays);
         let has_docker = !self.keep_docker && report.clean_docker(&config)?;
         report.clean_kernel(&mut kernel);
-        report.clean_firewall();
+        report.clean_firewall(state_dir);
         report.clean_bridges(&mut kernel, &config, &overlays, has_docker || self.keep_docker);
         report.record_remaining_bridges(state_dir, &mut kernel, overlays);
         report.clean_settings(state_dir);
@@ -267,7 +267,7 @@ impl Report {
         }
     }
 
-    fn clean_firewall(&mut self) {
+    fn clean_firewall(&mut self, state_dir: &Path) {
         let found = self.found_or_default("the rules of the firewall", Firewall::list_owned());
         let mut result = Ok(());
         if !self.dry_run && !found.is_empty() {
@@ -278,6 +278,11 @@ impl Report {
             let is_gone = remaining.as_ref().is_some_and(|objects| !objects.contains(&object));
             let result = if is_gone { Ok(()) } else { result.clone() };
             self.add(format!("remove {object}"), result);
+        }
+        let mut file = RulesFile::new(state_dir);
+        if file.path().exists() {
+            let action = format!("remove {}", file.path().display());
+            self.run(action, || file.remove().map_err(|error| error.to_string()));
         }
     }
 

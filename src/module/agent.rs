@@ -49,7 +49,8 @@ pub(super) fn configure(
     let master =
         Master::read(master).map_err(|reason| format!("{}: master: {reason}", Kind::Agent))?;
     let settings = Settings::from(&config);
-    let dataplane = DataplaneOptions::new(&config.dataplane, BTreeSet::new());
+    let dataplane =
+        DataplaneOptions::new(&config.dataplane, BTreeSet::new(), config.verify_interval);
     let directory = move || {
         CniDirectory::new(
             config.cni_dir.clone(),

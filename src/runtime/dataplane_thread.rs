@@ -32,8 +32,8 @@ pub(super) enum Job {
 /// The calls of the thread. Each call ends by itself, except [`Self::listen`], which waits.
 pub(super) trait Worker {
     /// Takes the lock of the host before the first job, so that `clean` refuses a host whose agent
-    /// waits for its master.
-    fn lock_early(&mut self);
+    /// waits for its master. After a reboot, loads the firewall rules of the time before.
+    fn begin(&mut self);
 
     /// Returns the addresses of the managed devices that an earlier process left. Without them the
     /// agent does not notice that another agent has its VTEP address, until it has an assignment.
@@ -164,7 +164,7 @@ fn run(
 fn execute(worker: &mut impl Worker, task: &Task) -> Option<Event> {
     match task {
         Task::Begin => {
-            worker.lock_early();
+            worker.begin();
             Some(Event::FoundVteps(worker.find_vteps()))
         }
         Task::Job(Job::Inspect { attempt, claims }) => {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     impl Worker for PanickingWorker {
-        fn lock_early(&mut self) {}
+        fn begin(&mut self) {}
 
         fn find_vteps(&mut self) -> Vec<IpAddr> {
             Vec::new()

@@ -13,13 +13,14 @@ use overlay_config::{DataplaneConfig, FirewallKind, OverlayIngress};
 use overlay_engine::agent::{FirewallState, Programmed, Scope};
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
 use overlay_linux::firewall::{
-    self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, Ruleset,
+    self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, RulesFile, Ruleset,
 };
 use overlay_linux::host::{HostError, HostLock, HostSettings};
 use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Collision, Desired, Fault};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use tokio::time::Instant;
 
 use super::dataplane_thread::Worker;
 use super::local_masters::LocalMasters;
@@ -32,10 +33,12 @@ pub struct DataplaneOptions {
     pub firewall: Option<Backend>,
     /// The options of the firewall rules.
     pub rules: firewall::Options,
+    /// Interval of the complete verification.
+    pub verify_interval: Duration,
     /// Whether the agent manages the settings of the host. Otherwise the operator manages them.
     pub host_settings: bool,
-    /// The directory of the former host settings, and of the lock of the agent that programs the
-    /// host.
+    /// The directory of the former host settings, of the firewall rules for the next start of the
+    /// host, and of the lock of the agent that programs the host.
     pub state_dir: PathBuf,
 }
 
@@ -43,7 +46,11 @@ impl DataplaneOptions {
     /// Returns the options of the configuration. `control_ports` are closed to containers: see
     /// [`firewall::Options::control_ports`].
     #[must_use]
-    pub fn new(config: &DataplaneConfig, control_ports: BTreeSet<u16>) -> Self {
+    pub fn new(
+        config: &DataplaneConfig,
+        control_ports: BTreeSet<u16>,
+        verify_interval: Duration,
+    ) -> Self {
         Self {
             firewall: match config.firewall {
                 FirewallKind::Auto => None,
@@ -62,6 +69,7 @@ impl DataplaneOptions {
                 control_ports,
                 local_ports: BTreeSet::new(),
             },
+            verify_interval,
             host_settings: config.host_settings,
             state_dir: config.state_dir.clone(),
         }
@@ -101,6 +109,8 @@ pub(super) struct HostNetwork {
     lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
+    /// When nft was last asked whether it supports our rules.
+    probed: Option<Instant>,
     /// The error of the last attempt to apply the host settings.
     settings_error: Option<HostError>,
     local_masters: LocalMasters,
@@ -129,6 +139,7 @@ impl HostNetwork {
             lock: None,
             dataplane: None,
             firewall: None,
+            probed: None,
             settings_error: None,
             local_masters: LocalMasters::default(),
             listeners: ChangeListeners::default(),
@@ -215,6 +226,7 @@ impl HostNetwork {
     fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) -> bool {
         let options = self.options.rules_for(desired, &mut self.local_masters);
         let rules = Ruleset::new(desired, &options);
+        self.probe_again(desired, scope);
         let outcome = self.firewall().and_then(|firewall| {
             if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
         });
@@ -229,7 +241,8 @@ impl HostNetwork {
                 return false;
             }
         }
-        result.firewall = self.firewall.as_ref().map(state_of);
+        let checks = options.known_agents_only;
+        result.firewall = self.firewall.as_ref().map(|firewall| state_of(firewall, checks));
         true
     }
 
@@ -241,32 +254,76 @@ impl HostNetwork {
                     Some(backend) => backend,
                     None => Backend::detect()?,
                 };
-                Ok(none.insert(Firewall::new(backend)))
+                self.probed = Some(Instant::now());
+                let firewall = none.insert(Firewall::new(backend));
+                firewall.keep_in(&self.options.state_dir);
+                Ok(firewall)
             }
+        }
+    }
+
+    /// Asks nft again whether it supports our rules, once in each interval of the verification.
+    fn probe_again(&mut self, desired: &Desired, scope: Scope) {
+        let is_due =
+            self.probed.is_some_and(|probed| probed.elapsed() >= self.options.verify_interval);
+        if let Some(firewall) = &mut self.firewall
+            && is_due
+            && scope == Scope::Everything
+            && desired.peers.is_some()
+        {
+            firewall.probe_again(self.options.firewall.is_none());
+            self.probed = Some(Instant::now());
+        }
+    }
+
+    /// Closes a host that was started again, before a master has answered.
+    fn load_rules(&self) {
+        if self.options.firewall == Some(Backend::None) {
+            return;
+        }
+        let file = RulesFile::new(&self.options.state_dir);
+        match file.load() {
+            Ok(false) => {}
+            Ok(true) => log::info!(
+                "the host had no firewall rules: loaded those of {} until a master answers",
+                file.path().display()
+            ),
+            Err(error) => log::warn!(
+                "load the firewall rules of the time before the restart: {error}; the containers of \
+                 this host are open until a master has assigned its overlays"
+            ),
         }
     }
 }
 
-/// Describes the rules for the health of the agent.
-fn state_of(firewall: &Firewall) -> FirewallState {
+/// Describes the rules for the health of the agent. `checks` is whether the rules check the source of
+/// packets inside of the tunnel.
+fn state_of(firewall: &Firewall, checks: bool) -> FirewallState {
     FirewallState {
         backend: match firewall.backend() {
             Backend::Nftables => "nftables",
             Backend::Iptables => "iptables",
             Backend::None => "none",
         },
-        inner_check: firewall.inner_check().map(|check| match check {
-            InnerCheck::Pair => "pair",
-            InnerCheck::Membership => "membership",
-        }),
+        inner_check: checks.then(|| check_of(firewall)).flatten(),
         keeps_agents: firewall.keeps_agents(),
     }
 }
 
+/// Returns the name of the check for the health of the agent.
+fn check_of(firewall: &Firewall) -> Option<&'static str> {
+    firewall.inner_check().map(|check| match check {
+        InnerCheck::Pair => "pair",
+        InnerCheck::Membership => "membership",
+    })
+}
+
 impl Worker for HostNetwork {
-    fn lock_early(&mut self) {
+    fn begin(&mut self) {
         // If the lock is held by another process, the first job reports that.
-        let _ = self.acquire_lock();
+        if self.acquire_lock().is_ok() {
+            self.load_rules();
+        }
     }
 
     fn find_vteps(&mut self) -> Vec<IpAddr> {
@@ -383,7 +440,7 @@ mod tests {
     #[test]
     fn rules_for_local_master_and_for_master_without_peers() {
         let config = DataplaneConfig::default();
-        let options = DataplaneOptions::new(&config, [5051].into());
+        let options = DataplaneOptions::new(&config, [5051].into(), Duration::ZERO);
         let masters = ["127.0.0.1:5050", "192.0.2.1:5060"].map(|master| master.parse().unwrap());
         let mut desired = Desired { masters: masters.into(), ..Desired::default() };
         let mut local = LocalMasters::default();

@@ -381,6 +381,7 @@ fn planned_actions(firewall: &str) -> Vec<String> {
         let sets = ["4", "6", "inner-4", "inner-6", "hosts", "masters"];
         lines.extend(sets.map(|set| format!("remove ipset mesos-overlay-{set} would be done")));
     }
+    lines.push("remove /state/firewall-rules would be done".to_owned());
     lines.extend([
         format!("remove bridge m-vxlan-1 {in_use}"),
         format!("remove leases /leases/vxlan-1 {in_use}"),

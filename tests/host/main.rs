@@ -26,6 +26,7 @@ mod ensemble;
 mod firewall;
 mod firewall_docker;
 mod firewall_forged;
+mod firewall_reboot;
 mod firewall_upgrade;
 mod hosts;
 mod metrics;

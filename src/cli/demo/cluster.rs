@@ -144,7 +144,11 @@ impl Cluster {
         let master = self.address.to_string().parse();
         Ok(AgentOptions {
             settings,
-            dataplane: DataplaneOptions::new(&config.dataplane, [port].into()),
+            dataplane: DataplaneOptions::new(
+                &config.dataplane,
+                [port].into(),
+                config.verify_interval,
+            ),
             master: Detector::Fixed(master.map_err(|error| format!("master: {error}"))?),
             cni,
             docker,

@@ -9,9 +9,10 @@ use super::command::{FirewallError, Tools};
 use super::elements::ListedElements;
 use super::ipsets;
 use super::iptables::{self, Chain, JUMPS, Jump, Table};
+use super::saved::Section;
 
 /// Seconds that iptables waits for its lock, which another program may hold.
-const LOCK_SECONDS: &str = "5";
+pub(super) const LOCK_SECONDS: &str = "5";
 
 /// The iptables programs of a family.
 struct Programs {
@@ -32,6 +33,12 @@ impl Programs {
             }
         }
     }
+}
+
+/// Returns the input of `iptables-restore --noflush` that makes the chains on a host without them.
+pub(super) fn section(family: Family, tables: &[Table]) -> Section {
+    let input = SavedRules::default().replacement(tables);
+    Section { program: Programs::of(family).restore, input }
 }
 
 /// The rules of all tables of one family, as `iptables-save` lists them.

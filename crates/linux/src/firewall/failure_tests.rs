@@ -71,6 +71,25 @@ fn failed_clean_is_error() {
 }
 
 #[test]
+fn failed_removal_is_tried_again_at_next_verification() {
+    let host = FakeHost::default();
+    let known = Ruleset::new(&desired(), &Options::default());
+    host.firewall(Backend::Nftables).verify(&known).unwrap();
+    let mut firewall = host.firewall(Backend::None);
+    host.fail(Some((0, refused("Device or resource busy"))));
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Unchanged));
+    assert!(host.0.lock().table.is_some());
+    let runs = host.0.lock().runs;
+    assert_eq!(firewall.update(&known), Ok(Outcome::Unchanged));
+    assert_eq!(host.0.lock().runs, runs, "a change of a peer removes nothing");
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Unchanged));
+    assert_eq!(host.0.lock().table, None);
+    let runs = host.0.lock().runs;
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Unchanged));
+    assert_eq!(host.0.lock().runs, runs, "there is nothing to remove");
+}
+
+#[test]
 fn only_missing_support_selects_iptables() {
     let host = FakeHost::default();
     assert_eq!(Backend::detect_with(&host), Ok(Backend::Nftables));

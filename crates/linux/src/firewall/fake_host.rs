@@ -147,7 +147,7 @@ pub(super) fn refused(message: &str) -> FirewallError {
 
 impl FakeHost {
     pub(super) fn firewall(&self, backend: Backend) -> Firewall {
-        Firewall { backend, check: None, applied: None, tools: Box::new(self.clone()) }
+        Firewall::with_tools(backend, Box::new(self.clone()))
     }
 
     /// Makes the run after `runs` further runs fail, or none.

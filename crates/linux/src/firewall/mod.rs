@@ -35,11 +35,13 @@ mod nftables;
 #[cfg(test)]
 mod restart_tests;
 mod ruleset;
+mod saved;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use overlay_types::addr::Family;
 
@@ -54,6 +56,8 @@ use self::listing::Listing;
 pub use self::monitor::Monitor;
 pub use self::nftables::TABLE as NFTABLES_TABLE;
 pub use self::ruleset::{Ingress, Options, Ruleset};
+use self::saved::Section;
+pub use self::saved::{LoadError, RulesFile};
 
 /// The firewall that holds the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +92,7 @@ pub enum Outcome {
 }
 
 /// The rules that were made last, and their listing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct AppliedRules {
     rules: Ruleset,
     /// All elements of the sets, if elements of earlier rules were kept: see
@@ -96,6 +100,8 @@ struct AppliedRules {
     kept: Option<ListedElements>,
     /// The listing without the elements of the sets.
     rest: String,
+    /// The chains of iptables for the file, if they hold all rules.
+    chains: Vec<Section>,
 }
 
 /// The rules of this host.
@@ -106,6 +112,10 @@ pub struct Firewall {
     check: Option<InnerCheck>,
     /// The rules that were made last. `None` if the rules on the host are unknown.
     applied: Option<AppliedRules>,
+    /// The file with the rules for the next start of the host.
+    file: Option<RulesFile>,
+    /// Why the rules of an earlier agent could not be removed.
+    clean_failure: Option<FirewallError>,
     tools: Box<dyn Tools>,
 }
 
@@ -163,7 +173,36 @@ impl Firewall {
     /// Creates a firewall. The rules on the host are unknown at first.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, check: None, applied: None, tools: Box::new(SystemTools) }
+        Self::with_tools(backend, Box::new(SystemTools))
+    }
+
+    fn with_tools(backend: Backend, tools: Box<dyn Tools>) -> Self {
+        Self { backend, check: None, applied: None, file: None, clean_failure: None, tools }
+    }
+
+    /// Keeps the rules in a file of this directory, so that [`RulesFile::load`] closes the host after
+    /// a reboot.
+    pub fn keep_in(&mut self, state_dir: &Path) {
+        self.file = Some(RulesFile::new(state_dir));
+    }
+
+    /// Tries a better check again after nft failed: nft or the kernel may be another one by now. With
+    /// `selects_backend`, nft may also replace iptables. The next verification makes all rules
+    /// again. Elements that are kept are lost by it, so call this with a list of peers only.
+    pub fn probe_again(&mut self, selects_backend: bool) {
+        let is_better = match (self.backend, self.check) {
+            (Backend::Nftables, Some(InnerCheck::Membership)) => {
+                probe(&*self.tools, nftables::PAIR_PROBE).is_ok()
+            }
+            (Backend::Iptables, _) if selects_backend => {
+                Backend::detect_with(&*self.tools) == Ok(Backend::Nftables)
+            }
+            _ => false,
+        };
+        if is_better {
+            log::info!("firewall: nft supports our rules by now: making all rules again with nft");
+            (self.backend, self.check, self.applied) = (Backend::Nftables, None, None);
+        }
     }
 
     /// Returns the firewall that holds the rules.
@@ -192,16 +231,7 @@ impl Firewall {
     /// When a program fails. The next call tries again.
     pub fn verify(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
         let Some(format) = self.detect_format()? else {
-            if self.applied.is_none() {
-                if let Err(error) = self.clean() {
-                    log::warn!(
-                        "{error}; rules of an earlier agent may remain: restart this agent once the \
-                         cause is fixed"
-                    );
-                }
-                let rules = rules.clone();
-                self.applied = Some(AppliedRules { rules, kept: None, rest: String::new() });
-            }
+            self.remove_former();
             return Ok(Outcome::Unchanged);
         };
         let (rules, kept) = self.with_kept_elements(format, rules)?;
@@ -211,6 +241,7 @@ impl Firewall {
             Some(applied) if applied.rules == *rules && applied.kept == kept => {
                 let listing = self.listing()?;
                 if listing.rest == applied.rest && listing.elements == *elements {
+                    self.save(format, &rules, elements);
                     return Ok(Outcome::Unchanged);
                 }
                 Outcome::Repaired
@@ -218,17 +249,62 @@ impl Firewall {
             _ => Outcome::Made,
         };
         let is_first = self.applied.take().is_none();
+        let mut chains = Vec::new();
         if rules.is_empty() {
             self.clean()?;
         } else {
-            self.make(format, &rules, elements)?;
+            chains = self.make(format, &rules, elements)?;
             if is_first {
                 self.remove_other_backend()?;
             }
         }
         let rest = self.listing()?.rest;
-        self.applied = Some(AppliedRules { rules: rules.into_owned(), kept, rest });
+        let elements = elements.clone();
+        let rules = rules.into_owned();
+        self.applied = Some(AppliedRules { rules: rules.clone(), kept, rest, chains });
+        self.save(format, &rules, &elements);
         Ok(outcome)
+    }
+
+    /// Removes the rules of an earlier agent, since the operator maintains the rules now. After a
+    /// failure the next verification tries again.
+    fn remove_former(&mut self) {
+        if self.applied.is_some() {
+            return;
+        }
+        match self.clean() {
+            Ok(()) => {
+                self.clean_failure = None;
+                self.applied = Some(AppliedRules::default());
+            }
+            Err(error) => {
+                if self.clean_failure.as_ref() != Some(&error) {
+                    log::warn!(
+                        "{error}; rules of an earlier agent may remain: the next verification \
+                         tries again"
+                    );
+                }
+                self.clean_failure = Some(error);
+            }
+        }
+    }
+
+    /// Writes the rules to the file, unless it has them.
+    fn save(&mut self, format: Format, rules: &Ruleset, elements: &ListedElements) {
+        let (Some(file), Some(applied)) = (&mut self.file, &self.applied) else { return };
+        if rules.is_empty() {
+            return;
+        }
+        match format {
+            Format::Nftables(check) => {
+                let input = nftables::script(&rules.layout, check, elements);
+                file.write(&[Section { program: "nft", input }]);
+            }
+            Format::Ipset => {
+                let sets = Section { program: "ipset", input: ipsets::script(elements) };
+                file.write(&[&[sets], &applied.chains[..]].concat());
+            }
+        }
     }
 
     /// Detects the check of inner sources once. Returns how the backend lists elements, or `None`
@@ -276,7 +352,11 @@ impl Firewall {
     /// See [`Self::verify`].
     pub fn update(&mut self, rules: &Ruleset) -> Result<Outcome, FirewallError> {
         let format = self.detect_format()?;
-        if let Some(AppliedRules { rules: before, kept: None, rest }) = &self.applied
+        if format.is_none() && self.clean_failure.is_some() {
+            // Only a verification tries again.
+            return Ok(Outcome::Unchanged);
+        }
+        if let Some(AppliedRules { rules: before, kept: None, rest, chains }) = &self.applied
             && let Some(check) = format.map(Format::check)
             && let Some(changes) = rules.changes_since(before, check)
         {
@@ -285,8 +365,8 @@ impl Firewall {
             }
             match self.change_elements(rules, &changes) {
                 Ok(()) => {
-                    let (rules, rest) = (rules.clone(), rest.clone());
-                    self.applied = Some(AppliedRules { rules, kept: None, rest });
+                    let (rules, rest, chains) = (rules.clone(), rest.clone(), chains.clone());
+                    self.applied = Some(AppliedRules { rules, kept: None, rest, chains });
                     return Ok(Outcome::Made);
                 }
                 // Another program may have changed a set, so all rules are made again.
@@ -313,13 +393,15 @@ impl Firewall {
         .map(drop)
     }
 
-    /// Makes all rules, those that drop packets first.
+    /// Makes all rules, those that drop packets first. Returns the chains of iptables for the file,
+    /// if they hold all rules.
     fn make(
         &self,
         format: Format,
         rules: &Ruleset,
         elements: &ListedElements,
-    ) -> Result<(), FirewallError> {
+    ) -> Result<Vec<Section>, FirewallError> {
+        let mut sections = Vec::new();
         let tools = &*self.tools;
         match format {
             Format::Nftables(check) => {
@@ -340,8 +422,11 @@ impl Firewall {
                 Format::Nftables(_) => iptables::no_tables(),
             };
             chains::replace(tools, family, &saved, &tables)?;
+            if format == Format::Ipset {
+                sections.push(chains::section(family, &tables));
+            }
         }
-        Ok(())
+        Ok(sections)
     }
 
     /// Lists the managed rules.
@@ -369,6 +454,12 @@ impl Firewall {
     /// When a program fails.
     pub fn clean(&mut self) -> Result<(), FirewallError> {
         self.applied = None;
+        if let Some(file) = &mut self.file
+            && let Err(error) = file.remove()
+        {
+            let path = file.path().display();
+            log::warn!("remove {path}: {error}: remove it, or a reboot loads its rules");
+        }
         let tools = &*self.tools;
         table::remove(tools)?;
         for family in [Family::V4, Family::V6] {

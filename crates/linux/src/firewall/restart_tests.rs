@@ -113,6 +113,37 @@ fn nft_without_pairs_checks_membership() {
 }
 
 #[test]
+fn better_check_is_used_once_nft_supports_it() {
+    let host = FakeHost::default();
+    let known = Ruleset::new(&desired(), &program(true));
+    let unsupported = || refused("can not use variable sized data types in concat expressions");
+    let mut firewall = host.firewall(Backend::Nftables);
+    host.fail(Some((0, unsupported())));
+    firewall.verify(&known).unwrap();
+    host.fail(Some((0, unsupported())));
+    firewall.probe_again(true);
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Unchanged), "it is not supported yet");
+    assert_eq!(firewall.inner_check(), Some(InnerCheck::Membership));
+    firewall.probe_again(false);
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Made));
+    assert_eq!(firewall.inner_check(), Some(InnerCheck::Pair));
+    let runs = host.0.lock().runs;
+    firewall.probe_again(true);
+    assert_eq!(host.0.lock().runs, runs, "there is no better check");
+
+    let mut firewall = host.firewall(Backend::Iptables);
+    firewall.verify(&known).unwrap();
+    assert!(host.0.lock().table.is_none(), "the rules of the other backend are removed");
+    firewall.probe_again(false);
+    assert_eq!(firewall.backend(), Backend::Iptables, "the operator chose it");
+    firewall.probe_again(true);
+    assert_eq!(firewall.verify(&known), Ok(Outcome::Made));
+    assert_eq!(firewall.backend(), Backend::Nftables);
+    let state = host.0.lock();
+    assert!(state.table.is_some() && state.sets.is_empty() && state.saved.concat().is_empty());
+}
+
+#[test]
 fn chains_of_former_version_are_replaced() {
     let host = FakeHost::default();
     let former = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:MESOS-OVERLAY-IN -\n:MESOS-OVERLAY-LAB -\n\

@@ -56,6 +56,14 @@ impl fmt::Display for Setting {
     }
 }
 
+/// The settings that still have the value of our change.
+struct Changed {
+    /// The former values.
+    settings: Vec<Setting>,
+    /// Settings that cannot be read, with the error.
+    unreadable: Vec<(String, HostError)>,
+}
+
 /// The settings below `root`, and the file with their former values.
 #[derive(Debug)]
 pub(super) struct Sysctl {
@@ -97,7 +105,7 @@ impl Sysctl {
 
     /// Restores the former values, and removes the file with them if all could be restored.
     pub(super) fn restore(&self, result: &mut RestoreResult) {
-        let (settings, unreadable) = match self.changed() {
+        let Changed { settings, unreadable } = match self.changed() {
             Ok(changed) => changed,
             Err(error) => {
                 result.record("restore the settings of the host".to_owned(), Err(error));
@@ -122,12 +130,12 @@ impl Sysctl {
 
     /// Returns the settings to restore: the settings that still have the value of our change.
     pub(super) fn preview_restore(&self) -> Result<Vec<Setting>, HostError> {
-        let (settings, unreadable) = self.changed()?;
+        let Changed { settings, unreadable } = self.changed()?;
         unreadable.into_iter().next().map_or(Ok(settings), |(_, error)| Err(error))
     }
 
     /// Returns the settings that still have the value of our change, and those that cannot be read.
-    fn changed(&self) -> Result<(Vec<Setting>, Vec<(String, HostError)>), HostError> {
+    fn changed(&self) -> Result<Changed, HostError> {
         let (mut saved, mut unreadable) = (Vec::new(), Vec::new());
         for (name, changed) in self.load()? {
             match self.try_read(&name) {
@@ -140,7 +148,8 @@ impl Sysctl {
         saved.sort_by_key(|(name, _)| !matches!(name.as_str(), FORWARD_V4 | FORWARD_V6));
         let setting =
             |(name, changed): (String, SavedSetting)| Setting { name, value: changed.before };
-        Ok((saved.into_iter().map(setting).collect(), unreadable))
+        let settings = saved.into_iter().map(setting).collect();
+        Ok(Changed { settings, unreadable })
     }
 
     /// Returns the settings of the devices that were set to accept router advertisements always.
