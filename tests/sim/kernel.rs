@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_engine::agent::{Programmed, Scope};
+use overlay_engine::agent::{FirewallState, Programmed, Scope};
 use overlay_linux::dataplane::{Hop, Observed, Operation, RouteKey, State, plan, plan_change};
 use overlay_types::addr::{DeviceName, Mac, Mtu, Subnet};
 use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
@@ -46,6 +46,11 @@ pub(crate) struct Done {
     pub(crate) operations: Vec<Operation>,
     /// Whether the kernel was observed and now has the desired state.
     pub(crate) is_exact: bool,
+}
+
+/// Returns the state of the firewall, whose rules are not simulated.
+const fn rules() -> FirewallState {
+    FirewallState { backend: "nftables", inner_check: Some("pair"), keeps_agents: false }
 }
 
 /// One kernel.
@@ -141,6 +146,7 @@ impl Kernel {
         self.is_notified = false;
         let mut done = Done::default();
         if let Some(plain) = &mut self.plain {
+            done.result.firewall = Some(rules());
             let Some(local) = desired.vxlan_devices.first() else { return done };
             for (agent, peer) in desired.peers.iter().flatten() {
                 if plain.insert(*agent, peer.mac) != Some(peer.mac) {
@@ -155,6 +161,7 @@ impl Kernel {
             done.result.faults.push(Fault::of_host(reason));
             return done;
         }
+        done.result.firewall = Some(rules());
         let has_devices = |known: &&Rc<Observed>| {
             let mut vxlan_devices = desired.vxlan_devices.iter();
             vxlan_devices.all(|local| known.state.devices.contains_key(&local.device))

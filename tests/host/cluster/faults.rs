@@ -1,6 +1,7 @@
 //! Hosts with faults: the agent reports each fault on the affected overlays, also at the master,
 //! and all other overlays and hosts keep working.
 
+use std::collections::BTreeMap;
 use std::net::UdpSocket;
 
 use serde_json::json;
@@ -83,25 +84,35 @@ fn host_faults_are_reported_and_affect_no_other_host() {
         }
         eprintln!("{number}: {}", cluster.status(number, "vxlan-1"));
     }
-    // Every host has the bridges of its containers. Containers reach each other on hosts that have
-    // a tunnel.
-    let containers: Vec<_> =
-        cluster.hosts.iter().map(|host| Container::for_mesos(host, "vxlan-1")).collect();
-    for host in &cluster.hosts {
-        let container = &containers[usize::from(host.number - 1)];
+    // Hosts without firewall rules have no container networks: containers would pose as the host.
+    for number in [NO_NET_ADMIN, NO_FIREWALL] {
+        let status = cluster.status(number, "vxlan-1");
+        assert!(
+            status.ends_with("its containers get no network without firewall rules"),
+            "{status}"
+        );
+        assert!(!cluster.host(number).daemon.path("cni/vxlan-1.conf").exists(), "{number}");
+    }
+    // All other hosts have the bridges of their containers. Containers reach each other on hosts
+    // that have a tunnel.
+    let with_rules = [HEALTHY, PORT_TAKEN, NAME_TAKEN, SMALL_MTU];
+    let containers: BTreeMap<_, _> = with_rules
+        .map(|number| (number, Container::for_mesos(cluster.host(number), "vxlan-1")))
+        .into();
+    for container in containers.values() {
         let gateway = format!("192.168.{}.1", subnet_number(container));
         assert!(container.namespace.can_reach(&gateway), "{}", cluster.logs());
     }
     let reach_each_other = |number: u8, size| {
-        let (one, other) = (&containers[0], &containers[usize::from(number - 1)]);
+        let (one, other) = (&containers[&HEALTHY], &containers[&number]);
         cluster.wait_for("the containers reach each other", || {
             can_ping(&one.namespace, other.address(), size)
                 && can_ping(&other.namespace, one.address(), size)
         });
     };
     // Without rules the tunnel would accept packets of every host, so the host has no tunnel.
-    let closed = &containers[usize::from(NO_FIREWALL - 1)];
-    assert!(!can_ping(&closed.namespace, containers[0].address(), 100), "{}", cluster.logs());
+    let devices = cluster.host(NO_FIREWALL).namespace().run("ip -br link show");
+    assert!(!devices.contains("vtep1024"), "{devices}");
     cluster.host(SMALL_MTU).namespace().run("ip link set eth0 mtu 1400");
     cluster.wait_for_status(SMALL_MTU, "vxlan-1", |status| {
         status

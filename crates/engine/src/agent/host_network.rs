@@ -81,8 +81,12 @@ impl Agent {
     pub(super) fn finish_program(&mut self, now: Now, attempt: u64, result: Programmed) {
         let mut context = Context { now, settings: &self.settings, random: &mut self.random };
         let counters = &mut self.counters;
+        let has_rules = result.firewall.is_some();
         let tunnels = self.tunnel.finish_program(&mut context, attempt, result, counters);
         if let Some(tunnels) = tunnels {
+            if has_rules && let Some(programmed) = self.tunnel.programmed() {
+                self.overlays.note_rules(&programmed.spaces);
+            }
             let has_changed = self.overlays.set_tunnels(tunnels);
             self.report_change(now, has_changed);
         }

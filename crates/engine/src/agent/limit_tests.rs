@@ -230,8 +230,8 @@ fn refused_assignment_keeps_previous_overlay() {
     let mut world = world();
     world.detect();
     world.assign(vec![assignment("vxlan-1", 1)]);
-    world.finish_attempt(1, NetworkKind::Cni, Ok(()));
     world.finish_program_unchanged(1);
+    world.finish_attempt(1, NetworkKind::Cni, Ok(()));
     world.acknowledge();
     assert_eq!(world.health().status, Condition::Ok);
 
@@ -280,7 +280,8 @@ fn corrected_assignment_is_configured() {
     world.assign(vec![bad.clone()]);
     world.finish_program_unchanged(1);
     assert_eq!(world.assign(vec![bad])[..1], [REPORT.to_owned()], "the assignment is repeated");
-    let commands = world.assign(vec![assignment("vxlan-1", 1)]);
+    world.assign(vec![assignment("vxlan-1", 1)]);
+    let commands = world.finish_program_unchanged(2);
     assert!(commands.contains(&"attempt 1: cni network of vxlan-1".to_owned()), "{commands:?}");
     assert_eq!(statuses(&mut world), ["configuring"]);
 }
@@ -290,8 +291,8 @@ fn message_with_too_many_overlays_is_refused() {
     let mut world = world();
     world.detect();
     world.assign(vec![assignment("vxlan-1", 1)]);
-    world.finish_attempt(1, NetworkKind::Cni, Ok(()));
     world.finish_program_unchanged(1);
+    world.finish_attempt(1, NetworkKind::Cni, Ok(()));
     world.acknowledge();
     let many = |count: u32| {
         let named = |number: u32| {

@@ -14,7 +14,7 @@ use overlay_types::clock::{Backoff, Now};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Assignment, Reassigned, Status};
-use overlay_types::tunnel::Collision;
+use overlay_types::tunnel::{Collision, OverlaySubnets};
 
 use super::limits::{Verdict, check_assignments};
 use super::refusal::{FoundNetworks, find, reassigned_problem, reassigned_vtep_problem, single};
@@ -99,8 +99,8 @@ impl Overlays {
         is_delayed: impl Fn(&ContainerNetwork) -> bool,
     ) -> Vec<(u64, ContainerNetwork)> {
         let mut due = Vec::new();
-        let admitted = self.list.iter_mut().filter(|overlay| overlay.is_admitted());
-        for task in admitted.flat_map(|overlay| &mut overlay.tasks) {
+        let ready = self.list.iter_mut().filter(|overlay| overlay.is_ready_for_networks());
+        for task in ready.flat_map(|overlay| &mut overlay.tasks) {
             if task.due.is_some_and(|due| due <= now.elapsed) && !is_delayed(&task.network) {
                 self.last_attempt += 1;
                 task.due = None;
@@ -247,6 +247,18 @@ impl Overlays {
         has_changed
     }
 
+    /// Notes the overlays of a desired state whose firewall rules the host has, so that their
+    /// container networks can be configured.
+    pub(super) fn note_rules(&mut self, spaces: &[OverlaySubnets]) {
+        for overlay in &mut self.list {
+            let assignment = &overlay.assignment;
+            overlay.has_rules |= spaces.iter().any(|space| {
+                space.overlay == *assignment.name()
+                    && space.own.iter().eq(assignment.subnet.iter().chain(&assignment.subnet6))
+            });
+        }
+    }
+
     /// Returns whether the agent has attempted every network at least once.
     pub(super) fn are_attempted(&self) -> bool {
         self.list.iter().all(|overlay| overlay.status() != Status::Configuring)
@@ -257,8 +269,8 @@ impl Overlays {
         &self,
         is_delayed: impl Fn(&ContainerNetwork) -> bool,
     ) -> Option<Duration> {
-        let admitted = self.list.iter().filter(|overlay| overlay.is_admitted());
-        let tasks = admitted.flat_map(|overlay| &overlay.tasks);
+        let ready = self.list.iter().filter(|overlay| overlay.is_ready_for_networks());
+        let tasks = ready.flat_map(|overlay| &overlay.tasks);
         tasks.filter(|task| !is_delayed(&task.network)).filter_map(|task| task.due).min()
     }
 
@@ -381,6 +393,9 @@ struct Overlay {
     admission: Admission,
     /// The status of the overlay's tunnel.
     tunnel: Status,
+    /// Whether the host has had the firewall rules of the overlay. Without them containers of the
+    /// overlay could pose as the host.
+    has_rules: bool,
     tasks: Vec<Task>,
 }
 
@@ -404,6 +419,11 @@ enum Admission {
 impl Overlay {
     const fn is_admitted(&self) -> bool {
         matches!(self.admission, Admission::Admitted)
+    }
+
+    /// Returns whether container networks can be configured: containers start as soon as they exist.
+    const fn is_ready_for_networks(&self) -> bool {
+        self.is_admitted() && self.has_rules
     }
 
     const fn is_admission_pending(&self) -> bool {
@@ -443,6 +463,7 @@ impl Overlay {
             limit_error: Some(reason),
             admission: Admission::Invalid,
             tunnel: Status::Configuring,
+            has_rules: false,
             tasks: Vec::new(),
         };
         let has_changed = old.is_none_or(|old| {
@@ -480,12 +501,14 @@ impl Overlay {
                 || old.limit_error.is_some()
                 || !old.is_usable()
         });
-        let initial = (settings.tunnel.initial_admission(), settings.tunnel.initial_status());
-        let (mut old_tasks, (admission, tunnel)) = match old {
+        let (admission, tunnel) =
+            (settings.tunnel.initial_admission(), settings.tunnel.initial_status());
+        let initial = (admission, tunnel, !settings.tunnel.programs);
+        let (mut old_tasks, (admission, tunnel, has_rules)) = match old {
             Some(old) if !old.is_usable() || old.has_other_addresses(&assignment) => {
                 (old.tasks, initial)
             }
-            Some(old) => (old.tasks, (old.admission, old.tunnel)),
+            Some(old) => (old.tasks, (old.admission, old.tunnel, old.has_rules)),
             None => (Vec::new(), initial),
         };
         let mut tasks = Vec::with_capacity(networks.len());
@@ -501,7 +524,9 @@ impl Overlay {
             });
         }
         let limit_error = None;
-        (Self { assignment, options_error, limit_error, admission, tunnel, tasks }, has_changed)
+        let overlay =
+            Self { assignment, options_error, limit_error, admission, tunnel, has_rules, tasks };
+        (overlay, has_changed)
     }
 
     /// Returns whether the addresses of `other` differ, so that the host has to be inspected again.
@@ -526,14 +551,21 @@ impl Overlay {
             Admission::Admitted | Admission::Invalid => {}
         }
         let mut reasons: Vec<&str> = self.options_error.as_deref().into_iter().collect();
+        // The networks of an overlay without rules are not attempted.
+        let waits_for_rules =
+            !self.has_rules && !self.tasks.is_empty() && matches!(self.tunnel, Status::Failed(_));
         for part in iter::once(&self.tunnel).chain(self.tasks.iter().map(|task| &task.status)) {
             match part {
+                Status::Configuring if waits_for_rules => {}
                 Status::Configuring if !Mutation::ReportBeforeApplied.is_on() => {
                     return Status::Configuring;
                 }
                 Status::Failed(reason) => reasons.push(reason),
                 Status::Configuring | Status::Ok => {}
             }
+        }
+        if waits_for_rules {
+            reasons.push("its containers get no network without firewall rules");
         }
         if reasons.is_empty() { Status::Ok } else { Status::Failed(reasons.join("; ")) }
     }

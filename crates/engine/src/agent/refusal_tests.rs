@@ -156,6 +156,13 @@ fn assigned_overlay_of_other_agent_is_removed_and_failed() {
     assert!(commands.iter().any(|one| one.ends_with("cni network of vxlan-2")), "{commands:?}");
 }
 
+/// Returns the result of a job without changes.
+fn with_rules() -> Programmed {
+    let (backend, inner_check) = ("nftables", Some("pair"));
+    let firewall = FirewallState { backend, inner_check, keeps_agents: false };
+    Programmed { firewall: Some(firewall), ..Programmed::default() }
+}
+
 #[test]
 fn assigned_vtep_of_other_agent_stops_only_tunnels() {
     let tunnel = TunnelSettings { programs: true, refuses_collisions: false };
@@ -164,15 +171,15 @@ fn assigned_vtep_of_other_agent_stops_only_tunnels() {
     world.detect();
     world.assign(vec![assignment("vxlan-1", 1)]);
     let assigned = world.info().overlays.remove(0);
-    world.handle(Event::Programmed { attempt: 1, result: Programmed::default() });
-    world.handle(Event::Programmed { attempt: 2, result: Programmed::default() });
+    world.handle(Event::Programmed { attempt: 1, result: with_rules() });
+    world.handle(Event::Programmed { attempt: 2, result: with_rules() });
     world.finish_attempt(1, NetworkKind::Cni, Ok(()));
     world.acknowledge();
     world.held_at_registration();
     let vtep = format!("{}/32", assigned.vtep.ip.address());
     let mut commands = world.refuse(refusal(&[&vtep]));
     for attempt in 2..10 {
-        let result = Programmed::default();
+        let result = with_rules();
         commands.extend(world.handle(Event::Programmed { attempt, result }));
     }
     let is_empty = |one: &String| one.contains("program everything for 0 overlays");

@@ -396,6 +396,11 @@ impl Tunnel {
         self.faults.iter().map(|fault| &fault.reason).chain(&self.late_collisions)
     }
 
+    /// Returns the desired state of the last program job.
+    pub(super) fn programmed(&self) -> Option<&Desired> {
+        self.programmed.as_deref()
+    }
+
     /// Returns whether it is known that the firewall has no agents of earlier rules.
     pub(super) fn keeps_no_agents(&self) -> bool {
         self.firewall.as_ref().is_some_and(|firewall| !firewall.keeps_agents)

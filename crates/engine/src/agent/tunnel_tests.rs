@@ -67,15 +67,15 @@ impl World {
         );
         assert_eq!(
             self.finish_inspection(1, Vec::new()),
-            ["attempt 2: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
-        );
-        assert_eq!(
-            self.finish_attempt(1, NetworkKind::Cni, Ok(())),
-            NOTHING,
-            "the tunnel is not programmed yet"
+            ["attempt 2: program everything for 1 overlays"]
         );
         let result = Programmed { changes: 9, firewall: Some(firewall), ..Programmed::default() };
-        assert_eq!(self.finish_program_with(2, result), [REPORT]);
+        assert_eq!(
+            self.finish_program_with(2, result),
+            ["attempt 1: cni network of vxlan-1"],
+            "the rules come first"
+        );
+        assert_eq!(self.finish_attempt(1, NetworkKind::Cni, Ok(())), [REPORT]);
         assert_eq!(self.acknowledge(), NOTHING);
         assert_eq!(self.health().status, Condition::Ok);
         assert_eq!(self.health().dataplane.unwrap().status, "ok");
@@ -212,8 +212,39 @@ fn colliding_overlay_is_refused_until_collision_ends() {
     assert_eq!(commands, ["attempt 3: inspect for 1 overlays"]);
     assert_eq!(
         world.finish_inspection(3, Vec::new()),
-        ["attempt 4: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+        ["attempt 4: program everything for 1 overlays"]
     );
+}
+
+#[test]
+fn network_waits_for_firewall_rules() {
+    let mut world = world();
+    world.detect();
+    world.assign_from_program(vec![assignment("vxlan-1", 1)]);
+    world.finish_inspection(1, Vec::new());
+    let fault = Fault::of_host("firewall: program 'nft' not found");
+    let failed = Programmed { faults: vec![fault.clone()], ..Programmed::default() };
+    assert_eq!(world.finish_program_with(2, failed.clone()), [REPORT], "no network is attempted");
+    world.acknowledge();
+    let status = world.info().overlays[0].status.clone();
+    let reason = format!("{}; its containers get no network without firewall rules", fault.reason);
+    assert_eq!(status, Some(overlay_types::protocol::Status::Failed(reason)));
+    // The rules are made, and another fault of the host remains.
+    let attempt = world.next_program();
+    let commands = world.finish_program(attempt, 1, vec![Fault::of_host("no device")]);
+    assert_eq!(commands.last().map(String::as_str), Some("attempt 1: cni network of vxlan-1"));
+    world.finish_attempt(1, NetworkKind::Cni, Ok(()));
+    // A failure of later rules keeps the network and its verification.
+    let attempt = world.next_program();
+    world.finish_program_with(attempt, failed);
+    world.acknowledge();
+    let is_verified = |command: &String| command == "attempt 2: cni network of vxlan-1";
+    while !world.advance().iter().any(is_verified) {
+        for attempt in attempt..attempt + 20 {
+            world.finish_inspection(attempt, Vec::new());
+            world.finish_program(attempt, 0, Vec::new());
+        }
+    }
 }
 
 #[test]
@@ -239,10 +270,10 @@ fn overlay_in_use_before_restart_is_kept() {
     let late = Collision { is_programmed: true, ..collision() };
     assert_eq!(
         world.finish_inspection(1, vec![late.clone()]),
-        ["attempt 2: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+        ["attempt 2: program everything for 1 overlays"]
     );
-    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), NOTHING);
-    assert_eq!(world.finish_program(2, 0, Vec::new()), [REPORT]);
+    assert_eq!(world.finish_program(2, 0, Vec::new()), ["attempt 1: cni network of vxlan-1"]);
+    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), [REPORT]);
     world.acknowledge();
     let health = world.health();
     assert_eq!(health.status, Condition::Degraded);
@@ -272,7 +303,7 @@ fn failed_inspection_is_reported_and_retried() {
     assert!(world.now.elapsed - start <= 2 * SECOND);
     assert_eq!(
         world.finish_inspection(2, Vec::new()),
-        ["attempt 3: program everything for 1 overlays", "attempt 1: cni network of vxlan-1"]
+        ["attempt 3: program everything for 1 overlays"]
     );
 }
 
@@ -552,15 +583,10 @@ fn allowed_collisions_skip_inspection() {
     world.detect();
     assert_eq!(
         world.assign_from_program(vec![assignment("vxlan-1", 1)]),
-        [
-            "retain 1 cni configurations",
-            ASK,
-            "attempt 1: program everything for 1 overlays",
-            "attempt 1: cni network of vxlan-1"
-        ]
+        ["retain 1 cni configurations", ASK, "attempt 1: program everything for 1 overlays"]
     );
-    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), NOTHING);
-    assert_eq!(world.finish_program(1, 9, Vec::new()), [REPORT]);
+    assert_eq!(world.finish_program(1, 9, Vec::new()), ["attempt 1: cni network of vxlan-1"]);
+    assert_eq!(world.finish_attempt(1, NetworkKind::Cni, Ok(())), [REPORT]);
     assert_eq!(world.acknowledge(), NOTHING);
     // Another process may have changed the network during the job.
     while !world.advance().iter().any(|it| it == "attempt 2: program everything for 1 overlays") {}
