@@ -226,6 +226,7 @@ fn network_waits_for_firewall_rules() {
     let failed = Programmed { faults: vec![fault.clone()], ..Programmed::default() };
     assert_eq!(world.finish_program_with(2, failed.clone()), [REPORT], "no network is attempted");
     world.acknowledge();
+    assert_eq!(world.health().dataplane.unwrap().firewall, None);
     let status = world.info().overlays[0].status.clone();
     let reason = format!("{}; its containers get no network without firewall rules", fault.reason);
     assert_eq!(status, Some(overlay_types::protocol::Status::Failed(reason)));
@@ -234,6 +235,8 @@ fn network_waits_for_firewall_rules() {
     let commands = world.finish_program(attempt, 1, vec![Fault::of_host("no device")]);
     assert_eq!(commands.last().map(String::as_str), Some("attempt 1: cni network of vxlan-1"));
     world.finish_attempt(1, NetworkKind::Cni, Ok(()));
+    let dataplane = world.health().dataplane.unwrap();
+    assert_eq!((dataplane.firewall, dataplane.inner_check), (Some("nftables"), Some("pair")));
     // A failure of later rules keeps the network and its verification.
     let attempt = world.next_program();
     world.finish_program_with(attempt, failed);

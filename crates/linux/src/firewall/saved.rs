@@ -304,6 +304,7 @@ mod tests {
         assert_eq!(inode(), first);
         fs::remove_file(&path).unwrap();
         assert_eq!(firewall.verify(&rules()), Ok(Outcome::Unchanged));
+        assert!(path.exists(), "a removed file is written again");
         let mut more = desired();
         more.masters.insert("10.0.0.9:5050".parse().unwrap());
         firewall.verify(&Ruleset::new(&more, &program(true))).unwrap();
