@@ -113,8 +113,22 @@ impl SavedRules {
     }
 
     fn count(&self, jump: &Jump) -> usize {
-        let rule = format!("-A {} -j {}", jump.from, jump.to);
+        let rule = jump.rule();
         self.lines().filter(|line| *line == (jump.table, &rule)).count()
+    }
+
+    /// Returns whether the jump exists once, and in its place.
+    fn is_in_place(&self, jump: &Jump) -> bool {
+        let beginning = format!("-A {} ", jump.from);
+        let is_of_chain =
+            |line: &(&str, &str)| line.0 == jump.table && line.1.starts_with(&beginning);
+        let is_first = || self.lines().find(is_of_chain).is_some_and(|line| line.1 == jump.rule());
+        !jump.is_first() || (self.count(jump) == 1 && is_first())
+    }
+
+    /// Returns our jumps that another program's rules precede.
+    pub(super) fn misplaced_jumps(&self) -> impl Iterator<Item = &'static Jump> {
+        JUMPS.iter().filter(|jump| self.count(jump) > 0 && !self.is_in_place(jump))
     }
 
     fn has_chain(&self, table: &str, chain: &str) -> bool {
@@ -153,17 +167,22 @@ impl SavedRules {
         if text.is_empty() { text } else { format!("*{}\n{text}COMMIT\n", table.name) }
     }
 
-    /// Writes the command that adds a missing jump, or the commands that remove all jumps to a
-    /// chain that is removed. Without Docker there is no chain `DOCKER-USER`, and so no jump from
+    /// Writes the commands that add a missing jump, move a jump to its place, or remove all jumps to
+    /// a chain that is removed. Without Docker there is no chain `DOCKER-USER`, and so no jump from
     /// it.
     fn add_jump(&self, text: &mut String, jump: &Jump, is_needed: bool) {
         let Jump { table, from, position, to } = jump;
-        let count = self.count(jump);
-        if !is_needed {
+        let mut count = self.count(jump);
+        if !is_needed || !self.is_in_place(jump) {
             for _ in 0..count {
                 let _ = writeln!(text, "-D {from} -j {to}");
             }
-        } else if count == 0 && (*from != iptables::DOCKER_USER || self.has_chain(table, from)) {
+            count = 0;
+        }
+        if is_needed
+            && count == 0
+            && (*from != iptables::DOCKER_USER || self.has_chain(table, from))
+        {
             let _ = writeln!(text, "{position} {from} -j {to}");
         }
     }

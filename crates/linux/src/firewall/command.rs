@@ -109,6 +109,14 @@ impl FirewallError {
         let message = message.to_lowercase();
         self.is_unsupported() || MISSING.iter().any(|text| message.contains(text))
     }
+
+    /// Returns whether iptables failed because it or the kernel does not support a match of our
+    /// rules.
+    pub(super) fn is_missing_match(&self) -> bool {
+        let Self::Refused { message, .. } = self else { return false };
+        let message = message.to_lowercase();
+        self.is_missing_feature() || message.contains("u32") || message.contains("target/match")
+    }
 }
 
 /// Runs the programs of the firewall.

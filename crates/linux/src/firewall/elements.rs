@@ -22,7 +22,7 @@ pub(super) enum SetName {
     Gateways,
     /// Accepted sources of the packets inside of the tunnel, for subnets of one family and length.
     Inner(Family, u8),
-    /// Masters whose ports are closed to containers.
+    /// Ports of masters, and of the tunnels of their hosts, that are closed to containers.
     Masters,
 }
 
@@ -36,7 +36,10 @@ pub(super) enum Element {
         outer: IpAddr,
         subnet: Subnet,
     },
+    /// A TCP port.
     Socket(SocketAddrV4),
+    /// A UDP port of a tunnel.
+    Tunnel(SocketAddrV4),
 }
 
 /// The elements of all sets.
@@ -76,12 +79,16 @@ impl Elements {
             }
             elements.insert_inner(outer, &peer);
         }
-        let hosts = desired.agents.iter().filter(|_| !options.control_ports.is_empty());
-        for &host in hosts {
+        for &host in &desired.agents {
             elements.insert(SetName::Hosts, Element::Address(host.into()));
         }
         for &master in &desired.masters {
             elements.insert(SetName::Masters, Element::Socket(master));
+            // The host of a master may have an agent with another address.
+            for device in &desired.vxlan_devices {
+                let tunnel = SocketAddrV4::new(*master.ip(), device.port);
+                elements.insert(SetName::Masters, Element::Tunnel(tunnel));
+            }
         }
         elements
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use overlay_types::addr::{Family, Subnet};
 
-use super::elements::{Element, ElementChanges, ListedElements, SetName};
+use super::elements::{Element, ElementChanges, Elements, ListedElements, SetName};
 use super::ruleset::Ruleset;
 
 /// Suffix of the temporary set that is filled and then swapped in.
@@ -74,17 +74,34 @@ pub(super) fn script(elements: &ListedElements) -> String {
     text
 }
 
-/// Returns the changes of elements as input of `ipset restore`.
-pub(super) fn changes(changes: &ElementChanges) -> String {
+/// Returns the changes of elements as input of `ipset restore`. A set has a subnet without its
+/// agent, so the sets stay the same if an agent only gets another underlay address.
+pub(super) fn changes(changes: &ElementChanges, before: &Elements, after: &Elements) -> String {
     let mut text = String::new();
-    for (verb, changed) in [("add", &changes.added), ("del", &changes.removed)] {
+    for (verb, changed, others) in
+        [("add", &changes.added, before), ("del", &changes.removed, after)]
+    {
+        let mut unchanged = common_subnets(changed, others);
         for (set, element) in changed {
-            if let Some(name) = set_name(*set, element) {
+            let is_unchanged =
+                matches!(element, Element::Inner { subnet, .. } if !unchanged.insert(*subnet));
+            if let Some(name) = set_name(*set, element).filter(|_| !is_unchanged) {
                 let _ = writeln!(text, "{verb} {name} {}", element_text(element));
             }
         }
     }
     text
+}
+
+/// Returns the subnets of the elements that are in `others` too.
+fn common_subnets(changed: &[(SetName, Element)], others: &Elements) -> BTreeSet<Subnet> {
+    let subnet = |element: Element| match element {
+        Element::Inner { subnet, .. } => Some(subnet),
+        _ => None,
+    };
+    let changed: BTreeSet<_> = changed.iter().filter_map(|(_, element)| subnet(*element)).collect();
+    let others = others.iter().filter_map(|(_, element)| subnet(element));
+    others.filter(|subnet| changed.contains(subnet)).collect()
 }
 
 /// Returns the elements of the rules as ipset lists them.
@@ -103,9 +120,13 @@ pub(super) fn listed(rules: &Ruleset) -> ListedElements {
 pub(super) fn normalize(element: &str) -> Option<String> {
     // ipset lists the number of the protocol on a host without /etc/protocols.
     if let Some((address, port)) = element.split_once(',') {
-        let port = port.strip_prefix("tcp:").or_else(|| port.strip_prefix("6:")).unwrap_or(port);
+        let (protocol, port) = port.split_once(':').unwrap_or(("tcp", port));
         let socket = SocketAddrV4::new(address.parse().ok()?, port.parse().ok()?);
-        return Some(element_text(&Element::Socket(socket)));
+        return match protocol {
+            "tcp" | "6" => Some(element_text(&Element::Socket(socket))),
+            "udp" | "17" => Some(element_text(&Element::Tunnel(socket))),
+            _ => None,
+        };
     }
     let address = element.parse::<IpAddr>().ok().map(|address| address.to_string());
     address.or_else(|| element.parse::<Subnet>().ok().map(|subnet| subnet.to_string()))
@@ -132,5 +153,6 @@ fn element_text(element: &Element) -> String {
         Element::Inner { subnet, .. } => subnet.to_string(),
         // The protocol is TCP if none is given. A name needs /etc/protocols.
         Element::Socket(socket) => format!("{},{}", socket.ip(), socket.port()),
+        Element::Tunnel(socket) => format!("{},17:{}", socket.ip(), socket.port()),
     }
 }

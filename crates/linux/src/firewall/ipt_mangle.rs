@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use overlay_types::addr::{DeviceName, Family, Subnet};
 
 use super::ipsets;
+use super::ipt_errors;
 use super::iptables::{CHAIN, INPUT, Table};
 use super::ruleset::{Ingress, Layout, Ruleset, Senders, of_family};
 
@@ -28,6 +29,10 @@ const TUNNEL: &str = "MESOS-OVERLAY-TUN";
 const TUNNEL_IN: &str = "MESOS-OVERLAY-TIN";
 /// Chain for packets from other networks to the overlays.
 const STRANGER: &str = "MESOS-OVERLAY-STR";
+/// Chain for packets from containers to the port of the tunnels of other hosts.
+const TUNNEL_PORT: &str = "MESOS-OVERLAY-VXLAN";
+/// Chain for packets with an address of the overlays that come neither from a bridge nor a tunnel.
+const OFF_TUNNEL: &str = "MESOS-OVERLAY-OFF";
 /// Chain for packets from containers to this host.
 const PORTS: &str = "MESOS-OVERLAY-PORTS";
 
@@ -47,8 +52,21 @@ pub(super) fn is_own_chain(name: &str) -> bool {
         let number = name.strip_prefix(beginning).unwrap_or_default();
         !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
     };
-    let chains = [CHAIN, INPUT, INSIDE, OUTSIDE, TUNNEL, TUNNEL_IN, STRANGER, PORTS];
-    chains.contains(&name) || [FROM_BRIDGE, FROM_BRIDGE_IN, ISOLATED].into_iter().any(is_numbered)
+    let chains = [
+        CHAIN,
+        INPUT,
+        INSIDE,
+        OUTSIDE,
+        TUNNEL,
+        TUNNEL_IN,
+        STRANGER,
+        TUNNEL_PORT,
+        OFF_TUNNEL,
+        PORTS,
+    ];
+    chains.contains(&name)
+        || ipt_errors::is_own_chain(name)
+        || [FROM_BRIDGE, FROM_BRIDGE_IN, ISOLATED].into_iter().any(is_numbered)
 }
 
 /// Writes all chains that drop packets.
@@ -79,6 +97,9 @@ impl Chains<'_> {
         rules.extend(devices.iter().map(|device| format!("-i {device} -g {TUNNEL}")));
         let docker = self.layout.docker_bridge();
         rules.extend(docker.map(|docker| format!("-i {docker} -j {OUTSIDE}")));
+        if self.layout.masquerade {
+            rules.extend(self.internal("-s", "-j DROP"));
+        }
         if is_closed {
             rules.extend(self.spaces.iter().map(|space| format!("-d {space} -g {STRANGER}")));
             rules.extend(devices.iter().map(|device| format!("-o {device} -g {STRANGER}")));
@@ -87,17 +108,59 @@ impl Chains<'_> {
         for (bridge, number, subnets) in self.bridges() {
             // With br_netfilter, frames between ports of a bridge pass this chain.
             let mut rules = vec![format!("-o {bridge} -j RETURN")];
+            rules.extend(self.not_of_this_host(&subnets));
+            rules.push(ipt_errors::from_bridge(self.family, number));
             rules.extend(subnets.iter().map(|subnet| format!("-s {subnet} -g {INSIDE}")));
             rules.push("-j DROP".to_owned());
             mangle.add(format!("{FROM_BRIDGE}{number}"), rules);
+            ipt_errors::write_bridge(mangle, number, &subnets);
         }
-        mangle.add(TUNNEL, self.tunnel_rules(INSIDE));
+        let internal: Vec<_> = self.layout.internal(self.family).into_iter().collect();
+        ipt_errors::write(mangle, self.family, &internal);
+        let mut rules = self.tunnel_rules();
+        if is_closed {
+            // An agent must not use this host as a router that lends its address. Answers pass.
+            rules.extend(self.spaces.iter().map(|space| format!("-d {space} -g {INSIDE}")));
+            rules.push(format!("-m conntrack --ctstate RELATED,ESTABLISHED -g {OUTSIDE}"));
+            rules.push("-j DROP".to_owned());
+        } else {
+            rules.push(format!("-g {INSIDE}"));
+        }
+        mangle.add(TUNNEL, rules);
         self.inside(mangle);
+        if self.layout.senders != Senders::Any {
+            mangle.add(TUNNEL_PORT, self.tunnel_port());
+        }
         mangle.add(OUTSIDE, self.outside());
         if is_closed {
-            let states = "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j RETURN";
-            mangle.add(STRANGER, vec![states.to_owned(), "-j DROP".to_owned()]);
+            mangle.add(STRANGER, self.stranger());
         }
+    }
+
+    /// Returns the rules for packets from other networks to the overlays.
+    fn stranger(&self) -> Vec<String> {
+        let state = |states| format!("-m conntrack --ctstate {states} -j RETURN");
+        let mut rules = vec![ipt_errors::from_other(self.family), state("DNAT")];
+        if !self.layout.masquerade {
+            // Containers reach published ports with their own addresses, and nothing else.
+            rules.extend(self.internal("-s", "-j DROP"));
+        }
+        rules.extend([state("RELATED,ESTABLISHED"), "-j DROP".to_owned()]);
+        rules
+    }
+
+    /// Returns rules for packets with an address of the overlays or of a VTEP. With masquerade, new
+    /// packets with such a source come from bridges and tunnels only.
+    fn internal(&self, address: &str, verdict: &str) -> impl Iterator<Item = String> {
+        let internal = self.layout.internal(self.family).into_iter();
+        internal.map(move |subnet| format!("{address} {subnet} {verdict}"))
+    }
+
+    /// Returns rules that drop packets from a bridge with an address of this host as the source. The
+    /// kernel drops those of IPv4.
+    fn not_of_this_host(&self, subnets: &[Subnet]) -> Vec<String> {
+        let own = subnets.iter().filter(|_| self.family == Family::V6);
+        own.map(|own| format!("-s {own} -m addrtype --src-type LOCAL -j DROP")).collect()
     }
 
     /// Returns the bridges with their numbers in names of chains, and their subnets.
@@ -108,7 +171,7 @@ impl Chains<'_> {
     }
 
     /// Returns the rules that check the source of a packet from a tunnel.
-    fn tunnel_rules(&self, target: &str) -> Vec<String> {
+    fn tunnel_rules(&self) -> Vec<String> {
         let mut rules = Vec::new();
         if self.layout.senders == Senders::Sources {
             let set = ipsets::inner(self.family);
@@ -120,7 +183,6 @@ impl Chains<'_> {
                 rules.push(drop);
             }
         }
-        rules.push(format!("-g {target}"));
         rules
     }
 
@@ -146,7 +208,7 @@ impl Chains<'_> {
     }
 
     /// Returns the rules for packets that leave the overlays: control ports of other hosts are
-    /// closed. A client's port may be the port of the tunnels.
+    /// closed.
     fn outside(&self) -> Vec<String> {
         let mut rules = self.masters();
         if self.family == Family::V4 {
@@ -154,9 +216,24 @@ impl Chains<'_> {
             let ports = port_conditions(&self.layout.control_ports);
             rules.extend(ports.map(|ports| format!("{ports} {hosts}")));
         }
-        rules.extend(self.layout.ports.iter().map(|port| {
-            format!("-p udp --dport {port} -m conntrack ! --ctstate ESTABLISHED -j DROP")
-        }));
+        let knows_agents = self.layout.senders != Senders::Any;
+        let verdict = if knows_agents { format!("-g {TUNNEL_PORT}") } else { "-j DROP".to_owned() };
+        let ports = self.layout.ports.iter();
+        rules.extend(ports.map(|port| format!("-p udp --dport {port} {verdict}")));
+        rules
+    }
+
+    /// Returns the rules for packets to the port of the tunnels. A client's port may be the same,
+    /// but no agent's: a container can make any flow established, and its packets have the address
+    /// of its host.
+    fn tunnel_port(&self) -> Vec<String> {
+        let mut sets = vec![format!("{} dst", ipsets::agents(self.family))];
+        if self.family == Family::V4 {
+            sets.extend([format!("{} dst", ipsets::HOSTS), format!("{} dst,dst", ipsets::MASTERS)]);
+        }
+        let mut rules: Vec<_> =
+            sets.iter().map(|set| format!("-m set --match-set {set} -j DROP")).collect();
+        rules.push("-m conntrack ! --ctstate ESTABLISHED -j DROP".to_owned());
         rules
     }
 
@@ -176,30 +253,58 @@ impl Chains<'_> {
         let devices = self.layout.devices.iter();
         rules.extend(devices.map(|device| format!("-i {device} -g {TUNNEL_IN}")));
         let docker = self.layout.docker_bridge();
-        rules.extend(docker.map(|docker| format!("-i {docker} -g {PORTS}")));
+        rules.extend(docker.map(|docker| format!("-i {docker} -j {PORTS}")));
         if self.layout.senders != Senders::Any {
             let unknown = format!("-m set ! --match-set {} src", ipsets::agents(self.family));
             let ports = self.layout.ports.iter();
             rules.extend(ports.map(|port| format!("-p udp --dport {port} {unknown} -j DROP")));
         }
+        if self.layout.masquerade {
+            let ports = self.layout.ports.iter();
+            rules.extend(ports.map(|port| format!("-p udp --dport {port} -j RETURN")));
+            rules.push("-i lo -j RETURN".to_owned());
+            rules.push(ipt_errors::from_other(self.family));
+            rules.extend(self.internal("-s", &format!("-g {OFF_TUNNEL}")));
+            // A container answers the underlay address of this host outside of the tunnel.
+            let mut answers: Vec<_> = self.internal("-d", "-j DROP").collect();
+            answers.push("-m conntrack --ctstate ESTABLISHED -j RETURN".to_owned());
+            answers.push("-j DROP".to_owned());
+            mangle.add(OFF_TUNNEL, answers);
+        }
         mangle.add(INPUT, rules);
         for (_, number, subnets) in self.bridges() {
-            // Hosts without an address: DHCP, link-local addresses and neighbor discovery.
+            // Hosts without an address: DHCP, link-local addresses and neighbor discovery. A cloud
+            // has services such as 169.254.169.254, so link-local sources reach link-local
+            // addresses only.
             let without_address = match self.family {
-                Family::V4 => ["0.0.0.0/32", "169.254.0.0/16"],
-                Family::V6 => ["::/128", "fe80::/10"],
+                Family::V4 => &[
+                    "0.0.0.0/32 -p udp --dport 67",
+                    "169.254.0.0/16 -d 169.254.0.0/16",
+                    "169.254.0.0/16 -d 224.0.0.0/4",
+                ][..],
+                Family::V6 => &["::/128", "fe80::/10"],
             };
+            let mut rules = self.not_of_this_host(&subnets);
+            rules.push(ipt_errors::from_bridge(self.family, number));
             let sources = subnets.iter().map(Subnet::to_string);
-            let sources = sources.chain(without_address.map(str::to_owned));
-            let mut rules: Vec<_> =
-                sources.map(|source| format!("-s {source} -g {PORTS}")).collect();
+            let sources = sources.chain(without_address.iter().map(|&source| source.to_owned()));
+            rules.extend(sources.map(|source| format!("-s {source} -g {PORTS}")));
             rules.push("-j DROP".to_owned());
             mangle.add(format!("{FROM_BRIDGE_IN}{number}"), rules);
         }
-        mangle.add(TUNNEL_IN, self.tunnel_rules(PORTS));
+        let errors = Some(ipt_errors::from_tunnel(self.family));
+        let errors = errors.filter(|_| self.layout.ingress == Ingress::Closed).into_iter();
+        let to_ports = [format!("-g {PORTS}")];
+        mangle.add(TUNNEL_IN, errors.chain(self.tunnel_rules()).chain(to_ports).collect());
         let ports = &self.layout.control_ports | &self.layout.local_ports;
-        let mut rules: Vec<_> =
-            port_conditions(&ports).map(|ports| format!("{ports} -j DROP")).collect();
+        // Containers are no routers: no redirects, and no router advertisements.
+        let mut rules = match self.family {
+            Family::V4 => vec!["-p icmp --icmp-type 5 -j DROP".to_owned()],
+            Family::V6 => {
+                [134, 137].map(|kind| format!("-p ipv6-icmp --icmpv6-type {kind} -j DROP")).into()
+            }
+        };
+        rules.extend(port_conditions(&ports).map(|ports| format!("{ports} -j DROP")));
         rules.extend(self.masters());
         let ports = self.layout.ports.iter();
         rules.extend(ports.map(|port| format!("-p udp --dport {port} -j DROP")));

@@ -77,6 +77,18 @@ pub(super) struct Jump {
     pub(super) to: &'static str,
 }
 
+impl Jump {
+    /// Returns whether the jump has to be the first rule: a rule before it that accepts a packet
+    /// would skip our chain.
+    pub(super) fn is_first(&self) -> bool {
+        self.table == "mangle"
+    }
+
+    pub(super) fn rule(&self) -> String {
+        format!("-A {} -j {}", self.from, self.to)
+    }
+}
+
 /// All jumps. Docker inserts its chains before the first jump, so `DOCKER-USER` gets a jump as
 /// well.
 pub(super) const JUMPS: [Jump; 7] = {

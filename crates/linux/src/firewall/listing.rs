@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use super::elements::ListedElements;
+use super::iptables::Jump;
 use super::{ipsets, iptables, nftables};
 
 /// The observed rules.
@@ -59,6 +60,11 @@ impl Listing {
             }
             None => self.add_line(text),
         }
+    }
+
+    /// Adds a jump to the managed chains that another program's rules precede.
+    pub(super) fn add_misplaced_jump(&mut self, jump: &Jump) {
+        self.add_line(&format!("not the first rule of {}: {}", jump.table, jump.rule()));
     }
 
     /// Adds the managed chains from the output of `iptables-save`. Adds also the policy of FORWARD,
@@ -156,14 +162,15 @@ mod tests {
              12 initval 0x1\nadd mesos-overlay-4 10.0.0.2\nadd mesos-overlay-4 10.0.0.3 timeout 5\n\
              add mesos-overlay-inner-6 fd01:b:0:0:2::/80\nadd mesos-overlay-inner-6 fd01:a::2\n\
              add mesos-overlay-masters 10.0.0.2,tcp:5050\n\
-             add mesos-overlay-masters 10.0.0.3,6:5050\nadd mesos-overlay-4 eth0\n",
+             add mesos-overlay-masters 10.0.0.3,6:5050\n\
+             add mesos-overlay-masters 10.0.0.2,udp:64000\nadd mesos-overlay-4 eth0\n",
         );
         assert_eq!(
             listing.elements,
             elements(&[
                 ("mesos-overlay-4", &["10.0.0.2"]),
                 ("mesos-overlay-inner-6", &["fd01:a::2", "fd01:b:0:0:2::/80"]),
-                ("mesos-overlay-masters", &["10.0.0.2,5050", "10.0.0.3,5050"]),
+                ("mesos-overlay-masters", &["10.0.0.2,17:64000", "10.0.0.2,5050", "10.0.0.3,5050"]),
             ])
         );
         assert_eq!(

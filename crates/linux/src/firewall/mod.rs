@@ -25,12 +25,14 @@ mod failure_tests;
 #[cfg(test)]
 mod fake_host;
 mod ipsets;
+mod ipt_errors;
 mod ipt_mangle;
 mod iptables;
 mod kept;
 mod listing;
 mod monitor;
 mod nft_chains;
+mod nft_errors;
 mod nftables;
 #[cfg(test)]
 mod restart_tests;
@@ -162,6 +164,30 @@ impl InnerCheck {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Replaces the chains of one family. A kernel without the match `u32` cannot check ICMP errors, and
+/// gets the other rules.
+fn replace_chains(
+    tools: &dyn Tools,
+    format: Format,
+    family: Family,
+    saved: &SavedRules,
+    tables: &mut [iptables::Table],
+) -> Result<(), FirewallError> {
+    let Err(error) = chains::replace(tools, family, saved, tables) else { return Ok(()) };
+    if format != Format::Ipset || !error.is_missing_match() {
+        return Err(error);
+    }
+    tables.iter_mut().for_each(ipt_errors::remove);
+    if chains::replace(tools, family, saved, tables).is_err() {
+        return Err(error);
+    }
+    log::warn!(
+        "{error}; the rules work without a check of ICMP errors, so a container can lower the path \
+         MTU of this host: install the kernel module xt_u32, or nftables"
+    );
+    Ok(())
 }
 
 /// Checks rules without making them.
@@ -363,7 +389,7 @@ impl Firewall {
             if changes.is_empty() {
                 return Ok(Outcome::Unchanged);
             }
-            match self.change_elements(rules, &changes) {
+            match self.change_elements(before, rules, &changes) {
                 Ok(()) => {
                     let (rules, rest, chains) = (rules.clone(), rest.clone(), chains.clone());
                     self.applied = Some(AppliedRules { rules, kept: None, rest, chains });
@@ -379,6 +405,7 @@ impl Firewall {
 
     fn change_elements(
         &self,
+        before: &Ruleset,
         rules: &Ruleset,
         changes: &ElementChanges,
     ) -> Result<(), FirewallError> {
@@ -387,7 +414,10 @@ impl Firewall {
             (Backend::Nftables, Some(check)) => {
                 tools.run("nft", &["-f", "-"], &nftables::changes(&rules.layout, check, changes))
             }
-            (Backend::Iptables, _) => tools.run("ipset", &["restore"], &ipsets::changes(changes)),
+            (Backend::Iptables, _) => {
+                let script = ipsets::changes(changes, &before.elements, &rules.elements);
+                tools.run("ipset", &["restore"], &script)
+            }
             (Backend::Nftables | Backend::None, _) => return Ok(()),
         }
         .map(drop)
@@ -413,7 +443,7 @@ impl Firewall {
         for family in [Family::V4, Family::V6] {
             let saved = SavedRules::read(tools, family)?;
             let bridges = saved.docker_bridges();
-            let tables = match format {
+            let mut tables = match format {
                 Format::Ipset => iptables::tables(rules, family, Scope::Everything, &bridges),
                 Format::Nftables(_) if saved.drops_forwarded() => {
                     iptables::tables(rules, family, Scope::Forward, &bridges)
@@ -421,7 +451,7 @@ impl Firewall {
                 // Also removes the chains of the other backend, which the operator chose before.
                 Format::Nftables(_) => iptables::no_tables(),
             };
-            chains::replace(tools, family, &saved, &tables)?;
+            replace_chains(tools, format, family, &saved, &mut tables)?;
             if format == Format::Ipset {
                 sections.push(chains::section(family, &tables));
             }
@@ -440,7 +470,9 @@ impl Firewall {
             listing.add_table(&table::list(tools)?);
         }
         for family in [Family::V4, Family::V6] {
-            listing.add_chains(SavedRules::read(tools, family)?.text());
+            let saved = SavedRules::read(tools, family)?;
+            listing.add_chains(saved.text());
+            saved.misplaced_jumps().for_each(|jump| listing.add_misplaced_jump(jump));
         }
         if self.backend == Backend::Iptables {
             listing.add_set(&chains::list_sets(tools)?);

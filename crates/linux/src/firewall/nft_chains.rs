@@ -21,22 +21,26 @@ use std::net::IpAddr;
 use overlay_types::addr::{Family, Subnet};
 
 use super::InnerCheck;
+use super::nft_errors::{self, Origin};
 use super::nftables::{hex, keyword, prefixes, suffix};
-use super::ruleset::{Ingress, Layout, Senders};
+use super::ruleset::{Ingress, Layout, Senders, of_family};
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// Sources of hosts without an address: DHCP, link-local addresses and neighbor discovery.
-const WITHOUT_ADDRESS: [(Family, &str); 4] = [
-    (Family::V4, "0.0.0.0"),
-    (Family::V4, "169.254.0.0/16"),
-    (Family::V6, "::"),
-    (Family::V6, "fe80::/10"),
+/// Packets of hosts without an address: DHCP, link-local addresses and neighbor discovery. A cloud
+/// has services such as 169.254.169.254, so link-local sources reach link-local addresses only.
+const WITHOUT_ADDRESS: [&str; 5] = [
+    "ip saddr 0.0.0.0 udp dport 67",
+    "ip saddr 169.254.0.0/16 ip daddr 169.254.0.0/16",
+    "ip saddr 169.254.0.0/16 ip daddr 224.0.0.0/4",
+    "ip6 saddr ::",
+    "ip6 saddr fe80::/10",
 ];
 
 /// Writes all chains, each before the chains that go to it.
 pub(super) fn write(body: &mut String, layout: &Layout, check: InnerCheck, has_gateways: bool) {
     let chains = Chains { layout, check, has_gateways };
+    chains.errors(body);
     chains.control(body);
     chains.vxlan(body);
     chains.input(body);
@@ -61,9 +65,31 @@ impl Chains<'_> {
         !self.layout.bridges.is_empty()
     }
 
-    /// Writes the chain for packets from containers to this host: control ports are closed.
+    fn is_closed(&self) -> bool {
+        self.layout.ingress == Ingress::Closed
+    }
+
+    /// Writes the chains that check ICMP errors.
+    fn errors(&self, body: &mut String) {
+        if self.has_bridges() {
+            nft_errors::write(body, self.layout, Origin::Bridges);
+        }
+        if self.is_closed() {
+            nft_errors::write(body, self.layout, Origin::Tunnels);
+        }
+        if self.is_closed() || self.layout.masquerade {
+            nft_errors::write(body, self.layout, Origin::Others);
+        }
+    }
+
+    /// Writes the chain for packets from containers to this host: control ports are closed, and
+    /// containers are no routers.
     fn control(&self, body: &mut String) {
-        let mut rules = Vec::new();
+        let mut rules = vec![
+            "icmp type redirect counter drop".to_owned(),
+            "icmpv6 type nd-redirect counter drop".to_owned(),
+            "icmpv6 type nd-router-advert counter drop".to_owned(),
+        ];
         if !self.layout.control_ports.is_empty() {
             rules.push("tcp dport @control_ports counter drop".to_owned());
         }
@@ -136,39 +162,64 @@ impl Chains<'_> {
     /// Writes the input chain, and the chains that it goes to.
     fn input(&self, body: &mut String) {
         if self.has_bridges() {
-            let mut rules = self.own_sources("control");
-            for (family, source) in WITHOUT_ADDRESS {
-                rules.push(format!("{} saddr {source} goto control", keyword(family)));
-            }
+            let mut rules = nft_errors::rules(Origin::Bridges).to_vec();
+            rules.extend(self.own_sources("control"));
+            rules.extend(WITHOUT_ADDRESS.iter().map(|source| format!("{source} goto control")));
             rules.push("counter drop".to_owned());
             chain(body, "from_bridge_in", rules);
         }
-        let from_tunnel = if self.checks_sources(InnerCheck::Membership) {
-            self.members(body, "tunnel_in", "control");
-            "tunnel_in"
+        if self.layout.masquerade {
+            // A container answers the underlay address of this host outside of the tunnel.
+            let mut rules = self.internal("daddr", "counter drop");
+            rules.push("ct state established accept".to_owned());
+            rules.push("counter drop".to_owned());
+            chain(body, "off_tunnel", rules);
+        }
+        let mut rules =
+            if self.is_closed() { nft_errors::rules(Origin::Tunnels).to_vec() } else { Vec::new() };
+        if self.checks_sources(InnerCheck::Membership) {
+            rules.extend(self.members("control"));
         } else {
-            "control"
-        };
+            rules.push("goto control".to_owned());
+        }
+        chain(body, "tunnel_in", rules);
         let mut rules = vec![base("filter", "input", "-10")];
         if self.has_bridges() {
             rules.push("iifname @bridges goto from_bridge_in".to_owned());
         }
         for device in &self.layout.devices {
-            rules.push(format!("iifname \"{device}\" goto {from_tunnel}"));
+            rules.push(format!("iifname \"{device}\" goto tunnel_in"));
         }
         if let Some(docker) = self.layout.docker_bridge() {
-            rules.push(format!("iifname \"{docker}\" goto control"));
+            rules.push(format!("iifname \"{docker}\" jump control"));
         }
-        if self.layout.senders != Senders::Any {
-            for port in &self.layout.ports {
-                rules.push(format!("udp dport {port} goto vxlan"));
-            }
+        let verdict = if self.layout.senders == Senders::Any { "accept" } else { "goto vxlan" };
+        for port in &self.layout.ports {
+            rules.push(format!("udp dport {port} {verdict}"));
+        }
+        if self.layout.masquerade {
+            rules.push("iifname \"lo\" accept".to_owned());
+            rules.extend(nft_errors::rules(Origin::Others));
+            rules.extend(self.internal("saddr", "goto off_tunnel"));
         }
         chain(body, "input", rules);
     }
 
-    /// Writes the chain that checks the source of a packet from the tunnel against all agents.
-    fn members(&self, body: &mut String, name: &str, target: &str) {
+    /// Returns rules for packets with an address of the overlays or of a VTEP. With masquerade, new
+    /// packets with such a source come from bridges and tunnels only.
+    fn internal(&self, address: &str, verdict: &str) -> Vec<String> {
+        let vteps = FAMILIES.into_iter().flat_map(|family| {
+            let vteps = of_family(self.layout.vteps.iter(), family);
+            vteps.map(move |subnet| format!("{} {address} {subnet}", keyword(family)))
+        });
+        self.spaces(address)
+            .chain(vteps)
+            .map(|condition| format!("{condition} {verdict}"))
+            .collect()
+    }
+
+    /// Returns rules that check the source of a packet from the tunnel against all agents.
+    fn members(&self, target: &str) -> Vec<String> {
         let mut rules = Vec::new();
         for family in FAMILIES {
             for prefix in self.inner_prefixes(family) {
@@ -187,10 +238,11 @@ impl Chains<'_> {
         } else {
             rules.push("counter drop".to_owned());
         }
-        chain(body, name, rules);
+        rules
     }
 
-    /// Returns rules for packets with a source of the bridge that they come from.
+    /// Returns rules for packets with a source of the bridge that they come from. This host has
+    /// one address there: of IPv4 the kernel drops packets with it, of IPv6 these rules.
     fn own_sources(&self, target: &str) -> Vec<String> {
         let mut rules = Vec::new();
         for family in FAMILIES {
@@ -198,60 +250,82 @@ impl Chains<'_> {
             for prefix in prefixes(subnets.map(|(_, subnet)| subnet)) {
                 let source = masked(family, "saddr", prefix);
                 let set = format!("own{}_{prefix}", suffix(family));
-                rules.push(format!("iifname . {source} @{set} goto {target}"));
+                let foreign = not_of_this_host(family);
+                rules.push(format!("iifname . {source} @{set} {foreign}goto {target}"));
             }
         }
         rules
     }
 
     /// Writes the chain for packets from containers that leave the overlays: control ports of
-    /// other hosts are closed. A client's port may be the port of the tunnels.
+    /// other hosts are closed. A client's port may be the port of the tunnels, but no agent's: a
+    /// container can make any flow established, and its packets have the address of its host.
     fn outside(&self, body: &mut String) {
+        // Without another rule that uses conntrack, this one does not enable it.
+        let has_conntrack = self.layout.masquerade || self.layout.ingress == Ingress::Closed;
+        let knows_agents = self.layout.senders != Senders::Any;
+        let verdict =
+            if has_conntrack && knows_agents { "goto tunnel_port" } else { "counter drop" };
+        if has_conntrack && knows_agents {
+            let outer = self.layout.underlay();
+            let rules = [
+                format!("{} daddr @agents{} counter drop", keyword(outer), suffix(outer)),
+                "ip daddr @hosts4 counter drop".to_owned(),
+                "ip daddr . udp dport @masters4 counter drop".to_owned(),
+                "ct state != established counter drop".to_owned(),
+            ];
+            chain(body, "tunnel_port", rules);
+        }
         let mut rules = vec!["ip daddr . tcp dport @masters4 counter drop".to_owned()];
         if !self.layout.control_ports.is_empty() {
             rules.push("ip daddr @hosts4 tcp dport @control_ports counter drop".to_owned());
         }
-        // Without another rule that uses conntrack, this one does not enable it.
-        let has_conntrack = self.layout.masquerade || self.layout.ingress == Ingress::Closed;
-        let is_new = if has_conntrack { "ct state != established " } else { "" };
         for port in &self.layout.ports {
-            rules.push(format!("udp dport {port} {is_new}counter drop"));
+            rules.push(format!("udp dport {port} {verdict}"));
         }
         chain(body, "outside", rules);
     }
 
-    /// Writes the forward chain, and the chains that it goes to.
+    /// Writes the forward chain, and the chains that it goes to. The rules for packets inside of an
+    /// overlay are the first.
     fn forward(&self, body: &mut String) {
-        self.inside(body);
+        let overlay = || self.overlay_rules().into_iter();
+        chain(body, "inside", overlay().chain(["goto outside".to_owned()]));
         if self.has_bridges() {
             // With br_netfilter, frames between ports of a bridge pass this hook.
             let mut rules = vec!["iifname . oifname @same_bridge accept".to_owned()];
+            rules.extend(nft_errors::rules(Origin::Bridges));
             rules.extend(self.own_sources("inside"));
             rules.push("counter drop".to_owned());
             chain(body, "from_bridge", rules);
         }
-        let from_tunnel = if self.checks_sources(InnerCheck::Membership) {
-            self.members(body, "tunnel", "inside");
-            "tunnel"
-        } else {
-            "inside"
-        };
-        let is_closed = self.layout.ingress == Ingress::Closed;
-        if is_closed {
-            let rules = ["ct state established,related accept", "ct status dnat accept"];
-            chain(body, "stranger", rules.into_iter().chain(["counter drop"]).map(str::to_owned));
+        let mut from_tunnel = "inside";
+        if self.is_closed() {
+            // An agent must not use this host as a router that lends its address. Answers pass.
+            let rules = ["ct state established,related goto outside", "counter drop"];
+            chain(body, "tunnel", overlay().chain(rules.map(str::to_owned)));
+            chain(body, "stranger", self.stranger_rules());
+            from_tunnel = "tunnel";
+        }
+        if self.checks_sources(InnerCheck::Membership) {
+            chain(body, "tunnel_source", self.members(from_tunnel));
+            from_tunnel = "tunnel_source";
         }
         let mut rules = vec![base("filter", "forward", "-10")];
-        if self.has_bridges() {
-            rules.push("iifname @bridges goto from_bridge".to_owned());
-        }
         for device in &self.layout.devices {
             rules.push(format!("iifname \"{device}\" goto {from_tunnel}"));
+        }
+        if self.has_bridges() {
+            rules.extend(self.within_overlay());
+            rules.push("iifname @bridges goto from_bridge".to_owned());
         }
         if let Some(docker) = self.layout.docker_bridge() {
             rules.push(format!("iifname \"{docker}\" jump outside"));
         }
-        if is_closed {
+        if self.layout.masquerade {
+            rules.extend(self.internal("saddr", "counter drop"));
+        }
+        if self.is_closed() {
             rules.extend(self.spaces("daddr").map(|to| format!("{to} goto stranger")));
             for device in &self.layout.devices {
                 rules.push(format!("oifname \"{device}\" goto stranger"));
@@ -260,8 +334,33 @@ impl Chains<'_> {
         chain(body, "forward", rules);
     }
 
-    /// Writes the chain for packets from containers of the overlays.
-    fn inside(&self, body: &mut String) {
+    /// Returns the rules for packets from other networks to the overlays.
+    fn stranger_rules(&self) -> Vec<String> {
+        let mut rules = nft_errors::rules(Origin::Others).to_vec();
+        rules.push("ct status dnat accept".to_owned());
+        if !self.layout.masquerade {
+            // Containers reach published ports with their own addresses, and nothing else.
+            rules.extend(self.internal("saddr", "counter drop"));
+        }
+        rules.push("ct state established,related accept".to_owned());
+        rules.push("counter drop".to_owned());
+        rules
+    }
+
+    /// Returns rules that accept packets from a bridge to the same overlay. Each set has an element
+    /// for a bridge and a subnet, so that a packet needs one lookup.
+    fn within_overlay(&self) -> impl Iterator<Item = String> {
+        FAMILIES.into_iter().flat_map(move |family| {
+            self.layout.within(family).into_keys().map(move |(own, space)| {
+                let (from, to) = (masked(family, "saddr", own), masked(family, "daddr", space));
+                let set = format!("within{}_{own}_{space}", suffix(family));
+                format!("iifname . {from} . {to} @{set} {}accept", not_of_this_host(family))
+            })
+        })
+    }
+
+    /// Returns the rules for packets to the overlays from containers and tunnels.
+    fn overlay_rules(&self) -> Vec<String> {
         let mut rules = Vec::new();
         if self.layout.isolate {
             for (family, prefix) in self.space_prefixes() {
@@ -277,8 +376,7 @@ impl Chains<'_> {
             }
         }
         rules.extend(self.spaces("daddr").map(|to| format!("{to} accept")));
-        rules.push("goto outside".to_owned());
-        chain(body, "inside", rules);
+        rules
     }
 
     /// Returns the families and lengths of the subnets of the overlays.
@@ -320,7 +418,15 @@ impl Chains<'_> {
     }
 }
 
-fn chain(body: &mut String, name: &str, rules: impl IntoIterator<Item = String>) {
+/// Returns the condition that a packet does not have an address of this host as its source.
+const fn not_of_this_host(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => "fib saddr type != local ",
+    }
+}
+
+pub(super) fn chain(body: &mut String, name: &str, rules: impl IntoIterator<Item = String>) {
     let _ = writeln!(body, "\tchain {name} {{");
     for rule in rules {
         let _ = writeln!(body, "\t\t{rule}");
@@ -342,7 +448,7 @@ fn masked(family: Family, address: &str, prefix: u8) -> String {
 }
 
 /// Returns the mask of a subnet as an address, or `None` for a single address.
-fn mask(family: Family, prefix: u8) -> Option<IpAddr> {
+pub(super) fn mask(family: Family, prefix: u8) -> Option<IpAddr> {
     let whole = match family {
         Family::V4 => [0xff; 4].into(),
         Family::V6 => [0xff; 16].into(),

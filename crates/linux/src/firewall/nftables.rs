@@ -29,10 +29,15 @@ pub(super) const PROBE: &str = "table inet mesos_overlay_probe {
     set own { type ifname . ipv4_addr; elements = { \"lo\" . 127.0.0.0 }; }
     set spaces { type ipv4_addr; elements = { 127.0.0.0 }; }
     set ports { type ipv4_addr . inet_service; }
+    set within { type ifname . ipv6_addr . ipv6_addr; size 1; elements = { \"lo\" . ::1 . ::1 }; }
+    chain errors { icmpv6 type < 128 @th,256,128 & 0xffff0000000000000000000000000000 == 0 counter drop; }
     chain stranger { ct state established,related accept; ct status dnat accept; counter drop; }
     chain input {
         type filter hook input priority -10; policy accept;
         iifname . ip saddr & 255.0.0.0 @own counter accept
+        iifname . ip6 saddr & ffff:: . ip6 daddr & ffff:: @within fib saddr type != local accept
+        meta l4proto ipv6-icmp jump errors
+        icmp type redirect @th,192,32 & 0xffffff80 == 0xc0a80100 counter drop
         ip daddr . tcp dport @ports counter drop
         ip daddr & 255.0.0.0 @spaces goto stranger
     }
@@ -152,9 +157,7 @@ pub(super) fn dynamic_sets(layout: &Layout) -> Vec<SetName> {
     if layout.senders != Senders::Any {
         sets.push(SetName::Agents);
     }
-    if !layout.control_ports.is_empty() {
-        sets.push(SetName::Hosts);
-    }
+    sets.push(SetName::Hosts);
     if layout.senders == Senders::Sources {
         sets.push(SetName::Gateways);
         sets.extend(
@@ -173,7 +176,9 @@ fn element_text(check: InnerCheck, element: &Element) -> String {
             format!("{outer} . {}", hex(subnet.first()))
         }
         Element::Inner { subnet, .. } => subnet.first().to_string(),
-        Element::Socket(socket) => format!("{} . {}", socket.ip(), socket.port()),
+        Element::Socket(socket) | Element::Tunnel(socket) => {
+            format!("{} . {}", socket.ip(), socket.port())
+        }
     }
 }
 
@@ -183,7 +188,7 @@ fn static_sets(body: &mut String, layout: &Layout) {
         let kind = address(family);
         for (prefix, subnets) in by_prefix(layout.spaces(family)) {
             let name = format!("spaces{}_{prefix}", suffix(family));
-            write_set(body, &name, &format!("type {kind}"), subnets.iter().map(Subnet::first));
+            write_fixed_set(body, &name, kind, subnets.iter().map(Subnet::first));
             if layout.isolate {
                 // Each overlay has one subnet of a family.
                 let pairs = subnets.iter().map(|subnet| {
@@ -191,23 +196,32 @@ fn static_sets(body: &mut String, layout: &Layout) {
                     format!("{first} . {first}")
                 });
                 let name = format!("pairs{}_{prefix}", suffix(family));
-                write_set(body, &name, &format!("type {kind} . {kind}"), pairs);
+                write_fixed_set(body, &name, &format!("{kind} . {kind}"), pairs);
             }
         }
     }
     if !layout.bridges.is_empty() {
         let bridges = || layout.bridges.keys().map(|bridge| format!("\"{bridge}\""));
-        write_set(body, "bridges", "type ifname", bridges());
+        write_fixed_set(body, "bridges", "ifname", bridges());
         let pairs = bridges().map(|bridge| format!("{bridge} . {bridge}"));
-        write_set(body, "same_bridge", "type ifname . ifname", pairs);
+        write_fixed_set(body, "same_bridge", "ifname . ifname", pairs);
     }
     for family in [Family::V4, Family::V6] {
         let subnets = layout.bridge_subnets(family);
         for prefix in prefixes(subnets.iter().map(|(_, subnet)| *subnet)) {
             let own = subnets.iter().filter(|(_, subnet)| subnet.prefix() == prefix);
-            let own = own.map(|(bridge, subnet)| format!("\"{bridge}\" . {}", subnet.first()));
+            let own: Vec<_> =
+                own.map(|(bridge, subnet)| format!("\"{bridge}\" . {}", subnet.first())).collect();
             let name = format!("own{}_{prefix}", suffix(family));
-            write_set(body, &name, &format!("type ifname . {}", address(family)), own);
+            write_fixed_set(body, &name, &format!("ifname . {}", address(family)), own.into_iter());
+        }
+        for ((own, space), elements) in layout.within(family) {
+            let elements = elements.iter().map(|(bridge, own, space)| {
+                format!("\"{bridge}\" . {} . {}", own.first(), space.first())
+            });
+            let name = format!("within{}_{own}_{space}", suffix(family));
+            let kind = address(family);
+            write_fixed_set(body, &name, &format!("ifname . {kind} . {kind}"), elements);
         }
     }
     if !layout.control_ports.is_empty() {
@@ -216,6 +230,18 @@ fn static_sets(body: &mut String, layout: &Layout) {
     if !layout.local_ports.is_empty() {
         write_set(body, "local_ports", "type inet_service", &layout.local_ports);
     }
+}
+
+/// Writes a set whose elements never change. With a size, the kernel uses a hash table that it does
+/// not have to resize, in which a lookup takes less time.
+fn write_fixed_set<T: Display>(
+    body: &mut String,
+    name: &str,
+    kind: &str,
+    elements: impl ExactSizeIterator<Item = T>,
+) {
+    let size = elements.len();
+    write_set(body, name, &format!("type {kind}\n\t\tsize {size}"), elements);
 }
 
 fn write_set<T: Display>(

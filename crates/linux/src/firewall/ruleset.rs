@@ -69,6 +69,9 @@ pub(super) enum Senders {
     Sources,
 }
 
+/// A bridge, one of its subnets, and a subnet of its overlay.
+pub(super) type Within<'a> = (&'a DeviceName, Subnet, Subnet);
+
 /// The part of the rules that does not change with the peers and the masters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -76,6 +79,8 @@ pub(super) struct Layout {
     pub(super) spaces: BTreeMap<OverlayName, BTreeSet<Subnet>>,
     /// The bridges of the overlays on this host, with the subnets of their containers.
     pub(super) bridges: BTreeMap<DeviceName, BTreeSet<Subnet>>,
+    /// Bridges, each with one of its subnets and a subnet of its overlay of the same family.
+    pub(super) within: BTreeSet<(DeviceName, Subnet, Subnet)>,
     /// The managed VXLAN devices.
     pub(super) devices: BTreeSet<DeviceName>,
     /// The UDP ports of these devices.
@@ -157,6 +162,17 @@ impl Layout {
                 bridges.entry(bridge.device.clone()).or_default().extend(&bridge.subnets);
             }
         }
+        let within = desired.spaces.iter().flat_map(|space| {
+            let bridges = space.bridges.iter();
+            let own = bridges.flat_map(|bridge| {
+                bridge.subnets.iter().map(move |subnet| (bridge.device.clone(), *subnet))
+            });
+            own.flat_map(|(bridge, subnet)| {
+                let whole = of_family(space.whole.iter(), subnet.family());
+                whole.map(move |whole| (bridge.clone(), subnet, whole))
+            })
+        });
+        let within = within.collect();
         let devices = &desired.vxlan_devices;
         let addresses = devices.iter().flat_map(VxlanDevice::addresses);
         // In an overlay, the subnets of all agents have the same length.
@@ -169,6 +185,7 @@ impl Layout {
         Self {
             spaces,
             bridges,
+            within,
             devices: devices.iter().map(|device| device.device.clone()).collect(),
             ports: devices.iter().map(|device| device.port).collect(),
             vteps: addresses
@@ -212,6 +229,17 @@ impl Layout {
             of_family(subnets.iter(), family).map(move |subnet| (bridge, subnet))
         });
         subnets.collect()
+    }
+
+    /// Returns the elements of [`Self::within`] of a family, by the lengths of both subnets.
+    pub(super) fn within(&self, family: Family) -> BTreeMap<(u8, u8), Vec<Within<'_>>> {
+        let mut by_prefix: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (bridge, own, space) in self.within.iter().filter(|(_, own, _)| own.family() == family)
+        {
+            let prefixes = (own.prefix(), space.prefix());
+            by_prefix.entry(prefixes).or_default().push((bridge, *own, *space));
+        }
+        by_prefix
     }
 
     /// Returns Docker's default bridge, unless it is a bridge of an overlay.

@@ -230,7 +230,8 @@ fn change_of_one_peer_is_as_long_with_10000_peers() {
             let changes = after.changes_since(&before, check).unwrap();
             assert_eq!(changes.removed, []);
             let nft = nftables::changes(&after.layout, check, &changes);
-            (changes.added.len(), nft.lines().count(), ipsets::changes(&changes).lines().count())
+            let ipset = ipsets::changes(&changes, &before.elements, &after.elements);
+            (changes.added.len(), nft.lines().count(), ipset.lines().count())
         })
     };
     assert_eq!(lengths(10), [(4, 3, 4); 2]);
@@ -259,27 +260,75 @@ fn changes_touch_only_changed_elements() {
          add element inet mesos_overlay hosts4 { 10.0.0.4 }\n\
          add element inet mesos_overlay inner4_24 { 10.0.0.4 . 0xc0a80400, 10.0.0.4 . 0xc0a88400 }\n\
          add element inet mesos_overlay inner4_32 { 10.0.0.4 . 0xa000004, 10.0.0.4 . 0x2c800004 }\n\
-         add element inet mesos_overlay masters4 { 10.0.0.4 . 5050 }\n\
+         add element inet mesos_overlay masters4 { 10.0.0.4 . 5050, 10.0.0.4 . 64000 }\n\
          delete element inet mesos_overlay agents4 { 10.0.0.3 }\n\
          delete element inet mesos_overlay hosts4 { 10.0.0.3 }\n\
          delete element inet mesos_overlay inner4_24 { 10.0.0.3 . 0xc0a80300, 10.0.0.3 . 0xc0a88300 }\n\
          delete element inet mesos_overlay inner4_32 { 10.0.0.3 . 0xa000003, 10.0.0.3 . 0x2c800003 }\n\
          delete element inet mesos_overlay inner6_80 { 10.0.0.3 . 0xfd01000b000000000003000000000000 }\n\
          delete element inet mesos_overlay inner6_128 { 10.0.0.3 . 0xfd01000a000000000000000000000003 }\n\
-         delete element inet mesos_overlay masters4 { 10.0.0.2 . 5050 }\n"
+         delete element inet mesos_overlay masters4 { 10.0.0.2 . 5050, 10.0.0.2 . 64000 }\n"
     );
     assert_eq!(
-        ipsets::changes(&changes),
+        ipsets::changes(&changes, &before.elements, &after.elements),
         "add mesos-overlay-4 10.0.0.4\nadd mesos-overlay-hosts 10.0.0.4\n\
          add mesos-overlay-inner-4 192.168.4.0/24\nadd mesos-overlay-inner-4 192.168.132.0/24\n\
          add mesos-overlay-inner-4 10.0.0.4\nadd mesos-overlay-inner-4 44.128.0.4\n\
-         add mesos-overlay-masters 10.0.0.4,5050\n\
+         add mesos-overlay-masters 10.0.0.4,5050\nadd mesos-overlay-masters 10.0.0.4,17:64000\n\
          del mesos-overlay-4 10.0.0.3\ndel mesos-overlay-hosts 10.0.0.3\n\
          del mesos-overlay-inner-4 192.168.3.0/24\ndel mesos-overlay-inner-4 192.168.131.0/24\n\
          del mesos-overlay-inner-4 10.0.0.3\ndel mesos-overlay-inner-4 44.128.0.3\n\
          del mesos-overlay-inner-6 fd01:b:0:0:3::/80\ndel mesos-overlay-inner-6 fd01:a::3\n\
-         del mesos-overlay-masters 10.0.0.2,5050\n"
+         del mesos-overlay-masters 10.0.0.2,5050\ndel mesos-overlay-masters 10.0.0.2,17:64000\n"
     );
+}
+
+#[test]
+fn peer_with_new_underlay_address_keeps_its_subnets_in_ipsets() {
+    let before = Ruleset::new(&desired(), &program(false));
+    let mut desired = desired();
+    let peers = desired.peers.as_mut().unwrap();
+    let moved = peers.remove(&underlay(3, Family::V4)).unwrap();
+    peers.insert(underlay(4, Family::V4), moved);
+    let after = Ruleset::new(&desired, &program(false));
+    let changes = after.changes_since(&before, InnerCheck::Membership).unwrap();
+    assert_eq!(
+        ipsets::changes(&changes, &before.elements, &after.elements),
+        "add mesos-overlay-4 10.0.0.4\nadd mesos-overlay-inner-4 10.0.0.4\n\
+         del mesos-overlay-4 10.0.0.3\ndel mesos-overlay-inner-4 10.0.0.3\n"
+    );
+}
+
+#[test]
+fn jump_after_foreign_rule_is_moved_to_the_beginning() {
+    let rules = Ruleset::new(&desired(), &program(false));
+    let tables = iptables::tables(&rules, Family::V4, Scope::Everything, &BTreeSet::new());
+    let jump = "-A FORWARD -j MESOS-OVERLAY\n";
+    let foreign = "-A FORWARD -j ACCEPT\n";
+    let saved = |rules: &str| {
+        let chains = ":FORWARD ACCEPT [0:0]\n:MESOS-OVERLAY - [0:0]\n";
+        SavedRules::parse(&format!("*mangle\n{chains}{rules}COMMIT\n"))
+    };
+    let moves =
+        |text: &str| text.contains("-D FORWARD -j MESOS-OVERLAY\n-I FORWARD -j MESOS-OVERLAY\n");
+    let misplaced = saved(&format!("{foreign}{jump}"));
+    assert_eq!(misplaced.misplaced_jumps().count(), 1);
+    assert!(moves(&misplaced.replacement(&tables)));
+    let first = saved(&format!("{jump}{foreign}"));
+    assert_eq!(first.misplaced_jumps().count(), 0);
+    assert!(!first.replacement(&tables).contains("-D FORWARD -j MESOS-OVERLAY\n"));
+}
+
+#[test]
+fn rules_without_u32_have_no_check_of_errors() {
+    let rules = Ruleset::new(&desired(), &program(false));
+    let [mut mangle, ..] =
+        iptables::tables(&rules, Family::V4, Scope::Everything, &BTreeSet::new());
+    let count = mangle.chains.len();
+    ipt_errors::remove(&mut mangle);
+    let script = SavedRules::default().replacement(&[mangle]);
+    assert!(!script.contains("icmp -j") && !script.contains("u32"), "{script}");
+    assert_eq!(script.matches(" - [0:0]").count(), count - 6);
 }
 
 #[test]
@@ -323,7 +372,7 @@ fn port_of_local_master_is_closed_on_this_host_only() {
     // In a Mesos process the port of the agent is not known to the rules.
     let module = Options { local_ports: [5050].into(), ..Options::default() };
     let text = nft(&Ruleset::new(&desired(), &module), InnerCheck::Pair);
-    assert!(text.contains("@local_ports") && !text.contains("@hosts4"), "{text}");
+    assert!(text.contains("@local_ports") && !text.contains("@control_ports"), "{text}");
 }
 
 #[test]

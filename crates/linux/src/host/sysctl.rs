@@ -173,10 +173,15 @@ impl Sysctl {
     }
 
     /// Returns the settings of the devices that accept router advertisements only while the host
-    /// does not forward.
+    /// does not forward. Containers are no routers, so the settings of their bridges and the defaults
+    /// of new devices stay.
     fn accept_ra_to_change(&self) -> impl Iterator<Item = String> {
         let settings = self.device_settings(DEVICES_V6, ACCEPT_RA);
-        settings.filter(|name| self.read(name) == Some(ACCEPT_UNLESS_FORWARDING))
+        settings.filter(|name| {
+            let device = name.strip_suffix(ACCEPT_RA).and_then(|name| name.rsplit('/').next());
+            device.is_some_and(|device| device != "default" && !has_containers(device))
+                && self.read(name) == Some(ACCEPT_UNLESS_FORWARDING)
+        })
     }
 
     /// Returns the settings that the kernel resets when forwarding is disabled again, with their
@@ -222,4 +227,13 @@ impl Sysctl {
             reason: error.to_string(),
         })
     }
+}
+
+/// Returns whether a device is a tunnel, or a bridge of containers: ours, or one of Docker.
+fn has_containers(device: &str) -> bool {
+    let is_network =
+        |name: &str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    ["vtep", "m-", "d-"].iter().any(|beginning| device.starts_with(beginning))
+        || device == "docker0"
+        || device.strip_prefix("br-").is_some_and(is_network)
 }

@@ -38,6 +38,11 @@ impl TestHost {
             ("proc/sys/net/ipv6/conf/all/forwarding", "0\n"),
             ("proc/sys/net/ipv6/conf/eth0/accept_ra", "1\n"),
             ("proc/sys/net/ipv6/conf/eth1/accept_ra", "0\n"),
+            // Bridges of containers, and the defaults of new devices: they stay.
+            ("proc/sys/net/ipv6/conf/m-a/accept_ra", "1\n"),
+            ("proc/sys/net/ipv6/conf/docker0/accept_ra", "1\n"),
+            ("proc/sys/net/ipv6/conf/br-0123456789ab/accept_ra", "1\n"),
+            ("proc/sys/net/ipv6/conf/default/accept_ra", "1\n"),
         ] {
             host.write(name, value);
         }

@@ -1,12 +1,14 @@
 //! Packets of hostile senders, built byte by byte: the kernel would not send them itself.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
 
-const VXLAN_PORT: u16 = 64_000;
+pub(super) const VXLAN_PORT: u16 = 64_000;
 const VNI: u32 = 1024;
 const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;
@@ -72,7 +74,7 @@ impl VxlanPacket {
     }
 
     /// Returns the VXLAN header with the inner frame.
-    fn payload(&self, mark: &Mark) -> Vec<u8> {
+    pub(super) fn payload(&self, mark: &Mark) -> Vec<u8> {
         let datagram = udp((mark.source_port, mark.port), &mark.tag);
         let (ethertype, packet) = match (self.inner_source, self.inner_target) {
             (IpAddr::V4(source), IpAddr::V4(target)) => {
@@ -106,6 +108,38 @@ pub(super) fn send_forged(source: IpAddr, target: IpAddr, mark: &Mark) {
     send(&packet, target);
 }
 
+/// Sends an ICMP error that a packet needs fragments of 552 bytes. `about` are the sender and the
+/// receiver of the packet.
+pub(super) fn send_fragmentation_needed(
+    source: Ipv4Addr,
+    target: Ipv4Addr,
+    ((sender, sender_port), (receiver, receiver_port)): ((Ipv4Addr, u16), (Ipv4Addr, u16)),
+) {
+    // The kernel checks the identifier of an error about a tunnel.
+    let content = [0x0800_0000_u32.to_be_bytes(), (VNI << 8).to_be_bytes()].concat();
+    let about = ipv4(sender, receiver, &udp((sender_port, receiver_port), &content), &[], 0);
+    let [high, low] = 552_u16.to_be_bytes();
+    let mut error = [&[3, 4, 0, 0, 0, 0, high, low], &about[..]].concat();
+    let sum = checksum(&error);
+    error[2..4].copy_from_slice(&sum);
+    send(&ipv4_of(ICMP, source, target, &error, &[], 0), target.into());
+}
+
+/// Sends a router advertisement with a prefix to all hosts behind a device.
+pub(super) fn send_router_advertisement(device: u32) {
+    let (source, all): (Ipv6Addr, Ipv6Addr) =
+        (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x66), Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
+    let prefix: Ipv6Addr = "2001:db8:666::".parse().expect("a valid address");
+    let lifetime = 3600_u32.to_be_bytes();
+    let mut advertisement = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 3, 4, 64, 0xc0];
+    advertisement.extend([lifetime, lifetime, [0; 4]].concat());
+    advertisement.extend(prefix.octets());
+    let packet = ipv6_of((ICMPV6, 255), source, all, advertisement, 2);
+    let socket = socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::RAW));
+    let to = SocketAddrV6::new(all, 0, 0, device);
+    let _ = sendto(socket.expect("a raw socket"), &packet, SendFlags::empty(), &to);
+}
+
 /// Sends a datagram from the address that the kernel chooses.
 pub(super) fn send_datagram(to: SocketAddr, body: &[u8]) {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -130,6 +164,17 @@ fn udp((source, target): (u16, u16), body: &[u8]) -> Vec<u8> {
 }
 
 fn ipv4(source: Ipv4Addr, target: Ipv4Addr, body: &[u8], options: &[u8], part: u16) -> Vec<u8> {
+    ipv4_of(UDP, source, target, body, options, part)
+}
+
+fn ipv4_of(
+    protocol: u8,
+    source: Ipv4Addr,
+    target: Ipv4Addr,
+    body: &[u8],
+    options: &[u8],
+    part: u16,
+) -> Vec<u8> {
     let header = 20 + options.len();
     let words = u8::try_from(header / 4).expect("a short header");
     let mut packet = vec![0x40 | words, 0];
@@ -137,7 +182,7 @@ fn ipv4(source: Ipv4Addr, target: Ipv4Addr, body: &[u8], options: &[u8], part: u
     // All fragments of a packet need the same ID. Probes use different source ports.
     let id = if part == 0 { 0x1234_u16 } else { 0x4321 };
     packet.extend([id.to_be_bytes(), part.to_be_bytes()].concat());
-    packet.extend([64, UDP, 0, 0]);
+    packet.extend([64, protocol, 0, 0]);
     packet.extend([source.octets(), target.octets()].concat());
     packet.extend(options);
     let sum = checksum(&packet);
@@ -147,12 +192,23 @@ fn ipv4(source: Ipv4Addr, target: Ipv4Addr, body: &[u8], options: &[u8], part: u
 }
 
 /// Returns an IPv6 packet with the datagram, and adds the checksum, which IPv6 requires.
-fn ipv6(source: Ipv6Addr, target: Ipv6Addr, mut datagram: Vec<u8>) -> Vec<u8> {
+fn ipv6(source: Ipv6Addr, target: Ipv6Addr, datagram: Vec<u8>) -> Vec<u8> {
+    ipv6_of((UDP, 64), source, target, datagram, 6)
+}
+
+/// Returns an IPv6 packet with this protocol, hop limit, and place of the checksum.
+fn ipv6_of(
+    (protocol, hops): (u8, u8),
+    source: Ipv6Addr,
+    target: Ipv6Addr,
+    mut body: Vec<u8>,
+    sum: usize,
+) -> Vec<u8> {
     let addresses = [source.octets(), target.octets()].concat();
-    let length = bytes_of_length(datagram.len());
-    let pseudo = [&addresses[..], &[0, 0], &length, &[0, 0, 0, UDP], &datagram].concat();
-    datagram[6..8].copy_from_slice(&checksum(&pseudo));
-    [&[0x60, 0, 0, 0], &length[..], &[UDP, 64], &addresses, &datagram].concat()
+    let length = bytes_of_length(body.len());
+    let pseudo = [&addresses[..], &[0, 0], &length, &[0, 0, 0, protocol], &body].concat();
+    body[sum..sum + 2].copy_from_slice(&checksum(&pseudo));
+    [&[0x60, 0, 0, 0], &length[..], &[protocol, hops], &addresses, &body].concat()
 }
 
 /// Returns the Internet checksum.

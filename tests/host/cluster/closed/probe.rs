@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 
 use super::packets::{Mark, VxlanPacket, send_datagram};
 use crate::namespace::Namespace;
-use crate::traffic::now;
+use crate::traffic::{now, sleep};
 
 /// Time limit of a connection: the kernel sends the second SYN after one second.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -30,6 +30,7 @@ impl fmt::Display for Verdict {
     }
 }
 
+type Call<'a, T> = Box<dyn Fn() -> T + std::marker::Send + Sync + 'a>;
 type Send<'a> = Box<dyn Fn(&Mark) + std::marker::Send + Sync + 'a>;
 
 /// What a row does.
@@ -40,6 +41,8 @@ pub(super) enum Action<'a> {
     Request { from: &'a Namespace, to: SocketAddr },
     /// Calls `send` in one namespace. Passes if the datagram arrives in the other.
     Datagram { from: &'a Namespace, to: &'a Namespace, send: Send<'a> },
+    /// Calls `act`. Passes if it has an effect.
+    Change { act: Call<'a, ()>, has_effect: Call<'a, bool> },
 }
 
 impl<'a> Action<'a> {
@@ -93,6 +96,11 @@ impl<'a> Row<'a> {
         let has_passed = match &self.action {
             Action::Connect { from, source, to } => from.inside(|| can_connect(*source, *to)),
             Action::Request { from, to } => from.inside(|| has_response(*to)),
+            Action::Change { act, has_effect } => (0..SENDS).any(|_| {
+                act();
+                sleep(RECEIVE_TIMEOUT);
+                has_effect()
+            }),
             Action::Datagram { from, to, send } => {
                 let port = 20_000 + index;
                 let receiver = to.inside(|| {
