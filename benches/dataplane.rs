@@ -37,10 +37,11 @@ const THROUGHPUT_LIMIT: f64 = 0.95;
 const SETS: usize = 5;
 /// Number of turns in which data is sent through each tunnel of a set.
 const TURNS: usize = 20;
-/// Number of pairs of the comparison with and without the closing rules, the duration of each
-/// measurement, and the least median ratio.
+/// Number of pairs of the comparison with and without the closing rules, the number and duration
+/// of the turns of each, and the least median ratio.
 const CLOSED_PAIRS: usize = 20;
-const CLOSED_TURN: Duration = Duration::from_millis(500);
+const CLOSED_TURNS: u32 = 10;
+const CLOSED_TURN: Duration = Duration::from_millis(50);
 const CLOSED_LIMIT: f64 = 0.97;
 /// Numbers of peers of the comparison of rule changes.
 const RULE_PEERS: [u32; 2] = [10, 10_000];
@@ -82,8 +83,12 @@ impl Namespace {
     }
 
     fn run(&self, line: &str) {
-        let command = format!("--net={}", self.path().display());
-        run(Command::new("nsenter").arg(command).arg("--").args(line.split(' ')));
+        self.run_words(&line.split(' ').collect::<Vec<_>>());
+    }
+
+    fn run_words(&self, words: &[&str]) {
+        let namespace = format!("--net={}", self.path().display());
+        run(Command::new("nsenter").arg(namespace).arg("--").args(words));
     }
 
     fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
@@ -383,6 +388,12 @@ impl Pair {
 
     /// Connects as the agent does: first the firewall rules, then the dataplane.
     fn connect_by_agent(&self) {
+        self.apply_all_rules();
+        self.connect_by_dataplane();
+    }
+
+    /// Applies all rules of the agent.
+    fn apply_all_rules(&self) {
         for (host, own) in self.hosts.iter().zip([1, 2]) {
             let desired_state = desired(own, 2);
             host.inside(|| {
@@ -392,12 +403,11 @@ impl Pair {
                 result.expect("root may create rules");
             });
         }
-        self.connect_by_dataplane();
     }
 
-    /// Connects by the dataplane, with masquerade and the check of senders by hand: what the agent
-    /// has without the rules that close overlays.
-    fn connect_with_open_rules(&self) {
+    /// Applies masquerade and the check of senders by hand: what the agent has without the rules
+    /// that close overlays.
+    fn apply_open_rules(&self) {
         let table = "table inet open {
             set agents { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 }; }
             chain input {
@@ -412,10 +422,20 @@ impl Pair {
             }
         }";
         for host in &self.hosts {
-            let netns = format!("--net={}", host.path().display());
-            run(Command::new("nsenter").arg(netns).args(["--", "nft", table]));
+            host.run_words(&["nft", table]);
         }
-        self.connect_by_dataplane();
+    }
+
+    /// Makes one of the tables of [`CLOSING_RULES`] active and the other dormant.
+    fn wake_table(&self, active: &str) {
+        let command = CLOSING_RULES.iter().map(|(_, table)| {
+            let flags = if active == *table { "" } else { "flags dormant;" };
+            format!("add table inet {table} {{ {flags} }}\n")
+        });
+        let command: String = command.collect();
+        for host in &self.hosts {
+            host.run_words(&["nft", &command]);
+        }
     }
 
     /// Connects by the dataplane without firewall rules.
@@ -430,14 +450,14 @@ impl Pair {
     }
 
     /// Opens a stream from the first container to the second, through the tunnel that `connect`
-    /// creates. A separate thread discards the received data.
-    fn stream(&self, connect: impl FnOnce(&Self)) -> TcpStream {
+    /// creates. A separate thread on this processor discards the received data.
+    fn stream(&self, processor: usize, connect: impl FnOnce(&Self)) -> TcpStream {
         connect(self);
         let address = SocketAddr::from(([9, 0, 2, 2], 7007));
         let listen = || TcpListener::bind(address).expect("a free port");
         let listener = self.containers[1].inside(listen);
         let receive = move || {
-            pin_to_processor(1);
+            pin_to_processor(processor);
             let (mut stream, _) = listener.accept().expect("a connection");
             let mut buffer = vec![0; 1 << 18];
             while stream.read(&mut buffer).expect("data arrives") > 0 {}
@@ -494,7 +514,7 @@ fn measure_throughput() {
     let mut order: [usize; TUNNELS.len()] = std::array::from_fn(|index| index);
     for _ in 0..SETS {
         let pairs: [Pair; TUNNELS.len()] = std::array::from_fn(Pair::new);
-        let open_stream = |index: usize| pairs[index].stream(TUNNELS[index].1);
+        let open_stream = |index: usize| pairs[index].stream(1, TUNNELS[index].1);
         let mut streams: [TcpStream; TUNNELS.len()] = std::array::from_fn(open_stream);
         // The first turn warms up the streams and does not count.
         for turn in 0..=TURNS {
@@ -521,83 +541,66 @@ fn measure_throughput() {
     }
 }
 
-/// The variants of the comparison with and without the closing rules.
-const CLOSED_TUNNELS: [Tunnel; 3] = [
-    ("all rules", Pair::connect_by_agent),
-    ("masquerade and known agents", Pair::connect_with_open_rules),
-    ("no rules", Pair::connect_by_dataplane),
-];
+/// The rules that are compared on the same tunnel, and the table that has them.
+const CLOSING_RULES: [(&str, &str); 2] =
+    [("all rules", "mesos_overlay"), ("masquerade and known agents", "open")];
 
-/// Compares the throughput with all rules to that without the closing rules, and to that without
-/// any rule. All pairs of hosts exist at the same time. A ratio compares two measurements that
-/// follow each other, in random order. The kernel forwards the packets of both hosts on the
-/// sending thread, so the CPU time of this thread includes all rules.
+/// Compares the throughput with all rules to that without the rules that close overlays: only
+/// masquerade, which needs connection tracking as well, and the check of senders.
+///
+/// With sender and receiver on one processor, the processing time of both hosts and of both
+/// directions limits the rate, so the ratio is precise. On two processors it also depends on the
+/// times at which the processors wait for each other.
 fn measure_closing_rules() {
     println!(
-        "\nTCP with closed overlays, {CLOSED_PAIRS} pairs of {CLOSED_TURN:?}, alternating in \
-         random order"
+        "\nTCP with closed overlays, {CLOSED_PAIRS} pairs of {CLOSED_TURNS} turns of \
+         {CLOSED_TURN:?}, alternating"
     );
-    let pairs: [Pair; CLOSED_TUNNELS.len()] = std::array::from_fn(Pair::new);
-    let open_stream = |index: usize| pairs[index].stream(CLOSED_TUNNELS[index].1);
-    let mut streams: [TcpStream; CLOSED_TUNNELS.len()] = std::array::from_fn(open_stream);
-    let mut order = [0, 1, 2];
-    // The first turn warms up the streams and does not count.
-    let turns: Vec<[Sample; 3]> = (0..=CLOSED_PAIRS)
-        .map(|_| {
+    for (receiver, name) in [(0, "on one processor"), (1, "on two processors")] {
+        let samples = closing_rules_samples(receiver);
+        let [all, open] =
+            [0, 1].map(|index| median(samples.iter().map(|rates| rates[index]).collect()));
+        let mut ratios: Vec<_> = samples.iter().map(|[all, open]| all / open).collect();
+        ratios.sort_by(f64::total_cmp);
+        let [low, middle, high] = [1, 2, 3].map(|part| ratios[part * ratios.len() / 4]);
+        let limit = match receiver {
+            0 => format!(", at least {CLOSED_LIMIT}: {}", verdict(middle >= CLOSED_LIMIT)),
+            _ => String::new(),
+        };
+        println!(
+            "  {name:<18} {:<11} {all:>6.2} Gbit/s, {} {open:.2} Gbit/s\n  \
+             {:<18} median ratio {middle:.3} (quartiles {low:.3} and {high:.3}){limit}",
+            CLOSING_RULES[0].0, CLOSING_RULES[1].0, ""
+        );
+    }
+}
+
+/// Returns the rate with each of [`CLOSING_RULES`], once for each pair. The rules are exchanged
+/// below one stream, since two pairs of hosts with the same rules differ by more than the rules do.
+/// A sample consists of many short turns in random order, so that a disturbance affects both samples
+/// of a pair.
+fn closing_rules_samples(receiver: usize) -> Vec<[f64; 2]> {
+    pin_to_processor(0);
+    let pair = Pair::new(0);
+    let mut stream = pair.stream(receiver, Pair::connect_by_agent);
+    pair.apply_open_rules();
+    let mut order = [0, 1];
+    let mut sample = || {
+        let mut rates = [0.0; CLOSING_RULES.len()];
+        for _ in 0..CLOSED_TURNS {
             fastrand::shuffle(&mut order);
-            let mut samples = [Sample::default(); 3];
             for index in order {
-                samples[index] = Sample::measure(&mut streams[index], CLOSED_TURN);
+                pair.wake_table(CLOSING_RULES[index].1);
+                // The data that was sent before passes the rules as well.
+                rate(&mut stream, CLOSED_TURN / 10);
+                rates[index] += rate(&mut stream, CLOSED_TURN) / f64::from(CLOSED_TURNS);
             }
-            samples
-        })
-        .skip(1)
-        .collect();
-    for (index, (name, _)) in CLOSED_TUNNELS.iter().enumerate() {
-        let of = |value: fn(&Sample) -> f64| {
-            median(turns.iter().map(|samples| value(&samples[index])).collect())
-        };
-        let (rate, cpu) = (of(|sample| sample.rate), of(|sample| sample.cpu_per_byte));
-        println!("  {name:<42} {rate:>6.2} Gbit/s  {cpu:.3} ns of CPU per byte");
-    }
-    for (index, (name, _)) in CLOSED_TUNNELS.iter().enumerate().skip(1) {
-        let ratios = |ratio: fn(&Sample, &Sample) -> f64| {
-            let mut ratios: Vec<_> =
-                turns.iter().map(|samples| ratio(&samples[0], &samples[index])).collect();
-            ratios.sort_by(f64::total_cmp);
-            let [low, middle, high] = [1, 2, 3].map(|part| ratios[part * ratios.len() / 4]);
-            (middle, format!("{middle:.3} (quartiles {low:.3} and {high:.3})"))
-        };
-        let (median, rate) = ratios(|all, other| all.rate / other.rate);
-        let (_, cpu) = ratios(|all, other| other.cpu_per_byte / all.cpu_per_byte);
-        let verdict = verdict(median >= CLOSED_LIMIT);
-        let limit = if index == 1 {
-            format!(", at least {CLOSED_LIMIT}: {verdict}")
-        } else {
-            ": the cost of connection tracking and of all rules".to_owned()
-        };
-        println!("  all rules / {name:<30} {rate}{limit}");
-        println!("  {:<42} {cpu} by CPU time per byte", "");
-    }
-}
-
-/// The throughput of one turn.
-#[derive(Clone, Copy, Default)]
-struct Sample {
-    /// In Gbit/s.
-    rate: f64,
-    /// CPU time of the sending thread, in nanoseconds per byte.
-    cpu_per_byte: f64,
-}
-
-impl Sample {
-    fn measure(stream: &mut TcpStream, time: Duration) -> Self {
-        let (start, cpu) = (now(), thread_cpu_time());
-        let rate = rate(stream, time);
-        let bytes = rate * 1e9 / 8.0 * start.elapsed().as_secs_f64();
-        let nanoseconds = (thread_cpu_time() - cpu).as_secs_f64() * 1e9;
-        Self { rate, cpu_per_byte: nanoseconds / bytes }
-    }
+        }
+        rates
+    };
+    // The first sample warms up and does not count.
+    sample();
+    std::iter::repeat_with(sample).take(CLOSED_PAIRS).collect()
 }
 
 /// Formats a ratio to the manual setup with its limit and verdict.
