@@ -354,14 +354,16 @@ fn planned_actions(firewall: &str) -> Vec<String> {
     let rules = |program: &str| {
         let mut names = of("filter", &["", "-OUT", "-SRC", "-TUN"]);
         if firewall == "iptables" {
-            let numbered = ["-F0", "-F1", "-I0", "-I1", "-IN", "-INS", "-N0", "-N1"];
-            let others = ["-OUT", "-PORTS", "-STR", "-TIN", "-TUN"];
-            names.extend(of("mangle", &[&[""][..], &numbered, &others].concat()));
+            let numbered = ["-E0", "-E1", "-ERR", "-F0", "-F1", "-I0", "-I1", "-IN", "-INS"];
+            let others = ["-N0", "-N1", "-OER", "-OFF", "-OUT", "-PORTS", "-STR", "-TER", "-TIN"];
+            let last = ["-TUN", "-VXLAN"];
+            names.extend(of("mangle", &[&[""][..], &numbered, &others, &last].concat()));
             names.extend(of("nat", &[""]));
         }
         chains(program, &names)
     };
-    let settings = ["all", "d-lab", "default", "eth0", "lo", "m-lab", "vtep7", "wire"]
+    // Not those of bridges with containers and tunnels, and not the defaults of new devices.
+    let settings = ["all", "eth0", "lo", "wire"]
         .map(|device| format!("set net/ipv6/conf/{device}/accept_ra to 1 would be done"));
     let mut lines: Vec<String> = [
         "remove CNI configuration /cni/vxlan-1.conf would be done",

@@ -37,8 +37,9 @@ impl Origin {
 pub(super) fn rules(origin: Origin) -> [String; 2] {
     let name = origin.name();
     [
-        format!("meta l4proto icmp jump errors_{name}4"),
-        format!("meta l4proto ipv6-icmp jump errors_{name}6"),
+        // Numbers, since nft reads the names of protocols from `/etc/protocols`.
+        format!("meta l4proto 1 jump errors_{name}4"),
+        format!("meta l4proto 58 jump errors_{name}6"),
     ]
 }
 

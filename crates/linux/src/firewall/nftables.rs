@@ -36,7 +36,7 @@ pub(super) const PROBE: &str = "table inet mesos_overlay_probe {
         type filter hook input priority -10; policy accept;
         iifname . ip saddr & 255.0.0.0 @own counter accept
         iifname . ip6 saddr & ffff:: . ip6 daddr & ffff:: @within fib saddr type != local accept
-        meta l4proto ipv6-icmp jump errors
+        meta l4proto 58 jump errors
         icmp type redirect @th,192,32 & 0xffffff80 == 0xc0a80100 counter drop
         ip daddr . tcp dport @ports counter drop
         ip daddr & 255.0.0.0 @spaces goto stranger
