@@ -15,6 +15,7 @@ mod limit_tests;
 mod limits;
 mod masters;
 mod metrics;
+mod network_task;
 mod overlays;
 mod peers;
 mod refusal;

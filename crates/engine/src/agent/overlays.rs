@@ -1,5 +1,4 @@
-//! The assigned overlays and the status of their container networks: the attempt under way, the
-//! result of the last attempt, and the time of the next attempt.
+//! The assigned overlays, their admission, and the status of their tunnels and container networks.
 //!
 //! The networks are independent. A stopped Docker engine delays no CNI configuration, and the retry
 //! of a failed network does not touch a working network.
@@ -10,19 +9,17 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use overlay_types::addr::{OverlayName, Subnet};
-use overlay_types::clock::{Backoff, Now};
+use overlay_types::clock::Now;
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Assignment, Reassigned, Status};
 use overlay_types::tunnel::{Collision, OverlaySubnets};
 
 use super::limits::{Verdict, check_assignments};
+use super::network_task::{NetworkAttempt, Running, Task};
 use super::refusal::{FoundNetworks, find, reassigned_problem, reassigned_vtep_problem, single};
 use super::view::{NetworkHealth, OverlayTally};
 use super::{Context, Settings, TunnelSettings};
-
-/// Bounds of the backoff after a failed attempt, for the quick attempts.
-const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// All overlays of the agent, in the order of the master.
 #[derive(Debug, Default)]
@@ -580,127 +577,5 @@ impl TunnelSettings {
     /// Returns the status of the tunnel of a new overlay.
     const fn initial_status(self) -> Status {
         if self.programs { Status::Configuring } else { Status::Ok }
-    }
-}
-
-/// One container network that the agent configures and verifies.
-#[derive(Debug)]
-struct Task {
-    network: ContainerNetwork,
-    running: Option<Running>,
-    /// The result of the last attempt.
-    status: Status,
-    attempts: u32,
-    backoff: Backoff,
-    /// When the next attempt or verification is due, since `Now::elapsed` 0. `None` during an
-    /// attempt.
-    due: Option<Duration>,
-}
-
-/// An attempt under way.
-#[derive(Debug, Clone, Copy)]
-struct Running {
-    attempt: u64,
-    /// Whether the attempt configures a network that is no longer desired. The desired network
-    /// waits for its end: two attempts at the same network never run at the same time.
-    is_outdated: bool,
-}
-
-/// An attempt under way and its network.
-#[derive(Debug)]
-struct NetworkAttempt {
-    overlay: OverlayName,
-    kind: NetworkKind,
-    running: Running,
-}
-
-impl NetworkAttempt {
-    fn is_at(&self, network: &ContainerNetwork) -> bool {
-        self.overlay == *network.name() && self.kind == network.kind()
-    }
-}
-
-impl Task {
-    fn new(now: Now, network: ContainerNetwork, running: Option<Running>) -> Self {
-        let mut task = Self {
-            network,
-            running: None,
-            status: Status::Configuring,
-            attempts: 0,
-            backoff: Backoff::new(RETRY_BACKOFF.0, RETRY_BACKOFF.1),
-            due: Some(now.elapsed),
-        };
-        if let Some(running) = running {
-            task.wait_for(running);
-        }
-        task
-    }
-
-    /// Delays this network until the attempt at its predecessor has ended.
-    const fn wait_for(&mut self, running: Running) {
-        self.running = Some(Running { is_outdated: true, ..running });
-        self.due = None;
-    }
-
-    /// Returns whether the network has failed and has used up its quick attempts.
-    const fn has_given_up(&self, settings: &Settings) -> bool {
-        matches!(self.status, Status::Failed(_))
-            && self.attempts >= settings.max_configuration_attempts
-    }
-
-    /// Logs the result of an attempt. A result that equals the last result is not repeated above
-    /// the level `debug`.
-    fn log_result(&self, result: &Status) {
-        let name = self.network.name();
-        let is_new = self.status != *result;
-        match result {
-            Status::Ok if is_new => {
-                log::info!("overlay {name}: its {} is ready", self.network.kind())
-            }
-            Status::Failed(reason) if is_new => log::error!("overlay {name}: {reason}"),
-            Status::Failed(reason) => log::debug!("overlay {name}: {reason}"),
-            Status::Ok | Status::Configuring => {}
-        }
-    }
-
-    fn finish_attempt(&mut self, context: &mut Context<'_>, result: Result<(), String>) {
-        let Context { now, settings, random } = context;
-        let was_outdated = self.running.take().is_some_and(|running| running.is_outdated);
-        if was_outdated {
-            self.due = Some(now.elapsed);
-            return;
-        }
-        let was_ok = self.status == Status::Ok;
-        let is_ok = result.is_ok();
-        let result = result.map_or_else(Status::Failed, |()| Status::Ok);
-        self.log_result(&result);
-        self.status = result;
-        let delay = if is_ok {
-            // A verification does not count: `attempts` shows the attempts until the first success.
-            if !was_ok {
-                self.attempts = self.attempts.saturating_add(1);
-            }
-            self.backoff.reset();
-            settings.verify_interval
-        } else {
-            self.attempts = if was_ok { 1 } else { self.attempts.saturating_add(1) };
-            if self.attempts < settings.max_configuration_attempts {
-                self.backoff.next_delay(random)
-            } else {
-                settings.verify_interval
-            }
-        };
-        let is_given_up = !is_ok && Mutation::NeverRetryNetwork.is_on();
-        self.due = (!is_given_up).then_some(now.elapsed + delay);
-    }
-
-    fn health(&self, now: Now) -> NetworkHealth {
-        NetworkHealth {
-            overlay: self.network.name().to_string(),
-            network: self.network.kind().to_string(),
-            status: self.status.to_string(),
-            attempts: self.attempts,
-            next_attempt_seconds: self.due.map(|due| due.saturating_sub(now.elapsed).as_secs()),
-        }
     }
 }
