@@ -23,26 +23,23 @@ pub(super) fn unanswered_problem(master: &Upid) -> String {
 }
 
 /// Describes a master that sends no peers. A C++ module never sends peers.
-const fn no_peers_problem() -> &'static str {
-    "the master sends no peers to this agent: let mesos-overlay be the master, or set dataplane to \
-     external and let dcos-net find them"
-}
+const NO_PEERS_PROBLEM: &str = "the master sends no peers to this agent: let mesos-overlay be the \
+                                master, or set dataplane to external and let dcos-net find them";
 
 /// Describes a master that sends peers, and does not answer.
-const fn late_peers_problem() -> &'static str {
-    "the master does not answer requests for the table of peers: see whether it is overloaded, and \
-     the problems in its health; VXLAN packets of new peers are not accepted until then"
-}
+const LATE_PEERS_PROBLEM: &str = "the master does not answer requests for the table of peers: see \
+                                  whether it is overloaded, and the problems in its health; VXLAN \
+                                  packets of new peers are not accepted until then";
 
 /// The consequence for the firewall of a host with former peers.
-const fn former_senders_problem() -> &'static str {
-    "VXLAN packets are accepted from the former peers only: if all masters are C++ modules now, set \
-     known_agents_only to false"
-}
+const FORMER_SENDERS_PROBLEM: &str = "VXLAN packets are accepted from the former peers only: if \
+                                      all masters are C++ modules now, set known_agents_only to \
+                                      false";
 
-/// The consequence of a master without peers for the firewall. [`no_peers_problem`] has the remedy.
-pub(super) const EVERY_SENDER_PROBLEM: &str =
-    "the master sends no peers: VXLAN packets of every host are accepted";
+/// The consequence for the firewall of a host without former peers.
+pub(super) const EVERY_SENDER_PROBLEM: &str = "the master sends no peers: VXLAN packets of every \
+                                               host are accepted: let the firewall of the host \
+                                               accept the UDP port of the tunnels from agents only";
 
 impl Agent {
     pub(super) fn reply(&self, now: Now, request: Request) -> Reply {
@@ -114,10 +111,10 @@ impl Agent {
         problems.extend(self.tunnel.overdue_problem(now));
         if self.gets_no_peers() {
             let is_late = self.masters.sends_peers();
-            let problem = if is_late { late_peers_problem() } else { no_peers_problem() };
+            let problem = if is_late { LATE_PEERS_PROBLEM } else { NO_PEERS_PROBLEM };
             problems.push(problem.to_owned());
             if !is_late && self.peers.count().is_none() && !self.accepts_every_sender {
-                problems.push(former_senders_problem().to_owned());
+                problems.push(FORMER_SENDERS_PROBLEM.to_owned());
             }
         }
         if self.accepts_every_sender {

@@ -72,7 +72,8 @@ fn remedy(message: &str) -> &'static str {
     if message.contains("not permitted") || message.contains("permission denied") {
         "run the agent as root, or give it CAP_NET_ADMIN"
     } else {
-        "run it as root by hand, or set firewall to none"
+        "see whether the program and the kernel support these rules ('nft --version', 'uname -r'), \
+         or set firewall to none and protect this host by rules of your own"
     }
 }
 

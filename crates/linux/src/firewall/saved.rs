@@ -51,7 +51,7 @@ pub enum LoadError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's error, or what is wrong with the file.
+        /// The error of the system, or the defect of the file.
         reason: String,
     },
     /// The file is not a file of ours, or is not complete.
@@ -59,7 +59,7 @@ pub enum LoadError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The defect.
         reason: &'static str,
     },
     /// A program did not load its rules, or the existing rules cannot be listed.
