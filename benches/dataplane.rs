@@ -176,6 +176,7 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
         bridges: vec![OverlayBridge {
             device: "m-vxlan-1".parse().expect("a valid device name"),
             subnets: subnets(own).to_vec(),
+            gateways: Vec::new(),
         }],
     };
     let others = || (1..=last).filter(|number| *number != own);

@@ -76,6 +76,7 @@ fn bridges(number: u8) -> [OverlayBridge; 2] {
     let bridge = |device: &str, subnets: [Subnet; 2]| OverlayBridge {
         device: device.parse().expect("a valid device name"),
         subnets: subnets.to_vec(),
+        gateways: Vec::new(),
     };
     [
         bridge("m-vxlan-1", halves.map(|(lower, _)| lower)),

@@ -69,7 +69,11 @@ fn example_overlay(has_v6: bool) -> Desired {
         device,
         whole: subnets.clone(),
         own: Vec::new(),
-        bridges: vec![OverlayBridge { device: bridge, subnets: subnets.clone() }],
+        bridges: vec![OverlayBridge {
+            device: bridge,
+            subnets: subnets.clone(),
+            gateways: Vec::new(),
+        }],
     };
     let peer = Peer {
         ip: Some(Ipv4Addr::new(198, 51, 100, 2)),

@@ -381,6 +381,10 @@ fn command(operation: &Operation) -> Option<String> {
         Operation::EnableIpv6(device) => {
             Some(format!("sysctl -w net.ipv6.conf.{device}.disable_ipv6=0"))
         }
+        Operation::EnableForwarding(device, family) => {
+            let family = family.to_string().to_lowercase();
+            Some(format!("sysctl -w net/{family}/conf/{device}/forwarding=1"))
+        }
         Operation::AddAddress(device, address) => {
             let nodad = if address.address().is_ipv6() { " nodad" } else { "" };
             Some(format!("ip addr add {address} dev {device}{nodad}"))

@@ -62,6 +62,7 @@ fn device_with_peer() -> Device {
         underlay: "10.0.0.1".parse().ok(),
         is_learning: false,
         is_up: true,
+        forwarding: [Family::V4, Family::V6].into(),
         is_marked: true,
         has_ipv6: false,
         has_loose_rp_filter: true,

@@ -24,12 +24,17 @@ const DUMP: &str = "\
     bridge fdb show dev vtep1024 | grep dst
     nft list table inet mesos_overlay
     sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.vtep1024.rp_filter
-    sysctl net.ipv6.conf.vtep1024.disable_ipv6";
+    sysctl net.ipv6.conf.vtep1024.disable_ipv6
+    for device in vtep1024 m-vxlan-1; do
+        cat /proc/sys/net/ipv4/conf/$device/forwarding /proc/sys/net/ipv6/conf/$device/forwarding
+    done | tr '\\n' ' '; echo families forwarded
+    ip link show m-vxlan-1 | sed 's/^[0-9]*: //'
+    ip addr show m-vxlan-1 | grep inet | grep -v fe80 | sed 's/ brd [^ ]*//'";
 
 /// A command, and the part of the listing that stays changed after the repair, if any: the text
 /// before and after.
 type Drift = (&'static str, Option<(&'static str, &'static str)>);
-const DRIFTS: [[Drift; 7]; 3] = [
+const DRIFTS: [[Drift; 11]; 3] = [
     [
         ("ip link delete vtep1024", None),
         ("ip route flush proto 109", None),
@@ -38,6 +43,11 @@ const DRIFTS: [[Drift; 7]; 3] = [
         ("nft delete table inet mesos_overlay", None),
         ("sysctl -qw net.ipv4.ip_forward=0", None),
         ("ip link set eth0 mtu 1480", Some((" mtu 1450 ", " mtu 1430 "))),
+        ("ip link set m-vxlan-1 down", None),
+        ("sysctl -qw net.ipv4.conf.m-vxlan-1.forwarding=0", None),
+        ("ip link set m-vxlan-1 mtu 1280", None),
+        // The address of an earlier assignment.
+        ("ip addr add 192.168.77.1/25 dev m-vxlan-1", None),
     ],
     [
         ("ip link set vtep1024 down", None),
@@ -47,6 +57,10 @@ const DRIFTS: [[Drift; 7]; 3] = [
         ("nft flush ruleset", None),
         ("sysctl -qw net.ipv6.conf.all.forwarding=0", None),
         ("sysctl -qw net.ipv4.conf.vtep1024.rp_filter=1", None),
+        ("ip addr flush dev m-vxlan-1", None),
+        ("sysctl -qw net.ipv4.conf.vtep1024.forwarding=0", None),
+        ("sysctl -qw net.ipv6.conf.vtep1024.forwarding=0", None),
+        ("sysctl -qw net.ipv4.conf.all.forwarding=0", None),
     ],
     [
         ("ip addr del 44.128.0.3/16 dev vtep1024", None),
@@ -56,6 +70,11 @@ const DRIFTS: [[Drift; 7]; 3] = [
         ("nft flush chain inet mesos_overlay postrouting", None),
         ("ip link set vtep1024 mtu 1300", None),
         ("sysctl -qw net.ipv6.conf.vtep1024.disable_ipv6=1", None),
+        ("ip addr del 192.168.2.1/25 dev m-vxlan-1", None),
+        ("sysctl -qw net.ipv4.conf.m-vxlan-1.forwarding=0", None),
+        ("ip link set m-vxlan-1 down mtu 1280", None),
+        // The connected route returns with the address.
+        ("ip addr change 192.168.2.1/25 dev m-vxlan-1 valid_lft 1 preferred_lft 1", None),
     ],
 ];
 

@@ -12,7 +12,9 @@ use rustix::net::netdevice;
 
 use super::error::Failure;
 use super::message::{Batch, family_of};
-use super::observe::{Bridge, Indices, Route, disable_ipv6_setting, routes, rp_filter_setting};
+use super::observe::{
+    Bridge, Indices, Route, disable_ipv6_setting, forwarding_setting, routes, rp_filter_setting,
+};
 use super::socket::{Netlink, NetlinkError};
 use super::state::{Hop, Link, Operation, RouteKey};
 use super::uapi::{
@@ -158,7 +160,8 @@ impl ApplyRun<'_> {
     }
 
     fn is_ours(&self, route: &Route) -> bool {
-        let is_on_managed_device = self.indices.values().any(|index| Some(*index) == route.index);
+        let is_on_managed_device =
+            self.indices.vxlan.values().any(|index| Some(*index) == route.index);
         is_on_managed_device || route.protocol == PROTOCOL
     }
 
@@ -178,6 +181,9 @@ impl ApplyRun<'_> {
         let done = match &operation {
             Operation::EnableIpv6(device) => fs::write(disable_ipv6_setting(device), "0"),
             Operation::SetLooseRpFilter(device) => fs::write(rp_filter_setting(device), "2"),
+            Operation::EnableForwarding(device, family) => {
+                fs::write(forwarding_setting(device, *family), "1")
+            }
             _ => {
                 if !self.encode(&operation, batch) {
                     return;
@@ -209,10 +215,10 @@ impl ApplyRun<'_> {
         match operation {
             Operation::AddDevice(device, _) => {
                 let index = netdevice::name_to_index(self.netlink.borrowed(), device.as_str())?;
-                self.indices.insert(device.clone(), index);
+                self.indices.vxlan.insert(device.clone(), index);
             }
             Operation::RemoveDevice(device) => {
-                self.indices.remove(device);
+                self.indices.vxlan.remove(device);
             }
             _ => {}
         }
@@ -221,7 +227,7 @@ impl ApplyRun<'_> {
 
     /// Adds the request of an operation to the batch. Returns `false` if its device is missing.
     fn encode(&mut self, operation: &Operation, batch: &mut Batch) -> bool {
-        let index = operation.device().map(|device| self.indices.get(device).copied());
+        let index = operation.device().map(|device| self.indices.get(device));
         let index = match (operation, index) {
             (Operation::AddDevice(..), _) | (_, None) => 0,
             (_, Some(Some(index))) => index,
@@ -284,6 +290,7 @@ impl Operation {
                 | Self::SetMtu(..)
                 | Self::EnableIpv6(_)
                 | Self::SetLooseRpFilter(_)
+                | Self::EnableForwarding(..)
                 | Self::SetUp(_)
         )
     }
@@ -319,7 +326,9 @@ fn encode_operation(operation: &Operation, index: u32, batch: &mut Batch) {
             batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, IFF_UP, IFF_UP));
         }
         // `change_link` writes these settings to files, not to the socket.
-        Operation::EnableIpv6(_) | Operation::SetLooseRpFilter(_) => {}
+        Operation::EnableIpv6(_)
+        | Operation::SetLooseRpFilter(_)
+        | Operation::EnableForwarding(..) => {}
         Operation::AddAddress(_, ip) => write_address(batch, RTM_NEWADDR, SET, index, ip),
         Operation::RemoveAddress(_, ip) => write_address(batch, RTM_DELADDR, 0, index, ip),
         Operation::SetNeighbor(_, ip, mac) => {
@@ -483,7 +492,8 @@ mod tests {
     /// change nothing.
     fn removals(count: u8) -> (Indices, Vec<Operation>) {
         let device: DeviceName = "vtep1024".parse().unwrap();
-        let indices = Indices::from([(device.clone(), 0x7fff_ffff)]);
+        let vxlan = [(device.clone(), 0x7fff_ffff)].into();
+        let indices = Indices { vxlan, ..Indices::default() };
         let remove = |last| Operation::RemoveNeighbor(device.clone(), [192, 0, 2, last].into());
         (indices, (0..count).map(remove).collect())
     }
@@ -514,7 +524,7 @@ mod tests {
     fn operation_on_missing_device_is_failure() {
         let mut netlink = Netlink::open(NETLINK_ROUTE).unwrap();
         let (_, operations) = removals(1);
-        let result = apply(&mut netlink, &mut Indices::new(), operations);
+        let result = apply(&mut netlink, &mut Indices::default(), operations);
         assert!(result.is_stale && result.done.is_empty(), "{result:?}");
         assert_eq!(
             result.failures[0].to_string(),

@@ -113,7 +113,9 @@ fn remedy(operation: &Operation, errno: Option<Errno>, holder: Option<&str>) -> 
         (Operation::EnableIpv6(_), _) => {
             "let the agent write to /proc/sys, or boot without ipv6.disable=1"
         }
-        (Operation::SetLooseRpFilter(_), _) => "let the agent write to /proc/sys",
+        (Operation::SetLooseRpFilter(_) | Operation::EnableForwarding(..), _) => {
+            "let the agent write to /proc/sys"
+        }
         _ => "the next verification tries again",
     };
     format!(": {text}")

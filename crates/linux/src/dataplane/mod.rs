@@ -22,7 +22,7 @@ mod state;
 mod tests;
 mod uapi;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -36,7 +36,7 @@ pub use self::observe::Bridge;
 use self::observe::Indices;
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
-pub use self::state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
+pub use self::state::{BridgeState, Device, Hop, Identity, Link, Operation, RouteKey, State};
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
 /// routing daemon is known to use it.
@@ -89,6 +89,8 @@ impl Problem {
 pub struct Dataplane {
     netlink: Netlink,
     indices: Indices,
+    /// Indices of the bridges of the last observation. `None` before the first observation.
+    known_bridges: Option<BTreeSet<u32>>,
     /// `None` if the kernel may differ from the state that this process last read or wrote.
     cache: Option<CachedState>,
 }
@@ -108,17 +110,25 @@ impl Dataplane {
     /// When the kernel refuses a netlink socket.
     pub fn open() -> Result<Self, DataplaneError> {
         let netlink = Netlink::open(NETLINK_ROUTE).map_err(DataplaneError::Open)?;
-        Ok(Self { netlink, indices: BTreeMap::new(), cache: None })
+        Ok(Self { netlink, indices: Indices::default(), known_bridges: None, cache: None })
     }
 
-    /// Reads the observed state. Needs no privilege.
+    /// Reads the observed state. Needs no privilege. A bridge that did not exist at the last
+    /// observation is left out, since its maker has not finished it yet: the CNI plugin fails if
+    /// the address that it adds exists already.
     ///
     /// # Errors
     /// When the kernel's state cannot be read.
     pub fn observe(&mut self, desired: &Desired) -> Result<Observed, DataplaneError> {
         self.cache = None;
-        let (observed, indices) =
+        let (mut observed, indices) =
             observe::observe(&mut self.netlink, desired).map_err(DataplaneError::Read)?;
+        let bridges = indices.bridges.values().copied().collect();
+        if let Some(known) = self.known_bridges.replace(bridges) {
+            observed.state.bridges.retain(|name, _| {
+                indices.bridges.get(name).is_some_and(|index| known.contains(index))
+            });
+        }
         self.indices = indices;
         Ok(observed)
     }
@@ -238,10 +248,19 @@ impl Dataplane {
     #[must_use]
     pub fn watch(&self, desired: &Desired) -> Watch {
         let underlays: Vec<_> = desired.vxlan_devices.iter().map(|local| local.underlay).collect();
-        let underlay_indices = self.cache.iter().flat_map(|cache| &cache.observed.underlay_indices);
+        let observed = self.cache.as_ref().map(|cache| &cache.observed);
+        let underlay_indices = observed.into_iter().flat_map(|observed| &observed.underlay_indices);
+        let mtu_of = |name| Some(observed?.state.bridges.get(name)?.mtu);
         Watch {
             devices: desired.vxlan_devices.iter().map(|local| local.device.clone()).collect(),
-            indices: self.indices.values().chain(underlay_indices).copied().collect(),
+            indices: self.indices.vxlan.values().chain(underlay_indices).copied().collect(),
+            bridges: self
+                .indices
+                .bridges
+                .iter()
+                .map(|(name, index)| (*index, mtu_of(name)))
+                .collect(),
+            bridge_names: desired.bridges().map(|bridge| bridge.device.clone()).collect(),
             underlays,
             spaces: desired.spaces.iter().flat_map(|space| space.whole.iter().copied()).collect(),
         }

@@ -5,23 +5,25 @@
 //! depend on the content of events. The kernel reports our own changes as well. The caller discards
 //! the events that are pending after its own changes, and verifies soon after.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use overlay_types::addr::{DeviceName, Subnet};
+use overlay_types::addr::{DeviceName, Mtu, Subnet};
 
 use super::PROTOCOL;
 use super::message::{Message, address, attributes, messages, text, u16_at, u32_at};
 use super::observe::route;
 use super::socket::{Netlink, has_lost_messages};
 use super::uapi::{
-    IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NUD_PERMANENT,
-    RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
-    RTM_NEWNETCONF, RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE,
-    RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, RTNLGRP_NEIGH,
+    IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_IFNAME, IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL,
+    NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF,
+    RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_LINK, RTNLGRP_NEIGH,
 };
 
 /// The objects whose changes trigger a verification.
@@ -31,6 +33,11 @@ pub struct Watch {
     pub(super) devices: Vec<DeviceName>,
     /// Indices of our devices, and of the devices that have our underlay addresses.
     pub(super) indices: Vec<u32>,
+    /// The bridges of the overlays by their index, with the MTU of those that the dataplane
+    /// maintains.
+    pub(super) bridges: BTreeMap<u32, Option<Mtu>>,
+    /// Names of the bridges of the overlays, existing or not.
+    pub(super) bridge_names: BTreeSet<DeviceName>,
     /// Our underlay addresses.
     pub(super) underlays: Vec<IpAddr>,
     /// The subnets of the overlays.
@@ -120,12 +127,17 @@ impl Watch {
             let mut attributes = attributes(body, 4);
             let (_, index) = attributes.find(|(kind, _)| *kind == NETCONFA_IFINDEX)?;
             let index = u32_at(index, 0)?;
-            let is_watched = index == NETCONFA_IFINDEX_ALL || self.indices.contains(&index);
+            let is_watched = index == NETCONFA_IFINDEX_ALL
+                || self.indices.contains(&index)
+                || self.bridges.contains_key(&index);
             return is_watched.then_some(KernelEvent::SettingChanged);
         }
         let index = u32_at(body, 4)?;
         let is_watched = self.indices.contains(&index);
         match message.kind {
+            RTM_NEWLINK if self.bridges.contains_key(&index) => {
+                self.has_bridge_changed(index, body).then_some(KernelEvent::Changed("bridge"))
+            }
             RTM_NEWLINK | RTM_DELLINK => {
                 let mut attributes = attributes(body, 16);
                 let is_named = attributes.any(|attribute| self.is_device_name(attribute));
@@ -134,6 +146,7 @@ impl Watch {
             RTM_NEWADDR | RTM_DELADDR => {
                 let mut attributes = attributes(body, 8);
                 let is_underlay = attributes.any(|attribute| self.is_underlay(attribute));
+                let is_watched = is_watched || self.bridges.contains_key(&index);
                 (is_watched || is_underlay).then_some(KernelEvent::Changed("address"))
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => {
@@ -150,8 +163,25 @@ impl Watch {
         }
     }
 
+    /// Returns whether a bridge is down or has another MTU. The kernel also reports a bridge when
+    /// a container starts or ends, which changes nothing here.
+    fn has_bridge_changed(&self, index: u32, body: &[u8]) -> bool {
+        let is_up = u32_at(body, 8).is_some_and(|flags| flags & IFF_UP != 0);
+        let Some(Some(expected)) = self.bridges.get(&index) else { return true };
+        let mut attributes = attributes(body, 16);
+        let mtu = attributes.find(|(kind, _)| *kind == IFLA_MTU);
+        !is_up
+            || mtu
+                .and_then(|(_, value)| u32_at(value, 0))
+                .is_some_and(|mtu| mtu != expected.bytes())
+    }
+
     fn is_device_name(&self, (kind, value): (u16, &[u8])) -> bool {
-        kind == IFLA_IFNAME && self.devices.iter().any(|device| device.as_str() == text(value))
+        let is_watched = |name: String| {
+            let mut names = self.devices.iter().chain(&self.bridge_names);
+            names.any(|device| device.as_str() == name)
+        };
+        kind == IFLA_IFNAME && is_watched(text(value))
     }
 
     fn is_underlay(&self, (kind, value): (u16, &[u8])) -> bool {

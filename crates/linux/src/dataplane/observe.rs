@@ -1,7 +1,7 @@
 //! Reads the managed objects and conflicting objects from the kernel. The requests contain filters
 //! that older kernels ignore, so all answers are filtered here again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::{fs, io};
 
@@ -11,7 +11,7 @@ use overlay_types::tunnel::{Desired, HostAddress, HostRoute, VxlanDevice};
 use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
 use super::plan::Observed;
 use super::socket::Netlink;
-use super::state::{Device, Hop, Identity, Link, RouteKey};
+use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
     IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
@@ -23,8 +23,20 @@ use super::uapi::{
 };
 use super::{MARK, PROTOCOL};
 
-/// Indices of our devices.
-pub(super) type Indices = BTreeMap<DeviceName, u32>;
+/// Indices of the devices that operations change.
+#[derive(Debug, Default)]
+pub(super) struct Indices {
+    /// Our VXLAN devices.
+    pub(super) vxlan: BTreeMap<DeviceName, u32>,
+    /// The bridges of the overlays.
+    pub(super) bridges: BTreeMap<DeviceName, u32>,
+}
+
+impl Indices {
+    pub(super) fn get(&self, device: &DeviceName) -> Option<u32> {
+        self.vxlan.get(device).or_else(|| self.bridges.get(device)).copied()
+    }
+}
 
 /// Kind of a bridge in the kernel.
 const BRIDGE_KIND: &str = "bridge";
@@ -67,10 +79,11 @@ pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(O
     let links = links(netlink)?;
     let addresses = addresses(netlink)?;
     let mut observed = Observed::default();
-    let mut indices = Indices::new();
+    let mut indices = Indices::default();
     for link in &links {
         classify(link, desired, &mut observed, &mut indices);
     }
+    add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
     for (index, address) in &addresses {
         let link = links.iter().find(|link| link.index == *index);
         let is_underlay =
@@ -82,7 +95,7 @@ pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(O
             observed.underlay_indices.push(*index);
         }
     }
-    for (name, &index) in &indices {
+    for (name, &index) in &indices.vxlan {
         let Some(device) = observed.state.devices.get_mut(name) else { continue };
         let own = addresses.iter().filter(|(owner, _)| *owner == index);
         device.addresses.extend(own.map(|(_, address)| *address));
@@ -131,7 +144,7 @@ fn classify(link: &HostLink, desired: &Desired, observed: &mut Observed, indices
     let local = desired.vxlan_devices.iter().find(|local| local.device.as_str() == link.name);
     let own = link.vxlan.as_ref().and_then(|vxlan| managed_device(link, vxlan, local));
     if let Some((name, device)) = own {
-        indices.insert(name.clone(), link.index);
+        indices.vxlan.insert(name.clone(), link.index);
         observed.state.devices.insert(name, device);
         return;
     }
@@ -144,6 +157,47 @@ fn classify(link: &HostLink, desired: &Desired, observed: &mut Observed, indices
     {
         observed.foreign_vxlans.push((link.name.clone(), vni, vxlan.port));
     }
+}
+
+/// Records the bridges of the overlays.
+fn add_bridges(
+    links: &[HostLink],
+    addresses: &[(u32, InterfaceAddress)],
+    desired: &Desired,
+    observed: &mut Observed,
+    indices: &mut Indices,
+) {
+    let names: BTreeMap<_, _> =
+        desired.bridges().map(|bridge| (bridge.device.as_str(), bridge)).collect();
+    let is_in_overlay = |address: &InterfaceAddress| {
+        desired
+            .spaces
+            .iter()
+            .flat_map(|space| &space.whole)
+            .any(|whole| whole.contains(address.address()))
+    };
+    for link in links.iter().filter(|link| link.kind == BRIDGE_KIND) {
+        let (Some(bridge), Ok(mtu)) = (names.get(link.name.as_str()), Mtu::new(link.mtu)) else {
+            continue;
+        };
+        let own = addresses.iter().filter(|(owner, _)| *owner == link.index);
+        let own = own.map(|(_, address)| *address).filter(is_in_overlay);
+        let state = BridgeState {
+            is_up: link.is_up,
+            mtu,
+            addresses: own.collect(),
+            has_ipv6: read_sysctl(&disable_ipv6_setting(&bridge.device)) == Some(0),
+            forwarding: forwarding(&bridge.device),
+        };
+        indices.bridges.insert(bridge.device.clone(), link.index);
+        observed.state.bridges.insert(bridge.device.clone(), state);
+    }
+}
+
+/// Returns the families that the host forwards from a device.
+fn forwarding(device: &DeviceName) -> BTreeSet<Family> {
+    let families = [Family::V4, Family::V6].into_iter();
+    families.filter(|family| read_sysctl(&forwarding_setting(device, *family)) == Some(1)).collect()
 }
 
 /// Returns the device if it is managed: it has our mark, or its name, VNI, port and MAC match the
@@ -177,6 +231,7 @@ fn managed_device(
         is_marked,
         has_ipv6: read_sysctl(&disable_ipv6_setting(&name)) == Some(0),
         has_loose_rp_filter: read_sysctl(&rp_filter_setting(&name)) == Some(2),
+        forwarding: forwarding(&name),
     };
     Some((name, Device::bare(link)))
 }
@@ -190,6 +245,16 @@ pub(super) fn disable_ipv6_setting(device: &DeviceName) -> String {
 /// Returns the path of the reverse path filter of a device; see [`disable_ipv6_setting`].
 pub(super) fn rp_filter_setting(device: &DeviceName) -> String {
     format!("/proc/sys/net/ipv4/conf/{device}/rp_filter")
+}
+
+/// Returns the path of the setting that lets the host forward packets from a device; see
+/// [`disable_ipv6_setting`].
+pub(super) fn forwarding_setting(device: &DeviceName, family: Family) -> String {
+    let family = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    format!("/proc/sys/net/{family}/conf/{device}/forwarding")
 }
 
 fn read_sysctl(path: &str) -> Option<u32> {
@@ -375,7 +440,7 @@ impl Route {
     }
 
     fn hop(&self, indices: &Indices) -> Hop {
-        let device = indices.iter().find(|(_, index)| Some(**index) == self.index);
+        let device = indices.vxlan.iter().find(|(_, index)| Some(**index) == self.index);
         match (self.kind, device, self.gateway) {
             (RTN_UNREACHABLE, ..) => Hop::Unreachable,
             (RTN_UNICAST, Some((device, _)), Some(gateway)) => Hop::Via {

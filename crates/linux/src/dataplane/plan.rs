@@ -4,15 +4,15 @@
 //! The order disturbs traffic least: first the devices, then new and changed entries, and last the
 //! removal of stale entries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use overlay_types::addr::{DeviceName, Family, Mtu, Subnet, Vni};
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
 use overlay_types::tunnel::{
     Desired, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
 };
 
-use super::state::{Device, Hop, Identity, Link, Operation, RouteKey, State};
+use super::state::{BridgeState, Device, Hop, Identity, Link, Operation, RouteKey, State};
 
 /// Metric of our IPv6 routes to peers. The kernel replaces the metric 0 by this metric.
 const METRIC_V6: u32 = 1024;
@@ -171,7 +171,8 @@ impl Problem {
 pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Problem>) {
     let (peers, faults) = validate_peers(desired);
     let mut problems = Vec::new();
-    let mut state = State::default();
+    // Bridges are never removed.
+    let mut state = State { bridges: observed.state.bridges.clone(), ..State::default() };
     for (index, local) in desired.vxlan_devices.iter().enumerate() {
         match target_link(local, observed) {
             Ok(link) => {
@@ -192,6 +193,7 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
         if desired.peers.is_none() {
             keep_routes(&mut state, space, &observed.state);
         }
+        add_bridges(&mut state, space, desired, observed);
     }
     problems.extend(faults.into_iter().map(|(agent, fault)| Problem::Peer { agent, fault }));
     (state, problems)
@@ -221,7 +223,14 @@ fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Problem
         is_marked: true,
         has_ipv6: local.ip6.is_some(),
         has_loose_rp_filter: true,
+        forwarding: families(local.addresses().map(|address| address.family())),
     })
+}
+
+/// Returns the families that the host forwards: IPv4 always, since the C++ modules enable it for
+/// every overlay.
+fn families(families: impl Iterator<Item = Family>) -> BTreeSet<Family> {
+    families.chain([Family::V4]).collect()
 }
 
 fn target_mtu(local: &VxlanDevice, observed: &Observed) -> Result<Mtu, Problem> {
@@ -283,6 +292,35 @@ fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr
     }
 }
 
+/// Adds the existing bridges of an overlay. Each has the gateway addresses of its containers, and
+/// no address in a subnet of the overlays that is not its own: the host would keep packets for a
+/// subnet that may belong to another agent now.
+fn add_bridges(state: &mut State, space: &OverlaySubnets, desired: &Desired, observed: &Observed) {
+    let local = desired.vxlan_devices.iter().find(|local| local.device == space.device);
+    let containers_mtu = local.and_then(|local| local.containers_mtu);
+    for bridge in &space.bridges {
+        let Some(seen) = observed.state.bridges.get(&bridge.device) else { continue };
+        let is_own = |address: &InterfaceAddress| {
+            bridge.subnets.iter().any(|subnet| subnet.contains(address.address()))
+        };
+        let families = families(bridge.gateways.iter().map(InterfaceAddress::family));
+        let desired = BridgeState {
+            is_up: true,
+            mtu: containers_mtu.map_or(seen.mtu, |mtu| mtu.max(seen.mtu)),
+            addresses: seen
+                .addresses
+                .iter()
+                .filter(|seen| is_own(seen))
+                .chain(&bridge.gateways)
+                .copied()
+                .collect(),
+            has_ipv6: seen.has_ipv6 || families.contains(&Family::V6),
+            forwarding: &families | &seen.forwarding,
+        };
+        state.bridges.insert(bridge.device.clone(), desired);
+    }
+}
+
 /// Keeps the observed peers of a device while the master has not sent the list of peers.
 fn keep_peers(device: &mut Device, observed: Option<&Device>) {
     if let Some(observed) = observed {
@@ -314,8 +352,11 @@ pub(super) fn difference(target: &State, current: State) -> Vec<Operation> {
     steps.remove_devices(target);
     for (name, desired) in &target.devices {
         steps.repair_link(name, &desired.link);
-        steps.repair_addresses(name, desired);
+        steps.repair_addresses(name, &desired.addresses);
         steps.add_entries(name, desired);
+    }
+    for (name, desired) in &target.bridges {
+        steps.repair_bridge(name, desired);
     }
     steps.repair_routes(target);
     for (name, desired) in &target.devices {
@@ -369,6 +410,7 @@ impl Steps {
             ),
             (!link.is_up, Operation::SetUp(device())),
         ];
+        let forwarding = missing_forwarding(name, &link.forwarding, &desired.forwarding);
         if let Some(underlay) = desired.underlay.filter(|ip| link.underlay != Some(*ip)) {
             self.push(Operation::SetUnderlay(device(), underlay));
         }
@@ -377,16 +419,36 @@ impl Steps {
                 self.push(operation);
             }
         }
+        forwarding.into_iter().for_each(|operation| self.push(operation));
+    }
+
+    /// Repairs a bridge that exists. The kernel removes the IPv6 addresses of a device that is set
+    /// down, so the addresses come last.
+    fn repair_bridge(&mut self, name: &DeviceName, desired: &BridgeState) {
+        let Some(current) = self.current.bridges.get(name).cloned() else { return };
+        let device = || name.clone();
+        if current.mtu != desired.mtu {
+            self.push(Operation::SetMtu(device(), desired.mtu));
+        }
+        if desired.has_ipv6 && !current.has_ipv6 {
+            self.push(Operation::EnableIpv6(device()));
+        }
+        for operation in missing_forwarding(name, &current.forwarding, &desired.forwarding) {
+            self.push(operation);
+        }
+        if desired.is_up && !current.is_up {
+            self.push(Operation::SetUp(device()));
+        }
+        self.repair_addresses(name, &desired.addresses);
     }
 
     /// Removes stale addresses, and then adds missing addresses. With an address, the kernel also
     /// removes secondary addresses and routes. The plan restores these.
-    fn repair_addresses(&mut self, name: &DeviceName, desired: &Device) {
-        let addresses = |steps: &Self| steps.current.devices[name].addresses.clone();
-        for address in &addresses(self) - &desired.addresses {
+    fn repair_addresses(&mut self, name: &DeviceName, desired: &BTreeSet<InterfaceAddress>) {
+        for address in &self.current.addresses(name) - desired {
             self.push(Operation::RemoveAddress(name.clone(), address));
         }
-        for address in &desired.addresses - &addresses(self) {
+        for address in desired - &self.current.addresses(name) {
             self.push(Operation::AddAddress(name.clone(), address));
         }
     }
@@ -439,4 +501,14 @@ impl Steps {
         }
         changes.into_iter().for_each(|change| self.push(change));
     }
+}
+
+/// Returns the operations that enable the missing families of forwarding.
+fn missing_forwarding(
+    name: &DeviceName,
+    current: &BTreeSet<Family>,
+    desired: &BTreeSet<Family>,
+) -> Vec<Operation> {
+    let missing = desired.difference(current);
+    missing.map(|family| Operation::EnableForwarding(name.clone(), *family)).collect()
 }

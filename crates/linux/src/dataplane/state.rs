@@ -18,6 +18,24 @@ pub struct State {
     pub devices: BTreeMap<DeviceName, Device>,
     /// The routes with our protocol number.
     pub routes: BTreeMap<RouteKey, Hop>,
+    /// The bridges of the overlays that exist. The CNI plugin and Docker make and remove them.
+    pub bridges: BTreeMap<DeviceName, BridgeState>,
+}
+
+/// What the packets of containers need of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeState {
+    /// Whether it is up.
+    pub is_up: bool,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Its addresses in the subnets of the overlays. The containers use the first address of their
+    /// subnet as gateway.
+    pub addresses: BTreeSet<InterfaceAddress>,
+    /// Whether IPv6 is enabled.
+    pub has_ipv6: bool,
+    /// The families that the host forwards from the bridge.
+    pub forwarding: BTreeSet<Family>,
 }
 
 /// A VXLAN device and its entries.
@@ -55,6 +73,8 @@ pub struct Link {
     pub has_ipv6: bool,
     /// Whether `rp_filter` is 2: the device accepts packets if the route back uses another device.
     pub has_loose_rp_filter: bool,
+    /// The families that the host forwards from the device.
+    pub forwarding: BTreeSet<Family>,
 }
 
 /// The properties of a VXLAN device that the kernel cannot change.
@@ -116,6 +136,8 @@ pub enum Operation {
     EnableIpv6(DeviceName),
     /// Set `rp_filter` to 2: accept packets if the route back uses another device.
     SetLooseRpFilter(DeviceName),
+    /// Let the host forward packets of a family from a device.
+    EnableForwarding(DeviceName, Family),
     /// Set a device up.
     SetUp(DeviceName),
     /// Add an address.
@@ -169,6 +191,9 @@ impl fmt::Display for Operation {
             Self::SetMtu(device, mtu) => write!(f, "set MTU {mtu} of device {device}"),
             Self::EnableIpv6(device) => write!(f, "enable IPv6 on device {device}"),
             Self::SetLooseRpFilter(device) => write!(f, "set rp_filter 2 of device {device}"),
+            Self::EnableForwarding(device, family) => {
+                write!(f, "enable {family} forwarding from device {device}")
+            }
             Self::SetUp(device) => write!(f, "set device {device} up"),
             Self::AddAddress(device, ip) => write!(f, "add address {ip} on device {device}"),
             Self::RemoveAddress(device, ip) => write!(f, "remove address {ip} of device {device}"),
@@ -203,6 +228,7 @@ impl Operation {
             | Self::SetMtu(device, _)
             | Self::EnableIpv6(device)
             | Self::SetLooseRpFilter(device)
+            | Self::EnableForwarding(device, _)
             | Self::SetUp(device)
             | Self::AddAddress(device, _)
             | Self::RemoveAddress(device, _)
@@ -252,7 +278,7 @@ impl State {
             // host's defaults: IPv6 may be disabled, and `rp_filter` may be strict.
             Operation::AddDevice(device, link) => {
                 let bare = Link { is_marked: false, has_ipv6: false, ..link.clone() };
-                let link = Link { has_loose_rp_filter: false, ..bare };
+                let link = Link { has_loose_rp_filter: false, forwarding: BTreeSet::new(), ..bare };
                 self.devices.insert(device.clone(), Device::bare(link));
             }
             Operation::RemoveDevice(device) => {
@@ -267,30 +293,61 @@ impl State {
                 self.routes.remove(key);
             }
             on_device => {
-                let device = on_device.device().and_then(|name| self.devices.get_mut(name));
-                if let Some(device) = device {
+                let Some(name) = on_device.device() else { return };
+                if let Some(device) = self.devices.get_mut(name) {
                     device.perform(on_device);
+                } else if let Some(bridge) = self.bridges.get_mut(name) {
+                    bridge.perform(on_device);
                 }
             }
         }
     }
 
+    /// Returns the addresses of a device or bridge.
+    #[must_use]
+    pub fn addresses(&self, name: &DeviceName) -> BTreeSet<InterfaceAddress> {
+        let device = self.devices.get(name).map(|device| &device.addresses);
+        let bridge = self.bridges.get(name).map(|bridge| &bridge.addresses);
+        device.or(bridge).cloned().unwrap_or_default()
+    }
+
     /// Removes an address. With an IPv4 address the kernel also removes the secondary addresses of
     /// the same subnet. With the last IPv4 address it also removes the device's IPv4 routes.
     fn remove_address(&mut self, name: &DeviceName, address: &InterfaceAddress) {
-        let Some(device) = self.devices.get_mut(name) else { return };
-        device.addresses.remove(address);
+        let addresses = match (self.devices.get_mut(name), self.bridges.get_mut(name)) {
+            (Some(device), _) => &mut device.addresses,
+            (None, Some(bridge)) => &mut bridge.addresses,
+            (None, None) => return,
+        };
+        addresses.remove(address);
         if address.family() == Family::V6 {
             return;
         }
         let subnet = Subnet::containing(address.address(), address.prefix());
-        device.addresses.retain(|other| {
+        addresses.retain(|other| {
             subnet.is_none_or(|subnet| {
                 other.prefix() != subnet.prefix() || !subnet.contains(other.address())
             })
         });
-        if !device.addresses.iter().any(|other| other.family() == Family::V4) {
+        if !addresses.iter().any(|other| other.family() == Family::V4) {
             self.routes.retain(|key, hop| key.subnet.family() == Family::V6 || !hop.is_on(name));
+        }
+    }
+}
+
+impl BridgeState {
+    fn perform(&mut self, operation: &Operation) {
+        match operation {
+            Operation::SetMtu(_, mtu) => self.mtu = *mtu,
+            Operation::EnableIpv6(_) => self.has_ipv6 = true,
+            Operation::EnableForwarding(_, family) => {
+                self.forwarding.insert(*family);
+            }
+            Operation::SetUp(_) => self.is_up = true,
+            Operation::AddAddress(_, address) => {
+                self.addresses.insert(*address);
+            }
+            _ => {}
         }
     }
 }
@@ -310,6 +367,9 @@ impl Device {
             Operation::SetMtu(_, mtu) => link.mtu = *mtu,
             Operation::EnableIpv6(_) => link.has_ipv6 = true,
             Operation::SetLooseRpFilter(_) => link.has_loose_rp_filter = true,
+            Operation::EnableForwarding(_, family) => {
+                link.forwarding.insert(*family);
+            }
             Operation::SetUp(_) => link.is_up = true,
             Operation::AddAddress(_, address) => {
                 self.addresses.insert(*address);

@@ -7,7 +7,8 @@ use overlay_types::addr::{
     DeviceName, Family, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni,
 };
 use overlay_types::tunnel::{
-    ExcludedPeer, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
+    ExcludedPeer, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault, VxlanDevice,
+    validate_peers,
 };
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -70,6 +71,13 @@ fn peer(number: u8) -> Peer {
     }
 }
 
+fn bridge() -> OverlayBridge {
+    let subnets = ["192.168.1.0/25", "fd01:b:0:0:1::/81"].map(|subnet| subnet.parse().unwrap());
+    let gateways = ["192.168.1.1/25", "fd01:b:0:0:1::1/81"].map(|address| address.parse().unwrap());
+    let (subnets, gateways) = (subnets.to_vec(), gateways.to_vec());
+    OverlayBridge { device: bridge_name(), subnets, gateways }
+}
+
 /// A host with two overlays on one device or on a device each, and peers.
 fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
     let local = |number: u32| VxlanDevice {
@@ -92,7 +100,7 @@ fn desired(devices: u32, peers: impl IntoIterator<Item = u8>) -> Desired {
             vec!["192.169.0.0/16".parse().unwrap()]
         },
         own: vec![subnet(number, 1)],
-        bridges: Vec::new(),
+        bridges: if number == 0 { vec![bridge()] } else { Vec::new() },
     };
     Desired {
         vxlan_devices: (0..devices).map(local).collect(),
@@ -112,9 +120,9 @@ fn any_desired() -> impl Strategy<Value = Desired> {
 
 fn any_link() -> impl Strategy<Value = Link> {
     let numbers = (1024..1027_u32, 63999..64001_u16, 1..3_u8, 1400..1451_u32);
-    let flags = any::<[bool; 5]>();
+    let flags = any::<[bool; 6]>();
     (numbers, flags, prop::option::of(1..3_u8)).prop_map(|((vni, port, own, mtu), flags, from)| {
-        let [is_learning, is_up, is_marked, has_ipv6, has_loose_rp_filter] = flags;
+        let [is_learning, is_up, is_marked, has_ipv6, has_loose_rp_filter, forwards] = flags;
         Link {
             identity: Identity { vni: Vni::new(vni).unwrap(), port, family: Family::V4 },
             mac: mac(own),
@@ -125,8 +133,33 @@ fn any_link() -> impl Strategy<Value = Link> {
             is_marked,
             has_ipv6,
             has_loose_rp_filter,
+            forwarding: forwards.then_some(Family::V4).into_iter().collect(),
         }
     })
+}
+
+/// Arbitrary states of the bridge of overlay 0.
+fn any_bridges() -> impl Strategy<Value = BTreeMap<DeviceName, BridgeState>> {
+    let addresses =
+        ["192.168.1.1/25", "192.168.2.1/25", "fd01:b:0:0:1::1/81", "fd01:b:0:0:2::1/81"];
+    let addresses = prop::sample::subsequence(addresses.to_vec(), 0..=4);
+    let bridge =
+        (any::<[bool; 3]>(), 1300..1500_u32, addresses).prop_map(|(flags, mtu, addresses)| {
+            let [is_up, has_ipv6, forwards] = flags;
+            BridgeState {
+                is_up,
+                mtu: Mtu::new(mtu).unwrap(),
+                addresses: addresses.into_iter().map(|address| address.parse().unwrap()).collect(),
+                has_ipv6,
+                forwarding: forwards.then_some(Family::V6).into_iter().collect(),
+            }
+        });
+    prop::option::of(bridge)
+        .prop_map(|bridge| bridge.into_iter().map(|bridge| (bridge_name(), bridge)).collect())
+}
+
+fn bridge_name() -> DeviceName {
+    "m-o0".parse().unwrap()
 }
 
 fn any_device() -> impl Strategy<Value = Device> {
@@ -163,8 +196,8 @@ fn any_state() -> impl Strategy<Value = State> {
         Just(Hop::Unreachable),
         Just(Hop::Elsewhere),
     ];
-    (devices, prop::collection::btree_map(key, hop, 0..20))
-        .prop_map(|(devices, routes)| State { devices, routes })
+    (devices, prop::collection::btree_map(key, hop, 0..20), any_bridges())
+        .prop_map(|(devices, routes, bridges)| State { devices, routes, bridges })
 }
 
 fn any_observed() -> impl Strategy<Value = Observed> {
@@ -328,6 +361,8 @@ fn plan_order_is_device_address_entry_route() {
             "mark device vtep1024",
             "enable IPv6 on device vtep1024",
             "set rp_filter 2 of device vtep1024",
+            "enable IPv4 forwarding from device vtep1024",
+            "enable IPv6 forwarding from device vtep1024",
             "add address 44.128.0.1/16 on device vtep1024",
             "add address fd01:a::1/64 on device vtep1024",
             "set neighbor 44.128.0.2 to 70:b3:d5:80:00:02 on device vtep1024",
@@ -341,6 +376,58 @@ fn plan_order_is_device_address_entry_route() {
             "add route to fd01:b:0:0:2::/80 metric 1024 via fd01:a::2 on vtep1024",
         ]
     );
+}
+
+#[test]
+fn broken_bridge_is_repaired() {
+    let desired_state = Desired { peers: None, ..desired(1, []) };
+    let none = Observed::default();
+    let mut observed = state_after(&none, &plan(&desired_state, &none).operations);
+    // A missing bridge is left to the CNI plugin.
+    assert_eq!(plan(&desired_state, &observed).operations, []);
+    let stale = ["192.168.7.1/25", "fd01:b:0:0:7::1/81"].map(|address| address.parse().unwrap());
+    let bridge = BridgeState {
+        is_up: false,
+        mtu: Mtu::new(1420).unwrap(),
+        addresses: stale.into(),
+        has_ipv6: false,
+        forwarding: BTreeSet::new(),
+    };
+    observed.state.bridges.insert(bridge_name(), bridge);
+    let texts: Vec<_> =
+        plan(&desired_state, &observed).operations.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "enable IPv6 on device m-o0",
+            "enable IPv4 forwarding from device m-o0",
+            "enable IPv6 forwarding from device m-o0",
+            "set device m-o0 up",
+            "remove address 192.168.7.1/25 of device m-o0",
+            "remove address fd01:b::7:0:0:1/81 of device m-o0",
+            "add address 192.168.1.1/25 on device m-o0",
+            "add address fd01:b::1:0:0:1/81 on device m-o0",
+        ]
+    );
+}
+
+#[test]
+fn bridge_mtu_fits_containers() {
+    let mut desired_state = desired(1, []);
+    desired_state.vxlan_devices[0].containers_mtu = Mtu::new(1420).ok();
+    let mut observed = Observed::default();
+    for (mtu, expected) in [(1300, 1420), (1420, 1420), (1500, 1500)] {
+        let bridge = BridgeState {
+            is_up: true,
+            mtu: Mtu::new(mtu).unwrap(),
+            addresses: bridge().gateways.into_iter().collect(),
+            has_ipv6: true,
+            forwarding: [Family::V4, Family::V6].into(),
+        };
+        observed.state.bridges.insert(bridge_name(), bridge);
+        let after = state_after(&observed, &plan(&desired_state, &observed).operations);
+        assert_eq!(after.state.bridges[&bridge_name()].mtu.bytes(), expected);
+    }
 }
 
 #[test]

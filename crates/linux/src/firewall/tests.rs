@@ -45,6 +45,7 @@ fn desired_with_underlay(family: Family) -> Desired {
     let bridge = |name: &str, subnets: &[&str]| OverlayBridge {
         device: name.parse().unwrap(),
         subnets: parse(subnets),
+        gateways: Vec::new(),
     };
     let space = |overlay: &str, whole: &[&str], own: &[&str], bridges| OverlaySubnets {
         overlay: overlay.parse().unwrap(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Desired, OverlayBridge, OverlaySubnets, Peer, VxlanDevice};
+use crate::addr::{InterfaceAddress, Subnet};
 use crate::protocol::{AgentOptions, Assignment, Vtep};
 
 impl Desired {
@@ -36,11 +37,19 @@ impl Desired {
 
 /// Returns the bridges of the containerizers that the agent manages.
 fn bridges(assignment: &Assignment) -> impl Iterator<Item = OverlayBridge> {
-    let bridges = [&assignment.mesos_bridge, &assignment.docker_bridge].into_iter().flatten();
-    bridges.map(|bridge| OverlayBridge {
+    let mesos = assignment.mesos_bridge.iter().map(|bridge| (bridge, None));
+    let docker = assignment.docker_bridge.iter().map(|bridge| (bridge, bridge.subnet6));
+    mesos.chain(docker).map(|(bridge, subnet6)| OverlayBridge {
         device: bridge.name.clone(),
         subnets: [bridge.subnet, bridge.subnet6].into_iter().flatten().collect(),
+        gateways: [bridge.subnet, subnet6].into_iter().flatten().filter_map(gateway).collect(),
     })
+}
+
+/// Returns the first host address of a subnet, which the CNI plugin `bridge` (with `isGateway`) and
+/// Docker assign to the bridge.
+fn gateway(subnet: Subnet) -> Option<InterfaceAddress> {
+    InterfaceAddress::within(&subnet, subnet.address_at(1)?)
 }
 
 fn vxlan_device(ip: Ipv4Addr, options: &AgentOptions, vtep: &Vtep) -> VxlanDevice {

@@ -113,9 +113,17 @@ pub struct OverlayBridge {
     pub device: DeviceName,
     /// Subnets of its containers, one for each family.
     pub subnets: Vec<Subnet>,
+    /// Addresses of the bridge itself, which its containers use as gateway. A bridge of the CNI
+    /// plugin has none of IPv6, since the CNI configuration has IPv4 only.
+    pub gateways: Vec<InterfaceAddress>,
 }
 
 impl Desired {
+    /// Returns the bridges of all overlays.
+    pub fn bridges(&self) -> impl Iterator<Item = &OverlayBridge> {
+        self.spaces.iter().flat_map(|space| &space.bridges)
+    }
+
     /// Returns the subnets of an overlay.
     #[must_use]
     pub fn space(&self, overlay: &OverlayName) -> Option<&OverlaySubnets> {
