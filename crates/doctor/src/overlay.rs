@@ -361,6 +361,10 @@ fn obstacle(problem: &Problem) -> Option<Finding> {
         Problem::Peer { agent, fault } => {
             Some(Finding::wrong(CHECK, format!("agent {agent} is skipped"), fault.to_string()))
         }
+        Problem::Detour(detour) => {
+            let wrong = format!("packets from {} to {}", detour.from, detour.subnet);
+            Some(Finding::wrong(CHECK, wrong, detour.to_string()))
+        }
         Problem::MtuTooSmall { .. } | Problem::ContainersDoNotFit { .. } => None,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use overlay_config::AgentConfig;
-use overlay_linux::dataplane::{self, Dataplane, DataplaneError};
+use overlay_linux::dataplane::{self, Dataplane, DataplaneError, Problem};
 use overlay_linux::source::{own_address, source_towards};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, Subnet};
 use overlay_types::protocol::{AgentInfo, State, Vxlan};
@@ -38,7 +38,8 @@ pub(crate) fn observe(
         None => without_assignments(config, master, &existing),
     };
     let observed = dataplane.observe(&desired)?;
-    let plan = dataplane::plan(&desired, &observed);
+    let mut plan = dataplane::plan(&desired, &observed);
+    plan.problems.extend(dataplane.detours(&desired)?.into_iter().map(Problem::Detour));
     let collisions = match source {
         DesiredSource::Assignments | DesiredSource::MasterNetwork => {
             collisions(&desired, &routes, &addresses)

@@ -74,7 +74,7 @@ impl Failure {
 }
 
 /// Returns "file exists" for "File exists (os error 17)": the number does not help an operator.
-fn describe(error: &io::Error) -> String {
+pub(super) fn describe(error: &io::Error) -> String {
     error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 

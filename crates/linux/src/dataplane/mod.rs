@@ -15,6 +15,7 @@ mod link_builder;
 mod message;
 mod monitor;
 mod observe;
+mod path;
 mod plan;
 mod socket;
 mod state;
@@ -34,6 +35,7 @@ pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
 pub use self::observe::Bridge;
 use self::observe::Indices;
+pub use self::path::{Detour, Way};
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
 pub use self::state::{BridgeState, Device, Hop, Identity, Link, Operation, RouteKey, State};
@@ -123,8 +125,7 @@ impl Dataplane {
         self.cache = None;
         let (mut observed, indices) =
             observe::observe(&mut self.netlink, desired).map_err(DataplaneError::Read)?;
-        let bridges = indices.bridges.values().copied().collect();
-        if let Some(known) = self.known_bridges.replace(bridges) {
+        if let Some(known) = self.known_bridges.replace(indices.all_bridges.clone()) {
             observed.state.bridges.retain(|name, _| {
                 indices.bridges.get(name).is_some_and(|index| known.contains(index))
             });
@@ -168,7 +169,17 @@ impl Dataplane {
                 break;
             }
         }
+        report.problems.extend(self.detours(desired)?.into_iter().map(Problem::Detour));
         Ok(report)
+    }
+
+    /// Returns the ways of packets of containers that are wrong although the kernel has the desired
+    /// state: something of another program is in the way. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
+        path::detours(&mut self.netlink, desired, &self.indices).map_err(DataplaneError::Read)
     }
 
     /// Applies a new desired state to the cached state, without reading the kernel's state again.

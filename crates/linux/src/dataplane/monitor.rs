@@ -20,10 +20,10 @@ use super::observe::route;
 use super::socket::{Netlink, has_lost_messages};
 use super::uapi::{
     IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_IFNAME, IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL,
-    NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK,
-    RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF,
-    RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE,
-    RTNLGRP_LINK, RTNLGRP_NEIGH,
+    NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTM_NEWRULE, RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH,
 };
 
 /// The objects whose changes trigger a verification.
@@ -80,6 +80,8 @@ impl Monitor {
             RTNLGRP_IPV6_ROUTE,
             RTNLGRP_IPV4_NETCONF,
             RTNLGRP_IPV6_NETCONF,
+            RTNLGRP_IPV4_RULE,
+            RTNLGRP_IPV6_RULE,
         ])?;
         Ok(Self { netlink })
     }
@@ -131,6 +133,9 @@ impl Watch {
                 || self.indices.contains(&index)
                 || self.bridges.contains_key(&index);
             return is_watched.then_some(KernelEvent::SettingChanged);
+        }
+        if matches!(message.kind, RTM_NEWRULE | RTM_DELRULE) {
+            return Some(KernelEvent::Changed("policy rule"));
         }
         let index = u32_at(body, 4)?;
         let is_watched = self.indices.contains(&index);

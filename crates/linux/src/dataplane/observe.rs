@@ -30,6 +30,8 @@ pub(super) struct Indices {
     pub(super) vxlan: BTreeMap<DeviceName, u32>,
     /// The bridges of the overlays.
     pub(super) bridges: BTreeMap<DeviceName, u32>,
+    /// All bridges of the host.
+    pub(super) all_bridges: BTreeSet<u32>,
 }
 
 impl Indices {
@@ -177,6 +179,7 @@ fn add_bridges(
             .any(|whole| whole.contains(address.address()))
     };
     for link in links.iter().filter(|link| link.kind == BRIDGE_KIND) {
+        indices.all_bridges.insert(link.index);
         let (Some(bridge), Ok(mtu)) = (names.get(link.name.as_str()), Mtu::new(link.mtu)) else {
             continue;
         };

@@ -12,6 +12,7 @@ use overlay_types::tunnel::{
     Desired, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
 };
 
+use super::path::Detour;
 use super::state::{BridgeState, Device, Hop, Identity, Link, Operation, RouteKey, State};
 
 /// Metric of our IPv6 routes to peers. The kernel replaces the metric 0 by this metric.
@@ -134,6 +135,9 @@ pub enum Problem {
         /// This host's address in the underlay.
         underlay: IpAddr,
     },
+    /// The kernel leads packets of containers elsewhere.
+    #[error("{0}")]
+    Detour(Detour),
     /// A peer, or a part of it, is left out.
     #[error("agent {agent}: {fault}")]
     Peer {
@@ -162,6 +166,7 @@ impl Problem {
             | Self::VniTaken { device, .. }
             | Self::MtuTooSmall { device, .. }
             | Self::ContainersDoNotFit { device, .. } => FaultScope::Device(device.clone()),
+            Self::Detour(detour) => FaultScope::Subnet(detour.subnet),
             Self::Peer { agent, .. } => FaultScope::Agent(*agent),
         }
     }

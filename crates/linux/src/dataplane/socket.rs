@@ -182,6 +182,32 @@ impl Netlink {
         batch.count() >= BATCH_COUNT_MAX || batch.length() >= BATCH_BYTES_MAX
     }
 
+    /// Sends one request that the kernel answers with one message. Returns what `read` reads in the
+    /// answer, or why the kernel refused the request.
+    ///
+    /// # Errors
+    /// When the answer is lost.
+    pub(super) fn ask<T>(
+        &mut self,
+        request: &mut Batch,
+        read: impl Fn(Message<'_>) -> T,
+    ) -> io::Result<Result<T, Errno>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        self.socket.send(request.finish(sequence, 0), 0)?;
+        loop {
+            for message in messages(self.receive()?) {
+                if message.sequence != sequence {
+                    continue;
+                }
+                if message.kind == NLMSG_ERROR {
+                    return Ok(Err(error_of(&message).unwrap_or(Errno::PROTO)));
+                }
+                return Ok(Ok(read(message)));
+            }
+        }
+    }
+
     /// Sends all of `batch` and returns the requests that the kernel refused.
     ///
     /// # Errors
