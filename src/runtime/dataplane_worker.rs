@@ -111,6 +111,8 @@ pub(super) struct HostNetwork {
     firewall: Option<Firewall>,
     /// When nft was last asked whether it supports our rules.
     probed: Option<Instant>,
+    /// Whether the flows that are older than the first rules are deleted.
+    has_forgotten_flows: bool,
     /// The error of the last attempt to apply the host settings.
     settings_error: Option<HostError>,
     local_masters: LocalMasters,
@@ -140,6 +142,7 @@ impl HostNetwork {
             dataplane: None,
             firewall: None,
             probed: None,
+            has_forgotten_flows: false,
             settings_error: None,
             local_masters: LocalMasters::default(),
             listeners: ChangeListeners::default(),
@@ -232,9 +235,10 @@ impl HostNetwork {
         });
         match outcome {
             Ok(Outcome::Unchanged) => {}
-            Ok(Outcome::Made | Outcome::Repaired) => {
+            Ok(made) => {
                 let action = if rules.is_empty() { "removed" } else { "installed" };
                 result.add(std::iter::once(format!("{action} the firewall rules")));
+                self.forget_flows(desired, &options, made, result);
             }
             Err(error) => {
                 result.faults.push(Fault::of_host(error));
@@ -244,6 +248,30 @@ impl HostNetwork {
         let checks = options.known_agents_only;
         result.firewall = self.firewall.as_ref().map(|firewall| state_of(firewall, checks));
         true
+    }
+
+    /// Deletes the tracked flows that are older than the rules, after the first rules and after rules
+    /// that another program had removed.
+    fn forget_flows(
+        &mut self,
+        desired: &Desired,
+        options: &firewall::Options,
+        made: Outcome,
+        result: &mut Programmed,
+    ) {
+        let has_rules = options.masquerade || options.ingress == Ingress::Closed;
+        let is_needed = made == Outcome::Repaired || !self.has_forgotten_flows;
+        if !has_rules || !is_needed || desired.spaces.is_empty() {
+            return;
+        }
+        match self.dataplane().and_then(|dataplane| dataplane.forget_flows(desired)) {
+            Ok(count) => {
+                self.has_forgotten_flows = true;
+                let deleted = format!("deleted {count} flows that were older than the rules");
+                result.add((count > 0).then_some(deleted).into_iter());
+            }
+            Err(error) => log::warn!("{error}"),
+        }
     }
 
     fn firewall(&mut self) -> Result<&mut Firewall, FirewallError> {

@@ -125,7 +125,7 @@ impl Kernel {
     /// Returns the host's own routes, unusable managed routes, and the addresses of managed
     /// devices.
     fn surroundings(&self) -> (Vec<HostRoute>, Vec<HostAddress>) {
-        let State { routes, devices } = self.state();
+        let State { routes, devices, .. } = self.state();
         let ours = routes.iter().filter(|(_, hop)| **hop == Hop::Unreachable).map(|(key, _)| {
             HostRoute { subnet: key.subnet, device: None, gateway: None, is_ours: true }
         });

@@ -3,6 +3,12 @@
 
 use std::fmt::Write as _;
 
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
 use super::Cluster;
 use super::container::Container;
 use crate::hosts::Underlay;
@@ -81,4 +87,55 @@ fn cause_of_dead_path_is_named_until_it_is_gone() {
     }
     eprintln!("{table}");
     assert!(is_alive());
+}
+
+/// A flow of a container to a host that is no agent.
+struct Flow {
+    sender: UdpSocket,
+    receiver: UdpSocket,
+}
+
+impl Flow {
+    fn new(from: &Container, cluster: &Cluster) -> Self {
+        let receiver = cluster.namespace.inside(|| UdpSocket::bind("10.0.0.100:7000"));
+        let receiver = receiver.expect("a free port");
+        receiver.set_read_timeout(Some(Duration::from_millis(200))).expect("a valid timeout");
+        let sender = from.namespace.inside(|| UdpSocket::bind("0.0.0.0:7001"));
+        let sender = sender.expect("a free port");
+        sender.connect(("10.0.0.100", 7000)).expect("a route");
+        Self { sender, receiver }
+    }
+
+    /// Sends a packet. Returns its source at the receiver.
+    fn source(&self) -> Option<IpAddr> {
+        self.sender.send(b"flow").expect("the packet is sent");
+        match self.receiver.recv_from(&mut [0; 16]) {
+            Ok((_, from)) => Some(SocketAddr::ip(&from)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn flow_older_than_rules_is_masqueraded() {
+    let cluster = Cluster::started(1, Underlay::V4);
+    let host = cluster.host(1);
+    let container = Container::for_mesos(host, "vxlan-1");
+    let flow = Flow::new(&container, &cluster);
+    let agent = host.agent.as_ref().expect("a running agent");
+    agent.signal(Signal::STOP);
+    host.namespace().run("nft flush ruleset");
+    // Another program tracks connections.
+    host.namespace().run("nft add table ip other");
+    host.namespace().run("nft add chain ip other c { type filter hook forward priority 0 ; }");
+    host.namespace().run("nft add rule ip other c ct state new accept");
+    assert_eq!(flow.source(), Some(container.address()), "without rules");
+    agent.signal(Signal::CONT);
+    let start = now();
+    cluster.wait_for("the flow has the address of the host", || {
+        flow.source() == Some(Underlay::V4.address(1))
+    });
+    eprintln!("{:?} until the flow is masqueraded", start.elapsed());
 }

@@ -19,6 +19,13 @@ pub enum DataplaneError {
     /// The state of the kernel could not be read.
     #[error("read the kernel's network state: {0}: the next verification reads it again")]
     Read(#[source] io::Error),
+    /// The tracked flows could not be read or deleted.
+    #[error(
+        "delete the tracked flows that are older than the firewall rules: {0}: such flows go on \
+         without masquerade until they end: delete them with 'conntrack -D --src SUBNET' for the \
+         subnet of each overlay"
+    )]
+    Flows(#[source] io::Error),
     /// The rules of the firewall are missing.
     #[error(
         "new overlays are not programmed: the host has no firewall rules for them, and would \

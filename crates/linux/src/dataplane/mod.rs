@@ -10,6 +10,7 @@
 
 mod apply;
 mod change;
+mod conntrack;
 mod error;
 mod link_builder;
 mod message;
@@ -180,6 +181,15 @@ impl Dataplane {
     /// When the kernel does not answer.
     pub fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
         path::detours(&mut self.netlink, desired, &self.indices).map_err(DataplaneError::Read)
+    }
+
+    /// Deletes the tracked flows between containers and other hosts that began without the rules of
+    /// the firewall. Returns their number. Their next packets begin new flows.
+    ///
+    /// # Errors
+    /// When the kernel has no connection tracking, or does not answer.
+    pub fn forget_flows(&mut self, desired: &Desired) -> Result<usize, DataplaneError> {
+        conntrack::forget_flows(desired).map_err(DataplaneError::Flows)
     }
 
     /// Applies a new desired state to the cached state, without reading the kernel's state again.

@@ -64,6 +64,23 @@ pub(super) const FRA_FWMARK: u16 = 10;
 pub(super) const FRA_TABLE: u16 = 15;
 pub(super) const FRA_OIFNAME: u16 = 17;
 
+/// Messages about flows, from `linux/netfilter/nfnetlink_conntrack.h`. The high byte is the
+/// subsystem `NFNL_SUBSYS_CTNETLINK`.
+pub(super) const IPCTNL_MSG_CT_GET: u16 = 0x101;
+pub(super) const IPCTNL_MSG_CT_DELETE: u16 = 0x102;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_STATUS: u16 = 3;
+pub(super) const CTA_ID: u16 = 12;
+pub(super) const CTA_ZONE: u16 = 18;
+pub(super) const CTA_TUPLE_IP: u16 = 1;
+pub(super) const CTA_IP_V4_SRC: u16 = 1;
+pub(super) const CTA_IP_V4_DST: u16 = 2;
+pub(super) const CTA_IP_V6_SRC: u16 = 3;
+pub(super) const CTA_IP_V6_DST: u16 = 4;
+/// The status bits of a flow with NAT of its source or destination, from
+/// `linux/netfilter/nf_conntrack_common.h`.
+pub(super) const IPS_NAT_MASK: u32 = 0x30;
+
 /// From `linux/veth.h`.
 pub(super) const VETH_INFO_PEER: u16 = 1;
 /// From `linux/netconf.h`.
