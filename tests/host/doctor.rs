@@ -390,7 +390,7 @@ fn printed_commands_repair_host() {
     diagnosis.assert_finding(&[
         "subnet 192.168.0.0/16 of overlay vxlan-1 collides",
         "192.168.77.0/24 via 10.0.0.2 dev eth0",
-        "if the route is not needed, 'ip route delete 192.168.77.0/24'\n",
+        "or cut this host off from 192.168.77.0/24 with 'ip route delete 192.168.77.0/24'\n",
     ]);
     diagnosis.assert_finding(&["CNI plugin host-local is not in", "containernetworking-plugins"]);
     host.run("ip route delete 192.168.77.0/24");

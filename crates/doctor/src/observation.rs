@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use overlay_config::{AgentConfig, DataplaneKind};
-use overlay_linux::dataplane;
+use overlay_linux::dataplane::{self, Operation};
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_types::protocol::{AgentInfo, State};
-use overlay_types::tunnel::{Collision, Desired, HostAddress};
+use overlay_types::tunnel::{Collision, Desired, FaultScope, HostAddress, SubnetOwner};
 
 /// The observed state of a host.
 #[derive(Debug, Clone)]
@@ -148,6 +148,19 @@ impl TunnelState {
     /// Returns whether overlays are programmed on this host.
     pub fn is_programmed(&self) -> bool {
         !self.observed.state.devices.is_empty()
+    }
+
+    /// Returns whether an operation belongs to an overlay that the agent refuses because of a
+    /// collision with the host. The collision is the cause, and the operation would cut the host
+    /// off.
+    pub fn is_refused(&self, operation: &Operation) -> bool {
+        let refused = self.collisions.iter().filter(|collision| !collision.is_programmed);
+        let mut owners = refused.map(|collision| (&collision.owner, &collision.subnet));
+        owners.any(|(owner, subnet)| match (owner, operation.scope()) {
+            (SubnetOwner::Overlay(_), FaultScope::Subnet(route)) => subnet.covers(&route),
+            (SubnetOwner::Vteps(device), _) => operation.device() == Some(device),
+            (SubnetOwner::Overlay(_), _) => false,
+        })
     }
 
     /// Returns the UDP ports of the tunnels.

@@ -183,7 +183,7 @@ fn collision_finding(check: &'static str, collision: &Collision) -> Finding {
     finding.with_advice(match object {
         HostObject::Route(HostRoute { subnet, gateway: Some(_), .. }) => {
             let delete = format!("{} route delete {subnet}", ip_command(subnet.first()));
-            format!("{advice}; if the route is not needed, '{delete}'")
+            format!("{advice}; or cut this host off from {subnet} with '{delete}'")
         }
         HostObject::Route(_) | HostObject::Address(_) => advice.to_owned(),
     })
@@ -293,8 +293,10 @@ fn dataplane(observation: &Observation) -> Vec<Finding> {
     }
     let mut findings: Vec<_> = tunnel.plan.problems.iter().filter_map(obstacle).collect();
     let operations = tunnel.plan.operations.iter();
-    let missing: Vec<_> =
-        operations.filter(|operation| is_compared(tunnel.source, operation)).collect();
+    let missing: Vec<_> = operations
+        .filter(|operation| is_compared(tunnel.source, operation))
+        .filter(|operation| !tunnel.is_refused(operation))
+        .collect();
     if observation.is_before_first_run() && !missing.is_empty() {
         let finding = Finding::note(CHECK, "nothing is programmed yet");
         return vec![finding.with_advice("start the agent, which programs the dataplane")];
@@ -408,7 +410,9 @@ fn command(operation: &Operation) -> Option<String> {
         Operation::RemoveForward(device, mac, agent) => {
             Some(format!("bridge fdb delete {mac} dev {device} dst {agent} self"))
         }
-        Operation::AddRoute(key, hop) | Operation::ChangeRoute(key, hop) => route_command(key, hop),
+        // `replace` would also replace a route of the host.
+        Operation::AddRoute(key, hop) => route_command("add", key, hop),
+        Operation::ChangeRoute(key, hop) => route_command("replace", key, hop),
         Operation::RemoveRoute(RouteKey { subnet, metric }, _) => {
             let program = ip_command(subnet.first());
             Some(format!("{program} route delete {subnet} metric {metric} proto {PROTOCOL}"))
@@ -420,9 +424,9 @@ fn command(operation: &Operation) -> Option<String> {
     }
 }
 
-/// Returns the command that sets a route.
-fn route_command(RouteKey { subnet, metric }: &RouteKey, hop: &Hop) -> Option<String> {
-    let replace = format!("{} route replace", ip_command(subnet.first()));
+/// Returns the command that adds a route, or replaces one of ours.
+fn route_command(verb: &str, RouteKey { subnet, metric }: &RouteKey, hop: &Hop) -> Option<String> {
+    let replace = format!("{} route {verb}", ip_command(subnet.first()));
     match hop {
         Hop::Unreachable => Some(format!(
             "{replace} unreachable {subnet} metric {METRIC_UNALLOCATED} proto {PROTOCOL}"

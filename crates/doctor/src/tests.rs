@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use overlay_config::AgentConfig;
-use overlay_linux::dataplane::{self, Device, Identity, Link, Operation, Problem};
+use overlay_linux::dataplane::{self, Device, Hop, Identity, Link, Operation, Problem, RouteKey};
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_types::addr::{DeviceName, Family, Mac, Mtu, Vni};
 use overlay_types::protocol::{AgentInfo, Network, State, Vxlan};
@@ -716,6 +716,25 @@ fn problems_of_agent_and_master_are_reported() {
 }
 
 #[test]
+fn route_of_refused_overlay_is_no_finding() {
+    let text = findings_after(|observation| {
+        let route = HostRoute {
+            subnet: "192.168.1.0/24".parse().unwrap(),
+            device: Some("eth0".to_owned()),
+            gateway: None,
+            is_ours: false,
+        };
+        let tunnel = &mut observation.tunnel;
+        tunnel.collisions = collisions(&tunnel.desired, &[route], &[]);
+        let key = RouteKey { subnet: "192.168.1.0/24".parse().unwrap(), metric: 0 };
+        tunnel.plan.operations = vec![Operation::AddRoute(key, Hop::Unreachable)];
+    });
+    // The command of the route would cut the host off from its network.
+    assert!(text.contains("collides with the host's route"), "{text}");
+    assert!(!text.contains("missing change") && !text.contains("route add"), "{text}");
+}
+
+#[test]
 fn collision_with_route_is_reported() {
     let text = findings_after(|observation| {
         let route = HostRoute {
@@ -730,7 +749,7 @@ fn collision_with_route_is_reported() {
                    '192.168.77.0/24 via 10.0.0.2 dev eth0': the overlay would make these \
                    addresses unreachable, so the agent refuses the overlay";
     let advice = "change the subnet of the overlay at the master, or the addresses of the host; \
-                  if the route is not needed, 'ip route delete 192.168.77.0/24'";
+                  or cut this host off from 192.168.77.0/24 with 'ip route delete 192.168.77.0/24'";
     assert_eq!(text, lines("wrong", "collisions", summary, &[("do", advice)]));
     let text = findings_after(|observation| {
         let route = HostRoute {

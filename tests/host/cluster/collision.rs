@@ -42,7 +42,7 @@ fn colliding_overlay_is_refused_and_host_keeps_routes() {
         "vxlan-1",
         "192.168.0.0/17",
         route,
-        "remove the route with 'ip route delete 192.168.5.0/24'",
+        "cut this host off from 192.168.5.0/24 with 'ip route delete 192.168.5.0/24'",
     );
     for number in [1, 2] {
         cluster.wait_for_status(number, "vxlan-3", |status| status == underlay);

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use overlay_types::addr::Family;
 use rustix::io::Errno;
 
 use super::state::Operation;
@@ -90,10 +91,12 @@ fn remedy(operation: &Operation, errno: Option<Errno>, holder: Option<&str>) -> 
     let text = match (operation, errno) {
         (Operation::AddRoute(key, _), Some(Errno::EXIST)) => {
             let holder = holder.unwrap_or("a route of another program");
+            let program = if key.subnet.family() == Family::V6 { "ip -6" } else { "ip" };
             return format!(
-                ": the new route conflicts with {holder}: remove that route with 'ip route delete \
-                 {}', or give the overlay another subnet",
-                key.subnet
+                ": the new route conflicts with {holder}, which this host may need: give the overlay \
+                 another subnet, or see '{program} route show {subnet}' and remove that route if \
+                 nothing needs it",
+                subnet = key.subnet
             );
         }
         (_, Some(Errno::PERM)) => "run the agent as root, or give it CAP_NET_ADMIN",

@@ -612,7 +612,7 @@ fn error_names_remedy() {
     assert_eq!(
         failure.to_string(),
         "add route to 192.168.2.0/24 metric 0 unreachable: file exists: the new route conflicts \
-         with a route through eth0: remove that route with 'ip route delete 192.168.2.0/24', or \
-         give the overlay another subnet"
+         with a route through eth0, which this host may need: give the overlay another subnet, or \
+         see 'ip route show 192.168.2.0/24' and remove that route if nothing needs it"
     );
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Desired;
-use crate::addr::{DeviceName, InterfaceAddress, OverlayName, Subnet};
+use crate::addr::{DeviceName, Family, InterfaceAddress, OverlayName, Subnet};
 
 /// A unicast or managed route of the host's main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +102,8 @@ impl fmt::Display for Collision {
         };
         let alternative = match object {
             HostObject::Route(HostRoute { subnet, gateway: Some(_), .. }) => {
-                format!("remove the route with 'ip route delete {subnet}'")
+                let program = if subnet.family() == Family::V6 { "ip -6" } else { "ip" };
+                format!("cut this host off from {subnet} with '{program} route delete {subnet}'")
             }
             HostObject::Route(_) | HostObject::Address(_) => {
                 "give this host another address".to_owned()
@@ -326,16 +327,16 @@ mod tests {
                 &["192.168.0.0/17 via 10.0.0.254 dev eth0"],
                 &[],
                 format!(
-                    "{overlay} route '192.168.0.0/17 via 10.0.0.254 dev eth0': {change} remove the \
-                     route with 'ip route delete 192.168.0.0/17'"
+                    "{overlay} route '192.168.0.0/17 via 10.0.0.254 dev eth0': {change} cut this \
+                     host off from 192.168.0.0/17 with 'ip route delete 192.168.0.0/17'"
                 ),
             ),
             (
                 &["192.168.7.0/24 via 10.0.0.254"],
                 &[],
                 format!(
-                    "{overlay} route '192.168.7.0/24 via 10.0.0.254': {change} remove the route \
-                     with 'ip route delete 192.168.7.0/24'"
+                    "{overlay} route '192.168.7.0/24 via 10.0.0.254': {change} cut this host off \
+                     from 192.168.7.0/24 with 'ip route delete 192.168.7.0/24'"
                 ),
             ),
             // The bridge of another overlay.
@@ -360,7 +361,7 @@ mod tests {
                 &[],
                 "VTEP subnet 44.128.0.0/16 collides with the host's route '44.128.3.0/24 via \
                  10.0.0.254 dev eth0': set another vtep_subnet or vtep_subnet6 at the master, or \
-                 remove the route with 'ip route delete 44.128.3.0/24'"
+                 cut this host off from 44.128.3.0/24 with 'ip route delete 44.128.3.0/24'"
                     .to_owned(),
             ),
             (
