@@ -127,7 +127,9 @@ struct ChangeListeners {
     rules: Option<firewall::Monitor>,
     /// The objects of the kernel whose changes matter.
     watch: Watch,
-    reported_kernel: bool,
+    /// What changes by other programs during the last job require to verify.
+    foreign: Option<Scope>,
+    reported_kernel: Option<Scope>,
     reported_rules: bool,
     /// The errors of the monitors.
     errors: Repetitions,
@@ -384,7 +386,8 @@ impl Worker for HostNetwork {
         } else {
             self.apply(desired, scope, &mut result);
         }
-        self.listeners.drop_own_events();
+        let own = self.dataplane.as_ref().and_then(|dataplane| dataplane.port().ok());
+        self.listeners.drop_own_events(own);
         result
     }
 
@@ -399,7 +402,7 @@ impl Worker for HostNetwork {
 impl ChangeListeners {
     /// Opens the monitors that are closed. A monitor that cannot be opened stays closed.
     fn open(&mut self) {
-        (self.reported_kernel, self.reported_rules) = (false, false);
+        (self.reported_kernel, self.reported_rules) = (None, false);
         if self.kernel.is_none() {
             self.kernel = dataplane::Monitor::open().ok();
         }
@@ -408,13 +411,19 @@ impl ChangeListeners {
         }
     }
 
-    /// Drops the events that were received during a job, which are almost always caused by the job.
+    /// Drops the events of our own changes that were received during a job, and keeps the others.
+    /// All events about rules are dropped: the kernel does not name the program that caused them.
     /// The state machine verifies the dataplane soon after a change, and so finds foreign changes.
-    fn drop_own_events(&mut self) {
-        let kernel = self.kernel.as_mut().map_or(Ok(()), dataplane::Monitor::discard_pending);
+    fn drop_own_events(&mut self, own: Option<u32>) {
+        let watch = &self.watch;
+        let kernel = self
+            .kernel
+            .as_mut()
+            .map_or(Ok(KernelEvent::Unrelated), |kernel| kernel.take(Duration::ZERO, watch, own));
         let rules = self.rules.as_mut().map_or(Ok(()), firewall::Monitor::discard_pending);
-        if let Err(error) = kernel.and(rules) {
-            self.close(&error);
+        match kernel.and_then(|event| rules.map(|()| event)) {
+            Ok(event) => self.foreign = scope_of(event),
+            Err(error) => self.close(&error),
         }
     }
 
@@ -429,6 +438,10 @@ impl ChangeListeners {
 
     /// Waits for a change. Returns its scope, unless it was reported already since the last job.
     fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Scope>> {
+        if let Some(scope) = self.foreign.take() {
+            self.reported_kernel = Some(scope);
+            return Ok(Some(scope));
+        }
         let kernel = self.kernel.as_ref().map(|kernel| kernel.as_fd());
         let rules = self.rules.as_ref().map(|rules| rules.as_fd());
         let fds = [Some(wake.as_fd()), kernel, rules].into_iter().flatten();
@@ -441,15 +454,13 @@ impl ChangeListeners {
         drop(polled);
         let _ = rustix::io::read(wake, &mut [0; 8]);
         let timeout = Duration::from_millis(1);
-        if let Some(kernel) = &mut self.kernel {
-            let observed = kernel.wait(timeout, &self.watch)?;
-            if observed != KernelEvent::Unrelated {
-                kernel.discard_pending()?;
-                if !std::mem::replace(&mut self.reported_kernel, true) {
-                    let is_kernel = matches!(observed, KernelEvent::Changed(_));
-                    return Ok(Some(if is_kernel { Scope::Kernel } else { Scope::Everything }));
-                }
-            }
+        if let Some(kernel) = &mut self.kernel
+            && let Some(scope) = scope_of(kernel.take(timeout, &self.watch, None)?)
+            && self.reported_kernel.is_none_or(|reported| reported != Scope::Everything)
+            && self.reported_kernel != Some(scope)
+        {
+            self.reported_kernel = Some(scope);
+            return Ok(Some(scope));
         }
         if let Some(rules) = &mut self.rules
             && rules.wait(timeout)?
@@ -458,6 +469,15 @@ impl ChangeListeners {
             return Ok(Some(Scope::Firewall));
         }
         Ok(None)
+    }
+}
+
+/// Returns what an event requires to verify.
+const fn scope_of(event: KernelEvent) -> Option<Scope> {
+    match event {
+        KernelEvent::Unrelated => None,
+        KernelEvent::Changed(_) => Some(Scope::Kernel),
+        KernelEvent::SettingChanged | KernelEvent::Overrun => Some(Scope::Everything),
     }
 }
 

@@ -124,7 +124,7 @@ fn while_repairing(host: &Host, desired: &Arc<Desired>, act: impl FnOnce()) {
                 dataplane.verify(desired).expect("kernel state is readable");
                 while !is_over.load(Ordering::Relaxed) {
                     let watch = dataplane.watch(desired);
-                    let event = monitor.wait(Duration::from_millis(50), &watch);
+                    let event = monitor.take(Duration::from_millis(50), &watch, None);
                     if event.expect("monitor socket works") != KernelEvent::Unrelated {
                         dataplane.verify(desired).expect("kernel state is readable");
                     }

@@ -104,6 +104,8 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
+    /// Port of the socket whose request caused the message. 0 for the kernel itself.
+    pub(super) port: u32,
     /// The bytes after the header.
     pub(super) body: &'a [u8],
 }
@@ -117,6 +119,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16_at(bytes, 4)?,
             flags: u16_at(bytes, 6)?,
             sequence: u32_at(bytes, 8)?,
+            port: u32_at(bytes, 12)?,
             body,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -116,6 +116,14 @@ impl Dataplane {
         Ok(Self { netlink, indices: Indices::default(), known_bridges: None, cache: None })
     }
 
+    /// Returns the port by which a [`Monitor`] recognizes the changes of this dataplane.
+    ///
+    /// # Errors
+    /// When the socket has no address.
+    pub fn port(&self) -> Result<u32, DataplaneError> {
+        self.netlink.port().map_err(DataplaneError::Open)
+    }
+
     /// Reads the observed state. Needs no privilege. A bridge that did not exist at the last
     /// observation is left out, since its maker has not finished it yet: the CNI plugin fails if
     /// the address that it adds exists already.

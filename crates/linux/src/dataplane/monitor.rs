@@ -19,12 +19,16 @@ use super::message::{Message, address, attributes, messages, text, u16_at, u32_a
 use super::observe::route;
 use super::socket::{Netlink, has_lost_messages};
 use super::uapi::{
-    IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_IFNAME, IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL,
-    NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTM_NEWRULE, RTNLGRP_IPV4_IFADDR,
-    RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR,
-    RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH,
+    AF_BRIDGE, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_IFNAME, IFLA_MTU, NETCONFA_IFINDEX,
+    NETCONFA_IFINDEX_ALL, NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE,
+    RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTM_NEWRULE,
+    RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE,
+    RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK,
+    RTNLGRP_NEIGH,
 };
+
+/// Maximum number of datagrams that are taken at once.
+const EVENTS_MAX: usize = 65_536;
 
 /// The objects whose changes trigger a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,8 +48,8 @@ pub struct Watch {
     pub(super) spaces: Vec<Subnet>,
 }
 
-/// Result of waiting for events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Result of waiting for events, in the order of their scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KernelEvent {
     /// No event, or none about a watched object.
     Unrelated,
@@ -86,32 +90,44 @@ impl Monitor {
         Ok(Self { netlink })
     }
 
-    /// Waits for events, at most for `timeout`, and returns the first one about an object of
-    /// `watch`. It may return early without one.
+    /// Waits for events, at most for `timeout`, and takes all that are pending. Returns the one of
+    /// the widest scope. With `own`, the port of a [`Dataplane`](super::Dataplane), the events of its
+    /// changes are ignored.
     ///
     /// # Errors
     /// When the socket fails.
-    pub fn wait(&mut self, timeout: Duration, watch: &Watch) -> io::Result<KernelEvent> {
-        self.netlink.set_timeout(timeout)?;
-        match self.netlink.receive() {
-            Ok(bytes) => {
-                let change = messages(bytes).find_map(|message| watch.event(&message));
-                Ok(change.unwrap_or(KernelEvent::Unrelated))
+    pub fn take(
+        &mut self,
+        timeout: Duration,
+        watch: &Watch,
+        own: Option<u32>,
+    ) -> io::Result<KernelEvent> {
+        let mut widest = KernelEvent::Unrelated;
+        let mut timeout = timeout;
+        for _ in 0..EVENTS_MAX {
+            self.netlink.set_timeout(timeout)?;
+            timeout = Duration::ZERO;
+            match self.netlink.receive() {
+                Ok(bytes) => {
+                    let foreign = messages(bytes).filter(|message| !is_own(message, own));
+                    let events = foreign.filter_map(|message| watch.event(&message));
+                    widest = events.fold(widest, KernelEvent::max);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if has_lost_messages(&error) => widest = KernelEvent::Overrun,
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(KernelEvent::Unrelated),
-            Err(error) if has_lost_messages(&error) => Ok(KernelEvent::Overrun),
-            Err(error) => Err(error),
         }
+        Ok(widest)
     }
+}
 
-    /// Discards all pending events. Call it before the state is read anyway, and after our own
-    /// changes: the kernel reports a change before it acknowledges the request.
-    ///
-    /// # Errors
-    /// When the socket fails.
-    pub fn discard_pending(&mut self) -> io::Result<()> {
-        self.netlink.drain()
-    }
+/// Returns whether our own change caused an event. The kernel does not name the cause of a change
+/// in the FDB, so during our changes each of these counts as ours.
+fn is_own(message: &Message<'_>, own: Option<u32>) -> bool {
+    let Some(own) = own else { return false };
+    let is_neighbor = matches!(message.kind, RTM_NEWNEIGH | RTM_DELNEIGH);
+    message.port == own || (is_neighbor && message.body.first() == Some(&AF_BRIDGE))
 }
 
 impl AsFd for Monitor {

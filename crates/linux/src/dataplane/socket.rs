@@ -85,6 +85,13 @@ impl Netlink {
         self.socket.as_fd()
     }
 
+    /// Returns the port, which identifies this socket in the kernel's messages about its changes.
+    pub(super) fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+
     /// Receives one datagram.
     pub(super) fn receive(&mut self) -> io::Result<&[u8]> {
         self.buffer.clear();
