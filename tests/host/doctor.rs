@@ -505,8 +505,9 @@ fn check_dropping_firewall_is_located(cluster: &DiagnosedCluster) {
         }
         let peer_diagnosis = cluster.diagnose_without_probe(2);
         peer_diagnosis.assert_finding(&[
-            "in table inet site, chain in",
-            "command: nft delete rule inet site in handle ",
+            "(nftables, table inet site, chain in, handle ",
+            "VXLAN packets of peers to UDP port 64000 are dropped",
+            "command: nft insert rule inet site in udp dport 64000 accept",
         ]);
         cluster.apply(2, &peer_diagnosis);
         cluster.assert_healthy(2);

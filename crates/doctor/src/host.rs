@@ -149,15 +149,17 @@ fn br_netfilter(observation: &Observation) -> Vec<Finding> {
     }
     let summary = "net.bridge.bridge-nf-call-iptables is 1";
     let path = "packets between containers on one bridge pass through the FORWARD chain";
-    if rules::forward_chain_drops(observation) {
+    if rules::drops_bridged_packets(observation) {
         return vec![
             Finding::warning(CHECK, summary, format!("{path}, which drops them"))
                 .with_command("sysctl -w net.bridge.bridge-nf-call-iptables=0"),
         ];
     }
-    let effect = match (&observation.rules.nft, &observation.rules.iptables) {
-        (None, None) => "whose rules could not be read",
-        _ => "which accepts them",
+    let rules = &observation.rules;
+    let effect = if rules.is_readable() || rules.errors.is_empty() {
+        "which accepts them"
+    } else {
+        "whose rules could not be read"
     };
     vec![Finding::note(CHECK, format!("{summary}: {path}, {effect}"))]
 }

@@ -12,9 +12,7 @@ use overlay_config::AgentConfig;
 use overlay_linux::cni;
 use overlay_linux::subprocess::{ProcessOutput, find_system_program, run_blocking};
 
-use super::observation::{
-    CniPlugins, FirewallRules, NetworkManagement, NetworkManager, PortOwner, TunnelState,
-};
+use super::observation::{CniPlugins, NetworkManagement, NetworkManager, PortOwner, TunnelState};
 
 /// Timeout of a subprocess. iptables waits for other processes that hold its lock.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -64,14 +62,6 @@ pub(crate) fn settings(tunnel: &TunnelState) -> BTreeMap<String, u32> {
 
 fn read_setting(name: &str) -> Option<u32> {
     fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?.trim().parse().ok()
-}
-
-pub(crate) fn firewall_rules() -> FirewallRules {
-    FirewallRules {
-        nft: program_output("nft", &["-a", "list", "ruleset"]),
-        iptables: program_output("iptables", &["-w", "5", "-S"]),
-        ip6tables: program_output("ip6tables", &["-w", "5", "-S"]),
-    }
 }
 
 /// Returns the names of all processes by their IDs.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use overlay_config::{AgentConfig, DataplaneKind};
 use overlay_linux::dataplane::{self, Operation};
 use overlay_linux::docker::{DockerFailure, EngineReport};
+use overlay_linux::firewall::foreign::Listing;
 use overlay_types::protocol::{AgentInfo, State};
 use overlay_types::tunnel::{Collision, Desired, FaultScope, HostAddress, SubnetOwner};
 
@@ -30,7 +31,7 @@ pub struct Observation {
     /// Programs that manage networks and firewalls on this host.
     pub managers: NetworkManagement,
     /// The rules of the host's firewalls.
-    pub rules: FirewallRules,
+    pub rules: Listing,
     /// The CNI plugins.
     pub plugins: CniPlugins,
     /// The state of the Docker engine, or why it is unknown; `None` if the agent does not use
@@ -89,17 +90,6 @@ pub struct NetworkManager {
     pub exclusion_file: &'static str,
     /// Whether that file exists.
     pub has_exclusion: bool,
-}
-
-/// The listed rules of the host's firewalls; `None` where the listing failed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FirewallRules {
-    /// `nft -a list ruleset`
-    pub nft: Option<String>,
-    /// `iptables -S`
-    pub iptables: Option<String>,
-    /// `ip6tables -S`
-    pub ip6tables: Option<String>,
 }
 
 /// The installed CNI plugins.

@@ -3,6 +3,7 @@
 use overlay_config::AgentConfig;
 use overlay_linux::dataplane::DataplaneError;
 use overlay_linux::docker::{DockerFailure, EngineReport};
+use overlay_linux::firewall::foreign::Listing;
 
 use super::observation::{AgentObservation, MasterObservation, Observation};
 use super::{kernel_support, local_checks, tunnel};
@@ -42,7 +43,7 @@ pub fn observe(config: AgentConfig, results: QueryResults) -> Result<Observation
         settings: local_checks::settings(&tunnel),
         port_owners: local_checks::port_owners(&ports, is_root),
         managers: local_checks::network_management(&ports),
-        rules: local_checks::firewall_rules(),
+        rules: Listing::read(),
         plugins: local_checks::cni_plugins(&config),
         docker,
         offloads: local_checks::checksum_offloads(tunnel.devices()),

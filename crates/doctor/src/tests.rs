@@ -6,17 +6,17 @@ use std::path::PathBuf;
 use overlay_config::AgentConfig;
 use overlay_linux::dataplane::{self, Device, Hop, Identity, Link, Operation, Problem, RouteKey};
 use overlay_linux::docker::{DockerFailure, EngineReport};
+use overlay_linux::firewall::foreign::{Listing, ListingError, SavedTables};
 use overlay_types::addr::{DeviceName, Family, Mac, Mtu, Vni};
 use overlay_types::protocol::{AgentInfo, Network, State, Vxlan};
 use overlay_types::tunnel::{
-    Desired, HostAddress, HostRoute, OverlaySubnets, VxlanDevice, collisions,
+    Desired, HostAddress, HostRoute, OverlayBridge, OverlaySubnets, VxlanDevice, collisions,
 };
 
 use super::finding::Finding;
 use super::observation::{
-    AgentObservation, AgentQueryError, AgentReport, CniPlugins, DesiredSource, FirewallRules,
-    KernelSupport, MasterObservation, NetworkManagement, NetworkManager, Observation, PortOwner,
-    TunnelState,
+    AgentObservation, AgentQueryError, AgentReport, CniPlugins, DesiredSource, KernelSupport,
+    MasterObservation, NetworkManagement, NetworkManager, Observation, PortOwner, TunnelState,
 };
 use super::{host, local_checks, overlay};
 
@@ -48,7 +48,11 @@ fn space() -> OverlaySubnets {
         device: device(),
         whole: vec!["192.168.0.0/17".parse().unwrap()],
         own: vec!["192.168.0.0/24".parse().unwrap()],
-        bridges: Vec::new(),
+        bridges: vec![OverlayBridge {
+            device: "m-vxlan-1".parse().unwrap(),
+            subnets: vec!["192.168.0.0/25".parse().unwrap()],
+            gateways: vec!["192.168.0.1/25".parse().unwrap()],
+        }],
     }
 }
 
@@ -118,7 +122,7 @@ fn healthy_host() -> Observation {
         settings: settings.map(|(name, value)| (name.to_owned(), value)).into(),
         port_owners: Vec::new(),
         managers: NetworkManagement::default(),
-        rules: FirewallRules { nft: Some(String::new()), ..FirewallRules::default() },
+        rules: Listing { nft: Some(String::new()), ..Listing::default() },
         plugins: CniPlugins { searched: vec!["/usr/lib/cni".into()], missing: Vec::new() },
         docker: Some(Ok(EngineReport { engine: "28.5.2".to_owned(), unfit: Vec::new() })),
         offloads: BTreeMap::new(),
@@ -349,137 +353,113 @@ fn owner_of_udp_port_is_named() {
     assert_eq!(local_checks::udp_socket("  sl  local_address"), None);
 }
 
-#[test]
-fn rule_that_drops_tunnels_is_reported_with_removal() {
-    let nft = |text: &'static str| {
-        move |observation: &mut Observation| observation.rules.nft = Some(text.to_owned())
-    };
-    let text = findings_after(nft("table inet site { # handle 3
-    chain in { # handle 1
-        type filter hook input priority filter; policy accept;
-        udp dport 64000 counter packets 0 bytes 0 drop # handle 7
-    }
-}
-table inet mesos_overlay { # handle 4
-    chain input { # handle 1
-        type filter hook input priority -10; policy accept;
-        udp dport 64000 ip saddr != @agents4 drop # handle 2
-    }
-}"));
-    let summary = "a rule of nftables in table inet site, chain in: 'udp dport 64000 counter \
-                   packets 0 bytes 0 drop': VXLAN packets to UDP port 64000 are dropped on this \
-                   host";
-    let command = "nft delete rule inet site in handle 7";
-    assert_eq!(text, lines("wrong", "udp-rules", summary, &[("run", command)]));
-    let strict = "table inet site { # handle 3
-    chain in { # handle 1
-        type filter hook input priority filter; policy drop;
-        tcp dport 22 accept # handle 7
-    }
-}";
-    let summary = "chain in of nftables table inet site drops packets that no rule accepts, and \
-                   no rule names UDP port 64000: the packets of peers are dropped";
-    let command = "nft insert rule inet site in udp dport 64000 accept";
-    assert_eq!(
-        findings_after(nft(strict)),
-        lines("warning", "udp-rules", summary, &[("run", command)])
-    );
-    let port_range = strict.replace("tcp dport 22", "udp dport { 53, 60000-65000 }");
-    assert_eq!(findings_after(|observation| observation.rules.nft = Some(port_range)), "");
-}
-
-#[test]
-fn own_iptables_chains_in_nftables_are_not_reported() {
-    // The output of nft 1.0.6 for chains of iptables 1.8.9.
-    let listing = "table ip mangle { # handle 1
-    chain MESOS-OVERLAY-PORTS { # handle 17
-        udp dport 64000 counter packets 0 bytes 0 drop # handle 74
-    }
-    chain INPUT { # handle 2
-        type filter hook input priority mangle; policy accept;
-        counter packets 0 bytes 0 jump MESOS-OVERLAY-IN # handle 76
-    }
-}";
-    let nft =
-        |text: String| move |observation: &mut Observation| observation.rules.nft = Some(text);
-    assert_eq!(findings_after(nft(listing.to_owned())), "");
-    let summary = "a rule of nftables in table ip mangle, chain SITE: 'udp dport 64000 counter \
-                   packets 0 bytes 0 drop': VXLAN packets to UDP port 64000 are dropped on this \
-                   host";
-    let command = "nft delete rule ip mangle SITE handle 74";
-    assert_eq!(
-        findings_after(nft(listing.replace("MESOS-OVERLAY-PORTS", "SITE"))),
-        lines("wrong", "udp-rules", summary, &[("run", command)])
-    );
-}
-
-#[test]
-fn rule_against_unknown_hosts_is_a_warning() {
-    let table = |rules: &str| {
+/// Returns the rules of a table of nftables with one chain that the kernel calls.
+fn nft_rules(hook: &str, policy: &str, rules: &[&str]) -> Listing {
+    let mut objects = vec![
+        r#"{"table": {"family": "inet", "name": "site"}}"#.to_owned(),
         format!(
-            "table inet site {{ # handle 3\n chain in {{ # handle 1\n  type filter hook input \
-             priority filter; policy accept;\n{rules} }}\n}}"
+            r#"{{"chain": {{"family": "inet", "table": "site", "name": "in", "type": "filter",
+                "hook": "{hook}", "prio": 0, "policy": "{policy}"}}}}"#
+        ),
+    ];
+    objects.extend(rules.iter().enumerate().map(|(index, rule)| {
+        format!(
+            r#"{{"rule": {{"family": "inet", "table": "site", "chain": "in", "handle": {index},
+                "expr": [{rule}]}}}}"#
         )
-    };
-    let advice = "check that the packets of every agent are accepted, or remove the rule: nft \
-                  delete rule inet site in handle 8";
-    for (rules, drop) in [
-        ("", "udp dport 64000 ip saddr != 10.0.0.0/8 drop"),
-        ("udp dport 64000 ip saddr 10.0.0.0/8 accept # handle 7\n", "udp dport 64000 drop"),
-    ] {
-        let listing = table(&format!("{rules}{drop} # handle 8\n"));
-        let summary = format!(
-            "a rule of nftables in table inet site, chain in: '{drop}': VXLAN packets to UDP port \
-             64000 are dropped unless other rules accept them"
-        );
-        let text = findings_after(|observation| observation.rules.nft = Some(listing));
-        assert_eq!(text, lines("warning", "udp-rules", &summary, &[("do", advice)]));
-    }
-    let rule = "INPUT ! -s 10.0.0.0/8 -p udp -m udp --dport 64000 -j DROP";
-    let text =
-        findings_after(|observation| observation.rules.iptables = Some(format!("-A {rule}\n")));
-    let summary = format!(
-        "a rule of iptables: '{rule}': VXLAN packets to UDP port 64000 are dropped unless other \
-         rules accept them"
-    );
-    let advice = format!(
-        "check that the packets of every agent are accepted, or remove the rule: iptables -D \
-         {rule}"
-    );
-    assert_eq!(text, lines("warning", "udp-rules", &summary, &[("do", &advice)]));
+    }));
+    let nft = Some(format!(r#"{{"nftables": [{}]}}"#, objects.join(",")));
+    let nft_text =
+        "table inet site { # handle 1\n\tchain in { # handle 1\n\t\tudp dport 64000 drop \
+                    # handle 1\n\t}\n}\n"
+            .to_owned();
+    Listing { nft, nft_text, ..Listing::default() }
+}
+
+/// Returns the rules of the table filter of iptables.
+fn iptables_rules(rules: &str) -> Listing {
+    let text = format!("# Generated by iptables-save v1.8.9 (nf_tables)\n*filter\n{rules}\nCOMMIT");
+    let saved = SavedTables { family: Family::V4, text, is_default: true };
+    Listing { iptables: vec![saved], ..Listing::default() }
+}
+
+const TO_TUNNEL: &str = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "udp",
+    "field": "dport"}}, "right": 64000}}, {"drop": null}"#;
+
+#[test]
+fn rule_that_drops_tunnels_is_reported_with_remedy() {
+    let text = findings_after(|observation| {
+        observation.rules = nft_rules("input", "accept", &[r#"{"counter": null}"#, TO_TUNNEL]);
+    });
+    let summary = "rule 'udp dport 64000 drop' (nftables, table inet site, chain in, handle 1): \
+                   VXLAN packets of peers to UDP port 64000 are dropped";
+    let command = "nft insert rule inet site in udp dport 64000 accept";
+    let advice = "check the purpose of the rule first: the command adds rules to chain in of table \
+                  inet site";
+    let remedy = [("run", command), ("do", advice)];
+    assert_eq!(text, lines("wrong", "udp-rules", summary, &remedy));
+    let text = findings_after(|observation| {
+        let accept = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp",
+            "field": "dport"}}, "right": 22}}, {"accept": null}"#;
+        observation.rules = nft_rules("input", "drop", &[accept]);
+    });
+    let summary = "the policy of chain in (nftables, table inet site, chain in): VXLAN packets of \
+                   peers to UDP port 64000 are dropped";
+    assert_eq!(text, lines("wrong", "udp-rules", summary, &remedy));
 }
 
 #[test]
-fn nftables_forward_policy_is_reported() {
-    let table = |rule: &str| {
-        let listing = format!(
-            "table inet site {{ # handle 3\n chain fwd {{ # handle 1\n  type filter hook forward \
-             priority filter; policy drop;\n{rule} # handle 2\n }}\n}}"
-        );
-        move |observation: &mut Observation| observation.rules.nft = Some(listing)
-    };
-    let summary = "chain fwd of nftables table inet site drops packets that no rule accepts, and \
-                   no rule names device vtep1024: packets between the tunnels and the containers \
-                   are dropped";
-    let command = "nft insert rule inet site fwd iifname vtep1024 accept && nft insert rule inet \
-                   site fwd oifname vtep1024 accept";
-    let expected = lines("warning", "forward-policy", summary, &[("run", command)]);
-    assert_eq!(findings_after(table("ct state established accept")), expected);
-    assert_eq!(findings_after(table("iifname \"vtep1024\" accept")), "");
-    assert_eq!(findings_after(table("iifname \"vtep*\" accept")), "");
-    for family in ["table ip6 site", "table bridge site"] {
-        let mut observation = healthy_host();
-        table("ct state established accept")(&mut observation);
-        let listing = observation.rules.nft.unwrap().replace("table inet site", family);
-        let text = findings_after(|observation| observation.rules.nft = Some(listing));
-        assert_eq!(text, "", "{family} does not process these packets");
+fn rule_after_unknown_accept_is_a_warning() {
+    let text = findings_after(|observation| {
+        let limited = r#"{"limit": {"rate": 5}}, {"accept": null}"#;
+        observation.rules = nft_rules("input", "accept", &[limited, TO_TUNNEL]);
+    });
+    let summary = "rule 'udp dport 64000 drop' (nftables, table inet site, chain in, handle 1): \
+                   VXLAN packets of peers to UDP port 64000 may be dropped: an earlier rule has \
+                   conditions that doctor cannot check";
+    let advice = "check that the packets of all agents are accepted, or run 'nft insert rule inet \
+                  site in udp dport 64000 accept', which adds rules to chain in of table inet site";
+    assert_eq!(text, lines("warning", "udp-rules", summary, &[("do", advice)]));
+}
+
+#[test]
+fn dropped_forwarded_packets_are_reported() {
+    let rules = ":FORWARD DROP\n:SITE -\n-A FORWARD -p tcp -j SITE\n-A SITE -i lo -j ACCEPT";
+    let text = findings_after(|observation| observation.rules = iptables_rules(rules));
+    let place = "the policy of chain FORWARD (iptables-nft, table filter, chain FORWARD)";
+    let summary = format!(
+        "{place}: packets of containers from m-vxlan-1 to peers (192.168.0.0/17) are dropped"
+    );
+    let command =
+        "iptables -I FORWARD -i vtep1024 -j ACCEPT && iptables -I FORWARD -o vtep1024 -j ACCEPT";
+    let advice = "check the purpose of the rule first: the command adds rules to chain FORWARD of \
+                  table filter";
+    let remedy = [("run", command), ("do", advice)];
+    assert_eq!(text, lines("wrong", "forward-policy", &summary, &remedy));
+    for accept in [
+        "-A FORWARD -j ACCEPT",
+        "-A FORWARD -i vtep+ -j ACCEPT\n-A FORWARD -o vtep1024 -j ACCEPT",
+        ":MESOS-OVERLAY -\n-A FORWARD -j MESOS-OVERLAY\n\
+         -A MESOS-OVERLAY -s 192.168.0.0/17 -j ACCEPT",
+    ] {
+        let rules = iptables_rules(&format!(":FORWARD DROP\n{accept}"));
+        assert_eq!(findings_after(|observation| observation.rules = rules), "", "{accept}");
     }
+    // The agent accepts the packets before the policy applies.
+    let text = findings_on(fresh_host(), |observation| {
+        observation.rules = iptables_rules(":FORWARD DROP");
+    });
+    let advice = "no action: the agent creates rules that accept the packets";
+    assert_eq!(text, lines("note", "forward-policy", place, &[("do", advice)]));
 }
 
 #[test]
 fn checks_without_root_are_noted() {
     let mut observation = healthy_host();
-    (observation.is_root, observation.rules) = (false, FirewallRules::default());
+    let reason = "firewall: 'nft' failed: Operation not permitted".to_owned();
+    let errors = vec![ListingError { is_iptables: false, reason }];
+    let rules = Listing { errors, ..Listing::default() };
+    (observation.is_root, observation.rules) = (false, rules);
     observation.settings.insert("bridge/bridge-nf-call-iptables".to_owned(), 1);
     observation.docker = Some(Err(DockerFailure::PermissionDenied { message: String::new() }));
     let findings = all_findings(&observation);
@@ -495,57 +475,6 @@ fn checks_without_root_are_noted() {
     let summary = "not checked: no permission to use Docker's socket";
     assert_eq!(shown("docker"), lines("note", "docker", summary, &root));
     assert!(shown("br-netfilter").ends_with(" FORWARD chain, whose rules could not be read"));
-}
-
-#[test]
-fn iptables_rules_are_reported() {
-    let text = findings_after(|observation| {
-        observation.rules.iptables = Some(
-            "-P INPUT DROP\n-P FORWARD DROP\n-A INPUT -p udp -m udp --dport 64000 -j DROP\n"
-                .to_owned(),
-        );
-    });
-    let first = lines(
-        "wrong",
-        "udp-rules",
-        "a rule of iptables: 'INPUT -p udp -m udp --dport 64000 -j DROP': VXLAN packets to UDP \
-         port 64000 are dropped on this host",
-        &[("run", "iptables -D INPUT -p udp -m udp --dport 64000 -j DROP")],
-    );
-    let second = lines(
-        "warning",
-        "udp-rules",
-        "chain INPUT of iptables drops packets that no rule accepts, and no rule names UDP port \
-         64000: the packets of peers are dropped",
-        &[("run", "iptables -I INPUT -p udp --dport 64000 -j ACCEPT")],
-    );
-    let third = lines(
-        "wrong",
-        "forward-policy",
-        "chain FORWARD of iptables drops packets that no rule accepts, and the agent's rules are \
-         missing: packets between the tunnels and the containers are dropped",
-        &[(
-            "run",
-            "iptables -I FORWARD -i vtep1024 -j ACCEPT && iptables -I FORWARD -o vtep1024 -j ACCEPT",
-        )],
-    );
-    assert_eq!(text, [first, second, third].join("\n"));
-    let text = findings_after(|observation| {
-        observation.rules.iptables = Some(
-            "-P FORWARD DROP\n-A FORWARD -j MESOS-OVERLAY\n-A INPUT -j MESOS-OVERLAY-IN\n-A \
-             MESOS-OVERLAY-IN -p udp --dport 64000 -j DROP\n"
-                .to_owned(),
-        );
-    });
-    assert_eq!(text, "", "the agent creates these rules");
-    for accept in ["-j ACCEPT", "-o vtep1024 -j ACCEPT"] {
-        let listing = format!("-P FORWARD DROP\n-A FORWARD {accept}\n");
-        assert_eq!(
-            findings_after(|observation| observation.rules.iptables = Some(listing)),
-            "",
-            "{accept}"
-        );
-    }
 }
 
 #[test]

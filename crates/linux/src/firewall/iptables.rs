@@ -15,7 +15,7 @@ use super::ruleset::Ruleset;
 /// The beginning of the names of all managed chains, and the name of the first chain of each table.
 /// In `mangle` the first chain drops forwarded packets, in `filter` it accepts packets before other
 /// chains decide, in `nat` it masquerades.
-pub const CHAIN: &str = "MESOS-OVERLAY";
+pub(super) const CHAIN: &str = "MESOS-OVERLAY";
 /// Chain of `filter` for packets with a source in an overlay.
 const SOURCE: &str = "MESOS-OVERLAY-SRC";
 /// Chain of `filter` for packets from a tunnel.

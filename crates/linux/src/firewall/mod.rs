@@ -9,7 +9,8 @@
 //! * accept forwarded packets of the overlays where another program drops them.
 //!
 //! [`Ruleset`] is the desired state and is pure. The managed rules are one nftables table, or
-//! managed iptables chains. Foreign rules are not removed.
+//! managed iptables chains. Foreign rules are not removed; [`foreign`] finds those that drop packets
+//! of the overlays.
 //!
 //! A verification compares the current listing of the rules with the listing right after the rules
 //! were made. So this module need not parse a format that changes between versions, and it detects
@@ -24,6 +25,7 @@ mod elements;
 mod failure_tests;
 #[cfg(test)]
 mod fake_host;
+pub mod foreign;
 mod ipsets;
 mod ipt_errors;
 mod ipt_mangle;
@@ -51,12 +53,10 @@ use self::chains::SavedRules;
 pub use self::command::FirewallError;
 use self::command::{SystemTools, Tools};
 use self::elements::{ElementChanges, ListedElements};
-pub use self::iptables::CHAIN as IPTABLES_CHAIN;
 use self::iptables::Scope;
 use self::kept::Format;
 use self::listing::Listing;
 pub use self::monitor::Monitor;
-pub use self::nftables::TABLE as NFTABLES_TABLE;
 pub use self::ruleset::{Ingress, Options, Ruleset};
 use self::saved::Section;
 pub use self::saved::{LoadError, RulesFile};

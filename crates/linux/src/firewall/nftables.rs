@@ -21,7 +21,7 @@ use super::nft_chains;
 use super::ruleset::{Layout, Ruleset, Senders};
 
 /// Our table.
-pub const TABLE: &str = "inet mesos_overlay";
+pub(super) const TABLE: &str = "inet mesos_overlay";
 
 /// A small table with every feature of our rules that the kernel or nft may not support, except
 /// that of [`PAIR_PROBE`].

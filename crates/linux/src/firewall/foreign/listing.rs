@@ -1,0 +1,326 @@
+//! Reads the rules of all programs on this host, in every backend that the kernel consults.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use overlay_types::addr::Family;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::model::{RuleBackend, Table, TableFamily};
+use super::{iptables_save, nft_json};
+use crate::firewall::command::{FirewallError, SystemTools, Tools};
+use crate::subprocess::find_system_program;
+
+/// The rules of a host, as the programs list them without counters. The default has no rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Listing {
+    /// `nft -j list ruleset` without the elements of sets. `None` if there is no nft.
+    pub nft: Option<String>,
+    /// `nft -j list table` for each table that has sets.
+    pub nft_sets: Vec<String>,
+    /// `nft -a list ruleset` without the elements of sets. It has the text of the rules, so it is
+    /// read only if a rule is shown.
+    pub nft_text: String,
+    /// `iptables-save` of each backend and family that has rules.
+    pub iptables: Vec<SavedTables>,
+    /// Why rules could not be read.
+    pub errors: Vec<ListingError>,
+}
+
+/// Why rules could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ListingError {
+    /// Whether the rules are those of iptables.
+    pub is_iptables: bool,
+    /// The error with its remedy.
+    pub reason: String,
+}
+
+/// The tables of iptables of one backend and family.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SavedTables {
+    /// The address family.
+    pub family: Family,
+    /// The output of `iptables-save`, `ip6tables-save` and their variants.
+    pub text: String,
+    /// Whether the program of the host's default changes the tables.
+    pub is_default: bool,
+}
+
+/// Size of a listing of sets for which it is kept for a second. Listing a set with 100,000 elements
+/// takes about a second of CPU.
+const BYTES_PER_SECOND: usize = 32 << 10;
+
+/// The listings of the tables that have sets, each with its time.
+#[derive(Debug, Default)]
+pub(super) struct SetListings(BTreeMap<(String, String), (Instant, String)>);
+
+impl SetListings {
+    /// Returns the kept listing of a table. A larger listing is kept for longer, so that listing
+    /// the sets takes about one percent of a CPU at most.
+    fn kept(&self, table: &(String, String), now: Instant) -> Option<&String> {
+        let (at, listing) = self.0.get(table)?;
+        let seconds = u64::try_from(listing.len() / BYTES_PER_SECOND).unwrap_or(u64::MAX);
+        let is_kept = now.saturating_duration_since(*at) < Duration::from_secs(seconds);
+        is_kept.then_some(listing)
+    }
+}
+
+/// The programs that list the tables of a family: the default, and those of one backend.
+const fn save_programs(family: Family) -> [&'static str; 3] {
+    match family {
+        Family::V4 => ["iptables-save", "iptables-nft-save", "iptables-legacy-save"],
+        Family::V6 => ["ip6tables-save", "ip6tables-nft-save", "ip6tables-legacy-save"],
+    }
+}
+
+impl Listing {
+    /// Reads the rules of this host, with the text of the rules of nftables.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut listing =
+            Self::read_with(&SystemTools, &mut SetListings::default(), Instant::now());
+        listing.read_text(&SystemTools);
+        listing
+    }
+
+    /// Returns whether rules of some backend were read, or the host has no backend.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.nft.is_some() || !self.iptables.is_empty()
+    }
+
+    /// Reads the rules. `sets` has the listings of sets that were read before.
+    pub(super) fn read_with(tools: &dyn Tools, sets: &mut SetListings, now: Instant) -> Self {
+        let mut listing = Self::default();
+        if tools.has("nft") {
+            match list_ruleset(tools) {
+                Ok(ruleset) => listing.nft = Some(ruleset),
+                Err(error) => listing.note(&error, false),
+            }
+        }
+        let ruleset = listing.nft.as_deref().and_then(parse);
+        let tables: Vec<_> = ruleset.iter().flat_map(nft_json::tables_with_sets).collect();
+        sets.0.retain(|table, _| tables.contains(table));
+        for table in tables {
+            listing.read_sets(tools, sets, table, now);
+        }
+        if ruleset.as_ref().is_some_and(nft_json::lacks_devices) {
+            listing.read_text(tools);
+        }
+        // Without a list of the tables of nftables, iptables may have some of them.
+        let has_nft_tables = ruleset.as_ref().is_none_or(nft_json::has_iptables_table);
+        for family in [Family::V4, Family::V6] {
+            listing.read_iptables(tools, family, has_nft_tables);
+        }
+        listing
+    }
+
+    /// Reads the elements of the sets of a table.
+    fn read_sets(
+        &mut self,
+        tools: &dyn Tools,
+        sets: &mut SetListings,
+        table: (String, String),
+        now: Instant,
+    ) {
+        if let Some(kept) = sets.kept(&table, now) {
+            self.nft_sets.push(kept.clone());
+            return;
+        }
+        match tools.run("nft", &["-j", "-s", "list", "table", &table.0, &table.1], "") {
+            Ok(listing) => {
+                self.nft_sets.push(listing.clone());
+                sets.0.insert(table, (now, listing));
+            }
+            Err(error) => self.note(&error, false),
+        }
+    }
+
+    /// Notes an error. A kernel without a backend has no rules of the backend.
+    fn note(&mut self, error: &FirewallError, is_iptables: bool) {
+        if !error.is_unsupported() {
+            let reason = match error {
+                FirewallError::Refused { message, .. } if message.contains("JSON") => format!(
+                    "nft cannot list rules as JSON ({message}): install an nft with support for \
+                     JSON"
+                ),
+                error => error.to_string(),
+            };
+            self.errors.push(ListingError { is_iptables, reason });
+        }
+    }
+
+    /// Reads the tables of iptables. The variant for legacy tables creates tables, so it runs only
+    /// if the kernel has some.
+    fn read_iptables(&mut self, tools: &dyn Tools, family: Family, has_nft_tables: bool) {
+        let [default, nft, legacy] = save_programs(family);
+        let mut programs = Vec::new();
+        if has_nft_tables {
+            programs.push(if tools.has(nft) { nft } else { default });
+        }
+        if has_legacy_tables(family) {
+            programs.push(if tools.has(legacy) { legacy } else { default });
+        }
+        programs.dedup();
+        for program in programs.into_iter().filter(|program| tools.has(program)) {
+            match tools.run(program, &[], "") {
+                Ok(text) if text.is_empty() => {}
+                Ok(text) => {
+                    let is_default = is_nft(&text) == is_default_nft(default);
+                    let text = without_counters(&text);
+                    self.iptables.push(SavedTables { family, text, is_default });
+                }
+                Err(error) => self.note(&error, true),
+            }
+        }
+    }
+
+    /// Reads the text of the rules of nftables.
+    pub(super) fn read_text(&mut self, tools: &dyn Tools) {
+        if self.nft.is_none() || !self.nft_text.is_empty() {
+            return;
+        }
+        match tools.run("nft", &["-a", "-s", "-t", "list", "ruleset"], "") {
+            Ok(text) => self.nft_text = text,
+            Err(error) => self.note(&error, false),
+        }
+    }
+
+    /// Returns all tables except the managed table. Tables that iptables lists are not taken from
+    /// nftables: nft does not show the conditions of iptables.
+    pub(super) fn tables(&self) -> Vec<Table> {
+        let mut tables = Vec::new();
+        for saved in &self.iptables {
+            let (backend, program) = saved.backend();
+            tables.extend(iptables_save::tables(&saved.text, saved.family, backend, program));
+        }
+        let Some(ruleset) = self.nft.as_deref().and_then(parse) else { return tables };
+        let mut sets = nft_json::NamedSets::default();
+        for listing in self.nft_sets.iter().filter_map(|listing| parse(listing)) {
+            nft_json::add_sets(&mut sets, &listing);
+        }
+        let is_saved = |table: &Table| {
+            tables.iter().any(|saved| {
+                saved.backend == RuleBackend::IptablesNft
+                    && (saved.family, &saved.name) == (table.family, &table.name)
+            })
+        };
+        let mut native = nft_json::tables(&ruleset, &sets);
+        native.retain(|table| !is_saved(table));
+        self.add_devices(&mut native);
+        tables.extend(native);
+        tables
+    }
+
+    /// Adds the devices of chains whose devices are only in the text.
+    fn add_devices(&self, tables: &mut [Table]) {
+        for table in tables {
+            let lines: Vec<_> = self.lines_of(table.family, &table.name).collect();
+            for chain in &mut table.chains {
+                let Some(base) = chain.base.as_mut().filter(|base| base.devices.is_empty()) else {
+                    continue;
+                };
+                let start = format!("chain {} {{", chain.name);
+                let mut lines = lines.iter().skip_while(|line| !line.trim().starts_with(&start));
+                // The line after the name has type, hook and device.
+                let devices = lines.nth(1).and_then(|line| line.split_once(" device"));
+                let devices = devices.and_then(|(_, rest)| rest.split_once(" priority "));
+                // Every second part is between quotes.
+                let names =
+                    devices.iter().flat_map(|(names, _)| names.split('"').skip(1).step_by(2));
+                base.devices.extend(names.map(str::to_owned));
+            }
+        }
+    }
+
+    /// Returns the lines of a table in the text of the rules of nftables.
+    fn lines_of(&self, family: TableFamily, name: &str) -> impl Iterator<Item = &str> {
+        let block = format!("table {} {name} {{", family.name());
+        let lines = self.nft_text.lines().skip_while(move |line| !line.starts_with(&block));
+        lines.take_while(|line| *line != "}")
+    }
+
+    /// Returns the text of a rule of nftables.
+    pub(super) fn rule_text(&self, table: &Table, handle: u64) -> Option<&str> {
+        let mut lines = self.lines_of(table.family, &table.name);
+        let end = format!(" # handle {handle}");
+        // Chains and sets have handles too.
+        let rule = lines.find_map(|line| line.strip_suffix(&end).filter(|line| !is_block(line)));
+        rule.map(str::trim)
+    }
+}
+
+fn is_block(line: &str) -> bool {
+    line.ends_with('{')
+}
+
+impl SavedTables {
+    /// Returns the backend, and the program that changes the tables.
+    fn backend(&self) -> (RuleBackend, &'static str) {
+        let names = match self.family {
+            Family::V4 => ["iptables", "iptables-nft", "iptables-legacy"],
+            Family::V6 => ["ip6tables", "ip6tables-nft", "ip6tables-legacy"],
+        };
+        let [default, nft, legacy] = names;
+        let (backend, program) = if is_nft(&self.text) {
+            (RuleBackend::IptablesNft, nft)
+        } else {
+            (RuleBackend::IptablesLegacy, legacy)
+        };
+        (backend, if self.is_default { default } else { program })
+    }
+}
+
+/// Lists all tables of nftables without the elements of sets. nft before 0.9.1 lists them too.
+fn list_ruleset(tools: &dyn Tools) -> Result<String, FirewallError> {
+    match tools.run("nft", &["-j", "-s", "-t", "list", "ruleset"], "") {
+        Err(FirewallError::Refused { message, .. }) if message.contains("option") => {
+            tools.run("nft", &["-j", "-s", "list", "ruleset"], "")
+        }
+        result => result,
+    }
+}
+
+fn parse(listing: &str) -> Option<Value> {
+    serde_json::from_str(listing).ok()
+}
+
+/// Returns whether the first line of a listing names nftables.
+fn is_nft(text: &str) -> bool {
+    let first = text.lines().next().unwrap_or_default();
+    first.contains("nf_tables") || first.contains("-nft-save")
+}
+
+/// Returns whether the default program uses nftables: it is a link to the program of its backend.
+fn is_default_nft(default: &str) -> bool {
+    let target = find_system_program(default).and_then(|path| fs::canonicalize(path).ok());
+    let name = target.as_ref().and_then(|path| path.file_name());
+    name.is_some_and(|name| name.to_string_lossy().contains("nft"))
+}
+
+/// Returns whether the kernel has tables of the former backend in this network namespace.
+fn has_legacy_tables(family: Family) -> bool {
+    let file = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty())
+}
+
+/// Removes the counters of the chains, and the times in the comments.
+fn without_counters(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if line.starts_with(':') {
+            lines.push(line.split(" [").next().unwrap_or(line));
+        } else if line.starts_with('#') {
+            lines.push(line.split(" on ").next().unwrap_or(line));
+        } else {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}
