@@ -12,6 +12,7 @@ use std::time::Duration;
 use overlay_config::{DataplaneConfig, FirewallKind, OverlayIngress};
 use overlay_engine::agent::{FirewallState, Programmed, Scope};
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
+use overlay_linux::firewall::foreign::Inspector;
 use overlay_linux::firewall::{
     self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, RulesFile, Ruleset,
 };
@@ -116,6 +117,12 @@ pub(super) struct HostNetwork {
     /// The error of the last attempt to apply the host settings.
     settings_error: Option<HostError>,
     local_masters: LocalMasters,
+    /// The foreign firewall rules.
+    foreign_rules: Inspector,
+    /// The faults of the foreign rules. `None` until they are evaluated.
+    obstacles: Option<Vec<Fault>>,
+    /// Whether the job has made rules, and so caused events.
+    has_made_rules: bool,
     listeners: ChangeListeners,
 }
 
@@ -147,6 +154,9 @@ impl HostNetwork {
             has_forgotten_flows: false,
             settings_error: None,
             local_masters: LocalMasters::default(),
+            foreign_rules: Inspector::default(),
+            obstacles: None,
+            has_made_rules: false,
             listeners: ChangeListeners::default(),
         }
     }
@@ -197,6 +207,19 @@ impl HostNetwork {
         if is_removal && applied {
             self.apply_rules(desired, scope, result);
         }
+        self.report_obstacles(desired, scope, result);
+    }
+
+    /// Reports foreign firewall rules that drop packets of the overlays. They are evaluated after
+    /// the managed rules are made, since those accept packets before some foreign rules.
+    fn report_obstacles(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) {
+        if desired.vxlan_devices.is_empty() {
+            self.obstacles = None;
+        } else if scope.has_firewall() || self.obstacles.is_none() {
+            self.obstacles = Some(self.foreign_rules.inspect(desired, Instant::now()));
+        }
+        // A job of any scope reports the obstacles until they are gone.
+        result.faults.extend(self.obstacles.iter().flatten().cloned());
     }
 
     fn apply_settings(&mut self, desired: &Desired, result: &mut Programmed) {
@@ -238,11 +261,13 @@ impl HostNetwork {
         match outcome {
             Ok(Outcome::Unchanged) => {}
             Ok(made) => {
+                self.has_made_rules = true;
                 let action = if rules.is_empty() { "removed" } else { "installed" };
                 result.add(std::iter::once(format!("{action} the firewall rules")));
                 self.forget_flows(desired, &options, made, result);
             }
             Err(error) => {
+                self.has_made_rules = true;
                 result.faults.push(Fault::of_host(error));
                 return false;
             }
@@ -380,6 +405,7 @@ impl Worker for HostNetwork {
     fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed {
         // Opens the monitors before the state is read, so that no change is missed.
         self.listeners.open();
+        self.has_made_rules = false;
         let mut result = Programmed::default();
         if let Err(error) = self.acquire_lock() {
             result.faults.push(Fault::of_host(error));
@@ -387,7 +413,7 @@ impl Worker for HostNetwork {
             self.apply(desired, scope, &mut result);
         }
         let own = self.dataplane.as_ref().and_then(|dataplane| dataplane.port().ok());
-        self.listeners.drop_own_events(own);
+        self.listeners.drop_own_events(own, self.has_made_rules);
         result
     }
 
@@ -412,15 +438,17 @@ impl ChangeListeners {
     }
 
     /// Drops the events of our own changes that were received during a job, and keeps the others.
-    /// All events about rules are dropped: the kernel does not name the program that caused them.
-    /// The state machine verifies the dataplane soon after a change, and so finds foreign changes.
-    fn drop_own_events(&mut self, own: Option<u32>) {
+    /// If the job has made rules, all events about rules are dropped: the kernel does not name the
+    /// program that caused them. The state machine verifies the dataplane soon after a change, and
+    /// so finds foreign changes.
+    fn drop_own_events(&mut self, own: Option<u32>, has_made_rules: bool) {
         let watch = &self.watch;
         let kernel = self
             .kernel
             .as_mut()
             .map_or(Ok(KernelEvent::Unrelated), |kernel| kernel.take(Duration::ZERO, watch, own));
-        let rules = self.rules.as_mut().map_or(Ok(()), firewall::Monitor::discard_pending);
+        let rules = self.rules.as_mut().filter(|_| has_made_rules);
+        let rules = rules.map_or(Ok(()), firewall::Monitor::discard_pending);
         match kernel.and_then(|event| rules.map(|()| event)) {
             Ok(event) => self.foreign = scope_of(event),
             Err(error) => self.close(&error),

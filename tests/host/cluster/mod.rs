@@ -9,6 +9,7 @@ mod drift;
 mod faults;
 mod hostile;
 mod membership;
+mod obstacles;
 mod path;
 mod reachability;
 mod restart;
