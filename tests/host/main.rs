@@ -25,6 +25,7 @@ mod doctor;
 mod ensemble;
 mod firewall;
 mod firewall_docker;
+mod firewall_foreign;
 mod firewall_forged;
 mod firewall_reboot;
 mod firewall_upgrade;
