@@ -29,6 +29,7 @@ use super::dataplane_thread::{DataplaneThread, Job};
 use super::dataplane_worker::{DataplaneOptions, HostNetwork};
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::own_address::{self, AddressRemedy};
+use super::probe_thread::{ProbeJob, ProbeThread};
 use super::service_tasks::ServiceTasks;
 use super::{AccessControl, Executor, Metrics, ProgressOptions, RuntimeStatus, Service};
 use crate::http::{
@@ -198,12 +199,16 @@ impl AgentHost {
             let create = move |wake| HostNetwork::new(dataplane.clone(), wake);
             Some(DataplaneThread::start(create, programs, inbox.clone())?)
         };
+        let has_probes = settings.tunnel.programs && settings.probe_rate > 0;
+        let start = || ProbeThread::start(cni.leases(), inbox.clone());
+        let probes = has_probes.then(start).transpose()?;
         let mut networks =
             ContainerNetworks::new(cni, docker, settings.manages_docker(), inbox.clone());
         networks.find();
         let state_machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
-        let executor = AgentExecutor { own, sender, networks, dataplane, detect, _tasks: tasks };
+        let executor =
+            AgentExecutor { own, sender, networks, dataplane, probes, detect, _tasks: tasks };
         let progress = (ProgressOptions::default(), None);
         let inbox = (inbox, receiver);
         Ok(Self(ServiceTasks::start(state_machine, executor, inbox, transport, progress)))
@@ -340,6 +345,8 @@ struct AgentExecutor {
     networks: ContainerNetworks,
     /// `None` if the settings have no dataplane.
     dataplane: Option<DataplaneThread>,
+    /// `None` if the agent does not probe its peers.
+    probes: Option<ProbeThread>,
     detect: Arc<Notify>,
     /// The tasks that detect the master and watch the address. They end with the agent.
     _tasks: JoinSet<()>,
@@ -372,6 +379,11 @@ impl Executor<Agent> for AgentExecutor {
             }
             Command::Program { attempt, desired, scope } => {
                 self.queue(Job::Program { attempt, desired, scope });
+            }
+            Command::Probe { attempt, desired, packets } => {
+                if let Some(probes) = &self.probes {
+                    probes.queue(ProbeJob { attempt, desired, packets });
+                }
             }
             Command::RetainCni(overlays) => self.networks.retain_cni(overlays),
             Command::RetainDocker(overlays) => self.networks.retain_docker(overlays),
@@ -431,6 +443,7 @@ mod tests {
                 master: None,
                 networks: Vec::new(),
                 dataplane: None,
+                probes: None,
                 counters: Counters::default(),
                 refused: RejectedMessages::default(),
                 log: LogTally::default(),

@@ -22,6 +22,7 @@ mod local_masters;
 mod master;
 mod metrics;
 mod own_address;
+mod probe_thread;
 mod progress;
 mod service_tasks;
 mod store_thread;

@@ -64,6 +64,8 @@ pub struct DataplaneConfig {
     pub host_settings: bool,
     /// Whether the agent refuses overlays that overlap routes or addresses of the host.
     pub refuse_collisions: bool,
+    /// Number of peers that the agent probes per second. 0 switches the probes off.
+    pub probe_rate: u32,
     /// The directory for the previous values of changed host settings.
     pub state_dir: PathBuf,
 }
@@ -71,6 +73,10 @@ pub struct DataplaneConfig {
 impl DataplaneConfig {
     /// Default of `state_dir`.
     pub(super) const STATE_DIR_DEFAULT: &'static str = "/var/lib/mesos-overlay";
+    /// Default of `probe_rate`: 5,000 peers are probed in 21 minutes.
+    pub(super) const PROBE_RATE_DEFAULT: u32 = 4;
+    /// Maximum of `probe_rate`. Each probe sends at least two packets, one of full size.
+    pub(super) const PROBE_RATE_MAX: u32 = 100;
 }
 
 impl Default for DataplaneConfig {
@@ -85,6 +91,7 @@ impl Default for DataplaneConfig {
             known_agents_only: true,
             host_settings: true,
             refuse_collisions: true,
+            probe_rate: Self::PROBE_RATE_DEFAULT,
             state_dir: Self::STATE_DIR_DEFAULT.into(),
         }
     }
@@ -120,6 +127,10 @@ pub(super) fn read<'a>(
     config.host_settings = document.read_boolean_or(object, "host_settings", config.host_settings);
     config.refuse_collisions =
         document.read_boolean_or(object, "refuse_collisions", config.refuse_collisions);
+    let rate = object
+        .value("probe_rate")
+        .and_then(|node| document.read_number(&node, 0..=DataplaneConfig::PROBE_RATE_MAX));
+    config.probe_rate = rate.unwrap_or(config.probe_rate);
     if let Some(node) = object.value("state_dir") {
         let path = document.read_absolute_path(&node, DataplaneConfig::STATE_DIR_DEFAULT);
         config.state_dir = path.unwrap_or(config.state_dir);
@@ -189,7 +200,7 @@ fn warn_about_unused_keys<'a>(
 ) {
     const FIREWALL_KEYS: [&str; 4] =
         ["masquerade", "isolate_overlays", "overlay_ingress", "known_agents_only"];
-    const DATAPLANE_KEYS: [&str; 3] = ["firewall", "underlay", "host_settings"];
+    const DATAPLANE_KEYS: [&str; 4] = ["firewall", "underlay", "host_settings", "probe_rate"];
     let (keys, reason) = if config.kind == DataplaneKind::External {
         ([&DATAPLANE_KEYS[..], &FIREWALL_KEYS].concat(), "'dataplane' is external")
     } else if config.firewall == FirewallKind::None {

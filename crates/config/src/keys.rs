@@ -106,6 +106,7 @@ pub(super) const AGENT: Schema = object(
         "known_agents_only",
         "host_settings",
         "refuse_collisions",
+        "probe_rate",
         "state_dir",
         "limits",
         "acls",

@@ -4,7 +4,6 @@
 //! that observation, which is plain data. Kernel and firewall support is tested in a temporary
 //! network namespace. Only [`probe`] sends packets, to the peers that the kernel knows.
 
-pub mod echo;
 mod finding;
 mod host;
 mod kernel_support;

@@ -4,6 +4,7 @@
 //! - [`docker`]: Docker networks of the DockerContainerizer
 //! - [`dataplane`]: VXLAN devices, neighbors, forwarding entries and routes, through netlink
 //! - [`firewall`]: masquerade, VXLAN from known agents only, forwarding, isolation
+//! - [`probe`]: echo requests to peers, through a port of a bridge or from the VTEP
 //! - [`host`]: host settings that forwarding needs, and the lock of a host
 //! - [`source`]: finds the source address that the kernel chooses for a destination
 //! - [`subprocess`]: runs other programs with a deadline
@@ -13,5 +14,6 @@ pub mod dataplane;
 pub mod docker;
 pub mod firewall;
 pub mod host;
+pub mod probe;
 pub mod source;
 pub mod subprocess;

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use overlay_doctor::echo::{EchoRequest, IcmpError, Outcome, Prober};
+use overlay_linux::probe::echo::{EchoRequest, IcmpError, Outcome, Prober};
 use serde::Serialize;
 
 use super::containers::Container;

@@ -89,6 +89,7 @@ fn agent_snapshot() -> Snapshot<agent::Metrics> {
             overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
             peers: 4,
             peers_left_out: 1,
+            probes: agent::ProbeTally { reached: 3, ..Default::default() },
             counters: agent::Counters { docker_cmd_failures: 2, ..Default::default() },
         },
         host: HostCounters::default(),
@@ -280,6 +281,12 @@ mesos_overlay_agent_dataplane_changes_total 0
 mesos_overlay_agent_dataplane_repairs_total 0
 mesos_overlay_agent_dataplane_failures_total 0
 mesos_overlay_agent_dataplane_restarts_total 0
+mesos_overlay_agent_probe_packets_sent_total 0
+mesos_overlay_agent_probe_packets_lost_total 0
+mesos_overlay_agent_probe_peers_reached 3
+mesos_overlay_agent_probe_peers_unreachable 0
+mesos_overlay_agent_probe_peers_large_lost 0
+mesos_overlay_agent_probe_round_trip_microseconds 0
 mesos_overlay_agent_refused_total 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections_per_address\"} 0

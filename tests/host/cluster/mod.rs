@@ -11,6 +11,7 @@ mod hostile;
 mod membership;
 mod obstacles;
 mod path;
+mod probes;
 mod reachability;
 mod restart;
 mod unserved;

@@ -101,6 +101,7 @@ impl World {
             verify_interval: self.scenario.verify_interval,
             removes_docker_networks: true,
             tunnel: TunnelSettings { programs, refuses_collisions: programs },
+            probe_rate: 0,
         };
         node.kernel.forget();
         let machine = Agent::new(node.ip, settings, seed);
@@ -324,6 +325,8 @@ impl World {
             Command::Program { attempt, desired, scope } => {
                 self.begin_kernel_job(agent, attempt, Job::Program(desired, scope));
             }
+            // The simulated network carries no packets of containers, so nothing is probed.
+            Command::Probe { .. } => {}
             // Only the final examination sends requests, and it reads the replies itself.
             Command::Reply { .. } => {}
         }

@@ -6,10 +6,10 @@
 
 use std::net::IpAddr;
 
+use overlay_linux::probe::echo::{IcmpError, Outcome, UnreachableReason};
 use overlay_types::addr::{DeviceName, Mac, Vni};
 
 use super::counters::{Counters, RP_FILTER};
-use crate::echo::{IcmpError, Outcome, UnreachableReason};
 use crate::finding::Finding;
 
 const CHECK: &str = "probe";

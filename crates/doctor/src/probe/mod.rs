@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use overlay_linux::probe::echo::{EchoRequest, Outcome, Prober, Round};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Vni};
 use overlay_types::protocol::AgentInfo;
 use overlay_types::text::pluralize;
@@ -20,7 +21,6 @@ use overlay_types::tunnel::overhead;
 
 use self::counters::{Counters, WRONG_CHECKSUM};
 use self::diagnosis::{PathProbe, TunnelPath};
-use super::echo::{EchoRequest, Outcome, Prober, Round};
 use super::finding::Finding;
 use super::observation::Observation;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use overlay_types::addr::{OverlayName, Upid};
 use overlay_types::container_network::ContainerNetwork;
 use overlay_types::protocol::{AgentInfo, Message, RequestId};
-use overlay_types::tunnel::Desired;
+use overlay_types::tunnel::{Desired, ProbePacket};
 
 use super::{FoundNetworks, Health, Metrics};
 use crate::metrics::Snapshot;
@@ -98,6 +98,15 @@ pub enum Command {
         /// The state to observe first.
         scope: Scope,
     },
+    /// Send echo requests to peers. The result is [`super::Event::Probed`].
+    Probe {
+        /// Number of the attempt, for the result.
+        attempt: u64,
+        /// The programmed state, with the bridges and the VTEPs of this host.
+        desired: Arc<Desired>,
+        /// The echo requests.
+        packets: Vec<ProbePacket>,
+    },
     /// Remove managed CNI configurations, except those of these overlays. The result is
     /// [`super::Event::CniRemoved`].
     RetainCni(BTreeSet<OverlayName>),
@@ -146,6 +155,9 @@ impl fmt::Display for Command {
                     ),
                     None => write!(f, "attempt {attempt}: program {scope} for {spaces} overlays"),
                 }
+            }
+            Self::Probe { attempt, packets, .. } => {
+                write!(f, "probe {attempt}: send {} echo requests", packets.len())
             }
             Self::RetainCni(names) => write!(f, "retain {} cni configurations", names.len()),
             Self::RetainDocker(names) => write!(f, "retain {} docker networks", names.len()),

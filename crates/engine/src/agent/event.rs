@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use overlay_types::addr::{OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{Message, MessageKind, RequestId};
-use overlay_types::tunnel::{Collision, Fault};
+use overlay_types::tunnel::{Collision, Fault, ProbeReport};
 
 use super::command::Scope;
 use super::refusal::FoundNetworks;
@@ -71,6 +71,13 @@ pub enum Event {
         /// The changes and the faults.
         result: Programmed,
     },
+    /// The result of [`super::Command::Probe`].
+    Probed {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// The outcomes, or why no packet can be sent.
+        result: Result<ProbeReport, String>,
+    },
     /// Another process changed the host's network, possibly a managed object.
     Drifted(Scope),
     /// The result of [`super::Command::RetainDocker`]: the networks that remain, one sentence each,
@@ -128,6 +135,13 @@ impl fmt::Display for Event {
             Self::Programmed { attempt, result: Programmed { changes, faults, .. } } => {
                 let faults = faults.len();
                 write!(f, "attempt {attempt}, programmed: {changes} changes, {faults} faults")
+            }
+            Self::Probed { attempt, result: Ok(report) } => {
+                let replies = report.outcomes.iter().filter(|outcome| outcome.has_reply()).count();
+                write!(f, "probe {attempt}: {replies} of {} answered", report.outcomes.len())
+            }
+            Self::Probed { attempt, result: Err(reason) } => {
+                write!(f, "probe {attempt}: not sent: {reason}")
             }
             Self::Drifted(scope) => write!(f, "drifted: {scope:?}"),
             Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),

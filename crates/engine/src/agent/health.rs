@@ -71,6 +71,7 @@ impl Agent {
             || self.docker_gc.problems().next().is_some()
             || self.tunnel.problems().next().is_some()
             || self.tunnel.is_overdue()
+            || self.probes.has_problem()
             || self.gets_no_peers()
             || self.accepts_every_sender
     }
@@ -91,6 +92,7 @@ impl Agent {
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
             dataplane: self.tunnel.health(self.peers.count(), &counters),
+            probes: self.probes.health(),
             counters,
             refused: RejectedMessages::default(),
             log: LogTally::default(),
@@ -109,6 +111,7 @@ impl Agent {
         problems.extend(self.docker_gc.problems().cloned());
         problems.extend(self.tunnel.problems().cloned());
         problems.extend(self.tunnel.overdue_problem(now));
+        problems.extend(self.probes.problems(now));
         if self.gets_no_peers() {
             let is_late = self.masters.sends_peers();
             let problem = if is_late { LATE_PEERS_PROBLEM } else { NO_PEERS_PROBLEM };

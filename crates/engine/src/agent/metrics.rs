@@ -2,7 +2,7 @@
 
 use libprocess::limits::Limit;
 
-use super::view::{Condition, Counters, OverlayTally};
+use super::view::{Condition, Counters, OverlayTally, ProbeTally};
 use crate::metrics::{Catalogue, Metric, with_host_counters};
 
 /// The values that the metrics of an agent are read from.
@@ -16,6 +16,8 @@ pub struct Metrics {
     pub peers: u64,
     /// Peers that the agent left out, as a whole or in part, because of a fault.
     pub peers_left_out: u64,
+    /// The peers by the outcomes of their probes.
+    pub probes: ProbeTally,
     /// Events since the start.
     pub counters: Counters,
 }
@@ -183,6 +185,36 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "dataplane_restarts",
                 "Restarts of the thread that programs the network of the host, after a panic.",
                 |host| host.dataplane_restarts,
+            ),
+            Metric::counter(
+                "probe_packets_sent",
+                "Echo requests sent to peers through the tunnel.",
+                |metrics| metrics.counters.probe_packets_sent,
+            ),
+            Metric::counter(
+                "probe_packets_lost",
+                "Echo requests to peers that were not answered.",
+                |metrics| metrics.counters.probe_packets_lost,
+            ),
+            Metric::gauge(
+                "probe_peers_reached",
+                "Peers that answer echo requests through the tunnel.",
+                |metrics| metrics.probes.reached,
+            ),
+            Metric::gauge(
+                "probe_peers_unreachable",
+                "Peers that do not answer echo requests, as a whole or in part.",
+                |metrics| metrics.probes.unreachable,
+            ),
+            Metric::gauge(
+                "probe_peers_large_lost",
+                "Peers that answer small echo requests only, because of an MTU.",
+                |metrics| metrics.probes.large_lost,
+            ),
+            Metric::gauge(
+                "probe_round_trip_microseconds",
+                "Mean round-trip time to the peers through the tunnel.",
+                |metrics| metrics.probes.round_trip_microseconds,
             ),
         ],
         []

@@ -18,6 +18,7 @@ mod metrics;
 mod network_task;
 mod overlays;
 mod peers;
+mod probes;
 mod refusal;
 #[cfg(test)]
 mod refusal_tests;
@@ -54,13 +55,17 @@ use masters::Masters;
 pub use metrics::Metrics;
 use overlays::Overlays;
 use peers::{OwnAddresses, Peers};
+use probes::Probes;
 use refusal::{Found, Refusal, held_addresses};
 pub use refusal::{FoundNetworks, has_named_subnet};
 use registration::Registration;
 pub use settings::Settings;
 use tunnel::Tunnel;
 pub use tunnel::TunnelSettings;
-pub use view::{Condition, Counters, Health, NetworkHealth, OverlayTally, TunnelHealth};
+pub use view::{
+    Condition, Counters, Health, NetworkHealth, OverlayTally, PeerProbeHealth, ProbeHealth,
+    ProbeTally, TunnelHealth,
+};
 
 /// What the parts of the agent need to handle an event.
 #[derive(Debug)]
@@ -84,6 +89,7 @@ pub struct Agent {
     docker_gc: DockerGc,
     tunnel: Tunnel,
     peers: Peers,
+    probes: Probes,
     masters: Masters,
     /// Whether a master has sent an assignment since the start of this agent.
     has_assignments: bool,
@@ -117,6 +123,7 @@ impl Agent {
             refusal: Refusal::new(random.u64(..)),
             tunnel: Tunnel::new(settings.tunnel),
             peers: Peers::new(OwnAddresses { ip, underlay: settings.options.underlay }),
+            probes: Probes::new(settings.probe_rate),
             masters: Masters::default(),
             settings,
             random,
@@ -164,6 +171,9 @@ impl StateMachine for Agent {
             }
             Event::Inspected { attempt, result } => self.finish_inspection(now, attempt, result),
             Event::Programmed { attempt, result } => self.finish_program(now, attempt, result),
+            Event::Probed { attempt, result } => {
+                self.probes.finish(now, attempt, result, &mut self.counters);
+            }
             Event::Drifted(scope) => self.tunnel.handle_drift(now, scope),
             Event::Removed(result) => {
                 self.docker_gc.finish_removal(now, result, self.settings.verify_interval);
@@ -198,6 +208,7 @@ impl StateMachine for Agent {
             self.docker_gc.next_due(&self.overlays.docker_names()),
             self.tunnel.next_due(),
             self.peers.due(),
+            self.probes.next_due(),
         ];
         due.into_iter().flatten().min()
     }
@@ -219,7 +230,8 @@ impl StateMachine for Agent {
         };
         let peers = self.peers.count().unwrap_or(0) as u64;
         let peers_left_out = self.tunnel.peers_left_out() as u64;
-        Metrics { status, overlays, peers, peers_left_out, counters: self.counters.clone() }
+        let (probes, counters) = (self.probes.tally(), self.counters.clone());
+        Metrics { status, overlays, peers, peers_left_out, probes, counters }
     }
 
     fn degrade(metrics: &mut Metrics, severity: Severity) {
@@ -340,6 +352,8 @@ impl Agent {
         self.update_accepted_senders(now);
         self.tunnel.note_overdue(now);
         self.commands.extend(self.tunnel.take_due(now));
+        self.probes.set_programmed(now, self.tunnel.programmed(), &mut self.random);
+        self.commands.extend(self.probes.take_due(now, &mut self.random));
         let docker_names = self.overlays.docker_names();
         self.commands.extend(self.docker_gc.take_due(now, &docker_names));
         if self.cni_gc.take_due(now) && self.has_assignments {

@@ -21,6 +21,8 @@ pub struct Settings {
     pub removes_docker_networks: bool,
     /// What the agent does with the network of its host.
     pub tunnel: TunnelSettings,
+    /// Number of peers that are probed per second. 0 switches the probes off.
+    pub probe_rate: u32,
 }
 
 impl Settings {
@@ -45,6 +47,7 @@ impl From<&AgentConfig> for Settings {
                 programs: config.dataplane.kind == DataplaneKind::Vxlan,
                 refuses_collisions: config.dataplane.refuse_collisions,
             },
+            probe_rate: config.dataplane.probe_rate,
         }
     }
 }

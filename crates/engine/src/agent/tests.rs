@@ -35,6 +35,7 @@ impl World {
             verify_interval: Duration::from_secs(60),
             removes_docker_networks: true,
             tunnel,
+            probe_rate: 0,
         };
         let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };

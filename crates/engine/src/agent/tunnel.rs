@@ -386,6 +386,11 @@ impl Tunnel {
         })
     }
 
+    /// Returns the desired state of the last program job.
+    pub(super) const fn programmed(&self) -> Option<&Arc<Desired>> {
+        self.programmed.as_ref()
+    }
+
     /// Returns the number of peers that the agent left out, as a whole or in part.
     pub(super) const fn peers_left_out(&self) -> usize {
         self.peers_left_out
@@ -394,11 +399,6 @@ impl Tunnel {
     /// Returns the faults and the collisions of overlays in use, one sentence each.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         self.faults.iter().map(|fault| &fault.reason).chain(&self.late_collisions)
-    }
-
-    /// Returns the desired state of the last program job.
-    pub(super) fn programmed(&self) -> Option<&Desired> {
-        self.programmed.as_deref()
     }
 
     /// Returns whether it is known that the firewall has no agents of earlier rules.

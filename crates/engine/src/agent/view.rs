@@ -31,6 +31,8 @@ pub struct Counters {
     pub dataplane_changes: u64,
     pub dataplane_repairs: u64,
     pub dataplane_failures: u64,
+    pub probe_packets_sent: u64,
+    pub probe_packets_lost: u64,
 }
 
 /// The condition of the agent.
@@ -77,6 +79,9 @@ pub struct Health {
     /// The tunnels to other agents, if the agent programs them or checks for collisions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataplane: Option<TunnelHealth>,
+    /// The probes of the peers, if the agent has programmed its tunnels and sends probes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<ProbeHealth>,
     /// Events since the start.
     pub counters: Counters,
     /// Messages refused before they reached the state machine. The runtime sets them.
@@ -134,4 +139,55 @@ pub struct TunnelHealth {
     pub last_repair: Option<String>,
     /// The time of the last repair, in seconds since 1970.
     pub last_repair_unix: Option<u64>,
+}
+
+/// The peers, counted by the outcomes of their probes. A peer that was not probed yet counts as
+/// nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ProbeTally {
+    /// Peers that answer.
+    pub reached: u64,
+    /// Peers that do not answer, as a whole or in part.
+    pub unreachable: u64,
+    /// Peers that answer small packets only.
+    pub large_lost: u64,
+    /// Mean of the smoothed round-trip times of all peers.
+    pub round_trip_microseconds: u64,
+}
+
+/// The health of the paths to other agents, as probes found it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProbeHealth {
+    /// `off`, `ok` or `degraded`.
+    pub status: String,
+    /// Why no probe can be sent, or why some do not take the path of containers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// The overlays whose probes begin at a port of their bridge, as the packets of containers.
+    /// The probes of the others begin at the VTEP.
+    pub bridged_overlays: Vec<String>,
+    /// The peers by outcome.
+    #[serde(flatten)]
+    pub tally: ProbeTally,
+    /// The first peers whose probes fail.
+    pub failing: Vec<PeerProbeHealth>,
+}
+
+/// The health of the path to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerProbeHealth {
+    /// The underlay address of the peer.
+    pub agent: String,
+    /// The likely cause.
+    pub cause: String,
+    /// The time of the first failed probe, in seconds since 1970.
+    pub since_unix: Option<u64>,
+    /// The time of the last answer, in seconds since 1970.
+    pub last_success_unix: Option<u64>,
+    /// Unanswered probes of the last 8.
+    pub lost: u32,
+    /// The shortest round-trip time.
+    pub round_trip_min_microseconds: Option<u64>,
+    /// The smoothed round-trip time.
+    pub round_trip_microseconds: Option<u64>,
 }

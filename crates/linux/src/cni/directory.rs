@@ -16,6 +16,7 @@ use super::configuration::{
     BRIDGE_PLUGIN, Form, IPAM_PLUGIN, PORT_MAPPER_PLUGIN, declared_name, is_ours, render, subnet_of,
 };
 use super::error::CniError;
+use super::leases::Leases;
 
 /// Maximum number of bytes that are read of a file. A network configuration has some hundred bytes,
 /// and foreign files must not fill the memory.
@@ -97,6 +98,12 @@ impl CniDirectory {
         let _guard = self.lock.lock();
         let directory = self.create_directory()?;
         clear_staging(&directory)
+    }
+
+    /// Returns the leases of the networks.
+    #[must_use]
+    pub fn leases(&self) -> Leases {
+        Leases::new(self.data_dir.as_deref())
     }
 
     /// Writes the file of `network`, unless the file has the desired content.

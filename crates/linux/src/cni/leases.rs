@@ -1,13 +1,15 @@
 //! The lease directories of the CNI plugin host-local, one for each network. The plugin manages
 //! them while containers run. It never removes the lease of a container that ended without the
-//! plugin. Only `clean` reads and removes these directories.
+//! plugin. `clean` reads and removes these directories, and the agent leases one address of each
+//! bridge for its probes.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{OverlayName, Subnet};
 
 use super::error::CniError;
 
@@ -18,8 +20,13 @@ const LOCK: &str = "lock";
 /// Prefix of the files with the last allocated address of each range.
 const LAST_RESERVED: &str = "last_reserved_ip.";
 
+/// Content of the lease of an address that the agent uses for its probes.
+const PROBE_LEASE: &str = "mesos-overlay-probe\r\nmo-probe";
+/// Number of addresses, from the last one downwards, of which one is taken for probes.
+const PROBE_CANDIDATES: usize = 8;
+
 /// The lease directories of host-local.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Leases {
     data_dir: PathBuf,
 }
@@ -62,6 +69,70 @@ impl Leases {
         self.data_dir.join(overlay.as_str())
     }
 
+    /// Leases an address of the subnet for the probes of the agent: the last one that no container
+    /// has and that `is_used` refutes. host-local allocates upwards from the first address, and
+    /// skips an address whose file exists. A lease of an earlier agent is used again. Returns `None`
+    /// if the plugin has leased nothing yet, or if none of the last addresses is free.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn reserve_probe_address(
+        &self,
+        overlay: &OverlayName,
+        subnet: &Subnet,
+        mut is_used: impl FnMut(IpAddr) -> bool,
+    ) -> Result<Option<IpAddr>, CniError> {
+        let directory = self.path(overlay);
+        if !is_directory(&directory)? {
+            return Ok(None);
+        }
+        let Some(last) = subnet.offset_of(subnet.last()) else { return Ok(None) };
+        // The last address is the broadcast address; the first is that of the network, and the
+        // second that of the bridge.
+        let offsets = (2..last).rev();
+        for address in offsets.take(PROBE_CANDIDATES).filter_map(|at| subnet.address_at(at)) {
+            let path = directory.join(address.to_string());
+            match fs::File::create_new(&path) {
+                Ok(mut file) => {
+                    file.write_all(PROBE_LEASE.as_bytes())
+                        .map_err(|error| CniError::io("write", &path, &error))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if !is_probe_lease(&path) {
+                        continue;
+                    }
+                }
+                Err(error) => return Err(CniError::io("create", &path, &error)),
+            }
+            if !is_used(address) {
+                return Ok(Some(address));
+            }
+            self.release_probe_address(overlay, address);
+        }
+        Ok(None)
+    }
+
+    /// Removes the lease of an address for probes. The lease of a container stays.
+    pub fn release_probe_address(&self, overlay: &OverlayName, address: IpAddr) {
+        let path = self.path(overlay).join(address.to_string());
+        if is_probe_lease(&path)
+            && let Err(error) = fs::remove_file(&path)
+        {
+            log::warn!("remove lease {}: {error}: remove the file", path.display());
+        }
+    }
+
+    /// Returns the addresses of the overlay that are leased for probes.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn probe_addresses(&self, overlay: &OverlayName) -> Result<Vec<IpAddr>, CniError> {
+        let directory = self.path(overlay);
+        let names = names(&directory)?.into_iter();
+        let leases = names.filter(|name| is_probe_lease(&directory.join(name)));
+        Ok(leases.filter_map(|name| name.parse().ok()).collect())
+    }
+
     /// Removes the lease directory of an overlay.
     ///
     /// # Errors
@@ -87,6 +158,11 @@ impl Leases {
     }
 }
 
+/// Returns whether the file is a lease for probes.
+fn is_probe_lease(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|content| content == PROBE_LEASE.as_bytes())
+}
+
 /// Returns whether this is an existing directory.
 fn is_directory(path: &Path) -> Result<bool, CniError> {
     match fs::metadata(path) {
@@ -110,6 +186,36 @@ fn names(directory: &Path) -> Result<BTreeSet<String>, CniError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn probe_lease_is_last_free_address_and_leaves_containers_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let leases = Leases::new(Some(root.path()));
+        let overlay: OverlayName = "vxlan-1".parse().unwrap();
+        let subnet: Subnet = "192.168.2.0/25".parse().unwrap();
+        let reserve = |used: &str| {
+            let is_used = |address: IpAddr| address.to_string() == used;
+            leases.reserve_probe_address(&overlay, &subnet, is_used).unwrap()
+        };
+        assert_eq!(reserve(""), None, "host-local has leased nothing");
+        let directory = leases.path(&overlay);
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("192.168.2.126"), "container\r\neth0").unwrap();
+        let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        assert_eq!(reserve(""), address("192.168.2.125"));
+        assert_eq!(reserve(""), address("192.168.2.125"), "of an earlier agent");
+        assert_eq!(reserve("192.168.2.125"), address("192.168.2.124"));
+        assert_eq!(
+            leases.probe_addresses(&overlay).unwrap(),
+            ["192.168.2.124".parse::<IpAddr>().unwrap()]
+        );
+        for last in ["192.168.2.126", "192.168.2.124"] {
+            leases.release_probe_address(&overlay, last.parse().unwrap());
+        }
+        assert_eq!(names(&directory).unwrap(), ["192.168.2.126".to_owned()].into());
+        let tiny: Subnet = "192.168.2.0/31".parse().unwrap();
+        assert_eq!(leases.reserve_probe_address(&overlay, &tiny, |_| false).unwrap(), None);
+    }
 
     #[test]
     fn leases_with_foreign_file_are_kept() {

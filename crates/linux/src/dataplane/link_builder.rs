@@ -1,5 +1,5 @@
-//! Builds demo hosts and containers out of network namespaces: bridges, veth pairs, addresses. For
-//! demonstrations, where the `ip` program may be missing. These links carry no mark and are not
+//! Builds links with network namespaces: bridges, veth pairs, addresses. For the port of the probes,
+//! and for the hosts and containers of demonstrations. These links carry no mark and are not
 //! reconciled: the kernel removes them with their namespace.
 
 use std::io;
@@ -8,16 +8,16 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::net::if_::if_nametoindex;
-use overlay_types::addr::{DeviceName, InterfaceAddress, Mtu};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu};
 
 use super::apply::{if_header, write_address};
-use super::message::Batch;
+use super::message::{Batch, attributes, u32_at};
 use super::socket::Netlink;
 use super::uapi::{
-    AF_INET, IFF_UP, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_MTU, IFLA_NET_NS_FD, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN, RTA_GATEWAY, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT,
-    VETH_INFO_PEER,
+    AF_INET, IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
+    IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_GATEWAY, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT, VETH_INFO_PEER,
 };
 
 /// A change that the kernel refused.
@@ -121,6 +121,46 @@ impl LinkBuilder {
         })
     }
 
+    /// Sets the MAC address of a device.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn set_mac(&mut self, name: &DeviceName, mac: Mac) -> Result<(), LinkBuilderError> {
+        let action = format!("set the address of {name}");
+        let index = index_of(name, &action)?;
+        self.run(action, |batch| {
+            batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
+            batch.attribute(IFLA_ADDRESS, &mac.octets());
+        })
+    }
+
+    /// Removes a device. A missing device is no error.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn remove(&mut self, name: &DeviceName) -> Result<(), LinkBuilderError> {
+        let Ok(index) = if_nametoindex(name.as_str()) else { return Ok(()) };
+        self.run(format!("remove device {name}"), |batch| {
+            batch.begin(RTM_DELLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
+        })
+    }
+
+    /// Returns whether a device is a port of a bridge.
+    pub fn is_port(&mut self, name: &DeviceName, bridge: &DeviceName) -> bool {
+        let (Ok(index), Ok(bridge)) =
+            (if_nametoindex(name.as_str()), if_nametoindex(bridge.as_str()))
+        else {
+            return false;
+        };
+        let mut request = Batch::default();
+        request.begin(RTM_GETLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
+        let master = self.netlink.ask(&mut request, |answer| {
+            let mut found = attributes(answer.body, 16).filter(|(kind, _)| *kind == IFLA_MASTER);
+            found.next().and_then(|(_, value)| u32_at(value, 0))
+        });
+        matches!(master, Ok(Ok(Some(master))) if master == bridge)
+    }
+
     /// Adds an address to a device.
     ///
     /// # Errors
@@ -159,7 +199,7 @@ impl LinkBuilder {
         let mut batch = Batch::default();
         write(&mut batch);
         let error = match self.netlink.run(&mut batch) {
-            Ok(errors) => errors.first().map(|error| error.errno.into()),
+            Ok(errors) => errors.first().map(|error| io::Error::from(error.errno)),
             Err(error) => Some(error),
         };
         match error {

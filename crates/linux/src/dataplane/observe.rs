@@ -22,6 +22,7 @@ use super::uapi::{
     RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::{MARK, PROTOCOL};
+use crate::probe::is_probe_port;
 
 /// Indices of the devices that operations change.
 #[derive(Debug, Default)]
@@ -269,7 +270,8 @@ pub(super) fn bridges(netlink: &mut Netlink) -> io::Result<Vec<Bridge>> {
     let links = links(netlink)?;
     let mut ports: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for link in &links {
-        if let Some(master) = link.master {
+        // The port of our probes is no container.
+        if let Some(master) = link.master.filter(|_| !is_probe_port(&link.name)) {
             ports.entry(master).or_default().push(link.name.clone());
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Requests are never fragmented. They are sent in paced bursts. The raw sockets also receive ICMP
 //! errors for UDP packets of the tunnels, which distinguish a closed port from a silent one.
-//! Everything happens in the network namespace of the calling thread. The program `ping` is not
+//! A socket stays in the network namespace of the thread that opened it. The program `ping` is not
 //! needed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,7 +136,7 @@ pub struct Prober {
     buffer: Vec<u8>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "a probe waits for answers, and cli reads the clock")]
+#[expect(clippy::disallowed_methods, reason = "a probe waits for answers, and measures their time")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -150,15 +150,30 @@ impl Prober {
     pub fn open(sources: &BTreeSet<IpAddr>) -> io::Result<Self> {
         let mut sockets = BTreeMap::new();
         for source in sources {
-            let socket = open(*source)?;
-            match bind(&socket, &SocketAddr::new(*source, 0)) {
-                Ok(()) => drop(sockets.insert(*source, socket)),
-                Err(Errno::ADDRNOTAVAIL) => {}
-                Err(error) => return Err(error.into()),
+            match open_socket(*source) {
+                Ok(socket) => drop(sockets.insert(*source, socket)),
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                Err(error) => return Err(error),
             }
         }
         let identifier = fastrand::u16(..);
         Ok(Self { sockets, identifier, next_number: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// Adds a socket of [`open_socket`], possibly of another network namespace.
+    pub fn add(&mut self, source: IpAddr, socket: OwnedFd) {
+        self.sockets.insert(source, socket);
+    }
+
+    /// Closes the socket of a source.
+    pub fn remove(&mut self, source: IpAddr) {
+        self.sockets.remove(&source);
+    }
+
+    /// Returns whether there is a socket of this source.
+    #[must_use]
+    pub fn has(&self, source: IpAddr) -> bool {
+        self.sockets.contains_key(&source)
     }
 
     /// Sends all requests, and repeats those without a reply up to `tries` times. Waits at most
@@ -167,6 +182,8 @@ impl Prober {
         let mut round =
             Round { outcomes: vec![Outcome::NoReply; requests.len()], ..Round::default() };
         let mut pending = Pending::new();
+        // Requests of other hosts may have filled the receive buffers since the last round.
+        drop(self.receive());
         for _ in 0..tries {
             let open: Vec<usize> =
                 (0..requests.len()).filter(|index| round.outcomes[*index].is_open()).collect();
@@ -223,7 +240,7 @@ impl Prober {
                 Ok(0) => return,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
-                    log::warn!("doctor: wait for echo replies: {error}");
+                    log::warn!("wait for echo replies: {error}");
                     return;
                 }
             }
@@ -261,7 +278,11 @@ impl Prober {
     }
 }
 
-fn open(source: IpAddr) -> io::Result<OwnedFd> {
+/// Opens a socket with this source, in the network namespace of the calling thread.
+///
+/// # Errors
+/// When raw sockets are forbidden, or the namespace does not have the address.
+pub fn open_socket(source: IpAddr) -> io::Result<OwnedFd> {
     let (family, protocol) = match source {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
@@ -272,6 +293,7 @@ fn open(source: IpAddr) -> io::Result<OwnedFd> {
         IpAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
         IpAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?,
     }
+    bind(&socket, &SocketAddr::new(source, 0))?;
     Ok(socket)
 }
 

@@ -1,0 +1,371 @@
+//! Probes of the peers: which peers to probe next, and what the outcomes say about each peer.
+//!
+//! Each second has a batch with at most `rate` peers. A round visits every peer once, in random
+//! order. A peer that did not answer is visited again in the next batches, until its failure is
+//! confirmed; after that it stays in a small list of peers that are visited more often.
+
+mod path;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_types::addr::OverlayName;
+use overlay_types::clock::Now;
+use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
+
+use self::path::{Cause, PeerPath, Visit};
+use super::Counters;
+use super::command::Command;
+use super::view::{PeerProbeHealth, ProbeHealth, ProbeTally};
+
+/// Interval between two batches.
+const BATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest duration of a round. In a small cluster more packets would show nothing more.
+const ROUND_MIN: Duration = Duration::from_secs(5);
+/// Time after which a batch without an outcome counts as lost, and the next batch is sent.
+const BATCH_MAX: Duration = Duration::from_secs(30);
+/// Consecutive failed visits that confirm a failure: the first, and three repetitions.
+const CONFIRMING_VISITS: u32 = 4;
+/// Time in which a new peer may not answer. The peers learn of a new agent within seconds.
+const GRACE: Duration = Duration::from_secs(30);
+/// Interval between two visits of a peer whose failure is confirmed.
+const HOT_INTERVAL: Duration = Duration::from_secs(10);
+/// Number of peers that are visited outside of the rounds.
+const HOT_MAX: usize = 32;
+/// Consecutive visits without any reply after which this host is the likely cause.
+const SILENT_VISITS: u32 = 12;
+/// Number of peers that health names.
+const NAMED_MAX: usize = 8;
+
+/// The probes of all peers.
+#[derive(Debug)]
+pub(super) struct Probes {
+    /// Peers in a batch. 0 switches the probes off.
+    rate: usize,
+    /// The desired state that was programmed last.
+    desired: Option<Arc<Desired>>,
+    peers: BTreeMap<IpAddr, PeerPath>,
+    /// The peers of the round in their order, and the number of those that were visited.
+    round: Vec<IpAddr>,
+    visited: usize,
+    round_start: Duration,
+    /// The peers that are visited outside of the rounds, and when each is due.
+    hot: BTreeMap<IpAddr, Duration>,
+    running: Option<Batch>,
+    last_attempt: u64,
+    /// Earliest time of the next batch.
+    due: Duration,
+    /// The peers with a confirmed failure.
+    failing: BTreeSet<IpAddr>,
+    /// Consecutive visits without any reply, of whatever peer.
+    silent_visits: u32,
+    tally: ProbeTally,
+    /// Why no probe can be sent.
+    obstacle: Option<String>,
+    /// Why some probes do not take the path of containers.
+    limitation: Option<String>,
+    bridged: BTreeSet<OverlayName>,
+}
+
+#[derive(Debug)]
+struct Batch {
+    attempt: u64,
+    visits: Vec<Visit>,
+    since: Duration,
+}
+
+impl Probes {
+    pub(super) fn new(rate: u32) -> Self {
+        Self {
+            rate: usize::try_from(rate).unwrap_or(usize::MAX),
+            desired: None,
+            peers: BTreeMap::new(),
+            round: Vec::new(),
+            visited: 0,
+            round_start: Duration::ZERO,
+            hot: BTreeMap::new(),
+            running: None,
+            last_attempt: 0,
+            due: Duration::ZERO,
+            failing: BTreeSet::new(),
+            silent_visits: 0,
+            tally: ProbeTally::default(),
+            obstacle: None,
+            limitation: None,
+            bridged: BTreeSet::new(),
+        }
+    }
+
+    /// Sets the desired state that was programmed last. Known peers keep their history.
+    pub(super) fn set_programmed(
+        &mut self,
+        now: Now,
+        programmed: Option<&Arc<Desired>>,
+        random: &mut fastrand::Rng,
+    ) {
+        let Some(programmed) = programmed.filter(|_| self.rate > 0) else { return };
+        if self.desired.as_ref().is_some_and(|desired| Arc::ptr_eq(desired, programmed)) {
+            return;
+        }
+        self.desired = Some(Arc::clone(programmed));
+        let no_peers = BTreeMap::new();
+        let peers = programmed.peers.as_ref().unwrap_or(&no_peers);
+        self.peers.retain(|agent, _| peers.contains_key(agent));
+        self.hot.retain(|agent, _| peers.contains_key(agent));
+        self.failing.retain(|agent| peers.contains_key(agent));
+        let mut rest = self.round.split_off(self.visited.min(self.round.len()));
+        self.round.clear();
+        self.visited = 0;
+        rest.retain(|agent| peers.contains_key(agent));
+        for agent in peers.keys() {
+            if !self.peers.contains_key(agent) {
+                self.peers.insert(*agent, PeerPath::new(now));
+                rest.push(*agent);
+            }
+        }
+        random.shuffle(&mut rest);
+        self.round = rest;
+        self.update_tally();
+    }
+
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        if let Some(running) = &self.running {
+            return Some(running.since + BATCH_MAX);
+        }
+        if self.peers.is_empty() {
+            return None;
+        }
+        let round = if self.visited < self.round.len() {
+            Duration::ZERO
+        } else {
+            self.round_start + ROUND_MIN
+        };
+        let hot = self.hot.values().min().copied();
+        Some(self.due.max(hot.map_or(round, |hot| hot.min(round))))
+    }
+
+    /// Starts the next batch if one is due, and returns its command.
+    pub(super) fn take_due(&mut self, now: Now, random: &mut fastrand::Rng) -> Option<Command> {
+        if self.next_due().is_none_or(|due| due > now.elapsed) {
+            return None;
+        }
+        if self.running.take().is_some() {
+            self.obstacle = Some(format!(
+                "the probes have had no outcome for {} s: restart the agent, and report the lines \
+                 of the log with 'probe'",
+                BATCH_MAX.as_secs()
+            ));
+        }
+        let desired = Arc::clone(self.desired.as_ref()?);
+        let agents = self.next_agents(now, random);
+        let mut packets: Vec<ProbePacket> = Vec::new();
+        let mut visits = Vec::new();
+        for agent in agents {
+            let Some(path) = self.peers.get_mut(&agent) else { continue };
+            if let Some(visit) = path.visit(agent, &desired, &mut packets) {
+                visits.push(visit);
+            }
+        }
+        self.due = now.elapsed + BATCH_INTERVAL;
+        if visits.is_empty() {
+            return None;
+        }
+        self.last_attempt += 1;
+        let attempt = self.last_attempt;
+        self.running = Some(Batch { attempt, visits, since: now.elapsed });
+        Some(Command::Probe { attempt, desired, packets })
+    }
+
+    /// Returns the peers of the next batch. The list of failing peers never takes the whole batch,
+    /// unless a batch has a single peer.
+    fn next_agents(&mut self, now: Now, random: &mut fastrand::Rng) -> Vec<IpAddr> {
+        if self.visited >= self.round.len() && now.elapsed >= self.round_start + ROUND_MIN {
+            self.round = self.peers.keys().copied().collect();
+            random.shuffle(&mut self.round);
+            (self.visited, self.round_start) = (0, now.elapsed);
+        }
+        let mut due: Vec<(Duration, IpAddr)> = self
+            .hot
+            .iter()
+            .filter(|(_, due)| **due <= now.elapsed)
+            .map(|(agent, due)| (*due, *agent))
+            .collect();
+        due.sort_unstable();
+        let hot_max = (self.rate * 3 / 4).max(1);
+        let mut agents: Vec<IpAddr> =
+            due.into_iter().take(hot_max).map(|(_, agent)| agent).collect();
+        while agents.len() < self.rate
+            && let Some(agent) = self.round.get(self.visited)
+        {
+            self.visited += 1;
+            // A peer of the list has its own interval.
+            if !self.hot.contains_key(agent) {
+                agents.push(*agent);
+            }
+        }
+        agents
+    }
+
+    /// Handles the outcomes of a batch. Outcomes of an earlier batch are ignored.
+    pub(super) fn finish(
+        &mut self,
+        now: Now,
+        attempt: u64,
+        result: Result<ProbeReport, String>,
+        counters: &mut Counters,
+    ) {
+        let Some(batch) = self.running.take_if(|batch| batch.attempt == attempt) else { return };
+        let report = match result {
+            Ok(report) => report,
+            Err(obstacle) => {
+                if self.obstacle.as_ref() != Some(&obstacle) {
+                    log::warn!("no peers are probed: {obstacle}");
+                }
+                self.obstacle = Some(obstacle);
+                // The obstacle mostly stays until an operator acts.
+                self.due = now.elapsed + BATCH_MAX;
+                return;
+            }
+        };
+        self.obstacle = None;
+        if report.limitation.is_some() && report.limitation != self.limitation {
+            log::warn!("probes take another path than containers: {}", overlay_text(&report));
+        }
+        self.limitation = report.limitation;
+        self.bridged = report.bridged;
+        let mut outcomes = report.outcomes.into_iter();
+        for visit in batch.visits {
+            let outcomes: Vec<ProbeOutcome> = outcomes.by_ref().take(visit.length()).collect();
+            counters.probe_packets_sent += outcomes.len() as u64;
+            let lost = outcomes.iter().filter(|outcome| !outcome.has_reply()).count();
+            counters.probe_packets_lost += lost as u64;
+            let is_silent = lost == outcomes.len();
+            self.silent_visits = if is_silent { self.silent_visits.saturating_add(1) } else { 0 };
+            self.record(now, &visit, &outcomes);
+        }
+        self.update_tally();
+    }
+
+    fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
+        let agent = visit.agent;
+        let Some(path) = self.peers.get_mut(&agent) else { return };
+        let before = path.cause().cloned();
+        path.record(now, visit, outcomes);
+        match path.failed_visits() {
+            0 => drop(self.hot.remove(&agent)),
+            failed if self.hot.len() < HOT_MAX || self.hot.contains_key(&agent) => {
+                let is_confirming = failed < CONFIRMING_VISITS;
+                let delay = if is_confirming { Duration::ZERO } else { HOT_INTERVAL };
+                self.hot.insert(agent, now.elapsed + delay);
+            }
+            _ => {}
+        }
+        match (before, path.cause()) {
+            (None, Some(_)) => {
+                self.failing.insert(agent);
+                if let Some(desired) = &self.desired {
+                    log::warn!("{}", path.problem(agent, now, desired));
+                }
+            }
+            (Some(_), None) => {
+                self.failing.remove(&agent);
+                log::info!("agent {agent} answers probes again");
+            }
+            _ => {}
+        }
+    }
+
+    fn update_tally(&mut self) {
+        let mut tally = ProbeTally::default();
+        let (mut sum, mut count) = (Duration::ZERO, 0);
+        for path in self.peers.values() {
+            match path.cause() {
+                None => tally.reached += u64::from(path.is_reached()),
+                Some(Cause::LargeLost { .. }) => tally.large_lost += 1,
+                Some(_) => tally.unreachable += 1,
+            }
+            if let Some(smoothed) = path.smoothed_round_trip() {
+                sum += smoothed;
+                count += 1;
+            }
+        }
+        let mean = sum.checked_div(count).unwrap_or_default();
+        tally.round_trip_microseconds = u64::try_from(mean.as_micros()).unwrap_or(u64::MAX);
+        self.tally = tally;
+    }
+
+    pub(super) const fn tally(&self) -> ProbeTally {
+        self.tally
+    }
+
+    /// Returns whether probes found a problem.
+    pub(super) fn has_problem(&self) -> bool {
+        !self.failing.is_empty() || self.is_silent()
+    }
+
+    /// Returns whether none of several peers answers, so that this host is the likely cause.
+    fn is_silent(&self) -> bool {
+        self.peers.len() > 1
+            && self.silent_visits >= SILENT_VISITS
+            && (self.failing.len() == self.peers.len() || self.failing.len() > NAMED_MAX)
+    }
+
+    /// Returns the problems, one sentence each.
+    pub(super) fn problems(&self, now: Now) -> Vec<String> {
+        let Some(desired) = &self.desired else { return Vec::new() };
+        if self.is_silent() {
+            return vec![silent_problem(self.peers.len(), desired)];
+        }
+        let failing = self.failing.iter().filter_map(|agent| Some((agent, self.peers.get(agent)?)));
+        let mut problems: Vec<String> = failing
+            .take(NAMED_MAX)
+            .map(|(agent, path)| path.problem(*agent, now, desired))
+            .collect();
+        let more = self.failing.len().saturating_sub(problems.len());
+        if more > 0 {
+            problems.push(format!(
+                "{more} more peers do not answer probes: 'mesos-overlay doctor --probe' names all"
+            ));
+        }
+        problems
+    }
+
+    pub(super) fn health(&self) -> Option<ProbeHealth> {
+        self.desired.as_ref()?;
+        let failing = self.failing.iter().filter_map(|agent| Some((agent, self.peers.get(agent)?)));
+        let failing: Vec<PeerProbeHealth> =
+            failing.take(NAMED_MAX).map(|(agent, path)| path.health(*agent)).collect();
+        let status = match (&self.obstacle, self.has_problem()) {
+            (Some(_), _) => "off",
+            (None, true) => "degraded",
+            (None, false) => "ok",
+        };
+        Some(ProbeHealth {
+            status: status.to_owned(),
+            note: self.obstacle.clone().or_else(|| self.limitation.clone()),
+            bridged_overlays: self.bridged.iter().map(ToString::to_string).collect(),
+            tally: self.tally,
+            failing,
+        })
+    }
+}
+
+/// Describes the limitation of a report.
+fn overlay_text(report: &ProbeReport) -> &str {
+    report.limitation.as_deref().unwrap_or_default()
+}
+
+/// Describes that no peer answers.
+fn silent_problem(peers: usize, desired: &Desired) -> String {
+    let device = desired.vxlan_devices.first();
+    let port = device.map_or(0, |device| device.port);
+    let underlay = device.map_or_else(String::new, |device| format!(" at {}", device.underlay));
+    format!(
+        "none of {peers} peers answers probes: see whether this host{underlay} has a connection, \
+         and whether a firewall drops UDP port {port} here"
+    )
+}

@@ -1,0 +1,193 @@
+//! Sends the probes of the agent. A packet of an overlay begins at a port of the overlay's bridge,
+//! with an address of the bridge's subnet, and so passes forwarding, firewall and routes as the
+//! packets of containers. The other packets begin at the VTEP.
+//!
+//! All calls block. They act on the network namespace of the calling thread.
+
+pub mod echo;
+mod port;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::ifaddrs::getifaddrs;
+use overlay_types::addr::OverlayName;
+use overlay_types::tunnel::{
+    Desired, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource, VxlanDevice,
+};
+
+use self::echo::{EchoRequest, Outcome, Prober, open_socket};
+use self::port::Port;
+pub use self::port::{is_probe_port, port_names};
+use crate::cni::Leases;
+
+/// Time for the replies to a batch.
+const TIMEOUT: Duration = Duration::from_millis(900);
+/// Number of batches after which bridges without a port are looked at again.
+const PORTS_INTERVAL: u64 = 10;
+
+/// The sockets and the ports of the probes. Dropping it removes the ports.
+#[derive(Debug)]
+pub struct PeerProber {
+    leases: Leases,
+    echo: Prober,
+    ports: BTreeMap<OverlayName, Port>,
+    batches: u64,
+    limitation: Option<String>,
+}
+
+impl PeerProber {
+    /// Creates a prober that sends nothing yet. Removes the ports of an earlier agent.
+    ///
+    /// # Errors
+    /// When the kernel forbids raw sockets.
+    pub fn new(leases: Leases) -> Result<Self, String> {
+        port::remove_all();
+        let echo = Prober::open(&BTreeSet::new()).map_err(|error| socket_problem(&error))?;
+        Ok(Self { leases, echo, ports: BTreeMap::new(), batches: 0, limitation: None })
+    }
+
+    /// Sends packets and waits for the replies, for less than a second.
+    ///
+    /// # Errors
+    /// When no packet can be sent, with the remedy.
+    pub fn probe(
+        &mut self,
+        desired: &Desired,
+        packets: &[ProbePacket],
+    ) -> Result<ProbeReport, String> {
+        let vteps: Vec<IpAddr> = desired
+            .vxlan_devices
+            .iter()
+            .take(1)
+            .flat_map(VxlanDevice::addresses)
+            .map(|vtep| vtep.address())
+            .collect();
+        self.open_vteps(&vteps)?;
+        self.update_ports(desired);
+        let mut requests = Vec::with_capacity(packets.len());
+        for packet in packets {
+            let port = match &packet.source {
+                ProbeSource::Containers(overlay) => self.ports.get(overlay),
+                ProbeSource::Vtep => None,
+            };
+            let vtep = vteps.iter().find(|vtep| vtep.is_ipv4() == packet.to.is_ipv4());
+            let from = port.map(Port::address).or_else(|| vtep.copied());
+            // The echo requests of a host without a VTEP fail with this reason.
+            let from = from.unwrap_or(packet.to);
+            requests.push(EchoRequest { from, to: packet.to, size: packet.size });
+        }
+        let round = self.echo.round(&requests, 1, TIMEOUT);
+        Ok(ProbeReport {
+            outcomes: round.outcomes.into_iter().map(outcome).collect(),
+            bridged: self.ports.keys().cloned().collect(),
+            limitation: self.limitation.clone(),
+        })
+    }
+
+    /// Opens the sockets of the VTEP. The address of a VTEP changes with the assignment.
+    fn open_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), String> {
+        for vtep in vteps {
+            if self.echo.has(*vtep) {
+                continue;
+            }
+            match open_socket(*vtep) {
+                Ok(socket) => self.echo.add(*vtep, socket),
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                Err(error) => return Err(socket_problem(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the ports of bridges that are gone or no longer desired, and adds missing ports.
+    fn update_ports(&mut self, desired: &Desired) {
+        let spaces = &desired.spaces;
+        let echo = &mut self.echo;
+        self.ports.retain(|overlay, port| {
+            let space = spaces.iter().find(|space| space.overlay == *overlay);
+            let is_kept = space.is_some_and(|space| port.is_attached(space));
+            if !is_kept {
+                echo.remove(port.address());
+            }
+            is_kept
+        });
+        let is_due = self.batches.is_multiple_of(PORTS_INTERVAL);
+        self.batches = self.batches.wrapping_add(1);
+        if !is_due {
+            return;
+        }
+        self.limitation = None;
+        let addresses: BTreeSet<(String, IpAddr)> = interface_addresses();
+        let mtu = desired.vxlan_devices.first().and_then(|device| device.containers_mtu);
+        for space in spaces {
+            let Some(index) = self.free_port() else { break };
+            if self.ports.contains_key(&space.overlay) {
+                continue;
+            }
+            let bridge = space.bridges.iter().find(|bridge| {
+                // host-local leases the addresses of this bridge. Docker has no way to lease one.
+                bridge.device == space.overlay.mesos_bridge()
+                    && bridge.gateways.iter().any(|gateway| {
+                        let name = bridge.device.as_str().to_owned();
+                        addresses.contains(&(name, gateway.address()))
+                    })
+            });
+            let Some(bridge) = bridge else { continue };
+            match Port::open(index, &space.overlay, bridge, mtu, &self.leases) {
+                Ok(Some((port, socket))) => {
+                    self.echo.add(port.address(), socket);
+                    self.ports.insert(space.overlay.clone(), port);
+                }
+                Ok(None) => {}
+                Err(reason) => {
+                    let bridge = &bridge.device;
+                    self.limitation = Some(format!(
+                        "probes of overlay {} begin at the VTEP, not at bridge {bridge}: {reason}",
+                        space.overlay
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Returns the number of an unused port.
+    fn free_port(&self) -> Option<usize> {
+        (0..port::PORTS_MAX).find(|index| self.ports.values().all(|port| port.index() != *index))
+    }
+}
+
+/// Returns the addresses of all devices.
+fn interface_addresses() -> BTreeSet<(String, IpAddr)> {
+    let Ok(interfaces) = getifaddrs() else { return BTreeSet::new() };
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let ip = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let ip = ip.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())));
+        Some((interface.interface_name, ip?))
+    });
+    addresses.collect()
+}
+
+fn outcome(outcome: Outcome) -> ProbeOutcome {
+    match outcome {
+        Outcome::Replied(duration) => ProbeOutcome::Replied(duration),
+        Outcome::NoReply => ProbeOutcome::NoReply,
+        Outcome::Unreachable(_) => ProbeOutcome::Unreachable,
+        Outcome::TooBig(mtu) => ProbeOutcome::TooBig(mtu),
+        Outcome::NotSent(reason) => ProbeOutcome::NotSent(reason),
+    }
+}
+
+fn socket_problem(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        format!(
+            "open a raw socket: {error}: run the agent as root, or give it CAP_NET_RAW, or set \
+             probe_rate to 0"
+        )
+    } else {
+        format!("open a raw socket: {error}: set probe_rate to 0, and report this")
+    }
+}

@@ -1,0 +1,210 @@
+//! A port of a bridge for probes: a veth pair whose other end is in a network namespace without a
+//! name. The namespace lives as long as the socket of the port, so the kernel removes the pair even
+//! if the agent is killed.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName};
+use overlay_types::tunnel::{OverlayBridge, OverlaySubnets};
+
+use super::echo::{EchoRequest, Prober, open_socket};
+use crate::cni::Leases;
+use crate::dataplane::LinkBuilder;
+
+/// Number of bridges that have a port. The probes of further overlays begin at the VTEP.
+pub(super) const PORTS_MAX: usize = 4;
+/// The names of the ports begin with this word. A number follows.
+const PREFIX: &str = "mo-probe";
+/// The device at the other end, which only the namespace has.
+const INNER: &str = "eth0";
+/// Time for an answer from an address that should be free.
+const FREE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Returns whether a device is a port of the probes.
+#[must_use]
+pub fn is_probe_port(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|number| number.parse::<u8>().is_ok())
+}
+
+/// Returns the names of all ports, existing or not.
+pub fn port_names() -> impl Iterator<Item = DeviceName> {
+    (0..PORTS_MAX).filter_map(port_name)
+}
+
+fn port_name(index: usize) -> Option<DeviceName> {
+    format!("{PREFIX}{index}").parse().ok()
+}
+
+/// Removes all ports, which an earlier agent left.
+pub(super) fn remove_all() {
+    let Ok(mut links) = LinkBuilder::open() else { return };
+    for name in port_names() {
+        if let Err(error) = links.remove(&name) {
+            log::warn!("probes: {error}");
+        }
+    }
+}
+
+/// A port of a bridge. Dropping it removes the port and ends the lease of its address.
+#[derive(Debug)]
+pub(super) struct Port {
+    index: usize,
+    name: DeviceName,
+    overlay: OverlayName,
+    bridge: DeviceName,
+    address: IpAddr,
+    leases: Leases,
+    links: LinkBuilder,
+}
+
+impl Port {
+    /// Adds a port to the bridge, and returns it with its socket. Returns `None` if there is no
+    /// address for it.
+    ///
+    /// # Errors
+    /// When an operation fails, with the remedy.
+    pub(super) fn open(
+        index: usize,
+        overlay: &OverlayName,
+        bridge: &OverlayBridge,
+        mtu: Option<Mtu>,
+        leases: &Leases,
+    ) -> Result<Option<(Self, OwnedFd)>, String> {
+        let subnet = bridge.subnets.iter().find(|subnet| subnet.first().is_ipv4());
+        let gateway = bridge.gateways.iter().find(|gateway| gateway.address().is_ipv4());
+        let (Some(subnet), Some(gateway), Some(name)) = (subnet, gateway, port_name(index)) else {
+            return Ok(None);
+        };
+        let gateway = gateway.address();
+        let namespace = new_namespace().map_err(|error| namespace_problem(&error))?;
+        let is_used = |address| answers(gateway, address);
+        let reserved = leases.reserve_probe_address(overlay, subnet, is_used);
+        let Some(address) = reserved.map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let links = LinkBuilder::open().map_err(|error| {
+            leases.release_probe_address(overlay, address);
+            error.to_string()
+        })?;
+        let mut port = Self {
+            index,
+            name,
+            overlay: overlay.clone(),
+            bridge: bridge.device.clone(),
+            address,
+            leases: leases.clone(),
+            links,
+        };
+        port.add(&namespace, mtu).map_err(|error| error.to_string())?;
+        let own = InterfaceAddress::within(subnet, address).ok_or("the address is no host")?;
+        let socket = in_namespace(&namespace, || configure(&own, gateway, mtu))?;
+        Ok(Some((port, socket)))
+    }
+
+    fn add(
+        &mut self,
+        namespace: &File,
+        mtu: Option<Mtu>,
+    ) -> Result<(), crate::dataplane::LinkBuilderError> {
+        let Self { name, links, .. } = self;
+        links.remove(name)?;
+        let inner: DeviceName = INNER.parse().unwrap_or_else(|_| name.clone());
+        links.add_veth_pair(name, &inner, namespace.as_fd())?;
+        // A bridge without an own address takes the lowest address of its ports, and its containers
+        // would lose their gateway until they ask for it again.
+        let index = u8::try_from(self.index).unwrap_or(u8::MAX);
+        links.set_mac(name, Mac::from([0xfe, 0xff, 0xff, b'm', b'o', index]))?;
+        // A bridge without an own MTU takes the lowest MTU of its ports.
+        links.set_up(name, mtu)?;
+        links.set_master(name, &self.bridge)
+    }
+
+    pub(super) const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    pub(super) const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Returns whether the port is at the bridge of this overlay, with an address of its subnet.
+    pub(super) fn is_attached(&mut self, space: &OverlaySubnets) -> bool {
+        let bridge = space.bridges.iter().find(|bridge| bridge.device == self.bridge);
+        bridge.is_some_and(|bridge| {
+            bridge.subnets.iter().any(|subnet| subnet.contains(self.address))
+                && self.links.is_port(&self.name, &self.bridge)
+        })
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        if let Err(error) = self.links.remove(&self.name) {
+            log::warn!("probes: {error}: run 'ip link delete {}'", self.name);
+        }
+        self.leases.release_probe_address(&self.overlay, self.address);
+    }
+}
+
+/// Returns whether a host answers at the address.
+fn answers(gateway: IpAddr, address: IpAddr) -> bool {
+    let Ok(mut echo) = Prober::open(&[gateway].into()) else { return false };
+    let request = EchoRequest { from: gateway, to: address, size: 64 };
+    let round = echo.round(&[request], 1, FREE_TIMEOUT);
+    round.outcomes.iter().any(super::Outcome::has_reply)
+}
+
+/// Configures the namespace of a port, and opens the socket of its address.
+fn configure(own: &InterfaceAddress, gateway: IpAddr, mtu: Option<Mtu>) -> Result<OwnedFd, String> {
+    let inner: DeviceName = INNER.parse().map_err(|_| "no device name".to_owned())?;
+    let IpAddr::V4(gateway) = gateway else { return Err("no IPv4 gateway".to_owned()) };
+    let build = || {
+        let mut links = LinkBuilder::open()?;
+        links.set_up(&inner, mtu)?;
+        links.add_address(&inner, own)?;
+        links.add_default_route(gateway)
+    };
+    build().map_err(|error| error.to_string())?;
+    open_socket(own.address()).map_err(|error| format!("open a raw socket: {error}"))
+}
+
+/// Creates a network namespace, on a thread of its own that ends in it.
+fn new_namespace() -> io::Result<File> {
+    run_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        // The port has IPv4 only, and sends no packets that nobody asked for. A kernel without IPv6
+        // has no such setting.
+        let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        File::open("/proc/thread-self/ns/net")
+    })
+}
+
+/// Calls `act` on a thread in the namespace.
+fn in_namespace<T: Send>(
+    namespace: &File,
+    act: impl FnOnce() -> Result<T, String> + Send,
+) -> Result<T, String> {
+    let enter = || setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+    run_thread(|| enter().map(|()| act())).map_err(|error| namespace_problem(&error))?
+}
+
+fn run_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("overlay-probe-ns".to_owned());
+        let thread = builder.spawn_scoped(scope, act)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
+fn namespace_problem(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => ": run the agent as root, or give it CAP_SYS_ADMIN",
+        _ => "",
+    };
+    format!("create a network namespace: {error}{remedy}")
+}

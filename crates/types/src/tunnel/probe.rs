@@ -1,0 +1,62 @@
+//! Probes: echo requests to a peer that take the path of the packets of containers.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::addr::OverlayName;
+
+/// Where the packet of a probe comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeSource {
+    /// A port of the bridge of this overlay, as the packets of its containers. If the host has no
+    /// such port, the packet comes from the VTEP.
+    Containers(OverlayName),
+    /// The VTEP of this host.
+    Vtep,
+}
+
+/// An echo request. It is never fragmented.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbePacket {
+    /// Where the packet comes from.
+    pub source: ProbeSource,
+    /// The destination: an address of a peer in the overlay or in the VTEP subnet.
+    pub to: IpAddr,
+    /// Length in bytes, IP header included.
+    pub size: u32,
+}
+
+/// The outcome of an echo request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeOutcome {
+    /// A reply arrived after this round-trip time.
+    Replied(Duration),
+    /// Neither a reply nor an ICMP error arrived.
+    NoReply,
+    /// A router or host reported the packet as undeliverable.
+    Unreachable,
+    /// The packet exceeds the MTU of a link, which the reporting router may name.
+    TooBig(Option<u32>),
+    /// The kernel did not send the packet, with its reason.
+    NotSent(String),
+}
+
+impl ProbeOutcome {
+    /// Returns whether a reply arrived.
+    #[must_use]
+    pub const fn has_reply(&self) -> bool {
+        matches!(self, Self::Replied(_))
+    }
+}
+
+/// The outcomes of a batch of echo requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// One outcome for each packet, in order.
+    pub outcomes: Vec<ProbeOutcome>,
+    /// The overlays whose packets left through a port of their bridge.
+    pub bridged: BTreeSet<OverlayName>,
+    /// Why packets of an overlay did not leave through its bridge, although the bridge exists.
+    pub limitation: Option<String>,
+}

@@ -1,0 +1,157 @@
+//! Dead paths are known without traffic: the agents probe their peers.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::Cluster;
+use super::container::Container;
+use crate::hosts::Underlay;
+use crate::traffic::{can_ping, now};
+
+/// A broken path: the host, the commands that break and repair it, the hosts whose health names it,
+/// and what their health says of which host.
+struct Break {
+    host: u8,
+    cause: &'static str,
+    removal: &'static str,
+    named_by: &'static [(u8, &'static str)],
+}
+
+const BREAKS: [Break; 5] = [
+    Break {
+        host: 3,
+        cause: "ip link set eth0 down",
+        removal: "ip link set eth0 up",
+        named_by: &[
+            (1, "agent 10.0.0.3 fails probes since"),
+            (
+                2,
+                "no answer through the tunnel: its host is down, or the network drops UDP port 64000",
+            ),
+        ],
+    },
+    Break {
+        host: 1,
+        cause: "nft 'table ip test { chain c { type filter hook prerouting priority -400; \
+                ip saddr 10.0.0.2 udp dport 64000 drop; }; }'",
+        removal: "nft delete table ip test",
+        named_by: &[
+            (1, "between 10.0.0.1 and 10.0.0.2: see whether other agents reach it"),
+            (2, "between 10.0.0.2 and 10.0.0.1: see whether other agents reach it"),
+        ],
+    },
+    Break {
+        host: 2,
+        cause: "nft 'table ip test { chain c { type filter hook prerouting priority -400; \
+                ip saddr 10.0.0.3 udp dport 64000 meta length > 1300 drop; }; }'",
+        removal: "nft delete table ip test",
+        named_by: &[
+            (
+                2,
+                "packets of 1420 bytes are lost, small ones are not: the MTU of the network between \
+                 10.0.0.2 and 10.0.0.3 is below 1470",
+            ),
+            (3, "between 10.0.0.3 and 10.0.0.2 is below 1470"),
+        ],
+    },
+    Break {
+        host: 1,
+        cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
+                iifname m-vxlan-1 drop; }; }'",
+        removal: "nft delete table ip test",
+        named_by: &[(1, "the VTEPs reach each other, packets of containers do not")],
+    },
+    Break {
+        host: 1,
+        cause: "nft 'table ip6 test { chain c { type filter hook input priority 10; \
+                iifname vtep1024 drop; }; }'",
+        removal: "nft delete table ip6 test",
+        named_by: &[(2, "agent 10.0.0.1 fails probes"), (3, "IPv4 reaches it, IPv6 does not")],
+    },
+];
+
+/// Returns the problems in the health of an agent. A host without a network is asked as well.
+fn problems(cluster: &Cluster, number: u8) -> String {
+    let health = cluster.host(number).health();
+    health["problems"].as_array().into_iter().flatten().map(|text| format!("{text}\n")).collect()
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
+    let cluster = Cluster::started(3, Underlay::V4);
+    let containers = [1, 2, 3].map(|number| Container::for_mesos(cluster.host(number), "vxlan-1"));
+    for host in &cluster.hosts {
+        cluster.wait_for("the probes begin at the bridge", || {
+            let probes = &host.health()["probes"];
+            probes["bridged_overlays"][0] == "vxlan-1" && probes["reached"] == 2
+        });
+    }
+    let mut table = String::new();
+    for Break { host, cause, removal, named_by } in BREAKS {
+        let shell = |script| drop(cluster.host(host).namespace().succeed("sh", &["-c", script]));
+        let start = now();
+        shell(cause);
+        for (number, text) in named_by {
+            cluster.wait_for(&format!("agent {number} names: {cause}"), || {
+                problems(&cluster, *number).contains(text)
+            });
+            let health = cluster.host(*number).health();
+            assert_eq!(health["status"], "degraded", "{health}");
+        }
+        let named = start.elapsed();
+        assert!(named < Duration::from_secs(60), "{named:?}: {cause}");
+        shell(removal);
+        let start = now();
+        for (number, _) in named_by {
+            cluster.wait_for(&format!("agent {number} is ok after: {removal}"), || {
+                !problems(&cluster, *number).contains("probes")
+            });
+        }
+        let (named, gone) = (named.as_secs_f64(), start.elapsed().as_secs_f64());
+        let _ = writeln!(table, "{named:>6.1} s named, {gone:>6.1} s until ok  {cause}");
+    }
+    eprintln!("{table}");
+    assert!(can_ping(&containers[0].namespace, containers[1].address(), 16));
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn port_of_probes_disturbs_no_container_and_is_removed() {
+    let mut cluster = Cluster::started(2, Underlay::V4);
+    let first = Container::for_mesos(cluster.host(1), "vxlan-1");
+    let _other = Container::for_mesos(cluster.host(2), "vxlan-1");
+    let mac = |cluster: &Cluster| {
+        cluster
+            .host(1)
+            .namespace()
+            .run("ip -o link show m-vxlan-1")
+            .split("link/ether ")
+            .nth(1)
+            .and_then(|text| text.split(' ').next().map(str::to_owned))
+    };
+    let before = mac(&cluster);
+    let has_port =
+        |cluster: &Cluster| cluster.host(1).namespace().run("ip -o link").contains("mo-probe0");
+    cluster.wait_for("the port exists", || has_port(&cluster));
+    let lease = cluster.host(1).daemon.path("leases").join("vxlan-1/192.168.0.126");
+    assert!(lease.exists(), "host-local does not lease the address to a container");
+    // More containers than addresses: none gets the address of the probes, and all others work.
+    let gateway = "192.168.0.1".parse().expect("an address");
+    assert!(can_ping(&first.namespace, gateway, 16));
+    let second = Container::for_mesos(cluster.host(1), "vxlan-1");
+    assert!(can_ping(&second.namespace, first.address(), 16));
+    assert_eq!(mac(&cluster), before, "the bridge keeps its MAC");
+    first.leave(cluster.host(1), "vxlan-1");
+    second.leave(cluster.host(1), "vxlan-1");
+    cluster.wait_for("the peer is reached", || cluster.host(1).health()["probes"]["reached"] == 1);
+    // A killed agent leaves no port. The next agent uses the lease again.
+    let process = cluster.host_mut(1).agent.take().expect("an agent");
+    process.kill();
+    cluster.wait_for("the kernel removes the port", || !has_port(&cluster));
+    assert!(lease.exists());
+    cluster.host_mut(1).start_agent();
+    cluster.wait_for("the port exists again", || has_port(&cluster));
+    assert!(cluster.host_mut(1).agent.take().expect("an agent").stop());
+    assert!(!has_port(&cluster) && !lease.exists(), "the agent removes its port and lease");
+}
