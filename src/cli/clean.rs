@@ -21,6 +21,7 @@ use overlay_linux::dataplane::{Bridge, Dataplane, plan};
 use overlay_linux::docker::{Docker, DockerFailure};
 use overlay_linux::firewall::{Backend, Firewall, RulesFile};
 use overlay_linux::host::{HostError, HostLock, HostSettings, write_private};
+use overlay_linux::probe;
 use overlay_types::addr::{DeviceName, OverlayName};
 use overlay_types::tunnel::Desired;
 use serde::Serialize;
@@ -120,6 +121,7 @@ impl CleanCommand {
             HostSettings::new(state_dir).has_saved_settings() || !remaining.overlays.is_empty();
         let has_state = has_saved_settings || lock.is_some();
         let mut kernel = Dataplane::open().map_err(|error| Failure::new(error.to_string()))?;
+        report.clean_probes(&config);
         let mut overlays = report.clean_cni(&config, &mut kernel);
         overlays.extend(remaining.overlays);
         let has_docker = !self.keep_docker && report.clean_docker(&config)?;
@@ -186,6 +188,26 @@ impl Report {
             self.add(format!("find {what}"), Err(error.to_string()));
             T::default()
         })
+    }
+
+    /// Removes the ports of the probes and the leases of their addresses, which a killed agent
+    /// leaves.
+    fn clean_probes(&mut self, config: &AgentConfig) {
+        for port in probe::existing_ports() {
+            let action = format!("remove device {port} of the probes");
+            self.run(action, || probe::remove_port(&port).map_err(|error| error.to_string()));
+        }
+        let leases = Leases::new(config.cni_data_dir.as_deref());
+        // Another step reports leases that cannot be listed.
+        for overlay in leases.networks().unwrap_or_default() {
+            for address in leases.probe_addresses(&overlay).unwrap_or_default() {
+                let action = format!("remove the lease of {address} for probes");
+                self.run(action, || {
+                    leases.release_probe_address(&overlay, address);
+                    Ok(())
+                });
+            }
+        }
     }
 
     /// Removes the managed CNI configurations. Returns the overlays that may have bridges here.

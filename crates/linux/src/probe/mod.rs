@@ -20,7 +20,7 @@ use overlay_types::tunnel::{
 
 use self::echo::{EchoRequest, Outcome, Prober, open_socket};
 use self::port::Port;
-pub use self::port::{is_probe_port, port_names};
+pub use self::port::{existing_ports, is_probe_port, remove_port};
 use crate::cni::Leases;
 
 /// Time for the replies to a batch.

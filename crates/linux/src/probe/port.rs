@@ -8,13 +8,14 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName};
 use overlay_types::tunnel::{OverlayBridge, OverlaySubnets};
 
 use super::echo::{EchoRequest, Prober, open_socket};
 use crate::cni::Leases;
-use crate::dataplane::LinkBuilder;
+use crate::dataplane::{LinkBuilder, LinkBuilderError};
 
 /// Number of bridges that have a port. The probes of further overlays begin at the VTEP.
 pub(super) const PORTS_MAX: usize = 4;
@@ -31,9 +32,20 @@ pub fn is_probe_port(name: &str) -> bool {
     name.strip_prefix(PREFIX).is_some_and(|number| number.parse::<u8>().is_ok())
 }
 
-/// Returns the names of all ports, existing or not.
-pub fn port_names() -> impl Iterator<Item = DeviceName> {
-    (0..PORTS_MAX).filter_map(port_name)
+/// Returns the ports that exist. Without an agent there is one only while the kernel still removes
+/// it, or if another program keeps its namespace.
+#[must_use]
+pub fn existing_ports() -> Vec<DeviceName> {
+    let names = (0..PORTS_MAX).filter_map(port_name);
+    names.filter(|name| if_nametoindex(name.as_str()).is_ok()).collect()
+}
+
+/// Removes a port.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_port(name: &DeviceName) -> Result<(), LinkBuilderError> {
+    LinkBuilder::open()?.remove(name)
 }
 
 fn port_name(index: usize) -> Option<DeviceName> {
@@ -42,9 +54,8 @@ fn port_name(index: usize) -> Option<DeviceName> {
 
 /// Removes all ports, which an earlier agent left.
 pub(super) fn remove_all() {
-    let Ok(mut links) = LinkBuilder::open() else { return };
-    for name in port_names() {
-        if let Err(error) = links.remove(&name) {
+    for name in existing_ports() {
+        if let Err(error) = remove_port(&name) {
             log::warn!("probes: {error}");
         }
     }
@@ -106,11 +117,7 @@ impl Port {
         Ok(Some((port, socket)))
     }
 
-    fn add(
-        &mut self,
-        namespace: &File,
-        mtu: Option<Mtu>,
-    ) -> Result<(), crate::dataplane::LinkBuilderError> {
+    fn add(&mut self, namespace: &File, mtu: Option<Mtu>) -> Result<(), LinkBuilderError> {
         let Self { name, links, .. } = self;
         links.remove(name)?;
         let inner: DeviceName = INNER.parse().unwrap_or_else(|_| name.clone());
