@@ -13,20 +13,22 @@ use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
     "overlay.proto",
     "messages.proto",
     "record.proto",
     "master_info.proto",
     PEERS,
     PROBLEMS,
+    PROBES,
     LOG,
     REPLICA,
 ];
 /// Files whose messages have neither a JSON form nor required fields.
-const WITHOUT_MESSAGE_TRAITS: [&str; 4] = [PEERS, PROBLEMS, LOG, REPLICA];
+const WITHOUT_MESSAGE_TRAITS: [&str; 5] = [PEERS, PROBLEMS, PROBES, LOG, REPLICA];
 const PEERS: &str = "peers.proto";
 const PROBLEMS: &str = "problems.proto";
+const PROBES: &str = "probes.proto";
 const LOG: &str = "log.proto";
 const REPLICA: &str = "replica.proto";
 

@@ -49,6 +49,7 @@ impl Service for Master {
                 | MessageKind::AgentRegistered
                 | MessageKind::RequestPeers
                 | MessageKind::HeldAddresses
+                | MessageKind::PeerFailures
         )
     }
 

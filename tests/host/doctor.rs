@@ -142,7 +142,8 @@ impl DiagnosedCluster {
         };
         let agents = infos.iter().cloned().map(Arc::new).collect();
         let contacts = std::collections::BTreeMap::new();
-        let state = State { network: Arc::new(network), agents, contacts };
+        let state =
+            State { network: Arc::new(network), agents, contacts, peer_failures: BTreeMap::new() };
         let state = wire::print_json(&wire::encode_state(&state));
         let master = Arc::new(Mutex::new(vec![("/overlay-master/state", state)]));
         let mut servers = Vec::new();

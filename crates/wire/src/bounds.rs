@@ -4,7 +4,9 @@
 //! hundreds of bytes in memory.
 
 use overlay_types::protocol::limits::OVERLAYS_MAX;
-use overlay_types::protocol::{HeldAddresses, MessageKind, PeersUpdate, RegistrationProblems};
+use overlay_types::protocol::{
+    HeldAddresses, MessageKind, PeerFailures, PeersUpdate, RegistrationProblems,
+};
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
@@ -81,6 +83,15 @@ const PROBLEMS: [RepeatedField; 2] = [
     },
 ];
 
+const FAILURES: RepeatedField = RepeatedField {
+    name: "peers",
+    number: 1,
+    max: PeerFailures::MAX,
+    // The IPv4 address with its key and length.
+    entry_min: 6,
+    nested: &[],
+};
+
 /// Returns the repeated fields of a message.
 const fn repeated_fields(kind: MessageKind) -> &'static [RepeatedField] {
     match kind {
@@ -88,6 +99,7 @@ const fn repeated_fields(kind: MessageKind) -> &'static [RepeatedField] {
         MessageKind::UpdatePeers => &PEERS,
         MessageKind::HeldAddresses => &[HELD],
         MessageKind::RegistrationProblems => &PROBLEMS,
+        MessageKind::PeerFailures => &[FAILURES],
         MessageKind::RegisterAgent
         | MessageKind::AgentRegisteredAcknowledgement
         | MessageKind::RequestPeers => &[],

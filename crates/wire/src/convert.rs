@@ -10,7 +10,7 @@ use std::time::Duration;
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Vni, special_address};
 use overlay_types::protocol::{
     AddressRange, AgentContact, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay,
-    State, Status, Vtep, Vxlan,
+    PeerFailure, PeerFailureCause, PeerFailures, State, Status, Vtep, Vxlan,
 };
 use overlay_types::tunnel::PORT_DEFAULT;
 
@@ -257,9 +257,12 @@ pub fn encode_state(state: &State) -> pb::State {
 /// Converts an agent of a state, with the time at which its master has last seen it.
 fn encode_agent_of(state: &State, agent: &AgentInfo) -> pb::AgentInfo {
     let contact = state.contacts.get(&agent.ip).copied().unwrap_or_default();
+    let failures = state.peer_failures.get(&agent.ip);
     pb::AgentInfo {
         last_seen: contact.last_seen,
         stale: contact.is_stale.then_some(true),
+        unreached_peers: failures.map(unreached_to_pb).unwrap_or_default(),
+        unreached_peers_total: failures.map(|failures| failures.total),
         ..encode_agent(agent)
     }
 }
@@ -277,6 +280,11 @@ pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
     Ok(State {
         network: Arc::new(network_from_pb(network).map_err(|error| error.within("network"))?),
         contacts: contacts.filter(|(_, contact)| *contact != AgentContact::default()).collect(),
+        peer_failures: agents
+            .iter()
+            .zip(&state.agents)
+            .filter_map(|(agent, pb)| Some((agent.ip, decode_peer_failures(pb)?)))
+            .collect(),
         agents,
     })
 }
@@ -285,6 +293,29 @@ pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
 #[must_use]
 pub fn decode_contact(agent: &pb::AgentInfo) -> AgentContact {
     AgentContact { last_seen: agent.last_seen, is_stale: agent.stale() }
+}
+
+/// Returns the peers that an agent of `/overlay-master/state` does not reach; `None` without any.
+#[must_use]
+pub fn decode_peer_failures(agent: &pb::AgentInfo) -> Option<PeerFailures> {
+    let peers = agent.unreached_peers.iter().take(PeerFailures::MAX).filter_map(|peer| {
+        Some(PeerFailure {
+            agent: peer.ip().parse().ok()?,
+            cause: PeerFailureCause::from_name(peer.cause()).unwrap_or(PeerFailureCause::NoAnswer),
+            since: peer.since(),
+        })
+    });
+    let total = agent.unreached_peers_total?;
+    Some(PeerFailures { peers: peers.collect(), total })
+}
+
+fn unreached_to_pb(failures: &PeerFailures) -> Vec<pb::UnreachedPeer> {
+    let peers = failures.peers.iter().map(|failure| pb::UnreachedPeer {
+        ip: Some(to_text(failure.agent)),
+        cause: Some(to_text(failure.cause)),
+        since: Some(failure.since),
+    });
+    peers.collect()
 }
 
 /// Converts an agent into the protobuf of `/overlay-agent/overlay`.
@@ -296,6 +327,8 @@ pub fn encode_agent(agent: &AgentInfo) -> pb::AgentInfo {
         configuration_attempts: agent.configuration_attempts,
         last_seen: None,
         stale: None,
+        unreached_peers: Vec::new(),
+        unreached_peers_total: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod json;
 mod logged_state;
 mod message;
 mod peers;
+mod probes;
 mod problems;
 mod protocol;
 mod record;
@@ -21,7 +22,9 @@ mod replica;
 mod state_file;
 
 pub use candidate::{decode_candidate, encode_candidate, implausible_candidate};
-pub use convert::{decode_agent, decode_contact, decode_state, encode_agent, encode_state};
+pub use convert::{
+    decode_agent, decode_contact, decode_peer_failures, decode_state, encode_agent, encode_state,
+};
 pub use error::ConvertError;
 pub use inventory::{Inventory, find_conflicts};
 pub use json::{JsonError, JsonMessage, parse as parse_json, print as print_json};

@@ -7,10 +7,10 @@ use super::convert::{assignment_to_pb, assignments_from_pb, options_from_pb, opt
 use super::error::ConvertError;
 use super::mesos::modules::overlay::{AgentOverlayInfo, internal};
 use super::message::{self, DecodeError, decode};
-use super::{peers, problems};
+use super::{peers, probes, problems};
 
 /// The names of all messages that [`decode_message`] knows.
-pub const MESSAGE_NAMES: [&str; 8] = [
+pub const MESSAGE_NAMES: [&str; 9] = [
     MessageKind::RegisterAgent.name(),
     MessageKind::UpdateAgentOverlays.name(),
     MessageKind::AgentRegistered.name(),
@@ -19,6 +19,7 @@ pub const MESSAGE_NAMES: [&str; 8] = [
     MessageKind::UpdatePeers.name(),
     MessageKind::HeldAddresses.name(),
     MessageKind::RegistrationProblems.name(),
+    MessageKind::PeerFailures.name(),
 ];
 
 /// Returns the kind of the message called `name`, if it is a message of the overlay modules.
@@ -53,6 +54,7 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         Message::RegistrationProblems(found) => {
             (message.kind().name(), problems::encode_problems(found))
         }
+        Message::PeerFailures(failures) => (message.kind().name(), probes::encode(failures)),
     }
 }
 
@@ -122,5 +124,6 @@ pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError>
         MessageKind::RegistrationProblems => {
             problems::decode_problems(bytes).map(Message::RegistrationProblems)
         }
+        MessageKind::PeerFailures => probes::decode(bytes).map(Message::PeerFailures),
     }
 }

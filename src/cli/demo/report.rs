@@ -142,8 +142,12 @@ mod tests {
             error: error.map(str::to_owned),
         };
         let (config, _) = overlay_config::parse_master("network.json", NETWORK).unwrap();
-        let state =
-            State { network: config.network.into(), agents: Vec::new(), contacts: BTreeMap::new() };
+        let state = State {
+            network: config.network.into(),
+            agents: Vec::new(),
+            contacts: BTreeMap::new(),
+            peer_failures: BTreeMap::new(),
+        };
         assert!(require_success(&state, &[ping(None), ping(None)]).is_ok());
         let failure = require_success(&state, &[ping(None), ping(Some("no reply within 1s"))]);
         assert_eq!(

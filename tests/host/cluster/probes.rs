@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::Cluster;
+use serde_json::Value;
+
 use super::container::Container;
+use super::{Cluster, MASTER_ADDRESS};
 use crate::hosts::Underlay;
+use crate::namespace::{BUSYBOX, run};
 use crate::traffic::{can_ping, now};
 
 /// A broken path: the host, the commands that break and repair it, the hosts whose health names it,
@@ -76,6 +79,22 @@ fn problems(cluster: &Cluster, number: u8) -> String {
     health["problems"].as_array().into_iter().flatten().map(|text| format!("{text}\n")).collect()
 }
 
+/// Returns the agents in the state of the master.
+fn master_state(cluster: &Cluster) -> Vec<Value> {
+    fetch(cluster, "state")["agents"].as_array().cloned().unwrap_or_default()
+}
+
+fn master_problems(cluster: &Cluster) -> String {
+    fetch(cluster, "health")["problems"].to_string()
+}
+
+fn fetch(cluster: &Cluster, endpoint: &str) -> Value {
+    let url = format!("http://{MASTER_ADDRESS}/overlay-master/{endpoint}");
+    let mut command = cluster.namespace.command(BUSYBOX);
+    let output = run(command.args(["wget", "-q", "-O", "-", &url]), "");
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
@@ -99,6 +118,12 @@ fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
             let health = cluster.host(*number).health();
             assert_eq!(health["status"], "degraded", "{health}");
         }
+        let unreached = || {
+            let agents = master_state(&cluster);
+            agents.iter().any(|agent| !agent["unreached_peers"].is_null())
+        };
+        cluster.wait_for(&format!("the master shows: {cause}"), unreached);
+        assert!(master_problems(&cluster).contains("does not answer probes"));
         let named = start.elapsed();
         assert!(named < Duration::from_secs(60), "{named:?}: {cause}");
         shell(removal);
@@ -108,6 +133,7 @@ fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
                 !problems(&cluster, *number).contains("probes")
             });
         }
+        cluster.wait_for(&format!("the master forgets: {cause}"), || !unreached());
         let (named, gone) = (named.as_secs_f64(), start.elapsed().as_secs_f64());
         let _ = writeln!(table, "{named:>6.1} s named, {gone:>6.1} s until ok  {cause}");
     }

@@ -75,6 +75,7 @@ impl Agent {
         } else {
             log::info!("registered with the master");
             self.registration.complete(now, &mut self.random);
+            self.probes.report_again();
         }
     }
 

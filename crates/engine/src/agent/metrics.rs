@@ -196,6 +196,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Echo requests to peers that were not answered.",
                 |metrics| metrics.counters.probe_packets_lost,
             ),
+            Metric::counter(
+                "peer_failures_messages_sent",
+                "PeerFailuresMessages sent, after the peers that do not answer changed.",
+                |metrics| metrics.counters.peer_failures_messages_sent,
+            ),
             Metric::gauge(
                 "probe_peers_reached",
                 "Peers that answer echo requests through the tunnel.",

@@ -209,6 +209,7 @@ impl StateMachine for Agent {
             self.tunnel.next_due(),
             self.peers.due(),
             self.probes.next_due(),
+            self.probes.report_due().filter(|_| self.registration.is_acknowledged()),
         ];
         due.into_iter().flatten().min()
     }
@@ -290,7 +291,8 @@ impl Agent {
             Message::RegisterAgent(_)
             | Message::AgentRegistered(_)
             | Message::RequestPeers(_)
-            | Message::HeldAddresses(_) => {
+            | Message::HeldAddresses(_)
+            | Message::PeerFailures(_) => {
                 self.count_ignored(from, message.kind());
             }
         }
@@ -354,6 +356,14 @@ impl Agent {
         self.commands.extend(self.tunnel.take_due(now));
         self.probes.set_programmed(now, self.tunnel.programmed(), &mut self.random);
         self.commands.extend(self.probes.take_due(now, &mut self.random));
+        if self.registration.is_acknowledged()
+            && let Some(master) = self.registration.master()
+            && let Some(failures) = self.probes.take_report(now, |peer| self.peers.owner(peer))
+        {
+            self.counters.peer_failures_messages_sent += 1;
+            let message = Message::PeerFailures(failures);
+            self.commands.push_back(Command::Send { to: master.clone(), message });
+        }
         let docker_names = self.overlays.docker_names();
         self.commands.extend(self.docker_gc.take_due(now, &docker_names));
         if self.cni_gc.take_due(now) && self.has_assignments {

@@ -229,6 +229,11 @@ impl Peers {
         excluded_peers
     }
 
+    /// Returns the identity of the agent with this underlay address.
+    pub(super) fn owner(&self, underlay: IpAddr) -> Option<Ipv4Addr> {
+        self.owners.get(&underlay).copied()
+    }
+
     /// Returns the identities of the other agents.
     pub(super) fn agents(&self) -> BTreeSet<Ipv4Addr> {
         self.table.keys().copied().filter(|ip| *ip != self.own.ip).collect()

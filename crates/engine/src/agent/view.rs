@@ -33,6 +33,7 @@ pub struct Counters {
     pub dataplane_failures: u64,
     pub probe_packets_sent: u64,
     pub probe_packets_lost: u64,
+    pub peer_failures_messages_sent: u64,
 }
 
 /// The condition of the agent.

@@ -177,6 +177,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "RegistrationProblemsMessages sent to agents that are not served as a whole.",
                 |metrics| metrics.counters.registration_problems_messages_sent,
             ),
+            Metric::counter(
+                "internal/peer_failures_messages_received",
+                "PeerFailuresMessages received.",
+                |metrics| metrics.counters.peer_failures_messages_received,
+            ),
             Metric::counter("commits", "Durable writes of the state.", |metrics| {
                 metrics.counters.commits
             }),

@@ -292,6 +292,12 @@ impl Master {
                 self.subscribe(now, from, have);
             }
             Message::HeldAddresses(held) => self.send_problems(from, &held),
+            Message::PeerFailures(failures) => {
+                counters.peer_failures_messages_received += 1;
+                if let Phase::Leading(leading) = &mut self.phase {
+                    leading.report_peer_failures(now, &from, failures);
+                }
+            }
             Message::UpdateAgentOverlays { .. }
             | Message::AgentRegisteredAcknowledgement
             | Message::UpdatePeers(_)
@@ -344,8 +350,9 @@ impl Master {
                 let dropped = &mut counters.request_peers_messages_dropped;
                 (dropped, "it is not registered, and will register")
             }
-            // The registration of the sender has no problems.
-            MessageKind::HeldAddresses => return,
+            // The registration of the sender has no problems, or the sender will register and then
+            // report again.
+            MessageKind::HeldAddresses | MessageKind::PeerFailures => return,
             MessageKind::RegisterAgent
             | MessageKind::UpdateAgentOverlays
             | MessageKind::AgentRegisteredAcknowledgement

@@ -29,6 +29,7 @@ pub struct Counters {
     pub update_peers_messages_sent: u64,
     pub update_peers_bytes_sent: u64,
     pub registration_problems_messages_sent: u64,
+    pub peer_failures_messages_received: u64,
     pub malformed_messages: u64,
     pub unexpected_messages: u64,
     pub unknown_overlays_reported: u64,

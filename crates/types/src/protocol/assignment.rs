@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::{Network, Overlay};
+use super::{Network, Overlay, PeerFailures};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 use crate::escape::bounded_line;
 
@@ -141,6 +141,8 @@ pub struct State {
     pub agents: Vec<Arc<AgentInfo>>,
     /// When agents were last seen. Empty in the state of a master with the C++ module.
     pub contacts: BTreeMap<Ipv4Addr, AgentContact>,
+    /// The peers that agents do not reach. An agent that reaches all of them has no entry.
+    pub peer_failures: BTreeMap<Ipv4Addr, PeerFailures>,
 }
 
 /// When a master has last seen an agent.

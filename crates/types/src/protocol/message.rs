@@ -5,7 +5,9 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Assignment, HeldAddresses, PeerTableVersion, PeersUpdate, RegistrationProblems};
+use super::{
+    Assignment, HeldAddresses, PeerFailures, PeerTableVersion, PeersUpdate, RegistrationProblems,
+};
 use crate::addr::Mtu;
 
 /// What a master says of itself in the assignments that it sends.
@@ -57,6 +59,9 @@ pub enum Message {
     /// Master to agent: why the agent is not served, or not as a whole. Sent only to agents that
     /// sent their held addresses.
     RegistrationProblems(RegistrationProblems),
+    /// Agent to master: the peers that the agent does not reach. Sent after a change, and again to
+    /// a new master.
+    PeerFailures(PeerFailures),
 }
 
 /// The kind of a message, known before the content is decoded.
@@ -71,11 +76,12 @@ pub enum MessageKind {
     UpdatePeers,
     HeldAddresses,
     RegistrationProblems,
+    PeerFailures,
 }
 
 impl MessageKind {
     /// All kinds, in the order of [`Message`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::RegisterAgent,
         Self::UpdateAgentOverlays,
         Self::AgentRegistered,
@@ -84,6 +90,7 @@ impl MessageKind {
         Self::UpdatePeers,
         Self::HeldAddresses,
         Self::RegistrationProblems,
+        Self::PeerFailures,
     ];
 
     /// Returns the full name of the protobuf message, which is the message name in libprocess.
@@ -104,6 +111,7 @@ impl MessageKind {
             Self::RegistrationProblems => {
                 "mesos.modules.overlay.internal.RegistrationProblemsMessage"
             }
+            Self::PeerFailures => "mesos.modules.overlay.internal.PeerFailuresMessage",
         }
     }
 
@@ -122,6 +130,8 @@ impl MessageKind {
             // At most 24 bytes for each subnet.
             Self::HeldAddresses => 16 * 1024,
             Self::RegistrationProblems => 256 * 1024,
+            // At most 24 bytes for each peer.
+            Self::PeerFailures => 4 * 1024,
         }
     }
 }
@@ -146,6 +156,7 @@ impl Message {
             Self::UpdatePeers(_) => MessageKind::UpdatePeers,
             Self::HeldAddresses(_) => MessageKind::HeldAddresses,
             Self::RegistrationProblems(_) => MessageKind::RegistrationProblems,
+            Self::PeerFailures(_) => MessageKind::PeerFailures,
         }
     }
 }
@@ -176,6 +187,9 @@ impl fmt::Display for Message {
             }
             Self::HeldAddresses(held) => {
                 write!(f, "HeldAddressesMessage with {} subnets", held.subnets().len())
+            }
+            Self::PeerFailures(failures) => {
+                write!(f, "PeerFailuresMessage of {} peers", failures.total)
             }
             Self::RegistrationProblems(problems) => {
                 let RegistrationProblems { is_refused, reasons, reassigned, .. } = problems;

@@ -9,15 +9,16 @@ mod path;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::addr::OverlayName;
 use overlay_types::clock::Now;
+use overlay_types::protocol::{PeerFailure, PeerFailureCause, PeerFailures};
 use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
 
-use self::path::{Cause, PeerPath, Visit};
+use self::path::{PeerPath, Visit};
 use super::Counters;
 use super::command::Command;
 use super::view::{PeerProbeHealth, ProbeHealth, ProbeTally};
@@ -38,6 +39,8 @@ const HOT_INTERVAL: Duration = Duration::from_secs(10);
 const HOT_MAX: usize = 32;
 /// Consecutive visits without any reply after which this host is the likely cause.
 const SILENT_VISITS: u32 = 12;
+/// Shortest interval between two reports to the master.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of peers that health names.
 const NAMED_MAX: usize = 8;
 
@@ -69,6 +72,12 @@ pub(super) struct Probes {
     /// Why some probes do not take the path of containers.
     limitation: Option<String>,
     bridged: BTreeSet<OverlayName>,
+    /// The failures that the master knows, without their times.
+    reported: Vec<(IpAddr, PeerFailureCause)>,
+    /// Whether the failures may differ from those that the master knows.
+    has_unreported_change: bool,
+    /// Earliest time of the next report.
+    report_due: Duration,
 }
 
 #[derive(Debug)]
@@ -97,6 +106,9 @@ impl Probes {
             obstacle: None,
             limitation: None,
             bridged: BTreeSet::new(),
+            reported: Vec::new(),
+            has_unreported_change: false,
+            report_due: Duration::ZERO,
         }
     }
 
@@ -117,6 +129,7 @@ impl Probes {
         self.peers.retain(|agent, _| peers.contains_key(agent));
         self.hot.retain(|agent, _| peers.contains_key(agent));
         self.failing.retain(|agent| peers.contains_key(agent));
+        self.has_unreported_change = true;
         let mut rest = self.round.split_off(self.visited.min(self.round.len()));
         self.round.clear();
         self.visited = 0;
@@ -253,8 +266,9 @@ impl Probes {
     fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
         let agent = visit.agent;
         let Some(path) = self.peers.get_mut(&agent) else { return };
-        let before = path.cause().cloned();
+        let before = path.failure_cause();
         path.record(now, visit, outcomes);
+        self.has_unreported_change |= path.failure_cause() != before;
         match path.failed_visits() {
             0 => drop(self.hot.remove(&agent)),
             failed if self.hot.len() < HOT_MAX || self.hot.contains_key(&agent) => {
@@ -264,7 +278,7 @@ impl Probes {
             }
             _ => {}
         }
-        match (before, path.cause()) {
+        match (before, path.failure_cause()) {
             (None, Some(_)) => {
                 self.failing.insert(agent);
                 if let Some(desired) = &self.desired {
@@ -283,9 +297,9 @@ impl Probes {
         let mut tally = ProbeTally::default();
         let (mut sum, mut count) = (Duration::ZERO, 0);
         for path in self.peers.values() {
-            match path.cause() {
+            match path.failure_cause() {
                 None => tally.reached += u64::from(path.is_reached()),
-                Some(Cause::LargeLost { .. }) => tally.large_lost += 1,
+                Some(PeerFailureCause::LargeLost) => tally.large_lost += 1,
                 Some(_) => tally.unreachable += 1,
             }
             if let Some(smoothed) = path.smoothed_round_trip() {
@@ -296,6 +310,49 @@ impl Probes {
         let mean = sum.checked_div(count).unwrap_or_default();
         tally.round_trip_microseconds = u64::try_from(mean.as_micros()).unwrap_or(u64::MAX);
         self.tally = tally;
+    }
+
+    /// Returns when a report to the master is due.
+    pub(super) fn report_due(&self) -> Option<Duration> {
+        self.has_unreported_change.then_some(self.report_due)
+    }
+
+    /// Makes the next report due, if there was or is a failure: the master may have lost the former
+    /// report, or be another master.
+    pub(super) fn report_again(&mut self) {
+        if !self.failing.is_empty() || !self.reported.is_empty() {
+            self.reported.clear();
+            self.has_unreported_change = true;
+        }
+    }
+
+    /// Returns a report to the master if one is due. `identity` returns the identity of the agent
+    /// with an underlay address.
+    pub(super) fn take_report(
+        &mut self,
+        now: Now,
+        identity: impl Fn(IpAddr) -> Option<Ipv4Addr>,
+    ) -> Option<PeerFailures> {
+        if self.report_due().is_none_or(|due| due > now.elapsed) {
+            return None;
+        }
+        self.has_unreported_change = false;
+        let failing = self.failing.iter().filter_map(|agent| {
+            let path = self.peers.get(agent)?;
+            Some((*agent, path.failure_cause()?, path.failing_since_unix()))
+        });
+        let failing: Vec<_> = failing.collect();
+        let current: Vec<_> = failing.iter().map(|(agent, cause, _)| (*agent, *cause)).collect();
+        if current == self.reported {
+            return None;
+        }
+        self.reported = current;
+        self.report_due = now.elapsed + REPORT_INTERVAL;
+        let total = u32::try_from(failing.len()).unwrap_or(u32::MAX);
+        let peers = failing.into_iter().filter_map(|(underlay, cause, since)| {
+            Some(PeerFailure { agent: identity(underlay)?, cause, since })
+        });
+        Some(PeerFailures { peers: peers.take(PeerFailures::MAX).collect(), total })
     }
 
     pub(super) const fn tally(&self) -> ProbeTally {

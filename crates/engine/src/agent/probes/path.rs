@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use overlay_types::addr::{Mtu, OverlayName};
 use overlay_types::clock::Now;
+use overlay_types::protocol::PeerFailureCause;
 use overlay_types::tunnel::{Desired, Peer, ProbeOutcome, ProbePacket, ProbeSource, VxlanDevice};
 
 use super::super::view::PeerProbeHealth;
@@ -21,7 +22,7 @@ const LEARNING_INTERVAL: u64 = 8;
 
 /// The likely cause of a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Cause {
+enum Cause {
     /// Nothing comes back from the host of the peer.
     NoAnswer,
     /// The VTEPs reach each other, but packets of the containers of this host do not get through.
@@ -35,13 +36,13 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    const fn name(&self) -> &'static str {
+    const fn kind(&self) -> PeerFailureCause {
         match self {
-            Self::NoAnswer => "no answer",
-            Self::ContainersCutOff => "containers cut off",
-            Self::OverlayLost(..) => "overlay lost",
-            Self::Ipv6Lost => "ipv6 lost",
-            Self::LargeLost { .. } => "large packets lost",
+            Self::NoAnswer => PeerFailureCause::NoAnswer,
+            Self::ContainersCutOff => PeerFailureCause::ContainersCutOff,
+            Self::OverlayLost(..) => PeerFailureCause::OverlayLost,
+            Self::Ipv6Lost => PeerFailureCause::Ipv6Lost,
+            Self::LargeLost { .. } => PeerFailureCause::LargeLost,
         }
     }
 }
@@ -148,8 +149,14 @@ impl PeerPath {
         }
     }
 
-    pub(super) const fn cause(&self) -> Option<&Cause> {
-        self.cause.as_ref()
+    /// Returns the cause of the confirmed failure.
+    pub(super) fn failure_cause(&self) -> Option<PeerFailureCause> {
+        self.cause.as_ref().map(Cause::kind)
+    }
+
+    /// Returns the time of the first failed visit, in seconds since 1970.
+    pub(super) fn failing_since_unix(&self) -> u64 {
+        self.failing_since.map_or(0, |since| since.unix)
     }
 
     pub(super) const fn failed_visits(&self) -> u32 {
@@ -355,7 +362,7 @@ impl PeerPath {
         };
         PeerProbeHealth {
             agent: agent.to_string(),
-            cause: self.cause.as_ref().map_or("", Cause::name).to_owned(),
+            cause: self.failure_cause().map_or("", PeerFailureCause::name).to_owned(),
             since_unix: self.failing_since.map(|since| since.unix),
             last_success_unix: self.last_success.map(|success| success.unix),
             lost: self.lost.count_ones().min(HISTORY),

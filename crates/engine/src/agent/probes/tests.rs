@@ -341,3 +341,42 @@ fn rate_of_zero_sends_nothing() {
     assert_eq!(world.probes.next_due(), None);
     assert_eq!(world.probes.health(), None);
 }
+
+#[test]
+fn report_to_master_follows_changes_at_most_every_ten_seconds() {
+    let mut world = World::new(80, 100);
+    let identity = |underlay| match underlay {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    };
+    let report = |world: &mut World| {
+        world
+            .probes
+            .take_report(world.now, identity)
+            .map(|report| (report.peers.len(), report.total))
+    };
+    world.run(10);
+    assert_eq!(report(&mut world), None, "there is nothing to report");
+    world.outcome = |packet| {
+        if number_of(packet.to) <= 70 { ProbeOutcome::NoReply } else { all_works(packet) }
+    };
+    world.run(40);
+    let (named, total) = report(&mut world).unwrap();
+    assert!(named > 0 && named <= PeerFailures::MAX && total as usize >= named, "{named} {total}");
+    world.run(5);
+    assert_eq!(report(&mut world), None, "too early or unchanged");
+    world.outcome = all_works;
+    world.run(60);
+    assert_eq!(report(&mut world), Some((0, 0)));
+    assert_eq!(world.probes.report_due(), None);
+    world.probes.report_again();
+    assert_eq!(world.probes.report_due(), None, "a new master knows of no failure");
+    world.outcome = |packet| {
+        if number_of(packet.to) == 2 { ProbeOutcome::NoReply } else { all_works(packet) }
+    };
+    world.run(60);
+    assert_eq!(report(&mut world), Some((1, 1)));
+    world.probes.report_again();
+    world.run(10);
+    assert_eq!(report(&mut world), Some((1, 1)), "a new master gets the report");
+}

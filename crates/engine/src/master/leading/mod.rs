@@ -14,7 +14,7 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Assignment, Author, MasterKind, Message, MessageKind, PeerTableVersion, RequestId,
+    Assignment, Author, MasterKind, Message, MessageKind, PeerFailures, PeerTableVersion, RequestId,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_types::text::{count_and_list, pluralize, truncate_list};
@@ -104,9 +104,9 @@ impl Leading {
     /// Returns whether this master accepts a message of this kind from the sender.
     pub(in crate::master) fn accepts(&self, from: &Upid, kind: MessageKind) -> bool {
         match kind {
-            MessageKind::AgentRegistered | MessageKind::RequestPeers => {
-                self.registry.is_contact(from)
-            }
+            MessageKind::AgentRegistered
+            | MessageKind::RequestPeers
+            | MessageKind::PeerFailures => self.registry.is_contact(from),
             MessageKind::RegisterAgent => true,
             MessageKind::HeldAddresses => self.problems.has(from),
             MessageKind::UpdateAgentOverlays
@@ -167,6 +167,21 @@ impl Leading {
             out.counters.update_peers_messages_sent += 1;
             out.counters.update_peers_bytes_sent += bytes as u64;
             out.push(update.into_send(from));
+        }
+    }
+
+    /// Notes the peers that an agent does not reach.
+    pub(in crate::master) fn report_peer_failures(
+        &mut self,
+        now: Now,
+        from: &Upid,
+        failures: PeerFailures,
+    ) {
+        if self.registry.is_contact(from) {
+            self.registry.record_contact(from, now, false);
+            self.registry.report_peer_failures(from, failures);
+        } else {
+            self.registry.record_other_process(from);
         }
     }
 

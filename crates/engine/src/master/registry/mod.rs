@@ -10,6 +10,7 @@ mod allocation;
 mod claims;
 mod contacts;
 mod owners;
+mod peer_failures;
 mod problems;
 mod reassigned;
 mod recovery;
@@ -27,8 +28,8 @@ use overlay_types::addr::{Family, OverlayName, Subnet};
 use overlay_types::assignment;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord, PeerInfo,
-    Record, ReleasedRecord, State, Status, Vtep,
+    Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord,
+    PeerFailures, PeerInfo, Record, ReleasedRecord, State, Status, Vtep,
 };
 use overlay_types::state::{Key, RecordChange, Version};
 use overlay_types::tunnel::Peer;
@@ -58,6 +59,8 @@ pub(super) struct Registry {
     underlays: Underlays,
     shortages: Shortages,
     contacts: Contacts,
+    /// The peers that agents do not reach, by the reporting agent.
+    peer_failures: BTreeMap<Ipv4Addr, PeerFailures>,
     /// Agents inserted, changed or removed since the last call of [`Self::take_changed_peers`],
     /// with the version that has the change.
     changed: BTreeMap<Ipv4Addr, Version>,
@@ -149,6 +152,7 @@ impl Registry {
             underlays: Underlays::default(),
             shortages: Shortages::default(),
             contacts: Contacts::default(),
+            peer_failures: BTreeMap::new(),
             changed: BTreeMap::new(),
             needs_rebuild: false,
         }
@@ -282,6 +286,7 @@ impl Registry {
         context: ChangeContext,
     ) -> Option<(RecordChange, Addresses)> {
         self.contacts.remove(ip);
+        self.peer_failures.remove(&ip);
         self.forget_refusal(ip);
         // The release may end a conflict with another agent.
         self.needs_rebuild |= self.has_conflicts() && self.agents.is_known(ip);
@@ -396,6 +401,7 @@ impl Registry {
             network: Arc::clone(&self.network),
             agents: agents.collect(),
             contacts: self.contact_times(),
+            peer_failures: self.shown_peer_failures(),
         };
         Gated::new(state, valid_from)
     }

@@ -16,6 +16,7 @@ impl Registry {
             || self.underlays.has_problems()
             || self.tally().failed > 0
             || self.has_silent_agents()
+            || self.has_peer_failures()
             || self.impossible_release_times().is_some()
     }
 
@@ -38,6 +39,7 @@ impl Registry {
             ));
         }
         problems.extend(self.silent_agents());
+        problems.extend(self.peer_failure_problems());
         problems
     }
 

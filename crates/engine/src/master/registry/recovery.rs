@@ -554,6 +554,7 @@ impl Registry {
         self.restore_reports(&before.reports());
         self.carry_over_refusals(before);
         self.restore_contacts(before.contacts.clone());
+        self.peer_failures.clone_from(&before.peer_failures);
         let network = Arc::clone(&self.network);
         self.shortages = before.shortages.of_pools(|pool| match pool {
             Pool::Overlay(name, family) => {

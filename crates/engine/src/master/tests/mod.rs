@@ -7,6 +7,7 @@ mod contacts;
 mod leadership;
 mod leases;
 mod overlapping_records;
+mod peer_failures;
 mod peers;
 mod recovery;
 mod refused;
