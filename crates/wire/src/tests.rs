@@ -282,3 +282,19 @@ fn decode_unreadable_record_names_field_and_reason() {
         assert!(error.contains(reason), "{error} does not contain {reason}");
     }
 }
+
+#[test]
+fn encode_state_includes_unreached_peers() {
+    use overlay_types::protocol::{PeerFailure, PeerFailureCause, PeerFailures};
+    let recorded = decode_state(&parse_json(golden!("overlay-master-state.json")).unwrap());
+    let mut state = recorded.unwrap();
+    assert!(!print_json(&encode_state(&state)).contains("unreached"));
+    let agent = "10.0.0.9".parse().unwrap();
+    let failure = PeerFailure { agent, cause: PeerFailureCause::LargeLost, since: 1_700_000_000 };
+    let failures = PeerFailures { peers: vec![failure], total: 2 };
+    state.peer_failures.insert(state.agents[0].ip, failures);
+    let printed = print_json(&encode_state(&state));
+    let part = r#""unreached_peers":[{"cause":"large packets lost","ip":"10.0.0.9","since":1700000000}],"unreached_peers_total":2"#;
+    assert!(printed.contains(part), "{printed}");
+    assert_eq!(decode_state(&parse_json(printed.as_bytes()).unwrap()), Ok(state));
+}

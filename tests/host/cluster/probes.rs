@@ -29,7 +29,7 @@ const BREAKS: [Break; 5] = [
             (1, "agent 10.0.0.3 fails probes since"),
             (
                 2,
-                "no answer through the tunnel: its host is down, or the network drops UDP port 64000",
+                "no answer through the tunnel: its host is down or drops ICMP, or the network drops UDP port 64000",
             ),
         ],
     },

@@ -72,8 +72,9 @@ pub(super) struct Probes {
     /// Why some probes do not take the path of containers.
     limitation: Option<String>,
     bridged: BTreeSet<OverlayName>,
-    /// The failures that the master knows, without their times.
-    reported: Vec<(IpAddr, PeerFailureCause)>,
+    /// The failures that the master knows, without their times. `None` if that is unknown: the
+    /// master may know those of an earlier process.
+    reported: Option<Vec<(IpAddr, PeerFailureCause)>>,
     /// Whether the failures may differ from those that the master knows.
     has_unreported_change: bool,
     /// Earliest time of the next report.
@@ -106,7 +107,7 @@ impl Probes {
             obstacle: None,
             limitation: None,
             bridged: BTreeSet::new(),
-            reported: Vec::new(),
+            reported: None,
             has_unreported_change: false,
             report_due: Duration::ZERO,
         }
@@ -320,9 +321,10 @@ impl Probes {
     /// Makes the next report due, if there was or is a failure: the master may have lost the former
     /// report, or be another master.
     pub(super) fn report_again(&mut self) {
-        if !self.failing.is_empty() || !self.reported.is_empty() {
-            self.reported.clear();
-            self.has_unreported_change = true;
+        let has_none = self.reported.as_ref().is_some_and(Vec::is_empty);
+        if !self.failing.is_empty() || !has_none {
+            self.reported = None;
+            self.has_unreported_change = self.desired.is_some();
         }
     }
 
@@ -343,10 +345,10 @@ impl Probes {
         });
         let failing: Vec<_> = failing.collect();
         let current: Vec<_> = failing.iter().map(|(agent, cause, _)| (*agent, *cause)).collect();
-        if current == self.reported {
+        if self.reported.as_ref() == Some(&current) {
             return None;
         }
-        self.reported = current;
+        self.reported = Some(current);
         self.report_due = now.elapsed + REPORT_INTERVAL;
         let total = u32::try_from(failing.len()).unwrap_or(u32::MAX);
         let peers = failing.into_iter().filter_map(|(underlay, cause, since)| {

@@ -323,9 +323,9 @@ impl PeerPath {
         match &self.cause {
             None => intro,
             Some(Cause::NoAnswer) => format!(
-                "{intro}: no answer through the tunnel: its host is down, or the network drops \
-                 UDP port {port} between {own} and {agent}: see whether other agents reach it, and \
-                 delete the agent at the master if its host is gone"
+                "{intro}: no answer through the tunnel: its host is down or drops ICMP, or the \
+                 network drops UDP port {port} between {own} and {agent}: see whether other \
+                 agents reach it, and delete the agent at the master if its host is gone"
             ),
             Some(Cause::ContainersCutOff) => format!(
                 "{intro}: the VTEPs reach each other, packets of containers do not: see which rule \

@@ -40,7 +40,7 @@ impl Registry {
         let shown = self.current_peer_failures().filter_map(|(ip, failures)| {
             let peers = failures.peers.iter().filter(|failure| self.is_active(failure.agent));
             let peers: Vec<PeerFailure> = peers.copied().collect();
-            (!peers.is_empty()).then(|| (ip, PeerFailures { peers, total: failures.total }))
+            (!peers.is_empty()).then_some((ip, PeerFailures { peers, total: failures.total }))
         });
         shown.collect()
     }

@@ -13,7 +13,7 @@ use overlay_types::addr::{Family, OverlayName, Subnet};
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Addresses, AgentInfo, AgentRecord, Network, OverlayRecord, Record, ReleasedRecord,
+    Addresses, AgentInfo, AgentRecord, Network, OverlayRecord, PeerFailures, Record, ReleasedRecord,
 };
 use overlay_types::state::{RecordChange, UnreadableRecord, Version};
 
@@ -33,6 +33,8 @@ use super::{ChangeContext, RELEASED_AT_MAX, Registry};
 pub(in crate::master) struct LastKnown {
     reports: Reports,
     contacts: Contacts,
+    /// The peers that agents do not reach, by the reporting agent.
+    peer_failures: BTreeMap<Ipv4Addr, PeerFailures>,
 }
 
 impl LastKnown {
@@ -514,13 +516,15 @@ impl Registry {
 
     /// Returns what the agents have sent, for the next recovery of this master.
     pub(in crate::master) fn into_last_known(mut self) -> LastKnown {
-        LastKnown { reports: self.reports(), contacts: self.take_contacts() }
+        let peer_failures = std::mem::take(&mut self.peer_failures);
+        LastKnown { reports: self.reports(), contacts: self.take_contacts(), peer_failures }
     }
 
     /// Restores what agents have sent before the state was read again. Every agent gets the time to
     /// send its next message.
     pub(in crate::master) fn restore_last_known(&mut self, last_known: LastKnown, now: Now) {
-        let LastKnown { reports, mut contacts } = last_known;
+        let LastKnown { reports, mut contacts, peer_failures } = last_known;
+        self.peer_failures = peer_failures;
         self.restore_reports(&reports);
         contacts.restart(now.elapsed);
         self.restore_contacts(contacts);

@@ -75,3 +75,17 @@ fn report_of_unknown_agents_is_not_kept() {
     world.message(1, failures(&[1, 77], PeerFailureCause::NoAnswer));
     assert!(world.state().peer_failures.is_empty());
 }
+
+#[test]
+fn store_failure_keeps_reports() {
+    let mut world = cluster(2);
+    world.message(1, failures(&[2], PeerFailureCause::NoAnswer));
+    world.register(3);
+    world.writing = None;
+    let failed = StoreError::Failed { store: "s".into(), action: "commit", reason: "full".into() };
+    world.handle(Event::Committed(Err(failed)));
+    world.now.elapsed += Duration::from_secs(60);
+    world.handle(Event::Timeout);
+    world.load();
+    assert_eq!(world.state().peer_failures[&ip(1)].peers[0].agent, ip(2));
+}
