@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::container::Container;
 use super::{Cluster, MASTER_ADDRESS};
 use crate::hosts::Underlay;
-use crate::namespace::{BUSYBOX, run};
+use crate::namespace::{BUSYBOX, run, succeed};
+use crate::process::PROGRAM;
 use crate::traffic::{can_ping, now};
 
 /// A broken path: the host, the commands that break and repair it, the hosts whose health names it,
@@ -176,6 +177,10 @@ fn port_of_probes_disturbs_no_container_and_is_removed() {
     process.kill();
     cluster.wait_for("the kernel removes the port", || !has_port(&cluster));
     assert!(lease.exists());
+    let config = cluster.host(1).write_config();
+    let mut clean = cluster.host(1).namespace().command(PROGRAM);
+    let shown = succeed(clean.args(["clean", "--dry-run", "--keep-docker", "--config", &config]));
+    assert!(shown.contains("remove the lease of 192.168.0.126 for probes"), "{shown}");
     cluster.host_mut(1).start_agent();
     cluster.wait_for("the port exists again", || has_port(&cluster));
     assert!(cluster.host_mut(1).agent.take().expect("an agent").stop());

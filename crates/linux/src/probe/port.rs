@@ -184,9 +184,10 @@ fn configure(own: &InterfaceAddress, gateway: IpAddr, mtu: Option<Mtu>) -> Resul
 fn new_namespace() -> io::Result<File> {
     run_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
-        // The port has IPv4 only, and sends no packets that nobody asked for. A kernel without IPv6
-        // has no such setting.
+        // The port has IPv4 only, sends no packets that nobody asked for, and is no router for
+        // containers. The settings may be read-only, and a kernel without IPv6 has only one.
         let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        let _ = fs::write("/proc/sys/net/ipv4/ip_forward", "0");
         File::open("/proc/thread-self/ns/net")
     })
 }
