@@ -194,8 +194,8 @@ impl Probes {
         Some(Command::Probe { attempt, desired, packets })
     }
 
-    /// Returns the peers of the next batch. The list of failing peers never takes the whole batch,
-    /// unless a batch has a single peer.
+    /// Returns the peers of the next batch. The list of failing peers leaves a part of the rate to
+    /// the round.
     fn next_agents(&mut self, now: Now, random: &mut fastrand::Rng) -> Vec<IpAddr> {
         if self.visited >= self.round.len() && now.elapsed >= self.round_start + ROUND_MIN {
             self.round = self.peers.keys().copied().collect();
@@ -209,9 +209,13 @@ impl Probes {
             .map(|(agent, due)| (*due, *agent))
             .collect();
         due.sort_unstable();
-        let hot_max = (self.rate * 3 / 4).max(1);
-        let mut agents: Vec<IpAddr> =
-            due.into_iter().take(hot_max).map(|(_, agent)| agent).collect();
+        let mut due = due.into_iter().map(|(_, agent)| agent);
+        // A batch of a single peer alternates between the list and the round.
+        let hot_max = match self.rate {
+            1 => usize::from(self.last_attempt.is_multiple_of(2)),
+            rate => rate * 3 / 4,
+        };
+        let mut agents: Vec<IpAddr> = due.by_ref().take(hot_max).collect();
         while agents.len() < self.rate
             && let Some(agent) = self.round.get(self.visited)
         {
@@ -221,6 +225,8 @@ impl Probes {
                 agents.push(*agent);
             }
         }
+        // The round has ended.
+        agents.extend(due.take(self.rate.saturating_sub(agents.len())));
         agents
     }
 
@@ -246,8 +252,10 @@ impl Probes {
             }
         };
         self.obstacle = None;
-        if report.limitation.is_some() && report.limitation != self.limitation {
-            log::warn!("probes take another path than containers: {}", overlay_text(&report));
+        if let Some(limitation) = &report.limitation
+            && self.limitation.as_ref() != Some(limitation)
+        {
+            log::warn!("{limitation}");
         }
         self.limitation = report.limitation;
         self.bridged = report.bridged;
@@ -270,15 +278,7 @@ impl Probes {
         let before = path.failure_cause();
         path.record(now, visit, outcomes);
         self.has_unreported_change |= path.failure_cause() != before;
-        match path.failed_visits() {
-            0 => drop(self.hot.remove(&agent)),
-            failed if self.hot.len() < HOT_MAX || self.hot.contains_key(&agent) => {
-                let is_confirming = failed < CONFIRMING_VISITS;
-                let delay = if is_confirming { Duration::ZERO } else { HOT_INTERVAL };
-                self.hot.insert(agent, now.elapsed + delay);
-            }
-            _ => {}
-        }
+        let failed_visits = path.failed_visits();
         match (before, path.failure_cause()) {
             (None, Some(_)) => {
                 self.failing.insert(agent);
@@ -292,6 +292,27 @@ impl Probes {
             }
             _ => {}
         }
+        self.schedule(now, agent, failed_visits);
+    }
+
+    /// Schedules the next visit of a peer that failed, outside of the rounds. Peers whose failure is
+    /// confirmed make room for others: the rounds visit them too.
+    fn schedule(&mut self, now: Now, agent: IpAddr, failed_visits: u32) {
+        if failed_visits == 0 {
+            self.hot.remove(&agent);
+            return;
+        }
+        let is_confirmed = failed_visits >= CONFIRMING_VISITS;
+        if self.hot.len() >= HOT_MAX && !self.hot.contains_key(&agent) {
+            let mut listed = self.hot.keys().copied();
+            let confirmed = listed.find(|agent| self.failing.contains(agent));
+            match confirmed.filter(|_| !is_confirmed) {
+                Some(confirmed) => drop(self.hot.remove(&confirmed)),
+                None => return,
+            }
+        }
+        let delay = if is_confirmed { HOT_INTERVAL } else { Duration::ZERO };
+        self.hot.insert(agent, now.elapsed + delay);
     }
 
     fn update_tally(&mut self) {
@@ -411,11 +432,6 @@ impl Probes {
             failing,
         })
     }
-}
-
-/// Describes the limitation of a report.
-fn overlay_text(report: &ProbeReport) -> &str {
-    report.limitation.as_deref().unwrap_or_default()
 }
 
 /// Describes that no peer answers.

@@ -291,6 +291,36 @@ fn failing_peers_leave_room_for_others_and_are_named_up_to_a_limit() {
 }
 
 #[test]
+fn new_failure_is_confirmed_beside_many_old_ones() {
+    let mut world = World::new(200, 4);
+    world.run(60);
+    world.outcome = |packet| {
+        if number_of(packet.to) <= 60 { ProbeOutcome::NoReply } else { all_works(packet) }
+    };
+    world.run(1800);
+    assert_eq!(world.probes.tally().unreachable, 60);
+    world.outcome = |packet| {
+        if number_of(packet.to) <= 61 { ProbeOutcome::NoReply } else { all_works(packet) }
+    };
+    // The rounds have a quarter of the rate, and the peers outside of the list take a part of it.
+    world.run(230);
+    assert_eq!(world.probes.tally().unreachable, 61);
+}
+
+#[test]
+fn rate_of_one_alternates_between_failing_peers_and_round() {
+    let mut world = World::new(40, 1);
+    world.run(100);
+    world.outcome = |packet| {
+        if number_of(packet.to) <= 20 { ProbeOutcome::NoReply } else { all_works(packet) }
+    };
+    world.visits.clear();
+    world.run(600);
+    assert_eq!(world.visits.len(), 40);
+    assert_eq!(world.probes.tally().unreachable, 20);
+}
+
+#[test]
 fn silence_of_all_peers_is_one_problem_of_this_host() {
     let mut world = World::new(3, 4);
     world.run(10);
