@@ -101,6 +101,7 @@ fn healthy_host() -> Observation {
         network: network.into(),
         agents: vec![info.clone().into()],
         contacts: BTreeMap::new(),
+        peer_failures: BTreeMap::new(),
     };
     let settings = [
         ("ipv4/ip_forward", 1),

@@ -303,6 +303,8 @@ pub fn decode_peer_failures(agent: &pb::AgentInfo) -> Option<PeerFailures> {
             agent: peer.ip().parse().ok()?,
             cause: PeerFailureCause::from_name(peer.cause()).unwrap_or(PeerFailureCause::NoAnswer),
             since: peer.since(),
+            lost: peer.lost(),
+            round_trip: peer.round_trip_microseconds,
         })
     });
     let total = agent.unreached_peers_total?;
@@ -314,6 +316,8 @@ fn unreached_to_pb(failures: &PeerFailures) -> Vec<pb::UnreachedPeer> {
         ip: Some(to_text(failure.agent)),
         cause: Some(to_text(failure.cause)),
         since: Some(failure.since),
+        lost: Some(failure.lost),
+        round_trip_microseconds: failure.round_trip,
     });
     peers.collect()
 }

@@ -15,6 +15,8 @@ pub(super) fn encode(failures: &PeerFailures) -> Vec<u8> {
         agent: Some(failure.agent.octets().to_vec()),
         cause: number_of(failure.cause),
         since: Some(failure.since),
+        lost: Some(failure.lost),
+        round_trip_microseconds: failure.round_trip,
     });
     pb::PeerFailuresMessage { peers: peers.collect(), total: Some(failures.total) }.encode_to_vec()
 }
@@ -28,6 +30,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<PeerFailures, ConvertError> {
             agent: agent.ok_or_else(|| ConvertError::missing("agent"))?,
             cause: cause_of(peer.cause()),
             since: peer.since(),
+            lost: peer.lost(),
+            round_trip: peer.round_trip_microseconds,
         })
     })?;
     Ok(PeerFailures { peers, total: pb.total() })
@@ -56,6 +60,8 @@ mod tests {
             agent: Ipv4Addr::new(10, 0, 0, number),
             cause: PeerFailureCause::ALL[usize::from(number) % PeerFailureCause::ALL.len()],
             since: u64::MAX,
+            lost: u32::MAX,
+            round_trip: Some(u64::MAX),
         });
         PeerFailures { peers: peers.collect(), total: u32::MAX }
     }

@@ -290,11 +290,17 @@ fn encode_state_includes_unreached_peers() {
     let mut state = recorded.unwrap();
     assert!(!print_json(&encode_state(&state)).contains("unreached"));
     let agent = "10.0.0.9".parse().unwrap();
-    let failure = PeerFailure { agent, cause: PeerFailureCause::LargeLost, since: 1_700_000_000 };
+    let failure = PeerFailure {
+        agent,
+        cause: PeerFailureCause::LargeLost,
+        since: 1_700_000_000,
+        lost: 3,
+        round_trip: Some(250),
+    };
     let failures = PeerFailures { peers: vec![failure], total: 2 };
     state.peer_failures.insert(state.agents[0].ip, failures);
     let printed = print_json(&encode_state(&state));
-    let part = r#""unreached_peers":[{"cause":"large packets lost","ip":"10.0.0.9","since":1700000000}],"unreached_peers_total":2"#;
+    let part = r#""unreached_peers":[{"cause":"large packets lost","ip":"10.0.0.9","lost":3,"round_trip_microseconds":250,"since":1700000000}],"unreached_peers_total":2"#;
     assert!(printed.contains(part), "{printed}");
     assert_eq!(decode_state(&parse_json(printed.as_bytes()).unwrap()), Ok(state));
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::container::Container;
 use super::{Cluster, MASTER_ADDRESS};
@@ -185,4 +185,34 @@ fn port_of_probes_disturbs_no_container_and_is_removed() {
     cluster.wait_for("the port exists again", || has_port(&cluster));
     assert!(cluster.host_mut(1).agent.take().expect("an agent").stop());
     assert!(!has_port(&cluster) && !lease.exists(), "the agent removes its port and lease");
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn missing_privileges_are_named_and_degrade_nothing() {
+    const NO_NET_RAW: u8 = 2;
+    const NO_SYS_ADMIN: u8 = 3;
+    let mut cluster = Cluster::new(Underlay::V4);
+    cluster.add_host(1);
+    for (number, capability) in [(NO_NET_RAW, "-net_raw"), (NO_SYS_ADMIN, "-sys_admin")] {
+        let wrapper = ["setpriv", "--bounding-set", capability, "--inh-caps", capability];
+        cluster.add_host(number).wrapper = wrapper.map(str::to_owned).into();
+    }
+    cluster.start_agents();
+    cluster.wait_until_ok();
+    let _containers = cluster.add_containers();
+    let has_note = |number, text| {
+        let note = cluster.host(number).health()["probes"]["note"].to_string();
+        note.contains(text)
+    };
+    cluster.wait_for("the reason is named", || {
+        has_note(NO_NET_RAW, "CAP_NET_RAW") && has_note(NO_SYS_ADMIN, "CAP_SYS_ADMIN")
+    });
+    let health = cluster.host(NO_NET_RAW).health();
+    assert_eq!((&health["probes"]["status"], &health["status"]), (&json!("off"), &json!("ok")));
+    cluster.wait_for("the probes begin at the VTEP", || {
+        let health = cluster.host(NO_SYS_ADMIN).health();
+        health["probes"]["reached"] == 2 && health["status"] == "ok"
+    });
+    assert_eq!(cluster.host(NO_SYS_ADMIN).health()["probes"]["bridged_overlays"], json!([]));
 }

@@ -130,7 +130,7 @@ impl MessageKind {
             // At most 24 bytes for each subnet.
             Self::HeldAddresses => 16 * 1024,
             Self::RegistrationProblems => 256 * 1024,
-            // At most 24 bytes for each peer.
+            // At most 48 bytes for each peer.
             Self::PeerFailures => 4 * 1024,
         }
     }

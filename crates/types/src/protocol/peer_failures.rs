@@ -62,6 +62,11 @@ pub struct PeerFailure {
     pub cause: PeerFailureCause,
     /// The time of the first failed probe, in seconds since 1970 by the clock of the agent.
     pub since: u64,
+    /// Unanswered visits of the last 8, when the agent reported. A visit with any answer counts as
+    /// answered.
+    pub lost: u32,
+    /// The smoothed round-trip time in microseconds, unless the peer has never answered.
+    pub round_trip: Option<u64>,
 }
 
 /// The peers that an agent does not reach. Each report replaces the former report of the agent.

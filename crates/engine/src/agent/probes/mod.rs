@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use overlay_types::addr::OverlayName;
 use overlay_types::clock::Now;
-use overlay_types::protocol::{PeerFailure, PeerFailureCause, PeerFailures};
+use overlay_types::protocol::{PeerFailureCause, PeerFailures};
 use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
 
 use self::path::{PeerPath, Visit};
@@ -362,20 +362,21 @@ impl Probes {
         self.has_unreported_change = false;
         let failing = self.failing.iter().filter_map(|agent| {
             let path = self.peers.get(agent)?;
-            Some((*agent, path.failure_cause()?, path.failing_since_unix()))
+            Some((*agent, path.failure_cause()?))
         });
-        let failing: Vec<_> = failing.collect();
-        let current: Vec<_> = failing.iter().map(|(agent, cause, _)| (*agent, *cause)).collect();
+        let current: Vec<_> = failing.collect();
         if self.reported.as_ref() == Some(&current) {
             return None;
         }
-        self.reported = Some(current);
         self.report_due = now.elapsed + REPORT_INTERVAL;
-        let total = u32::try_from(failing.len()).unwrap_or(u32::MAX);
-        let peers = failing.into_iter().filter_map(|(underlay, cause, since)| {
-            Some(PeerFailure { agent: identity(underlay)?, cause, since })
+        let total = u32::try_from(current.len()).unwrap_or(u32::MAX);
+        let peers = current.iter().filter_map(|(underlay, cause)| {
+            let path = self.peers.get(underlay)?;
+            Some(path.failure(identity(*underlay)?, *cause))
         });
-        Some(PeerFailures { peers: peers.take(PeerFailures::MAX).collect(), total })
+        let peers = peers.take(PeerFailures::MAX).collect();
+        self.reported = Some(current);
+        Some(PeerFailures { peers, total })
     }
 
     pub(super) const fn tally(&self) -> ProbeTally {

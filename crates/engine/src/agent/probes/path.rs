@@ -1,11 +1,11 @@
 //! The path to one peer: what to send, and what the outcomes say.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use overlay_types::addr::{Mtu, OverlayName};
 use overlay_types::clock::Now;
-use overlay_types::protocol::PeerFailureCause;
+use overlay_types::protocol::{PeerFailure, PeerFailureCause};
 use overlay_types::tunnel::{Desired, Peer, ProbeOutcome, ProbePacket, ProbeSource, VxlanDevice};
 
 use super::super::view::PeerProbeHealth;
@@ -13,8 +13,6 @@ use super::{CONFIRMING_VISITS, GRACE};
 
 /// Length of a small packet.
 const SMALL: u32 = 64;
-/// Number of visits kept in the history.
-const HISTORY: u32 = 8;
 /// Number of gateways that are kept of each peer.
 const GATEWAYS_MAX: usize = 4;
 /// A peer without a known gateway is asked for its gateways once in so many visits.
@@ -119,7 +117,7 @@ pub(super) struct PeerPath {
     /// The successful visits. They determine the overlay of the next visit, so that a failure is
     /// confirmed in the overlay in which it was found.
     successes: u64,
-    /// The last visits, of which the lowest bit is the latest: 1 if nothing was answered.
+    /// The last 8 visits, of which the lowest bit is the latest: 1 if nothing was answered.
     lost: u8,
     last_success: Option<Now>,
     min_round_trip: Option<Duration>,
@@ -154,9 +152,15 @@ impl PeerPath {
         self.cause.as_ref().map(Cause::kind)
     }
 
-    /// Returns the time of the first failed visit, in seconds since 1970.
-    pub(super) fn failing_since_unix(&self) -> u64 {
-        self.failing_since.map_or(0, |since| since.unix)
+    /// Returns the failure for the report to the master.
+    pub(super) fn failure(&self, agent: Ipv4Addr, cause: PeerFailureCause) -> PeerFailure {
+        PeerFailure {
+            agent,
+            cause,
+            since: self.failing_since.map_or(0, |since| since.unix),
+            lost: self.lost.count_ones(),
+            round_trip: microseconds(self.smoothed_round_trip),
+        }
     }
 
     pub(super) const fn failed_visits(&self) -> u32 {
@@ -357,19 +361,20 @@ impl PeerPath {
     }
 
     pub(super) fn health(&self, agent: IpAddr) -> PeerProbeHealth {
-        let microseconds = |duration: Option<Duration>| {
-            duration.map(|duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
-        };
         PeerProbeHealth {
             agent: agent.to_string(),
             cause: self.failure_cause().map_or("", PeerFailureCause::name).to_owned(),
             since_unix: self.failing_since.map(|since| since.unix),
             last_success_unix: self.last_success.map(|success| success.unix),
-            lost: self.lost.count_ones().min(HISTORY),
+            lost: self.lost.count_ones(),
             round_trip_min_microseconds: microseconds(self.min_round_trip),
             round_trip_microseconds: microseconds(self.smoothed_round_trip),
         }
     }
+}
+
+fn microseconds(duration: Option<Duration>) -> Option<u64> {
+    duration.map(|duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Returns the IPv6 address of the peer's VTEP, if this host has one as well.

@@ -7,7 +7,13 @@ use super::*;
 fn failures(peers: &[u8], cause: PeerFailureCause) -> Message {
     let peers: Vec<PeerFailure> = peers
         .iter()
-        .map(|peer| PeerFailure { agent: ip(*peer), cause, since: 1_700_000_000 })
+        .map(|peer| PeerFailure {
+            agent: ip(*peer),
+            cause,
+            since: 1_700_000_000,
+            lost: 8,
+            round_trip: None,
+        })
         .collect();
     let total = u32::try_from(peers.len()).unwrap();
     Message::PeerFailures(PeerFailures { peers, total })
