@@ -225,7 +225,7 @@ fn only_large_packets_lost_names_both_mtus() {
 }
 
 #[test]
-fn lost_packets_of_containers_are_distinguished_from_a_dead_host() {
+fn lost_container_packets_are_no_dead_host() {
     let mut world = World::new(2, 4);
     world.run(10);
     world.outcome = |packet| match &packet.source {
@@ -271,7 +271,7 @@ fn silent_bridge_is_named_and_missing_bridge_is_no_failure() {
 }
 
 #[test]
-fn failing_peers_leave_room_for_others_and_are_named_up_to_a_limit() {
+fn failing_peers_leave_room_and_are_named_up_to_a_limit() {
     let mut world = World::new(200, 4);
     world.run(60);
     world.outcome = |packet| {
