@@ -63,7 +63,10 @@ const BREAKS: [Break; 5] = [
         cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
                 iifname m-vxlan-1 drop; }; }'",
         removal: "nft delete table ip test",
-        named_by: &[(1, "the VTEPs reach each other, packets of containers do not")],
+        named_by: &[(
+            1,
+            "packets of containers reach none of 2 peers, and the VTEPs reach each other",
+        )],
     },
     Break {
         host: 1,

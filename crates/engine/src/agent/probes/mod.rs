@@ -390,9 +390,21 @@ impl Probes {
 
     /// Returns whether none of several peers answers, so that this host is the likely cause.
     fn is_silent(&self) -> bool {
-        self.peers.len() > 1
-            && self.silent_visits >= SILENT_VISITS
-            && (self.failing.len() == self.peers.len() || self.failing.len() > NAMED_MAX)
+        self.silent_visits >= SILENT_VISITS && self.is_cause_here()
+    }
+
+    /// Returns whether packets of containers reach no peer.
+    fn are_containers_cut_off(&self) -> bool {
+        let mut causes = self.failing.iter().filter_map(|agent| self.peers.get(agent));
+        self.is_cause_here()
+            && causes.all(|path| path.failure_cause() == Some(PeerFailureCause::ContainersCutOff))
+    }
+
+    /// Returns whether this host is the likely cause of failures that all peers have in common.
+    /// With many peers, a round takes too long to wait for all of them.
+    fn is_cause_here(&self) -> bool {
+        let failing = self.failing.len();
+        failing > 1 && (failing == self.peers.len() || failing > NAMED_MAX)
     }
 
     /// Returns the problems, one sentence each.
@@ -400,6 +412,14 @@ impl Probes {
         let Some(desired) = &self.desired else { return Vec::new() };
         if self.is_silent() {
             return vec![silent_problem(self.peers.len(), desired)];
+        }
+        if self.are_containers_cut_off() {
+            let peers = self.peers.len();
+            return vec![format!(
+                "packets of containers reach none of {peers} peers, and the VTEPs reach each \
+                 other: a rule or a route of this host drops forwarded packets: run \
+                 'mesos-overlay doctor' here"
+            )];
         }
         let failing = self.failing.iter().filter_map(|agent| Some((agent, self.peers.get(agent)?)));
         let mut problems: Vec<String> = failing

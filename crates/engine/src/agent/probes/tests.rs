@@ -321,6 +321,22 @@ fn rate_of_one_alternates_between_failing_peers_and_round() {
 }
 
 #[test]
+fn containers_cut_off_from_all_peers_are_one_problem() {
+    let mut world = World::new(3, 4);
+    world.run(10);
+    world.outcome = |packet| match &packet.source {
+        ProbeSource::Vtep => REPLY,
+        ProbeSource::Containers(_) => ProbeOutcome::NoReply,
+    };
+    world.run(30);
+    assert_eq!(
+        world.problem(),
+        "packets of containers reach none of 3 peers, and the VTEPs reach each other: a rule or a \
+         route of this host drops forwarded packets: run 'mesos-overlay doctor' here"
+    );
+}
+
+#[test]
 fn silence_of_all_peers_is_one_problem_of_this_host() {
     let mut world = World::new(3, 4);
     world.run(10);
