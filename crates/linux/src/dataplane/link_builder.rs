@@ -74,8 +74,36 @@ impl LinkBuilder {
         peer: &DeviceName,
         namespace: BorrowedFd<'_>,
     ) -> Result<(), LinkBuilderError> {
+        self.add_veth(name, None, peer, namespace)
+    }
+
+    /// Adds a veth pair like [`Self::add_veth_pair`], with this MAC address of `name`. systemd
+    /// assigns another address to a device that is created without one.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn add_veth_pair_with_mac(
+        &mut self,
+        name: &DeviceName,
+        mac: Mac,
+        peer: &DeviceName,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), LinkBuilderError> {
+        self.add_veth(name, Some(mac), peer, namespace)
+    }
+
+    fn add_veth(
+        &mut self,
+        name: &DeviceName,
+        mac: Option<Mac>,
+        peer: &DeviceName,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), LinkBuilderError> {
         self.run(format!("add devices {name} and {peer}"), |batch| {
             begin_new_link(batch, name);
+            if let Some(mac) = mac {
+                batch.attribute(IFLA_ADDRESS, &mac.octets());
+            }
             batch.nested(IFLA_LINKINFO, |batch| {
                 batch.text(IFLA_INFO_KIND, "veth");
                 batch.nested(IFLA_INFO_DATA, |batch| {
@@ -118,19 +146,6 @@ impl LinkBuilder {
             if let Some(mtu) = mtu {
                 batch.attribute(IFLA_MTU, &mtu.bytes().to_ne_bytes());
             }
-        })
-    }
-
-    /// Sets the MAC address of a device.
-    ///
-    /// # Errors
-    /// See [`Self::add_bridge`].
-    pub fn set_mac(&mut self, name: &DeviceName, mac: Mac) -> Result<(), LinkBuilderError> {
-        let action = format!("set the address of {name}");
-        let index = index_of(name, &action)?;
-        self.run(action, |batch| {
-            batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
-            batch.attribute(IFLA_ADDRESS, &mac.octets());
         })
     }
 

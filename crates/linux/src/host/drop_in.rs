@@ -38,7 +38,8 @@ struct Manager {
     files: &'static [(&'static str, &'static str)],
 }
 
-/// The patterns match the names of the VXLAN devices and of an overlay's two bridges.
+/// The patterns match the names of the VXLAN devices, of an overlay's two bridges, and of the ports
+/// of the probes.
 ///
 /// `NetworkManager` merges `[device]` sections; a second `unmanaged-devices` would replace the
 /// first one. systemd-networkd uses the first `.network` file that matches, so the file name begins
@@ -52,7 +53,8 @@ const MANAGERS: [Manager; 2] = [
         files: &[(
             "NetworkManager/conf.d/mesos-overlay.conf",
             "[device-mesos-overlay]\n\
-             match-device=interface-name:vtep*;interface-name:m-*;interface-name:d-*\n\
+             match-device=interface-name:vtep*;interface-name:m-*;interface-name:d-*;\
+             interface-name:mo-probe*\n\
              managed=0\n",
         )],
     },
@@ -63,7 +65,7 @@ const MANAGERS: [Manager; 2] = [
         files: &[
             (
                 "systemd/network/00-mesos-overlay.network",
-                "[Match]\nName=vtep* m-* d-*\n\n[Link]\nUnmanaged=yes\n",
+                "[Match]\nName=vtep* m-* d-* mo-probe*\n\n[Link]\nUnmanaged=yes\n",
             ),
             ("systemd/networkd.conf.d/mesos-overlay.conf", "[Network]\nManageForeignRoutes=no\n"),
         ],

@@ -121,11 +121,11 @@ impl Port {
         let Self { name, links, .. } = self;
         links.remove(name)?;
         let inner: DeviceName = INNER.parse().unwrap_or_else(|_| name.clone());
-        links.add_veth_pair(name, &inner, namespace.as_fd())?;
         // A bridge without an own address takes the lowest address of its ports, and its containers
         // would lose their gateway until they ask for it again.
         let index = u8::try_from(self.index).unwrap_or(u8::MAX);
-        links.set_mac(name, Mac::from([0xfe, 0xff, 0xff, b'm', b'o', index]))?;
+        let mac = Mac::from([0xfe, 0xff, 0xff, b'm', b'o', index]);
+        links.add_veth_pair_with_mac(name, mac, &inner, namespace.as_fd())?;
         // A bridge without an own MTU takes the lowest MTU of its ports.
         links.set_up(name, mtu)?;
         links.set_master(name, &self.bridge)
