@@ -3,6 +3,7 @@
 //!
 //! Fake servers answer for agents and masters. The test process itself programs the hosts.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -141,7 +142,7 @@ impl DiagnosedCluster {
             overlays: vec![network_overlay()],
         };
         let agents = infos.iter().cloned().map(Arc::new).collect();
-        let contacts = std::collections::BTreeMap::new();
+        let contacts = BTreeMap::new();
         let state =
             State { network: Arc::new(network), agents, contacts, peer_failures: BTreeMap::new() };
         let state = wire::print_json(&wire::encode_state(&state));
