@@ -21,12 +21,12 @@ const PORT: u16 = 34_567;
 /// Counts and drops the packets that arrive at a container.
 const COUNTERS: &str = "
     table ip probe {
-        counter udp { }
-        counter tcp { }
+        counter of_udp { }
+        counter of_tcp { }
         chain arrived {
             type filter hook prerouting priority -400
-            udp dport 34567 counter name udp drop
-            tcp dport 34567 counter name tcp drop
+            udp dport 34567 counter name \"of_udp\" drop
+            tcp dport 34567 counter name \"of_tcp\" drop
         }
     }";
 const RESET: &str = "
