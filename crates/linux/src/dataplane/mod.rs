@@ -28,6 +28,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
+use overlay_types::addr::DeviceName;
 use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
 
 pub use self::change::plan_change;
@@ -92,6 +93,8 @@ impl Problem {
 pub struct Dataplane {
     netlink: Netlink,
     indices: Indices,
+    /// The bridges of the last observation that are not left out.
+    maintained: BTreeSet<DeviceName>,
     /// Indices of the bridges of the last observation. `None` before the first observation.
     known_bridges: Option<BTreeSet<u32>>,
     /// `None` if the kernel may differ from the state that this process last read or wrote.
@@ -113,7 +116,13 @@ impl Dataplane {
     /// When the kernel refuses a netlink socket.
     pub fn open() -> Result<Self, DataplaneError> {
         let netlink = Netlink::open(NETLINK_ROUTE).map_err(DataplaneError::Open)?;
-        Ok(Self { netlink, indices: Indices::default(), known_bridges: None, cache: None })
+        Ok(Self {
+            netlink,
+            indices: Indices::default(),
+            maintained: BTreeSet::new(),
+            known_bridges: None,
+            cache: None,
+        })
     }
 
     /// Returns the port by which a [`Monitor`] recognizes the changes of this dataplane.
@@ -140,6 +149,7 @@ impl Dataplane {
             });
         }
         self.indices = indices;
+        self.maintained = observed.state.bridges.keys().cloned().collect();
         Ok(observed)
     }
 
@@ -188,7 +198,8 @@ impl Dataplane {
     /// # Errors
     /// When the kernel does not answer.
     pub fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
-        path::detours(&mut self.netlink, desired, &self.indices).map_err(DataplaneError::Read)
+        path::detours(&mut self.netlink, desired, &self.indices, &self.maintained)
+            .map_err(DataplaneError::Read)
     }
 
     /// Deletes the tracked flows between containers and other hosts that began without the rules of

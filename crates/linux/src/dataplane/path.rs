@@ -4,7 +4,7 @@
 //!
 //! A rule applies to many addresses, so a few peers of each overlay are enough.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -72,14 +72,15 @@ pub enum Way {
     Dropped(Errno),
 }
 
-/// Returns the detours of the packets between the bridges of this host and a few peers.
+/// Returns the detours of the packets between `bridges` of this host and a few peers.
 pub(super) fn detours(
     netlink: &mut Netlink,
     desired: &Desired,
     indices: &Indices,
+    bridges: &BTreeSet<DeviceName>,
 ) -> io::Result<Vec<Detour>> {
     let mut found = Vec::new();
-    for probe in desired.spaces.iter().flat_map(|space| probes(desired, space)) {
+    for probe in desired.spaces.iter().flat_map(|space| probes(desired, space, bridges)) {
         let (Some(from), Some(to)) = (indices.get(probe.from), indices.get(probe.to)) else {
             continue;
         };
@@ -112,7 +113,11 @@ pub(super) fn detours(
 }
 
 /// Returns the packets between each bridge of an overlay and a few peers, in both directions.
-fn probes<'a>(desired: &'a Desired, space: &'a OverlaySubnets) -> Vec<Probe<'a>> {
+fn probes<'a>(
+    desired: &'a Desired,
+    space: &'a OverlaySubnets,
+    bridges: &BTreeSet<DeviceName>,
+) -> Vec<Probe<'a>> {
     let peers = desired.peers.iter().flat_map(BTreeMap::values);
     let subnets = peers.flat_map(|peer| &peer.subnets);
     let subnets = subnets.filter(|(overlay, _)| *overlay == space.overlay);
@@ -120,7 +125,7 @@ fn probes<'a>(desired: &'a Desired, space: &'a OverlaySubnets) -> Vec<Probe<'a>>
     for family in [Family::V4, Family::V6] {
         let of_family = subnets.clone().filter(|(_, subnet)| subnet.family() == family);
         for (_, peer) in of_family.take(PEERS_MAX) {
-            for bridge in &space.bridges {
+            for bridge in space.bridges.iter().filter(|bridge| bridges.contains(&bridge.device)) {
                 probes.extend(probes_of(space, bridge, *peer));
             }
         }
@@ -154,10 +159,13 @@ fn route_of(
     probe: &Probe<'_>,
     from: u32,
 ) -> io::Result<Result<(Option<u32>, u32), Errno>> {
-    let bits = if probe.destination.is_ipv4() { Family::V4 } else { Family::V6 }.bits();
+    let is_v4 = probe.destination.is_ipv4();
+    let bits = if is_v4 { Family::V4 } else { Family::V6 }.bits();
     let mut header = [0; 12];
     (header[0], header[1], header[2]) = (family_of(probe.destination), bits, bits);
-    header[8..].copy_from_slice(&RTM_F_LOOKUP_TABLE.to_ne_bytes());
+    // The answer for IPv6 always has the table, and the kernel refuses the flag.
+    let flags = if is_v4 { RTM_F_LOOKUP_TABLE } else { 0 };
+    header[8..].copy_from_slice(&flags.to_ne_bytes());
     let mut request = Batch::default();
     request.begin(RTM_GETROUTE, NLM_F_REQUEST, &header);
     request.address(RTA_DST, probe.destination);

@@ -306,7 +306,8 @@ fn add_bridges(state: &mut State, space: &OverlaySubnets, desired: &Desired, obs
     for bridge in &space.bridges {
         let Some(seen) = observed.state.bridges.get(&bridge.device) else { continue };
         let is_own = |address: &InterfaceAddress| {
-            bridge.subnets.iter().any(|subnet| subnet.contains(address.address()))
+            let own = space.own.iter().chain(&bridge.subnets);
+            own.into_iter().any(|subnet| subnet.contains(address.address()))
         };
         let families = families(bridge.gateways.iter().map(InterfaceAddress::family));
         let desired = BridgeState {
