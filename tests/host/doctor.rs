@@ -363,7 +363,7 @@ fn printed_commands_repair_host() {
             &["ip route flush proto 109"],
             &[
                 "add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024",
-                "command: ip route replace 192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink",
+                "command: ip route add 192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink",
             ],
         ),
         (

@@ -39,7 +39,10 @@ pub(crate) fn observe(
     };
     let observed = dataplane.observe(&desired)?;
     let mut plan = dataplane::plan(&desired, &observed);
-    plan.problems.extend(dataplane.detours(&desired)?.into_iter().map(Problem::Detour));
+    // Missing objects are the cause of detours.
+    if plan.operations.is_empty() {
+        plan.problems.extend(dataplane.detours(&desired)?.into_iter().map(Problem::Detour));
+    }
     let collisions = match source {
         DesiredSource::Assignments | DesiredSource::MasterNetwork => {
             collisions(&desired, &routes, &addresses)
