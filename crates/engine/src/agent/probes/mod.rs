@@ -7,6 +7,7 @@
 mod path;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,6 +20,7 @@ use overlay_types::protocol::{PeerFailureCause, PeerFailures};
 use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
 
 use self::path::{PeerPath, Visit};
+use self::totals::Totals;
 use super::Counters;
 use super::command::Command;
 use super::view::{PeerProbeHealth, ProbeHealth, ProbeTally};
@@ -66,7 +68,7 @@ pub(super) struct Probes {
     failing: BTreeSet<IpAddr>,
     /// Consecutive visits without any reply, of whatever peer.
     silent_visits: u32,
-    tally: ProbeTally,
+    totals: Totals,
     /// Why no probe can be sent.
     obstacle: Option<String>,
     /// Why some probes do not take the path of containers.
@@ -103,7 +105,7 @@ impl Probes {
             due: Duration::ZERO,
             failing: BTreeSet::new(),
             silent_visits: 0,
-            tally: ProbeTally::default(),
+            totals: Totals::default(),
             obstacle: None,
             limitation: None,
             bridged: BTreeSet::new(),
@@ -143,7 +145,8 @@ impl Probes {
         }
         random.shuffle(&mut rest);
         self.round = rest;
-        self.update_tally();
+        self.totals = Totals::default();
+        self.peers.values().for_each(|path| self.totals.add(path));
     }
 
     pub(super) fn next_due(&self) -> Option<Duration> {
@@ -269,14 +272,15 @@ impl Probes {
             self.silent_visits = if is_silent { self.silent_visits.saturating_add(1) } else { 0 };
             self.record(now, &visit, &outcomes);
         }
-        self.update_tally();
     }
 
     fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
         let agent = visit.agent;
         let Some(path) = self.peers.get_mut(&agent) else { return };
         let before = path.failure_cause();
+        self.totals.subtract(path);
         path.record(now, visit, outcomes);
+        self.totals.add(path);
         self.has_unreported_change |= path.failure_cause() != before;
         let failed_visits = path.failed_visits();
         match (before, path.failure_cause()) {
@@ -313,25 +317,6 @@ impl Probes {
         }
         let delay = if is_confirmed { HOT_INTERVAL } else { Duration::ZERO };
         self.hot.insert(agent, now.elapsed + delay);
-    }
-
-    fn update_tally(&mut self) {
-        let mut tally = ProbeTally::default();
-        let (mut sum, mut count) = (Duration::ZERO, 0);
-        for path in self.peers.values() {
-            match path.failure_cause() {
-                None => tally.reached += u64::from(path.is_reached()),
-                Some(PeerFailureCause::LargeLost) => tally.large_lost += 1,
-                Some(_) => tally.unreachable += 1,
-            }
-            if let Some(smoothed) = path.smoothed_round_trip() {
-                sum += smoothed;
-                count += 1;
-            }
-        }
-        let mean = sum.checked_div(count).unwrap_or_default();
-        tally.round_trip_microseconds = u64::try_from(mean.as_micros()).unwrap_or(u64::MAX);
-        self.tally = tally;
     }
 
     /// Returns when a report to the master is due.
@@ -379,8 +364,8 @@ impl Probes {
         Some(PeerFailures { peers, total })
     }
 
-    pub(super) const fn tally(&self) -> ProbeTally {
-        self.tally
+    pub(super) fn tally(&self) -> ProbeTally {
+        self.totals.tally()
     }
 
     /// Returns whether probes found a problem.
@@ -449,7 +434,7 @@ impl Probes {
             status: status.to_owned(),
             note: self.obstacle.clone().or_else(|| self.limitation.clone()),
             bridged_overlays: self.bridged.iter().map(ToString::to_string).collect(),
-            tally: self.tally,
+            tally: self.tally(),
             failing,
         })
     }
