@@ -74,7 +74,7 @@ impl<M: StateMachine> Metrics<M> {
             Some(value) => value,
             None => self.shared.values.get(index).map_or(0, |value| value.load(Ordering::Relaxed)),
         };
-        value as f64
+        metric.map_or(0.0, |metric| metric.kind.shown(value))
     }
 
     /// Returns the standing warnings of the adapters. While there is one, the status `ok` becomes
@@ -165,7 +165,7 @@ impl<M: StateMachine> Metrics<M> {
     /// Sets all gauges to 0, because the state machine has ended and is in no state. Counters stay.
     fn clear_gauges(&self) {
         for (metric, value) in M::CATALOGUE.metrics.iter().zip(&self.shared.values) {
-            if metric.kind == Kind::Gauge {
+            if metric.kind != Kind::Counter {
                 value.store(0, Ordering::Relaxed);
             }
         }

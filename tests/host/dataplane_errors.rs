@@ -52,8 +52,9 @@ fn refused_operation_is_reported_with_remedy() {
     assert_eq!(
         messages(&host.verify(&desired)),
         ["add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024: file exists: the \
-             new route conflicts with a route through eth0: remove that route with 'ip route \
-             delete 192.168.2.0/24', or give the overlay another subnet"]
+             new route conflicts with a route through eth0, which this host may need: give the \
+             overlay another subnet, or see 'ip route show 192.168.2.0/24' and remove that route \
+             if nothing needs it"]
     );
     host.namespace.run("ip route delete 192.168.2.0/24");
     let report = host.verify(&desired);

@@ -13,6 +13,19 @@ pub enum Kind {
     Counter,
     /// Shows a current value.
     Gauge,
+    /// Shows a current duration in seconds. It is read in microseconds.
+    Seconds,
+}
+
+impl Kind {
+    /// Returns a value that was read, in the unit that is shown.
+    #[must_use]
+    pub fn shown(self, value: u64) -> f64 {
+        match self {
+            Self::Counter | Self::Gauge => value as f64,
+            Self::Seconds => value as f64 / 1e6,
+        }
+    }
 }
 
 /// The counters of the host of a state machine: events that the state machine does not see.
@@ -133,6 +146,16 @@ impl<S> Metric<S> {
     /// Creates a gauge.
     pub(crate) const fn gauge(name: &'static str, help: &'static str, read: fn(&S) -> u64) -> Self {
         Self { name, kind: Kind::Gauge, help, label: None, source: Source::StateMachine(read) }
+    }
+
+    /// Creates a gauge of a duration that is read in microseconds.
+    pub(crate) const fn seconds(
+        name: &'static str,
+        help: &'static str,
+        read_microseconds: fn(&S) -> u64,
+    ) -> Self {
+        let source = Source::StateMachine(read_microseconds);
+        Self { name, kind: Kind::Seconds, help, label: None, source }
     }
 
     /// Creates one gauge of a family. The gauges of a family share the first part of the name and

@@ -78,7 +78,7 @@ impl Collector for Families {
         for family in &self.0 {
             let kind = match family.kind {
                 Kind::Counter => MetricType::Counter,
-                Kind::Gauge => MetricType::Gauge,
+                Kind::Gauge | Kind::Seconds => MetricType::Gauge,
             };
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
             match family.series.as_slice() {
@@ -101,6 +101,7 @@ fn encode_value(kind: Kind, value: u64, encoder: MetricEncoder<'_>) -> fmt::Resu
     match kind {
         Kind::Counter => ConstCounter::new(value).encode(encoder),
         Kind::Gauge => ConstGauge::new(value).encode(encoder),
+        Kind::Seconds => ConstGauge::new(kind.shown(value)).encode(encoder),
     }
 }
 

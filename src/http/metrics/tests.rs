@@ -287,7 +287,7 @@ mesos_overlay_agent_peer_failures_messages_sent_total 0
 mesos_overlay_agent_probe_peers_reached 3
 mesos_overlay_agent_probe_peers_unreachable 0
 mesos_overlay_agent_probe_peers_large_lost 0
-mesos_overlay_agent_probe_round_trip_microseconds 0
+mesos_overlay_agent_probe_round_trip_seconds 0
 mesos_overlay_agent_refused_total 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections_per_address\"} 0

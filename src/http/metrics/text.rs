@@ -12,13 +12,14 @@ pub(super) fn encode(prefix: &str, families: &[Family]) -> String {
     for family in families {
         let (kind, suffix) = match family.kind {
             Kind::Counter => ("counter", "_total"),
-            Kind::Gauge => ("gauge", ""),
+            Kind::Gauge | Kind::Seconds => ("gauge", ""),
         };
         let name = format!("{prefix}_{}{suffix}", family.name);
         let help = family.help.replace('\\', r"\\").replace('\n', r"\n");
         // Writing to memory does not fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for Series { labels, value } in &family.series {
+            let value = family.kind.shown(*value);
             let labels: Vec<String> = labels.iter().map(label).collect();
             let _ = match labels.as_slice() {
                 [] => writeln!(text, "{name} {value}"),

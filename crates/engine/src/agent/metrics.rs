@@ -216,8 +216,8 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Peers that answer small echo requests only, because of an MTU.",
                 |metrics| metrics.probes.large_lost,
             ),
-            Metric::gauge(
-                "probe_round_trip_microseconds",
+            Metric::seconds(
+                "probe_round_trip_seconds",
                 "Mean round-trip time to the peers through the tunnel.",
                 |metrics| metrics.probes.round_trip_microseconds,
             ),
