@@ -25,8 +25,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::container_networks::ContainerNetworks;
+use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::{DataplaneThread, Job};
-use super::dataplane_worker::{DataplaneOptions, HostNetwork};
+use super::dataplane_worker::HostNetwork;
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::own_address::{self, AddressRemedy};
 use super::probe_thread::{ProbeJob, ProbeThread};

@@ -1,104 +1,25 @@
-//! Inspects and programs the network of the host for the agent, and listens for changes of other
-//! programs. Netlink and the firewall programs block.
+//! Inspects and programs the network of the host for the agent. Netlink and the firewall programs
+//! block.
 
-use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use overlay_config::{DataplaneConfig, FirewallKind, OverlayIngress};
 use overlay_engine::agent::{FirewallState, Programmed, Scope};
-use overlay_linux::dataplane::{self, Dataplane, DataplaneError, KernelEvent, Report, Watch};
+use overlay_linux::dataplane::{Dataplane, DataplaneError, Report};
 use overlay_linux::firewall::foreign::Inspector;
 use overlay_linux::firewall::{
-    self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, RulesFile, Ruleset,
+    self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, RulesEvent, RulesFile,
+    Ruleset,
 };
 use overlay_linux::host::{HostError, HostLock, HostSettings};
-use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Collision, Desired, Fault};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use tokio::time::Instant;
 
+use super::change_listeners::ChangeListeners;
+use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::Worker;
 use super::local_masters::LocalMasters;
-use super::own_address::has_address;
-
-/// The options of the dataplane.
-#[derive(Debug, Clone)]
-pub struct DataplaneOptions {
-    /// The backend of the firewall rules. `None` selects the best available backend.
-    pub firewall: Option<Backend>,
-    /// The options of the firewall rules.
-    pub rules: firewall::Options,
-    /// Interval of the complete verification.
-    pub verify_interval: Duration,
-    /// Whether the agent manages the settings of the host. Otherwise the operator manages them.
-    pub host_settings: bool,
-    /// The directory of the former host settings, of the firewall rules for the next start of the
-    /// host, and of the lock of the agent that programs the host.
-    pub state_dir: PathBuf,
-}
-
-impl DataplaneOptions {
-    /// Returns the options of the configuration. `control_ports` are closed to containers: see
-    /// [`firewall::Options::control_ports`].
-    #[must_use]
-    pub fn new(
-        config: &DataplaneConfig,
-        control_ports: BTreeSet<u16>,
-        verify_interval: Duration,
-    ) -> Self {
-        Self {
-            firewall: match config.firewall {
-                FirewallKind::Auto => None,
-                FirewallKind::Nftables => Some(Backend::Nftables),
-                FirewallKind::Iptables => Some(Backend::Iptables),
-                FirewallKind::None => Some(Backend::None),
-            },
-            rules: firewall::Options {
-                masquerade: config.masquerade,
-                known_agents_only: config.known_agents_only,
-                isolate: config.isolate_overlays,
-                ingress: match config.overlay_ingress {
-                    OverlayIngress::Open => Ingress::Open,
-                    OverlayIngress::Closed => Ingress::Closed,
-                },
-                control_ports,
-                local_ports: BTreeSet::new(),
-            },
-            verify_interval,
-            host_settings: config.host_settings,
-            state_dir: config.state_dir.clone(),
-        }
-    }
-
-    /// Returns the options of the rules for a desired state.
-    fn rules_for(&self, desired: &Desired, local_masters: &mut LocalMasters) -> firewall::Options {
-        let mut rules = self.rules.clone();
-        rules.local_ports.extend(local_masters.ports(&desired.masters, has_address));
-        // A master that sends no peers names no senders, so all are accepted.
-        rules.known_agents_only &= !desired.accepts_every_sender;
-        rules
-    }
-
-    /// Warns if an earlier agent has programmed this host. An agent without a dataplane does not
-    /// maintain that state, and outdated state drops packets.
-    pub(super) fn warn_stale_dataplane(&self) {
-        if HostLock::is_stale(&self.state_dir) {
-            log::warn!(
-                "an agent with dataplane vxlan has programmed this host ({}), and no agent \
-                 maintains that dataplane now: until a reboot its firewall drops packets of agents \
-                 that join later: stop this agent and run `mesos-overlay clean`, or set dataplane \
-                 to vxlan again",
-                HostLock::path_in(&self.state_dir).display()
-            );
-        }
-    }
-}
 
 /// The network of this host.
 pub(super) struct HostNetwork {
@@ -124,22 +45,6 @@ pub(super) struct HostNetwork {
     /// Whether the job has made rules, and so caused events.
     has_made_rules: bool,
     listeners: ChangeListeners,
-}
-
-/// The monitors of changes by other programs, and the changes that were reported since the last
-/// job.
-#[derive(Default)]
-struct ChangeListeners {
-    kernel: Option<dataplane::Monitor>,
-    rules: Option<firewall::Monitor>,
-    /// The objects of the kernel whose changes matter.
-    watch: Watch,
-    /// What changes by other programs during the last job require to verify.
-    foreign: Option<Scope>,
-    reported_kernel: Option<Scope>,
-    reported_rules: bool,
-    /// The errors of the monitors.
-    errors: Repetitions,
 }
 
 impl HostNetwork {
@@ -412,8 +317,15 @@ impl Worker for HostNetwork {
         } else {
             self.apply(desired, scope, &mut result);
         }
-        let own = self.dataplane.as_ref().and_then(|dataplane| dataplane.port().ok());
-        self.listeners.drop_own_events(own, self.has_made_rules);
+        let port = self.dataplane.as_ref().and_then(|dataplane| dataplane.port().ok());
+        let processes = self.firewall.as_mut().map(Firewall::take_processes).unwrap_or_default();
+        let rules = self.listeners.take_changes(port, &processes);
+        if rules == RulesEvent::Managed
+            && self.has_made_rules
+            && let Some(firewall) = &mut self.firewall
+        {
+            firewall.distrust_listing();
+        }
         result
     }
 
@@ -422,108 +334,5 @@ impl Worker for HostNetwork {
             self.listeners.close(&error);
             None
         })
-    }
-}
-
-impl ChangeListeners {
-    /// Opens the monitors that are closed. A monitor that cannot be opened stays closed.
-    fn open(&mut self) {
-        (self.reported_kernel, self.reported_rules) = (None, false);
-        if self.kernel.is_none() {
-            self.kernel = dataplane::Monitor::open().ok();
-        }
-        if self.rules.is_none() {
-            self.rules = firewall::Monitor::open().ok();
-        }
-    }
-
-    /// Drops the events of our own changes that were received during a job, and keeps the others.
-    /// If the job has made rules, all events about rules are dropped: the kernel does not name the
-    /// program that caused them. The state machine verifies the dataplane soon after a change, and
-    /// so finds foreign changes.
-    fn drop_own_events(&mut self, own: Option<u32>, has_made_rules: bool) {
-        let watch = &self.watch;
-        let kernel = self
-            .kernel
-            .as_mut()
-            .map_or(Ok(KernelEvent::Unrelated), |kernel| kernel.take(Duration::ZERO, watch, own));
-        let rules = self.rules.as_mut().filter(|_| has_made_rules);
-        let rules = rules.map_or(Ok(()), firewall::Monitor::discard_pending);
-        match kernel.and_then(|event| rules.map(|()| event)) {
-            Ok(event) => self.foreign = scope_of(event),
-            Err(error) => self.close(&error),
-        }
-    }
-
-    /// Closes the monitors. Until they are open again, only the next verification finds drift.
-    fn close(&mut self, error: &io::Error) {
-        let problem = format!("cannot listen for changes of the host's network: {error}");
-        if let Some(repetition) = self.errors.note(&problem) {
-            log::warn!("{problem}{repetition}");
-        }
-        (self.kernel, self.rules) = (None, None);
-    }
-
-    /// Waits for a change. Returns its scope, unless it was reported already since the last job.
-    fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Scope>> {
-        if let Some(scope) = self.foreign.take() {
-            self.reported_kernel = Some(scope);
-            return Ok(Some(scope));
-        }
-        let kernel = self.kernel.as_ref().map(|kernel| kernel.as_fd());
-        let rules = self.rules.as_ref().map(|rules| rules.as_fd());
-        let fds = [Some(wake.as_fd()), kernel, rules].into_iter().flatten();
-        let mut polled: Vec<_> =
-            fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        drop(polled);
-        let _ = rustix::io::read(wake, &mut [0; 8]);
-        let timeout = Duration::from_millis(1);
-        if let Some(kernel) = &mut self.kernel
-            && let Some(scope) = scope_of(kernel.take(timeout, &self.watch, None)?)
-            && self.reported_kernel.is_none_or(|reported| reported != Scope::Everything)
-            && self.reported_kernel != Some(scope)
-        {
-            self.reported_kernel = Some(scope);
-            return Ok(Some(scope));
-        }
-        if let Some(rules) = &mut self.rules
-            && rules.wait(timeout)?
-            && !std::mem::replace(&mut self.reported_rules, true)
-        {
-            return Ok(Some(Scope::Firewall));
-        }
-        Ok(None)
-    }
-}
-
-/// Returns what an event requires to verify.
-const fn scope_of(event: KernelEvent) -> Option<Scope> {
-    match event {
-        KernelEvent::Unrelated => None,
-        KernelEvent::Changed(_) => Some(Scope::Kernel),
-        KernelEvent::SettingChanged | KernelEvent::Overrun => Some(Scope::Everything),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules_for_local_master_and_for_master_without_peers() {
-        let config = DataplaneConfig::default();
-        let options = DataplaneOptions::new(&config, [5051].into(), Duration::ZERO);
-        let masters = ["127.0.0.1:5050", "192.0.2.1:5060"].map(|master| master.parse().unwrap());
-        let mut desired = Desired { masters: masters.into(), ..Desired::default() };
-        let mut local = LocalMasters::default();
-        let rules = options.rules_for(&desired, &mut local);
-        assert_eq!((rules.control_ports, rules.local_ports), ([5051].into(), [5050].into()));
-        assert!(rules.known_agents_only);
-        desired.accepts_every_sender = true;
-        assert!(!options.rules_for(&desired, &mut local).known_agents_only);
     }
 }

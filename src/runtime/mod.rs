@@ -12,7 +12,9 @@
 
 mod access_control;
 mod agent;
+mod change_listeners;
 mod container_networks;
+mod dataplane_options;
 mod dataplane_thread;
 mod dataplane_worker;
 mod election_aware_store;
@@ -53,7 +55,7 @@ use crate::http::{Access, Format, Request, Response};
 use crate::logging::reader_problem;
 pub use access_control::AccessControl;
 pub use agent::{AgentHost, AgentOptions};
-pub use dataplane_worker::DataplaneOptions;
+pub use dataplane_options::DataplaneOptions;
 pub use election_aware_store::ElectionAwareStore;
 pub use inbox::Stopped;
 pub use master::{MasterHost, MasterOptions, ReadConfig, ReadConfiguration};

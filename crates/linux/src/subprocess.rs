@@ -58,6 +58,8 @@ pub struct ProcessOutput {
     pub success: bool,
     /// The exit status.
     pub status: ExitStatus,
+    /// The number of the process.
+    pub process: Option<u32>,
     /// The standard output.
     pub stdout: Vec<u8>,
     /// The standard error.
@@ -182,6 +184,7 @@ struct Group {
 impl Group {
     /// Reads all output, and then waits for the end of the program.
     async fn finish(&mut self, input: &[u8]) -> Result<ProcessOutput, SubprocessError> {
+        let process = self.leader.as_ref().map(Child::id);
         let (stdin, stdout, stderr) = match &mut self.leader {
             Some(leader) => (leader.stdin.take(), leader.stdout.take(), leader.stderr.take()),
             None => (None, None, None),
@@ -191,7 +194,7 @@ impl Group {
         let stderr = read(stderr.map(OwnedFd::from), STDERR_MAX);
         let ((), stdout, stderr) = tokio::try_join!(stdin, stdout, stderr)?;
         let status = self.wait_for_end().await.map_err(SubprocessError::Io)?;
-        Ok(ProcessOutput { success: status.success(), status, stdout, stderr })
+        Ok(ProcessOutput { success: status.success(), status, process, stdout, stderr })
     }
 
     /// Waits until the leader has ended, and reaps it.

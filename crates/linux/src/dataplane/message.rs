@@ -7,7 +7,7 @@ use super::uapi::{AF_INET, AF_INET6, NLA_F_NESTED, NLA_TYPE_MASK, NLMSG_HEADER};
 
 /// Request messages that are sent together.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     bytes: Vec<u8>,
     /// The offset of each message.
     starts: Vec<usize>,
@@ -15,7 +15,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Begins a message with the `header` that belongs to its `kind`. Attributes follow.
-    pub(super) fn begin(&mut self, kind: u16, flags: u16, header: &[u8]) {
+    pub(crate) fn begin(&mut self, kind: u16, flags: u16, header: &[u8]) {
         self.starts.push(self.bytes.len());
         self.bytes.extend([0; 4]);
         self.bytes.extend(kind.to_ne_bytes());
@@ -24,7 +24,7 @@ impl Batch {
         self.bytes.extend(header);
     }
 
-    pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.bytes.extend(length.to_ne_bytes());
         self.bytes.extend(kind.to_ne_bytes());
@@ -32,13 +32,13 @@ impl Batch {
         self.pad();
     }
 
-    pub(super) fn text(&mut self, kind: u16, value: &str) {
+    pub(crate) fn text(&mut self, kind: u16, value: &str) {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.attribute(kind, &bytes);
     }
 
-    pub(super) fn address(&mut self, kind: u16, address: IpAddr) {
+    pub(crate) fn address(&mut self, kind: u16, address: IpAddr) {
         match address {
             IpAddr::V4(address) => self.attribute(kind, &address.octets()),
             IpAddr::V6(address) => self.attribute(kind, &address.octets()),
@@ -46,7 +46,7 @@ impl Batch {
     }
 
     /// Adds an attribute that contains the attributes that `write` adds.
-    pub(super) fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
+    pub(crate) fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend([0; 2]);
         self.bytes.extend((kind | NLA_F_NESTED).to_ne_bytes());
@@ -56,7 +56,7 @@ impl Batch {
     }
 
     /// Adds a header inside of a nested attribute. Attributes follow.
-    pub(super) fn header(&mut self, header: &[u8]) {
+    pub(crate) fn header(&mut self, header: &[u8]) {
         self.bytes.extend(header);
         self.pad();
     }
@@ -65,22 +65,22 @@ impl Batch {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    pub(super) const fn count(&self) -> usize {
+    pub(crate) const fn count(&self) -> usize {
         self.starts.len()
     }
 
-    pub(super) const fn length(&self) -> usize {
+    pub(crate) const fn length(&self) -> usize {
         self.bytes.len()
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.starts.clear();
     }
 
     /// Completes the batch and returns its bytes. The sequence numbers start at `first`. The last
     /// message gets `last_flags` in addition to its own flags.
-    pub(super) fn finish(&mut self, first: u32, last_flags: u16) -> &[u8] {
+    pub(crate) fn finish(&mut self, first: u32, last_flags: u16) -> &[u8] {
         let end = self.bytes.len();
         for (index, &start) in self.starts.iter().enumerate() {
             let next = self.starts.get(index + 1).copied().unwrap_or(end);
@@ -100,18 +100,18 @@ impl Batch {
 
 /// A received message.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
     /// Port of the socket whose request caused the message. 0 for the kernel itself.
-    pub(super) port: u32,
+    pub(crate) port: u32,
     /// The bytes after the header.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// Returns the messages in a received datagram. A truncated message ends the iteration.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
         let body = bytes.get(NLMSG_HEADER..length)?;
@@ -128,7 +128,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// Returns the attributes of a body, starting at byte `from`.
-pub(super) fn attributes(body: &[u8], from: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(body: &[u8], from: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = body.get(from..).unwrap_or_default();
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest, 0)?);
@@ -138,16 +138,16 @@ pub(super) fn attributes(body: &[u8], from: usize) -> impl Iterator<Item = (u16,
     })
 }
 
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Parses an address. The length of the value determines the family.
-pub(super) fn address(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn address(value: &[u8]) -> Option<IpAddr> {
     if let Ok(octets) = <[u8; 4]>::try_from(value) {
         return Some(Ipv4Addr::from(octets).into());
     }
@@ -155,12 +155,12 @@ pub(super) fn address(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// Parses a zero-terminated text.
-pub(super) fn text(value: &[u8]) -> String {
+pub(crate) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-pub(super) const fn family_of(address: IpAddr) -> u8 {
+pub(crate) const fn family_of(address: IpAddr) -> u8 {
     if address.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 

@@ -13,7 +13,7 @@ mod change;
 mod conntrack;
 mod error;
 mod link_builder;
-mod message;
+pub(crate) mod message;
 mod monitor;
 mod observe;
 mod path;

@@ -5,7 +5,9 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::time::Duration;
 
-use crate::subprocess::{SubprocessError, find_system_program, run_blocking};
+use parking_lot::Mutex;
+
+use crate::subprocess::{ProcessOutput, SubprocessError, find_system_program, run_blocking};
 
 /// Timeout of a program. It includes the 5 seconds that iptables waits for its lock.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -132,11 +134,22 @@ pub(super) trait Tools: fmt::Debug + Send {
         arguments: &[&str],
         input: &str,
     ) -> Result<String, FirewallError>;
+
+    /// Returns the processes that ran since the last call.
+    fn take_processes(&self) -> Vec<u32> {
+        Vec::new()
+    }
 }
 
+/// Maximum number of processes that are remembered. A job runs a few programs.
+const PROCESSES_MAX: usize = 256;
+
 /// The programs of this host.
-#[derive(Debug)]
-pub(super) struct SystemTools;
+#[derive(Debug, Default)]
+pub(super) struct SystemTools {
+    /// The processes of the programs that have run.
+    processes: Mutex<Vec<u32>>,
+}
 
 impl Tools for SystemTools {
     fn has(&self, program: &str) -> bool {
@@ -152,7 +165,14 @@ impl Tools for SystemTools {
         let path = find_system_program(program).ok_or(FirewallError::ProgramNotFound(program))?;
         let command = format!("{program} {}", arguments.join(" "));
         let arguments = arguments.iter().map(OsStr::new);
-        match run_blocking(&path, arguments, input.as_bytes(), TIMEOUT) {
+        let output = run_blocking(&path, arguments, input.as_bytes(), TIMEOUT);
+        if let Ok(ProcessOutput { process: Some(process), .. }) = output {
+            let mut processes = self.processes.lock();
+            if processes.len() < PROCESSES_MAX {
+                processes.push(process);
+            }
+        }
+        match output {
             Ok(output) if output.success => {
                 Ok(String::from_utf8_lossy(&output.stdout).into_owned())
             }
@@ -166,5 +186,9 @@ impl Tools for SystemTools {
             Err(SubprocessError::TimedOut) => Err(FirewallError::TimedOut { command }),
             Err(SubprocessError::TooMuchOutput) => Err(FirewallError::TooMuchOutput { command }),
         }
+    }
+
+    fn take_processes(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.processes.lock())
     }
 }

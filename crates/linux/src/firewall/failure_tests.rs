@@ -138,5 +138,5 @@ fn missing_support_means_no_rules() {
     for error in failures() {
         assert!(!error.is_unsupported() && !error.is_missing_feature(), "{error}");
     }
-    assert!(!SystemTools.has("no-such-nft"));
+    assert!(!SystemTools::default().has("no-such-nft"));
 }

@@ -56,7 +56,7 @@ use self::elements::{ElementChanges, ListedElements};
 use self::iptables::Scope;
 use self::kept::Format;
 use self::listing::Listing;
-pub use self::monitor::Monitor;
+pub use self::monitor::{Monitor, RulesEvent};
 pub use self::ruleset::{Ingress, Options, Ruleset};
 use self::saved::Section;
 pub use self::saved::{LoadError, RulesFile};
@@ -100,8 +100,9 @@ struct AppliedRules {
     /// All elements of the sets, if elements of earlier rules were kept: see
     /// [`Ruleset::keeps_elements`].
     kept: Option<ListedElements>,
-    /// The listing without the elements of the sets.
-    rest: String,
+    /// The listing without the elements of the sets. `None` if it may contain a change of another
+    /// program.
+    rest: Option<String>,
     /// The chains of iptables for the file, if they hold all rules.
     chains: Vec<Section>,
 }
@@ -128,7 +129,7 @@ impl Backend {
     /// When the host has none, or when a program fails for another reason than a kernel without
     /// nftables: then the rules of this host may be in nftables, and iptables would not see them.
     pub fn detect() -> Result<Self, FirewallError> {
-        Self::detect_with(&SystemTools)
+        Self::detect_with(&SystemTools::default())
     }
 
     fn detect_with(tools: &dyn Tools) -> Result<Self, FirewallError> {
@@ -199,7 +200,7 @@ impl Firewall {
     /// Creates a firewall. The rules on the host are unknown at first.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self::with_tools(backend, Box::new(SystemTools))
+        Self::with_tools(backend, Box::<SystemTools>::default())
     }
 
     fn with_tools(backend: Backend, tools: Box<dyn Tools>) -> Self {
@@ -229,6 +230,19 @@ impl Firewall {
             log::info!("firewall: nft supports our rules by now: making all rules again with nft");
             (self.backend, self.check, self.applied) = (Backend::Nftables, None, None);
         }
+    }
+
+    /// Notes that another program changed rules while ours were made: the listing that later ones
+    /// are compared with may contain that change. The next verification makes the rules again.
+    pub fn distrust_listing(&mut self) {
+        if let Some(applied) = &mut self.applied {
+            applied.rest = None;
+        }
+    }
+
+    /// Returns the processes that ran for this firewall since the last call.
+    pub fn take_processes(&mut self) -> Vec<u32> {
+        self.tools.take_processes()
     }
 
     /// Returns the firewall that holds the rules.
@@ -266,7 +280,7 @@ impl Firewall {
         let outcome = match &self.applied {
             Some(applied) if applied.rules == *rules && applied.kept == kept => {
                 let listing = self.listing()?;
-                if listing.rest == applied.rest && listing.elements == *elements {
+                if applied.rest.as_ref() == Some(&listing.rest) && listing.elements == *elements {
                     self.save(format, &rules, elements);
                     return Ok(Outcome::Unchanged);
                 }
@@ -284,7 +298,7 @@ impl Firewall {
                 self.remove_other_backend()?;
             }
         }
-        let rest = self.listing()?.rest;
+        let rest = Some(self.listing()?.rest);
         let elements = elements.clone();
         let rules = rules.into_owned();
         self.applied = Some(AppliedRules { rules: rules.clone(), kept, rest, chains });
@@ -514,11 +528,12 @@ impl Firewall {
     /// # Errors
     /// When a program fails.
     pub fn list_owned() -> Result<Vec<String>, FirewallError> {
-        let mut found: Vec<_> = table::describe(&SystemTools)?.into_iter().collect();
+        let tools = SystemTools::default();
+        let mut found: Vec<_> = table::describe(&tools)?.into_iter().collect();
         for family in [Family::V4, Family::V6] {
-            found.extend(chains::describe(&SystemTools, family)?);
+            found.extend(chains::describe(&tools, family)?);
         }
-        let sets = chains::own_sets(&SystemTools)?.into_iter();
+        let sets = chains::own_sets(&tools)?.into_iter();
         found.extend(sets.map(|set| format!("ipset {set}")));
         Ok(found)
     }

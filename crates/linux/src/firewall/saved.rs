@@ -100,7 +100,7 @@ impl RulesFile {
     /// # Errors
     /// When the file cannot be read, is damaged, or a program refuses it.
     pub fn load(&self) -> Result<bool, LoadError> {
-        self.load_with(&SystemTools)
+        self.load_with(&SystemTools::default())
     }
 
     pub(super) fn load_with(&self, tools: &dyn Tools) -> Result<bool, LoadError> {

@@ -412,7 +412,7 @@ fn listed_elements_equal_written_elements() {
 #[test]
 fn error_names_remedy() {
     assert_eq!(
-        SystemTools.run("no-such-nft", &[], "").unwrap_err().to_string(),
+        SystemTools::default().run("no-such-nft", &[], "").unwrap_err().to_string(),
         "firewall: program 'no-such-nft' not found: install nftables, or iptables and ipset, or \
          set firewall to none"
     );

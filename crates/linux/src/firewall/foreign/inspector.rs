@@ -31,7 +31,7 @@ struct Inspection {
 
 impl Default for Inspector {
     fn default() -> Self {
-        Self::with(Box::new(SystemTools))
+        Self::with(Box::<SystemTools>::default())
     }
 }
 

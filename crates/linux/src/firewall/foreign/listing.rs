@@ -81,8 +81,8 @@ impl Listing {
     #[must_use]
     pub fn read() -> Self {
         let mut listing =
-            Self::read_with(&SystemTools, &mut SetListings::default(), Instant::now());
-        listing.read_text(&SystemTools);
+            Self::read_with(&SystemTools::default(), &mut SetListings::default(), Instant::now());
+        listing.read_text(&SystemTools::default());
         listing
     }
 
