@@ -13,14 +13,15 @@ use rustix::net::netdevice;
 use super::error::Failure;
 use super::message::{Batch, family_of};
 use super::observe::{
-    Bridge, Indices, Route, disable_ipv6_setting, forwarding_setting, routes, rp_filter_setting,
+    BRIDGE_KIND, Bridge, Indices, Route, disable_ipv6_setting, forwarding_setting, routes,
+    rp_filter_setting,
 };
 use super::socket::{Netlink, NetlinkError};
-use super::state::{Hop, Link, Operation, RouteKey};
+use super::state::{Hop, Link, LostBridge, Operation, RouteKey};
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_F_NODAD, IFA_FLAGS, IFA_LOCAL,
     IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
+    IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
     IFLA_VXLAN_PORT, IFLA_VXLAN_UDP_CSUM, NDA_DST, NDA_LLADDR, NLM_F_CREATE, NLM_F_EXCL,
     NLM_F_REPLACE, NLM_F_REQUEST, NTF_SELF, NUD_NOARP, NUD_PERMANENT, RT_SCOPE_NOWHERE,
     RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTM_DELADDR,
@@ -193,7 +194,7 @@ impl ApplyRun<'_> {
                 match errors.map(|errors| errors.into_iter().next()) {
                     Ok(None) => Ok(()),
                     Ok(Some(error)) => {
-                        if let Operation::AddDevice(device, _) = &operation {
+                        if let Some(device) = operation.added_device() {
                             self.failed_devices.insert(device.clone());
                         }
                         self.result.add_error(operation, error);
@@ -217,6 +218,11 @@ impl ApplyRun<'_> {
                 let index = netdevice::name_to_index(self.netlink.borrowed(), device.as_str())?;
                 self.indices.vxlan.insert(device.clone(), index);
             }
+            Operation::AddBridge(device, _) => {
+                let index = netdevice::name_to_index(self.netlink.borrowed(), device.as_str())?;
+                self.indices.bridges.insert(device.clone(), index);
+                self.indices.all_bridges.insert(index);
+            }
             Operation::RemoveDevice(device) => {
                 self.indices.vxlan.remove(device);
             }
@@ -229,7 +235,7 @@ impl ApplyRun<'_> {
     fn encode(&mut self, operation: &Operation, batch: &mut Batch) -> bool {
         let index = operation.device().map(|device| self.indices.get(device));
         let index = match (operation, index) {
-            (Operation::AddDevice(..), _) | (_, None) => 0,
+            (Operation::AddDevice(..) | Operation::AddBridge(..), _) | (_, None) => 0,
             (_, Some(Some(index))) => index,
             (_, Some(None)) => {
                 self.result.is_stale = true;
@@ -260,7 +266,9 @@ impl ApplyResult {
             self.done.push(operation);
             return;
         }
-        self.is_stale |= is_missing;
+        // The CNI plugin was faster.
+        let exists = matches!(operation, Operation::AddBridge(..)) && errno == Errno::EXIST;
+        self.is_stale |= is_missing || exists;
         self.failures.push(Failure::new(operation, errno, message));
     }
 }
@@ -276,6 +284,14 @@ impl Failure {
 }
 
 impl Operation {
+    /// Returns the device that the operation adds.
+    const fn added_device(&self) -> Option<&DeviceName> {
+        match self {
+            Self::AddDevice(device, _) | Self::AddBridge(device, _) => Some(device),
+            _ => None,
+        }
+    }
+
     /// Returns whether the operation changes a device itself. Later operations depend on its
     /// result.
     const fn changes_link(&self) -> bool {
@@ -283,6 +299,8 @@ impl Operation {
             self,
             Self::AddDevice(..)
                 | Self::RemoveDevice(_)
+                | Self::AddBridge(..)
+                | Self::AttachPort(..)
                 | Self::Mark(_)
                 | Self::SetUnderlay(..)
                 | Self::StopLearning(_)
@@ -303,6 +321,11 @@ fn encode_operation(operation: &Operation, index: u32, batch: &mut Batch) {
         Operation::AddDevice(device, link) => add_device(batch, device, link),
         Operation::RemoveDevice(_) => {
             batch.begin(RTM_DELLINK, NLM_F_REQUEST, &if_header(index, 0, 0))
+        }
+        Operation::AddBridge(device, lost) => add_bridge(batch, device, lost),
+        Operation::AttachPort(_, port) => {
+            batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(port.index, 0, 0));
+            batch.attribute(IFLA_MASTER, &index.to_ne_bytes());
         }
         Operation::Mark(_) => {
             batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
@@ -403,6 +426,17 @@ fn add_device(batch: &mut Batch, device: &DeviceName, link: &Link) {
             batch.attribute(IFLA_VXLAN_UDP_CSUM, &[0]);
         });
     });
+}
+
+/// Adds a bridge with the MAC that its containers know as that of their gateway.
+fn add_bridge(batch: &mut Batch, device: &DeviceName, lost: &LostBridge) {
+    batch.begin(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &if_header(0, 0, 0));
+    batch.text(IFLA_IFNAME, device.as_str());
+    if let Some(mac) = lost.mac {
+        batch.attribute(IFLA_ADDRESS, &mac.octets());
+    }
+    batch.attribute(IFLA_MTU, &lost.mtu.bytes().to_ne_bytes());
+    batch.nested(IFLA_LINKINFO, |batch| batch.text(IFLA_INFO_KIND, BRIDGE_KIND));
 }
 
 fn change_vxlan(batch: &mut Batch, index: u32, write: impl FnOnce(&mut Batch)) {

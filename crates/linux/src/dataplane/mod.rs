@@ -9,8 +9,10 @@
 //! thread may call the other methods. All calls block, for milliseconds.
 
 mod apply;
+mod bridges;
 mod change;
 mod conntrack;
+mod containers;
 mod error;
 mod link_builder;
 pub(crate) mod message;
@@ -28,10 +30,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use overlay_types::addr::DeviceName;
+use overlay_types::addr::{DeviceName, InterfaceAddress};
 use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
+use rustix::net::netdevice;
 
+use self::bridges::BridgeMemory;
 pub use self::change::plan_change;
+pub use self::containers::ContainerPorts;
 pub use self::error::{DataplaneError, Failure};
 pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
@@ -40,7 +45,9 @@ use self::observe::Indices;
 pub use self::path::{Detour, Way};
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
-pub use self::state::{BridgeState, Device, Hop, Identity, Link, Operation, RouteKey, State};
+pub use self::state::{
+    BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, Port, RouteKey, State,
+};
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
 /// routing daemon is known to use it.
@@ -97,6 +104,9 @@ pub struct Dataplane {
     maintained: BTreeSet<DeviceName>,
     /// Indices of the bridges of the last observation. `None` before the first observation.
     known_bridges: Option<BTreeSet<u32>>,
+    memory: BridgeMemory,
+    /// Indices of the devices through which containers reach other hosts.
+    uplinks: BTreeSet<u32>,
     /// `None` if the kernel may differ from the state that this process last read or wrote.
     cache: Option<CachedState>,
 }
@@ -121,6 +131,8 @@ impl Dataplane {
             indices: Indices::default(),
             maintained: BTreeSet::new(),
             known_bridges: None,
+            memory: BridgeMemory::default(),
+            uplinks: BTreeSet::new(),
             cache: None,
         })
     }
@@ -142,7 +154,8 @@ impl Dataplane {
     pub fn observe(&mut self, desired: &Desired) -> Result<Observed, DataplaneError> {
         self.cache = None;
         let (mut observed, indices) =
-            observe::observe(&mut self.netlink, desired).map_err(DataplaneError::Read)?;
+            observe::observe(&mut self.netlink, desired, &mut self.memory)
+                .map_err(DataplaneError::Read)?;
         if let Some(known) = self.known_bridges.replace(indices.all_bridges.clone()) {
             observed.state.bridges.retain(|name, _| {
                 indices.bridges.get(name).is_some_and(|index| known.contains(index))
@@ -244,7 +257,12 @@ impl Dataplane {
         let plan = plan_change(applied.as_deref(), desired, &observed);
         let applied = plan.includes_every_peer().then(|| Arc::clone(desired));
         let result = apply::apply(&mut self.netlink, &mut self.indices, plan.operations);
-        result.done.iter().for_each(|operation| observed.state.perform(operation));
+        for operation in &result.done {
+            observed.state.perform(operation);
+            if let Operation::AddBridge(name, _) = operation {
+                self.note_added(name);
+            }
+        }
         report.done.extend(result.done);
         report.failures = result.failures;
         report.problems = plan.problems;
@@ -255,6 +273,22 @@ impl Dataplane {
             self.cache = Some(CachedState { observed, applied });
         }
         false
+    }
+
+    /// Notes a bridge that this process added again: it needs no time to be finished.
+    fn note_added(&mut self, name: &DeviceName) {
+        let Some(index) = self.indices.get(name) else { return };
+        self.memory.note_added(name, index);
+        self.maintained.insert(name.clone());
+        if let Some(known) = &mut self.known_bridges {
+            known.insert(index);
+        }
+    }
+
+    /// Returns the bridges of overlays that another program removed or replaced since the last call,
+    /// and that this process did not add again.
+    pub fn take_gone_bridges(&mut self) -> BTreeSet<DeviceName> {
+        self.memory.take_gone()
     }
 
     /// Removes every managed object from the kernel.
@@ -272,6 +306,39 @@ impl Dataplane {
     /// When the kernel's state cannot be read.
     pub fn bridges(&mut self) -> Result<Vec<Bridge>, DataplaneError> {
         observe::bridges(&mut self.netlink).map_err(DataplaneError::Read)
+    }
+
+    /// Returns the names of the devices through which containers reach other hosts over IPv4: those
+    /// with an underlay address, and the one that leads to the rest of the world. Replies arrive
+    /// there and are forwarded to the containers. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn uplinks(&mut self, desired: &Desired) -> Result<Vec<String>, DataplaneError> {
+        let netlink = &mut self.netlink;
+        let addresses = observe::addresses(netlink).map_err(DataplaneError::Read)?;
+        let is_underlay = |(_, address): &&(u32, InterfaceAddress)| {
+            desired.vxlan_devices.iter().any(|local| local.underlay == address.address())
+        };
+        let underlays = addresses.iter().filter(is_underlay).map(|(index, _)| *index);
+        let outside = path::outside(netlink).map_err(DataplaneError::Read)?;
+        let own = self.indices.vxlan.values().chain(self.indices.bridges.values());
+        let own: BTreeSet<u32> = own.copied().collect();
+        self.uplinks = underlays.chain(outside).filter(|index| !own.contains(index)).collect();
+        let name = |index: &u32| netdevice::index_to_name(netlink.borrowed(), *index).ok();
+        Ok(self.uplinks.iter().filter_map(name).collect())
+    }
+
+    /// Returns the ports of the containers on this host, on request with the addresses of the
+    /// containers. Needs `CAP_NET_ADMIN` for the addresses.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn container_ports(
+        &mut self,
+        with_addresses: bool,
+    ) -> Result<ContainerPorts, DataplaneError> {
+        containers::container_ports(&mut self.netlink, with_addresses).map_err(DataplaneError::Read)
     }
 
     /// Removes a bridge.
@@ -293,7 +360,14 @@ impl Dataplane {
         let mtu_of = |name| Some(observed?.state.bridges.get(name)?.mtu);
         Watch {
             devices: desired.vxlan_devices.iter().map(|local| local.device.clone()).collect(),
-            indices: self.indices.vxlan.values().chain(underlay_indices).copied().collect(),
+            indices: self
+                .indices
+                .vxlan
+                .values()
+                .chain(underlay_indices)
+                .chain(&self.uplinks)
+                .copied()
+                .collect(),
             bridges: self
                 .indices
                 .bridges

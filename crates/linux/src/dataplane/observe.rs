@@ -8,18 +8,19 @@ use std::{fs, io};
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
 use overlay_types::tunnel::{Desired, HostAddress, HostRoute, VxlanDevice};
 
+use super::bridges::BridgeMemory;
 use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
 use super::plan::Observed;
 use super::socket::Netlink;
 use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
-    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
-    IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
-    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE,
-    RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK_NETNSID,
+    IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL,
+    IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT,
+    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY,
+    RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK,
+    RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::{MARK, PROTOCOL};
 use crate::probe::is_probe_port;
@@ -42,7 +43,7 @@ impl Indices {
 }
 
 /// Kind of a bridge in the kernel.
-const BRIDGE_KIND: &str = "bridge";
+pub(super) const BRIDGE_KIND: &str = "bridge";
 
 /// A bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,21 +57,23 @@ pub struct Bridge {
 
 /// A device of the host.
 #[derive(Debug)]
-struct HostLink {
-    index: u32,
-    name: String,
+pub(super) struct HostLink {
+    pub(super) index: u32,
+    pub(super) name: String,
     /// Index of the bridge that the device is a port of.
-    master: Option<u32>,
-    is_up: bool,
-    mac: Option<Mac>,
-    mtu: u32,
-    alias: String,
-    kind: String,
-    vxlan: Option<Vxlan>,
+    pub(super) master: Option<u32>,
+    /// Number of the network namespace that the device leads to, if that is another one.
+    pub(super) namespace: Option<u32>,
+    pub(super) is_up: bool,
+    pub(super) mac: Option<Mac>,
+    pub(super) mtu: u32,
+    pub(super) alias: String,
+    pub(super) kind: String,
+    pub(super) vxlan: Option<Vxlan>,
 }
 
 #[derive(Debug, Default)]
-struct Vxlan {
+pub(super) struct Vxlan {
     vni: u32,
     port: u16,
     local: Option<IpAddr>,
@@ -78,7 +81,11 @@ struct Vxlan {
 }
 
 /// Reads the observed state and the indices of our devices.
-pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(Observed, Indices)> {
+pub(super) fn observe(
+    netlink: &mut Netlink,
+    desired: &Desired,
+    memory: &mut BridgeMemory,
+) -> io::Result<(Observed, Indices)> {
     let links = links(netlink)?;
     let addresses = addresses(netlink)?;
     let mut observed = Observed::default();
@@ -86,7 +93,18 @@ pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(O
     for link in &links {
         classify(link, desired, &mut observed, &mut indices);
     }
+    for family in [AF_INET, AF_INET6] {
+        for route in routes(netlink, family, Some(PROTOCOL))? {
+            let hop = route.hop(&indices);
+            // Our routes have distinct keys. A second route with the same key is foreign, so the
+            // entry is recorded as wrong.
+            let hop =
+                if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
+            observed.state.routes.insert(route.key, hop);
+        }
+    }
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
+    memory.update(&links, desired, &mut observed.state);
     for (index, address) in &addresses {
         let link = links.iter().find(|link| link.index == *index);
         let is_underlay =
@@ -106,16 +124,6 @@ pub(super) fn observe(netlink: &mut Netlink, desired: &Desired) -> io::Result<(O
             device.neighbors.extend(neighbors(netlink, family, index)?);
         }
         device.forwards = forwards(netlink, index)?;
-    }
-    for family in [AF_INET, AF_INET6] {
-        for route in routes(netlink, family, Some(PROTOCOL))? {
-            let hop = route.hop(&indices);
-            // Our routes have distinct keys. A second route with the same key is foreign, so the
-            // entry is recorded as wrong.
-            let hop =
-                if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
-            observed.state.routes.insert(route.key, hop);
-        }
     }
     Ok((observed, indices))
 }
@@ -172,30 +180,43 @@ fn add_bridges(
 ) {
     let names: BTreeMap<_, _> =
         desired.bridges().map(|bridge| (bridge.device.as_str(), bridge)).collect();
-    let is_in_overlay = |address: &InterfaceAddress| {
-        desired
-            .spaces
-            .iter()
-            .flat_map(|space| &space.whole)
-            .any(|whole| whole.contains(address.address()))
-    };
+    // The unreachable routes show the overlays of an earlier assignment.
+    let former = observed.state.routes.iter().filter(|(_, hop)| **hop == Hop::Unreachable);
+    let mut spaces: Vec<Subnet> = former.map(|(key, _)| key.subnet).collect();
+    spaces.extend(desired.spaces.iter().flat_map(|space| &space.whole));
+    let is_in_overlay =
+        |address: &InterfaceAddress| spaces.iter().any(|whole| whole.contains(address.address()));
     for link in links.iter().filter(|link| link.kind == BRIDGE_KIND) {
         indices.all_bridges.insert(link.index);
         let (Some(bridge), Ok(mtu)) = (names.get(link.name.as_str()), Mtu::new(link.mtu)) else {
             continue;
         };
-        let own = addresses.iter().filter(|(owner, _)| *owner == link.index);
-        let own = own.map(|(_, address)| *address).filter(is_in_overlay);
+        let all = addresses.iter().filter(|(owner, _)| *owner == link.index);
+        let all: Vec<_> = all.map(|(_, address)| *address).collect();
+        if is_of_cni_plugin(&bridge.device) {
+            let before = all.iter().take_while(|address| !bridge.gateways.contains(address));
+            let foreign =
+                before.filter(|address| address.family() == Family::V4 && !is_in_overlay(address));
+            let foreign = foreign.map(|address| (bridge.device.clone(), *address));
+            observed.foreign_addresses.extend(foreign);
+        }
+        let own = all.into_iter().filter(is_in_overlay);
         let state = BridgeState {
             is_up: link.is_up,
             mtu,
             addresses: own.collect(),
             has_ipv6: read_sysctl(&disable_ipv6_setting(&bridge.device)) == Some(0),
             forwarding: forwarding(&bridge.device),
+            detached: BTreeSet::new(),
         };
         indices.bridges.insert(bridge.device.clone(), link.index);
         observed.state.bridges.insert(bridge.device.clone(), state);
     }
+}
+
+/// Returns whether the CNI plugin adds containers to a bridge.
+fn is_of_cni_plugin(bridge: &DeviceName) -> bool {
+    bridge.as_str().starts_with("m-")
 }
 
 /// Returns the families that the host forwards from a device.
@@ -285,7 +306,7 @@ pub(super) fn bridges(netlink: &mut Netlink) -> io::Result<Vec<Bridge>> {
 }
 
 /// Lists the devices of the host.
-fn links(netlink: &mut Netlink) -> io::Result<Vec<HostLink>> {
+pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<HostLink>> {
     let mut header = [0; 16];
     header[0] = AF_UNSPEC;
     netlink.dump(
@@ -302,6 +323,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
         index: u32_at(message.body, 4)?,
         name: String::new(),
         master: None,
+        namespace: None,
         is_up: u32_at(message.body, 8)? & IFF_UP != 0,
         mac: None,
         mtu: 0,
@@ -316,6 +338,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_MASTER => link.master = u32_at(value, 0),
+            IFLA_LINK_NETNSID => link.namespace = u32_at(value, 0),
             IFLA_LINKINFO => {
                 for (kind, value) in attributes(value, 0) {
                     match kind {
@@ -346,7 +369,7 @@ fn vxlan(value: &[u8]) -> Vxlan {
 }
 
 /// Lists all addresses of global scope, with the index of their device.
-fn addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, InterfaceAddress)>> {
+pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, InterfaceAddress)>> {
     netlink.dump(
         RTM_GETADDR,
         &[0; 8],

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_types::addr::{DeviceName, Family, Subnet};
 use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets};
@@ -183,6 +183,22 @@ fn route_of(
         }
         (index, table)
     })
+}
+
+/// Returns the device that leads to the rest of the world, if there is one.
+pub(super) fn outside(netlink: &mut Netlink) -> io::Result<Option<u32>> {
+    /// An address for documentation (RFC 5737). No packet is sent to it.
+    const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+    let mut header = [0; 12];
+    (header[0], header[1]) = (family_of(OUTSIDE), Family::V4.bits());
+    let mut request = Batch::default();
+    request.begin(RTM_GETROUTE, NLM_F_REQUEST, &header);
+    request.address(RTA_DST, OUTSIDE);
+    let found = netlink.ask(&mut request, |answer| {
+        let mut found = attributes(answer.body, 12).filter(|(kind, _)| *kind == RTA_OIF);
+        found.next().and_then(|(_, index)| u32_at(index, 0))
+    })?;
+    Ok(found.ok().flatten())
 }
 
 /// A policy rule that is not one of the default rules.

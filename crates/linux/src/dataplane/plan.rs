@@ -9,11 +9,14 @@ use std::net::IpAddr;
 
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
 use overlay_types::tunnel::{
-    Desired, FaultScope, OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
+    Desired, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault, VxlanDevice,
+    validate_peers,
 };
 
 use super::path::Detour;
-use super::state::{BridgeState, Device, Hop, Identity, Link, Operation, RouteKey, State};
+use super::state::{
+    BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, RouteKey, State,
+};
 
 /// Metric of our IPv6 routes to peers. The kernel replaces the metric 0 by this metric.
 const METRIC_V6: u32 = 1024;
@@ -39,6 +42,8 @@ pub struct Observed {
     pub underlay_mtus: BTreeMap<IpAddr, Mtu>,
     /// Indices of the devices that have the underlay addresses.
     pub underlay_indices: Vec<u32>,
+    /// IPv4 addresses of other programs on bridges of the CNI plugin, listed before the gateway.
+    pub foreign_addresses: Vec<(DeviceName, InterfaceAddress)>,
 }
 
 impl Observed {
@@ -135,6 +140,20 @@ pub enum Problem {
         /// This host's address in the underlay.
         underlay: IpAddr,
     },
+    /// The CNI plugin adds no container to a bridge whose first address is not the gateway's.
+    #[error(
+        "bridge {bridge} has the address {address} before its own {gateway}, so the CNI plugin adds \
+         no container to it: run 'ip address delete {address} dev {bridge}', which cuts off what \
+         uses {address}"
+    )]
+    ForeignAddress {
+        /// The bridge.
+        bridge: DeviceName,
+        /// The address of another program.
+        address: InterfaceAddress,
+        /// The address that containers use as gateway.
+        gateway: InterfaceAddress,
+    },
     /// The kernel leads packets of containers elsewhere.
     #[error("{0}")]
     Detour(Detour),
@@ -166,6 +185,7 @@ impl Problem {
             | Self::VniTaken { device, .. }
             | Self::MtuTooSmall { device, .. }
             | Self::ContainersDoNotFit { device, .. } => FaultScope::Device(device.clone()),
+            Self::ForeignAddress { bridge, .. } => FaultScope::Device(bridge.clone()),
             Self::Detour(detour) => FaultScope::Subnet(detour.subnet),
             Self::Peer { agent, .. } => FaultScope::Agent(*agent),
         }
@@ -177,7 +197,11 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
     let (peers, faults) = validate_peers(desired);
     let mut problems = Vec::new();
     // Bridges are never removed.
-    let mut state = State { bridges: observed.state.bridges.clone(), ..State::default() };
+    let mut state = State {
+        bridges: observed.state.bridges.clone(),
+        lost_bridges: observed.state.lost_bridges.clone(),
+        ..State::default()
+    };
     for (index, local) in desired.vxlan_devices.iter().enumerate() {
         match target_link(local, observed) {
             Ok(link) => {
@@ -200,6 +224,7 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
         }
         add_bridges(&mut state, space, desired, observed);
     }
+    problems.extend(foreign_addresses(desired, observed));
     problems.extend(faults.into_iter().map(|(agent, fault)| Problem::Peer { agent, fault }));
     (state, problems)
 }
@@ -297,17 +322,15 @@ fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr
     }
 }
 
-/// Adds the existing bridges of an overlay. Each has the gateway addresses of its containers, and
-/// no address in a subnet of the overlays that is not its own: the host would keep packets for a
-/// subnet that may belong to another agent now.
+/// Adds the bridges of an overlay that exist or that another program removed. Each has the gateway
+/// addresses of its containers, and no stale address.
 fn add_bridges(state: &mut State, space: &OverlaySubnets, desired: &Desired, observed: &Observed) {
     let local = desired.vxlan_devices.iter().find(|local| local.device == space.device);
     let containers_mtu = local.and_then(|local| local.containers_mtu);
     for bridge in &space.bridges {
-        let Some(seen) = observed.state.bridges.get(&bridge.device) else { continue };
-        let is_own = |address: &InterfaceAddress| {
-            let own = space.own.iter().chain(&bridge.subnets);
-            own.into_iter().any(|subnet| subnet.contains(address.address()))
+        let lost = || observed.state.lost_bridges.get(&bridge.device).map(LostBridge::bare);
+        let Some(seen) = observed.state.bridges.get(&bridge.device).cloned().or_else(lost) else {
+            continue;
         };
         let families = families(bridge.gateways.iter().map(InterfaceAddress::family));
         let desired = BridgeState {
@@ -316,15 +339,46 @@ fn add_bridges(state: &mut State, space: &OverlaySubnets, desired: &Desired, obs
             addresses: seen
                 .addresses
                 .iter()
-                .filter(|seen| is_own(seen))
+                .filter(|address| !is_stale(address, space, bridge))
                 .chain(&bridge.gateways)
                 .copied()
                 .collect(),
             has_ipv6: seen.has_ipv6 || families.contains(&Family::V6),
             forwarding: &families | &seen.forwarding,
+            detached: BTreeSet::new(),
         };
+        state.lost_bridges.remove(&bridge.device);
         state.bridges.insert(bridge.device.clone(), desired);
     }
+}
+
+/// Returns the addresses of other programs that keep the CNI plugin from adding containers.
+fn foreign_addresses(desired: &Desired, observed: &Observed) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (bridge, address) in &observed.foreign_addresses {
+        let own = desired.bridges().find(|own| own.device == *bridge);
+        let mut gateways = own.into_iter().flat_map(|own| &own.gateways);
+        if let Some(gateway) = gateways.find(|gateway| gateway.family() == address.family()) {
+            let (bridge, address, gateway) = (bridge.clone(), *address, *gateway);
+            problems.push(Problem::ForeignAddress { bridge, address, gateway });
+        }
+    }
+    problems
+}
+
+/// Returns whether an address of a bridge is one of an earlier assignment. With an address in a
+/// subnet that is not its own, the host would keep packets for that subnet, which may belong to
+/// another agent or to the other bridge now. With the gateway's address in a subnet of another
+/// length, the CNI plugin refuses to add containers.
+fn is_stale(address: &InterfaceAddress, space: &OverlaySubnets, bridge: &OverlayBridge) -> bool {
+    let is_in = |subnets: &[Subnet]| subnets.iter().any(|it| it.contains(address.address()));
+    let mut others = space.bridges.iter().filter(|other| other.device != bridge.device);
+    let is_foreign = !is_in(&bridge.subnets)
+        && (!is_in(&space.own) || others.any(|other| is_in(&other.subnets)));
+    let has_other_length = bridge.gateways.iter().any(|gateway| {
+        gateway.address() == address.address() && gateway.prefix() != address.prefix()
+    });
+    is_foreign || has_other_length
 }
 
 /// Keeps the observed peers of a device while the master has not sent the list of peers.
@@ -428,11 +482,14 @@ impl Steps {
         forwarding.into_iter().for_each(|operation| self.push(operation));
     }
 
-    /// Repairs a bridge that exists. The kernel removes the IPv6 addresses of a device that is set
+    /// Repairs a bridge that exists, or adds it again. The kernel removes the IPv6 addresses of a device that is set
     /// down, so the addresses come last.
     fn repair_bridge(&mut self, name: &DeviceName, desired: &BridgeState) {
-        let Some(current) = self.current.bridges.get(name).cloned() else { return };
         let device = || name.clone();
+        if let Some(lost) = self.current.lost_bridges.get(name).cloned() {
+            self.push(Operation::AddBridge(device(), lost));
+        }
+        let Some(current) = self.current.bridges.get(name).cloned() else { return };
         if current.mtu != desired.mtu {
             self.push(Operation::SetMtu(device(), desired.mtu));
         }
@@ -444,6 +501,9 @@ impl Steps {
         }
         if desired.is_up && !current.is_up {
             self.push(Operation::SetUp(device()));
+        }
+        for port in current.detached.difference(&desired.detached) {
+            self.push(Operation::AttachPort(device(), port.clone()));
         }
         self.repair_addresses(name, &desired.addresses);
     }

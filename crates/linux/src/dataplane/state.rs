@@ -20,6 +20,8 @@ pub struct State {
     pub routes: BTreeMap<RouteKey, Hop>,
     /// The bridges of the overlays that exist. The CNI plugin and Docker make and remove them.
     pub bridges: BTreeMap<DeviceName, BridgeState>,
+    /// The bridges of the overlays that another program removed from their containers.
+    pub lost_bridges: BTreeMap<DeviceName, LostBridge>,
 }
 
 /// What the packets of containers need of a bridge.
@@ -36,6 +38,28 @@ pub struct BridgeState {
     pub has_ipv6: bool,
     /// The families that the host forwards from the bridge.
     pub forwarding: BTreeSet<Family>,
+    /// The ports of containers that another program detached.
+    pub detached: BTreeSet<Port>,
+}
+
+/// A bridge that another program removed, and whose containers exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostBridge {
+    /// Its MAC. The containers have it as the MAC of their gateway.
+    pub mac: Option<Mac>,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// The ports of its containers.
+    pub ports: BTreeSet<Port>,
+}
+
+/// The port of a container at a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Its index. The kernel gives the index to no other device until its numbers wrap.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// A VXLAN device and its entries.
@@ -122,6 +146,10 @@ pub enum Operation {
     AddDevice(DeviceName, Link),
     /// Remove a device.
     RemoveDevice(DeviceName),
+    /// Add a bridge again that another program removed.
+    AddBridge(DeviceName, LostBridge),
+    /// Attach a port to a bridge again.
+    AttachPort(DeviceName, Port),
     /// Set the alias that marks a device as managed.
     Mark(DeviceName),
     /// Set the source address of encapsulated packets.
@@ -184,6 +212,10 @@ impl fmt::Display for Operation {
                 write!(f, "add device {device} with VNI {vni} on UDP port {port}")
             }
             Self::RemoveDevice(device) => write!(f, "remove device {device}"),
+            Self::AddBridge(device, _) => write!(f, "add bridge {device} again"),
+            Self::AttachPort(device, port) => {
+                write!(f, "attach port {} to bridge {device} again", port.name)
+            }
             Self::Mark(device) => write!(f, "mark device {device}"),
             Self::SetUnderlay(device, ip) => write!(f, "send from {ip} on device {device}"),
             Self::StopLearning(device) => write!(f, "stop device {device} from learning"),
@@ -221,6 +253,8 @@ impl Operation {
         match self {
             Self::AddDevice(device, _)
             | Self::RemoveDevice(device)
+            | Self::AddBridge(device, _)
+            | Self::AttachPort(device, _)
             | Self::Mark(device)
             | Self::SetUnderlay(device, _)
             | Self::StopLearning(device)
@@ -285,6 +319,11 @@ impl State {
                 self.devices.remove(device);
                 self.routes.retain(|_, hop| !hop.is_on(device));
             }
+            Operation::AddBridge(device, lost) => {
+                self.lost_bridges.remove(device);
+                let detached = lost.ports.clone();
+                self.bridges.insert(device.clone(), BridgeState { detached, ..lost.bare() });
+            }
             Operation::RemoveAddress(device, address) => self.remove_address(device, address),
             Operation::AddRoute(key, hop) | Operation::ChangeRoute(key, hop) => {
                 self.routes.insert(*key, hop.clone());
@@ -344,10 +383,28 @@ impl BridgeState {
                 self.forwarding.insert(*family);
             }
             Operation::SetUp(_) => self.is_up = true,
+            Operation::AttachPort(_, port) => {
+                self.detached.remove(port);
+            }
             Operation::AddAddress(_, address) => {
                 self.addresses.insert(*address);
             }
             _ => {}
+        }
+    }
+}
+
+impl LostBridge {
+    /// Returns the state of the bridge when it was added again: down, without settings and ports.
+    #[must_use]
+    pub const fn bare(&self) -> BridgeState {
+        BridgeState {
+            is_up: false,
+            mtu: self.mtu,
+            addresses: BTreeSet::new(),
+            has_ipv6: false,
+            forwarding: BTreeSet::new(),
+            detached: BTreeSet::new(),
         }
     }
 }

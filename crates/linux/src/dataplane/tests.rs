@@ -152,10 +152,19 @@ fn any_bridges() -> impl Strategy<Value = BTreeMap<DeviceName, BridgeState>> {
                 addresses: addresses.into_iter().map(|address| address.parse().unwrap()).collect(),
                 has_ipv6,
                 forwarding: forwards.then_some(Family::V6).into_iter().collect(),
+                detached: is_up.then(port).into_iter().collect(),
             }
         });
     prop::option::of(bridge)
         .prop_map(|bridge| bridge.into_iter().map(|bridge| (bridge_name(), bridge)).collect())
+}
+
+fn port() -> Port {
+    Port { index: 7, name: "veth7".to_owned() }
+}
+
+fn lost_bridge() -> LostBridge {
+    LostBridge { mac: Some(mac(9)), mtu: Mtu::new(1420).unwrap(), ports: [port()].into() }
 }
 
 fn bridge_name() -> DeviceName {
@@ -196,8 +205,13 @@ fn any_state() -> impl Strategy<Value = State> {
         Just(Hop::Unreachable),
         Just(Hop::Elsewhere),
     ];
-    (devices, prop::collection::btree_map(key, hop, 0..20), any_bridges())
-        .prop_map(|(devices, routes, bridges)| State { devices, routes, bridges })
+    (devices, prop::collection::btree_map(key, hop, 0..20), any_bridges(), any::<bool>()).prop_map(
+        |(devices, routes, bridges, is_lost)| {
+            let is_lost = is_lost && bridges.is_empty();
+            let lost = is_lost.then(|| (bridge_name(), lost_bridge()));
+            State { devices, routes, bridges, lost_bridges: lost.into_iter().collect() }
+        },
+    )
 }
 
 fn any_observed() -> impl Strategy<Value = Observed> {
@@ -392,6 +406,7 @@ fn broken_bridge_is_repaired() {
         addresses: stale.into(),
         has_ipv6: false,
         forwarding: BTreeSet::new(),
+        detached: [port()].into(),
     };
     observed.state.bridges.insert(bridge_name(), bridge);
     let texts: Vec<_> =
@@ -403,12 +418,67 @@ fn broken_bridge_is_repaired() {
             "enable IPv4 forwarding from device m-o0",
             "enable IPv6 forwarding from device m-o0",
             "set device m-o0 up",
+            "attach port veth7 to bridge m-o0 again",
             "remove address 192.168.7.1/25 of device m-o0",
             "remove address fd01:b::7:0:0:1/81 of device m-o0",
             "add address 192.168.1.1/25 on device m-o0",
             "add address fd01:b::1:0:0:1/81 on device m-o0",
         ]
     );
+}
+
+#[test]
+fn lost_bridge_is_added_again_with_its_ports() {
+    let desired_state = Desired { peers: None, ..desired(1, []) };
+    let none = Observed::default();
+    let mut observed = state_after(&none, &plan(&desired_state, &none).operations);
+    observed.state.lost_bridges.insert(bridge_name(), lost_bridge());
+    let operations = plan(&desired_state, &observed).operations;
+    let texts: Vec<_> = operations.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "add bridge m-o0 again",
+            "enable IPv6 on device m-o0",
+            "enable IPv4 forwarding from device m-o0",
+            "enable IPv6 forwarding from device m-o0",
+            "set device m-o0 up",
+            "attach port veth7 to bridge m-o0 again",
+            "add address 192.168.1.1/25 on device m-o0",
+            "add address fd01:b::1:0:0:1/81 on device m-o0",
+        ]
+    );
+    let after = state_after(&observed, &operations);
+    assert_eq!(plan(&desired_state, &after).operations, []);
+}
+
+#[test]
+fn addresses_that_keep_plugin_from_adding_containers_are_removed_or_named() {
+    let desired_state = Desired { peers: None, ..desired(1, []) };
+    let none = Observed::default();
+    let mut observed = state_after(&none, &plan(&desired_state, &none).operations);
+    let gateways: BTreeSet<_> = bridge().gateways.into_iter().collect();
+    let other: InterfaceAddress = "192.168.1.9/25".parse().unwrap();
+    // The gateway of a longer subnet, and another address in the bridge's own subnet.
+    let stale: InterfaceAddress = "192.168.1.1/24".parse().unwrap();
+    let mut state = BridgeState { is_up: true, ..lost_bridge().bare() };
+    state.has_ipv6 = true;
+    state.forwarding = [Family::V4, Family::V6].into();
+    state.addresses = &gateways | &[other, stale].into();
+    observed.state.bridges.insert(bridge_name(), state);
+    let foreign: InterfaceAddress = "10.9.0.1/24".parse().unwrap();
+    observed.foreign_addresses.push((bridge_name(), foreign));
+    let plan = plan(&desired_state, &observed);
+    let texts: Vec<_> = plan.operations.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["remove address 192.168.1.1/24 of device m-o0"]);
+    assert_eq!(
+        plan.problems[0].to_string(),
+        "bridge m-o0 has the address 10.9.0.1/24 before its own 192.168.1.1/25, so the CNI plugin \
+         adds no container to it: run 'ip address delete 10.9.0.1/24 dev m-o0', which cuts off \
+         what uses 10.9.0.1/24"
+    );
+    assert!(desired_state.is_overlay_affected(&overlay(0), &plan.problems[0].scope()));
+    assert!(!desired_state.is_overlay_affected(&overlay(1), &plan.problems[0].scope()));
 }
 
 #[test]
@@ -423,6 +493,7 @@ fn bridge_mtu_fits_containers() {
             addresses: bridge().gateways.into_iter().collect(),
             has_ipv6: true,
             forwarding: [Family::V4, Family::V6].into(),
+            detached: BTreeSet::new(),
         };
         observed.state.bridges.insert(bridge_name(), bridge);
         let after = state_after(&observed, &plan(&desired_state, &observed).operations);

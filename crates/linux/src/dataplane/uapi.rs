@@ -81,6 +81,10 @@ pub(super) const CTA_IP_V6_DST: u16 = 4;
 /// `linux/netfilter/nf_conntrack_common.h`.
 pub(super) const IPS_NAT_MASK: u32 = 0x30;
 
+/// From `linux/if_addr.h`: the namespace that a request for addresses is about.
+pub(super) const IFA_TARGET_NETNSID: u16 = 10;
+/// From `linux/if_link.h`: the namespace of the other end of a device.
+pub(super) const IFLA_LINK_NETNSID: u16 = 37;
 /// From `linux/veth.h`.
 pub(super) const VETH_INFO_PEER: u16 = 1;
 /// From `linux/netconf.h`.

@@ -11,7 +11,7 @@ use crate::addr::{DeviceName, OverlayName, Subnet};
 pub enum FaultScope {
     /// The whole host.
     Host,
-    /// A managed VXLAN device.
+    /// A managed VXLAN device, or a bridge of an overlay.
     Device(DeviceName),
     /// Another agent, by its underlay address. An excluded agent is given by its identity.
     Agent(IpAddr),
@@ -43,7 +43,10 @@ impl Desired {
         let space = self.space(overlay);
         match scope {
             FaultScope::Host => true,
-            FaultScope::Device(device) => space.is_some_and(|space| space.device == *device),
+            FaultScope::Device(device) => space.is_some_and(|space| {
+                let bridges = space.bridges.iter().map(|bridge| &bridge.device);
+                space.device == *device || bridges.into_iter().any(|bridge| bridge == device)
+            }),
             FaultScope::Subnet(subnet) => {
                 space.is_some_and(|space| space.whole.iter().any(|whole| whole.overlaps(subnet)))
             }

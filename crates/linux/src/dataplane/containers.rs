@@ -1,0 +1,108 @@
+//! Finds the containers of this host by their ports: a port leads to the network namespace of a
+//! container, whose addresses the kernel shows without entering it.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use super::message::{address, attributes, u32_at};
+use super::observe::{HostLink, links};
+use super::socket::Netlink;
+use super::uapi::{AF_INET, AF_INET6, IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID, RTM_GETADDR};
+use crate::probe::is_probe_port;
+
+/// Kind of a port of a container.
+const VETH_KIND: &str = "veth";
+
+/// The ports of the containers of a host, and their addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerPorts {
+    /// The names of the bridges, once for each port.
+    pub at_bridges: Vec<String>,
+    /// Whether a port is at no bridge.
+    pub has_detached: bool,
+    /// The addresses in the namespaces of the ports. `None` without a request, or if they
+    /// cannot be read: the kernel is older than 4.20, or a container has just ended.
+    pub addresses: Option<BTreeSet<IpAddr>>,
+}
+
+impl ContainerPorts {
+    /// Counts the ports at a bridge.
+    #[must_use]
+    pub fn count_at(&self, bridge: &str) -> usize {
+        self.at_bridges.iter().filter(|name| *name == bridge).count()
+    }
+}
+
+/// Returns the ports of containers, without the ports of the probes. Reads the addresses only on
+/// request.
+pub(super) fn container_ports(
+    netlink: &mut Netlink,
+    with_addresses: bool,
+) -> io::Result<ContainerPorts> {
+    let links = links(netlink)?;
+    let mut found = ContainerPorts::default();
+    let mut namespaces = BTreeSet::new();
+    let is_port = |link: &&HostLink| link.kind == VETH_KIND && !is_probe_port(&link.name);
+    for port in links.iter().filter(is_port) {
+        let Some(namespace) = port.namespace else { continue };
+        namespaces.insert(namespace);
+        let bridge = port.master.and_then(|master| links.iter().find(|link| link.index == master));
+        match bridge {
+            Some(bridge) => found.at_bridges.push(bridge.name.clone()),
+            None => found.has_detached = true,
+        }
+    }
+    if !with_addresses {
+        return Ok(found);
+    }
+    let mut addresses = BTreeSet::new();
+    for namespace in namespaces {
+        match addresses_in(netlink, namespace) {
+            Ok(Some(found)) => addresses.extend(found),
+            Ok(None) => return Ok(found),
+            Err(error) => {
+                log::debug!("read the addresses of a container: {error}");
+                return Ok(found);
+            }
+        }
+    }
+    found.addresses = Some(addresses);
+    Ok(found)
+}
+
+/// Returns the addresses in another network namespace. `None` if the kernel ignores the namespace in
+/// the request.
+fn addresses_in(netlink: &mut Netlink, namespace: u32) -> io::Result<Option<Vec<IpAddr>>> {
+    let mut all = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let mut header = [0; 8];
+        header[0] = family;
+        let is_answered = Cell::new(true);
+        let found = netlink.dump(
+            RTM_GETADDR,
+            &header,
+            |batch| batch.attribute(IFA_TARGET_NETNSID, &namespace.to_ne_bytes()),
+            |addresses: &mut Vec<IpAddr>, message| {
+                let (mut own, mut of) = (None, None);
+                for (kind, value) in attributes(message.body, 8) {
+                    match kind {
+                        IFA_LOCAL => own = address(value),
+                        IFA_ADDRESS => own = own.or_else(|| address(value)),
+                        IFA_TARGET_NETNSID => of = u32_at(value, 0),
+                        _ => {}
+                    }
+                }
+                is_answered.set(is_answered.get() && of == Some(namespace));
+                addresses.extend(own);
+            },
+            Vec::new,
+        )?;
+        if !is_answered.get() {
+            return Ok(None);
+        }
+        all.extend(found);
+    }
+    Ok(Some(all))
+}
