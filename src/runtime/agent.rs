@@ -197,12 +197,15 @@ impl AgentHost {
             None
         } else {
             let programs = settings.tunnel.programs;
-            let create = move |wake| HostNetwork::new(dataplane.clone(), wake);
+            let leases = cni.leases();
+            let create = move |wake| HostNetwork::new(dataplane.clone(), leases.clone(), wake);
             Some(DataplaneThread::start(create, programs, inbox.clone())?)
         };
         let has_probes = settings.tunnel.programs && settings.probe_rate > 0;
         let start = || ProbeThread::start(cni.leases(), inbox.clone());
         let probes = has_probes.then(start).transpose()?;
+        // Without a dataplane nobody configures the bridges.
+        let docker = if settings.tunnel.programs { docker.with_bridges() } else { docker };
         let mut networks =
             ContainerNetworks::new(cni, docker, settings.manages_docker(), inbox.clone());
         networks.find();

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use overlay_engine::agent::{Agent, Event, FoundNetworks, has_named_subnet};
 use overlay_linux::cni::{self, CniDirectory};
+use overlay_linux::dataplane::LinkBuilder;
 use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
-use overlay_types::addr::{OverlayName, Subnet};
+use overlay_types::addr::{DeviceName, OverlayName, Subnet};
 use overlay_types::container_network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -182,7 +183,8 @@ impl ContainerNetworks {
             // task and its `docker` process end when the set is dropped.
             let mut call = JoinSet::new();
             let engine = Arc::clone(&docker);
-            call.spawn(async move { ensure_docker(&engine, &network).await });
+            let events = inbox.clone();
+            call.spawn(async move { ensure_docker(&engine, &network, &events).await });
             let (result, is_down) = match call.join_next().await {
                 Some(Ok(result)) => {
                     let reason = result.as_ref().err().map(|error| &error.reason);
@@ -221,12 +223,56 @@ async fn wait_for_docker(docker: &Docker, is_waiting: &AtomicBool, inbox: &Inbox
     is_waiting.store(false, Ordering::SeqCst);
 }
 
-async fn ensure_docker(docker: &Docker, network: &DockerNetwork) -> Result<(), DockerError> {
-    let outcome = docker.ensure(network).await?;
+async fn ensure_docker(
+    docker: &Docker,
+    network: &DockerNetwork,
+    inbox: &Inbox<Agent>,
+) -> Result<(), DockerError> {
+    let outcome = match docker.ensure(network).await {
+        Err(DockerError { reason: DockerFailure::BridgeMissing { bridge, running }, .. })
+            if running.is_empty() && add_bridge(&bridge).await =>
+        {
+            log::warn!(
+                "overlay {}: added bridge {bridge} again: it was removed, and stopped containers \
+                 use its docker network",
+                network.name
+            );
+            docker::Outcome::Recreated
+        }
+        outcome => {
+            let outcome = outcome?;
+            if outcome != docker::Outcome::Unchanged {
+                log::info!("overlay {}: created the docker network", network.name);
+            }
+            outcome
+        }
+    };
     if outcome != docker::Outcome::Unchanged {
-        log::info!("overlay {}: created the docker network", network.name);
+        report_remade(&network.name, NetworkKind::Docker, inbox).await;
     }
     Ok(())
+}
+
+/// Adds a bridge, which the dataplane configures. Returns whether that succeeded: the failure that
+/// named the missing bridge stays otherwise.
+async fn add_bridge(name: &DeviceName) -> bool {
+    let name = name.clone();
+    let added = tokio::task::spawn_blocking(move || LinkBuilder::open()?.add_bridge(&name)).await;
+    match added {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            log::warn!("{error}");
+            false
+        }
+        Err(error) => {
+            log::error!("add a bridge: {error}");
+            false
+        }
+    }
+}
+
+async fn report_remade(overlay: &OverlayName, kind: NetworkKind, inbox: &Inbox<Agent>) {
+    inbox.send(Event::Remade { overlay: overlay.clone(), kind }).await;
 }
 
 async fn remove_docker(
@@ -277,6 +323,10 @@ async fn run_cni_jobs(
                 let result = written
                     .unwrap_or_else(|error| Err(format!("write the cni configuration: {error}")));
                 let kind = NetworkKind::Cni;
+                if result == Ok(true) {
+                    report_remade(&overlay, kind, &inbox).await;
+                }
+                let result = result.map(drop);
                 inbox.send(Event::Applied { attempt, overlay, kind, result }).await;
             }
             CniJob::Retain(overlays) => {
@@ -312,12 +362,14 @@ async fn find_cni(cni: Arc<CniDirectory>, inbox: &Inbox<Agent>) {
     inbox.send(Event::FoundNetworks { kind, networks }).await;
 }
 
-fn write_cni(cni: &CniDirectory, network: &CniNetwork) -> Result<(), String> {
+/// Writes a configuration unless it exists. Returns whether it was written.
+fn write_cni(cni: &CniDirectory, network: &CniNetwork) -> Result<bool, String> {
     let outcome = cni.write(network).map_err(|error| error.to_string())?;
-    if outcome != cni::Outcome::Unchanged {
+    let is_written = outcome != cni::Outcome::Unchanged;
+    if is_written {
         log::info!("overlay {}: wrote the cni configuration", network.name);
     }
-    Ok(())
+    Ok(is_written)
 }
 
 /// Removes the managed configurations of all other overlays. Returns why some remain.
@@ -353,7 +405,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
-    use overlay_types::addr::{DeviceName, Mtu};
+    use overlay_types::addr::Mtu;
 
     use super::super::Metrics;
     use super::super::inbox::Input;

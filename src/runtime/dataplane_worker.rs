@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use overlay_engine::agent::{FirewallState, Programmed, Scope};
+use overlay_linux::cni::Leases;
 use overlay_linux::dataplane::{Dataplane, DataplaneError, Report};
 use overlay_linux::firewall::foreign::Inspector;
 use overlay_linux::firewall::{
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use super::change_listeners::ChangeListeners;
 use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::Worker;
+use super::lease_reaper::LeaseReaper;
 use super::local_masters::LocalMasters;
 
 /// The network of this host.
@@ -44,11 +46,12 @@ pub(super) struct HostNetwork {
     obstacles: Option<Vec<Fault>>,
     /// Whether the job has made rules, and so caused events.
     has_made_rules: bool,
+    leases: LeaseReaper,
     listeners: ChangeListeners,
 }
 
 impl HostNetwork {
-    pub(super) fn new(options: DataplaneOptions, wake: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(options: DataplaneOptions, leases: Leases, wake: Arc<OwnedFd>) -> Self {
         Self {
             options,
             wake,
@@ -62,6 +65,7 @@ impl HostNetwork {
             foreign_rules: Inspector::default(),
             obstacles: None,
             has_made_rules: false,
+            leases: LeaseReaper::new(leases),
             listeners: ChangeListeners::default(),
         }
     }
@@ -93,7 +97,7 @@ impl HostNetwork {
         let is_removal = desired.vxlan_devices.is_empty();
         // The rules are made before the devices and removed after them, so that no device is open.
         let has_rules = is_removal || self.apply_rules(desired, scope, result);
-        if self.options.host_settings && scope == Scope::Everything {
+        if scope == Scope::Everything {
             self.apply_settings(desired, result);
         }
         // A job of any scope reports this error until the settings are applied.
@@ -113,6 +117,16 @@ impl HostNetwork {
             self.apply_rules(desired, scope, result);
         }
         self.report_obstacles(desired, scope, result);
+        if scope == Scope::Everything
+            && let Some(dataplane) = &mut self.dataplane
+        {
+            let report = self.leases.run(desired, dataplane);
+            result.leases_released = report.released;
+            result.warnings.get_or_insert_default().extend(report.warnings);
+        }
+        if let Some(dataplane) = &mut self.dataplane {
+            result.gone_bridges = dataplane.take_gone_bridges();
+        }
     }
 
     /// Reports foreign firewall rules that drop packets of the overlays. They are evaluated after
@@ -127,14 +141,33 @@ impl HostNetwork {
         result.faults.extend(self.obstacles.iter().flatten().cloned());
     }
 
+    /// Applies the settings of the host, or names those that the operator has to apply.
     fn apply_settings(&mut self, desired: &Desired, result: &mut Programmed) {
-        let settings = HostSettings::new(&self.options.state_dir);
+        let uplinks = self.uplinks(desired);
+        let settings = HostSettings::new(&self.options.state_dir).with_uplinks(uplinks);
+        if !self.options.host_settings {
+            let closed = settings.closed_uplinks();
+            result.warnings.get_or_insert_default().extend(closed.iter().map(closed_uplink));
+            return;
+        }
         let applied = match self.settings_error {
             Some(HostError::Reload { .. }) => settings.retry(desired),
             _ => settings.apply(desired),
         };
         self.settings_error = applied.as_ref().err().cloned();
         result.add(applied.unwrap_or_default().into_iter());
+    }
+
+    /// Returns the devices that replies to masqueraded packets arrive at.
+    fn uplinks(&mut self, desired: &Desired) -> Vec<String> {
+        if !self.options.rules.masquerade || desired.vxlan_devices.is_empty() {
+            return Vec::new();
+        }
+        let uplinks = self.dataplane().and_then(|dataplane| dataplane.uplinks(desired));
+        uplinks.unwrap_or_else(|error| {
+            log::warn!("find the devices that lead to other hosts: {error}");
+            Vec::new()
+        })
     }
 
     /// Programs the kernel. If the rules are missing, the kernel is programmed only if it already
@@ -254,6 +287,15 @@ impl HostNetwork {
             ),
         }
     }
+}
+
+/// Describes a device that the host forwards no packets from, although it forwards others.
+fn closed_uplink(device: &String) -> String {
+    format!(
+        "the host forwards no IPv4 packets from {device}, so containers get no replies from outside \
+         of the overlays: run 'sysctl -w net/ipv4/conf/{device}/forwarding=1', which concerns all \
+         packets from {device}, or set host_settings to true"
+    )
 }
 
 /// Describes the rules for the health of the agent. `checks` is whether the rules check the source of

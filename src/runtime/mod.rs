@@ -20,6 +20,7 @@ mod dataplane_worker;
 mod election_aware_store;
 pub mod gateway;
 mod inbox;
+mod lease_reaper;
 mod local_masters;
 mod master;
 mod metrics;

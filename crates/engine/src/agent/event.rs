@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddrV4};
 
-use overlay_types::addr::{OverlayName, Upid};
+use overlay_types::addr::{DeviceName, OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{Message, MessageKind, RequestId};
 use overlay_types::tunnel::{Collision, Fault, ProbeReport};
@@ -56,6 +56,14 @@ pub enum Event {
         kind: NetworkKind,
         /// Success if the network is as desired, or why it is not.
         result: Result<(), String>,
+    },
+    /// An attempt created a container network, or created it again because another process had
+    /// removed or changed it. [`Self::Applied`] follows.
+    Remade {
+        /// The overlay.
+        overlay: OverlayName,
+        /// The network of the overlay.
+        kind: NetworkKind,
     },
     /// The result of [`super::Command::Inspect`].
     Inspected {
@@ -126,6 +134,7 @@ impl fmt::Display for Event {
                 let result = result.as_ref().map_or_else(String::as_str, |()| "done");
                 write!(f, "attempt {attempt}, {kind} of {overlay}: {result}")
             }
+            Self::Remade { overlay, kind } => write!(f, "created {kind} of {overlay}"),
             Self::Inspected { attempt, result: Ok(collisions) } => {
                 write!(f, "attempt {attempt}, inspected: {} collisions", collisions.len())
             }
@@ -175,6 +184,13 @@ pub struct Programmed {
     pub faults: Vec<Fault>,
     /// The rules of the firewall. `None` if the host may have no rules, or outdated rules.
     pub firewall: Option<FirewallState>,
+    /// The bridges of overlays that another process removed, and that were not added again.
+    pub gone_bridges: BTreeSet<DeviceName>,
+    /// Leases of containers that are gone, which were released.
+    pub leases_released: u64,
+    /// Problems that do not stop containers yet, one sentence each. `None` if the job did not look
+    /// for them.
+    pub warnings: Option<Vec<String>>,
 }
 
 /// The rules of the firewall after a job.

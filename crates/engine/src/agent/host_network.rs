@@ -82,6 +82,8 @@ impl Agent {
         let mut context = Context { now, settings: &self.settings, random: &mut self.random };
         let counters = &mut self.counters;
         let has_rules = result.firewall.is_some();
+        // A Docker network that was removed is created again, one without its bridge is repaired.
+        self.overlays.verify_networks(now, &result.gone_bridges);
         let tunnels = self.tunnel.finish_program(&mut context, attempt, result, counters);
         if let Some(tunnels) = tunnels {
             if has_rules && let Some(programmed) = self.tunnel.programmed() {

@@ -181,6 +181,16 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Attempts to program the dataplane that failed, as a whole or in part.",
                 |metrics| metrics.counters.dataplane_failures,
             ),
+            Metric::counter(
+                "container_network_repairs",
+                "CNI configurations and Docker networks that another process removed or changed.",
+                |metrics| metrics.counters.container_network_repairs,
+            ),
+            Metric::counter(
+                "leases_released",
+                "Leases of host-local whose containers are gone, which the agent released.",
+                |metrics| metrics.counters.leases_released,
+            ),
             Metric::host_counter(
                 "dataplane_restarts",
                 "Restarts of the thread that programs the network of the host, after a panic.",

@@ -169,6 +169,11 @@ impl StateMachine for Agent {
                 self.docker_gc.finish_attempt(attempt);
                 self.finish_attempt(now, attempt, (&overlay, kind), result);
             }
+            Event::Remade { overlay, kind } => {
+                if self.overlays.is_ready(&overlay, kind) {
+                    self.counters.container_network_repairs += 1;
+                }
+            }
             Event::Inspected { attempt, result } => self.finish_inspection(now, attempt, result),
             Event::Programmed { attempt, result } => self.finish_program(now, attempt, result),
             Event::Probed { attempt, result } => {

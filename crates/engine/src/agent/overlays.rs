@@ -8,7 +8,7 @@ use std::iter;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use overlay_types::addr::{OverlayName, Subnet};
+use overlay_types::addr::{DeviceName, OverlayName, Subnet};
 use overlay_types::clock::Now;
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::mutation::Mutation;
@@ -326,6 +326,24 @@ impl Overlays {
                 task.due = Some(now.elapsed);
             }
         }
+    }
+
+    /// Makes the verification of the Docker networks with these bridges due now. The CNI plugin
+    /// makes its bridges itself.
+    pub(super) fn verify_networks(&mut self, now: Now, bridges: &BTreeSet<DeviceName>) {
+        for task in self.list.iter_mut().flat_map(|overlay| &mut overlay.tasks) {
+            let ContainerNetwork::Docker(network) = &task.network else { continue };
+            if bridges.contains(&network.bridge) && task.due.is_some() {
+                task.due = Some(now.elapsed);
+            }
+        }
+    }
+
+    /// Returns whether a container network was ready after its last attempt.
+    pub(super) fn is_ready(&self, name: &OverlayName, kind: NetworkKind) -> bool {
+        let overlay = self.list.iter().find(|overlay| overlay.assignment.name() == name);
+        let mut tasks = overlay.into_iter().flat_map(|overlay| &overlay.tasks);
+        tasks.any(|task| task.network.kind() == kind && task.status == Status::Ok)
     }
 
     /// Returns the failed overlays, each with the reason.

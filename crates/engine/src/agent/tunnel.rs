@@ -86,6 +86,8 @@ pub(super) struct Tunnel {
     faults: Vec<Fault>,
     /// Number of peers that were left out, as a whole or in part.
     peers_left_out: usize,
+    /// The warnings of the last program job that looked for them.
+    warnings: Vec<String>,
     /// Collisions of overlays that are in use.
     late_collisions: BTreeSet<String>,
     last_repair: Option<Repair>,
@@ -140,6 +142,7 @@ impl Tunnel {
             drift_not_before: Duration::ZERO,
             faults: Vec::new(),
             peers_left_out: 0,
+            warnings: Vec::new(),
             late_collisions: BTreeSet::new(),
             last_repair: None,
             programmed: None,
@@ -299,6 +302,7 @@ impl Tunnel {
         let Job::Program { scope, desired } = self.end_job(attempt)? else { return None };
         let now = context.now;
         counters.dataplane_changes += result.changes;
+        counters.leases_released += result.leases_released;
         let was_programmed =
             self.programmed.as_ref().is_some_and(|programmed| Arc::ptr_eq(programmed, &desired));
         let has_changed = result.changes > 0;
@@ -316,6 +320,12 @@ impl Tunnel {
             self.drift_not_before = self.drift_not_before.max(now.elapsed + IDLE_INTERVAL);
         }
         self.set_faults(result.faults);
+        if let Some(warnings) = result.warnings {
+            for warning in warnings.iter().filter(|warning| !self.warnings.contains(warning)) {
+                log::warn!("{warning}");
+            }
+            self.warnings = warnings;
+        }
         if result.firewall.is_some() {
             self.firewall = result.firewall;
         }
@@ -396,9 +406,10 @@ impl Tunnel {
         self.peers_left_out
     }
 
-    /// Returns the faults and the collisions of overlays in use, one sentence each.
+    /// Returns the faults, the warnings and the collisions of overlays in use, one sentence each.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.faults.iter().map(|fault| &fault.reason).chain(&self.late_collisions)
+        let faults = self.faults.iter().map(|fault| &fault.reason);
+        faults.chain(&self.warnings).chain(&self.late_collisions)
     }
 
     /// Returns whether it is known that the firewall has no agents of earlier rules.

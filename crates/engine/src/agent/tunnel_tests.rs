@@ -34,7 +34,13 @@ impl World {
         let examples = (0..changes.min(1)).map(|_| "add route".to_owned()).collect();
         self.finish_program_with(
             attempt,
-            Programmed { changes, examples, faults, firewall: Some(firewall(false)) },
+            Programmed {
+                changes,
+                examples,
+                faults,
+                firewall: Some(firewall(false)),
+                ..Programmed::default()
+            },
         )
     }
 

@@ -31,6 +31,8 @@ pub struct Counters {
     pub dataplane_changes: u64,
     pub dataplane_repairs: u64,
     pub dataplane_failures: u64,
+    pub container_network_repairs: u64,
+    pub leases_released: u64,
     pub probe_packets_sent: u64,
     pub probe_packets_lost: u64,
     pub peer_failures_messages_sent: u64,

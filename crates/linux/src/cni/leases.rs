@@ -16,7 +16,7 @@ use super::error::CniError;
 /// The plugin's default directory.
 const DATA_DIR_DEFAULT: &str = "/var/lib/cni/networks";
 /// The plugin's lock file.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 /// Prefix of the files with the last allocated address of each range.
 const LAST_RESERVED: &str = "last_reserved_ip.";
 
@@ -159,12 +159,12 @@ impl Leases {
 }
 
 /// Returns whether the file is a lease for probes.
-fn is_probe_lease(path: &Path) -> bool {
+pub(super) fn is_probe_lease(path: &Path) -> bool {
     fs::read(path).is_ok_and(|content| content == PROBE_LEASE.as_bytes())
 }
 
 /// Returns whether this is an existing directory.
-fn is_directory(path: &Path) -> Result<bool, CniError> {
+pub(super) fn is_directory(path: &Path) -> Result<bool, CniError> {
     match fs::metadata(path) {
         Ok(found) => Ok(found.is_dir()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -173,7 +173,7 @@ fn is_directory(path: &Path) -> Result<bool, CniError> {
 }
 
 /// Lists the names in a directory, sorted. A missing directory has none.
-fn names(directory: &Path) -> Result<BTreeSet<String>, CniError> {
+pub(super) fn names(directory: &Path) -> Result<BTreeSet<String>, CniError> {
     let failed = |error: io::Error| CniError::io("read directory", directory, &error);
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),

@@ -120,6 +120,19 @@ pub enum DockerFailure {
         /// The containers that run in the network.
         containers: Vec<String>,
     },
+    /// Another program removed the bridge, and containers prevent the replacement of the network.
+    #[error(
+        "its bridge {bridge} was removed, and containers use the network{named}: run 'ip link add \
+         name {bridge} type bridge', which the agent then configures, and restart these containers, \
+         which have no connection until then",
+        named = list_containers(running)
+    )]
+    BridgeMissing {
+        /// The bridge.
+        bridge: DeviceName,
+        /// The containers that run in the network.
+        running: Vec<String>,
+    },
     /// Containers prevent the removal of the network.
     #[error(
         "has containers and cannot be removed: stop them{named}",

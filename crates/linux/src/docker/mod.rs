@@ -20,7 +20,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use overlay_types::addr::{OverlayName, Subnet};
+use nix::net::if_::if_nametoindex;
+use overlay_types::addr::{DeviceName, OverlayName, Subnet};
 use overlay_types::container_network::DockerNetwork;
 use tokio::time::Instant;
 
@@ -36,7 +37,8 @@ use crate::subprocess::{self, ProcessOutput, SubprocessError};
 pub enum Outcome {
     /// The network did not exist.
     Created,
-    /// The network was made for an older engine and had no containers, so it was replaced.
+    /// The network was made for an older engine or had lost its bridge, and had no containers, so it
+    /// was replaced.
     Recreated,
     /// The network had the desired options.
     Unchanged,
@@ -67,6 +69,8 @@ pub struct Docker {
     /// Arguments before every command.
     leading: Vec<OsString>,
     timeout: Duration,
+    /// Returns whether this host has a device. `None` if the bridges are not examined.
+    has_device: Option<fn(&DeviceName) -> bool>,
 }
 
 impl Docker {
@@ -74,7 +78,7 @@ impl Docker {
     /// limits all commands about one network, and all commands that list networks.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>, timeout: Duration) -> Self {
-        Self { program: program.into(), leading: Vec::new(), timeout }
+        Self { program: program.into(), leading: Vec::new(), timeout, has_device: None }
     }
 
     /// Selects the engine at `host`, such as `unix:///run/docker.sock`, instead of the program's
@@ -82,6 +86,14 @@ impl Docker {
     #[must_use]
     pub fn with_host(mut self, host: &str) -> Self {
         self.leading.push(format!("--host={host}").into());
+        self
+    }
+
+    /// Examines the bridges of the networks as well: the engine does not notice that another program
+    /// removed one.
+    #[must_use]
+    pub fn with_bridges(mut self) -> Self {
+        self.has_device = Some(|name| if_nametoindex(name.as_str()).is_ok());
         self
     }
 
@@ -98,6 +110,9 @@ impl Docker {
             return call.create(network, &engine).await;
         };
         match found.compare(network, &engine) {
+            Comparison::Equal if self.lacks(&network.bridge) => {
+                call.replace_without_bridge(&found, network, &engine).await
+            }
             Comparison::Equal => Ok(Outcome::Unchanged),
             Comparison::Differs(differences) => Err(call.differs(differences)),
             Comparison::UnfitGatewayMode if found.running_containers().is_empty() => {
@@ -114,6 +129,10 @@ impl Docker {
             }
             Comparison::UnfitGatewayMode => Err(call.unfit(&found, &engine)),
         }
+    }
+
+    fn lacks(&self, bridge: &DeviceName) -> bool {
+        self.has_device.is_some_and(|has_device| !has_device(bridge))
     }
 
     /// Returns whether a network of this name exists, managed or foreign.
@@ -382,6 +401,32 @@ impl NetworkCall<'_> {
             Comparison::Equal => Ok(outcome),
             Comparison::Differs(differences) => Err(self.differs(differences)),
             Comparison::UnfitGatewayMode => Err(self.unfit(&found, engine)),
+        }
+    }
+
+    /// Replaces a network whose bridge is gone, unless it has containers, running or stopped.
+    async fn replace_without_bridge(
+        &self,
+        found: &InspectedNetwork,
+        network: &DockerNetwork,
+        engine: &Engine,
+    ) -> Result<Outcome, DockerError> {
+        let all = self.containers(found).await?;
+        if !all.is_empty() {
+            return Err(self.failed(DockerFailure::BridgeMissing {
+                bridge: network.bridge.clone(),
+                running: found.running_containers(),
+            }));
+        }
+        log::warn!(
+            "docker network {}: replacing it: its bridge {} was removed, and it has no containers",
+            network.name,
+            network.bridge
+        );
+        self.remove(found).await?;
+        match self.create(network, engine).await? {
+            Outcome::Created => Ok(Outcome::Recreated),
+            outcome => Ok(outcome),
         }
     }
 

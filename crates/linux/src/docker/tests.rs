@@ -199,6 +199,41 @@ async fn empty_network_of_older_engine_is_replaced() {
 }
 
 #[tokio::test]
+async fn network_without_bridge_is_replaced_unless_it_has_containers() {
+    let version = engine("20.10.24+dfsg1", "1.41");
+    let (exists, right) = (inspected(&DUAL, "", ""), "echo 0ee1867e");
+    let fake = FakeDocker::new(&[
+        Answer(&version),
+        Answer(&exists),
+        Answer(""),
+        Answer(right),
+        Answer(right),
+        Answer(&exists),
+    ]);
+    let mut docker = fake.docker(Duration::from_secs(60));
+    docker.has_device = Some(|name| name.as_str() != "d-vxlan-1");
+    assert_eq!(docker.ensure(&dual()).await, Ok(Outcome::Recreated));
+    assert_eq!(fake.calls()[3], "network rm 0ee1867e");
+
+    let running = r#""1":{"Name":"web"}"#;
+    for (containers, text) in [(running, " (web)"), ("", "")] {
+        let exists = inspected(&DUAL, "", containers);
+        let fake = FakeDocker::new(&[Answer(&version), Answer(&exists), Answer("echo web")]);
+        let mut docker = fake.docker(Duration::from_secs(60));
+        docker.has_device = Some(|_| false);
+        assert_eq!(
+            docker.ensure(&dual()).await.unwrap_err().to_string(),
+            format!(
+                "docker network vxlan-1: its bridge d-vxlan-1 was removed, and containers use the \
+                 network{text}: run 'ip link add name d-vxlan-1 type bridge', which the agent then \
+                 configures, and restart these containers, which have no connection until then"
+            )
+        );
+        assert_eq!(fake.calls().len(), 3, "nothing is removed");
+    }
+}
+
+#[tokio::test]
 async fn network_with_new_container_is_kept() {
     let fake = FakeDocker::new(&[
         Answer(&engine("28.2.2", "1.50")),

@@ -66,6 +66,7 @@ impl RestoreResult {
 pub struct HostSettings {
     state_dir: PathBuf,
     paths: HostPaths,
+    uplinks: Vec<String>,
 }
 
 impl HostSettings {
@@ -78,7 +79,22 @@ impl HostSettings {
     /// Creates the settings with another `/etc` and `/proc`.
     #[must_use]
     pub(crate) fn with_paths(state_dir: &Path, paths: HostPaths) -> Self {
-        Self { state_dir: state_dir.to_owned(), paths }
+        Self { state_dir: state_dir.to_owned(), paths, uplinks: Vec::new() }
+    }
+
+    /// Adds the devices that replies to masqueraded packets of containers arrive at. The host must
+    /// forward packets of IPv4 from them. IPv6 has one switch for all devices.
+    #[must_use]
+    pub fn with_uplinks(mut self, uplinks: Vec<String>) -> Self {
+        self.uplinks = uplinks;
+        self
+    }
+
+    /// Returns the uplinks that the host forwards no packets of IPv4 from, although it forwards
+    /// those of other devices.
+    #[must_use]
+    pub fn closed_uplinks(&self) -> Vec<String> {
+        self.sysctl().closed_uplinks(&self.uplinks)
     }
 
     /// Applies the settings that `desired` needs and returns descriptions of the changes. A host
@@ -106,7 +122,7 @@ impl HostSettings {
             return Ok(Vec::new());
         }
         let sysctl = self.sysctl();
-        let mut done = sysctl.apply(has_ipv6(desired))?;
+        let mut done = sysctl.apply(has_ipv6(desired), &self.uplinks)?;
         if self.is_host_namespace() {
             done.extend(drop_in::apply(
                 &self.paths,

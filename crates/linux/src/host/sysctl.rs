@@ -72,8 +72,13 @@ pub(super) struct Sysctl {
 }
 
 impl Sysctl {
-    /// Enables forwarding of IPv4, and of IPv6 if `has_ipv6`. Returns descriptions of the changes.
-    pub(super) fn apply(&self, has_ipv6: bool) -> Result<Vec<String>, HostError> {
+    /// Enables forwarding of IPv4, also from `uplinks`, and of IPv6 if `has_ipv6`. Returns
+    /// descriptions of the changes.
+    pub(super) fn apply(
+        &self,
+        has_ipv6: bool,
+        uplinks: &[String],
+    ) -> Result<Vec<String>, HostError> {
         let mut desired = vec![(FORWARD_V4.to_owned(), 1)];
         if has_ipv6 && self.read(FORWARD_V6) == Some(0) {
             desired.extend(self.accept_ra_to_change().map(|name| (name, ACCEPT_ALWAYS)));
@@ -81,6 +86,8 @@ impl Sysctl {
         if has_ipv6 {
             desired.push((FORWARD_V6.to_owned(), 1));
         }
+        let closed = self.closed_uplinks(uplinks).into_iter();
+        desired.extend(closed.map(|device| (forwarding_of(&device), 1)));
         let change = |(name, after): (String, u32)| {
             let before = self.read(&name).filter(|before| *before != after)?;
             Some((name, before, after))
@@ -101,6 +108,15 @@ impl Sysctl {
         self.save(&saved)?;
         let changes = changes.into_iter().map(|(name, _, value)| Setting { name, value });
         changes.map(|setting| self.set(&setting).map(|()| setting.to_string())).collect()
+    }
+
+    /// Returns the uplinks whose own switch is off. The global switch sets those of all devices.
+    pub(super) fn closed_uplinks(&self, uplinks: &[String]) -> Vec<String> {
+        if self.read(FORWARD_V4) != Some(1) {
+            return Vec::new();
+        }
+        let closed = uplinks.iter().filter(|device| self.read(&forwarding_of(device)) == Some(0));
+        closed.cloned().collect()
     }
 
     /// Restores the former values, and removes the file with them if all could be restored.
@@ -227,6 +243,11 @@ impl Sysctl {
             reason: error.to_string(),
         })
     }
+}
+
+/// Returns the switch for packets of IPv4 from a device.
+fn forwarding_of(device: &str) -> String {
+    format!("{DEVICES_V4}/{device}{FORWARDING}")
 }
 
 /// Returns whether a device is a tunnel, or a bridge of containers: ours, or one of Docker.

@@ -1,0 +1,135 @@
+//! Releases the leases of containers that are gone, and finds ranges that are nearly full.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use overlay_linux::cni::{self, CniError, ContainerEvidence, Lease, Leases, StaleLeases};
+use overlay_linux::dataplane::{ContainerPorts, Dataplane, DataplaneError};
+use overlay_types::addr::DeviceName;
+use overlay_types::repetition::Repetitions;
+use overlay_types::tunnel::{Desired, OverlaySubnets};
+use tokio::time::Instant;
+
+/// Maximum number of released leases that a line of the log names.
+const NAMED_MAX: usize = 8;
+
+/// The result of one look at the leases of all overlays.
+#[derive(Debug, Default)]
+pub(super) struct LeaseReport {
+    /// Number of the leases that were released.
+    pub(super) released: u64,
+    /// The ranges that are nearly full, one sentence each.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Releases the leases of one host.
+pub(super) struct LeaseReaper {
+    leases: Leases,
+    stale: StaleLeases,
+    start: Instant,
+    errors: Repetitions,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LeaseError {
+    #[error("{0}")]
+    Cni(#[from] CniError),
+    #[error("{0}")]
+    Dataplane(#[from] DataplaneError),
+}
+
+impl LeaseReaper {
+    pub(super) fn new(leases: Leases) -> Self {
+        let (stale, errors) = (StaleLeases::default(), Repetitions::new());
+        Self { leases, stale, start: Instant::now(), errors }
+    }
+
+    /// Releases the leases of the overlays whose containers are gone.
+    pub(super) fn run(&mut self, desired: &Desired, dataplane: &mut Dataplane) -> LeaseReport {
+        let mut report = LeaseReport::default();
+        for space in &desired.spaces {
+            if let Err(error) = self.run_overlay(space, dataplane, &mut report) {
+                let problem = format!("overlay {}: look for stale leases: {error}", space.overlay);
+                if let Some(repetition) = self.errors.note(&problem) {
+                    log::warn!("{problem}{repetition}");
+                }
+            }
+        }
+        report
+    }
+
+    fn run_overlay(
+        &mut self,
+        space: &OverlaySubnets,
+        dataplane: &mut Dataplane,
+        report: &mut LeaseReport,
+    ) -> Result<(), LeaseError> {
+        let name = space.overlay.mesos_bridge();
+        let Some(bridge) = space.bridges.iter().find(|bridge| bridge.device == name) else {
+            return Ok(());
+        };
+        let mut leases = self.leases.of_containers(&space.overlay)?;
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let connected = dataplane.container_ports(false)?.count_at(name.as_str());
+        if leases.len() > connected {
+            report.released += self.release(space, &name, dataplane)?;
+            leases = self.leases.of_containers(&space.overlay)?;
+        }
+        let range = bridge.subnets.iter().find(|subnet| subnet.first().is_ipv4());
+        report.warnings.extend(
+            range.and_then(|range| cni::nearly_full(&space.overlay, range, &leases, connected)),
+        );
+        Ok(())
+    }
+
+    /// Releases the stale leases of an overlay. Returns their number.
+    fn release(
+        &mut self,
+        space: &OverlaySubnets,
+        bridge: &DeviceName,
+        dataplane: &mut Dataplane,
+    ) -> Result<u64, LeaseError> {
+        // The plugin has the lock: the next verification tries again.
+        let Some(locked) = self.leases.try_lock(&space.overlay)? else { return Ok(0) };
+        let leases = locked.list()?;
+        let evidence = evidence(dataplane.container_ports(true)?, bridge);
+        let stale = self.stale.find(&space.overlay, &leases, &evidence, self.start.elapsed());
+        for lease in &stale {
+            locked.release(lease)?;
+        }
+        if !stale.is_empty() {
+            log::warn!("overlay {}: released {}", space.overlay, describe(&stale));
+        }
+        Ok(stale.len() as u64)
+    }
+}
+
+fn evidence(ports: ContainerPorts, bridge: &DeviceName) -> ContainerEvidence {
+    ContainerEvidence {
+        ports: ports.count_at(bridge.as_str()),
+        has_detached_ports: ports.has_detached,
+        addresses: ports.addresses,
+        boot: boot_time(),
+    }
+}
+
+/// Returns when this host was started.
+fn boot_time() -> Option<SystemTime> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let line = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(line.trim().parse().ok()?))
+}
+
+/// Names released leases with their containers.
+fn describe(leases: &[Lease]) -> String {
+    let named = leases
+        .iter()
+        .take(NAMED_MAX)
+        .map(|lease| format!("{} of container {}", lease.address, lease.container.escape_debug()));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = leases.len().saturating_sub(NAMED_MAX);
+    let rest = if more > 0 { format!(", and {more} more") } else { String::new() };
+    format!("the leases of containers that are gone: {named}{rest}")
+}
