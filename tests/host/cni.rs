@@ -92,6 +92,17 @@ pub(crate) fn plugin(
     configuration: &Value,
     container: &Namespace,
 ) -> Value {
+    let result = try_plugin(host, command, configuration, container);
+    result.unwrap_or_else(|error| panic!("{command}: {error}"))
+}
+
+/// Runs the plugin like [`plugin`]. Returns its output as the error if it fails.
+pub(crate) fn try_plugin(
+    host: &Namespace,
+    command: &str,
+    configuration: &Value,
+    container: &Namespace,
+) -> Result<Value, String> {
     let mut input = configuration.clone();
     input["args"] = json!({"org.apache.mesos": {"network_info": {"name": configuration["name"]}}});
     let plugin = configuration["type"].as_str().expect("a plugin type");
@@ -104,8 +115,10 @@ pub(crate) fn plugin(
         .env("CNI_IFNAME", "eth0")
         .env("CNI_NETNS", &netns);
     let output = run(&mut program, &input.to_string());
-    assert!(output.status.success(), "{command}: {output:?}");
-    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    if !output.status.success() {
+        return Err(format!("{output:?}"));
+    }
+    Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
 }
 
 fn network() -> CniNetwork {

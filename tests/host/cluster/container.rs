@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::Host;
-use crate::cni::plugin;
+use crate::cni::{plugin, try_plugin};
 use crate::docker_daemon::IMAGE;
 use crate::namespace::Namespace;
 
@@ -23,12 +23,18 @@ impl Container {
     /// Connects a namespace to the overlay with the plugin and the CNI configuration that the agent
     /// wrote, as the MesosContainerizer does.
     pub(super) fn for_mesos(host: &Host, overlay: &str) -> Self {
+        Self::try_for_mesos(host, overlay).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Connects a namespace like [`Self::for_mesos`]. Returns the output of the plugin if it fails.
+    pub(super) fn try_for_mesos(host: &Host, overlay: &str) -> Result<Self, String> {
         let namespace = Namespace::new();
-        let result = plugin(host.namespace(), "ADD", &configuration(host, overlay), &namespace);
+        let configuration = configuration(host, overlay);
+        let result = try_plugin(host.namespace(), "ADD", &configuration, &namespace)?;
         let address = result["ip4"]["ip"].as_str().and_then(|text| text.split_once('/'));
         let (address, _) = address.expect("an address with a length");
         let addresses = vec![address.parse().expect("a valid address")];
-        Self { name: format!("{} mesos {overlay}", host.number), namespace, addresses }
+        Ok(Self { name: format!("{} mesos {overlay}", host.number), namespace, addresses })
     }
 
     /// Starts a Docker container, which ends with its daemon.

@@ -2,6 +2,8 @@
 //! them.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -28,13 +30,15 @@ const DUMP: &str = "\
     for device in vtep1024 m-vxlan-1; do
         cat /proc/sys/net/ipv4/conf/$device/forwarding /proc/sys/net/ipv6/conf/$device/forwarding
     done | tr '\\n' ' '; echo families forwarded
+    sysctl net.ipv4.conf.eth0.forwarding
+    ip -o link show master m-vxlan-1 | grep -v mo-probe | sed 's/^[0-9]*: /port /'
     ip link show m-vxlan-1 | sed 's/^[0-9]*: //'
     ip addr show m-vxlan-1 | grep inet | grep -v fe80 | sed 's/ brd [^ ]*//'";
 
 /// A command, and the part of the listing that stays changed after the repair, if any: the text
 /// before and after.
 type Drift = (&'static str, Option<(&'static str, &'static str)>);
-const DRIFTS: [[Drift; 11]; 3] = [
+const DRIFTS: [[Drift; 12]; 3] = [
     [
         ("ip link delete vtep1024", None),
         ("ip route flush proto 109", None),
@@ -48,6 +52,7 @@ const DRIFTS: [[Drift; 11]; 3] = [
         ("ip link set m-vxlan-1 mtu 1280", None),
         // The address of an earlier assignment.
         ("ip addr add 192.168.77.1/25 dev m-vxlan-1", None),
+        ("sysctl -qw net.ipv4.conf.eth0.forwarding=0", None),
     ],
     [
         ("ip link set vtep1024 down", None),
@@ -61,6 +66,8 @@ const DRIFTS: [[Drift; 11]; 3] = [
         ("sysctl -qw net.ipv4.conf.vtep1024.forwarding=0", None),
         ("sysctl -qw net.ipv6.conf.vtep1024.forwarding=0", None),
         ("sysctl -qw net.ipv4.conf.all.forwarding=0", None),
+        // The container keeps its port, and the MAC of its gateway.
+        ("ip link delete m-vxlan-1", None),
     ],
     [
         ("ip addr del 44.128.0.3/16 dev vtep1024", None),
@@ -75,6 +82,7 @@ const DRIFTS: [[Drift; 11]; 3] = [
         ("ip link set m-vxlan-1 down mtu 1280", None),
         // The connected route returns with the address.
         ("ip addr change 192.168.2.1/25 dev m-vxlan-1 valid_lft 1 preferred_lft 1", None),
+        ("sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv4.conf.eth0.forwarding=0", None),
     ],
 ];
 
@@ -138,6 +146,46 @@ fn agent_repairs_drift_within_time_limit() {
     eprintln!("{table}");
     assert!(failed.is_empty(), "not repaired:\n{failed}\n{}", cluster.logs());
     assert_all_reachable(&cluster, &containers);
+}
+
+/// An `nft` that once changes the rules of the agent right after it has made them, before the agent
+/// lists them.
+const FLUSHING_NFT: &str = r#"#!/bin/sh
+"$DIR/nft.real" "$@"
+status=$?
+if [ "$1" = -f ] && [ -e "$DIR/flush" ]; then
+    rm "$DIR/flush"
+    "$DIR/nft.real" flush chain inet mesos_overlay postrouting
+fi
+exit $status
+"#;
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn change_of_rules_during_job_of_agent_is_repaired() {
+    let mut cluster = Cluster::new(Underlay::V4);
+    let host = cluster.add_host(1);
+    let dir = host.daemon.path("nft");
+    fs::create_dir(&dir).expect("a new directory");
+    let path = dir.to_str().expect("a UTF-8 path").to_owned();
+    fs::copy("/usr/sbin/nft", dir.join("nft.real")).expect("nft is installed");
+    let script = FLUSHING_NFT.replace("$DIR", &path);
+    fs::write(dir.join("nft"), script).expect("a script");
+    fs::set_permissions(dir.join("nft"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let mount = format!("mount --bind {path}/nft /usr/sbin/nft && exec \"$0\" \"$@\"");
+    host.wrapper = ["unshare", "--mount", "sh", "-c", &mount].map(str::to_owned).into();
+    cluster.start_agents();
+    cluster.wait_until_ok();
+    let host = cluster.host(1);
+    let expected = dump(host);
+    assert!(expected.contains("masquerade"), "{expected}");
+    fs::write(dir.join("flush"), "").expect("a file");
+    let elapsed = measure_repair(host, &expected, || {
+        host.namespace().run("nft delete table inet mesos_overlay");
+        cluster.wait_for("the rules are changed during the repair", || !dir.join("flush").exists());
+    });
+    let elapsed = elapsed.unwrap_or_else(|shown| panic!("{shown}\n{}", cluster.logs()));
+    eprintln!("{:>6} ms  a change of rules while the agent makes them", elapsed.as_millis());
 }
 
 #[test]

@@ -2,12 +2,14 @@
 //! real processes in network namespaces that a switch connects. The real CNI plugins and real
 //! Docker daemons create the containers. Only the agents program the kernel.
 
+mod bridges;
 mod closed;
 mod collision;
 mod container;
 mod drift;
 mod faults;
 mod hostile;
+mod leases;
 mod membership;
 mod obstacles;
 mod path;
