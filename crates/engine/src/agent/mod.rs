@@ -24,6 +24,8 @@ mod refusal;
 mod refusal_tests;
 mod refused;
 mod registration;
+#[cfg(test)]
+mod repair_tests;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -94,7 +94,7 @@ impl World {
 
     /// Advances to the next program job, and returns its attempt. Inspections before it find no
     /// collision.
-    fn next_program(&mut self) -> u64 {
+    pub(super) fn next_program(&mut self) -> u64 {
         let mut commands = self.advance();
         loop {
             let number = |command: &String| {
