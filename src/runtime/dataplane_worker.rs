@@ -147,7 +147,8 @@ impl HostNetwork {
         let settings = HostSettings::new(&self.options.state_dir).with_uplinks(uplinks);
         if !self.options.host_settings {
             let closed = settings.closed_uplinks();
-            result.warnings.get_or_insert_default().extend(closed.iter().map(closed_uplink));
+            let warnings = closed.iter().map(|device| closed_uplink(device));
+            result.warnings.get_or_insert_default().extend(warnings);
             return;
         }
         let applied = match self.settings_error {
@@ -290,7 +291,7 @@ impl HostNetwork {
 }
 
 /// Describes a device that the host forwards no packets from, although it forwards others.
-fn closed_uplink(device: &String) -> String {
+fn closed_uplink(device: &str) -> String {
     format!(
         "the host forwards no IPv4 packets from {device}, so containers get no replies from outside \
          of the overlays: run 'sysctl -w net/ipv4/conf/{device}/forwarding=1', which concerns all \

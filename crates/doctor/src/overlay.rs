@@ -367,6 +367,10 @@ fn obstacle(problem: &Problem) -> Option<Finding> {
             let wrong = format!("packets from {} to {}", detour.from, detour.subnet);
             Some(Finding::wrong(CHECK, wrong, detour.to_string()))
         }
+        Problem::ForeignAddress { bridge, .. } => {
+            let wrong = format!("bridge {bridge} has a foreign address before its own");
+            Some(Finding::wrong(CHECK, wrong, problem.to_string()))
+        }
         Problem::MtuTooSmall { .. } | Problem::ContainersDoNotFit { .. } => None,
     }
 }
@@ -384,6 +388,10 @@ fn command(operation: &Operation) -> Option<String> {
         Operation::SetMtu(device, mtu) => set(device, format!("mtu {mtu}")),
         Operation::SetUp(device) => set(device, "up".to_owned()),
         Operation::RemoveDevice(device) => Some(format!("ip link delete {device}")),
+        Operation::AddBridge(device, _) => Some(format!("ip link add name {device} type bridge")),
+        Operation::AttachPort(device, port) => {
+            Some(format!("ip link set {} master {device}", port.name))
+        }
         Operation::EnableIpv6(device) => {
             Some(format!("sysctl -w net.ipv6.conf.{device}.disable_ipv6=0"))
         }

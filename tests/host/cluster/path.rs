@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::Cluster;
 use super::container::Container;
 use crate::hosts::Underlay;
-use crate::traffic::{can_ping, now};
+use crate::traffic::{can_ping, now, sleep};
 
 /// A fault: the commands that cause it, the commands that remove it, and the parts of the reason
 /// that the master shows.
@@ -117,25 +117,43 @@ impl Flow {
     }
 }
 
+/// Sends a packet per second until one has the address of the host. Returns the time.
+fn time_until_masqueraded(flow: &Flow, cluster: &Cluster) -> Duration {
+    let start = now();
+    while flow.source() != Some(Underlay::V4.address(1)) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", cluster.logs());
+        sleep(Duration::from_secs(1));
+    }
+    start.elapsed()
+}
+
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn flow_older_than_rules_is_masqueraded() {
-    let cluster = Cluster::started(1, Underlay::V4);
-    let host = cluster.host(1);
-    let container = Container::for_mesos(host, "vxlan-1");
+    let mut cluster = Cluster::started(1, Underlay::V4);
+    let container = Container::for_mesos(cluster.host(1), "vxlan-1");
     let flow = Flow::new(&container, &cluster);
-    let agent = host.agent.as_ref().expect("a running agent");
-    agent.signal(Signal::STOP);
-    host.namespace().run("nft flush ruleset");
     // Another program tracks connections.
-    host.namespace().run("nft add table ip other");
-    host.namespace().run("nft add chain ip other c { type filter hook forward priority 0 ; }");
-    host.namespace().run("nft add rule ip other c ct state new accept");
-    assert_eq!(flow.source(), Some(container.address()), "without rules");
-    agent.signal(Signal::CONT);
-    let start = now();
-    cluster.wait_for("the flow has the address of the host", || {
-        flow.source() == Some(Underlay::V4.address(1))
-    });
-    eprintln!("{:?} until the flow is masqueraded", start.elapsed());
+    let begin_without_rules = |cluster: &Cluster| {
+        let namespace = cluster.host(1).namespace();
+        namespace.run("nft flush ruleset");
+        namespace.run("nft add table ip other");
+        namespace.run("nft add chain ip other c { type filter hook forward priority 0 ; }");
+        namespace.run("nft add rule ip other c ct state new accept");
+        assert_eq!(flow.source(), Some(container.address()), "without rules");
+    };
+    let signal = |cluster: &Cluster, signal| {
+        cluster.host(1).agent.as_ref().expect("a running agent").signal(signal);
+    };
+    signal(&cluster, Signal::STOP);
+    begin_without_rules(&cluster);
+    signal(&cluster, Signal::CONT);
+    let elapsed = time_until_masqueraded(&flow, &cluster);
+    eprintln!("{:>6} ms  a flow that began after a foreign flush", elapsed.as_millis());
+    // The first rules of an agent.
+    assert!(cluster.host_mut(1).agent.take().expect("a running agent").stop());
+    begin_without_rules(&cluster);
+    cluster.host_mut(1).start_agent();
+    let elapsed = time_until_masqueraded(&flow, &cluster);
+    eprintln!("{:>6} ms  a flow that began before the agent", elapsed.as_millis());
 }

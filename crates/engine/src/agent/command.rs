@@ -51,7 +51,8 @@ impl Scope {
     }
 
     /// Returns the smallest scope that includes both.
-    pub(super) const fn union(self, other: Self) -> Self {
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
         match (self, other) {
             (Self::Change, scope) | (scope, Self::Change) => scope,
             (Self::Kernel, Self::Kernel) => Self::Kernel,
