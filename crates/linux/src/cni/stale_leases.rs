@@ -245,12 +245,14 @@ pub fn nearly_full(
     const FREE_DIVISOR: u128 = 20;
     /// A smaller range is full with few containers, as its operator expects.
     const CAPACITY_MIN: u128 = 8;
-    /// The addresses of the network, of broadcasts, of the bridge and of the probes.
-    const OTHERS: u128 = 4;
+    /// The addresses of the network, of broadcasts and of the bridge.
+    const OTHERS: u128 = 3;
+    /// The addresses of the probes.
+    const PROBES: u128 = 1;
     let last = subnet.offset_of(subnet.last())?;
     let capacity = (last + 1).saturating_sub(OTHERS);
     let used = leases.iter().filter(|lease| subnet.contains(lease.address)).count();
-    let free = capacity.saturating_sub(used as u128);
+    let free = capacity.saturating_sub(used as u128 + PROBES);
     (capacity >= CAPACITY_MIN && free * FREE_DIVISOR <= capacity).then(|| {
         format!(
             "overlay {overlay}: host-local has leased {used} of {capacity} addresses of {subnet}, \
@@ -407,7 +409,7 @@ mod tests {
         };
         assert_eq!(full(117), None);
         assert!(full(118).unwrap().starts_with(
-            "overlay vxlan-1: host-local has leased 118 of 124 addresses of 192.168.2.0/25, and 3 \
+            "overlay vxlan-1: host-local has leased 118 of 125 addresses of 192.168.2.0/25, and 3 \
              containers are connected"
         ));
         let tiny: Subnet = "192.168.2.0/29".parse().unwrap();
