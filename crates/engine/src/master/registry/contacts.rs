@@ -25,6 +25,8 @@ use super::shared_addresses::SharedAddresses;
 /// How long an agent may be silent: three intervals of the longest request interval, which is a
 /// minute, and some seconds for the way of the message.
 pub(in crate::master) const SILENCE_MAX: Duration = Duration::from_secs(3 * 60 + 15);
+/// How long an agent is silent that has missed a request: the longest interval, and some seconds.
+const REQUEST_MAX: Duration = Duration::from_secs(75);
 /// How long an agent may be silent that registers again by itself: three of its longest intervals,
 /// and a minute. A link to a host without power may stay open for ever.
 const REGISTRATION_SILENCE_MAX: Duration = Duration::from_secs(3 * 15 * 60 + 60);
@@ -298,6 +300,14 @@ impl Contacts {
 
     pub(super) fn last_seen(&self, ip: Ipv4Addr) -> Option<Duration> {
         self.last_message(ip).map(|last| last.elapsed)
+    }
+
+    /// Returns whether the agent has missed a periodic request. It is not stale yet.
+    pub(super) fn is_late(&self, ip: Ipv4Addr) -> bool {
+        let contact = self.agents.get(&ip).filter(|contact| contact.is_periodic);
+        let last = contact.and_then(|contact| contact.last.as_ref());
+        let times = last.zip(self.now);
+        times.is_some_and(|(last, now)| now.elapsed > last.elapsed + REQUEST_MAX)
     }
 
     /// Returns when the agent was last seen, in seconds since 1970. The time is never after the

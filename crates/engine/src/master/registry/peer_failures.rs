@@ -1,7 +1,8 @@
 //! The peers that agents do not reach, as the agents report. A pair is named once with all agents
 //! that do not reach the peer: who reaches it, and who does not, shows where the path is broken.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use overlay_types::addr::Upid;
@@ -12,6 +13,15 @@ use super::Registry;
 
 /// The most peers that the problems name.
 const NAMED_MAX: usize = 10;
+/// The most pairs in the state. In a partition of a large cluster each agent reports many peers.
+const SHOWN_MAX: usize = 4096;
+
+/// The reports about one peer.
+#[derive(Debug, Default)]
+struct Reports {
+    reporters: Vec<Ipv4Addr>,
+    causes: BTreeSet<PeerFailureCause>,
+}
 
 impl Registry {
     /// Replaces the report of an agent.
@@ -35,11 +45,13 @@ impl Registry {
         reports.filter(|(ip, _)| !stale.contains(ip)).map(|(ip, failures)| (*ip, failures))
     }
 
-    /// Returns the reports for the state. Peers that were released since are left out.
+    /// Returns the reports for the state. Peers that were released since are left out. Each agent
+    /// has the same number of named peers, and the number of all.
     pub(super) fn shown_peer_failures(&self) -> BTreeMap<Ipv4Addr, PeerFailures> {
+        let max = (SHOWN_MAX / self.peer_failures.len().max(1)).max(1);
         let shown = self.current_peer_failures().filter_map(|(ip, failures)| {
             let peers = failures.peers.iter().filter(|failure| self.is_active(failure.agent));
-            let peers: Vec<PeerFailure> = peers.copied().collect();
+            let peers: Vec<PeerFailure> = peers.copied().take(max).collect();
             (!peers.is_empty()).then_some((ip, PeerFailures { peers, total: failures.total }))
         });
         shown.collect()
@@ -51,19 +63,31 @@ impl Registry {
             .any(|(_, failures)| failures.peers.iter().any(|failure| self.is_active(failure.agent)))
     }
 
-    /// Returns a sentence for each of the first peers that are not reached.
+    /// Returns a sentence for each of the first peers that are not reached, those with the most
+    /// reports first.
     pub(super) fn peer_failure_problems(&self) -> Vec<String> {
-        let mut by_peer: BTreeMap<Ipv4Addr, Vec<(Ipv4Addr, PeerFailureCause)>> = BTreeMap::new();
+        let mut by_peer: BTreeMap<Ipv4Addr, Reports> = BTreeMap::new();
         for (reporter, failures) in self.current_peer_failures() {
             for failure in failures.peers.iter().filter(|failure| self.is_active(failure.agent)) {
-                by_peer.entry(failure.agent).or_default().push((reporter, failure.cause));
+                let reports = by_peer.entry(failure.agent).or_default();
+                reports.reporters.push(reporter);
+                reports.causes.insert(failure.cause);
             }
         }
-        let others = self.active_agents().count().saturating_sub(1);
-        let more = by_peer.len().saturating_sub(NAMED_MAX);
-        let named = by_peer.into_iter().take(NAMED_MAX);
+        let count = |peer| by_peer.get(peer).map_or(0, |reports| reports.reporters.len());
+        // A broken agent reports all peers. More agents report it than each of these peers.
+        let mut causing: Vec<(&Ipv4Addr, &Reports)> = by_peer
+            .iter()
+            .filter(|(_, reports)| {
+                let own = reports.reporters.len();
+                reports.reporters.iter().any(|reporter| count(reporter) <= own)
+            })
+            .collect();
+        causing.sort_by_key(|(peer, reports)| (Reverse(reports.reporters.len()), **peer));
+        let more = causing.len().saturating_sub(NAMED_MAX);
+        let named = causing.into_iter().take(NAMED_MAX);
         let mut problems: Vec<String> =
-            named.map(|(peer, reports)| sentence(peer, &reports, others)).collect();
+            named.map(|(peer, reports)| self.peer_failure_sentence(*peer, reports)).collect();
         if more > 0 {
             let peers = pluralize(more as u128, "more agent");
             problems
@@ -71,28 +95,35 @@ impl Registry {
         }
         problems
     }
-}
 
-/// Describes who does not reach `peer`, and what that says of the cause. `others` is the number of
-/// agents besides the peer.
-fn sentence(peer: Ipv4Addr, reports: &[(Ipv4Addr, PeerFailureCause)], others: usize) -> String {
-    let reporters: Vec<Ipv4Addr> = reports.iter().map(|(reporter, _)| *reporter).collect();
-    let mut causes: Vec<PeerFailureCause> = reports.iter().map(|(_, cause)| *cause).collect();
-    causes.sort_unstable();
-    causes.dedup();
-    let causes: Vec<&str> = causes.into_iter().map(PeerFailureCause::name).collect();
-    let is_silent = reports.iter().all(|(_, cause)| *cause == PeerFailureCause::NoAnswer);
-    let hint = if reporters.len() >= others && is_silent {
-        "no agent reaches it: see whether its host is up, and delete the agent if it is gone"
-    } else if reporters.len() >= others {
-        "no agent reaches it: run 'mesos-overlay doctor --probe' on its host"
-    } else {
-        "others have not found that: see the network between them, or run 'mesos-overlay doctor \
-         --probe' on one of them"
-    };
-    format!(
-        "agent {peer} does not answer probes ({}) of {}: {hint}",
-        causes.join(", "),
-        count_and_list(&reporters, "agent")
-    )
+    /// Describes who does not reach `peer`, and what that says of the cause. The number of reports
+    /// says little: not all agents probe, and in a large cluster a round takes many minutes.
+    fn peer_failure_sentence(&self, peer: Ipv4Addr, reports: &Reports) -> String {
+        let Reports { reporters, causes } = reports;
+        let is_silent = causes.iter().all(|cause| *cause == PeerFailureCause::NoAnswer);
+        let is_missed = self.contacts.stale().contains(&peer) || self.contacts.is_late(peer);
+        let hint = match (reporters.len(), is_silent) {
+            (_, true) if is_missed => {
+                "the master gets no messages of it either: see whether its host is up, and delete \
+                 the agent if it is gone"
+            }
+            (1, _) => {
+                "no other agent reports that so far: see the network between the two, or run \
+                 'mesos-overlay doctor --probe' on one of them"
+            }
+            (_, true) => {
+                "several agents report that: see whether its host is up, and what drops packets of \
+                 the tunnel there: run 'mesos-overlay doctor --probe' on it"
+            }
+            (_, false) => {
+                "several agents report that: run 'mesos-overlay doctor --probe' on its host"
+            }
+        };
+        let causes: Vec<&str> = causes.iter().copied().map(PeerFailureCause::name).collect();
+        format!(
+            "agent {peer} does not answer probes ({}) of {}: {hint}",
+            causes.join(", "),
+            count_and_list(reporters, "agent")
+        )
+    }
 }

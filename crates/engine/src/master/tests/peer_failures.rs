@@ -1,6 +1,8 @@
 //! Tests of the reports about peers that agents do not reach.
 
-use overlay_types::protocol::{Message, MessageKind, PeerFailure, PeerFailureCause, PeerFailures};
+use overlay_types::protocol::{
+    Message, MessageKind, PeerFailure, PeerFailureCause, PeerFailures, PeerTableVersion,
+};
 
 use super::*;
 
@@ -40,8 +42,8 @@ fn unreached_peer_is_in_state_and_health_until_the_next_report() {
     world.message(1, failures(&[2], PeerFailureCause::LargeLost));
     assert_eq!(world.state().peer_failures[&ip(1)].peers[0].agent, ip(2));
     let expected = "agent 10.0.0.2 does not answer probes (large packets lost) of 1 agent: \
-                    10.0.0.1: others have not found that: see the network between them, or run \
-                    'mesos-overlay doctor --probe' on one of them";
+                    10.0.0.1: no other agent reports that so far: see the network between the two, \
+                    or run 'mesos-overlay doctor --probe' on one of them";
     assert_eq!(probe_problems(&mut world), [expected]);
     world.message(1, failures(&[], PeerFailureCause::NoAnswer));
     assert!(world.state().peer_failures.is_empty());
@@ -55,9 +57,65 @@ fn peer_that_no_agent_reaches_is_named_once() {
         world.message(reporter, failures(&[3], PeerFailureCause::NoAnswer));
     }
     let expected = "agent 10.0.0.3 does not answer probes (no answer) of 2 agents: 10.0.0.1, \
-                    10.0.0.2: no agent reaches it: see whether its host is up, and delete the \
-                    agent if it is gone";
+                    10.0.0.2: several agents report that: see whether its host is up, and what \
+                    drops packets of the tunnel there: run 'mesos-overlay doctor --probe' on it";
     assert_eq!(probe_problems(&mut world), [expected]);
+}
+
+/// Two hosts of five die. The others cannot all report, and the master still knows that the hosts
+/// are down, since it gets no messages of them.
+#[test]
+fn several_dead_hosts_are_known_as_dead() {
+    let mut world = cluster(5);
+    let requests = |world: &mut World, agents: &[u8]| {
+        for agent in agents {
+            world.message(*agent, Message::RequestPeers(PeerTableVersion::default()));
+        }
+    };
+    requests(&mut world, &[1, 2, 3, 4, 5]);
+    world.message(1, failures(&[4, 5], PeerFailureCause::NoAnswer));
+    assert!(probe_problems(&mut world)[0].contains("no other agent reports that so far"));
+    world.now.elapsed += Duration::from_secs(50);
+    requests(&mut world, &[1, 2, 3]);
+    world.message(2, failures(&[4, 5], PeerFailureCause::NoAnswer));
+    world.message(3, failures(&[4], PeerFailureCause::NoAnswer));
+    world.now.elapsed += Duration::from_secs(30);
+    let problems = probe_problems(&mut world);
+    let expected = "the master gets no messages of it either: see whether its host is up, and \
+                    delete the agent if it is gone";
+    assert_eq!(problems.len(), 2);
+    assert!(problems[0].starts_with("agent 10.0.0.4 does not answer probes (no answer) of 3"));
+    assert!(problems.iter().all(|problem| problem.ends_with(expected)), "{problems:?}");
+    // The agent of the host answers the master again, so its tunnel is broken.
+    requests(&mut world, &[4]);
+    assert!(probe_problems(&mut world)[0].contains("several agents report that"));
+}
+
+#[test]
+fn broken_agent_hides_no_other_and_is_named_alone() {
+    let mut world = cluster(20);
+    // All agents lose the last one, and the last one loses all.
+    for reporter in 1..20 {
+        world.message(reporter, failures(&[20], PeerFailureCause::NoAnswer));
+    }
+    let all: Vec<u8> = (1..20).collect();
+    world.message(20, failures(&all, PeerFailureCause::NoAnswer));
+    let problems = probe_problems(&mut world);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("agent 10.0.0.20 does not answer probes"), "{problems:?}");
+}
+
+#[test]
+fn reports_of_a_partition_are_bounded_in_the_state() {
+    let mut world = cluster(200);
+    let all: Vec<u8> = (1..=64).collect();
+    for reporter in 65..=200 {
+        world.message(reporter, failures(&all, PeerFailureCause::NoAnswer));
+    }
+    let shown = world.state().peer_failures;
+    let pairs: usize = shown.values().map(|failures| failures.peers.len()).sum();
+    assert!(pairs <= 4096, "{pairs} of {}", 136 * 64);
+    assert!(shown.values().all(|failures| failures.total == 64 && !failures.peers.is_empty()));
 }
 
 #[test]
