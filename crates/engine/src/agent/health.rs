@@ -111,7 +111,7 @@ impl Agent {
         problems.extend(self.docker_gc.problems().cloned());
         problems.extend(self.tunnel.problems().cloned());
         problems.extend(self.tunnel.overdue_problem(now));
-        problems.extend(self.probes.problems(now));
+        problems.extend(self.probes.problems());
         if self.gets_no_peers() {
             let is_late = self.masters.sends_peers();
             let problem = if is_late { LATE_PEERS_PROBLEM } else { NO_PEERS_PROBLEM };

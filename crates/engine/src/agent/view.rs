@@ -183,6 +183,8 @@ pub struct PeerProbeHealth {
     pub agent: String,
     /// The likely cause.
     pub cause: String,
+    /// The failure, its likely cause and the remedy, in a sentence.
+    pub problem: String,
     /// The time of the first failed probe, in seconds since 1970.
     pub since_unix: Option<u64>,
     /// The time of the last answer, in seconds since 1970.

@@ -16,16 +16,20 @@ pub enum PeerFailureCause {
     Ipv6Lost,
     /// Only packets of full size are lost.
     LargeLost,
+    /// The host of the agent does not send the packets. Agents do not report this cause, which says
+    /// nothing about the peer.
+    NotSent,
 }
 
 impl PeerFailureCause {
     /// All causes, in the order of their numbers in messages.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::NoAnswer,
         Self::ContainersCutOff,
         Self::OverlayLost,
         Self::Ipv6Lost,
         Self::LargeLost,
+        Self::NotSent,
     ];
 
     /// Returns the name in health and state.
@@ -37,6 +41,7 @@ impl PeerFailureCause {
             Self::OverlayLost => "overlay lost",
             Self::Ipv6Lost => "ipv6 lost",
             Self::LargeLost => "large packets lost",
+            Self::NotSent => "not sent",
         }
     }
 

@@ -15,7 +15,7 @@ use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, V
 pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
 pub use fault::{Fault, FaultScope};
 pub use peer::{ExcludedPeer, Peer, PeerFault, validate_peers};
-pub use probe::{ProbeOutcome, ProbePacket, ProbeReport, ProbeSource};
+pub use probe::{PORT_SUBNET_MIN, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource};
 
 /// Default UDP port of VXLAN. dcos-net uses the same port, so both agents can share a cluster.
 pub const PORT_DEFAULT: u16 = 64000;

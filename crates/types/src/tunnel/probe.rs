@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use crate::addr::OverlayName;
 
+/// Number of addresses of the smallest subnet of which the probes take one. In a smaller one the
+/// containers would miss it.
+pub const PORT_SUBNET_MIN: u128 = 16;
+
 /// Where the packet of a probe comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeSource {

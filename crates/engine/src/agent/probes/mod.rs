@@ -5,9 +5,11 @@
 //! confirmed; after that it stays in a small list of peers that are visited more often.
 
 mod path;
+mod shared_cause;
 #[cfg(test)]
 mod tests;
 mod totals;
+mod visit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,8 +21,10 @@ use overlay_types::clock::Now;
 use overlay_types::protocol::{PeerFailureCause, PeerFailures};
 use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
 
-use self::path::{PeerPath, Visit};
+use self::path::PeerPath;
+use self::shared_cause::{SharedCause, Streak};
 use self::totals::Totals;
+use self::visit::Visit;
 use super::Counters;
 use super::command::Command;
 use super::view::{PeerProbeHealth, ProbeHealth, ProbeTally};
@@ -35,12 +39,14 @@ const BATCH_MAX: Duration = Duration::from_secs(30);
 const CONFIRMING_VISITS: u32 = 4;
 /// Time in which a new peer may not answer. The peers learn of a new agent within seconds.
 const GRACE: Duration = Duration::from_secs(30);
-/// Interval between two visits of a peer whose failure is confirmed.
-const HOT_INTERVAL: Duration = Duration::from_secs(10);
+/// Shortest and longest interval between two visits of a peer whose failure is confirmed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(300);
 /// Number of peers that are visited outside of the rounds.
 const HOT_MAX: usize = 32;
-/// Consecutive visits without any reply after which this host is the likely cause.
-const SILENT_VISITS: u32 = 12;
+/// One in so many peers has to fail before the agent is degraded. A single dead host of a large
+/// cluster is no problem of all other hosts: the master names it.
+const DEGRADING_PART: usize = 10;
 /// Shortest interval between two reports to the master.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of peers that health names.
@@ -66,8 +72,13 @@ pub(super) struct Probes {
     due: Duration,
     /// The peers with a confirmed failure.
     failing: BTreeSet<IpAddr>,
-    /// Consecutive visits without any reply, of whatever peer.
-    silent_visits: u32,
+    /// The visits since the last reply of any peer, and since the last one to containers.
+    silence: Streak,
+    cut_off: Streak,
+    /// The cause that all failures have in common, if it is likely here.
+    shared_cause: Option<SharedCause>,
+    /// Whether the failures are a problem of this agent.
+    is_degraded: bool,
     totals: Totals,
     /// Why no probe can be sent.
     obstacle: Option<String>,
@@ -104,7 +115,10 @@ impl Probes {
             last_attempt: 0,
             due: Duration::ZERO,
             failing: BTreeSet::new(),
-            silent_visits: 0,
+            silence: Streak::default(),
+            cut_off: Streak::default(),
+            shared_cause: None,
+            is_degraded: false,
             totals: Totals::default(),
             obstacle: None,
             limitation: None,
@@ -147,6 +161,7 @@ impl Probes {
         self.round = rest;
         self.totals = Totals::default();
         self.peers.values().for_each(|path| self.totals.add(path));
+        self.judge(now);
     }
 
     pub(super) fn next_due(&self) -> Option<Duration> {
@@ -171,11 +186,12 @@ impl Probes {
             return None;
         }
         if self.running.take().is_some() {
-            self.obstacle = Some(format!(
+            let obstacle = format!(
                 "the probes have had no outcome for {} s: restart the agent, and report the lines \
                  of the log with 'probe'",
                 BATCH_MAX.as_secs()
-            ));
+            );
+            self.set_obstacle(now, Some(obstacle));
         }
         let desired = Arc::clone(self.desired.as_ref()?);
         let agents = self.next_agents(now, random);
@@ -212,13 +228,16 @@ impl Probes {
             .map(|(agent, due)| (*due, *agent))
             .collect();
         due.sort_unstable();
-        let mut due = due.into_iter().map(|(_, agent)| agent);
         // A batch of a single peer alternates between the list and the round.
         let hot_max = match self.rate {
             1 => usize::from(self.last_attempt.is_multiple_of(2)),
-            rate => rate * 3 / 4,
+            rate => rate / 2,
         };
-        let mut agents: Vec<IpAddr> = due.by_ref().take(hot_max).collect();
+        let (confirmed, new): (Vec<IpAddr>, Vec<IpAddr>) =
+            due.into_iter().map(|(_, agent)| agent).partition(|agent| self.is_confirmed(*agent));
+        let confirmed_max = (self.rate / 4).max(1);
+        let mut agents: Vec<IpAddr> =
+            new.iter().chain(confirmed.iter().take(confirmed_max)).copied().take(hot_max).collect();
         while agents.len() < self.rate
             && let Some(agent) = self.round.get(self.visited)
         {
@@ -229,8 +248,16 @@ impl Probes {
             }
         }
         // The round has ended.
-        agents.extend(due.take(self.rate.saturating_sub(agents.len())));
+        for agent in new.into_iter().chain(confirmed) {
+            if agents.len() < self.rate && !agents.contains(&agent) {
+                agents.push(agent);
+            }
+        }
         agents
+    }
+
+    fn is_confirmed(&self, agent: IpAddr) -> bool {
+        self.peers.get(&agent).is_some_and(|path| path.failed_visits() >= CONFIRMING_VISITS)
     }
 
     /// Handles the outcomes of a batch. Outcomes of an earlier batch are ignored.
@@ -248,13 +275,13 @@ impl Probes {
                 if self.obstacle.as_ref() != Some(&obstacle) {
                     log::warn!("no peers are probed: {obstacle}");
                 }
-                self.obstacle = Some(obstacle);
+                self.set_obstacle(now, Some(obstacle));
                 // The obstacle mostly stays until an operator acts.
                 self.due = now.elapsed + BATCH_MAX;
                 return;
             }
         };
-        self.obstacle = None;
+        self.set_obstacle(now, None);
         if let Some(limitation) = &report.limitation
             && self.limitation.as_ref() != Some(limitation)
         {
@@ -268,10 +295,18 @@ impl Probes {
             counters.probe_packets_sent += outcomes.len() as u64;
             let lost = outcomes.iter().filter(|outcome| !outcome.has_reply()).count();
             counters.probe_packets_lost += lost as u64;
-            let is_silent = lost == outcomes.len();
-            self.silent_visits = if is_silent { self.silent_visits.saturating_add(1) } else { 0 };
+            self.count_streaks(now, &visit, &outcomes);
             self.record(now, &visit, &outcomes);
         }
+        self.judge(now);
+    }
+
+    /// Sets why no probe can be sent. Former outcomes say nothing while that lasts.
+    fn set_obstacle(&mut self, now: Now, obstacle: Option<String>) {
+        self.has_unreported_change |=
+            obstacle.is_some() != self.obstacle.is_some() && self.desired.is_some();
+        self.obstacle = obstacle;
+        self.judge(now);
     }
 
     fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
@@ -282,12 +317,13 @@ impl Probes {
         path.record(now, visit, outcomes);
         self.totals.add(path);
         self.has_unreported_change |= path.failure_cause() != before;
-        let failed_visits = path.failed_visits();
+        let (delay, is_confirmed) =
+            (path.retry_delay(now), path.failed_visits() >= CONFIRMING_VISITS);
         match (before, path.failure_cause()) {
             (None, Some(_)) => {
                 self.failing.insert(agent);
                 if let Some(desired) = &self.desired {
-                    log::warn!("{}", path.problem(agent, now, desired));
+                    log::warn!("{}", path.problem(agent, desired));
                 }
             }
             (Some(_), None) => {
@@ -296,17 +332,15 @@ impl Probes {
             }
             _ => {}
         }
-        self.schedule(now, agent, failed_visits);
+        match delay {
+            Some(delay) => self.schedule(agent, now.elapsed + delay, is_confirmed),
+            None => drop(self.hot.remove(&agent)),
+        }
     }
 
     /// Schedules the next visit of a peer that failed, outside of the rounds. Peers whose failure is
     /// confirmed make room for others: the rounds visit them too.
-    fn schedule(&mut self, now: Now, agent: IpAddr, failed_visits: u32) {
-        if failed_visits == 0 {
-            self.hot.remove(&agent);
-            return;
-        }
-        let is_confirmed = failed_visits >= CONFIRMING_VISITS;
+    fn schedule(&mut self, agent: IpAddr, due: Duration, is_confirmed: bool) {
         if self.hot.len() >= HOT_MAX && !self.hot.contains_key(&agent) {
             let mut listed = self.hot.keys().copied();
             let confirmed = listed.find(|agent| self.failing.contains(agent));
@@ -315,8 +349,7 @@ impl Probes {
                 None => return,
             }
         }
-        let delay = if is_confirmed { HOT_INTERVAL } else { Duration::ZERO };
-        self.hot.insert(agent, now.elapsed + delay);
+        self.hot.insert(agent, due);
     }
 
     /// Returns when a report to the master is due.
@@ -349,7 +382,10 @@ impl Probes {
             let path = self.peers.get(agent)?;
             Some((*agent, path.failure_cause()?))
         });
-        let current: Vec<_> = failing.collect();
+        // Failures of this host say nothing about the peers.
+        let current: Vec<_> = failing
+            .filter(|(_, cause)| self.obstacle.is_none() && *cause != PeerFailureCause::NotSent)
+            .collect();
         if self.reported.as_ref() == Some(&current) {
             return None;
         }
@@ -364,53 +400,23 @@ impl Probes {
         Some(PeerFailures { peers, total })
     }
 
-    pub(super) fn tally(&self) -> ProbeTally {
-        self.totals.tally()
+    /// Returns whether probes found a problem of this agent.
+    pub(super) const fn has_problem(&self) -> bool {
+        self.is_degraded
     }
 
-    /// Returns whether probes found a problem.
-    pub(super) fn has_problem(&self) -> bool {
-        !self.failing.is_empty() || self.is_silent()
-    }
-
-    /// Returns whether none of several peers answers, so that this host is the likely cause.
-    fn is_silent(&self) -> bool {
-        self.silent_visits >= SILENT_VISITS && self.is_cause_here()
-    }
-
-    /// Returns whether packets of containers reach no peer.
-    fn are_containers_cut_off(&self) -> bool {
-        let mut causes = self.failing.iter().filter_map(|agent| self.peers.get(agent));
-        self.is_cause_here()
-            && causes.all(|path| path.failure_cause() == Some(PeerFailureCause::ContainersCutOff))
-    }
-
-    /// Returns whether this host is the likely cause of failures that all peers have in common.
-    /// With many peers, a round takes too long to wait for all of them.
-    fn is_cause_here(&self) -> bool {
-        let failing = self.failing.len();
-        failing > 1 && (failing == self.peers.len() || failing > NAMED_MAX)
-    }
-
-    /// Returns the problems, one sentence each.
-    pub(super) fn problems(&self, now: Now) -> Vec<String> {
-        let Some(desired) = &self.desired else { return Vec::new() };
-        if self.is_silent() {
-            return vec![silent_problem(self.peers.len(), desired)];
-        }
-        if self.are_containers_cut_off() {
-            let peers = self.peers.len();
-            return vec![format!(
-                "packets of containers reach none of {peers} peers, and the VTEPs reach each \
-                 other: a rule or a route of this host drops forwarded packets: run \
-                 'mesos-overlay doctor' here"
-            )];
+    /// Returns the problems, one sentence each. Failures of a few peers of many are no problem of
+    /// this agent: see [`Self::health`].
+    pub(super) fn problems(&self) -> Vec<String> {
+        let Some(desired) = self.desired.as_ref().filter(|_| self.is_degraded) else {
+            return Vec::new();
+        };
+        if let Some(cause) = &self.shared_cause {
+            return vec![cause.problem(self.peers.len(), desired)];
         }
         let failing = self.failing.iter().filter_map(|agent| Some((agent, self.peers.get(agent)?)));
-        let mut problems: Vec<String> = failing
-            .take(NAMED_MAX)
-            .map(|(agent, path)| path.problem(*agent, now, desired))
-            .collect();
+        let mut problems: Vec<String> =
+            failing.take(NAMED_MAX).map(|(agent, path)| path.problem(*agent, desired)).collect();
         let more = self.failing.len().saturating_sub(problems.len());
         if more > 0 {
             problems.push(format!(
@@ -420,15 +426,23 @@ impl Probes {
         problems
     }
 
+    /// Returns the peers by outcome. Without probes, nothing is known.
+    pub(super) fn tally(&self) -> ProbeTally {
+        if self.obstacle.is_some() { ProbeTally::default() } else { self.totals.tally() }
+    }
+
     pub(super) fn health(&self) -> Option<ProbeHealth> {
-        self.desired.as_ref()?;
+        let desired = self.desired.as_ref()?;
         let failing = self.failing.iter().filter_map(|agent| Some((agent, self.peers.get(agent)?)));
-        let failing: Vec<PeerProbeHealth> =
-            failing.take(NAMED_MAX).map(|(agent, path)| path.health(*agent)).collect();
-        let status = match (&self.obstacle, self.has_problem()) {
+        let failing: Vec<PeerProbeHealth> = failing
+            .take(NAMED_MAX)
+            .filter(|_| self.obstacle.is_none())
+            .map(|(agent, path)| path.health(*agent, desired))
+            .collect();
+        let status = match (&self.obstacle, self.failing.is_empty()) {
             (Some(_), _) => "off",
-            (None, true) => "degraded",
-            (None, false) => "ok",
+            (None, false) => "degraded",
+            (None, true) => "ok",
         };
         Some(ProbeHealth {
             status: status.to_owned(),
@@ -438,15 +452,4 @@ impl Probes {
             failing,
         })
     }
-}
-
-/// Describes that no peer answers.
-fn silent_problem(peers: usize, desired: &Desired) -> String {
-    let device = desired.vxlan_devices.first();
-    let port = device.map_or(0, |device| device.port);
-    let underlay = device.map_or_else(String::new, |device| format!(" at {}", device.underlay));
-    format!(
-        "none of {peers} peers answers probes: see whether this host{underlay} has a connection, \
-         and whether a firewall drops UDP port {port} here"
-    )
 }

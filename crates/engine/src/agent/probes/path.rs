@@ -3,24 +3,29 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use overlay_types::addr::{Mtu, OverlayName};
+use overlay_types::addr::{Mtu, OverlayName, Subnet};
 use overlay_types::clock::Now;
 use overlay_types::protocol::{PeerFailure, PeerFailureCause};
-use overlay_types::tunnel::{Desired, Peer, ProbeOutcome, ProbePacket, ProbeSource, VxlanDevice};
+use overlay_types::tunnel::{
+    Desired, PORT_SUBNET_MIN, Peer, ProbeOutcome, ProbePacket, ProbeSource, VxlanDevice,
+};
 
 use super::super::view::PeerProbeHealth;
-use super::{CONFIRMING_VISITS, GRACE};
+use super::visit::{Role, Visit, VisitPacket};
+use super::{CONFIRMING_VISITS, GRACE, RETRY_INTERVAL, RETRY_INTERVAL_MAX};
 
 /// Length of a small packet.
 const SMALL: u32 = 64;
-/// Number of gateways that are kept of each peer.
-const GATEWAYS_MAX: usize = 4;
-/// A peer without a known gateway is asked for its gateways once in so many visits.
+/// Number of gateways, and number of ports, that are kept of each peer.
+const TARGETS_MAX: usize = 32;
+/// A peer without a known gateway or port is asked for them once in so many visits of an overlay.
 const LEARNING_INTERVAL: u64 = 8;
 
 /// The likely cause of a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Cause {
+    /// The kernel of this host does not send the packets, with its reason.
+    NotSent(String),
     /// Nothing comes back from the host of the peer.
     NoAnswer,
     /// The VTEPs reach each other, but packets of the containers of this host do not get through.
@@ -36,77 +41,13 @@ enum Cause {
 impl Cause {
     const fn kind(&self) -> PeerFailureCause {
         match self {
+            Self::NotSent(_) => PeerFailureCause::NotSent,
             Self::NoAnswer => PeerFailureCause::NoAnswer,
             Self::ContainersCutOff => PeerFailureCause::ContainersCutOff,
             Self::OverlayLost(..) => PeerFailureCause::OverlayLost,
             Self::Ipv6Lost => PeerFailureCause::Ipv6Lost,
             Self::LargeLost { .. } => PeerFailureCause::LargeLost,
         }
-    }
-}
-
-/// What a packet of a visit tests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    /// From containers to the known gateway of the peer's bridge.
-    Gateway,
-    /// From containers to an address that may be such a gateway.
-    Candidate(IpAddr),
-    /// From containers to the VTEP of the peer.
-    Vtep,
-    /// From VTEP to VTEP.
-    Host,
-    /// From VTEP to VTEP, over IPv6.
-    Host6,
-}
-
-/// The packets of one peer in a batch.
-#[derive(Debug)]
-pub(super) struct Visit {
-    pub(super) agent: IpAddr,
-    overlay: Option<OverlayName>,
-    gateway: Option<IpAddr>,
-    /// The role of each packet, and whether it has full size.
-    packets: Vec<(Role, bool)>,
-    full: u32,
-}
-
-impl Visit {
-    pub(super) const fn length(&self) -> usize {
-        self.packets.len()
-    }
-
-    fn outcomes<'a>(
-        &'a self,
-        outcomes: &'a [ProbeOutcome],
-        role: Role,
-        is_full: bool,
-    ) -> impl Iterator<Item = &'a ProbeOutcome> {
-        let packets = self.packets.iter().zip(outcomes);
-        packets.filter(move |(packet, _)| **packet == (role, is_full)).map(|(_, outcome)| outcome)
-    }
-
-    fn has(&self, role: Role) -> bool {
-        self.packets.iter().any(|(found, _)| *found == role)
-    }
-
-    fn is_answered(&self, outcomes: &[ProbeOutcome], role: Role) -> bool {
-        [false, true]
-            .into_iter()
-            .any(|is_full| self.outcomes(outcomes, role, is_full).any(ProbeOutcome::has_reply))
-    }
-
-    /// Returns the cause if all packets of full size of this role are lost, and small ones are not.
-    fn large_lost(&self, outcomes: &[ProbeOutcome], role: Role) -> Option<Cause> {
-        let is_lost = self.outcomes(outcomes, role, false).any(ProbeOutcome::has_reply)
-            && self.outcomes(outcomes, role, true).next().is_some()
-            && !self.outcomes(outcomes, role, true).any(ProbeOutcome::has_reply);
-        let reported = self.outcomes(outcomes, role, true).find_map(|outcome| match outcome {
-            ProbeOutcome::TooBig(mtu) => *mtu,
-            _ => None,
-        });
-        let is_ipv6 = role == Role::Host6;
-        is_lost.then_some(Cause::LargeLost { size: self.full, reported, is_ipv6 })
     }
 }
 
@@ -124,6 +65,13 @@ pub(super) struct PeerPath {
     smoothed_round_trip: Option<Duration>,
     /// Gateways of bridges of the peer that have answered.
     gateways: Vec<IpAddr>,
+    /// Ports of the peer's probes that have answered.
+    ports: Vec<IpAddr>,
+    /// Whether the host of the peer reports addresses that it does not have. A host with the C++
+    /// modules loses its bridges silently.
+    reports_missing: bool,
+    /// Whether a peer with a confirmed failure has answered a reduced visit.
+    is_returning: bool,
     /// Consecutive visits with a failure, and the time of the first.
     failed_visits: u32,
     failing_since: Option<Now>,
@@ -141,6 +89,9 @@ impl PeerPath {
             min_round_trip: None,
             smoothed_round_trip: None,
             gateways: Vec::new(),
+            ports: Vec::new(),
+            reports_missing: false,
+            is_returning: false,
             failed_visits: 0,
             failing_since: None,
             cause: None,
@@ -163,6 +114,26 @@ impl PeerPath {
         }
     }
 
+    /// Returns whether a port of the peer's probes is known.
+    #[cfg(test)]
+    pub(super) const fn has_port(&self) -> bool {
+        !self.ports.is_empty()
+    }
+
+    /// Returns the number of known gateways and ports.
+    #[cfg(test)]
+    pub(super) const fn target_count(&self) -> usize {
+        self.gateways.len() + self.ports.len()
+    }
+
+    /// Returns why the kernel does not send packets to the peer.
+    pub(super) const fn not_sent_reason(&self) -> Option<&String> {
+        match &self.cause {
+            Some(Cause::NotSent(reason)) => Some(reason),
+            _ => None,
+        }
+    }
+
     pub(super) const fn failed_visits(&self) -> u32 {
         self.failed_visits
     }
@@ -175,8 +146,20 @@ impl PeerPath {
         self.smoothed_round_trip
     }
 
+    /// Returns how long after a failed visit the next one is due. The interval grows with the
+    /// outage: all agents of a cluster visit a dead host. Returns `None` if the last visit
+    /// succeeded.
+    pub(super) fn retry_delay(&self, now: Now) -> Option<Duration> {
+        let since = self.failing_since.filter(|_| self.failed_visits > 0)?;
+        if self.failed_visits < CONFIRMING_VISITS || self.is_returning {
+            return Some(Duration::ZERO);
+        }
+        let outage = now.elapsed.saturating_sub(since.elapsed);
+        Some((outage / 4).clamp(RETRY_INTERVAL, RETRY_INTERVAL_MAX))
+    }
+
     /// Adds the packets of the next visit. Each visit tests one overlay. A peer that failed gets
-    /// packets that show where the others are lost.
+    /// packets that show where the others are lost, and a silent one the least number of packets.
     pub(super) fn visit(
         &mut self,
         agent: IpAddr,
@@ -186,25 +169,37 @@ impl PeerPath {
         let peer = desired.peers.as_ref()?.get(&agent)?;
         let device = desired.vxlan_devices.first()?;
         let full = device.containers_mtu.map_or(SMALL, Mtu::bytes);
+        let is_current =
+            |target: &IpAddr| peer.subnets.iter().any(|(_, subnet)| subnet.contains(*target));
+        self.gateways.retain(is_current);
+        self.ports.retain(is_current);
         let shared = peer.subnets.iter().filter(|(overlay, subnet)| {
             subnet.first().is_ipv4()
                 && desired.space(overlay).is_some_and(|space| !space.own.is_empty())
         });
-        let shared: Vec<_> = shared.take(GATEWAYS_MAX).collect();
+        let shared: Vec<_> = shared.collect();
         let index =
             usize::try_from(self.successes).ok().and_then(|at| at.checked_rem(shared.len()));
         let chosen = index.map(|index| shared[index]);
-        let gateway = chosen.and_then(|(_, subnet)| {
-            self.gateways.iter().copied().find(|gateway| subnet.contains(*gateway))
-        });
+        let known = |targets: &[IpAddr]| {
+            let (_, subnet) = chosen?;
+            targets.iter().copied().find(|target| subnet.contains(*target))
+        };
+        let (gateway, port) = (known(&self.gateways), known(&self.ports));
+        let is_reduced = self.cause == Some(Cause::NoAnswer) && !self.is_returning;
+        let has_failed = self.failed_visits > 0;
+        let is_learning =
+            (self.successes / shared.len().max(1) as u64).is_multiple_of(LEARNING_INTERVAL);
         let mut visit = Visit {
             agent,
             overlay: chosen.map(|(overlay, _)| overlay.clone()),
             gateway,
+            port,
             packets: Vec::new(),
             full,
+            is_reduced,
         };
-        let has_failed = self.failed_visits > 0;
+        let sizes: &[u32] = if is_reduced { &[SMALL] } else { &[SMALL, full] };
         let mut send = |role: Role, to: IpAddr, sizes: &[u32]| {
             for size in sizes {
                 let source = match (role, &visit.overlay) {
@@ -212,54 +207,65 @@ impl PeerPath {
                     (_, Some(overlay)) => ProbeSource::Containers(overlay.clone()),
                 };
                 packets.push(ProbePacket { source, to, size: *size });
-                visit.packets.push((role, *size == full && full != SMALL));
+                let is_full = *size == full && full != SMALL;
+                visit.packets.push(VisitPacket { role, is_full, to });
             }
         };
-        if let Some(gateway) = gateway {
-            send(Role::Gateway, gateway, &[SMALL, full]);
+        if let Some(port) = port {
+            send(Role::Port, port, sizes);
         } else if let Some((_, subnet)) = chosen
-            && (self.successes / shared.len().max(1) as u64).is_multiple_of(LEARNING_INTERVAL)
+            && (is_learning || has_failed)
+            && let Some(candidate) = port_candidate(subnet)
+        {
+            send(Role::PortCandidate, candidate, &[SMALL]);
+        }
+        if let Some(gateway) = gateway {
+            if !is_reduced && (port.is_none() || has_failed) {
+                send(Role::Gateway, gateway, sizes);
+            }
+        } else if let Some((_, subnet)) = chosen
+            && is_learning
+            && !is_reduced
         {
             let halves = subnet.halves().into_iter().flat_map(|(low, high)| [low, high]);
             for candidate in halves.filter_map(|half| half.address_at(1)) {
-                send(Role::Candidate(candidate), candidate, &[SMALL]);
+                send(Role::Candidate, candidate, &[SMALL]);
             }
         }
         if let Some(ip) = peer.ip.map(IpAddr::V4) {
-            if gateway.is_none() || has_failed {
-                send(Role::Vtep, ip, &[SMALL, full]);
+            if !is_reduced && (gateway.is_none() && port.is_none() || has_failed) {
+                send(Role::Vtep, ip, sizes);
             }
             if has_failed {
-                send(Role::Host, ip, &[SMALL, full]);
+                send(Role::Host, ip, sizes);
             }
         }
-        if let Some(ip6) = ipv6_target(peer, desired) {
-            send(Role::Host6, ip6, &[SMALL, full]);
+        if let Some(ip6) = ipv6_target(peer, desired).filter(|_| !is_reduced || peer.ip.is_none()) {
+            send(Role::Host6, ip6, sizes);
         }
         Some(visit)
     }
 
     /// Records the outcomes of a visit.
     pub(super) fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
-        self.learn_gateways(visit, outcomes);
         let is_answered = outcomes.iter().any(ProbeOutcome::has_reply);
         self.lost = self.lost << 1 | u8::from(!is_answered);
         if is_answered {
             self.last_success = Some(now);
         }
-        let round_trips = outcomes.iter().filter_map(|outcome| match outcome {
-            ProbeOutcome::Replied(duration) => Some(*duration),
-            _ => None,
-        });
-        if let Some(round_trip) = round_trips.min() {
-            let min = self.min_round_trip.map_or(round_trip, |min| min.min(round_trip));
-            self.min_round_trip = Some(min);
-            // The weight of TCP (RFC 6298).
-            let smoothed =
-                self.smoothed_round_trip.map_or(round_trip, |old| (old * 7 + round_trip) / 8);
-            self.smoothed_round_trip = Some(smoothed);
-        }
-        match self.find_cause(visit, outcomes) {
+        self.record_round_trip(outcomes);
+        self.learn_targets(visit, outcomes);
+        self.is_returning = visit.is_reduced && is_answered;
+        let cause = match (self.is_returning, visit.is_reduced) {
+            // A visit with all packets follows at once, and decides.
+            (true, _) => return,
+            (false, true) => {
+                let reason = visit.not_sent_reason(outcomes, |_| true);
+                Some(reason.map_or(Cause::NoAnswer, Cause::NotSent))
+            }
+            (false, false) => self.find_cause(visit, outcomes),
+        };
+        match cause {
             None => {
                 self.successes += 1;
                 (self.failed_visits, self.failing_since, self.cause) = (0, None, None);
@@ -275,57 +281,110 @@ impl PeerPath {
         }
     }
 
-    /// Adds the gateways that answered. A gateway that the peer reports as unreachable is gone: the
-    /// peer removes a bridge with its last network, and has none after a restart.
-    fn learn_gateways(&mut self, visit: &Visit, outcomes: &[ProbeOutcome]) {
-        for ((role, _), outcome) in visit.packets.iter().zip(outcomes) {
-            match (role, outcome) {
-                (Role::Candidate(gateway), ProbeOutcome::Replied(_))
-                    if self.gateways.len() < GATEWAYS_MAX && !self.gateways.contains(gateway) =>
+    fn record_round_trip(&mut self, outcomes: &[ProbeOutcome]) {
+        let round_trips = outcomes.iter().filter_map(|outcome| match outcome {
+            ProbeOutcome::Replied(duration) => Some(*duration),
+            _ => None,
+        });
+        if let Some(round_trip) = round_trips.min() {
+            let min = self.min_round_trip.map_or(round_trip, |min| min.min(round_trip));
+            self.min_round_trip = Some(min);
+            // The weight of TCP (RFC 6298).
+            let smoothed =
+                self.smoothed_round_trip.map_or(round_trip, |old| (old * 7 + round_trip) / 8);
+            self.smoothed_round_trip = Some(smoothed);
+        }
+    }
+
+    /// Adds the gateways and ports that answered, and removes those that are gone. The peer reports
+    /// a missing bridge as unreachable: it removes a bridge with its last network, and has none
+    /// after a restart. A port ends with its agent, and containers do not need it. A host with the
+    /// C++ modules has no bridge after a restart and does not report that.
+    fn learn_targets(&mut self, visit: &Visit, outcomes: &[ProbeOutcome]) {
+        for (packet, outcome) in visit.packets.iter().zip(outcomes) {
+            let targets = match packet.role {
+                Role::Port | Role::PortCandidate => &mut self.ports,
+                Role::Gateway | Role::Candidate => &mut self.gateways,
+                Role::Vtep | Role::Host | Role::Host6 => continue,
+            };
+            match outcome {
+                ProbeOutcome::Replied(_)
+                    if targets.len() < TARGETS_MAX && !targets.contains(&packet.to) =>
                 {
-                    self.gateways.push(*gateway);
+                    targets.push(packet.to);
                 }
-                (Role::Gateway, ProbeOutcome::Unreachable) => {
-                    self.gateways.retain(|gateway| Some(*gateway) != visit.gateway);
+                ProbeOutcome::Unreachable => {
+                    self.reports_missing = true;
+                    targets.retain(|target| *target != packet.to);
                 }
                 _ => {}
             }
+        }
+        let works = |role| visit.works(outcomes, role);
+        if !works(Role::Port) && (works(Role::Gateway) || works(Role::Vtep)) {
+            self.ports.retain(|port| Some(*port) != visit.port);
+        }
+        if !self.reports_missing && works(Role::Vtep) && !visit.is_answered(outcomes, Role::Gateway)
+        {
+            self.gateways.retain(|gateway| Some(*gateway) != visit.gateway);
         }
     }
 
     fn find_cause(&self, visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<Cause> {
         let is_answered = |role| visit.is_answered(outcomes, role);
-        let has_ipv4 = visit.has(Role::Gateway) || visit.has(Role::Vtep);
-        if has_ipv4 {
-            let is_gone = visit.gateway.is_some_and(|gateway| !self.gateways.contains(&gateway));
-            let is_reached = is_answered(Role::Gateway) || is_answered(Role::Vtep) || is_gone;
+        let works = |role| visit.works(outcomes, role);
+        let has_ipv4 =
+            [Role::Port, Role::Gateway, Role::Vtep].into_iter().any(|role| visit.has(role));
+        if has_ipv4 && !works(Role::Port) {
+            let is_gateway_gone =
+                visit.gateway.is_some_and(|gateway| !self.gateways.contains(&gateway));
+            let is_port_gone = visit.port.is_some_and(|port| !self.ports.contains(&port));
+            let is_reached = visit.has_container_reply(outcomes) || is_gateway_gone || is_port_gone;
             if !is_reached {
-                let has_path = is_answered(Role::Host);
-                return Some(if has_path { Cause::ContainersCutOff } else { Cause::NoAnswer });
+                let reason = visit.not_sent_reason(outcomes, |role| role != Role::Host6);
+                return Some(match reason {
+                    Some(reason) => Cause::NotSent(reason),
+                    None if is_answered(Role::Host) => Cause::ContainersCutOff,
+                    None => Cause::NoAnswer,
+                });
             }
-            if !is_answered(Role::Gateway)
+            if visit.has(Role::Gateway)
+                && !is_answered(Role::Gateway)
+                && !is_answered(Role::Port)
                 && let (Some(gateway), Some(overlay), false) =
-                    (visit.gateway, &visit.overlay, is_gone)
+                    (visit.gateway, &visit.overlay, is_gateway_gone)
             {
                 return Some(Cause::OverlayLost(overlay.clone(), gateway));
             }
         }
         if visit.has(Role::Host6) && !is_answered(Role::Host6) {
-            return Some(if has_ipv4 { Cause::Ipv6Lost } else { Cause::NoAnswer });
+            return Some(match visit.not_sent_reason(outcomes, |role| role == Role::Host6) {
+                Some(reason) => Cause::NotSent(reason),
+                None if has_ipv4 => Cause::Ipv6Lost,
+                None => Cause::NoAnswer,
+            });
         }
-        let roles = [Role::Gateway, Role::Vtep, Role::Host6];
-        roles.into_iter().find_map(|role| visit.large_lost(outcomes, role))
+        let has_other = works(Role::Port) || works(Role::Gateway) || works(Role::Vtep);
+        let roles = [Role::Gateway, Role::Vtep, Role::Port, Role::Host6].into_iter();
+        roles
+            .filter(|role| *role != Role::Port || !has_other)
+            .filter(|role| *role == Role::Port || *role == Role::Host6 || !works(Role::Port))
+            .find(|role| visit.loses_large(outcomes, *role))
+            .map(|role| Cause::LargeLost {
+                size: visit.full,
+                reported: visit.reported_mtu(outcomes, role),
+                is_ipv6: role == Role::Host6,
+            })
     }
 
     /// Describes the failure, with its likely cause and the remedy.
-    pub(super) fn problem(&self, agent: IpAddr, now: Now, desired: &Desired) -> String {
+    pub(super) fn problem(&self, agent: IpAddr, desired: &Desired) -> String {
         let device = desired.vxlan_devices.first();
         let (port, own) = device.map_or((0, agent), |device| (device.port, device.underlay));
-        let since = self.failing_since.map_or(now.elapsed, |since| since.elapsed);
-        let seconds = now.elapsed.saturating_sub(since).as_secs();
-        let intro = format!("agent {agent} fails probes since {seconds} s");
+        let intro = format!("agent {agent} fails probes");
         match &self.cause {
             None => intro,
+            Some(Cause::NotSent(reason)) => format!("{intro}: {}", not_sent_problem(reason)),
             Some(Cause::NoAnswer) => format!(
                 "{intro}: no answer through the tunnel: its host is down or drops ICMP, or the \
                  network drops UDP port {port} between {own} and {agent}: see whether other \
@@ -360,9 +419,10 @@ impl PeerPath {
         }
     }
 
-    pub(super) fn health(&self, agent: IpAddr) -> PeerProbeHealth {
+    pub(super) fn health(&self, agent: IpAddr, desired: &Desired) -> PeerProbeHealth {
         PeerProbeHealth {
             agent: agent.to_string(),
+            problem: self.problem(agent, desired),
             cause: self.failure_cause().map_or("", PeerFailureCause::name).to_owned(),
             since_unix: self.failing_since.map(|since| since.unix),
             last_success_unix: self.last_success.map(|success| success.unix),
@@ -371,6 +431,22 @@ impl PeerPath {
             round_trip_microseconds: microseconds(self.smoothed_round_trip),
         }
     }
+}
+
+/// Describes packets that the kernel does not send.
+pub(super) fn not_sent_problem(reason: &str) -> String {
+    format!(
+        "this host does not send them ({reason}): see its routes, its VTEP and the rules of its \
+         OUTPUT chains: run 'mesos-overlay doctor' here"
+    )
+}
+
+/// Returns the first address that a peer with this subnet leases for its port of the probes.
+fn port_candidate(subnet: &Subnet) -> Option<IpAddr> {
+    let (mesos, _) = subnet.halves()?;
+    let last = mesos.offset_of(mesos.last())?;
+    // Smaller subnets have no port.
+    mesos.address_at(last.checked_sub(1).filter(|_| last >= PORT_SUBNET_MIN - 1)?)
 }
 
 fn microseconds(duration: Option<Duration>) -> Option<u64> {
