@@ -1,16 +1,21 @@
 //! Dead paths are known without traffic: the agents probe their peers.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+use overlay_linux::probe::echo::{EchoRequest, Prober, open_socket};
+use rustix::net::{SendFlags, sendto};
 use serde_json::{Value, json};
 
 use super::container::Container;
 use super::{Cluster, MASTER_ADDRESS};
 use crate::hosts::Underlay;
-use crate::namespace::{BUSYBOX, run, succeed};
+use crate::namespace::{BUSYBOX, Namespace, run, succeed};
 use crate::process::PROGRAM;
-use crate::traffic::{can_ping, now};
+use crate::traffic::{can_ping, now, sleep};
 
 /// A broken path: the host, the commands that break and repair it, the hosts whose health names it,
 /// and what their health says of which host.
@@ -21,13 +26,13 @@ struct Break {
     named_by: &'static [(u8, &'static str)],
 }
 
-const BREAKS: [Break; 5] = [
+const BREAKS: [Break; 6] = [
     Break {
         host: 3,
         cause: "ip link set eth0 down",
         removal: "ip link set eth0 up",
         named_by: &[
-            (1, "agent 10.0.0.3 fails probes since"),
+            (1, "agent 10.0.0.3 fails probes: no answer"),
             (
                 2,
                 "no answer through the tunnel: its host is down or drops ICMP, or the network drops UDP port 64000",
@@ -74,6 +79,16 @@ const BREAKS: [Break; 5] = [
                 iifname vtep1024 drop; }; }'",
         removal: "nft delete table ip6 test",
         named_by: &[(2, "agent 10.0.0.1 fails probes"), (3, "IPv4 reaches it, IPv6 does not")],
+    },
+    Break {
+        host: 1,
+        cause: "nft 'table ip6 test { chain c { type filter hook output priority 10; \
+                oifname vtep1024 drop; }; }'",
+        removal: "nft delete table ip6 test",
+        named_by: &[
+            (1, "this host does not send them (Operation not permitted"),
+            (2, "agent 10.0.0.1 fails probes"),
+        ],
     },
 ];
 
@@ -166,7 +181,6 @@ fn port_of_probes_disturbs_no_container_and_is_removed() {
     cluster.wait_for("the port exists", || has_port(&cluster));
     let lease = cluster.host(1).daemon.path("leases").join("vxlan-1/192.168.0.126");
     assert!(lease.exists(), "host-local does not lease the address to a container");
-    // More containers than addresses: none gets the address of the probes, and all others work.
     let gateway = "192.168.0.1".parse().expect("an address");
     assert!(can_ping(&first.namespace, gateway, 16));
     let second = Container::for_mesos(cluster.host(1), "vxlan-1");
@@ -218,4 +232,144 @@ fn missing_privileges_are_named_and_degrade_nothing() {
         health["probes"]["reached"] == 2 && health["status"] == "ok"
     });
     assert_eq!(cluster.host(NO_SYS_ADMIN).health()["probes"]["bridged_overlays"], json!([]));
+}
+
+/// An overlay whose Mesos bridges have one address for containers, and one with 13 addresses.
+const SMALL_NETWORK: &str = r#"
+    { "vtep_subnet": "44.128.0.0/16", "vtep_subnet6": "fd01:a::/64",
+      "vtep_mac_oui": "70:B3:D5:00:00:00",
+      "overlays": [ { "name": "vxlan-1", "subnet": "192.168.0.0/17", "prefix": 29,
+                      "subnet6": "fd01:b::/64", "prefix6": 80 },
+                    { "name": "vxlan-2", "subnet": "192.168.128.0/17", "prefix": 27 } ] }"#;
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn containers_of_small_subnets_get_every_address() {
+    let mut cluster = Cluster::with_network(Underlay::V4, SMALL_NETWORK);
+    cluster.add_host(1);
+    cluster.add_host(2);
+    cluster.start_agents();
+    cluster.wait_until_ok();
+    let host = cluster.host(1);
+    let lease = |name: &str| host.daemon.path("leases").join(name);
+    Container::for_mesos(host, "vxlan-1").leave(host, "vxlan-1");
+    let start = now();
+    cluster.wait_for("the small subnet is named", || {
+        host.health()["probes"]["note"].to_string().contains("192.168.0.0/30 has no address")
+    });
+    eprintln!("{:>6} ms until the small subnet is named", start.elapsed().as_millis());
+    for _ in 0..3 {
+        // The plugin skips the address that it leased last, and finds it again.
+        Container::for_mesos(host, "vxlan-1").leave(host, "vxlan-1");
+    }
+    // The larger subnet has a port, until the containers need its address.
+    let mut containers = vec![Container::for_mesos(host, "vxlan-2")];
+    let start = now();
+    cluster.wait_for("the port is leased", || lease("vxlan-2/192.168.128.14").exists());
+    eprintln!("{:>6} ms until the probes lease an address", start.elapsed().as_millis());
+    containers.extend((0..9).map(|_| Container::for_mesos(host, "vxlan-2")));
+    let start = now();
+    cluster.wait_for("the lease ends", || !lease("vxlan-2/192.168.128.14").exists());
+    eprintln!("{:>6} ms until the containers have it back", start.elapsed().as_millis());
+    containers.extend((0..3).map(|_| Container::for_mesos(host, "vxlan-2")));
+    assert_eq!(containers.len(), 13, "all addresses but those of network, bridge and broadcast");
+    for container in containers {
+        container.leave(host, "vxlan-2");
+    }
+}
+
+/// A container that has no lease, such as one of a program without CNI, and drops echo requests.
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn silent_container_without_lease_keeps_its_address() {
+    let mut cluster = Cluster::started(2, Underlay::V4);
+    let _first = Container::for_mesos(cluster.host(1), "vxlan-1");
+    let lease = |last: u8| format!("vxlan-1/192.168.0.{last}");
+    let has_lease =
+        |cluster: &Cluster, last| cluster.host(1).daemon.path("leases").join(lease(last)).exists();
+    cluster.wait_for("the port exists", || has_lease(&cluster, 126));
+    assert!(cluster.host_mut(1).agent.take().expect("an agent").stop());
+    assert!(!has_lease(&cluster, 126));
+    let silent = Namespace::new();
+    silent.run("sysctl -q -w net.ipv4.icmp_echo_ignore_all=1");
+    let host = cluster.host(1).namespace();
+    let pair =
+        format!("ip link add silent0 type veth peer name eth0 netns {}", silent.path().display());
+    host.run(&pair);
+    host.run("ip link set silent0 master m-vxlan-1 up");
+    silent.run("ip link set eth0 up");
+    silent.run("ip addr add 192.168.0.126/25 dev eth0");
+    cluster.host_mut(1).start_agent();
+    let start = now();
+    cluster.wait_for("the port exists again", || {
+        cluster.host(1).namespace().run("ip -o link").contains("mo-probe0")
+    });
+    eprintln!("{:>6} ms until the port exists", start.elapsed().as_millis());
+    assert!(has_lease(&cluster, 125) && !has_lease(&cluster, 126));
+}
+
+/// A host whose own addresses drop echo requests forwards packets to its containers.
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn host_that_drops_echo_requests_is_no_dead_host() {
+    let cluster = Cluster::started(2, Underlay::V4);
+    let _containers = cluster.add_containers();
+    for host in &cluster.hosts {
+        cluster.wait_for("the probes begin at the bridge", || {
+            let probes = &host.health()["probes"];
+            probes["bridged_overlays"][0] == "vxlan-1" && probes["reached"] == 1
+        });
+    }
+    let table = "table ip test { chain c { type filter hook input priority 10; \
+                 icmp type echo-request drop; }; }";
+    cluster.host(2).namespace().succeed("nft", &[table]);
+    let start = now();
+    while start.elapsed() < Duration::from_secs(40) {
+        let health = cluster.host(1).health();
+        assert_eq!(health["probes"]["unreachable"], 0, "{health}");
+        sleep(Duration::from_millis(500));
+    }
+    eprintln!("{:>6} ms without a false failure", start.elapsed().as_millis());
+}
+
+/// Raw sockets receive all ICMP messages of the host. The kernel drops those of others.
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn flood_of_icmp_messages_costs_the_prober_nothing() {
+    let namespace = Namespace::new();
+    namespace.run("ip link set lo up");
+    let (own, silent) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+    let table = "table ip test { chain c { type filter hook input priority 10; \
+                 ip daddr 127.0.0.2 drop; }; }";
+    namespace.succeed("nft", &[table]);
+    let is_over = AtomicBool::new(false);
+    let flood = || {
+        let socket = open_socket(silent).expect("a raw socket");
+        // A reply with another identifier.
+        let packet = [&[0, 0, 0xff, 0xff, 0, 0, 0, 0][..], &[0; 1000]].concat();
+        let to = SocketAddr::new(own, 0);
+        let mut count = 0_u64;
+        while !is_over.load(Ordering::Relaxed) {
+            count += u64::from(sendto(&socket, &packet, SendFlags::empty(), &to).is_ok());
+        }
+        count
+    };
+    let probe = || {
+        let mut prober = Prober::open(&[own].into()).expect("a raw socket");
+        let requests = [own, silent].map(|to| EchoRequest { from: own, to, size: 64 });
+        let used = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("the time");
+        let before = used();
+        let round = prober.round(&requests, 1, Duration::from_secs(2));
+        (round.outcomes[0].clone(), Duration::from(used() - before))
+    };
+    let ((outcome, cost), count) = std::thread::scope(|scope| {
+        let flooding = scope.spawn(|| namespace.inside(flood));
+        let probed = namespace.inside(probe);
+        is_over.store(true, Ordering::Relaxed);
+        (probed, flooding.join().expect("no panic"))
+    });
+    eprintln!("{count} messages in 2 s cost {} us: {outcome:?}", cost.as_micros());
+    assert!(count > 10_000, "no flood");
+    assert!(outcome.has_reply());
+    assert!(cost < Duration::from_millis(50), "{cost:?}");
 }

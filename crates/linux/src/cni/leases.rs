@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use overlay_types::addr::{OverlayName, Subnet};
+use overlay_types::tunnel::PORT_SUBNET_MIN;
 
 use super::error::CniError;
 
@@ -24,6 +25,24 @@ const LAST_RESERVED: &str = "last_reserved_ip.";
 const PROBE_LEASE: &str = "mesos-overlay-probe\r\nmo-probe";
 /// Number of addresses, from the last one downwards, of which one is taken for probes.
 const PROBE_CANDIDATES: usize = 8;
+/// Numbers of free addresses from which on the probes take one, and below which they give it back.
+const RESERVE_FREE_MIN: u128 = 8;
+const KEEP_FREE_MIN: u128 = 4;
+
+/// The lease of an address for probes, or why there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeLease {
+    /// The address is leased.
+    Leased(IpAddr),
+    /// The subnet is so small that the containers would miss an address.
+    SmallSubnet,
+    /// The plugin has leased nothing yet.
+    NothingLeased,
+    /// Containers have almost all addresses.
+    FewFree,
+    /// None of the last addresses is free.
+    NoneFree,
+}
 
 /// The lease directories of host-local.
 #[derive(Debug, Clone)]
@@ -71,8 +90,7 @@ impl Leases {
 
     /// Leases an address of the subnet for the probes of the agent: the last one that no container
     /// has and that `is_used` refutes. host-local allocates upwards from the first address, and
-    /// skips an address whose file exists. A lease of an earlier agent is used again. Returns `None`
-    /// if the plugin has leased nothing yet, or if none of the last addresses is free.
+    /// skips an address whose file exists. A lease of an earlier agent is used again.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -81,35 +99,88 @@ impl Leases {
         overlay: &OverlayName,
         subnet: &Subnet,
         mut is_used: impl FnMut(IpAddr) -> bool,
-    ) -> Result<Option<IpAddr>, CniError> {
-        let directory = self.path(overlay);
-        if !is_directory(&directory)? {
-            return Ok(None);
+    ) -> Result<ProbeLease, CniError> {
+        if let Some(refused) = self.refuse_probe_address(overlay, subnet)? {
+            return Ok(refused);
         }
-        let Some(last) = subnet.offset_of(subnet.last()) else { return Ok(None) };
+        let directory = self.path(overlay);
+        let last = subnet.offset_of(subnet.last()).unwrap_or_default();
         // The last address is the broadcast address; the first is that of the network, and the
         // second that of the bridge.
         let offsets = (2..last).rev();
         for address in offsets.take(PROBE_CANDIDATES).filter_map(|at| subnet.address_at(at)) {
-            let path = directory.join(address.to_string());
-            match fs::File::create_new(&path) {
-                Ok(mut file) => {
-                    file.write_all(PROBE_LEASE.as_bytes())
-                        .map_err(|error| CniError::io("write", &path, &error))?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    if !is_probe_lease(&path) {
-                        continue;
-                    }
-                }
-                Err(error) => return Err(CniError::io("create", &path, &error)),
+            if !self.create_probe_lease(&directory.join(address.to_string()))? {
+                continue;
             }
             if !is_used(address) {
-                return Ok(Some(address));
+                return Ok(ProbeLease::Leased(address));
             }
             self.release_probe_address(overlay, address);
         }
-        Ok(None)
+        Ok(ProbeLease::NoneFree)
+    }
+
+    /// Returns why the containers need all addresses of the subnet, if they do. Then the lease of an
+    /// earlier agent ends.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn refuse_probe_address(
+        &self,
+        overlay: &OverlayName,
+        subnet: &Subnet,
+    ) -> Result<Option<ProbeLease>, CniError> {
+        let last = subnet.offset_of(subnet.last()).unwrap_or_default();
+        let refused = if last < PORT_SUBNET_MIN - 1 {
+            ProbeLease::SmallSubnet
+        } else if !is_directory(&self.path(overlay))? {
+            ProbeLease::NothingLeased
+        } else if self.free_addresses(overlay, subnet)? < RESERVE_FREE_MIN {
+            ProbeLease::FewFree
+        } else {
+            return Ok(None);
+        };
+        for address in self.probe_addresses(overlay)? {
+            self.release_probe_address(overlay, address);
+        }
+        Ok(Some(refused))
+    }
+
+    /// Creates the lease with its content in one step, so that a crash leaves no lease without an
+    /// owner. Returns whether the file is a lease for probes.
+    fn create_probe_lease(&self, path: &Path) -> Result<bool, CniError> {
+        if path.exists() {
+            return Ok(is_probe_lease(path));
+        }
+        let create = || {
+            let mut file =
+                tempfile::Builder::new().prefix(".mo-probe-").tempfile_in(&self.data_dir)?;
+            file.write_all(PROBE_LEASE.as_bytes())?;
+            file.persist_noclobber(path).map_err(|error| error.error)
+        };
+        match create() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(is_probe_lease(path)),
+            Err(error) => Err(CniError::io("create", path, &error)),
+        }
+    }
+
+    /// Returns whether the containers can do without the address for probes.
+    #[must_use]
+    pub fn can_keep_probe_address(&self, overlay: &OverlayName, subnet: &Subnet) -> bool {
+        self.free_addresses(overlay, subnet).is_ok_and(|free| free >= KEEP_FREE_MIN)
+    }
+
+    /// Returns the number of addresses of the subnet that no container has.
+    fn free_addresses(&self, overlay: &OverlayName, subnet: &Subnet) -> Result<u128, CniError> {
+        let directory = self.path(overlay);
+        let is_of_container = |name: &String| {
+            name.parse().is_ok_and(|address| subnet.contains(address))
+                && !is_probe_lease(&directory.join(name))
+        };
+        let leased = names(&directory)?.iter().filter(|name| is_of_container(name)).count();
+        let last = subnet.offset_of(subnet.last()).unwrap_or_default();
+        Ok(last.saturating_sub(2).saturating_sub(leased as u128))
     }
 
     /// Removes the lease of an address for probes. The lease of a container stays.
@@ -197,11 +268,11 @@ mod tests {
             let is_used = |address: IpAddr| address.to_string() == used;
             leases.reserve_probe_address(&overlay, &subnet, is_used).unwrap()
         };
-        assert_eq!(reserve(""), None, "host-local has leased nothing");
+        assert_eq!(reserve(""), ProbeLease::NothingLeased);
         let directory = leases.path(&overlay);
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("192.168.2.126"), "container\r\neth0").unwrap();
-        let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let address = |text: &str| ProbeLease::Leased(text.parse().unwrap());
         assert_eq!(reserve(""), address("192.168.2.125"));
         assert_eq!(reserve(""), address("192.168.2.125"), "of an earlier agent");
         assert_eq!(reserve("192.168.2.125"), address("192.168.2.124"));
@@ -213,8 +284,36 @@ mod tests {
             leases.release_probe_address(&overlay, last.parse().unwrap());
         }
         assert_eq!(names(&directory).unwrap(), ["192.168.2.126".to_owned()].into());
-        let tiny: Subnet = "192.168.2.0/31".parse().unwrap();
-        assert_eq!(leases.reserve_probe_address(&overlay, &tiny, |_| false).unwrap(), None);
+        assert_eq!(names(root.path()).unwrap(), ["vxlan-1".to_owned()].into(), "no other file");
+    }
+
+    #[test]
+    fn containers_of_small_or_full_subnet_get_every_address() {
+        let root = tempfile::tempdir().unwrap();
+        let leases = Leases::new(Some(root.path()));
+        let overlay: OverlayName = "vxlan-1".parse().unwrap();
+        let directory = leases.path(&overlay);
+        fs::create_dir(&directory).unwrap();
+        let reserve = |subnet: &str| {
+            leases.reserve_probe_address(&overlay, &subnet.parse().unwrap(), |_| false).unwrap()
+        };
+        for small in ["192.168.2.0/29", "192.168.2.0/30", "192.168.2.0/31", "192.168.2.0/32"] {
+            assert_eq!(reserve(small), ProbeLease::SmallSubnet, "{small}");
+        }
+        let subnet: Subnet = "192.168.2.0/28".parse().unwrap();
+        let is_kept = || leases.can_keep_probe_address(&overlay, &subnet);
+        let add = |number: u8| {
+            fs::write(directory.join(format!("192.168.2.{number}")), "container\r\neth0").unwrap();
+        };
+        (2..7).for_each(add);
+        let last = ProbeLease::Leased("192.168.2.14".parse().unwrap());
+        assert_eq!(reserve("192.168.2.0/28"), last);
+        (7..11).for_each(add);
+        assert!(is_kept(), "there are four addresses, one of them for probes");
+        add(11);
+        assert!(!is_kept());
+        assert_eq!(reserve("192.168.2.0/28"), ProbeLease::FewFree);
+        assert!(!directory.join("192.168.2.14").exists(), "also of an earlier agent");
     }
 
     #[test]

@@ -15,9 +15,9 @@ use super::message::{Batch, attributes, u32_at};
 use super::socket::Netlink;
 use super::uapi::{
     AF_INET, IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
-    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_GATEWAY, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT, VETH_INFO_PEER,
+    IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, NDA_DST, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_GATEWAY, RTM_DELLINK, RTM_DELNEIGH, RTM_GETLINK,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT, VETH_INFO_PEER,
 };
 
 /// A change that the kernel refused.
@@ -204,6 +204,20 @@ impl LinkBuilder {
             batch.begin(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &header);
             batch.address(RTA_GATEWAY, gateway.into());
         })
+    }
+
+    /// Removes the neighbor of an address, so that the kernel asks for its MAC again. Returns
+    /// whether there was one.
+    pub fn remove_neighbor(&mut self, device: &DeviceName, ip: Ipv4Addr) -> bool {
+        let Ok(index) = if_nametoindex(device.as_str()) else { return false };
+        let removed = self.run(format!("remove neighbor {ip} of {device}"), |batch| {
+            let mut header = [0; 12];
+            header[0] = AF_INET;
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            batch.begin(RTM_DELNEIGH, NLM_F_REQUEST, &header);
+            batch.address(NDA_DST, ip.into());
+        });
+        removed.is_ok()
     }
 
     fn run(

@@ -3,10 +3,16 @@
 //!
 //! Requests are never fragmented. They are sent in paced bursts. The raw sockets also receive ICMP
 //! errors for UDP packets of the tunnels, which distinguish a closed port from a silent one.
+//! A filter in the kernel drops all other ICMP messages, so that a flood of them costs nothing. The
+//! payload of a request has a keyed hash, so that only its receiver can answer it.
 //! A socket stays in the network namespace of the thread that opened it. The program `ping` is not
 //! needed.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -21,11 +27,18 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, ipproto, recvfrom, sendto,
     socket_with,
 };
+use socket2::SockRef;
+
+use super::filter;
 
 /// Length of the header of an echo request.
 const ICMP_HEADER: usize = 8;
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
+/// Length of the words at the begin of the payload: one of the process, and one of the request.
+const COOKIE: usize = 8;
+/// The most messages that are received of a socket at a time.
+const RECEIVED_MAX: usize = 1024;
 /// Number of requests in a burst. The replies to a burst fit the receive buffer of a socket.
 const BURST: usize = 64;
 /// Interval between two bursts, in which replies are received.
@@ -122,9 +135,22 @@ type Pending = BTreeMap<u16, (usize, Instant)>;
 /// A received ICMP message that concerns this host's packets.
 #[derive(Debug, PartialEq, Eq)]
 enum IcmpMessage {
-    EchoReply { number: u16, from: IpAddr },
-    RequestError { number: u16, outcome: Outcome },
-    DatagramError { to: IpAddr, port: u16, error: IcmpError },
+    EchoReply {
+        number: u16,
+        from: IpAddr,
+        cookie: Option<[u8; COOKIE]>,
+    },
+    /// Without a cookie if the reporter has returned the header of the request only.
+    RequestError {
+        number: u16,
+        cookie: Option<[u8; COOKIE]>,
+        outcome: Outcome,
+    },
+    DatagramError {
+        to: IpAddr,
+        port: u16,
+        error: IcmpError,
+    },
 }
 
 /// Raw sockets, one for each source address.
@@ -133,7 +159,35 @@ pub struct Prober {
     sockets: BTreeMap<IpAddr, OwnedFd>,
     identifier: u16,
     next_number: u16,
+    cookies: Cookies,
     buffer: Vec<u8>,
+}
+
+/// The contents of payloads.
+#[derive(Debug)]
+struct Cookies {
+    word: u32,
+    /// Has keys of the operating system.
+    keys: RandomState,
+}
+
+impl Cookies {
+    fn new() -> Self {
+        let keys = RandomState::new();
+        Self { word: low_word(keys.hash_one("process")), keys }
+    }
+
+    /// Returns the begin of the payload of a request.
+    fn of(&self, number: u16, to: IpAddr) -> [u8; COOKIE] {
+        let mut cookie = [0; COOKIE];
+        cookie[..4].copy_from_slice(&self.word.to_be_bytes());
+        cookie[4..].copy_from_slice(&low_word(self.keys.hash_one((number, to))).to_be_bytes());
+        cookie
+    }
+}
+
+fn low_word(hash: u64) -> u32 {
+    u32::try_from(hash & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a probe waits for answers, and measures their time")]
@@ -148,21 +202,38 @@ impl Prober {
     /// # Errors
     /// When a raw socket cannot be opened.
     pub fn open(sources: &BTreeSet<IpAddr>) -> io::Result<Self> {
-        let mut sockets = BTreeMap::new();
+        let mut prober = Self {
+            sockets: BTreeMap::new(),
+            identifier: fastrand::u16(..),
+            next_number: fastrand::u16(..),
+            cookies: Cookies::new(),
+            buffer: vec![0; BUFFER],
+        };
         for source in sources {
             match open_socket(*source) {
-                Ok(socket) => drop(sockets.insert(*source, socket)),
+                Ok(socket) => prober.insert(*source, socket, true)?,
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
                 Err(error) => return Err(error),
             }
         }
-        let identifier = fastrand::u16(..);
-        Ok(Self { sockets, identifier, next_number: 0, buffer: vec![0; BUFFER] })
+        Ok(prober)
     }
 
-    /// Adds a socket of [`open_socket`], possibly of another network namespace.
-    pub fn add(&mut self, source: IpAddr, socket: OwnedFd) {
+    /// Adds a socket of [`open_socket`], possibly of another network namespace. It receives no
+    /// errors of UDP packets.
+    ///
+    /// # Errors
+    /// When the kernel refuses the filter.
+    pub fn add(&mut self, source: IpAddr, socket: OwnedFd) -> io::Result<()> {
+        self.insert(source, socket, false)
+    }
+
+    fn insert(&mut self, source: IpAddr, socket: OwnedFd, takes_datagrams: bool) -> io::Result<()> {
+        let word = self.cookies.word;
+        let filter = filter::program(source.is_ipv4(), self.identifier, word, takes_datagrams);
+        SockRef::from(&socket).attach_filter(&filter)?;
         self.sockets.insert(source, socket);
+        Ok(())
     }
 
     /// Closes the socket of a source.
@@ -214,7 +285,8 @@ impl Prober {
         let socket = socket.ok_or_else(|| {
             Outcome::NotSent(format!("this host has no address {}", request.from))
         })?;
-        let packet = encode(request, self.identifier, number);
+        let cookie = self.cookies.of(number, request.to);
+        let packet = encode(request, self.identifier, number, &cookie);
         let to = SocketAddr::new(request.to, 0);
         sendto(socket, &packet, SendFlags::DONTWAIT, &to).map(drop).map_err(not_sent)
     }
@@ -245,16 +317,16 @@ impl Prober {
                 }
             }
             for message in self.receive() {
-                record(message, requests, pending, round);
+                record(message, requests, &self.cookies, pending, round);
             }
         }
     }
 
-    /// Receives all messages that have arrived.
+    /// Receives messages that have arrived, a bounded number of each socket.
     fn receive(&mut self) -> Vec<IcmpMessage> {
         let mut messages = Vec::new();
         for (source, socket) in &self.sockets {
-            loop {
+            for _ in 0..RECEIVED_MAX {
                 match recvfrom(socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                     Ok((_, length, from)) => {
                         let from = from.and_then(|from| SocketAddr::try_from(from).ok());
@@ -297,18 +369,26 @@ pub fn open_socket(source: IpAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn record(message: IcmpMessage, requests: &[EchoRequest], pending: &Pending, round: &mut Round) {
+fn record(
+    message: IcmpMessage,
+    requests: &[EchoRequest],
+    cookies: &Cookies,
+    pending: &Pending,
+    round: &mut Round,
+) {
     match message {
-        IcmpMessage::EchoReply { number, from } => {
+        IcmpMessage::EchoReply { number, from, cookie } => {
             if let Some((index, at)) = pending.get(&number)
                 && requests[*index].to == from
+                && cookie == Some(cookies.of(number, from))
                 && !round.outcomes[*index].has_reply()
             {
                 round.outcomes[*index] = Outcome::Replied(now().duration_since(*at));
             }
         }
-        IcmpMessage::RequestError { number, outcome } => {
+        IcmpMessage::RequestError { number, cookie, outcome } => {
             if let Some((index, _)) = pending.get(&number)
+                && cookie.is_none_or(|cookie| cookie == cookies.of(number, requests[*index].to))
                 && !round.outcomes[*index].has_reply()
             {
                 round.outcomes[*index] = outcome;
@@ -321,14 +401,15 @@ fn record(message: IcmpMessage, requests: &[EchoRequest], pending: &Pending, rou
 }
 
 /// Encodes an echo request without its IP header. The kernel adds the checksum of ICMPv6.
-fn encode(request: &EchoRequest, identifier: u16, number: u16) -> Vec<u8> {
+fn encode(request: &EchoRequest, identifier: u16, number: u16, cookie: &[u8; COOKIE]) -> Vec<u8> {
     let header = if request.to.is_ipv4() { V4_HEADER } else { V6_HEADER };
     let length = usize::try_from(request.size).unwrap_or(BUFFER).saturating_sub(header);
     let mut packet: Vec<u8> =
         vec![if request.to.is_ipv4() { ECHO_REQUEST } else { V6_ECHO_REQUEST }, 0, 0, 0];
     packet.extend(identifier.to_be_bytes());
     packet.extend(number.to_be_bytes());
-    packet.resize(length.max(ICMP_HEADER), 0x5a);
+    packet.extend(cookie);
+    packet.resize(length.max(packet.len()), 0x5a);
     if request.to.is_ipv4() {
         let sum = checksum(&packet).to_be_bytes();
         packet[2..4].copy_from_slice(&sum);
@@ -423,7 +504,13 @@ const fn unreachable(reporter: IpAddr, reason: UnreachableReason) -> Outcome {
 
 fn parse_echo_reply(message: &[u8], from: IpAddr, identifier: u16) -> Option<IcmpMessage> {
     let is_own = u16_at(message, 4)? == identifier;
-    is_own.then_some(IcmpMessage::EchoReply { number: u16_at(message, 6)?, from })
+    let cookie = cookie_of(message);
+    is_own.then_some(IcmpMessage::EchoReply { number: u16_at(message, 6)?, from, cookie })
+}
+
+/// Returns the cookie of an echo request or of its reply.
+fn cookie_of(message: &[u8]) -> Option<[u8; COOKIE]> {
+    message.get(ICMP_HEADER..ICMP_HEADER + COOKIE)?.try_into().ok()
 }
 
 /// Parses the payload of an undeliverable ICMP packet.
@@ -434,7 +521,8 @@ fn parse_request_error(
     identifier: u16,
 ) -> Option<IcmpMessage> {
     let is_own = *payload.first()? == request_type && u16_at(payload, 4)? == identifier;
-    is_own.then_some(IcmpMessage::RequestError { number: u16_at(payload, 6)?, outcome })
+    let cookie = cookie_of(payload);
+    is_own.then_some(IcmpMessage::RequestError { number: u16_at(payload, 6)?, cookie, outcome })
 }
 
 /// Parses the payload of an undeliverable UDP packet. A packet that is too large is no sign of a
@@ -445,124 +533,5 @@ fn parse_datagram_error(payload: &[u8], to: IpAddr, outcome: Outcome) -> Option<
             Some(IcmpMessage::DatagramError { to, port: u16_at(payload, 2)?, error })
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request_to(to: &str, size: u32) -> EchoRequest {
-        let to: IpAddr = to.parse().unwrap();
-        EchoRequest { from: to, to, size }
-    }
-
-    /// Returns an IPv4 packet with the message as its payload.
-    fn packet(protocol: u8, from: [u8; 4], to: [u8; 4], message: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
-        packet.extend(from);
-        packet.extend(to);
-        packet.extend(message);
-        packet
-    }
-
-    #[test]
-    fn request_has_requested_size_and_checksum() {
-        let bytes = encode(&request_to("10.0.0.2", 1450), 0x1234, 7);
-        assert_eq!(bytes.len(), 1430);
-        assert_eq!((bytes[0], &bytes[4..8]), (8, &[0x12, 0x34, 0, 7][..]));
-        assert_eq!(checksum(&bytes), 0, "the checksum of a packet with its checksum is 0");
-        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0x220d);
-        assert_eq!(checksum(&[0xff; 3]), 0x00ff);
-        assert_eq!(encode(&request_to("fd00::2", 1430), 1, 1).len(), 1390);
-        assert_eq!(encode(&request_to("fd00::2", 1), 1, 1).len(), ICMP_HEADER);
-    }
-
-    #[test]
-    fn foreign_messages_are_ignored() {
-        let reply = [0, 0, 0, 0, 0x12, 0x34, 0, 7];
-        let bytes = packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &reply);
-        let from = "10.0.0.2".parse().unwrap();
-        assert_eq!(parse_v4(&bytes, 0x1234), Some(IcmpMessage::EchoReply { number: 7, from }));
-        assert_eq!(parse_v4(&bytes, 0x1235), None);
-        let mut with_options = bytes.clone();
-        with_options[0] = 0x46;
-        with_options.splice(20..20, [0; 4]);
-        assert_eq!(
-            parse_v4(&with_options, 0x1234),
-            Some(IcmpMessage::EchoReply { number: 7, from })
-        );
-        let request = encode(&request_to("10.0.0.1", 84), 0x1234, 7);
-        let request = packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &request);
-        assert_eq!(parse_v4(&request, 0x1234), None, "a request is no reply");
-        let from = "fd00::2".parse().unwrap();
-        let reply = [129, 0, 0, 0, 0x12, 0x34, 0, 7];
-        assert_eq!(
-            parse_v6(&reply, from, 0x1234),
-            Some(IcmpMessage::EchoReply { number: 7, from })
-        );
-        for length in 0..bytes.len() {
-            assert_eq!(parse_v4(&bytes[..length], 0x1234), None);
-        }
-    }
-
-    #[test]
-    fn only_first_reply_of_destination_counts() {
-        let requests = [request_to("10.0.0.2", 84)];
-        let mut round = Round { outcomes: vec![Outcome::NoReply], ..Round::default() };
-        let pending = Pending::from([(7, (0, now()))]);
-        let mut reply = |number, from: &str| {
-            let message = IcmpMessage::EchoReply { number, from: from.parse().unwrap() };
-            record(message, &requests, &pending, &mut round);
-            round.outcomes[0].clone()
-        };
-        assert_eq!(reply(8, "10.0.0.2"), Outcome::NoReply);
-        assert_eq!(reply(7, "10.0.0.3"), Outcome::NoReply);
-        let first = reply(7, "10.0.0.2");
-        assert!(first.has_reply(), "{first:?}");
-        assert_eq!(reply(7, "10.0.0.2"), first, "the round-trip time stays");
-    }
-
-    #[test]
-    fn icmp_error_for_request_has_its_number() {
-        let request = packet(1, [10, 0, 0, 1], [10, 0, 0, 2], &[8, 0, 0, 0, 0x12, 0x34, 0, 9]);
-        let outcome_of = |code, mtu: u8| {
-            let mut message = vec![3, code, 0, 0, 0, 0, 5, mtu];
-            message.extend(&request);
-            let bytes = packet(1, [10, 0, 0, 9], [10, 0, 0, 1], &message);
-            match parse_v4(&bytes, 0x1234) {
-                Some(IcmpMessage::RequestError { number: 9, outcome }) => outcome,
-                other => panic!("{other:?}"),
-            }
-        };
-        let reporter = "10.0.0.9".parse().unwrap();
-        assert_eq!(outcome_of(1, 0), unreachable(reporter, UnreachableReason::Host));
-        assert_eq!(outcome_of(0, 0), unreachable(reporter, UnreachableReason::Network));
-        assert_eq!(outcome_of(13, 0), unreachable(reporter, UnreachableReason::Prohibited));
-        assert_eq!(outcome_of(4, 0x78), Outcome::TooBig(Some(1400)));
-    }
-
-    #[test]
-    fn icmp_error_for_tunnel_packet_has_its_port() {
-        let port = 64_000_u16.to_be_bytes();
-        let datagram =
-            packet(17, [10, 0, 0, 1], [10, 0, 0, 2], &[1, 2, port[0], port[1], 0, 0, 0, 0]);
-        let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
-        message.extend(datagram);
-        let reporter = IpAddr::from([10, 0, 0, 2]);
-        let error = IcmpError { reporter, reason: UnreachableReason::Port };
-        assert_eq!(
-            parse_v4(&packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &message), 1),
-            Some(IcmpMessage::DatagramError { to: reporter, port: 64_000, error })
-        );
-        let mut message = vec![1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, 16, 17, 64];
-        let (from, to): (Ipv6Addr, Ipv6Addr) =
-            ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
-        message.extend(from.octets().into_iter().chain(to.octets()));
-        message.extend([1, 2, port[0], port[1], 0, 0, 0, 0]);
-        let to = IpAddr::V6(to);
-        let error = IcmpError { reporter: to, reason: UnreachableReason::Port };
-        let expected = IcmpMessage::DatagramError { to, port: 64_000, error };
-        assert_eq!(parse_v6(&message, to, 1), Some(expected));
     }
 }

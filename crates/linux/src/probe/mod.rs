@@ -5,6 +5,7 @@
 //! All calls block. They act on the network namespace of the calling thread.
 
 pub mod echo;
+mod filter;
 mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,7 +95,9 @@ impl PeerProber {
                 continue;
             }
             match open_socket(*vtep) {
-                Ok(socket) => self.echo.add(*vtep, socket),
+                Ok(socket) => {
+                    self.echo.add(*vtep, socket).map_err(|error| socket_problem(&error))?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
                 Err(error) => return Err(socket_problem(&error)),
             }
@@ -137,17 +140,19 @@ impl PeerProber {
             });
             let Some(bridge) = bridge else { continue };
             match Port::open(index, &space.overlay, bridge, mtu, &self.leases) {
-                Ok(Some((port, socket))) => {
-                    self.echo.add(port.address(), socket);
-                    self.ports.insert(space.overlay.clone(), port);
-                }
-                Ok(None) => {}
+                Ok((port, socket)) => match self.echo.add(port.address(), socket) {
+                    Ok(()) => drop(self.ports.insert(space.overlay.clone(), port)),
+                    Err(error) => {
+                        self.limitation.get_or_insert_with(|| socket_problem(&error));
+                    }
+                },
                 Err(reason) => {
                     let bridge = &bridge.device;
-                    self.limitation = Some(format!(
+                    let text = format!(
                         "probes of overlay {} begin at the VTEP, not at bridge {bridge}: {reason}",
                         space.overlay
-                    ));
+                    );
+                    self.limitation.get_or_insert(text);
                 }
             }
         }

@@ -6,15 +6,16 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
-use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet};
 use overlay_types::tunnel::{OverlayBridge, OverlaySubnets};
 
 use super::echo::{EchoRequest, Prober, open_socket};
-use crate::cni::Leases;
+use crate::cni::{Leases, ProbeLease};
 use crate::dataplane::{LinkBuilder, LinkBuilderError};
 
 /// Number of bridges that have a port. The probes of further overlays begin at the VTEP.
@@ -74,34 +75,36 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Adds a port to the bridge, and returns it with its socket. Returns `None` if there is no
-    /// address for it.
+    /// Adds a port to the bridge, and returns it with its socket.
     ///
     /// # Errors
-    /// When an operation fails, with the remedy.
+    /// When there is no address for it, or an operation fails, with the remedy.
     pub(super) fn open(
         index: usize,
         overlay: &OverlayName,
         bridge: &OverlayBridge,
         mtu: Option<Mtu>,
         leases: &Leases,
-    ) -> Result<Option<(Self, OwnedFd)>, String> {
+    ) -> Result<(Self, OwnedFd), String> {
         let subnet = bridge.subnets.iter().find(|subnet| subnet.first().is_ipv4());
         let gateway = bridge.gateways.iter().find(|gateway| gateway.address().is_ipv4());
         let (Some(subnet), Some(gateway), Some(name)) = (subnet, gateway, port_name(index)) else {
-            return Ok(None);
+            return Err("the bridge has no IPv4 subnet".to_owned());
         };
         let gateway = gateway.address();
+        let refuse = |refused| Err(lease_problem(refused, subnet, &leases.path(overlay)));
+        let refused = leases.refuse_probe_address(overlay, subnet);
+        if let Some(refused) = refused.map_err(|error| error.to_string())? {
+            return refuse(refused);
+        }
         let namespace = new_namespace().map_err(|error| namespace_problem(&error))?;
-        let is_used = |address| answers(gateway, address);
+        let mut links = LinkBuilder::open().map_err(|error| error.to_string())?;
+        let is_used = |address| has_owner(&mut links, &bridge.device, gateway, address);
         let reserved = leases.reserve_probe_address(overlay, subnet, is_used);
-        let Some(address) = reserved.map_err(|error| error.to_string())? else {
-            return Ok(None);
+        let address = match reserved.map_err(|error| error.to_string())? {
+            ProbeLease::Leased(address) => address,
+            refused => return refuse(refused),
         };
-        let links = LinkBuilder::open().map_err(|error| {
-            leases.release_probe_address(overlay, address);
-            error.to_string()
-        })?;
         let mut port = Self {
             index,
             name,
@@ -114,7 +117,7 @@ impl Port {
         port.add(&namespace, mtu).map_err(|error| error.to_string())?;
         let own = InterfaceAddress::within(subnet, address).ok_or("the address is no host")?;
         let socket = in_namespace(&namespace, || configure(&own, gateway, mtu))?;
-        Ok(Some((port, socket)))
+        Ok((port, socket))
     }
 
     fn add(&mut self, namespace: &File, mtu: Option<Mtu>) -> Result<(), LinkBuilderError> {
@@ -139,12 +142,15 @@ impl Port {
         self.index
     }
 
-    /// Returns whether the port is at the bridge of this overlay, with an address of its subnet.
+    /// Returns whether the port is at the bridge of this overlay, with an address of its subnet that
+    /// the containers do not need.
     pub(super) fn is_attached(&mut self, space: &OverlaySubnets) -> bool {
         let bridge = space.bridges.iter().find(|bridge| bridge.device == self.bridge);
         bridge.is_some_and(|bridge| {
-            bridge.subnets.iter().any(|subnet| subnet.contains(self.address))
-                && self.links.is_port(&self.name, &self.bridge)
+            bridge.subnets.iter().any(|subnet| {
+                subnet.contains(self.address)
+                    && self.leases.can_keep_probe_address(&self.overlay, subnet)
+            }) && self.links.is_port(&self.name, &self.bridge)
         })
     }
 }
@@ -158,12 +164,54 @@ impl Drop for Port {
     }
 }
 
-/// Returns whether a host answers at the address.
-fn answers(gateway: IpAddr, address: IpAddr) -> bool {
-    let Ok(mut echo) = Prober::open(&[gateway].into()) else { return false };
+/// Returns whether a container has the address, also one that has no lease and drops echo requests:
+/// it answers ARP requests of the bridge.
+fn has_owner(
+    links: &mut LinkBuilder,
+    bridge: &DeviceName,
+    gateway: IpAddr,
+    address: IpAddr,
+) -> bool {
+    let IpAddr::V4(ip) = address else { return true };
+    // A known neighbor may be one of an earlier container or port.
+    links.remove_neighbor(bridge, ip);
+    let Ok(mut echo) = Prober::open(&[gateway].into()) else { return true };
     let request = EchoRequest { from: gateway, to: address, size: 64 };
     let round = echo.round(&[request], 1, FREE_TIMEOUT);
     round.outcomes.iter().any(super::Outcome::has_reply)
+        || fs::read_to_string("/proc/thread-self/net/arp")
+            .is_ok_and(|table| is_in_arp_table(&table, bridge.as_str(), address))
+}
+
+/// Returns whether the table of the kernel has a MAC for an address at a device.
+fn is_in_arp_table(table: &str, device: &str, address: IpAddr) -> bool {
+    // The flag `ATF_COM` of `linux/if_arp.h`.
+    const COMPLETE: u32 = 2;
+    let address = address.to_string();
+    table.lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let [ip, _, flags, _, _, found] = columns[..] else { return false };
+        let flags = flags.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        ip == address && found == device && flags.is_some_and(|flags| flags & COMPLETE != 0)
+    })
+}
+
+/// Describes why there is no address for a port.
+fn lease_problem(refused: ProbeLease, subnet: &Subnet, leases: &Path) -> String {
+    match refused {
+        ProbeLease::SmallSubnet => format!("subnet {subnet} has no address to spare for them"),
+        ProbeLease::NothingLeased => format!(
+            "the CNI plugin host-local has leased nothing in {} yet: if containers of the overlay \
+             run, see cni_data_dir in the agent_config",
+            leases.display()
+        ),
+        ProbeLease::FewFree => format!("the containers need almost all addresses of {subnet}"),
+        ProbeLease::Leased(_) | ProbeLease::NoneFree => format!(
+            "the last addresses of {subnet} are in use: see the containers that have one without a \
+             lease in {}",
+            leases.display()
+        ),
+    }
 }
 
 /// Configures the namespace of a port, and opens the socket of its address.
@@ -215,4 +263,22 @@ fn namespace_problem(error: &io::Error) -> String {
         _ => "",
     };
     format!("create a network namespace: {error}{remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_complete_entry_of_the_bridge_is_an_owner() {
+        let table = "\
+IP address       HW type     Flags       HW address            Mask     Device
+192.168.0.126    0x1         0x2         02:00:00:00:00:01     *        m-vxlan-1
+192.168.0.125    0x1         0x0         00:00:00:00:00:00     *        m-vxlan-1
+192.168.0.124    0x1         0x2         02:00:00:00:00:01     *        m-vxlan-2
+192.168.0.123    0x1         0x6         02:00:00:00:00:01     *        m-vxlan-1
+";
+        let owned = |last: u8| is_in_arp_table(table, "m-vxlan-1", [192, 168, 0, last].into());
+        assert_eq!([126, 125, 124, 123, 12].map(owned), [true, false, false, true, false]);
+    }
 }
