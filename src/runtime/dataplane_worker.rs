@@ -35,8 +35,8 @@ pub(super) struct HostNetwork {
     firewall: Option<Firewall>,
     /// When nft was last asked whether it supports our rules.
     probed: Option<Instant>,
-    /// Whether the flows that are older than the first rules are deleted.
-    has_forgotten_flows: bool,
+    /// Whether flows may be older than the rules about flows.
+    has_old_flows: bool,
     /// The error of the last attempt to apply the host settings.
     settings_error: Option<HostError>,
     local_masters: LocalMasters,
@@ -59,7 +59,7 @@ impl HostNetwork {
             dataplane: None,
             firewall: None,
             probed: None,
-            has_forgotten_flows: false,
+            has_old_flows: false,
             settings_error: None,
             local_masters: LocalMasters::default(),
             foreign_rules: Inspector::default(),
@@ -199,11 +199,11 @@ impl HostNetwork {
         });
         match outcome {
             Ok(Outcome::Unchanged) => {}
-            Ok(made) => {
+            Ok(Outcome::Made | Outcome::Repaired) => {
                 self.has_made_rules = true;
                 let action = if rules.is_empty() { "removed" } else { "installed" };
                 result.add(std::iter::once(format!("{action} the firewall rules")));
-                self.forget_flows(desired, &options, made, result);
+                self.forget_flows(desired, &options, result);
             }
             Err(error) => {
                 self.has_made_rules = true;
@@ -216,23 +216,22 @@ impl HostNetwork {
         true
     }
 
-    /// Deletes the tracked flows that are older than the rules, after the first rules and after rules
-    /// that another program had removed.
+    /// Deletes the tracked flows that are older than the rules, if rules about flows were missing or
+    /// different before.
     fn forget_flows(
         &mut self,
         desired: &Desired,
         options: &firewall::Options,
-        made: Outcome,
         result: &mut Programmed,
     ) {
+        self.has_old_flows |= self.firewall.as_mut().is_some_and(Firewall::take_new_flow_rules);
         let has_rules = options.masquerade || options.ingress == Ingress::Closed;
-        let is_needed = made == Outcome::Repaired || !self.has_forgotten_flows;
-        if !has_rules || !is_needed || desired.spaces.is_empty() {
+        if !has_rules || !self.has_old_flows || desired.spaces.is_empty() {
             return;
         }
         match self.dataplane().and_then(|dataplane| dataplane.forget_flows(desired)) {
             Ok(count) => {
-                self.has_forgotten_flows = true;
+                self.has_old_flows = false;
                 let deleted = format!("deleted {count} flows that were older than the rules");
                 result.add((count > 0).then_some(deleted).into_iter());
             }

@@ -6,6 +6,7 @@ mod bridges;
 mod closed;
 mod collision;
 mod container;
+mod detours;
 mod drift;
 mod faults;
 mod hostile;

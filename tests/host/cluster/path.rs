@@ -31,7 +31,7 @@ const FAULTS: [Fault; 5] = [
             "packets of containers from m-vxlan-1 to 192.168.1.0/24 leave through eth0 (routing \
              table 100) instead of leaving through vtep1024: policy rule '100: from 192.168.0.0/17 lookup 100' \
              is in the way",
-            "'ip rule add priority 99 to 192.168.1.0/24 lookup main'",
+            "'ip rule add priority 99 to 192.168.0.0/17 lookup main'",
         ],
     },
     Fault {
@@ -52,6 +52,7 @@ const FAULTS: [Fault; 5] = [
         removal: "ip route add 192.168.0.0/25 dev m-vxlan-1 proto kernel scope link src 192.168.0.1",
         reason: &[
             "packets of containers from vtep1024 to 192.168.0.0/25 are dropped without a route",
+            "no policy rule is the cause",
         ],
     },
     Fault {

@@ -40,6 +40,12 @@ const REPAIR_RESET: Duration = Duration::from_secs(60);
 /// Consecutive repairs after which the interval between repairs grows. An operator, or a program
 /// that starts, makes a few changes one after the other.
 const QUICK_REPAIRS: u32 = 16;
+/// Consecutive observations without drift after which their interval depends on their duration. A
+/// program that starts causes a few events that matter to no tunnel.
+const QUICK_OBSERVATIONS: u32 = 16;
+/// Then an observation is followed by a pause of this many times its duration, so that events
+/// without drift cost about one percent of a CPU, however many there are.
+const OBSERVATION_PAUSE: u32 = 100;
 /// Time after which a job counts as hung. A job ends with an error if a program of the firewall
 /// runs for more than 30 seconds.
 const JOB_MAX: Duration = Duration::from_mins(2);
@@ -79,7 +85,10 @@ pub(super) struct Tunnel {
     scheduled: Option<Scheduled>,
     backoff: Backoff,
     repair_interval: Duration,
-    consecutive_repairs: u32,
+    /// End of the last job that changed what had been applied before.
+    last_changes: Option<Duration>,
+    consecutive_changes: u32,
+    consecutive_observations: u32,
     /// Earliest time of the next observation after drift.
     drift_not_before: Duration,
     /// The faults of the last program job.
@@ -138,7 +147,9 @@ impl Tunnel {
             scheduled: None,
             backoff: Backoff::new(RETRY_BACKOFF.0, RETRY_BACKOFF.1),
             repair_interval: REPAIR_INTERVAL.0,
-            consecutive_repairs: 0,
+            last_changes: None,
+            consecutive_changes: 0,
+            consecutive_observations: 0,
             drift_not_before: Duration::ZERO,
             faults: Vec::new(),
             peers_left_out: 0,
@@ -252,8 +263,8 @@ impl Tunnel {
     }
 
     /// Ends the job of this attempt. Returns `None` if another job or none is running.
-    fn end_job(&mut self, attempt: u64) -> Option<Job> {
-        self.running.take_if(|running| running.attempt == attempt).map(|running| running.job)
+    fn end_job(&mut self, attempt: u64) -> Option<Running> {
+        self.running.take_if(|running| running.attempt == attempt)
     }
 
     /// Handles the end of an inspection. Returns whether the inspection is the current job.
@@ -299,25 +310,32 @@ impl Tunnel {
         result: Programmed,
         counters: &mut Counters,
     ) -> Option<BTreeMap<OverlayName, Status>> {
-        let Job::Program { scope, desired } = self.end_job(attempt)? else { return None };
+        let Running { job: Job::Program { scope, desired }, since, .. } = self.end_job(attempt)?
+        else {
+            return None;
+        };
         let now = context.now;
         counters.dataplane_changes += result.changes;
         counters.leases_released += result.leases_released;
         let was_programmed =
             self.programmed.as_ref().is_some_and(|programmed| Arc::ptr_eq(programmed, &desired));
         let has_changed = result.changes > 0;
-        // Changes are a repair if the same state was applied before without faults.
-        let is_repair =
-            has_changed && was_programmed && scope != Scope::Change && self.faults.is_empty();
+        let is_verified = was_programmed && scope != Scope::Change;
+        // Changes are a repair if the same state was applied before. If a fault is gone, they may
+        // complete that state instead.
+        let is_repair = has_changed && is_verified && self.has_same_faults(&result.faults);
         if is_repair {
             counters.dataplane_repairs += 1;
-            self.record_repair(now, result.summary());
+            log::warn!("repaired changes of another process: {}", result.summary());
+            self.last_repair = Some(Repair { at: now, summary: result.summary() });
         } else if has_changed {
             log::info!("applied dataplane changes: {}", result.summary());
         }
         self.programmed = Some(Arc::clone(&desired));
-        if !has_changed && scope != Scope::Change {
-            self.drift_not_before = self.drift_not_before.max(now.elapsed + IDLE_INTERVAL);
+        if has_changed && is_verified {
+            self.pace_changes(now);
+        } else if !has_changed && scope != Scope::Change {
+            self.pace_observations(now, since);
         }
         self.set_faults(result.faults);
         if let Some(warnings) = result.warnings {
@@ -343,6 +361,10 @@ impl Tunnel {
             let delay = self.backoff.next_delay(context.random);
             if !Mutation::NeverRetryKernel.is_on() {
                 self.verify_within(now, delay.min(verify_interval));
+                if is_repair {
+                    let delay = REPAIR_RECHECK_INTERVAL.max(self.repair_interval);
+                    self.verify_within(now, delay.min(verify_interval));
+                }
             }
         }
         Some(self.statuses(&desired))
@@ -360,21 +382,41 @@ impl Tunnel {
         self.peers_left_out = peers_left_out;
     }
 
-    /// Logs a repair, and sets the interval until the next repair.
-    fn record_repair(&mut self, now: Now, summary: String) {
-        log::warn!("repaired changes of another process: {summary}");
-        let last = self.last_repair.as_ref().map(|repair| repair.at.elapsed);
+    /// Returns whether every object with a fault still has one.
+    fn has_same_faults(&self, faults: &[Fault]) -> bool {
+        self.faults.iter().all(|old| faults.iter().any(|new| new.scope == old.scope))
+    }
+
+    /// Sets the interval until the next repair. Without it an agent would compete with another
+    /// process for every packet, also while there are faults.
+    fn pace_changes(&mut self, now: Now) {
         let is_consecutive =
-            last.is_some_and(|last| now.elapsed.saturating_sub(last) < REPAIR_RESET);
-        self.consecutive_repairs =
-            if is_consecutive { self.consecutive_repairs.saturating_add(1) } else { 1 };
-        self.repair_interval = if self.consecutive_repairs > QUICK_REPAIRS {
+            self.last_changes.is_some_and(|last| now.elapsed.saturating_sub(last) < REPAIR_RESET);
+        self.consecutive_changes =
+            if is_consecutive { self.consecutive_changes.saturating_add(1) } else { 1 };
+        self.repair_interval = if self.consecutive_changes > QUICK_REPAIRS {
             REPAIR_INTERVAL.1.min(self.repair_interval * 2)
         } else {
             REPAIR_INTERVAL.0
         };
         self.drift_not_before = now.elapsed + self.repair_interval;
-        self.last_repair = Some(Repair { at: now, summary });
+        self.last_changes = Some(now.elapsed);
+    }
+
+    /// Sets the interval until the next observation after one that found no drift. `since` is its
+    /// start. An observation that begins as soon as the interval permits is consecutive: its event
+    /// was waiting.
+    fn pace_observations(&mut self, now: Now, since: Duration) {
+        let is_consecutive = since < self.drift_not_before + IDLE_INTERVAL;
+        self.consecutive_observations =
+            if is_consecutive { self.consecutive_observations.saturating_add(1) } else { 0 };
+        let interval = if self.consecutive_observations > QUICK_OBSERVATIONS {
+            let duration = now.elapsed.saturating_sub(since);
+            duration.saturating_mul(OBSERVATION_PAUSE).clamp(IDLE_INTERVAL, REPAIR_INTERVAL.1)
+        } else {
+            IDLE_INTERVAL
+        };
+        self.drift_not_before = self.drift_not_before.max(now.elapsed + interval);
     }
 
     /// Returns the status of the tunnel of each overlay.

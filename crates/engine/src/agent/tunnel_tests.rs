@@ -343,6 +343,59 @@ fn drift_is_repaired_with_growing_interval() {
 }
 
 #[test]
+fn drift_beside_fault_is_repaired_with_growing_interval() {
+    let mut world = world();
+    world.set_up_tunnel();
+    let fault = || Fault {
+        scope: FaultScope::Device("vtep1024".parse().unwrap()),
+        reason: "dropped by a rule of another program".to_owned(),
+    };
+    world.handle(Event::Drifted(Scope::Kernel));
+    let attempt = world.next_program();
+    world.finish_program(attempt, 0, vec![fault()]);
+    let mut intervals = Vec::new();
+    for _ in 0..40 {
+        let start = world.now.elapsed;
+        world.handle(Event::Drifted(Scope::Kernel));
+        let attempt = world.next_program();
+        intervals.push((world.now.elapsed - start).as_millis());
+        world.finish_program(attempt, 1, vec![fault()]);
+    }
+    assert!(intervals.iter().skip(1).all(|interval| *interval >= 200), "{intervals:?}");
+    assert!(intervals[30..].iter().all(|interval| *interval >= 1000), "{intervals:?}");
+    assert_eq!(world.metrics(["dataplane_repairs"]), [40]);
+    // The end of the fault completes the state.
+    world.handle(Event::Drifted(Scope::Kernel));
+    let attempt = world.next_program();
+    world.finish_program(attempt, 1, Vec::new());
+    assert_eq!(world.metrics(["dataplane_repairs"]), [40]);
+}
+
+#[test]
+fn observations_without_drift_are_paced_by_their_duration() {
+    let mut world = world();
+    world.set_up_tunnel();
+    let mut intervals = Vec::new();
+    for _ in 0..40 {
+        let start = world.now.elapsed;
+        world.handle(Event::Drifted(Scope::Kernel));
+        let attempt = world.next_program();
+        intervals.push((world.now.elapsed - start).as_millis());
+        world.now.elapsed += Duration::from_millis(30);
+        world.finish_program_unchanged(attempt);
+    }
+    assert_eq!(intervals[..4], [20, 500, 500, 500]);
+    assert!(intervals[30..].iter().all(|interval| *interval == 3000), "{intervals:?}");
+    // After the storm a single event is handled at once.
+    world.now.elapsed += SECOND * 5;
+    let start = world.now.elapsed;
+    world.handle(Event::Drifted(Scope::Kernel));
+    let attempt = world.next_program();
+    assert_eq!(world.now.elapsed - start, Duration::from_millis(20));
+    world.finish_program_unchanged(attempt);
+}
+
+#[test]
 fn kernel_and_firewall_drift_are_combined() {
     let mut world = world();
     world.set_up_tunnel();

@@ -20,6 +20,7 @@ mod monitor;
 mod observe;
 mod path;
 mod plan;
+mod policy_rules;
 mod socket;
 mod state;
 #[cfg(test)]
@@ -42,7 +43,7 @@ pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
 pub use self::observe::Bridge;
 use self::observe::Indices;
-pub use self::path::{Detour, Way};
+pub use self::path::{Detour, PolicyRule, Way};
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
 pub use self::state::{
@@ -109,6 +110,8 @@ pub struct Dataplane {
     uplinks: BTreeSet<u32>,
     /// `None` if the kernel may differ from the state that this process last read or wrote.
     cache: Option<CachedState>,
+    /// The objects of other programs in the way of packets, at the last verification.
+    obstacles: Vec<Problem>,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -134,6 +137,7 @@ impl Dataplane {
             memory: BridgeMemory::default(),
             uplinks: BTreeSet::new(),
             cache: None,
+            obstacles: Vec::new(),
         })
     }
 
@@ -201,8 +205,14 @@ impl Dataplane {
                 break;
             }
         }
-        report.problems.extend(self.detours(desired)?.into_iter().map(Problem::Detour));
+        self.obstacles = self.detours(desired)?.into_iter().map(Problem::Detour).collect();
+        self.add_obstacles(&mut report);
         Ok(report)
+    }
+
+    /// Adds the obstacles of the last verification: a change of the desired state ends none.
+    fn add_obstacles(&self, report: &mut Report) {
+        report.problems.extend(self.obstacles.iter().cloned());
     }
 
     /// Returns the ways of packets of containers that are wrong although the kernel has the desired
@@ -231,6 +241,9 @@ impl Dataplane {
     /// When the kernel's state must be read and the read fails.
     pub fn update(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
         let mut report = Report::default();
+        if desired.vxlan_devices.is_empty() {
+            self.obstacles.clear();
+        }
         match self.cache.take() {
             // The MTU of an underlay that is new in `desired` was not read.
             Some(cache) if covers(&cache.observed, desired) => {
@@ -238,6 +251,8 @@ impl Dataplane {
                     let done = std::mem::take(&mut report.done);
                     report = self.verify(desired)?;
                     report.done.splice(0..0, done);
+                } else {
+                    self.add_obstacles(&mut report);
                 }
                 Ok(report)
             }

@@ -15,21 +15,17 @@ use rustix::io::Errno;
 use rustix::net::netdevice;
 
 use super::error::describe;
-use super::message::{Batch, Message, address, attributes, family_of, text, u32_at};
+use super::message::{Batch, attributes, family_of, u32_at};
 use super::observe::Indices;
+use super::policy_rules::{LOOPBACK, Packet, Rule, TableRoute, decider, routes_to, rules};
 use super::socket::Netlink;
 use super::uapi::{
-    FRA_DST, FRA_FWMARK, FRA_IIFNAME, FRA_OIFNAME, FRA_PRIORITY, FRA_SRC, FRA_TABLE, NLM_F_REQUEST,
-    RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_OIF, RTA_SRC, RTA_TABLE, RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
-    RTM_GETRULE,
+    NLM_F_REQUEST, RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_OIF, RTA_SRC, RTA_TABLE,
+    RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
 };
 
-/// Number of peers of each overlay whose containers are looked up.
+/// Number of peers of each overlay whose containers are looked up. They are spread over all peers.
 const PEERS_MAX: usize = 4;
-/// Priorities of the rules that every host has: tables `local`, `main` and `default`.
-const DEFAULT_PRIORITIES: [u32; 3] = [0, 32_766, 32_767];
-/// Number of rules that a problem names.
-const RULES_MAX: usize = 3;
 
 /// A packet of a container, and the device that it must leave through.
 struct Probe<'a> {
@@ -39,6 +35,8 @@ struct Probe<'a> {
     destination: IpAddr,
     /// The destination's subnet.
     subnet: Subnet,
+    /// The overlay's part that contains both subnets.
+    whole: Subnet,
 }
 
 /// A difference between the way of a container's packets and the right way.
@@ -50,12 +48,21 @@ pub struct Detour {
     pub to: DeviceName,
     /// The destination.
     pub subnet: Subnet,
+    /// All addresses of the overlay, in the family of the destination.
+    pub whole: Subnet,
     /// What the kernel does with the packets.
     pub found: Way,
-    /// The policy rules that may be the cause, as `ip rule` prints them.
-    pub rules: Vec<String>,
-    /// Priority of the first of these rules.
-    pub first_priority: Option<u32>,
+    /// The policy rule that decides about the packets, unless it is one that every host has.
+    pub rule: Option<PolicyRule>,
+}
+
+/// A policy rule of another program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Its priority.
+    pub priority: u32,
+    /// The rule as `ip rule` prints it.
+    pub text: String,
 }
 
 /// What the kernel does with packets.
@@ -79,7 +86,7 @@ pub(super) fn detours(
     indices: &Indices,
     bridges: &BTreeSet<DeviceName>,
 ) -> io::Result<Vec<Detour>> {
-    let mut found = Vec::new();
+    let mut found: Vec<(Detour, Probe<'_>)> = Vec::new();
     for probe in desired.spaces.iter().flat_map(|space| probes(desired, space, bridges)) {
         let (Some(from), Some(to)) = (indices.get(probe.from), indices.get(probe.to)) else {
             continue;
@@ -93,23 +100,57 @@ pub(super) fn detours(
             Err(errno) => Way::Dropped(errno),
         };
         // The detour of another peer has the same cause.
-        let is_known =
-            |other: &Detour| (&other.from, &other.to, &other.found) == (probe.from, probe.to, &way);
+        let is_known = |(other, _): &(Detour, _)| {
+            (&other.from, &other.to, &other.found) == (probe.from, probe.to, &way)
+        };
         if !found.iter().any(is_known) {
-            found.push(Detour {
-                from: probe.from.clone(),
-                to: probe.to.clone(),
-                subnet: probe.subnet,
-                found: way,
-                rules: Vec::new(),
-                first_priority: None,
-            });
+            found.push((Detour::new(&probe, way), probe));
         }
     }
-    for detour in &mut found {
-        detour.add_rules(&rules(netlink, detour.subnet.family())?);
+    add_rules(netlink, &mut found)?;
+    Ok(found.into_iter().map(|(detour, _)| detour).collect())
+}
+
+/// Adds the policy rules that cause the detours.
+fn add_rules(netlink: &mut Netlink, found: &mut [(Detour, Probe<'_>)]) -> io::Result<()> {
+    for family in [Family::V4, Family::V6] {
+        let of_family = found.iter_mut().filter(|(_, probe)| probe.subnet.family() == family);
+        let mut of_family: Vec<_> = of_family.collect();
+        if of_family.is_empty() {
+            continue;
+        }
+        let ends = of_family.iter().flat_map(|(_, probe)| [probe.source, probe.destination]);
+        let ends: Vec<_> = ends.collect();
+        let rules = rules(netlink, family)?;
+        let routes = routes_to(netlink, family, &ends)?;
+        for (detour, probe) in &mut of_family {
+            detour.rule = cause(&rules, &routes, probe, &detour.found);
+        }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// Returns the policy rule that decides about a packet.
+fn cause(
+    rules: &[Rule],
+    routes: &[TableRoute],
+    probe: &Probe<'_>,
+    found: &Way,
+) -> Option<PolicyRule> {
+    let Probe { from, source, destination, .. } = *probe;
+    let packet = match found {
+        // The reverse path filter looks up the way back.
+        Way::Dropped(Errno::XDEV) => {
+            Packet { input: LOOPBACK, source: destination, destination: source }
+        }
+        _ => Packet { input: from.as_str(), source, destination },
+    };
+    let table = match found {
+        Way::Through { table, .. } => Some(*table),
+        Way::Dropped(_) => None,
+    };
+    let rule = decider(rules, routes, packet, table)?;
+    Some(PolicyRule { priority: rule.priority, text: rule.text.clone() })
 }
 
 /// Returns the packets between each bridge of an overlay and a few peers, in both directions.
@@ -124,13 +165,21 @@ fn probes<'a>(
     let mut probes = Vec::new();
     for family in [Family::V4, Family::V6] {
         let of_family = subnets.clone().filter(|(_, subnet)| subnet.family() == family);
-        for (_, peer) in of_family.take(PEERS_MAX) {
+        let of_family: Vec<_> = of_family.map(|(_, subnet)| *subnet).collect();
+        for peer in spread(&of_family, PEERS_MAX) {
             for bridge in space.bridges.iter().filter(|bridge| bridges.contains(&bridge.device)) {
-                probes.extend(probes_of(space, bridge, *peer));
+                probes.extend(probes_of(space, bridge, peer));
             }
         }
     }
     probes
+}
+
+/// Returns at most `max` items: the first, the last, and some in between at equal distances.
+fn spread<T: Copy>(items: &[T], max: usize) -> impl Iterator<Item = T> {
+    let count = items.len().min(max);
+    let last = count.saturating_sub(1).max(1);
+    (0..count).map(move |number| items[number * (items.len() - 1) / last])
 }
 
 /// Returns the packets between a bridge and the subnet of a peer. The second host address is that
@@ -145,10 +194,14 @@ fn probes_of<'a>(
     let ends = own.and_then(|own| Some((own, own.address_at(2)?, peer.address_at(2)?)));
     ends.into_iter().flat_map(move |(own, here, there)| {
         let (bridge, tunnel) = (&bridge.device, &space.device);
-        [
-            Probe { from: bridge, to: tunnel, source: here, destination: there, subnet: peer },
-            Probe { from: tunnel, to: bridge, source: there, destination: here, subnet: own },
-        ]
+        let whole = |subnet: Subnet| {
+            space.whole.iter().copied().find(|whole| whole.covers(&subnet)).unwrap_or(subnet)
+        };
+        let probe = |from, to, source, destination, subnet| {
+            let whole = whole(subnet);
+            Probe { from, to, source, destination, subnet, whole }
+        };
+        [probe(bridge, tunnel, here, there, peer), probe(tunnel, bridge, there, here, own)]
     })
 }
 
@@ -201,95 +254,55 @@ pub(super) fn outside(netlink: &mut Netlink) -> io::Result<Option<u32>> {
     Ok(found.ok().flatten())
 }
 
-/// A policy rule that is not one of the default rules.
-struct Rule {
-    priority: u32,
-    table: u32,
-    text: String,
-}
-
-/// Lists the policy rules of a family that not every host has.
-fn rules(netlink: &mut Netlink, family: Family) -> io::Result<Vec<Rule>> {
-    let any: IpAddr = match family {
-        Family::V4 => [0; 4].into(),
-        Family::V6 => [0; 16].into(),
-    };
-    let mut header = [0; 12];
-    header[0] = family_of(any);
-    let read = |rules: &mut Vec<_>, message: Message<'_>| {
-        rules.extend(rule(message.body).filter(|_| message.body.first() == Some(&header[0])));
-    };
-    netlink.dump(RTM_GETRULE, &header, |_| {}, read, Vec::new)
-}
-
-fn rule(body: &[u8]) -> Option<Rule> {
-    /// Actions of a rule, from `linux/fib_rules.h`.
-    const ACTIONS: [(u8, &str); 3] = [(6, "blackhole"), (7, "unreachable"), (8, "prohibit")];
-    let [_, to_length, from_length, _, table, _, _, action] = *body.get(..8)? else { return None };
-    let (mut priority, mut table) = (0, u32::from(table));
-    let (mut from, mut conditions) = ("all".to_owned(), Vec::new());
-    for (kind, value) in attributes(body, 12) {
-        let ip = || address(value).map_or_else(String::new, |ip| ip.to_string());
-        match kind {
-            FRA_PRIORITY => priority = u32_at(value, 0)?,
-            FRA_TABLE => table = u32_at(value, 0)?,
-            FRA_SRC => from = format!("{}/{from_length}", ip()),
-            FRA_DST => conditions.push(format!(" to {}/{to_length}", ip())),
-            FRA_IIFNAME => conditions.push(format!(" iif {}", text(value))),
-            FRA_OIFNAME => conditions.push(format!(" oif {}", text(value))),
-            FRA_FWMARK => conditions.push(format!(" fwmark {:#x}", u32_at(value, 0)?)),
-            _ => {}
-        }
-    }
-    // `ip rule` prints the destination before the devices.
-    conditions.sort_by_key(|condition| !condition.starts_with(" to"));
-    let conditions = conditions.concat();
-    if DEFAULT_PRIORITIES.contains(&priority) {
-        return None;
-    }
-    let action = match ACTIONS.iter().find(|(number, _)| *number == action) {
-        Some((_, name)) => (*name).to_owned(),
-        None => format!("lookup {table}"),
-    };
-    Some(Rule { priority, table, text: format!("{priority}: from {from}{conditions} {action}") })
-}
-
 impl Detour {
-    /// Adds the rules that may be the cause: those with the table of the found route, or all rules
-    /// if the packets are dropped.
-    fn add_rules(&mut self, rules: &[Rule]) {
-        let is_suspect = |rule: &&Rule| match self.found {
-            Way::Through { table, .. } => rule.table == table,
-            Way::Dropped(_) => true,
-        };
-        let suspects: Vec<_> = rules.iter().filter(is_suspect).collect();
-        self.first_priority = suspects.iter().map(|rule| rule.priority).min();
-        self.rules = suspects.iter().take(RULES_MAX).map(|rule| rule.text.clone()).collect();
+    fn new(probe: &Probe<'_>, found: Way) -> Self {
+        let Probe { from, to, subnet, whole, .. } = probe;
+        let (from, to) = ((*from).clone(), (*to).clone());
+        Self { from, to, subnet: *subnet, whole: *whole, found, rule: None }
+    }
+
+    /// Returns the command that leads the packets of the overlay past the policy rule. The command
+    /// concerns no other packets. No rule can precede a rule of priority 0.
+    #[must_use]
+    pub fn command(&self) -> Option<String> {
+        let before = self.rule.as_ref()?.priority.checked_sub(1)?;
+        let (program, whole) = (self.program(), self.whole);
+        Some(format!("{program} rule add priority {before} to {whole} lookup main"))
+    }
+
+    const fn program(&self) -> &'static str {
+        match self.subnet.family() {
+            Family::V4 => "ip",
+            Family::V6 => "ip -6",
+        }
     }
 }
 
 impl fmt::Display for Detour {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, subnet, found, rules, first_priority } = self;
+        let Self { from, to, subnet, whole, found, rule } = self;
         write!(
             f,
             "packets of containers from {from} to {subnet} {found} instead of leaving through {to}"
         )?;
-        let program = if subnet.family() == Family::V6 { "ip -6" } else { "ip" };
-        match first_priority {
-            Some(priority) => {
-                let before = priority.saturating_sub(1).max(1);
-                write!(
-                    f,
-                    ": policy rule '{}' is in the way: remove the rule, or let the overlay pass \
-                     it with '{program} rule add priority {before} to {subnet} lookup main'",
-                    rules.join("', '")
-                )
-            }
-            None => write!(
+        let program = self.program();
+        match (rule, self.command()) {
+            (Some(rule), Some(command)) => write!(
                 f,
-                ": see '{program} route get ADDRESS from SOURCE iif {from}' and '{program} route \
-                 show table all {subnet}'"
+                ": policy rule '{}' is in the way: let the overlay pass it with '{command}', which \
+                 concerns packets to {whole} only",
+                rule.text
+            ),
+            (Some(rule), None) => write!(
+                f,
+                ": policy rule '{}' is in the way: let its program use a priority above 0, since \
+                 no rule can precede it",
+                rule.text
+            ),
+            (None, _) => write!(
+                f,
+                ": no policy rule is the cause: see '{program} route get ADDRESS from SOURCE iif \
+                 {from}' and '{program} route show table all {subnet}'"
             ),
         }
     }
@@ -321,36 +334,56 @@ impl fmt::Display for Way {
 mod tests {
     use super::*;
 
-    fn detour(found: Way) -> Detour {
+    fn detour(found: Way, rule: Option<(u32, &str)>) -> Detour {
+        let rule = rule.map(|(priority, text)| PolicyRule { priority, text: text.to_owned() });
         Detour {
             from: "m-vxlan-1".parse().unwrap(),
             to: "vtep1024".parse().unwrap(),
             subnet: "192.168.2.0/24".parse().unwrap(),
+            whole: "192.168.0.0/17".parse().unwrap(),
             found,
-            rules: Vec::new(),
-            first_priority: None,
+            rule,
         }
     }
 
+    fn through(table: u32) -> Way {
+        Way::Through { device: Some("eth0".to_owned()), table }
+    }
+
     #[test]
-    fn detour_names_rule_of_its_table() {
-        let rule = |priority, table| Rule {
-            priority,
-            table,
-            text: format!("{priority}: from all lookup {table}"),
-        };
-        let rules = [rule(100, 7), rule(50, 8)];
-        let mut through = detour(Way::Through { device: Some("eth0".to_owned()), table: 7 });
-        through.add_rules(&rules);
+    fn command_for_detour_covers_whole_overlay() {
         assert_eq!(
-            through.to_string(),
+            detour(through(7), Some((100, "100: from all lookup 7"))).to_string(),
             "packets of containers from m-vxlan-1 to 192.168.2.0/24 leave through eth0 (routing \
-             table 7) instead of leaving through vtep1024: policy rule '100: from all lookup 7' is in the way: \
-             remove the rule, or let the overlay pass it with 'ip rule add priority 99 to \
-             192.168.2.0/24 lookup main'"
+             table 7) instead of leaving through vtep1024: policy rule '100: from all lookup 7' is \
+             in the way: let the overlay pass it with 'ip rule add priority 99 to 192.168.0.0/17 \
+             lookup main', which concerns packets to 192.168.0.0/17 only"
         );
-        let mut dropped = detour(Way::Dropped(Errno::HOSTUNREACH));
-        dropped.add_rules(&rules);
-        assert_eq!(dropped.first_priority, Some(50));
+    }
+
+    #[test]
+    fn rule_that_none_can_precede_has_no_command() {
+        let first = detour(through(7), Some((0, "0: from all lookup 7")));
+        assert_eq!(first.command(), None);
+        assert!(first.to_string().contains("a priority above 0"), "{first}");
+        let second = detour(through(7), Some((1, "1: from all lookup 7")));
+        let command = "ip rule add priority 0 to 192.168.0.0/17 lookup main";
+        assert_eq!(second.command().as_deref(), Some(command));
+    }
+
+    #[test]
+    fn detour_without_rule_advises_no_change() {
+        let text = detour(Way::Dropped(Errno::HOSTUNREACH), None).to_string();
+        assert!(text.contains("are dropped without a route"), "{text}");
+        assert!(!text.contains("rule add"), "{text}");
+    }
+
+    #[test]
+    fn looked_up_peers_are_spread() {
+        let all: Vec<_> = (0..10).collect();
+        assert_eq!(spread(&all, 4).collect::<Vec<_>>(), [0, 3, 6, 9]);
+        assert_eq!(spread(&all[..3], 4).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(spread(&all[..1], 4).collect::<Vec<_>>(), [0]);
+        assert_eq!(spread(&all[..0], 4).count(), 0);
     }
 }

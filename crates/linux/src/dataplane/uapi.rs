@@ -59,10 +59,21 @@ pub(super) const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 pub(super) const FRA_DST: u16 = 1;
 pub(super) const FRA_SRC: u16 = 2;
 pub(super) const FRA_IIFNAME: u16 = 3;
+pub(super) const FRA_GOTO: u16 = 4;
 pub(super) const FRA_PRIORITY: u16 = 6;
 pub(super) const FRA_FWMARK: u16 = 10;
+pub(super) const FRA_FLOW: u16 = 11;
+pub(super) const FRA_SUPPRESS_IFGROUP: u16 = 13;
+pub(super) const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 pub(super) const FRA_TABLE: u16 = 15;
+pub(super) const FRA_FWMASK: u16 = 16;
 pub(super) const FRA_OIFNAME: u16 = 17;
+pub(super) const FRA_L3MDEV: u16 = 19;
+pub(super) const FRA_UID_RANGE: u16 = 20;
+pub(super) const FRA_PROTOCOL: u16 = 21;
+pub(super) const FRA_IP_PROTO: u16 = 22;
+/// The rule applies to packets that do not match.
+pub(super) const FIB_RULE_INVERT: u32 = 2;
 
 /// Messages about flows, from `linux/netfilter/nfnetlink_conntrack.h`. The high byte is the
 /// subsystem `NFNL_SUBSYS_CTNETLINK`.

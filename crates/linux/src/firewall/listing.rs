@@ -2,6 +2,7 @@
 //! peers and the masters, are collected separately, since they change one by one. All other rules
 //! are compared as text.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::elements::ListedElements;
@@ -99,10 +100,23 @@ impl Listing {
         }
     }
 
+    /// Returns the rules that decide by the first packet of a flow.
+    pub(super) fn flow_rules(&self) -> BTreeSet<&str> {
+        flow_rules(&self.rest)
+    }
+
     fn add_line(&mut self, line: &str) {
         self.rest.push_str(line);
         self.rest.push('\n');
     }
+}
+
+/// Returns the rules of a listing that decide by the first packet of a flow: those that masquerade,
+/// and those about states of connections.
+pub(super) fn flow_rules(rest: &str) -> BTreeSet<&str> {
+    const WORDS: [&str; 5] = ["masquerade", "MASQUERADE", "ct state", "ct status", "--ctstate"];
+    let is_of_flows = |line: &&str| WORDS.iter().any(|word| line.contains(word));
+    rest.lines().map(str::trim).filter(is_of_flows).collect()
 }
 
 /// Returns a part of a listed element of nft in the form in which the agent writes it: an address,

@@ -119,6 +119,8 @@ pub struct Firewall {
     file: Option<RulesFile>,
     /// Why the rules of an earlier agent could not be removed.
     clean_failure: Option<FirewallError>,
+    /// Whether rules about flows were made that were missing before.
+    has_new_flow_rules: bool,
     tools: Box<dyn Tools>,
 }
 
@@ -204,7 +206,15 @@ impl Firewall {
     }
 
     fn with_tools(backend: Backend, tools: Box<dyn Tools>) -> Self {
-        Self { backend, check: None, applied: None, file: None, clean_failure: None, tools }
+        Self {
+            backend,
+            check: None,
+            applied: None,
+            file: None,
+            clean_failure: None,
+            has_new_flow_rules: false,
+            tools,
+        }
     }
 
     /// Keeps the rules in a file of this directory, so that [`RulesFile::load`] closes the host after
@@ -238,6 +248,13 @@ impl Firewall {
         if let Some(applied) = &mut self.applied {
             applied.rest = None;
         }
+    }
+
+    /// Returns whether rules that decide by the first packet of a flow were missing or different
+    /// until they were made since the last call. Flows from before are older than these rules. The
+    /// rules of an earlier process count, so that a restart ends no flow.
+    pub const fn take_new_flow_rules(&mut self) -> bool {
+        std::mem::replace(&mut self.has_new_flow_rules, false)
     }
 
     /// Returns the processes that ran for this firewall since the last call.
@@ -277,9 +294,9 @@ impl Firewall {
         let (rules, kept) = self.with_kept_elements(format, rules)?;
         let listed = format.listed(&rules);
         let elements = kept.as_ref().unwrap_or(&listed);
+        let listing = self.listing()?;
         let outcome = match &self.applied {
             Some(applied) if applied.rules == *rules && applied.kept == kept => {
-                let listing = self.listing()?;
                 if applied.rest.as_ref() == Some(&listing.rest) && listing.elements == *elements {
                     self.save(format, &rules, elements);
                     return Ok(Outcome::Unchanged);
@@ -298,7 +315,9 @@ impl Firewall {
                 self.remove_other_backend()?;
             }
         }
-        let rest = Some(self.listing()?.rest);
+        let rest = self.listing()?.rest;
+        self.has_new_flow_rules |= listing.flow_rules() != listing::flow_rules(&rest);
+        let rest = Some(rest);
         let elements = elements.clone();
         let rules = rules.into_owned();
         self.applied = Some(AppliedRules { rules: rules.clone(), kept, rest, chains });

@@ -62,6 +62,47 @@ fn restart_keeps_all_elements() {
 }
 
 #[test]
+fn only_missing_or_different_flow_rules_are_new() {
+    for backend in BACKENDS {
+        let host = FakeHost::default();
+        let known = Ruleset::new(&desired(), &program(true));
+        let mut firewall = host.firewall(backend);
+        firewall.verify(&known).unwrap();
+        assert!(firewall.take_new_flow_rules(), "{backend:?}: a host without rules");
+        assert!(!firewall.take_new_flow_rules());
+        // A restart makes all rules again, and so does an element of another program.
+        let mut firewall = host.firewall(backend);
+        assert_eq!(firewall.verify(&known), Ok(Outcome::Made));
+        assert!(!firewall.take_new_flow_rules(), "{backend:?}: the rules of before a restart");
+        match backend {
+            Backend::Nftables => {
+                let table = &mut host.0.lock().table;
+                *table = table.as_ref().map(|table| table.replace("10.0.0.2, ", ""));
+            }
+            _ => host.0.lock().sets.values_mut().for_each(|set| _ = set.pop_first()),
+        }
+        assert_eq!(firewall.verify(&known), Ok(Outcome::Repaired));
+        assert!(!firewall.take_new_flow_rules(), "{backend:?}: an element");
+        // Another program removes the masquerade.
+        {
+            let mut state = host.0.lock();
+            let without = |text: &str| {
+                let lines = text.lines().filter(|line| !line.to_lowercase().contains("masquerade"));
+                lines.map(|line| format!("{line}\n")).collect::<String>()
+            };
+            state.table = state.table.as_deref().map(without);
+            state.saved = [without(&state.saved[0]), without(&state.saved[1])];
+        }
+        let mut restarted = host.firewall(backend);
+        for firewall in [&mut firewall, &mut restarted] {
+            firewall.verify(&known).unwrap();
+        }
+        assert!(firewall.take_new_flow_rules(), "{backend:?}: the masquerade was missing");
+        assert!(!restarted.take_new_flow_rules(), "{backend:?}: the other process made it");
+    }
+}
+
+#[test]
 fn former_rules_without_sources_keep_agents_unchecked() {
     let host = FakeHost::default();
     host.0.lock().table = Some(
