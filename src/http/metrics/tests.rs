@@ -242,11 +242,8 @@ fn master_metrics_are_rendered() {
     assert!(render_master_metrics(recovering).contains("\nmesos_overlay_master_recovering 1\n"));
 }
 
-#[test]
-fn agent_metrics_are_rendered() {
-    assert_eq!(
-        samples(&render_agent_metrics(agent_snapshot())),
-        "\
+/// The samples of [`agent_snapshot`].
+const AGENT_SAMPLES: &str = "\
 mesos_overlay_agent_registering 1
 mesos_overlay_agent_overlay_config_failed 0
 mesos_overlay_agent_overlays_without_subnets 0
@@ -314,8 +311,11 @@ mesos_overlay_agent_log_lines_left_out_total 0
 mesos_overlay_agent_authentication_failures_total 0
 mesos_overlay_agent_forbidden_requests_total 0
 mesos_overlay_agent_log_lines_dropped_total 0
-"
-    );
+";
+
+#[test]
+fn agent_metrics_are_rendered() {
+    assert_eq!(samples(&render_agent_metrics(agent_snapshot())), AGENT_SAMPLES);
 }
 
 /// Returns the names of the metrics of Mesos.
