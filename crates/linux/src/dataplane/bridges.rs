@@ -30,18 +30,21 @@ struct KnownBridge {
 
 impl BridgeMemory {
     /// Compares the devices of the host with the memory, and adds detached ports and lost bridges to
-    /// `state`.
-    pub(super) fn update(&mut self, links: &[HostLink], desired: &Desired, state: &mut State) {
+    /// `state`. `strays` are the ports at no bridge whose containers show where they belong.
+    pub(super) fn update(
+        &mut self,
+        links: &[HostLink],
+        mut strays: BTreeMap<DeviceName, BTreeSet<Port>>,
+        desired: &Desired,
+        state: &mut State,
+    ) {
         let mut before = std::mem::take(&mut self.bridges);
         for bridge in desired.bridges() {
             let name = &bridge.device;
             let known = before.remove(name);
-            let detached: BTreeSet<Port> = known
-                .iter()
-                .flat_map(|known| &known.ports)
-                .filter(|port| is_detached(links, port))
-                .cloned()
-                .collect();
+            let known_ports = known.iter().flat_map(|known| &known.ports);
+            let mut detached = strays.remove(name).unwrap_or_default();
+            detached.extend(known_ports.filter(|port| is_detached(links, port)).cloned());
             let is_bridge =
                 |link: &&HostLink| link.kind == BRIDGE_KIND && link.name == name.as_str();
             if let Some(link) = links.iter().find(is_bridge) {
@@ -53,12 +56,15 @@ impl BridgeMemory {
                 }
                 self.bridges
                     .extend(KnownBridge::new(link, links, detached).map(|it| (name.clone(), it)));
-            } else if let Some(known) = known {
-                if known.index.is_some() {
+            } else {
+                if known.as_ref().is_some_and(|known| known.index.is_some()) {
                     self.gone.insert(name.clone());
                 }
-                if !detached.is_empty() {
-                    let KnownBridge { mac, mtu, .. } = known;
+                let (mac, mtu) = match known {
+                    Some(KnownBridge { mac, mtu, .. }) => (mac, Some(mtu)),
+                    None => (None, mtu_of(links, &detached)),
+                };
+                if let Some(mtu) = mtu.filter(|_| !detached.is_empty()) {
                     let lost = LostBridge { mac, mtu, ports: detached.clone() };
                     state.lost_bridges.insert(name.clone(), lost);
                     let known = KnownBridge { index: None, mac, mtu, ports: detached };
@@ -93,6 +99,13 @@ impl KnownBridge {
     }
 }
 
+/// Returns the MTU of one of the ports: that of their bridge was not lower.
+fn mtu_of(links: &[HostLink], ports: &BTreeSet<Port>) -> Option<Mtu> {
+    let first = ports.first()?;
+    let link = links.iter().find(|link| link.index == first.index)?;
+    Mtu::new(link.mtu).ok()
+}
+
 /// Returns whether a port exists and is at no bridge.
 fn is_detached(links: &[HostLink], port: &Port) -> bool {
     let mut links = links.iter();
@@ -114,6 +127,7 @@ mod tests {
             name: name.to_owned(),
             master,
             namespace: (kind == "veth").then_some(index),
+            peer: None,
             is_up: true,
             mac: None,
             mtu: 1420,
@@ -141,11 +155,21 @@ mod tests {
 
     /// Returns the lost ports, the detached ports, and whether the bridge is gone.
     fn update(memory: &mut BridgeMemory, links: &[HostLink]) -> (Vec<u32>, Vec<u32>, bool) {
+        update_with(memory, links, &[])
+    }
+
+    fn update_with(
+        memory: &mut BridgeMemory,
+        links: &[HostLink],
+        strays: &[&str],
+    ) -> (Vec<u32>, Vec<u32>, bool) {
         let name: DeviceName = "m-vxlan-1".parse().unwrap();
         let mtu = Mtu::new(1420).unwrap();
         let bare = LostBridge { mac: None, mtu, ports: BTreeSet::new() }.bare();
         let mut state = State { bridges: [(name.clone(), bare)].into(), ..State::default() };
-        memory.update(links, &desired(), &mut state);
+        let port = |link: &HostLink| Port { index: link.index, name: link.name.clone() };
+        let strays = links.iter().filter(|link| strays.contains(&link.name.as_str())).map(port);
+        memory.update(links, [(name.clone(), strays.collect())].into(), &desired(), &mut state);
         let indices = |ports: &BTreeSet<Port>| ports.iter().map(|port| port.index).collect();
         let lost = state.lost_bridges.get(&name).map(|lost| indices(&lost.ports));
         let BridgeState { detached, .. } = &state.bridges[&name];
@@ -179,5 +203,16 @@ mod tests {
         update(&mut memory, &links);
         let replaced = [link(5, "m-vxlan-1", None), link(2, "veth7", None)];
         assert_eq!(update(&mut memory, &replaced), (vec![], vec![], true));
+    }
+
+    #[test]
+    fn port_of_container_with_address_of_bridge_needs_no_memory() {
+        let mut memory = BridgeMemory::default();
+        let links = [link(2, "veth2", None), link(3, "veth3", None)];
+        // The bridge was removed before the agent started, so nobody waits for it.
+        assert_eq!(update_with(&mut memory, &links, &["veth2"]), (vec![2], vec![], false));
+        let bridge = link(9, "m-vxlan-1", None);
+        let links = [bridge, link(2, "veth2", Some(9)), link(3, "veth3", None)];
+        assert_eq!(update_with(&mut memory, &links, &["veth3"]), (vec![], vec![3], false));
     }
 }

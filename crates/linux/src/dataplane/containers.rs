@@ -2,13 +2,17 @@
 //! container, whose addresses the kernel shows without entering it.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+
+use overlay_types::addr::DeviceName;
+use overlay_types::tunnel::{Desired, OverlayBridge};
 
 use super::message::{address, attributes, u32_at};
 use super::observe::{HostLink, links};
 use super::socket::Netlink;
+use super::state::Port;
 use super::uapi::{AF_INET, AF_INET6, IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID, RTM_GETADDR};
 use crate::probe::is_probe_port;
 
@@ -60,7 +64,7 @@ pub(super) fn container_ports(
     let mut addresses = BTreeSet::new();
     for namespace in namespaces {
         match addresses_in(netlink, namespace) {
-            Ok(Some(found)) => addresses.extend(found),
+            Ok(Some(found)) => addresses.extend(found.into_iter().map(|(_, address)| address)),
             Ok(None) => return Ok(found),
             Err(error) => {
                 log::debug!("read the addresses of a container: {error}");
@@ -72,9 +76,39 @@ pub(super) fn container_ports(
     Ok(found)
 }
 
-/// Returns the addresses in another network namespace. `None` if the kernel ignores the namespace in
-/// the request.
-fn addresses_in(netlink: &mut Netlink, namespace: u32) -> io::Result<Option<Vec<IpAddr>>> {
+/// Returns the ports that belong at the bridges of overlays, and are at no bridge: their containers
+/// have an address of the bridge's subnet. Another program removed the bridge or detached the port.
+pub(super) fn stray_ports(
+    netlink: &mut Netlink,
+    links: &[HostLink],
+    desired: &Desired,
+) -> BTreeMap<DeviceName, BTreeSet<Port>> {
+    let mut strays: BTreeMap<DeviceName, BTreeSet<Port>> = BTreeMap::new();
+    if desired.bridges().next().is_none() {
+        return strays;
+    }
+    let is_detached = |link: &&HostLink| {
+        link.kind == VETH_KIND && link.master.is_none() && !is_probe_port(&link.name)
+    };
+    for port in links.iter().filter(is_detached) {
+        let (Some(namespace), Some(peer)) = (port.namespace, port.peer) else { continue };
+        // Kernels before 4.20 do not answer, and a container may have just ended.
+        let Ok(Some(addresses)) = addresses_in(netlink, namespace) else { continue };
+        let is_of = |bridge: &&OverlayBridge| {
+            let mut own = addresses.iter().filter(|(index, _)| *index == peer);
+            own.any(|(_, address)| bridge.subnets.iter().any(|subnet| subnet.contains(*address)))
+        };
+        if let Some(bridge) = desired.bridges().find(is_of) {
+            let port = Port { index: port.index, name: port.name.clone() };
+            strays.entry(bridge.device.clone()).or_default().insert(port);
+        }
+    }
+    strays
+}
+
+/// Returns the addresses in another network namespace, with the index of their device. `None` if the
+/// kernel ignores the namespace in the request.
+fn addresses_in(netlink: &mut Netlink, namespace: u32) -> io::Result<Option<Vec<(u32, IpAddr)>>> {
     let mut all = Vec::new();
     for family in [AF_INET, AF_INET6] {
         let mut header = [0; 8];
@@ -84,7 +118,7 @@ fn addresses_in(netlink: &mut Netlink, namespace: u32) -> io::Result<Option<Vec<
             RTM_GETADDR,
             &header,
             |batch| batch.attribute(IFA_TARGET_NETNSID, &namespace.to_ne_bytes()),
-            |addresses: &mut Vec<IpAddr>, message| {
+            |addresses: &mut Vec<(u32, IpAddr)>, message| {
                 let (mut own, mut of) = (None, None);
                 for (kind, value) in attributes(message.body, 8) {
                     match kind {
@@ -95,7 +129,7 @@ fn addresses_in(netlink: &mut Netlink, namespace: u32) -> io::Result<Option<Vec<
                     }
                 }
                 is_answered.set(is_answered.get() && of == Some(namespace));
-                addresses.extend(own);
+                addresses.extend(u32_at(message.body, 4).zip(own));
             },
             Vec::new,
         )?;

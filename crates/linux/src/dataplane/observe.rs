@@ -9,18 +9,19 @@ use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet
 use overlay_types::tunnel::{Desired, HostAddress, HostRoute, VxlanDevice};
 
 use super::bridges::BridgeMemory;
+use super::containers::stray_ports;
 use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
 use super::plan::Observed;
 use super::socket::Netlink;
 use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
-    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK_NETNSID,
-    IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL,
-    IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT,
-    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY,
-    RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK,
-    RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK,
+    IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING,
+    IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR,
+    NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH,
+    RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
+    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::{MARK, PROTOCOL};
 use crate::probe::is_probe_port;
@@ -64,6 +65,8 @@ pub(super) struct HostLink {
     pub(super) master: Option<u32>,
     /// Number of the network namespace that the device leads to, if that is another one.
     pub(super) namespace: Option<u32>,
+    /// Index of the other end of a veth pair, in its namespace.
+    pub(super) peer: Option<u32>,
     pub(super) is_up: bool,
     pub(super) mac: Option<Mac>,
     pub(super) mtu: u32,
@@ -104,7 +107,8 @@ pub(super) fn observe(
         }
     }
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
-    memory.update(&links, desired, &mut observed.state);
+    let strays = stray_ports(netlink, &links, desired);
+    memory.update(&links, strays, desired, &mut observed.state);
     for (index, address) in &addresses {
         let link = links.iter().find(|link| link.index == *index);
         let is_underlay =
@@ -324,6 +328,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
         name: String::new(),
         master: None,
         namespace: None,
+        peer: None,
         is_up: u32_at(message.body, 8)? & IFF_UP != 0,
         mac: None,
         mtu: 0,
@@ -338,6 +343,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_MASTER => link.master = u32_at(value, 0),
+            IFLA_LINK => link.peer = u32_at(value, 0),
             IFLA_LINK_NETNSID => link.namespace = u32_at(value, 0),
             IFLA_LINKINFO => {
                 for (kind, value) in attributes(value, 0) {
