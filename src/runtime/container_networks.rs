@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use overlay_engine::agent::{Agent, Event, FoundNetworks, has_named_subnet};
+use overlay_engine::agent::{Agent, Event, FoundNetworks, Scope, has_named_subnet};
 use overlay_linux::cni::{self, CniDirectory};
 use overlay_linux::dataplane::LinkBuilder;
 use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
@@ -27,6 +27,10 @@ const DOCKER_CALLS: usize = 4;
 
 /// Interval of the connections to the socket of a Docker daemon that does not run.
 const DOCKER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval between two looks at a bridge that was added for a Docker network. The agent looks at
+/// the host at most twice a second.
+const BRIDGE_INTERVAL: Duration = Duration::from_millis(600);
 
 /// A job in the CNI directory. The number of queued jobs is bounded by the number of networks,
 /// because the agent starts one attempt of a network at a time.
@@ -237,6 +241,7 @@ async fn ensure_docker(
                  use its docker network",
                 network.name
             );
+            configure_bridge(inbox).await;
             docker::Outcome::Recreated
         }
         outcome => {
@@ -251,6 +256,14 @@ async fn ensure_docker(
         report_remade(&network.name, NetworkKind::Docker, inbox).await;
     }
     Ok(())
+}
+
+/// Lets the dataplane configure a new bridge: its first look leaves the bridge to its maker.
+async fn configure_bridge(inbox: &Inbox<Agent>) {
+    for _ in 0..2 {
+        tokio::time::sleep(BRIDGE_INTERVAL).await;
+        inbox.send(Event::Drifted(Scope::Kernel)).await;
+    }
 }
 
 /// Adds a bridge, which the dataplane configures. Returns whether that succeeded: the failure that
