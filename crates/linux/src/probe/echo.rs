@@ -191,7 +191,7 @@ fn low_word(hash: u64) -> u32 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a probe waits for answers, and measures their time")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 

@@ -11,7 +11,7 @@ mod port;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use overlay_types::addr::OverlayName;
@@ -26,8 +26,8 @@ use crate::cni::Leases;
 
 /// Time for the replies to a batch.
 const TIMEOUT: Duration = Duration::from_millis(900);
-/// Number of batches after which bridges without a port are looked at again.
-const PORTS_INTERVAL: u64 = 10;
+/// Interval at which bridges without a port are looked at again.
+const PORTS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The sockets and the ports of the probes. Dropping it removes the ports.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct PeerProber {
     leases: Leases,
     echo: Prober,
     ports: BTreeMap<OverlayName, Port>,
-    batches: u64,
+    ports_due: Option<Instant>,
     limitation: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl PeerProber {
     pub fn new(leases: Leases) -> Result<Self, String> {
         port::remove_all();
         let echo = Prober::open(&BTreeSet::new()).map_err(|error| socket_problem(&error))?;
-        Ok(Self { leases, echo, ports: BTreeMap::new(), batches: 0, limitation: None })
+        Ok(Self { leases, echo, ports: BTreeMap::new(), ports_due: None, limitation: None })
     }
 
     /// Sends packets and waits for the replies, for less than a second.
@@ -117,11 +117,11 @@ impl PeerProber {
             }
             is_kept
         });
-        let is_due = self.batches.is_multiple_of(PORTS_INTERVAL);
-        self.batches = self.batches.wrapping_add(1);
-        if !is_due {
+        let now = echo::now();
+        if self.ports_due.is_some_and(|due| now < due) {
             return;
         }
+        self.ports_due = Some(now + PORTS_INTERVAL);
         self.limitation = None;
         let addresses: BTreeSet<(String, IpAddr)> = interface_addresses();
         let mtu = desired.vxlan_devices.first().and_then(|device| device.containers_mtu);

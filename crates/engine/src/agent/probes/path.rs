@@ -7,15 +7,15 @@ use overlay_types::addr::{Mtu, OverlayName, Subnet};
 use overlay_types::clock::Now;
 use overlay_types::protocol::{PeerFailure, PeerFailureCause};
 use overlay_types::tunnel::{
-    Desired, PORT_SUBNET_MIN, Peer, ProbeOutcome, ProbePacket, ProbeSource, VxlanDevice,
+    Desired, PORT_SUBNET_MIN, Peer, ProbeOutcome, ProbePacket, VxlanDevice,
 };
 
 use super::super::view::PeerProbeHealth;
-use super::visit::{Role, Visit, VisitPacket};
+use super::visit::{Role, Visit};
 use super::{CONFIRMING_VISITS, GRACE, RETRY_INTERVAL, RETRY_INTERVAL_MAX};
 
 /// Length of a small packet.
-const SMALL: u32 = 64;
+pub(super) const SMALL: u32 = 64;
 /// Number of gateways, and number of ports, that are kept of each peer.
 const TARGETS_MAX: usize = 32;
 /// A peer without a known gateway or port is asked for them once in so many visits of an overlay.
@@ -51,6 +51,16 @@ impl Cause {
     }
 }
 
+/// The reply of the peer's VTEP to this host's VTEP, at the last visit that asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum VtepReply {
+    /// It answers, or nothing is known.
+    Answers,
+    Silent,
+    /// It is silent, and a port of the peer answers: the host drops echo requests to itself.
+    Dropped,
+}
+
 /// The state of the path to a peer.
 #[derive(Debug)]
 pub(super) struct PeerPath {
@@ -70,6 +80,7 @@ pub(super) struct PeerPath {
     /// Whether the host of the peer reports addresses that it does not have. A host with the C++
     /// modules loses its bridges silently.
     reports_missing: bool,
+    vtep: VtepReply,
     /// Whether a peer with a confirmed failure has answered a reduced visit.
     is_returning: bool,
     /// Consecutive visits with a failure, and the time of the first.
@@ -91,6 +102,7 @@ impl PeerPath {
             gateways: Vec::new(),
             ports: Vec::new(),
             reports_missing: false,
+            vtep: VtepReply::Answers,
             is_returning: false,
             failed_visits: 0,
             failing_since: None,
@@ -178,72 +190,102 @@ impl PeerPath {
                 && desired.space(overlay).is_some_and(|space| !space.own.is_empty())
         });
         let shared: Vec<_> = shared.collect();
-        let index =
-            usize::try_from(self.successes).ok().and_then(|at| at.checked_rem(shared.len()));
-        let chosen = index.map(|index| shared[index]);
+        let round = self.successes / shared.len().max(1) as u64;
+        let is_learning = round.is_multiple_of(LEARNING_INTERVAL);
+        let chosen = self.choose(&shared, is_learning);
         let known = |targets: &[IpAddr]| {
             let (_, subnet) = chosen?;
             targets.iter().copied().find(|target| subnet.contains(*target))
         };
-        let (gateway, port) = (known(&self.gateways), known(&self.ports));
-        let is_reduced = self.cause == Some(Cause::NoAnswer) && !self.is_returning;
-        let has_failed = self.failed_visits > 0;
-        let is_learning =
-            (self.successes / shared.len().max(1) as u64).is_multiple_of(LEARNING_INTERVAL);
         let mut visit = Visit {
             agent,
             overlay: chosen.map(|(overlay, _)| overlay.clone()),
-            gateway,
-            port,
+            gateway: known(&self.gateways),
+            port: known(&self.ports),
             packets: Vec::new(),
             full,
-            is_reduced,
+            is_reduced: self.cause == Some(Cause::NoAnswer) && !self.is_returning,
         };
-        let sizes: &[u32] = if is_reduced { &[SMALL] } else { &[SMALL, full] };
-        let mut send = |role: Role, to: IpAddr, sizes: &[u32]| {
-            for size in sizes {
-                let source = match (role, &visit.overlay) {
-                    (Role::Host | Role::Host6, _) | (_, None) => ProbeSource::Vtep,
-                    (_, Some(overlay)) => ProbeSource::Containers(overlay.clone()),
-                };
-                packets.push(ProbePacket { source, to, size: *size });
-                let is_full = *size == full && full != SMALL;
-                visit.packets.push(VisitPacket { role, is_full, to });
-            }
-        };
-        if let Some(port) = port {
-            send(Role::Port, port, sizes);
-        } else if let Some((_, subnet)) = chosen
-            && (is_learning || has_failed)
-            && let Some(candidate) = port_candidate(subnet)
-        {
-            send(Role::PortCandidate, candidate, &[SMALL]);
-        }
-        if let Some(gateway) = gateway {
-            if !is_reduced && (port.is_none() || has_failed) {
-                send(Role::Gateway, gateway, sizes);
-            }
-        } else if let Some((_, subnet)) = chosen
-            && is_learning
-            && !is_reduced
-        {
-            let halves = subnet.halves().into_iter().flat_map(|(low, high)| [low, high]);
-            for candidate in halves.filter_map(|half| half.address_at(1)) {
-                send(Role::Candidate, candidate, &[SMALL]);
-            }
-        }
-        if let Some(ip) = peer.ip.map(IpAddr::V4) {
-            if !is_reduced && (gateway.is_none() && port.is_none() || has_failed) {
-                send(Role::Vtep, ip, sizes);
-            }
-            if has_failed {
-                send(Role::Host, ip, sizes);
-            }
-        }
-        if let Some(ip6) = ipv6_target(peer, desired).filter(|_| !is_reduced || peer.ip.is_none()) {
-            send(Role::Host6, ip6, sizes);
+        let sizes = [SMALL, full];
+        for (role, to) in self.targets(&visit, peer, desired, is_learning) {
+            let sizes = match role {
+                Role::PortCandidate | Role::Candidate => &[SMALL][..],
+                _ if visit.is_reduced => &[SMALL],
+                _ => &sizes,
+            };
+            visit.add(role, to, sizes, packets);
         }
         Some(visit)
+    }
+
+    /// Returns the overlay of the next visit, with the subnet of the peer. A host that drops echo
+    /// requests to its own addresses is visited in an overlay with a port, if there is one.
+    fn choose<'a>(
+        &self,
+        shared: &[&'a (OverlayName, Subnet)],
+        is_learning: bool,
+    ) -> Option<&'a (OverlayName, Subnet)> {
+        let at = |count: u64| {
+            let index = usize::try_from(count).ok()?.checked_rem(shared.len())?;
+            shared.get(index).copied()
+        };
+        let has = |subnet: &Subnet, targets: &[IpAddr]| {
+            targets.iter().any(|target| subnet.contains(*target))
+        };
+        let (_, subnet) = at(self.successes)?;
+        let is_known = has(subnet, &self.ports) || has(subnet, &self.gateways);
+        // Where the VTEPs reach each other, the failure belongs to this overlay.
+        let is_silent = match self.vtep {
+            VtepReply::Answers => false,
+            VtepReply::Silent => self.failed_visits > 0,
+            VtepReply::Dropped => self.failed_visits > 0 || !is_learning,
+        };
+        if is_known || !is_silent {
+            return at(self.successes);
+        }
+        let with_port = shared.iter().find(|(_, subnet)| has(subnet, &self.ports)).copied();
+        with_port.or_else(|| at(self.successes + u64::from(self.failed_visits)))
+    }
+
+    /// Returns what the packets of a visit test, and their destinations.
+    fn targets(
+        &self,
+        visit: &Visit,
+        peer: &Peer,
+        desired: &Desired,
+        is_learning: bool,
+    ) -> Vec<(Role, IpAddr)> {
+        let Visit { gateway, port, is_reduced, .. } = *visit;
+        let has_failed = self.failed_visits > 0;
+        let subnet = peer.subnets.iter().find(|(overlay, subnet)| {
+            subnet.first().is_ipv4() && visit.overlay.as_ref() == Some(overlay)
+        });
+        let subnet = subnet.map(|(_, subnet)| subnet);
+        let mut targets: Vec<(Role, IpAddr)> = Vec::new();
+        targets.extend(port.map(|port| (Role::Port, port)));
+        if port.is_none() && (is_learning || has_failed) {
+            let candidate = subnet.and_then(port_candidate);
+            targets.extend(candidate.map(|candidate| (Role::PortCandidate, candidate)));
+        }
+        if !is_reduced && (port.is_none() || has_failed) {
+            targets.extend(gateway.map(|gateway| (Role::Gateway, gateway)));
+        }
+        if !is_reduced && gateway.is_none() && is_learning {
+            let halves = subnet.and_then(Subnet::halves).map(|(low, high)| [low, high]);
+            let candidates = halves.into_iter().flatten().filter_map(|half| half.address_at(1));
+            targets.extend(candidates.map(|candidate| (Role::Candidate, candidate)));
+        }
+        let vtep = peer.ip.map(IpAddr::V4);
+        if !is_reduced && (gateway.is_none() && port.is_none() || has_failed) {
+            targets.extend(vtep.map(|vtep| (Role::Vtep, vtep)));
+        }
+        if has_failed {
+            targets.extend(vtep.map(|vtep| (Role::Host, vtep)));
+        }
+        if !is_reduced || vtep.is_none() {
+            targets.extend(ipv6_target(peer, desired).map(|vtep| (Role::Host6, vtep)));
+        }
+        targets
     }
 
     /// Records the outcomes of a visit.
@@ -269,6 +311,9 @@ impl PeerPath {
             None => {
                 self.successes += 1;
                 (self.failed_visits, self.failing_since, self.cause) = (0, None, None);
+                if self.vtep == VtepReply::Silent {
+                    self.vtep = VtepReply::Answers;
+                }
             }
             Some(cause) => {
                 self.failed_visits = self.failed_visits.saturating_add(1);
@@ -320,12 +365,20 @@ impl PeerPath {
                 _ => {}
             }
         }
+        let is_answered = |role| visit.is_answered(outcomes, role);
+        if visit.has(Role::Host) {
+            let has_port = is_answered(Role::Port) || is_answered(Role::PortCandidate);
+            self.vtep = match (is_answered(Role::Host), has_port) {
+                (true, _) => VtepReply::Answers,
+                (false, true) => VtepReply::Dropped,
+                (false, false) => VtepReply::Silent,
+            };
+        }
         let works = |role| visit.works(outcomes, role);
         if !works(Role::Port) && (works(Role::Gateway) || works(Role::Vtep)) {
             self.ports.retain(|port| Some(*port) != visit.port);
         }
-        if !self.reports_missing && works(Role::Vtep) && !visit.is_answered(outcomes, Role::Gateway)
-        {
+        if !self.reports_missing && works(Role::Vtep) && !is_answered(Role::Gateway) {
             self.gateways.retain(|gateway| Some(*gateway) != visit.gateway);
         }
     }

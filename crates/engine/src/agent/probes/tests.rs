@@ -511,12 +511,17 @@ fn single_dead_peer_of_many_does_not_degrade_the_agent() {
 #[test]
 fn peer_that_drops_packets_to_itself_is_reached_at_its_port() {
     let mut world = World::new(2, 4);
-    world.outcome = |packet| match last_octet(packet) {
-        126 if !is_vtep(packet) => REPLY,
+    // The second overlay has no bridge.
+    world.outcome = |packet| match packet.to {
+        IpAddr::V4(ip) if ip.octets()[0] == 9 && ip.octets()[3] == 126 => REPLY,
+        IpAddr::V4(ip) if ip.octets()[0] == 8 => ProbeOutcome::Unreachable,
         _ => ProbeOutcome::NoReply,
     };
-    world.run(300);
-    assert_eq!((world.problem().as_str(), world.probes.tally().reached), ("", 2));
+    for _ in 0..300 {
+        world.run(1);
+        assert_eq!((world.problem().as_str(), world.probes.tally().unreachable), ("", 0));
+    }
+    assert_eq!(world.probes.tally().reached, 2);
     // Its host goes down, and returns.
     world.outcome = |_| ProbeOutcome::NoReply;
     world.run(60);
@@ -696,4 +701,21 @@ fn former_failures_count_no_more_while_probes_are_off() {
     assert!(!world.probes.has_problem());
     assert_eq!((world.problem().as_str(), world.probes.tally().unreachable), ("", 0));
     assert_eq!(report(&mut world), Some(0), "the master does not keep them either");
+}
+
+#[test]
+fn overlay_cut_off_from_peers_without_bridge_is_named() {
+    let mut world = World::new(2, 4);
+    world.outcome = |packet| match (&packet.source, packet.to) {
+        (ProbeSource::Containers(overlay), _) if overlay.as_str() == "vxlan-2" => {
+            ProbeOutcome::NoReply
+        }
+        // The peers have no bridges, and only the first overlay reaches them.
+        (ProbeSource::Containers(_), IpAddr::V4(ip)) if ip.octets()[0] != 44 => {
+            ProbeOutcome::Unreachable
+        }
+        _ => REPLY,
+    };
+    world.run(60);
+    assert!(world.problem().contains("packets of containers reach none of 2 peers"));
 }

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use overlay_types::addr::OverlayName;
-use overlay_types::tunnel::ProbeOutcome;
+use overlay_types::tunnel::{ProbeOutcome, ProbePacket, ProbeSource};
+
+use super::path::SMALL;
 
 /// What a packet of a visit tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,26 @@ pub(super) struct VisitPacket {
 }
 
 impl Visit {
+    /// Adds a packet of each size.
+    pub(super) fn add(
+        &mut self,
+        role: Role,
+        to: IpAddr,
+        sizes: &[u32],
+        packets: &mut Vec<ProbePacket>,
+    ) {
+        for size in sizes {
+            let source = match (role, &self.overlay) {
+                (Role::Host | Role::Host6, _) | (_, None) => ProbeSource::Vtep,
+                (_, Some(overlay)) => ProbeSource::Containers(overlay.clone()),
+            };
+            packets.push(ProbePacket { source, to, size: *size });
+            // Without a known MTU, there are small packets only.
+            let is_full = *size == self.full && self.full != SMALL;
+            self.packets.push(VisitPacket { role, is_full, to });
+        }
+    }
+
     pub(super) const fn length(&self) -> usize {
         self.packets.len()
     }
