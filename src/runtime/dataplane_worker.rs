@@ -8,7 +8,6 @@ use std::sync::Arc;
 use overlay_engine::agent::{FirewallState, Programmed, Scope};
 use overlay_linux::cni::Leases;
 use overlay_linux::dataplane::{Dataplane, DataplaneError, Report};
-use overlay_linux::firewall::foreign::Inspector;
 use overlay_linux::firewall::{
     self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, RulesEvent, RulesFile,
     Ruleset,
@@ -22,6 +21,7 @@ use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::Worker;
 use super::lease_reaper::LeaseReaper;
 use super::local_masters::LocalMasters;
+use super::obstacle_thread::ObstacleThread;
 
 /// The network of this host.
 pub(super) struct HostNetwork {
@@ -40,10 +40,8 @@ pub(super) struct HostNetwork {
     /// The error of the last attempt to apply the host settings.
     settings_error: Option<HostError>,
     local_masters: LocalMasters,
-    /// The foreign firewall rules.
-    foreign_rules: Inspector,
-    /// The faults of the foreign rules. `None` until they are evaluated.
-    obstacles: Option<Vec<Fault>>,
+    /// The foreign firewall rules that drop packets of the overlays.
+    obstacles: ObstacleThread,
     /// Whether the job has made rules, and so caused events.
     has_made_rules: bool,
     leases: LeaseReaper,
@@ -54,6 +52,7 @@ impl HostNetwork {
     pub(super) fn new(options: DataplaneOptions, leases: Leases, wake: Arc<OwnedFd>) -> Self {
         Self {
             options,
+            obstacles: ObstacleThread::new(Arc::clone(&wake)),
             wake,
             lock: None,
             dataplane: None,
@@ -62,8 +61,6 @@ impl HostNetwork {
             has_old_flows: false,
             settings_error: None,
             local_masters: LocalMasters::default(),
-            foreign_rules: Inspector::default(),
-            obstacles: None,
             has_made_rules: false,
             leases: LeaseReaper::new(leases),
             listeners: ChangeListeners::default(),
@@ -131,14 +128,14 @@ impl HostNetwork {
 
     /// Reports foreign firewall rules that drop packets of the overlays. They are evaluated after
     /// the managed rules are made, since those accept packets before some foreign rules.
-    fn report_obstacles(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) {
+    fn report_obstacles(&mut self, desired: &Arc<Desired>, scope: Scope, result: &mut Programmed) {
         if desired.vxlan_devices.is_empty() {
-            self.obstacles = None;
-        } else if scope.has_firewall() || self.obstacles.is_none() {
-            self.obstacles = Some(self.foreign_rules.inspect(desired, Instant::now()));
+            self.obstacles.stop();
+        } else if scope.has_firewall() || self.obstacles.is_unknown() {
+            self.obstacles.inspect(desired);
         }
         // A job of any scope reports the obstacles until they are gone.
-        result.faults.extend(self.obstacles.iter().flatten().cloned());
+        result.faults.extend(self.obstacles.faults());
     }
 
     /// Applies the settings of the host, or names those that the operator has to apply.
@@ -372,9 +369,14 @@ impl Worker for HostNetwork {
     }
 
     fn listen(&mut self) -> Option<Scope> {
-        self.listeners.wait(&self.wake).unwrap_or_else(|error| {
+        // A job of any scope reports the obstacles.
+        if self.obstacles.take_news() {
+            return Some(Scope::Change);
+        }
+        let changed = self.listeners.wait(&self.wake).unwrap_or_else(|error| {
             self.listeners.close(&error);
             None
-        })
+        });
+        changed.or_else(|| self.obstacles.take_news().then_some(Scope::Change))
     }
 }

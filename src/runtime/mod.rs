@@ -24,6 +24,7 @@ mod lease_reaper;
 mod local_masters;
 mod master;
 mod metrics;
+mod obstacle_thread;
 mod own_address;
 mod probe_thread;
 mod progress;

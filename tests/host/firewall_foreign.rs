@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use overlay_linux::firewall::foreign::{Listing, Obstacle, devices_by_address, obstacles};
+use overlay_linux::firewall::foreign::{Listing, Obstacle, obstacles, underlay_devices};
 use overlay_types::tunnel::Desired;
 use serde_json::Value;
 
@@ -219,7 +219,7 @@ fn load(namespace: &Namespace, program: &str, rules: &str) {
 }
 
 fn found(host: &Host, desired: &Desired) -> Vec<Obstacle> {
-    let read = || (Listing::read(), devices_by_address());
+    let read = || (Listing::read(), underlay_devices(desired));
     let (listing, devices) = host.namespace.inside(read);
     assert!(listing.errors.is_empty(), "{:?}", listing.errors);
     obstacles(&listing, desired, &devices, false)

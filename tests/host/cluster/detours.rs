@@ -155,3 +155,42 @@ fn restarted_agent_keeps_flows_to_outside() {
     stream.read_exact(&mut pushed).expect("the flow is alive");
     eprintln!("{} flows kept", before.len());
 }
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn rules_about_uplinks_are_judged_with_underlay_address_on_loopback() {
+    let cluster = Cluster::started(2, Underlay::V4);
+    let containers = cluster.add_containers();
+    let is_alive = || can_ping(&containers[0].namespace, containers[1].address(), 16);
+    shell(
+        &cluster,
+        1,
+        "ip address add 10.0.0.51/24 dev eth0 && ip address add 10.0.0.1/32 dev lo && \
+         ip address delete 10.0.0.1/24 dev eth0 && \
+         (ip address show dev eth0 | grep -q 10.0.0.51 || ip address add 10.0.0.51/24 dev eth0)",
+    );
+    cluster.wait_for("the path is alive with the address on lo", is_alive);
+    let rules = |accepted: &str| {
+        let script = format!(
+            "nft 'add table inet site
+            add chain inet site in {{ type filter hook input priority 0; policy drop; }}
+            flush chain inet site in
+            add rule inet site in iifname {{ vtep1024, m-vxlan-1, m-vxlan-2 }} accept
+            add rule inet site in {accepted} accept'"
+        );
+        shell(&cluster, 1, &script);
+    };
+    rules("iifname { eth0, eth1, lo }");
+    for _ in 0..10 {
+        sleep(Duration::from_millis(200));
+        assert_eq!(cluster.status(1, "vxlan-1"), "STATUS_OK", "{}", cluster.logs());
+    }
+    assert!(is_alive());
+    shell(&cluster, 1, "nft delete table inet site");
+    rules("meta l4proto { tcp, icmp }");
+    shell(&cluster, 1, "nft add rule inet site in iifname lo accept");
+    let start = now();
+    cluster.wait_for_status(1, "vxlan-1", |status| status.contains("the policy of chain in"));
+    eprintln!("{} ms until the real drop is named", start.elapsed().as_millis());
+    assert!(!is_alive());
+}

@@ -39,7 +39,7 @@ const OBSTACLES: [Obstacle; 14] = [
         cause: "iptables -A FORWARD -j REJECT",
         reason: &[
             "rule 'FORWARD -j REJECT --reject-with icmp-port-unreachable' (iptables-nft, table \
-             filter, chain FORWARD, rule 1)",
+             filter, chain FORWARD)",
             "'iptables -I FORWARD -i vtep1024 -j ACCEPT && \
              iptables -I FORWARD -o vtep1024 -j ACCEPT'",
         ],
@@ -48,16 +48,13 @@ const OBSTACLES: [Obstacle; 14] = [
         name: "final DROP in FORWARD after established",
         cause: "iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT && \
                 iptables -A FORWARD -j DROP",
-        reason: &["rule 'FORWARD -j DROP'", "rule 2)"],
+        reason: &["rule 'FORWARD -j DROP'"],
     },
     Obstacle {
         name: "DROP in a chain that FORWARD jumps to",
         cause: "iptables -N SITE && iptables -A SITE ! -s 10.0.0.0/8 -j DROP && \
                 iptables -A FORWARD -o m-+ -j SITE",
-        reason: &[
-            "packets of peers (192.168.1.0/24) to containers of m-vxlan-1",
-            "chain SITE, rule 1",
-        ],
+        reason: &["packets of peers (192.168.1.0/24) to containers of m-vxlan-1", "chain SITE)"],
     },
     // Docker inserts its jump before the jump of the agent.
     Obstacle {
@@ -65,10 +62,7 @@ const OBSTACLES: [Obstacle; 14] = [
         cause: "iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && sleep 1 && \
                 iptables -D FORWARD -j DOCKER-USER && iptables -I FORWARD -j DOCKER-USER && \
                 iptables -I DOCKER-USER -j DROP",
-        reason: &[
-            "chain DOCKER-USER, rule 1, owned by Docker",
-            "iptables -I DOCKER-USER -i vtep1024",
-        ],
+        reason: &["chain DOCKER-USER, owned by Docker", "iptables -I DOCKER-USER -i vtep1024"],
     },
     Obstacle {
         name: "DROP in PREROUTING of raw",
@@ -82,7 +76,7 @@ const OBSTACLES: [Obstacle; 14] = [
     Obstacle {
         name: "DROP of a range of ports in INPUT",
         cause: "iptables -A INPUT -p udp -m multiport --dports 60000:65000 -j DROP",
-        reason: &["VXLAN packets of peers to UDP port 64000", "chain INPUT, rule 1"],
+        reason: &["VXLAN packets of peers to UDP port 64000", "chain INPUT)"],
     },
     Obstacle {
         name: "policy DROP of INPUT",
@@ -99,7 +93,7 @@ const OBSTACLES: [Obstacle; 14] = [
         name: "DROP in FORWARD of iptables-legacy",
         cause: "iptables-legacy -A FORWARD -j DROP",
         reason: &[
-            "(iptables-legacy, table filter, chain FORWARD, rule 1)",
+            "(iptables-legacy, table filter, chain FORWARD)",
             "'iptables-legacy -I FORWARD -i vtep1024 -j ACCEPT && ",
         ],
     },
@@ -111,7 +105,7 @@ const OBSTACLES: [Obstacle; 14] = [
                 add element inet site blocked { 192.168.0.0/17 }
                 add rule inet site fw ip daddr @blocked counter drop'",
         reason: &[
-            "rule 'ip daddr @blocked counter drop' (nftables, table inet site, chain fw, handle ",
+            "rule 'ip daddr @blocked counter drop' (nftables, table inet site, chain fw)",
             "'nft insert rule inet site fw iifname vtep1024 accept && \
              nft insert rule inet site fw oifname vtep1024 accept'",
         ],
@@ -144,7 +138,7 @@ const OBSTACLES: [Obstacle; 14] = [
         reason: &[
             "the policy of chain filter_FORWARD (nftables, table inet firewalld, chain \
              filter_FORWARD, owned by firewalld)",
-            "'firewall-cmd --zone=trusted --add-interface=m-vxlan-1 && ",
+            "'firewall-cmd --zone=trusted --change-interface=m-vxlan-1 && ",
         ],
     },
     Obstacle {
@@ -156,7 +150,7 @@ const OBSTACLES: [Obstacle; 14] = [
                 iptables -A FORWARD -j ufw-before-forward
                 iptables -A FORWARD -j ufw-reject-forward",
         reason: &[
-            "chain ufw-reject-forward, rule 1, owned by ufw",
+            "chain ufw-reject-forward, owned by ufw",
             "'ufw route allow in on vtep1024 && ufw route allow out on vtep1024'",
         ],
     },

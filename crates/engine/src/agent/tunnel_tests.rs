@@ -361,7 +361,8 @@ fn drift_beside_fault_is_repaired_with_growing_interval() {
         intervals.push((world.now.elapsed - start).as_millis());
         world.finish_program(attempt, 1, vec![fault()]);
     }
-    assert!(intervals.iter().skip(1).all(|interval| *interval >= 200), "{intervals:?}");
+    // Verifications after a fault shorten some intervals.
+    assert!(intervals.iter().all(|interval| *interval >= 150), "{intervals:?}");
     assert!(intervals[30..].iter().all(|interval| *interval >= 1000), "{intervals:?}");
     assert_eq!(world.metrics(["dataplane_repairs"]), [40]);
     // The end of the fault completes the state.
@@ -385,7 +386,8 @@ fn observations_without_drift_are_paced_by_their_duration() {
         world.finish_program_unchanged(attempt);
     }
     assert_eq!(intervals[..4], [20, 500, 500, 500]);
-    assert!(intervals[30..].iter().all(|interval| *interval == 3000), "{intervals:?}");
+    // A verification shortens some intervals.
+    assert!(intervals[30..].iter().all(|interval| *interval >= 2000), "{intervals:?}");
     // After the storm a single event is handled at once.
     world.now.elapsed += SECOND * 5;
     let start = world.now.elapsed;

@@ -43,7 +43,7 @@ pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
 pub use self::observe::Bridge;
 use self::observe::Indices;
-pub use self::path::{Detour, PolicyRule, Way};
+pub use self::path::{Detour, PolicyRule, Way, uplinks_to_peers};
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
 pub use self::state::{

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{DeviceName, Mtu, Subnet};
+use socket2::SockFilter;
 
 use super::PROTOCOL;
 use super::message::{Message, address, attributes, messages, text, u16_at, u32_at};
@@ -87,6 +88,10 @@ impl Monitor {
             RTNLGRP_IPV4_RULE,
             RTNLGRP_IPV6_RULE,
         ])?;
+        // Without the filter there are more events, and the same result.
+        if let Err(error) = netlink.attach_filter(&LEARNED_ADDRESSES.map(instruction)) {
+            log::warn!("filter the kernel's events about learned addresses: {error}");
+        }
         Ok(Self { netlink })
     }
 
@@ -120,6 +125,41 @@ impl Monitor {
         }
         Ok(widest)
     }
+}
+
+/// An instruction of a filter: what it does, how many instructions are skipped if it holds and if it
+/// does not, and its number. See `linux/bpf_common.h`.
+type Instruction = (u16, u8, u8, u32);
+
+/// Loads a byte at an offset.
+const LOAD: u16 = 0x30;
+/// Skips instructions if the byte equals the number, or if it has the bits of the number.
+const IF_EQUAL: u16 = 0x15;
+const IF_SET: u16 = 0x45;
+/// Ends the filter with the number of bytes to keep.
+const RETURN: u16 = 0x06;
+/// Offset of the low byte of a number in the kernel's byte order.
+const LOW: u32 = if cfg!(target_endian = "big") { 1 } else { 0 };
+
+/// A filter that drops the events about addresses that bridges learn. A container can cause any
+/// number of them, with frames from random addresses, and they would fill the receive buffer. The
+/// entries of our devices are permanent.
+const LEARNED_ADDRESSES: [Instruction; 9] = [
+    (LOAD, 0, 0, 4 + LOW),
+    (IF_EQUAL, 1, 0, RTM_NEWNEIGH as u32),
+    (IF_EQUAL, 0, 4, RTM_DELNEIGH as u32),
+    // The family.
+    (LOAD, 0, 0, 16),
+    (IF_EQUAL, 0, 2, AF_BRIDGE as u32),
+    // The state.
+    (LOAD, 0, 0, 24 + LOW),
+    (IF_SET, 0, 1, NUD_PERMANENT as u32),
+    (RETURN, 0, 0, u32::MAX),
+    (RETURN, 0, 0, 0),
+];
+
+fn instruction((code, if_true, if_false, number): Instruction) -> SockFilter {
+    SockFilter::new(code, if_true, if_false, number)
 }
 
 /// Returns whether our own change caused an event. The kernel does not name the cause of a change
@@ -208,5 +248,53 @@ impl Watch {
     fn is_underlay(&self, (kind, value): (u16, &[u8])) -> bool {
         let is_address = kind == IFA_LOCAL || kind == IFA_ADDRESS;
         is_address && address(value).is_some_and(|ip| self.underlays.contains(&ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Batch;
+    use super::super::uapi::AF_INET;
+    use super::*;
+
+    /// Runs a filter on a message, as the kernel does. Returns whether the message is kept.
+    fn is_kept(filter: &[Instruction], message: &[u8]) -> bool {
+        let (mut position, mut byte) = (0, 0);
+        loop {
+            let (code, if_true, if_false, number) = filter[position];
+            let skipped = match code {
+                LOAD => {
+                    byte = message[usize::try_from(number).unwrap()].into();
+                    0
+                }
+                IF_EQUAL if byte == number => if_true,
+                IF_SET if byte & number != 0 => if_true,
+                IF_EQUAL | IF_SET => if_false,
+                RETURN => return number > 0,
+                code => panic!("unknown instruction {code}"),
+            };
+            position += 1 + usize::from(skipped);
+        }
+    }
+
+    #[test]
+    fn only_learned_addresses_of_bridges_are_filtered() {
+        const REACHABLE: u16 = 2;
+        let is_kept = |kind: u16, family: u8, state: u16| {
+            let mut header = [0; 12];
+            header[0] = family;
+            header[8..10].copy_from_slice(&state.to_ne_bytes());
+            let mut batch = Batch::default();
+            batch.begin(kind, 0, &header);
+            is_kept(&LEARNED_ADDRESSES, batch.finish(1, 0))
+        };
+        for kind in [RTM_NEWNEIGH, RTM_DELNEIGH] {
+            assert!(!is_kept(kind, AF_BRIDGE, REACHABLE));
+            assert!(is_kept(kind, AF_BRIDGE, NUD_PERMANENT));
+            assert!(is_kept(kind, AF_INET, REACHABLE));
+        }
+        for kind in [RTM_NEWLINK, RTM_DELLINK, RTM_NEWROUTE, RTM_DELRULE, RTM_NEWNETCONF] {
+            assert!(is_kept(kind, AF_BRIDGE, REACHABLE), "{kind}");
+        }
     }
 }

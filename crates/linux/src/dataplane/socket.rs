@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
+use socket2::{SockFilter, SockRef};
 
 use super::message::{Batch, Message, attributes, messages, text, u32_at};
 use super::uapi::{
@@ -74,6 +75,11 @@ impl Netlink {
 
     pub(super) fn join(&mut self, groups: &[u32]) -> io::Result<()> {
         groups.iter().try_for_each(|group| self.socket.add_membership(*group))
+    }
+
+    /// Attaches a filter. The kernel does not queue the messages that it drops.
+    pub(super) fn attach_filter(&self, filter: &[SockFilter]) -> io::Result<()> {
+        SockRef::from(&self.borrowed()).attach_filter(filter)
     }
 
     pub(super) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {

@@ -55,6 +55,8 @@ pub(super) const IFLA_VXLAN_UDP_CSUM: u16 = raw::IFLA_VXLAN_UDP_CSUM as u16;
 
 /// The answer to a route request has the table of the route.
 pub(super) const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
+/// The answer to a route request is the whole route.
+pub(super) const RTM_F_FIB_MATCH: u32 = 0x2000;
 /// Attributes of a policy rule, from `linux/fib_rules.h`.
 pub(super) const FRA_DST: u16 = 1;
 pub(super) const FRA_SRC: u16 = 2;

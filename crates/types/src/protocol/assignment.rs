@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Network, Overlay, PeerFailures};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
-use crate::escape::bounded_line;
+use crate::escape::{CUT, bounded_line};
 
 /// The VTEP of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,12 +100,27 @@ impl Status {
     /// Longest stored reason in characters. Every message of the agent fits.
     const REASON_MAX: usize = 1024;
 
-    /// Escapes and truncates the reason, because the sender may be broken or hostile. The result is
-    /// one line of visible characters.
+    /// Longest reason of which the end is looked for, in characters.
+    const LOOKED_AT_MAX: usize = 16 << 10;
+
+    /// Escapes and shortens the reason, because the sender may be broken or hostile. The result is
+    /// one line of visible characters. A long reason loses its middle: the beginning names the
+    /// object, and the end the remedy.
     #[must_use]
     pub fn sanitized(self) -> Self {
         match self {
-            Self::Failed(reason) => Self::Failed(bounded_line(&reason, Self::REASON_MAX)),
+            Self::Failed(reason) => {
+                let line = bounded_line(&reason, Self::LOOKED_AT_MAX);
+                let count = line.chars().count();
+                if count <= Self::REASON_MAX {
+                    return Self::Failed(line);
+                }
+                let head = Self::REASON_MAX / 4;
+                let tail = Self::REASON_MAX - head - CUT.chars().count() - 1;
+                let start: String = line.chars().take(head).collect();
+                let end: String = line.chars().skip(count - tail).collect();
+                Self::Failed(format!("{start}{CUT} {end}"))
+            }
             other => other,
         }
     }
@@ -152,4 +167,20 @@ pub struct AgentContact {
     pub last_seen: Option<u64>,
     /// Whether the agent was not seen for too long.
     pub is_stale: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_reason_keeps_object_and_remedy() {
+        let reason = format!("packets are dropped by {}: run 'command'", "é".repeat(5000));
+        let Status::Failed(shown) = Status::Failed(reason).sanitized() else { panic!("failed") };
+        assert_eq!(shown.chars().count(), 1024);
+        assert!(shown.starts_with("packets are dropped by é"), "{shown}");
+        assert!(shown.ends_with("é: run 'command'"), "{shown}");
+        let short = Status::Failed("é".repeat(1024));
+        assert_eq!(short.clone().sanitized(), short);
+    }
 }

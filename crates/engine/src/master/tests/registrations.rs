@@ -70,7 +70,8 @@ fn report_with_endless_reason_is_cut() {
     let overlays = world.register(1).unwrap();
     world.store();
     world.message(1, report(&overlays, &Status::Failed("x".repeat(1_000_000))));
-    let cut = Some(Status::Failed(format!("{}… (cut)", "x".repeat(1017))));
+    let [start, end] = [256, 753].map(|count| "x".repeat(count));
+    let cut = Some(Status::Failed(format!("{start}… (cut) {end}… (cut)")));
     assert_eq!(world.statuses(1), [cut.clone(), cut]);
 }
 

@@ -1,6 +1,7 @@
 //! Reads the rules of all programs on this host, in every backend that the kernel consults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::time::Duration;
 
@@ -27,6 +28,20 @@ pub struct Listing {
     pub iptables: Vec<SavedTables>,
     /// Why rules could not be read.
     pub errors: Vec<ListingError>,
+    /// The rules that could not be read.
+    pub unread: BTreeSet<UnreadRules>,
+}
+
+/// Rules that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum UnreadRules {
+    /// All tables of nftables.
+    Nftables,
+    /// The elements of the sets of a table of nftables: its family and its name.
+    Sets(String, String),
+    /// The tables of iptables of a family. The backend is `None` if the default program, whose
+    /// backend is unknown, failed.
+    Iptables(Family, Option<RuleBackend>),
 }
 
 /// Why rules could not be read.
@@ -49,6 +64,8 @@ pub struct SavedTables {
     pub is_default: bool,
 }
 
+/// Maximum size of a listing. The evaluation needs about ten times as much memory.
+const BYTES_MAX: usize = 8 << 20;
 /// Size of a listing of sets for which it is kept for a second. Listing a set with 100,000 elements
 /// takes about a second of CPU.
 const BYTES_PER_SECOND: usize = 32 << 10;
@@ -97,11 +114,17 @@ impl Listing {
         let mut listing = Self::default();
         if tools.has("nft") {
             match list_ruleset(tools) {
-                Ok(ruleset) => listing.nft = Some(ruleset),
-                Err(error) => listing.note(&error, false),
+                Ok(ruleset) => listing.nft = listing.bounded(ruleset, UnreadRules::Nftables),
+                Err(error) => listing.note(&error, UnreadRules::Nftables),
             }
         }
-        let ruleset = listing.nft.as_deref().and_then(parse);
+        let mut ruleset = listing.nft.as_deref().and_then(parse);
+        // The elements of our sets change with the peers.
+        if let Some(ruleset) = &mut ruleset
+            && nft_json::remove_own_elements(ruleset)
+        {
+            listing.nft = Some(ruleset.to_string());
+        }
         let tables: Vec<_> = ruleset.iter().flat_map(nft_json::tables_with_sets).collect();
         sets.0.retain(|table, _| tables.contains(table));
         for table in tables {
@@ -130,17 +153,35 @@ impl Listing {
             self.nft_sets.push(kept.clone());
             return;
         }
+        let unread = UnreadRules::Sets(table.0.clone(), table.1.clone());
         match tools.run("nft", &["-j", "-s", "list", "table", &table.0, &table.1], "") {
             Ok(listing) => {
-                self.nft_sets.push(listing.clone());
-                sets.0.insert(table, (now, listing));
+                if let Some(listing) = self.bounded(listing, unread) {
+                    self.nft_sets.push(listing.clone());
+                    sets.0.insert(table, (now, listing));
+                }
             }
-            Err(error) => self.note(&error, false),
+            Err(error) => self.note(&error, unread),
         }
     }
 
+    /// Returns a listing, unless it is too large to be evaluated.
+    fn bounded(&mut self, text: String, unread: UnreadRules) -> Option<String> {
+        if text.len() <= BYTES_MAX {
+            return Some(text);
+        }
+        let (size, max) = (text.len() >> 20, BYTES_MAX >> 20);
+        let reason = format!(
+            "the listing of {unread} has {size} MiB, of which the agent evaluates {max}: use sets \
+             with fewer elements, or fewer rules"
+        );
+        self.errors.push(ListingError { is_iptables: unread.is_iptables(), reason });
+        self.unread.insert(unread);
+        None
+    }
+
     /// Notes an error. A kernel without a backend has no rules of the backend.
-    fn note(&mut self, error: &FirewallError, is_iptables: bool) {
+    fn note(&mut self, error: &FirewallError, unread: UnreadRules) {
         if !error.is_unsupported() {
             let reason = match error {
                 FirewallError::Refused { message, .. } if message.contains("JSON") => format!(
@@ -149,7 +190,8 @@ impl Listing {
                 ),
                 error => error.to_string(),
             };
-            self.errors.push(ListingError { is_iptables, reason });
+            self.errors.push(ListingError { is_iptables: unread.is_iptables(), reason });
+            self.unread.insert(unread);
         }
     }
 
@@ -165,15 +207,21 @@ impl Listing {
             programs.push(if tools.has(legacy) { legacy } else { default });
         }
         programs.dedup();
+        let unread = |program| {
+            let backends = [(nft, RuleBackend::IptablesNft), (legacy, RuleBackend::IptablesLegacy)];
+            let backend = backends.into_iter().find(|(name, _)| *name == program);
+            UnreadRules::Iptables(family, backend.map(|(_, backend)| backend))
+        };
         for program in programs.into_iter().filter(|program| tools.has(program)) {
             match tools.run(program, &[], "") {
                 Ok(text) if text.is_empty() => {}
                 Ok(text) => {
+                    let Some(text) = self.bounded(text, unread(program)) else { continue };
                     let is_default = is_nft(&text) == is_default_nft(default);
                     let text = without_counters(&text);
                     self.iptables.push(SavedTables { family, text, is_default });
                 }
-                Err(error) => self.note(&error, true),
+                Err(error) => self.note(&error, unread(program)),
             }
         }
     }
@@ -185,7 +233,11 @@ impl Listing {
         }
         match tools.run("nft", &["-a", "-s", "-t", "list", "ruleset"], "") {
             Ok(text) => self.nft_text = text,
-            Err(error) => self.note(&error, false),
+            // The rules are known, only their text is not.
+            Err(error) => {
+                let reason = error.to_string();
+                self.errors.push(ListingError { is_iptables: false, reason });
+            }
         }
     }
 
@@ -257,6 +309,22 @@ fn is_block(line: &str) -> bool {
     line.ends_with('{')
 }
 
+impl UnreadRules {
+    const fn is_iptables(&self) -> bool {
+        matches!(self, Self::Iptables(..))
+    }
+}
+
+impl fmt::Display for UnreadRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nftables => f.write_str("nftables"),
+            Self::Sets(family, table) => write!(f, "the sets of table {family} {table}"),
+            Self::Iptables(family, _) => f.write_str(save_programs(*family)[0]),
+        }
+    }
+}
+
 impl SavedTables {
     /// Returns the backend, and the program that changes the tables.
     fn backend(&self) -> (RuleBackend, &'static str) {
@@ -274,7 +342,8 @@ impl SavedTables {
     }
 }
 
-/// Lists all tables of nftables without the elements of sets. nft before 0.9.1 lists them too.
+/// Lists all tables of nftables without the elements of sets. nft before 0.9.1 does not know the
+/// option, and nft before 1.0.1 ignores it for JSON: both list the elements too.
 fn list_ruleset(tools: &dyn Tools) -> Result<String, FirewallError> {
     match tools.run("nft", &["-j", "-s", "-t", "list", "ruleset"], "") {
         Err(FirewallError::Refused { message, .. }) if message.contains("option") => {

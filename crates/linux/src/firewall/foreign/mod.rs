@@ -26,14 +26,20 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use overlay_types::addr::{DeviceName, OverlayName};
+use overlay_types::escape::bounded_line;
 use overlay_types::tunnel::{Desired, Fault, FaultScope};
 
-pub use self::inspector::{Inspector, devices_by_address};
-pub use self::listing::{Listing, ListingError, SavedTables};
+pub use self::inspector::{Inspector, underlay_devices};
+pub use self::listing::{Listing, ListingError, SavedTables, UnreadRules};
 pub use self::model::RuleBackend;
+use self::model::TableFamily;
 pub use self::packet::{DevicesByAddress, PacketKind};
 use self::packet::{Packet, packets};
 use self::walk::Hit;
+
+/// Maximum number of characters of a rule in a text. A rule may contain thousands of addresses, and
+/// the command after it has to fit into the status of the overlay.
+const RULE_MAX: usize = 160;
 
 /// A foreign rule that drops packets of the overlays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +71,8 @@ pub struct Obstacle {
     pub devices: BTreeSet<DeviceName>,
     /// The overlays whose packets are dropped. Empty for VXLAN packets.
     pub overlays: BTreeSet<OverlayName>,
+    /// The family of the table.
+    family: TableFamily,
 }
 
 /// Returns the rules that drop packets of the overlays. With `is_bridged`, also packets between
@@ -123,6 +131,7 @@ impl Obstacle {
             effect: remedy.effect,
             devices: packets.iter().map(|packet| packet.device.clone()).collect(),
             overlays: packets.iter().filter_map(|packet| packet.overlay.clone()).collect(),
+            family: hit.table.family,
         })
     }
 
@@ -164,11 +173,35 @@ impl Obstacle {
         affected.map(|local| &local.device)
     }
 
+    /// Returns whether both are the same rule or policy, certain or not.
+    fn has_same_place(&self, other: &Self) -> bool {
+        let place = |of: &Self| (of.backend, of.family, of.number);
+        place(self) == place(other) && self.table == other.table && self.chain == other.chain
+    }
+
+    /// Returns whether a table has the rule, or the chain whose policy drops.
+    fn is_in(&self, table: &model::Table) -> bool {
+        let mut chains = table.chains.iter().filter(|chain| chain.name == self.chain);
+        let has_rule = |chain: &model::Chain| {
+            self.number.is_none_or(|number| chain.rules.iter().any(|rule| rule.number == number))
+        };
+        table.backend == self.backend
+            && remedy::table_name(table) == self.table
+            && chains.any(has_rule)
+    }
+
     /// Describes the rule and its place.
     #[must_use]
     pub fn rule_description(&self) -> String {
+        self.describe(true)
+    }
+
+    /// Describes the rule and its place, on request with its number in the chain.
+    fn describe(&self, with_number: bool) -> String {
         let Self { backend, table, chain, rule, number, owner, .. } = self;
         let owner = owner.map_or_else(String::new, |owner| format!(", owned by {owner}"));
+        let is_unnamed = rule.as_deref() == Some("");
+        let number = number.filter(|_| with_number || is_unnamed);
         let number = number.map_or_else(String::new, |number| match backend {
             RuleBackend::Nftables => format!(", handle {number}"),
             RuleBackend::IptablesNft | RuleBackend::IptablesLegacy => format!(", rule {number}"),
@@ -176,7 +209,7 @@ impl Obstacle {
         let place = format!("{backend}, table {table}, chain {chain}{number}{owner}");
         match rule.as_deref() {
             Some("") => format!("a rule ({place})"),
-            Some(rule) => format!("rule '{rule}' ({place})"),
+            Some(rule) => format!("rule '{}' ({place})", bounded_line(rule, RULE_MAX)),
             None => format!("the policy of chain {chain} ({place})"),
         }
     }
@@ -189,7 +222,8 @@ impl fmt::Display for Obstacle {
         write!(
             f,
             "{packets} {dropped} by {}: let them pass with '{command}', which {effect}",
-            self.rule_description()
+            // The numbers change whenever the owner makes its rules again.
+            self.describe(false)
         )
     }
 }

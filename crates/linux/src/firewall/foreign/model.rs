@@ -6,7 +6,7 @@ use std::sync::Arc;
 use overlay_types::addr::Family;
 
 /// The backend that holds a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuleBackend {
     /// nftables.
     Nftables,

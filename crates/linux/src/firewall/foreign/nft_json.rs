@@ -54,6 +54,21 @@ pub(super) fn tables_with_sets(listing: &Value) -> Vec<(String, String)> {
     tables
 }
 
+/// Removes the elements of the sets of the managed table. Returns whether there were any.
+pub(super) fn remove_own_elements(listing: &mut Value) -> bool {
+    let objects = listing["nftables"].as_array_mut().into_iter().flatten();
+    let mut has_elements = false;
+    for object in objects.filter_map(Value::as_object_mut).flat_map(|object| object.values_mut()) {
+        let family = TableFamily::parse(text(object, "family"));
+        if family.is_some_and(|family| is_own(family, text(object, "table")))
+            && let Some(object) = object.as_object_mut()
+        {
+            has_elements |= object.remove("elem").is_some();
+        }
+    }
+    has_elements
+}
+
 /// Returns whether a listing has a table that iptables may have made.
 pub(super) fn has_iptables_table(listing: &Value) -> bool {
     objects(listing).any(|(kind, table)| {

@@ -1,6 +1,7 @@
 //! The text of obstacles, and the faults of the overlays.
 
 use overlay_types::addr::Family;
+use overlay_types::protocol::Status;
 use overlay_types::tunnel::FaultScope;
 
 use super::listing::Listing;
@@ -16,7 +17,7 @@ fn obstacle_names_place_owner_and_remedy() {
     assert_eq!(
         text(&iptables(Family::V4, "filter", "", docker)),
         "packets of containers from m-vxlan-1 to peers (192.168.2.0/24) are dropped by rule \
-         'DOCKER-USER -j DROP' (iptables-legacy, table filter, chain DOCKER-USER, rule 1, owned by \
+         'DOCKER-USER -j DROP' (iptables-legacy, table filter, chain DOCKER-USER, owned by \
          Docker): let them pass with 'iptables -I DOCKER-USER -i vtep1024 -j ACCEPT && iptables -I \
          DOCKER-USER -o vtep1024 -j ACCEPT', which adds rules to chain DOCKER-USER of table filter"
     );
@@ -63,4 +64,54 @@ fn faults_affect_overlays_whose_packets_are_dropped() {
     assert_eq!(scopes(":FORWARD DROP"), [device("vtep1024")]);
     let subnet = FaultScope::Subnet("192.168.0.0/24".parse().unwrap());
     assert_eq!(scopes(":FORWARD ACCEPT\n-A FORWARD -d 192.168.2.0/23 -j DROP"), [subnet]);
+}
+
+#[test]
+fn long_rule_does_not_push_command_out_of_status() {
+    let addresses: Vec<_> =
+        (0..5000).map(|number| format!("10.1.{}.{}", number / 250, number % 250)).collect();
+    let comment = addresses.join(",");
+    let rules = format!(":FORWARD ACCEPT\n-A FORWARD -m comment --comment \"{comment}\" -j DROP");
+    let text = found_in(&iptables_filter(&rules))[0].to_string();
+    assert!(text.contains("iptables -I FORWARD -o vtep1024 -j ACCEPT'"), "{text}");
+    let Status::Failed(shown) = Status::Failed(text.clone()).sanitized() else { panic!("{text}") };
+    assert_eq!(shown, text);
+}
+
+#[test]
+fn text_does_not_change_with_position_of_rule() {
+    let text = |before: &str| {
+        let rules = format!(":FORWARD ACCEPT\n{before}-A FORWARD -j DROP");
+        found_in(&iptables_filter(&rules))[0].to_string()
+    };
+    assert_eq!(text(""), text("-A FORWARD -i eth7 -j ACCEPT\n"));
+}
+
+#[test]
+fn firewalld_moves_devices_and_names_of_others_are_quoted() {
+    let mut listing = nft_table("inet", "forward", "drop", &[]);
+    listing.nft = listing.nft.map(|text| text.replace("site", "firewalld"));
+    let found = &found_in(&listing)[0];
+    assert!(found.command.contains("--zone=trusted --change-interface=m-vxlan-1"), "{found}");
+    assert!(found.effect.contains("closes no port of this host to containers"), "{found}");
+    let chain = ":FORWARD ACCEPT\n:$(reboot) -\n-A FORWARD -j $(reboot)\n-A $(reboot) -j DROP";
+    let found = &found_in(&iptables_filter(chain))[0];
+    assert_eq!(found.chain, "$(reboot)");
+    assert!(!found.command.contains("$(reboot)"), "{found}");
+    let mut listing = nft_table("inet", "forward", "drop", &[]);
+    listing.nft = listing.nft.map(|text| text.replace("site", "a;b"));
+    let found = &found_in(&listing)[0];
+    assert!(found.command.contains("nft insert rule inet 'a;b' c "), "{found}");
+}
+
+#[test]
+fn unknown_uplink_makes_rules_about_devices_uncertain() {
+    let two_uplinks = ":INPUT DROP\n-A INPUT -i eth1 -p udp -m udp --dport 64000 -j ACCEPT\n\
+                       -A INPUT -i lo -j ACCEPT";
+    let found = |rules: &str| {
+        let found = obstacles(&iptables_filter(rules), &desired(), &DevicesByAddress::new(), false);
+        found.iter().map(|found| found.is_definite).collect::<Vec<_>>()
+    };
+    assert_eq!(found(two_uplinks), [false]);
+    assert_eq!(found(":INPUT DROP\n-A INPUT -i lo -j ACCEPT"), [true]);
 }

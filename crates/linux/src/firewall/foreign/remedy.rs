@@ -88,21 +88,25 @@ pub(super) fn remedy(hit: &Hit<'_>, owner: Option<&str>, packets: &[&Packet]) ->
     }
 }
 
+/// A device can be in one zone. Docker binds its bridges to its own zone, and firewalld refuses to
+/// add a device that is in another zone, so the devices are moved.
 fn firewalld(packets: &[&Packet], ports: &BTreeSet<u16>) -> Remedy {
-    let (options, zone): (Vec<_>, _) = if ports.is_empty() {
+    let (options, effect): (Vec<_>, _) = if ports.is_empty() {
         let devices = packets.iter().flat_map(|packet| [&packet.input, &packet.output]);
         let devices: BTreeSet<_> = devices.flatten().collect();
         let options =
-            devices.iter().map(|device| format!("--zone=trusted --add-interface={device}"));
-        (options.collect(), "the devices of the overlays to firewalld's zone trusted")
+            devices.iter().map(|device| format!("--zone=trusted --change-interface={device}"));
+        let effect = "moves the devices of the overlays to firewalld's zone trusted, so firewalld \
+                      closes no port of this host to containers any more";
+        (options.collect(), effect)
     } else {
         let options = ports.iter().map(|port| format!("--add-port={port}/udp"));
-        (options.collect(), "the port to firewalld's default zone")
+        (options.collect(), "adds the port to firewalld's default zone, for every host")
     };
     let commands = options.iter().flat_map(|option| {
         [format!("firewall-cmd {option}"), format!("firewall-cmd --permanent {option}")]
     });
-    Remedy { command: commands.collect::<Vec<_>>().join(" && "), effect: format!("adds {zone}") }
+    Remedy { command: commands.collect::<Vec<_>>().join(" && "), effect: effect.to_owned() }
 }
 
 fn ufw(packets: &[&Packet], ports: &BTreeSet<u16>, is_output: bool) -> Remedy {
@@ -167,10 +171,12 @@ fn insertion(hit: &Hit<'_>, packets: &[&Packet]) -> Remedy {
     let is_docker_user = table.is_iptables() && hit.chain.name == DOCKER_USER;
     let chain = if is_docker_user { &hit.chain.name } else { &hit.base.name };
     let accepted = accepted(hit, packets);
+    // Other programs choose these names.
+    let [quoted_table, quoted_chain] = [&table.name, chain].map(|name| quoted(name));
     let commands = accepted.iter().map(|packets| {
         if table.is_iptables() {
             let option =
-                if table.name == "filter" { String::new() } else { format!("-t {} ", table.name) };
+                if table.name == "filter" { String::new() } else { format!("-t {quoted_table} ") };
             let condition = match packets {
                 Accepted::Input(device) => format!("-i {device}"),
                 Accepted::Output(device) => format!("-o {device}"),
@@ -179,7 +185,7 @@ fn insertion(hit: &Hit<'_>, packets: &[&Packet]) -> Remedy {
                     format!("-s {source} -d {destination}")
                 }
             };
-            format!("{} {option}-I {chain} {condition} -j ACCEPT", table.program)
+            format!("{} {option}-I {quoted_chain} {condition} -j ACCEPT", table.program)
         } else {
             let condition = match packets {
                 Accepted::Input(device) => format!("iifname {device}"),
@@ -190,12 +196,17 @@ fn insertion(hit: &Hit<'_>, packets: &[&Packet]) -> Remedy {
                 }
             };
             let family = table.family.name();
-            format!("nft insert rule {family} {} {chain} {condition} accept", table.name)
+            format!("nft insert rule {family} {quoted_table} {quoted_chain} {condition} accept")
         }
     });
     let command = commands.collect::<Vec<_>>().join(" && ");
     let effect = format!("adds rules to chain {chain} of table {}", table_name(table));
     Remedy { command, effect }
+}
+
+/// Quotes a name for a shell, if that is needed.
+fn quoted(name: &str) -> String {
+    shlex::try_quote(name).map_or_else(|_| "NAME".to_owned(), |name| name.into_owned())
 }
 
 /// Returns the name of a table, in nftables with its family.
