@@ -239,6 +239,118 @@ fn dependency_is_used_by_its_crate() {
     );
 }
 
+// ---- Advice ----
+
+/// Directories with messages for the operators of an agent's host.
+const MESSAGES: [&str; 8] = [
+    "crates/config/src/",
+    "crates/doctor/src/",
+    "crates/engine/src/",
+    "crates/linux/src/",
+    "crates/types/src/",
+    "src/cli/agent.rs",
+    "src/cli/doctor/",
+    "src/runtime/",
+];
+/// The module that makes all commands that messages advise.
+const ADVICE: &str = "crates/types/src/advice/";
+/// Programs whose commands change a host.
+const PROGRAMS: [&str; 18] = [
+    "ip",
+    "bridge",
+    "nft",
+    "iptables",
+    "ip6tables",
+    "ipset",
+    "sysctl",
+    "docker",
+    "systemctl",
+    "modprobe",
+    "ethtool",
+    "conntrack",
+    "firewall-cmd",
+    "ufw",
+    "kill",
+    "rm",
+    "chmod",
+    "mount",
+];
+
+/// Finds commands in messages that the module of commands does not make: no test runs them.
+fn commands_outside_of_advice(files: &[File]) -> Vec<String> {
+    let is_message = |file: &&File| {
+        let is_test = file.path.contains("tests") || file.path.ends_with("fake_host.rs");
+        MESSAGES.iter().any(|place| file.path.starts_with(place))
+            && !file.path.starts_with(ADVICE)
+            && !is_test
+    };
+    let find = |line: &str| {
+        let quoted = line.split(['\'', '`']).skip(1);
+        let mut programs = quoted.filter_map(|text| text.split_once(' ')).map(|(first, _)| first);
+        let program = programs.find(|first| PROGRAMS.contains(first))?;
+        Some(format!("a command of {program}: make it in {ADVICE}, where tests run it"))
+    };
+    let mut findings = Vec::new();
+    for file in files.iter().filter(is_message) {
+        let code = file.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let without_comments = File::new(&file.path, code);
+        findings.extend(without_comments.lines(|line| {
+            let is_comment = line.trim_start().starts_with("//");
+            find(line).filter(|_| !is_comment)
+        }));
+    }
+    findings
+}
+
+#[test]
+fn advised_command_is_made_in_one_module() {
+    assert_none(&commands_outside_of_advice(&FILES));
+    let text = "/// Runs 'ip route'.\n\"run 'ip route delete {subnet}'\"\n\"'docker' failed\"\n";
+    assert_eq!(
+        commands_outside_of_advice(&[
+            File::new("crates/linux/src/a.rs", text),
+            File::new("crates/types/src/advice/a.rs", text),
+            File::new("src/cli/demo/a.rs", text),
+        ]),
+        ["crates/linux/src/a.rs:2: a command of ip: make it in crates/types/src/advice/, where \
+             tests run it"]
+    );
+}
+
+/// Finds functions that make a command, and that no host test names.
+fn untested_commands(files: &[File]) -> Vec<String> {
+    let tests = files.iter().filter(|file| file.path.starts_with("tests/host/advice/"));
+    let tests: String = tests.map(|file| file.text.as_str()).collect();
+    let advice = files.iter().filter(|file| file.path.starts_with(ADVICE));
+    let mut findings = Vec::new();
+    for file in advice.filter(|file| !file.path.ends_with("/mod.rs")) {
+        findings.extend(file.lines(|line| {
+            let (_, rest) = line.trim_start().split_once("pub fn ")?;
+            let name = rest.split('(').next()?;
+            let is_tested = ["\"", "Command::"].iter().any(|before| {
+                let after = if *before == "\"" { "\"" } else { "(" };
+                tests.contains(&format!("{before}{name}{after}"))
+            });
+            (!is_tested).then(|| format!("{name}: run its command in tests/host/advice"))
+        }));
+    }
+    findings
+}
+
+#[test]
+fn advised_command_is_run_by_a_host_test() {
+    assert_none(&untested_commands(&FILES));
+    let functions = "    pub fn one(\n    pub fn two() -> Self {\n    pub fn three() -> Self {\n";
+    let files = [
+        File::new("crates/types/src/advice/a.rs", functions),
+        File::new("tests/host/advice/mod.rs", "case(\"one\", Command::two(), 3)"),
+    ];
+    assert_eq!(
+        untested_commands(&files),
+        ["crates/types/src/advice/a.rs:3: three: run its command in tests/host/advice"]
+    );
+}
+
 // ---- Texts ----
 
 fn forbidden_texts(files: &[File]) -> Vec<String> {

@@ -28,7 +28,7 @@ const ZOOKEEPER: &str = "zk://";
 const NO_MASTER: &str = "it is no address of a master: write IP:PORT, NAME:PORT, or \
                          zk://USER:PASSWORD@HOST:PORT,…/PATH in lower case and without quotes";
 /// The default port of an agent.
-const AGENT_PORT_DEFAULT: u16 = 5051;
+pub(super) const AGENT_PORT_DEFAULT: u16 = 5051;
 
 /// The flags that name a running master and log in to it.
 #[derive(Debug, Args)]

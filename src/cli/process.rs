@@ -25,7 +25,7 @@ use super::Failure;
 use super::output::print_error;
 
 /// Longest text file. The parser of configurations has a stricter limit, with its own message.
-const FILE_MAX: u64 = 16 * 1024 * 1024;
+pub(super) const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Longest wait at the end of the process for a blocking operation, such as a read on a file
 /// system that hangs.

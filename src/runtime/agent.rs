@@ -444,6 +444,7 @@ mod tests {
             let health = Health {
                 status,
                 problems: vec!["first".to_owned()],
+                sources: Vec::new(),
                 master: None,
                 networks: Vec::new(),
                 dataplane: None,

@@ -13,6 +13,7 @@ use overlay_linux::firewall::{
     Ruleset,
 };
 use overlay_linux::host::{HostError, HostLock, HostSettings};
+use overlay_types::advice::Command;
 use overlay_types::tunnel::{Collision, Desired, Fault};
 use tokio::time::Instant;
 
@@ -290,8 +291,8 @@ impl HostNetwork {
 fn closed_uplink(device: &str) -> String {
     format!(
         "the host forwards no IPv4 packets from {device}, so containers get no replies from outside \
-         of the overlays: run 'sysctl -w net/ipv4/conf/{device}/forwarding=1', which concerns all \
-         packets from {device}, or set host_settings to true"
+         of the overlays: set host_settings to true, or run {}",
+        Command::forward_from_uplink(device)
     )
 }
 

@@ -281,7 +281,7 @@ fn credential_that_others_can_read_is_warned_about() {
         (
             Some(0),
             "mesos-overlay: warning: credential: the file holds secrets, and its mode 0640 is \
-             wider than 0600: restrict it with `chmod 600 credential`\n"
+             wider than 0600: restrict it with 'chmod 600 credential'\n"
         )
     );
     set_mode(&dir, 0o400);

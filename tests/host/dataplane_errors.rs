@@ -35,8 +35,8 @@ fn refused_operation_is_reported_with_remedy() {
     host.namespace.run("ip link add vtep1024 type bridge");
     assert_eq!(
         messages(&host.verify(&desired)),
-        ["device vtep1024 is a foreign bridge device, so it is left alone: remove it with 'ip \
-             link delete vtep1024' or rename it"]
+        ["device vtep1024 is a foreign bridge device, so it is left alone: see 'ip -d \
+             link show vtep1024', and let its owner rename or remove it"]
     );
     host.namespace.run("ip link delete vtep1024");
 
@@ -44,7 +44,7 @@ fn refused_operation_is_reported_with_remedy() {
     assert_eq!(
         messages(&host.verify(&desired)),
         ["device vtep1024 cannot have VNI 1024 on UDP port 64000, which VXLAN device other has: \
-             remove other, or set another VNI or port on all agents"]
+             let the owner of other remove it, or set another VNI or port on all agents"]
     );
     host.namespace.run("ip link delete other");
 
@@ -52,9 +52,9 @@ fn refused_operation_is_reported_with_remedy() {
     assert_eq!(
         messages(&host.verify(&desired)),
         ["add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024: file exists: the \
-             new route conflicts with a route through eth0, which this host may need: give the \
-             overlay another subnet, or see 'ip route show 192.168.2.0/24' and remove that route \
-             if nothing needs it"]
+             new route conflicts with a route through eth0, which this host may need: see 'ip \
+             route show table all 192.168.2.0/24', and give the overlay another subnet, or let the \
+             owner of that route move it"]
     );
     host.namespace.run("ip route delete 192.168.2.0/24");
     let report = host.verify(&desired);

@@ -173,16 +173,15 @@ async fn conflicting_docker_network_is_named() {
     assert_eq!(
         daemon.client().ensure(&vxlan_1()).await.unwrap_err().to_string(),
         "docker network vxlan-1: subnet 192.168.0.128/25 overlaps 192.168.0.0/24 of the Docker \
-         network lab: run 'docker network rm lab' if it is not in use, or give the overlay another \
-         subnet"
+         network lab: give the overlay another subnet, or remove that network if nothing uses it"
     );
     daemon.succeed(&["network", "rm", "lab"]);
 
     daemon.succeed(&["network", "create", "--opt=com.docker.network.bridge.name=d-vxlan-1", "lab"]);
     assert_eq!(
         daemon.client().ensure(&vxlan_1()).await.unwrap_err().to_string(),
-        "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network lab: run 'docker \
-         network rm lab' if it is not in use, or rename the overlay"
+        "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network lab: rename the \
+         overlay, or remove that network if nothing uses it"
     );
     let default = network("vxlan-3", &["172.17.128.0/24"]);
     assert_eq!(

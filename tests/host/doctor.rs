@@ -121,14 +121,14 @@ fn info(number: u8, desired: &Desired) -> AgentInfo {
 }
 
 /// Three hosts with fake agents and masters for the doctor to query.
-struct DiagnosedCluster {
+pub(crate) struct DiagnosedCluster {
     hosts: Hosts,
     agents: Vec<Contents>,
     _servers: Vec<FakeServer>,
 }
 
 impl DiagnosedCluster {
-    fn new(underlay: Underlay) -> Self {
+    pub(crate) fn new(underlay: Underlay) -> Self {
         let hosts = Hosts::new(3, underlay);
         hosts.program();
         let infos: Vec<_> =
@@ -168,12 +168,12 @@ impl DiagnosedCluster {
         Self { hosts, agents, _servers: servers }
     }
 
-    fn host(&self, number: u8) -> &Host {
+    pub(crate) fn host(&self, number: u8) -> &Host {
         &self.hosts.hosts[usize::from(number) - 1]
     }
 
     /// Repairs the dataplane of a host, as the agent of the host would.
-    fn repair(&self, number: u8) {
+    pub(crate) fn repair(&self, number: u8) {
         let host = self.host(number);
         let report = host.verify(&self.hosts.desired(host));
         assert!(report.is_complete(), "{report:?}");
@@ -186,7 +186,7 @@ impl DiagnosedCluster {
 
     /// Runs the doctor without probes: the doctor sends no packets to peers, and waits for no
     /// answers.
-    fn diagnose_without_probe(&self, number: u8) -> Diagnosis {
+    pub(crate) fn diagnose_without_probe(&self, number: u8) -> Diagnosis {
         self.run_doctor(number, &[])
     }
 
@@ -244,12 +244,12 @@ fn create_plugin(host: &Host, plugin: &str) {
 
 /// Exit code and findings of the doctor.
 #[derive(Debug)]
-struct Diagnosis {
+pub(crate) struct Diagnosis {
     code: Option<i32>,
-    findings: Vec<Value>,
+    pub(crate) findings: Vec<Value>,
 }
 
-fn run_doctor_in(namespace: &Namespace, arguments: &[&str]) -> Diagnosis {
+pub(crate) fn run_doctor_in(namespace: &Namespace, arguments: &[&str]) -> Diagnosis {
     let output = run(namespace.command(PROGRAM).args(arguments).arg("--json"), "");
     let report: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {output:?}"));
@@ -260,7 +260,7 @@ fn run_doctor_in(namespace: &Namespace, arguments: &[&str]) -> Diagnosis {
 
 impl Diagnosis {
     /// Returns one text per wrong finding: check, object, reason and remedy.
-    fn wrong(&self) -> Vec<String> {
+    pub(crate) fn wrong(&self) -> Vec<String> {
         let wrong = self.findings.iter().filter(|finding| finding["result"] == "wrong");
         wrong
             .map(|finding| {
@@ -276,7 +276,7 @@ impl Diagnosis {
     }
 
     /// Returns the findings of a check.
-    fn findings_of(&self, check: &str) -> Vec<&str> {
+    pub(crate) fn findings_of(&self, check: &str) -> Vec<&str> {
         let findings = self.findings.iter().filter(|finding| finding["check"] == check);
         findings.filter_map(|finding| finding["what"].as_str()).collect()
     }
@@ -334,7 +334,7 @@ fn host_without_agent_is_diagnosed_without_changes() {
     let diagnosis = run_doctor_in(&host.namespace, &arguments);
     diagnosis.assert_finding(&[
         "device vtep1024 is a foreign bridge device",
-        "if the device is not needed, 'ip link delete vtep1024'\n",
+        "find its owner with 'ip -d link show vtep1024', and let the owner rename or remove it\n",
     ]);
     host.namespace.run("ip link delete vtep1024");
     assert_eq!(before, dump(), "the doctor changed the host");
@@ -356,19 +356,19 @@ fn printed_commands_repair_host() {
             &[
                 "check: rp-filter",
                 "vtep1024 has rp_filter 1, strict",
-                "command: sysctl -w net.ipv4.conf.vtep1024.rp_filter=2\n",
+                "command: sysctl -w net/ipv4/conf/vtep1024/rp_filter=2\n",
             ],
         ),
         (
             &["ip route flush proto 109"],
             &[
-                "add route to 192.168.2.0/24 metric 0 via 44.128.0.2 on vtep1024",
-                "command: ip route add 192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink",
+                "missing: packets of containers are lost",
+                "ip route add 192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink",
             ],
         ),
         (
             &["ip link set vtep1024 down"],
-            &["set device vtep1024 up", "command: ip link set vtep1024 up\n"],
+            &["device vtep1024 is down", "command: ip link set vtep1024 up"],
         ),
         (
             &["ip link set vtep1024 mtu 1500"],
@@ -392,7 +392,7 @@ fn printed_commands_repair_host() {
     diagnosis.assert_finding(&[
         "subnet 192.168.0.0/16 of overlay vxlan-1 collides",
         "192.168.77.0/24 via 10.0.0.2 dev eth0",
-        "or cut this host off from 192.168.77.0/24 with 'ip route delete 192.168.77.0/24'\n",
+        "change the subnet of the overlay at the master, or that of the network behind it\n",
     ]);
     diagnosis.assert_finding(&["CNI plugin host-local is not in", "containernetworking-plugins"]);
     host.run("ip route delete 192.168.77.0/24");
@@ -425,7 +425,7 @@ fn check_port_holder_is_named(cluster: &DiagnosedCluster) {
     let diagnosis = cluster.diagnose_with_probe(1);
     diagnosis.assert_finding(&[
         &taken,
-        &format!("stop the process, as with 'kill {}', or", holder.0.id()),
+        &format!("see the process with 'ps -fp {}', and stop its service", holder.0.id()),
     ]);
     // A killed process holds its port until the process is reaped.
     drop(holder);
@@ -460,7 +460,7 @@ fn check_unreachable_peer_is_located(cluster: &DiagnosedCluster) {
     cluster.diagnose_with_probe(1).assert_finding(&[
         SECOND_AGENT,
         "10.0.0.1 reports that the host is unreachable",
-        "mesos-overlay forget 10.0.0.2",
+        "'mesos-overlay forget --master 127.0.0.1:5050 10.0.0.2'",
     ]);
     peer.run("ip link set eth0 up");
     cluster.assert_healthy(1);

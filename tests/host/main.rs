@@ -12,6 +12,7 @@
     clippy::print_stderr,
     reason = "the test runner shows the output if a test fails"
 )]
+mod advice;
 mod agent;
 mod clean;
 mod cluster;

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use overlay_types::advice::Command;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -264,7 +265,8 @@ pub fn credential_mode_warning(name: &str, mode: u32) -> Option<String> {
     (mode & EXCESS_MODE != 0).then(|| {
         format!(
             "{name}: the file holds secrets, and its mode {mode:04o} is wider than 0600: restrict \
-             it with `chmod 600 {name}`"
+             it with {}",
+            Command::restrict_file(Path::new(name))
         )
     })
 }

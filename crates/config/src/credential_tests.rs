@@ -153,7 +153,7 @@ fn mode_wider_than_owner_is_reported() {
         warn(0o100_644).as_deref(),
         Some(
             "/etc/credential: the file holds secrets, and its mode 0644 is wider than 0600: \
-             restrict it with `chmod 600 /etc/credential`"
+             restrict it with 'chmod 600 /etc/credential'"
         )
     );
     for mode in [0o640, 0o606, 0o620, 0o700] {

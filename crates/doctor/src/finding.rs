@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use overlay_types::advice::Command;
 use serde::Serialize;
+
+use super::cause::{Object, Topic};
 
 /// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -51,10 +54,17 @@ pub struct Finding {
     pub explanation: String,
     /// A command for a root shell on this host that fixes the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub command: Option<String>,
+    pub command: Option<Command>,
     /// A remedy that is not a command for this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// What the finding is about, for the relation of causes. A problem that the agent reports may
+    /// be about several topics.
+    #[serde(skip)]
+    pub(crate) topics: Vec<Topic>,
+    /// The object that the finding concerns.
+    #[serde(skip)]
+    pub(crate) object: Object,
 }
 
 impl Finding {
@@ -64,8 +74,16 @@ impl Finding {
         summary: impl Into<String>,
         explanation: impl Into<String>,
     ) -> Self {
-        let (summary, explanation) = (summary.into(), explanation.into());
-        Self { check, severity, summary, explanation, command: None, advice: None }
+        Self {
+            check,
+            severity,
+            summary: summary.into(),
+            explanation: explanation.into(),
+            command: None,
+            advice: None,
+            topics: Vec::new(),
+            object: Object::Host,
+        }
     }
 
     pub(crate) fn ok(check: &'static str, summary: impl Into<String>) -> Self {
@@ -92,8 +110,20 @@ impl Finding {
         Self::new(check, Severity::Wrong, summary, explanation)
     }
 
-    pub(crate) fn with_command(mut self, command: impl Into<String>) -> Self {
-        self.command = Some(command.into());
+    /// Sets what the finding is about.
+    pub(crate) fn about(mut self, topic: Topic) -> Self {
+        self.topics = vec![topic];
+        self
+    }
+
+    /// Sets the object that the finding concerns.
+    pub(crate) fn on(mut self, object: Object) -> Self {
+        self.object = object;
+        self
+    }
+
+    pub(crate) fn with_command(mut self, command: Command) -> Self {
+        self.command = Some(command);
         self
     }
 
@@ -107,25 +137,40 @@ impl Finding {
         self.severity = self.severity.min(max);
         self
     }
+
+    /// Changes all texts, to escape untrusted text: findings quote responses of peers and output of
+    /// other programs.
+    #[must_use]
+    pub fn map_texts(self, change: impl Fn(&str) -> String) -> Self {
+        Self {
+            summary: change(&self.summary),
+            explanation: change(&self.explanation),
+            command: self.command.map(|command| command.map(&change)),
+            advice: self.advice.as_deref().map(&change),
+            ..self
+        }
+    }
 }
 
 /// Formats the finding for a terminal: a line for the condition, and a line each for command and
-/// advice. The command ends its line so that it can be copied.
+/// advice. A comment of the shell after the command says what the command changes besides the
+/// objects of this project, so that the line can be copied.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { check, severity, summary, explanation, command, advice } = self;
+        let Self { check, severity, summary, explanation, command, advice, .. } = self;
         write!(f, "{severity:<7}  {check:<15}  {summary}")?;
         if !explanation.is_empty() {
             write!(f, ": {explanation}")?;
         }
-        write_remedy(f, "  fix with", command.as_deref())?;
-        write_remedy(f, "  what to do", advice.as_deref())
+        if let Some(command) = command {
+            write_line(f, "  fix with", command.text())?;
+            command.effect().iter().try_for_each(|effect| write!(f, "  # {effect}"))?;
+        }
+        advice.iter().try_for_each(|advice| write_line(f, "  what to do", advice))
     }
 }
 
-fn write_remedy(f: &mut fmt::Formatter<'_>, label: &str, remedy: Option<&str>) -> fmt::Result {
-    match remedy {
-        Some(remedy) => write!(f, "\n{:<7}  {label:<15}  {remedy}", ""),
-        None => Ok(()),
-    }
+/// Starts a line that belongs to the finding of the previous line.
+pub(crate) fn write_line(f: &mut fmt::Formatter<'_>, label: &str, text: &str) -> fmt::Result {
+    write!(f, "\n{:<7}  {label:<15}  {text}", "")
 }

@@ -2,8 +2,11 @@
 //! functions of the observation.
 
 use overlay_linux::docker::DockerFailure;
+use overlay_types::addr::{Family, OverlayName};
+use overlay_types::advice::Command;
 use overlay_types::text::pluralize;
 
+use super::cause::{Object, Topic};
 use super::finding::{Finding, Severity};
 use super::observation::{NetworkManager, Observation, PortOwner};
 use super::rules;
@@ -53,7 +56,8 @@ fn kernel(observation: &Observation) -> Vec<Finding> {
                 format!("kernel {kernel} cannot create a VXLAN device: {reason}"),
                 "no tunnel can be created",
             )
-            .with_command("modprobe vxlan")
+            .about(Topic::Kernel)
+            .with_command(Command::load_vxlan_module())
             .with_advice("install the kernel's modules if this module is missing"),
         ),
         (Ok(()), Err(reason)) => {
@@ -77,6 +81,7 @@ fn kernel(observation: &Observation) -> Vec<Finding> {
             format!("firewall rules cannot be created: {reason}"),
             "the agent creates no new tunnel, which would accept packets of every host",
         )
+        .about(Topic::Firewall)
         .with_advice("install nftables, or iptables and ipset, or set firewall to none"),
     });
     findings
@@ -93,22 +98,23 @@ fn note_if_agent_will_fix(observation: &Observation, finding: Finding) -> Findin
 
 fn forwarding(observation: &Observation) -> Vec<Finding> {
     const CHECK: &str = "forwarding";
-    let mut settings = vec![("ipv4/ip_forward", "net.ipv4.ip_forward")];
+    let mut settings = vec![("ipv4/ip_forward", "net.ipv4.ip_forward", Family::V4)];
     if observation.needs_ipv6() {
-        settings.push(("ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"));
+        settings.push(("ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding", Family::V6));
     }
-    settings.retain(|(path, _)| observation.setting(path) == Some(0));
+    settings.retain(|(path, ..)| observation.setting(path) == Some(0));
     if settings.is_empty() {
         return vec![Finding::ok(CHECK, "this host forwards")];
     }
     let mut findings = Vec::new();
-    for (_, name) in settings {
+    for (_, name, family) in settings {
         let finding = Finding::wrong(
             CHECK,
             format!("{name} is 0"),
             "this host does not forward packets, so other hosts do not reach its containers",
         )
-        .with_command(format!("sysctl -w {name}=1"));
+        .about(Topic::HostForwarding)
+        .with_command(Command::enable_host_forwarding(family));
         findings.push(note_if_agent_will_fix(observation, finding));
     }
     findings
@@ -120,7 +126,8 @@ fn rp_filter(observation: &Observation) -> Vec<Finding> {
     const CHECK: &str = "rp-filter";
     let all = observation.setting("ipv4/conf/all/rp_filter").unwrap_or(0);
     let mut findings = Vec::new();
-    for device in observation.tunnel.devices() {
+    for local in &observation.tunnel.desired.vxlan_devices {
+        let device = &local.device;
         let Some(own) = observation.setting(&format!("ipv4/conf/{device}/rp_filter")) else {
             continue;
         };
@@ -131,7 +138,9 @@ fn rp_filter(observation: &Observation) -> Vec<Finding> {
                     format!("device {device} has rp_filter 1, strict"),
                     "packets of peers are dropped if their reverse path is another device",
                 )
-                .with_command(format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2")),
+                .about(Topic::ReversePath)
+                .on(Object::device(device))
+                .with_command(Command::loosen_rp_filter(device)),
             );
         }
     }
@@ -149,10 +158,14 @@ fn br_netfilter(observation: &Observation) -> Vec<Finding> {
     }
     let summary = "net.bridge.bridge-nf-call-iptables is 1";
     let path = "packets between containers on one bridge pass through the FORWARD chain";
-    if rules::drops_bridged_packets(observation) {
+    if let Some(obstacle) = rules::bridged_obstacle(observation) {
+        // The setting itself belongs to Docker or Kubernetes.
+        let explanation = format!("{path}, where {} drops them", obstacle.rule_description());
         return vec![
-            Finding::warning(CHECK, summary, format!("{path}, which drops them"))
-                .with_command("sysctl -w net.bridge.bridge-nf-call-iptables=0"),
+            Finding::warning(CHECK, summary, explanation)
+                .about(Topic::BridgedRules)
+                .on(Object::Overlays(obstacle.overlays))
+                .with_command(obstacle.command),
         ];
     }
     let rules = &observation.rules;
@@ -171,10 +184,10 @@ fn offload(observation: &Observation) -> Vec<Finding> {
         return vec![Finding::ok(CHECK, format!("kernel {kernel} calculates checksums correctly"))];
     }
     let mut findings = Vec::new();
-    for device in observation.tunnel.devices() {
-        let mut existing = observation.tunnel.observed.state.devices.keys();
-        let exists = existing.any(|existing| existing.as_str() == device);
-        if !exists || observation.offloads.get(&device) == Some(&false) {
+    for local in &observation.tunnel.desired.vxlan_devices {
+        let device = &local.device;
+        let exists = observation.tunnel.observed.state.devices.contains_key(device);
+        if !exists || observation.offloads.get(device.as_str()) == Some(&false) {
             continue;
         }
         findings.push(
@@ -184,7 +197,7 @@ fn offload(observation: &Observation) -> Vec<Finding> {
                 "before 5.8 the checksums of masqueraded packets are wrong, and the peer drops \
                  the packets",
             )
-            .with_command(format!("ethtool -K {device} tx-checksum-ip-generic off")),
+            .with_command(Command::disable_checksum_offload(device)),
         );
     }
     if findings.is_empty() {
@@ -211,8 +224,11 @@ fn udp_port(observation: &Observation) -> Vec<Finding> {
                 format!("UDP port {port} is used by process {pid} ({name})"),
                 "VXLAN cannot use the port, so no packet of a peer arrives",
             )
+            .about(Topic::Port)
             .with_advice(format!(
-                "stop the process, as with 'kill {pid}', or set another vtep_port at the master"
+                "see the process with {}, and stop its service if this host does not need it, or \
+                 set another vtep_port at the master",
+                Command::show_process(*pid)
             )),
         );
     }
@@ -251,15 +267,13 @@ fn managers(observation: &Observation) -> Vec<Finding> {
         let explanation = "the packets of peers are dropped";
         if managers.firewalld == Some(false) {
             let summary = format!("firewalld does not open UDP port {port}");
-            let open = format!("--add-port={port}/udp");
-            let command = format!("firewall-cmd {open} && firewall-cmd --permanent {open}");
-            let finding = Finding::warning(CHECK, summary, explanation);
-            findings.push(finding.with_command(command));
+            let finding = Finding::warning(CHECK, summary, explanation).about(Topic::VxlanRules);
+            findings.push(finding.with_command(Command::open_firewalld_port(port)));
         }
         if managers.ufw == Some(false) {
             let summary = format!("ufw does not open UDP port {port}");
-            let finding = Finding::warning(CHECK, summary, explanation);
-            findings.push(finding.with_command(format!("ufw allow {port}/udp")));
+            let finding = Finding::warning(CHECK, summary, explanation).about(Topic::VxlanRules);
+            findings.push(finding.with_command(Command::open_ufw_port(port, false)));
         }
     }
     if findings.is_empty() {
@@ -297,8 +311,11 @@ fn plugins(observation: &Observation) -> Vec<Finding> {
         plugins.searched.iter().map(|directory| directory.display().to_string()).collect();
     let directories = directories.join(":");
     // Without cni_plugins_dir, the plugins may be in another directory.
-    let is_configured = !observation.config.cni_plugins_dir.is_empty();
-    let severity = if is_configured { Severity::Wrong } else { Severity::Warning };
+    let severity = match (observation.is_config_known(), observation.uses_mesos_bridges()) {
+        (false, false) => Severity::Note,
+        _ if observation.config.cni_plugins_dir.is_empty() => Severity::Warning,
+        _ => Severity::Wrong,
+    };
     let mut findings = Vec::new();
     for plugin in &plugins.missing {
         let finding = Finding::wrong(
@@ -306,6 +323,7 @@ fn plugins(observation: &Observation) -> Vec<Finding> {
             format!("CNI plugin {plugin} is not in {directories}"),
             "tasks of the MesosContainerizer get no network",
         )
+        .about(Topic::Plugins)
         .with_advice(
             "install the CNI plugins, in Debian the package containernetworking-plugins, and name \
              their directory in cni_plugins_dir",
@@ -319,12 +337,19 @@ fn docker(observation: &Observation) -> Vec<Finding> {
     const CHECK: &str = "docker";
     let examined = match &observation.docker {
         None => return vec![Finding::ok(CHECK, "Docker is not needed: docker_bridge is off")],
+        Some(Err(_)) if !observation.is_config_known() && !observation.uses_docker_bridges() => {
+            let summary = "not checked: it is unknown whether the agent uses Docker";
+            let finding = Finding::note(CHECK, summary).about(Topic::Unchecked);
+            return vec![finding.with_advice("name the agent's configuration with --config")];
+        }
         Some(Err(DockerFailure::PermissionDenied { .. })) if !observation.is_root => {
             let summary = "not checked: no permission to use Docker's socket";
             let finding = Finding::note(CHECK, summary);
             return vec![finding.with_advice("run 'mesos-overlay doctor' as root")];
         }
-        Some(Err(reason)) => return vec![docker_unavailable(CHECK, reason)],
+        Some(Err(reason)) => {
+            return vec![docker_unavailable(CHECK, reason).about(Topic::DockerDaemon)];
+        }
         Some(Ok(examined)) => examined,
     };
     let engine = &examined.engine;
@@ -335,15 +360,20 @@ fn docker(observation: &Observation) -> Vec<Finding> {
             format!("docker network {name} does not have the gateway mode nat-unprotected"),
             format!("Docker {engine} drops packets of other agents to its containers"),
         );
-        let remove = format!("docker network rm {name}");
-        findings.push(if containers.is_empty() {
-            finding.with_command(remove).with_advice("the agent then creates the network again")
-        } else {
-            finding.with_advice(format!(
-                "stop the containers {} and run '{remove}': the agent then creates the network \
-                 again",
+        // Docker accepts names that no overlay has.
+        let network = name.parse::<OverlayName>().ok();
+        let overlays = network.iter().cloned().collect();
+        let finding = finding.about(Topic::DockerNetwork).on(Object::Overlays(overlays));
+        let remove = network.as_ref().map(Command::remove_docker_network);
+        findings.push(match remove {
+            Some(remove) if containers.is_empty() => {
+                finding.with_command(remove).with_advice("the agent then creates the network again")
+            }
+            Some(remove) => finding.with_advice(format!(
+                "stop the containers {} and run {remove}: the agent then creates the network again",
                 containers.join(", ")
-            ))
+            )),
+            None => finding,
         });
     }
     if findings.is_empty() {
@@ -358,7 +388,7 @@ fn docker_unavailable(check: &'static str, reason: &DockerFailure) -> Finding {
     match reason {
         DockerFailure::NotRunning { message } => {
             Finding::wrong(check, format!("{}: {message}", DockerFailure::NOT_RUNNING), explanation)
-                .with_command("systemctl start docker")
+                .with_command(Command::start_docker())
                 .with_advice(format!("if no task on this host needs a Docker network, {disable}"))
         }
         DockerFailure::ProgramNotFound { program } => {
@@ -383,26 +413,25 @@ fn tables(observation: &Observation) -> Vec<Finding> {
             format!("{count} of {max} connections are tracked"),
             "when the table is full, packets of new connections are dropped",
         )
-        .with_command(format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2));
+        .with_command(Command::raise_conntrack_max(max * 2));
         findings.push(if count >= max { finding } else { finding.at_most(Severity::Warning) });
     }
     let devices = observation.tunnel.observed.state.devices.values();
     let count = devices.map(|device| device.neighbors.len()).sum::<usize>() as u64;
-    for family in ["ipv4", "ipv6"] {
-        let max = observation.setting(&format!("{family}/neigh/default/gc_thresh3"));
+    for (name, family) in [("ipv4", Family::V4), ("ipv6", Family::V6)] {
+        let max = observation.setting(&format!("{name}/neigh/default/gc_thresh3"));
         let Some(max) = max.map(u64::from) else { continue };
         if count * 100 < max * NEARLY_FULL_PERCENT {
             continue;
         }
         let neighbors = pluralize(count, "neighbor");
-        let name = format!("net.{family}.neigh.default.gc_thresh3");
         findings.push(
             Finding::warning(
                 CHECK,
-                format!("{neighbors} on the VXLAN devices, and the {family} table holds {max}"),
+                format!("{neighbors} on the VXLAN devices, and the {name} table holds {max}"),
                 "kernels that also count permanent entries remove other entries",
             )
-            .with_command(format!("sysctl -w {name}={}", (count * 2).max(max * 2))),
+            .with_command(Command::raise_neighbor_max(family, (count * 2).max(max * 2))),
         );
     }
     if findings.is_empty() {

@@ -19,6 +19,8 @@ pub struct Observation {
     pub is_root: bool,
     /// The configuration of the agent, or the default configuration.
     pub config: AgentConfig,
+    /// The source of the configuration.
+    pub configuration: Configuration,
     /// Release of the kernel, as `uname -r` prints it.
     pub kernel: String,
     /// Features that the kernel supports, or why they were not tested.
@@ -46,6 +48,46 @@ pub struct Observation {
     pub agent: AgentObservation,
     /// The master; `None` if the operator named no master.
     pub master: Option<MasterObservation>,
+}
+
+/// The source of the agent's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// The found configuration; `None` if the defaults are used.
+    pub source: Option<ConfigSource>,
+    /// Agents that run on this host.
+    pub agents: Vec<AgentProcess>,
+    /// Why a configuration was not found or not read.
+    pub problems: Vec<String>,
+}
+
+/// Where the configuration was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// The operator named the file.
+    Flag(String),
+    /// A running agent.
+    Agent {
+        /// The process of the agent.
+        pid: u32,
+        /// The file with the configuration; `None` if the command line contains it all.
+        file: Option<String>,
+        /// Whether the file was changed after the start of the agent.
+        is_edited: bool,
+    },
+    /// A file at a default path.
+    DefaultPath(String),
+}
+
+/// A running agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentProcess {
+    /// Process ID.
+    pub pid: u32,
+    /// Name of the program.
+    pub name: String,
+    /// Whether the agent has the network namespace of the doctor.
+    pub is_here: bool,
 }
 
 /// Features that the kernel supports, tested in a temporary network namespace.
@@ -147,7 +189,12 @@ impl TunnelState {
         let refused = self.collisions.iter().filter(|collision| !collision.is_programmed);
         let mut owners = refused.map(|collision| (&collision.owner, &collision.subnet));
         owners.any(|(owner, subnet)| match (owner, operation.scope()) {
-            (SubnetOwner::Overlay(_), FaultScope::Subnet(route)) => subnet.covers(&route),
+            // The agent refuses the overlay as a whole, with its subnets of both families.
+            (SubnetOwner::Overlay(overlay), FaultScope::Subnet(route)) => {
+                let space = self.desired.space(overlay);
+                let mut whole = space.iter().flat_map(|space| &space.whole);
+                subnet.covers(&route) || whole.any(|subnet| subnet.covers(&route))
+            }
             (SubnetOwner::Vteps(device), _) => operation.device() == Some(device),
             (SubnetOwner::Overlay(_), _) => false,
         })
@@ -199,9 +246,22 @@ pub struct AgentReport {
     /// The assignments of the agent.
     pub info: AgentInfo,
     /// Status and problems; `None` if the agent reports no health, like the C++ module.
-    pub health: Option<(String, Vec<String>)>,
+    pub health: Option<(String, Vec<ReportedProblem>)>,
     /// Whether another program manages the tunnels, as with the C++ module.
     pub is_external: bool,
+    /// Address of the agent's master; `None` if it is unknown.
+    pub master: Option<String>,
+}
+
+/// A problem that an agent reports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReportedProblem {
+    /// The problem, one sentence.
+    pub text: String,
+    /// The parts of the agent with the problem. Empty if the agent does not name them.
+    pub parts: Vec<String>,
+    /// The overlay, if the problem concerns one overlay.
+    pub overlay: Option<String>,
 }
 
 /// The master.
@@ -224,6 +284,34 @@ impl Observation {
         let is_v6 = |subnet: &overlay_types::addr::Subnet| subnet.first().is_ipv6();
         self.tunnel.desired.vxlan_devices.iter().any(|local| local.ip6.is_some())
             || self.tunnel.desired.spaces.iter().any(|space| space.whole.iter().any(is_v6))
+    }
+
+    /// Returns the address of the master, as the operator or the agent names it.
+    pub fn master_address(&self) -> Option<String> {
+        let named = self.master.as_ref().map(|master| master.address.clone());
+        let report = self.agent.answer.as_ref().ok();
+        named.or_else(|| report.and_then(|report| report.master.clone()))
+    }
+
+    /// Returns whether the configuration of the agent is known.
+    pub const fn is_config_known(&self) -> bool {
+        self.configuration.source.is_some()
+    }
+
+    /// Returns whether the agent reports a network of Docker.
+    pub fn uses_docker_bridges(&self) -> bool {
+        let report = self.agent.answer.as_ref().ok();
+        report.is_some_and(|report| {
+            report.info.overlays.iter().any(|overlay| overlay.docker_bridge.is_some())
+        })
+    }
+
+    /// Returns whether the agent reports a network of the MesosContainerizer.
+    pub fn uses_mesos_bridges(&self) -> bool {
+        let report = self.agent.answer.as_ref().ok();
+        report.is_some_and(|report| {
+            report.info.overlays.iter().any(|overlay| overlay.mesos_bridge.is_some())
+        })
     }
 
     /// Returns whether another program manages the tunnels.

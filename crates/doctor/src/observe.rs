@@ -5,7 +5,7 @@ use overlay_linux::dataplane::DataplaneError;
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_linux::firewall::foreign::Listing;
 
-use super::observation::{AgentObservation, MasterObservation, Observation};
+use super::observation::{AgentObservation, Configuration, MasterObservation, Observation};
 use super::{kernel_support, local_checks, tunnel};
 
 /// The answers to network queries, which the caller sends before the observation.
@@ -24,7 +24,11 @@ pub struct QueryResults {
 ///
 /// # Errors
 /// When the kernel does not return the state of the overlays.
-pub fn observe(config: AgentConfig, results: QueryResults) -> Result<Observation, DataplaneError> {
+pub fn observe(
+    config: AgentConfig,
+    configuration: Configuration,
+    results: QueryResults,
+) -> Result<Observation, DataplaneError> {
     let QueryResults { agent, master, docker } = results;
     let is_root = rustix::process::geteuid().is_root();
     let info = agent.answer.as_ref().ok().map(|report| &report.info);
@@ -51,5 +55,6 @@ pub fn observe(config: AgentConfig, results: QueryResults) -> Result<Observation
         agent,
         master,
         config,
+        configuration,
     })
 }

@@ -1,22 +1,19 @@
 //! Checks of the overlays of this host: the assignment, the state of the kernel, and the reports of
 //! the agent and the master. The checks are pure functions of the observation.
 
-use std::net::IpAddr;
-
-use overlay_linux::dataplane::{
-    Hop, MARK, METRIC_UNALLOCATED, Operation, PROTOCOL, Problem, RouteKey,
-};
-use overlay_linux::docker::DockerFailure;
-use overlay_types::addr::{DeviceName, Mtu};
+use overlay_linux::dataplane::Problem;
+use overlay_types::addr::Mtu;
+use overlay_types::advice::Command;
 use overlay_types::protocol::Status;
 use overlay_types::text::pluralize;
 use overlay_types::tunnel::{Collision, HostObject, HostRoute, SubnetOwner, VxlanDevice};
 
+use super::cause::{Object, Topic};
+use super::dataplane::dataplane;
 use super::finding::Finding;
-use super::observation::{AgentQueryError, AgentReport, DesiredSource, Observation};
-
-/// Maximum number of missing changes that are shown one by one.
-const SHOWN_MAX: usize = 20;
+use super::observation::{
+    AgentQueryError, AgentReport, DesiredSource, Observation, ReportedProblem,
+};
 
 /// Runs all checks of the overlays in a fixed order.
 pub(crate) fn check(observation: &Observation) -> Vec<Finding> {
@@ -32,22 +29,7 @@ fn agent(observation: &Observation) -> Vec<Finding> {
         Ok(report) => report,
         Err(error) => return vec![agent_unavailable(CHECK, observation, error)],
     };
-    let (docker_problems, other_problems): (Vec<_>, Vec<_>) =
-        problems(report).into_iter().partition(|problem| is_caused_by_docker(observation, problem));
-    let mut findings = Vec::new();
-    for problem in other_problems {
-        let explanation = "the agent reports this problem and retries";
-        let finding = Finding::wrong(CHECK, problem, explanation);
-        findings.push(finding.with_advice("fix the reported problem, or see the agent's log"));
-    }
-    if !docker_problems.is_empty() {
-        let problems = pluralize(docker_problems.len(), "problem");
-        let summary = format!(
-            "the agent has {problems} because the Docker daemon does not run, as shown above"
-        );
-        let finding = Finding::note(CHECK, summary);
-        findings.push(finding.with_advice("fix the Docker daemon: the agent retries"));
-    }
+    let findings: Vec<_> = problems(report).into_iter().map(reported_problem).collect();
     if !findings.is_empty() {
         return findings;
     }
@@ -58,6 +40,7 @@ fn agent(observation: &Observation) -> Vec<Finding> {
             format!("the agent at {address} is {status}"),
             "no master has sent its assignment",
         )
+        .about(Topic::ReportedMaster)
         .with_advice("check that the master runs and is reachable, and see the agent's log"),
         _ => {
             let overlays = pluralize(report.info.overlays.len() as u128, "overlay");
@@ -76,7 +59,11 @@ fn agent_unavailable(
         AgentQueryError::NoResponse(reason) => (
             format!("no agent answers at {address}: {reason}"),
             "the programmed dataplane stays, but nothing is repaired and no peer is added",
-            "start the agent, or name its address with --agent",
+            if observation.configuration.agents.iter().any(|agent| agent.is_here) {
+                "restart the agent, which runs and does not answer, or name its address with --agent"
+            } else {
+                "start the agent, or name its address with --agent"
+            },
         ),
         AgentQueryError::NotAnAgent(answer) => (
             format!("something else answers at {address} ({answer}), perhaps a Mesos agent"),
@@ -94,26 +81,49 @@ fn agent_unavailable(
     } else {
         Finding::note(check, summary)
     };
-    finding.with_advice(advice)
+    finding.about(Topic::AgentStopped).with_advice(advice)
 }
 
 /// Returns the problems in the agent's health, or else its failed overlays.
-fn problems(report: &AgentReport) -> Vec<String> {
+fn problems(report: &AgentReport) -> Vec<ReportedProblem> {
     if let Some((_, problems)) = &report.health {
         return problems.clone();
     }
     let failed = report.info.overlays.iter().filter_map(|overlay| match &overlay.status {
-        Some(Status::Failed(reason)) => Some(format!("overlay {}: {reason}", overlay.name())),
+        Some(Status::Failed(reason)) => Some(ReportedProblem {
+            text: format!("overlay {}: {reason}", overlay.name()),
+            parts: Vec::new(),
+            overlay: Some(overlay.name().to_string()),
+        }),
         _ => None,
     });
     failed.collect()
 }
 
-/// Returns whether the stopped Docker daemon causes a problem of the agent. The check of Docker
-/// reports the daemon, and one cause is reported as one problem.
-fn is_caused_by_docker(observation: &Observation, problem: &str) -> bool {
-    matches!(observation.docker, Some(Err(DockerFailure::NotRunning { .. })))
-        && problem.contains(DockerFailure::NOT_RUNNING)
+fn reported_problem(problem: ReportedProblem) -> Finding {
+    let ReportedProblem { text, parts, overlay } = problem;
+    let topic = |part: &String| match part.as_str() {
+        "address" => Some(Topic::ReportedAddress),
+        "master" => Some(Topic::ReportedMaster),
+        "peers" => Some(Topic::ReportedPeers),
+        "collision" => Some(Topic::ReportedCollision),
+        "docker network" => Some(Topic::ReportedDocker),
+        "cni network" => Some(Topic::ReportedCni),
+        "tunnel" if overlay.is_some() => Some(Topic::ReportedOverlay),
+        "tunnel" => Some(Topic::ReportedTunnel),
+        "probes" => Some(Topic::ReportedProbes),
+        _ => None,
+    };
+    // A part without a known cause makes the problem a root.
+    let topics: Option<Vec<Topic>> = parts.iter().map(topic).collect();
+    let object = match overlay.and_then(|overlay| overlay.parse().ok()) {
+        Some(overlay) => Object::Overlays([overlay].into()),
+        None => Object::Host,
+    };
+    let explanation = "the agent reports this problem and retries";
+    let finding = Finding::wrong("agent", text, explanation).on(object);
+    Finding { topics: topics.unwrap_or_default(), ..finding }
+        .with_advice("fix the reported problem, or see the agent's log")
 }
 
 fn master(observation: &Observation) -> Vec<Finding> {
@@ -126,11 +136,9 @@ fn master(observation: &Observation) -> Vec<Finding> {
     let state = match &master.answer {
         Ok(state) => state,
         Err(reason) => {
-            return vec![Finding::wrong(
-                CHECK,
-                reason.as_str(),
-                "starting agents get no assignment, and running agents learn of no new peer",
-            )];
+            let explanation =
+                "starting agents get no assignment, and running agents learn of no new peer";
+            return vec![Finding::wrong(CHECK, reason.as_str(), explanation).about(Topic::Master)];
         }
     };
     let Ok(report) = &observation.agent.answer else {
@@ -155,7 +163,8 @@ fn collisions(observation: &Observation) -> Vec<Finding> {
     const CHECK: &str = "collisions";
     let tunnel = &observation.tunnel;
     if matches!(tunnel.source, DesiredSource::Defaults | DesiredSource::Kernel) {
-        let finding = Finding::note(CHECK, "not checked: the overlays' addresses are unknown");
+        let finding = Finding::note(CHECK, "not checked: the overlays' addresses are unknown")
+            .about(Topic::Unchecked);
         return vec![finding.with_advice("name the master with --master IP:PORT")];
     }
     if tunnel.collisions.is_empty() {
@@ -179,19 +188,20 @@ fn collision_finding(check: &'static str, collision: &Collision) -> Finding {
             "the overlay would make these addresses unreachable, so the agent refuses the overlay"
         },
     );
-    let advice = "change the subnet of the overlay at the master, or the addresses of the host";
-    finding.with_advice(match object {
-        HostObject::Route(HostRoute { subnet, gateway: Some(_), .. }) => {
-            let delete = format!("{} route delete {subnet}", ip_command(subnet.first()));
-            format!("{advice}; or cut this host off from {subnet} with '{delete}'")
-        }
-        HostObject::Route(_) | HostObject::Address(_) => advice.to_owned(),
-    })
-}
-
-/// Returns the `ip` command for the family of the address.
-const fn ip_command(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "ip" } else { "ip -6" }
+    // Without the route, this host could not reach the network behind it, perhaps that of the
+    // operator. So no command removes it.
+    let alternative = match object {
+        HostObject::Route(HostRoute { gateway: Some(_), .. }) => "that of the network behind it",
+        HostObject::Route(_) | HostObject::Address(_) => "the addresses of the host",
+    };
+    let object = match owner {
+        SubnetOwner::Overlay(overlay) => Object::Overlays([overlay.clone()].into()),
+        SubnetOwner::Vteps(device) => Object::device(device),
+    };
+    finding
+        .about(Topic::Collision)
+        .on(object)
+        .with_advice(format!("change the subnet of the overlay at the master, or {alternative}"))
 }
 
 /// Returns the MTU of a VXLAN device that exists.
@@ -216,6 +226,7 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
                         format!("no device of this host has the address {underlay}"),
                         "the tunnels of this agent use it as their source",
                     )
+                    .about(Topic::Address)
                     .with_advice(
                         "restore the address of the host, or register the agent with another \
                          address",
@@ -227,15 +238,16 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
         let max = underlay_mtu.bytes().saturating_sub(local.overhead());
         known_max.get_or_insert(max);
         if let Some(mtu) = device_mtu(observation, local).filter(|mtu| mtu.bytes() > max) {
-            findings.push(
-                Finding::wrong(
-                    CHECK,
-                    format!("device {device} has an MTU of {mtu}, and the underlay carries {max}"),
-                    "large packets are fragmented, and many routers drop fragments",
-                )
-                .with_command(format!("ip link set {device} mtu {max}"))
-                .with_advice(format!("set vtep_mtu to {max} or less, or remove it")),
-            );
+            let finding = Finding::wrong(
+                CHECK,
+                format!("device {device} has an MTU of {mtu}, and the underlay carries {max}"),
+                "large packets are fragmented, and many routers drop fragments",
+            )
+            .about(Topic::Mtu)
+            .on(Object::device(device))
+            .with_advice(format!("set vtep_mtu to {max} or less, or remove it"));
+            let command = Mtu::new(max).ok().map(|max| Command::set_device_mtu(device, max));
+            findings.push(Finding { command, ..finding });
         }
     }
     let problems = tunnel.plan.problems.iter();
@@ -252,6 +264,12 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
 /// Returns the finding for a problem of the plan that concerns an MTU.
 fn mtu_problem(observation: &Observation, problem: &Problem) -> Option<Finding> {
     let tunnel = &observation.tunnel;
+    let object = match problem {
+        Problem::MtuTooSmall { device, .. } | Problem::ContainersDoNotFit { device, .. } => {
+            Object::device(device)
+        }
+        _ => return None,
+    };
     let (summary, lower, needed, underlay) = match problem {
         Problem::MtuTooSmall { device, mtu, least, overhead, underlay } => (
             format!("device {device} would have an MTU of {mtu}, and needs {least}"),
@@ -275,179 +293,12 @@ fn mtu_problem(observation: &Observation, problem: &Problem) -> Option<Finding> 
     // The network may not carry packets of this size. A larger MTU of the device would then break
     // other traffic as well.
     let raise = format!(
-        "if the network between the agents carries {needed} bytes, 'ip link set {device} mtu \
-         {needed}'"
+        "if the network between the agents carries {needed} bytes, raise the MTU of the host's \
+         device {device} to {needed}"
     );
     let finding = Finding::wrong("mtu", summary, "large packets of containers do not fit");
+    let finding = finding.about(Topic::Mtu).on(object);
     Some(finding.with_advice(format!("{lower}{raise}")))
-}
-
-/// Compares the kernel with the desired state, and reports the problems of the plan.
-fn dataplane(observation: &Observation) -> Vec<Finding> {
-    const CHECK: &str = "dataplane";
-    let tunnel = &observation.tunnel;
-    if observation.is_external() {
-        let summary =
-            "another program manages the tunnels: they are not compared with the assignment";
-        return vec![Finding::note(CHECK, summary)];
-    }
-    let mut findings: Vec<_> = tunnel.plan.problems.iter().filter_map(obstacle).collect();
-    let operations = tunnel.plan.operations.iter();
-    let missing: Vec<_> = operations
-        .filter(|operation| is_compared(tunnel.source, operation))
-        .filter(|operation| !tunnel.is_refused(operation))
-        .collect();
-    if observation.is_before_first_run() && !missing.is_empty() {
-        let finding = Finding::note(CHECK, "nothing is programmed yet");
-        return vec![finding.with_advice("start the agent, which programs the dataplane")];
-    }
-    for operation in missing.iter().take(SHOWN_MAX) {
-        let finding = Finding::wrong(
-            CHECK,
-            format!("the kernel differs from the desired state, missing change: {operation}"),
-            "a running agent repairs it within its verify_interval",
-        );
-        findings.push(match command(operation) {
-            Some(command) => finding.with_command(command),
-            None => finding.with_advice("start the agent, or see its log"),
-        });
-    }
-    if missing.len() > SHOWN_MAX {
-        let more = missing.len() - SHOWN_MAX;
-        let summary = format!("the kernel differs from the desired state in {more} more respects");
-        let finding = Finding::wrong(CHECK, summary, "a running agent repairs it");
-        findings.push(finding.with_advice("start the agent, or see its log"));
-    }
-    if findings.is_empty() {
-        let summary = match tunnel.source {
-            DesiredSource::Assignments => "the kernel matches the desired state of the overlays",
-            DesiredSource::Kernel => "the VXLAN devices are up",
-            DesiredSource::Defaults | DesiredSource::MasterNetwork => {
-                "no object of the host conflicts with the VXLAN device"
-            }
-        };
-        findings.push(Finding::ok(CHECK, summary));
-    }
-    findings
-}
-
-/// Returns whether a missing operation is a problem, given the source of the desired state.
-const fn is_compared(source: DesiredSource, operation: &Operation) -> bool {
-    match (source, operation) {
-        // The check of rp_filter considers the setting of all devices too.
-        (_, Operation::SetLooseRpFilter(_)) => false,
-        (DesiredSource::Assignments, _) => true,
-        // Without assignments, only the condition of existing devices can be judged.
-        (DesiredSource::Kernel, Operation::SetUp(_) | Operation::StopLearning(_)) => true,
-        _ => false,
-    }
-}
-
-/// Returns the finding for a problem of the plan that concerns a device or a peer.
-fn obstacle(problem: &Problem) -> Option<Finding> {
-    const CHECK: &str = "dataplane";
-    let explanation = "the agent does not change foreign devices, and creates no tunnel";
-    match problem {
-        Problem::NameTaken { device, kind } => {
-            let summary = format!("device {device} is a foreign {kind} device");
-            let finding = Finding::wrong(CHECK, summary, explanation);
-            Some(finding.with_advice(delete_if_unneeded(device.as_str())))
-        }
-        Problem::VniTaken { device, vni, port, other } => {
-            let summary = format!(
-                "VXLAN device {other} has VNI {vni} on UDP port {port}, which device {device} needs"
-            );
-            let finding = Finding::wrong(CHECK, summary, explanation);
-            Some(finding.with_advice(delete_if_unneeded(other)))
-        }
-        Problem::Peer { agent, fault } => {
-            Some(Finding::wrong(CHECK, format!("agent {agent} is skipped"), fault.to_string()))
-        }
-        Problem::Detour(detour) => {
-            let wrong = format!("packets from {} to {}", detour.from, detour.subnet);
-            Some(Finding::wrong(CHECK, wrong, detour.to_string()))
-        }
-        Problem::ForeignAddress { bridge, .. } => {
-            let wrong = format!("bridge {bridge} has a foreign address before its own");
-            Some(Finding::wrong(CHECK, wrong, problem.to_string()))
-        }
-        Problem::MtuTooSmall { .. } | Problem::ContainersDoNotFit { .. } => None,
-    }
-}
-
-fn delete_if_unneeded(device: &str) -> String {
-    format!("find its owner; if the device is not needed, 'ip link delete {device}'")
-}
-
-/// Returns a command that does the same as the operation, if there is such a command.
-fn command(operation: &Operation) -> Option<String> {
-    let set = |device: &DeviceName, value: String| Some(format!("ip link set {device} {value}"));
-    match operation {
-        Operation::Mark(device) => set(device, format!("alias {MARK}")),
-        Operation::SetMac(device, mac) => set(device, format!("address {mac}")),
-        Operation::SetMtu(device, mtu) => set(device, format!("mtu {mtu}")),
-        Operation::SetUp(device) => set(device, "up".to_owned()),
-        Operation::RemoveDevice(device) => Some(format!("ip link delete {device}")),
-        Operation::AddBridge(device, _) => Some(format!("ip link add name {device} type bridge")),
-        Operation::AttachPort(device, port) => {
-            Some(format!("ip link set {} master {device}", port.name))
-        }
-        Operation::EnableIpv6(device) => {
-            Some(format!("sysctl -w net.ipv6.conf.{device}.disable_ipv6=0"))
-        }
-        Operation::EnableForwarding(device, family) => {
-            let family = family.to_string().to_lowercase();
-            Some(format!("sysctl -w net/{family}/conf/{device}/forwarding=1"))
-        }
-        Operation::AddAddress(device, address) => {
-            let nodad = if address.address().is_ipv6() { " nodad" } else { "" };
-            Some(format!("ip addr add {address} dev {device}{nodad}"))
-        }
-        Operation::RemoveAddress(device, address) => {
-            Some(format!("ip addr delete {address} dev {device}"))
-        }
-        Operation::SetNeighbor(device, address, mac) => {
-            Some(format!("ip neigh replace {address} lladdr {mac} dev {device} nud permanent"))
-        }
-        Operation::RemoveNeighbor(device, address) => {
-            Some(format!("ip neigh delete {address} dev {device}"))
-        }
-        Operation::SetForward(device, mac, agent) => {
-            Some(format!("bridge fdb replace {mac} dev {device} dst {agent} self permanent"))
-        }
-        Operation::RemoveForward(device, mac, agent) => {
-            Some(format!("bridge fdb delete {mac} dev {device} dst {agent} self"))
-        }
-        // `replace` would also replace a route of the host.
-        Operation::AddRoute(key, hop) => route_command("add", key, hop),
-        Operation::ChangeRoute(key, hop) => route_command("replace", key, hop),
-        Operation::RemoveRoute(RouteKey { subnet, metric }, _) => {
-            let program = ip_command(subnet.first());
-            Some(format!("{program} route delete {subnet} metric {metric} proto {PROTOCOL}"))
-        }
-        Operation::AddDevice(..)
-        | Operation::SetUnderlay(..)
-        | Operation::StopLearning(_)
-        | Operation::SetLooseRpFilter(_) => None,
-    }
-}
-
-/// Returns the command that adds a route, or replaces one of ours.
-fn route_command(verb: &str, RouteKey { subnet, metric }: &RouteKey, hop: &Hop) -> Option<String> {
-    let replace = format!("{} route {verb}", ip_command(subnet.first()));
-    match hop {
-        Hop::Unreachable => Some(format!(
-            "{replace} unreachable {subnet} metric {METRIC_UNALLOCATED} proto {PROTOCOL}"
-        )),
-        Hop::Via { device, gateway, is_onlink } => {
-            let onlink = if *is_onlink { " onlink" } else { "" };
-            Some(format!(
-                "{replace} {subnet} via {gateway} dev {device}{onlink} metric {metric} proto \
-                 {PROTOCOL}"
-            ))
-        }
-        Hop::Elsewhere => None,
-    }
 }
 
 /// Checks the entries of the peers. No packet is sent.
@@ -463,7 +314,9 @@ fn peers(observation: &Observation) -> Vec<Finding> {
                 format!("no route to agent {peer}: {reason}"),
                 "tunnel packets to the agent cannot be sent",
             )
-            .with_advice(format!("see '{} route get {peer}'", ip_command(*peer))),
+            .about(Topic::UnderlayRoute)
+            .on(Object::Peers([*peer].into()))
+            .with_advice(format!("see {}", Command::show_route_to(*peer))),
         );
     }
     for (name, device) in &state.devices {
@@ -477,6 +330,8 @@ fn peers(observation: &Observation) -> Vec<Finding> {
                         ),
                         "packets to the VTEP are dropped",
                     )
+                    .about(Topic::Entries)
+                    .on(Object::Peers([*address].into()))
                     .with_advice("start the agent, or see its log"),
                 );
             }
@@ -487,7 +342,7 @@ fn peers(observation: &Observation) -> Vec<Finding> {
         let peers = pluralize(count as u128, "peer");
         findings.push(match count {
             0 if tunnel.is_programmed() => Finding::ok(CHECK, "there is no other agent yet"),
-            0 => Finding::note(CHECK, "unknown before the agent has run"),
+            0 => Finding::note(CHECK, "unknown: this host has no VXLAN device"),
             _ => Finding::ok(CHECK, format!("the kernel has a route to each of {peers}")),
         });
     }

@@ -7,6 +7,7 @@
 use overlay_config::FirewallKind;
 use overlay_linux::firewall::foreign::{self, Obstacle, PacketKind, RuleBackend};
 
+use super::cause::{Object, Topic};
 use super::finding::Finding;
 use super::observation::Observation;
 
@@ -43,33 +44,40 @@ pub(super) fn forward_policy(observation: &Observation) -> Vec<Finding> {
     with_summary(observation, FORWARD_POLICY, summary, findings)
 }
 
-/// Returns whether rules drop packets between containers of one bridge, which pass the rules with
+/// Returns the rule that drops packets between containers of one bridge, which pass the rules with
 /// `br_netfilter`.
-pub(super) fn drops_bridged_packets(observation: &Observation) -> bool {
-    let found = obstacles(observation, true);
-    found
-        .iter()
-        .any(|obstacle| obstacle.is_definite && obstacle.kinds.contains(&PacketKind::Bridged))
+pub(super) fn bridged_obstacle(observation: &Observation) -> Option<Obstacle> {
+    let mut found = obstacles(observation, true).into_iter();
+    found.find(|obstacle| obstacle.is_definite && obstacle.kinds.contains(&PacketKind::Bridged))
 }
 
 fn finding(observation: &Observation, check: &'static str, obstacle: &Obstacle) -> Finding {
-    let Obstacle { packets, command, effect, .. } = obstacle;
+    let Obstacle { packets, command, overlays, devices, .. } = obstacle;
     let summary = obstacle.rule_description();
+    let topic = if check == UDP_RULES { Topic::VxlanRules } else { Topic::ForwardRules };
+    let object = if overlays.is_empty() {
+        Object::Devices(devices.clone())
+    } else {
+        Object::Overlays(overlays.clone())
+    };
     if is_overridden_by_agent(observation, obstacle) {
         return Finding::note(check, summary)
             .with_advice("no action: the agent creates rules that accept the packets");
     }
     if obstacle.is_definite {
         return Finding::wrong(check, summary, format!("{packets} are dropped"))
-            .with_command(command)
-            .with_advice(format!("check the purpose of the rule first: the command {effect}"));
+            .about(topic)
+            .on(object)
+            .with_command(command.clone())
+            .with_advice("check the purpose of the rule first");
     }
     let explanation = format!(
         "{packets} may be dropped: an earlier rule has conditions that doctor cannot check"
     );
-    Finding::warning(check, summary, explanation).with_advice(format!(
-        "check that the packets of all agents are accepted, or run '{command}', which {effect}"
-    ))
+    Finding::warning(check, summary, explanation)
+        .about(topic)
+        .on(object)
+        .with_advice(format!("check that the packets of all agents are accepted, or run {command}"))
 }
 
 /// Returns whether the agent will accept the packets before the chain drops them. It does so if the

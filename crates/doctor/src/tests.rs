@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use overlay_config::AgentConfig;
-use overlay_linux::dataplane::{self, Device, Hop, Identity, Link, Operation, Problem, RouteKey};
+use overlay_linux::dataplane::{
+    self, Detour, Device, Hop, Identity, Link, Operation, Problem, RouteKey, Way,
+};
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_linux::firewall::foreign::{Listing, ListingError, SavedTables};
 use overlay_types::addr::{DeviceName, Family, Mac, Mtu, Vni};
@@ -13,12 +15,14 @@ use overlay_types::tunnel::{
     Desired, HostAddress, HostRoute, OverlayBridge, OverlaySubnets, VxlanDevice, collisions,
 };
 
-use super::finding::Finding;
+use super::finding::Severity;
 use super::observation::{
-    AgentObservation, AgentQueryError, AgentReport, CniPlugins, DesiredSource, KernelSupport,
-    MasterObservation, NetworkManagement, NetworkManager, Observation, PortOwner, TunnelState,
+    AgentObservation, AgentProcess, AgentQueryError, AgentReport, CniPlugins, ConfigSource,
+    Configuration, DesiredSource, KernelSupport, MasterObservation, NetworkManagement,
+    NetworkManager, Observation, PortOwner, ReportedProblem, TunnelState,
 };
-use super::{host, local_checks, overlay};
+use super::report::Report;
+use super::{check, local_checks};
 
 fn device() -> DeviceName {
     DeviceName::vtep(Vni::DEFAULT)
@@ -77,6 +81,11 @@ fn device_with_peer() -> Device {
     device
 }
 
+fn named_configuration() -> Configuration {
+    let source = Some(ConfigSource::Flag("agent.json".to_owned()));
+    Configuration { source, ..Configuration::default() }
+}
+
 /// Returns a host with an agent and no problems.
 fn healthy_host() -> Observation {
     let mut observed = dataplane::Observed::default();
@@ -114,6 +123,7 @@ fn healthy_host() -> Observation {
     Observation {
         is_root: true,
         config: AgentConfig::new(PathBuf::new()),
+        configuration: named_configuration(),
         kernel: "6.1.0-18-amd64".to_owned(),
         kernel_support: Ok(KernelSupport {
             vxlan: Ok(()),
@@ -143,6 +153,7 @@ fn healthy_host() -> Observation {
                 info,
                 health: Some(("ok".to_owned(), Vec::new())),
                 is_external: false,
+                master: Some("10.0.0.9:5050".to_owned()),
             }),
         },
         master: Some(MasterObservation { address: "10.0.0.9:5050".to_owned(), answer: Ok(state) }),
@@ -159,12 +170,6 @@ fn fresh_host() -> Observation {
     observation
 }
 
-fn all_findings(observation: &Observation) -> Vec<Finding> {
-    let mut findings = host::check(observation);
-    findings.extend(overlay::check(observation));
-    findings
-}
-
 /// Returns the text of the findings that `inject_fault` adds on a healthy host.
 fn findings_after(inject_fault: impl FnOnce(&mut Observation)) -> String {
     findings_on(healthy_host(), inject_fault)
@@ -174,18 +179,19 @@ fn findings_on(
     mut observation: Observation,
     inject_fault: impl FnOnce(&mut Observation),
 ) -> String {
-    let before = all_findings(&observation);
+    let before = check(&observation);
     inject_fault(&mut observation);
-    let new = all_findings(&observation).into_iter().filter(|finding| !before.contains(finding));
+    let new = check(&observation).into_iter().filter(|finding| !before.contains(finding));
     new.map(|finding| finding.to_string()).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn healthy_host_has_no_problem() {
-    let shown: Vec<_> = all_findings(&healthy_host()).iter().map(ToString::to_string).collect();
+    let shown: Vec<_> = check(&healthy_host()).iter().map(ToString::to_string).collect();
     assert_eq!(
         shown,
         [
+            "ok       configuration    agent.json",
             "ok       kernel           kernel 6.1.0-18-amd64 creates VXLAN devices",
             "ok       firewall         the firewall backend is nftables",
             "ok       forwarding       this host forwards",
@@ -232,7 +238,12 @@ fn missing_kernel_support_is_reported() {
     let advice = "install the kernel's modules if this module is missing";
     assert_eq!(
         text,
-        lines("wrong", "kernel", summary, &[("run", "modprobe vxlan"), ("do", advice)])
+        lines(
+            "wrong",
+            "kernel",
+            summary,
+            &[("run", "modprobe vxlan  # adds a module to the kernel"), ("do", advice)]
+        )
     );
     let no_v6 = |observation: &mut Observation| {
         observation.kernel_support =
@@ -270,7 +281,16 @@ fn wrong_setting_is_reported_with_sysctl_command() {
                    do not reach its containers";
     assert_eq!(
         findings_after(set("ipv4/ip_forward", 0)),
-        lines("wrong", "forwarding", summary, &[("run", "sysctl -w net.ipv4.ip_forward=1")])
+        lines(
+            "wrong",
+            "forwarding",
+            summary,
+            &[(
+                "run",
+                "sysctl -w net.ipv4.ip_forward=1  # lets this host forward IPv4 between all of its \
+                 devices"
+            )]
+        )
     );
     assert_eq!(
         findings_on(fresh_host(), set("ipv4/ip_forward", 0)),
@@ -278,7 +298,7 @@ fn wrong_setting_is_reported_with_sysctl_command() {
     );
     let summary = "device vtep1024 has rp_filter 1, strict: packets of peers are dropped if their \
                    reverse path is another device";
-    let command = "sysctl -w net.ipv4.conf.vtep1024.rp_filter=2";
+    let command = "sysctl -w net/ipv4/conf/vtep1024/rp_filter=2";
     assert_eq!(
         findings_after(set("ipv4/conf/vtep1024/rp_filter", 1)),
         lines("wrong", "rp-filter", summary, &[("run", command)])
@@ -291,7 +311,8 @@ fn wrong_setting_is_reported_with_sysctl_command() {
     assert_eq!(findings_after(on), lines("note", "br-netfilter", summary, &[]));
     let summary = "950 of 1000 connections are tracked: when the table is full, packets of new \
                    connections are dropped";
-    let command = "sysctl -w net.netfilter.nf_conntrack_max=2000";
+    let command = "sysctl -w net.netfilter.nf_conntrack_max=2000  # raises the limit of the whole \
+                   host, for about 300 bytes of memory a connection";
     let count = "netfilter/nf_conntrack_count";
     assert_eq!(
         findings_after(set(count, 950)),
@@ -304,7 +325,8 @@ fn wrong_setting_is_reported_with_sysctl_command() {
     );
     let summary = "1 neighbor on the VXLAN devices, and the ipv4 table holds 1: kernels that \
                    also count permanent entries remove other entries";
-    let command = "sysctl -w net.ipv4.neigh.default.gc_thresh3=2";
+    let command = "sysctl -w net.ipv4.neigh.default.gc_thresh3=2  # raises the limit of the whole \
+                   host";
     let thresh = set("ipv4/neigh/default/gc_thresh3", 1);
     assert_eq!(findings_after(thresh), lines("warning", "tables", summary, &[("run", command)]));
 }
@@ -337,7 +359,8 @@ fn owner_of_udp_port_is_named() {
     });
     let summary = "UDP port 64000 is used by process 4711 (nc): VXLAN cannot use the port, so no \
                    packet of a peer arrives";
-    let stop = "stop the process, as with 'kill 4711', or set another vtep_port at the master";
+    let stop = "see the process with 'ps -fp 4711', and stop its service if this host does not \
+                need it, or set another vtep_port at the master";
     assert_eq!(text, lines("wrong", "udp-port", summary, &[("do", stop)]));
     let text = findings_after(|observation| {
         observation.tunnel.observed.foreign_vxlans.push((
@@ -394,9 +417,9 @@ fn rule_that_drops_tunnels_is_reported_with_remedy() {
     });
     let summary = "rule 'udp dport 64000 drop' (nftables, table inet site, chain in, handle 1): \
                    VXLAN packets of peers to UDP port 64000 are dropped";
-    let command = "nft insert rule inet site in udp dport 64000 accept";
-    let advice = "check the purpose of the rule first: the command adds rules to chain in of table \
-                  inet site";
+    let command = "nft insert rule inet site in udp dport 64000 accept  # adds rules to chain in of \
+                   table inet site";
+    let advice = "check the purpose of the rule first";
     let remedy = [("run", command), ("do", advice)];
     assert_eq!(text, lines("wrong", "udp-rules", summary, &remedy));
     let text = findings_after(|observation| {
@@ -431,10 +454,9 @@ fn dropped_forwarded_packets_are_reported() {
     let summary = format!(
         "{place}: packets of containers from m-vxlan-1 to peers (192.168.0.0/17) are dropped"
     );
-    let command =
-        "iptables -I FORWARD -i vtep1024 -j ACCEPT && iptables -I FORWARD -o vtep1024 -j ACCEPT";
-    let advice = "check the purpose of the rule first: the command adds rules to chain FORWARD of \
-                  table filter";
+    let command = "iptables -I FORWARD -i vtep1024 -j ACCEPT && iptables -I FORWARD -o vtep1024 -j ACCEPT  \
+         # adds rules to chain FORWARD of table filter";
+    let advice = "check the purpose of the rule first";
     let remedy = [("run", command), ("do", advice)];
     assert_eq!(text, lines("wrong", "forward-policy", &summary, &remedy));
     for accept in [
@@ -463,7 +485,7 @@ fn checks_without_root_are_noted() {
     (observation.is_root, observation.rules) = (false, rules);
     observation.settings.insert("bridge/bridge-nf-call-iptables".to_owned(), 1);
     observation.docker = Some(Err(DockerFailure::PermissionDenied { message: String::new() }));
-    let findings = all_findings(&observation);
+    let findings = check(&observation);
     let shown = |check: &str| {
         let of_check = findings.iter().find(|finding| finding.check == check);
         of_check.expect("a finding of every check").to_string()
@@ -495,12 +517,20 @@ fn interfering_network_managers_are_reported() {
     assert_eq!(text, lines("note", "managers", summary, &[("do", "no action: the agent sets it")]));
     let summary = "firewalld does not open UDP port 64000: the packets of peers are dropped";
     let command = "firewall-cmd --add-port=64000/udp && firewall-cmd --permanent \
-                   --add-port=64000/udp";
+                   --add-port=64000/udp  # adds the port to firewalld's default zone";
     let text = findings_after(|observation| observation.managers.firewalld = Some(false));
     assert_eq!(text, lines("warning", "managers", summary, &[("run", command)]));
     let summary = "ufw does not open UDP port 64000: the packets of peers are dropped";
     let text = findings_after(|observation| observation.managers.ufw = Some(false));
-    assert_eq!(text, lines("warning", "managers", summary, &[("run", "ufw allow 64000/udp")]));
+    assert_eq!(
+        text,
+        lines(
+            "warning",
+            "managers",
+            summary,
+            &[("run", "ufw allow 64000/udp  # adds rules to ufw's own rules")]
+        )
+    );
 }
 
 #[test]
@@ -532,7 +562,11 @@ fn stopped_docker_daemon_is_one_problem() {
     let summary = "the Docker daemon is not running: no socket: tasks of the DockerContainerizer \
                    get no network";
     let advice = [
-        ("run", "systemctl start docker"),
+        (
+            "run",
+            "systemctl start docker  # starts the Docker daemon of this host, and containers with \
+             a restart policy",
+        ),
         (
             "do",
             "if no task on this host needs a Docker network, set network_config.docker_bridge to \
@@ -542,27 +576,166 @@ fn stopped_docker_daemon_is_one_problem() {
     let daemon = lines("wrong", "docker", summary, &advice);
     assert_eq!(text, daemon);
     // The agent's report of the same cause is not another problem.
-    let not_running = DockerFailure::NotRunning { message: "no socket".to_owned() };
-    let problems =
-        ["vxlan-1", "vxlan-2"].map(|name| format!("{name}: docker network {name}: {not_running}"));
-    let text = findings_after(|observation| {
-        observation.docker = Some(Err(not_running.clone()));
-        let answer = observation.agent.answer.as_mut().unwrap();
-        let other = "vxlan-3: no space".to_owned();
-        let all = problems.iter().cloned().chain([other]).collect();
-        answer.health = Some(("degraded".to_owned(), all));
-    });
-    let summary = "vxlan-3: no space: the agent reports this problem and retries";
-    let other = lines(
-        "wrong",
-        "agent",
-        summary,
-        &[("do", "fix the reported problem, or see the agent's log")],
+    let mut observation = healthy_host();
+    observation.docker = Some(Err(DockerFailure::NotRunning { message: "no socket".to_owned() }));
+    report_problems(
+        &mut observation,
+        &[
+            ("vxlan-1: docker network vxlan-1: stopped", &["docker network"], Some("vxlan-1")),
+            ("vxlan-2: docker network vxlan-2: stopped", &["docker network"], Some("vxlan-2")),
+            ("vxlan-3: no space; stopped", &["cni network", "docker network"], Some("vxlan-3")),
+        ],
     );
-    let summary = "the agent has 2 problems because the Docker daemon does not run, as shown above";
-    let rest =
-        lines("note", "agent", summary, &[("do", "fix the Docker daemon: the agent retries")]);
-    assert_eq!(text, [daemon, other, rest].join("\n"));
+    assert_eq!(
+        problem_lines(&observation),
+        [
+            format!(
+                "{daemon}\n{:<7}    also           2 that follow (agent: vxlan-1: docker network \
+             vxlan-1: stopped, and 1 more)",
+                ""
+            ),
+            lines(
+                "wrong",
+                "agent",
+                "vxlan-3: no space; stopped: the agent reports this problem and retries",
+                &[("do", "fix the reported problem, or see the agent's log")],
+            ),
+        ]
+    );
+}
+
+/// Sets the problems that the agent reports: text, parts, and overlay.
+fn report_problems(observation: &mut Observation, problems: &[(&str, &[&str], Option<&str>)]) {
+    let problems = problems.iter().map(|(text, parts, overlay)| ReportedProblem {
+        text: (*text).to_owned(),
+        parts: parts.iter().map(|part| (*part).to_owned()).collect(),
+        overlay: overlay.map(str::to_owned),
+    });
+    let answer = observation.agent.answer.as_mut().unwrap();
+    answer.health = Some(("degraded".to_owned(), problems.collect()));
+}
+
+/// Returns the lines of the problems, with what follows from them.
+fn problem_lines(observation: &Observation) -> Vec<String> {
+    let report = Report::new(check(observation), observation);
+    let lines = report.lines().into_iter();
+    lines.filter(|line| line.starts_with("wrong") || line.starts_with("warning")).collect()
+}
+
+#[test]
+fn bridge_that_is_down_is_the_only_root() {
+    let mut observation = healthy_host();
+    let bridge: DeviceName = "m-vxlan-1".parse().unwrap();
+    let gateway = "192.168.0.1/25".parse().unwrap();
+    observation.tunnel.plan.operations =
+        vec![Operation::SetUp(bridge.clone()), Operation::AddAddress(bridge.clone(), gateway)];
+    observation.tunnel.plan.problems.push(Problem::from(Detour {
+        from: device(),
+        to: bridge,
+        source: "192.168.2.2".parse().unwrap(),
+        destination: "192.168.0.2".parse().unwrap(),
+        subnet: "192.168.0.0/25".parse().unwrap(),
+        whole: "192.168.0.0/17".parse().unwrap(),
+        found: Way::Through { device: Some("eth0".to_owned()), table: 254 },
+        rule: None,
+    }));
+    report_problems(
+        &mut observation,
+        &[
+            ("vxlan-1: packets leave through eth0", &["tunnel"], Some("vxlan-1")),
+            ("packets leave through eth0", &["tunnel"], None),
+            ("none of 1 peers answers probes", &["probes"], None),
+            // Another overlay has another cause.
+            ("vxlan-9: something else", &["tunnel"], Some("vxlan-9")),
+        ],
+    );
+    let shown = problem_lines(&observation);
+    assert_eq!(shown.len(), 2, "{shown:#?}");
+    assert!(
+        shown[0].starts_with("wrong    dataplane        bridge m-vxlan-1 is down, and 1 more"),
+        "{}",
+        shown[0]
+    );
+    assert!(shown[0].contains("ip link set m-vxlan-1 up && ip addr add 192.168.0.1/25 dev m-"));
+    assert!(shown[0].contains("also           4 that follow (dataplane: packets from vtep1024 to"));
+    assert!(shown[1].contains("vxlan-9: something else"), "{}", shown[1]);
+}
+
+#[test]
+fn causes_are_in_the_json_report() {
+    let mut observation = healthy_host();
+    observation.settings.insert("ipv4/ip_forward".to_owned(), 0);
+    observation.tunnel.plan.operations = vec![Operation::EnableForwarding(device(), Family::V4)];
+    report_problems(&mut observation, &[("forwarding is off", &["tunnel"], None)]);
+    let report = Report::new(check(&observation), &observation);
+    let [root, first, second, ..] = report.entries() else { panic!("three findings") };
+    assert_eq!(
+        (root.finding.check, root.cause, &root.follows[..]),
+        ("forwarding", None, &[1, 2][..])
+    );
+    assert_eq!((first.cause, second.cause), (Some(0), Some(0)));
+    assert_eq!(
+        root.effect.as_deref(),
+        Some("lets this host forward IPv4 between all of its devices")
+    );
+    assert_eq!(report.count(Severity::Wrong), 1);
+    assert_eq!(report.count_followers(), 2);
+    // The correct conditions share a line.
+    let last = report.lines().pop().unwrap();
+    assert!(last.starts_with("ok       configuration, kernel, firewall, rp-filter, "), "{last}");
+}
+
+#[test]
+fn unknown_configuration_is_noted_without_guesses() {
+    let mut observation = fresh_host();
+    observation.configuration = Configuration {
+        source: None,
+        agents: vec![AgentProcess { pid: 7, name: "mesos-agent".to_owned(), is_here: false }],
+        problems: Vec::new(),
+    };
+    observation.docker = Some(Err(DockerFailure::NotRunning { message: String::new() }));
+    observation.plugins.missing.push("bridge");
+    let report = Report::new(check(&observation), &observation);
+    assert_eq!(report.count(Severity::Wrong) + report.count(Severity::Warning), 0);
+    let lines = report.lines().join("\n");
+    assert!(lines.contains("no configuration of an agent found: the checks use the defaults"));
+    assert!(
+        lines.contains("the agent of process 7 (mesos-agent) runs in another network namespace\n")
+    );
+    assert!(lines.contains("run 'nsenter --net=/proc/7/ns/net mesos-overlay doctor'"), "{lines}");
+    assert!(lines.contains("also           2 that follow (docker: not checked: "), "{lines}");
+}
+
+#[test]
+fn several_agents_and_changed_file_are_warnings() {
+    let text = findings_after(|observation| {
+        let file = Some("/etc/agent.json".to_owned());
+        let agent = |pid| AgentProcess { pid, name: "mesos-overlay".to_owned(), is_here: true };
+        observation.configuration = Configuration {
+            source: Some(ConfigSource::Agent { pid: 7, file, is_edited: true }),
+            agents: vec![agent(7), agent(8)],
+            problems: Vec::new(),
+        };
+    });
+    let changed = lines(
+        "warning",
+        "configuration",
+        "/etc/agent.json was changed after the agent of process 7 started: the checks use the \
+         file, and the agent its former content",
+        &[("do", "restart the agent to apply the file: its containers keep running")],
+    );
+    let several = lines(
+        "warning",
+        "configuration",
+        "several agents run on this host: processes 7 (mesos-overlay), 8 (mesos-overlay): one \
+         agent at a time programs a host",
+        &[(
+            "do",
+            "process 7 is checked: name another one with --config and --agent, and stop the \
+             agents that this host does not need",
+        )],
+    );
+    assert_eq!(text, [changed, several].join("\n"));
 }
 
 #[test]
@@ -598,7 +771,9 @@ fn missing_docker_and_unfit_network_are_reported() {
 fn problems_of_agent_and_master_are_reported() {
     let text = findings_after(|observation| {
         let answer = observation.agent.answer.as_mut().unwrap();
-        answer.health = Some(("degraded".to_owned(), vec!["docker hangs".to_owned()]));
+        let text = "docker hangs".to_owned();
+        let problem = ReportedProblem { text, ..ReportedProblem::default() };
+        answer.health = Some(("degraded".to_owned(), vec![problem]));
     });
     let summary = "docker hangs: the agent reports this problem and retries";
     let advice = "fix the reported problem, or see the agent's log";
@@ -678,8 +853,8 @@ fn collision_with_route_is_reported() {
     let summary = "subnet 192.168.0.0/17 of overlay vxlan-1 collides with the host's route \
                    '192.168.77.0/24 via 10.0.0.2 dev eth0': the overlay would make these \
                    addresses unreachable, so the agent refuses the overlay";
-    let advice = "change the subnet of the overlay at the master, or the addresses of the host; \
-                  or cut this host off from 192.168.77.0/24 with 'ip route delete 192.168.77.0/24'";
+    // No remedy removes the route, perhaps the operator's own way to this host.
+    let advice = "change the subnet of the overlay at the master, or that of the network behind it";
     assert_eq!(text, lines("wrong", "collisions", summary, &[("do", advice)]));
     let text = findings_after(|observation| {
         let route = HostRoute {
@@ -713,14 +888,17 @@ fn foreign_device_and_missing_entry_are_reported() {
     });
     let summary = "VXLAN device other has VNI 1024 on UDP port 64000, which device vtep1024 \
                    needs: the agent does not change foreign devices, and creates no tunnel";
-    let advice = "find its owner; if the device is not needed, 'ip link delete other'";
+    let advice = "find its owner with 'ip -d link show other', and let the owner rename or remove \
+                  it";
     assert_eq!(text, lines("wrong", "dataplane", summary, &[("do", advice)]));
     let text = findings_after(|observation| {
         observation.tunnel.plan.operations.push(Operation::SetUp(device()));
     });
-    let summary = "the kernel differs from the desired state, missing change: set device vtep1024 \
-                   up: a running agent repairs it within its verify_interval";
-    assert_eq!(text, lines("wrong", "dataplane", summary, &[("run", "ip link set vtep1024 up")]));
+    let summary = "device vtep1024 is down: packets of containers are lost until the agent \
+                   repairs it, normally within a second";
+    let remedy =
+        [("run", "ip link set vtep1024 up"), ("do", "if it does not go away, see the agent's log")];
+    assert_eq!(text, lines("wrong", "dataplane", summary, &remedy));
     let text = findings_after(|observation| {
         observation.agent.answer.as_mut().unwrap().is_external = true;
         let kind = "dummy".to_owned();
@@ -769,7 +947,7 @@ fn mtu_that_does_not_fit_is_reported() {
     let summary = "device vtep1024 has an MTU of 1350, and the containers 1420: large packets of \
                    containers do not fit";
     let advice = "set network_config.overlay_mtu to 1350 or less, or, if the network between the \
-                  agents carries 1470 bytes, 'ip link set eth0 mtu 1470'";
+                  agents carries 1470 bytes, raise the MTU of the host's device eth0 to 1470";
     assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
     let text =
         findings_on(fresh_host(), |observation| observation.tunnel.plan.problems.push(mtu_problem));

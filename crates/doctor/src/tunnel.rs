@@ -41,7 +41,7 @@ pub(crate) fn observe(
     let mut plan = dataplane::plan(&desired, &observed);
     // Missing objects are the cause of detours.
     if plan.operations.is_empty() {
-        plan.problems.extend(dataplane.detours(&desired)?.into_iter().map(Problem::Detour));
+        plan.problems.extend(dataplane.detours(&desired)?.into_iter().map(Problem::from));
     }
     let collisions = match source {
         DesiredSource::Assignments | DesiredSource::MasterNetwork => {

@@ -1,6 +1,7 @@
 //! Types shared by the other crates. A value is checked when it is created. No IO, no clock.
 //!
 //! - [`addr`]: subnets, names, MACs, MTUs, VNIs
+//! - [`advice`]: the commands that messages advise
 //! - [`assignment`]: builds the assignments of an agent from its record
 //! - [`clock`]: time as an argument, and exponential backoff
 //! - [`container_network`]: the CNI and Docker networks of an assignment
@@ -15,6 +16,7 @@
 //! - [`warnings`]: standing warnings shown by health
 
 pub mod addr;
+pub mod advice;
 pub mod assignment;
 pub mod clock;
 pub mod container_network;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use overlay_config::AgentConfig;
 use overlay_doctor::observation::{
-    AgentObservation, AgentQueryError, AgentReport, MasterObservation,
+    AgentObservation, AgentQueryError, AgentReport, MasterObservation, ReportedProblem,
 };
 use overlay_linux::docker::{Docker, DockerFailure, EngineReport};
 use overlay_types::protocol::AgentInfo;
@@ -32,7 +32,17 @@ const DOCKER_TIMEOUT: Duration = Duration::from_secs(10);
 struct Health {
     status: String,
     problems: Vec<String>,
+    /// What the first problems are about. Former agents do not have the key.
+    #[serde(default)]
+    sources: Vec<Source>,
+    master: Option<String>,
     dataplane: Option<TunnelHealth>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Source {
+    parts: Vec<String>,
+    overlay: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,10 +87,21 @@ pub(super) async fn local_agent(
         let is_external = health.as_ref().is_none_or(|health| {
             health.dataplane.as_ref().is_none_or(|dataplane| dataplane.status == "external")
         });
-        let health = health.map(|Health { status, problems, .. }| {
-            (sanitize(&status), displayed_problems(&problems))
+        // The master is shown as NAME@IP:PORT.
+        let master = health.as_ref().and_then(|health| {
+            let (_, address) = health.master.as_deref()?.rsplit_once('@')?;
+            Some(address.parse::<SocketAddrV4>().ok()?.to_string())
         });
-        Ok(AgentReport { info, health, is_external })
+        let health = health.map(|health| {
+            let mut sources = health.sources.into_iter();
+            let problem = |text| {
+                let Source { parts, overlay } = sources.next().unwrap_or_default();
+                ReportedProblem { text, parts, overlay }
+            };
+            let problems = displayed_problems(&health.problems).into_iter().map(problem);
+            (sanitize(&health.status), problems.collect())
+        });
+        Ok(AgentReport { info, health, is_external, master })
     };
     AgentObservation { address: endpoint.to_string(), answer: answer.await }
 }

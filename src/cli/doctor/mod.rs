@@ -5,43 +5,42 @@
 //! `--probe` sends packets, to the peers that the kernel knows.
 
 mod agent_query;
+mod discovery;
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use clap::Args;
-use overlay_config::AgentConfig;
 use overlay_doctor::observation::Observation;
-use overlay_doctor::{Finding, QueryResults, Severity};
+use overlay_doctor::{Entry, QueryResults, Report, Severity};
 use serde::Serialize;
 
+use self::discovery::Discovery;
 use super::Failure;
 use super::http_client::block_on;
-use super::master_address::{AgentAddress, CredentialFile, MasterSource};
+use super::master_address::{AGENT_PORT_DEFAULT, AgentAddress, CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat, sanitize};
-use super::process::{pluralize, read_agent_config};
+use super::process::pluralize;
 
 /// Find problems of this host, and show their remedies.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  mesos-overlay doctor --config agent.json             before an agent runs here
   mesos-overlay doctor                                 while an agent runs here
+  mesos-overlay doctor --config agent.json             before an agent runs here
   mesos-overlay doctor --master 10.0.0.1:5050 --probe  every check
 
 Run it as root on the host of the agent. It changes nothing, and sends packets only with --probe.
-Exit code 0 if nothing is wrong, even with warnings; 1 if something is.")]
+Root causes come first, each with the findings that follow from it. Exit code 0 if nothing is wrong, even with warnings; 1 if something is.")]
 pub(super) struct DoctorCommand {
-    /// The agent_config of this host
+    /// The agent_config of this host [default: that of the running agent, also of a Mesos agent
+    /// with the module; or agent.json or agent_modules.json in /etc/mesos-overlay or
+    /// /usr/local/etc/mesos-overlay]
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The address of the local agent
-    #[arg(
-        long,
-        env = "MESOS_OVERLAY_AGENT_ADDRESS",
-        value_name = "IP:PORT",
-        default_value = "127.0.0.1:5051"
-    )]
-    agent: AgentAddress,
+    /// The address of the local agent [default: that of the running agent, or 127.0.0.1:5051]
+    #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
+    agent: Option<AgentAddress>,
     /// The running master, whose state is compared with this host: as for `state --master`
     // Agents read the same variable, whose value may contain a password. So no message shows the
     // value.
@@ -63,36 +62,37 @@ pub(super) struct DoctorCommand {
 
 /// The output with `--json`.
 #[derive(Debug, Serialize)]
-struct Report<'a> {
+struct JsonReport<'a> {
     /// Whether no finding is wrong.
     ok: bool,
-    findings: &'a [Finding],
+    findings: &'a [Entry],
 }
 
 impl DoctorCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = read_agent_config(self.config.as_deref())?;
-        let observed = self.observe(config)?;
+        let discovery = discovery::discover(self.config.as_deref())?;
+        let agent = self.agent_address(&discovery);
+        let port = agent.port_of_peers();
+        let observed = self.observe(discovery, &agent)?;
         let mut findings = overlay_doctor::check(&observed);
         if self.probe {
-            let port = self.agent.port_of_peers();
             let probed = overlay_doctor::probe(&observed, |ips| agent_query::agents(ips, port));
             findings.extend(probed.map_err(|error| {
                 Failure::new(format!("doctor: probe: {error}: run it as root"))
             })?);
         }
-        for finding in &mut findings {
-            // Findings quote responses of peers and output of other programs.
-            let remedies = finding.command.iter_mut().chain(&mut finding.advice);
-            for text in [&mut finding.summary, &mut finding.explanation].into_iter().chain(remedies)
-            {
-                *text = sanitize(text);
-            }
-        }
-        self.report(&findings)
+        let findings = findings.into_iter().map(|finding| finding.map_texts(sanitize));
+        self.report(&Report::new(findings.collect(), &observed))
     }
 
-    fn observe(&self, config: AgentConfig) -> Result<Observation, Failure> {
+    fn agent_address(&self, discovery: &Discovery) -> AgentAddress {
+        let default = SocketAddrV4::new(Ipv4Addr::LOCALHOST, AGENT_PORT_DEFAULT);
+        let found = AgentAddress::Tcp(discovery.address.unwrap_or(default));
+        self.agent.clone().unwrap_or(found)
+    }
+
+    fn observe(&self, discovery: Discovery, agent: &AgentAddress) -> Result<Observation, Failure> {
+        let Discovery { config, configuration, .. } = discovery;
         let master = self.master.as_deref().filter(|address| !address.is_empty());
         let master = master.map(|address| MasterSource::from_flag("--master", address));
         let master = master.transpose()?;
@@ -103,32 +103,25 @@ impl DoctorCommand {
                 None => None,
             };
             Ok(QueryResults {
-                agent: agent_query::local_agent(&self.agent, credential.as_ref()).await,
+                agent: agent_query::local_agent(agent, credential.as_ref()).await,
                 master,
                 docker: agent_query::docker(&config).await,
             })
         })?;
-        overlay_doctor::observe(config, answers)
+        overlay_doctor::observe(config, configuration, answers)
             .map_err(|error| Failure::new(format!("doctor: {error}")))
     }
 
     /// Prints the findings. Fails if one of them is wrong.
-    fn report(&self, findings: &[Finding]) -> Result<(), Failure> {
-        let count =
-            |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-        let wrong = count(Severity::Wrong);
+    fn report(&self, report: &Report) -> Result<(), Failure> {
+        let wrong = report.count(Severity::Wrong);
         let print_text = |output: &mut Output| {
-            findings.iter().try_for_each(|finding| output.line(finding))?;
+            report.lines().iter().try_for_each(|line| output.line(line))?;
             output.line("")?;
-            output.line(format_args!(
-                "{}: {} ok, {}, {}, {wrong} wrong",
-                pluralize(findings.len() as u128, "finding"),
-                count(Severity::Ok),
-                pluralize(count(Severity::Note) as u128, "note"),
-                pluralize(count(Severity::Warning) as u128, "warning"),
-            ))
+            output.line(summary(report))
         };
-        self.format.print(&Report { ok: wrong == 0, findings }, print_text)?;
+        let json = JsonReport { ok: wrong == 0, findings: report.entries() };
+        self.format.print(&json, print_text)?;
         match wrong {
             0 => Ok(()),
             1 => Err(Failure::new("doctor: 1 thing is wrong: fix it as shown")),
@@ -137,4 +130,21 @@ impl DoctorCommand {
             }
         }
     }
+}
+
+/// Counts the findings. Those that follow from others are counted separately.
+fn summary(report: &Report) -> String {
+    let count = |severity| report.count(severity) as u128;
+    let followers = match report.count_followers() {
+        0 => String::new(),
+        count => format!(", and {count} that follow"),
+    };
+    format!(
+        "{}: {} ok, {}, {}, {} wrong{followers}",
+        pluralize(report.entries().len() as u128, "finding"),
+        count(Severity::Ok),
+        pluralize(count(Severity::Note), "note"),
+        pluralize(count(Severity::Warning), "warning"),
+        count(Severity::Wrong),
+    )
 }

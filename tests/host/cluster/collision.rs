@@ -42,7 +42,7 @@ fn colliding_overlay_is_refused_and_host_keeps_routes() {
         "vxlan-1",
         "192.168.0.0/17",
         route,
-        "cut this host off from 192.168.5.0/24 with 'ip route delete 192.168.5.0/24'",
+        "give the network behind the gateway another subnet",
     );
     for number in [1, 2] {
         cluster.wait_for_status(number, "vxlan-3", |status| status == underlay);
@@ -69,7 +69,7 @@ fn colliding_overlay_is_refused_and_host_keeps_routes() {
             && can_ping(&two.namespace, one.address(), 1392)
     });
 
-    // The operator follows the advice.
+    // The network behind the gateway moves.
     host.namespace().run("ip route delete 192.168.5.0/24");
     cluster.wait_for_status(2, "vxlan-1", |status| status == "STATUS_OK");
     let container = |number| Container::for_mesos(cluster.host(number), "vxlan-1");

@@ -31,8 +31,8 @@ const REASONS: [(u8, &str); 5] = [
     ),
     (
         NAME_TAKEN,
-        "device vtep1024 is a foreign bridge device, so it is left alone: remove it with 'ip link \
-         delete vtep1024' or rename it",
+        "device vtep1024 is a foreign bridge device, so it is left alone: see 'ip -d link show \
+         vtep1024', and let its owner rename or remove it",
     ),
     (NO_NET_ADMIN, "peration not permitted: run the agent as root, or give it CAP_NET_ADMIN"),
     (

@@ -7,6 +7,7 @@ mod closed;
 mod collision;
 mod container;
 mod detours;
+mod diagnosis;
 mod drift;
 mod faults;
 mod hostile;

@@ -8,8 +8,10 @@ use std::net::IpAddr;
 
 use overlay_linux::probe::echo::{IcmpError, Outcome, UnreachableReason};
 use overlay_types::addr::{DeviceName, Mac, Vni};
+use overlay_types::advice::Command;
 
 use super::counters::{Counters, RP_FILTER};
+use crate::cause::{Object, Topic};
 use crate::finding::Finding;
 
 const CHECK: &str = "probe";
@@ -48,6 +50,8 @@ pub(super) struct PathProbe {
     pub(super) underlay: Outcome,
     /// ICMP error for the packets of the tunnel.
     pub(super) tunnel_error: Option<IcmpError>,
+    /// Address of the master; `None` if it is unknown.
+    pub(super) master: Option<String>,
     /// VNI and MAC that the peer's agent reports; `None` if it was not queried or did not answer.
     pub(super) peer: Option<(Vni, Mac)>,
 }
@@ -70,13 +74,26 @@ impl PathProbe {
                 None => self.silent(underlay, counters),
             },
         };
+        let topic = if self.small.has_reply() { Topic::ProbeLarge } else { Topic::Probe };
+        let peer = Object::Peers([self.path.agent, self.path.to].into());
         let summary = format!("{}{}", finding.summary, counters.evidence());
-        Some(Finding { summary, ..finding })
+        Some(Finding { summary, ..finding }.about(topic).on(peer))
     }
 
     /// Returns the name of the peer in findings.
     fn name(&self) -> String {
         format!("agent {}, VTEP {}", self.path.agent, self.path.to)
+    }
+
+    /// Returns what to do about a host that is gone.
+    fn forget(&self) -> String {
+        match (self.path.agent, &self.master) {
+            (IpAddr::V4(agent), Some(master)) => {
+                format!("run {}", Command::forget_agent(agent, master))
+            }
+            // The master knows an agent by its IPv4 address.
+            _ => "forget its agent at the master".to_owned(),
+        }
     }
 
     fn too_large(&self) -> Finding {
@@ -113,7 +130,7 @@ impl PathProbe {
             format!("device {device} is down or has no address, or a rule drops the packets"),
         );
         finding
-            .with_command(format!("ip link set {device} up"))
+            .with_command(Command::set_device_up(device))
             .with_advice("start the agent, which restores the device's address")
     }
 
@@ -147,11 +164,13 @@ impl PathProbe {
                     ),
                     "packets to another MAC are dropped",
                 )
-                .with_command(format!(
-                    "ip neigh replace {to} lladdr {peer_mac} dev {device} nud permanent && bridge \
-                     fdb replace {peer_mac} dev {device} dst {} self permanent",
-                    self.path.agent
-                )),
+                .with_command(
+                    Command::set_neighbor(device, *to, peer_mac).then(Command::set_fdb_entry(
+                        device,
+                        peer_mac,
+                        self.path.agent,
+                    )),
+                ),
             );
         }
         None
@@ -184,7 +203,7 @@ impl PathProbe {
                 format!("{name}: {reporter} reports that the host is unreachable"),
                 "the host does not answer in its own network: it is down, or its address moved",
             )
-            .with_advice(format!("check that host; if it is gone: mesos-overlay forget {agent}")),
+            .with_advice(format!("check that host; if it is gone: {}", self.forget())),
             UnreachableReason::Network => finding(
                 format!("{name}: {reporter} has no route to the agent"),
                 "tunnel packets are dropped there",
@@ -196,20 +215,19 @@ impl PathProbe {
     fn silent(&self, underlay: &Outcome, counters: &Counters) -> Finding {
         let name = self.name();
         let TunnelPath { device, port, agent, .. } = &self.path;
-        let program = if agent.is_ipv4() { "ip" } else { "ip -6" };
         let finding = |summary: String, cause: String| Finding::wrong(CHECK, summary, cause);
         match underlay {
             Outcome::NotSent(reason) => finding(
                 format!("{name}: packets to the agent cannot be sent: {reason}"),
                 "this host has no route to the agent in the underlay".to_owned(),
             )
-            .with_advice(format!("see '{program} route get {agent}'")),
+            .with_advice(format!("see {}", Command::show_route_to(*agent))),
             _ if counters.count(RP_FILTER) > 0 => finding(
                 format!("{name}: replies are dropped on this host"),
                 "rp_filter is strict, and drops packets whose reverse path is another device"
                     .to_owned(),
             )
-            .with_command(format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2")),
+            .with_command(Command::loosen_rp_filter(device)),
             Outcome::Replied(_) => finding(
                 format!("{name}: the peer answers in the underlay, and not in the tunnel"),
                 match self.peer {
@@ -233,8 +251,8 @@ impl PathProbe {
                 "the peer is down, or the network in between drops all packets".to_owned(),
             )
             .with_advice(format!(
-                "check that host and the network to it; if the host is gone: mesos-overlay forget \
-                 {agent}"
+                "check that host and the network to it; if the host is gone: {}",
+                self.forget()
             )),
         }
     }
@@ -267,6 +285,7 @@ mod tests {
             largest: None,
             underlay: REPLIED,
             tunnel_error: None,
+            master: Some("10.0.0.100:5050".to_owned()),
             peer: None,
         }
     }
@@ -288,8 +307,8 @@ mod tests {
                 finding.explanation,
                 "rp_filter is strict, and drops packets whose reverse path is another device"
             );
-            let command = "sysctl -w net.ipv4.conf.vtep1024.rp_filter=2";
-            assert_eq!(finding.command.as_deref(), Some(command));
+            let command = "sysctl -w net/ipv4/conf/vtep1024/rp_filter=2";
+            assert_eq!(finding.command.as_ref().map(Command::text), Some(command));
         }
     }
 
@@ -300,7 +319,8 @@ mod tests {
         let finding = probe.finding(&Counters::default()).expect("a loss");
         let summary = finding.summary.strip_prefix("agent 10.0.0.2, VTEP 44.128.0.2: ");
         let summary = summary.expect("it names the peer");
-        (format!("{summary}: {}", finding.explanation), finding.command, finding.advice)
+        let command = finding.command.map(|command| command.text().to_owned());
+        (format!("{summary}: {}", finding.explanation), command, finding.advice)
     }
 
     fn icmp_error(reason: UnreachableReason) -> IcmpError {
@@ -355,7 +375,9 @@ mod tests {
                 UnreachableReason::Host,
                 "10.0.0.9 reports that the host is unreachable: the host does not answer in its \
                  own network: it is down, or its address moved",
-                "check that host; if it is gone: mesos-overlay forget 10.0.0.2",
+                "check that host; if it is gone: run 'mesos-overlay forget --master \
+                 10.0.0.100:5050 10.0.0.2', which releases the addresses of that agent at the \
+                 master",
             ),
             (
                 UnreachableReason::Network,
@@ -437,8 +459,9 @@ mod tests {
         assert_eq!(
             advice.as_deref(),
             Some(
-                "check that host and the network to it; if the host is gone: mesos-overlay forget \
-                 10.0.0.2"
+                "check that host and the network to it; if the host is gone: run 'mesos-overlay \
+                 forget --master 10.0.0.100:5050 10.0.0.2', which releases the addresses of that \
+                 agent at the master"
             )
         );
         let unreachable = || Outcome::NotSent("Network is unreachable".to_owned());

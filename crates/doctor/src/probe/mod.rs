@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use overlay_linux::probe::echo::{EchoRequest, Outcome, Prober, Round};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Vni};
+use overlay_types::advice::Command;
 use overlay_types::protocol::AgentInfo;
 use overlay_types::text::pluralize;
 use overlay_types::tunnel::overhead;
@@ -63,6 +64,9 @@ pub fn check(
     let mut probes = send_all(&paths, &underlay_addresses(observation))?;
     let counters = Counters::read(&devices).since(&before);
     query_silent_peers(&mut probes, query);
+    for probe in &mut probes {
+        probe.master = observation.master_address();
+    }
     Ok(findings(&probes, &counters))
 }
 
@@ -90,7 +94,8 @@ fn findings(probes: &[PathProbe], counters: &Counters) -> Vec<Finding> {
                 "a peer leaves checksums to hardware that miscalculates them",
             )
             .with_advice(format!(
-                "run 'ethtool -K {device} tx-checksum-ip-generic off' on the peers"
+                "run {} on the peers",
+                Command::disable_checksum_offload(&device)
             )),
         );
     }
@@ -172,6 +177,7 @@ fn send_all(paths: &[TunnelPath], underlays: &BTreeSet<IpAddr>) -> io::Result<Ve
             small,
             full: Outcome::NoReply,
             largest: None,
+            master: None,
             peer: None,
         });
     }

@@ -5,6 +5,7 @@ use overlay_types::clock::Now;
 use overlay_types::protocol::{AgentInfo, RejectedMessages};
 
 use super::refusal::reassigned_vtep_problem;
+use super::view::ProblemSource;
 use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request};
 use crate::metrics::{HostCounters, LogTally, Snapshot};
 use crate::state_machine::StateMachine as _;
@@ -86,9 +87,11 @@ impl Agent {
 
     pub(super) fn health(&self, now: Now) -> Health {
         let Metrics { status, counters, .. } = self.metrics();
+        let ProblemList { sentences: problems, sources } = self.problems(now, status);
         Health {
             status,
-            problems: self.problems(now, status),
+            problems,
+            sources,
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
             dataplane: self.tunnel.health(self.peers.count(), &counters),
@@ -99,45 +102,66 @@ impl Agent {
         }
     }
 
-    pub(super) fn problems(&self, now: Now, status: Condition) -> Vec<String> {
-        let mut problems: Vec<String> = self.address_problem.clone().into_iter().collect();
+    fn problems(&self, now: Now, status: Condition) -> ProblemList {
+        let mut problems = ProblemList::default();
+        problems.add("address", self.address_problem.clone());
         if let Some(master) = self.registration.master() {
-            problems.extend(self.refusal.sentences(master));
+            problems.add("master", self.refusal.sentences(master));
         }
-        problems.extend(self.overlays.failures().map(|(name, reason)| format!("{name}: {reason}")));
-        problems.extend(self.found.problems(self.refusal.is_refused()).cloned());
-        problems.extend(self.refused_update.clone());
-        problems.extend_from_slice(self.cni_gc.problems());
-        problems.extend(self.docker_gc.problems().cloned());
-        problems.extend(self.tunnel.problems().cloned());
-        problems.extend(self.tunnel.overdue_problem(now));
-        problems.extend(self.probes.problems());
+        for (name, parts, reason) in self.overlays.failures() {
+            let overlay = Some(name.to_string());
+            problems.sources.push(ProblemSource { parts, overlay });
+            problems.sentences.push(format!("{name}: {reason}"));
+        }
+        problems.add("assignment", self.found.problems(self.refusal.is_refused()).cloned());
+        problems.add("assignment", self.refused_update.clone());
+        problems.add("cni network", self.cni_gc.problems().iter().cloned());
+        problems.add("docker network", self.docker_gc.problems().cloned());
+        problems.add("tunnel", self.tunnel.problems().cloned());
+        problems.add("tunnel", self.tunnel.overdue_problem(now));
+        problems.add("probes", self.probes.problems());
         if self.gets_no_peers() {
             let is_late = self.masters.sends_peers();
             let problem = if is_late { LATE_PEERS_PROBLEM } else { NO_PEERS_PROBLEM };
-            problems.push(problem.to_owned());
+            problems.add("peers", [problem.to_owned()]);
             if !is_late && self.peers.count().is_none() && !self.accepts_every_sender {
-                problems.push(FORMER_SENDERS_PROBLEM.to_owned());
+                problems.add("peers", [FORMER_SENDERS_PROBLEM.to_owned()]);
             }
         }
         if self.accepts_every_sender {
-            problems.push(EVERY_SENDER_PROBLEM.to_owned());
+            problems.add("peers", [EVERY_SENDER_PROBLEM.to_owned()]);
         }
         if !self.has_assignments
             && let Some((vtep, agent)) = self.reassigned_vtep
         {
-            problems.push(reassigned_vtep_problem(vtep, agent));
+            problems.add("assignment", [reassigned_vtep_problem(vtep, agent)]);
         }
         match status {
-            Condition::Detached => problems.push("no master is known".to_owned()),
+            Condition::Detached => problems.add("master", ["no master is known".to_owned()]),
             Condition::Registering | Condition::Failed
                 if self.address_problem.is_none()
                     && self.registration.unanswered() > UNANSWERED_MAX =>
             {
-                problems.extend(self.registration.master().map(unanswered_problem));
+                problems.add("master", self.registration.master().map(unanswered_problem));
             }
             Condition::Registering | Condition::Failed | Condition::Degraded | Condition::Ok => {}
         }
         problems
+    }
+}
+
+/// The problems of an agent, and the source of each.
+#[derive(Debug, Default)]
+struct ProblemList {
+    sentences: Vec<String>,
+    sources: Vec<ProblemSource>,
+}
+
+impl ProblemList {
+    fn add(&mut self, part: &'static str, sentences: impl IntoIterator<Item = String>) {
+        for sentence in sentences {
+            self.sentences.push(sentence);
+            self.sources.push(ProblemSource::of(part));
+        }
     }
 }

@@ -66,7 +66,7 @@ use tunnel::Tunnel;
 pub use tunnel::TunnelSettings;
 pub use view::{
     Condition, Counters, Health, NetworkHealth, OverlayTally, PeerProbeHealth, ProbeHealth,
-    ProbeTally, TunnelHealth,
+    ProbeTally, ProblemSource, TunnelHealth,
 };
 
 /// What the parts of the agent need to handle an event.

@@ -346,10 +346,14 @@ impl Overlays {
         tasks.any(|task| task.network.kind() == kind && task.status == Status::Ok)
     }
 
-    /// Returns the failed overlays, each with the reason.
-    pub(super) fn failures(&self) -> impl Iterator<Item = (&OverlayName, String)> {
+    /// Returns the failed overlays, each with the failed parts and the reason.
+    pub(super) fn failures(
+        &self,
+    ) -> impl Iterator<Item = (&OverlayName, Vec<&'static str>, String)> {
         self.list.iter().filter_map(|overlay| match overlay.status() {
-            Status::Failed(reason) => Some((overlay.assignment.name(), reason)),
+            Status::Failed(reason) => {
+                Some((overlay.assignment.name(), overlay.failed_parts(), reason))
+            }
             Status::Ok | Status::Configuring => None,
         })
     }
@@ -550,6 +554,23 @@ impl Overlay {
         !self.assignment.has_same_addresses(other)
             || (overlay.range, overlay.range6) != (other.overlay.range, other.overlay.range6)
             || *vtep != other.vtep
+    }
+
+    /// Returns the parts that the reason of a failure is about.
+    fn failed_parts(&self) -> Vec<&'static str> {
+        match &self.admission {
+            _ if self.limit_error.is_some() => return vec!["assignment"],
+            Admission::Reassigned(_) => return vec!["assignment"],
+            Admission::Collides(_) => return vec!["collision"],
+            Admission::Unknown(_) => return vec!["tunnel"],
+            Admission::Pending | Admission::Admitted | Admission::Invalid => {}
+        }
+        let mut parts = Vec::new();
+        parts.extend(self.options_error.as_ref().map(|_| "assignment"));
+        parts.extend(matches!(self.tunnel, Status::Failed(_)).then_some("tunnel"));
+        let failed = self.tasks.iter().filter(|task| matches!(task.status, Status::Failed(_)));
+        parts.extend(failed.map(|task| task.network.kind().name()));
+        parts
     }
 
     fn status(&self) -> Status {

@@ -75,6 +75,9 @@ pub struct Health {
     pub status: Condition,
     /// Problems that need an operator, one sentence each.
     pub problems: Vec<String>,
+    /// What the first problems are about, in the same order. The runtime adds problems without a
+    /// source.
+    pub sources: Vec<ProblemSource>,
     /// The process with which the agent registers.
     pub master: Option<String>,
     /// The container networks.
@@ -91,6 +94,23 @@ pub struct Health {
     pub refused: RejectedMessages,
     /// Counts of omitted and dropped log lines. The runtime sets them.
     pub log: LogTally,
+}
+
+/// What a problem of the health is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ProblemSource {
+    /// The parts of the agent with the problem: `address`, `master`, `assignment`, `collision`,
+    /// `tunnel`, `cni network`, `docker network`, `probes` or `peers`.
+    pub parts: Vec<&'static str>,
+    /// The overlay, if the problem concerns one overlay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<String>,
+}
+
+impl ProblemSource {
+    pub(super) fn of(part: &'static str) -> Self {
+        Self { parts: vec![part], overlay: None }
+    }
 }
 
 /// The overlays, counted by status.

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use overlay_types::addr::Family;
+use overlay_types::advice::Command;
 use rustix::io::Errno;
 
 use super::state::Operation;
@@ -23,8 +23,7 @@ pub enum DataplaneError {
     /// The tracked flows could not be read or deleted.
     #[error(
         "delete the tracked flows that are older than the firewall rules: {0}: such flows go on \
-         without masquerade until they end: delete them with 'conntrack -D --src SUBNET' for the \
-         subnet of each overlay"
+         without masquerade until they end, or until their containers start again"
     )]
     Flows(#[source] io::Error),
     /// The rules of the firewall are missing.
@@ -34,7 +33,7 @@ pub enum DataplaneError {
     )]
     WithoutRules,
     /// A bridge could not be removed.
-    #[error("remove bridge {0}: {1}: remove it with 'ip link delete {0}'")]
+    #[error("remove bridge {0}: {1}: remove it with {command}", command = Command::remove_device(.0))]
     Remove(String, #[source] io::Error),
 }
 
@@ -91,28 +90,28 @@ fn remedy(operation: &Operation, errno: Option<Errno>, holder: Option<&str>) -> 
     let text = match (operation, errno) {
         (Operation::AddRoute(key, _), Some(Errno::EXIST)) => {
             let holder = holder.unwrap_or("a route of another program");
-            let program = if key.subnet.family() == Family::V6 { "ip -6" } else { "ip" };
             return format!(
-                ": the new route conflicts with {holder}, which this host may need: give the overlay \
-                 another subnet, or see '{program} route show {subnet}' and remove that route if \
-                 nothing needs it",
-                subnet = key.subnet
+                ": the new route conflicts with {holder}, which this host may need: see {}, and \
+                 give the overlay another subnet, or let the owner of that route move it",
+                Command::show_routes(key.subnet)
             );
         }
         (_, Some(Errno::PERM)) => "run the agent as root, or give it CAP_NET_ADMIN",
         (Operation::AddDevice(_, link), Some(Errno::ADDRINUSE)) => {
+            let port = link.identity.port;
             return format!(
-                ": find the owner of UDP port {port} with 'ss -ulpn sport = :{port}', or set \
-                 another port on all agents",
-                port = link.identity.port
+                ": find the owner of UDP port {port} with {}, or set another port on all agents",
+                Command::show_port_owner(port)
             );
         }
         (Operation::AddDevice(..), Some(Errno::EXIST)) => {
             "remove the other VXLAN device with this VNI, or set another VNI on all agents"
         }
         (Operation::AddDevice(..), Some(Errno::OPNOTSUPP)) => {
-            "the kernel has no VXLAN: load it with 'modprobe vxlan', or install the kernel's extra \
-             modules"
+            return format!(
+                ": the kernel has no VXLAN: load it with {}, or install the kernel's extra modules",
+                Command::load_vxlan_module()
+            );
         }
         (Operation::AddDevice(..) | Operation::SetUnderlay(..), Some(Errno::ADDRNOTAVAIL)) => {
             "the agent's address is not on this host: register the agent with a local address"

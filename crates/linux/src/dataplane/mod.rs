@@ -205,7 +205,7 @@ impl Dataplane {
                 break;
             }
         }
-        self.obstacles = self.detours(desired)?.into_iter().map(Problem::Detour).collect();
+        self.obstacles = self.detours(desired)?.into_iter().map(Problem::from).collect();
         self.add_obstacles(&mut report);
         Ok(report)
     }

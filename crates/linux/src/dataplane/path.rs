@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{DeviceName, Family, Subnet};
+use overlay_types::advice::Command;
 use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets};
 use rustix::io::Errno;
 use rustix::net::netdevice;
@@ -47,6 +48,10 @@ pub struct Detour {
     pub from: DeviceName,
     /// The device that the packets must leave through.
     pub to: DeviceName,
+    /// An address of a container from which the packets come.
+    pub source: IpAddr,
+    /// An address of a container to which the packets go.
+    pub destination: IpAddr,
     /// The destination.
     pub subnet: Subnet,
     /// All addresses of the overlay, in the family of the destination.
@@ -305,41 +310,30 @@ pub(super) fn outside(netlink: &mut Netlink) -> io::Result<Option<u32>> {
 
 impl Detour {
     fn new(probe: &Probe<'_>, found: Way) -> Self {
-        let Probe { from, to, subnet, whole, .. } = probe;
-        let (from, to) = ((*from).clone(), (*to).clone());
-        Self { from, to, subnet: *subnet, whole: *whole, found, rule: None }
+        let Probe { from, to, source, destination, subnet, whole } = *probe;
+        let (from, to) = (from.clone(), to.clone());
+        Self { from, to, source, destination, subnet, whole, found, rule: None }
     }
 
     /// Returns the command that leads the packets of the overlay past the policy rule. The command
     /// concerns no other packets. No rule can precede a rule of priority 0.
     #[must_use]
-    pub fn command(&self) -> Option<String> {
-        let before = self.rule.as_ref()?.priority.checked_sub(1)?;
-        let (program, whole) = (self.program(), self.whole);
-        Some(format!("{program} rule add priority {before} to {whole} lookup main"))
-    }
-
-    const fn program(&self) -> &'static str {
-        match self.subnet.family() {
-            Family::V4 => "ip",
-            Family::V6 => "ip -6",
-        }
+    pub fn command(&self) -> Option<Command> {
+        Command::skip_policy_rules(self.whole, self.rule.as_ref()?.priority)
     }
 }
 
 impl fmt::Display for Detour {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, subnet, whole, found, rule } = self;
+        let Self { from, to, source, destination, subnet, found, rule, .. } = self;
         write!(
             f,
             "packets of containers from {from} to {subnet} {found} instead of leaving through {to}"
         )?;
-        let program = self.program();
         match (rule, self.command()) {
             (Some(rule), Some(command)) => write!(
                 f,
-                ": policy rule '{}' is in the way: let the overlay pass it with '{command}', which \
-                 concerns packets to {whole} only",
+                ": policy rule '{}' is in the way: let the overlay pass it with {command}",
                 rule.text
             ),
             (Some(rule), None) => write!(
@@ -350,8 +344,9 @@ impl fmt::Display for Detour {
             ),
             (None, _) => write!(
                 f,
-                ": no policy rule is the cause: see '{program} route get ADDRESS from SOURCE iif \
-                 {from}' and '{program} route show table all {subnet}'"
+                ": no policy rule is the cause: see {} and {}",
+                Command::show_route_of_forwarded(*destination, *source, from),
+                Command::show_routes(*subnet)
             ),
         }
     }
@@ -388,6 +383,8 @@ mod tests {
         Detour {
             from: "m-vxlan-1".parse().unwrap(),
             to: "vtep1024".parse().unwrap(),
+            source: "192.168.1.2".parse().unwrap(),
+            destination: "192.168.2.2".parse().unwrap(),
             subnet: "192.168.2.0/24".parse().unwrap(),
             whole: "192.168.0.0/17".parse().unwrap(),
             found,
@@ -417,7 +414,7 @@ mod tests {
         assert!(first.to_string().contains("a priority above 0"), "{first}");
         let second = detour(through(7), Some((1, "1: from all lookup 7")));
         let command = "ip rule add priority 0 to 192.168.0.0/17 lookup main";
-        assert_eq!(second.command().as_deref(), Some(command));
+        assert_eq!(second.command().as_ref().map(Command::text), Some(command));
     }
 
     #[test]
@@ -425,6 +422,9 @@ mod tests {
         let text = detour(Way::Dropped(Errno::HOSTUNREACH), None).to_string();
         assert!(text.contains("are dropped without a route"), "{text}");
         assert!(!text.contains("rule add"), "{text}");
+        let show = "see 'ip route get 192.168.2.2 from 192.168.1.2 iif m-vxlan-1' and 'ip route show \
+                    table all 192.168.2.0/24'";
+        assert!(text.ends_with(show), "{text}");
     }
 
     #[test]

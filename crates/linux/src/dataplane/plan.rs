@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
+use overlay_types::advice::Command;
 use overlay_types::tunnel::{
     Desired, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault, VxlanDevice,
     validate_peers,
@@ -79,8 +80,9 @@ pub struct Plan {
 pub enum Problem {
     /// An unmanaged device has the name of a desired device.
     #[error(
-        "device {device} is a foreign {kind} device, so it is left alone: remove it with 'ip link \
-         delete {device}' or rename it"
+        "device {device} is a foreign {kind} device, so it is left alone: see {show}, and let its \
+         owner rename or remove it",
+        show = Command::show_device(.device.as_str())
     )]
     NameTaken {
         /// The device name.
@@ -91,7 +93,7 @@ pub enum Problem {
     /// The kernel allows only one VXLAN device with the same VNI and UDP port.
     #[error(
         "device {device} cannot have VNI {vni} on UDP port {port}, which VXLAN device {other} has: \
-         remove {other}, or set another VNI or port on all agents"
+         let the owner of {other} remove it, or set another VNI or port on all agents"
     )]
     VniTaken {
         /// Our device.
@@ -143,8 +145,8 @@ pub enum Problem {
     /// The CNI plugin adds no container to a bridge whose first address is not the gateway's.
     #[error(
         "bridge {bridge} has the address {address} before its own {gateway}, so the CNI plugin adds \
-         no container to it: run 'ip address delete {address} dev {bridge}', which cuts off what \
-         uses {address}"
+         no container to it: run {command}",
+        command = Command::remove_foreign_address(bridge, *address)
     )]
     ForeignAddress {
         /// The bridge.
@@ -156,7 +158,7 @@ pub enum Problem {
     },
     /// The kernel leads packets of containers elsewhere.
     #[error("{0}")]
-    Detour(Detour),
+    Detour(Box<Detour>),
     /// A peer, or a part of it, is left out.
     #[error("agent {agent}: {fault}")]
     Peer {
@@ -173,6 +175,12 @@ impl Plan {
     #[must_use]
     pub fn includes_every_peer(&self) -> bool {
         !self.problems.iter().any(|problem| matches!(problem, Problem::Peer { .. }))
+    }
+}
+
+impl From<Detour> for Problem {
+    fn from(detour: Detour) -> Self {
+        Self::Detour(Box::new(detour))
     }
 }
 

@@ -544,8 +544,8 @@ fn problem_names_conflict_and_remedy() {
     let desired_state = desired(1, [2]);
     assert_eq!(
         problems(&desired_state, &observed),
-        ["device vtep1024 is a foreign bridge device, so it is left alone: remove it with 'ip \
-             link delete vtep1024' or rename it"]
+        ["device vtep1024 is a foreign bridge device, so it is left alone: see 'ip -d \
+             link show vtep1024', and let its owner rename or remove it"]
     );
     // The unreachable routes of the overlay stay.
     let operations = plan(&desired_state, &observed).operations;
@@ -554,7 +554,7 @@ fn problem_names_conflict_and_remedy() {
     assert_eq!(
         problems(&desired_state, &Observed { foreign_vxlans, ..Observed::default() }),
         ["device vtep1024 cannot have VNI 1024 on UDP port 64000, which VXLAN device flannel.1 \
-             has: remove flannel.1, or set another VNI or port on all agents"]
+             has: let the owner of flannel.1 remove it, or set another VNI or port on all agents"]
     );
     let underlay_mtus = BTreeMap::from([(agent(1), Mtu::new(1300).unwrap())]);
     assert_eq!(
@@ -673,8 +673,8 @@ fn error_names_remedy() {
     assert_eq!(
         text(add(), Errno::OPNOTSUPP, Some("Unknown device type.")),
         "add device vtep1024 with VNI 1024 on UDP port 64000: operation not supported (Unknown \
-         device type): the kernel has no VXLAN: load it with 'modprobe vxlan', or install the \
-         kernel's extra modules"
+         device type): the kernel has no VXLAN: load it with 'modprobe vxlan', which adds a \
+         module to the kernel, or install the kernel's extra modules"
     );
     let hop = Hop::Unreachable;
     let key = RouteKey { subnet: subnet(0, 2), metric: 0 };
@@ -683,7 +683,8 @@ fn error_names_remedy() {
     assert_eq!(
         failure.to_string(),
         "add route to 192.168.2.0/24 metric 0 unreachable: file exists: the new route conflicts \
-         with a route through eth0, which this host may need: give the overlay another subnet, or \
-         see 'ip route show 192.168.2.0/24' and remove that route if nothing needs it"
+         with a route through eth0, which this host may need: see 'ip route show table all \
+         192.168.2.0/24', and give the overlay another subnet, or let the owner of that route move \
+         it"
     );
 }

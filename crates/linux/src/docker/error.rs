@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use overlay_types::addr::{DeviceName, OverlayName, Subnet};
+use overlay_types::advice::Command;
 
 use super::network::{Difference, Overlap};
 use crate::subprocess::ProcessOutput;
@@ -98,8 +99,8 @@ pub enum DockerFailure {
     },
     /// A network of this name differs from the desired one.
     #[error(
-        "exists, but {differences}: stop its containers and run 'docker network rm {network}', \
-         then the agent creates it again",
+        "exists, but {differences}: stop its containers and run {}, then the agent creates it again",
+        Command::remove_docker_network(network),
         differences = .differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     Differs {
@@ -122,9 +123,10 @@ pub enum DockerFailure {
     },
     /// Another program removed the bridge, and containers prevent the replacement of the network.
     #[error(
-        "its bridge {bridge} was removed, and containers use the network{named}: run 'ip link add \
-         name {bridge} type bridge', which the agent then configures, and restart these containers, \
-         which have no connection until then",
+        "its bridge {bridge} was removed, and containers use the network{named}: run {command}, and \
+         restart these containers, which have no connection until then: the agent configures the \
+         bridge",
+        command = Command::add_bridge(bridge),
         named = list_containers(running)
     )]
     BridgeMissing {
@@ -155,7 +157,10 @@ pub enum DockerFailure {
     #[error("is not managed by the agent, so it is left alone")]
     Foreign,
     /// Several networks have this name. Docker allowed this before API 1.44.
-    #[error("several networks have this name: remove all of them by ID with 'docker network rm'")]
+    #[error(
+        "several networks have this name: find their IDs with {}, and remove all of them by ID",
+        Command::show_docker_networks()
+    )]
     AmbiguousName,
     /// Another Docker network overlaps the subnets.
     #[error(
@@ -171,8 +176,8 @@ pub enum DockerFailure {
     },
     /// Another Docker network owns the bridge.
     #[error(
-        "bridge {bridge} belongs to the Docker network {other}: run 'docker network rm {other}' if \
-         it is not in use, or rename the overlay"
+        "bridge {bridge} belongs to the Docker network {other}: rename the overlay, or remove that \
+         network if nothing uses it"
     )]
     BridgeInUse {
         /// The bridge.
@@ -209,14 +214,13 @@ fn overlap_text(other: Option<&Overlap>) -> String {
              give the overlay another subnet"
         ),
         Some(Overlap { network, subnet }) => format!(
-            "{subnet} of the Docker network {network}: run 'docker network rm {network}' if it is \
-             not in use, or give the overlay another subnet"
+            "{subnet} of the Docker network {network}: give the overlay another subnet, or remove \
+             that network if nothing uses it"
         ),
-        None => {
-            "another Docker network: find it with 'docker network inspect' and remove it, or give \
-                 the overlay another subnet"
-                .to_owned()
-        }
+        None => format!(
+            "another Docker network: find it with {}, and give one of the two another subnet",
+            Command::show_docker_networks()
+        ),
     }
 }
 

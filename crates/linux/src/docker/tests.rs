@@ -311,8 +311,8 @@ async fn id_prefix_is_not_accepted_as_name() {
     let fake = FakeDocker::new(&[Answer(&engine("20.10.24", "1.41")), Answer(twice)]);
     assert_eq!(
         fake.error().await,
-        "docker network vxlan-1: several networks have this name: remove all of them by ID with \
-         'docker network rm'"
+        "docker network vxlan-1: several networks have this name: find their IDs with 'docker \
+         network inspect $(docker network ls -q)', and remove all of them by ID"
     );
 }
 
@@ -372,8 +372,8 @@ exit 1"#;
         assert_eq!(
             text,
             format!(
-                "{own}192.168.0.0/24 of the Docker network lab: run 'docker network rm lab' if it \
-                 is not in use, or give the overlay another subnet"
+                "{own}192.168.0.0/24 of the Docker network lab: give the overlay another \
+                 subnet, or remove that network if nothing uses it"
             )
         );
         assert_eq!(calls[3..], ["network ls --no-trunc --quiet", "network inspect 1 2"]);
@@ -389,8 +389,8 @@ exit 1"#;
         assert_eq!(
             text,
             format!(
-                "{own}another Docker network: find it with 'docker network inspect' and remove it, \
-                 or give the overlay another subnet"
+                "{own}another Docker network: find it with 'docker network inspect $(docker network \
+                 ls -q)', and give one of the two another subnet"
             )
         );
     }
@@ -415,7 +415,7 @@ async fn owner_of_bridge_is_named() {
             fake.error().await,
             format!(
                 "docker network vxlan-1: bridge d-vxlan-1 belongs to the Docker network {shown}: \
-                 run 'docker network rm {shown}' if it is not in use, or rename the overlay"
+                 rename the overlay, or remove that network if nothing uses it"
             )
         );
         assert_eq!(fake.calls()[3], format!("network inspect {id}"));

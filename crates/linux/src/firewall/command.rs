@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::time::Duration;
 
+use overlay_types::advice::Command;
 use parking_lot::Mutex;
 
 use crate::subprocess::{ProcessOutput, SubprocessError, find_system_program, run_blocking};
@@ -69,13 +70,16 @@ pub enum FirewallError {
 }
 
 /// Returns the remedy for an error line.
-fn remedy(message: &str) -> &'static str {
+fn remedy(message: &str) -> String {
     let message = message.to_lowercase();
     if message.contains("not permitted") || message.contains("permission denied") {
-        "run the agent as root, or give it CAP_NET_ADMIN"
+        "run the agent as root, or give it CAP_NET_ADMIN".to_owned()
     } else {
-        "see whether the program and the kernel support these rules ('nft --version', 'uname -r'), \
-         or set firewall to none and protect this host by rules of your own"
+        format!(
+            "see whether the program and the kernel support these rules with {}, or set firewall \
+             to none and protect this host by rules of your own",
+            Command::show_nft_version()
+        )
     }
 }
 

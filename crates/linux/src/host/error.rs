@@ -3,14 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use overlay_types::advice::Command;
+
 /// Why a setting of the host could not be changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
     /// A setting could not be written.
     #[error(
-        "set {name} to {value}: {reason}: set it with 'sysctl -w {}={value}', or let the agent \
-         write to /proc/sys",
-        name.replace('/', ".")
+        "set {name} to {value}: {reason}: let the agent write to /proc/sys, or set it with {}",
+        Command::write_setting(name, *value)
     )]
     Write {
         /// The name below `/proc/sys`.
@@ -44,7 +45,7 @@ pub enum HostError {
         path: PathBuf,
     },
     /// A program that manages the network could not reload its configuration.
-    #[error("run '{command}': {reason}: run it by hand")]
+    #[error("run '{command}': {reason}: see the log of that service")]
     Reload {
         /// The command.
         command: String,

@@ -179,8 +179,9 @@ fn failed_restore_is_named_and_rest_continues() {
     assert_eq!(change, "set net/ipv4/fixed to 7");
     assert_eq!(
         error.to_string(),
-        "set net/ipv4/fixed to 7: Permission denied (os error 13): set it with 'sysctl -w \
-         net.ipv4.fixed=7', or let the agent write to /proc/sys"
+        "set net/ipv4/fixed to 7: Permission denied (os error 13): let the agent write to \
+         /proc/sys, or set it with 'sysctl -w net/ipv4/fixed=7', which changes this setting of the \
+         host"
     );
     // The saved values stay for the next attempt.
     assert_eq!(fs::read_to_string(host.path("state/host-settings.json")).unwrap(), saved);

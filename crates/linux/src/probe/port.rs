@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet};
+use overlay_types::advice::Command;
 use overlay_types::tunnel::{OverlayBridge, OverlaySubnets};
 
 use super::echo::{EchoRequest, Prober, open_socket};
@@ -158,7 +159,7 @@ impl Port {
 impl Drop for Port {
     fn drop(&mut self) {
         if let Err(error) = self.links.remove(&self.name) {
-            log::warn!("probes: {error}: run 'ip link delete {}'", self.name);
+            log::warn!("probes: {error}: run {}", Command::remove_device(self.name.as_str()));
         }
         self.leases.release_probe_address(&self.overlay, self.address);
     }

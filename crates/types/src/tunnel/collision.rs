@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Desired;
-use crate::addr::{DeviceName, Family, InterfaceAddress, OverlayName, Subnet};
+use crate::addr::{DeviceName, InterfaceAddress, OverlayName, Subnet};
 
 /// A unicast or managed route of the host's main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,14 +100,13 @@ impl fmt::Display for Collision {
                 (format!("VTEP subnet {subnet}"), "set another vtep_subnet or vtep_subnet6")
             }
         };
+        // Without the route, this host could not reach the network behind the gateway, perhaps
+        // that of the operator.
         let alternative = match object {
-            HostObject::Route(HostRoute { subnet, gateway: Some(_), .. }) => {
-                let program = if subnet.family() == Family::V6 { "ip -6" } else { "ip" };
-                format!("cut this host off from {subnet} with '{program} route delete {subnet}'")
+            HostObject::Route(HostRoute { gateway: Some(_), .. }) => {
+                "give the network behind the gateway another subnet"
             }
-            HostObject::Route(_) | HostObject::Address(_) => {
-                "give this host another address".to_owned()
-            }
+            HostObject::Route(_) | HostObject::Address(_) => "give this host another address",
         };
         write!(
             f,
@@ -327,16 +326,16 @@ mod tests {
                 &["192.168.0.0/17 via 10.0.0.254 dev eth0"],
                 &[],
                 format!(
-                    "{overlay} route '192.168.0.0/17 via 10.0.0.254 dev eth0': {change} cut this \
-                     host off from 192.168.0.0/17 with 'ip route delete 192.168.0.0/17'"
+                    "{overlay} route '192.168.0.0/17 via 10.0.0.254 dev eth0': {change} give the \
+                     network behind the gateway another subnet"
                 ),
             ),
             (
                 &["192.168.7.0/24 via 10.0.0.254"],
                 &[],
                 format!(
-                    "{overlay} route '192.168.7.0/24 via 10.0.0.254': {change} cut this host off \
-                     from 192.168.7.0/24 with 'ip route delete 192.168.7.0/24'"
+                    "{overlay} route '192.168.7.0/24 via 10.0.0.254': {change} give the network \
+                     behind the gateway another subnet"
                 ),
             ),
             // The bridge of another overlay.
@@ -361,7 +360,7 @@ mod tests {
                 &[],
                 "VTEP subnet 44.128.0.0/16 collides with the host's route '44.128.3.0/24 via \
                  10.0.0.254 dev eth0': set another vtep_subnet or vtep_subnet6 at the master, or \
-                 cut this host off from 44.128.3.0/24 with 'ip route delete 44.128.3.0/24'"
+                 give the network behind the gateway another subnet"
                     .to_owned(),
             ),
             (

@@ -27,6 +27,7 @@ use std::fmt;
 
 use overlay_types::addr::{DeviceName, OverlayName};
 use overlay_types::escape::bounded_line;
+use overlay_types::advice::Command;
 use overlay_types::tunnel::{Desired, Fault, FaultScope};
 
 pub use self::inspector::{Inspector, underlay_devices};
@@ -64,9 +65,7 @@ pub struct Obstacle {
     /// conditions may accept them.
     pub is_definite: bool,
     /// Commands that let the packets pass. They remove no foreign rule.
-    pub command: String,
-    /// What the commands change besides the agent's own objects.
-    pub effect: String,
+    pub command: Command,
     /// The VXLAN devices whose packets are dropped.
     pub devices: BTreeSet<DeviceName>,
     /// The overlays whose packets are dropped. Empty for VXLAN packets.
@@ -112,7 +111,7 @@ impl Obstacle {
     fn new(listing: &Listing, hit: &Hit<'_>, packets: &[&Packet]) -> Option<Self> {
         let first = packets.first()?;
         let owner = remedy::owner(hit);
-        let remedy = remedy::remedy(hit, owner, packets);
+        let command = remedy::remedy(hit, owner, packets)?;
         let text = |rule: &model::Rule| match (hit.table.is_iptables(), rule.number) {
             (true, _) => rule.text.clone(),
             (false, handle) => listing.rule_text(hit.table, handle).unwrap_or_default().to_owned(),
@@ -127,8 +126,7 @@ impl Obstacle {
             number: hit.rule.map(|rule| rule.number),
             owner,
             is_definite: hit.is_definite,
-            command: remedy.command,
-            effect: remedy.effect,
+            command,
             devices: packets.iter().map(|packet| packet.device.clone()).collect(),
             overlays: packets.iter().filter_map(|packet| packet.overlay.clone()).collect(),
             family: hit.table.family,
@@ -217,11 +215,11 @@ impl Obstacle {
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packets, is_definite, command, effect, .. } = self;
+        let Self { packets, is_definite, command, .. } = self;
         let dropped = if *is_definite { "are dropped" } else { "may be dropped" };
         write!(
             f,
-            "{packets} {dropped} by {}: let them pass with '{command}', which {effect}",
+            "{packets} {dropped} by {}: let them pass with {command}",
             // The numbers change whenever the owner makes its rules again.
             self.describe(false)
         )
