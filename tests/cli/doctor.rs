@@ -74,13 +74,16 @@ fn doctor_runs_every_check_and_sets_exit_code() {
 fn foreign_server_is_distinguished_from_agent() {
     // Simulates a Mesos agent without the module, which uses the same default port.
     let server = FakeMaster::start(Vec::new());
-    let output = TestDir::new().run(&format!("doctor --agent {}", server.address)).stdout;
+    let outcome = TestDir::new().run(&format!("doctor --json --agent {}", server.address));
+    let report: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let agent = findings.iter().find(|finding| finding["check"] == "agent").unwrap();
     let expected = format!(
-        "agent            something else answers at {} (404 Not Found), perhaps a Mesos agent",
+        "something else answers at {} (404 Not Found), perhaps a Mesos agent",
         server.address
     );
-    assert!(output.contains(&expected), "{output}");
-    assert!(output.contains("give the address of the overlay agent as --agent\n"), "{output}");
+    assert_eq!(agent["what"], expected);
+    assert_eq!(agent["advice"], "give the address of the overlay agent as --agent");
 }
 
 #[test]

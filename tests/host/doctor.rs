@@ -362,7 +362,7 @@ fn printed_commands_repair_host() {
         (
             &["ip route flush proto 109"],
             &[
-                "missing: packets of containers are lost",
+                "the route to 192.168.0.0/16 is missing (and 2 more differences)",
                 "ip route add 192.168.2.0/24 via 44.128.0.2 dev vtep1024 onlink",
             ],
         ),

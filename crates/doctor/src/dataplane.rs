@@ -224,7 +224,9 @@ impl Group<'_> {
         let condition = condition(observation, first);
         let summary = match more {
             0 => condition,
-            more => format!("{condition}, and {} missing", pluralize(more as u128, "more change")),
+            more => {
+                format!("{condition} (and {})", pluralize(more as u128, "more difference"))
+            }
         };
         let is_answering = observation.agent.answer.is_ok();
         let (explanation, advice) = if is_answering {
@@ -270,8 +272,8 @@ fn condition(observation: &Observation, operation: &Operation) -> String {
             format!("{} has the stale address {address}", kind(device))
         }
         Operation::SetMtu(device, mtu) => format!("{} does not have its MTU {mtu}", kind(device)),
-        Operation::AddRoute(RouteKey { subnet, .. }, hop) => {
-            format!("the route to {subnet} {hop} is missing")
+        Operation::AddRoute(RouteKey { subnet, .. }, _) => {
+            format!("the route to {subnet} is missing")
         }
         other => format!("the kernel differs from the desired state, missing change: {other}"),
     }

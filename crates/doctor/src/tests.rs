@@ -652,7 +652,7 @@ fn bridge_that_is_down_is_the_only_root() {
     let shown = problem_lines(&observation);
     assert_eq!(shown.len(), 2, "{shown:#?}");
     assert!(
-        shown[0].starts_with("wrong    dataplane        bridge m-vxlan-1 is down, and 1 more"),
+        shown[0].starts_with("wrong    dataplane        bridge m-vxlan-1 is down (and 1 more"),
         "{}",
         shown[0]
     );

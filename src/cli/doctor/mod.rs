@@ -33,12 +33,12 @@ Examples:
 Run it as root on the host of the agent. It changes nothing, and sends packets only with --probe.
 Root causes come first, each with the findings that follow from it. Exit code 0 if nothing is wrong, even with warnings; 1 if something is.")]
 pub(super) struct DoctorCommand {
-    /// The agent_config of this host [default: that of the running agent, also of a Mesos agent
+    /// The agent_config of this host; otherwise that of the running agent, also of a Mesos agent
     /// with the module; or agent.json or agent_modules.json in /etc/mesos-overlay or
-    /// /usr/local/etc/mesos-overlay]
+    /// /usr/local/etc/mesos-overlay
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The address of the local agent [default: that of the running agent, or 127.0.0.1:5051]
+    /// The address of the local agent; otherwise that of the running agent, or 127.0.0.1:5051
     #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
     agent: Option<AgentAddress>,
     /// The running master, whose state is compared with this host: as for `state --master`

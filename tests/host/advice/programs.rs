@@ -153,7 +153,10 @@ fn command_that_shows_something_succeeds() {
 fn command_for_bridge_changes_only_what_it_names() {
     let host = Namespace::new();
     let dir = tempfile::tempdir().expect("a temporary directory");
-    host.succeed("sh", &["-ec", "ip link add port type veth peer name other; ip link add eth9 type dummy"]);
+    host.succeed(
+        "sh",
+        &["-ec", "ip link add port type veth peer name other; ip link add eth9 type dummy"],
+    );
     host.run("sysctl -qw net.ipv4.conf.eth9.forwarding=0");
     let bridge = "d-vxlan-1".parse().expect("a name");
     let before = super::foreign(&host);

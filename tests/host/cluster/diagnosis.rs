@@ -123,6 +123,8 @@ fn fault_has_one_root_cause() {
     let (mut shown, mut failed) = (String::new(), String::new());
     for fault in &FAULTS {
         cluster.wait_until_ok();
+        let is_right = || diagnose(cluster.host(1)).wrong().is_empty();
+        cluster.wait_for("the agent has repaired the former fault", is_right);
         let start = now();
         let _ = match diagnose_fault(&cluster, fault) {
             Ok(text) => {
