@@ -225,8 +225,8 @@ async fn network_without_bridge_is_replaced_unless_it_has_containers() {
             docker.ensure(&dual()).await.unwrap_err().to_string(),
             format!(
                 "docker network vxlan-1: its bridge d-vxlan-1 was removed, and containers use the \
-                 network{text}: run 'ip link add name d-vxlan-1 type bridge', which the agent then \
-                 configures, and restart these containers, which have no connection until then"
+                 network{text}: run 'ip link add name d-vxlan-1 type bridge', and restart these \
+                 containers, which have no connection until then: the agent configures the bridge"
             )
         );
         assert_eq!(fake.calls().len(), 3, "nothing is removed");
