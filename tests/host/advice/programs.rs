@@ -155,7 +155,7 @@ fn command_for_bridge_changes_only_what_it_names() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     host.succeed(
         "sh",
-        &["-ec", "ip link add port type veth peer name other; ip link add eth9 type dummy"],
+        &["-ec", "ip link add port type veth peer name other; ip link add eth9 type bridge"],
     );
     host.run("sysctl -qw net.ipv4.conf.eth9.forwarding=0");
     let bridge = "d-vxlan-1".parse().expect("a name");
