@@ -517,7 +517,7 @@ fn interfering_network_managers_are_reported() {
     assert_eq!(text, lines("note", "managers", summary, &[("do", "no action: the agent sets it")]));
     let summary = "firewalld does not open UDP port 64000: the packets of peers are dropped";
     let command = "firewall-cmd --add-port=64000/udp && firewall-cmd --permanent \
-                   --add-port=64000/udp  # adds the port to firewalld's default zone";
+                   --add-port=64000/udp  # adds the port to firewalld's default zone, for every host";
     let text = findings_after(|observation| observation.managers.firewalld = Some(false));
     assert_eq!(text, lines("warning", "managers", summary, &[("run", command)]));
     let summary = "ufw does not open UDP port 64000: the packets of peers are dropped";

@@ -66,8 +66,8 @@ fn command_of_other_program_gets_its_arguments() {
         ),
         (
             Command::trust_device_in_firewalld("vtep1024"),
-            "firewall-cmd --zone=trusted --add-interface=vtep1024\n\
-             firewall-cmd --permanent --zone=trusted --add-interface=vtep1024\n",
+            "firewall-cmd --zone=trusted --change-interface=vtep1024\n\
+             firewall-cmd --permanent --zone=trusted --change-interface=vtep1024\n",
         ),
         (Command::open_ufw_port(64_000, false), "ufw allow 64000/udp\n"),
         (Command::open_ufw_port(64_000, true), "ufw allow out 64000/udp\n"),

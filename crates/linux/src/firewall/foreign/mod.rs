@@ -26,8 +26,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use overlay_types::addr::{DeviceName, OverlayName};
-use overlay_types::escape::bounded_line;
 use overlay_types::advice::Command;
+use overlay_types::escape::bounded_line;
 use overlay_types::tunnel::{Desired, Fault, FaultScope};
 
 pub use self::inspector::{Inspector, underlay_devices};

@@ -92,16 +92,20 @@ fn firewalld_moves_devices_and_names_of_others_are_quoted() {
     let mut listing = nft_table("inet", "forward", "drop", &[]);
     listing.nft = listing.nft.map(|text| text.replace("site", "firewalld"));
     let found = &found_in(&listing)[0];
-    assert!(found.command.contains("--zone=trusted --change-interface=m-vxlan-1"), "{found}");
-    assert!(found.effect.contains("closes no port of this host to containers"), "{found}");
+    assert!(
+        found.command.text().contains("--zone=trusted --change-interface=m-vxlan-1"),
+        "{found}"
+    );
+    let effect = found.command.effect().unwrap();
+    assert!(effect.contains("closes no port of this host to containers"), "{found}");
     let chain = ":FORWARD ACCEPT\n:$(reboot) -\n-A FORWARD -j $(reboot)\n-A $(reboot) -j DROP";
     let found = &found_in(&iptables_filter(chain))[0];
     assert_eq!(found.chain, "$(reboot)");
-    assert!(!found.command.contains("$(reboot)"), "{found}");
+    assert!(!found.command.text().contains("$(reboot)"), "{found}");
     let mut listing = nft_table("inet", "forward", "drop", &[]);
     listing.nft = listing.nft.map(|text| text.replace("site", "a;b"));
     let found = &found_in(&listing)[0];
-    assert!(found.command.contains("nft insert rule inet 'a;b' c "), "{found}");
+    assert!(found.command.text().contains("nft insert rule inet \"a;b\" c "), "{found}");
 }
 
 #[test]
