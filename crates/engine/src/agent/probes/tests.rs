@@ -450,7 +450,7 @@ fn last_octet(packet: &ProbePacket) -> u8 {
 }
 
 #[test]
-fn peers_that_drop_packets_of_containers_do_not_accuse_this_host() {
+fn peers_that_drop_container_packets_do_not_accuse_this_host() {
     let mut world = World::new(100, 4);
     world.run(60);
     world.outcome = |packet| match &packet.source {
