@@ -286,7 +286,7 @@ mesos_overlay_agent_peer_failures_messages_sent_total 0
 mesos_overlay_agent_probe_peers_reached 3
 mesos_overlay_agent_probe_peers_unreachable 0
 mesos_overlay_agent_probe_peers_large_lost 0
-mesos_overlay_agent_probe_round_trip_seconds 0
+mesos_overlay_agent_probe_round_trip_seconds 0.0
 mesos_overlay_agent_refused_total 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections_per_address\"} 0
@@ -356,7 +356,7 @@ fn assert_valid(text: &str) {
         let mut series = BTreeSet::new();
         for line in lines {
             let (name, value) = line.rsplit_once(' ').unwrap();
-            assert!(value.parse::<u64>().is_ok(), "{line}");
+            assert!(value.parse::<f64>().is_ok_and(|value| value >= 0.0), "{line}");
             assert_eq!(name.split('{').next(), Some(&*format!("{family}{suffix}")), "{line}");
             assert!(series.insert(name), "{line} is duplicated");
         }

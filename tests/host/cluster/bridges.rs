@@ -117,7 +117,7 @@ fn removed_bridge_returns_to_its_docker_containers() {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn bridges_removed_before_start_of_agent_return_to_their_containers() {
+fn bridges_removed_before_agent_start_return_to_containers() {
     let mut cluster = with_docker();
     let container = Container::for_docker(cluster.host(1), "vxlan-1");
     let mesos = Container::for_mesos(cluster.host(1), "vxlan-1");

@@ -158,7 +158,7 @@ fn restarted_agent_keeps_flows_to_outside() {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
-fn rules_about_uplinks_are_judged_with_underlay_address_on_loopback() {
+fn uplink_rules_are_judged_with_underlay_address_on_loopback() {
     let cluster = Cluster::started(2, Underlay::V4);
     let containers = cluster.add_containers();
     let is_alive = || can_ping(&containers[0].namespace, containers[1].address(), 16);

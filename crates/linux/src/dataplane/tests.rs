@@ -453,7 +453,7 @@ fn lost_bridge_is_added_again_with_its_ports() {
 }
 
 #[test]
-fn addresses_that_keep_plugin_from_adding_containers_are_removed_or_named() {
+fn addresses_that_stop_plugin_are_removed_or_named() {
     let desired_state = Desired { peers: None, ..desired(1, []) };
     let none = Observed::default();
     let mut observed = state_after(&none, &plan(&desired_state, &none).operations);
