@@ -14,6 +14,7 @@ use overlay_linux::cni::{self, CniDirectory};
 use overlay_linux::dataplane::LinkBuilder;
 use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
 use overlay_types::addr::{DeviceName, OverlayName, Subnet};
+use overlay_types::advice::Command;
 use overlay_types::container_network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -198,8 +199,12 @@ impl ContainerNetworks {
                 Some(Err(error)) => (Err(format!("create the docker network: {error}")), false),
                 None => return,
             };
+            let (note, result) = match result {
+                Ok(note) => (note, Ok(())),
+                Err(reason) => (None, Err(reason)),
+            };
             inbox
-                .send(Event::Applied { attempt, overlay, kind: NetworkKind::Docker, result })
+                .send(Event::Applied { attempt, overlay, kind: NetworkKind::Docker, note, result })
                 .await;
             drop(permit);
             if is_down {
@@ -227,11 +232,12 @@ async fn wait_for_docker(docker: &Docker, is_waiting: &AtomicBool, inbox: &Inbox
     is_waiting.store(false, Ordering::SeqCst);
 }
 
+/// Creates or compares a network. Returns what the operator should know about an existing one.
 async fn ensure_docker(
     docker: &Docker,
     network: &DockerNetwork,
     inbox: &Inbox<Agent>,
-) -> Result<(), DockerError> {
+) -> Result<Option<String>, DockerError> {
     let outcome = match docker.ensure(network).await {
         Err(DockerError { reason: DockerFailure::BridgeMissing { bridge, running }, .. })
             if running.is_empty() && add_bridge(&bridge).await =>
@@ -246,16 +252,27 @@ async fn ensure_docker(
         }
         outcome => {
             let outcome = outcome?;
-            if outcome != docker::Outcome::Unchanged {
+            if matches!(outcome, docker::Outcome::Created | docker::Outcome::Recreated) {
                 log::info!("overlay {}: created the docker network", network.name);
             }
             outcome
         }
     };
-    if outcome != docker::Outcome::Unchanged {
-        report_remade(&network.name, NetworkKind::Docker, inbox).await;
+    match outcome {
+        docker::Outcome::Unchanged => {}
+        docker::Outcome::Created | docker::Outcome::Recreated => {
+            report_remade(&network.name, NetworkKind::Docker, inbox).await;
+        }
+        docker::Outcome::SmallerMtu(found) => {
+            let DockerNetwork { name, mtu, .. } = network;
+            return Ok(Some(format!(
+                "docker network {name} keeps an MTU of {found} instead of {mtu}: to change it, \
+                 stop its containers and run {}, then the agent creates it again",
+                Command::remove_docker_network(name)
+            )));
+        }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Lets the dataplane configure a new bridge: its first look leaves the bridge to its maker.
@@ -340,7 +357,7 @@ async fn run_cni_jobs(
                     report_remade(&overlay, kind, &inbox).await;
                 }
                 let result = result.map(drop);
-                inbox.send(Event::Applied { attempt, overlay, kind, result }).await;
+                inbox.send(Event::Applied { attempt, overlay, kind, note: None, result }).await;
             }
             CniJob::Retain(overlays) => {
                 let removed = run_cni_job(cni, move |cni| remove_other_cni(cni, &overlays)).await;

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use overlay_engine::agent::{Agent, Event, Programmed, Scope};
-use overlay_types::tunnel::{Collision, Desired, Fault};
+use overlay_types::tunnel::{Collision, Desired, Fault, UnderlayMtu};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::inbox::Inbox;
@@ -41,6 +41,9 @@ pub(super) trait Worker {
 
     /// Returns the conflicts of the desired state with objects of the host.
     fn inspect(&mut self, claims: &Desired) -> Result<Vec<Collision>, String>;
+
+    /// Returns the MTU of the underlay, if it is known.
+    fn underlay_mtu(&mut self, claims: &Desired) -> Option<UnderlayMtu>;
 
     /// Programs the desired state.
     fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed;
@@ -167,9 +170,11 @@ fn execute(worker: &mut impl Worker, task: &Task) -> Option<Event> {
             worker.begin();
             Some(Event::FoundVteps(worker.find_vteps()))
         }
-        Task::Job(Job::Inspect { attempt, claims }) => {
-            Some(Event::Inspected { attempt: *attempt, result: worker.inspect(claims) })
-        }
+        Task::Job(Job::Inspect { attempt, claims }) => Some(Event::Inspected {
+            attempt: *attempt,
+            underlay_mtu: worker.underlay_mtu(claims),
+            result: worker.inspect(claims),
+        }),
         Task::Job(Job::Program { attempt, desired, scope }) => {
             Some(Event::Programmed { attempt: *attempt, result: worker.program(desired, *scope) })
         }
@@ -182,7 +187,8 @@ fn report_panic(inbox: &Inbox<Agent>, task: &Task) {
     inbox.metrics().count_dataplane_restart();
     let event = match task {
         Task::Job(Job::Inspect { attempt, .. }) => {
-            Event::Inspected { attempt: *attempt, result: Err(PANICKED.to_owned()) }
+            let result = Err(PANICKED.to_owned());
+            Event::Inspected { attempt: *attempt, underlay_mtu: None, result }
         }
         Task::Job(Job::Program { attempt, .. }) => {
             let faults = vec![Fault::of_host(PANICKED)];
@@ -237,6 +243,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        fn underlay_mtu(&mut self, _: &Desired) -> Option<UnderlayMtu> {
+            None
+        }
+
         fn program(&mut self, _: &Arc<Desired>, _: Scope) -> Programmed {
             self.call();
             Programmed { changes: 1, ..Programmed::default() }
@@ -267,7 +277,9 @@ mod tests {
 
         thread.queue(Job::Inspect { attempt: 1, claims: Arc::default() });
         match next_event(&mut receiver) {
-            Event::Inspected { attempt: 1, result: Err(reason) } => assert_eq!(reason, PANICKED),
+            Event::Inspected { attempt: 1, result: Err(reason), .. } => {
+                assert_eq!(reason, PANICKED)
+            }
             event => panic!("{event}"),
         }
         let program =

@@ -14,7 +14,7 @@ use overlay_linux::firewall::{
 };
 use overlay_linux::host::{HostError, HostLock, HostSettings};
 use overlay_types::advice::Command;
-use overlay_types::tunnel::{Collision, Desired, Fault};
+use overlay_types::tunnel::{Collision, Desired, Fault, UnderlayMtu};
 use tokio::time::Instant;
 
 use super::change_listeners::ChangeListeners;
@@ -104,7 +104,10 @@ impl HostNetwork {
             Ok(report) => {
                 result.faults.extend(report.faults());
                 result.add(report.done.iter());
-                report.is_complete()
+                result.underlay_mtu = report.underlay_mtu;
+                let is_complete = report.is_complete();
+                result.kept_mtus = report.kept_mtus;
+                is_complete
             }
             Err(error) => {
                 result.faults.push(Fault::of_host(error));
@@ -345,6 +348,14 @@ impl Worker for HostNetwork {
     fn inspect(&mut self, claims: &Desired) -> Result<Vec<Collision>, String> {
         let dataplane = self.dataplane().map_err(|error| error.to_string())?;
         dataplane.collisions(claims).map_err(|error| error.to_string())
+    }
+
+    fn underlay_mtu(&mut self, claims: &Desired) -> Option<UnderlayMtu> {
+        let found = self.dataplane().and_then(|dataplane| dataplane.underlay_mtu(claims));
+        found.unwrap_or_else(|error| {
+            log::warn!("read the MTU of the underlay: {error}");
+            None
+        })
     }
 
     fn program(&mut self, desired: &Arc<Desired>, scope: Scope) -> Programmed {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_engine::agent::{FirewallState, Programmed, Scope};
-use overlay_linux::dataplane::{Hop, Observed, Operation, RouteKey, State, plan, plan_change};
+use overlay_linux::dataplane::{
+    Hop, Observed, Operation, RouteKey, State, Underlay, plan, plan_change,
+};
 use overlay_types::addr::{DeviceName, Mac, Mtu, Subnet};
 use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
 
@@ -176,6 +178,8 @@ impl Kernel {
             self.settled = None;
             done.is_exact = self.step(desired, outcome, chance, &mut done);
         }
+        done.result.underlay_mtu =
+            self.known.as_ref().and_then(|known| known.underlay_mtu(desired));
         done.result.changes = done.operations.len() as u64;
         let examples = done.operations.iter().take(Programmed::EXAMPLES);
         done.result.examples = examples.map(ToString::to_string).collect();
@@ -194,13 +198,19 @@ impl Kernel {
     }
 
     fn read(&mut self, desired: &Desired) -> Rc<Observed> {
-        let is_known = |underlay: &IpAddr| self.actual.underlay_mtus.contains_key(underlay);
+        let is_known = |underlay: &IpAddr| self.actual.underlays.contains_key(underlay);
         let underlays = desired.vxlan_devices.iter().map(|local| local.underlay);
         let unknown: Vec<IpAddr> = underlays.filter(|underlay| !is_known(underlay)).collect();
         if !unknown.is_empty() {
-            let ethernet = Mtu::new(1500).expect("it is an MTU");
-            let mtus = unknown.into_iter().map(|underlay| (underlay, ethernet));
-            Rc::make_mut(&mut self.actual).underlay_mtus.extend(mtus);
+            let ethernet = Underlay {
+                device: "eth0".to_owned(),
+                mtu: Mtu::new(1500).expect("it is an MTU"),
+                limited_route: None,
+                is_routed: true,
+                others: Vec::new(),
+            };
+            let ways = unknown.into_iter().map(|underlay| (underlay, ethernet.clone()));
+            Rc::make_mut(&mut self.actual).underlays.extend(ways);
         }
         Rc::clone(&self.actual)
     }

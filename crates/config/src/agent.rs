@@ -290,7 +290,7 @@ fn read_options<'a>(document: &mut Document<'a>, object: &Object<'a>) -> AgentOp
         ..defaults
     };
     if let Some(node) = object.value("overlay_mtu") {
-        options.overlay_mtu = document.read_mtu(&node).unwrap_or(options.overlay_mtu);
+        options.overlay_mtu = document.read_mtu(&node);
         warn_about_mtu(document, &node, &options);
     }
     if let Some(node) = object.value("command_timeout") {
@@ -313,7 +313,7 @@ fn read_command_timeout<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Opt
 }
 
 fn warn_about_mtu(document: &mut Document<'_>, node: &Node<'_>, options: &AgentOptions) {
-    let mtu = options.overlay_mtu;
+    let Some(mtu) = options.overlay_mtu else { return };
     let most = ETHERNET_MTU - VXLAN_OVERHEAD;
     if mtu.bytes() > most {
         document.warn(

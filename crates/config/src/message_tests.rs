@@ -606,13 +606,13 @@ const MASTER_WARNINGS: &[Row] = &[
     (
         r#"{$V,"vtep_mtu":1400,"overlays":[$A]}"#,
         &[
-            r#"1:78: vtep_mtu: 1400 is less than the 1420 that containers have by default: set 'overlay_mtu' of the agents to at most 1400"#,
+            r#"1:78: vtep_mtu: 1400 is less than the 1420 that containers of C++ agents have: set 'overlay_mtu' of such agents to at most 1400"#,
         ],
     ),
     (
         r#"{$V,"vtep_mtu":1200,"overlays":[{"name":"a","subnet6":"fd01:b::/64","prefix6":126}]}"#,
         &[
-            r#"1:78: vtep_mtu: 1200 is less than the 1420 that containers have by default: set 'overlay_mtu' of the agents to at most 1200"#,
+            r#"1:78: vtep_mtu: 1200 is less than the 1420 that containers of C++ agents have: set 'overlay_mtu' of such agents to at most 1200"#,
             r#"1:78: vtep_mtu: 1200 carries no IPv6: write at least 1280"#,
             r#"1:141: overlays[0].prefix6: 126 leaves no address for a container in half of an agent's subnet: write at most 125"#,
         ],

@@ -349,7 +349,7 @@ fn parameter_overrides_only_its_key_in_file() {
         "command_timeout":20000}}"#;
     let parameters = [("agent_config", "/f"), ("overlay_mtu", "1300"), ("master", "p:1")];
     let (config, _) = agent(&parameters, Some(file)).unwrap();
-    assert_eq!(config.options.overlay_mtu.bytes(), 1300);
+    assert_eq!(config.options.overlay_mtu.map(overlay_types::addr::Mtu::bytes), Some(1300));
     assert_eq!(config.options.command_timeout, Duration::from_secs(20));
     assert_eq!((config.master.as_deref(), config.cni_dir), (Some("p:1"), PathBuf::from("/f")));
 }

@@ -119,7 +119,9 @@ fn parse_dcos_configuration_is_accepted() {
 
     let (config, warnings) = parse_agent("agent_config", DCOS_AGENT).unwrap();
     assert_eq!(warnings, []);
-    assert_eq!(config.options, overlay_types::protocol::AgentOptions::default());
+    let overlay_mtu = Some(Mtu::OVERLAY_DEFAULT);
+    let options = overlay_types::protocol::AgentOptions::default();
+    assert_eq!(config.options, overlay_types::protocol::AgentOptions { overlay_mtu, ..options });
     assert_eq!(config.cni_data_dir, Some(PathBuf::from("/var/run/dcos/cni/networks")));
     assert_eq!(parse("agent_config", DCOS_AGENT).unwrap().0, Config::Agent(config));
 }
@@ -219,7 +221,7 @@ fn parse_agent_reads_every_key() {
     let options = config.options;
     assert!(!options.allocate_subnet && !options.mesos_bridge && !options.docker_bridge);
     assert!(!options.enable_ipv6);
-    assert_eq!(options.overlay_mtu.bytes(), 1400);
+    assert_eq!(options.overlay_mtu.map(Mtu::bytes), Some(1400));
     assert_eq!(options.command_timeout, Duration::from_secs(30));
     assert_eq!(config.max_configuration_attempts, 1);
     assert_eq!(config.verify_interval, Duration::from_secs(300));

@@ -75,8 +75,8 @@ pub(super) fn warn_about_vtep_mtu(
         document.warn(
             node,
             format_args!(
-                "{mtu} is less than the {default} that containers have by default: set \
-                 'overlay_mtu' of the agents to at most {mtu}"
+                "{mtu} is less than the {default} that containers of C++ agents have: set \
+                 'overlay_mtu' of such agents to at most {mtu}"
             ),
         );
     }

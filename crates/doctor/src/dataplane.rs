@@ -98,7 +98,8 @@ fn obstacle(problem: &Problem) -> Option<Finding> {
         }
         // Detours are grouped.
         Problem::Detour(_) => return None,
-        Problem::MtuTooSmall { .. } | Problem::ContainersDoNotFit { .. } => return None,
+        // The checks `mtu` and `peers` name them.
+        Problem::Mtu(_) | Problem::Unroutable { .. } => return None,
     })
 }
 

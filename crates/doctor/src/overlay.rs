@@ -1,7 +1,7 @@
 //! Checks of the overlays of this host: the assignment, the state of the kernel, and the reports of
 //! the agent and the master. The checks are pure functions of the observation.
 
-use overlay_linux::dataplane::Problem;
+use overlay_linux::dataplane::{MtuProblem, Problem};
 use overlay_types::addr::Mtu;
 use overlay_types::advice::Command;
 use overlay_types::protocol::Status;
@@ -10,7 +10,7 @@ use overlay_types::tunnel::{Collision, HostObject, HostRoute, SubnetOwner, Vxlan
 
 use super::cause::{Object, Topic};
 use super::dataplane::dataplane;
-use super::finding::Finding;
+use super::finding::{Finding, Severity};
 use super::observation::{
     AgentQueryError, AgentReport, DesiredSource, Observation, ReportedProblem,
 };
@@ -218,7 +218,7 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
     let mut known_max = None;
     for local in &tunnel.desired.vxlan_devices {
         let VxlanDevice { device, underlay, .. } = local;
-        let Some(underlay_mtu) = tunnel.observed.underlay_mtus.get(underlay) else {
+        let Some(way) = tunnel.observed.underlays.get(underlay) else {
             if tunnel.source != DesiredSource::Defaults {
                 findings.push(
                     Finding::wrong(
@@ -235,12 +235,22 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
             }
             continue;
         };
-        let max = underlay_mtu.bytes().saturating_sub(local.overhead());
+        if !way.others.is_empty() {
+            let (others, chosen) = (way.others.join(", "), &way.device);
+            let summary = format!(
+                "{others} has the address {underlay} too: the MTU is that of {chosen}, {}",
+                if way.is_routed { "which leads to the peers" } else { "until a peer is known" }
+            );
+            findings.push(Finding::note(CHECK, summary));
+        }
+        let max = way.mtu.bytes().saturating_sub(local.overhead());
         known_max.get_or_insert(max);
         if let Some(mtu) = device_mtu(observation, local).filter(|mtu| mtu.bytes() > max) {
             let finding = Finding::wrong(
                 CHECK,
-                format!("device {device} has an MTU of {mtu}, and the underlay carries {max}"),
+                format!(
+                    "device {device} has an MTU of {mtu}, and the underlay carries {max} ({way})"
+                ),
                 "large packets are fragmented, and many routers drop fragments",
             )
             .about(Topic::Mtu)
@@ -252,7 +262,7 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
     }
     let problems = tunnel.plan.problems.iter();
     findings.extend(problems.filter_map(|problem| mtu_problem(observation, problem)));
-    if findings.is_empty() {
+    if findings.iter().all(|finding| finding.severity < Severity::Wrong) {
         findings.push(match known_max {
             Some(max) => Finding::ok(CHECK, format!("the underlay carries packets of {max} bytes")),
             None => Finding::note(CHECK, "unknown: this host has no default route"),
@@ -264,41 +274,33 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
 /// Returns the finding for a problem of the plan that concerns an MTU.
 fn mtu_problem(observation: &Observation, problem: &Problem) -> Option<Finding> {
     let tunnel = &observation.tunnel;
-    let object = match problem {
-        Problem::MtuTooSmall { device, .. } | Problem::ContainersDoNotFit { device, .. } => {
-            Object::device(device)
-        }
-        _ => return None,
+    let Problem::Mtu(problem) = problem else { return None };
+    let MtuProblem::ContainersDoNotFit { device, mtu, containers, overhead, underlay } = problem
+    else {
+        let (MtuProblem::UnderlayTooSmall { device, .. }
+        | MtuProblem::VtepMtuTooSmall { device, .. }) = problem
+        else {
+            return None;
+        };
+        let text = problem.to_string();
+        let (summary, advice) = text.split_once(": ").unwrap_or((&text, ""));
+        let finding = Finding::wrong("mtu", summary, "these overlays have no connection");
+        return Some(finding.about(Topic::Mtu).on(Object::device(device)).with_advice(advice));
     };
-    let (summary, lower, needed, underlay) = match problem {
-        Problem::MtuTooSmall { device, mtu, least, overhead, underlay } => (
-            format!("device {device} would have an MTU of {mtu}, and needs {least}"),
-            String::new(),
-            least + overhead,
-            underlay,
-        ),
-        Problem::ContainersDoNotFit { device, mtu, containers, overhead, underlay } => {
-            let exists = tunnel.observed.state.devices.contains_key(device);
-            let has = if exists { "has" } else { "would have" };
-            (
-                format!("device {device} {has} an MTU of {mtu}, and the containers {containers}"),
-                format!("set network_config.overlay_mtu to {mtu} or less, or, "),
-                containers.bytes() + overhead,
-                underlay,
-            )
-        }
-        _ => return None,
-    };
+    let object = Object::device(device);
+    let exists = tunnel.observed.state.devices.contains_key(device);
+    let has = if exists { "has" } else { "would have" };
+    let summary = format!("device {device} {has} an MTU of {mtu}, and the containers {containers}");
+    let needed = containers.bytes() + overhead;
     let device = tunnel.device_with(*underlay).unwrap_or("DEVICE");
     // The network may not carry packets of this size. A larger MTU of the device would then break
     // other traffic as well.
-    let raise = format!(
-        "if the network between the agents carries {needed} bytes, raise the MTU of the host's \
-         device {device} to {needed}"
+    let advice = format!(
+        "set network_config.overlay_mtu to {mtu} or less, or remove it, or, if the network between \
+         the agents carries {needed} bytes, raise the MTU of the host's device {device} to {needed}"
     );
     let finding = Finding::wrong("mtu", summary, "large packets of containers do not fit");
-    let finding = finding.about(Topic::Mtu).on(object);
-    Some(finding.with_advice(format!("{lower}{raise}")))
+    Some(finding.about(Topic::Mtu).on(object).with_advice(advice))
 }
 
 /// Checks the entries of the peers. No packet is sent.

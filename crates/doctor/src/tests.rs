@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use overlay_config::AgentConfig;
 use overlay_linux::dataplane::{
-    self, Detour, Device, Hop, Identity, Link, Operation, Problem, RouteKey, Way,
+    self, Detour, Device, Hop, Identity, Link, MtuProblem, Operation, Problem, RouteKey, Way,
 };
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_linux::firewall::foreign::{Listing, ListingError, SavedTables};
@@ -86,11 +86,21 @@ fn named_configuration() -> Configuration {
     Configuration { source, ..Configuration::default() }
 }
 
+fn underlay(mtu: u32) -> dataplane::Underlay {
+    dataplane::Underlay {
+        device: "eth0".to_owned(),
+        mtu: Mtu::new(mtu).unwrap(),
+        limited_route: None,
+        is_routed: true,
+        others: Vec::new(),
+    }
+}
+
 /// Returns a host with an agent and no problems.
 fn healthy_host() -> Observation {
     let mut observed = dataplane::Observed::default();
     observed.state.devices.insert(device(), device_with_peer());
-    observed.underlay_mtus.insert("10.0.0.1".parse().unwrap(), Mtu::new(1500).unwrap());
+    observed.underlays.insert("10.0.0.1".parse().unwrap(), underlay(1500));
     let desired =
         Desired { vxlan_devices: vec![local()], spaces: vec![space()], ..Desired::default() };
     let info = AgentInfo {
@@ -926,36 +936,56 @@ fn foreign_device_and_missing_entry_are_reported() {
 #[test]
 fn mtu_that_does_not_fit_is_reported() {
     let text = findings_after(|observation| {
-        let mtu = Mtu::new(1400).unwrap();
-        observation.tunnel.observed.underlay_mtus.insert("10.0.0.1".parse().unwrap(), mtu);
+        let own = "10.0.0.1".parse().unwrap();
+        observation.tunnel.observed.underlays.insert(own, underlay(1400));
     });
-    let summary = "device vtep1024 has an MTU of 1450, and the underlay carries 1350: large \
-                   packets are fragmented, and many routers drop fragments";
+    let summary = "device vtep1024 has an MTU of 1450, and the underlay carries 1350 \
+                   (underlay device eth0 has an MTU of 1400): large packets are fragmented, and many routers drop fragments";
     let advice = "set vtep_mtu to 1350 or less, or remove it";
     let command = "ip link set vtep1024 mtu 1350";
     assert_eq!(text, lines("wrong", "mtu", summary, &[("run", command), ("do", advice)]));
-    let mtu_problem = Problem::ContainersDoNotFit {
+    let mtu_problem = Problem::Mtu(MtuProblem::ContainersDoNotFit {
         device: device(),
         mtu: Mtu::new(1350).unwrap(),
         containers: Mtu::new(1420).unwrap(),
         overhead: 50,
         underlay: "10.0.0.1".parse().unwrap(),
-    };
+    });
     let text = findings_after(|observation| {
         observation.tunnel.plan.problems.push(mtu_problem.clone());
     });
     let summary = "device vtep1024 has an MTU of 1350, and the containers 1420: large packets of \
                    containers do not fit";
-    let advice = "set network_config.overlay_mtu to 1350 or less, or, if the network between the \
-                  agents carries 1470 bytes, raise the MTU of the host's device eth0 to 1470";
+    let advice = "set network_config.overlay_mtu to 1350 or less, or remove it, or, if the network \
+                  between the agents carries 1470 bytes, raise the MTU of the host's device eth0 \
+                  to 1470";
     assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
     let text =
         findings_on(fresh_host(), |observation| observation.tunnel.plan.problems.push(mtu_problem));
     let summary = summary.replace("has", "would have");
     assert_eq!(text, lines("wrong", "mtu", &summary, &[("do", advice)]));
-    let text = findings_after(|observation| observation.tunnel.observed.underlay_mtus.clear());
+    let text = findings_after(|observation| observation.tunnel.observed.underlays.clear());
     let summary = "no device of this host has the address 10.0.0.1: the tunnels of this agent use \
                    it as their source";
     let advice = "restore the address of the host, or register the agent with another address";
     assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
+    let mtu_problem = Problem::Mtu(MtuProblem::UnderlayTooSmall {
+        device: device(),
+        underlay: underlay(575),
+        family: Family::V4,
+        least: 576,
+        subnet: None,
+    });
+    let text = findings_after(|observation| observation.tunnel.plan.problems.push(mtu_problem));
+    let summary = "underlay device eth0 has an MTU of 575, and IPv4 overlays need 576: these \
+                   overlays have no connection";
+    let advice = "if the network carries 576 bytes, raise it, which changes all traffic of eth0";
+    assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
+    let text = findings_after(|observation| {
+        let way = observation.tunnel.observed.underlays.values_mut().next().unwrap();
+        way.others.push("eth1".to_owned());
+    });
+    let summary = "eth1 has the address 10.0.0.1 too: the MTU is that of eth0, which leads to the \
+                   peers";
+    assert_eq!(text, lines("note", "mtu", summary, &[]));
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use overlay_config::AgentConfig;
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, Problem};
 use overlay_linux::source::{own_address, source_towards};
-use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, Subnet};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Subnet};
 use overlay_types::protocol::{AgentInfo, State, Vxlan};
 use overlay_types::tunnel::{Desired, HostAddress, OverlaySubnets, Peer, VxlanDevice, collisions};
 
@@ -27,17 +27,18 @@ pub(crate) fn observe(
     let info = info
         .filter(|info| !info.overlays.is_empty())
         .or_else(|| master.and_then(|state| agent_with_address(state, &addresses)));
-    let (desired, source) = match info {
+    let (mut desired, source) = match info {
         Some(info) => {
             let options = config.registered_options();
             let mut desired =
-                Desired::for_assignments(info.ip, &options, info.overlays.iter(), None);
+                Desired::for_assignments(info.ip, &options, None, info.overlays.iter(), None);
             desired.peers = master.map(|state| peers(state, info.ip, &existing, &desired));
             (desired, DesiredSource::Assignments)
         }
         None => without_assignments(config, master, &existing),
     };
     let observed = dataplane.observe(&desired)?;
+    set_containers_mtu(config, &mut desired, &observed);
     let mut plan = dataplane::plan(&desired, &observed);
     // Missing objects are the cause of detours.
     if plan.operations.is_empty() {
@@ -119,8 +120,13 @@ fn underlay(config: &AgentConfig) -> Option<IpAddr> {
     configured.or_else(|| own_address(None).ok().map(IpAddr::V4))
 }
 
-fn containers_mtu(config: &AgentConfig) -> Option<Mtu> {
-    config.options.allocate_subnet.then_some(config.options.overlay_mtu)
+/// Sets the MTU of the containers, which follows from that of the underlay unless it is configured.
+fn set_containers_mtu(config: &AgentConfig, desired: &mut Desired, observed: &dataplane::Observed) {
+    for local in &mut desired.vxlan_devices {
+        let underlay = observed.underlays.get(&local.underlay).map(|underlay| underlay.mtu);
+        let containers = config.options.containers_mtu(underlay, local.mtu);
+        local.containers_mtu = containers.filter(|_| config.options.allocate_subnet);
+    }
 }
 
 /// Describes the existing devices as desired devices.
@@ -138,7 +144,7 @@ fn existing_devices(config: &AgentConfig, existing: &dataplane::Observed) -> Vec
             mac: link.mac,
             underlay: link.underlay.or(underlay)?,
             mtu: Some(link.mtu),
-            containers_mtu: containers_mtu(config),
+            containers_mtu: None,
             ip: address(true),
             ip6: address(false),
         })
@@ -156,7 +162,7 @@ fn default_device(config: &AgentConfig, master: Option<&State>) -> VxlanDevice {
         mac: Mac::from([0x70, 0xb3, 0xd5, 0, 0, 1]),
         underlay: underlay(config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         mtu: None,
-        containers_mtu: containers_mtu(config),
+        containers_mtu: None,
         ip: None,
         ip6: None,
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::addr::{DeviceName, Mtu, OverlayName, Subnet};
 use crate::protocol::{AgentOptions, Assignment, Bridge};
+use crate::tunnel::ContainersMtu;
 
 /// The network of the MesosContainerizer: a CNI configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,14 +104,21 @@ impl ContainerNetwork {
         }
     }
 
-    /// Derives the container networks from an assignment and the options of the agent.
+    /// Derives the container networks from an assignment and the options of the agent. `underlay` is
+    /// the MTU of the underlay, if it is known.
     ///
     /// # Errors
     /// If the assignment conflicts with the options, or a bridge with the subnet of the agent.
     pub fn from_assignment(
         assignment: &Assignment,
         options: &AgentOptions,
+        underlay: Option<Mtu>,
     ) -> Result<Vec<Self>, ContainerNetworkError> {
+        let mtu = options.containers_mtu(underlay, assignment.vtep.mtu);
+        let mtu = mtu.map_or_else(
+            || assignment.vtep.mtu.unwrap_or(Mtu::OVERLAY_DEFAULT).min(Mtu::OVERLAY_DEFAULT),
+            ContainersMtu::mtu,
+        );
         let mut networks = Vec::new();
         if options.mesos_bridge && assignment.subnet.is_some() {
             let bridge =
@@ -120,7 +128,7 @@ impl ContainerNetwork {
                     name: assignment.name().clone(),
                     bridge: bridge.name.clone(),
                     subnet,
-                    mtu: options.overlay_mtu,
+                    mtu,
                 }));
             }
         }
@@ -135,7 +143,7 @@ impl ContainerNetwork {
                     bridge: bridge.name.clone(),
                     subnet: bridge.subnet,
                     subnet6,
-                    mtu: options.overlay_mtu,
+                    mtu,
                 }));
             }
         }

@@ -28,7 +28,7 @@ pub(super) fn options_to_pb(options: &AgentOptions) -> internal::AgentNetworkCon
         allocate_subnet: Some(options.allocate_subnet),
         mesos_bridge: Some(options.mesos_bridge),
         docker_bridge: Some(options.docker_bridge),
-        overlay_mtu: Some(options.overlay_mtu.bytes()),
+        overlay_mtu: options.overlay_mtu.map(Mtu::bytes),
         command_timeout: (options.command_timeout != defaults.command_timeout).then_some(timeout),
         enable_ipv6: (options.enable_ipv6 != defaults.enable_ipv6).then_some(options.enable_ipv6),
         underlay: options.underlay.map(to_text),
@@ -42,8 +42,7 @@ pub(super) fn options_from_pb(
         allocate_subnet: pb.allocate_subnet(),
         mesos_bridge: pb.mesos_bridge(),
         docker_bridge: pb.docker_bridge(),
-        overlay_mtu: Mtu::new(pb.overlay_mtu())
-            .map_err(|error| ConvertError::field("overlay_mtu", error))?,
+        overlay_mtu: mtu_from_pb(pb.overlay_mtu, "overlay_mtu")?,
         command_timeout: Duration::from_millis(pb.command_timeout().into()),
         enable_ipv6: pb.enable_ipv6(),
         underlay: pb.underlay.as_deref().map(parse_underlay).transpose()?,
@@ -184,7 +183,7 @@ fn vtep_from_pb(pb: &pb::VxLanInfo) -> Result<Vtep, ConvertError> {
             .map(|ip6| parse_address("vtep_ip6", ip6, Family::V6))
             .transpose()?,
         mac: parse_field("vtep_mac", pb.vtep_mac())?,
-        mtu: mtu_from_pb(pb.vtep_mtu)?,
+        mtu: mtu_from_pb(pb.vtep_mtu, "vtep_mtu")?,
     })
 }
 
@@ -201,8 +200,8 @@ fn parse_address(
     }
 }
 
-fn mtu_from_pb(bytes: Option<u32>) -> Result<Option<Mtu>, ConvertError> {
-    bytes.map(Mtu::new).transpose().map_err(|error| ConvertError::field("vtep_mtu", error))
+fn mtu_from_pb(bytes: Option<u32>, field: &'static str) -> Result<Option<Mtu>, ConvertError> {
+    bytes.map(Mtu::new).transpose().map_err(|error| ConvertError::field(field, error))
 }
 
 fn vni_from_pb(field: &str, number: u32) -> Result<Vni, ConvertError> {
@@ -377,7 +376,7 @@ fn network_from_pb(pb: &pb::NetworkConfig) -> Result<Network, ConvertError> {
         vtep_subnet: vtep_subnet.ok_or_else(|| ConvertError::missing("vtep_subnet"))?,
         vtep_subnet6: parse_subnet("vtep_subnet6", pb.vtep_subnet6.as_deref(), Family::V6)?,
         vtep_mac_oui: parse_field("vtep_mac_oui", pb.vtep_mac_oui())?,
-        vtep_mtu: mtu_from_pb(pb.vtep_mtu)?,
+        vtep_mtu: mtu_from_pb(pb.vtep_mtu, "vtep_mtu")?,
         overlays: convert_list("overlays", &pb.overlays, overlay_from_pb)?,
     })
 }

@@ -37,7 +37,7 @@ fn recorded_messages_round_trip_to_same_bytes() {
     let register = round_trip("RegisterAgentMessage", golden!("RegisterAgentMessage.http"));
     let protocol::Message::RegisterAgent(options) = register else { panic!("not a registration") };
     assert!(options.allocate_subnet && options.mesos_bridge && options.docker_bridge);
-    assert_eq!(options.overlay_mtu.bytes(), 1420);
+    assert_eq!(options.overlay_mtu.map(overlay_types::addr::Mtu::bytes), Some(1420));
 
     let update = golden!("UpdateAgentOverlaysMessage.http");
     let protocol::Message::UpdateAgentOverlays { overlays, .. } =

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::reachability::assert_all_reachable;
 use super::{Cluster, Host};
@@ -123,7 +124,13 @@ fn measure_repair(host: &Host, expected: &str, act: impl FnOnce()) -> Result<Dur
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn agent_repairs_drift_within_time_limit() {
-    let cluster = Cluster::started(3, Underlay::V4);
+    let mut cluster = Cluster::new(Underlay::V4);
+    for number in 1..=3 {
+        // Otherwise the bridge follows the underlay.
+        cluster.add_host(number).config["network_config"]["overlay_mtu"] = json!(1420);
+    }
+    cluster.start_agents();
+    cluster.wait_until_ok();
     let containers = cluster.add_containers();
     let mut table = String::new();
     let mut failed = String::new();

@@ -42,8 +42,9 @@ const REASONS: [(u8, &str); 5] = [
     ),
     (
         SMALL_MTU,
-        "device vtep1024 would have an MTU of 1250, and needs 1280: raise the MTU of the device \
-         with 10.0.0.6 to 1330",
+        "device vtep1024 has an MTU of 1250, and the containers have one of 1420: set \
+         network_config.overlay_mtu to 1250 or less, or remove it, or raise the MTU of the device \
+         with 10.0.0.6 to 1470",
     ),
 ];
 
@@ -67,6 +68,7 @@ fn host_faults_are_reported_and_affect_no_other_host() {
     let socket = socket.expect("a free port");
     namespace(NAME_TAKEN).run("ip link add vtep1024 type bridge");
     namespace(SMALL_MTU).run("ip link set eth0 mtu 1300");
+    cluster.host_mut(SMALL_MTU).config["network_config"]["overlay_mtu"] = json!(1420);
     for number in [HEALTHY, PORT_TAKEN, NAME_TAKEN, SMALL_MTU] {
         cluster.host_mut(number).start_agent();
     }

@@ -13,6 +13,7 @@ mod faults;
 mod hostile;
 mod leases;
 mod membership;
+mod mtu;
 mod obstacles;
 mod path;
 mod probes;

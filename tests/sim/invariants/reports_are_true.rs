@@ -63,8 +63,9 @@ impl Invariant for ReportsAreTrue {
                     if results.programs && results.tunnels.get(name) != Some(&true) {
                         return Err(format!("{agent} reports {name} as ready without its tunnels"));
                     }
-                    let networks = ContainerNetwork::from_assignment(assignment, &results.options)
-                        .map_err(|error| error.to_string())?;
+                    let networks =
+                        ContainerNetwork::from_assignment(assignment, &results.options, None)
+                            .map_err(|error| error.to_string())?;
                     let is_applied = |network: &ContainerNetwork| {
                         let key = (network.name().to_string(), network.kind());
                         let applied = results.networks.get(&key);

@@ -16,7 +16,7 @@ fn check_host(agent: &HealedAgent) -> Result<(), String> {
     let ip = agent.info.ip;
     for assignment in &agent.info.overlays {
         let networks =
-            ContainerNetwork::from_assignment(assignment, &agent.options).unwrap_or_default();
+            ContainerNetwork::from_assignment(assignment, &agent.options, None).unwrap_or_default();
         let mut missing = networks.iter().filter(|network| !agent.networks.contains(network));
         if let Some(network) = missing.next()
             && assignment.status == Some(Status::Ok)

@@ -380,7 +380,11 @@ impl World {
         let (ip, is_done) = (node.ip, result.is_ok());
         self.monitor.observe(self.now, &Fact::NetworkApplied { agent: ip, network, is_done })?;
         let (overlay, kind) = (network.name().clone(), network.kind());
-        self.deliver_to_agent(agent, run, Event::Applied { attempt, overlay, kind, result })
+        self.deliver_to_agent(
+            agent,
+            run,
+            Event::Applied { attempt, overlay, kind, note: None, result },
+        )
     }
 
     pub(super) fn retain_cni(&mut self, agent: usize, run: u64, desired: &BTreeSet<OverlayName>) {

@@ -38,9 +38,11 @@ impl World {
         }
         let is_killed = node.process.is_none();
         let event = match job {
-            Job::Inspect(claims) => {
-                Event::Inspected { attempt, result: node.kernel.inspect(claims, outcome) }
-            }
+            Job::Inspect(claims) => Event::Inspected {
+                attempt,
+                underlay_mtu: None,
+                result: node.kernel.inspect(claims, outcome),
+            },
             Job::Program(desired, _) if is_killed => {
                 // The job was killed with its agent, before or after its effect.
                 if self.chance.is(0.5) {

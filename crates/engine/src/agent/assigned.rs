@@ -51,8 +51,13 @@ impl Agent {
                 self.docker_gc.schedule(now);
             }
         }
-        let claims =
-            Desired::for_assignments(self.ip, &self.settings.options, self.overlays.valid(), None);
+        let claims = Desired::for_assignments(
+            self.ip,
+            &self.settings.options,
+            None,
+            self.overlays.valid(),
+            None,
+        );
         self.tunnel.set_claims(now, claims);
         if self.tunnel.programs() {
             self.peers.request_now(now);
@@ -84,7 +89,7 @@ impl Agent {
         now: Now,
         attempt: u64,
         network: (&OverlayName, NetworkKind),
-        result: Result<(), String>,
+        result: Result<Option<String>, String>,
     ) {
         if result.is_err() {
             self.counters.overlay_config_failures += 1;

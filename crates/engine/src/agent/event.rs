@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use overlay_types::addr::{DeviceName, OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{Message, MessageKind, RequestId};
-use overlay_types::tunnel::{Collision, Fault, ProbeReport};
+use overlay_types::tunnel::{Collision, Fault, ProbeReport, UnderlayMtu};
 
 use super::command::Scope;
 use super::refusal::FoundNetworks;
@@ -54,6 +54,8 @@ pub enum Event {
         overlay: OverlayName,
         /// The network of the overlay, from the command.
         kind: NetworkKind,
+        /// A difference that does not prevent the use of the network, one sentence.
+        note: Option<String>,
         /// Success if the network is as desired, or why it is not.
         result: Result<(), String>,
     },
@@ -69,6 +71,8 @@ pub enum Event {
     Inspected {
         /// The number of the attempt, from the command.
         attempt: u64,
+        /// The MTU of the underlay, if it is known.
+        underlay_mtu: Option<UnderlayMtu>,
         /// The collisions, or why the host could not be inspected.
         result: Result<Vec<Collision>, String>,
     },
@@ -130,15 +134,15 @@ impl fmt::Display for Event {
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
             }
-            Self::Applied { attempt, overlay, kind, result } => {
+            Self::Applied { attempt, overlay, kind, result, .. } => {
                 let result = result.as_ref().map_or_else(String::as_str, |()| "done");
                 write!(f, "attempt {attempt}, {kind} of {overlay}: {result}")
             }
             Self::Remade { overlay, kind } => write!(f, "created {kind} of {overlay}"),
-            Self::Inspected { attempt, result: Ok(collisions) } => {
+            Self::Inspected { attempt, result: Ok(collisions), .. } => {
                 write!(f, "attempt {attempt}, inspected: {} collisions", collisions.len())
             }
-            Self::Inspected { attempt, result: Err(reason) } => {
+            Self::Inspected { attempt, result: Err(reason), .. } => {
                 write!(f, "attempt {attempt}, not inspected: {reason}")
             }
             Self::Programmed { attempt, result: Programmed { changes, faults, .. } } => {
@@ -191,6 +195,10 @@ pub struct Programmed {
     /// Problems that do not stop containers yet, one sentence each. `None` if the job did not look
     /// for them.
     pub warnings: Option<Vec<String>>,
+    /// The MTU of the underlay, if it is known.
+    pub underlay_mtu: Option<UnderlayMtu>,
+    /// The containers that keep another MTU than the desired one, one sentence for each bridge.
+    pub kept_mtus: Vec<String>,
 }
 
 /// The rules of the firewall after a job.

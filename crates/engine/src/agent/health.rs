@@ -71,6 +71,7 @@ impl Agent {
             || !self.cni_gc.problems().is_empty()
             || self.docker_gc.problems().next().is_some()
             || self.tunnel.problems().next().is_some()
+            || self.overlays.notes().next().is_some()
             || self.tunnel.is_overdue()
             || self.probes.has_problem()
             || self.gets_no_peers()
@@ -118,6 +119,7 @@ impl Agent {
         problems.add("cni network", self.cni_gc.problems().iter().cloned());
         problems.add("docker network", self.docker_gc.problems().cloned());
         problems.add("tunnel", self.tunnel.problems().cloned());
+        problems.add("docker network", self.overlays.notes().cloned());
         problems.add("tunnel", self.tunnel.overdue_problem(now));
         problems.add("probes", self.probes.problems());
         if self.gets_no_peers() {

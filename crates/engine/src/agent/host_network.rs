@@ -1,11 +1,16 @@
 //! The desired state of the host's network: the admitted overlays and the peers.
 
+use std::time::Duration;
+
 use overlay_types::clock::Now;
 use overlay_types::protocol::PeersUpdate;
-use overlay_types::tunnel::{Collision, Desired};
+use overlay_types::tunnel::{Collision, Desired, UnderlayMtu};
 
 use super::peers::ApplyResult;
 use super::{Agent, Context, Programmed, Scope};
+
+/// Time that the first container networks wait for the peers. A C++ master sends none.
+const PEERS_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Agent {
     pub(super) fn update_peers(&mut self, now: Now, update: &PeersUpdate) {
@@ -31,6 +36,7 @@ impl Agent {
         let mut desired = Desired::for_assignments(
             self.ip,
             &self.settings.options,
+            self.overlays.underlay_mtu(),
             self.overlays.admitted(),
             peers,
         );
@@ -60,11 +66,16 @@ impl Agent {
         &mut self,
         now: Now,
         attempt: u64,
+        underlay_mtu: Option<UnderlayMtu>,
         result: Result<Vec<Collision>, String>,
     ) {
         let mut context = Context { now, settings: &self.settings, random: &mut self.random };
         if !self.tunnel.finish_inspection(&mut context, attempt, result.is_ok()) {
             return;
+        }
+        // Without tunnels of its own, the agent knows no peers.
+        if !self.tunnel.programs() {
+            self.follow_underlay(now, underlay_mtu);
         }
         let has_changed = match result {
             Ok(collisions) => {
@@ -84,6 +95,7 @@ impl Agent {
         let has_rules = result.firewall.is_some();
         // A Docker network that was removed is created again, one without its bridge is repaired.
         self.overlays.verify_networks(now, &result.gone_bridges);
+        let underlay_mtu = result.underlay_mtu;
         let tunnels = self.tunnel.finish_program(&mut context, attempt, result, counters);
         if let Some(tunnels) = tunnels {
             if has_rules && let Some(programmed) = self.tunnel.programmed() {
@@ -91,6 +103,47 @@ impl Agent {
             }
             let has_changed = self.overlays.set_tunnels(tunnels);
             self.report_change(now, has_changed);
+            if has_rules {
+                self.settle_mtu(now, underlay_mtu);
+            }
+            if self.follow_underlay(now, underlay_mtu) {
+                self.program(now, Scope::Change);
+            }
         }
+    }
+
+    /// Gives the containers the MTU that the underlay allows, unless it is configured. Returns
+    /// whether the MTU of the underlay is new. Without a value the containers keep their MTU.
+    fn follow_underlay(&mut self, now: Now, underlay_mtu: Option<UnderlayMtu>) -> bool {
+        if self.settings.options.overlay_mtu.is_some() {
+            return false;
+        }
+        let Some(UnderlayMtu { mtu, .. }) = underlay_mtu else { return false };
+        let old = self.overlays.underlay_mtu();
+        if self.overlays.set_underlay_mtu(now, mtu, &self.settings)
+            && let Some(old) = old
+        {
+            log::warn!(
+                "the MTU of the underlay is {mtu} instead of {old}: new containers get an MTU that \
+                 fits, existing ones keep theirs"
+            );
+        }
+        old != Some(mtu)
+    }
+
+    /// Lets the first container networks wait until the MTU of the routes to the peers is known: a
+    /// Docker network keeps the MTU that it is created with.
+    fn settle_mtu(&mut self, now: Now, underlay_mtu: Option<UnderlayMtu>) {
+        if self.is_mtu_settled {
+            return;
+        }
+        let has_peers = self.tunnel.programmed().is_some_and(|desired| desired.peers.is_some());
+        let is_final = has_peers
+            || self.accepts_every_sender
+            || self.settings.options.overlay_mtu.is_some()
+            || underlay_mtu.is_none_or(|underlay| underlay.is_routed);
+        let deadline = *self.mtu_deadline.get_or_insert(now.elapsed + PEERS_TIMEOUT);
+        self.is_mtu_settled = is_final || now.elapsed >= deadline;
+        self.overlays.delay_networks(if is_final { Duration::ZERO } else { deadline });
     }
 }

@@ -15,6 +15,8 @@ mod limit_tests;
 mod limits;
 mod masters;
 mod metrics;
+#[cfg(test)]
+mod mtu_tests;
 mod network_task;
 mod overlays;
 mod peers;
@@ -108,6 +110,9 @@ pub struct Agent {
     accepts_every_sender: bool,
     /// Why the agent cannot be reached at its address.
     address_problem: Option<String>,
+    /// Whether the MTU of the first container networks is known, or they wait no longer for it.
+    is_mtu_settled: bool,
+    mtu_deadline: Option<Duration>,
     /// Whether the status of an overlay has changed since the last report.
     has_unreported_change: bool,
     counters: Counters,
@@ -140,6 +145,8 @@ impl Agent {
             reassigned_vtep: None,
             accepts_every_sender: false,
             address_problem: None,
+            is_mtu_settled: false,
+            mtu_deadline: None,
             has_unreported_change: false,
             counters: Counters::default(),
             commands: VecDeque::new(),
@@ -167,16 +174,18 @@ impl StateMachine for Agent {
             Event::Message { from, message } => self.handle_message(now, &from, message),
             Event::Malformed { from, name, reason } => self.count_malformed(&from, &name, &reason),
             Event::Ignored { from, kind } => self.count_ignored(&from, kind),
-            Event::Applied { attempt, overlay, kind, result } => {
+            Event::Applied { attempt, overlay, kind, note, result } => {
                 self.docker_gc.finish_attempt(attempt);
-                self.finish_attempt(now, attempt, (&overlay, kind), result);
+                self.finish_attempt(now, attempt, (&overlay, kind), result.map(|()| note));
+            }
+            Event::Inspected { attempt, underlay_mtu, result } => {
+                self.finish_inspection(now, attempt, underlay_mtu, result);
             }
             Event::Remade { overlay, kind } => {
                 if self.overlays.is_ready(&overlay, kind) {
                     self.counters.container_network_repairs += 1;
                 }
             }
-            Event::Inspected { attempt, result } => self.finish_inspection(now, attempt, result),
             Event::Programmed { attempt, result } => self.finish_program(now, attempt, result),
             Event::Probed { attempt, result } => {
                 self.probes.finish(now, attempt, result, &mut self.counters);

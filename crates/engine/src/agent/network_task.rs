@@ -22,6 +22,8 @@ pub(super) struct Task {
     pub(super) running: Option<Running>,
     /// The result of the last attempt.
     pub(super) status: Status,
+    /// A difference that does not prevent the use of the network.
+    pub(super) note: Option<String>,
     pub(super) attempts: u32,
     pub(super) backoff: Backoff,
     /// When the next attempt or verification is due, since `Now::elapsed` 0. `None` during an
@@ -58,6 +60,7 @@ impl Task {
             network,
             running: None,
             status: Status::Configuring,
+            note: None,
             attempts: 0,
             backoff: Backoff::new(RETRY_BACKOFF.0, RETRY_BACKOFF.1),
             due: Some(now.elapsed),
@@ -95,7 +98,12 @@ impl Task {
         }
     }
 
-    pub(super) fn finish_attempt(&mut self, context: &mut Context<'_>, result: Result<(), String>) {
+    /// Records the result of an attempt: a note or none, or why the attempt failed.
+    pub(super) fn finish_attempt(
+        &mut self,
+        context: &mut Context<'_>,
+        result: Result<Option<String>, String>,
+    ) {
         let Context { now, settings, random } = context;
         let was_outdated = self.running.take().is_some_and(|running| running.is_outdated);
         if was_outdated {
@@ -104,8 +112,15 @@ impl Task {
         }
         let was_ok = self.status == Status::Ok;
         let is_ok = result.is_ok();
-        let result = result.map_or_else(Status::Failed, |()| Status::Ok);
+        let (note, result) = match result {
+            Ok(note) => (note, Status::Ok),
+            Err(reason) => (None, Status::Failed(reason)),
+        };
         self.log_result(&result);
+        if let Some(note) = note.as_ref().filter(|note| self.note.as_ref() != Some(*note)) {
+            log::warn!("{note}");
+        }
+        self.note = note;
         self.status = result;
         let delay = if is_ok {
             // A verification does not count: `attempts` shows the attempts until the first success.

@@ -8,7 +8,7 @@ use std::iter;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use overlay_types::addr::{DeviceName, OverlayName, Subnet};
+use overlay_types::addr::{DeviceName, Mtu, OverlayName, Subnet};
 use overlay_types::clock::Now;
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::mutation::Mutation;
@@ -29,6 +29,10 @@ pub(super) struct Overlays {
     /// Attempts under way at networks that are no longer assigned. If such a network is assigned
     /// again before the attempt ends, the new network waits for the end.
     orphans: Vec<NetworkAttempt>,
+    /// The MTU of the underlay, which determines that of the containers.
+    underlay_mtu: Option<Mtu>,
+    /// No network is configured before this time, since its MTU may still change.
+    networks_not_before: Duration,
 }
 
 impl Overlays {
@@ -42,13 +46,16 @@ impl Overlays {
         settings: &Settings,
     ) -> bool {
         let attempts = self.take_attempts();
+        let underlay_mtu = self.underlay_mtu;
         let mut previous = std::mem::take(&mut self.list);
         let mut has_changed = assignments.len() != previous.len();
         let verdicts = check_assignments(assignments, |name| in_use(&previous, name));
         for verdict in verdicts {
             let old = take_overlay(&mut previous, verdict.overlay());
             let (overlay, is_changed) = match (verdict, old) {
-                (Verdict::Accept(assignment), old) => Overlay::new(now, assignment, settings, old),
+                (Verdict::Accept(assignment), old) => {
+                    Overlay::new(now, assignment, settings, underlay_mtu, old)
+                }
                 (Verdict::Keep(_, reason), Some(old)) => old.keep(reason),
                 (Verdict::Keep(..), None) => continue,
                 (Verdict::Refuse(assignment, reason), old) => {
@@ -60,6 +67,35 @@ impl Overlays {
         }
         self.attach_attempts(attempts);
         has_changed
+    }
+
+    /// Sets the MTU of the underlay. Networks whose MTU changes are configured again. Returns
+    /// whether there are such networks.
+    pub(super) fn set_underlay_mtu(&mut self, now: Now, mtu: Mtu, settings: &Settings) -> bool {
+        if self.underlay_mtu == Some(mtu) {
+            return false;
+        }
+        self.underlay_mtu = Some(mtu);
+        let mut has_changed = false;
+        for overlay in self.list.iter_mut().filter(|overlay| overlay.is_usable()) {
+            has_changed |= overlay.set_underlay_mtu(now, mtu, settings);
+        }
+        has_changed
+    }
+
+    /// Returns the MTU of the underlay.
+    pub(super) const fn underlay_mtu(&self) -> Option<Mtu> {
+        self.underlay_mtu
+    }
+
+    /// Delays all networks until this time.
+    pub(super) const fn delay_networks(&mut self, until: Duration) {
+        self.networks_not_before = until;
+    }
+
+    /// Returns the differences that do not prevent the use of the networks, one sentence each.
+    pub(super) fn notes(&self) -> impl Iterator<Item = &String> {
+        self.list.iter().flat_map(|overlay| &overlay.tasks).filter_map(|task| task.note.as_ref())
     }
 
     /// Takes the attempts under way at networks that are or were assigned.
@@ -96,6 +132,9 @@ impl Overlays {
         is_delayed: impl Fn(&ContainerNetwork) -> bool,
     ) -> Vec<(u64, ContainerNetwork)> {
         let mut due = Vec::new();
+        if now.elapsed < self.networks_not_before {
+            return due;
+        }
         let ready = self.list.iter_mut().filter(|overlay| overlay.is_ready_for_networks());
         for task in ready.flat_map(|overlay| &mut overlay.tasks) {
             if task.due.is_some_and(|due| due <= now.elapsed) && !is_delayed(&task.network) {
@@ -115,7 +154,7 @@ impl Overlays {
         context: &mut Context<'_>,
         attempt: u64,
         (name, kind): (&OverlayName, NetworkKind),
-        result: Result<(), String>,
+        result: Result<Option<String>, String>,
     ) -> Option<bool> {
         self.orphans.retain(|orphan| orphan.running.attempt != attempt);
         let overlay = self.list.iter_mut().find(|overlay| overlay.assignment.name() == name)?;
@@ -268,7 +307,8 @@ impl Overlays {
     ) -> Option<Duration> {
         let ready = self.list.iter().filter(|overlay| overlay.is_ready_for_networks());
         let tasks = ready.flat_map(|overlay| &overlay.tasks);
-        tasks.filter(|task| !is_delayed(&task.network)).filter_map(|task| task.due).min()
+        let due = tasks.filter(|task| !is_delayed(&task.network)).filter_map(|task| task.due).min();
+        due.map(|due| due.max(self.networks_not_before))
     }
 
     /// Returns all assignments, with their status.
@@ -394,6 +434,28 @@ fn vteps(assignment: &Assignment) -> impl Iterator<Item = IpAddr> {
     [Some(vtep.ip), vtep.ip6].into_iter().flatten().map(|address| address.address())
 }
 
+/// Returns the tasks of `networks`, and whether some are new. Keeps the tasks of unchanged networks.
+fn renew_tasks(
+    now: Now,
+    networks: Vec<ContainerNetwork>,
+    mut old_tasks: Vec<Task>,
+) -> (Vec<Task>, bool) {
+    let mut tasks = Vec::with_capacity(networks.len());
+    let mut has_new_task = false;
+    for network in networks {
+        let position = old_tasks.iter().position(|old| old.network.kind() == network.kind());
+        let old = position.map(|position| old_tasks.swap_remove(position));
+        tasks.push(match old {
+            Some(old) if old.network == network => old,
+            old => {
+                has_new_task = true;
+                Task::new(now, network, old.and_then(|old| old.running))
+            }
+        });
+    }
+    (tasks, has_new_task)
+}
+
 fn take_overlay(overlays: &mut Vec<Overlay>, name: &OverlayName) -> Option<Overlay> {
     let position = overlays.iter().position(|overlay| overlay.assignment.name() == name)?;
     Some(overlays.swap_remove(position))
@@ -506,11 +568,12 @@ impl Overlay {
         now: Now,
         assignment: Assignment,
         settings: &Settings,
+        underlay_mtu: Option<Mtu>,
         old: Option<Self>,
     ) -> (Self, bool) {
         let assignment = Assignment { status: None, ..assignment };
         let (networks, options_error) =
-            match ContainerNetwork::from_assignment(&assignment, &settings.options) {
+            match ContainerNetwork::from_assignment(&assignment, &settings.options, underlay_mtu) {
                 Ok(networks) => (networks, None),
                 Err(error) => (Vec::new(), Some(error.to_string())),
             };
@@ -523,29 +586,31 @@ impl Overlay {
         let (admission, tunnel) =
             (settings.tunnel.initial_admission(), settings.tunnel.initial_status());
         let initial = (admission, tunnel, !settings.tunnel.programs);
-        let (mut old_tasks, (admission, tunnel, has_rules)) = match old {
+        let (old_tasks, (admission, tunnel, has_rules)) = match old {
             Some(old) if !old.is_usable() || old.has_other_addresses(&assignment) => {
                 (old.tasks, initial)
             }
             Some(old) => (old.tasks, (old.admission, old.tunnel, old.has_rules)),
             None => (Vec::new(), initial),
         };
-        let mut tasks = Vec::with_capacity(networks.len());
-        for network in networks {
-            let position = old_tasks.iter().position(|old| old.network.kind() == network.kind());
-            let old = position.map(|position| old_tasks.swap_remove(position));
-            tasks.push(match old {
-                Some(old) if old.network == network => old,
-                old => {
-                    has_changed = true;
-                    Task::new(now, network, old.and_then(|old| old.running))
-                }
-            });
-        }
+        let (tasks, has_new_task) = renew_tasks(now, networks, old_tasks);
+        has_changed |= has_new_task;
         let limit_error = None;
         let overlay =
             Self { assignment, options_error, limit_error, admission, tunnel, has_rules, tasks };
         (overlay, has_changed)
+    }
+
+    /// Sets the MTU of the underlay. Returns whether the MTU of a network changes.
+    fn set_underlay_mtu(&mut self, now: Now, mtu: Mtu, settings: &Settings) -> bool {
+        let (assignment, options) = (&self.assignment, &settings.options);
+        let networks = ContainerNetwork::from_assignment(assignment, options, Some(mtu));
+        // Networks that are not configured now stay so.
+        let mut networks = networks.unwrap_or_default();
+        networks.retain(|network| self.has_network(network.kind()));
+        let (tasks, has_changed) = renew_tasks(now, networks, std::mem::take(&mut self.tasks));
+        self.tasks = tasks;
+        has_changed
     }
 
     /// Returns whether the addresses of `other` differ, so that the host has to be inspected again.

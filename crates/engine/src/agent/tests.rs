@@ -93,7 +93,13 @@ impl World {
         result: Result<(), &str>,
     ) -> Vec<String> {
         let result = result.map_err(str::to_owned);
-        self.handle(Event::Applied { attempt, overlay: overlay.parse().unwrap(), kind, result })
+        self.handle(Event::Applied {
+            attempt,
+            overlay: overlay.parse().unwrap(),
+            kind,
+            note: None,
+            result,
+        })
     }
 
     pub(super) fn detect(&mut self) {
@@ -531,7 +537,7 @@ fn docker_network_has_ipv6_only_if_enabled() {
     dual.subnet6 = Some("fd01:b::/80".parse().unwrap());
     dual.docker_bridge.as_mut().unwrap().subnet6 = Some("fd01:b::8000:0:0/81".parse().unwrap());
     let networks =
-        |options: &AgentOptions| ContainerNetwork::from_assignment(&dual, options).unwrap();
+        |options: &AgentOptions| ContainerNetwork::from_assignment(&dual, options, None).unwrap();
     let docker = |options: &AgentOptions| match &networks(options)[..] {
         [ContainerNetwork::Cni(cni), ContainerNetwork::Docker(docker)] => {
             assert_eq!(cni.subnet.to_string(), "192.168.1.0/25");

@@ -99,6 +99,8 @@ pub(super) struct Tunnel {
     warnings: Vec<String>,
     /// Collisions of overlays that are in use.
     late_collisions: BTreeSet<String>,
+    /// The containers that keep another MTU than the desired one, one sentence for each bridge.
+    kept_mtus: Vec<String>,
     last_repair: Option<Repair>,
     /// The desired state of the last program job.
     programmed: Option<Arc<Desired>>,
@@ -155,6 +157,7 @@ impl Tunnel {
             peers_left_out: 0,
             warnings: Vec::new(),
             late_collisions: BTreeSet::new(),
+            kept_mtus: Vec::new(),
             last_repair: None,
             programmed: None,
             firewall: None,
@@ -344,6 +347,7 @@ impl Tunnel {
             }
             self.warnings = warnings;
         }
+        self.set_kept_mtus(result.kept_mtus);
         if result.firewall.is_some() {
             self.firewall = result.firewall;
         }
@@ -380,6 +384,14 @@ impl Tunnel {
         }
         self.faults = faults;
         self.peers_left_out = peers_left_out;
+    }
+
+    /// Replaces the containers that keep their MTU, and logs the new ones.
+    fn set_kept_mtus(&mut self, kept: Vec<String>) {
+        for sentence in kept.iter().filter(|sentence| !self.kept_mtus.contains(sentence)) {
+            log::warn!("{sentence}");
+        }
+        self.kept_mtus = kept;
     }
 
     /// Returns whether every object with a fault still has one.
@@ -448,10 +460,11 @@ impl Tunnel {
         self.peers_left_out
     }
 
-    /// Returns the faults, the warnings and the collisions of overlays in use, one sentence each.
+    /// Returns the faults, the warnings, the collisions of overlays in use, and the containers that
+    /// keep their MTU, one sentence each.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         let faults = self.faults.iter().map(|fault| &fault.reason);
-        faults.chain(&self.warnings).chain(&self.late_collisions)
+        faults.chain(&self.warnings).chain(&self.late_collisions).chain(&self.kept_mtus)
     }
 
     /// Returns whether it is known that the firewall has no agents of earlier rules.

@@ -26,8 +26,12 @@ fn world() -> World {
 }
 
 impl World {
-    fn finish_inspection(&mut self, attempt: u64, collisions: Vec<Collision>) -> Vec<String> {
-        self.handle(Event::Inspected { attempt, result: Ok(collisions) })
+    pub(super) fn finish_inspection(
+        &mut self,
+        attempt: u64,
+        collisions: Vec<Collision>,
+    ) -> Vec<String> {
+        self.handle(Event::Inspected { attempt, underlay_mtu: None, result: Ok(collisions) })
     }
 
     fn finish_program(&mut self, attempt: u64, changes: u64, faults: Vec<Fault>) -> Vec<String> {
@@ -44,7 +48,7 @@ impl World {
         )
     }
 
-    fn finish_program_with(&mut self, attempt: u64, result: Programmed) -> Vec<String> {
+    pub(super) fn finish_program_with(&mut self, attempt: u64, result: Programmed) -> Vec<String> {
         self.handle(Event::Programmed { attempt, result })
     }
 
@@ -56,7 +60,7 @@ impl World {
     }
 
     /// Assigns as a master that sends peers later.
-    fn assign_from_program(&mut self, overlays: Vec<Assignment>) -> Vec<String> {
+    pub(super) fn assign_from_program(&mut self, overlays: Vec<Assignment>) -> Vec<String> {
         self.message(MASTER, Message::UpdateAgentOverlays { overlays, master: MasterKind::Program })
     }
 
@@ -112,12 +116,12 @@ impl World {
         }
     }
 
-    fn update_peers(&mut self, version: u64, numbers: &[u8]) -> Vec<String> {
+    pub(super) fn update_peers(&mut self, version: u64, numbers: &[u8]) -> Vec<String> {
         self.message(MASTER, Message::UpdatePeers(std::sync::Arc::new(table(version, numbers))))
     }
 }
 
-fn firewall(keeps_agents: bool) -> FirewallState {
+pub(super) fn firewall(keeps_agents: bool) -> FirewallState {
     FirewallState { backend: "nftables", inner_check: Some("pair"), keeps_agents }
 }
 
@@ -302,7 +306,11 @@ fn failed_inspection_is_reported_and_retried() {
     let mut world = world();
     world.detect();
     world.assign(vec![assignment("vxlan-1", 1)]);
-    let fails = |attempt| Event::Inspected { attempt, result: Err("no buffers".to_owned()) };
+    let fails = |attempt| Event::Inspected {
+        attempt,
+        underlay_mtu: None,
+        result: Err("no buffers".to_owned()),
+    };
     assert_eq!(world.handle(fails(1)), [REPORT], "nothing is programmed");
     let status = world.info().overlays[0].status.clone();
     assert_eq!(status, Some(overlay_types::protocol::Status::Failed("no buffers".to_owned())));
@@ -436,6 +444,7 @@ fn hostile_peer_fails_only_own_overlays() {
     let agents = Desired::for_assignments(
         Ipv4Addr::new(10, 0, 0, 5),
         &world().agent.settings.options,
+        None,
         [assignment("vxlan-1", 5)].iter(),
         Some(std::collections::BTreeMap::from([(
             "192.168.9.9".parse().unwrap(),
@@ -565,7 +574,7 @@ fn master_programs_are_desired_before_first_job_and_on_standby() {
     assert_eq!(world.handle(elected(&[1])), NOTHING);
     let overlays = vec![assignment("vxlan-1", 1)];
     world.assign_from_program(overlays);
-    let inspected = Event::Inspected { attempt: 1, result: Ok(Vec::new()) };
+    let inspected = Event::Inspected { attempt: 1, underlay_mtu: None, result: Ok(Vec::new()) };
     let desired = desired_after(&mut world, inspected).unwrap();
     assert_eq!(desired.masters, [at(1)].into());
     world.finish_program(2, 1, Vec::new());

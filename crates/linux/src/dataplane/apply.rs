@@ -128,7 +128,7 @@ impl ApplyRun<'_> {
         }
         let mut existing = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            match routes(self.netlink, family, None) {
+            match routes(self.netlink, family) {
                 Ok(routes) => existing.extend(routes),
                 // The failures stay. The next verification tries again.
                 Err(error) => log::warn!("read the routes that exist already: {error}"),

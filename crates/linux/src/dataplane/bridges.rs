@@ -125,6 +125,7 @@ mod tests {
         HostLink {
             index,
             name: name.to_owned(),
+            is_loopback: false,
             master,
             namespace: (kind == "veth").then_some(index),
             peer: None,

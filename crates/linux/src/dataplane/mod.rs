@@ -17,6 +17,7 @@ mod error;
 mod link_builder;
 pub(crate) mod message;
 mod monitor;
+mod mtu;
 mod observe;
 mod path;
 mod plan;
@@ -26,13 +27,16 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod uapi;
+mod underlay;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{DeviceName, InterfaceAddress};
-use overlay_types::tunnel::{Collision, Desired, Fault, HostAddress, HostRoute, collisions};
+use overlay_types::tunnel::{
+    Collision, Desired, Fault, HostAddress, HostRoute, UnderlayMtu, collisions,
+};
 use rustix::net::netdevice;
 
 use self::bridges::BridgeMemory;
@@ -41,6 +45,7 @@ pub use self::containers::ContainerPorts;
 pub use self::error::{DataplaneError, Failure};
 pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
+pub use self::mtu::MtuProblem;
 pub use self::observe::Bridge;
 use self::observe::Indices;
 pub use self::path::{Detour, PolicyRule, Way, uplinks_to_peers};
@@ -49,6 +54,7 @@ use self::socket::Netlink;
 pub use self::state::{
     BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, Port, RouteKey, State,
 };
+pub use self::underlay::Underlay;
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
 /// routing daemon is known to use it.
@@ -68,6 +74,10 @@ pub struct Report {
     pub failures: Vec<Failure>,
     /// The parts of the desired state that the plan leaves out, and why.
     pub problems: Vec<Problem>,
+    /// The MTU of the underlay, if it is known.
+    pub underlay_mtu: Option<UnderlayMtu>,
+    /// The containers that keep another MTU, one sentence for each bridge.
+    pub kept_mtus: Vec<String>,
 }
 
 impl Report {
@@ -210,6 +220,19 @@ impl Dataplane {
         Ok(report)
     }
 
+    /// Returns the MTU of the underlay for the first desired device, if it is known. Needs no
+    /// privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn underlay_mtu(
+        &mut self,
+        desired: &Desired,
+    ) -> Result<Option<UnderlayMtu>, DataplaneError> {
+        let observed = observe::observe_underlay(&mut self.netlink, desired);
+        Ok(observed.map_err(DataplaneError::Read)?.underlay_mtu(desired))
+    }
+
     /// Adds the obstacles of the last verification: a change of the desired state ends none.
     fn add_obstacles(&self, report: &mut Report) {
         report.problems.extend(self.obstacles.iter().cloned());
@@ -245,7 +268,6 @@ impl Dataplane {
             self.obstacles.clear();
         }
         match self.cache.take() {
-            // The MTU of an underlay that is new in `desired` was not read.
             Some(cache) if covers(&cache.observed, desired) => {
                 if self.reconcile(desired, cache, &mut report) || !report.failures.is_empty() {
                     let done = std::mem::take(&mut report.done);
@@ -281,6 +303,8 @@ impl Dataplane {
         report.done.extend(result.done);
         report.failures = result.failures;
         report.problems = plan.problems;
+        report.underlay_mtu = observed.underlay_mtu(desired);
+        report.kept_mtus = observed.kept_mtus(desired);
         if result.is_stale {
             return true;
         }
@@ -368,7 +392,7 @@ impl Dataplane {
     /// Returns the objects that a [`Monitor`] should watch. Every call that changes the kernel may
     /// change this result.
     #[must_use]
-    pub fn watch(&self, desired: &Desired) -> Watch {
+    pub fn watch(&self, desired: &Arc<Desired>) -> Watch {
         let underlays: Vec<_> = desired.vxlan_devices.iter().map(|local| local.underlay).collect();
         let observed = self.cache.as_ref().map(|cache| &cache.observed);
         let underlay_indices = observed.into_iter().flat_map(|observed| &observed.underlay_indices);
@@ -391,15 +415,19 @@ impl Dataplane {
                 .collect(),
             bridge_names: desired.bridges().map(|bridge| bridge.device.clone()).collect(),
             underlays,
+            desired: Arc::clone(desired),
             spaces: desired.spaces.iter().flat_map(|space| space.whole.iter().copied()).collect(),
         }
     }
 }
 
-/// Returns whether `observed` has all information that a plan for `desired` needs.
+/// Returns whether `observed` has all information that a plan for `desired` needs. The MTU of the
+/// underlay was not read if the underlay or the first peers are new in `desired`.
 fn covers(observed: &Observed, desired: &Desired) -> bool {
     desired.vxlan_devices.iter().all(|local| {
         observed.state.devices.contains_key(&local.device)
-            && observed.underlay_mtus.contains_key(&local.underlay)
+            && observed.underlays.get(&local.underlay).is_some_and(|underlay| {
+                underlay.is_routed || desired.peers.as_ref().is_none_or(BTreeMap::is_empty)
+            })
     })
 }

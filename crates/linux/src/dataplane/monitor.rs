@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{DeviceName, Mtu, Subnet};
+use overlay_types::tunnel::Desired;
 use socket2::SockFilter;
 
 use super::PROTOCOL;
@@ -36,7 +38,8 @@ const EVENTS_MAX: usize = 65_536;
 pub struct Watch {
     /// Our devices.
     pub(super) devices: Vec<DeviceName>,
-    /// Indices of our devices, and of the devices that have our underlay addresses.
+    /// Indices of our devices, and of the devices that have our underlay addresses or lead to the
+    /// peers.
     pub(super) indices: Vec<u32>,
     /// The bridges of the overlays by their index, with the MTU of those that the dataplane
     /// maintains.
@@ -47,6 +50,8 @@ pub struct Watch {
     pub(super) underlays: Vec<IpAddr>,
     /// The subnets of the overlays.
     pub(super) spaces: Vec<Subnet>,
+    /// The desired state, which has the peers.
+    pub(super) desired: Arc<Desired>,
 }
 
 /// Result of waiting for events, in the order of their scope.
@@ -218,7 +223,8 @@ impl Watch {
             RTM_NEWROUTE | RTM_DELROUTE => {
                 let route = route(body)?;
                 let is_inside = self.spaces.iter().any(|space| space.covers(&route.key.subnet));
-                (route.protocol == PROTOCOL || is_inside).then_some(KernelEvent::Changed("route"))
+                (route.protocol == PROTOCOL || is_inside || self.leads_to_peer(&route.key.subnet))
+                    .then_some(KernelEvent::Changed("route"))
             }
             _ => None,
         }
@@ -235,6 +241,12 @@ impl Watch {
             || mtu
                 .and_then(|(_, value)| u32_at(value, 0))
                 .is_some_and(|mtu| mtu != expected.bytes())
+    }
+
+    /// Returns whether a peer's underlay address is in a subnet.
+    fn leads_to_peer(&self, subnet: &Subnet) -> bool {
+        let peers = self.desired.peers.as_ref();
+        peers.is_some_and(|peers| peers.range(subnet.first()..=subnet.last()).next().is_some())
     }
 
     fn is_device_name(&self, (kind, value): (u16, &[u8])) -> bool {

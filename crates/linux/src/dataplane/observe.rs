@@ -15,14 +15,16 @@ use super::plan::Observed;
 use super::socket::Netlink;
 use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
 use super::uapi::{
-    AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_ADDRESS,
-    IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK,
-    IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING,
-    IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, NDA_DST, NDA_IFINDEX, NDA_LLADDR,
-    NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH,
-    RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
-    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+    AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_LOOPBACK, IFF_UP,
+    IFLA_ADDRESS, IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
+    IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID,
+    IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, NDA_DST,
+    NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST,
+    RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS,
+    RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST,
+    RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
+use super::underlay::{self, HostNetwork};
 use super::{MARK, PROTOCOL};
 use crate::probe::is_probe_port;
 
@@ -61,6 +63,8 @@ pub struct Bridge {
 pub(super) struct HostLink {
     pub(super) index: u32,
     pub(super) name: String,
+    /// Whether it leads to this host.
+    pub(super) is_loopback: bool,
     /// Index of the bridge that the device is a port of.
     pub(super) master: Option<u32>,
     /// Number of the network namespace that the device leads to, if that is another one.
@@ -96,30 +100,25 @@ pub(super) fn observe(
     for link in &links {
         classify(link, desired, &mut observed, &mut indices);
     }
+    // One dump of all routes costs less than one of the own and one of the others.
+    let mut all_routes = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        for route in routes(netlink, family, Some(PROTOCOL))? {
-            let hop = route.hop(&indices);
-            // Our routes have distinct keys. A second route with the same key is foreign, so the
-            // entry is recorded as wrong.
-            let hop =
-                if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
-            observed.state.routes.insert(route.key, hop);
-        }
+        all_routes.extend(routes(netlink, family)?);
+    }
+    let (own, foreign): (Vec<_>, Vec<_>) =
+        all_routes.into_iter().partition(|route| route.protocol == PROTOCOL);
+    let host = HostNetwork { links: &links, addresses: &addresses, routes: &foreign };
+    underlay::observe(netlink, &host, desired, &mut observed)?;
+    for route in own {
+        let hop = route.hop(&indices);
+        // Our routes have distinct keys. A second route with the same key is foreign, so the entry
+        // is recorded as wrong.
+        let hop = if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
+        observed.state.routes.insert(route.key, hop);
     }
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
     let strays = stray_ports(netlink, &links, desired);
     memory.update(&links, strays, desired, &mut observed.state);
-    for (index, address) in &addresses {
-        let link = links.iter().find(|link| link.index == *index);
-        let is_underlay =
-            desired.vxlan_devices.iter().any(|local| local.underlay == address.address());
-        if let Some(mtu) = link.and_then(|link| Mtu::new(link.mtu.min(Mtu::MAX)).ok())
-            && is_underlay
-        {
-            observed.underlay_mtus.insert(address.address(), mtu);
-            observed.underlay_indices.push(*index);
-        }
-    }
     for (name, &index) in &indices.vxlan {
         let Some(device) = observed.state.devices.get_mut(name) else { continue };
         let own = addresses.iter().filter(|(owner, _)| *owner == index);
@@ -132,6 +131,15 @@ pub(super) fn observe(
     Ok((observed, indices))
 }
 
+/// Reads the underlay only.
+pub(super) fn observe_underlay(netlink: &mut Netlink, desired: &Desired) -> io::Result<Observed> {
+    let (links, addresses) = (links(netlink)?, addresses(netlink)?);
+    let mut observed = Observed::default();
+    let host = HostNetwork { links: &links, addresses: &addresses, routes: &[] };
+    underlay::observe(netlink, &host, desired, &mut observed)?;
+    Ok(observed)
+}
+
 /// Returns the unicast routes of the main table, our routes, and the host's addresses.
 pub(super) fn host_routes_and_addresses(
     netlink: &mut Netlink,
@@ -140,7 +148,7 @@ pub(super) fn host_routes_and_addresses(
         links(netlink)?.into_iter().map(|link| (link.index, link.name)).collect();
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let routes = routes(netlink, family, None)?;
+        let routes = routes(netlink, family)?;
         found.extend(routes.into_iter().filter(Route::is_of_host).map(|route| HostRoute {
             subnet: route.key.subnet,
             device: route.index.and_then(|index| names.get(&index).cloned()),
@@ -213,6 +221,12 @@ fn add_bridges(
             forwarding: forwarding(&bridge.device),
             detached: BTreeSet::new(),
         };
+        // The port of the probes follows the containers.
+        let ports = links
+            .iter()
+            .filter(|port| port.master == Some(link.index) && !is_probe_port(&port.name));
+        let ports = ports.filter_map(|port| Some((port.name.clone(), Mtu::new(port.mtu).ok()?)));
+        observed.ports.insert(bridge.device.clone(), ports.collect());
         indices.bridges.insert(bridge.device.clone(), link.index);
         observed.state.bridges.insert(bridge.device.clone(), state);
     }
@@ -329,6 +343,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
         master: None,
         namespace: None,
         peer: None,
+        is_loopback: u32_at(message.body, 8)? & IFF_LOOPBACK != 0,
         is_up: u32_at(message.body, 8)? & IFF_UP != 0,
         mac: None,
         mtu: 0,
@@ -466,6 +481,13 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Creates a unicast route of another program.
+    #[cfg(test)]
+    pub(super) const fn to(subnet: Subnet) -> Self {
+        let key = RouteKey { subnet, metric: 0 };
+        Self { key, protocol: 0, index: None, gateway: None, kind: RTN_UNICAST, flags: 0 }
+    }
+
     /// Returns whether the route is a unicast route of the host or one of our routes, and not an
     /// entry of the kernel's route cache.
     fn is_of_host(&self) -> bool {
@@ -487,24 +509,17 @@ impl Route {
     }
 }
 
-/// Lists the routes of the main table, of one protocol or of all.
-pub(super) fn routes(
-    netlink: &mut Netlink,
-    family: u8,
-    protocol: Option<u8>,
-) -> io::Result<Vec<Route>> {
+/// Lists the routes of the main table.
+pub(super) fn routes(netlink: &mut Netlink, family: u8) -> io::Result<Vec<Route>> {
     let mut header = [0; 12];
-    (header[0], header[4], header[5]) = (family, RT_TABLE_MAIN, protocol.unwrap_or(0));
+    (header[0], header[4]) = (family, RT_TABLE_MAIN);
     netlink.dump(
         RTM_GETROUTE,
         &header,
         |batch| batch.attribute(RTA_TABLE, &u32::from(RT_TABLE_MAIN).to_ne_bytes()),
         |routes: &mut Vec<_>, message| {
-            let route = route(message.body).filter(|route| {
-                message.body.first() == Some(&family)
-                    && protocol.is_none_or(|protocol| route.protocol == protocol)
-            });
-            routes.extend(route);
+            let is_of_family = message.body.first() == Some(&family);
+            routes.extend(route(message.body).filter(|_| is_of_family));
         },
         Vec::new,
     )

@@ -13,21 +13,20 @@ use overlay_types::tunnel::{
     Desired, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault, VxlanDevice,
     validate_peers,
 };
+use rustix::io::Errno;
 
-use super::path::Detour;
+use super::mtu::{self, MtuProblem, is_carried};
+use super::path::{Detour, Way};
 use super::state::{
     BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, RouteKey, State,
 };
+use super::underlay::Underlay;
 
 /// Metric of our IPv6 routes to peers. The kernel replaces the metric 0 by this metric.
 const METRIC_V6: u32 = 1024;
 /// Metric of the unreachable routes that keep packets to unallocated overlay addresses on the host.
 /// Other programs use lower metrics, so their routes to the same subnet win.
 pub const METRIC_UNALLOCATED: u32 = 65_000;
-/// Assumed MTU of an underlay with an unknown MTU: the MTU of Ethernet.
-const UNDERLAY_MTU_DEFAULT: u32 = 1500;
-/// Minimum MTU of a device with IPv4: every host accepts packets of 576 bytes (RFC 791).
-const MTU_MIN_V4: u32 = 576;
 
 /// The observed state of the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,12 +38,18 @@ pub struct Observed {
     pub name_conflicts: BTreeMap<DeviceName, String>,
     /// Unmanaged VXLAN devices, with their VNI and UDP port.
     pub foreign_vxlans: Vec<(String, Vni, u16)>,
-    /// MTU of the device that has the underlay address.
-    pub underlay_mtus: BTreeMap<IpAddr, Mtu>,
-    /// Indices of the devices that have the underlay addresses.
+    /// The ways to the peers, by this host's address in the underlay.
+    pub underlays: BTreeMap<IpAddr, Underlay>,
+    /// The addresses in the underlay that no device has.
+    pub missing_underlays: BTreeSet<IpAddr>,
+    /// A peer without a route for each address in the underlay, and the error of the kernel.
+    pub unroutable: BTreeMap<IpAddr, (IpAddr, Errno)>,
+    /// Indices of the devices that have the underlay addresses or lead to the peers.
     pub underlay_indices: Vec<u32>,
     /// IPv4 addresses of other programs on bridges of the CNI plugin, listed before the gateway.
     pub foreign_addresses: Vec<(DeviceName, InterfaceAddress)>,
+    /// The ports of the bridges of the overlays with their MTU.
+    pub ports: BTreeMap<DeviceName, Vec<(String, Mtu)>>,
 }
 
 impl Observed {
@@ -105,42 +110,23 @@ pub enum Problem {
         /// The device that has both.
         other: String,
     },
-    /// The MTU of the underlay leaves too little for the device.
+    /// Packets of full size do not fit.
+    #[error("{0}")]
+    Mtu(MtuProblem),
+    /// The kernel has no route to a peer.
     #[error(
-        "device {device} would have an MTU of {mtu}, and needs {least}: raise the MTU of the \
-         device with {underlay} to {}",
-        .least + .overhead
+        "packets from {underlay} to agent {agent} {}: see {}, and restore the route to it or the \
+         default route",
+        Way::Dropped(*.errno),
+        Command::show_route_to(*agent)
     )]
-    MtuTooSmall {
-        /// Our device.
-        device: DeviceName,
-        /// The MTU that the underlay leaves.
-        mtu: u32,
-        /// The least MTU.
-        least: u32,
-        /// The bytes that VXLAN adds to each packet.
-        overhead: u32,
+    Unroutable {
+        /// The peer, of possibly several.
+        agent: IpAddr,
         /// This host's address in the underlay.
         underlay: IpAddr,
-    },
-    /// The MTU of the containers exceeds the MTU of the device. The device is programmed anyway.
-    #[error(
-        "device {device} has an MTU of {mtu}, and the containers have one of {containers}: set \
-         network_config.overlay_mtu to {mtu} or less, or raise the MTU of the device with \
-         {underlay} to {}",
-        .containers.bytes() + .overhead
-    )]
-    ContainersDoNotFit {
-        /// Our device.
-        device: DeviceName,
-        /// Its MTU.
-        mtu: Mtu,
-        /// MTU of the containers.
-        containers: Mtu,
-        /// The bytes that VXLAN adds to each packet.
-        overhead: u32,
-        /// This host's address in the underlay.
-        underlay: IpAddr,
+        /// The error of the kernel.
+        errno: Errno,
     },
     /// The CNI plugin adds no container to a bridge whose first address is not the gateway's.
     #[error(
@@ -189,13 +175,13 @@ impl Problem {
     #[must_use]
     pub fn scope(&self) -> FaultScope {
         match self {
-            Self::NameTaken { device, .. }
-            | Self::VniTaken { device, .. }
-            | Self::MtuTooSmall { device, .. }
-            | Self::ContainersDoNotFit { device, .. } => FaultScope::Device(device.clone()),
+            Self::NameTaken { device, .. } | Self::VniTaken { device, .. } => {
+                FaultScope::Device(device.clone())
+            }
             Self::ForeignAddress { bridge, .. } => FaultScope::Device(bridge.clone()),
+            Self::Mtu(problem) => problem.scope(),
             Self::Detour(detour) => FaultScope::Subnet(detour.subnet),
-            Self::Peer { agent, .. } => FaultScope::Agent(*agent),
+            Self::Unroutable { agent, .. } | Self::Peer { agent, .. } => FaultScope::Agent(*agent),
         }
     }
 }
@@ -213,16 +199,19 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
     for (index, local) in desired.vxlan_devices.iter().enumerate() {
         match target_link(local, observed) {
             Ok(link) => {
-                problems.extend(check_containers_mtu(local, link.mtu));
+                let found = mtu::problems(local, link.mtu, desired, observed);
+                problems.extend(found.into_iter().map(Problem::Mtu));
+                let has_ipv6 = link.has_ipv6;
                 let mut device = Device::bare(link);
-                device.addresses.extend(local.addresses());
+                let addresses = local.addresses();
+                device.addresses.extend(addresses.filter(|own| is_carried(own.family(), has_ipv6)));
                 add_peers(&mut device, local, desired, &peers, index == 0);
                 if desired.peers.is_none() {
                     keep_peers(&mut device, observed.state.devices.get(&local.device));
                 }
                 state.devices.insert(local.device.clone(), device);
             }
-            Err(problem) => problems.push(problem),
+            Err(problem) => problems.push(*problem),
         }
     }
     for space in &desired.spaces {
@@ -233,14 +222,18 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
         add_bridges(&mut state, space, desired, observed);
     }
     problems.extend(foreign_addresses(desired, observed));
+    let unroutable = observed.unroutable.iter().map(|(underlay, (agent, errno))| {
+        Problem::Unroutable { agent: *agent, underlay: *underlay, errno: *errno }
+    });
+    problems.extend(unroutable);
     problems.extend(faults.into_iter().map(|(agent, fault)| Problem::Peer { agent, fault }));
     (state, problems)
 }
 
-fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Problem> {
+fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Box<Problem>> {
     let device = local.device.clone();
     if let Some(kind) = observed.name_conflicts.get(&device) {
-        return Err(Problem::NameTaken { device, kind: kind.clone() });
+        return Err(Box::new(Problem::NameTaken { device, kind: kind.clone() }));
     }
     let (vni, port) = (local.vni, local.port);
     let other = observed
@@ -248,20 +241,25 @@ fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Problem
         .iter()
         .find(|(_, other_vni, other_port)| (*other_vni, *other_port) == (vni, port));
     if let Some((other, ..)) = other {
-        return Err(Problem::VniTaken { device, vni, port, other: other.clone() });
+        let other = other.clone();
+        return Err(Box::new(Problem::VniTaken { device, vni, port, other }));
     }
     let family = if local.underlay.is_ipv4() { Family::V4 } else { Family::V6 };
+    let mtu =
+        mtu::target_mtu(local, observed).map_err(|problem| Box::new(Problem::Mtu(problem)))?;
+    let has_ipv6 = local.ip6.is_some() && mtu::carries_ipv6(local, mtu, observed);
+    let carried = local.addresses().map(|address| address.family());
     Ok(Link {
         identity: Identity { vni, port, family },
         mac: local.mac,
-        mtu: target_mtu(local, observed)?,
+        mtu,
         underlay: Some(local.underlay),
         is_learning: false,
         is_up: true,
         is_marked: true,
-        has_ipv6: local.ip6.is_some(),
+        has_ipv6,
         has_loose_rp_filter: true,
-        forwarding: families(local.addresses().map(|address| address.family())),
+        forwarding: families(carried.filter(|family| is_carried(*family, has_ipv6))),
     })
 }
 
@@ -269,29 +267,6 @@ fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Problem
 /// every overlay.
 fn families(families: impl Iterator<Item = Family>) -> BTreeSet<Family> {
     families.chain([Family::V4]).collect()
-}
-
-fn target_mtu(local: &VxlanDevice, observed: &Observed) -> Result<Mtu, Problem> {
-    let least = if local.ip6.is_some() { Mtu::MIN_IPV6 } else { MTU_MIN_V4 };
-    let overhead = local.overhead();
-    let available =
-        observed.underlay_mtus.get(&local.underlay).map_or(UNDERLAY_MTU_DEFAULT, |mtu| mtu.bytes());
-    let mtu = local.mtu.map_or_else(|| available.saturating_sub(overhead), Mtu::bytes);
-    Mtu::new(mtu).ok().filter(|mtu| mtu.bytes() >= least).ok_or_else(|| Problem::MtuTooSmall {
-        device: local.device.clone(),
-        mtu,
-        least,
-        overhead,
-        underlay: local.underlay,
-    })
-}
-
-/// Returns a problem if packets of the containers exceed the MTU of the device.
-fn check_containers_mtu(local: &VxlanDevice, mtu: Mtu) -> Option<Problem> {
-    let containers = local.containers_mtu.filter(|containers| *containers > mtu)?;
-    let (device, underlay) = (local.device.clone(), local.underlay);
-    let overhead = local.overhead();
-    Some(Problem::ContainersDoNotFit { device, mtu, containers, overhead, underlay })
 }
 
 /// Adds the peers with a subnet in an overlay of the device. The first device gets all peers.
@@ -306,7 +281,8 @@ fn add_peers(
     let overlays: Vec<_> = spaces.map(|space| &space.overlay).collect();
     for (&agent, peer) in peers {
         if is_first || peer.subnets.iter().any(|(overlay, _)| overlays.contains(&overlay)) {
-            device.neighbors.extend(peer.addresses().map(|address| (address, peer.mac)));
+            let addresses = peer.addresses().filter(|to| to.is_ipv4() || device.link.has_ipv6);
+            device.neighbors.extend(addresses.map(|address| (address, peer.mac)));
             device.forwards.insert(peer.mac, agent);
         }
     }
@@ -317,12 +293,14 @@ fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr
     let unallocated = |subnet| RouteKey { subnet, metric: METRIC_UNALLOCATED };
     let whole = space.whole.iter().map(|&subnet| (unallocated(subnet), Hop::Unreachable));
     state.routes.extend(whole);
-    if !state.devices.contains_key(&space.device) {
-        return;
-    }
+    let Some(device) = state.devices.get(&space.device) else { return };
+    let has_ipv6 = device.link.has_ipv6;
     for peer in peers.values() {
         for (_, subnet) in peer.subnets.iter().filter(|(overlay, _)| *overlay == space.overlay) {
             let Some(gateway) = peer.gateway(subnet) else { continue };
+            if !is_carried(subnet.family(), has_ipv6) {
+                continue;
+            }
             let metric = if gateway.is_ipv4() { 0 } else { METRIC_V6 };
             let hop = Hop::Via { device: space.device.clone(), gateway, is_onlink: true };
             state.routes.insert(RouteKey { subnet: *subnet, metric }, hop);
@@ -340,19 +318,29 @@ fn add_bridges(state: &mut State, space: &OverlaySubnets, desired: &Desired, obs
         let Some(seen) = observed.state.bridges.get(&bridge.device).cloned().or_else(lost) else {
             continue;
         };
-        let families = families(bridge.gateways.iter().map(InterfaceAddress::family));
+        let has_gateway6 = bridge.gateways.iter().any(|gateway| gateway.family() == Family::V6);
+        let ports = observed.ports.get(&bridge.device);
+        let mtu = mtu::bridge_mtu(containers_mtu, seen.mtu, ports, has_gateway6);
+        // Below the least MTU of IPv6 the kernel removes IPv6 from the bridge.
+        let has_room6 = mtu.bytes() >= Mtu::MIN_IPV6;
+        let carried = bridge.gateways.iter().map(InterfaceAddress::family);
+        let families = families(carried.filter(|family| is_carried(*family, has_room6)));
         let desired = BridgeState {
             is_up: true,
-            mtu: containers_mtu.map_or(seen.mtu, |mtu| mtu.max(seen.mtu)),
+            mtu,
             addresses: seen
                 .addresses
                 .iter()
                 .filter(|address| !is_stale(address, space, bridge))
                 .chain(&bridge.gateways)
+                .filter(|address| is_carried(address.family(), has_room6))
                 .copied()
                 .collect(),
-            has_ipv6: seen.has_ipv6 || families.contains(&Family::V6),
-            forwarding: &families | &seen.forwarding,
+            has_ipv6: has_room6 && (seen.has_ipv6 || families.contains(&Family::V6)),
+            forwarding: (&families | &seen.forwarding)
+                .into_iter()
+                .filter(|family| is_carried(*family, has_room6))
+                .collect(),
             detached: BTreeSet::new(),
         };
         state.lost_bridges.remove(&bridge.device);
@@ -392,15 +380,20 @@ fn is_stale(address: &InterfaceAddress, space: &OverlaySubnets, bridge: &Overlay
 /// Keeps the observed peers of a device while the master has not sent the list of peers.
 fn keep_peers(device: &mut Device, observed: Option<&Device>) {
     if let Some(observed) = observed {
-        device.neighbors.clone_from(&observed.neighbors);
+        let has_ipv6 = device.link.has_ipv6;
+        let neighbors = observed.neighbors.iter().filter(|(to, _)| to.is_ipv4() || has_ipv6);
+        device.neighbors = neighbors.map(|(to, mac)| (*to, *mac)).collect();
         device.forwards.clone_from(&observed.forwards);
     }
 }
 
 /// Keeps the observed routes to peers while the master has not sent the list of peers.
 fn keep_routes(state: &mut State, space: &OverlaySubnets, observed: &State) {
+    let device = state.devices.get(&space.device);
+    let has_ipv6 = device.is_none_or(|device| device.link.has_ipv6);
     let is_kept = |(key, hop): &(&RouteKey, &Hop)| {
-        matches!(hop, Hop::Via { device, .. } if *device == space.device)
+        is_carried(key.subnet.family(), has_ipv6)
+            && matches!(hop, Hop::Via { device, .. } if *device == space.device)
             && space.whole.iter().any(|whole| whole.covers(&key.subnet))
     };
     let kept: Vec<_> = observed.routes.iter().filter(is_kept).collect();

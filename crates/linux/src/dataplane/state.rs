@@ -325,6 +325,7 @@ impl State {
                 self.bridges.insert(device.clone(), BridgeState { detached, ..lost.bare() });
             }
             Operation::RemoveAddress(device, address) => self.remove_address(device, address),
+            Operation::SetMtu(device, mtu) => self.set_mtu(device, *mtu),
             Operation::AddRoute(key, hop) | Operation::ChangeRoute(key, hop) => {
                 self.routes.insert(*key, hop.clone());
             }
@@ -338,6 +339,30 @@ impl State {
                 } else if let Some(bridge) = self.bridges.get_mut(name) {
                     bridge.perform(on_device);
                 }
+            }
+        }
+    }
+
+    /// Sets the MTU of a device or bridge. The kernel removes IPv6 from a device whose MTU is below
+    /// the least of IPv6.
+    fn set_mtu(&mut self, name: &DeviceName, mtu: Mtu) {
+        let has_room6 = mtu.bytes() >= Mtu::MIN_IPV6;
+        if let Some(device) = self.devices.get_mut(name) {
+            device.link.mtu = mtu;
+            if !has_room6 {
+                device.link.has_ipv6 = false;
+                device.link.forwarding.remove(&Family::V6);
+                device.addresses.retain(|address| address.family() == Family::V4);
+                device.neighbors.retain(|to, _| to.is_ipv4());
+                self.routes
+                    .retain(|key, hop| key.subnet.family() == Family::V4 || !hop.is_on(name));
+            }
+        } else if let Some(bridge) = self.bridges.get_mut(name) {
+            bridge.mtu = mtu;
+            if !has_room6 {
+                bridge.has_ipv6 = false;
+                bridge.forwarding.remove(&Family::V6);
+                bridge.addresses.retain(|address| address.family() == Family::V4);
             }
         }
     }
@@ -377,7 +402,6 @@ impl State {
 impl BridgeState {
     fn perform(&mut self, operation: &Operation) {
         match operation {
-            Operation::SetMtu(_, mtu) => self.mtu = *mtu,
             Operation::EnableIpv6(_) => self.has_ipv6 = true,
             Operation::EnableForwarding(_, family) => {
                 self.forwarding.insert(*family);
@@ -421,7 +445,6 @@ impl Device {
                 link.mac = *mac;
                 self.neighbors.clear();
             }
-            Operation::SetMtu(_, mtu) => link.mtu = *mtu,
             Operation::EnableIpv6(_) => link.has_ipv6 = true,
             Operation::SetLooseRpFilter(_) => link.has_loose_rp_filter = true,
             Operation::EnableForwarding(_, family) => {

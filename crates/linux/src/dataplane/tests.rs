@@ -7,8 +7,8 @@ use overlay_types::addr::{
     DeviceName, Family, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni,
 };
 use overlay_types::tunnel::{
-    ExcludedPeer, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault, VxlanDevice,
-    validate_peers,
+    ContainersMtu, ExcludedPeer, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault,
+    VxlanDevice, validate_peers,
 };
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -222,7 +222,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             observed.name_conflicts.insert(device(0), "bridge".to_owned());
         }
         if is_known {
-            observed.underlay_mtus.insert(agent(1), Mtu::new(9000).unwrap());
+            observed.underlays.insert(agent(1), underlay(9000));
         }
         Observed { state, ..observed }
     })
@@ -484,7 +484,8 @@ fn addresses_that_stop_plugin_are_removed_or_named() {
 #[test]
 fn bridge_mtu_fits_containers() {
     let mut desired_state = desired(1, []);
-    desired_state.vxlan_devices[0].containers_mtu = Mtu::new(1420).ok();
+    let containers = Mtu::OVERLAY_DEFAULT;
+    desired_state.vxlan_devices[0].containers_mtu = Some(ContainersMtu::Configured(containers));
     let mut observed = Observed::default();
     for (mtu, expected) in [(1300, 1420), (1420, 1420), (1500, 1500)] {
         let bridge = BridgeState {
@@ -556,11 +557,142 @@ fn problem_names_conflict_and_remedy() {
         ["device vtep1024 cannot have VNI 1024 on UDP port 64000, which VXLAN device flannel.1 \
              has: let the owner of flannel.1 remove it, or set another VNI or port on all agents"]
     );
-    let underlay_mtus = BTreeMap::from([(agent(1), Mtu::new(1300).unwrap())]);
+}
+
+fn underlay(mtu: u32) -> Underlay {
+    Underlay {
+        device: "eth0".to_owned(),
+        mtu: Mtu::new(mtu).unwrap(),
+        limited_route: None,
+        is_routed: true,
+        others: Vec::new(),
+    }
+}
+
+/// Returns the desired state of containers whose MTU follows from the underlay.
+fn derived(mtu: u32) -> Desired {
+    let mut desired = desired(1, [2]);
+    let mtu = Mtu::new(mtu).unwrap();
+    desired.vxlan_devices[0].containers_mtu = Some(ContainersMtu::Derived(mtu));
+    desired
+}
+
+fn on_underlay(underlay: Underlay) -> Observed {
+    Observed { underlays: [(agent(1), underlay)].into(), ..Observed::default() }
+}
+
+#[test]
+fn underlay_below_1360_carries_ipv4_only() {
+    for mtu in [1360, 1500, 9000] {
+        assert_eq!(problems(&derived(1280), &on_underlay(underlay(mtu))), [""; 0]);
+    }
+    let observed = on_underlay(underlay(1359));
+    let desired_state = derived(1279);
+    let plan = plan(&desired_state, &observed);
+    let reasons: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
     assert_eq!(
-        problems(&desired_state, &Observed { underlay_mtus, ..Observed::default() }),
-        ["device vtep1024 would have an MTU of 1250, and needs 1280: raise the MTU of the device \
-             with 10.0.0.1 to 1330"]
+        reasons,
+        ["underlay device eth0 has an MTU of 1359, and IPv6 overlays need 1360: if the network \
+          carries 1360 bytes, raise it, which changes all traffic of eth0; otherwise remove \
+          subnet6 of the overlay"]
+    );
+    assert_eq!(plan.problems[0].scope(), FaultScope::Subnet("fd01:b::/64".parse().unwrap()));
+    let after = state_after(&observed, &plan.operations);
+    let own = &after.state.devices[&device(0)];
+    assert!(own.addresses.iter().all(|address| address.family() == Family::V4));
+    assert!(own.neighbors.keys().all(IpAddr::is_ipv4) && !own.neighbors.is_empty());
+    let leads_to_peer =
+        |(key, hop): (&RouteKey, &Hop)| (*hop != Hop::Unreachable).then_some(key.subnet.family());
+    let families: BTreeSet<_> = after.state.routes.iter().filter_map(leads_to_peer).collect();
+    assert_eq!(families, [Family::V4].into());
+}
+
+#[test]
+fn underlay_below_576_carries_nothing() {
+    let mut ipv4 = derived(496);
+    ipv4.vxlan_devices[0].ip6 = None;
+    ipv4.peers = Some(BTreeMap::new());
+    assert_eq!(problems(&ipv4, &on_underlay(underlay(576))), [""; 0]);
+    let limited = Underlay { limited_route: Some(agent(2)), ..underlay(575) };
+    assert_eq!(
+        problems(&ipv4, &on_underlay(limited)),
+        ["the route to 10.0.0.2 through eth0 has an MTU of 575, and IPv4 overlays need 576: if \
+          the network carries 576 bytes, raise it, which changes all traffic of eth0"]
+    );
+    ipv4.vxlan_devices[0].mtu = Mtu::new(500).ok();
+    assert_eq!(
+        problems(&ipv4, &on_underlay(underlay(1500))),
+        ["the vtep_mtu of the master gives device vtep1024 an MTU of 500, and IPv4 overlays need \
+          526: raise or remove vtep_mtu"]
+    );
+}
+
+#[test]
+fn underlay_without_address_or_route_is_named() {
+    let mut observed = Observed::default();
+    observed.missing_underlays.insert(agent(1));
+    assert_eq!(
+        problems(&derived(1420), &observed),
+        ["no device of this host has the address 10.0.0.1, from which device vtep1024 sends, so \
+          the MTU of the underlay is unknown: restore the address, or register the agent with \
+          another one"]
+    );
+    let mut observed = on_underlay(underlay(1500));
+    observed.unroutable.insert(agent(1), (agent(2), Errno::NETUNREACH));
+    assert_eq!(
+        problems(&derived(1420), &observed),
+        ["packets from 10.0.0.1 to agent 10.0.0.2 are dropped without a route: see 'ip route get \
+             10.0.0.2', and restore the route to it or the default route"]
+    );
+}
+
+#[test]
+fn shrinking_underlay_removes_ipv6_in_the_order_of_the_kernel() {
+    let observed = on_underlay(underlay(1500));
+    let desired_state = derived(1420);
+    let mut observed = state_after(&observed, &plan(&desired_state, &observed).operations);
+    let before = observed.clone();
+    observed.underlays.insert(agent(1), underlay(1300));
+    let texts: Vec<_> =
+        plan(&derived(1220), &observed).operations.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["set MTU 1250 of device vtep1024"]);
+    let mut small = state_after(&observed, &plan(&derived(1220), &observed).operations);
+    small.underlays.insert(agent(1), underlay(1500));
+    let after = state_after(&small, &plan(&desired_state, &small).operations);
+    assert_eq!(after.state, before.state);
+}
+
+#[test]
+fn bridge_mtu_follows_underlay_and_kept_containers() {
+    let mut observed = on_underlay(underlay(9000));
+    let desired_state = derived(8920);
+    let name: OverlayName = "o0".parse().unwrap();
+    let cases = [
+        (1420, vec![], 8920),
+        (1420, vec![("a", 1420), ("b", 8920)], 1420),
+        (8950, vec![("b", 8920)], 8920),
+        (1420, vec![("a", 1000)], 1280),
+    ];
+    for (seen, ports, expected) in cases {
+        let bridge = BridgeState {
+            is_up: true,
+            mtu: Mtu::new(seen).unwrap(),
+            addresses: bridge().gateways.into_iter().collect(),
+            has_ipv6: true,
+            forwarding: [Family::V4, Family::V6].into(),
+            detached: BTreeSet::new(),
+        };
+        observed.state.bridges.insert(bridge_name(), bridge);
+        let ports = ports.into_iter().map(|(port, mtu)| (port.to_owned(), Mtu::new(mtu).unwrap()));
+        observed.ports.insert(bridge_name(), ports.collect());
+        let after = state_after(&observed, &plan(&desired_state, &observed).operations);
+        assert_eq!(after.state.bridges[&bridge_name()].mtu.bytes(), expected);
+    }
+    assert_eq!(name.mesos_bridge(), bridge_name());
+    assert_eq!(
+        observed.kept_mtus(&desired_state),
+        ["1 container of overlay o0 (ports a of m-o0) with an MTU of 1000 instead of 8920: \
+          restart them as tasks of their framework to change it"]
     );
 }
 

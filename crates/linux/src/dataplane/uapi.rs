@@ -8,7 +8,7 @@ pub(super) use libc::{
     IFA_ADDRESS, IFA_F_NODAD, IFA_FLAGS, IFA_LOCAL, IFLA_ADDRESS, IFLA_EXT_MASK, IFLA_IFALIAS,
     IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINK, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
     IFLA_NET_NS_FD, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_NOARP, NUD_PERMANENT,
-    RT_SCOPE_NOWHERE, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_IIF,
+    RT_SCOPE_NOWHERE, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_IIF, RTA_METRICS,
     RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_SRC, RTA_TABLE, RTA_VIA, RTM_DELADDR, RTM_DELLINK,
     RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH,
     RTM_GETROUTE, RTM_GETRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF,
@@ -44,6 +44,7 @@ pub(super) const AF_INET: u8 = to_u8(libc::AF_INET);
 pub(super) const AF_BRIDGE: u8 = to_u8(libc::AF_BRIDGE);
 pub(super) const AF_INET6: u8 = to_u8(libc::AF_INET6);
 
+pub(super) const IFF_LOOPBACK: u32 = libc::IFF_LOOPBACK as u32;
 pub(super) const IFF_UP: u32 = libc::IFF_UP as u32;
 pub(super) const RTEXT_FILTER_SKIP_STATS: u32 = libc::RTEXT_FILTER_SKIP_STATS as u32;
 pub(super) const IFLA_VXLAN_ID: u16 = raw::IFLA_VXLAN_ID as u16;
@@ -55,8 +56,12 @@ pub(super) const IFLA_VXLAN_UDP_CSUM: u16 = raw::IFLA_VXLAN_UDP_CSUM as u16;
 
 /// The answer to a route request has the table of the route.
 pub(super) const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
-/// The answer to a route request is the whole route.
+/// The answer to a route request is the route itself, without what the kernel learned since.
 pub(super) const RTM_F_FIB_MATCH: u32 = 0x2000;
+/// A metric of a route, from `linux/rtnetlink.h`.
+pub(super) const RTAX_MTU: u16 = 2;
+/// A next hop that the kernel does not use, from `linux/rtnetlink.h`.
+pub(super) const RTNH_F_DEAD: u8 = 1;
 /// Attributes of a policy rule, from `linux/fib_rules.h`.
 pub(super) const FRA_DST: u16 = 1;
 pub(super) const FRA_SRC: u16 = 2;

@@ -42,6 +42,9 @@ pub enum Outcome {
     Recreated,
     /// The network had the desired options.
     Unchanged,
+    /// The network has the desired options except for this MTU, which is smaller. Its containers
+    /// work with it, so the network is kept.
+    SmallerMtu(u32),
 }
 
 /// Result of the removal of stale networks.
@@ -110,10 +113,11 @@ impl Docker {
             return call.create(network, &engine).await;
         };
         match found.compare(network, &engine) {
-            Comparison::Equal if self.lacks(&network.bridge) => {
+            Comparison::Equal | Comparison::SmallerMtu(_) if self.lacks(&network.bridge) => {
                 call.replace_without_bridge(&found, network, &engine).await
             }
             Comparison::Equal => Ok(Outcome::Unchanged),
+            Comparison::SmallerMtu(mtu) => Ok(Outcome::SmallerMtu(mtu)),
             Comparison::Differs(differences) => Err(call.differs(differences)),
             Comparison::UnfitGatewayMode if found.running_containers().is_empty() => {
                 log::info!(
@@ -399,6 +403,7 @@ impl NetworkCall<'_> {
         };
         match found.compare(network, engine) {
             Comparison::Equal => Ok(outcome),
+            Comparison::SmallerMtu(mtu) => Ok(Outcome::SmallerMtu(mtu)),
             Comparison::Differs(differences) => Err(self.differs(differences)),
             Comparison::UnfitGatewayMode => Err(self.unfit(&found, engine)),
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use overlay_types::addr::{Family, OverlayName, Subnet};
+use overlay_types::addr::{Family, Mtu, OverlayName, Subnet};
 use overlay_types::container_network::DockerNetwork;
 use serde::Deserialize;
 
@@ -14,7 +14,7 @@ use super::engine::Engine;
 const DRIVER: &str = "bridge";
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
-const MTU: &str = "com.docker.network.driver.mtu";
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 const GATEWAY_MODE: [(Family, &str); 2] = [
     (Family::V4, "com.docker.network.bridge.gateway_mode_ipv4"),
     (Family::V6, "com.docker.network.bridge.gateway_mode_ipv6"),
@@ -33,7 +33,7 @@ pub(super) fn create_arguments(network: &DockerNetwork, engine: &Engine) -> Vec<
     arguments.push(format!("--label={LABEL}"));
     arguments.push(format!("--opt={BRIDGE_NAME}={}", network.bridge));
     arguments.push(format!("--opt={MASQUERADE}=false"));
-    arguments.push(format!("--opt={MTU}={}", network.mtu));
+    arguments.push(format!("--opt={MTU_OPTION}={}", network.mtu));
     if engine.has_unprotected_gateway_mode() {
         for (_, option) in gateway_modes(network) {
             arguments.push(format!("--opt={option}={UNPROTECTED}"));
@@ -95,6 +95,8 @@ pub struct Overlap {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     Equal,
+    /// The network is right except for this MTU, which is smaller.
+    SmallerMtu(u32),
     Differs(Vec<Difference>),
     /// The network is right except for its gateway mode. It was made for an older engine, and this
     /// engine drops the overlay's packets.
@@ -154,7 +156,7 @@ impl InspectedNetwork {
     /// Returns whether the network also has the options that operators never set by hand. The agent
     /// removes only such networks without a command of the operator.
     pub(super) fn has_our_options(&self, name: &OverlayName) -> bool {
-        self.is_ours(name) && self.is_off(MASQUERADE) && self.option(MTU).is_some()
+        self.is_ours(name) && self.is_off(MASQUERADE) && self.option(MTU_OPTION).is_some()
     }
 
     /// Returns the names of the containers that run in the network.
@@ -173,11 +175,12 @@ impl InspectedNetwork {
 
     /// Compares this network with the desired one.
     pub(super) fn compare(&self, network: &DockerNetwork, engine: &Engine) -> Comparison {
+        let (mtu, smaller) = (network.mtu.to_string(), self.smaller_mtu(network));
         let properties = [
             ("driver", self.driver.escape_debug().to_string(), DRIVER.to_owned()),
             ("bridge", self.bridge(), network.bridge.to_string()),
             ("subnet", self.addresses(network), join_subnets(&subnets(network))),
-            ("mtu", self.mtu(), network.mtu.to_string()),
+            ("mtu", smaller.map_or_else(|| self.mtu(), |_| mtu.clone()), mtu.clone()),
             ("masquerade", on_or_off(!self.is_off(MASQUERADE)), on_or_off(false)),
             ("ipv6", on_or_off(self.enable_ipv6), on_or_off(network.subnet6.is_some())),
             ("internal", on_or_off(self.internal), on_or_off(false)),
@@ -191,7 +194,11 @@ impl InspectedNetwork {
         }
         let is_unfit = engine.has_unprotected_gateway_mode()
             && gateway_modes(network).any(|(_, option)| self.option(option) != Some(UNPROTECTED));
-        if is_unfit { Comparison::UnfitGatewayMode } else { Comparison::Equal }
+        match smaller {
+            _ if is_unfit => Comparison::UnfitGatewayMode,
+            Some(mtu) => Comparison::SmallerMtu(mtu),
+            None => Comparison::Equal,
+        }
     }
 
     /// Returns whether packets from other hosts reach the containers in all families of this
@@ -212,10 +219,16 @@ impl InspectedNetwork {
     }
 
     fn mtu(&self) -> String {
-        match self.option(MTU) {
+        match self.option(MTU_OPTION) {
             Some(mtu) => mtu.escape_debug().to_string(),
             None => MTU_DEFAULT.to_string(),
         }
+    }
+
+    /// Returns the MTU of this network if it is smaller than that of `network`.
+    fn smaller_mtu(&self, network: &DockerNetwork) -> Option<u32> {
+        let mtu = self.mtu().parse().ok()?;
+        (Mtu::MIN..network.mtu.bytes()).contains(&mtu).then_some(mtu)
     }
 
     /// Returns the subnets as text, in the order of [`subnets`].

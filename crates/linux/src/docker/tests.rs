@@ -282,6 +282,29 @@ EOF"#;
 }
 
 #[tokio::test]
+async fn network_with_smaller_mtu_is_kept_and_larger_one_is_refused() {
+    let with_mtu = |mtu| DockerNetwork { mtu: Mtu::new(mtu).unwrap(), ..dual() };
+    for (desired, expected) in
+        [(1420, Some(Outcome::Unchanged)), (8920, Some(Outcome::SmallerMtu(1420))), (1320, None)]
+    {
+        let fake = FakeDocker::new(&[
+            Answer(&engine("28.2.2", "1.50")),
+            Answer(&inspected(&DUAL, UNPROTECTED, "")),
+        ]);
+        let result = fake.ensure(&with_mtu(desired)).await;
+        assert_eq!(result.as_ref().ok(), expected.as_ref());
+        if let Err(error) = result {
+            assert_eq!(
+                error.to_string(),
+                "docker network vxlan-1: exists, but mtu is 1420 instead of 1320: stop its \
+                 containers and run 'docker network rm vxlan-1', then the agent creates it again"
+            );
+        }
+        assert_eq!(fake.calls().len(), 2, "the network is only inspected");
+    }
+}
+
+#[tokio::test]
 async fn subnets_compare_by_value_and_extra_ipv4_is_ignored() {
     let found = inspected(&["fd01:000b:0::8000:0:0/81", "172.19.0.0/16"], "", "");
     let fake = FakeDocker::new(&[Answer(&engine("20.10.24", "1.41")), Answer(&found)]);

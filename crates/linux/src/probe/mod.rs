@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::ifaddrs::getifaddrs;
 use overlay_types::addr::OverlayName;
 use overlay_types::tunnel::{
-    Desired, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource, VxlanDevice,
+    ContainersMtu, Desired, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource, VxlanDevice,
 };
 
 use self::echo::{EchoRequest, Outcome, Prober, open_socket};
@@ -107,11 +107,14 @@ impl PeerProber {
 
     /// Removes the ports of bridges that are gone or no longer desired, and adds missing ports.
     fn update_ports(&mut self, desired: &Desired) {
+        let mtu = desired.vxlan_devices.first().and_then(|device| device.containers_mtu);
+        let mtu = mtu.map(ContainersMtu::mtu);
         let spaces = &desired.spaces;
         let echo = &mut self.echo;
         self.ports.retain(|overlay, port| {
             let space = spaces.iter().find(|space| space.overlay == *overlay);
-            let is_kept = space.is_some_and(|space| port.is_attached(space));
+            // The MTU of both ends changes only together.
+            let is_kept = space.is_some_and(|space| port.is_attached(space) && port.mtu() == mtu);
             if !is_kept {
                 echo.remove(port.address());
             }
@@ -124,7 +127,6 @@ impl PeerProber {
         self.ports_due = Some(now + PORTS_INTERVAL);
         self.limitation = None;
         let addresses: BTreeSet<(String, IpAddr)> = interface_addresses();
-        let mtu = desired.vxlan_devices.first().and_then(|device| device.containers_mtu);
         for space in spaces {
             let Some(index) = self.free_port() else { break };
             if self.ports.contains_key(&space.overlay) {

@@ -71,6 +71,7 @@ pub(super) struct Port {
     overlay: OverlayName,
     bridge: DeviceName,
     address: IpAddr,
+    mtu: Option<Mtu>,
     leases: Leases,
     links: LinkBuilder,
 }
@@ -112,6 +113,7 @@ impl Port {
             overlay: overlay.clone(),
             bridge: bridge.device.clone(),
             address,
+            mtu,
             leases: leases.clone(),
             links,
         };
@@ -137,6 +139,10 @@ impl Port {
 
     pub(super) const fn address(&self) -> IpAddr {
         self.address
+    }
+
+    pub(super) const fn mtu(&self) -> Option<Mtu> {
+        self.mtu
     }
 
     pub(super) const fn index(&self) -> usize {

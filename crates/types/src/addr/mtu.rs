@@ -8,8 +8,9 @@ use std::fmt;
 pub struct Mtu(u32);
 
 impl Mtu {
-    /// Default container MTU of the C++ modules. With the headers of VXLAN (50 bytes over IPv4, 70
-    /// over IPv6) a packet fits in an underlay MTU of 1500, but not in 1460, the MTU of GCE.
+    /// Default container MTU of the C++ modules, and of an agent that does not know the MTU of its
+    /// underlay. With the headers of VXLAN (50 bytes over IPv4, 70 over IPv6) a packet fits in an
+    /// underlay MTU of 1500, but not in 1460, the MTU of GCE.
     pub const OVERLAY_DEFAULT: Self = Self(1420);
     /// Minimum MTU for IPv4 (RFC 791).
     pub const MIN: u32 = 68;

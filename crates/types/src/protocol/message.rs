@@ -214,8 +214,8 @@ pub struct AgentOptions {
     pub mesos_bridge: bool,
     /// Whether the DockerContainerizer gets one half of each subnet.
     pub docker_bridge: bool,
-    /// MTU of the containers.
-    pub overlay_mtu: Mtu,
+    /// MTU of the containers. Without a value it follows from the MTU of the underlay.
+    pub overlay_mtu: Option<Mtu>,
     /// Timeout of an external command such as `docker`.
     pub command_timeout: Duration,
     /// Whether Docker networks get IPv6.
@@ -235,7 +235,7 @@ impl Default for AgentOptions {
             allocate_subnet: true,
             mesos_bridge: true,
             docker_bridge: true,
-            overlay_mtu: Mtu::OVERLAY_DEFAULT,
+            overlay_mtu: None,
             command_timeout: Self::COMMAND_TIMEOUT_DEFAULT,
             enable_ipv6: true,
             underlay: None,

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Desired, OverlayBridge, OverlaySubnets, Peer, VxlanDevice};
-use crate::addr::{InterfaceAddress, Subnet};
+use crate::addr::{InterfaceAddress, Mtu, Subnet};
 use crate::protocol::{AgentOptions, Assignment, Vtep};
 
 impl Desired {
-    /// Computes the desired network state of the host of the agent at `ip`.
+    /// Computes the desired network state of the host of the agent at `ip`. `underlay_mtu` is the
+    /// MTU of the underlay, if it is known.
     #[must_use]
     pub fn for_assignments<'a>(
         ip: Ipv4Addr,
         options: &AgentOptions,
+        underlay_mtu: Option<Mtu>,
         assignments: impl Iterator<Item = &'a Assignment>,
         peers: Option<BTreeMap<IpAddr, Peer>>,
     ) -> Self {
@@ -20,7 +22,8 @@ impl Desired {
         for assignment in assignments {
             let Vtep { device, .. } = &assignment.vtep;
             if !desired.vxlan_devices.iter().any(|known| known.device == *device) {
-                desired.vxlan_devices.push(vxlan_device(ip, options, &assignment.vtep));
+                let local = vxlan_device(ip, options, underlay_mtu, &assignment.vtep);
+                desired.vxlan_devices.push(local);
             }
             let ranges = [assignment.overlay.range, assignment.overlay.range6];
             desired.spaces.push(OverlaySubnets {
@@ -52,7 +55,13 @@ fn gateway(subnet: Subnet) -> Option<InterfaceAddress> {
     InterfaceAddress::within(&subnet, subnet.address_at(1)?)
 }
 
-fn vxlan_device(ip: Ipv4Addr, options: &AgentOptions, vtep: &Vtep) -> VxlanDevice {
+fn vxlan_device(
+    ip: Ipv4Addr,
+    options: &AgentOptions,
+    underlay_mtu: Option<Mtu>,
+    vtep: &Vtep,
+) -> VxlanDevice {
+    let containers_mtu = options.containers_mtu(underlay_mtu, vtep.mtu);
     VxlanDevice {
         device: vtep.device.clone(),
         vni: vtep.vni,
@@ -60,7 +69,7 @@ fn vxlan_device(ip: Ipv4Addr, options: &AgentOptions, vtep: &Vtep) -> VxlanDevic
         mac: vtep.mac,
         underlay: options.underlay.map_or(IpAddr::V4(ip), IpAddr::V6),
         mtu: vtep.mtu,
-        containers_mtu: options.allocate_subnet.then_some(options.overlay_mtu),
+        containers_mtu: containers_mtu.filter(|_| options.allocate_subnet),
         ip: Some(vtep.ip),
         ip6: vtep.ip6,
     }

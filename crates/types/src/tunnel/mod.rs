@@ -5,6 +5,7 @@
 mod collision;
 mod desired;
 mod fault;
+mod mtu;
 mod peer;
 mod probe;
 
@@ -14,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
 pub use fault::{Fault, FaultScope};
+pub use mtu::{ContainersMtu, UNDERLAY_MIN, UNDERLAY_MIN_IPV6, UnderlayMtu};
 pub use peer::{ExcludedPeer, Peer, PeerFault, validate_peers};
 pub use probe::{PORT_SUBNET_MIN, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource};
 
@@ -61,8 +63,9 @@ pub struct VxlanDevice {
     pub underlay: IpAddr,
     /// MTU; without a value, the largest MTU that the underlay supports.
     pub mtu: Option<Mtu>,
-    /// MTU of the containers. The device must carry their packets without fragmentation.
-    pub containers_mtu: Option<Mtu>,
+    /// MTU of the containers, which the device must carry without fragmentation. `None` without
+    /// containers, and until the MTU of the underlay is known.
+    pub containers_mtu: Option<ContainersMtu>,
     /// IPv4 address.
     pub ip: Option<InterfaceAddress>,
     /// IPv6 address.

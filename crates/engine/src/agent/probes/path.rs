@@ -180,7 +180,7 @@ impl PeerPath {
     ) -> Option<Visit> {
         let peer = desired.peers.as_ref()?.get(&agent)?;
         let device = desired.vxlan_devices.first()?;
-        let full = device.containers_mtu.map_or(SMALL, Mtu::bytes);
+        let full = device.containers_mtu.map_or(SMALL, |mtu| mtu.mtu().bytes());
         let is_current =
             |target: &IpAddr| peer.subnets.iter().any(|(_, subnet)| subnet.contains(*target));
         self.gateways.retain(is_current);
@@ -509,5 +509,7 @@ fn microseconds(duration: Option<Duration>) -> Option<u64> {
 /// Returns the IPv6 address of the peer's VTEP, if this host has one as well.
 fn ipv6_target(peer: &Peer, desired: &Desired) -> Option<IpAddr> {
     let device = desired.vxlan_devices.first()?;
-    device.ip6.and(peer.ip6).map(IpAddr::V6)
+    // An underlay that is too small for IPv6 is named already.
+    let has_room = device.containers_mtu.is_none_or(|mtu| mtu.mtu().bytes() >= Mtu::MIN_IPV6);
+    device.ip6.filter(|_| has_room).and(peer.ip6).map(IpAddr::V6)
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use overlay_types::tunnel::{OverlaySubnets, Peer, ProbeSource, VxlanDevice};
+use overlay_types::addr::Mtu;
+use overlay_types::tunnel::{ContainersMtu, OverlaySubnets, Peer, ProbeSource, VxlanDevice};
 
 use super::*;
 
@@ -88,7 +89,7 @@ impl World {
             mac: [0x70, 0xb3, 0xd5, 0xff, 0, 0].into(),
             underlay: Ipv4Addr::new(10, 0, 0, 0).into(),
             mtu: None,
-            containers_mtu: Some(overlay_types::addr::Mtu::OVERLAY_DEFAULT),
+            containers_mtu: Some(ContainersMtu::Derived(Mtu::OVERLAY_DEFAULT)),
             ip: None,
             ip6: None,
         };
