@@ -17,7 +17,7 @@ const NAMED: &str = "policy rule '100: from 192.168.0.0/17 lookup 100' is in the
 
 /// Rules of wg-quick with all addresses in the VPN, and rules of Tailscale.
 const VPN_RULES: &str = "\
-    ip link add wg0 type dummy && ip link set wg0 up &&
+    ip link add wg0 type bridge && ip link set wg0 up &&
     ip route add default dev wg0 table 51820 &&
     ip rule add priority 32765 not fwmark 0xca6c table 51820 &&
     ip rule add priority 32764 table main suppress_prefixlength 0 &&
@@ -175,7 +175,7 @@ fn uplink_rules_are_judged_with_underlay_address_on_loopback() {
             "nft 'add table inet site
             add chain inet site in {{ type filter hook input priority 0; policy drop; }}
             flush chain inet site in
-            add rule inet site in iifname {{ vtep1024, m-vxlan-1, m-vxlan-2 }} accept
+            add rule inet site in meta l4proto icmp accept
             add rule inet site in {accepted} accept'"
         );
         shell(&cluster, 1, &script);

@@ -59,7 +59,7 @@ pub struct Detour {
     /// What the kernel does with the packets.
     pub found: Way,
     /// The policy rule that decides about the packets, unless it is one that every host has.
-    pub rule: Option<PolicyRule>,
+    pub rule: Option<Box<PolicyRule>>,
 }
 
 /// A policy rule of another program.
@@ -130,7 +130,7 @@ fn add_rules(netlink: &mut Netlink, found: &mut [(Detour, Probe<'_>)]) -> io::Re
         let rules = rules(netlink, family)?;
         let routes = routes_to(netlink, family, &ends)?;
         for (detour, probe) in &mut of_family {
-            detour.rule = cause(&rules, &routes, probe, &detour.found);
+            detour.rule = cause(&rules, &routes, probe, &detour.found).map(Box::new);
         }
     }
     Ok(())
@@ -379,7 +379,8 @@ mod tests {
     use super::*;
 
     fn detour(found: Way, rule: Option<(u32, &str)>) -> Detour {
-        let rule = rule.map(|(priority, text)| PolicyRule { priority, text: text.to_owned() });
+        let rule =
+            rule.map(|(priority, text)| Box::new(PolicyRule { priority, text: text.to_owned() }));
         Detour {
             from: "m-vxlan-1".parse().unwrap(),
             to: "vtep1024".parse().unwrap(),
