@@ -38,13 +38,14 @@ impl DockerDaemon {
 
     /// Prepares namespace and directory of a daemon without starting the daemon.
     pub(crate) fn stopped() -> Self {
-        require_root_and_files(&[DOCKERD, DOCKER, BUSYBOX, "/usr/sbin/iptables"]);
+        require_root_and_files(&[BUSYBOX]);
         let dir = tempfile::tempdir().expect("a temporary directory");
         Self { child: None, config: "{}".to_owned(), dir, namespace: Namespace::new() }
     }
 
     /// Starts the daemon, and waits until the daemon is ready.
     pub(crate) fn start(&mut self) {
+        require_root_and_files(&[DOCKERD, DOCKER, "/usr/sbin/iptables"]);
         let log = fs::File::create(self.path("log")).expect("a log");
         let mut command = self.namespace.command(DOCKERD);
         // The machine's /etc/docker/daemon.json must not have an effect on the test.

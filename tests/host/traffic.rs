@@ -22,6 +22,19 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// Returns how many times slower than a real machine this machine is: `tests/kernels/init` sets the
+/// factor for emulated machines.
+#[expect(clippy::disallowed_methods, reason = "the emulated machine sets the factor")]
+pub(crate) fn time_factor() -> u32 {
+    let factor = std::env::var("MESOS_OVERLAY_TIME_FACTOR").ok();
+    factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Returns a time limit for this machine.
+pub(crate) fn time_limit(limit: Duration) -> Duration {
+    limit * time_factor()
+}
+
 /// Returns a guard that calls `end` when it is dropped.
 pub(crate) fn on_drop(end: impl FnMut()) -> impl Drop {
     struct Guard<F: FnMut()>(F);

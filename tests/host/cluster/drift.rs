@@ -13,7 +13,7 @@ use super::reachability::assert_all_reachable;
 use super::{Cluster, Host};
 use crate::hosts::Underlay;
 use crate::namespace::run;
-use crate::traffic::{now, sleep};
+use crate::traffic::{now, sleep, time_limit};
 
 /// Time limit for a repair on a busy machine. The specified time is one second.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,7 +108,7 @@ fn measure_repair(host: &Host, expected: &str, act: impl FnOnce()) -> Result<Dur
         if shown == expected {
             return Ok(elapsed);
         }
-        if elapsed > REPAIR_TIMEOUT {
+        if elapsed > time_limit(REPAIR_TIMEOUT) {
             let missing = expected.lines().filter(|line| !shown.contains(line));
             let surplus = shown.lines().filter(|line| !expected.contains(line));
             let lines: Vec<_> = missing

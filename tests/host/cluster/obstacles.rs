@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Cluster;
 use super::container::Container;
 use crate::hosts::Underlay;
-use crate::traffic::{can_ping, now, sleep};
+use crate::traffic::{can_ping, now, sleep, time_limit};
 
 /// Rules that drop packets of the overlays, and parts of the reason that the master shows.
 struct Obstacle {
@@ -216,7 +216,7 @@ impl Pair {
             if is_expected(&status) {
                 return Ok((start.elapsed().as_millis(), status));
             }
-            if start.elapsed() > TIMEOUT {
+            if start.elapsed() > time_limit(TIMEOUT) {
                 return Err(status);
             }
             sleep(Duration::from_millis(10));
@@ -284,7 +284,7 @@ fn foreign_rule_that_drops_other_packets_is_not_reported() {
     for rules in HARMLESS {
         pair.shell(rules);
         // An agent that is right reports nothing in a few verifications after the event.
-        sleep(Duration::from_millis(1500));
+        sleep(time_limit(Duration::from_millis(1500)));
         let (status, health) = (pair.cluster.status(1, "vxlan-1"), pair.cluster.host(1).health());
         assert_eq!(status, "STATUS_OK", "{rules}");
         assert_eq!(health["dataplane"]["status"], "ok", "{rules}: {health}");

@@ -15,7 +15,7 @@ use super::{Cluster, MASTER_ADDRESS};
 use crate::hosts::Underlay;
 use crate::namespace::{BUSYBOX, Namespace, run, succeed};
 use crate::process::PROGRAM;
-use crate::traffic::{can_ping, now, sleep};
+use crate::traffic::{can_ping, now, sleep, time_limit};
 
 /// A broken path: the host, the commands that break and repair it, the hosts whose health names it,
 /// and what their health says of which host.
@@ -144,7 +144,7 @@ fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
         cluster.wait_for(&format!("the master shows: {cause}"), unreached);
         assert!(master_problems(&cluster).contains("does not answer probes"));
         let named = start.elapsed();
-        assert!(named < Duration::from_secs(60), "{named:?}: {cause}");
+        assert!(named < time_limit(Duration::from_secs(60)), "{named:?}: {cause}");
         shell(removal);
         let start = now();
         for (number, _) in named_by {
