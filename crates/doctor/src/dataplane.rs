@@ -96,6 +96,14 @@ fn obstacle(problem: &Problem) -> Option<Finding> {
                 Command::remove_foreign_address(bridge, *address)
             ))
         }
+        Problem::UnderlayInVrf { device, member, .. } => {
+            let summary = format!("the underlay does not carry VXLAN packets: {member}");
+            let finding = Finding::wrong(CHECK, summary, "the tunnels use no route of the VRF");
+            let command = Command::release_underlay_from_vrf(&member.device);
+            let advice = "or set 'underlay' to an address outside of the VRF";
+            let finding = finding.about(Topic::UnderlayRoute).on(Object::device(device));
+            finding.with_command(command).with_advice(advice)
+        }
         // Detours are grouped.
         Problem::Detour(_) => return None,
         // The checks `mtu` and `peers` name them.
@@ -111,7 +119,9 @@ fn detours(problems: &[Problem]) -> Vec<Finding> {
         _ => None,
     });
     for detour in all {
-        let cause = |detour: &Detour| (detour.found.clone(), detour.rule.clone());
+        let cause = |detour: &Detour| {
+            (detour.found.clone(), detour.rule.clone(), detour.vrf_member.clone())
+        };
         match groups.iter_mut().find(|group| cause(group[0]) == cause(detour)) {
             Some(group) => group.push(detour),
             None => groups.push(vec![detour]),
@@ -123,7 +133,7 @@ fn detours(problems: &[Problem]) -> Vec<Finding> {
 /// Returns the finding for detours with the same cause.
 fn detour(group: &[&Detour]) -> Finding {
     let first = group[0];
-    let Detour { from, to, source, destination, subnet, whole, found, rule } = first;
+    let Detour { from, to, source, destination, subnet, whole, found, rule, vrf_member } = first;
     let more = match group.len() - 1 {
         0 => String::new(),
         more => format!(", and {} of packets", pluralize(more as u128, "more path")),
@@ -135,6 +145,10 @@ fn detour(group: &[&Detour]) -> Finding {
         let finding = Finding::wrong(CHECK, summary, explanation);
         finding.about(Topic::Detour).on(object)
     };
+    if let Some(member) = vrf_member {
+        let command = Command::release_from_vrf(&member.device);
+        return finding(format!("they {found}: {member}")).with_command(command);
+    }
     let Some(rule) = rule else {
         return finding(format!("they {found}")).with_advice(format!(
             "see {} and {}",

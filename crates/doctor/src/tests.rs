@@ -648,6 +648,7 @@ fn bridge_that_is_down_is_the_only_root() {
         whole: "192.168.0.0/17".parse().unwrap(),
         found: Way::Through { device: Some("eth0".to_owned()), table: 254 },
         rule: None,
+        vrf_member: None,
     }));
     report_problems(
         &mut observation,

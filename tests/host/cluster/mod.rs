@@ -21,6 +21,7 @@ mod reachability;
 mod restart;
 mod unserved;
 mod vni;
+mod vrf;
 
 use std::fs;
 use std::net::IpAddr;

@@ -135,6 +135,7 @@ mod tests {
             alias: String::new(),
             kind: kind.to_owned(),
             vxlan: None,
+            vrf_table: None,
         }
     }
 

@@ -28,6 +28,7 @@ mod state;
 mod tests;
 mod uapi;
 mod underlay;
+mod vrf;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -55,6 +56,7 @@ pub use self::state::{
     BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, Port, RouteKey, State,
 };
 pub use self::underlay::Underlay;
+pub use self::vrf::VrfMember;
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
 /// routing daemon is known to use it.

@@ -25,6 +25,7 @@ use super::uapi::{
     RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::underlay::{self, HostNetwork};
+use super::vrf::{VRF_KIND, VrfMember, add_vrf_members, vrf_table};
 use super::{MARK, PROTOCOL};
 use crate::probe::is_probe_port;
 
@@ -37,9 +38,16 @@ pub(super) struct Indices {
     pub(super) bridges: BTreeMap<DeviceName, u32>,
     /// All bridges of the host.
     pub(super) all_bridges: BTreeSet<u32>,
+    /// Our VXLAN devices and the bridges of the overlays that belong to a VRF.
+    pub(super) vrf_members: BTreeMap<DeviceName, VrfMember>,
 }
 
 impl Indices {
+    /// Returns the VRF that a device of the overlays belongs to.
+    pub(super) fn vrf_member(&self, device: &DeviceName) -> Option<Box<VrfMember>> {
+        self.vrf_members.get(device).cloned().map(Box::new)
+    }
+
     pub(super) fn get(&self, device: &DeviceName) -> Option<u32> {
         self.vxlan.get(device).or_else(|| self.bridges.get(device)).copied()
     }
@@ -65,7 +73,7 @@ pub(super) struct HostLink {
     pub(super) name: String,
     /// Whether it leads to this host.
     pub(super) is_loopback: bool,
-    /// Index of the bridge that the device is a port of.
+    /// Index of the bridge or of the VRF that the device belongs to.
     pub(super) master: Option<u32>,
     /// Number of the network namespace that the device leads to, if that is another one.
     pub(super) namespace: Option<u32>,
@@ -76,6 +84,8 @@ pub(super) struct HostLink {
     pub(super) mtu: u32,
     pub(super) alias: String,
     pub(super) kind: String,
+    /// The routing table, if the device is a VRF.
+    pub(super) vrf_table: Option<u32>,
     pub(super) vxlan: Option<Vxlan>,
 }
 
@@ -119,6 +129,7 @@ pub(super) fn observe(
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
     let strays = stray_ports(netlink, &links, desired);
     memory.update(&links, strays, desired, &mut observed.state);
+    add_vrf_members(&links, &addresses, desired, &mut observed, &mut indices);
     for (name, &index) in &indices.vxlan {
         let Some(device) = observed.state.devices.get_mut(name) else { continue };
         let own = addresses.iter().filter(|(owner, _)| *owner == index);
@@ -300,7 +311,7 @@ pub(super) fn forwarding_setting(device: &DeviceName, family: Family) -> String 
     format!("/proc/sys/net/{family}/conf/{device}/forwarding")
 }
 
-fn read_sysctl(path: &str) -> Option<u32> {
+pub(super) fn read_sysctl(path: &str) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
@@ -350,6 +361,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
         alias: String::new(),
         kind: String::new(),
         vxlan: None,
+        vrf_table: None,
     };
     for (kind, value) in attributes(message.body, 16) {
         match kind {
@@ -365,6 +377,9 @@ fn link(message: Message<'_>) -> Option<HostLink> {
                     match kind {
                         IFLA_INFO_KIND => link.kind = text(value),
                         IFLA_INFO_DATA if link.kind == "vxlan" => link.vxlan = Some(vxlan(value)),
+                        IFLA_INFO_DATA if link.kind == VRF_KIND => {
+                            link.vrf_table = vrf_table(value)
+                        }
                         _ => {}
                     }
                 }

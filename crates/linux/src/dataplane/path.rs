@@ -25,6 +25,7 @@ use super::uapi::{
     NLM_F_REQUEST, RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_MULTIPATH, RTA_OIF, RTA_SRC, RTA_TABLE,
     RTM_F_FIB_MATCH, RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
 };
+use super::vrf::VrfMember;
 
 /// Number of peers of each overlay whose containers are looked up. They are spread over all peers.
 const PEERS_MAX: usize = 4;
@@ -60,6 +61,8 @@ pub struct Detour {
     pub found: Way,
     /// The policy rule that decides about the packets, unless it is one that every host has.
     pub rule: Option<Box<PolicyRule>>,
+    /// The device of the two that belongs to a VRF, which is the cause then.
+    pub vrf_member: Option<Box<VrfMember>>,
 }
 
 /// A policy rule of another program.
@@ -110,7 +113,10 @@ pub(super) fn detours(
             (&other.from, &other.to, &other.found) == (probe.from, probe.to, &way)
         };
         if !found.iter().any(is_known) {
-            found.push((Detour::new(&probe, way), probe));
+            let mut detour = Detour::new(&probe, way);
+            let mut devices = [probe.from, probe.to].into_iter();
+            detour.vrf_member = devices.find_map(|device| indices.vrf_member(device));
+            found.push((detour, probe));
         }
     }
     add_rules(netlink, &mut found)?;
@@ -130,7 +136,9 @@ fn add_rules(netlink: &mut Netlink, found: &mut [(Detour, Probe<'_>)]) -> io::Re
         let rules = rules(netlink, family)?;
         let routes = routes_to(netlink, family, &ends)?;
         for (detour, probe) in &mut of_family {
-            detour.rule = cause(&rules, &routes, probe, &detour.found).map(Box::new);
+            if detour.vrf_member.is_none() {
+                detour.rule = cause(&rules, &routes, probe, &detour.found).map(Box::new);
+            }
         }
     }
     Ok(())
@@ -312,7 +320,7 @@ impl Detour {
     fn new(probe: &Probe<'_>, found: Way) -> Self {
         let Probe { from, to, source, destination, subnet, whole } = *probe;
         let (from, to) = (from.clone(), to.clone());
-        Self { from, to, source, destination, subnet, whole, found, rule: None }
+        Self { from, to, source, destination, subnet, whole, found, rule: None, vrf_member: None }
     }
 
     /// Returns the command that leads the packets of the overlay past the policy rule. The command
@@ -325,11 +333,15 @@ impl Detour {
 
 impl fmt::Display for Detour {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, source, destination, subnet, found, rule, .. } = self;
+        let Self { from, to, source, destination, subnet, found, rule, vrf_member, .. } = self;
         write!(
             f,
             "packets of containers from {from} to {subnet} {found} instead of leaving through {to}"
         )?;
+        if let Some(member) = vrf_member {
+            let command = Command::release_from_vrf(&member.device);
+            return write!(f, ": {member}: remove it from the VRF with {command}");
+        }
         match (rule, self.command()) {
             (Some(rule), Some(command)) => write!(
                 f,
@@ -390,11 +402,28 @@ mod tests {
             whole: "192.168.0.0/17".parse().unwrap(),
             found,
             rule,
+            vrf_member: None,
         }
     }
 
     fn through(table: u32) -> Way {
         Way::Through { device: Some("eth0".to_owned()), table }
+    }
+
+    #[test]
+    fn detour_names_vrf_instead_of_rules() {
+        let mut dropped = detour(Way::Dropped(Errno::HOSTUNREACH), None);
+        dropped.vrf_member = Some(Box::new(VrfMember {
+            device: "m-vxlan-1".to_owned(),
+            vrf: "blue".to_owned(),
+            table: 10,
+        }));
+        assert_eq!(
+            dropped.to_string(),
+            "packets of containers from m-vxlan-1 to 192.168.2.0/24 are dropped without a route \
+             instead of leaving through vtep1024: m-vxlan-1 belongs to VRF blue (routing table \
+             10): remove it from the VRF with 'ip link set m-vxlan-1 nomaster'"
+        );
     }
 
     #[test]

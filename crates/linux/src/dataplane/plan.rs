@@ -21,6 +21,7 @@ use super::state::{
     BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, RouteKey, State,
 };
 use super::underlay::Underlay;
+use super::vrf::VrfMember;
 
 /// Metric of our IPv6 routes to peers. The kernel replaces the metric 0 by this metric.
 const METRIC_V6: u32 = 1024;
@@ -50,6 +51,8 @@ pub struct Observed {
     pub foreign_addresses: Vec<(DeviceName, InterfaceAddress)>,
     /// The ports of the bridges of the overlays with their MTU.
     pub ports: BTreeMap<DeviceName, Vec<(String, Mtu)>>,
+    /// The devices that have the underlay addresses and belong to a VRF.
+    pub underlay_vrfs: BTreeMap<IpAddr, VrfMember>,
 }
 
 impl Observed {
@@ -142,6 +145,20 @@ pub enum Problem {
         /// The address that containers use as gateway.
         gateway: InterfaceAddress,
     },
+    /// The device with the underlay address belongs to a VRF. The device is programmed anyway.
+    #[error(
+        "VXLAN packets do not leave from {underlay}: {member}, whose routes they do not use: set \
+         'underlay' to an address outside of the VRF, or remove the device from it with {}",
+        Command::release_underlay_from_vrf(&.member.device)
+    )]
+    UnderlayInVrf {
+        /// Our device.
+        device: DeviceName,
+        /// This host's address in the underlay.
+        underlay: IpAddr,
+        /// The device that has the address.
+        member: VrfMember,
+    },
     /// The kernel leads packets of containers elsewhere.
     #[error("{0}")]
     Detour(Box<Detour>),
@@ -175,9 +192,9 @@ impl Problem {
     #[must_use]
     pub fn scope(&self) -> FaultScope {
         match self {
-            Self::NameTaken { device, .. } | Self::VniTaken { device, .. } => {
-                FaultScope::Device(device.clone())
-            }
+            Self::NameTaken { device, .. }
+            | Self::VniTaken { device, .. }
+            | Self::UnderlayInVrf { device, .. } => FaultScope::Device(device.clone()),
             Self::ForeignAddress { bridge, .. } => FaultScope::Device(bridge.clone()),
             Self::Mtu(problem) => problem.scope(),
             Self::Detour(detour) => FaultScope::Subnet(detour.subnet),
@@ -201,6 +218,7 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
             Ok(link) => {
                 let found = mtu::problems(local, link.mtu, desired, observed);
                 problems.extend(found.into_iter().map(Problem::Mtu));
+                problems.extend(check_underlay_vrf(local, observed));
                 let has_ipv6 = link.has_ipv6;
                 let mut device = Device::bare(link);
                 let addresses = local.addresses();
@@ -267,6 +285,12 @@ fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Box<Pro
 /// every overlay.
 fn families(families: impl Iterator<Item = Family>) -> BTreeSet<Family> {
     families.chain([Family::V4]).collect()
+}
+
+/// Returns a problem if the device with the underlay address belongs to a VRF.
+fn check_underlay_vrf(local: &VxlanDevice, observed: &Observed) -> Option<Problem> {
+    let member = observed.underlay_vrfs.get(&local.underlay)?.clone();
+    Some(Problem::UnderlayInVrf { device: local.device.clone(), underlay: local.underlay, member })
 }
 
 /// Adds the peers with a subnet in an overlay of the device. The first device gets all peers.

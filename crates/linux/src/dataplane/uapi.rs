@@ -53,6 +53,7 @@ pub(super) const IFLA_VXLAN_LEARNING: u16 = raw::IFLA_VXLAN_LEARNING as u16;
 pub(super) const IFLA_VXLAN_PORT: u16 = raw::IFLA_VXLAN_PORT as u16;
 pub(super) const IFLA_VXLAN_LOCAL6: u16 = raw::IFLA_VXLAN_LOCAL6 as u16;
 pub(super) const IFLA_VXLAN_UDP_CSUM: u16 = raw::IFLA_VXLAN_UDP_CSUM as u16;
+pub(super) const IFLA_VRF_TABLE: u16 = raw::IFLA_VRF_TABLE as u16;
 
 /// The answer to a route request has the table of the route.
 pub(super) const RTM_F_LOOKUP_TABLE: u32 = 0x1000;

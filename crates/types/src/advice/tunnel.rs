@@ -70,6 +70,21 @@ impl Command {
         Self::own(format!("ip link set {} master {bridge}", super::quoted(port)))
     }
 
+    /// Takes a managed device or the bridge of an overlay from a VRF.
+    #[must_use]
+    pub fn release_from_vrf(device: &str) -> Self {
+        Self::own(format!("ip link set {} nomaster", super::quoted(device)))
+    }
+
+    /// Takes the device of the underlay from a VRF.
+    #[must_use]
+    pub fn release_underlay_from_vrf(device: &str) -> Self {
+        Self::with_effect(
+            format!("ip link set {} nomaster", super::quoted(device)),
+            "ends the traffic of the VRF through the device",
+        )
+    }
+
     /// Removes an address of another program from the bridge of an overlay.
     #[must_use]
     pub fn remove_foreign_address(bridge: &DeviceName, address: InterfaceAddress) -> Self {

@@ -1,0 +1,72 @@
+//! A VRF that takes a device of the overlays or of the underlay. The machine's kernel may lack VRFs,
+//! so `tests/run kernels` runs these tests on kernels that have them.
+
+use std::fmt::Write as _;
+
+use super::Cluster;
+use super::container::Container;
+use crate::hosts::{Hosts, Underlay};
+use crate::traffic::{can_ping, now};
+
+/// The devices of the overlay that the VRF takes.
+const DEVICES: [&str; 2] = ["m-vxlan-1", "vtep1024"];
+
+#[test]
+#[ignore = "needs root, packages and a kernel with VRFs: tests/run kernels"]
+fn vrf_of_bridge_or_tunnel_is_named_until_device_leaves() {
+    let cluster = Cluster::started(2, Underlay::V4);
+    let containers = [1, 2].map(|number| Container::for_mesos(cluster.host(number), "vxlan-1"));
+    let is_alive = || can_ping(&containers[0].namespace, containers[1].address(), 16);
+    let host = cluster.host(1).namespace();
+    host.run("ip link add blue type vrf table 10");
+    host.run("ip link set blue up");
+    // As the kernel's documentation advises: the other tables are not asked.
+    host.run("ip route add table 10 unreachable default metric 4278198272");
+    let mut table = String::new();
+    for device in DEVICES {
+        let advice = format!("ip link set {device} nomaster");
+        let reason = format!(
+            "{device} belongs to VRF blue (routing table 10): remove it from the VRF with '{advice}'"
+        );
+        assert!(is_alive(), "before: {device}\n{}", cluster.logs());
+        let start = now();
+        host.run(&format!("ip link set {device} master blue"));
+        cluster.wait_for_status(1, "vxlan-1", |status| status.contains(&reason));
+        let named = start.elapsed().as_millis();
+        assert!(!is_alive(), "the path is alive with {device} in the VRF");
+        let start = now();
+        host.run(&advice);
+        cluster.wait_for_status(1, "vxlan-1", |status| status == "STATUS_OK");
+        let gone = start.elapsed().as_millis();
+        let _ = writeln!(table, "{named:>6} ms named, {gone:>6} ms until ok  VRF of {device}");
+        cluster.wait_for("the path is alive", is_alive);
+    }
+    eprintln!("{table}");
+}
+
+#[test]
+#[ignore = "needs root, packages and a kernel with VRFs: tests/run kernels"]
+fn vrf_of_underlay_is_named_until_device_leaves() {
+    let hosts = Hosts::new(2, Underlay::V4);
+    hosts.program();
+    let (host, desired) = (&hosts.hosts[0], hosts.desired(&hosts.hosts[0]));
+    let faults =
+        || -> Vec<String> { host.verify(&desired).faults().map(|fault| fault.reason).collect() };
+    let is_alive = || host.container_can_ping(&hosts.hosts[1].address().to_string(), 16);
+    host.namespace.run("ip link add mgmt type vrf table 20");
+    host.namespace.run("ip link set mgmt up");
+    host.namespace.run("ip link set eth0 master mgmt");
+    let text = "VXLAN packets do not leave from 10.0.0.1: eth0 belongs to VRF mgmt (routing table 20), \
+                whose routes they do not use: set 'underlay' to an address outside of the VRF, or \
+                remove the device from it with 'ip link set eth0 nomaster', which ends the traffic of \
+                the VRF through the device";
+    assert_eq!(faults(), [text]);
+    assert!(!is_alive());
+    host.namespace.run("ip link set eth0 nomaster");
+    assert_eq!(faults(), [""; 0]);
+    assert!(is_alive());
+    // Sockets of the host receive packets of the VRF: the operator has connected the two.
+    host.namespace.run("ip link set eth0 master mgmt");
+    host.namespace.run("sysctl -qw net.ipv4.udp_l3mdev_accept=1");
+    assert_eq!(faults(), [""; 0]);
+}
