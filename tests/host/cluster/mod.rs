@@ -11,6 +11,7 @@ mod diagnosis;
 mod drift;
 mod faults;
 mod hostile;
+mod interference;
 mod leases;
 mod membership;
 mod mtu;
