@@ -65,7 +65,7 @@ fn finding(observation: &Observation, check: &'static str, obstacle: &Obstacle) 
             .with_advice("no action: the agent creates rules that accept the packets");
     }
     if obstacle.is_definite {
-        return Finding::wrong(check, summary, format!("{packets} are dropped"))
+        return Finding::wrong(check, summary, format!("{packets} {}", obstacle.outcome()))
             .about(topic)
             .on(object)
             .with_command(command.clone())

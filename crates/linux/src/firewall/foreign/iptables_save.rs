@@ -241,11 +241,28 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// Parses the options of the target NFQUEUE.
+    fn queue(&mut self) -> Verdict {
+        let words: Vec<_> = self.words.by_ref().collect();
+        if words.iter().any(|word| word == "--queue-bypass") {
+            return Verdict::Unclear;
+        }
+        let value = |option: &str| {
+            let at = words.iter().position(|word| word == option)?;
+            words.get(at + 1).map(String::as_str)
+        };
+        let numbers = value("--queue-num").or_else(|| value("--queue-balance")).unwrap_or("0");
+        let (first, last) = numbers.split_once(':').unwrap_or((numbers, numbers));
+        Verdict::queue(first, last)
+    }
+
     /// Parses the target with its options.
     fn target(&mut self) -> Vec<Step> {
         let target = self.word();
         let verdict = match target.as_str() {
-            "ACCEPT" | "SNAT" | "MASQUERADE" => Verdict::Accept,
+            "ACCEPT" | "MASQUERADE" => Verdict::Accept,
+            "SNAT" => Verdict::Translate,
+            "NFQUEUE" => self.queue(),
             "DROP" | "REJECT" => Verdict::Drop,
             "RETURN" => Verdict::Return,
             "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => {

@@ -9,7 +9,7 @@ use overlay_types::addr::Family;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::model::{RuleBackend, Table, TableFamily};
+use super::model::{RuleBackend, Step, Table, TableFamily};
 use super::{iptables_save, nft_json};
 use crate::firewall::command::{FirewallError, SystemTools, Tools};
 use crate::subprocess::find_system_program;
@@ -26,6 +26,8 @@ pub struct Listing {
     pub nft_text: String,
     /// `iptables-save` of each backend and family that has rules.
     pub iptables: Vec<SavedTables>,
+    /// The queues of packets that programs read. `None` if it is unknown.
+    pub read_queues: Option<BTreeSet<u16>>,
     /// Why rules could not be read.
     pub errors: Vec<ListingError>,
     /// The rules that could not be read.
@@ -85,6 +87,13 @@ impl SetListings {
     }
 }
 
+/// Returns the numbers of the queues that programs read.
+fn read_queues() -> Option<BTreeSet<u16>> {
+    let text = fs::read_to_string("/proc/net/netfilter/nfnetlink_queue").ok()?;
+    let number = |line: &str| line.split_whitespace().next()?.parse().ok();
+    Some(text.lines().filter_map(number).collect())
+}
+
 /// The programs that list the tables of a family: the default, and those of one backend.
 const fn save_programs(family: Family) -> [&'static str; 3] {
     match family {
@@ -111,7 +120,7 @@ impl Listing {
 
     /// Reads the rules. `sets` has the listings of sets that were read before.
     pub(super) fn read_with(tools: &dyn Tools, sets: &mut SetListings, now: Instant) -> Self {
-        let mut listing = Self::default();
+        let mut listing = Self { read_queues: read_queues(), ..Self::default() };
         if tools.has("nft") {
             match list_ruleset(tools) {
                 Ok(ruleset) => listing.nft = listing.bounded(ruleset, UnreadRules::Nftables),
@@ -244,6 +253,17 @@ impl Listing {
     /// Returns all tables except the managed table. Tables that iptables lists are not taken from
     /// nftables: nft does not show the conditions of iptables.
     pub(super) fn tables(&self) -> Vec<Table> {
+        let mut tables = self.tables_with_queues();
+        let chains = tables.iter_mut().flat_map(|table| &mut table.chains);
+        for step in chains.flat_map(|chain| &mut chain.rules).flat_map(|rule| &mut rule.steps) {
+            if let Step::Verdict(verdict) = step {
+                verdict.resolve_queue(self.read_queues.as_ref());
+            }
+        }
+        tables
+    }
+
+    fn tables_with_queues(&self) -> Vec<Table> {
         let mut tables = Vec::new();
         for saved in &self.iptables {
             let (backend, program) = saved.backend();

@@ -33,7 +33,7 @@ use overlay_types::tunnel::{Desired, Fault, FaultScope};
 pub use self::inspector::{Inspector, underlay_devices};
 pub use self::listing::{Listing, ListingError, SavedTables, UnreadRules};
 pub use self::model::RuleBackend;
-use self::model::TableFamily;
+use self::model::{Rule, Step, TableFamily, Verdict};
 pub use self::packet::{DevicesByAddress, PacketKind};
 use self::packet::{Packet, packets};
 use self::walk::Hit;
@@ -41,6 +41,17 @@ use self::walk::Hit;
 /// Maximum number of characters of a rule in a text. A rule may contain thousands of addresses, and
 /// the command after it has to fit into the status of the overlay.
 const RULE_MAX: usize = 160;
+
+/// How a rule drops packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropCause {
+    /// The rule or policy drops or rejects them.
+    Verdict,
+    /// No program reads the queue of the rule.
+    UnreadQueue,
+    /// The rule gives them a source address that the peers do not accept.
+    Source,
+}
 
 /// A foreign rule that drops packets of the overlays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +77,8 @@ pub struct Obstacle {
     pub is_definite: bool,
     /// Commands that let the packets pass. They remove no foreign rule.
     pub command: Command,
+    /// How the rule drops the packets.
+    pub cause: DropCause,
     /// The VXLAN devices whose packets are dropped.
     pub devices: BTreeSet<DeviceName>,
     /// The overlays whose packets are dropped. Empty for VXLAN packets.
@@ -112,7 +125,7 @@ impl Obstacle {
         let first = packets.first()?;
         let owner = remedy::owner(hit);
         let command = remedy::remedy(hit, owner, packets)?;
-        let text = |rule: &model::Rule| match (hit.table.is_iptables(), rule.number) {
+        let text = |rule: &Rule| match (hit.table.is_iptables(), rule.number) {
             (true, _) => rule.text.clone(),
             (false, handle) => listing.rule_text(hit.table, handle).unwrap_or_default().to_owned(),
         };
@@ -126,11 +139,22 @@ impl Obstacle {
             number: hit.rule.map(|rule| rule.number),
             owner,
             is_definite: hit.is_definite,
+            cause: hit.rule.map_or(DropCause::Verdict, drop_cause),
             command,
             devices: packets.iter().map(|packet| packet.device.clone()).collect(),
             overlays: packets.iter().filter_map(|packet| packet.overlay.clone()).collect(),
             family: hit.table.family,
         })
+    }
+
+    /// Describes what happens to the packets, for a sentence that begins with them.
+    #[must_use]
+    pub const fn outcome(&self) -> &'static str {
+        match (self.cause, self.is_definite) {
+            (DropCause::Source, _) => "get a source address that peers do not accept",
+            (_, true) => "are dropped",
+            (_, false) => "may be dropped",
+        }
     }
 
     /// Returns the faults of the affected overlays.
@@ -205,6 +229,10 @@ impl Obstacle {
             RuleBackend::IptablesNft | RuleBackend::IptablesLegacy => format!(", rule {number}"),
         });
         let place = format!("{backend}, table {table}, chain {chain}{number}{owner}");
+        let place = match self.cause {
+            DropCause::UnreadQueue => format!("{place}; no program reads its queue"),
+            DropCause::Verdict | DropCause::Source => place,
+        };
         match rule.as_deref() {
             Some("") => format!("a rule ({place})"),
             Some(rule) => format!("rule '{}' ({place})", bounded_line(rule, RULE_MAX)),
@@ -213,13 +241,24 @@ impl Obstacle {
     }
 }
 
+fn drop_cause(rule: &Rule) -> DropCause {
+    let has = |verdict: &Verdict| {
+        rule.steps.iter().any(|step| matches!(step, Step::Verdict(found) if found == verdict))
+    };
+    match () {
+        () if has(&Verdict::UnreadQueue) => DropCause::UnreadQueue,
+        () if has(&Verdict::Translate) => DropCause::Source,
+        () => DropCause::Verdict,
+    }
+}
+
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packets, is_definite, command, .. } = self;
-        let dropped = if *is_definite { "are dropped" } else { "may be dropped" };
+        let Self { packets, command, .. } = self;
         write!(
             f,
-            "{packets} {dropped} by {}: let them pass with {command}",
+            "{packets} {} by {}: let them pass with {command}",
+            self.outcome(),
             // The numbers change whenever the owner makes its rules again.
             self.describe(false)
         )

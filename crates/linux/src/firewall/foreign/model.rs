@@ -1,5 +1,6 @@
 //! The rules of all programs on a host, in one form for nftables and iptables.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -201,6 +202,32 @@ pub(super) enum Verdict {
     Goto(String),
     /// Accepts, drops or continues: another program decides, or the verdict is unknown.
     Unclear,
+    /// A program that reads one of these queues decides.
+    Queue(u16, u16),
+    /// No program reads the queue, so the kernel drops the packet.
+    UnreadQueue,
+    /// Accepts, and changes the source address to a given one.
+    Translate,
+}
+
+impl Verdict {
+    /// Parses the numbers of queues: one, or the first and the last.
+    pub(super) fn queue(first: &str, last: &str) -> Self {
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) => Self::Queue(first, last),
+            _ => Self::Unclear,
+        }
+    }
+
+    /// Decides about queues by the numbers of the queues that programs read. A queue is known to be
+    /// unread only if that list is known.
+    pub(super) fn resolve_queue(&mut self, read: Option<&BTreeSet<u16>>) {
+        if let Self::Queue(first, last) = *self {
+            let is_unread =
+                |read: &BTreeSet<u16>| read.range(first..=last.max(first)).next().is_none();
+            *self = if read.is_some_and(is_unread) { Self::UnreadQueue } else { Self::Unclear };
+        }
+    }
 }
 
 /// A comparison of parts of a packet with values.

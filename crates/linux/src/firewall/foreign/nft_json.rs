@@ -202,8 +202,12 @@ impl Scope<'_> {
             "accept" | "drop" | "reject" | "return" | "continue" | "jump" | "goto" => {
                 Step::Verdict(verdict(kind, value))
             }
-            "masquerade" | "snat" => Step::Verdict(Verdict::Accept),
-            "queue" | "synproxy" => Step::Verdict(Verdict::Unclear),
+            "masquerade" => Step::Verdict(Verdict::Accept),
+            // An address from a map or a range is not known.
+            "snat" if value["addr"].is_string() => Step::Verdict(Verdict::Translate),
+            "snat" => Step::Verdict(Verdict::Accept),
+            "queue" => Step::Verdict(queue(value)),
+            "synproxy" => Step::Verdict(Verdict::Unclear),
             "xt" if text(value, "type") == "target" => Step::Verdict(Verdict::Unclear),
             _ => Step::Unclear,
         })
@@ -297,6 +301,22 @@ fn items_of(right: &Value) -> Vec<Vec<Item>> {
 fn is_bit_mask(left: &Value) -> bool {
     let is_connection = matches!(text(&left["ct"], "key"), "state" | "status");
     is_connection || (text(&left["payload"], "field") == "flags" && key_of(left).mask.is_none())
+}
+
+/// Returns the verdict of a queue: a number or a range, and flags.
+fn queue(value: &Value) -> Verdict {
+    let flags = &value["flags"];
+    let has_flag = |flag: &str| {
+        flags.as_str() == Some(flag)
+            || flags.as_array().is_some_and(|flags| flags.iter().any(|found| found == flag))
+    };
+    let number = match &value["num"] {
+        _ if has_flag("bypass") => return Verdict::Unclear,
+        Value::Null => [&Value::from(0), &Value::from(0)].map(ToString::to_string),
+        number @ Value::Number(_) => [number.to_string(), number.to_string()],
+        number => [&number["range"][0], &number["range"][1]].map(ToString::to_string),
+    };
+    Verdict::queue(&number[0], &number[1])
 }
 
 fn verdict_of(value: &Value) -> Verdict {

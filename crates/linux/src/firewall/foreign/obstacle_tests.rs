@@ -5,9 +5,9 @@ use overlay_types::protocol::Status;
 use overlay_types::tunnel::FaultScope;
 
 use super::listing::Listing;
-use super::obstacles;
 use super::packet::DevicesByAddress;
-use super::tests::{desired, found_in, iptables, iptables_filter, nft_table};
+use super::tests::{desired, found_in, iptables, iptables_filter, nft_table, summary};
+use super::{DropCause, obstacles};
 
 #[test]
 fn obstacle_names_place_owner_and_remedy() {
@@ -118,4 +118,41 @@ fn unknown_uplink_makes_rules_about_devices_uncertain() {
     };
     assert_eq!(found(two_uplinks), [false]);
     assert_eq!(found(":INPUT DROP\n-A INPUT -i lo -j ACCEPT"), [true]);
+}
+
+#[test]
+fn queue_without_reader_drops() {
+    let causes = |rule: &str, read: Option<&[u16]>| {
+        let mut listing = iptables_filter(&format!(":FORWARD ACCEPT\n-A FORWARD {rule}"));
+        listing.read_queues = read.map(|read| read.iter().copied().collect());
+        found_in(&listing).iter().map(|found| found.cause).collect::<Vec<_>>()
+    };
+    let unread = [DropCause::UnreadQueue];
+    assert_eq!(causes("-j NFQUEUE --queue-num 7", Some(&[6, 8])), unread);
+    assert_eq!(causes("-j NFQUEUE --queue-num 7", Some(&[7])), []);
+    assert_eq!(causes("-j NFQUEUE --queue-num 7", None), [], "the list cannot be read");
+    assert_eq!(causes("-j NFQUEUE --queue-num 7 --queue-bypass", Some(&[])), []);
+    assert_eq!(causes("-j NFQUEUE --queue-balance 0:3", Some(&[4])), unread);
+    assert_eq!(causes("-j NFQUEUE --queue-balance 0:3", Some(&[3])), []);
+    assert_eq!(causes("-j NFQUEUE", Some(&[])), unread);
+}
+
+#[test]
+fn foreign_source_address_is_an_obstacle_to_peers_only() {
+    let found = |rule: &str| {
+        let rules = format!(":POSTROUTING ACCEPT\n-A POSTROUTING {rule}");
+        summary(&iptables(Family::V4, "nat", " (nf_tables)", &rules))
+    };
+    assert_eq!(found("-j SNAT --to-source 10.0.0.1"), "> POSTROUTING 1");
+    assert_eq!(found("-s 192.168.0.0/17 -j SNAT --to-source 10.0.0.1"), "> POSTROUTING 1");
+    for harmless in [
+        "-o eth0 -j SNAT --to-source 10.0.0.1",
+        "-s 172.17.0.0/16 -j SNAT --to-source 10.0.0.1",
+        "! -d 192.168.0.0/17 -j SNAT --to-source 10.0.0.1",
+        "-o m-vxlan-1 -j SNAT --to-source 192.168.0.1",
+        // The packets get the address of the VTEP, which peers accept.
+        "-j MASQUERADE",
+    ] {
+        assert_eq!(found(harmless), "", "{harmless}");
+    }
 }

@@ -263,13 +263,16 @@ impl<'a> Walk<'a, '_> {
             Verdict::Continue => return false,
             Verdict::Accept => flow.may_accept = true,
             Verdict::Drop if self.is_own(chain) => flow.may_accept = true,
-            Verdict::Drop => {
+            Verdict::Translate if self.view.packet.kind != PacketKind::ToPeer => {
+                flow.may_accept = true;
+            }
+            Verdict::Drop | Verdict::UnreadQueue | Verdict::Translate => {
                 if is_certain {
                     flow.drop = Some((chain, rule));
                 }
             }
             Verdict::Return => flow.may_continue = true,
-            Verdict::Unclear => {
+            Verdict::Unclear | Verdict::Queue(..) => {
                 flow.may_accept = true;
                 return false;
             }
