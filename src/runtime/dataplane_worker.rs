@@ -103,6 +103,7 @@ impl HostNetwork {
         let applied = match self.apply_kernel(desired, scope, has_rules) {
             Ok(report) => {
                 result.faults.extend(report.faults());
+                result.suspects.extend(report.suspects.iter().map(ToString::to_string));
                 result.add(report.done.iter());
                 result.underlay_mtu = report.underlay_mtu;
                 let is_complete = report.is_complete();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use overlay_types::addr::{DeviceName, OverlayName};
-use overlay_types::tunnel::Desired;
+use overlay_types::tunnel::{Desired, FaultScope};
 
 use super::finding::{Finding, Severity};
 
@@ -48,6 +48,8 @@ pub(crate) enum Topic {
     ForwardRules,
     /// Foreign rules drop packets between containers of one bridge.
     BridgedRules,
+    /// An object of another program drops packets.
+    Interference,
     /// A VXLAN device differs.
     Device,
     /// A bridge differs.
@@ -89,7 +91,8 @@ pub(crate) enum Topic {
 use Topic::{
     Address, AgentStopped, BridgedRules, Collision, Configuration, Detour, Device,
     DeviceForwarding, DockerDaemon, DockerNetwork, Entries, Firewall, ForeignDevice, ForwardRules,
-    HostForwarding, Kernel, Master, Mtu, Plugins, Port, ReversePath, UnderlayRoute, VxlanRules,
+    HostForwarding, Interference, Kernel, Master, Mtu, Plugins, Port, ReversePath, UnderlayRoute,
+    VxlanRules,
 };
 
 /// Everything that prevents the agent from programming the dataplane, and what breaks the path of
@@ -105,6 +108,7 @@ const OF_TUNNEL: &[Topic] = &[
     HostForwarding,
     VxlanRules,
     ForwardRules,
+    Interference,
     Device,
     Topic::Bridge,
     DeviceForwarding,
@@ -125,6 +129,7 @@ const RELATION: &[(Topic, &[Topic])] = &[
             ForeignDevice,
             Collision,
             HostForwarding,
+            Interference,
             Device,
             Topic::Bridge,
             DeviceForwarding,
@@ -155,6 +160,7 @@ const RELATION: &[(Topic, &[Topic])] = &[
             ForeignDevice,
             ReversePath,
             VxlanRules,
+            Interference,
             Device,
             Entries,
         ],
@@ -178,6 +184,20 @@ pub(crate) enum Object {
 impl Object {
     pub(crate) fn device(device: &DeviceName) -> Self {
         Self::Devices([device.clone()].into())
+    }
+
+    /// Returns the object that a fault affects.
+    pub(crate) fn of_scope(scope: &FaultScope, desired: &Desired) -> Self {
+        match scope {
+            FaultScope::Host => Self::Host,
+            FaultScope::Device(device) => Self::device(device),
+            FaultScope::Agent(agent) => Self::Peers([*agent].into()),
+            FaultScope::Subnet(subnet) => {
+                let spaces = desired.spaces.iter();
+                let spaces = spaces.filter(|space| space.whole.iter().any(|of| of.covers(subnet)));
+                Self::Overlays(spaces.map(|space| space.overlay.clone()).collect())
+            }
+        }
     }
 
     /// Returns the overlays that the object carries; `None` if it carries all.

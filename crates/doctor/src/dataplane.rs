@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use overlay_linux::dataplane::{
-    Detour, Hop, MARK, METRIC_UNALLOCATED, Operation, PROTOCOL, Problem, RouteKey,
+    Detour, Hop, MARK, METRIC_UNALLOCATED, Operation, PROTOCOL, Problem, Remedy, RouteKey,
 };
 use overlay_types::addr::DeviceName;
 use overlay_types::advice::{Command, RouteTarget};
 use overlay_types::text::pluralize;
+use overlay_types::tunnel::Desired;
 
 use super::cause::{Object, Topic};
 use super::finding::Finding;
@@ -25,7 +26,9 @@ pub(crate) fn dataplane(observation: &Observation) -> Vec<Finding> {
             "another program manages the tunnels: they are not compared with the assignment";
         return vec![Finding::note(CHECK, summary)];
     }
-    let mut findings: Vec<_> = tunnel.plan.problems.iter().filter_map(obstacle).collect();
+    let problems = tunnel.plan.problems.iter();
+    let mut findings: Vec<_> =
+        problems.filter_map(|problem| obstacle(problem, &tunnel.desired)).collect();
     findings.extend(detours(&tunnel.plan.problems));
     let operations = tunnel.plan.operations.iter();
     let missing: Vec<_> = operations
@@ -63,7 +66,7 @@ const fn is_compared(source: DesiredSource, operation: &Operation) -> bool {
 }
 
 /// Returns the finding for a problem of the plan that concerns a device or a peer.
-fn obstacle(problem: &Problem) -> Option<Finding> {
+fn obstacle(problem: &Problem, desired: &Desired) -> Option<Finding> {
     let explanation = "the agent does not change foreign devices, and creates no tunnel";
     let owner = |device: &str| {
         let show = Command::show_device(device);
@@ -103,6 +106,17 @@ fn obstacle(problem: &Problem) -> Option<Finding> {
             let advice = "or set 'underlay' to an address outside of the VRF";
             let finding = finding.about(Topic::UnderlayRoute).on(Object::device(device));
             finding.with_command(command).with_advice(advice)
+        }
+        Problem::Interference(interference) => {
+            let explanation = "packets of the overlays are lost";
+            let finding = Finding::wrong(CHECK, &interference.cause, explanation);
+            let finding = finding
+                .about(Topic::Interference)
+                .on(Object::of_scope(&interference.scope, desired));
+            match &interference.remedy {
+                Remedy::Run(command) => finding.with_command(command.clone()),
+                Remedy::Advice(advice) => finding.with_advice(advice),
+            }
         }
         // Detours are grouped.
         Problem::Detour(_) => return None,
@@ -146,7 +160,7 @@ fn detour(group: &[&Detour]) -> Finding {
         finding.about(Topic::Detour).on(object)
     };
     if let Some(member) = vrf_member {
-        let command = Command::release_from_vrf(&member.device);
+        let command = Command::release_device(&member.device);
         return finding(format!("they {found}: {member}")).with_command(command);
     }
     let Some(rule) = rule else {
@@ -301,6 +315,8 @@ fn command(operation: &Operation) -> Option<Command> {
         Operation::SetMac(device, mac) => Command::set_device_mac(device, *mac),
         Operation::SetMtu(device, mtu) => Command::set_device_mtu(device, *mtu),
         Operation::SetUp(device) => Command::set_device_up(device),
+        Operation::Release(device) => Command::release_device(device.as_str()),
+        Operation::DisableVlanFiltering(device) => Command::disable_vlan_filtering(device),
         Operation::RemoveDevice(device) => Command::remove_device(device.as_str()),
         Operation::AddBridge(device, _) => Command::add_bridge(device),
         Operation::AttachPort(device, port) => Command::attach_port(&port.name, device),

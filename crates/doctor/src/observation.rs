@@ -154,6 +154,8 @@ pub struct TunnelState {
     pub observed: dataplane::Observed,
     /// The changes from the observed to the desired state, and the problems.
     pub plan: dataplane::Plan,
+    /// Objects of other programs that may drop packets.
+    pub suspects: Vec<dataplane::Interference>,
     /// Networks of the host that overlap the overlays.
     pub collisions: Vec<Collision>,
     /// The host's addresses.

@@ -74,6 +74,7 @@ fn device_with_peer() -> Device {
         is_marked: true,
         has_ipv6: false,
         has_loose_rp_filter: true,
+        is_port: false,
     });
     device.addresses.extend(local().addresses());
     device.neighbors.insert("44.128.0.2".parse().unwrap(), mac(2));

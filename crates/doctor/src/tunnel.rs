@@ -40,10 +40,11 @@ pub(crate) fn observe(
     let observed = dataplane.observe(&desired)?;
     set_containers_mtu(config, &mut desired, &observed);
     let mut plan = dataplane::plan(&desired, &observed);
-    // Missing objects are the cause of detours.
-    if plan.operations.is_empty() {
-        plan.problems.extend(dataplane.detours(&desired)?.into_iter().map(Problem::from));
-    }
+    let (obstacles, suspects) = dataplane.obstacles(&desired)?;
+    // Missing objects are the cause of wrong ways.
+    let is_complete = plan.operations.is_empty();
+    let is_cause = |problem: &Problem| is_complete || !matches!(problem, Problem::Detour(_));
+    plan.problems.extend(obstacles.into_iter().filter(is_cause));
     let collisions = match source {
         DesiredSource::Assignments | DesiredSource::MasterNetwork => {
             collisions(&desired, &routes, &addresses)
@@ -51,7 +52,7 @@ pub(crate) fn observe(
         DesiredSource::Kernel | DesiredSource::Defaults => Vec::new(),
     };
     let unroutable = unroutable(&observed);
-    Ok(TunnelState { desired, source, observed, plan, collisions, addresses, unroutable })
+    Ok(TunnelState { desired, source, observed, plan, suspects, collisions, addresses, unroutable })
 }
 
 /// Returns the agent in the master's state that has an address of this host.

@@ -6,6 +6,7 @@
 //! [`programs`] do not work in a network namespace or are not installed: there the test checks what
 //! the shell passes to them.
 
+mod interference;
 mod programs;
 
 use std::fmt::Write as _;

@@ -168,7 +168,7 @@ fn command_for_bridge_changes_only_what_it_names() {
     assert!(host.run("ip link show port").contains("master d-vxlan-1"));
     // Not every kernel has VRFs: `tests/run kernels` runs these commands with one.
     let [own, underlay] =
-        [Command::release_from_vrf("port"), Command::release_underlay_from_vrf("port")];
+        [Command::release_device("port"), Command::release_underlay_from_vrf("port")];
     assert_eq!((own.text(), own.effect()), (underlay.text(), None));
     assert_eq!(underlay.effect(), Some("ends the traffic of the VRF through the device"));
     assert!(run_with(&host, dir.path(), &own).status.success());

@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use overlay_linux::dataplane::Remedy;
 use overlay_linux::probe::echo::{EchoRequest, Outcome, Prober, Round};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Vni};
 use overlay_types::advice::Command;
@@ -67,7 +68,22 @@ pub fn check(
     for probe in &mut probes {
         probe.master = observation.master_address();
     }
-    Ok(findings(&probes, &counters))
+    let mut findings = findings(&probes, &counters);
+    if probes.iter().any(|probe| !probe.is_healthy()) {
+        findings.extend(suspects(observation));
+    }
+    Ok(findings)
+}
+
+/// Returns the objects of other programs that may have dropped the packets.
+fn suspects(observation: &Observation) -> impl Iterator<Item = Finding> {
+    observation.tunnel.suspects.iter().map(|suspect| {
+        let finding = Finding::warning(CHECK, &suspect.cause, "this may be the cause of the loss");
+        match &suspect.remedy {
+            Remedy::Run(command) => finding.with_command(command.clone()),
+            Remedy::Advice(advice) => finding.with_advice(advice),
+        }
+    })
 }
 
 /// Returns the names of the devices of the tunnels and of the underlay, each once.

@@ -122,6 +122,11 @@ impl Agent {
         problems.add("docker network", self.overlays.notes().cloned());
         problems.add("tunnel", self.tunnel.overdue_problem(now));
         problems.add("probes", self.probes.problems());
+        if self.probes.has_problem() {
+            let suspects = self.tunnel.suspects().iter();
+            let sentences = suspects.map(|suspect| format!("possible cause: {suspect}"));
+            problems.add("probes", sentences);
+        }
         if self.gets_no_peers() {
             let is_late = self.masters.sends_peers();
             let problem = if is_late { LATE_PEERS_PROBLEM } else { NO_PEERS_PROBLEM };

@@ -188,7 +188,11 @@ impl StateMachine for Agent {
             }
             Event::Programmed { attempt, result } => self.finish_program(now, attempt, result),
             Event::Probed { attempt, result } => {
+                let failing = self.probes.failing_count();
                 self.probes.finish(now, attempt, result, &mut self.counters);
+                if self.probes.failing_count() > failing {
+                    self.tunnel.handle_loss(now);
+                }
             }
             Event::Drifted(scope) => self.tunnel.handle_drift(now, scope),
             Event::Removed(result) => {

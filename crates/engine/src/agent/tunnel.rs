@@ -46,6 +46,8 @@ const QUICK_OBSERVATIONS: u32 = 16;
 /// Then an observation is followed by a pause of this many times its duration, so that events
 /// without drift cost about one percent of a CPU, however many there are.
 const OBSERVATION_PAUSE: u32 = 100;
+/// Shortest interval between two verifications after lost probes.
+const LOSS_INTERVAL: Duration = Duration::from_secs(30);
 /// Time after which a job counts as hung. A job ends with an error if a program of the firewall
 /// runs for more than 30 seconds.
 const JOB_MAX: Duration = Duration::from_mins(2);
@@ -93,6 +95,10 @@ pub(super) struct Tunnel {
     drift_not_before: Duration,
     /// The faults of the last program job.
     faults: Vec<Fault>,
+    /// What may drop packets, by the last program job.
+    suspects: Vec<String>,
+    /// When the last verification after lost probes was or is due.
+    loss_due: Option<Duration>,
     /// Number of peers that were left out, as a whole or in part.
     peers_left_out: usize,
     /// The warnings of the last program job that looked for them.
@@ -154,6 +160,8 @@ impl Tunnel {
             consecutive_observations: 0,
             drift_not_before: Duration::ZERO,
             faults: Vec::new(),
+            suspects: Vec::new(),
+            loss_due: None,
             peers_left_out: 0,
             warnings: Vec::new(),
             late_collisions: BTreeSet::new(),
@@ -197,6 +205,21 @@ impl Tunnel {
         if self.programmed.is_some() && !Mutation::IgnoreDrift.is_on() {
             self.schedule(scope, (now.elapsed + DRIFT_DEBOUNCE).max(self.drift_not_before));
         }
+    }
+
+    /// Schedules a verification, because a peer no longer answers probes: some causes raise no event.
+    pub(super) fn handle_loss(&mut self, now: Now) {
+        if self.programmed.is_none() {
+            return;
+        }
+        let earliest = match self.loss_due {
+            Some(due) if due > now.elapsed => due,
+            Some(last) => last + LOSS_INTERVAL,
+            None => Duration::ZERO,
+        };
+        let due = now.elapsed.max(earliest);
+        self.loss_due = Some(due);
+        self.schedule(Scope::Everything, due);
     }
 
     fn schedule(&mut self, scope: Scope, due: Duration) {
@@ -348,6 +371,7 @@ impl Tunnel {
             self.warnings = warnings;
         }
         self.set_kept_mtus(result.kept_mtus);
+        self.suspects = result.suspects;
         if result.firewall.is_some() {
             self.firewall = result.firewall;
         }
@@ -465,6 +489,11 @@ impl Tunnel {
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         let faults = self.faults.iter().map(|fault| &fault.reason);
         faults.chain(&self.warnings).chain(&self.late_collisions).chain(&self.kept_mtus)
+    }
+
+    /// Returns what may drop packets, one sentence each.
+    pub(super) fn suspects(&self) -> &[String] {
+        &self.suspects
     }
 
     /// Returns whether it is known that the firewall has no agents of earlier rules.

@@ -767,3 +767,28 @@ fn peer_faults_are_named_up_to_limit() {
     assert_eq!(problems.last().map(String::as_str), Some(rest));
     assert_eq!(world.metrics(["peers_left_out"]), [1000]);
 }
+
+#[test]
+fn lost_probes_verify_everything_at_most_twice_a_minute() {
+    const VERIFY: &str = "attempt 3: program everything for 1 overlays";
+    const LOSS_INTERVAL: Duration = Duration::from_secs(30);
+    let mut world = world();
+    world.set_up_tunnel();
+    let lose = |world: &mut World| {
+        let now = world.now;
+        world.agent.tunnel.handle_loss(now);
+        world.handle(Event::Timeout)
+    };
+    assert_eq!(lose(&mut world), [VERIFY]);
+    world.finish_program_unchanged(3);
+    let first = world.now.elapsed;
+    // The verification after the first changes.
+    let attempt = world.next_program();
+    world.finish_program_unchanged(attempt);
+    assert!(world.now.elapsed < first + LOSS_INTERVAL);
+    for _ in 0..2 {
+        assert_eq!(lose(&mut world), NOTHING);
+    }
+    world.next_program();
+    assert_eq!(world.now.elapsed, first + LOSS_INTERVAL);
+}

@@ -20,13 +20,13 @@ use super::socket::{Netlink, NetlinkError};
 use super::state::{Hop, Link, LostBridge, Operation, RouteKey};
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_F_NODAD, IFA_FLAGS, IFA_LOCAL,
-    IFF_UP, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6,
-    IFLA_VXLAN_PORT, IFLA_VXLAN_UDP_CSUM, NDA_DST, NDA_LLADDR, NLM_F_CREATE, NLM_F_EXCL,
-    NLM_F_REPLACE, NLM_F_REQUEST, NTF_SELF, NUD_NOARP, NUD_PERMANENT, RT_SCOPE_NOWHERE,
-    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTM_DELADDR,
-    RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
-    RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+    IFF_UP, IFLA_ADDRESS, IFLA_BR_VLAN_FILTERING, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA,
+    IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING,
+    IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_VXLAN_UDP_CSUM, NDA_DST, NDA_LLADDR,
+    NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NTF_SELF, NUD_NOARP, NUD_PERMANENT,
+    RT_SCOPE_NOWHERE, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF,
+    RTA_PRIORITY, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWNEIGH, RTM_NEWROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::{MARK, PROTOCOL};
 
@@ -309,9 +309,25 @@ impl Operation {
                 | Self::EnableIpv6(_)
                 | Self::SetLooseRpFilter(_)
                 | Self::EnableForwarding(..)
+                | Self::Release(_)
+                | Self::DisableVlanFiltering(_)
                 | Self::SetUp(_)
         )
     }
+}
+
+/// Makes a device a port of `master`, or of no device if that is 0.
+fn set_master(batch: &mut Batch, port: u32, master: u32) {
+    batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(port, 0, 0));
+    batch.attribute(IFLA_MASTER, &master.to_ne_bytes());
+}
+
+fn disable_vlan_filtering(batch: &mut Batch, index: u32) {
+    batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
+    batch.nested(IFLA_LINKINFO, |batch| {
+        batch.text(IFLA_INFO_KIND, BRIDGE_KIND);
+        batch.nested(IFLA_INFO_DATA, |batch| batch.attribute(IFLA_BR_VLAN_FILTERING, &[0]));
+    });
 }
 
 /// Adds the request of an operation on the device with `index`.
@@ -323,10 +339,7 @@ fn encode_operation(operation: &Operation, index: u32, batch: &mut Batch) {
             batch.begin(RTM_DELLINK, NLM_F_REQUEST, &if_header(index, 0, 0))
         }
         Operation::AddBridge(device, lost) => add_bridge(batch, device, lost),
-        Operation::AttachPort(_, port) => {
-            batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(port.index, 0, 0));
-            batch.attribute(IFLA_MASTER, &index.to_ne_bytes());
-        }
+        Operation::AttachPort(_, port) => set_master(batch, port.index, index),
         Operation::Mark(_) => {
             batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
             batch.attribute(IFLA_IFALIAS, MARK.as_bytes());
@@ -348,6 +361,8 @@ fn encode_operation(operation: &Operation, index: u32, batch: &mut Batch) {
         Operation::SetUp(_) => {
             batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, IFF_UP, IFF_UP));
         }
+        Operation::Release(_) => set_master(batch, index, 0),
+        Operation::DisableVlanFiltering(_) => disable_vlan_filtering(batch, index),
         // `change_link` writes these settings to files, not to the socket.
         Operation::EnableIpv6(_)
         | Operation::SetLooseRpFilter(_)

@@ -105,7 +105,8 @@ fn remedy(operation: &Operation, errno: Option<Errno>, holder: Option<&str>) -> 
             );
         }
         (Operation::AddDevice(..), Some(Errno::EXIST)) => {
-            "remove the other VXLAN device with this VNI, or set another VNI on all agents"
+            "remove the other VXLAN device with this VNI, which may be in another network namespace \
+             (see 'lsns -t net'), or set another VNI on all agents"
         }
         (Operation::AddDevice(..), Some(Errno::OPNOTSUPP)) => {
             return format!(

@@ -14,6 +14,7 @@ mod change;
 mod conntrack;
 mod containers;
 mod error;
+mod interference;
 mod link_builder;
 pub(crate) mod message;
 mod monitor;
@@ -44,6 +45,8 @@ use self::bridges::BridgeMemory;
 pub use self::change::plan_change;
 pub use self::containers::ContainerPorts;
 pub use self::error::{DataplaneError, Failure};
+use self::interference::Ports;
+pub use self::interference::{Interference, Remedy};
 pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
 pub use self::mtu::MtuProblem;
@@ -80,6 +83,9 @@ pub struct Report {
     pub underlay_mtu: Option<UnderlayMtu>,
     /// The containers that keep another MTU, one sentence for each bridge.
     pub kept_mtus: Vec<String>,
+    /// Objects of other programs that may drop packets. Packets pass them on most hosts, so they
+    /// matter only if packets are lost.
+    pub suspects: Vec<Interference>,
 }
 
 impl Report {
@@ -122,8 +128,11 @@ pub struct Dataplane {
     uplinks: BTreeSet<u32>,
     /// `None` if the kernel may differ from the state that this process last read or wrote.
     cache: Option<CachedState>,
+    /// The ports of the bridges at earlier observations.
+    ports: Ports,
     /// The objects of other programs in the way of packets, at the last verification.
     obstacles: Vec<Problem>,
+    suspects: Vec<Interference>,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -149,7 +158,9 @@ impl Dataplane {
             memory: BridgeMemory::default(),
             uplinks: BTreeSet::new(),
             cache: None,
+            ports: Ports::default(),
             obstacles: Vec::new(),
+            suspects: Vec::new(),
         })
     }
 
@@ -217,7 +228,8 @@ impl Dataplane {
                 break;
             }
         }
-        self.obstacles = self.detours(desired)?.into_iter().map(Problem::from).collect();
+        let (obstacles, suspects) = self.obstacles(desired)?;
+        (self.obstacles, self.suspects) = (obstacles, suspects);
         self.add_obstacles(&mut report);
         Ok(report)
     }
@@ -238,14 +250,43 @@ impl Dataplane {
     /// Adds the obstacles of the last verification: a change of the desired state ends none.
     fn add_obstacles(&self, report: &mut Report) {
         report.problems.extend(self.obstacles.iter().cloned());
+        report.suspects.clone_from(&self.suspects);
     }
 
-    /// Returns the ways of packets of containers that are wrong although the kernel has the desired
-    /// state: something of another program is in the way. Needs no privilege.
+    /// Returns what drops packets of the overlays although the kernel has the desired state: ways of
+    /// packets that are wrong, and objects of other programs. The second list has the objects that
+    /// may drop packets. Call this after [`Self::observe`]. Needs no privilege, but without
+    /// `CAP_NET_ADMIN` IPsec policies are left out.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
+    pub fn obstacles(
+        &mut self,
+        desired: &Desired,
+    ) -> Result<(Vec<Problem>, Vec<Interference>), DataplaneError> {
+        let found = interference::interferences(
+            &mut self.netlink,
+            desired,
+            &self.indices,
+            &self.maintained,
+            &mut self.ports,
+        );
+        let found = found.map_err(DataplaneError::Read)?;
+        let (certain, suspects): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|interference| interference.is_certain);
+        let mut detours = self.detours(desired)?;
+        if certain.iter().any(|interference| interference.removes_routes) {
+            // The interference is the cause.
+            detours.retain(|detour| !matches!(detour.found, Way::Dropped(_)));
+        }
+        let detours = detours.into_iter().map(|detour| Problem::Detour(Box::new(detour)));
+        let certain = certain.into_iter().map(Problem::Interference);
+        Ok((certain.chain(detours).collect(), suspects))
+    }
+
+    /// Returns the ways of packets of containers that are wrong although the kernel has the desired
+    /// state: something of another program is in the way.
+    fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
         path::detours(&mut self.netlink, desired, &self.indices, &self.maintained)
             .map_err(DataplaneError::Read)
     }
@@ -268,6 +309,7 @@ impl Dataplane {
         let mut report = Report::default();
         if desired.vxlan_devices.is_empty() {
             self.obstacles.clear();
+            self.suspects.clear();
         }
         match self.cache.take() {
             Some(cache) if covers(&cache.observed, desired) => {
@@ -416,6 +458,7 @@ impl Dataplane {
                 .map(|(name, index)| (*index, mtu_of(name)))
                 .collect(),
             bridge_names: desired.bridges().map(|bridge| bridge.device.clone()).collect(),
+            ports: self.ports.indices(&self.indices.bridges),
             underlays,
             desired: Arc::clone(desired),
             spaces: desired.spaces.iter().flat_map(|space| space.whole.iter().copied()).collect(),

@@ -19,15 +19,16 @@ use socket2::SockFilter;
 
 use super::PROTOCOL;
 use super::message::{Message, address, attributes, messages, text, u16_at, u32_at};
-use super::observe::route;
+use super::observe::{has_vlan_filtering, route};
 use super::socket::{Netlink, has_lost_messages};
 use super::uapi::{
-    AF_BRIDGE, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_IFNAME, IFLA_MTU, NETCONFA_IFINDEX,
-    NETCONFA_IFINDEX_ALL, NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE,
-    RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTM_NEWRULE,
-    RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE,
-    RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK,
-    RTNLGRP_NEIGH,
+    AF_BRIDGE, IFA_ADDRESS, IFA_LOCAL, IFF_NOARP, IFF_UP, IFLA_IFNAME, IFLA_LINKINFO, IFLA_MASTER,
+    IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK,
+    RTM_DELNEIGH, RTM_DELQDISC, RTM_DELROUTE, RTM_DELRULE, RTM_DELTFILTER, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWQDISC, RTM_NEWROUTE, RTM_NEWRULE,
+    RTM_NEWTFILTER, RTN_UNICAST, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC,
 };
 
 /// Maximum number of datagrams that are taken at once.
@@ -46,6 +47,8 @@ pub struct Watch {
     pub(super) bridges: BTreeMap<u32, Option<Mtu>>,
     /// Names of the bridges of the overlays, existing or not.
     pub(super) bridge_names: BTreeSet<DeviceName>,
+    /// The ports of these bridges, with the index of the bridge.
+    pub(super) ports: BTreeMap<u32, u32>,
     /// Our underlay addresses.
     pub(super) underlays: Vec<IpAddr>,
     /// The subnets of the overlays.
@@ -92,6 +95,7 @@ impl Monitor {
             RTNLGRP_IPV6_NETCONF,
             RTNLGRP_IPV4_RULE,
             RTNLGRP_IPV6_RULE,
+            RTNLGRP_TC,
         ])?;
         // Without the filter there are more events, and the same result.
         if let Err(error) = netlink.attach_filter(&LEARNED_ADDRESSES.map(instruction)) {
@@ -204,6 +208,12 @@ impl Watch {
             RTM_NEWLINK if self.bridges.contains_key(&index) => {
                 self.has_bridge_changed(index, body).then_some(KernelEvent::Changed("bridge"))
             }
+            RTM_NEWLINK if self.ports.contains_key(&index) => {
+                self.has_port_left(index, body).then_some(KernelEvent::Changed("port"))
+            }
+            RTM_NEWQDISC | RTM_DELQDISC | RTM_NEWTFILTER | RTM_DELTFILTER => (is_watched
+                || self.bridges.contains_key(&index))
+            .then_some(KernelEvent::Changed("queueing discipline")),
             RTM_NEWLINK | RTM_DELLINK => {
                 let mut attributes = attributes(body, 16);
                 let is_named = attributes.any(|attribute| self.is_device_name(attribute));
@@ -217,30 +227,52 @@ impl Watch {
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => {
                 let is_permanent = u16_at(body, 8)? & NUD_PERMANENT != 0;
-                (is_watched && (is_permanent || message.kind == RTM_DELNEIGH))
+                // A bridge has permanent entries of its own in its FDB.
+                let is_of_bridge =
+                    self.bridges.contains_key(&index) && body.first() != Some(&AF_BRIDGE);
+                let is_removed = message.kind == RTM_DELNEIGH && is_watched;
+                ((is_watched || is_of_bridge) && (is_permanent || is_removed))
                     .then_some(KernelEvent::Changed("neighbor"))
             }
             RTM_NEWROUTE | RTM_DELROUTE => {
                 let route = route(body)?;
                 let is_inside = self.spaces.iter().any(|space| space.covers(&route.key.subnet));
-                (route.protocol == PROTOCOL || is_inside || self.leads_to_peer(&route.key.subnet))
+                // A route without a destination may cover a peer.
+                let is_dead_end = route.kind != RTN_UNICAST && route.index.is_none();
+                let is_of_peers = is_inside || self.leads_to_peer(&route.key.subnet);
+                (route.protocol == PROTOCOL || is_of_peers || is_dead_end)
                     .then_some(KernelEvent::Changed("route"))
             }
             _ => None,
         }
     }
 
-    /// Returns whether a bridge is down or has another MTU. The kernel also reports a bridge when
-    /// a container starts or ends, which changes nothing here.
+    /// Returns whether a bridge is down, answers no ARP requests, separates VLANs, or has another
+    /// MTU. The kernel also reports a bridge when a container starts or ends, which changes nothing
+    /// here.
     fn has_bridge_changed(&self, index: u32, body: &[u8]) -> bool {
-        let is_up = u32_at(body, 8).is_some_and(|flags| flags & IFF_UP != 0);
         let Some(Some(expected)) = self.bridges.get(&index) else { return true };
+        let flags = u32_at(body, 8).unwrap_or(0);
+        if flags & (IFF_UP | IFF_NOARP) != IFF_UP {
+            return true;
+        }
         let mut attributes = attributes(body, 16);
-        let mtu = attributes.find(|(kind, _)| *kind == IFLA_MTU);
-        !is_up
-            || mtu
-                .and_then(|(_, value)| u32_at(value, 0))
-                .is_some_and(|mtu| mtu != expected.bytes())
+        attributes.any(|(kind, value)| match kind {
+            IFLA_MTU => u32_at(value, 0).is_some_and(|mtu| mtu != expected.bytes()),
+            IFLA_LINKINFO => has_vlan_filtering(value),
+            _ => false,
+        })
+    }
+
+    /// Returns whether a port is up and has left its bridge. A container that ends sets its port
+    /// down first.
+    fn has_port_left(&self, index: u32, body: &[u8]) -> bool {
+        let is_up = u32_at(body, 8).is_some_and(|flags| flags & IFF_UP != 0);
+        let is_of_bridge = body.first() == Some(&AF_BRIDGE);
+        let mut attributes = attributes(body, 16);
+        let master = attributes.find(|(kind, _)| *kind == IFLA_MASTER);
+        let master = master.and_then(|(_, value)| u32_at(value, 0));
+        is_up && !is_of_bridge && master.as_ref() != self.ports.get(&index)
     }
 
     /// Returns whether a peer's underlay address is in a subnet.

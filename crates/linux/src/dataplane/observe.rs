@@ -16,13 +16,14 @@ use super::socket::Netlink;
 use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
 use super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_LOOPBACK, IFF_UP,
-    IFLA_ADDRESS, IFLA_EXT_MASK, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
+    IFLA_ADDRESS, IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_STATE, IFLA_EXT_MASK, IFLA_IFALIAS,
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND,
     IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID,
-    IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, NDA_DST,
-    NDA_IFINDEX, NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST,
-    RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS,
-    RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST,
-    RTN_UNREACHABLE, RTNH_F_ONLINK,
+    IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_XDP,
+    IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF,
+    NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF,
+    RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
+    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::underlay::{self, HostNetwork};
 use super::vrf::{VRF_KIND, VrfMember, add_vrf_members, vrf_table};
@@ -40,6 +41,10 @@ pub(super) struct Indices {
     pub(super) all_bridges: BTreeSet<u32>,
     /// Our VXLAN devices and the bridges of the overlays that belong to a VRF.
     pub(super) vrf_members: BTreeMap<DeviceName, VrfMember>,
+    /// The devices that have the underlay addresses.
+    pub(super) underlays: BTreeMap<IpAddr, u32>,
+    /// All devices of the host.
+    pub(super) links: Vec<HostLink>,
 }
 
 impl Indices {
@@ -73,8 +78,11 @@ pub(super) struct HostLink {
     pub(super) name: String,
     /// Whether it leads to this host.
     pub(super) is_loopback: bool,
-    /// Index of the bridge or of the VRF that the device belongs to.
+    /// Index of the bridge or VRF that the device belongs to, or of another device that takes its
+    /// packets.
     pub(super) master: Option<u32>,
+    /// The flags of the device.
+    pub(super) flags: u32,
     /// Number of the network namespace that the device leads to, if that is another one.
     pub(super) namespace: Option<u32>,
     /// Index of the other end of a veth pair, in its namespace.
@@ -87,6 +95,12 @@ pub(super) struct HostLink {
     /// The routing table, if the device is a VRF.
     pub(super) vrf_table: Option<u32>,
     pub(super) vxlan: Option<Vxlan>,
+    /// Whether the bridge separates VLANs.
+    pub(super) has_vlan_filtering: bool,
+    /// The state of a port of a bridge in the spanning tree.
+    pub(super) port_state: Option<u8>,
+    /// The XDP program of the device.
+    pub(super) xdp: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +144,12 @@ pub(super) fn observe(
     let strays = stray_ports(netlink, &links, desired);
     memory.update(&links, strays, desired, &mut observed.state);
     add_vrf_members(&links, &addresses, desired, &mut observed, &mut indices);
+    for local in &desired.vxlan_devices {
+        let device = observed.underlays.get(&local.underlay).map(|underlay| &underlay.device);
+        if let Some(link) = links.iter().find(|link| Some(&link.name) == device) {
+            indices.underlays.insert(local.underlay, link.index);
+        }
+    }
     for (name, &index) in &indices.vxlan {
         let Some(device) = observed.state.devices.get_mut(name) else { continue };
         let own = addresses.iter().filter(|(owner, _)| *owner == index);
@@ -139,6 +159,7 @@ pub(super) fn observe(
         }
         device.forwards = forwards(netlink, index)?;
     }
+    indices.links = links;
     Ok((observed, indices))
 }
 
@@ -231,6 +252,7 @@ fn add_bridges(
             has_ipv6: read_sysctl(&disable_ipv6_setting(&bridge.device)) == Some(0),
             forwarding: forwarding(&bridge.device),
             detached: BTreeSet::new(),
+            has_vlan_filtering: link.has_vlan_filtering,
         };
         // The port of the probes follows the containers.
         let ports = links
@@ -286,6 +308,7 @@ fn managed_device(
         has_ipv6: read_sysctl(&disable_ipv6_setting(&name)) == Some(0),
         has_loose_rp_filter: read_sysctl(&rp_filter_setting(&name)) == Some(2),
         forwarding: forwarding(&name),
+        is_port: link.master.is_some(),
     };
     Some((name, Device::bare(link)))
 }
@@ -348,20 +371,25 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<HostLink>> {
 }
 
 fn link(message: Message<'_>) -> Option<HostLink> {
+    let flags = u32_at(message.body, 8)?;
     let mut link = HostLink {
         index: u32_at(message.body, 4)?,
         name: String::new(),
         master: None,
         namespace: None,
         peer: None,
-        is_loopback: u32_at(message.body, 8)? & IFF_LOOPBACK != 0,
-        is_up: u32_at(message.body, 8)? & IFF_UP != 0,
+        is_loopback: flags & IFF_LOOPBACK != 0,
+        flags,
+        is_up: flags & IFF_UP != 0,
         mac: None,
         mtu: 0,
         alias: String::new(),
         kind: String::new(),
         vxlan: None,
         vrf_table: None,
+        has_vlan_filtering: false,
+        port_state: None,
+        xdp: None,
     };
     for (kind, value) in attributes(message.body, 16) {
         match kind {
@@ -372,22 +400,54 @@ fn link(message: Message<'_>) -> Option<HostLink> {
             IFLA_MASTER => link.master = u32_at(value, 0),
             IFLA_LINK => link.peer = u32_at(value, 0),
             IFLA_LINK_NETNSID => link.namespace = u32_at(value, 0),
-            IFLA_LINKINFO => {
-                for (kind, value) in attributes(value, 0) {
-                    match kind {
-                        IFLA_INFO_KIND => link.kind = text(value),
-                        IFLA_INFO_DATA if link.kind == "vxlan" => link.vxlan = Some(vxlan(value)),
-                        IFLA_INFO_DATA if link.kind == VRF_KIND => {
-                            link.vrf_table = vrf_table(value)
-                        }
-                        _ => {}
-                    }
-                }
+            IFLA_LINKINFO => link.read_info(value),
+            IFLA_XDP => {
+                let programs = IFLA_XDP_PROG_ID..=IFLA_XDP_HW_PROG_ID;
+                let mut attributes = attributes(value, 0);
+                let program = attributes.find(|(kind, _)| programs.contains(kind));
+                link.xdp = program.and_then(|(_, value)| u32_at(value, 0));
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+impl HostLink {
+    /// Reads what depends on the kind of the device and of its master.
+    fn read_info(&mut self, value: &[u8]) {
+        self.has_vlan_filtering = has_vlan_filtering(value);
+        let mut is_bridge_port = false;
+        for (kind, value) in attributes(value, 0) {
+            match kind {
+                IFLA_INFO_KIND => self.kind = text(value),
+                IFLA_INFO_DATA if self.kind == "vxlan" => self.vxlan = Some(vxlan(value)),
+                IFLA_INFO_DATA if self.kind == VRF_KIND => self.vrf_table = vrf_table(value),
+                IFLA_INFO_SLAVE_KIND => is_bridge_port = text(value) == BRIDGE_KIND,
+                IFLA_INFO_SLAVE_DATA if is_bridge_port => {
+                    let mut attributes = attributes(value, 0);
+                    let state = attributes.find(|(kind, _)| *kind == IFLA_BRPORT_STATE);
+                    self.port_state = state.and_then(|(_, value)| value.first().copied());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Returns whether the information about a device is that of a bridge that separates VLANs.
+pub(super) fn has_vlan_filtering(info: &[u8]) -> bool {
+    let mut is_bridge = false;
+    attributes(info, 0).any(|(kind, value)| match kind {
+        IFLA_INFO_KIND => {
+            is_bridge = text(value) == BRIDGE_KIND;
+            false
+        }
+        IFLA_INFO_DATA if is_bridge => {
+            attributes(value, 0).any(|(kind, value)| kind == IFLA_BR_VLAN_FILTERING && value != [0])
+        }
+        _ => false,
+    })
 }
 
 fn vxlan(value: &[u8]) -> Vxlan {
@@ -465,7 +525,11 @@ fn entries<T>(
     )
 }
 
-fn neighbors(netlink: &mut Netlink, family: u8, index: u32) -> io::Result<Vec<(IpAddr, Mac)>> {
+pub(super) fn neighbors(
+    netlink: &mut Netlink,
+    family: u8,
+    index: u32,
+) -> io::Result<Vec<(IpAddr, Mac)>> {
     let entries = entries(netlink, family, index, |ip, mac, _| Some((ip?, mac?)))?;
     // In some versions the kernel's own multicast entries are permanent.
     Ok(entries.into_iter().filter(|(ip, _)| !ip.is_multicast()).collect())
@@ -480,7 +544,7 @@ fn forwards(netlink: &mut Netlink, index: u32) -> io::Result<BTreeMap<Mac, IpAdd
     Ok(entries(netlink, AF_BRIDGE, index, read)?.into_iter().collect())
 }
 
-fn mac(value: &[u8]) -> Option<Mac> {
+pub(super) fn mac(value: &[u8]) -> Option<Mac> {
     <[u8; 6]>::try_from(value).ok().map(Mac::from)
 }
 
@@ -491,7 +555,7 @@ pub(super) struct Route {
     pub(super) protocol: u8,
     pub(super) index: Option<u32>,
     gateway: Option<IpAddr>,
-    kind: u8,
+    pub(super) kind: u8,
     flags: u32,
 }
 

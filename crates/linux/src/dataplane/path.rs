@@ -22,24 +22,34 @@ use super::observe::Indices;
 use super::policy_rules::{LOOPBACK, Packet, Rule, TableRoute, decider, routes_to, rules};
 use super::socket::Netlink;
 use super::uapi::{
-    NLM_F_REQUEST, RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_MULTIPATH, RTA_OIF, RTA_SRC, RTA_TABLE,
-    RTM_F_FIB_MATCH, RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
+    NLM_F_REQUEST, RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_MARK, RTA_MULTIPATH, RTA_OIF, RTA_SRC,
+    RTA_TABLE, RTM_F_FIB_MATCH, RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
 };
 use super::vrf::VrfMember;
 
 /// Number of peers of each overlay whose containers are looked up. They are spread over all peers.
-const PEERS_MAX: usize = 4;
+pub(super) const PEERS_MAX: usize = 4;
 
 /// A packet of a container, and the device that it must leave through.
-struct Probe<'a> {
-    from: &'a DeviceName,
-    to: &'a DeviceName,
-    source: IpAddr,
-    destination: IpAddr,
+pub(super) struct Probe<'a> {
+    pub(super) from: &'a DeviceName,
+    pub(super) to: &'a DeviceName,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
     /// The destination's subnet.
-    subnet: Subnet,
+    pub(super) subnet: Subnet,
     /// The overlay's part that contains both subnets.
-    whole: Subnet,
+    pub(super) whole: Subnet,
+}
+
+/// A packet whose route is looked up.
+pub(super) struct Lookup {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    /// The device that the packet enters through. `None` for a packet of this host.
+    pub(super) input: Option<u32>,
+    /// The mark of the packet.
+    pub(super) mark: u32,
 }
 
 /// A difference between the way of a container's packets and the right way.
@@ -100,7 +110,9 @@ pub(super) fn detours(
         let (Some(from), Some(to)) = (indices.get(probe.from), indices.get(probe.to)) else {
             continue;
         };
-        let way = match route_of(netlink, &probe, from)? {
+        let Probe { source, destination, .. } = probe;
+        let lookup = Lookup { source, destination, input: Some(from), mark: 0 };
+        let way = match route_of(netlink, &lookup)? {
             Ok((device, _)) if device == Some(to) => continue,
             Ok((index, table)) => {
                 let name = |index| netdevice::index_to_name(netlink.borrowed(), index).ok();
@@ -168,7 +180,7 @@ fn cause(
 }
 
 /// Returns the packets between each bridge of an overlay and a few peers, in both directions.
-fn probes<'a>(
+pub(super) fn probes<'a>(
     desired: &'a Desired,
     space: &'a OverlaySubnets,
     bridges: &BTreeSet<DeviceName>,
@@ -221,23 +233,27 @@ fn probes_of<'a>(
 
 /// Returns the device and the table of the route that the kernel selects, or why it drops the
 /// packet.
-fn route_of(
+pub(super) fn route_of(
     netlink: &mut Netlink,
-    probe: &Probe<'_>,
-    from: u32,
+    lookup: &Lookup,
 ) -> io::Result<Result<(Option<u32>, u32), Errno>> {
-    let is_v4 = probe.destination.is_ipv4();
+    let is_v4 = lookup.destination.is_ipv4();
     let bits = if is_v4 { Family::V4 } else { Family::V6 }.bits();
     let mut header = [0; 12];
-    (header[0], header[1], header[2]) = (family_of(probe.destination), bits, bits);
+    (header[0], header[1], header[2]) = (family_of(lookup.destination), bits, bits);
     // The answer for IPv6 always has the table, and the kernel refuses the flag.
     let flags = if is_v4 { RTM_F_LOOKUP_TABLE } else { 0 };
     header[8..].copy_from_slice(&flags.to_ne_bytes());
     let mut request = Batch::default();
     request.begin(RTM_GETROUTE, NLM_F_REQUEST, &header);
-    request.address(RTA_DST, probe.destination);
-    request.address(RTA_SRC, probe.source);
-    request.attribute(RTA_IIF, &from.to_ne_bytes());
+    request.address(RTA_DST, lookup.destination);
+    request.address(RTA_SRC, lookup.source);
+    if let Some(input) = lookup.input {
+        request.attribute(RTA_IIF, &input.to_ne_bytes());
+    }
+    if lookup.mark != 0 {
+        request.attribute(RTA_MARK, &lookup.mark.to_ne_bytes());
+    }
     netlink.ask(&mut request, |answer| {
         let table = answer.body.get(4).copied().unwrap_or(RT_TABLE_MAIN);
         let (mut index, mut table) = (None, u32::from(table));
@@ -339,7 +355,7 @@ impl fmt::Display for Detour {
             "packets of containers from {from} to {subnet} {found} instead of leaving through {to}"
         )?;
         if let Some(member) = vrf_member {
-            let command = Command::release_from_vrf(&member.device);
+            let command = Command::release_device(&member.device);
             return write!(f, ": {member}: remove it from the VRF with {command}");
         }
         match (rule, self.command()) {

@@ -15,6 +15,7 @@ use overlay_types::tunnel::{
 };
 use rustix::io::Errno;
 
+use super::interference::Interference;
 use super::mtu::{self, MtuProblem, is_carried};
 use super::path::{Detour, Way};
 use super::state::{
@@ -162,6 +163,9 @@ pub enum Problem {
     /// The kernel leads packets of containers elsewhere.
     #[error("{0}")]
     Detour(Box<Detour>),
+    /// An object of another program drops packets of the overlays.
+    #[error("{0}")]
+    Interference(Interference),
     /// A peer, or a part of it, is left out.
     #[error("agent {agent}: {fault}")]
     Peer {
@@ -198,6 +202,7 @@ impl Problem {
             Self::ForeignAddress { bridge, .. } => FaultScope::Device(bridge.clone()),
             Self::Mtu(problem) => problem.scope(),
             Self::Detour(detour) => FaultScope::Subnet(detour.subnet),
+            Self::Interference(interference) => interference.scope.clone(),
             Self::Unroutable { agent, .. } | Self::Peer { agent, .. } => FaultScope::Agent(*agent),
         }
     }
@@ -278,6 +283,7 @@ fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Box<Pro
         has_ipv6,
         has_loose_rp_filter: true,
         forwarding: families(carried.filter(|family| is_carried(*family, has_ipv6))),
+        is_port: false,
     })
 }
 
@@ -366,6 +372,7 @@ fn add_bridges(state: &mut State, space: &OverlaySubnets, desired: &Desired, obs
                 .filter(|family| is_carried(*family, has_room6))
                 .collect(),
             detached: BTreeSet::new(),
+            has_vlan_filtering: false,
         };
         state.lost_bridges.remove(&bridge.device);
         state.bridges.insert(bridge.device.clone(), desired);
@@ -493,6 +500,7 @@ impl Steps {
                 desired.has_loose_rp_filter && !link.has_loose_rp_filter,
                 Operation::SetLooseRpFilter(device()),
             ),
+            (link.is_port, Operation::Release(device())),
             (!link.is_up, Operation::SetUp(device())),
         ];
         let forwarding = missing_forwarding(name, &link.forwarding, &desired.forwarding);
@@ -523,6 +531,9 @@ impl Steps {
         }
         for operation in missing_forwarding(name, &current.forwarding, &desired.forwarding) {
             self.push(operation);
+        }
+        if current.has_vlan_filtering && !desired.has_vlan_filtering {
+            self.push(Operation::DisableVlanFiltering(device()));
         }
         if desired.is_up && !current.is_up {
             self.push(Operation::SetUp(device()));

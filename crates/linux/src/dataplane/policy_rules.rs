@@ -10,6 +10,7 @@ use std::io;
 use std::net::IpAddr;
 
 use overlay_types::addr::{Family, Subnet};
+use rustix::io::Errno;
 
 use super::message::{Message, address, attributes, family_of, text, u32_at};
 use super::socket::Netlink;
@@ -64,7 +65,7 @@ enum Action {
 }
 
 /// The condition of a rule.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Selector {
     is_inverted: bool,
     source: Option<Subnet>,
@@ -209,7 +210,27 @@ fn decides(routes: &[TableRoute], destination: IpAddr, table: u32, suppressed: O
     best.is_some_and(|route| route.kind != RTN_THROW && !is_suppressed(route))
 }
 
+/// Returns whether the kernel does not have the objects that were requested.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| {
+        [Errno::AFNOSUPPORT, Errno::OPNOTSUPP, Errno::PROTONOSUPPORT].contains(&errno)
+    })
+}
+
 impl Rule {
+    /// Returns whether every packet uses the table.
+    pub(super) fn leads_all_to(&self, table: u32) -> bool {
+        self.has(table) && self.selector == Selector::default()
+    }
+
+    /// Returns the mark of the packets that the rule applies to, if it applies to marked packets
+    /// only.
+    pub(super) fn mark(&self) -> Option<u32> {
+        let Selector { mark, mark_mask, is_inverted, .. } = self.selector;
+        (mark & mark_mask != 0 && !is_inverted).then_some(mark)
+    }
+
     /// Returns whether the rule selects this table by its number.
     fn has(&self, table: u32) -> bool {
         matches!(self.action, Action::Table(own, _) if own == table)

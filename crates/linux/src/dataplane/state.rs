@@ -40,6 +40,8 @@ pub struct BridgeState {
     pub forwarding: BTreeSet<Family>,
     /// The ports of containers that another program detached.
     pub detached: BTreeSet<Port>,
+    /// Whether it separates VLANs. Ports and bridge may then be in different VLANs, or in none.
+    pub has_vlan_filtering: bool,
 }
 
 /// A bridge that another program removed, and whose containers exist.
@@ -99,6 +101,8 @@ pub struct Link {
     pub has_loose_rp_filter: bool,
     /// The families that the host forwards from the device.
     pub forwarding: BTreeSet<Family>,
+    /// Whether it is a port of a bridge, or of another device that takes its packets.
+    pub is_port: bool,
 }
 
 /// The properties of a VXLAN device that the kernel cannot change.
@@ -166,6 +170,10 @@ pub enum Operation {
     SetLooseRpFilter(DeviceName),
     /// Let the host forward packets of a family from a device.
     EnableForwarding(DeviceName, Family),
+    /// Take a device out of the bridge or other device that takes its packets.
+    Release(DeviceName),
+    /// Let a bridge forward between all its ports.
+    DisableVlanFiltering(DeviceName),
     /// Set a device up.
     SetUp(DeviceName),
     /// Add an address.
@@ -226,6 +234,12 @@ impl fmt::Display for Operation {
             Self::EnableForwarding(device, family) => {
                 write!(f, "enable {family} forwarding from device {device}")
             }
+            Self::Release(device) => {
+                write!(f, "take device {device} out of the device that it was a port of")
+            }
+            Self::DisableVlanFiltering(device) => {
+                write!(f, "disable VLAN filtering of bridge {device}")
+            }
             Self::SetUp(device) => write!(f, "set device {device} up"),
             Self::AddAddress(device, ip) => write!(f, "add address {ip} on device {device}"),
             Self::RemoveAddress(device, ip) => write!(f, "remove address {ip} of device {device}"),
@@ -263,6 +277,8 @@ impl Operation {
             | Self::EnableIpv6(device)
             | Self::SetLooseRpFilter(device)
             | Self::EnableForwarding(device, _)
+            | Self::Release(device)
+            | Self::DisableVlanFiltering(device)
             | Self::SetUp(device)
             | Self::AddAddress(device, _)
             | Self::RemoveAddress(device, _)
@@ -312,7 +328,8 @@ impl State {
             // host's defaults: IPv6 may be disabled, and `rp_filter` may be strict.
             Operation::AddDevice(device, link) => {
                 let bare = Link { is_marked: false, has_ipv6: false, ..link.clone() };
-                let link = Link { has_loose_rp_filter: false, forwarding: BTreeSet::new(), ..bare };
+                let link = Link { has_loose_rp_filter: false, is_port: false, ..bare };
+                let link = Link { forwarding: BTreeSet::new(), ..link };
                 self.devices.insert(device.clone(), Device::bare(link));
             }
             Operation::RemoveDevice(device) => {
@@ -410,6 +427,7 @@ impl BridgeState {
             Operation::AttachPort(_, port) => {
                 self.detached.remove(port);
             }
+            Operation::DisableVlanFiltering(_) => self.has_vlan_filtering = false,
             Operation::AddAddress(_, address) => {
                 self.addresses.insert(*address);
             }
@@ -429,6 +447,7 @@ impl LostBridge {
             has_ipv6: false,
             forwarding: BTreeSet::new(),
             detached: BTreeSet::new(),
+            has_vlan_filtering: false,
         }
     }
 }
@@ -451,6 +470,7 @@ impl Device {
                 link.forwarding.insert(*family);
             }
             Operation::SetUp(_) => link.is_up = true,
+            Operation::Release(_) => link.is_port = false,
             Operation::AddAddress(_, address) => {
                 self.addresses.insert(*address);
             }

@@ -134,6 +134,7 @@ fn any_link() -> impl Strategy<Value = Link> {
             has_ipv6,
             has_loose_rp_filter,
             forwarding: forwards.then_some(Family::V4).into_iter().collect(),
+            is_port: forwards,
         }
     })
 }
@@ -153,6 +154,7 @@ fn any_bridges() -> impl Strategy<Value = BTreeMap<DeviceName, BridgeState>> {
                 has_ipv6,
                 forwarding: forwards.then_some(Family::V6).into_iter().collect(),
                 detached: is_up.then(port).into_iter().collect(),
+                has_vlan_filtering: forwards,
             }
         });
     prop::option::of(bridge)
@@ -407,6 +409,7 @@ fn broken_bridge_is_repaired() {
         has_ipv6: false,
         forwarding: BTreeSet::new(),
         detached: [port()].into(),
+        has_vlan_filtering: false,
     };
     observed.state.bridges.insert(bridge_name(), bridge);
     let texts: Vec<_> =
@@ -495,6 +498,7 @@ fn bridge_mtu_fits_containers() {
             has_ipv6: true,
             forwarding: [Family::V4, Family::V6].into(),
             detached: BTreeSet::new(),
+            has_vlan_filtering: false,
         };
         observed.state.bridges.insert(bridge_name(), bridge);
         let after = state_after(&observed, &plan(&desired_state, &observed).operations);
@@ -681,6 +685,7 @@ fn bridge_mtu_follows_underlay_and_kept_containers() {
             has_ipv6: true,
             forwarding: [Family::V4, Family::V6].into(),
             detached: BTreeSet::new(),
+            has_vlan_filtering: false,
         };
         observed.state.bridges.insert(bridge_name(), bridge);
         let ports = ports.into_iter().map(|(port, mtu)| (port.to_owned(), Mtu::new(mtu).unwrap()));

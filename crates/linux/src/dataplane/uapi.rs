@@ -104,6 +104,44 @@ pub(super) const IPS_NAT_MASK: u32 = 0x30;
 pub(super) const IFA_TARGET_NETNSID: u16 = 10;
 /// From `linux/if_link.h`: the namespace of the other end of a device.
 pub(super) const IFLA_LINK_NETNSID: u16 = 37;
+/// A port of a bridge, and a bridge, from `linux/if_link.h`.
+pub(super) const IFLA_INFO_SLAVE_KIND: u16 = 4;
+pub(super) const IFLA_INFO_SLAVE_DATA: u16 = 5;
+pub(super) const IFLA_BRPORT_STATE: u16 = 1;
+pub(super) const IFLA_BR_VLAN_FILTERING: u16 = 7;
+/// An XDP program, from `linux/if_link.h`.
+pub(super) const IFLA_XDP: u16 = 43;
+pub(super) const IFLA_XDP_PROG_ID: u16 = 4;
+pub(super) const IFLA_XDP_HW_PROG_ID: u16 = 7;
+pub(super) const IFF_NOARP: u32 = libc::IFF_NOARP as u32;
+/// The link of the device is up, from `linux/if.h`.
+pub(super) const IFF_LOWER_UP: u32 = 0x1_0000;
+
+/// Queueing disciplines and their filters, from `linux/rtnetlink.h`.
+pub(super) const RTM_NEWQDISC: u16 = 36;
+pub(super) const RTM_DELQDISC: u16 = 37;
+pub(super) const RTM_GETQDISC: u16 = 38;
+pub(super) const RTM_NEWTFILTER: u16 = 44;
+pub(super) const RTM_DELTFILTER: u16 = 45;
+pub(super) const RTM_GETTFILTER: u16 = 46;
+pub(super) const RTNLGRP_TC: u32 = 4;
+pub(super) const TCA_KIND: u16 = 1;
+pub(super) const TCA_OPTIONS: u16 = 2;
+
+/// Routes without a destination.
+pub(super) const RTN_BLACKHOLE: u8 = 6;
+pub(super) const RTN_PROHIBIT: u8 = 8;
+pub(super) const RTA_MARK: u16 = 16;
+/// Table `local`.
+pub(super) const RT_TABLE_LOCAL: u32 = 255;
+
+/// From `linux/neighbour.h`.
+pub(super) const NDA_MASTER: u16 = 9;
+
+/// Messages about IPsec policies, from `linux/xfrm.h`.
+pub(super) const XFRM_MSG_GETPOLICY: u16 = 0x15;
+pub(super) const XFRMA_TMPL: u16 = 5;
+
 /// From `linux/veth.h`.
 pub(super) const VETH_INFO_PEER: u16 = 1;
 /// From `linux/netconf.h`.

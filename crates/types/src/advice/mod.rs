@@ -6,6 +6,7 @@
 //! them: see `tests/host/advice`. A test in `tests/tidy.rs` finds commands that are made elsewhere.
 
 mod host;
+mod interference;
 mod rules;
 mod show;
 mod tunnel;

@@ -70,9 +70,15 @@ impl Command {
         Self::own(format!("ip link set {} master {bridge}", super::quoted(port)))
     }
 
-    /// Takes a managed device or the bridge of an overlay from a VRF.
+    /// Lets a bridge of an overlay forward packets between its VLANs.
     #[must_use]
-    pub fn release_from_vrf(device: &str) -> Self {
+    pub fn disable_vlan_filtering(bridge: &DeviceName) -> Self {
+        Self::own(format!("ip link set {bridge} type bridge vlan_filtering 0"))
+    }
+
+    /// Takes a managed device out of the bridge or VRF that another program put it into.
+    #[must_use]
+    pub fn release_device(device: &str) -> Self {
         Self::own(format!("ip link set {} nomaster", super::quoted(device)))
     }
 

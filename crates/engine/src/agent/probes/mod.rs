@@ -405,6 +405,11 @@ impl Probes {
         self.is_degraded
     }
 
+    /// Returns the number of peers whose failure is confirmed.
+    pub(super) fn failing_count(&self) -> usize {
+        self.failing.len()
+    }
+
     /// Returns the problems, one sentence each. Failures of a few peers of many are no problem of
     /// this agent: see [`Self::health`].
     pub(super) fn problems(&self) -> Vec<String> {

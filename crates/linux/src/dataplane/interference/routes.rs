@@ -1,0 +1,282 @@
+//! Routes without a destination inside of the overlays or to peers, policy rules that are missing,
+//! policy rules for marked packets, and the way to the peers in the underlay.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use overlay_types::addr::{Family, Subnet};
+use overlay_types::advice::Command;
+use overlay_types::tunnel::{FaultScope, VxlanDevice};
+
+use super::super::PROTOCOL;
+use super::super::message::Message;
+use super::super::observe::{Route, route};
+use super::super::path::{Lookup, PEERS_MAX, Way, probes, route_of};
+use super::super::policy_rules::{Rule, is_unsupported, rules};
+use super::super::socket::Netlink;
+use super::super::uapi::{
+    AF_INET, AF_INET6, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTA_TABLE, RTM_GETROUTE, RTN_BLACKHOLE,
+    RTN_PROHIBIT, RTN_UNREACHABLE,
+};
+use super::{Interference, Remedy, Scene};
+
+/// The kinds of routes without a destination.
+const DEAD_ENDS: [(u8, &str); 3] =
+    [(RTN_BLACKHOLE, "blackhole"), (RTN_UNREACHABLE, "unreachable"), (RTN_PROHIBIT, "prohibit")];
+/// The tables that every packet needs: their numbers, names and usual priorities.
+const NEEDED_TABLES: [(u32, &str, u32); 2] =
+    [(RT_TABLE_LOCAL, "local", 0), (RT_TABLE_MAIN as u32, "main", 32_766)];
+/// Number of policy rules for marked packets that are tried.
+const MARKS_MAX: usize = 8;
+
+pub(super) fn find(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Vec<Interference>> {
+    let mut found = Vec::new();
+    for family in scene.families() {
+        let rules = match rules(netlink, family) {
+            Ok(rules) => Some(rules),
+            Err(error) if is_unsupported(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let missing = rules.as_ref().map(|rules| missing_rules(scene, family, rules));
+        let missing = missing.unwrap_or_default();
+        // Without these rules all lookups fail.
+        if !missing.is_empty() {
+            found.extend(missing);
+            continue;
+        }
+        for (kind, name) in DEAD_ENDS {
+            for route in dead_ends(netlink, family, kind)? {
+                found.extend(dead_end(netlink, scene, &route, name)?);
+            }
+        }
+        found.extend(marked(netlink, scene, family, &rules.unwrap_or_default())?);
+    }
+    if !found.iter().any(|interference: &Interference| interference.removes_routes) {
+        found.extend(underlay(netlink, scene)?);
+    }
+    Ok(found)
+}
+
+impl Scene<'_> {
+    /// Returns the families of the overlays and of the underlay.
+    fn families(&self) -> BTreeSet<Family> {
+        let spaces = self.desired.spaces.iter().flat_map(|space| &space.whole);
+        let underlays = self.desired.vxlan_devices.iter().map(|local| family(local.underlay));
+        spaces.map(Subnet::family).chain(underlays).collect()
+    }
+
+    /// Returns the first device, whose faults affect its overlays.
+    fn first_device(&self) -> FaultScope {
+        let device = self.desired.vxlan_devices.first();
+        device.map_or(FaultScope::Host, |local| FaultScope::Device(local.device.clone()))
+    }
+}
+
+const fn family(address: IpAddr) -> Family {
+    if address.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// Returns how to lead marked packets past a policy rule.
+fn remedy_of_mark(subnet: Subnet, rule: &Rule) -> Remedy {
+    match Command::skip_policy_rules(subnet, rule.priority) {
+        Some(command) => Remedy::Run(command),
+        None => Remedy::Advice(format!(
+            "let the program that sets the mark exclude packets to {subnet}"
+        )),
+    }
+}
+
+/// Returns the tables that no policy rule consults for every packet.
+fn missing_rules(scene: &Scene<'_>, family: Family, rules: &[Rule]) -> Vec<Interference> {
+    let is_consulted = |table| rules.iter().any(|rule| rule.leads_all_to(table));
+    let missing = NEEDED_TABLES.iter().filter(|(table, ..)| !is_consulted(*table));
+    let missing = missing.map(|(_, name, priority)| Interference {
+        scope: scene.scope_of_family(family),
+        cause: format!(
+            "no policy rule of {family} lets packets use the routing table {name}: another program \
+             removed the rule, and packets have no route"
+        ),
+        remedy: Remedy::Run(Command::restore_policy_rule(family, *priority, name)),
+        is_certain: true,
+        removes_routes: true,
+    });
+    missing.collect()
+}
+
+impl Scene<'_> {
+    /// Returns the scope of a fault of all packets of a family.
+    fn scope_of_family(&self, of: Family) -> FaultScope {
+        let is_underlay = |local: &VxlanDevice| family(local.underlay) == of;
+        if self.desired.vxlan_devices.iter().any(is_underlay) {
+            return FaultScope::Host;
+        }
+        let spaces = self.desired.spaces.iter().flat_map(|space| &space.whole);
+        let mut subnets = spaces.filter(|subnet| subnet.family() == of);
+        subnets.next().map_or(FaultScope::Host, |subnet| FaultScope::Subnet(*subnet))
+    }
+}
+
+/// Lists the routes of a kind in the main table that are not ours.
+fn dead_ends(netlink: &mut Netlink, family: Family, kind: u8) -> io::Result<Vec<Route>> {
+    let mut header = [0; 12];
+    header[0] = if family == Family::V4 { AF_INET } else { AF_INET6 };
+    (header[4], header[7]) = (RT_TABLE_MAIN, kind);
+    netlink.dump(
+        RTM_GETROUTE,
+        &header,
+        |batch| batch.attribute(RTA_TABLE, &u32::from(RT_TABLE_MAIN).to_ne_bytes()),
+        |routes: &mut Vec<Route>, message: Message<'_>| {
+            let route = route(message.body).filter(|_| message.body.first() == Some(&header[0]));
+            routes.extend(route.filter(|route| route.kind == kind && route.protocol != PROTOCOL));
+        },
+        Vec::new,
+    )
+}
+
+/// Returns the interference of a route without a destination: it covers a part of a subnet of a
+/// peer or of this host, or the address of a peer.
+fn dead_end(
+    netlink: &mut Netlink,
+    scene: &Scene<'_>,
+    route: &Route,
+    kind: &str,
+) -> io::Result<Option<Interference>> {
+    let subnet = route.key.subnet;
+    let interference = |scope, what: String| Interference {
+        scope,
+        cause: format!("the {kind} route {subnet} drops the packets {what}"),
+        remedy: Remedy::Advice(format!(
+            "find the program that made it with {}, and remove it there",
+            Command::show_routes(subnet)
+        )),
+        is_certain: true,
+        removes_routes: true,
+    };
+    let peers = scene.desired.peers.iter().flatten();
+    let inside = peers.clone().find(|(_, peer)| {
+        peer.subnets.iter().any(|(_, own)| own.covers(&subnet) && own.prefix() < subnet.prefix())
+    });
+    if let Some((agent, _)) = inside {
+        let what = format!("to these containers of agent {agent}");
+        return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
+    }
+    let mut own = scene.desired.bridges().flat_map(|bridge| &bridge.subnets);
+    if own.any(|own| own.covers(&subnet) && own.prefix() < subnet.prefix()) {
+        let what = "to these containers of this host".to_owned();
+        return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
+    }
+    let addressed = peers.map(|(agent, _)| *agent).filter(|agent| subnet.contains(*agent));
+    for agent in addressed.take(PEERS_MAX) {
+        let Some(local) = scene.local(agent) else { continue };
+        let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
+        // Another route may be more specific.
+        if route_of(netlink, &lookup)?.is_err() {
+            let what = format!("of the tunnel to agent {agent}");
+            return Ok(Some(interference(FaultScope::Device(local.device.clone()), what)));
+        }
+    }
+    Ok(None)
+}
+
+impl Scene<'_> {
+    /// Returns the first device whose underlay has the family of a peer.
+    fn local(&self, agent: IpAddr) -> Option<&VxlanDevice> {
+        let mut devices = self.desired.vxlan_devices.iter();
+        devices.find(|local| local.underlay.is_ipv4() == agent.is_ipv4())
+    }
+
+    fn name(&self, index: Option<u32>) -> String {
+        let link = index.and_then(|index| self.link(index));
+        link.map_or_else(|| "no device".to_owned(), |link| link.name.clone())
+    }
+}
+
+/// Returns the policy rules for marked packets that lead packets of the overlays elsewhere. Whether
+/// a program marks them is unknown.
+fn marked(
+    netlink: &mut Netlink,
+    scene: &Scene<'_>,
+    family: Family,
+    rules: &[Rule],
+) -> io::Result<Option<Interference>> {
+    let main = rules.iter().filter(|rule| rule.leads_all_to(u32::from(RT_TABLE_MAIN)));
+    let main = main.map(|rule| rule.priority).min().unwrap_or(0);
+    let spaces = scene.desired.spaces.iter();
+    let probe = spaces.flat_map(|space| probes(scene.desired, space, scene.bridges));
+    let Some(probe) = probe.into_iter().find(|probe| probe.subnet.family() == family) else {
+        return Ok(None);
+    };
+    let Some(input) = scene.indices.get(probe.from) else { return Ok(None) };
+    let expected = scene.indices.get(probe.to);
+    let marked = rules.iter().filter(|rule| rule.priority < main);
+    for (rule, mark) in marked.filter_map(|rule| Some((rule, rule.mark()?))).take(MARKS_MAX) {
+        let lookup = Lookup {
+            source: probe.source,
+            destination: probe.destination,
+            input: Some(input),
+            mark,
+        };
+        let found = route_of(netlink, &lookup)?;
+        if matches!(found, Ok((device, _)) if device == expected) {
+            continue;
+        }
+        let way = match found {
+            Ok((index, table)) => {
+                Way::Through { device: index.map(|index| scene.name(Some(index))), table }
+            }
+            Err(errno) => Way::Dropped(errno),
+        };
+        return Ok(Some(Interference {
+            scope: FaultScope::Subnet(probe.subnet),
+            cause: format!(
+                "packets of containers with the mark {mark:#x} {way}, by policy rule '{}'",
+                rule.text
+            ),
+            remedy: remedy_of_mark(probe.subnet, rule),
+            is_certain: false,
+            removes_routes: false,
+        }));
+    }
+    Ok(None)
+}
+
+/// Returns the first peer that has no route in the underlay, or whose packets leave through another
+/// device than the one with the agent's address.
+fn underlay(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Interference>> {
+    let peers = scene.desired.peers.iter().flat_map(BTreeMap::keys);
+    for agent in peers.take(PEERS_MAX).copied() {
+        let Some(local) = scene.local(agent) else { continue };
+        let own = scene.indices.underlays.get(&local.underlay).copied();
+        let Some(link) = own.and_then(|index| scene.link(index)).filter(|link| link.name != "lo")
+        else {
+            continue;
+        };
+        let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
+        let (way, is_certain) = match route_of(netlink, &lookup)? {
+            Ok((index, _)) if index == own => continue,
+            Ok((index, table)) => {
+                (Way::Through { device: index.map(|index| scene.name(Some(index))), table }, false)
+            }
+            Err(errno) => (Way::Dropped(errno), true),
+        };
+        return Ok(Some(Interference {
+            scope: if is_certain {
+                FaultScope::Device(local.device.clone())
+            } else {
+                scene.first_device()
+            },
+            cause: format!(
+                "packets of the tunnel to agent {agent} {way}, and {} has the agent's address {}",
+                link.name, local.underlay
+            ),
+            remedy: Remedy::Advice(format!(
+                "see {} and which program made that route, such as a VPN",
+                Command::show_route_to(agent)
+            )),
+            is_certain,
+            removes_routes: false,
+        }));
+    }
+    Ok(None)
+}

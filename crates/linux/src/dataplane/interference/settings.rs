@@ -1,0 +1,167 @@
+//! Settings, flags and neighbor entries that keep packets from containers and peers.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use overlay_types::addr::Mac;
+use overlay_types::advice::Command;
+use overlay_types::tunnel::FaultScope;
+
+use super::super::message::{Message, attributes, u32_at};
+use super::super::observe::{mac, neighbors, read_sysctl};
+use super::super::socket::Netlink;
+use super::super::uapi::{
+    AF_BRIDGE, AF_INET, AF_INET6, IFF_NOARP, NDA_LLADDR, NDA_MASTER, RTM_GETNEIGH,
+};
+use super::{Interference, Remedy, Scene, scope_of};
+
+/// The value of `arp_ignore` with which the host answers no ARP request.
+const IGNORE_ALL: u32 = 8;
+/// Share of the table of flows, in percent, from which new flows are dropped soon or already.
+const FLOWS_PERCENT: u64 = 98;
+
+pub(super) fn find(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Vec<Interference>> {
+    let mut found = answers_to_arp(scene);
+    found.extend(full_table_of_flows(
+        read_sysctl("/proc/sys/net/netfilter/nf_conntrack_count"),
+        read_sysctl("/proc/sys/net/netfilter/nf_conntrack_max"),
+    ));
+    for (bridge, link) in scene.bridges() {
+        found.extend(static_neighbors(netlink, bridge, link.index)?);
+    }
+    found.extend(static_peers(netlink, scene)?);
+    Ok(found)
+}
+
+/// Returns the bridges that answer no ARP request for the gateway of their containers.
+fn answers_to_arp(scene: &Scene<'_>) -> Vec<Interference> {
+    let mut found = Vec::new();
+    for (bridge, link) in scene.bridges() {
+        let name = &bridge.device;
+        if link.flags & IFF_NOARP != 0 {
+            found.push(Interference {
+                scope: scope_of(bridge),
+                cause: format!(
+                    "bridge {name} has the flag NOARP, so containers do not find their gateway"
+                ),
+                remedy: Remedy::Run(Command::enable_arp(name)),
+                is_certain: true,
+                removes_routes: false,
+            });
+        }
+        // The kernel uses the greater value of both.
+        for device in ["all", name.as_str()] {
+            let path = format!("/proc/sys/net/ipv4/conf/{device}/arp_ignore");
+            if read_sysctl(&path) != Some(IGNORE_ALL) {
+                continue;
+            }
+            found.push(Interference {
+                scope: scope_of(bridge),
+                cause: format!(
+                    "net.ipv4.conf.{device}.arp_ignore is 8, so {name} answers no ARP requests and \
+                     containers do not find their gateway"
+                ),
+                remedy: Remedy::Run(Command::answer_arp(device)),
+                is_certain: true,
+                removes_routes: false,
+            });
+            break;
+        }
+    }
+    found
+}
+
+/// Returns the interference of a table of flows without room. The kernel drops the first packet of
+/// every further flow.
+pub(super) fn full_table_of_flows(count: Option<u32>, max: Option<u32>) -> Option<Interference> {
+    let (count, max) = (count?, max.filter(|max| *max > 0)?);
+    let is_full = u64::from(count) * 100 >= u64::from(max) * FLOWS_PERCENT;
+    is_full.then(|| Interference {
+        scope: FaultScope::Host,
+        cause: format!(
+            "the table of tracked flows is full ({count} of {max}): the kernel drops the packets of \
+             new flows"
+        ),
+        remedy: Remedy::Run(Command::raise_conntrack_max(u64::from(max) * 2)),
+        is_certain: true,
+        removes_routes: false,
+    })
+}
+
+/// Returns the first permanent neighbor entry of a bridge whose MAC is behind no port.
+fn static_neighbors(
+    netlink: &mut Netlink,
+    bridge: &overlay_types::tunnel::OverlayBridge,
+    index: u32,
+) -> io::Result<Option<Interference>> {
+    let mut entries = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        entries.extend(neighbors(netlink, family, index)?);
+    }
+    entries.retain(|(ip, _)| bridge.subnets.iter().any(|subnet| subnet.contains(*ip)));
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let known = macs_behind(netlink, index)?;
+    let wrong = entries.into_iter().find(|(_, mac)| !known.contains(mac));
+    let name = &bridge.device;
+    Ok(wrong.map(|(ip, mac)| Interference {
+        scope: scope_of(bridge),
+        cause: format!(
+            "a permanent neighbor entry of {name} leads packets to container {ip} to {mac}, which \
+             is behind no port"
+        ),
+        remedy: Remedy::Run(Command::forget_neighbor(ip, name.as_str())),
+        is_certain: true,
+        removes_routes: false,
+    }))
+}
+
+/// Returns the MACs that a bridge knows.
+fn macs_behind(netlink: &mut Netlink, bridge: u32) -> io::Result<BTreeSet<Mac>> {
+    let mut header = [0; 12];
+    header[0] = AF_BRIDGE;
+    netlink.dump(
+        RTM_GETNEIGH,
+        &header,
+        |batch| batch.attribute(NDA_MASTER, &bridge.to_ne_bytes()),
+        |found: &mut BTreeSet<Mac>, message: Message<'_>| {
+            let mut master = None;
+            let mut own = None;
+            for (kind, value) in attributes(message.body, 12) {
+                match kind {
+                    NDA_LLADDR => own = mac(value),
+                    NDA_MASTER => master = u32_at(value, 0),
+                    _ => {}
+                }
+            }
+            found.extend(own.filter(|_| master == Some(bridge)));
+        },
+        BTreeSet::new,
+    )
+}
+
+/// Returns the first permanent neighbor entry of a peer in the underlay. The entry may be right.
+fn static_peers(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Interference>> {
+    let Some(peers) = &scene.desired.peers else { return Ok(None) };
+    for local in &scene.desired.vxlan_devices {
+        let Some(index) = scene.indices.underlays.get(&local.underlay) else { continue };
+        let Some(link) = scene.link(*index) else { continue };
+        let family = if local.underlay.is_ipv4() { AF_INET } else { AF_INET6 };
+        let entries = neighbors(netlink, family, *index)?;
+        if let Some((agent, mac)) = entries.into_iter().find(|(ip, _)| peers.contains_key(ip)) {
+            let name = &link.name;
+            return Ok(Some(Interference {
+                scope: FaultScope::Device(local.device.clone()),
+                cause: format!(
+                    "a permanent neighbor entry of {name} leads packets to agent {agent} to {mac}, \
+                     which may be another host"
+                ),
+                remedy: Remedy::Run(Command::forget_neighbor(agent, name)),
+                is_certain: false,
+                removes_routes: false,
+            }));
+        }
+    }
+    Ok(None)
+}
