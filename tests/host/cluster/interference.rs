@@ -260,9 +260,11 @@ impl Pair {
         }
         let ports = cluster.host(1).namespace().run("ip -o link show master m-vxlan-1");
         let names = ports.lines().filter_map(|line| line.split(": ").nth(1));
-        let name = names.filter_map(|name| name.split('@').next());
-        let port = name.filter(|name| name.starts_with("veth")).next_back();
-        let port = port.expect("a port of the container").to_owned();
+        let mut names = names.filter_map(|name| name.split('@').next());
+        let port = names
+            .rfind(|name| name.starts_with("veth"))
+            .expect("a port of the container")
+            .to_owned();
         Self { cluster, containers, port }
     }
 
