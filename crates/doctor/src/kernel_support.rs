@@ -10,7 +10,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 use overlay_config::FirewallKind;
-use overlay_linux::dataplane::Dataplane;
+use overlay_linux::dataplane::{Dataplane, Problem};
 use overlay_linux::firewall::{Backend, Firewall, InnerCheck, Options, Ruleset};
 use overlay_types::addr::{DeviceName, Mac, OverlayName, Subnet, Vni};
 use overlay_types::tunnel::{
@@ -88,7 +88,9 @@ fn example_overlay(has_v6: bool) -> Desired {
 
 fn test_dataplane(desired: Desired) -> Result<(), String> {
     let mut dataplane = Dataplane::open().map_err(|error| error.to_string())?;
-    let report = dataplane.verify(&Arc::new(desired)).map_err(|error| error.to_string())?;
+    let mut report = dataplane.verify(&Arc::new(desired)).map_err(|error| error.to_string())?;
+    // No device of the namespace has the address of the underlay, so the MTU is an assumption.
+    report.problems.retain(|problem| !matches!(problem, Problem::Mtu(_)));
     match report.faults().next() {
         None => Ok(()),
         Some(fault) => Err(fault.reason),

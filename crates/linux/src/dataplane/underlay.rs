@@ -72,7 +72,10 @@ pub(super) fn observe(
         let owners = host.owners(own);
         observed.underlay_indices.extend(owners.iter().map(|(link, _)| link.index));
         if owners.is_empty() {
-            observed.missing_underlays.insert(own);
+            // The host has every address of 127.0.0.0/8, and only one of them on a device.
+            if !own.is_loopback() {
+                observed.missing_underlays.insert(own);
+            }
             continue;
         }
         let mut best: Option<Underlay> = None;
