@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::{fs, thread};
 
-use overlay_types::addr::Vni;
+use overlay_types::addr::{Mtu, Vni};
 use overlay_types::protocol::{
     AddressRange, AgentInfo, Assignment, Bridge, Network, Overlay, State, Status, Vtep, Vxlan,
 };
-use overlay_types::tunnel::Desired;
+use overlay_types::tunnel::{ContainersMtu, Desired};
 use overlay_wire as wire;
 use serde_json::{Value, json};
 
@@ -165,7 +165,10 @@ impl DiagnosedCluster {
         for host in &hosts.hosts {
             write_agent_config(host, underlay);
         }
-        Self { hosts, agents, _servers: servers }
+        let cluster = Self { hosts, agents, _servers: servers };
+        // The bridges get the MTU of the containers.
+        (1..=3).for_each(|number| cluster.repair(number));
+        cluster
     }
 
     pub(crate) fn host(&self, number: u8) -> &Host {
@@ -175,7 +178,11 @@ impl DiagnosedCluster {
     /// Repairs the dataplane of a host, as the agent of the host would.
     pub(crate) fn repair(&self, number: u8) {
         let host = self.host(number);
-        let report = host.verify(&self.hosts.desired(host));
+        let mut desired = self.hosts.desired(host);
+        for local in &mut desired.vxlan_devices {
+            local.containers_mtu = Some(ContainersMtu::Derived(Mtu::OVERLAY_DEFAULT));
+        }
+        let report = host.verify(&desired);
         assert!(report.is_complete(), "{report:?}");
     }
 

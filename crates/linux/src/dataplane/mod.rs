@@ -443,6 +443,7 @@ impl Dataplane {
         let mtu_of = |name| Some(observed?.state.bridges.get(name)?.mtu);
         Watch {
             devices: desired.vxlan_devices.iter().map(|local| local.device.clone()).collect(),
+            tunnels: self.indices.vxlan.values().copied().collect(),
             indices: self
                 .indices
                 .vxlan

@@ -23,12 +23,12 @@ use super::observe::{has_vlan_filtering, route};
 use super::socket::{Netlink, has_lost_messages};
 use super::uapi::{
     AF_BRIDGE, IFA_ADDRESS, IFA_LOCAL, IFF_NOARP, IFF_UP, IFLA_IFNAME, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NUD_PERMANENT, RTM_DELADDR, RTM_DELLINK,
-    RTM_DELNEIGH, RTM_DELQDISC, RTM_DELROUTE, RTM_DELRULE, RTM_DELTFILTER, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWQDISC, RTM_NEWROUTE, RTM_NEWRULE,
-    RTM_NEWTFILTER, RTN_UNICAST, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE,
-    RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE,
-    RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC,
+    IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NUD_NOARP, NUD_PERMANENT, RTM_DELADDR,
+    RTM_DELLINK, RTM_DELNEIGH, RTM_DELQDISC, RTM_DELROUTE, RTM_DELRULE, RTM_DELTFILTER,
+    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWQDISC, RTM_NEWROUTE,
+    RTM_NEWRULE, RTM_NEWTFILTER, RTN_UNICAST, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF,
+    RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF,
+    RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC,
 };
 
 /// Maximum number of datagrams that are taken at once.
@@ -39,6 +39,8 @@ const EVENTS_MAX: usize = 65_536;
 pub struct Watch {
     /// Our devices.
     pub(super) devices: Vec<DeviceName>,
+    /// Indices of our devices.
+    pub(super) tunnels: Vec<u32>,
     /// Indices of our devices, and of the devices that have our underlay addresses or lead to the
     /// peers.
     pub(super) indices: Vec<u32>,
@@ -226,11 +228,17 @@ impl Watch {
                 (is_watched || is_underlay).then_some(KernelEvent::Changed("address"))
             }
             RTM_NEWNEIGH | RTM_DELNEIGH => {
-                let is_permanent = u16_at(body, 8)? & NUD_PERMANENT != 0;
+                let state = u16_at(body, 8)?;
+                let is_permanent = state & NUD_PERMANENT != 0;
                 // A bridge has permanent entries of its own in its FDB.
                 let is_of_bridge =
                     self.bridges.contains_key(&index) && body.first() != Some(&AF_BRIDGE);
-                let is_removed = message.kind == RTM_DELNEIGH && is_watched;
+                // The kernel removes unused entries all the time: those of the underlay, and those
+                // of multicast addresses, which have the state NOARP. A permanent entry that a
+                // program removes loses its state first.
+                let is_removed = message.kind == RTM_DELNEIGH
+                    && self.tunnels.contains(&index)
+                    && state & NUD_NOARP == 0;
                 ((is_watched || is_of_bridge) && (is_permanent || is_removed))
                     .then_some(KernelEvent::Changed("neighbor"))
             }
@@ -318,6 +326,30 @@ mod tests {
                 code => panic!("unknown instruction {code}"),
             };
             position += 1 + usize::from(skipped);
+        }
+    }
+
+    #[test]
+    fn unused_neighbors_that_kernel_removes_are_no_change() {
+        const FAILED: u16 = 0x20;
+        const STALE: u16 = 4;
+        const TUNNEL: u32 = 7;
+        const UPLINK: u32 = 2;
+        let watch =
+            Watch { tunnels: vec![TUNNEL], indices: vec![TUNNEL, UPLINK], ..Watch::default() };
+        let is_change = |kind: u16, index: u32, state: u16| {
+            let mut header = [0; 12];
+            header[0] = AF_INET;
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            header[8..10].copy_from_slice(&state.to_ne_bytes());
+            let mut batch = Batch::default();
+            batch.begin(kind, 0, &header);
+            messages(batch.finish(1, 0)).any(|message| watch.event(&message).is_some())
+        };
+        assert!(is_change(RTM_DELNEIGH, TUNNEL, FAILED), "a program removed an entry of a peer");
+        assert!(is_change(RTM_NEWNEIGH, UPLINK, NUD_PERMANENT));
+        for (index, state) in [(UPLINK, STALE), (UPLINK, FAILED), (TUNNEL, NUD_NOARP)] {
+            assert!(!is_change(RTM_DELNEIGH, index, state), "{index} {state}");
         }
     }
 
