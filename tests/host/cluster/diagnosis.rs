@@ -77,7 +77,7 @@ const FAULTS: [Fault; 5] = [
         cause: "ip link set eth0 mtu 1300",
         is_repaired: false,
         check: "mtu",
-        what: "device vtep1024",
+        what: "underlay device eth0",
         removal: "ip link set eth0 mtu 1500",
     },
 ];

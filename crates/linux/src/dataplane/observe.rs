@@ -144,10 +144,10 @@ pub(super) fn observe(
     let strays = stray_ports(netlink, &links, desired);
     memory.update(&links, strays, desired, &mut observed.state);
     add_vrf_members(&links, &addresses, desired, &mut observed, &mut indices);
-    for local in &desired.vxlan_devices {
-        let device = observed.underlays.get(&local.underlay).map(|underlay| &underlay.device);
-        if let Some(link) = links.iter().find(|link| Some(&link.name) == device) {
-            indices.underlays.insert(local.underlay, link.index);
+    for (index, address) in &addresses {
+        let own = address.address();
+        if desired.vxlan_devices.iter().any(|local| local.underlay == own) {
+            indices.underlays.insert(own, *index);
         }
     }
     for (name, &index) in &indices.vxlan {
