@@ -411,19 +411,25 @@ fn is_stale(address: &InterfaceAddress, space: &OverlaySubnets, bridge: &Overlay
 /// Keeps the observed peers of a device while the master has not sent the list of peers.
 fn keep_peers(device: &mut Device, observed: Option<&Device>) {
     if let Some(observed) = observed {
-        let has_ipv6 = device.link.has_ipv6;
-        let neighbors = observed.neighbors.iter().filter(|(to, _)| to.is_ipv4() || has_ipv6);
+        let has_room6 = has_room_for_ipv6(device);
+        let neighbors = observed.neighbors.iter().filter(|(to, _)| to.is_ipv4() || has_room6);
         device.neighbors = neighbors.map(|(to, mac)| (*to, *mac)).collect();
         device.forwards.clone_from(&observed.forwards);
     }
 }
 
+/// Returns whether the kernel keeps IPv6 entries of the device. It removes them below the minimum
+/// MTU of IPv6. An assignment without IPv6 is no reason to remove entries of peers.
+fn has_room_for_ipv6(device: &Device) -> bool {
+    device.link.mtu.bytes() >= Mtu::MIN_IPV6
+}
+
 /// Keeps the observed routes to peers while the master has not sent the list of peers.
 fn keep_routes(state: &mut State, space: &OverlaySubnets, observed: &State) {
     let device = state.devices.get(&space.device);
-    let has_ipv6 = device.is_none_or(|device| device.link.has_ipv6);
+    let has_room6 = device.is_none_or(has_room_for_ipv6);
     let is_kept = |(key, hop): &(&RouteKey, &Hop)| {
-        is_carried(key.subnet.family(), has_ipv6)
+        is_carried(key.subnet.family(), has_room6)
             && matches!(hop, Hop::Via { device, .. } if *device == space.device)
             && space.whole.iter().any(|whole| whole.covers(&key.subnet))
     };
