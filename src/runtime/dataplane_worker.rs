@@ -271,6 +271,12 @@ impl HostNetwork {
         }
     }
 
+    fn note_event_of_rules(&mut self, event: RulesEvent, is_during_change: bool) {
+        if let Some(firewall) = &mut self.firewall {
+            firewall.note_event(event, is_during_change);
+        }
+    }
+
     /// Closes a host that was started again, before a master has answered.
     fn load_rules(&self) {
         if self.options.firewall == Some(Backend::None) {
@@ -372,12 +378,7 @@ impl Worker for HostNetwork {
         let port = self.dataplane.as_ref().and_then(|dataplane| dataplane.port().ok());
         let processes = self.firewall.as_mut().map(Firewall::take_processes).unwrap_or_default();
         let rules = self.listeners.take_changes(port, &processes);
-        if rules == RulesEvent::Managed
-            && self.has_made_rules
-            && let Some(firewall) = &mut self.firewall
-        {
-            firewall.distrust_listing();
-        }
+        self.note_event_of_rules(rules, self.has_made_rules);
         result
     }
 
@@ -390,6 +391,9 @@ impl Worker for HostNetwork {
             self.listeners.close(&error);
             None
         });
+        if changed.is_some_and(Scope::has_firewall) {
+            self.note_event_of_rules(RulesEvent::Foreign, false);
+        }
         changed.or_else(|| self.obstacles.take_news().then_some(Scope::Change))
     }
 }

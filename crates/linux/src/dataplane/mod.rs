@@ -23,7 +23,7 @@ mod observe;
 mod path;
 mod plan;
 mod policy_rules;
-mod socket;
+pub(crate) mod socket;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -40,7 +40,7 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
 /// The kernel's error about one request of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct NetlinkError {
+pub(crate) struct NetlinkError {
     /// Position of the request in the batch.
     pub(super) index: usize,
     pub(super) errno: Errno,
@@ -49,7 +49,7 @@ pub(super) struct NetlinkError {
 }
 
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: BytesMut,
@@ -57,7 +57,7 @@ pub(super) struct Netlink {
 
 impl Netlink {
     /// Opens a socket of the calling thread's network namespace.
-    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         // Older kernels do not have these options and send more than requested. The readers of
@@ -66,14 +66,19 @@ impl Netlink {
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_netlink_get_strict_chk(true);
         let netlink = Self { socket, sequence: 0, buffer: BytesMut::with_capacity(RECEIVE_BYTES) };
-        // Without CAP_NET_ADMIN the kernel limits the size.
-        sockopt::set_socket_recv_buffer_size_force(netlink.borrowed(), KERNEL_BUFFER)
-            .or_else(|_| sockopt::set_socket_recv_buffer_size(netlink.borrowed(), KERNEL_BUFFER))?;
+        netlink.set_kernel_buffer(KERNEL_BUFFER)?;
         netlink.set_timeout(ANSWER_TIMEOUT)?;
         Ok(netlink)
     }
 
-    pub(super) fn join(&mut self, groups: &[u32]) -> io::Result<()> {
+    /// Sets the size of the kernel's receive buffer in bytes. Without `CAP_NET_ADMIN` the kernel
+    /// limits the size.
+    pub(crate) fn set_kernel_buffer(&self, bytes: usize) -> io::Result<()> {
+        let forced = sockopt::set_socket_recv_buffer_size_force(self.borrowed(), bytes);
+        Ok(forced.or_else(|_| sockopt::set_socket_recv_buffer_size(self.borrowed(), bytes))?)
+    }
+
+    pub(crate) fn join(&mut self, groups: &[u32]) -> io::Result<()> {
         groups.iter().try_for_each(|group| self.socket.add_membership(*group))
     }
 
@@ -82,12 +87,12 @@ impl Netlink {
         SockRef::from(&self.borrowed()).attach_filter(filter)
     }
 
-    pub(super) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         let timeout = timeout.max(TIMEOUT_MIN);
         Ok(sockopt::set_socket_timeout(self.borrowed(), Timeout::Recv, Some(timeout))?)
     }
 
-    pub(super) fn borrowed(&self) -> BorrowedFd<'_> {
+    pub(crate) fn borrowed(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
@@ -99,7 +104,7 @@ impl Netlink {
     }
 
     /// Receives one datagram.
-    pub(super) fn receive(&mut self) -> io::Result<&[u8]> {
+    pub(crate) fn receive(&mut self) -> io::Result<&[u8]> {
         self.buffer.clear();
         self.buffer.reserve(RECEIVE_BYTES);
         loop {
@@ -200,7 +205,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the answer is lost.
-    pub(super) fn ask<T>(
+    pub(crate) fn ask<T>(
         &mut self,
         request: &mut Batch,
         read: impl Fn(Message<'_>) -> T,
@@ -253,7 +258,7 @@ impl Netlink {
 }
 
 /// Returns whether the kernel's receive buffer was full, so that messages are missing.
-pub(super) fn has_lost_messages(error: &io::Error) -> bool {
+pub(crate) fn has_lost_messages(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::NOBUFS)
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use overlay_types::advice::Command;
 use parking_lot::Mutex;
 
+use super::generation;
 use crate::subprocess::{ProcessOutput, SubprocessError, find_system_program, run_blocking};
 
 /// Timeout of a program. It includes the 5 seconds that iptables waits for its lock.
@@ -143,6 +144,12 @@ pub(super) trait Tools: fmt::Debug + Send {
     fn take_processes(&self) -> Vec<u32> {
         Vec::new()
     }
+
+    /// Returns the generation of the nftables rules of this host: see [`generation::read`]. `None` if
+    /// it is unknown.
+    fn generation(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// Maximum number of processes that are remembered. A job runs a few programs.
@@ -194,5 +201,9 @@ impl Tools for SystemTools {
 
     fn take_processes(&self) -> Vec<u32> {
         std::mem::take(&mut *self.processes.lock())
+    }
+
+    fn generation(&self) -> Option<u32> {
+        generation::read().ok()
     }
 }

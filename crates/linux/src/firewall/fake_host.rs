@@ -1,6 +1,7 @@
 //! A host with simulated programs, for tests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -18,6 +19,8 @@ pub(super) struct FakeState {
     /// The rules of iptables and of ip6tables.
     pub(super) saved: [String; 2],
     pub(super) sets: BTreeMap<String, BTreeSet<String>>,
+    /// The number of nftables transactions that changed neither `table` nor `saved`.
+    pub(super) transactions: u32,
     pub(super) runs: usize,
     /// Whether only nft is installed.
     pub(super) is_without_iptables: bool,
@@ -36,8 +39,11 @@ impl FakeState {
                 self.table.clone().ok_or_else(|| refused("No such file or directory"))
             }
             "nft -f -" => {
-                let new = input.strip_prefix(&nftables::remove()).expect("the whole table");
-                self.table = (!new.is_empty()).then(|| new.to_owned());
+                match input.strip_prefix(&nftables::remove()) {
+                    Some(new) => self.table = (!new.is_empty()).then(|| new.to_owned()),
+                    // A change of elements, which this host does not apply.
+                    None => self.transactions += 1,
+                }
                 Ok(String::new())
             }
             "iptables-save " => Ok(self.saved[0].clone()),
@@ -122,6 +128,14 @@ fn restored(saved: &str, input: &str) -> String {
 }
 
 impl Tools for FakeHost {
+    /// Returns a number that differs if the rules differ. Ipsets do not count.
+    fn generation(&self) -> Option<u32> {
+        let state = self.0.lock();
+        let mut hasher = DefaultHasher::new();
+        (&state.table, &state.saved, state.transactions).hash(&mut hasher);
+        u32::try_from(hasher.finish() >> 32).ok()
+    }
+
     fn has(&self, program: &str) -> bool {
         program == "nft" || !self.0.lock().is_without_iptables
     }

@@ -100,11 +100,6 @@ impl Listing {
         }
     }
 
-    /// Returns the rules that decide by the first packet of a flow.
-    pub(super) fn flow_rules(&self) -> BTreeSet<&str> {
-        flow_rules(&self.rest)
-    }
-
     fn add_line(&mut self, line: &str) {
         self.rest.push_str(line);
         self.rest.push('\n');

@@ -18,6 +18,9 @@
 //! again, each table atomically. All calls block while a program runs, and act on the caller's
 //! network namespace.
 
+mod applied;
+#[cfg(test)]
+mod applied_tests;
 mod chains;
 mod command;
 mod elements;
@@ -26,6 +29,7 @@ mod failure_tests;
 #[cfg(test)]
 mod fake_host;
 pub mod foreign;
+mod generation;
 mod ipsets;
 mod ipt_errors;
 mod ipt_mangle;
@@ -49,6 +53,7 @@ use std::path::Path;
 
 use overlay_types::addr::Family;
 
+use self::applied::{AppliedRules, ObservedRules};
 use self::chains::SavedRules;
 pub use self::command::FirewallError;
 use self::command::{SystemTools, Tools};
@@ -91,20 +96,6 @@ pub enum Outcome {
     Made,
     /// Another program had changed the rules.
     Repaired,
-}
-
-/// The rules that were made last, and their listing.
-#[derive(Debug, Default)]
-struct AppliedRules {
-    rules: Ruleset,
-    /// All elements of the sets, if elements of earlier rules were kept: see
-    /// [`Ruleset::keeps_elements`].
-    kept: Option<ListedElements>,
-    /// The listing without the elements of the sets. `None` if it may contain a change of another
-    /// program.
-    rest: Option<String>,
-    /// The chains of iptables for the file, if they hold all rules.
-    chains: Vec<Section>,
 }
 
 /// The rules of this host.
@@ -242,12 +233,14 @@ impl Firewall {
         }
     }
 
-    /// Notes that another program changed rules while ours were made: the listing that later ones
-    /// are compared with may contain that change. The next verification makes the rules again.
-    pub fn distrust_listing(&mut self) {
-        if let Some(applied) = &mut self.applied {
-            applied.rest = None;
-        }
+    /// Notes that other programs changed rules, so that the next verification lists all rules.
+    /// After [`Self::verify`] or [`Self::update`] has made rules, `is_during_change` is true: the
+    /// listing that later ones are compared with may contain the change of another program, and the
+    /// next verification makes the rules again. If events are lost, it does so once: events of our
+    /// own rules may fill the buffer each time.
+    pub fn note_event(&mut self, event: RulesEvent, is_during_change: bool) {
+        let Some(applied) = &mut self.applied else { return };
+        applied.note_event(event, is_during_change);
     }
 
     /// Returns whether rules that decide by the first packet of a flow were missing or different
@@ -292,37 +285,56 @@ impl Firewall {
             return Ok(Outcome::Unchanged);
         };
         let (rules, kept) = self.with_kept_elements(format, rules)?;
-        let listed = format.listed(&rules);
-        let elements = kept.as_ref().unwrap_or(&listed);
-        let listing = self.listing()?;
-        let outcome = match &self.applied {
-            Some(applied) if applied.rules == *rules && applied.kept == kept => {
-                if applied.rest.as_ref() == Some(&listing.rest) && listing.elements == *elements {
-                    self.save(format, &rules, elements);
-                    return Ok(Outcome::Unchanged);
-                }
-                Outcome::Repaired
-            }
-            _ => Outcome::Made,
-        };
-        let is_first = self.applied.take().is_none();
-        let mut chains = Vec::new();
+        let applied = self.applied.as_ref().filter(|applied| applied.is_of(&rules, kept.as_ref()));
+        let before = self.observe(applied.and_then(AppliedRules::known_table))?;
+        if before.elements.is_none()
+            && applied.is_some_and(|applied| before.matches(applied, None))
+            && self.file.as_ref().is_none_or(RulesFile::is_written)
+        {
+            return Ok(Outcome::Unchanged);
+        }
+        let elements = kept.clone().unwrap_or_else(|| format.listed(&rules));
+        if let Some(applied) = applied.filter(|applied| before.matches(applied, Some(&elements))) {
+            let sections = applied.sections.clone();
+            self.save(format, &rules, &sections, &elements);
+            self.set_generation(before.generation);
+            return Ok(Outcome::Unchanged);
+        }
+        let outcome = applied.map_or(Outcome::Made, AppliedRules::outcome_if_made_again);
+        self.make_all(format, rules.into_owned(), kept, &elements, &before)?;
+        Ok(outcome)
+    }
+
+    fn set_generation(&mut self, generation: Option<u32>) {
+        if let Some(applied) = &mut self.applied {
+            applied.generation = generation;
+        }
+    }
+
+    /// Makes all rules, and lists them.
+    fn make_all(
+        &mut self,
+        format: Format,
+        rules: Ruleset,
+        kept: Option<ListedElements>,
+        elements: &ListedElements,
+        before: &ObservedRules,
+    ) -> Result<(), FirewallError> {
+        let former = self.applied.take();
+        let mut sections = Vec::new();
         if rules.is_empty() {
             self.clean()?;
         } else {
-            chains = self.make(format, &rules, elements)?;
-            if is_first {
+            sections = self.make(format, &rules, elements)?;
+            if former.is_none() {
                 self.remove_other_backend()?;
             }
         }
-        let rest = self.listing()?.rest;
-        self.has_new_flow_rules |= listing.flow_rules() != listing::flow_rules(&rest);
-        let rest = Some(rest);
-        let elements = elements.clone();
-        let rules = rules.into_owned();
-        self.applied = Some(AppliedRules { rules: rules.clone(), kept, rest, chains });
-        self.save(format, &rules, &elements);
-        Ok(outcome)
+        let made = self.observe(None)?;
+        self.has_new_flow_rules |= before.flow_rules() != made.flow_rules();
+        self.save(format, &rules, &sections, elements);
+        self.applied = Some(AppliedRules::new(rules, kept, sections, made, former.as_ref()));
+        Ok(())
     }
 
     /// Removes the rules of an earlier agent, since the operator maintains the rules now. After a
@@ -349,8 +361,14 @@ impl Firewall {
     }
 
     /// Writes the rules to the file, unless it has them.
-    fn save(&mut self, format: Format, rules: &Ruleset, elements: &ListedElements) {
-        let (Some(file), Some(applied)) = (&mut self.file, &self.applied) else { return };
+    fn save(
+        &mut self,
+        format: Format,
+        rules: &Ruleset,
+        sections: &[Section],
+        elements: &ListedElements,
+    ) {
+        let Some(file) = &mut self.file else { return };
         if rules.is_empty() {
             return;
         }
@@ -361,7 +379,7 @@ impl Firewall {
             }
             Format::Ipset => {
                 let sets = Section { program: "ipset", input: ipsets::script(elements) };
-                file.write(&[&[sets], &applied.chains[..]].concat());
+                file.write(&[&[sets], sections].concat());
             }
         }
     }
@@ -397,7 +415,7 @@ impl Firewall {
                 Some(kept) => kept.clone(),
                 None => format.listed(&applied.rules),
             },
-            None => self.listing()?.elements,
+            None => self.observe(None)?.elements.unwrap_or_default(),
         };
         let mut rules = rules.clone();
         let kept = format.keep(&mut rules, existing);
@@ -415,7 +433,7 @@ impl Firewall {
             // Only a verification tries again.
             return Ok(Outcome::Unchanged);
         }
-        if let Some(AppliedRules { rules: before, kept: None, rest, chains }) = &self.applied
+        if let Some(applied @ AppliedRules { rules: before, kept: None, .. }) = &self.applied
             && let Some(check) = format.map(Format::check)
             && let Some(changes) = rules.changes_since(before, check)
         {
@@ -424,8 +442,7 @@ impl Firewall {
             }
             match self.change_elements(before, rules, &changes) {
                 Ok(()) => {
-                    let (rules, rest, chains) = (rules.clone(), rest.clone(), chains.clone());
-                    self.applied = Some(AppliedRules { rules, kept: None, rest, chains });
+                    self.applied = Some(applied.with_elements_of(rules));
                     return Ok(Outcome::Made);
                 }
                 // Another program may have changed a set, so all rules are made again.
@@ -492,25 +509,36 @@ impl Firewall {
         Ok(sections)
     }
 
-    /// Lists the managed rules.
+    /// Lists the managed rules. `known` is our table as it was listed at a generation of the nftables
+    /// rules: at that generation the table is not listed again.
     ///
     /// # Errors
     /// When a program fails. A failure is never an empty listing.
-    fn listing(&self) -> Result<Listing, FirewallError> {
+    fn observe(&self, known: Option<(u32, &str)>) -> Result<ObservedRules, FirewallError> {
         let tools = &*self.tools;
-        let mut listing = Listing::default();
-        if self.backend == Backend::Nftables {
-            listing.add_table(&table::list(tools)?);
+        let is_nft = self.backend == Backend::Nftables;
+        let generation = if is_nft { tools.generation() } else { None };
+        let known = known.filter(|(known, _)| Some(*known) == generation);
+        let mut table = Listing::default();
+        if is_nft && known.is_none() {
+            table.add_table(&table::list(tools)?);
         }
+        let mut chains = Listing::default();
         for family in [Family::V4, Family::V6] {
             let saved = SavedRules::read(tools, family)?;
-            listing.add_chains(saved.text());
-            saved.misplaced_jumps().for_each(|jump| listing.add_misplaced_jump(jump));
+            chains.add_chains(saved.text());
+            saved.misplaced_jumps().for_each(|jump| chains.add_misplaced_jump(jump));
         }
         if self.backend == Backend::Iptables {
-            listing.add_set(&chains::list_sets(tools)?);
+            chains.add_set(&chains::list_sets(tools)?);
         }
-        Ok(listing)
+        let elements = if is_nft { table.elements } else { chains.elements };
+        Ok(ObservedRules {
+            generation,
+            table: known.map_or(table.rest, |(_, text)| text.to_owned()),
+            chains: chains.rest,
+            elements: known.is_none().then_some(elements),
+        })
     }
 
     /// Removes all managed rules of both backends.

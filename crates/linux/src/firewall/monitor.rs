@@ -5,22 +5,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use std::{fs, io};
 
-use bytes::BytesMut;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
-use rustix::io::Errno;
-use rustix::net::sockopt::{self, Timeout};
 
+use super::generation::{NFGENMSG, NFT_MSG_NEWGEN};
 use crate::dataplane::message::{Message, attributes, messages, text, u32_at};
+use crate::dataplane::socket::{Netlink, has_lost_messages};
 
 /// The multicast group for changes of nftables rules.
 const GROUP: u32 = libc::NFNLGRP_NFTABLES as u32;
 /// Maximum number of datagrams that are taken at once. Another program may change rules faster than
 /// this process reads.
-const EVENTS_MAX: usize = 4096;
-/// The message at the end of each transaction, from `linux/netfilter/nf_tables.h`. The high byte is
-/// the subsystem `NFNL_SUBSYS_NFTABLES`.
-const NFT_MSG_NEWGEN: u16 = 0x0a0f;
+const EVENTS_MAX: usize = 65_536;
+/// Size of the kernel's receive buffer in bytes. It holds the events of our own rules, which stay in
+/// it while they are made: with 5,000 peers these are 20,000 elements, or 3 MB.
+const KERNEL_BUFFER: usize = 32 * 1024 * 1024;
 /// Removals, from `linux/netfilter/nf_tables.h`.
 const NFT_MSG_DELTABLE: u16 = 0x0a02;
 const NFT_MSG_DELCHAIN: u16 = 0x0a05;
@@ -40,8 +38,6 @@ const JUMPING_CHAINS: [&str; 6] =
 const NFTA_GEN_PROC_PID: u16 = 2;
 /// The name of the process, of at most 15 bytes.
 const NFTA_GEN_PROC_NAME: u16 = 3;
-/// Length of the header of a message about rules.
-const NFGENMSG: usize = 4;
 /// The first words of the names of the programs that make rules for us.
 const PROGRAMS: [&str; 4] = ["nft", "iptables", "ip6tables", "xtables"];
 /// The first namespace of processes: the kernel gives it this number (`PROC_PID_INIT_INO`).
@@ -54,15 +50,16 @@ pub enum RulesEvent {
     None,
     /// Rules of other programs changed.
     Foreign,
-    /// Another program changed managed rules, or may have changed them.
+    /// Another program changed managed rules.
     Managed,
+    /// Events are lost, so another program may have changed managed rules.
+    Lost,
 }
 
 /// A subscription to the kernel's events.
 #[derive(Debug)]
 pub struct Monitor {
-    socket: Socket,
-    buffer: BytesMut,
+    netlink: Netlink,
     /// Whether the events name processes by the numbers that this process knows.
     names_processes: bool,
     transaction: Transaction,
@@ -74,16 +71,11 @@ impl Monitor {
     /// # Errors
     /// When the kernel has no nftables, or the process has no `CAP_NET_ADMIN`.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        socket.add_membership(GROUP)?;
+        let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
+        netlink.set_kernel_buffer(KERNEL_BUFFER)?;
+        netlink.join(&[GROUP])?;
         let names_processes = is_in_first_namespace();
-        Ok(Self {
-            socket,
-            buffer: BytesMut::new(),
-            names_processes,
-            transaction: Transaction::default(),
-        })
+        Ok(Self { netlink, names_processes, transaction: Transaction::default() })
     }
 
     /// Waits for changes by other programs than the processes `own`, at most for `timeout`, and
@@ -96,25 +88,20 @@ impl Monitor {
         let mut widest = RulesEvent::None;
         let mut timeout = timeout;
         for _ in 0..EVENTS_MAX {
-            // Zero means no timeout to the kernel.
-            let wait = timeout.max(Duration::from_millis(1));
+            self.netlink.set_timeout(timeout)?;
             timeout = Duration::ZERO;
-            sockopt::set_socket_timeout(self.socket.as_fd(), Timeout::Recv, Some(wait))?;
-            self.buffer.clear();
-            self.buffer.reserve(1 << 16);
-            match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => {
-                    for message in messages(&self.buffer) {
+            match self.netlink.receive() {
+                Ok(bytes) => {
+                    for message in messages(bytes) {
                         let event = self.transaction.add(&message, own, self.names_processes);
                         widest = widest.max(event);
                     }
                 }
-                // The receive buffer was full: events are lost, so any rule may have changed.
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => {
-                    widest = RulesEvent::Managed;
+                Err(error) if has_lost_messages(&error) => {
+                    widest = RulesEvent::Lost;
+                    self.transaction = Transaction::default();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
@@ -191,7 +178,7 @@ fn is_in_first_namespace() -> bool {
 impl AsFd for Monitor {
     /// The descriptor is readable while events are pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.netlink.borrowed()
     }
 }
 

@@ -15,7 +15,7 @@ fn without_peers() -> Ruleset {
 
 /// Returns the listed elements of the host.
 fn elements(host: &FakeHost, backend: Backend) -> ListedElements {
-    host.firewall(backend).listing().unwrap().elements
+    host.firewall(backend).observe(None).unwrap().elements.unwrap()
 }
 
 #[test]

@@ -158,6 +158,7 @@ impl RulesFile {
                 self.problems.clear();
             }
             Err(error) => {
+                self.written = None;
                 let path = self.path.display();
                 let problem = format!(
                     "write {path}: {error}: after a reboot this host has no firewall rules until \
@@ -168,6 +169,11 @@ impl RulesFile {
                 }
             }
         }
+    }
+
+    /// Returns whether the file has the rules that were last passed to [`Self::write`].
+    pub(super) fn is_written(&self) -> bool {
+        self.written.is_some() && self.path.exists()
     }
 
     /// Removes the file, since the host is to have no rules.
