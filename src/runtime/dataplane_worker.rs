@@ -107,7 +107,7 @@ impl HostNetwork {
                 result.add(report.done.iter());
                 result.underlay_mtu = report.underlay_mtu;
                 let is_complete = report.is_complete();
-                result.kept_mtus = report.kept_mtus;
+                result.container_problems = report.container_problems;
                 is_complete
             }
             Err(error) => {

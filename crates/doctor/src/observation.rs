@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use overlay_config::{AgentConfig, DataplaneKind};
 use overlay_linux::dataplane::{self, Operation};
 use overlay_linux::docker::{DockerFailure, EngineReport};
-use overlay_linux::firewall::foreign::Listing;
+use overlay_linux::firewall::foreign::{DevicesByAddress, Listing};
 use overlay_types::protocol::{AgentInfo, State};
 use overlay_types::tunnel::{Collision, Desired, FaultScope, HostAddress, SubnetOwner};
 
@@ -160,6 +160,8 @@ pub struct TunnelState {
     pub collisions: Vec<Collision>,
     /// The host's addresses.
     pub addresses: Vec<HostAddress>,
+    /// The device of each underlay address that VXLAN packets certainly pass.
+    pub uplinks: DevicesByAddress,
     /// Peers whose address has no route, with the error of the kernel.
     pub unroutable: Vec<(IpAddr, String)>,
 }

@@ -17,9 +17,7 @@ const FORWARD_POLICY: &str = "forward-policy";
 /// Returns the foreign rules that drop packets of the overlays.
 fn obstacles(observation: &Observation, is_bridged: bool) -> Vec<Obstacle> {
     let tunnel = &observation.tunnel;
-    let addresses = tunnel.addresses.iter();
-    let devices = addresses.map(|own| (own.address.address(), own.device.clone())).collect();
-    foreign::obstacles(&observation.rules, &tunnel.desired, &devices, is_bridged)
+    foreign::obstacles(&observation.rules, &tunnel.desired, &tunnel.uplinks, is_bridged)
 }
 
 /// Returns whether the rule drops VXLAN packets between hosts.

@@ -97,13 +97,28 @@ fn underlay(mtu: u32) -> dataplane::Underlay {
     }
 }
 
-/// Returns a host with an agent and no problems.
-fn healthy_host() -> Observation {
+fn healthy_tunnel() -> TunnelState {
+    let own = "10.0.0.1".parse().unwrap();
     let mut observed = dataplane::Observed::default();
     observed.state.devices.insert(device(), device_with_peer());
-    observed.underlays.insert("10.0.0.1".parse().unwrap(), underlay(1500));
-    let desired =
-        Desired { vxlan_devices: vec![local()], spaces: vec![space()], ..Desired::default() };
+    observed.underlays.insert(own, underlay(1500));
+    let address = "10.0.0.1/24".parse().unwrap();
+    TunnelState {
+        desired: Desired {
+            vxlan_devices: vec![local()],
+            spaces: vec![space()],
+            ..Desired::default()
+        },
+        source: DesiredSource::Assignments,
+        observed,
+        addresses: vec![HostAddress { address, device: "eth0".to_owned() }],
+        uplinks: [(own, "eth0".to_owned())].into(),
+        ..TunnelState::default()
+    }
+}
+
+/// Returns a host with an agent and no problems.
+fn healthy_host() -> Observation {
     let info = AgentInfo {
         ip: "10.0.0.1".parse().unwrap(),
         overlays: Vec::new(),
@@ -148,16 +163,7 @@ fn healthy_host() -> Observation {
         plugins: CniPlugins { searched: vec!["/usr/lib/cni".into()], missing: Vec::new() },
         docker: Some(Ok(EngineReport { engine: "28.5.2".to_owned(), unfit: Vec::new() })),
         offloads: BTreeMap::new(),
-        tunnel: TunnelState {
-            desired,
-            source: DesiredSource::Assignments,
-            observed,
-            addresses: vec![HostAddress {
-                address: "10.0.0.1/24".parse().unwrap(),
-                device: "eth0".to_owned(),
-            }],
-            ..TunnelState::default()
-        },
+        tunnel: healthy_tunnel(),
         agent: AgentObservation {
             address: "127.0.0.1:5051".to_owned(),
             answer: Ok(AgentReport {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use overlay_config::AgentConfig;
-use overlay_linux::dataplane::{self, Dataplane, DataplaneError, Problem};
+use overlay_linux::dataplane::{self, Dataplane, DataplaneError, Obstacles, Problem};
+use overlay_linux::firewall::foreign;
 use overlay_linux::source::{own_address, source_towards};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Subnet};
 use overlay_types::protocol::{AgentInfo, State, Vxlan};
@@ -40,11 +41,12 @@ pub(crate) fn observe(
     let observed = dataplane.observe(&desired)?;
     set_containers_mtu(config, &mut desired, &observed);
     let mut plan = dataplane::plan(&desired, &observed);
-    let (obstacles, suspects) = dataplane.obstacles(&desired)?;
+    let Obstacles { problems, of_containers, suspects } = dataplane.obstacles(&desired)?;
+    let of_containers = of_containers.into_iter().map(Problem::Interference);
     // Missing objects are the cause of wrong ways.
     let is_complete = plan.operations.is_empty();
     let is_cause = |problem: &Problem| is_complete || !matches!(problem, Problem::Detour(_));
-    plan.problems.extend(obstacles.into_iter().filter(is_cause));
+    plan.problems.extend(problems.into_iter().filter(is_cause).chain(of_containers));
     let collisions = match source {
         DesiredSource::Assignments | DesiredSource::MasterNetwork => {
             collisions(&desired, &routes, &addresses)
@@ -52,7 +54,18 @@ pub(crate) fn observe(
         DesiredSource::Kernel | DesiredSource::Defaults => Vec::new(),
     };
     let unroutable = unroutable(&observed);
-    Ok(TunnelState { desired, source, observed, plan, suspects, collisions, addresses, unroutable })
+    let uplinks = foreign::underlay_devices(&desired);
+    Ok(TunnelState {
+        desired,
+        source,
+        observed,
+        plan,
+        suspects,
+        collisions,
+        addresses,
+        uplinks,
+        unroutable,
+    })
 }
 
 /// Returns the agent in the master's state that has an address of this host.

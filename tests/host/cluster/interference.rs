@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Cluster;
 use super::container::Container;
@@ -302,15 +302,15 @@ impl Pair {
         health["status"] == "ok" && health["dataplane"]["status"] == "ok"
     }
 
-    /// Returns whether `doctor` names a fault.
     /// Returns whether the doctor names the fault, by itself or as the agent's report.
     fn doctor_names(&self, parts: &[&str]) -> bool {
         let host = self.cluster.host(1);
         let config = host.daemon.path("agent.json").display().to_string();
         let arguments = ["doctor", "--config", &config, "--agent", "10.0.0.1:5051"];
         let findings = run_doctor_in(host.namespace(), &arguments).findings;
-        let texts = findings.iter().filter_map(|finding| finding["what"].as_str());
-        let texts = texts.collect::<Vec<_>>().join("\n");
+        let fields =
+            |finding: &Value| [&finding["what"], &finding["command"]].map(Value::to_string);
+        let texts = findings.iter().flat_map(fields).collect::<Vec<_>>().join("\n");
         parts.iter().all(|part| texts.contains(part))
     }
 
@@ -457,7 +457,11 @@ fn full_table_of_tracked_flows_is_named() {
 
 /// Objects of other programs on healthy hosts: Docker, firewalld, a VPN, a BGP router, Cilium,
 /// Kubernetes.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 15] = [
+    // The agent's address on a second device, which carries no packets.
+    "ip link add second0 type dummy && ip addr add 10.0.0.1/32 dev second0 && \
+     ip link set second0 up",
+    "ip link add down0 type bridge && ip link set second0 master down0",
     "ip link add br9 type bridge && ip link set br9 up && ip link set eth0 master br9",
     "ip link delete br9 && sysctl -qw net.bridge.bridge-nf-call-iptables=1",
     "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",

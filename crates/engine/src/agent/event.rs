@@ -200,8 +200,9 @@ pub struct Programmed {
     pub warnings: Option<Vec<String>>,
     /// The MTU of the underlay, if it is known.
     pub underlay_mtu: Option<UnderlayMtu>,
-    /// The containers that keep another MTU than the desired one, one sentence for each bridge.
-    pub kept_mtus: Vec<String>,
+    /// The containers that keep another MTU than the desired one, or that another program cut off,
+    /// one sentence for each bridge.
+    pub container_problems: Vec<String>,
 }
 
 /// The rules of the firewall after a job.

@@ -126,12 +126,15 @@ fn kept_mtu_is_named_and_overlay_stays_ok() {
     };
     assert_eq!(world.handle(applied(1, Some(note.clone()))), [REPORT]);
     assert_eq!(world.acknowledge(), NOTHING);
-    let kept_mtus = vec!["1 container with an MTU of 1400".to_owned()];
-    let result = Programmed { kept_mtus: kept_mtus.clone(), ..programmed(Some((1500, true))) };
+    let container_problems = vec!["1 container with an MTU of 1400".to_owned()];
+    let result = Programmed {
+        container_problems: container_problems.clone(),
+        ..programmed(Some((1500, true)))
+    };
     world.finish_program_with(3, result);
     let health = world.health();
     assert_eq!(health.status, Condition::Degraded);
-    assert_eq!(health.problems, [kept_mtus[0].clone(), note]);
+    assert_eq!(health.problems, [container_problems[0].clone(), note]);
     assert_eq!(health.networks[0].status, "ok");
 }
 

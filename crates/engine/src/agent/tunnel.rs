@@ -105,8 +105,9 @@ pub(super) struct Tunnel {
     warnings: Vec<String>,
     /// Collisions of overlays that are in use.
     late_collisions: BTreeSet<String>,
-    /// The containers that keep another MTU than the desired one, one sentence for each bridge.
-    kept_mtus: Vec<String>,
+    /// The containers that keep another MTU than the desired one, or that another program cut off,
+    /// one sentence for each bridge.
+    container_problems: Vec<String>,
     last_repair: Option<Repair>,
     /// The desired state of the last program job.
     programmed: Option<Arc<Desired>>,
@@ -165,7 +166,7 @@ impl Tunnel {
             peers_left_out: 0,
             warnings: Vec::new(),
             late_collisions: BTreeSet::new(),
-            kept_mtus: Vec::new(),
+            container_problems: Vec::new(),
             last_repair: None,
             programmed: None,
             firewall: None,
@@ -370,7 +371,7 @@ impl Tunnel {
             }
             self.warnings = warnings;
         }
-        self.set_kept_mtus(result.kept_mtus);
+        self.set_container_problems(result.container_problems);
         self.suspects = result.suspects;
         if result.firewall.is_some() {
             self.firewall = result.firewall;
@@ -410,12 +411,14 @@ impl Tunnel {
         self.peers_left_out = peers_left_out;
     }
 
-    /// Replaces the containers that keep their MTU, and logs the new ones.
-    fn set_kept_mtus(&mut self, kept: Vec<String>) {
-        for sentence in kept.iter().filter(|sentence| !self.kept_mtus.contains(sentence)) {
+    /// Replaces the problems of single containers, and logs the new ones.
+    fn set_container_problems(&mut self, problems: Vec<String>) {
+        for sentence in
+            problems.iter().filter(|sentence| !self.container_problems.contains(sentence))
+        {
             log::warn!("{sentence}");
         }
-        self.kept_mtus = kept;
+        self.container_problems = problems;
     }
 
     /// Returns whether every object with a fault still has one.
@@ -484,11 +487,11 @@ impl Tunnel {
         self.peers_left_out
     }
 
-    /// Returns the faults, the warnings, the collisions of overlays in use, and the containers that
-    /// keep their MTU, one sentence each.
+    /// Returns the faults, the warnings, the collisions of overlays in use, and the problems of single
+    /// containers, one sentence each.
     pub(super) fn problems(&self) -> impl Iterator<Item = &String> {
         let faults = self.faults.iter().map(|fault| &fault.reason);
-        faults.chain(&self.warnings).chain(&self.late_collisions).chain(&self.kept_mtus)
+        faults.chain(&self.warnings).chain(&self.late_collisions).chain(&self.container_problems)
     }
 
     /// Returns what may drop packets, one sentence each.

@@ -46,19 +46,19 @@ pub use self::change::plan_change;
 pub use self::containers::ContainerPorts;
 pub use self::error::{DataplaneError, Failure};
 use self::interference::Ports;
-pub use self::interference::{Interference, Remedy};
+pub use self::interference::{Impact, Interference, Remedy};
 pub use self::link_builder::{LinkBuilder, LinkBuilderError};
 pub use self::monitor::{KernelEvent, Monitor, Watch};
 pub use self::mtu::MtuProblem;
 pub use self::observe::Bridge;
 use self::observe::Indices;
-pub use self::path::{Detour, PolicyRule, Way, uplinks_to_peers};
+pub use self::path::{Detour, PolicyRule, Way};
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
 pub use self::state::{
     BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, Port, RouteKey, State,
 };
-pub use self::underlay::Underlay;
+pub use self::underlay::{Underlay, uplinks_to_peers};
 pub use self::vrf::VrfMember;
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
@@ -81,10 +81,21 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// The MTU of the underlay, if it is known.
     pub underlay_mtu: Option<UnderlayMtu>,
-    /// The containers that keep another MTU, one sentence for each bridge.
-    pub kept_mtus: Vec<String>,
+    /// The containers that keep another MTU or are cut off, one sentence for each bridge.
+    pub container_problems: Vec<String>,
     /// Objects of other programs that may drop packets. Packets pass them on most hosts, so they
     /// matter only if packets are lost.
+    pub suspects: Vec<Interference>,
+}
+
+/// What drops packets of the overlays although the kernel has the desired state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Obstacles {
+    /// What drops packets of the overlays.
+    pub problems: Vec<Problem>,
+    /// Objects of other programs that cut off single containers.
+    pub of_containers: Vec<Interference>,
+    /// Objects of other programs that may drop packets.
     pub suspects: Vec<Interference>,
 }
 
@@ -131,8 +142,7 @@ pub struct Dataplane {
     /// The ports of the bridges at earlier observations.
     ports: Ports,
     /// The objects of other programs in the way of packets, at the last verification.
-    obstacles: Vec<Problem>,
-    suspects: Vec<Interference>,
+    obstacles: Obstacles,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -159,8 +169,7 @@ impl Dataplane {
             uplinks: BTreeSet::new(),
             cache: None,
             ports: Ports::default(),
-            obstacles: Vec::new(),
-            suspects: Vec::new(),
+            obstacles: Obstacles::default(),
         })
     }
 
@@ -228,8 +237,7 @@ impl Dataplane {
                 break;
             }
         }
-        let (obstacles, suspects) = self.obstacles(desired)?;
-        (self.obstacles, self.suspects) = (obstacles, suspects);
+        self.obstacles = self.obstacles(desired)?;
         self.add_obstacles(&mut report);
         Ok(report)
     }
@@ -249,21 +257,19 @@ impl Dataplane {
 
     /// Adds the obstacles of the last verification: a change of the desired state ends none.
     fn add_obstacles(&self, report: &mut Report) {
-        report.problems.extend(self.obstacles.iter().cloned());
-        report.suspects.clone_from(&self.suspects);
+        let Obstacles { problems, of_containers, suspects } = &self.obstacles;
+        report.problems.extend(problems.iter().cloned());
+        report.container_problems.extend(of_containers.iter().map(ToString::to_string));
+        report.suspects.clone_from(suspects);
     }
 
     /// Returns what drops packets of the overlays although the kernel has the desired state: ways of
-    /// packets that are wrong, and objects of other programs. The second list has the objects that
-    /// may drop packets. Call this after [`Self::observe`]. Needs no privilege, but without
-    /// `CAP_NET_ADMIN` IPsec policies are left out.
+    /// packets that are wrong, and objects of other programs. Call this after [`Self::observe`].
+    /// Needs no privilege, but without `CAP_NET_ADMIN` IPsec policies are left out.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub fn obstacles(
-        &mut self,
-        desired: &Desired,
-    ) -> Result<(Vec<Problem>, Vec<Interference>), DataplaneError> {
+    pub fn obstacles(&mut self, desired: &Desired) -> Result<Obstacles, DataplaneError> {
         let found = interference::interferences(
             &mut self.netlink,
             desired,
@@ -272,16 +278,25 @@ impl Dataplane {
             &mut self.ports,
         );
         let found = found.map_err(DataplaneError::Read)?;
-        let (certain, suspects): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|interference| interference.is_certain);
+        let mut obstacles = Obstacles::default();
+        let removes_routes = found.iter().any(|interference| {
+            interference.impact == Impact::Overlays && interference.removes_routes
+        });
+        for interference in found {
+            match interference.impact {
+                Impact::Possible => obstacles.suspects.push(interference),
+                Impact::SomeContainers => obstacles.of_containers.push(interference),
+                Impact::Overlays => obstacles.problems.push(Problem::Interference(interference)),
+            }
+        }
         let mut detours = self.detours(desired)?;
-        if certain.iter().any(|interference| interference.removes_routes) {
+        if removes_routes {
             // The interference is the cause.
             detours.retain(|detour| !matches!(detour.found, Way::Dropped(_)));
         }
         let detours = detours.into_iter().map(|detour| Problem::Detour(Box::new(detour)));
-        let certain = certain.into_iter().map(Problem::Interference);
-        Ok((certain.chain(detours).collect(), suspects))
+        obstacles.problems.extend(detours);
+        Ok(obstacles)
     }
 
     /// Returns the ways of packets of containers that are wrong although the kernel has the desired
@@ -308,8 +323,7 @@ impl Dataplane {
     pub fn update(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
         let mut report = Report::default();
         if desired.vxlan_devices.is_empty() {
-            self.obstacles.clear();
-            self.suspects.clear();
+            self.obstacles = Obstacles::default();
         }
         match self.cache.take() {
             Some(cache) if covers(&cache.observed, desired) => {
@@ -348,7 +362,7 @@ impl Dataplane {
         report.failures = result.failures;
         report.problems = plan.problems;
         report.underlay_mtu = observed.underlay_mtu(desired);
-        report.kept_mtus = observed.kept_mtus(desired);
+        report.container_problems = observed.kept_mtus(desired);
         if result.is_stale {
             return true;
         }

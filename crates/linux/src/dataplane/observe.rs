@@ -41,8 +41,8 @@ pub(super) struct Indices {
     pub(super) all_bridges: BTreeSet<u32>,
     /// Our VXLAN devices and the bridges of the overlays that belong to a VRF.
     pub(super) vrf_members: BTreeMap<DeviceName, VrfMember>,
-    /// The devices that have the underlay addresses.
-    pub(super) underlays: BTreeMap<IpAddr, u32>,
+    /// The devices that have the underlay addresses. Several devices may have the same address.
+    pub(super) underlays: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// All devices of the host.
     pub(super) links: Vec<HostLink>,
 }
@@ -147,7 +147,7 @@ pub(super) fn observe(
     for (index, address) in &addresses {
         let own = address.address();
         if desired.vxlan_devices.iter().any(|local| local.underlay == own) {
-            indices.underlays.insert(own, *index);
+            indices.underlays.entry(own).or_default().insert(*index);
         }
     }
     for (name, &index) in &indices.vxlan {

@@ -9,7 +9,6 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{DeviceName, Family, Subnet};
 use overlay_types::advice::Command;
 use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets};
@@ -22,8 +21,8 @@ use super::observe::Indices;
 use super::policy_rules::{LOOPBACK, Packet, Rule, TableRoute, decider, routes_to, rules};
 use super::socket::Netlink;
 use super::uapi::{
-    NLM_F_REQUEST, RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_MARK, RTA_MULTIPATH, RTA_OIF, RTA_SRC,
-    RTA_TABLE, RTM_F_FIB_MATCH, RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
+    NLM_F_REQUEST, RT_TABLE_MAIN, RTA_DST, RTA_IIF, RTA_MARK, RTA_OIF, RTA_SRC, RTA_TABLE,
+    RTM_F_LOOKUP_TABLE, RTM_GETROUTE,
 };
 use super::vrf::VrfMember;
 
@@ -202,7 +201,7 @@ pub(super) fn probes<'a>(
 }
 
 /// Returns at most `max` items: the first, the last, and some in between at equal distances.
-fn spread<T: Copy>(items: &[T], max: usize) -> impl Iterator<Item = T> {
+pub(super) fn spread<T: Copy>(items: &[T], max: usize) -> impl Iterator<Item = T> {
     let count = items.len().min(max);
     let last = count.saturating_sub(1).max(1);
     (0..count).map(move |number| items[number * (items.len() - 1) / last])
@@ -266,54 +265,6 @@ pub(super) fn route_of(
         }
         (index, table)
     })
-}
-
-/// Returns for each underlay address the device through which this host reaches a few peers.
-/// Addresses whose peers are reached through several devices are absent.
-///
-/// # Errors
-/// When the kernel refuses a netlink socket, or does not answer.
-pub fn uplinks_to_peers(desired: &Desired) -> io::Result<BTreeMap<IpAddr, String>> {
-    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
-    let own: Vec<_> = desired.vxlan_devices.iter().map(|local| local.underlay).collect();
-    let peers = desired.peers.iter().flat_map(BTreeMap::keys).copied();
-    let peers: Vec<_> = peers.filter(|peer| !own.contains(peer)).collect();
-    let mut uplinks = BTreeMap::new();
-    for underlay in own {
-        let of_family: Vec<_> =
-            peers.iter().copied().filter(|peer| peer.is_ipv4() == underlay.is_ipv4()).collect();
-        let mut found = BTreeSet::new();
-        for peer in spread(&of_family, PEERS_MAX) {
-            found.insert(uplink(&mut netlink, underlay, peer)?);
-        }
-        if let (1, Some(Some(index))) = (found.len(), found.first())
-            && let Ok(name) = netdevice::index_to_name(netlink.borrowed(), *index)
-        {
-            uplinks.insert(underlay, name);
-        }
-    }
-    Ok(uplinks)
-}
-
-/// Returns the only device of the route from an address of this host to a peer.
-fn uplink(netlink: &mut Netlink, from: IpAddr, to: IpAddr) -> io::Result<Option<u32>> {
-    let bits = if to.is_ipv4() { Family::V4 } else { Family::V6 }.bits();
-    let mut header = [0; 12];
-    (header[0], header[1], header[2]) = (family_of(to), bits, bits);
-    // The answer has the whole route, also if it has several next hops.
-    header[8..].copy_from_slice(&RTM_F_FIB_MATCH.to_ne_bytes());
-    let mut request = Batch::default();
-    request.begin(RTM_GETROUTE, NLM_F_REQUEST, &header);
-    request.address(RTA_DST, to);
-    request.address(RTA_SRC, from);
-    let found = netlink.ask(&mut request, |answer| {
-        let of = |wanted| attributes(answer.body, 12).find(|(kind, _)| *kind == wanted);
-        match of(RTA_MULTIPATH) {
-            Some(_) => None,
-            None => of(RTA_OIF).and_then(|(_, index)| u32_at(index, 0)),
-        }
-    })?;
-    Ok(found.ok().flatten())
 }
 
 /// Returns the device that leads to the rest of the world, if there is one.

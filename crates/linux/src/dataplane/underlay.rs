@@ -8,13 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
+use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{Family, InterfaceAddress, Mtu, Subnet};
 use overlay_types::tunnel::{Desired, Peer};
 use rustix::io::Errno;
+use rustix::net::netdevice;
 
 use super::PROTOCOL;
 use super::message::{Batch, attributes, family_of, u16_at, u32_at};
 use super::observe::{HostLink, Route};
+use super::path::{PEERS_MAX, spread};
 use super::plan::Observed;
 use super::socket::Netlink;
 use super::uapi::{
@@ -245,6 +248,35 @@ fn next_hops(
     request.address(RTA_DST, to);
     request.address(RTA_SRC, own);
     netlink.ask(&mut request, |answer| hops_of(answer.body))
+}
+
+/// Returns for each underlay address the device through which this host reaches a few peers.
+/// Addresses whose peers are reached through several devices are absent.
+///
+/// # Errors
+/// When the kernel refuses a netlink socket, or does not answer.
+pub fn uplinks_to_peers(desired: &Desired) -> io::Result<BTreeMap<IpAddr, String>> {
+    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    let own: BTreeSet<_> = desired.vxlan_devices.iter().map(|local| local.underlay).collect();
+    let peers = desired.peers.iter().flat_map(BTreeMap::keys).copied();
+    let peers: Vec<_> = peers.filter(|peer| !own.contains(peer)).collect();
+    let mut uplinks = BTreeMap::new();
+    for underlay in own {
+        let is_v4 = underlay.is_ipv4();
+        let of_family: Vec<_> =
+            peers.iter().copied().filter(|peer| peer.is_ipv4() == is_v4).collect();
+        let mut indices = BTreeSet::new();
+        for peer in spread(&of_family, PEERS_MAX) {
+            let hops = next_hops(&mut netlink, underlay, peer)?.unwrap_or_default();
+            indices.extend(hops.iter().map(|hop| hop.index));
+        }
+        if let (1, Some(index)) = (indices.len(), indices.first())
+            && let Ok(name) = netdevice::index_to_name(netlink.borrowed(), *index)
+        {
+            uplinks.insert(underlay, name);
+        }
+    }
+    Ok(uplinks)
 }
 
 /// Parses the next hops of a unicast route.

@@ -14,7 +14,7 @@ use super::super::path::{PEERS_MAX, probes};
 use super::super::policy_rules::is_unsupported;
 use super::super::socket::Netlink;
 use super::super::uapi::{AF_INET, AF_INET6, XFRM_MSG_GETPOLICY, XFRMA_TMPL};
-use super::{Interference, Remedy, Scene};
+use super::{Impact, Interference, Remedy, Scene};
 
 /// Directions of a policy, from `linux/xfrm.h`.
 const IN: u8 = 0;
@@ -201,7 +201,11 @@ fn interference(packet: &Packet, policy: &Policy) -> Interference {
              Libreswan; {} lists the policies",
             Command::show_ipsec_policies(destination.family())
         )),
-        is_certain: *is_block && policy.is_for_all(packet),
+        impact: if *is_block && policy.is_for_all(packet) {
+            Impact::Overlays
+        } else {
+            Impact::Possible
+        },
         removes_routes: false,
     }
 }

@@ -15,6 +15,7 @@ mod traffic_control;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use overlay_types::addr::{DeviceName, Subnet};
 use overlay_types::advice::Command;
@@ -33,10 +34,21 @@ pub struct Interference {
     pub cause: String,
     /// How to let the packets pass.
     pub remedy: Remedy,
-    /// Whether packets are dropped in any case.
-    pub is_certain: bool,
+    /// What it does to packets.
+    pub impact: Impact,
     /// Whether packets have no route because of it.
     pub removes_routes: bool,
+}
+
+/// What an object of another program does to packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Impact {
+    /// It may drop packets. Packets pass such objects on most hosts.
+    Possible,
+    /// It drops the packets of single containers. The other containers of the overlay are reached.
+    SomeContainers,
+    /// It drops packets of the overlays.
+    Overlays,
 }
 
 /// How to let the packets pass.
@@ -76,6 +88,12 @@ impl<'a> Scene<'a> {
         self.indices.links.iter().find(|link| link.index == index)
     }
 
+    /// Returns the devices that have an address of this host in the underlay.
+    fn underlay_links(&self, underlay: IpAddr) -> impl Iterator<Item = &'a HostLink> {
+        let indices = self.indices.underlays.get(&underlay).into_iter().flatten();
+        indices.filter_map(|index| self.link(*index))
+    }
+
     /// Returns the existing bridges of the overlays, with their devices.
     fn bridges(&self) -> impl Iterator<Item = (&'a OverlayBridge, &'a HostLink)> {
         let existing =
@@ -92,11 +110,9 @@ impl<'a> Scene<'a> {
         let mut known = BTreeSet::new();
         for local in &self.desired.vxlan_devices {
             let tunnel = self.indices.vxlan.get(&local.device);
-            let underlay = self.indices.underlays.get(&local.underlay);
-            for index in [tunnel, underlay].into_iter().flatten() {
-                if let Some(link) = self.link(*index)
-                    && known.insert(*index)
-                {
+            let tunnel = tunnel.and_then(|index| self.link(*index));
+            for link in tunnel.into_iter().chain(self.underlay_links(local.underlay)) {
+                if known.insert(link.index) {
                     devices
                         .push(PathDevice { link, scope: FaultScope::Device(local.device.clone()) });
                 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use overlay_types::advice::Command;
-use overlay_types::tunnel::FaultScope;
+use overlay_types::tunnel::{FaultScope, VxlanDevice};
 
-use super::super::observe::{BRIDGE_KIND, read_sysctl};
+use super::super::observe::{BRIDGE_KIND, HostLink, read_sysctl};
 use super::super::uapi::{IFF_LOWER_UP, IFF_UP};
-use super::{Interference, Remedy, Scene, scope_of};
+use super::{Impact, Interference, Remedy, Scene, scope_of};
 use crate::probe::is_probe_port;
 
 /// States of a port that forwards no packets and will not do so by itself, from
@@ -67,7 +67,7 @@ impl Ports {
                     with_others(port, lost.len())
                 ),
                 remedy: Remedy::Run(Command::return_port(port, name)),
-                is_certain: true,
+                impact: Impact::SomeContainers,
                 removes_routes: false,
             }));
             found.extend(closed.first().map(|(port, is_up)| {
@@ -83,7 +83,7 @@ impl Ports {
                         "port {others} of bridge {name} {cause}: the container behind it is cut off"
                     ),
                     remedy: Remedy::Run(command),
-                    is_certain: true,
+                    impact: Impact::SomeContainers,
                     removes_routes: false,
                 }
             }));
@@ -120,36 +120,50 @@ fn with_others(first: &str, count: usize) -> String {
 pub(super) fn captured_devices(scene: &Scene<'_>) -> Vec<Interference> {
     let mut found = Vec::new();
     for local in &scene.desired.vxlan_devices {
-        let underlay = scene.indices.underlays.get(&local.underlay);
-        let Some(link) = underlay.and_then(|index| scene.link(*index)) else { continue };
-        let Some(master) = link.master.and_then(|index| scene.link(index)) else { continue };
-        if !CAPTURING_KINDS.contains(&master.kind.as_str()) {
-            continue;
+        let owners: Vec<_> = scene.underlay_links(local.underlay).collect();
+        for link in &owners {
+            let master = link.master.and_then(|index| scene.link(index));
+            if let Some(master) = master.filter(|master| captures(master)) {
+                let mut captured = captured_device(local, link, master);
+                // The packets may arrive at another device with the address.
+                if owners.len() > 1 {
+                    captured.impact = Impact::Possible;
+                }
+                found.push(captured);
+            }
         }
-        let (name, kind, own) = (&master.name, &master.kind, local.underlay);
-        // A bridge that is up passes packets to the host, unless the route back to their source,
-        // which leads through the port, is required to lead through the bridge.
-        let is_down = !has(master.flags, IFF_UP);
-        let is_strict = own.is_ipv4() && has_strict_rp_filter(name);
-        let effect = match (is_down, is_strict) {
-            (true, _) => ", which is down: this host gets none of its packets",
-            (_, true) => ", whose strict rp_filter drops its packets",
-            _ => ", which takes its packets",
-        };
-        let port = &link.name;
-        found.push(Interference {
-            scope: FaultScope::Device(local.device.clone()),
-            cause: format!(
-                "{port} has the agent's address {own}, and is a port of {kind} {name}{effect}"
-            ),
-            remedy: Remedy::Advice(format!(
-                "move the address to {name}, or let the owner of {name} release {port}"
-            )),
-            is_certain: is_down || is_strict,
-            removes_routes: false,
-        });
     }
     found
+}
+
+fn captures(master: &HostLink) -> bool {
+    CAPTURING_KINDS.contains(&master.kind.as_str())
+}
+
+/// Describes a device with an underlay address that `master` has captured.
+fn captured_device(local: &VxlanDevice, link: &HostLink, master: &HostLink) -> Interference {
+    let (name, kind, own) = (&master.name, &master.kind, local.underlay);
+    // A bridge that is up passes packets to the host, unless the route back to their source, which
+    // leads through the port, is required to lead through the bridge.
+    let is_down = !has(master.flags, IFF_UP);
+    let is_strict = own.is_ipv4() && has_strict_rp_filter(name);
+    let effect = match (is_down, is_strict) {
+        (true, _) => ", which is down: this host gets none of its packets",
+        (_, true) => ", whose strict rp_filter drops its packets",
+        _ => ", which takes its packets",
+    };
+    let port = &link.name;
+    Interference {
+        scope: FaultScope::Device(local.device.clone()),
+        cause: format!(
+            "{port} has the agent's address {own}, and is a port of {kind} {name}{effect}"
+        ),
+        remedy: Remedy::Advice(format!(
+            "move the address to {name}, or let the owner of {name} release {port}"
+        )),
+        impact: if is_down || is_strict { Impact::Overlays } else { Impact::Possible },
+        removes_routes: false,
+    }
 }
 
 /// Returns whether a device accepts packets only if the route back leads through it. The kernel uses

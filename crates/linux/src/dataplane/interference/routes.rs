@@ -19,7 +19,7 @@ use super::super::uapi::{
     AF_INET, AF_INET6, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTA_TABLE, RTM_GETROUTE, RTN_BLACKHOLE,
     RTN_PROHIBIT, RTN_UNREACHABLE,
 };
-use super::{Interference, Remedy, Scene};
+use super::{Impact, Interference, Remedy, Scene};
 
 /// The kinds of routes without a destination.
 const DEAD_ENDS: [(u8, &str); 3] =
@@ -98,7 +98,7 @@ fn missing_rules(scene: &Scene<'_>, family: Family, rules: &[Rule]) -> Vec<Inter
              removed the rule, and packets have no route"
         ),
         remedy: Remedy::Run(Command::restore_policy_rule(family, *priority, name)),
-        is_certain: true,
+        impact: Impact::Overlays,
         removes_routes: true,
     });
     missing.collect()
@@ -150,7 +150,7 @@ fn dead_end(
             "find the program that made it with {}, and remove it there",
             Command::show_routes(subnet)
         )),
-        is_certain: true,
+        impact: Impact::Overlays,
         removes_routes: true,
     };
     let peers = scene.desired.peers.iter().flatten();
@@ -234,34 +234,36 @@ fn marked(
                 rule.text
             ),
             remedy: remedy_of_mark(probe.subnet, rule),
-            is_certain: false,
+            impact: Impact::Possible,
             removes_routes: false,
         }));
     }
     Ok(None)
 }
 
-/// Returns the first peer that has no route in the underlay, or whose packets leave through another
-/// device than the one with the agent's address.
+/// Returns the first peer that has no route in the underlay, or whose packets leave through a device
+/// without the agent's address. An address of the loopback device belongs to no other device.
 fn underlay(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Interference>> {
     let peers = scene.desired.peers.iter().flat_map(BTreeMap::keys);
     for agent in peers.take(PEERS_MAX).copied() {
         let Some(local) = scene.local(agent) else { continue };
-        let own = scene.indices.underlays.get(&local.underlay).copied();
-        let Some(link) = own.and_then(|index| scene.link(index)).filter(|link| link.name != "lo")
+        let owners: Vec<_> = scene.underlay_links(local.underlay).collect();
+        let Some(link) = owners.first().filter(|_| owners.iter().all(|link| !link.is_loopback))
         else {
             continue;
         };
+        let is_own = |index| owners.iter().any(|link| Some(link.index) == index);
         let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
-        let (way, is_certain) = match route_of(netlink, &lookup)? {
-            Ok((index, _)) if index == own => continue,
-            Ok((index, table)) => {
-                (Way::Through { device: index.map(|index| scene.name(Some(index))), table }, false)
-            }
-            Err(errno) => (Way::Dropped(errno), true),
+        let (way, impact) = match route_of(netlink, &lookup)? {
+            Ok((index, _)) if is_own(index) => continue,
+            Ok((index, table)) => (
+                Way::Through { device: index.map(|index| scene.name(Some(index))), table },
+                Impact::Possible,
+            ),
+            Err(errno) => (Way::Dropped(errno), Impact::Overlays),
         };
         return Ok(Some(Interference {
-            scope: if is_certain {
+            scope: if impact == Impact::Overlays {
                 FaultScope::Device(local.device.clone())
             } else {
                 scene.first_device()
@@ -274,7 +276,7 @@ fn underlay(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Inter
                 "see {} and which program made that route, such as a VPN",
                 Command::show_route_to(agent)
             )),
-            is_certain,
+            impact,
             removes_routes: false,
         }));
     }

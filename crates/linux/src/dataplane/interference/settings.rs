@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 
 use overlay_types::addr::Mac;
 use overlay_types::advice::Command;
-use overlay_types::tunnel::FaultScope;
+use overlay_types::tunnel::{FaultScope, VxlanDevice};
 
 use super::super::message::{Message, attributes, u32_at};
 use super::super::observe::{mac, neighbors, read_sysctl};
@@ -13,7 +14,7 @@ use super::super::socket::Netlink;
 use super::super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, IFF_NOARP, NDA_LLADDR, NDA_MASTER, RTM_GETNEIGH,
 };
-use super::{Interference, Remedy, Scene, scope_of};
+use super::{Impact, Interference, Remedy, Scene, scope_of};
 
 /// The value of `arp_ignore` with which the host answers no ARP request.
 const IGNORE_ALL: u32 = 8;
@@ -45,7 +46,7 @@ fn answers_to_arp(scene: &Scene<'_>) -> Vec<Interference> {
                     "bridge {name} has the flag NOARP, so containers do not find their gateway"
                 ),
                 remedy: Remedy::Run(Command::enable_arp(name)),
-                is_certain: true,
+                impact: Impact::Overlays,
                 removes_routes: false,
             });
         }
@@ -62,7 +63,7 @@ fn answers_to_arp(scene: &Scene<'_>) -> Vec<Interference> {
                      containers do not find their gateway"
                 ),
                 remedy: Remedy::Run(Command::answer_arp(device)),
-                is_certain: true,
+                impact: Impact::Overlays,
                 removes_routes: false,
             });
             break;
@@ -83,7 +84,7 @@ pub(super) fn full_table_of_flows(count: Option<u32>, max: Option<u32>) -> Optio
              new flows"
         ),
         remedy: Remedy::Run(Command::raise_conntrack_max(u64::from(max) * 2)),
-        is_certain: true,
+        impact: Impact::Overlays,
         removes_routes: false,
     })
 }
@@ -112,7 +113,7 @@ fn static_neighbors(
              is behind no port"
         ),
         remedy: Remedy::Run(Command::forget_neighbor(ip, name.as_str())),
-        is_certain: true,
+        impact: Impact::SomeContainers,
         removes_routes: false,
     }))
 }
@@ -145,23 +146,26 @@ fn macs_behind(netlink: &mut Netlink, bridge: u32) -> io::Result<BTreeSet<Mac>> 
 fn static_peers(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Interference>> {
     let Some(peers) = &scene.desired.peers else { return Ok(None) };
     for local in &scene.desired.vxlan_devices {
-        let Some(index) = scene.indices.underlays.get(&local.underlay) else { continue };
-        let Some(link) = scene.link(*index) else { continue };
         let family = if local.underlay.is_ipv4() { AF_INET } else { AF_INET6 };
-        let entries = neighbors(netlink, family, *index)?;
-        if let Some((agent, mac)) = entries.into_iter().find(|(ip, _)| peers.contains_key(ip)) {
-            let name = &link.name;
-            return Ok(Some(Interference {
-                scope: FaultScope::Device(local.device.clone()),
-                cause: format!(
-                    "a permanent neighbor entry of {name} leads packets to agent {agent} to {mac}, \
-                     which may be another host"
-                ),
-                remedy: Remedy::Run(Command::forget_neighbor(agent, name)),
-                is_certain: false,
-                removes_routes: false,
-            }));
+        for link in scene.underlay_links(local.underlay) {
+            let mut entries = neighbors(netlink, family, link.index)?.into_iter();
+            if let Some((agent, mac)) = entries.find(|(ip, _)| peers.contains_key(ip)) {
+                return Ok(Some(static_peer(local, &link.name, agent, mac)));
+            }
         }
     }
     Ok(None)
+}
+
+fn static_peer(local: &VxlanDevice, name: &str, agent: IpAddr, mac: Mac) -> Interference {
+    Interference {
+        scope: FaultScope::Device(local.device.clone()),
+        cause: format!(
+            "a permanent neighbor entry of {name} leads packets to agent {agent} to {mac}, which \
+             may be another host"
+        ),
+        remedy: Remedy::Run(Command::forget_neighbor(agent, name)),
+        impact: Impact::Possible,
+        removes_routes: false,
+    }
 }

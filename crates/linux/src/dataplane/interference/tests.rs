@@ -5,7 +5,7 @@ use overlay_types::tunnel::FaultScope;
 use super::ipsec::policy;
 use super::settings::full_table_of_flows;
 use super::traffic_control::{discipline, filter};
-use super::{Interference, Remedy};
+use super::{Impact, Interference, Remedy};
 
 /// Returns an attribute.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -85,7 +85,7 @@ fn interference_without_command_shows_advice() {
         scope: FaultScope::Host,
         cause: "a cause".to_owned(),
         remedy: Remedy::Advice("an advice".to_owned()),
-        is_certain: true,
+        impact: Impact::Overlays,
         removes_routes: false,
     };
     assert_eq!(interference.to_string(), "a cause: an advice");

@@ -9,7 +9,7 @@ use super::super::message::{Message, attributes, text, u32_at};
 use super::super::policy_rules::is_unsupported;
 use super::super::socket::Netlink;
 use super::super::uapi::{RTM_GETQDISC, RTM_GETTFILTER, TCA_KIND, TCA_OPTIONS};
-use super::{Interference, PathDevice, Remedy, Scene};
+use super::{Impact, Interference, PathDevice, Remedy, Scene};
 
 /// Parent of the discipline of a device, from `linux/pkt_sched.h`.
 const TC_H_ROOT: u32 = u32::MAX;
@@ -110,7 +110,7 @@ impl Discipline {
             scope: device.scope.clone(),
             cause: format!("the queueing discipline {kind} of {name} {drops}"),
             remedy: Remedy::Run(Command::restore_discipline(name, kind)),
-            is_certain: true,
+            impact: Impact::Overlays,
             removes_routes: false,
         })
     }
@@ -169,7 +169,7 @@ fn interference_of_filters(
                 "see {}, and let the program that made them remove them",
                 Command::show_filters(name, hook)
             )),
-            is_certain: false,
+            impact: Impact::Possible,
             removes_routes: false,
         }
     })
@@ -184,7 +184,7 @@ fn xdp(device: &PathDevice<'_>, program: u32) -> Interference {
             "find the program that loaded it with {}, and remove it there",
             Command::show_device(name)
         )),
-        is_certain: false,
+        impact: Impact::Possible,
         removes_routes: false,
     }
 }
