@@ -1,4 +1,4 @@
-//! Simulates thousands of agents in one process. Each agent has its own address in 127/8 and a link
+//! Simulates thousands of agents in one process. Each agent has its own local address and a link
 //! to the master, and behaves like a real agent: it registers, reports the assigned overlays as OK,
 //! and registers again if the master does not answer.
 //!
@@ -25,8 +25,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::assignment_checker::{AssignmentChecker, Event};
 use super::libprocess::{RECEIPT, request, take_message, take_receipts};
 
-/// The address of the first agent. The other agents have the following addresses.
-const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+/// The address of the first agent of a cluster on loopback. The other agents have the following
+/// addresses.
+pub(crate) const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 
 /// The maximum of the kernel, since the master connects to all agents at once.
 const BACKLOG: u32 = 65_535;
@@ -48,6 +49,8 @@ pub(crate) type Leader = watch::Receiver<Option<SocketAddrV4>>;
 /// The simulated agents.
 pub(crate) struct Agents {
     leader: Leader,
+    /// The address of the first agent.
+    first: Ipv4Addr,
     agents: Vec<Agent>,
     /// The assignments that the agents received.
     pub(crate) checker: Mutex<AssignmentChecker>,
@@ -101,12 +104,14 @@ const fn is_alive(life: u64) -> bool {
 impl Agents {
     /// Starts `count` agents on the current runtime. They register with the leading master.
     pub(crate) fn start(leader: Leader, count: usize) -> io::Result<Arc<Self>> {
-        Self::start_on(listen()?, leader, count)
+        Self::start_on(listen()?, FIRST_ADDRESS, leader, count)
     }
 
-    /// Starts `count` agents that accept the connections of the master on `listener`.
+    /// Starts `count` agents with the addresses from `first` on, which must be local. They accept
+    /// the connections of the master on `listener`.
     pub(crate) fn start_on(
         listener: TcpListener,
+        first: Ipv4Addr,
         leader: Leader,
         count: usize,
     ) -> io::Result<Arc<Self>> {
@@ -115,7 +120,8 @@ impl Agents {
         let agent = |upid| Agent { upid, life: watch::Sender::new(0), state: Mutex::default() };
         let agents = Arc::new(Self {
             leader,
-            agents: (0..count).map_while(|index| agent_at(index, port)).map(agent).collect(),
+            first,
+            agents: (0..count).map_while(|index| agent_at(first, index, port)).map(agent).collect(),
             checker: Mutex::default(),
             alive: AtomicUsize::new(count),
             acknowledged: AtomicUsize::new(0),
@@ -431,7 +437,7 @@ impl Agents {
 
     fn index_of(&self, stream: &TcpStream) -> Option<usize> {
         let SocketAddr::V4(local) = stream.local_addr().ok()? else { return None };
-        index_at(*local.ip()).filter(|&index| index < self.agents.len())
+        index_at(self.first, *local.ip()).filter(|&index| index < self.agents.len())
     }
 
     fn report_error(&self, index: usize, error: &str) {
@@ -440,15 +446,14 @@ impl Agents {
 }
 
 /// Returns the index of the agent with this address, `None` below the first address.
-pub(crate) fn index_at(address: Ipv4Addr) -> Option<usize> {
-    let index = address.to_bits().checked_sub(FIRST_ADDRESS.to_bits())?;
-    usize::try_from(index).ok()
+pub(crate) fn index_at(first: Ipv4Addr, address: Ipv4Addr) -> Option<usize> {
+    usize::try_from(address.to_bits().checked_sub(first.to_bits())?).ok()
 }
 
 /// Returns the UPID of the agent with this index: its address and `port`.
-pub(crate) fn agent_at(index: usize, port: u16) -> Option<Upid> {
+pub(crate) fn agent_at(first: Ipv4Addr, index: usize, port: u16) -> Option<Upid> {
     let offset = u32::try_from(index).ok()?;
-    let address = Ipv4Addr::from_bits(FIRST_ADDRESS.to_bits().checked_add(offset)?);
+    let address = Ipv4Addr::from_bits(first.to_bits().checked_add(offset)?);
     Some(agent_upid(SocketAddrV4::new(address, port)))
 }
 

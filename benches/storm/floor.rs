@@ -25,7 +25,7 @@ use overlay_types::protocol::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::agents::{TrafficCounters, agent_at, allow_descriptors, index_at};
+use super::agents::{FIRST_ADDRESS, TrafficCounters, agent_at, allow_descriptors, index_at};
 use super::libprocess::{HEAD_END, RECEIPT, chunk, position, request_to_host};
 use super::master_process::NETWORK;
 
@@ -144,7 +144,10 @@ async fn accept(
     loop {
         let (link, peer) = listener.accept().await?;
         let IpAddr::V4(ip) = peer.ip() else { continue };
-        let Some(index) = index_at(ip).filter(|&index| index < messages.len()) else { continue };
+        let Some(index) = index_at(FIRST_ADDRESS, ip).filter(|&index| index < messages.len())
+        else {
+            continue;
+        };
         let messages = Arc::clone(&messages);
         tokio::spawn(async move {
             // An error is ignored here: an agent without its messages makes the storm time out.
@@ -245,7 +248,7 @@ impl Messages {
             docker_bridge: options.docker_bridge,
             underlay: options.underlay,
         };
-        let agent = agent_at(index, port)?;
+        let agent = agent_at(FIRST_ADDRESS, index, port)?;
         let master = master_upid(master);
         let bytes =
             |message| request_to_host(&master, &agent, &message, &agent.address.to_string());

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use agents::Agents;
+use agents::{Agents, FIRST_ADDRESS};
 use floor::{Floor, Traffic};
 use master_process::{MasterProcess, free_address};
 use mesos::Mesos;
@@ -268,8 +268,9 @@ fn run_floor(count: usize) -> Result<FloorRun, String> {
         let pid = floor.child.id();
         let cpu_before = cpu_time(pid)?;
         let start = now();
-        let agents = Agents::start_on(listener, watch::channel(Some(address)).1, count)
-            .map_err(|error| error.to_string())?;
+        let agents =
+            Agents::start_on(listener, FIRST_ADDRESS, watch::channel(Some(address)).1, count)
+                .map_err(|error| error.to_string())?;
         agents.all_acknowledged(STORM_TIMEOUT).await?;
         let wall = start.elapsed();
         let cpu = cpu_time(pid)? - cpu_before;

@@ -459,7 +459,7 @@ fn full_table_of_tracked_flows_is_named() {
 /// Kubernetes.
 const HARMLESS: [&str; 15] = [
     // The agent's address on a second device, which carries no packets.
-    "ip link add second0 type dummy && ip addr add 10.0.0.1/32 dev second0 && \
+    "ip link add second0 type veth peer name second1 && ip addr add 10.0.0.1/32 dev second0 && \
      ip link set second0 up",
     "ip link add down0 type bridge && ip link set second0 master down0",
     "ip link add br9 type bridge && ip link set br9 up && ip link set eth0 master br9",

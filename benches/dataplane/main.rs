@@ -5,16 +5,18 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
+mod namespace;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use overlay_linux::dataplane::{Dataplane, Report};
@@ -23,6 +25,8 @@ use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, OverlayName, Subnet
 use overlay_types::tunnel::{
     Desired, OverlayBridge, OverlaySubnets, PORT_DEFAULT, Peer, VxlanDevice,
 };
+
+use namespace::Namespace;
 
 /// Number of peers of the measured host.
 const PEERS: u32 = 5_000;
@@ -62,57 +66,6 @@ fn main() -> ExitCode {
     measure_throughput();
     measure_closing_rules();
     ExitCode::SUCCESS
-}
-
-/// A network namespace. Dropping it deletes the namespace.
-struct Namespace(String);
-
-impl Namespace {
-    fn new(name: &str) -> Self {
-        let namespace = Self(format!("mesos-overlay-bench-{}-{name}", std::process::id()));
-        run(Command::new("ip").args(["netns", "add", &namespace.0]));
-        for line in ["ip link set lo up", "sysctl -qw net.ipv6.conf.all.disable_ipv6=0"] {
-            namespace.run(line);
-        }
-        namespace.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
-        namespace
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    fn run(&self, line: &str) {
-        self.run_words(&line.split(' ').collect::<Vec<_>>());
-    }
-
-    fn run_words(&self, words: &[&str]) {
-        let namespace = format!("--net={}", self.path().display());
-        run(Command::new("nsenter").arg(namespace).arg("--").args(words));
-    }
-
-    fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let enter = || {
-                let namespace = std::fs::File::open(self.path()).expect("the namespace exists");
-                nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).expect("root may enter");
-                act()
-            };
-            let thread = std::thread::Builder::new().spawn_scoped(scope, enter);
-            thread.expect("a thread").join().expect("the thread does not panic")
-        })
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
 fn overlay() -> OverlayName {
