@@ -13,7 +13,7 @@ use super::container::Container;
 use crate::doctor::run_doctor_in;
 use crate::hosts::Underlay;
 use crate::namespace::run;
-use crate::traffic::{can_ping, now, sleep};
+use crate::traffic::{can_ping, now, poll_interval, sleep, time_factor, time_limit};
 
 /// What the agent of host 1 does.
 enum Expected {
@@ -289,10 +289,10 @@ impl Pair {
     fn measure(condition: impl Fn() -> bool) -> Option<u128> {
         let start = now();
         while !condition() {
-            if start.elapsed() > TIMEOUT {
+            if start.elapsed() > time_limit(TIMEOUT) {
                 return None;
             }
-            sleep(Duration::from_millis(10));
+            sleep(poll_interval(Duration::from_millis(10)));
         }
         Some(start.elapsed().as_millis())
     }
@@ -493,7 +493,7 @@ fn objects_of_other_programs_that_drop_nothing_are_not_named() {
         }
         third.push(container);
         // Two verifications.
-        sleep(Duration::from_millis(4500));
+        sleep(Duration::from_millis(4500) * time_factor().min(3));
         let health = pair.cluster.host(1).health();
         assert_eq!(health["problems"], json!([]), "{script}: {health}");
         assert_eq!(health["status"], "ok", "{script}: {health}");
