@@ -302,16 +302,21 @@ impl Pair {
         health["status"] == "ok" && health["dataplane"]["status"] == "ok"
     }
 
-    /// Returns whether the doctor names the fault or its remedy with these parts, by itself or as the
-    /// agent's report. A full table of flows keeps the doctor from the agent, so that it has no
-    /// report.
+    /// Returns whether the doctor names the fault and its remedy with these parts, by itself or as
+    /// the agent's report. It has no report if the agent does not answer in time, as on a slow
+    /// machine or with a full table of flows.
     fn doctor_names(&self, parts: &[&str]) -> bool {
         let host = self.cluster.host(1);
         let config = host.daemon.path("agent.json").display().to_string();
         let arguments = ["doctor", "--config", &config, "--agent", "10.0.0.1:5051"];
         let findings = run_doctor_in(host.namespace(), &arguments).findings;
-        let texts = findings.iter().flat_map(|finding| [&finding["what"], &finding["command"]]);
-        let texts = texts.filter_map(|text| text.as_str()).collect::<Vec<_>>().join("\n");
+        let mut texts = String::new();
+        for finding in &findings {
+            let [what, command] = ["what", "command"].map(|key| finding[key].as_str());
+            let _ = writeln!(texts, "{}", what.unwrap_or_default());
+            // Reports have the command between quotes.
+            let _ = writeln!(texts, "'{}'", command.unwrap_or_default());
+        }
         let is_named = parts.iter().all(|part| texts.contains(part));
         if !is_named {
             eprintln!("the doctor's findings:\n{texts}");
