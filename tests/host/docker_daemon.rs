@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
+use crate::traffic::poll_interval;
 
 const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client of the package docker.io: `PATH` may have another `docker` first.
@@ -178,7 +179,7 @@ impl Drop for DockerDaemon {
 #[expect(clippy::disallowed_methods, reason = "a test blocks its own thread only")]
 /// Sleeps between two polls. Returns the interval, which callers add to their waiting time.
 pub(crate) fn sleep_poll_interval() -> Duration {
-    let interval = Duration::from_millis(50);
+    let interval = poll_interval(Duration::from_millis(50));
     std::thread::sleep(interval);
     interval
 }

@@ -9,6 +9,7 @@ use overlay_types::tunnel::{Desired, OverlaySubnets};
 
 use crate::hosts::{Host, Hosts, Underlay};
 use crate::namespace::require_root_and_files;
+use crate::traffic::time_limit;
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 
@@ -227,7 +228,8 @@ fn flushed_rules_are_detected_and_repaired() {
             setup.host(0).namespace.inside(Monitor::open).expect("the kernel has nftables");
         for drift in drifts {
             setup.host(0).namespace.run(drift);
-            let event = monitor.take(Duration::from_secs(1), &[]).expect("monitor socket works");
+            let limit = time_limit(Duration::from_secs(1));
+            let event = monitor.take(limit, &[]).expect("monitor socket works");
             assert!(event == RulesEvent::Managed || drift.starts_with("ipset"), "{drift}");
             assert_eq!(setup.verify(0, &rules), Outcome::Repaired, "{drift}");
             assert_eq!(setup.verify(0, &rules), Outcome::Unchanged, "{drift}");

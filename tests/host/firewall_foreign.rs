@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::hosts::{Host, Hosts, Underlay};
 use crate::namespace::{Namespace, run};
-use crate::traffic::{sleep, time_factor};
+use crate::traffic::{sleep, time_factor, time_limit};
 
 /// Number of rulesets for each backend.
 const RULESETS: u64 = 40;
@@ -195,13 +195,14 @@ impl Random {
 /// Returns whether packets of both protocols arrive at the container of `to`.
 fn all_arrive(from: &Host, to: &Host) -> bool {
     let address = SocketAddr::new(to.address().into(), PORT);
+    let delay = time_limit(Duration::from_millis(20));
     from.container.inside(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
         let _ = socket.send_to(b"probe", address);
         // The packet that opens the connection is enough.
-        let _ = TcpStream::connect_timeout(&address, Duration::from_millis(20));
+        let _ = TcpStream::connect_timeout(&address, delay);
     });
-    sleep(Duration::from_millis(20));
+    sleep(delay);
     let counters = to.container.run("nft -j reset counters table ip probe");
     let counters: Value = serde_json::from_str(&counters).expect("JSON");
     let counters = counters["nftables"].as_array().expect("a list").iter();

@@ -35,6 +35,12 @@ pub(crate) fn time_limit(limit: Duration) -> Duration {
     limit * time_factor()
 }
 
+/// Returns the time between two polls on this machine. Each poll starts programs, which take
+/// processor time from the agents: polling at full speed makes a slow machine much slower.
+pub(crate) fn poll_interval(interval: Duration) -> Duration {
+    interval * time_factor().min(4)
+}
+
 /// Returns a guard that calls `end` when it is dropped.
 pub(crate) fn on_drop(end: impl FnMut()) -> impl Drop {
     struct Guard<F: FnMut()>(F);

@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Cluster;
 use super::container::Container;
 use crate::doctor::run_doctor_in;
 use crate::hosts::Underlay;
 use crate::namespace::run;
-use crate::traffic::{can_ping, now, sleep};
+use crate::traffic::{can_ping, now, poll_interval, sleep, time_factor, time_limit};
 
 /// What the agent of host 1 does.
 enum Expected {
@@ -289,10 +289,10 @@ impl Pair {
     fn measure(condition: impl Fn() -> bool) -> Option<u128> {
         let start = now();
         while !condition() {
-            if start.elapsed() > TIMEOUT {
+            if start.elapsed() > time_limit(TIMEOUT) {
                 return None;
             }
-            sleep(Duration::from_millis(10));
+            sleep(poll_interval(Duration::from_millis(10)));
         }
         Some(start.elapsed().as_millis())
     }
@@ -302,16 +302,26 @@ impl Pair {
         health["status"] == "ok" && health["dataplane"]["status"] == "ok"
     }
 
-    /// Returns whether the doctor names the fault, by itself or as the agent's report.
+    /// Returns whether the doctor names the fault and its remedy with these parts, by itself or as
+    /// the agent's report. It has no report if the agent does not answer in time, as on a slow
+    /// machine or with a full table of flows.
     fn doctor_names(&self, parts: &[&str]) -> bool {
         let host = self.cluster.host(1);
         let config = host.daemon.path("agent.json").display().to_string();
         let arguments = ["doctor", "--config", &config, "--agent", "10.0.0.1:5051"];
         let findings = run_doctor_in(host.namespace(), &arguments).findings;
-        let fields =
-            |finding: &Value| [&finding["what"], &finding["command"]].map(Value::to_string);
-        let texts = findings.iter().flat_map(fields).collect::<Vec<_>>().join("\n");
-        parts.iter().all(|part| texts.contains(part))
+        let mut texts = String::new();
+        for finding in &findings {
+            let [what, command] = ["what", "command"].map(|key| finding[key].as_str());
+            let _ = writeln!(texts, "{}", what.unwrap_or_default());
+            // Reports have the command between quotes.
+            let _ = writeln!(texts, "'{}'", command.unwrap_or_default());
+        }
+        let is_named = parts.iter().all(|part| texts.contains(part));
+        if !is_named {
+            eprintln!("the doctor's findings:\n{texts}");
+        }
+        is_named
     }
 
     /// Causes a fault. Returns the times until it is repaired, or named and gone again. Returns what
@@ -337,10 +347,13 @@ impl Pair {
                 };
                 let named = Self::measure(is_named);
                 let named = named.ok_or_else(|| format!("not named:\n{}", self.problems()))?;
-                // A container may know the MAC of its gateway from before.
+                // A container may know the MAC of its gateway from before, or from a request of the
+                // host for another address that arrives while the container asks for the MAC.
                 let container = &self.containers[0].namespace;
-                container.run("ip neigh flush dev eth0");
-                let is_dead = !self.is_alive();
+                let is_dead = (0..3).any(|_| {
+                    container.run("ip neigh flush dev eth0");
+                    !self.is_alive()
+                });
                 let is_in_doctor = self.doctor_names(parts);
                 self.shell(interference.removal);
                 let gone = Self::measure(|| self.is_ok());
@@ -497,7 +510,7 @@ fn objects_of_other_programs_that_drop_nothing_are_not_named() {
         }
         third.push(container);
         // Two verifications.
-        sleep(Duration::from_millis(4500));
+        sleep(Duration::from_millis(4500) * time_factor().min(3));
         let health = pair.cluster.host(1).health();
         assert_eq!(health["problems"], json!([]), "{script}: {health}");
         assert_eq!(health["status"], "ok", "{script}: {health}");

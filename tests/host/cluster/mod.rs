@@ -36,6 +36,7 @@ use crate::docker_daemon::{DOCKER, DockerDaemon, TIMEOUT, sleep_poll_interval};
 use crate::hosts::{Underlay, connect_to_switch, switch};
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
 use crate::process::{PROGRAM, Process};
+use crate::traffic::poll_interval;
 
 /// A network with an overlay of IPv4 and IPv6, and an overlay of IPv4 only.
 const NETWORK: &str = r#"
@@ -214,7 +215,8 @@ impl Cluster {
     fn wait_for(&self, condition_name: &str, condition: impl Fn() -> bool) {
         let mut waited = Duration::ZERO;
         while !condition() {
-            assert!(waited < TIMEOUT, "timeout while waiting: {condition_name}\n{}", self.logs());
+            let limit = poll_interval(TIMEOUT);
+            assert!(waited < limit, "timeout while waiting: {condition_name}\n{}", self.logs());
             waited += sleep_poll_interval();
         }
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Cluster;
 use super::container::Container;
 use crate::hosts::Underlay;
-use crate::traffic::{can_ping, now, sleep, time_limit};
+use crate::traffic::{can_ping, now, poll_interval, sleep, time_limit};
 
 /// Rules that drop packets of the overlays, and parts of the reason that the master shows.
 struct Obstacle {
@@ -219,7 +219,7 @@ impl Pair {
             if start.elapsed() > time_limit(TIMEOUT) {
                 return Err(status);
             }
-            sleep(Duration::from_millis(10));
+            sleep(poll_interval(Duration::from_millis(10)));
         }
     }
 

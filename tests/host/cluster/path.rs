@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::Cluster;
 use super::container::Container;
 use crate::hosts::Underlay;
-use crate::traffic::{can_ping, now, sleep};
+use crate::traffic::{can_ping, now, sleep, time_limit};
 
 /// A fault: the commands that cause it, the commands that remove it, and the parts of the reason
 /// that the master shows.
@@ -122,7 +122,8 @@ impl Flow {
 fn time_until_masqueraded(flow: &Flow, cluster: &Cluster) -> Duration {
     let start = now();
     while flow.source() != Some(Underlay::V4.address(1)) {
-        assert!(start.elapsed() < Duration::from_secs(60), "{}", cluster.logs());
+        let limit = time_limit(Duration::from_secs(60));
+        assert!(start.elapsed() < limit, "{}", cluster.logs());
         sleep(Duration::from_secs(1));
     }
     start.elapsed()

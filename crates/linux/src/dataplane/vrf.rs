@@ -45,7 +45,8 @@ pub(super) fn vrf_table(data: &[u8]) -> Option<u32> {
 
 /// Records the bridges, the VXLAN devices and the devices with underlay addresses that belong to a
 /// VRF. If the host's setting gives packets of VRFs to all sockets, the routes between the VRF and
-/// the main table may be complete, so the underlay is not recorded.
+/// the main table may be complete, so the underlay is not recorded. Missing routes to the peers are a
+/// consequence of the VRF, and are no longer recorded.
 pub(super) fn add_vrf_members(
     links: &[HostLink],
     addresses: &[(u32, InterfaceAddress)],
@@ -64,15 +65,18 @@ pub(super) fn add_vrf_members(
         let is_underlay =
             |ip: &IpAddr| desired.vxlan_devices.iter().any(|local| local.underlay == *ip);
         let own = addresses.iter().filter(|(index, _)| *index == link.index);
-        let underlays = own.map(|(_, address)| address.address()).filter(is_underlay);
-        if has_underlays_apart {
-            observed.underlay_vrfs.extend(underlays.map(|ip| (ip, member.clone())));
+        for ip in own.map(|(_, address)| address.address()).filter(is_underlay) {
+            // The routes to the peers are in the table of the VRF.
+            observed.unroutable.remove(&ip);
+            if has_underlays_apart {
+                observed.underlay_vrfs.insert(ip, member.clone());
+            }
         }
     }
 }
 
 /// Returns the VRF that a device belongs to.
-fn membership(link: &HostLink, links: &[HostLink]) -> Option<VrfMember> {
+pub(super) fn membership(link: &HostLink, links: &[HostLink]) -> Option<VrfMember> {
     let master = links.iter().find(|vrf| Some(vrf.index) == link.master)?;
     let table = master.vrf_table?;
     Some(VrfMember { device: link.name.clone(), vrf: master.name.clone(), table })

@@ -11,7 +11,7 @@ use overlay_types::tunnel::{FaultScope, VxlanDevice};
 
 use super::super::PROTOCOL;
 use super::super::message::Message;
-use super::super::observe::{Route, route};
+use super::super::observe::{HostLink, Route, route};
 use super::super::path::{Lookup, PEERS_MAX, Way, probes, route_of};
 use super::super::policy_rules::{Rule, is_unsupported, rules};
 use super::super::socket::Netlink;
@@ -19,6 +19,7 @@ use super::super::uapi::{
     AF_INET, AF_INET6, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTA_TABLE, RTM_GETROUTE, RTN_BLACKHOLE,
     RTN_PROHIBIT, RTN_UNREACHABLE,
 };
+use super::super::vrf::membership;
 use super::{Impact, Interference, Remedy, Scene};
 
 /// The kinds of routes without a destination.
@@ -248,8 +249,11 @@ fn underlay(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Inter
     for agent in peers.take(PEERS_MAX).copied() {
         let Some(local) = scene.local(agent) else { continue };
         let owners: Vec<_> = scene.underlay_links(local.underlay).collect();
-        let Some(link) = owners.first().filter(|_| owners.iter().all(|link| !link.is_loopback))
-        else {
+        // A VRF has other routes, and is named by itself.
+        let is_judged = |link: &&HostLink| {
+            !link.is_loopback && membership(link, &scene.indices.links).is_none()
+        };
+        let Some(link) = owners.first().filter(|_| owners.iter().all(is_judged)) else {
             continue;
         };
         let is_own = |index| owners.iter().any(|link| Some(link.index) == index);

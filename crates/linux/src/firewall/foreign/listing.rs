@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use overlay_types::addr::Family;
@@ -66,6 +68,8 @@ pub struct SavedTables {
     pub is_default: bool,
 }
 
+/// Files of netfilter, of the network namespace of this process.
+const NETFILTER: &str = "/proc/net/netfilter";
 /// Maximum size of a listing. The evaluation needs about ten times as much memory.
 const BYTES_MAX: usize = 8 << 20;
 /// Size of a listing of sets for which it is kept for a second. Listing a set with 100,000 elements
@@ -88,10 +92,19 @@ impl SetListings {
 }
 
 /// Returns the numbers of the queues that programs read.
-fn read_queues() -> Option<BTreeSet<u16>> {
-    let text = fs::read_to_string("/proc/net/netfilter/nfnetlink_queue").ok()?;
-    let number = |line: &str| line.split_whitespace().next()?.parse().ok();
-    Some(text.lines().filter_map(number).collect())
+pub(super) fn read_queues(netfilter: &Path) -> Option<BTreeSet<u16>> {
+    match fs::read_to_string(netfilter.join("nfnetlink_queue")) {
+        Ok(text) => {
+            let number = |line: &str| line.split_whitespace().next()?.parse().ok();
+            Some(text.lines().filter_map(number).collect())
+        }
+        // The file is that of the module nfnetlink_queue, as in Debian's 6.1 and 6.12. The first
+        // program that reads a queue loads the module.
+        Err(error) if error.kind() == ErrorKind::NotFound && netfilter.is_dir() => {
+            Some(BTreeSet::new())
+        }
+        Err(_) => None,
+    }
 }
 
 /// The programs that list the tables of a family: the default, and those of one backend.
@@ -120,7 +133,8 @@ impl Listing {
 
     /// Reads the rules. `sets` has the listings of sets that were read before.
     pub(super) fn read_with(tools: &dyn Tools, sets: &mut SetListings, now: Instant) -> Self {
-        let mut listing = Self { read_queues: read_queues(), ..Self::default() };
+        let mut listing =
+            Self { read_queues: read_queues(Path::new(NETFILTER)), ..Self::default() };
         if tools.has("nft") {
             match list_ruleset(tools) {
                 Ok(ruleset) => listing.nft = listing.bounded(ruleset, UnreadRules::Nftables),

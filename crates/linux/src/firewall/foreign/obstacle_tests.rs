@@ -4,7 +4,7 @@ use overlay_types::addr::Family;
 use overlay_types::protocol::Status;
 use overlay_types::tunnel::FaultScope;
 
-use super::listing::Listing;
+use super::listing::{Listing, read_queues};
 use super::packet::DevicesByAddress;
 use super::tests::{desired, found_in, iptables, iptables_filter, nft_table, summary};
 use super::{DropCause, obstacles};
@@ -135,6 +135,16 @@ fn queue_without_reader_drops() {
     assert_eq!(causes("-j NFQUEUE --queue-balance 0:3", Some(&[4])), unread);
     assert_eq!(causes("-j NFQUEUE --queue-balance 0:3", Some(&[3])), []);
     assert_eq!(causes("-j NFQUEUE", Some(&[])), unread);
+}
+
+#[test]
+fn queues_have_no_reader_before_their_module_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(read_queues(&dir.path().join("none")), None, "a kernel without netfilter");
+    assert_eq!(read_queues(dir.path()), Some([].into()));
+    let line = "    7   4711     0 2 65531     0     0        0  1\n";
+    std::fs::write(dir.path().join("nfnetlink_queue"), line).unwrap();
+    assert_eq!(read_queues(dir.path()), Some([7].into()));
 }
 
 #[test]
