@@ -27,7 +27,7 @@ mod usage;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -181,7 +181,7 @@ fn measure_agent(dir: &Path, peers: usize) -> Result<Cost, String> {
     let agent = AgentProcess::start(dir, RARE)?;
     agent.settle(peers)?;
     let idle = agent.cpu_percent()?;
-    let resident = Usage::of(agent.0.id())?.resident;
+    let resident = Usage::of(agent.child.id())?.resident;
     agent.check(peers)?;
     drop(agent);
     let agent = AgentProcess::start(dir, FREQUENT)?;
@@ -193,7 +193,10 @@ fn measure_agent(dir: &Path, peers: usize) -> Result<Cost, String> {
 }
 
 /// A running agent. Dropping it kills the process.
-struct AgentProcess(Child);
+struct AgentProcess {
+    child: Child,
+    log: PathBuf,
+}
 
 impl AgentProcess {
     /// Starts an agent in the network namespace of the calling thread.
@@ -204,24 +207,24 @@ impl AgentProcess {
             "cni_dir": dir.join("cni"),
             "cni_data_dir": dir.join("leases"),
             "state_dir": dir.join("agent"),
-            "host_settings": true,
+            "verify_interval": format!("{} s", verify_interval.as_secs()),
             "network_config": {
                 "allocate_subnet": true, "mesos_bridge": true, "docker_bridge": false,
-                "verify_interval": format!("{} s", verify_interval.as_secs()),
             },
         });
         let path = dir.join("agent.json");
         fs::write(&path, config.to_string()).map_err(failure)?;
-        let log = File::create(dir.join("agent.log")).map_err(failure)?;
-        Command::new(env!("CARGO_BIN_EXE_mesos-overlay"))
+        let log = dir.join("agent.log");
+        let output = File::create(&log).map_err(failure)?;
+        let child = Command::new(env!("CARGO_BIN_EXE_mesos-overlay"))
             .args(["agent", "--listen", &AGENT.to_string(), "--config"])
             .arg(path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(output)
             .spawn()
-            .map(Self)
-            .map_err(failure)
+            .map_err(failure)?;
+        Ok(Self { child, log })
     }
 
     /// Waits until the agent has programmed and probed its peers.
@@ -232,14 +235,16 @@ impl AgentProcess {
 
     /// Checks that the agent reaches all its peers that it has probed, and has no problem.
     fn check(&self, peers: usize) -> Result<(), String> {
-        let health = block_on(health())?;
+        let log = || fs::read_to_string(&self.log).unwrap_or_default();
+        let health = block_on(health()).map_err(|error| format!("{error}\n{}", log()))?;
         let (dataplane, probes) = (&health["dataplane"], &health["probes"]);
         let is_right = health["status"] == "ok"
-            && dataplane["peers"] == peers
+            // The master's table has the agent itself.
+            && dataplane["peers"] == peers + 1
             && dataplane["repairs"] == 0
             && probes["unreachable"] == 0
             && probes["reached"].as_u64().is_some_and(|reached| reached > 0);
-        if is_right { Ok(()) } else { Err(format!("the health of the agent: {health}")) }
+        if is_right { Ok(()) } else { Err(format!("the agent's health: {health}\n{}", log())) }
     }
 
     /// Measures the CPU time of the agent and its programs, in percent of a processor.
@@ -250,7 +255,7 @@ impl AgentProcess {
     }
 
     fn cpu_seconds(&self) -> Result<f64, String> {
-        let pid = self.0.id();
+        let pid = self.child.id();
         let path = format!("/proc/{pid}/stat");
         let stat = fs::read_to_string(&path).map_err(|error| format!("read {path}: {error}"))?;
         // The fields after the name: state is the first, cutime the 14th and cstime the 15th.
@@ -263,8 +268,8 @@ impl AgentProcess {
 impl Drop for AgentProcess {
     fn drop(&mut self) {
         // Both calls fail only if the process has already ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -22,6 +22,7 @@ use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::Worker;
 use super::lease_reaper::LeaseReaper;
 use super::local_masters::LocalMasters;
+use super::memory;
 use super::obstacle_thread::ObstacleThread;
 
 /// The network of this host.
@@ -34,6 +35,8 @@ pub(super) struct HostNetwork {
     lock: Option<HostLock>,
     dataplane: Option<Dataplane>,
     firewall: Option<Firewall>,
+    /// The rules of the last job, with the desired state and the options that they follow from.
+    ruleset: Option<(Arc<Desired>, firewall::Options, Ruleset)>,
     /// When nft was last asked whether it supports our rules.
     probed: Option<Instant>,
     /// Whether flows may be older than the rules about flows.
@@ -58,6 +61,7 @@ impl HostNetwork {
             lock: None,
             dataplane: None,
             firewall: None,
+            ruleset: None,
             probed: None,
             has_old_flows: false,
             settings_error: None,
@@ -192,9 +196,14 @@ impl HostNetwork {
     }
 
     /// Applies the rules of the firewall. Returns whether that succeeded.
-    fn apply_rules(&mut self, desired: &Desired, scope: Scope, result: &mut Programmed) -> bool {
+    fn apply_rules(
+        &mut self,
+        desired: &Arc<Desired>,
+        scope: Scope,
+        result: &mut Programmed,
+    ) -> bool {
         let options = self.options.rules_for(desired, &mut self.local_masters);
-        let rules = Ruleset::new(desired, &options);
+        let rules = self.ruleset(desired, &options);
         self.probe_again(desired, scope);
         let outcome = self.firewall().and_then(|firewall| {
             if scope.has_firewall() { firewall.verify(&rules) } else { firewall.update(&rules) }
@@ -216,6 +225,20 @@ impl HostNetwork {
         let checks = options.known_agents_only;
         result.firewall = self.firewall.as_ref().map(|firewall| state_of(firewall, checks));
         true
+    }
+
+    /// Returns the rules for a desired state. A verification repeats those of the last job.
+    fn ruleset(&mut self, desired: &Arc<Desired>, options: &firewall::Options) -> Ruleset {
+        match &self.ruleset {
+            Some((known, used, rules)) if Arc::ptr_eq(known, desired) && used == options => {
+                rules.clone()
+            }
+            _ => {
+                let rules = Ruleset::new(desired, options);
+                self.ruleset = Some((Arc::clone(desired), options.clone(), rules.clone()));
+                rules
+            }
+        }
     }
 
     /// Deletes the tracked flows that are older than the rules, if rules about flows were missing or
@@ -379,6 +402,9 @@ impl Worker for HostNetwork {
         let processes = self.firewall.as_mut().map(Firewall::take_processes).unwrap_or_default();
         let rules = self.listeners.take_changes(port, &processes);
         self.note_event_of_rules(rules, self.has_made_rules);
+        if scope == Scope::Everything {
+            memory::release_unused();
+        }
         result
     }
 

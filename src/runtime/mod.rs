@@ -23,6 +23,7 @@ mod inbox;
 mod lease_reaper;
 mod local_masters;
 mod master;
+mod memory;
 mod metrics;
 mod obstacle_thread;
 mod own_address;

@@ -42,7 +42,7 @@ fn partial_plan(applied: &Desired, desired: &Desired, observed: &Observed) -> Op
         return None;
     }
     // If a peer is left out, the peer that it conflicts with may be unchanged.
-    let plan = Plan { operations: difference(&new, old), problems };
+    let plan = Plan { operations: difference(&new, &old), problems };
     plan.includes_every_peer().then_some(plan)
 }
 

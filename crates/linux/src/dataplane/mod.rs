@@ -37,7 +37,7 @@ use std::sync::Arc;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{DeviceName, InterfaceAddress};
 use overlay_types::tunnel::{
-    Collision, Desired, Fault, HostAddress, HostRoute, UnderlayMtu, collisions,
+    Collision, Desired, Fault, HostAddress, HostRoute, UnderlayMtu, collisions, validate_peers,
 };
 use rustix::net::netdevice;
 
@@ -53,6 +53,7 @@ pub use self::mtu::MtuProblem;
 pub use self::observe::Bridge;
 use self::observe::Indices;
 pub use self::path::{Detour, PolicyRule, Way};
+use self::plan::ValidPeers;
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
 pub use self::state::{
@@ -141,6 +142,8 @@ pub struct Dataplane {
     cache: Option<CachedState>,
     /// The ports of the bridges at earlier observations.
     ports: Ports,
+    /// The valid peers of the desired state of the last verification.
+    valid_peers: Option<(Arc<Desired>, Arc<ValidPeers>)>,
     /// The objects of other programs in the way of packets, at the last verification.
     obstacles: Obstacles,
 }
@@ -169,6 +172,7 @@ impl Dataplane {
             uplinks: BTreeSet::new(),
             cache: None,
             ports: Ports::default(),
+            valid_peers: None,
             obstacles: Obstacles::default(),
         })
     }
@@ -340,6 +344,18 @@ impl Dataplane {
         }
     }
 
+    /// Returns the valid peers of a desired state. A verification repeats those of the last one.
+    fn valid_peers(&mut self, desired: &Arc<Desired>) -> Arc<ValidPeers> {
+        if let Some((known, peers)) = &self.valid_peers
+            && Arc::ptr_eq(known, desired)
+        {
+            return Arc::clone(peers);
+        }
+        let peers = Arc::new(validate_peers(desired));
+        self.valid_peers = Some((Arc::clone(desired), Arc::clone(&peers)));
+        peers
+    }
+
     /// Plans and applies once. Returns whether the state must be read again, because another
     /// program changed it meanwhile.
     fn reconcile(
@@ -349,7 +365,10 @@ impl Dataplane {
         report: &mut Report,
     ) -> bool {
         let CachedState { mut observed, applied } = cache;
-        let plan = plan_change(applied.as_deref(), desired, &observed);
+        let plan = match applied {
+            Some(applied) => plan_change(Some(&applied), desired, &observed),
+            None => plan::plan_of(desired, &self.valid_peers(desired), &observed),
+        };
         let applied = plan.includes_every_peer().then(|| Arc::clone(desired));
         let result = apply::apply(&mut self.netlink, &mut self.indices, plan.operations);
         for operation in &result.done {

@@ -4,6 +4,7 @@
 //! The order disturbs traffic least: first the devices, then new and changed entries, and last the
 //! removal of stale entries.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -208,9 +209,19 @@ impl Problem {
     }
 }
 
+/// The peers that are programmed, and the faults of the others.
+pub(super) type ValidPeers = (BTreeMap<IpAddr, Peer>, Vec<(IpAddr, PeerFault)>);
+
 /// Returns the desired state of the kernel, and the parts of `desired` that are impossible.
 pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Problem>) {
-    let (peers, faults) = validate_peers(desired);
+    target_of(desired, &validate_peers(desired), observed)
+}
+
+fn target_of(
+    desired: &Desired,
+    (peers, faults): &ValidPeers,
+    observed: &Observed,
+) -> (State, Vec<Problem>) {
     let mut problems = Vec::new();
     // Bridges are never removed.
     let mut state = State {
@@ -228,7 +239,7 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
                 let mut device = Device::bare(link);
                 let addresses = local.addresses();
                 device.addresses.extend(addresses.filter(|own| is_carried(own.family(), has_ipv6)));
-                add_peers(&mut device, local, desired, &peers, index == 0);
+                add_peers(&mut device, local, desired, peers, index == 0);
                 if desired.peers.is_none() {
                     keep_peers(&mut device, observed.state.devices.get(&local.device));
                 }
@@ -238,7 +249,7 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
         }
     }
     for space in &desired.spaces {
-        add_routes(&mut state, space, &peers);
+        add_routes(&mut state, space, peers);
         if desired.peers.is_none() {
             keep_routes(&mut state, space, &observed.state);
         }
@@ -249,7 +260,11 @@ pub(super) fn target(desired: &Desired, observed: &Observed) -> (State, Vec<Prob
         Problem::Unroutable { agent: *agent, underlay: *underlay, errno: *errno }
     });
     problems.extend(unroutable);
-    problems.extend(faults.into_iter().map(|(agent, fault)| Problem::Peer { agent, fault }));
+    let of_peer = |(agent, fault): &(IpAddr, PeerFault)| Problem::Peer {
+        agent: *agent,
+        fault: fault.clone(),
+    };
+    problems.extend(faults.iter().map(of_peer));
     (state, problems)
 }
 
@@ -440,13 +455,18 @@ fn keep_routes(state: &mut State, space: &OverlaySubnets, observed: &State) {
 /// Plans the operations that change the observed state into the desired state.
 #[must_use]
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
-    let (target, problems) = target(desired, observed);
-    Plan { operations: difference(&target, observed.state.clone()), problems }
+    plan_of(desired, &validate_peers(desired), observed)
+}
+
+/// Plans the operations of [`plan`] with the valid peers of `desired`.
+pub(super) fn plan_of(desired: &Desired, peers: &ValidPeers, observed: &Observed) -> Plan {
+    let (target, problems) = target_of(desired, peers, observed);
+    Plan { operations: difference(&target, &observed.state), problems }
 }
 
 /// Plans the operations that change `current` into `target`.
-pub(super) fn difference(target: &State, current: State) -> Vec<Operation> {
-    let mut steps = Steps { current, operations: Vec::new() };
+pub(super) fn difference(target: &State, current: &State) -> Vec<Operation> {
+    let mut steps = Steps { current: Cow::Borrowed(current), operations: Vec::new() };
     steps.remove_devices(target);
     for (name, desired) in &target.devices {
         steps.repair_link(name, &desired.link);
@@ -464,14 +484,15 @@ pub(super) fn difference(target: &State, current: State) -> Vec<Operation> {
 }
 
 /// The operations so far, and the state after them.
-struct Steps {
-    current: State,
+struct Steps<'a> {
+    /// Copied at the first operation: the state of thousands of peers is large.
+    current: Cow<'a, State>,
     operations: Vec<Operation>,
 }
 
-impl Steps {
+impl Steps<'_> {
     fn push(&mut self, operation: Operation) {
-        self.current.perform(&operation);
+        self.current.to_mut().perform(&operation);
         self.operations.push(operation);
     }
 

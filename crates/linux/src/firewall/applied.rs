@@ -19,9 +19,9 @@ pub(super) struct AppliedRules {
     /// The chains of iptables for the file, if they hold all rules.
     pub(super) sections: Vec<Section>,
     /// Our table without the elements of the sets.
-    table: String,
+    pub(super) table: String,
     /// Our chains of iptables, and our ipsets without their elements.
-    chains: String,
+    pub(super) chains: String,
     trust: Trust,
     /// The generation of the nftables rules at which a listing matched these rules last. `None` if
     /// only a listing shows whether the host still has them.
@@ -78,11 +78,6 @@ impl AppliedRules {
     /// Returns whether these rules were made from `rules` and the elements `kept`.
     pub(super) fn is_of(&self, rules: &Ruleset, kept: Option<&ListedElements>) -> bool {
         self.rules == *rules && self.kept.as_ref() == kept
-    }
-
-    /// Returns our table and the generation of the nftables rules at which the host has it.
-    pub(super) fn known_table(&self) -> Option<(u32, &str)> {
-        self.generation.map(|generation| (generation, &*self.table))
     }
 
     /// Returns the outcome of making the same rules again.

@@ -45,6 +45,11 @@ pub(super) fn section(family: Family, tables: &[Table]) -> Section {
 #[derive(Debug, Default)]
 pub(super) struct SavedRules(String);
 
+/// Returns whether the rules of iptables, of both families, certainly have a generation.
+pub(super) fn have_generation(tools: &dyn Tools) -> bool {
+    [Family::V4, Family::V6].iter().all(|family| tools.has_generation(Programs::of(*family).save))
+}
+
 impl SavedRules {
     /// Reads the rules. Without iptables there are none.
     ///

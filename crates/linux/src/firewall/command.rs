@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs;
 use std::time::Duration;
 
 use overlay_types::advice::Command;
@@ -150,7 +151,16 @@ pub(super) trait Tools: fmt::Debug + Send {
     fn generation(&self) -> Option<u32> {
         None
     }
+
+    /// Returns whether the rules of a program of iptables certainly are nftables rules, which have a
+    /// generation.
+    fn has_generation(&self, _program: &str) -> bool {
+        false
+    }
 }
+
+/// The program that all names of the iptables for nftables lead to (`xtables-nft(8)`).
+const IPTABLES_NFT: &str = "xtables-nft-multi";
 
 /// Maximum number of processes that are remembered. A job runs a few programs.
 const PROCESSES_MAX: usize = 256;
@@ -205,5 +215,10 @@ impl Tools for SystemTools {
 
     fn generation(&self) -> Option<u32> {
         generation::read().ok()
+    }
+
+    fn has_generation(&self, program: &str) -> bool {
+        let path = find_system_program(program).and_then(|path| fs::canonicalize(path).ok());
+        path.is_some_and(|path| path.ends_with(IPTABLES_NFT))
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct FakeState {
     /// The number of nftables transactions that changed neither `table` nor `saved`.
     pub(super) transactions: u32,
     pub(super) runs: usize,
+    /// Whether iptables makes no nftables rules.
+    pub(super) is_legacy: bool,
     /// Whether only nft is installed.
     pub(super) is_without_iptables: bool,
     /// The run that fails, and its error.
@@ -128,6 +130,10 @@ fn restored(saved: &str, input: &str) -> String {
 }
 
 impl Tools for FakeHost {
+    fn has_generation(&self, _: &str) -> bool {
+        !self.0.lock().is_legacy
+    }
+
     /// Returns a number that differs if the rules differ. Ipsets do not count.
     fn generation(&self) -> Option<u32> {
         let state = self.0.lock();

@@ -286,7 +286,7 @@ impl Firewall {
         };
         let (rules, kept) = self.with_kept_elements(format, rules)?;
         let applied = self.applied.as_ref().filter(|applied| applied.is_of(&rules, kept.as_ref()));
-        let before = self.observe(applied.and_then(AppliedRules::known_table))?;
+        let before = self.observe(applied)?;
         if before.elements.is_none()
             && applied.is_some_and(|applied| before.matches(applied, None))
             && self.file.as_ref().is_none_or(RulesFile::is_written)
@@ -509,20 +509,36 @@ impl Firewall {
         Ok(sections)
     }
 
-    /// Lists the managed rules. `known` is our table as it was listed at a generation of the nftables
-    /// rules: at that generation the table is not listed again.
+    /// Lists the managed rules. `known` are the applied rules: rules that have a generation are not
+    /// listed again at the generation at which they matched.
     ///
     /// # Errors
     /// When a program fails. A failure is never an empty listing.
-    fn observe(&self, known: Option<(u32, &str)>) -> Result<ObservedRules, FirewallError> {
+    fn observe(&self, known: Option<&AppliedRules>) -> Result<ObservedRules, FirewallError> {
         let tools = &*self.tools;
         let is_nft = self.backend == Backend::Nftables;
         let generation = if is_nft { tools.generation() } else { None };
-        let known = known.filter(|(known, _)| Some(*known) == generation);
+        let known = known.filter(|known| generation.is_some() && known.generation == generation);
         let mut table = Listing::default();
         if is_nft && known.is_none() {
             table.add_table(&table::list(tools)?);
         }
+        let chains = match known.filter(|_| chains::have_generation(tools)) {
+            Some(known) => Listing { rest: known.chains.clone(), ..Listing::default() },
+            None => self.list_chains()?,
+        };
+        let elements = if is_nft { table.elements } else { chains.elements };
+        Ok(ObservedRules {
+            generation,
+            table: known.map_or(table.rest, |known| known.table.clone()),
+            chains: chains.rest,
+            elements: known.is_none().then_some(elements),
+        })
+    }
+
+    /// Lists our chains of iptables, and our ipsets.
+    fn list_chains(&self) -> Result<Listing, FirewallError> {
+        let tools = &*self.tools;
         let mut chains = Listing::default();
         for family in [Family::V4, Family::V6] {
             let saved = SavedRules::read(tools, family)?;
@@ -532,13 +548,7 @@ impl Firewall {
         if self.backend == Backend::Iptables {
             chains.add_set(&chains::list_sets(tools)?);
         }
-        let elements = if is_nft { table.elements } else { chains.elements };
-        Ok(ObservedRules {
-            generation,
-            table: known.map_or(table.rest, |(_, text)| text.to_owned()),
-            chains: chains.rest,
-            elements: known.is_none().then_some(elements),
-        })
+        Ok(chains)
     }
 
     /// Removes all managed rules of both backends.

@@ -2,6 +2,7 @@
 //! independent of the backend: [`super::nftables`] and [`super::iptables`] write the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use overlay_types::addr::{DeviceName, Family, OverlayName, Subnet};
 use overlay_types::tunnel::{Desired, VxlanDevice};
@@ -108,7 +109,8 @@ pub(super) struct Layout {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
     pub(super) layout: Layout,
-    pub(super) elements: Elements,
+    /// The elements of the sets. They are shared, since thousands of peers have tens of thousands.
+    pub(super) elements: Arc<Elements>,
     /// Whether the elements of the existing rules are kept, because the master has not sent the
     /// list of peers. Then the rules accept no VXLAN packet if there are no existing rules.
     pub(super) keeps_elements: bool,
@@ -124,7 +126,7 @@ impl Ruleset {
         let elements = Elements::new(desired, options);
         Self {
             layout: Layout::new(desired, options, &elements),
-            elements,
+            elements: Arc::new(elements),
             keeps_elements: options.known_agents_only && desired.peers.is_none(),
         }
     }
