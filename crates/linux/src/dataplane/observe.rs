@@ -137,8 +137,8 @@ pub(super) fn observe(
         let hop = route.hop(&indices);
         // Our routes have distinct keys. A second route with the same key is foreign, so the entry
         // is recorded as wrong.
-        let hop = if observed.state.routes.contains_key(&route.key) { Hop::Elsewhere } else { hop };
-        observed.state.routes.insert(route.key, hop);
+        let known = observed.state.routes.entry(route.key);
+        known.and_modify(|hop| *hop = Hop::Elsewhere).or_insert(hop);
     }
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
     let strays = stray_ports(netlink, &links, desired);

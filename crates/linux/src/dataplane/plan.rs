@@ -324,13 +324,16 @@ fn add_peers(
 ) {
     let spaces = desired.spaces.iter().filter(|space| space.device == local.device);
     let overlays: Vec<_> = spaces.map(|space| &space.overlay).collect();
-    for (&agent, peer) in peers {
-        if is_first || peer.subnets.iter().any(|(overlay, _)| overlays.contains(&overlay)) {
-            let addresses = peer.addresses().filter(|to| to.is_ipv4() || device.link.has_ipv6);
-            device.neighbors.extend(addresses.map(|address| (address, peer.mac)));
-            device.forwards.insert(peer.mac, agent);
-        }
-    }
+    let is_own = |peer: &Peer| peer.subnets.iter().any(|(overlay, _)| overlays.contains(&overlay));
+    let has_ipv6 = device.link.has_ipv6;
+    // Collections of all entries at once are built faster than entry by entry.
+    let peers = || peers.iter().filter(|(_, peer)| is_first || is_own(peer));
+    let neighbors = peers().flat_map(|(_, peer)| {
+        let addresses = peer.addresses().filter(|to| to.is_ipv4() || has_ipv6);
+        addresses.map(|address| (address, peer.mac))
+    });
+    device.neighbors = neighbors.collect();
+    device.forwards = peers().map(|(&agent, peer)| (peer.mac, agent)).collect();
 }
 
 /// Adds the unreachable routes of an overlay, and the routes to its peers.
@@ -340,6 +343,7 @@ fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr
     state.routes.extend(whole);
     let Some(device) = state.devices.get(&space.device) else { return };
     let has_ipv6 = device.link.has_ipv6;
+    let mut routes = Vec::with_capacity(peers.len());
     for peer in peers.values() {
         for (_, subnet) in peer.subnets.iter().filter(|(overlay, _)| *overlay == space.overlay) {
             let Some(gateway) = peer.gateway(subnet) else { continue };
@@ -348,9 +352,10 @@ fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr
             }
             let metric = if gateway.is_ipv4() { 0 } else { METRIC_V6 };
             let hop = Hop::Via { device: space.device.clone(), gateway, is_onlink: true };
-            state.routes.insert(RouteKey { subnet: *subnet, metric }, hop);
+            routes.push((RouteKey { subnet: *subnet, metric }, hop));
         }
     }
+    state.routes.append(&mut routes.into_iter().collect());
 }
 
 /// Adds the bridges of an overlay that exist or that another program removed. Each has the gateway
