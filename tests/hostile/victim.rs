@@ -109,7 +109,7 @@ impl Victim {
         let begin = Instant::now();
         let reply = self.get_from(OPERATOR, "/overlay-master/health").await;
         let reply = reply.unwrap_or_else(|error| panic!("{error}: {}", self.master.log()));
-        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply:?}: {}", self.master.log());
         begin.elapsed()
     }
 

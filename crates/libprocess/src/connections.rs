@@ -4,7 +4,8 @@
 //! send nothing for hours, and treats the end of the link as the exit of its peer. So only the
 //! number of links is bounded. At a limit, the address with the most connections loses the
 //! connection that was idle for the longest time. Connections with a registration are closed last,
-//! so that idle connections do not replace a link in use. A connection of the Unix socket is never
+//! so that idle connections do not replace a link in use, and before them those whose request is
+//! being answered. A connection of the Unix socket is never
 //! closed for a connection of another client.
 
 use std::collections::hash_map::Entry as MapEntry;
@@ -63,13 +64,20 @@ struct Usage {
     last_received: AtomicU64,
     /// Whether a registration was received.
     has_registered: AtomicBool,
+    /// Whether a complete request is being answered.
+    is_answering: AtomicBool,
 }
+
+/// Whether a registration was received, whether a request is being answered, and the time of the
+/// last input.
+type Rank = (bool, bool, u64);
 
 impl Usage {
     /// Returns the rank of the connection. The lowest rank is closed first.
-    fn rank(&self) -> (bool, u64) {
+    fn rank(&self) -> Rank {
         let has_registered = self.has_registered.load(Ordering::Relaxed);
-        (has_registered, self.last_received.load(Ordering::Relaxed))
+        let is_answering = self.is_answering.load(Ordering::Relaxed);
+        (has_registered, is_answering, self.last_received.load(Ordering::Relaxed))
     }
 }
 
@@ -179,6 +187,11 @@ impl ConnectionGuard {
         self.usage.last_received.store(self.connections.now(), Ordering::Relaxed);
     }
 
+    /// Records the start or the end of the answer to a complete request.
+    pub(super) fn set_answering(&self, is_answering: bool) {
+        self.usage.is_answering.store(is_answering, Ordering::Relaxed);
+    }
+
     /// Records a registration.
     pub(super) fn registered(&self) {
         self.usage.has_registered.store(true, Ordering::Relaxed);
@@ -227,9 +240,9 @@ impl Table {
         Some(connection)
     }
 
-    fn rank(&self, number: u64) -> (bool, u64) {
+    fn rank(&self, number: u64) -> Rank {
         let connection = self.positions.get(&number).and_then(|position| self.open.get(*position));
-        connection.map_or((true, u64::MAX), |connection| connection.usage.rank())
+        connection.map_or((true, true, u64::MAX), |connection| connection.usage.rank())
     }
 
     fn longest_idle_of(&self, address: IpAddr) -> Option<u64> {
@@ -351,6 +364,23 @@ mod tests {
             let closed = fixture.connect(&format!("10.0.1.{address}:1")).await;
             assert!(closed.is_none_or(|(peer, _)| peer != "10.0.0.1:1"));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_with_request_in_answer_is_evicted_after_idle_ones() {
+        let mut fixture = Fixture::new(32, 3);
+        fixture.connect("10.0.0.1:1").await;
+        fixture.open["10.0.0.1:1"].set_answering(true);
+        for address in 1..=200 {
+            let closed = fixture.connect(&format!("10.0.1.{address}:1")).await;
+            assert!(closed.is_none_or(|(peer, _)| peer != "10.0.0.1:1"));
+        }
+        fixture.open["10.0.0.1:1"].set_answering(false);
+        let mut closed = Vec::new();
+        for address in 1..=200 {
+            closed.extend(fixture.connect(&format!("10.0.2.{address}:1")).await);
+        }
+        assert!(closed.iter().any(|(peer, _)| peer == "10.0.0.1:1"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -224,6 +224,7 @@ impl<H: Handler> Session<H> {
             Err(rejection) => return self.reject(&rejection, true),
         };
         self.activity.answering.fetch_add(1, Ordering::Relaxed);
+        self.guard.set_answering(true);
         // A separate task, because hyper drops this future when the connection breaks, and the
         // handler must not be interrupted.
         let session = Arc::clone(&self);
@@ -238,6 +239,7 @@ impl<H: Handler> Session<H> {
         })
         .await;
         self.activity.answering.fetch_sub(1, Ordering::Relaxed);
+        self.guard.set_answering(false);
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
         answered.unwrap_or_else(|error| {
             if error.is_cancelled() {
