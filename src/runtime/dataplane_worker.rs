@@ -294,6 +294,7 @@ impl HostNetwork {
         }
     }
 
+    /// Passes an event of the rules to the firewall: see [`Firewall::note_event`].
     fn note_event_of_rules(&mut self, event: RulesEvent, is_during_change: bool) {
         if let Some(firewall) = &mut self.firewall {
             firewall.note_event(event, is_during_change);

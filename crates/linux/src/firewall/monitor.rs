@@ -17,7 +17,7 @@ const GROUP: u32 = libc::NFNLGRP_NFTABLES as u32;
 /// this process reads.
 const EVENTS_MAX: usize = 65_536;
 /// Size of the kernel's receive buffer in bytes. It holds the events of our own rules, which stay in
-/// it while they are made: with 5,000 peers these are 20,000 elements, or 3 MB.
+/// it while they are made: with 5,000 peers they have about 20,000 elements.
 const KERNEL_BUFFER: usize = 32 * 1024 * 1024;
 /// Removals, from `linux/netfilter/nf_tables.h`.
 const NFT_MSG_DELTABLE: u16 = 0x0a02;
