@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use super::container_networks::ContainerNetworks;
 use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::{DataplaneThread, Job};
-use super::dataplane_worker::HostNetwork;
+use super::dataplane_worker::HostWorker;
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::own_address::{self, AddressRemedy};
 use super::probe_thread::{ProbeJob, ProbeThread};
@@ -198,7 +198,7 @@ impl AgentHost {
         } else {
             let programs = settings.tunnel.programs;
             let leases = cni.leases();
-            let create = move |wake| HostNetwork::new(dataplane.clone(), leases.clone(), wake);
+            let create = move |wake| HostWorker::new(dataplane.clone(), leases.clone(), wake);
             Some(DataplaneThread::start(create, programs, inbox.clone())?)
         };
         let has_probes = settings.tunnel.programs && settings.probe_rate > 0;

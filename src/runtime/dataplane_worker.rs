@@ -20,13 +20,13 @@ use tokio::time::Instant;
 use super::change_listeners::ChangeListeners;
 use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::Worker;
+use super::foreign_rules_thread::ForeignRulesThread;
 use super::lease_reaper::LeaseReaper;
 use super::local_masters::LocalMasters;
 use super::memory;
-use super::obstacle_thread::ObstacleThread;
 
 /// The network of this host.
-pub(super) struct HostNetwork {
+pub(super) struct HostWorker {
     options: DataplaneOptions,
     /// Readable when a job is queued.
     wake: Arc<OwnedFd>,
@@ -45,18 +45,18 @@ pub(super) struct HostNetwork {
     settings_error: Option<HostError>,
     local_masters: LocalMasters,
     /// The foreign firewall rules that drop packets of the overlays.
-    obstacles: ObstacleThread,
+    foreign_rules: ForeignRulesThread,
     /// Whether the job has made rules, and so caused events.
     has_made_rules: bool,
     leases: LeaseReaper,
     listeners: ChangeListeners,
 }
 
-impl HostNetwork {
+impl HostWorker {
     pub(super) fn new(options: DataplaneOptions, leases: Leases, wake: Arc<OwnedFd>) -> Self {
         Self {
             options,
-            obstacles: ObstacleThread::new(Arc::clone(&wake)),
+            foreign_rules: ForeignRulesThread::new(Arc::clone(&wake)),
             wake,
             lock: None,
             dataplane: None,
@@ -107,7 +107,9 @@ impl HostNetwork {
         let applied = match self.apply_kernel(desired, scope, has_rules) {
             Ok(report) => {
                 result.faults.extend(report.faults());
-                result.suspects.extend(report.suspects.iter().map(ToString::to_string));
+                result
+                    .possible_causes
+                    .extend(report.possible_causes.iter().map(ToString::to_string));
                 result.add(report.done.iter());
                 result.underlay_mtu = report.underlay_mtu;
                 let is_complete = report.is_complete();
@@ -122,7 +124,7 @@ impl HostNetwork {
         if is_removal && applied {
             self.apply_rules(desired, scope, result);
         }
-        self.report_obstacles(desired, scope, result);
+        self.report_foreign_rules(desired, scope, result);
         if scope == Scope::Everything
             && let Some(dataplane) = &mut self.dataplane
         {
@@ -137,14 +139,19 @@ impl HostNetwork {
 
     /// Reports foreign firewall rules that drop packets of the overlays. They are evaluated after
     /// the managed rules are made, since those accept packets before some foreign rules.
-    fn report_obstacles(&mut self, desired: &Arc<Desired>, scope: Scope, result: &mut Programmed) {
+    fn report_foreign_rules(
+        &mut self,
+        desired: &Arc<Desired>,
+        scope: Scope,
+        result: &mut Programmed,
+    ) {
         if desired.vxlan_devices.is_empty() {
-            self.obstacles.stop();
-        } else if scope.has_firewall() || self.obstacles.is_unknown() {
-            self.obstacles.inspect(desired);
+            self.foreign_rules.stop();
+        } else if scope.has_firewall() || self.foreign_rules.is_unknown() {
+            self.foreign_rules.inspect(desired);
         }
-        // A job of any scope reports the obstacles until they are gone.
-        result.faults.extend(self.obstacles.faults());
+        // A job of any scope reports the foreign rules until they are gone.
+        result.faults.extend(self.foreign_rules.faults());
     }
 
     /// Applies the settings of the host, or names those that the operator has to apply.
@@ -352,7 +359,7 @@ fn check_of(firewall: &Firewall) -> Option<&'static str> {
     })
 }
 
-impl Worker for HostNetwork {
+impl Worker for HostWorker {
     fn begin(&mut self) {
         // If the lock is held by another process, the first job reports that.
         if self.acquire_lock().is_ok() {
@@ -410,8 +417,8 @@ impl Worker for HostNetwork {
     }
 
     fn listen(&mut self) -> Option<Scope> {
-        // A job of any scope reports the obstacles.
-        if self.obstacles.take_news() {
+        // A job of any scope reports the foreign rules.
+        if self.foreign_rules.take_changed() {
             return Some(Scope::Change);
         }
         let changed = self.listeners.wait(&self.wake).unwrap_or_else(|error| {
@@ -421,6 +428,6 @@ impl Worker for HostNetwork {
         if changed.is_some_and(Scope::has_firewall) {
             self.note_event_of_rules(RulesEvent::Foreign, false);
         }
-        changed.or_else(|| self.obstacles.take_news().then_some(Scope::Change))
+        changed.or_else(|| self.foreign_rules.take_changed().then_some(Scope::Change))
     }
 }

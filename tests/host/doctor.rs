@@ -329,7 +329,10 @@ fn host_without_agent_is_diagnosed_without_changes() {
     let arguments = ["doctor", "--probe", "--config", config.to_str().expect("a UTF-8 path")];
     let diagnosis = run_doctor_in(&host.namespace, &arguments);
     assert_eq!(diagnosis.wrong(), [""; 0]);
-    assert_eq!(diagnosis.findings_of("mtu"), ["the underlay carries packets of 1450 bytes"]);
+    assert_eq!(
+        diagnosis.findings_of("mtu"),
+        ["the tunnel carries inner packets of up to 1450 bytes"]
+    );
     assert_eq!(diagnosis.findings_of("forwarding"), ["net.ipv4.ip_forward is 0"]);
     assert_eq!(diagnosis.findings_of("firewall"), ["the firewall backend is nftables"]);
     assert!(

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use overlay_linux::dataplane::{
-    Detour, Hop, MARK, METRIC_UNALLOCATED, Operation, PROTOCOL, Problem, Remedy, RouteKey,
+    Detour, Hop, Impact, MARK, METRIC_UNALLOCATED, Operation, PROTOCOL, Problem, Remedy, RouteKey,
 };
 use overlay_types::addr::DeviceName;
 use overlay_types::advice::{Command, RouteTarget};
@@ -28,7 +28,7 @@ pub(crate) fn dataplane(observation: &Observation) -> Vec<Finding> {
     }
     let problems = tunnel.plan.problems.iter();
     let mut findings: Vec<_> =
-        problems.filter_map(|problem| obstacle(problem, &tunnel.desired)).collect();
+        problems.filter_map(|problem| problem_finding(problem, &tunnel.desired)).collect();
     findings.extend(detours(&tunnel.plan.problems));
     let operations = tunnel.plan.operations.iter();
     let missing: Vec<_> = operations
@@ -66,7 +66,7 @@ const fn is_compared(source: DesiredSource, operation: &Operation) -> bool {
 }
 
 /// Returns the finding for a problem of the plan that concerns a device or a peer.
-fn obstacle(problem: &Problem, desired: &Desired) -> Option<Finding> {
+fn problem_finding(problem: &Problem, desired: &Desired) -> Option<Finding> {
     let explanation = "the agent does not change foreign devices, and creates no tunnel";
     let owner = |device: &str| {
         let show = Command::show_device(device);
@@ -102,13 +102,21 @@ fn obstacle(problem: &Problem, desired: &Desired) -> Option<Finding> {
         Problem::UnderlayInVrf { device, member, .. } => {
             let summary = format!("the underlay does not carry VXLAN packets: {member}");
             let finding = Finding::wrong(CHECK, summary, "the tunnels use no route of the VRF");
-            let command = Command::release_underlay_from_vrf(&member.device);
-            let advice = "or set 'underlay' to an address outside of the VRF";
             let finding = finding.about(Topic::UnderlayRoute).on(Object::device(device));
-            finding.with_command(command).with_advice(advice)
+            finding.with_advice(format!(
+                "set 'underlay' to an address outside of the VRF; if nothing else uses the VRF \
+                 through {}, run {}, instead",
+                member.device,
+                Command::release_underlay_from_vrf(&member.device)
+            ))
         }
         Problem::Interference(interference) => {
-            let explanation = "packets of the overlays are lost";
+            let explanation = match interference.impact {
+                Impact::SomeContainers => {
+                    "packets of these containers are lost, and the overlay reaches its others"
+                }
+                Impact::Overlays | Impact::Possible => "packets of the overlays are lost",
+            };
             let finding = Finding::wrong(CHECK, &interference.cause, explanation);
             let finding = finding
                 .about(Topic::Interference)

@@ -155,7 +155,7 @@ pub struct TunnelState {
     /// The changes from the observed to the desired state, and the problems.
     pub plan: dataplane::Plan,
     /// Objects of other programs that may drop packets.
-    pub suspects: Vec<dataplane::Interference>,
+    pub possible_causes: Vec<dataplane::Interference>,
     /// Networks of the host that overlap the overlays.
     pub collisions: Vec<Collision>,
     /// The host's addresses.

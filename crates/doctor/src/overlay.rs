@@ -218,7 +218,7 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
     let mut known_max = None;
     for local in &tunnel.desired.vxlan_devices {
         let VxlanDevice { device, underlay, .. } = local;
-        let Some(way) = tunnel.observed.underlays.get(underlay) else {
+        let Some(path) = tunnel.observed.underlays.get(underlay) else {
             if tunnel.source != DesiredSource::Defaults {
                 findings.push(
                     Finding::wrong(
@@ -235,21 +235,21 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
             }
             continue;
         };
-        if !way.others.is_empty() {
-            let (others, chosen) = (way.others.join(", "), &way.device);
+        if !path.others.is_empty() {
+            let (others, chosen) = (path.others.join(", "), &path.device);
             let summary = format!(
                 "{others} has the address {underlay} too: the MTU is that of {chosen}, {}",
-                if way.is_routed { "which leads to the peers" } else { "until a peer is known" }
+                if path.is_routed { "which leads to the peers" } else { "until a peer is known" }
             );
             findings.push(Finding::note(CHECK, summary));
         }
-        let max = way.mtu.bytes().saturating_sub(local.overhead());
+        let max = path.mtu.bytes().saturating_sub(local.overhead());
         known_max.get_or_insert(max);
         if let Some(mtu) = device_mtu(observation, local).filter(|mtu| mtu.bytes() > max) {
             let finding = Finding::wrong(
                 CHECK,
                 format!(
-                    "device {device} has an MTU of {mtu}, and the underlay carries {max} ({way})"
+                    "device {device} has an MTU of {mtu}, and the underlay carries {max} ({path})"
                 ),
                 "large packets are fragmented, and many routers drop fragments",
             )
@@ -264,7 +264,9 @@ fn mtu(observation: &Observation) -> Vec<Finding> {
     findings.extend(problems.filter_map(|problem| mtu_problem(observation, problem)));
     if findings.iter().all(|finding| finding.severity < Severity::Wrong) {
         findings.push(match known_max {
-            Some(max) => Finding::ok(CHECK, format!("the underlay carries packets of {max} bytes")),
+            Some(max) => {
+                Finding::ok(CHECK, format!("the tunnel carries inner packets of up to {max} bytes"))
+            }
             None => Finding::note(CHECK, "unknown: this host has no default route"),
         });
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use overlay_config::AgentConfig;
 use overlay_linux::dataplane::{
-    self, Detour, Device, Hop, Identity, Link, MtuProblem, Operation, Problem, RouteKey, Way,
+    self, Detour, Device, Hop, Identity, Link, MtuProblem, Operation, Problem, RouteKey,
+    RouteResult,
 };
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_linux::firewall::foreign::{Listing, ListingError, SavedTables};
@@ -225,7 +226,7 @@ fn healthy_host_has_no_problem() {
             "ok       agent            the agent at 127.0.0.1:5051 has 0 overlays",
             "ok       master           master 10.0.0.9:5050 knows this agent, 10.0.0.1",
             "ok       collisions       no route or address of the host overlaps the overlays",
-            "ok       mtu              the underlay carries packets of 1450 bytes",
+            "ok       mtu              the tunnel carries inner packets of up to 1450 bytes",
             "ok       dataplane        the kernel matches the desired state of the overlays",
             "ok       peers            the kernel has a route to each of 1 peer",
         ]
@@ -653,7 +654,7 @@ fn bridge_that_is_down_is_the_only_root() {
         destination: "192.168.0.2".parse().unwrap(),
         subnet: "192.168.0.0/25".parse().unwrap(),
         whole: "192.168.0.0/17".parse().unwrap(),
-        found: Way::Through { device: Some("eth0".to_owned()), table: 254 },
+        found: RouteResult::Through { device: Some("eth0".to_owned()), table: 254 },
         rule: None,
         vrf_member: None,
     }));
@@ -990,8 +991,8 @@ fn mtu_that_does_not_fit_is_reported() {
     let advice = "if the network carries 576 bytes, raise it, which changes all traffic of eth0";
     assert_eq!(text, lines("wrong", "mtu", summary, &[("do", advice)]));
     let text = findings_after(|observation| {
-        let way = observation.tunnel.observed.underlays.values_mut().next().unwrap();
-        way.others.push("eth1".to_owned());
+        let path = observation.tunnel.observed.underlays.values_mut().next().unwrap();
+        path.others.push("eth1".to_owned());
     });
     let summary = "eth1 has the address 10.0.0.1 too: the MTU is that of eth0, which leads to the \
                    peers";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use overlay_config::AgentConfig;
-use overlay_linux::dataplane::{self, Dataplane, DataplaneError, Obstacles, Problem};
+use overlay_linux::dataplane::{self, Dataplane, DataplaneError, PathProblems, Problem};
 use overlay_linux::firewall::foreign;
 use overlay_linux::source::{own_address, source_towards};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Subnet};
@@ -41,7 +41,8 @@ pub(crate) fn observe(
     let observed = dataplane.observe(&desired)?;
     set_containers_mtu(config, &mut desired, &observed);
     let mut plan = dataplane::plan(&desired, &observed);
-    let Obstacles { problems, of_containers, suspects } = dataplane.obstacles(&desired)?;
+    let PathProblems { problems, of_containers, possible_causes } =
+        dataplane.path_problems(&desired)?;
     let of_containers = of_containers.into_iter().map(Problem::Interference);
     // Missing objects are the cause of wrong ways.
     let is_complete = plan.operations.is_empty();
@@ -60,7 +61,7 @@ pub(crate) fn observe(
         source,
         observed,
         plan,
-        suspects,
+        possible_causes,
         collisions,
         addresses,
         uplinks,

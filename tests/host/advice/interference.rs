@@ -66,7 +66,7 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "ip neigh replace 192.168.0.2 lladdr 02:00:00:00:00:99 dev m-vxlan-1 nud permanent",
-            Command::forget_neighbor(container, "m-vxlan-1"),
+            Command::remove_foreign_neighbor(container, "m-vxlan-1"),
             "ip neigh show dev m-vxlan-1 | grep -c 02:00:00:00:00:99 || true",
             "0",
         ),

@@ -142,7 +142,7 @@ fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
             agents.iter().any(|agent| !agent["unreached_peers"].is_null())
         };
         cluster.wait_for(&format!("the master shows: {cause}"), unreached);
-        assert!(master_problems(&cluster).contains("does not answer probes"));
+        assert!(master_problems(&cluster).contains("fails probes"));
         let named = start.elapsed();
         assert!(named < time_limit(Duration::from_secs(60)), "{named:?}: {cause}");
         shell(removal);

@@ -69,9 +69,9 @@ fn vrf_of_underlay_is_named_until_device_leaves() {
     host.namespace.run("ip link set mgmt up");
     host.namespace.run("ip link set eth0 master mgmt");
     let text = "VXLAN packets do not leave from 10.0.0.1: eth0 belongs to VRF mgmt (routing table 20), \
-                whose routes they do not use: set 'underlay' to an address outside of the VRF, or \
-                remove the device from it with 'ip link set eth0 nomaster', which ends the traffic of \
-                the VRF through the device";
+                whose routes they do not use: set 'underlay' to an address outside of the VRF; if \
+                nothing else uses the VRF through eth0, run 'ip link set eth0 nomaster', which ends \
+                the traffic of the VRF through the device, instead";
     assert_eq!(faults(), [text]);
     assert!(!is_alive());
     host.namespace.run("ip link set eth0 nomaster");

@@ -70,16 +70,16 @@ pub fn check(
     }
     let mut findings = findings(&probes, &counters);
     if probes.iter().any(|probe| !probe.is_healthy()) {
-        findings.extend(suspects(observation));
+        findings.extend(possible_causes(observation));
     }
     Ok(findings)
 }
 
 /// Returns the objects of other programs that may have dropped the packets.
-fn suspects(observation: &Observation) -> impl Iterator<Item = Finding> {
-    observation.tunnel.suspects.iter().map(|suspect| {
-        let finding = Finding::warning(CHECK, &suspect.cause, "this may be the cause of the loss");
-        match &suspect.remedy {
+fn possible_causes(observation: &Observation) -> impl Iterator<Item = Finding> {
+    observation.tunnel.possible_causes.iter().map(|cause| {
+        let finding = Finding::warning(CHECK, &cause.cause, "this may be the cause of the loss");
+        match &cause.remedy {
             Remedy::Run(command) => finding.with_command(command.clone()),
             Remedy::Advice(advice) => finding.with_advice(advice),
         }

@@ -188,7 +188,7 @@ pub struct Programmed {
     pub faults: Vec<Fault>,
     /// Objects of other programs that may drop packets, one sentence each. Packets pass them on most
     /// hosts, so they matter only if packets are lost.
-    pub suspects: Vec<String>,
+    pub possible_causes: Vec<String>,
     /// The rules of the firewall. `None` if the host may have no rules, or outdated rules.
     pub firewall: Option<FirewallState>,
     /// The bridges of overlays that another process removed, and that were not added again.

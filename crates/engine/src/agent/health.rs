@@ -123,8 +123,8 @@ impl Agent {
         problems.add("tunnel", self.tunnel.overdue_problem(now));
         problems.add("probes", self.probes.problems());
         if self.probes.has_problem() {
-            let suspects = self.tunnel.suspects().iter();
-            let sentences = suspects.map(|suspect| format!("possible cause: {suspect}"));
+            let possible_causes = self.tunnel.possible_causes().iter();
+            let sentences = possible_causes.map(|cause| format!("possible cause: {cause}"));
             problems.add("probes", sentences);
         }
         if self.gets_no_peers() {

@@ -96,7 +96,7 @@ pub(super) struct Tunnel {
     /// The faults of the last program job.
     faults: Vec<Fault>,
     /// What may drop packets, by the last program job.
-    suspects: Vec<String>,
+    possible_causes: Vec<String>,
     /// When the last verification after lost probes was or is due.
     loss_due: Option<Duration>,
     /// Number of peers that were left out, as a whole or in part.
@@ -161,7 +161,7 @@ impl Tunnel {
             consecutive_observations: 0,
             drift_not_before: Duration::ZERO,
             faults: Vec::new(),
-            suspects: Vec::new(),
+            possible_causes: Vec::new(),
             loss_due: None,
             peers_left_out: 0,
             warnings: Vec::new(),
@@ -372,7 +372,7 @@ impl Tunnel {
             self.warnings = warnings;
         }
         self.set_container_problems(result.container_problems);
-        self.suspects = result.suspects;
+        self.possible_causes = result.possible_causes;
         if result.firewall.is_some() {
             self.firewall = result.firewall;
         }
@@ -495,8 +495,8 @@ impl Tunnel {
     }
 
     /// Returns what may drop packets, one sentence each.
-    pub(super) fn suspects(&self) -> &[String] {
-        &self.suspects
+    pub(super) fn possible_causes(&self) -> &[String] {
+        &self.possible_causes
     }
 
     /// Returns whether it is known that the firewall has no agents of earlier rules.

@@ -52,7 +52,7 @@ pub use self::monitor::{KernelEvent, Monitor, Watch};
 pub use self::mtu::MtuProblem;
 pub use self::observe::Bridge;
 use self::observe::Indices;
-pub use self::path::{Detour, PolicyRule, Way};
+pub use self::path::{Detour, PolicyRule, RouteResult};
 use self::plan::ValidPeers;
 pub use self::plan::{METRIC_UNALLOCATED, Observed, Plan, Problem, plan};
 use self::socket::Netlink;
@@ -86,18 +86,18 @@ pub struct Report {
     pub container_problems: Vec<String>,
     /// Objects of other programs that may drop packets. Packets pass them on most hosts, so they
     /// matter only if packets are lost.
-    pub suspects: Vec<Interference>,
+    pub possible_causes: Vec<Interference>,
 }
 
 /// What drops packets of the overlays although the kernel has the desired state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Obstacles {
+pub struct PathProblems {
     /// What drops packets of the overlays.
     pub problems: Vec<Problem>,
     /// Objects of other programs that cut off single containers.
     pub of_containers: Vec<Interference>,
     /// Objects of other programs that may drop packets.
-    pub suspects: Vec<Interference>,
+    pub possible_causes: Vec<Interference>,
 }
 
 impl Report {
@@ -145,7 +145,7 @@ pub struct Dataplane {
     /// The valid peers of the desired state of the last verification.
     valid_peers: Option<(Arc<Desired>, Arc<ValidPeers>)>,
     /// The objects of other programs in the way of packets, at the last verification.
-    obstacles: Obstacles,
+    path_problems: PathProblems,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -173,7 +173,7 @@ impl Dataplane {
             cache: None,
             ports: Ports::default(),
             valid_peers: None,
-            obstacles: Obstacles::default(),
+            path_problems: PathProblems::default(),
         })
     }
 
@@ -241,8 +241,8 @@ impl Dataplane {
                 break;
             }
         }
-        self.obstacles = self.obstacles(desired)?;
-        self.add_obstacles(&mut report);
+        self.path_problems = self.path_problems(desired)?;
+        self.add_path_problems(&mut report);
         Ok(report)
     }
 
@@ -259,12 +259,12 @@ impl Dataplane {
         Ok(observed.map_err(DataplaneError::Read)?.underlay_mtu(desired))
     }
 
-    /// Adds the obstacles of the last verification: a change of the desired state ends none.
-    fn add_obstacles(&self, report: &mut Report) {
-        let Obstacles { problems, of_containers, suspects } = &self.obstacles;
+    /// Adds the path_problems of the last verification: a change of the desired state ends none.
+    fn add_path_problems(&self, report: &mut Report) {
+        let PathProblems { problems, of_containers, possible_causes } = &self.path_problems;
         report.problems.extend(problems.iter().cloned());
         report.container_problems.extend(of_containers.iter().map(ToString::to_string));
-        report.suspects.clone_from(suspects);
+        report.possible_causes.clone_from(possible_causes);
     }
 
     /// Returns what drops packets of the overlays although the kernel has the desired state: ways of
@@ -273,7 +273,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub fn obstacles(&mut self, desired: &Desired) -> Result<Obstacles, DataplaneError> {
+    pub fn path_problems(&mut self, desired: &Desired) -> Result<PathProblems, DataplaneError> {
         let found = interference::interferences(
             &mut self.netlink,
             desired,
@@ -282,25 +282,27 @@ impl Dataplane {
             &mut self.ports,
         );
         let found = found.map_err(DataplaneError::Read)?;
-        let mut obstacles = Obstacles::default();
+        let mut path_problems = PathProblems::default();
         let removes_routes = found.iter().any(|interference| {
             interference.impact == Impact::Overlays && interference.removes_routes
         });
         for interference in found {
             match interference.impact {
-                Impact::Possible => obstacles.suspects.push(interference),
-                Impact::SomeContainers => obstacles.of_containers.push(interference),
-                Impact::Overlays => obstacles.problems.push(Problem::Interference(interference)),
+                Impact::Possible => path_problems.possible_causes.push(interference),
+                Impact::SomeContainers => path_problems.of_containers.push(interference),
+                Impact::Overlays => {
+                    path_problems.problems.push(Problem::Interference(interference))
+                }
             }
         }
         let mut detours = self.detours(desired)?;
         if removes_routes {
             // The interference is the cause.
-            detours.retain(|detour| !matches!(detour.found, Way::Dropped(_)));
+            detours.retain(|detour| !matches!(detour.found, RouteResult::Dropped(_)));
         }
         let detours = detours.into_iter().map(|detour| Problem::Detour(Box::new(detour)));
-        obstacles.problems.extend(detours);
-        Ok(obstacles)
+        path_problems.problems.extend(detours);
+        Ok(path_problems)
     }
 
     /// Returns the ways of packets of containers that are wrong although the kernel has the desired
@@ -327,7 +329,7 @@ impl Dataplane {
     pub fn update(&mut self, desired: &Arc<Desired>) -> Result<Report, DataplaneError> {
         let mut report = Report::default();
         if desired.vxlan_devices.is_empty() {
-            self.obstacles = Obstacles::default();
+            self.path_problems = PathProblems::default();
         }
         match self.cache.take() {
             Some(cache) if covers(&cache.observed, desired) => {
@@ -336,7 +338,7 @@ impl Dataplane {
                     report = self.verify(desired)?;
                     report.done.splice(0..0, done);
                 } else {
-                    self.add_obstacles(&mut report);
+                    self.add_path_problems(&mut report);
                 }
                 Ok(report)
             }

@@ -38,7 +38,7 @@ pub enum MtuProblem {
     #[error(
         "{} an MTU of {}, and {family} overlays need {least}: if the network carries {least} \
          bytes, raise it, which changes all traffic of {}{}",
-        way(.underlay),
+        describe_limit(.underlay),
         .underlay.mtu,
         .underlay.device,
         if *.family == Family::V6 { "; otherwise remove subnet6 of the overlay" } else { "" }
@@ -110,7 +110,7 @@ impl MtuProblem {
 }
 
 /// Names what determines the MTU of the underlay.
-fn way(underlay: &Underlay) -> String {
+fn describe_limit(underlay: &Underlay) -> String {
     let device = &underlay.device;
     match underlay.limited_route {
         Some(peer) => format!("the route to {peer} through {device} has"),
@@ -120,7 +120,7 @@ fn way(underlay: &Underlay) -> String {
 
 impl fmt::Display for Underlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} an MTU of {}", way(self), self.mtu)
+        write!(f, "{} an MTU of {}", describe_limit(self), self.mtu)
     }
 }
 

@@ -25,7 +25,7 @@ use super::uapi::{
     RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
     RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
-use super::underlay::{self, HostNetwork};
+use super::underlay::{self, RoutingSnapshot};
 use super::vrf::{VRF_KIND, VrfMember, add_vrf_members, vrf_table};
 use super::{MARK, PROTOCOL};
 use crate::probe::is_probe_port;
@@ -131,15 +131,9 @@ pub(super) fn observe(
     }
     let (own, foreign): (Vec<_>, Vec<_>) =
         all_routes.into_iter().partition(|route| route.protocol == PROTOCOL);
-    let host = HostNetwork { links: &links, addresses: &addresses, routes: &foreign };
+    let host = RoutingSnapshot { links: &links, addresses: &addresses, routes: &foreign };
     underlay::observe(netlink, &host, desired, &mut observed)?;
-    for route in own {
-        let hop = route.hop(&indices);
-        // Our routes have distinct keys. A second route with the same key is foreign, so the entry
-        // is recorded as wrong.
-        let known = observed.state.routes.entry(route.key);
-        known.and_modify(|hop| *hop = Hop::Elsewhere).or_insert(hop);
-    }
+    observed.state.routes = by_key(own.into_iter().map(|route| (route.key, route.hop(&indices))));
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
     let strays = stray_ports(netlink, &links, desired);
     memory.update(&links, strays, desired, &mut observed.state);
@@ -154,20 +148,36 @@ pub(super) fn observe(
         let Some(device) = observed.state.devices.get_mut(name) else { continue };
         let own = addresses.iter().filter(|(owner, _)| *owner == index);
         device.addresses.extend(own.map(|(_, address)| *address));
-        for family in [AF_INET, AF_INET6] {
-            device.neighbors.extend(neighbors(netlink, family, index)?);
-        }
+        // A collection of all entries at once is built faster than entry by entry.
+        let mut all_neighbors = neighbors(netlink, AF_INET, index)?;
+        all_neighbors.append(&mut neighbors(netlink, AF_INET6, index)?);
+        device.neighbors = all_neighbors.into_iter().collect();
         device.forwards = forwards(netlink, index)?;
     }
     indices.links = links;
     Ok((observed, indices))
 }
 
+/// Returns our routes by their keys, which are distinct. A second route with the same key is foreign,
+/// so the entry is recorded as wrong.
+fn by_key(routes: impl Iterator<Item = (RouteKey, Hop)>) -> BTreeMap<RouteKey, Hop> {
+    let mut routes: Vec<_> = routes.collect();
+    routes.sort_by_key(|(key, _)| *key);
+    routes.dedup_by(|(second, _), (first, hop)| {
+        let is_second = second == first;
+        if is_second {
+            *hop = Hop::Elsewhere;
+        }
+        is_second
+    });
+    routes.into_iter().collect()
+}
+
 /// Reads the underlay only.
 pub(super) fn observe_underlay(netlink: &mut Netlink, desired: &Desired) -> io::Result<Observed> {
     let (links, addresses) = (links(netlink)?, addresses(netlink)?);
     let mut observed = Observed::default();
-    let host = HostNetwork { links: &links, addresses: &addresses, routes: &[] };
+    let host = RoutingSnapshot { links: &links, addresses: &addresses, routes: &[] };
     underlay::observe(netlink, &host, desired, &mut observed)?;
     Ok(observed)
 }
@@ -642,4 +652,18 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
     }
     let key = RouteKey { subnet: Subnet::containing(to, prefix)?, metric };
     Some(Route { key, protocol, index, gateway, kind, flags: u32_at(body, 8)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_route_with_the_same_key_is_recorded_as_wrong() {
+        let key = |subnet: &str| RouteKey { subnet: subnet.parse().unwrap(), metric: 0 };
+        let (one, other) = (key("192.0.2.0/25"), key("192.0.2.128/25"));
+        let routes = [other, one, other].map(|key| (key, Hop::Unreachable));
+        let expected = [(one, Hop::Unreachable), (other, Hop::Elsewhere)];
+        assert_eq!(by_key(routes.into_iter()), BTreeMap::from(expected));
+    }
 }

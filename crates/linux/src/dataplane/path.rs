@@ -30,7 +30,7 @@ use super::vrf::VrfMember;
 pub(super) const PEERS_MAX: usize = 4;
 
 /// A packet of a container, and the device that it must leave through.
-pub(super) struct Probe<'a> {
+pub(super) struct RouteSample<'a> {
     pub(super) from: &'a DeviceName,
     pub(super) to: &'a DeviceName,
     pub(super) source: IpAddr,
@@ -51,7 +51,7 @@ pub(super) struct Lookup {
     pub(super) mark: u32,
 }
 
-/// A difference between the way of a container's packets and the right way.
+/// A difference between the path of a container's packets and the right path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detour {
     /// The device that the packets enter through.
@@ -67,7 +67,7 @@ pub struct Detour {
     /// All addresses of the overlay, in the family of the destination.
     pub whole: Subnet,
     /// What the kernel does with the packets.
-    pub found: Way,
+    pub found: RouteResult,
     /// The policy rule that decides about the packets, unless it is one that every host has.
     pub rule: Option<Box<PolicyRule>>,
     /// The device of the two that belongs to a VRF, which is the cause then.
@@ -85,7 +85,7 @@ pub struct PolicyRule {
 
 /// What the kernel does with packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum RouteResult {
     /// The packets leave through a device, or arrive at the host if there is none.
     Through {
         /// The device.
@@ -104,30 +104,30 @@ pub(super) fn detours(
     indices: &Indices,
     bridges: &BTreeSet<DeviceName>,
 ) -> io::Result<Vec<Detour>> {
-    let mut found: Vec<(Detour, Probe<'_>)> = Vec::new();
-    for probe in desired.spaces.iter().flat_map(|space| probes(desired, space, bridges)) {
-        let (Some(from), Some(to)) = (indices.get(probe.from), indices.get(probe.to)) else {
+    let mut found: Vec<(Detour, RouteSample<'_>)> = Vec::new();
+    for sample in desired.spaces.iter().flat_map(|space| route_samples(desired, space, bridges)) {
+        let (Some(from), Some(to)) = (indices.get(sample.from), indices.get(sample.to)) else {
             continue;
         };
-        let Probe { source, destination, .. } = probe;
+        let RouteSample { source, destination, .. } = sample;
         let lookup = Lookup { source, destination, input: Some(from), mark: 0 };
-        let way = match route_of(netlink, &lookup)? {
+        let result = match route_of(netlink, &lookup)? {
             Ok((device, _)) if device == Some(to) => continue,
             Ok((index, table)) => {
                 let name = |index| netdevice::index_to_name(netlink.borrowed(), index).ok();
-                Way::Through { device: index.and_then(name), table }
+                RouteResult::Through { device: index.and_then(name), table }
             }
-            Err(errno) => Way::Dropped(errno),
+            Err(errno) => RouteResult::Dropped(errno),
         };
         // The detour of another peer has the same cause.
         let is_known = |(other, _): &(Detour, _)| {
-            (&other.from, &other.to, &other.found) == (probe.from, probe.to, &way)
+            (&other.from, &other.to, &other.found) == (sample.from, sample.to, &result)
         };
         if !found.iter().any(is_known) {
-            let mut detour = Detour::new(&probe, way);
-            let mut devices = [probe.from, probe.to].into_iter();
+            let mut detour = Detour::new(&sample, result);
+            let mut devices = [sample.from, sample.to].into_iter();
             detour.vrf_member = devices.find_map(|device| indices.vrf_member(device));
-            found.push((detour, probe));
+            found.push((detour, sample));
         }
     }
     add_rules(netlink, &mut found)?;
@@ -135,20 +135,20 @@ pub(super) fn detours(
 }
 
 /// Adds the policy rules that cause the detours.
-fn add_rules(netlink: &mut Netlink, found: &mut [(Detour, Probe<'_>)]) -> io::Result<()> {
+fn add_rules(netlink: &mut Netlink, found: &mut [(Detour, RouteSample<'_>)]) -> io::Result<()> {
     for family in [Family::V4, Family::V6] {
-        let of_family = found.iter_mut().filter(|(_, probe)| probe.subnet.family() == family);
+        let of_family = found.iter_mut().filter(|(_, sample)| sample.subnet.family() == family);
         let mut of_family: Vec<_> = of_family.collect();
         if of_family.is_empty() {
             continue;
         }
-        let ends = of_family.iter().flat_map(|(_, probe)| [probe.source, probe.destination]);
+        let ends = of_family.iter().flat_map(|(_, sample)| [sample.source, sample.destination]);
         let ends: Vec<_> = ends.collect();
         let rules = rules(netlink, family)?;
         let routes = routes_to(netlink, family, &ends)?;
-        for (detour, probe) in &mut of_family {
+        for (detour, sample) in &mut of_family {
             if detour.vrf_member.is_none() {
-                detour.rule = cause(&rules, &routes, probe, &detour.found).map(Box::new);
+                detour.rule = cause(&rules, &routes, sample, &detour.found).map(Box::new);
             }
         }
     }
@@ -159,45 +159,45 @@ fn add_rules(netlink: &mut Netlink, found: &mut [(Detour, Probe<'_>)]) -> io::Re
 fn cause(
     rules: &[Rule],
     routes: &[TableRoute],
-    probe: &Probe<'_>,
-    found: &Way,
+    sample: &RouteSample<'_>,
+    found: &RouteResult,
 ) -> Option<PolicyRule> {
-    let Probe { from, source, destination, .. } = *probe;
+    let RouteSample { from, source, destination, .. } = *sample;
     let packet = match found {
-        // The reverse path filter looks up the way back.
-        Way::Dropped(Errno::XDEV) => {
+        // The reverse path filter looks up the path back.
+        RouteResult::Dropped(Errno::XDEV) => {
             Packet { input: LOOPBACK, source: destination, destination: source }
         }
         _ => Packet { input: from.as_str(), source, destination },
     };
     let table = match found {
-        Way::Through { table, .. } => Some(*table),
-        Way::Dropped(_) => None,
+        RouteResult::Through { table, .. } => Some(*table),
+        RouteResult::Dropped(_) => None,
     };
     let rule = decider(rules, routes, packet, table)?;
     Some(PolicyRule { priority: rule.priority, text: rule.text.clone() })
 }
 
 /// Returns the packets between each bridge of an overlay and a few peers, in both directions.
-pub(super) fn probes<'a>(
+pub(super) fn route_samples<'a>(
     desired: &'a Desired,
     space: &'a OverlaySubnets,
     bridges: &BTreeSet<DeviceName>,
-) -> Vec<Probe<'a>> {
+) -> Vec<RouteSample<'a>> {
     let peers = desired.peers.iter().flat_map(BTreeMap::values);
     let subnets = peers.flat_map(|peer| &peer.subnets);
     let subnets = subnets.filter(|(overlay, _)| *overlay == space.overlay);
-    let mut probes = Vec::new();
+    let mut samples = Vec::new();
     for family in [Family::V4, Family::V6] {
         let of_family = subnets.clone().filter(|(_, subnet)| subnet.family() == family);
         let of_family: Vec<_> = of_family.map(|(_, subnet)| *subnet).collect();
         for peer in spread(&of_family, PEERS_MAX) {
             for bridge in space.bridges.iter().filter(|bridge| bridges.contains(&bridge.device)) {
-                probes.extend(probes_of(space, bridge, peer));
+                samples.extend(samples_of(space, bridge, peer));
             }
         }
     }
-    probes
+    samples
 }
 
 /// Returns at most `max` items: the first, the last, and some in between at equal distances.
@@ -209,11 +209,11 @@ pub(super) fn spread<T: Copy>(items: &[T], max: usize) -> impl Iterator<Item = T
 
 /// Returns the packets between a bridge and the subnet of a peer. The second host address is that
 /// of a container.
-fn probes_of<'a>(
+fn samples_of<'a>(
     space: &'a OverlaySubnets,
     bridge: &'a OverlayBridge,
     peer: Subnet,
-) -> impl Iterator<Item = Probe<'a>> {
+) -> impl Iterator<Item = RouteSample<'a>> {
     let gateway = bridge.gateways.iter().find(|gateway| gateway.family() == peer.family());
     let own = gateway.and_then(|gateway| Subnet::containing(gateway.address(), gateway.prefix()));
     let ends = own.and_then(|own| Some((own, own.address_at(2)?, peer.address_at(2)?)));
@@ -222,11 +222,11 @@ fn probes_of<'a>(
         let whole = |subnet: Subnet| {
             space.whole.iter().copied().find(|whole| whole.covers(&subnet)).unwrap_or(subnet)
         };
-        let probe = |from, to, source, destination, subnet| {
+        let sample = |from, to, source, destination, subnet| {
             let whole = whole(subnet);
-            Probe { from, to, source, destination, subnet, whole }
+            RouteSample { from, to, source, destination, subnet, whole }
         };
-        [probe(bridge, tunnel, here, there, peer), probe(tunnel, bridge, there, here, own)]
+        [sample(bridge, tunnel, here, there, peer), sample(tunnel, bridge, there, here, own)]
     })
 }
 
@@ -284,8 +284,8 @@ pub(super) fn outside(netlink: &mut Netlink) -> io::Result<Option<u32>> {
 }
 
 impl Detour {
-    fn new(probe: &Probe<'_>, found: Way) -> Self {
-        let Probe { from, to, source, destination, subnet, whole } = *probe;
+    fn new(sample: &RouteSample<'_>, found: RouteResult) -> Self {
+        let RouteSample { from, to, source, destination, subnet, whole } = *sample;
         let (from, to) = (from.clone(), to.clone());
         Self { from, to, source, destination, subnet, whole, found, rule: None, vrf_member: None }
     }
@@ -331,7 +331,7 @@ impl fmt::Display for Detour {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for RouteResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Through { device: Some(device), table } => {
@@ -342,9 +342,10 @@ impl fmt::Display for Way {
             }
             Self::Dropped(Errno::XDEV) => f.write_str("are dropped by the reverse path filter"),
             Self::Dropped(Errno::ACCESS) => f.write_str("are refused by a prohibit route"),
-            Self::Dropped(Errno::INVAL) => {
-                f.write_str("are dropped by a blackhole route or for their addresses")
-            }
+            Self::Dropped(Errno::INVAL) => f.write_str(
+                "are dropped: by a blackhole route, or since the kernel refuses their source or \
+                     destination address (martian)",
+            ),
             Self::Dropped(Errno::HOSTUNREACH | Errno::NETUNREACH) => {
                 f.write_str("are dropped without a route")
             }
@@ -357,7 +358,7 @@ impl fmt::Display for Way {
 mod tests {
     use super::*;
 
-    fn detour(found: Way, rule: Option<(u32, &str)>) -> Detour {
+    fn detour(found: RouteResult, rule: Option<(u32, &str)>) -> Detour {
         let rule =
             rule.map(|(priority, text)| Box::new(PolicyRule { priority, text: text.to_owned() }));
         Detour {
@@ -373,13 +374,13 @@ mod tests {
         }
     }
 
-    fn through(table: u32) -> Way {
-        Way::Through { device: Some("eth0".to_owned()), table }
+    fn through(table: u32) -> RouteResult {
+        RouteResult::Through { device: Some("eth0".to_owned()), table }
     }
 
     #[test]
     fn detour_names_vrf_instead_of_rules() {
-        let mut dropped = detour(Way::Dropped(Errno::HOSTUNREACH), None);
+        let mut dropped = detour(RouteResult::Dropped(Errno::HOSTUNREACH), None);
         dropped.vrf_member = Some(Box::new(VrfMember {
             device: "m-vxlan-1".to_owned(),
             vrf: "blue".to_owned(),
@@ -416,7 +417,7 @@ mod tests {
 
     #[test]
     fn detour_without_rule_advises_no_change() {
-        let text = detour(Way::Dropped(Errno::HOSTUNREACH), None).to_string();
+        let text = detour(RouteResult::Dropped(Errno::HOSTUNREACH), None).to_string();
         assert!(text.contains("are dropped without a route"), "{text}");
         assert!(!text.contains("rule add"), "{text}");
         let show = "see 'ip route get 192.168.2.2 from 192.168.1.2 iif m-vxlan-1' and 'ip route show \

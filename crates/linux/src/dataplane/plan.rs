@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use itertools::{EitherOrBoth, Itertools as _};
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Subnet, Vni};
 use overlay_types::advice::Command;
 use overlay_types::tunnel::{
@@ -18,7 +19,7 @@ use rustix::io::Errno;
 
 use super::interference::Interference;
 use super::mtu::{self, MtuProblem, is_carried};
-use super::path::{Detour, Way};
+use super::path::{Detour, RouteResult};
 use super::state::{
     BridgeState, Device, Hop, Identity, Link, LostBridge, Operation, RouteKey, State,
 };
@@ -41,7 +42,7 @@ pub struct Observed {
     pub name_conflicts: BTreeMap<DeviceName, String>,
     /// Unmanaged VXLAN devices, with their VNI and UDP port.
     pub foreign_vxlans: Vec<(String, Vni, u16)>,
-    /// The ways to the peers, by this host's address in the underlay.
+    /// The paths to the peers, by this host's address in the underlay.
     pub underlays: BTreeMap<IpAddr, Underlay>,
     /// The addresses in the underlay that no device has.
     pub missing_underlays: BTreeSet<IpAddr>,
@@ -122,7 +123,7 @@ pub enum Problem {
     #[error(
         "packets from {underlay} to agent {agent} {}: see {}, and restore the route to it or the \
          default route",
-        Way::Dropped(*.errno),
+        RouteResult::Dropped(*.errno),
         Command::show_route_to(*agent)
     )]
     Unroutable {
@@ -136,7 +137,7 @@ pub enum Problem {
     /// The CNI plugin adds no container to a bridge whose first address is not the gateway's.
     #[error(
         "bridge {bridge} has the address {address} before its own {gateway}, so the CNI plugin adds \
-         no container to it: run {command}",
+         no container to it: find the owner of {address}; if nothing uses it, run {command}",
         command = Command::remove_foreign_address(bridge, *address)
     )]
     ForeignAddress {
@@ -150,7 +151,9 @@ pub enum Problem {
     /// The device with the underlay address belongs to a VRF. The device is programmed anyway.
     #[error(
         "VXLAN packets do not leave from {underlay}: {member}, whose routes they do not use: set \
-         'underlay' to an address outside of the VRF, or remove the device from it with {}",
+         'underlay' to an address outside of the VRF; if nothing else uses the VRF through {}, run \
+         {}, instead",
+        .member.device,
         Command::release_underlay_from_vrf(&.member.device)
     )]
     UnderlayInVrf {
@@ -590,32 +593,26 @@ impl Steps<'_> {
     fn add_entries(&mut self, name: &DeviceName, desired: &Device) {
         let current = &self.current.devices[name];
         let mut changes = Vec::new();
-        for (ip, mac) in &desired.neighbors {
-            if current.neighbors.get(ip) != Some(mac) {
-                changes.push(Operation::SetNeighbor(name.clone(), *ip, *mac));
-            }
+        for (ip, mac) in missing(&desired.neighbors, &current.neighbors) {
+            changes.push(Operation::SetNeighbor(name.clone(), *ip, *mac));
         }
-        for (mac, agent) in &desired.forwards {
-            if current.forwards.get(mac) != Some(agent) {
-                changes.push(Operation::SetForward(name.clone(), *mac, *agent));
-            }
+        for (mac, agent) in missing(&desired.forwards, &current.forwards) {
+            changes.push(Operation::SetForward(name.clone(), *mac, *agent));
         }
         changes.into_iter().for_each(|change| self.push(change));
     }
 
     fn repair_routes(&mut self, target: &State) {
         let mut changes = Vec::new();
-        for (key, hop) in &target.routes {
-            match self.current.routes.get(key) {
-                Some(current) if current == hop => {}
-                Some(_) => changes.push(Operation::ChangeRoute(*key, hop.clone())),
-                None => changes.push(Operation::AddRoute(*key, hop.clone())),
-            }
+        for (key, hop) in missing(&target.routes, &self.current.routes) {
+            changes.push(if self.current.routes.contains_key(key) {
+                Operation::ChangeRoute(*key, hop.clone())
+            } else {
+                Operation::AddRoute(*key, hop.clone())
+            });
         }
-        for (key, hop) in &self.current.routes {
-            if !target.routes.contains_key(key) {
-                changes.push(Operation::RemoveRoute(*key, hop.clone()));
-            }
+        for (key, hop) in stale(&self.current.routes, &target.routes) {
+            changes.push(Operation::RemoveRoute(*key, hop.clone()));
         }
         changes.into_iter().for_each(|change| self.push(change));
     }
@@ -623,18 +620,37 @@ impl Steps<'_> {
     fn remove_entries(&mut self, name: &DeviceName, desired: &Device) {
         let current = &self.current.devices[name];
         let mut changes = Vec::new();
-        for (mac, agent) in &current.forwards {
-            if !desired.forwards.contains_key(mac) {
-                changes.push(Operation::RemoveForward(name.clone(), *mac, *agent));
-            }
+        for (mac, agent) in stale(&current.forwards, &desired.forwards) {
+            changes.push(Operation::RemoveForward(name.clone(), *mac, *agent));
         }
-        for ip in current.neighbors.keys() {
-            if !desired.neighbors.contains_key(ip) {
-                changes.push(Operation::RemoveNeighbor(name.clone(), *ip));
-            }
+        for (ip, _) in stale(&current.neighbors, &desired.neighbors) {
+            changes.push(Operation::RemoveNeighbor(name.clone(), *ip));
         }
         changes.into_iter().for_each(|change| self.push(change));
     }
+}
+
+/// Returns the entries of `desired` that `current` does not have, or has with another value. Both are
+/// sorted and nearly equal, so one pass over both costs less than a search for each entry.
+fn missing<'a, K: Ord, V: PartialEq>(
+    desired: &'a BTreeMap<K, V>,
+    current: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let pairs = desired.iter().merge_join_by(current, |(one, _), (other, _)| one.cmp(other));
+    pairs.filter_map(|pair| match pair {
+        EitherOrBoth::Both((_, desired), (_, current)) if desired == current => None,
+        EitherOrBoth::Both(entry, _) | EitherOrBoth::Left(entry) => Some(entry),
+        EitherOrBoth::Right(_) => None,
+    })
+}
+
+/// Returns the entries of `current` whose keys `desired` does not have.
+fn stale<'a, K: Ord, V>(
+    current: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let pairs = current.iter().merge_join_by(desired, |(one, _), (other, _)| one.cmp(other));
+    pairs.filter_map(EitherOrBoth::just_left)
 }
 
 /// Returns the operations that enable the missing families of forwarding.

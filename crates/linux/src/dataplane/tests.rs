@@ -477,8 +477,8 @@ fn addresses_that_stop_plugin_are_removed_or_named() {
     assert_eq!(
         plan.problems[0].to_string(),
         "bridge m-o0 has the address 10.9.0.1/24 before its own 192.168.1.1/25, so the CNI plugin \
-         adds no container to it: run 'ip address delete 10.9.0.1/24 dev m-o0', which cuts off \
-         what uses 10.9.0.1/24"
+         adds no container to it: find the owner of 10.9.0.1/24; if nothing uses it, run 'ip \
+         address delete 10.9.0.1/24 dev m-o0', which cuts off what uses 10.9.0.1/24"
     );
     assert!(desired_state.is_overlay_affected(&overlay(0), &plan.problems[0].scope()));
     assert!(!desired_state.is_overlay_affected(&overlay(1), &plan.problems[0].scope()));

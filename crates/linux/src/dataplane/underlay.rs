@@ -1,4 +1,4 @@
-//! Finds the routes to the peers, and the MTU of the underlay: the least on the way to a peer. The
+//! Finds the routes to the peers, and the MTU of the underlay: the least on the path to a peer. The
 //! kernel may have the address of this host on several devices, or send through yet another one.
 //! A route may have an MTU of its own.
 //!
@@ -30,7 +30,7 @@ const LOOKUPS_MAX: usize = 32;
 /// Number of nested routes that are passed in the search for a peer of a route.
 const NESTED_MAX: usize = 64;
 
-/// The way to the peers, as far as it determines the MTU.
+/// The path to the peers, as far as it determines the MTU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Underlay {
     /// The device with the least MTU.
@@ -47,7 +47,7 @@ pub struct Underlay {
 }
 
 /// The kernel's devices, addresses and routes.
-pub(super) struct HostNetwork<'a> {
+pub(super) struct RoutingSnapshot<'a> {
     pub(super) links: &'a [HostLink],
     pub(super) addresses: &'a [(u32, InterfaceAddress)],
     /// The routes of the main table, without those of the dataplane.
@@ -65,7 +65,7 @@ struct NextHop {
 /// Records the underlay of each desired device, and the problems with it.
 pub(super) fn observe(
     netlink: &mut Netlink,
-    host: &HostNetwork<'_>,
+    host: &RoutingSnapshot<'_>,
     desired: &Desired,
     observed: &mut Observed,
 ) -> io::Result<()> {
@@ -91,10 +91,10 @@ pub(super) fn observe(
                 }
             };
             for hop in hops {
-                let Some(way) = host.way(desired, hop, peer) else { continue };
+                let Some(underlay) = host.underlay_through(desired, hop, peer) else { continue };
                 observed.underlay_indices.push(hop.index);
-                if best.as_ref().is_none_or(|best| way.mtu < best.mtu) {
-                    best = Some(way);
+                if best.as_ref().is_none_or(|best| underlay.mtu < best.mtu) {
+                    best = Some(underlay);
                 }
             }
         }
@@ -113,7 +113,7 @@ pub(super) fn observe(
     Ok(())
 }
 
-impl<'a> HostNetwork<'a> {
+impl<'a> RoutingSnapshot<'a> {
     /// Returns the devices that have an address.
     fn owners(&self, own: IpAddr) -> Vec<(&'a HostLink, InterfaceAddress)> {
         let owners = self.addresses.iter().filter(|(_, address)| address.address() == own);
@@ -126,7 +126,7 @@ impl<'a> HostNetwork<'a> {
 
     /// Returns the underlay if all packets take this hop. A hop through a VXLAN device of the agent
     /// or to this host is none.
-    fn way(&self, desired: &Desired, hop: NextHop, peer: IpAddr) -> Option<Underlay> {
+    fn underlay_through(&self, desired: &Desired, hop: NextHop, peer: IpAddr) -> Option<Underlay> {
         let link = self.link(hop.index)?;
         let is_own = desired.vxlan_devices.iter().any(|own| own.device.as_str() == link.name);
         if is_own || link.is_loopback {
@@ -148,7 +148,7 @@ impl<'a> HostNetwork<'a> {
 /// with the least MTU.
 fn connected(
     netlink: &mut Netlink,
-    host: &HostNetwork<'_>,
+    host: &RoutingSnapshot<'_>,
     owners: &[(&HostLink, InterfaceAddress)],
 ) -> io::Result<Option<Underlay>> {
     let mut chosen = owners.iter().map(|(link, _)| *link).min_by_key(|link| link.mtu);

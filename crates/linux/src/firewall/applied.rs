@@ -22,7 +22,7 @@ pub(super) struct AppliedRules {
     pub(super) table: String,
     /// Our chains of iptables, and our ipsets without their elements.
     pub(super) chains: String,
-    trust: Trust,
+    reliability: ListingReliability,
     /// The generation of the nftables rules at which a listing matched these rules last. `None` if
     /// only a listing shows whether the host still has them.
     pub(super) generation: Option<u32>,
@@ -31,7 +31,7 @@ pub(super) struct AppliedRules {
 /// Whether the listing may contain a change of another program, made between the rules and the
 /// listing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Trust {
+enum ListingReliability {
     #[default]
     Full,
     /// Another program changed managed rules.
@@ -53,13 +53,14 @@ impl AppliedRules {
     ) -> Self {
         let ObservedRules { generation, table, chains, .. } = made;
         let is_confirmed = former.is_some_and(|former| {
-            former.trust == Trust::EventsLost
+            former.reliability == ListingReliability::EventsLost
                 && former.is_of(&rules, kept.as_ref())
                 && sorted_lines(&former.table) == sorted_lines(&table)
                 && sorted_lines(&former.chains) == sorted_lines(&chains)
         });
-        let trust = if is_confirmed { Trust::Confirmed } else { Trust::Full };
-        Self { rules, kept, sections, table, chains, trust, generation }
+        let reliability =
+            if is_confirmed { ListingReliability::Confirmed } else { ListingReliability::Full };
+        Self { rules, kept, sections, table, chains, reliability, generation }
     }
 
     /// Returns these rules after a change that affects only elements of the sets.
@@ -70,7 +71,7 @@ impl AppliedRules {
             sections: self.sections.clone(),
             table: self.table.clone(),
             chains: self.chains.clone(),
-            trust: self.trust,
+            reliability: self.reliability,
             generation: None,
         }
     }
@@ -82,7 +83,11 @@ impl AppliedRules {
 
     /// Returns the outcome of making the same rules again.
     pub(super) fn outcome_if_made_again(&self) -> Outcome {
-        if self.trust == Trust::EventsLost { Outcome::Made } else { Outcome::Repaired }
+        if self.reliability == ListingReliability::EventsLost {
+            Outcome::Made
+        } else {
+            Outcome::Repaired
+        }
     }
 
     /// Notes an event: see [`Firewall::note_event`](super::Firewall::note_event).
@@ -91,9 +96,13 @@ impl AppliedRules {
             self.generation = None;
         }
         match event {
-            RulesEvent::Managed if is_during_change => self.trust = Trust::Changed,
-            RulesEvent::Lost if is_during_change && self.trust == Trust::Full => {
-                self.trust = Trust::EventsLost;
+            RulesEvent::Managed if is_during_change => {
+                self.reliability = ListingReliability::Changed
+            }
+            RulesEvent::Lost
+                if is_during_change && self.reliability == ListingReliability::Full =>
+            {
+                self.reliability = ListingReliability::EventsLost;
             }
             _ => {}
         }
@@ -128,12 +137,13 @@ impl ObservedRules {
         applied: &AppliedRules,
         elements: Option<&ListedElements>,
     ) -> bool {
-        let is_trusted = matches!(applied.trust, Trust::Full | Trust::Confirmed);
+        let is_reliable =
+            matches!(applied.reliability, ListingReliability::Full | ListingReliability::Confirmed);
         let has_elements = match (&self.elements, elements) {
             (Some(observed), Some(expected)) => observed == expected,
             _ => true,
         };
-        is_trusted && has_elements && self.table == applied.table && self.chains == applied.chains
+        is_reliable && has_elements && self.table == applied.table && self.chains == applied.chains
     }
 
     /// Returns the rules that decide by the first packet of a flow.

@@ -60,7 +60,7 @@ impl Command {
 
     /// Removes a permanent neighbor entry of another program.
     #[must_use]
-    pub fn forget_neighbor(address: IpAddr, device: &str) -> Self {
+    pub fn remove_foreign_neighbor(address: IpAddr, device: &str) -> Self {
         Self::with_effect(
             format!("{} neigh delete {address} dev {}", ip(family_of(address)), quoted(device)),
             "lets this host ask for the address again",

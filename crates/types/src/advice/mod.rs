@@ -1,8 +1,8 @@
 //! The shell commands that messages and the doctor advise.
 //!
 //! A command is run by an operator who is in a hurry, as root. So each command changes only objects
-//! of this project, or it names what else it changes, and no command takes a route, an address or a
-//! device from other users of the host. All commands are made here, and a host test runs each of
+//! of this project, or it names what else it changes. A message shows a command that takes an address
+//! or a device from another user of the host only after the condition under which it is correct. All commands are made here, and a host test runs each of
 //! them: see `tests/host/advice`. A test in `tests/tidy.rs` finds commands that are made elsewhere.
 
 mod host;

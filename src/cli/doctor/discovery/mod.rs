@@ -39,7 +39,7 @@ pub(super) struct Discovery {
 
 /// The places to search, so that tests can use others.
 #[derive(Debug)]
-struct Places {
+struct SearchPaths {
     proc: PathBuf,
     directories: Vec<PathBuf>,
 }
@@ -48,11 +48,11 @@ struct Places {
 pub(super) fn discover(flag: Option<&Path>) -> Result<Discovery, Failure> {
     let named = flag.map(|path| read_agent_config(Some(path)).map(|config| (path, config)));
     let directories = DIRECTORIES.iter().map(PathBuf::from).collect();
-    let places = Places { proc: "/proc".into(), directories };
-    Ok(places.discover(named.transpose()?))
+    let paths = SearchPaths { proc: "/proc".into(), directories };
+    Ok(paths.discover(named.transpose()?))
 }
 
-impl Places {
+impl SearchPaths {
     fn discover(&self, named: Option<(&Path, AgentConfig)>) -> Discovery {
         let (agents, problem) = ProcFiles::new(&self.proc).agents();
         let here = agents.iter().find(|agent| agent.is_here);

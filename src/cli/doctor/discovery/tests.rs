@@ -50,7 +50,7 @@ impl FakeHost {
 
     fn discover(&self) -> Discovery {
         let directories = vec![self.path("etc/mesos-overlay")];
-        Places { proc: self.path("proc"), directories }.discover(None)
+        SearchPaths { proc: self.path("proc"), directories }.discover(None)
     }
 }
 
@@ -172,7 +172,7 @@ fn broken_configuration_of_running_agent_is_a_problem() {
 #[test]
 fn missing_proc_is_a_problem() {
     let host = FakeHost::new();
-    let found = Places { proc: host.path("none"), directories: Vec::new() }.discover(None);
+    let found = SearchPaths { proc: host.path("none"), directories: Vec::new() }.discover(None);
     let problem = &found.configuration.problems[0];
     assert!(problem.starts_with("list the processes in /proc: "), "{problem}");
 }

@@ -22,7 +22,7 @@ use overlay_types::protocol::{PeerFailureCause, PeerFailures};
 use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
 
 use self::path::PeerPath;
-use self::shared_cause::{SharedCause, Streak};
+use self::shared_cause::{SharedCause, UnansweredVisits};
 use self::totals::Totals;
 use self::visit::Visit;
 use super::Counters;
@@ -43,7 +43,7 @@ const GRACE: Duration = Duration::from_secs(30);
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(300);
 /// Number of peers that are visited outside of the rounds.
-const HOT_MAX: usize = 32;
+const RETRIES_MAX: usize = 32;
 /// One in so many peers has to fail before the agent is degraded. A single dead host of a large
 /// cluster is no problem of all other hosts: the master names it.
 const DEGRADING_PART: usize = 10;
@@ -65,7 +65,7 @@ pub(super) struct Probes {
     visited: usize,
     round_start: Duration,
     /// The peers that are visited outside of the rounds, and when each is due.
-    hot: BTreeMap<IpAddr, Duration>,
+    retries: BTreeMap<IpAddr, Duration>,
     running: Option<Batch>,
     last_attempt: u64,
     /// Earliest time of the next batch.
@@ -73,15 +73,15 @@ pub(super) struct Probes {
     /// The peers with a confirmed failure.
     failing: BTreeSet<IpAddr>,
     /// The visits since the last reply of any peer, and since the last one to containers.
-    silence: Streak,
-    cut_off: Streak,
+    silence: UnansweredVisits,
+    cut_off: UnansweredVisits,
     /// The cause that all failures have in common, if it is likely here.
     shared_cause: Option<SharedCause>,
     /// Whether the failures are a problem of this agent.
     is_degraded: bool,
     totals: Totals,
     /// Why no probe can be sent.
-    obstacle: Option<String>,
+    off_reason: Option<String>,
     /// Why some probes do not take the path of containers.
     limitation: Option<String>,
     bridged: BTreeSet<OverlayName>,
@@ -110,17 +110,17 @@ impl Probes {
             round: Vec::new(),
             visited: 0,
             round_start: Duration::ZERO,
-            hot: BTreeMap::new(),
+            retries: BTreeMap::new(),
             running: None,
             last_attempt: 0,
             due: Duration::ZERO,
             failing: BTreeSet::new(),
-            silence: Streak::default(),
-            cut_off: Streak::default(),
+            silence: UnansweredVisits::default(),
+            cut_off: UnansweredVisits::default(),
             shared_cause: None,
             is_degraded: false,
             totals: Totals::default(),
-            obstacle: None,
+            off_reason: None,
             limitation: None,
             bridged: BTreeSet::new(),
             reported: None,
@@ -144,7 +144,7 @@ impl Probes {
         let no_peers = BTreeMap::new();
         let peers = programmed.peers.as_ref().unwrap_or(&no_peers);
         self.peers.retain(|agent, _| peers.contains_key(agent));
-        self.hot.retain(|agent, _| peers.contains_key(agent));
+        self.retries.retain(|agent, _| peers.contains_key(agent));
         self.failing.retain(|agent| peers.contains_key(agent));
         self.has_unreported_change = true;
         let mut rest = self.round.split_off(self.visited.min(self.round.len()));
@@ -161,7 +161,7 @@ impl Probes {
         self.round = rest;
         self.totals = Totals::default();
         self.peers.values().for_each(|path| self.totals.add(path));
-        self.judge(now);
+        self.update_degradation(now);
     }
 
     pub(super) fn next_due(&self) -> Option<Duration> {
@@ -176,8 +176,8 @@ impl Probes {
         } else {
             self.round_start + ROUND_MIN
         };
-        let hot = self.hot.values().min().copied();
-        Some(self.due.max(hot.map_or(round, |hot| hot.min(round))))
+        let retry = self.retries.values().min().copied();
+        Some(self.due.max(retry.map_or(round, |retry| retry.min(round))))
     }
 
     /// Starts the next batch if one is due, and returns its command.
@@ -186,12 +186,12 @@ impl Probes {
             return None;
         }
         if self.running.take().is_some() {
-            let obstacle = format!(
+            let off_reason = format!(
                 "the probes have had no outcome for {} s: restart the agent, and report the lines \
                  of the log with 'probe'",
                 BATCH_MAX.as_secs()
             );
-            self.set_obstacle(now, Some(obstacle));
+            self.set_off_reason(now, Some(off_reason));
         }
         let desired = Arc::clone(self.desired.as_ref()?);
         let agents = self.next_agents(now, random);
@@ -222,7 +222,7 @@ impl Probes {
             (self.visited, self.round_start) = (0, now.elapsed);
         }
         let mut due: Vec<(Duration, IpAddr)> = self
-            .hot
+            .retries
             .iter()
             .filter(|(_, due)| **due <= now.elapsed)
             .map(|(agent, due)| (*due, *agent))
@@ -243,7 +243,7 @@ impl Probes {
         {
             self.visited += 1;
             // A peer of the list has its own interval.
-            if !self.hot.contains_key(agent) {
+            if !self.retries.contains_key(agent) {
                 agents.push(*agent);
             }
         }
@@ -271,17 +271,17 @@ impl Probes {
         let Some(batch) = self.running.take_if(|batch| batch.attempt == attempt) else { return };
         let report = match result {
             Ok(report) => report,
-            Err(obstacle) => {
-                if self.obstacle.as_ref() != Some(&obstacle) {
-                    log::warn!("no peers are probed: {obstacle}");
+            Err(off_reason) => {
+                if self.off_reason.as_ref() != Some(&off_reason) {
+                    log::warn!("no peers are probed: {off_reason}");
                 }
-                self.set_obstacle(now, Some(obstacle));
-                // The obstacle mostly stays until an operator acts.
+                self.set_off_reason(now, Some(off_reason));
+                // The off_reason mostly stays until an operator acts.
                 self.due = now.elapsed + BATCH_MAX;
                 return;
             }
         };
-        self.set_obstacle(now, None);
+        self.set_off_reason(now, None);
         if let Some(limitation) = &report.limitation
             && self.limitation.as_ref() != Some(limitation)
         {
@@ -295,18 +295,18 @@ impl Probes {
             counters.probe_packets_sent += outcomes.len() as u64;
             let lost = outcomes.iter().filter(|outcome| !outcome.has_reply()).count();
             counters.probe_packets_lost += lost as u64;
-            self.count_streaks(now, &visit, &outcomes);
+            self.count_unanswered(now, &visit, &outcomes);
             self.record(now, &visit, &outcomes);
         }
-        self.judge(now);
+        self.update_degradation(now);
     }
 
     /// Sets why no probe can be sent. Former outcomes say nothing while that lasts.
-    fn set_obstacle(&mut self, now: Now, obstacle: Option<String>) {
+    fn set_off_reason(&mut self, now: Now, off_reason: Option<String>) {
         self.has_unreported_change |=
-            obstacle.is_some() != self.obstacle.is_some() && self.desired.is_some();
-        self.obstacle = obstacle;
-        self.judge(now);
+            off_reason.is_some() != self.off_reason.is_some() && self.desired.is_some();
+        self.off_reason = off_reason;
+        self.update_degradation(now);
     }
 
     fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
@@ -334,22 +334,22 @@ impl Probes {
         }
         match delay {
             Some(delay) => self.schedule(agent, now.elapsed + delay, is_confirmed),
-            None => drop(self.hot.remove(&agent)),
+            None => drop(self.retries.remove(&agent)),
         }
     }
 
     /// Schedules the next visit of a peer that failed, outside of the rounds. Peers whose failure is
     /// confirmed make room for others: the rounds visit them too.
     fn schedule(&mut self, agent: IpAddr, due: Duration, is_confirmed: bool) {
-        if self.hot.len() >= HOT_MAX && !self.hot.contains_key(&agent) {
-            let mut listed = self.hot.keys().copied();
+        if self.retries.len() >= RETRIES_MAX && !self.retries.contains_key(&agent) {
+            let mut listed = self.retries.keys().copied();
             let confirmed = listed.find(|agent| self.failing.contains(agent));
             match confirmed.filter(|_| !is_confirmed) {
-                Some(confirmed) => drop(self.hot.remove(&confirmed)),
+                Some(confirmed) => drop(self.retries.remove(&confirmed)),
                 None => return,
             }
         }
-        self.hot.insert(agent, due);
+        self.retries.insert(agent, due);
     }
 
     /// Returns when a report to the master is due.
@@ -384,7 +384,7 @@ impl Probes {
         });
         // Failures of this host say nothing about the peers.
         let current: Vec<_> = failing
-            .filter(|(_, cause)| self.obstacle.is_none() && *cause != PeerFailureCause::NotSent)
+            .filter(|(_, cause)| self.off_reason.is_none() && *cause != PeerFailureCause::NotSent)
             .collect();
         if self.reported.as_ref() == Some(&current) {
             return None;
@@ -425,7 +425,7 @@ impl Probes {
         let more = self.failing.len().saturating_sub(problems.len());
         if more > 0 {
             problems.push(format!(
-                "{more} more peers do not answer probes: 'mesos-overlay doctor --probe' names all"
+                "{more} more peers fail probes: 'mesos-overlay doctor --probe' names all"
             ));
         }
         problems
@@ -433,7 +433,7 @@ impl Probes {
 
     /// Returns the peers by outcome. Without probes, nothing is known.
     pub(super) fn tally(&self) -> ProbeTally {
-        if self.obstacle.is_some() { ProbeTally::default() } else { self.totals.tally() }
+        if self.off_reason.is_some() { ProbeTally::default() } else { self.totals.tally() }
     }
 
     pub(super) fn health(&self) -> Option<ProbeHealth> {
@@ -441,17 +441,17 @@ impl Probes {
         let failing = self.failing.iter().filter_map(|agent| Some((agent, self.peers.get(agent)?)));
         let failing: Vec<PeerProbeHealth> = failing
             .take(NAMED_MAX)
-            .filter(|_| self.obstacle.is_none())
+            .filter(|_| self.off_reason.is_none())
             .map(|(agent, path)| path.health(*agent, desired))
             .collect();
-        let status = match (&self.obstacle, self.failing.is_empty()) {
+        let status = match (&self.off_reason, self.failing.is_empty()) {
             (Some(_), _) => "off",
             (None, false) => "degraded",
             (None, true) => "ok",
         };
         Some(ProbeHealth {
             status: status.to_owned(),
-            note: self.obstacle.clone().or_else(|| self.limitation.clone()),
+            note: self.off_reason.clone().or_else(|| self.limitation.clone()),
             bridged_overlays: self.bridged.iter().map(ToString::to_string).collect(),
             tally: self.tally(),
             failing,

@@ -209,7 +209,7 @@ impl PeerPath {
         let sizes = [SMALL, full];
         for (role, to) in self.targets(&visit, peer, desired, is_learning) {
             let sizes = match role {
-                Role::PortCandidate | Role::Candidate => &[SMALL][..],
+                Role::PortCandidate | Role::GatewayCandidate => &[SMALL][..],
                 _ if visit.is_reduced => &[SMALL],
                 _ => &sizes,
             };
@@ -273,7 +273,7 @@ impl PeerPath {
         if !is_reduced && gateway.is_none() && is_learning {
             let halves = subnet.and_then(Subnet::halves).map(|(low, high)| [low, high]);
             let candidates = halves.into_iter().flatten().filter_map(|half| half.address_at(1));
-            targets.extend(candidates.map(|candidate| (Role::Candidate, candidate)));
+            targets.extend(candidates.map(|candidate| (Role::GatewayCandidate, candidate)));
         }
         let vtep = peer.ip.map(IpAddr::V4);
         if !is_reduced && (gateway.is_none() && port.is_none() || has_failed) {
@@ -349,7 +349,7 @@ impl PeerPath {
         for (packet, outcome) in visit.packets.iter().zip(outcomes) {
             let targets = match packet.role {
                 Role::Port | Role::PortCandidate => &mut self.ports,
-                Role::Gateway | Role::Candidate => &mut self.gateways,
+                Role::Gateway | Role::GatewayCandidate => &mut self.gateways,
                 Role::Vtep | Role::Host | Role::Host6 => continue,
             };
             match outcome {
@@ -441,7 +441,8 @@ impl PeerPath {
             Some(Cause::NoAnswer) => format!(
                 "{intro}: no answer through the tunnel: its host is down or drops ICMP, or the \
                  network drops UDP port {port} between {own} and {agent}: see whether other \
-                 agents reach it, and delete the agent at the master if its host is gone"
+                 agents reach it; if its host is gone for good, run 'mesos-overlay forget --master \
+                 MASTER {agent}'"
             ),
             Some(Cause::ContainersCutOff) => format!(
                 "{intro}: the VTEPs reach each other, packets of containers do not: see which rule \
@@ -466,7 +467,8 @@ impl PeerPath {
                 format!(
                     "{intro}: {family} packets of {size} bytes are lost, small ones are not: the \
                      MTU of the network between {own} and {agent} is below {needed}{router}: raise \
-                     it, or lower overlay_mtu"
+                     it, or set vtep_mtu at the master and overlay_mtu at all agents to a size \
+                     that passes: 'mesos-overlay doctor --probe' finds it"
                 )
             }
         }

@@ -18,13 +18,13 @@ const TIME: Duration = Duration::from_secs(2 * ROUND_MIN.as_secs());
 
 /// Consecutive visits of peers that have not failed before, without a reply.
 #[derive(Debug, Default)]
-pub(super) struct Streak {
+pub(super) struct UnansweredVisits {
     visits: u32,
     /// The time of the last reply.
     last_reply: Duration,
 }
 
-impl Streak {
+impl UnansweredVisits {
     fn end(&mut self, now: Now) {
         *self = Self { visits: 0, last_reply: now.elapsed };
     }
@@ -38,9 +38,9 @@ impl Streak {
 #[derive(Debug)]
 pub(super) enum SharedCause {
     /// No peer answers.
-    Silence,
+    NoPeerAnswers,
     /// The VTEPs of the peers answer the VTEP of this host, but not its containers.
-    CutOff,
+    ContainersCutOff,
     /// The kernel sends no probe, with its reason.
     NotSent(String),
 }
@@ -48,7 +48,7 @@ pub(super) enum SharedCause {
 impl SharedCause {
     pub(super) fn problem(&self, peers: usize, desired: &Desired) -> String {
         match self {
-            Self::Silence => {
+            Self::NoPeerAnswers => {
                 let device = desired.vxlan_devices.first();
                 let port = device.map_or(0, |device| device.port);
                 let underlay =
@@ -58,7 +58,7 @@ impl SharedCause {
                      connection, and whether a firewall drops UDP port {port} here"
                 )
             }
-            Self::CutOff => format!(
+            Self::ContainersCutOff => format!(
                 "packets of containers reach none of {peers} peers, and the VTEPs reach each \
                  other: a rule or a route of this host drops forwarded packets: run \
                  'mesos-overlay doctor' here"
@@ -72,7 +72,7 @@ impl SharedCause {
 
 impl Probes {
     /// Counts a visit. Only peers that were not known to fail say something new.
-    pub(super) fn count_streaks(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
+    pub(super) fn count_unanswered(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
         let Some(path) = self.peers.get(&visit.agent) else { return };
         if outcomes.iter().any(ProbeOutcome::has_reply) {
             self.silence.end(now);
@@ -87,9 +87,9 @@ impl Probes {
     }
 
     /// Decides whether the failures are a problem of this agent, and whether they have one cause.
-    pub(super) fn judge(&mut self, now: Now) {
+    pub(super) fn update_degradation(&mut self, now: Now) {
         let failing = self.failing.len();
-        if failing == 0 || self.obstacle.is_some() {
+        if failing == 0 || self.off_reason.is_some() {
             (self.is_degraded, self.shared_cause) = (false, None);
             return;
         }
@@ -113,14 +113,14 @@ impl Probes {
             return Some(SharedCause::NotSent(reason.clone()));
         }
         // With many peers, a round takes too long to wait for all of them.
-        let is_everywhere = |streak: &Streak, cause| {
+        let is_everywhere = |visits: &UnansweredVisits, cause| {
             failing == self.peers.len() && all_have(cause)
-                || failing > NAMED_MAX && streak.is_long(now)
+                || failing > NAMED_MAX && visits.is_long(now)
         };
         if is_everywhere(&self.silence, PeerFailureCause::NoAnswer) {
-            return Some(SharedCause::Silence);
+            return Some(SharedCause::NoPeerAnswers);
         }
         is_everywhere(&self.cut_off, PeerFailureCause::ContainersCutOff)
-            .then_some(SharedCause::CutOff)
+            .then_some(SharedCause::ContainersCutOff)
     }
 }

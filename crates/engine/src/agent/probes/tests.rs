@@ -179,7 +179,8 @@ fn dead_host_is_known_within_ten_seconds_and_recovers() {
     let problem = world.problem();
     let expected = "no answer through the tunnel: its host is down or drops ICMP, or the network \
                     drops UDP port 64000 between 10.0.0.0 and 10.0.0.2: see whether other agents \
-                    reach it, and delete the agent at the master if its host is gone";
+                    reach it; if its host is gone for good, run 'mesos-overlay forget --master \
+                    MASTER 10.0.0.2'";
     assert_eq!(problem, format!("agent 10.0.0.2 fails probes: {expected}"));
     assert!(world.probes.has_problem());
     let health = world.probes.health().unwrap();
@@ -230,7 +231,8 @@ fn only_large_packets_lost_names_both_mtus() {
     let problem = world.problem();
     let expected = "IPv4 packets of 1420 bytes are lost, small ones are not: the MTU of the \
                     network between 10.0.0.0 and 10.0.0.2 is below 1470 (a router on the path \
-                    reports 1400): raise it, or lower overlay_mtu";
+                    reports 1400): raise it, or set vtep_mtu at the master and overlay_mtu at all \
+                    agents to a size that passes: 'mesos-overlay doctor --probe' finds it";
     assert!(problem.ends_with(expected), "{problem}");
     assert_eq!(world.probes.tally().large_lost, 1);
 }
@@ -297,7 +299,7 @@ fn failing_peers_leave_room_and_are_named_up_to_a_limit() {
     assert_eq!(healthy.count(), 160, "a round goes on beside the failing peers");
     let problems = world.probes.problems();
     assert_eq!(problems.len(), NAMED_MAX + 1);
-    let expected = "more peers do not answer probes: 'mesos-overlay doctor --probe' names all";
+    let expected = "more peers fail probes: 'mesos-overlay doctor --probe' names all";
     assert!(problems[NAMED_MAX].ends_with(expected), "{}", problems[NAMED_MAX]);
 }
 

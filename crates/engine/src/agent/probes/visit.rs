@@ -18,7 +18,7 @@ pub(super) enum Role {
     /// From containers to an address that may be such a port.
     PortCandidate,
     /// From containers to an address that may be such a gateway.
-    Candidate,
+    GatewayCandidate,
     /// From containers to the VTEP of the peer.
     Vtep,
     /// From VTEP to VTEP.
@@ -106,7 +106,7 @@ impl Visit {
 
     /// Returns whether a packet from the containers of this host is answered.
     pub(super) fn has_container_reply(&self, outcomes: &[ProbeOutcome]) -> bool {
-        [Role::Port, Role::Gateway, Role::PortCandidate, Role::Candidate, Role::Vtep]
+        [Role::Port, Role::Gateway, Role::PortCandidate, Role::GatewayCandidate, Role::Vtep]
             .into_iter()
             .any(|role| self.is_answered(outcomes, role))
     }

@@ -121,7 +121,7 @@ impl Registry {
         };
         let causes: Vec<&str> = causes.iter().copied().map(PeerFailureCause::name).collect();
         format!(
-            "agent {peer} does not answer probes ({}) of {}: {hint}",
+            "agent {peer} fails probes ({}) of {}: {hint}",
             causes.join(", "),
             count_and_list(reporters, "agent")
         )

@@ -32,7 +32,7 @@ fn cluster(count: u8) -> World {
 
 fn probe_problems(world: &mut World) -> Vec<String> {
     let problems = world.health().problems.into_iter();
-    problems.filter(|problem| problem.contains("answer probes")).collect()
+    problems.filter(|problem| problem.contains(" fails probes (")).collect()
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn unreached_peer_is_in_state_and_health_until_the_next_report() {
     assert!(world.state().peer_failures.is_empty());
     world.message(1, failures(&[2], PeerFailureCause::LargeLost));
     assert_eq!(world.state().peer_failures[&ip(1)].peers[0].agent, ip(2));
-    let expected = "agent 10.0.0.2 does not answer probes (large packets lost) of 1 agent: \
+    let expected = "agent 10.0.0.2 fails probes (large packets lost) of 1 agent: \
                     10.0.0.1: no other agent reports that so far: see the network between the two, \
                     or run 'mesos-overlay doctor --probe' on one of them";
     assert_eq!(probe_problems(&mut world), [expected]);
@@ -56,7 +56,7 @@ fn peer_that_no_agent_reaches_is_named_once() {
     for reporter in [1, 2] {
         world.message(reporter, failures(&[3], PeerFailureCause::NoAnswer));
     }
-    let expected = "agent 10.0.0.3 does not answer probes (no answer) of 2 agents: 10.0.0.1, \
+    let expected = "agent 10.0.0.3 fails probes (no answer) of 2 agents: 10.0.0.1, \
                     10.0.0.2: several agents report that: see whether its host is up, and what \
                     drops packets of the tunnel there: run 'mesos-overlay doctor --probe' on it";
     assert_eq!(probe_problems(&mut world), [expected]);
@@ -84,7 +84,7 @@ fn several_dead_hosts_are_known_as_dead() {
     let expected = "the master gets no messages of it either: see whether its host is up, and \
                     delete the agent if it is gone";
     assert_eq!(problems.len(), 2);
-    assert!(problems[0].starts_with("agent 10.0.0.4 does not answer probes (no answer) of 3"));
+    assert!(problems[0].starts_with("agent 10.0.0.4 fails probes (no answer) of 3"));
     assert!(problems.iter().all(|problem| problem.ends_with(expected)), "{problems:?}");
     // The agent of the host answers the master again, so its tunnel is broken.
     requests(&mut world, &[4]);
@@ -102,7 +102,7 @@ fn broken_agent_hides_no_other_and_is_named_alone() {
     world.message(20, failures(&all, PeerFailureCause::NoAnswer));
     let problems = probe_problems(&mut world);
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].starts_with("agent 10.0.0.20 does not answer probes"), "{problems:?}");
+    assert!(problems[0].starts_with("agent 10.0.0.20 fails probes"), "{problems:?}");
 }
 
 #[test]

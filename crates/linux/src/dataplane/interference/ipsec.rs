@@ -10,11 +10,11 @@ use overlay_types::tunnel::FaultScope;
 use rustix::io::Errno;
 
 use super::super::message::{Message, address, attributes, u16_at, u32_at};
-use super::super::path::{PEERS_MAX, probes};
+use super::super::path::{PEERS_MAX, route_samples};
 use super::super::policy_rules::is_unsupported;
 use super::super::socket::Netlink;
 use super::super::uapi::{AF_INET, AF_INET6, XFRM_MSG_GETPOLICY, XFRMA_TMPL};
-use super::{Impact, Interference, Remedy, Scene};
+use super::{Impact, InspectionContext, Interference, Remedy};
 
 /// Directions of a policy, from `linux/xfrm.h`.
 const IN: u8 = 0;
@@ -53,7 +53,7 @@ struct Packet {
     scope: FaultScope,
 }
 
-pub(super) fn find(scene: &Scene<'_>) -> io::Result<Option<Interference>> {
+pub(super) fn find(context: &InspectionContext<'_>) -> io::Result<Option<Interference>> {
     let policies = match policies() {
         Ok(policies) => policies,
         // The kernel has no IPsec, or this process must not list the policies.
@@ -63,7 +63,7 @@ pub(super) fn find(scene: &Scene<'_>) -> io::Result<Option<Interference>> {
     if policies.is_empty() {
         return Ok(None);
     }
-    let packets = packets(scene);
+    let packets = packets(context);
     let hits = packets.iter().filter_map(|packet| Some((packet, policy_of(&policies, packet)?)));
     let mut hits: Vec<_> = hits.collect();
     hits.sort_by_key(|(_, policy)| !policy.is_block);
@@ -145,24 +145,24 @@ impl Policy {
 }
 
 /// Returns packets between containers, and between tunnels, of a few peers.
-fn packets(scene: &Scene<'_>) -> Vec<Packet> {
+fn packets(context: &InspectionContext<'_>) -> Vec<Packet> {
     let mut packets = Vec::new();
-    for space in &scene.desired.spaces {
-        for probe in probes(scene.desired, space, scene.bridges) {
+    for space in &context.desired.spaces {
+        for sample in route_samples(context.desired, space, context.bridges) {
             for direction in [FORWARD, OUT] {
                 packets.push(Packet {
                     direction,
-                    source: probe.source,
-                    destination: probe.destination,
+                    source: sample.source,
+                    destination: sample.destination,
                     port: None,
                     what: "between containers",
-                    scope: FaultScope::Subnet(probe.subnet),
+                    scope: FaultScope::Subnet(sample.subnet),
                 });
             }
         }
     }
-    let peers = scene.desired.peers.iter().flatten().map(|(agent, _)| *agent);
-    for local in &scene.desired.vxlan_devices {
+    let peers = context.desired.peers.iter().flatten().map(|(agent, _)| *agent);
+    for local in &context.desired.vxlan_devices {
         let peers = peers.clone().filter(|agent| agent.is_ipv4() == local.underlay.is_ipv4());
         for agent in peers.take(PEERS_MAX) {
             for (direction, source, destination) in

@@ -70,7 +70,7 @@ impl fmt::Display for Interference {
 }
 
 /// What is known of the host and of the overlays.
-struct Scene<'a> {
+struct InspectionContext<'a> {
     desired: &'a Desired,
     indices: &'a Indices,
     /// The bridges of the overlays that exist and are not new.
@@ -83,7 +83,7 @@ struct PathDevice<'a> {
     scope: FaultScope,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> InspectionContext<'a> {
     fn link(&self, index: u32) -> Option<&'a HostLink> {
         self.indices.links.iter().find(|link| link.index == index)
     }
@@ -142,12 +142,12 @@ pub(super) fn interferences(
     if desired.vxlan_devices.is_empty() {
         return Ok(Vec::new());
     }
-    let scene = Scene { desired, indices, bridges };
-    let mut found = ports.observe(&scene);
-    found.extend(ports::captured_devices(&scene));
-    found.extend(traffic_control::find(netlink, &scene)?);
-    found.extend(routes::find(netlink, &scene)?);
-    found.extend(settings::find(netlink, &scene)?);
-    found.extend(ipsec::find(&scene)?);
+    let context = InspectionContext { desired, indices, bridges };
+    let mut found = ports.observe(&context);
+    found.extend(ports::devices_with_master(&context));
+    found.extend(traffic_control::find(netlink, &context)?);
+    found.extend(routes::find(netlink, &context)?);
+    found.extend(settings::find(netlink, &context)?);
+    found.extend(ipsec::find(&context)?);
     Ok(found)
 }

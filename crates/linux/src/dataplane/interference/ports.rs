@@ -1,4 +1,4 @@
-//! Devices that lost their bridge, or that another device has captured.
+//! Devices that lost their bridge, or whose packets another device takes.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use overlay_types::tunnel::{FaultScope, VxlanDevice};
 
 use super::super::observe::{BRIDGE_KIND, HostLink, read_sysctl};
 use super::super::uapi::{IFF_LOWER_UP, IFF_UP};
-use super::{Impact, Interference, Remedy, Scene, scope_of};
+use super::{Impact, InspectionContext, Interference, Remedy, scope_of};
 use crate::probe::is_probe_port;
 
 /// States of a port that forwards no packets and will not do so by itself, from
 /// `linux/if_bridge.h`: disabled and blocking.
 const CLOSED_STATES: [u8; 2] = [0, 4];
 /// Kinds of devices that take all packets of their ports.
-const CAPTURING_KINDS: [&str; 2] = [BRIDGE_KIND, "openvswitch"];
+const TAKING_KINDS: [&str; 2] = [BRIDGE_KIND, "openvswitch"];
 
 /// The ports of the bridges of the overlays at earlier observations, by their index.
 #[derive(Debug, Default)]
@@ -41,12 +41,12 @@ impl Ports {
 
     /// Records the current ports, and returns the known ports that carry no packets. A new port is
     /// left out, since its maker may not have finished it.
-    pub(super) fn observe(&mut self, scene: &Scene<'_>) -> Vec<Interference> {
+    pub(super) fn observe(&mut self, context: &InspectionContext<'_>) -> Vec<Interference> {
         let links: BTreeMap<u32, _> =
-            scene.indices.links.iter().map(|link| (link.index, link)).collect();
+            context.indices.links.iter().map(|link| (link.index, link)).collect();
         self.0.retain(|index, port| links.get(index).is_some_and(|link| link.name == port.name));
         let mut found = Vec::new();
-        for (bridge, bridge_link) in scene.bridges() {
+        for (bridge, bridge_link) in context.bridges() {
             let known = self.0.values().zip(self.0.keys());
             let known = known.filter(|(port, _)| port.bridge == bridge.device.as_str());
             let (mut lost, mut closed) = (Vec::new(), Vec::new());
@@ -116,32 +116,32 @@ fn with_others(first: &str, count: usize) -> String {
     }
 }
 
-/// Returns the devices with an underlay address that another device has captured.
-pub(super) fn captured_devices(scene: &Scene<'_>) -> Vec<Interference> {
+/// Returns the devices with an underlay address whose packets another device takes.
+pub(super) fn devices_with_master(context: &InspectionContext<'_>) -> Vec<Interference> {
     let mut found = Vec::new();
-    for local in &scene.desired.vxlan_devices {
-        let owners: Vec<_> = scene.underlay_links(local.underlay).collect();
+    for local in &context.desired.vxlan_devices {
+        let owners: Vec<_> = context.underlay_links(local.underlay).collect();
         for link in &owners {
-            let master = link.master.and_then(|index| scene.link(index));
-            if let Some(master) = master.filter(|master| captures(master)) {
-                let mut captured = captured_device(local, link, master);
+            let master = link.master.and_then(|index| context.link(index));
+            if let Some(master) = master.filter(|master| takes_packets(master)) {
+                let mut taken = device_with_master(local, link, master);
                 // The packets may arrive at another device with the address.
                 if owners.len() > 1 {
-                    captured.impact = Impact::Possible;
+                    taken.impact = Impact::Possible;
                 }
-                found.push(captured);
+                found.push(taken);
             }
         }
     }
     found
 }
 
-fn captures(master: &HostLink) -> bool {
-    CAPTURING_KINDS.contains(&master.kind.as_str())
+fn takes_packets(master: &HostLink) -> bool {
+    TAKING_KINDS.contains(&master.kind.as_str())
 }
 
-/// Describes a device with an underlay address that `master` has captured.
-fn captured_device(local: &VxlanDevice, link: &HostLink, master: &HostLink) -> Interference {
+/// Describes a device with an underlay address whose packets `master` takes.
+fn device_with_master(local: &VxlanDevice, link: &HostLink, master: &HostLink) -> Interference {
     let (name, kind, own) = (&master.name, &master.kind, local.underlay);
     // A bridge that is up passes packets to the host, unless the route back to their source, which
     // leads through the port, is required to lead through the bridge.

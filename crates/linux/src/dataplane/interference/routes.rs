@@ -1,5 +1,5 @@
 //! Routes without a destination inside of the overlays or to peers, policy rules that are missing,
-//! policy rules for marked packets, and the way to the peers in the underlay.
+//! policy rules for marked packets, and the path to the peers in the underlay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,7 +12,7 @@ use overlay_types::tunnel::{FaultScope, VxlanDevice};
 use super::super::PROTOCOL;
 use super::super::message::Message;
 use super::super::observe::{HostLink, Route, route};
-use super::super::path::{Lookup, PEERS_MAX, Way, probes, route_of};
+use super::super::path::{Lookup, PEERS_MAX, RouteResult, route_of, route_samples};
 use super::super::policy_rules::{Rule, is_unsupported, rules};
 use super::super::socket::Netlink;
 use super::super::uapi::{
@@ -20,7 +20,7 @@ use super::super::uapi::{
     RTN_PROHIBIT, RTN_UNREACHABLE,
 };
 use super::super::vrf::membership;
-use super::{Impact, Interference, Remedy, Scene};
+use super::{Impact, InspectionContext, Interference, Remedy};
 
 /// The kinds of routes without a destination.
 const DEAD_ENDS: [(u8, &str); 3] =
@@ -31,15 +31,18 @@ const NEEDED_TABLES: [(u32, &str, u32); 2] =
 /// Number of policy rules for marked packets that are tried.
 const MARKS_MAX: usize = 8;
 
-pub(super) fn find(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Vec<Interference>> {
+pub(super) fn find(
+    netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
+) -> io::Result<Vec<Interference>> {
     let mut found = Vec::new();
-    for family in scene.families() {
+    for family in context.families() {
         let rules = match rules(netlink, family) {
             Ok(rules) => Some(rules),
             Err(error) if is_unsupported(&error) => None,
             Err(error) => return Err(error),
         };
-        let missing = rules.as_ref().map(|rules| missing_rules(scene, family, rules));
+        let missing = rules.as_ref().map(|rules| missing_rules(context, family, rules));
         let missing = missing.unwrap_or_default();
         // Without these rules all lookups fail.
         if !missing.is_empty() {
@@ -48,18 +51,18 @@ pub(super) fn find(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Vec<I
         }
         for (kind, name) in DEAD_ENDS {
             for route in dead_ends(netlink, family, kind)? {
-                found.extend(dead_end(netlink, scene, &route, name)?);
+                found.extend(dead_end(netlink, context, &route, name)?);
             }
         }
-        found.extend(marked(netlink, scene, family, &rules.unwrap_or_default())?);
+        found.extend(marked(netlink, context, family, &rules.unwrap_or_default())?);
     }
     if !found.iter().any(|interference: &Interference| interference.removes_routes) {
-        found.extend(underlay(netlink, scene)?);
+        found.extend(underlay(netlink, context)?);
     }
     Ok(found)
 }
 
-impl Scene<'_> {
+impl InspectionContext<'_> {
     /// Returns the families of the overlays and of the underlay.
     fn families(&self) -> BTreeSet<Family> {
         let spaces = self.desired.spaces.iter().flat_map(|space| &space.whole);
@@ -89,11 +92,15 @@ fn remedy_of_mark(subnet: Subnet, rule: &Rule) -> Remedy {
 }
 
 /// Returns the tables that no policy rule consults for every packet.
-fn missing_rules(scene: &Scene<'_>, family: Family, rules: &[Rule]) -> Vec<Interference> {
+fn missing_rules(
+    context: &InspectionContext<'_>,
+    family: Family,
+    rules: &[Rule],
+) -> Vec<Interference> {
     let is_consulted = |table| rules.iter().any(|rule| rule.leads_all_to(table));
     let missing = NEEDED_TABLES.iter().filter(|(table, ..)| !is_consulted(*table));
     let missing = missing.map(|(_, name, priority)| Interference {
-        scope: scene.scope_of_family(family),
+        scope: context.scope_of_family(family),
         cause: format!(
             "no policy rule of {family} lets packets use the routing table {name}: another program \
              removed the rule, and packets have no route"
@@ -105,7 +112,7 @@ fn missing_rules(scene: &Scene<'_>, family: Family, rules: &[Rule]) -> Vec<Inter
     missing.collect()
 }
 
-impl Scene<'_> {
+impl InspectionContext<'_> {
     /// Returns the scope of a fault of all packets of a family.
     fn scope_of_family(&self, of: Family) -> FaultScope {
         let is_underlay = |local: &VxlanDevice| family(local.underlay) == of;
@@ -139,7 +146,7 @@ fn dead_ends(netlink: &mut Netlink, family: Family, kind: u8) -> io::Result<Vec<
 /// peer or of this host, or the address of a peer.
 fn dead_end(
     netlink: &mut Netlink,
-    scene: &Scene<'_>,
+    context: &InspectionContext<'_>,
     route: &Route,
     kind: &str,
 ) -> io::Result<Option<Interference>> {
@@ -154,7 +161,7 @@ fn dead_end(
         impact: Impact::Overlays,
         removes_routes: true,
     };
-    let peers = scene.desired.peers.iter().flatten();
+    let peers = context.desired.peers.iter().flatten();
     let inside = peers.clone().find(|(_, peer)| {
         peer.subnets.iter().any(|(_, own)| own.covers(&subnet) && own.prefix() < subnet.prefix())
     });
@@ -162,14 +169,14 @@ fn dead_end(
         let what = format!("to these containers of agent {agent}");
         return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
     }
-    let mut own = scene.desired.bridges().flat_map(|bridge| &bridge.subnets);
+    let mut own = context.desired.bridges().flat_map(|bridge| &bridge.subnets);
     if own.any(|own| own.covers(&subnet) && own.prefix() < subnet.prefix()) {
         let what = "to these containers of this host".to_owned();
         return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
     }
     let addressed = peers.map(|(agent, _)| *agent).filter(|agent| subnet.contains(*agent));
     for agent in addressed.take(PEERS_MAX) {
-        let Some(local) = scene.local(agent) else { continue };
+        let Some(local) = context.local(agent) else { continue };
         let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
         // Another route may be more specific.
         if route_of(netlink, &lookup)?.is_err() {
@@ -180,7 +187,7 @@ fn dead_end(
     Ok(None)
 }
 
-impl Scene<'_> {
+impl InspectionContext<'_> {
     /// Returns the first device whose underlay has the family of a peer.
     fn local(&self, agent: IpAddr) -> Option<&VxlanDevice> {
         let mut devices = self.desired.vxlan_devices.iter();
@@ -197,24 +204,24 @@ impl Scene<'_> {
 /// a program marks them is unknown.
 fn marked(
     netlink: &mut Netlink,
-    scene: &Scene<'_>,
+    context: &InspectionContext<'_>,
     family: Family,
     rules: &[Rule],
 ) -> io::Result<Option<Interference>> {
     let main = rules.iter().filter(|rule| rule.leads_all_to(u32::from(RT_TABLE_MAIN)));
     let main = main.map(|rule| rule.priority).min().unwrap_or(0);
-    let spaces = scene.desired.spaces.iter();
-    let probe = spaces.flat_map(|space| probes(scene.desired, space, scene.bridges));
-    let Some(probe) = probe.into_iter().find(|probe| probe.subnet.family() == family) else {
+    let spaces = context.desired.spaces.iter();
+    let sample = spaces.flat_map(|space| route_samples(context.desired, space, context.bridges));
+    let Some(sample) = sample.into_iter().find(|sample| sample.subnet.family() == family) else {
         return Ok(None);
     };
-    let Some(input) = scene.indices.get(probe.from) else { return Ok(None) };
-    let expected = scene.indices.get(probe.to);
+    let Some(input) = context.indices.get(sample.from) else { return Ok(None) };
+    let expected = context.indices.get(sample.to);
     let marked = rules.iter().filter(|rule| rule.priority < main);
     for (rule, mark) in marked.filter_map(|rule| Some((rule, rule.mark()?))).take(MARKS_MAX) {
         let lookup = Lookup {
-            source: probe.source,
-            destination: probe.destination,
+            source: sample.source,
+            destination: sample.destination,
             input: Some(input),
             mark,
         };
@@ -222,19 +229,19 @@ fn marked(
         if matches!(found, Ok((device, _)) if device == expected) {
             continue;
         }
-        let way = match found {
+        let result = match found {
             Ok((index, table)) => {
-                Way::Through { device: index.map(|index| scene.name(Some(index))), table }
+                RouteResult::Through { device: index.map(|index| context.name(Some(index))), table }
             }
-            Err(errno) => Way::Dropped(errno),
+            Err(errno) => RouteResult::Dropped(errno),
         };
         return Ok(Some(Interference {
-            scope: FaultScope::Subnet(probe.subnet),
+            scope: FaultScope::Subnet(sample.subnet),
             cause: format!(
-                "packets of containers with the mark {mark:#x} {way}, by policy rule '{}'",
+                "packets of containers with the mark {mark:#x} {result}, by policy rule '{}'",
                 rule.text
             ),
-            remedy: remedy_of_mark(probe.subnet, rule),
+            remedy: remedy_of_mark(sample.subnet, rule),
             impact: Impact::Possible,
             removes_routes: false,
         }));
@@ -244,36 +251,42 @@ fn marked(
 
 /// Returns the first peer that has no route in the underlay, or whose packets leave through a device
 /// without the agent's address. An address of the loopback device belongs to no other device.
-fn underlay(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Interference>> {
-    let peers = scene.desired.peers.iter().flat_map(BTreeMap::keys);
+fn underlay(
+    netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
+) -> io::Result<Option<Interference>> {
+    let peers = context.desired.peers.iter().flat_map(BTreeMap::keys);
     for agent in peers.take(PEERS_MAX).copied() {
-        let Some(local) = scene.local(agent) else { continue };
-        let owners: Vec<_> = scene.underlay_links(local.underlay).collect();
+        let Some(local) = context.local(agent) else { continue };
+        let owners: Vec<_> = context.underlay_links(local.underlay).collect();
         // A VRF has other routes, and is named by itself.
         let is_judged = |link: &&HostLink| {
-            !link.is_loopback && membership(link, &scene.indices.links).is_none()
+            !link.is_loopback && membership(link, &context.indices.links).is_none()
         };
         let Some(link) = owners.first().filter(|_| owners.iter().all(is_judged)) else {
             continue;
         };
         let is_own = |index| owners.iter().any(|link| Some(link.index) == index);
         let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
-        let (way, impact) = match route_of(netlink, &lookup)? {
+        let (result, impact) = match route_of(netlink, &lookup)? {
             Ok((index, _)) if is_own(index) => continue,
             Ok((index, table)) => (
-                Way::Through { device: index.map(|index| scene.name(Some(index))), table },
+                RouteResult::Through {
+                    device: index.map(|index| context.name(Some(index))),
+                    table,
+                },
                 Impact::Possible,
             ),
-            Err(errno) => (Way::Dropped(errno), Impact::Overlays),
+            Err(errno) => (RouteResult::Dropped(errno), Impact::Overlays),
         };
         return Ok(Some(Interference {
             scope: if impact == Impact::Overlays {
                 FaultScope::Device(local.device.clone())
             } else {
-                scene.first_device()
+                context.first_device()
             },
             cause: format!(
-                "packets of the tunnel to agent {agent} {way}, and {} has the agent's address {}",
+                "packets of the tunnel to agent {agent} {result}, and {} has the agent's address {}",
                 link.name, local.underlay
             ),
             remedy: Remedy::Advice(format!(

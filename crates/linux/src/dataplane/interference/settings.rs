@@ -14,30 +14,33 @@ use super::super::socket::Netlink;
 use super::super::uapi::{
     AF_BRIDGE, AF_INET, AF_INET6, IFF_NOARP, NDA_LLADDR, NDA_MASTER, RTM_GETNEIGH,
 };
-use super::{Impact, Interference, Remedy, Scene, scope_of};
+use super::{Impact, InspectionContext, Interference, Remedy, scope_of};
 
 /// The value of `arp_ignore` with which the host answers no ARP request.
 const IGNORE_ALL: u32 = 8;
 /// Share of the table of flows, in percent, from which new flows are dropped soon or already.
 const FLOWS_PERCENT: u64 = 98;
 
-pub(super) fn find(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Vec<Interference>> {
-    let mut found = answers_to_arp(scene);
+pub(super) fn find(
+    netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
+) -> io::Result<Vec<Interference>> {
+    let mut found = answers_to_arp(context);
     found.extend(full_table_of_flows(
         read_sysctl("/proc/sys/net/netfilter/nf_conntrack_count"),
         read_sysctl("/proc/sys/net/netfilter/nf_conntrack_max"),
     ));
-    for (bridge, link) in scene.bridges() {
+    for (bridge, link) in context.bridges() {
         found.extend(static_neighbors(netlink, bridge, link.index)?);
     }
-    found.extend(static_peers(netlink, scene)?);
+    found.extend(static_peers(netlink, context)?);
     Ok(found)
 }
 
 /// Returns the bridges that answer no ARP request for the gateway of their containers.
-fn answers_to_arp(scene: &Scene<'_>) -> Vec<Interference> {
+fn answers_to_arp(context: &InspectionContext<'_>) -> Vec<Interference> {
     let mut found = Vec::new();
-    for (bridge, link) in scene.bridges() {
+    for (bridge, link) in context.bridges() {
         let name = &bridge.device;
         if link.flags & IFF_NOARP != 0 {
             found.push(Interference {
@@ -72,19 +75,19 @@ fn answers_to_arp(scene: &Scene<'_>) -> Vec<Interference> {
     found
 }
 
-/// Returns the interference of a table of flows without room. The kernel drops the first packet of
-/// every further flow.
+/// Returns the interference of a full or nearly full table of flows. The kernel drops the first
+/// packet of every further flow once the table is full.
 pub(super) fn full_table_of_flows(count: Option<u32>, max: Option<u32>) -> Option<Interference> {
     let (count, max) = (count?, max.filter(|max| *max > 0)?);
-    let is_full = u64::from(count) * 100 >= u64::from(max) * FLOWS_PERCENT;
-    is_full.then(|| Interference {
+    let percent = u64::from(count) * 100 / u64::from(max);
+    (percent >= FLOWS_PERCENT).then(|| Interference {
         scope: FaultScope::Host,
         cause: format!(
-            "the table of tracked flows is full ({count} of {max}): the kernel drops the packets of \
-             new flows"
+            "the table of tracked flows is {percent} % full ({count} of {max}): the kernel drops \
+             the packets of new flows when it is full"
         ),
         remedy: Remedy::Run(Command::raise_conntrack_max(u64::from(max) * 2)),
-        impact: Impact::Overlays,
+        impact: if count >= max { Impact::Overlays } else { Impact::SomeContainers },
         removes_routes: false,
     })
 }
@@ -112,7 +115,7 @@ fn static_neighbors(
             "a permanent neighbor entry of {name} leads packets to container {ip} to {mac}, which \
              is behind no port"
         ),
-        remedy: Remedy::Run(Command::forget_neighbor(ip, name.as_str())),
+        remedy: Remedy::Run(Command::remove_foreign_neighbor(ip, name.as_str())),
         impact: Impact::SomeContainers,
         removes_routes: false,
     }))
@@ -143,11 +146,14 @@ fn macs_behind(netlink: &mut Netlink, bridge: u32) -> io::Result<BTreeSet<Mac>> 
 }
 
 /// Returns the first permanent neighbor entry of a peer in the underlay. The entry may be right.
-fn static_peers(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Option<Interference>> {
-    let Some(peers) = &scene.desired.peers else { return Ok(None) };
-    for local in &scene.desired.vxlan_devices {
+fn static_peers(
+    netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
+) -> io::Result<Option<Interference>> {
+    let Some(peers) = &context.desired.peers else { return Ok(None) };
+    for local in &context.desired.vxlan_devices {
         let family = if local.underlay.is_ipv4() { AF_INET } else { AF_INET6 };
-        for link in scene.underlay_links(local.underlay) {
+        for link in context.underlay_links(local.underlay) {
             let mut entries = neighbors(netlink, family, link.index)?.into_iter();
             if let Some((agent, mac)) = entries.find(|(ip, _)| peers.contains_key(ip)) {
                 return Ok(Some(static_peer(local, &link.name, agent, mac)));
@@ -164,7 +170,7 @@ fn static_peer(local: &VxlanDevice, name: &str, agent: IpAddr, mac: Mac) -> Inte
             "a permanent neighbor entry of {name} leads packets to agent {agent} to {mac}, which \
              may be another host"
         ),
-        remedy: Remedy::Run(Command::forget_neighbor(agent, name)),
+        remedy: Remedy::Run(Command::remove_foreign_neighbor(agent, name)),
         impact: Impact::Possible,
         removes_routes: false,
     }

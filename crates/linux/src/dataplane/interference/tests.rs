@@ -66,15 +66,17 @@ fn filter_has_name_of_its_program() {
 }
 
 #[test]
-fn table_of_flows_is_full_from_98_percent() {
+fn table_of_flows_is_named_from_98_percent() {
     assert_eq!(full_table_of_flows(Some(970), Some(1000)), None);
     assert_eq!(full_table_of_flows(None, Some(1000)), None);
     assert_eq!(full_table_of_flows(Some(5), Some(0)), None);
+    let impact = |count| full_table_of_flows(Some(count), Some(1000)).unwrap().impact;
+    assert_eq!((impact(999), impact(1000)), (Impact::SomeContainers, Impact::Overlays));
     let found = full_table_of_flows(Some(980), Some(1000)).unwrap();
     assert_eq!(
         found.to_string(),
-        "the table of tracked flows is full (980 of 1000): the kernel drops the packets of new \
-         flows: run 'sysctl -w net.netfilter.nf_conntrack_max=2000', which raises the limit of \
+        "the table of tracked flows is 98 % full (980 of 1000): the kernel drops the packets of new \
+         flows when it is full: run 'sysctl -w net.netfilter.nf_conntrack_max=2000', which raises the limit of \
          the whole host, for about 300 bytes of memory a connection"
     );
 }

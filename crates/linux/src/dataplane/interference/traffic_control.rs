@@ -9,7 +9,7 @@ use super::super::message::{Message, attributes, text, u32_at};
 use super::super::policy_rules::is_unsupported;
 use super::super::socket::Netlink;
 use super::super::uapi::{RTM_GETQDISC, RTM_GETTFILTER, TCA_KIND, TCA_OPTIONS};
-use super::{Impact, Interference, PathDevice, Remedy, Scene};
+use super::{Impact, InspectionContext, Interference, PathDevice, Remedy};
 
 /// Parent of the discipline of a device, from `linux/pkt_sched.h`.
 const TC_H_ROOT: u32 = u32::MAX;
@@ -32,8 +32,11 @@ pub(super) struct Discipline {
     pub(super) drops: Option<String>,
 }
 
-pub(super) fn find(netlink: &mut Netlink, scene: &Scene<'_>) -> io::Result<Vec<Interference>> {
-    let devices = scene.devices();
+pub(super) fn find(
+    netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
+) -> io::Result<Vec<Interference>> {
+    let devices = context.devices();
     let disciplines = disciplines(netlink)?;
     let mut found = Vec::new();
     for device in &devices {

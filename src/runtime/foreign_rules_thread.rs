@@ -16,21 +16,21 @@ use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
 
 /// Maximum time that a job waits for the first inspection. Until then a dead path would be `ok`.
-const FIRST_GRACE: Duration = Duration::from_secs(5);
+const FIRST_INSPECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time that a job waits for a later inspection. Few hosts need more.
-const GRACE: Duration = Duration::from_millis(300);
-/// An inspection is paid for by a pause of this many times its duration.
-const PAUSE: u32 = 100;
-/// Duration of the inspections that may precede their pauses.
+const INSPECTION_TIMEOUT: Duration = Duration::from_millis(300);
+/// The thread is idle for this many times the duration of its inspections.
+const IDLE_FACTOR: u32 = 100;
+/// Total duration of the inspections that may run without a delay in between.
 const BURST: Duration = Duration::from_secs(2);
-/// Longest pause after a slow inspection.
-const REST_MAX: Duration = Duration::from_mins(5);
+/// Longest delay after a slow inspection.
+const DELAY_MAX: Duration = Duration::from_mins(5);
 
 /// The thread, which starts with the first inspection.
 #[derive(Debug)]
-pub(super) struct ObstacleThread {
+pub(super) struct ForeignRulesThread {
     shared: Option<Arc<Shared>>,
-    /// Becomes readable when a late inspection has found something new.
+    /// Becomes readable when a late inspection has changed the faults.
     wake: Arc<OwnedFd>,
 }
 
@@ -45,16 +45,16 @@ struct State {
     /// The desired state of the next inspection.
     next: Option<Arc<Desired>>,
     is_running: bool,
-    /// Whether the next inspection waits until the former ones are paid for.
-    is_resting: bool,
+    /// Whether the next inspection is delayed until the budget allows it.
+    is_throttled: bool,
     is_closed: bool,
     /// The faults of the last inspection.
     found: Option<Vec<Fault>>,
     /// Whether the faults have changed since they were last read.
-    has_news: bool,
+    has_changed: bool,
 }
 
-impl ObstacleThread {
+impl ForeignRulesThread {
     pub(super) const fn new(wake: Arc<OwnedFd>) -> Self {
         Self { shared: None, wake }
     }
@@ -64,7 +64,7 @@ impl ObstacleThread {
         self.shared.as_ref().is_none_or(|shared| shared.state.lock().found.is_none())
     }
 
-    /// Requests an inspection, and waits for its end for a short time.
+    /// Requests an inspection, and waits a short time for its end.
     pub(super) fn inspect(&mut self, desired: &Arc<Desired>) {
         let create = || {
             let mut inspector = Inspector::default();
@@ -81,11 +81,12 @@ impl ObstacleThread {
         let Some(shared) = self.started(create) else { return };
         let mut state = shared.state.lock();
         state.next = Some(Arc::clone(desired));
-        let grace = if state.found.is_none() { FIRST_GRACE } else { GRACE };
+        let timeout =
+            if state.found.is_none() { FIRST_INSPECTION_TIMEOUT } else { INSPECTION_TIMEOUT };
         shared.changed.notify_all();
         let is_pending =
-            |state: &mut State| (state.next.is_some() || state.is_running) && !state.is_resting;
-        shared.changed.wait_while_for(&mut state, is_pending, grace);
+            |state: &mut State| (state.next.is_some() || state.is_running) && !state.is_throttled;
+        shared.changed.wait_while_for(&mut state, is_pending, timeout);
     }
 
     /// Starts the thread, in the network namespace of the calling thread.
@@ -109,15 +110,15 @@ impl ObstacleThread {
     pub(super) fn faults(&self) -> Vec<Fault> {
         let Some(shared) = &self.shared else { return Vec::new() };
         let mut state = shared.state.lock();
-        state.has_news = false;
+        state.has_changed = false;
         state.found.clone().unwrap_or_default()
     }
 
     /// Returns whether the faults have changed since the last call of [`Self::faults`]. The change is
     /// returned once.
-    pub(super) fn take_news(&self) -> bool {
+    pub(super) fn take_changed(&self) -> bool {
         let shared = self.shared.as_ref();
-        shared.is_some_and(|shared| std::mem::take(&mut shared.state.lock().has_news))
+        shared.is_some_and(|shared| std::mem::take(&mut shared.state.lock().has_changed))
     }
 
     /// Ends the thread, since the host has no tunnels. A running inspection has no effect.
@@ -129,7 +130,7 @@ impl ObstacleThread {
     }
 }
 
-impl Drop for ObstacleThread {
+impl Drop for ForeignRulesThread {
     /// Does not wait for the thread: a program that it runs may hang.
     fn drop(&mut self) {
         self.stop();
@@ -138,7 +139,7 @@ impl Drop for ObstacleThread {
 
 impl Shared {
     fn run<I: FnMut(&Desired) -> Vec<Fault>>(&self, wake: &OwnedFd, create: impl Fn() -> I) {
-        let (mut inspect, mut budget) = (create(), Budget { paid_at: Instant::now() });
+        let (mut inspect, mut budget) = (create(), Budget { covered_at: Instant::now() });
         while let Some(desired) = self.wait_for_request(&budget) {
             let start = Instant::now();
             let found = catch_unwind(AssertUnwindSafe(|| inspect(&desired)));
@@ -158,7 +159,7 @@ impl Shared {
                 && state.found.as_ref() != Some(&found)
             {
                 state.found = Some(found);
-                state.has_news = true;
+                state.has_changed = true;
                 // A write fails only if the counter is full, and then the thread wakes up anyway.
                 let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
             }
@@ -166,7 +167,7 @@ impl Shared {
         }
     }
 
-    /// Waits until an inspection is requested and the former ones are paid for. Returns `None` at the
+    /// Waits until an inspection is requested and the budget allows it. Returns `None` at the
     /// end of the thread.
     fn wait_for_request(&self, budget: &Budget) -> Option<Arc<Desired>> {
         let mut state = self.state.lock();
@@ -174,13 +175,13 @@ impl Shared {
             if state.is_closed {
                 return None;
             }
-            let rest = budget.rest(Instant::now());
-            state.is_resting = rest.is_some();
-            match rest {
+            let delay = budget.delay(Instant::now());
+            state.is_throttled = delay.is_some();
+            match delay {
                 _ if state.next.is_none() => self.changed.wait(&mut state),
-                Some(rest) => {
+                Some(delay) => {
                     self.changed.notify_all();
-                    let _ = self.changed.wait_for(&mut state, rest);
+                    let _ = self.changed.wait_for(&mut state, delay);
                 }
                 None => {
                     state.is_running = true;
@@ -193,21 +194,22 @@ impl Shared {
 
 /// Limits the time that inspections take in the long run.
 struct Budget {
-    /// When all inspections are paid for.
-    paid_at: Instant,
+    /// When the idle time of all former inspections has passed.
+    covered_at: Instant,
 }
 
 impl Budget {
     fn spend(&mut self, now: Instant, duration: Duration) {
-        let paid_at = self.paid_at.max(now) + duration.saturating_mul(PAUSE).min(REST_MAX * 100);
-        self.paid_at = paid_at.min(now + BURST * PAUSE + REST_MAX);
+        let covered_at =
+            self.covered_at.max(now) + duration.saturating_mul(IDLE_FACTOR).min(DELAY_MAX * 100);
+        self.covered_at = covered_at.min(now + BURST * IDLE_FACTOR + DELAY_MAX);
     }
 
     /// Returns the time until the next inspection may begin, or `None` if it may begin now.
-    fn rest(&self, now: Instant) -> Option<Duration> {
-        let unpaid = self.paid_at.saturating_duration_since(now);
-        let rest = unpaid.saturating_sub(BURST * PAUSE);
-        (!rest.is_zero()).then_some(rest)
+    fn delay(&self, now: Instant) -> Option<Duration> {
+        let uncovered = self.covered_at.saturating_duration_since(now);
+        let delay = uncovered.saturating_sub(BURST * IDLE_FACTOR);
+        (!delay.is_zero()).then_some(delay)
     }
 }
 
@@ -222,11 +224,11 @@ mod tests {
     #[test]
     fn inspections_take_one_percent_after_burst() {
         let start = Instant::now();
-        let mut budget = Budget { paid_at: start };
+        let mut budget = Budget { covered_at: start };
         let (mut now, mut count) = (start, 0_u32);
         while now < start + Duration::from_secs(1000) {
-            match budget.rest(now) {
-                Some(rest) => now += rest,
+            match budget.delay(now) {
+                Some(delay) => now += delay,
                 None => {
                     now += Duration::from_millis(50);
                     budget.spend(now, Duration::from_millis(50));
@@ -237,23 +239,23 @@ mod tests {
         // 2 s at once, and 10 s in 1,000 s.
         assert!((235..=245).contains(&count), "{count}");
         budget.spend(now, Duration::from_secs(90));
-        assert_eq!(budget.rest(now), Some(REST_MAX));
+        assert_eq!(budget.delay(now), Some(DELAY_MAX));
     }
 
     /// An inspection that takes as long as the test wants.
     fn thread_with_results()
-    -> (ObstacleThread, mpsc::Sender<Vec<Fault>>, impl FnMut(&mut ObstacleThread)) {
+    -> (ForeignRulesThread, mpsc::Sender<Vec<Fault>>, impl FnMut(&mut ForeignRulesThread)) {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         let (sender, results) = mpsc::channel::<Vec<Fault>>();
         let results = Arc::new(Mutex::new(results));
-        let request = move |thread: &mut ObstacleThread| {
+        let request = move |thread: &mut ForeignRulesThread| {
             let results = Arc::clone(&results);
             thread.inspect_with(&Arc::default(), move || {
                 let results = Arc::clone(&results);
                 move |_: &Desired| results.lock().recv().unwrap_or_default()
             });
         };
-        (ObstacleThread::new(Arc::new(wake)), sender, request)
+        (ForeignRulesThread::new(Arc::new(wake)), sender, request)
     }
 
     #[test]
@@ -264,18 +266,18 @@ mod tests {
         request(&mut thread);
         assert!(!thread.is_unknown());
         assert_eq!(thread.faults(), []);
-        assert!(!thread.take_news(), "the job has read it");
+        assert!(!thread.take_changed(), "the job has read it");
 
         let start = Instant::now();
         request(&mut thread);
-        assert!(start.elapsed() < FIRST_GRACE, "the job does not wait for the end");
+        assert!(start.elapsed() < FIRST_INSPECTION_TIMEOUT, "the job does not wait for the end");
         assert_eq!(thread.faults(), []);
         let fault = vec![Fault::of_host("a rule drops packets")];
         sender.send(fault.clone()).unwrap();
-        while !thread.take_news() {
+        while !thread.take_changed() {
             let _ = poll(&mut [PollFd::new(&thread.wake, PollFlags::IN)], None);
         }
-        assert!(!thread.take_news(), "once");
+        assert!(!thread.take_changed(), "once");
         assert_eq!(thread.faults(), fault);
         thread.stop();
         assert_eq!(thread.faults(), []);
