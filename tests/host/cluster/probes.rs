@@ -26,7 +26,7 @@ struct Break {
     named_by: &'static [(u8, &'static str)],
 }
 
-const BREAKS: [Break; 6] = [
+const BREAKS: [Break; 8] = [
     Break {
         host: 3,
         cause: "ip link set eth0 down",
@@ -73,6 +73,27 @@ const BREAKS: [Break; 6] = [
             "packets of containers reach none of 2 peers, and the VTEPs reach each other",
         )],
     },
+    // Packets that this host did not ask for are dropped, so its own probes work.
+    Break {
+        host: 2,
+        cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
+                ct state new iifname vtep1024 numgen inc mod 1 == 0 drop; }; }'",
+        removal: "nft delete table ip test",
+        named_by: &[
+            (1, "agent 10.0.0.2 fails probes: its host answers and forwards no packets"),
+            (3, "of overlay vxlan-1 to 192.168.1.126, the port of its probes"),
+        ],
+    },
+    Break {
+        host: 2,
+        cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
+                ct state new iifname vtep1024 numgen inc mod 1 == 0 reject; }; }'",
+        removal: "nft delete table ip test",
+        named_by: &[
+            (1, "agent 10.0.0.2 fails probes: its host answers and forwards no packets"),
+            (3, "of overlay vxlan-1 to 192.168.1.126, the port of its probes"),
+        ],
+    },
     Break {
         host: 1,
         cause: "nft 'table ip6 test { chain c { type filter hook input priority 10; \
@@ -117,7 +138,7 @@ fn fetch(cluster: &Cluster, endpoint: &str) -> Value {
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
-    let cluster = Cluster::started(3, Underlay::V4);
+    let mut cluster = Cluster::started(3, Underlay::V4);
     let containers = [1, 2, 3].map(|number| Container::for_mesos(cluster.host(number), "vxlan-1"));
     for host in &cluster.hosts {
         cluster.wait_for("the probes begin at the bridge", || {
@@ -158,6 +179,16 @@ fn dead_paths_are_known_within_a_minute_and_so_is_their_end() {
     }
     eprintln!("{table}");
     assert!(can_ping(&containers[0].namespace, containers[1].address(), 16));
+    // The port of an agent ends with it. Its host reports that, and its containers are reached.
+    assert!(cluster.host_mut(3).agent.take().expect("an agent").stop());
+    let start = now();
+    while start.elapsed() < Duration::from_secs(30) {
+        for number in [1, 2] {
+            let health = cluster.host(number).health();
+            assert_eq!(health["probes"]["unreachable"], 0, "{health}");
+        }
+        sleep(Duration::from_millis(500));
+    }
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn send_all(paths: &[TunnelPath], underlays: &BTreeSet<IpAddr>) -> io::Result<Ve
         let from = underlays.iter().find(|own| own.is_ipv4() == to.is_ipv4());
         requests.push(EchoRequest { from: from.copied().unwrap_or(to), to, size: SMALL });
     }
-    let Round { mut outcomes, datagram_errors } = prober.round(&requests, TRIES, TIMEOUT);
+    let Round { mut outcomes, datagram_errors, .. } = prober.round(&requests, TRIES, TIMEOUT);
     let underlay_outcomes: BTreeMap<IpAddr, Outcome> =
         agents.into_iter().zip(outcomes.split_off(paths.len())).collect();
     let mut probes = Vec::new();

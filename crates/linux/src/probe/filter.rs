@@ -11,7 +11,10 @@ const LOAD_BYTE: u16 = 0x50;
 const LOAD_HALF: u16 = 0x48;
 const LOAD_WORD: u16 = 0x40;
 const JUMP_EQUAL: u16 = 0x15;
+const AND: u16 = 0x54;
 const RETURN: u16 = 0x06;
+/// The bits of the identifier that distinguish the sockets. The other bits differ between rounds.
+pub(super) const IDENTIFIER_MASK: u16 = 0xff00;
 /// Length of an accepted packet.
 const WHOLE: u32 = 0x4_0000;
 /// Offsets of the identifier and of the payload in an echo request or reply.
@@ -43,7 +46,7 @@ pub(super) fn program(
     identifier: u16,
     word: u32,
     takes_datagrams: bool,
-) -> [SockFilter; 16] {
+) -> [SockFilter; 18] {
     instructions(is_ipv4, identifier, word, takes_datagrams)
         .map(|(code, jt, jf, k)| SockFilter::new(code, jt, jf, k))
 }
@@ -53,29 +56,32 @@ fn instructions(
     identifier: u16,
     word: u32,
     takes_datagrams: bool,
-) -> [(u16, u8, u8, u32); 16] {
+) -> [(u16, u8, u8, u32); 18] {
     let Family { reply, errors, protocol_offset, packet_payload, icmp } =
         if is_ipv4 { V4 } else { V6 };
-    let identifier = u32::from(identifier);
+    let identifier = u32::from(identifier & IDENTIFIER_MASK);
+    let mask = u32::from(IDENTIFIER_MASK);
     // A raw socket of IPv4 receives the IP header, one of IPv6 does not.
     let begin = if is_ipv4 { (LOAD_X_HEADER, 0, 0, 0) } else { (LOAD_X, 0, 0, 0) };
-    // A jump skips so many instructions. Number 14 drops the packet, number 15 accepts it.
+    // A jump skips so many instructions. Number 16 drops the packet, number 17 accepts it.
     [
         begin,
         (LOAD_BYTE, 0, 0, 0),
         (JUMP_EQUAL, 2, 0, reply),
-        (JUMP_EQUAL, 5, 0, errors[0]),
-        (JUMP_EQUAL, 4, 9, errors[1]),
+        (JUMP_EQUAL, 6, 0, errors[0]),
+        (JUMP_EQUAL, 5, 11, errors[1]),
         // 5: a reply.
         (LOAD_HALF, 0, 0, IDENTIFIER),
-        (JUMP_EQUAL, 0, 7, identifier),
+        (AND, 0, 0, mask),
+        (JUMP_EQUAL, 0, 8, identifier),
         (LOAD_WORD, 0, 0, PAYLOAD),
-        (JUMP_EQUAL, 6, 5, word),
-        // 9: an error.
+        (JUMP_EQUAL, 7, 6, word),
+        // 10: an error.
         (LOAD_BYTE, 0, 0, protocol_offset),
-        (JUMP_EQUAL, if takes_datagrams { 4 } else { 3 }, 0, UDP),
-        (JUMP_EQUAL, 0, 2, icmp),
+        (JUMP_EQUAL, if takes_datagrams { 5 } else { 4 }, 0, UDP),
+        (JUMP_EQUAL, 0, 3, icmp),
         (LOAD_HALF, 0, 0, packet_payload + IDENTIFIER),
+        (AND, 0, 0, mask),
         (JUMP_EQUAL, 1, 0, identifier),
         (RETURN, 0, 0, 0),
         (RETURN, 0, 0, WHOLE),
@@ -107,6 +113,7 @@ mod tests {
             at += 1;
             match code {
                 LOAD_X => x = k as usize,
+                AND => a &= k,
                 LOAD_X_HEADER => x = usize::from(packet[k as usize] & 0xf) * 4,
                 JUMP_EQUAL => at += usize::from(if a == k { jt } else { jf }),
                 RETURN => return k > 0,
@@ -142,13 +149,13 @@ mod tests {
 
     #[test]
     fn only_own_replies_and_errors_about_own_packets_pass() {
-        let other = [0x12, 0x35];
+        let (later, other) = ([0x12, 0x35], [0x13, 0x34]);
         for (takes_datagrams, id, datagram) in
-            [(false, ID, false), (true, ID, true), (true, other, true)]
+            [(false, ID, false), (true, later, true), (true, other, true)]
         {
             let v4_program = instructions(true, 0x1234, WORD, takes_datagrams);
             let v6_program = instructions(false, 0x1234, WORD, takes_datagrams);
-            let is_own = id == ID;
+            let is_own = id[0] == ID[0];
             let v4_passes = |message: &[u8]| accepts(&v4_program, &v4(1, message));
             let v6_passes = |message: &[u8]| accepts(&v6_program, message);
             assert_eq!(v4_passes(&echo(0, id, WORD)), is_own);

@@ -14,12 +14,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
-use overlay_types::addr::OverlayName;
+use overlay_types::addr::{InterfaceAddress, OverlayName};
 use overlay_types::tunnel::{
     ContainersMtu, Desired, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource, VxlanDevice,
 };
 
-use self::echo::{EchoRequest, Outcome, Prober, open_socket};
+use self::echo::{EchoRequest, IcmpError, Outcome, Prober, UnreachableReason, open_socket};
 use self::port::Port;
 pub use self::port::{existing_ports, is_probe_port, remove_port};
 use crate::cni::Leases;
@@ -81,8 +81,15 @@ impl PeerProber {
             requests.push(EchoRequest { from, to: packet.to, size: packet.size });
         }
         let round = self.echo.round(&requests, 1, TIMEOUT);
+        let gateways = desired.bridges().flat_map(|bridge| &bridge.gateways);
+        let own: BTreeSet<IpAddr> = gateways.map(InterfaceAddress::address).chain(vteps).collect();
+        let outcomes = requests.iter().zip(round.outcomes);
+        let late = round.late_errors.into_iter();
+        let missing = late
+            .filter(|(to, error)| outcome_of_error(*to, error, &own) == ProbeOutcome::Unreachable);
         Ok(ProbeReport {
-            outcomes: round.outcomes.into_iter().map(outcome).collect(),
+            outcomes: outcomes.map(|(request, found)| outcome(request.to, found, &own)).collect(),
+            missing: missing.map(|(to, _)| to).collect(),
             bridged: self.ports.keys().cloned().collect(),
             limitation: self.limitation.clone(),
         })
@@ -178,13 +185,24 @@ fn interface_addresses() -> BTreeSet<(String, IpAddr)> {
     addresses.collect()
 }
 
-fn outcome(outcome: Outcome) -> ProbeOutcome {
+/// Returns the outcome of a packet to `to`. `own` are the addresses of this host.
+fn outcome(to: IpAddr, outcome: Outcome, own: &BTreeSet<IpAddr>) -> ProbeOutcome {
     match outcome {
         Outcome::Replied(duration) => ProbeOutcome::Replied(duration),
         Outcome::NoReply => ProbeOutcome::NoReply,
-        Outcome::Unreachable(_) => ProbeOutcome::Unreachable,
+        Outcome::Unreachable(error) => outcome_of_error(to, &error, own),
         Outcome::TooBig(mtu) => ProbeOutcome::TooBig(mtu),
         Outcome::NotSent(reason) => ProbeOutcome::NotSent(reason),
+    }
+}
+
+fn outcome_of_error(to: IpAddr, error: &IcmpError, own: &BTreeSet<IpAddr>) -> ProbeOutcome {
+    match error.reason {
+        // A container that refuses echo requests.
+        _ if error.reporter == to => ProbeOutcome::NoReply,
+        _ if own.contains(&error.reporter) => ProbeOutcome::Refused,
+        UnreachableReason::Network | UnreachableReason::Host => ProbeOutcome::Unreachable,
+        UnreachableReason::Port | UnreachableReason::Prohibited => ProbeOutcome::Refused,
     }
 }
 
@@ -196,5 +214,29 @@ fn socket_problem(error: &io::Error) -> String {
         )
     } else {
         format!("open a raw socket: {error}: set probe_rate to 0, and report this")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use UnreachableReason::{Host, Network, Port, Prohibited};
+
+    use super::*;
+
+    #[test]
+    fn only_another_host_reports_a_missing_destination() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (to, own) = (address("192.168.1.126"), BTreeSet::from([address("192.168.0.1")]));
+        let outcome_of = |reporter, reason| {
+            let error = IcmpError { reporter: address(reporter), reason };
+            outcome(to, Outcome::Unreachable(error), &own)
+        };
+        let peer = "44.128.0.2";
+        assert_eq!(outcome_of(peer, Host), ProbeOutcome::Unreachable);
+        assert_eq!(outcome_of(peer, Network), ProbeOutcome::Unreachable);
+        assert_eq!(outcome_of(peer, Port), ProbeOutcome::Refused);
+        assert_eq!(outcome_of(peer, Prohibited), ProbeOutcome::Refused);
+        assert_eq!(outcome_of("192.168.0.1", Host), ProbeOutcome::Refused);
+        assert_eq!(outcome_of("192.168.1.126", Prohibited), ProbeOutcome::NoReply);
     }
 }

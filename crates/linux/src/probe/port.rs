@@ -167,6 +167,11 @@ impl Drop for Port {
         if let Err(error) = self.links.remove(&self.name) {
             log::warn!("probes: {error}: run {}", Command::remove_device(self.name.as_str()));
         }
+        // The kernel reports the address as missing only when ARP requests fail, and sends none
+        // while it knows the neighbor.
+        if let IpAddr::V4(address) = self.address {
+            self.links.remove_neighbor(&self.bridge, address);
+        }
         self.leases.release_probe_address(&self.overlay, self.address);
     }
 }

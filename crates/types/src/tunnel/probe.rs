@@ -38,8 +38,12 @@ pub enum ProbeOutcome {
     Replied(Duration),
     /// Neither a reply nor an ICMP error arrived.
     NoReply,
-    /// A router or host reported the packet as undeliverable.
+    /// Another host reported that it has no route to the destination, or that the destination does
+    /// not exist in its network.
     Unreachable,
+    /// A firewall or a route refused the packet, or this host has no route to the destination. That
+    /// says nothing about the destination.
+    Refused,
     /// The packet exceeds the MTU of a link, which the reporting router may name.
     TooBig(Option<u32>),
     /// The kernel did not send the packet, with its reason.
@@ -59,6 +63,9 @@ impl ProbeOutcome {
 pub struct ProbeReport {
     /// One outcome for each packet, in order.
     pub outcomes: Vec<ProbeOutcome>,
+    /// Destinations of earlier batches that another host reported as missing after the batch. A host
+    /// reports a missing container when its ARP requests have failed, after three seconds.
+    pub missing: BTreeSet<IpAddr>,
     /// The overlays whose packets left through a port of their bridge.
     pub bridged: BTreeSet<OverlayName>,
     /// Why packets of an overlay did not leave through its bridge, although the bridge exists.

@@ -11,7 +11,7 @@ mod tests;
 mod totals;
 mod visit;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use overlay_types::tunnel::{Desired, ProbeOutcome, ProbePacket, ProbeReport};
 use self::path::PeerPath;
 use self::shared_cause::{SharedCause, UnansweredVisits};
 use self::totals::Totals;
-use self::visit::Visit;
+use self::visit::{Role, Visit};
 use super::Counters;
 use super::command::Command;
 use super::view::{PeerProbeHealth, ProbeHealth, ProbeTally};
@@ -47,6 +47,8 @@ const RETRIES_MAX: usize = 32;
 /// One in so many peers has to fail before the agent is degraded. A single dead host of a large
 /// cluster is no problem of all other hosts: the master names it.
 const DEGRADING_PART: usize = 10;
+/// Time after a visit in which its host reports a missing port.
+const MISSING_MAX: Duration = Duration::from_secs(10);
 /// Shortest interval between two reports to the master.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of peers that health names.
@@ -72,6 +74,8 @@ pub(super) struct Probes {
     due: Duration,
     /// The peers with a confirmed failure.
     failing: BTreeSet<IpAddr>,
+    /// The ports that did not answer in the last seconds: time of the visit, port and agent.
+    silent_ports: VecDeque<(Duration, IpAddr, IpAddr)>,
     /// The visits since the last reply of any peer, and since the last one to containers.
     silence: UnansweredVisits,
     cut_off: UnansweredVisits,
@@ -115,6 +119,7 @@ impl Probes {
             last_attempt: 0,
             due: Duration::ZERO,
             failing: BTreeSet::new(),
+            silent_ports: VecDeque::new(),
             silence: UnansweredVisits::default(),
             cut_off: UnansweredVisits::default(),
             shared_cause: None,
@@ -257,7 +262,7 @@ impl Probes {
     }
 
     fn is_confirmed(&self, agent: IpAddr) -> bool {
-        self.peers.get(&agent).is_some_and(|path| path.failed_visits() >= CONFIRMING_VISITS)
+        self.peers.get(&agent).is_some_and(PeerPath::has_enough_visits)
     }
 
     /// Handles the outcomes of a batch. Outcomes of an earlier batch are ignored.
@@ -289,6 +294,7 @@ impl Probes {
         }
         self.limitation = report.limitation;
         self.bridged = report.bridged;
+        self.forget_missing(now, &report.missing);
         let mut outcomes = report.outcomes.into_iter();
         for visit in batch.visits {
             let outcomes: Vec<ProbeOutcome> = outcomes.by_ref().take(visit.length()).collect();
@@ -297,8 +303,26 @@ impl Probes {
             counters.probe_packets_lost += lost as u64;
             self.count_unanswered(now, &visit, &outcomes);
             self.record(now, &visit, &outcomes);
+            let port = visit.port.filter(|_| !visit.is_answered(&outcomes, Role::Port));
+            self.silent_ports.extend(port.map(|port| (now.elapsed, port, visit.agent)));
         }
         self.update_degradation(now);
+    }
+
+    /// Removes the ports of peers that their hosts report as missing.
+    fn forget_missing(&mut self, now: Now, missing: &BTreeSet<IpAddr>) {
+        while let Some((visited, ..)) = self.silent_ports.front()
+            && *visited + MISSING_MAX < now.elapsed
+        {
+            self.silent_ports.pop_front();
+        }
+        for (_, port, agent) in
+            self.silent_ports.iter().filter(|(_, port, _)| missing.contains(port))
+        {
+            if let Some(path) = self.peers.get_mut(agent) {
+                path.forget_target(*port);
+            }
+        }
     }
 
     /// Sets why no probe can be sent. Former outcomes say nothing while that lasts.
@@ -317,8 +341,7 @@ impl Probes {
         path.record(now, visit, outcomes);
         self.totals.add(path);
         self.has_unreported_change |= path.failure_cause() != before;
-        let (delay, is_confirmed) =
-            (path.retry_delay(now), path.failed_visits() >= CONFIRMING_VISITS);
+        let (delay, is_confirmed) = (path.retry_delay(now), path.has_enough_visits());
         match (before, path.failure_cause()) {
             (None, Some(_)) => {
                 self.failing.insert(agent);

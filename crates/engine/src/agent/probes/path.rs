@@ -32,6 +32,8 @@ enum Cause {
     ContainersCutOff,
     /// The VTEP of the peer answers, but not its bridge of this overlay.
     OverlayLost(OverlayName, IpAddr),
+    /// The host of the peer answers, but forwards no packets to the port of its probes.
+    ForwardingLost(OverlayName, IpAddr),
     /// IPv4 works, IPv6 does not.
     Ipv6Lost,
     /// Only packets of full size are lost. The MTU is that of the router that reported the loss.
@@ -44,9 +46,18 @@ impl Cause {
             Self::NotSent(_) => PeerFailureCause::NotSent,
             Self::NoAnswer => PeerFailureCause::NoAnswer,
             Self::ContainersCutOff => PeerFailureCause::ContainersCutOff,
-            Self::OverlayLost(..) => PeerFailureCause::OverlayLost,
+            Self::OverlayLost(..) | Self::ForwardingLost(..) => PeerFailureCause::OverlayLost,
             Self::Ipv6Lost => PeerFailureCause::Ipv6Lost,
             Self::LargeLost { .. } => PeerFailureCause::LargeLost,
+        }
+    }
+
+    /// Returns the number of failed visits in a row that confirm the cause. A host reports a port
+    /// that ended with its agent only when its ARP requests have failed.
+    const fn confirming_visits(&self) -> u32 {
+        match self {
+            Self::ForwardingLost(..) => CONFIRMING_VISITS + 2,
+            _ => CONFIRMING_VISITS,
         }
     }
 }
@@ -86,6 +97,8 @@ pub(super) struct PeerPath {
     /// Consecutive visits with a failure, and the time of the first.
     failed_visits: u32,
     failing_since: Option<Now>,
+    /// The number of failed visits that confirms the latest failure.
+    confirming_visits: u32,
     /// The confirmed failure.
     cause: Option<Cause>,
 }
@@ -106,6 +119,7 @@ impl PeerPath {
             is_returning: false,
             failed_visits: 0,
             failing_since: None,
+            confirming_visits: CONFIRMING_VISITS,
             cause: None,
         }
     }
@@ -150,6 +164,11 @@ impl PeerPath {
         self.failed_visits
     }
 
+    /// Returns whether the failed visits are enough to confirm the failure.
+    pub(super) const fn has_enough_visits(&self) -> bool {
+        self.failed_visits >= self.confirming_visits
+    }
+
     pub(super) const fn is_reached(&self) -> bool {
         self.last_success.is_some()
     }
@@ -163,7 +182,7 @@ impl PeerPath {
     /// succeeded.
     pub(super) fn retry_delay(&self, now: Now) -> Option<Duration> {
         let since = self.failing_since.filter(|_| self.failed_visits > 0)?;
-        if self.failed_visits < CONFIRMING_VISITS || self.is_returning {
+        if !self.has_enough_visits() || self.is_returning {
             return Some(Duration::ZERO);
         }
         let outage = now.elapsed.saturating_sub(since.elapsed);
@@ -319,7 +338,8 @@ impl PeerPath {
                 self.failed_visits = self.failed_visits.saturating_add(1);
                 self.failing_since.get_or_insert(now);
                 let is_new = self.last_success.is_none() && now.elapsed < self.added + GRACE;
-                if self.failed_visits >= CONFIRMING_VISITS && !is_new {
+                self.confirming_visits = cause.confirming_visits();
+                if self.has_enough_visits() && !is_new {
                     self.cause = Some(cause);
                 }
             }
@@ -375,12 +395,30 @@ impl PeerPath {
             };
         }
         let works = |role| visit.works(outcomes, role);
-        if !works(Role::Port) && (works(Role::Gateway) || works(Role::Vtep)) {
-            self.ports.retain(|port| Some(*port) != visit.port);
+        // A container at the address may have a smaller MTU than the port had.
+        if is_answered(Role::Port) && !works(Role::Port) {
+            let has_other = works(Role::Gateway) || works(Role::Vtep);
+            self.ports.retain(|port| Some(*port) != visit.port || !has_other);
         }
         if !self.reports_missing && works(Role::Vtep) && !is_answered(Role::Gateway) {
             self.gateways.retain(|gateway| Some(*gateway) != visit.gateway);
         }
+    }
+
+    /// Removes a target that the host of the peer reported as missing after the visit.
+    pub(super) fn forget_target(&mut self, missing: IpAddr) {
+        self.reports_missing = true;
+        self.ports.retain(|port| *port != missing);
+        self.gateways.retain(|gateway| *gateway != missing);
+    }
+
+    /// Returns the port to which the host of the peer forwards no packets, although the host
+    /// answers. A rule may refuse the packets to an unknown port too.
+    fn lost_port(&self, visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<IpAddr> {
+        let is_silent =
+            |port: &IpAddr| self.ports.contains(port) && !visit.is_answered(outcomes, Role::Port);
+        let refused = visit.refused(outcomes, &[Role::Port, Role::PortCandidate]);
+        refused.or_else(|| visit.port.filter(is_silent))
     }
 
     fn find_cause(&self, visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<Cause> {
@@ -400,6 +438,9 @@ impl PeerPath {
                     None if is_answered(Role::Host) => Cause::ContainersCutOff,
                     None => Cause::NoAnswer,
                 });
+            }
+            if let (Some(port), Some(overlay)) = (self.lost_port(visit, outcomes), &visit.overlay) {
+                return Some(Cause::ForwardingLost(overlay.clone(), port));
             }
             if visit.has(Role::Gateway)
                 && !is_answered(Role::Gateway)
@@ -453,6 +494,11 @@ impl PeerPath {
                 "{intro}: its VTEP answers, its bridge address {gateway} of overlay {overlay} does \
                  not: see the bridge, its route and the firewall there: run 'mesos-overlay doctor' \
                  on that host"
+            ),
+            Some(Cause::ForwardingLost(overlay, port)) => format!(
+                "{intro}: its host answers and forwards no packets of overlay {overlay} to {port}, \
+                 the port of its probes: see the rules for forwarded packets there, and whether its \
+                 agent runs: run 'mesos-overlay doctor' on that host"
             ),
             Some(Cause::Ipv6Lost) => format!(
                 "{intro}: IPv4 reaches it, IPv6 does not: see the IPv6 routes and ip6tables of \

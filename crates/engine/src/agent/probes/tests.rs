@@ -16,6 +16,8 @@ struct World {
     now: Now,
     /// Returns the outcome of a packet.
     outcome: fn(&ProbePacket) -> ProbeOutcome,
+    /// The addresses that hosts report as missing after a batch.
+    missing: BTreeSet<IpAddr>,
     /// The visits of each agent, and the number of packets.
     visits: BTreeMap<IpAddr, u32>,
     packets: usize,
@@ -49,6 +51,7 @@ impl World {
             random: fastrand::Rng::with_seed(3),
             now: Now { elapsed: Duration::from_secs(100), unix: 1_700_000_000 },
             outcome: all_works,
+            missing: BTreeSet::new(),
             visits: BTreeMap::new(),
             packets: 0,
         };
@@ -125,7 +128,8 @@ impl World {
         }
         self.packets += packets.len();
         let outcomes = packets.iter().map(self.outcome).collect();
-        let report = ProbeReport { outcomes, ..ProbeReport::default() };
+        let missing = self.missing.clone();
+        let report = ProbeReport { outcomes, missing, ..ProbeReport::default() };
         self.probes.finish(self.now, attempt, Ok(report), &mut self.counters);
         numbers
     }
@@ -552,9 +556,14 @@ fn port_that_ends_with_its_agent_is_no_failure() {
         126 => ProbeOutcome::NoReply,
         _ => all_works(packet),
     };
+    // The hosts report the missing ports after three seconds.
+    world.run(3);
+    let ports_of = |first| [1, 2].map(|number| IpAddr::from([first, 0, number, 126]));
+    world.missing = ports_of(9).into_iter().chain(ports_of(8)).collect();
     world.run(60);
     assert_eq!(world.problem(), "");
     assert!(!ports(&world));
+    world.missing.clear();
     world.outcome = with_port;
     world.run(120);
     assert!(ports(&world), "the port is learned again");
@@ -566,6 +575,47 @@ fn port_that_ends_with_its_agent_is_no_failure() {
     };
     world.run(60);
     assert_eq!(world.problem(), "");
+}
+
+#[test]
+fn peer_that_drops_or_refuses_forwarded_packets_is_named() {
+    fn with_port(packet: &ProbePacket) -> ProbeOutcome {
+        if last_octet(packet) == 126 { REPLY } else { all_works(packet) }
+    }
+    let faults: [fn(&ProbePacket) -> ProbeOutcome; 2] = [
+        |packet| if last_octet(packet) == 126 { ProbeOutcome::NoReply } else { all_works(packet) },
+        |packet| if last_octet(packet) == 126 { ProbeOutcome::Refused } else { all_works(packet) },
+    ];
+    for fault in faults {
+        let mut world = World::new(1, 4);
+        world.outcome = with_port;
+        world.run(60);
+        world.outcome = fault;
+        world.run(20);
+        let expected = "agent 10.0.0.1 fails probes: its host answers and forwards no packets of \
+                        overlay vxlan-1 to 9.0.1.126, the port of its probes: see the rules for \
+                        forwarded packets there, and whether its agent runs: run 'mesos-overlay \
+                        doctor' on that host";
+        let problem = world.problem();
+        assert_eq!(problem.replace("vxlan-2 to 8", "vxlan-1 to 9"), expected);
+        world.run(3600);
+        assert_eq!(world.problem(), problem, "the failure lasts");
+        world.outcome = with_port;
+        world.run(320);
+        assert_eq!(world.problem(), "");
+    }
+}
+
+#[test]
+fn host_that_refuses_the_packets_of_its_own_containers_is_named() {
+    let mut world = World::new(3, 4);
+    world.run(60);
+    world.outcome = |packet| match packet.source {
+        ProbeSource::Containers(_) => ProbeOutcome::Refused,
+        ProbeSource::Vtep => REPLY,
+    };
+    world.run(60);
+    assert!(world.problem().starts_with("packets of containers reach none of 3 peers"));
 }
 
 /// A host with the C++ modules has no bridge after a restart until a container starts, and reports

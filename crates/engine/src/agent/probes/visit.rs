@@ -111,6 +111,15 @@ impl Visit {
             .any(|role| self.is_answered(outcomes, role))
     }
 
+    /// Returns the first destination of these roles for which the packet was refused.
+    pub(super) fn refused(&self, outcomes: &[ProbeOutcome], roles: &[Role]) -> Option<IpAddr> {
+        let mut packets = self.packets.iter().zip(outcomes);
+        let is_refused = |(packet, outcome): &(&VisitPacket, &ProbeOutcome)| {
+            roles.contains(&packet.role) && matches!(outcome, ProbeOutcome::Refused)
+        };
+        packets.find(is_refused).map(|(packet, _)| packet.to)
+    }
+
     /// Returns whether the VTEPs reach each other.
     pub(super) fn has_host_reply(&self, outcomes: &[ProbeOutcome]) -> bool {
         self.is_answered(outcomes, Role::Host)

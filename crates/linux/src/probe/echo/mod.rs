@@ -29,7 +29,7 @@ use rustix::net::{
 };
 use socket2::SockRef;
 
-use super::filter;
+use super::filter::{self, IDENTIFIER_MASK};
 
 /// Length of the header of an echo request.
 const ICMP_HEADER: usize = 8;
@@ -39,6 +39,9 @@ const V6_HEADER: usize = 40;
 const COOKIE: usize = 8;
 /// The most messages that are received of a socket at a time.
 const RECEIVED_MAX: usize = 1024;
+/// Time in which an ICMP error for a request without a reply is recognized. A host reports a missing
+/// neighbor after three ARP requests, one a second.
+const LATE_MAX: Duration = Duration::from_secs(5);
 /// Number of requests in a burst. The replies to a burst fit the receive buffer of a socket.
 const BURST: usize = 64;
 /// Interval between two bursts, in which replies are received.
@@ -127,6 +130,8 @@ pub struct Round {
     pub outcomes: Vec<Outcome>,
     /// ICMP errors for UDP packets of this host, by the packet's destination and port.
     pub datagram_errors: BTreeMap<(IpAddr, u16), IcmpError>,
+    /// ICMP errors for requests of earlier rounds that had no reply, by the request's destination.
+    pub late_errors: BTreeMap<IpAddr, IcmpError>,
 }
 
 /// Sent requests by sequence number: index of the request, and time of sending.
@@ -157,9 +162,12 @@ enum IcmpMessage {
 #[derive(Debug)]
 pub struct Prober {
     sockets: BTreeMap<IpAddr, OwnedFd>,
+    /// Changes with each round: to a firewall, the packets of each round are a new flow.
     identifier: u16,
     next_number: u16,
     cookies: Cookies,
+    /// The requests of the last seconds without a reply, by number: destination and time of sending.
+    unanswered: BTreeMap<u16, (IpAddr, Instant)>,
     buffer: Vec<u8>,
 }
 
@@ -207,6 +215,7 @@ impl Prober {
             identifier: fastrand::u16(..),
             next_number: fastrand::u16(..),
             cookies: Cookies::new(),
+            unanswered: BTreeMap::new(),
             buffer: vec![0; BUFFER],
         };
         for source in sources {
@@ -253,8 +262,12 @@ impl Prober {
         let mut round =
             Round { outcomes: vec![Outcome::NoReply; requests.len()], ..Round::default() };
         let mut pending = Pending::new();
-        // Requests of other hosts may have filled the receive buffers since the last round.
-        drop(self.receive());
+        let round_bits = self.identifier.wrapping_add(1) & !IDENTIFIER_MASK;
+        self.identifier = self.identifier & IDENTIFIER_MASK | round_bits;
+        self.unanswered.retain(|_, (_, sent)| sent.elapsed() < LATE_MAX);
+        for message in self.receive() {
+            self.record_late(&message, &mut round);
+        }
         for _ in 0..tries {
             let open: Vec<usize> =
                 (0..requests.len()).filter(|index| round.outcomes[*index].is_open()).collect();
@@ -273,7 +286,24 @@ impl Prober {
                 self.receive_replies(requests, &pending, &mut round, timeout);
             }
         }
+        let unanswered = pending
+            .into_iter()
+            .filter(|(_, (index, _))| matches!(round.outcomes[*index], Outcome::NoReply));
+        let unanswered =
+            unanswered.map(|(number, (index, sent))| (number, (requests[index].to, sent)));
+        self.unanswered.extend(unanswered);
         round
+    }
+
+    /// Records an ICMP error for a request of an earlier round.
+    fn record_late(&self, message: &IcmpMessage, round: &mut Round) {
+        if let IcmpMessage::RequestError { number, cookie, outcome: Outcome::Unreachable(error) } =
+            message
+            && let Some((to, _)) = self.unanswered.get(number)
+            && cookie.is_none_or(|cookie| cookie == self.cookies.of(*number, *to))
+        {
+            round.late_errors.insert(*to, error.clone());
+        }
     }
 
     fn send(&self, request: &EchoRequest, number: u16) -> Result<(), Outcome> {
@@ -317,6 +347,7 @@ impl Prober {
                 }
             }
             for message in self.receive() {
+                self.record_late(&message, round);
                 record(message, requests, &self.cookies, pending, round);
             }
         }
@@ -503,9 +534,13 @@ const fn unreachable(reporter: IpAddr, reason: UnreachableReason) -> Outcome {
 }
 
 fn parse_echo_reply(message: &[u8], from: IpAddr, identifier: u16) -> Option<IcmpMessage> {
-    let is_own = u16_at(message, 4)? == identifier;
+    let is_own = is_same_socket(u16_at(message, 4)?, identifier);
     let cookie = cookie_of(message);
     is_own.then_some(IcmpMessage::EchoReply { number: u16_at(message, 6)?, from, cookie })
+}
+
+const fn is_same_socket(identifier: u16, own: u16) -> bool {
+    identifier & IDENTIFIER_MASK == own & IDENTIFIER_MASK
 }
 
 /// Returns the cookie of an echo request or of its reply.
@@ -520,7 +555,8 @@ fn parse_request_error(
     outcome: Outcome,
     identifier: u16,
 ) -> Option<IcmpMessage> {
-    let is_own = *payload.first()? == request_type && u16_at(payload, 4)? == identifier;
+    let is_own =
+        *payload.first()? == request_type && is_same_socket(u16_at(payload, 4)?, identifier);
     let cookie = cookie_of(payload);
     is_own.then_some(IcmpMessage::RequestError { number: u16_at(payload, 6)?, cookie, outcome })
 }

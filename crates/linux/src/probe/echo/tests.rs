@@ -38,7 +38,8 @@ fn foreign_messages_are_ignored() {
     let bytes = packet(1, [10, 0, 0, 2], [10, 0, 0, 1], &reply);
     let from = "10.0.0.2".parse().unwrap();
     assert_eq!(parse_v4(&bytes, 0x1234), Some(IcmpMessage::EchoReply { number: 7, from, cookie }));
-    assert_eq!(parse_v4(&bytes, 0x1235), None);
+    assert_eq!(parse_v4(&bytes, 0x1334), None);
+    assert!(parse_v4(&bytes, 0x1235).is_some(), "the request of an earlier round");
     let mut with_options = bytes.clone();
     with_options[0] = 0x46;
     with_options.splice(20..20, [0; 4]);
@@ -140,4 +141,23 @@ fn icmp_error_for_tunnel_packet_has_its_port() {
     let error = IcmpError { reporter: to, reason: UnreachableReason::Port };
     let expected = IcmpMessage::DatagramError { to, port: 64_000, error };
     assert_eq!(parse_v6(&message, to, 1), Some(expected));
+}
+
+#[test]
+fn late_error_for_unanswered_request_names_its_destination() {
+    let mut prober = Prober::open(&BTreeSet::new()).unwrap();
+    let to: IpAddr = "192.168.1.126".parse().unwrap();
+    prober.unanswered.insert(7, (to, now()));
+    let error = IcmpError { reporter: to, reason: UnreachableReason::Host };
+    let mut round = Round::default();
+    let mut late = |number, cookie, outcome| {
+        let message = IcmpMessage::RequestError { number, cookie, outcome };
+        prober.record_late(&message, &mut round);
+        std::mem::take(&mut round.late_errors)
+    };
+    let unreachable = || Outcome::Unreachable(error.clone());
+    assert_eq!(late(8, None, unreachable()), BTreeMap::new());
+    assert_eq!(late(7, Some(WORDS), unreachable()), BTreeMap::new(), "of another process");
+    assert_eq!(late(7, None, Outcome::TooBig(None)), BTreeMap::new());
+    assert_eq!(late(7, None, unreachable()), BTreeMap::from([(to, error.clone())]));
 }
