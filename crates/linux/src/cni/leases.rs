@@ -171,16 +171,18 @@ impl Leases {
         self.free_addresses(overlay, subnet).is_ok_and(|free| free >= KEEP_FREE_MIN)
     }
 
-    /// Returns the number of addresses of the subnet that no container has.
+    /// Returns the number of addresses of the subnet that no container has. With many free addresses
+    /// the leases for probes count as those of containers, so that no lease is read.
     fn free_addresses(&self, overlay: &OverlayName, subnet: &Subnet) -> Result<u128, CniError> {
         let directory = self.path(overlay);
-        let is_of_container = |name: &String| {
-            name.parse().is_ok_and(|address| subnet.contains(address))
-                && !is_probe_lease(&directory.join(name))
-        };
-        let leased = names(&directory)?.iter().filter(|name| is_of_container(name)).count();
         let last = subnet.offset_of(subnet.last()).unwrap_or_default();
-        Ok(last.saturating_sub(2).saturating_sub(leased as u128))
+        let free = |leased: usize| last.saturating_sub(2).saturating_sub(leased as u128);
+        let mut leased = names(&directory)?;
+        leased.retain(|name| name.parse().is_ok_and(|address| subnet.contains(address)));
+        if free(leased.len()) < RESERVE_FREE_MIN {
+            leased.retain(|name| !is_probe_lease(&directory.join(name)));
+        }
+        Ok(free(leased.len()))
     }
 
     /// Removes the lease of an address for probes. The lease of a container stays.

@@ -32,6 +32,11 @@ const BOOT_TOLERANCE: Duration = Duration::from_secs(2);
 const MESOS_CONTAINERS: [&str; 2] =
     ["/run/mesos/isolators/network/cni", "/var/run/mesos/isolators/network/cni"];
 
+/// The mounts of the host, among them the network namespaces that Mesos keeps of its containers:
+/// `<root>/isolators/network/cni/<container>/ns`, where the root depends on flags of the Mesos agent
+/// (`src/slave/containerizer/mesos/isolators/network/cni/paths.cpp`).
+const MOUNTS: &str = "/proc/self/mountinfo";
+
 /// What the host shows about the containers of a bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerEvidence {
@@ -163,20 +168,21 @@ pub struct StaleLeases {
     /// The leases whose address no container had, and since when, by overlay and address.
     unused: BTreeMap<(OverlayName, IpAddr), (FileIdentity, Duration)>,
     mesos_containers: Vec<PathBuf>,
+    mounts: PathBuf,
 }
 
 impl Default for StaleLeases {
     fn default() -> Self {
-        Self::new(MESOS_CONTAINERS.map(PathBuf::from).into())
+        Self::new(MESOS_CONTAINERS.map(PathBuf::from).into(), MOUNTS.into())
     }
 }
 
 impl StaleLeases {
     /// Creates a finder. `mesos_containers` are the directories of Mesos for the networks of its
-    /// containers.
+    /// containers, and `mounts` is a file like `/proc/self/mountinfo`.
     #[must_use]
-    pub const fn new(mesos_containers: Vec<PathBuf>) -> Self {
-        Self { unused: BTreeMap::new(), mesos_containers }
+    pub const fn new(mesos_containers: Vec<PathBuf>, mounts: PathBuf) -> Self {
+        Self { unused: BTreeMap::new(), mesos_containers, mounts }
     }
 
     /// Returns the leases that certainly belong to no container. `elapsed` is the time on a clock
@@ -190,10 +196,13 @@ impl StaleLeases {
     ) -> Vec<Lease> {
         let mut unused = BTreeMap::new();
         let mut stale = Vec::new();
-        for lease in leases {
-            let is_unused =
-                evidence.addresses.as_ref().is_none_or(|used| !used.contains(&lease.address));
-            if !is_unused || self.has_mesos_container(&lease.container) {
+        let is_unused = |lease: &&Lease| {
+            evidence.addresses.as_ref().is_none_or(|used| !used.contains(&lease.address))
+        };
+        let candidates: Vec<&Lease> = leases.iter().filter(is_unused).collect();
+        let mounted = if candidates.is_empty() { BTreeSet::new() } else { self.mounted() };
+        for lease in candidates {
+            if self.has_mesos_container(&lease.container) || mounted.contains(&lease.container) {
                 continue;
             }
             let key = (overlay.clone(), lease.address);
@@ -210,6 +219,12 @@ impl StaleLeases {
         stale
     }
 
+    /// Returns the containers whose network namespaces Mesos keeps, in any directory.
+    fn mounted(&self) -> BTreeSet<String> {
+        let mounts = fs::read_to_string(&self.mounts).unwrap_or_default();
+        mounts.lines().filter_map(mesos_container).map(str::to_owned).collect()
+    }
+
     /// Returns whether Mesos knows the container, and so ends the lease itself.
     fn has_mesos_container(&self, container: &str) -> bool {
         // Not a path: the plugin stores what its caller names.
@@ -217,6 +232,13 @@ impl StaleLeases {
         let mut folders = self.mesos_containers.iter();
         !is_name || folders.any(|folder| folder.join(container).exists())
     }
+}
+
+/// Returns the container of a mount, if Mesos has mounted a container's network namespace.
+fn mesos_container(mount: &str) -> Option<&str> {
+    let path = mount.split(' ').nth(4)?.strip_suffix("/ns")?;
+    let (folder, container) = path.rsplit_once('/')?;
+    folder.ends_with("/isolators/network/cni").then_some(container)
 }
 
 /// Returns whether the container of a lease is gone, whose address no container has.
@@ -315,7 +337,7 @@ mod tests {
     #[test]
     fn all_leases_of_bridge_without_ports_are_stale() {
         let directory = Directory::new(&TWO);
-        let mut finder = StaleLeases::new(Vec::new());
+        let mut finder = StaleLeases::new(Vec::new(), PathBuf::new());
         assert_eq!(
             directory.find(&mut finder, &evidence(0, &[]), 0),
             ["of-192.168.2.2", "of-192.168.2.3"]
@@ -337,7 +359,7 @@ mod tests {
     #[test]
     fn unused_lease_beside_containers_is_stale_after_boot_or_time() {
         let directory = Directory::new(&TWO);
-        let mut finder = StaleLeases::new(Vec::new());
+        let mut finder = StaleLeases::new(Vec::new(), PathBuf::new());
         let mut running = evidence(1, &["192.168.2.2"]);
         assert_eq!(directory.find(&mut finder, &running, 0), [""; 0]);
         assert_eq!(directory.find(&mut finder, &running, 299), [""; 0]);
@@ -367,13 +389,25 @@ mod tests {
         let directory = Directory::new(&TWO);
         let folder = directory.root.path().join("mesos");
         fs::create_dir_all(folder.join("of-192.168.2.2")).unwrap();
-        let mut finder = StaleLeases::new(vec![folder]);
+        let mut finder = StaleLeases::new(vec![folder], PathBuf::new());
         assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), ["of-192.168.2.3"]);
         let path = directory.leases.path(&directory.overlay).join("192.168.2.3");
         for content in ["", "../of\r\neth0", "..\r\neth0"] {
             fs::write(&path, content).unwrap();
             assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), [""; 0], "{content:?}");
         }
+    }
+
+    #[test]
+    fn container_with_a_mounted_namespace_keeps_its_lease() {
+        let directory = Directory::new(&TWO);
+        let mounts = directory.root.path().join("mountinfo");
+        // The work directory of the Mesos agent, with --network_cni_root_dir_persist.
+        let text = "24 1 0:4 net:[4026532] /srv/mesos/isolators/network/cni/of-192.168.2.2/ns rw - \
+                    nsfs nsfs rw\n25 1 0:4 / /mnt/of-192.168.2.3/ns rw - tmpfs tmpfs rw\n";
+        fs::write(&mounts, text).unwrap();
+        let mut finder = StaleLeases::new(Vec::new(), mounts);
+        assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), ["of-192.168.2.3"]);
     }
 
     #[test]

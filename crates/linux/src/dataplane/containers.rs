@@ -6,14 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
-use overlay_types::addr::DeviceName;
+use overlay_types::addr::{DeviceName, Mac};
 use overlay_types::tunnel::{Desired, OverlayBridge};
 
 use super::message::{address, attributes, u32_at};
-use super::observe::{HostLink, links};
+use super::observe::{HostLink, links, mac};
 use super::socket::Netlink;
 use super::state::Port;
-use super::uapi::{AF_INET, AF_INET6, IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID, RTM_GETADDR};
+use super::uapi::{
+    AF_INET, AF_INET6, IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID, IFLA_ADDRESS,
+    IFLA_TARGET_NETNSID, RTM_GETADDR, RTM_GETLINK,
+};
 use crate::probe::is_probe_port;
 
 /// Kind of a port of a container.
@@ -104,6 +107,30 @@ pub(super) fn stray_ports(
         }
     }
     strays
+}
+
+/// Returns the MACs of all devices in another network namespace. `None` if the kernel ignores the
+/// namespace in the request.
+pub(super) fn macs_in(netlink: &mut Netlink, namespace: u32) -> io::Result<Option<BTreeSet<Mac>>> {
+    let is_answered = Cell::new(true);
+    let found = netlink.dump(
+        RTM_GETLINK,
+        &[0; 16],
+        |batch| batch.attribute(IFLA_TARGET_NETNSID, &namespace.to_ne_bytes()),
+        |found: &mut BTreeSet<Mac>, message| {
+            let mut of = None;
+            for (kind, value) in attributes(message.body, 16) {
+                match kind {
+                    IFLA_ADDRESS => found.extend(mac(value)),
+                    IFLA_TARGET_NETNSID => of = u32_at(value, 0),
+                    _ => {}
+                }
+            }
+            is_answered.set(is_answered.get() && of == Some(namespace));
+        },
+        BTreeSet::new,
+    )?;
+    Ok(is_answered.get().then_some(found))
 }
 
 /// Returns the addresses in another network namespace, with the index of their device. `None` if the

@@ -7,17 +7,19 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use nix::net::if_::if_nametoindex;
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu};
+use rustix::net::netdevice;
 
 use super::apply::{if_header, write_address};
 use super::message::{Batch, attributes, u32_at};
+use super::observe::mac;
 use super::socket::Netlink;
 use super::uapi::{
     AF_INET, IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, NDA_DST, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
-    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_GATEWAY, RTM_DELLINK, RTM_DELNEIGH, RTM_GETLINK,
-    RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT, VETH_INFO_PEER,
+    IFLA_MASTER, IFLA_MTU, IFLA_NET_NS_FD, NDA_DST, NDA_LLADDR, NLM_F_CREATE, NLM_F_EXCL,
+    NLM_F_REPLACE, NLM_F_REQUEST, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_GATEWAY,
+    RTM_DELLINK, RTM_DELNEIGH, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
+    RTN_UNICAST, RTPROT_BOOT, VETH_INFO_PEER,
 };
 
 /// A change that the kernel refused.
@@ -34,8 +36,8 @@ impl LinkBuilderError {
     }
 }
 
-/// Changes the network namespace of the thread that opened this builder. Only that thread may call
-/// the other methods.
+/// Changes the network namespace of the thread that opened this builder. Other threads may call its
+/// methods.
 #[derive(Debug)]
 pub struct LinkBuilder {
     netlink: Netlink,
@@ -127,7 +129,7 @@ impl LinkBuilder {
         bridge: &DeviceName,
     ) -> Result<(), LinkBuilderError> {
         let action = format!("attach {name} to bridge {bridge}");
-        let (index, bridge) = (index_of(name, &action)?, index_of(bridge, &action)?);
+        let (index, bridge) = (self.index_of(name, &action)?, self.index_of(bridge, &action)?);
         self.run(action, |batch| {
             batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
             batch.attribute(IFLA_MASTER, &bridge.to_ne_bytes());
@@ -140,7 +142,7 @@ impl LinkBuilder {
     /// See [`Self::add_bridge`].
     pub fn set_up(&mut self, name: &DeviceName, mtu: Option<Mtu>) -> Result<(), LinkBuilderError> {
         let action = format!("set {name} up");
-        let index = index_of(name, &action)?;
+        let index = self.index_of(name, &action)?;
         self.run(action, |batch| {
             batch.begin(RTM_NEWLINK, NLM_F_REQUEST, &if_header(index, IFF_UP, IFF_UP));
             if let Some(mtu) = mtu {
@@ -154,7 +156,7 @@ impl LinkBuilder {
     /// # Errors
     /// See [`Self::add_bridge`].
     pub fn remove(&mut self, name: &DeviceName) -> Result<(), LinkBuilderError> {
-        let Ok(index) = if_nametoindex(name.as_str()) else { return Ok(()) };
+        let Ok(index) = self.index(name) else { return Ok(()) };
         self.run(format!("remove device {name}"), |batch| {
             batch.begin(RTM_DELLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
         })
@@ -162,9 +164,7 @@ impl LinkBuilder {
 
     /// Returns whether a device is a port of a bridge.
     pub fn is_port(&mut self, name: &DeviceName, bridge: &DeviceName) -> bool {
-        let (Ok(index), Ok(bridge)) =
-            (if_nametoindex(name.as_str()), if_nametoindex(bridge.as_str()))
-        else {
+        let (Ok(index), Ok(bridge)) = (self.index(name), self.index(bridge)) else {
             return false;
         };
         let mut request = Batch::default();
@@ -186,7 +186,7 @@ impl LinkBuilder {
         ip: &InterfaceAddress,
     ) -> Result<(), LinkBuilderError> {
         let action = format!("add address {ip} to {name}");
-        let index = index_of(name, &action)?;
+        let index = self.index_of(name, &action)?;
         self.run(action, |batch| {
             write_address(batch, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, index, ip);
         })
@@ -206,10 +206,45 @@ impl LinkBuilder {
         })
     }
 
+    /// Sets the MAC of a neighbor permanently: no ARP reply changes it.
+    ///
+    /// # Errors
+    /// See [`Self::add_bridge`].
+    pub fn set_neighbor(
+        &mut self,
+        device: &DeviceName,
+        ip: Ipv4Addr,
+        mac: Mac,
+    ) -> Result<(), LinkBuilderError> {
+        let action = format!("set neighbor {ip} of {device}");
+        let index = self.index_of(device, &action)?;
+        self.run(action, |batch| {
+            let mut header = [0; 12];
+            header[0] = AF_INET;
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+            batch.begin(RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, &header);
+            batch.address(NDA_DST, ip.into());
+            batch.attribute(NDA_LLADDR, &mac.octets());
+        })
+    }
+
+    /// Returns the MAC of a device.
+    pub fn mac(&mut self, name: &DeviceName) -> Option<Mac> {
+        let index = self.index(name).ok()?;
+        let mut request = Batch::default();
+        request.begin(RTM_GETLINK, NLM_F_REQUEST, &if_header(index, 0, 0));
+        let answer = self.netlink.ask(&mut request, |answer| {
+            let mut found = attributes(answer.body, 16).filter(|(kind, _)| *kind == IFLA_ADDRESS);
+            found.next().and_then(|(_, value)| mac(value))
+        });
+        answer.ok()?.ok()?
+    }
+
     /// Removes the neighbor of an address, so that the kernel asks for its MAC again. Returns
     /// whether there was one.
     pub fn remove_neighbor(&mut self, device: &DeviceName, ip: Ipv4Addr) -> bool {
-        let Ok(index) = if_nametoindex(device.as_str()) else { return false };
+        let Ok(index) = self.index(device) else { return false };
         let removed = self.run(format!("remove neighbor {ip} of {device}"), |batch| {
             let mut header = [0; 12];
             header[0] = AF_INET;
@@ -218,6 +253,17 @@ impl LinkBuilder {
             batch.address(NDA_DST, ip.into());
         });
         removed.is_ok()
+    }
+
+    /// Returns the index of a device in the namespace of this builder, which may not be that of the
+    /// calling thread.
+    fn index(&self, name: &DeviceName) -> io::Result<u32> {
+        Ok(netdevice::name_to_index(self.netlink.borrowed(), name.as_str())?)
+    }
+
+    fn index_of(&self, name: &DeviceName, action: &str) -> Result<u32, LinkBuilderError> {
+        self.index(name)
+            .map_err(|error| LinkBuilderError::new(format!("{action}: find {name}"), &error))
     }
 
     fn run(
@@ -242,9 +288,4 @@ fn begin_new_link(batch: &mut Batch, name: &DeviceName) {
     let header = if_header(0, IFF_UP, IFF_UP);
     batch.begin(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &header);
     batch.text(IFLA_IFNAME, name.as_str());
-}
-
-fn index_of(name: &DeviceName, action: &str) -> Result<u32, LinkBuilderError> {
-    if_nametoindex(name.as_str())
-        .map_err(|error| LinkBuilderError::new(format!("{action}: find {name}"), &error.into()))
 }

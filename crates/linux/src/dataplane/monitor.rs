@@ -26,9 +26,9 @@ use super::uapi::{
     IFLA_MTU, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NUD_NOARP, NUD_PERMANENT, RTM_DELADDR,
     RTM_DELLINK, RTM_DELNEIGH, RTM_DELQDISC, RTM_DELROUTE, RTM_DELRULE, RTM_DELTFILTER,
     RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWQDISC, RTM_NEWROUTE,
-    RTM_NEWRULE, RTM_NEWTFILTER, RTN_UNICAST, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF,
-    RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF,
-    RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC,
+    RTM_NEWRULE, RTM_NEWTFILTER, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_NETCONF, RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV6_RULE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC,
 };
 
 /// Maximum number of datagrams that are taken at once.
@@ -245,11 +245,8 @@ impl Watch {
             RTM_NEWROUTE | RTM_DELROUTE => {
                 let route = route(body)?;
                 let is_inside = self.spaces.iter().any(|space| space.covers(&route.key.subnet));
-                // A route without a destination may cover a peer.
-                let is_dead_end = route.kind != RTN_UNICAST && route.index.is_none();
                 let is_of_peers = is_inside || self.leads_to_peer(&route.key.subnet);
-                (route.protocol == PROTOCOL || is_of_peers || is_dead_end)
-                    .then_some(KernelEvent::Changed("route"))
+                (route.protocol == PROTOCOL || is_of_peers).then_some(KernelEvent::Changed("route"))
             }
             _ => None,
         }

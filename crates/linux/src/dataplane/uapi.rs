@@ -102,6 +102,7 @@ pub(super) const IPS_NAT_MASK: u32 = 0x30;
 
 /// From `linux/if_addr.h`: the namespace that a request for addresses is about.
 pub(super) const IFA_TARGET_NETNSID: u16 = 10;
+pub(super) const IFLA_TARGET_NETNSID: u16 = 46;
 /// From `linux/if_link.h`: the namespace of the other end of a device.
 pub(super) const IFLA_LINK_NETNSID: u16 = 37;
 /// A port of a bridge, and a bridge, from `linux/if_link.h`.

@@ -14,9 +14,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
-use overlay_types::addr::{InterfaceAddress, OverlayName};
+use overlay_types::addr::{InterfaceAddress, Mtu, OverlayName};
 use overlay_types::tunnel::{
-    ContainersMtu, Desired, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource, VxlanDevice,
+    ContainersMtu, Desired, OverlayBridge, OverlaySubnets, ProbeOutcome, ProbePacket, ProbeReport,
+    ProbeSource, VxlanDevice,
 };
 
 use self::echo::{EchoRequest, IcmpError, Outcome, Prober, UnreachableReason, open_socket};
@@ -26,8 +27,12 @@ use crate::cni::Leases;
 
 /// Time for the replies to a batch.
 const TIMEOUT: Duration = Duration::from_millis(900);
-/// Interval at which bridges without a port are looked at again.
-const PORTS_INTERVAL: Duration = Duration::from_secs(10);
+/// Shortest and longest interval between two attempts to add a port to a bridge. An attempt that
+/// finds no free address takes seconds, in which no peer is probed.
+const PORT_INTERVAL: Duration = Duration::from_secs(10);
+const PORT_INTERVAL_MAX: Duration = Duration::from_mins(10);
+/// Duration of an attempt after which the interval doubles.
+const SLOW_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// The sockets and the ports of the probes. Dropping it removes the ports.
 #[derive(Debug)]
@@ -35,8 +40,17 @@ pub struct PeerProber {
     leases: Leases,
     echo: Prober,
     ports: BTreeMap<OverlayName, Port>,
-    ports_due: Option<Instant>,
-    limitation: Option<String>,
+    /// The overlays without a port: when the next attempt is due, the interval before it, and why
+    /// the last attempt failed.
+    attempts: BTreeMap<OverlayName, Attempt>,
+}
+
+/// A failed attempt to add a port.
+#[derive(Debug)]
+struct Attempt {
+    due: Instant,
+    interval: Duration,
+    reason: String,
 }
 
 impl PeerProber {
@@ -47,7 +61,7 @@ impl PeerProber {
     pub fn new(leases: Leases) -> Result<Self, String> {
         port::remove_all();
         let echo = Prober::open(&BTreeSet::new()).map_err(|error| socket_problem(&error))?;
-        Ok(Self { leases, echo, ports: BTreeMap::new(), ports_due: None, limitation: None })
+        Ok(Self { leases, echo, ports: BTreeMap::new(), attempts: BTreeMap::new() })
     }
 
     /// Sends packets and waits for the replies, for less than a second.
@@ -91,7 +105,7 @@ impl PeerProber {
             outcomes: outcomes.map(|(request, found)| outcome(request.to, found, &own)).collect(),
             missing: missing.map(|(to, _)| to).collect(),
             bridged: self.ports.keys().cloned().collect(),
-            limitation: self.limitation.clone(),
+            limitation: self.attempts.values().next().map(|attempt| attempt.reason.clone()),
         })
     }
 
@@ -127,44 +141,59 @@ impl PeerProber {
             }
             is_kept
         });
+        self.attempts.retain(|overlay, _| spaces.iter().any(|space| space.overlay == *overlay));
         let now = echo::now();
-        if self.ports_due.is_some_and(|due| now < due) {
+        let is_due = |space: &&OverlaySubnets| {
+            !self.ports.contains_key(&space.overlay)
+                && self.attempts.get(&space.overlay).is_none_or(|attempt| attempt.due <= now)
+        };
+        let missing: Vec<&OverlaySubnets> = spaces.iter().filter(is_due).collect();
+        if missing.is_empty() || self.free_port().is_none() {
             return;
         }
-        self.ports_due = Some(now + PORTS_INTERVAL);
-        self.limitation = None;
-        let addresses: BTreeSet<(String, IpAddr)> = interface_addresses();
-        for space in spaces {
-            let Some(index) = self.free_port() else { break };
-            if self.ports.contains_key(&space.overlay) {
-                continue;
-            }
+        let addresses = interface_addresses();
+        for space in missing {
+            // host-local leases the addresses of this bridge. Docker has no way to lease one.
             let bridge = space.bridges.iter().find(|bridge| {
-                // host-local leases the addresses of this bridge. Docker has no way to lease one.
+                let has_gateway = |gateway: &InterfaceAddress| {
+                    addresses.contains(&(bridge.device.to_string(), gateway.address()))
+                };
                 bridge.device == space.overlay.mesos_bridge()
-                    && bridge.gateways.iter().any(|gateway| {
-                        let name = bridge.device.as_str().to_owned();
-                        addresses.contains(&(name, gateway.address()))
-                    })
+                    && bridge.gateways.iter().any(has_gateway)
             });
-            let Some(bridge) = bridge else { continue };
-            match Port::open(index, &space.overlay, bridge, mtu, &self.leases) {
-                Ok((port, socket)) => match self.echo.add(port.address(), socket) {
-                    Ok(()) => drop(self.ports.insert(space.overlay.clone(), port)),
-                    Err(error) => {
-                        self.limitation.get_or_insert_with(|| socket_problem(&error));
-                    }
-                },
-                Err(reason) => {
-                    let bridge = &bridge.device;
-                    let text = format!(
-                        "probes of overlay {} begin at the VTEP, not at bridge {bridge}: {reason}",
-                        space.overlay
-                    );
-                    self.limitation.get_or_insert(text);
-                }
+            if let Some(bridge) = bridge {
+                self.add_port(&space.overlay, bridge, mtu);
             }
         }
+    }
+
+    /// Adds a port to a bridge, or records why that fails.
+    fn add_port(&mut self, overlay: &OverlayName, bridge: &OverlayBridge, mtu: Option<Mtu>) {
+        let Some(index) = self.free_port() else { return };
+        let start = echo::now();
+        let added = Port::open(index, overlay, bridge, mtu, &self.leases);
+        let added = added.and_then(|(port, socket)| {
+            let address = port.address();
+            self.echo.add(address, socket).map_err(|error| socket_problem(&error))?;
+            Ok(port)
+        });
+        let reason = match added {
+            Ok(port) => {
+                self.attempts.remove(overlay);
+                self.ports.insert(overlay.clone(), port);
+                return;
+            }
+            Err(reason) => reason,
+        };
+        let end = echo::now();
+        let former = self.attempts.get(overlay).map_or(PORT_INTERVAL, |attempt| attempt.interval);
+        let is_slow = end - start > SLOW_ATTEMPT;
+        let interval = if is_slow { (former * 2).min(PORT_INTERVAL_MAX) } else { PORT_INTERVAL };
+        let reason = format!(
+            "probes of overlay {overlay} begin at the VTEP, not at bridge {}: {reason}",
+            bridge.device
+        );
+        self.attempts.insert(overlay.clone(), Attempt { due: end + interval, interval, reason });
     }
 
     /// Returns the number of an unused port.

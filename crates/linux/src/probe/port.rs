@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -74,6 +74,11 @@ pub(super) struct Port {
     mtu: Option<Mtu>,
     leases: Leases,
     links: LinkBuilder,
+    /// Changes the other end of the port.
+    inner_links: LinkBuilder,
+    gateway: Ipv4Addr,
+    /// The MAC of the bridge that the other end of the port sends to.
+    gateway_mac: Option<Mac>,
 }
 
 impl Port {
@@ -93,7 +98,9 @@ impl Port {
         let (Some(subnet), Some(gateway), Some(name)) = (subnet, gateway, port_name(index)) else {
             return Err("the bridge has no IPv4 subnet".to_owned());
         };
-        let gateway = gateway.address();
+        let IpAddr::V4(gateway) = gateway.address() else {
+            return Err("the bridge has no IPv4 gateway".to_owned());
+        };
         let refuse = |refused| Err(lease_problem(refused, subnet, &leases.path(overlay)));
         let refused = leases.refuse_probe_address(overlay, subnet);
         if let Some(refused) = refused.map_err(|error| error.to_string())? {
@@ -101,7 +108,7 @@ impl Port {
         }
         let namespace = new_namespace().map_err(|error| namespace_problem(&error))?;
         let mut links = LinkBuilder::open().map_err(|error| error.to_string())?;
-        let is_used = |address| has_owner(&mut links, &bridge.device, gateway, address);
+        let is_used = |address| has_owner(&mut links, &bridge.device, gateway.into(), address);
         let reserved = leases.reserve_probe_address(overlay, subnet, is_used);
         let address = match reserved.map_err(|error| error.to_string())? {
             ProbeLease::Leased(address) => address,
@@ -116,11 +123,32 @@ impl Port {
             mtu,
             leases: leases.clone(),
             links,
+            inner_links: in_namespace(&namespace, || {
+                LinkBuilder::open().map_err(|error| error.to_string())
+            })?,
+            gateway,
+            gateway_mac: None,
         };
         port.add(&namespace, mtu).map_err(|error| error.to_string())?;
         let own = InterfaceAddress::within(subnet, address).ok_or("the address is no host")?;
         let socket = in_namespace(&namespace, || configure(&own, gateway, mtu))?;
+        port.follow_gateway();
         Ok((port, socket))
+    }
+
+    /// Sets the MAC of the gateway to that of the bridge. Without a permanent entry a container could
+    /// get the probes by ARP replies, and answer them in the place of dead peers. The MAC of a bridge
+    /// may change with its ports.
+    fn follow_gateway(&mut self) {
+        let mac = self.links.mac(&self.bridge);
+        if mac == self.gateway_mac {
+            return;
+        }
+        let (Some(mac), Ok(inner)) = (mac, INNER.parse::<DeviceName>()) else { return };
+        match self.inner_links.set_neighbor(&inner, self.gateway, mac) {
+            Ok(()) => self.gateway_mac = Some(mac),
+            Err(error) => log::warn!("probes: {error}"),
+        }
     }
 
     fn add(&mut self, namespace: &File, mtu: Option<Mtu>) -> Result<(), LinkBuilderError> {
@@ -152,6 +180,7 @@ impl Port {
     /// Returns whether the port is at the bridge of this overlay, with an address of its subnet that
     /// the containers do not need.
     pub(super) fn is_attached(&mut self, space: &OverlaySubnets) -> bool {
+        self.follow_gateway();
         let bridge = space.bridges.iter().find(|bridge| bridge.device == self.bridge);
         bridge.is_some_and(|bridge| {
             bridge.subnets.iter().any(|subnet| {
@@ -227,9 +256,12 @@ fn lease_problem(refused: ProbeLease, subnet: &Subnet, leases: &Path) -> String 
 }
 
 /// Configures the namespace of a port, and opens the socket of its address.
-fn configure(own: &InterfaceAddress, gateway: IpAddr, mtu: Option<Mtu>) -> Result<OwnedFd, String> {
+fn configure(
+    own: &InterfaceAddress,
+    gateway: Ipv4Addr,
+    mtu: Option<Mtu>,
+) -> Result<OwnedFd, String> {
     let inner: DeviceName = INNER.parse().map_err(|_| "no device name".to_owned())?;
-    let IpAddr::V4(gateway) = gateway else { return Err("no IPv4 gateway".to_owned()) };
     let build = || {
         let mut links = LinkBuilder::open()?;
         links.set_up(&inner, mtu)?;

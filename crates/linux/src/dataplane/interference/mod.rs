@@ -12,7 +12,8 @@ mod settings;
 mod tests;
 mod traffic_control;
 
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -75,6 +76,9 @@ struct InspectionContext<'a> {
     indices: &'a Indices,
     /// The bridges of the overlays that exist and are not new.
     bridges: &'a BTreeSet<DeviceName>,
+    /// The subnets of the peers by their first address, with the peer. Built for the first route
+    /// that may be a part of one.
+    owners: OnceCell<BTreeMap<IpAddr, (Subnet, IpAddr)>>,
 }
 
 /// A device that packets of the overlays pass.
@@ -142,7 +146,7 @@ pub(super) fn interferences(
     if desired.vxlan_devices.is_empty() {
         return Ok(Vec::new());
     }
-    let context = InspectionContext { desired, indices, bridges };
+    let context = InspectionContext { desired, indices, bridges, owners: OnceCell::new() };
     let mut found = ports.observe(&context);
     found.extend(ports::devices_with_master(&context));
     found.extend(traffic_control::find(netlink, &context)?);

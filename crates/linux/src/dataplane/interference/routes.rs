@@ -161,11 +161,11 @@ fn dead_end(
         impact: Impact::Overlays,
         removes_routes: true,
     };
-    let peers = context.desired.peers.iter().flatten();
-    let inside = peers.clone().find(|(_, peer)| {
-        peer.subnets.iter().any(|(_, own)| own.covers(&subnet) && own.prefix() < subnet.prefix())
-    });
-    if let Some((agent, _)) = inside {
+    let is_inside = |whole: &Subnet| whole.covers(&subnet);
+    let mut spaces = context.desired.spaces.iter().flat_map(|space| &space.whole);
+    if spaces.any(is_inside)
+        && let Some(agent) = context.owner_of_part(&subnet)
+    {
         let what = format!("to these containers of agent {agent}");
         return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
     }
@@ -174,8 +174,9 @@ fn dead_end(
         let what = "to these containers of this host".to_owned();
         return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
     }
-    let addressed = peers.map(|(agent, _)| *agent).filter(|agent| subnet.contains(*agent));
-    for agent in addressed.take(PEERS_MAX) {
+    let peers = context.desired.peers.iter();
+    let addressed = peers.flat_map(|peers| peers.range(subnet.first()..=subnet.last()));
+    for agent in addressed.map(|(agent, _)| *agent).take(PEERS_MAX) {
         let Some(local) = context.local(agent) else { continue };
         let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
         // Another route may be more specific.
@@ -192,6 +193,20 @@ impl InspectionContext<'_> {
     fn local(&self, agent: IpAddr) -> Option<&VxlanDevice> {
         let mut devices = self.desired.vxlan_devices.iter();
         devices.find(|local| local.underlay.is_ipv4() == agent.is_ipv4())
+    }
+
+    /// Returns the peer that has a subnet of which `part` is a part.
+    fn owner_of_part(&self, part: &Subnet) -> Option<IpAddr> {
+        let owners = self.owners.get_or_init(|| {
+            let peers = self.desired.peers.iter().flatten();
+            let subnets = peers.flat_map(|(agent, peer)| {
+                peer.subnets.iter().map(|(_, subnet)| (subnet.first(), (*subnet, *agent)))
+            });
+            subnets.collect()
+        });
+        // The subnets of the peers do not overlap.
+        let (_, (subnet, agent)) = owners.range(..=part.first()).next_back()?;
+        (subnet.covers(part) && subnet.prefix() < part.prefix()).then_some(*agent)
     }
 
     fn name(&self, index: Option<u32>) -> String {

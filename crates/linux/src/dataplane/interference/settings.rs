@@ -8,6 +8,7 @@ use overlay_types::addr::Mac;
 use overlay_types::advice::Command;
 use overlay_types::tunnel::{FaultScope, VxlanDevice};
 
+use super::super::containers::macs_in;
 use super::super::message::{Message, attributes, u32_at};
 use super::super::observe::{mac, neighbors, read_sysctl};
 use super::super::socket::Netlink;
@@ -31,7 +32,7 @@ pub(super) fn find(
         read_sysctl("/proc/sys/net/netfilter/nf_conntrack_max"),
     ));
     for (bridge, link) in context.bridges() {
-        found.extend(static_neighbors(netlink, bridge, link.index)?);
+        found.extend(static_neighbors(netlink, context, bridge, link.index)?);
     }
     found.extend(static_peers(netlink, context)?);
     Ok(found)
@@ -92,9 +93,11 @@ pub(super) fn full_table_of_flows(count: Option<u32>, max: Option<u32>) -> Optio
     })
 }
 
-/// Returns the first permanent neighbor entry of a bridge whose MAC is behind no port.
+/// Returns the first permanent neighbor entry of a bridge whose MAC is behind no port. The bridge
+/// forgets the MAC of a container that is silent for minutes, so the containers are asked too.
 fn static_neighbors(
     netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
     bridge: &overlay_types::tunnel::OverlayBridge,
     index: u32,
 ) -> io::Result<Option<Interference>> {
@@ -107,7 +110,14 @@ fn static_neighbors(
         return Ok(None);
     }
     let known = macs_behind(netlink, index)?;
-    let wrong = entries.into_iter().find(|(_, mac)| !known.contains(mac));
+    entries.retain(|(_, mac)| !known.contains(mac));
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let in_containers = macs_of_ports(netlink, context, index);
+    let is_certain = in_containers.is_some();
+    let in_containers = in_containers.unwrap_or_default();
+    let wrong = entries.into_iter().find(|(_, mac)| !in_containers.contains(mac));
     let name = &bridge.device;
     Ok(wrong.map(|(ip, mac)| Interference {
         scope: scope_of(bridge),
@@ -116,9 +126,25 @@ fn static_neighbors(
              is behind no port"
         ),
         remedy: Remedy::Run(Command::remove_foreign_neighbor(ip, name.as_str())),
-        impact: Impact::SomeContainers,
+        impact: if is_certain { Impact::SomeContainers } else { Impact::Possible },
         removes_routes: false,
     }))
+}
+
+/// Returns the MACs in the namespaces behind the ports of a bridge. `None` if they are unknown for a
+/// port: it leads to a virtual machine, the kernel is older than 4.20, or the container has just
+/// ended.
+fn macs_of_ports(
+    netlink: &mut Netlink,
+    context: &InspectionContext<'_>,
+    bridge: u32,
+) -> Option<BTreeSet<Mac>> {
+    let ports = context.indices.links.iter().filter(|link| link.master == Some(bridge));
+    let mut found = BTreeSet::new();
+    for port in ports {
+        found.append(&mut macs_in(netlink, port.namespace?).ok()??);
+    }
+    Some(found)
 }
 
 /// Returns the MACs that a bridge knows.
