@@ -20,7 +20,7 @@ use overlay_linux::cni::{CniDirectory, Leases};
 use overlay_linux::dataplane::{Bridge, Dataplane, plan};
 use overlay_linux::docker::{Docker, DockerFailure};
 use overlay_linux::firewall::{Backend, Firewall, RulesFile};
-use overlay_linux::host::{HostError, HostLock, HostSettings, write_private};
+use overlay_linux::host::{HostError, HostLock, HostSettings, read_private, write_private};
 use overlay_linux::probe;
 use overlay_types::addr::{DeviceName, OverlayName};
 use overlay_types::tunnel::Desired;
@@ -28,7 +28,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::{DryRun, Output, OutputFormat, Table, sanitize};
-use super::process::{pluralize, read_agent_config, runtime};
+use super::process::{FILE_MAX, pluralize, read_agent_config, runtime};
 
 /// Most ports of a bridge that a message names.
 const PORTS_SHOWN: usize = 3;
@@ -451,13 +451,12 @@ impl RemainingBridges {
     const FILE: &str = "clean.left";
 
     fn read(state_dir: &Path) -> io::Result<Self> {
-        match fs::read_to_string(state_dir.join(Self::FILE)) {
-            Ok(text) => {
-                Ok(Self { overlays: text.lines().filter_map(|line| line.parse().ok()).collect() })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error),
-        }
+        let path = state_dir.join(Self::FILE);
+        let text = read_private(&path, FILE_MAX).map_err(|error| {
+            io::Error::new(error.kind(), format!("read {}: {error}", path.display()))
+        })?;
+        let lines = text.iter().flat_map(|text| text.lines());
+        Ok(Self { overlays: lines.filter_map(|line| line.parse().ok()).collect() })
     }
 
     fn write(&self, state_dir: &Path) -> io::Result<()> {

@@ -88,6 +88,17 @@ pub struct AgentProcess {
     pub name: String,
     /// Whether the agent has the network namespace of the doctor.
     pub is_here: bool,
+    /// Why the doctor does not trust the process; `None` if it does. Every user can start a process
+    /// that looks like an agent.
+    pub distrust: Option<String>,
+}
+
+impl AgentProcess {
+    /// Returns whether the process is an agent of this host: in the network namespace of the
+    /// doctor, and trusted.
+    pub const fn is_agent_here(&self) -> bool {
+        self.is_here && self.distrust.is_none()
+    }
 }
 
 /// Features that the kernel supports, tested in a temporary network namespace.
@@ -242,6 +253,9 @@ pub enum AgentQueryError {
     NotAnAgent(String),
     /// The agent requires a credential, or another one. Contains the HTTP status.
     NoPermission(String),
+    /// The server requires a credential and did not get it: neither the operator nor a trusted
+    /// agent named the address. Contains the HTTP status.
+    CredentialWithheld(String),
 }
 
 /// The report of an agent about itself.

@@ -12,7 +12,7 @@ use super::cause::{Object, Topic};
 use super::dataplane::dataplane;
 use super::finding::{Finding, Severity};
 use super::observation::{
-    AgentQueryError, AgentReport, DesiredSource, Observation, ReportedProblem,
+    AgentProcess, AgentQueryError, AgentReport, DesiredSource, Observation, ReportedProblem,
 };
 
 /// Runs all checks of the overlays in a fixed order.
@@ -59,7 +59,7 @@ fn agent_unavailable(
         AgentQueryError::NoResponse(reason) => (
             format!("no agent answers at {address}: {reason}"),
             "the programmed dataplane stays, but nothing is repaired and no peer is added",
-            if observation.configuration.agents.iter().any(|agent| agent.is_here) {
+            if observation.configuration.agents.iter().any(AgentProcess::is_agent_here) {
                 "restart the agent, which runs and does not answer, or name its address with --agent"
             } else {
                 "start the agent, or name its address with --agent"
@@ -74,6 +74,11 @@ fn agent_unavailable(
             format!("the agent at {address} refuses the request ({status})"),
             "it is unknown whether the agent maintains the programmed dataplane",
             "give the file of a credential that the agent accepts as --credential",
+        ),
+        AgentQueryError::CredentialWithheld(status) => (
+            format!("the server at {address} requires a credential ({status})"),
+            "it did not get the credential, since no trusted agent runs with this address",
+            "if it is the agent of this host, give the address as --agent",
         ),
     };
     let finding = if observation.tunnel.is_programmed() {

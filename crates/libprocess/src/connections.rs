@@ -4,15 +4,15 @@
 //! send nothing for hours, and treats the end of the link as the exit of its peer. So only the
 //! number of links is bounded. At a limit, the address with the most connections loses the
 //! connection that was idle for the longest time. Connections with a registration are closed last,
-//! so that idle connections do not replace a link in use, and before them those whose request is
-//! being answered. A connection of the Unix socket is never
-//! closed for a connection of another client.
+//! so that idle connections do not replace a link in use, and before them those with a request in
+//! answer: until the response is written. A connection of the Unix socket is never closed for a
+//! connection of another client.
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -64,11 +64,11 @@ struct Usage {
     last_received: AtomicU64,
     /// Whether a registration was received.
     has_registered: AtomicBool,
-    /// Whether a complete request is being answered.
-    is_answering: AtomicBool,
+    /// Number of complete requests whose response is not written yet.
+    answers: AtomicUsize,
 }
 
-/// Whether a registration was received, whether a request is being answered, and the time of the
+/// Whether a registration was received, whether a response is not written yet, and the time of the
 /// last input.
 type Rank = (bool, bool, u64);
 
@@ -76,7 +76,7 @@ impl Usage {
     /// Returns the rank of the connection. The lowest rank is closed first.
     fn rank(&self) -> Rank {
         let has_registered = self.has_registered.load(Ordering::Relaxed);
-        let is_answering = self.is_answering.load(Ordering::Relaxed);
+        let is_answering = self.answers.load(Ordering::Relaxed) > 0;
         (has_registered, is_answering, self.last_received.load(Ordering::Relaxed))
     }
 }
@@ -104,6 +104,16 @@ impl CloseHandle {
 pub(super) struct Evicted {
     pub(super) peer: SocketAddr,
     pub(super) limit: Limit,
+}
+
+/// A complete request whose response is not written yet. Ends when dropped.
+#[derive(Debug)]
+pub(super) struct PendingAnswer(Arc<Usage>);
+
+impl Drop for PendingAnswer {
+    fn drop(&mut self) {
+        self.0.answers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Removes a connection from the table when dropped.
@@ -187,9 +197,10 @@ impl ConnectionGuard {
         self.usage.last_received.store(self.connections.now(), Ordering::Relaxed);
     }
 
-    /// Records the start or the end of the answer to a complete request.
-    pub(super) fn set_answering(&self, is_answering: bool) {
-        self.usage.is_answering.store(is_answering, Ordering::Relaxed);
+    /// Records a complete request. The returned value is dropped when the response is written.
+    pub(super) fn begin_answer(&self) -> PendingAnswer {
+        self.usage.answers.fetch_add(1, Ordering::Relaxed);
+        PendingAnswer(Arc::clone(&self.usage))
     }
 
     /// Records a registration.
@@ -370,12 +381,13 @@ mod tests {
     async fn connection_with_request_in_answer_is_evicted_after_idle_ones() {
         let mut fixture = Fixture::new(32, 3);
         fixture.connect("10.0.0.1:1").await;
-        fixture.open["10.0.0.1:1"].set_answering(true);
+        let [first, second] = [(); 2].map(|()| fixture.open["10.0.0.1:1"].begin_answer());
+        drop(first);
         for address in 1..=200 {
             let closed = fixture.connect(&format!("10.0.1.{address}:1")).await;
             assert!(closed.is_none_or(|(peer, _)| peer != "10.0.0.1:1"));
         }
-        fixture.open["10.0.0.1:1"].set_answering(false);
+        drop(second);
         let mut closed = Vec::new();
         for address in 1..=200 {
             closed.extend(fixture.connect(&format!("10.0.2.{address}:1")).await);

@@ -76,7 +76,7 @@ pub(super) async fn serve<H: Handler>(
         let session = Arc::clone(&session);
         service_fn(move |request| {
             let session = Arc::clone(&session);
-            async move { Ok::<_, Infallible>(session.answer(request).await) }
+            async move { Ok::<_, Infallible>(session.answer(request).await.map(Full::new)) }
         })
     };
     let write = MonitoredWriter { write, activity };
@@ -201,7 +201,7 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Bytes> {
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
         self.guard.received();
         self.client.link.received();
@@ -224,7 +224,7 @@ impl<H: Handler> Session<H> {
             Err(rejection) => return self.reject(&rejection, true),
         };
         self.activity.answering.fetch_add(1, Ordering::Relaxed);
-        self.guard.set_answering(true);
+        let pending = self.guard.begin_answer();
         // A separate task, because hyper drops this future when the connection breaks, and the
         // handler must not be interrupted.
         let session = Arc::clone(&self);
@@ -239,15 +239,16 @@ impl<H: Handler> Session<H> {
         })
         .await;
         self.activity.answering.fetch_sub(1, Ordering::Relaxed);
-        self.guard.set_answering(false);
         self.activity.requests.fetch_add(1, Ordering::Relaxed);
-        answered.unwrap_or_else(|error| {
+        let answered = answered.unwrap_or_else(|error| {
             if error.is_cancelled() {
                 return text(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable.");
             }
             log::error!("answer a request of {}: {error}: this is a defect", self.client.peer);
             text(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error.")
-        })
+        });
+        // hyper takes the body at once, and releases its bytes when they are written.
+        answered.map(|bytes| Bytes::from_owner(HeldBytes { bytes, _held: pending }))
     }
 
     /// Reserves a slot for an expensive request.
@@ -328,7 +329,7 @@ impl<H: Handler> Session<H> {
         message: CheckedMessage,
         body: Bytes,
         memory: Reservation,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<Bytes> {
         let is_registration = message.is_registration;
         match self.server.receive(self.client.peer, message, body, memory).await {
             Ok(()) => {
@@ -348,26 +349,26 @@ impl<H: Handler> Session<H> {
     }
 
     /// Answers a request. The memory of the response is released when the client has read it.
-    async fn respond(&self, request: Request<Bytes>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Bytes>) -> Response<Bytes> {
         let has_credentials = request.headers().contains_key(AUTHORIZATION);
         let (parts, body) = self.server.handler.respond(request).await.into_parts();
         if has_credentials && parts.status == StatusCode::UNAUTHORIZED {
             self.server.addresses.count_failed_login(&self.client.account);
         }
         if body.len() <= SMALL_RESPONSE {
-            return Response::from_parts(parts, Full::new(body));
+            return Response::from_parts(parts, body);
         }
         let account = &self.client.account;
         match self.server.addresses.reserve(account, Resource::ResponseBytes, body.len()) {
             Ok(memory) => {
-                let body = Bytes::from_owner(ReservedBytes { bytes: body, _memory: memory });
-                Response::from_parts(parts, Full::new(body))
+                let body = Bytes::from_owner(HeldBytes { bytes: body, _held: memory });
+                Response::from_parts(parts, body)
             }
             Err(rejection) => self.reject(&rejection, false),
         }
     }
 
-    fn reject(&self, rejection: &Rejection, is_last: bool) -> Response<Full<Bytes>> {
+    fn reject(&self, rejection: &Rejection, is_last: bool) -> Response<Bytes> {
         self.server.handler.rejected(self.client.peer, rejection);
         let mut response = text(rejection.status(), rejection.to_string());
         if is_last {
@@ -387,13 +388,14 @@ struct CheckedRequest {
     is_heavy: bool,
 }
 
-/// The bytes of a response. They hold a reservation until the last byte is sent.
-struct ReservedBytes {
+/// The bytes of a response. They hold a value, such as a reservation, until the last byte is
+/// written.
+struct HeldBytes<T> {
     bytes: Bytes,
-    _memory: Reservation,
+    _held: T,
 }
 
-impl AsRef<[u8]> for ReservedBytes {
+impl<T> AsRef<[u8]> for HeldBytes<T> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -409,9 +411,9 @@ fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
     headers.get_all(name).iter().next_back().map(HeaderValue::as_bytes)
 }
 
-fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Bytes> {
     let text = text.into();
-    let mut response = Response::new(Full::new(text));
+    let mut response = Response::new(text);
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);

@@ -13,7 +13,7 @@ use super::{Admission, Handler, Incoming, Rejection, RequestClass, Reservation};
 pub const BODY_MAX: usize = 1024 * 1024;
 
 /// Length of a large response: more than the socket buffers of a connection hold.
-const LARGE: usize = 12 * 1024 * 1024;
+pub const LARGE: usize = 12 * 1024 * 1024;
 
 /// Implements [`Handler::admit`] for the processes `server`, `client` and `slave(1) x`. A name that
 /// contains `Registration` is a registration, and the name `Ignored` is ignored.

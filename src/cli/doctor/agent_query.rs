@@ -73,13 +73,23 @@ async fn agent_info(
     decode_agent(&parsed).map_err(|error| no_agent(&error))
 }
 
+/// Queries the agent of this host. Without `is_known`, any user may serve the address, and the
+/// server does not get the credential.
 pub(super) async fn local_agent(
     address: &AgentAddress,
-    authorization: Option<&Authorization>,
+    is_known: bool,
+    credential: Option<&Authorization>,
 ) -> AgentObservation {
     let endpoint = address.endpoint();
+    let authorization = credential.filter(|_| is_known);
+    let is_withheld = credential.is_some() && !is_known;
     let answer = async {
-        let info = agent_info(&endpoint, authorization).await?;
+        let info = agent_info(&endpoint, authorization).await.map_err(|error| match error {
+            AgentQueryError::NoPermission(status) if is_withheld => {
+                AgentQueryError::CredentialWithheld(status)
+            }
+            error => error,
+        })?;
         let (_, body) = get_from_agent(&endpoint, HEALTH, authorization)
             .await
             .map_err(AgentQueryError::NoResponse)?;
@@ -148,4 +158,51 @@ pub(super) fn agents(ips: &BTreeSet<Ipv4Addr>, port: u16) -> BTreeMap<Ipv4Addr, 
     });
     let answers = answers.unwrap_or_default().into_iter();
     answers.filter_map(|(ip, answer)| Some((ip, answer.ok()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener};
+    use std::thread;
+
+    use http::HeaderValue;
+
+    use super::*;
+
+    /// Queries a server that requires a credential. Returns its requests and the error.
+    fn query(is_known: bool) -> (String, AgentQueryError) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
+        let serve = move || {
+            let mut requests = String::new();
+            for _ in 0..=u8::from(is_known) {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).unwrap();
+                requests.push_str(std::str::from_utf8(&request[..length]).unwrap());
+                let response = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
+                stream.write_all(response.as_bytes()).unwrap();
+            }
+            requests
+        };
+        let server = thread::Builder::new().spawn(serve).unwrap();
+        let header = HeaderValue::from_static("Basic c2VjcmV0");
+        let credential = Authorization { header, file: "credential".to_owned() };
+        let observed = block_on(async {
+            Ok(local_agent(&AgentAddress::Tcp(address), is_known, Some(&credential)).await)
+        });
+        (server.join().unwrap(), observed.unwrap().answer.unwrap_err())
+    }
+
+    #[test]
+    fn credential_is_sent_to_known_agent_only() {
+        let status = || "401 Unauthorized".to_owned();
+        let (requests, error) = query(true);
+        assert!(requests.contains("Basic c2VjcmV0"), "{requests}");
+        assert_eq!(error, AgentQueryError::NoPermission(status()));
+        let (requests, error) = query(false);
+        assert!(!requests.to_lowercase().contains("authorization"), "{requests}");
+        assert_eq!(error, AgentQueryError::CredentialWithheld(status()));
+    }
 }

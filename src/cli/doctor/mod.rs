@@ -34,7 +34,7 @@ Run it as root on the host of the agent. It changes nothing, and sends packets o
 Root causes come first, each with the findings that follow from it. Exit code 0 if nothing is wrong, even with warnings; 1 if something is.")]
 pub(super) struct DoctorCommand {
     /// The agent_config of this host; otherwise that of the running agent, also of a Mesos agent
-    /// with the module; or agent.json or agent_modules.json in /etc/mesos-overlay or
+    /// with the module, if no other user controls it; or agent.json or agent_modules.json in /etc/mesos-overlay or
     /// /usr/local/etc/mesos-overlay
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -92,6 +92,7 @@ impl DoctorCommand {
     }
 
     fn observe(&self, discovery: Discovery, agent: &AgentAddress) -> Result<Observation, Failure> {
+        let is_agent_known = self.agent.is_some() || discovery.address.is_some();
         let Discovery { config, configuration, .. } = discovery;
         let master = self.master.as_deref().filter(|address| !address.is_empty());
         let master = master.map(|address| MasterSource::from_flag("--master", address));
@@ -103,7 +104,7 @@ impl DoctorCommand {
                 None => None,
             };
             Ok(QueryResults {
-                agent: agent_query::local_agent(agent, credential.as_ref()).await,
+                agent: agent_query::local_agent(agent, is_agent_known, credential.as_ref()).await,
                 master,
                 docker: agent_query::docker(&config).await,
             })

@@ -190,6 +190,37 @@ fn doctor_finds_configuration_of_running_agent() {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
+fn process_of_another_user_is_named_and_not_used() {
+    let mut cluster = Cluster::started(1, Underlay::V4);
+    cluster.host_mut(1).agent = None;
+    let host = cluster.host(1);
+    let [docker, executed, config, log] =
+        ["docker.sh", "executed", "other.json", "other.log"].map(|name| host.daemon.path(name));
+    std::fs::write(&docker, format!("#!/bin/sh\ntouch {}\n", executed.display())).expect("a file");
+    host.namespace().run(&format!("chmod 755 {}", docker.display()));
+    let text = serde_json::json!({ "cni_dir": "/cni", "docker": docker });
+    std::fs::write(&config, text.to_string()).expect("an agent_config");
+    let script = format!(
+        "exec -a mesos-overlay sh -c 'sleep 60; true' agent --config={} --listen=127.0.0.1:6666",
+        config.display()
+    );
+    let mut command = host.namespace().command("setpriv");
+    command.args(["--reuid=65534", "--clear-groups", "bash", "-c", &script]);
+    let process = Process::spawn(command, &log);
+    let named = || {
+        let diagnosis = run_doctor_in(cluster.host(1).namespace(), &["doctor"]);
+        diagnosis.findings_of("configuration").join("\n")
+    };
+    let reason = "looks like an agent and is not trusted: it runs as user 65534";
+    cluster.wait_for("the process is named", || named().contains(reason));
+    let found = named();
+    drop(process);
+    assert!(found.contains("no configuration of an agent found"), "{found}");
+    assert!(!executed.exists(), "the doctor ran the program of another user");
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
 fn no_advice_cuts_colliding_host_off() {
     let mut cluster = Cluster::new(Underlay::V4);
     cluster.add_host(1);

@@ -8,7 +8,7 @@ use super::super::ServerOptions;
 use super::{Call, RunningServer, TIMEOUT, message, rest_without_timeout, statuses, statuses_in};
 use crate::Rejection;
 use crate::limits::{Limit, Limits};
-use crate::testing::BODY_MAX;
+use crate::testing::{BODY_MAX, LARGE};
 
 #[tokio::test]
 async fn request_is_answered_and_connection_is_kept() {
@@ -166,6 +166,57 @@ async fn client_that_does_not_read_is_closed_after_timeout() {
         }
     };
     tokio::time::timeout(TIMEOUT, closed).await.unwrap();
+}
+
+#[tokio::test]
+async fn client_that_reads_slowly_is_evicted_after_idle_ones() {
+    let per_address = Limit::HttpConnectionsPerAddress;
+    let limits = Limits::for_server().with(per_address, 3).with(Limit::WriteTimeout, 1);
+    let server = RunningServer::start(ServerOptions { limits, ..ServerOptions::default() });
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut part = vec![0; 64 * 1024];
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        tokio::time::timeout(TIMEOUT, slow.read_exact(&mut part)).await.unwrap().unwrap();
+        let mut browser = server.connect().await;
+        browser.write_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert_eq!(statuses(&mut browser, 1).await, [200]);
+        idle.push(browser);
+    }
+    // Two idle connections fit beside the slow one.
+    let evicted = vec![Rejection::Evicted(per_address); 18];
+    assert_eq!(server.handler.rejections.lock()[..], evicted);
+    assert_eq!(statuses_in(&rest_without_timeout(&mut idle[0]).await), [0; 0]);
+    // The client stops reading.
+    let expected = Rejection::Limit(Limit::WriteTimeout);
+    let closed = async {
+        while server.handler.rejections.lock().last() != Some(&expected) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, closed).await.unwrap();
+    assert_eq!(server.handler.rejections.lock().len(), 19);
+}
+
+#[tokio::test]
+async fn connection_is_evicted_as_idle_after_its_response() {
+    let limits = Limits::for_server().with(Limit::HttpConnectionsPerAddress, 1);
+    let server = RunningServer::start(ServerOptions { limits, ..ServerOptions::default() });
+    let mut first = server.connect().await;
+    first.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let (mut received, mut part) = (0, vec![0; 1024 * 1024]);
+    while received < LARGE {
+        let length = tokio::time::timeout(TIMEOUT, first.read(&mut part)).await.unwrap().unwrap();
+        received += part[..length].iter().filter(|byte| **byte == b'x').count();
+    }
+    first.write_all(b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_eq!(statuses(&mut first, 1).await, [200]);
+    let mut second = server.connect().await;
+    second.write_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_eq!(statuses(&mut second, 1).await, [200]);
+    let rejected = [Rejection::Evicted(Limit::HttpConnectionsPerAddress)];
+    assert_eq!(server.handler.rejections.lock()[..], rejected);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,20 +4,17 @@
 //! The file has the input of each program after a comment that names the program. The last line
 //! shows that the file is complete.
 
-use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use overlay_types::addr::Family;
 use overlay_types::repetition::Repetitions;
-use rustix::fs::OFlags;
 
 use super::chains;
 use super::command::{FirewallError, SystemTools, Tools};
 use super::table;
-use crate::host::write_private;
+use crate::host::{read_private, write_private};
 
 /// Name of the file in the state directory.
 const NAME: &str = "firewall-rules";
@@ -126,20 +123,8 @@ impl RulesFile {
     /// Reads the file. Another user could make the agent load other rules, so nobody else may write
     /// the file.
     fn read(&self) -> Result<Option<String>, LoadError> {
-        let failed = |reason: String| LoadError::Read { path: self.path.clone(), reason };
-        let mut options = OpenOptions::new();
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        options.read(true).custom_flags(flags.bits().cast_signed());
-        let file = match options.open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error.to_string())),
-        };
-        check(&file).map_err(failed)?;
-        let mut text = String::new();
-        let read = file.take(LENGTH_MAX).read_to_string(&mut text);
-        read.map_err(|error| failed(error.to_string()))?;
-        Ok(Some(text))
+        read_private(&self.path, LENGTH_MAX)
+            .map_err(|error| LoadError::Read { path: self.path.clone(), reason: error.to_string() })
     }
 
     /// Writes the rules, unless the file has them. A failure changes nothing on the host, so it is
@@ -189,19 +174,6 @@ impl RulesFile {
     }
 }
 
-/// Checks that the file is one that only this user can write.
-fn check(file: &File) -> Result<(), String> {
-    let found = file.metadata().map_err(|error| error.to_string())?;
-    if !found.is_file() {
-        return Err("it is no regular file".to_owned());
-    }
-    let is_own = found.uid() == rustix::process::geteuid().as_raw();
-    if !is_own || found.mode() & 0o022 != 0 {
-        return Err("another user can write it: remove it".to_owned());
-    }
-    Ok(())
-}
-
 /// Returns whether the host has rules of ours.
 fn has_rules(tools: &dyn Tools) -> Result<bool, FirewallError> {
     if table::describe(tools)?.is_some() {
@@ -248,7 +220,7 @@ fn parse(text: &str) -> Result<Vec<Section>, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use overlay_types::tunnel::Desired;
     use tempfile::TempDir;

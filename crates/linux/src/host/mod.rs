@@ -13,12 +13,15 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use overlay_types::tunnel::Desired;
+use rustix::fs::OFlags;
 
 pub use self::error::HostError;
 pub use self::lock::HostLock;
@@ -199,6 +202,32 @@ fn has_ipv6(desired: &Desired) -> bool {
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     create_private_directory(path.parent().unwrap_or_else(|| Path::new(".")))?;
     write_atomically(path, content, 0o600)
+}
+
+/// Reads a text file that this program wrote; `None` if it does not exist. The file decides what
+/// this user does to the host, so no other user may write it. At most `length_max` bytes are read.
+///
+/// # Errors
+/// When the file cannot be read, is no regular file, or another user can write it.
+pub fn read_private(path: &Path, length_max: u64) -> io::Result<Option<String>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = fs::OpenOptions::new();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    let file = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let is_own = found.uid() == rustix::process::geteuid().as_raw();
+    if !is_own || found.mode() & 0o022 != 0 {
+        return Err(io::Error::other("another user can write it: remove it"));
+    }
+    let mut text = String::new();
+    file.take(length_max).read_to_string(&mut text)?;
+    Ok(Some(text))
 }
 
 /// Creates a directory and its missing parents, accessible to the owner only. The mode of an

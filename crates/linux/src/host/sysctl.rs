@@ -8,12 +8,12 @@
 //! redirects. So the per-device forwarding and disabled redirects are saved as well.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::{fmt, fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, RestoreResult, write_private};
+use super::{HostError, RestoreResult, read_private, write_private};
 
 /// Name of the file with the former values.
 pub(super) const SAVED_FILE: &str = "host-settings.json";
@@ -35,6 +35,15 @@ const ACCEPT_RA: &str = "/accept_ra";
 const ACCEPT_UNLESS_FORWARDING: u32 = 1;
 /// Router advertisements are accepted, even if the host forwards.
 const ACCEPT_ALWAYS: u32 = 2;
+
+/// Maximum length of the file with the former values. A device has a few settings of 60 bytes.
+const LENGTH_MAX: u64 = 16 << 20;
+
+/// Returns whether the name of a setting is a path below the directory of the settings.
+fn is_below_root(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    parts.all(|part| matches!(part, Component::Normal(_)))
+}
 
 /// The value of a setting before and after our change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,12 +184,17 @@ impl Sysctl {
     }
 
     fn load(&self) -> Result<BTreeMap<String, SavedSetting>, HostError> {
-        let failed = |error| HostError::file("read", &self.saved, &error);
-        match fs::read(&self.saved) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-            Err(error) => Err(failed(error)),
-        }
+        let load = || {
+            let Some(text) = read_private(&self.saved, LENGTH_MAX)? else {
+                return Ok(BTreeMap::new());
+            };
+            let saved: BTreeMap<String, SavedSetting> = serde_json::from_str(&text)?;
+            match saved.keys().find(|name| !is_below_root(name)) {
+                None => Ok(saved),
+                Some(name) => Err(io::Error::other(format!("'{name}' is no setting: remove it"))),
+            }
+        };
+        load().map_err(|error: io::Error| HostError::file("read", &self.saved, &error))
     }
 
     fn save(&self, saved: &BTreeMap<String, SavedSetting>) -> Result<(), HostError> {

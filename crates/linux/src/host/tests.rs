@@ -287,6 +287,37 @@ fn lock_and_saved_settings_are_for_owner_only() {
 }
 
 #[test]
+fn saved_settings_of_another_user_change_nothing() {
+    let host = TestHost::new(&[]);
+    host.write("proc/sys/kernel/kptr_restrict", "1");
+    host.write("proc/sys/net/ipv4/ip_forward", "1");
+    let before = host.dump();
+    let saved = |name: &str| format!(r#"{{"{name}":{{"before":0,"after":1}}}}"#);
+    let restore = |text: &str, mode: u32| {
+        host.write("state/host-settings.json", text);
+        let file = host.path("state/host-settings.json");
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+        let restored = host.settings().restore();
+        assert_eq!((host.dump(), restored.done), (before.clone(), Vec::new()), "{text}");
+        restored.failed[0].1.to_string()
+    };
+    let error = restore(&saved("ipv4/ip_forward"), 0o666);
+    assert!(error.contains("another user can write it: remove it"), "{error}");
+    // A setting outside of `/proc/sys/net`.
+    let absolute = host.path("proc/sys/kernel/kptr_restrict").display().to_string();
+    for name in ["../kernel/kptr_restrict", "ipv4/../../kernel/kptr_restrict", &absolute] {
+        let error = restore(&saved(name), 0o600);
+        assert!(error.contains(" is no setting: remove it"), "{error}");
+    }
+    let link = host.path("state/host-settings.json");
+    fs::remove_file(&link).unwrap();
+    host.write("other", &saved("ipv4/ip_forward"));
+    std::os::unix::fs::symlink(host.path("other"), &link).unwrap();
+    assert_eq!(host.settings().restore().done, [""; 0]);
+    assert_eq!(host.dump(), before);
+}
+
+#[test]
 fn removed_or_replaced_lock_is_detected() {
     let host = TestHost::new(&[]);
     let state = host.path("state");

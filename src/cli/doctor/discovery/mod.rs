@@ -1,10 +1,15 @@
 //! Finds the configuration of the agent of this host: of the running agent, the program or a Mesos
 //! agent with the module, or else at default paths.
+//!
+//! The doctor runs the program `docker` of the configuration, and may send a credential to the
+//! address of the agent. So it uses nothing that another user controls: neither a process nor a
+//! file. It names them, and the operator can name them as flags.
 
 mod modules;
 mod processes;
 #[cfg(test)]
 mod tests;
+mod trusted_files;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -16,8 +21,9 @@ use overlay_doctor::observation::{AgentProcess, ConfigSource, Configuration};
 use overlay_types::secret::show_path;
 
 use self::processes::{AgentKind, ProcFiles, RunningAgent};
+use self::trusted_files::TrustedFiles;
 use crate::cli::Failure;
-use crate::cli::process::{FILE_MAX, pluralize, read_agent_config};
+use crate::cli::process::{pluralize, read_agent_config};
 
 /// The port of an agent without `--listen`, and of a Mesos agent.
 const PORT_DEFAULT: u16 = 5051;
@@ -33,7 +39,7 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 pub(super) struct Discovery {
     pub(super) config: AgentConfig,
     pub(super) configuration: Configuration,
-    /// The address of the running agent, if its command line has one.
+    /// The address of the running agent; `None` without a trusted one.
     pub(super) address: Option<SocketAddrV4>,
 }
 
@@ -42,20 +48,22 @@ pub(super) struct Discovery {
 struct SearchPaths {
     proc: PathBuf,
     directories: Vec<PathBuf>,
+    files: TrustedFiles,
 }
 
 /// Finds the configuration. A file that the operator names is always used.
 pub(super) fn discover(flag: Option<&Path>) -> Result<Discovery, Failure> {
     let named = flag.map(|path| read_agent_config(Some(path)).map(|config| (path, config)));
     let directories = DIRECTORIES.iter().map(PathBuf::from).collect();
-    let paths = SearchPaths { proc: "/proc".into(), directories };
+    let files = TrustedFiles::of_this_process();
+    let paths = SearchPaths { proc: "/proc".into(), directories, files };
     Ok(paths.discover(named.transpose()?))
 }
 
 impl SearchPaths {
     fn discover(&self, named: Option<(&Path, AgentConfig)>) -> Discovery {
-        let (agents, problem) = ProcFiles::new(&self.proc).agents();
-        let here = agents.iter().find(|agent| agent.is_here);
+        let (agents, problem) = ProcFiles::new(&self.proc, self.files).agents();
+        let here = agents.iter().find(|agent| agent.is_here && agent.distrust.is_none());
         let mut configuration = Configuration {
             source: None,
             agents: agents.iter().map(RunningAgent::describe).collect(),
@@ -81,13 +89,14 @@ impl SearchPaths {
     ) -> Option<(AgentConfig, ConfigSource)> {
         for directory in &self.directories {
             for (name, read) in [
-                (AGENT_FILE, read_config as fn(&Path) -> Result<AgentConfig, String>),
+                (AGENT_FILE, read_config as fn(TrustedFiles, &Path) -> Result<AgentConfig, String>),
                 (MODULES_FILE, modules::read_file),
             ] {
                 let path = directory.join(name);
                 if path.exists() {
                     let source = ConfigSource::DefaultPath(show_path(&path));
-                    return configuration.note(read(&path).map(|config| (config, source)));
+                    return configuration
+                        .note(read(self.files, &path).map(|config| (config, source)));
                 }
             }
         }
@@ -106,24 +115,12 @@ impl Note for Configuration {
     }
 }
 
-/// Reads a file of limited size.
-fn read_text(path: &Path) -> Result<String, String> {
-    use std::io::Read as _;
-
-    let failed = |error: std::io::Error| format!("read {}: {error}", show_path(path));
-    // A FIFO or a device could block the doctor.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(format!("read {}: it is no regular file", show_path(path)));
-    }
-    let mut text = String::new();
-    let file = fs::File::open(path).map_err(failed)?;
-    file.take(FILE_MAX).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
+fn read_config(files: TrustedFiles, path: &Path) -> Result<AgentConfig, String> {
+    parse_config(path, &files.read_text(path)?)
 }
 
-fn read_config(path: &Path) -> Result<AgentConfig, String> {
-    let text = read_text(path)?;
-    parse_agent(&show_path(path), &text).map(|(config, _)| config).map_err(|all| describe(&all))
+fn parse_config(path: &Path, text: &str) -> Result<AgentConfig, String> {
+    parse_agent(&show_path(path), text).map(|(config, _)| config).map_err(|all| describe(&all))
 }
 
 /// Describes the problems of a configuration in one line.
@@ -136,15 +133,21 @@ fn describe(problems: &Problems) -> String {
 
 impl RunningAgent {
     fn describe(&self) -> AgentProcess {
-        AgentProcess { pid: self.pid, name: self.name.clone(), is_here: self.is_here }
+        AgentProcess {
+            pid: self.pid,
+            name: self.name.clone(),
+            is_here: self.is_here,
+            distrust: self.distrust.clone(),
+        }
     }
 
     /// Returns the address at which the agent answers requests of this host.
     fn address(&self) -> Option<SocketAddrV4> {
         let (ip, port) = match self.kind {
             AgentKind::Program => {
-                let listen = self.flag("listen", "MESOS_OVERLAY_LISTEN")?;
-                let listen: SocketAddrV4 = listen.parse().ok()?;
+                let default = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT_DEFAULT);
+                let listen = self.flag("listen", "MESOS_OVERLAY_LISTEN");
+                let listen = listen.map_or(Ok(default), |listen| listen.parse()).ok()?;
                 (*listen.ip(), listen.port())
             }
             AgentKind::Mesos => {
@@ -174,7 +177,7 @@ impl RunningAgent {
                 let pid = self.pid;
                 return Err(format!("the agent of process {pid} has read its file from stdin"));
             }
-            Some(file) => read_config(&self.resolve(file))?,
+            Some(file) => parse_config(file, &self.read_text(file)?)?,
             None => AgentConfig::new(PathBuf::new()),
         };
         if let Some(cni_dir) = self.flag("cni-dir", "MESOS_OVERLAY_CNI_DIR") {
@@ -188,10 +191,16 @@ impl RunningAgent {
         Ok((config, file))
     }
 
+    /// Reads a file of the agent.
+    fn read_text(&self, file: &Path) -> Result<String, String> {
+        self.files.read_text(&self.resolve(file)?)
+    }
+
     /// Returns whether the file was changed after the start of the process.
     fn is_older_than(&self, file: &Path) -> bool {
-        let changed = fs::metadata(self.resolve(file)).and_then(|metadata| metadata.modified());
-        let (Ok(changed), Some(started)) = (changed, self.started) else { return false };
+        let metadata = self.resolve(file).ok().and_then(|path| fs::metadata(path).ok());
+        let changed = metadata.and_then(|metadata| metadata.modified().ok());
+        let (Some(changed), Some(started)) = (changed, self.started) else { return false };
         changed.duration_since(started).is_ok_and(|later| later > CLOCK_TOLERANCE)
     }
 }

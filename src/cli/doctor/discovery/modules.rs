@@ -1,14 +1,14 @@
 //! The configuration of the agent module in the flags and module files of a Mesos agent.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use overlay_config::{AgentConfig, Environment, agent_file, agent_from_parameters};
 use overlay_types::secret::show_path;
 use serde::Deserialize;
 
+use super::describe;
 use super::processes::RunningAgent;
-use super::{describe, read_text};
+use super::trusted_files::TrustedFiles;
 
 /// The names of the agent module: ours, and the one of the C++ modules.
 const NAMES: [&str; 2] =
@@ -57,11 +57,10 @@ fn parameters(file: &str, text: &str) -> Result<Option<Parameters>, String> {
 fn configuration(
     parameters: &Parameters,
     environment: &Environment,
-    resolve: impl Fn(&Path) -> PathBuf,
+    read_text: impl Fn(&Path) -> Result<String, String>,
 ) -> Result<AgentConfig, String> {
     let file = agent_file(parameters);
-    let file =
-        file.map(|(_, path)| read_text(&resolve(&path)).map(|text| (show_path(&path), text)));
+    let file = file.map(|(_, path)| read_text(&path).map(|text| (show_path(&path), text)));
     let file = file.transpose()?;
     let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let config = agent_from_parameters(parameters, file, environment);
@@ -69,15 +68,15 @@ fn configuration(
 }
 
 /// Reads the configuration in a module file.
-pub(super) fn read_file(path: &Path) -> Result<AgentConfig, String> {
+pub(super) fn read_file(files: TrustedFiles, path: &Path) -> Result<AgentConfig, String> {
     let name = show_path(path);
-    let found = parameters(&name, &read_text(path)?)?;
+    let found = parameters(&name, &files.read_text(path)?)?;
     let found = found.ok_or_else(|| format!("{name}: it has no overlay module for agents"))?;
     // The address of the master may be in the environment of the Mesos agent. The doctor does not
     // need it.
     let mesos_master = Some("127.0.0.1:5050".to_owned());
     let environment = Environment { mesos_master, ..Environment::default() };
-    configuration(&found, &environment, Path::to_owned)
+    configuration(&found, &environment, |path| files.read_text(path))
 }
 
 /// Returns the configuration of a Mesos agent, and the module file.
@@ -95,15 +94,12 @@ pub(super) fn of_mesos_agent(
         }
     }
     if let Some(directory) = agent.flag("modules_dir", "MESOS_MODULES_DIR") {
-        let directory = PathBuf::from(directory);
-        let entries = fs::read_dir(agent.resolve(&directory));
-        let entries = entries.into_iter().flatten().flatten();
-        files.extend(entries.map(|entry| directory.join(entry.file_name())));
+        files.extend(agent.files.list(&agent.resolve(Path::new(&directory))?)?);
     }
     files.sort();
     let mut problem = format!("the Mesos agent of process {} has no overlay module", agent.pid);
     for file in files {
-        let text = read_text(&agent.resolve(&file));
+        let text = agent.read_text(&file);
         match text.and_then(|text| parameters(&show_path(&file), &text)) {
             Ok(Some(parameters)) if found.is_none() => found = Some((parameters, Some(file))),
             Ok(_) => {}
@@ -113,6 +109,6 @@ pub(super) fn of_mesos_agent(
     let (parameters, file) = found.ok_or(problem)?;
     let master = agent.flag("master", "MESOS_MASTER");
     let environment = Environment { mesos_master: master, ..Environment::default() };
-    let config = configuration(&parameters, &environment, |path| agent.resolve(path))?;
+    let config = configuration(&parameters, &environment, |path| agent.read_text(path))?;
     Ok((config, file))
 }

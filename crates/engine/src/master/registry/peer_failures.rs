@@ -24,11 +24,15 @@ struct Reports {
 }
 
 impl Registry {
-    /// Replaces the report of an agent.
+    /// Replaces the report of an agent. Only the first entry about each peer counts: each entry
+    /// stands for one reporter. Entries about the reporter itself and about unknown agents are
+    /// dropped.
     pub(in crate::master) fn report_peer_failures(&mut self, from: &Upid, failures: PeerFailures) {
         let ip = *from.address.ip();
-        let is_known = |failure: &PeerFailure| failure.agent != ip && self.is_active(failure.agent);
-        let peers: Vec<PeerFailure> = failures.peers.into_iter().filter(is_known).collect();
+        let mut seen = BTreeSet::from([ip]);
+        let is_first =
+            |failure: &PeerFailure| self.is_active(failure.agent) && seen.insert(failure.agent);
+        let peers: Vec<PeerFailure> = failures.peers.into_iter().filter(is_first).collect();
         if peers.is_empty() {
             self.peer_failures.remove(&ip);
         } else {

@@ -51,6 +51,42 @@ fn unreached_peer_is_in_state_and_health_until_the_next_report() {
 }
 
 #[test]
+fn repeated_entries_of_a_report_count_once() {
+    let mut world = cluster(5);
+    // Agent 1 is reported by two agents, agent 5 by one agent that repeats itself.
+    for reporter in [2, 3] {
+        world.message(reporter, failures(&[1], PeerFailureCause::LargeLost));
+    }
+    let Message::PeerFailures(mut report) = failures(&[5; 64], PeerFailureCause::NoAnswer) else {
+        panic!("another message")
+    };
+    report.peers[1].cause = PeerFailureCause::LargeLost;
+    world.message(4, Message::PeerFailures(report));
+    let state = world.state();
+    let entries = &state.peer_failures[&ip(4)].peers;
+    assert_eq!(entries.len(), 1);
+    assert_eq!((entries[0].agent, entries[0].cause), (ip(5), PeerFailureCause::NoAnswer));
+    let problems = probe_problems(&mut world);
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let most = "agent 10.0.0.1 fails probes (large packets lost) of 2 agents: ";
+    assert!(problems[0].starts_with(most), "{problems:?}");
+    let repeated = "agent 10.0.0.5 fails probes (no answer) of 1 agent: 10.0.0.4: no \
+                    other agent reports that so far";
+    assert!(problems[1].starts_with(repeated), "{problems:?}");
+}
+
+#[test]
+fn entry_about_reporter_itself_is_dropped() {
+    let mut world = cluster(3);
+    world.message(1, failures(&[1, 2, 1], PeerFailureCause::NoAnswer));
+    let agents: Vec<_> =
+        world.state().peer_failures[&ip(1)].peers.iter().map(|failure| failure.agent).collect();
+    assert_eq!(agents, [ip(2)]);
+    world.message(1, failures(&[1], PeerFailureCause::NoAnswer));
+    assert!(world.state().peer_failures.is_empty());
+}
+
+#[test]
 fn peer_that_no_agent_reaches_is_named_once() {
     let mut world = cluster(3);
     for reporter in [1, 2] {

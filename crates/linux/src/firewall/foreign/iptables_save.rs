@@ -10,9 +10,9 @@ use std::vec::IntoIter;
 use overlay_types::addr::Family;
 
 use super::model::{
-    Base, Chain, Condition, Field, Hook, Item, Key, MarkChange, OTHER, Rule, RuleBackend,
-    STATUS_DNAT, Step, TYPE_UNICAST, Table, TableFamily, Values, Verdict, address_number,
-    address_type, prefix_span, protocol, state, tcp_flag,
+    Base, Chain, Condition, Field, Hook, IS_BRIDGED, Item, Key, MarkChange, OTHER, Rule,
+    RuleBackend, STATUS_DNAT, Step, TYPE_UNICAST, Table, TableFamily, Values, Verdict,
+    address_number, address_type, prefix_span, protocol, state, tcp_flag,
 };
 
 /// Modules whose options are parsed, or that do not restrict a rule.
@@ -217,8 +217,9 @@ impl<'a> Parser<'a> {
                 let kind = if is_unicast { TYPE_UNICAST } else { OTHER };
                 (Field::PacketType, vec![number(kind)])
             }
-            // Forwarded packets are routed, not bridged, and they are not fragments.
-            "--physdev-is-bridged" | "-f" => (Field::PacketType, vec![number(OTHER)]),
+            "--physdev-is-bridged" => (Field::Bridged, vec![number(IS_BRIDGED)]),
+            // The evaluated packets are not fragments.
+            "-f" => (Field::PacketType, vec![number(OTHER)]),
             _ => {
                 self.skip_values();
                 return Some(Step::Unclear);

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use overlay_types::addr::{Family, Subnet};
 
 use super::model::{
-    Condition, ETHER_IPV4, ETHER_IPV6, Field, Hook, Item, Key, MarkChange, STATE_ESTABLISHED,
-    STATE_NEW, TCP, TYPE_LOCAL, TYPE_UNICAST, TableFamily, Values, address_number,
+    Condition, ETHER_IPV4, ETHER_IPV6, Field, Hook, IS_BRIDGED, Item, Key, MarkChange,
+    STATE_ESTABLISHED, STATE_NEW, TCP, TYPE_LOCAL, TYPE_UNICAST, TableFamily, Values,
+    address_number,
 };
 use super::packet::{Packet, PacketKind};
 
@@ -205,7 +206,10 @@ impl View<'_> {
             // Other bits of the status are unknown, but no condition about them is parsed.
             Field::Translations => single(0),
             Field::Mark => Seen::Mark(changes.mark),
+            // In a bridge a frame for another host has type `other`, until br_netfilter changes it.
+            Field::PacketType if self.family == TableFamily::Bridge => Seen::Unknown,
             Field::PacketType => single(TYPE_UNICAST),
+            Field::Bridged => single(if self.is_bridged() { IS_BRIDGED } else { 0 }),
             Field::SourceType => match self.packet.kind {
                 PacketKind::VxlanOut => single(TYPE_LOCAL),
                 _ => single(TYPE_UNICAST),
@@ -217,6 +221,13 @@ impl View<'_> {
             },
             Field::Unclear => Seen::Unknown,
         }
+    }
+
+    /// Returns whether br_netfilter knows a port of a bridge that the packet leaves through. It
+    /// knows none before the kernel has selected the port.
+    fn is_bridged(&self) -> bool {
+        self.packet.kind == PacketKind::Bridged
+            && matches!(self.hook, Hook::Forward | Hook::Postrouting)
     }
 
     /// Returns the device that the packet enters or leaves through, as the hook knows it.

@@ -295,6 +295,8 @@ pub(super) enum Field {
     SourceType,
     DestinationType,
     PacketType,
+    /// Whether the frame passes a bridge instead of being routed: see [`IS_BRIDGED`].
+    Bridged,
     /// A part that IP packets with TCP or UDP do not have.
     Absent,
     Unclear,
@@ -309,6 +311,9 @@ pub(super) const STATUS_SNAT: u128 = 16;
 /// Also the number of the type `host` of a packet.
 pub(super) const TYPE_UNICAST: u128 = 0;
 pub(super) const TYPE_LOCAL: u128 = 2;
+/// The value of [`Field::Bridged`] of a frame that the kernel forwards between ports of a bridge.
+/// Other packets have 0.
+pub(super) const IS_BRIDGED: u128 = 1;
 pub(super) const ETHER_IPV4: u128 = 0x0800;
 pub(super) const ETHER_IPV6: u128 = 0x86dd;
 /// A value that no packet between agents or containers has.

@@ -59,9 +59,19 @@ pub(super) fn found_in(listing: &Listing) -> Vec<Obstacle> {
     obstacles(listing, &desired(), &devices, false)
 }
 
+/// Returns the obstacles on a host whose kernel applies the rules to bridged frames as well.
+fn found_with_br_netfilter(listing: &Listing) -> Vec<Obstacle> {
+    let devices = DevicesByAddress::from([("10.0.0.1".parse().unwrap(), "eth0".to_owned())]);
+    obstacles(listing, &desired(), &devices, true)
+}
+
 /// Describes each rule that drops packets in a few words: the certainty, the ways of the packets,
 /// the chain and the rule's number or `policy`.
 pub(super) fn summary(listing: &Listing) -> String {
+    summary_of(&found_in(listing))
+}
+
+fn summary_of(found: &[Obstacle]) -> String {
     let describe = |obstacle: &Obstacle| {
         let ways: String = obstacle
             .kinds
@@ -79,7 +89,7 @@ pub(super) fn summary(listing: &Listing) -> String {
             obstacle.number.map_or_else(|| "policy".to_owned(), |number| number.to_string());
         format!("{certainty}{ways} {} {number}", obstacle.chain)
     };
-    found_in(listing).iter().map(describe).collect::<Vec<_>>().join(", ")
+    found.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn iptables(family: Family, table: &str, backend: &str, rules: &str) -> Listing {
@@ -150,6 +160,82 @@ fn rules_for_other_packets_are_no_obstacles() {
     ] {
         assert_eq!(forward(&[rule]), "", "{rule}");
     }
+}
+
+/// Returns the summary for rules of a chain of iptables on a host with `br_netfilter`.
+fn with_br_netfilter(table: &str, chain: &str, rules: &[&str]) -> String {
+    let mut text = format!(":{chain} ACCEPT\n");
+    rules.iter().for_each(|rule| text += &format!("-A {chain} {rule}\n"));
+    summary_of(&found_with_br_netfilter(&iptables(Family::V4, table, "", &text)))
+}
+
+#[test]
+fn physdev_is_bridged_matches_bridged_frames_only() {
+    let forward = |rules: &[&str]| with_br_netfilter("filter", "FORWARD", rules);
+    let bridged = "-m physdev --physdev-is-bridged -j DROP";
+    assert_eq!(forward(&[bridged]), "= FORWARD 1");
+    assert_eq!(forward(&["-m physdev ! --physdev-is-bridged -j DROP"]), ">< FORWARD 1");
+    let accepted = ["-m physdev --physdev-is-bridged -j ACCEPT", "-j DROP"];
+    assert_eq!(forward(&accepted), ">< FORWARD 2");
+    assert_eq!(with_br_netfilter("mangle", "POSTROUTING", &[bridged]), "= POSTROUTING 1");
+    // The kernel has not selected the port yet.
+    assert_eq!(with_br_netfilter("mangle", "PREROUTING", &[bridged]), "");
+    let negated = "-m physdev ! --physdev-is-bridged -j DROP";
+    assert_eq!(with_br_netfilter("mangle", "PREROUTING", &[negated]), "><i= PREROUTING 1");
+}
+
+#[test]
+fn conditions_about_bridge_ports_are_unknown() {
+    for condition in [
+        "--physdev-in veth1",
+        "! --physdev-in veth1",
+        "--physdev-out veth1",
+        "! --physdev-out veth1",
+        "--physdev-is-in",
+        "! --physdev-is-in",
+        "--physdev-is-out",
+        "! --physdev-is-out",
+        "--physdev-is-in --physdev-is-bridged",
+    ] {
+        let rule = |target: &str| format!("-m physdev {condition} -j {target}");
+        let forward = |rules: &[&str]| with_br_netfilter("filter", "FORWARD", rules);
+        assert_eq!(forward(&[&rule("DROP")]), "", "{condition}");
+        let found = forward(&[&rule("ACCEPT"), "-j DROP"]);
+        let is_possible = found.contains("maybe >< FORWARD 2")
+            || found.contains("maybe ><= FORWARD 2")
+            || found.contains("maybe = FORWARD 2");
+        assert!(is_possible || found == ">< FORWARD 2", "{condition}: {found}");
+        assert!(!found.split(", ").any(|hit| hit.starts_with('=')), "{condition}: {found}");
+    }
+    for key in ["ibrname", "obrname", "iifgroup"] {
+        let name = condition("==", &format!(r#"{{"meta":{{"key":"{key}"}}}}"#), r#""m-vxlan-1""#);
+        for operator in ["==", "!="] {
+            let rule = format!("{},{DROP}", name.replace("==", operator));
+            for family in ["inet", "bridge"] {
+                let listing = nft_table(family, "forward", "accept", &[&rule]);
+                assert_eq!(summary_of(&found_with_br_netfilter(&listing)), "", "{rule}");
+            }
+        }
+    }
+}
+
+#[test]
+fn frames_between_bridge_ports_skip_device_of_bridge() {
+    let on_bridge = |family: &str, hook: &str| {
+        let mut listing = nft_table(family, hook, "accept", &[DROP]);
+        listing.nft = listing.nft.map(|text| text.replace("eth0", "m-vxlan-1"));
+        summary_of(&found_with_br_netfilter(&listing))
+    };
+    assert_eq!(on_bridge("netdev", "ingress"), "> c 0");
+    assert_eq!(on_bridge("netdev", "egress"), "< c 0");
+    // A frame for another host has type `other` in the bridge.
+    let host = condition("==", r#"{"meta":{"key":"pkttype"}}"#, r#""host""#);
+    let rule = format!("{host},{DROP}");
+    let found = |family: &str| {
+        summary_of(&found_with_br_netfilter(&nft_table(family, "forward", "accept", &[&rule])))
+    };
+    assert_eq!(found("bridge"), "");
+    assert_eq!(found("inet"), "><= c 0");
 }
 
 #[test]

@@ -91,6 +91,8 @@ fn passes(family: TableFamily, base: &Base, packet: &Packet) -> bool {
         device.as_ref().is_some_and(|device| base.devices.contains(device))
     };
     match (base.hook, family) {
+        // A frame between ports of a bridge does not pass the bridge's own device.
+        (Hook::Ingress | Hook::Egress, _) if packet.kind == PacketKind::Bridged => false,
         (Hook::Ingress, TableFamily::Netdev | TableFamily::Inet) => is_on(&packet.input),
         (Hook::Egress, TableFamily::Netdev) => is_on(&packet.output),
         // A container's packet enters its bridge, and a packet to a container leaves its bridge.

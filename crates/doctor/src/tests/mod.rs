@@ -1,5 +1,7 @@
 //! The complete text of every finding: summary, explanation, command and advice.
 
+mod configuration;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -704,12 +706,16 @@ fn causes_are_in_the_json_report() {
     assert!(last.starts_with("ok       configuration, kernel, firewall, rp-filter, "), "{last}");
 }
 
+fn process(pid: u32, name: &str, is_here: bool, distrust: Option<&str>) -> AgentProcess {
+    AgentProcess { pid, name: name.to_owned(), is_here, distrust: distrust.map(str::to_owned) }
+}
+
 #[test]
 fn unknown_configuration_is_noted_without_guesses() {
     let mut observation = fresh_host();
     observation.configuration = Configuration {
         source: None,
-        agents: vec![AgentProcess { pid: 7, name: "mesos-agent".to_owned(), is_here: false }],
+        agents: vec![process(7, "mesos-agent", false, None)],
         problems: Vec::new(),
     };
     observation.docker = Some(Err(DockerFailure::NotRunning { message: String::new() }));
@@ -729,7 +735,7 @@ fn unknown_configuration_is_noted_without_guesses() {
 fn several_agents_and_changed_file_are_warnings() {
     let text = findings_after(|observation| {
         let file = Some("/etc/agent.json".to_owned());
-        let agent = |pid| AgentProcess { pid, name: "mesos-overlay".to_owned(), is_here: true };
+        let agent = |pid| process(pid, "mesos-overlay", true, None);
         observation.configuration = Configuration {
             source: Some(ConfigSource::Agent { pid: 7, file, is_edited: true }),
             agents: vec![agent(7), agent(8)],
