@@ -1,7 +1,9 @@
 //! Checks of the overlays of this host: the assignment, the state of the kernel, and the reports of
 //! the agent and the master. The checks are pure functions of the observation.
 
-use overlay_linux::dataplane::{MtuProblem, Problem};
+use std::net::IpAddr;
+
+use overlay_linux::dataplane::{MtuProblem, Problem, Underlay};
 use overlay_types::addr::Mtu;
 use overlay_types::advice::Command;
 use overlay_types::protocol::Status;
@@ -215,67 +217,73 @@ fn device_mtu(observation: &Observation, local: &VxlanDevice) -> Option<Mtu> {
     device.map(|device| device.link.mtu)
 }
 
+/// The check of the MTUs, and of the address of this host in the underlay.
+const MTU: &str = "mtu";
+
 fn mtu(observation: &Observation) -> Vec<Finding> {
-    const CHECK: &str = "mtu";
     let tunnel = &observation.tunnel;
     let mut findings = Vec::new();
     // The largest packet that the underlay of the first device carries.
     let mut known_max = None;
     for local in &tunnel.desired.vxlan_devices {
-        let VxlanDevice { device, underlay, .. } = local;
-        let Some(path) = tunnel.observed.underlays.get(underlay) else {
-            if tunnel.source != DesiredSource::Defaults {
-                findings.push(
-                    Finding::wrong(
-                        CHECK,
-                        format!("no device of this host has the address {underlay}"),
-                        "the tunnels of this agent use it as their source",
-                    )
-                    .about(Topic::Address)
-                    .with_advice(
-                        "restore the address of the host, or register the agent with another \
-                         address",
-                    ),
-                );
-            }
+        let Some(path) = tunnel.observed.underlays.get(&local.underlay) else {
+            let is_registered = tunnel.source != DesiredSource::Defaults;
+            findings.extend(is_registered.then(|| missing_underlay(local.underlay)));
             continue;
         };
-        if !path.others.is_empty() {
-            let (others, chosen) = (path.others.join(", "), &path.device);
-            let summary = format!(
-                "{others} has the address {underlay} too: the MTU is that of {chosen}, {}",
-                if path.is_routed { "which leads to the peers" } else { "until a peer is known" }
-            );
-            findings.push(Finding::note(CHECK, summary));
-        }
         let max = path.mtu.bytes().saturating_sub(local.overhead());
         known_max.get_or_insert(max);
-        if let Some(mtu) = device_mtu(observation, local).filter(|mtu| mtu.bytes() > max) {
-            let finding = Finding::wrong(
-                CHECK,
-                format!(
-                    "device {device} has an MTU of {mtu}, and the underlay carries {max} ({path})"
-                ),
-                "large packets are fragmented, and many routers drop fragments",
-            )
-            .about(Topic::Mtu)
-            .on(Object::device(device))
-            .with_advice(format!("set vtep_mtu to {max} or less, or remove it"));
-            let command = Mtu::new(max).ok().map(|max| Command::set_device_mtu(device, max));
-            findings.push(Finding { command, ..finding });
-        }
+        findings.extend(several_owners(local.underlay, path));
+        let mtu = device_mtu(observation, local).filter(|mtu| mtu.bytes() > max);
+        findings.extend(mtu.map(|mtu| device_exceeds_underlay(local, mtu, max, path)));
     }
     let problems = tunnel.plan.problems.iter();
     findings.extend(problems.filter_map(|problem| mtu_problem(observation, problem)));
     if findings.iter().all(|finding| finding.severity < Severity::Wrong) {
         findings.push(match known_max {
             Some(max) => {
-                Finding::ok(CHECK, format!("the tunnel carries inner packets of up to {max} bytes"))
+                Finding::ok(MTU, format!("the tunnel carries inner packets of up to {max} bytes"))
             }
-            None => Finding::note(CHECK, "unknown: this host has no default route"),
+            None => Finding::note(MTU, "unknown: this host has no default route"),
         });
     }
     findings
+}
+
+fn missing_underlay(underlay: IpAddr) -> Finding {
+    let finding = Finding::wrong(
+        MTU,
+        format!("no device of this host has the address {underlay}"),
+        "the tunnels of this agent use it as their source",
+    );
+    finding
+        .about(Topic::Address)
+        .with_advice("restore the address of the host, or register the agent with another address")
+}
+
+/// Returns a note if several devices have the address of this host in the underlay.
+fn several_owners(underlay: IpAddr, path: &Underlay) -> Option<Finding> {
+    let (others, chosen) = (path.others.join(", "), &path.device);
+    let reason = if path.is_routed { "which leads to the peers" } else { "until a peer is known" };
+    let summary =
+        format!("{others} has the address {underlay} too: the MTU is that of {chosen}, {reason}");
+    (!path.others.is_empty()).then(|| Finding::note(MTU, summary))
+}
+
+/// Returns the finding about a VXLAN device whose packets exceed the MTU of the underlay.
+fn device_exceeds_underlay(local: &VxlanDevice, mtu: Mtu, max: u32, path: &Underlay) -> Finding {
+    let device = &local.device;
+    let finding = Finding::wrong(
+        MTU,
+        format!("device {device} has an MTU of {mtu}, and the underlay carries {max} ({path})"),
+        "large packets are fragmented, and many routers drop fragments",
+    );
+    let finding = finding
+        .about(Topic::Mtu)
+        .on(Object::device(device))
+        .with_advice(format!("set vtep_mtu to {max} or less, or remove it"));
+    let command = Mtu::new(max).ok().map(|max| Command::set_device_mtu(device, max));
+    Finding { command, ..finding }
 }
 
 /// Returns the finding for a problem of the plan that concerns an MTU.

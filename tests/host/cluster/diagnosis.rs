@@ -174,7 +174,8 @@ fn doctor_finds_configuration_of_running_agent() {
 
     let second = host.daemon.path("second.json");
     std::fs::write(&second, host.config.to_string()).expect("an agent_config");
-    let mut command = host.namespace().command(PROGRAM);
+    let program = host.program();
+    let mut command = host.namespace().command(program.to_str().expect("a UTF-8 path"));
     command.arg("agent").args(["--listen", "10.0.0.1:5061", "--config"]).arg(&second);
     let process = Process::spawn(command, &host.daemon.path("second.log"));
     cluster.wait_for("both agents are named", || {

@@ -77,6 +77,8 @@ impl Agent {
         if !self.tunnel.programs() {
             self.follow_underlay(now, underlay_mtu);
         }
+        let was_pending = self.overlays.is_admission_pending();
+        let admitted = self.overlays.admitted_names();
         let has_changed = match result {
             Ok(collisions) => {
                 let (has_changed, late) = self.overlays.admit(&collisions);
@@ -85,7 +87,12 @@ impl Agent {
             }
             Err(reason) => self.overlays.fail_inspection(&reason),
         };
-        self.program(now, Scope::Everything);
+        // Every other change of the desired state has called `program` already.
+        if was_pending || admitted != self.overlays.admitted_names() {
+            self.program(now, Scope::Everything);
+        } else {
+            self.tunnel.verify(now);
+        }
         self.report_change(now, has_changed);
     }
 

@@ -215,6 +215,11 @@ impl Overlays {
         self.list.iter().any(Overlay::is_admission_pending)
     }
 
+    /// Returns the names of the overlays in use.
+    pub(super) fn admitted_names(&self) -> Vec<OverlayName> {
+        self.admitted().map(|assignment| assignment.name().clone()).collect()
+    }
+
     /// Returns the assignments in use.
     pub(super) fn admitted(&self) -> impl Iterator<Item = &Assignment> {
         let admitted = self.list.iter().filter(|overlay| overlay.is_admitted());

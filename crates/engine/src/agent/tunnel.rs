@@ -201,6 +201,13 @@ impl Tunnel {
         }
     }
 
+    /// Schedules a verification of the desired state.
+    pub(super) fn verify(&mut self, now: Now) {
+        if self.settings.programs && self.desired.is_some() {
+            self.schedule(Scope::Everything, now.elapsed);
+        }
+    }
+
     /// Schedules an observation, because another process changed the host's network.
     pub(super) fn handle_drift(&mut self, now: Now, scope: Scope) {
         if self.programmed.is_some() && !Mutation::IgnoreDrift.is_on() {

@@ -23,7 +23,8 @@ use super::uapi::{
     IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF,
     NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF,
     RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
-    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNICAST,
+    RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::underlay::{self, RoutingSnapshot};
 use super::vrf::{VRF_KIND, VrfMember, add_vrf_members, vrf_table};
@@ -45,6 +46,8 @@ pub(super) struct Indices {
     pub(super) underlays: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// All devices of the host.
     pub(super) links: Vec<HostLink>,
+    /// The routes of other programs without a destination.
+    pub(super) dead_ends: Vec<Route>,
 }
 
 impl Indices {
@@ -133,6 +136,7 @@ pub(super) fn observe(
         all_routes.into_iter().partition(|route| route.protocol == PROTOCOL);
     let host = RoutingSnapshot { links: &links, addresses: &addresses, routes: &foreign };
     underlay::observe(netlink, &host, desired, &mut observed)?;
+    indices.dead_ends = foreign.into_iter().filter(Route::is_dead_end).collect();
     observed.state.routes = by_key(own.into_iter().map(|route| (route.key, route.hop(&indices))));
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
     let strays = stray_ports(netlink, &links, desired);
@@ -582,6 +586,11 @@ impl Route {
     fn is_of_host(&self) -> bool {
         let is_ours = self.protocol == PROTOCOL;
         (self.kind == RTN_UNICAST || is_ours) && self.flags & RTM_F_CLONED == 0
+    }
+
+    /// Returns whether the kernel drops the packets of the route.
+    fn is_dead_end(&self) -> bool {
+        matches!(self.kind, RTN_BLACKHOLE | RTN_UNREACHABLE | RTN_PROHIBIT)
     }
 
     fn hop(&self, indices: &Indices) -> Hop {

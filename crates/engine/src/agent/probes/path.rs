@@ -421,54 +421,42 @@ impl PeerPath {
         refused.or_else(|| visit.port.filter(is_silent))
     }
 
+    /// Returns the cause of a failed visit with all packets. `docs/dataplane.md` has the table.
     fn find_cause(&self, visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<Cause> {
-        let is_answered = |role| visit.is_answered(outcomes, role);
-        let works = |role| visit.works(outcomes, role);
         let has_ipv4 =
             [Role::Port, Role::Gateway, Role::Vtep].into_iter().any(|role| visit.has(role));
-        if has_ipv4 && !works(Role::Port) {
-            let is_gateway_gone =
-                visit.gateway.is_some_and(|gateway| !self.gateways.contains(&gateway));
-            let is_port_gone = visit.port.is_some_and(|port| !self.ports.contains(&port));
-            let is_reached = visit.has_container_reply(outcomes) || is_gateway_gone || is_port_gone;
-            if !is_reached {
-                let reason = visit.not_sent_reason(outcomes, |role| role != Role::Host6);
-                return Some(match reason {
-                    Some(reason) => Cause::NotSent(reason),
-                    None if is_answered(Role::Host) => Cause::ContainersCutOff,
-                    None => Cause::NoAnswer,
-                });
-            }
-            if let (Some(port), Some(overlay)) = (self.lost_port(visit, outcomes), &visit.overlay) {
-                return Some(Cause::ForwardingLost(overlay.clone(), port));
-            }
-            if visit.has(Role::Gateway)
-                && !is_answered(Role::Gateway)
-                && !is_answered(Role::Port)
-                && let (Some(gateway), Some(overlay), false) =
-                    (visit.gateway, &visit.overlay, is_gateway_gone)
-            {
-                return Some(Cause::OverlayLost(overlay.clone(), gateway));
-            }
+        let ipv4 = if has_ipv4 { self.find_ipv4_cause(visit, outcomes) } else { None };
+        ipv4.or_else(|| find_ipv6_cause(visit, outcomes, has_ipv4))
+            .or_else(|| find_large_loss(visit, outcomes))
+    }
+
+    /// Returns why packets of containers do not reach the peer, or the containers of the peer.
+    fn find_ipv4_cause(&self, visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<Cause> {
+        let is_answered = |role| visit.is_answered(outcomes, role);
+        if visit.works(outcomes, Role::Port) {
+            return None;
         }
-        if visit.has(Role::Host6) && !is_answered(Role::Host6) {
-            return Some(match visit.not_sent_reason(outcomes, |role| role == Role::Host6) {
+        let is_gateway_gone =
+            visit.gateway.is_some_and(|gateway| !self.gateways.contains(&gateway));
+        let is_port_gone = visit.port.is_some_and(|port| !self.ports.contains(&port));
+        if !visit.has_container_reply(outcomes) && !is_gateway_gone && !is_port_gone {
+            let reason = visit.not_sent_reason(outcomes, |role| role != Role::Host6);
+            return Some(match reason {
                 Some(reason) => Cause::NotSent(reason),
-                None if has_ipv4 => Cause::Ipv6Lost,
+                None if is_answered(Role::Host) => Cause::ContainersCutOff,
                 None => Cause::NoAnswer,
             });
         }
-        let has_other = works(Role::Port) || works(Role::Gateway) || works(Role::Vtep);
-        let roles = [Role::Gateway, Role::Vtep, Role::Port, Role::Host6].into_iter();
-        roles
-            .filter(|role| *role != Role::Port || !has_other)
-            .filter(|role| *role == Role::Port || *role == Role::Host6 || !works(Role::Port))
-            .find(|role| visit.loses_large(outcomes, *role))
-            .map(|role| Cause::LargeLost {
-                size: visit.full,
-                reported: visit.reported_mtu(outcomes, role),
-                is_ipv6: role == Role::Host6,
-            })
+        let overlay = visit.overlay.as_ref()?;
+        if let Some(port) = self.lost_port(visit, outcomes) {
+            return Some(Cause::ForwardingLost(overlay.clone(), port));
+        }
+        let is_gateway_lost = visit.has(Role::Gateway)
+            && !is_gateway_gone
+            && !is_answered(Role::Gateway)
+            && !is_answered(Role::Port);
+        let gateway = visit.gateway.filter(|_| is_gateway_lost)?;
+        Some(Cause::OverlayLost(overlay.clone(), gateway))
     }
 
     /// Describes the failure, with its likely cause and the remedy.
@@ -540,6 +528,38 @@ pub(super) fn not_sent_problem(reason: &str) -> String {
         "this host does not send them ({reason}): see its routes, its VTEP and the rules of its \
          OUTPUT chains: run 'mesos-overlay doctor' here"
     )
+}
+
+/// Returns why the VTEP of the peer does not answer over IPv6.
+fn find_ipv6_cause(visit: &Visit, outcomes: &[ProbeOutcome], has_ipv4: bool) -> Option<Cause> {
+    if !visit.has(Role::Host6) || visit.is_answered(outcomes, Role::Host6) {
+        return None;
+    }
+    Some(match visit.not_sent_reason(outcomes, |role| role == Role::Host6) {
+        Some(reason) => Cause::NotSent(reason),
+        None if has_ipv4 => Cause::Ipv6Lost,
+        None => Cause::NoAnswer,
+    })
+}
+
+/// Returns the loss of large packets. Over IPv4 such a loss counts only if no packets to another
+/// address of the peer prove that the path carries large ones: the port of the peer, or a container
+/// at its former address, may have a smaller MTU.
+fn find_large_loss(visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<Cause> {
+    let works = |role| visit.works(outcomes, role);
+    let has_other = works(Role::Gateway) || works(Role::Vtep);
+    let counts = |role: &Role| match role {
+        Role::Port => !has_other,
+        Role::Host6 => true,
+        _ => !works(Role::Port),
+    };
+    let roles = [Role::Gateway, Role::Vtep, Role::Port, Role::Host6].into_iter();
+    let role = roles.filter(counts).find(|role| visit.loses_large(outcomes, *role))?;
+    Some(Cause::LargeLost {
+        size: visit.full,
+        reported: visit.reported_mtu(outcomes, role),
+        is_ipv6: role == Role::Host6,
+    })
 }
 
 /// Returns the first address that a peer with this subnet leases for its port of the probes.

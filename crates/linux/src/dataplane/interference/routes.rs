@@ -9,22 +9,14 @@ use overlay_types::addr::{Family, Subnet};
 use overlay_types::advice::Command;
 use overlay_types::tunnel::{FaultScope, VxlanDevice};
 
-use super::super::PROTOCOL;
-use super::super::message::Message;
-use super::super::observe::{HostLink, Route, route};
+use super::super::observe::{HostLink, Route};
 use super::super::path::{Lookup, PEERS_MAX, RouteResult, route_of, route_samples};
 use super::super::policy_rules::{Rule, is_unsupported, rules};
 use super::super::socket::Netlink;
-use super::super::uapi::{
-    AF_INET, AF_INET6, RT_TABLE_LOCAL, RT_TABLE_MAIN, RTA_TABLE, RTM_GETROUTE, RTN_BLACKHOLE,
-    RTN_PROHIBIT, RTN_UNREACHABLE,
-};
+use super::super::uapi::{RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_PROHIBIT};
 use super::super::vrf::membership;
 use super::{Impact, InspectionContext, Interference, Remedy};
 
-/// The kinds of routes without a destination.
-const DEAD_ENDS: [(u8, &str); 3] =
-    [(RTN_BLACKHOLE, "blackhole"), (RTN_UNREACHABLE, "unreachable"), (RTN_PROHIBIT, "prohibit")];
 /// The tables that every packet needs: their numbers, names and usual priorities.
 const NEEDED_TABLES: [(u32, &str, u32); 2] =
     [(RT_TABLE_LOCAL, "local", 0), (RT_TABLE_MAIN as u32, "main", 32_766)];
@@ -49,10 +41,9 @@ pub(super) fn find(
             found.extend(missing);
             continue;
         }
-        for (kind, name) in DEAD_ENDS {
-            for route in dead_ends(netlink, family, kind)? {
-                found.extend(dead_end(netlink, context, &route, name)?);
-            }
+        let routes = context.indices.dead_ends.iter();
+        for route in routes.filter(|route| route.key.subnet.family() == family) {
+            found.extend(dead_end(netlink, context, route)?);
         }
         found.extend(marked(netlink, context, family, &rules.unwrap_or_default())?);
     }
@@ -125,32 +116,19 @@ impl InspectionContext<'_> {
     }
 }
 
-/// Lists the routes of a kind in the main table that are not ours.
-fn dead_ends(netlink: &mut Netlink, family: Family, kind: u8) -> io::Result<Vec<Route>> {
-    let mut header = [0; 12];
-    header[0] = if family == Family::V4 { AF_INET } else { AF_INET6 };
-    (header[4], header[7]) = (RT_TABLE_MAIN, kind);
-    netlink.dump(
-        RTM_GETROUTE,
-        &header,
-        |batch| batch.attribute(RTA_TABLE, &u32::from(RT_TABLE_MAIN).to_ne_bytes()),
-        |routes: &mut Vec<Route>, message: Message<'_>| {
-            let route = route(message.body).filter(|_| message.body.first() == Some(&header[0]));
-            routes.extend(route.filter(|route| route.kind == kind && route.protocol != PROTOCOL));
-        },
-        Vec::new,
-    )
-}
-
 /// Returns the interference of a route without a destination: it covers a part of a subnet of a
 /// peer or of this host, or the address of a peer.
 fn dead_end(
     netlink: &mut Netlink,
     context: &InspectionContext<'_>,
     route: &Route,
-    kind: &str,
 ) -> io::Result<Option<Interference>> {
     let subnet = route.key.subnet;
+    let kind = match route.kind {
+        RTN_BLACKHOLE => "blackhole",
+        RTN_PROHIBIT => "prohibit",
+        _ => "unreachable",
+    };
     let interference = |scope, what: String| Interference {
         scope,
         cause: format!("the {kind} route {subnet} drops the packets {what}"),

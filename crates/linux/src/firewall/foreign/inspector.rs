@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use overlay_types::tunnel::{Desired, Fault};
 use tokio::time::Instant;
 
-use super::listing::{Listing, ListingError, SetListings, UnreadRules};
+use super::listing::{KnownListings, Listing, ListingError, UnreadRules};
 use super::model::TableFamily;
 use super::packet::{DevicesByAddress, Packet, packets};
 use super::{Obstacle, RuleBackend, evaluate};
@@ -17,7 +17,7 @@ use crate::firewall::command::{SystemTools, Tools};
 #[derive(Debug)]
 pub struct Inspector {
     tools: Box<dyn Tools>,
-    sets: SetListings,
+    known: KnownListings,
     last: Option<Inspection>,
     /// The reported errors of the last inspection.
     errors: Vec<ListingError>,
@@ -39,14 +39,14 @@ impl Default for Inspector {
 
 impl Inspector {
     pub(super) fn with(tools: Box<dyn Tools>) -> Self {
-        Self { tools, sets: SetListings::default(), last: None, errors: Vec::new() }
+        Self { tools, known: KnownListings::default(), last: None, errors: Vec::new() }
     }
 
     /// Reads the rules, and returns the faults of the rules that certainly drop packets of the
     /// overlays.
     pub fn inspect(&mut self, desired: &Desired, now: Instant) -> Vec<Fault> {
         let packets = packets(desired, &underlay_devices(desired), false);
-        let mut listing = Listing::read_with(&*self.tools, &mut self.sets, now);
+        let mut listing = Listing::read_with(&*self.tools, &mut self.known, now);
         self.log_errors(&listing);
         let mut hasher = DefaultHasher::new();
         listing.hash(&mut hasher);
@@ -157,9 +157,9 @@ mod tests {
     use super::*;
     use crate::firewall::command::FirewallError;
 
-    /// A host with nft only. Counts the runs.
+    /// A host with nft only, whose rules have this generation. Counts the runs.
     #[derive(Debug, Clone, Default)]
-    struct Host(Arc<Mutex<(Option<String>, usize)>>);
+    struct Host(Arc<Mutex<(Option<String>, usize)>>, Arc<Mutex<Option<u32>>>);
 
     impl Tools for Host {
         fn has(&self, program: &str) -> bool {
@@ -179,6 +179,10 @@ mod tests {
                 Some(_) => Ok(String::new()),
                 None => Err(FirewallError::TimedOut { command: "nft".to_owned() }),
             }
+        }
+
+        fn generation(&self) -> Option<u32> {
+            *self.1.lock()
         }
     }
 
@@ -395,5 +399,19 @@ mod tests {
         assert_eq!(inspect(Some(&set(9))), (vec![], 2));
         assert_eq!(inspect(Some(&set(40_000))), (vec![], 2));
         assert_eq!(inspect(Some(&set(40_000))), (vec![], 1));
+    }
+
+    #[test]
+    fn rules_of_a_known_generation_are_not_listed_again() {
+        let host = Host::default();
+        let mut inspector = Inspector::with(Box::new(host.clone()));
+        let mut runs = |generation| {
+            *host.1.lock() = generation;
+            *host.0.lock() = (Some(r#"{"nftables":[]}"#.to_owned()), 0);
+            inspector.inspect(&one_device(), Instant::now());
+            host.0.lock().1
+        };
+        assert_eq!([Some(7), Some(7), Some(8), Some(8)].map(&mut runs), [1, 0, 1, 0]);
+        assert_eq!([None, None, Some(8)].map(runs), [1, 1, 1], "the generation was unknown");
     }
 }

@@ -76,15 +76,45 @@ const BYTES_MAX: usize = 8 << 20;
 /// takes about a second of CPU.
 const BYTES_PER_SECOND: usize = 32 << 10;
 
-/// The listings of the tables that have sets, each with its time.
+/// What was read before.
 #[derive(Debug, Default)]
-pub(super) struct SetListings(BTreeMap<(String, String), (Instant, String)>);
+pub(super) struct KnownListings {
+    ruleset: Option<Ruleset>,
+    /// The listings of the tables that have sets, each with its time.
+    sets: BTreeMap<(String, String), (Instant, String)>,
+}
 
-impl SetListings {
+/// The rules of nftables at a generation. Packets change elements of sets, and no rules.
+#[derive(Debug, Clone)]
+struct Ruleset {
+    /// `None` if it is unknown.
+    generation: Option<u32>,
+    listing: String,
+    tables_with_sets: Vec<(String, String)>,
+    has_iptables_table: bool,
+    lacks_devices: bool,
+}
+
+impl Ruleset {
+    /// Parses a listing. The elements of our sets, which change with the peers, are left out.
+    fn parse(generation: Option<u32>, listing: String) -> Option<Self> {
+        let mut ruleset = parse(&listing)?;
+        let has_own = nft_json::remove_own_elements(&mut ruleset);
+        Some(Self {
+            generation,
+            listing: if has_own { ruleset.to_string() } else { listing },
+            tables_with_sets: nft_json::tables_with_sets(&ruleset),
+            has_iptables_table: nft_json::has_iptables_table(&ruleset),
+            lacks_devices: nft_json::lacks_devices(&ruleset),
+        })
+    }
+}
+
+impl KnownListings {
     /// Returns the kept listing of a table. A larger listing is kept for longer, so that listing
     /// the sets takes about one percent of a CPU at most.
     fn kept(&self, table: &(String, String), now: Instant) -> Option<&String> {
-        let (at, listing) = self.0.get(table)?;
+        let (at, listing) = self.sets.get(table)?;
         let seconds = u64::try_from(listing.len() / BYTES_PER_SECOND).unwrap_or(u64::MAX);
         let is_kept = now.saturating_duration_since(*at) < Duration::from_secs(seconds);
         is_kept.then_some(listing)
@@ -120,7 +150,7 @@ impl Listing {
     #[must_use]
     pub fn read() -> Self {
         let mut listing =
-            Self::read_with(&SystemTools::default(), &mut SetListings::default(), Instant::now());
+            Self::read_with(&SystemTools::default(), &mut KnownListings::default(), Instant::now());
         listing.read_text(&SystemTools::default());
         listing
     }
@@ -131,48 +161,62 @@ impl Listing {
         self.nft.is_some() || !self.iptables.is_empty()
     }
 
-    /// Reads the rules. `sets` has the listings of sets that were read before.
-    pub(super) fn read_with(tools: &dyn Tools, sets: &mut SetListings, now: Instant) -> Self {
+    /// Reads the rules, without those that `known` has.
+    pub(super) fn read_with(tools: &dyn Tools, known: &mut KnownListings, now: Instant) -> Self {
         let mut listing =
             Self { read_queues: read_queues(Path::new(NETFILTER)), ..Self::default() };
         if tools.has("nft") {
-            match list_ruleset(tools) {
-                Ok(ruleset) => listing.nft = listing.bounded(ruleset, UnreadRules::Nftables),
-                Err(error) => listing.note(&error, UnreadRules::Nftables),
-            }
+            listing.read_ruleset(tools, known);
         }
-        let mut ruleset = listing.nft.as_deref().and_then(parse);
-        // The elements of our sets change with the peers.
-        if let Some(ruleset) = &mut ruleset
-            && nft_json::remove_own_elements(ruleset)
-        {
-            listing.nft = Some(ruleset.to_string());
-        }
-        let tables: Vec<_> = ruleset.iter().flat_map(nft_json::tables_with_sets).collect();
-        sets.0.retain(|table, _| tables.contains(table));
+        let ruleset = known.ruleset.clone();
+        let tables = ruleset.as_ref().map(|ruleset| ruleset.tables_with_sets.clone());
+        let tables = tables.unwrap_or_default();
+        known.sets.retain(|table, _| tables.contains(table));
         for table in tables {
-            listing.read_sets(tools, sets, table, now);
+            listing.read_sets(tools, known, table, now);
         }
-        if ruleset.as_ref().is_some_and(nft_json::lacks_devices) {
+        if ruleset.as_ref().is_some_and(|ruleset| ruleset.lacks_devices) {
             listing.read_text(tools);
         }
         // Without a list of the tables of nftables, iptables may have some of them.
-        let has_nft_tables = ruleset.as_ref().is_none_or(nft_json::has_iptables_table);
+        let has_nft_tables = ruleset.is_none_or(|ruleset| ruleset.has_iptables_table);
         for family in [Family::V4, Family::V6] {
             listing.read_iptables(tools, family, has_nft_tables);
         }
         listing
     }
 
+    /// Reads the rules of nftables, unless no program has changed them since they were read.
+    fn read_ruleset(&mut self, tools: &dyn Tools, known: &mut KnownListings) {
+        let generation = tools.generation();
+        let is_known = |known: &Ruleset| generation.is_some() && known.generation == generation;
+        if !known.ruleset.as_ref().is_some_and(is_known) {
+            known.ruleset = None;
+            match list_ruleset(tools) {
+                Ok(text) => {
+                    let Some(text) = self.bounded(text, UnreadRules::Nftables) else { return };
+                    self.nft = Some(text.clone());
+                    // A change while nft lists the rules may be in the listing, or not.
+                    let generation = generation.filter(|_| tools.generation() == generation);
+                    known.ruleset = Ruleset::parse(generation, text);
+                }
+                Err(error) => return self.note(&error, UnreadRules::Nftables),
+            }
+        }
+        if let Some(ruleset) = &known.ruleset {
+            self.nft = Some(ruleset.listing.clone());
+        }
+    }
+
     /// Reads the elements of the sets of a table.
     fn read_sets(
         &mut self,
         tools: &dyn Tools,
-        sets: &mut SetListings,
+        known: &mut KnownListings,
         table: (String, String),
         now: Instant,
     ) {
-        if let Some(kept) = sets.kept(&table, now) {
+        if let Some(kept) = known.kept(&table, now) {
             self.nft_sets.push(kept.clone());
             return;
         }
@@ -181,7 +225,7 @@ impl Listing {
             Ok(listing) => {
                 if let Some(listing) = self.bounded(listing, unread) {
                     self.nft_sets.push(listing.clone());
-                    sets.0.insert(table, (now, listing));
+                    known.sets.insert(table, (now, listing));
                 }
             }
             Err(error) => self.note(&error, unread),
