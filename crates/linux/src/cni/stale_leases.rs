@@ -200,7 +200,17 @@ impl StaleLeases {
             evidence.addresses.as_ref().is_none_or(|used| !used.contains(&lease.address))
         };
         let candidates: Vec<&Lease> = leases.iter().filter(is_unused).collect();
-        let mounted = if candidates.is_empty() { BTreeSet::new() } else { self.mounted() };
+        if candidates.is_empty() {
+            self.unused.retain(|(other, _), _| other != overlay);
+            return stale;
+        }
+        let mounted = match self.mounted() {
+            Ok(mounted) => mounted,
+            Err(error) => {
+                log::warn!("read {}: {error}: no lease is released", self.mounts.display());
+                return stale;
+            }
+        };
         for lease in candidates {
             if self.has_mesos_container(&lease.container) || mounted.contains(&lease.container) {
                 continue;
@@ -220,9 +230,11 @@ impl StaleLeases {
     }
 
     /// Returns the containers whose network namespaces Mesos keeps, in any directory.
-    fn mounted(&self) -> BTreeSet<String> {
-        let mounts = fs::read_to_string(&self.mounts).unwrap_or_default();
-        mounts.lines().filter_map(mesos_container).map(str::to_owned).collect()
+    fn mounted(&self) -> io::Result<BTreeSet<String>> {
+        // A mount point may have any bytes.
+        let mounts = fs::read(&self.mounts)?;
+        let mounts = String::from_utf8_lossy(&mounts);
+        Ok(mounts.lines().filter_map(mesos_container).map(str::to_owned).collect())
     }
 
     /// Returns whether Mesos knows the container, and so ends the lease itself.
@@ -337,7 +349,7 @@ mod tests {
     #[test]
     fn all_leases_of_bridge_without_ports_are_stale() {
         let directory = Directory::new(&TWO);
-        let mut finder = StaleLeases::new(Vec::new(), PathBuf::new());
+        let mut finder = StaleLeases::new(Vec::new(), "/dev/null".into());
         assert_eq!(
             directory.find(&mut finder, &evidence(0, &[]), 0),
             ["of-192.168.2.2", "of-192.168.2.3"]
@@ -359,7 +371,7 @@ mod tests {
     #[test]
     fn unused_lease_beside_containers_is_stale_after_boot_or_time() {
         let directory = Directory::new(&TWO);
-        let mut finder = StaleLeases::new(Vec::new(), PathBuf::new());
+        let mut finder = StaleLeases::new(Vec::new(), "/dev/null".into());
         let mut running = evidence(1, &["192.168.2.2"]);
         assert_eq!(directory.find(&mut finder, &running, 0), [""; 0]);
         assert_eq!(directory.find(&mut finder, &running, 299), [""; 0]);
@@ -389,7 +401,7 @@ mod tests {
         let directory = Directory::new(&TWO);
         let folder = directory.root.path().join("mesos");
         fs::create_dir_all(folder.join("of-192.168.2.2")).unwrap();
-        let mut finder = StaleLeases::new(vec![folder], PathBuf::new());
+        let mut finder = StaleLeases::new(vec![folder], "/dev/null".into());
         assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), ["of-192.168.2.3"]);
         let path = directory.leases.path(&directory.overlay).join("192.168.2.3");
         for content in ["", "../of\r\neth0", "..\r\neth0"] {
@@ -408,6 +420,8 @@ mod tests {
         fs::write(&mounts, text).unwrap();
         let mut finder = StaleLeases::new(Vec::new(), mounts);
         assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), ["of-192.168.2.3"]);
+        let mut finder = StaleLeases::new(Vec::new(), directory.root.path().join("none"));
+        assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), [""; 0], "unknown mounts");
     }
 
     #[test]

@@ -259,7 +259,7 @@ impl Dataplane {
         Ok(observed.map_err(DataplaneError::Read)?.underlay_mtu(desired))
     }
 
-    /// Adds the path_problems of the last verification: a change of the desired state ends none.
+    /// Adds the path problems of the last verification: a change of the desired state ends none.
     fn add_path_problems(&self, report: &mut Report) {
         let PathProblems { problems, of_containers, possible_causes } = &self.path_problems;
         report.problems.extend(problems.iter().cloned());
@@ -267,7 +267,7 @@ impl Dataplane {
         report.possible_causes.clone_from(possible_causes);
     }
 
-    /// Returns what drops packets of the overlays although the kernel has the desired state: ways of
+    /// Returns what drops packets of the overlays although the kernel has the desired state: paths of
     /// packets that are wrong, and objects of other programs. Call this after [`Self::observe`].
     /// Needs no privilege, but without `CAP_NET_ADMIN` IPsec policies are left out.
     ///
@@ -305,7 +305,7 @@ impl Dataplane {
         Ok(path_problems)
     }
 
-    /// Returns the ways of packets of containers that are wrong although the kernel has the desired
+    /// Returns the paths of packets of containers that are wrong although the kernel has the desired
     /// state: something of another program is in the way.
     fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
         path::detours(&mut self.netlink, desired, &self.indices, &self.maintained)

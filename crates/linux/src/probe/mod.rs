@@ -227,9 +227,11 @@ fn outcome(to: IpAddr, outcome: Outcome, own: &BTreeSet<IpAddr>) -> ProbeOutcome
 
 fn outcome_of_error(to: IpAddr, error: &IcmpError, own: &BTreeSet<IpAddr>) -> ProbeOutcome {
     match error.reason {
-        // A container that refuses echo requests.
-        _ if error.reporter == to => ProbeOutcome::NoReply,
-        _ if own.contains(&error.reporter) => ProbeOutcome::Refused,
+        // A container that has the address and refuses echo requests, so no port of probes has it.
+        _ if error.reporter == to => ProbeOutcome::Unreachable,
+        _ if own.contains(&error.reporter) => ProbeOutcome::NotSent(
+            "a rule or a route of this host refuses packets of containers".to_owned(),
+        ),
         UnreachableReason::Network | UnreachableReason::Host => ProbeOutcome::Unreachable,
         UnreachableReason::Port | UnreachableReason::Prohibited => ProbeOutcome::Refused,
     }
@@ -265,7 +267,8 @@ mod tests {
         assert_eq!(outcome_of(peer, Network), ProbeOutcome::Unreachable);
         assert_eq!(outcome_of(peer, Port), ProbeOutcome::Refused);
         assert_eq!(outcome_of(peer, Prohibited), ProbeOutcome::Refused);
-        assert_eq!(outcome_of("192.168.0.1", Host), ProbeOutcome::Refused);
-        assert_eq!(outcome_of("192.168.1.126", Prohibited), ProbeOutcome::NoReply);
+        let refused_here = outcome_of("192.168.0.1", Host);
+        assert!(matches!(refused_here, ProbeOutcome::NotSent(_)), "{refused_here:?}");
+        assert_eq!(outcome_of("192.168.1.126", Prohibited), ProbeOutcome::Unreachable);
     }
 }

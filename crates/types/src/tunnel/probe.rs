@@ -39,14 +39,14 @@ pub enum ProbeOutcome {
     /// Neither a reply nor an ICMP error arrived.
     NoReply,
     /// Another host reported that it has no route to the destination, or that the destination does
-    /// not exist in its network.
+    /// not exist in its network; or the destination itself refused the packet.
     Unreachable,
-    /// A firewall or a route refused the packet, or this host has no route to the destination. That
-    /// says nothing about the destination.
+    /// A firewall or a route of another host refused the packet. That says nothing about the
+    /// destination.
     Refused,
     /// The packet exceeds the MTU of a link, which the reporting router may name.
     TooBig(Option<u32>),
-    /// The kernel did not send the packet, with its reason.
+    /// This host did not send the packet, with the reason.
     NotSent(String),
 }
 

@@ -47,8 +47,11 @@ const RETRIES_MAX: usize = 32;
 /// One in so many peers has to fail before the agent is degraded. A single dead host of a large
 /// cluster is no problem of all other hosts: the master names it.
 const DEGRADING_PART: usize = 10;
-/// Time after a visit in which its host reports a missing port.
-const MISSING_MAX: Duration = Duration::from_secs(10);
+/// Time after a visit in which a report of its host about a missing port is used. The report is read
+/// with the next batch.
+const MISSING_MAX: Duration = Duration::from_mins(6);
+/// Number of silent ports that are remembered.
+const SILENT_PORTS_MAX: usize = 1024;
 /// Shortest interval between two reports to the master.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of peers that health names.
@@ -234,15 +237,19 @@ impl Probes {
             .collect();
         due.sort_unstable();
         // A batch of a single peer alternates between the list and the round.
-        let hot_max = match self.rate {
+        let retries_max = match self.rate {
             1 => usize::from(self.last_attempt.is_multiple_of(2)),
             rate => rate / 2,
         };
         let (confirmed, new): (Vec<IpAddr>, Vec<IpAddr>) =
             due.into_iter().map(|(_, agent)| agent).partition(|agent| self.is_confirmed(*agent));
         let confirmed_max = (self.rate / 4).max(1);
-        let mut agents: Vec<IpAddr> =
-            new.iter().chain(confirmed.iter().take(confirmed_max)).copied().take(hot_max).collect();
+        let mut agents: Vec<IpAddr> = new
+            .iter()
+            .chain(confirmed.iter().take(confirmed_max))
+            .copied()
+            .take(retries_max)
+            .collect();
         while agents.len() < self.rate
             && let Some(agent) = self.round.get(self.visited)
         {
@@ -281,7 +288,7 @@ impl Probes {
                     log::warn!("no peers are probed: {off_reason}");
                 }
                 self.set_off_reason(now, Some(off_reason));
-                // The off_reason mostly stays until an operator acts.
+                // The reason mostly lasts until an operator acts.
                 self.due = now.elapsed + BATCH_MAX;
                 return;
             }
@@ -312,7 +319,7 @@ impl Probes {
     /// Removes the ports of peers that their hosts report as missing.
     fn forget_missing(&mut self, now: Now, missing: &BTreeSet<IpAddr>) {
         while let Some((visited, ..)) = self.silent_ports.front()
-            && *visited + MISSING_MAX < now.elapsed
+            && (*visited + MISSING_MAX < now.elapsed || self.silent_ports.len() > SILENT_PORTS_MAX)
         {
             self.silent_ports.pop_front();
         }
@@ -321,6 +328,10 @@ impl Probes {
         {
             if let Some(path) = self.peers.get_mut(agent) {
                 path.forget_target(*port);
+                // The next visit decides without the port.
+                if path.failed_visits() > 0 {
+                    self.retries.insert(*agent, now.elapsed);
+                }
             }
         }
     }

@@ -16,6 +16,11 @@ use super::{CONFIRMING_VISITS, GRACE, RETRY_INTERVAL, RETRY_INTERVAL_MAX};
 
 /// Length of a small packet.
 pub(super) const SMALL: u32 = 64;
+/// Visits in a row that confirm that a peer forwards no packets to its port. Its host reports a port
+/// that ended with its agent when three ARP requests have failed, one a second.
+const SILENT_PORT_VISITS: u32 = 5;
+/// Longest interval between two visits of such a peer.
+const PORT_RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Number of gateways, and number of ports, that are kept of each peer.
 const TARGETS_MAX: usize = 32;
 /// A peer without a known gateway or port is asked for them once in so many visits of an overlay.
@@ -49,15 +54,6 @@ impl Cause {
             Self::OverlayLost(..) | Self::ForwardingLost(..) => PeerFailureCause::OverlayLost,
             Self::Ipv6Lost => PeerFailureCause::Ipv6Lost,
             Self::LargeLost { .. } => PeerFailureCause::LargeLost,
-        }
-    }
-
-    /// Returns the number of failed visits in a row that confirm the cause. A host reports a port
-    /// that ended with its agent only when its ARP requests have failed.
-    const fn confirming_visits(&self) -> u32 {
-        match self {
-            Self::ForwardingLost(..) => CONFIRMING_VISITS + 2,
-            _ => CONFIRMING_VISITS,
         }
     }
 }
@@ -97,8 +93,10 @@ pub(super) struct PeerPath {
     /// Consecutive visits with a failure, and the time of the first.
     failed_visits: u32,
     failing_since: Option<Now>,
-    /// The number of failed visits that confirms the latest failure.
-    confirming_visits: u32,
+    /// Those of them, up to the last one, in which the peer forwarded no packets to its port.
+    silent_port_visits: u32,
+    /// Whether the failed visits are enough to confirm the last failure.
+    has_enough_visits: bool,
     /// The confirmed failure.
     cause: Option<Cause>,
 }
@@ -119,7 +117,8 @@ impl PeerPath {
             is_returning: false,
             failed_visits: 0,
             failing_since: None,
-            confirming_visits: CONFIRMING_VISITS,
+            silent_port_visits: 0,
+            has_enough_visits: false,
             cause: None,
         }
     }
@@ -166,7 +165,7 @@ impl PeerPath {
 
     /// Returns whether the failed visits are enough to confirm the failure.
     pub(super) const fn has_enough_visits(&self) -> bool {
-        self.failed_visits >= self.confirming_visits
+        self.has_enough_visits
     }
 
     pub(super) const fn is_reached(&self) -> bool {
@@ -186,7 +185,12 @@ impl PeerPath {
             return Some(Duration::ZERO);
         }
         let outage = now.elapsed.saturating_sub(since.elapsed);
-        Some((outage / 4).clamp(RETRY_INTERVAL, RETRY_INTERVAL_MAX))
+        let max = match self.cause {
+            // The host of a killed agent may report its port as missing after a minute only.
+            Some(Cause::ForwardingLost(..)) => PORT_RETRY_INTERVAL_MAX,
+            _ => RETRY_INTERVAL_MAX,
+        };
+        Some((outage / 4).clamp(RETRY_INTERVAL, max))
     }
 
     /// Adds the packets of the next visit. Each visit tests one overlay. A peer that failed gets
@@ -330,6 +334,7 @@ impl PeerPath {
             None => {
                 self.successes += 1;
                 (self.failed_visits, self.failing_since, self.cause) = (0, None, None);
+                (self.silent_port_visits, self.has_enough_visits) = (0, false);
                 if self.vtep == VtepReply::Silent {
                     self.vtep = VtepReply::Answers;
                 }
@@ -338,8 +343,12 @@ impl PeerPath {
                 self.failed_visits = self.failed_visits.saturating_add(1);
                 self.failing_since.get_or_insert(now);
                 let is_new = self.last_success.is_none() && now.elapsed < self.added + GRACE;
-                self.confirming_visits = cause.confirming_visits();
-                if self.has_enough_visits() && !is_new {
+                let is_silent_port = matches!(cause, Cause::ForwardingLost(..));
+                self.silent_port_visits =
+                    if is_silent_port { self.silent_port_visits + 1 } else { 0 };
+                self.has_enough_visits = self.failed_visits >= CONFIRMING_VISITS
+                    && (!is_silent_port || self.silent_port_visits >= SILENT_PORT_VISITS);
+                if self.has_enough_visits && !is_new {
                     self.cause = Some(cause);
                 }
             }
@@ -402,6 +411,10 @@ impl PeerPath {
         }
         if !self.reports_missing && works(Role::Vtep) && !is_answered(Role::Gateway) {
             self.gateways.retain(|gateway| Some(*gateway) != visit.gateway);
+            // Such a host does not report the port of an agent that ran there before, either.
+            if visit.has(Role::Gateway) && !is_answered(Role::Port) {
+                self.ports.retain(|port| Some(*port) != visit.port);
+            }
         }
     }
 
@@ -447,16 +460,19 @@ impl PeerPath {
                 None => Cause::NoAnswer,
             });
         }
-        let overlay = visit.overlay.as_ref()?;
-        if let Some(port) = self.lost_port(visit, outcomes) {
-            return Some(Cause::ForwardingLost(overlay.clone(), port));
+        if let Some(reason) = visit.not_sent_reason(outcomes, |role| role == Role::Port) {
+            return Some(Cause::NotSent(reason));
         }
+        let overlay = visit.overlay.as_ref()?;
         let is_gateway_lost = visit.has(Role::Gateway)
             && !is_gateway_gone
             && !is_answered(Role::Gateway)
             && !is_answered(Role::Port);
-        let gateway = visit.gateway.filter(|_| is_gateway_lost)?;
-        Some(Cause::OverlayLost(overlay.clone(), gateway))
+        if let Some(gateway) = visit.gateway.filter(|_| is_gateway_lost) {
+            return Some(Cause::OverlayLost(overlay.clone(), gateway));
+        }
+        let port = self.lost_port(visit, outcomes)?;
+        Some(Cause::ForwardingLost(overlay.clone(), port))
     }
 
     /// Describes the failure, with its likely cause and the remedy.

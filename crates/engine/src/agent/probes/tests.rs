@@ -366,7 +366,7 @@ fn silence_of_all_peers_is_one_problem_of_this_host() {
 }
 
 #[test]
-fn obstacle_switches_probes_off_without_degrading() {
+fn off_reason_switches_probes_off_without_degrading() {
     let mut world = World::new(2, 4);
     let Some(Command::Probe { attempt, .. }) = world.probes.take_due(world.now, &mut world.random)
     else {
@@ -606,12 +606,33 @@ fn peer_that_drops_or_refuses_forwarded_packets_is_named() {
     }
 }
 
+/// The host of a killed agent reports the port only when it forgets the neighbor.
+#[test]
+fn late_report_of_a_missing_port_ends_the_failure() {
+    let mut world = World::new(1, 4);
+    let with_port = |packet: &ProbePacket| match last_octet(packet) {
+        126 => REPLY,
+        _ => all_works(packet),
+    };
+    world.outcome = with_port;
+    world.run(60);
+    world.outcome = |packet| match last_octet(packet) {
+        126 => ProbeOutcome::NoReply,
+        _ => all_works(packet),
+    };
+    world.run(50);
+    assert!(world.problem().contains("forwards no packets"), "{}", world.problem());
+    world.missing = [9, 8].map(|first| IpAddr::from([first, 0, 1, 126])).into();
+    world.run(35);
+    assert_eq!(world.problem(), "");
+}
+
 #[test]
 fn host_that_refuses_the_packets_of_its_own_containers_is_named() {
     let mut world = World::new(3, 4);
     world.run(60);
     world.outcome = |packet| match packet.source {
-        ProbeSource::Containers(_) => ProbeOutcome::Refused,
+        ProbeSource::Containers(_) => ProbeOutcome::NotSent("a rule of this host".to_owned()),
         ProbeSource::Vtep => REPLY,
     };
     world.run(60);
@@ -623,7 +644,9 @@ fn host_that_refuses_the_packets_of_its_own_containers_is_named() {
 #[test]
 fn bridge_of_foreign_host_that_is_gone_is_no_failure() {
     let mut world = World::new(2, 4);
+    // An agent of this project ran there before, with a port.
     world.outcome = |packet| match all_works(packet) {
+        _ if last_octet(packet) == 126 => REPLY,
         ProbeOutcome::Unreachable => ProbeOutcome::NoReply,
         outcome => outcome,
     };

@@ -20,6 +20,8 @@ use super::{Impact, InspectionContext, Interference, Remedy};
 /// The tables that every packet needs: their numbers, names and usual priorities.
 const NEEDED_TABLES: [(u32, &str, u32); 2] =
     [(RT_TABLE_LOCAL, "local", 0), (RT_TABLE_MAIN as u32, "main", 32_766)];
+/// Number of subnets of peers that are compared with a route without a destination.
+const OVERLAPS_MAX: usize = 8;
 /// Number of policy rules for marked packets that are tried.
 const MARKS_MAX: usize = 8;
 
@@ -182,9 +184,10 @@ impl InspectionContext<'_> {
             });
             subnets.collect()
         });
-        // The subnets of the peers do not overlap.
-        let (_, (subnet, agent)) = owners.range(..=part.first()).next_back()?;
-        (subnet.covers(part) && subnet.prefix() < part.prefix()).then_some(*agent)
+        // The subnets of the peers do not overlap, apart from those of a few peers that are skipped.
+        let mut before = owners.range(..=part.first()).rev().take(OVERLAPS_MAX);
+        let covers = |subnet: &Subnet| subnet.covers(part) && subnet.prefix() < part.prefix();
+        before.find(|(_, (subnet, _))| covers(subnet)).map(|(_, (_, agent))| *agent)
     }
 
     fn name(&self, index: Option<u32>) -> String {

@@ -123,7 +123,8 @@ fn static_neighbors(
         scope: scope_of(bridge),
         cause: format!(
             "a permanent neighbor entry of {name} leads packets to container {ip} to {mac}, which \
-             is behind no port"
+             {} behind no port",
+            if is_certain { "is" } else { "may be" }
         ),
         remedy: Remedy::Run(Command::remove_foreign_neighbor(ip, name.as_str())),
         impact: if is_certain { Impact::SomeContainers } else { Impact::Possible },

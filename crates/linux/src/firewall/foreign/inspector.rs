@@ -46,6 +46,10 @@ impl Inspector {
     /// overlays.
     pub fn inspect(&mut self, desired: &Desired, now: Instant) -> Vec<Fault> {
         let packets = packets(desired, &underlay_devices(desired), false);
+        // A reported rule must not outlive its table.
+        if self.last.as_ref().is_some_and(|last| !last.obstacles.is_empty()) {
+            self.known.forget_ruleset();
+        }
         let mut listing = Listing::read_with(&*self.tools, &mut self.known, now);
         self.log_errors(&listing);
         let mut hasher = DefaultHasher::new();
@@ -150,6 +154,7 @@ fn devices_by_address() -> DevicesByAddress {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use overlay_types::tunnel::{FaultScope, VxlanDevice};
     use parking_lot::Mutex;
@@ -230,7 +235,7 @@ mod tests {
         let (desired, mut now) = (one_device(), Instant::now());
         let step = |step| {
             *answers.0.lock() = step;
-            now += std::time::Duration::from_secs(3600);
+            now += Duration::from_secs(3600);
             inspector.inspect(&desired, now);
             let obstacles = inspector.last.iter().flat_map(|last| &last.obstacles);
             obstacles.map(|found| format!("{} {}", found.table, found.chain)).collect()
@@ -405,13 +410,17 @@ mod tests {
     fn rules_of_a_known_generation_are_not_listed_again() {
         let host = Host::default();
         let mut inspector = Inspector::with(Box::new(host.clone()));
+        let mut now = Instant::now();
         let mut runs = |generation| {
             *host.1.lock() = generation;
             *host.0.lock() = (Some(r#"{"nftables":[]}"#.to_owned()), 0);
-            inspector.inspect(&one_device(), Instant::now());
+            now += Duration::from_secs(30);
+            inspector.inspect(&one_device(), now);
             host.0.lock().1
         };
         assert_eq!([Some(7), Some(7), Some(8), Some(8)].map(&mut runs), [1, 0, 1, 0]);
-        assert_eq!([None, None, Some(8)].map(runs), [1, 1, 1], "the generation was unknown");
+        assert_eq!([None, None, Some(8)].map(&mut runs), [1, 1, 1], "the generation was unknown");
+        // The kernel may have changed the rules without a transaction.
+        assert_eq!([Some(8); 4].map(runs), [0, 0, 0, 1]);
     }
 }

@@ -68,6 +68,10 @@ pub struct SavedTables {
     pub is_default: bool,
 }
 
+/// Time for which the rules of a known generation are not listed again. The kernel changes rules
+/// without a transaction too: it removes the chains of a device that ends, and the tables of an owner
+/// that ends.
+const RULESET_MAX: Duration = Duration::from_mins(2);
 /// Files of netfilter, of the network namespace of this process.
 const NETFILTER: &str = "/proc/net/netfilter";
 /// Maximum size of a listing. The evaluation needs about ten times as much memory.
@@ -89,6 +93,7 @@ pub(super) struct KnownListings {
 struct Ruleset {
     /// `None` if it is unknown.
     generation: Option<u32>,
+    listed: Instant,
     listing: String,
     tables_with_sets: Vec<(String, String)>,
     has_iptables_table: bool,
@@ -97,11 +102,12 @@ struct Ruleset {
 
 impl Ruleset {
     /// Parses a listing. The elements of our sets, which change with the peers, are left out.
-    fn parse(generation: Option<u32>, listing: String) -> Option<Self> {
+    fn parse(generation: Option<u32>, listed: Instant, listing: String) -> Option<Self> {
         let mut ruleset = parse(&listing)?;
         let has_own = nft_json::remove_own_elements(&mut ruleset);
         Some(Self {
             generation,
+            listed,
             listing: if has_own { ruleset.to_string() } else { listing },
             tables_with_sets: nft_json::tables_with_sets(&ruleset),
             has_iptables_table: nft_json::has_iptables_table(&ruleset),
@@ -111,6 +117,11 @@ impl Ruleset {
 }
 
 impl KnownListings {
+    /// Lists the rules of nftables again at the next time, whatever their generation is.
+    pub(super) fn forget_ruleset(&mut self) {
+        self.ruleset = None;
+    }
+
     /// Returns the kept listing of a table. A larger listing is kept for longer, so that listing
     /// the sets takes about one percent of a CPU at most.
     fn kept(&self, table: &(String, String), now: Instant) -> Option<&String> {
@@ -166,7 +177,7 @@ impl Listing {
         let mut listing =
             Self { read_queues: read_queues(Path::new(NETFILTER)), ..Self::default() };
         if tools.has("nft") {
-            listing.read_ruleset(tools, known);
+            listing.read_ruleset(tools, known, now);
         }
         let ruleset = known.ruleset.clone();
         let tables = ruleset.as_ref().map(|ruleset| ruleset.tables_with_sets.clone());
@@ -187,9 +198,13 @@ impl Listing {
     }
 
     /// Reads the rules of nftables, unless no program has changed them since they were read.
-    fn read_ruleset(&mut self, tools: &dyn Tools, known: &mut KnownListings) {
+    fn read_ruleset(&mut self, tools: &dyn Tools, known: &mut KnownListings, now: Instant) {
         let generation = tools.generation();
-        let is_known = |known: &Ruleset| generation.is_some() && known.generation == generation;
+        let is_known = |known: &Ruleset| {
+            generation.is_some()
+                && known.generation == generation
+                && now.saturating_duration_since(known.listed) < RULESET_MAX
+        };
         if !known.ruleset.as_ref().is_some_and(is_known) {
             known.ruleset = None;
             match list_ruleset(tools) {
@@ -198,7 +213,7 @@ impl Listing {
                     self.nft = Some(text.clone());
                     // A change while nft lists the rules may be in the listing, or not.
                     let generation = generation.filter(|_| tools.generation() == generation);
-                    known.ruleset = Ruleset::parse(generation, text);
+                    known.ruleset = Ruleset::parse(generation, now, text);
                 }
                 Err(error) => return self.note(&error, UnreadRules::Nftables),
             }

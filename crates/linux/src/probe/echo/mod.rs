@@ -40,8 +40,11 @@ const COOKIE: usize = 8;
 /// The most messages that are received of a socket at a time.
 const RECEIVED_MAX: usize = 1024;
 /// Time in which an ICMP error for a request without a reply is recognized. A host reports a missing
-/// neighbor after three ARP requests, one a second.
-const LATE_MAX: Duration = Duration::from_secs(5);
+/// neighbor after three ARP requests, one a second, and the socket keeps the report until the next
+/// round.
+const LATE_MAX: Duration = Duration::from_mins(6);
+/// Number of requests without a reply that are remembered, a part of all sequence numbers.
+const LATE_COUNT_MAX: usize = 16_384;
 /// Number of requests in a burst. The replies to a burst fit the receive buffer of a socket.
 const BURST: usize = 64;
 /// Interval between two bursts, in which replies are received.
@@ -264,9 +267,12 @@ impl Prober {
         let mut pending = Pending::new();
         let round_bits = self.identifier.wrapping_add(1) & !IDENTIFIER_MASK;
         self.identifier = self.identifier & IDENTIFIER_MASK | round_bits;
-        self.unanswered.retain(|_, (_, sent)| sent.elapsed() < LATE_MAX);
         for message in self.receive() {
             self.record_late(&message, &mut round);
+        }
+        self.unanswered.retain(|_, (_, sent)| sent.elapsed() < LATE_MAX);
+        if self.unanswered.len() > LATE_COUNT_MAX {
+            self.unanswered.clear();
         }
         for _ in 0..tries {
             let open: Vec<usize> =
