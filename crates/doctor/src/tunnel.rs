@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use overlay_config::AgentConfig;
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, PathProblems, Problem};
@@ -41,8 +42,10 @@ pub(crate) fn observe(
     let observed = dataplane.observe(&desired)?;
     set_containers_mtu(config, &mut desired, &observed);
     let mut plan = dataplane::plan(&desired, &observed);
+    let shared = Arc::new(desired);
     let PathProblems { problems, of_containers, possible_causes } =
-        dataplane.path_problems(&desired)?;
+        dataplane.path_problems(&shared)?;
+    let desired = Arc::unwrap_or_clone(shared);
     let of_containers = of_containers.into_iter().map(Problem::Interference);
     // Missing objects are the cause of wrong ways.
     let is_complete = plan.operations.is_empty();

@@ -273,10 +273,16 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub fn path_problems(&mut self, desired: &Desired) -> Result<PathProblems, DataplaneError> {
+    pub fn path_problems(
+        &mut self,
+        desired: &Arc<Desired>,
+    ) -> Result<PathProblems, DataplaneError> {
+        let valid = self.valid_peers(desired);
+        let (peers, _) = &*valid;
         let found = interference::interferences(
             &mut self.netlink,
             desired,
+            peers,
             &self.indices,
             &self.maintained,
             &mut self.ports,
@@ -295,7 +301,9 @@ impl Dataplane {
                 }
             }
         }
-        let mut detours = self.detours(desired)?;
+        let mut detours =
+            path::detours(&mut self.netlink, desired, peers, &self.indices, &self.maintained)
+                .map_err(DataplaneError::Read)?;
         if removes_routes {
             // The interference is the cause.
             detours.retain(|detour| !matches!(detour.found, RouteResult::Dropped(_)));
@@ -303,13 +311,6 @@ impl Dataplane {
         let detours = detours.into_iter().map(|detour| Problem::Detour(Box::new(detour)));
         path_problems.problems.extend(detours);
         Ok(path_problems)
-    }
-
-    /// Returns the paths of packets of containers that are wrong although the kernel has the desired
-    /// state: something of another program is in the way.
-    fn detours(&mut self, desired: &Desired) -> Result<Vec<Detour>, DataplaneError> {
-        path::detours(&mut self.netlink, desired, &self.indices, &self.maintained)
-            .map_err(DataplaneError::Read)
     }
 
     /// Deletes the tracked flows between containers and other hosts that began without the rules of

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_types::addr::{DeviceName, Family, Subnet};
 use overlay_types::advice::Command;
-use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets};
+use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets, Peer};
 use rustix::io::Errno;
 use rustix::net::netdevice;
 
@@ -101,11 +101,12 @@ pub enum RouteResult {
 pub(super) fn detours(
     netlink: &mut Netlink,
     desired: &Desired,
+    peers: &BTreeMap<IpAddr, Peer>,
     indices: &Indices,
     bridges: &BTreeSet<DeviceName>,
 ) -> io::Result<Vec<Detour>> {
     let mut found: Vec<(Detour, RouteSample<'_>)> = Vec::new();
-    for sample in desired.spaces.iter().flat_map(|space| route_samples(desired, space, bridges)) {
+    for sample in desired.spaces.iter().flat_map(|space| route_samples(peers, space, bridges)) {
         let (Some(from), Some(to)) = (indices.get(sample.from), indices.get(sample.to)) else {
             continue;
         };
@@ -180,12 +181,11 @@ fn cause(
 
 /// Returns the packets between each bridge of an overlay and a few peers, in both directions.
 pub(super) fn route_samples<'a>(
-    desired: &'a Desired,
+    peers: &BTreeMap<IpAddr, Peer>,
     space: &'a OverlaySubnets,
     bridges: &BTreeSet<DeviceName>,
 ) -> Vec<RouteSample<'a>> {
-    let peers = desired.peers.iter().flat_map(BTreeMap::values);
-    let subnets = peers.flat_map(|peer| &peer.subnets);
+    let subnets = peers.values().flat_map(|peer| &peer.subnets);
     let subnets = subnets.filter(|(overlay, _)| *overlay == space.overlay);
     let mut samples = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -342,10 +342,10 @@ impl fmt::Display for RouteResult {
             }
             Self::Dropped(Errno::XDEV) => f.write_str("are dropped by the reverse path filter"),
             Self::Dropped(Errno::ACCESS) => f.write_str("are refused by a prohibit route"),
-            Self::Dropped(Errno::INVAL) => f.write_str(
-                "are dropped: by a blackhole route, or since the kernel refuses their source or \
-                     destination address (martian)",
-            ),
+            // The kernel calls addresses that it accepts from no device martian.
+            Self::Dropped(Errno::INVAL) => {
+                f.write_str("are dropped by a blackhole route or as martian packets")
+            }
             Self::Dropped(Errno::HOSTUNREACH | Errno::NETUNREACH) => {
                 f.write_str("are dropped without a route")
             }

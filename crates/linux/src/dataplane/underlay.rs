@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use overlay_types::addr::{Family, InterfaceAddress, Mtu, Subnet};
-use overlay_types::tunnel::{Desired, Peer};
+use overlay_types::tunnel::{Desired, Peer, has_possible_addresses};
 use rustix::io::Errno;
 use rustix::net::netdevice;
 
@@ -82,7 +82,7 @@ pub(super) fn observe(
             continue;
         }
         let mut best: Option<Underlay> = None;
-        for peer in sample(desired.peers.as_ref(), host.routes, own.is_ipv4()) {
+        for peer in sample(desired, host.routes, own.is_ipv4()) {
             let hops = match next_hops(netlink, own, peer)? {
                 Ok(hops) => hops,
                 Err(errno) => {
@@ -177,13 +177,10 @@ fn neighbor(address: &InterfaceAddress) -> Option<IpAddr> {
     [1, 2].into_iter().filter_map(|at| subnet.address_at(at)).find(|at| *at != address.address())
 }
 
-/// Returns a few peers, so that each route to a peer leads to one of them.
-fn sample(
-    peers: Option<&BTreeMap<IpAddr, Peer>>,
-    routes: &[Route],
-    is_v4: bool,
-) -> BTreeSet<IpAddr> {
-    let Some(peers) = peers else { return BTreeSet::new() };
+/// Returns a few peers, so that each route to a peer leads to one of them. Peers whose addresses are
+/// impossible, such as those of a faulty master, are left out.
+fn sample(desired: &Desired, routes: &[Route], is_v4: bool) -> BTreeSet<IpAddr> {
+    let Some(peers) = &desired.peers else { return BTreeSet::new() };
     let (any, family): (IpAddr, _) =
         if is_v4 { ([0; 4].into(), Family::V4) } else { ([0; 16].into(), Family::V6) };
     let foreign = routes.iter().filter(|route| route.protocol != PROTOCOL);
@@ -192,16 +189,20 @@ fn sample(
     let subnets = subnets.filter(|subnet| subnet.family() == family);
     let subnets: BTreeSet<Subnet> = subnets.chain(Subnet::containing(any, 0)).collect();
     let prefixes: BTreeSet<u8> = subnets.iter().map(Subnet::prefix).collect();
-    let of_family = |peer: &&IpAddr| peer.is_ipv4() == is_v4;
+    let is_possible = |(agent, peer): &(&IpAddr, &Peer)| {
+        agent.is_ipv4() == is_v4 && has_possible_addresses(desired, **agent, peer)
+    };
     // Policy rules may lead to routes that the main table does not show.
-    let ends = [peers.keys().find(of_family), peers.keys().rev().find(of_family)];
-    let mut sample: BTreeSet<IpAddr> = ends.into_iter().flatten().copied().collect();
+    let ends = [peers.iter().find(is_possible), peers.iter().rev().find(is_possible)];
+    let mut sample: BTreeSet<IpAddr> =
+        ends.into_iter().flatten().map(|(agent, _)| *agent).collect();
     for subnet in &subnets {
         if sample.len() >= LOOKUPS_MAX {
             break;
         }
         sample.extend(first_peer(peers, subnet, &subnets, &prefixes));
     }
+    sample.retain(|agent| peers.get_key_value(agent).is_some_and(|entry| is_possible(&entry)));
     sample
 }
 
@@ -326,11 +327,14 @@ mod tests {
         let peer = Peer { ip: None, ip6: None, mac: [0x70, 0, 0, 0, 0, 1].into(), subnets: vec![] };
         let peers: BTreeMap<IpAddr, Peer> = (0..4_u8)
             .flat_map(|third| (1..=250).map(move |last| IpAddr::from([10, 0, third, last])))
+            // An address that no agent has.
+            .chain([IpAddr::from([255; 4])])
             .map(|address| (address, peer.clone()))
             .collect();
+        let desired = Desired { peers: Some(peers), ..Desired::default() };
         let route = |subnet: &str| Route::to(subnet.parse().unwrap());
         let sampled = |routes: &[Route]| {
-            let sample = sample(Some(&peers), routes, true);
+            let sample = sample(&desired, routes, true);
             sample.into_iter().map(|peer| peer.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(sampled(&[route("0.0.0.0/0")]), ["10.0.0.1", "10.0.3.250"]);

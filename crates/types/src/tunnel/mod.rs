@@ -16,7 +16,7 @@ use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, V
 pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
 pub use fault::{Fault, FaultScope};
 pub use mtu::{ContainersMtu, UNDERLAY_MIN, UNDERLAY_MIN_IPV6, UnderlayMtu};
-pub use peer::{ExcludedPeer, Peer, PeerFault, validate_peers};
+pub use peer::{ExcludedPeer, Peer, PeerFault, has_possible_addresses, validate_peers};
 pub use probe::{PORT_SUBNET_MIN, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource};
 
 /// Default UDP port of VXLAN. dcos-net uses the same port, so both agents can share a cluster.

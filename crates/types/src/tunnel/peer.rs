@@ -158,6 +158,13 @@ pub fn validate_peers(desired: &Desired) -> (BTreeMap<IpAddr, Peer>, Vec<(IpAddr
     (peers, faults)
 }
 
+/// Returns whether the addresses of a peer are possible, independently of other peers. The others
+/// are not programmed.
+#[must_use]
+pub fn has_possible_addresses(desired: &Desired, agent: IpAddr, peer: &Peer) -> bool {
+    address_fault(desired, agent, peer).is_none()
+}
+
 /// Checks the addresses of a peer independently of other peers.
 fn address_fault(desired: &Desired, agent: IpAddr, peer: &Peer) -> Option<PeerFault> {
     if special_address(agent).is_some() {

@@ -148,7 +148,7 @@ impl Policy {
 fn packets(context: &InspectionContext<'_>) -> Vec<Packet> {
     let mut packets = Vec::new();
     for space in &context.desired.spaces {
-        for sample in route_samples(context.desired, space, context.bridges) {
+        for sample in route_samples(context.peers, space, context.bridges) {
             for direction in [FORWARD, OUT] {
                 packets.push(Packet {
                     direction,
@@ -161,7 +161,7 @@ fn packets(context: &InspectionContext<'_>) -> Vec<Packet> {
             }
         }
     }
-    let peers = context.desired.peers.iter().flatten().map(|(agent, _)| *agent);
+    let peers = context.peers.keys().copied();
     for local in &context.desired.vxlan_devices {
         let peers = peers.clone().filter(|agent| agent.is_ipv4() == local.underlay.is_ipv4());
         for agent in peers.take(PEERS_MAX) {

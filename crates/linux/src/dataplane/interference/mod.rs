@@ -20,7 +20,7 @@ use std::net::IpAddr;
 
 use overlay_types::addr::{DeviceName, Subnet};
 use overlay_types::advice::Command;
-use overlay_types::tunnel::{Desired, FaultScope, OverlayBridge};
+use overlay_types::tunnel::{Desired, FaultScope, OverlayBridge, Peer};
 
 pub(super) use self::ports::Ports;
 use super::observe::{HostLink, Indices};
@@ -73,6 +73,8 @@ impl fmt::Display for Interference {
 /// What is known of the host and of the overlays.
 struct InspectionContext<'a> {
     desired: &'a Desired,
+    /// The peers that are programmed.
+    peers: &'a BTreeMap<IpAddr, Peer>,
     indices: &'a Indices,
     /// The bridges of the overlays that exist and are not new.
     bridges: &'a BTreeSet<DeviceName>,
@@ -139,6 +141,7 @@ fn scope_of(bridge: &OverlayBridge) -> FaultScope {
 pub(super) fn interferences(
     netlink: &mut Netlink,
     desired: &Desired,
+    peers: &BTreeMap<IpAddr, Peer>,
     indices: &Indices,
     bridges: &BTreeSet<DeviceName>,
     ports: &mut Ports,
@@ -146,7 +149,7 @@ pub(super) fn interferences(
     if desired.vxlan_devices.is_empty() {
         return Ok(Vec::new());
     }
-    let context = InspectionContext { desired, indices, bridges, owners: OnceCell::new() };
+    let context = InspectionContext { desired, peers, indices, bridges, owners: OnceCell::new() };
     let mut found = ports.observe(&context);
     found.extend(ports::devices_with_master(&context));
     found.extend(traffic_control::find(netlink, &context)?);

@@ -1,7 +1,7 @@
 //! Routes without a destination inside of the overlays or to peers, policy rules that are missing,
 //! policy rules for marked packets, and the path to the peers in the underlay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -20,8 +20,6 @@ use super::{Impact, InspectionContext, Interference, Remedy};
 /// The tables that every packet needs: their numbers, names and usual priorities.
 const NEEDED_TABLES: [(u32, &str, u32); 2] =
     [(RT_TABLE_LOCAL, "local", 0), (RT_TABLE_MAIN as u32, "main", 32_766)];
-/// Number of subnets of peers that are compared with a route without a destination.
-const OVERLAPS_MAX: usize = 8;
 /// Number of policy rules for marked packets that are tried.
 const MARKS_MAX: usize = 8;
 
@@ -154,8 +152,7 @@ fn dead_end(
         let what = "to these containers of this host".to_owned();
         return Ok(Some(interference(FaultScope::Subnet(subnet), what)));
     }
-    let peers = context.desired.peers.iter();
-    let addressed = peers.flat_map(|peers| peers.range(subnet.first()..=subnet.last()));
+    let addressed = context.peers.range(subnet.first()..=subnet.last());
     for agent in addressed.map(|(agent, _)| *agent).take(PEERS_MAX) {
         let Some(local) = context.local(agent) else { continue };
         let lookup = Lookup { source: local.underlay, destination: agent, input: None, mark: 0 };
@@ -178,16 +175,14 @@ impl InspectionContext<'_> {
     /// Returns the peer that has a subnet of which `part` is a part.
     fn owner_of_part(&self, part: &Subnet) -> Option<IpAddr> {
         let owners = self.owners.get_or_init(|| {
-            let peers = self.desired.peers.iter().flatten();
-            let subnets = peers.flat_map(|(agent, peer)| {
+            let subnets = self.peers.iter().flat_map(|(agent, peer)| {
                 peer.subnets.iter().map(|(_, subnet)| (subnet.first(), (*subnet, *agent)))
             });
             subnets.collect()
         });
-        // The subnets of the peers do not overlap, apart from those of a few peers that are skipped.
-        let mut before = owners.range(..=part.first()).rev().take(OVERLAPS_MAX);
-        let covers = |subnet: &Subnet| subnet.covers(part) && subnet.prefix() < part.prefix();
-        before.find(|(_, (subnet, _))| covers(subnet)).map(|(_, (_, agent))| *agent)
+        // The subnets of valid peers do not overlap.
+        let (_, (subnet, agent)) = owners.range(..=part.first()).next_back()?;
+        (subnet.covers(part) && subnet.prefix() < part.prefix()).then_some(*agent)
     }
 
     fn name(&self, index: Option<u32>) -> String {
@@ -207,7 +202,7 @@ fn marked(
     let main = rules.iter().filter(|rule| rule.leads_all_to(u32::from(RT_TABLE_MAIN)));
     let main = main.map(|rule| rule.priority).min().unwrap_or(0);
     let spaces = context.desired.spaces.iter();
-    let sample = spaces.flat_map(|space| route_samples(context.desired, space, context.bridges));
+    let sample = spaces.flat_map(|space| route_samples(context.peers, space, context.bridges));
     let Some(sample) = sample.into_iter().find(|sample| sample.subnet.family() == family) else {
         return Ok(None);
     };
@@ -251,7 +246,7 @@ fn underlay(
     netlink: &mut Netlink,
     context: &InspectionContext<'_>,
 ) -> io::Result<Option<Interference>> {
-    let peers = context.desired.peers.iter().flat_map(BTreeMap::keys);
+    let peers = context.peers.keys();
     for agent in peers.take(PEERS_MAX).copied() {
         let Some(local) = context.local(agent) else { continue };
         let owners: Vec<_> = context.underlay_links(local.underlay).collect();

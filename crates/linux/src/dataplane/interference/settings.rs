@@ -177,12 +177,11 @@ fn static_peers(
     netlink: &mut Netlink,
     context: &InspectionContext<'_>,
 ) -> io::Result<Option<Interference>> {
-    let Some(peers) = &context.desired.peers else { return Ok(None) };
     for local in &context.desired.vxlan_devices {
         let family = if local.underlay.is_ipv4() { AF_INET } else { AF_INET6 };
         for link in context.underlay_links(local.underlay) {
             let mut entries = neighbors(netlink, family, link.index)?.into_iter();
-            if let Some((agent, mac)) = entries.find(|(ip, _)| peers.contains_key(ip)) {
+            if let Some((agent, mac)) = entries.find(|(ip, _)| context.peers.contains_key(ip)) {
                 return Ok(Some(static_peer(local, &link.name, agent, mac)));
             }
         }
