@@ -518,7 +518,8 @@ fn objects_of_other_programs_that_drop_nothing_are_not_named() {
     }
 }
 
-/// Packets pass a bridge that took the device of the underlay on Linux 6.12, and not on 6.1.
+/// Whether packets pass a bridge that took the device of the underlay differs between runs on one
+/// kernel. A dead path must be named.
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn bridge_that_took_the_underlay_is_ok_or_named() {
