@@ -5,12 +5,24 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
+#[expect(dead_code, reason = "the tests use more")]
+#[path = "../../tests/host/docker_daemon.rs"]
+mod docker_daemon;
+mod measures;
+#[expect(dead_code, reason = "the tests use more")]
+#[path = "../../tests/host/namespace.rs"]
 mod namespace;
+mod pair;
+mod paths;
+mod swarm;
+#[expect(dead_code, reason = "the tests use more")]
+#[path = "../../tests/host/traffic.rs"]
+mod traffic;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,7 +39,10 @@ use overlay_types::tunnel::{
 };
 
 use namespace::Namespace;
+use pair::Pair;
 
+/// The MTU of the containers, which is that of the tunnels.
+const MTU: u32 = 1450;
 /// Number of peers of the measured host.
 const PEERS: u32 = 5_000;
 /// Number of runs of each measurement. The fastest run counts, since disturbances only add time.
@@ -65,6 +80,7 @@ fn main() -> ExitCode {
     measure_rule_changes();
     measure_throughput();
     measure_closing_rules();
+    paths::measure_paths();
     ExitCode::SUCCESS
 }
 
@@ -166,7 +182,8 @@ fn operation_count(report: Report) -> usize {
 }
 
 fn host_namespace() -> Namespace {
-    let namespace = Namespace::new("host");
+    let namespace = Namespace::new();
+    namespace.enable_ipv6();
     namespace.run("ip link add eth0 type bridge");
     namespace.run("ip link set eth0 up");
     namespace.run("ip addr add 10.0.0.1/8 dev eth0");
@@ -284,144 +301,6 @@ fn measure_rule_changes() {
     println!("  ratio {:.2}", times[1] / times[0]);
 }
 
-/// Two hosts with one container each.
-struct Pair {
-    hosts: [Namespace; 2],
-    containers: [Namespace; 2],
-}
-
-impl Pair {
-    fn new(number: usize) -> Self {
-        let namespace = |name: &str| Namespace::new(&format!("{number}-{name}"));
-        let hosts = ["one", "two"].map(namespace);
-        let containers = ["container-one", "container-two"].map(namespace);
-        let path = |namespace: &Namespace| namespace.path().display().to_string();
-        let other = path(&hosts[1]);
-        hosts[0].run(&format!("ip link add eth0 type veth peer name eth0 netns {other}"));
-        for (index, host) in hosts.iter().enumerate() {
-            let number = index + 1;
-            let container = &containers[index];
-            host.run("sysctl -qw net.ipv4.ip_forward=1");
-            host.run("ip link set eth0 up");
-            host.run(&format!("ip addr add 10.0.0.{number}/8 dev eth0"));
-            let inside = path(container);
-            host.run(&format!("ip link add m-vxlan-1 type veth peer name eth0 netns {inside}"));
-            host.run("ip link set m-vxlan-1 up");
-            host.run(&format!("ip addr add 9.0.{number}.1/25 dev m-vxlan-1"));
-            container.run("ip link set eth0 mtu 1450 up");
-            container.run(&format!("ip addr add 9.0.{number}.2/25 dev eth0"));
-            container.run(&format!("ip route add default via 9.0.{number}.1"));
-        }
-        Self { hosts, containers }
-    }
-
-    fn connect_manually(&self) {
-        for (host, (own, other)) in self.hosts.iter().zip([(1, 2), (2, 1)]) {
-            create_device_manually(host, own);
-            let (mac, vtep) = (mac(other), vtep(other));
-            host.run(&format!("ip neigh add {vtep} lladdr {mac} dev vtep1024 nud permanent"));
-            host.run(&format!("ip route add 9.0.{other}.0/24 via {vtep} dev vtep1024 onlink"));
-            let to = agent(other);
-            host.run(&format!("bridge fdb add {mac} dev vtep1024 dst {to} self permanent"));
-        }
-    }
-
-    /// Connects manually, and adds one rule that lets containers reach external networks.
-    fn connect_manually_with_masquerade(&self) {
-        for host in &self.hosts {
-            for line in [
-                "nft add table ip manual",
-                "nft add chain ip manual post { type nat hook postrouting priority 100 ; }",
-                "nft add rule ip manual post ip saddr 9.0.0.0/8 ip daddr != 9.0.0.0/8 masquerade",
-            ] {
-                host.run(line);
-            }
-        }
-        self.connect_manually();
-    }
-
-    /// Connects as the agent does: first the firewall rules, then the dataplane.
-    fn connect_by_agent(&self) {
-        self.apply_all_rules();
-        self.connect_by_dataplane();
-    }
-
-    /// Applies all rules of the agent.
-    fn apply_all_rules(&self) {
-        for (host, own) in self.hosts.iter().zip([1, 2]) {
-            let desired_state = desired(own, 2);
-            host.inside(|| {
-                let backend = Backend::detect().expect("a firewall backend");
-                let result =
-                    Firewall::new(backend).verify(&Ruleset::new(&desired_state, &all_rules()));
-                result.expect("root may create rules");
-            });
-        }
-    }
-
-    /// Applies masquerade and the check of senders by hand: what the agent has without the rules
-    /// that close overlays.
-    fn apply_open_rules(&self) {
-        let table = "table inet open {
-            set agents { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 }; }
-            chain input {
-                type filter hook input priority -10
-                udp dport 64000 ip saddr != @agents counter drop
-            }
-            chain post {
-                type nat hook postrouting priority 99
-                oifname vtep1024 return
-                ip daddr 9.0.0.0/8 return
-                ip saddr 9.0.0.0/8 masquerade
-            }
-        }";
-        for host in &self.hosts {
-            host.run_words(&["nft", table]);
-        }
-    }
-
-    /// Makes one of the tables of [`CLOSING_RULES`] active and the other dormant.
-    fn wake_table(&self, active: &str) {
-        let command = CLOSING_RULES.iter().map(|(_, table)| {
-            let flags = if active == *table { "" } else { "flags dormant;" };
-            format!("add table inet {table} {{ {flags} }}\n")
-        });
-        let command: String = command.collect();
-        for host in &self.hosts {
-            host.run_words(&["nft", &command]);
-        }
-    }
-
-    /// Connects by the dataplane without firewall rules.
-    fn connect_by_dataplane(&self) {
-        for (host, own) in self.hosts.iter().zip([1, 2]) {
-            let desired_state = desired(own, 2);
-            host.inside(|| {
-                let mut dataplane = Dataplane::open().expect("netlink is available");
-                operation_count(dataplane.verify(&desired_state).expect("the state is readable"));
-            });
-        }
-    }
-
-    /// Opens a stream from the first container to the second, through the tunnel that `connect`
-    /// creates. A separate thread on this processor discards the received data.
-    fn stream(&self, processor: usize, connect: impl FnOnce(&Self)) -> TcpStream {
-        connect(self);
-        let address = SocketAddr::from(([9, 0, 2, 2], 7007));
-        let listen = || TcpListener::bind(address).expect("a free port");
-        let listener = self.containers[1].inside(listen);
-        let receive = move || {
-            pin_to_processor(processor);
-            let (mut stream, _) = listener.accept().expect("a connection");
-            let mut buffer = vec![0; 1 << 18];
-            while stream.read(&mut buffer).expect("data arrives") > 0 {}
-        };
-        let receiver = std::thread::Builder::new().spawn(receive);
-        receiver.expect("a thread");
-        self.containers[0].inside(|| TcpStream::connect(address).expect("the tunnel works"))
-    }
-}
-
 /// Pins the calling thread to a processor, if this processor exists. The placement of sender and
 /// receiver by the scheduler would affect the throughput more than the measured differences.
 fn pin_to_processor(processor: usize) {
@@ -467,7 +346,7 @@ fn measure_throughput() {
     let mut rates = TUNNELS.map(|_| Vec::new());
     let mut order: [usize; TUNNELS.len()] = std::array::from_fn(|index| index);
     for _ in 0..SETS {
-        let pairs: [Pair; TUNNELS.len()] = std::array::from_fn(Pair::new);
+        let pairs: [Pair; TUNNELS.len()] = std::array::from_fn(|_| Pair::new(MTU));
         let open_stream = |index: usize| pairs[index].stream(1, TUNNELS[index].1);
         let mut streams: [TcpStream; TUNNELS.len()] = std::array::from_fn(open_stream);
         // The first turn warms up the streams and does not count.
@@ -535,7 +414,7 @@ fn measure_closing_rules() {
 /// of a pair.
 fn closing_rules_samples(receiver: usize) -> Vec<[f64; 2]> {
     pin_to_processor(0);
-    let pair = Pair::new(0);
+    let pair = Pair::new(MTU);
     let mut stream = pair.stream(receiver, Pair::connect_by_agent);
     pair.apply_open_rules();
     let mut order = [0, 1];

@@ -18,7 +18,8 @@ mod libprocess;
 #[expect(dead_code, reason = "the master is neither killed nor replaced")]
 #[path = "../storm/master_process.rs"]
 mod master_process;
-#[path = "../dataplane/namespace.rs"]
+#[expect(dead_code, reason = "the tests use more")]
+#[path = "../../tests/host/namespace.rs"]
 mod namespace;
 mod responder;
 #[expect(dead_code, reason = "the peak and the descriptors are not limited")]
@@ -126,7 +127,9 @@ fn run(sizes: &[usize]) -> Result<(), String> {
 
 /// Measures an agent with this number of peers.
 fn measure(peers: usize) -> Result<Cost, String> {
-    let (near, far) = (Namespace::new("near"), Namespace::new("far"));
+    let (near, far) = (Namespace::new(), Namespace::new());
+    near.enable_ipv6();
+    far.enable_ipv6();
     connect(&near, &far);
     // In the build directory: /tmp may be a tmpfs.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::namespace::{BUSYBOX, Namespace, require_root_and_files, run, succeed};
 use crate::traffic::poll_interval;
 
-const DOCKERD: &str = "/usr/sbin/dockerd";
+pub(crate) const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client of the package docker.io: `PATH` may have another `docker` first.
 pub(crate) const DOCKER: &str = "/usr/bin/docker";
 pub(crate) const IMAGE: &str = "mesos-overlay-test";
