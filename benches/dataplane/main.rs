@@ -1,7 +1,8 @@
 //! Compares the dataplane with manual configuration: the time to program thousands of peers,
 //! relative to `ip -batch` and `bridge -batch` with the same objects, and the throughput of its
-//! tunnel. All measurements run in separate network namespaces, which need root. Without root the
-//! benchmark prints that it is skipped.
+//! tunnel. Then compares the overlay with that of Docker Swarm, if its programs are installed, and
+//! with the bare hosts. All measurements run in separate network namespaces, which need root. Without
+//! root the benchmark prints that it is skipped.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
