@@ -1,5 +1,4 @@
-//! What is measured between two hosts or containers: throughput, request/response rate and connect
-//! rate. Client and server are threads of this process, each on its own processor.
+//! Measures throughput, request/response rate and connect rate between two network namespaces. Client and server are threads of this process, each on its own processor.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -17,7 +17,7 @@ const SWARM_LIMIT: f64 = 1.0;
 /// The MTU that the agent gives to containers over an underlay of 1500.
 const CONTAINERS_MTU: u32 = 1420;
 
-/// Measures all paths. A path that the machine lacks is named as skipped.
+/// Measures all paths. Prints that Docker Swarm is skipped if its programs are not installed.
 pub(crate) fn measure_paths() {
     println!("\nTCP between two hosts, {TURNS} turns of {TURN:?}, alternating; firewall on");
     let pair = Pair::new(CONTAINERS_MTU);

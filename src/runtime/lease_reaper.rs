@@ -95,7 +95,7 @@ impl LeaseReaper {
         let Some(locked) = self.leases.try_lock(&space.overlay)? else { return Ok(0) };
         let leases = locked.list()?;
         let evidence = evidence(dataplane.container_ports(true)?, bridge);
-        let stale = self.stale.find(&space.overlay, &leases, &evidence, self.start.elapsed());
+        let stale = self.stale.find(&space.overlay, &leases, &evidence, self.start.elapsed())?;
         for lease in &stale {
             locked.release(lease)?;
         }

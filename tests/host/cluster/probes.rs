@@ -26,6 +26,12 @@ struct Break {
     named_by: &'static [(u8, &'static str)],
 }
 
+/// What the health of the other hosts says if host 2 forwards no packets to its containers.
+const FORWARDING_LOST: [(u8, &str); 2] = [
+    (1, "agent 10.0.0.2 fails probes: its host answers and forwards no packets"),
+    (3, "of overlay vxlan-1 to 192.168.1.126, the port of its probes"),
+];
+
 const BREAKS: [Break; 8] = [
     Break {
         host: 3,
@@ -79,20 +85,14 @@ const BREAKS: [Break; 8] = [
         cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
                 ct state new iifname vtep1024 numgen inc mod 1 == 0 drop; }; }'",
         removal: "nft delete table ip test",
-        named_by: &[
-            (1, "agent 10.0.0.2 fails probes: its host answers and forwards no packets"),
-            (3, "of overlay vxlan-1 to 192.168.1.126, the port of its probes"),
-        ],
+        named_by: &FORWARDING_LOST,
     },
     Break {
         host: 2,
         cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
                 ct state new iifname vtep1024 numgen inc mod 1 == 0 reject; }; }'",
         removal: "nft delete table ip test",
-        named_by: &[
-            (1, "agent 10.0.0.2 fails probes: its host answers and forwards no packets"),
-            (3, "of overlay vxlan-1 to 192.168.1.126, the port of its probes"),
-        ],
+        named_by: &FORWARDING_LOST,
     },
     Break {
         host: 1,

@@ -187,13 +187,16 @@ impl StaleLeases {
 
     /// Returns the leases that certainly belong to no container. `elapsed` is the time on a clock
     /// that only moves forward. The evidence must be read while the leases are locked.
+    ///
+    /// # Errors
+    /// When the mounts of Mesos cannot be read: then any container may exist.
     pub fn find(
         &mut self,
         overlay: &OverlayName,
         leases: &[Lease],
         evidence: &ContainerEvidence,
         elapsed: Duration,
-    ) -> Vec<Lease> {
+    ) -> Result<Vec<Lease>, CniError> {
         let mut unused = BTreeMap::new();
         let mut stale = Vec::new();
         let is_unused = |lease: &&Lease| {
@@ -202,15 +205,9 @@ impl StaleLeases {
         let candidates: Vec<&Lease> = leases.iter().filter(is_unused).collect();
         if candidates.is_empty() {
             self.unused.retain(|(other, _), _| other != overlay);
-            return stale;
+            return Ok(stale);
         }
-        let mounted = match self.mounted() {
-            Ok(mounted) => mounted,
-            Err(error) => {
-                log::warn!("read {}: {error}: no lease is released", self.mounts.display());
-                return stale;
-            }
-        };
+        let mounted = self.mounted().map_err(|error| CniError::io("read", &self.mounts, &error))?;
         for lease in candidates {
             if self.has_mesos_container(&lease.container) || mounted.contains(&lease.container) {
                 continue;
@@ -226,7 +223,7 @@ impl StaleLeases {
         }
         self.unused.retain(|(other, _), _| other != overlay);
         self.unused.append(&mut unused);
-        stale
+        Ok(stale)
     }
 
     /// Returns the containers whose network namespaces Mesos keeps, in any directory.
@@ -330,7 +327,8 @@ mod tests {
         ) -> Vec<String> {
             let locked = self.leases.try_lock(&self.overlay).unwrap().unwrap();
             let elapsed = Duration::from_secs(elapsed);
-            let found = finder.find(&self.overlay, &locked.list().unwrap(), evidence, elapsed);
+            let found =
+                finder.find(&self.overlay, &locked.list().unwrap(), evidence, elapsed).unwrap();
             found.iter().map(|lease| lease.container.clone()).collect()
         }
     }
@@ -421,7 +419,9 @@ mod tests {
         let mut finder = StaleLeases::new(Vec::new(), mounts);
         assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), ["of-192.168.2.3"]);
         let mut finder = StaleLeases::new(Vec::new(), directory.root.path().join("none"));
-        assert_eq!(directory.find(&mut finder, &evidence(0, &[]), 0), [""; 0], "unknown mounts");
+        let leases = directory.leases.of_containers(&directory.overlay).unwrap();
+        let found = finder.find(&directory.overlay, &leases, &evidence(0, &[]), Duration::ZERO);
+        assert!(found.is_err(), "unknown mounts: {found:?}");
     }
 
     #[test]

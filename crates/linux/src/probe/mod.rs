@@ -40,7 +40,9 @@ pub struct PeerProber {
     leases: Leases,
     echo: Prober,
     ports: BTreeMap<OverlayName, Port>,
-    /// The overlays without a port: when the next attempt is due, the interval before it, and why
+    /// When the bridges without a port are examined again.
+    ports_due: Option<Instant>,
+    /// The bridges without a port, by overlay: when the next attempt is due, the interval before it, and why
     /// the last attempt failed.
     attempts: BTreeMap<OverlayName, Attempt>,
 }
@@ -61,7 +63,13 @@ impl PeerProber {
     pub fn new(leases: Leases) -> Result<Self, String> {
         port::remove_all();
         let echo = Prober::open(&BTreeSet::new()).map_err(|error| socket_problem(&error))?;
-        Ok(Self { leases, echo, ports: BTreeMap::new(), attempts: BTreeMap::new() })
+        Ok(Self {
+            leases,
+            echo,
+            ports: BTreeMap::new(),
+            ports_due: None,
+            attempts: BTreeMap::new(),
+        })
     }
 
     /// Sends packets and waits for the replies, for less than a second.
@@ -143,6 +151,10 @@ impl PeerProber {
         });
         self.attempts.retain(|overlay, _| spaces.iter().any(|space| space.overlay == *overlay));
         let now = echo::now();
+        if self.ports_due.is_some_and(|due| now < due) {
+            return;
+        }
+        self.ports_due = Some(now + PORT_INTERVAL);
         let is_due = |space: &&OverlaySubnets| {
             !self.ports.contains_key(&space.overlay)
                 && self.attempts.get(&space.overlay).is_none_or(|attempt| attempt.due <= now)
@@ -161,8 +173,10 @@ impl PeerProber {
                 bridge.device == space.overlay.mesos_bridge()
                     && bridge.gateways.iter().any(has_gateway)
             });
-            if let Some(bridge) = bridge {
-                self.add_port(&space.overlay, bridge, mtu);
+            match bridge {
+                Some(bridge) => self.add_port(&space.overlay, bridge, mtu),
+                // The reason of an earlier bridge is no longer true.
+                None => drop(self.attempts.remove(&space.overlay)),
             }
         }
     }

@@ -77,7 +77,7 @@ pub(super) struct Probes {
     due: Duration,
     /// The peers with a confirmed failure.
     failing: BTreeSet<IpAddr>,
-    /// The ports that did not answer in the last seconds: time of the visit, port and agent.
+    /// The ports that did not answer in the last minutes: time of the visit, port and agent.
     silent_ports: VecDeque<(Duration, IpAddr, IpAddr)>,
     /// The visits since the last reply of any peer, and since the last one to containers.
     silence: UnansweredVisits,
@@ -323,15 +323,20 @@ impl Probes {
         {
             self.silent_ports.pop_front();
         }
-        for (_, port, agent) in
-            self.silent_ports.iter().filter(|(_, port, _)| missing.contains(port))
-        {
-            if let Some(path) = self.peers.get_mut(agent) {
-                path.forget_target(*port);
-                // The next visit decides without the port.
-                if path.failed_visits() > 0 {
-                    self.retries.insert(*agent, now.elapsed);
-                }
+        let is_missing = |(_, port, _): &&(Duration, IpAddr, IpAddr)| missing.contains(port);
+        let reported: BTreeSet<_> = self
+            .silent_ports
+            .iter()
+            .filter(is_missing)
+            .map(|(_, port, agent)| (*agent, *port))
+            .collect();
+        self.silent_ports.retain(|(_, port, _)| !missing.contains(port));
+        for (agent, port) in reported {
+            let Some(path) = self.peers.get_mut(&agent) else { continue };
+            path.forget_target(port);
+            // The next visit decides without the port.
+            if path.failed_visits() > 0 {
+                self.schedule(agent, now.elapsed, false);
             }
         }
     }

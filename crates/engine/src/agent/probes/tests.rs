@@ -628,6 +628,25 @@ fn late_report_of_a_missing_port_ends_the_failure() {
 }
 
 #[test]
+fn missing_ports_of_many_peers_do_not_exceed_the_list() {
+    let mut world = World::new(100, 40);
+    world.outcome = |packet| if last_octet(packet) == 126 { REPLY } else { all_works(packet) };
+    world.run(60);
+    world.outcome = |packet| match last_octet(packet) {
+        126 => ProbeOutcome::NoReply,
+        _ => all_works(packet),
+    };
+    world.run(8);
+    let ports = (1..=100).flat_map(|number| [9, 8].map(|first| [first, 0, number, 126].into()));
+    world.missing = ports.collect();
+    for _ in 0..60 {
+        world.batch();
+        assert!(world.probes.retries.len() <= RETRIES_MAX, "{}", world.probes.retries.len());
+    }
+    assert_eq!((world.problem().as_str(), world.probes.tally().reached), ("", 100));
+}
+
+#[test]
 fn host_that_refuses_the_packets_of_its_own_containers_is_named() {
     let mut world = World::new(3, 4);
     world.run(60);
