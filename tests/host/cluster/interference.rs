@@ -470,11 +470,15 @@ fn full_table_of_tracked_flows_is_named() {
 
 /// Objects of other programs on healthy hosts: Docker, firewalld, a VPN, a BGP router, Cilium,
 /// Kubernetes.
-const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 15] = [
     // The agent's address on a second device, which carries no packets.
     "ip link add second0 type veth peer name second1 && ip addr add 10.0.0.1/32 dev second0 && \
      ip link set second0 up",
     "ip link add down0 type bridge && ip link set second0 master down0",
+    // A right entry of a container whose MAC the bridge has forgotten.
+    "set -- $(ip neigh show 192.168.0.2 dev m-vxlan-1) && \
+     ip neigh replace 192.168.0.2 lladdr $3 dev m-vxlan-1 nud permanent && \
+     ip link set m-vxlan-1 type bridge fdb_flush",
     "sysctl -qw net.bridge.bridge-nf-call-iptables=1",
     "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
     "sysctl -qw net.ipv4.conf.all.rp_filter=1",
