@@ -146,7 +146,10 @@ fn desired(own: u32, last: u32) -> Arc<Desired> {
         bridges: vec![OverlayBridge {
             device: "m-vxlan-1".parse().expect("a valid device name"),
             subnets: subnets(own).to_vec(),
-            gateways: Vec::new(),
+            gateways: vec![address(format!(
+                "{}/25",
+                subnets(own)[0].address_at(1).expect("an address")
+            ))],
         }],
     };
     let others = || (1..=last).filter(|number| *number != own);

@@ -78,21 +78,21 @@ impl Pair {
         self.connect_manually();
     }
 
-    /// Connects as the agent does: first the firewall rules, then the dataplane.
+    /// Connects as the agent does: first the firewall rules, then the dataplane, and last the
+    /// shortcut for TCP segments.
     pub(crate) fn connect_by_agent(&self) {
-        self.apply_all_rules();
-        self.connect_by_dataplane();
-    }
-
-    /// Applies all rules of the agent.
-    pub(crate) fn apply_all_rules(&self) {
+        let options = all_rules();
         for (host, own) in self.hosts.iter().zip([1, 2]) {
             let desired_state = desired(own, 2);
             host.inside(|| {
-                let backend = Backend::detect().expect("a firewall backend");
-                let result =
-                    Firewall::new(backend).verify(&Ruleset::new(&desired_state, &all_rules()));
-                result.expect("root may create rules");
+                let mut firewall = Firewall::new(Backend::detect().expect("a firewall backend"));
+                let rules = Ruleset::new(&desired_state, &options);
+                firewall.verify(&rules).expect("root may create rules");
+                let mut dataplane = Dataplane::open().expect("netlink is available");
+                operation_count(dataplane.verify(&desired_state).expect("the state is readable"));
+                let links = dataplane.shortcut_links(&desired_state).expect("a known state");
+                firewall.apply_shortcut(&desired_state, &options, &links, true);
+                assert_eq!(firewall.forwarding(&options), options.forwarding, "the shortcut");
             });
         }
     }

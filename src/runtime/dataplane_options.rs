@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use overlay_config::{DataplaneConfig, FirewallKind, OverlayIngress};
-use overlay_linux::firewall::{self, Backend, Ingress};
+use overlay_config::{DataplaneConfig, FirewallKind, ForwardingKind, OverlayIngress};
+use overlay_linux::firewall::{self, Backend, Forwarding, Ingress};
 use overlay_linux::host::HostLock;
 use overlay_types::tunnel::Desired;
 
@@ -19,6 +19,8 @@ pub struct DataplaneOptions {
     pub firewall: Option<Backend>,
     /// The options of the firewall rules.
     pub rules: firewall::Options,
+    /// Whether new VXLAN devices send UDP packets with a checksum.
+    pub vxlan_checksum: bool,
     /// Interval of the complete verification.
     pub verify_interval: Duration,
     /// Whether the agent manages the settings of the host. Otherwise the operator manages them.
@@ -52,9 +54,15 @@ impl DataplaneOptions {
                     OverlayIngress::Open => Ingress::Open,
                     OverlayIngress::Closed => Ingress::Closed,
                 },
+                forwarding: match config.forwarding {
+                    ForwardingKind::Tracked => Forwarding::Tracked,
+                    ForwardingKind::Untracked => Forwarding::Untracked,
+                    ForwardingKind::Shortcut => Forwarding::Shortcut,
+                },
                 control_ports,
                 local_ports: BTreeSet::new(),
             },
+            vxlan_checksum: config.vxlan_checksum,
             verify_interval,
             host_settings: config.host_settings,
             state_dir: config.state_dir.clone(),

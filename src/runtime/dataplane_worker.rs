@@ -9,8 +9,8 @@ use overlay_engine::agent::{FirewallState, Programmed, Scope};
 use overlay_linux::cni::Leases;
 use overlay_linux::dataplane::{Dataplane, DataplaneError, Report};
 use overlay_linux::firewall::{
-    self, Backend, Firewall, FirewallError, Ingress, InnerCheck, Outcome, RulesEvent, RulesFile,
-    Ruleset,
+    self, Backend, Firewall, FirewallError, Forwarding, Ingress, InnerCheck, Outcome, RulesEvent,
+    RulesFile, Ruleset,
 };
 use overlay_linux::host::{HostError, HostLock, HostSettings};
 use overlay_types::advice::Command;
@@ -91,7 +91,11 @@ impl HostWorker {
     fn dataplane(&mut self) -> Result<&mut Dataplane, DataplaneError> {
         match &mut self.dataplane {
             Some(dataplane) => Ok(dataplane),
-            none => Ok(none.insert(Dataplane::open()?)),
+            none => {
+                let dataplane = none.insert(Dataplane::open()?);
+                dataplane.set_checksum(self.options.vxlan_checksum);
+                Ok(dataplane)
+            }
         }
     }
 
@@ -114,6 +118,7 @@ impl HostWorker {
                 result.underlay_mtu = report.underlay_mtu;
                 let is_complete = report.is_complete();
                 result.container_problems = report.container_problems;
+                self.apply_shortcut(desired, scope, result);
                 is_complete
             }
             Err(error) => {
@@ -229,9 +234,22 @@ impl HostWorker {
                 return false;
             }
         }
-        let checks = options.known_agents_only;
-        result.firewall = self.firewall.as_ref().map(|firewall| state_of(firewall, checks));
+        result.firewall = self.firewall.as_ref().map(|firewall| state_of(firewall, &options));
         true
+    }
+
+    /// Makes the shortcut for the devices of the overlays, which exist by now. Without it, packets
+    /// take the ordinary path.
+    fn apply_shortcut(&mut self, desired: &Arc<Desired>, scope: Scope, result: &mut Programmed) {
+        let options = self.options.rules_for(desired, &mut self.local_masters);
+        let links = self.dataplane.as_ref().and_then(|dataplane| dataplane.shortcut_links(desired));
+        let (Some(firewall), Some(links)) = (&mut self.firewall, links) else { return };
+        let outcome = firewall.apply_shortcut(desired, &options, &links, scope.has_firewall());
+        if outcome == Outcome::Repaired {
+            result.add(std::iter::once("installed the shortcut for TCP segments again"));
+        }
+        self.has_made_rules |= outcome != Outcome::Unchanged;
+        result.firewall = Some(state_of(firewall, &options));
     }
 
     /// Returns the rules for a desired state. A verification repeats those of the last job.
@@ -337,16 +355,20 @@ fn closed_uplink(device: &str) -> String {
     )
 }
 
-/// Describes the rules for the health of the agent. `checks` is whether the rules check the source of
-/// packets inside of the tunnel.
-fn state_of(firewall: &Firewall, checks: bool) -> FirewallState {
+/// Describes the rules for the health of the agent.
+fn state_of(firewall: &Firewall, options: &firewall::Options) -> FirewallState {
     FirewallState {
         backend: match firewall.backend() {
             Backend::Nftables => "nftables",
             Backend::Iptables => "iptables",
             Backend::None => "none",
         },
-        inner_check: checks.then(|| check_of(firewall)).flatten(),
+        inner_check: options.known_agents_only.then(|| check_of(firewall)).flatten(),
+        forwarding: match firewall.forwarding(options) {
+            Forwarding::Tracked => "tracked",
+            Forwarding::Untracked => "untracked",
+            Forwarding::Shortcut => "shortcut",
+        },
         keeps_agents: firewall.keeps_agents(),
     }
 }

@@ -30,6 +30,7 @@ mod firewall_foreign;
 mod firewall_forged;
 mod firewall_reboot;
 mod firewall_upgrade;
+mod forwarding;
 mod hosts;
 mod metrics;
 mod namespace;

@@ -52,7 +52,12 @@ pub(crate) struct Done {
 
 /// Returns the state of the firewall, whose rules are not simulated.
 const fn rules() -> FirewallState {
-    FirewallState { backend: "nftables", inner_check: Some("pair"), keeps_agents: false }
+    FirewallState {
+        backend: "nftables",
+        inner_check: Some("pair"),
+        keeps_agents: false,
+        forwarding: "tracked",
+    }
 }
 
 /// One kernel.

@@ -43,6 +43,17 @@ pub enum OverlayIngress {
     Closed,
 }
 
+/// How the host forwards packets between its containers and those of other agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardingKind {
+    /// Through all chains of the host, with connection tracking.
+    Tracked,
+    /// Through all chains of the host, without connection tracking.
+    Untracked,
+    /// Without connection tracking, and segments of TCP connections past the chains of the host.
+    Shortcut,
+}
+
 /// How the agent programs the network of its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataplaneConfig {
@@ -60,6 +71,10 @@ pub struct DataplaneConfig {
     pub overlay_ingress: OverlayIngress,
     /// Whether the firewall accepts VXLAN packets only from agents that the master reports.
     pub known_agents_only: bool,
+    /// How the host forwards packets between its containers and those of other agents.
+    pub forwarding: ForwardingKind,
+    /// Whether new VXLAN devices send UDP packets with a checksum.
+    pub vxlan_checksum: bool,
     /// Whether the agent applies the required settings of the host.
     pub host_settings: bool,
     /// Whether the agent refuses overlays that overlap routes or addresses of the host.
@@ -89,6 +104,8 @@ impl Default for DataplaneConfig {
             isolate_overlays: false,
             overlay_ingress: OverlayIngress::Closed,
             known_agents_only: true,
+            forwarding: ForwardingKind::Shortcut,
+            vxlan_checksum: true,
             host_settings: true,
             refuse_collisions: true,
             probe_rate: Self::PROBE_RATE_DEFAULT,
@@ -124,6 +141,16 @@ pub(super) fn read<'a>(
     config.overlay_ingress = read_ingress(document, object, &config, options);
     config.known_agents_only =
         document.read_boolean_or(object, "known_agents_only", config.known_agents_only);
+    let forwarding = [
+        ("tracked", ForwardingKind::Tracked),
+        ("untracked", ForwardingKind::Untracked),
+        ("shortcut", ForwardingKind::Shortcut),
+    ];
+    if let Some(node) = object.value("forwarding") {
+        config.forwarding = read_choice(document, &node, &forwarding).unwrap_or(config.forwarding);
+    }
+    config.vxlan_checksum =
+        document.read_boolean_or(object, "vxlan_checksum", config.vxlan_checksum);
     config.host_settings = document.read_boolean_or(object, "host_settings", config.host_settings);
     config.refuse_collisions =
         document.read_boolean_or(object, "refuse_collisions", config.refuse_collisions);
@@ -198,9 +225,10 @@ fn warn_about_unused_keys<'a>(
     object: &Object<'a>,
     config: &DataplaneConfig,
 ) {
-    const FIREWALL_KEYS: [&str; 4] =
-        ["masquerade", "isolate_overlays", "overlay_ingress", "known_agents_only"];
-    const DATAPLANE_KEYS: [&str; 4] = ["firewall", "underlay", "host_settings", "probe_rate"];
+    const FIREWALL_KEYS: [&str; 5] =
+        ["masquerade", "isolate_overlays", "overlay_ingress", "known_agents_only", "forwarding"];
+    const DATAPLANE_KEYS: [&str; 5] =
+        ["firewall", "underlay", "vxlan_checksum", "host_settings", "probe_rate"];
     let (keys, reason) = if config.kind == DataplaneKind::External {
         ([&DATAPLANE_KEYS[..], &FIREWALL_KEYS].concat(), "'dataplane' is external")
     } else if config.firewall == FirewallKind::None {

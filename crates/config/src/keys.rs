@@ -104,6 +104,8 @@ pub(super) const AGENT: Schema = object(
         "isolate_overlays",
         "overlay_ingress",
         "known_agents_only",
+        "forwarding",
+        "vxlan_checksum",
         "host_settings",
         "refuse_collisions",
         "probe_rate",

@@ -41,7 +41,7 @@ pub use credential::{
     CREDENTIALS_FILE_MAX, Credential, CredentialError, Credentials, credential_mode_warning,
     credential_path,
 };
-pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind, OverlayIngress};
+pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind, ForwardingKind, OverlayIngress};
 use document::{Document, Member};
 pub use environment::Environment;
 pub use http::{Acls, HttpConfig, Principals, normalize_hostname};

@@ -190,6 +190,8 @@ fn parse_agent_minimal_file_has_defaults() {
             underlay: None,
             firewall: FirewallKind::Auto,
             masquerade: true,
+            forwarding: ForwardingKind::Shortcut,
+            vxlan_checksum: true,
             isolate_overlays: false,
             overlay_ingress: OverlayIngress::Closed,
             known_agents_only: true,
@@ -211,8 +213,8 @@ fn parse_agent_reads_every_key() {
         "overlay_mtu":1400,"command_timeout":30000,"enable_ipv6":false},
         "max_configuration_attempts":1,"verify_interval":"5mins","dataplane":"vxlan",
         "underlay":"fd00::5","firewall":"iptables","masquerade":false,"isolate_overlays":true,
-        "overlay_ingress":"closed","known_agents_only":false,"host_settings":false,
-        "refuse_collisions":false,"probe_rate":0,"state_dir":"/s"}"#;
+        "overlay_ingress":"closed","known_agents_only":false,"forwarding":"tracked",
+        "vxlan_checksum":false,"host_settings":false,"refuse_collisions":false,"probe_rate":0,"state_dir":"/s"}"#;
     let (config, _) = parse_agent("f", text).unwrap();
     assert_eq!(config.master.as_deref(), Some("10.0.0.1:5050"));
     assert_eq!(config.cni_plugins_dir, ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from));
@@ -230,6 +232,8 @@ fn parse_agent_reads_every_key() {
         underlay: Some("fd00::5".parse().unwrap()),
         firewall: FirewallKind::Iptables,
         masquerade: false,
+        forwarding: ForwardingKind::Tracked,
+        vxlan_checksum: false,
         isolate_overlays: true,
         overlay_ingress: OverlayIngress::Closed,
         known_agents_only: false,

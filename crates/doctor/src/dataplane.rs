@@ -50,7 +50,26 @@ pub(crate) fn dataplane(observation: &Observation) -> Vec<Finding> {
         };
         findings.push(Finding::ok(CHECK, summary));
     }
+    findings.extend(missing_checksums(observation));
     findings
+}
+
+/// Names the devices that the agent would make with a checksum now. The kernel cannot change them.
+fn missing_checksums(observation: &Observation) -> Vec<Finding> {
+    if !observation.config.dataplane.vxlan_checksum {
+        return Vec::new();
+    }
+    let devices = observation.tunnel.observed.state.devices.iter();
+    let devices = devices.filter(|(_, device)| !device.link.has_checksum);
+    let note = |(name, _): (&DeviceName, _)| {
+        let summary = format!(
+            "device {name} was made without outer UDP checksums, so a peer may not merge its packets \
+             (GRO), which costs throughput"
+        );
+        let finding = Finding::note(CHECK, summary).on(Object::device(name));
+        finding.with_command(Command::replace_device(name))
+    };
+    devices.map(note).collect()
 }
 
 /// Returns whether a missing operation is a problem, given the source of the desired state.

@@ -4,7 +4,9 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
+use overlay_linux::dataplane::Dataplane;
 use overlay_types::addr::Family;
 use overlay_types::advice::{Command, IptablesRule, NftRule, RulePackets};
 
@@ -218,4 +220,24 @@ fn chain_and_file_with_special_letters_are_quoted() {
     assert!(output.status.success(), "{output:?}");
     let mode = fs::metadata(&file).expect("a file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn device_without_checksum_is_kept_until_replaced() {
+    let hosts = Hosts::new(1, Underlay::V4);
+    let (host, desired) = (&hosts.hosts[0], Arc::new(hosts.desired(&hosts.hosts[0])));
+    let verify = |has_checksum| {
+        host.namespace.inside(|| {
+            let mut dataplane = Dataplane::open().expect("a netlink socket");
+            dataplane.set_checksum(has_checksum);
+            dataplane.verify(&desired).expect("the state is readable");
+        });
+        host.namespace.run("ip -d link show vtep1024").contains(" udpcsum")
+    };
+    assert!(!verify(false));
+    assert!(!verify(true), "an existing device is kept");
+    host.namespace.succeed("sh", &["-ec", Command::replace_device(&device()).text()]);
+    assert!(verify(true));
+    assert!(verify(false), "an existing device is kept");
 }

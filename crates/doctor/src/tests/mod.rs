@@ -13,6 +13,7 @@ use overlay_linux::dataplane::{
 use overlay_linux::docker::{DockerFailure, EngineReport};
 use overlay_linux::firewall::foreign::{Listing, ListingError, SavedTables};
 use overlay_types::addr::{DeviceName, Family, Mac, Mtu, Vni};
+use overlay_types::advice::Command;
 use overlay_types::protocol::{AgentInfo, Network, State, Vxlan};
 use overlay_types::tunnel::{
     Desired, HostAddress, HostRoute, OverlayBridge, OverlaySubnets, VxlanDevice, collisions,
@@ -72,6 +73,7 @@ fn device_with_peer() -> Device {
         mtu: Mtu::new(1450).unwrap(),
         underlay: "10.0.0.1".parse().ok(),
         is_learning: false,
+        has_checksum: true,
         is_up: true,
         forwarding: [Family::V4, Family::V6].into(),
         is_marked: true,
@@ -1003,4 +1005,22 @@ fn mtu_that_does_not_fit_is_reported() {
     let summary = "eth1 has the address 10.0.0.1 too: the MTU is that of eth0, which leads to the \
                    peers";
     assert_eq!(text, lines("note", "mtu", summary, &[]));
+}
+
+#[test]
+fn device_without_checksum_is_named_unless_configured() {
+    let mut observation = healthy_host();
+    let found = |observation: &mut Observation, has_checksum| {
+        let devices = observation.tunnel.observed.state.devices.values_mut();
+        devices.for_each(|device| device.link.has_checksum = has_checksum);
+        crate::dataplane::dataplane(observation)
+    };
+    assert_eq!(found(&mut observation, true).len(), 1);
+    let findings = found(&mut observation, false);
+    let [_, note] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!(note.severity, Severity::Note);
+    assert!(note.summary.contains("vtep1024 was made without outer UDP checksums"), "{note:?}");
+    assert_eq!(note.command.as_ref().map(Command::text), Some("ip link delete vtep1024"));
+    observation.config.dataplane.vxlan_checksum = false;
+    assert_eq!(found(&mut observation, false).len(), 1);
 }

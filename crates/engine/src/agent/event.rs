@@ -213,6 +213,8 @@ pub struct FirewallState {
     /// How the source of a packet inside of the tunnel is checked, for the health. `None` if it is
     /// not checked.
     pub inner_check: Option<&'static str>,
+    /// How packets between containers of different agents pass this host, for the health.
+    pub forwarding: &'static str,
     /// Whether the rules keep the known agents of earlier rules, because the table of peers is
     /// missing.
     pub keeps_agents: bool,

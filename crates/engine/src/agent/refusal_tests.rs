@@ -159,7 +159,8 @@ fn assigned_overlay_of_other_agent_is_removed_and_failed() {
 /// Returns the result of a job without changes.
 fn with_rules() -> Programmed {
     let (backend, inner_check) = ("nftables", Some("pair"));
-    let firewall = FirewallState { backend, inner_check, keeps_agents: false };
+    let firewall =
+        FirewallState { backend, inner_check, keeps_agents: false, forwarding: "tracked" };
     Programmed { firewall: Some(firewall), ..Programmed::default() }
 }
 

@@ -15,8 +15,12 @@ fn world() -> (World, u64) {
     let mut world = World::with_tunnel(options, tunnel);
     world.detect();
     world.assign(vec![assignment("vxlan-1", 1)]);
-    let firewall =
-        FirewallState { backend: "nftables", inner_check: Some("pair"), keeps_agents: false };
+    let firewall = FirewallState {
+        backend: "nftables",
+        inner_check: Some("pair"),
+        keeps_agents: false,
+        forwarding: "tracked",
+    };
     let result = Programmed { firewall: Some(firewall), ..Programmed::default() };
     world.handle(Event::Programmed { attempt: 1, result });
     world.finish_attempt(1, NetworkKind::Cni, Ok(()));

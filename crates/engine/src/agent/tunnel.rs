@@ -526,6 +526,7 @@ impl Tunnel {
             peers,
             firewall: self.firewall.as_ref().map(|firewall| firewall.backend),
             inner_check: self.firewall.as_ref().and_then(|firewall| firewall.inner_check),
+            forwarding: self.firewall.as_ref().map(|firewall| firewall.forwarding),
             repairs: counters.dataplane_repairs,
             last_repair: self.last_repair.as_ref().map(|repair| repair.summary.clone()),
             last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),

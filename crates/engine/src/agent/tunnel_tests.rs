@@ -122,7 +122,12 @@ impl World {
 }
 
 pub(super) fn firewall(keeps_agents: bool) -> FirewallState {
-    FirewallState { backend: "nftables", inner_check: Some("pair"), keeps_agents }
+    FirewallState {
+        backend: "nftables",
+        inner_check: Some("pair"),
+        keeps_agents,
+        forwarding: "tracked",
+    }
 }
 
 fn table(version: u64, numbers: &[u8]) -> PeersUpdate {

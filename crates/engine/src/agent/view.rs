@@ -156,6 +156,9 @@ pub struct TunnelHealth {
     /// How the source of a packet inside of the tunnel is checked: `pair` or `membership`; `None`
     /// without a check.
     pub inner_check: Option<&'static str>,
+    /// How packets between containers of different agents pass this host: `tracked`, `untracked` or
+    /// `shortcut`; `None` before the first rules.
+    pub forwarding: Option<&'static str>,
     /// Repairs of objects that another process changed.
     pub repairs: u64,
     /// The last repair.

@@ -437,8 +437,7 @@ fn add_device(batch: &mut Batch, device: &DeviceName, link: &Link) {
             if let Some(underlay) = link.underlay {
                 batch.address(local_attribute(underlay), underlay);
             }
-            // The inner packet has a checksum. Some network cards compute a wrong outer checksum.
-            batch.attribute(IFLA_VXLAN_UDP_CSUM, &[0]);
+            batch.attribute(IFLA_VXLAN_UDP_CSUM, &[u8::from(link.has_checksum)]);
         });
     });
 }

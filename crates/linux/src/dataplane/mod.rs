@@ -61,6 +61,7 @@ pub use self::state::{
 };
 pub use self::underlay::{Underlay, uplinks_to_peers};
 pub use self::vrf::VrfMember;
+use crate::firewall::shortcut::{ShortcutLinks, TunnelLink};
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
 /// routing daemon is known to use it.
@@ -146,6 +147,8 @@ pub struct Dataplane {
     valid_peers: Option<(Arc<Desired>, Arc<ValidPeers>)>,
     /// The objects of other programs in the way of packets, at the last verification.
     path_problems: PathProblems,
+    /// See [`Self::set_checksum`].
+    has_checksum: bool,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -174,7 +177,15 @@ impl Dataplane {
             ports: Ports::default(),
             valid_peers: None,
             path_problems: PathProblems::default(),
+            has_checksum: true,
         })
+    }
+
+    /// Sets whether new VXLAN devices send UDP packets with a checksum, which is the default. With
+    /// it, the receiving kernel can merge packets (GRO) whatever the network card supports. The
+    /// kernel cannot change an existing device, which is kept.
+    pub const fn set_checksum(&mut self, has_checksum: bool) {
+        self.has_checksum = has_checksum;
     }
 
     /// Returns the port by which a [`Monitor`] recognizes the changes of this dataplane.
@@ -368,10 +379,15 @@ impl Dataplane {
         report: &mut Report,
     ) -> bool {
         let CachedState { mut observed, applied } = cache;
-        let plan = match applied {
+        let mut plan = match applied {
             Some(applied) => plan_change(Some(&applied), desired, &observed),
             None => plan::plan_of(desired, &self.valid_peers(desired), &observed),
         };
+        for operation in &mut plan.operations {
+            if let Operation::AddDevice(_, link) = operation {
+                link.has_checksum = self.has_checksum;
+            }
+        }
         let applied = plan.includes_every_peer().then(|| Arc::clone(desired));
         let result = apply::apply(&mut self.netlink, &mut self.indices, plan.operations);
         for operation in &result.done {
@@ -416,6 +432,28 @@ impl Dataplane {
     /// When the kernel's state cannot be read.
     pub fn clean(&mut self) -> Result<Report, DataplaneError> {
         self.verify(&Arc::default())
+    }
+
+    /// Returns the devices of the overlays that exist, or `None` if the state of the kernel is
+    /// unknown.
+    #[must_use]
+    pub fn shortcut_links(&self, desired: &Desired) -> Option<ShortcutLinks> {
+        let observed = &self.cache.as_ref()?.observed;
+        let mut links = ShortcutLinks::default();
+        for (device, state) in &observed.state.devices {
+            let Some(&index) = self.indices.vxlan.get(device) else { continue };
+            let tunnel = TunnelLink { index, has_ipv6: state.link.has_ipv6 };
+            links.tunnels.insert(device.clone(), tunnel);
+            let spaces = desired.spaces.iter().filter(|space| space.device == *device);
+            for bridge in spaces.flat_map(|space| &space.bridges) {
+                let ports = observed.ports.get(&bridge.device).into_iter().flatten();
+                let Some(&index) = self.indices.bridges.get(&bridge.device) else { continue };
+                if ports.into_iter().all(|(_, mtu)| *mtu <= state.link.mtu) {
+                    links.bridges.insert(bridge.device.clone(), index);
+                }
+            }
+        }
+        Some(links)
     }
 
     /// Lists the bridges of this host, managed or not. The CNI plugin and Docker make the bridges

@@ -19,8 +19,8 @@ use super::uapi::{
     IFLA_ADDRESS, IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_STATE, IFLA_EXT_MASK, IFLA_IFALIAS,
     IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND,
     IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID,
-    IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_XDP,
-    IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF,
+    IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_VXLAN_UDP_CSUM,
+    IFLA_XDP, IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF,
     NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF,
     RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
     RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNICAST,
@@ -112,6 +112,7 @@ pub(super) struct Vxlan {
     port: u16,
     local: Option<IpAddr>,
     is_learning: bool,
+    has_checksum: bool,
 }
 
 /// Reads the observed state and the indices of our devices.
@@ -317,6 +318,8 @@ fn managed_device(
         mtu: Mtu::new(link.mtu).ok()?,
         underlay: vxlan.local,
         is_learning: vxlan.is_learning,
+        // A tunnel over IPv6 has a checksum, unless two other attributes switch it off.
+        has_checksum: vxlan.has_checksum || is_v6,
         is_up: link.is_up,
         is_marked,
         has_ipv6: read_sysctl(&disable_ipv6_setting(&name)) == Some(0),
@@ -472,6 +475,7 @@ fn vxlan(value: &[u8]) -> Vxlan {
             IFLA_VXLAN_PORT => vxlan.port = u16_at(value, 0).map_or(0, u16::from_be),
             IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = address(value),
             IFLA_VXLAN_LEARNING => vxlan.is_learning = value.first() == Some(&1),
+            IFLA_VXLAN_UDP_CSUM => vxlan.has_checksum = value.first() == Some(&1),
             _ => {}
         }
     }

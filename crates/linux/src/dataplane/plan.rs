@@ -290,12 +290,16 @@ fn target_link(local: &VxlanDevice, observed: &Observed) -> Result<Link, Box<Pro
         mtu::target_mtu(local, observed).map_err(|problem| Box::new(Problem::Mtu(problem)))?;
     let has_ipv6 = local.ip6.is_some() && mtu::carries_ipv6(local, mtu, observed);
     let carried = local.addresses().map(|address| address.family());
+    let identity = Identity { vni, port, family };
+    let existing = observed.state.devices.get(&device).map(|device| &device.link);
+    let existing = existing.filter(|link| link.identity == identity);
     Ok(Link {
-        identity: Identity { vni, port, family },
+        identity,
         mac: local.mac,
         mtu,
         underlay: Some(local.underlay),
         is_learning: false,
+        has_checksum: existing.is_none_or(|link| link.has_checksum),
         is_up: true,
         is_marked: true,
         has_ipv6,

@@ -91,6 +91,9 @@ pub struct Link {
     /// Whether the device learns FDB entries from packets. Learning must be off: with learning, the
     /// device drops packets that a peer sends from an address that is not in its FDB entry.
     pub is_learning: bool,
+    /// Whether the outer UDP header has a checksum. The kernel cannot change it, so an existing
+    /// device keeps its own.
+    pub has_checksum: bool,
     /// Whether it is up.
     pub is_up: bool,
     /// Whether it has our mark.

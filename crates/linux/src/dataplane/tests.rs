@@ -129,6 +129,7 @@ fn any_link() -> impl Strategy<Value = Link> {
             mtu: Mtu::new(mtu).unwrap(),
             underlay: from.map(agent),
             is_learning,
+            has_checksum: true,
             is_up,
             is_marked,
             has_ipv6,

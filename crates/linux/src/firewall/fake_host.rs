@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::command::{FirewallError, Tools};
-use super::{Backend, Firewall, nftables};
+use super::{Backend, Firewall, nftables, shortcut, table};
 
 /// A host with simulated programs. A test can make one of their runs fail.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +16,7 @@ pub(super) struct FakeHost(pub(super) Arc<Mutex<FakeState>>);
 #[derive(Debug, Default)]
 pub(super) struct FakeState {
     pub(super) table: Option<String>,
+    pub(super) shortcut: Option<String>,
     /// The rules of iptables and of ip6tables.
     pub(super) saved: [String; 2],
     pub(super) sets: BTreeMap<String, BTreeSet<String>>,
@@ -35,13 +36,29 @@ impl FakeState {
         match command {
             "nft --check -f -" => Ok(String::new()),
             "nft list tables" => {
-                Ok(self.table.as_ref().map_or("", |_| "table inet mesos_overlay\n").to_owned())
+                let name = |table: &Option<String>, name| table.as_ref().map_or("", |_| name);
+                let shortcut = name(&self.shortcut, "table netdev mesos_overlay\n");
+                Ok(format!("{}{shortcut}", name(&self.table, "table inet mesos_overlay\n")))
+            }
+            "nft -s list table netdev mesos_overlay" => {
+                self.shortcut.clone().ok_or_else(|| refused("No such file or directory"))
             }
             "nft -s list table inet mesos_overlay" => {
                 self.table.clone().ok_or_else(|| refused("No such file or directory"))
             }
             "nft -f -" => {
-                match input.strip_prefix(&nftables::remove()) {
+                let input = match input.strip_prefix(&table::removal(shortcut::TABLE)) {
+                    Some(rest) if rest.is_empty() || rest.starts_with("table netdev") => {
+                        self.shortcut = (!rest.is_empty()).then(|| rest.to_owned());
+                        return Ok(String::new());
+                    }
+                    Some(rest) => {
+                        self.shortcut = None;
+                        rest
+                    }
+                    None => input,
+                };
+                match input.strip_prefix(&table::removal(nftables::TABLE)) {
                     Some(new) => self.table = (!new.is_empty()).then(|| new.to_owned()),
                     // A change of elements, which this host does not apply.
                     None => self.transactions += 1,
@@ -138,7 +155,7 @@ impl Tools for FakeHost {
     fn generation(&self) -> Option<u32> {
         let state = self.0.lock();
         let mut hasher = DefaultHasher::new();
-        (&state.table, &state.saved, state.transactions).hash(&mut hasher);
+        (&state.table, &state.shortcut, &state.saved, state.transactions).hash(&mut hasher);
         u32::try_from(hasher.finish() >> 32).ok()
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::elements::ListedElements;
 use super::iptables::Jump;
-use super::{ipsets, iptables, nftables};
+use super::{ipsets, iptables, nftables, shortcut};
 
 /// The observed rules.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -25,9 +25,12 @@ impl Listing {
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
             let words = line.trim();
-            if let Some(name) = words.strip_prefix("set ") {
+            let object = words.strip_prefix("set ").or_else(|| words.strip_prefix("map "));
+            if let Some(name) = object {
                 let name = name.trim_end_matches(" {");
-                set = Some(name).filter(|name| nftables::is_dynamic(name));
+                let is_dynamic =
+                    |name: &&str| nftables::is_dynamic(name) || shortcut::is_dynamic(name);
+                set = Some(name).filter(is_dynamic);
             } else if let Some(set) = set
                 && let Some(elements) = words.strip_prefix("elements = {")
             {
@@ -47,8 +50,12 @@ impl Listing {
     fn add_elements(&mut self, set: &str, text: &str) {
         let elements = text.trim_end_matches('}').split(',').map(str::trim);
         for element in elements.filter(|element| !element.is_empty()) {
-            let parts: Option<Vec<_>> = element.split(" . ").map(normalize).collect();
-            self.add_element(set, element, parts.map(|parts| parts.join(" . ")));
+            let normalized = |key: &str| {
+                let parts: Option<Vec<_>> = key.split(" . ").map(normalize).collect();
+                parts.map(|parts| parts.join(" . "))
+            };
+            let pair: Option<Vec<_>> = element.split(" : ").map(normalized).collect();
+            self.add_element(set, element, pair.map(|pair| pair.join(" : ")));
         }
     }
 

@@ -39,11 +39,15 @@ mod listing;
 mod monitor;
 mod nft_chains;
 mod nft_errors;
+mod nft_untracked;
 mod nftables;
 #[cfg(test)]
 mod restart_tests;
 mod ruleset;
 mod saved;
+pub mod shortcut;
+#[cfg(test)]
+mod shortcut_tests;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -52,6 +56,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use overlay_types::addr::Family;
+use overlay_types::tunnel::Desired;
 
 use self::applied::{AppliedRules, ObservedRules};
 use self::chains::SavedRules;
@@ -62,9 +67,10 @@ use self::iptables::Scope;
 use self::kept::Format;
 use self::listing::Listing;
 pub use self::monitor::{Monitor, RulesEvent};
-pub use self::ruleset::{Ingress, Options, Ruleset};
+pub use self::ruleset::{Forwarding, Ingress, Options, Ruleset};
 use self::saved::Section;
 pub use self::saved::{LoadError, RulesFile};
+use self::shortcut::{Shortcut, ShortcutLinks, ShortcutRules};
 
 /// The firewall that holds the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +118,7 @@ pub struct Firewall {
     clean_failure: Option<FirewallError>,
     /// Whether rules about flows were made that were missing before.
     has_new_flow_rules: bool,
+    shortcut: Shortcut,
     tools: Box<dyn Tools>,
 }
 
@@ -204,6 +211,7 @@ impl Firewall {
             file: None,
             clean_failure: None,
             has_new_flow_rules: false,
+            shortcut: Shortcut::default(),
             tools,
         }
     }
@@ -239,6 +247,9 @@ impl Firewall {
     /// next verification makes the rules again. If events are lost, it does so once: events of our
     /// own rules may fill the buffer each time.
     pub fn note_event(&mut self, event: RulesEvent, is_during_change: bool) {
+        if event != RulesEvent::None {
+            self.shortcut.note_event();
+        }
         let Some(applied) = &mut self.applied else { return };
         applied.note_event(event, is_during_change);
     }
@@ -357,6 +368,49 @@ impl Firewall {
                 }
                 self.clean_failure = Some(error);
             }
+        }
+    }
+
+    /// Makes or removes the shortcut for the devices that exist now: see [`shortcut`]. Call this after
+    /// the devices were programmed. With `verifies` the existing shortcut is compared. Without a
+    /// list of peers, the existing shortcut is kept, as the routes are.
+    pub fn apply_shortcut(
+        &mut self,
+        desired: &Desired,
+        options: &Options,
+        links: &ShortcutLinks,
+        verifies: bool,
+    ) -> Outcome {
+        let is_known = desired.peers.is_some() || desired.vxlan_devices.is_empty();
+        if self.backend != Backend::Nftables || !is_known {
+            return Outcome::Unchanged;
+        }
+        let rules = match self.possible_forwarding(options) {
+            Forwarding::Shortcut => ShortcutRules::new(desired, links),
+            Forwarding::Tracked | Forwarding::Untracked => ShortcutRules::default(),
+        };
+        self.shortcut.apply(&*self.tools, rules, verifies)
+    }
+
+    /// Returns how packets between containers are forwarded with these options.
+    #[must_use]
+    pub fn forwarding(&self, options: &Options) -> Forwarding {
+        match self.possible_forwarding(options) {
+            Forwarding::Shortcut if !self.shortcut.is_active() => Forwarding::Untracked,
+            forwarding => forwarding,
+        }
+    }
+
+    /// Returns how the rules of this host allow packets between containers to be forwarded. Sources
+    /// that only our forward chain checks do not skip it.
+    fn possible_forwarding(&self, options: &Options) -> Forwarding {
+        let is_untracked =
+            self.applied.as_ref().is_some_and(|applied| applied.rules.layout.is_untracked);
+        let is_checked = self.check == Some(InnerCheck::Pair) || !options.known_agents_only;
+        match options.forwarding {
+            _ if !is_untracked || self.backend != Backend::Nftables => Forwarding::Tracked,
+            Forwarding::Shortcut if is_checked => Forwarding::Shortcut,
+            _ => Forwarding::Untracked,
         }
     }
 
@@ -557,6 +611,7 @@ impl Firewall {
     /// When a program fails.
     pub fn clean(&mut self) -> Result<(), FirewallError> {
         self.applied = None;
+        self.shortcut.forget();
         if let Some(file) = &mut self.file
             && let Err(error) = file.remove()
         {
@@ -586,7 +641,7 @@ impl Firewall {
     /// When a program fails.
     pub fn list_owned() -> Result<Vec<String>, FirewallError> {
         let tools = SystemTools::default();
-        let mut found: Vec<_> = table::describe(&tools)?.into_iter().collect();
+        let mut found = table::describe(&tools)?;
         for family in [Family::V4, Family::V6] {
             found.extend(chains::describe(&tools, family)?);
         }

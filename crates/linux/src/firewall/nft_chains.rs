@@ -22,6 +22,7 @@ use overlay_types::addr::{Family, Subnet};
 
 use super::InnerCheck;
 use super::nft_errors::{self, Origin};
+use super::nft_untracked;
 use super::nftables::{hex, keyword, prefixes, suffix};
 use super::ruleset::{Ingress, Layout, Senders, of_family};
 
@@ -47,6 +48,7 @@ pub(super) fn write(body: &mut String, layout: &Layout, check: InnerCheck, has_g
     chains.outside(body);
     chains.forward(body);
     chains.postrouting(body);
+    nft_untracked::write(body, layout);
 }
 
 struct Chains<'a> {
@@ -403,10 +405,22 @@ impl Chains<'_> {
     /// Writes the chain that masquerades, just before the chains of other programs (100). Packets
     /// that enter a tunnel or stay on the host keep their source address.
     fn postrouting(&self, body: &mut String) {
-        if !self.layout.masquerade {
+        if !self.layout.masquerade && !self.layout.is_untracked {
             return;
         }
         let mut rules = vec![base("nat", "postrouting", "99")];
+        if self.layout.is_untracked {
+            chain(body, "translated", nft_untracked::translated(self.layout));
+            rules.push("ct status dnat jump translated".to_owned());
+        }
+        if self.layout.masquerade {
+            rules.extend(self.masquerade());
+        }
+        chain(body, "postrouting", rules);
+    }
+
+    fn masquerade(&self) -> Vec<String> {
+        let mut rules = Vec::new();
         for device in &self.layout.devices {
             rules.push(format!("oifname \"{device}\" return"));
         }
@@ -414,7 +428,7 @@ impl Chains<'_> {
         rules.push("ip daddr 224.0.0.0/4 return".to_owned());
         rules.push("ip6 daddr ff00::/8 return".to_owned());
         rules.extend(self.spaces("saddr").map(|from| format!("{from} masquerade")));
-        chain(body, "postrouting", rules);
+        rules
     }
 }
 
@@ -434,12 +448,12 @@ pub(super) fn chain(body: &mut String, name: &str, rules: impl IntoIterator<Item
     body.push_str("\t}\n");
 }
 
-fn base(kind: &str, hook: &str, priority: &str) -> String {
+pub(super) fn base(kind: &str, hook: &str, priority: &str) -> String {
     format!("type {kind} hook {hook} priority {priority}; policy accept;")
 }
 
 /// Returns the part of a packet's address that a subnet of this length has.
-fn masked(family: Family, address: &str, prefix: u8) -> String {
+pub(super) fn masked(family: Family, address: &str, prefix: u8) -> String {
     let ip = keyword(family);
     match mask(family, prefix) {
         Some(mask) => format!("{ip} {address} & {mask}"),

@@ -19,6 +19,7 @@ use super::InnerCheck;
 use super::elements::{Element, ElementChanges, ListedElements, SetName};
 use super::nft_chains;
 use super::ruleset::{Layout, Ruleset, Senders};
+use super::table;
 
 /// Our table.
 pub(super) const TABLE: &str = "inet mesos_overlay";
@@ -70,12 +71,7 @@ pub(super) fn script(layout: &Layout, check: InnerCheck, elements: &ListedElemen
     }
     let has_gateways = elements.contains_key(&set_name(layout, check, SetName::Gateways));
     nft_chains::write(&mut body, layout, check, has_gateways);
-    format!("{}table {TABLE} {{\n{body}}}\n", remove())
-}
-
-/// Returns the input of nft that removes the table. It succeeds without a table as well.
-pub(super) fn remove() -> String {
-    format!("table {TABLE}\ndelete table {TABLE}\n")
+    format!("{}table {TABLE} {{\n{body}}}\n", table::removal(TABLE))
 }
 
 /// Returns the input of nft that changes elements, in one transaction.
@@ -224,6 +220,19 @@ fn static_sets(body: &mut String, layout: &Layout) {
             write_fixed_set(body, &name, &format!("ifname . {kind} . {kind}"), elements);
         }
     }
+    if layout.is_untracked {
+        for family in [Family::V4, Family::V6] {
+            for (prefix, subnets) in by_prefix(layout.own(family)) {
+                let name = format!("local{}_{prefix}", suffix(family));
+                write_fixed_set(body, &name, address(family), subnets.iter().map(Subnet::first));
+            }
+            let gateways = layout.gateways(family);
+            if gateways.len() > 0 {
+                let name = format!("bridges{}", suffix(family));
+                write_fixed_set(body, &name, address(family), gateways);
+            }
+        }
+    }
     if !layout.control_ports.is_empty() {
         write_set(body, "control_ports", "type inet_service", &layout.control_ports);
     }
@@ -234,7 +243,7 @@ fn static_sets(body: &mut String, layout: &Layout) {
 
 /// Writes a set whose elements never change. With a size, the kernel uses a hash table that it does
 /// not have to resize, in which a lookup takes less time.
-fn write_fixed_set<T: Display>(
+pub(super) fn write_fixed_set<T: Display>(
     body: &mut String,
     name: &str,
     kind: &str,
@@ -244,13 +253,15 @@ fn write_fixed_set<T: Display>(
     write_set(body, name, &format!("type {kind}\n\t\tsize {size}"), elements);
 }
 
-fn write_set<T: Display>(
+pub(super) fn write_set<T: Display>(
     body: &mut String,
     name: &str,
     kind: &str,
     elements: impl IntoIterator<Item = T>,
 ) {
-    let _ = write!(body, "\tset {name} {{\n\t\t{kind}\n");
+    // The type of a map has the types of its keys and of its values.
+    let object = if kind.contains(" : ") { "map" } else { "set" };
+    let _ = write!(body, "\t{object} {name} {{\n\t\t{kind}\n");
     let elements = list(elements);
     if !elements.is_empty() {
         let _ = writeln!(body, "\t\telements = {{ {elements} }}");
@@ -263,7 +274,7 @@ fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 /// Returns the subnets of each length.
-fn by_prefix(subnets: BTreeSet<Subnet>) -> impl Iterator<Item = (u8, Vec<Subnet>)> {
+pub(super) fn by_prefix(subnets: BTreeSet<Subnet>) -> impl Iterator<Item = (u8, Vec<Subnet>)> {
     let lengths = prefixes(subnets.iter().copied());
     lengths.into_iter().map(move |prefix| {
         let subnets = subnets.iter().copied().filter(|subnet| subnet.prefix() == prefix);
@@ -293,7 +304,7 @@ pub(super) const fn suffix(family: Family) -> &'static str {
 }
 
 /// Returns nft's type of an address.
-const fn address(family: Family) -> &'static str {
+pub(super) const fn address(family: Family) -> &'static str {
     match family {
         Family::V4 => "ipv4_addr",
         Family::V6 => "ipv6_addr",

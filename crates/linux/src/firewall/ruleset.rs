@@ -2,9 +2,10 @@
 //! independent of the backend: [`super::nftables`] and [`super::iptables`] write the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use overlay_types::addr::{DeviceName, Family, OverlayName, Subnet};
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, OverlayName, Subnet};
 use overlay_types::tunnel::{Desired, VxlanDevice};
 
 use super::InnerCheck;
@@ -27,6 +28,8 @@ pub struct Options {
     pub isolate: bool,
     /// Whether hosts outside of the overlays may open flows to containers without a published port.
     pub ingress: Ingress,
+    /// How packets between containers of this host and of other agents are forwarded.
+    pub forwarding: Forwarding,
     /// TCP ports that are closed to containers: on this host, and on the hosts of the other agents.
     /// Empty in a Mesos process: executors and schedulers in containers need its port.
     pub control_ports: BTreeSet<u16>,
@@ -45,6 +48,22 @@ pub enum Ingress {
     Closed,
 }
 
+/// How packets between containers of this host and those of other agents pass the kernel. The later
+/// ways need nftables and cost less. Where a way is not possible, the one before it is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Forwarding {
+    /// Through all chains of the host, with connection tracking.
+    Tracked,
+    /// Through all chains of the host, without connection tracking. The VXLAN packets between the
+    /// agents are not tracked either.
+    Untracked,
+    /// Without connection tracking. Segments of TCP connections are also forwarded at the ingress
+    /// hook, past the chains of the host: see [`super::shortcut`]. The first segments of a
+    /// connection, and all other packets, pass the chains.
+    #[default]
+    Shortcut,
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -52,6 +71,7 @@ impl Default for Options {
             known_agents_only: true,
             isolate: false,
             ingress: Ingress::Closed,
+            forwarding: Forwarding::default(),
             control_ports: BTreeSet::new(),
             local_ports: BTreeSet::new(),
         }
@@ -80,6 +100,8 @@ pub(super) struct Layout {
     pub(super) spaces: BTreeMap<OverlayName, BTreeSet<Subnet>>,
     /// The bridges of the overlays on this host, with the subnets of their containers.
     pub(super) bridges: BTreeMap<DeviceName, BTreeSet<Subnet>>,
+    /// The subnets of this host, one of each overlay and family.
+    own: BTreeSet<Subnet>,
     /// Bridges, each with one of its subnets and a subnet of its overlay of the same family.
     pub(super) within: BTreeSet<(DeviceName, Subnet, Subnet)>,
     /// The managed VXLAN devices.
@@ -99,6 +121,11 @@ pub(super) struct Layout {
     pub(super) isolate: bool,
     /// See [`Options::ingress`].
     pub(super) ingress: Ingress,
+    /// Whether packets between containers of different agents are not tracked. Rules without
+    /// conntrack do not enable it for a rule about translated connections either.
+    pub(super) is_untracked: bool,
+    /// Addresses of the bridges themselves.
+    pub(super) gateways: BTreeSet<IpAddr>,
     /// See [`Options::control_ports`].
     pub(super) control_ports: BTreeSet<u16>,
     /// See [`Options::local_ports`].
@@ -187,6 +214,7 @@ impl Layout {
         Self {
             spaces,
             bridges,
+            own: own.clone().copied().collect(),
             within,
             devices: devices.iter().map(|device| device.device.clone()).collect(),
             ports: devices.iter().map(|device| device.port).collect(),
@@ -203,6 +231,13 @@ impl Layout {
             masquerade: options.masquerade,
             isolate: options.isolate,
             ingress: options.ingress,
+            is_untracked: options.forwarding >= Forwarding::Untracked
+                && (options.masquerade || options.ingress == Ingress::Closed),
+            gateways: desired
+                .bridges()
+                .flat_map(|bridge| &bridge.gateways)
+                .map(InterfaceAddress::address)
+                .collect(),
             control_ports: options.control_ports.clone(),
             local_ports: options.local_ports.clone(),
         }
@@ -231,6 +266,19 @@ impl Layout {
             of_family(subnets.iter(), family).map(move |subnet| (bridge, subnet))
         });
         subnets.collect()
+    }
+
+    /// Returns the subnets of this host, in which those of its bridges are.
+    pub(super) fn own(&self, family: Family) -> BTreeSet<Subnet> {
+        of_family(self.own.iter(), family).collect()
+    }
+
+    /// Returns the addresses of the bridges of a family.
+    pub(super) fn gateways(&self, family: Family) -> impl ExactSizeIterator<Item = IpAddr> {
+        let gateways = self.gateways.iter().copied();
+        let gateways: Vec<_> =
+            gateways.filter(|gateway| gateway.is_ipv4() == (family == Family::V4)).collect();
+        gateways.into_iter()
     }
 
     /// Returns the elements of [`Self::within`] of a family, by the lengths of both subnets.

@@ -176,7 +176,7 @@ impl RulesFile {
 
 /// Returns whether the host has rules of ours.
 fn has_rules(tools: &dyn Tools) -> Result<bool, FirewallError> {
-    if table::describe(tools)?.is_some() {
+    if !table::describe(tools)?.is_empty() {
         return Ok(true);
     }
     for family in [Family::V4, Family::V6] {

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use overlay_types::addr::{DeviceName, Mac, Subnet, Vni};
 use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets, Peer, VxlanDevice};
 
+use super::shortcut::TunnelLink;
 use super::*;
 
 /// Returns the desired state of the first of three hosts.
@@ -90,6 +91,26 @@ fn desired_with_underlay(family: Family) -> Desired {
     }
 }
 
+/// Returns the desired state with the gateway addresses of two bridges.
+pub(super) fn with_gateways(desired: &Desired) -> Desired {
+    let mut desired = desired.clone();
+    for (bridge, gateway) in
+        desired.spaces[0].bridges.iter_mut().zip(["192.168.1.1/25", "fd01:b:0:0:1:8000::1/81"])
+    {
+        bridge.gateways.push(gateway.parse().unwrap());
+    }
+    desired
+}
+
+/// Returns the devices of the first host.
+pub(super) fn links() -> ShortcutLinks {
+    let bridges = [("m-a", 3), ("d-a", 4), ("m-b", 5)];
+    ShortcutLinks {
+        tunnels: [(DeviceName::vtep(Vni::DEFAULT), TunnelLink { index: 7, has_ipv6: true })].into(),
+        bridges: bridges.map(|(name, index)| (name.parse().unwrap(), index)).into(),
+    }
+}
+
 /// Returns the options of an agent with control ports.
 pub(super) fn program(isolate: bool) -> Options {
     Options { isolate, control_ports: [5051].into(), ..Options::default() }
@@ -131,6 +152,7 @@ fn texts() -> Vec<(&'static str, String)> {
         ("nft-gateway", nft(&gateway, Pair)),
         ("nft-membership", nft(&isolated, Membership)),
         ("nft-membership-gateway", nft(&gateway, Membership)),
+        ("nft-shortcut", ShortcutRules::new(&with_gateways(&desired), &links()).script()),
         ("ipsets", ipsets::script(&ipsets::listed(&isolated))),
         ("iptables-isolated", ipt(&isolated, Family::V4, Scope::Everything)),
         ("ip6tables-isolated", ipt(&isolated, Family::V6, Scope::Everything)),
@@ -153,6 +175,7 @@ fn rules_match_expected_texts() {
         ("nft-gateway", include_str!("expected/nft-gateway.txt")),
         ("nft-membership", include_str!("expected/nft-membership.txt")),
         ("nft-membership-gateway", include_str!("expected/nft-membership-gateway.txt")),
+        ("nft-shortcut", include_str!("expected/nft-shortcut.txt")),
         ("ipsets", include_str!("expected/ipsets.txt")),
         ("iptables-isolated", include_str!("expected/iptables-isolated.txt")),
         ("ip6tables-isolated", include_str!("expected/ip6tables-isolated.txt")),

@@ -106,6 +106,15 @@ impl Command {
         Self::own(format!("ip link delete {}", super::quoted(device)))
     }
 
+    /// Removes a managed device that the running agent makes again.
+    #[must_use]
+    pub fn replace_device(device: &DeviceName) -> Self {
+        Self::with_effect(
+            format!("ip link delete {device}"),
+            "interrupts its overlays until the running agent has made it again, in about a second",
+        )
+    }
+
     /// Enables IPv6 on a managed device.
     #[must_use]
     pub fn enable_ipv6(device: &DeviceName) -> Self {

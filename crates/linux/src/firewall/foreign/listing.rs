@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::model::{RuleBackend, Step, Table, TableFamily};
+use super::packet::Untracked;
 use super::{iptables_save, nft_json};
 use crate::firewall::command::{FirewallError, SystemTools, Tools};
 use crate::subprocess::find_system_program;
@@ -334,6 +335,12 @@ impl Listing {
             }
         }
         tables
+    }
+
+    /// Returns which packets the managed rules keep out of connection tracking.
+    pub(super) fn untracked(&self) -> Untracked {
+        let ruleset = self.nft.as_deref().and_then(parse);
+        ruleset.map(|ruleset| nft_json::untracked(&ruleset)).unwrap_or_default()
     }
 
     fn tables_with_queues(&self) -> Vec<Table> {

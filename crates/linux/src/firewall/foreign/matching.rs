@@ -7,8 +7,8 @@ use overlay_types::addr::{Family, Subnet};
 
 use super::model::{
     Condition, ETHER_IPV4, ETHER_IPV6, Field, Hook, IS_BRIDGED, Item, Key, MarkChange,
-    STATE_ESTABLISHED, STATE_NEW, TCP, TYPE_LOCAL, TYPE_UNICAST, TableFamily, Values,
-    address_number,
+    STATE_ESTABLISHED, STATE_NEW, STATE_UNTRACKED, TCP, TYPE_LOCAL, TYPE_UNICAST, TableFamily,
+    Values, address_number,
 };
 use super::packet::{Packet, PacketKind};
 
@@ -72,6 +72,8 @@ pub(super) struct View<'a> {
     pub(super) packet: &'a Packet,
     pub(super) protocol: u8,
     pub(super) is_established: bool,
+    /// Whether the managed rules keep the packet out of connection tracking.
+    pub(super) is_untracked: bool,
     /// Whether a condition that the port of the evaluated packet does not meet is unknown, since a
     /// packet with another port may meet it.
     pub(super) has_any_port: bool,
@@ -200,6 +202,7 @@ impl View<'_> {
             Field::TcpFlags if self.protocol != TCP => Seen::Absent,
             Field::TcpFlags => single(if self.is_established { 16 } else { 2 }),
             Field::State if changes.is_untracked || !self.has_connection() => Seen::Unknown,
+            Field::State if self.is_untracked => single(STATE_UNTRACKED),
             Field::State if self.is_established => single(STATE_ESTABLISHED),
             Field::State => single(STATE_NEW),
             Field::Translations if changes.is_diverted || changes.is_untracked => Seen::Unknown,

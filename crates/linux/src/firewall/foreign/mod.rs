@@ -100,10 +100,10 @@ pub fn obstacles(
 }
 
 fn evaluate(listing: &Listing, packets: &[Packet]) -> Vec<Obstacle> {
-    let tables = listing.tables();
+    let (tables, untracked) = (listing.tables(), listing.untracked());
     let mut hits: Vec<(Hit<'_>, Vec<&Packet>)> = Vec::new();
     for packet in packets {
-        for hit in walk::drops(&tables, packet) {
+        for hit in walk::drops(&tables, packet, untracked.has(packet.kind)) {
             match hits.iter_mut().find(|(other, _)| other.is_same(&hit)) {
                 Some((_, packets)) => packets.push(packet),
                 None => hits.push((hit, vec![packet])),

@@ -306,6 +306,7 @@ pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 pub(super) const STATE_ESTABLISHED: u128 = 2;
 pub(super) const STATE_NEW: u128 = 8;
+pub(super) const STATE_UNTRACKED: u128 = 64;
 pub(super) const STATUS_DNAT: u128 = 32;
 pub(super) const STATUS_SNAT: u128 = 16;
 /// Also the number of the type `host` of a packet.
@@ -335,7 +336,7 @@ pub(super) fn state(name: &str) -> Option<u128> {
         "established" => STATE_ESTABLISHED,
         "related" => 4,
         "new" => STATE_NEW,
-        "untracked" => 64,
+        "untracked" => STATE_UNTRACKED,
         _ => return None,
     })
 }

@@ -11,7 +11,8 @@ use super::model::{
     Values, Verdict,
 };
 use super::nft_values::{items, key_of, keys_of, pairs};
-use crate::firewall::nftables;
+use super::packet::Untracked;
+use crate::firewall::{nft_untracked, nftables, shortcut};
 
 /// A set or a map by table family, table and name.
 type SetKey = (String, String, String);
@@ -37,7 +38,9 @@ fn text<'a>(object: &'a Value, key: &str) -> &'a str {
 
 /// Returns whether a table is the managed table.
 fn is_own(family: TableFamily, name: &str) -> bool {
-    nftables::TABLE.split_once(' ') == Some((family.name(), name))
+    [nftables::TABLE, shortcut::TABLE]
+        .iter()
+        .any(|table| table.split_once(' ') == Some((family.name(), name)))
 }
 
 /// Returns family and name of each foreign table that has a set or a map. A listing without
@@ -83,8 +86,26 @@ pub(super) fn has_iptables_table(listing: &Value) -> bool {
 pub(super) fn lacks_devices(listing: &Value) -> bool {
     objects(listing).any(|(kind, chain)| {
         let is_on_device = matches!(text(chain, "hook"), "ingress" | "egress");
-        kind == "chain" && is_on_device && chain.get("dev").is_none()
+        let family = TableFamily::parse(text(chain, "family"));
+        let is_own = family.is_some_and(|family| is_own(family, text(chain, "table")));
+        kind == "chain" && is_on_device && !is_own && chain.get("dev").is_none()
     })
+}
+
+/// Returns which packets the managed rules keep out of connection tracking.
+pub(super) fn untracked(listing: &Value) -> Untracked {
+    let has_rule = |chain: &str| {
+        objects(listing).any(|(kind, rule)| {
+            let family = TableFamily::parse(text(rule, "family"));
+            kind == "rule"
+                && text(rule, "chain") == chain
+                && family.is_some_and(|family| is_own(family, text(rule, "table")))
+        })
+    };
+    Untracked {
+        of_containers: has_rule(nft_untracked::CHAIN),
+        of_tunnels: has_rule(nft_untracked::OUTPUT_CHAIN),
+    }
 }
 
 /// Adds the elements of a listing.

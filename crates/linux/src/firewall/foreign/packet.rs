@@ -34,6 +34,26 @@ impl PacketKind {
     }
 }
 
+/// The packets that the managed rules keep out of connection tracking.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Untracked {
+    /// Packets between containers of different agents.
+    pub(super) of_containers: bool,
+    /// VXLAN packets.
+    pub(super) of_tunnels: bool,
+}
+
+impl Untracked {
+    /// Returns whether packets of this kind are not tracked.
+    pub(super) const fn has(self, kind: PacketKind) -> bool {
+        match kind {
+            PacketKind::ToPeer | PacketKind::FromPeer => self.of_containers,
+            PacketKind::VxlanIn | PacketKind::VxlanOut => self.of_tunnels,
+            PacketKind::Bridged => false,
+        }
+    }
+}
+
 /// A packet that an overlay needs. Its addresses are ranges: every address of a range is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packet {

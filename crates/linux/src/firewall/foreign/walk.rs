@@ -29,8 +29,9 @@ pub(super) struct Hit<'a> {
     pub(super) is_definite: bool,
 }
 
-/// Returns the drops of a packet, one for each base chain that drops it.
-pub(super) fn drops<'a>(tables: &'a [Table], packet: &Packet) -> Vec<Hit<'a>> {
+/// Returns the drops of a packet, one for each base chain that drops it. `is_untracked` is whether the
+/// managed rules keep it out of connection tracking: then no address of it is translated.
+pub(super) fn drops<'a>(tables: &'a [Table], packet: &Packet, is_untracked: bool) -> Vec<Hit<'a>> {
     let mut bases = bases(tables, packet);
     bases.sort_by_key(|(_, _, base)| (base.hook, base.priority));
     let protocols: &[u8] = if packet.port.is_some() { &[UDP] } else { &[UDP, TCP] };
@@ -39,13 +40,14 @@ pub(super) fn drops<'a>(tables: &'a [Table], packet: &Packet) -> Vec<Hit<'a>> {
         for is_established in [false, true] {
             let mut changes = Changes::default();
             for (table, chain, base) in &bases {
-                if base.is_nat && is_established {
+                if base.is_nat && (is_established || is_untracked) {
                     continue;
                 }
                 let view = View {
                     packet,
                     protocol: *protocol,
                     is_established,
+                    is_untracked,
                     has_any_port: false,
                     family: table.family,
                     hook: base.hook,

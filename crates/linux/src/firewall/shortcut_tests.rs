@@ -1,0 +1,137 @@
+//! Tests of the life of the shortcut on a host with simulated programs. `tests` has its text.
+
+use overlay_types::addr::DeviceName;
+
+use super::fake_host::{FakeHost, refused};
+use super::shortcut::TunnelLink;
+use super::tests::{desired, links, program, with_gateways};
+use super::*;
+
+type Change = fn(&mut Setup);
+
+/// A host whose rules are made.
+struct Setup {
+    host: FakeHost,
+    firewall: Firewall,
+    desired: Desired,
+    options: Options,
+    links: ShortcutLinks,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let host = FakeHost::default();
+        let mut firewall = host.firewall(Backend::Nftables);
+        let (desired, options) = (with_gateways(&desired()), program(false));
+        firewall.verify(&Ruleset::new(&desired, &options)).unwrap();
+        Self { host, firewall, desired, options, links: links() }
+    }
+
+    fn apply(&mut self, verifies: bool) -> Outcome {
+        let Self { firewall, desired, options, links, .. } = self;
+        firewall.apply_shortcut(desired, options, links, verifies)
+    }
+
+    fn forwarding(&self) -> Forwarding {
+        self.firewall.forwarding(&self.options)
+    }
+
+    fn has_table(&self) -> bool {
+        self.host.0.lock().shortcut.is_some()
+    }
+}
+
+#[test]
+fn shortcut_is_made_once_and_repaired() {
+    let mut setup = Setup::new();
+    assert_eq!(setup.forwarding(), Forwarding::Untracked);
+    assert_eq!(setup.apply(true), Outcome::Made);
+    assert_eq!(setup.forwarding(), Forwarding::Shortcut);
+    for verifies in [false, true] {
+        assert_eq!(setup.apply(verifies), Outcome::Unchanged);
+    }
+    setup.host.0.lock().shortcut.as_mut().unwrap().push_str("another rule\n");
+    assert_eq!(setup.apply(false), Outcome::Unchanged);
+    assert_eq!(setup.apply(true), Outcome::Repaired);
+    assert_eq!(setup.apply(true), Outcome::Unchanged);
+}
+
+#[test]
+fn changed_peer_changes_elements_and_device_changes_table() {
+    let mut setup = Setup::new();
+    setup.apply(true);
+    let transactions = setup.host.0.lock().transactions;
+    let peers = setup.desired.peers.as_mut().unwrap();
+    let (first, _) = peers.first_key_value().map(|(key, peer)| (*key, peer.clone())).unwrap();
+    peers.get_mut(&first).unwrap().ip = Some([44, 128, 0, 77].into());
+    setup.firewall.update(&Ruleset::new(&setup.desired, &setup.options)).unwrap();
+    assert_eq!(setup.apply(false), Outcome::Made);
+    // One for the rules and one for the shortcut.
+    assert_eq!(setup.host.0.lock().transactions, transactions + 2);
+    for link in setup.links.tunnels.values_mut() {
+        *link = TunnelLink { index: 99, ..*link };
+    }
+    let before = setup.host.0.lock().shortcut.clone();
+    assert_eq!(setup.apply(false), Outcome::Made);
+    assert_ne!(setup.host.0.lock().shortcut, before);
+}
+
+#[test]
+fn shortcut_ends_with_its_reasons() {
+    let reasons: [(&str, Change); 5] = [
+        ("option", |setup| setup.options.forwarding = Forwarding::Untracked),
+        ("tracked", |setup| setup.options.forwarding = Forwarding::Tracked),
+        ("no bridge", |setup| setup.links.bridges.clear()),
+        ("no tunnel", |setup| setup.links.tunnels.clear()),
+        ("no conntrack", |setup| {
+            (setup.options.masquerade, setup.options.ingress) = (false, Ingress::Open);
+        }),
+    ];
+    for (reason, change) in reasons {
+        let mut setup = Setup::new();
+        setup.apply(true);
+        assert!(setup.has_table());
+        change(&mut setup);
+        let rules = Ruleset::new(&setup.desired, &setup.options);
+        setup.firewall.verify(&rules).unwrap();
+        assert_eq!(setup.apply(false), Outcome::Made, "{reason}");
+        assert!(!setup.has_table() && setup.forwarding() != Forwarding::Shortcut, "{reason}");
+        assert_eq!(setup.apply(true), Outcome::Unchanged, "{reason}");
+    }
+    let mut setup = Setup::new();
+    setup.apply(true);
+    setup.firewall.clean().unwrap();
+    assert!(!setup.has_table());
+}
+
+#[test]
+fn unknown_peers_keep_shortcut() {
+    let mut setup = Setup::new();
+    setup.apply(true);
+    setup.desired.peers = None;
+    assert_eq!(setup.apply(true), Outcome::Unchanged);
+    assert!(setup.has_table());
+}
+
+#[test]
+fn failure_falls_back_until_next_verification() {
+    let mut setup = Setup::new();
+    setup.host.fail(Some((0, refused("Operation not supported"))));
+    assert_eq!(setup.apply(true), Outcome::Unchanged);
+    assert_eq!(setup.forwarding(), Forwarding::Untracked);
+    assert_eq!(setup.apply(false), Outcome::Unchanged, "it waits for the verification");
+    assert_eq!(setup.apply(true), Outcome::Made);
+    assert_eq!(setup.forwarding(), Forwarding::Shortcut);
+}
+
+/// Shows that the host keeps its rules if only the shortcut is impossible.
+#[test]
+fn failure_keeps_rules() {
+    let mut setup = Setup::new();
+    let table = setup.host.0.lock().table.clone();
+    setup.host.fail(Some((0, refused("Could not process rule"))));
+    setup.apply(true);
+    assert_eq!(setup.host.0.lock().table, table);
+    let device = DeviceName::vtep(overlay_types::addr::Vni::DEFAULT);
+    assert!(table.is_some_and(|table| table.contains(device.as_str())));
+}
