@@ -219,7 +219,7 @@ fn master() -> Master {
         reuse_after: Duration::ZERO,
         kind: MasterKind::Module,
     };
-    let mut master = Master::new(settings, overlay_wire::update_length, 1);
+    let mut master = Master::new(settings, overlay_wire::encode_peers_update, 1);
     assert_eq!(master.poll_command(), Some(Command::Load));
     master
 }

@@ -11,7 +11,7 @@ use overlay_types::addr::{agent_upid, master_upid};
 use overlay_types::clock::Now;
 use overlay_types::protocol::{AgentOptions, MasterKind, Message, RequestId};
 use overlay_types::state::{Epoch, LoadedState, Version};
-use overlay_wire::{decode_state, encode_message, parse_json, update_length};
+use overlay_wire::{decode_state, encode_message, encode_peers_update, parse_json};
 
 const NOW: Now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };
 /// The network of the recording.
@@ -35,7 +35,7 @@ fn first_allocation_matches_recorded_master() {
         // The masters of this project append fields of their own.
         kind: MasterKind::Other,
     };
-    let mut master = Master::new(settings, update_length, 1);
+    let mut master = Master::new(settings, encode_peers_update, 1);
     let (epoch, version) = (Epoch(1), Version(0));
     let state = LoadedState { epoch, version, agents: Vec::new(), history: Vec::new() };
     master.handle(NOW, master::Event::Loaded(Ok(state)));

@@ -180,7 +180,7 @@ fn measure_load(
     let loaded = store.load().map_err(|error| error.to_string())?;
     let store_time = start.elapsed();
     let bytes: usize = loaded.records.iter().map(|(_, bytes)| bytes.len()).sum();
-    let mut master = Master::new(settings, overlay_wire::update_length, 1);
+    let mut master = Master::new(settings, overlay_wire::encode_peers_update, 1);
     master.handle(Now { elapsed: Duration::ZERO, unix: 0 }, Event::Loaded(Ok(loaded.decode())));
     let total_time = start.elapsed();
     let agents = master.metrics().agents.total;

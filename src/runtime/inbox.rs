@@ -153,15 +153,19 @@ pub(super) fn admit<M: Service>(to: &str, name: &str) -> Result<Admission, Rejec
 }
 
 /// Converts a message to an event. Decodes only messages of a kind that the service handles, from a
-/// sender that it accepts.
-pub(super) fn message_event<M: Service>(state_machine: &M, message: &Incoming) -> M::Event {
+/// sender that it accepts. `reserve` reserves the memory for decompressed bytes.
+pub(super) fn message_event<M: Service>(
+    state_machine: &M,
+    message: &Incoming,
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> M::Event {
     let Incoming { from, name, body, .. } = message;
     if let Some(kind) = wire::kind_of(name)
         && !(M::handles(kind) && state_machine.accepts(from, kind))
     {
         return M::ignored(from.clone(), kind);
     }
-    match wire::decode_message(name, body) {
+    match wire::decode_message_reserving(name, body, reserve) {
         Ok(message) => M::message(from.clone(), message),
         Err(reason) => {
             let name = name.chars().take(80).collect();
@@ -299,7 +303,11 @@ impl<M: Service> PendingReplies<M> {
     ) -> Result<M::Event, Probe> {
         Ok(match input {
             Input::Event(event) => event,
-            Input::Message(message, _memory) => message_event(state_machine, &message),
+            Input::Message(message, mut memory) => {
+                let length = message.body.len();
+                let mut reserve = |expanded: usize| memory.grow_to(length + expanded).is_ok();
+                message_event(state_machine, &message, &mut reserve)
+            }
             Input::Request(request, sender) => {
                 self.last_id += 1;
                 let id = RequestId(self.last_id);
@@ -351,7 +359,7 @@ mod tests {
         let reuse_after = Duration::ZERO;
         let settings =
             master::Settings { network: Arc::new(network), reuse_after, kind: MasterKind::Module };
-        Master::new(settings, overlay_wire::update_length, 1)
+        Master::new(settings, overlay_wire::encode_peers_update, 1)
     }
 
     #[test]
@@ -373,18 +381,20 @@ mod tests {
     fn message_of_other_role_or_unknown_sender_is_ignored() {
         let garbage = b"\xff\xff";
         let master = master();
-        let to_master =
-            |kind: MessageKind| message_event(&master, &message(kind.name(), garbage)).to_string();
+        let to_master = |kind: MessageKind| {
+            message_event(&master, &message(kind.name(), garbage), &mut |_| true).to_string()
+        };
         let ignored = "ignored AgentRegisteredMessage from overlay-agent@10.0.0.7:5051";
         assert_eq!(to_master(MessageKind::AgentRegistered), ignored);
         assert!(to_master(MessageKind::UpdatePeers).starts_with("ignored UpdatePeersMessage"));
         assert!(to_master(MessageKind::RegisterAgent).starts_with("malformed "));
         let settings = agent::Settings::from(&AgentConfig::new("/c".into()));
         let agent = Agent::new([10, 0, 0, 8].into(), settings, 1);
-        let event = message_event(&agent, &message(MessageKind::UpdatePeers.name(), garbage));
+        let update = message(MessageKind::UpdatePeers.name(), garbage);
+        let event = message_event(&agent, &update, &mut |_| true);
         assert!(event.to_string().starts_with("ignored UpdatePeersMessage"), "{event}");
         let long = "x".repeat(10_000);
-        let event = message_event(&master, &message(&long, b""));
+        let event = message_event(&master, &message(&long, b""), &mut |_| true);
         assert!(event.to_string().len() < 400, "{event}");
     }
 

@@ -20,7 +20,7 @@ use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
 use overlay_types::protocol::{Author, Leader, Message, MessageKind, RequestId};
 use overlay_types::state::StoreError;
 use overlay_wire as wire;
-use overlay_wire::update_length;
+use overlay_wire::encode_peers_update;
 use overlay_zookeeper::detector::Lease;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -225,8 +225,8 @@ impl MasterHost {
         let executor =
             MasterExecutor { own, sender, store, gate, reloader, lease, is_elected: false };
         let mut state_machine = match &leading {
-            None => Master::new(settings, update_length, seed),
-            Some(_) => Master::standing_by(settings, update_length, seed),
+            None => Master::new(settings, encode_peers_update, seed),
+            Some(_) => Master::standing_by(settings, encode_peers_update, seed),
         };
         if inbox.metrics().restarts() > 0 {
             state_machine = state_machine.after_restart();
@@ -430,10 +430,10 @@ impl Executor<Master> for MasterExecutor {
             Command::ReadConfig(id) => self.reloader.reload(id),
             Command::Preview { id, job } => self.reloader.preview(id, *job),
             Command::Send { to, message, when } => {
-                self.gate.hold(when, PendingSend::Message(vec![to], message));
-            }
-            Command::Broadcast { to, message, when } => {
                 self.gate.hold(when, PendingSend::Message(to, message));
+            }
+            Command::SendPeers { to, update, when } => {
+                self.gate.hold(when, PendingSend::Peers(to, update));
             }
             Command::Reply { id, reply, when } => {
                 self.reloader.finish(id, &reply);
@@ -451,7 +451,11 @@ impl Executor<Master> for MasterExecutor {
             match send {
                 PendingSend::Message(to, message) => {
                     let (name, body) = wire::encode_message(&message);
-                    let body = Bytes::from(body);
+                    self.sender.send(&self.own, &to, name, &Bytes::from(body));
+                }
+                PendingSend::Peers(to, update) => {
+                    let name = MessageKind::UpdatePeers.name();
+                    let body = Bytes::from_owner(Arc::clone(update.body()));
                     for to in to {
                         self.sender.send(&self.own, &to, name, &body);
                     }
@@ -589,7 +593,7 @@ mod tests {
             lease: Some(lease),
             is_elected: false,
         };
-        let master = Master::standing_by(settings, update_length, 1);
+        let master = Master::standing_by(settings, encode_peers_update, 1);
         tokio::spawn(drive(master, executor, receiver, inbox.metrics().clone()));
         inbox.send(Event::Leading(true)).await;
         inbox

@@ -246,7 +246,7 @@ mod tests {
                 reuse_after: Duration::ZERO,
                 kind: MasterKind::Module,
             },
-            overlay_wire::update_length,
+            overlay_wire::encode_peers_update,
             1,
         )
     }

@@ -74,7 +74,8 @@ fn run_target((name, target): Target, input: &[u8], seed: Option<u64>) -> u64 {
         has_succeeded = catch_unwind(AssertUnwindSafe(|| target(input))).is_ok();
     });
     let (duration, allocated) = (start.elapsed(), allocated.bytes_max);
-    let base = if name == "http" { ALLOCATED_BASE_INFLATED } else { ALLOCATED_BASE };
+    let base =
+        if matches!(name, "http" | "message") { ALLOCATED_BASE_INFLATED } else { ALLOCATED_BASE };
     let limit = base + ALLOCATED_PER_BYTE * input.len() as u64;
     if has_succeeded && duration < INPUT_TIME_MAX && allocated <= limit {
         return allocated;

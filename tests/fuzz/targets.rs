@@ -18,9 +18,9 @@ use overlay_types::state::{Counts, Key};
 use overlay_wire::mesos::modules::overlay::State;
 use overlay_wire::{
     MESSAGE_NAMES, Replica, StateFile, decode_candidate, decode_history, decode_message,
-    decode_record, decode_replica, decode_state, encode_candidate, encode_history, encode_message,
-    encode_record, encode_replica, encode_state, implausible_candidate, kind_of, parse_json,
-    print_json,
+    decode_message_reserving, decode_record, decode_replica, decode_state, encode_candidate,
+    encode_history, encode_message, encode_record, encode_replica, encode_state,
+    implausible_candidate, kind_of, parse_json, print_json,
 };
 
 /// The name of a target, which is also the name of its corpus, and its function.
@@ -57,11 +57,15 @@ fn first_line(data: &[u8]) -> (&[u8], &[u8]) {
     (&data[..end], data.get(end + 1..).unwrap_or_default())
 }
 
+/// Decompressed bytes for which the targets reserve memory.
+const EXPANDED_MAX: usize = 128 * 1024;
+
 /// Decodes a message. The first byte selects the message type, the other bytes are its body.
 pub fn message(data: &[u8]) {
     let Some((&selector, body)) = data.split_first() else { return };
     let name = MESSAGE_NAMES[usize::from(selector) % MESSAGE_NAMES.len()];
-    match decode_message(name, body) {
+    let mut reserve = |expanded: usize| expanded <= EXPANDED_MAX;
+    match decode_message_reserving(name, body, &mut reserve) {
         Ok(message) => {
             assert_one_line(&message);
             let (encoded_name, bytes) = encode_message(&message);

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use overlay_types::addr::{agent_upid, master_upid};
-use overlay_types::protocol::{AgentOptions, Message, PeerTableVersion};
+use overlay_types::protocol::{AgentOptions, Message, PeersRequest};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -42,7 +42,7 @@ async fn hold(to: SocketAddrV4, count: usize, addresses: usize, bytes: &[u8]) ->
 /// Returns a message that the master ignores.
 fn ignored_message(to: SocketAddrV4) -> Vec<u8> {
     let from = agent_upid(SocketAddrV4::new(attacker(0), 5051));
-    request(&from, &master_upid(to), &Message::RequestPeers(PeerTableVersion::default()))
+    request(&from, &master_upid(to), &Message::RequestPeers(PeersRequest::default()))
 }
 
 #[tokio::test]

@@ -103,8 +103,7 @@ impl Kernel {
             Job::Inspect(_) => 0,
             Job::Program(desired, _) => desired.peers.as_ref().map_or(0, BTreeMap::len),
         };
-        let mut end = now + chance.time_between(USUAL.0, USUAL.1);
-        end += PEER * u32::try_from(peers).unwrap_or(u32::MAX);
+        let mut end = now + Self::programming_time(peers, chance);
         let mut outcome = JobOutcome::Works;
         if faults.is_some_and(|faults| chance.is(faults.kernel)) {
             outcome = if chance.is(0.4) { JobOutcome::Fails } else { JobOutcome::Refuses(0.3) };
@@ -113,6 +112,13 @@ impl Kernel {
             }
         }
         (end, outcome)
+    }
+
+    /// Returns how long a job with so many peers takes without faults. A job whose peers change
+    /// little is as long as the first job.
+    pub(crate) fn programming_time(peers: usize, chance: &mut Chance) -> Duration {
+        let peers = PEER * u32::try_from(peers).unwrap_or(u32::MAX);
+        chance.time_between(USUAL.0, USUAL.1) + peers
     }
 
     pub(crate) fn inspect(

@@ -78,8 +78,8 @@ impl Plan {
         let overlay = |number| Overlay {
             number,
             is_renamed: false,
-            prefix: 16,
-            length: 16 + bits,
+            prefix: 13,
+            length: 13 + bits,
             v6: false,
             is_enabled: true,
             is_present: true,
@@ -89,7 +89,8 @@ impl Plan {
             vtep_second_byte: 128,
             vtep6: false,
             vtep_mtu: None,
-            overlays: vec![overlay(0), overlay(1)],
+            // 10.104.0.0/13 and 10.112.0.0/13.
+            overlays: vec![overlay(4), overlay(12)],
             has_conflicting_changes: false,
         }
     }

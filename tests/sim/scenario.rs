@@ -62,6 +62,10 @@ pub(crate) struct Scenario {
     pub(crate) agents: usize,
     /// The share of agents that program their kernel. The C++ module does not.
     pub(crate) programming: f64,
+    /// Whether the other agents follow the table of peers without a kernel.
+    pub(crate) has_followers: bool,
+    /// The share of agents of a former version, which know no compact form of peer updates.
+    pub(crate) former_versions: f64,
     /// Whether kernels only take time, without faults.
     pub(crate) has_plain_kernels: bool,
     /// How many agents start when all other agents are healthy.
@@ -105,6 +109,8 @@ impl Scenario {
         Self {
             masters_without_peers: 0,
             programming: 1.0,
+            has_followers: true,
+            former_versions: 0.0,
             has_plain_kernels: true,
             latecomers,
             arrival: Duration::from_secs(1),
@@ -134,6 +140,8 @@ impl Scenario {
             masters_without_peers: if chance.is(0.15) { 1 + chance.index(masters) } else { 0 },
             agents,
             programming: if chance.is(0.7) { 1.0 } else { 0.5 },
+            has_followers: false,
+            former_versions: 0.2,
             has_plain_kernels: false,
             latecomers: usize::from(agents > 1 && is_sure && chance.is(0.7)),
             arrival: Duration::from_secs(20),

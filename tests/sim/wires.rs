@@ -1,6 +1,7 @@
 //! The network between the nodes. It loses, duplicates, delays and reorders messages, and has
 //! partitions.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -10,6 +11,16 @@ use crate::scenario::Faults;
 
 /// How long a message takes without faults.
 const LATENCY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
+
+/// How long a byte occupies the uplink of its sender, of 1 Gbit/s.
+const BYTE_NANOSECONDS: u64 = 8;
+/// Bytes of a message besides its body: the head of the HTTP request, and headers of IP and TCP.
+const HEAD_BYTES: u64 = 300;
+/// A body of one packet of TCP, and the headers of each packet, with the Ethernet frame.
+const PACKET_BYTES: (u64, u64) = (1448, 90);
+/// The shortest time between two messages of a sender: what encoding, queueing and writing a short
+/// message costs.
+const MESSAGE_TIME: Duration = Duration::from_micros(20);
 
 /// A partition into two sides.
 struct Cut {
@@ -43,6 +54,8 @@ impl Cut {
 pub(crate) struct Wires {
     cuts: Vec<Cut>,
     last_cut: u64,
+    /// When the uplink of each node is free again.
+    uplinks: HashMap<Ipv4Addr, Duration>,
 }
 
 impl Wires {
@@ -65,6 +78,18 @@ impl Wires {
     /// Returns whether a partition separates two nodes.
     pub(crate) fn is_cut(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
         self.cuts.iter().any(|cut| cut.separates(from, to))
+    }
+
+    /// Puts a message of `from` on its uplink, after the messages before. Returns how long after
+    /// `now` the last byte is sent. Downlinks are not limited: an agent receives one table while
+    /// its master sends thousands.
+    pub(crate) fn transmit(&mut self, now: Duration, from: Ipv4Addr, body: usize) -> Duration {
+        let body = body as u64 + HEAD_BYTES;
+        let bytes = body + body.div_ceil(PACKET_BYTES.0) * PACKET_BYTES.1;
+        let time = Duration::from_nanos(bytes * BYTE_NANOSECONDS).max(MESSAGE_TIME);
+        let free = self.uplinks.entry(from).or_default();
+        *free = (*free).max(now) + time;
+        *free - now
     }
 
     /// Returns the delays after which a message arrives: once, never, or twice.

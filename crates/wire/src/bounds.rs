@@ -28,6 +28,10 @@ pub(super) struct RepeatedField {
 const OVERLAYS: RepeatedField =
     RepeatedField { name: "overlays", number: 1, max: OVERLAYS_MAX, entry_min: 0, nested: &[] };
 
+/// An IPv4 and an IPv6 subnet of each overlay.
+const SUBNETS: RepeatedField =
+    RepeatedField { name: "subnets", number: 6, max: 2 * OVERLAYS_MAX, entry_min: 4, nested: &[] };
+
 const PEERS: [RepeatedField; 3] = [
     RepeatedField { name: "overlays", number: 5, max: OVERLAYS_MAX, entry_min: 0, nested: &[] },
     RepeatedField {
@@ -36,18 +40,32 @@ const PEERS: [RepeatedField; 3] = [
         max: PeersUpdate::PEERS_MAX,
         // An IPv4 address and a MAC address, each with its key and length.
         entry_min: 14,
-        // An IPv4 and an IPv6 subnet of each overlay.
-        nested: &[RepeatedField {
-            name: "subnets",
-            number: 6,
-            max: 2 * OVERLAYS_MAX,
-            entry_min: 4,
-            nested: &[],
-        }],
+        nested: &[SUBNETS],
     },
     RepeatedField {
         name: "removed",
         number: 7,
+        max: PeersUpdate::PEERS_MAX,
+        entry_min: 0,
+        nested: &[],
+    },
+];
+
+/// The lists of a compact update. The packed identities are no messages: as many of them as peers
+/// are accepted.
+const COMPACT_PEERS: [RepeatedField; 3] = [
+    RepeatedField { number: 1, ..OVERLAYS },
+    RepeatedField {
+        name: "peers",
+        number: 3,
+        // A MAC address with its key and length.
+        entry_min: 8,
+        max: PeersUpdate::PEERS_MAX,
+        nested: &[SUBNETS],
+    },
+    RepeatedField {
+        name: "removed",
+        number: 4,
         max: PeersUpdate::PEERS_MAX,
         entry_min: 0,
         nested: &[],
@@ -133,6 +151,17 @@ impl From<DecodeError> for BoundError {
 /// If a field has too many entries or an entry that is too short, or if the bytes are malformed.
 pub(super) fn check(kind: MessageKind, bytes: &[u8]) -> Result<(), BoundError> {
     check_fields(repeated_fields(kind), bytes)
+}
+
+/// Checks the decompressed bytes of a compact peer update, as [`check`] does.
+///
+/// # Errors
+/// As [`check`], with the name of the field.
+pub(super) fn check_compact_peers(bytes: &[u8]) -> Result<(), ConvertError> {
+    check_fields(&COMPACT_PEERS, bytes).map_err(|error| match error {
+        BoundError::Malformed(error) => ConvertError::field("compact", error),
+        BoundError::Field(error) => error.within("compact"),
+    })
 }
 
 fn check_fields(fields: &[RepeatedField], mut bytes: &[u8]) -> Result<(), BoundError> {

@@ -6,6 +6,7 @@
 
 mod bounds;
 mod candidate;
+mod compact_peers;
 mod convert;
 mod error;
 mod field;
@@ -30,7 +31,10 @@ pub use inventory::{Inventory, find_conflicts};
 pub use json::{JsonError, JsonMessage, parse as parse_json, print as print_json};
 pub use logged_state::{ForeignChange, LoggedState};
 pub use message::{DecodeError, Message, decode};
-pub use protocol::{MESSAGE_NAMES, decode_message, encode_message, kind_of, update_length};
+pub use peers::encode_update as encode_peers_update;
+pub use protocol::{
+    MESSAGE_NAMES, decode_message, decode_message_reserving, encode_message, kind_of,
+};
 pub use record::{decode_history, decode_record, encode_history, encode_record};
 pub use replica::{Replica, ReplicaError, decode_replica, encode_replica};
 pub use state_file::{StateFile, is_state_file};

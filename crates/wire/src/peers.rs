@@ -5,11 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use overlay_types::addr::{Mac, OverlayName, Subnet};
-use overlay_types::protocol::{MessageKind, PeerInfo, PeerTableVersion, PeersUpdate};
+use overlay_types::protocol::{
+    MessageKind, PeerInfo, PeerTableVersion, PeersRequest, PeersUpdate, UpdateForm,
+};
 use overlay_types::state::Counts;
 use overlay_types::tunnel::Peer;
 use prost::Message as _;
 
+use super::compact_peers;
 use super::error::ConvertError;
 use super::field::{convert_list, parse_field};
 use super::mesos::modules::overlay::internal as pb;
@@ -20,21 +23,44 @@ const REQUEST: &str = MessageKind::RequestPeers.name();
 /// Name of the update on the wire.
 const UPDATE: &str = MessageKind::UpdatePeers.name();
 
-pub(super) fn encode_request(have: PeerTableVersion) -> Vec<u8> {
-    let PeerTableVersion { epoch, version, digest } = have;
+/// An update of fewer agents is not compressed, since it would hardly get shorter.
+const COMPACT_MIN: usize = 8;
+
+pub(super) fn encode_request(request: PeersRequest) -> Vec<u8> {
+    let PeerTableVersion { epoch, version, digest } = request.have;
     let (epoch, version, digest) = (Some(epoch), Some(version), Some(digest));
-    pb::RequestPeersMessage { epoch, version, digest }.encode_to_vec()
+    let compact = (request.form == UpdateForm::Compact).then_some(true);
+    pb::RequestPeersMessage { epoch, version, digest, compact }.encode_to_vec()
 }
 
-pub(super) fn decode_request(bytes: &[u8]) -> Result<PeerTableVersion, ConvertError> {
+pub(super) fn decode_request(bytes: &[u8]) -> Result<PeersRequest, ConvertError> {
     let pb = pb::RequestPeersMessage::decode(bytes).map_err(|error| malformed(REQUEST, &error))?;
-    Ok(PeerTableVersion { epoch: pb.epoch(), version: pb.version(), digest: pb.digest() })
+    let have = PeerTableVersion { epoch: pb.epoch(), version: pb.version(), digest: pb.digest() };
+    let form = if pb.compact() { UpdateForm::Compact } else { UpdateForm::Plain };
+    Ok(PeersRequest { have, form })
 }
 
-pub(super) fn encode_update(update: &PeersUpdate) -> Vec<u8> {
+/// Encodes the body of an `UpdatePeersMessage`. The body has the form `form`, or is plain if that
+/// form has no advantage. A body that is longer than [`PeersUpdate::BYTES_MAX`] is refused by every
+/// agent.
+#[must_use]
+pub fn encode_update(update: &PeersUpdate, form: UpdateForm) -> Arc<[u8]> {
+    let mut message = update_to_pb(update);
+    if form == UpdateForm::Compact && update.changed.len() + update.removed.len() >= COMPACT_MIN {
+        compact_peers::compress(&mut message);
+    }
+    message.encode_to_vec().into()
+}
+
+/// Encodes an update in the plain form.
+pub(super) fn encode_plain(update: &PeersUpdate) -> Vec<u8> {
+    update_to_pb(update).encode_to_vec()
+}
+
+fn update_to_pb(update: &PeersUpdate) -> pb::UpdatePeersMessage {
     let mut names = OverlayNames::default();
     let peers = update.changed.iter().map(|(ip, info)| peer_to_pb(*ip, info, &mut names)).collect();
-    let message = pb::UpdatePeersMessage {
+    pb::UpdatePeersMessage {
         epoch: Some(update.epoch),
         version: Some(update.version),
         digest: Some(update.digest),
@@ -42,12 +68,17 @@ pub(super) fn encode_update(update: &PeersUpdate) -> Vec<u8> {
         overlays: names.in_order.iter().map(ToString::to_string).collect(),
         peers,
         removed: update.removed.iter().map(|ip| ip.octets().to_vec()).collect(),
-    };
-    message.encode_to_vec()
+        compact: None,
+    }
 }
 
-pub(super) fn decode_update(bytes: &[u8]) -> Result<Arc<PeersUpdate>, ConvertError> {
-    let pb = pb::UpdatePeersMessage::decode(bytes).map_err(|error| malformed(UPDATE, &error))?;
+pub(super) fn decode_update(
+    bytes: &[u8],
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> Result<Arc<PeersUpdate>, ConvertError> {
+    let mut pb =
+        pb::UpdatePeersMessage::decode(bytes).map_err(|error| malformed(UPDATE, &error))?;
+    compact_peers::expand(&mut pb, reserve)?;
     let names: Vec<OverlayName> =
         convert_list("overlays", &pb.overlays, |name| parse_field("name", name))?;
     let peers = convert_list("peers", &pb.peers, |peer| peer_from_pb(peer, &names))?;
@@ -218,10 +249,12 @@ mod tests {
     #[test]
     fn peer_messages_round_trip() {
         let have = PeerTableVersion { epoch: 1, version: 2, digest: 3 };
+        let compact = PeersRequest { have, form: UpdateForm::Compact };
         let snapshot = PeersUpdate { base: None, ..update() };
         for message in [
-            Message::RequestPeers(have),
-            Message::RequestPeers(PeerTableVersion::default()),
+            Message::RequestPeers(compact),
+            Message::RequestPeers(PeersRequest { have, ..PeersRequest::default() }),
+            Message::RequestPeers(PeersRequest::default()),
             Message::UpdatePeers(Arc::new(update())),
             Message::UpdatePeers(Arc::new(snapshot)),
             Message::UpdatePeers(Arc::default()),
@@ -235,7 +268,7 @@ mod tests {
     fn encode_peer_in_two_overlays_takes_under_50_bytes() {
         let bytes = |agents: u8| {
             let changed = (1..=agents).map(agent).collect();
-            encode_update(&PeersUpdate { changed, ..PeersUpdate::default() }).len()
+            encode_plain(&PeersUpdate { changed, ..PeersUpdate::default() }).len()
         };
         assert!(bytes(101) - bytes(1) < 100 * 50, "{}", bytes(101) - bytes(1));
     }
@@ -243,7 +276,7 @@ mod tests {
     #[test]
     fn decode_invalid_update_names_field() {
         let error = |change: fn(&mut pb::UpdatePeersMessage)| {
-            let mut message = pb::UpdatePeersMessage::decode(&*encode_update(&update())).unwrap();
+            let mut message = pb::UpdatePeersMessage::decode(&*encode_plain(&update())).unwrap();
             change(&mut message);
             decode_message(UPDATE, &message.encode_to_vec()).unwrap_err().to_string()
         };
@@ -299,7 +332,7 @@ mod tests {
         }
         let text = error(|update| update.overlays[0] = "../x".to_owned());
         assert!(text.starts_with("overlays[0].name: '../x' contains '.'"), "{text}");
-        let text = decode_update(&[0xff]).unwrap_err().to_string();
+        let text = decode_update(&[0xff], &mut |_| true).unwrap_err().to_string();
         assert!(text.starts_with(&format!("malformed {UPDATE}: ")), "{text}");
         assert!(decode_request(&[0xff]).is_err());
     }

@@ -1,6 +1,6 @@
 //! Encodes and decodes the messages between agents and master.
 
-use overlay_types::protocol::{Assignment, MasterKind, Message, MessageKind, PeersUpdate};
+use overlay_types::protocol::{Assignment, MasterKind, Message, MessageKind};
 
 use super::bounds::{self, BoundError};
 use super::convert::{assignment_to_pb, assignments_from_pb, options_from_pb, options_to_pb};
@@ -49,7 +49,7 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
             encode_named(&internal::AgentRegisteredAcknowledgement {})
         }
         Message::RequestPeers(have) => (message.kind().name(), peers::encode_request(*have)),
-        Message::UpdatePeers(update) => (message.kind().name(), peers::encode_update(update)),
+        Message::UpdatePeers(update) => (message.kind().name(), peers::encode_plain(update)),
         Message::HeldAddresses(held) => (message.kind().name(), problems::encode_held(held)),
         Message::RegistrationProblems(found) => {
             (message.kind().name(), problems::encode_problems(found))
@@ -66,19 +66,26 @@ fn assignments_to_pb(assignments: &[Assignment]) -> Vec<AgentOverlayInfo> {
     assignments.iter().map(assignment_to_pb).collect()
 }
 
-/// Returns the encoded length of a peer update in bytes.
-#[must_use]
-pub fn update_length(update: &PeersUpdate) -> usize {
-    peers::encode_update(update).len()
-}
-
 /// Decodes the body `bytes` of the message called `name`. Allocates at most a small multiple of the
-/// length of `bytes`.
+/// length of `bytes`, or for a compact peer update of 16 MiB.
 ///
 /// # Errors
 /// If the name is unknown, the body is too long, the bytes are malformed, a repeated field has too
 /// many entries, a required field is missing or a field is unusable.
 pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError> {
+    decode_message_reserving(name, bytes, &mut |_| true)
+}
+
+/// Decodes a message as [`decode_message`] does. Before memory for decompressed bytes is allocated,
+/// `reserve` gets the new number of these bytes, and returns whether they may be allocated.
+///
+/// # Errors
+/// As [`decode_message`], and if `reserve` returns false.
+pub fn decode_message_reserving(
+    name: &str,
+    bytes: &[u8],
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> Result<Message, ConvertError> {
     const UNKNOWN_NAME_MAX: usize = 80;
     let Some(kind) = kind_of(name) else {
         return Err(ConvertError::UnknownMessage(name.chars().take(UNKNOWN_NAME_MAX).collect()));
@@ -119,7 +126,7 @@ pub fn decode_message(name: &str, bytes: &[u8]) -> Result<Message, ConvertError>
             Ok(Message::AgentRegisteredAcknowledgement)
         }
         MessageKind::RequestPeers => peers::decode_request(bytes).map(Message::RequestPeers),
-        MessageKind::UpdatePeers => peers::decode_update(bytes).map(Message::UpdatePeers),
+        MessageKind::UpdatePeers => peers::decode_update(bytes, reserve).map(Message::UpdatePeers),
         MessageKind::HeldAddresses => problems::decode_held(bytes).map(Message::HeldAddresses),
         MessageKind::RegistrationProblems => {
             problems::decode_problems(bytes).map(Message::RegistrationProblems)

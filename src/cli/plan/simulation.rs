@@ -12,7 +12,7 @@ use overlay_types::addr::agent_upid;
 use overlay_types::clock::Now;
 use overlay_types::protocol::{AgentOptions, Assignment, MasterKind, Message, Network};
 use overlay_types::state::{Epoch, LoadedState, Version};
-use overlay_wire::update_length;
+use overlay_wire::encode_peers_update;
 
 use super::allocation::AgentAllocation;
 use crate::cli::Failure;
@@ -65,7 +65,7 @@ impl Simulation {
             kind: MasterKind::Program,
         };
         let mut simulation =
-            Self { master: Master::new(settings, update_length, 0), version: Version(0) };
+            Self { master: Master::new(settings, encode_peers_update, 0), version: Version(0) };
         simulation.run();
         simulation
     }
@@ -105,7 +105,7 @@ impl Simulation {
                 | Command::ReadConfig(_)
                 | Command::Preview { .. }
                 | Command::Send { .. }
-                | Command::Broadcast { .. }
+                | Command::SendPeers { .. }
                 | Command::Reply { .. } => {}
             }
         }

@@ -63,7 +63,12 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
                 stale: 1,
             },
             oldest_contact: 1_700_000_000,
-            peers: master::PeersTally { version: 9, agents: 6, subscribers: 4 },
+            peers: master::PeersTally {
+                version: 9,
+                agents: 6,
+                subscribers: 4,
+                plain_subscribers: 1,
+            },
             counters: master::Counters { early_reuses: 7, ..Default::default() },
         },
         host: HostCounters {

@@ -117,7 +117,7 @@ pub(crate) enum Fact<'a> {
     /// A request for peers reaches this process of a master.
     PeersRequestReceived { of: (usize, u64), agent: Ipv4Addr },
     /// This process of a master sends a message about peers.
-    PeersSent { by: (usize, u64), to: Ipv4Addr },
+    PeersSent { by: (usize, u64), to: Ipv4Addr, bytes: usize },
     /// A message about peers of any sender reaches an agent.
     PeersReceived { agent: Ipv4Addr },
     /// False peers are sent to an agent in the name of its master.
@@ -129,6 +129,9 @@ pub(crate) enum Fact<'a> {
         done: &'a Done,
         kernel: &'a dataplane::State,
     },
+    /// The simulated kernel of an agent that keeps no state of its kernel has these peers, by their
+    /// number.
+    FollowerProgrammed { agent: Ipv4Addr, peers: &'a [usize] },
     /// An event reached an agent, which may send messages because of it.
     AgentTriggered { agent: Ipv4Addr },
     /// A state machine issues commands after an event.

@@ -67,7 +67,7 @@ impl Invariant for PeersArePaced {
                 allowance.last_request = now;
                 Ok(())
             }
-            Fact::PeersSent { by: (master, run), to } => {
+            Fact::PeersSent { by: (master, run), to, .. } => {
                 let Some(allowance) = self.allowances.get_mut(&(*master, *run, *to)) else {
                     return Err(format!("master {master} sends peers to {to} without a request"));
                 };

@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use bytes::Bytes;
 use overlay_engine::agent::{
     Agent, Command, Event, FoundNetworks, Reply, Request, Settings, TunnelSettings,
 };
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_types::addr::{AGENT_PROCESS, OverlayName, agent_upid};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
-use overlay_types::protocol::{AgentOptions, Message, RequestId};
+use overlay_types::protocol::{AgentOptions, Message, RequestId, UpdateForm};
 use overlay_wire as wire;
 
+use super::followers::{DecodedUpdate, Follower};
 use super::masters::MasterNode;
 use super::{Packet, SimEvent, World, clock};
 use crate::chance::Chance;
@@ -20,6 +22,7 @@ use crate::clock::Clock;
 use crate::host::{Host, JobOutcome};
 use crate::invariants::{Fact, InvariantResult};
 use crate::kernel::{Job, Kernel};
+use crate::scenario::Scenario;
 
 /// The count of networks that agents have removed since other agents have their subnets.
 pub(crate) const REMOVED: &str = "networks of other agents removed";
@@ -27,6 +30,15 @@ pub(crate) const REMOVED: &str = "networks of other agents removed";
 const DOWNTIME_MAX: Duration = Duration::from_secs(60);
 /// The timeout of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bodies of peer updates that are under way at a time.
+const DECODED_MAX: usize = 64;
+
+/// A decoded message.
+enum Received {
+    Peers(DecodedUpdate),
+    Other(Message),
+}
 
 /// The node of an agent.
 pub(crate) struct AgentNode {
@@ -38,6 +50,10 @@ pub(crate) struct AgentNode {
     pub(crate) kernel: Kernel,
     /// Whether the agent programs the kernel and requests its peers.
     pub(crate) programs: bool,
+    /// The peers of an agent that does not program the kernel, if its peers are simulated.
+    pub(crate) follower: Option<Follower>,
+    /// Whether the agent has a former version, which knows no compact form of peer updates.
+    pub(crate) is_former_version: bool,
     pub(crate) options: AgentOptions,
     pub(crate) process: Option<Process>,
 }
@@ -54,14 +70,16 @@ pub(crate) struct Process {
 }
 
 impl AgentNode {
-    pub(crate) fn new(ip: Ipv4Addr, programming: f64, chance: &mut Chance) -> Self {
+    pub(crate) fn new(ip: Ipv4Addr, scenario: &Scenario, chance: &mut Chance) -> Self {
         let mut node = Self {
             ip,
             port: 5051,
             run: 0,
             host: Host::default(),
             kernel: Kernel::default(),
-            programs: chance.is(programming),
+            programs: chance.is(scenario.programming),
+            follower: None,
+            is_former_version: chance.is(scenario.former_versions),
             options: AgentOptions::default(),
             process: None,
         };
@@ -146,26 +164,46 @@ impl World {
             return Ok(());
         }
         let (from, ip, run) = (packet.from.clone(), node.ip, node.run);
-        let event = match wire::decode_message(&packet.name, &packet.body) {
-            Ok(message) => {
-                if let Message::UpdatePeers(_) = message {
-                    self.monitor.observe(self.now, &Fact::PeersReceived { agent: ip })?;
+        let event = match self.decode_for_agent(packet) {
+            Ok(Received::Peers(update)) => {
+                self.monitor.observe(self.now, &Fact::PeersReceived { agent: ip })?;
+                if self.agents[agent].follower.is_some() {
+                    return self.follower_receives(agent, &update);
                 }
-                let process = node.process.as_ref();
+                Event::Message { from, message: Message::UpdatePeers(update.content) }
+            }
+            Ok(Received::Other(message)) => {
+                let process = self.agents[agent].process.as_ref();
                 let is_of_master = process.is_some_and(|process| process.machine.has_master(&from));
                 if let Message::UpdateAgentOverlays { .. } = message
                     && is_of_master
                 {
                     self.monitor.observe(self.now, &Fact::AssignmentsReceived { agent: ip })?;
+                    self.follow(agent, from.clone())?;
                 }
                 Event::Message { from, message }
             }
-            Err(error) => {
-                let (name, reason) = (packet.name.clone(), error.to_string());
-                Event::Malformed { from, name, reason }
-            }
+            Err(reason) => Event::Malformed { from, name: packet.name.clone(), reason },
         };
         self.deliver_to_agent(agent, run, event)
+    }
+
+    /// Decodes a message to an agent. A body of peers that many agents receive is decoded once.
+    fn decode_for_agent(&mut self, packet: &Packet) -> Result<Received, String> {
+        let body = &packet.body;
+        let is_same = |known: &Bytes| (known.as_ptr(), known.len()) == (body.as_ptr(), body.len());
+        if let Some((_, update)) = self.decoded.iter().find(|(known, _)| is_same(known)) {
+            return Ok(Received::Peers(update.clone()));
+        }
+        let message =
+            wire::decode_message(&packet.name, body).map_err(|error| error.to_string())?;
+        let Message::UpdatePeers(update) = message else { return Ok(Received::Other(message)) };
+        let update = DecodedUpdate::new(update);
+        self.decoded.push_back((body.clone(), update.clone()));
+        if self.decoded.len() > DECODED_MAX {
+            self.decoded.pop_front();
+        }
+        Ok(Received::Peers(update))
     }
 
     pub(super) fn agent_detects(&mut self, agent: usize, run: u64) -> InvariantResult {
@@ -272,18 +310,22 @@ impl World {
         match command {
             Command::Detect => self.plan_detection(agent, run),
             Command::Link(to) => self.link(agent, to.address),
-            Command::Send { to, message } => {
+            Command::Send { to, mut message } => {
                 if let Message::AgentRegistered(overlays) = &message {
                     self.monitor.observe(self.now, &Fact::Reported { agent: ip, overlays })?;
                 }
-                if let Message::RequestPeers(have) = message {
-                    self.monitor.observe(self.now, &Fact::PeersRequested { agent: ip, have })?;
+                if let Message::RequestPeers(request) = &mut message {
+                    if node.is_former_version {
+                        request.form = UpdateForm::Plain;
+                    }
+                    let fact = Fact::PeersRequested { agent: ip, have: request.have };
+                    self.monitor.observe(self.now, &fact)?;
                 }
                 self.monitor
                     .observe(self.now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
                 let (name, body) = wire::encode_message(&message);
                 let from = agent_upid(self.agents[agent].address());
-                self.send(Packet { from, to, name: name.to_owned(), body });
+                self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
             }
             Command::Apply { attempt, network } => {
                 let fact = Fact::NetworkDesired { agent: ip, network: &network };

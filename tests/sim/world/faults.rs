@@ -261,7 +261,7 @@ impl World {
             let length = self.chance.index(60);
             body = self.chance.bytes(length);
         }
-        self.send(Packet { from, to, name: name.to_owned(), body });
+        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
     }
 
     /// Sends false peers to an agent in the name of the leader, as another process on its host or a
@@ -275,7 +275,7 @@ impl World {
         let from = master_upid(self.masters[leader].address);
         let to = agent_upid(self.agents[agent].address());
         self.monitor.observe(self.now, &Fact::FalsePeersSent { agent: self.agents[agent].ip })?;
-        self.send(Packet { from, to, name: name.to_owned(), body });
+        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
         Ok(())
     }
 

@@ -1,18 +1,22 @@
 //! The processes of masters: the real state machine, its real durability gate, and the execution of
 //! its commands.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use overlay_engine::master::{
-    Command, DurabilityGate, Event, Master, PendingSend, Reply, Request, Settings,
+    Command, DurabilityGate, EncodedUpdate, Event, Master, PendingSend, Reply, Request, Settings,
 };
 use overlay_engine::state_machine::StateMachine as _;
 use overlay_store::Change;
 use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
-use overlay_types::protocol::{MasterKind, Message, Network, RequestId};
+use overlay_types::protocol::{
+    MasterKind, Message, MessageKind, Network, PeersUpdate, RequestId, UpdateForm,
+};
 use overlay_wire as wire;
 
 use super::agents::AgentNode;
@@ -31,6 +35,47 @@ const CONFIG_READ_TIME: Duration = Duration::from_millis(5);
 const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a killed master is down.
 const DOWNTIME_MAX: Duration = Duration::from_secs(40);
+
+/// The processor time of masters. It does not influence the simulated time.
+#[derive(Default)]
+pub(crate) struct MasterTime {
+    /// The time of all events in all state machines, with encoding and compression.
+    pub(crate) total: Duration,
+    /// The longest event, which delays the next one.
+    pub(crate) longest: Duration,
+    /// The time of encoding and compression.
+    pub(crate) encoding: Duration,
+    /// The longest encoding.
+    pub(crate) longest_encoding: Duration,
+}
+
+impl MasterTime {
+    fn add(&mut self, time: Duration) {
+        self.total += time;
+        self.longest = self.longest.max(time);
+        let encoding = ENCODING.take();
+        self.encoding += encoding;
+        self.longest_encoding = self.longest_encoding.max(encoding);
+    }
+}
+
+thread_local! {
+    /// The time of encodings since the last [`MasterTime::add`].
+    static ENCODING: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+fn encode_and_measure(update: &PeersUpdate, form: UpdateForm) -> Arc<[u8]> {
+    let start = processor_time();
+    let body = wire::encode_peers_update(update, form);
+    ENCODING.set(ENCODING.get() + processor_time().saturating_sub(start));
+    body
+}
+
+/// Returns the processor time of this thread.
+fn processor_time() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map_or(Duration::ZERO, Duration::from)
+}
 
 /// The node of a master.
 pub(crate) struct MasterNode {
@@ -80,7 +125,7 @@ impl Process {
     fn new(settings: Settings, seed: u64, clock: Clock) -> Self {
         Self {
             networks: vec![Arc::clone(&settings.network)],
-            machine: Master::standing_by(settings, overlay_wire::update_length, seed),
+            machine: Master::standing_by(settings, encode_and_measure, seed),
             gate: DurabilityGate::new(),
             clock,
             inbox: VecDeque::new(),
@@ -244,7 +289,9 @@ impl World {
         for event in batch {
             self.note(|| format!("master {master} <- {event}"));
             if let Some(process) = &mut self.masters[master].process {
+                let start = processor_time();
                 process.take(now, event);
+                self.master_time.add(processor_time().saturating_sub(start));
             }
         }
         self.do_for_master(master, count)
@@ -328,10 +375,10 @@ impl World {
             }
             Command::Withdraw(agents) => process.gate.withdraw(&agents),
             Command::Send { to, message, when } => {
-                process.gate.hold(when, PendingSend::Message(vec![to], message));
-            }
-            Command::Broadcast { to, message, when } => {
                 process.gate.hold(when, PendingSend::Message(to, message));
+            }
+            Command::SendPeers { to, update, when } => {
+                process.gate.hold(when, PendingSend::Peers(to, update));
             }
             Command::Reply { id, reply, when } => {
                 process.gate.hold(when, PendingSend::Reply(id, reply));
@@ -429,9 +476,11 @@ impl World {
 
     fn send_released(&mut self, master: usize, send: PendingSend) -> InvariantResult {
         match send {
-            PendingSend::Message(to, message) => {
+            PendingSend::Message(to, message) => self.send_from_master(master, to, &message)?,
+            PendingSend::Peers(to, update) => {
+                let body = Bytes::from_owner(Arc::clone(update.body()));
                 for to in to {
-                    self.send_from_master(master, to, &message)?;
+                    self.send_peers(master, to, &update, &body)?;
                 }
             }
             PendingSend::Reply(id, reply) => {
@@ -463,17 +512,29 @@ impl World {
             let fact = Fact::ProblemsSent { by: &by, to: agent, problems };
             self.monitor.observe(self.now, &fact)?;
         }
-        let fact = if let Message::UpdatePeers(_) = message {
-            self.counts.add("messages about peers", 1);
-            Fact::PeersSent { by: (master, self.masters[master].run), to: agent }
-        } else {
-            Fact::MessageSent { agent, is_by_agent: false }
-        };
-        self.monitor.observe(self.now, &fact)?;
+        self.monitor.observe(self.now, &Fact::MessageSent { agent, is_by_agent: false })?;
         self.note(|| format!("master {master} sends {message} to {to}"));
         let (name, body) = wire::encode_message(message);
         let from = master_upid(self.masters[master].address);
-        self.send(Packet { from, to, name: name.to_owned(), body });
+        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
+        Ok(())
+    }
+
+    fn send_peers(
+        &mut self,
+        master: usize,
+        to: Upid,
+        update: &EncodedUpdate,
+        body: &Bytes,
+    ) -> InvariantResult {
+        self.counts.add("messages about peers", 1);
+        let by = (master, self.masters[master].run);
+        let fact = Fact::PeersSent { by, to: *to.address.ip(), bytes: body.len() };
+        self.monitor.observe(self.now, &fact)?;
+        self.note(|| format!("master {master} sends {} to {to}", update.message()));
+        let from = master_upid(self.masters[master].address);
+        let name = MessageKind::UpdatePeers.name().to_owned();
+        self.send(Packet { from, to, name, body: body.clone() });
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 mod agents;
 mod election;
 mod faults;
+mod followers;
 mod healing;
 mod import;
 mod kernels;
@@ -14,6 +15,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use overlay_engine::agent::{Event as AgentEvent, FoundNetworks, Scope};
 use overlay_engine::master::Event as MasterEvent;
 use overlay_types::addr::{OverlayName, Upid};
@@ -34,8 +36,9 @@ use agents::AgentNode;
 pub(crate) use agents::REMOVED;
 use election::{Election, ElectionEvent};
 use faults::FaultKind;
+use followers::{DecodedUpdate, Follower};
 use masters::MasterNode;
-pub(crate) use masters::REFUSED;
+pub(crate) use masters::{MasterTime, REFUSED};
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 2000;
@@ -49,7 +52,7 @@ struct Packet {
     from: Upid,
     to: Upid,
     name: String,
-    body: Vec<u8>,
+    body: Bytes,
 }
 
 /// A planned event.
@@ -135,6 +138,13 @@ enum SimEvent {
     ObstacleRemoved {
         agent: usize,
     },
+    FollowerTimer {
+        agent: usize,
+        due: Duration,
+    },
+    FollowerProgrammed {
+        agent: usize,
+    },
     Election(ElectionEvent),
     FaultKind(FaultKind),
     ForeignWrite,
@@ -155,6 +165,10 @@ pub(crate) struct World {
     agents: Vec<AgentNode>,
     /// The configuration that a master reads at its start.
     plan: Plan,
+    /// The last updates of peers with their bodies. Thousands of agents receive the same body.
+    decoded: VecDeque<(Bytes, DecodedUpdate)>,
+    /// The processor time that masters used.
+    pub(crate) master_time: MasterTime,
     monitor: Monitor,
     has_faults: bool,
     trace: Option<VecDeque<String>>,
@@ -181,11 +195,16 @@ impl World {
     pub(crate) fn new(scenario: Scenario, mut chance: Chance, only: Option<&str>) -> Self {
         let agents = (0..scenario.agents).map(|agent| {
             let ip = Ipv4Addr::from(FIRST_AGENT + u32::try_from(agent).unwrap_or(0));
-            AgentNode::new(ip, scenario.programming, &mut chance)
+            AgentNode::new(ip, &scenario, &mut chance)
         });
         let mut agents: Vec<AgentNode> = agents.collect();
         if scenario.has_plain_kernels {
             agents.iter_mut().for_each(|agent| agent.kernel = Kernel::plain());
+        }
+        if scenario.has_followers {
+            for agent in agents.iter_mut().filter(|agent| !agent.programs) {
+                agent.follower = Some(Follower::new(&mut chance));
+            }
         }
         let mut world = Self {
             now: Duration::ZERO,
@@ -196,6 +215,8 @@ impl World {
             agents,
             masters: (0..scenario.masters).map(MasterNode::new).collect(),
             plan: scenario.plan.clone(),
+            decoded: VecDeque::new(),
+            master_time: MasterTime::default(),
             monitor: Monitor::new(&scenario, only),
             has_faults: !scenario.fault.is_zero(),
             trace: None,
@@ -214,9 +235,9 @@ impl World {
         self.monitor.add(observer);
     }
 
-    /// Returns the IP of an agent.
-    pub(crate) fn address(&self, agent: usize) -> Ipv4Addr {
-        self.agents[agent].ip
+    /// Returns the number of the agent with this IP.
+    pub(crate) fn number(agent: Ipv4Addr) -> usize {
+        usize::try_from(agent.to_bits().wrapping_sub(FIRST_AGENT)).unwrap_or(usize::MAX)
     }
 
     /// Keeps the last lines of the trace from now on.
@@ -314,6 +335,8 @@ impl World {
             SimEvent::Drifted { agent, run, scope } => {
                 return self.deliver_to_agent(agent, run, AgentEvent::Drifted(scope));
             }
+            SimEvent::FollowerTimer { agent, due } => return self.follower_timer(agent, due),
+            SimEvent::FollowerProgrammed { agent } => return self.follower_programmed(agent),
             SimEvent::ObstacleRemoved { agent } => self.agents[agent].kernel.obstacles.clear(),
             SimEvent::FaultKind(fault) => return self.inject_fault(fault),
             SimEvent::ForeignWrite => return self.write_as_foreigner(),
@@ -341,9 +364,10 @@ impl World {
         let faults = self.has_faults.then_some(&self.scenario.faults);
         let tools = (&mut self.chance, &mut self.counts);
         let waits = self.wires.carry(from, to, faults, tools);
+        let sending = self.wires.transmit(self.now, from, packet.body.len());
         let packet = Rc::new(packet);
         for wait in waits.into_iter().flatten() {
-            self.plan_in(wait, SimEvent::Arrives(Rc::clone(&packet)));
+            self.plan_in(sending + wait, SimEvent::Arrives(Rc::clone(&packet)));
         }
     }
 

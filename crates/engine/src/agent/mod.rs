@@ -44,7 +44,7 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{Message, MessageKind};
+use overlay_types::protocol::{Message, MessageKind, PeersRequest, UpdateForm};
 use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Severity;
 
@@ -368,7 +368,7 @@ impl Agent {
             && let Some(have) = self.peers.take_due(now, &mut self.random)
         {
             self.counters.request_peers_messages_sent += 1;
-            let message = Message::RequestPeers(have);
+            let message = Message::RequestPeers(PeersRequest { have, form: UpdateForm::Compact });
             self.commands.push_back(Command::Send { to: master.clone(), message });
         }
         self.update_accepted_senders(now);

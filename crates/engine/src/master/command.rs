@@ -10,6 +10,7 @@ use overlay_types::state::{Epoch, RecordChange, Version};
 use overlay_types::text::pluralize;
 
 use super::effect::{Effect, PreviewJob};
+use super::encoded_update::EncodedUpdate;
 use super::history::HistoryView;
 use super::metrics::Metrics;
 use super::view::{Health, ReleaseResult};
@@ -44,12 +45,12 @@ pub enum Command {
         /// The version that must be durable first.
         when: Version,
     },
-    /// Send a message to many agents once `when` is durable. All receivers get the same bytes.
-    Broadcast {
+    /// Send a peer update to these agents once `when` is durable. All receivers get the same bytes.
+    SendPeers {
         /// The receivers.
         to: Vec<Upid>,
-        /// The message.
-        message: Message,
+        /// The update.
+        update: EncodedUpdate,
         /// The version that must be durable first.
         when: Version,
     },
@@ -100,8 +101,8 @@ impl fmt::Display for Command {
             Self::Send { to, message, when } => {
                 write!(f, "send {message} to {to} when version {} is durable", when.0)
             }
-            Self::Broadcast { to, message, when } => {
-                let agents = pluralize(to.len(), "agent");
+            Self::SendPeers { to, update, when } => {
+                let (message, agents) = (update.message(), pluralize(to.len(), "agent"));
                 write!(f, "send {message} to {agents} when version {} is durable", when.0)
             }
             Self::Link(to) => write!(f, "link {to}"),

@@ -10,13 +10,15 @@ use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Message, RequestId};
 use overlay_types::state::Version;
 
-use super::{Event, Reply};
+use super::{EncodedUpdate, Event, Reply};
 
 /// A message or a reply that waits for a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PendingSend {
-    /// A message to these processes.
-    Message(Vec<Upid>, Message),
+    /// A message to this process.
+    Message(Upid, Message),
+    /// A peer update to these agents.
+    Peers(Vec<Upid>, EncodedUpdate),
     /// The answer to a request.
     Reply(RequestId, Reply),
 }
@@ -55,14 +57,12 @@ impl DurabilityGate {
     /// from states. An agent that misses an update requests its peers again.
     pub fn withdraw(&mut self, agents: &BTreeSet<Ipv4Addr>) {
         let is_kept = |send: &mut PendingSend| match send {
-            PendingSend::Message(_, Message::UpdatePeers(update))
-                if agents.iter().any(|ip| update.changed.contains_key(ip)) =>
-            {
-                false
-            }
-            PendingSend::Message(to, _) => {
+            PendingSend::Message(to, _) => !agents.contains(to.address.ip()),
+            PendingSend::Peers(to, update) => {
                 to.retain(|to| !agents.contains(to.address.ip()));
-                !to.is_empty()
+                let mut changed =
+                    agents.iter().filter(|ip| update.content().changed.contains_key(ip));
+                !to.is_empty() && changed.next().is_none()
             }
             PendingSend::Reply(_, Reply::State(state)) => {
                 state.agents.retain(|agent| !agents.contains(&agent.ip));
@@ -116,7 +116,7 @@ mod tests {
         let update = |agent: &str| {
             let to = agent_upid(agent.parse().unwrap());
             PendingSend::Message(
-                vec![to],
+                to,
                 Message::UpdateAgentOverlays { overlays: Vec::new(), master: MasterKind::Other },
             )
         };

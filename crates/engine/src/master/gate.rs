@@ -4,15 +4,14 @@
 //! still own an address in the durable state. So all values with addresses leave the registry as
 //! [`Gated`] values. A gated value can only be turned into a command with that version.
 
-use std::sync::Arc;
-
 use overlay_types::addr::Upid;
 use overlay_types::protocol::{
-    Assignment, MasterKind, Message, PeersUpdate, Reassigned, RegistrationProblems, RequestId,
+    Assignment, MasterKind, Message, Reassigned, RegistrationProblems, RequestId,
 };
 use overlay_types::state::Version;
 
 use super::command::{Command, Reply};
+use super::encoded_update::EncodedUpdate;
 
 /// A value, and the version that must be durable before the value is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,17 +58,10 @@ impl Gated<Vec<Reassigned>> {
     }
 }
 
-impl Gated<Arc<PeersUpdate>> {
-    /// Returns the command that sends the update to one agent.
-    pub(super) fn into_send(self, to: Upid) -> Command {
-        let message = Message::UpdatePeers(self.value);
-        Command::Send { to, message, when: self.valid_from }
-    }
-
-    /// Returns the command that sends the update to many agents.
-    pub(super) fn into_broadcast(self, to: Vec<Upid>) -> Command {
-        let message = Message::UpdatePeers(self.value);
-        Command::Broadcast { to, message, when: self.valid_from }
+impl Gated<EncodedUpdate> {
+    /// Returns the command that sends the update to these agents.
+    pub(super) fn into_send(self, to: Vec<Upid>) -> Command {
+        Command::SendPeers { to, update: self.value, when: self.valid_from }
     }
 }
 

@@ -152,6 +152,11 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Agents that are subscribed to the table of peers.",
                 |metrics| metrics.peers.subscribers as u64,
             ),
+            Metric::gauge(
+                "peers_plain_subscribers",
+                "Subscribed agents of former versions, which get the table without compression.",
+                |metrics| metrics.peers.plain_subscribers as u64,
+            ),
             Metric::counter(
                 "internal/request_peers_messages_received",
                 "RequestPeersMessages received.",
@@ -169,8 +174,14 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             ),
             Metric::counter(
                 "internal/update_peers_bytes_sent",
-                "Bytes of the UpdatePeersMessages.",
+                "Bytes of the UpdatePeersMessages, as they were sent.",
                 |metrics| metrics.counters.update_peers_bytes_sent,
+            ),
+            Metric::counter(
+                "internal/update_peers_messages_encoded",
+                "Different UpdatePeersMessages that were encoded. All agents that miss the same \
+                 changes get the same bytes.",
+                |metrics| metrics.counters.update_peers_messages_encoded,
             ),
             Metric::counter(
                 "internal/registration_problems_messages_sent",

@@ -6,6 +6,7 @@
 mod command;
 mod durability_gate;
 mod effect;
+mod encoded_update;
 mod event;
 mod gate;
 mod history;
@@ -30,7 +31,7 @@ use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
     AgentOptions, Assignment, HeldAddresses, Leader, MasterKind, Message, MessageKind, Network,
-    PeerTableVersion, PeersUpdate,
+    PeersRequest, PeersUpdate, UpdateForm,
 };
 use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Severity;
@@ -40,6 +41,7 @@ use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
 pub use command::{Command, Reply};
 pub use durability_gate::{DurabilityGate, PendingSend};
 pub use effect::{AddressEffect, AgentEffect, Effect, PreviewJob};
+pub use encoded_update::EncodedUpdate;
 pub use event::{Event, Forget, Request};
 pub use history::HistoryView;
 pub use metrics::Metrics;
@@ -68,9 +70,9 @@ pub struct Settings {
     pub kind: MasterKind,
 }
 
-/// Returns the length of an update on the wire, in bytes. The engine does not know the encoding,
-/// and paces updates by their length.
-pub type UpdateLength = fn(&PeersUpdate) -> usize;
+/// Encodes the body of an update in a form. The engine does not know the encoding. It paces updates
+/// by the length of the body, and encodes an update once for all its receivers.
+pub type EncodeUpdate = fn(&PeersUpdate, UpdateForm) -> Arc<[u8]>;
 
 /// The master. See [`StateMachine`] for how to run it.
 ///
@@ -85,7 +87,7 @@ pub struct Master {
     /// The leading master, if it is known.
     leader: Option<Leader>,
     phase: Phase,
-    update_length: UpdateLength,
+    encode_update: EncodeUpdate,
     store_backoff: Backoff,
     /// The errors of the store since it last worked for a while.
     store_errors: Repetitions,
@@ -137,8 +139,8 @@ impl Master {
     /// Returns a master that leads from the start, since no other master exists. Its first command
     /// is to load its state. `seed` is the seed of its random delays.
     #[must_use]
-    pub fn new(settings: Settings, update_length: UpdateLength, seed: u64) -> Self {
-        let mut master = Self::standing_by(settings, update_length, seed);
+    pub fn new(settings: Settings, encode_update: EncodeUpdate, seed: u64) -> Self {
+        let mut master = Self::standing_by(settings, encode_update, seed);
         master.is_elected = false;
         master.elected(true);
         master
@@ -147,13 +149,13 @@ impl Master {
     /// Returns a master with an election: it leads from an [`Event::Leading`] with `true` until the
     /// next one with `false`.
     #[must_use]
-    pub fn standing_by(settings: Settings, update_length: UpdateLength, seed: u64) -> Self {
+    pub fn standing_by(settings: Settings, encode_update: EncodeUpdate, seed: u64) -> Self {
         Self {
             settings,
             is_elected: true,
             leader: None,
             phase: Phase::Standby(Standby::default()),
-            update_length,
+            encode_update,
             store_backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1),
             store_errors: Repetitions::new(),
             last_known: LastKnown::default(),
@@ -287,9 +289,9 @@ impl Master {
                 counters.agent_registered_messages_received += 1;
                 self.report(now, from, overlays);
             }
-            Message::RequestPeers(have) => {
+            Message::RequestPeers(request) => {
                 counters.request_peers_messages_received += 1;
-                self.subscribe(now, from, have);
+                self.subscribe(now, from, request);
             }
             Message::HeldAddresses(held) => self.send_problems(from, &held),
             Message::PeerFailures(failures) => {
@@ -389,9 +391,9 @@ impl Master {
         }
     }
 
-    fn subscribe(&mut self, now: Now, from: Upid, have: PeerTableVersion) {
+    fn subscribe(&mut self, now: Now, from: Upid, request: PeersRequest) {
         match &mut self.phase {
-            Phase::Leading(leading) => leading.subscribe(now, from, have, &mut self.outbox),
+            Phase::Leading(leading) => leading.subscribe(now, from, request, &mut self.outbox),
             Phase::Standby(_) | Phase::Recovering(_) => self.outbox.drop_request_for_peers(&from),
         }
     }

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use overlay_types::addr::Upid;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
+use overlay_types::protocol::{PeerInfo, PeersRequest, PeersUpdate, UpdateForm, peer_digest};
 use overlay_types::state::Version;
 use overlay_types::text::count_and_list;
 
-use super::UpdateLength;
+use super::EncodeUpdate;
+use super::encoded_update::EncodedUpdate;
 use super::gate::{Gate, Gated};
 use super::view::PeersTally;
 
@@ -29,6 +30,8 @@ const SLICE_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of one slice. Ten slices a second are just less than a network of 1 Gbit/s carries, so
 /// that messages do not pile up in memory when all agents need a snapshot.
 const SLICE_BYTES: usize = 10 * 1000 * 1000;
+/// Bytes of a message besides its body: the head of the HTTP request, and headers of IP and TCP.
+const MESSAGE_HEAD_BYTES: usize = 300;
 /// The duration of a subscription without a request. Agents repeat their request every minute, so
 /// an agent that missed five requests is gone.
 const LEASE: Duration = Duration::from_secs(5 * 60);
@@ -51,9 +54,11 @@ pub(super) struct Peers {
     /// The latest version with each digest, as far back as the log goes.
     versions: HashMap<u64, u64>,
     subscribers: BTreeMap<Ipv4Addr, Subscriber>,
-    /// All subscribers by the version that they have. The subscriber with the earliest version is
-    /// served first.
-    turns: BTreeSet<(u64, Ipv4Addr)>,
+    /// All subscribers by the version that they have, and by form. The subscriber with the earliest
+    /// version is served first.
+    turns: BTreeSet<(u64, UpdateForm, Ipv4Addr)>,
+    /// The number of subscribers that get the plain form.
+    plain_subscribers: usize,
     /// All subscribers by the time of their last request.
     leases: BTreeSet<(Duration, Ipv4Addr)>,
     /// When the next slice is sent, if any subscriber is missing a change.
@@ -62,7 +67,9 @@ pub(super) struct Peers {
     awaited: Version,
     /// The last update. Many subscribers need the same update.
     prepared: Option<Prepared>,
-    update_length: UpdateLength,
+    encode_update: EncodeUpdate,
+    /// The number of updates that were encoded since the last call of [`Self::take_encoded`].
+    encoded: u64,
     /// The size of an update that was not sent, since agents refuse updates of this size.
     too_large: Option<usize>,
 }
@@ -80,6 +87,7 @@ struct Change {
 #[derive(Debug)]
 struct Subscriber {
     upid: Upid,
+    form: UpdateForm,
     /// The version that the agent has, or will have when it receives the sent updates. 0 stands for
     /// an unknown table.
     has: u64,
@@ -90,21 +98,20 @@ struct Subscriber {
     answered: (u64, Version),
 }
 
-/// An update for the subscribers that have version `since`.
+/// An update for the subscribers that have version `since` and want `form`.
 #[derive(Debug, Clone)]
 struct Prepared {
     since: u64,
-    update: Arc<PeersUpdate>,
-    /// The length of the update on the wire.
-    bytes: usize,
+    form: UpdateForm,
+    update: EncodedUpdate,
 }
 
 /// One update to many subscribers.
 #[derive(Debug)]
 pub(super) struct Shipment {
     pub(super) to: Vec<Upid>,
-    pub(super) update: Gated<Arc<PeersUpdate>>,
-    /// The length of the update on the wire.
+    pub(super) update: Gated<EncodedUpdate>,
+    /// The length of the body on the wire.
     pub(super) bytes: usize,
 }
 
@@ -112,7 +119,7 @@ impl Peers {
     pub(super) fn new(
         epoch: u64,
         agents: impl IntoIterator<Item = (Ipv4Addr, Gated<Option<PeerInfo>>)>,
-        update_length: UpdateLength,
+        encode_update: EncodeUpdate,
     ) -> Self {
         let mut gate = Gate::open();
         let agents = agents.into_iter();
@@ -130,11 +137,13 @@ impl Peers {
             versions: HashMap::from([(digest, 1)]),
             subscribers: BTreeMap::new(),
             turns: BTreeSet::new(),
+            plain_subscribers: 0,
             leases: BTreeSet::new(),
             due: None,
             awaited: Version(0),
             prepared: None,
-            update_length,
+            encode_update,
+            encoded: 0,
             too_large: None,
         }
     }
@@ -150,7 +159,13 @@ impl Peers {
             version: self.version,
             agents: self.table.len(),
             subscribers: self.subscribers.len(),
+            plain_subscribers: self.plain_subscribers,
         }
+    }
+
+    /// Returns the number of updates that were encoded since the last call.
+    pub(super) const fn take_encoded(&mut self) -> u64 {
+        std::mem::replace(&mut self.encoded, 0)
     }
 
     /// Returns the version from which the table may be sent.
@@ -214,28 +229,30 @@ impl Peers {
     pub(super) fn subscribe(
         &mut self,
         from: Upid,
-        have: PeerTableVersion,
+        PeersRequest { have, form }: PeersRequest,
         elapsed: Duration,
         (latest, durable): (Version, Version),
-    ) -> Option<(Gated<Arc<PeersUpdate>>, usize)> {
+    ) -> Option<(Gated<EncodedUpdate>, usize)> {
         let ip = *from.address.ip();
         let before = self.subscribers.get(&ip).filter(|subscriber| subscriber.upid == from);
         let mut answered = before.map_or((0, Version(0)), |subscriber| subscriber.answered);
         self.unsubscribe(ip);
         let has = self.versions.get(&have.digest).copied().unwrap_or(0);
-        self.turns.insert((has, ip));
+        self.turns.insert((has, form, ip));
+        self.plain_subscribers += usize::from(form == UpdateForm::Plain);
         self.leases.insert((elapsed, ip));
         let is_up_to_date = has == self.version;
         let is_held_back = answered.0 == self.version && answered.1 > durable;
         let answer = (is_up_to_date && !is_held_back).then(|| {
-            let update = Arc::new(self.update(has));
-            let bytes = (self.update_length)(&update);
+            let update = self.encode(has, form);
+            let bytes = update.body().len();
             (self.gate.wrap(update).not_before(latest), bytes)
         });
         if let Some((update, _)) = &answer {
             answered = (self.version, update.valid_from());
         }
-        self.subscribers.insert(ip, Subscriber { upid: from, has, last_seen: elapsed, answered });
+        self.subscribers
+            .insert(ip, Subscriber { upid: from, form, has, last_seen: elapsed, answered });
         if !is_up_to_date {
             self.due.get_or_insert(elapsed + DEBOUNCE);
         }
@@ -243,8 +260,9 @@ impl Peers {
     }
 
     pub(super) fn unsubscribe(&mut self, ip: Ipv4Addr) {
-        if let Some(Subscriber { has, last_seen, .. }) = self.subscribers.remove(&ip) {
-            self.turns.remove(&(has, ip));
+        if let Some(Subscriber { form, has, last_seen, .. }) = self.subscribers.remove(&ip) {
+            self.turns.remove(&(has, form, ip));
+            self.plain_subscribers -= usize::from(form == UpdateForm::Plain);
             self.leases.remove(&(last_seen, ip));
         }
     }
@@ -258,10 +276,11 @@ impl Peers {
         }
     }
 
-    /// Returns the earliest version that a subscriber has, or `None` if all subscribers have the
-    /// latest version.
-    fn earliest(&self) -> Option<u64> {
-        self.turns.first().map(|(has, _)| *has).filter(|has| *has < self.version)
+    /// Returns the earliest version that a subscriber has, with its form, or `None` if all
+    /// subscribers have the latest version.
+    fn earliest(&self) -> Option<(u64, UpdateForm)> {
+        let first = self.turns.first().map(|(has, form, _)| (*has, *form));
+        first.filter(|(has, _)| *has < self.version)
     }
 
     /// Returns the update for a subscriber with version `since`: the delta, or a snapshot if the
@@ -294,17 +313,24 @@ impl Peers {
         update
     }
 
-    /// Returns the update for version `since`, computed at most once in a row.
-    fn prepare(&mut self, since: u64) -> Prepared {
-        let is_current =
-            |last: &&Prepared| last.since == since && last.update.version == self.version;
+    fn encode(&mut self, since: u64, form: UpdateForm) -> EncodedUpdate {
+        self.encoded += 1;
+        let update = self.update(since);
+        let body = (self.encode_update)(&update, form);
+        EncodedUpdate::new(Arc::new(update), body)
+    }
+
+    /// Returns the update for version `since`, computed and encoded at most once in a row.
+    fn prepare(&mut self, since: u64, form: UpdateForm) -> EncodedUpdate {
+        let is_current = |last: &&Prepared| {
+            (last.since, last.form) == (since, form)
+                && last.update.content().version == self.version
+        };
         if let Some(prepared) = self.prepared.as_ref().filter(is_current) {
-            return prepared.clone();
+            return prepared.update.clone();
         }
-        let update = Arc::new(self.update(since));
-        let bytes = (self.update_length)(&update);
-        let prepared = Prepared { since, update, bytes };
-        self.prepared.insert(prepared).clone()
+        let update = self.encode(since, form);
+        self.prepared.insert(Prepared { since, form, update }).update.clone()
     }
 
     /// Ends expired subscriptions, and returns the shipments of a slice if one is due. They are
@@ -335,21 +361,23 @@ impl Peers {
         // While the store hangs, only one slice is held back.
         if self.awaited <= durable {
             let mut budget = SLICE_BYTES;
-            while let Some(since) = self.earliest() {
-                let Prepared { update, bytes, .. } = self.prepare(since);
-                let count = if slice.is_empty() { 1.max(budget / bytes) } else { budget / bytes };
+            while let Some((since, form)) = self.earliest() {
+                let update = self.prepare(since, form);
+                let bytes = update.body().len();
+                let fitting = budget / (bytes + MESSAGE_HEAD_BYTES);
+                let count = if slice.is_empty() { fitting.max(1) } else { fitting };
                 if count == 0 {
                     break;
                 }
-                let to = self.advance(since, count);
+                let to = self.advance((since, form), count);
                 if bytes > PeersUpdate::BYTES_MAX {
                     self.too_large = Some(bytes);
                     continue;
                 }
-                if update.base.is_none() {
+                if update.content().base.is_none() {
                     self.too_large = None;
                 }
-                budget = budget.saturating_sub(bytes * to.len());
+                budget = budget.saturating_sub((bytes + MESSAGE_HEAD_BYTES) * to.len());
                 let is_early = Mutation::SendPeersBeforeDurable.is_on();
                 let gate = if is_early { Gate::open() } else { self.gate };
                 let latest = if is_early { Version(0) } else { latest };
@@ -366,17 +394,18 @@ impl Peers {
         slice
     }
 
-    /// Moves at most `count` subscribers from version `since` to the latest version, and returns
-    /// them.
-    fn advance(&mut self, since: u64, count: usize) -> Vec<Upid> {
-        let same = (since, Ipv4Addr::UNSPECIFIED)..=(since, Ipv4Addr::BROADCAST);
-        let agents: Vec<Ipv4Addr> = self.turns.range(same).take(count).map(|(_, ip)| *ip).collect();
+    /// Moves at most `count` subscribers of one form from version `since` to the latest version,
+    /// and returns them.
+    fn advance(&mut self, (since, form): (u64, UpdateForm), count: usize) -> Vec<Upid> {
+        let same = (since, form, Ipv4Addr::UNSPECIFIED)..=(since, form, Ipv4Addr::BROADCAST);
+        let agents = self.turns.range(same).take(count).map(|(_, _, ip)| *ip);
+        let agents: Vec<Ipv4Addr> = agents.collect();
         let mut to = Vec::with_capacity(agents.len());
         for ip in agents {
-            self.turns.remove(&(since, ip));
+            self.turns.remove(&(since, form, ip));
             if let Some(subscriber) = self.subscribers.get_mut(&ip) {
                 subscriber.has = self.version;
-                self.turns.insert((self.version, ip));
+                self.turns.insert((self.version, form, ip));
                 to.push(subscriber.upid.clone());
             }
         }

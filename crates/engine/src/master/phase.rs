@@ -237,7 +237,7 @@ impl Master {
             last_known.begin_unnoticed();
         }
         let mut leading =
-            Leading::recover(now, &self.settings, loaded, self.update_length, last_known);
+            Leading::recover(now, &self.settings, loaded, self.encode_update, last_known);
         for Waiting { from, options, asks } in waiting.into_values() {
             leading.register(now, from.clone(), &options, &mut self.outbox);
             if let Some(registration) = asks {

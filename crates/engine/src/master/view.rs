@@ -28,6 +28,7 @@ pub struct Counters {
     pub request_peers_messages_dropped: u64,
     pub update_peers_messages_sent: u64,
     pub update_peers_bytes_sent: u64,
+    pub update_peers_messages_encoded: u64,
     pub registration_problems_messages_sent: u64,
     pub peer_failures_messages_received: u64,
     pub malformed_messages: u64,
@@ -149,6 +150,9 @@ pub struct PeersTally {
     pub agents: usize,
     /// The agents that are subscribed to the table.
     pub subscribers: usize,
+    /// The subscribers that get the plain form, since their version knows no other.
+    #[serde(skip)]
+    pub plain_subscribers: usize,
 }
 
 /// The usage of an address pool.

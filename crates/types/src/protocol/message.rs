@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Assignment, HeldAddresses, PeerFailures, PeerTableVersion, PeersUpdate, RegistrationProblems,
+    Assignment, HeldAddresses, PeerFailures, PeerTableVersion, PeersRequest, PeersUpdate,
+    RegistrationProblems,
 };
 use crate::addr::Mtu;
 
@@ -49,7 +50,7 @@ pub enum Message {
     AgentRegisteredAcknowledgement,
     /// Agent to master: subscribes to peer updates. The agent sends the request after its
     /// registration, renews it at an interval, and repeats it when an update does not apply.
-    RequestPeers(PeerTableVersion),
+    RequestPeers(PeersRequest),
     /// Master to agent: a snapshot of the peer table, or a delta. Thousands of agents get the same
     /// update, so the content is shared.
     UpdatePeers(Arc<PeersUpdate>),
@@ -172,7 +173,8 @@ impl fmt::Display for Message {
                 write!(f, "AgentRegisteredMessage of {} overlays", overlays.len())
             }
             Self::AgentRegisteredAcknowledgement => f.write_str("AgentRegisteredAcknowledgement"),
-            Self::RequestPeers(PeerTableVersion { epoch, version, .. }) => {
+            Self::RequestPeers(PeersRequest { have, .. }) => {
+                let PeerTableVersion { epoch, version, .. } = have;
                 write!(f, "RequestPeersMessage with version {epoch}.{version}")
             }
             Self::UpdatePeers(update) => {

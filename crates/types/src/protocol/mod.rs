@@ -20,7 +20,7 @@ pub use history::{Author, HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, MasterKind, Message, MessageKind};
 pub use network::{AddressRange, Network, Overlay, Vxlan};
 pub use peer_failures::{PeerFailure, PeerFailureCause, PeerFailures};
-pub use peers::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
+pub use peers::{PeerInfo, PeerTableVersion, PeersRequest, PeersUpdate, UpdateForm, peer_digest};
 pub use record::{Addresses, AgentRecord, OverlayRecord, Record, ReleasedRecord};
 pub use registration_problems::{HeldAddresses, Reassigned, RegistrationProblems};
 pub use request::{RejectedMessages, RequestId};

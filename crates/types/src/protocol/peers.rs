@@ -16,6 +16,26 @@ pub struct PeerTableVersion {
     pub digest: u64,
 }
 
+/// The request of an agent for its peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PeersRequest {
+    /// The table that the agent has.
+    pub have: PeerTableVersion,
+    /// The form in which the agent wants its updates. Agents of former versions, which know the
+    /// plain form only, leave the field unset.
+    pub form: UpdateForm,
+}
+
+/// The form of an update on the wire. Both forms have the same content.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UpdateForm {
+    /// Every field as it is. Every agent that requests peers accepts this form.
+    #[default]
+    Plain,
+    /// Differences between successive peers, compressed. The body has a twentieth of the length.
+    Compact,
+}
+
 /// The entry of one agent in a peer table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerInfo {
@@ -59,7 +79,8 @@ impl PeersUpdate {
     /// Maximum number of agents in an update. No cluster is that large, and a hostile master cannot
     /// exhaust the memory of its agents.
     pub const PEERS_MAX: usize = 200_000;
-    /// Maximum length of an encoded update: the longest body that the transports accept.
+    /// Maximum length of an encoded update: the longest body that the transports accept. The length
+    /// of an update in the compact form is also limited to this value after decompression.
     pub const BYTES_MAX: usize = 16 * 1024 * 1024;
 }
 

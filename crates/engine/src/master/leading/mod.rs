@@ -14,7 +14,7 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Assignment, Author, MasterKind, Message, MessageKind, PeerFailures, PeerTableVersion, RequestId,
+    Assignment, Author, MasterKind, Message, MessageKind, PeerFailures, PeersRequest, RequestId,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_types::text::{count_and_list, pluralize, truncate_list};
@@ -30,7 +30,7 @@ use super::registration_problems::ProblematicAgents;
 use super::registry::{ChangeContext, LastKnown, Recovered, Registry};
 use super::state_writer::StateWriter;
 use super::view::{AgentTally, PeersTally, PoolUsage};
-use super::{Outbox, Settings, UpdateLength};
+use super::{EncodeUpdate, Outbox, Settings};
 use pending_updates::PendingUpdates;
 use release::log_released;
 
@@ -58,7 +58,7 @@ impl Leading {
         now: Now,
         settings: &Settings,
         loaded: LoadedState,
-        update_length: UpdateLength,
+        encode_update: EncodeUpdate,
         last_known: LastKnown,
     ) -> Self {
         let LoadedState { epoch, version, agents, history } = loaded;
@@ -73,7 +73,7 @@ impl Leading {
             epoch.0
         );
         let mut leading = Self {
-            peers: Peers::new(epoch.0, registry.take_changed_peers(), update_length),
+            peers: Peers::new(epoch.0, registry.take_changed_peers(), encode_update),
             registry,
             writer: StateWriter::new(epoch, version, History::recover(history)),
             pending_updates: PendingUpdates::default(),
@@ -151,7 +151,7 @@ impl Leading {
         &mut self,
         now: Now,
         from: Upid,
-        have: PeerTableVersion,
+        request: PeersRequest,
         out: &mut Outbox,
     ) {
         // Another process on the agent's host would otherwise receive the agent's updates.
@@ -162,12 +162,13 @@ impl Leading {
         }
         self.registry.record_contact(&from, now, true);
         let (latest, durable) = (self.writer.latest_version(), self.writer.durable());
-        let answer = self.peers.subscribe(from.clone(), have, now.elapsed, (latest, durable));
+        let answer = self.peers.subscribe(from.clone(), request, now.elapsed, (latest, durable));
         if let Some((update, bytes)) = answer {
             out.counters.update_peers_messages_sent += 1;
             out.counters.update_peers_bytes_sent += bytes as u64;
-            out.push(update.into_send(from));
+            out.push(update.into_send(vec![from]));
         }
+        out.counters.update_peers_messages_encoded += self.peers.take_encoded();
     }
 
     /// Notes the peers that an agent does not reach.
@@ -207,8 +208,9 @@ impl Leading {
             let (to, bytes) = (shipment.to, shipment.bytes);
             out.counters.update_peers_messages_sent += to.len() as u64;
             out.counters.update_peers_bytes_sent += (to.len() * bytes) as u64;
-            out.push(shipment.update.into_broadcast(to));
+            out.push(shipment.update.into_send(to));
         }
+        out.counters.update_peers_messages_encoded += self.peers.take_encoded();
     }
 
     /// Ends the handling of an event: updates the table of peers, and begins the next commit.

@@ -25,7 +25,7 @@ impl World {
     }
 
     fn request_peers(&mut self, agent: u8) {
-        self.message(agent, Message::RequestPeers(PeerTableVersion::default()));
+        self.message(agent, Message::RequestPeers(PeersRequest::default()));
     }
 
     fn register_from(&mut self, address: SocketAddrV4) {
@@ -307,7 +307,7 @@ fn refused_registration_of_other_process_keeps_agent() {
     for message in [
         Message::RegisterAgent(options),
         report(&[], &Status::Ok),
-        Message::RequestPeers(PeerTableVersion::default()),
+        Message::RequestPeers(PeersRequest::default()),
         Message::HeldAddresses(HeldAddresses::default()),
     ] {
         world.handle(Event::Message { from: other.clone(), message });

@@ -16,7 +16,7 @@ impl Candidate {
             kind: MasterKind::Module,
         };
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };
-        Self { master: Master::standing_by(settings, update_length, 1), now }
+        Self { master: Master::standing_by(settings, encode_update, 1), now }
     }
 
     /// Returns the commands of the master after `event`.

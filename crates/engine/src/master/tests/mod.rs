@@ -37,11 +37,16 @@ enum StoredRecord {
     History(Vec<HistoryEntry>),
 }
 
-/// Returns an approximate length of an update, in place of the length on the wire.
-fn update_length(update: &PeersUpdate) -> usize {
+/// Returns a body with the approximate length of an update on the wire.
+fn encode_update(update: &PeersUpdate, form: UpdateForm) -> Arc<[u8]> {
     let peers = update.changed.values();
     let subnets: usize = peers.map(|info| info.peer.subnets.len()).sum();
-    30 + 40 * update.changed.len() + 12 * subnets + 6 * update.removed.len()
+    let plain = 40 * update.changed.len() + 12 * subnets + 6 * update.removed.len();
+    let length = match form {
+        UpdateForm::Plain => plain,
+        UpdateForm::Compact => plain / 20,
+    };
+    vec![0; 30 + length].into()
 }
 
 /// A master and its store. A commit stays under way until the test ends it.
@@ -54,7 +59,7 @@ struct World {
     writing: Option<Vec<RecordChange>>,
     /// The sent messages, each with the version that it waits for.
     sent: Vec<(Upid, Message, Version)>,
-    broadcasts: Vec<(Vec<Upid>, Message, Version)>,
+    peer_updates: Vec<(Vec<Upid>, EncodedUpdate, Version)>,
     replies: Vec<(Reply, Version)>,
     /// The reasons for which pending sends were abandoned.
     abandoned: Vec<String>,
@@ -81,13 +86,13 @@ impl World {
             kind: MasterKind::Module,
         };
         let mut world = Self {
-            master: Master::new(settings, update_length, 1),
+            master: Master::new(settings, encode_update, 1),
             now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 },
             records,
             version,
             writing: None,
             sent: Vec::new(),
-            broadcasts: Vec::new(),
+            peer_updates: Vec::new(),
             replies: Vec::new(),
             abandoned: Vec::new(),
             withdrawn: BTreeSet::new(),
@@ -129,8 +134,8 @@ impl World {
                     self.writing = Some(changes);
                 }
                 Command::Send { to, message, when } => self.sent.push((to, message, when)),
-                Command::Broadcast { to, message, when } => {
-                    self.broadcasts.push((to, message, when));
+                Command::SendPeers { to, update, when } => {
+                    self.peer_updates.push((to, update, when));
                 }
                 Command::Reply { reply, when, .. } => self.replies.push((reply, when)),
             }

@@ -76,11 +76,11 @@ fn peers_are_sent_when_unserved_part_needs_no_commit() {
 
     let mut world = world.restart(renamed());
     world.register_with(3, gateway);
-    world.message(3, Message::RequestPeers(PeerTableVersion::default()));
+    world.message(3, Message::RequestPeers(PeersRequest::default()));
     world.now.elapsed += Duration::from_secs(1);
     world.handle(Event::Timeout);
-    let (_, message, when) = world.broadcasts.last().expect("the peers are sent");
-    let Message::UpdatePeers(update) = message else { panic!("{message}") };
+    let (_, update, when) = world.peer_updates.last().expect("the peers are sent");
+    let update = update.content();
     assert!(update.changed.contains_key(&ip(1)), "{update:?}");
     assert!(*when <= world.version, "no commit makes {when:?} durable");
 }

@@ -1,7 +1,7 @@
 //! Tests of the reports about peers that agents do not reach.
 
 use overlay_types::protocol::{
-    Message, MessageKind, PeerFailure, PeerFailureCause, PeerFailures, PeerTableVersion,
+    Message, MessageKind, PeerFailure, PeerFailureCause, PeerFailures, PeersRequest,
 };
 
 use super::*;
@@ -105,7 +105,7 @@ fn several_dead_hosts_are_known_as_dead() {
     let mut world = cluster(5);
     let requests = |world: &mut World, agents: &[u8]| {
         for agent in agents {
-            world.message(*agent, Message::RequestPeers(PeerTableVersion::default()));
+            world.message(*agent, Message::RequestPeers(PeersRequest::default()));
         }
     };
     requests(&mut world, &[1, 2, 3, 4, 5]);

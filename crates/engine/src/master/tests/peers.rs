@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use overlay_types::addr::agent_upid;
-use overlay_types::protocol::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
+use overlay_types::protocol::{PeerInfo, PeerTableVersion, PeersRequest, PeersUpdate, peer_digest};
 
 use super::super::gate::Gated;
 use super::*;
@@ -55,28 +55,21 @@ impl World {
     }
 
     fn ask(&mut self, agent: u8, have: PeerTableVersion) {
-        self.message(agent, Message::RequestPeers(have));
+        self.message(agent, Message::RequestPeers(PeersRequest { have, form: UpdateForm::Plain }));
     }
 
     /// Returns the updates of peers with their receivers and the versions that they wait for.
-    fn updates(&mut self) -> Vec<(Vec<Upid>, Arc<PeersUpdate>, Version)> {
-        let sent = std::mem::take(&mut self.sent).into_iter();
-        let sent = sent.map(|(to, message, when)| (vec![to], message, when));
-        let all = sent.chain(std::mem::take(&mut self.broadcasts));
-        let updates = all.filter_map(|(to, message, when)| match message {
-            Message::UpdatePeers(update) => Some((to, update, when)),
-            _ => None,
-        });
-        updates.collect()
+    fn updates(&mut self) -> Vec<(Vec<Upid>, EncodedUpdate, Version)> {
+        std::mem::take(&mut self.peer_updates)
     }
 
     /// Returns the only update that was sent.
-    fn update(&mut self) -> (Vec<Upid>, Arc<PeersUpdate>) {
+    fn update(&mut self) -> (Vec<Upid>, PeersUpdate) {
         let mut updates = self.updates();
         assert_eq!(updates.len(), 1, "{updates:?}");
         let (to, update, when) = updates.remove(0);
         assert!(when <= self.version, "the update is held back");
-        (to, update)
+        (to, update.content().clone())
     }
 
     /// Returns a world with registered and subscribed agents.
@@ -180,7 +173,7 @@ fn change_without_effect_on_peers_is_not_sent() {
     let (to, update) = world.update();
     let PeerTableVersion { epoch, version, digest } = follower.have;
     let nothing = PeersUpdate { epoch, version, digest, base: Some(digest), ..Default::default() };
-    assert_eq!((to, &*update), (vec![upid(1)], &nothing));
+    assert_eq!((to, &update), (vec![upid(1)], &nothing));
 }
 
 #[test]
@@ -263,7 +256,7 @@ fn change_log_is_bounded() {
     world.ask(1, follower.have);
     world.settle();
     let updates = world.updates();
-    assert!(updates.iter().all(|(_, update, _)| update.base.is_none()), "{updates:?}");
+    assert!(updates.iter().all(|(_, update, _)| update.content().base.is_none()), "{updates:?}");
 }
 
 #[test]
@@ -342,7 +335,7 @@ fn subscribe_needs_registered_sender() {
     let (mut world, follower) = World::subscribed(network(), [1, 2]);
     world.ask(9, PeerTableVersion::default());
     let other = Upid { id: "x".to_owned(), ..upid(1) };
-    let message = Message::RequestPeers(PeerTableVersion::default());
+    let message = Message::RequestPeers(PeersRequest::default());
     world.handle(Event::Message { from: other, message });
     world.message(1, Message::UpdatePeers(Arc::default()));
     world.register(3);
@@ -389,7 +382,7 @@ fn sends_are_paced_and_counted() {
     }
     world.store();
     for number in 0..3000 {
-        send(&mut world, number, Message::RequestPeers(PeerTableVersion::default()));
+        send(&mut world, number, Message::RequestPeers(PeersRequest::default()));
     }
     world.updates();
     world.pass(Duration::from_millis(500));
@@ -413,6 +406,43 @@ fn sends_are_paced_and_counted() {
     send(&mut world, 3000, Message::RegisterAgent(AgentOptions::default()));
     world.settle();
     assert_eq!(world.update().0.len(), 3000);
+}
+
+#[test]
+fn update_is_encoded_once_for_each_form() {
+    let mut world = World::new(network());
+    let agents = [1, 2, 3, 4, 5];
+    for agent in agents {
+        world.register(agent);
+    }
+    world.settle();
+    for agent in agents {
+        let form = if agent < 4 { UpdateForm::Compact } else { UpdateForm::Plain };
+        world.message(agent, Message::RequestPeers(PeersRequest { form, ..Default::default() }));
+    }
+    let names = ["internal/update_peers_messages_encoded", "peers_plain_subscribers"];
+    assert_eq!(world.metrics(names), [0, 2]);
+    world.settle();
+    let updates = world.updates();
+    let [(plain_to, plain, _), (compact_to, compact, _)] = &updates[..] else {
+        panic!("{updates:?}")
+    };
+    assert_eq!((plain_to, compact_to), (&vec![upid(4), upid(5)], &[1, 2, 3].map(upid).to_vec()));
+    assert_eq!(plain.content(), compact.content());
+    assert_eq!(*plain.body(), encode_update(plain.content(), UpdateForm::Plain));
+    assert_eq!(*compact.body(), encode_update(plain.content(), UpdateForm::Compact));
+    assert_eq!(world.metrics(names), [2, 2]);
+
+    // An agent that is upgraded gets the other form.
+    let request = PeersRequest { form: UpdateForm::Compact, ..PeersRequest::default() };
+    world.message(4, Message::RequestPeers(request));
+    world.settle();
+    let updates = world.updates();
+    assert_eq!(updates.len(), 1, "{updates:?}");
+    assert_eq!((&updates[0].0, &updates[0].1), (&vec![upid(4)], compact));
+    assert_eq!(world.metrics(names), [3, 1]);
+    world.delete(5);
+    assert_eq!(world.metrics(names), [3, 0]);
 }
 
 const SENT: [&str; 2] = ["internal/update_peers_messages_sent", "internal/update_peers_bytes_sent"];
@@ -526,7 +556,7 @@ proptest! {
                 for to in to {
                     let agent = to.address.ip().octets()[3];
                     let follower = followers.entry(agent).or_default();
-                    if !follower.apply(&update) {
+                    if !follower.apply(update.content()) {
                         world.ask(agent, follower.have);
                     }
                 }

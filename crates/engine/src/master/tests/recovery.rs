@@ -1,9 +1,7 @@
 //! Tests of invalid and conflicting records in the store: which agents are served, which problems
 //! are reported, and that no agent gets an address that another agent may use.
 
-use overlay_types::protocol::{
-    AgentRecord, OverlayRecord, PeerTableVersion, Record, ReleasedRecord,
-};
+use overlay_types::protocol::{AgentRecord, OverlayRecord, PeersRequest, Record, ReleasedRecord};
 
 use super::*;
 
@@ -465,12 +463,12 @@ mod contested_address {
         world.register_with(3, gateway);
         world.store();
         let before = world.version;
-        world.message(3, Message::RequestPeers(PeerTableVersion::default()));
+        world.message(3, Message::RequestPeers(PeersRequest::default()));
         world.delete(1);
         world.now.elapsed += Duration::from_secs(1);
         world.handle(Event::Timeout);
-        let (_, message, when) = world.broadcasts.last().expect("the peers are sent");
-        let Message::UpdatePeers(update) = message else { panic!("{message}") };
+        let (_, update, when) = world.peer_updates.last().expect("the peers are sent");
+        let update = update.content();
         assert!(update.changed.contains_key(&ip(2)) && !update.changed.contains_key(&ip(1)));
         assert_eq!(*when, before.next());
     }

@@ -143,7 +143,8 @@ fn pending_state_and_peers_do_not_show_released_agent() {
     let update = |agents: &[u8]| {
         let changed = agents.iter().map(|agent| peer(*agent)).collect();
         let update = Arc::new(PeersUpdate { changed, ..PeersUpdate::default() });
-        PendingSend::Message(vec![upid(9)], Message::UpdatePeers(update))
+        let body = encode_update(&update, UpdateForm::Plain);
+        PendingSend::Peers(vec![upid(9)], EncodedUpdate::new(update, body))
     };
     let mut gate = DurabilityGate::new();
     gate.hold(when, PendingSend::Reply(RequestId(1), state));

@@ -2,7 +2,7 @@
 //! and their end.
 
 use overlay_types::addr::agent_upid;
-use overlay_types::protocol::{AgentRecord, PeerTableVersion, PeersUpdate, Record};
+use overlay_types::protocol::{AgentRecord, PeersRequest, Record};
 
 use super::*;
 
@@ -16,27 +16,19 @@ impl World {
     /// Returns the underlay addresses that peers are sent, by the last byte of the agents.
     fn sent_underlays(&mut self) -> Vec<(u8, String)> {
         self.store();
-        self.sent.clear();
-        self.broadcasts.clear();
+        self.peer_updates.clear();
         let asker = ip(200);
         if self.register(200).is_none() {
             panic!("{asker} is not registered");
         }
         self.store();
-        self.message(200, Message::RequestPeers(PeerTableVersion::default()));
+        self.message(200, Message::RequestPeers(PeersRequest::default()));
         for _ in 0..2 {
             self.now.elapsed += Duration::from_secs(1);
             self.handle(Event::Timeout);
         }
-        let sent = self.sent.iter().map(|(_, message, _)| message);
-        let messages = sent.chain(self.broadcasts.iter().map(|(_, message, _)| message));
-        let update: &PeersUpdate = messages
-            .filter_map(|message| match message {
-                Message::UpdatePeers(update) => Some(&**update),
-                _ => None,
-            })
-            .next_back()
-            .expect("the peers are sent");
+        let (_, update, _) = self.peer_updates.last().expect("the peers are sent");
+        let update = update.content();
         assert_eq!(update.base, None);
         let others = update.changed.iter().filter(|(ip, _)| **ip != asker);
         others.map(|(ip, info)| (ip.octets()[3], info.underlay.to_string())).collect()
