@@ -51,7 +51,7 @@ pub(crate) struct Agents {
     leader: Leader,
     /// The address of the first agent.
     first: Ipv4Addr,
-    agents: Vec<Agent>,
+    pub(crate) agents: Vec<Agent>,
     /// The assignments that the agents received.
     pub(crate) checker: Mutex<AssignmentChecker>,
     /// Number of running agents.
@@ -65,6 +65,8 @@ pub(crate) struct Agents {
     /// Number of registrations that timed out.
     repeated: AtomicUsize,
     pub(crate) traffic: TrafficCounters,
+    /// Number of received peer updates with all agents.
+    pub(crate) tables: AtomicUsize,
     changed: Notify,
 }
 
@@ -79,19 +81,19 @@ pub(crate) struct TrafficCounters {
     pub(crate) received: AtomicUsize,
 }
 
-struct Agent {
-    upid: Upid,
+pub(crate) struct Agent {
+    pub(crate) upid: Upid,
     /// Counts starts and stops of the agent. The agent is running while the number is even.
     life: watch::Sender<u64>,
-    state: Mutex<AgentState>,
+    pub(crate) state: Mutex<AgentState>,
 }
 
 #[derive(Default)]
-struct AgentState {
+pub(crate) struct AgentState {
     /// The life that accepts connections: messages to earlier lives are lost, as if each life had
     /// its own listener.
     listening_life: u64,
-    link: Option<Arc<TcpStream>>,
+    pub(crate) link: Option<Arc<TcpStream>>,
     is_acknowledged: bool,
     /// Number of registrations since the last call of `take_max_registrations`.
     registrations_sent: usize,
@@ -129,6 +131,7 @@ impl Agents {
             registrations: AtomicUsize::new(0),
             repeated: AtomicUsize::new(0),
             traffic: TrafficCounters::default(),
+            tables: AtomicUsize::new(0),
             changed: Notify::new(),
         });
         tokio::spawn(Arc::clone(&agents).accept(listener));
@@ -386,6 +389,12 @@ impl Agents {
                 self.checker.lock().check_foreign_assignment(ip, &overlays);
                 None
             }
+            Message::UpdatePeers(update) if is_own_master => {
+                let is_complete = update.changed.len() == self.agents.len();
+                self.tables.fetch_add(usize::from(is_complete), Ordering::Relaxed);
+                self.changed.notify_waiters();
+                None
+            }
             Message::AgentRegisteredAcknowledgement => {
                 let mut state = agent.state.lock();
                 let is_linked = is_own_master && state.link.is_some();
@@ -421,7 +430,7 @@ impl Agents {
 
     /// Writes all of `bytes`. Two tasks may write to one stream. Messages are short, so that the
     /// socket takes each of them at once, and they do not interleave in practice.
-    async fn write(&self, stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn write(&self, stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
         self.traffic.sent.fetch_add(bytes.len(), Ordering::Relaxed);
         while !bytes.is_empty() {
             match stream.try_write(bytes) {

@@ -9,6 +9,10 @@
 //! connections without any logic, see [`floor`]. The ratio of both shows the cost of the logic, the
 //! store and the encoding.
 //!
+//! `cargo bench --bench storm -- --peers 1000` then lets all agents request their peers at once, in
+//! the compact and in the plain form. The master sends each table at most at the rate of a network
+//! of 1 Gbit/s.
+//!
 //! `cargo bench --bench storm -- --mesos PREFIX LIBRARY 8000` measures a mesos-master that loads
 //! the module from LIBRARY. The measurement covers the whole mesos-master process. With
 //! `--replicated-log`, the state is in the replicated log, as with the C++ module.
@@ -23,6 +27,7 @@ mod floor;
 mod libprocess;
 mod master_process;
 mod mesos;
+mod peers;
 mod usage;
 
 use std::process::ExitCode;
@@ -125,6 +130,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let sizes: Vec<usize> = arguments.iter().filter_map(|text| text.parse().ok()).collect();
+    if arguments.iter().any(|argument| argument == "--peers") {
+        let sizes = if sizes.is_empty() { vec![SIZES[0].0] } else { sizes };
+        return exit_code(sizes.into_iter().try_for_each(peers::measure));
+    }
     exit_code(Mesos::from_arguments(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)))
 }
 
