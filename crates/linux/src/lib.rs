@@ -4,7 +4,8 @@
 //! - [`docker`]: Docker networks of the DockerContainerizer
 //! - [`dataplane`]: VXLAN devices, neighbors, forwarding entries and routes, through netlink
 //! - [`firewall`]: masquerade, VXLAN from known agents only, forwarding, isolation
-//! - [`probe`]: echo requests to peers, through a port of a bridge or from the VTEP
+//! - [`probe`]: echo requests to peers, through a port of a bridge or from the VTEP, and tests of
+//!   offloads
 //! - [`host`]: host settings that forwarding needs, and the lock of a host
 //! - [`source`]: finds the source address that the kernel chooses for a destination
 //! - [`subprocess`]: runs other programs with a deadline

@@ -88,6 +88,15 @@ fn command_of_other_program_gets_its_arguments() {
             Command::disable_checksum_offload(&device()),
             "ethtool -K vtep1024 tx-checksum-ip-generic off\n",
         ),
+        (
+            Command::enable_checksum_offload(&device()),
+            "ethtool -K vtep1024 tx-checksum-ip-generic on\n",
+        ),
+        (Command::disable_all_checksum_offload("eth0"), "ethtool -K eth0 tx off\n"),
+        (
+            Command::disable_tunnel_segmentation("eth0"),
+            "ethtool -K eth0 tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off\n",
+        ),
         (Command::remove_docker_network(&overlay), "docker network rm vxlan-1\n"),
         (
             Command::forget_agent(agent, "10.0.0.1:5050"),

@@ -4,19 +4,19 @@
 use socket2::SockFilter;
 
 /// Operations, from `linux/bpf_common.h`.
-const LOAD_X: u16 = 0x01;
+pub(super) const LOAD_X: u16 = 0x01;
 /// Sets X to the length of the IPv4 header at an offset.
-const LOAD_X_HEADER: u16 = 0xb1;
-const LOAD_BYTE: u16 = 0x50;
-const LOAD_HALF: u16 = 0x48;
+pub(super) const LOAD_X_HEADER: u16 = 0xb1;
+pub(super) const LOAD_BYTE: u16 = 0x50;
+pub(super) const LOAD_HALF: u16 = 0x48;
 const LOAD_WORD: u16 = 0x40;
-const JUMP_EQUAL: u16 = 0x15;
-const AND: u16 = 0x54;
-const RETURN: u16 = 0x06;
+pub(super) const JUMP_EQUAL: u16 = 0x15;
+pub(super) const AND: u16 = 0x54;
+pub(super) const RETURN: u16 = 0x06;
 /// The bits of the identifier that distinguish the sockets. The other bits differ between rounds.
 pub(super) const IDENTIFIER_MASK: u16 = 0xff00;
 /// Length of an accepted packet.
-const WHOLE: u32 = 0x4_0000;
+pub(super) const WHOLE: u32 = 0x4_0000;
 /// Offsets of the identifier and of the payload in an echo request or reply.
 const IDENTIFIER: u32 = 4;
 const PAYLOAD: u32 = 8;

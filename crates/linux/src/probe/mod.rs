@@ -6,6 +6,7 @@
 
 pub mod echo;
 mod filter;
+mod offload;
 mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use overlay_types::tunnel::{
 };
 
 use self::echo::{EchoRequest, IcmpError, Outcome, Prober, UnreachableReason, open_socket};
+pub use self::offload::{OffloadPath, test_offloads, test_peer};
 use self::port::Port;
 pub use self::port::{existing_ports, is_probe_port, remove_port};
 use crate::cni::Leases;

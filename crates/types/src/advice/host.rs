@@ -36,6 +36,25 @@ impl Command {
         )
     }
 
+    /// Stops a device of the host from computing checksums.
+    #[must_use]
+    pub fn disable_all_checksum_offload(device: &str) -> Self {
+        Self::with_effect(
+            format!("ethtool -K {} tx off", quoted(device)),
+            "costs CPU for all packets of this device",
+        )
+    }
+
+    /// Stops a device of the host from dividing large packets of tunnels.
+    #[must_use]
+    pub fn disable_tunnel_segmentation(device: &str) -> Self {
+        let options = "tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
+        Self::with_effect(
+            format!("ethtool -K {} {options}", quoted(device)),
+            "costs CPU for all tunnels over this device",
+        )
+    }
+
     /// Writes a setting below `/proc/sys`.
     #[must_use]
     pub fn write_setting(name: &str, value: u32) -> Self {

@@ -141,6 +141,12 @@ impl Command {
         Self::own(format!("ethtool -K {device} tx-checksum-ip-generic off"))
     }
 
+    /// Lets a managed device leave checksums to the hardware again.
+    #[must_use]
+    pub fn enable_checksum_offload(device: &DeviceName) -> Self {
+        Self::own(format!("ethtool -K {device} tx-checksum-ip-generic on"))
+    }
+
     /// Adds an address to a managed device.
     #[must_use]
     pub fn add_address(device: &DeviceName, address: InterfaceAddress) -> Self {

@@ -6,6 +6,7 @@ mod collision;
 mod desired;
 mod fault;
 mod mtu;
+mod offload;
 mod peer;
 mod probe;
 
@@ -16,8 +17,11 @@ use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, V
 pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
 pub use fault::{Fault, FaultScope};
 pub use mtu::{ContainersMtu, UNDERLAY_MIN, UNDERLAY_MIN_IPV6, UnderlayMtu};
+pub use offload::{Offload, OffloadRound, OffloadVerdict, SegmentForm, SegmentTally};
 pub use peer::{ExcludedPeer, Peer, PeerFault, has_possible_addresses, validate_peers};
-pub use probe::{PORT_SUBNET_MIN, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource};
+pub use probe::{
+    PORT_SUBNET_MIN, ProbeOutcome, ProbePacket, ProbeReport, ProbeSource, port_candidate,
+};
 
 /// Default UDP port of VXLAN. dcos-net uses the same port, so both agents can share a cluster.
 pub const PORT_DEFAULT: u16 = 64000;

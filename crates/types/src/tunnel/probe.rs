@@ -4,11 +4,20 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::addr::OverlayName;
+use crate::addr::{OverlayName, Subnet};
 
 /// Number of addresses of the smallest subnet of which the probes take one. In a smaller one the
 /// containers would miss it.
 pub const PORT_SUBNET_MIN: u128 = 16;
+
+/// Returns the first address that a peer with this subnet leases for its port of the probes.
+#[must_use]
+pub fn port_candidate(subnet: &Subnet) -> Option<IpAddr> {
+    let (mesos, _) = subnet.halves()?;
+    let last = mesos.offset_of(mesos.last())?;
+    // Smaller subnets have no port.
+    mesos.address_at(last.checked_sub(1).filter(|_| last >= PORT_SUBNET_MIN - 1)?)
+}
 
 /// Where the packet of a probe comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

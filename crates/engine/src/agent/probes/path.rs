@@ -7,7 +7,7 @@ use overlay_types::addr::{Mtu, OverlayName, Subnet};
 use overlay_types::clock::Now;
 use overlay_types::protocol::{PeerFailure, PeerFailureCause};
 use overlay_types::tunnel::{
-    Desired, PORT_SUBNET_MIN, Peer, ProbeOutcome, ProbePacket, VxlanDevice,
+    Desired, Peer, ProbeOutcome, ProbePacket, VxlanDevice, port_candidate,
 };
 
 use super::super::view::PeerProbeHealth;
@@ -576,14 +576,6 @@ fn find_large_loss(visit: &Visit, outcomes: &[ProbeOutcome]) -> Option<Cause> {
         reported: visit.reported_mtu(outcomes, role),
         is_ipv6: role == Role::Host6,
     })
-}
-
-/// Returns the first address that a peer with this subnet leases for its port of the probes.
-fn port_candidate(subnet: &Subnet) -> Option<IpAddr> {
-    let (mesos, _) = subnet.halves()?;
-    let last = mesos.offset_of(mesos.last())?;
-    // Smaller subnets have no port.
-    mesos.address_at(last.checked_sub(1).filter(|_| last >= PORT_SUBNET_MIN - 1)?)
 }
 
 fn microseconds(duration: Option<Duration>) -> Option<u64> {
