@@ -201,7 +201,8 @@ impl AgentHost {
             let create = move |wake| HostWorker::new(dataplane.clone(), leases.clone(), wake);
             Some(DataplaneThread::start(create, programs, inbox.clone())?)
         };
-        let has_probes = settings.tunnel.programs && settings.probe_rate > 0;
+        let has_probes =
+            settings.tunnel.programs && (settings.probe_rate > 0 || settings.repair_offloads);
         let start = || ProbeThread::start(cni.leases(), inbox.clone());
         let probes = has_probes.then(start).transpose()?;
         // Without a dataplane nobody configures the bridges.
@@ -386,7 +387,12 @@ impl Executor<Agent> for AgentExecutor {
             }
             Command::Probe { attempt, desired, packets } => {
                 if let Some(probes) = &self.probes {
-                    probes.queue(ProbeJob { attempt, desired, packets });
+                    probes.queue(ProbeJob::Echo { attempt, desired, packets });
+                }
+            }
+            Command::TestOffloads { attempt, desired, peer } => {
+                if let Some(probes) = &self.probes {
+                    probes.queue(ProbeJob::Offloads { attempt, desired, peer });
                 }
             }
             Command::RetainCni(overlays) => self.networks.retain_cni(overlays),

@@ -186,8 +186,13 @@ impl DiagnosedCluster {
         assert!(report.is_complete(), "{report:?}");
     }
 
+    /// Returns the switch that connects the hosts.
+    pub(crate) const fn switch(&self) -> &Namespace {
+        &self.hosts.switch
+    }
+
     /// Runs the doctor with all checks and with probes.
-    fn diagnose_with_probe(&self, number: u8) -> Diagnosis {
+    pub(crate) fn diagnose_with_probe(&self, number: u8) -> Diagnosis {
         self.run_doctor(number, &["--probe"])
     }
 

@@ -37,7 +37,7 @@ pub(crate) struct Host {
 pub(crate) struct Hosts {
     pub(crate) underlay: Underlay,
     pub(crate) hosts: Vec<Host>,
-    _switch: Namespace,
+    pub(crate) switch: Namespace,
 }
 
 pub(crate) fn overlay() -> OverlayName {
@@ -140,7 +140,7 @@ impl Hosts {
         require_root_and_files(&[BUSYBOX]);
         let switch = switch();
         let hosts = (1..=count).map(|number| Host::new(number, &switch, underlay)).collect();
-        Self { underlay, hosts, _switch: switch }
+        Self { underlay, hosts, switch }
     }
 
     /// Returns the desired state of a host.

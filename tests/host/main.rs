@@ -1,6 +1,6 @@
 //! Tests against the real kernel, the real CNI plugins, a real Docker daemon and real ZooKeeper
 //! servers. They need root and the Debian packages containernetworking-plugins, docker.io,
-//! busybox-static, iproute2, ipset, iptables, nftables, prometheus, zookeeper and
+//! busybox-static, ethtool, iproute2, ipset, iptables, nftables, prometheus, zookeeper and
 //! default-jre-headless, and `tests/run host` runs them. Without root or a package the tests fail; they are never skipped.
 //!
 //! Every test uses network namespaces of its own and leaves the machine's own namespace alone. Only
@@ -34,6 +34,7 @@ mod forwarding;
 mod hosts;
 mod metrics;
 mod namespace;
+mod offloads;
 mod process;
 mod state_file;
 mod traffic;

@@ -81,6 +81,8 @@ pub struct DataplaneConfig {
     pub refuse_collisions: bool,
     /// Number of peers that the agent probes per second. 0 switches the probes off.
     pub probe_rate: u32,
+    /// Whether the agent switches off offloads of its VXLAN devices that the hardware does wrong.
+    pub repair_offloads: bool,
     /// The directory for the previous values of changed host settings.
     pub state_dir: PathBuf,
 }
@@ -109,6 +111,7 @@ impl Default for DataplaneConfig {
             host_settings: true,
             refuse_collisions: true,
             probe_rate: Self::PROBE_RATE_DEFAULT,
+            repair_offloads: false,
             state_dir: Self::STATE_DIR_DEFAULT.into(),
         }
     }
@@ -158,6 +161,8 @@ pub(super) fn read<'a>(
         .value("probe_rate")
         .and_then(|node| document.read_number(&node, 0..=DataplaneConfig::PROBE_RATE_MAX));
     config.probe_rate = rate.unwrap_or(config.probe_rate);
+    config.repair_offloads =
+        document.read_boolean_or(object, "repair_offloads", config.repair_offloads);
     if let Some(node) = object.value("state_dir") {
         let path = document.read_absolute_path(&node, DataplaneConfig::STATE_DIR_DEFAULT);
         config.state_dir = path.unwrap_or(config.state_dir);
@@ -227,8 +232,14 @@ fn warn_about_unused_keys<'a>(
 ) {
     const FIREWALL_KEYS: [&str; 5] =
         ["masquerade", "isolate_overlays", "overlay_ingress", "known_agents_only", "forwarding"];
-    const DATAPLANE_KEYS: [&str; 5] =
-        ["firewall", "underlay", "vxlan_checksum", "host_settings", "probe_rate"];
+    const DATAPLANE_KEYS: [&str; 6] = [
+        "firewall",
+        "underlay",
+        "vxlan_checksum",
+        "host_settings",
+        "probe_rate",
+        "repair_offloads",
+    ];
     let (keys, reason) = if config.kind == DataplaneKind::External {
         ([&DATAPLANE_KEYS[..], &FIREWALL_KEYS].concat(), "'dataplane' is external")
     } else if config.firewall == FirewallKind::None {

@@ -109,6 +109,7 @@ pub(super) const AGENT: Schema = object(
         "host_settings",
         "refuse_collisions",
         "probe_rate",
+        "repair_offloads",
         "state_dir",
         "limits",
         "acls",

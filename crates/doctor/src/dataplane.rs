@@ -367,6 +367,7 @@ fn command(operation: &Operation) -> Option<Command> {
         | Operation::SetUnderlay(..)
         | Operation::StopLearning(_)
         | Operation::SetLooseRpFilter(_) => return None,
+        Operation::DisableChecksumOffload(device) => Command::disable_checksum_offload(device),
     })
 }
 

@@ -2,7 +2,7 @@
 //! functions of the observation.
 
 use overlay_linux::docker::DockerFailure;
-use overlay_types::addr::{Family, OverlayName};
+use overlay_types::addr::{DeviceName, Family, OverlayName};
 use overlay_types::advice::Command;
 use overlay_types::text::pluralize;
 
@@ -181,6 +181,14 @@ fn offload(observation: &Observation) -> Vec<Finding> {
     const CHECK: &str = "offload";
     let kernel = &observation.kernel;
     if kernel_version(kernel).is_none_or(|version| version >= CHECKSUM_FIX_VERSION) {
+        let devices = observation.tunnel.desired.vxlan_devices.iter().map(|local| &local.device);
+        let is_off =
+            |device: &&DeviceName| observation.offloads.get(device.as_str()) == Some(&false);
+        let notes: Vec<Finding> =
+            devices.filter(is_off).map(|device| disabled_offload(CHECK, device)).collect();
+        if !notes.is_empty() {
+            return notes;
+        }
         return vec![Finding::ok(CHECK, format!("kernel {kernel} calculates checksums correctly"))];
     }
     let mut findings = Vec::new();
@@ -204,6 +212,19 @@ fn offload(observation: &Observation) -> Vec<Finding> {
         return vec![Finding::ok(CHECK, "no VXLAN device leaves checksums to the hardware")];
     }
     findings
+}
+
+/// Returns the note about a device without checksum offload, and how the offload comes back.
+fn disabled_offload(check: &'static str, device: &DeviceName) -> Finding {
+    let summary = format!(
+        "device {device} computes checksums in software: an operator or the agent \
+         (repair_offloads) switched the offload off"
+    );
+    Finding::note(check, summary).with_advice(format!(
+        "if hardware and hypervisor are fixed: restart the agent, run {}, and check with \
+         --probe",
+        Command::enable_checksum_offload(device)
+    ))
 }
 
 /// Returns the major and minor version from the release of a kernel.

@@ -171,6 +171,10 @@ pub(crate) fn checksum_offloads(devices: impl Iterator<Item = String>) -> BTreeM
 }
 
 fn has_checksum_offload(device: &str) -> Option<bool> {
+    // Kernels before 5.6 answer the program only.
+    if let Ok(is_on) = overlay_linux::dataplane::has_checksum_offload(device) {
+        return Some(is_on);
+    }
     let features = program_output("ethtool", &["-k", device])?;
     let mut lines = features.lines();
     let value = lines.find_map(|line| line.trim().strip_prefix("tx-checksum-ip-generic:"))?;

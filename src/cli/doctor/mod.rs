@@ -48,8 +48,8 @@ pub(super) struct DoctorCommand {
     master: Option<String>,
     #[command(flatten)]
     credential: CredentialFile,
-    /// Send packets through the tunnel to every peer, small ones and the largest that fit, and find
-    /// the cause of a loss
+    /// Send packets through the tunnel to every peer, small ones and the largest that fit, and at
+    /// most 6 MB to each of eight peers, and find the cause of a loss
     #[arg(
         long,
         env = "MESOS_OVERLAY_PROBE",

@@ -16,6 +16,7 @@ mod leases;
 mod membership;
 mod mtu;
 mod obstacles;
+mod offloads;
 mod path;
 mod probes;
 mod reachability;

@@ -120,6 +120,7 @@ impl World {
             removes_docker_networks: true,
             tunnel: TunnelSettings { programs, refuses_collisions: programs },
             probe_rate: 0,
+            repair_offloads: false,
         };
         node.kernel.forget();
         let machine = Agent::new(node.ip, settings, seed);
@@ -368,7 +369,7 @@ impl World {
                 self.begin_kernel_job(agent, attempt, Job::Program(desired, scope));
             }
             // The simulated network carries no packets of containers, so nothing is probed.
-            Command::Probe { .. } => {}
+            Command::Probe { .. } | Command::TestOffloads { .. } => {}
             // Only the final examination sends requests, and it reads the replies itself.
             Command::Reply { .. } => {}
         }

@@ -3,10 +3,11 @@
 //! Small and full-size requests go through the tunnel, and small ones to the peer's underlay
 //! address, so that a loss can be located. If full-size packets are lost, the largest size that
 //! passes is searched with several sizes at once. If a peer is silent in the tunnel only, its agent
-//! is queried for its VNI and MAC.
+//! is queried for its VNI and MAC. At the end [`offloads`] transfers data in bulk.
 
 mod counters;
 mod diagnosis;
+mod offloads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -69,6 +70,9 @@ pub fn check(
         probe.master = observation.master_address();
     }
     let mut findings = findings(&probes, &counters);
+    let healthy: Vec<&TunnelPath> =
+        probes.iter().filter(|probe| probe.is_healthy()).map(|probe| &probe.path).collect();
+    findings.extend(offloads::check(observation, &healthy));
     if probes.iter().any(|probe| !probe.is_healthy()) {
         findings.extend(possible_causes(observation));
     }

@@ -374,6 +374,18 @@ fn old_kernel_with_checksum_offload_is_reported() {
 }
 
 #[test]
+fn device_without_checksum_offload_is_named() {
+    let text = findings_after(|observation| {
+        observation.offloads.insert("vtep1024".to_owned(), false);
+    });
+    let summary = "device vtep1024 computes checksums in software: an operator or the agent \
+                   (repair_offloads) switched the offload off";
+    let advice = "if hardware and hypervisor are fixed: restart the agent, run 'ethtool -K \
+                  vtep1024 tx-checksum-ip-generic on', and check with --probe";
+    assert!(text.contains(&lines("note", "offload", summary, &[("what to do", advice)])), "{text}");
+}
+
+#[test]
 fn owner_of_udp_port_is_named() {
     let text = findings_after(|observation| {
         let owner = PortOwner { port: 64_000, pid: 4711, name: "nc".to_owned() };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use overlay_types::addr::{OverlayName, Upid};
@@ -108,6 +109,16 @@ pub enum Command {
         /// The echo requests.
         packets: Vec<ProbePacket>,
     },
+    /// Send packets to a peer with and without work for the hardware. The result is
+    /// [`super::Event::OffloadsTested`].
+    TestOffloads {
+        /// Number of the attempt, for the result.
+        attempt: u64,
+        /// The programmed state, with the VTEPs of this host and of the peer.
+        desired: Arc<Desired>,
+        /// The underlay address of the peer.
+        peer: IpAddr,
+    },
     /// Remove managed CNI configurations, except those of these overlays. The result is
     /// [`super::Event::CniRemoved`].
     RetainCni(BTreeSet<OverlayName>),
@@ -156,6 +167,9 @@ impl fmt::Display for Command {
                     ),
                     None => write!(f, "attempt {attempt}: program {scope} for {spaces} overlays"),
                 }
+            }
+            Self::TestOffloads { attempt, peer, .. } => {
+                write!(f, "test {attempt}: offloads to {peer}")
             }
             Self::Probe { attempt, packets, .. } => {
                 write!(f, "probe {attempt}: send {} echo requests", packets.len())

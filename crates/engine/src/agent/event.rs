@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use overlay_types::addr::{DeviceName, OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{Message, MessageKind, RequestId};
-use overlay_types::tunnel::{Collision, Fault, ProbeReport, UnderlayMtu};
+use overlay_types::tunnel::{Collision, Fault, OffloadVerdict, ProbeReport, UnderlayMtu};
 
 use super::command::Scope;
 use super::refusal::FoundNetworks;
@@ -90,6 +90,13 @@ pub enum Event {
         /// The outcomes, or why no packet can be sent.
         result: Result<ProbeReport, String>,
     },
+    /// The result of [`super::Command::TestOffloads`].
+    OffloadsTested {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// What the test says, or why it was not possible.
+        result: Result<OffloadVerdict, String>,
+    },
     /// Another process changed the host's network, possibly a managed object.
     Drifted(Scope),
     /// The result of [`super::Command::RetainDocker`]: the networks that remain, one sentence each,
@@ -155,6 +162,12 @@ impl fmt::Display for Event {
             }
             Self::Probed { attempt, result: Err(reason) } => {
                 write!(f, "probe {attempt}: not sent: {reason}")
+            }
+            Self::OffloadsTested { attempt, result: Ok(verdict) } => {
+                write!(f, "test {attempt}: offloads: {verdict:?}")
+            }
+            Self::OffloadsTested { attempt, result: Err(reason) } => {
+                write!(f, "test {attempt}: offloads not tested: {reason}")
             }
             Self::Drifted(scope) => write!(f, "drifted: {scope:?}"),
             Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),

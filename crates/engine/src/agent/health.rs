@@ -6,7 +6,7 @@ use overlay_types::protocol::{AgentInfo, RejectedMessages};
 
 use super::refusal::reassigned_vtep_problem;
 use super::view::ProblemSource;
-use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request};
+use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request, TunnelHealth};
 use crate::metrics::{HostCounters, LogTally, Snapshot};
 use crate::state_machine::StateMachine as _;
 
@@ -95,7 +95,10 @@ impl Agent {
             sources,
             master: self.registration.master().map(ToString::to_string),
             networks: self.overlays.health(now),
-            dataplane: self.tunnel.health(self.peers.count(), &counters),
+            dataplane: self
+                .tunnel
+                .health(self.peers.count(), &counters)
+                .map(|health| TunnelHealth { offloads: self.offloads.note().cloned(), ..health }),
             probes: self.probes.health(),
             counters,
             refused: RejectedMessages::default(),

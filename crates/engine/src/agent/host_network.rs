@@ -44,6 +44,7 @@ impl Agent {
         desired.agents = self.peers.agents();
         desired.masters = self.masters.programs();
         desired.accepts_every_sender = self.accepts_every_sender;
+        desired.disables_checksum_offload = self.offloads.disables_checksum();
         self.tunnel.set_desired(now, desired, scope);
     }
 

@@ -18,6 +18,7 @@ mod metrics;
 #[cfg(test)]
 mod mtu_tests;
 mod network_task;
+mod offloads;
 mod overlays;
 mod peers;
 mod probes;
@@ -57,6 +58,7 @@ pub use event::{Event, FirewallState, FoundMasters, Programmed, Request};
 use health::{UNANSWERED_MAX, unanswered_problem};
 use masters::Masters;
 pub use metrics::Metrics;
+use offloads::Offloads;
 use overlays::Overlays;
 use peers::{OwnAddresses, Peers};
 use probes::Probes;
@@ -94,6 +96,7 @@ pub struct Agent {
     tunnel: Tunnel,
     peers: Peers,
     probes: Probes,
+    offloads: Offloads,
     masters: Masters,
     /// Whether a master has sent an assignment since the start of this agent.
     has_assignments: bool,
@@ -131,6 +134,7 @@ impl Agent {
             tunnel: Tunnel::new(settings.tunnel),
             peers: Peers::new(OwnAddresses { ip, underlay: settings.options.underlay }),
             probes: Probes::new(settings.probe_rate),
+            offloads: Offloads::new(settings.tunnel.programs && settings.repair_offloads),
             masters: Masters::default(),
             settings,
             random,
@@ -194,6 +198,11 @@ impl StateMachine for Agent {
                     self.tunnel.handle_loss(now);
                 }
             }
+            Event::OffloadsTested { attempt, result } => {
+                if self.offloads.finish(now, attempt, result) {
+                    self.program(now, Scope::Change);
+                }
+            }
             Event::Drifted(scope) => self.tunnel.handle_drift(now, scope),
             Event::Removed(result) => {
                 self.docker_gc.finish_removal(now, result, self.settings.verify_interval);
@@ -229,6 +238,7 @@ impl StateMachine for Agent {
             self.tunnel.next_due(),
             self.peers.due(),
             self.probes.next_due(),
+            self.offloads.next_due(),
             self.probes.report_due().filter(|_| self.registration.is_acknowledged()),
         ];
         due.into_iter().flatten().min()
@@ -376,6 +386,8 @@ impl Agent {
         self.commands.extend(self.tunnel.take_due(now));
         self.probes.set_programmed(now, self.tunnel.programmed(), &mut self.random);
         self.commands.extend(self.probes.take_due(now, &mut self.random));
+        let programmed = self.tunnel.programmed();
+        self.commands.extend(self.offloads.take_due(now, programmed, &mut self.random));
         if self.registration.is_acknowledged()
             && let Some(master) = self.registration.master()
             && let Some(failures) = self.probes.take_report(now, |peer| self.peers.owner(peer))

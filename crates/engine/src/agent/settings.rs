@@ -23,6 +23,8 @@ pub struct Settings {
     pub tunnel: TunnelSettings,
     /// Number of peers that are probed per second. 0 switches the probes off.
     pub probe_rate: u32,
+    /// Whether the agent tests the offloads of its tunnels, and switches broken ones off.
+    pub repair_offloads: bool,
 }
 
 impl Settings {
@@ -48,6 +50,7 @@ impl From<&AgentConfig> for Settings {
                 refuses_collisions: config.dataplane.refuse_collisions,
             },
             probe_rate: config.dataplane.probe_rate,
+            repair_offloads: config.dataplane.repair_offloads,
         }
     }
 }

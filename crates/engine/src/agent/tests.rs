@@ -36,6 +36,7 @@ impl World {
             removes_docker_networks: true,
             tunnel,
             probe_rate: 0,
+            repair_offloads: false,
         };
         let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };

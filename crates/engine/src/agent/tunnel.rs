@@ -530,6 +530,7 @@ impl Tunnel {
             repairs: counters.dataplane_repairs,
             last_repair: self.last_repair.as_ref().map(|repair| repair.summary.clone()),
             last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),
+            offloads: None,
         })
     }
 }

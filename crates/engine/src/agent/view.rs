@@ -165,6 +165,10 @@ pub struct TunnelHealth {
     pub last_repair: Option<String>,
     /// The time of the last repair, in seconds since 1970.
     pub last_repair_unix: Option<u64>,
+    /// The offloads that the agent has switched off, or why it cannot test them. The key is missing
+    /// if all is well, and without `repair_offloads`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offloads: Option<String>,
 }
 
 /// The peers, counted by the outcomes of their probes. A peer that was not probed yet counts as

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::netdevice;
 
 use super::error::Failure;
+use super::features;
 use super::message::{Batch, family_of};
 use super::observe::{
     BRIDGE_KIND, Bridge, Indices, Route, disable_ipv6_setting, forwarding_setting, routes,
@@ -185,6 +186,9 @@ impl ApplyRun<'_> {
             Operation::EnableForwarding(device, family) => {
                 fs::write(forwarding_setting(device, *family), "1")
             }
+            Operation::DisableChecksumOffload(device) => {
+                features::disable_checksum_offload(device.as_str())
+            }
             _ => {
                 if !self.encode(&operation, batch) {
                     return;
@@ -309,6 +313,7 @@ impl Operation {
                 | Self::EnableIpv6(_)
                 | Self::SetLooseRpFilter(_)
                 | Self::EnableForwarding(..)
+                | Self::DisableChecksumOffload(_)
                 | Self::Release(_)
                 | Self::DisableVlanFiltering(_)
                 | Self::SetUp(_)
@@ -366,7 +371,9 @@ fn encode_operation(operation: &Operation, index: u32, batch: &mut Batch) {
         // `change_link` writes these settings to files, not to the socket.
         Operation::EnableIpv6(_)
         | Operation::SetLooseRpFilter(_)
-        | Operation::EnableForwarding(..) => {}
+        | Operation::EnableForwarding(..)
+        // By a socket of its own.
+        | Operation::DisableChecksumOffload(_) => {}
         Operation::AddAddress(_, ip) => write_address(batch, RTM_NEWADDR, SET, index, ip),
         Operation::RemoveAddress(_, ip) => write_address(batch, RTM_DELADDR, 0, index, ip),
         Operation::SetNeighbor(_, ip, mac) => {

@@ -14,6 +14,7 @@ mod change;
 mod conntrack;
 mod containers;
 mod error;
+mod features;
 mod interference;
 mod link_builder;
 pub(crate) mod message;
@@ -45,6 +46,7 @@ use self::bridges::BridgeMemory;
 pub use self::change::plan_change;
 pub use self::containers::ContainerPorts;
 pub use self::error::{DataplaneError, Failure};
+pub use self::features::has_checksum_offload;
 use self::interference::Ports;
 pub use self::interference::{Impact, Interference, Remedy};
 pub use self::link_builder::{LinkBuilder, LinkBuilderError};
@@ -252,6 +254,7 @@ impl Dataplane {
                 break;
             }
         }
+        self.disable_offloads(desired, &mut report);
         self.path_problems = self.path_problems(desired)?;
         self.add_path_problems(&mut report);
         Ok(report)
@@ -350,6 +353,7 @@ impl Dataplane {
                     report = self.verify(desired)?;
                     report.done.splice(0..0, done);
                 } else {
+                    self.disable_offloads(desired, &mut report);
                     self.add_path_problems(&mut report);
                 }
                 Ok(report)
@@ -408,6 +412,25 @@ impl Dataplane {
             self.cache = Some(CachedState { observed, applied });
         }
         false
+    }
+
+    /// Switches off the checksum offload of our VXLAN devices, if that is desired. The devices keep
+    /// the setting when it is no longer desired: it does no harm.
+    fn disable_offloads(&mut self, desired: &Desired, report: &mut Report) {
+        if !desired.disables_checksum_offload {
+            return;
+        }
+        let devices = desired.vxlan_devices.iter().map(|local| &local.device);
+        // A device that cannot be read gets the operation, whose failure is reported.
+        let devices = devices.filter(|device| {
+            self.indices.vxlan.contains_key(*device)
+                && has_checksum_offload(device.as_str()).unwrap_or(true)
+        });
+        let operations = devices.cloned().map(Operation::DisableChecksumOffload).collect();
+        let result = apply::apply(&mut self.netlink, &mut self.indices, operations);
+        report.done.extend(result.done);
+        // The tunnels carry what needs no checksum of theirs, so no overlay fails for it.
+        report.container_problems.extend(result.failures.iter().map(ToString::to_string));
     }
 
     /// Notes a bridge that this process added again: it needs no time to be finished.

@@ -173,6 +173,8 @@ pub enum Operation {
     SetLooseRpFilter(DeviceName),
     /// Let the host forward packets of a family from a device.
     EnableForwarding(DeviceName, Family),
+    /// Compute the checksums of a device in software: the hardware does it wrong.
+    DisableChecksumOffload(DeviceName),
     /// Take a device out of the bridge or other device that takes its packets.
     Release(DeviceName),
     /// Let a bridge forward between all its ports.
@@ -237,6 +239,9 @@ impl fmt::Display for Operation {
             Self::EnableForwarding(device, family) => {
                 write!(f, "enable {family} forwarding from device {device}")
             }
+            Self::DisableChecksumOffload(device) => {
+                write!(f, "switch off the checksum offload of device {device}")
+            }
             Self::Release(device) => {
                 write!(f, "take device {device} out of the device that it was a port of")
             }
@@ -280,6 +285,7 @@ impl Operation {
             | Self::EnableIpv6(device)
             | Self::SetLooseRpFilter(device)
             | Self::EnableForwarding(device, _)
+            | Self::DisableChecksumOffload(device)
             | Self::Release(device)
             | Self::DisableVlanFiltering(device)
             | Self::SetUp(device)

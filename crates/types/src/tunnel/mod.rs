@@ -50,6 +50,9 @@ pub struct Desired {
     pub agents: BTreeSet<Ipv4Addr>,
     /// Addresses of the masters that are no Mesos processes: containers need no connection to them.
     pub masters: BTreeSet<SocketAddrV4>,
+    /// Whether the VXLAN devices compute checksums in software, because the hardware does it wrong.
+    /// Large packets are then divided in software as well.
+    pub disables_checksum_offload: bool,
 }
 
 /// One VXLAN device of this host.
