@@ -197,7 +197,9 @@ impl HostWorker {
         scope: Scope,
         has_rules: bool,
     ) -> Result<Report, DataplaneError> {
+        let is_tracked = self.is_tracked();
         let dataplane = self.dataplane()?;
+        dataplane.set_tracked(is_tracked);
         if !has_rules && !dataplane.observe(desired)?.includes_overlays(desired) {
             return Err(DataplaneError::WithoutRules);
         }
@@ -205,6 +207,13 @@ impl HostWorker {
             if scope.has_kernel() { dataplane.verify(desired) } else { dataplane.update(desired) };
         self.listeners.watch = self.dataplane()?.watch(desired);
         report
+    }
+
+    /// Returns whether the rules let the host track packets between containers of different agents.
+    fn is_tracked(&self) -> bool {
+        let firewall = self.firewall.as_ref();
+        firewall
+            .is_none_or(|firewall| firewall.forwarding(&self.options.rules) == Forwarding::Tracked)
     }
 
     /// Applies the rules of the firewall. Returns whether that succeeded.

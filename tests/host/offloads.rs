@@ -117,6 +117,9 @@ fn open(device: &str) -> OwnedFd {
     socket
 }
 
+/// The offset of the outer UDP header in a frame.
+const OUTER_UDP: usize = 34;
+
 struct Relay {
     sockets: [OwnedFd; 2],
     fault: Arc<AtomicU8>,
@@ -154,8 +157,11 @@ impl Relay {
         let (size, start, offset) = (field(4), field(6), field(8));
         let frame = &packet[VIRTIO..];
         let is_tunneled = frame[12..14] == [8, 0] && frame[23] == 17 && frame[36..38] == VXLAN_PORT;
+        // The checksum of a UDP header outside of a tunnel is one that every hardware computes.
+        let is_inner = start > OUTER_UDP;
         if is_tunneled && is_of_host {
-            self.counts[0].fetch_add(u32::from(needs_checksum && kind == 0), Ordering::Relaxed);
+            let is_left = needs_checksum && is_inner && kind == 0;
+            self.counts[0].fetch_add(u32::from(is_left), Ordering::Relaxed);
             self.counts[1].fetch_add(u32::from(kind != 0), Ordering::Relaxed);
         }
         let breaks = |broken: Fault| is_tunneled && is_of_host && fault == broken;
@@ -167,15 +173,34 @@ impl Relay {
         } else {
             segments(frame, size, start, is_tunneled)
         };
-        if needs_checksum && !breaks(Fault::Checksum) {
+        if needs_checksum && !(is_inner && breaks(Fault::Checksum)) {
             for frame in &mut frames {
                 let sum = checksum(&frame[start..]);
                 frame[start + offset..start + offset + 2].copy_from_slice(&sum.to_be_bytes());
             }
         }
+        if kind != 0 && is_tunneled {
+            frames.iter_mut().for_each(|frame| fill_outer_checksum(frame));
+        }
         frames.retain(|_| fault != Fault::Loss || fastrand::u32(..20) > 0);
         frames
     }
+}
+
+/// Computes the checksum of the outer UDP header of a segment, unless the tunnel omits it. Of a single
+/// packet the kernel has computed it.
+fn fill_outer_checksum(frame: &mut [u8]) {
+    const FIELD: std::ops::Range<usize> = 40..42;
+    if frame[FIELD] == [0, 0] {
+        return;
+    }
+    frame[FIELD].fill(0);
+    let mut bytes = frame[26..34].to_vec();
+    bytes.extend([0, 17]);
+    bytes.extend(&frame[38..40]);
+    bytes.extend(&frame[34..]);
+    let sum = checksum(&bytes);
+    frame[FIELD].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Divides a packet of TCP over IPv4, as it is or in the tunnel. The checksum field of each segment

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use overlay_config::AgentConfig;
+use overlay_config::{AgentConfig, ForwardingKind};
 use overlay_linux::dataplane::{self, Dataplane, DataplaneError, PathProblems, Problem};
 use overlay_linux::firewall::foreign;
 use overlay_linux::source::{own_address, source_towards};
@@ -24,6 +24,7 @@ pub(crate) fn observe(
     master: Option<&State>,
 ) -> Result<TunnelState, DataplaneError> {
     let mut dataplane = Dataplane::open()?;
+    dataplane.set_tracked(config.dataplane.forwarding == ForwardingKind::Tracked);
     let (routes, addresses) = dataplane.host_routes_and_addresses()?;
     let existing = dataplane.observe(&Desired::default())?;
     let info = info

@@ -34,7 +34,7 @@ struct Interference {
 use Expected::{Named, Repaired};
 
 /// The shell variable `$veth` is the port of the container.
-const INTERFERENCES: [Interference; 22] = [
+const INTERFERENCES: [Interference; 21] = [
     Interference {
         source: "kubernetes/kubernetes#25092",
         cause: "tc qdisc replace dev m-vxlan-1 root htb direct_qlen 0",
@@ -152,15 +152,6 @@ const INTERFERENCES: [Interference; 22] = [
         ]),
     },
     Interference {
-        source: "firewalld/firewalld#501",
-        cause: "iptables -t nat -A POSTROUTING -s 192.168.0.0/17 -j SNAT --to-source 10.0.0.1",
-        removal: "iptables -t nat -D POSTROUTING -s 192.168.0.0/17 -j SNAT --to-source 10.0.0.1",
-        expected: Named(&[
-            "get a source address that peers do not accept by rule 'POSTROUTING -s 192.168.0.0/17 \
-             -j SNAT --to-source 10.0.0.1'",
-        ]),
-    },
-    Interference {
         source: "safing/portmaster#110",
         cause: "iptables -I FORWARD -j NFQUEUE --queue-num 7",
         removal: "iptables -D FORWARD -j NFQUEUE --queue-num 7",
@@ -244,10 +235,16 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with_forwarding("shortcut")
+    }
+
+    fn with_forwarding(forwarding: &str) -> Self {
         let mut cluster = Cluster::new(Underlay::V4);
         for number in 1..=2 {
+            let host = cluster.add_host(number);
             // A port that left its bridge is known only if the agent has seen it there.
-            cluster.add_host(number).config["verify_interval"] = json!("2s");
+            host.config["verify_interval"] = json!("2s");
+            host.config["forwarding"] = json!(forwarding);
         }
         cluster.start_agents();
         cluster.wait_until_ok();
@@ -422,7 +419,7 @@ fn flow(number: usize) -> String {
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn full_table_of_tracked_flows_is_named() {
-    let pair = Pair::new();
+    let pair = Pair::with_forwarding("tracked");
     let read = |name: &str| -> usize {
         let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
         pair.shell(&format!("cat {path}")).trim().parse().expect("a number")
@@ -468,9 +465,31 @@ fn full_table_of_tracked_flows_is_named() {
     );
 }
 
+/// The source address of packets that are not tracked is not changed.
+const UNTRACKED_SOURCE: &str =
+    "iptables -t nat -A POSTROUTING -s 192.168.0.0/17 -j SNAT --to-source 10.0.0.1";
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn changed_source_is_named_if_packets_are_tracked() {
+    let pair = Pair::with_forwarding("tracked");
+    let interference = Interference {
+        source: "firewalld/firewalld#501",
+        cause: UNTRACKED_SOURCE,
+        removal: "iptables -t nat -D POSTROUTING -s 192.168.0.0/17 -j SNAT --to-source 10.0.0.1",
+        expected: Named(&[
+            "get a source address that peers do not accept by rule 'POSTROUTING -s 192.168.0.0/17 \
+             -j SNAT --to-source 10.0.0.1'",
+        ]),
+    };
+    let result = pair.check(&interference);
+    assert!(result.is_ok(), "{result:?}\n{}", pair.cluster.logs());
+}
+
 /// Objects of other programs on healthy hosts: Docker, firewalld, a VPN, a BGP router, Cilium,
 /// Kubernetes.
-const HARMLESS: [&str; 15] = [
+const HARMLESS: [&str; 16] = [
+    UNTRACKED_SOURCE,
     // The agent's address on a second device, which carries no packets.
     "ip link add second0 type veth peer name second1 && ip addr add 10.0.0.1/32 dev second0 && \
      ip link set second0 up",

@@ -151,6 +151,8 @@ pub struct Dataplane {
     path_problems: PathProblems,
     /// See [`Self::set_checksum`].
     has_checksum: bool,
+    /// See [`Self::set_tracked`].
+    is_tracked: bool,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -180,7 +182,14 @@ impl Dataplane {
             valid_peers: None,
             path_problems: PathProblems::default(),
             has_checksum: true,
+            is_tracked: true,
         })
+    }
+
+    /// Sets whether packets between containers of different agents are tracked, which is the default. A
+    /// full table of tracked flows then drops them.
+    pub const fn set_tracked(&mut self, is_tracked: bool) {
+        self.is_tracked = is_tracked;
     }
 
     /// Sets whether new VXLAN devices send UDP packets with a checksum, which is the default. With
@@ -300,6 +309,7 @@ impl Dataplane {
             &self.indices,
             &self.maintained,
             &mut self.ports,
+            self.is_tracked,
         );
         let found = found.map_err(DataplaneError::Read)?;
         let mut path_problems = PathProblems::default();

@@ -81,6 +81,8 @@ struct InspectionContext<'a> {
     /// The subnets of the peers by their first address, with the peer. Built for the first route
     /// that may be a part of one.
     owners: OnceCell<BTreeMap<IpAddr, (Subnet, IpAddr)>>,
+    /// Whether packets between containers of different agents are tracked.
+    is_tracked: bool,
 }
 
 /// A device that packets of the overlays pass.
@@ -145,11 +147,13 @@ pub(super) fn interferences(
     indices: &Indices,
     bridges: &BTreeSet<DeviceName>,
     ports: &mut Ports,
+    is_tracked: bool,
 ) -> io::Result<Vec<Interference>> {
     if desired.vxlan_devices.is_empty() {
         return Ok(Vec::new());
     }
-    let context = InspectionContext { desired, peers, indices, bridges, owners: OnceCell::new() };
+    let owners = OnceCell::new();
+    let context = InspectionContext { desired, peers, indices, bridges, owners, is_tracked };
     let mut found = ports.observe(&context);
     found.extend(ports::devices_with_master(&context));
     found.extend(traffic_control::find(netlink, &context)?);

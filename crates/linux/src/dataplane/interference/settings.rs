@@ -30,6 +30,7 @@ pub(super) fn find(
     found.extend(full_table_of_flows(
         read_sysctl("/proc/sys/net/netfilter/nf_conntrack_count"),
         read_sysctl("/proc/sys/net/netfilter/nf_conntrack_max"),
+        context.is_tracked,
     ));
     for (bridge, link) in context.bridges() {
         found.extend(static_neighbors(netlink, context, bridge, link.index)?);
@@ -77,8 +78,13 @@ fn answers_to_arp(context: &InspectionContext<'_>) -> Vec<Interference> {
 }
 
 /// Returns the interference of a full or nearly full table of flows. The kernel drops the first
-/// packet of every further flow once the table is full.
-pub(super) fn full_table_of_flows(count: Option<u32>, max: Option<u32>) -> Option<Interference> {
+/// packet of every further tracked flow once the table is full. If packets between containers of
+/// different agents are not tracked, only containers that reach other hosts are cut off.
+pub(super) fn full_table_of_flows(
+    count: Option<u32>,
+    max: Option<u32>,
+    is_tracked: bool,
+) -> Option<Interference> {
     let (count, max) = (count?, max.filter(|max| *max > 0)?);
     let percent = u64::from(count) * 100 / u64::from(max);
     (percent >= FLOWS_PERCENT).then(|| Interference {
@@ -88,7 +94,10 @@ pub(super) fn full_table_of_flows(count: Option<u32>, max: Option<u32>) -> Optio
              the packets of new flows when it is full"
         ),
         remedy: Remedy::Run(Command::raise_conntrack_max(u64::from(max) * 2)),
-        impact: if count >= max { Impact::Overlays } else { Impact::SomeContainers },
+        impact: match is_tracked && count >= max {
+            true => Impact::Overlays,
+            false => Impact::SomeContainers,
+        },
         removes_routes: false,
     })
 }

@@ -67,12 +67,15 @@ fn filter_has_name_of_its_program() {
 
 #[test]
 fn table_of_flows_is_named_from_98_percent() {
-    assert_eq!(full_table_of_flows(Some(970), Some(1000)), None);
-    assert_eq!(full_table_of_flows(None, Some(1000)), None);
-    assert_eq!(full_table_of_flows(Some(5), Some(0)), None);
-    let impact = |count| full_table_of_flows(Some(count), Some(1000)).unwrap().impact;
-    assert_eq!((impact(999), impact(1000)), (Impact::SomeContainers, Impact::Overlays));
-    let found = full_table_of_flows(Some(980), Some(1000)).unwrap();
+    assert_eq!(full_table_of_flows(Some(970), Some(1000), true), None);
+    assert_eq!(full_table_of_flows(None, Some(1000), true), None);
+    assert_eq!(full_table_of_flows(Some(5), Some(0), true), None);
+    let impact = |count, is_tracked| {
+        full_table_of_flows(Some(count), Some(1000), is_tracked).unwrap().impact
+    };
+    assert_eq!((impact(999, true), impact(1000, true)), (Impact::SomeContainers, Impact::Overlays));
+    assert_eq!(impact(1000, false), Impact::SomeContainers);
+    let found = full_table_of_flows(Some(980), Some(1000), true).unwrap();
     assert_eq!(
         found.to_string(),
         "the table of tracked flows is 98 % full (980 of 1000): the kernel drops the packets of new \
