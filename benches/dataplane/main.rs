@@ -50,7 +50,7 @@ const PEERS: u32 = 5_000;
 const RUNS: usize = 3;
 /// Limits: the time relative to `ip` and `bridge`, the CPU time of a verification without changes,
 /// and the least throughput relative to the manual tunnel.
-const PROGRAM_LIMIT: f64 = 1.2;
+const PROGRAM_LIMIT: f64 = 0.6;
 const VERIFY_LIMIT: Duration = Duration::from_millis(150);
 const THROUGHPUT_LIMIT: f64 = 0.95;
 /// Number of times that all tunnels are created again, since the cache layout of a stream varies.
