@@ -83,14 +83,14 @@ const BREAKS: [Break; 8] = [
     Break {
         host: 2,
         cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
-                ct state new iifname vtep1024 numgen inc mod 1 == 0 drop; }; }'",
+                iifname vtep1024 icmp type echo-request numgen inc mod 1 == 0 drop; }; }'",
         removal: "nft delete table ip test",
         named_by: &FORWARDING_LOST,
     },
     Break {
         host: 2,
         cause: "nft 'table ip test { chain c { type filter hook forward priority 10; \
-                ct state new iifname vtep1024 numgen inc mod 1 == 0 reject; }; }'",
+                iifname vtep1024 icmp type echo-request numgen inc mod 1 == 0 reject; }; }'",
         removal: "nft delete table ip test",
         named_by: &FORWARDING_LOST,
     },
