@@ -202,10 +202,14 @@ impl Sender {
         let port = self.first_port + self.used_ports % PORTS;
         self.used_ports += 1;
         let mut flow = Flow::new(port, self.payload(), segments);
+        flow.per_packet = match form {
+            SegmentForm::Segmentation => SEGMENTS_PER_PACKET,
+            SegmentForm::Complete | SegmentForm::Checksum => 1,
+        };
         let start = now();
         let (mut last_answer, mut silent) = (start, 0);
         while now() < start + FORM_MAX {
-            while let Some((first, count)) = flow.next_packet(form) {
+            while let Some((first, count)) = flow.next_packet() {
                 if !self.send(&flow.packet(self, form, first, count))? {
                     break;
                 }
@@ -296,22 +300,30 @@ struct Flow {
     sent: u32,
     /// Number of segments on the way.
     pending: u32,
+    /// Number of segments in a packet.
+    per_packet: u32,
 }
 
 impl Flow {
     fn new(port: u16, payload: u16, segments: u32) -> Self {
         let answered = vec![false; segments as usize];
         let sequence = fastrand::u32(..);
-        Self { port, sequence, payload, answered, answered_count: 0, sent: 0, pending: 0 }
+        Self {
+            port,
+            sequence,
+            payload,
+            answered,
+            answered_count: 0,
+            sent: 0,
+            pending: 0,
+            per_packet: 1,
+        }
     }
 
     /// Returns the first segment of the next packet and their number, if the window has room.
-    fn next_packet(&self, form: SegmentForm) -> Option<(u32, u32)> {
+    fn next_packet(&self) -> Option<(u32, u32)> {
         let rest = u32::try_from(self.answered.len()).unwrap_or(u32::MAX) - self.sent;
-        let count = match form {
-            SegmentForm::Segmentation => rest.min(SEGMENTS_PER_PACKET),
-            SegmentForm::Complete | SegmentForm::Checksum => rest.min(1),
-        };
+        let count = rest.min(self.per_packet);
         (count > 0 && self.pending + count <= WINDOW).then_some((self.sent, count))
     }
 
@@ -385,14 +397,27 @@ impl Flow {
     /// Records an answer of the peer. Returns whether it is the first answer to a segment.
     fn record(&mut self, packet: &[u8], from: Ipv4Addr) -> bool {
         let Some(segment) = self.answered_segment(packet, from) else { return false };
-        let Some(answered) = self.answered.get_mut(segment as usize) else { return false };
-        if *answered {
-            return false;
-        }
-        *answered = true;
-        self.answered_count += 1;
-        self.pending = self.pending.saturating_sub(1);
-        true
+        let acknowledged = self.acknowledged_with(segment as usize);
+        let Some(answered) = self.answered.get_mut(acknowledged) else { return false };
+        let count = answered.iter().filter(|answered| !**answered).count();
+        answered.fill(true);
+        let count = u32::try_from(count).unwrap_or_default();
+        self.answered_count += count;
+        self.pending = self.pending.saturating_sub(count);
+        count > 0
+    }
+
+    /// Returns the segments whose arrival the answer to a segment shows. Between virtual devices a
+    /// packet may arrive undivided: its only answer acknowledges the last of its segments. Divided
+    /// segments are answered in their order.
+    fn acknowledged_with(&self, segment: usize) -> std::ops::Range<usize> {
+        let per_packet = self.per_packet as usize;
+        let first = segment - segment % per_packet;
+        let end = self.answered.len().min(first + per_packet);
+        let is_first_answer =
+            self.answered.get(first..end).is_some_and(|packet| !packet.contains(&true));
+        let from = if segment + 1 == end && is_first_answer { first } else { segment };
+        from..segment + 1
     }
 
     /// Returns the segment that a packet acknowledges: the reset of a closed port acknowledges the
@@ -456,6 +481,28 @@ mod tests {
     }
 
     #[test]
+    fn undivided_packet_is_answered_once() {
+        let peer = Ipv4Addr::new(44, 128, 0, 2);
+        let mut flow = Flow::new(40_000, 1000, 40);
+        flow.per_packet = 16;
+        let reset = |flow: &mut Flow, segment: u32| {
+            let acknowledged = flow.sequence_of(segment).wrapping_add(1001);
+            flow.record(&answer(peer.octets(), 40_000, 0x14, acknowledged), peer)
+        };
+        assert!(reset(&mut flow, 15));
+        assert_eq!(flow.answered_count, 16);
+        // The second packet arrives divided, and loses a segment.
+        for segment in (16..32).filter(|segment| *segment != 20) {
+            assert!(reset(&mut flow, segment));
+        }
+        assert_eq!(flow.answered_count, 31);
+        assert!(!reset(&mut flow, 31));
+        // The last packet has fewer segments.
+        assert!(reset(&mut flow, 39));
+        assert_eq!(flow.answered_count, 39);
+    }
+
+    #[test]
     fn each_segment_has_its_own_answer() {
         let peer = Ipv4Addr::new(44, 128, 0, 2);
         let mut flow = Flow::new(40_000, 1000, 20);
@@ -482,10 +529,11 @@ mod tests {
     #[test]
     fn large_packet_fits_into_the_window() {
         let mut flow = Flow::new(40_000, 1000, 100);
-        assert_eq!(flow.next_packet(SegmentForm::Segmentation), Some((0, SEGMENTS_PER_PACKET)));
+        flow.per_packet = SEGMENTS_PER_PACKET;
+        assert_eq!(flow.next_packet(), Some((0, SEGMENTS_PER_PACKET)));
         (flow.sent, flow.pending) = (96, WINDOW - 4);
-        assert_eq!(flow.next_packet(SegmentForm::Segmentation), Some((96, 4)));
+        assert_eq!(flow.next_packet(), Some((96, 4)));
         flow.pending = WINDOW;
-        assert_eq!(flow.next_packet(SegmentForm::Complete), None);
+        assert_eq!(flow.next_packet(), None);
     }
 }
