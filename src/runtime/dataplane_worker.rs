@@ -248,11 +248,13 @@ impl HostWorker {
     }
 
     /// Makes the shortcut for the devices of the overlays, which exist by now. Without it, packets
-    /// take the ordinary path.
+    /// take the ordinary path. If the state of the kernel is unknown, because it refused a change, the
+    /// shortcut is removed: it would lead segments past the changed routes.
     fn apply_shortcut(&mut self, desired: &Arc<Desired>, scope: Scope, result: &mut Programmed) {
         let options = self.options.rules_for(desired, &mut self.local_masters);
         let links = self.dataplane.as_ref().and_then(|dataplane| dataplane.shortcut_links(desired));
-        let (Some(firewall), Some(links)) = (&mut self.firewall, links) else { return };
+        let Some(firewall) = &mut self.firewall else { return };
+        let links = links.unwrap_or_default();
         let outcome = firewall.apply_shortcut(desired, &options, &links, scope.has_firewall());
         if outcome == Outcome::Repaired {
             result.add(std::iter::once("installed the shortcut for TCP segments again"));

@@ -51,8 +51,7 @@ const PEERS: [RepeatedField; 3] = [
     },
 ];
 
-/// The lists of a compact update. The packed identities are no messages: as many of them as peers
-/// are accepted.
+/// The lists of a compact update. The packed identities are no messages: see [`check_identities`].
 const COMPACT_PEERS: [RepeatedField; 3] = [
     RepeatedField { number: 1, ..OVERLAYS },
     RepeatedField {
@@ -158,10 +157,35 @@ pub(super) fn check(kind: MessageKind, bytes: &[u8]) -> Result<(), BoundError> {
 /// # Errors
 /// As [`check`], with the name of the field.
 pub(super) fn check_compact_peers(bytes: &[u8]) -> Result<(), ConvertError> {
-    check_fields(&COMPACT_PEERS, bytes).map_err(|error| match error {
+    let checked = check_identities(bytes).and_then(|()| check_fields(&COMPACT_PEERS, bytes));
+    checked.map_err(|error| match error {
         BoundError::Malformed(error) => ConvertError::field("compact", error),
         BoundError::Field(error) => error.within("compact"),
     })
+}
+
+/// Number of the field with the identities of the peers of a compact update.
+const IDENTITIES: u32 = 2;
+
+/// Checks the number of identities of a compact update. A packed number has one byte on the wire and
+/// four in memory.
+fn check_identities(mut bytes: &[u8]) -> Result<(), BoundError> {
+    let mut count = 0;
+    while !bytes.is_empty() {
+        let (number, wire_type) = decode_key(&mut bytes)?;
+        let before = bytes;
+        skip_field(wire_type, number, &mut bytes, DecodeContext::default())?;
+        if number == IDENTITIES {
+            // The last byte of a number has no continuation bit. The length of the field counts too.
+            let field = &before[..before.len() - bytes.len()];
+            count += field.iter().filter(|byte| **byte < 0x80).count();
+        }
+        if count > PeersUpdate::PEERS_MAX + 1 {
+            let reason = format!("has more than {} entries", PeersUpdate::PEERS_MAX);
+            return Err(ConvertError::field("ips", reason).into());
+        }
+    }
+    Ok(())
 }
 
 fn check_fields(fields: &[RepeatedField], mut bytes: &[u8]) -> Result<(), BoundError> {

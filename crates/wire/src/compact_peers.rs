@@ -311,6 +311,9 @@ mod tests {
         assert!(with(deflate(b"\xff")).starts_with("compact: "));
         let text = "compact.peers: entry 0 has 0 bytes, at least 8";
         assert_eq!(with(deflate(&b"\x1a\x00".repeat(1_000_000))), text);
+        // Four million packed numbers of a byte each.
+        let ips = [&b"\x12\x80\x92\xf4\x01"[..], &vec![0; 4_000_000]].concat();
+        assert_eq!(with(deflate(&ips)), "compact.ips: has more than 200000 entries");
         let both = pb::UpdatePeersMessage {
             overlays: vec!["vxlan-1".to_owned()],
             compact: Some(deflate(b"")),

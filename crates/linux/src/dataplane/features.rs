@@ -22,8 +22,8 @@ const VERSION: u8 = 1;
 const GET_FEATURES: u8 = 11;
 const SET_FEATURES: u8 = 12;
 const HEADER: u16 = 1;
-const WANTED: u16 = 3;
-const ACTIVE: u16 = 4;
+const FEATURES_WANTED: u16 = 3;
+const FEATURES_ACTIVE: u16 = 4;
 const DEVICE_NAME: u16 = 2;
 const FLAGS: u16 = 3;
 const FLAG_NO_REPLY: u32 = 2;
@@ -59,7 +59,7 @@ pub(super) fn disable_checksum_offload(device: &str) -> io::Result<()> {
         request.attribute(FLAGS, &FLAG_NO_REPLY.to_ne_bytes());
     });
     // A bit without a value is 0.
-    request.nested(WANTED, |request| {
+    request.nested(FEATURES_WANTED, |request| {
         request.nested(BITS, |request| {
             request.nested(BIT, |request| request.text(BIT_NAME, CHECKSUM));
         });
@@ -97,7 +97,7 @@ fn is_active(answer: &Message<'_>) -> bool {
         let found = attributes(value, 0).filter(|(found, _)| *found == kind);
         found.map(|(_, value)| value.to_vec()).collect::<Vec<_>>()
     };
-    let active = attributes(answer.body, GENERIC).filter(|(kind, _)| *kind == ACTIVE);
+    let active = attributes(answer.body, GENERIC).filter(|(kind, _)| *kind == FEATURES_ACTIVE);
     active
         .flat_map(|(_, set)| inside(set, BITS))
         .flat_map(|bits| inside(&bits, BIT))

@@ -439,7 +439,7 @@ impl Dataplane {
         let operations = devices.cloned().map(Operation::DisableChecksumOffload).collect();
         let result = apply::apply(&mut self.netlink, &mut self.indices, operations);
         report.done.extend(result.done);
-        // The tunnels carry what needs no checksum of theirs, so no overlay fails for it.
+        // Packets with complete checksums pass the tunnels, so no overlay fails for it.
         report.container_problems.extend(result.failures.iter().map(ToString::to_string));
     }
 

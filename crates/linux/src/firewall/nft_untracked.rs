@@ -26,7 +26,7 @@ pub(super) const CHAIN: &str = "untracked";
 pub(super) const OUTPUT_CHAIN: &str = "untracked_output";
 
 /// The priority of packets that take no shortcut. No class of traffic control has this number.
-pub(super) const ORDINARY: &str = "6d65:736f";
+pub(super) const ORDINARY_PATH_PRIORITY: &str = "6d65:736f";
 
 /// Writes the chains that switch off the tracking of packets.
 pub(super) fn write(body: &mut String, layout: &Layout) {
@@ -61,7 +61,7 @@ fn ordinary_path(layout: &Layout) -> Vec<String> {
     let mut rules = vec![base("filter", "prerouting", "-90")];
     for family in FAMILIES {
         let condition = |own: &str, other: &str| {
-            format!("ct status snat,dnat {own} {other} meta priority set {ORDINARY}")
+            format!("ct status snat,dnat {own} {other} meta priority set {ORDINARY_PATH_PRIORITY}")
         };
         for own in local(layout, family, "saddr", "") {
             let spaces = spaces(layout, family, "daddr");

@@ -32,7 +32,7 @@ use super::command::{FirewallError, Tools};
 use super::elements::ListedElements;
 use super::listing::Listing;
 use super::nft_chains::{FAMILIES, chain, masked};
-use super::nft_untracked::ORDINARY;
+use super::nft_untracked::ORDINARY_PATH_PRIORITY;
 use super::nftables::{address, keyword, suffix, write_fixed_set, write_set};
 use super::ruleset::of_family;
 use super::table;
@@ -211,7 +211,7 @@ impl ShortcutRules {
         let prefixes = self.prefixes.iter().filter(|(of, _)| *of == family);
         let rule = |prefix| {
             format!(
-                "{} {ip} saddr {own} {ip} daddr {space} {reserved}meta priority != {ORDINARY} \
+                "{} {ip} saddr {own} {ip} daddr {space} {reserved}meta priority != {ORDINARY_PATH_PRIORITY} \
                  fwd {ip} to {} map \
                  @{VIA}{suffix}_{prefix} device \"{}\"",
                 segment(family),
@@ -381,7 +381,8 @@ impl Shortcut {
     }
 
     /// Makes the table if it differs from the rules. With `verifies` the existing table is compared.
-    /// After a failure the packets take the ordinary path, and the next verification tries again.
+    /// After a failure the table is removed, since an outdated one would lead segments to former
+    /// peers. The next verification tries again.
     pub(super) fn apply(
         &mut self,
         tools: &dyn Tools,
@@ -398,16 +399,30 @@ impl Shortcut {
                 outcome
             }
             Err(error) => {
-                let problem = format!(
-                    "{error}; TCP segments between containers take the path through all chains of \
-                     this host meanwhile"
-                );
-                if let Some(repetition) = self.repetitions.note(&problem) {
-                    log::warn!("{problem}{repetition}");
-                }
-                (self.has_failed, self.applied) = (true, None);
+                let removal = table::remove_shortcut(tools);
+                // An outdated table that stays is removed or replaced by the next job.
+                (self.has_failed, self.applied) = (removal.is_ok(), None);
+                self.log_failure(&error, removal.err().as_ref());
                 Outcome::Unchanged
             }
+        }
+    }
+
+    fn log_failure(&mut self, error: &FirewallError, removal: Option<&FirewallError>) {
+        let consequence = match removal {
+            None => {
+                "TCP segments between containers take the path through all chains of this host \
+                     until the next verification makes the shortcut again"
+                    .to_owned()
+            }
+            Some(error) => format!(
+                "nftables table {TABLE} may be outdated and lead TCP segments to former peers until \
+                 its removal succeeds: {error}"
+            ),
+        };
+        let problem = format!("make the shortcut for TCP segments: {error}; {consequence}");
+        if let Some(repetition) = self.repetitions.note(&problem) {
+            log::warn!("{problem}{repetition}");
         }
     }
 

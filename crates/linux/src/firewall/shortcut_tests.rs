@@ -124,6 +124,20 @@ fn failure_falls_back_until_next_verification() {
     assert_eq!(setup.forwarding(), Forwarding::Shortcut);
 }
 
+/// An outdated table would lead segments to the former VTEPs of peers.
+#[test]
+fn failed_change_removes_outdated_table() {
+    let mut setup = Setup::new();
+    setup.apply(true);
+    let peers = setup.desired.peers.as_mut().unwrap();
+    peers.pop_last();
+    setup.host.fail(Some((0, refused("No such file or directory"))));
+    assert_eq!(setup.apply(false), Outcome::Unchanged);
+    assert!(!setup.has_table());
+    assert_eq!(setup.apply(true), Outcome::Made);
+    assert!(setup.has_table());
+}
+
 /// Shows that the host keeps its rules if only the shortcut is impossible.
 #[test]
 fn failure_keeps_rules() {

@@ -8,7 +8,7 @@
 //! and makes each of them valid for connection tracking.
 //!
 //! A packet socket on the VXLAN device sends the packets as the kernel gets them from containers:
-//! the header of virtio says what is left to the hardware. No setting of the host changes.
+//! the header of virtio says which work is offloaded. No setting of the host changes.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
@@ -349,7 +349,7 @@ impl Flow {
         packet
     }
 
-    /// Returns what is left to the hardware: `struct virtio_net_hdr`, in the order of this machine.
+    /// Encodes the offloaded work as a `struct virtio_net_hdr`, in the byte order of this machine.
     fn virtio_header(&self, form: SegmentForm, count: u32) -> Vec<u8> {
         let start = ETHERNET + IP;
         let (flags, kind, headers, size, start, offset) = match form {

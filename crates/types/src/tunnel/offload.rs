@@ -19,7 +19,7 @@ const SLOW_MIN: Duration = Duration::from_millis(200);
 /// Loss, in parts of 1000, up to which rates are compared.
 const LOSS_OF_RATES_MAX: u32 = 10;
 
-/// What is left to the hardware.
+/// The work on a packet that is offloaded to the hardware.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SegmentForm {
     /// Nothing: the packet has its checksum.
