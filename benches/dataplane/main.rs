@@ -118,6 +118,7 @@ fn peer(number: u32) -> Peer {
         ip6: Some(vtep6(number)),
         mac: mac(number),
         subnets: subnets(number).map(|subnet| (overlay(), subnet)).to_vec(),
+        direct: None,
     }
 }
 

@@ -220,6 +220,7 @@ fn record(number: u32) -> Change {
         mesos_bridge: true,
         docker_bridge: true,
         underlay: None,
+        direct_mac: None,
     });
     let agent = Ipv4Addr::from(0xac10_0001 + number);
     Change::Put(Key::Agent(agent), encode_record(&record))

@@ -247,6 +247,7 @@ impl Messages {
             mesos_bridge: options.mesos_bridge,
             docker_bridge: options.docker_bridge,
             underlay: options.underlay,
+            direct_mac: None,
         };
         let agent = agent_at(FIRST_ADDRESS, index, port)?;
         let master = master_upid(master);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +16,11 @@ use overlay_engine::agent::{
 };
 use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_linux::cni::CniDirectory;
+use overlay_linux::dataplane::direct_link;
 use overlay_linux::docker::Docker;
 use overlay_types::addr::{AGENT_PROCESS, Upid, agent_upid};
 use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
+use overlay_types::tunnel::DirectLink;
 use overlay_wire as wire;
 use overlay_zookeeper::detector::{Detector, ELECTION_FAILURE, Election, FixedMaster};
 use tokio::sync::{Notify, watch};
@@ -163,6 +165,12 @@ impl fmt::Debug for AgentHost {
     }
 }
 
+/// Returns the device that the agent announces for direct routing. The dataplane finds it again, and
+/// reports why there is none.
+fn find_direct_link(own: Ipv4Addr) -> Option<DirectLink> {
+    direct_link(own.into()).ok()?.ok()
+}
+
 impl AgentHost {
     /// Starts an agent with the address of `transport` as its identity. Must be called within a
     /// tokio runtime, from a thread in the network namespace of the host.
@@ -210,6 +218,10 @@ impl AgentHost {
         let mut networks =
             ContainerNetworks::new(cni, docker, settings.manages_docker(), inbox.clone());
         networks.find();
+        let mut settings = settings;
+        if settings.direct_routing {
+            settings.direct_link = find_direct_link(*own.address.ip());
+        }
         let state_machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
         let executor =

@@ -14,7 +14,7 @@ use overlay_linux::firewall::{
 };
 use overlay_linux::host::{HostError, HostLock, HostSettings};
 use overlay_types::advice::Command;
-use overlay_types::tunnel::{Collision, Desired, Fault, UnderlayMtu};
+use overlay_types::tunnel::{Collision, Desired, DirectReport, Fault, UnderlayMtu};
 use tokio::time::Instant;
 
 use super::change_listeners::ChangeListeners;
@@ -119,6 +119,7 @@ impl HostWorker {
                 let is_complete = report.is_complete();
                 result.container_problems = report.container_problems;
                 self.apply_shortcut(desired, scope, result);
+                result.direct = report.direct.map(|direct| self.check_direct(direct));
                 is_complete
             }
             Err(error) => {
@@ -140,6 +141,15 @@ impl HostWorker {
         if let Some(dataplane) = &mut self.dataplane {
             result.gone_bridges = dataplane.take_gone_bridges();
         }
+    }
+
+    /// Excludes direct routing if the firewall cannot accept packets by MAC and source.
+    fn check_direct(&self, mut report: DirectReport) -> DirectReport {
+        let backend = self.firewall.as_ref().map(Firewall::backend);
+        if backend != Some(Backend::Nftables) && report.link.is_ok() {
+            report.link = Err("the firewall rules are not those of nftables".to_owned());
+        }
+        report
     }
 
     /// Reports foreign firewall rules that drop packets of the overlays. They are evaluated after

@@ -211,6 +211,7 @@ pub(crate) fn desired(own: u8, all: impl Iterator<Item = u8>, underlay: Underlay
         ip6: Some(vtep6(number)),
         mac: mac(number),
         subnets: subnets(number).map(|subnet| (overlay(), subnet)).to_vec(),
+        direct: None,
     };
     let others: Vec<u8> = all.filter(|number| *number != own).collect();
     let peers: BTreeMap<_, _> =

@@ -334,6 +334,6 @@ fn device_of(operation: &Operation) -> Option<&DeviceName> {
 pub(crate) fn routes_to_peers(state: &State) -> impl Iterator<Item = (&RouteKey, &IpAddr)> {
     state.routes.iter().filter_map(|(key, hop)| match hop {
         Hop::Via { gateway, .. } => Some((key, gateway)),
-        Hop::Unreachable | Hop::Elsewhere => None,
+        Hop::Unreachable | Hop::Direct { .. } | Hop::Elsewhere => None,
     })
 }

@@ -79,6 +79,8 @@ pub struct DataplaneConfig {
     pub host_settings: bool,
     /// Whether the agent refuses overlays that overlap routes or addresses of the host.
     pub refuse_collisions: bool,
+    /// Whether packets to peers on the same L2 segment leave without encapsulation.
+    pub direct_routing: bool,
     /// Number of peers that the agent probes per second. 0 switches the probes off.
     pub probe_rate: u32,
     /// Whether the agent switches off offloads of its VXLAN devices that the hardware does wrong.
@@ -110,6 +112,7 @@ impl Default for DataplaneConfig {
             vxlan_checksum: true,
             host_settings: true,
             refuse_collisions: true,
+            direct_routing: false,
             probe_rate: Self::PROBE_RATE_DEFAULT,
             repair_offloads: false,
             state_dir: Self::STATE_DIR_DEFAULT.into(),
@@ -157,6 +160,11 @@ pub(super) fn read<'a>(
     config.host_settings = document.read_boolean_or(object, "host_settings", config.host_settings);
     config.refuse_collisions =
         document.read_boolean_or(object, "refuse_collisions", config.refuse_collisions);
+    if let Some(node) = object.value("direct_routing") {
+        let choices = [("off", false), ("auto", true)];
+        config.direct_routing =
+            read_choice(document, &node, &choices).unwrap_or(config.direct_routing);
+    }
     let rate = object
         .value("probe_rate")
         .and_then(|node| document.read_number(&node, 0..=DataplaneConfig::PROBE_RATE_MAX));
@@ -169,6 +177,7 @@ pub(super) fn read<'a>(
     }
     warn_about_unused_keys(document, object, &config);
     warn_about_isolation(document, object, &config);
+    warn_about_direct_routing(document, object, &config);
     config
 }
 
@@ -232,11 +241,12 @@ fn warn_about_unused_keys<'a>(
 ) {
     const FIREWALL_KEYS: [&str; 5] =
         ["masquerade", "isolate_overlays", "overlay_ingress", "known_agents_only", "forwarding"];
-    const DATAPLANE_KEYS: [&str; 6] = [
+    const DATAPLANE_KEYS: [&str; 7] = [
         "firewall",
         "underlay",
         "vxlan_checksum",
         "host_settings",
+        "direct_routing",
         "probe_rate",
         "repair_offloads",
     ];
@@ -248,6 +258,24 @@ fn warn_about_unused_keys<'a>(
         return;
     };
     for node in keys.iter().filter_map(|key| object.value(key)) {
+        document.warn(&node, format_args!("has no effect: {reason}"));
+    }
+}
+
+/// Warns if direct routing cannot be used: only nftables accepts its packets by MAC and source, and
+/// only the IPv4 addresses of the underlay are used.
+fn warn_about_direct_routing<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    config: &DataplaneConfig,
+) {
+    let reason = match (config.firewall, config.underlay) {
+        (FirewallKind::Iptables | FirewallKind::None, _) => "'firewall' is not nftables",
+        (_, Some(_)) => "'underlay' is IPv6",
+        _ => return,
+    };
+    let is_used = config.kind == DataplaneKind::Vxlan && config.direct_routing;
+    if let Some(node) = object.value("direct_routing").filter(|_| is_used) {
         document.warn(&node, format_args!("has no effect: {reason}"));
     }
 }

@@ -108,6 +108,7 @@ pub(super) const AGENT: Schema = object(
         "vxlan_checksum",
         "host_settings",
         "refuse_collisions",
+        "direct_routing",
         "probe_rate",
         "repair_offloads",
         "state_dir",

@@ -213,6 +213,7 @@ const AGENT_KEYS: &[(&str, &str, &str, &str)] = &[
     ("vxlan_checksum", "false", "no", "'no' is no boolean: write true or false"),
     ("host_settings", "false", "no", "'no' is no boolean: write true or false"),
     ("refuse_collisions", "false", "no", "'no' is no boolean: write true or false"),
+    ("direct_routing", "auto", "on", "'on' is not a valid value: write \"off\" or \"auto\""),
     ("probe_rate", "100", "101", "101 is out of range: write 0 to 100"),
     ("repair_offloads", "true", "no", "'no' is no boolean: write true or false"),
     (
@@ -693,7 +694,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"parameter 'cni-dir': is no parameter: did you mean 'cni_dir'?"#,
             r#"parameter 'overlays': is no parameter here: it belongs in the network"#,
             r#"parameter 'master_config': is no parameter here: it belongs in the parameters of the master module"#,
-            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
+            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
         ],
     ),
     (

@@ -197,6 +197,7 @@ fn parse_agent_minimal_file_has_defaults() {
             known_agents_only: true,
             host_settings: true,
             refuse_collisions: true,
+            direct_routing: false,
             probe_rate: 4,
             repair_offloads: false,
             state_dir: "/var/lib/mesos-overlay".into(),
@@ -215,8 +216,8 @@ fn parse_agent_reads_every_key() {
         "max_configuration_attempts":1,"verify_interval":"5mins","dataplane":"vxlan",
         "underlay":"fd00::5","firewall":"iptables","masquerade":false,"isolate_overlays":true,
         "overlay_ingress":"closed","known_agents_only":false,"forwarding":"tracked",
-        "vxlan_checksum":false,"host_settings":false,"refuse_collisions":false,"probe_rate":0,
-        "repair_offloads":true,"state_dir":"/s"}"#;
+        "vxlan_checksum":false,"host_settings":false,"refuse_collisions":false,
+        "direct_routing":"auto","probe_rate":0,"repair_offloads":true,"state_dir":"/s"}"#;
     let (config, _) = parse_agent("f", text).unwrap();
     assert_eq!(config.master.as_deref(), Some("10.0.0.1:5050"));
     assert_eq!(config.cni_plugins_dir, ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from));
@@ -241,6 +242,7 @@ fn parse_agent_reads_every_key() {
         known_agents_only: false,
         host_settings: false,
         refuse_collisions: false,
+        direct_routing: true,
         probe_rate: 0,
         repair_offloads: true,
         state_dir: "/s".into(),

@@ -267,9 +267,11 @@ fn object(observation: &Observation, operation: &Operation) -> Object {
         Operation::SetForward(_, _, agent) | Operation::RemoveForward(_, _, agent) => {
             peers(&[*agent])
         }
-        Operation::AddRoute(_, Hop::Via { gateway, .. })
-        | Operation::ChangeRoute(_, Hop::Via { gateway, .. })
-        | Operation::RemoveRoute(_, Hop::Via { gateway, .. }) => peers(&[*gateway]),
+        Operation::AddRoute(_, Hop::Via { gateway, .. } | Hop::Direct { gateway, .. })
+        | Operation::ChangeRoute(_, Hop::Via { gateway, .. } | Hop::Direct { gateway, .. })
+        | Operation::RemoveRoute(_, Hop::Via { gateway, .. } | Hop::Direct { gateway, .. }) => {
+            peers(&[*gateway])
+        }
         other => other.device().map_or(Object::Host, Object::device),
     }
 }
@@ -381,7 +383,8 @@ fn add_route(RouteKey { subnet, metric }: &RouteKey, hop: &Hop) -> Option<Comman
         Hop::Via { device, gateway, is_onlink } => {
             (*metric, RouteTarget::Via { device, gateway: *gateway, is_onlink: *is_onlink })
         }
-        Hop::Elsewhere => return None,
+        // The agent alone chooses this path.
+        Hop::Direct { .. } | Hop::Elsewhere => return None,
     };
     Some(Command::add_route(*subnet, metric, target, PROTOCOL))
 }

@@ -80,6 +80,7 @@ fn example_overlay(has_v6: bool) -> Desired {
         ip6: "2001:db8::2".parse().ok().filter(|_| has_v6),
         mac: mac(2),
         subnets: subnets.into_iter().map(|subnet| (overlay.clone(), subnet)).collect(),
+        direct: None,
     };
     let agent = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
     let peers = Some(BTreeMap::from([(agent, peer)]));

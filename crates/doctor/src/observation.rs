@@ -269,6 +269,19 @@ pub struct AgentReport {
     pub is_external: bool,
     /// Address of the agent's master; `None` if it is unknown.
     pub master: Option<String>,
+    /// The paths to its peers; `None` if direct routing is off.
+    pub paths: Option<PeerPaths>,
+}
+
+/// The paths of packets to the peers of an agent with direct routing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerPaths {
+    /// Why the host cannot route directly.
+    pub problem: Option<String>,
+    /// The peers that get packets without encapsulation.
+    pub direct: Vec<String>,
+    /// The peers that get packets through the tunnel, with the reason.
+    pub vxlan: Vec<(String, String)>,
 }
 
 /// A problem that an agent reports.

@@ -19,9 +19,42 @@ use super::observation::{
 
 /// Runs all checks of the overlays in a fixed order.
 pub(crate) fn check(observation: &Observation) -> Vec<Finding> {
-    let checks: [fn(&Observation) -> Vec<Finding>; 6] =
-        [agent, master, collisions, mtu, dataplane, peers];
+    let checks: [fn(&Observation) -> Vec<Finding>; 7] =
+        [agent, master, collisions, mtu, dataplane, peers, paths];
     checks.iter().flat_map(|check| check(observation)).collect()
+}
+
+/// Number of peers through the tunnel that are named.
+const PATHS_MAX: usize = 16;
+
+/// Shows the path of each peer, if direct routing is on. Both paths carry the packets of containers,
+/// so the tunnel is no problem.
+fn paths(observation: &Observation) -> Vec<Finding> {
+    const CHECK: &str = "paths";
+    let report = observation.agent.answer.as_ref().ok();
+    let Some(paths) = report.and_then(|report| report.paths.as_ref()) else {
+        return Vec::new();
+    };
+    let peers = |count: usize| pluralize(count as u128, "peer");
+    let summary = format!(
+        "{} by direct routing, {} through the tunnel",
+        peers(paths.direct.len()),
+        peers(paths.vxlan.len())
+    );
+    if let Some(problem) = &paths.problem {
+        return vec![Finding::note(CHECK, format!("{summary}: {problem}"))];
+    }
+    let mut findings = vec![Finding::ok(CHECK, summary)];
+    for (agent, reason) in paths.vxlan.iter().take(PATHS_MAX) {
+        let summary = format!("packets to agent {agent} take the tunnel: {reason}");
+        findings.push(Finding::note(CHECK, summary));
+    }
+    if let Some(more) = paths.vxlan.len().checked_sub(PATHS_MAX).filter(|more| *more > 0) {
+        let summary =
+            format!("packets to {} take the tunnel", pluralize(more as u128, "more peer"));
+        findings.push(Finding::note(CHECK, summary));
+    }
+    findings
 }
 
 fn agent(observation: &Observation) -> Vec<Finding> {

@@ -1,6 +1,6 @@
 //! Observes the overlays in the kernel, and derives the desired state from the known assignments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use overlay_linux::firewall::foreign;
 use overlay_linux::source::{own_address, source_towards};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Subnet};
 use overlay_types::protocol::{AgentInfo, State, Vxlan};
-use overlay_types::tunnel::{Desired, HostAddress, OverlaySubnets, Peer, VxlanDevice, collisions};
+use overlay_types::tunnel::{
+    Desired, DirectPeer, DirectRouting, HostAddress, OverlaySubnets, Peer, VxlanDevice, collisions,
+};
 
 use super::observation::{DesiredSource, TunnelState};
 
@@ -40,7 +42,11 @@ pub(crate) fn observe(
         }
         None => without_assignments(config, master, &existing),
     };
+    if config.dataplane.direct_routing {
+        desired.direct = Some(direct_routing(&desired));
+    }
     let observed = dataplane.observe(&desired)?;
+    set_direct_paths(&mut desired, &observed);
     set_containers_mtu(config, &mut desired, &observed);
     let mut plan = dataplane::plan(&desired, &observed);
     let shared = Arc::new(desired);
@@ -73,6 +79,34 @@ pub(crate) fn observe(
     })
 }
 
+/// Returns the device that the agent of this host can use for direct routing.
+fn direct_routing(desired: &Desired) -> DirectRouting {
+    let own = desired.vxlan_devices.first().map(|local| local.underlay);
+    let link = own.and_then(|own| dataplane::direct_link(own).ok()?.ok());
+    DirectRouting { link }
+}
+
+/// Takes the paths that the kernel has as those that are desired: the agent chooses a path by its
+/// probes, and both paths are right. The check `paths` shows what the agent says about them.
+fn set_direct_paths(desired: &mut Desired, observed: &dataplane::Observed) {
+    let Some(link) = desired.direct.as_ref().and_then(|direct| direct.link.clone()) else {
+        return;
+    };
+    let gateways: BTreeSet<IpAddr> = observed
+        .state
+        .routes
+        .values()
+        .filter_map(|hop| match hop {
+            dataplane::Hop::Direct { gateway, .. } => Some(*gateway),
+            _ => None,
+        })
+        .collect();
+    for (agent, peer) in desired.peers.iter_mut().flatten() {
+        peer.direct =
+            gateways.contains(agent).then_some(DirectPeer { mac: link.mac, is_used: true });
+    }
+}
+
 /// Returns the agent in the master's state that has an address of this host.
 fn agent_with_address<'a>(state: &'a State, addresses: &[HostAddress]) -> Option<&'a AgentInfo> {
     let is_own = |ip| addresses.iter().any(|own| own.address.address() == IpAddr::V4(ip));
@@ -101,6 +135,7 @@ fn peers(
             ip6: first.vtep.ip6.and_then(|ip6| v6(ip6.address())),
             mac: first.vtep.mac,
             subnets: Vec::new(),
+            direct: None,
         };
         for overlay in &agent.overlays {
             let subnets = [overlay.subnet, overlay.subnet6].into_iter().flatten();

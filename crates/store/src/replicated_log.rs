@@ -306,6 +306,7 @@ mod tests {
             mesos_bridge: true,
             docker_bridge: false,
             underlay: None,
+            direct_mac: None,
         })
     }
 

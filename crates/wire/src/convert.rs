@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mtu, Vni, special_address};
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Vni, special_address};
 use overlay_types::protocol::{
     AddressRange, AgentContact, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay,
     PeerFailure, PeerFailureCause, PeerFailures, State, Status, Vtep, Vxlan,
@@ -15,7 +15,7 @@ use overlay_types::protocol::{
 use overlay_types::tunnel::PORT_DEFAULT;
 
 use super::error::ConvertError;
-use super::field::{convert_list, parse_field, parse_subnet, to_text};
+use super::field::{convert_list, parse_field, parse_optional, parse_subnet, to_text};
 use super::mesos::modules::overlay as pb;
 use super::mesos::modules::overlay::agent_overlay_info::State as PbState;
 use super::mesos::modules::overlay::agent_overlay_info::state::Status as PbStatus;
@@ -32,6 +32,7 @@ pub(super) fn options_to_pb(options: &AgentOptions) -> internal::AgentNetworkCon
         command_timeout: (options.command_timeout != defaults.command_timeout).then_some(timeout),
         enable_ipv6: (options.enable_ipv6 != defaults.enable_ipv6).then_some(options.enable_ipv6),
         underlay: options.underlay.map(to_text),
+        direct_mac: options.direct_mac.map(to_text),
     }
 }
 
@@ -46,7 +47,17 @@ pub(super) fn options_from_pb(
         command_timeout: Duration::from_millis(pb.command_timeout().into()),
         enable_ipv6: pb.enable_ipv6(),
         underlay: pb.underlay.as_deref().map(parse_underlay).transpose()?,
+        direct_mac: check_direct_mac(parse_optional("direct_mac", pb.direct_mac.as_deref())?)?,
     })
+}
+
+/// Checks the MAC address of a device that accepts packets without encapsulation. A group address
+/// would be that of every host.
+pub(super) fn check_direct_mac(mac: Option<Mac>) -> Result<Option<Mac>, ConvertError> {
+    match mac.filter(|mac| !mac.is_unicast()) {
+        Some(group) => Err(ConvertError::field("direct_mac", format!("{group} is not unicast"))),
+        None => Ok(mac),
+    }
 }
 
 /// Parses the IPv6 address to which peers send tunnel packets. It must be the address of a single

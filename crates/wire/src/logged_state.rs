@@ -290,6 +290,7 @@ fn infer_options(agent: &pb::Agent) -> AgentRecord {
         mesos_bridge: any(|overlay| overlay.mesos_bridge.is_some()),
         docker_bridge: any(|overlay| overlay.docker_bridge.is_some()),
         underlay: None,
+        direct_mac: None,
     }
 }
 

@@ -9,10 +9,11 @@ use overlay_types::protocol::{
     MessageKind, PeerInfo, PeerTableVersion, PeersRequest, PeersUpdate, UpdateForm,
 };
 use overlay_types::state::Counts;
-use overlay_types::tunnel::Peer;
+use overlay_types::tunnel::{DirectPeer, Peer};
 use prost::Message as _;
 
 use super::compact_peers;
+use super::convert::check_direct_mac;
 use super::error::ConvertError;
 use super::field::{convert_list, parse_field};
 use super::mesos::modules::overlay::internal as pb;
@@ -138,6 +139,7 @@ fn peer_to_pb<'a>(ip: Ipv4Addr, info: &'a PeerInfo, names: &mut OverlayNames<'a>
         vtep_ip6: peer.ip6.map(|ip6| ip6.octets().to_vec()),
         vtep_mac: Some(peer.mac.octets().to_vec()),
         subnets: subnets.collect(),
+        direct_mac: peer.direct.map(|direct| direct.mac.octets().to_vec()),
     }
 }
 
@@ -150,11 +152,13 @@ fn peer_from_pb(
         .ok_or_else(|| ConvertError::missing("ip"))?;
     let underlay = parse_octets("underlay", pb.underlay.as_deref())?.map(Ipv6Addr::from);
     let mac = parse_octets::<6>("vtep_mac", pb.vtep_mac.as_deref())?;
+    let direct_mac = parse_octets("direct_mac", pb.direct_mac.as_deref())?.map(Mac::from);
     let peer = Peer {
         ip: parse_octets("vtep_ip", pb.vtep_ip.as_deref())?.map(Ipv4Addr::from),
         ip6: parse_octets("vtep_ip6", pb.vtep_ip6.as_deref())?.map(Ipv6Addr::from),
         mac: Mac::from(mac.ok_or_else(|| ConvertError::missing("vtep_mac"))?),
         subnets: convert_list("subnets", &pb.subnets, |subnet| subnet_from_pb(subnet, names))?,
+        direct: check_direct_mac(direct_mac)?.map(|mac| DirectPeer { mac, is_used: false }),
     };
     Ok((ip, PeerInfo { underlay: underlay.map_or(IpAddr::V4(ip), IpAddr::V6), peer }))
 }
@@ -226,6 +230,7 @@ mod tests {
                 subnet("vxlan-1", format!("192.168.{number}.0/24")),
                 subnet("vxlan-2", format!("192.169.{number}.0/24")),
             ],
+            direct: None,
         };
         (ip, PeerInfo { underlay: ip.into(), peer })
     }
@@ -236,6 +241,7 @@ mod tests {
         other.1.peer.ip6 = Some("fd01:a::2".parse().unwrap());
         let subnet6 = ("vxlan-2".parse().unwrap(), "fd01:b::/80".parse().unwrap());
         other.1.peer.subnets.push(subnet6);
+        other.1.peer.direct = Some(DirectPeer { mac: [2, 0, 0, 0, 0, 2].into(), is_used: false });
         PeersUpdate {
             epoch: 3,
             version: 7,
@@ -281,7 +287,7 @@ mod tests {
             decode_message(UPDATE, &message.encode_to_vec()).unwrap_err().to_string()
         };
         type Change = fn(&mut pb::UpdatePeersMessage);
-        let cases: [(Change, &str); 14] = [
+        let cases: [(Change, &str); 16] = [
             (|update| update.peers[1].ip = None, "peers[1].ip: is missing"),
             (|update| update.peers[0].ip = Some(vec![1]), "peers[0].ip: has 1 bytes instead of 4"),
             (
@@ -289,6 +295,14 @@ mod tests {
                 "peers[0].underlay: has 0 bytes instead of 16",
             ),
             (|update| update.peers[0].vtep_mac = None, "peers[0].vtep_mac: is missing"),
+            (
+                |update| update.peers[0].direct_mac = Some(vec![2; 5]),
+                "peers[0].direct_mac: has 5 bytes instead of 6",
+            ),
+            (
+                |update| update.peers[0].direct_mac = Some(vec![1; 6]),
+                "peers[0].direct_mac: 01:01:01:01:01:01 is not unicast",
+            ),
             (
                 |update| update.peers[0].vtep_ip = Some(vec![0; 5]),
                 "peers[0].vtep_ip: has 5 bytes instead of 4",

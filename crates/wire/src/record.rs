@@ -28,6 +28,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
             docker_bridge: Some(agent.docker_bridge),
             released_at: None,
             underlay: agent.underlay.map(to_text),
+            direct_mac: agent.direct_mac.map(to_text),
         },
         Record::Released(released) => pb::AgentRecord {
             vtep_ip: released.vtep_ip.map(to_text),
@@ -126,6 +127,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, ConvertError> {
         mesos_bridge: record.mesos_bridge(),
         docker_bridge: record.docker_bridge(),
         underlay: parse_optional("underlay", record.underlay.as_deref())?,
+        direct_mac: parse_optional("direct_mac", record.direct_mac.as_deref())?,
     }))
 }
 

@@ -182,6 +182,7 @@ fn record_round_trips() {
         mesos_bridge: false,
         docker_bridge: true,
         underlay: Some("fd00::5".parse().unwrap()),
+        direct_mac: Some([2, 0, 0, 0, 0, 5].into()),
     });
     let released = ReleasedRecord { at: 1_700_000_000, vtep_ip: None, vtep_ip6: None, overlays };
     for record in [agent, Record::Released(released)] {
@@ -223,6 +224,22 @@ fn register_underlay_is_checked() {
         assert_eq!(decode_underlay(given).unwrap_err(), expected);
     }
     assert!(decode_underlay("10.0.0.5").unwrap_err().starts_with("network_config.underlay: "));
+}
+
+#[test]
+fn register_agent_has_mac_only_with_direct_routing() {
+    use overlay_types::protocol::{AgentOptions, Message};
+    let plain = encode_message(&Message::RegisterAgent(AgentOptions::default())).1;
+    let direct_mac = Some([2, 0, 0, 0, 0, 5].into());
+    let options = AgentOptions { direct_mac, ..AgentOptions::default() };
+    let (name, bytes) = encode_message(&Message::RegisterAgent(options));
+    assert_eq!(decode_message(name, &bytes), Ok(Message::RegisterAgent(options)));
+    assert_eq!(bytes.len(), plain.len() + "02:00:00:00:00:05".len() + 3, "one more field");
+    let group = [2, 0, 0, 0, 0, 5].map(|byte: u8| byte | 1).into();
+    let options = AgentOptions { direct_mac: Some(group), ..options };
+    let (name, bytes) = encode_message(&Message::RegisterAgent(options));
+    let error = decode_message(name, &bytes).unwrap_err().to_string();
+    assert!(error.contains("direct_mac: 03:01:01:01:01:05 is not unicast"), "{error}");
 }
 
 #[test]

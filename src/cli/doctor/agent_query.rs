@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use overlay_config::AgentConfig;
 use overlay_doctor::observation::{
-    AgentObservation, AgentQueryError, AgentReport, MasterObservation, ReportedProblem,
+    AgentObservation, AgentQueryError, AgentReport, MasterObservation, PeerPaths, ReportedProblem,
 };
 use overlay_linux::docker::{Docker, DockerFailure, EngineReport};
 use overlay_types::protocol::AgentInfo;
@@ -48,6 +48,32 @@ struct Source {
 #[derive(Debug, Deserialize)]
 struct TunnelHealth {
     status: String,
+    /// Missing without direct routing, and from former agents.
+    direct_routing: Option<DirectHealth>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DirectHealth {
+    problem: Option<String>,
+    direct: Vec<String>,
+    vxlan: Vec<VxlanPeer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct VxlanPeer {
+    agent: String,
+    reason: String,
+}
+
+impl From<&DirectHealth> for PeerPaths {
+    fn from(health: &DirectHealth) -> Self {
+        let vxlan = health.vxlan.iter();
+        Self {
+            problem: health.problem.as_deref().map(sanitize),
+            direct: health.direct.iter().map(|agent| sanitize(agent)).collect(),
+            vxlan: vxlan.map(|peer| (sanitize(&peer.agent), sanitize(&peer.reason))).collect(),
+        }
+    }
 }
 
 /// Returns the assignment of an agent, the local one or that of a peer.
@@ -102,6 +128,10 @@ pub(super) async fn local_agent(
             let (_, address) = health.master.as_deref()?.rsplit_once('@')?;
             Some(address.parse::<SocketAddrV4>().ok()?.to_string())
         });
+        let paths = health.as_ref().and_then(|health| {
+            let direct = health.dataplane.as_ref()?.direct_routing.as_ref()?;
+            Some(PeerPaths::from(direct))
+        });
         let health = health.map(|health| {
             let mut sources = health.sources.into_iter();
             let problem = |text| {
@@ -111,7 +141,7 @@ pub(super) async fn local_agent(
             let problems = displayed_problems(&health.problems).into_iter().map(problem);
             (sanitize(&health.status), problems.collect())
         });
-        Ok(AgentReport { info, health, is_external, master })
+        Ok(AgentReport { info, health, is_external, master, paths })
     };
     AgentObservation { address: endpoint.to_string(), answer: answer.await }
 }

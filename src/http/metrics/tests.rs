@@ -94,6 +94,8 @@ fn agent_snapshot() -> Snapshot<agent::Metrics> {
             overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
             peers: 4,
             peers_left_out: 1,
+            peers_direct: 3,
+            peers_vxlan: 4,
             probes: agent::ProbeTally { reached: 3, ..Default::default() },
             counters: agent::Counters { docker_cmd_failures: 2, ..Default::default() },
         },
@@ -279,6 +281,8 @@ mesos_overlay_agent_update_peers_messages_dropped_total 0
 mesos_overlay_agent_registration_problems_messages_received_total 0
 mesos_overlay_agent_peers 4
 mesos_overlay_agent_peers_left_out 1
+mesos_overlay_agent_peers_direct 3
+mesos_overlay_agent_peers_vxlan 4
 mesos_overlay_agent_dataplane_changes_total 0
 mesos_overlay_agent_dataplane_repairs_total 0
 mesos_overlay_agent_dataplane_failures_total 0

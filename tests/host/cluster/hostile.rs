@@ -74,6 +74,7 @@ fn peers_message(version: u64) -> Vec<u8> {
                 "vxlan-1".parse().expect("a valid overlay name"),
                 subnet.parse().expect("a valid subnet"),
             )],
+            direct: None,
         };
         (ip, PeerInfo { underlay: ip.into(), peer })
     };

@@ -8,6 +8,7 @@ mod collision;
 mod container;
 mod detours;
 mod diagnosis;
+mod direct;
 mod drift;
 mod faults;
 mod hostile;

@@ -121,6 +121,8 @@ impl World {
             tunnel: TunnelSettings { programs, refuses_collisions: programs },
             probe_rate: 0,
             repair_offloads: false,
+            direct_routing: false,
+            direct_link: None,
         };
         node.kernel.forget();
         let machine = Agent::new(node.ip, settings, seed);

@@ -316,7 +316,7 @@ fn false_peers(chance: &mut Chance) -> PeersUpdate {
         };
         let subnets = (0..chance.index(3)).map(|_| subnet(chance)).collect();
         let mac = Mac::from([0x70, 0xb3, 0xd5, 0x80, 0, number]);
-        let peer = Peer { ip: Some(vtep), ip6: None, mac, subnets };
+        let peer = Peer { ip: Some(vtep), ip6: None, mac, subnets, direct: None };
         update.changed.insert(ip, PeerInfo { underlay: ip.into(), peer });
     }
     let digests = update.changed.iter().map(|(ip, info)| peer_digest(*ip, info));

@@ -95,6 +95,7 @@ impl World {
             docker_bridge: options.docker_bridge,
             // Agents of a simulation register without one, and their kernels have no such route.
             underlay: None,
+            direct_mac: None,
         })
     }
 }

@@ -173,6 +173,7 @@ fn healthy_host() -> Observation {
             address: "127.0.0.1:5051".to_owned(),
             answer: Ok(AgentReport {
                 info,
+                paths: None,
                 health: Some(("ok".to_owned(), Vec::new())),
                 is_external: false,
                 master: Some("10.0.0.9:5050".to_owned()),

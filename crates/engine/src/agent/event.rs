@@ -7,7 +7,9 @@ use std::net::{IpAddr, SocketAddrV4};
 use overlay_types::addr::{DeviceName, OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{Message, MessageKind, RequestId};
-use overlay_types::tunnel::{Collision, Fault, OffloadVerdict, ProbeReport, UnderlayMtu};
+use overlay_types::tunnel::{
+    Collision, DirectReport, Fault, OffloadVerdict, ProbeReport, UnderlayMtu,
+};
 
 use super::command::Scope;
 use super::refusal::FoundNetworks;
@@ -216,6 +218,9 @@ pub struct Programmed {
     /// The containers that keep another MTU than the desired one, or that another program cut off,
     /// one sentence for each bridge.
     pub container_problems: Vec<String>,
+    /// Whether packets can go to peers without encapsulation. `None` if direct routing is off, or if
+    /// the job did not find out.
+    pub direct: Option<DirectReport>,
 }
 
 /// The rules of the firewall after a job.

@@ -1,5 +1,7 @@
 //! The health and the replies of the agent.
 
+use std::sync::Arc;
+
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::protocol::{AgentInfo, RejectedMessages};
@@ -89,6 +91,7 @@ impl Agent {
     pub(super) fn health(&self, now: Now) -> Health {
         let Metrics { status, counters, .. } = self.metrics();
         let ProblemList { sentences: problems, sources } = self.problems(now, status);
+        let direct = self.direct.health(self.tunnel.programmed().map(Arc::as_ref));
         Health {
             status,
             problems,
@@ -97,7 +100,7 @@ impl Agent {
             networks: self.overlays.health(now),
             dataplane: self
                 .tunnel
-                .health(self.peers.count(), &counters)
+                .health(self.peers.count(), direct, &counters)
                 .map(|health| TunnelHealth { offloads: self.offloads.note().cloned(), ..health }),
             probes: self.probes.health(),
             counters,

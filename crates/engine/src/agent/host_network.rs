@@ -45,6 +45,7 @@ impl Agent {
         desired.masters = self.masters.programs();
         desired.accepts_every_sender = self.accepts_every_sender;
         desired.disables_checksum_offload = self.offloads.disables_checksum();
+        self.direct.apply(now, self.peers.announced_mac(), &mut desired);
         self.tunnel.set_desired(now, desired, scope);
     }
 
@@ -97,13 +98,14 @@ impl Agent {
         self.report_change(now, has_changed);
     }
 
-    pub(super) fn finish_program(&mut self, now: Now, attempt: u64, result: Programmed) {
+    pub(super) fn finish_program(&mut self, now: Now, attempt: u64, mut result: Programmed) {
         let mut context = Context { now, settings: &self.settings, random: &mut self.random };
         let counters = &mut self.counters;
         let has_rules = result.firewall.is_some();
         // A Docker network that was removed is created again, one without its bridge is repaired.
         self.overlays.verify_networks(now, &result.gone_bridges);
         let underlay_mtu = result.underlay_mtu;
+        let direct = result.direct.take();
         let tunnels = self.tunnel.finish_program(&mut context, attempt, result, counters);
         if let Some(tunnels) = tunnels {
             if has_rules && let Some(programmed) = self.tunnel.programmed() {
@@ -114,7 +116,12 @@ impl Agent {
             if has_rules {
                 self.settle_mtu(now, underlay_mtu);
             }
-            if self.follow_underlay(now, underlay_mtu) {
+            let direct = direct.map(|report| self.direct.set_report(report)).unwrap_or_default();
+            // The peers learn of another device by a registration.
+            if direct.has_new_offer {
+                self.registration.register_now(now);
+            }
+            if self.follow_underlay(now, underlay_mtu) || direct.has_new_paths {
                 self.program(now, Scope::Change);
             }
         }

@@ -16,6 +16,10 @@ pub struct Metrics {
     pub peers: u64,
     /// Peers that the agent left out, as a whole or in part, because of a fault.
     pub peers_left_out: u64,
+    /// Peers that get packets without encapsulation.
+    pub peers_direct: u64,
+    /// Peers that get packets through the tunnel.
+    pub peers_vxlan: u64,
     /// The peers by the outcomes of their probes.
     pub probes: ProbeTally,
     /// Events since the start.
@@ -166,6 +170,14 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Peers left out because of a fault, as a whole or in part.",
                 |metrics| metrics.peers_left_out,
             ),
+            Metric::gauge(
+                "peers_direct",
+                "Peers that get packets without encapsulation.",
+                |metrics| metrics.peers_direct,
+            ),
+            Metric::gauge("peers_vxlan", "Peers that get packets through the tunnel.", |metrics| {
+                metrics.peers_vxlan
+            },),
             Metric::counter(
                 "dataplane_changes",
                 "Devices, addresses, neighbors, FDB entries, routes and rule sets changed.",

@@ -6,6 +6,7 @@
 mod assigned;
 mod cni_gc;
 mod command;
+mod direct;
 mod docker_gc;
 mod event;
 mod health;
@@ -45,7 +46,7 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{Message, MessageKind, PeersRequest, UpdateForm};
+use overlay_types::protocol::{AgentOptions, Message, MessageKind, PeersRequest, UpdateForm};
 use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Severity;
 
@@ -53,6 +54,7 @@ use crate::metrics::Catalogue;
 use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
 use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
+use direct::Direct;
 use docker_gc::DockerGc;
 pub use event::{Event, FirewallState, FoundMasters, Programmed, Request};
 use health::{UNANSWERED_MAX, unanswered_problem};
@@ -69,8 +71,8 @@ pub use settings::Settings;
 use tunnel::Tunnel;
 pub use tunnel::TunnelSettings;
 pub use view::{
-    Condition, Counters, Health, NetworkHealth, OverlayTally, PeerProbeHealth, ProbeHealth,
-    ProbeTally, ProblemSource, TunnelHealth,
+    Condition, Counters, DirectHealth, Health, NetworkHealth, OverlayTally, PeerProbeHealth,
+    ProbeHealth, ProbeTally, ProblemSource, TunnelHealth, VxlanPeerHealth,
 };
 
 /// What the parts of the agent need to handle an event.
@@ -97,6 +99,7 @@ pub struct Agent {
     peers: Peers,
     probes: Probes,
     offloads: Offloads,
+    direct: Direct,
     masters: Masters,
     /// Whether a master has sent an assignment since the start of this agent.
     has_assignments: bool,
@@ -136,6 +139,7 @@ impl Agent {
             probes: Probes::new(settings.probe_rate),
             offloads: Offloads::new(settings.tunnel.programs && settings.repair_offloads),
             masters: Masters::default(),
+            direct: Direct::new(settings.direct_routing, settings.direct_link.clone()),
             settings,
             random,
             registration: Registration::new(),
@@ -197,6 +201,9 @@ impl StateMachine for Agent {
                 if self.probes.failing_count() > failing {
                     self.tunnel.handle_loss(now);
                 }
+                if self.direct.note_failing(now, &self.probes.lost_direct_paths()) {
+                    self.program(now, Scope::Change);
+                }
             }
             Event::OffloadsTested { attempt, result } => {
                 if self.offloads.finish(now, attempt, result) {
@@ -239,6 +246,7 @@ impl StateMachine for Agent {
             self.peers.due(),
             self.probes.next_due(),
             self.offloads.next_due(),
+            self.direct.next_due(),
             self.probes.report_due().filter(|_| self.registration.is_acknowledged()),
         ];
         due.into_iter().flatten().min()
@@ -262,7 +270,18 @@ impl StateMachine for Agent {
         let peers = self.peers.count().unwrap_or(0) as u64;
         let peers_left_out = self.tunnel.peers_left_out() as u64;
         let (probes, counters) = (self.probes.tally(), self.counters.clone());
-        Metrics { status, overlays, peers, peers_left_out, probes, counters }
+        let (peers_direct, peers_vxlan) =
+            direct::tally(self.tunnel.programmed().map(|programmed| &**programmed));
+        Metrics {
+            status,
+            overlays,
+            peers,
+            peers_left_out,
+            peers_direct,
+            peers_vxlan,
+            probes,
+            counters,
+        }
     }
 
     fn degrade(metrics: &mut Metrics, severity: Severity) {
@@ -366,7 +385,9 @@ impl Agent {
             if self.registration.unanswered() == UNANSWERED_MAX + 1 {
                 log::warn!("{}", unanswered_problem(&master));
             }
-            let message = Message::RegisterAgent(self.settings.options);
+            let direct_mac = self.direct.offer().map(|link| link.mac);
+            let options = AgentOptions { direct_mac, ..self.settings.options };
+            let message = Message::RegisterAgent(options);
             self.commands.push_back(Command::Link(master.clone()));
             self.commands.push_back(Command::Send { to: master.clone(), message });
             let held = held_addresses(&self.found, self.overlays.held_subnets());
@@ -382,6 +403,9 @@ impl Agent {
             self.commands.push_back(Command::Send { to: master.clone(), message });
         }
         self.update_accepted_senders(now);
+        if self.direct.take_due(now, |agent| self.probes.is_failing(agent)) {
+            self.program(now, Scope::Change);
+        }
         self.tunnel.note_overdue(now);
         self.commands.extend(self.tunnel.take_due(now));
         self.probes.set_programmed(now, self.tunnel.programmed(), &mut self.random);

@@ -199,7 +199,7 @@ mod tests {
         fn new(is_enabled: bool, peers: u8) -> Self {
             let peer = |number: u8| {
                 let mac = "70:B3:D5:80:00:02".parse().unwrap();
-                let peer = Peer { ip: None, ip6: None, mac, subnets: Vec::new() };
+                let peer = Peer { ip: None, ip6: None, mac, subnets: Vec::new(), direct: None };
                 (IpAddr::from([10, 0, 0, number]), peer)
             };
             let peers = Some((2..2 + peers).map(peer).collect());

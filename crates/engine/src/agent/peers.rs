@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use overlay_types::addr::Mac;
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{PeerInfo, PeerTableVersion, PeersUpdate, peer_digest};
@@ -234,6 +235,11 @@ impl Peers {
         self.owners.get(&underlay).copied()
     }
 
+    /// Returns the MAC for direct routing that the master announces for this agent.
+    pub(super) fn announced_mac(&self) -> Option<Mac> {
+        self.table.get(&self.own.ip)?.peer.direct.map(|direct| direct.mac)
+    }
+
     /// Returns the identities of the other agents.
     pub(super) fn agents(&self) -> BTreeSet<Ipv4Addr> {
         self.table.keys().copied().filter(|ip| *ip != self.own.ip).collect()
@@ -267,6 +273,7 @@ mod tests {
                 "vxlan-1".parse().unwrap(),
                 format!("192.168.{number}.0/24").parse().unwrap(),
             )],
+            direct: None,
         };
         let ip = Ipv4Addr::new(10, 0, 0, number);
         (ip, PeerInfo { underlay: ip.into(), peer })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use overlay_config::{AgentConfig, DataplaneKind};
 use overlay_types::protocol::AgentOptions;
+use overlay_types::tunnel::DirectLink;
 
 use super::tunnel::TunnelSettings;
 
@@ -25,6 +26,11 @@ pub struct Settings {
     pub probe_rate: u32,
     /// Whether the agent tests the offloads of its tunnels, and switches broken ones off.
     pub repair_offloads: bool,
+    /// Whether packets to peers on the same L2 segment leave without encapsulation.
+    pub direct_routing: bool,
+    /// The device that the agent announces for direct routing until its dataplane reports one. With
+    /// it, a restarted agent does not withdraw its announcement for a moment.
+    pub direct_link: Option<DirectLink>,
 }
 
 impl Settings {
@@ -51,6 +57,9 @@ impl From<&AgentConfig> for Settings {
             },
             probe_rate: config.dataplane.probe_rate,
             repair_offloads: config.dataplane.repair_offloads,
+            direct_routing: config.dataplane.direct_routing
+                && config.dataplane.kind == DataplaneKind::Vxlan,
+            direct_link: None,
         }
     }
 }

@@ -37,6 +37,8 @@ impl World {
             tunnel,
             probe_rate: 0,
             repair_offloads: false,
+            direct_routing: false,
+            direct_link: None,
         };
         let agent = Agent::new(Ipv4Addr::new(10, 0, 0, 5), settings, 7);
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };

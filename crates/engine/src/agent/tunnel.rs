@@ -17,7 +17,7 @@ use overlay_types::tunnel::{Desired, Fault, FaultScope};
 
 use super::command::{Command, Scope};
 use super::event::{FirewallState, Programmed};
-use super::view::TunnelHealth;
+use super::view::{DirectHealth, TunnelHealth};
 use super::{Context, Counters};
 
 /// Bounds of the backoff after a failure.
@@ -511,7 +511,12 @@ impl Tunnel {
         self.firewall.as_ref().is_some_and(|firewall| !firewall.keeps_agents)
     }
 
-    pub(super) fn health(&self, peers: Option<usize>, counters: &Counters) -> Option<TunnelHealth> {
+    pub(super) fn health(
+        &self,
+        peers: Option<usize>,
+        direct: Option<DirectHealth>,
+        counters: &Counters,
+    ) -> Option<TunnelHealth> {
         if self.settings == TunnelSettings::NONE {
             return None;
         }
@@ -527,6 +532,7 @@ impl Tunnel {
             firewall: self.firewall.as_ref().map(|firewall| firewall.backend),
             inner_check: self.firewall.as_ref().and_then(|firewall| firewall.inner_check),
             forwarding: self.firewall.as_ref().map(|firewall| firewall.forwarding),
+            direct_routing: direct,
             repairs: counters.dataplane_repairs,
             last_repair: self.last_repair.as_ref().map(|repair| repair.summary.clone()),
             last_repair_unix: self.last_repair.as_ref().map(|repair| repair.at.unix),

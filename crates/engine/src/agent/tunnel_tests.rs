@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use overlay_types::addr::Mac;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{
     AgentOptions, Assignment, MasterKind, PeerInfo, PeerTableVersion, PeersUpdate, peer_digest,
 };
 use overlay_types::tunnel::{
-    Collision, Desired, Fault, FaultScope, HostObject, HostRoute, Peer, PeerFault, SubnetOwner,
-    validate_peers,
+    Collision, Desired, DirectCheck, DirectLink, DirectPeer, DirectReport, Fault, FaultScope,
+    HostObject, HostRoute, Peer, PeerFault, SubnetOwner, validate_peers,
 };
 
 use super::health::EVERY_SENDER_PROBLEM;
@@ -139,6 +140,7 @@ fn table(version: u64, numbers: &[u8]) -> PeersUpdate {
             ip6: None,
             mac: format!("70:b3:d5:80:00:{number:02x}").parse().unwrap(),
             subnets: vec![("vxlan-1".parse().unwrap(), subnet)],
+            direct: None,
         };
         (ip, PeerInfo { underlay: ip.into(), peer })
     };
@@ -797,4 +799,57 @@ fn lost_probes_verify_everything_at_most_twice_a_minute() {
     }
     world.next_program();
     assert_eq!(world.now.elapsed, first + LOSS_INTERVAL);
+}
+
+/// Returns a table in which the agents offer direct routing.
+fn direct_table(version: u64, numbers: &[u8]) -> PeersUpdate {
+    let mut update = table(version, numbers);
+    for (number, info) in numbers.iter().zip(update.changed.values_mut()) {
+        info.peer.direct = Some(DirectPeer { mac: direct_mac(*number), is_used: false });
+    }
+    let digests = update.changed.iter().map(|(ip, info)| peer_digest(*ip, info));
+    update.digest = digests.fold(0, u64::wrapping_add);
+    update
+}
+
+fn direct_mac(number: u8) -> Mac {
+    Mac::from([2, 0, 0, 0, 0, number])
+}
+
+/// Returns the result of a job that found the peer 10.0.0.2 reachable without encapsulation.
+fn direct_result() -> Programmed {
+    let link = DirectLink { device: "eth0".parse().unwrap(), mac: direct_mac(5) };
+    let check = DirectCheck { mac: direct_mac(2), obstacle: None };
+    let peers = [([10, 0, 0, 2].into(), check)].into();
+    let direct = Some(DirectReport { link: Ok(link), peers });
+    Programmed { direct, firewall: Some(firewall(false)), ..Programmed::default() }
+}
+
+#[test]
+fn direct_path_is_used_after_both_announcements() {
+    let mut world = world();
+    world.agent.direct = Direct::new(true, None);
+    world.set_up_tunnel();
+    world.message(MASTER, Message::UpdatePeers(std::sync::Arc::new(direct_table(1, &[2, 3, 5]))));
+    let commands = world.finish_program_with(3, direct_result());
+    let register = format!("send RegisterAgentMessage to {MASTER}");
+    assert!(commands.contains(&register), "the agent announces its device: {commands:?}");
+    assert_eq!(world.metrics(["peers_direct", "peers_vxlan"]), [0, 2]);
+    world.finish_program_with(4, direct_result());
+    assert_eq!(world.metrics(["peers_direct", "peers_vxlan"]), [0, 2], "the peer learns of it");
+    world.now.elapsed += 5 * SECOND;
+    world.handle(Event::Timeout);
+    for attempt in 5..10 {
+        world.finish_program_with(attempt, direct_result());
+    }
+    assert_eq!(world.metrics(["peers_direct", "peers_vxlan"]), [1, 1]);
+    let direct = world.health().dataplane.unwrap().direct_routing.unwrap();
+    assert_eq!((direct.direct, direct.device), (vec!["10.0.0.2".to_owned()], Some("eth0".into())));
+    assert_eq!(direct.vxlan[0].reason, "the path is not checked yet");
+    // The peer withdraws its offer.
+    world.update_peers(2, &[2, 3, 5]);
+    for attempt in 6..30 {
+        world.finish_program_with(attempt, direct_result());
+    }
+    assert_eq!(world.metrics(["peers_direct", "peers_vxlan"]), [0, 2]);
 }

@@ -159,6 +159,9 @@ pub struct TunnelHealth {
     /// How packets between containers of different agents pass this host: `tracked`, `untracked` or
     /// `shortcut`; `None` before the first rules.
     pub forwarding: Option<&'static str>,
+    /// The paths to the peers, if direct routing is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_routing: Option<DirectHealth>,
     /// Repairs of objects that another process changed.
     pub repairs: u64,
     /// The last repair.
@@ -169,6 +172,31 @@ pub struct TunnelHealth {
     /// if all is well, and without `repair_offloads`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offloads: Option<String>,
+}
+
+/// The paths of packets to the peers, if direct routing is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DirectHealth {
+    /// The device in the underlay that sends and receives packets without encapsulation.
+    pub device: Option<String>,
+    /// Its MAC, which the agent announces to its peers.
+    pub mac: Option<String>,
+    /// Why this host cannot route directly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The underlay addresses of the peers that get packets without encapsulation.
+    pub direct: Vec<String>,
+    /// The peers that get packets through the tunnel.
+    pub vxlan: Vec<VxlanPeerHealth>,
+}
+
+/// A peer that gets packets through the tunnel although direct routing is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VxlanPeerHealth {
+    /// The underlay address of the peer.
+    pub agent: String,
+    /// Why the packets take the tunnel.
+    pub reason: String,
 }
 
 /// The peers, counted by the outcomes of their probes. A peer that was not probed yet counts as

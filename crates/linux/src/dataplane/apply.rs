@@ -25,7 +25,7 @@ use super::uapi::{
     IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING,
     IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_VXLAN_UDP_CSUM, NDA_DST, NDA_LLADDR,
     NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NTF_SELF, NUD_NOARP, NUD_PERMANENT,
-    RT_SCOPE_NOWHERE, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF,
+    RT_SCOPE_NOWHERE, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PREFSRC,
     RTA_PRIORITY, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK,
     RTM_NEWNEIGH, RTM_NEWROUTE, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
@@ -519,6 +519,7 @@ fn write_route(
         Some(Hop::Via { is_onlink, .. }) => {
             (RT_SCOPE_UNIVERSE, RTN_UNICAST, if *is_onlink { RTNH_F_ONLINK } else { 0 })
         }
+        Some(Hop::Direct { .. }) => (RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK),
         Some(_) => (RT_SCOPE_UNIVERSE, RTN_UNREACHABLE, 0),
         None => (RT_SCOPE_NOWHERE, 0, 0),
     };
@@ -530,7 +531,10 @@ fn write_route(
     batch.begin(kind, NLM_F_REQUEST | flags, &header);
     batch.address(RTA_DST, to);
     batch.attribute(RTA_PRIORITY, &key.metric.to_ne_bytes());
-    if let Some(Hop::Via { gateway, .. }) = hop {
+    if let Some(Hop::Direct { source, .. }) = hop {
+        batch.address(RTA_PREFSRC, *source);
+    }
+    if let Some(Hop::Via { gateway, .. } | Hop::Direct { gateway, .. }) = hop {
         batch.address(RTA_GATEWAY, *gateway);
         batch.attribute(RTA_OIF, &index.to_ne_bytes());
     }

@@ -130,6 +130,7 @@ mod tests {
             namespace: (kind == "veth").then_some(index),
             peer: None,
             is_up: true,
+            is_ethernet: true,
             mac: None,
             mtu: 1420,
             alias: String::new(),

@@ -24,7 +24,9 @@ pub fn plan_change(applied: Option<&Desired>, desired: &Desired, observed: &Obse
 /// Plans the difference between `applied` and `desired`. Returns `None` if only a full plan is
 /// correct.
 fn partial_plan(applied: &Desired, desired: &Desired, observed: &Observed) -> Option<Plan> {
-    if (&applied.vxlan_devices, &applied.spaces) != (&desired.vxlan_devices, &desired.spaces) {
+    if (&applied.vxlan_devices, &applied.spaces) != (&desired.vxlan_devices, &desired.spaces)
+        || applied.direct != desired.direct
+    {
         return None;
     }
     // Every plan reports the excluded peers as problems, not only the first plan.
@@ -57,6 +59,7 @@ fn with_peers(
         vxlan_devices: desired.vxlan_devices.clone(),
         spaces: desired.spaces.clone(),
         peers: Some(peers.collect()),
+        direct: desired.direct.clone(),
         ..Desired::default()
     }
 }
@@ -95,7 +98,7 @@ fn has_entry_conflict(new: &Device, old: Option<&Device>, observed: &Device) -> 
 }
 
 fn leads_to_peer((_, hop): &(&RouteKey, &Hop)) -> bool {
-    matches!(hop, Hop::Via { .. })
+    matches!(hop, Hop::Via { .. } | Hop::Direct { .. })
 }
 
 /// Returns whether a route to an unchanged peer overlaps `key`. These routes do not overlap each

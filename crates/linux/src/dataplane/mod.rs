@@ -13,6 +13,7 @@ mod bridges;
 mod change;
 mod conntrack;
 mod containers;
+mod direct;
 mod error;
 mod features;
 mod interference;
@@ -33,18 +34,21 @@ mod underlay;
 mod vrf;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use overlay_types::addr::{DeviceName, InterfaceAddress};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac};
 use overlay_types::tunnel::{
-    Collision, Desired, Fault, HostAddress, HostRoute, UnderlayMtu, collisions, validate_peers,
+    Collision, Desired, DirectReport, Fault, HostAddress, HostRoute, UnderlayMtu, collisions,
+    validate_peers,
 };
 use rustix::net::netdevice;
 
 use self::bridges::BridgeMemory;
 pub use self::change::plan_change;
 pub use self::containers::ContainerPorts;
+pub use self::direct::{DirectUnderlay, direct_link};
 pub use self::error::{DataplaneError, Failure};
 pub use self::features::has_checksum_offload;
 use self::interference::Ports;
@@ -90,6 +94,8 @@ pub struct Report {
     /// Objects of other programs that may drop packets. Packets pass them on most hosts, so they
     /// matter only if packets are lost.
     pub possible_causes: Vec<Interference>,
+    /// Whether packets can go to peers without encapsulation. `None` if direct routing is off.
+    pub direct: Option<DirectReport>,
 }
 
 /// What drops packets of the overlays although the kernel has the desired state.
@@ -153,6 +159,9 @@ pub struct Dataplane {
     has_checksum: bool,
     /// See [`Self::set_tracked`].
     is_tracked: bool,
+    /// The MACs that the kernel resolved for peers that offer direct routing. The kernel forgets
+    /// those of idle peers.
+    resolved: BTreeMap<IpAddr, Mac>,
 }
 
 /// The last observed state, with the changes that were applied since.
@@ -183,6 +192,7 @@ impl Dataplane {
             path_problems: PathProblems::default(),
             has_checksum: true,
             is_tracked: true,
+            resolved: BTreeMap::new(),
         })
     }
 
@@ -224,6 +234,9 @@ impl Dataplane {
             });
         }
         self.indices = indices;
+        if let Some(direct) = &mut observed.direct {
+            direct.remember(&mut self.resolved, desired);
+        }
         self.maintained = observed.state.bridges.keys().cloned().collect();
         Ok(observed)
     }
@@ -414,6 +427,7 @@ impl Dataplane {
         report.failures = result.failures;
         report.problems = plan.problems;
         report.underlay_mtu = observed.underlay_mtu(desired);
+        report.direct = observed.direct.as_ref().map(|direct| direct.report(desired));
         report.container_problems = observed.kept_mtus(desired);
         if result.is_stale {
             return true;
@@ -472,7 +486,8 @@ impl Dataplane {
     #[must_use]
     pub fn shortcut_links(&self, desired: &Desired) -> Option<ShortcutLinks> {
         let observed = &self.cache.as_ref()?.observed;
-        let mut links = ShortcutLinks::default();
+        let direct = self.indices.direct.clone();
+        let mut links = ShortcutLinks { direct, ..ShortcutLinks::default() };
         for (device, state) in &observed.state.devices {
             let Some(&index) = self.indices.vxlan.get(device) else { continue };
             let tunnel = TunnelLink { index, has_ipv6: state.link.has_ipv6 };
@@ -577,10 +592,12 @@ impl Dataplane {
 /// Returns whether `observed` has all information that a plan for `desired` needs. The MTU of the
 /// underlay was not read if the underlay or the first peers are new in `desired`.
 fn covers(observed: &Observed, desired: &Desired) -> bool {
-    desired.vxlan_devices.iter().all(|local| {
-        observed.state.devices.contains_key(&local.device)
-            && observed.underlays.get(&local.underlay).is_some_and(|underlay| {
-                underlay.is_routed || desired.peers.as_ref().is_none_or(BTreeMap::is_empty)
-            })
-    })
+    let knows_direct = observed.direct.is_some() == desired.direct.is_some();
+    knows_direct
+        && desired.vxlan_devices.iter().all(|local| {
+            observed.state.devices.contains_key(&local.device)
+                && observed.underlays.get(&local.underlay).is_some_and(|underlay| {
+                    underlay.is_routed || desired.peers.as_ref().is_none_or(BTreeMap::is_empty)
+                })
+        })
 }

@@ -10,21 +10,22 @@ use overlay_types::tunnel::{Desired, HostAddress, HostRoute, VxlanDevice};
 
 use super::bridges::BridgeMemory;
 use super::containers::stray_ports;
+use super::direct;
 use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
 use super::plan::Observed;
 use super::socket::Netlink;
 use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
 use super::uapi::{
-    AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, IFA_ADDRESS, IFA_LOCAL, IFF_LOOPBACK, IFF_UP,
-    IFLA_ADDRESS, IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_STATE, IFLA_EXT_MASK, IFLA_IFALIAS,
-    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND,
-    IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, IFLA_VXLAN_ID,
-    IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_VXLAN_UDP_CSUM,
-    IFLA_XDP, IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NTF_SELF,
-    NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF,
-    RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR,
-    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNICAST,
-    RTN_UNREACHABLE, RTNH_F_ONLINK,
+    AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, ARPHRD_ETHER, IFA_ADDRESS, IFA_LOCAL, IFF_LOOPBACK,
+    IFF_NOARP, IFF_UP, IFLA_ADDRESS, IFLA_BR_VLAN_FILTERING, IFLA_BRPORT_STATE, IFLA_EXT_MASK,
+    IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
+    IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT,
+    IFLA_VXLAN_UDP_CSUM, IFLA_XDP, IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX,
+    NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY,
+    RTA_MULTIPATH, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS,
+    RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_BLACKHOLE,
+    RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::underlay::{self, RoutingSnapshot};
 use super::vrf::{VRF_KIND, VrfMember, add_vrf_members, vrf_table};
@@ -44,6 +45,8 @@ pub(super) struct Indices {
     pub(super) vrf_members: BTreeMap<DeviceName, VrfMember>,
     /// The devices that have the underlay addresses. Several devices may have the same address.
     pub(super) underlays: BTreeMap<IpAddr, BTreeSet<u32>>,
+    /// The device through which packets go to peers without encapsulation.
+    pub(super) direct: Option<(DeviceName, u32)>,
     /// All devices of the host.
     pub(super) links: Vec<HostLink>,
     /// The routes of other programs without a destination.
@@ -57,7 +60,8 @@ impl Indices {
     }
 
     pub(super) fn get(&self, device: &DeviceName) -> Option<u32> {
-        self.vxlan.get(device).or_else(|| self.bridges.get(device)).copied()
+        let own = self.vxlan.get(device).or_else(|| self.bridges.get(device)).copied();
+        own.or_else(|| self.direct.iter().find(|(name, _)| name == device).map(|(_, index)| *index))
     }
 }
 
@@ -91,6 +95,8 @@ pub(super) struct HostLink {
     /// Index of the other end of a veth pair, in its namespace.
     pub(super) peer: Option<u32>,
     pub(super) is_up: bool,
+    /// Whether its frames are those of Ethernet.
+    pub(super) is_ethernet: bool,
     pub(super) mac: Option<Mac>,
     pub(super) mtu: u32,
     pub(super) alias: String,
@@ -137,6 +143,11 @@ pub(super) fn observe(
         all_routes.into_iter().partition(|route| route.protocol == PROTOCOL);
     let host = RoutingSnapshot { links: &links, addresses: &addresses, routes: &foreign };
     underlay::observe(netlink, &host, desired, &mut observed)?;
+    if desired.direct.is_some() {
+        let (direct, index) = direct::observe(netlink, &host, desired)?;
+        observed.direct = Some(direct);
+        indices.direct = index;
+    }
     indices.dead_ends = foreign.into_iter().filter(Route::is_dead_end).collect();
     observed.state.routes = by_key(own.into_iter().map(|route| (route.key, route.hop(&indices))));
     add_bridges(&links, &addresses, desired, &mut observed, &mut indices);
@@ -398,6 +409,7 @@ fn link(message: Message<'_>) -> Option<HostLink> {
         is_loopback: flags & IFF_LOOPBACK != 0,
         flags,
         is_up: flags & IFF_UP != 0,
+        is_ethernet: u16_at(message.body, 2) == Some(ARPHRD_ETHER) && flags & IFF_NOARP == 0,
         mac: None,
         mtu: 0,
         alias: String::new(),
@@ -572,7 +584,9 @@ pub(super) struct Route {
     pub(super) key: RouteKey,
     pub(super) protocol: u8,
     pub(super) index: Option<u32>,
-    gateway: Option<IpAddr>,
+    pub(super) gateway: Option<IpAddr>,
+    /// The source of the packets of this host.
+    source: Option<IpAddr>,
     pub(super) kind: u8,
     flags: u32,
 }
@@ -582,7 +596,15 @@ impl Route {
     #[cfg(test)]
     pub(super) const fn to(subnet: Subnet) -> Self {
         let key = RouteKey { subnet, metric: 0 };
-        Self { key, protocol: 0, index: None, gateway: None, kind: RTN_UNICAST, flags: 0 }
+        Self {
+            key,
+            protocol: 0,
+            index: None,
+            gateway: None,
+            source: None,
+            kind: RTN_UNICAST,
+            flags: 0,
+        }
     }
 
     /// Returns whether the route is a unicast route of the host or one of our routes, and not an
@@ -606,6 +628,15 @@ impl Route {
                 gateway,
                 is_onlink: self.flags & RTNH_F_ONLINK != 0,
             },
+            (RTN_UNICAST, None, Some(gateway)) => {
+                let direct = indices.direct.iter().find(|(_, index)| Some(*index) == self.index);
+                let direct = direct.zip(self.source).filter(|_| self.flags & RTNH_F_ONLINK != 0);
+                direct.map_or(Hop::Elsewhere, |((device, _), source)| Hop::Direct {
+                    device: device.clone(),
+                    gateway,
+                    source,
+                })
+            }
             _ => Hop::Elsewhere,
         }
     }
@@ -636,6 +667,7 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
         _ => return None,
     };
     let (mut to, mut metric, mut index, mut gateway) = (any, 0, None, None);
+    let mut source = None;
     // The header field has 8 bits only. The attribute has the full table number.
     let mut full_table = u32::from(table);
     for (attribute, value) in attributes(body, 12) {
@@ -644,6 +676,7 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
             RTA_PRIORITY => metric = u32_at(value, 0)?,
             RTA_OIF => index = u32_at(value, 0),
             RTA_GATEWAY => gateway = address(value),
+            RTA_PREFSRC => source = address(value),
             RTA_VIA => gateway = value.get(2..).and_then(address),
             // Only the first next hop of a multipath route is read.
             RTA_MULTIPATH => {
@@ -664,7 +697,7 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
         return None;
     }
     let key = RouteKey { subnet: Subnet::containing(to, prefix)?, metric };
-    Some(Route { key, protocol, index, gateway, kind, flags: u32_at(body, 8)? })
+    Some(Route { key, protocol, index, gateway, source, kind, flags: u32_at(body, 8)? })
 }
 
 #[cfg(test)]

@@ -106,7 +106,8 @@ pub(super) fn detours(
     bridges: &BTreeSet<DeviceName>,
 ) -> io::Result<Vec<Detour>> {
     let mut found: Vec<(Detour, RouteSample<'_>)> = Vec::new();
-    for sample in desired.spaces.iter().flat_map(|space| route_samples(peers, space, bridges)) {
+    let samples = |space| route_samples(desired, peers, space, bridges);
+    for sample in desired.spaces.iter().flat_map(samples) {
         let (Some(from), Some(to)) = (indices.get(sample.from), indices.get(sample.to)) else {
             continue;
         };
@@ -181,19 +182,24 @@ fn cause(
 
 /// Returns the packets between each bridge of an overlay and a few peers, in both directions.
 pub(super) fn route_samples<'a>(
+    desired: &'a Desired,
     peers: &BTreeMap<IpAddr, Peer>,
     space: &'a OverlaySubnets,
     bridges: &BTreeSet<DeviceName>,
 ) -> Vec<RouteSample<'a>> {
-    let subnets = peers.values().flat_map(|peer| &peer.subnets);
-    let subnets = subnets.filter(|(overlay, _)| *overlay == space.overlay);
+    let subnets = peers.values().flat_map(|peer| {
+        let direct = |subnet| desired.direct_link_to(peer, subnet).map(|link| &link.device);
+        peer.subnets.iter().map(move |(overlay, subnet)| (overlay, subnet, direct(subnet)))
+    });
+    let subnets = subnets.filter(|(overlay, ..)| **overlay == space.overlay);
     let mut samples = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let of_family = subnets.clone().filter(|(_, subnet)| subnet.family() == family);
-        let of_family: Vec<_> = of_family.map(|(_, subnet)| *subnet).collect();
-        for peer in spread(&of_family, PEERS_MAX) {
+        let of_family = subnets.clone().filter(|(_, subnet, _)| subnet.family() == family);
+        let of_family: Vec<_> = of_family.map(|(_, subnet, direct)| (*subnet, direct)).collect();
+        for (peer, direct) in spread(&of_family, PEERS_MAX) {
+            let device = direct.unwrap_or(&space.device);
             for bridge in space.bridges.iter().filter(|bridge| bridges.contains(&bridge.device)) {
-                samples.extend(samples_of(space, bridge, peer));
+                samples.extend(samples_of(space, bridge, device, peer));
             }
         }
     }
@@ -207,18 +213,19 @@ pub(super) fn spread<T: Copy>(items: &[T], max: usize) -> impl Iterator<Item = T
     (0..count).map(move |number| items[number * (items.len() - 1) / last])
 }
 
-/// Returns the packets between a bridge and the subnet of a peer. The second host address is that
-/// of a container.
+/// Returns the packets between a bridge and the subnet of a peer behind `device`. The second host
+/// address is that of a container.
 fn samples_of<'a>(
     space: &'a OverlaySubnets,
     bridge: &'a OverlayBridge,
+    device: &'a DeviceName,
     peer: Subnet,
 ) -> impl Iterator<Item = RouteSample<'a>> {
     let gateway = bridge.gateways.iter().find(|gateway| gateway.family() == peer.family());
     let own = gateway.and_then(|gateway| Subnet::containing(gateway.address(), gateway.prefix()));
     let ends = own.and_then(|own| Some((own, own.address_at(2)?, peer.address_at(2)?)));
     ends.into_iter().flat_map(move |(own, here, there)| {
-        let (bridge, tunnel) = (&bridge.device, &space.device);
+        let bridge = &bridge.device;
         let whole = |subnet: Subnet| {
             space.whole.iter().copied().find(|whole| whole.covers(&subnet)).unwrap_or(subnet)
         };
@@ -226,7 +233,7 @@ fn samples_of<'a>(
             let whole = whole(subnet);
             RouteSample { from, to, source, destination, subnet, whole }
         };
-        [sample(bridge, tunnel, here, there, peer), sample(tunnel, bridge, there, here, own)]
+        [sample(bridge, device, here, there, peer), sample(device, bridge, there, here, own)]
     })
 }
 

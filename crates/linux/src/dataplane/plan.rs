@@ -17,6 +17,7 @@ use overlay_types::tunnel::{
 };
 use rustix::io::Errno;
 
+use super::direct::DirectUnderlay;
 use super::interference::Interference;
 use super::mtu::{self, MtuProblem, is_carried};
 use super::path::{Detour, RouteResult};
@@ -54,6 +55,9 @@ pub struct Observed {
     pub foreign_addresses: Vec<(DeviceName, InterfaceAddress)>,
     /// The ports of the bridges of the overlays with their MTU.
     pub ports: BTreeMap<DeviceName, Vec<(String, Mtu)>>,
+    /// Whether and where packets can go to peers without encapsulation. `None` if direct routing is
+    /// off.
+    pub direct: Option<DirectUnderlay>,
     /// The devices that have the underlay addresses and belong to a VRF.
     pub underlay_vrfs: BTreeMap<IpAddr, VrfMember>,
 }
@@ -252,7 +256,7 @@ fn target_of(
         }
     }
     for space in &desired.spaces {
-        add_routes(&mut state, space, peers);
+        add_routes(&mut state, space, desired, peers, observed);
         if desired.peers.is_none() {
             keep_routes(&mut state, space, &observed.state);
         }
@@ -344,25 +348,53 @@ fn add_peers(
 }
 
 /// Adds the unreachable routes of an overlay, and the routes to its peers.
-fn add_routes(state: &mut State, space: &OverlaySubnets, peers: &BTreeMap<IpAddr, Peer>) {
+fn add_routes(
+    state: &mut State,
+    space: &OverlaySubnets,
+    desired: &Desired,
+    peers: &BTreeMap<IpAddr, Peer>,
+    observed: &Observed,
+) {
     let unallocated = |subnet| RouteKey { subnet, metric: METRIC_UNALLOCATED };
     let whole = space.whole.iter().map(|&subnet| (unallocated(subnet), Hop::Unreachable));
     state.routes.extend(whole);
     let Some(device) = state.devices.get(&space.device) else { return };
     let has_ipv6 = device.link.has_ipv6;
     let mut routes = Vec::with_capacity(peers.len());
-    for peer in peers.values() {
+    for (agent, peer) in peers {
         for (_, subnet) in peer.subnets.iter().filter(|(overlay, _)| *overlay == space.overlay) {
             let Some(gateway) = peer.gateway(subnet) else { continue };
             if !is_carried(subnet.family(), has_ipv6) {
                 continue;
             }
             let metric = if gateway.is_ipv4() { 0 } else { METRIC_V6 };
-            let hop = Hop::Via { device: space.device.clone(), gateway, is_onlink: true };
+            let direct = direct_hop(desired, observed, *agent, peer, subnet);
+            let hop = direct.unwrap_or_else(|| Hop::Via {
+                device: space.device.clone(),
+                gateway,
+                is_onlink: true,
+            });
             routes.push((RouteKey { subnet: *subnet, metric }, hop));
         }
     }
     state.routes.append(&mut routes.into_iter().collect());
+}
+
+/// Returns the hop of packets that leave without encapsulation. `None` if they take the tunnel: the
+/// device may have changed since the agent chose it.
+fn direct_hop(
+    desired: &Desired,
+    observed: &Observed,
+    agent: IpAddr,
+    peer: &Peer,
+    subnet: &Subnet,
+) -> Option<Hop> {
+    let link = desired.direct_link_to(peer, subnet)?;
+    if observed.direct.as_ref()?.link.as_ref().ok()? != link {
+        return None;
+    }
+    let source = desired.vxlan_devices.first()?.ip?.address();
+    Some(Hop::Direct { device: link.device.clone(), gateway: agent, source })
 }
 
 /// Adds the bridges of an overlay that exist or that another program removed. Each has the gateway
@@ -457,7 +489,11 @@ fn keep_routes(state: &mut State, space: &OverlaySubnets, observed: &State) {
     let has_room6 = device.is_none_or(has_room_for_ipv6);
     let is_kept = |(key, hop): &(&RouteKey, &Hop)| {
         is_carried(key.subnet.family(), has_room6)
-            && matches!(hop, Hop::Via { device, .. } if *device == space.device)
+            && match hop {
+                Hop::Via { device, .. } => *device == space.device,
+                Hop::Direct { .. } => true,
+                Hop::Unreachable | Hop::Elsewhere => false,
+            }
             && space.whole.iter().any(|whole| whole.covers(&key.subnet))
     };
     let kept: Vec<_> = observed.routes.iter().filter(is_kept).collect();

@@ -140,6 +140,15 @@ pub enum Hop {
         /// Whether the kernel uses the gateway without a route to it.
         is_onlink: bool,
     },
+    /// A peer on the same L2 segment, without a tunnel.
+    Direct {
+        /// The device in the underlay.
+        device: DeviceName,
+        /// The underlay address of the peer. The kernel uses it without a route to it.
+        gateway: IpAddr,
+        /// Source of the packets of this host: its VTEP address, which the peer accepts from it.
+        source: IpAddr,
+    },
     /// No host. The sender gets an ICMP error.
     Unreachable,
     /// A target that our routes never have.
@@ -211,6 +220,7 @@ impl fmt::Display for Hop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Via { device, gateway, .. } => write!(f, "via {gateway} on {device}"),
+            Self::Direct { device, gateway, .. } => write!(f, "directly to {gateway} on {device}"),
             Self::Unreachable => f.write_str("unreachable"),
             Self::Elsewhere => f.write_str("elsewhere"),
         }
@@ -295,8 +305,10 @@ impl Operation {
             | Self::RemoveNeighbor(device, _)
             | Self::SetForward(device, ..)
             | Self::RemoveForward(device, ..)
-            | Self::AddRoute(_, Hop::Via { device, .. })
-            | Self::ChangeRoute(_, Hop::Via { device, .. }) => Some(device),
+            | Self::AddRoute(_, Hop::Via { device, .. } | Hop::Direct { device, .. })
+            | Self::ChangeRoute(_, Hop::Via { device, .. } | Hop::Direct { device, .. }) => {
+                Some(device)
+            }
             Self::AddRoute(..) | Self::ChangeRoute(..) | Self::RemoveRoute(..) => None,
         }
     }
@@ -342,8 +354,11 @@ impl State {
                 self.devices.insert(device.clone(), Device::bare(link));
             }
             Operation::RemoveDevice(device) => {
-                self.devices.remove(device);
-                self.routes.retain(|_, hop| !hop.is_on(device));
+                let removed = self.devices.remove(device);
+                let addresses = removed.map(|device| device.addresses).unwrap_or_default();
+                self.routes.retain(|_, hop| {
+                    !hop.is_on(device) && !addresses.iter().any(|it| hop.has_source(it))
+                });
             }
             Operation::AddBridge(device, lost) => {
                 self.lost_bridges.remove(device);
@@ -413,13 +428,17 @@ impl State {
         if address.family() == Family::V6 {
             return;
         }
+        let before = addresses.clone();
         let subnet = Subnet::containing(address.address(), address.prefix());
         addresses.retain(|other| {
             subnet.is_none_or(|subnet| {
                 other.prefix() != subnet.prefix() || !subnet.contains(other.address())
             })
         });
-        if !addresses.iter().any(|other| other.family() == Family::V4) {
+        let removed: Vec<_> = before.difference(addresses).chain([address]).copied().collect();
+        let is_last = !addresses.iter().any(|other| other.family() == Family::V4);
+        self.routes.retain(|_, hop| !removed.iter().any(|address| hop.has_source(address)));
+        if is_last {
             self.routes.retain(|key, hop| key.subnet.family() == Family::V6 || !hop.is_on(name));
         }
     }
@@ -504,6 +523,11 @@ impl Hop {
     /// Returns whether the route uses this device.
     #[must_use]
     pub fn is_on(&self, name: &DeviceName) -> bool {
-        matches!(self, Self::Via { device, .. } if device == name)
+        matches!(self, Self::Via { device, .. } | Self::Direct { device, .. } if device == name)
+    }
+
+    /// Returns whether the route has this source. The kernel removes such a route with the address.
+    fn has_source(&self, address: &InterfaceAddress) -> bool {
+        matches!(self, Self::Direct { source, .. } if *source == address.address())
     }
 }

@@ -7,8 +7,8 @@ use overlay_types::addr::{
     DeviceName, Family, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni,
 };
 use overlay_types::tunnel::{
-    ContainersMtu, ExcludedPeer, FaultScope, OverlayBridge, OverlaySubnets, Peer, PeerFault,
-    VxlanDevice, validate_peers,
+    ContainersMtu, DirectLink, DirectPeer, DirectRouting, ExcludedPeer, FaultScope, OverlayBridge,
+    OverlaySubnets, Peer, PeerFault, VxlanDevice, validate_peers,
 };
 use proptest::prelude::*;
 use rustix::io::Errno;
@@ -68,6 +68,27 @@ fn peer(number: u8) -> Peer {
             (overlay(0), subnet6(number)),
             (overlay(1), subnet(1, number)),
         ],
+        direct: None,
+    }
+}
+
+/// The device of this host for direct routing.
+fn link() -> DirectLink {
+    DirectLink { device: "eth0".parse().unwrap(), mac: mac(101) }
+}
+
+/// Returns the offer of a peer. Packets go directly to every third peer.
+fn offer(number: u8) -> Option<DirectPeer> {
+    let is_used = number.is_multiple_of(3);
+    (number % 3 < 2).then_some(DirectPeer { mac: mac(100 + number), is_used })
+}
+
+fn direct_underlay(neighbors: &[(u8, u8)]) -> DirectUnderlay {
+    DirectUnderlay {
+        link: Ok(link()),
+        subnet: "10.0.0.0/24".parse().ok(),
+        detours: ["10.0.0.7/32".parse().unwrap()].into(),
+        neighbors: neighbors.iter().map(|(number, of)| (agent(*number), mac(*of))).collect(),
     }
 }
 
@@ -249,8 +270,9 @@ fn doubled(subnet: Subnet) -> Subnet {
 /// agent from which the peer copies all or some addresses.
 fn with_peers(devices: u32, peers: &BTreeMap<u8, u8>) -> Desired {
     let mut desired = desired(devices, []);
+    desired.direct = Some(DirectRouting { link: Some(link()) });
     let peers = peers.iter().map(|(&number, &like)| {
-        let own = peer(number);
+        let own = Peer { direct: offer(number), ..peer(number) };
         let other = peer(like);
         let peer = match number % 4 {
             _ if like == number => own,
@@ -266,6 +288,106 @@ fn with_peers(devices: u32, peers: &BTreeMap<u8, u8>) -> Desired {
     });
     desired.peers = Some(peers.collect());
     desired
+}
+
+/// Returns the hops of the IPv4 routes to agent 3, after the plan is applied.
+fn hops_to_agent_3(desired: &Desired, observed: &Observed) -> Vec<String> {
+    let plan = plan(desired, observed);
+    assert_eq!(plan.problems, []);
+    let after = state_after(observed, &plan.operations);
+    let routes = after.state.routes.iter();
+    let hops = routes.filter(|(key, _)| [subnet(0, 3), subnet(1, 3)].contains(&key.subnet));
+    hops.map(|(_, hop)| hop.to_string()).collect()
+}
+
+#[test]
+fn direct_peer_has_routes_through_the_underlay() {
+    let direct = "directly to 10.0.0.3 on eth0";
+    let tunnel = "via 44.128.0.3 on vtep1024";
+    let peers = BTreeMap::from([(2, 2), (3, 3)]);
+    let mut desired = with_peers(1, &peers);
+    let mut observed = Observed { direct: Some(direct_underlay(&[])), ..Observed::default() };
+    assert_eq!(hops_to_agent_3(&desired, &observed), [direct, direct]);
+    let route6 = |observed: &Observed| {
+        let key = RouteKey { subnet: subnet6(3), metric: 1024 };
+        plan(&desired, observed).operations.iter().any(
+            |operation| matches!(operation, Operation::AddRoute(to, Hop::Via { .. }) if *to == key),
+        )
+    };
+    assert!(route6(&observed), "IPv6 takes the tunnel");
+    observed.direct = Some(DirectUnderlay { link: Err("down".to_owned()), ..direct_underlay(&[]) });
+    assert_eq!(hops_to_agent_3(&desired, &observed), [tunnel, tunnel], "the device is gone");
+    observed.direct = Some(direct_underlay(&[]));
+    desired.peers.as_mut().unwrap().get_mut(&agent(3)).unwrap().direct = None;
+    assert_eq!(hops_to_agent_3(&desired, &observed), [tunnel, tunnel], "the offer has ended");
+}
+
+#[test]
+fn direct_routes_stay_until_the_master_sends_peers() {
+    let mut desired = with_peers(1, &[(3, 3)].into());
+    let observed = Observed { direct: Some(direct_underlay(&[])), ..Observed::default() };
+    let after = state_after(&observed, &plan(&desired, &observed).operations);
+    desired.peers = None;
+    assert_eq!(plan(&desired, &after).operations, []);
+}
+
+#[test]
+fn kernel_removes_direct_routes_with_their_source() {
+    let desired = with_peers(1, &[(3, 3)].into());
+    let observed = Observed { direct: Some(direct_underlay(&[])), ..Observed::default() };
+    let mut after = state_after(&observed, &plan(&desired, &observed).operations);
+    after.state.perform(&Operation::RemoveAddress(device(0), interface(vtep(1))));
+    let is_direct = |hop: &Hop| matches!(hop, Hop::Direct { .. });
+    assert!(!after.state.routes.values().any(is_direct));
+    let repaired = state_after(&after, &plan(&desired, &after).operations);
+    assert_eq!(repaired.state.routes.values().filter(|hop| is_direct(hop)).count(), 2);
+}
+
+#[test]
+fn direct_report_names_obstacles() {
+    let mut desired = desired(1, [2, 3, 4, 5, 7]);
+    let peers = desired.peers.as_mut().unwrap();
+    for number in [3, 4, 5, 7] {
+        let offer = DirectPeer { mac: mac(100 + number), is_used: false };
+        peers.get_mut(&agent(number)).unwrap().direct = Some(offer);
+    }
+    let far = Peer { mac: mac(9), ..peers[&agent(3)].clone() };
+    peers.insert("10.0.1.3".parse().unwrap(), far);
+    let report = direct_underlay(&[(3, 103), (4, 9), (7, 107)]).report(&desired);
+    assert_eq!(report.link, Ok(link()));
+    let obstacles = report
+        .peers
+        .iter()
+        .map(|(agent, check)| format!("{agent}: {}", check.obstacle.as_deref().unwrap_or("none")));
+    assert_eq!(
+        obstacles.collect::<Vec<_>>(),
+        [
+            "10.0.0.3: none",
+            "10.0.0.4: its address has the MAC address 70:b3:d5:80:00:09 here instead of \
+             70:b3:d5:80:00:68, which it announces",
+            "10.0.0.5: its MAC address is not resolved yet",
+            "10.0.0.7: the route to 10.0.0.7/32 leads elsewhere",
+            "10.0.1.3: it is in another subnet of the underlay",
+        ]
+    );
+}
+
+#[test]
+fn resolved_mac_is_remembered_while_peer_offers_direct_path() {
+    let mut desired = desired(1, [3, 4]);
+    let offer = DirectPeer { mac: mac(103), is_used: false };
+    desired.peers.as_mut().unwrap().get_mut(&agent(3)).unwrap().direct = Some(offer);
+    let mut resolved = BTreeMap::new();
+    direct_underlay(&[(3, 103), (4, 104)]).remember(&mut resolved, &desired);
+    assert_eq!(resolved, BTreeMap::from([(agent(3), mac(103))]), "agent 4 offers nothing");
+    let mut idle = direct_underlay(&[]);
+    idle.remember(&mut resolved, &desired);
+    assert_eq!(idle.neighbors, resolved);
+    direct_underlay(&[(3, 9)]).remember(&mut resolved, &desired);
+    assert_eq!(resolved, BTreeMap::from([(agent(3), mac(9))]), "the latest MAC counts");
+    desired.peers.as_mut().unwrap().clear();
+    idle.remember(&mut resolved, &desired);
+    assert_eq!(resolved, BTreeMap::new());
 }
 
 fn state_after(observed: &Observed, operations: &[Operation]) -> Observed {
@@ -322,7 +444,7 @@ proptest! {
             };
         }
         let (before, after) = (with_peers(devices, &before), with_peers(devices, &after));
-        let observed = Observed::default();
+        let observed = Observed { direct: Some(direct_underlay(&[])), ..Observed::default() };
         let first = plan(&before, &observed);
         let applied = first.includes_every_peer().then_some(&before);
         let applied_state = state_after(&observed, &first.operations);

@@ -115,7 +115,7 @@ pub(super) fn observe(
 
 impl<'a> RoutingSnapshot<'a> {
     /// Returns the devices that have an address.
-    fn owners(&self, own: IpAddr) -> Vec<(&'a HostLink, InterfaceAddress)> {
+    pub(super) fn owners(&self, own: IpAddr) -> Vec<(&'a HostLink, InterfaceAddress)> {
         let owners = self.addresses.iter().filter(|(_, address)| address.address() == own);
         owners.filter_map(|(index, address)| Some((self.link(*index)?, *address))).collect()
     }
@@ -324,7 +324,13 @@ mod tests {
 
     #[test]
     fn sample_has_one_peer_of_each_route() {
-        let peer = Peer { ip: None, ip6: None, mac: [0x70, 0, 0, 0, 0, 1].into(), subnets: vec![] };
+        let peer = Peer {
+            ip: None,
+            ip6: None,
+            mac: [0x70, 0, 0, 0, 0, 1].into(),
+            subnets: vec![],
+            direct: None,
+        };
         let peers: BTreeMap<IpAddr, Peer> = (0..4_u8)
             .flat_map(|third| (1..=250).map(move |last| IpAddr::from([10, 0, third, last])))
             // An address that no agent has.

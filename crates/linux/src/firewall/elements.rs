@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddrV4};
 
-use overlay_types::addr::{Family, Subnet};
+use overlay_types::addr::{Family, Mac, Subnet};
 use overlay_types::tunnel::{Desired, Peer, validate_peers};
 
 use super::ruleset::Options;
@@ -22,6 +22,8 @@ pub(super) enum SetName {
     Gateways,
     /// Accepted sources of the packets inside of the tunnel, for subnets of one family and length.
     Inner(Family, u8),
+    /// Accepted sources of IPv4 packets without encapsulation, for subnets of one length.
+    Direct(u8),
     /// Ports of masters, and of the tunnels of their hosts, that are closed to containers.
     Masters,
 }
@@ -34,6 +36,12 @@ pub(super) enum Element {
     Inner {
         /// Underlay address of the peer.
         outer: IpAddr,
+        subnet: Subnet,
+    },
+    /// A subnet of a peer, or the address of its VTEP as a subnet.
+    Direct {
+        /// MAC of the peer's device in the underlay.
+        mac: Mac,
         subnet: Subnet,
     },
     /// A TCP port.
@@ -68,8 +76,16 @@ impl Elements {
     /// address, is not programmed, and its packets are not accepted either.
     pub(super) fn new(desired: &Desired, options: &Options) -> Self {
         let mut elements = Self::default();
-        let valid = options.known_agents_only.then(|| validate_peers(desired).0);
+        let has_direct = desired.direct.as_ref().is_some_and(|direct| direct.link.is_some());
+        let needs_peers = options.known_agents_only || has_direct;
+        let valid = needs_peers.then(|| validate_peers(desired).0);
         for (outer, peer) in valid.into_iter().flatten() {
+            if has_direct {
+                elements.insert_direct(&peer);
+            }
+            if !options.known_agents_only {
+                continue;
+            }
             elements.insert(SetName::Agents, Element::Address(outer));
             // The validation removes invalid subnets. A peer whose subnets are all invalid is no
             // gateway, so the subnets that the master sent decide.
@@ -105,6 +121,18 @@ impl Elements {
         for subnet in peer.subnets.iter().map(|(_, subnet)| *subnet).chain(addresses) {
             let set = SetName::Inner(subnet.family(), subnet.prefix());
             self.insert(set, Element::Inner { outer, subnet });
+        }
+    }
+
+    /// Adds the sources of the packets that the peer sends without encapsulation. A packet of its
+    /// host has the address of its VTEP.
+    fn insert_direct(&mut self, peer: &Peer) {
+        let Some(direct) = peer.direct else { return };
+        let vtep = peer.ip.and_then(|ip| Subnet::containing(ip.into(), Family::V4.bits()));
+        let subnets = peer.subnets.iter().map(|(_, subnet)| *subnet).chain(vtep);
+        for subnet in subnets.filter(|subnet| subnet.family() == Family::V4) {
+            let element = Element::Direct { mac: direct.mac, subnet };
+            self.insert(SetName::Direct(subnet.prefix()), element);
         }
     }
 

@@ -140,17 +140,20 @@ fn set_name(set: SetName, element: &Element) -> Option<&'static str> {
         (SetName::Inner(family, _), _) => Some(inner(family)),
         (SetName::Hosts, _) => Some(HOSTS),
         (SetName::Masters, _) => Some(MASTERS),
-        (SetName::Agents | SetName::Gateways, _) => None,
+        // Without a set of pairs of a MAC and a subnet, this backend accepts no such packets.
+        (SetName::Agents | SetName::Gateways | SetName::Direct(_), _) => None,
     }
 }
 
 fn element_text(element: &Element) -> String {
     match element {
         Element::Address(address) => address.to_string(),
-        Element::Inner { subnet, .. } if subnet.prefix() == subnet.family().bits() => {
+        Element::Inner { subnet, .. } | Element::Direct { subnet, .. }
+            if subnet.prefix() == subnet.family().bits() =>
+        {
             subnet.first().to_string()
         }
-        Element::Inner { subnet, .. } => subnet.to_string(),
+        Element::Inner { subnet, .. } | Element::Direct { subnet, .. } => subnet.to_string(),
         // The protocol is TCP if none is given. A name needs /etc/protocols.
         Element::Socket(socket) => format!("{},{}", socket.ip(), socket.port()),
         Element::Tunnel(socket) => format!("{},17:{}", socket.ip(), socket.port()),

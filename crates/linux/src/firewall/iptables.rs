@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use overlay_types::addr::Family;
 
 use super::ipt_mangle;
-use super::ruleset::Ruleset;
+use super::ruleset::{Ruleset, of_family};
 
 /// The beginning of the names of all managed chains, and the name of the first chain of each table.
 /// In `mangle` the first chain drops forwarded packets, in `filter` it accepts packets before other
@@ -160,7 +160,12 @@ fn accept(filter: &mut Table, rules: &Ruleset, family: Family, docker_bridges: &
     let to_space = || spaces.iter().map(|space| format!("-d {space} -j ACCEPT"));
     let from_space = spaces.iter().map(|space| format!("-s {space} -g {SOURCE}"));
     let from_tunnel = layout.devices.iter().map(|device| format!("-i {device} -g {TUNNEL}"));
-    filter.add(CHAIN, from_space.chain(from_tunnel).collect());
+    // Packets of a peer's host with the address of its VTEP. The other rules have checked the MAC.
+    let from_peers = layout.direct.iter().flat_map(|device| {
+        let vteps = of_family(layout.vteps.iter(), family);
+        vteps.map(move |vteps| format!("-i {device} -s {vteps} -g {TUNNEL}"))
+    });
+    filter.add(CHAIN, from_space.chain(from_tunnel).chain(from_peers).collect());
     let to_tunnel = layout.devices.iter().map(|device| format!("-o {device} -j ACCEPT"));
     filter.add(SOURCE, to_space().chain(to_tunnel).collect());
     filter.add(TUNNEL, to_space().collect());

@@ -185,6 +185,14 @@ impl Chains<'_> {
             rules.push("goto control".to_owned());
         }
         chain(body, "tunnel_in", rules);
+        if self.layout.direct.is_some() {
+            let mut rules = Vec::new();
+            if self.is_closed() {
+                rules.extend(nft_errors::rules(Origin::Tunnels));
+            }
+            rules.push("goto control".to_owned());
+            chain(body, "direct_in", rules);
+        }
         let mut rules = vec![base("filter", "input", "-10")];
         if self.has_bridges() {
             rules.push("iifname @bridges goto from_bridge_in".to_owned());
@@ -192,6 +200,7 @@ impl Chains<'_> {
         for device in &self.layout.devices {
             rules.push(format!("iifname \"{device}\" goto tunnel_in"));
         }
+        rules.extend(self.direct("direct_in"));
         if let Some(docker) = self.layout.docker_bridge() {
             rules.push(format!("iifname \"{docker}\" jump control"));
         }
@@ -218,6 +227,18 @@ impl Chains<'_> {
             .chain(vteps)
             .map(|condition| format!("{condition} {verdict}"))
             .collect()
+    }
+
+    /// Returns rules for packets of peers without encapsulation: the MAC is that of the peer, and
+    /// the source is in a subnet of the same peer.
+    fn direct(&self, target: &str) -> Vec<String> {
+        let Some(device) = &self.layout.direct else { return Vec::new() };
+        let rule = |prefix| {
+            let source = masked(Family::V4, "saddr", prefix);
+            let set = direct_set(prefix);
+            format!("iifname \"{device}\" ether saddr . {source} @{set} goto {target}")
+        };
+        self.layout.direct_prefixes().map(rule).collect()
     }
 
     /// Returns rules that check the source of a packet from the tunnel against all agents.
@@ -309,6 +330,7 @@ impl Chains<'_> {
             chain(body, "stranger", self.stranger_rules());
             from_tunnel = "tunnel";
         }
+        let from_peer = from_tunnel;
         if self.checks_sources(InnerCheck::Membership) {
             chain(body, "tunnel_source", self.members(from_tunnel));
             from_tunnel = "tunnel_source";
@@ -317,6 +339,7 @@ impl Chains<'_> {
         for device in &self.layout.devices {
             rules.push(format!("iifname \"{device}\" goto {from_tunnel}"));
         }
+        rules.extend(self.direct(from_peer));
         if self.has_bridges() {
             rules.extend(self.within_overlay());
             rules.push("iifname @bridges goto from_bridge".to_owned());
@@ -430,6 +453,11 @@ impl Chains<'_> {
         rules.extend(self.spaces("saddr").map(|from| format!("{from} masquerade")));
         rules
     }
+}
+
+/// Returns the name of the set of accepted sources of packets without encapsulation.
+pub(super) fn direct_set(prefix: u8) -> String {
+    format!("direct4_{prefix}")
 }
 
 /// Returns the condition that a packet does not have an address of this host as its source.

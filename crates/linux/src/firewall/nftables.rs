@@ -100,7 +100,7 @@ pub(super) fn listed(rules: &Ruleset, check: InnerCheck) -> ListedElements {
 
 /// Returns whether a set is dynamic: its elements follow the peers and the masters.
 pub(super) fn is_dynamic(set: &str) -> bool {
-    ["agents", "hosts", "gateways", "inner", "members", "masters"]
+    ["agents", "hosts", "gateways", "inner", "members", "direct", "masters"]
         .iter()
         .any(|beginning| set.starts_with(beginning))
 }
@@ -122,6 +122,7 @@ pub(super) fn set_name(layout: &Layout, check: InnerCheck, set: SetName) -> Stri
         SetName::Inner(family, prefix) => {
             format!("{}{}_{prefix}", inner_name(check), suffix(family))
         }
+        SetName::Direct(prefix) => nft_chains::direct_set(prefix),
         SetName::Masters => "masters4".to_owned(),
     }
 }
@@ -143,6 +144,7 @@ fn set_type(layout: &Layout, check: InnerCheck, set: SetName) -> String {
             format!("typeof {outer} saddr . {}", nft_chains::inner_source(family))
         }
         SetName::Inner(family, _) => format!("type {}", address(family)),
+        SetName::Direct(_) => "type ether_addr . ipv4_addr".to_owned(),
         SetName::Masters => "type ipv4_addr . inet_service".to_owned(),
     }
 }
@@ -160,6 +162,7 @@ pub(super) fn dynamic_sets(layout: &Layout) -> Vec<SetName> {
             layout.prefixes.iter().map(|(family, prefix)| SetName::Inner(*family, *prefix)),
         );
     }
+    sets.extend(layout.direct_prefixes().map(SetName::Direct));
     sets.push(SetName::Masters);
     sets
 }
@@ -172,6 +175,7 @@ fn element_text(check: InnerCheck, element: &Element) -> String {
             format!("{outer} . {}", hex(subnet.first()))
         }
         Element::Inner { subnet, .. } => subnet.first().to_string(),
+        Element::Direct { mac, subnet } => format!("{mac} . {}", subnet.first()),
         Element::Socket(socket) | Element::Tunnel(socket) => {
             format!("{} . {}", socket.ip(), socket.port())
         }

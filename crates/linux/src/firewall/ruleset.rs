@@ -115,6 +115,8 @@ pub(super) struct Layout {
     pub(super) senders: Senders,
     /// Families and prefix lengths of the subnets and addresses of all agents.
     pub(super) prefixes: BTreeSet<(Family, u8)>,
+    /// The device from which packets of peers are accepted without encapsulation.
+    pub(super) direct: Option<DeviceName>,
     /// See [`Options::masquerade`].
     pub(super) masquerade: bool,
     /// See [`Options::isolate`].
@@ -208,6 +210,7 @@ impl Layout {
         let own = desired.spaces.iter().flat_map(|space| &space.own);
         let peers = elements.names().filter_map(|set| match set {
             SetName::Inner(family, prefix) => Some((family, prefix)),
+            SetName::Direct(prefix) => Some((Family::V4, prefix)),
             _ => None,
         });
         let hosts = [Family::V4, Family::V6].map(|family| (family, family.bits()));
@@ -228,6 +231,11 @@ impl Layout {
                 .chain(peers)
                 .chain(hosts)
                 .collect(),
+            direct: desired
+                .direct
+                .as_ref()
+                .and_then(|direct| direct.link.as_ref())
+                .map(|link| link.device.clone()),
             masquerade: options.masquerade,
             isolate: options.isolate,
             ingress: options.ingress,
@@ -246,6 +254,13 @@ impl Layout {
     /// Returns the family of the underlay.
     pub(super) const fn underlay(&self) -> Family {
         if self.has_ipv6_underlay { Family::V6 } else { Family::V4 }
+    }
+
+    /// Returns the lengths of the IPv4 subnets from which packets are accepted without
+    /// encapsulation.
+    pub(super) fn direct_prefixes(&self) -> impl Iterator<Item = u8> {
+        let prefixes = self.direct.iter().flat_map(|_| &self.prefixes);
+        prefixes.filter(|(family, _)| *family == Family::V4).map(|(_, prefix)| *prefix)
     }
 
     /// Returns the subnets of all overlays of a family.

@@ -10,7 +10,9 @@
 //! * from a bridge, if its source is a container of the bridge and its destination is in the same
 //!   overlay, in the subnet of a peer, and conntrack does not translate it;
 //! * from a tunnel, if its source is in an overlay, and its destination is a container of the same
-//!   overlay. The input chain has compared this source with the sender of the VXLAN packet.
+//!   overlay. The input chain has compared this source with the sender of the VXLAN packet;
+//! * with direct routing, from the device in the underlay, if its source is in a subnet of the peer
+//!   that announced the MAC of the sender, and its destination is a container of the same overlay.
 //!
 //! The statement `fwd` decrements the TTL and does not fragment. So a bridge has no shortcut while
 //! one of its ports has a larger MTU than the tunnel.
@@ -23,9 +25,11 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Subnet};
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Subnet};
 use overlay_types::repetition::Repetitions;
-use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets, validate_peers};
+use overlay_types::tunnel::{
+    Desired, DirectLink, OverlayBridge, OverlaySubnets, Peer, validate_peers,
+};
 
 use super::Outcome;
 use super::command::{FirewallError, Tools};
@@ -42,6 +46,11 @@ pub(super) const TABLE: &str = "netdev mesos_overlay";
 
 /// The beginning of the names of the maps from subnets of peers to their VTEPs.
 const VIA: &str = "via";
+/// The beginning of the names of the maps from subnets of peers to the underlay addresses of those
+/// that get packets without encapsulation.
+const DIRECT: &str = "direct";
+/// The beginning of the names of the sets of sources that peers may have without encapsulation.
+const SENDER: &str = "sender";
 
 /// The devices of the overlays that exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +59,8 @@ pub struct ShortcutLinks {
     pub tunnels: BTreeMap<DeviceName, TunnelLink>,
     /// The indices of the bridges whose ports have no larger MTU than the tunnel.
     pub bridges: BTreeMap<DeviceName, u32>,
+    /// The device in the underlay for direct routing, with its index.
+    pub direct: Option<(DeviceName, u32)>,
 }
 
 /// A VXLAN device.
@@ -67,10 +78,84 @@ pub(super) struct ShortcutRules {
     tunnels: Vec<Tunnel>,
     /// Addresses in the subnets of the containers that no container has.
     reserved: BTreeSet<IpAddr>,
-    /// The VTEP addresses of the peers by their subnets.
-    vias: Arc<BTreeMap<Subnet, IpAddr>>,
+    /// The device in the underlay for direct routing, with its index.
+    direct: Option<(DeviceName, u32)>,
+    entries: Arc<BTreeSet<Entry>>,
     /// Families and lengths of the subnets of the peers.
     prefixes: BTreeSet<(Family, u8)>,
+}
+
+/// An element of a map or set that follows the peers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Entry {
+    /// A subnet that is reached through a tunnel.
+    Via { subnet: Subnet, vtep: IpAddr },
+    /// A subnet that is reached without encapsulation.
+    Direct { subnet: Subnet, agent: IpAddr },
+    /// A subnet whose packets a peer may send without encapsulation.
+    Sender { subnet: Subnet, mac: Mac },
+}
+
+impl Entry {
+    /// Returns the entries of a peer. A direct path through another device than `direct` has no
+    /// shortcut.
+    fn of_peer(
+        desired: &Desired,
+        direct: Option<&(DeviceName, u32)>,
+        agent: IpAddr,
+        peer: &Peer,
+    ) -> Vec<Self> {
+        let is_usable = |link: &DirectLink| direct.is_some_and(|(name, _)| *name == link.device);
+        let mut entries = Vec::new();
+        for subnet in peer.subnets.iter().map(|(_, subnet)| *subnet) {
+            match (desired.direct_link_to(peer, &subnet), peer.gateway(&subnet)) {
+                (Some(link), _) if is_usable(link) => {
+                    entries.push(Self::Direct { subnet, agent });
+                }
+                (None, Some(vtep)) => entries.push(Self::Via { subnet, vtep }),
+                (Some(_), _) | (None, None) => {}
+            }
+            if let Some(offer) = peer.direct
+                && direct.is_some()
+                && subnet.family() == Family::V4
+            {
+                entries.push(Self::Sender { subnet, mac: offer.mac });
+            }
+        }
+        entries
+    }
+
+    const fn subnet(&self) -> Subnet {
+        match self {
+            Self::Via { subnet, .. }
+            | Self::Direct { subnet, .. }
+            | Self::Sender { subnet, .. } => *subnet,
+        }
+    }
+
+    /// Returns the name of the map or set.
+    fn set(&self) -> String {
+        let beginning = match self {
+            Self::Via { .. } => VIA,
+            Self::Direct { .. } => DIRECT,
+            Self::Sender { .. } => SENDER,
+        };
+        entry_set(beginning, self.subnet().family(), self.subnet().prefix())
+    }
+
+    /// Returns the element as nft lists it.
+    fn text(&self) -> String {
+        match self {
+            Self::Via { subnet, vtep: to } | Self::Direct { subnet, agent: to } => {
+                format!("{} : {to}", subnet.first())
+            }
+            Self::Sender { subnet, mac } => format!("{mac} . {}", subnet.first()),
+        }
+    }
+}
+
+fn entry_set(beginning: &str, family: Family, prefix: u8) -> String {
+    format!("{beginning}{}_{prefix}", suffix(family))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,28 +193,29 @@ impl ShortcutRules {
             return Self::default();
         }
         let (peers, _) = validate_peers(desired);
-        let vias = peers.values().flat_map(|peer| {
-            let subnets = peer.subnets.iter().map(|(_, subnet)| *subnet);
-            subnets.filter_map(|subnet| Some((subnet, peer.gateway(&subnet)?)))
-        });
-        let vias: BTreeMap<_, _> = vias.collect();
-        let prefixes = vias.keys().map(|subnet| (subnet.family(), subnet.prefix())).collect();
+        let direct = links.direct.clone().filter(|_| desired.direct.is_some());
+        let entries = peers.iter();
+        let entries = entries
+            .flat_map(|(agent, peer)| Entry::of_peer(desired, direct.as_ref(), *agent, peer));
+        let entries: BTreeSet<_> = entries.collect();
+        let subnets = entries.iter().map(Entry::subnet);
+        let prefixes = subnets.map(|subnet| (subnet.family(), subnet.prefix())).collect();
         let gateways = desired.bridges().flat_map(|bridge| &bridge.gateways);
         let ends = desired.bridges().flat_map(|bridge| &bridge.subnets);
         let ends = ends.flat_map(|subnet| [subnet.first(), subnet.last()]);
         let reserved = gateways.map(InterfaceAddress::address).chain(ends).collect();
-        Self { tunnels, reserved, vias: Arc::new(vias), prefixes }
+        Self { tunnels, reserved, direct, entries: Arc::new(entries), prefixes }
     }
 
     /// Returns whether no bridge has a shortcut.
     fn is_empty(&self) -> bool {
-        self.tunnels.is_empty() || self.vias.is_empty()
+        self.tunnels.is_empty() || self.entries.is_empty()
     }
 
     /// Returns whether only elements of the maps differ.
     fn has_layout_of(&self, other: &Self) -> bool {
-        (&self.tunnels, &self.reserved, &self.prefixes)
-            == (&other.tunnels, &other.reserved, &other.prefixes)
+        (&self.tunnels, &self.reserved, &self.direct, &self.prefixes)
+            == (&other.tunnels, &other.reserved, &other.direct, &other.prefixes)
     }
 
     fn bridges(&self) -> impl Iterator<Item = (usize, &Bridge)> {
@@ -139,8 +225,9 @@ impl ShortcutRules {
     /// Returns the input of nft that replaces the table.
     pub(super) fn script(&self) -> String {
         let mut body = String::new();
+        let elements = self.listed();
         for family in FAMILIES {
-            self.sets(&mut body, family);
+            self.sets(&mut body, family, &elements);
         }
         for (number, bridge) in self.bridges() {
             let to = |ip| format!("fwd {ip} to {ip} daddr device \"{}\"", bridge.device);
@@ -152,25 +239,44 @@ impl ShortcutRules {
         for (number, tunnel) in self.tunnels.iter().enumerate() {
             self.chains(&mut body, number, tunnel);
         }
+        if let Some((device, _)) = &self.direct {
+            chain(
+                &mut body,
+                "underlay",
+                [base(device)].into_iter().chain(self.rules_of_underlay()),
+            );
+        }
         format!("{}table {TABLE} {{\n{body}}}\n", table::removal(TABLE))
     }
 
-    fn sets(&self, body: &mut String, family: Family) {
+    fn sets(&self, body: &mut String, family: Family, elements: &ListedElements) {
         let (kind, suffix) = (address(family), suffix(family));
         let reserved = self.reserved.iter().filter(|ip| ip.is_ipv4() == (family == Family::V4));
         let reserved: Vec<_> = reserved.collect();
         if !reserved.is_empty() {
             write_fixed_set(body, &format!("reserved{suffix}"), kind, reserved.into_iter());
         }
-        for (_, prefix) in self.prefixes.iter().filter(|(of, _)| *of == family) {
-            let elements = self
-                .vias
-                .iter()
-                .filter(|(subnet, _)| (subnet.family(), subnet.prefix()) == (family, *prefix));
-            let elements = elements.map(|(subnet, via)| element(subnet, *via));
-            let map = format!("{VIA}{suffix}_{prefix}");
-            write_set(body, &map, &format!("type {kind} : {kind}"), elements.collect::<Vec<_>>());
+        for prefix in self.prefixes(family) {
+            let mut write = |beginning, kind: &str| {
+                let set = entry_set(beginning, family, prefix);
+                let elements = elements.get(&set).into_iter().flatten();
+                write_set(body, &set, &format!("type {kind}"), elements);
+            };
+            write(VIA, &format!("{kind} : {kind}"));
+            if self.has_direct(family) {
+                write(DIRECT, &format!("{kind} : {kind}"));
+                write(SENDER, &format!("ether_addr . {kind}"));
+            }
         }
+    }
+
+    fn prefixes(&self, family: Family) -> impl Iterator<Item = u8> {
+        self.prefixes.iter().filter(move |(of, _)| *of == family).map(|(_, prefix)| *prefix)
+    }
+
+    /// Returns whether packets of a family may leave and arrive without encapsulation.
+    fn has_direct(&self, family: Family) -> bool {
+        family == Family::V4 && self.direct.is_some()
     }
 
     /// Writes the maps from the ends of a packet to the chain of the bridge of its destination.
@@ -203,23 +309,49 @@ impl ShortcutRules {
     }
 
     /// Returns the rules for segments from containers in `own` to the peers in `space`, one for each
-    /// length of the subnets of peers.
+    /// path and length of the subnets of peers.
     fn rules_of_bridge(&self, tunnel: &Tunnel, own: Subnet, space: Subnet) -> Vec<String> {
         let family = own.family();
-        let (ip, suffix) = (keyword(family), suffix(family));
+        let ip = keyword(family);
         let reserved = self.is_container(family, "saddr");
-        let prefixes = self.prefixes.iter().filter(|(of, _)| *of == family);
-        let rule = |prefix| {
-            format!(
-                "{} {ip} saddr {own} {ip} daddr {space} {reserved}meta priority != {ORDINARY_PATH_PRIORITY} \
-                 fwd {ip} to {} map \
-                 @{VIA}{suffix}_{prefix} device \"{}\"",
-                segment(family),
-                masked(family, "daddr", prefix),
-                tunnel.device,
-            )
+        let condition = format!(
+            "{} {ip} saddr {own} {ip} daddr {space} {reserved}\
+             meta priority != {ORDINARY_PATH_PRIORITY}",
+            segment(family)
+        );
+        let rule = |(prefix, beginning, device): (u8, &str, &DeviceName)| {
+            let to = masked(family, "daddr", prefix);
+            let map = entry_set(beginning, family, prefix);
+            format!("{condition} fwd {ip} to {to} map @{map} device \"{device}\"")
         };
-        prefixes.map(|(_, prefix)| rule(*prefix)).collect()
+        let direct = self.direct.iter().filter(|_| self.has_direct(family));
+        let paths = |prefix| {
+            let direct = direct.clone().map(move |(device, _)| (prefix, DIRECT, device));
+            direct.chain([(prefix, VIA, &tunnel.device)])
+        };
+        self.prefixes(family).flat_map(paths).map(rule).collect()
+    }
+
+    /// Returns the rules for segments without encapsulation to containers. Few packets of the device
+    /// are for containers, so their destination comes first.
+    fn rules_of_underlay(&self) -> Vec<String> {
+        let family = Family::V4;
+        let reserved = self.is_container(family, "daddr");
+        let mut rules = Vec::new();
+        for (number, bridge) in self.bridges() {
+            for (own, space) in bridge.within.iter().filter(|(own, _)| own.family() == family) {
+                rules.extend(self.prefixes(family).map(|prefix| {
+                    format!(
+                        "ip daddr {own} ip saddr {space} {} {reserved}ether saddr . {} @{} \
+                         goto to{number}",
+                        segment(family),
+                        masked(family, "saddr", prefix),
+                        entry_set(SENDER, family, prefix),
+                    )
+                }));
+            }
+        }
+        rules
     }
 
     /// Returns the rules for segments from a tunnel to containers.
@@ -263,29 +395,24 @@ impl ShortcutRules {
         by_prefix
     }
 
-    /// Returns the elements of the maps as nft lists them.
+    /// Returns the elements of the maps and sets as nft lists them.
     fn listed(&self) -> ListedElements {
         let mut listed = ListedElements::new();
-        for (subnet, via) in &*self.vias {
-            listed.entry(map_of(subnet)).or_default().insert(element(subnet, *via));
+        for entry in &*self.entries {
+            listed.entry(entry.set()).or_default().insert(entry.text());
         }
         listed
     }
 
-    /// Returns the input of nft that changes the elements of the maps.
-    fn changes_since(&self, before: &Self) -> String {
+    /// Returns the input of nft that changes the elements of the maps and sets.
+    pub(super) fn changes_since(&self, before: &Self) -> String {
         let mut text = String::new();
-        let mut write = |verb, (subnet, via): (&Subnet, &IpAddr)| {
-            let (map, element) = (map_of(subnet), element(subnet, *via));
-            let _ = writeln!(text, "{verb} element {TABLE} {map} {{ {element} }}");
+        let mut write = |verb, entry: &Entry| {
+            let (set, element) = (entry.set(), entry.text());
+            let _ = writeln!(text, "{verb} element {TABLE} {set} {{ {element} }}");
         };
-        let is_in = |vias: &BTreeMap<_, _>, (subnet, via): (&_, &_)| vias.get(subnet) == Some(via);
-        before.vias.iter().filter(|pair| !is_in(&self.vias, *pair)).for_each(|via| {
-            write("delete", via);
-        });
-        self.vias.iter().filter(|pair| !is_in(&before.vias, *pair)).for_each(|via| {
-            write("add", via);
-        });
+        before.entries.difference(&self.entries).for_each(|entry| write("delete", entry));
+        self.entries.difference(&before.entries).for_each(|entry| write("add", entry));
         text
     }
 }
@@ -314,14 +441,6 @@ fn set_name(name: &str, family: Family, (own, space): (u8, u8)) -> String {
     format!("{name}{}_{own}_{space}", suffix(family))
 }
 
-fn map_of(subnet: &Subnet) -> String {
-    format!("{VIA}{}_{}", suffix(subnet.family()), subnet.prefix())
-}
-
-fn element(subnet: &Subnet, via: IpAddr) -> String {
-    format!("{} : {via}", subnet.first())
-}
-
 fn base(device: &DeviceName) -> String {
     format!("type filter hook ingress device \"{device}\" priority 0; policy accept;")
 }
@@ -338,9 +457,9 @@ fn segment(family: Family) -> String {
     format!("meta pkttype host {header} tcp flags & syn == 0")
 }
 
-/// Returns whether the elements of a map follow the peers.
-pub(super) fn is_dynamic(map: &str) -> bool {
-    map.starts_with(VIA)
+/// Returns whether the elements of a map or set follow the peers.
+pub(super) fn is_dynamic(set: &str) -> bool {
+    [VIA, DIRECT, SENDER].iter().any(|beginning| set.starts_with(beginning))
 }
 
 /// The table on this host.

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_types::addr::{DeviceName, Mac, Subnet, Vni};
-use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets, Peer, VxlanDevice};
+use overlay_types::tunnel::{
+    Desired, DirectLink, DirectPeer, DirectRouting, OverlayBridge, OverlaySubnets, Peer,
+    VxlanDevice,
+};
 
 use super::shortcut::TunnelLink;
 use super::*;
@@ -37,6 +40,7 @@ fn peer(host: u8) -> Peer {
         ip6: Some(Ipv6Addr::new(0xfd01, 0xa, 0, 0, 0, 0, 0, host.into())),
         mac: Mac::from([2, 0, 0, 0, 0, host]),
         subnets: subnets.map(|(name, text)| (name.parse().unwrap(), text.parse().unwrap())).into(),
+        direct: None,
     }
 }
 
@@ -108,6 +112,7 @@ pub(super) fn links() -> ShortcutLinks {
     ShortcutLinks {
         tunnels: [(DeviceName::vtep(Vni::DEFAULT), TunnelLink { index: 7, has_ipv6: true })].into(),
         bridges: bridges.map(|(name, index)| (name.parse().unwrap(), index)).into(),
+        direct: None,
     }
 }
 
@@ -153,6 +158,7 @@ fn texts() -> Vec<(&'static str, String)> {
         ("nft-membership", nft(&isolated, Membership)),
         ("nft-membership-gateway", nft(&gateway, Membership)),
         ("nft-shortcut", ShortcutRules::new(&with_gateways(&desired), &links()).script()),
+        ("nft-shortcut-direct", ShortcutRules::new(&direct(true), &links_with_underlay()).script()),
         ("ipsets", ipsets::script(&ipsets::listed(&isolated))),
         ("iptables-isolated", ipt(&isolated, Family::V4, Scope::Everything)),
         ("ip6tables-isolated", ipt(&isolated, Family::V6, Scope::Everything)),
@@ -176,6 +182,7 @@ fn rules_match_expected_texts() {
         ("nft-membership", include_str!("expected/nft-membership.txt")),
         ("nft-membership-gateway", include_str!("expected/nft-membership-gateway.txt")),
         ("nft-shortcut", include_str!("expected/nft-shortcut.txt")),
+        ("nft-shortcut-direct", include_str!("expected/nft-shortcut-direct.txt")),
         ("ipsets", include_str!("expected/ipsets.txt")),
         ("iptables-isolated", include_str!("expected/iptables-isolated.txt")),
         ("ip6tables-isolated", include_str!("expected/ip6tables-isolated.txt")),
@@ -189,6 +196,60 @@ fn rules_match_expected_texts() {
     for (name, text) in texts {
         assert_eq!(text, expected[name], "{name}");
     }
+}
+
+/// Returns the devices of the first host, with that of direct routing.
+fn links_with_underlay() -> ShortcutLinks {
+    ShortcutLinks { direct: Some(("eth0".parse().unwrap(), 2)), ..links() }
+}
+
+/// Returns the desired state of a host with direct routing. Only the second host offers it.
+fn direct(is_used: bool) -> Desired {
+    let mut desired = desired();
+    let mac = Mac::from([6, 0, 0, 0, 0, 2]);
+    let peer = desired.peers.as_mut().unwrap().get_mut(&underlay(2, Family::V4)).unwrap();
+    peer.direct = Some(DirectPeer { mac, is_used });
+    let own = DirectLink { device: "eth0".parse().unwrap(), mac: Mac::from([6, 0, 0, 0, 0, 1]) };
+    desired.direct = Some(DirectRouting { link: Some(own) });
+    desired
+}
+
+#[test]
+fn direct_packets_need_mac_and_subnet_of_the_same_peer() {
+    let desired = direct(false);
+    let text = nft(&Ruleset::new(&desired, &program(false)), InnerCheck::Pair);
+    for part in [
+        "set direct4_24 {\n\t\ttype ether_addr . ipv4_addr\n\t\telements = { \
+         06:00:00:00:00:02 . 192.168.130.0, 06:00:00:00:00:02 . 192.168.2.0 }",
+        "set direct4_32 {\n\t\ttype ether_addr . ipv4_addr\n\t\telements = { \
+         06:00:00:00:00:02 . 44.128.0.2 }",
+        "iifname \"eth0\" ether saddr . ip saddr & 255.255.255.0 @direct4_24 goto direct_in",
+        "iifname \"eth0\" ether saddr . ip saddr & 255.255.255.0 @direct4_24 goto tunnel\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let (accepted, dropped) = ("@direct4_24 goto tunnel\n", "@spaces4_17 counter drop");
+    let forward = text.split("chain forward {").nth(1).unwrap();
+    let (accepted, dropped) = (forward.find(accepted).unwrap(), forward.find(dropped).unwrap());
+    assert!(accepted < dropped, "{forward}");
+    // A source that belongs to any agent is checked already.
+    let members = nft(&Ruleset::new(&desired, &program(false)), InnerCheck::Membership);
+    assert!(members.contains("@direct4_24 goto tunnel\n"), "{members}");
+}
+
+#[test]
+fn direct_offer_changes_elements_only() {
+    let rules = |desired: &Desired| Ruleset::new(desired, &program(false));
+    let (with_offer, mut without) = (direct(false), direct(false));
+    without.peers.as_mut().unwrap().values_mut().for_each(|peer| peer.direct = None);
+    let changes = rules(&with_offer).changes_since(&rules(&without), InnerCheck::Pair).unwrap();
+    assert_eq!((changes.added.len(), changes.removed.len()), (3, 0));
+    let text = nftables::changes(&rules(&with_offer).layout, InnerCheck::Pair, &changes);
+    assert!(text.starts_with("add element inet mesos_overlay direct4_24 { 06:"), "{text}");
+    // Without a device of this host, nothing is accepted.
+    let mut off = with_offer;
+    off.direct = Some(DirectRouting::default());
+    assert!(!nft(&rules(&off), InnerCheck::Pair).contains("direct4"));
 }
 
 #[test]
@@ -238,6 +299,7 @@ fn desired_with_peers(count: u16) -> Desired {
             ip6: None,
             mac: Mac::from([2, 0, 0, 1, high, low]),
             subnets: vec![("a".parse().unwrap(), subnet)],
+            direct: None,
         };
         (Ipv4Addr::new(10, 1, high, low).into(), peer)
     });
@@ -446,4 +508,24 @@ fn error_names_remedy() {
          Operation not supported), and iptables with ipset is not installed: install them, or a \
          kernel of 5.2 or later with nftables, or set firewall to none"
     );
+}
+
+#[test]
+fn shortcut_follows_path_by_elements_only() {
+    let rules = |is_used, links: &ShortcutLinks| ShortcutRules::new(&direct(is_used), links);
+    let both = links_with_underlay();
+    let changes = rules(true, &both).changes_since(&rules(false, &both));
+    let table = shortcut::TABLE;
+    let expected = ["192.168.2.0", "192.168.130.0"].map(|subnet| {
+        [
+            format!("delete element {table} via4_24 {{ {subnet} : 44.128.0.2 }}"),
+            format!("add element {table} direct4_24 {{ {subnet} : 10.0.0.2 }}"),
+        ]
+    });
+    let lines: BTreeSet<_> = changes.lines().map(str::to_owned).collect();
+    assert_eq!(lines, expected.into_iter().flatten().collect());
+    // Without the device in the underlay, a direct path takes the route of the kernel.
+    let without = rules(true, &links()).script();
+    assert!(!without.contains("192.168.2.0 : "), "{without}");
+    assert!(without.contains("192.168.3.0 : 44.128.0.3"), "{without}");
 }

@@ -9,7 +9,7 @@ use super::{
     Assignment, HeldAddresses, PeerFailures, PeerTableVersion, PeersRequest, PeersUpdate,
     RegistrationProblems,
 };
-use crate::addr::Mtu;
+use crate::addr::{Mac, Mtu};
 
 /// What a master says of itself in the assignments that it sends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -224,6 +224,9 @@ pub struct AgentOptions {
     pub enable_ipv6: bool,
     /// IPv6 underlay address. Without one, peers send tunnel packets to the agent's IPv4 address.
     pub underlay: Option<Ipv6Addr>,
+    /// MAC address of the device that has the underlay address, if the agent accepts packets of
+    /// containers without encapsulation there.
+    pub direct_mac: Option<Mac>,
 }
 
 impl AgentOptions {
@@ -241,6 +244,7 @@ impl Default for AgentOptions {
             command_timeout: Self::COMMAND_TIMEOUT_DEFAULT,
             enable_ipv6: true,
             underlay: None,
+            direct_mac: None,
         }
     }
 }

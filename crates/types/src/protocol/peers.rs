@@ -90,11 +90,12 @@ impl PeersUpdate {
 /// The input of 64-bit FNV-1a is the identity, `underlay`, both addresses of the VTEP, the MAC, and
 /// the subnets. Subnets are ordered by overlay name, family (IPv4 first), address and prefix
 /// length. A length byte precedes each address and each name; 0 means that the address is absent. A
-/// subnet is its name, its address, and its prefix length in one byte. The finalizer of MurmurHash3
+/// subnet is its name, its address, and its prefix length in one byte. The MAC for direct routing
+/// follows only if there is one, so that tables without one have the digests of former versions. The finalizer of MurmurHash3
 /// mixes the result, because FNV gives similar agents similar values, and the digest is a sum.
 #[must_use]
 pub fn peer_digest(ip: Ipv4Addr, info: &PeerInfo) -> u64 {
-    let PeerInfo { underlay, peer: Peer { ip: vtep, ip6: vtep6, mac, subnets } } = info;
+    let PeerInfo { underlay, peer: Peer { ip: vtep, ip6: vtep6, mac, subnets, direct } } = info;
     let mut hash = Fnv::new();
     hash.add(&ip.octets());
     hash.add_address(*underlay);
@@ -109,6 +110,9 @@ pub fn peer_digest(ip: Ipv4Addr, info: &PeerInfo) -> u64 {
         hash.add_field(overlay.as_str().as_bytes());
         hash.add_address(subnet.first());
         hash.add(&[subnet.prefix()]);
+    }
+    if let Some(direct) = direct {
+        hash.add_field(&direct.mac.octets());
     }
     hash.mixed()
 }
@@ -151,6 +155,7 @@ impl Fnv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tunnel::DirectPeer;
 
     fn info() -> PeerInfo {
         PeerInfo {
@@ -163,8 +168,13 @@ mod tests {
                     ("vxlan-1".parse().unwrap(), "192.168.0.0/24".parse().unwrap()),
                     ("vxlan-2".parse().unwrap(), "fd01:b::/80".parse().unwrap()),
                 ],
+                direct: None,
             },
         }
+    }
+
+    fn offer(mac: [u8; 6]) -> DirectPeer {
+        DirectPeer { mac: mac.into(), is_used: false }
     }
 
     const IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -183,13 +193,15 @@ mod tests {
         let mut same = info();
         same.peer.subnets.reverse();
         assert_eq!(peer_digest(IP, &same), peer_digest(IP, &info()));
-        let changes: [fn(&mut PeerInfo); 6] = [
+        let changes: [fn(&mut PeerInfo); 8] = [
             |info| info.underlay = "10.0.0.2".parse().unwrap(),
             |info| info.peer.ip = None,
             |info| info.peer.ip6 = None,
             |info| info.peer.mac = "70:b3:d5:80:00:02".parse().unwrap(),
             |info| info.peer.subnets[0].0 = "vxlan-3".parse().unwrap(),
             |info| info.peer.subnets[0].1 = "192.168.0.0/25".parse().unwrap(),
+            |info| info.peer.direct = Some(offer([2, 0, 0, 0, 0, 1])),
+            |info| info.peer.direct = Some(offer([2, 0, 0, 0, 0, 2])),
         ];
         let mut digests = BTreeSet::from([peer_digest(IP, &info())]);
         for change in changes {

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::addr::{OverlayName, Subnet};
+use crate::addr::{Mac, OverlayName, Subnet};
 
 /// The record stored under the address of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct AgentRecord {
     pub docker_bridge: bool,
     /// Last reported IPv6 underlay address, if any.
     pub underlay: Option<Ipv6Addr>,
+    /// Last reported MAC address for direct routing, if any.
+    pub direct_mac: Option<Mac>,
 }
 
 /// The addresses of a deleted agent that were not allocated again. They are allocated to another

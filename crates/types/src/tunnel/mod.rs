@@ -4,6 +4,7 @@
 
 mod collision;
 mod desired;
+mod direct;
 mod fault;
 mod mtu;
 mod offload;
@@ -15,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 pub use collision::{Collision, HostAddress, HostObject, HostRoute, SubnetOwner, collisions};
+pub use direct::{DirectCheck, DirectLink, DirectPeer, DirectReport, DirectRouting};
 pub use fault::{Fault, FaultScope};
 pub use mtu::{ContainersMtu, UNDERLAY_MIN, UNDERLAY_MIN_IPV6, UnderlayMtu};
 pub use offload::{Offload, OffloadRound, OffloadVerdict, SegmentForm, SegmentTally};
@@ -53,6 +55,8 @@ pub struct Desired {
     /// Whether the VXLAN devices compute checksums in software, because the hardware does it wrong.
     /// Large packets are then divided in software as well.
     pub disables_checksum_offload: bool,
+    /// Direct routing. `None` if all packets to peers take the tunnels.
+    pub direct: Option<DirectRouting>,
 }
 
 /// One VXLAN device of this host.

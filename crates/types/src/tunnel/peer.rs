@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Desired;
+use super::{Desired, DirectPeer};
 use crate::addr::{Mac, OverlayName, Subnet, special_address};
 use crate::mutation::Mutation;
 
@@ -20,6 +20,8 @@ pub struct Peer {
     pub mac: Mac,
     /// Subnets with their overlays.
     pub subnets: Vec<(OverlayName, Subnet)>,
+    /// What the peer offers for direct routing. `None` if it accepts VXLAN packets only.
+    pub direct: Option<DirectPeer>,
 }
 
 impl Peer {

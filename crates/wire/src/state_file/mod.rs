@@ -226,6 +226,7 @@ impl StateFile {
                 mesos_bridge: item.mesos_bridge,
                 docker_bridge: item.docker_bridge,
                 underlay: item.underlay,
+                direct_mac: None,
             });
             Ok((Key::Agent(item.ip), encode_record(&record)))
         });

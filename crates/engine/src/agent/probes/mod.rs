@@ -349,6 +349,25 @@ impl Probes {
         self.update_degradation(now);
     }
 
+    /// Returns the peers that fail their probes, while packets go to them without encapsulation.
+    pub(super) fn lost_direct_paths(&self) -> Vec<IpAddr> {
+        let desired = self.desired.as_ref().filter(|_| self.off_reason.is_none());
+        let Some(peers) = desired.and_then(|desired| desired.peers.as_ref()) else {
+            return Vec::new();
+        };
+        let is_lost = |agent: &&IpAddr| {
+            let offer = peers.get(*agent).and_then(|peer| peer.direct);
+            offer.is_some_and(|offer| offer.is_used)
+                && self.peers.get(*agent).is_some_and(PeerPath::is_direct_path_lost)
+        };
+        self.retries.keys().filter(is_lost).copied().collect()
+    }
+
+    /// Returns whether the last visit of a peer failed.
+    pub(super) fn is_failing(&self, agent: IpAddr) -> bool {
+        self.peers.get(&agent).is_some_and(|path| path.failed_visits() > 0)
+    }
+
     fn record(&mut self, now: Now, visit: &Visit, outcomes: &[ProbeOutcome]) {
         let agent = visit.agent;
         let Some(path) = self.peers.get_mut(&agent) else { return };

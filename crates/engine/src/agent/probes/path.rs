@@ -19,6 +19,9 @@ pub(super) const SMALL: u32 = 64;
 /// Visits in a row that confirm that a peer forwards no packets to its port. Its host reports a port
 /// that ended with its agent when three ARP requests have failed, one a second.
 const SILENT_PORT_VISITS: u32 = 5;
+/// Failed visits in a row after which packets take the tunnel instead of a direct path. They are
+/// fewer than those that confirm a failure, so that the tunnel is tried before a failure is reported.
+const DIRECT_LOST_VISITS: u32 = 2;
 /// Longest interval between two visits of such a peer.
 const PORT_RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Number of gateways, and number of ports, that are kept of each peer.
@@ -309,6 +312,13 @@ impl PeerPath {
             targets.extend(ipv6_target(peer, desired).map(|vtep| (Role::Host6, vtep)));
         }
         targets
+    }
+
+    /// Returns whether enough visits failed to give up a direct path. A silent port alone may have
+    /// ended with its agent, so it has to be confirmed.
+    pub(super) const fn is_direct_path_lost(&self) -> bool {
+        self.has_enough_visits
+            || self.failed_visits >= DIRECT_LOST_VISITS && self.silent_port_visits == 0
     }
 
     /// Records the outcomes of a visit.

@@ -82,6 +82,7 @@ impl World {
                         (overlay.clone(), format!("{first}.{high}.{low}.0/24").parse().unwrap())
                     })
                     .collect(),
+                direct: None,
             };
             (IpAddr::from([10, 0, high, low]), peer)
         });

@@ -25,13 +25,15 @@ impl Registry {
         ip: Ipv4Addr,
         context: ChangeContext,
     ) -> Option<Registration> {
-        let AgentRecord { allocate_subnet, mesos_bridge, docker_bridge, underlay, .. } =
-            self.agents.active(ip)?.record;
+        let AgentRecord {
+            allocate_subnet, mesos_bridge, docker_bridge, underlay, direct_mac, ..
+        } = self.agents.active(ip)?.record;
         let options = AgentOptions {
             allocate_subnet,
             mesos_bridge,
             docker_bridge,
             underlay,
+            direct_mac,
             // The master does not use the other options.
             ..AgentOptions::default()
         };
@@ -70,6 +72,7 @@ impl Registry {
             mesos_bridge: options.mesos_bridge,
             docker_bridge: options.docker_bridge,
             underlay: options.underlay,
+            direct_mac: options.direct_mac,
         };
         if let Some(old) = old {
             self.agents.remove(ip);
@@ -135,6 +138,7 @@ impl Registry {
         record.mesos_bridge = options.mesos_bridge;
         record.docker_bridge = options.docker_bridge;
         record.underlay = options.underlay;
+        record.direct_mac = options.direct_mac;
         if record.vtep_ip6.is_none() && self.pools.has_vteps6() {
             match self.pools.allocate_vtep6() {
                 Some(vtep6) => {

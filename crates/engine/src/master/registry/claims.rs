@@ -103,6 +103,7 @@ mod tests {
             mesos_bridge: true,
             docker_bridge: true,
             underlay: None,
+            direct_mac: None,
         };
         let mut claims = Claims::default();
         claims.claim(agent(1), &record);

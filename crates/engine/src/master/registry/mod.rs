@@ -32,7 +32,7 @@ use overlay_types::protocol::{
     PeerFailures, PeerInfo, Record, ReleasedRecord, State, Status, Vtep,
 };
 use overlay_types::state::{Key, RecordChange, Version};
-use overlay_types::tunnel::Peer;
+use overlay_types::tunnel::{DirectPeer, Peer};
 
 use super::gate::Gated;
 use super::view::{AgentTally, PoolUsage, ReleaseOutcome, ReleaseResult};
@@ -469,6 +469,7 @@ impl Registry {
             ip6: vtep.ip6.and_then(|ip6| address(ip6.address()).1),
             mac: vtep.mac,
             subnets,
+            direct: agent.record.direct_mac.map(|mac| DirectPeer { mac, is_used: false }),
         };
         let underlay = agent.record.underlay.map_or(IpAddr::V4(ip), IpAddr::V6);
         Some(PeerInfo { underlay, peer })

@@ -106,6 +106,28 @@ fn changed(update: &PeersUpdate) -> Vec<Ipv4Addr> {
 }
 
 #[test]
+fn peer_table_has_mac_of_agents_with_direct_routing_only() {
+    let mut world = World::new(network());
+    world.register(1);
+    let mac = Some([2, 0, 0, 0, 0, 2].into());
+    world.register_with(2, AgentOptions { direct_mac: mac, ..AgentOptions::default() });
+    world.store();
+    world.ask(1, PeerTableVersion::default());
+    world.pass(SECOND);
+    let offer = |update: &PeersUpdate, number| {
+        update.changed[&ip(number)].peer.direct.map(|direct| direct.mac)
+    };
+    let (_, whole) = world.update();
+    assert_eq!((offer(&whole, 1), offer(&whole, 2)), (None, mac));
+    // The agent registers again without direct routing.
+    world.register(2);
+    world.store();
+    world.pass(SECOND);
+    let (_, delta) = world.update();
+    assert_eq!((changed(&delta), offer(&delta, 2)), (vec![ip(2)], None));
+}
+
+#[test]
 fn subscriber_gets_snapshot_then_deltas() {
     let mut world = World::new(network());
     world.register(1);

@@ -19,6 +19,7 @@ pub(super) fn record(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> AgentRecord
         mesos_bridge: true,
         docker_bridge: true,
         underlay: None,
+        direct_mac: None,
     }
 }
 

@@ -213,6 +213,7 @@ fn record(vtep: u8, subnet: &str) -> StoredRecord {
         mesos_bridge: true,
         docker_bridge: true,
         underlay: None,
+        direct_mac: None,
     })))
 }
 

@@ -64,6 +64,7 @@ fn records(agents: &[(u8, &str)]) -> BTreeMap<Key, StoredRecord> {
             mesos_bridge: true,
             docker_bridge: true,
             underlay: underlay.parse().ok(),
+            direct_mac: None,
         };
         (Key::Agent(ip(*agent)), StoredRecord::Agent(Ok(Record::Agent(record))))
     };

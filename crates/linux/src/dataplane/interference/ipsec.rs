@@ -148,7 +148,7 @@ impl Policy {
 fn packets(context: &InspectionContext<'_>) -> Vec<Packet> {
     let mut packets = Vec::new();
     for space in &context.desired.spaces {
-        for sample in route_samples(context.peers, space, context.bridges) {
+        for sample in route_samples(context.desired, context.peers, space, context.bridges) {
             for direction in [FORWARD, OUT] {
                 packets.push(Packet {
                     direction,

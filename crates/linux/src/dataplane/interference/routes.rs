@@ -202,7 +202,8 @@ fn marked(
     let main = rules.iter().filter(|rule| rule.leads_all_to(u32::from(RT_TABLE_MAIN)));
     let main = main.map(|rule| rule.priority).min().unwrap_or(0);
     let spaces = context.desired.spaces.iter();
-    let sample = spaces.flat_map(|space| route_samples(context.peers, space, context.bridges));
+    let sample = spaces
+        .flat_map(|space| route_samples(context.desired, context.peers, space, context.bridges));
     let Some(sample) = sample.into_iter().find(|sample| sample.subnet.family() == family) else {
         return Ok(None);
     };

@@ -44,6 +44,7 @@ pub(super) fn desired() -> Desired {
         subnets: [format!("192.168.{number}.0/24"), format!("fd01:b:0:0:{number}::/80")]
             .map(|subnet| ("vxlan-1".parse().unwrap(), subnet.parse().unwrap()))
             .into(),
+        direct: None,
     };
     let peers = [2, 3].map(|number| ([10, 0, 0, number].into(), peer(number)));
     Desired {
