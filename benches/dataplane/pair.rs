@@ -1,10 +1,13 @@
 //! Two hosts with one container each, connected by hand or by the agent's dataplane.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 
-use overlay_linux::dataplane::Dataplane;
+use overlay_linux::dataplane::{Dataplane, direct_link};
 use overlay_linux::firewall::{Backend, Firewall, Ruleset};
+use overlay_types::tunnel::{Desired, DirectLink, DirectPeer, DirectRouting};
 
 use crate::namespace::Namespace;
 use crate::{
@@ -24,9 +27,18 @@ pub(crate) fn connect_hosts(hosts: [&Namespace; 2]) {
     hosts[0].run(&format!("ip link add eth0 type veth peer name eth0 netns {}", other.display()));
     for (number, host) in (1..).zip(hosts) {
         host.run("sysctl -qw net.ipv4.ip_forward=1");
+        // A namespace inherits the settings of the machine.
+        host.run("sysctl -qw net.ipv4.conf.all.rp_filter=0");
+        host.run("sysctl -qw net.ipv4.conf.eth0.rp_filter=0");
         host.run("ip link set eth0 up");
         host.run(&format!("ip addr add 10.0.0.{number}/8 dev eth0"));
     }
+}
+
+/// Returns the device of the host for direct routing.
+fn find_link(own: u32) -> DirectLink {
+    let link = direct_link(agent(own).into()).expect("netlink is available");
+    link.expect("an Ethernet device")
 }
 
 impl Pair {
@@ -78,20 +90,39 @@ impl Pair {
         self.connect_manually();
     }
 
-    /// Connects as the agent does: first the firewall rules, then the dataplane, and last the
-    /// shortcut for TCP segments.
+    /// Connects as the agent does.
     pub(crate) fn connect_by_agent(&self) {
+        self.apply([1, 2].map(|own| desired(own, 2)));
+    }
+
+    /// Connects as two agents with direct routing do.
+    pub(crate) fn connect_directly(&self) {
+        let links = [1, 2].map(|own| self.hosts[own as usize - 1].inside(|| find_link(own)));
+        let state_of = |(index, own)| {
+            let mut state = Arc::unwrap_or_clone(desired(own, 2));
+            let [link, other]: [&DirectLink; 2] = [&links[index], &links[1 - index]];
+            state.direct = Some(DirectRouting { link: Some(link.clone()) });
+            for peer in state.peers.iter_mut().flat_map(BTreeMap::values_mut) {
+                peer.direct = Some(DirectPeer { mac: other.mac, is_used: true });
+            }
+            Arc::new(state)
+        };
+        self.apply([(0, 1), (1, 2)].map(state_of));
+    }
+
+    /// Applies the states of the hosts as the agent does: first the firewall rules, then the
+    /// dataplane, and last the shortcut for TCP segments.
+    fn apply(&self, states: [Arc<Desired>; 2]) {
         let options = all_rules();
-        for (host, own) in self.hosts.iter().zip([1, 2]) {
-            let desired_state = desired(own, 2);
+        for (host, state) in self.hosts.iter().zip(states) {
             host.inside(|| {
                 let mut firewall = Firewall::new(Backend::detect().expect("a firewall backend"));
-                let rules = Ruleset::new(&desired_state, &options);
+                let rules = Ruleset::new(&state, &options);
                 firewall.verify(&rules).expect("root may create rules");
                 let mut dataplane = Dataplane::open().expect("netlink is available");
-                operation_count(dataplane.verify(&desired_state).expect("the state is readable"));
-                let links = dataplane.shortcut_links(&desired_state).expect("a known state");
-                firewall.apply_shortcut(&desired_state, &options, &links, true);
+                operation_count(dataplane.verify(&state).expect("the state is readable"));
+                let links = dataplane.shortcut_links(&state).expect("a known state");
+                firewall.apply_shortcut(&state, &options, &links, true);
                 assert_eq!(firewall.forwarding(&options), options.forwarding, "the shortcut");
             });
         }
