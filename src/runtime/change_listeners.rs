@@ -19,12 +19,43 @@ pub(super) struct ChangeListeners {
     rules: Option<firewall::Monitor>,
     /// The objects of the kernel whose changes matter.
     pub(super) watch: Watch,
-    /// What changes by other programs during the last job require to verify.
-    foreign: Option<Scope>,
+    /// The changes by other programs during the last job.
+    foreign: Option<Change>,
     reported_kernel: Option<Scope>,
     reported_rules: bool,
     /// The errors of the monitors.
     errors: Repetitions,
+}
+
+/// A change of the host's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Containers started or ended.
+    Ports,
+    /// Another program changed objects of this scope, which have to be verified.
+    Foreign(Scope),
+}
+
+impl Change {
+    /// Returns what an event means.
+    const fn of(event: KernelEvent) -> Option<Self> {
+        match event {
+            KernelEvent::Unrelated => None,
+            KernelEvent::PortsChanged => Some(Self::Ports),
+            KernelEvent::Changed(_) => Some(Self::Foreign(Scope::Kernel)),
+            KernelEvent::SettingChanged | KernelEvent::Overrun => {
+                Some(Self::Foreign(Scope::Everything))
+            }
+        }
+    }
+
+    /// Returns the change of both. A verification follows the ports, too.
+    const fn union(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Foreign(one), Self::Foreign(two)) => Self::Foreign(one.union(two)),
+            (foreign @ Self::Foreign(_), Self::Ports) | (Self::Ports, foreign) => foreign,
+        }
+    }
 }
 
 impl ChangeListeners {
@@ -54,9 +85,9 @@ impl ChangeListeners {
             rules.map_or(Ok(RulesEvent::None), |rules| rules.take(Duration::ZERO, processes));
         match kernel.and_then(|event| Ok((event, rules?))) {
             Ok((event, rules)) => {
-                let of_rules = (rules != RulesEvent::None).then_some(Scope::Firewall);
-                let scopes = scope_of(event).into_iter().chain(of_rules);
-                self.foreign = scopes.reduce(Scope::union);
+                let of_rules =
+                    (rules != RulesEvent::None).then_some(Change::Foreign(Scope::Firewall));
+                self.foreign = Change::of(event).into_iter().chain(of_rules).reduce(Change::union);
                 rules
             }
             Err(error) => {
@@ -75,11 +106,11 @@ impl ChangeListeners {
         (self.kernel, self.rules) = (None, None);
     }
 
-    /// Waits for a change. Returns its scope, unless it was reported already since the last job.
-    pub(super) fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Scope>> {
-        if let Some(scope) = self.foreign.take() {
-            self.reported_kernel = Some(scope);
-            return Ok(Some(scope));
+    /// Waits for a change. Returns it, unless it has to be verified and was reported already since
+    /// the last job.
+    pub(super) fn wait(&mut self, wake: &OwnedFd) -> io::Result<Option<Change>> {
+        if let Some(change) = self.foreign.take() {
+            return Ok(self.report_kernel(change));
         }
         let kernel = self.kernel.as_ref().map(|kernel| kernel.as_fd());
         let rules = self.rules.as_ref().map(|rules| rules.as_fd());
@@ -94,28 +125,29 @@ impl ChangeListeners {
         let _ = rustix::io::read(wake, &mut [0; 8]);
         let timeout = Duration::from_millis(1);
         if let Some(kernel) = &mut self.kernel
-            && let Some(scope) = scope_of(kernel.take(timeout, &self.watch, None)?)
-            && self.reported_kernel.is_none_or(|reported| reported != Scope::Everything)
-            && self.reported_kernel != Some(scope)
+            && let Some(change) = Change::of(kernel.take(timeout, &self.watch, None)?)
+            && let Some(change) = self.report_kernel(change)
         {
-            self.reported_kernel = Some(scope);
-            return Ok(Some(scope));
+            return Ok(Some(change));
         }
         if let Some(rules) = &mut self.rules
             && rules.take(timeout, &[])? != RulesEvent::None
             && !std::mem::replace(&mut self.reported_rules, true)
         {
-            return Ok(Some(Scope::Firewall));
+            return Ok(Some(Change::Foreign(Scope::Firewall)));
         }
         Ok(None)
     }
-}
 
-/// Returns what an event requires to verify.
-const fn scope_of(event: KernelEvent) -> Option<Scope> {
-    match event {
-        KernelEvent::Unrelated => None,
-        KernelEvent::Changed(_) => Some(Scope::Kernel),
-        KernelEvent::SettingChanged | KernelEvent::Overrun => Some(Scope::Everything),
+    /// Notes a change in the kernel. Returns it, unless it was reported already.
+    fn report_kernel(&mut self, change: Change) -> Option<Change> {
+        if let Change::Foreign(scope) = change {
+            let is_reported = |reported| reported == Scope::Everything || reported == scope;
+            if self.reported_kernel.is_some_and(is_reported) {
+                return None;
+            }
+            self.reported_kernel = Some(scope);
+        }
+        Some(change)
     }
 }

@@ -17,7 +17,7 @@ use overlay_types::advice::Command;
 use overlay_types::tunnel::{Collision, Desired, DirectReport, Fault, UnderlayMtu};
 use tokio::time::Instant;
 
-use super::change_listeners::ChangeListeners;
+use super::change_listeners::{Change, ChangeListeners};
 use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::Worker;
 use super::foreign_rules_thread::ForeignRulesThread;
@@ -273,6 +273,29 @@ impl HostWorker {
         result.firewall = Some(state_of(firewall, &options));
     }
 
+    /// Lets the shortcut follow the ports of containers that started or ended. Without the shortcut of
+    /// its port, a container takes the ordinary path.
+    fn follow_ports(&mut self) {
+        let (Some((desired, ..)), Some(dataplane), Some(firewall)) =
+            (&self.ruleset, &mut self.dataplane, &mut self.firewall)
+        else {
+            return;
+        };
+        if !firewall.has_shortcut() {
+            return;
+        }
+        if let Err(error) = dataplane.read_ports() {
+            log::warn!("find the ports of containers for the shortcut: {error}");
+            return;
+        }
+        self.listeners.watch = dataplane.watch(desired);
+        let links = dataplane.shortcut_links(desired);
+        let outcome = links.map_or(Outcome::Unchanged, |links| firewall.follow_ports(&links));
+        let (port, processes) = (dataplane.port().ok(), firewall.take_processes());
+        let rules = self.listeners.take_changes(port, &processes);
+        self.note_event_of_rules(rules, outcome != Outcome::Unchanged);
+    }
+
     /// Returns the rules for a desired state. A verification repeats those of the last job.
     fn ruleset(&mut self, desired: &Arc<Desired>, options: &firewall::Options) -> Ruleset {
         match &self.ruleset {
@@ -468,9 +491,17 @@ impl Worker for HostWorker {
             self.listeners.close(&error);
             None
         });
-        if changed.is_some_and(Scope::has_firewall) {
+        let scope = match changed {
+            Some(Change::Foreign(scope)) => Some(scope),
+            Some(Change::Ports) => {
+                self.follow_ports();
+                None
+            }
+            None => None,
+        };
+        if scope.is_some_and(Scope::has_firewall) {
             self.note_event_of_rules(RulesEvent::Foreign, false);
         }
-        changed.or_else(|| self.foreign_rules.take_changed().then_some(Scope::Change))
+        scope.or_else(|| self.foreign_rules.take_changed().then_some(Scope::Change))
     }
 }

@@ -120,7 +120,7 @@ fn exchange(client: &Namespace, to: SocketAddr, server: &Namespace, port: u16) -
 }
 
 /// Counts the forwarded TCP packets of containers with and without SYN.
-const COUNTERS: &str = "table inet count {
+pub(crate) const COUNTERS: &str = "table inet count {
     counter syn { }
     counter segments { }
     chain forward {
@@ -130,8 +130,9 @@ const COUNTERS: &str = "table inet count {
     }
 }";
 
-fn count(host: &Host, counter: &str) -> u64 {
-    let text = host.namespace.run(&format!("nft list counter inet count {counter}"));
+/// Returns the packets of one of the [`COUNTERS`].
+pub(crate) fn count(host: &Namespace, counter: &str) -> u64 {
+    let text = host.run(&format!("nft list counter inet count {counter}"));
     let mut words = text.split_whitespace().skip_while(|word| *word != "packets");
     words.nth(1).and_then(|count| count.parse().ok()).expect("a counter")
 }
@@ -159,8 +160,8 @@ fn shortcut_skips_forward_chain_and_flows_are_untracked() {
         transfer(&two.container, &one.container, one.address6().into(), BYTES);
         assert!(one.container_can_ping(&two.address().to_string(), 1400));
         for host in [one, two] {
-            assert_eq!(count(host, "syn"), 4, "{forwarding:?}");
-            let has_segments = count(host, "segments") > 0;
+            assert_eq!(count(&host.namespace, "syn"), 4, "{forwarding:?}");
+            let has_segments = count(&host.namespace, "segments") > 0;
             assert_eq!(has_segments, forwarding != Forwarding::Shortcut, "{forwarding:?}");
             let flows = tracked_flows(host);
             assert_eq!(flows.is_empty(), forwarding != Forwarding::Tracked, "{flows:?}");

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::container::ping_sizes;
+use super::container::{Container, ping_sizes};
 use super::{Cluster, Host};
+use crate::forwarding::{COUNTERS, count};
 use crate::hosts::{Underlay, connect_to_switch};
 use crate::namespace::{Namespace, run};
 use crate::process::PROGRAM;
@@ -94,6 +95,7 @@ fn packets_of_agents_with_direct_routing_bypass_the_tunnel() {
         transfer(&from.namespace, &to.namespace, to.address(), 1 << 20);
         assert_eq!(tunneled(host), "0");
     }
+    segments_take_the_shortcut(&cluster, &containers);
     // The host itself, with the address of its VTEP.
     assert!(can_ping(cluster.host(1).namespace(), containers[1].address(), 16));
     count_tunneled(cluster.host(3), containers[0].address());
@@ -115,6 +117,23 @@ fn packets_of_agents_with_direct_routing_bypass_the_tunnel() {
     assert!(shown.contains("1 peer by direct routing, 1 peer through the tunnel"), "{shown}");
     assert!(shown.contains("packets to agent 10.0.0.3 take the tunnel: the agent does not offer"));
     assert!(shown.contains("the kernel matches the desired state"), "{shown}");
+}
+
+/// Transfers data between the containers of hosts 1 and 2, whose forward chains see no segments.
+fn segments_take_the_shortcut(cluster: &Cluster, containers: &[Container]) {
+    let hosts = [1, 2].map(|number| cluster.host(number).namespace());
+    for host in hosts {
+        let has_hook = || host.run("nft list table netdev mesos_overlay").contains("chain port");
+        cluster.wait_for("the hook of the container", has_hook);
+        host.succeed("nft", &[COUNTERS]);
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&containers[from], &containers[to]);
+        transfer(&from.namespace, &to.namespace, to.address(), 1 << 20);
+    }
+    for host in hosts {
+        assert_eq!([count(host, "syn"), count(host, "segments")], [4, 0]);
+    }
 }
 
 /// Sends datagrams to the container of host 1 with a source address that `host` does not have.

@@ -22,6 +22,7 @@ mod path;
 mod probes;
 mod reachability;
 mod restart;
+mod shortcut;
 mod unserved;
 mod vni;
 mod vrf;

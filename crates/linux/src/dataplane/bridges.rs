@@ -8,7 +8,6 @@ use overlay_types::tunnel::Desired;
 
 use super::observe::{BRIDGE_KIND, HostLink};
 use super::state::{LostBridge, Port, State};
-use crate::probe::is_probe_port;
 
 /// The bridges of the overlays, as they were observed last.
 #[derive(Debug, Default)]
@@ -91,9 +90,7 @@ impl BridgeMemory {
 impl KnownBridge {
     fn new(link: &HostLink, links: &[HostLink], mut ports: BTreeSet<Port>) -> Option<Self> {
         let attached = links.iter().filter(|port| port.master == Some(link.index));
-        // A port of a container leads to another namespace.
-        let attached =
-            attached.filter(|port| port.namespace.is_some() && !is_probe_port(&port.name));
+        let attached = attached.filter(|port| port.leads_to_container());
         ports.extend(attached.map(|port| Port { index: port.index, name: port.name.clone() }));
         Some(Self { index: Some(link.index), mac: link.mac, mtu: Mtu::new(link.mtu).ok()?, ports })
     }

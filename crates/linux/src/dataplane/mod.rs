@@ -38,7 +38,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use overlay_types::addr::{DeviceName, InterfaceAddress, Mac};
+use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu};
 use overlay_types::tunnel::{
     Collision, Desired, DirectReport, Fault, HostAddress, HostRoute, UnderlayMtu, collisions,
     validate_peers,
@@ -67,7 +67,7 @@ pub use self::state::{
 };
 pub use self::underlay::{Underlay, uplinks_to_peers};
 pub use self::vrf::VrfMember;
-use crate::firewall::shortcut::{ShortcutLinks, TunnelLink};
+use crate::firewall::shortcut::{BridgeLink, ShortcutLinks, TunnelLink};
 
 /// Protocol number that marks our routes. `rtnetlink.h` assigns this number to no program, and no
 /// routing daemon is known to use it.
@@ -494,14 +494,33 @@ impl Dataplane {
             links.tunnels.insert(device.clone(), tunnel);
             let spaces = desired.spaces.iter().filter(|space| space.device == *device);
             for bridge in spaces.flat_map(|space| &space.bridges) {
-                let ports = observed.ports.get(&bridge.device).into_iter().flatten();
-                let Some(&index) = self.indices.bridges.get(&bridge.device) else { continue };
-                if ports.into_iter().all(|(_, mtu)| *mtu <= state.link.mtu) {
-                    links.bridges.insert(bridge.device.clone(), index);
-                }
+                let link = self.bridge_link(&bridge.device, state.link.mtu);
+                links.bridges.extend(link.map(|link| (bridge.device.clone(), link)));
             }
         }
         Some(links)
+    }
+
+    /// Returns a bridge with the ports of its containers for the shortcut. A bridge that separates
+    /// VLANs has none.
+    fn bridge_link(&self, bridge: &DeviceName, mtu: Mtu) -> Option<BridgeLink> {
+        let index = *self.indices.bridges.get(bridge)?;
+        let link = self.indices.links.iter().find(|link| link.index == index)?;
+        let ports = self.indices.links.iter().filter(|port| {
+            port.master == Some(index) && port.leads_to_container() && port.mtu <= mtu.bytes()
+        });
+        let ports = ports.filter(|_| !link.has_vlan_filtering);
+        let ports = ports.filter_map(|port| Some((port.name.parse().ok()?, port.index)));
+        Some(BridgeLink { index, mac: link.mac?, ports: ports.collect() })
+    }
+
+    /// Reads the devices of the host again: see [`Self::shortcut_links`]. Costs no time per peer.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn read_ports(&mut self) -> Result<(), DataplaneError> {
+        self.indices.links = observe::links(&mut self.netlink).map_err(DataplaneError::Read)?;
+        Ok(())
     }
 
     /// Lists the bridges of this host, managed or not. The CNI plugin and Docker make the bridges
@@ -562,6 +581,7 @@ impl Dataplane {
         let underlays: Vec<_> = desired.vxlan_devices.iter().map(|local| local.underlay).collect();
         let observed = self.cache.as_ref().map(|cache| &cache.observed);
         let underlay_indices = observed.into_iter().flat_map(|observed| &observed.underlay_indices);
+        let is_bridge = |index: &u32| self.indices.bridges.values().any(|bridge| bridge == index);
         let mtu_of = |name| Some(observed?.state.bridges.get(name)?.mtu);
         Watch {
             devices: desired.vxlan_devices.iter().map(|local| local.device.clone()).collect(),
@@ -582,6 +602,13 @@ impl Dataplane {
                 .collect(),
             bridge_names: desired.bridges().map(|bridge| bridge.device.clone()).collect(),
             ports: self.ports.indices(&self.indices.bridges),
+            port_mtus: self
+                .indices
+                .links
+                .iter()
+                .filter(|link| link.master.is_some_and(|master| is_bridge(&master)))
+                .map(|link| (link.index, link.mtu))
+                .collect(),
             underlays,
             desired: Arc::clone(desired),
             spaces: desired.spaces.iter().flat_map(|space| space.whole.iter().copied()).collect(),

@@ -51,6 +51,8 @@ pub struct Watch {
     pub(super) bridge_names: BTreeSet<DeviceName>,
     /// The ports of these bridges, with the index of the bridge.
     pub(super) ports: BTreeMap<u32, u32>,
+    /// The devices at these bridges with their MTU.
+    pub(super) port_mtus: BTreeMap<u32, u32>,
     /// Our underlay addresses.
     pub(super) underlays: Vec<IpAddr>,
     /// The subnets of the overlays.
@@ -64,6 +66,8 @@ pub struct Watch {
 pub enum KernelEvent {
     /// No event, or none about a watched object.
     Unrelated,
+    /// A port joined a bridge, vanished, or got another MTU: a container started or ended.
+    PortsChanged,
     /// An object of this kind changed.
     Changed(&'static str),
     /// A network setting changed, of the host or of a watched device.
@@ -210,9 +214,11 @@ impl Watch {
             RTM_NEWLINK if self.bridges.contains_key(&index) => {
                 self.has_bridge_changed(index, body).then_some(KernelEvent::Changed("bridge"))
             }
-            RTM_NEWLINK if self.ports.contains_key(&index) => {
-                self.has_port_left(index, body).then_some(KernelEvent::Changed("port"))
+            RTM_NEWLINK if self.ports.contains_key(&index) && self.has_port_left(index, body) => {
+                Some(KernelEvent::Changed("port"))
             }
+            RTM_NEWLINK if self.has_port_changed(index, body) => Some(KernelEvent::PortsChanged),
+            RTM_DELLINK if self.port_mtus.contains_key(&index) => Some(KernelEvent::PortsChanged),
             RTM_NEWQDISC | RTM_DELQDISC | RTM_NEWTFILTER | RTM_DELTFILTER => (is_watched
                 || self.bridges.contains_key(&index))
             .then_some(KernelEvent::Changed("queueing discipline")),
@@ -278,6 +284,23 @@ impl Watch {
         let master = attributes.find(|(kind, _)| *kind == IFLA_MASTER);
         let master = master.and_then(|(_, value)| u32_at(value, 0));
         is_up && !is_of_bridge && master.as_ref() != self.ports.get(&index)
+    }
+
+    /// Returns whether a device at a bridge is new there, or has another MTU.
+    fn has_port_changed(&self, index: u32, body: &[u8]) -> bool {
+        let (mut is_at_bridge, mut mtu) = (false, None);
+        for (kind, value) in attributes(body, 16) {
+            match kind {
+                IFLA_MASTER => {
+                    let master = u32_at(value, 0);
+                    is_at_bridge = master.is_some_and(|it| self.bridges.contains_key(&it));
+                }
+                IFLA_MTU => mtu = u32_at(value, 0),
+                _ => {}
+            }
+        }
+        let known = self.port_mtus.get(&index);
+        is_at_bridge && (known.is_none() || mtu.is_some_and(|mtu| known != Some(&mtu)))
     }
 
     /// Returns whether a peer's underlay address is in a subnet.

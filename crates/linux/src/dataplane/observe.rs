@@ -443,6 +443,12 @@ fn link(message: Message<'_>) -> Option<HostLink> {
 }
 
 impl HostLink {
+    /// Returns whether a port of a bridge is that of a container: it leads to another namespace. That
+    /// of the probes follows the containers.
+    pub(super) fn leads_to_container(&self) -> bool {
+        self.namespace.is_some() && !is_probe_port(&self.name)
+    }
+
     /// Reads what depends on the kind of the device and of its master.
     fn read_info(&mut self, value: &[u8]) {
         self.has_vlan_filtering = has_vlan_filtering(value);

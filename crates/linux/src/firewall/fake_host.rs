@@ -17,6 +17,10 @@ pub(super) struct FakeHost(pub(super) Arc<Mutex<FakeState>>);
 pub(super) struct FakeState {
     pub(super) table: Option<String>,
     pub(super) shortcut: Option<String>,
+    /// The rules of the shortcut's chains of ports, by name and device.
+    pub(super) ports: BTreeMap<String, (String, String)>,
+    /// The ports that have vanished.
+    pub(super) vanished: BTreeSet<String>,
     /// The rules of iptables and of ip6tables.
     pub(super) saved: [String; 2],
     pub(super) sets: BTreeMap<String, BTreeSet<String>>,
@@ -41,15 +45,25 @@ impl FakeState {
                 Ok(format!("{}{shortcut}", name(&self.table, "table inet mesos_overlay\n")))
             }
             "nft -s list table netdev mesos_overlay" => {
-                self.shortcut.clone().ok_or_else(|| refused("No such file or directory"))
+                let shortcut = self.shortcut.as_deref();
+                let shortcut = shortcut.ok_or_else(|| refused("No such file or directory"))?;
+                let port = |(chain, (device, rule)): (&String, &(String, String))| {
+                    format!(
+                        "\tchain {chain} {{\n\t\ttype filter hook ingress device \"{device}\" priority \
+                         filter; policy accept;\n\t\t{rule}\n\t}}\n"
+                    )
+                };
+                Ok(self.ports.iter().map(port).fold(shortcut.to_owned(), |all, one| all + &one))
             }
             "nft -s list table inet mesos_overlay" => {
                 self.table.clone().ok_or_else(|| refused("No such file or directory"))
             }
             "nft -f -" => {
+                self.change_ports(input)?;
                 let input = match input.strip_prefix(&table::removal(shortcut::TABLE)) {
                     Some(rest) if rest.is_empty() || rest.starts_with("table netdev") => {
                         self.shortcut = (!rest.is_empty()).then(|| rest.to_owned());
+                        self.ports.clear();
                         return Ok(String::new());
                     }
                     Some(rest) => {
@@ -79,6 +93,29 @@ impl FakeState {
             "ipset list -n" => Ok(self.sets.keys().map(|set| format!("{set}\n")).collect()),
             _ => self.run_on_set(command),
         }
+    }
+
+    /// Applies the changes of a transaction to the chains of ports. A vanished port makes it fail.
+    fn change_ports(&mut self, input: &str) -> Result<(), FirewallError> {
+        let mut ports = self.ports.clone();
+        for line in input.lines() {
+            match *line.splitn(6, ' ').collect::<Vec<_>>() {
+                ["add", "chain", "netdev", _, chain, spec] => {
+                    let device = spec.split('"').nth(1).expect("a device").to_owned();
+                    if self.vanished.contains(&device) {
+                        return Err(refused("No such file or directory"));
+                    }
+                    ports.insert(chain.to_owned(), (device, String::new()));
+                }
+                ["add", "rule", "netdev", _, chain, rule] => {
+                    ports.get_mut(chain).expect("a chain").1.push_str(rule);
+                }
+                ["delete", "chain", "netdev", _, chain] => drop(ports.remove(chain)),
+                _ => {}
+            }
+        }
+        self.ports = ports;
+        Ok(())
     }
 
     fn change_set(&mut self, line: &str) {

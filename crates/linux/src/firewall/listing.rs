@@ -25,6 +25,17 @@ impl Listing {
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
             let words = line.trim();
+            if words.is_empty() {
+                continue;
+            }
+            let chain = words.strip_prefix("chain ").map(|name| name.trim_end_matches(" {"));
+            if let Some(chain) = chain.filter(|name| shortcut::is_port_chain(name)) {
+                let rules: Vec<_> =
+                    lines.by_ref().map(str::trim).take_while(|line| *line != "}").collect();
+                let port = shortcut::listed_port(chain, &rules);
+                self.elements.entry(shortcut::PORTS.to_owned()).or_default().insert(port);
+                continue;
+            }
             let object = words.strip_prefix("set ").or_else(|| words.strip_prefix("map "));
             if let Some(name) = object {
                 let name = name.trim_end_matches(" {");
@@ -163,11 +174,24 @@ mod tests {
         );
         assert_eq!(
             listing.rest,
-            "table inet mesos_overlay {\n\tset spaces4_16 {\n\t\telements = { 192.168.0.0 }\n\t}\n\n\
-             \tset agents4 {\n\t\ttype ipv4_addr\n\t}\n\n\
-             \tset inner4_24 {\n\t\ttypeof ip saddr . @th,336,32\n\t}\n\n\
+            "table inet mesos_overlay {\n\tset spaces4_16 {\n\t\telements = { 192.168.0.0 }\n\t}\n\
+             \tset agents4 {\n\t\ttype ipv4_addr\n\t}\n\
+             \tset inner4_24 {\n\t\ttypeof ip saddr . @th,336,32\n\t}\n\
              \tset masters4 {\n\t}\n}\n"
         );
+    }
+
+    #[test]
+    fn chain_of_port_is_an_element() {
+        let mut listing = Listing::default();
+        listing.add_table(
+            "table netdev mesos_overlay {\n\tchain from0 {\n\t}\n\n\tchain port3 {\n\t\ttype filter \
+             hook ingress device \"veth1\" priority filter; policy accept;\n\t\tether daddr \
+             02:00:00:00:01:03 goto from0\n\t}\n}\n",
+        );
+        let port = "port3 veth1 ether daddr 02:00:00:00:01:03 goto from0";
+        assert_eq!(listing.elements, elements(&[("ports", &[port])]));
+        assert_eq!(listing.rest, "table netdev mesos_overlay {\n\tchain from0 {\n\t}\n}\n");
     }
 
     #[test]

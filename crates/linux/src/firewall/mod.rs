@@ -392,6 +392,18 @@ impl Firewall {
         self.shortcut.apply(&*self.tools, rules, verifies)
     }
 
+    /// Returns whether the host has a shortcut.
+    #[must_use]
+    pub fn has_shortcut(&self) -> bool {
+        self.shortcut.is_active()
+    }
+
+    /// Lets the shortcut follow the ports of the containers, which start and end. Everything else of it
+    /// stays as the last call of [`Self::apply_shortcut`] made it.
+    pub fn follow_ports(&mut self, links: &ShortcutLinks) -> Outcome {
+        self.shortcut.follow_ports(&*self.tools, links)
+    }
+
     /// Returns how packets between containers are forwarded with these options.
     #[must_use]
     pub fn forwarding(&self, options: &Options) -> Forwarding {

@@ -25,8 +25,8 @@ pub(super) const CHAIN: &str = "untracked";
 /// The chain for packets of this host.
 pub(super) const OUTPUT_CHAIN: &str = "untracked_output";
 
-/// The priority of packets that take no shortcut. No class of traffic control has this number.
-pub(super) const ORDINARY_PATH_PRIORITY: &str = "6d65:736f";
+/// Switches off the tracking of a packet that arrives, and ends its way through the chain.
+const UNTRACKED: &str = "notrack accept";
 
 /// Writes the chains that switch off the tracking of packets.
 pub(super) fn write(body: &mut String, layout: &Layout) {
@@ -40,7 +40,7 @@ pub(super) fn write(body: &mut String, layout: &Layout) {
         let (ip, agents) = (keyword(outer), format!("@agents{}", suffix(outer)));
         for port in &layout.ports {
             // The port first: most packets of containers fail this comparison, which is cheap.
-            input.push(format!("udp dport {port} {ip} saddr {agents} notrack"));
+            input.push(format!("udp dport {port} {ip} saddr {agents} {UNTRACKED}"));
             output.push(format!("udp dport {port} {ip} daddr {agents} notrack"));
         }
     }
@@ -50,25 +50,6 @@ pub(super) fn write(body: &mut String, layout: &Layout) {
     }
     chain(body, CHAIN, input);
     chain(body, OUTPUT_CHAIN, output);
-    chain(body, "ordinary_path", ordinary_path(layout));
-}
-
-/// Returns the rules for packets of translated connections, which take no shortcut: they are
-/// translated at the end of the ordinary path. With `br_netfilter`, conntrack has changed the
-/// destination of a packet before the ingress hook of the bridge. The packets are marked by their
-/// priority, which the kernel sets again when it forwards them.
-fn ordinary_path(layout: &Layout) -> Vec<String> {
-    let mut rules = vec![base("filter", "prerouting", "-90")];
-    for family in FAMILIES {
-        let condition = |own: &str, other: &str| {
-            format!("ct status snat,dnat {own} {other} meta priority set {ORDINARY_PATH_PRIORITY}")
-        };
-        for own in local(layout, family, "saddr", "") {
-            let spaces = spaces(layout, family, "daddr");
-            rules.extend(spaces.map(|other| condition(&own, &other)));
-        }
-    }
-    rules
 }
 
 /// Returns rules for packets from containers of this host to the overlays' other agents. The rules
@@ -100,7 +81,7 @@ fn rules_between(
     let mut rules = Vec::new();
     for own in local(layout, family, own, "") {
         let spaces = spaces(layout, family, other);
-        rules.extend(spaces.map(|other| format!("{own} {other} {conditions} notrack")));
+        rules.extend(spaces.map(|other| format!("{own} {other} {conditions} {UNTRACKED}")));
     }
     rules
 }

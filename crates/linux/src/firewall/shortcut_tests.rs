@@ -1,5 +1,7 @@
 //! Tests of the life of the shortcut on a host with simulated programs. `tests` has its text.
 
+use std::collections::BTreeMap;
+
 use overlay_types::addr::DeviceName;
 
 use super::fake_host::{FakeHost, refused};
@@ -148,4 +150,82 @@ fn failure_keeps_rules() {
     assert_eq!(setup.host.0.lock().table, table);
     let device = DeviceName::vtep(overlay_types::addr::Vni::DEFAULT);
     assert!(table.is_some_and(|table| table.contains(device.as_str())));
+}
+
+/// Returns the ports of the first bridge of a setup.
+fn ports(setup: &mut Setup) -> &mut BTreeMap<DeviceName, u32> {
+    &mut setup.links.bridges.get_mut(&"m-a".parse().unwrap()).unwrap().ports
+}
+
+#[test]
+fn container_that_starts_gets_hook_without_other_changes() {
+    let mut setup = Setup::new();
+    setup.apply(true);
+    assert_eq!(setup.host.0.lock().ports.len(), 3);
+    let before = setup.host.0.lock().shortcut.clone();
+    ports(&mut setup).insert("veth99".parse().unwrap(), 99);
+    let transactions = setup.host.0.lock().transactions;
+    for outcome in [Outcome::Made, Outcome::Unchanged] {
+        assert_eq!(setup.firewall.follow_ports(&setup.links), outcome);
+    }
+    assert_eq!(setup.host.0.lock().transactions, transactions + 1);
+    let rule = "ether daddr 02:00:00:00:01:03 goto from0".to_owned();
+    assert_eq!(setup.host.0.lock().ports.get("port99"), Some(&("veth99".to_owned(), rule)));
+    assert_eq!(setup.host.0.lock().shortcut, before);
+    assert_eq!(setup.apply(true), Outcome::Unchanged);
+    ports(&mut setup).clear();
+    assert_eq!(setup.firewall.follow_ports(&setup.links), Outcome::Made);
+    assert_eq!(setup.host.0.lock().ports.keys().collect::<Vec<_>>(), ["port41", "port51"]);
+}
+
+#[test]
+fn container_that_ends_at_once_leaves_shortcut_of_others() {
+    let mut setup = Setup::new();
+    setup.apply(true);
+    setup.host.0.lock().vanished.insert("veth98".to_owned());
+    let started = [97, 98, 99].map(|index| (format!("veth{index}").parse().unwrap(), index));
+    ports(&mut setup).extend(started);
+    assert_eq!(setup.firewall.follow_ports(&setup.links), Outcome::Made);
+    let hooked = |setup: &Setup| setup.host.0.lock().ports.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(hooked(&setup), ["port31", "port41", "port51", "port97", "port99"]);
+    assert_eq!(setup.forwarding(), Forwarding::Shortcut);
+    // It is tried again.
+    setup.host.0.lock().vanished.clear();
+    assert_eq!(setup.firewall.follow_ports(&setup.links), Outcome::Made);
+    assert_eq!(hooked(&setup).len(), 6);
+}
+
+#[test]
+fn verification_finds_missing_and_changed_hooks() {
+    type Damage = fn(&mut Setup);
+    let damages: [(Damage, Outcome); 4] = [
+        (|setup| drop(setup.host.0.lock().ports.remove("port31")), Outcome::Repaired),
+        (
+            |setup| setup.host.0.lock().ports.get_mut("port31").unwrap().1.push('x'),
+            Outcome::Repaired,
+        ),
+        (
+            |setup| {
+                let other = ("veth1".to_owned(), "ether daddr x goto from0".to_owned());
+                setup.host.0.lock().ports.insert("port1".to_owned(), other);
+            },
+            Outcome::Repaired,
+        ),
+        // The kernel removes the hook of a port that is gone.
+        (
+            |setup| {
+                ports(setup).clear();
+                setup.host.0.lock().ports.remove("port31");
+            },
+            Outcome::Made,
+        ),
+    ];
+    for (number, (damage, outcome)) in damages.into_iter().enumerate() {
+        let mut setup = Setup::new();
+        setup.apply(true);
+        damage(&mut setup);
+        setup.host.0.lock().transactions += 1;
+        assert_eq!(setup.apply(true), outcome, "{number}");
+        assert_eq!(setup.apply(true), Outcome::Unchanged, "{number}");
+    }
 }

@@ -10,7 +10,7 @@ use overlay_types::tunnel::{
     VxlanDevice,
 };
 
-use super::shortcut::TunnelLink;
+use super::shortcut::{BridgeLink, TunnelLink};
 use super::*;
 
 /// Returns the desired state of the first of three hosts.
@@ -108,10 +108,15 @@ pub(super) fn with_gateways(desired: &Desired) -> Desired {
 
 /// Returns the devices of the first host.
 pub(super) fn links() -> ShortcutLinks {
-    let bridges = [("m-a", 3), ("d-a", 4), ("m-b", 5)];
+    let bridges = [("m-a", 3, 31), ("d-a", 4, 41), ("m-b", 5, 51)];
+    let bridge = |(name, index, port): (&str, u8, u32)| {
+        let ports = [(format!("veth{port}").parse().unwrap(), port)].into();
+        let mac = Mac::from([2, 0, 0, 0, 1, index]);
+        (name.parse().unwrap(), BridgeLink { index: index.into(), mac, ports })
+    };
     ShortcutLinks {
         tunnels: [(DeviceName::vtep(Vni::DEFAULT), TunnelLink { index: 7, has_ipv6: true })].into(),
-        bridges: bridges.map(|(name, index)| (name.parse().unwrap(), index)).into(),
+        bridges: bridges.map(bridge).into(),
         direct: None,
     }
 }
