@@ -114,7 +114,9 @@ fn findings(probes: &[PathProbe], counters: &Counters) -> Vec<Finding> {
                 "a peer leaves checksums to hardware that miscalculates them",
             )
             .with_advice(format!(
-                "run {} on the peers",
+                "run {} on the peers; if that changes nothing, their network interface miscalculates \
+                 the checksum of the tunnel itself: set vxlan_checksum to false on the peers, and let \
+                 their agents make {device} again",
                 Command::disable_checksum_offload(&device)
             )),
         );
@@ -309,7 +311,10 @@ mod tests {
             [format!(
                 "warning  probe            7 UDP packets with a wrong checksum arrived during the \
                  probe: a peer leaves checksums to hardware that miscalculates them\n{:<11}what \
-                 to do     run 'ethtool -K vtep1024 tx-checksum-ip-generic off' on the peers",
+                 to do     run 'ethtool -K vtep1024 tx-checksum-ip-generic off' on the peers; if \
+                 that changes nothing, their network interface miscalculates the checksum of the \
+                 tunnel itself: set vxlan_checksum to false on the peers, and let their agents make \
+                 vtep1024 again",
                 ""
             )]
         );

@@ -2,6 +2,8 @@
 //!
 //! The host checks what the kernel knows of each peer that offers direct routing. Packets go there
 //! directly if no check objects and the probes, which take the path of the containers, are answered.
+//! So a bridge or a port of the peer has to have answered before: without one, probes show nothing of
+//! the direct path, and no container is there.
 //! If a direct path dies, the tunnel takes over, and the direct path is tried again later.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +44,8 @@ pub(super) struct Direct {
     settle_due: Option<Duration>,
     /// The peers that get packets directly, in the last desired state.
     used: BTreeSet<IpAddr>,
+    /// The peers that would get them if a bridge or a port had answered.
+    silent: BTreeSet<IpAddr>,
 }
 
 /// A direct path that died.
@@ -76,7 +80,14 @@ impl Direct {
             announced: None,
             settle_due: None,
             used: BTreeSet::new(),
+            silent: BTreeSet::new(),
         }
+    }
+
+    /// Returns whether the desired state is another one, now that a bridge or a port of the peer has
+    /// answered.
+    pub(super) fn waits_for(&self, agent: IpAddr) -> bool {
+        self.silent.contains(&agent)
     }
 
     /// Returns the device whose MAC this agent announces.
@@ -102,8 +113,14 @@ impl Direct {
     }
 
     /// Puts the paths into the desired state. `announced` is the MAC of this agent in the table of
-    /// peers.
-    pub(super) fn apply(&mut self, now: Now, announced: Option<Mac>, desired: &mut Desired) {
+    /// peers. `is_audible` returns whether a bridge or a port of a peer has answered probes.
+    pub(super) fn apply(
+        &mut self,
+        now: Now,
+        announced: Option<Mac>,
+        desired: &mut Desired,
+        is_audible: impl Fn(IpAddr) -> bool,
+    ) {
         let peers = desired.peers.iter_mut().flatten();
         if !self.is_enabled {
             peers.for_each(|(_, peer)| peer.direct = None);
@@ -118,6 +135,7 @@ impl Direct {
         let known = std::mem::take(&mut self.offers);
         let mut used = BTreeSet::new();
         self.settle_due = None;
+        self.silent.clear();
         for (agent, peer) in peers {
             if let Some(offer) = &mut peer.direct {
                 let before = known.get(agent).filter(|(mac, _)| *mac == offer.mac);
@@ -127,6 +145,10 @@ impl Direct {
                 let is_possible = check.is_some_and(|check| check.obstacle.is_none());
                 let settled = self.announced.map(|announced| announced.max(since) + SETTLE);
                 let is_possible = is_possible && !self.is_held(*agent);
+                if is_possible && !is_audible(*agent) {
+                    self.silent.insert(*agent);
+                    continue;
+                }
                 offer.is_used = is_possible && settled.is_some_and(|due| due <= now.elapsed);
                 if let Some(due) = settled.filter(|due| *due > now.elapsed && is_possible) {
                     self.settle_due = Some(self.settle_due.map_or(due, |first| first.min(due)));
@@ -242,6 +264,9 @@ impl Direct {
         if self.is_held(agent) {
             return "direct path lost: probes were not answered".to_owned();
         }
+        if self.silent.contains(&agent) {
+            return "no bridge of the agent has answered probes yet".to_owned();
+        }
         let obstacle = self.checks.get(&agent).map(|check| check.obstacle.clone());
         match obstacle {
             Some(Some(obstacle)) => obstacle,
@@ -315,7 +340,7 @@ mod tests {
         };
         let peers = offers.iter().map(offer).chain([(agent(9), peer(None))]);
         let mut desired = Desired { peers: Some(peers.collect()), ..Desired::default() };
-        direct.apply(now(seconds), announced, &mut desired);
+        direct.apply(now(seconds), announced, &mut desired, |agent| agent != self::agent(8));
         let used = |number: &u8| {
             let peer = desired.peers.as_ref().and_then(|peers| peers.get(&agent(*number)));
             peer.and_then(|peer| peer.direct).is_some_and(|offer| offer.is_used)
@@ -361,6 +386,15 @@ mod tests {
         let mut direct = enabled();
         direct.checks.get_mut(&agent(3)).unwrap().mac = mac(7);
         assert_eq!(used(&mut direct, &[2, 3]), [2]);
+    }
+
+    #[test]
+    fn peer_whose_bridges_never_answered_takes_the_tunnel() {
+        let mut direct = Direct::new(true, None);
+        direct.set_report(report(&[2, 8], None));
+        assert_eq!(used(&mut direct, &[2, 8]), [2], "probes would not notice a dead path to 8");
+        assert_eq!((direct.waits_for(agent(8)), direct.waits_for(agent(2))), (true, false));
+        assert_eq!(direct.reason(agent(8), true), "no bridge of the agent has answered probes yet");
     }
 
     #[test]

@@ -45,7 +45,8 @@ impl Agent {
         desired.masters = self.masters.programs();
         desired.accepts_every_sender = self.accepts_every_sender;
         desired.disables_checksum_offload = self.offloads.disables_checksum();
-        self.direct.apply(now, self.peers.announced_mac(), &mut desired);
+        let is_audible = |agent| self.probes.has_target(agent);
+        self.direct.apply(now, self.peers.announced_mac(), &mut desired, is_audible);
         self.tunnel.set_desired(now, desired, scope);
     }
 

@@ -201,7 +201,9 @@ impl StateMachine for Agent {
                 if self.probes.failing_count() > failing {
                     self.tunnel.handle_loss(now);
                 }
-                if self.direct.note_failing(now, &self.probes.lost_direct_paths()) {
+                let is_lost = self.direct.note_failing(now, &self.probes.lost_direct_paths());
+                let learned = self.probes.take_learned();
+                if is_lost || learned.into_iter().any(|agent| self.direct.waits_for(agent)) {
                     self.program(now, Scope::Change);
                 }
             }

@@ -829,6 +829,7 @@ fn direct_result() -> Programmed {
 fn direct_path_is_used_after_both_announcements() {
     let mut world = world();
     world.agent.direct = Direct::new(true, None);
+    world.agent.probes.learn_gateway(world.now, [10, 0, 0, 2].into(), [192, 168, 2, 1].into());
     world.set_up_tunnel();
     world.message(MASTER, Message::UpdatePeers(std::sync::Arc::new(direct_table(1, &[2, 3, 5]))));
     let commands = world.finish_program_with(3, direct_result());

@@ -507,6 +507,17 @@ fn write_forward(batch: &mut Batch, kind: u16, flags: u16, index: u32, mac: Mac)
     batch.attribute(NDA_LLADDR, &mac.octets());
 }
 
+/// Returns the scope of a route to a peer. The kernel searches the next hops of all routes with the
+/// same scope, metric and device one by one when it adds a route (`fib_find_info` in
+/// `net/ipv4/fib_semantics.c`), so the routes get different scopes. Below `RT_SCOPE_SITE`, a scope
+/// decides about nothing else. IPv6 has no scopes.
+const fn scope_of(gateway: IpAddr) -> u8 {
+    match gateway {
+        IpAddr::V4(gateway) => gateway.octets()[3] & 0x7f,
+        IpAddr::V6(_) => RT_SCOPE_UNIVERSE,
+    }
+}
+
 fn write_route(
     batch: &mut Batch,
     kind: u16,
@@ -516,10 +527,11 @@ fn write_route(
     index: u32,
 ) {
     let (scope, route_type, route_flags) = match hop {
-        Some(Hop::Via { is_onlink, .. }) => {
-            (RT_SCOPE_UNIVERSE, RTN_UNICAST, if *is_onlink { RTNH_F_ONLINK } else { 0 })
+        Some(Hop::Via { gateway, is_onlink, .. }) => {
+            let flags = if *is_onlink { RTNH_F_ONLINK } else { 0 };
+            (scope_of(*gateway), RTN_UNICAST, flags)
         }
-        Some(Hop::Direct { .. }) => (RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK),
+        Some(Hop::Direct { gateway, .. }) => (scope_of(*gateway), RTN_UNICAST, RTNH_F_ONLINK),
         Some(_) => (RT_SCOPE_UNIVERSE, RTN_UNREACHABLE, 0),
         None => (RT_SCOPE_NOWHERE, 0, 0),
     };

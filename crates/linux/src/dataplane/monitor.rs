@@ -374,6 +374,38 @@ mod tests {
     }
 
     #[test]
+    fn ports_that_come_and_go_are_no_damage() {
+        const BRIDGE: u32 = 4;
+        const PORT: u32 = 9;
+        let watch = Watch {
+            bridges: [(BRIDGE, None)].into(),
+            ports: [(PORT, BRIDGE)].into(),
+            port_mtus: [(PORT, 1420)].into(),
+            ..Watch::default()
+        };
+        let event = |kind: u16, index: u32, master: Option<u32>, mtu: u32| {
+            let mut header = [0; 16];
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            header[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
+            let mut batch = Batch::default();
+            batch.begin(kind, 0, &header);
+            batch.attribute(IFLA_MTU, &mtu.to_ne_bytes());
+            if let Some(master) = master {
+                batch.attribute(IFLA_MASTER, &master.to_ne_bytes());
+            }
+            messages(batch.finish(1, 0)).find_map(|message| watch.event(&message))
+        };
+        let changed = Some(KernelEvent::PortsChanged);
+        assert_eq!(event(RTM_NEWLINK, 10, Some(BRIDGE), 1420), changed, "a container started");
+        assert_eq!(event(RTM_NEWLINK, PORT, Some(BRIDGE), 1500), changed, "a larger MTU");
+        assert_eq!(event(RTM_DELLINK, PORT, Some(BRIDGE), 1420), changed, "a container ended");
+        assert_eq!(event(RTM_NEWLINK, PORT, Some(BRIDGE), 1420), None, "its link went up");
+        assert_eq!(event(RTM_NEWLINK, 10, Some(5), 1420), None, "another bridge");
+        assert_eq!(event(RTM_NEWLINK, PORT, None, 1420), Some(KernelEvent::Changed("port")));
+        assert!(KernelEvent::PortsChanged < KernelEvent::Changed("port"));
+    }
+
+    #[test]
     fn only_learned_addresses_of_bridges_are_filtered() {
         const REACHABLE: u16 = 2;
         let is_kept = |kind: u16, family: u8, state: u16| {

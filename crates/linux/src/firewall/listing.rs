@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use overlay_types::addr::Mac;
+
 use super::elements::ListedElements;
 use super::iptables::Jump;
 use super::{ipsets, iptables, nftables, shortcut};
@@ -133,13 +135,14 @@ pub(super) fn flow_rules(rest: &str) -> BTreeSet<&str> {
 }
 
 /// Returns a part of a listed element of nft in the form in which the agent writes it: an address,
-/// a port, or a hexadecimal number.
+/// a MAC, a port, or a hexadecimal number.
 fn normalize(part: &str) -> Option<String> {
     if let Some(digits) = part.strip_prefix("0x") {
         return u128::from_str_radix(digits, 16).ok().map(|number| format!("{number:#x}"));
     }
     let address = part.parse::<IpAddr>().ok().map(|address| address.to_string());
-    address.or_else(|| part.parse::<u16>().ok().map(|port| port.to_string()))
+    let mac = || part.parse::<Mac>().ok().map(|mac| mac.to_string());
+    address.or_else(mac).or_else(|| part.parse::<u16>().ok().map(|port| port.to_string()))
 }
 
 #[cfg(test)]
@@ -162,12 +165,14 @@ mod tests {
              \tset agents4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.2, 10.0.0.3,\n\
              \t\t\t     10.0.0.4 }\n\t}\n\n\tset inner4_24 {\n\t\ttypeof ip saddr . @th,336,32\n\
              \t\telements = { 10.0.0.2 . 0xa000002,\n\t\t\t     10.0.0.3 . 0x0a000003 }\n\t}\n\n\
-             \tset masters4 {\n\t\telements = { 10.0.0.2 . 5050 }\n\t}\n}\n",
+             \tset masters4 {\n\t\telements = { 10.0.0.2 . 5050 }\n\t}\n\
+             \tset direct4_24 {\n\t\telements = { 06:00:00:00:00:0a . 10.0.2.0 }\n\t}\n}\n",
         );
         assert_eq!(
             listing.elements,
             elements(&[
                 ("agents4", &["10.0.0.2", "10.0.0.3", "10.0.0.4"]),
+                ("direct4_24", &["06:00:00:00:00:0a . 10.0.2.0"]),
                 ("inner4_24", &["10.0.0.2 . 0xa000002", "10.0.0.3 . 0xa000003"]),
                 ("masters4", &["10.0.0.2 . 5050"]),
             ])
@@ -177,7 +182,7 @@ mod tests {
             "table inet mesos_overlay {\n\tset spaces4_16 {\n\t\telements = { 192.168.0.0 }\n\t}\n\
              \tset agents4 {\n\t\ttype ipv4_addr\n\t}\n\
              \tset inner4_24 {\n\t\ttypeof ip saddr . @th,336,32\n\t}\n\
-             \tset masters4 {\n\t}\n}\n"
+             \tset masters4 {\n\t}\n\tset direct4_24 {\n\t}\n}\n"
         );
     }
 

@@ -6,7 +6,7 @@ use overlay_types::addr::DeviceName;
 
 use super::fake_host::{FakeHost, refused};
 use super::shortcut::TunnelLink;
-use super::tests::{desired, links, program, with_gateways};
+use super::tests::{desired, direct, links, links_with_underlay, program, with_gateways};
 use super::*;
 
 type Change = fn(&mut Setup);
@@ -76,6 +76,19 @@ fn changed_peer_changes_elements_and_device_changes_table() {
     let before = setup.host.0.lock().shortcut.clone();
     assert_eq!(setup.apply(false), Outcome::Made);
     assert_ne!(setup.host.0.lock().shortcut, before);
+}
+
+#[test]
+fn rules_of_direct_routing_are_no_damage() {
+    let mut setup = Setup::new();
+    (setup.desired, setup.links) = (direct(true), links_with_underlay());
+    let rules = Ruleset::new(&setup.desired, &setup.options);
+    let outcomes = [[Outcome::Made; 2], [Outcome::Unchanged; 2]];
+    for outcomes in outcomes {
+        assert_eq!([setup.firewall.verify(&rules).unwrap(), setup.apply(true)], outcomes);
+        // Another program has changed its own rules.
+        setup.host.0.lock().transactions += 1;
+    }
 }
 
 #[test]

@@ -204,12 +204,12 @@ fn rules_match_expected_texts() {
 }
 
 /// Returns the devices of the first host, with that of direct routing.
-fn links_with_underlay() -> ShortcutLinks {
+pub(super) fn links_with_underlay() -> ShortcutLinks {
     ShortcutLinks { direct: Some(("eth0".parse().unwrap(), 2)), ..links() }
 }
 
 /// Returns the desired state of a host with direct routing. Only the second host offers it.
-fn direct(is_used: bool) -> Desired {
+pub(super) fn direct(is_used: bool) -> Desired {
     let mut desired = desired();
     let mac = Mac::from([6, 0, 0, 0, 0, 2]);
     let peer = desired.peers.as_mut().unwrap().get_mut(&underlay(2, Family::V4)).unwrap();

@@ -87,6 +87,8 @@ pub(super) struct Probes {
     /// Whether the failures are a problem of this agent.
     is_degraded: bool,
     totals: Totals,
+    /// The peers whose first bridge or port has answered.
+    learned: Vec<IpAddr>,
     /// Why no probe can be sent.
     off_reason: Option<String>,
     /// Why some probes do not take the path of containers.
@@ -128,6 +130,7 @@ impl Probes {
             shared_cause: None,
             is_degraded: false,
             totals: Totals::default(),
+            learned: Vec::new(),
             off_reason: None,
             limitation: None,
             bridged: BTreeSet::new(),
@@ -349,6 +352,23 @@ impl Probes {
         self.update_degradation(now);
     }
 
+    /// Returns whether a bridge or a port of a peer has answered. Then a path that dies is noticed.
+    pub(super) fn has_target(&self, agent: IpAddr) -> bool {
+        self.peers.get(&agent).is_some_and(PeerPath::has_target)
+    }
+
+    /// Lets a bridge of a peer have answered.
+    #[cfg(test)]
+    pub(super) fn learn_gateway(&mut self, now: Now, agent: IpAddr, gateway: IpAddr) {
+        self.peers.entry(agent).or_insert_with(|| PeerPath::new(now)).learn_gateway(gateway);
+        self.learned.push(agent);
+    }
+
+    /// Takes the peers whose first bridge or port has answered since the last call.
+    pub(super) fn take_learned(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.learned)
+    }
+
     /// Returns the peers that fail their probes, while packets go to them without encapsulation.
     pub(super) fn lost_direct_paths(&self) -> Vec<IpAddr> {
         let desired = self.desired.as_ref().filter(|_| self.off_reason.is_none());
@@ -373,7 +393,9 @@ impl Probes {
         let Some(path) = self.peers.get_mut(&agent) else { return };
         let before = path.failure_cause();
         self.totals.subtract(path);
+        let had_target = path.has_target();
         path.record(now, visit, outcomes);
+        self.learned.extend((!had_target && path.has_target()).then_some(agent));
         self.totals.add(path);
         self.has_unreported_change |= path.failure_cause() != before;
         let (delay, is_confirmed) = (path.retry_delay(now), path.has_enough_visits());

@@ -142,6 +142,17 @@ impl PeerPath {
         }
     }
 
+    /// Returns whether a gateway, or a port of the peer's probes, is known.
+    pub(super) const fn has_target(&self) -> bool {
+        !self.gateways.is_empty() || !self.ports.is_empty()
+    }
+
+    /// Lets a gateway have answered.
+    #[cfg(test)]
+    pub(super) fn learn_gateway(&mut self, gateway: IpAddr) {
+        self.gateways.push(gateway);
+    }
+
     /// Returns whether a port of the peer's probes is known.
     #[cfg(test)]
     pub(super) const fn has_port(&self) -> bool {
@@ -217,7 +228,9 @@ impl PeerPath {
         });
         let shared: Vec<_> = shared.collect();
         let round = self.successes / shared.len().max(1) as u64;
-        let is_learning = round.is_multiple_of(LEARNING_INTERVAL);
+        // Direct routing waits for the first target.
+        let is_awaited = peer.direct.is_some() && !self.has_target();
+        let is_learning = round.is_multiple_of(LEARNING_INTERVAL) || is_awaited;
         let chosen = self.choose(&shared, is_learning);
         let known = |targets: &[IpAddr]| {
             let (_, subnet) = chosen?;

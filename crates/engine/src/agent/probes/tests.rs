@@ -815,3 +815,17 @@ fn overlay_cut_off_from_peers_without_bridge_is_named() {
     world.run(60);
     assert!(world.problem().contains("packets of containers reach none of 2 peers"));
 }
+
+#[test]
+fn first_bridge_of_peer_is_learned_once() {
+    let agent = IpAddr::from([10, 0, 0, 1]);
+    let mut world = World::new(2, 2);
+    assert!(!world.probes.has_target(agent));
+    world.run(60);
+    assert!(world.probes.has_target(agent));
+    let mut learned = world.probes.take_learned();
+    learned.sort_unstable();
+    assert_eq!(learned.len(), 2, "{learned:?}");
+    assert!(learned.contains(&agent));
+    assert_eq!(world.probes.take_learned(), [] as [IpAddr; 0]);
+}
