@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use overlay_types::addr::DeviceName;
+use overlay_types::addr::{DeviceName, Mac};
 
 use super::fake_host::{FakeHost, refused};
 use super::shortcut::TunnelLink;
@@ -186,6 +186,14 @@ fn container_that_starts_gets_hook_without_other_changes() {
     assert_eq!(setup.host.0.lock().ports.get("port99"), Some(&("veth99".to_owned(), rule)));
     assert_eq!(setup.host.0.lock().shortcut, before);
     assert_eq!(setup.apply(true), Outcome::Unchanged);
+    // The bridge takes the MAC of the container.
+    setup.links.bridges.get_mut(&"m-a".parse().unwrap()).unwrap().mac = Mac::from([2; 6]);
+    assert_eq!(setup.firewall.follow_ports(&setup.links), Outcome::Made);
+    let rule = |chain: &str| setup.host.0.lock().ports[chain].1.clone();
+    for chain in ["port31", "port99"] {
+        assert_eq!(rule(chain), "ether daddr 02:02:02:02:02:02 goto from0");
+    }
+    assert_eq!(rule("port41"), "ether daddr 02:00:00:00:01:04 goto from1");
     ports(&mut setup).clear();
     assert_eq!(setup.firewall.follow_ports(&setup.links), Outcome::Made);
     assert_eq!(setup.host.0.lock().ports.keys().collect::<Vec<_>>(), ["port41", "port51"]);

@@ -20,7 +20,8 @@ pub(super) struct PortHook {
     pub(super) device: DeviceName,
     /// Number of the bridge.
     pub(super) bridge: usize,
-    /// MAC of the bridge.
+    /// MAC of the bridge. The kernel gives a bridge the lowest MAC of its ports, so it may change with
+    /// each container.
     pub(super) mac: Mac,
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Subnet};
+use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Subnet};
 use overlay_types::tunnel::{Desired, OverlayBridge, OverlaySubnets, validate_peers};
 
 use super::super::elements::ListedElements;
@@ -46,7 +46,6 @@ struct Tunnel {
 struct Bridge {
     device: DeviceName,
     index: u32,
-    mac: Mac,
     /// The subnets of its containers, each with a subnet of its overlay.
     within: BTreeSet<(Subnet, Subnet)>,
 }
@@ -90,12 +89,14 @@ impl ShortcutRules {
     /// Returns the hooks at the ports of the bridges.
     pub(super) fn ports_of(&self, links: &ShortcutLinks) -> BTreeSet<PortHook> {
         let ports = self.bridges().flat_map(|(number, bridge)| {
-            let ports = links.bridges.get(&bridge.device).into_iter().flat_map(|link| &link.ports);
-            ports.map(move |(device, index)| PortHook {
-                index: *index,
-                device: device.clone(),
-                bridge: number,
-                mac: bridge.mac,
+            let link = links.bridges.get(&bridge.device).filter(|link| link.index == bridge.index);
+            link.into_iter().flat_map(move |link| {
+                link.ports.iter().map(move |(device, index)| PortHook {
+                    index: *index,
+                    device: device.clone(),
+                    bridge: number,
+                    mac: link.mac,
+                })
             })
         });
         ports.collect()
@@ -316,14 +317,14 @@ impl Bridge {
         tunnel: TunnelLink,
         links: &ShortcutLinks,
     ) -> Option<Self> {
-        let BridgeLink { index, mac, .. } = *links.bridges.get(&bridge.device)?;
+        let BridgeLink { index, .. } = *links.bridges.get(&bridge.device)?;
         let carried =
             bridge.subnets.iter().filter(|own| own.family() == Family::V4 || tunnel.has_ipv6);
         let within = carried.flat_map(|own| {
             of_family(space.whole.iter(), own.family()).map(move |whole| (*own, whole))
         });
         let within: BTreeSet<_> = within.collect();
-        (!within.is_empty()).then(|| Self { device: bridge.device.clone(), index, mac, within })
+        (!within.is_empty()).then(|| Self { device: bridge.device.clone(), index, within })
     }
 }
 
