@@ -34,8 +34,10 @@ const MAC_LENGTH: usize = 6;
 /// Moves the lists of `message` to its field `compact`. Returns false, with the message unchanged,
 /// if the agent would refuse the length of the decompressed bytes.
 pub(super) fn compress(message: &mut pb::UpdatePeersMessage) -> bool {
-    // Fields only get shorter, so this length is an upper bound.
-    if message.encoded_len() > EXPANDED_MAX {
+    // Fields only get shorter, except the list of MACs, which has entries for all peers. So this
+    // length is an upper bound.
+    let longest = message.encoded_len() + message.peers.len() * MAC_LENGTH;
+    if longest > EXPANDED_MAX {
         return false;
     }
     let mut peers = std::mem::take(&mut message.peers);

@@ -183,7 +183,7 @@ impl Direct {
 
     /// Notes the peers whose probes fail. Returns whether the desired state is another one.
     pub(super) fn note_failing(&mut self, now: Now, failing: &[IpAddr]) -> bool {
-        let mut has_changed = false;
+        let mut lost = Vec::new();
         for agent in failing.iter().filter(|agent| self.used.contains(agent)) {
             if self.is_held(*agent) {
                 continue;
@@ -192,14 +192,18 @@ impl Direct {
             let hold = HOLD.0.saturating_mul(1 << (count - 1).min(16)).min(HOLD.1);
             let loss = Loss { count, due: now.elapsed + hold, is_held: true };
             self.losses.insert(*agent, loss);
-            log::warn!(
-                "the direct path to agent {agent} is lost: probes are not answered: packets take \
-                 the tunnel for {} s",
-                hold.as_secs()
-            );
-            has_changed = true;
+            lost.push(agent);
         }
-        has_changed
+        // A switch may lose the paths to all peers at once: they share one line.
+        if !lost.is_empty() {
+            log::warn!(
+                "direct paths are lost to {}: probes are not answered: packets take the tunnel for \
+                 at least {} s",
+                count_and_list(&lost, "agent"),
+                HOLD.0.as_secs()
+            );
+        }
+        !lost.is_empty()
     }
 
     /// Returns when a direct path is tried, or tried again.

@@ -91,8 +91,9 @@ impl PeersUpdate {
 /// the subnets. Subnets are ordered by overlay name, family (IPv4 first), address and prefix
 /// length. A length byte precedes each address and each name; 0 means that the address is absent. A
 /// subnet is its name, its address, and its prefix length in one byte. The MAC for direct routing
-/// follows only if there is one, so that tables without one have the digests of former versions. The finalizer of MurmurHash3
-/// mixes the result, because FNV gives similar agents similar values, and the digest is a sum.
+/// follows only if there is one, so that tables without one have the digests of former versions.
+/// The finalizer of MurmurHash3 mixes the result, because FNV gives similar agents similar values,
+/// and the digest is a sum.
 #[must_use]
 pub fn peer_digest(ip: Ipv4Addr, info: &PeerInfo) -> u64 {
     let PeerInfo { underlay, peer: Peer { ip: vtep, ip6: vtep6, mac, subnets, direct } } = info;
