@@ -57,6 +57,15 @@ fn wait_until_tunnel(cluster: &Cluster, number: u8, peer: &str, part: &str) {
     cluster.wait_for(&name, || reason(cluster.host(number), peer).contains(part));
 }
 
+/// Starts two agents that route directly, with a container each.
+fn direct_pair() -> (Cluster, Vec<Container>) {
+    let cluster = cluster(2, 2);
+    let containers = cluster.add_containers();
+    wait_until_direct(&cluster, 1, &["10.0.0.2"]);
+    wait_until_direct(&cluster, 2, &["10.0.0.1"]);
+    (cluster, containers)
+}
+
 /// Counts the VXLAN packets that arrive with a container's source inside.
 fn count_tunneled(host: &Host, source: IpAddr) {
     let IpAddr::V4(source) = source else { panic!("an IPv6 address") };
@@ -153,10 +162,7 @@ fn forge(host: &Namespace, source: &str, to: IpAddr) {
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn forged_direct_packets_are_dropped() {
-    let cluster = cluster(2, 2);
-    let containers = cluster.add_containers();
-    wait_until_direct(&cluster, 1, &["10.0.0.2"]);
-    wait_until_direct(&cluster, 2, &["10.0.0.1"]);
+    let (cluster, containers) = direct_pair();
     let to = containers[0].address();
     let receiver = containers[0]
         .namespace
@@ -185,10 +191,7 @@ fn forged_direct_packets_are_dropped() {
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn dead_direct_path_falls_back_to_the_tunnel() {
-    let cluster = cluster(2, 2);
-    let containers = cluster.add_containers();
-    wait_until_direct(&cluster, 1, &["10.0.0.2"]);
-    wait_until_direct(&cluster, 2, &["10.0.0.1"]);
+    let (cluster, containers) = direct_pair();
     let is_alive = || can_ping(&containers[0].namespace, containers[1].address(), 16);
     assert!(is_alive());
     // A switch that checks sources: it drops packets whose source is not that of a host.
@@ -208,10 +211,7 @@ fn dead_direct_path_falls_back_to_the_tunnel() {
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn hosts_that_cannot_route_directly_use_the_tunnel() {
-    let cluster = cluster(2, 2);
-    let containers = cluster.add_containers();
-    wait_until_direct(&cluster, 1, &["10.0.0.2"]);
-    wait_until_direct(&cluster, 2, &["10.0.0.1"]);
+    let (cluster, containers) = direct_pair();
     let is_alive = || can_ping(&containers[0].namespace, containers[1].address(), 16);
     let host = cluster.host(1).namespace();
     // A peer behind a router.
