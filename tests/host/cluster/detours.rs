@@ -162,12 +162,13 @@ fn uplink_rules_are_judged_with_underlay_address_on_loopback() {
     let cluster = Cluster::started(2, Underlay::V4);
     let containers = cluster.add_containers();
     let is_alive = || can_ping(&containers[0].namespace, containers[1].address(), 16);
+    // The prefix of the second address differs: the kernel would delete the address of the same
+    // prefix, and its route, together with the first.
     shell(
         &cluster,
         1,
-        "ip address add 10.0.0.51/24 dev eth0 && ip address add 10.0.0.1/32 dev lo && \
-         ip address delete 10.0.0.1/24 dev eth0 && \
-         (ip address show dev eth0 | grep -q 10.0.0.51 || ip address add 10.0.0.51/24 dev eth0)",
+        "ip address add 10.0.0.51/25 dev eth0 && ip address add 10.0.0.1/32 dev lo && \
+         ip address delete 10.0.0.1/24 dev eth0",
     );
     cluster.wait_for("the path is alive with the address on lo", is_alive);
     let rules = |accepted: &str| {
