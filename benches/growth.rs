@@ -218,6 +218,7 @@ fn master() -> Master {
         network: Arc::new(config.network),
         reuse_after: Duration::ZERO,
         kind: MasterKind::Module,
+        authentication: None,
     };
     let mut master = Master::new(settings, overlay_wire::encode_peers_update, 1);
     assert_eq!(master.poll_command(), Some(Command::Load));

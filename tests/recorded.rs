@@ -34,6 +34,7 @@ fn first_allocation_matches_recorded_master() {
         reuse_after: Duration::ZERO,
         // The masters of this project append fields of their own.
         kind: MasterKind::Other,
+        authentication: None,
     };
     let mut master = Master::new(settings, encode_peers_update, 1);
     let (epoch, version) = (Epoch(1), Version(0));

@@ -171,7 +171,7 @@ async fn serve(
     let master = MasterProcess::start("file", dir, MASTER).await?;
     let leader = watch::channel(Some(MASTER)).1;
     let agents = agents::listen()
-        .and_then(|listener| Agents::start_on(listener, FIRST_PEER, leader, peers))
+        .and_then(|listener| Agents::start_on((listener, FIRST_PEER), leader, peers, None))
         .map_err(|error| error.to_string())?;
     agents.all_acknowledged(SETTLING).await.map_err(|error| error + &master.log())?;
     // Fails only if the other thread has ended.

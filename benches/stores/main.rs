@@ -138,7 +138,7 @@ fn storm(store: &str) -> Result<(f64, u64), String> {
         let address = free_address();
         let master = MasterProcess::start(store, dir.path(), address).await?;
         let start = now();
-        let agents = Agents::start(watch::channel(Some(address)).1, STORM_AGENTS)
+        let agents = Agents::start(watch::channel(Some(address)).1, STORM_AGENTS, None)
             .map_err(|error| error.to_string())?;
         agents.all_acknowledged(STORM_TIMEOUT).await.map_err(|error| error + &master.log())?;
         let wall = start.elapsed().as_secs_f64();
@@ -174,6 +174,7 @@ fn measure_load(
         network: Arc::new(config.network),
         reuse_after: config.reuse_after,
         kind: MasterKind::Program,
+        authentication: None,
     };
     let start = now();
     let mut store = open();
@@ -221,6 +222,7 @@ fn record(number: u32) -> Change {
         docker_bridge: true,
         underlay: None,
         direct_mac: None,
+        authenticated: None,
     });
     let agent = Ipv4Addr::from(0xac10_0001 + number);
     Change::Put(Key::Agent(agent), encode_record(&record))

@@ -13,8 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use overlay_engine::authentication::{AgentSession, ContentDigest};
 use overlay_types::addr::{Upid, agent_upid, master_upid};
-use overlay_types::protocol::{AgentOptions, Assignment, Message, Status};
+use overlay_types::protocol::{
+    AgentCredential, AgentOptions, Assignment, AuthenticationMode, Message, Status,
+};
+use overlay_wire as wire;
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::AsyncReadExt as _;
@@ -83,6 +87,8 @@ pub(crate) struct TrafficCounters {
 
 pub(crate) struct Agent {
     pub(crate) upid: Upid,
+    /// Seals and checks messages, if the agents have a credential.
+    session: Mutex<AgentSession>,
     /// Counts starts and stops of the agent. The agent is running while the number is even.
     life: watch::Sender<u64>,
     pub(crate) state: Mutex<AgentState>,
@@ -103,23 +109,60 @@ const fn is_alive(life: u64) -> bool {
     life.is_multiple_of(2)
 }
 
+impl Agent {
+    /// Encodes a message to the master, with its seal.
+    fn seal(&self, to: &Upid, message: &Message) -> Vec<u8> {
+        let seal = |content: &[u8]| {
+            self.session.lock().seal(message.kind(), || ContentDigest::of(content))
+        };
+        request(&self.upid, to, message, seal)
+    }
+
+    /// Checks the seal of a message of the master.
+    fn check(&self, from: &Upid, message: &Message, body: &[u8]) -> Result<(), String> {
+        let mut session = self.session.lock();
+        if !session.is_on() {
+            return Ok(());
+        }
+        let (content, seal) = wire::split_seal(body).map_err(|fault| fault.to_string())?;
+        let checked = session.authenticate(from, message.kind(), content, seal.as_ref());
+        checked.map_err(|fault| format!("{message}: {fault}"))
+    }
+}
+
+fn open_session(credential: Option<AgentCredential>) -> AgentSession {
+    let mut seed = [0; 32];
+    fastrand::fill(&mut seed);
+    AgentSession::new(credential, AuthenticationMode::Required, false, &seed)
+}
+
 impl Agents {
-    /// Starts `count` agents on the current runtime. They register with the leading master.
-    pub(crate) fn start(leader: Leader, count: usize) -> io::Result<Arc<Self>> {
-        Self::start_on(listen()?, FIRST_ADDRESS, leader, count)
+    /// Starts `count` agents on the current runtime. They register with the leading master. With a
+    /// credential, they accept only a master that authenticates.
+    pub(crate) fn start(
+        leader: Leader,
+        count: usize,
+        credential: Option<AgentCredential>,
+    ) -> io::Result<Arc<Self>> {
+        Self::start_on((listen()?, FIRST_ADDRESS), leader, count, credential)
     }
 
     /// Starts `count` agents with the addresses from `first` on, which must be local. They accept
     /// the connections of the master on `listener`.
     pub(crate) fn start_on(
-        listener: TcpListener,
-        first: Ipv4Addr,
+        (listener, first): (TcpListener, Ipv4Addr),
         leader: Leader,
         count: usize,
+        credential: Option<AgentCredential>,
     ) -> io::Result<Arc<Self>> {
         allow_descriptors(count)?;
         let port = listener.local_addr()?.port();
-        let agent = |upid| Agent { upid, life: watch::Sender::new(0), state: Mutex::default() };
+        let agent = |upid| Agent {
+            upid,
+            session: Mutex::new(open_session(credential.clone())),
+            life: watch::Sender::new(0),
+            state: Mutex::default(),
+        };
         let agents = Arc::new(Self {
             leader,
             first,
@@ -238,6 +281,7 @@ impl Agents {
                 _ = life.changed() => {}
                 () = leader_change(&mut leader) => {}
             }
+            self.agents[index].session.lock().link_ended(master.address);
             let mut state = self.agents[index].state.lock();
             state.link = None;
             if std::mem::take(&mut state.is_acknowledged) {
@@ -286,14 +330,16 @@ impl Agents {
         master: &Upid,
     ) -> Result<(), String> {
         let agent = &self.agents[index];
-        let register = Message::RegisterAgent(AgentOptions::default());
-        let register = request(&agent.upid, master, &register);
         let mut input = Vec::new();
         loop {
             self.registrations.fetch_add(1, Ordering::Relaxed);
             agent.state.lock().registrations_sent += 1;
-            if self.write(link, &register).await.is_err() {
-                return Ok(());
+            let register = Message::RegisterAgent(AgentOptions::default());
+            let messages = agent.session.lock().send(master, register);
+            for message in messages {
+                if self.write(link, &agent.seal(master, &message)).await.is_err() {
+                    return Ok(());
+                }
             }
             let jitter = Duration::from_millis(fastrand::u64(..JITTER_MILLISECONDS));
             let retry_at = Instant::now() + RETRY_INTERVAL + jitter;
@@ -343,30 +389,31 @@ impl Agents {
         let mut input = Vec::new();
         while let Ok(1..) = self.read(stream, &mut input).await {
             loop {
-                let (from, message) = match take_message(&mut input) {
+                let (from, message, body) = match take_message(&mut input) {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
                     Err(error) => return self.report_error(index, &error),
                 };
-                let reply = self.handle_message(index, &from, message);
+                if let Err(error) = self.agents[index].check(&from, &message, &body) {
+                    return self.report_error(index, &error);
+                }
+                let replies = self.handle_message(index, &from, message);
                 if self.write(stream, RECEIPT).await.is_err() {
                     return;
                 }
-                if let Some((link, report)) = reply {
+                let link = self.agents[index].state.lock().link.clone();
+                for (reply, link) in replies.iter().zip(std::iter::repeat(link)) {
+                    let Some(link) = link else { break };
+                    let reply = self.agents[index].seal(&from, reply);
                     // A failure means that the link has ended, which its own task handles.
-                    let _ = self.write(&link, &report).await;
+                    let _ = self.write(&link, &reply).await;
                 }
             }
         }
     }
 
-    /// Handles a message. Returns the report to send and its link.
-    fn handle_message(
-        &self,
-        index: usize,
-        from: &Upid,
-        message: Message,
-    ) -> Option<(Arc<TcpStream>, Vec<u8>)> {
+    /// Handles a message. Returns the messages to send.
+    fn handle_message(&self, index: usize, from: &Upid, message: Message) -> Vec<Message> {
         let agent = &self.agents[index];
         let ip = *agent.upid.address.ip();
         let is_own_master = *self.leader.borrow() == Some(from.address);
@@ -381,19 +428,20 @@ impl Agents {
                 self.changed.notify_waiters();
                 let report_ok = |overlay| Assignment { status: Some(Status::Ok), ..overlay };
                 let report = overlays.into_iter().map(report_ok).collect();
-                let report = request(&agent.upid, from, &Message::AgentRegistered(report));
-                Some((Arc::clone(agent.state.lock().link.as_ref()?), report))
+                return vec![Message::AgentRegistered(report)];
+            }
+            Message::AuthenticationChallenge(challenge) => {
+                let held = agent.session.lock().receive_challenge(from, &challenge);
+                return held.unwrap_or_default();
             }
             // Like the real agent, a simulated agent ignores masters other than the leader.
             Message::UpdateAgentOverlays { overlays, .. } => {
                 self.checker.lock().check_foreign_assignment(ip, &overlays);
-                None
             }
             Message::UpdatePeers(update) if is_own_master => {
                 let is_complete = update.changed.len() == self.agents.len();
                 self.tables.fetch_add(usize::from(is_complete), Ordering::Relaxed);
                 self.changed.notify_waiters();
-                None
             }
             Message::AgentRegisteredAcknowledgement => {
                 let mut state = agent.state.lock();
@@ -402,13 +450,10 @@ impl Agents {
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
                     self.changed.notify_waiters();
                 }
-                None
             }
-            other => {
-                self.report_error(index, &format!("an agent received {other}"));
-                None
-            }
+            other => self.report_error(index, &format!("an agent received {other}")),
         }
+        Vec::new()
     }
 
     /// Waits for data and appends it to `input`. Returns the number of appended bytes: 0 at the end

@@ -248,11 +248,13 @@ impl Messages {
             docker_bridge: options.docker_bridge,
             underlay: options.underlay,
             direct_mac: None,
+            authenticated: None,
         };
         let agent = agent_at(FIRST_ADDRESS, index, port)?;
         let master = master_upid(master);
-        let bytes =
-            |message| request_to_host(&master, &agent, &message, &agent.address.to_string());
+        let bytes = |message| {
+            request_to_host(&master, &agent, &message, &agent.address.to_string(), |_| None)
+        };
         Some(Self {
             assignment: bytes(Message::UpdateAgentOverlays {
                 overlays: build_assignments(network, &record),

@@ -2,7 +2,7 @@
 //! the transport of the program, which is under test: an error on both ends would stay unnoticed.
 
 use overlay_types::addr::Upid;
-use overlay_types::protocol::Message;
+use overlay_types::protocol::{Message, Seal};
 use overlay_wire as wire;
 
 /// The HTTP response to a message.
@@ -12,14 +12,29 @@ pub(crate) const RECEIPT: &[u8] =
 /// The end of the head of a request.
 pub(crate) const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// Encodes a message as Mesos 1.4 to 1.11 do, with an empty Host header.
-pub(crate) fn request(from: &Upid, to: &Upid, message: &Message) -> Vec<u8> {
-    request_to_host(from, to, message, "")
+/// Encodes a message as Mesos 1.4 to 1.11 do, with an empty Host header. `seal` returns the seal of
+/// its content.
+pub(crate) fn request(
+    from: &Upid,
+    to: &Upid,
+    message: &Message,
+    seal: impl FnOnce(&[u8]) -> Option<Seal>,
+) -> Vec<u8> {
+    request_to_host(from, to, message, "", seal)
 }
 
-/// Encodes a message with this value of the Host header.
-pub(crate) fn request_to_host(from: &Upid, to: &Upid, message: &Message, host: &str) -> Vec<u8> {
-    let (name, body) = wire::encode_message(message);
+/// Encodes a message with this value of the Host header. `seal` returns the seal of its content.
+pub(crate) fn request_to_host(
+    from: &Upid,
+    to: &Upid,
+    message: &Message,
+    host: &str,
+    seal: impl FnOnce(&[u8]) -> Option<Seal>,
+) -> Vec<u8> {
+    let (name, mut body) = wire::encode_message(message);
+    if let Some(seal) = seal(&body) {
+        wire::append_seal(&mut body, &seal);
+    }
     let mut request = format!(
         "POST /{}/{name} HTTP/1.1\r\nUser-Agent: libprocess/{from}\r\nLibprocess-From: {from}\r\n\
          Connection: Keep-Alive\r\nHost: {host}\r\n",
@@ -37,9 +52,11 @@ pub(crate) fn request_to_host(from: &Upid, to: &Upid, message: &Message, host: &
     request
 }
 
-/// Removes a complete message to the overlay agent from `input`. Returns its sender and the
-/// message, or `None` if the message is not complete yet.
-pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<(Upid, Message)>, String> {
+/// Removes a complete message to the overlay agent from `input`. Returns its sender, the message and
+/// its body, or `None` if the message is not complete yet.
+pub(crate) fn take_message(
+    input: &mut Vec<u8>,
+) -> Result<Option<(Upid, Message, Vec<u8>)>, String> {
     let Some(head_length) = position(input, HEAD_END) else { return Ok(None) };
     let head = std::str::from_utf8(&input[..head_length]).map_err(|error| error.to_string())?;
     let name = head
@@ -63,8 +80,9 @@ pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<(Upid, Message)
         (&rest[..0], 0)
     };
     let message = wire::decode_message(&name, body).map_err(|error| error.to_string())?;
+    let body = body.to_vec();
     input.drain(..head_length + HEAD_END.len() + length);
-    Ok(Some((from, message)))
+    Ok(Some((from, message, body)))
 }
 
 /// Removes all complete receipts from `input`.

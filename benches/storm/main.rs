@@ -9,6 +9,9 @@
 //! connections without any logic, see [`floor`]. The ratio of both shows the cost of the logic, the
 //! store and the encoding.
 //!
+//! `cargo bench --bench storm -- --authenticated 8000` lets agents and master authenticate each
+//! other, and compares the CPU time with that of a storm without credentials.
+//!
 //! `cargo bench --bench storm -- --peers 1000` then lets all agents request their peers at once, in
 //! the compact and in the plain form. The master sends each table at most at the rate of a network
 //! of 1 Gbit/s.
@@ -30,14 +33,19 @@ mod mesos;
 mod peers;
 mod usage;
 
+use std::fs::{self, Permissions};
+use std::net::SocketAddrV4;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use overlay_config::parse_agent_credential;
 use tokio::sync::watch;
 
 use agents::{Agents, FIRST_ADDRESS};
 use floor::{Floor, Traffic};
-use master_process::{MasterProcess, free_address};
+use master_process::{MasterProcess, NETWORK, free_address};
 use mesos::Mesos;
 use usage::{Usage, cpu_time};
 
@@ -67,6 +75,12 @@ const RATIO_LIMIT: f64 = 1.3;
 
 /// Limit of the CPU time of the program relative to the floor.
 const FLOOR_RATIO_LIMIT: f64 = 1.5;
+
+/// Limit of the CPU time of the program with authentication, relative to that without.
+const AUTHENTICATION_LIMIT: f64 = 1.1;
+
+/// The credential of the agents.
+const CREDENTIAL: &str = "agents correct-horse-battery-staple";
 
 /// Limit of the CPU seconds of a mesos-master with the module for 8,000 agents: a third of the CPU
 /// seconds with the C++ module.
@@ -134,6 +148,10 @@ fn main() -> ExitCode {
         let sizes = if sizes.is_empty() { vec![SIZES[0].0] } else { sizes };
         return exit_code(sizes.into_iter().try_for_each(peers::measure));
     }
+    if arguments.iter().any(|argument| argument == "--authenticated") {
+        let sizes = if sizes.is_empty() { vec![SIZES[2].0] } else { sizes };
+        return exit_code(sizes.into_iter().try_for_each(compare_authentication));
+    }
     exit_code(Mesos::from_arguments(&arguments).and_then(|mesos| run(mesos.as_ref(), &sizes)))
 }
 
@@ -176,7 +194,8 @@ fn run(mesos: Option<&Mesos>, selected_sizes: &[usize]) -> Result<(), String> {
         if !selected_sizes.is_empty() && !selected_sizes.contains(&agents) {
             continue;
         }
-        let mut storms = (0..RUNS).map(|_| storm(mesos, agents)).collect::<Result<Vec<_>, _>>()?;
+        let mut storms =
+            (0..RUNS).map(|_| storm(mesos, agents, false)).collect::<Result<Vec<_>, _>>()?;
         storms.sort_by_key(|storm| storm.cpu);
         let best = storms.swap_remove(0);
         best.print(cpp_cpu, cpp_wall);
@@ -204,6 +223,49 @@ fn run(mesos: Option<&Mesos>, selected_sizes: &[usize]) -> Result<(), String> {
         }
         _ => {}
     }
+    Ok(())
+}
+
+/// Starts a master that takes authenticated agents only.
+async fn start_authenticating(dir: &Path, address: SocketAddrV4) -> Result<MasterProcess, String> {
+    let failure = |error: std::io::Error| format!("write to {}: {error}", dir.display());
+    let credentials = dir.join("credentials");
+    fs::write(&credentials, CREDENTIAL).map_err(failure)?;
+    fs::set_permissions(&credentials, Permissions::from_mode(0o600)).map_err(failure)?;
+    let network: serde_json::Value =
+        serde_json::from_str(NETWORK).map_err(|error| error.to_string())?;
+    let config = serde_json::json!({ "network": network, "credentials": credentials,
+        "authentication": "required" });
+    let path = dir.join("master.json");
+    fs::write(&path, config.to_string()).map_err(failure)?;
+    let command = MasterProcess::command("file", &path, dir, address);
+    MasterProcess::launch(command, dir, address).await
+}
+
+/// Compares storms with and without authentication. They alternate, since the machine may be busy.
+fn compare_authentication(count: usize) -> Result<(), String> {
+    let mut best = [f64::INFINITY; 2];
+    let mut walls = [f64::INFINITY; 2];
+    for _ in 0..RUNS {
+        for (index, is_authenticated) in [false, true].into_iter().enumerate() {
+            let storm = storm(None, count, is_authenticated)?;
+            best[index] = best[index].min(storm.cpu.as_secs_f64());
+            walls[index] = walls[index].min(storm.wall.as_secs_f64());
+            if storm.retries > 0 {
+                println!("  {} registrations timed out and were repeated", storm.retries);
+            }
+        }
+    }
+    let ratio = best[1] / best[0];
+    println!(
+        "{count} agents: CPU {:.3} s and wall {:.2} s, authenticated {:.3} s and {:.2} s: {ratio:.3} \
+         times as much, limit {AUTHENTICATION_LIMIT}: {}",
+        best[0],
+        walls[0],
+        best[1],
+        walls[1],
+        verdict(ratio <= AUTHENTICATION_LIMIT)
+    );
     Ok(())
 }
 
@@ -277,9 +339,13 @@ fn run_floor(count: usize) -> Result<FloorRun, String> {
         let pid = floor.child.id();
         let cpu_before = cpu_time(pid)?;
         let start = now();
-        let agents =
-            Agents::start_on(listener, FIRST_ADDRESS, watch::channel(Some(address)).1, count)
-                .map_err(|error| error.to_string())?;
+        let agents = Agents::start_on(
+            (listener, FIRST_ADDRESS),
+            watch::channel(Some(address)).1,
+            count,
+            None,
+        )
+        .map_err(|error| error.to_string())?;
         agents.all_acknowledged(STORM_TIMEOUT).await?;
         let wall = start.elapsed();
         let cpu = cpu_time(pid)? - cpu_before;
@@ -298,7 +364,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, Strin
 }
 
 /// Runs a storm against a new master, and checks the resulting state.
-fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
+fn storm(mesos: Option<&Mesos>, count: usize, is_authenticated: bool) -> Result<Storm, String> {
     block_on(async {
         // In the build directory: /tmp may be a tmpfs, on which durable writes cost nothing.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))
@@ -306,13 +372,17 @@ fn storm(mesos: Option<&Mesos>, count: usize) -> Result<Storm, String> {
         let address = free_address();
         let master = match mesos {
             Some(mesos) => mesos.start(dir.path(), address, count).await?,
+            None if is_authenticated => start_authenticating(dir.path(), address).await?,
             None => MasterProcess::start("file", dir.path(), address).await?,
         };
         let pid = master.child.id();
+        let leader = watch::channel(Some(address)).1;
         let cpu_before = cpu_time(pid)?;
         let start = now();
-        let agents = Agents::start(watch::channel(Some(address)).1, count)
-            .map_err(|error| error.to_string())?;
+        let credential = is_authenticated.then(|| parse_agent_credential(CREDENTIAL));
+        let credential = credential.transpose().map_err(|error| error.to_string())?;
+        let agents = Agents::start(leader, count, credential);
+        let agents = agents.map_err(|error| error.to_string())?;
         agents.all_acknowledged(STORM_TIMEOUT).await.map_err(|error| error + &master.log())?;
         let wall = start.elapsed();
         let cpu_after = cpu_time(pid)?;

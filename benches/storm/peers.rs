@@ -27,7 +27,7 @@ pub(crate) fn measure(count: usize) -> Result<(), String> {
         let address = free_address();
         let master = MasterProcess::start("file", dir.path(), address).await?;
         let pid = master.child.id();
-        let agents = Agents::start(watch::channel(Some(address)).1, count)
+        let agents = Agents::start(watch::channel(Some(address)).1, count, None)
             .map_err(|error| error.to_string())?;
         agents.all_acknowledged(STORM_TIMEOUT).await.map_err(|error| error + &master.log())?;
         tokio::time::sleep(AFTERMATH).await;
@@ -60,7 +60,7 @@ async fn receive_peers(
     let message = Message::RequestPeers(PeersRequest { form, ..PeersRequest::default() });
     for agent in &agents.agents {
         let link = agent.state.lock().link.clone().ok_or("an agent has no link")?;
-        let request = request(&agent.upid, &master, &message);
+        let request = request(&agent.upid, &master, &message, |_| None);
         agents.write(&link, &request).await.map_err(|error| error.to_string())?;
     }
     let received = || agents.tables.load(Ordering::Relaxed);

@@ -13,7 +13,7 @@ use heck::{ToSnakeCase as _, ToUpperCamelCase as _};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
-const PROTOS: [&str; 9] = [
+const PROTOS: [&str; 10] = [
     "overlay.proto",
     "messages.proto",
     "record.proto",
@@ -21,14 +21,16 @@ const PROTOS: [&str; 9] = [
     PEERS,
     PROBLEMS,
     PROBES,
+    AUTHENTICATION,
     LOG,
     REPLICA,
 ];
 /// Files whose messages have neither a JSON form nor required fields.
-const WITHOUT_MESSAGE_TRAITS: [&str; 5] = [PEERS, PROBLEMS, PROBES, LOG, REPLICA];
+const WITHOUT_MESSAGE_TRAITS: [&str; 6] = [PEERS, PROBLEMS, PROBES, AUTHENTICATION, LOG, REPLICA];
 const PEERS: &str = "peers.proto";
 const PROBLEMS: &str = "problems.proto";
 const PROBES: &str = "probes.proto";
+const AUTHENTICATION: &str = "authentication.proto";
 const LOG: &str = "log.proto";
 const REPLICA: &str = "replica.proto";
 

@@ -30,7 +30,8 @@ use super::process::{
 };
 use crate::http::Realms;
 use crate::runtime::{
-    AccessControl, AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, Metrics, has_address,
+    AccessControl, AddressRemedy, AgentHost, AgentOptions, CredentialFile, DataplaneOptions,
+    Metrics, has_address, read_credential,
 };
 
 /// Longest wait for the first leader at the start. The agent uses the leader's address only to
@@ -100,7 +101,7 @@ impl AgentCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         raise_descriptor_limit();
         let config = self.configuration()?;
-        let settings = Settings::from(&config);
+        let mut settings = Settings::from(&config);
         let dataplane = config.dataplane;
         let verify_interval = config.verify_interval;
         let cni = move || {
@@ -121,6 +122,10 @@ impl AgentCommand {
         let metrics = Metrics::new();
         let warnings = metrics.warnings().clone();
         let limits = fit_limits(config.limits, &warnings);
+        let credential =
+            config.authentication.as_ref().map(|it| CredentialFile::of_agent(&it.file));
+        settings.authentication =
+            read_credential(config.authentication.as_ref(), &warnings).map_err(Failure::new)?;
         let access = self.http.access(&config.http, Realms::AGENT, false, &warnings)?;
         let control = access.clone();
         let follows_host = self.addresses.follows_host(self.listen);
@@ -131,6 +136,7 @@ impl AgentCommand {
             cni: cni(),
             docker: docker.clone(),
             dataplane: DataplaneOptions::new(&dataplane, ports, verify_interval),
+            credential: credential.clone(),
             seed: fastrand::u64(..),
             metrics: metrics.clone(),
             access: access.clone(),

@@ -29,6 +29,7 @@ use serde::Serialize;
 use super::Failure;
 use super::output::{DryRun, Output, OutputFormat, Table, sanitize};
 use super::process::{FILE_MAX, pluralize, read_agent_config, runtime};
+use crate::runtime::AuthenticationMark;
 
 /// Most ports of a bridge that a message names.
 const PORTS_SHOWN: usize = 3;
@@ -393,6 +394,12 @@ impl Report {
     /// Removes the lock, and its directory if the directory held files of the agent and is empty
     /// now.
     fn clean_state(&mut self, state_dir: &Path, lock: Option<HostLock>, has_state: bool) {
+        let mark = AuthenticationMark::in_directory(state_dir);
+        if mark.path().exists() {
+            let action = format!("remove {}", mark.path().display());
+            let remove = || fs::remove_file(mark.path()).map_err(|error| error.to_string());
+            self.run(action, remove);
+        }
         let path = HostLock::path_in(state_dir);
         if path.exists() {
             let action = format!("remove {}", path.display());

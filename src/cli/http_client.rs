@@ -93,6 +93,20 @@ pub(super) struct Health {
     /// The leading master, if this one is a standby and knows it.
     #[serde(default)]
     leader: Option<Leader>,
+    /// The authentication of the agents. A master without credentials shows none.
+    #[serde(default)]
+    authentication: Option<Authentication>,
+}
+
+/// The authentication of the agents in the health of a master.
+#[derive(Debug, Deserialize)]
+struct Authentication {
+    #[serde(default)]
+    mode: Option<String>,
+    authenticated: u64,
+    unauthenticated: u64,
+    refused: u64,
+    unauthenticated_agents: Vec<Ipv4Addr>,
 }
 
 /// The leading master in the health of a standby.
@@ -102,6 +116,32 @@ struct Leader {
 }
 
 impl Health {
+    /// Describes the authentication of the agents, if the master shows it.
+    pub(super) fn authentication(&self) -> Option<String> {
+        let Authentication {
+            mode,
+            authenticated,
+            unauthenticated,
+            refused,
+            unauthenticated_agents,
+        } = self.authentication.as_ref()?;
+        let mode = mode.as_deref().map_or_else(|| "no credentials".to_owned(), sanitize);
+        let counts = format!(
+            "authentication: {mode}: {authenticated} authenticated, {unauthenticated} not, {refused} \
+             refused"
+        );
+        if *unauthenticated == 0 {
+            return Some(counts);
+        }
+        let few: Vec<String> =
+            unauthenticated_agents.iter().take(10).map(ToString::to_string).collect();
+        let more = match unauthenticated.saturating_sub(few.len() as u64) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Some(format!("{counts}; not authenticated: {}{more}", few.join(", ")))
+    }
+
     /// Returns why the master does not serve an agent of which it has a record. Such an agent is
     /// not in the state.
     pub(super) fn quarantine_reason(&self, ip: Ipv4Addr) -> Option<&str> {

@@ -1,21 +1,15 @@
 //! Flags of the HTTP endpoints of a master or an agent: who may use them, and where.
 
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use libprocess::{TcpTransport, UnixServer};
-use overlay_config::{
-    CREDENTIALS_FILE_MAX, Credentials, HttpConfig, credential_mode_warning, credential_path,
-    normalize_hostname,
-};
+use overlay_config::{Credentials, HttpConfig, credential_path, normalize_hostname};
 use overlay_types::warnings::Warnings;
 
 use super::Failure;
-use super::process::{open_without_waiting, read_up_to};
 use crate::http::{AccessRules, Authentication, Realms};
-use crate::runtime::AccessControl;
+use crate::runtime::{AccessControl, CredentialFile, ReadCredentials};
 
 /// Key of the warning that other users can read the credentials.
 const CREDENTIALS_WARNING: &str = "credentials";
@@ -105,22 +99,9 @@ impl HttpOptions {
             }
             return Ok(HttpAccess { config, credentials: None, mode_warning: None });
         };
-        let failure = |reason: String| format!("credentials: {}: {reason}", path.display());
-        let read = || {
-            let mut file = open_without_waiting(path)?;
-            let metadata = file.metadata()?;
-            if !metadata.is_file() {
-                return Err(io::Error::other("it is no regular file"));
-            }
-            Ok((metadata, read_up_to(&mut file, CREDENTIALS_FILE_MAX)?))
-        };
-        let (metadata, text) = read().map_err(|error| failure(error.to_string()))?;
-        // The error of a conversion would hold the text.
-        let text = String::from_utf8(text).map_err(|_| failure("it is no UTF-8".to_owned()))?;
-        let credentials = Credentials::parse(&text).map_err(|error| failure(error.to_string()))?;
-        let name = path.display().to_string();
-        let mode_warning = credential_mode_warning(&name, metadata.permissions().mode());
-        Ok(HttpAccess { config, credentials: Some(credentials), mode_warning })
+        let file = CredentialFile::new(path, "credentials", Credentials::parse);
+        let ReadCredentials { content, mode_warning } = file.read()?;
+        Ok(HttpAccess { config, credentials: Some(content), mode_warning })
     }
 
     /// Serves HTTP on the Unix socket as well. Without the flag, the socket is at `default`, which

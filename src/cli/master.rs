@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use overlay_config::{MasterConfig, StoreKind, parse_master};
-use overlay_engine::master::{Request, Settings};
+use overlay_engine::master::{Authentication, Request, Settings};
 use overlay_store::{FileStore, MemoryStore, Store, ZooKeeperStore};
 use overlay_types::addr::Ensemble;
 use overlay_types::protocol::{Author, MasterKind};
@@ -24,8 +24,8 @@ use super::process::{
 use super::store_uri::{open_zookeeper, parse_session_timeout};
 use crate::http::Realms;
 use crate::runtime::{
-    AccessControl, ElectionAwareStore, MasterHost, MasterOptions, Metrics, ProgressOptions,
-    ReadConfig, ReadConfiguration,
+    AccessControl, CredentialFile, ElectionAwareStore, MasterHost, MasterOptions, Metrics,
+    ProgressOptions, ReadConfig, ReadConfiguration, read_credentials,
 };
 
 /// The name of the Unix socket in the work directory.
@@ -133,6 +133,10 @@ impl MasterCommand {
         let metrics = Metrics::new();
         let warnings = metrics.warnings().clone();
         let limits = fit_limits(config.limits, &warnings);
+        let credentials =
+            config.authentication.as_ref().map(|it| CredentialFile::of_master(&it.file));
+        let authentication = read_credentials(config.authentication.as_ref(), &warnings);
+        let authentication = authentication.map_err(Failure::new)?;
         let access =
             self.http.access(&config.http, Realms::MASTER, self.insecure_writes, &warnings)?;
         let mut transport = self.addresses.bind(self.listen, None, limits)?;
@@ -149,13 +153,14 @@ impl MasterCommand {
         let election = (self.zk_session_timeout, advertise, warnings.clone(), proof);
         let (store, contender) = store.join_election(election)?;
         let options = MasterOptions {
-            settings: settings(&config),
+            settings: settings(&config, authentication.clone()),
             store,
             leading: contender.as_ref().map(Contender::leading),
             leader: contender.as_ref().map(Contender::leader),
             lease: contender.as_ref().map(Contender::lease),
             progress,
-            read_config: Some(self.reread(config, access.clone(), warnings)),
+            read_config: Some(self.reread(config, (access.clone(), authentication), warnings)),
+            credentials,
             seed: fastrand::u64(..),
             metrics,
             access,
@@ -192,7 +197,7 @@ impl MasterCommand {
     fn reread(
         &self,
         config: MasterConfig,
-        access: AccessControl,
+        (access, authentication): (AccessControl, Option<Authentication>),
         warnings: Warnings,
     ) -> ReadConfig {
         let (path, http) = (self.config.clone(), self.http.clone());
@@ -201,13 +206,19 @@ impl MasterCommand {
             let new_access = http.read(&new.http).map_err(|reason| vec![reason])?;
             let has_other_store = (&new.store, &new.work_dir) != (&config.store, &config.work_dir);
             let (access, warnings) = (access.clone(), warnings.clone());
+            let (authentication, has_other_file) =
+                new_authentication(authentication.as_ref(), &config, &new);
             let apply = move || {
                 new_access.apply(&access, &warnings);
+                if has_other_file {
+                    log::warn!("another path of credentials takes effect at the next start");
+                }
                 if has_other_store {
                     log::warn!("a changed store or work_dir takes effect at the next start");
                 }
             };
-            Ok(ReadConfiguration { settings: settings(&new), apply: Box::new(apply) })
+            let settings = settings(&new, authentication);
+            Ok(ReadConfiguration { settings, apply: Box::new(apply) })
         })
     }
 }
@@ -222,11 +233,28 @@ fn refuse_address(work_dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn settings(config: &MasterConfig) -> Settings {
+/// Returns how agents authenticate with the mode of the new configuration, and whether the new
+/// configuration has another file. The file cannot change while the master runs. It is followed on
+/// its own.
+fn new_authentication(
+    current: Option<&Authentication>,
+    config: &MasterConfig,
+    new: &MasterConfig,
+) -> (Option<Authentication>, bool) {
+    let path = |config: &MasterConfig| config.authentication.as_ref().map(|it| it.file.clone());
+    let mut authentication = current.cloned();
+    if let (Some(authentication), Some(new)) = (&mut authentication, &new.authentication) {
+        authentication.mode = new.mode;
+    }
+    (authentication, path(config) != path(new))
+}
+
+fn settings(config: &MasterConfig, authentication: Option<Authentication>) -> Settings {
     Settings {
         network: Arc::new(config.network.clone()),
         reuse_after: config.reuse_after,
         kind: MasterKind::Program,
+        authentication,
     }
 }
 

@@ -1,10 +1,9 @@
 //! Shared code of the subcommands: reading files, and for master and agent the listening address,
 //! signals and resource limits.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read};
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,12 +16,12 @@ use overlay_types::addr::Ensemble;
 use overlay_types::secret::show_path;
 pub(super) use overlay_types::text::pluralize;
 use overlay_types::warnings::Warnings;
-use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use super::output::print_error;
+use crate::files::{open_without_waiting, read_up_to};
 
 /// Longest text file. The parser of configurations has a stricter limit, with its own message.
 pub(super) const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -166,14 +165,6 @@ fn to_text(path: &Path, bytes: Vec<u8>) -> Result<String, Failure> {
     })
 }
 
-/// Opens a file without waiting: opening a pipe could wait forever, and so would a reload and the
-/// end of the process. The caller checks the metadata of the opened file, since the path may name
-/// another file by then.
-pub(super) fn open_without_waiting(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
-}
-
 /// Reads a text file again.
 fn read_regular_file(path: &Path) -> Result<String, Failure> {
     let read = || {
@@ -196,20 +187,6 @@ pub(super) fn read_bytes(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
         File::open(path).and_then(|mut file| read_up_to(&mut file, max))
     };
     bytes.map_err(|error| read_failure(path, &error))
-}
-
-/// Reads everything, at most `max` bytes.
-pub(super) fn read_up_to(source: &mut dyn Read, max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let length = source.take(max + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(length).is_ok_and(|length| length > max) {
-        let mebibytes = max / (1024 * 1024);
-        return Err(io::Error::new(
-            ErrorKind::FileTooLarge,
-            format!("it has more than {mebibytes} MiB: is it the right file?"),
-        ));
-    }
-    Ok(bytes)
 }
 
 fn read_failure(path: &Path, error: &io::Error) -> Failure {

@@ -109,6 +109,9 @@ impl StateCommand {
             output.line("")?;
         }
         output.line(summary)?;
+        if let Some(authentication) = health.and_then(Health::authentication) {
+            output.line(authentication)?;
+        }
         for problem in health.map(|health| displayed_problems(&health.problems)).unwrap_or_default()
         {
             output.line(format_args!("problem: {problem}"))?;

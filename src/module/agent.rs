@@ -19,7 +19,8 @@ use super::parameters::{Inputs, read_text};
 use super::realm::Access;
 use crate::runtime::gateway::Gateway;
 use crate::runtime::{
-    AddressRemedy, AgentHost, AgentOptions, DataplaneOptions, Metrics, agent_admission, supervise,
+    AddressRemedy, AgentHost, AgentOptions, CredentialFile, DataplaneOptions, Metrics,
+    agent_admission, read_credential, supervise,
 };
 
 /// Path, access, and text of `/help` of each route.
@@ -48,7 +49,7 @@ pub(super) fn configure(
     let master = config.master.as_deref().unwrap_or_default();
     let master =
         Master::read(master).map_err(|reason| format!("{}: master: {reason}", Kind::Agent))?;
-    let settings = Settings::from(&config);
+    let mut settings = Settings::from(&config);
     let dataplane =
         DataplaneOptions::new(&config.dataplane, BTreeSet::new(), config.verify_interval);
     let directory = move || {
@@ -63,6 +64,10 @@ pub(super) fn configure(
     directory().prepare().map_err(|reason| format!("{}: {reason}", Kind::Agent))?;
     let docker = Docker::new(config.docker, settings.options.command_timeout);
     let metrics = Metrics::new();
+    let authentication = config.authentication.as_ref();
+    let credential = authentication.map(|it| CredentialFile::of_agent(&it.file));
+    settings.authentication = read_credential(authentication, metrics.warnings())
+        .map_err(|reason| format!("{}: {reason}", Kind::Agent))?;
     let gauges = Arc::new(metrics.clone());
     let gateway = Gateway::new(config.limits, agent_admission());
     let transports = Arc::clone(&gateway);
@@ -77,6 +82,7 @@ pub(super) fn configure(
                 cni: directory(),
                 docker: docker.clone(),
                 dataplane: dataplane.clone(),
+                credential: credential.clone(),
                 metrics: metrics.clone(),
                 access: access.clone(),
                 seed: fastrand::u64(..),

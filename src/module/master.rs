@@ -20,7 +20,8 @@ use super::realm::Access;
 use super::replicated_log::{LogLocation, OpenLog, OpeningLog, resolve};
 use crate::runtime::gateway::Gateway;
 use crate::runtime::{
-    MasterHost, MasterOptions, Metrics, ProgressOptions, master_admission, supervise,
+    CredentialFile, MasterHost, MasterOptions, Metrics, ProgressOptions, master_admission,
+    read_credentials, supervise,
 };
 
 /// Path, access, and text of `/help` of each route.
@@ -83,6 +84,9 @@ pub(super) fn configure(
     let election = log_url.map(|url| inputs.environment.mesos_zk.clone().unwrap_or(url));
     let election = election.map(|url| resolve(&url)).transpose()?;
     let metrics = Metrics::new();
+    let credentials = config.authentication.as_ref().map(|it| CredentialFile::of_master(&it.file));
+    let authentication = read_credentials(config.authentication.as_ref(), metrics.warnings())
+        .map_err(|reason| format!("{}: {reason}", Kind::Master))?;
     let gauges = Arc::new(metrics.clone());
     let gateway = Gateway::new(config.limits, master_admission());
     let transports = Arc::clone(&gateway);
@@ -102,6 +106,7 @@ pub(super) fn configure(
                     network,
                     reuse_after: config.reuse_after,
                     kind: MasterKind::Module,
+                    authentication: authentication.clone(),
                 },
                 store: Box::new(store.clone()),
                 leading: is_elected.then(|| leading.clone()),
@@ -111,6 +116,7 @@ pub(super) fn configure(
                 metrics: metrics.clone(),
                 access: access.clone(),
                 read_config: None,
+                credentials: credentials.clone(),
                 seed: fastrand::u64(..),
             };
             MasterHost::start(options, transports.transport(address))

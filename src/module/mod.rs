@@ -35,6 +35,8 @@ mod bridge;
 pub mod manifest;
 
 #[cfg(test)]
+mod authentication_tests;
+#[cfg(test)]
 mod tests;
 
 pub use self::http::{RequestParts, ResponseParts, interrupted_response, split_response};

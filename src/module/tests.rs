@@ -22,24 +22,24 @@ use crate::http::MesosClient;
 use crate::runtime::gateway::{Process, Responder};
 
 /// Timeout for events that must happen.
-const TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 /// Limit of the time for which a module blocks a thread of Mesos at its end, on a busy machine.
 const STOP_MAX: Duration = Duration::from_millis(250);
-const NETWORK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/network.json");
+pub(super) const NETWORK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/network.json");
 
 /// Serializes the tests: they share a process, which has one module of a kind.
-fn serialize() -> MutexGuard<'static, ()> {
+pub(super) fn serialize() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock()
 }
 
-fn inputs(parameters: &[(&str, &str)]) -> Inputs {
+pub(super) fn inputs(parameters: &[(&str, &str)]) -> Inputs {
     let parameters =
         parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Inputs { parameters, environment: Environment::default(), hostname: None }
 }
 
-fn no_log(_: &LogLocation) -> Result<Arc<dyn Log>, String> {
+pub(super) fn no_log(_: &LogLocation) -> Result<Arc<dyn Log>, String> {
     Err("no log".to_owned())
 }
 
@@ -49,7 +49,7 @@ fn master(work_dir: &Path) -> Module {
 }
 
 #[derive(Debug, PartialEq)]
-enum Sent {
+pub(super) enum Sent {
     Message(Upid, &'static str, Vec<u8>),
     Link(Upid),
 }
@@ -66,7 +66,7 @@ impl Process for RecordingProcess {
     }
 }
 
-fn start(module: &Module) -> Receiver<Sent> {
+pub(super) fn start(module: &Module) -> Receiver<Sent> {
     let (sender, sent) = mpsc::channel();
     module.start(Arc::new(RecordingProcess(sender)), "10.0.0.1:5050".parse().unwrap());
     sent
@@ -89,7 +89,7 @@ fn client(principal: Option<&str>) -> MesosClient {
     MesosClient { peer, principal: principal.map(str::to_owned) }
 }
 
-fn get(module: &Module, path: &str) -> Response<Bytes> {
+pub(super) fn get(module: &Module, path: &str) -> Response<Bytes> {
     let (sender, answer) = mpsc::channel();
     module.request(get_request(path), client(None), Box::new(WaitingClient(sender)));
     answer.recv_timeout(TIMEOUT).unwrap()

@@ -1,6 +1,6 @@
 //! Runs the agent: its service, its event sources and its command executor.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -8,33 +8,42 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Method;
-use libprocess::{RequestClass, Sender, Transport};
+use libprocess::{RequestClass, Transport};
 use overlay_engine::agent::{
-    Agent, Command, Event, FoundMasters, Reply, Request, Settings, TunnelSettings,
+    Agent, AuthenticationSettings, Command, Event, FoundMasters, Reply, Request, Settings,
+    TunnelSettings,
 };
+use overlay_engine::authentication::{AgentSession, AuthenticationStatus, ContentDigest};
 use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::dataplane::direct_link;
 use overlay_linux::docker::Docker;
 use overlay_types::addr::{AGENT_PROCESS, Upid, agent_upid};
-use overlay_types::protocol::{Author, Message, MessageKind, RequestId};
+use overlay_types::protocol::{
+    AgentCredential, AuthenticationChallenge, AuthenticationMode, AuthenticityFault, Author,
+    Message, MessageKind, Principal, RequestId,
+};
 use overlay_types::tunnel::DirectLink;
-use overlay_wire as wire;
 use overlay_zookeeper::detector::{Detector, ELECTION_FAILURE, Election, FixedMaster};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::authentication_mark::AuthenticationMark;
 use super::container_networks::ContainerNetworks;
+use super::credential_file::{CredentialChanges, CredentialFile};
 use super::dataplane_options::DataplaneOptions;
 use super::dataplane_thread::{DataplaneThread, Job};
 use super::dataplane_worker::HostWorker;
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::own_address::{self, AddressRemedy};
 use super::probe_thread::{ProbeJob, ProbeThread};
+use super::sealed_sender::SealedSender;
 use super::service_tasks::ServiceTasks;
-use super::{AccessControl, Executor, Metrics, ProgressOptions, RuntimeStatus, Service};
+use super::{
+    AccessControl, Authenticator, Executor, Metrics, ProgressOptions, RuntimeStatus, Service,
+    random_seed,
+};
 use crate::http::{
     Access, Format, Request as HttpRequest, Response, classify_agent, render_agent, route_agent,
 };
@@ -64,6 +73,7 @@ impl Service for Agent {
                 | MessageKind::AgentRegisteredAcknowledgement
                 | MessageKind::UpdatePeers
                 | MessageKind::RegistrationProblems
+                | MessageKind::AuthenticationChallenge
         )
     }
 
@@ -75,8 +85,17 @@ impl Service for Agent {
         Event::Ignored { from, kind }
     }
 
-    fn message(from: Upid, message: Message) -> Event {
+    fn trusts(&self, _: &Upid, _: MessageKind, _: bool) -> bool {
+        // The session decides about unauthenticated messages.
+        true
+    }
+
+    fn message(from: Upid, _: Option<Principal>, message: Message) -> Event {
         Event::Message { from, message }
+    }
+
+    fn unauthentic(from: Upid, kind: MessageKind, fault: AuthenticityFault) -> Event {
+        Event::Unauthentic { from, kind, fault }
     }
 
     fn malformed(from: Upid, name: String, reason: String) -> Event {
@@ -146,6 +165,8 @@ pub struct AgentOptions {
     pub docker: Docker,
     /// The options of the dataplane, for settings with a dataplane.
     pub dataplane: DataplaneOptions,
+    /// The file of the credential, if the settings have one. Its changes apply at once.
+    pub credential: Option<CredentialFile<AgentCredential>>,
     /// Seed of the random backoff intervals. Must differ between agents.
     pub seed: u64,
     /// The metrics that the agent updates.
@@ -179,11 +200,12 @@ impl AgentHost {
     /// When a thread cannot be created.
     pub fn start(options: AgentOptions, transport: impl Transport) -> io::Result<Self> {
         let AgentOptions {
-            settings,
+            mut settings,
             master,
             cni,
             docker,
             dataplane,
+            credential,
             seed,
             metrics,
             access,
@@ -194,6 +216,12 @@ impl AgentHost {
         let (inbox, receiver) = Inbox::with_access(metrics, access);
         let detect = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
+        let mark = AuthenticationMark::in_directory(&dataplane.state_dir);
+        let session = open_session(&mut settings, &mark)?;
+        if let Some((file, authentication)) = credential.zip(settings.authentication.as_ref()) {
+            let known = authentication.credential.clone();
+            tasks.spawn(follow_credential(file, known, inbox.clone()));
+        }
         tasks.spawn(detect_master(master, inbox.clone(), Arc::clone(&detect)));
         let underlay = settings.options.underlay.map(IpAddr::V6);
         let addresses = [Some(IpAddr::V4(*own.address.ip())), underlay].into_iter().flatten();
@@ -218,14 +246,24 @@ impl AgentHost {
         let mut networks =
             ContainerNetworks::new(cni, docker, settings.manages_docker(), inbox.clone());
         networks.find();
-        let mut settings = settings;
         if settings.direct_routing {
             settings.direct_link = find_direct_link(*own.address.ip());
         }
         let state_machine = Agent::new(*own.address.ip(), settings, seed);
         let (sender, transport) = transport.open(Arc::new(inbox.clone()));
-        let executor =
-            AgentExecutor { own, sender, networks, dataplane, probes, detect, _tasks: tasks };
+        let reported = session.status().clone();
+        let executor = AgentExecutor {
+            sender: SealedSender::new(own, sender),
+            session,
+            mark,
+            reported,
+            faults: VecDeque::new(),
+            networks,
+            dataplane,
+            probes,
+            detect,
+            _tasks: tasks,
+        };
         let progress = (ProgressOptions::default(), None);
         let inbox = (inbox, receiver);
         Ok(Self(ServiceTasks::start(state_machine, executor, inbox, transport, progress)))
@@ -253,6 +291,32 @@ impl AgentHost {
     /// Stops the agent and waits for its end. A running `docker` command is killed.
     pub async fn stop(self) {
         self.0.stop().await;
+    }
+}
+
+/// Creates the session of the agent with its masters, and notes in the settings whether a master has
+/// authenticated before.
+fn open_session(settings: &mut Settings, mark: &AuthenticationMark) -> io::Result<AgentSession> {
+    let seed = random_seed()?;
+    let Some(authentication) = &mut settings.authentication else {
+        return Ok(AgentSession::new(None, AuthenticationMode::Permitted, false, &seed));
+    };
+    authentication.was_authenticated = mark.is_set();
+    let AuthenticationSettings { credential, mode, was_authenticated } = authentication;
+    Ok(AgentSession::new(Some(credential.clone()), *mode, *was_authenticated, &seed))
+}
+
+/// Sends every change of the credential to the agent.
+async fn follow_credential(
+    file: CredentialFile<AgentCredential>,
+    known: AgentCredential,
+    inbox: Inbox<Agent>,
+) {
+    let warnings = inbox.metrics().warnings().clone();
+    let mut changes = CredentialChanges::new(file, known, warnings);
+    loop {
+        let credential = changes.next().await;
+        inbox.send(Event::CredentialChanged(credential)).await;
     }
 }
 
@@ -357,8 +421,13 @@ async fn resolve_master(master: FixedMaster, inbox: Inbox<Agent>, detect: Arc<No
 }
 
 struct AgentExecutor {
-    own: Upid,
-    sender: Box<dyn Sender>,
+    sender: SealedSender,
+    session: AgentSession,
+    mark: AuthenticationMark,
+    /// The status of the session that the state machine knows.
+    reported: AuthenticationStatus,
+    /// The challenges that the session refused.
+    faults: VecDeque<Event>,
     networks: ContainerNetworks,
     /// `None` if the settings have no dataplane.
     dataplane: Option<DataplaneThread>,
@@ -375,11 +444,44 @@ impl AgentExecutor {
             dataplane.queue(job);
         }
     }
+
+    fn send(&mut self, to: &Upid, message: &Message) {
+        let session = &mut self.session;
+        self.sender
+            .send(to, message, |kind, content| session.seal(kind, || ContentDigest::of(content)));
+    }
+
+    fn receive_challenge(&mut self, from: Upid, challenge: &AuthenticationChallenge) {
+        match self.session.receive_challenge(&from, challenge) {
+            Ok(held) => held.iter().for_each(|message| self.send(&from, message)),
+            Err(fault) => {
+                let kind = MessageKind::AuthenticationChallenge;
+                self.faults.push_back(Event::Unauthentic { from, kind, fault });
+            }
+        }
+    }
 }
 
 impl Executor<Agent> for AgentExecutor {
-    fn observe(&mut self, _: &Event) {
+    fn sessions(&mut self) -> &mut dyn Authenticator {
+        &mut self.session
+    }
+
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Exited(address) => self.session.link_ended(*address),
+            Event::CredentialChanged(credential) => self.session.set_credential(credential.clone()),
+            _ => {}
+        }
         self.networks.reap();
+    }
+
+    fn interruption(&mut self) -> Option<Event> {
+        if *self.session.status() != self.reported {
+            self.reported.clone_from(self.session.status());
+            return Some(Event::AuthenticationChanged(self.reported.clone()));
+        }
+        self.faults.pop_front()
     }
 
     fn execute(&mut self, command: Command, replies: &mut PendingReplies<Agent>) {
@@ -387,9 +489,14 @@ impl Executor<Agent> for AgentExecutor {
             Command::Detect => self.detect.notify_one(),
             Command::Link(to) => self.sender.link(&to),
             Command::Send { to, message } => {
-                let (name, body) = wire::encode_message(&message);
-                self.sender.send(&self.own, &to, name, &Bytes::from(body));
+                for message in self.session.send(&to, message) {
+                    self.send(&to, &message);
+                }
             }
+            Command::ReceiveChallenge { from, challenge } => {
+                self.receive_challenge(from, &challenge);
+            }
+            Command::RememberAuthentication => self.mark.set(),
             Command::Apply { attempt, network } => self.networks.apply(attempt, network),
             Command::Inspect { attempt, claims } => {
                 self.queue(Job::Inspect { attempt, claims });
@@ -467,6 +574,7 @@ mod tests {
                 networks: Vec::new(),
                 dataplane: None,
                 probes: None,
+                authentication: None,
                 counters: Counters::default(),
                 refused: RejectedMessages::default(),
                 log: LogTally::default(),

@@ -316,7 +316,7 @@ impl Drop for Feed {
 struct GatewaySender(Arc<Gateway>);
 
 impl Sender for GatewaySender {
-    fn send(&self, _: &Upid, to: &Upid, name: &'static str, body: &Bytes) {
+    fn send(&self, _: &Upid, to: &Upid, name: &'static str, body: &[u8]) {
         self.0.with_process(|process| process.send(to, name, body));
     }
 

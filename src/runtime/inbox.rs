@@ -8,14 +8,17 @@ use http::{Method, StatusCode};
 use libprocess::limits::Limit;
 use libprocess::{Admission, Handler, Incoming, Rejection, RequestClass, Reservation, UNIX_PEER};
 use overlay_engine::state_machine::should_log_sample;
+use overlay_types::addr::Upid;
 use overlay_types::escape::bounded_args;
-use overlay_types::protocol::{MessageKind, RejectedMessages, RequestId};
+use overlay_types::protocol::{
+    AuthenticityFault, MessageKind, Principal, RejectedMessages, RequestId,
+};
 use overlay_wire as wire;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::progress::{PROBE_PATH, Probe};
-use super::{AccessControl, INBOX_SIZE, Metrics, RuntimeStatus, Service};
+use super::{AccessControl, Authenticator, INBOX_SIZE, Metrics, RuntimeStatus, Service};
 use crate::http::{Denial, Format, Request, Response, client_of, error, stalled};
 
 /// Number of heavy requests that are processed concurrently. A heavy request uses a processor for a
@@ -149,29 +152,51 @@ pub(super) fn admit<M: Service>(to: &str, name: &str) -> Result<Admission, Rejec
         return Ok(Admission::IGNORED);
     };
     let is_registration = kind == MessageKind::RegisterAgent;
-    Ok(Admission { body_max: kind.body_max(), is_read: true, is_registration })
+    let body_max = kind.body_max() + wire::SEAL_BYTES_MAX;
+    Ok(Admission { body_max, is_read: true, is_registration })
 }
 
-/// Converts a message to an event. Decodes only messages of a kind that the service handles, from a
-/// sender that it accepts. `reserve` reserves the memory for decompressed bytes.
+/// Converts a message to an event. Decodes only authentic messages of a kind that the service
+/// handles, from a sender that it accepts. `reserve` reserves the memory for decompressed bytes.
 pub(super) fn message_event<M: Service>(
     state_machine: &M,
+    sessions: &mut dyn Authenticator,
     message: &Incoming,
     reserve: &mut dyn FnMut(usize) -> bool,
 ) -> M::Event {
     let Incoming { from, name, body, .. } = message;
-    if let Some(kind) = wire::kind_of(name)
-        && !(M::handles(kind) && state_machine.accepts(from, kind))
-    {
-        return M::ignored(from.clone(), kind);
+    let (mut content, mut principal) = (&body[..], None);
+    if let Some(kind) = wire::kind_of(name) {
+        if !(M::handles(kind) && state_machine.accepts(from, kind)) {
+            return M::ignored(from.clone(), kind);
+        }
+        match authenticate(state_machine, sessions, (from, kind), body) {
+            Ok(sender) => (content, principal) = sender,
+            Err(fault) => return M::unauthentic(from.clone(), kind, fault),
+        }
     }
-    match wire::decode_message_reserving(name, body, reserve) {
-        Ok(message) => M::message(from.clone(), message),
+    match wire::decode_message_reserving(name, content, reserve) {
+        Ok(message) => M::message(from.clone(), principal, message),
         Err(reason) => {
             let name = name.chars().take(80).collect();
             M::malformed(from.clone(), name, reason.to_string())
         }
     }
+}
+
+/// Returns the content of a message without its seal, and the principal of the sender.
+fn authenticate<'a, M: Service>(
+    state_machine: &M,
+    sessions: &mut dyn Authenticator,
+    (from, kind): (&Upid, MessageKind),
+    body: &'a [u8],
+) -> Result<(&'a [u8], Option<Principal>), AuthenticityFault> {
+    let (content, seal) = if sessions.is_on() { wire::split_seal(body)? } else { (body, None) };
+    let principal = sessions.authenticate(from, kind, content, seal.as_ref())?;
+    if !state_machine.trusts(from, kind, principal.is_some()) {
+        return Err(AuthenticityFault::NotSealed);
+    }
+    Ok((content, principal))
 }
 
 impl<M: Service> Handler for Inbox<M> {
@@ -299,6 +324,7 @@ impl<M: Service> PendingReplies<M> {
     pub(super) fn convert_input(
         &mut self,
         state_machine: &M,
+        sessions: &mut dyn Authenticator,
         input: Input<M>,
     ) -> Result<M::Event, Probe> {
         Ok(match input {
@@ -306,7 +332,7 @@ impl<M: Service> PendingReplies<M> {
             Input::Message(message, mut memory) => {
                 let length = message.body.len();
                 let mut reserve = |expanded: usize| memory.grow_to(length + expanded).is_ok();
-                message_event(state_machine, &message, &mut reserve)
+                message_event(state_machine, sessions, &message, &mut reserve)
             }
             Input::Request(request, sender) => {
                 self.last_id += 1;
@@ -332,6 +358,7 @@ mod tests {
 
     use overlay_config::AgentConfig;
     use overlay_engine::agent::{self, Agent};
+    use overlay_engine::authentication::MasterSessions;
     use overlay_engine::master::{self, Master};
     use overlay_types::addr::{AGENT_PROCESS, MASTER_PROCESS};
     use overlay_types::protocol::{MasterKind, Network};
@@ -357,8 +384,12 @@ mod tests {
             overlays: Vec::new(),
         };
         let reuse_after = Duration::ZERO;
-        let settings =
-            master::Settings { network: Arc::new(network), reuse_after, kind: MasterKind::Module };
+        let settings = master::Settings {
+            network: Arc::new(network),
+            reuse_after,
+            kind: MasterKind::Module,
+            authentication: None,
+        };
         Master::new(settings, overlay_wire::encode_peers_update, 1)
     }
 
@@ -368,7 +399,7 @@ mod tests {
         assert_eq!(refused, Err(Rejection::UnknownProcess(AGENT_PROCESS.to_owned())));
         let to_master = |name: &str| admit::<Master>(MASTER_PROCESS, name).unwrap();
         let register = to_master(MessageKind::RegisterAgent.name());
-        assert!(register.is_registration && register.is_read && register.body_max <= 4096);
+        assert!(register.is_registration && register.is_read && register.body_max <= 4500);
         let report = to_master(MessageKind::AgentRegistered.name());
         assert!(!report.is_registration && report.body_max < 1024 * 1024);
         assert_eq!(to_master(MessageKind::UpdatePeers.name()), Admission::IGNORED);
@@ -380,9 +411,10 @@ mod tests {
     #[test]
     fn message_of_other_role_or_unknown_sender_is_ignored() {
         let garbage = b"\xff\xff";
-        let master = master();
-        let to_master = |kind: MessageKind| {
-            message_event(&master, &message(kind.name(), garbage), &mut |_| true).to_string()
+        let (master, mut sessions) = (master(), MasterSessions::new(None, &[0; 32]));
+        let mut to_master = |kind: MessageKind| {
+            message_event(&master, &mut sessions, &message(kind.name(), garbage), &mut |_| true)
+                .to_string()
         };
         let ignored = "ignored AgentRegisteredMessage from overlay-agent@10.0.0.7:5051";
         assert_eq!(to_master(MessageKind::AgentRegistered), ignored);
@@ -391,10 +423,10 @@ mod tests {
         let settings = agent::Settings::from(&AgentConfig::new("/c".into()));
         let agent = Agent::new([10, 0, 0, 8].into(), settings, 1);
         let update = message(MessageKind::UpdatePeers.name(), garbage);
-        let event = message_event(&agent, &update, &mut |_| true);
+        let event = message_event(&agent, &mut sessions, &update, &mut |_| true);
         assert!(event.to_string().starts_with("ignored UpdatePeersMessage"), "{event}");
         let long = "x".repeat(10_000);
-        let event = message_event(&master, &message(&long, b""), &mut |_| true);
+        let event = message_event(&master, &mut sessions, &message(&long, b""), &mut |_| true);
         assert!(event.to_string().len() < 400, "{event}");
     }
 

@@ -7,9 +7,9 @@ use std::net::SocketAddrV4;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::Method;
-use libprocess::{RequestClass, Sender, Transport};
+use libprocess::{RequestClass, Transport};
+use overlay_engine::authentication::MasterSessions;
 use overlay_engine::master::{
     Command, DurabilityGate, Effect, Event, Master, PendingSend, PreviewJob, Reply, Request,
     Settings,
@@ -17,20 +17,26 @@ use overlay_engine::master::{
 use overlay_engine::state_machine::{Degrade as _, StateMachine as _};
 use overlay_store::Store;
 use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
-use overlay_types::protocol::{Author, Leader, Message, MessageKind, RequestId};
+use overlay_types::protocol::{
+    AuthenticityFault, Author, Leader, Message, MessageKind, Principal, RequestId, SharedSecrets,
+};
 use overlay_types::state::StoreError;
-use overlay_wire as wire;
 use overlay_wire::encode_peers_update;
 use overlay_zookeeper::detector::Lease;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::credential_file::{CredentialChanges, CredentialFile};
 use super::inbox::{Inbox, PendingReplies, Stopped};
 use super::progress::Probe;
+use super::sealed_sender::{SealedSender, seal_for};
 use super::service_tasks::ServiceTasks;
 use super::store_thread::{Job, StoreThread};
-use super::{AccessControl, Executor, Metrics, ProgressOptions, RuntimeStatus, Service};
+use super::{
+    AccessControl, Authenticator, Executor, Metrics, ProgressOptions, RuntimeStatus, Service,
+    random_seed,
+};
 use crate::http::{
     Access, Format, Request as HttpRequest, Response, access_to_master, classify_master,
     describe_change, render_master, route_master,
@@ -50,6 +56,7 @@ impl Service for Master {
                 | MessageKind::RequestPeers
                 | MessageKind::HeldAddresses
                 | MessageKind::PeerFailures
+                | MessageKind::AuthenticateAgent
         )
     }
 
@@ -61,8 +68,19 @@ impl Service for Master {
         Event::Ignored { from, kind }
     }
 
-    fn message(from: Upid, message: Message) -> Event {
-        Event::Message { from, message }
+    fn trusts(&self, from: &Upid, kind: MessageKind, is_authenticated: bool) -> bool {
+        Self::trusts(self, from, kind, is_authenticated)
+    }
+
+    fn message(from: Upid, principal: Option<Principal>, message: Message) -> Event {
+        match principal {
+            Some(principal) => Event::Authenticated { from, principal, message },
+            None => Event::Message { from, message },
+        }
+    }
+
+    fn unauthentic(from: Upid, kind: MessageKind, fault: AuthenticityFault) -> Event {
+        Event::Unauthentic { from, kind, fault }
     }
 
     fn malformed(from: Upid, name: String, reason: String) -> Event {
@@ -163,6 +181,9 @@ pub struct MasterOptions {
     pub progress: ProgressOptions,
     /// Reads the configuration again. `None` if the configuration cannot be reloaded.
     pub read_config: Option<ReadConfig>,
+    /// The file of the agents' credentials, if the settings have credentials. Its changes apply at
+    /// once.
+    pub credentials: Option<CredentialFile<SharedSecrets>>,
     /// Seed of the random backoff intervals.
     pub seed: u64,
     /// The metrics that the master updates.
@@ -180,7 +201,8 @@ impl fmt::Debug for MasterOptions {
 /// A running master. Dropping it stops the master. A write in progress is finished.
 pub struct MasterHost {
     tasks: ServiceTasks<Master>,
-    election: Vec<AbortOnDrop>,
+    /// The tasks that follow the election and the file of credentials.
+    followers: Vec<AbortOnDrop>,
 }
 
 /// A task that is aborted when this handle is dropped.
@@ -207,7 +229,9 @@ impl MasterHost {
     pub fn start(options: MasterOptions, transport: impl Transport) -> io::Result<Self> {
         let MasterOptions { settings, store, leading, leader, read_config, seed, .. } = options;
         let lease = options.lease;
-        let (metrics, access) = (options.metrics, options.access);
+        let (metrics, access, credentials) = (options.metrics, options.access, options.credentials);
+        let secrets = settings.authentication.as_ref().map(|it| Arc::clone(&it.secrets));
+        let sessions = MasterSessions::new(secrets.clone(), &random_seed()?);
         let progress = (options.progress, store.activity());
         let own = master_upid(transport.address());
         access.resolve_names(*own.address.ip());
@@ -222,8 +246,9 @@ impl MasterHost {
         let reloader =
             ConfigReloader { read_config, inbox: inbox.clone(), accepted: Arc::default() };
         let gate = DurabilityGate::new();
+        let sender = SealedSender::new(own, sender);
         let executor =
-            MasterExecutor { own, sender, store, gate, reloader, lease, is_elected: false };
+            MasterExecutor { sender, sessions, store, gate, reloader, lease, is_elected: false };
         let mut state_machine = match &leading {
             None => Master::new(settings, encode_peers_update, seed),
             Some(_) => Master::standing_by(settings, encode_peers_update, seed),
@@ -233,10 +258,15 @@ impl MasterHost {
         }
         let leading = leading.map(|leading| tokio::spawn(follow_election(leading, inbox.clone())));
         let leader = leader.map(|leader| tokio::spawn(follow_leader(leader, inbox.clone())));
-        let election = leading.into_iter().chain(leader).map(AbortOnDrop).collect();
+        let credentials = credentials.zip(secrets).map(|(file, known)| {
+            let (known, inbox) = (SharedSecrets::clone(&known), inbox.clone());
+            tokio::spawn(follow_credentials(file, known, inbox))
+        });
+        let followers = leading.into_iter().chain(leader).chain(credentials);
+        let followers = followers.map(AbortOnDrop).collect();
         let inbox = (inbox, receiver);
         let tasks = ServiceTasks::start(state_machine, executor, inbox, transport, progress);
-        Ok(Self { tasks, election })
+        Ok(Self { tasks, followers })
     }
 
     /// Sends a request to the master and awaits the reply, as an HTTP request does. A master that
@@ -264,7 +294,7 @@ impl MasterHost {
 
     /// Stops the master and waits until its store is closed.
     pub async fn stop(self) {
-        drop(self.election);
+        drop(self.followers);
         self.tasks.stop().await;
     }
 }
@@ -286,6 +316,20 @@ async fn follow_election(mut leading: watch::Receiver<bool>, inbox: Inbox<Master
             inbox.send(Event::Leading(false)).await;
             return;
         }
+    }
+}
+
+/// Sends every change of the agents' credentials to the master.
+async fn follow_credentials(
+    file: CredentialFile<SharedSecrets>,
+    known: SharedSecrets,
+    inbox: Inbox<Master>,
+) {
+    let warnings = inbox.metrics().warnings().clone();
+    let mut changes = CredentialChanges::new(file, known, warnings);
+    loop {
+        let secrets = changes.next().await;
+        inbox.send(Event::SecretsChanged(secrets)).await;
     }
 }
 
@@ -330,8 +374,8 @@ fn catch_panic<T>(
 }
 
 struct MasterExecutor {
-    own: Upid,
-    sender: Box<dyn Sender>,
+    sender: SealedSender,
+    sessions: MasterSessions,
     store: StoreThread,
     gate: DurabilityGate,
     reloader: ConfigReloader,
@@ -400,6 +444,10 @@ impl ConfigReloader {
 }
 
 impl Executor<Master> for MasterExecutor {
+    fn sessions(&mut self) -> &mut dyn Authenticator {
+        &mut self.sessions
+    }
+
     fn observe(&mut self, event: &Event) {
         if let Event::Leading(leads) = event {
             self.is_elected = *leads;
@@ -426,6 +474,12 @@ impl Executor<Master> for MasterExecutor {
             Command::Commit { epoch, changes } => {
                 self.store.queue(Job::Commit { epoch, changes });
             }
+            Command::Challenge { to, request } => {
+                let challenge = self.sessions.challenge(&to, &request);
+                let message = Message::AuthenticationChallenge(challenge);
+                self.sender.send(&to, &message, |_, _| None);
+            }
+            Command::SetSecrets(secrets) => self.sessions.set_secrets(secrets),
             Command::Link(to) => self.sender.link(&to),
             Command::ReadConfig(id) => self.reloader.reload(id),
             Command::Preview { id, job } => self.reloader.preview(id, *job),
@@ -450,15 +504,10 @@ impl Executor<Master> for MasterExecutor {
         for send in self.gate.release() {
             match send {
                 PendingSend::Message(to, message) => {
-                    let (name, body) = wire::encode_message(&message);
-                    self.sender.send(&self.own, &to, name, &Bytes::from(body));
+                    self.sender.send(&to, &message, seal_for(&mut self.sessions, &to));
                 }
                 PendingSend::Peers(to, update) => {
-                    let name = MessageKind::UpdatePeers.name();
-                    let body = Bytes::from_owner(Arc::clone(update.body()));
-                    for to in to {
-                        self.sender.send(&self.own, &to, name, &body);
-                    }
+                    self.sender.send_peers(&to, &update, &mut self.sessions);
                 }
                 PendingSend::Reply(id, reply) => replies.send(id, reply),
             }
@@ -470,6 +519,7 @@ impl Executor<Master> for MasterExecutor {
 mod tests {
     use std::time::Duration;
 
+    use libprocess::Sender;
     use overlay_store::{Change, Loaded, MemoryStore};
     use overlay_types::protocol::{MasterKind, Network};
     use overlay_types::state::{Epoch, Version};
@@ -527,13 +577,19 @@ mod tests {
         let network = overlay_config::parse_master("", include_str!("../../docs/network.json"));
         let network = Arc::new(network.unwrap().0.network);
         let options = MasterOptions {
-            settings: Settings { network, reuse_after: Duration::ZERO, kind: MasterKind::Program },
+            settings: Settings {
+                network,
+                reuse_after: Duration::ZERO,
+                kind: MasterKind::Program,
+                authentication: None,
+            },
             store: Box::new(MemoryStore::new()),
             leading: None,
             leader: None,
             lease: None,
             progress: ProgressOptions::default(),
             read_config: Some(read_config),
+            credentials: None,
             seed: 1,
             metrics: Metrics::new(),
             access: AccessControl::default(),
@@ -553,7 +609,7 @@ mod tests {
     struct NoSender;
 
     impl Sender for NoSender {
-        fn send(&self, _: &Upid, _: &Upid, _: &'static str, _: &Bytes) {}
+        fn send(&self, _: &Upid, _: &Upid, _: &'static str, _: &[u8]) {}
 
         fn link(&self, _: &Upid) {}
     }
@@ -579,10 +635,14 @@ mod tests {
             network: Arc::new(network),
             reuse_after: Duration::ZERO,
             kind: MasterKind::Program,
+            authentication: None,
         };
         let executor = MasterExecutor {
-            own: master_upid("127.0.0.1:5050".parse().unwrap()),
-            sender: Box::new(NoSender),
+            sender: SealedSender::new(
+                master_upid("127.0.0.1:5050".parse().unwrap()),
+                Box::new(NoSender),
+            ),
+            sessions: MasterSessions::new(None, &[0; 32]),
             store: store.unwrap(),
             gate: DurabilityGate::new(),
             reloader: ConfigReloader {

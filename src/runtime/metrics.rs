@@ -204,18 +204,23 @@ impl<M: StateMachine> Drop for Publisher<M> {
 mod tests {
     use std::time::Duration;
 
+    use overlay_engine::authentication::MasterSessions;
     use overlay_engine::master::{Command, Condition, Event, Master, Reply, Request, Settings};
     use overlay_types::protocol::{MasterKind, Network, Vxlan};
     use overlay_types::state::{Epoch, LoadedState, Version};
 
     use super::super::inbox::{Inbox, PendingReplies};
-    use super::super::{Executor, drive};
+    use super::super::{Authenticator, Executor, drive};
     use super::*;
 
     /// Executes only replies.
-    struct ReplyExecutor;
+    struct ReplyExecutor(MasterSessions);
 
     impl Executor<Master> for ReplyExecutor {
+        fn sessions(&mut self) -> &mut dyn Authenticator {
+            &mut self.0
+        }
+
         fn observe(&mut self, _: &Event) {}
 
         fn execute(&mut self, command: Command, replies: &mut PendingReplies<Master>) {
@@ -245,6 +250,7 @@ mod tests {
                 network: Arc::new(network),
                 reuse_after: Duration::ZERO,
                 kind: MasterKind::Module,
+                authentication: None,
             },
             overlay_wire::encode_peers_update,
             1,
@@ -282,7 +288,12 @@ mod tests {
         assert_eq!(metrics.get(usize::MAX).to_bits(), 0);
 
         let (inbox, receiver) = Inbox::new(metrics.clone());
-        let state_machine = tokio::spawn(drive(master(), ReplyExecutor, receiver, metrics.clone()));
+        let state_machine = tokio::spawn(drive(
+            master(),
+            ReplyExecutor(MasterSessions::new(None, &[0; 32])),
+            receiver,
+            metrics.clone(),
+        ));
         wait_until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 0.0]).await;
         let loaded = loaded(Epoch(3), Version(41));
         inbox.send(Event::Loaded(Ok(loaded))).await;
@@ -303,7 +314,12 @@ mod tests {
         );
         metrics.count_restart();
         let (_inbox, receiver) = Inbox::new(metrics.clone());
-        tokio::spawn(drive(master(), ReplyExecutor, receiver, metrics.clone()));
+        tokio::spawn(drive(
+            master(),
+            ReplyExecutor(MasterSessions::new(None, &[0; 32])),
+            receiver,
+            metrics.clone(),
+        ));
         wait_until(&metrics, NAMES, [1.0, 0.0, 0.0, 0.0, 1.0]).await;
         assert_eq!(read(&metrics, ["process_restarts"]).await, [1.0]);
     }
@@ -320,7 +336,12 @@ mod tests {
         const NAMES: [&str; 3] = ["status/ok", "status/degraded", "status/recovering"];
         let metrics = Metrics::new();
         let (inbox, receiver) = Inbox::new(metrics.clone());
-        tokio::spawn(drive(master(), ReplyExecutor, receiver, metrics.clone()));
+        tokio::spawn(drive(
+            master(),
+            ReplyExecutor(MasterSessions::new(None, &[0; 32])),
+            receiver,
+            metrics.clone(),
+        ));
         let warnings = metrics.warnings();
         warnings.set("acl", Some("anybody can write /overlay".to_owned()));
         let texts = || vec!["anybody can write /overlay".to_owned()];

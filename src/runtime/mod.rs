@@ -12,8 +12,10 @@
 
 mod access_control;
 mod agent;
+mod authentication_mark;
 mod change_listeners;
 mod container_networks;
+mod credential_file;
 mod dataplane_options;
 mod dataplane_thread;
 mod dataplane_worker;
@@ -29,6 +31,7 @@ mod metrics;
 mod own_address;
 mod probe_thread;
 mod progress;
+mod sealed_sender;
 mod service_tasks;
 mod store_thread;
 mod supervisor;
@@ -45,7 +48,9 @@ use overlay_engine::metrics::{HostCounters, LogTally};
 use overlay_engine::state_machine::StateMachine;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
-use overlay_types::protocol::{Author, Message, MessageKind, RejectedMessages, RequestId};
+use overlay_types::protocol::{
+    AuthenticityFault, Author, Message, MessageKind, Principal, RejectedMessages, RequestId, Seal,
+};
 use overlay_types::warnings::{Severity, Warnings};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -58,6 +63,8 @@ use crate::http::{Access, Format, Request, Response};
 use crate::logging::reader_problem;
 pub use access_control::AccessControl;
 pub use agent::{AgentHost, AgentOptions};
+pub use authentication_mark::AuthenticationMark;
+pub use credential_file::{CredentialFile, ReadCredentials, read_credential, read_credentials};
 pub use dataplane_options::DataplaneOptions;
 pub use election_aware_store::ElectionAwareStore;
 pub use inbox::Stopped;
@@ -87,8 +94,15 @@ trait Service: StateMachine<Event: Send, Command: Send> + Send + 'static {
     /// Whether the service accepts messages of this kind from this sender.
     fn accepts(&self, from: &Upid, kind: MessageKind) -> bool;
 
-    /// Returns the event of a decoded message.
-    fn message(from: Upid, message: Message) -> Self::Event;
+    /// Whether the service accepts messages of this kind from this sender, if its seal is as good as
+    /// `is_authenticated` says.
+    fn trusts(&self, from: &Upid, kind: MessageKind, is_authenticated: bool) -> bool;
+
+    /// Returns the event of a decoded message. `principal` is that of an authenticated sender, if
+    /// senders have principals.
+    fn message(from: Upid, principal: Option<Principal>, message: Message) -> Self::Event;
+    /// Returns the event of a message that is not authentic.
+    fn unauthentic(from: Upid, kind: MessageKind, fault: AuthenticityFault) -> Self::Event;
     /// Returns the event of a message that the service does not handle or accept.
     fn ignored(from: Upid, kind: MessageKind) -> Self::Event;
     /// Returns the event of a message that cannot be decoded.
@@ -154,8 +168,30 @@ impl RuntimeStatus {
     }
 }
 
+/// Checks the seals of messages.
+trait Authenticator {
+    /// Whether messages may have seals.
+    fn is_on(&self) -> bool;
+
+    /// Checks a message. Returns the principal of an authenticated sender, if senders have
+    /// principals.
+    ///
+    /// # Errors
+    /// Why the message is not authentic.
+    fn authenticate(
+        &mut self,
+        from: &Upid,
+        kind: MessageKind,
+        content: &[u8],
+        seal: Option<&Seal>,
+    ) -> Result<Option<Principal>, AuthenticityFault>;
+}
+
 /// Executes the commands of a state machine.
 trait Executor<M: Service>: Send {
+    /// Returns the sessions with other processes.
+    fn sessions(&mut self) -> &mut dyn Authenticator;
+
     /// Sees an event before the state machine handles it.
     fn observe(&mut self, event: &M::Event);
 
@@ -217,7 +253,8 @@ async fn drive<M: Service>(
                     return;
                 }
                 for input in batch.drain(..) {
-                    let event = match replies.convert_input(&state_machine, input) {
+                    let sessions = executor.sessions();
+                    let event = match replies.convert_input(&state_machine, sessions, input) {
                         Ok(event) => event,
                         Err(probe) => {
                             executor.probe(probe);
@@ -251,6 +288,14 @@ pub const fn master_admission() -> AdmissionRules {
 #[must_use]
 pub const fn agent_admission() -> AdmissionRules {
     AdmissionRules { admit: inbox::admit::<Agent>, classify: <Agent as Service>::classify }
+}
+
+/// Returns a random number that nobody else knows.
+fn random_seed() -> std::io::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    let length = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    // The kernel returns up to 256 bytes at once.
+    if length == seed.len() { Ok(seed) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// The monotonic clock and the wall clock of [`Now`].

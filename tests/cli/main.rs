@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "an unexpected result must fail the test")]
 
 mod access;
+mod authentication;
 mod check;
 mod cluster;
 mod config_errors;

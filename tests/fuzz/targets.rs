@@ -17,18 +17,19 @@ use overlay_types::protocol::{MessageKind, Network, Record, ReleasedRecord};
 use overlay_types::state::{Counts, Key};
 use overlay_wire::mesos::modules::overlay::State;
 use overlay_wire::{
-    MESSAGE_NAMES, Replica, StateFile, decode_candidate, decode_history, decode_message,
-    decode_message_reserving, decode_record, decode_replica, decode_state, encode_candidate,
-    encode_history, encode_message, encode_record, encode_replica, encode_state,
-    implausible_candidate, kind_of, parse_json, print_json,
+    MESSAGE_NAMES, Replica, StateFile, append_seal, decode_candidate, decode_history,
+    decode_message, decode_message_reserving, decode_record, decode_replica, decode_state,
+    encode_candidate, encode_history, encode_message, encode_record, encode_replica, encode_state,
+    implausible_candidate, kind_of, parse_json, print_json, split_seal,
 };
 
 /// The name of a target, which is also the name of its corpus, and its function.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const ALL: [Target; 13] = [
+pub(crate) const ALL: [Target; 14] = [
     ("message", message),
+    ("seal", seal),
     ("record", record),
     ("history", history),
     ("znode", znode),
@@ -72,6 +73,19 @@ pub fn message(data: &[u8]) {
             assert_eq!(encoded_name, name);
             assert_eq!(decode_message(name, &bytes), Ok(message));
         }
+        Err(error) => assert_one_line(&error),
+    }
+}
+
+/// Finds the seal of a message.
+pub fn seal(data: &[u8]) {
+    match split_seal(data) {
+        Ok((content, Some(seal))) => {
+            let mut again = content.to_vec();
+            append_seal(&mut again, &seal);
+            assert_eq!(split_seal(&again), Ok((content, Some(seal))));
+        }
+        Ok((content, None)) => assert_eq!(content, data),
         Err(error) => assert_one_line(&error),
     }
 }

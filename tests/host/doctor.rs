@@ -143,8 +143,13 @@ impl DiagnosedCluster {
         };
         let agents = infos.iter().cloned().map(Arc::new).collect();
         let contacts = BTreeMap::new();
-        let state =
-            State { network: Arc::new(network), agents, contacts, peer_failures: BTreeMap::new() };
+        let state = State {
+            network: Arc::new(network),
+            agents,
+            contacts,
+            peer_failures: BTreeMap::new(),
+            principals: BTreeMap::new(),
+        };
         let state = wire::print_json(&wire::encode_state(&state));
         let master = Arc::new(Mutex::new(vec![("/overlay-master/state", state)]));
         let mut servers = Vec::new();

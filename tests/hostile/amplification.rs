@@ -76,7 +76,10 @@ async fn amplifying_messages_stay_within_memory_limit() {
             // Half of the attackers are registered agents.
             if index < 25 {
                 let register = Message::RegisterAgent(AgentOptions::default());
-                assert_eq!(send(from, to, &request(&own, &master, &register)).await, "202");
+                assert_eq!(
+                    send(from, to, &request(&own, &master, &register, |_| None)).await,
+                    "202"
+                );
             }
             let bytes = message(&own, names[index % names.len()], body, *is_compressed);
             sending.spawn(async move { send(from, to, &bytes).await });
@@ -108,7 +111,7 @@ async fn report_of_unregistered_sender_is_not_decoded() {
     assert_eq!(counters["agent_registered_messages_dropped"], 1, "{counters}");
     // After the sender's registration, the master decodes the same message and finds it malformed.
     let register = Message::RegisterAgent(AgentOptions::default());
-    let register = request(&own, &master_upid(to), &register);
+    let register = request(&own, &master_upid(to), &register, |_| None);
     assert_eq!(send(from, to, &register).await, "202");
     assert_eq!(send(from, to, &garbage).await, "202");
     let counters = &victim.health().await["counters"];

@@ -42,7 +42,7 @@ async fn hold(to: SocketAddrV4, count: usize, addresses: usize, bytes: &[u8]) ->
 /// Returns a message that the master ignores.
 fn ignored_message(to: SocketAddrV4) -> Vec<u8> {
     let from = agent_upid(SocketAddrV4::new(attacker(0), 5051));
-    request(&from, &master_upid(to), &Message::RequestPeers(PeersRequest::default()))
+    request(&from, &master_upid(to), &Message::RequestPeers(PeersRequest::default()), |_| None)
 }
 
 #[tokio::test]
@@ -97,8 +97,10 @@ async fn new_agent_is_served_during_replies_to_closed_ports() {
             for port in 1..=200 {
                 let own = agent_upid(SocketAddrV4::new(from, 20_000 + port));
                 let register = Message::RegisterAgent(AgentOptions::default());
-                bytes.extend(request(&own, &master, &register));
-                bytes.extend(request(&own, &master, &Message::AgentRegistered(Vec::new())));
+                bytes.extend(request(&own, &master, &register, |_| None));
+                bytes.extend(request(&own, &master, &Message::AgentRegistered(Vec::new()), |_| {
+                    None
+                }));
             }
             sending.spawn(async move {
                 let mut stream = connect(from, to).await.unwrap();

@@ -30,8 +30,9 @@ async fn toggled_registrations_do_not_fill_log_or_store() {
             let from = attacker(index);
             let own = agent_upid(SocketAddrV4::new(from, 5051));
             let toggled = AgentOptions { docker_bridge: false, ..AgentOptions::default() };
-            let both = [AgentOptions::default(), toggled]
-                .map(|options| request(&own, &master_upid(to), &Message::RegisterAgent(options)));
+            let both = [AgentOptions::default(), toggled].map(|options| {
+                request(&own, &master_upid(to), &Message::RegisterAgent(options), |_| None)
+            });
             let bytes = both.concat().repeat(REGISTRATIONS / 2);
             sending.spawn(async move {
                 let mut stream = connect(from, to).await.unwrap();

@@ -64,7 +64,7 @@ async fn honest_agents_among_misbehaving_peers_are_served() {
     sleep(Duration::from_secs(1)).await;
 
     let begin = Instant::now();
-    let agents = Agents::start(watch::channel(Some(address)).1, HONEST_AGENTS).unwrap();
+    let agents = Agents::start(watch::channel(Some(address)).1, HONEST_AGENTS, None).unwrap();
     let mut slowest = Duration::ZERO;
     let health = async {
         loop {
@@ -143,7 +143,7 @@ async fn send_slowly(mut stream: TcpStream, _: SocketAddrV4) -> io::Result<()> {
 async fn send_false_registration(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<()> {
     let victim = SocketAddrV4::new(Ipv4Addr::new(127, 3, 0, fastrand::u8(1..)), 5051);
     let message = Message::RegisterAgent(AgentOptions::default());
-    let message = request(&agent_upid(victim), &master_upid(master), &message);
+    let message = request(&agent_upid(victim), &master_upid(master), &message, |_| None);
     loop {
         stream.write_all(&message).await?;
         let mut answer = [0; 4096];
@@ -177,7 +177,7 @@ async fn never_read(mut stream: TcpStream, master: SocketAddrV4) -> io::Result<(
     let SocketAddr::V4(own) = stream.local_addr()? else { return Ok(()) };
     let own = agent_upid(SocketAddrV4::new(*own.ip(), master.port()));
     let message = Message::RegisterAgent(AgentOptions::default());
-    let messages = request(&own, &master_upid(master), &message).repeat(20);
+    let messages = request(&own, &master_upid(master), &message, |_| None).repeat(20);
     loop {
         stream.write_all(&messages).await?;
         sleep(Duration::from_millis(100)).await;

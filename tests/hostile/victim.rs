@@ -57,7 +57,7 @@ impl Victim {
         let command =
             MasterProcess::command_with_log("info", "file", &network, dir.path(), address);
         let master = MasterProcess::launch(command, dir.path(), address).await.unwrap();
-        let agents = Agents::start(watch::channel(Some(address)).1, agents).unwrap();
+        let agents = Agents::start(watch::channel(Some(address)).1, agents, None).unwrap();
         agents.all_acknowledged(AGENTS_TIMEOUT).await.unwrap();
         Self { master, agents, dir }
     }
@@ -132,7 +132,7 @@ impl Victim {
         let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
         let SocketAddr::V4(own) = listener.local_addr().unwrap() else { unreachable!() };
         let register = Message::RegisterAgent(AgentOptions::default());
-        let register = request(&agent_upid(own), &master_upid(self.address()), &register);
+        let register = request(&agent_upid(own), &master_upid(self.address()), &register, |_| None);
         let served = async {
             let mut link = connect(ip, self.address()).await.unwrap();
             link.write_all(&register).await.unwrap();

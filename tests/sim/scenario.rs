@@ -51,6 +51,19 @@ pub(crate) struct Faults {
     pub(crate) foreign_messages: Option<Duration>,
     /// Mean time between false peers in the name of the leader.
     pub(crate) false_peers_rate: Option<Duration>,
+    /// Mean times between attacks where authentication is required, and between steps of the
+    /// replacement of a secret.
+    pub(crate) attacks: Option<Duration>,
+    pub(crate) rotations: Option<Duration>,
+}
+
+/// How agents and masters authenticate each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Authentication {
+    /// All nodes require it.
+    Required,
+    /// Masters permit agents without a credential, and some agents have one.
+    Permitted,
 }
 
 /// A cluster and its faults.
@@ -68,6 +81,8 @@ pub(crate) struct Scenario {
     pub(crate) former_versions: f64,
     /// Whether kernels only take time, without faults.
     pub(crate) has_plain_kernels: bool,
+    /// `None` without credentials.
+    pub(crate) authentication: Option<Authentication>,
     /// How many agents start when all other agents are healthy.
     pub(crate) latecomers: usize,
     /// The time within which the other agents start.
@@ -112,6 +127,7 @@ impl Scenario {
             has_followers: true,
             former_versions: 0.0,
             has_plain_kernels: true,
+            authentication: None,
             latecomers,
             arrival: Duration::from_secs(1),
             fault: Duration::ZERO,
@@ -135,6 +151,13 @@ impl Scenario {
         // The conflicts of an import end by releases.
         let imported_faults = Faults { deletions: Some(Duration::from_secs(30)), ..faults.clone() };
         let faults = if imported > 0 { imported_faults } else { faults };
+        let authentication = chance.is(0.4).then(|| {
+            if chance.is(0.6) { Authentication::Required } else { Authentication::Permitted }
+        });
+        let has_attacks = authentication == Some(Authentication::Required);
+        let attacks = faults.attacks.filter(|_| has_attacks);
+        let rotations = faults.rotations.filter(|_| authentication.is_some());
+        let faults = Faults { attacks, rotations, ..faults };
         Self {
             masters,
             masters_without_peers: if chance.is(0.15) { 1 + chance.index(masters) } else { 0 },
@@ -143,6 +166,7 @@ impl Scenario {
             has_followers: false,
             former_versions: 0.2,
             has_plain_kernels: false,
+            authentication,
             latecomers: usize::from(agents > 1 && is_sure && chance.is(0.7)),
             arrival: Duration::from_secs(20),
             fault,
@@ -195,6 +219,8 @@ impl Faults {
             foreign_writers: every(30, 600),
             foreign_messages: every(10, 100),
             false_peers_rate: every(20, 300),
+            attacks: every(1, 30),
+            rotations: every(30, 300),
         }
     }
 }

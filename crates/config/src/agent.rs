@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use libprocess::limits::Limits;
 use overlay_types::addr::Mtu;
-use overlay_types::protocol::AgentOptions;
+use overlay_types::protocol::{AgentOptions, AuthenticationMode};
 
+use super::authentication::{self, AuthenticationConfig};
 use super::dataplane::{self, DataplaneConfig};
 use super::document::{Document, Node, Object};
 use super::environment::RunMode;
@@ -50,6 +51,8 @@ pub struct AgentConfig {
     pub limits: Limits,
     /// Who may use the HTTP endpoints, and under which names.
     pub http: HttpConfig,
+    /// How the agent and its masters authenticate each other. `None` without a credential.
+    pub authentication: Option<AuthenticationConfig>,
     /// The environment variables of the Mesos module that supplied `master`.
     pub from_environment: Vec<&'static str>,
 }
@@ -95,6 +98,7 @@ impl AgentConfig {
             dataplane: DataplaneConfig::default(),
             limits: Limits::for_client(),
             http: HttpConfig::default(),
+            authentication: None,
             from_environment: Vec::new(),
         }
     }
@@ -125,6 +129,7 @@ impl fmt::Debug for AgentConfig {
             .field("dataplane", &self.dataplane)
             .field("limits", &self.limits)
             .field("http", &self.http)
+            .field("authentication", &self.authentication)
             .field("from_environment", &self.from_environment)
             .finish()
     }
@@ -175,9 +180,13 @@ pub(super) fn read<'a>(
     let dataplane = dataplane::read(document, &object, &options);
     let limits = limits::read(document, &object, Side::Agent);
     let http = http::read(document, &object);
+    // Masters get their credentials first, so an agent that has one needs no other master.
+    let authentication =
+        authentication::read(document, &object, "credential", AuthenticationMode::Required);
     Some(AgentConfig {
         limits,
         http,
+        authentication,
         master,
         cni_dir: cni_dir?,
         cni_data_dir,

@@ -10,6 +10,9 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use overlay_types::advice::Command;
+use overlay_types::protocol::{
+    AgentCredential, Principal, PrincipalError, SharedSecret, SharedSecrets,
+};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -135,6 +138,11 @@ impl Credential {
         format!("{BASIC}{}", BASE64_STANDARD.encode(pair))
     }
 
+    /// Returns the secret as agents and masters share it.
+    fn shared_secret(&self) -> SharedSecret {
+        SharedSecret::from_digest(digest(&self.secret))
+    }
+
     /// Checks that basic authentication can carry the values (RFC 7617, section 2).
     fn checked(
         principal: &str,
@@ -174,43 +182,14 @@ impl Credentials {
     /// # Errors
     /// Returns the first fault.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
-        let text = trim(text);
-        let mut list = Self { digests: BTreeMap::new() };
-        if is_json(text) {
-            let json = parse_json(text, LIST)?;
-            let Some(Value::Array(elements)) = json.get("credentials") else {
-                let found = match json.get("principal") {
-                    Some(_) => "one credential, as a client reads it",
-                    None => "no list 'credentials'",
-                };
-                return Err(CredentialError::OtherFormat { found, expected: LIST });
-            };
-            for (index, element) in elements.iter().enumerate() {
-                let place = || format!("credentials[{index}]");
-                list.insert(from_json(element, place)?, place)?;
-            }
-        } else {
-            for line in text_lines(text) {
-                let (number, credential) = line?;
-                list.insert(credential, || format!("line {number}"))?;
+        let mut digests = BTreeMap::new();
+        for (Credential { principal, secret }, place) in parse_list(text)? {
+            if digests.insert(principal, digest(&secret)).is_some() {
+                let reason = "another credential has the same principal: remove one of them";
+                return Err(CredentialError::Invalid { place, reason });
             }
         }
-        if list.digests.is_empty() {
-            return Err(CredentialError::Empty { expected: LIST });
-        }
-        Ok(list)
-    }
-
-    fn insert(
-        &mut self,
-        Credential { principal, secret }: Credential,
-        place: impl FnOnce() -> String,
-    ) -> Result<(), CredentialError> {
-        if self.digests.insert(principal, digest(&secret)).is_some() {
-            let reason = "another credential has the same principal: remove one of them";
-            return Err(CredentialError::Invalid { place: place(), reason });
-        }
-        Ok(())
+        Ok(Self { digests })
     }
 
     /// The names, in their order.
@@ -236,6 +215,42 @@ impl Credentials {
         let is_equal = bool::from(digest(secret).ct_eq(expected));
         known.filter(|_| is_equal).map(|(principal, _)| principal.as_str())
     }
+}
+
+/// Parses the content of the file with the credential of an agent.
+///
+/// # Errors
+/// Returns the first fault, without any part of the content.
+pub fn parse_agent_credential(text: &str) -> Result<AgentCredential, CredentialError> {
+    let credential = Credential::parse(text)?;
+    let principal = to_principal(&credential, || "credential".to_owned())?;
+    Ok(AgentCredential { principal, secret: credential.shared_secret() })
+}
+
+/// Parses the content of the file with the credentials that a master accepts from agents. A
+/// principal may have two secrets.
+///
+/// # Errors
+/// Returns the first fault, without any part of the content.
+pub fn parse_shared_secrets(text: &str) -> Result<SharedSecrets, CredentialError> {
+    let mut secrets = SharedSecrets::default();
+    for (credential, place) in parse_list(text)? {
+        let principal = to_principal(&credential, || place.clone())?;
+        if !secrets.insert(principal, credential.shared_secret()) {
+            let reason = "the principal has more than two secrets: keep the former and the new one";
+            return Err(CredentialError::Invalid { place, reason });
+        }
+    }
+    Ok(secrets)
+}
+
+fn to_principal(
+    credential: &Credential,
+    place: impl FnOnce() -> String,
+) -> Result<Principal, CredentialError> {
+    let reason = "the principal of an agent has more than 255 bytes: choose a shorter one";
+    let principal = credential.principal.parse();
+    principal.map_err(|_: PrincipalError| CredentialError::Invalid { place: place(), reason })
 }
 
 /// Is compared with the secret of an unknown principal.
@@ -269,6 +284,36 @@ pub fn credential_mode_warning(name: &str, mode: u32) -> Option<String> {
             Command::restrict_file(Path::new(name))
         )
     })
+}
+
+/// Parses the content of a file for `--credentials`. Returns at least one credential, each with its
+/// position in the file.
+fn parse_list(text: &str) -> Result<Vec<(Credential, String)>, CredentialError> {
+    let text = trim(text);
+    let list: Vec<(Credential, String)> = if is_json(text) {
+        let json = parse_json(text, LIST)?;
+        let Some(Value::Array(elements)) = json.get("credentials") else {
+            let found = match json.get("principal") {
+                Some(_) => "one credential, as a client reads it",
+                None => "no list 'credentials'",
+            };
+            return Err(CredentialError::OtherFormat { found, expected: LIST });
+        };
+        let parse = |(index, element)| {
+            let place = || format!("credentials[{index}]");
+            Ok((from_json(element, place)?, place()))
+        };
+        elements.iter().enumerate().map(parse).collect::<Result<_, _>>()?
+    } else {
+        let parse = |line: Result<(usize, Credential), CredentialError>| {
+            line.map(|(number, credential)| (credential, format!("line {number}")))
+        };
+        text_lines(text).map(parse).collect::<Result<_, _>>()?
+    };
+    if list.is_empty() {
+        return Err(CredentialError::Empty { expected: LIST });
+    }
+    Ok(list)
 }
 
 /// Returns the text without the byte order mark that some editors write, and without outer space.

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use overlay_types::protocol::{AuthenticationMode, SharedSecret};
 use proptest::prelude::*;
 
 use super::credential::{
     Credential, Credentials, LIST, ONE, WORD_MAX, credential_mode_warning, credential_path, digest,
+    parse_agent_credential, parse_shared_secrets,
 };
+use super::{parse_agent, parse_master};
 
 const SECRET: &str = "Wr0ng-Horse-77";
 
@@ -241,4 +244,46 @@ fn repeated_key_is_refused_without_its_value() {
     assert!(error.contains("a key is given more than once"), "{error}");
     let other = r#"{"principal": "a", "secret": "x", "more": [1, -1, 1.5, true, null, {"a": ""}]}"#;
     assert!(Credential::parse(other).is_ok());
+}
+
+#[test]
+fn agents_have_one_secret_and_masters_up_to_two_of_a_principal() {
+    let agent = parse_agent_credential(&format!("agents {SECRET}")).unwrap();
+    assert_eq!(agent.principal.as_str(), "agents");
+    assert_eq!(agent.secret, SharedSecret::from_digest(digest(SECRET)));
+    assert!(!format!("{agent:?}").contains(SECRET));
+    let secrets = parse_shared_secrets(&format!("agents old\nother one\nagents {SECRET}")).unwrap();
+    assert_eq!(secrets.of(&agent.principal).len(), 2);
+    assert!(secrets.of(&agent.principal).contains(&agent.secret));
+    let three = parse_shared_secrets(&format!("a 1\na 2\na {SECRET}")).unwrap_err().to_string();
+    let reason = "the principal has more than two secrets: keep the former and the new one";
+    assert_eq!(three, format!("line 3: {reason}"));
+    let list =
+        format!(r#"{{"credentials": [{{"principal": "{}", "secret": "s"}}]}}"#, "p".repeat(256));
+    let reason = "the principal of an agent has more than 255 bytes: choose a shorter one";
+    let long = parse_shared_secrets(&list).unwrap_err().to_string();
+    assert_eq!(long, format!("credentials[0]: {reason}"));
+    assert!(Credentials::parse(&list).is_ok(), "clients of the HTTP endpoints may have such names");
+}
+
+#[test]
+fn authentication_needs_file_and_has_default_mode() {
+    let agent = |text: &str| parse_agent("f", text).map(|(config, _)| config.authentication);
+    let authentication =
+        agent(r#"{"cni_dir":"/c","credential":"file:///etc/c"}"#).unwrap().unwrap();
+    assert_eq!(authentication.file, Path::new("/etc/c"));
+    assert_eq!(authentication.mode, AuthenticationMode::Required);
+    let master = r#"{"network":{"vtep_subnet":"44.128.0.0/16","vtep_mac_oui":"70:B3:D5:00:00:00",
+        "overlays":[{"name":"a","subnet":"10.0.0.0/8","prefix":24}]},"credentials":"/c"}"#;
+    let (master, _) = parse_master("f", master).unwrap();
+    assert_eq!(master.authentication.unwrap().mode, AuthenticationMode::Permitted);
+    let problem = |text: &str| agent(text).unwrap_err().to_string();
+    assert_eq!(
+        problem(r#"{"cni_dir":"/c","authentication":"required"}"#),
+        "f:1:34: authentication: has no effect without 'credential': write the path of a file"
+    );
+    assert_eq!(
+        problem(r#"{"cni_dir":"/c","credential":"/c","authentication":"on"}"#),
+        r#"f:1:52: authentication: 'on' is not a valid value: write "permitted" or "required""#
+    );
 }

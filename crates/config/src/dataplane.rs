@@ -217,7 +217,7 @@ fn read_underlay<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<Ipv
 }
 
 /// Reads one of several words.
-fn read_choice<'a, T: Copy>(
+pub(super) fn read_choice<'a, T: Copy>(
     document: &mut Document<'a>,
     node: &Node<'a>,
     choices: &[(&str, T)],

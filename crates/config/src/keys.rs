@@ -50,6 +50,8 @@ pub(super) const MASTER: Schema = object(
         "limits",
         "acls",
         "hostnames",
+        "credentials",
+        "authentication",
     ],
 );
 /// `limits` of `master_config` and of `agent_config`.
@@ -115,6 +117,8 @@ pub(super) const AGENT: Schema = object(
         "limits",
         "acls",
         "hostnames",
+        "credential",
+        "authentication",
     ],
 );
 /// `network_config` of `agent_config`.
@@ -236,7 +240,7 @@ mod tests {
     fn keys_belong_to_one_object() {
         let mut keys: Vec<_> = ALL.iter().flat_map(|schema| schema.keys).collect();
         // Both configurations have these keys.
-        for shared in ["limits", "acls", "hostnames"] {
+        for shared in ["limits", "acls", "hostnames", "authentication"] {
             let position = keys.iter().position(|key| **key == shared);
             keys.remove(position.expect("a shared key"));
         }

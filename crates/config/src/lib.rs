@@ -17,6 +17,7 @@
 
 mod address_ranges;
 mod agent;
+mod authentication;
 mod credential;
 mod dataplane;
 mod document;
@@ -37,9 +38,10 @@ mod vxlan;
 mod warnings;
 
 pub use agent::{AgentConfig, parse_agent};
+pub use authentication::AuthenticationConfig;
 pub use credential::{
     CREDENTIALS_FILE_MAX, Credential, CredentialError, Credentials, credential_mode_warning,
-    credential_path,
+    credential_path, parse_agent_credential, parse_shared_secrets,
 };
 pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind, ForwardingKind, OverlayIngress};
 use document::{Document, Member};

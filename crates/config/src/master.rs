@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use libprocess::limits::Limits;
 use overlay_types::addr::{Ensemble, EnsembleError};
-use overlay_types::protocol::Network;
+use overlay_types::protocol::{AuthenticationMode, Network};
 
+use super::authentication::{self, AuthenticationConfig};
 use super::document::{Document, Member, Node, Object};
 use super::environment::RunMode;
 use super::http::{self, HttpConfig};
@@ -39,6 +40,8 @@ pub struct MasterConfig {
     pub limits: Limits,
     /// Who may use the HTTP endpoints, and under which names.
     pub http: HttpConfig,
+    /// How the master and its agents authenticate each other. `None` without credentials.
+    pub authentication: Option<AuthenticationConfig>,
     /// The environment variables of the Mesos module that supplied parts of `zk`.
     pub from_environment: Vec<&'static str>,
 }
@@ -188,9 +191,13 @@ pub(super) fn read<'a>(
         .and_then(|node| document.read_absolute_path(&node, MasterConfig::WORK_DIR_DEFAULT));
     let limits = limits::read(document, &object, Side::Master);
     let http = http::read(document, &object);
+    // A master that gets credentials serves its agents until they have theirs.
+    let authentication =
+        authentication::read(document, &object, "credentials", AuthenticationMode::Permitted);
     Some(MasterConfig {
         limits,
         http,
+        authentication,
         network: network?,
         zk,
         replicated_log_dir,

@@ -95,6 +95,12 @@ const MASTER_KEYS: &[(&str, &str, &str, &str)] = &[
     ("acls", r#"{"read":"ANY","write":["ops"]}"#, "[]", "is a list: write an object in { }"),
     ("hostnames", r#"["overlay.example.com"]"#, "true", "is a boolean: write a list in [ ]"),
     (
+        "credentials",
+        "file:///c",
+        "c",
+        "'c' is relative: write a path from /, such as \"/etc/mesos-overlay/credentials\"",
+    ),
+    (
         "url",
         "zk://u:secret@a:2181/mesos",
         "u:secret@a:2181",
@@ -225,6 +231,12 @@ const AGENT_KEYS: &[(&str, &str, &str, &str)] = &[
     ("limits", r#"{"connections":2000}"#, "[]", "is a list: write an object in { }"),
     ("acls", r#"{"read":"ANY","write":["ops"]}"#, "[]", "is a list: write an object in { }"),
     ("hostnames", r#"["overlay.example.com"]"#, "true", "is a boolean: write a list in [ ]"),
+    (
+        "credential",
+        "/c",
+        "file://c",
+        "'c' is relative: write a path from /, such as \"/etc/mesos-overlay/credential\"",
+    ),
     ("allocate_subnet", "false", "", "'' is no boolean: write true or false"),
     ("mesos_bridge", "false", "False", "'False' is no boolean: write true or false"),
     ("docker_bridge", "false", "0", "'0' is no boolean: write true or false"),
@@ -305,11 +317,11 @@ fn agent_parameters_include_every_key() {
     }
 }
 
-/// Checks that the table has every parameter of `schema` except the names of files and, for the
-/// agent, the limits of registrations.
+/// Checks that the table has every parameter of `schema` except the names of files, `authentication`,
+/// which needs a file of credentials, and, for the agent, the limits of registrations.
 fn assert_table_covers(schema: &Schema, table: &[(&str, &str, &str, &str)]) {
     let is_tested = |name: &&str| {
-        !["master_config", "agent_config"].contains(name)
+        !["master_config", "agent_config", "authentication"].contains(name)
             && (*schema.names().next().unwrap_or_default() != *"agent_config"
                 || !name.starts_with("registrations"))
     };
@@ -559,7 +571,7 @@ const MASTER_REFUSALS: &[Row] = &[
         None,
         UNSET,
         &[
-            r#"parameter '': is no parameter: the parameters here are master_config, vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays, network, zk, replicated_log_dir, replicated_log_timeout, reuse_after, store, work_dir, limits, acls, hostnames, url, quorum, session_timeout, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
+            r#"parameter '': is no parameter: the parameters here are master_config, vtep_subnet, vtep_subnet6, vtep_mac_oui, vtep_mtu, vtep_vni, vtep_name, vtep_port, overlays, network, zk, replicated_log_dir, replicated_log_timeout, reuse_after, store, work_dir, limits, acls, hostnames, credentials, authentication, url, quorum, session_timeout, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
             r#"parameter 'overlays': '/f\0' contains a control character: remove it"#,
             r#"parameter 'vtep_mtu': '\u{1b}[31m' is no number: write 68 to 65535"#,
         ],
@@ -694,7 +706,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"parameter 'cni-dir': is no parameter: did you mean 'cni_dir'?"#,
             r#"parameter 'overlays': is no parameter here: it belongs in the network"#,
             r#"parameter 'master_config': is no parameter here: it belongs in the parameters of the master module"#,
-            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
+            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, credential, authentication, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
         ],
     ),
     (

@@ -176,6 +176,7 @@ fn parse_agent_minimal_file_has_defaults() {
     let expected = AgentConfig {
         limits: Limits::for_client(),
         http: HttpConfig::default(),
+        authentication: None,
         master: None,
         cni_dir: "/c".into(),
         cni_data_dir: None,

@@ -269,8 +269,19 @@ pub struct AgentReport {
     pub is_external: bool,
     /// Address of the agent's master; `None` if it is unknown.
     pub master: Option<String>,
+    /// How the agent authenticates its master, if it has a credential.
+    pub authentication: Option<ReportedAuthentication>,
     /// The paths to its peers; `None` if direct routing is off.
     pub paths: Option<PeerPaths>,
+}
+
+/// How an agent authenticates its master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportedAuthentication {
+    /// The principal of the agent.
+    pub principal: String,
+    /// Whether the master has authenticated.
+    pub is_master_authenticated: bool,
 }
 
 /// The paths of packets to the peers of an agent with direct routing.

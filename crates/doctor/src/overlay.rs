@@ -14,7 +14,8 @@ use super::cause::{Object, Topic};
 use super::dataplane::dataplane;
 use super::finding::{Finding, Severity};
 use super::observation::{
-    AgentProcess, AgentQueryError, AgentReport, DesiredSource, Observation, ReportedProblem,
+    AgentProcess, AgentQueryError, AgentReport, DesiredSource, Observation, ReportedAuthentication,
+    ReportedProblem,
 };
 
 /// Runs all checks of the overlays in a fixed order.
@@ -64,12 +65,13 @@ fn agent(observation: &Observation) -> Vec<Finding> {
         Ok(report) => report,
         Err(error) => return vec![agent_unavailable(CHECK, observation, error)],
     };
-    let findings: Vec<_> = problems(report).into_iter().map(reported_problem).collect();
+    let mut findings: Vec<_> = problems(report).into_iter().map(reported_problem).collect();
     if !findings.is_empty() {
         return findings;
     }
+    findings.extend(report.authentication.as_ref().map(authentication));
     let status = report.health.as_ref().map_or("", |(status, _)| status.as_str());
-    vec![match status {
+    let finding = match status {
         "registering" | "detached" => Finding::wrong(
             CHECK,
             format!("the agent at {address} is {status}"),
@@ -81,7 +83,27 @@ fn agent(observation: &Observation) -> Vec<Finding> {
             let overlays = pluralize(report.info.overlays.len() as u128, "overlay");
             Finding::ok(CHECK, format!("the agent at {address} has {overlays}"))
         }
-    }]
+    };
+    findings.insert(0, finding);
+    findings
+}
+
+/// Describes the authentication of an agent without problems. Problems of the authentication are
+/// among those of the agent.
+fn authentication(reported: &ReportedAuthentication) -> Finding {
+    const CHECK: &str = "authentication";
+    let principal = &reported.principal;
+    if reported.is_master_authenticated {
+        let summary = format!("agent and master authenticate each other, principal '{principal}'");
+        return Finding::ok(CHECK, summary);
+    }
+    Finding::warning(
+        CHECK,
+        "the master does not authenticate, and the agent permits that",
+        "a container on the master's host may send in the name of the master",
+    )
+    .about(Topic::ReportedMaster)
+    .with_advice("set 'credentials' of the master")
 }
 
 fn agent_unavailable(

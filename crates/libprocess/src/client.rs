@@ -76,13 +76,13 @@ impl<H: Handler> Client<H> {
     /// Queues a message. Delivery is not guaranteed and not reported. Messages to one address
     /// arrive in order. A message to a process of this program is delivered without a connection,
     /// as in libprocess, so the advertised address need not be reachable from this host.
-    pub fn send(&self, from: &Upid, to: &Upid, name: &str, body: &Bytes) {
+    pub fn send(&self, from: &Upid, to: &Upid, name: &str, body: &[u8]) {
         if to.address == self.shared.own {
             let message = Incoming {
                 from: from.clone(),
                 to: to.id.clone(),
                 name: name.to_owned(),
-                body: body.clone(),
+                body: Bytes::copy_from_slice(body),
             };
             if self.own.try_send(message).is_err() {
                 self.shared.count_lost(1);

@@ -63,7 +63,7 @@ pub trait Transport: Send + 'static {
 /// Sends messages. No method blocks, and delivery is not reported.
 pub trait Sender: Send + Sync + 'static {
     /// Sends a message, without a guarantee of delivery.
-    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &Bytes);
+    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &[u8]);
 
     /// Links to the program of `to`: [`Handler::exited`] is called when the connection ends.
     fn link(&self, to: &Upid);

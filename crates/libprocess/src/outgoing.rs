@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
@@ -171,7 +170,7 @@ impl<H: Handler> Shared<H> {
         queue: &mut Queue,
         (from, to): (&Upid, &Upid),
         name: &str,
-        body: &Bytes,
+        body: &[u8],
     ) -> Result<(), SendError> {
         if let Err(limit) = self.check_capacity(queue, body.len()) {
             queue.rejected += 1;

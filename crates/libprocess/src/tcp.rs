@@ -3,8 +3,6 @@
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::client::Client;
 use crate::handler::{Handler, Sender, Transport};
 use crate::server::Server;
@@ -37,7 +35,7 @@ impl Transport for TcpTransport {
 }
 
 impl<H: Handler> Sender for Client<H> {
-    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &Bytes) {
+    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &[u8]) {
         Self::send(self, from, to, name, body);
     }
 

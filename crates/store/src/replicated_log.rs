@@ -307,6 +307,7 @@ mod tests {
             docker_bridge: false,
             underlay: None,
             direct_mac: None,
+            authenticated: None,
         })
     }
 

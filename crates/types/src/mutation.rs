@@ -82,11 +82,15 @@ pub enum Mutation {
     NameBeforeDurable,
     /// A refused agent removes all of its container networks.
     RemoveUnnamedNetworks,
+    /// A message is accepted again.
+    AcceptRepeatedMessages,
+    /// An agent that requires authentication accepts messages without a seal.
+    AcceptUnsealedMessages,
 }
 
 impl Mutation {
     /// All defects.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::SendBeforeDurable,
         Self::SendAbandonedMessages,
         Self::SendBeforeReleaseIsDurable,
@@ -124,6 +128,8 @@ impl Mutation {
         Self::CallSilentAgentsStale,
         Self::NameBeforeDurable,
         Self::RemoveUnnamedNetworks,
+        Self::AcceptRepeatedMessages,
+        Self::AcceptUnsealedMessages,
     ];
 
     /// Whether this thread runs with the defect.

@@ -119,7 +119,9 @@ const fn repeated_fields(kind: MessageKind) -> &'static [RepeatedField] {
         MessageKind::PeerFailures => &[FAILURES],
         MessageKind::RegisterAgent
         | MessageKind::AgentRegisteredAcknowledgement
-        | MessageKind::RequestPeers => &[],
+        | MessageKind::RequestPeers
+        | MessageKind::AuthenticateAgent
+        | MessageKind::AuthenticationChallenge => &[],
     }
 }
 

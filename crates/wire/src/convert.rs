@@ -3,14 +3,14 @@
 //! This is the only check of received values: an unusable name, subnet or address is refused with
 //! the path of its field.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Vni, special_address};
 use overlay_types::protocol::{
     AddressRange, AgentContact, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay,
-    PeerFailure, PeerFailureCause, PeerFailures, State, Status, Vtep, Vxlan,
+    PeerFailure, PeerFailureCause, PeerFailures, Principal, State, Status, Vtep, Vxlan,
 };
 use overlay_types::tunnel::PORT_DEFAULT;
 
@@ -261,6 +261,14 @@ pub fn encode_state(state: &State) -> pb::State {
     pb::State {
         network: Some(encode_network(&state.network)),
         agents: state.agents.iter().map(|agent| encode_agent_of(state, agent)).collect(),
+        authenticated: state.principals.iter().map(authenticated_to_pb).collect(),
+    }
+}
+
+fn authenticated_to_pb((ip, principal): (&Ipv4Addr, &Principal)) -> pb::AuthenticatedAgent {
+    pb::AuthenticatedAgent {
+        ip: Some(to_text(*ip)),
+        principal: Some(principal.as_str().to_owned()),
     }
 }
 
@@ -294,6 +302,11 @@ pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
             .iter()
             .zip(&state.agents)
             .filter_map(|(agent, pb)| Some((agent.ip, decode_peer_failures(pb)?)))
+            .collect(),
+        principals: state
+            .authenticated
+            .iter()
+            .filter_map(|pb| Some((pb.ip().parse().ok()?, pb.principal().parse().ok()?)))
             .collect(),
         agents,
     })

@@ -4,6 +4,7 @@
 //! The crate converts them to and from the types of [`overlay_types::protocol`]. No other crate
 //! handles protobuf types.
 
+mod authentication;
 mod bounds;
 mod candidate;
 mod compact_peers;
@@ -20,6 +21,7 @@ mod problems;
 mod protocol;
 mod record;
 mod replica;
+mod seal;
 mod state_file;
 
 pub use candidate::{decode_candidate, encode_candidate, implausible_candidate};
@@ -37,6 +39,7 @@ pub use protocol::{
 };
 pub use record::{decode_history, decode_record, encode_history, encode_record};
 pub use replica::{Replica, ReplicaError, decode_replica, encode_replica};
+pub use seal::{SEAL_BYTES_MAX, append_seal, split_seal};
 pub use state_file::{StateFile, is_state_file};
 
 /// The types that prost generates from `proto/*.proto`.

@@ -291,6 +291,7 @@ fn infer_options(agent: &pb::Agent) -> AgentRecord {
         docker_bridge: any(|overlay| overlay.docker_bridge.is_some()),
         underlay: None,
         direct_mac: None,
+        authenticated: None,
     }
 }
 

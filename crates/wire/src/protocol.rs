@@ -7,10 +7,10 @@ use super::convert::{assignment_to_pb, assignments_from_pb, options_from_pb, opt
 use super::error::ConvertError;
 use super::mesos::modules::overlay::{AgentOverlayInfo, internal};
 use super::message::{self, DecodeError, decode};
-use super::{peers, probes, problems};
+use super::{authentication, peers, probes, problems};
 
 /// The names of all messages that [`decode_message`] knows.
-pub const MESSAGE_NAMES: [&str; 9] = [
+pub const MESSAGE_NAMES: [&str; 11] = [
     MessageKind::RegisterAgent.name(),
     MessageKind::UpdateAgentOverlays.name(),
     MessageKind::AgentRegistered.name(),
@@ -20,6 +20,8 @@ pub const MESSAGE_NAMES: [&str; 9] = [
     MessageKind::HeldAddresses.name(),
     MessageKind::RegistrationProblems.name(),
     MessageKind::PeerFailures.name(),
+    MessageKind::AuthenticateAgent.name(),
+    MessageKind::AuthenticationChallenge.name(),
 ];
 
 /// Returns the kind of the message called `name`, if it is a message of the overlay modules.
@@ -55,6 +57,12 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
             (message.kind().name(), problems::encode_problems(found))
         }
         Message::PeerFailures(failures) => (message.kind().name(), probes::encode(failures)),
+        Message::AuthenticateAgent(request) => {
+            (message.kind().name(), authentication::encode_request(request))
+        }
+        Message::AuthenticationChallenge(challenge) => {
+            (message.kind().name(), authentication::encode_challenge(challenge))
+        }
     }
 }
 
@@ -132,5 +140,11 @@ pub fn decode_message_reserving(
             problems::decode_problems(bytes).map(Message::RegistrationProblems)
         }
         MessageKind::PeerFailures => probes::decode(bytes).map(Message::PeerFailures),
+        MessageKind::AuthenticateAgent => {
+            authentication::decode_request(bytes).map(Message::AuthenticateAgent)
+        }
+        MessageKind::AuthenticationChallenge => {
+            authentication::decode_challenge(bytes).map(Message::AuthenticationChallenge)
+        }
     }
 }

@@ -29,6 +29,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
             released_at: None,
             underlay: agent.underlay.map(to_text),
             direct_mac: agent.direct_mac.map(to_text),
+            authenticated: agent.authenticated.as_ref().map(|name| name.as_str().to_owned()),
         },
         Record::Released(released) => pb::AgentRecord {
             vtep_ip: released.vtep_ip.map(to_text),
@@ -128,6 +129,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, ConvertError> {
         docker_bridge: record.docker_bridge(),
         underlay: parse_optional("underlay", record.underlay.as_deref())?,
         direct_mac: parse_optional("direct_mac", record.direct_mac.as_deref())?,
+        authenticated: parse_optional("authenticated", record.authenticated.as_deref())?,
     }))
 }
 

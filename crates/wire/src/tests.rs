@@ -183,6 +183,7 @@ fn record_round_trips() {
         docker_bridge: true,
         underlay: Some("fd00::5".parse().unwrap()),
         direct_mac: Some([2, 0, 0, 0, 0, 5].into()),
+        authenticated: Some("agents".parse().unwrap()),
     });
     let released = ReleasedRecord { at: 1_700_000_000, vtep_ip: None, vtep_ip6: None, overlays };
     for record in [agent, Record::Released(released)] {

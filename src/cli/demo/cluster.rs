@@ -80,10 +80,12 @@ impl Cluster {
         let store = FileStore::open(&folder.join("master"))
             .map_err(|error| Failure::new(error.to_string()))?;
         let options = MasterOptions {
+            credentials: None,
             settings: Settings {
                 network: Arc::new(config.network),
                 reuse_after: config.reuse_after,
                 kind: MasterKind::Program,
+                authentication: None,
             },
             store: Box::new(store),
             leading: None,
@@ -143,6 +145,7 @@ impl Cluster {
         cni.prepare().map_err(|error| error.to_string())?;
         let master = self.address.to_string().parse();
         Ok(AgentOptions {
+            credential: None,
             settings,
             dataplane: DataplaneOptions::new(
                 &config.dataplane,

@@ -147,6 +147,7 @@ mod tests {
             agents: Vec::new(),
             contacts: BTreeMap::new(),
             peer_failures: BTreeMap::new(),
+            principals: BTreeMap::new(),
         };
         assert!(require_success(&state, &[ping(None), ping(None)]).is_ok());
         let failure = require_success(&state, &[ping(None), ping(Some("no reply within 1s"))]);

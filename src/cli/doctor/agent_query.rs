@@ -8,7 +8,8 @@ use std::time::Duration;
 use http::StatusCode;
 use overlay_config::AgentConfig;
 use overlay_doctor::observation::{
-    AgentObservation, AgentQueryError, AgentReport, MasterObservation, PeerPaths, ReportedProblem,
+    AgentObservation, AgentQueryError, AgentReport, MasterObservation, PeerPaths,
+    ReportedAuthentication, ReportedProblem,
 };
 use overlay_linux::docker::{Docker, DockerFailure, EngineReport};
 use overlay_types::protocol::AgentInfo;
@@ -37,6 +38,14 @@ struct Health {
     sources: Vec<Source>,
     master: Option<String>,
     dataplane: Option<TunnelHealth>,
+    #[serde(default)]
+    authentication: Option<AuthenticationHealth>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AuthenticationHealth {
+    principal: String,
+    master_authenticated: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -128,6 +137,11 @@ pub(super) async fn local_agent(
             let (_, address) = health.master.as_deref()?.rsplit_once('@')?;
             Some(address.parse::<SocketAddrV4>().ok()?.to_string())
         });
+        let authentication = health.as_ref().and_then(|health| health.authentication.as_ref());
+        let authentication = authentication.map(|found| ReportedAuthentication {
+            principal: sanitize(&found.principal),
+            is_master_authenticated: found.master_authenticated,
+        });
         let paths = health.as_ref().and_then(|health| {
             let direct = health.dataplane.as_ref()?.direct_routing.as_ref()?;
             Some(PeerPaths::from(direct))
@@ -141,7 +155,7 @@ pub(super) async fn local_agent(
             let problems = displayed_problems(&health.problems).into_iter().map(problem);
             (sanitize(&health.status), problems.collect())
         });
-        Ok(AgentReport { info, health, is_external, master, paths })
+        Ok(AgentReport { info, health, is_external, master, authentication, paths })
     };
     AgentObservation { address: endpoint.to_string(), answer: answer.await }
 }

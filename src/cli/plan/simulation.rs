@@ -63,6 +63,7 @@ impl Simulation {
             network: Arc::clone(network),
             reuse_after: MasterConfig::REUSE_AFTER_DEFAULT,
             kind: MasterKind::Program,
+            authentication: None,
         };
         let mut simulation =
             Self { master: Master::new(settings, encode_peers_update, 0), version: Version(0) };
@@ -102,6 +103,8 @@ impl Simulation {
                 Command::Abandon(_)
                 | Command::Withdraw(_)
                 | Command::Link(_)
+                | Command::Challenge { .. }
+                | Command::SetSecrets(_)
                 | Command::ReadConfig(_)
                 | Command::Preview { .. }
                 | Command::Send { .. }

@@ -54,7 +54,13 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
             status: master::Condition::Degraded,
             epoch: 3,
             version: 41,
+            authentication: master::AuthenticationTally {
+                authenticated: 16,
+                unauthenticated: 17,
+                refused: 18,
+            },
             agents: master::AgentTally {
+                authenticated: 16,
                 total: 9,
                 ok: 3,
                 failed: 2,
@@ -90,6 +96,7 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
 fn agent_snapshot() -> Snapshot<agent::Metrics> {
     Snapshot {
         metrics: agent::Metrics {
+            is_master_authenticated: true,
             status: agent::Condition::Registering,
             overlays: agent::OverlayTally { ok: 1, failed: 1, ..Default::default() },
             peers: 4,
@@ -273,6 +280,8 @@ mesos_overlay_agent_overlays{state=\"failed\"} 1
 mesos_overlay_agent_overlays{state=\"configuring\"} 0
 mesos_overlay_agent_process_restarts_total 0
 mesos_overlay_agent_connections_lost_total 0
+mesos_overlay_agent_master_authenticated 1
+mesos_overlay_agent_unauthentic_messages_refused_total 0
 mesos_overlay_agent_malformed_messages_total 0
 mesos_overlay_agent_unexpected_messages_total 0
 mesos_overlay_agent_request_peers_messages_sent_total 0

@@ -2,6 +2,7 @@
 //! real processes in network namespaces that a switch connects. The real CNI plugins and real
 //! Docker daemons create the containers. Only the agents program the kernel.
 
+mod authentication;
 mod bridges;
 mod closed;
 mod collision;

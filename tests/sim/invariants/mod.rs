@@ -7,6 +7,7 @@
 mod addresses_are_exclusive;
 mod addresses_stay;
 mod assignments_are_stored;
+mod authentic_messages;
 mod bounds;
 mod demoted_masters;
 mod healing;
@@ -33,7 +34,8 @@ use overlay_linux::dataplane;
 use overlay_store::Change;
 use overlay_types::container_network::ContainerNetwork;
 use overlay_types::protocol::{
-    AgentInfo, AgentOptions, Assignment, Network, PeerTableVersion, RegistrationProblems, State,
+    AgentInfo, AgentOptions, Assignment, MessageKind, Network, PeerTableVersion,
+    RegistrationProblems, State,
 };
 use overlay_types::tunnel::Desired;
 
@@ -122,6 +124,14 @@ pub(crate) enum Fact<'a> {
     PeersReceived { agent: Ipv4Addr },
     /// False peers are sent to an agent in the name of its master.
     FalsePeersSent { agent: Ipv4Addr },
+    /// A process accepts a message, by its number. `counts_once` tells whether it has a seal.
+    Accepted {
+        by: (Ipv4Addr, u64),
+        packet: u64,
+        kind: MessageKind,
+        is_forged: bool,
+        counts_once: bool,
+    },
     /// The kernel of an agent was programmed, with the resulting state.
     Programmed {
         agent: Ipv4Addr,
@@ -200,6 +210,7 @@ impl Monitor {
             Box::new(peers_stay::PeersStay::default()),
             Box::new(silence::Silence),
             Box::new(reassigned_networks::ReassignedNetworks::default()),
+            Box::new(authentic_messages::AuthenticMessages::default()),
         ];
         if let Some(only) = only {
             invariants.retain(|invariant| invariant.name() == only);

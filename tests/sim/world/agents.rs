@@ -8,21 +8,23 @@ use bytes::Bytes;
 use overlay_engine::agent::{
     Agent, Command, Event, FoundNetworks, Reply, Request, Settings, TunnelSettings,
 };
+use overlay_engine::authentication::{AgentSession, AuthenticationStatus, ContentDigest};
 use overlay_engine::state_machine::StateMachine as _;
-use overlay_types::addr::{AGENT_PROCESS, OverlayName, agent_upid};
+use overlay_types::addr::{AGENT_PROCESS, OverlayName, Upid, agent_upid};
 use overlay_types::container_network::{ContainerNetwork, NetworkKind};
-use overlay_types::protocol::{AgentOptions, Message, RequestId, UpdateForm};
+use overlay_types::protocol::{AgentOptions, AuthenticationMode, Message, RequestId, UpdateForm};
 use overlay_wire as wire;
 
 use super::followers::{DecodedUpdate, Follower};
 use super::masters::MasterNode;
+use super::sessions::{open_at_agent, random_seed};
 use super::{Packet, SimEvent, World, clock};
 use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::host::{Host, JobOutcome};
-use crate::invariants::{Fact, InvariantResult};
+use crate::invariants::{Fact, InvariantResult, Violation};
 use crate::kernel::{Job, Kernel};
-use crate::scenario::Scenario;
+use crate::scenario::{Authentication, Scenario};
 
 /// The count of networks that agents have removed since other agents have their subnets.
 pub(crate) const REMOVED: &str = "networks of other agents removed";
@@ -55,18 +57,56 @@ pub(crate) struct AgentNode {
     /// Whether the agent has a former version, which knows no compact form of peer updates.
     pub(crate) is_former_version: bool,
     pub(crate) options: AgentOptions,
+    /// How the agent treats an unauthenticated master, if it has a credential.
+    pub(crate) authentication: Option<AuthenticationMode>,
+    /// Whether its state says that a master has authenticated.
+    pub(crate) has_authenticated_master: bool,
     pub(crate) process: Option<Process>,
 }
 
 /// A running agent.
 pub(crate) struct Process {
     machine: Agent,
+    session: AgentSession,
+    /// The status of the session that the state machine knows.
+    reported: AuthenticationStatus,
     pub(crate) clock: Clock,
     /// When the current timer expires.
     timer: Option<Duration>,
     /// The number and the remote address of the open link.
     link: Option<(u64, SocketAddrV4)>,
     last_link: u64,
+}
+
+impl Process {
+    /// Lets the session see an event, as the runtime does.
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Exited(address) => self.session.link_ended(*address),
+            Event::CredentialChanged(credential) => self.session.set_credential(credential.clone()),
+            _ => {}
+        }
+    }
+
+    /// Reports a changed status of the session to the state machine.
+    fn report_session(&mut self, now: Duration) {
+        if *self.session.status() != self.reported {
+            self.reported.clone_from(self.session.status());
+            let event = Event::AuthenticationChanged(self.reported.clone());
+            self.machine.handle(self.clock.read(now), event);
+        }
+    }
+}
+
+/// Chooses whether an agent has a credential, and how it treats unauthenticated masters.
+fn authentication_mode(scenario: &Scenario, chance: &mut Chance) -> Option<AuthenticationMode> {
+    let required = Some(AuthenticationMode::Required);
+    match scenario.authentication? {
+        Authentication::Required => required,
+        Authentication::Permitted if chance.is(0.4) => None,
+        Authentication::Permitted if chance.is(0.5) => required,
+        Authentication::Permitted => Some(AuthenticationMode::Permitted),
+    }
 }
 
 impl AgentNode {
@@ -81,6 +121,8 @@ impl AgentNode {
             follower: None,
             is_former_version: chance.is(scenario.former_versions),
             options: AgentOptions::default(),
+            authentication: authentication_mode(scenario, chance),
+            has_authenticated_master: false,
             process: None,
         };
         node.configure(chance);
@@ -111,6 +153,8 @@ impl World {
         let has_jumps = self.scenario.faults.clock_jumps.is_some();
         let clock = clock(self.now, has_jumps, &mut self.chance);
         let seed = self.chance.seed();
+        let random = random_seed(&mut self.chance);
+        let authentication = self.agent_authentication(agent);
         let node = &mut self.agents[agent];
         let programs = node.programs;
         let settings = Settings {
@@ -121,13 +165,27 @@ impl World {
             tunnel: TunnelSettings { programs, refuses_collisions: programs },
             probe_rate: 0,
             repair_offloads: false,
+            authentication: authentication.clone(),
             direct_routing: false,
             direct_link: None,
         };
+        let was_authenticated = node.has_authenticated_master;
+        let mode = node.authentication.unwrap_or(AuthenticationMode::Permitted);
+        let credential = authentication.map(|it| it.credential);
+        let session = AgentSession::new(credential, mode, was_authenticated, &random);
+        let reported = session.status().clone();
         node.kernel.forget();
         let machine = Agent::new(node.ip, settings, seed);
         node.run += 1;
-        node.process = Some(Process { machine, clock, timer: None, link: None, last_link: 0 });
+        node.process = Some(Process {
+            machine,
+            session,
+            reported,
+            clock,
+            timer: None,
+            link: None,
+            last_link: 0,
+        });
         let (run, ip, options) = (node.run, node.ip, node.options);
         self.note(|| format!("agent {ip} starts, run {run}"));
         self.counts.add("starts of agents", 1);
@@ -167,7 +225,10 @@ impl World {
             return Ok(());
         }
         let (from, ip, run) = (packet.from.clone(), node.ip, node.run);
-        let event = match self.decode_for_agent(packet) {
+        let Some(opened) = self.open_for_agent(agent, packet)? else {
+            return Ok(());
+        };
+        let event = match self.decode_for_agent(&opened) {
             Ok(Received::Peers(update)) => {
                 self.monitor.observe(self.now, &Fact::PeersReceived { agent: ip })?;
                 if self.agents[agent].follower.is_some() {
@@ -189,6 +250,41 @@ impl World {
             Err(reason) => Event::Malformed { from, name: packet.name.clone(), reason },
         };
         self.deliver_to_agent(agent, run, event)
+    }
+
+    /// Checks a message, as the runtime does. Returns it without its seal, or `None` if it is refused.
+    fn open_for_agent(
+        &mut self,
+        agent: usize,
+        packet: &Packet,
+    ) -> Result<Option<Packet>, Violation> {
+        let node = &mut self.agents[agent];
+        let run = node.run;
+        let (from, name) = (packet.from.clone(), &packet.name);
+        let body = packet.body.clone();
+        let mut opened = Packet {
+            is_forged: packet.is_forged,
+            id: packet.id,
+            ..Packet::new(from.clone(), packet.to.clone(), name, body)
+        };
+        let Some(process) = node.process.as_mut().filter(|process| process.session.is_on()) else {
+            return Ok(Some(opened));
+        };
+        let Some(kind) = wire::kind_of(name) else { return Ok(Some(opened)) };
+        let event = if process.machine.has_master(&from) {
+            match open_at_agent(&mut process.session, (&from, kind), &packet.body) {
+                Ok(length) => {
+                    opened.body.truncate(length);
+                    self.report_accepted(run, packet, kind)?;
+                    return Ok(Some(opened));
+                }
+                Err(fault) => Event::Unauthentic { from, kind, fault },
+            }
+        } else {
+            Event::Ignored { from, kind }
+        };
+        self.deliver_to_agent(agent, run, event)?;
+        Ok(None)
     }
 
     /// Decodes a message to an agent. A body of peers that many agents receive is decoded once.
@@ -291,7 +387,9 @@ impl World {
         let Some(process) = &mut self.agents[agent].process else {
             return Ok(());
         };
+        process.observe(&event);
         process.machine.handle(process.clock.read(self.now), event);
+        process.report_session(self.now);
         let commands: Vec<Command> =
             std::iter::from_fn(|| process.machine.poll_command()).collect();
         let count = commands.len();
@@ -317,23 +415,15 @@ impl World {
         match command {
             Command::Detect => self.plan_detection(agent, run),
             Command::Link(to) => self.link(agent, to.address),
-            Command::Send { to, mut message } => {
-                if let Message::AgentRegistered(overlays) = &message {
-                    self.monitor.observe(self.now, &Fact::Reported { agent: ip, overlays })?;
+            Command::Send { to, message } => self.run_send(agent, &to, message)?,
+            Command::ReceiveChallenge { from, challenge } => {
+                let Some(process) = &mut node.process else { return Ok(()) };
+                let held = process.session.receive_challenge(&from, &challenge);
+                for message in held.unwrap_or_default() {
+                    self.send_from_agent(agent, &from, &message);
                 }
-                if let Message::RequestPeers(request) = &mut message {
-                    if node.is_former_version {
-                        request.form = UpdateForm::Plain;
-                    }
-                    let fact = Fact::PeersRequested { agent: ip, have: request.have };
-                    self.monitor.observe(self.now, &fact)?;
-                }
-                self.monitor
-                    .observe(self.now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
-                let (name, body) = wire::encode_message(&message);
-                let from = agent_upid(self.agents[agent].address());
-                self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
             }
+            Command::RememberAuthentication => node.has_authenticated_master = true,
             Command::Apply { attempt, network } => {
                 let fact = Fact::NetworkDesired { agent: ip, network: &network };
                 self.monitor.observe(self.now, &fact)?;
@@ -380,6 +470,41 @@ impl World {
             Command::Reply { .. } => {}
         }
         Ok(())
+    }
+
+    /// Runs the command to send a message.
+    fn run_send(&mut self, agent: usize, to: &Upid, mut message: Message) -> InvariantResult {
+        let node = &mut self.agents[agent];
+        let ip = node.ip;
+        if let Message::AgentRegistered(overlays) = &message {
+            self.monitor.observe(self.now, &Fact::Reported { agent: ip, overlays })?;
+        }
+        if let Message::RequestPeers(request) = &mut message {
+            if node.is_former_version {
+                request.form = UpdateForm::Plain;
+            }
+            let fact = Fact::PeersRequested { agent: ip, have: request.have };
+            self.monitor.observe(self.now, &fact)?;
+        }
+        self.monitor.observe(self.now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
+        let Some(process) = &mut self.agents[agent].process else { return Ok(()) };
+        for message in process.session.send(to, message) {
+            self.send_from_agent(agent, to, &message);
+        }
+        Ok(())
+    }
+
+    fn send_from_agent(&mut self, agent: usize, to: &Upid, message: &Message) {
+        let node = &mut self.agents[agent];
+        let from = agent_upid(node.address());
+        let (name, mut body) = wire::encode_message(message);
+        if let Some(process) = &mut node.process {
+            let digest = || ContentDigest::of(&body);
+            if let Some(seal) = process.session.seal(message.kind(), digest) {
+                wire::append_seal(&mut body, &seal);
+            }
+        }
+        self.send(Packet::new(from, to.clone(), name, body.into()));
     }
 
     /// Opens a link to a master, unless it is open already.

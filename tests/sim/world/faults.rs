@@ -38,12 +38,14 @@ pub(crate) enum FaultKind {
     ForeignWriter,
     ForeignMessage,
     FalsePeers,
+    Attack,
+    Rotation,
     Drift,
     Obstacle,
     Containers,
 }
 
-const ALL: [FaultKind; 16] = [
+const ALL: [FaultKind; 18] = [
     FaultKind::Cut,
     FaultKind::BrokenLink,
     FaultKind::MasterKill,
@@ -57,6 +59,8 @@ const ALL: [FaultKind; 16] = [
     FaultKind::ForeignWriter,
     FaultKind::ForeignMessage,
     FaultKind::FalsePeers,
+    FaultKind::Attack,
+    FaultKind::Rotation,
     FaultKind::Drift,
     FaultKind::Obstacle,
     FaultKind::Containers,
@@ -83,6 +87,8 @@ impl FaultKind {
             Self::ForeignWriter => faults.foreign_writers,
             Self::ForeignMessage => of_agents(faults.foreign_messages),
             Self::FalsePeers => of_agents(faults.false_peers_rate),
+            Self::Attack => of_agents(faults.attacks),
+            Self::Rotation => faults.rotations,
             Self::Drift => of_agents(faults.drifts),
             Self::Obstacle => of_agents(faults.obstacles),
             Self::Containers => Some(Duration::from_secs(60)),
@@ -132,6 +138,8 @@ impl World {
             FaultKind::ForeignWriter => return self.write_as_foreigner(),
             FaultKind::ForeignMessage => self.send_foreign_message(agent, master),
             FaultKind::FalsePeers => return self.send_false_peers(agent),
+            FaultKind::Attack => self.attack(agent),
+            FaultKind::Rotation => return self.rotate_secrets(),
             FaultKind::Drift => self.drift(agent, false),
             FaultKind::Obstacle => self.obstruct(agent),
             FaultKind::Containers => {
@@ -219,6 +227,7 @@ impl World {
         self.kill_agent(agent);
         let node = &mut self.agents[agent];
         (node.host, node.kernel) = (Host::default(), Kernel::default());
+        node.has_authenticated_master = false;
         node.port = if node.port == 5051 { 5061 } else { 5051 };
         node.configure(&mut self.chance);
     }
@@ -261,7 +270,7 @@ impl World {
             let length = self.chance.index(60);
             body = self.chance.bytes(length);
         }
-        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
+        self.send(Packet::new(from, to, name, body.into()));
     }
 
     /// Sends false peers to an agent in the name of the leader, as another process on its host or a
@@ -275,12 +284,14 @@ impl World {
         let from = master_upid(self.masters[leader].address);
         let to = agent_upid(self.agents[agent].address());
         self.monitor.observe(self.now, &Fact::FalsePeersSent { agent: self.agents[agent].ip })?;
-        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
+        let mut packet = Packet::new(from, to, name, body.into());
+        packet.is_forged = true;
+        self.send(packet);
         Ok(())
     }
 
     /// Returns an assignment that this cluster has not made: one of the recorded cluster.
-    fn stolen_overlay(&mut self) -> Assignment {
+    pub(super) fn stolen_overlay(&mut self) -> Assignment {
         const AGENT: &[u8] = include_bytes!("../../golden/overlay-agent-overlay.pb");
         let agent = wire::decode(AGENT).expect("the recording is well-formed");
         let mut agent = wire::decode_agent(&agent).expect("the recording can be read");
@@ -290,7 +301,7 @@ impl World {
 }
 
 /// Returns a refusal in which another agent has most subnets of the cluster.
-fn false_refusal() -> RegistrationProblems {
+pub(super) fn false_refusal() -> RegistrationProblems {
     let subnets = (0..=255)
         .filter_map(|third| Subnet::containing(Ipv4Addr::new(192, 168, third, 0).into(), 25));
     let agent = Ipv4Addr::from(FIRST_AGENT);
@@ -303,7 +314,7 @@ fn false_refusal() -> RegistrationProblems {
 }
 
 /// Returns a false table of peers, in which several agents have one address.
-fn false_peers(chance: &mut Chance) -> PeersUpdate {
+pub(super) fn false_peers(chance: &mut Chance) -> PeersUpdate {
     let mut update = PeersUpdate::default();
     for _ in 0..=chance.index(3) {
         let ip = Ipv4Addr::from(FIRST_AGENT + u32::try_from(chance.number(0..6)).unwrap_or(0));

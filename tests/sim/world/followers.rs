@@ -151,7 +151,7 @@ impl World {
         self.monitor.observe(now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
         let message = Message::RequestPeers(PeersRequest { have, form: UpdateForm::Compact });
         let (name, body) = wire::encode_message(&message);
-        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
+        self.send(Packet::new(from, to, name, body.into()));
         Ok(())
     }
 

@@ -96,6 +96,7 @@ impl World {
             // Agents of a simulation register without one, and their kernels have no such route.
             underlay: None,
             direct_mac: None,
+            authenticated: None,
         })
     }
 }

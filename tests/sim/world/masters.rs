@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use overlay_engine::authentication::{ContentDigest, MasterSessions};
 use overlay_engine::master::{
     Command, DurabilityGate, EncodedUpdate, Event, Master, PendingSend, Reply, Request, Settings,
 };
@@ -15,11 +16,13 @@ use overlay_engine::state_machine::StateMachine as _;
 use overlay_store::Change;
 use overlay_types::addr::{MASTER_PROCESS, Upid, master_upid};
 use overlay_types::protocol::{
-    MasterKind, Message, MessageKind, Network, PeersUpdate, RequestId, UpdateForm,
+    AuthenticityFault, MasterKind, Message, MessageKind, Network, PeersUpdate, RequestId,
+    UpdateForm,
 };
 use overlay_wire as wire;
 
 use super::agents::AgentNode;
+use super::sessions::{open_at_master, random_seed};
 use super::{Packet, SimEvent, World, clock, master_address};
 use crate::clock::Clock;
 use crate::invariants::{Fact, InvariantResult, Violation, Writer};
@@ -90,6 +93,7 @@ pub(crate) struct MasterNode {
 /// A running master.
 pub(crate) struct Process {
     machine: Master,
+    sessions: MasterSessions,
     gate: DurabilityGate,
     pub(crate) clock: Clock,
     networks: Vec<Arc<Network>>,
@@ -122,8 +126,10 @@ impl MasterNode {
 }
 
 impl Process {
-    fn new(settings: Settings, seed: u64, clock: Clock) -> Self {
+    fn new(settings: Settings, (seed, random): (u64, [u8; 32]), clock: Clock) -> Self {
+        let secrets = settings.authentication.as_ref().map(|it| Arc::clone(&it.secrets));
         Self {
+            sessions: MasterSessions::new(secrets, &random),
             networks: vec![Arc::clone(&settings.network)],
             machine: Master::standing_by(settings, encode_and_measure, seed),
             gate: DurabilityGate::new(),
@@ -169,11 +175,16 @@ impl World {
             return Ok(());
         }
         let network = self.plan.network();
-        let settings =
-            Settings { network, reuse_after: self.scenario.reuse_after, kind: MasterKind::Program };
+        let settings = Settings {
+            network,
+            reuse_after: self.scenario.reuse_after,
+            kind: MasterKind::Program,
+            authentication: self.master_authentication(),
+        };
+        let random = random_seed(&mut self.chance);
         let has_jumps = self.scenario.faults.clock_jumps.is_some();
         let clock = clock(self.now, has_jumps, &mut self.chance);
-        let process = Process::new(settings, self.chance.seed(), clock);
+        let process = Process::new(settings, (self.chance.seed(), random), clock);
         let node = &mut self.masters[master];
         node.run += 1;
         node.process = Some(process);
@@ -207,16 +218,13 @@ impl World {
         if sends_no_peers && packet.name.ends_with(".RequestPeersMessage") {
             return Ok(());
         }
-        let from = packet.from.clone();
-        let event = match wire::decode_message(&packet.name, &packet.body) {
-            Ok(message) => Event::Message { from, message },
-            Err(error) => {
-                let (name, reason) = (packet.name.clone(), error.to_string());
-                Event::Malformed { from, name, reason }
-            }
-        };
+        let event = self.decode_for_master(master, packet)?;
         let agent = *packet.from.address.ip();
-        let is_of_peers = matches!(event, Event::Message { message: Message::RequestPeers(_), .. });
+        let is_of_peers = matches!(
+            &event,
+            Event::Message { message: Message::RequestPeers(_), .. }
+                | Event::Authenticated { message: Message::RequestPeers(_), .. }
+        );
         let fact = if is_of_peers {
             Fact::PeersRequestReceived { of: (master, run), agent }
         } else {
@@ -224,6 +232,42 @@ impl World {
         };
         self.monitor.observe(self.now, &fact)?;
         self.deliver_to_master(master, run, event)
+    }
+
+    /// Converts a message to an event, as the runtime does.
+    fn decode_for_master(&mut self, master: usize, packet: &Packet) -> Result<Event, Violation> {
+        let node = &mut self.masters[master];
+        let run = node.run;
+        let process = node.process.as_mut().expect("the master runs");
+        let from = packet.from.clone();
+        let (mut content, mut principal) = (&packet.body[..], None);
+        if process.sessions.is_on()
+            && let Some(kind) = wire::kind_of(&packet.name)
+        {
+            if !process.machine.accepts(&from, kind) {
+                return Ok(Event::Ignored { from, kind });
+            }
+            match open_at_master(&mut process.sessions, (&from, kind), content) {
+                Ok(opened) => (content, principal) = opened,
+                Err(fault) => return Ok(Event::Unauthentic { from, kind, fault }),
+            }
+            if !process.machine.trusts(&from, kind, principal.is_some()) {
+                let fault = AuthenticityFault::NotSealed;
+                return Ok(Event::Unauthentic { from, kind, fault });
+            }
+            // An agent that never authenticated may ask why it is refused.
+            if kind != MessageKind::HeldAddresses || principal.is_some() {
+                self.report_accepted(run, packet, kind)?;
+            }
+        }
+        Ok(match (wire::decode_message(&packet.name, content), principal) {
+            (Ok(message), Some(principal)) => Event::Authenticated { from, principal, message },
+            (Ok(message), None) => Event::Message { from, message },
+            (Err(error), _) => {
+                let (name, reason) = (packet.name.clone(), error.to_string());
+                Event::Malformed { from, name, reason }
+            }
+        })
     }
 
     /// Returns whether a master sends no peers.
@@ -340,6 +384,7 @@ impl World {
     }
 
     fn run_for_master(&mut self, master: usize, command: Command) -> InvariantResult {
+        let authentication = self.master_authentication();
         let node = &mut self.masters[master];
         let Some(process) = &mut node.process else {
             return Ok(());
@@ -356,6 +401,12 @@ impl World {
                     }
                 }
             }
+            Command::Challenge { to, request } => {
+                let challenge = process.sessions.challenge(&to, &request);
+                let message = Message::AuthenticationChallenge(challenge);
+                return self.send_from_master(master, to, &message);
+            }
+            Command::SetSecrets(secrets) => process.sessions.set_secrets(secrets),
             Command::Link(to) => self.link_to_agent(master, to.address),
             Command::ReadConfig(id) => {
                 let network = self.plan.network();
@@ -364,6 +415,7 @@ impl World {
                     network,
                     reuse_after: self.scenario.reuse_after,
                     kind: MasterKind::Program,
+                    authentication,
                 };
                 let (run, event) = (node.run, Box::new(Event::ConfigRead(id, Ok(settings))));
                 self.plan_in(CONFIG_READ_TIME, SimEvent::MasterReceives { master, run, event });
@@ -514,9 +566,15 @@ impl World {
         }
         self.monitor.observe(self.now, &Fact::MessageSent { agent, is_by_agent: false })?;
         self.note(|| format!("master {master} sends {message} to {to}"));
-        let (name, body) = wire::encode_message(message);
+        let (name, mut body) = wire::encode_message(message);
         let from = master_upid(self.masters[master].address);
-        self.send(Packet { from, to, name: name.to_owned(), body: body.into() });
+        if let Some(process) = &mut self.masters[master].process {
+            let digest = || ContentDigest::of(&body);
+            if let Some(seal) = process.sessions.seal(&to, message.kind(), digest) {
+                wire::append_seal(&mut body, &seal);
+            }
+        }
+        self.send(Packet::new(from, to, name, body.into()));
         Ok(())
     }
 
@@ -533,8 +591,18 @@ impl World {
         self.monitor.observe(self.now, &fact)?;
         self.note(|| format!("master {master} sends {} to {to}", update.message()));
         let from = master_upid(self.masters[master].address);
-        let name = MessageKind::UpdatePeers.name().to_owned();
-        self.send(Packet { from, to, name, body: body.clone() });
+        let kind = MessageKind::UpdatePeers;
+        let process = self.masters[master].process.as_mut();
+        let seal = process.and_then(|it| it.sessions.seal(&to, kind, || update.digest()));
+        let body = seal.map_or_else(
+            || body.clone(),
+            |seal| {
+                let mut sealed = body.to_vec();
+                wire::append_seal(&mut sealed, &seal);
+                sealed.into()
+            },
+        );
+        self.send(Packet::new(from, to, kind.name(), body));
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! messages are real. Everything else is simulated, with faults.
 
 mod agents;
+mod attacks;
 mod election;
 mod faults;
 mod followers;
@@ -9,8 +10,9 @@ mod healing;
 mod import;
 mod kernels;
 mod masters;
+mod sessions;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,6 +41,7 @@ use faults::FaultKind;
 use followers::{DecodedUpdate, Follower};
 use masters::MasterNode;
 pub(crate) use masters::{MasterTime, REFUSED};
+use sessions::Rotation;
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 2000;
@@ -53,6 +56,16 @@ struct Packet {
     to: Upid,
     name: String,
     body: Bytes,
+    /// The number of the message. A message that is delivered again keeps it.
+    id: u64,
+    /// Whether an attacker made the message.
+    is_forged: bool,
+}
+
+impl Packet {
+    fn new(from: Upid, to: Upid, name: &str, body: Bytes) -> Self {
+        Self { from, to, name: name.to_owned(), body, id: 0, is_forged: false }
+    }
 }
 
 /// A planned event.
@@ -165,6 +178,13 @@ pub(crate) struct World {
     agents: Vec<AgentNode>,
     /// The configuration that a master reads at its start.
     plan: Plan,
+    /// The secrets of agents and masters.
+    rotation: Rotation,
+    /// The number of messages.
+    packets: u64,
+    /// When the last message between two nodes arrives, if they are in order.
+    last_arrivals: HashMap<(Ipv4Addr, Ipv4Addr), Duration>,
+    read_by_attacker: VecDeque<Rc<Packet>>,
     /// The last updates of peers with their bodies. Thousands of agents receive the same body.
     decoded: VecDeque<(Bytes, DecodedUpdate)>,
     /// The processor time that masters used.
@@ -215,6 +235,10 @@ impl World {
             agents,
             masters: (0..scenario.masters).map(MasterNode::new).collect(),
             plan: scenario.plan.clone(),
+            rotation: Rotation::default(),
+            packets: 0,
+            last_arrivals: HashMap::new(),
+            read_by_attacker: VecDeque::new(),
             decoded: VecDeque::new(),
             master_time: MasterTime::default(),
             monitor: Monitor::new(&scenario, only),
@@ -358,7 +382,9 @@ impl World {
     }
 
     /// Sends a message.
-    fn send(&mut self, packet: Packet) {
+    fn send(&mut self, mut packet: Packet) {
+        self.packets += 1;
+        packet.id = self.packets;
         let (from, to) = (*packet.from.address.ip(), *packet.to.address.ip());
         self.counts.add("messages", 1);
         let faults = self.has_faults.then_some(&self.scenario.faults);
@@ -366,9 +392,22 @@ impl World {
         let waits = self.wires.carry(from, to, faults, tools);
         let sending = self.wires.transmit(self.now, from, packet.body.len());
         let packet = Rc::new(packet);
+        self.note_read(&packet);
         for wait in waits.into_iter().flatten() {
-            self.plan_in(sending + wait, SimEvent::Arrives(Rc::clone(&packet)));
+            let arrival = self.in_order(from, to, self.now + sending + wait);
+            self.queue.plan(arrival, SimEvent::Arrives(Rc::clone(&packet)));
         }
+    }
+
+    /// Returns when a message arrives that would arrive at `arrival`. Without faults, a connection
+    /// keeps the order of its messages. Sessions need that.
+    fn in_order(&mut self, from: Ipv4Addr, to: Ipv4Addr, arrival: Duration) -> Duration {
+        if self.has_faults || self.scenario.authentication.is_none() {
+            return arrival;
+        }
+        let last = self.last_arrivals.entry((from, to)).or_default();
+        *last = arrival.max(*last);
+        *last
     }
 
     fn arrives(&mut self, packet: &Packet) -> InvariantResult {

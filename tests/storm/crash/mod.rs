@@ -125,7 +125,7 @@ pub(crate) async fn crash(command: &str, seconds: u64, masters: &mut impl Master
     let replay = format!("{SEED}={seed} {SECONDS}={} {command}", duration.as_secs());
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let leader = masters.watch_leader();
-    let agents = Agents::start(leader.clone(), AGENTS).expect("agents");
+    let agents = Agents::start(leader.clone(), AGENTS, None).expect("agents");
     // The agents' tasks run only from the first `await` on, so these agents never connect.
     (ALIVE..AGENTS).for_each(|index| agents.kill(index));
     let real = RealAgents::start(dir.path(), &masters.address(), REAL_AGENTS);

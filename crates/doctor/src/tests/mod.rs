@@ -23,7 +23,7 @@ use super::finding::Severity;
 use super::observation::{
     AgentObservation, AgentProcess, AgentQueryError, AgentReport, CniPlugins, ConfigSource,
     Configuration, DesiredSource, KernelSupport, MasterObservation, NetworkManagement,
-    NetworkManager, Observation, PortOwner, ReportedProblem, TunnelState,
+    NetworkManager, Observation, PortOwner, ReportedAuthentication, ReportedProblem, TunnelState,
 };
 use super::report::Report;
 use super::{check, local_checks};
@@ -142,6 +142,7 @@ fn healthy_host() -> Observation {
         agents: vec![info.clone().into()],
         contacts: BTreeMap::new(),
         peer_failures: BTreeMap::new(),
+        principals: BTreeMap::new(),
     };
     let settings = [
         ("ipv4/ip_forward", 1),
@@ -177,6 +178,7 @@ fn healthy_host() -> Observation {
                 health: Some(("ok".to_owned(), Vec::new())),
                 is_external: false,
                 master: Some("10.0.0.9:5050".to_owned()),
+                authentication: None,
             }),
         },
         master: Some(MasterObservation { address: "10.0.0.9:5050".to_owned(), answer: Ok(state) }),
@@ -293,6 +295,28 @@ fn missing_kernel_support_is_reported() {
     let summary = "VXLAN and firewall support not tested: the test needs root";
     let advice = "run 'mesos-overlay doctor' as root";
     assert_eq!(text, lines("note", "kernel", summary, &[("do", advice)]));
+}
+
+#[test]
+fn authentication_of_master_is_shown() {
+    let authentication = |is_master_authenticated| {
+        move |observation: &mut Observation| {
+            let report = observation.agent.answer.as_mut().unwrap();
+            let principal = "agents".to_owned();
+            report.authentication =
+                Some(ReportedAuthentication { principal, is_master_authenticated });
+        }
+    };
+    let summary = "the master does not authenticate, and the agent permits that: a container on the \
+                   master's host may send in the name of the master";
+    let advice = "set 'credentials' of the master";
+    let text = findings_after(authentication(false));
+    assert_eq!(text, lines("warning", "authentication", summary, &[("do", advice)]));
+    let mut observation = healthy_host();
+    authentication(true)(&mut observation);
+    let findings = crate::overlay::check(&observation);
+    let shown = "agent and master authenticate each other, principal 'agents'";
+    assert!(findings.iter().any(|finding| finding.summary == shown), "{findings:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use overlay_types::addr::{OverlayName, Upid};
 use overlay_types::container_network::ContainerNetwork;
-use overlay_types::protocol::{AgentInfo, Message, RequestId};
+use overlay_types::protocol::{AgentInfo, AuthenticationChallenge, Message, RequestId};
 use overlay_types::tunnel::{Desired, ProbePacket};
 
 use super::{FoundNetworks, Health, Metrics};
@@ -77,6 +77,15 @@ pub enum Command {
         /// The message.
         message: Message,
     },
+    /// Handle the answer of the master to a request for a session, and send what it allows.
+    ReceiveChallenge {
+        /// The master.
+        from: Upid,
+        /// The answer.
+        challenge: AuthenticationChallenge,
+    },
+    /// Store that a master has authenticated: this agent accepts only such masters from now on.
+    RememberAuthentication,
     /// Configure this container network. Changes nothing if the network is as described.
     Apply {
         /// Number of the attempt, for the result.
@@ -151,6 +160,8 @@ impl fmt::Display for Command {
             Self::Detect => f.write_str("detect the master"),
             Self::Link(to) => write!(f, "link {to}"),
             Self::Send { to, message } => write!(f, "send {message} to {to}"),
+            Self::ReceiveChallenge { from, .. } => write!(f, "handle the challenge of {from}"),
+            Self::RememberAuthentication => f.write_str("store that a master has authenticated"),
             Self::Apply { attempt, network } => {
                 write!(f, "attempt {attempt}: {} of {}", network.kind(), network.name())
             }

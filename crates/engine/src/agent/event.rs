@@ -6,13 +6,16 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use overlay_types::addr::{DeviceName, OverlayName, Upid};
 use overlay_types::container_network::NetworkKind;
-use overlay_types::protocol::{Message, MessageKind, RequestId};
+use overlay_types::protocol::{
+    AgentCredential, AuthenticityFault, Message, MessageKind, RequestId,
+};
 use overlay_types::tunnel::{
     Collision, DirectReport, Fault, OffloadVerdict, ProbeReport, UnderlayMtu,
 };
 
 use super::command::Scope;
 use super::refusal::FoundNetworks;
+use crate::authentication::AuthenticationStatus;
 
 /// An event. The runtime creates events from the reports of its adapters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,13 +28,27 @@ pub enum Event {
     FoundMasters(FoundMasters),
     /// The linked connection to this address has ended or could not be made.
     Exited(SocketAddrV4),
-    /// A well-formed message. Its sender and content are not verified.
+    /// A well-formed message. Its sender and content are not verified. An agent with a credential
+    /// gets it only if it is authentic, or if unauthenticated masters are permitted.
     Message {
         /// The sender that the message names.
         from: Upid,
         /// The content.
         message: Message,
     },
+    /// A message that is not authentic. The runtime did not decode it.
+    Unauthentic {
+        /// The sender that the message names.
+        from: Upid,
+        /// The kind of the message.
+        kind: MessageKind,
+        /// Why the message is refused.
+        fault: AuthenticityFault,
+    },
+    /// The session with the master has another status.
+    AuthenticationChanged(AuthenticationStatus),
+    /// The file of the credential has another content.
+    CredentialChanged(AgentCredential),
     /// A message that could not be decoded.
     Malformed {
         /// The sender that the message names.
@@ -139,6 +156,13 @@ impl fmt::Display for Event {
             }
             Self::Exited(address) => write!(f, "connection to {address} ended"),
             Self::Message { from, message } => write!(f, "{message} from {from}"),
+            Self::Unauthentic { from, kind, fault } => {
+                write!(f, "refused {kind} from {from}: {fault}")
+            }
+            Self::AuthenticationChanged(status) => write!(f, "authentication: {status:?}"),
+            Self::CredentialChanged(credential) => {
+                write!(f, "another credential, of principal '{}'", credential.principal)
+            }
             Self::Ignored { from, kind } => write!(f, "ignored {kind} from {from}"),
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())

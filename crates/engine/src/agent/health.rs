@@ -6,6 +6,7 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::protocol::{AgentInfo, RejectedMessages};
 
+use super::authentication::Authentication;
 use super::refusal::reassigned_vtep_problem;
 use super::view::ProblemSource;
 use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request, TunnelHealth};
@@ -78,6 +79,12 @@ impl Agent {
             || self.probes.has_problem()
             || self.gets_no_peers()
             || self.accepts_every_sender
+            || self.authentication_problem().is_some()
+    }
+
+    /// Returns a sentence if the master does not authenticate although it has to.
+    fn authentication_problem(&self) -> Option<String> {
+        self.authentication.as_ref()?.problem(self.registration.master()?)
     }
 
     /// Returns whether the master serves this agent, and sends it no peers.
@@ -103,6 +110,7 @@ impl Agent {
                 .health(self.peers.count(), direct, &counters)
                 .map(|health| TunnelHealth { offloads: self.offloads.note().cloned(), ..health }),
             probes: self.probes.health(),
+            authentication: self.authentication.as_ref().map(Authentication::health),
             counters,
             refused: RejectedMessages::default(),
             log: LogTally::default(),
@@ -115,6 +123,7 @@ impl Agent {
         if let Some(master) = self.registration.master() {
             problems.add("master", self.refusal.sentences(master));
         }
+        problems.add("master", self.authentication_problem());
         for (name, parts, reason) in self.overlays.failures() {
             let overlay = Some(name.to_string());
             problems.sources.push(ProblemSource { parts, overlay });

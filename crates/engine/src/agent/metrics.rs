@@ -22,6 +22,8 @@ pub struct Metrics {
     pub peers_vxlan: u64,
     /// The peers by the outcomes of their probes.
     pub probes: ProbeTally,
+    /// Whether the current master has authenticated.
+    pub is_master_authenticated: bool,
     /// Events since the start.
     pub counters: Counters,
 }
@@ -129,6 +131,16 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "connections_lost",
                 "Connections to the master that ended or were refused.",
                 |metrics| metrics.counters.connections_lost,
+            ),
+            Metric::gauge(
+                "master_authenticated",
+                "1 while the master is authenticated; 0 without a credential.",
+                |metrics| u64::from(metrics.is_master_authenticated),
+            ),
+            Metric::counter(
+                "unauthentic_messages_refused",
+                "Messages refused: not authenticated, forged, changed, repeated or too late.",
+                |metrics| metrics.counters.unauthentic_messages_refused,
             ),
             Metric::counter(
                 "malformed_messages",

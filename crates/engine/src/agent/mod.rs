@@ -4,6 +4,9 @@
 //! A pure state machine: no IO, no clock, no randomness of its own.
 
 mod assigned;
+mod authentication;
+#[cfg(test)]
+mod authentication_tests;
 mod cni_gc;
 mod command;
 mod direct;
@@ -52,6 +55,7 @@ use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
 use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
+use authentication::Authentication;
 use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use direct::Direct;
@@ -67,12 +71,12 @@ use probes::Probes;
 use refusal::{Found, Refusal, held_addresses};
 pub use refusal::{FoundNetworks, has_named_subnet};
 use registration::Registration;
-pub use settings::Settings;
+pub use settings::{AuthenticationSettings, Settings};
 use tunnel::Tunnel;
 pub use tunnel::TunnelSettings;
 pub use view::{
-    Condition, Counters, DirectHealth, Health, NetworkHealth, OverlayTally, PeerProbeHealth,
-    ProbeHealth, ProbeTally, ProblemSource, TunnelHealth, VxlanPeerHealth,
+    AuthenticationHealth, Condition, Counters, DirectHealth, Health, NetworkHealth, OverlayTally,
+    PeerProbeHealth, ProbeHealth, ProbeTally, ProblemSource, TunnelHealth, VxlanPeerHealth,
 };
 
 /// What the parts of the agent need to handle an event.
@@ -90,6 +94,8 @@ pub struct Agent {
     settings: Settings,
     random: fastrand::Rng,
     registration: Registration,
+    /// `None` without a credential.
+    authentication: Option<Authentication>,
     /// The connections that were lost since the master last answered.
     lost_connections: Repetitions,
     overlays: Overlays,
@@ -139,6 +145,7 @@ impl Agent {
             probes: Probes::new(settings.probe_rate),
             offloads: Offloads::new(settings.tunnel.programs && settings.repair_offloads),
             masters: Masters::default(),
+            authentication: settings.authentication.as_ref().map(Authentication::new),
             direct: Direct::new(settings.direct_routing, settings.direct_link.clone()),
             settings,
             random,
@@ -180,6 +187,14 @@ impl StateMachine for Agent {
             }
             Event::Exited(address) => self.handle_exit(now, address),
             Event::Message { from, message } => self.handle_message(now, &from, message),
+            Event::Unauthentic { from, kind, fault } => {
+                self.count_unauthentic(&from, kind, &fault);
+            }
+            Event::AuthenticationChanged(status) => self.set_authentication(status),
+            Event::CredentialChanged(credential) => {
+                self.set_principal(credential.principal);
+                self.registration.register_now(now);
+            }
             Event::Malformed { from, name, reason } => self.count_malformed(&from, &name, &reason),
             Event::Ignored { from, kind } => self.count_ignored(&from, kind),
             Event::Applied { attempt, overlay, kind, note, result } => {
@@ -271,6 +286,8 @@ impl StateMachine for Agent {
         };
         let peers = self.peers.count().unwrap_or(0) as u64;
         let peers_left_out = self.tunnel.peers_left_out() as u64;
+        let is_master_authenticated =
+            self.authentication.as_ref().is_some_and(Authentication::is_authenticated);
         let (probes, counters) = (self.probes.tally(), self.counters.clone());
         let (peers_direct, peers_vxlan) =
             direct::tally(self.tunnel.programmed().map(|programmed| &**programmed));
@@ -282,6 +299,7 @@ impl StateMachine for Agent {
             peers_direct,
             peers_vxlan,
             probes,
+            is_master_authenticated,
             counters,
         }
     }
@@ -339,11 +357,16 @@ impl Agent {
             Message::AgentRegisteredAcknowledgement => self.handle_acknowledgement(now),
             Message::UpdatePeers(update) => self.update_peers(now, &update),
             Message::RegistrationProblems(problems) => self.handle_problems(now, from, &problems),
+            Message::AuthenticationChallenge(challenge) => {
+                let from = from.clone();
+                self.commands.push_back(Command::ReceiveChallenge { from, challenge });
+            }
             Message::RegisterAgent(_)
             | Message::AgentRegistered(_)
             | Message::RequestPeers(_)
             | Message::HeldAddresses(_)
-            | Message::PeerFailures(_) => {
+            | Message::PeerFailures(_)
+            | Message::AuthenticateAgent(_) => {
                 self.count_ignored(from, message.kind());
             }
         }

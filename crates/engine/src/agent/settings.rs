@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use overlay_config::{AgentConfig, DataplaneKind};
-use overlay_types::protocol::AgentOptions;
+use overlay_types::protocol::{AgentCredential, AgentOptions, AuthenticationMode};
 use overlay_types::tunnel::DirectLink;
 
 use super::tunnel::TunnelSettings;
@@ -31,6 +31,20 @@ pub struct Settings {
     /// The device that the agent announces for direct routing until its dataplane reports one. With
     /// it, a restarted agent does not withdraw its announcement for a moment.
     pub direct_link: Option<DirectLink>,
+    /// How the agent authenticates its master. `None` without a credential.
+    pub authentication: Option<AuthenticationSettings>,
+}
+
+/// How an agent authenticates its master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthenticationSettings {
+    /// The credential.
+    pub credential: AgentCredential,
+    /// What happens to messages of a master that does not authenticate.
+    pub mode: AuthenticationMode,
+    /// Whether a master has authenticated before. From then on, an unauthenticated master is not
+    /// accepted.
+    pub was_authenticated: bool,
 }
 
 impl Settings {
@@ -57,6 +71,8 @@ impl From<&AgentConfig> for Settings {
             },
             probe_rate: config.dataplane.probe_rate,
             repair_offloads: config.dataplane.repair_offloads,
+            // The runtime reads the file of the credential.
+            authentication: None,
             direct_routing: config.dataplane.direct_routing
                 && config.dataplane.kind == DataplaneKind::Vxlan,
             direct_link: None,

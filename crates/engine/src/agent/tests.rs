@@ -37,6 +37,7 @@ impl World {
             tunnel,
             probe_rate: 0,
             repair_offloads: false,
+            authentication: None,
             direct_routing: false,
             direct_link: None,
         };

@@ -1,6 +1,6 @@
 //! The counters and the health of the agent.
 
-use overlay_types::protocol::RejectedMessages;
+use overlay_types::protocol::{AuthenticationMode, RejectedMessages};
 use serde::Serialize;
 
 use crate::metrics::LogTally;
@@ -36,6 +36,8 @@ pub struct Counters {
     pub probe_packets_sent: u64,
     pub probe_packets_lost: u64,
     pub peer_failures_messages_sent: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unauthentic_messages_refused: u64,
 }
 
 /// The condition of the agent.
@@ -88,12 +90,35 @@ pub struct Health {
     /// The probes of the peers, if the agent has programmed its tunnels and sends probes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<ProbeHealth>,
+    /// The authentication of the master, if the agent has a credential.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<AuthenticationHealth>,
     /// Events since the start.
     pub counters: Counters,
     /// Messages refused before they reached the state machine. The runtime sets them.
     pub refused: RejectedMessages,
     /// Counts of omitted and dropped log lines. The runtime sets them.
     pub log: LogTally,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// The authentication of the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AuthenticationHealth {
+    /// What happens to messages of a master that does not authenticate.
+    pub mode: AuthenticationMode,
+    /// The principal of the agent.
+    pub principal: String,
+    /// Whether the current master has authenticated.
+    #[serde(rename = "master_authenticated")]
+    pub is_master_authenticated: bool,
+    /// Whether a master has authenticated before, so that no other master is accepted.
+    #[serde(rename = "master_was_authenticated")]
+    pub was_master_authenticated: bool,
 }
 
 /// What a problem of the health is about.

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use overlay_types::addr::Upid;
-use overlay_types::protocol::{Message, RequestId, State};
+use overlay_types::protocol::{AuthenticateAgent, Message, RequestId, SharedSecrets, State};
 use overlay_types::state::{Epoch, RecordChange, Version};
 use overlay_types::text::pluralize;
 
@@ -54,6 +55,15 @@ pub enum Command {
         /// The version that must be durable first.
         when: Version,
     },
+    /// Send a challenge to an agent, in answer to its request for a session.
+    Challenge {
+        /// The agent.
+        to: Upid,
+        /// The request.
+        request: AuthenticateAgent,
+    },
+    /// Authenticate agents with these secrets from now on. `None` without credentials.
+    SetSecrets(Option<Arc<SharedSecrets>>),
     /// Link to an agent: [`super::Event::Exited`] with its address is sent when the link cannot be
     /// opened, or ends. A second link to an agent has no effect.
     Link(Upid),
@@ -105,6 +115,10 @@ impl fmt::Display for Command {
                 let (message, agents) = (update.message(), pluralize(to.len(), "agent"));
                 write!(f, "send {message} to {agents} when version {} is durable", when.0)
             }
+            Self::Challenge { to, request } => {
+                write!(f, "challenge principal '{}' of {to}", request.principal)
+            }
+            Self::SetSecrets(_) => f.write_str("set the secrets of the agents"),
             Self::Link(to) => write!(f, "link {to}"),
             Self::ReadConfig(id) => write!(f, "read the configuration for request {}", id.0),
             Self::Preview { id, .. } => write!(f, "preview for request {}", id.0),

@@ -1,21 +1,25 @@
 //! A peer update with its encoded body, which all its receivers share.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use overlay_types::protocol::{Message, PeersUpdate};
 
+use crate::authentication::ContentDigest;
+
 /// A peer update and its body on the wire. The update is encoded and compressed once. Clones share
-/// the content and the body.
+/// the content, the body and its digest.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EncodedUpdate {
     content: Arc<PeersUpdate>,
     body: Arc<[u8]>,
+    /// Computed for the first receiver with a session.
+    digest: Arc<OnceLock<ContentDigest>>,
 }
 
 impl EncodedUpdate {
-    pub(super) const fn new(content: Arc<PeersUpdate>, body: Arc<[u8]>) -> Self {
-        Self { content, body }
+    pub(super) fn new(content: Arc<PeersUpdate>, body: Arc<[u8]>) -> Self {
+        Self { content, body, digest: Arc::default() }
     }
 
     /// Returns the content of the update.
@@ -34,6 +38,12 @@ impl EncodedUpdate {
     #[must_use]
     pub const fn body(&self) -> &Arc<[u8]> {
         &self.body
+    }
+
+    /// Returns the digest of the body.
+    #[must_use]
+    pub fn digest(&self) -> ContentDigest {
+        *self.digest.get_or_init(|| ContentDigest::of(&self.body))
     }
 }
 

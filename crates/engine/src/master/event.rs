@@ -4,7 +4,10 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use overlay_types::addr::Upid;
-use overlay_types::protocol::{Author, Leader, Message, MessageKind, Network, RequestId};
+use overlay_types::protocol::{
+    AuthenticityFault, Author, Leader, Message, MessageKind, Network, Principal, RequestId,
+    SharedSecrets,
+};
 use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::Settings;
@@ -34,6 +37,24 @@ pub enum Event {
         /// The message.
         message: Message,
     },
+    /// A well-formed message with the seal of an agent. Its content is not verified.
+    Authenticated {
+        /// The sender.
+        from: Upid,
+        /// The principal of the sender.
+        principal: Principal,
+        /// The message.
+        message: Message,
+    },
+    /// A message that is not authentic. The runtime did not decode it.
+    Unauthentic {
+        /// The sender that the message names.
+        from: Upid,
+        /// The kind of the message.
+        kind: MessageKind,
+        /// Why the message is refused.
+        fault: AuthenticityFault,
+    },
     /// A message that could not be decoded.
     Malformed {
         /// The sender that the message names.
@@ -51,6 +72,8 @@ pub enum Event {
         /// The kind of the message.
         kind: MessageKind,
     },
+    /// The file of the agents' credentials has another content.
+    SecretsChanged(SharedSecrets),
     /// The link to this address has ended, or could not be opened.
     Exited(SocketAddrV4),
     /// Another configuration of the network.
@@ -81,6 +104,12 @@ impl fmt::Display for Event {
             Self::Committed(Err(error)) => write!(f, "not committed: {error}"),
             Self::StoreLost(error) => write!(f, "state lost: {error}"),
             Self::Message { from, message } => write!(f, "{message} from {from}"),
+            Self::Authenticated { from, principal, message } => {
+                write!(f, "{message} from {from}, principal '{principal}'")
+            }
+            Self::Unauthentic { from, kind, fault } => {
+                write!(f, "refused {kind} from {from}: {fault}")
+            }
             Self::Malformed { from, name, reason } => {
                 write!(f, "malformed {} from {from}: {reason}", name.escape_debug())
             }
@@ -88,6 +117,7 @@ impl fmt::Display for Event {
             Self::Previewed(id, effect) => {
                 write!(f, "previewed for request {}: {} agents change", id.0, effect.agents.len())
             }
+            Self::SecretsChanged(_) => f.write_str("the credentials of the agents have changed"),
             Self::Exited(address) => write!(f, "link to {address} ended"),
             Self::Reload(network) => {
                 write!(f, "another configuration, of {} overlays", network.overlays.len())

@@ -2,7 +2,7 @@
 
 use libprocess::limits::Limit;
 
-use super::view::{AgentTally, Condition, Counters, PeersTally, PoolUsage};
+use super::view::{AgentTally, AuthenticationTally, Condition, Counters, PeersTally, PoolUsage};
 use crate::metrics::{Catalogue, Family, Kind, Metric, Series, with_host_counters};
 
 /// The values that the metrics of a master are read from. Their number does not depend on the size
@@ -17,6 +17,8 @@ pub struct Metrics {
     pub version: u64,
     /// The agents, counted by their last report.
     pub agents: AgentTally,
+    /// The agents, counted by their authentication.
+    pub authentication: AuthenticationTally,
     /// When the agent that is silent for the longest time was last seen, in seconds since 1970; 0
     /// if no agent was seen since the election.
     pub oldest_contact: u64,
@@ -130,6 +132,21 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
             Metric::gauge_of("agents/stale", "state", AGENTS, |metrics| metrics.agents.stale
                 as u64),
             Metric::gauge(
+                "agents_authenticated",
+                "Agents that have authenticated, and are accepted only authenticated from then on.",
+                |metrics| metrics.authentication.authenticated as u64,
+            ),
+            Metric::gauge(
+                "agents_unauthenticated",
+                "Agents that have addresses, and have never authenticated.",
+                |metrics| metrics.authentication.unauthenticated as u64,
+            ),
+            Metric::gauge(
+                "agents_refused_unauthentic",
+                "Senders whose last message was refused, since it was not authentic.",
+                |metrics| metrics.authentication.refused as u64,
+            ),
+            Metric::gauge(
                 "oldest_contact_timestamp_seconds",
                 "When the agent that is silent for the longest time was last seen; 0 without one.",
                 |metrics| metrics.oldest_contact,
@@ -192,6 +209,21 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "internal/peer_failures_messages_received",
                 "PeerFailuresMessages received.",
                 |metrics| metrics.counters.peer_failures_messages_received,
+            ),
+            Metric::counter(
+                "internal/authenticate_agent_messages_received",
+                "AuthenticateAgentMessages received.",
+                |metrics| metrics.counters.authenticate_agent_messages_received,
+            ),
+            Metric::counter(
+                "unauthenticated_messages_accepted",
+                "Messages accepted without authentication, although the master has credentials.",
+                |metrics| metrics.counters.unauthenticated_messages_accepted,
+            ),
+            Metric::counter(
+                "unauthentic_messages_refused",
+                "Messages refused: not authenticated, forged, changed, repeated or too late.",
+                |metrics| metrics.counters.unauthentic_messages_refused,
             ),
             Metric::counter("commits", "Durable writes of the state.", |metrics| {
                 metrics.counters.commits

@@ -30,10 +30,12 @@ use std::time::Duration;
 use overlay_types::addr::{AGENT_PROCESS, Upid};
 use overlay_types::clock::{Backoff, Now};
 use overlay_types::protocol::{
-    AgentOptions, Assignment, HeldAddresses, Leader, MasterKind, Message, MessageKind, Network,
-    PeersRequest, PeersUpdate, UpdateForm,
+    AgentOptions, Assignment, AuthenticationChallenge, AuthenticationMode, AuthenticationRefusal,
+    AuthenticityFault, HeldAddresses, Leader, MasterKind, Message, MessageKind, Network,
+    PeersRequest, PeersUpdate, Principal, SharedSecrets, UpdateForm,
 };
 use overlay_types::repetition::Repetitions;
+use overlay_types::state::Version;
 use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
@@ -49,7 +51,8 @@ use phase::{Phase, Standby};
 use registry::LastKnown;
 use reload::Reloads;
 pub use view::{
-    AgentTally, Condition, Counters, Health, PeersTally, PoolUsage, ReleaseOutcome, ReleaseResult,
+    AgentTally, AuthenticationTally, AuthenticationView, Condition, Counters, Health, PeersTally,
+    PoolUsage, ReleaseOutcome, ReleaseResult,
 };
 
 /// The most registrations that are kept while the state is loaded. Further registrations are
@@ -68,6 +71,24 @@ pub struct Settings {
     /// What the master says of itself to its agents. Agents close the port of a program to
     /// containers.
     pub kind: MasterKind,
+    /// How agents authenticate. `None` without credentials.
+    pub authentication: Option<Authentication>,
+}
+
+/// How agents authenticate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentication {
+    /// What happens to messages that are not authenticated.
+    pub mode: AuthenticationMode,
+    /// The secrets of the agents.
+    pub secrets: Arc<SharedSecrets>,
+}
+
+impl Settings {
+    /// Returns what happens to messages that are not authenticated; `None` without credentials.
+    fn authentication_mode(&self) -> Option<AuthenticationMode> {
+        self.authentication.as_ref().map(|authentication| authentication.mode)
+    }
 }
 
 /// Encodes the body of an update in a form. The engine does not know the encoding. It paces updates
@@ -206,7 +227,12 @@ impl StateMachine for Master {
             }
             Event::Committed(Ok(version)) => self.committed(version),
             Event::StoreLost(error) => self.store_lost(now, error),
-            Event::Message { from, message } => self.message(now, from, message),
+            Event::Message { from, message } => self.message(now, (from, None), message),
+            Event::Authenticated { from, principal, message } => {
+                self.message(now, (from, Some(principal)), message);
+            }
+            Event::Unauthentic { from, kind, fault } => self.unauthentic(from, kind, fault),
+            Event::SecretsChanged(secrets) => self.set_secrets(secrets),
             Event::Exited(address) => match &mut self.phase {
                 Phase::Leading(leading) => leading.link_ended(now, address),
                 Phase::Standby(_) | Phase::Recovering(_) => {
@@ -222,7 +248,8 @@ impl StateMachine for Master {
             }
             Event::Reload(network) => {
                 let network = Arc::new(network);
-                self.reload(now, Settings { network, ..self.settings });
+                let settings = Settings { network, ..self.settings.clone() };
+                self.reload(now, settings);
             }
             Event::Ignored { from, kind } => self.ignored(&from, kind),
             Event::ConfigRead(id, settings) => self.finish_reload(now, id, settings),
@@ -248,12 +275,14 @@ impl StateMachine for Master {
     }
 
     fn metrics(&self) -> Metrics {
-        let (epoch, version, agents, peers, oldest_contact) = match &self.phase {
+        let (epoch, version, agents, peers, oldest_contact, authentication) = match &self.phase {
             Phase::Standby(_) | Phase::Recovering(_) => Default::default(),
             Phase::Leading(leading) => {
                 let (agents, peers) = (leading.agents_tally(), leading.peers_tally());
                 let oldest_contact = leading.oldest_contact().unwrap_or_default();
-                (leading.epoch().0, leading.durable().0, agents, peers, oldest_contact)
+                let authentication = leading.authentication_tally();
+                let (epoch, version) = (leading.epoch().0, leading.durable().0);
+                (epoch, version, agents, peers, oldest_contact, authentication)
             }
         };
         Metrics {
@@ -261,6 +290,7 @@ impl StateMachine for Master {
             epoch,
             version,
             agents,
+            authentication,
             oldest_contact,
             peers,
             counters: self.outbox.counters.clone(),
@@ -273,17 +303,29 @@ impl StateMachine for Master {
 }
 
 impl Master {
-    fn message(&mut self, now: Now, from: Upid, message: Message) {
-        // The runtime asks `accepts` before it decodes a message, which is some events ago.
+    fn message(
+        &mut self,
+        now: Now,
+        (from, principal): (Upid, Option<Principal>),
+        message: Message,
+    ) {
+        let (kind, is_authenticated) = (message.kind(), principal.is_some());
+        // The runtime asks `accepts` and `trusts` before it decodes a message, which is some events
+        // ago.
         if !is_agent(&from) {
-            self.ignored(&from, message.kind());
+            self.ignored(&from, kind);
             return;
         }
+        if !self.trusts(&from, kind, is_authenticated) {
+            self.unauthentic(from, kind, AuthenticityFault::NotSealed);
+            return;
+        }
+        self.note_authentication(&from, kind, is_authenticated);
         let counters = &mut self.outbox.counters;
         match message {
             Message::RegisterAgent(options) => {
                 counters.register_agent_messages_received += 1;
-                self.register(now, from, options);
+                self.register(now, (from, principal), options);
             }
             Message::AgentRegistered(overlays) => {
                 counters.agent_registered_messages_received += 1;
@@ -293,17 +335,24 @@ impl Master {
                 counters.request_peers_messages_received += 1;
                 self.subscribe(now, from, request);
             }
-            Message::HeldAddresses(held) => self.send_problems(from, &held),
+            Message::HeldAddresses(held) => self.send_problems((from, is_authenticated), &held),
             Message::PeerFailures(failures) => {
                 counters.peer_failures_messages_received += 1;
                 if let Phase::Leading(leading) = &mut self.phase {
                     leading.report_peer_failures(now, &from, failures);
                 }
             }
+            Message::AuthenticateAgent(request) => {
+                counters.authenticate_agent_messages_received += 1;
+                if !matches!(self.phase, Phase::Standby(_)) {
+                    self.outbox.push(Command::Challenge { to: from, request });
+                }
+            }
             Message::UpdateAgentOverlays { .. }
             | Message::AgentRegisteredAcknowledgement
             | Message::UpdatePeers(_)
-            | Message::RegistrationProblems(_) => {
+            | Message::RegistrationProblems(_)
+            | Message::AuthenticationChallenge(_) => {
                 counters.unexpected_messages += 1;
                 if should_log_sample(counters.unexpected_messages) {
                     log::warn!("ignored {message} from {from}: it is meant for an agent");
@@ -323,7 +372,55 @@ impl Master {
             Phase::Recovering(recovering) if kind == MessageKind::HeldAddresses => {
                 recovering.is_waiting(from)
             }
+            Phase::Recovering(_) if kind == MessageKind::AuthenticateAgent => true,
             Phase::Standby(_) | Phase::Recovering(_) => kind == MessageKind::RegisterAgent,
+        }
+    }
+
+    /// Returns whether this master accepts a message of this kind from the sender, if its seal is
+    /// as good as `is_authenticated` says.
+    #[must_use]
+    pub fn trusts(&self, from: &Upid, kind: MessageKind, is_authenticated: bool) -> bool {
+        match &self.phase {
+            Phase::Leading(leading) => leading.trusts(from, kind, is_authenticated),
+            // The records of the agents are not known yet.
+            Phase::Standby(_) | Phase::Recovering(_) => {
+                let mode = self.settings.authentication_mode();
+                is_authenticated
+                    || kind == MessageKind::AuthenticateAgent
+                    || mode != Some(AuthenticationMode::Required)
+            }
+        }
+    }
+
+    /// Counts an unauthenticated message that is accepted although this master has credentials, and
+    /// notes an authenticated message.
+    fn note_authentication(&mut self, from: &Upid, kind: MessageKind, is_authenticated: bool) {
+        if is_authenticated {
+            if let Phase::Leading(leading) = &mut self.phase {
+                leading.note_authenticated(from);
+            }
+        } else if self.settings.authentication.is_some() && kind != MessageKind::AuthenticateAgent {
+            self.outbox.counters.unauthenticated_messages_accepted += 1;
+        }
+    }
+
+    /// Counts a message that is not authentic, and logs a sample of such messages. Tells an agent
+    /// that its credential is wrong, but nobody else anything.
+    fn unauthentic(&mut self, from: Upid, kind: MessageKind, fault: AuthenticityFault) {
+        let count = &mut self.outbox.counters.unauthentic_messages_refused;
+        *count += 1;
+        if should_log_sample(*count) {
+            log::warn!("refused {kind} from {from}: {fault} ({count} refused since the start)");
+        }
+        if let Phase::Leading(leading) = &mut self.phase {
+            leading.note_unauthentic(&from, kind, &fault);
+        }
+        if let AuthenticityFault::WrongCredential(request) = fault {
+            let answer = Err(AuthenticationRefusal::WrongCredential);
+            let challenge = AuthenticationChallenge { agent_nonce: request.nonce, answer };
+            let message = Message::AuthenticationChallenge(challenge);
+            self.outbox.push(Command::Send { to: from, message, when: Version(0) });
         }
     }
 
@@ -354,12 +451,15 @@ impl Master {
             }
             // The registration of the sender has no problems, or the sender will register and then
             // report again.
-            MessageKind::HeldAddresses | MessageKind::PeerFailures => return,
+            MessageKind::HeldAddresses
+            | MessageKind::PeerFailures
+            | MessageKind::AuthenticateAgent => return,
             MessageKind::RegisterAgent
             | MessageKind::UpdateAgentOverlays
             | MessageKind::AgentRegisteredAcknowledgement
             | MessageKind::UpdatePeers
-            | MessageKind::RegistrationProblems => {
+            | MessageKind::RegistrationProblems
+            | MessageKind::AuthenticationChallenge => {
                 (&mut counters.unexpected_messages, "the message is meant for an agent")
             }
         };
@@ -369,14 +469,16 @@ impl Master {
         }
     }
 
-    fn register(&mut self, now: Now, from: Upid, options: AgentOptions) {
+    fn register(&mut self, now: Now, sender: (Upid, Option<Principal>), options: AgentOptions) {
         let is_dropped = match &mut self.phase {
             Phase::Leading(leading) => {
-                leading.register(now, from, &options, &mut self.outbox);
+                let sender = (sender.0, sender.1.as_ref());
+                leading.register(now, sender, &options, &mut self.outbox);
                 false
             }
-            Phase::Recovering(recovering) => !recovering.keep(from, options),
+            Phase::Recovering(recovering) => !recovering.keep(sender, options),
             Phase::Standby(_) => {
+                let from = &sender.0;
                 log::debug!("ignored the registration of {from}: this master does not lead");
                 true
             }
@@ -399,10 +501,12 @@ impl Master {
     }
 
     /// Answers an agent whose last registration has problems. Other agents get no answer.
-    fn send_problems(&mut self, from: Upid, held: &HeldAddresses) {
+    fn send_problems(&mut self, (from, is_authenticated): (Upid, bool), held: &HeldAddresses) {
         match &mut self.phase {
             Phase::Leading(leading) => leading.send_problems(from, held, &mut self.outbox),
-            Phase::Recovering(recovering) => recovering.ask_problems(&from, held),
+            Phase::Recovering(recovering) => {
+                recovering.ask_problems((&from, is_authenticated), held);
+            }
             Phase::Standby(_) => {}
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{AgentOptions, HeldAddresses, Leader};
+use overlay_types::protocol::{AgentOptions, HeldAddresses, Leader, Principal};
 use overlay_types::state::{LoadedState, StoreError, Version};
 
 use super::command::Command;
@@ -62,6 +62,8 @@ pub(super) struct Recovering {
 #[derive(Debug)]
 struct Waiting {
     from: Upid,
+    /// The principal of an authenticated agent.
+    principal: Option<Principal>,
     options: AgentOptions,
     /// The number of the registration, if the agent wants to know its problems. The held addresses
     /// are not kept: the master of many agents would need too much memory for them.
@@ -96,12 +98,20 @@ impl Recovering {
         }
     }
 
-    /// Keeps a registration for later. Returns false, and drops it, if too many are waiting.
-    pub(super) fn keep(&mut self, from: Upid, options: AgentOptions) -> bool {
+    /// Keeps a registration for later. Returns false, and drops it, if too many are waiting, or if
+    /// the agent has authenticated and this sender has not.
+    pub(super) fn keep(
+        &mut self,
+        (from, principal): (Upid, Option<Principal>),
+        options: AgentOptions,
+    ) -> bool {
         let ip = *from.address.ip();
-        let is_kept = self.waiting.len() < WAITING_MAX || self.waiting.contains_key(&ip);
+        let is_kept = match self.waiting.get(&ip) {
+            Some(waiting) => waiting.principal.is_none() || principal.is_some(),
+            None => self.waiting.len() < WAITING_MAX,
+        };
         if is_kept {
-            self.waiting.insert(ip, Waiting { from, options, asks: None });
+            self.waiting.insert(ip, Waiting { from, principal, options, asks: None });
         }
         is_kept
     }
@@ -112,9 +122,14 @@ impl Recovering {
     }
 
     /// Notes that an agent wants to know the problems of its registration.
-    pub(super) fn ask_problems(&mut self, from: &Upid, held: &HeldAddresses) {
+    pub(super) fn ask_problems(
+        &mut self,
+        (from, is_authenticated): (&Upid, bool),
+        held: &HeldAddresses,
+    ) {
         if let Some(waiting) = self.waiting.get_mut(from.address.ip())
             && waiting.from == *from
+            && waiting.principal.is_some() == is_authenticated
         {
             waiting.asks = Some(held.registration());
         }
@@ -238,8 +253,9 @@ impl Master {
         }
         let mut leading =
             Leading::recover(now, &self.settings, loaded, self.encode_update, last_known);
-        for Waiting { from, options, asks } in waiting.into_values() {
-            leading.register(now, from.clone(), &options, &mut self.outbox);
+        for Waiting { from, principal, options, asks } in waiting.into_values() {
+            let sender = (from.clone(), principal.as_ref());
+            leading.register(now, sender, &options, &mut self.outbox);
             if let Some(registration) = asks {
                 let held = HeldAddresses::default().with_registration(registration);
                 leading.send_problems(from, &held, &mut self.outbox);

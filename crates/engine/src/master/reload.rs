@@ -5,14 +5,16 @@
 //! that conflict with the new configuration are quarantined.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::clock::Now;
-use overlay_types::protocol::{Author, Network, RequestId};
+use overlay_types::protocol::{Author, Network, RequestId, SharedSecrets};
+use overlay_types::text::count_and_list;
 
 use super::effect::{Effect, differences};
 use super::phase::Phase;
-use super::{Command, Master, Reply, Settings};
+use super::{Authentication, Command, Master, Reply, Settings};
 
 /// After this time, a later request does not wait for the result any more. The file may be on a disk
 /// that hangs.
@@ -93,15 +95,22 @@ impl Master {
         Some(author)
     }
 
-    /// Applies other settings, unless an agent would lose an allocation.
-    pub(super) fn reload(&mut self, now: Now, settings: Settings) -> Effect {
+    /// Applies other settings, unless an agent would lose an allocation. The secrets of the agents
+    /// stay: their file is followed on its own, and may have changed since the configuration was
+    /// read.
+    pub(super) fn reload(&mut self, now: Now, mut settings: Settings) -> Effect {
+        if let (Some(new), Some(current)) =
+            (&mut settings.authentication, &self.settings.authentication)
+        {
+            new.secrets = Arc::clone(&current.secrets);
+        }
         let Phase::Leading(leading) = &mut self.phase else {
             let effect = self.effect_without_agents(&settings.network);
             log::info!(
                 "applied another configuration: it is checked against the agents when the state is \
                  loaded"
             );
-            self.settings = settings;
+            self.apply(settings);
             return effect;
         };
         if settings == self.settings {
@@ -111,9 +120,35 @@ impl Master {
         }
         let effect = leading.reconfigure(now, &settings, &mut self.outbox);
         if effect.accepted {
-            self.settings = settings;
+            self.apply(settings);
         }
         effect
+    }
+
+    /// Replaces the secrets of the agents, if agents authenticate.
+    pub(super) fn set_secrets(&mut self, secrets: SharedSecrets) {
+        let Some(Authentication { mode, .. }) = self.settings.authentication else { return };
+        let authentication = Some(Authentication { mode, secrets: Arc::new(secrets) });
+        self.apply(Settings { authentication, ..self.settings.clone() });
+    }
+
+    /// Replaces the settings, and what the runtime knows of them.
+    fn apply(&mut self, settings: Settings) {
+        if settings.authentication != self.settings.authentication {
+            let Settings { authentication, .. } = &settings;
+            match authentication {
+                Some(Authentication { mode, secrets }) => {
+                    let names: Vec<String> =
+                        secrets.principals().map(ToString::to_string).collect();
+                    let names = count_and_list(&names, "principal");
+                    log::info!("authentication of agents is {mode}, with {names}");
+                }
+                None => log::warn!("agents are not authenticated: 'credentials' is not set"),
+            }
+            let secrets = authentication.as_ref().map(|it| Arc::clone(&it.secrets));
+            self.outbox.push(Command::SetSecrets(secrets));
+        }
+        self.settings = settings;
     }
 
     /// Previews another network. If agents are known, a job outside of the state machine computes

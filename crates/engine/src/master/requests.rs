@@ -134,6 +134,10 @@ impl Master {
             Phase::Leading(leading) => (leading.problems(), leading.usage()),
         };
         let is_standby = matches!(self.phase, Phase::Standby(_));
+        let authentication = match &self.phase {
+            Phase::Leading(leading) => leading.authentication_view(),
+            Phase::Standby(_) | Phase::Recovering(_) => None,
+        };
         Health {
             status,
             problems: first_problems(problems),
@@ -143,6 +147,7 @@ impl Master {
             agents,
             peers,
             pools,
+            authentication,
             counters,
             refused: RejectedMessages::default(),
             log: LogTally::default(),

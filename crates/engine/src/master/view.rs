@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_types::protocol::{AgentInfo, Leader, RejectedMessages, Status};
+use overlay_types::protocol::{AgentInfo, AuthenticationMode, Leader, RejectedMessages, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::LogTally;
@@ -31,6 +31,12 @@ pub struct Counters {
     pub update_peers_messages_encoded: u64,
     pub registration_problems_messages_sent: u64,
     pub peer_failures_messages_received: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub authenticate_agent_messages_received: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unauthenticated_messages_accepted: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unauthentic_messages_refused: u64,
     pub malformed_messages: u64,
     pub unexpected_messages: u64,
     pub unknown_overlays_reported: u64,
@@ -87,6 +93,9 @@ pub struct Health {
     pub peers: PeersTally,
     /// The usage of every address pool.
     pub pools: Vec<PoolUsage>,
+    /// The authentication of the agents. `None` without credentials, if no agent has authenticated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<AuthenticationView>,
     /// Events since the start.
     pub counters: Counters,
     /// Messages refused before they reached the state machine. The runtime fills them in.
@@ -110,6 +119,9 @@ pub struct AgentTally {
     pub unassigned: usize,
     /// Agents that were not seen for too long. Their reports do not count.
     pub stale: usize,
+    /// Agents that have authenticated. They also count above.
+    #[serde(skip)]
+    pub authenticated: usize,
 }
 
 impl AgentTally {
@@ -139,6 +151,40 @@ impl AgentTally {
             &mut self.ok
         }
     }
+}
+
+/// The agents, counted by their authentication.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct AuthenticationTally {
+    /// Agents that have authenticated, and are not accepted unauthenticated any more.
+    pub authenticated: usize,
+    /// Agents that have addresses, and have never authenticated.
+    pub unauthenticated: usize,
+    /// Senders whose last message was refused.
+    pub refused: usize,
+}
+
+/// The authentication of the agents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AuthenticationView {
+    /// What happens to messages that are not authenticated. `None` if the master has no credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<AuthenticationMode>,
+    /// The number of agents.
+    #[serde(flatten)]
+    pub tally: AuthenticationTally,
+    /// The first agents that have never authenticated.
+    pub unauthenticated_agents: Vec<Ipv4Addr>,
+}
+
+impl AuthenticationView {
+    /// The most agents that are listed. The state shows all of them.
+    pub const AGENTS_MAX: usize = 100;
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The table of peers and its subscribers.

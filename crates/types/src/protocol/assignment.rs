@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::{Network, Overlay, PeerFailures};
+use super::{Network, Overlay, PeerFailures, Principal};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 use crate::escape::{CUT, bounded_line};
 
@@ -158,6 +158,8 @@ pub struct State {
     pub contacts: BTreeMap<Ipv4Addr, AgentContact>,
     /// The peers that agents do not reach. An agent that reaches all of them has no entry.
     pub peer_failures: BTreeMap<Ipv4Addr, PeerFailures>,
+    /// The principals of the agents that have authenticated.
+    pub principals: BTreeMap<Ipv4Addr, Principal>,
 }
 
 /// When a master has last seen an agent.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Assignment, HeldAddresses, PeerFailures, PeerTableVersion, PeersRequest, PeersUpdate,
-    RegistrationProblems,
+    Assignment, AuthenticateAgent, AuthenticationChallenge, HeldAddresses, PeerFailures,
+    PeerTableVersion, PeersRequest, PeersUpdate, RegistrationProblems,
 };
 use crate::addr::{Mac, Mtu};
 
@@ -63,6 +63,10 @@ pub enum Message {
     /// Agent to master: the peers that the agent does not reach. Sent after a change, and again to
     /// a new master.
     PeerFailures(PeerFailures),
+    /// Agent to master: requests a session. Precedes the registration of an agent with a credential.
+    AuthenticateAgent(AuthenticateAgent),
+    /// Master to agent: begins a session, or refuses it.
+    AuthenticationChallenge(AuthenticationChallenge),
 }
 
 /// The kind of a message, known before the content is decoded.
@@ -78,11 +82,13 @@ pub enum MessageKind {
     HeldAddresses,
     RegistrationProblems,
     PeerFailures,
+    AuthenticateAgent,
+    AuthenticationChallenge,
 }
 
 impl MessageKind {
     /// All kinds, in the order of [`Message`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::RegisterAgent,
         Self::UpdateAgentOverlays,
         Self::AgentRegistered,
@@ -92,6 +98,8 @@ impl MessageKind {
         Self::HeldAddresses,
         Self::RegistrationProblems,
         Self::PeerFailures,
+        Self::AuthenticateAgent,
+        Self::AuthenticationChallenge,
     ];
 
     /// Returns the full name of the protobuf message, which is the message name in libprocess.
@@ -113,11 +121,15 @@ impl MessageKind {
                 "mesos.modules.overlay.internal.RegistrationProblemsMessage"
             }
             Self::PeerFailures => "mesos.modules.overlay.internal.PeerFailuresMessage",
+            Self::AuthenticateAgent => "mesos.modules.overlay.internal.AuthenticateAgentMessage",
+            Self::AuthenticationChallenge => {
+                "mesos.modules.overlay.internal.AuthenticationChallengeMessage"
+            }
         }
     }
 
-    /// Returns the maximum length of the body in bytes. It includes space for fields of later
-    /// versions. An assignment of one overlay has about 500 bytes. A report also contains failure
+    /// Returns the maximum length of the body without its seal in bytes. It includes space for fields
+    /// of later versions. An assignment of one overlay has about 500 bytes. A report also contains failure
     /// reasons.
     #[must_use]
     pub const fn body_max(self) -> usize {
@@ -133,6 +145,7 @@ impl MessageKind {
             Self::RegistrationProblems => 256 * 1024,
             // At most 48 bytes for each peer.
             Self::PeerFailures => 4 * 1024,
+            Self::AuthenticateAgent | Self::AuthenticationChallenge => 1024,
         }
     }
 }
@@ -158,6 +171,8 @@ impl Message {
             Self::HeldAddresses(_) => MessageKind::HeldAddresses,
             Self::RegistrationProblems(_) => MessageKind::RegistrationProblems,
             Self::PeerFailures(_) => MessageKind::PeerFailures,
+            Self::AuthenticateAgent(_) => MessageKind::AuthenticateAgent,
+            Self::AuthenticationChallenge(_) => MessageKind::AuthenticationChallenge,
         }
     }
 }
@@ -193,6 +208,15 @@ impl fmt::Display for Message {
             Self::PeerFailures(failures) => {
                 write!(f, "PeerFailuresMessage of {} peers", failures.total)
             }
+            Self::AuthenticateAgent(request) => {
+                write!(f, "AuthenticateAgentMessage of principal '{}'", request.principal)
+            }
+            Self::AuthenticationChallenge(challenge) => match challenge.answer {
+                Ok(nonce) => {
+                    write!(f, "AuthenticationChallengeMessage for session {}", nonce.session)
+                }
+                Err(reason) => write!(f, "AuthenticationChallengeMessage: refused: {reason:?}"),
+            },
             Self::RegistrationProblems(problems) => {
                 let RegistrationProblems { is_refused, reasons, reassigned, .. } = problems;
                 let result = if *is_refused { "refused" } else { "accepted" };

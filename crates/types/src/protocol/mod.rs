@@ -3,6 +3,7 @@
 //! decodes them.
 
 mod assignment;
+mod authentication;
 mod candidate;
 mod history;
 pub mod limits;
@@ -15,6 +16,11 @@ mod registration_problems;
 mod request;
 
 pub use assignment::{AgentContact, AgentInfo, Assignment, Bridge, State, Status, Vtep};
+pub use authentication::{
+    AgentCredential, AuthenticateAgent, AuthenticationChallenge, AuthenticationMode,
+    AuthenticationRefusal, AuthenticityFault, MasterNonce, Nonce, Principal, PrincipalError, Seal,
+    SessionOpening, SharedSecret, SharedSecrets,
+};
 pub use candidate::{Candidate, Leader};
 pub use history::{Author, HistoryEntry, HistoryEvent};
 pub use message::{AgentOptions, MasterKind, Message, MessageKind};

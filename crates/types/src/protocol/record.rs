@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::Principal;
 use crate::addr::{Mac, OverlayName, Subnet};
 
 /// The record stored under the address of an agent.
@@ -33,6 +34,9 @@ pub struct AgentRecord {
     pub underlay: Option<Ipv6Addr>,
     /// Last reported MAC address for direct routing, if any.
     pub direct_mac: Option<Mac>,
+    /// The principal with which the agent last authenticated. From then on, only authenticated
+    /// messages of the agent are accepted, until it is released.
+    pub authenticated: Option<Principal>,
 }
 
 /// The addresses of a deleted agent that were not allocated again. They are allocated to another

@@ -12,8 +12,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use overlay_types::addr::Family;
 use overlay_types::escape;
 use overlay_types::protocol::{
-    Addresses, AgentRecord, Author, HistoryEntry, HistoryEvent, OverlayRecord, Record,
-    ReleasedRecord,
+    Addresses, AgentRecord, Author, HistoryEntry, HistoryEvent, OverlayRecord, Principal,
+    PrincipalError, Record, ReleasedRecord,
 };
 use overlay_types::state::{Counts, Key};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ struct AgentItem {
     docker_bridge: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     underlay: Option<Ipv6Addr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    authenticated: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -227,6 +229,7 @@ impl StateFile {
                 docker_bridge: item.docker_bridge,
                 underlay: item.underlay,
                 direct_mac: None,
+                authenticated: item.authenticated.as_deref().map(parse_principal).transpose()?,
             });
             Ok((Key::Agent(item.ip), encode_record(&record)))
         });
@@ -382,6 +385,10 @@ enum Items {
     History(Vec<HistoryItem>),
 }
 
+fn parse_principal(text: &str) -> Result<Principal, String> {
+    text.parse().map_err(|error: PrincipalError| format!("authenticated: {error}"))
+}
+
 /// Converts a record into items. The error is the reason to keep the record as bytes.
 fn to_items(key: Key, bytes: &[u8]) -> Result<Items, String> {
     const UNKNOWN_FIELDS: &str = "it has fields that this version does not know";
@@ -407,6 +414,7 @@ fn to_items(key: Key, bytes: &[u8]) -> Result<Items, String> {
                 mesos_bridge: record.mesos_bridge,
                 docker_bridge: record.docker_bridge,
                 underlay: record.underlay,
+                authenticated: record.authenticated.map(|name| name.as_str().to_owned()),
             })),
             Record::Released(record) => {
                 let at = record.at;

@@ -1,5 +1,6 @@
 //! A master that leads and has loaded its state: registrations, reports, peers, and requests.
 
+mod authentication;
 mod pending_updates;
 mod reconfiguration;
 mod registration;
@@ -14,7 +15,8 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
-    Assignment, Author, MasterKind, Message, MessageKind, PeerFailures, PeersRequest, RequestId,
+    Assignment, AuthenticationMode, Author, MasterKind, Message, MessageKind, PeerFailures,
+    PeersRequest, RequestId,
 };
 use overlay_types::state::{Epoch, LoadedState, Version};
 use overlay_types::text::{count_and_list, pluralize, truncate_list};
@@ -31,6 +33,7 @@ use super::registry::{ChangeContext, LastKnown, Recovered, Registry};
 use super::state_writer::StateWriter;
 use super::view::{AgentTally, PeersTally, PoolUsage};
 use super::{EncodeUpdate, Outbox, Settings};
+use authentication::RefusedAgents;
 use pending_updates::PendingUpdates;
 use release::log_released;
 
@@ -44,6 +47,9 @@ pub(in crate::master) struct Leading {
     problems: ProblematicAgents,
     /// The cooldown: how long a released address is not reused while other addresses are left.
     reuse_after: Duration,
+    /// What happens to messages that are not authenticated. `None` without credentials.
+    authentication: Option<AuthenticationMode>,
+    refused: RefusedAgents,
     /// See [`Settings::kind`].
     kind: MasterKind,
     /// When the state was loaded, since `Now::elapsed` 0.
@@ -79,6 +85,8 @@ impl Leading {
             pending_updates: PendingUpdates::default(),
             problems: ProblematicAgents::default(),
             reuse_after: settings.reuse_after,
+            authentication: settings.authentication_mode(),
+            refused: RefusedAgents::default(),
             kind: settings.kind,
             since: now.elapsed,
             previews: BTreeSet::new(),
@@ -107,12 +115,13 @@ impl Leading {
             MessageKind::AgentRegistered
             | MessageKind::RequestPeers
             | MessageKind::PeerFailures => self.registry.is_contact(from),
-            MessageKind::RegisterAgent => true,
+            MessageKind::RegisterAgent | MessageKind::AuthenticateAgent => true,
             MessageKind::HeldAddresses => self.problems.has(from),
             MessageKind::UpdateAgentOverlays
             | MessageKind::AgentRegisteredAcknowledgement
             | MessageKind::UpdatePeers
-            | MessageKind::RegistrationProblems => false,
+            | MessageKind::RegistrationProblems
+            | MessageKind::AuthenticationChallenge => false,
         }
     }
 
@@ -334,13 +343,14 @@ impl Leading {
     }
 
     pub(in crate::master) fn has_problems(&self) -> bool {
-        self.registry.has_problems() || self.peers.problem().is_some()
+        self.registry.has_problems() || self.peers.problem().is_some() || !self.refused.is_empty()
     }
 
     /// Returns a sentence for each problem that needs an operator.
     pub(in crate::master) fn problems(&self) -> Vec<String> {
         let mut problems = self.registry.problems();
         problems.extend(self.peers.problem());
+        problems.extend(self.authentication_problems());
         problems
     }
 }

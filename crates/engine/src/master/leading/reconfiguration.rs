@@ -27,6 +27,7 @@ impl Leading {
             return effect;
         }
         self.reuse_after = settings.reuse_after;
+        self.authentication = settings.authentication_mode();
         self.registry = registry;
         self.note_adopted(now, adopted);
         if effect.changes.is_empty() {

@@ -4,31 +4,47 @@ use std::net::Ipv4Addr;
 
 use overlay_types::addr::{Family, Upid};
 use overlay_types::clock::Now;
-use overlay_types::protocol::{AgentOptions, HeldAddresses, HistoryEvent, RegistrationProblems};
+use overlay_types::protocol::{
+    AgentOptions, AuthenticityFault, HeldAddresses, HistoryEvent, MessageKind, Principal,
+    RegistrationProblems,
+};
 use overlay_types::state::Version;
 
 use super::super::Outbox;
 use super::super::gate::Gated;
 use super::super::registration_problems::repetition;
-use super::super::registry::{Notice, RegisterError, Registration};
+use super::super::registry::{Notice, RegisterError, Registration, Sender};
 use super::Leading;
 use crate::state_machine::should_log_sample;
 
 impl Leading {
-    /// Registers an agent, and sends the assignments to the agent.
+    /// Registers an agent, and sends the assignments to the agent. `principal` is that of an
+    /// authenticated agent.
     pub(in crate::master) fn register(
         &mut self,
         now: Now,
-        from: Upid,
+        (from, principal): (Upid, Option<&Principal>),
         options: &AgentOptions,
         out: &mut Outbox,
     ) {
         let ip = *from.address.ip();
+        let kind = MessageKind::RegisterAgent;
+        if !self.trusts(&from, kind, principal.is_some()) {
+            out.counters.register_agent_messages_dropped += 1;
+            self.note_unauthentic(&from, kind, &AuthenticityFault::NotSealed);
+            return;
+        }
         let context = self.context(now);
-        let result = self.registry.register(ip, options, context);
-        if matches!(result, Err(RegisterError::Underlay(_)))
-            && self.registry.has_other_process(&from)
-        {
+        let sender = match principal {
+            Some(principal) => Sender::Authenticated(principal),
+            None if self.authentication.is_some() => Sender::Unauthenticated,
+            None => Sender::Unchecked,
+        };
+        let former = self.registry.principal(ip).cloned();
+        let result = self.registry.register(ip, options, sender, context);
+        let is_of_underlay =
+            matches!(result, Err(RegisterError::Underlay(_) | RegisterError::UnderlayChanged));
+        if is_of_underlay && self.registry.has_other_process(&from) {
             // Any process on the agent's host can send an underlay address that is refused.
             self.registry.record_other_process(&from);
         } else {
@@ -38,6 +54,9 @@ impl Leading {
         match result {
             Ok(registration) => {
                 let is_changed = !registration.changes.is_empty();
+                if let Some(principal) = principal.filter(|it| former.as_ref() != Some(it)) {
+                    log::info!("agent {ip} has authenticated as principal '{principal}'");
+                }
                 if is_changed {
                     log::info!("{from} registered: allocation or options changed");
                 }
@@ -186,7 +205,7 @@ fn count_refused_registration(error: &RegisterError, out: &mut Outbox) -> bool {
             counters.ip_allocation_failures += 1;
             true
         }
-        RegisterError::Underlay(_) => {
+        RegisterError::Underlay(_) | RegisterError::UnderlayChanged => {
             counters.registrations_refused += 1;
             should_log_sample(counters.registrations_refused)
         }

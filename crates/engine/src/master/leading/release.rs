@@ -35,6 +35,7 @@ impl Leading {
     pub(super) fn release(&mut self, now: Now, ip: Ipv4Addr, reason: &str) -> bool {
         let is_anything_held_back = self.writer.latest_version() > self.writer.durable();
         self.problems.remove(ip);
+        self.refused.remove(ip);
         let context = self.context(now);
         let Some((change, addresses)) = self.registry.release(ip, context) else {
             return false;
@@ -64,6 +65,7 @@ impl Leading {
                 if !forget.dry_run {
                     self.registry.forget_refusal(ip);
                     self.problems.remove(ip);
+                    self.refused.remove(ip);
                 }
                 results.push(Gated::new(ReleaseResult::unknown(ip), Version(0)));
                 continue;

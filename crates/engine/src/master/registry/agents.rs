@@ -229,6 +229,7 @@ impl Agents {
         let has_conflict = match &state {
             AgentState::Active(agent) => {
                 self.tally.add(&agent.info, agent.is_stale);
+                self.tally.authenticated += usize::from(agent.record.authenticated.is_some());
                 self.owners.insert(ip, agent);
                 agent.unserved.is_some()
             }
@@ -247,6 +248,7 @@ impl Agents {
         let state = self.states.remove(&ip)?;
         if let AgentState::Active(agent) = &state {
             self.tally.remove(&agent.info, agent.is_stale);
+            self.tally.authenticated -= usize::from(agent.record.authenticated.is_some());
             self.owners.remove(agent);
         }
         Some(state)

@@ -14,7 +14,7 @@ use overlay_types::state::{Key, RecordChange};
 use super::address_pools::{Address, Subnets};
 use super::agents::AgentState;
 use super::shortages::Pool;
-use super::{ChangeContext, Notice, RegisterError, Registration, Registry};
+use super::{ChangeContext, Notice, RegisterError, Registration, Registry, Sender};
 use crate::ipam::Allocated;
 
 impl Registry {
@@ -37,7 +37,7 @@ impl Registry {
             // The master does not use the other options.
             ..AgentOptions::default()
         };
-        self.register(ip, &options, context).ok()
+        self.register(ip, &options, Sender::Unchecked, context).ok()
     }
 
     /// Creates the record of a new or returning agent, with a VTEP. A returning agent gets the
@@ -73,6 +73,7 @@ impl Registry {
             docker_bridge: options.docker_bridge,
             underlay: options.underlay,
             direct_mac: options.direct_mac,
+            authenticated: None,
         };
         if let Some(old) = old {
             self.agents.remove(ip);

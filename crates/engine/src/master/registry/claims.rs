@@ -104,6 +104,7 @@ mod tests {
             docker_bridge: true,
             underlay: None,
             direct_mac: None,
+            authenticated: None,
         };
         let mut claims = Claims::default();
         claims.claim(agent(1), &record);

@@ -29,7 +29,7 @@ use overlay_types::assignment;
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{
     Addresses, AgentInfo, AgentOptions, AgentRecord, Assignment, Network, OverlayRecord,
-    PeerFailures, PeerInfo, Record, ReleasedRecord, State, Status, Vtep,
+    PeerFailures, PeerInfo, Principal, Record, ReleasedRecord, State, Status, Vtep,
 };
 use overlay_types::state::{Key, RecordChange, Version};
 use overlay_types::tunnel::{DirectPeer, Peer};
@@ -117,6 +117,23 @@ pub(super) enum RegisterError {
     /// The agent cannot have the underlay address that it sent.
     #[error(transparent)]
     Underlay(UnderlayFault),
+    /// An agent that is not authenticated sent another underlay address than before.
+    #[error(
+        "its underlay address has changed, which needs authentication: set 'credential' of the \
+         agent, or delete the agent"
+    )]
+    UnderlayChanged,
+}
+
+/// How much is known about the sender of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender<'a> {
+    /// The master has no credentials, or repeats the last registration itself.
+    Unchecked,
+    /// Any process that uses the address of the agent can be the sender.
+    Unauthenticated,
+    /// The sender has the secret of this principal.
+    Authenticated(&'a Principal),
 }
 
 /// The result of an agent's report.
@@ -170,20 +187,29 @@ impl Registry {
         &mut self,
         ip: Ipv4Addr,
         options: &AgentOptions,
+        sender: Sender<'_>,
         context: ChangeContext,
     ) -> Result<Registration, RegisterError> {
         if let Some(AgentState::Quarantined(agent)) = self.agents.get(ip) {
             return Err(RegisterError::Quarantined(agent.reason.clone()));
         }
         self.check_registration(ip, options.underlay).map_err(RegisterError::Underlay)?;
+        let before = self.agents.active(ip).cloned();
+        let has_other_underlay =
+            before.as_ref().is_some_and(|agent| agent.record.underlay != options.underlay);
+        if has_other_underlay && sender == Sender::Unauthenticated {
+            return Err(RegisterError::UnderlayChanged);
+        }
         self.shortages.clear(ip);
         let mut registration = Registration::default();
-        let before = self.agents.active(ip).cloned();
         let mut record = match &before {
             Some(agent) => agent.record.clone(),
             None => self.admit(ip, options, context, &mut registration)?,
         };
         self.complete(ip, &mut record, options, context, &mut registration);
+        if let Sender::Authenticated(principal) = sender {
+            record.authenticated = Some(principal.clone());
+        }
         let old = before.as_ref().map(|agent| &agent.record);
         if old == Some(&record) {
             return Ok(registration);
@@ -212,6 +238,22 @@ impl Registry {
     /// Returns whether the agent has a record that was not released.
     pub(super) fn is_known(&self, ip: Ipv4Addr) -> bool {
         self.agents.is_known(ip)
+    }
+
+    /// Returns the principal with which the agent last authenticated, if it ever did since it was
+    /// last released.
+    pub(super) fn principal(&self, ip: Ipv4Addr) -> Option<&Principal> {
+        match self.agents.get(ip)? {
+            AgentState::Active(agent) => agent.record.authenticated.as_ref(),
+            AgentState::Quarantined(agent) => agent.record.as_ref()?.authenticated.as_ref(),
+            AgentState::Released(_) => None,
+        }
+    }
+
+    /// Returns the registered agents that never authenticated.
+    pub(super) fn unauthenticated_agents(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let agents = self.agents.iter_active();
+        agents.filter(|(_, agent)| agent.record.authenticated.is_none()).map(|(ip, _)| ip)
     }
 
     /// Returns whether the agent is registered.
@@ -402,8 +444,14 @@ impl Registry {
             agents: agents.collect(),
             contacts: self.contact_times(),
             peer_failures: self.shown_peer_failures(),
+            principals: self.principals(),
         };
         Gated::new(state, valid_from)
+    }
+
+    fn principals(&self) -> BTreeMap<Ipv4Addr, Principal> {
+        let agents = self.agents.iter().map(|(ip, _)| ip);
+        agents.filter_map(|ip| Some((ip, self.principal(ip)?.clone()))).collect()
     }
 
     /// Returns an agent with its unserved overlays.

@@ -14,6 +14,7 @@ impl Candidate {
             network: Arc::new(network()),
             reuse_after: Duration::from_secs(3600),
             kind: MasterKind::Module,
+            authentication: None,
         };
         let now = Now { elapsed: Duration::ZERO, unix: 1_700_000_000 };
         Self { master: Master::standing_by(settings, encode_update, 1), now }

@@ -55,7 +55,12 @@ fn history_names_client_of_delete_and_reload() {
     let id = RequestId(7);
     world.handle(Event::Request(id, by(Request::Reload)));
     let reuse_after = Duration::ZERO;
-    let settings = Settings { network: Arc::new(renamed), reuse_after, kind: MasterKind::Module };
+    let settings = Settings {
+        network: Arc::new(renamed),
+        reuse_after,
+        kind: MasterKind::Module,
+        authentication: None,
+    };
     world.handle(Event::ConfigRead(id, Ok(settings)));
     world.store();
     world.register(2);

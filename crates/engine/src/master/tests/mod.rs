@@ -2,6 +2,7 @@
 //! the tests can make fail.
 
 mod allocations;
+mod authentication;
 mod configuration;
 mod contacts;
 mod leadership;
@@ -20,7 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use overlay_types::addr::{OverlayName, Subnet, agent_upid};
-use overlay_types::protocol::{AddressRange, MasterKind, Overlay, State, Status, Vxlan};
+use overlay_types::protocol::{
+    AddressRange, AuthenticateAgent, MasterKind, Overlay, State, Status, Vxlan,
+};
 use overlay_types::protocol::{HistoryEntry, PeersUpdate, Record, RequestId};
 use overlay_types::state::{
     Epoch, Key, LoadedPart, LoadedState, RecordChange, StoreError, UnreadableRecord, Version,
@@ -70,6 +73,10 @@ struct World {
     rereads: Vec<RequestId>,
     /// The processes to which the master links.
     links: Vec<Upid>,
+    /// The requests for a session that the master answers.
+    challenged: Vec<(Upid, AuthenticateAgent)>,
+    /// The secrets that the master uses one after the other.
+    secrets: Vec<Option<Arc<SharedSecrets>>>,
 }
 
 impl World {
@@ -84,7 +91,16 @@ impl World {
             network: Arc::new(network),
             reuse_after: Duration::from_secs(3600),
             kind: MasterKind::Module,
+            authentication: None,
         };
+        Self::with_settings(settings, records, version)
+    }
+
+    fn with_settings(
+        settings: Settings,
+        records: BTreeMap<Key, StoredRecord>,
+        version: Version,
+    ) -> Self {
         let mut world = Self {
             master: Master::new(settings, encode_update, 1),
             now: Now { elapsed: Duration::ZERO, unix: 1_700_000_000 },
@@ -99,6 +115,8 @@ impl World {
             loads: 0,
             rereads: Vec::new(),
             links: Vec::new(),
+            challenged: Vec::new(),
+            secrets: Vec::new(),
         };
         world.run_commands();
         world
@@ -122,6 +140,8 @@ impl World {
                 Command::Load => self.loads += 1,
                 Command::Abandon(reason) => self.abandoned.push(reason),
                 Command::Withdraw(agents) => self.withdrawn.extend(agents),
+                Command::Challenge { to, request } => self.challenged.push((to, request)),
+                Command::SetSecrets(secrets) => self.secrets.push(secrets),
                 Command::Link(to) => self.links.push(to),
                 Command::ReadConfig(id) => self.rereads.push(id),
                 Command::Preview { id, job } => {
@@ -223,8 +243,12 @@ impl World {
         self.handle(Event::Request(RequestId(2), Request::Reload));
         assert_eq!(self.rereads.pop(), Some(RequestId(2)));
         let reuse_after = Duration::from_secs(3600);
-        let settings =
-            Settings { network: Arc::new(network), reuse_after, kind: MasterKind::Module };
+        let settings = Settings {
+            network: Arc::new(network),
+            reuse_after,
+            kind: MasterKind::Module,
+            authentication: None,
+        };
         self.handle(Event::ConfigRead(RequestId(2), Ok(settings)));
         match self.replies.pop() {
             Some((Reply::Effect(effect), _)) => *effect,

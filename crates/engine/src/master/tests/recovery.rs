@@ -20,6 +20,7 @@ pub(super) fn record(vtep_ip: &str, overlays: Vec<OverlayRecord>) -> AgentRecord
         docker_bridge: true,
         underlay: None,
         direct_mac: None,
+        authenticated: None,
     }
 }
 

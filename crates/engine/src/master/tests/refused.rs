@@ -214,6 +214,7 @@ fn record(vtep: u8, subnet: &str) -> StoredRecord {
         docker_bridge: true,
         underlay: None,
         direct_mac: None,
+        authenticated: None,
     })))
 }
 

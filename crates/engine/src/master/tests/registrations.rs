@@ -304,7 +304,7 @@ fn ignored_messages_are_counted_by_kind() {
     let counters = world.health().counters;
     assert_eq!(counters.agent_registered_messages_dropped, 1);
     assert_eq!(counters.request_peers_messages_dropped, 1);
-    assert_eq!(counters.unexpected_messages, 4);
+    assert_eq!(counters.unexpected_messages, 5);
     world.register(9).unwrap();
     assert!(world.master.accepts(&from, MessageKind::AgentRegistered));
     assert!(world.master.accepts(&from, MessageKind::RequestPeers));

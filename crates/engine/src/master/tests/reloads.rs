@@ -14,6 +14,7 @@ fn settings(network: Network) -> Result<Settings, Vec<String>> {
         network: Arc::new(network),
         reuse_after: Duration::from_secs(3600),
         kind: MasterKind::Module,
+        authentication: None,
     })
 }
 

@@ -65,6 +65,7 @@ fn records(agents: &[(u8, &str)]) -> BTreeMap<Key, StoredRecord> {
             docker_bridge: true,
             underlay: underlay.parse().ok(),
             direct_mac: None,
+            authenticated: None,
         };
         (Key::Agent(ip(*agent)), StoredRecord::Agent(Ok(Record::Agent(record))))
     };
