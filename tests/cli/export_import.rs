@@ -104,6 +104,23 @@ fn log_of_cpp_module_survives_import_and_export() {
 }
 
 #[test]
+fn imported_json_of_master_keeps_principals() {
+    let dir = TestDir::new();
+    let text = fs::read_to_string(golden_path("overlay-master-state.json")).unwrap();
+    let mut state: Value = serde_json::from_str(&text).unwrap();
+    let ip = state["agents"][0]["ip"].clone();
+    state["authenticated"] = json!([{ "ip": ip, "principal": "agents" }]);
+    dir.write("state.json", state.to_string());
+    dir.run("import state.json --to file --work-dir work").success();
+    dir.run("export --from file --work-dir work --output file.json").success();
+    assert_eq!(records(&dir, "file.json")["agents"][0]["authenticated"], "agents");
+    state["authenticated"][0]["principal"] = json!("");
+    dir.write("state.json", state.to_string());
+    let error = dir.run("import state.json --to file --work-dir work --replace").failure();
+    assert!(error.contains("authenticated.principal: the principal is empty"), "{error}");
+}
+
+#[test]
 fn state_moved_through_all_stores_is_unchanged() {
     let dir = dir_with_state();
     for (from, to) in [("file", "log:one"), ("log:one", "log:two"), ("log:two", "file")] {

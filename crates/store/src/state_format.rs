@@ -1,12 +1,16 @@
 //! The file formats of a state: the text of `mesos-overlay export`; the value of the replicated log
 //! of the C++ modules; and the JSON state that a master of either kind serves.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use overlay_types::protocol::Network;
+use overlay_types::protocol::{AgentRecord, Network, Principal, Record};
 use overlay_types::state::{Counts, Key, StoreError};
 use overlay_types::text::pluralize;
-use overlay_wire::{LoggedState, StateFile, find_conflicts, is_state_file};
+use overlay_wire::{
+    LoggedState, StateFile, decode_record, encode_record, find_conflicts, is_state_file,
+};
 
 use crate::hex_name;
 use crate::key::KeyBytes as _;
@@ -34,9 +38,11 @@ pub fn parse_state(bytes: &[u8]) -> Result<ImportedState, Vec<String>> {
         // The protobuf encoding of a state never begins with a brace.
         Ok(text) if text.trim_start().starts_with('{') => {
             let not_a_state = "it is neither an exported state nor the JSON state of a master";
-            let state = LoggedState::from_json(bytes)
+            let (state, principals) = LoggedState::from_json(bytes)
                 .map_err(|error| vec![format!("{not_a_state}: {error}")])?;
-            import_logged_state(state, not_a_state)?
+            let mut state = import_logged_state(state, not_a_state)?;
+            restore_principals(&mut state.records, &principals);
+            state
         }
         _ => {
             let not_a_state = "it is neither an exported state, nor the JSON state of a master, \
@@ -92,6 +98,20 @@ fn import_logged_state(
     let (counts, warning) = state.counts().corrected();
     warnings.extend(warning);
     Ok(ImportedState { records: records(&state).collect(), counts, warnings })
+}
+
+/// Notes in the records which agents have authenticated: an agent that has is not accepted
+/// unauthenticated after the import either.
+fn restore_principals(records: &mut [(Key, Vec<u8>)], principals: &BTreeMap<Ipv4Addr, Principal>) {
+    for (key, bytes) in records {
+        if let Key::Agent(ip) = key
+            && let Some(principal) = principals.get(ip)
+            && let Ok(Record::Agent(record)) = decode_record(bytes)
+        {
+            let authenticated = Some(principal.clone());
+            *bytes = encode_record(&Record::Agent(AgentRecord { authenticated, ..record }));
+        }
+    }
 }
 
 /// Encodes the state in the format of the C++ modules, with the allocations of each agent in

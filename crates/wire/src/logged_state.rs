@@ -7,15 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_types::addr::Subnet;
-use overlay_types::protocol::{AgentInfo, AgentRecord, Assignment, Network, OverlayRecord, Record};
+use overlay_types::protocol::{
+    AgentInfo, AgentRecord, Assignment, Network, OverlayRecord, Principal, Record,
+};
 use overlay_types::state::Counts;
 use prost::Message as _;
 
 use super::convert::{encode_agent, encode_network};
 use super::error::ConvertError;
 use super::json;
-use super::mesos::modules::overlay::State;
 use super::mesos::modules::overlay::log as pb;
+use super::mesos::modules::overlay::{AuthenticatedAgent, State};
 use super::record::{decode_record, encode_record};
 
 /// A byte that no protobuf message begins with, because its wire type does not exist.
@@ -67,13 +69,16 @@ impl LoggedState {
         Ok(Self { own, network: state.network, agents, without_address })
     }
 
-    /// Converts the JSON of a master's state endpoint into the state that a log would hold.
+    /// Converts the JSON of a master's state endpoint into the state that a log would hold, and the
+    /// principals of the agents that have authenticated, which only our own records in a log have.
     ///
     /// # Errors
     /// If the text is not a state.
-    pub fn from_json(text: &[u8]) -> Result<Self, ConvertError> {
+    pub fn from_json(text: &[u8]) -> Result<(Self, BTreeMap<Ipv4Addr, Principal>), ConvertError> {
         let state: State = json::parse(text).map_err(|error| ConvertError::field("json", error))?;
-        Self::decode(&state.encode_to_vec())
+        let principals = state.authenticated.iter().map(principal_from_pb);
+        let principals = principals.collect::<Result<_, _>>()?;
+        Ok((Self::decode(&state.encode_to_vec())?, principals))
     }
 
     /// Whether the state names its network. Every written state does.
@@ -293,6 +298,14 @@ fn infer_options(agent: &pb::Agent) -> AgentRecord {
         direct_mac: None,
         authenticated: None,
     }
+}
+
+fn principal_from_pb(agent: &AuthenticatedAgent) -> Result<(Ipv4Addr, Principal), ConvertError> {
+    let ip = agent.ip().parse().map_err(|error| ConvertError::field("authenticated.ip", error))?;
+    let principal = agent.principal().parse();
+    let principal =
+        principal.map_err(|error| ConvertError::field("authenticated.principal", error))?;
+    Ok((ip, principal))
 }
 
 fn parse_bytes<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
