@@ -4,6 +4,7 @@
 //! environment variable. Results go to stdout; the log and errors go to stderr.
 
 mod agent;
+mod agent_status;
 mod capacity;
 mod check;
 mod clean;
@@ -25,6 +26,7 @@ mod process;
 mod reload;
 mod response;
 mod state;
+mod status;
 mod store_uri;
 
 use std::borrow::Cow;
@@ -46,7 +48,8 @@ Examples:
   mesos-overlay plan network.json --agents 1000        preview allocations and the first shortage
   mesos-overlay master --config network.json
   mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
-  mesos-overlay state --master 10.0.0.1:5050
+  mesos-overlay status --master 10.0.0.1:5050          show what is wrong
+  mesos-overlay state --master 10.0.0.1:5050           show all agents
   mesos-overlay doctor --probe                         find problems of this host, and remedies
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
@@ -79,6 +82,8 @@ enum Command {
     Check(check::CheckCommand),
     /// Preview the allocations of agents, and the pool that is exhausted first
     Plan(plan::PlanCommand),
+    /// Show what is wrong in the cluster of a running master, or that nothing is
+    Status(status::StatusCommand),
     /// Show the allocations and the status of a running master's agents
     State(state::StateCommand),
     /// Release the addresses of agents that are gone
@@ -121,6 +126,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Plan(command) => command.run(),
+        Command::Status(command) => command.run(),
         Command::State(command) => command.run(),
         Command::Forget(command) => command.run(),
         Command::Reload(command) => command.run(),

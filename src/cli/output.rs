@@ -110,6 +110,11 @@ impl Output {
         writeln!(self.stdout, "{line}").map_err(|error| failure(&error))
     }
 
+    /// Clears a terminal, for text that is shown again and again. Writes nothing into a file.
+    pub(super) fn clear_terminal(&mut self) -> Result<(), Failure> {
+        if io::stdout().is_terminal() { self.write("\x1b[2J\x1b[H") } else { Ok(()) }
+    }
+
     /// Writes `value` as JSON on one line, without building the whole text in memory.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let mut serializer =

@@ -1,19 +1,18 @@
 //! `mesos-overlay state`.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
-use overlay_types::protocol::{AgentContact, AgentInfo, Assignment, Bridge, State, Status};
+use overlay_types::protocol::{AgentContact, AgentInfo, Assignment, Bridge, State};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Failure;
+use super::agent_status::{AgentCounts, contact_of, quarantine_reason};
 use super::http_client::{Health, MasterClient, block_on};
 use super::master_address::MasterAddress;
 use super::output::{Output, OutputFormat, Table, address_pair, sanitize};
-use super::process::pluralize;
 use super::response::displayed_problems;
 
 /// Unix time of the start of the year 9999. RFC 3339 cannot represent times after that year.
@@ -123,26 +122,7 @@ impl StateCommand {
 /// Returns a line such as `master 10.0.0.1:5050: ok: 3 agents: 2 ok, 1 failed, 0 unreported (epoch
 /// 1, version 3)`.
 fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> String {
-    let status_of = |agent: &Arc<AgentInfo>| match quarantine_reason(health, agent.ip) {
-        Some(_) => AgentStatus::Failed,
-        None if contact_of(state, agent.ip).is_stale => AgentStatus::Stale,
-        None => AgentStatus::of(agent),
-    };
-    let count = |status| {
-        let agents = state.agents.iter();
-        agents.filter(|agent| status_of(agent) == status).count()
-    };
-    let agents = pluralize(state.agents.len() as u128, "agent");
-    let agents = format!(
-        "{agents}: {} ok, {} failed, {} unreported",
-        count(AgentStatus::Ok),
-        count(AgentStatus::Failed),
-        count(AgentStatus::Unreported)
-    );
-    let others = [(AgentStatus::Unassigned, "without overlay"), (AgentStatus::Stale, "stale")];
-    let others = others.map(|(status, name)| (count(status), name));
-    let others = others.iter().filter(|(count, _)| *count > 0);
-    let agents = others.fold(agents, |text, (count, name)| format!("{text}, {count} {name}"));
+    let agents = AgentCounts::of(state, health);
     match health {
         Some(Health { status, epoch, version, .. }) => {
             let status = sanitize(status);
@@ -152,11 +132,6 @@ fn summary(master: &MasterClient, state: &State, health: Option<&Health>) -> Str
     }
 }
 
-/// Returns when the master has last seen an agent.
-fn contact_of(state: &State, ip: Ipv4Addr) -> AgentContact {
-    state.contacts.get(&ip).copied().unwrap_or_default()
-}
-
 /// Returns the time of the last message of an agent.
 fn last_seen(contact: AgentContact) -> String {
     let time = contact.last_seen.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at)));
@@ -164,43 +139,11 @@ fn last_seen(contact: AgentContact) -> String {
     time.map(|time| humantime::format_rfc3339_seconds(time).to_string()).unwrap_or_default()
 }
 
-/// Returns why the master does not serve this agent.
-fn quarantine_reason(health: Option<&Health>, ip: Ipv4Addr) -> Option<&str> {
-    health.and_then(|health| health.quarantine_reason(ip))
-}
-
 fn unknown_agent(master: &MasterClient, ip: Ipv4Addr) -> Failure {
     Failure::new(format!(
         "agent {ip}: master {master} knows no such agent: omit --agent to see the agents that it \
          knows"
     ))
-}
-
-/// The status of an agent. An agent with a failed overlay has failed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AgentStatus {
-    Ok,
-    Failed,
-    Unreported,
-    /// No overlay is assigned.
-    Unassigned,
-    /// The master has not seen the agent for too long. Its last report does not count.
-    Stale,
-}
-
-impl AgentStatus {
-    fn of(agent: &Arc<AgentInfo>) -> Self {
-        let mut statuses = agent.overlays.iter().map(|overlay| &overlay.status);
-        if agent.overlays.is_empty() {
-            Self::Unassigned
-        } else if statuses.clone().any(|status| matches!(status, Some(Status::Failed(_)))) {
-            Self::Failed
-        } else if statuses.any(|status| !matches!(status, Some(Status::Ok))) {
-            Self::Unreported
-        } else {
-            Self::Ok
-        }
-    }
 }
 
 /// Prints a table of the allocations and the status of each agent.

@@ -37,6 +37,11 @@ AGENT      LAST SEEN             VTEP IP        VTEP MAC           OVERLAY  SUBN
 master MASTER: ok: 2 agents: 2 ok, 0 failed, 0 unreported (epoch 1, version 2)
 "
     );
+    let status = dir.run(&format!("status --master {} --wait", master.address)).success();
+    assert_eq!(
+        status.replace(&master.address.to_string(), "MASTER"),
+        "master MASTER: ok (epoch 1, version 2)\n2 agents: 2 ok, 0 failed, 0 unreported\n"
+    );
     let single = dir.run(&format!("state --master {} --agent 127.0.0.3", master.address)).success();
     assert!(!single.contains("127.0.0.2") && single.contains("44.128.0.2/16"), "{single}");
     let json = dir.run(&format!("state --master {} --json", master.address)).json();

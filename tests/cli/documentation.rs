@@ -14,8 +14,8 @@ const MASTER: &str = "10.0.0.1:5050";
 fn page_lists_every_flag_with_variable_and_default() {
     let dir = TestDir::new();
     let subcommands = [
-        "master", "agent", "clean", "demo", "doctor", "check", "plan", "state", "forget", "reload",
-        "history", "export", "import",
+        "master", "agent", "clean", "demo", "doctor", "check", "plan", "status", "state", "forget",
+        "reload", "history", "export", "import",
     ];
     for subcommand in subcommands {
         let help = dir.run(&format!("{subcommand} --help")).success();
@@ -90,7 +90,8 @@ fn page_transcripts_match_output() {
             subcommands.extend(arguments.split(' ').next().map(str::to_owned));
         }
     }
-    let expected = ["check", "plan", "state", "forget", "reload", "history", "export", "import"];
+    let expected =
+        ["check", "plan", "status", "state", "forget", "reload", "history", "export", "import"];
     let expected = expected.map(str::to_owned);
     assert_eq!(subcommands, BTreeSet::from(expected));
 }

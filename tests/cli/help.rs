@@ -2,9 +2,9 @@
 
 use crate::support::{TestDir, program};
 
-const SUBCOMMANDS: [&str; 12] = [
-    "master", "agent", "clean", "doctor", "check", "plan", "state", "forget", "reload", "history",
-    "export", "import",
+const SUBCOMMANDS: [&str; 13] = [
+    "master", "agent", "clean", "doctor", "check", "plan", "status", "state", "forget", "reload",
+    "history", "export", "import",
 ];
 
 #[test]

@@ -26,5 +26,6 @@ mod secrets;
 mod startup;
 mod state;
 mod state_file;
+mod status;
 mod support;
 mod untrusted_input;
