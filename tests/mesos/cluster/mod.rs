@@ -18,6 +18,7 @@ mod json_shape;
 mod mesos;
 mod mixed;
 mod restart;
+mod sessions;
 mod startup_errors;
 mod store;
 mod storm;
