@@ -4,22 +4,23 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use overlay_types::protocol::{AgentContact, AgentInfo, State, Status};
 use serde::Serialize;
 
 use super::http_client::Health;
 use super::process::pluralize;
 
-/// The condition of an agent. An agent with a failed overlay has failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The condition of an agent, the worst first. An agent with a failed overlay has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum AgentStatus {
-    Ok,
     Failed,
+    /// The master has not seen the agent for too long. Its last report does not count.
+    Stale,
     Unreported,
     /// No overlay is assigned.
     Unassigned,
-    /// The master has not seen the agent for too long. Its last report does not count.
-    Stale,
+    Ok,
 }
 
 impl AgentStatus {

@@ -21,10 +21,10 @@ use super::store_uri::{OpenedArchive, StoreOptions, StoreUri, network_required, 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  mesos-overlay export --from file -o state.json
-  mesos-overlay export --from zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay -o state.json
-  mesos-overlay export --from log:/var/lib/mesos/overlay_replicated_log -o state.json
-  mesos-overlay export --from file --form cpp --config network.json -o state.pb
+  mesos-overlay export --from file --output state.json
+  mesos-overlay export --from zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay --output state.json
+  mesos-overlay export --from log:/var/lib/mesos/overlay_replicated_log --output state.json
+  mesos-overlay export --from file --form cpp --config network.json --output state.pb
 
 The store does not change. With ZooKeeper, masters may continue to run. With the stores file and
 log, stop the master first, since it holds a lock. `import` writes the file into any store.")]
@@ -40,7 +40,7 @@ pub(super) struct ExportCommand {
     #[arg(long, env = "MESOS_OVERLAY_FORM", default_value = "json", hide_possible_values = true)]
     form: FileForm,
     /// The file to write, atomically and readable by its owner only; - is stdout
-    #[arg(short, long, env = "MESOS_OVERLAY_OUTPUT", value_name = "FILE", default_value = "-")]
+    #[arg(long, env = "MESOS_OVERLAY_OUTPUT", value_name = "FILE", default_value = "-")]
     output: PathBuf,
     #[command(flatten)]
     store: StoreOptions,

@@ -185,7 +185,7 @@ fn attacker_with_addresses_of_agent_and_master_has_no_effect() {
     let health = master_health(&master);
     assert_eq!(health["authentication"]["unauthenticated_agents"], json!(["127.0.0.3"]));
     assert_eq!((&health["status"], &health["problems"]), (&json!("ok"), &json!([])));
-    let shown = dir.run(&format!("state --master {}", master.address)).success();
+    let shown = dir.run(&format!("state -o wide --master {}", master.address)).success();
     let line = "authentication: permitted: 1 authenticated, 1 not, 0 refused; not authenticated: \
                 127.0.0.3\n";
     assert!(shown.contains(line), "{shown}");

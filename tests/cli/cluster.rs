@@ -42,7 +42,8 @@ master MASTER: ok: 2 agents: 2 ok, 0 failed, 0 unreported (epoch 1, version 2)
         status.replace(&master.address.to_string(), "MASTER"),
         "master MASTER: ok (epoch 1, version 2)\n2 agents: 2 ok, 0 failed, 0 unreported\n"
     );
-    let single = dir.run(&format!("state --master {} --agent 127.0.0.3", master.address)).success();
+    let single =
+        dir.run(&format!("state -o wide --master {} --agent 127.0.0.3", master.address)).success();
     assert!(!single.contains("127.0.0.2") && single.contains("44.128.0.2/16"), "{single}");
     let json = dir.run(&format!("state --master {} --json", master.address)).json();
     assert_eq!(json["agents"][1]["overlays"][0]["subnet"], "192.168.1.0/24");

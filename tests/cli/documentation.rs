@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
@@ -120,6 +121,11 @@ fn transcripts() -> Vec<(&'static str, String)> {
     transcripts
 }
 
+#[expect(clippy::disallowed_methods, reason = "the ages of agents are shown")]
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
 /// A master with the agents of the examples. One of these agents has no Docker.
 fn fake_master() -> FakeMaster {
     let reason = "docker network vxlan-1: program 'docker' not found: install Docker on this agent, or \
@@ -127,8 +133,10 @@ fn fake_master() -> FakeMaster {
     let ok = serde_json::json!({ "status": "STATUS_OK" });
     let failed = serde_json::json!({ "status": "STATUS_FAILED", "error": reason });
     let mut agents = [agent("10.0.0.7", 1, &ok), agent("10.0.0.8", 2, &failed)];
-    agents[0]["last_seen"] = 1_795_939_200.into();
-    agents[1]["last_seen"] = 1_795_939_217.into();
+    // The ages in the tables do not change during the test.
+    let now = unix_now();
+    agents[0]["last_seen"] = (now - 90 * 60).into();
+    agents[1]["last_seen"] = (now - 150 * 60).into();
     let network: serde_json::Value = serde_json::from_str(crate::support::NETWORK).unwrap();
     let state = |agents: &[serde_json::Value]| {
         let state = serde_json::json!({ "network": network, "agents": agents });

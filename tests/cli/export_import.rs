@@ -53,11 +53,11 @@ fn master_with_moved_state_keeps_all_assignments() {
     drop(agents);
     let listen = master.address;
     master.process.terminate();
-    dir.run("export --from file --work-dir work -o state.json").success();
+    dir.run("export --from file --work-dir work --output state.json").success();
     fs::remove_dir_all(dir.path("work")).unwrap();
     // Convert the state to the format of the C++ module and back.
     dir.run("import state.json --to log:log --config network.json").success();
-    dir.run("export --from log:log --form cpp -o state.pb").success();
+    dir.run("export --from log:log --form cpp --output state.pb").success();
     dir.run("import state.pb --to file --work-dir work").success();
     let master = Master::start_at(&dir, listen, "network.json");
     // Start the agents in reverse order: without the imported state they would get other addresses.
@@ -125,12 +125,12 @@ fn state_moved_through_all_stores_is_unchanged() {
     let dir = dir_with_state();
     for (from, to) in [("file", "log:one"), ("log:one", "log:two"), ("log:two", "file")] {
         let work_dir = if to == "file" { "other" } else { "work" };
-        dir.run(&format!("export --from {from} --work-dir work -o moved.json")).success();
+        dir.run(&format!("export --from {from} --work-dir work --output moved.json")).success();
         let import =
             format!("import moved.json --to {to} --config network.json --work-dir {work_dir}");
         dir.run(&import).success();
     }
-    dir.run("export --from file --work-dir other -o last.json").success();
+    dir.run("export --from file --work-dir other --output last.json").success();
     let last = records(&dir, "last.json");
     let first: Value = serde_json::from_str(EXPORTED_STATE).unwrap();
     for list in ["agents", "released", "history"] {
@@ -138,10 +138,10 @@ fn state_moved_through_all_stores_is_unchanged() {
     }
     assert_eq!(last["bytes"][0]["bytes"], "ff00");
     let cpp =
-        dir.run("export --from file --work-dir other --form cpp --config network.json -o a.pb");
+        dir.run("export --from file --work-dir other --form cpp --config network.json --output a");
     cpp.success();
-    dir.run("import a.pb --to file --work-dir third").success();
-    dir.run("export --from file --work-dir third -o third.json").success();
+    dir.run("import a --to file --work-dir third").success();
+    dir.run("export --from file --work-dir third --output third.json").success();
     assert_eq!(records(&dir, "third.json"), last);
 }
 
@@ -168,7 +168,7 @@ warning: 192.168.0.0/25 of agent 10.0.0.88 overlaps 192.168.0.0/24 of agent 10.0
         dir.run(&format!("{import} --replace --dry-run")).success(),
         format!("{warnings}{store}: would get {inventory} in the place of {inventory}\n")
     );
-    dir.run("export --from file --work-dir work -o same.json").success();
+    dir.run("export --from file --work-dir work --output same.json").success();
     assert_eq!(
         records(&dir, "same.json")["agents"][1]["ip"],
         "10.0.0.8",
@@ -179,14 +179,14 @@ warning: 192.168.0.0/25 of agent 10.0.0.88 overlaps 192.168.0.0/24 of agent 10.0
     assert_eq!(report["warnings"].as_array().unwrap().len(), 3);
     assert_eq!((&report["imported"], &report["replaced"]), (&counts, &counts));
     assert_eq!((&report["version"], &report["dry_run"]), (&json!(14), &json!(false)));
-    dir.run("export --from file --work-dir work -o other2.json").success();
+    dir.run("export --from file --work-dir work --output other2.json").success();
     assert_eq!(records(&dir, "other2.json")["agents"][1]["ip"], "10.0.0.88");
 
     let log = "--to log:log --config network.json";
     dir.run(&format!("import state.json {log}")).success();
     let report = dir.run(&format!("import other.json {log} --replace")).success();
     assert!(report.ends_with("(version 14)\nthe former directory is log.replaced-1\n"), "{report}");
-    dir.run("export --from log:log.replaced-1 -o former.json").success();
+    dir.run("export --from log:log.replaced-1 --output former.json").success();
     assert_eq!(records(&dir, "former.json"), records(&dir, "same.json"));
 }
 
@@ -203,7 +203,7 @@ fn export_and_import_of_locked_store_fail() {
         )
     };
     for (arguments, file) in [
-        ("export --from file -o out.json", "redb"),
+        ("export --from file --output out.json", "redb"),
         ("import state.json --to file --replace", "redb"),
     ] {
         let error = dir.run(&format!("{arguments} --work-dir work")).failure();
@@ -223,13 +223,15 @@ fn records_of_later_version_are_kept() {
     transaction.open_table(table).unwrap().insert(&[9][..], &[7][..]).unwrap();
     transaction.commit().unwrap();
     drop(file);
-    dir.run("export --from file --work-dir work -o all.json").success();
+    dir.run("export --from file --work-dir work --output all.json").success();
     let unknown = json!([{ "key": "09", "bytes": "07" }]);
     assert_eq!(records(&dir, "all.json")["unknown"], unknown);
     let later = "a later version of mesos-overlay has written 1 record";
     assert_eq!(
-        dir.run("export --from file --work-dir work --form cpp --config network.json -o cpp.pb")
-            .failure(),
+        dir.run(
+            "export --from file --work-dir work --form cpp --config network.json --output cpp.pb"
+        )
+        .failure(),
         format!(
             "mesos-overlay: file:work/overlay-master.redb: {later} that this version does not know: \
              export with that version, or with --form json, which keeps them\n"
@@ -248,7 +250,7 @@ fn records_of_later_version_are_kept() {
     let warning =
         format!("warning: {later} that this version does not know: they stay in the store\n");
     assert!(report.contains(&warning), "{report}");
-    dir.run("export --from file --work-dir work -o again.json").success();
+    dir.run("export --from file --work-dir work --output again.json").success();
     assert_eq!(records(&dir, "again.json")["unknown"], unknown);
 }
 
@@ -331,8 +333,9 @@ fn export_to_unwritable_path_names_directory() {
     let dir = TestDir::with_network();
     dir.write("state.json", EXPORTED_STATE);
     dir.run("import state.json --to file --work-dir work").success();
-    let export =
-        |path: &str| dir.run(&format!("export --from file --work-dir work -o {path}")).failure();
+    let export = |path: &str| {
+        dir.run(&format!("export --from file --work-dir work --output {path}")).failure()
+    };
     assert_eq!(
         export("none/state.json"),
         "mesos-overlay: write none/state.json: none: no such directory: make it\n"
@@ -440,7 +443,7 @@ fn killed_import_leaves_complete_state_or_none() {
             std::thread::sleep(Duration::from_millis(fastrand::u64(0..=delay_max)));
             child.kill().unwrap();
             child.wait().unwrap();
-            let export = dir.run(&format!("export --from {to} --work-dir work -o out.json"));
+            let export = dir.run(&format!("export --from {to} --work-dir work --output out.json"));
             let agents = match export.code {
                 Some(0) => records(&dir, "out.json")["agents"].as_array().unwrap().clone(),
                 _ => {

@@ -69,7 +69,7 @@ AGENT      OF       BEFORE  AFTER        WHEN
     let output = run(&format!("reload --master {address}"));
     assert!(output.starts_with("problem: network.json:1:"), "{output}");
     assert!(output.ends_with("continues unchanged: 1 problem\nexit code 1\n"), "{output}");
-    let state = dir.run(&format!("state --master {address}")).success();
+    let state = dir.run(&format!("state -o wide --master {address}")).success();
     assert!(state.contains("vxlan-1  192.168.0.0/24 "), "{state}");
 }
 

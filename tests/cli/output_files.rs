@@ -18,7 +18,7 @@ fn dir_with_state() -> TestDir {
 }
 
 fn export(output: &str) -> String {
-    format!("export --from file --work-dir work -o {output}")
+    format!("export --from file --work-dir work --output {output}")
 }
 
 fn make_pipe(dir: &TestDir, name: &str) {

@@ -61,7 +61,7 @@ fn check_commands(dir: &TestDir, address: &str) {
         "import none.json --to ADDRESS",
         "import none.json --to log:ADDRESS --config network.json",
         "import ADDRESS --to file --work-dir work",
-        "export --from log:ADDRESS -o none/out",
+        "export --from log:ADDRESS --output none/out",
         "export --form ADDRESS --from file",
         "check ADDRESS",
         "check network.json --against ADDRESS",

@@ -1,6 +1,10 @@
 //! `state` against the recorded output of a master with the C++ modules, and against servers that
 //! are no master. `cluster` tests `state` against a running `mesos-overlay master`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
 use crate::support::{FakeMaster, TestDir, http_response};
 
 const RECORDED_STATE: &str = include_str!("../golden/overlay-master-state.json");
@@ -12,7 +16,8 @@ fn recorded_master() -> FakeMaster {
 #[test]
 fn state_of_cpp_master_is_shown_without_health() {
     let master = recorded_master();
-    let output = TestDir::new().run(&format!("state --master {}", master.address)).success();
+    let output =
+        TestDir::new().run(&format!("state -o wide --master {}", master.address)).success();
     assert_eq!(
         output.replace(&master.address, "MASTER"),
         "\
@@ -29,11 +34,12 @@ master MASTER: 1 agent: 1 ok, 0 failed, 0 unreported (it shows no health)
 
 #[test]
 fn overlays_in_any_order_are_sorted_by_name() {
-    let mut state: serde_json::Value = serde_json::from_str(RECORDED_STATE).unwrap();
+    let mut state: Value = serde_json::from_str(RECORDED_STATE).unwrap();
     state["agents"][0]["overlays"].as_array_mut().unwrap().reverse();
     let reversed = FakeMaster::with_state(http_response("200 OK", &state.to_string()));
     let table = |master: &FakeMaster| {
-        let output = TestDir::new().run(&format!("state --master {}", master.address)).success();
+        let output =
+            TestDir::new().run(&format!("state -o wide --master {}", master.address)).success();
         output.replace(&master.address, "MASTER")
     };
     assert_eq!(table(&reversed), table(&recorded_master()));
@@ -41,9 +47,9 @@ fn overlays_in_any_order_are_sorted_by_name() {
 
 #[test]
 fn agent_without_service_is_shown_with_reason() {
-    let mut state: serde_json::Value = serde_json::from_str(RECORDED_STATE).unwrap();
-    state["agents"] = serde_json::json!([{ "ip": "10.0.0.7" }, { "ip": "10.0.0.8" }]);
-    let health = serde_json::json!({
+    let mut state: Value = serde_json::from_str(RECORDED_STATE).unwrap();
+    state["agents"] = json!([{ "ip": "10.0.0.7" }, { "ip": "10.0.0.8" }]);
+    let health = json!({
         "status": "degraded",
         "problems": ["agent 10.0.0.8 is not served: its record is unreadable: x: y"],
         "epoch": 1,
@@ -53,7 +59,8 @@ fn agent_without_service_is_shown_with_reason() {
         ("/overlay-master/state", http_response("200 OK", &state.to_string())),
         ("/overlay-master/health", http_response("200 OK", &health.to_string())),
     ]);
-    let output = TestDir::new().run(&format!("state --master {}", master.address)).success();
+    let output =
+        TestDir::new().run(&format!("state -o wide --master {}", master.address)).success();
     assert_eq!(
         output.replace(&master.address, "MASTER"),
         "\
@@ -65,6 +72,102 @@ master MASTER: degraded: 2 agents: 0 ok, 1 failed, 0 unreported, 1 without overl
 problem: agent 10.0.0.8 is not served: its record is unreadable: x: y
 "
     );
+}
+
+#[expect(clippy::disallowed_methods, reason = "the ages of agents are shown")]
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Returns the table of a master with these agents: the address, the time of the last message before
+/// now, and the status of both overlays.
+fn brief_table(agents: &[(&str, Option<u64>, [&str; 2])], arguments: &str) -> String {
+    let now = unix_now();
+    let mut state: Value = serde_json::from_str(RECORDED_STATE).unwrap();
+    let recorded = state["agents"][0].clone();
+    let agents = agents.iter().map(|(ip, seen, statuses)| {
+        let mut agent = recorded.clone();
+        agent["ip"] = json!(ip);
+        agent["last_seen"] = json!(seen.map(|seen| now - seen));
+        for (overlay, status) in agent["overlays"].as_array_mut().unwrap().iter_mut().zip(statuses)
+        {
+            overlay["state"] = match *status {
+                "ok" => json!({ "status": "STATUS_OK" }),
+                "" => json!({}),
+                reason => json!({ "status": "STATUS_FAILED", "error": reason }),
+            };
+        }
+        agent
+    });
+    state["agents"] = agents.collect();
+    let master = FakeMaster::with_state(http_response("200 OK", &state.to_string()));
+    let output = TestDir::new().run(&format!("state --master {} {arguments}", master.address));
+    output.success().replace(&master.address, "MASTER")
+}
+
+const THREE: [(&str, Option<u64>, [&str; 2]); 3] = [
+    ("10.0.0.9", Some(3 * 3600 + 1800), ["ok", "ok"]),
+    ("10.0.0.10", Some(300_000), ["ok", "docker is gone"]),
+    ("10.0.0.8", None, ["", ""]),
+];
+
+#[test]
+fn table_has_one_row_for_each_agent() {
+    let expected = "\
+AGENT      SEEN  SUBNETS           STATUS
+10.0.0.8   -     192.168.0.0/24    unreported
+                 192.168.128.0/24
+10.0.0.9   3h    192.168.0.0/24    ok
+                 192.168.128.0/24
+10.0.0.10  3d    192.168.0.0/24    vxlan-2: failed: docker is gone
+                 192.168.128.0/24
+
+master MASTER: 3 agents: 1 ok, 1 failed, 1 unreported (it shows no health)
+";
+    assert_eq!(brief_table(&THREE, ""), expected);
+}
+
+#[test]
+fn rows_are_filtered_and_sorted() {
+    let agents = |arguments: &str| {
+        let table = brief_table(&THREE, arguments);
+        let rows = table.lines().skip(1).filter(|line| line.starts_with("10."));
+        let agents = rows.map(|line| line.split(' ').next().unwrap().to_owned());
+        agents.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(agents("--sort agent"), "10.0.0.8 10.0.0.9 10.0.0.10");
+    assert_eq!(agents("--sort seen"), "10.0.0.8 10.0.0.10 10.0.0.9");
+    assert_eq!(agents("--sort status"), "10.0.0.10 10.0.0.8 10.0.0.9");
+    assert_eq!(agents("--status failed"), "10.0.0.10");
+    assert_eq!(agents("--status unreported"), "10.0.0.8");
+    assert_eq!(agents("--status failed --overlay vxlan-1"), "");
+    assert_eq!(agents("--status failed --overlay vxlan-2"), "10.0.0.10");
+    assert_eq!(agents("--overlay vxlan-3"), "");
+    assert_eq!(agents("--status ok --agent 10.0.0.9"), "10.0.0.9");
+}
+
+#[test]
+fn jsonl_has_one_agent_on_each_line() {
+    let lines = brief_table(&THREE, "-o jsonl --status ok");
+    let agent: Value = serde_json::from_str(&lines).unwrap();
+    assert_eq!((lines.lines().count(), &agent["ip"]), (1, &json!("10.0.0.9")));
+    assert_eq!(agent["overlays"].as_array().unwrap().len(), 2);
+    let lines = brief_table(&THREE, "--format jsonl --sort seen");
+    let ips = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["ip"].clone());
+    assert_eq!(ips.collect::<Vec<_>>(), ["10.0.0.8", "10.0.0.10", "10.0.0.9"]);
+}
+
+#[test]
+fn json_of_filtered_state_is_wrong_usage() {
+    let master = recorded_master();
+    for options in ["-o json --status ok", "--json --overlay vxlan-1"] {
+        let arguments = format!("state --master {} {options}", master.address);
+        let stderr = TestDir::new().run(&arguments).usage_error();
+        assert!(stderr.contains("use --format jsonl"), "{stderr}");
+    }
+    let arguments = format!("state --master {} --json -o wide", master.address);
+    let stderr = TestDir::new().run(&arguments).usage_error();
+    assert!(stderr.contains("cannot be used with"), "{stderr}");
 }
 
 #[test]
@@ -102,7 +205,8 @@ fn unknown_agent_fails() {
 fn unusable_master_fails_with_one_line() {
     let failure = |response: String| {
         let master = FakeMaster::with_state(response);
-        let stderr = TestDir::new().run(&format!("state --master {}", master.address)).failure();
+        let stderr =
+            TestDir::new().run(&format!("state -o wide --master {}", master.address)).failure();
         stderr.replace(&master.address, "MASTER")
     };
     assert_eq!(
@@ -154,7 +258,7 @@ fn closed_port_fails_with_one_line() {
     let address = socket.local_addr().unwrap();
     drop(socket);
     assert_eq!(
-        TestDir::new().run(&format!("state --master {address}")).failure(),
+        TestDir::new().run(&format!("state -o wide --master {address}")).failure(),
         format!(
             "mesos-overlay: master {address}: connect: Connection refused (os error 111): is the \
              master running there? --master names its address\n"

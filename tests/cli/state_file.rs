@@ -193,7 +193,7 @@ fn export_and_dry_run_leave_work_directory_unchanged() {
         files
     };
     let before = content();
-    dir.run("export --from file --work-dir work -o state.json").success();
+    dir.run("export --from file --work-dir work --output state.json").success();
     dir.run("import state.json --to file --work-dir work --replace --dry-run").success();
     assert!(content() == before, "a command that only reads changed a file");
 }

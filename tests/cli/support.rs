@@ -237,14 +237,14 @@ impl Master {
         is_expected: impl Fn(&str) -> bool,
     ) -> String {
         for _ in 0..TIMEOUT.as_millis() / POLL_INTERVAL.as_millis() {
-            let outcome = dir.run(&format!("state --master {}", self.address));
+            let outcome = dir.run(&format!("state -o wide --master {}", self.address));
             if outcome.code == Some(0) && is_expected(&outcome.stdout) {
                 let shown = outcome.stdout.replace(&self.address.to_string(), "MASTER");
                 return mask_times(&shown);
             }
             park_timeout(POLL_INTERVAL);
         }
-        panic!("{}", dir.run(&format!("state --master {}", self.address)).transcript())
+        panic!("{}", dir.run(&format!("state -o wide --master {}", self.address)).transcript())
     }
 }
 

@@ -88,13 +88,14 @@ fn errors_escape_texts_of_master() {
         http_response("200 OK", hostile),
     ] {
         let master = FakeMaster::with_state(response);
-        let outcome = TestDir::new().run(&format!("state --master {}", master.address));
+        let outcome = TestDir::new().run(&format!("state -o wide --master {}", master.address));
         assert_no_hidden_characters(&outcome);
         let line = outcome.failure();
         assert_eq!(line.lines().count(), 1, "{line}");
     }
     let master = FakeMaster::with_state(http_response("500 Internal Server Error", hostile));
-    let failure = TestDir::new().run(&format!("state --master {}", master.address)).failure();
+    let failure =
+        TestDir::new().run(&format!("state -o wide --master {}", master.address)).failure();
     assert!(failure.contains(r": x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}: see"), "{failure}");
 }
 

@@ -227,7 +227,7 @@ fn with_counts_remedy(reason: &str, store_uri: &str) -> String {
     format!(
         "{reason}: the state is damaged, or a foreign process wrote it: restore a copy of the \
          state; or stop all masters and reset the counts: `mesos-overlay export --from {store_uri} \
-         -o state.json`, then `mesos-overlay import state.json --to {store_uri} --replace`"
+         --output state.json`, then `mesos-overlay import state.json --to {store_uri} --replace`"
     )
 }
 

@@ -489,7 +489,7 @@ mod tests {
             "replicated log: load: impossible version 18446744073709551615: the state is \
              damaged, or a foreign process wrote it: restore a copy of the state; or stop all \
              masters and reset the counts: `mesos-overlay export --from \
-             log:REPLICATED_LOG_DIR/overlay_replicated_log --config NETWORK_FILE -o state.json`, \
+             log:REPLICATED_LOG_DIR/overlay_replicated_log --config NETWORK_FILE --output state.json`, \
              then `mesos-overlay import state.json --to \
              log:REPLICATED_LOG_DIR/overlay_replicated_log --config NETWORK_FILE --replace`"
         );

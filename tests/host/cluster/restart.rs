@@ -65,7 +65,7 @@ fn master_with_imported_state_is_accepted_at_once() {
     let path = |name: &str| cluster.dir.path().join(name).display().to_string();
     let (work, state) = (path("work"), path("state.json"));
     let run = |arguments: &[&str]| succeed(cluster.namespace.command(PROGRAM).args(arguments));
-    run(&["export", "--from", "file", "--work-dir", &work, "-o", &state]);
+    run(&["export", "--from", "file", "--work-dir", &work, "--output", &state]);
     std::fs::remove_dir_all(&work).expect("an existing directory");
     run(&["import", &state, "--to", "file", "--work-dir", &work]);
     cluster.start_master();

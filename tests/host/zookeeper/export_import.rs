@@ -128,14 +128,14 @@ fn state_is_exported_and_imported_while_master_leads() {
     let mut master = open(&from);
     let loaded = master.load().expect("loaded");
     assert_eq!((loaded.version, loaded.records.len()), (Version(1), 8000));
-    let output = succeed(&dir, &format!("export --from {from} -o moved.json"));
+    let output = succeed(&dir, &format!("export --from {from} --output moved.json"));
     let expected =
         format!("moved.json: 8000 agents, 0 released, history of 0 of {from} (version 1)\n");
     assert_eq!(output, expected);
     assert_eq!(master.commit(loaded.epoch, &[]), Ok(Version(2)), "the master lost its epoch");
     succeed(&dir, &format!("import moved.json --to {to}"));
     assert_eq!(open(&to).load().expect("loaded").records, loaded.records);
-    succeed(&dir, &format!("export --from {to} -o again.json"));
+    succeed(&dir, &format!("export --from {to} --output again.json"));
     let output = fail(&dir, &import(&to));
     assert!(
         output.contains("holds a state: 8000 agents, 0 released, history of 0 (version 2): export"),

@@ -361,7 +361,7 @@ fn open_path_and_absurd_version_are_reported() {
     cluster.masters.pop().expect("a running master").terminate();
     // Run the commands from the message.
     for arguments in [
-        ["export", "--from", &store_address, "-o", "state.json", "--log", "error"],
+        ["export", "--from", &store_address, "--output", "state.json", "--log", "error"],
         ["import", "state.json", "--to", &store_address, "--replace", "--log", "error"],
     ] {
         let mut command = Command::new(PROGRAM);
