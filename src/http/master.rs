@@ -1,5 +1,6 @@
 //! The endpoints of the master.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use http::{Method, StatusCode};
@@ -27,8 +28,11 @@ const HISTORY: &str = "/overlay-master/history";
 const PREVIEW: &str = "/overlay-master/preview";
 const RELOAD: &str = "/overlay-master/reload";
 
-/// The parameter of the history that selects an agent.
+/// The parameter of the history and of the metrics that selects an agent.
 const AGENT: &str = "agent";
+
+/// Maximum number of agents in a request for metrics. Each has a few series in every scrape.
+const METRICS_AGENTS_MAX: usize = 100;
 
 /// Maximum number of agents in one request. No cluster is larger.
 const DELETE_MAX: usize = 100_000;
@@ -81,7 +85,7 @@ pub fn describe_change(request: &master::Request) -> Option<String> {
         master::Request::By(_, request) => describe_change(request),
         master::Request::State
         | master::Request::Health
-        | master::Request::Metrics
+        | master::Request::Metrics(_)
         | master::Request::History(_)
         | master::Request::Preview(_) => None,
     }
@@ -102,8 +106,9 @@ pub fn route_master(request: &Request) -> Result<(master::Request, Format), Box<
             master::Request::Health
         }
         METRICS => {
-            require_read(request, &[])?;
-            return Ok((master::Request::Metrics, metrics::negotiate(request)));
+            require_read(request, &[AGENT])?;
+            let agents = agents_of_metrics(request)?;
+            return Ok((master::Request::Metrics(agents), metrics::negotiate(request)));
         }
         DELETE => {
             require_post(request, &[JSONP])?;
@@ -165,6 +170,26 @@ fn agent_of_history(request: &Request) -> Result<Option<Ipv4Addr>, Box<Response>
     let parameter = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == AGENT);
     let parsed = parameter.map(|(_, ip)| ip.parse()).transpose();
     parsed.map_err(|error| Box::new(bad_request(&format!("agent: {error}: write ?agent=10.0.0.1"))))
+}
+
+/// Returns the agents of the query `?agent=10.0.0.1,10.0.0.2`. An agent that the query names twice
+/// is returned once.
+fn agents_of_metrics(request: &Request) -> Result<Vec<Ipv4Addr>, Box<Response>> {
+    let query = request.uri().query().unwrap_or_default();
+    let parameter = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key.as_ref() == AGENT);
+    let Some((_, list)) = parameter else { return Ok(Vec::new()) };
+    let parsed: Result<BTreeSet<Ipv4Addr>, _> = list.split(',').map(str::parse).collect();
+    let agents = parsed.map_err(|error| {
+        Box::new(bad_request(&format!("agent: {error}: write ?agent=10.0.0.1,10.0.0.2")))
+    })?;
+    if agents.len() > METRICS_AGENTS_MAX {
+        let message = format!(
+            "agent: {} agents are more than {METRICS_AGENTS_MAX}: name fewer agents",
+            agents.len()
+        );
+        return Err(Box::new(bad_request(&message)));
+    }
+    Ok(agents.into_iter().collect())
 }
 
 /// Parses the network file or `master_config` in the body.

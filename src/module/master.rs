@@ -58,7 +58,13 @@ pub(super) const ROUTES: [(&str, Access, &str); 6] = [
         "### TL;DR; ###\nEffect of a network file on the agents; nothing changes.\n\n\
          ### DESCRIPTION ###\nPOST the network file.\n",
     ),
-    ("/metrics", Access::Read, "### TL;DR; ###\nMetrics of the overlay master, for Prometheus.\n"),
+    (
+        "/metrics",
+        Access::Read,
+        "### TL;DR; ###\nMetrics of the overlay master, for Prometheus.\n\n\
+         ### DESCRIPTION ###\nQuery parameters:\n\n>        agent=IP,IP   Adds the metrics of \
+         these agents.\n",
+    ),
 ];
 
 /// The names of masters in Mesos-DNS and in DC/OS. No other domain can have them.

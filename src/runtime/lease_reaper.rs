@@ -1,11 +1,14 @@
-//! Releases the leases of containers that are gone, and finds ranges that are nearly full.
+//! Releases the leases of containers that are gone, counts the addresses in use, and finds ranges
+//! that are nearly full.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
 
+use overlay_engine::agent::AddressUsage;
 use overlay_linux::cni::{self, CniError, ContainerEvidence, Lease, Leases, StaleLeases};
 use overlay_linux::dataplane::{ContainerPorts, Dataplane, DataplaneError};
-use overlay_types::addr::DeviceName;
+use overlay_types::addr::{DeviceName, Subnet};
+use overlay_types::container_network::NetworkKind;
 use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Desired, OverlaySubnets};
 use tokio::time::Instant;
@@ -18,6 +21,8 @@ const NAMED_MAX: usize = 8;
 pub(super) struct LeaseReport {
     /// Number of the leases that were released.
     pub(super) released: u64,
+    /// The addresses of containers in use, by overlay and containerizer.
+    pub(super) address_usage: Vec<AddressUsage>,
     /// The ranges that are nearly full, one sentence each.
     pub(super) warnings: Vec<String>,
 }
@@ -47,40 +52,56 @@ impl LeaseReaper {
     /// Releases the leases of the overlays whose containers are gone.
     pub(super) fn run(&mut self, desired: &Desired, dataplane: &mut Dataplane) -> LeaseReport {
         let mut report = LeaseReport::default();
+        if desired.spaces.is_empty() {
+            return report;
+        }
+        // A container that starts meanwhile may have a lease without a port here. `release` reads
+        // the ports again.
+        let ports = match dataplane.container_ports(false) {
+            Ok(ports) => ports,
+            Err(error) => {
+                self.log_error(&format!("look for containers: {error}"));
+                return report;
+            }
+        };
         for space in &desired.spaces {
-            if let Err(error) = self.run_overlay(space, dataplane, &mut report) {
-                let problem = format!("overlay {}: look for stale leases: {error}", space.overlay);
-                if let Some(repetition) = self.errors.note(&problem) {
-                    log::warn!("{problem}{repetition}");
-                }
+            if let Err(error) = self.run_overlay(space, &ports, dataplane, &mut report) {
+                let overlay = &space.overlay;
+                self.log_error(&format!("overlay {overlay}: look for stale leases: {error}"));
             }
         }
         report
     }
 
+    fn log_error(&mut self, problem: &str) {
+        if let Some(repetition) = self.errors.note(problem) {
+            log::warn!("{problem}{repetition}");
+        }
+    }
+
     fn run_overlay(
         &mut self,
         space: &OverlaySubnets,
+        ports: &ContainerPorts,
         dataplane: &mut Dataplane,
         report: &mut LeaseReport,
     ) -> Result<(), LeaseError> {
-        let name = space.overlay.mesos_bridge();
-        let Some(bridge) = space.bridges.iter().find(|bridge| bridge.device == name) else {
+        if let Some((device, range)) = range_at(space, &space.overlay.docker_bridge()) {
+            let used = ports.count_at(device.as_str());
+            report.add_usage(space, NetworkKind::Docker, range, used);
+        }
+        let Some((name, range)) = range_at(space, &space.overlay.mesos_bridge()) else {
             return Ok(());
         };
         let mut leases = self.leases.of_containers(&space.overlay)?;
-        if leases.is_empty() {
-            return Ok(());
-        }
-        let connected = dataplane.container_ports(false)?.count_at(name.as_str());
+        let connected = ports.count_at(name.as_str());
         if leases.len() > connected {
-            report.released += self.release(space, &name, dataplane)?;
+            report.released += self.release(space, name, dataplane)?;
             leases = self.leases.of_containers(&space.overlay)?;
         }
-        let range = bridge.subnets.iter().find(|subnet| subnet.first().is_ipv4());
-        report.warnings.extend(
-            range.and_then(|range| cni::nearly_full(&space.overlay, range, &leases, connected)),
-        );
+        let used = leases.iter().filter(|lease| range.contains(lease.address)).count();
+        report.add_usage(space, NetworkKind::Cni, range, used);
+        report.warnings.extend(cni::nearly_full(&space.overlay, range, &leases, connected));
         Ok(())
     }
 
@@ -104,6 +125,31 @@ impl LeaseReaper {
         }
         Ok(stale.len() as u64)
     }
+}
+
+impl LeaseReport {
+    /// Adds the number of used addresses of a range of IPv4 addresses.
+    fn add_usage(
+        &mut self,
+        space: &OverlaySubnets,
+        kind: NetworkKind,
+        range: &Subnet,
+        used: usize,
+    ) {
+        let capacity = u64::try_from(cni::container_capacity(range)).unwrap_or(u64::MAX);
+        let overlay = space.overlay.clone();
+        self.address_usage.push(AddressUsage { overlay, kind, used: used as u64, capacity });
+    }
+}
+
+/// Returns the device of a bridge and the IPv4 addresses of its containers.
+fn range_at<'a>(
+    space: &'a OverlaySubnets,
+    name: &DeviceName,
+) -> Option<(&'a DeviceName, &'a Subnet)> {
+    let bridge = space.bridges.iter().find(|bridge| bridge.device == *name)?;
+    let range = bridge.subnets.iter().find(|subnet| subnet.first().is_ipv4())?;
+    Some((&bridge.device, range))
 }
 
 fn evidence(ports: ContainerPorts, bridge: &DeviceName) -> ContainerEvidence {

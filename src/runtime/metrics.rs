@@ -12,7 +12,7 @@ use overlay_engine::state_machine::StateMachine;
 use overlay_types::warnings::Warnings;
 use parking_lot::Mutex;
 
-use super::worst_severity;
+use super::{Clock, worst_severity};
 use crate::logging::{lines_dropped, lines_left_out};
 
 /// The metrics of a state machine. Clones share the values, and reading takes no lock.
@@ -29,6 +29,8 @@ pub struct Metrics<M: StateMachine> {
 struct Shared {
     /// The metrics of the state machine, in the order of the catalogue.
     values: Box<[AtomicU64]>,
+    /// When the host started, in seconds since 1970.
+    start_unix: u64,
     process_restarts: AtomicU64,
     dataplane_restarts: AtomicU64,
     refused: AtomicU64,
@@ -48,6 +50,7 @@ impl<M: StateMachine> Metrics<M> {
         let values = M::CATALOGUE.metrics.iter().map(|_| AtomicU64::new(0)).collect();
         let shared = Shared {
             values,
+            start_unix: Clock::start().now().unix,
             process_restarts: AtomicU64::new(0),
             dataplane_restarts: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -141,6 +144,7 @@ impl<M: StateMachine> Metrics<M> {
     /// Returns the counters of the runtime.
     pub(super) fn host(&self) -> HostCounters {
         HostCounters {
+            start_unix: self.shared.start_unix,
             process_restarts: self.restarts(),
             dataplane_restarts: self.shared.dataplane_restarts.load(Ordering::Relaxed),
             refused: self.shared.refused.load(Ordering::Relaxed),
@@ -355,13 +359,17 @@ mod tests {
         inbox.send(Event::Loaded(Ok(loaded))).await;
         assert_eq!(health(&inbox).await, (Condition::Degraded, texts()));
         wait_until(&metrics, NAMES, [0.0, 1.0, 0.0]).await;
-        let Ok(Reply::Metrics(snapshot)) = inbox.request(Request::Metrics).await else { panic!() };
+        let Ok(Reply::Metrics(snapshot)) = inbox.request(Request::Metrics(Vec::new())).await else {
+            panic!()
+        };
         assert_eq!(snapshot.metrics.status, Condition::Degraded);
         // The end of a warning is published without an event of the state machine.
         warnings.set("acl", None);
         wait_until(&metrics, NAMES, [1.0, 0.0, 0.0]).await;
         assert_eq!(health(&inbox).await, (Condition::Ok, Vec::new()));
-        let Ok(Reply::Metrics(snapshot)) = inbox.request(Request::Metrics).await else { panic!() };
+        let Ok(Reply::Metrics(snapshot)) = inbox.request(Request::Metrics(Vec::new())).await else {
+            panic!()
+        };
         assert_eq!(snapshot.metrics.status, Condition::Ok);
     }
 }

@@ -1,7 +1,10 @@
 //! The metrics of a state machine: their names, what they mean, and where each is read from.
 //!
 //! One catalogue serves Mesos' `/metrics/snapshot` and Prometheus, so both show the same metrics.
-//! Metrics of the C++ modules keep their names: dashboards and alerts use them.
+//! Metrics of the C++ modules keep their names: dashboards and alerts use them. Mesos has no labels
+//! and no histograms, so metrics that need them are in Prometheus only.
+
+use std::time::Duration;
 
 use libprocess::limits::Limit;
 use serde::Serialize;
@@ -31,6 +34,8 @@ impl Kind {
 /// The counters of the host of a state machine: events that the state machine does not see.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HostCounters {
+    /// When the host started, in seconds since 1970.
+    pub start_unix: u64,
     /// How often the host restarted the state machine after it stopped by itself.
     pub process_restarts: u64,
     /// How often the thread of the dataplane started again after a panic.
@@ -94,6 +99,17 @@ impl<S> Metric<S> {
         read: fn(&HostCounters) -> u64,
     ) -> Self {
         Self { name, kind: Kind::Counter, help, label: None, source: Source::Host(read) }
+    }
+
+    /// Creates the gauge of the start of the host.
+    pub(crate) const fn process_start() -> Self {
+        Self {
+            name: "process_start_time_seconds",
+            kind: Kind::Gauge,
+            help: "When this process started, in seconds since 1970.",
+            label: None,
+            source: Source::Host(|host| host.start_unix),
+        }
     }
 
     /// Creates the counter of state machines that the host restarted.
@@ -231,6 +247,7 @@ macro_rules! with_host_counters {
     ([$($metric:expr),+ $(,)?], [$($registration_limit:expr),* $(,)?]) => {
         &[
             $($metric,)+
+            Metric::process_start(),
             Metric::refused(),
             Metric::limit(Limit::Connections),
             Metric::limit(Limit::ConnectionsPerAddress),
@@ -270,6 +287,8 @@ pub struct Snapshot<S> {
     pub host: HostCounters,
     /// Metrics whose labels depend on the configuration, so no catalogue can list them.
     pub configured: Vec<Family>,
+    /// Distributions of durations.
+    pub histograms: Vec<Histogram>,
 }
 
 impl<S> Snapshot<S> {
@@ -314,4 +333,49 @@ pub struct Series {
     pub labels: Vec<(&'static str, String)>,
     /// The current value.
     pub value: u64,
+}
+
+/// A distribution of durations since the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histogram {
+    /// The name in Prometheus, without the prefix of the catalogue.
+    pub name: &'static str,
+    /// The meaning, in a sentence.
+    pub help: &'static str,
+    /// The longest duration of each bucket, ascending. A last bucket without limit follows.
+    pub bounds: &'static [Duration],
+    /// The number of durations in each bucket, and in the last one.
+    counts: Vec<u64>,
+    /// The sum of all durations.
+    pub sum: Duration,
+}
+
+impl Histogram {
+    /// Creates a histogram without durations.
+    #[must_use]
+    pub fn new(name: &'static str, help: &'static str, bounds: &'static [Duration]) -> Self {
+        Self { name, help, bounds, counts: vec![0; bounds.len() + 1], sum: Duration::ZERO }
+    }
+
+    /// Adds a duration.
+    pub fn observe(&mut self, duration: Duration) {
+        let bucket = self.bounds.partition_point(|bound| *bound < duration);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
+        self.sum += duration;
+    }
+
+    /// Returns the number of all durations.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Returns the longest duration of each bucket in seconds, with the number of its durations.
+    /// The last bucket has no limit.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = self.bounds.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
+        bounds.zip(self.counts.iter().copied())
+    }
 }

@@ -6,11 +6,11 @@ use std::fmt;
 
 use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
-use overlay_engine::metrics::{Catalogue, Family, Kind, Series, Snapshot};
+use overlay_engine::metrics::{Catalogue, Family, Histogram, Kind, Series, Snapshot};
 use overlay_types::escape::lines;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -49,19 +49,27 @@ fn prefers_openmetrics(headers: &HeaderMap) -> bool {
     openmetrics.is_some_and(|openmetrics| openmetrics > 0.0 && openmetrics >= text.unwrap_or(0.0))
 }
 
+/// The metric whose labels describe the program. Its name is the same for masters and agents.
+const BUILD_INFO: &str = "mesos_overlay_build_info";
+const BUILD_INFO_HELP: &str = "1, with the version of the program as label.";
+
 /// Returns the response with all metrics of a state machine.
 pub(super) fn render<S>(
     catalogue: &Catalogue<S>,
     snapshot: &Snapshot<S>,
     format: &Format,
 ) -> Response {
-    let families = snapshot.families(catalogue);
+    let families = Families {
+        prefix: catalogue.prometheus_prefix,
+        families: snapshot.families(catalogue),
+        histograms: snapshot.histograms.clone(),
+    };
     if format.body == BodyFormat::PrometheusText {
-        let text = text::encode(catalogue.prometheus_prefix, &families);
+        let text = text::encode(&families);
         return format.respond(StatusCode::OK, PROMETHEUS_TEXT, text.into_bytes());
     }
-    let mut registry = Registry::with_prefix(catalogue.prometheus_prefix);
-    registry.register_collector(Box::new(Families(families)));
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(families));
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => format.respond(StatusCode::OK, OPEN_METRICS, text.into_bytes()),
@@ -70,17 +78,35 @@ pub(super) fn render<S>(
     }
 }
 
+/// All metrics of a state machine. Every name but that of the build begins with `prefix` and an
+/// underscore.
 #[derive(Debug)]
-struct Families(Vec<Family>);
+struct Families {
+    prefix: &'static str,
+    families: Vec<Family>,
+    histograms: Vec<Histogram>,
+}
+
+impl Families {
+    fn name(&self, name: &str) -> String {
+        format!("{}_{name}", self.prefix)
+    }
+}
+
+/// Returns the labels of the build.
+const fn build_labels() -> [(&'static str, &'static str); 1] {
+    [("version", env!("CARGO_PKG_VERSION"))]
+}
 
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in &self.0 {
+        for family in &self.families {
             let kind = match family.kind {
                 Kind::Counter => MetricType::Counter,
                 Kind::Gauge | Kind::Seconds => MetricType::Gauge,
             };
-            let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
+            let name = self.name(family.name);
+            let mut metric = encoder.encode_descriptor(&name, family.help, None, kind)?;
             match family.series.as_slice() {
                 [only] if only.labels.is_empty() => encode_value(family.kind, only.value, metric)?,
                 series => {
@@ -93,7 +119,16 @@ impl Collector for Families {
                 }
             }
         }
-        Ok(())
+        for histogram in &self.histograms {
+            let (name, kind) = (self.name(histogram.name), MetricType::Histogram);
+            let mut metric = encoder.encode_descriptor(&name, histogram.help, None, kind)?;
+            let buckets: Vec<_> = histogram.buckets().collect();
+            let (sum, count) = (histogram.sum.as_secs_f64(), histogram.count());
+            metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        let gauge = MetricType::Gauge;
+        let mut build = encoder.encode_descriptor(BUILD_INFO, BUILD_INFO_HELP, None, gauge)?;
+        encode_value(Kind::Gauge, 1, build.encode_family(&build_labels())?)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::time::Duration;
+
 use overlay_engine::agent::{self, Agent};
 use overlay_engine::master::{self, Master};
 use overlay_engine::metrics::{HostCounters, LogTally, Metric};
@@ -36,7 +38,7 @@ fn samples(text: &str) -> String {
 
 fn render_master_metrics(snapshot: Snapshot<master::Metrics>) -> String {
     let (routed, format) = route_master(&request("GET", "/overlay-master/metrics")).unwrap();
-    assert_eq!(routed, master::Request::Metrics);
+    assert_eq!(routed, master::Request::Metrics(Vec::new()));
     let reply = master::Reply::Metrics(Box::new(snapshot));
     text(&render_master(&reply, &format)).to_owned()
 }
@@ -78,6 +80,7 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
             counters: master::Counters { early_reuses: 7, ..Default::default() },
         },
         host: HostCounters {
+            start_unix: 1_600_000_000,
             process_restarts: 1,
             dataplane_restarts: 2,
             refused: 5,
@@ -90,6 +93,7 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
             log: LogTally { lines_left_out: 8, lines_dropped: 9 },
         },
         configured: Vec::new(),
+        histograms: Vec::new(),
     }
 }
 
@@ -108,6 +112,7 @@ fn agent_snapshot() -> Snapshot<agent::Metrics> {
         },
         host: HostCounters::default(),
         configured: Vec::new(),
+        histograms: Vec::new(),
     }
 }
 
@@ -132,12 +137,19 @@ fn render_small_catalogue() -> [String; 2] {
             Series { labels: vec![("what", "\u{1b}[2J\u{202e}日本".to_owned())], value: 5 },
         ],
     };
+    const BOUNDS: &[Duration] = &[Duration::from_millis(5)];
+    let mut durations = Histogram::new("waits", "Waits before it.", BOUNDS);
+    for milliseconds in [5, 1, 6] {
+        durations.observe(Duration::from_millis(milliseconds));
+    }
     let host = HostCounters { refused: 2, ..HostCounters::default() };
-    let snapshot = Snapshot { metrics: 5, host, configured: vec![odd] };
+    let snapshot =
+        Snapshot { metrics: 5, host, configured: vec![odd], histograms: vec![durations] };
     ["application/openmetrics-text", "text/plain"].map(|accept| {
         let format = negotiate(&request_accepting(accept, "GET", "/"));
         let response = render(&CATALOGUE, &snapshot, &format);
-        std::str::from_utf8(response.body()).unwrap().to_owned()
+        let text = std::str::from_utf8(response.body()).unwrap();
+        text.replace(env!("CARGO_PKG_VERSION"), "VERSION")
     })
 }
 
@@ -161,6 +173,15 @@ box_refused_total 2
 # TYPE box_content gauge
 box_content{what=\"a \\\"b\\\\\\n\"} 4
 box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5
+# HELP box_waits Waits before it.
+# TYPE box_waits histogram
+box_waits_bucket{le=\"0.005\"} 2
+box_waits_bucket{le=\"+Inf\"} 3
+box_waits_sum 0.012
+box_waits_count 3
+# HELP mesos_overlay_build_info 1, with the version of the program as label.
+# TYPE mesos_overlay_build_info gauge
+mesos_overlay_build_info{version=\"VERSION\"} 1
 "
     );
 }
@@ -216,6 +237,15 @@ box_refused_total 2
 # TYPE box_content gauge
 box_content{what=\"a \\\"b\\\\\\n\"} 4
 box_content{what=\"\\\\u{1b}[2J\\\\u{202e}日本\"} 5
+# HELP box_waits Waits before it.
+# TYPE box_waits histogram
+box_waits_sum 0.012
+box_waits_count 3
+box_waits_bucket{le=\"0.005\"} 2
+box_waits_bucket{le=\"+Inf\"} 3
+# HELP mesos_overlay_build_info 1, with the version of the program as label.
+# TYPE mesos_overlay_build_info gauge
+mesos_overlay_build_info{version=\"VERSION\"} 1
 # EOF
 "
     );
@@ -227,6 +257,7 @@ fn master_metrics_are_rendered() {
     for line in [
         "mesos_overlay_master_recovering 0",
         "mesos_overlay_master_process_restarts_total 1",
+        "mesos_overlay_master_process_start_time_seconds 1600000000",
         "mesos_overlay_master_register_agent_messages_received_total 0",
         "mesos_overlay_master_status{status=\"ok\"} 0",
         "mesos_overlay_master_status{status=\"degraded\"} 1",
@@ -300,11 +331,23 @@ mesos_overlay_agent_leases_released_total 0
 mesos_overlay_agent_dataplane_restarts_total 0
 mesos_overlay_agent_probe_packets_sent_total 0
 mesos_overlay_agent_probe_packets_lost_total 0
+mesos_overlay_agent_probe_path_packets_sent_total 0
+mesos_overlay_agent_probe_path_packets_lost_total 0
 mesos_overlay_agent_peer_failures_messages_sent_total 0
 mesos_overlay_agent_probe_peers_reached 3
 mesos_overlay_agent_probe_peers_unreachable 0
 mesos_overlay_agent_probe_peers_large_lost 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"0\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"1\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"2\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"3\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"4\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"5\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"6\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"7\"} 0
+mesos_overlay_agent_probe_peers_by_loss{lost_of_8=\"8\"} 0
 mesos_overlay_agent_probe_round_trip_seconds 0.0
+mesos_overlay_agent_process_start_time_seconds 0
 mesos_overlay_agent_refused_total 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections\"} 0
 mesos_overlay_agent_limit_refusals_total{limit=\"connections_per_address\"} 0
@@ -329,11 +372,13 @@ mesos_overlay_agent_log_lines_left_out_total 0
 mesos_overlay_agent_authentication_failures_total 0
 mesos_overlay_agent_forbidden_requests_total 0
 mesos_overlay_agent_log_lines_dropped_total 0
+mesos_overlay_build_info{version=\"VERSION\"} 1
 ";
 
 #[test]
 fn agent_metrics_are_rendered() {
-    assert_eq!(samples(&render_agent_metrics(agent_snapshot())), AGENT_SAMPLES);
+    let samples = samples(&render_agent_metrics(agent_snapshot()));
+    assert_eq!(samples, AGENT_SAMPLES.replace("VERSION", env!("CARGO_PKG_VERSION")));
 }
 
 /// Returns the names of the metrics of Mesos.
@@ -388,6 +433,36 @@ fn families_are_declared_once_with_valid_names() {
     assert_valid(&render_agent_metrics(agent_snapshot()));
     assert_eq!(mesos_names::<Master>().len(), Master::CATALOGUE.metrics.len());
     assert_eq!(mesos_names::<Agent>().len(), Agent::CATALOGUE.metrics.len());
+}
+
+#[test]
+fn query_selects_agents_of_metrics() {
+    let routed = |query: &str| {
+        let path = format!("/overlay-master/metrics?{query}");
+        route_master(&request("GET", &path)).map(|(request, _)| request)
+    };
+    let agents =
+        |ips: &[&str]| master::Request::Metrics(ips.iter().map(|ip| ip.parse().unwrap()).collect());
+    assert_eq!(routed("").unwrap(), agents(&[]));
+    let query = "agent=10.0.0.2,10.0.0.1,10.0.0.2";
+    assert_eq!(routed(query).unwrap(), agents(&["10.0.0.1", "10.0.0.2"]));
+    let many = |count: u8| {
+        let agents: Vec<String> = (0..count).map(|last| format!("10.0.0.{last}")).collect();
+        format!("agent={}", agents.join(","))
+    };
+    assert!(routed(&many(100)).is_ok());
+    for (query, reason) in [
+        (many(101), "agent: 101 agents are more than 100: name fewer agents"),
+        (
+            "agent=all".to_owned(),
+            "agent: invalid IPv4 address syntax: write ?agent=10.0.0.1,10.0.0.2",
+        ),
+    ] {
+        let refused = routed(&query).unwrap_err();
+        assert_eq!(refused.status(), 400);
+        let body = String::from_utf8_lossy(refused.body());
+        assert!(body.contains(reason), "{body}");
+    }
 }
 
 #[test]

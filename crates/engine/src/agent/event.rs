@@ -234,6 +234,8 @@ pub struct Programmed {
     pub gone_bridges: BTreeSet<DeviceName>,
     /// Leases of containers that are gone, which were released.
     pub leases_released: u64,
+    /// The usage of the addresses of containers. `None` if the job did not look for it.
+    pub address_usage: Option<Box<[AddressUsage]>>,
     /// Problems that do not stop containers yet, one sentence each. `None` if the job did not look
     /// for them.
     pub warnings: Option<Vec<String>>,
@@ -245,6 +247,19 @@ pub struct Programmed {
     /// Whether packets can go to peers without encapsulation. `None` if direct routing is off, or if
     /// the job did not find out.
     pub direct: Option<DirectReport>,
+}
+
+/// The IPv4 addresses that the containers of one overlay and containerizer may use on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressUsage {
+    /// The overlay.
+    pub overlay: OverlayName,
+    /// The containerizer, by its network.
+    pub kind: NetworkKind,
+    /// Number of the addresses in use.
+    pub used: u64,
+    /// Number of the addresses that containers can use.
+    pub capacity: u64,
 }
 
 /// The rules of the firewall after a job.

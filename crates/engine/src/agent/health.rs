@@ -7,6 +7,7 @@ use overlay_types::clock::Now;
 use overlay_types::protocol::{AgentInfo, RejectedMessages};
 
 use super::authentication::Authentication;
+use super::metrics;
 use super::refusal::reassigned_vtep_problem;
 use super::view::ProblemSource;
 use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request, TunnelHealth};
@@ -64,7 +65,12 @@ impl Agent {
 
     pub(super) fn snapshot(&self) -> Snapshot<Metrics> {
         let host = HostCounters::default();
-        Snapshot { metrics: self.metrics(), host, configured: Vec::new() }
+        Snapshot {
+            metrics: self.metrics(),
+            host,
+            configured: metrics::addresses(self.tunnel.address_usage()),
+            histograms: vec![self.probes.round_trips().clone()],
+        }
     }
 
     pub(super) fn is_degraded(&self, overlays: OverlayTally) -> bool {

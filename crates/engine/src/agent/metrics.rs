@@ -1,9 +1,11 @@
 //! The metrics of an agent.
 
 use libprocess::limits::Limit;
+use overlay_types::container_network::NetworkKind;
 
+use super::event::AddressUsage;
 use super::view::{Condition, Counters, OverlayTally, ProbeTally};
-use crate::metrics::{Catalogue, Metric, with_host_counters};
+use crate::metrics::{Catalogue, Family, Kind, Metric, Series, with_host_counters};
 
 /// The values that the metrics of an agent are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,7 @@ impl Metrics {
 }
 
 const STATUS: &str = "1 for the state that the agent is in.";
+const LOSS: &str = "Peers by the number of their last 8 probes that were not answered.";
 const OVERLAYS: &str = "Assigned overlays, by their status.";
 
 /// The metrics up to the comment have the names and the meaning of the C++ module.
@@ -231,6 +234,16 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 |metrics| metrics.counters.probe_packets_lost,
             ),
             Metric::counter(
+                "probe_path_packets_sent",
+                "Echo requests to addresses of peers that have answered before.",
+                |metrics| metrics.counters.probe_path_packets_sent,
+            ),
+            Metric::counter(
+                "probe_path_packets_lost",
+                "Echo requests to addresses of peers that have answered before, and did not now.",
+                |metrics| metrics.counters.probe_path_packets_lost,
+            ),
+            Metric::counter(
                 "peer_failures_messages_sent",
                 "PeerFailuresMessages sent, after the peers that do not answer changed.",
                 |metrics| metrics.counters.peer_failures_messages_sent,
@@ -250,6 +263,33 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Peers that answer small echo requests only, because of an MTU.",
                 |metrics| metrics.probes.large_lost,
             ),
+            Metric::gauge_of("probe_peers_by_loss/0", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[0]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/1", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[1]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/2", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[2]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/3", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[3]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/4", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[4]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/5", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[5]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/6", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[6]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/7", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[7]
+            }),
+            Metric::gauge_of("probe_peers_by_loss/8", "lost_of_8", LOSS, |metrics| {
+                metrics.probes.by_loss[8]
+            }),
             Metric::seconds(
                 "probe_round_trip_seconds",
                 "Mean round-trip time to the peers through the tunnel.",
@@ -259,3 +299,34 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
         []
     ),
 };
+
+/// Returns the usage of the addresses of containers.
+pub(super) fn addresses(usage: &[AddressUsage]) -> Vec<Family> {
+    let family = |name, help, value: fn(&AddressUsage) -> u64| {
+        let series = |usage: &AddressUsage| {
+            let network = match usage.kind {
+                NetworkKind::Cni => "cni",
+                NetworkKind::Docker => "docker",
+            };
+            let overlay = usage.overlay.to_string();
+            let labels = vec![("overlay", overlay), ("network", network.to_owned())];
+            Series { labels, value: value(usage) }
+        };
+        Family { name, kind: Kind::Gauge, help, series: usage.iter().map(series).collect() }
+    };
+    if usage.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        family(
+            "container_addresses_used",
+            "IPv4 addresses of containers: leases of host-local, or containers at Docker's bridge.",
+            |usage| usage.used,
+        ),
+        family(
+            "container_addresses_free",
+            "IPv4 addresses that this host has left for containers.",
+            |usage| usage.capacity.saturating_sub(usage.used),
+        ),
+    ]
+}

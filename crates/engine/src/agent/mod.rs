@@ -60,7 +60,7 @@ use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use direct::Direct;
 use docker_gc::DockerGc;
-pub use event::{Event, FirewallState, FoundMasters, Programmed, Request};
+pub use event::{AddressUsage, Event, FirewallState, FoundMasters, Programmed, Request};
 use health::{UNANSWERED_MAX, unanswered_problem};
 use masters::Masters;
 pub use metrics::Metrics;

@@ -86,3 +86,41 @@ fn warnings_degrade_until_a_job_finds_none() {
     world.handle(Event::Programmed { attempt, result });
     assert!(!world.health().problems.contains(&warning));
 }
+
+#[test]
+fn address_usage_stays_until_a_job_counts_again() {
+    let (mut world, attempt) = world();
+    let usage = |used| {
+        let overlay = "vxlan-1".parse().unwrap();
+        AddressUsage { overlay, kind: NetworkKind::Docker, used, capacity: 125 }
+    };
+    let shown = |world: &World| -> Vec<(&str, String, u64)> {
+        let families = world.agent.snapshot().configured.into_iter();
+        let series = families
+            .flat_map(|family| family.series.into_iter().map(move |series| (family.name, series)));
+        let labels = |labels: Vec<(&str, String)>| {
+            labels
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        series.map(|(name, series)| (name, labels(series.labels), series.value)).collect()
+    };
+    assert_eq!(shown(&world), []);
+    let address_usage = Some([usage(3)].into());
+    world.handle(Event::Programmed {
+        attempt,
+        result: Programmed { address_usage, ..Programmed::default() },
+    });
+    let labels = "overlay=vxlan-1,network=docker".to_owned();
+    let expected = [
+        ("container_addresses_used", labels.clone(), 3),
+        ("container_addresses_free", labels, 122),
+    ];
+    assert_eq!(shown(&world), expected);
+    world.handle(Event::Drifted(Scope::Kernel));
+    let attempt = world.next_program();
+    world.handle(Event::Programmed { attempt, result: Programmed::default() });
+    assert_eq!(shown(&world), expected);
+}

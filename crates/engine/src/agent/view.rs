@@ -35,6 +35,8 @@ pub struct Counters {
     pub leases_released: u64,
     pub probe_packets_sent: u64,
     pub probe_packets_lost: u64,
+    pub probe_path_packets_sent: u64,
+    pub probe_path_packets_lost: u64,
     pub peer_failures_messages_sent: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub unauthentic_messages_refused: u64,
@@ -236,6 +238,9 @@ pub struct ProbeTally {
     pub large_lost: u64,
     /// Mean of the smoothed round-trip times of all peers.
     pub round_trip_microseconds: u64,
+    /// Peers by the number of unanswered visits of their last 8.
+    #[serde(skip)]
+    pub by_loss: [u64; 9],
 }
 
 /// The health of the paths to other agents, as probes found it.

@@ -145,8 +145,8 @@ pub enum Request {
     State,
     /// The health of the master.
     Health,
-    /// The metrics.
-    Metrics,
+    /// The metrics, with those of single agents.
+    Metrics(Vec<Ipv4Addr>),
     /// Release the addresses of these agents, even of running agents, as the C++ modules do.
     DeleteAgents(Vec<Ipv4Addr>),
     /// Release the addresses of agents that are gone.

@@ -1,7 +1,10 @@
 //! The metrics of a master.
 
+use std::time::Duration;
+
 use libprocess::limits::Limit;
 
+use super::registry::RequestedAgent;
 use super::view::{AgentTally, AuthenticationTally, Condition, Counters, PeersTally, PoolUsage};
 use crate::metrics::{Catalogue, Family, Kind, Metric, Series, with_host_counters};
 
@@ -266,6 +269,65 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
     ),
 };
 
+/// The silences by which agents are counted. A running agent of the program is silent for a minute
+/// at most.
+pub(super) const SILENCES: [Duration; 4] = [
+    Duration::from_mins(5),
+    Duration::from_hours(1),
+    Duration::from_hours(24),
+    Duration::from_hours(7 * 24),
+];
+
+/// Returns the numbers of agents by their silence.
+pub(super) fn silent_agents(silent: &[u64; SILENCES.len()], unseen: u64) -> Vec<Family> {
+    let series = SILENCES.iter().zip(silent).map(|(silence, agents)| Series {
+        labels: vec![("longer_than_seconds", silence.as_secs().to_string())],
+        value: *agents,
+    });
+    vec![
+        Family {
+            name: "agents_silent",
+            kind: Kind::Gauge,
+            help: "Agents without a message for longer than so many seconds. Agents of the C++ \
+                   modules are silent while they run.",
+            series: series.collect(),
+        },
+        Family {
+            name: "agents_unseen",
+            kind: Kind::Gauge,
+            help: "Agents that sent no message since the election of this master.",
+            series: vec![Series { labels: Vec::new(), value: unseen }],
+        },
+    ]
+}
+
+/// Returns the metrics of single agents, which a request names.
+pub(super) fn agents(agents: &[RequestedAgent]) -> Vec<Family> {
+    if agents.is_empty() {
+        return Vec::new();
+    }
+    let family = |name, help, value: fn(&RequestedAgent) -> u64| {
+        let series = |agent: &RequestedAgent| Series {
+            labels: vec![("agent", agent.ip.to_string())],
+            value: value(agent),
+        };
+        Family { name, kind: Kind::Gauge, help, series: agents.iter().map(series).collect() }
+    };
+    vec![
+        family("agent_known", "1 if the requested agent has addresses.", |agent| {
+            u64::from(agent.is_known)
+        }),
+        family("agent_stale", "1 if the requested agent is stale.", |agent| {
+            u64::from(agent.is_stale)
+        }),
+        family(
+            "agent_last_seen_timestamp_seconds",
+            "When the requested agent was last seen; 0 if not since the election of this master.",
+            |agent| agent.last_seen_unix.unwrap_or_default(),
+        ),
+    ]
+}
+
 /// Returns the usage of the address pools.
 pub(super) fn pools(usage: &[PoolUsage]) -> Vec<Family> {
     let family = |name, help, value: fn(&PoolUsage) -> u128| {
@@ -280,6 +342,11 @@ pub(super) fn pools(usage: &[PoolUsage]) -> Vec<Family> {
         family("pool_in_use", "Allocations from an address pool, one for each agent.", |pool| {
             pool.in_use
         }),
+        family(
+            "pool_free",
+            "Agents that an address pool can still serve. Addresses in their cooldown count.",
+            |pool| pool.capacity.saturating_sub(pool.in_use),
+        ),
         family("pool_capacity", "Agents for which an address pool is large enough.", |pool| {
             pool.capacity
         }),

@@ -1,5 +1,6 @@
 //! Requests over HTTP, and the health and metrics of the master.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use overlay_types::clock::Now;
@@ -9,7 +10,7 @@ use overlay_types::state::StoreError;
 use super::command::{Command, Reply};
 use super::effect::log_refused;
 use super::event::Request;
-use super::metrics::{self, Metrics};
+use super::metrics::Metrics;
 use super::phase::{Phase, Progress};
 use super::view::{Condition, Health};
 use super::{Master, Settings};
@@ -26,8 +27,8 @@ impl Master {
             (_, Request::Health) => {
                 Command::immediate_reply(id, Reply::Health(Box::new(self.health())))
             }
-            (_, Request::Metrics) => {
-                Command::immediate_reply(id, Reply::Metrics(Box::new(self.snapshot())))
+            (_, Request::Metrics(agents)) => {
+                Command::immediate_reply(id, Reply::Metrics(Box::new(self.snapshot(&agents))))
             }
             (_, Request::Reload) => {
                 return self.queue_reload(now, id, author);
@@ -108,12 +109,17 @@ impl Master {
         }
     }
 
-    fn snapshot(&self) -> Snapshot<Metrics> {
+    fn snapshot(&self, agents: &[Ipv4Addr]) -> Snapshot<Metrics> {
         let configured = match &self.phase {
             Phase::Standby(_) | Phase::Recovering(_) => Vec::new(),
-            Phase::Leading(leading) => metrics::pools(&leading.usage()),
+            Phase::Leading(leading) => leading.configured_metrics(agents),
         };
-        Snapshot { metrics: self.metrics(), host: HostCounters::default(), configured }
+        Snapshot {
+            metrics: self.metrics(),
+            host: HostCounters::default(),
+            configured,
+            histograms: Vec::new(),
+        }
     }
 
     fn health(&self) -> Health {

@@ -17,7 +17,9 @@ mod stale_leases;
 pub use directory::{CniDirectory, ManagedFiles, Outcome, Removal};
 pub use error::CniError;
 pub use leases::{Leases, ProbeLease};
-pub use stale_leases::{ContainerEvidence, Lease, LockedLeases, StaleLeases, nearly_full};
+pub use stale_leases::{
+    ContainerEvidence, Lease, LockedLeases, StaleLeases, container_capacity, nearly_full,
+};
 
 /// The plugins that our configurations name, without the port mapper of Mesos.
 pub const PLUGINS: [&str; 2] = [configuration::BRIDGE_PLUGIN, configuration::IPAM_PLUGIN];

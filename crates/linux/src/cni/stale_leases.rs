@@ -263,6 +263,15 @@ fn is_gone(lease: &Lease, evidence: &ContainerEvidence, unused: Duration) -> boo
     evidence.ports == 0 || is_older_than_boot || unused >= UNUSED_MIN
 }
 
+/// Returns the number of addresses of a bridge's subnet that containers can use.
+#[must_use]
+pub fn container_capacity(subnet: &Subnet) -> u128 {
+    /// The addresses of the network, of broadcasts and of the bridge.
+    const OTHERS: u128 = 3;
+    let last = subnet.offset_of(subnet.last()).unwrap_or_default();
+    (last + 1).saturating_sub(OTHERS)
+}
+
 /// Describes a range of addresses that is nearly full. `connected` is the number of ports of
 /// containers.
 #[must_use]
@@ -276,12 +285,9 @@ pub fn nearly_full(
     const FREE_DIVISOR: u128 = 20;
     /// A smaller range is full with few containers, as its operator expects.
     const CAPACITY_MIN: u128 = 8;
-    /// The addresses of the network, of broadcasts and of the bridge.
-    const OTHERS: u128 = 3;
     /// The addresses of the probes.
     const PROBES: u128 = 1;
-    let last = subnet.offset_of(subnet.last())?;
-    let capacity = (last + 1).saturating_sub(OTHERS);
+    let capacity = container_capacity(subnet);
     let used = leases.iter().filter(|lease| subnet.contains(lease.address)).count();
     let free = capacity.saturating_sub(used as u128 + PROBES);
     (capacity >= CAPACITY_MIN && free * FREE_DIVISOR <= capacity).then(|| {

@@ -28,6 +28,7 @@ use self::visit::{Role, Visit};
 use super::Counters;
 use super::command::Command;
 use super::view::{PeerProbeHealth, ProbeHealth, ProbeTally};
+use crate::metrics::Histogram;
 
 /// Interval between two batches.
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,6 +55,23 @@ const MISSING_MAX: Duration = Duration::from_mins(6);
 const SILENT_PORTS_MAX: usize = 1024;
 /// Shortest interval between two reports to the master.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// The buckets of round-trip times: from the same rack to another continent.
+const ROUND_TRIP_BOUNDS: &[Duration] = &[
+    Duration::from_micros(100),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
+const ROUND_TRIPS_HELP: &str = "Round-trip times of the answered echo requests to all peers.";
 /// Number of peers that health names.
 const NAMED_MAX: usize = 8;
 
@@ -87,6 +105,8 @@ pub(super) struct Probes {
     /// Whether the failures are a problem of this agent.
     is_degraded: bool,
     totals: Totals,
+    /// The round-trip times of all answered packets.
+    round_trips: Histogram,
     /// The peers whose first bridge or port has answered.
     learned: Vec<IpAddr>,
     /// Why no probe can be sent.
@@ -130,6 +150,11 @@ impl Probes {
             shared_cause: None,
             is_degraded: false,
             totals: Totals::default(),
+            round_trips: Histogram::new(
+                "probe_round_trip_duration_seconds",
+                ROUND_TRIPS_HELP,
+                ROUND_TRIP_BOUNDS,
+            ),
             learned: Vec::new(),
             off_reason: None,
             limitation: None,
@@ -311,6 +336,14 @@ impl Probes {
             counters.probe_packets_sent += outcomes.len() as u64;
             let lost = outcomes.iter().filter(|outcome| !outcome.has_reply()).count();
             counters.probe_packets_lost += lost as u64;
+            let (sent, lost) = visit.path_packets(&outcomes);
+            counters.probe_path_packets_sent += sent;
+            counters.probe_path_packets_lost += lost;
+            for outcome in &outcomes {
+                if let ProbeOutcome::Replied(round_trip) = outcome {
+                    self.round_trips.observe(*round_trip);
+                }
+            }
             self.count_unanswered(now, &visit, &outcomes);
             self.record(now, &visit, &outcomes);
             let port = visit.port.filter(|_| !visit.is_answered(&outcomes, Role::Port));
@@ -509,6 +542,11 @@ impl Probes {
             ));
         }
         problems
+    }
+
+    /// Returns the round-trip times of all answered packets.
+    pub(super) const fn round_trips(&self) -> &Histogram {
+        &self.round_trips
     }
 
     /// Returns the peers by outcome. Without probes, nothing is known.

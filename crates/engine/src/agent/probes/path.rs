@@ -186,6 +186,11 @@ impl PeerPath {
         self.last_success.is_some()
     }
 
+    /// Returns the number of unanswered visits of the last 8.
+    pub(super) const fn unanswered_visits(&self) -> u32 {
+        self.lost.count_ones()
+    }
+
     pub(super) const fn smoothed_round_trip(&self) -> Option<Duration> {
         self.smoothed_round_trip
     }

@@ -829,3 +829,30 @@ fn first_bridge_of_peer_is_learned_once() {
     assert!(learned.contains(&agent));
     assert_eq!(world.probes.take_learned(), [] as [IpAddr; 0]);
 }
+
+#[test]
+fn loss_and_round_trips_of_paths_are_counted() {
+    let mut world = World::new(4, 4);
+    world.run(600);
+    let tally = world.probes.tally();
+    assert_eq!(tally.by_loss, [4, 0, 0, 0, 0, 0, 0, 0, 0]);
+    // Addresses that no host has are no part of a path.
+    assert!(world.counters.probe_packets_lost > 0);
+    assert!(world.counters.probe_path_packets_sent > 100);
+    assert_eq!(world.counters.probe_path_packets_lost, 0);
+    let answered = world.counters.probe_packets_sent - world.counters.probe_packets_lost;
+    assert_eq!(world.probes.round_trips().count(), answered);
+    let filled: Vec<_> =
+        world.probes.round_trips().buckets().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(filled, [(0.0005, answered)], "every reply takes 300 us");
+    // Agent 2 ends.
+    world.outcome = |packet| {
+        if number_of(packet.to) == 2 { ProbeOutcome::NoReply } else { all_works(packet) }
+    };
+    world.run(3600);
+    assert_eq!(world.probes.tally().by_loss, [3, 0, 0, 0, 0, 0, 0, 0, 1]);
+    assert!(world.counters.probe_path_packets_lost > 4);
+    // A peer that is gone is no path.
+    world.set_peers(1);
+    assert_eq!(world.probes.tally().by_loss.iter().sum::<u64>(), 1);
+}

@@ -17,12 +17,17 @@ pub(super) struct Totals {
     /// Sum of the smoothed round-trip times, and number of the peers that have one.
     round_trips: Duration,
     measured: u32,
+    /// Number of the visited peers, by the number of unanswered visits of their last 8.
+    by_loss: [u64; 9],
 }
 
 impl Totals {
     /// Adds a peer.
     pub(super) fn add(&mut self, path: &PeerPath) {
         *self.class_of(path) += u64::from(is_counted(path));
+        if let Some(peers) = self.loss_class_of(path) {
+            *peers += 1;
+        }
         if let Some(smoothed) = path.smoothed_round_trip() {
             self.round_trips += smoothed;
             self.measured += 1;
@@ -32,6 +37,9 @@ impl Totals {
     /// Subtracts a peer as it was when it was added.
     pub(super) fn subtract(&mut self, path: &PeerPath) {
         *self.class_of(path) -= u64::from(is_counted(path));
+        if let Some(peers) = self.loss_class_of(path) {
+            *peers -= 1;
+        }
         if let Some(smoothed) = path.smoothed_round_trip() {
             self.round_trips -= smoothed;
             self.measured -= 1;
@@ -46,6 +54,11 @@ impl Totals {
         }
     }
 
+    fn loss_class_of(&mut self, path: &PeerPath) -> Option<&mut u64> {
+        self.by_loss
+            .get_mut(usize::try_from(path.unanswered_visits()).ok().filter(|_| is_counted(path))?)
+    }
+
     pub(super) fn tally(&self) -> ProbeTally {
         let mean = self.round_trips.checked_div(self.measured).unwrap_or_default();
         ProbeTally {
@@ -53,6 +66,7 @@ impl Totals {
             unreachable: self.unreachable,
             large_lost: self.large_lost,
             round_trip_microseconds: u64::try_from(mean.as_micros()).unwrap_or(u64::MAX),
+            by_loss: self.by_loss,
         }
     }
 }

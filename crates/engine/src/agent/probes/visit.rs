@@ -73,6 +73,16 @@ impl Visit {
         self.packets.len()
     }
 
+    /// Returns the number of the packets to gateways and ports that have answered before, and how
+    /// many of these packets were not answered. Other packets may go to addresses that no host has.
+    pub(super) fn path_packets(&self, outcomes: &[ProbeOutcome]) -> (u64, u64) {
+        let packets = self.packets.iter().zip(outcomes);
+        let known = packets.filter(|(packet, _)| matches!(packet.role, Role::Port | Role::Gateway));
+        known.fold((0, 0), |(sent, lost), (_, outcome)| {
+            (sent + 1, lost + u64::from(!outcome.has_reply()))
+        })
+    }
+
     fn outcomes<'a>(
         &'a self,
         outcomes: &'a [ProbeOutcome],

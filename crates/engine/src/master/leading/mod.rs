@@ -27,12 +27,14 @@ use super::event::Request;
 use super::gate::Gate;
 use super::gate::Gated;
 use super::history::History;
+use super::metrics;
 use super::peers::Peers;
 use super::registration_problems::ProblematicAgents;
 use super::registry::{ChangeContext, LastKnown, Recovered, Registry};
 use super::state_writer::StateWriter;
 use super::view::{AgentTally, PeersTally, PoolUsage};
 use super::{EncodeUpdate, Outbox, Settings};
+use crate::metrics::Family;
 use authentication::RefusedAgents;
 use pending_updates::PendingUpdates;
 use release::log_released;
@@ -290,7 +292,7 @@ impl Leading {
             // `Master::request` answers the other requests, except `State`, in every phase.
             Request::State
             | Request::Health
-            | Request::Metrics
+            | Request::Metrics(_)
             | Request::Reload
             | Request::Preview(_) => self.registry.state().into_reply(Reply::State),
         };
@@ -336,6 +338,15 @@ impl Leading {
 
     pub(in crate::master) fn peers_tally(&self) -> PeersTally {
         self.peers.tally()
+    }
+
+    /// Returns the metrics that no catalogue can list, with those of `agents`.
+    pub(in crate::master) fn configured_metrics(&self, agents: &[Ipv4Addr]) -> Vec<Family> {
+        let (silent, unseen) = self.registry.count_silent(&metrics::SILENCES);
+        let mut families = metrics::pools(&self.registry.usage());
+        families.extend(metrics::silent_agents(&silent, unseen));
+        families.extend(metrics::agents(&self.registry.requested_agents(agents)));
+        families
     }
 
     pub(in crate::master) fn usage(&self) -> Vec<PoolUsage> {

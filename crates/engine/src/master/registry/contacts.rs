@@ -349,6 +349,23 @@ impl Contacts {
         self.by_last_seen.first().and_then(|(_, ip)| self.last_seen_unix(*ip))
     }
 
+    /// Counts the agents that are silent for longer than each of the ascending `silences`, and the
+    /// agents that were not seen since the election. Only silent agents are visited.
+    pub(super) fn count_silent<const N: usize>(&self, silences: &[Duration; N]) -> ([u64; N], u64) {
+        let unseen = self.agents.len().saturating_sub(self.by_last_seen.len()) as u64;
+        let mut counts = [0; N];
+        let Some(now) = self.now else { return (counts, unseen) };
+        for (last, _) in &self.by_last_seen {
+            let silence = now.elapsed.saturating_sub(*last);
+            let longer = silences.partition_point(|longest| *longest < silence);
+            if longer == 0 {
+                break;
+            }
+            counts.iter_mut().take(longer).for_each(|count| *count += 1);
+        }
+        (counts, unseen)
+    }
+
     pub(super) const fn stale(&self) -> &BTreeSet<Ipv4Addr> {
         &self.stale
     }

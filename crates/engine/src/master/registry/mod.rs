@@ -40,6 +40,7 @@ use address_pools::AddressPools;
 use agents::{ActiveAgent, AgentState, Agents, QuarantinedAgent, UnservedParts, ValidFrom};
 use contacts::Contacts;
 pub(super) use recovery::{AdoptedAgent, LastKnown, Recovered};
+pub(super) use seen::RequestedAgent;
 use shortages::Shortages;
 pub(super) use underlay::UnderlayFault;
 use underlay::Underlays;

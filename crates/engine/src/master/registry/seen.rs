@@ -13,7 +13,38 @@ use overlay_types::text::{pluralize, truncate_list};
 use super::Registry;
 use super::contacts::{Contacts, SILENCE_MAX};
 
+/// What the metrics show of an agent that a request names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::master) struct RequestedAgent {
+    pub(in crate::master) ip: Ipv4Addr,
+    /// Whether the agent has addresses.
+    pub(in crate::master) is_known: bool,
+    pub(in crate::master) is_stale: bool,
+    /// When the agent was last seen, if it was seen since the election.
+    pub(in crate::master) last_seen_unix: Option<u64>,
+}
+
 impl Registry {
+    /// Counts the agents that are silent for longer than each of the ascending `silences`, and the
+    /// agents that were not seen since the election.
+    pub(in crate::master) fn count_silent<const N: usize>(
+        &self,
+        silences: &[Duration; N],
+    ) -> ([u64; N], u64) {
+        self.contacts.count_silent(silences)
+    }
+
+    /// Returns what the metrics show of these agents.
+    pub(in crate::master) fn requested_agents(&self, agents: &[Ipv4Addr]) -> Vec<RequestedAgent> {
+        let requested = |ip: &Ipv4Addr| RequestedAgent {
+            ip: *ip,
+            is_known: self.agents.is_known(*ip),
+            is_stale: self.contacts.stale().contains(ip),
+            last_seen_unix: self.contacts.last_seen_unix(*ip),
+        };
+        agents.iter().map(requested).collect()
+    }
+
     /// Notes a message of the agent at `upid`. `is_request` tells whether it requests peers.
     pub(in crate::master) fn record_contact(&mut self, upid: &Upid, now: Now, is_request: bool) {
         let ip = *upid.address.ip();

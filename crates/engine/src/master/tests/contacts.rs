@@ -482,3 +482,66 @@ fn agent_without_requests_misses_three_registrations() {
     world.pass_seconds(86_400);
     assert_eq!(world.stale(), NONE);
 }
+
+/// Returns the series of the families with this prefix, as `NAME LABEL VALUE`.
+fn series(world: &mut World, agents: Vec<Ipv4Addr>, prefix: &str) -> Vec<String> {
+    let Reply::Metrics(snapshot) = world.request(Request::Metrics(agents)).0 else {
+        panic!("no metrics");
+    };
+    let families = snapshot.configured.iter().filter(|family| family.name.starts_with(prefix));
+    let series = families.flat_map(|family| {
+        family.series.iter().map(|series| {
+            let label = series.labels.first().map_or("", |(_, value)| value);
+            format!("{} {label} {}", family.name, series.value)
+        })
+    });
+    series.collect()
+}
+
+#[test]
+fn silent_agents_are_counted_by_silence() {
+    let mut world = World::new(network());
+    for agent in [1, 2, 3] {
+        world.register(agent);
+        world.store();
+    }
+    let silent = |world: &mut World| series(world, Vec::new(), "agents_");
+    let expected = |counts: [u64; 4], unseen: u64| {
+        let names = ["300", "3600", "86400", "604800"];
+        let silent =
+            names.iter().zip(counts).map(|(name, count)| format!("agents_silent {name} {count}"));
+        silent.chain([format!("agents_unseen  {unseen}")]).collect::<Vec<_>>()
+    };
+    assert_eq!(silent(&mut world), expected([0; 4], 0));
+    world.pass_seconds(200);
+    world.request_peers(1);
+    world.pass_seconds(101);
+    assert_eq!(silent(&mut world), expected([2, 0, 0, 0], 0));
+    world.pass_seconds(3600);
+    world.request_peers(2);
+    assert_eq!(silent(&mut world), expected([2, 2, 0, 0], 0));
+    world.pass_seconds(7 * 86_400);
+    assert_eq!(silent(&mut world), expected([3, 3, 3, 2], 0));
+    let mut world = world.restart(network());
+    assert_eq!(silent(&mut world), expected([0; 4], 3));
+}
+
+#[test]
+fn requested_agents_have_series() {
+    let mut world = World::new(network());
+    world.register(1);
+    world.store();
+    world.pass_seconds(20_000);
+    assert_eq!(series(&mut world, Vec::new(), "agent_"), [""; 0]);
+    assert_eq!(
+        series(&mut world, vec![ip(1), ip(9)], "agent_"),
+        [
+            "agent_known 10.0.0.1 1".to_owned(),
+            "agent_known 10.0.0.9 0".to_owned(),
+            "agent_stale 10.0.0.1 0".to_owned(),
+            "agent_stale 10.0.0.9 0".to_owned(),
+            format!("agent_last_seen_timestamp_seconds 10.0.0.1 {START}"),
+            "agent_last_seen_timestamp_seconds 10.0.0.9 0".to_owned(),
+        ]
+    );
+}

@@ -267,13 +267,14 @@ fn metrics_follow_state() {
     world.register(3);
     assert_eq!(world.metrics(["status/degraded", "subnet_allocation_failures"]), [1, 1]);
 
-    let Reply::Metrics(snapshot) = world.request(Request::Metrics).0 else {
+    let Reply::Metrics(snapshot) = world.request(Request::Metrics(Vec::new())).0 else {
         panic!("no metrics");
     };
     assert_eq!(snapshot.metrics, world.master.metrics());
     let pools: Vec<String> = snapshot
         .configured
         .iter()
+        .filter(|family| family.name.starts_with("pool_"))
         .flat_map(|family| family.series.iter().map(|series| (family.name, series)))
         .map(|(name, series)| {
             format!("{name} {} {} {}", series.labels[0].1, series.labels[1].1, series.value)
@@ -284,6 +285,8 @@ fn metrics_follow_state() {
         [
             "pool_in_use vtep 44.128.0.0/29 3",
             "pool_in_use net 192.168.0.0/23 2",
+            "pool_free vtep 44.128.0.0/29 3",
+            "pool_free net 192.168.0.0/23 0",
             "pool_capacity vtep 44.128.0.0/29 6",
             "pool_capacity net 192.168.0.0/23 2",
         ]
