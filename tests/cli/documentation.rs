@@ -1,6 +1,6 @@
-//! Compares `docs/program.md` with the binary: flags, transcripts, metrics and log messages.
+//! Compares the pages with the binary: flags, transcripts, metrics, alerts and log messages.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,6 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
 const PAGE: &str = include_str!("../../docs/program.md");
+const MONITORING_PAGE: &str = include_str!("../../docs/monitoring.md");
+const ALERTS: &str = include_str!("../../monitoring/alerts.yml");
+const ALERT_CASES: &str = include_str!("../../monitoring/alerts_test.yml");
 /// The address of the master in the examples of the page.
 const MASTER: &str = "10.0.0.1:5050";
 
@@ -280,16 +283,21 @@ fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {
     serde_json::json!({ "ip": ip, "overlays": overlays })
 }
 
-#[test]
-fn page_metrics_exist_in_binary() {
+/// The metrics of a master and of an agent that another program programs the dataplane for.
+fn scrape() -> String {
     let dir = TestDir::with_network();
     let master = Master::start(&dir);
     let mut agent = start_agent(&dir, master.address, "127.0.0.2");
     let address = agent.expect_log("overlay agent at ");
     let address = address.split(',').next().unwrap();
     agent.expect_log("registered with the master");
-    let metrics = get(&master.address.to_string(), "/overlay-master/metrics")
-        + &get(address, "/overlay-agent/metrics");
+    get(&master.address.to_string(), "/overlay-master/metrics?agent=127.0.0.2")
+        + &get(address, "/overlay-agent/metrics")
+}
+
+#[test]
+fn page_metrics_exist_in_binary() {
+    let metrics = scrape();
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let names = |text| -> BTreeSet<&str> {
         let words = str::split(text, |letter| !is_name(letter));
@@ -300,10 +308,53 @@ fn page_metrics_exist_in_binary() {
         };
         words.filter(is_metric).collect()
     };
-    let (documented, exported) = (names(PAGE), names(&metrics));
-    assert!(documented.len() > 5, "{documented:?}");
-    let unknown: Vec<_> = documented.difference(&exported).collect();
-    assert!(unknown.is_empty(), "{unknown:?} are not in\n{metrics}");
+    let exported = names(&metrics);
+    for (page, at_least) in [(PAGE, 3), (MONITORING_PAGE, 100), (ALERTS, 15)] {
+        let documented = names(page);
+        assert!(documented.len() >= at_least, "{documented:?}");
+        // Only an agent that programs the dataplane counts the addresses of containers.
+        let unknown: Vec<_> = documented
+            .difference(&exported)
+            .filter(|name| !name.starts_with("mesos_overlay_agent_container_addresses_"))
+            .collect();
+        assert!(unknown.is_empty(), "{unknown:?} are not in\n{metrics}");
+    }
+}
+
+#[test]
+fn page_lists_every_metric_with_type_and_meaning() {
+    let metrics = scrape();
+    let types: BTreeMap<&str, &str> =
+        metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let helps = metrics.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
+    let rows: BTreeSet<String> =
+        helps.map(|(name, help)| format!("| `{name}` | {} | {help} |", types[name])).collect();
+    assert!(rows.len() > 100, "{rows:?}");
+    let missing: Vec<&str> = rows
+        .iter()
+        .map(String::as_str)
+        .filter(|row| !MONITORING_PAGE.lines().any(|line| line == *row))
+        .collect();
+    assert!(missing.is_empty(), "docs/monitoring.md lacks the rows\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_alert_has_row_remedy_and_two_cases() {
+    let mut alerts = ALERTS.split("- alert: ").skip(1).peekable();
+    assert!(alerts.peek().is_some());
+    for alert in alerts {
+        let (name, rule) = alert.split_once('\n').unwrap();
+        let severity = rule.split_once("severity: ").unwrap().1.lines().next().unwrap();
+        let row = format!("| `{name}` | {severity} | ");
+        assert!(MONITORING_PAGE.contains(&row), "docs/monitoring.md has no row {row}");
+        assert!(rule.contains("summary: "), "{rule}");
+        let (_, description) = rule.split_once("description: ").unwrap();
+        assert!(description.matches('\'').count() >= 2, "{name} names no command: {description}");
+        for case in ["fires", "is silent"] {
+            let case = format!("\n  - name: {name} {case}\n");
+            assert_eq!(ALERT_CASES.matches(&case).count(), 1, "alerts_test.yml: {case}");
+        }
+    }
 }
 
 fn get(address: &str, path: &str) -> String {
