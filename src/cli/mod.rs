@@ -8,6 +8,7 @@ mod agent_status;
 mod capacity;
 mod check;
 mod clean;
+mod completions;
 mod demo;
 mod doctor;
 mod export;
@@ -17,6 +18,7 @@ mod http_client;
 mod http_exchange;
 mod http_options;
 mod import;
+mod man;
 mod master;
 mod master_address;
 mod output;
@@ -41,6 +43,9 @@ use overlay_types::{escape, secret};
 use crate::logging;
 use output::print_error;
 
+/// The name of the program.
+const PROGRAM: &str = "mesos-overlay";
+
 const EXAMPLES: &str = "\
 Examples:
   mesos-overlay demo                                   run a cluster on this machine, in seconds
@@ -56,7 +61,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 /// Overlay networks for Apache Mesos.
 #[derive(Debug, Parser)]
-#[command(name = "mesos-overlay", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(name = PROGRAM, version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
     /// What to log to stderr: off, error, warn, info, debug or trace [default: info for master and
     /// agent, off for the other subcommands, which report errors as their result]
@@ -96,6 +101,10 @@ enum Command {
     Export(export::ExportCommand),
     /// Write the state of a file into a store
     Import(import::ImportCommand),
+    /// Print the completions of a shell
+    Completions(completions::CompletionsCommand),
+    /// Write the manual pages
+    Man(man::ManCommand),
 }
 
 /// Runs the program with these arguments. The first argument is the program's name.
@@ -133,6 +142,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::History(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Import(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
     };
     log::logger().flush();
     let code = match result {

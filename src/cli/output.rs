@@ -128,6 +128,11 @@ impl Output {
         self.write(&escape::json(text.trim_end()))
     }
 
+    /// Writes a text that the program generated for another program, unchanged.
+    pub(super) fn generated(&mut self, text: &[u8]) -> Result<(), Failure> {
+        self.stdout.write_all(text).map_err(|error| failure(&error))
+    }
+
     /// Flushes the output. Call this before a failure is printed on stderr.
     pub(super) fn finish(mut self) -> Result<(), Failure> {
         self.stdout.flush().map_err(|error| failure(&error))

@@ -2,9 +2,22 @@
 
 use crate::support::{TestDir, program};
 
-const SUBCOMMANDS: [&str; 13] = [
-    "master", "agent", "clean", "doctor", "check", "plan", "status", "state", "forget", "reload",
-    "history", "export", "import",
+pub(crate) const SUBCOMMANDS: [&str; 15] = [
+    "master",
+    "agent",
+    "clean",
+    "doctor",
+    "check",
+    "plan",
+    "status",
+    "state",
+    "forget",
+    "reload",
+    "history",
+    "export",
+    "import",
+    "completions",
+    "man",
 ];
 
 #[test]
