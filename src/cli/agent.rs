@@ -28,6 +28,7 @@ use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
     read_agent_config, reread_config, run_to_end,
 };
+use super::service_notifier::{Reported, ServiceNotifier};
 use crate::http::Realms;
 use crate::runtime::{
     AccessControl, AddressRemedy, AgentHost, AgentOptions, CredentialFile, DataplaneOptions,
@@ -281,10 +282,14 @@ impl AgentCommand {
             let ports = [listen.port(), advertise.port()].into();
             let mut host = AgentHost::start(options(detector.clone(), ports), transport)
                 .map_err(|error| Failure::new(format!("start a thread of the agent: {error}")))?;
+            let notifier = notify_service_manager(&host, &name);
             let follows_host = self.addresses.follows_host(listen);
             let end = loop {
                 tokio::select! {
-                    () = signals.received() => break End::Stopped,
+                    () = signals.received() => {
+                        notifier.stop();
+                        break End::Stopped;
+                    }
                     () = host.stopped() => {
                         return Err(Failure::new("the agent stopped by itself: this is a bug"));
                     }
@@ -310,6 +315,18 @@ impl AgentCommand {
             address = master_address(&detector).await;
         }
     }
+}
+
+/// Starts to report to the service manager. The agent serves when it listens and its state machine
+/// answers. It does not wait for a master: Docker and the Mesos agent start after it.
+fn notify_service_manager(host: &AgentHost, master: &str) -> ServiceNotifier {
+    let (metrics, master) = (host.metrics(), master.to_owned());
+    let status = move || {
+        let status = metrics.status().unwrap_or("starting");
+        format!("{status}: master {master}")
+    };
+    let readiness = std::future::ready(());
+    ServiceNotifier::start(Reported { progress: host.progress(), readiness, status })
 }
 
 /// Waits until a task has ended. Without a task, the future never completes.

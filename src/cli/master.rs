@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use overlay_config::{MasterConfig, StoreKind, parse_master};
-use overlay_engine::master::{Authentication, Request, Settings};
+use overlay_engine::master::{Authentication, Master, Request, Settings};
 use overlay_store::{FileStore, MemoryStore, Store, ZooKeeperStore};
 use overlay_types::addr::Ensemble;
 use overlay_types::protocol::{Author, MasterKind};
@@ -21,6 +21,7 @@ use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
     read_config, reread_config, run_to_end,
 };
+use super::service_notifier::{Reported, ServiceNotifier, elected};
 use super::store_uri::{open_zookeeper, parse_session_timeout};
 use crate::http::Realms;
 use crate::runtime::{
@@ -152,6 +153,7 @@ impl MasterCommand {
         }
         let election = (self.zk_session_timeout, advertise, warnings.clone(), proof);
         let (store, contender) = store.join_election(election)?;
+        let notifier = notify_service_manager(&progress, &metrics, contender.as_ref(), advertise);
         let options = MasterOptions {
             settings: settings(&config, authentication.clone()),
             store,
@@ -171,6 +173,7 @@ impl MasterCommand {
         loop {
             tokio::select! {
                 () = signals.received() => {
+                    notifier.stop();
                     host.stop().await;
                     if let Some(contender) = contender {
                         contender.resign().await;
@@ -247,6 +250,33 @@ fn new_authentication(
         authentication.mode = new.mode;
     }
     (authentication, path(config) != path(new))
+}
+
+/// Starts to report to the service manager. The master serves when it listens, has loaded its state,
+/// and knows who leads.
+fn notify_service_manager(
+    progress: &ProgressOptions,
+    metrics: &Metrics<Master>,
+    contender: Option<&Contender>,
+    advertise: SocketAddrV4,
+) -> ServiceNotifier {
+    let election = contender.map(|contender| (contender.leading(), contender.leader()));
+    let (watched, metrics) = (election.clone(), metrics.clone());
+    let status = move || {
+        let status = metrics.status().unwrap_or("starting");
+        let Some((leading, leader)) = &watched else { return format!("{status}: at {advertise}") };
+        match &*leader.borrow() {
+            _ if *leading.borrow() => format!("{status}: leads at {advertise}"),
+            Some(leader) => format!("{status}: {} leads", leader.address),
+            None => format!("{status}: no leader is known"),
+        }
+    };
+    let readiness = async move {
+        if let Some((leading, leader)) = election {
+            elected(leading, leader).await;
+        }
+    };
+    ServiceNotifier::start(Reported { progress: progress.clone(), readiness, status })
 }
 
 fn settings(config: &MasterConfig, authentication: Option<Authentication>) -> Settings {

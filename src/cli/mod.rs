@@ -27,6 +27,7 @@ mod plan;
 mod process;
 mod reload;
 mod response;
+mod service_notifier;
 mod state;
 mod status;
 mod store_uri;

@@ -178,7 +178,7 @@ pub struct AgentOptions {
 }
 
 /// A running agent. Dropping it stops the agent. The container networks stay.
-pub struct AgentHost(ServiceTasks<Agent>);
+pub struct AgentHost(ServiceTasks<Agent>, ProgressOptions);
 
 impl fmt::Debug for AgentHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -264,9 +264,17 @@ impl AgentHost {
             detect,
             _tasks: tasks,
         };
-        let progress = (ProgressOptions::default(), None);
+        let progress = ProgressOptions::default();
+        let probed = (progress.clone(), None);
         let inbox = (inbox, receiver);
-        Ok(Self(ServiceTasks::start(state_machine, executor, inbox, transport, progress)))
+        let tasks = ServiceTasks::start(state_machine, executor, inbox, transport, probed);
+        Ok(Self(tasks, progress))
+    }
+
+    /// Returns the proof that the agent makes progress.
+    #[must_use]
+    pub fn progress(&self) -> ProgressOptions {
+        self.1.clone()
     }
 
     /// Sends a request to the agent and awaits the reply, as an HTTP request does.

@@ -80,6 +80,14 @@ impl<M: StateMachine> Metrics<M> {
         metric.map_or(0.0, |metric| metric.kind.shown(value))
     }
 
+    /// Returns the status of the state machine, such as `ok`; `None` before it has one.
+    #[must_use]
+    pub fn status(&self) -> Option<&'static str> {
+        let metrics = M::CATALOGUE.metrics.iter().zip(&self.shared.values);
+        let mut current = metrics.filter(|(_, value)| value.load(Ordering::Relaxed) == 1);
+        current.find_map(|(metric, _)| metric.name.strip_prefix("status/"))
+    }
+
     /// Returns the standing warnings of the adapters. While there is one, the status `ok` becomes
     /// `degraded`.
     #[must_use]

@@ -50,6 +50,19 @@ impl Default for ProgressOptions {
 }
 
 impl ProgressOptions {
+    /// Waits until the next probe has passed.
+    pub async fn passed(&self) {
+        self.progress.proven().await;
+    }
+
+    /// Returns whether the listener and the state machine answer. A store that hangs does not
+    /// count: its disk or its ZooKeeper has failed, which a restart of this process does not
+    /// repair.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.progress.awaited_by_stall().is_none_or(|awaited| awaited == STORE)
+    }
+
     /// Returns the interval between two probes.
     fn interval(&self) -> Duration {
         (self.progress.deadline() / PROBES).min(INTERVAL_MAX)

@@ -25,6 +25,7 @@ mod output_files;
 mod plan;
 mod proxy_prefix;
 mod secrets;
+mod service_manager;
 mod startup;
 mod state;
 mod state_file;

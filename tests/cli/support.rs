@@ -250,6 +250,16 @@ impl Master {
 
 /// Starts an agent on a loopback address, without Docker and without a dataplane.
 pub(crate) fn start_agent(dir: &TestDir, master: SocketAddrV4, ip: &str) -> RunningProcess {
+    start_agent_with_env(dir, master, ip, &[])
+}
+
+/// As [`start_agent`], with additional environment variables.
+pub(crate) fn start_agent_with_env(
+    dir: &TestDir,
+    master: SocketAddrV4,
+    ip: &str,
+    environment: &[(&str, String)],
+) -> RunningProcess {
     let cni_dir = dir.path(&format!("cni-{ip}"));
     let config = serde_json::json!({
         "cni_dir": cni_dir,
@@ -259,7 +269,7 @@ pub(crate) fn start_agent(dir: &TestDir, master: SocketAddrV4, ip: &str) -> Runn
     });
     dir.write(&format!("agent-{ip}.json"), config.to_string());
     let arguments = format!("agent --config agent-{ip}.json --master {master} --listen {ip}:0");
-    RunningProcess::start(dir, &arguments)
+    RunningProcess::start_with_env(dir, &arguments, environment)
 }
 
 /// An HTTP server with a fixed response for each path. Any other path gets a 404. A key may be

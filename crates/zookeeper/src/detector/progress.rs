@@ -100,6 +100,12 @@ impl Progress {
         }
     }
 
+    /// Waits until the next probe has passed.
+    pub async fn proven(&self) {
+        // The sender is this value.
+        let _ = self.0.subscribe().changed().await;
+    }
+
     /// Waits until a probe has passed within the deadline.
     pub async fn resumed(&self) {
         let mut proofs = self.0.subscribe();
