@@ -16,6 +16,7 @@ mod hostile;
 mod interference;
 mod leases;
 mod membership;
+mod monitoring;
 mod mtu;
 mod obstacles;
 mod offloads;
