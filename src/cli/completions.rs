@@ -11,9 +11,7 @@ use super::{Cli, Failure, PROGRAM};
 Examples:
   source <(mesos-overlay completions bash)
   mesos-overlay completions zsh > /usr/local/share/zsh/site-functions/_mesos-overlay
-  mesos-overlay completions fish > ~/.config/fish/completions/mesos-overlay.fish
-
-The packages install the completions of all three shells.")]
+  mesos-overlay completions fish > ~/.config/fish/completions/mesos-overlay.fish")]
 pub(super) struct CompletionsCommand {
     /// The shell
     shell: Shell,

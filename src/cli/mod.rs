@@ -54,7 +54,7 @@ Examples:
   mesos-overlay plan network.json --agents 1000        preview allocations and the first shortage
   mesos-overlay master --config network.json
   mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
-  mesos-overlay status --master 10.0.0.1:5050          show what is wrong
+  mesos-overlay status --master 10.0.0.1:5050          show the problems of the cluster
   mesos-overlay state --master 10.0.0.1:5050           show all agents
   mesos-overlay doctor --probe                         find problems of this host, and remedies
 
@@ -88,7 +88,7 @@ enum Command {
     Check(check::CheckCommand),
     /// Preview the allocations of agents, and the pool that is exhausted first
     Plan(plan::PlanCommand),
-    /// Show what is wrong in the cluster of a running master, or that nothing is
+    /// Show the problems of the cluster of a running master, or that it has none
     Status(status::StatusCommand),
     /// Show the allocations and the status of a running master's agents
     State(state::StateCommand),

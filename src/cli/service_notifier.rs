@@ -4,8 +4,10 @@
 //! `WATCHDOG_USEC` the time after which it restarts a silent process: see sd_notify(3).
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use overlay_engine::state_machine::should_log_sample;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -18,10 +20,13 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of reports of progress within the timeout of the watchdog.
 const WATCHDOG_REPORTS: u32 = 3;
 
+/// Number of reports that failed.
+static FAILURES: AtomicU64 = AtomicU64::new(0);
+
 /// Reports to the service manager until it is dropped.
 pub(super) struct ServiceNotifier(Option<JoinHandle<()>>);
 
-/// What is reported about a service.
+/// The reports about a service.
 pub(super) struct Reported<R, S> {
     /// The proof that the service makes progress.
     pub(super) progress: ProgressOptions,
@@ -144,7 +149,14 @@ async fn send(report: Report) {
 
 fn log_failure(result: std::io::Result<()>) {
     if let Err(error) = result {
-        log::warn!("report to the service manager at NOTIFY_SOCKET: {error}");
+        // A report follows every second, so only a sample is logged.
+        let failures = FAILURES.fetch_add(1, Ordering::Relaxed) + 1;
+        if should_log_sample(failures) {
+            log::warn!(
+                "report to the service manager at NOTIFY_SOCKET: {error} ({failures} since the start): \
+                 see whether systemd runs, or restart the service"
+            );
+        }
     }
 }
 

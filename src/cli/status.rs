@@ -24,7 +24,7 @@ const WAIT_INTERVAL: Duration = Duration::from_secs(1);
 const REASONS_MAX: usize = 20;
 const AGENTS_MAX: usize = 8;
 
-/// Show what is wrong in the cluster of a running master, or that nothing is.
+/// Show the problems of the cluster of a running master, or that it has none.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -194,7 +194,7 @@ impl ClusterStatus {
         Ok(())
     }
 
-    /// Returns what is wrong, in a few words. An agent without overlays is as its network says.
+    /// Returns the problem in a few words. An agent without overlays is as its network says.
     fn problem(&self) -> Option<String> {
         let master = self.status.as_ref().filter(|status| *status != "ok");
         let master = master.map(|status| format!("the master is {status}"));

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::help::SUBCOMMANDS;
 use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
 const PAGE: &str = include_str!("../../docs/program.md");
@@ -17,25 +18,7 @@ const MASTER: &str = "10.0.0.1:5050";
 #[test]
 fn page_lists_every_flag_with_variable_and_default() {
     let dir = TestDir::new();
-    let subcommands = [
-        "master",
-        "agent",
-        "clean",
-        "demo",
-        "doctor",
-        "check",
-        "plan",
-        "status",
-        "state",
-        "forget",
-        "reload",
-        "history",
-        "export",
-        "import",
-        "completions",
-        "man",
-    ];
-    for subcommand in subcommands {
+    for subcommand in SUBCOMMANDS.into_iter().chain(["demo"]) {
         let help = dir.run(&format!("{subcommand} --help")).success();
         let heading = format!("\n## {subcommand}\n");
         let (_, section) = PAGE.split_once(&heading).expect(subcommand);

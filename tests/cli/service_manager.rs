@@ -113,7 +113,8 @@ fn missing_service_manager_is_logged_and_the_master_serves() {
     let mut master = RunningProcess::start_with_env(&dir, arguments, &environment);
     assert_eq!(
         master.expect_log("report to the service manager at NOTIFY_SOCKET: "),
-        "No such file or directory (os error 2)"
+        "No such file or directory (os error 2) (1 since the start): see whether systemd runs, or \
+         restart the service"
     );
     assert!(master.terminate().0.success());
 }

@@ -179,7 +179,7 @@ impl StateCommand {
             agents.retain(|agent| !agent.overlays.is_empty());
         }
         let status = |agent: &AgentInfo| AgentStatus::of(agent, &state, health);
-        agents.retain(|agent| self.status.is_none_or(|wanted| status(agent) == wanted));
+        agents.retain(|agent| self.status.is_none_or(|selected| status(agent) == selected));
         agents.sort_by_key(|agent| agent.ip);
         match self.sort {
             SortKey::Agent => {}

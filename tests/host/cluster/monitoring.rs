@@ -116,7 +116,7 @@ fn metrics_in(query: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-#[ignore = "tests/run host"]
+#[ignore = "needs root and packages: tests/run host"]
 fn queries_of_dashboard_and_alerts_work_on_real_cluster() {
     require_root_and_files(&[PROMETHEUS, PROMTOOL]);
     let mut cluster = Cluster::new(Underlay::V4);
@@ -161,7 +161,7 @@ fn queries_of_dashboard_and_alerts_work_on_real_cluster() {
 }
 
 #[test]
-#[ignore = "tests/run host"]
+#[ignore = "needs root and packages: tests/run host"]
 fn killed_agent_raises_alert_and_other_scrapes_go_on() {
     require_root_and_files(&[PROMETHEUS]);
     let mut cluster = Cluster::started(2, Underlay::V4);
@@ -179,7 +179,7 @@ fn killed_agent_raises_alert_and_other_scrapes_go_on() {
 }
 
 #[test]
-#[ignore = "tests/run host"]
+#[ignore = "needs root and packages: tests/run host"]
 fn alert_rules_pass_their_cases() {
     require_root_and_files(&[PROMTOOL]);
     for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]] {

@@ -274,7 +274,7 @@ fn forged_challenge_does_not_affect_session_or_request() {
     receive(&mut masters, &seal).unwrap();
     let seal = answer(&mut masters);
     deliver(&mut session, &seal).unwrap();
-    // Whoever saw the nonce cannot end the session any more.
+    // An attacker that saw the nonce can no longer end the session.
     let refusal = AuthenticationChallenge {
         answer: Err(AuthenticationRefusal::WrongCredential),
         ..challenge

@@ -127,7 +127,7 @@ impl SharedSecrets {
     }
 }
 
-/// What is done with messages that are not authenticated, where there is a credential.
+/// How unauthenticated messages are handled if a credential is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthenticationMode {
