@@ -27,7 +27,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::assignment_checker::{AssignmentChecker, Event};
-use super::libprocess::{RECEIPT, request, take_message, take_receipts};
+use super::libprocess::{RECEIPT, Received, request, take_message, take_receipts};
 
 /// The address of the first agent of a cluster on loopback. The other agents have the following
 /// addresses.
@@ -389,16 +389,17 @@ impl Agents {
         let mut input = Vec::new();
         while let Ok(1..) = self.read(stream, &mut input).await {
             loop {
-                let (from, message, body) = match take_message(&mut input) {
-                    Ok(Some(message)) => message,
+                let received = match take_message(&mut input) {
+                    Ok(Some(received)) => received,
                     Ok(None) => break,
                     Err(error) => return self.report_error(index, &error),
                 };
+                let Received { from, message, body, is_receipt_expected } = received;
                 if let Err(error) = self.agents[index].check(&from, &message, &body) {
                     return self.report_error(index, &error);
                 }
                 let replies = self.handle_message(index, &from, message);
-                if self.write(stream, RECEIPT).await.is_err() {
+                if is_receipt_expected && self.write(stream, RECEIPT).await.is_err() {
                     return;
                 }
                 let link = self.agents[index].state.lock().link.clone();

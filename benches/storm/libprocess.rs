@@ -12,8 +12,12 @@ pub(crate) const RECEIPT: &[u8] =
 /// The end of the head of a request.
 pub(crate) const HEAD_END: &[u8] = b"\r\n\r\n";
 
+/// The header of a message whose sender needs no receipt.
+const NO_RECEIPT: &str = "Libprocess-Receipt: errors\r\n";
+
 /// Encodes a message as Mesos 1.4 to 1.11 do, with an empty Host header. `seal` returns the seal of
-/// its content.
+/// its content. Like an agent with a credential, it asks for no receipt of a message that has a seal
+/// or begins a session.
 pub(crate) fn request(
     from: &Upid,
     to: &Upid,
@@ -23,7 +27,7 @@ pub(crate) fn request(
     request_to_host(from, to, message, "", seal)
 }
 
-/// Encodes a message with this value of the Host header. `seal` returns the seal of its content.
+/// Encodes a message with this value of the Host header, see [`request`].
 pub(crate) fn request_to_host(
     from: &Upid,
     to: &Upid,
@@ -32,12 +36,15 @@ pub(crate) fn request_to_host(
     seal: impl FnOnce(&[u8]) -> Option<Seal>,
 ) -> Vec<u8> {
     let (name, mut body) = wire::encode_message(message);
-    if let Some(seal) = seal(&body) {
+    let seal = seal(&body);
+    let begins_session = matches!(message, Message::AuthenticateAgent(_));
+    let receipt = if seal.is_some() || begins_session { NO_RECEIPT } else { "" };
+    if let Some(seal) = seal {
         wire::append_seal(&mut body, &seal);
     }
     let mut request = format!(
         "POST /{}/{name} HTTP/1.1\r\nUser-Agent: libprocess/{from}\r\nLibprocess-From: {from}\r\n\
-         Connection: Keep-Alive\r\nHost: {host}\r\n",
+         Connection: Keep-Alive\r\nHost: {host}\r\n{receipt}",
         to.id
     )
     .into_bytes();
@@ -52,11 +59,18 @@ pub(crate) fn request_to_host(
     request
 }
 
-/// Removes a complete message to the overlay agent from `input`. Returns its sender, the message and
-/// its body, or `None` if the message is not complete yet.
-pub(crate) fn take_message(
-    input: &mut Vec<u8>,
-) -> Result<Option<(Upid, Message, Vec<u8>)>, String> {
+/// A message that an agent received.
+pub(crate) struct Received {
+    pub(crate) from: Upid,
+    pub(crate) message: Message,
+    pub(crate) body: Vec<u8>,
+    /// Whether the sender waits for a receipt.
+    pub(crate) is_receipt_expected: bool,
+}
+
+/// Removes a complete message to the overlay agent from `input`. Returns `None` if the message is
+/// not complete yet.
+pub(crate) fn take_message(input: &mut Vec<u8>) -> Result<Option<Received>, String> {
     let Some(head_length) = position(input, HEAD_END) else { return Ok(None) };
     let head = std::str::from_utf8(&input[..head_length]).map_err(|error| error.to_string())?;
     let name = head
@@ -69,6 +83,7 @@ pub(crate) fn take_message(
         .find_map(|line| line.strip_prefix("Libprocess-From: "))
         .ok_or_else(|| format!("the message has no sender: {head:?}"))?;
     let from = from.parse::<Upid>().map_err(|error| error.to_string())?;
+    let is_receipt_expected = !head.contains(NO_RECEIPT.trim_end());
     let is_chunked = head.contains("\r\nTransfer-Encoding: chunked");
     let rest = &input[head_length + HEAD_END.len()..];
     let (body, length) = if is_chunked {
@@ -82,7 +97,7 @@ pub(crate) fn take_message(
     let message = wire::decode_message(&name, body).map_err(|error| error.to_string())?;
     let body = body.to_vec();
     input.drain(..head_length + HEAD_END.len() + length);
-    Ok(Some((from, message, body)))
+    Ok(Some(Received { from, message, body, is_receipt_expected }))
 }
 
 /// Removes all complete receipts from `input`.

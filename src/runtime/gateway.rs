@@ -17,7 +17,8 @@ use http::{Method, Request, Response};
 use libprocess::addresses::{Addresses, Reservation, Resource};
 use libprocess::limits::Limits;
 use libprocess::{
-    Admission, Handler, Incoming, Rejection, RequestClass, Sender, Transport, Upid, check_names,
+    Admission, Handler, Incoming, Receipt, Rejection, RequestClass, Sender, Transport, Upid,
+    check_names,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -316,7 +317,7 @@ impl Drop for Feed {
 struct GatewaySender(Arc<Gateway>);
 
 impl Sender for GatewaySender {
-    fn send(&self, _: &Upid, to: &Upid, name: &'static str, body: &[u8]) {
+    fn send(&self, _: &Upid, to: &Upid, name: &'static str, body: &[u8], _: Receipt) {
         self.0.with_process(|process| process.send(to, name, body));
     }
 
@@ -492,9 +493,9 @@ mod tests {
         let (sender, _feed) = gateway.transport(own()).open(RecordingHandler::new().0);
         let (from, to) = (master_upid(own()), FROM.parse().unwrap());
         sender.link(&to);
-        sender.send(&from, &to, "Name", &Bytes::from_static(b"ab"));
+        sender.send(&from, &to, "Name", &Bytes::from_static(b"ab"), Receipt::Always);
         gateway.detach();
-        sender.send(&from, &to, "Name", &Bytes::new());
+        sender.send(&from, &to, "Name", &Bytes::new(), Receipt::Always);
         let expected = [format!("link to {FROM}"), format!("Name to {FROM}: [97, 98]")];
         assert_eq!(*sent.0.lock(), expected);
         assert_eq!(Arc::strong_count(&sent), 1, "the gateway has dropped the process");

@@ -519,7 +519,7 @@ impl Executor<Master> for MasterExecutor {
 mod tests {
     use std::time::Duration;
 
-    use libprocess::Sender;
+    use libprocess::{Receipt, Sender};
     use overlay_store::{Change, Loaded, MemoryStore};
     use overlay_types::protocol::{MasterKind, Network};
     use overlay_types::state::{Epoch, Version};
@@ -609,7 +609,7 @@ mod tests {
     struct NoSender;
 
     impl Sender for NoSender {
-        fn send(&self, _: &Upid, _: &Upid, _: &'static str, _: &[u8]) {}
+        fn send(&self, _: &Upid, _: &Upid, _: &'static str, _: &[u8], _: Receipt) {}
 
         fn link(&self, _: &Upid) {}
     }

@@ -1,6 +1,6 @@
 //! Sends messages with the seals of their sessions.
 
-use libprocess::Sender;
+use libprocess::{Receipt, Sender};
 use overlay_engine::authentication::{AgentSession, ContentDigest, MasterSessions};
 use overlay_engine::master::EncodedUpdate;
 use overlay_types::addr::Upid;
@@ -64,10 +64,12 @@ impl SealedSender {
         seal: impl FnOnce(MessageKind, &[u8]) -> Option<Seal>,
     ) {
         let (name, mut body) = wire::encode_message(message);
+        let mut receipt = receipt_outside_session(message.kind());
         if let Some(seal) = seal(message.kind(), &body) {
             wire::append_seal(&mut body, &seal);
+            receipt = Receipt::ErrorsOnly;
         }
-        self.sender.send(&self.own, to, name, &body);
+        self.sender.send(&self.own, to, name, &body, receipt);
     }
 
     /// Sends an update to these agents. They share the content and its digest, and each has its own
@@ -83,8 +85,8 @@ impl SealedSender {
         let mut sealed = Vec::new();
         for to in to {
             let seal = sessions.seal(to, kind, || update.digest());
-            let body = match seal {
-                None => content,
+            let (body, receipt) = match seal {
+                None => (content.as_ref(), Receipt::Always),
                 Some(seal) => {
                     if sealed.is_empty() {
                         sealed.reserve_exact(content.len() + wire::SEAL_BYTES_MAX);
@@ -92,11 +94,24 @@ impl SealedSender {
                     }
                     sealed.truncate(content.len());
                     wire::append_seal(&mut sealed, &seal);
-                    sealed.as_slice()
+                    (sealed.as_slice(), Receipt::ErrorsOnly)
                 }
             };
-            self.sender.send(&self.own, to, kind.name(), body);
+            self.sender.send(&self.own, to, kind.name(), body, receipt);
         }
+    }
+}
+
+/// Returns which messages of this kind are acknowledged without a session. A message that begins a
+/// session needs no acknowledgment, nor does a message of a session: both ends are of this project,
+/// and the next message of the peer tells more than an acknowledgment. All others are sent exactly
+/// as Mesos sends them.
+const fn receipt_outside_session(kind: MessageKind) -> Receipt {
+    match kind {
+        MessageKind::AuthenticateAgent | MessageKind::AuthenticationChallenge => {
+            Receipt::ErrorsOnly
+        }
+        _ => Receipt::Always,
     }
 }
 

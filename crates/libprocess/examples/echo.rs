@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use libprocess::{
-    Admission, Handler, Incoming, Rejection, RequestClass, Reservation, Sender, Server,
+    Admission, Handler, Incoming, Receipt, Rejection, RequestClass, Reservation, Sender, Server,
     ServerOptions, TcpTransport, Transport, Upid,
 };
 use tokio::sync::mpsc;
@@ -78,7 +78,7 @@ impl Program {
     /// Answers every message with its own body.
     async fn echo(mut self) {
         while let Some(message) = self.messages.recv().await {
-            self.sender.send(&self.process, &message.from, "Echo", &message.body);
+            self.sender.send(&self.process, &message.from, "Echo", &message.body, Receipt::Always);
         }
     }
 }
@@ -91,7 +91,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(echo.echo());
 
     let body = Bytes::from_static(b"hello");
-    caller.sender.send(&caller.process, &destination, "Call", &body);
+    caller.sender.send(&caller.process, &destination, "Call", &body, Receipt::Always);
     let answer = timeout(Duration::from_secs(10), caller.messages.recv()).await?;
     match answer {
         Some(answer) if answer.name == "Echo" && answer.body == body => Ok(()),

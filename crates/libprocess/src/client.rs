@@ -21,7 +21,7 @@ use super::{peer, socket};
 use crate::Upid;
 use crate::addresses::{Account, Addresses, Resource};
 use crate::limits::{Limit, Limits};
-use crate::{Handler, Incoming, Rejection};
+use crate::{Handler, Incoming, Receipt, Rejection};
 
 /// Maximum number of destination addresses at a time. It bounds the memory that a host can use by
 /// claiming many addresses.
@@ -76,7 +76,7 @@ impl<H: Handler> Client<H> {
     /// Queues a message. Delivery is not guaranteed and not reported. Messages to one address
     /// arrive in order. A message to a process of this program is delivered without a connection,
     /// as in libprocess, so the advertised address need not be reachable from this host.
-    pub fn send(&self, from: &Upid, to: &Upid, name: &str, body: &[u8]) {
+    pub fn send(&self, from: &Upid, to: &Upid, name: &str, body: &[u8], receipt: Receipt) {
         if to.address == self.shared.own {
             let message = Incoming {
                 from: from.clone(),
@@ -95,7 +95,7 @@ impl<H: Handler> Client<H> {
         let shared = &self.shared;
         let mut failure = None;
         let is_queued = shared.with_peer(to.address, |queue| {
-            failure = shared.queue_message(queue, (from, to), name, body).err();
+            failure = shared.queue_message(queue, (from, to), (name, body), receipt).err();
             failure.is_none()
         });
         if is_queued {
@@ -153,7 +153,8 @@ impl<H: Handler> Client<H> {
     }
 
     /// Returns the number of messages known to be lost: the queue was full, the peer was
-    /// unreachable, or the connection ended before the acknowledgment.
+    /// unreachable, or the connection ended before the acknowledgment of a message with
+    /// [`Receipt::Always`].
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)

@@ -25,7 +25,7 @@ use super::server_state::{CheckedMessage, RATE_LIMIT_DELAY, ServerState};
 use super::{encode, http, socket};
 use crate::addresses::{Account, Reservation};
 use crate::limits::Limit;
-use crate::{Handler, Rejection, RequestSource};
+use crate::{Handler, Receipt, Rejection, RequestSource};
 
 /// Buffer size of one read. Most messages fit twice.
 const READ_SIZE: usize = 8 * 1024;
@@ -63,6 +63,7 @@ enum EndReason {
 struct Message {
     checked: CheckedMessage,
     is_kept_alive: bool,
+    receipt: Receipt,
     memory: Reservation,
 }
 
@@ -170,14 +171,16 @@ impl<H: Handler> Connection<H> {
     /// connection continues.
     async fn receive(&mut self, message: Message, body: Bytes) -> bool {
         self.free_empty_input();
-        let Message { checked, is_kept_alive, memory } = message;
+        let Message { checked, is_kept_alive, receipt, memory } = message;
         let is_registration = checked.is_registration;
         match self.server.receive(self.peer, checked, body, memory).await {
             Ok(()) => {
                 if is_registration {
                     self.guard.registered();
                 }
-                encode::accepted(&mut self.output, is_kept_alive);
+                if receipt == Receipt::Always {
+                    encode::accepted(&mut self.output, is_kept_alive);
+                }
             }
             Err(rejection) => {
                 encode::rejected(&mut self.output, &rejection, is_kept_alive);
@@ -240,7 +243,7 @@ impl<H: Handler> Connection<H> {
         self.input_memory = None;
         let Head::Message(head) = head else { return Ok(NextStep::Http) };
         self.input.advance(length);
-        let (framing, is_kept_alive) = (head.framing, head.is_kept_alive);
+        let (framing, is_kept_alive, receipt) = (head.framing, head.is_kept_alive, head.receipt);
         let is_continue_awaited = head.is_continue_awaited;
         let mut checked = self.server.check_head(self.peer, &self.account, head)?;
         let mut body = Body::new(framing, checked.limits)?;
@@ -252,7 +255,7 @@ impl<H: Handler> Connection<H> {
             body.discard();
             checked.reject(rejection);
         }
-        let message = Box::new(Message { checked, is_kept_alive, memory });
+        let message = Box::new(Message { checked, is_kept_alive, receipt, memory });
         if let Some(body) = complete {
             return Ok(NextStep::Message(message, body));
         }

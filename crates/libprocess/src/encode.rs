@@ -1,4 +1,6 @@
 //! Encodes messages exactly as libprocess does, and acknowledgments.
+//!
+//! A message may have one header more, [`RECEIPT_HEADER`], which libprocess ignores.
 
 use std::cell::Cell;
 use std::io::Write as _;
@@ -6,8 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 
-use crate::Rejection;
-use crate::Upid;
+use crate::{Receipt, Rejection, Upid};
+
+/// The header of a message whose sender needs no acknowledgment, with the value
+/// [`ERRORS_ONLY`]. It is an extension of this crate.
+pub(super) const RECEIPT_HEADER: &str = "Libprocess-Receipt";
+
+/// Asks for a response only if the message is refused.
+pub(super) const ERRORS_ONLY: &str = "errors";
 
 /// Appends a message to `output`. Returns false and appends nothing if a name would corrupt the
 /// request line or a header. libprocess writes names without escapes, so an escape would change the
@@ -16,8 +24,8 @@ pub(super) fn message(
     output: &mut Vec<u8>,
     from: &Upid,
     to: &Upid,
-    name: &str,
-    body: &[u8],
+    (name, body): (&str, &[u8]),
+    receipt: Receipt,
 ) -> bool {
     let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
     if !is_plain(&from.id) || !is_plain(&to.id) || !is_plain(name) {
@@ -34,6 +42,9 @@ pub(super) fn message(
          Libprocess-From: {from}\r\nConnection: Keep-Alive\r\nHost: {}\r\n",
         to.id, to.address
     );
+    if receipt == Receipt::ErrorsOnly {
+        let _ = write!(output, "{RECEIPT_HEADER}: {ERRORS_ONLY}\r\n");
+    }
     if body.is_empty() {
         output.extend_from_slice(b"\r\n");
     } else {

@@ -60,10 +60,22 @@ pub trait Transport: Send + 'static {
     ) -> (Box<dyn Sender>, impl Future<Output = ()> + Send + 'static);
 }
 
+/// Which messages of a sender the receiver acknowledges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
+    /// Every message, as in libprocess. A missing acknowledgment is reported as a lost message.
+    Always,
+    /// Only a refused message. A receiver of another implementation acknowledges every message. For
+    /// messages that the receiver answers by a message anyway: each acknowledgment costs both ends
+    /// about as much as a message.
+    ErrorsOnly,
+}
+
 /// Sends messages. No method blocks, and delivery is not reported.
 pub trait Sender: Send + Sync + 'static {
-    /// Sends a message, without a guarantee of delivery.
-    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &[u8]);
+    /// Sends a message, without a guarantee of delivery. A transport of another implementation may
+    /// ignore `receipt`.
+    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &[u8], receipt: Receipt);
 
     /// Links to the program of `to`: [`Handler::exited`] is called when the connection ends.
     fn link(&self, to: &Upid);

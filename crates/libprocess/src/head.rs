@@ -5,9 +5,9 @@
 
 use std::mem::MaybeUninit;
 
+use super::encode::{ERRORS_ONLY, RECEIPT_HEADER};
 use super::{HEAD_LIMIT, HEADERS_LIMIT};
-use crate::Rejection;
-use crate::Upid;
+use crate::{Receipt, Rejection, Upid};
 
 const AGENT_PREFIX: &[u8] = b"libprocess/";
 
@@ -39,6 +39,7 @@ pub(super) struct MessageHead {
     pub(super) encoding: Encoding,
     /// Whether the sender keeps the connection open.
     pub(super) is_kept_alive: bool,
+    pub(super) receipt: Receipt,
     /// Whether the sender waits for `100 Continue` before it sends the body, as curl does.
     pub(super) is_continue_awaited: bool,
 }
@@ -115,6 +116,7 @@ pub(super) fn parse(head: &[u8]) -> Result<Head, Rejection> {
         framing,
         encoding: Encoding::of(fields.content_encoding),
         is_kept_alive,
+        receipt: fields.receipt(),
         is_continue_awaited: fields
             .expect
             .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")),
@@ -200,6 +202,7 @@ struct Fields<'a> {
     content_length: Option<&'a [u8]>,
     transfer_encoding: Option<&'a [u8]>,
     expect: Option<&'a [u8]>,
+    receipt: Option<&'a [u8]>,
 }
 
 impl<'a> Fields<'a> {
@@ -227,10 +230,20 @@ impl<'a> Fields<'a> {
                     }
                     fields.transfer_encoding = value;
                 }
+                18 if is(RECEIPT_HEADER) => fields.receipt = value,
                 _ => {}
             }
         }
         Ok(fields)
+    }
+
+    fn receipt(&self) -> Receipt {
+        match self.receipt {
+            Some(value) if value.eq_ignore_ascii_case(ERRORS_ONLY.as_bytes()) => {
+                Receipt::ErrorsOnly
+            }
+            _ => Receipt::Always,
+        }
     }
 
     fn framing(&self) -> Result<Framing, Rejection> {

@@ -34,7 +34,7 @@ use super::head::{self, Encoding, Framing, MessageHead};
 use super::server_state::{CheckedMessage, RATE_LIMIT_DELAY, ServerState};
 use crate::addresses::{Account, Reservation, Resource};
 use crate::limits::Limit;
-use crate::{Handler, Rejection, RequestClass, RequestSource};
+use crate::{Handler, Receipt, Rejection, RequestClass, RequestSource};
 
 /// Interval of the checks for idle connections and for clients that do not read.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -272,6 +272,8 @@ impl<H: Handler> Session<H> {
                 framing: length.map_or(Framing::Chunked, Framing::Length),
                 encoding: Encoding::of(last(&parts.headers, &CONTENT_ENCODING)),
                 is_kept_alive: true,
+                // hyper sends a response to every request.
+                receipt: Receipt::Always,
                 is_continue_awaited: false,
             };
             let message = self.server.check_head(*peer, account, head)?;

@@ -28,7 +28,7 @@
 //!
 //! use bytes::Bytes;
 //! use libprocess::{
-//!     Admission, Handler, Incoming, Rejection, RequestClass, Reservation, Server, ServerOptions,
+//!     Admission, Handler, Incoming, Receipt, Rejection, RequestClass, Reservation, Server, ServerOptions,
 //!     TcpTransport, Transport, Upid,
 //! };
 //! use tokio::sync::mpsc;
@@ -74,7 +74,7 @@
 //! tokio::spawn(serve);
 //!
 //! let printer = Upid { id: "printer".to_owned(), address: advertise };
-//! sender.send(&printer, &printer, "Greeting", &Bytes::from_static(b"hello"));
+//! sender.send(&printer, &printer, "Greeting", &Bytes::from_static(b"hello"), Receipt::Always);
 //! assert_eq!(received.recv().await, Some(format!("Greeting from {printer}")));
 //! # Ok(())
 //! # }
@@ -147,8 +147,8 @@ pub use {
     addresses::Reservation,
     client::Client,
     handler::{
-        Admission, Handler, Incoming, Rejection, RequestSource, Sender, Transport, UNIX_PEER,
-        UNKNOWN_BODY_MAX,
+        Admission, Handler, Incoming, Receipt, Rejection, RequestSource, Sender, Transport,
+        UNIX_PEER, UNKNOWN_BODY_MAX,
     },
     head::check_names,
     parse::read_message,

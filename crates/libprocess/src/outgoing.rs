@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 
 use super::encode;
 use crate::limits::Limit;
-use crate::{Handler, Upid};
+use crate::{Handler, Receipt, Upid};
 
 /// Maximum number of messages that wait for one peer. A longer queue means that the peer hangs.
 const QUEUE_MESSAGES: usize = 1024;
@@ -83,6 +83,8 @@ pub(super) struct Queue {
     /// Counts `bytes` in the total of unsent bytes.
     pub(super) held: UnsentBytes,
     pub(super) messages: usize,
+    /// Number of these messages that the peer acknowledges.
+    pub(super) receipts: usize,
     pub(super) is_linked: bool,
     /// Number of messages that did not fit.
     rejected: u64,
@@ -169,19 +171,20 @@ impl<H: Handler> Shared<H> {
         &self,
         queue: &mut Queue,
         (from, to): (&Upid, &Upid),
-        name: &str,
-        body: &[u8],
+        (name, body): (&str, &[u8]),
+        receipt: Receipt,
     ) -> Result<(), SendError> {
         if let Err(limit) = self.check_capacity(queue, body.len()) {
             queue.rejected += 1;
             let (waiting, rejected) = (queue.messages, queue.rejected);
             return Err(SendError::Full { limit, waiting, rejected });
         }
-        if !encode::message(&mut queue.bytes, from, to, name, body) {
+        if !encode::message(&mut queue.bytes, from, to, (name, body), receipt) {
             return Err(SendError::Unprintable);
         }
         queue.held.grow_to(&self.unsent, queue.bytes.len());
         queue.messages += 1;
+        queue.receipts += usize::from(receipt == Receipt::Always);
         Ok(())
     }
 

@@ -234,7 +234,8 @@ impl<'a, H: Handler> OutgoingConnection<'a, H> {
         if self.output.is_empty() && queue.messages > 0 {
             self.output = std::mem::take(&mut queue.bytes);
             self.held = std::mem::take(&mut queue.held);
-            self.awaited += std::mem::take(&mut queue.messages);
+            queue.messages = 0;
+            self.awaited += std::mem::take(&mut queue.receipts);
             self.used = Instant::now();
         }
         let is_linked = queue.is_linked;

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use crate::client::Client;
-use crate::handler::{Handler, Sender, Transport};
+use crate::handler::{Handler, Receipt, Sender, Transport};
 use crate::server::Server;
 use crate::server_state::ServerOptions;
 use crate::upid::Upid;
@@ -35,8 +35,8 @@ impl Transport for TcpTransport {
 }
 
 impl<H: Handler> Sender for Client<H> {
-    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &[u8]) {
-        Self::send(self, from, to, name, body);
+    fn send(&self, from: &Upid, to: &Upid, name: &'static str, body: &[u8], receipt: Receipt) {
+        Self::send(self, from, to, name, body, receipt);
     }
 
     fn link(&self, to: &Upid) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use libprocess::limits::{Limit, Limits};
 use libprocess::{
-    Admission, Handler, Incoming, Rejection, RequestClass, Reservation, Sender, Server,
+    Admission, Handler, Incoming, Receipt, Rejection, RequestClass, Reservation, Sender, Server,
     ServerOptions, TcpTransport, Transport, Upid, read_message,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -114,9 +114,9 @@ fn message(from: &Upid, name: &str, body: &Bytes) -> Event {
 async fn message_is_delivered_and_answered() {
     let (mut first, mut second) = (Program::start(), Program::start());
     let body = Bytes::from_static(b"\x00\r\n\r\n body");
-    first.sender.send(&first.worker, &second.worker, "Question", &body);
+    first.sender.send(&first.worker, &second.worker, "Question", &body, Receipt::Always);
     assert_eq!(second.event().await, message(&first.worker, "Question", &body));
-    second.sender.send(&second.worker, &first.worker, "Answer", &Bytes::new());
+    second.sender.send(&second.worker, &first.worker, "Answer", &Bytes::new(), Receipt::Always);
     assert_eq!(first.event().await, message(&second.worker, "Answer", &Bytes::new()));
 }
 
@@ -133,7 +133,7 @@ async fn http_request_on_message_port_is_answered() {
 async fn message_to_unknown_process_is_rejected() {
     let (first, mut second) = (Program::start(), Program::start());
     let unknown = Upid { id: "nobody".to_owned(), ..second.worker.clone() };
-    first.sender.send(&first.worker, &unknown, "Question", &Bytes::new());
+    first.sender.send(&first.worker, &unknown, "Question", &Bytes::new(), Receipt::Always);
     let rejection = Rejection::UnknownProcess("nobody".to_owned());
     assert_eq!(second.event().await, Event::Rejected(rejection));
     let request = "POST /nobody/Question HTTP/1.1\r\nLibprocess-From: a@127.0.0.1:1\r\n\r\n";
@@ -149,7 +149,7 @@ async fn message_beyond_rate_limit_is_rejected() {
     let mut receiver = Program::with_limits(limits);
     let sender = Program::start();
     for _ in 0..11 {
-        sender.sender.send(&sender.worker, &receiver.worker, "N", &Bytes::new());
+        sender.sender.send(&sender.worker, &receiver.worker, "N", &Bytes::new(), Receipt::Always);
     }
     for _ in 0..10 {
         assert_eq!(receiver.event().await, message(&sender.worker, "N", &Bytes::new()));
@@ -163,7 +163,7 @@ async fn end_of_linked_program_is_reported() {
     let (mut first, mut second) = (Program::start(), Program::start());
     first.sender.link(&second.worker);
     // The message uses the connection of the link, so the link is established when it arrives.
-    first.sender.send(&first.worker, &second.worker, "N", &Bytes::new());
+    first.sender.send(&first.worker, &second.worker, "N", &Bytes::new(), Receipt::Always);
     assert_eq!(second.event().await, message(&first.worker, "N", &Bytes::new()));
     second.server.abort();
     assert_eq!(first.event().await, Event::Exited(second.worker.address));

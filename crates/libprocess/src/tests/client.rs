@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use super::super::{Client, ServerOptions, encode};
 use super::{Call, RecordingHandler, RunningServer, TIMEOUT, client_upid, next, rest, server_upid};
-use crate::Upid;
 use crate::limits::{Limit, Limits};
+use crate::{Receipt, Upid};
 
 const OWN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5050);
 
@@ -40,12 +40,12 @@ impl Pair {
     }
 
     fn send(&self, name: &str, body: &Bytes) {
-        self.client.send(&self.from, &self.to, name, body);
+        self.client.send(&self.from, &self.to, name, body, Receipt::Always);
     }
 
     fn encoded(&self, name: &str, body: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        assert!(encode::message(&mut bytes, &self.from, &self.to, name, body));
+        assert!(encode::message(&mut bytes, &self.from, &self.to, (name, body), Receipt::Always));
         bytes
     }
 
@@ -89,7 +89,7 @@ async fn connection_source_is_advertised_address() {
     let pair = Pair::new().await;
     let own = "127.7.8.9:5050".parse().unwrap();
     let client = new_client(own, RecordingHandler::new().0);
-    client.send(&server_upid(own), &pair.to, "N", &Bytes::new());
+    client.send(&server_upid(own), &pair.to, "N", &Bytes::new(), Receipt::Always);
     assert_eq!(pair.accept().await.peer_addr().unwrap().ip(), Ipv4Addr::new(127, 7, 8, 9));
 }
 
@@ -98,7 +98,7 @@ async fn send_works_if_host_lacks_advertised_address() {
     let pair = Pair::new().await;
     let own = "192.0.2.1:5050".parse().unwrap();
     let client = new_client(own, RecordingHandler::new().0);
-    client.send(&server_upid(own), &pair.to, "N", &Bytes::new());
+    client.send(&server_upid(own), &pair.to, "N", &Bytes::new(), Receipt::Always);
     pair.accept().await;
 }
 
@@ -145,6 +145,22 @@ async fn unacknowledged_message_counts_as_lost() {
     .unwrap();
 }
 
+#[tokio::test]
+async fn message_without_receipt_says_so_and_does_not_count_as_lost() {
+    let mut pair = Pair::new().await;
+    pair.client.send(&pair.from, &pair.to, "1", b"", Receipt::ErrorsOnly);
+    let mut stream = pair.accept().await;
+    let expected = pair.encoded("1", b"").len() + "Libprocess-Receipt: errors\r\n".len();
+    let mut received = vec![0; expected];
+    let read = stream.read_exact(&mut received);
+    timeout(TIMEOUT, read).await.expect("received in time").unwrap();
+    assert!(received.ends_with(b"\r\nLibprocess-Receipt: errors\r\n\r\n"));
+    pair.client.link(pair.to.address);
+    drop(stream);
+    assert_eq!(next(&mut pair.calls).await, Call::Exited(pair.to.address));
+    assert_eq!(pair.client.lost(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn link_stays_open_and_exit_is_reported_once() {
     let mut pair = Pair::new().await;
@@ -188,7 +204,7 @@ async fn link_to_closed_port_reports_exit() {
         pair.client.link(closed);
         assert_eq!(next(&mut pair.calls).await, Call::Exited(closed));
     }
-    pair.client.send(&pair.from, &client_upid(closed), "N", &Bytes::new());
+    pair.client.send(&pair.from, &client_upid(closed), "N", &Bytes::new(), Receipt::Always);
     timeout(TIMEOUT, async {
         while pair.client.lost() == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -211,7 +227,7 @@ async fn stuck_peer_fills_only_its_own_queue() {
     assert!(pair.client.lost() > 100, "{} lost", pair.client.lost());
     let mut other = RunningServer::start(ServerOptions::default());
     let to = client_upid(other.address);
-    pair.client.send(&pair.from, &to, "N", &Bytes::from_static(b"hello"));
+    pair.client.send(&pair.from, &to, "N", &Bytes::from_static(b"hello"), Receipt::Always);
     assert_eq!(other.message().await.body, "hello");
     // The queued messages arrive complete when the peer reads.
     pair.expect(&mut stuck, "N", &body).await;
@@ -228,13 +244,13 @@ async fn concurrent_writes_of_two_programs_do_not_deadlock() {
     // The error responses exceed the socket buffers.
     for _ in 0..200 {
         for _ in 0..100 {
-            client.send(&from, &unknown, "N", &Bytes::new());
+            client.send(&from, &unknown, "N", &Bytes::new(), Receipt::Always);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     timeout(TIMEOUT, async {
         loop {
-            client.send(&from, &to, "Last", &Bytes::new());
+            client.send(&from, &to, "Last", &Bytes::new(), Receipt::Always);
             if server.calls.try_recv().is_ok() {
                 break;
             }
@@ -252,8 +268,8 @@ async fn send_to_own_address_is_delivered_locally() {
     let from = server_upid(OWN);
     let unknown = Upid { id: "nobody".into(), address: OWN };
     client.link(OWN);
-    client.send(&from, &unknown, "N", &Bytes::new());
-    client.send(&from, &client_upid(OWN), "N", &Bytes::from_static(b"hello"));
+    client.send(&from, &unknown, "N", &Bytes::new(), Receipt::Always);
+    client.send(&from, &client_upid(OWN), "N", &Bytes::from_static(b"hello"), Receipt::Always);
     let Call::Message(received) = next(&mut calls).await else { panic!("a message was expected") };
     assert_eq!((received.from, &received.body[..]), (from, &b"hello"[..]));
     assert_eq!(handler.rejections.lock().len(), 1);
@@ -271,7 +287,7 @@ async fn messages_over_link_arrive_in_order() {
     let to = server_upid(server.address);
     client.link(to.address);
     for number in 0..1000_u32 {
-        client.send(&client_upid(OWN), &to, "N", &Bytes::from(number.to_string()));
+        client.send(&client_upid(OWN), &to, "N", &Bytes::from(number.to_string()), Receipt::Always);
         if number % 100 == 99 {
             for number in number - 99..=number {
                 assert_eq!(server.message().await.body, number.to_string());

@@ -36,6 +36,23 @@ async fn recorded_messages_are_delivered() {
 }
 
 #[tokio::test]
+async fn only_refusal_of_message_without_receipt_is_answered() {
+    let mut server = RunningServer::start(ServerOptions::default());
+    let mut stream = server.connect().await;
+    for (to, name) in [("server", "1"), ("nobody", "2"), ("server", "3")] {
+        let request =
+            message(to, name).replace("\r\n\r\n", "\r\nlibprocess-receipt: Errors\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+    }
+    for name in ["1", "3"] {
+        assert_eq!(server.message().await.name, name);
+    }
+    stream.shutdown().await.unwrap();
+    let responses = rest(&mut stream).await;
+    assert_eq!(statuses_in(&responses), [404], "{responses}");
+}
+
+#[tokio::test]
 async fn message_in_single_bytes_is_delivered() {
     let mut server = RunningServer::start(ServerOptions::default());
     for name in GOLDEN {

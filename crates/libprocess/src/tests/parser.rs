@@ -8,9 +8,8 @@ use super::super::head::{self, Encoding, Framing, Head, envelope};
 use super::super::replies::{ErrorReply, Replies};
 use super::super::{HEAD_LIMIT, encode};
 use super::{GOLDEN, golden, golden_body};
-use crate::Rejection;
-use crate::Upid;
 use crate::testing::BODY_MAX;
+use crate::{Receipt, Rejection, Upid};
 
 const LIMITS: BodyLimits = BodyLimits { max: BODY_MAX, is_kept: true };
 
@@ -31,7 +30,13 @@ fn encoded_messages_match_recordings() {
         let host = text.lines().find_map(|line| line.strip_prefix("Host: ")).unwrap();
         let to = format!("{}@{host}", read.to).parse().unwrap();
         let mut written = Vec::new();
-        assert!(encode::message(&mut written, &read.from, &to, &read.name, golden_body(&recorded)));
+        assert!(encode::message(
+            &mut written,
+            &read.from,
+            &to,
+            (&read.name, golden_body(&recorded)),
+            Receipt::Always
+        ));
         assert_eq!(written, recorded, "{name}");
     }
 }
@@ -42,9 +47,12 @@ fn encode_rejects_name_that_corrupts_request() {
     for id in ["a b", "a\r\nX: y", "\u{e9}"] {
         let odd = Upid { id: id.to_owned(), ..plain.clone() };
         let mut output = Vec::new();
-        assert!(!encode::message(&mut output, &plain, &odd, "n", b""), "{id:?}");
-        assert!(!encode::message(&mut output, &odd, &plain, "n", b""), "{id:?}");
-        assert!(!encode::message(&mut output, &plain, &plain, id, b""), "{id:?}");
+        assert!(!encode::message(&mut output, &plain, &odd, ("n", b""), Receipt::Always), "{id:?}");
+        assert!(!encode::message(&mut output, &odd, &plain, ("n", b""), Receipt::Always), "{id:?}");
+        assert!(
+            !encode::message(&mut output, &plain, &plain, (id, b""), Receipt::Always),
+            "{id:?}"
+        );
         assert!(output.is_empty());
     }
 }
