@@ -230,10 +230,10 @@ impl Table {
     }
 
     /// Adds a row. Writes the collected rows when their number reaches the limit.
-    pub(super) fn row<const N: usize>(
+    pub(super) fn row(
         &mut self,
         output: &mut Output,
-        cells: [String; N],
+        cells: impl IntoIterator<Item = String>,
     ) -> Result<(), Failure> {
         // Escape before the widths are measured: an escape sequence is wider than its character.
         let fill = |cell: String| match escape::lines(&cell) {

@@ -41,12 +41,10 @@ fn demo_on_loopback_prints_assignments() {
     let outcome = run(&dir, "demo --loopback");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     for agent in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
-        let rows: Vec<&str> =
-            outcome.stdout.lines().filter(|line| line.starts_with(agent)).collect();
-        assert_eq!(rows.len(), 2, "{}", outcome.stdout);
-        assert!(rows[0].contains(" 44.128.0.") && rows[0].contains(" 70:b3:d5:80:00:0"));
-        assert!(rows[0].contains(" vxlan-1 ") && rows[1].contains(" vxlan-2 "));
-        assert!(rows.iter().all(|row| row.ends_with("  ok")), "{rows:?}");
+        let mut lines = outcome.stdout.lines().skip_while(|line| !line.starts_with(agent));
+        let (first, second) = (lines.next().unwrap(), lines.next().unwrap());
+        assert!(first.contains("  192.168.") && first.ends_with("  ok"), "{first}");
+        assert!(second.starts_with("   ") && second.contains("  192.168."), "{second}");
         let wrote =
             format!("agent {agent} wrote the CNI configurations vxlan-1.conf, vxlan-2.conf");
         assert!(outcome.stdout.contains(&wrote), "{}", outcome.stdout);

@@ -136,6 +136,9 @@ fn fake_master() -> FakeMaster {
     let mut agents = [agent("10.0.0.7", 1, &ok), agent("10.0.0.8", 2, &failed)];
     // The ages in the tables do not change during the test.
     let now = unix_now();
+    for agent in &mut agents {
+        agent["version"] = "1.2.0".into();
+    }
     agents[0]["last_seen"] = (now - 90 * 60).into();
     agents[1]["last_seen"] = (now - 150 * 60).into();
     let network: serde_json::Value = serde_json::from_str(crate::support::NETWORK).unwrap();

@@ -89,6 +89,7 @@ fn brief_table(agents: &[(&str, Option<u64>, [&str; 2])], arguments: &str) -> St
         let mut agent = recorded.clone();
         agent["ip"] = json!(ip);
         agent["last_seen"] = json!(seen.map(|seen| now - seen));
+        agent["version"] = json!(seen.map(|_| "1.20.3"));
         for (overlay, status) in agent["overlays"].as_array_mut().unwrap().iter_mut().zip(statuses)
         {
             overlay["state"] = match *status {
@@ -114,13 +115,13 @@ const THREE: [(&str, Option<u64>, [&str; 2]); 3] = [
 #[test]
 fn table_has_one_row_for_each_agent() {
     let expected = "\
-AGENT      SEEN  SUBNETS           STATUS
-10.0.0.8   -     192.168.0.0/24    unreported
-                 192.168.128.0/24
-10.0.0.9   3h    192.168.0.0/24    ok
-                 192.168.128.0/24
-10.0.0.10  3d    192.168.0.0/24    vxlan-2: failed: docker is gone
-                 192.168.128.0/24
+AGENT      SEEN  VERSION  SUBNETS           STATUS
+10.0.0.8   -     -        192.168.0.0/24    unreported
+                          192.168.128.0/24
+10.0.0.9   3h    1.20.3   192.168.0.0/24    ok
+                          192.168.128.0/24
+10.0.0.10  3d    1.20.3   192.168.0.0/24    vxlan-2: failed: docker is gone
+                          192.168.128.0/24
 
 master MASTER: 3 agents: 1 ok, 1 failed, 1 unreported (it shows no health)
 ";

@@ -279,6 +279,7 @@ fn encode_agent_of(state: &State, agent: &AgentInfo) -> pb::AgentInfo {
     pb::AgentInfo {
         last_seen: contact.last_seen,
         stale: contact.is_stale.then_some(true),
+        version: contact.version.map(to_text),
         unreached_peers: failures.map(unreached_to_pb).unwrap_or_default(),
         unreached_peers_total: failures.map(|failures| failures.total),
         ..encode_agent(agent)
@@ -315,7 +316,8 @@ pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
 /// Returns when a master has last seen an agent of `/overlay-master/state`.
 #[must_use]
 pub fn decode_contact(agent: &pb::AgentInfo) -> AgentContact {
-    AgentContact { last_seen: agent.last_seen, is_stale: agent.stale() }
+    let version = agent.version().parse().ok();
+    AgentContact { last_seen: agent.last_seen, is_stale: agent.stale(), version }
 }
 
 /// Returns the peers that an agent of `/overlay-master/state` does not reach; `None` without any.
@@ -356,6 +358,7 @@ pub fn encode_agent(agent: &AgentInfo) -> pb::AgentInfo {
         stale: None,
         unreached_peers: Vec::new(),
         unreached_peers_total: None,
+        version: None,
     }
 }
 

@@ -31,14 +31,17 @@ pub(super) fn encode_request(request: PeersRequest) -> Vec<u8> {
     let PeerTableVersion { epoch, version, digest } = request.have;
     let (epoch, version, digest) = (Some(epoch), Some(version), Some(digest));
     let compact = (request.form == UpdateForm::Compact).then_some(true);
-    pb::RequestPeersMessage { epoch, version, digest, compact }.encode_to_vec()
+    let program_version = request.version.map(|version| version.to_string());
+    pb::RequestPeersMessage { epoch, version, digest, compact, program_version }.encode_to_vec()
 }
 
 pub(super) fn decode_request(bytes: &[u8]) -> Result<PeersRequest, ConvertError> {
     let pb = pb::RequestPeersMessage::decode(bytes).map_err(|error| malformed(REQUEST, &error))?;
     let have = PeerTableVersion { epoch: pb.epoch(), version: pb.version(), digest: pb.digest() };
     let form = if pb.compact() { UpdateForm::Compact } else { UpdateForm::Plain };
-    Ok(PeersRequest { have, form })
+    // The version is for operators only, so one of another form does not make the request unusable.
+    let version = pb.program_version().parse().ok();
+    Ok(PeersRequest { have, form, version })
 }
 
 /// Encodes the body of an `UpdatePeersMessage`. The body has the form `form`, or is plain if that
@@ -255,7 +258,8 @@ mod tests {
     #[test]
     fn peer_messages_round_trip() {
         let have = PeerTableVersion { epoch: 1, version: 2, digest: 3 };
-        let compact = PeersRequest { have, form: UpdateForm::Compact };
+        let version = "1.20.3".parse().ok();
+        let compact = PeersRequest { have, form: UpdateForm::Compact, version };
         let snapshot = PeersUpdate { base: None, ..update() };
         for message in [
             Message::RequestPeers(compact),

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::containers::Container;
 
 /// Width of the widest line.
-const COLUMNS_MAX: usize = 100;
+const COLUMNS_MAX: usize = 80;
 /// Width of each container of a host: the longest name of a bridge.
 const CELL_WIDTH: usize = 15;
 /// Columns between two hosts.
@@ -143,11 +143,11 @@ mod tests {
         let hosts: Vec<Host<'_>> = (1..=7).map(host).collect();
         let master = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 254), 5050);
         let lines = draw(&hosts, master, 2);
-        assert_eq!(lines.last().unwrap(), "and 4 more hosts like these");
+        assert_eq!(lines.last().unwrap(), "and 5 more hosts like these");
         let widest = lines.iter().map(|line| line.chars().count()).max().unwrap();
-        assert_eq!(widest, 5 * 17 + 4);
+        assert_eq!(widest, 4 * 17 + 3);
         assert!(lines[0].starts_with("┌ host 10.0.0.1 ┐ ┌ host 10.0.0.2"), "{}", lines[0]);
-        assert!(lines.iter().any(|line| line.contains("│ eth0 10.0.0.5 │")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("│ eth0 10.0.0.4 │")), "{lines:?}");
         assert_eq!(draw(&hosts[..1], master, 0).len(), 15);
     }
 }

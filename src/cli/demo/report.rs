@@ -15,7 +15,7 @@ use super::{DemoResult, diagram};
 use crate::cli::Failure;
 use crate::cli::output::Output;
 use crate::cli::process::pluralize;
-use crate::cli::state::print_overlays;
+use crate::cli::state::{print_agents, unix_now};
 
 /// The output with `--json`.
 #[derive(Serialize)]
@@ -45,7 +45,7 @@ pub(super) fn json(result: &DemoResult) -> Result<Json<'_>, Failure> {
 }
 
 pub(super) fn print(output: &mut Output, result: &DemoResult) -> Result<(), Failure> {
-    print_overlays(output, &result.state, false, None)?;
+    print_agents(output, &result.state, None, unix_now())?;
     output.line("")?;
     match &result.environment.obstacle {
         None => print_hosts(output, result)?,

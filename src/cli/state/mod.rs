@@ -18,9 +18,9 @@ use super::http_client::{Health, MasterClient, block_on};
 use super::master_address::MasterAddress;
 use super::output::{Output, sanitize};
 use super::response::displayed_problems;
-use tables::{print_agents, unix_now};
+use tables::print_overlays;
 
-pub(super) use tables::print_overlays;
+pub(super) use tables::{print_agents, unix_now};
 
 /// Show the allocations and the status of a running master's agents.
 #[derive(Debug, Args)]

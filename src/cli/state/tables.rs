@@ -1,5 +1,6 @@
 //! The tables of agents.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlay_types::protocol::{AgentContact, AgentInfo, Assignment, Bridge, State, Status};
@@ -14,13 +15,13 @@ const YEAR_9999: u64 = 253_370_764_800;
 
 /// Prints a table with a row for each agent, which fits a terminal of 80 columns. `now` is the time in
 /// seconds since 1970.
-pub(super) fn print_agents(
+pub(in crate::cli) fn print_agents(
     output: &mut Output,
     state: &State,
     health: Option<&Health>,
     now: u64,
 ) -> Result<(), Failure> {
-    let mut table = Table::with_sentences(&["AGENT", "SEEN", "SUBNETS", "STATUS"]);
+    let mut table = Table::with_sentences(&["AGENT", "SEEN", "VERSION", "SUBNETS", "STATUS"]);
     for agent in &state.agents {
         let contact = contact_of(state, agent.ip);
         let subnets: Vec<String> = agent.overlays.iter().filter_map(subnet).collect();
@@ -29,9 +30,14 @@ pub(super) fn print_agents(
             Some(reason) => format!("not served: {}", sanitize(reason)),
             None => statuses(agent, contact),
         };
-        table.row(output, [agent.ip.to_string(), seen, subnets.join("\n"), status])?;
+        let cells = [agent.ip.to_string(), seen, version(contact), subnets.join("\n"), status];
+        table.row(output, cells)?;
     }
     table.finish(output)
+}
+
+fn version(contact: AgentContact) -> String {
+    contact.version.map(|version| version.to_string()).unwrap_or_default()
 }
 
 /// Returns the subnet of an agent in an overlay. An IPv6 subnet is shown only without an IPv4 subnet.
@@ -79,7 +85,7 @@ fn age(seconds: u64) -> String {
 
 /// Returns the time in seconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the command line may read the clock")]
-pub(super) fn unix_now() -> u64 {
+pub(in crate::cli) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -91,17 +97,17 @@ fn last_seen(contact: AgentContact) -> String {
 }
 
 /// Prints a table with the allocations of each overlay of each agent.
-pub(in crate::cli) fn print_overlays(
+pub(super) fn print_overlays(
     output: &mut Output,
     state: &State,
     is_sorted_by_name: bool,
     health: Option<&Health>,
 ) -> Result<(), Failure> {
-    // A master with the C++ modules does not show when it has last seen an agent.
+    // A master with the C++ modules does not show when it has last seen an agent, nor its version.
     let has_contacts = !state.contacts.is_empty();
     let mut header = HEADER.to_vec();
     if !has_contacts {
-        header.retain(|name| *name != LAST_SEEN);
+        header.drain(CONTACT_COLUMNS);
     }
     let mut table = Table::with_sentences(&header);
     for agent in &state.agents {
@@ -111,22 +117,22 @@ pub(in crate::cli) fn print_overlays(
         }
         let quarantine_reason = quarantine_reason(health, agent.ip);
         for cells in agent_rows(agent, &overlays, contact_of(state, agent.ip), quarantine_reason) {
-            if has_contacts {
-                table.row(output, cells)?;
-            } else {
-                let [agent, _, vtep_ip, vtep_mac, overlay, subnet, mesos, docker, status] = cells;
-                let cells = [agent, vtep_ip, vtep_mac, overlay, subnet, mesos, docker, status];
-                table.row(output, cells)?;
+            let mut cells = Vec::from(cells);
+            if !has_contacts {
+                cells.drain(CONTACT_COLUMNS);
             }
+            table.row(output, cells)?;
         }
     }
     table.finish(output)
 }
 
-const LAST_SEEN: &str = "LAST SEEN";
-const HEADER: [&str; 9] = [
+/// The columns of what the master knows from the messages of an agent.
+const CONTACT_COLUMNS: Range<usize> = 1..3;
+const HEADER: [&str; 10] = [
     "AGENT",
-    LAST_SEEN,
+    "LAST SEEN",
+    "VERSION",
     "VTEP IP",
     "VTEP MAC",
     "OVERLAY",
@@ -142,13 +148,14 @@ fn agent_rows(
     overlays: &[&Assignment],
     contact: AgentContact,
     quarantine_reason: Option<&str>,
-) -> Vec<[String; 9]> {
+) -> Vec<[String; 10]> {
     let stale = if contact.is_stale { "stale, last report: " } else { "" };
     if overlays.is_empty() {
-        let mut cells = [const { String::new() }; 9];
+        let mut cells = [const { String::new() }; 10];
         cells[0] = agent.ip.to_string();
         cells[1] = last_seen(contact);
-        cells[8] = match quarantine_reason {
+        cells[2] = version(contact);
+        cells[9] = match quarantine_reason {
             Some(reason) => format!("not served: {}", sanitize(reason)),
             None if contact.is_stale => "stale, no overlay".to_owned(),
             None => "no overlay".to_owned(),
@@ -165,6 +172,7 @@ fn agent_rows(
         [
             agent.ip.to_string(),
             last_seen(contact),
+            version(contact),
             address_pair(Some(vtep.ip), vtep.ip6),
             vtep.mac.to_string(),
             overlay.name().to_string(),

@@ -149,7 +149,11 @@ impl World {
         self.queue.plan(due, SimEvent::FollowerTimer { agent, due });
         self.monitor.observe(now, &Fact::PeersRequested { agent: ip, have })?;
         self.monitor.observe(now, &Fact::MessageSent { agent: ip, is_by_agent: true })?;
-        let message = Message::RequestPeers(PeersRequest { have, form: UpdateForm::Compact });
+        let message = Message::RequestPeers(PeersRequest {
+            have,
+            form: UpdateForm::Compact,
+            ..PeersRequest::default()
+        });
         let (name, body) = wire::encode_message(&message);
         self.send(Packet::new(from, to, name, body.into()));
         Ok(())

@@ -49,7 +49,9 @@ use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{AgentOptions, Message, MessageKind, PeersRequest, UpdateForm};
+use overlay_types::protocol::{
+    AgentOptions, Message, MessageKind, PeersRequest, ProgramVersion, UpdateForm,
+};
 use overlay_types::repetition::Repetitions;
 use overlay_types::warnings::Severity;
 
@@ -424,7 +426,8 @@ impl Agent {
             && let Some(have) = self.peers.take_due(now, &mut self.random)
         {
             self.counters.request_peers_messages_sent += 1;
-            let message = Message::RequestPeers(PeersRequest { have, form: UpdateForm::Compact });
+            let (form, version) = (UpdateForm::Compact, ProgramVersion::current());
+            let message = Message::RequestPeers(PeersRequest { have, form, version });
             self.commands.push_back(Command::Send { to: master.clone(), message });
         }
         self.update_accepted_senders(now);

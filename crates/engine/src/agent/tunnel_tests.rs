@@ -651,7 +651,8 @@ fn request_to_new_master_has_current_digest() {
     let sent: Vec<_> = std::iter::from_fn(|| world.agent.poll_command()).collect();
     let digest = table(7, &[1, 2, 5]).digest;
     let have = PeerTableVersion { epoch: 1, version: 7, digest };
-    let have = Message::RequestPeers(PeersRequest { have, form: UpdateForm::Compact });
+    let (form, version) = (UpdateForm::Compact, ProgramVersion::current());
+    let have = Message::RequestPeers(PeersRequest { have, form, version });
     let to: Upid = from.parse().unwrap();
     assert!(sent.contains(&Command::Send { to, message: have }), "{sent:?}");
 }

@@ -229,7 +229,7 @@ impl Peers {
     pub(super) fn subscribe(
         &mut self,
         from: Upid,
-        PeersRequest { have, form }: PeersRequest,
+        PeersRequest { have, form, .. }: PeersRequest,
         elapsed: Duration,
         (latest, durable): (Version, Version),
     ) -> Option<(Gated<EncodedUpdate>, usize)> {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::{Network, Overlay, PeerFailures, Principal};
+use super::{Network, Overlay, PeerFailures, Principal, ProgramVersion};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
 use crate::escape::{CUT, bounded_line};
 
@@ -169,6 +169,8 @@ pub struct AgentContact {
     pub last_seen: Option<u64>,
     /// Whether the agent was not seen for too long.
     pub is_stale: bool,
+    /// The version of the agent; `None` if the agent has not sent it since the election.
+    pub version: Option<ProgramVersion>,
 }
 
 #[cfg(test)]

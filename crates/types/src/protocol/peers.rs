@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::ProgramVersion;
 use crate::tunnel::Peer;
 
 /// Identifies the peer table of an agent. The default means that the agent has no table.
@@ -24,6 +25,8 @@ pub struct PeersRequest {
     /// The form in which the agent wants its updates. Agents of former versions, which know the
     /// plain form only, leave the field unset.
     pub form: UpdateForm,
+    /// The version of the agent. Agents of former versions leave it unset.
+    pub version: Option<ProgramVersion>,
 }
 
 /// The form of an update on the wire. Both forms have the same content.

@@ -172,6 +172,7 @@ impl Leading {
             return;
         }
         self.registry.record_contact(&from, now, true);
+        self.registry.record_version(*from.address.ip(), request.version);
         let (latest, durable) = (self.writer.latest_version(), self.writer.durable());
         let answer = self.peers.subscribe(from.clone(), request, now.elapsed, (latest, durable));
         if let Some((update, bytes)) = answer {

@@ -19,6 +19,7 @@ use std::time::Duration;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
+use overlay_types::protocol::ProgramVersion;
 
 use super::shared_addresses::SharedAddresses;
 
@@ -70,6 +71,8 @@ struct Contact {
     is_periodic: bool,
     /// Whether the agent registers again by itself. Agents with the C++ module do not.
     registers_again: bool,
+    /// The version of the agent, from its last request for peers.
+    version: Option<ProgramVersion>,
     link: Link,
     deadline: Option<Duration>,
 }
@@ -111,6 +114,7 @@ impl Contacts {
                 last: None,
                 is_periodic: false,
                 registers_again: false,
+                version: None,
                 link: Link::Closed,
                 deadline,
             };
@@ -140,9 +144,11 @@ impl Contacts {
             }
             _ => Link::Closed,
         };
-        let registers_again = before.as_ref().is_some_and(|contact| {
-            contact.registers_again && contact.last.as_ref().is_some_and(|last| last.upid == *upid)
-        });
+        let same = before
+            .as_ref()
+            .filter(|contact| contact.last.as_ref().is_some_and(|last| last.upid == *upid));
+        let registers_again = same.is_some_and(|contact| contact.registers_again);
+        let version = same.and_then(|contact| contact.version);
         if let Some(previous) = before.and_then(|contact| contact.last)
             && previous.upid.address != upid.address
         {
@@ -153,8 +159,21 @@ impl Contacts {
         self.by_last_seen.insert((now.elapsed, ip));
         let last = LastMessage { upid: upid.clone(), elapsed: now.elapsed, unix: now.unix };
         let (last, deadline) = (Some(last), Some(deadline));
-        self.agents.insert(ip, Contact { last, is_periodic, registers_again, link, deadline });
+        let contact = Contact { last, is_periodic, registers_again, version, link, deadline };
+        self.agents.insert(ip, contact);
         self.stale.remove(&ip)
+    }
+
+    /// Notes the version of an agent. Its next process, which registers, may have another.
+    pub(super) fn record_version(&mut self, ip: Ipv4Addr, version: Option<ProgramVersion>) {
+        if let Some(contact) = self.agents.get_mut(&ip) {
+            contact.version = version;
+        }
+    }
+
+    /// Returns the version of an agent, if the agent has sent it.
+    pub(super) fn version(&self, ip: Ipv4Addr) -> Option<ProgramVersion> {
+        self.agents.get(&ip).and_then(|contact| contact.version)
     }
 
     /// Notes that the agent has sent a message that only agents send that register again by
@@ -173,6 +192,7 @@ impl Contacts {
         if let Some(contact) = self.agents.get_mut(&ip) {
             contact.is_periodic = false;
             contact.registers_again = false;
+            contact.version = None;
         }
     }
 

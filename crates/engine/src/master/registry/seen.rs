@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::AgentContact;
+use overlay_types::protocol::{AgentContact, ProgramVersion};
 use overlay_types::text::{pluralize, truncate_list};
 
 use super::Registry;
@@ -52,6 +52,15 @@ impl Registry {
             self.agents.set_stale(ip, false);
             log::info!("agent {ip} is seen again: it is not stale any more");
         }
+    }
+
+    /// Notes the version of an agent that was seen.
+    pub(in crate::master) fn record_version(
+        &mut self,
+        ip: Ipv4Addr,
+        version: Option<ProgramVersion>,
+    ) {
+        self.contacts.record_version(ip, version);
     }
 
     /// Notes that an agent registered. See [`Contacts::end_requests`].
@@ -171,6 +180,7 @@ impl Registry {
         let contact = |ip: Ipv4Addr| AgentContact {
             last_seen: self.contacts.last_seen_unix(ip),
             is_stale: self.contacts.stale().contains(&ip) && !Mutation::IgnoreSilence.is_on(),
+            version: self.contacts.version(ip),
         };
         let all = known.filter(|ip| self.agents.is_known(*ip)).map(|ip| (ip, contact(ip)));
         all.filter(|(_, contact)| *contact != AgentContact::default()).collect()

@@ -77,7 +77,7 @@ fn agent_with_dead_host_becomes_stale_and_returns() {
     let names =
         ["agents/ok", "agents/stale", "status/degraded", "oldest_contact_timestamp_seconds"];
     assert_eq!(world.metrics(names), expected);
-    let contact = AgentContact { last_seen: Some(START + 1200), is_stale: true };
+    let contact = AgentContact { last_seen: Some(START + 1200), is_stale: true, version: None };
     assert_eq!(world.state().contacts[&ip(1)], contact);
     assert_eq!(world.links, [], "the agent requests its peers: no link is needed");
     world.request_peers(1);
@@ -184,7 +184,7 @@ fn store_failure_keeps_contacts_and_gives_time() {
     world.handle(Event::Committed(Err(failed)));
     world.pass_seconds(1000);
     world.load();
-    let contact = AgentContact { last_seen: Some(START), is_stale: false };
+    let contact = AgentContact { last_seen: Some(START), is_stale: false, version: None };
     assert_eq!(world.state().contacts, BTreeMap::from([(ip(1), contact)]));
     world.pass_seconds(86_400);
     assert_eq!(world.links, [upid(1)], "the link is still open");

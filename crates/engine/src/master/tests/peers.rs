@@ -55,7 +55,10 @@ impl World {
     }
 
     fn ask(&mut self, agent: u8, have: PeerTableVersion) {
-        self.message(agent, Message::RequestPeers(PeersRequest { have, form: UpdateForm::Plain }));
+        self.message(
+            agent,
+            Message::RequestPeers(PeersRequest { have, ..PeersRequest::default() }),
+        );
     }
 
     /// Returns the updates of peers with their receivers and the versions that they wait for.
