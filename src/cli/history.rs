@@ -20,7 +20,7 @@ use super::response::for_each_element;
 #[command(after_help = "\
 Examples:
   mesos-overlay history --master 10.0.0.1:5050 --agent 10.0.0.7
-  mesos-overlay history --master 10.0.0.1:5050 --address 192.168.5.17
+  mesos-overlay history --master 10.0.0.1:5050 --address 198.18.5.17
 
 The master keeps about the last 30,000 changes. Times are in UTC.")]
 pub(super) struct HistoryCommand {

@@ -47,7 +47,7 @@ fn source_line_of_several_problems_is_shown_once() {
     dir.write("network.json", "{}\n");
     assert_eq!(
         dir.run("check network.json").transcript(),
-        r#"network.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16"
+        r#"network.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "198.19.0.0/16"
 network.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00"
 network.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
   1 | {}

@@ -1,9 +1,10 @@
 //! `demo`: assigns addresses to agents and removes everything that it created. Simulated hosts and
 //! containers need privileges that not every machine grants: `tests/host/demo.rs` tests them.
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::support::{RunningProcess, TestDir};
+use crate::support::{NETWORK, RunningProcess, TIMEOUT, TestDir};
 
 /// Returns an environment with `tmp` as temporary directory, and with a `docker` program that
 /// creates a marker file when it is called.
@@ -43,8 +44,8 @@ fn demo_on_loopback_prints_assignments() {
     for agent in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
         let mut lines = outcome.stdout.lines().skip_while(|line| !line.starts_with(agent));
         let (first, second) = (lines.next().unwrap(), lines.next().unwrap());
-        assert!(first.contains("  192.168.") && first.ends_with("  ok"), "{first}");
-        assert!(second.starts_with("   ") && second.contains("  192.168."), "{second}");
+        assert!(first.contains("  198.18.") && first.ends_with("  ok"), "{first}");
+        assert!(second.starts_with("   ") && second.contains("  198.18."), "{second}");
         let wrote =
             format!("agent {agent} wrote the CNI configurations vxlan-1.conf, vxlan-2.conf");
         assert!(outcome.stdout.contains(&wrote), "{}", outcome.stdout);
@@ -52,7 +53,31 @@ fn demo_on_loopback_prints_assignments() {
     }
     let reason = "\nOn loopback addresses, without hosts and containers: --loopback\n";
     assert!(outcome.stdout.contains(reason), "{}", outcome.stdout);
-    assert!(outcome.stdout.contains("  mesos-overlay master --config docs/network.json"));
+    for line in outcome.stdout.lines().filter(|line| !line.contains("PATH=")) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}
+
+#[test]
+fn commands_that_demo_suggests_work_as_pasted() {
+    let dir = TestDir::new();
+    let output = run(&dir, "demo --loopback --agents 1").stdout;
+    let (_, hints) = output.split_once("and to run a master:\n").unwrap();
+    let (commands, stop) = hints.split_once("\nStop it with 'kill %1'.").unwrap();
+    assert!(stop.contains("see 'mesos-overlay agent --help'"), "{stop}");
+    // Another process may use the port.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    assert!(commands.contains("127.0.0.1:15050"), "{commands}");
+    let commands = commands.replace(":15050", &format!(":{port}"));
+    let script = format!("set -ex\n{commands}\nmesos-overlay agent --help\nkill %1\nwait");
+    let mut bash = assert_cmd::Command::new("bash");
+    bash.current_dir(dir.path(".")).env("PATH", "/usr/bin:/bin").timeout(TIMEOUT);
+    let result = bash.write_stdin(script).output().unwrap();
+    let (shown, errors) = (result.stdout, String::from_utf8_lossy(&result.stderr).into_owned());
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(result.status.success(), "{shown}{errors}");
+    assert!(shown.contains("master 127.0.0.1:") && shown.contains(": ok (epoch 1, "), "{shown}");
+    assert!(shown.contains("\nUsage: mesos-overlay agent "), "{shown}");
 }
 
 #[test]
@@ -60,7 +85,7 @@ fn demo_json_contains_state_and_cni_configs() {
     let dir = TestDir::new();
     let report = run(&dir, "demo --loopback --agents 5 --json").json();
     assert_eq!(report["state"]["agents"].as_array().unwrap().len(), 5);
-    assert_eq!(report["state"]["network"]["vtep_subnet"], "44.128.0.0/16");
+    assert_eq!(report["state"]["network"]["vtep_subnet"], "198.19.0.0/16");
     let configuration = report["cni"]["127.0.0.6"]["vxlan-2.conf"].as_str().unwrap();
     assert!(configuration.starts_with(r#"{"name":"vxlan-2","type":"mesos-cni-port-mapper","#));
     assert_eq!(report["loopback"], "--loopback");
@@ -125,4 +150,6 @@ fn readme_and_docs_show_network_of_demo() {
     assert!(readme.contains(&indented), "the README shows another network file");
     let configuration = include_str!("../../docs/configuration.md");
     assert!(configuration.contains(&indented), "docs/configuration.md shows another network file");
+    let cpp_example: String = NETWORK.lines().map(|line| format!("    {line}\n")).collect();
+    assert!(configuration.contains(&cpp_example), "docs/configuration.md lacks the C++ example");
 }

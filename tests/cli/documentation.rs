@@ -9,6 +9,8 @@ use crate::help::SUBCOMMANDS;
 use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
 const PAGE: &str = include_str!("../../docs/program.md");
+/// The network of the examples.
+const NETWORK: &str = include_str!("../../docs/network.json");
 const MONITORING_PAGE: &str = include_str!("../../docs/monitoring.md");
 const ALERTS: &str = include_str!("../../monitoring/alerts.yml");
 const ALERT_CASES: &str = include_str!("../../monitoring/alerts_test.yml");
@@ -78,7 +80,8 @@ fn bracketed<'a>(text: &'a str, kind: &str) -> Option<&'a str> {
 
 #[test]
 fn page_transcripts_match_output() {
-    let dir = TestDir::with_network();
+    let dir = TestDir::new();
+    dir.write("network.json", NETWORK);
     let master = fake_master();
     let mut subcommands = BTreeSet::new();
     for (command, expected) in transcripts() {
@@ -141,7 +144,7 @@ fn fake_master() -> FakeMaster {
     }
     agents[0]["last_seen"] = (now - 90 * 60).into();
     agents[1]["last_seen"] = (now - 150 * 60).into();
-    let network: serde_json::Value = serde_json::from_str(crate::support::NETWORK).unwrap();
+    let network: serde_json::Value = serde_json::from_str(NETWORK).unwrap();
     let state = |agents: &[serde_json::Value]| {
         let state = serde_json::json!({ "network": network, "agents": agents });
         http_response("200 OK", &state.to_string())
@@ -175,8 +178,8 @@ fn fake_master() -> FakeMaster {
 fn release_results(result: &str) -> String {
     let first = serde_json::json!({
         "ip": "10.0.0.7",
-        "vtep_ip": "44.128.0.1",
-        "subnets": ["192.168.0.0/24", "192.168.128.0/24"],
+        "vtep_ip": "198.19.0.1",
+        "subnets": ["198.18.0.0/24", "198.18.128.0/24"],
         "result": result,
         "heard_seconds_ago": 4000
     });
@@ -189,8 +192,8 @@ fn release_results(result: &str) -> String {
 fn release_of_running_agent() -> String {
     let second = serde_json::json!({
         "ip": "10.0.0.8",
-        "vtep_ip": "44.128.0.2",
-        "subnets": ["192.168.1.0/24", "192.168.129.0/24"],
+        "vtep_ip": "198.19.0.2",
+        "subnets": ["198.18.1.0/24", "198.18.129.0/24"],
         "result": "running",
         "heard_seconds_ago": 12
     });
@@ -225,10 +228,10 @@ fn changed_subnet() -> String {
              of 10.4.0.0/17: fix the configuration or delete the agent"
         )
     };
-    let agents = [("10.0.0.7", "192.168.0.0/24"), ("10.0.0.8", "192.168.1.0/24")];
+    let agents = [("10.0.0.7", "198.18.0.0/24"), ("10.0.0.8", "198.18.1.0/24")];
     serde_json::json!({
         "accepted": false,
-        "changes": ["overlay vxlan-1: subnet is 10.4.0.0/17 in /24 instead of 192.168.0.0/17 in /24"],
+        "changes": ["overlay vxlan-1: subnet is 10.4.0.0/17 in /24 instead of 198.18.0.0/17 in /24"],
         "problems": agents.map(|(ip, subnet)| problem(ip, subnet)),
         "warnings": [],
         "agents": agents.map(|(ip, subnet)| agent(ip, subnet))
@@ -244,10 +247,10 @@ fn history() -> String {
             "version": 1,
             "agent": "10.0.0.7",
             "event": event,
-            "vtep_ip": "44.128.0.1",
+            "vtep_ip": "198.19.0.1",
             "overlays": [
-                { "name": "vxlan-1", "subnet": "192.168.0.0/24" },
-                { "name": "vxlan-2", "subnet": "192.168.128.0/24" }
+                { "name": "vxlan-1", "subnet": "198.18.0.0/24" },
+                { "name": "vxlan-2", "subnet": "198.18.128.0/24" }
             ],
             "reason": reason
         })
@@ -264,18 +267,18 @@ fn agent(ip: &str, number: u8, first: &serde_json::Value) -> serde_json::Value {
     let overlay = |name: &str, base: u8, state: &serde_json::Value| {
         let third = base + number - 1;
         serde_json::json!({
-            "info": { "name": name, "subnet": format!("192.168.{base}.0/17"), "prefix": 24 },
-            "subnet": format!("192.168.{third}.0/24"),
-            "mesos_bridge": { "name": format!("m-{name}"), "ip": format!("192.168.{third}.0/25") },
+            "info": { "name": name, "subnet": format!("198.18.{base}.0/17"), "prefix": 24 },
+            "subnet": format!("198.18.{third}.0/24"),
+            "mesos_bridge": { "name": format!("m-{name}"), "ip": format!("198.18.{third}.0/25") },
             "docker_bridge": {
                 "name": format!("d-{name}"),
-                "ip": format!("192.168.{third}.128/25")
+                "ip": format!("198.18.{third}.128/25")
             },
             "backend": { "vxlan": {
                 "vni": 1024,
                 "vtep_name": "vtep1024",
-                "vtep_ip": format!("44.128.0.{number}/16"),
-                "vtep_mac": format!("70:b3:d5:80:00:0{number}")
+                "vtep_ip": format!("198.19.0.{number}/16"),
+                "vtep_mac": format!("70:b3:d5:13:00:0{number}")
             } },
             "state": state
         })

@@ -196,7 +196,7 @@ fn invalid_file_is_refused_with_every_problem() {
     assert_eq!(
         dir.run("plan bad.json --agents 1").transcript(),
         "\
-bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"
+bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"198.19.0.0/16\"
 bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"
 bad.json:1:13: overlays: is empty: write at least one overlay, with name, subnet and prefix
 mesos-overlay: bad.json: 3 problems: fix them and try again

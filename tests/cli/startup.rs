@@ -59,7 +59,7 @@ exit code 1
         dir.run("agent --config bad.json --master 127.0.0.1:5050").failure()
     );
     assert_eq!(dir.run("master --config bad.json").transcript(), "\
-bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"
+bad.json:1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as \"198.19.0.0/16\"
 bad.json:1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as \"70:B3:D5:00:00:00\"
 bad.json:1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix
 bad.json:1:3: cni_dir: is no key here: it belongs in agent_config

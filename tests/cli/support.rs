@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// The network file of the README.
-pub(crate) const NETWORK: &str = include_str!("../../docs/network.json");
+/// The example of the C++ modules.
+pub(crate) const NETWORK: &str = include_str!("../golden/network.json");
 
 /// Upper bound for any step on a busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);

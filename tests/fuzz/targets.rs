@@ -135,7 +135,7 @@ impl Log for MemoryLog {
 /// Decodes the value of the replicated log of Mesos, written by either module.
 pub fn replicated_log(data: &[u8]) {
     static NETWORK: LazyLock<Arc<Network>> = LazyLock::new(|| {
-        let text = include_str!("../../docs/network.json");
+        let text = include_str!("../golden/network.json");
         let (config, _) = parse_master("network.json", text).expect("the example is valid");
         Arc::new(config.network)
     });

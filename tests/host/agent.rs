@@ -13,7 +13,7 @@ use crate::docker_daemon::{DOCKER, DockerDaemon, IMAGE, TIMEOUT, sleep_poll_inte
 use crate::namespace::{BUSYBOX, Namespace, run};
 use crate::process::Process;
 
-const NETWORK: &str = include_str!("../../docs/network.json");
+const NETWORK: &str = include_str!("../golden/network.json");
 const MASTER: &str = "127.0.0.1:5050";
 const AGENT: &str = "127.0.0.2:5051";
 

@@ -7,9 +7,9 @@ use overlay_types::addr::Subnet;
 const PRIVATE: [&str; 6] =
     ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15", "fc00::/7"];
 
-/// The VTEP range of the documented example and of DC/OS. It belongs to amateur radio, but a
+/// The VTEP range of DC/OS and of the C++ modules' example. It belongs to amateur radio, but a
 /// warning in every cluster would teach operators to ignore warnings.
-const DOCUMENTED_VTEPS: &str = "44.128.0.0/16";
+const DCOS_VTEPS: &str = "44.128.0.0/16";
 
 /// The default range of the bridge of a Docker engine.
 const DOCKER_DEFAULT: &str = "172.17.0.0/16";
@@ -19,9 +19,9 @@ pub(super) fn is_public(subnet: &Subnet) -> bool {
     !PRIVATE.iter().any(|range| is_within(subnet, range))
 }
 
-/// Whether `subnet` is inside the documented VTEP range.
-pub(super) fn is_documented_vtep_range(subnet: &Subnet) -> bool {
-    is_within(subnet, DOCUMENTED_VTEPS)
+/// Whether `subnet` is inside the VTEP range of DC/OS.
+pub(super) fn is_dcos_vtep_range(subnet: &Subnet) -> bool {
+    is_within(subnet, DCOS_VTEPS)
 }
 
 /// Returns the default range of Docker's bridge if the range overlaps `subnet`.
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn ranges_parse_as_subnets() {
-        for range in PRIVATE.into_iter().chain([DOCUMENTED_VTEPS, DOCKER_DEFAULT]) {
+        for range in PRIVATE.into_iter().chain([DCOS_VTEPS, DOCKER_DEFAULT]) {
             assert!(range.parse::<Subnet>().is_ok(), "{range}");
         }
     }

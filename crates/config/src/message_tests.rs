@@ -129,7 +129,7 @@ const MASTER_REFUSALS: &[Row] = &[
     (
         r#"{}"#,
         &[
-            r#"1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16""#,
+            r#"1:1: vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "198.19.0.0/16""#,
             r#"1:1: vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00""#,
             r#"1:1: overlays: is missing: write the list of overlay networks, each with name, subnet and prefix"#,
         ],
@@ -137,7 +137,7 @@ const MASTER_REFUSALS: &[Row] = &[
     (
         r#"{"network":{}}"#,
         &[
-            r#"1:12: network.vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16""#,
+            r#"1:12: network.vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "198.19.0.0/16""#,
             r#"1:12: network.vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00""#,
             r#"1:12: network.overlays: is missing: write the list of overlay networks, each with name, subnet and prefix"#,
         ],
@@ -193,7 +193,7 @@ const MASTER_REFUSALS: &[Row] = &[
     (
         r#"{"vtep_subnet":44,"vtep_mac_oui":true,"vtep_subnet6":{},"vtep_mtu":"1450","overlays":{}}"#,
         &[
-            r#"1:16: vtep_subnet: is a number: write a string such as "44.128.0.0/16""#,
+            r#"1:16: vtep_subnet: is a number: write a string such as "198.19.0.0/16""#,
             r#"1:34: vtep_mac_oui: is a boolean: write a string such as "70:B3:D5:00:00:00""#,
             r#"1:54: vtep_subnet6: is an object: write a string such as "fd01:a::/64""#,
             r#"1:68: vtep_mtu: is a string: write a number without quotes, 68 to 65535"#,
@@ -263,14 +263,14 @@ const MASTER_REFUSALS: &[Row] = &[
     (
         r#"{"vtep_subnet":"0.0.0.0/0","vtep_subnet6":"ff00::/64","vtep_mac_oui":"70:B3:D5:00:00:00","overlays":[$A]}"#,
         &[
-            r#"1:16: vtep_subnet: '0.0.0.0/0' overlaps the unspecified range 0.0.0.0/8: write other space, such as "44.128.0.0/16""#,
+            r#"1:16: vtep_subnet: '0.0.0.0/0' overlaps the unspecified range 0.0.0.0/8: write other space, such as "198.19.0.0/16""#,
             r#"1:43: vtep_subnet6: 'ff00::/64' overlaps the multicast range ff00::/8: write other space, such as "fd01:a::/64""#,
         ],
     ),
     (
         r#"{"vtep_subnet":"127.0.0.0/8","vtep_subnet6":"fe80::/64","vtep_mac_oui":"70:B3:D5:00:00:00","overlays":[$A]}"#,
         &[
-            r#"1:16: vtep_subnet: '127.0.0.0/8' overlaps the loopback range 127.0.0.0/8: write other space, such as "44.128.0.0/16""#,
+            r#"1:16: vtep_subnet: '127.0.0.0/8' overlaps the loopback range 127.0.0.0/8: write other space, such as "198.19.0.0/16""#,
             r#"1:45: vtep_subnet6: 'fe80::/64' overlaps the link-local range fe80::/10: write other space, such as "fd01:a::/64""#,
         ],
     ),

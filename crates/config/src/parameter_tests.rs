@@ -540,7 +540,7 @@ const MASTER_REFUSALS: &[Row] = &[
         None,
         UNSET,
         &[
-            r#"parameter 'vtep_subnet': is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16""#,
+            r#"parameter 'vtep_subnet': is missing: write the IPv4 space of the VTEPs, such as "198.19.0.0/16""#,
             r#"parameter 'vtep_mac_oui': is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00""#,
             r#"parameter 'overlays': is missing: write the list of overlay networks, each with name, subnet and prefix"#,
         ],
@@ -610,7 +610,7 @@ const MASTER_REFUSALS: &[Row] = &[
         Some("{\"store\":\"file\"}"),
         UNSET,
         &[
-            r#"f:1:1: network.vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16""#,
+            r#"f:1:1: network.vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "198.19.0.0/16""#,
             r#"f:1:1: network.vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00""#,
             r#"f:1:1: network.overlays: is missing: write the list of overlay networks, each with name, subnet and prefix"#,
         ],
@@ -643,7 +643,7 @@ const MASTER_REFUSALS: &[Row] = &[
         None,
         UNSET,
         &[
-            r#"parameter 'network': network.vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "44.128.0.0/16""#,
+            r#"parameter 'network': network.vtep_subnet: is missing: write the IPv4 space of the VTEPs, such as "198.19.0.0/16""#,
             r#"parameter 'network': network.vtep_mac_oui: is missing: write the upper half of MACs, such as "70:B3:D5:00:00:00""#,
             r#"parameter 'zk': zk.quorum: is a string: write a number without quotes, 1 to 100"#,
             r#"parameter 'zk': zk.session_timeout: 0 is out of range: write 1 to 3600"#,

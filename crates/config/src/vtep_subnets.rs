@@ -13,10 +13,10 @@ pub(super) type VtepSubnets<'a> = Vec<(Node<'a>, Subnet)>;
 
 /// Reads `vtep_subnet` and `vtep_subnet6`.
 pub(super) fn read<'a>(document: &mut Document<'a>, object: &Object<'a>) -> VtepSubnets<'a> {
-    let remedy = "write the IPv4 space of the VTEPs, such as \"44.128.0.0/16\"";
+    let remedy = "write the IPv4 space of the VTEPs, such as \"198.19.0.0/16\"";
     let mut vteps = Vec::new();
     if let Some(node) = document.require(object, "vtep_subnet", remedy) {
-        let subnet = read_vtep_subnet(document, &node, Family::V4, "44.128.0.0/16");
+        let subnet = read_vtep_subnet(document, &node, Family::V4, "198.19.0.0/16");
         vteps.extend(subnet.map(|subnet| (node, subnet)));
     }
     if let Some(node) = object.value("vtep_subnet6") {

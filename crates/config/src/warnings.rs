@@ -3,7 +3,7 @@
 use overlay_types::addr::{Family, Mtu, Subnet};
 use overlay_types::protocol::limits::vteps_in;
 
-use super::address_ranges::{is_documented_vtep_range, is_public, overlapping_docker_default};
+use super::address_ranges::{is_dcos_vtep_range, is_public, overlapping_docker_default};
 use super::document::{Document, Node};
 use super::overlay::{DraftRange, OverlayDraft, PREFIX6_USEFUL};
 use super::vtep_subnets::VtepSubnets;
@@ -20,7 +20,7 @@ pub(super) fn warn_about_vteps(
     drafts: &[OverlayDraft<'_>],
 ) {
     for (node, subnet) in vteps {
-        if !is_documented_vtep_range(subnet) {
+        if !is_dcos_vtep_range(subnet) {
             warn_about_public_space(document, node, subnet);
         }
         warn_about_docker_bridge(document, node, subnet);

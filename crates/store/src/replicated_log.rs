@@ -283,7 +283,7 @@ mod tests {
     }
 
     fn network() -> Arc<Network> {
-        let text = include_str!("../../../docs/network.json");
+        let text = include_str!("../../../tests/golden/network.json");
         Arc::new(parse_master("network.json", text).unwrap().0.network)
     }
 

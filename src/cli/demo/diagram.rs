@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::containers::Container;
 
 /// Width of the widest line.
-const COLUMNS_MAX: usize = 80;
+pub(super) const COLUMNS_MAX: usize = 80;
 /// Width of each container of a host: the longest name of a bridge.
 const CELL_WIDTH: usize = 15;
 /// Columns between two hosts.

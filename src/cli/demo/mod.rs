@@ -8,6 +8,7 @@
 mod cluster;
 mod containers;
 mod diagram;
+mod hints;
 mod hosts;
 mod matrix;
 mod namespace;
@@ -35,8 +36,8 @@ const NETWORK_FILE: &str = "docs/network.json";
 const NETWORK: &str = include_str!("../../../docs/network.json");
 /// Most agents: the capacity of the example network.
 const AGENTS_MAX: i64 = 128;
-/// Most hosts with containers: a larger matrix does not fit into a terminal.
-const HOSTS_WITH_CONTAINERS: usize = 8;
+/// Most hosts with containers: a larger matrix does not fit into 80 columns.
+const HOSTS_WITH_CONTAINERS: usize = 6;
 
 /// Run a temporary cluster on this machine: hosts, containers, and pings between them
 #[derive(Debug, Args)]
@@ -50,7 +51,7 @@ agent. Elsewhere the agents are on loopback addresses, without containers. The d
 process, and leaves nothing when it ends. It does not change the network, the files or the Docker
 of this machine. Exit code 1 if a container does not reach another container.")]
 pub(super) struct DemoCommand {
-    /// The number of agents, each with a host. The first eight hosts have containers
+    /// The number of agents, each with a host. The first six hosts have containers
     #[arg(
         long,
         env = "MESOS_OVERLAY_AGENTS",

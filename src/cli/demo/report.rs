@@ -9,9 +9,10 @@ use serde_json::value::RawValue;
 
 use super::cluster::CniFiles;
 use super::containers::Container;
+use super::diagram::COLUMNS_MAX;
 use super::hosts::UPLINK;
 use super::matrix::{self, Ping};
-use super::{DemoResult, diagram};
+use super::{DemoResult, diagram, hints};
 use crate::cli::Failure;
 use crate::cli::output::Output;
 use crate::cli::process::pluralize;
@@ -51,7 +52,7 @@ pub(super) fn print(output: &mut Output, result: &DemoResult) -> Result<(), Fail
         None => print_hosts(output, result)?,
         Some(reason) => print_loopback(output, result, reason)?,
     }
-    output.line(NEXT_STEPS)
+    output.line(hints::next_steps())
 }
 
 fn print_hosts(output: &mut Output, result: &DemoResult) -> Result<(), Failure> {
@@ -70,7 +71,8 @@ fn print_hosts(output: &mut Output, result: &DemoResult) -> Result<(), Failure> 
     for line in diagram::draw(&hosts, result.master, omitted) {
         output.line(line)?;
     }
-    output.line(format_args!("\nContainers {}.", result.network_setup.describe()))?;
+    output.line("")?;
+    output.line(wrap(&format!("Containers {}.", result.network_setup.describe())))?;
     if !result.environment.has_firewall {
         output.line("Without firewall rules: there is no nft, or this kernel has no nftables.")?;
     }
@@ -82,19 +84,51 @@ fn print_hosts(output: &mut Output, result: &DemoResult) -> Result<(), Failure> 
         output.line(line)?;
     }
     output.line("")?;
-    matrix::summary(&result.pings).into_iter().try_for_each(|line| output.line(line))
+    matrix::summary(&result.pings).iter().try_for_each(|line| output.line(wrap(line)))
 }
 
 fn print_loopback(output: &mut Output, result: &DemoResult, reason: &str) -> Result<(), Failure> {
     for (ip, files) in &result.cni {
         let names: Vec<&str> = files.keys().map(String::as_str).collect();
-        output
-            .line(format_args!("agent {ip} wrote the CNI configurations {}", names.join(", ")))?;
+        let names = names.join(", ");
+        output.line(wrap(&format!("agent {ip} wrote the CNI configurations {names}")))?;
     }
     if let Some((name, content)) = result.cni.values().flatten().next() {
-        output.line(format_args!("\n{name} of the first agent:\n{content}\n"))?;
+        output.line(format_args!("\n{name} of the first agent:\n{}\n", wrap_json(content)))?;
     }
-    output.line(format_args!("On loopback addresses, without hosts and containers: {reason}"))
+    output.line(wrap(&format!("On loopback addresses, without hosts and containers: {reason}")))
+}
+
+/// Wraps a text after words, for a terminal of 80 columns. A command in quotes stays on one line, so
+/// that it can be copied.
+fn wrap(text: &str) -> String {
+    let mut quotes = 0;
+    let words = text.split_inclusive(|letter| {
+        quotes += u8::from(letter == '\'');
+        letter == ' ' && quotes % 2 == 0
+    });
+    fill(words)
+}
+
+/// Wraps JSON after commas. Strings with commas would be wrapped too: CNI configurations have none.
+fn wrap_json(text: &str) -> String {
+    fill(text.split_inclusive(','))
+}
+
+/// Joins pieces into lines of at most 80 columns.
+fn fill<'a>(pieces: impl Iterator<Item = &'a str>) -> String {
+    let (mut text, mut column) = (String::new(), 0);
+    for piece in pieces {
+        let width = piece.trim_end().chars().count();
+        if column > 0 && column + width > COLUMNS_MAX {
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+            column = 0;
+        }
+        text += piece;
+        column += piece.chars().count();
+    }
+    text
 }
 
 /// Fails if an overlay failed or a ping had no reply.
@@ -118,19 +152,23 @@ pub(super) fn require_success(state: &State, pings: &[Ping]) -> Result<(), Failu
     Ok(())
 }
 
-const NEXT_STEPS: &str = "
-The demo is removed. To run a cluster:
-  mesos-overlay master --config docs/network.json              on a master
-  mesos-overlay agent --master 10.0.0.1:5050 \\
-                      --cni-dir /var/lib/mesos/cni             on every agent
-  mesos-overlay state --master 10.0.0.1:5050                   to see the allocations";
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::super::NETWORK;
     use super::*;
+
+    #[test]
+    fn wrapped_text_keeps_quoted_command_on_one_line() {
+        let reason = "On loopback addresses, without hosts and containers: create a network \
+                      namespace: denied: run it as root, or after 'sysctl -w user.max=10000'";
+        assert_eq!(
+            wrap(reason),
+            "On loopback addresses, without hosts and containers: create a network namespace:\n\
+             denied: run it as root, or after 'sysctl -w user.max=10000'"
+        );
+    }
 
     #[test]
     fn lost_ping_fails_demo() {
