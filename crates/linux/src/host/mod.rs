@@ -180,14 +180,17 @@ impl HostSettings {
 
     /// Returns whether this is the network namespace of the host's process 1. The programs that
     /// read the files in `/etc` manage only that namespace.
+    ///
+    /// Compares a file of procfs that exists once per namespace. To read the link `ns/net` of
+    /// process 1, an agent needs every capability of that process (ptrace(2), "Ptrace access mode
+    /// checking"), and its unit grants only a few.
     fn is_host_namespace(&self) -> bool {
-        let namespace = |of: &str| fs::read_link(self.paths.proc.join(of).join("ns/net")).ok();
-        match (namespace("1"), namespace("thread-self")) {
-            (Some(first), Some(own)) => first == own,
-            // Without permission to read the namespace of process 1, this process does not manage
-            // the host.
-            _ => false,
-        }
+        let identity = |process: &str| {
+            let file = fs::metadata(self.paths.proc.join(process).join("net/dev")).ok()?;
+            Some((file.dev(), file.ino()))
+        };
+        // Without permission to read the files of process 1, this process does not manage the host.
+        identity("1").is_some_and(|first| Some(first) == identity("thread-self"))
     }
 }
 

@@ -49,8 +49,9 @@ impl TestHost {
         for folder in folders {
             fs::create_dir_all(host.path(folder)).unwrap();
         }
-        host.set_namespace("1", "net:[1]");
-        host.set_namespace("thread-self", "net:[1]");
+        for process in ["1", "thread-self"] {
+            host.set_namespace(process, "namespaces/host");
+        }
         host
     }
 
@@ -58,12 +59,16 @@ impl TestHost {
         self.folder.path().join(name)
     }
 
-    /// Sets the network namespace of a process.
-    fn set_namespace(&self, process: &str, name: &str) {
-        let link = self.path(&format!("proc/{process}/ns/net"));
-        fs::create_dir_all(link.parent().unwrap()).unwrap();
+    /// Sets the network namespace of a process. procfs shows the same file for all processes of a
+    /// namespace.
+    fn set_namespace(&self, process: &str, namespace: &str) {
+        let (file, link) = (self.path(namespace), self.path(&format!("proc/{process}/net/dev")));
+        for path in [&file, &link] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        fs::write(&file, "").unwrap();
         let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(name, link).unwrap();
+        fs::hard_link(file, link).unwrap();
     }
 
     fn write(&self, name: &str, content: &str) {
@@ -231,7 +236,7 @@ fn host_without_managers_or_overlays_gets_no_files() {
 #[test]
 fn other_namespace_gets_no_files() {
     let host = TestHost::new(&ALL);
-    host.set_namespace("thread-self", "net:[2]");
+    host.set_namespace("thread-self", "namespaces/other");
     let done = host.settings().apply(&desired(false)).unwrap();
     assert_eq!(done, ["set net/ipv4/ip_forward to 1"]);
 }
