@@ -11,7 +11,9 @@ use super::{Cli, Failure, PROGRAM};
 Examples:
   source <(mesos-overlay completions bash)
   mesos-overlay completions zsh > /usr/local/share/zsh/site-functions/_mesos-overlay
-  mesos-overlay completions fish > ~/.config/fish/completions/mesos-overlay.fish")]
+  mesos-overlay completions fish > ~/.config/fish/completions/mesos-overlay.fish
+
+The packages install the completions of all three shells.")]
 pub(super) struct CompletionsCommand {
     /// The shell
     shell: Shell,

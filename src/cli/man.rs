@@ -18,7 +18,9 @@ const SECTION: &str = "8";
 #[command(after_help = "\
 Examples:
   mesos-overlay man | man -l -
-  mesos-overlay man --directory /usr/local/share/man/man8")]
+  mesos-overlay man --directory /usr/local/share/man/man8
+
+The packages install the pages: see `man mesos-overlay` and `man mesos-overlay-agent`.")]
 pub(super) struct ManCommand {
     /// Write the page of the program and a page for each subcommand into this directory, which is
     /// created if it is missing. Without this flag: print the page of the program

@@ -235,6 +235,18 @@ fn port_of_probes_disturbs_no_container_and_is_removed() {
     assert!(!has_port(&cluster) && !lease.exists(), "the agent removes its port and lease");
 }
 
+/// Returns a command that runs another one with the privileges that systemd grants the agent.
+fn privileges_of_unit() -> Vec<String> {
+    const UNIT: &str = include_str!("../../../packaging/systemd/mesos-overlay-agent.service");
+    let granted = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let granted = granted.expect("the unit limits the capabilities").to_lowercase();
+    let granted = granted.split(' ').map(|name| name.replacen("cap_", "+", 1));
+    let set = ["-all".to_owned()].into_iter().chain(granted).collect::<Vec<_>>().join(",");
+    assert!(UNIT.contains("\nNoNewPrivileges=yes\n"));
+    let wrapper = ["setpriv", "--no-new-privs", "--inh-caps", "-all", "--bounding-set", &set];
+    wrapper.map(str::to_owned).into()
+}
+
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
 fn missing_privileges_are_named_and_degrade_nothing() {
@@ -247,10 +259,7 @@ fn missing_privileges_are_named_and_degrade_nothing() {
         let wrapper = ["setpriv", "--bounding-set", capability, "--inh-caps", capability];
         cluster.add_host(number).wrapper = wrapper.map(str::to_owned).into();
     }
-    // The set that docs/dataplane.md names.
-    let needed = ["-all", "+net_admin", "+net_raw", "+sys_admin"].join(",");
-    let wrapper = ["setpriv", "--bounding-set", &needed, "--inh-caps", "-all"];
-    cluster.add_host(NEEDED_ONLY).wrapper = wrapper.map(str::to_owned).into();
+    cluster.add_host(NEEDED_ONLY).wrapper = privileges_of_unit();
     cluster.start_agents();
     cluster.wait_until_ok();
     let _containers = cluster.add_containers();
