@@ -99,6 +99,13 @@ fn check_log(host: &BootedSystem, service: &str) {
     }
 }
 
+/// Checks that the doctor uses the agent of the unit with its address, and that the agent answers.
+fn check_doctor(output: &[u8]) {
+    let text = String::from_utf8_lossy(output);
+    assert!(text.contains("process") && !text.contains("not trusted"), "{text}");
+    assert!(!text.contains("no agent answers"), "{text}");
+}
+
 fn main_process(host: &BootedSystem, service: &str) -> String {
     host.run(&format!("systemctl show --property=MainPID --value {service}"))
 }
@@ -123,6 +130,9 @@ fn confined_services_connect_containers_of_two_hosts() {
     for name in ["sysctl.d/99-zz-mesos-overlay.conf", "systemd/network/00-mesos-overlay.network"] {
         assert!(hosts[0].system().exists(&format!("etc/{name}")), "{name}");
     }
+    // The doctor finds the agent in spite of its own mounts.
+    let mut text = hosts[0].command(&format!("mesos-overlay doctor --json --master {MASTER}"));
+    check_doctor(&text.output().unwrap().stdout);
     hosts[0].run("systemctl reload mesos-overlay-master mesos-overlay-agent");
     let state = hosts[0].run("systemctl show --property=StatusText mesos-overlay-master");
     assert_eq!(state, "StatusText=ok: at 10.0.0.1:5050\n");

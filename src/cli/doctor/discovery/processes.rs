@@ -25,6 +25,9 @@ const PROGRAM: &str = "mesos-overlay";
 /// The names of a Mesos agent: of releases, of Mesos before 1.0, and in its build directory.
 const MESOS_AGENTS: [&str; 4] = ["mesos-agent", "mesos-slave", "lt-mesos-agent", "lt-mesos-slave"];
 
+/// The control group of the unit of the packages. Only root can add a process to it.
+const UNIT_CONTROL_GROUP: &str = "/system.slice/mesos-overlay-agent.service";
+
 /// The program that the agent is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AgentKind {
@@ -175,7 +178,9 @@ impl<'a> ProcFiles<'a> {
             });
         }
         for namespace in ["user", "mnt"] {
-            if !folder.has_same_namespace(namespace, own).map_err(unreadable)? {
+            // systemd gives the agent other mounts of the same files.
+            let is_unit = namespace == "mnt" && folder.is_in_control_group(UNIT_CONTROL_GROUP);
+            if !is_unit && !folder.has_same_namespace(namespace, own).map_err(unreadable)? {
                 let name = if namespace == "mnt" { "mount" } else { namespace };
                 return Err(format!("it runs in another {name} namespace, as in a container"));
             }
@@ -257,6 +262,17 @@ impl ProcFolder {
     fn has_same_namespace(&self, kind: &str, other: &Self) -> io::Result<bool> {
         let name = format!("ns/{kind}");
         Ok(self.link(&name)? == other.link(&name)?)
+    }
+
+    /// Returns whether the host's systemd has put the process into a control group. A process in a
+    /// container has the control group of the container above its own.
+    fn is_in_control_group(&self, group: &str) -> bool {
+        let groups = self.read("cgroup").unwrap_or_default();
+        String::from_utf8_lossy(&groups).lines().any(|line| {
+            // Hierarchy, controllers and path. systemd manages version 2, or a hierarchy of its own.
+            let fields: Vec<&str> = line.splitn(3, ':').collect();
+            matches!(fields[..], [_, "" | "name=systemd", path] if path == group)
+        })
     }
 }
 

@@ -281,6 +281,26 @@ fn process_of_a_container_is_named_and_not_used() {
 }
 
 #[test]
+fn agent_of_unit_is_used_with_its_own_mounts() {
+    let unit = "/system.slice/mesos-overlay-agent.service";
+    let host = host_with_agent();
+    host.link("mnt:[2]", "proc/666/ns/mnt");
+    for line in ["0::", "3:cpu:/\n1:name=systemd:"] {
+        host.write("proc/666/cgroup", &format!("{line}{unit}\n"));
+        let source = host.discover().configuration.source;
+        assert_eq!(source, agent_source(666, Some("agent.json"), false));
+    }
+    let container = "/system.slice/docker-1.scope";
+    for line in [format!("0::{container}{unit}"), format!("3:cpu:{unit}"), format!("0::{unit}/a")] {
+        host.write("proc/666/cgroup", &format!("{line}\n"));
+        host.assert_distrusted("it runs in another mount namespace, as in a container");
+    }
+    host.write("proc/666/cgroup", &format!("0::{unit}\n"));
+    host.link(host.path("work"), "proc/666/root");
+    host.assert_distrusted("it has another root directory");
+}
+
+#[test]
 fn program_of_another_name_is_named_and_not_used() {
     let host = host_with_agent();
     host.write("usr/bin/sudo", "");
